@@ -1,0 +1,125 @@
+"""Small files for tests: a random Hugging Face model directory with a tokenizer, and chat examples. No network."""
+
+import json
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2, as SmolLM2 has them
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SENTENCES = [
+    "The bank shall hold own funds of at least 8% of its total risk exposure amount at all times.",
+    "The liquidity coverage ratio of the bank is 97.3%, below the minimum of 100% at the reporting date.",
+    "Violations: none. Directive: the bank shall report to the supervisor on the last day of each month.",
+    "C 03.00 r0010 c0010 CET1 capital ratio; C 47.00 r0340 c0010 leverage ratio; C 76.00 r0030 c0010 LCR.",
+]
+WORDS = (
+    "bank capital ratio of the is below minimum report total exposure liquidity directive shall own funds none".split()
+)
+
+# What each family adds to the plain decoder: the traps of an attention or head that is not plain causal.
+FAMILIES = {
+    "llama": ("llama", {}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "mistral_sliding": ("mistral", {"sliding_window": 8}),
+    "gemma2": (
+        "gemma2",
+        {
+            "head_dim": 16,
+            "sliding_window": 8,
+            "query_pre_attn_scalar": 32,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "granite": (
+        "granite",
+        {"logits_scaling": 4.0, "attention_multiplier": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},
+    ),
+}
+
+
+def write_tiny_model(
+    directory: str | Path,
+    family: str = "llama",
+    tied: bool = True,
+    vocab_size: int = 384,
+    layers: int = 2,
+    hidden: int = 64,
+    seed: int = 0,
+) -> Path:
+    """Save a random fp32 model of `family` (a key of FAMILIES) with config, safetensors and tokenizer; return `directory`.
+
+    4 query heads over 2 key-value heads; weights of standard deviation 0.1, so that attention is far from uniform;
+    eos = pad = <|im_end|>, as in SmolLM2. `vocab_size` is at least 259 (256 bytes and 3 special tokens).
+    """
+    directory = Path(directory)
+    model_type, extra = FAMILIES[family]
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        dtype="float32",
+        **extra,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(directory)
+    tiny_tokenizer(vocab_size).save_pretrained(directory)
+    return directory
+
+
+def tiny_tokenizer(vocab_size: int = 384) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with single digits, trained on SENTENCES; at most `vocab_size` tokens; ChatML template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHATML,
+    )
+
+
+def write_chat_file(path: str | Path, n: int, seed: int = 0) -> Path:
+    """Write `n` examples with one question and one answer of ragged lengths (5-40 and 3-25 words) as JSON lines."""
+    rng = random.Random(seed)
+
+    def text(low: int, high: int) -> str:
+        return " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))
+
+    path = Path(path)
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(n):
+            question = {"role": "user", "content": f"Report {i}: {text(5, 40)}"}
+            answer = {"role": "assistant", "content": text(3, 25)}
+            file.write(json.dumps({"id": f"example-{i}", "messages": [question, answer]}) + "\n")
+    return path
