@@ -19,21 +19,7 @@ SENTENCES = [
     "Violations: none. Directive: the bank shall report to the supervisor on the last day of each month.",
     "C 03.00 r0010 c0010 CET1 capital ratio; C 47.00 r0340 c0010 leverage ratio; C 76.00 r0030 c0010 LCR.",
 ]
-WORDS = [
-    "bank",
-    "capital",
-    "ratio",
-    "of",
-    "the",
-    "is",
-    "below",
-    "minimum",
-    "report",
-    "total",
-    "exposure",
-    "own",
-    "funds",
-]
+WORDS = sorted(set(" ".join(SENTENCES).split()))
 
 # What each family adds to the plain decoder: the traps of an attention or head that is not plain causal.
 FAMILIES = {
