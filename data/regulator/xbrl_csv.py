@@ -1,0 +1,214 @@
+"""EBA xBRL-CSV report packages: `reports/report.json`, `parameters.csv`, `FilingIndicators.csv` and one CSV per table.
+
+Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5. A datapoint id gets its type from
+the DPM (`dpm.py`); without it, whatever looks like a number is one.
+"""
+
+import csv
+import datetime
+import io
+import json
+import re
+from collections.abc import Iterator
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from data.regulator.dpm import Cell, Cells
+from data.regulator.report import Fact, Report, describe, disagreements
+from data.regulator.safety import Package
+from errors import UserError
+
+DOCUMENT_TYPE = re.compile(r"https?://xbrl\.org/((CR|PR|REC|PWD|WGWD)/)?\d{4}(-\d\d-\d\d)?/xbrl-csv/?")
+DECIMALS_OF = {  # DPM type -> the parameter that gives its decimals
+    "monetary": "decimalsMonetary",
+    "percentage": "decimalsPercentage",
+    "integer": "decimalsInteger",
+    "decimal": "decimalsDecimal",
+}
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+MAX_FIELD = 2**20  # characters
+
+
+def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report:
+    """Read the package whose metadata file is the member `report_json`. UserError names the file and line at fault."""
+    path = package.path
+    _check_metadata(path, report_json, package.read(report_json))
+    folder = report_json.rpartition("/")[0]
+    tables = {}
+    for name in package.names:
+        parent, _, file = name.rpartition("/")
+        if parent == folder and file.lower().endswith(".csv"):
+            tables[file.lower()] = name
+    parameters = _parameters(package, tables.pop("parameters.csv", None))
+    indicators = _filing_indicators(package, tables.pop("filingindicators.csv", None))
+    facts: list[Fact] = []
+    warnings: list[str] = []
+    for file, name in sorted(tables.items()):
+        _read_table(package, name, cells.table_code(file), parameters, cells, facts, warnings)
+    if not facts and not indicators:
+        raise UserError(f"{path}: no facts and no filing indicators in {folder or 'it'}; this report is empty")
+    currency = parameters.get("baseCurrency")
+    return Report(
+        path=path,
+        format="xBRL-CSV",
+        entity=local_name(parameters["entityID"]),
+        period=parameters["refPeriod"],
+        currency=local_name(currency) if currency else None,
+        filing_indicators=indicators,
+        facts=tuple(facts),
+        warnings=tuple(warnings + disagreements(tuple(facts))),
+    )
+
+
+def local_name(name: str) -> str:
+    """`rs:LEI.CON` -> `LEI.CON`, `iso4217:EUR` -> `EUR`: the part after the prefix."""
+    return name.rpartition(":")[2]
+
+
+def _check_metadata(path: Path, name: str, content: bytes) -> None:
+    """A readable JSON object of the type xBRL-CSV that extends one taxonomy module."""
+    try:
+        document = json.loads(content.decode("utf-8-sig"))
+        info = document["documentInfo"]
+        kind, extends = str(info.get("documentType", "")), info.get("extends", [])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: {name} is not JSON with a documentInfo ({error})") from error
+    if not DOCUMENT_TYPE.fullmatch(kind):
+        raise UserError(f"{path}: {name} has documentType {kind!r}; expected https://xbrl.org/2021/xbrl-csv")
+    if not isinstance(extends, list) or not extends:
+        raise UserError(f"{path}: {name} extends no module; only reports on an EBA taxonomy module are read")
+
+
+def rows(package: Package, name: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, column -> text) of each row of a CSV member. UserError for a wrong encoding or a ragged row."""
+    where = f"{package.path}: {name}"
+    try:
+        text = package.read(name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 (byte {error.start}); xBRL-CSV must be") from error
+    csv.field_size_limit(MAX_FIELD)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        if not header or len(set(header)) != len(header):
+            raise UserError(f"{where} line 1: a header with distinct column names is missing")
+        for row in reader:
+            if not any(row):
+                continue
+            if len(row) != len(header):
+                raise UserError(f"{where} line {reader.line_num}: {len(row)} fields where the header has {len(header)}")
+            yield reader.line_num, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{where} line {reader.line_num}: not CSV ({error})") from error
+
+
+def _parameters(package: Package, name: str | None) -> dict[str, str]:
+    """name -> value, with the entity and a valid reference date checked."""
+    if name is None:
+        raise UserError(
+            f"{package.path}: parameters.csv is missing beside report.json; it names the entity and the period"
+        )
+    parameters = {}
+    for line, row in rows(package, name):
+        if "name" not in row or "value" not in row:
+            raise UserError(f"{package.path}: {name} line 1: the columns must be name,value")
+        if row["name"] in parameters:
+            raise UserError(f"{package.path}: {name} line {line}: parameter {row['name']} is given twice")
+        parameters[row["name"]] = row["value"].strip()
+    for key in ("entityID", "refPeriod"):
+        if not parameters.get(key):
+            raise UserError(f"{package.path}: {name} gives no {key}")
+    try:
+        datetime.datetime.strptime(parameters["refPeriod"], "%Y-%m-%d")
+    except ValueError as error:
+        raise UserError(
+            f"{package.path}: {name}: refPeriod {parameters['refPeriod']!r} is not a date (YYYY-MM-DD)"
+        ) from error
+    for key in DECIMALS_OF.values():
+        value = parameters.get(key)
+        if value and value != "INF" and not re.fullmatch(r"[+-]?[0-9]{1,4}", value):
+            raise UserError(f"{package.path}: {name}: {key} {value!r} is neither a whole number nor INF")
+    return parameters
+
+
+def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
+    indicators = {}
+    for line, row in rows(package, name) if name else ():
+        reported = row.get("reported", "").strip().lower()
+        if "templateID" not in row or reported not in ("true", "false", "1", "0"):
+            raise UserError(f"{package.path}: {name} line {line}: expected templateID,reported with true or false")
+        indicators[row["templateID"].strip()] = reported in ("true", "1")
+    return indicators
+
+
+def _read_table(
+    package: Package,
+    name: str,
+    table: str,
+    parameters: dict[str, str],
+    cells: Cells,
+    facts: list[Fact],
+    warnings: list[str],
+) -> None:
+    """Append the facts of one table file, one per row."""
+    where = f"{package.path}: {name}"
+    entity, period = local_name(parameters["entityID"]), parameters["refPeriod"]
+    blank = 0
+    for line, row in rows(package, name):
+        if "datapoint" not in row or "factValue" not in row:
+            raise UserError(f"{where} line 1: the columns datapoint and factValue are missing")
+        datapoint, text = row.pop("datapoint"), row.pop("factValue")
+        if not re.fullmatch(r"dp[0-9]{1,12}", datapoint):
+            raise UserError(f"{where} line {line}: {datapoint!r} is not a datapoint id such as dp5435202")
+        if text == "":
+            blank += 1  # xBRL-CSV 1.0, 3.1.9: an empty field reports no fact
+            continue
+        cell = cells.by_datapoint(datapoint, table)
+        unit = row.pop("unit", "")
+        value, decimals, number = _value(text, cell, parameters)
+        if number:
+            unit = unit or _unit(cell, parameters)
+        dimensions = {key: member for key, member in row.items() if member not in ("", "#none")}
+        if cell and cell.sheet not in ("", "*"):
+            dimensions["sheet"] = cell.sheet
+        place = (cell.table, cell.row, cell.column) if cell else None
+        fact = Fact(datapoint, value, unit or None, decimals, entity, period, dimensions, place)
+        if cell and cell.type in DECIMALS_OF and not number and value is not None:
+            warnings.append(f"{name} line {line}: {describe(fact)} has the non-numeric value {text[:40]!r}")
+        facts.append(fact)
+    if blank:
+        warnings.append(f"{name}: {blank} rows have an empty factValue and report no fact")
+
+
+def _value(
+    text: str, cell: Cell | None, parameters: dict[str, str]
+) -> tuple[Decimal | str | bool | None, int | str | None, bool]:
+    """(value, decimals, whether it is a number) of one factValue, with the special values of xBRL-CSV 1.0, 3.1.9."""
+    if text in ("#nil", "#none"):
+        return None, None, False
+    if text == "#empty":
+        return "", None, False
+    if text.startswith("##"):
+        return text[1:], None, False
+    kind = cell.type if cell else ""
+    if kind and kind not in DECIMALS_OF:
+        if kind in ("boolean", "true") and text.lower() in ("true", "false", "1", "0"):
+            return text.lower() in ("true", "1"), None, False
+        return text, None, False
+    number, decimals = text.strip(), parameters.get(DECIMALS_OF[kind]) if kind else None
+    suffix = re.fullmatch(r"(.+)d([+-]?[0-9]{1,4}|INF)", number)  # a decimals suffix: 1234d-3
+    if suffix:
+        number, decimals = suffix.groups()
+    if not NUMBER.fullmatch(number):
+        return text, None, False
+    try:
+        value = Decimal(number)
+    except InvalidOperation:
+        return text, None, False
+    return value, int(decimals) if decimals and decimals != "INF" else decimals or None, True
+
+
+def _unit(cell: Cell | None, parameters: dict[str, str]) -> str | None:
+    if cell is None:
+        return None
+    return parameters.get("baseCurrency") if cell.type == "monetary" else "xbrli:pure"
