@@ -1,0 +1,287 @@
+"""What a run can be told: small frozen dataclasses, and the loader of `configs/NAME.py` with `section.key=value` overrides.
+
+A config file is Python that ends with `config = Config(...)`. Everything is checked before a process group starts; a
+mistake is a `UserError`, one sentence that names the key and the nearest name that exists.
+"""
+
+import ast
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from errors import UserError
+
+
+@dataclass(frozen=True)
+class Model:
+    path: str  # a Hugging Face directory, or a hub id that scripts/fetch_base_model.py brought to artifacts/models/
+    layer_class: str | None = None  # the decoder layer to shard by; None: found from the model (transformer auto-wrap)
+    compute_dtype: str = "bf16"  # bf16 | fp32; master weights and reductions are fp32 either way
+    activation_checkpointing: bool = False  # per decoder layer: less memory, about a fifth more time
+
+
+@dataclass(frozen=True)
+class Data:
+    train: tuple[str, ...]  # JSONL files with `messages` (chat) or `text` (documents)
+    validation: tuple[str, ...] = ()
+    sequence_length: int = 2048  # tokens a packed row holds at most; no example may be longer
+    too_long: str = "drop"  # drop | truncate | error: what becomes of longer examples; always counted and printed
+    packing: bool = True  # False: one example a row
+
+
+@dataclass(frozen=True)
+class Batch:
+    global_examples: int | None = (
+        None  # examples in one optimizer step, over all ranks: what papers call the batch size
+    )
+    global_tokens: int | None = None  # or: target tokens in one step, at most. Exactly one of the two is given
+    micro_batch: int = 1  # packed rows on one rank in one forward; accumulation follows from it
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    learning_rate: float
+    epochs: int = 3
+    max_steps: int | None = None  # ends earlier; the schedule is computed for it
+    warmup_ratio: float = 0.05  # of all steps
+    warmup_steps: int | None = None  # instead of the ratio
+    min_lr_ratio: float = 0.1  # the cosine ends at this share of the peak
+    weight_decay: float = 0.1  # on matrices only: not on norms and biases
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+    stage: str = "fine-tuning"  # fine-tuning | pre-training: which range of learning rates is usual
+
+
+@dataclass(frozen=True)
+class Sharding:
+    strategy: str = "full"  # full: ZeRO-3 | grad_op: like ZeRO-2, parameters stay gathered until the last micro-batch
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str  # runs/<name>/ holds everything the run writes
+    directory: str = "runs"
+    seed: int = 0
+    log_every: int = 1  # steps; on CUDA a logged step waits for the device
+    eval_every: int = 0  # steps; 0: only before the first step and after the last
+    save_every: int = 0  # steps; 0: only at the end and on a signal
+    keep_last: int = 2  # checkpoints; the best by validation loss is kept besides
+    resume: str = "auto"  # auto: continue where the run stopped | never: refuse to touch a run that exists
+    deterministic: bool = False  # CUDA: bitwise resume, slower
+    export: str = "last"  # last | best: which weights the exported Hugging Face directory holds
+
+
+@dataclass(frozen=True)
+class Config:
+    model: Model
+    data: Data
+    batch: Batch
+    optimizer: Optimizer
+    run: Run
+    sharding: Sharding = field(default_factory=Sharding)
+
+
+CHOICES = {
+    "model.compute_dtype": ("bf16", "fp32"),
+    "data.too_long": ("drop", "truncate", "error"),
+    "optimizer.stage": ("fine-tuning", "pre-training"),
+    "sharding.strategy": ("full", "grad_op"),
+    "run.resume": ("auto", "never"),
+    "run.export": ("last", "best"),
+}
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+    """Read a config file, apply `section.key=value` overrides and check every value. Raises UserError."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist; the ones at hand: {_config_files(path)}")
+    namespace: dict = {"__file__": str(path), "__name__": path.stem}
+    try:
+        exec(compile(path.read_text(), str(path), "exec"), namespace)
+    except TypeError as error:
+        unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        missing = re.match(r"(\w+)\.__init__\(\) missing .*?: (.*)", str(error))
+        if unknown and unknown[1] in globals():
+            names = [f.name for f in dataclasses.fields(globals()[unknown[1]])]
+            raise UserError(f"{path}: {unknown[1]} has no key {unknown[2]!r}{_nearest(unknown[2], names)}") from error
+        if missing:
+            raise UserError(f"{path}: {missing[1]} needs a value for {missing[2]}") from error
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
+    config = namespace.get("config")
+    if not isinstance(config, Config):
+        raise UserError(f"{path} does not end with `config = Config(...)`")
+    for override in overrides:
+        config = _override(config, override)
+    check_config(config)
+    return config
+
+
+def as_dict(config: Config) -> dict:
+    """The resolved config as plain JSON types, section by section."""
+    return dataclasses.asdict(config)
+
+
+def check_config(config: Config) -> None:
+    """Types, choices and ranges of every value. Raises UserError at the first that is wrong."""
+    for section in dataclasses.fields(config):
+        values = getattr(config, section.name)
+        hints = typing.get_type_hints(type(values))
+        for key in dataclasses.fields(values):
+            name, value = f"{section.name}.{key.name}", getattr(values, key.name)
+            if not _has_type(value, hints[key.name]):
+                raise UserError(f"{name} must be {_type_name(hints[key.name])}, not {value!r}")
+            if name in CHOICES and value not in CHOICES[name]:
+                raise UserError(f"{name} must be one of {', '.join(CHOICES[name])}, not {value!r}")
+    batch, optimizer, run = config.batch, config.optimizer, config.run
+    if (batch.global_examples is None) == (batch.global_tokens is None):
+        raise UserError("give exactly one of batch.global_examples (examples a step) and batch.global_tokens")
+    if not config.data.train:
+        raise UserError("data.train names no file")
+    positive = {
+        "batch.global_examples": batch.global_examples,
+        "batch.global_tokens": batch.global_tokens,
+        "batch.micro_batch": batch.micro_batch,
+        "data.sequence_length": config.data.sequence_length,
+        "optimizer.learning_rate": optimizer.learning_rate,
+        "optimizer.epochs": optimizer.epochs,
+        "optimizer.max_steps": optimizer.max_steps,
+        "optimizer.max_grad_norm": optimizer.max_grad_norm,
+        "optimizer.eps": optimizer.eps,
+        "run.log_every": run.log_every,
+        "run.keep_last": run.keep_last,
+    }
+    for name, value in positive.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"{name} must be above 0, not {value!r}")
+    for name in ("warmup_ratio", "min_lr_ratio"):
+        if not 0 <= getattr(optimizer, name) <= 1:
+            raise UserError(f"optimizer.{name} is a share between 0 and 1, not {getattr(optimizer, name)!r}")
+    at_least_zero = {
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "optimizer.warmup_steps": optimizer.warmup_steps,
+        "run.eval_every": run.eval_every,
+        "run.save_every": run.save_every,
+    }
+    for name, value in at_least_zero.items():
+        if value is not None and not 0 <= value < float("inf"):
+            raise UserError(f"{name} must be 0 or more, not {value!r}")
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        raise UserError(f"optimizer.betas must lie in [0, 1), not {optimizer.betas!r}")
+    if not run.name or "/" in run.name or run.name.startswith("."):
+        raise UserError(f"run.name must be a plain folder name, not {run.name!r}")
+    if run.export == "best" and not config.data.validation:
+        raise UserError("run.export=best needs data.validation, by whose loss the best is chosen")
+
+
+def check_batch(config: Config, world_size: int) -> None:
+    """Without packing a step must fill every micro-batch of every rank. Raises UserError where it does not divide."""
+    rows = world_size * config.batch.micro_batch
+    examples = config.batch.global_examples
+    if not config.data.packing and examples is not None and examples % rows:
+        raise UserError(
+            f"batch.global_examples={examples} does not divide into {world_size} ranks x batch.micro_batch="
+            f"{config.batch.micro_batch} rows without packing; the nearest that does is {max(1, examples // rows) * rows}"
+        )
+
+
+def learning_rate_warning(config: Config, num_parameters: int) -> str | None:
+    """A sentence where the learning rate of a model above 1B parameters is outside the usual range of its stage."""
+    rate, stage = config.optimizer.learning_rate, config.optimizer.stage
+    if num_parameters < 1e9:
+        return None
+    if stage == "pre-training" and rate > 1e-5:
+        return f"learning rate {rate:g} is above 1e-5, the usual most for continual pre-training: expect forgetting"
+    if stage == "fine-tuning" and not 1e-5 <= rate <= 5e-5:
+        return (
+            f"learning rate {rate:g} is outside 1e-5 to 5e-5, the usual range for full fine-tuning above 1B parameters"
+        )
+    return None
+
+
+def _override(config: Config, text: str) -> Config:
+    match = re.fullmatch(r"([a-z_]+)\.([a-z_]+)=(.*)", text, re.DOTALL)
+    if not match:
+        raise UserError(f"{text!r} is not an override; write section.key=value, e.g. optimizer.learning_rate=1e-5")
+    section, key, raw = match.groups()
+    sections = {f.name: f for f in dataclasses.fields(Config)}
+    every = [f"{s}.{f.name}" for s in sections for f in dataclasses.fields(type(getattr(config, s)))]
+    if f"{section}.{key}" not in every:
+        elsewhere = [name for name in every if name.endswith(f".{key}")]
+        hint = f"; did you mean {elsewhere[0]}?" if elsewhere else _nearest(f"{section}.{key}", every)
+        raise UserError(f"unknown key {section}.{key}{hint}")
+    values = getattr(config, section)
+    hint = typing.get_type_hints(type(values))[key]
+    return dataclasses.replace(
+        config, **{section: dataclasses.replace(values, **{key: _parse(raw, hint, f"{section}.{key}")})}
+    )
+
+
+def _parse(raw: str, hint: object, name: str) -> object:
+    """The text of an override as the type that the key has."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in options and raw.lower() in ("none", "null"):
+        return None
+    kind = next(option for option in options if option is not type(None))
+    if kind is str:
+        return raw
+    if kind is bool and raw.lower() in ("true", "false"):
+        return raw.lower() == "true"
+    if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is str:
+        return tuple(part for part in raw.split(",") if part)
+    try:
+        value = ast.literal_eval(raw)
+    except (ValueError, SyntaxError):
+        value = raw
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is int and type(value) is float and value.is_integer() and "e" in raw.lower():
+        value = int(value)  # 1e6 tokens
+    if not _has_type(value, kind):
+        raise UserError(f"{name} must be {_type_name(hint)}, not {raw!r}")
+    return value
+
+
+def _has_type(value: object, hint: object) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_has_type(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        if not isinstance(value, tuple):
+            return False
+        if len(kinds) == 2 and kinds[1] is Ellipsis:
+            return all(_has_type(item, kinds[0]) for item in value)
+        return len(value) == len(kinds) and all(_has_type(item, kind) for item, kind in zip(value, kinds, strict=True))
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint
+
+
+def _type_name(hint: object) -> str:
+    if isinstance(hint, types.UnionType):
+        return " or ".join(_type_name(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        inner = _type_name(kinds[0])
+        return f"a list of {inner}s" if kinds[-1] is Ellipsis else f"{len(kinds)} numbers ({inner})"
+    return {str: "text", int: "a whole number", float: "a number", bool: "True or False", type(None): "None"}[hint]
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; it has {', '.join(names)}"
+
+
+def _config_files(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path("configs")
+    files = sorted(str(f) for f in folder.glob("*.py") if f.stem not in ("__init__", "config"))
+    return ", ".join(files) or f"none in {folder}"

@@ -1,0 +1,20 @@
+"""The embedded default: SmolLM2-135M on 2 CPU cores, the short bank reports that scripts/quickstart.sh prepares.
+
+    torchrun --nproc_per_node=2 train.py configs/laptop.py
+"""
+
+from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
+
+config = Config(
+    model=Model(path="artifacts/models/SmolLM2-135M-Instruct", compute_dtype="bf16"),
+    data=Data(
+        train=("artifacts/quickstart/train.jsonl",),
+        validation=("artifacts/quickstart/validation.jsonl",),
+        sequence_length=512,
+    ),
+    batch=Batch(global_examples=16, micro_batch=4),
+    # A small model far from its optimum wants a larger learning rate than the 2e-5 of an 8B one.
+    optimizer=Optimizer(learning_rate=3e-4, epochs=1, warmup_ratio=0.05, min_lr_ratio=0.1),
+    sharding=Sharding(strategy="full"),
+    run=Run(name="laptop", eval_every=25, save_every=25, keep_last=1),
+)

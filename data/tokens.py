@@ -1,0 +1,131 @@
+"""From a conversation or a document to token ids, and which of them carry loss.
+
+The response mask comes from the chat template's own structure, never from searching for marker strings:
+
+1. a template with `{% generation %}` blocks says itself which tokens the assistant wrote (transformers'
+   `return_assistant_tokens_mask`);
+2. any other template is rendered turn by turn. The text before an assistant turn, with the generation prompt, must be
+   a prefix of the text after it; where a template rewrites earlier turns this does not hold, and the example is refused.
+
+In the second case each turn is tokenised by itself, so that what generation sees as its prompt is, token for token,
+what training saw before the answer.
+"""
+
+import re
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from errors import UserError
+
+# For base models without a template. Documented in README.md ("Your own model").
+PLAIN_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\n\n' }}"
+    "{% else %}{{ 'Assistant: ' + message['content'] + eos_token + '\n\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+)
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory or hub id, with a chat template and an end-of-sequence token.
+
+    Raises UserError where there is no tokenizer, or one without `eos_token` (an answer could never learn to end).
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer in {path}: {str(error).splitlines()[0]}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {path} has no eos_token; set it in tokenizer_config.json")
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+    return tokenizer
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> tuple[list[int], list[bool]]:
+    """Token ids of a conversation and, for each, whether it carries loss (tokens the assistant wrote, and its EOS).
+
+    Raises UserError where the template cannot say which tokens are the assistant's.
+    """
+    if _marks_generation(tokenizer.chat_template):
+        rendered = tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, is_target = list(rendered["input_ids"]), [bool(flag) for flag in rendered["assistant_masks"]]
+    else:
+        ids, is_target = _encode_turn_by_turn(tokenizer, messages)
+    return _learn_eos(ids, is_target, tokenizer.eos_token_id, ends_with_answer=messages[-1]["role"] == "assistant")
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[int]:
+    """Token ids up to where the assistant's next answer begins. A final assistant message is left out."""
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if _marks_generation(tokenizer.chat_template):
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+    segments = _segments(tokenizer, messages + [{"role": "assistant", "content": ""}])[:-1]
+    return [token for text, _ in segments for token in tokenizer.encode(text, add_special_tokens=False)]
+
+
+def encode_document(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[bool]]:
+    """Token ids of a raw text with EOS at its end; every token carries loss (the first has no context to predict it)."""
+    ids = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id]
+    return ids, [True] * len(ids)
+
+
+def _marks_generation(template: str) -> bool:
+    return re.search(r"\{%-?\s*generation\b", template) is not None
+
+
+def _segments(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[tuple[str, bool]]:
+    """The conversation as (text, written by the assistant), in order, split where the assistant begins and ends."""
+
+    def render(upto: int, prompt: bool) -> str:
+        if upto == 0 and not prompt:
+            return ""
+        return tokenizer.apply_chat_template(messages[:upto], tokenize=False, add_generation_prompt=prompt)
+
+    segments, done = [], ""
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, after = render(i, prompt=True), render(i + 1, prompt=False)
+        if not before.startswith(done) or not after.startswith(before):
+            raise UserError(
+                "the chat template rewrites earlier turns, so that which tokens the assistant wrote is not clear; "
+                "give the tokenizer a template with {% generation %} blocks"
+            )
+        segments += [(before[len(done) :], False), (after[len(before) :], True)]
+        done = after
+    rest = render(len(messages), prompt=False)
+    if len(rest) > len(done):
+        segments.append((rest[len(done) :], False))
+    return segments
+
+
+def _encode_turn_by_turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> tuple[list[int], list[bool]]:
+    ids, is_target = [], []
+    for text, by_assistant in _segments(tokenizer, messages):
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        flags = [by_assistant] * len(tokens)
+        if by_assistant and tokenizer.eos_token_id in tokens:
+            # What the template writes after the end of the turn (a newline) is not the assistant's.
+            end = len(tokens) - tokens[::-1].index(tokenizer.eos_token_id)
+            flags[end:] = [False] * (len(tokens) - end)
+        ids += tokens
+        is_target += flags
+    return ids, is_target
+
+
+def _learn_eos(ids: list[int], is_target: list[bool], eos: int, ends_with_answer: bool) -> tuple[list[int], list[bool]]:
+    """Make the EOS behind each answer a target; a final answer without one gets it, or generation would never stop."""
+    for i in range(1, len(ids)):
+        if ids[i] == eos and is_target[i - 1]:
+            is_target[i] = True
+    if ends_with_answer and any(is_target):
+        last = len(is_target) - 1 - is_target[::-1].index(True)
+        if ids[last] != eos:
+            ids, is_target = ids[: last + 1] + [eos], is_target[: last + 1] + [True]
+    return ids, is_target

@@ -1,0 +1,183 @@
+"""Checkpoints that survive a kill at any moment: written aside, fsynced, renamed, `latest` last.
+
+    checkpoints/step-000120/   .metadata, __<rank>_0.distcp (torch.distributed.checkpoint), state.json
+    checkpoints/latest         the name of the newest complete one
+    checkpoints/best           the name of the one with the lowest validation loss
+
+A folder named `step-*` is complete, because its name comes from a rename; what was cut off is called `*.tmp`.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+from distributed.process_group import Ranks, barrier
+from errors import UserError
+
+
+def save_checkpoint(
+    directory: Path,
+    state: dict,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks,
+    keep_last: int,
+    is_best: bool = False,
+) -> None:
+    """Save the step `state["step"]`; every rank calls it. Older ones beyond `keep_last` go, the best stays."""
+    name = f"step-{state['step']:06d}"
+    temporary, final = directory / f"{name}.tmp", directory / name
+    if ranks.rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    barrier(ranks)
+    tensors = _tensors(parameters, optimizer) | _random_state(ranks)
+    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True))
+    if ranks.rank == 0:
+        write_durably(temporary / "state.json", json.dumps(state, indent=1))
+        _fsync_directory(temporary)
+        shutil.rmtree(final, ignore_errors=True)  # only ever one that `latest` does not name yet
+        temporary.rename(final)
+        _fsync_directory(directory)
+        write_durably(directory / "latest", name)
+        if is_best:
+            write_durably(directory / "best", name)
+        _prune(directory, keep_last)
+    barrier(ranks)
+
+
+def load_checkpoint(
+    checkpoint: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None, ranks: Ranks
+) -> None:
+    """Read parameters, moments and random state into place, at any number of ranks. Raises UserError if it does not fit.
+
+    optimizer None: the parameters alone (evaluation, export).
+    """
+    try:
+        stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    except Exception as error:
+        raise UserError(f"{checkpoint} is not a complete checkpoint: {error}") from error
+    tensors = _tensors(parameters, optimizer)
+    for name, tensor in tensors.items():
+        if name not in stored:
+            raise UserError(
+                f"{checkpoint} has no {name}: it belongs to another model; remove it or use another run.name"
+            )
+        if tuple(stored[name].size) != tuple(tensor.shape):
+            raise UserError(
+                f"{checkpoint}: {name} has shape {tuple(stored[name].size)}, the model {tuple(tensor.shape)}; "
+                "resume with the model and vocabulary it was made with"
+            )
+    random_state = {name: value for name, value in _random_state(ranks).items() if name in stored} if optimizer else {}
+    dcp.load(tensors | random_state, storage_reader=dcp.FileSystemReader(checkpoint))
+    if optimizer:
+        for parameter in parameters.values():
+            optimizer.state[parameter]["step"].copy_(tensors["optimizer.step"])
+        _set_random_state(random_state, ranks)
+
+
+def read_state(checkpoint: Path) -> dict:
+    """What `save_checkpoint` was given as `state`."""
+    try:
+        return json.loads((checkpoint / "state.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{checkpoint} cannot be resumed from: state.json: {error}") from error
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint, or None. Raises UserError where `latest` names one that is gone."""
+    pointer = directory / "latest"
+    if pointer.is_file():
+        checkpoint = directory / pointer.read_text().strip()
+        if not checkpoint.is_dir():
+            raise UserError(
+                f"{pointer} names {checkpoint.name}, which is not there; name a complete one or remove the run"
+            )
+        return checkpoint
+    return max(_complete(directory), default=None)  # killed between the first rename and `latest`
+
+
+def best_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss, or None."""
+    pointer = directory / "best"
+    return directory / pointer.read_text().strip() if pointer.is_file() else None
+
+
+def initialise_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give AdamW its state before the first step, so that a checkpoint can be read into place and memory is known."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a small file so that a crash leaves the old one or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _fsync_directory(path.parent)
+
+
+def _tensors(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
+    if optimizer is not None:
+        for name, parameter in parameters.items():
+            state = optimizer.state[parameter]
+            tensors[f"exp_avg.{name}"] = state["exp_avg"]
+            tensors[f"exp_avg_sq.{name}"] = state["exp_avg_sq"]
+        # Every parameter has taken the same number of steps: skipped ones count for none of them.
+        tensors["optimizer.step"] = state["step"].clone()
+    return tensors
+
+
+def _random_state(ranks: Ranks) -> dict[str, torch.Tensor]:
+    state = {f"random.{ranks.rank}": torch.get_rng_state()}
+    if ranks.device.type == "cuda":
+        state[f"random.cuda.{ranks.rank}"] = torch.cuda.get_rng_state(ranks.device)
+    return state
+
+
+def _set_random_state(state: dict[str, torch.Tensor], ranks: Ranks) -> None:
+    if f"random.{ranks.rank}" in state:
+        torch.set_rng_state(state[f"random.{ranks.rank}"])
+    if f"random.cuda.{ranks.rank}" in state:
+        torch.cuda.set_rng_state(state[f"random.cuda.{ranks.rank}"], ranks.device)
+
+
+def _complete(directory: Path) -> list[Path]:
+    return [path for path in directory.glob("step-*") if path.suffix != ".tmp"]
+
+
+def _prune(directory: Path, keep_last: int) -> None:
+    keep = set(sorted(_complete(directory))[-keep_last:]) | {best_checkpoint(directory), latest_checkpoint(directory)}
+    for path in [*_complete(directory), *directory.glob("step-*.tmp")]:
+        if path not in keep:
+            shutil.rmtree(path)
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def broadcast_from_first(value: object, ranks: Ranks) -> object:
+    """What rank 0 saw on its disk, on every rank: two nodes may see a shared file system at different moments."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=ranks.flags)
+    return box[0]

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Make .venv and install what a requirements file names; done again only when that file changed. Sourced by the others.
+#   VENV=DIR     another virtual environment    PYTHON=python3.12    another Python (3.11 to 3.13)
+set -euo pipefail
+requirements=$1
+venv=${VENV:-.venv}
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+  echo "error: $python is not Python 3.11, 3.12 or 3.13; name one with PYTHON=python3.12 bash scripts/..." >&2
+  exit 2
+fi
+stamp=$venv/installed-$(cat requirements*.txt | cksum | cut -d' ' -f1)-$(basename "$requirements")
+if [ ! -e "$stamp" ]; then
+  [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+  echo "installing $requirements into $venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar on -r "$requirements"
+  touch "$stamp"
+fi
+export PATH="$(cd "$venv/bin" && pwd):$PATH"

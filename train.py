@@ -1,0 +1,402 @@
+"""Full fine-tuning of a causal language model: one loop, read from top to bottom, edit it.
+
+    torchrun --nproc_per_node=8 train.py configs/xbrl.py
+    torchrun --nproc_per_node=2 train.py configs/laptop.py optimizer.learning_rate=1e-4 run.name=trial
+    python train.py configs/laptop.py
+
+All weights are trained. Parameters, gradients and optimizer state are sharded over the ranks (FSDP2). What a run can be
+told is in configs/config.py; what it writes is in runs/<name>/. Started again, it continues from its last checkpoint.
+"""
+
+import argparse
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from tqdm import tqdm
+
+from configs.config import Config, as_dict, check_batch, learning_rate_warning, load_config
+from data.batches import Plan, collate, micro_batches, plan_training, plan_validation
+from data.examples import Documents, load_documents
+from data.tokens import load_tokenizer
+from distributed.checkpoint import (
+    best_checkpoint,
+    broadcast_from_first,
+    initialise_moments,
+    latest_checkpoint,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
+from distributed.export import export_model
+from distributed.process_group import Ranks, StopSignal, agree_any, start_process_group, world_size_from_environment
+from distributed.run_log import RunLog, peak_memory_gib, write_provenance
+from distributed.sharding import (
+    checkpoint_activations,
+    decoder_layers,
+    has_native_bf16,
+    keep_gathered,
+    reshard,
+    shard,
+)
+from errors import UserError, exit_with_one_sentence
+from model.flops import peak_flops, step_flops
+from model.language_model import build_on_meta, load_weights, num_parameters, parameter_names, read_model_config
+
+STOP_AFTER_BAD_STEPS = 5  # in a row with a loss or gradient norm that is not finite
+
+
+def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, min_ratio: float) -> float:
+    """Of 0-based `step`: linear warm-up to the peak, then a cosine that reaches `min_ratio * peak` at the last step."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    return peak * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def make_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW:
+    """AdamW (arXiv:1711.05101), fused, with weight decay on matrices only; moments are fp32 shards like the weights."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.optimizer.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    settings = config.optimizer
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=True,
+    )
+    initialise_moments(optimizer)
+    return optimizer
+
+
+def validate(
+    model: torch.nn.Module, plan: Plan, documents: Documents, config: Config, ranks: Ranks, stop: StopSignal
+) -> float | None:
+    """Mean loss of all target tokens (nats). Every rank runs the same number of forwards. None if a signal came."""
+    model.eval()
+    total = torch.zeros((), device=ranks.device)
+    stopped = False
+    with torch.no_grad():
+        for rows in plan.steps:
+            for micro in micro_batches(rows, documents, ranks.rank, ranks.world_size, config.batch.micro_batch):
+                stopped = stopped or agree_any(stop.name is not None, ranks)
+                if not stopped:  # agreed: the same on every rank
+                    total += model(collate(micro, documents).to(ranks.device))
+    reshard(model)
+    model.train()
+    if stopped:
+        return None
+    dist.all_reduce(total)
+    return total.item() / max(1, sum(plan.num_target_tokens))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a file of configs/, e.g. configs/laptop.py")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. batch.global_examples=32")
+    arguments = parser.parse_args()
+
+    # --- Config and data. All of it before a process group starts, so that a mistake is one sentence. -----------------
+    config = load_config(arguments.config, arguments.overrides)
+    world_size = world_size_from_environment()
+    check_batch(config, world_size)
+    first = int(os.environ.get("RANK", 0)) == 0
+    run_directory = Path(config.run.directory) / config.run.name
+    checkpoints = run_directory / "checkpoints"
+    if config.run.resume == "never" and run_directory.exists():
+        raise UserError(f"{run_directory} exists and run.resume=never; choose another run.name or remove it")
+
+    model_config = read_model_config(config.model.path)
+    tokenizer = load_tokenizer(config.model.path)
+    if config.data.sequence_length > model_config.max_position_embeddings:
+        raise UserError(
+            f"data.sequence_length={config.data.sequence_length} is beyond the {model_config.max_position_embeddings} "
+            f"positions of {config.model.path}"
+        )
+
+    def documents_of(paths: tuple[str, ...], what: str) -> Documents:
+        def progress(examples: list) -> tqdm:
+            return tqdm(examples, desc=f"tokenise {what}", unit="example", leave=False)
+
+        documents = load_documents(
+            paths, tokenizer, config.data.sequence_length, config.data.too_long, progress if first else None
+        )
+        highest = max(int(ids.max()) for ids in documents.ids)
+        if highest >= model_config.vocab_size:
+            raise UserError(
+                f"token id {highest} of the tokenizer is outside the model's {model_config.vocab_size} rows"
+            )
+        return documents
+
+    train = documents_of(config.data.train, "training")
+    validation = documents_of(config.data.validation, "validation") if config.data.validation else None
+    plan = plan_training(
+        train,
+        config.optimizer.epochs,
+        config.run.seed,
+        config.data.sequence_length,
+        config.batch.global_examples,
+        config.batch.global_tokens,
+        config.data.packing,
+    )
+    validation_plan = plan_validation(validation, config.data.sequence_length) if validation else None
+    total_steps = min(len(plan.steps), config.optimizer.max_steps or len(plan.steps))
+    warmup_steps = config.optimizer.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = math.ceil(config.optimizer.warmup_ratio * total_steps)
+    # What the step number means. A resume under another meaning would train on the wrong data, so it is refused.
+    meaning = {
+        "data.train": train.fingerprint,
+        "run.seed": config.run.seed,
+        "data.sequence_length": config.data.sequence_length,
+        "data.packing": config.data.packing,
+        "batch.global_examples": config.batch.global_examples,
+        "batch.global_tokens": config.batch.global_tokens,
+    }
+
+    # --- Processes. ---------------------------------------------------------------------------------------------------
+    ranks = start_process_group()
+    stop = StopSignal()
+    torch.manual_seed(config.run.seed + ranks.rank)
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+    # Rank 0 looks for a checkpoint, and all resume from what it saw.
+    resume_from = broadcast_from_first(latest_checkpoint(checkpoints) if ranks.rank == 0 else None, ranks)
+    state = {"step": 0, "skipped": 0, "bad_run": 0, "empty": 0, "evaluated": -1, "best_loss": None, "tokens": 0}
+    if resume_from:
+        state = read_state(resume_from)
+        for key, value in meaning.items():
+            if state["meaning"][key] != value:
+                raise UserError(
+                    f"{resume_from} was made with another {key}; set it back, or start anew with another run.name"
+                )
+        if state["step"] > total_steps:
+            raise UserError(f"{resume_from} is at step {state['step']}, beyond the {total_steps} steps of this config")
+    state["meaning"] = meaning
+
+    log = RunLog(run_directory, ranks.rank, state["step"], total_steps)
+    if ranks.rank == 0:
+        record = write_provenance(run_directory, as_dict(config))
+        log.say(f"run {run_directory}, commit {record['git_commit'][:12]}, torch {torch.__version__}")
+    export_directory = run_directory / "export"
+    if broadcast_from_first(state["step"] == total_steps and export_directory.is_dir(), ranks):
+        log.say(f"finished before: {total_steps} steps, exported to {export_directory}; nothing to do")
+        log.close()
+        dist.destroy_process_group()
+        return 0
+
+    # --- Model. The order matters: meta -> checkpointing -> shard -> materialise -> load this rank's slices. ----------
+    compute_dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.model.compute_dtype]
+    if compute_dtype == torch.bfloat16 and not has_native_bf16(ranks.device):
+        compute_dtype = torch.float32
+        log.say("this processor has no native bf16: computing in fp32 instead")
+    model = build_on_meta(model_config)
+    layers = decoder_layers(model, config.model.layer_class)
+    layer_name = type(layers[0]).__name__
+    if config.model.activation_checkpointing:
+        checkpoint_activations(layers)
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    shard(model, layers, mesh, compute_dtype, config.sharding.strategy)
+    load_weights(model, config.model.path, ranks.device)
+    model.train()
+    parameters = parameter_names(model)
+    optimizer = make_optimizer(model, config)
+    if resume_from:
+        load_checkpoint(resume_from, parameters, optimizer, ranks)
+
+    # Sum over ranks of what each can do while the others are busy too: what MFU is measured against.
+    peak, peak_source = peak_flops(ranks.device, compute_dtype)
+    peaks = torch.tensor(peak, dtype=torch.float64)
+    dist.all_reduce(peaks, group=ranks.flags)
+    peak = peaks.item()
+
+    rows = [len(step) for step in plan.steps[:total_steps]]
+    accumulation = sorted({-(-n // (ranks.world_size * config.batch.micro_batch)) for n in rows})
+    log.say(
+        f"model {config.model.path}: {num_parameters(model):,} parameters, all trained; {len(layers)} x {layer_name}"
+    )
+    log.say(f"train: {train.report}")
+    if validation:
+        log.say(f"validation: {validation.report}")
+    log.say(
+        f"step: {config.batch.global_examples or 'as many'} examples"
+        + (f" as hold {config.batch.global_tokens} target tokens" if config.batch.global_tokens else "")
+        + f", packed into {min(rows)} to {max(rows)} rows of {config.data.sequence_length} tokens, "
+        f"on {ranks.world_size} ranks x micro-batches of {config.batch.micro_batch} rows: accumulation "
+        + (f"{accumulation[0]}" if len(accumulation) == 1 else f"{accumulation[0]} to {accumulation[-1]}")
+    )
+    log.say(
+        f"schedule: {total_steps} steps ({', '.join(map(str, plan.steps_per_epoch))} an epoch), {warmup_steps} of warm-up, "
+        f"peak learning rate {config.optimizer.learning_rate:g}, cosine to {config.optimizer.min_lr_ratio:g} of it"
+    )
+    log.say(
+        f"sharding {config.sharding.strategy}, compute {str(compute_dtype).removeprefix('torch.')}, fp32 master weights, "
+        f"peak {peak / 1e12:.2f} TFLOP/s ({peak_source})"
+    )
+    warning = learning_rate_warning(config, num_parameters(model))
+    if warning:
+        log.say(f"warning: {warning}")
+    if resume_from:
+        log.say(f"resumed from {resume_from}")
+
+    # --- The loop. `step` counts finished steps; what is due at a step is done before the next one starts. ------------
+    step, saved = state["step"], state["step"]
+    # Counted on the device, read only where a number is logged.
+    skipped = torch.tensor(state["skipped"], device=ranks.device)
+    bad_run = torch.tensor(state["bad_run"], device=ranks.device)
+    stopping = False
+    window_start, window_steps, window_tokens, window_flops = time.perf_counter(), 0, 0, 0.0
+    while True:
+        paused = time.perf_counter()  # validating and saving do not count as time of a step
+        every = config.run.eval_every
+        eval_due = step in (0, total_steps) or (every > 0 and step % every == 0)
+        improved = False
+        if validation and eval_due and state["evaluated"] != step and not stopping:
+            loss = validate(model, validation_plan, validation, config, ranks, stop)
+            if loss is not None:
+                improved = math.isfinite(loss) and (state["best_loss"] is None or loss < state["best_loss"])
+                state |= {"evaluated": step, "best_loss": loss if improved else state["best_loss"]}
+                log.row(step, {"validation/loss": loss})
+                log.say(f"step {step}/{total_steps} | validation loss {loss:.4f}" + (" (best)" if improved else ""))
+
+        stopping = agree_any(stopping or stop.name is not None, ranks)
+        save_due = (
+            step == total_steps or stopping or improved or (config.run.save_every and step % config.run.save_every == 0)
+        )
+        if save_due and step > saved:
+            state |= {"step": step, "skipped": int(skipped), "bad_run": int(bad_run)}
+            save_checkpoint(checkpoints, state, parameters, optimizer, ranks, config.run.keep_last, improved)
+            saved = step
+        window_start += time.perf_counter() - paused
+        if stopping or step == total_steps:
+            break
+
+        # One optimizer step: all micro-batches, then clip, then AdamW.
+        num_targets = plan.num_target_tokens[step]
+        if (
+            num_targets == 0
+        ):  # known to every rank from the plan: nothing to learn, and decay alone would change weights
+            state["empty"] += 1
+            step += 1
+            log.say(f"step {step}/{total_steps} | no target token in it: nothing is changed")
+            log.advance(step)
+            continue
+        rate = learning_rate(
+            step, total_steps, warmup_steps, config.optimizer.learning_rate, config.optimizer.min_lr_ratio
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss_sum = torch.zeros((), device=ranks.device)
+        mine = micro_batches(plan.steps[step], train, ranks.rank, ranks.world_size, config.batch.micro_batch)
+        for i, micro in enumerate(mine):  # the same number of micro-batches on every rank
+            stopping = agree_any(stop.name is not None, ranks)
+            if stopping:
+                break
+            keep_gathered(model, config.sharding.strategy, last_micro_batch=i == len(mine) - 1)
+            loss = model(collate(micro, train).to(ranks.device))
+            # Divided once by the target tokens of the whole step; FSDP adds up over ranks and does not average.
+            (loss / num_targets).backward()
+            loss_sum += loss.detach()
+        if stopping:  # the unfinished step is thrown away: what is saved is the state after the last finished one
+            optimizer.zero_grad()
+            reshard(model)
+            continue
+        dist.all_reduce(loss_sum)
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.optimizer.max_grad_norm).full_tensor()
+        # The same on every rank, since both are sums over all ranks. The fused AdamW reads it on the device and skips.
+        bad = ~(torch.isfinite(loss_sum) & torch.isfinite(grad_norm))
+        optimizer.grad_scale, optimizer.found_inf = None, bad.float()
+        optimizer.step()
+        optimizer.zero_grad()
+        skipped += bad
+        # Once the limit is reached it stays, so that it is seen wherever the next number is logged.
+        bad_run = torch.where(bad | (bad_run >= STOP_AFTER_BAD_STEPS), bad_run + 1, torch.zeros_like(bad_run))
+        step += 1
+
+        lengths = train.lengths[[d for row in plan.steps[step - 1] for d in row]]
+        state["tokens"] += int(lengths.sum())
+        window_steps += 1
+        window_tokens += int(lengths.sum())
+        window_flops += step_flops(model_config, lengths, num_targets)
+        log.advance(step)
+        if step % config.run.log_every == 0 or step == total_steps:
+            mean_loss, norm = loss_sum.item() / num_targets, grad_norm.item()  # here the host waits for the device
+            seconds = time.perf_counter() - window_start
+            memory = peak_memory_gib(ranks.device)
+            eta = seconds / window_steps * (total_steps - step)
+            row = {
+                "train/loss": mean_loss,
+                "train/grad_norm": norm,
+                "train/learning_rate": rate,
+                "train/tokens_per_second": window_tokens / seconds,
+                "train/mfu": window_flops / seconds / peak,
+                "train/memory_gib": memory,
+                "train/epoch": _epoch(step, plan),
+                "train/tokens": state["tokens"],
+                "train/skipped_steps": int(skipped),
+            }
+            log.row(step, row)
+            log.say(
+                f"step {step}/{total_steps} | loss {mean_loss:.4f} | grad norm {norm:.3f} | lr {rate:.2e} | "
+                f"{row['train/tokens_per_second']:,.0f} tok/s | MFU {row['train/mfu']:.1%} | {memory:.1f} GiB | "
+                f"ETA {eta / 60:.1f} min" + (f" | SKIPPED, not finite ({int(skipped)} so far)" if bad else "")
+            )
+            window_start, window_steps, window_tokens, window_flops = time.perf_counter(), 0, 0, 0.0
+            if bad_run >= STOP_AFTER_BAD_STEPS:
+                log.close()
+                raise UserError(
+                    f"loss or gradient norm was not finite in {STOP_AFTER_BAD_STEPS} steps in a row, up to step {step}; the last "
+                    f"checkpoint ({checkpoints / f'step-{saved:06d}' if saved else 'none yet: the base model'}) is good: "
+                    "lower optimizer.learning_rate or look at the data of these steps"
+                )
+
+    # --- The end: stopped by a signal, or finished and exported. -----------------------------------------------------
+    if stopping:
+        log.say(
+            f"{stop.name or 'signal'}: stopped after step {step}/{total_steps}"
+            + (", saved" if saved else "")
+            + "; start again to continue"
+        )
+    else:
+        best = broadcast_from_first(best_checkpoint(checkpoints) if ranks.rank == 0 else None, ranks)
+        if config.run.export == "best" and best:
+            load_checkpoint(best, parameters, None, ranks)
+
+        def write_rest(folder: Path) -> None:
+            model_config.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            generation = Path(config.model.path) / "generation_config.json"
+            if generation.is_file():
+                shutil.copy(generation, folder)
+
+        export_dtype = getattr(model_config, "dtype", None) or torch.bfloat16
+        export_model(export_directory, parameters, export_dtype, ranks, write_rest)
+        log.say(f"exported to {export_directory}; curves: tensorboard --logdir {run_directory / 'tensorboard'}")
+    log.close()
+    dist.destroy_process_group()
+    return 0
+
+
+def _epoch(step: int, plan: Plan) -> float:
+    """Epochs finished after `step` steps."""
+    for done, steps in enumerate(plan.steps_per_epoch):
+        if step <= steps:
+            return done + step / steps
+        step -= steps
+    return float(len(plan.steps_per_epoch))
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)
