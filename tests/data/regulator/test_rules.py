@@ -1,0 +1,194 @@
+"""Each rule on both sides of its limit, within its tolerance, with a cell missing; and what a rules file may hold."""
+
+import json
+import pathlib
+from decimal import Decimal
+
+import pytest
+
+from data.regulator.report import Fact, Report
+from data.regulator.rules import built_in_rules, evaluate, load_rules, violations
+from errors import UserError
+
+CET1, T1, TC = (("C_03.00", row, "c0010") for row in ("r0010", "r0030", "r0050"))
+TSCR, TSCR_CET1, TSCR_T1, OCR = (("C_03.00", row, "c0010") for row in ("r0130", "r0140", "r0150", "r0160"))
+LR, OLRR = ("C_47.00", "r0340", "c0010"), ("C_47.00", "r0440", "c0010")
+OWN_FUNDS, TIER1, CET1_AMOUNT = (("C_01.00", row, "c0010") for row in ("r0010", "r0015", "r0020"))
+AT1, TIER2 = ("C_01.00", "r0530", "c0010"), ("C_01.00", "r0750", "c0010")
+BUFFER, OUTFLOW, LCR = (("C_76.00.a", row, "c0010") for row in ("r0010", "r0020", "r0030"))
+NSFR = ("C_84.00.a", "r0220", "c0040")
+
+
+def a_report(figures, indicators=None, decimals=-3):
+    """Texts with a % are ratios to four places, whole numbers are amounts in euro at `decimals`."""
+    facts = []
+    for cell, value in figures.items():
+        if isinstance(value, str):
+            facts.append(Fact("dp1", Decimal(value.rstrip("%")) / 100, "xbrli:pure", 4, "BANK", "2026-03-31", {}, cell))
+        else:
+            facts.append(Fact("dp2", Decimal(value), "iso4217:EUR", decimals, "BANK", "2026-03-31", {}, cell))
+    return Report(pathlib.Path("x"), "xBRL-CSV", "BANK", "2026-03-31", "EUR", indicators or {}, tuple(facts), ())
+
+
+def state(rule_id, figures, **more):
+    return {result.rule_id: result.state for result in evaluate(a_report(figures, **more))}.get(rule_id)
+
+
+@pytest.mark.parametrize(
+    ("rule_id", "violated", "ok", "missing"),
+    [
+        ("CET1_MIN", {CET1: "4.49%"}, {CET1: "4.50%"}, CET1),
+        ("T1_MIN", {T1: "5.99%"}, {T1: "6.00%"}, T1),
+        ("TC_MIN", {TC: "7.99%"}, {TC: "8.00%"}, TC),
+        ("TSCR_CET1", {CET1: "5.61%", TSCR_CET1: "5.62%"}, {CET1: "5.62%", TSCR_CET1: "5.62%"}, TSCR_CET1),
+        ("TSCR_T1", {T1: "7.49%", TSCR_T1: "7.50%"}, {T1: "7.50%", TSCR_T1: "7.50%"}, T1),
+        ("TSCR_TC", {TC: "9.99%", TSCR: "10.00%"}, {TC: "10.00%", TSCR: "10.00%"}, TSCR),
+        ("OCR_TC", {TC: "13.49%", OCR: "13.50%"}, {TC: "13.50%", OCR: "13.50%"}, OCR),
+        ("LR_MIN", {LR: "2.99%"}, {LR: "3.00%"}, LR),
+        ("LR_OLRR", {LR: "3.09%", OLRR: "3.10%"}, {LR: "3.10%", OLRR: "3.10%"}, OLRR),
+        ("LCR_MIN", {LCR: "99.99%"}, {LCR: "100.00%"}, LCR),
+        ("NSFR_MIN", {NSFR: "99.99%"}, {NSFR: "100.00%"}, NSFR),
+        (
+            "LCR_CALC",
+            {LCR: "120.02%", BUFFER: 120_000_000, OUTFLOW: 100_000_000},
+            {LCR: "120.00%", BUFFER: 120_000_000, OUTFLOW: 100_000_000},
+            OUTFLOW,
+        ),
+    ],
+)
+def test_both_sides_of_the_limit_and_a_missing_cell(rule_id, violated, ok, missing):
+    assert state(rule_id, violated) == "violated"
+    assert state(rule_id, ok) == "ok"
+    others = {cell: value for cell, value in ok.items() if cell != missing}
+    filed = {"C_03.00": True, "C_47.00": True, "C_76.00": True, "C_84.00": True}
+    assert state(rule_id, others, indicators=filed) == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("rule_id", "total", "parts"), [("OF_SUM", OWN_FUNDS, (TIER1, TIER2)), ("T1_SUM", TIER1, (CET1_AMOUNT, AT1))]
+)
+def test_a_sum_may_differ_by_its_rounding_only(rule_id, total, parts):
+    sound = {total: 1_000_000, parts[0]: 800_000, parts[1]: 200_000}
+    assert state(rule_id, sound) == "ok"
+    assert state(rule_id, sound | {total: 1_001_000}) == "ok"  # three figures, each within 500: 1,500
+    assert state(rule_id, sound | {total: 1_001_500}) == "ok"
+    assert state(rule_id, sound | {total: 1_001_501}) == "violated"
+    assert state(rule_id, sound | {total: 998_499}) == "violated"
+    assert state(rule_id, sound | {total: 1_000_001}, decimals=0) == "ok"
+    assert state(rule_id, sound | {total: 1_000_002}, decimals=0) == "violated"
+    assert state(rule_id, sound | {total: 1_000_001}, decimals="INF") == "violated"
+
+
+def test_a_missing_part_of_a_sum_counts_as_zero():
+    assert state("T1_SUM", {TIER1: 800_000, CET1_AMOUNT: 800_000}) == "ok"
+    assert state("T1_SUM", {TIER1: 1_000_000, CET1_AMOUNT: 800_000}) == "violated"
+
+
+def test_lcr_tolerance_comes_from_all_three_cells():
+    amounts = {BUFFER: 12_000, OUTFLOW: 10_000}  # each within 500: between 1.09524 and 1.31579
+    assert state("LCR_CALC", amounts | {LCR: "131.58%"}) == "ok"
+    assert state("LCR_CALC", amounts | {LCR: "131.59%"}) == "violated"
+    assert state("LCR_CALC", amounts | {LCR: "109.52%"}) == "ok"
+    assert state("LCR_CALC", amounts | {LCR: "109.51%"}) == "violated"
+    assert state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 0, LCR: "120%"}) == "undecided"
+
+
+def test_an_insolvent_bank_with_consistent_arithmetic_is_a_breach():
+    figures = {
+        OWN_FUNDS: -500_000,
+        TIER1: -700_000,
+        CET1_AMOUNT: -700_000,
+        TIER2: 200_000,
+        CET1: "-7%",
+        T1: "-7%",
+        TC: "-5%",
+    }
+    found = {result.rule_id for result in violations(evaluate(a_report(figures)))}
+    assert found == {"CET1_MIN", "T1_MIN", "TC_MIN"}
+
+
+def test_a_rule_is_applied_only_where_its_template_is_filed():
+    figures = {LCR: "50%", CET1: "4%"}
+    assert state("LCR_MIN", figures, indicators={"C_76.00": True}) == "violated"
+    assert state("LCR_MIN", figures, indicators={"C_76.00": False}) is None
+    assert state("CET1_MIN", figures, indicators={"C_76.00": True}) is None
+    assert state("LCR_MIN", {CET1: "4%"}) is None
+
+
+def test_facts_of_one_cell_that_disagree_decide_nothing():
+    report = a_report({CET1: "4%"})
+    other = Fact("dp1", Decimal("0.05"), "xbrli:pure", 4, "BANK", "2026-03-31", {}, CET1)
+    both = Report(**{**vars(report), "facts": (*report.facts, other)})
+    assert [result.state for result in evaluate(both) if result.rule_id == "CET1_MIN"] == ["undecided"]
+
+
+def test_a_result_carries_value_limit_and_law():
+    (result,) = [
+        result for result in evaluate(a_report({CET1: "5.61%", TSCR_CET1: "5.62%"})) if result.rule_id == "TSCR_CET1"
+    ]
+    assert (result.cell, result.value, result.limit, result.relation) == (
+        CET1,
+        Decimal("0.0561"),
+        Decimal("0.0562"),
+        "min",
+    )
+    assert (result.kind, result.legal, result.decimals) == ("breach", "CRD Art. 104a, 104(1)(a)", 4)
+    (result,) = violations(
+        evaluate(a_report({OWN_FUNDS: 900_000, TIER1: 800_000, TIER2: 200_000, CET1_AMOUNT: 800_000}))
+    )
+    assert (result.rule_id, result.value, result.limit, result.relation) == ("OF_SUM", 900_000, 1_000_000, "expected")
+    assert (result.kind, result.unit) == ("filing", "iso4217:EUR")
+
+
+def a_rule(**changes):
+    row = {
+        "id": "MINE",
+        "kind": "breach",
+        "title": "t",
+        "legal": "l",
+        "cells": [["C_03.00", "r0010", "c0010"]],
+        "violated_if": "{C_03.00,r0010,c0010} < 0.5",
+        "absent_cell": "unknown",
+    }
+    return json.dumps(row | changes)
+
+
+@pytest.mark.parametrize(
+    ("expression", "cet1", "expected"),
+    [
+        ("{C_03.00,r0010,c0010} > 0.5", "50.01%", "violated"),
+        ("{C_03.00,r0010,c0010} >= 0.5", "50%", "violated"),
+        ("{C_03.00,r0010,c0010} <= 0.5", "50.01%", "ok"),
+        ("{C_03.00,r0010,c0010} < 0.5 and not {C_03.00,r0010,c0010} < 0.4", "45%", "violated"),
+        ("{C_03.00,r0010,c0010} < 0.4 or {C_03.00,r0010,c0010} > 0.6", "45%", "ok"),
+        ("{C_03.00,r0010,c0010} < max(0.1, 0.2 * 3 - 0.1)", "49.99%", "violated"),
+        ("{C_03.00,r0010,c0010} < -(1 / 2)", "-50.01%", "violated"),
+    ],
+)
+def test_the_language_of_rules(tmp_path, expression, cet1, expected):
+    path = tmp_path / "rules.jsonl"
+    path.write_text(a_rule(violated_if=expression))
+    assert [result.state for result in evaluate(a_report({CET1: cet1}), load_rules(path))] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"violated_if": "__import__('os').getcwd() < {C_03.00,r0010,c0010}"}, "violated_if holds"),
+        ({"violated_if": "{C_03.00,r0010,c0010} < abs(1)"}, "violated_if holds abs"),
+        ({"violated_if": "{C_03.00,r0010,c0010} + 1"}, "compares nothing"),
+        ({"violated_if": "{C_03.00,r0010,c0010} < {C_03.00,r0030,c0010}"}, "the cells of MINE"),
+        ({"kind": "crime"}, "unknown value"),
+    ],
+)
+def test_a_bad_rule_is_named_by_its_line(tmp_path, changes, says):
+    path = tmp_path / "rules.jsonl"
+    path.write_text(a_rule() + "\n" + a_rule(**changes) + "\n")
+    with pytest.raises(UserError, match=f"line 2: .*{says}"):
+        load_rules(path)
+
+
+def test_the_built_in_rules_are_distinct():
+    ids = [rule.id for rule in built_in_rules()]
+    assert len(ids) == len(set(ids)) == 14
+    assert ids[0] == "CET1_MIN"
