@@ -66,6 +66,9 @@ def test_sound_figures_add_up():
         assert abs(own["r0020"] - sum(own.get(row, 0) for row in items)) <= 4 * unit
         assert abs(own["r0010"] - own["r0020"] - own.get("r0530", 0) - own.get("r0750", 0)) <= 2 * unit
         assert abs(risk["r0010"] - sum(risk.get(row, 0) for row in ("r0040", "r0520", "r0590", "r0640"))) <= 3 * unit
+        assert abs(risk["r0040"] - risk["r0050"] - risk.get("r0240", 0)) <= 2 * unit
+        classes = ("r0120", "r0125", "r0140", "r0150")
+        assert abs(risk["r0060"] - sum(risk[row] for row in classes)) <= 3 * unit
         assert abs(ratios["r0010"] - own["r0020"] / risk["r0010"]) < Decimal("0.00006")
         leverage, liquidity = cells_of(figures, "C_47.00"), cells_of(figures, "C_76.00.a")
         assert abs(leverage["r0340"] - leverage["r0320"] / leverage["r0300"]) < Decimal("0.00006")

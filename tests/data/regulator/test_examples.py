@@ -195,6 +195,16 @@ def test_letters(tmp_path):
     assert "No measure" in directive([], BANK, "2026-03-31", "short")
 
 
+def test_a_short_letter_names_the_highest_limit_that_a_ratio_misses(tmp_path):
+    ratios = {"r0010": "0.0430", "r0140": "0.0562"}
+    figures = {("C_03.00", row, "c0010"): Decimal(value) for row, value in ratios.items()}
+    figures["C_76.00.a", "r0030", "c0010"] = Decimal("0.9")
+    letter = directive(violations(evaluate(the_report(tmp_path, figures))), BANK, "2026-03-31", "short")
+    assert letter == (
+        "Nordhaven Bank must restore CET1 ratio to 5.62% and LCR to 100% and file a capital plan and a liquidity plan within 10 days."
+    )
+
+
 def test_severity_follows_the_shortfall(tmp_path):
     def grade(ratio):
         return severity(violations(evaluate(the_report(tmp_path, {("C_03.00", "r0010", "c0010"): Decimal(ratio)}))))

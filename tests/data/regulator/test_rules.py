@@ -91,6 +91,7 @@ def test_lcr_tolerance_comes_from_all_three_cells():
     assert state("LCR_CALC", amounts | {LCR: "109.52%"}) == "ok"
     assert state("LCR_CALC", amounts | {LCR: "109.51%"}) == "violated"
     assert state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 0, LCR: "120%"}) == "undecided"
+    assert state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 400, LCR: "120%"}) == "undecided"  # outflows may well be nil
 
 
 def test_an_insolvent_bank_with_consistent_arithmetic_is_a_breach():
