@@ -1,0 +1,153 @@
+"""A mistake in a config is one sentence with exit code 2, before any process group starts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.config import check_batch, learning_rate_warning, load_config
+from errors import UserError
+from tests.tiny import write_chat_file, write_tiny_model
+from train import learning_rate
+
+ROOT = Path(__file__).resolve().parents[2]
+GOOD = """
+from configs.config import *
+config = Config(model=Model("m"), data=Data(("a.jsonl",)), batch=Batch(global_examples=8), optimizer=Optimizer(1e-4), run=Run("r"))
+"""
+
+
+@pytest.fixture
+def good(tmp_path) -> Path:
+    path = tmp_path / "good.py"
+    path.write_text(GOOD)
+    return path
+
+
+def test_overrides_have_the_type_of_their_key(good) -> None:
+    config = load_config(
+        good,
+        [
+            "optimizer.learning_rate=2e-5",
+            "batch.global_examples=none",
+            "batch.global_tokens=1e4",
+            "data.train=a,b",
+            "model.activation_checkpointing=true",
+            "optimizer.betas=(0.9, 0.99)",
+            "optimizer.epochs=2",
+            "run.name=7",
+        ],
+    )
+    assert config.optimizer.learning_rate == 2e-5 and config.optimizer.betas == (0.9, 0.99)
+    assert config.batch.global_examples is None and config.batch.global_tokens == 10000
+    assert config.data.train == ("a", "b") and config.model.activation_checkpointing is True
+    assert config.run.name == "7" and type(config.optimizer.epochs) is int
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("optimizer.lerning_rate=1", "unknown key optimizer.lerning_rate; did you mean optimizer.learning_rate"),
+        ("optimiser.epochs=1", "did you mean optimizer.epochs"),
+        ("epochs=1", "is not an override"),
+        ("optimizer.epochs=2.5", "optimizer.epochs must be a whole number, not '2.5'"),
+        ("optimizer.epochs=0", "optimizer.epochs must be above 0"),
+        ("optimizer.learning_rate=fast", "must be a number"),
+        ("optimizer.learning_rate=nan", "must be"),
+        ("model.activation_checkpointing=1", "must be True or False"),
+        ("sharding.strategy=zero3", "must be one of full, grad_op"),
+        ("optimizer.betas=0.9", "must be 2 numbers"),
+        ("optimizer.warmup_ratio=5", "is a share between 0 and 1"),
+        ("batch.global_tokens=5", "give exactly one of"),
+        ("run.export=best", "needs data.validation"),
+        ("run.name=a/b", "plain folder name"),
+        ("data.train=", "data.train names no file"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(good, override, words) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(good, [override])
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (("Run(", "Run(nmae="), "Run has no key 'nmae'; did you mean name?"),
+        (('Data(("a.jsonl",))', 'Data("a.jsonl")'), "data.train must be a list of texts, not 'a.jsonl'"),
+        (("Optimizer(1e-4)", "Optimizer()"), "Optimizer needs a value for 'learning_rate'"),
+        (("config = ", "konfig = "), "does not end with `config = Config(...)`"),
+        (("config = ", "config = = "), "line 3: invalid syntax"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path, change, words) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text(GOOD.replace(*change))
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    assert words in str(error.value)
+    with pytest.raises(UserError, match="does not exist; the ones at hand: .*bad.py"):
+        load_config(tmp_path / "other.py")
+
+
+def test_without_packing_the_batch_must_divide(good) -> None:
+    check_batch(load_config(good, ["batch.micro_batch=3"]), 3)
+    check_batch(load_config(good, ["data.packing=False", "batch.micro_batch=2"]), 4)
+    with pytest.raises(UserError, match="batch.global_examples=8 does not divide into 3 ranks x"):
+        check_batch(load_config(good, ["data.packing=False"]), 3)
+
+
+def test_every_config_of_the_project_loads_with_the_settings_it_promises() -> None:
+    xbrl = load_config(ROOT / "configs" / "xbrl.py")
+    assert (xbrl.optimizer.learning_rate, xbrl.optimizer.warmup_ratio, xbrl.optimizer.min_lr_ratio) == (2e-5, 0.05, 0.1)
+    assert (xbrl.optimizer.epochs, xbrl.batch.global_examples, xbrl.sharding.strategy) == (3, 64, "grad_op")
+    assert xbrl.model.compute_dtype == "bf16"
+    assert load_config(ROOT / "configs" / "laptop.py").model.path.endswith("SmolLM2-135M-Instruct")
+
+
+def test_an_unusual_learning_rate_of_a_large_model_is_a_warning(good) -> None:
+    def warning(*overrides: str, parameters: float = 8e9) -> str | None:
+        return learning_rate_warning(load_config(good, list(overrides)), int(parameters))
+
+    assert warning("optimizer.learning_rate=2e-5") is None
+    assert "outside 1e-5 to 5e-5" in warning("optimizer.learning_rate=1e-4")
+    assert warning("optimizer.learning_rate=1e-4", parameters=1e8) is None
+    assert "forgetting" in warning("optimizer.learning_rate=2e-5", "optimizer.stage=pre-training")
+    assert warning("optimizer.learning_rate=1e-5", "optimizer.stage=pre-training") is None
+
+
+def test_learning_rate_by_hand() -> None:
+    rates = [learning_rate(step, 101, 5, 2e-5, 0.1) for step in range(101)]
+    assert rates[:5] == pytest.approx([4e-6, 8e-6, 1.2e-5, 1.6e-5, 2e-5])
+    assert rates[5] == pytest.approx(2e-5) and rates[100] == pytest.approx(2e-6)
+    assert rates[52] == pytest.approx(2e-6 + 1.8e-5 * 0.5 * (1 + __import__("math").cos(3.141592653589793 * 47 / 95)))
+    assert max(rates) == pytest.approx(2e-5) and rates[5:] == sorted(rates[5:], reverse=True)
+    assert learning_rate(0, 1, 0, 1.0, 0.1) == 1.0
+
+
+def train(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    import os
+
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, cwd=ROOT)
+
+
+def test_train_says_one_sentence_with_exit_code_2_before_a_process_group(tmp_path) -> None:
+    write_tiny_model(tmp_path / "model")
+    write_chat_file(tmp_path / "a.jsonl", 3)
+    (tmp_path / "c.py").write_text(
+        GOOD.replace('"m"', repr(str(tmp_path / "model"))).replace("a.jsonl", str(tmp_path / "a.jsonl"))
+    )
+    for overrides, words in [
+        (["optimizer.epoch=1"], "did you mean optimizer.epochs"),
+        (["data.train=nothing.jsonl"], "nothing.jsonl does not exist"),
+        (["data.sequence_length=5000"], "beyond the 512 positions"),
+        (["model.path=nowhere"], "model.path=nowhere is not a folder"),
+    ]:
+        # A rendezvous that nobody answers: a process group would hang here.
+        unreachable = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+        result = train(str(tmp_path / "c.py"), "data.sequence_length=256", *overrides, **unreachable)
+        assert result.returncode == 2
+        assert words in result.stderr and result.stderr.count("error:") == 1 and "Traceback" not in result.stderr
+    assert "section.key=value" in train("--help").stdout

@@ -1,0 +1,143 @@
+"""Plans: pure in (seed, step), nothing lost, nothing repeated, the same for any number of ranks."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.batches import collate, micro_batches, plan_training, plan_validation
+from data.examples import Documents, load_documents
+from errors import UserError
+from tests.tiny import tiny_tokenizer, write_chat_file
+
+lengths_of = st.lists(st.integers(2, 64), min_size=1, max_size=60)
+
+
+def documents(lengths: list[int]) -> Documents:
+    ids = [np.arange(n) + 1000 * i for i, n in enumerate(lengths)]
+    is_target = [np.arange(n) >= max(1, n // 2) for n in lengths]
+    return Documents(ids, is_target, np.array(lengths), np.array([f.sum() for f in is_target]), "", "")
+
+
+def flat(rows) -> list[int]:
+    return [d for row in rows for d in row]
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_of, st.integers(1, 9), st.integers(0, 5))
+def test_an_epoch_holds_every_document_once_in_rows_that_fit(lengths, size, seed) -> None:
+    made = documents(lengths)
+    plan = plan_training(made, epochs=2, seed=seed, sequence_length=64, global_examples=size)
+    per_epoch = -(-len(lengths) // size)
+    assert plan.steps_per_epoch == (per_epoch, per_epoch)
+    for epoch in range(2):
+        steps = plan.steps[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert sorted(d for rows in steps for d in flat(rows)) == list(range(len(lengths)))
+        assert [len(flat(rows)) for rows in steps[:-1]] == [size] * (per_epoch - 1)
+    for rows, targets in zip(plan.steps, plan.num_target_tokens, strict=True):
+        assert all(made.lengths[list(row)].sum() <= 64 for row in rows)
+        assert targets == made.targets[flat(rows)].sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_of, st.integers(1, 5), st.integers(1, 4))
+def test_ranks_share_a_step_without_loss_and_with_equally_many_micro_batches(lengths, world_size, size) -> None:
+    made = documents(lengths)
+    (rows,) = plan_training(made, 1, 0, 64, global_examples=len(lengths)).steps
+    shares = [micro_batches(rows, made, rank, world_size, size) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    assert len(shares[0]) == -(-len(rows) // (world_size * size))
+    assert sorted(d for share in shares for micro in share for d in micro) == list(range(len(lengths)))
+    assert all(made.lengths[list(micro)].sum() <= 64 * size for share in shares for micro in share)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths_of, st.integers(1, 200))
+def test_global_tokens_bounds_the_targets_of_every_step(lengths, tokens) -> None:
+    made = documents(lengths)
+    plan = plan_training(made, 1, 3, 64, global_tokens=tokens)
+    assert sorted(d for rows in plan.steps for d in flat(rows)) == list(range(len(lengths)))
+    for targets, examples in zip(plan.num_target_tokens, plan.num_examples, strict=True):
+        assert targets <= tokens or examples == 1
+
+
+def test_a_plan_is_pure_and_epochs_differ() -> None:
+    made = documents([5, 9, 3, 12, 7, 7, 2, 30])
+    plan = plan_training(made, 2, 0, 64, global_examples=3)
+    assert plan == plan_training(made, 2, 0, 64, global_examples=3)
+    assert plan != plan_training(made, 2, 1, 64, global_examples=3)
+    assert [flat(rows) for rows in plan.steps[:3]] != [flat(rows) for rows in plan.steps[3:]]
+    longer = plan_training(made, 3, 0, 64, global_examples=3)
+    assert longer.steps[: len(plan.steps)] == plan.steps  # more epochs continue, they do not reshuffle
+
+
+def test_best_fit_packing_wastes_little() -> None:
+    lengths = np.random.default_rng(0).integers(10, 200, 64).tolist()
+    (rows,) = plan_validation(documents(lengths), 512).steps
+    assert len(rows) == -(-sum(lengths) // 512)
+
+
+def test_without_packing_each_example_is_a_row() -> None:
+    (rows,) = plan_training(documents([3, 4, 5]), 1, 0, 64, global_examples=3, packing=False).steps
+    assert sorted(rows) == [(0,), (1,), (2,)]
+
+
+def test_collate_predicts_within_the_document_and_restarts_positions() -> None:
+    batch = collate((1, 0), documents([4, 3]))
+    assert batch.input_ids.tolist() == [[1000, 1001, 1002, 0, 1, 2, 3]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3]]
+    assert batch.document_lengths == (3, 4) and batch.cu_seq_lens.tolist() == [0, 3, 7]
+    assert batch.target_ids.tolist() == [1001, 1002, 2, 3]
+    assert batch.target_positions.tolist() == [0, 1, 4, 5]
+
+
+def test_long_examples_are_dropped_truncated_or_refused_and_always_counted(tmp_path) -> None:
+    tokenizer, path = tiny_tokenizer(), write_chat_file(tmp_path / "a.jsonl", 20)
+    everything = load_documents((str(path),), tokenizer, 512, "error")
+    limit = int(np.median(everything.lengths))
+    longer = int((everything.lengths > limit).sum())
+    dropped = load_documents((str(path),), tokenizer, limit, "drop")
+    assert len(dropped) == 20 - longer and f"DROPPED {longer} longer than {limit}" in dropped.report
+    truncated = load_documents((str(path),), tokenizer, limit, "truncate")
+    assert len(truncated) == 20 and truncated.lengths.max() == limit
+    assert f"TRUNCATED {longer} to {limit}" in truncated.report
+    with pytest.raises(UserError, match=r"example \d+ has \d+ tokens, data.sequence_length"):
+        load_documents((str(path),), tokenizer, limit, "error")
+    with pytest.raises(UserError, match="all 20 examples"):
+        load_documents((str(path),), tokenizer, 3, "drop")
+    assert dropped.fingerprint != everything.fingerprint
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("{", "line 2 is not JSON"),
+        ("[]", "line 2 has neither `messages` nor `text`"),
+        ('{"text": ""}', "`text` must be a text"),
+        ('{"messages": []}', "must be a list that is not empty"),
+        ('{"messages": [{"role": "robot", "content": "a"}]}', "message 1 needs a `role`"),
+        ('{"messages": [{"role": "user", "content": 3}]}', "message 1 needs `content`"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, words) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({"text": "fine"}) + "\n" + line + "\n")
+    with pytest.raises(UserError, match=words):
+        load_documents((str(path),), tiny_tokenizer(), 64, "drop")
+
+
+def test_a_missing_an_empty_and_a_binary_file_are_named(tmp_path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+    for name, words in [("none", "does not exist"), ("empty", "holds no example"), ("binary", "is not UTF-8")]:
+        with pytest.raises(UserError, match=words):
+            load_documents((str(tmp_path / f"{name}.jsonl"),), tiny_tokenizer(), 64, "drop")
+
+
+def test_text_documents_carry_loss_from_their_second_token(tmp_path) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text(json.dumps({"text": "The bank shall hold own funds."}) + "\n")
+    made = load_documents((str(path),), tiny_tokenizer(), 64, "drop")
+    assert made.targets[0] == made.lengths[0] - 1

@@ -1,0 +1,89 @@
+"""Which tokens carry loss: the assistant's and its EOS, by the template's own structure."""
+
+import pytest
+
+from data.tokens import PLAIN_CHAT_TEMPLATE, encode_chat, encode_document, encode_prompt
+from errors import UserError
+from tests.tiny import tiny_tokenizer
+
+CHAT = [
+    {"role": "user", "content": "LCR 97.3%?"},
+    {"role": "assistant", "content": "below 100%"},
+    {"role": "user", "content": "and the leverage ratio?"},
+    {"role": "assistant", "content": "above 3%"},
+]
+GENERATION = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def spans(tokenizer, ids: list[int], is_target: list[bool]) -> list[str]:
+    """The runs of target tokens as text."""
+    found, previous = [], False
+    for token, flag in zip(ids, is_target, strict=True):
+        if flag and not previous:
+            found.append([])
+        if flag:
+            found[-1].append(token)
+        previous = flag
+    return [tokenizer.decode(run) for run in found]
+
+
+@pytest.mark.parametrize("template", [None, GENERATION])
+def test_both_answers_and_their_eos_are_targets(template) -> None:
+    tokenizer = tiny_tokenizer()
+    if template:
+        tokenizer.chat_template = template
+    ids, is_target = encode_chat(tokenizer, CHAT)
+    assert spans(tokenizer, ids, is_target) == ["below 100%<|im_end|>", "above 3%<|im_end|>"]
+    whole = tokenizer.apply_chat_template(CHAT, tokenize=False)
+    assert tokenizer.decode(ids) == whole
+
+
+@pytest.mark.parametrize("template", [None, GENERATION, PLAIN_CHAT_TEMPLATE])
+def test_the_prompt_is_what_training_saw_before_the_answer(template) -> None:
+    tokenizer = tiny_tokenizer()
+    if template:
+        tokenizer.chat_template = template
+    for upto in (2, 4):
+        ids, is_target = encode_chat(tokenizer, CHAT[:upto])
+        prompt = encode_prompt(tokenizer, CHAT[:upto])
+        assert ids[: len(prompt)] == prompt
+        assert is_target[len(prompt)] and not is_target[len(prompt) - 1]
+
+
+def test_the_plain_template_learns_to_stop() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+    ids, is_target = encode_chat(tokenizer, CHAT[:2])
+    assert spans(tokenizer, ids, is_target) == ["below 100%<|im_end|>"]
+    assert tokenizer.decode(ids).startswith("User: LCR 97.3%?\n\nAssistant: below 100%")
+
+
+def test_a_template_without_eos_gets_one_at_the_end() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    ids, is_target = encode_chat(tokenizer, CHAT[:2])
+    assert ids[-1] == tokenizer.eos_token_id and is_target[-1]
+
+
+def test_pad_equal_to_eos_does_not_hide_eos() -> None:
+    tokenizer = tiny_tokenizer()
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    ids, is_target = encode_chat(tokenizer, CHAT[:2])
+    assert [i for i, flag in zip(ids, is_target, strict=True) if flag][-1] == tokenizer.eos_token_id
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(UserError, match="rewrites earlier turns"):
+        encode_chat(tokenizer, CHAT)
+
+
+def test_a_document_ends_with_eos_and_all_of_it_is_target() -> None:
+    tokenizer = tiny_tokenizer()
+    ids, is_target = encode_document(tokenizer, "The bank reports.")
+    assert tokenizer.decode(ids) == "The bank reports.<|im_end|>" and all(is_target)

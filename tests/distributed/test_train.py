@@ -1,0 +1,301 @@
+"""train.py on 1, 2 and 4 real gloo processes: the same update however it is spread, stopped and resumed.
+
+All runs of a world size share one launch. The runs of 5 steps have 4 rows a step without packing, of ragged lengths:
+1 rank x 4 micro-batches, 2 x 2 and 4 x 1, and 2 rows in the last step of an epoch, so that a rank of 4 has nothing.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, start, weights
+from tests.tiny import write_chat_file, write_tiny_model
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tiny model, data, the config, and the runs of all world sizes."""
+    folder = tmp_path_factory.mktemp("train")
+    write_tiny_model(folder / "model")
+    write_chat_file(folder / "train.jsonl", 18, seed=0)
+    # One answerless conversation: targets differ between micro-batches down to none.
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": [{"role": "user", "content": "nobody answers this"}]}) + "\n")
+    write_chat_file(folder / "validation.jsonl", 5, seed=1)
+    for name, data in {"answer": ["q", "a"], "silent": ["q"]}.items():
+        roles = ["user", "assistant"]
+        messages = [{"role": r, "content": c} for r, c in zip(roles, data, strict=False)]
+        (folder / f"{name}.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
+    data=Data(({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256, packing=False),
+    batch=Batch(global_examples=4, micro_batch=1),
+    # lr 1e-3 without warm-up: AdamW hides a wrong gradient scale behind a small one.
+    optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0, max_grad_norm=1.0),
+    run=Run("base", directory={str(folder / "runs")!r}, keep_last=9),
+)
+""")
+    return folder
+
+
+def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
+    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": expect}
+
+
+LONG = ("optimizer.epochs=2", "run.save_every=2", "run.eval_every=2")  # 10 steps; steps 6 to 10 are the second epoch
+
+
+@pytest.fixture(scope="module")
+def two(folder) -> Path:
+    """World size 2. `stopped-N` is stopped in step 6 (the first of the second epoch) and resumed at N ranks."""
+    stop = "signal_at_micro_batch:16"  # validations at steps 0, 2, 4 and 5 steps took 2 each: the first of step 6
+    launch(
+        folder,
+        "two",
+        2,
+        [
+            run_of(folder, "r2"),
+            run_of(folder, "r2-grad-op", "sharding.strategy=grad_op", "run.eval_every=1"),
+            run_of(folder, "r2-packed", "data.packing=True"),
+            run_of(folder, "r2-means", plant="mean_of_means:1"),
+            run_of(folder, "r2-division", plant="fsdp_division_on"),
+            run_of(folder, "r2-long", *LONG),
+            run_of(folder, "stopped-2", *LONG, plant=stop),
+            run_of(folder, "r2-nan", plant="not_finite:2"),
+            run_of(folder, "r2-nans", "optimizer.epochs=2", "run.save_every=1", plant=f"not_finite:{NANS}", expect=2),
+        ],
+    )
+    for ranks in (1, 4):
+        shutil.copytree(folder / "runs" / "stopped-2", folder / "runs" / f"stopped-{ranks}")
+    launch(folder, "two-resumed", 2, [run_of(folder, "stopped-2", *LONG)])
+    return folder / "runs"
+
+
+# 2 forwards of the validation at the start and 2 for each step: not finite from step 3 on.
+NANS = ",".join(str(n) for n in range(2 + 2 * 2, 40))
+
+
+@pytest.fixture(scope="module")
+def one(folder, two) -> Path:
+    """World size 1, by torchrun."""
+    launch(
+        folder,
+        "one",
+        1,
+        [
+            run_of(folder, "r1"),
+            run_of(folder, "r1-checkpointing", "model.activation_checkpointing=True"),
+            run_of(folder, "r1-packed", "data.packing=True", "batch.micro_batch=3"),
+            run_of(folder, "r1-bf16", "model.compute_dtype=bf16"),
+            run_of(folder, "r1-bf16-checkpointing", "model.compute_dtype=bf16", "model.activation_checkpointing=True"),
+            run_of(folder, "r1-tokens", "batch.global_examples=None", "batch.global_tokens=60"),
+            run_of(folder, "stopped-1", *LONG),
+        ],
+    )
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def four(folder, two) -> Path:
+    """World size 4."""
+    launch(
+        folder,
+        "four",
+        4,
+        [
+            run_of(folder, "r4"),
+            run_of(folder, "r4-means", plant="mean_of_means:1"),
+            run_of(folder, "r4-division", plant="fsdp_division_on"),
+            run_of(folder, "stopped-4", *LONG),
+        ],
+    )
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def alone(folder, two) -> Path:
+    """Plain python, without torchrun."""
+    silent = f"data.train={folder / 'silent.jsonl'},{folder / 'answer.jsonl'}"
+    each = ("batch.global_examples=1", "data.validation=", "optimizer.max_steps=1")
+    launch(
+        folder,
+        "alone",
+        0,
+        [
+            run_of(folder, "p1"),
+            # The order of an epoch is a permutation by (seed, epoch).
+            run_of(folder, "silent-first", silent, *each, "run.seed=0"),
+            run_of(folder, "answer-first", silent, *each, "run.seed=3"),
+        ],
+    )
+    return folder / "runs"
+
+
+@pytest.mark.parametrize("other", ["r2", "r4"])
+def test_the_same_update_on_any_number_of_ranks(one, two, four, other) -> None:
+    reference, run = one / "r1", one / other
+    assert len(rows(reference)) == STEPS
+    assert largest_difference(weights(reference), weights(run)) < 1e-5
+    assert relative_difference(rows(reference), rows(run), "train/loss") < 1e-5
+    assert relative_difference(rows(reference), rows(run), "train/grad_norm") < 1e-5
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_averaging_micro_batch_means_is_caught(one, two, four, ranks) -> None:
+    fault = one / f"r{ranks}-means"
+    assert largest_difference(weights(one / "r1"), weights(fault)) > 1e-3
+    assert relative_difference(rows(one / "r1"), rows(fault), "train/loss") > 1e-3
+    assert relative_difference(rows(one / "r1"), rows(fault), "train/grad_norm") > 1e-3
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_fsdp_division_left_on_is_caught(one, two, four, ranks) -> None:
+    """By its norm: clipping and AdamW hide the scale of a gradient from the weights."""
+    fault = one / f"r{ranks}-division"
+    assert relative_difference(rows(one / "r1"), rows(fault), "train/grad_norm") > 1e-3
+    assert rows(fault)[1]["train/grad_norm"] == pytest.approx(rows(one / "r1")[1]["train/grad_norm"] / ranks, rel=1e-4)
+
+
+def test_grad_op_is_the_same_update_with_validation_between_steps(one, two) -> None:
+    assert largest_difference(weights(one / "r1"), weights(two / "r2-grad-op")) < 1e-5
+    assert relative_difference(rows(one / "r1"), rows(two / "r2-grad-op"), "train/grad_norm") < 1e-5
+    assert len(rows(two / "r2-grad-op", "validation/loss")) == STEPS + 1
+
+
+def test_packing_changes_nothing_but_speed(one, two) -> None:
+    for packed in ("r1-packed", "r2-packed"):
+        assert largest_difference(weights(one / "r1"), weights(one / packed)) < 1e-5
+        assert relative_difference(rows(one / "r1"), rows(one / packed), "train/loss") < 1e-5
+
+
+def test_activation_checkpointing_gives_the_same_loss_to_the_last_bit(one) -> None:
+    for plain in ("r1", "r1-bf16"):
+        checkpointed = one / f"{plain}-checkpointing"
+        assert [r["train/loss"] for r in rows(one / plain).values()] == [
+            r["train/loss"] for r in rows(checkpointed).values()
+        ]
+        assert largest_difference(weights(one / plain), weights(checkpointed)) == 0.0
+
+
+def test_bf16_computes_with_fp32_master_weights(one) -> None:
+    curve, reference = rows(one / "r1-bf16"), rows(one / "r1")
+    assert 0 < relative_difference(reference, curve, "train/loss") < 2e-2
+    assert weights(one / "r1-bf16")["model.norm.weight"].dtype == torch.float32
+
+
+def test_plain_python_is_the_same_run(one, alone) -> None:
+    assert largest_difference(weights(one / "r1"), weights(alone / "p1")) < 1e-6
+
+
+def test_global_tokens_bounds_the_targets_of_a_step(one) -> None:
+    assert len(rows(one / "r1-tokens")) > STEPS
+
+
+def test_resume_is_bitwise_across_an_epoch_boundary(two) -> None:
+    straight, stopped = two / "r2-long", two / "stopped-2"
+    assert largest_difference(weights(straight), weights(stopped)) == 0.0
+    for key in ("train/loss", "train/grad_norm", "train/learning_rate", "train/tokens", "validation/loss"):
+        curve = {step: row[key] for step, row in rows(straight, key).items()}
+        assert curve == {step: row[key] for step, row in rows(stopped, key).items()}, key
+
+
+def test_the_signal_came_in_the_middle_of_a_step_of_one_rank(folder, two) -> None:
+    output = (folder / "two.out").read_text()
+    assert "signal: stopped after step 5/10, saved" in output  # rank 0 speaks, another rank had it
+    assert "resumed from" in (folder / "two-resumed.out").read_text()
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_resume_at_another_number_of_ranks(one, two, four, ranks) -> None:
+    resumed = one / f"stopped-{ranks}"
+    assert len(rows(resumed)) == 2 * STEPS
+    assert largest_difference(weights(two / "r2-long"), weights(resumed)) < 1e-5
+
+
+def test_tensorboard_has_each_step_once_after_a_resume(two) -> None:
+    events = EventAccumulator(str(two / "stopped-2" / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 2 * STEPS + 1))
+    assert [e.step for e in events.Scalars("validation/loss")] == [0, 2, 4, 6, 8, 10]
+
+
+def test_a_loss_that_is_not_finite_skips_the_step_on_all_ranks(one, two) -> None:
+    curve = rows(two / "r2-nan")
+    assert [curve[step]["train/skipped_steps"] for step in range(1, STEPS + 1)] == [1, 1, 1, 1, 1]
+    assert curve[1]["train/loss"] != curve[1]["train/loss"]  # NaN is logged as it is
+    # Nothing moved in the skipped step: the second one starts from the pretrained weights.
+    assert all(torch.isfinite(tensor).all() for tensor in weights(two / "r2-nan").values())
+    assert largest_difference(weights(one / "r1"), weights(two / "r2-nan")) > 1e-4
+
+
+def test_five_bad_steps_in_a_row_stop_the_run_with_a_good_checkpoint(folder, two) -> None:
+    output = (folder / "two.out").read_text()
+    assert "error: loss or gradient norm was not finite in 5 steps in a row, up to step 7" in output
+    checkpoints = two / "r2-nans" / "checkpoints"
+    state = json.loads((checkpoints / (checkpoints / "latest").read_text() / "state.json").read_text())
+    assert (state["step"], state["skipped"]) == (6, 4)  # saved every step; weights are those of step 2
+
+
+def test_a_step_without_target_tokens_changes_nothing(folder, alone) -> None:
+    base = AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
+    silent, answered = weights(alone / "silent-first"), weights(alone / "answer-first")
+    base = {name: base[name] for name in silent}
+    assert largest_difference(base, silent) == 0.0
+    assert largest_difference(base, answered) > 1e-4
+
+
+def test_the_export_is_a_hugging_face_directory(folder, one) -> None:
+    model, load = AutoModelForCausalLM.from_pretrained(one / "r1" / "export", output_loading_info=True)
+    assert not load["missing_keys"] and not load["unexpected_keys"]
+    exported, original = (
+        AutoTokenizer.from_pretrained(one / "r1" / "export"),
+        AutoTokenizer.from_pretrained(folder / "model"),
+    )
+    text = "The LCR is 97.3%.\n\tC 03.00 r0010 <|im_end|>"
+    assert exported.encode(text) == original.encode(text)
+    messages = [{"role": "user", "content": "q"}]
+    assert exported.apply_chat_template(messages, tokenize=False) == original.apply_chat_template(
+        messages, tokenize=False
+    )
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    assert model.config.use_cache and model.config.architectures == ["LlamaForCausalLM"]
+
+
+def test_a_signal_in_a_step_longer_than_the_grace(folder) -> None:
+    """The second step has a million micro-batches. torchrun kills after 30 s; the state of step 1 is there before."""
+    process = start(folder, "endless", 2, [run_of(folder, "endless", "data.validation=", plant="endless_step:1")])
+    metrics = folder / "runs" / "endless" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.is_file() and metrics.read_text()):
+        pass  # the first step is not done yet
+    process.terminate()
+    process.wait()
+    output = (folder / "endless.out").read_text()
+    for rank in range(2):
+        assert (folder / f"endless.0.rank{rank}.exit").read_text() == "0", output[-3000:]
+    assert (folder / "runs" / "endless" / "checkpoints" / "latest").read_text() == "step-000001"
+
+
+@pytest.mark.parametrize("moment", ["data", "latest"])
+def test_kill_nine_during_a_save(folder, one, moment) -> None:
+    """The first checkpoint is intact, and the resumed run ends like one that was never killed."""
+    name = f"killed-{moment}"
+    overrides = ("run.save_every=1",)
+    killed = start(folder, name, 0, [run_of(folder, name, *overrides, plant=f"kill:{moment}")])
+    assert killed.wait() == -9
+    checkpoints = folder / "runs" / name / "checkpoints"
+    assert (checkpoints / "latest").read_text() == "step-000001"
+    assert (checkpoints / "step-000002").is_dir() == (moment == "latest")
+    output = launch(folder, f"{name}-resumed", 0, [run_of(folder, name, *overrides)])
+    assert "resumed from" in output and "step-000001" in output
+    assert not list(checkpoints.glob("*.tmp"))
+    assert largest_difference(weights(folder / "runs" / "p1"), weights(folder / "runs" / name)) == 0.0
+    assert len(rows(folder / "runs" / name)) == STEPS

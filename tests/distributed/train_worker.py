@@ -1,0 +1,131 @@
+"""Runs train.py's own `main` several times in one torchrun launch, each with a plan: arguments and what to break.
+
+    torchrun --nproc_per_node=N tests/distributed/train_worker.py plan.json
+
+plan.json: a list of {"arguments": [...], "plant": name or null, "expect": exit code}. One launch per world size, because
+starting processes costs more than the tiny runs. The exit code of every run and rank is written beside the plan.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[2]
+sys.path[0] = str(root)
+
+import torch
+
+import distributed.checkpoint
+import distributed.sharding
+import train
+from data.batches import MicroBatch
+from model.language_model import PackedLanguageModel
+
+RANK = int(os.environ.get("RANK", 0))
+
+
+def plant(name: str | None, set_attribute) -> None:
+    """Break train.py as `name` says; `set_attribute(object, name, value)` remembers what to put back."""
+    if name is None:
+        return
+    kind, _, argument = name.partition(":")
+    if kind == "fsdp_division_on":
+        set_attribute(distributed.sharding, "sum_gradients", lambda model: None)
+    elif kind == "mean_of_means":
+        # loss_m / n_m / number of micro-batches: what averaging per micro-batch does.
+        world_size, rows = int(os.environ.get("WORLD_SIZE", 1)), int(argument)
+        forward, plan_training = PackedLanguageModel.forward, train.plan_training
+
+        def mean(self, batch: MicroBatch) -> torch.Tensor:
+            return forward(self, batch) / max(1, batch.target_ids.numel())
+
+        def plan(*arguments, **options) -> object:
+            made = plan_training(*arguments, **options)
+            micro = tuple(-(-len(step) // (world_size * rows)) * world_size for step in made.steps)
+            return dataclasses.replace(made, num_target_tokens=micro)
+
+        set_attribute(PackedLanguageModel, "forward", mean)
+        set_attribute(train, "plan_training", plan)
+    elif kind == "signal_at_micro_batch":
+        # A real SIGTERM, to the last rank alone, in the middle of a step.
+        count, collate, last = iter(range(10**9)), train.collate, int(os.environ.get("WORLD_SIZE", 1)) - 1
+
+        def signalled(*arguments) -> MicroBatch:
+            if next(count) == int(argument) and last == RANK:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return collate(*arguments)
+
+        set_attribute(train, "collate", signalled)
+    elif kind == "endless_step":
+        # From this step on a step has so many micro-batches that it would outlast every grace.
+        steps, micro_batches = iter(range(10**9)), train.micro_batches
+
+        def endless(*arguments) -> list:
+            return micro_batches(*arguments) * (10**6 if next(steps) >= int(argument) else 1)
+
+        set_attribute(train, "micro_batches", endless)
+    elif kind == "not_finite":
+        # On the last rank alone, in the forwards numbered so.
+        bad, count, forward = {int(n) for n in argument.split(",")}, iter(range(10**9)), PackedLanguageModel.forward
+        last = int(os.environ.get("WORLD_SIZE", 1)) - 1
+
+        def broken(self, batch: MicroBatch) -> torch.Tensor:
+            loss = forward(self, batch)
+            return loss * float("nan") if next(count) in bad and last == RANK else loss
+
+        set_attribute(PackedLanguageModel, "forward", broken)
+    elif kind == "kill":
+        # kill -9 in the second save: before anything is complete (`data`), or between the rename and `latest`.
+        saves = iter(range(10**9))
+        if argument == "data":
+            finish = distributed.checkpoint.dcp.FileSystemWriter.finish
+
+            def killed(self, *arguments, **options) -> None:
+                if next(saves) == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                finish(self, *arguments, **options)
+
+            set_attribute(distributed.checkpoint.dcp.FileSystemWriter, "finish", killed)
+        else:
+            write = distributed.checkpoint.write_durably
+
+            def killed_write(path: Path, text: str) -> None:
+                if path.name == "latest" and next(saves) == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                write(path, text)
+
+            set_attribute(distributed.checkpoint, "write_durably", killed_write)
+    else:
+        raise ValueError(name)
+
+
+def main() -> None:
+    plan_file = Path(sys.argv[1])
+    # One process group for all runs: torchrun's store cannot be joined a second time.
+    initialise, destroy = torch.distributed.init_process_group, torch.distributed.destroy_process_group
+    torch.distributed.init_process_group = lambda *a, **o: torch.distributed.is_initialized() or initialise(*a, **o)
+    torch.distributed.destroy_process_group = lambda: None
+    for number, run in enumerate(json.loads(plan_file.read_text())):
+        changed = []
+
+        def set_attribute(target: object, name: str, value: object, changed: list = changed) -> None:
+            changed.append((target, name, getattr(target, name)))
+            setattr(target, name, value)
+
+        plant(run.get("plant"), set_attribute)
+        sys.argv = ["train.py", *run["arguments"]]
+        try:
+            train.exit_with_one_sentence(train.main)
+        except SystemExit as leaving:
+            code = leaving.code or 0
+        for target, name, value in reversed(changed):
+            setattr(target, name, value)
+        plan_file.with_suffix(f".{number}.rank{RANK}.exit").write_text(str(code))
+    destroy()
+
+
+if __name__ == "__main__":
+    main()
