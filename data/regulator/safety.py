@@ -102,3 +102,29 @@ def _check_size(path: Path, name: str, size: int, packed: int) -> None:
         raise UserError(f"{path}: {name} has {size} bytes, over {MAX_MEMBER_BYTES}; refused")
     if size > RATIO_FREE_BYTES and size > MAX_RATIO * max(packed, 1):
         raise UserError(f"{path}: {name} expands {size // max(packed, 1)} times; refused as a possible zip bomb")
+
+
+def strict_xml(where: str, content: bytes):  # noqa: ANN201 (an lxml tree)
+    """Parse XML strictly; returns the lxml tree. Nothing is fetched, expanded or repaired.
+
+    Raises UserError, beginning with `where`, for what is empty, not well-formed or wrongly encoded, for any entity that
+    is declared (internal, external or parameter) and for any that is used beyond the five of XML.
+    """
+    try:
+        from lxml import etree
+    except ImportError as error:
+        raise UserError(f"{where}: reading it needs lxml; pip install lxml") from error
+    if not content.strip():
+        raise UserError(f"{where}: the file is empty")
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, recover=False)
+    try:
+        tree = etree.fromstring(content, parser).getroottree()
+    except (etree.XMLSyntaxError, ValueError) as error:
+        reason = getattr(error, "msg", None) or error
+        raise UserError(f"{where}: not well-formed XML ({reason}); ask for the file again") from error
+    dtd = tree.docinfo.internalDTD
+    if dtd is not None and next(dtd.iterentities(), None) is not None:
+        raise UserError(f"{where}: the file declares entities, which can hide other files or grow without end; refused")
+    if next(tree.iter(etree.Entity), None) is not None:
+        raise UserError(f"{where}: the file uses an entity that it does not define; refused")
+    return tree

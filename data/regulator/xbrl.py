@@ -1,34 +1,70 @@
 """A bank's report file -> `Report`: the one door through which report files come in.
 
-`read_report` opens a file or a package, `merge_reports` joins the packages (one per module) of a bank and a date.
+`read_report` opens a file or a package of any XBRL syntax, `merge_reports` joins the packages (one per module) that a bank
+files for one date.
 """
 
+import functools
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from data.regulator.arelle_reader import read_concepts, read_with_arelle
+from data.regulator.assemble import Concept, Filing, assemble
 from data.regulator.dpm import Cells, load_cells
 from data.regulator.report import Fact, Report, describe, disagreements
-from data.regulator.safety import open_package
+from data.regulator.safety import MAX_MEMBER_BYTES, Package, open_package, strict_xml
 from data.regulator.xbrl_csv import read_csv_package
+from data.regulator.xbrl_json import load_json, read_json
 from errors import UserError
 
 __all__ = ["Fact", "Report", "describe", "merge_reports", "read_report"]
 
+INSTANCE = "{http://www.xbrl.org/2003/instance}xbrl"
+INLINE = ("http://www.xbrl.org/2013/inlineXBRL", "http://www.xbrl.org/2008/inlineXBRL")
+SCHEMA_REF = "{http://www.xbrl.org/2003/linkbase}schemaRef"
+HREF = "{http://www.w3.org/1999/xlink}href"
+XML_NAMES = (".xbrl", ".xml", ".xhtml", ".html", ".htm")
 
-def read_report(path: Path | str, cells: Cells | None = None) -> Report:
-    """Read one report. Whatever cannot be trusted is refused with one UserError; what is odd becomes a warning.
 
-    `cells` gives the datapoints their cells and types (default: `load_cells()`).
+def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence[Path] = ()) -> Report:
+    """Read one report: xBRL-XML, iXBRL, xBRL-JSON, or a package (zip or unpacked folder) with one of them or xBRL-CSV.
+
+    `cells` gives EBA facts their cells and types (default: `load_cells()`); `taxonomy` names taxonomy packages that give
+    the facts of other taxonomies types and labels. What cannot be trusted is refused with a UserError of one sentence;
+    what is merely odd (dangling references, numbers that are none, duplicates that disagree) becomes a warning.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
-    package = open_package(path)
-    candidates = [name for name in package.names if name.rpartition("/")[2] == "report.json"]
-    if len(candidates) != 1:
-        raise UserError(f"{path}: {len(candidates)} files named report.json; an xBRL-CSV package has exactly one")
-    return read_csv_package(package, candidates[0], cells or load_cells())
+    cells = cells or load_cells()
+    taxonomy = tuple(Path(package).resolve() for package in taxonomy)
+    if path.is_dir():
+        return _read_package(open_package(path), cells, taxonomy)
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= MAX_MEMBER_BYTES else b""
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    if size > MAX_MEMBER_BYTES:
+        raise UserError(f"{path}: {size} bytes, over {MAX_MEMBER_BYTES}; refused")
+    if content.startswith(b"PK"):
+        return _read_package(open_package(path), cells, taxonomy)
+    if not content.strip():
+        raise UserError(f"{path}: the file is empty")
+    if _is_json(content):
+        document = load_json(str(path), content)
+        if _document_type(document).endswith("xbrl-csv"):
+            return read_csv_package(open_package(path.parent), path.name, cells)
+        return _finish(_json_filing(path, str(path), document), cells, taxonomy)
+    if path.suffix.lower() == ".csv":
+        raise UserError(
+            f"{path}: one table of an xBRL-CSV report; give its package, a zip or the folder with report.json"
+        )
+    form, entry_points = _xml_form(str(path), content)
+    if form is None:
+        raise UserError(f"{path}: XML, but neither an XBRL instance nor inline XBRL")
+    return _finish(replace(read_with_arelle(path, form, [content]), taxonomy=entry_points), cells, taxonomy)
 
 
 def merge_reports(reports: Iterable[Report]) -> Report:
@@ -70,6 +106,104 @@ def merge_reports(reports: Iterable[Report]) -> Report:
         facts=merged,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def is_package(folder: Path) -> bool:
+    """Whether a folder is an unpacked report package, and not a folder of reports."""
+    below = ("META-INF/reportPackage.json", "reports/report.json", "report.json")
+    return any(path.is_file() for name in below for path in (folder / name, *folder.glob(f"*/{name}")))
+
+
+def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) -> Report:
+    """Find the one report of a package: under `reports/` where there is such a folder, as the specification has it."""
+    path = package.path
+    names = [name for name in package.names if "META-INF/" not in f"/{name}"]
+    names = [name for name in names if "/reports/" in f"/{name}"] or names
+    found: list[tuple[str, str]] = []  # (syntax, member)
+    documents, entry_points, contents = {}, {}, {}
+    for name in names:
+        where = f"{path}: {name}"
+        if name.lower().endswith(".json"):
+            documents[name] = load_json(where, package.read(name))
+            kind = _document_type(documents[name])
+            found += [(kind[kind.rfind("xbrl-") :], name)] if kind.endswith(("xbrl-csv", "xbrl-json")) else []
+        elif name.lower().endswith(XML_NAMES):
+            contents[name] = package.read(name)
+            form, entry_points[name] = _xml_form(where, contents[name])
+            found += [(form, name)] if form else []
+    folders = {(syntax, name.rpartition("/")[0]) for syntax, name in found}
+    if len(found) != 1 and not (len(folders) == 1 and found[0][0] == "iXBRL"):
+        what = (
+            "no XBRL report" if not found else f"{len(found)} reports ({', '.join(name for _, name in found[:3])} ...)"
+        )
+        raise UserError(f"{path}: the package holds {what}; one is expected (a report.json or an instance in reports/)")
+    syntax, name = found[0]
+    if syntax == "xbrl-csv":
+        return read_csv_package(package, name, cells)
+    if syntax == "xbrl-json":
+        return _finish(_json_filing(path, f"{path}: {name}", documents[name]), cells, taxonomy)
+    filing = read_with_arelle(path, syntax, [contents[name] for _, name in found])
+    urls = tuple(dict.fromkeys(url for _, name in found for url in entry_points[name]))
+    return _finish(replace(filing, taxonomy=urls), cells, _with_own_taxonomy(package, taxonomy))
+
+
+def _with_own_taxonomy(package: Package, taxonomy: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The user's taxonomy packages and, beside them, the extension taxonomy of an inline report package (ESEF has one)."""
+    manifest = next((name for name in package.names if name.endswith("META-INF/taxonomyPackage.xml")), None)
+    if not taxonomy or manifest is None:
+        return taxonomy
+    for name in package.names:
+        if name.lower().endswith((".xsd", ".xml")):
+            strict_xml(f"{package.path}: {name}", package.read(name))
+    return (*taxonomy, package.path.resolve() / manifest if package.path.is_dir() else package.path.resolve())
+
+
+def _finish(filing: Filing, cells: Cells, taxonomy: tuple[Path, ...]) -> Report:
+    if not filing.filed and not filing.indicators:
+        raise UserError(f"{filing.path}: the report holds no facts")
+    concepts = None
+    if taxonomy:
+        concepts = _concepts(filing.taxonomy, taxonomy)
+        if not concepts:
+            missing = ", ".join(filing.taxonomy) or "no schema that the report names"
+            filing = replace(filing, warnings=(*filing.warnings, f"the taxonomy package holds nothing for {missing}"))
+    return assemble(filing, cells, concepts)
+
+
+@functools.lru_cache(maxsize=8)
+def _concepts(entry_points: tuple[str, ...], packages: tuple[Path, ...]) -> dict[tuple[str, str], Concept]:
+    for package in packages:
+        if not package.is_file():
+            raise UserError(f"{package}: no such taxonomy package")
+    return read_concepts(entry_points, packages)
+
+
+def _json_filing(path: Path, where: str, document: dict) -> Filing:
+    kind = _document_type(document)
+    if not re.search(r"xbrl\.org/.*xbrl-json/?$", kind):
+        raise UserError(f"{where}: documentType is {kind!r}; expected https://xbrl.org/2021/xbrl-json")
+    return read_json(path, where, document)
+
+
+def _is_json(content: bytes) -> bool:
+    return content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+
+
+def _document_type(document: dict) -> str:
+    return str(document["documentInfo"].get("documentType", ""))
+
+
+def _xml_form(where: str, content: bytes) -> tuple[str | None, tuple[str, ...]]:
+    """(syntax or None, the absolute schema addresses that the file names), after a strict parse."""
+    tree = strict_xml(where, content)
+    root = tree.getroot()
+    form = None
+    if root.tag == INSTANCE:
+        form = "xBRL-XML"
+    elif any(next(root.iter(f"{{{namespace}}}*"), None) is not None for namespace in INLINE):
+        form = "iXBRL"
+    hrefs = [element.get(HREF) or "" for element in root.iter(SCHEMA_REF)]
+    return form, tuple(href for href in hrefs if href.startswith(("http://", "https://")))
 
 
 def _identity(fact: Fact) -> list:

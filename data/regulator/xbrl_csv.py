@@ -7,15 +7,15 @@ the DPM (`dpm.py`); without it, whatever looks like a number is one.
 import csv
 import datetime
 import io
-import json
 import re
 from collections.abc import Iterator
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
-from data.regulator.dpm import Cell, Cells
-from data.regulator.report import Fact, Report, describe, disagreements
+from data.regulator.dpm import Cell, Cells, local
+from data.regulator.report import Fact, Report, describe, disagreements, parse_number
 from data.regulator.safety import Package
+from data.regulator.xbrl_json import load_json
 from errors import UserError
 
 DOCUMENT_TYPE = re.compile(r"https?://xbrl\.org/((CR|PR|REC|PWD|WGWD)/)?\d{4}(-\d\d-\d\d)?/xbrl-csv/?")
@@ -25,7 +25,6 @@ DECIMALS_OF = {  # DPM type -> the parameter that gives its decimals
     "integer": "decimalsInteger",
     "decimal": "decimalsDecimal",
 }
-NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 MAX_FIELD = 2**20  # characters
 
 
@@ -51,29 +50,20 @@ def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report
     return Report(
         path=path,
         format="xBRL-CSV",
-        entity=local_name(parameters["entityID"]),
+        entity=local(parameters["entityID"]),
         period=parameters["refPeriod"],
-        currency=local_name(currency) if currency else None,
+        currency=local(currency) if currency else None,
         filing_indicators=indicators,
         facts=tuple(facts),
         warnings=tuple(warnings + disagreements(tuple(facts))),
     )
 
 
-def local_name(name: str) -> str:
-    """`rs:LEI.CON` -> `LEI.CON`, `iso4217:EUR` -> `EUR`: the part after the prefix."""
-    return name.rpartition(":")[2]
-
-
 def _check_metadata(path: Path, name: str, content: bytes) -> None:
-    """A readable JSON object of the type xBRL-CSV that extends one taxonomy module."""
-    try:
-        document = json.loads(content.decode("utf-8-sig"))
-        info = document["documentInfo"]
-        kind, extends = str(info.get("documentType", "")), info.get("extends", [])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: {name} is not JSON with a documentInfo ({error})") from error
-    if not DOCUMENT_TYPE.fullmatch(kind):
+    """The metadata must be of the type xBRL-CSV and extend a taxonomy module."""
+    info = load_json(f"{path}: {name}", content)["documentInfo"]
+    kind, extends = info.get("documentType"), info.get("extends")
+    if not DOCUMENT_TYPE.fullmatch(str(kind)):
         raise UserError(f"{path}: {name} has documentType {kind!r}; expected https://xbrl.org/2021/xbrl-csv")
     if not isinstance(extends, list) or not extends:
         raise UserError(f"{path}: {name} extends no module; only reports on an EBA taxonomy module are read")
@@ -152,7 +142,7 @@ def _read_table(
 ) -> None:
     """Append the facts of one table file, one per row."""
     where = f"{package.path}: {name}"
-    entity, period = local_name(parameters["entityID"]), parameters["refPeriod"]
+    entity, period = local(parameters["entityID"]), parameters["refPeriod"]
     blank = 0
     for line, row in rows(package, name):
         if "datapoint" not in row or "factValue" not in row:
@@ -199,11 +189,8 @@ def _value(
     suffix = re.fullmatch(r"(.+)d([+-]?[0-9]{1,4}|INF)", number)  # a decimals suffix: 1234d-3
     if suffix:
         number, decimals = suffix.groups()
-    if not NUMBER.fullmatch(number):
-        return text, None, False
-    try:
-        value = Decimal(number)
-    except InvalidOperation:
+    value = parse_number(number)
+    if value is None:
         return text, None, False
     return value, int(decimals) if decimals and decimals != "INF" else decimals or None, True
 

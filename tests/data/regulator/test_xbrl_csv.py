@@ -140,7 +140,7 @@ def test_repeats_within_their_rounding_agree(tmp_path):
         "c_47.00.csv": "datapoint,factValue\r\ndp3220634,100400\r\n",
     }
     assert read(package(tmp_path, **tables)).warnings == ()
-    tables["c_47.00.csv"] = "datapoint,factValue\r\ndp3220634,101000\r\n"
+    tables["c_47.00.csv"] = "datapoint,factValue\r\ndp3220634,101001\r\n"
     assert len(read(package(tmp_path, **tables)).warnings) == 1
 
 
@@ -154,9 +154,9 @@ def test_empty_values_report_nothing_and_are_counted(tmp_path):
     ("changes", "sentence"),
     [
         ({"report.json": None}, "report.json"),
-        ({"report.json": "{"}, "not JSON"),
-        ({"report.json": "[1]"}, "not JSON"),
-        ({"report.json": REPORT_JSON.replace("xbrl-csv", "xbrl-json")}, "documentType"),
+        ({"report.json": "{"}, "not valid JSON"),
+        ({"report.json": "[1]"}, "no XBRL report"),
+        ({"report.json": REPORT_JSON.replace("2021/xbrl-csv", "xbrl-csv")}, "documentType"),
         ({"report.json": REPORT_JSON.replace(f'"{EXTENDS}"', "")}, "extends no module"),
         ({"parameters.csv": None}, "parameters.csv is missing"),
         ({"parameters.csv": PARAMETERS.replace("refPeriod", "period")}, "gives no refPeriod"),

@@ -1,0 +1,102 @@
+"""scripts/read_report.py as people call it."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from decimal import Decimal
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+REPORT = {
+    "documentInfo": {
+        "documentType": "https://xbrl.org/2021/xbrl-csv",
+        "extends": ["http://example.org/mod/corep_of.json"],
+    }
+}
+PARAMETERS = "name,value\nentityID,rs:{}\nrefPeriod,2026-03-31\nbaseCurrency,iso4217:EUR\ndecimalsMonetary,-3\ndecimalsPercentage,4\n"
+
+
+def package(path: Path, entity: str, **tables: str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("bank/reports/report.json", json.dumps(REPORT))
+        archive.writestr("bank/reports/parameters.csv", PARAMETERS.format(entity))
+        for name, rows in tables.items():
+            archive.writestr(f"bank/reports/{name}.csv", "datapoint,factValue\n" + rows)
+    return path
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "scripts/read_report.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_facts_then_a_summary(tmp_path):
+    file = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.04312345678901234567\ndp3214277,-5000\n"})
+    done = run(file)
+    assert (done.returncode, done.stderr) == (0, "")
+    ratio, surplus, last = [json.loads(line, parse_float=Decimal) for line in done.stdout.splitlines()]
+    assert ratio == {
+        "concept": "dp3221256",
+        "value": Decimal("0.04312345678901234567"),
+        "unit": "xbrli:pure",
+        "decimals": 4,
+        "entity": "LEI1",
+        "period": "2026-03-31",
+        "dimensions": {},
+        "cell": ["C_03.00", "r0010", "c0010"],
+    }
+    assert surplus["value"] == -5000
+    summary = last["summary"]
+    assert (summary["format"], summary["entity"], summary["period"]) == ("xBRL-CSV", "LEI1", "2026-03-31")
+    assert (summary["facts"], summary["numeric_facts"], summary["warnings"]) == (2, 2, [])
+
+
+def test_text_and_rules(tmp_path):
+    file = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.0431\n"})
+    assert "4.31%" in run(file, "--text").stdout
+    results = [json.loads(line) for line in run(file, "--rules").stdout.splitlines()]
+    states = {row["rule_id"]: row["state"] for row in results if "rule_id" in row}
+    assert states["CET1_MIN"] == "violated"
+
+
+def test_two_modules_of_one_bank_are_one_report(tmp_path):
+    one = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.05\n"})
+    two = package(tmp_path / "b.zip", "LEI1", **{"c_76.00.a": "dp5435202,1.1\n"})
+    done = run(one, two, "--summary")
+    assert json.loads(done.stdout)["summary"]["facts"] == 2
+    done = run(one, package(tmp_path / "c.zip", "LEI2", **{"c_76.00.a": "dp5435202,1.1\n"}))
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_folder_is_read_past_its_bad_files(tmp_path):
+    for number in range(5):
+        package(tmp_path / f"bank{number}.zip", f"LEI{number}", **{"c_03.00": "dp3221256,0.05\n"})
+    (tmp_path / "deep").mkdir()
+    with zipfile.ZipFile(package(tmp_path / "deep.zip", "LEI9", **{"c_03.00": "dp3221256,0.05\n"})) as archive:
+        archive.extractall(tmp_path / "deep")
+    (tmp_path / "deep.zip").unlink()
+    (tmp_path / "bad.xbrl").write_text("<xbrl>")
+    (tmp_path / "notes.txt").write_text("not a report")
+    done = run(tmp_path, "--workers", 2)
+    assert done.returncode == 2
+    assert f"error: {tmp_path / 'bad.xbrl'}: not well-formed" in done.stderr
+    assert "6 reports read, 1 refused" in done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["summary"]["entity"] for row in rows if "summary" in row] == [
+        "LEI0",
+        "LEI1",
+        "LEI2",
+        "LEI3",
+        "LEI4",
+        "LEI9",
+    ]
+    assert sum("concept" in row for row in rows) == 6
+    assert {row["file"] for row in rows} == {str(tmp_path / f"bank{n}.zip") for n in range(5)} | {
+        str(tmp_path / "deep")
+    }
+
+
+def test_a_folder_without_reports_is_one_sentence(tmp_path):
+    done = run(tmp_path)
+    assert done.returncode == 2 and "no report in it" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,322 @@
+"""xBRL-XML and inline XBRL: each trap of the syntaxes, EBA facts to cells, a taxonomy package."""
+
+import zipfile
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from data.regulator.dpm import BUILT_IN, load_cells
+from data.regulator.xbrl import read_report
+from errors import UserError
+
+pytest.importorskip("arelle")
+
+NAMESPACES = """xmlns:xbrli="http://www.xbrl.org/2003/instance" xmlns:link="http://www.xbrl.org/2003/linkbase"
+ xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"
+ xmlns:xbrldi="http://xbrl.org/2006/xbrldi" xmlns:iso4217="http://www.xbrl.org/2003/iso4217"
+ xmlns:find="http://www.eurofiling.info/xbrl/ext/filing-indicators" xmlns:t="http://example.org/t"
+ xmlns:eba_met="http://www.eba.europa.eu/xbrl/crr/dict/met" xmlns:eba_typ="http://www.eba.europa.eu/xbrl/crr/dict/typ"
+ xmlns:eba_dim_4.0="http://www.eba.europa.eu/xbrl/crr/dict/dim/4.0" xmlns:eba_qTP="http://example.org/qTP"
+ xmlns:eba_qOR="http://example.org/qOR" xmlns:eba_qAF="http://example.org/qAF" """
+ENTITY = '<xbrli:entity><xbrli:identifier scheme="https://eurofiling.info/eu/rs">LEI1.CON</xbrli:identifier>{}</xbrli:entity>'
+INSTANT = "<xbrli:period><xbrli:instant>2026-03-31</xbrli:instant></xbrli:period>"
+YEAR = "<xbrli:period><xbrli:startDate>2020-01-01</xbrli:startDate><xbrli:endDate>2020-12-31</xbrli:endDate></xbrli:period>"
+UNITS = """<xbrli:unit id="eur"><xbrli:measure>iso4217:EUR</xbrli:measure></xbrli:unit>
+<xbrli:unit id="pure"><xbrli:measure>xbrli:pure</xbrli:measure></xbrli:unit>
+<xbrli:unit id="per"><xbrli:divide><xbrli:unitNumerator><xbrli:measure>iso4217:EUR</xbrli:measure></xbrli:unitNumerator>
+<xbrli:unitDenominator><xbrli:measure>xbrli:shares</xbrli:measure></xbrli:unitDenominator></xbrli:divide></xbrli:unit>"""
+SCHEMA_REF = '<link:schemaRef xlink:type="simple" xlink:href="http://example.org/t.xsd"/>'
+
+
+def context(name: str, period: str = INSTANT, scenario: str = "", segment: str = "") -> str:
+    scenario = f"<xbrli:scenario>{scenario}</xbrli:scenario>" if scenario else ""
+    segment = f"<xbrli:segment>{segment}</xbrli:segment>" if segment else ""
+    return f'<xbrli:context id="{name}">{ENTITY.format(segment)}{period}{scenario}</xbrli:context>'
+
+
+def member(dimension: str, value: str) -> str:
+    return f'<xbrldi:explicitMember dimension="{dimension}">{value}</xbrldi:explicitMember>'
+
+
+def instance(body: str, contexts: str = "") -> str:
+    return (
+        f"<xbrli:xbrl {NAMESPACES}>{SCHEMA_REF}{UNITS}{context('c')}{context('d', YEAR)}{contexts}{body}</xbrli:xbrl>"
+    )
+
+
+def inline(body: str, hidden: str = "", resources: bool = True) -> str:
+    header = ""
+    if resources:
+        header = f"""<div style="display:none"><ix:header><ix:hidden>{hidden}</ix:hidden><ix:references>{SCHEMA_REF}
+            </ix:references><ix:resources>{context("c")}{context("d", YEAR)}{UNITS}</ix:resources></ix:header></div>"""
+    return f"""<html xmlns="http://www.w3.org/1999/xhtml" xmlns:ix="http://www.xbrl.org/2013/inlineXBRL"
+        xmlns:ixt="http://www.xbrl.org/inlineXBRL/transformation/2015-02-26" {NAMESPACES}>
+        <head><title>t</title></head><body>{header}{body}</body></html>"""
+
+
+def read(tmp_path: Path, content: str | bytes, name: str = "report.xbrl", **options):
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_report(file, load_cells(BUILT_IN), **options)
+
+
+def values(report) -> dict[str, object]:
+    return {fact.concept: fact.value for fact in report.facts}
+
+
+def test_an_instance_becomes_facts(tmp_path):
+    report = read(
+        tmp_path,
+        instance('<t:A contextRef="c" unitRef="eur" decimals="-3">1200000</t:A><t:B contextRef="d">text</t:B>'),
+    )
+    assert (report.format, report.entity, report.period, report.currency) == (
+        "xBRL-XML",
+        "LEI1.CON",
+        "2026-03-31",
+        "EUR",
+    )
+    number, text = report.facts
+    assert (number.concept, number.value, number.unit, number.decimals) == ("t:A", Decimal(1200000), "iso4217:EUR", -3)
+    assert number.period == "2026-03-31"
+    assert (text.value, text.unit, text.decimals, text.period) == ("text", None, None, "2020-01-01/2020-12-31")
+    assert report.warnings == ()
+
+
+def test_instants_at_midnight_belong_to_the_day_before(tmp_path):
+    midnight = "<xbrli:period><xbrli:instant>2020-10-01T00:00:00</xbrli:instant></xbrli:period>"
+    noon = "<xbrli:period><xbrli:instant>2020-10-01T12:00:00</xbrli:instant></xbrli:period>"
+    forever = "<xbrli:period><xbrli:forever/></xbrli:period>"
+    contexts = context("m", midnight) + context("n", noon) + context("f", forever)
+    report = read(tmp_path, instance("".join(f'<t:A contextRef="{name}">x</t:A>' for name in "mnf"), contexts))
+    assert [fact.period for fact in report.facts] == ["2020-09-30", "2020-10-01T12:00:00", "forever"]
+
+
+def test_decimals_precision_nil_and_units(tmp_path):
+    body = """<t:A contextRef="c" unitRef="eur" decimals="INF">1.50</t:A>
+        <t:B contextRef="c" unitRef="eur" precision="3">123456</t:B>
+        <t:C contextRef="c" unitRef="per" decimals="2">0.15</t:C>
+        <t:D contextRef="c" unitRef="eur" xsi:nil="true"/>
+        <t:E contextRef="c" unitRef="pure" decimals="four">1</t:E>"""
+    report = read(tmp_path, instance(body))
+    facts = {fact.concept: fact for fact in report.facts}
+    assert (str(facts["t:A"].value), facts["t:A"].decimals) == ("1.50", "INF")
+    assert facts["t:B"].decimals == -3
+    assert facts["t:C"].unit == "iso4217:EUR/xbrli:shares"
+    assert (facts["t:D"].value, facts["t:D"].decimals) == (None, None)
+    assert facts["t:E"].decimals is None
+    assert report.warnings == ("t:E has the decimals 'four', which is neither a whole number nor INF",)
+
+
+def test_explicit_and_typed_dimensions_in_segment_and_scenario(tmp_path):
+    typed = '<xbrldi:typedMember dimension="t:Id"><t:id> X 1 </t:id></xbrldi:typedMember>'
+    contexts = context(
+        "x", scenario=member("t:Dim", "t:m") + typed, segment=member("t:Seg", "t:s") + "<t:other>old</t:other>"
+    )
+    (fact,) = read(tmp_path, instance('<t:A contextRef="x">v</t:A>', contexts)).facts
+    assert fact.dimensions == {"t:Dim": "t:m", "t:Id": "X 1", "t:Seg": "t:s", "t:other": "old"}
+    assert fact.keys == {"Dim": "t:m", "Id": "X 1", "Seg": "t:s", "other": "old"}
+
+
+def test_tuples_and_fractions(tmp_path):
+    body = """<t:Loan><t:Amount contextRef="c" unitRef="eur" decimals="0">7</t:Amount><t:Inner><t:Name contextRef="c">n</t:Name>
+        </t:Inner></t:Loan><t:Share contextRef="c" unitRef="pure"><xbrli:numerator>1</xbrli:numerator>
+        <xbrli:denominator>3</xbrli:denominator></t:Share>"""
+    report = read(tmp_path, instance(body))
+    assert values(report) == {"t:Amount": Decimal(7), "t:Name": "n", "t:Share": "1/3"}
+    assert report.warnings == ()
+
+
+def test_odd_facts_are_read_and_named(tmp_path):
+    body = """<t:A contextRef="missing" unitRef="eur" decimals="0">1</t:A><t:B contextRef="c" unitRef="nope" decimals="0">2</t:B>
+        <t:C contextRef="c" unitRef="eur" decimals="0">2,5</t:C><t:D contextRef="c" unitRef="eur" decimals="0">NaN</t:D>
+        <t:E contextRef="c" unitRef="eur" decimals="0">100</t:E><t:E contextRef="c" unitRef="eur" decimals="INF">101</t:E>"""
+    report = read(tmp_path, instance(body))
+    assert len(report.facts) == 6
+    assert report.facts[0].value == Decimal(1) and report.facts[0].entity == ""
+    assert report.warnings == (
+        "t:A refers to the context missing, which the file does not define",
+        "t:B refers to the unit nope, which the file does not define",
+        "t:C has the non-numeric value '2,5'",
+        "t:D has the non-numeric value 'NaN'",
+        "t:E is reported as 100 and as 101",
+    )
+
+
+def test_duplicates_that_rounding_explains_agree(tmp_path):
+    fact = '<t:E contextRef="c" unitRef="eur" decimals="{}">{}</t:E>'
+    assert read(tmp_path, instance(fact.format(-3, 100000) + fact.format(0, 100400))).warnings == ()
+    assert len(read(tmp_path, instance(fact.format(-3, 100000) + fact.format(0, 100501))).warnings) == 1
+
+
+def test_a_second_entity_is_a_warning(tmp_path):
+    other = context("o").replace("LEI1", "LEI2")
+    report = read(
+        tmp_path, instance('<t:A contextRef="c">1</t:A><t:B contextRef="c">1</t:B><t:A contextRef="o">1</t:A>', other)
+    )
+    assert report.entity == "LEI1.CON"
+    assert report.warnings == ("facts of other entities than LEI1.CON: LEI2.CON",)
+
+
+def test_filing_indicators_are_not_facts(tmp_path):
+    body = """<find:fIndicators><find:filingIndicator contextRef="c">C_01.00</find:filingIndicator>
+        <find:filingIndicator contextRef="c" find:filed="false">C_47.00</find:filingIndicator></find:fIndicators>
+        <t:A contextRef="c">x</t:A>"""
+    report = read(tmp_path, instance(body))
+    assert report.filing_indicators == {"C_01.00": True, "C_47.00": False}
+    assert values(report) == {"t:A": "x"}
+
+
+@pytest.mark.parametrize(("filed", "first"), [("C_01.00", "C_01.00"), ("C_47.00", "C_47.00")])
+def test_an_eba_metric_with_its_dimensions_is_a_cell(tmp_path, filed, first):
+    """Tier 1 capital stands in C 01.00 and in C 47.00; the filed template comes first."""
+    dimensions = member("eba_dim_4.0:qACK", "eba_qTP:qx2008") + member("eba_dim_4.0:qADT", "eba_qOR:qx2060")
+    body = f"""<find:fIndicators><find:filingIndicator contextRef="c">{filed}</find:filingIndicator></find:fIndicators>
+        <eba_met:qABJ contextRef="x" unitRef="eur" decimals="-3">5000</eba_met:qABJ>"""
+    (fact,) = read(tmp_path, instance(body, context("x", scenario=dimensions))).facts
+    cells = [("C_01.00", "r0015", "c0010"), ("C_47.00", "r0320", "c0010")]
+    assert (fact.cell, fact.other_cells) == (cells[first == "C_47.00"], (cells[first != "C_47.00"],))
+    assert fact.keys == {} and len(fact.dimensions) == 2
+
+
+def test_an_open_row_keeps_its_key_and_types_come_from_the_cell(tmp_path):
+    key = '<xbrldi:typedMember dimension="eba_dim_4.0:qINC"><eba_typ:CC>LEI7</eba_typ:CC></xbrldi:typedMember>'
+    amount = member("eba_dim_4.0:qLJI", "eba_qAF:qx2011") + member("eba_dim_4.0:qZZX", "eba_qOR:qx2007")
+    contexts = context("x", scenario=key) + context("y", scenario=key + amount)
+    body = '<eba_met:qEFF contextRef="x">true</eba_met:qEFF><eba_met:qIJJ contextRef="y" unitRef="eur" decimals="0">5</eba_met:qIJJ>'
+    flag, number = read(tmp_path, instance(body, contexts)).facts
+    assert (flag.value, flag.cell, flag.keys) == (True, ("C_28.00", "*", "c030"), {"qINC": "LEI7"})
+    assert (number.value, number.cell, number.keys) == (Decimal(5), ("C_28.00", "*", "c040"), {"qINC": "LEI7"})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "iso-8859-1"])
+def test_encodings_that_the_file_declares(tmp_path, encoding):
+    text = instance('<t:A contextRef="c">Société</t:A>')
+    if encoding == "iso-8859-1":
+        text = '<?xml version="1.0" encoding="iso-8859-1"?>' + text
+    assert values(read(tmp_path, text.encode(encoding))) == {"t:A": "Société"}
+
+
+def test_inline_values(tmp_path):
+    number = '<ix:nonFraction name="t:{}" contextRef="c" unitRef="eur" decimals="{}" {}>{}</ix:nonFraction>'
+    body = number.format("Loss", -3, 'scale="3" sign="-" format="ixt:numdotdecimal"', "1,234")
+    body += number.format("Comma", 0, 'format="ixt:numcommadecimal"', "1.234,5")
+    body += number.format("Nil", 0, 'xsi:nil="true"', "")
+    body += '<ix:nonNumeric name="t:Day" contextRef="d" format="ixt:datedaymonthyearen">31 October 2017</ix:nonNumeric>'
+    body += '<ix:nonNumeric name="t:Note" contextRef="d" continuedAt="k">one <b>'
+    body += (
+        number.format("Nested", "INF", "", "5") + '</b> </ix:nonNumeric><ix:continuation id="k">two</ix:continuation>'
+    )
+    report = read(
+        tmp_path, inline(body, hidden='<ix:nonNumeric name="t:Hidden" contextRef="d">h</ix:nonNumeric>'), "r.xhtml"
+    )
+    assert report.format == "iXBRL"
+    assert values(report) == {
+        "t:Loss": Decimal(-1234000),
+        "t:Comma": Decimal("1234.5"),
+        "t:Nil": None,
+        "t:Day": "2017-10-31",
+        "t:Note": "one 5 two",
+        "t:Nested": Decimal(5),
+        "t:Hidden": "h",
+    }
+    assert report.warnings == ()
+
+
+def test_inline_tuples_and_fractions(tmp_path):
+    body = """<ix:tuple name="t:Loan" tupleID="l"/><ix:nonNumeric tupleRef="l" order="1" name="t:Name" contextRef="c">n</ix:nonNumeric>
+        <ix:fraction name="t:Share" contextRef="c" unitRef="pure"><ix:numerator>1</ix:numerator>/<ix:denominator>3</ix:denominator>
+        </ix:fraction>"""
+    assert values(read(tmp_path, inline(body), "r.html")) == {"t:Name": "n", "t:Share": "1/3"}
+
+
+def test_inline_texts_without_a_value_are_kept_and_named(tmp_path):
+    number = '<ix:nonFraction name="t:{}" contextRef="{}" unitRef="eur" decimals="0" {}>{}</ix:nonFraction>'
+    body = number.format("A", "c", 'format="ixt:nosuchthing"', "2,909")
+    body += number.format("B", "c", 'format="ixt:numdotdecimal"', "12 apples") + number.format("C", "gone", "", "1")
+    report = read(tmp_path, inline(body), "r.xhtml")
+    assert values(report) == {"t:A": "2,909", "t:B": "12 apples", "t:C": Decimal(1)}
+    assert [warning.split(":", 2)[:2] for warning in report.warnings[:1]] == [
+        ["t", "A has a text that its transformation ixt"]
+    ]
+    assert "t:A has the non-numeric value '2,909'" in report.warnings
+    assert "t:B has the non-numeric value '12 apples'" in report.warnings
+    assert "t:C refers to the context gone, which the file does not define" in report.warnings
+
+
+def test_inline_package_of_one_and_of_two_documents(tmp_path):
+    one = inline('<ix:nonNumeric name="t:A" contextRef="c">a</ix:nonNumeric>')
+    two = inline('<ix:nonNumeric name="t:B" contextRef="c">b</ix:nonNumeric>', resources=False)
+    for documents, expected in (
+        ({"one.xhtml": one}, {"t:A": "a"}),
+        ({"one.xhtml": one, "two.xhtml": two}, {"t:A": "a", "t:B": "b"}),
+    ):
+        package = tmp_path / f"package{len(documents)}.zip"
+        with zipfile.ZipFile(package, "w") as archive:
+            archive.writestr("bank/META-INF/reportPackage.json", "{}")
+            archive.writestr("bank/bank.com/lab.xml", "<linkbase/>")
+            for name, content in documents.items():
+                archive.writestr(f"bank/reports/{name}", content)
+        report = read_report(package, load_cells(BUILT_IN))
+        assert (report.format, values(report)) == ("iXBRL", expected)
+
+
+def test_a_zipped_instance_is_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bank.zip", "w") as archive:
+        archive.writestr("bank.xbrl", instance('<t:A contextRef="c">a</t:A>'))
+    assert values(read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))) == {"t:A": "a"}
+    with zipfile.ZipFile(tmp_path / "bank.zip", "a") as archive:
+        archive.writestr("other.xbrl", instance('<t:A contextRef="c">a</t:A>'))
+    with pytest.raises(UserError, match="holds 2 reports"):
+        read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))
+
+
+@pytest.fixture
+def taxonomy(tmp_path) -> Path:
+    """A taxonomy package for the namespace t: an amount with a label and a flag."""
+    element = '<xs:element name="{0}" id="t_{0}" type="xbrli:{1}ItemType" substitutionGroup="xbrli:item" xbrli:periodType="instant"/>'
+    schema = f"""<xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema" {NAMESPACES} targetNamespace="http://example.org/t">
+        <xs:annotation><xs:appinfo><link:linkbaseRef xlink:type="simple" xlink:href="lab.xml"
+        xlink:arcrole="http://www.w3.org/1999/xlink/properties/linkbase"/></xs:appinfo></xs:annotation>
+        <xs:import namespace="http://www.xbrl.org/2003/instance" schemaLocation="http://www.xbrl.org/2003/xbrl-instance-2003-12-31.xsd"/>
+        {element.format("A", "monetary")}{element.format("Flag", "boolean")}</xs:schema>"""
+    labels = f"""<link:linkbase {NAMESPACES}><link:labelLink xlink:type="extended" xlink:role="http://www.xbrl.org/2003/role/link">
+        <link:loc xlink:type="locator" xlink:href="t.xsd#t_A" xlink:label="a"/><link:label xlink:type="resource" xlink:label="b"
+        xlink:role="http://www.xbrl.org/2003/role/label" xml:lang="en">Total assets</link:label><link:labelArc xlink:type="arc"
+        xlink:from="a" xlink:to="b" xlink:arcrole="http://www.xbrl.org/2003/arcrole/concept-label"/></link:labelLink></link:linkbase>"""
+    target = tmp_path / "taxonomy.zip"
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr(
+            "t/META-INF/taxonomyPackage.xml",
+            """<tp:taxonomyPackage xmlns:tp="http://xbrl.org/2016/taxonomy-package" xml:lang="en"><tp:identifier>http://example.org
+            </tp:identifier><tp:name>t</tp:name><tp:description>t</tp:description></tp:taxonomyPackage>""",
+        )
+        archive.writestr(
+            "t/META-INF/catalog.xml",
+            """<catalog xmlns="urn:oasis:names:tc:entity:xmlns:xml:catalog">
+            <rewriteURI uriStartString="http://example.org/" rewritePrefix="../x/"/></catalog>""",
+        )
+        archive.writestr("t/x/t.xsd", schema)
+        archive.writestr("t/x/lab.xml", labels)
+    return target
+
+
+def test_a_taxonomy_package_gives_types_and_labels(tmp_path, taxonomy):
+    content = instance('<t:A contextRef="c" unitRef="eur" decimals="0">5</t:A><t:Flag contextRef="c">true</t:Flag>')
+    report = read(tmp_path, content, taxonomy=[taxonomy])
+    amount, flag = report.facts
+    assert (amount.type, amount.label, amount.value) == ("xbrli:monetaryItemType", "Total assets", Decimal(5))
+    assert (flag.type, flag.label, flag.value) == ("xbrli:booleanItemType", "", True)
+    plain = read(tmp_path, content)  # and nothing of it is left for the next report
+    assert [(fact.type, fact.value) for fact in plain.facts] == [("", Decimal(5)), ("", "true")]
+
+
+def test_a_taxonomy_package_without_the_schema_is_a_warning(tmp_path, taxonomy):
+    content = instance('<t:A contextRef="c" unitRef="eur" decimals="0">5</t:A>').replace(
+        "example.org/t.xsd", "example.org/u.xsd"
+    )
+    report = read(tmp_path, content, taxonomy=[taxonomy])
+    assert report.facts[0].value == Decimal(5)
+    assert report.warnings == ("the taxonomy package holds nothing for http://example.org/u.xsd",)
+    with pytest.raises(UserError, match="no such taxonomy package"):
+        read(tmp_path, content, taxonomy=[tmp_path / "absent.zip"])
