@@ -1,0 +1,19 @@
+"""The short profile is what the quickstart trains on: its bytes do not change when the full one grows."""
+
+import hashlib
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+SHA256 = "36ff57dd582a5eb064e4b9814fccd254547375038054bb7322fded01cfc3bc5e"
+
+
+def test_the_short_corpus_is_the_same_to_the_byte(tmp_path):
+    command = [sys.executable, "scripts/make_reports.py", "--profile", "short", "--examples", "60", "--seed", "0"]
+    command += ["--processes", "1", "--out", str(tmp_path / "short")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    texts = [(tmp_path / "short" / f"{split}.jsonl").read_bytes() for split in ("train", "validation", "test")]
+    assert [text.count(b"\n") for text in texts] == [48, 6, 6]
+    assert hashlib.sha256(b"".join(texts)).hexdigest() == SHA256
