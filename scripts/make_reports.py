@@ -20,7 +20,7 @@ from collections import Counter
 from tqdm import tqdm
 
 from data.regulator.baselines import score_baselines
-from data.regulator.corpus import PROFILES, make_filing
+from data.regulator.corpus import PROFILES, make_filing, rules_of
 from data.regulator.dpm import BUILT_IN, RELEASE, load_cells
 from data.regulator.examples import SPLITS, make_example, read_filing, read_register, split_banks, write_register
 from data.regulator.filing import write_packages
@@ -57,7 +57,7 @@ def read_examples(files: list[list[pathlib.Path]], bank: Addressee, profile: str
         report = read_filing(paths, cells)
         if report.warnings:
             raise RuntimeError(f"{paths[0]}: {report.warnings[0]}")
-        examples.append(make_example(report, bank, cells, look.style, look.letters, look.instruction))
+        examples.append(make_example(report, bank, cells, look.style, look.letters, look.instruction, rules_of(look)))
     return examples
 
 

@@ -11,7 +11,7 @@ from data.regulator.economics import STEP, draw_economics, draw_levels
 from data.regulator.mutations import PLANTS, plant
 from data.regulator.report import Fact, Report
 from data.regulator.reporting import RATIO_DECIMALS, RATIO_ROWS, REQUIREMENT_ROWS, Cells, full_cells, short_cells
-from data.regulator.rules import evaluate, violations
+from data.regulator.rules import Rule, built_in_rules, evaluate, violations
 
 FIRST_PERIOD = datetime.date(2026, 3, 31)  # the modules of DPM release 4.2 hold from here
 MAX_VIOLATIONS = 4
@@ -32,6 +32,7 @@ class Profile:
     near: float = 0.45  # share of ratios within ten steps of a limit
     conceal: tuple[int, ...] = (55, 30, 15)  # weights of 0, 1, 2 figures that are not filed
     troubles: tuple[tuple[int, dict[str, str]], ...] | None = field(default=None, hash=False)
+    rules: tuple[str, ...] = ()  # the rules that its answers know; all if empty
 
 
 FULL = Profile(
@@ -42,6 +43,10 @@ FULL = Profile(
     quarters=2,
     clean=0.36,
     filing_errors=0.25,
+    rules=(
+        *("CET1_MIN", "T1_MIN", "TC_MIN", "TSCR_CET1", "TSCR_T1", "TSCR_TC", "OCR_TC", "LR_MIN", "LR_OLRR", "LCR_MIN"),
+        *("NSFR_MIN", "OF_SUM", "T1_SUM", "LCR_CALC"),
+    ),
 )
 # A few figures a report and one sentence a letter, so that a model of 135M parameters learns it in minutes on a CPU.
 SHORT = Profile(
@@ -61,6 +66,7 @@ SHORT = Profile(
         (12, {"lcr": "minimum"}),
         (12, {"nsfr": "minimum"}),
     ),
+    rules=("CET1_MIN", "TSCR_CET1", "LR_MIN", "LCR_MIN", "NSFR_MIN"),
 )
 PROFILES = {profile.name: profile for profile in (FULL, SHORT)}
 
@@ -100,9 +106,14 @@ def make_filing(seed: int, index: int, quarter: int, profile: Profile) -> Filing
         if figures is None:
             continue
         figures = _conceal(rng, bank, period, figures, profile)
-        found = _violated(bank, period, figures)
+        found = _violated(bank, period, figures, profile)
         if set(errors) <= found and len(found) <= MAX_VIOLATIONS and bool(found) != clean:
             return Filing(bank, period, figures)
+
+
+def rules_of(profile: Profile) -> tuple[Rule, ...]:
+    """The rules that the answers of a profile know."""
+    return tuple(rule for rule in built_in_rules() if not profile.rules or rule.id in profile.rules)
 
 
 def quarter_end(quarter: int) -> str:
@@ -122,12 +133,14 @@ def _conceal(rng: random.Random, bank: Bank, period: str, figures: Cells, profil
     for _ in range(rng.choices(range(len(profile.conceal)), profile.conceal)[0]):
         group = rng.choice([group for group in REQUIREMENT_ROWS + RATIO_ROWS if set(group) & set(figures)])
         fewer = {key: value for key, value in figures.items() if key not in group}
-        if group in REQUIREMENT_ROWS or _violated(bank, period, figures) == _violated(bank, period, fewer):
+        if group in REQUIREMENT_ROWS or _violated(bank, period, figures, profile) == _violated(
+            bank, period, fewer, profile
+        ):
             figures = fewer
     return figures
 
 
-def _violated(bank: Bank, period: str, figures: Cells) -> set[str]:
+def _violated(bank: Bank, period: str, figures: Cells, profile: Profile) -> set[str]:
     """The rules that these figures violate. It only steers the generator: labels are made from the files."""
     facts = []
     for key, value in figures.items():
@@ -135,4 +148,4 @@ def _violated(bank: Bank, period: str, figures: Cells) -> set[str]:
         unit, decimals = ("xbrli:pure", RATIO_DECIMALS) if is_ratio else (bank.currency, bank.decimals)
         facts.append(Fact("", value, unit, decimals, bank.entity, period, {}, key))
     report = Report(pathlib.Path(), "", bank.entity, period, bank.currency, {}, tuple(facts), ())
-    return {result.rule_id for result in violations(evaluate(report))}
+    return {result.rule_id for result in violations(evaluate(report, rules_of(profile)))}

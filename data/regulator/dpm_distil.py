@@ -27,8 +27,8 @@ from errors import UserError
 
 ENTRY_POINT = "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/{framework}/{release}/mod/{module}.json"
 BUILT_IN_CODES = [  # what the rules read and the generator of banks writes
-    *("C_01.00", "C_02.00.a", "C_03.00", "C_04.00", "C_22.00", "C_26.00", "C_28.00", "C_47.00", "C_76.00.a"),
-    *("C_84.00.a", "C_84.00.c", "C_84.00.d", "F_01.01", "F_01.02", "F_01.03", "F_02.00"),
+    *("C_01.00", "C_02.00.a", "C_02.00.b", "C_03.00", "C_04.00", "C_22.00", "C_26.00", "C_27.00", "C_28.00"),
+    *("C_47.00", "C_76.00.a", "C_84.00.a", "C_84.00.c", "C_84.00.d", "F_01.01", "F_01.02", "F_01.03", "F_02.00"),
 ]
 BUILT_IN_COLUMNS = (
     *("datapoint", "table", "row", "column", "type", "table_label", "row_label", "column_label"),

@@ -14,7 +14,7 @@ from data.regulator.directives import directive
 from data.regulator.dpm import Cells
 from data.regulator.render import Addressee, render_report
 from data.regulator.report import Report
-from data.regulator.rules import evaluate, violations
+from data.regulator.rules import Rule, evaluate, violations
 from data.regulator.xbrl import merge_reports, read_report
 from errors import UserError
 
@@ -28,10 +28,16 @@ def read_filing(paths: Iterable[pathlib.Path], cells: Cells) -> Report:
 
 
 def make_example(
-    report: Report, bank: Addressee, cells: Cells, style: str, letters: str, instruction: str = ""
+    report: Report,
+    bank: Addressee,
+    cells: Cells,
+    style: str,
+    letters: str,
+    instruction: str = "",
+    rules: Iterable[Rule] | None = None,
 ) -> dict:
     """The example of one report, without its split. `style` is that of render.py, `letters` that of directives.py."""
-    violated = violations(evaluate(report))
+    violated = violations(evaluate(report, rules))
     text = render_report(report, cells, style, bank)
     answer = write_answer(violated, directive(violated, bank, report.period, letters), style)
     return {

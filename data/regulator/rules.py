@@ -1,36 +1,36 @@
-"""Prudential rules as data (`rules.jsonl`), decided on the figures that a bank itself reported.
-
-A rule's `violated_if` is a small expression over cells, e.g. `{C_03.00,r0010,c0010} < 0.045`: `+ - * /`, `max`,
-comparisons, `and`, `or`, `not`. Two kinds of arithmetic:
+"""Prudential rules as data (`rules.jsonl`, in the language of `formula.py`), decided on the figures that a bank itself reported.
 
 - A **breach** of law is decided on the reported figures as they stand.
-- A **filing** error is a contradiction that rounding cannot explain. Each figure stands for the interval that its
-  `decimals` allow and a rule counts as violated only when every choice inside the intervals violates it (the interval
-  arithmetic of the EBA's filing rules). So `a != b` means that the intervals do not meet.
+- A **filing** error is a contradiction that rounding cannot explain: figures stand for the interval that their
+  `decimals` allow. A rule on computed amounts asks for the same with `"interval": true`.
+- A **trigger** is a duty that a figure sets off, never a violation.
 
-A rule is applied only when all of its tables are filed. `absent_cell` says how a missing figure counts: `unknown`
-leaves the rule undecided, `zero` reads it as 0.
+A rule is applied only when all tables that it needs are filed. `absent_cell` says how a missing figure counts: `unknown`
+leaves the rule undecided, `zero` reads it as 0. A rule over the rows of an open table (`*`) is decided for each row.
 """
 
-import ast
 import functools
 import json
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
+from data.regulator.formula import Formula, Number, arithmetic, exactly, parse_formula, rounded, truth
 from data.regulator.report import CellKey, Fact, Report
 from errors import UserError
 
 RULES_FILE = pathlib.Path(__file__).with_name("rules.jsonl")
-CELL = re.compile(r"\{([A-Z]+_\d+\.\d+(?:\.[a-z])?),(r\d+),(c\d+)\}")
+KINDS = ("breach", "filing", "trigger")
+# CRR Art. 465(1): the output floor as phased in; Art. 92(3) has the rest. Before 2025 there is none.
+OUTPUT_FLOOR = {2025: "0.5", 2026: "0.55", 2027: "0.6", 2028: "0.65", 2029: "0.7"}
+PARAMETERS = frozenset({"output_floor", "output_floor_cap"})
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule. `cells[0]` is the cell that a finding points at; `formula` is `violated_if`, parsed, over names x0, x1, ..."""
+    """One rule. `cells[0]` is the cell that a finding points at."""
 
     id: str
     kind: str  # "breach" of law, "filing" error, "trigger" of a duty
@@ -39,16 +39,17 @@ class Rule:
     cells: tuple[CellKey, ...]
     violated_if: str
     absent_cell: str  # "unknown" or "zero"
-    formula: ast.expr
+    interval: bool  # whether rounding is allowed for
+    formula: Formula
 
 
 @dataclass(frozen=True)
 class RuleResult:
-    """What one rule says about one report. `value` and `limit` are the two sides of its comparison; None if undecided."""
+    """What one rule says about one report, or about one row of an open table. `value` and `limit` are the two sides of its comparison; None if undecided."""
 
     rule_id: str
     kind: str
-    state: str  # "violated", "ok", "undecided"
+    state: str  # "violated" ("triggered" for a trigger), "ok", "undecided"
     cell: CellKey
     value: Decimal | None
     limit: Decimal | None
@@ -56,15 +57,16 @@ class RuleResult:
     legal: str
     unit: str | None  # of the value: a currency, or None for a ratio
     decimals: int | str | None
+    row: str = ""  # the key of the row in an open table
 
 
 @dataclass(frozen=True)
-class _Number:
-    """A reported figure, and the interval that its rounding allows."""
+class _Figures:
+    """The facts of a report by cell. A cell is None where its facts disagree. In open tables each row has a key."""
 
-    value: Decimal
-    low: Decimal
-    high: Decimal
+    closed: dict[CellKey, Fact | None]
+    rows: dict[CellKey, dict[tuple[tuple[str, str], ...], Fact]]
+    tables: set[str]
 
 
 def load_rules(path: str | pathlib.Path = RULES_FILE) -> tuple[Rule, ...]:
@@ -86,184 +88,126 @@ def built_in_rules() -> tuple[Rule, ...]:
 
 
 def evaluate(report: Report, rules: Iterable[Rule] | None = None) -> list[RuleResult]:
-    """Decide every applicable rule on one merged report, in the order of the rules. Rules whose tables are not filed give nothing."""
+    """Decide every applicable rule on one merged report, in the order of the rules. Rules whose tables are not filed give nothing.
+
+    A rule over the rows of an open table gives one result per violated row, or one that says that no row is.
+    """
     figures = _figures(report)
-    tables = {table for table, _, _ in figures}
     results = []
     for rule in built_in_rules() if rules is None else rules:
-        if all(_is_filed(report, table, tables) for table, _, _ in rule.cells):
-            results.append(_decide(rule, figures))
+        needed = {table for table, _, _ in set(rule.cells) - rule.formula.optional}
+        if all(_is_filed(report, table, figures.tables) for table in needed):
+            results += _decide(rule, figures, report.period)
     return results
 
 
 def violations(results: Iterable[RuleResult]) -> list[RuleResult]:
     """The violated ones of `results`: breaches and filing errors. A trigger is a duty, never a violation."""
-    return [result for result in results if result.state == "violated" and result.kind != "trigger"]
+    return [result for result in results if result.state == "violated"]
+
+
+def law_of_the_year(year: int) -> dict[str, Decimal]:
+    """The parameters of the law that change over the years: the output floor and its cap (CRR Art. 92(3), 465(1) and (2))."""
+    if year < min(OUTPUT_FLOOR):
+        return {}
+    cap = "1.25" if year <= 2029 else "1000000"  # from 2030 there is no cap
+    return {"output_floor": Decimal(OUTPUT_FLOOR.get(year, "0.725")), "output_floor_cap": Decimal(cap)}
 
 
 def _parse_rule(row: dict) -> Rule:
-    order: list[CellKey] = []
-
-    def name(match: re.Match) -> str:
-        key = match.groups()
-        if key not in order:
-            order.append(key)
-        return f"x{order.index(key)}"
-
-    source = CELL.sub(name, row["violated_if"])
-    formula = ast.parse(source.strip(), mode="eval").body
+    try:
+        formula = parse_formula(row["violated_if"], PARAMETERS)
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"{row['id']}: {error}") from error
     cells = tuple(tuple(cell) for cell in row["cells"])
-    if cells != tuple(order):
+    if cells != formula.cells:
         raise ValueError(f"the cells of {row['id']} must be those of violated_if, in the same order")
-    if row["kind"] not in ("breach", "filing", "trigger") or row["absent_cell"] not in ("unknown", "zero"):
+    if row["kind"] not in KINDS or row["absent_cell"] not in ("unknown", "zero"):
         raise ValueError(f"{row['id']}: kind or absent_cell has an unknown value")
-    _check(formula, row["id"], {f"x{index}" for index in range(len(cells))})
     keys = ("id", "kind", "title", "legal", "violated_if", "absent_cell")
-    return Rule(**{key: row[key] for key in keys}, cells=cells, formula=formula)
+    interval = row.get("interval", row["kind"] == "filing")
+    return Rule(**{key: row[key] for key in keys}, cells=cells, interval=interval, formula=formula)
 
 
-_OPERATORS = (
-    ast.Add,
-    ast.Sub,
-    ast.Mult,
-    ast.Div,
-    ast.USub,
-    ast.And,
-    ast.Or,
-    ast.Not,
-    ast.Lt,
-    ast.Gt,
-    ast.GtE,
-    ast.LtE,
-    ast.NotEq,
-)
-_NODES = (ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Name, ast.Load, ast.Constant, ast.Call, *_OPERATORS)
-
-
-def _check(formula: ast.expr, rule_id: str, names: set[str]) -> None:
-    """Refuse anything but the small language of the module docstring: a rules file is data, it never runs as code."""
-    for node in ast.walk(formula):
-        allowed = isinstance(node, _NODES)
-        if isinstance(node, ast.Call):
-            allowed = isinstance(node.func, ast.Name) and node.func.id == "max" and not node.keywords
-        elif isinstance(node, ast.Name):
-            allowed = node.id == "max" or node.id in names
-        elif isinstance(node, ast.Constant):
-            allowed = type(node.value) in (int, float)
-        elif isinstance(node, ast.Compare):
-            allowed = len(node.ops) == 1
-        if not allowed:
-            raise ValueError(
-                f"{rule_id}: violated_if holds {ast.unparse(node) if isinstance(node, ast.expr) else node}"
-            )
-    if _first_comparison(formula) is None:
-        raise ValueError(f"{rule_id}: violated_if compares nothing")
-
-
-def _figures(report: Report) -> dict[CellKey, Fact | None]:
-    """The numeric fact of each cell; None where facts of one cell disagree. Open rows (typed keys) are not single cells."""
-    figures: dict[CellKey, Fact | None] = {}
+def _figures(report: Report) -> _Figures:
+    closed: dict[CellKey, Fact | None] = {}
+    rows: dict[CellKey, dict] = {}
+    tables = set()
     for fact in report.facts:
-        if fact.cell is None or not isinstance(fact.value, Decimal):
-            continue
-        for cell in (fact.cell, *fact.other_cells):
-            known = figures.get(cell, fact)
-            figures[cell] = known if known is not None and known.value == fact.value else None
-    return figures
+        for cell in (fact.cell, *fact.other_cells) if fact.cell else ():
+            tables.add(cell[0])
+            if cell[1] == "*":
+                rows.setdefault(cell, {}).setdefault(tuple(sorted(fact.keys.items())), fact)
+            elif isinstance(fact.value, Decimal):
+                known = closed.get(cell, fact)
+                closed[cell] = known if known is not None and known.value == fact.value else None
+    return _Figures(closed, rows, tables)
 
 
-def _is_filed(report: Report, table: str, tables_with_figures: set[str]) -> bool:
+def _is_filed(report: Report, table: str, tables_with_facts: set[str]) -> bool:
     if not report.filing_indicators:
-        return table in tables_with_figures
+        return table in tables_with_facts
     template = re.sub(r"\.[a-z]$", "", table)  # C_76.00.a is the total of template C_76.00
     return report.filing_indicators.get(template, report.filing_indicators.get(table, False))
 
 
-def _decide(rule: Rule, figures: dict[CellKey, Fact | None]) -> RuleResult:
-    numbers = {}
+def _decide(rule: Rule, figures: _Figures, period: str) -> list[RuleResult]:
+    law = law_of_the_year(int(period[:4])) if period[:4].isdigit() else {}
+    if not any(row == "*" for _, row, _ in rule.cells):
+        return [_decide_row(rule, figures.closed, "", law)]
+    results = [_decide_row(rule, facts, name, law) for name, facts in _rows(rule, figures)]
+    broken = [result for result in results if result.state in ("violated", "triggered")]
+    if broken or not results:
+        return broken
+    return [next((result for result in results if result.state == "ok"), results[0])]
+
+
+def _rows(rule: Rule, figures: _Figures) -> Iterator[tuple[str, Mapping[CellKey, Fact | None]]]:
+    """(key, facts) of each row of the open table of `rule.cells[0]`. Other open tables join by the parts of the key they share."""
+    starred = [cell for cell in rule.cells if cell[1] == "*"]
+    main = [cell for cell in starred if cell[0] == starred[0][0]]
+    keys = dict.fromkeys(key for cell in main for key in figures.rows.get(cell, {}))
+    joined: dict[CellKey, dict] = {}
+    for cell in set(starred) - set(main):
+        for key, fact in figures.rows.get(cell, {}).items():
+            for part in key:
+                joined.setdefault(cell, {}).setdefault(part, fact)
+    for key in keys:
+        facts = dict(figures.closed)
+        for cell in starred:
+            found = figures.rows.get(cell, {}).get(key)
+            if cell in joined:
+                found = next((joined[cell][part] for part in key if part in joined[cell]), None)
+            if found is not None:
+                facts[cell] = found
+        yield " ".join(member for _, member in key), facts
+
+
+def _decide_row(rule: Rule, facts: Mapping[CellKey, Fact | None], row: str, law: dict[str, Decimal]) -> RuleResult:
+    numbers: dict[str, Number | None] = {name: exactly(value) for name, value in law.items()}
+    texts = {}
     for index, cell in enumerate(rule.cells):
-        if cell in figures:
-            fact = figures[cell]
-            numbers[f"x{index}"] = None if fact is None else _number(fact, exact=rule.kind != "filing")
-        else:
-            numbers[f"x{index}"] = _exactly(Decimal(0)) if rule.absent_cell == "zero" else None
-    pointed = next((figures[cell] for cell in rule.cells if figures.get(cell)), None)  # says how to print the finding
+        name, fact = f"x{index}", facts.get(cell)
+        if fact is not None and isinstance(fact.value, Decimal):
+            numbers[name] = rounded(fact.value, fact.decimals if rule.interval else None)
+        elif fact is not None and isinstance(fact.value, str):
+            texts[name] = fact.value.rpartition(":")[2]
+        elif cell in facts and fact is None:  # facts that disagree
+            numbers[name] = None
+        elif rule.absent_cell == "zero" or cell in rule.formula.optional:
+            numbers[name] = exactly(Decimal(0))
+    reported = [facts[cell] for cell in rule.cells if facts.get(cell) and isinstance(facts[cell].value, Decimal)]
+    pointed = reported[0] if reported else None  # says how to print the finding
     state, value, limit = "undecided", None, None
-    comparison = _first_comparison(rule.formula)
-    if None not in numbers.values():
-        try:
-            state = "violated" if _truth(rule.formula, numbers) is True else "ok"
-            value = _arithmetic(comparison.left, numbers).value
-            limit = _arithmetic(comparison.comparators[0], numbers).value
-        except ZeroDivisionError:
-            state, value, limit = "undecided", None, None
-    relation = {ast.Lt: "min", ast.LtE: "min", ast.Gt: "max", ast.GtE: "max", ast.NotEq: "expected"}[
-        type(comparison.ops[0])
-    ]
+    comparison = rule.formula.comparison
+    try:
+        if None not in numbers.values():
+            broken = "triggered" if rule.kind == "trigger" else "violated"
+            state = broken if truth(rule.formula.expression, numbers, texts) is True else "ok"
+            value = arithmetic(comparison.left, numbers, texts).value
+            limit = arithmetic(comparison.comparators[0], numbers, texts).value
+    except (ZeroDivisionError, KeyError):  # a divisor may be zero; a figure or a parameter of the law is missing
+        state, value, limit = "undecided", None, None
     unit, decimals = (pointed.unit, pointed.decimals) if pointed else (None, None)
-    return RuleResult(rule.id, rule.kind, state, rule.cells[0], value, limit, relation, rule.legal, unit, decimals)
-
-
-def _first_comparison(formula: ast.expr) -> ast.Compare | None:
-    return next((node for node in ast.walk(formula) if isinstance(node, ast.Compare)), None)
-
-
-def _exactly(value: Decimal) -> _Number:
-    return _Number(value, value, value)
-
-
-def _number(fact: Fact, exact: bool) -> _Number:
-    if exact or not isinstance(fact.decimals, int):
-        return _exactly(fact.value)
-    half = Decimal((0, (5,), -fact.decimals - 1))  # half a unit of the last place that is claimed to be right
-    return _Number(fact.value, fact.value - half, fact.value + half)
-
-
-def _truth(node: ast.expr, numbers: dict[str, _Number]) -> bool | None:
-    """Kleene's three values: True or False only if it is so for every choice inside the intervals, else None."""
-    if isinstance(node, ast.BoolOp):
-        parts = [_truth(part, numbers) for part in node.values]
-        decisive = isinstance(node.op, ast.Or)
-        if decisive in parts:
-            return decisive
-        return None if None in parts else not decisive
-    if isinstance(node, ast.UnaryOp):
-        inner = _truth(node.operand, numbers)
-        return None if inner is None else not inner
-    left, right = _arithmetic(node.left, numbers), _arithmetic(node.comparators[0], numbers)
-    operator = type(node.ops[0])
-    if operator is ast.NotEq:
-        if left.high < right.low or right.high < left.low:
-            return True
-        return False if left.low == left.high == right.low == right.high else None
-    if operator in (ast.Gt, ast.LtE):  # a > b is b < a, a <= b is not b < a
-        left, right = right, left
-    less = True if left.high < right.low else False if left.low >= right.high else None
-    if operator in (ast.GtE, ast.LtE):
-        return None if less is None else not less
-    return less
-
-
-def _arithmetic(node: ast.expr, numbers: dict[str, _Number]) -> _Number:
-    if isinstance(node, ast.Constant):
-        return _exactly(Decimal(str(node.value)))
-    if isinstance(node, ast.Name):
-        return numbers[node.id]
-    if isinstance(node, ast.Call):
-        parts = [_arithmetic(part, numbers) for part in node.args]
-        return _Number(*(max(getattr(part, end) for part in parts) for end in ("value", "low", "high")))
-    if isinstance(node, ast.UnaryOp):
-        inner = _arithmetic(node.operand, numbers)
-        return _Number(-inner.value, -inner.high, -inner.low)
-    left, right = _arithmetic(node.left, numbers), _arithmetic(node.right, numbers)
-    if isinstance(node.op, ast.Add):
-        return _Number(left.value + right.value, left.low + right.low, left.high + right.high)
-    if isinstance(node.op, ast.Sub):
-        return _Number(left.value - right.value, left.low - right.high, left.high - right.low)
-    if isinstance(node.op, ast.Mult):
-        corners = [a * b for a in (left.low, left.high) for b in (right.low, right.high)]
-        return _Number(left.value * right.value, min(corners), max(corners))
-    if right.low <= 0 <= right.high:  # the divisor may be zero
-        raise ZeroDivisionError
-    corners = [a / b for a in (left.low, left.high) for b in (right.low, right.high)]
-    return _Number(left.value / right.value, min(corners), max(corners))
+    where = {"cell": rule.cells[0], "relation": rule.formula.relation, "legal": rule.legal, "row": row}
+    return RuleResult(rule.id, rule.kind, state, value=value, limit=limit, unit=unit, decimals=decimals, **where)

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from data.regulator.banks import Bank, is_lei, lei, make_bank, requirements
-from data.regulator.corpus import FULL, SHORT, make_filing, quarter_end
+from data.regulator.corpus import FULL, SHORT, make_filing, quarter_end, rules_of
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.economics import draw_economics, draw_levels
 from data.regulator.examples import read_filing
@@ -28,7 +28,10 @@ def population(tmp_path_factory):
     cells = load_cells(BUILT_IN)
     filings = [make_filing(1, index, index % 2, FULL) for index in range(300)]
     files = [write_packages(folder, filing.bank, filing.period, filing.figures, cells) for filing in filings]
-    return [(filing, evaluate(read_filing(paths, cells))) for filing, paths in zip(filings, files, strict=True)]
+    return [
+        (filing, evaluate(read_filing(paths, cells), rules_of(FULL)))
+        for filing, paths in zip(filings, files, strict=True)
+    ]
 
 
 def violated(results):
@@ -110,7 +113,7 @@ def test_the_mix_of_reports(population):
     assert 0.30 <= sizes[0] / len(population) <= 0.42
     assert max(sizes) == 4 and min(sizes[count] for count in range(1, 5)) >= 15
     counts = Counter(rule_id for _, results in population for rule_id in violated(results))
-    assert set(counts) == {rule.id for rule in built_in_rules()}
+    assert set(counts) == {rule.id for rule in rules_of(FULL)}
     assert min(counts.values()) >= 9  # no rule is rare: 3% of the reports
     undecided = Counter(
         result.rule_id for _, results in population for result in results if result.state == "undecided"
@@ -128,7 +131,7 @@ def test_near_misses_lie_on_both_sides_of_every_limit(population):
                 and abs(result.value - result.limit) <= Decimal("0.001")
             ):
                 near[result.rule_id, result.state] += 1
-    for rule in built_in_rules():
+    for rule in rules_of(FULL):
         if rule.kind == "breach":
             assert near[rule.id, "violated"] >= 1 and near[rule.id, "ok"] >= 1, rule.id
 
@@ -155,9 +158,9 @@ def test_a_planted_error_changes_one_figure_and_violates_its_rule_only(rule_id, 
         wrong = plant(rng, rule_id, sound)
         assert sum(wrong.get(key) != sound.get(key) for key in set(wrong) | set(sound)) == 1
         paths = write_packages(tmp_path, bank, "2026-03-31", wrong, cells)
-        assert rule_id in violated(evaluate(read_filing(paths, cells)))
+        assert rule_id in violated(evaluate(read_filing(paths, cells), rules_of(FULL)))
         paths = write_packages(tmp_path, bank, "2026-03-31", sound, cells)
-        assert violated(evaluate(read_filing(paths, cells))) == set()
+        assert violated(evaluate(read_filing(paths, cells), rules_of(FULL))) == set()
 
 
 def test_the_short_profile_files_few_figures():
