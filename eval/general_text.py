@@ -34,8 +34,11 @@ def _without(texts: list[str], seen: set[str]) -> list[str]:
     """The texts without paragraphs that are in `seen` or came before; texts that become empty are left out."""
     seen, kept = set(seen), []
     for text in texts:
-        fresh = [paragraph for paragraph in _paragraphs(text) if _key(paragraph) not in seen]
-        seen.update(map(_key, fresh))
+        fresh = []
+        for paragraph in _paragraphs(text):
+            if _key(paragraph) not in seen:
+                seen.add(_key(paragraph))
+                fresh.append(paragraph)
         if fresh:
             kept.append("\n\n".join(fresh))
     return kept

@@ -1,0 +1,55 @@
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from eval import perplexity
+from eval.perplexity import LossSum, target_losses, total, windows
+from tests.tiny import FAMILIES, write_tiny_model
+
+
+def sequences():
+    generator = torch.Generator().manual_seed(1)
+    result = []
+    for length, start in ((30, 20), (12, 11), (7, 0), (25, 3), (1, 0), (9, 9)):  # the last two have no target
+        ids = torch.randint(3, 384, (length,), generator=generator).tolist()
+        result.append((ids, [False] * start + [True] * (length - start)))
+    result[3][1][10] = False  # a hole between targets
+    return result
+
+
+def one_by_one(model, ids, is_target):
+    """By the definition, without a batch: the sum of -log p(token t | tokens before t)."""
+    with torch.no_grad():
+        log_p = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return -sum(log_p[t - 1, ids[t]].item() for t in range(1, len(ids)) if is_target[t])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tokens_per_batch", [1, 64, 4096])
+def test_losses_equal_the_definition(tmp_path, monkeypatch, family, tokens_per_batch):
+    monkeypatch.setattr(perplexity, "TOKENS_PER_BATCH", tokens_per_batch)
+    model = AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path, family), dtype=torch.float32).eval()
+    finished = []
+    losses = target_losses(model, sequences(), finished.append)
+    assert [loss.targets for loss in losses] == [10, 1, 6, 21, 0, 0]
+    for loss, (ids, is_target) in zip(losses, sequences(), strict=True):
+        assert loss.nats == pytest.approx(one_by_one(model, ids, is_target), abs=2e-4)
+    assert sum(finished) == 6
+
+
+def test_every_token_weighs_the_same():
+    both = total([LossSum(10.0, 2), LossSum(1.0, 8)])
+    assert both == LossSum(11.0, 10)
+    assert both.mean == pytest.approx(1.1)  # the mean of the documents' means would be 2.56
+    assert math.isnan(total([]).mean)
+
+
+@pytest.mark.parametrize("length", [1, 2, 9, 10, 11, 19, 20])
+def test_windows_predict_every_token_but_the_first_once(length):
+    ids = list(range(100, 100 + length))
+    parts = windows(ids, 10)
+    assert all(len(part) <= 10 and not flags[0] for part, flags in parts)
+    predicted = [token for part, flags in parts for token, flag in zip(part, flags, strict=True) if flag]
+    assert predicted == ids[1:]

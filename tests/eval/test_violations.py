@@ -1,0 +1,62 @@
+import pytest
+
+from errors import UserError
+from eval.violations import baseline_answers, score_violations, true_answers
+
+
+def example(answer, **fields):
+    return {"messages": [{"role": "user", "content": "report"}, {"role": "assistant", "content": answer}], **fields}
+
+
+CLEAN = "Violations:\nnone\nDirective:\nNo measures."
+BREACH = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nRestore the LCR."
+
+
+def test_micro_scores_count_report_rule_pairs():
+    true = [("LCR_MIN", "CET1_MIN"), ("LCR_MIN",), (), ("NSFR_MIN",)]
+    answers = [("LCR_MIN",), ("LCR_MIN", "CET1_MIN"), ("MADE_UP",), None]
+    scores = score_violations(true, answers)
+    # 2 hits; 4 said (the invented rule counts), 4 true.
+    assert scores["micro"] == pytest.approx({"precision": 2 / 4, "recall": 2 / 4, "f1": 2 * 2 / (4 + 4)})
+    assert (scores["n_reports"], scores["n_violations"]) == (4, 4)
+    assert scores["exact"] == 0.0
+    lcr = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "n_true": 2, "n_predicted": 2}
+    assert scores["per_rule"]["LCR_MIN"] == lcr
+    assert scores["per_rule"]["CET1_MIN"]["recall"] == 0.0
+    assert scores["per_rule"]["CET1_MIN"]["n_predicted"] == 1
+    assert scores["per_rule"]["MADE_UP"]["n_true"] == 0
+    assert scores["per_rule"]["NSFR_MIN"]["n_predicted"] == 0
+
+
+def test_micro_is_not_the_mean_over_rules():
+    scores = score_violations([("A_1",)] * 9 + [("B_2",)], [("A_1",)] * 9 + [()])
+    assert scores["micro"]["f1"] == pytest.approx(2 * 9 / (9 + 10))  # macro would be 0.5
+
+
+def test_an_unparsable_answer_to_a_clean_report_is_not_right():
+    scores = score_violations([(), ()], [(), None])
+    assert scores["exact"] == 0.5
+    assert scores["micro"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+    assert scores["per_rule"] == {}
+
+
+def test_true_answers_come_from_the_field_before_the_text():
+    answers = true_answers([example(BREACH), example(BREACH, violations=["CET1_MIN"]), example(CLEAN)], "f.jsonl")
+    assert [answer.rule_ids for answer in answers] == [("LCR_MIN",), ("CET1_MIN",), ()]
+    assert [answer.directive for answer in answers] == ["Restore the LCR.", "Restore the LCR.", "No measures."]
+
+
+def test_another_domain_has_no_violations_but_a_mixture_is_refused():
+    assert true_answers([example("42"), example("43")], "f.jsonl") is None
+    with pytest.raises(UserError, match=r"f\.jsonl, example x7: neither"):
+        true_answers([example(BREACH), example("42", id="x7")], "f.jsonl")
+
+
+def test_baselines_are_fitted_on_training_alone():
+    true, training = [("A_1",), ("B_2",)], [("C_3",), ("C_3", "D_4"), ()]
+    assert baseline_answers(true, training) == {
+        "always clean": (),
+        "flag everything": ("C_3", "D_4"),
+        "most frequent violation": ("C_3",),
+    }
+    assert baseline_answers(true, None) == {"always clean": (), "flag everything": ("A_1", "B_2")}
