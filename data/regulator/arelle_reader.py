@@ -23,8 +23,11 @@ NO_VALUE = (
 STANDARD = {"http://www.xbrl.org/2003/iso4217": "iso4217", "http://www.xbrl.org/2003/instance": "xbrli"}
 
 
-def read_with_arelle(path: Path, form: str, documents: Sequence[bytes]) -> Filing:
-    """The facts of an instance (`form="xBRL-XML"`) or of the documents of one inline report (`form="iXBRL"`)."""
+def read_with_arelle(path: Path, form: str, documents: Sequence[bytes], references: int) -> Filing:
+    """The facts of an instance (`form="xBRL-XML"`) or of the documents of one inline report (`form="iXBRL"`).
+
+    `references` counts the elements with a contextRef: what stands where XBRL allows no fact is missed, so it is said.
+    """
     suffix = ".xbrl" if form == "xBRL-XML" else ".xhtml"
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
         files = [str(Path(folder) / f"report{number}{suffix}") for number in range(len(documents))]
@@ -40,7 +43,7 @@ def read_with_arelle(path: Path, form: str, documents: Sequence[bytes]) -> Filin
                     raise UserError(f"{path}: Arelle cannot read it ({text.replace(folder, '')})")
             if len(models) != 1 or models[0].modelDocument is None:
                 raise UserError(f"{path}: Arelle finds no XBRL report in it")
-            return _filing(path, form, models[0])
+            return _filing(path, form, models[0], references)
 
 
 def read_concepts(entry_points: Sequence[str], packages: Sequence[Path]) -> dict[tuple[str, str], Concept]:
@@ -81,15 +84,19 @@ def _session(path: Path, **options: object) -> Iterator[tuple[list, list[tuple[s
         yield session.get_models(), [(entry["code"], entry["message"]["text"]) for entry in log]
 
 
-def _filing(path: Path, form: str, model) -> Filing:  # noqa: ANN001 (an arelle ModelXbrl)
+def _filing(path: Path, form: str, model, references: int) -> Filing:  # noqa: ANN001 (an arelle ModelXbrl)
     filed: list[Filed] = []
     indicators: dict[str, bool] = {}
     for item in _leaves(model.facts):
+        references -= item.get("contextRef") is not None
         if item.namespaceURI.startswith(FILING_INDICATORS):
             _add_indicator(item, indicators)
         else:
             filed.append(_filed(item))
-    return Filing(path, form, tuple(filed), indicators)
+    warnings = ()
+    if references > 0:
+        warnings = (f"{references} elements with a contextRef stand where XBRL allows no fact, and are not read",)
+    return Filing(path, form, tuple(filed), indicators, warnings=warnings)
 
 
 def _leaves(items):  # noqa: ANN001, ANN202 (arelle facts)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class Filing:
     filed: tuple[Filed, ...]
     indicators: dict[str, bool]
     taxonomy: tuple[str, ...] = ()  # the entry points that the file names
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
 
 def assemble(filing: Filing, cells: Cells, concepts: Mapping[tuple[str, str], Concept] | None = None) -> Report:

@@ -100,8 +100,7 @@ def distil(database: sqlite3.Connection, target: Path) -> str:
             if key in seen or cell["table"] not in known or (alias and datapoint in versions):
                 continue
             seen.add(key)
-            number = None if alias else cell["signature"]
-            add_cell(out, {**cell, "datapoint": datapoint}, cell["current"] and not alias, number)
+            add_cell(out, {**cell, "datapoint": datapoint}, cell["current"] and not alias, cell["signature"])
     expressions = database.execute(EXPRESSIONS, (release,)).fetchall()
     out.executemany(
         "insert into rules values (?,?,?)", [(code, clean(text), level) for code, text, level in expressions]

@@ -90,8 +90,8 @@ def _folder_names(path: Path) -> list[str]:
 
 
 def _leaves(name: str) -> bool:
-    """Whether a member name is absolute, climbs with `..`, or hides one of these behind backslashes, a drive or a NUL."""
-    if "\\" in name or "\0" in name or ":" in name.split("/")[0]:
+    """Whether a member name is absolute, climbs with `..`, or hides one of these behind backslashes, a drive or a control."""
+    if "\\" in name or not name.isprintable() or ":" in name.split("/")[0]:
         return True
     parts = PurePosixPath(name)
     return parts.is_absolute() or ".." in parts.parts
@@ -114,8 +114,6 @@ def strict_xml(where: str, content: bytes):  # noqa: ANN201 (an lxml tree)
         from lxml import etree
     except ImportError as error:
         raise UserError(f"{where}: reading it needs lxml; pip install lxml") from error
-    if not content.strip():
-        raise UserError(f"{where}: the file is empty")
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, recover=False)
     try:
         tree = etree.fromstring(content, parser).getroottree()

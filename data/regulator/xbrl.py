@@ -8,7 +8,7 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.regulator.arelle_reader import read_concepts, read_with_arelle
@@ -61,10 +61,11 @@ def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence
         raise UserError(
             f"{path}: one table of an xBRL-CSV report; give its package, a zip or the folder with report.json"
         )
-    form, entry_points = _xml_form(str(path), content)
-    if form is None:
+    document = _inspect(str(path), content)
+    if document.form is None:
         raise UserError(f"{path}: XML, but neither an XBRL instance nor inline XBRL")
-    return _finish(replace(read_with_arelle(path, form, [content]), taxonomy=entry_points), cells, taxonomy)
+    filing = read_with_arelle(path, document.form, [content], document.references)
+    return _finish(replace(filing, taxonomy=document.entry_points), cells, taxonomy)
 
 
 def merge_reports(reports: Iterable[Report]) -> Report:
@@ -120,7 +121,7 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
     names = [name for name in package.names if "META-INF/" not in f"/{name}"]
     names = [name for name in names if "/reports/" in f"/{name}"] or names
     found: list[tuple[str, str]] = []  # (syntax, member)
-    documents, entry_points, contents = {}, {}, {}
+    documents, inspected, contents = {}, {}, {}
     for name in names:
         where = f"{path}: {name}"
         if name.lower().endswith(".json"):
@@ -129,8 +130,8 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
             found += [(kind[kind.rfind("xbrl-") :], name)] if kind.endswith(("xbrl-csv", "xbrl-json")) else []
         elif name.lower().endswith(XML_NAMES):
             contents[name] = package.read(name)
-            form, entry_points[name] = _xml_form(where, contents[name])
-            found += [(form, name)] if form else []
+            inspected[name] = _inspect(where, contents[name])
+            found += [(inspected[name].form, name)] if inspected[name].form else []
     folders = {(syntax, name.rpartition("/")[0]) for syntax, name in found}
     if len(found) != 1 and not (len(folders) == 1 and found[0][0] == "iXBRL"):
         what = (
@@ -142,8 +143,9 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
         return read_csv_package(package, name, cells)
     if syntax == "xbrl-json":
         return _finish(_json_filing(path, f"{path}: {name}", documents[name]), cells, taxonomy)
-    filing = read_with_arelle(path, syntax, [contents[name] for _, name in found])
-    urls = tuple(dict.fromkeys(url for _, name in found for url in entry_points[name]))
+    references = sum(inspected[name].references for _, name in found)
+    filing = read_with_arelle(path, syntax, [contents[name] for _, name in found], references)
+    urls = tuple(dict.fromkeys(url for _, name in found for url in inspected[name].entry_points))
     return _finish(replace(filing, taxonomy=urls), cells, _with_own_taxonomy(package, taxonomy))
 
 
@@ -193,17 +195,26 @@ def _document_type(document: dict) -> str:
     return str(document["documentInfo"].get("documentType", ""))
 
 
-def _xml_form(where: str, content: bytes) -> tuple[str | None, tuple[str, ...]]:
-    """(syntax or None, the absolute schema addresses that the file names), after a strict parse."""
-    tree = strict_xml(where, content)
-    root = tree.getroot()
+@dataclass(frozen=True)
+class _Document:
+    """What an XML file is: its syntax or None, the absolute schema addresses it names, its elements with a contextRef."""
+
+    form: str | None
+    entry_points: tuple[str, ...]
+    references: int
+
+
+def _inspect(where: str, content: bytes) -> _Document:
+    """Parse an XML file strictly and say what it is."""
+    root = strict_xml(where, content).getroot()
     form = None
     if root.tag == INSTANCE:
         form = "xBRL-XML"
     elif any(next(root.iter(f"{{{namespace}}}*"), None) is not None for namespace in INLINE):
         form = "iXBRL"
     hrefs = [element.get(HREF) or "" for element in root.iter(SCHEMA_REF)]
-    return form, tuple(href for href in hrefs if href.startswith(("http://", "https://")))
+    references = sum(element.get("contextRef") is not None for element in root.iter("*"))
+    return _Document(form, tuple(href for href in hrefs if href.startswith(("http://", "https://"))), references)
 
 
 def _identity(fact: Fact) -> list:

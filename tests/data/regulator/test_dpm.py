@@ -1,10 +1,12 @@
 """The built-in DPM table, and the way from a small DPM 2.0 database to a distilled file."""
 
 import sqlite3
+from pathlib import Path
 
 import pytest
 
 from data.regulator.dpm import BUILT_IN, Cells, load_cells
+from data.regulator.dpm_distil import distil
 from errors import UserError
 
 
@@ -66,3 +68,112 @@ def test_a_broken_distilled_file_is_one_sentence(tmp_path):
         load_cells(tmp_path / "other.sqlite")
     with pytest.raises(UserError, match="no such file"):
         load_cells(tmp_path / "absent.sqlite")
+
+
+def dpm_database(path: Path) -> sqlite3.Connection:
+    """A DPM 2.0 database of one table in two versions: the ratio moved from variable version 143076 to 5435202."""
+    database = sqlite3.connect(path)
+    database.executescript("""
+    create table Release (Code, Status, ReleaseID);
+    insert into Release values ('3.4', 'released', 1), ('4.2', 'released', 5), ('4.4', 'validation', 9);
+    create table Framework (Code, FrameworkID); insert into Framework values ('COREP', 1);
+    create table Module (FrameworkID, ModuleID); insert into Module values (1, 1), (1, 2);
+    create table ModuleVersion (ModuleID, StartReleaseID, EndReleaseID, Code, VersionNumber, ModuleVID);
+    insert into ModuleVersion values (1, 1, 5, 'COREP_OF', '3.1.0', 1), (1, 5, null, 'COREP_OF', '4.1.0', 2),
+      (2, 5, null, 'AAA', '1.0.0', 3), (1, 9, null, 'COREP_OF', '5.0.0', 4);
+    create table ModuleVersionComposition (ModuleVID, TableVID);
+    insert into ModuleVersionComposition values (1, 10), (2, 11), (3, 11), (2, 12), (4, 13);
+    create table TableVersion (Code, Name, TableID, AbstractTableID, KeyID, StartReleaseID, EndReleaseID, TableVID);
+    insert into TableVersion values ('C_76.00.a', 'Old name', 1, null, null, 1, 5, 10),
+      ('C_76.00.a', 'Calculations .a', 1, 9, null, 5, null, 11), ('X_28.00', 'Open', 2, null, 7, 5, null, 12),
+      ('C_76.00', 'Calculations', 9, null, null, 1, null, 90), ('X_99.00', 'Later', 3, null, null, 9, null, 13);
+    create table TableVersionCell (TableVID, CellID, CellCode, VariableVID);
+    insert into TableVersionCell values (10, 1, '{C_76.00.a, r0030, c0010}', 143076),
+      (11, 1, '{C_76.00.a, r0030, c0010}', 5435202), (11, 2, '{C_76.00.a, r0020, c0010}', null),
+      (10, 2, '{C_76.00.a, r0020, c0010}', 99),
+      (12, 3, '{X_28.00, r*, c350, s0001}', 77), (12, 5, '{X_28.00, r*, c360, s0001}', 66), (13, 4, '{X_99.00, r1, c1}', 88);
+    create table Cell (RowID, ColumnID, CellID);
+    insert into Cell values (1, 2, 1), (3, 2, 2), (null, 4, 3), (null, 4, 4), (null, 4, 5);
+    create table TableVersionHeader (TableVID, HeaderID, HeaderVID, "Order");
+    insert into TableVersionHeader values (10, 1, 1, 1), (10, 2, 2, 1), (11, 1, 1, 1), (11, 2, 2, 1), (12, 4, 4, 1);
+    create table HeaderVersion (HeaderVID, Label);
+    insert into HeaderVersion values (1, '  LCR
+      ratio'), (2, 'Value'), (4, 'Share');
+    create table VariableVersion (VariableID, PropertyID, ContextID, KeyID, VariableVID);
+    insert into VariableVersion values (1000, 50, 60, null, 143076), (1000, 50, 60, null, 5435202), (77, 51, null, 7, 77),
+      (99, 51, 60, null, 99), (143076, 51, 60, 7, 66),
+      (88, 50, null, null, 88);
+    create table CompoundKey (Signature, KeyID); insert into CompoundKey values ('52#', 7);
+    create table Property (PropertyID, DataTypeID); insert into Property values (50, 1), (51, 1), (52, 2);
+    create table DataType (Code, DataTypeID); insert into DataType values ('p', 1), ('s', 2);
+    create table Category (Code, CategoryID); insert into Category values ('_PR', 1002), ('BA', 3);
+    create table ItemCategory (ItemID, StartReleaseID, CategoryID, Code, Signature);
+    insert into ItemCategory values (50, 1, 1002, 'old-pi1', null), (50, 1, 1002, 'pi1', null), (51, 1, 1002, 'pi2', null),
+      (52, 1, 1002, 'INC', null), (53, 1, 1002, 'BAS', null), (54, 1, 3, 'x17', 'eba_BA:x17');
+    create table ContextComposition (ContextID, PropertyID, ItemID); insert into ContextComposition values (60, 53, 54);
+    create table Operation (Code, OperationID); insert into Operation values ('v1_m', 1), ('v2_m', 2), ('e1_n', 3);
+    create table OperationVersion (OperationVID, OperationID, StartReleaseID, EndReleaseID, Expression);
+    insert into OperationVersion values (1, 1, 1, 5, 'old'), (2, 1, 5, null, '{r0030}
+      >= 1'), (3, 2, 9, null, 'later'), (4, 3, 1, null, 'existence');
+    create table OperationScope (OperationVID, IsActive, Severity); insert into OperationScope values (2, 1, 'warning'), (2, 0, 'error');
+    """)
+    database.commit()
+    return database
+
+
+def test_a_database_is_distilled(tmp_path):
+    target = tmp_path / "dpm.sqlite"
+    assert distil(dpm_database(tmp_path / "source.sqlite"), target) == "2 tables, 6 cells, 1 validation rules"
+    cells = load_cells(target)
+    ratio = cells.by_cell("C_76.00.a", "r0030", "c0010")
+    assert (ratio.datapoint, ratio.type, ratio.row_label, ratio.column_label) == (
+        "dp5435202",
+        "percentage",
+        "LCR ratio",
+        "Value",
+    )
+    assert (ratio.metric, ratio.members) == ("pi1", "eba_dim_3.4:BAS=eba_BA:x17")
+    # a report of an earlier release, and one from before DPM 2.0 that names the variable itself
+    for datapoint in ("dp143076", "dp1000"):
+        older = cells.by_datapoint(datapoint, "C_76.00.a")
+        assert (older.row, older.table_label) == ("r0030", "Calculations")
+    assert [cell.datapoint for cell in cells.in_table("C_76.00.a")] == ["dp5435202"]
+    assert cells.by_signature("pi1", {"BAS": "x17"}) == ((ratio,), ())
+    assert cells.by_signature("pi1", {}) == ((), ())
+    # a cell that release 4.2 no longer has, and a variable whose id is another's version
+    assert cells.by_cell("C_76.00.a", "r0020", "c0010").datapoint == "dp99"
+    assert [cell.row for cell in cells.by_signature("pi2", {"BAS": "x17"})[0]] == ["r0020"]
+    assert [cell.table for cell in cells.all_of("dp143076")] == ["C_76.00.a"]
+    open_row = cells.by_cell("X_28.00", "*", "c350")
+    assert (open_row.datapoint, open_row.sheet) == ("dp77", "s0001")
+    assert cells.by_signature("pi2", {}, ["INC"]) == ((open_row,), ("INC",))
+    assert cells.by_signature("pi2", {"INC": "x1"}) == ((open_row,), ("INC",))
+    table = cells.table("C_76.00.a")
+    assert (table.template, table.module, table.module_version) == ("C_76.00", "COREP_OF", "4.1.0")
+    assert table.entry_point == "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/corep/4.2/mod/corep_of.json"
+    assert cells.table("X_28.00").keys == ("INC",)
+    assert cells.table("X_99.00") is None
+    assert cells.eba_rule("v1_m") == ("{r0030} >= 1", "warning")
+    assert cells.eba_rule("v2_m") is None and cells.eba_rule("e1_n") is None
+
+
+def test_another_database_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="not a DPM 2.0 database"):
+        distil(sqlite3.connect(tmp_path / "x.sqlite"), tmp_path / "out.sqlite")
+    database = dpm_database(tmp_path / "y.sqlite")
+    database.execute("update Release set Status = 'draft' where Code = '4.2'")
+    with pytest.raises(UserError, match="holds no released DPM 4.2"):
+        distil(database, tmp_path / "out.sqlite")
+
+
+def test_the_built_in_signatures_find_their_own_cells(cells):
+    """Every built-in cell is found again from its metric and dimensions, as xBRL-XML files them."""
+    found = 0
+    for table in ("C_01.00", "C_03.00", "C_28.00", "C_76.00.a", "F_01.01"):
+        for cell in cells.in_table(table):
+            members = dict(part.partition(":")[2].split("=") for part in cell.members.split())
+            explicit = {name: member.partition(":")[2] for name, member in members.items()}
+            places, _ = cells.by_signature(cell.metric, explicit, cells.table(table).keys)
+            assert cell in places
+            found += 1
+    assert found == 110 + 28 + 34 + 30 + 61

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from data.regulator import xbrl
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.xbrl import read_report
 from errors import UserError
@@ -73,6 +74,12 @@ def test_files_that_are_no_report(tmp_path):
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("readme.txt", "hello")
     assert "holds no XBRL report" in refused(tmp_path / "other.zip")
+
+
+def test_a_file_too_big_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(xbrl, "MAX_MEMBER_BYTES", 100)
+    (tmp_path / "report.xbrl").write_text(BODY.format("x"))
+    assert "over 100; refused" in refused(tmp_path / "report.xbrl")
 
 
 def test_hostile_xml_inside_a_package(tmp_path):

@@ -153,6 +153,11 @@ def test_what_is_broken_is_refused_with_one_sentence(tmp_path, content, sentence
     assert "\n" not in str(caught.value)
 
 
+def test_a_number_that_is_not_text_keeps_its_digits(tmp_path):
+    content = json.dumps(document(fact("t:A", "DIGITS", 20))).replace('"DIGITS"', "0.12345678901234567890")
+    assert read(tmp_path, content.encode()).facts[0].value == Decimal("0.12345678901234567890")
+
+
 def test_a_bom_is_read(tmp_path):
     content = b"\xef\xbb\xbf" + json.dumps(document(fact("t:A", "x"))).encode()
     assert read(tmp_path, content).facts[0].value == "x"

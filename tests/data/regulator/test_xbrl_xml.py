@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data.regulator.arelle_reader import read_with_arelle
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.xbrl import read_report
 from errors import UserError
@@ -120,7 +121,7 @@ def test_explicit_and_typed_dimensions_in_segment_and_scenario(tmp_path):
 
 def test_tuples_and_fractions(tmp_path):
     body = """<t:Loan><t:Amount contextRef="c" unitRef="eur" decimals="0">7</t:Amount><t:Inner><t:Name contextRef="c">n</t:Name>
-        </t:Inner></t:Loan><t:Share contextRef="c" unitRef="pure"><xbrli:numerator>1</xbrli:numerator>
+        </t:Inner><t:Empty/></t:Loan><t:Empty/><t:Share contextRef="c" unitRef="pure"><xbrli:numerator>1</xbrli:numerator>
         <xbrli:denominator>3</xbrli:denominator></t:Share>"""
     report = read(tmp_path, instance(body))
     assert values(report) == {"t:Amount": Decimal(7), "t:Name": "n", "t:Share": "1/3"}
@@ -143,10 +144,28 @@ def test_odd_facts_are_read_and_named(tmp_path):
     )
 
 
+def test_facts_in_the_wrong_place_are_counted(tmp_path):
+    inside = context("x", scenario='<t:A contextRef="c">lost</t:A>')
+    body = '<t:B contextRef="c">outer<t:C contextRef="c">inner</t:C></t:B><t:D>stray</t:D>'
+    report = read(tmp_path, instance(body, inside))
+    assert values(report) == {"t:C": "inner", "t:D": "stray"}
+    assert report.warnings == (
+        "2 elements with a contextRef stand where XBRL allows no fact, and are not read",
+        "t:D names no context",
+    )
+
+
 def test_duplicates_that_rounding_explains_agree(tmp_path):
     fact = '<t:E contextRef="c" unitRef="eur" decimals="{}">{}</t:E>'
     assert read(tmp_path, instance(fact.format(-3, 100000) + fact.format(0, 100400))).warnings == ()
     assert len(read(tmp_path, instance(fact.format(-3, 100000) + fact.format(0, 100501))).warnings) == 1
+    two_units = fact.format(0, 1) + fact.format(0, 9).replace("eur", "pure")
+    assert read(tmp_path, instance(two_units)).warnings == ()
+
+
+def test_what_arelle_would_repair_is_refused_there_too(tmp_path):
+    with pytest.raises(UserError, match="Arelle cannot read it"):
+        read_with_arelle(tmp_path / "r.xbrl", "xBRL-XML", [instance('<t:A contextRef="c">1</t:A>')[:-30].encode()], 1)
 
 
 def test_a_second_entity_is_a_warning(tmp_path):
@@ -255,6 +274,7 @@ def test_inline_package_of_one_and_of_two_documents(tmp_path):
         with zipfile.ZipFile(package, "w") as archive:
             archive.writestr("bank/META-INF/reportPackage.json", "{}")
             archive.writestr("bank/bank.com/lab.xml", "<linkbase/>")
+            archive.writestr("bank/bank.com/draft.xhtml", one)
             for name, content in documents.items():
                 archive.writestr(f"bank/reports/{name}", content)
         report = read_report(package, load_cells(BUILT_IN))
