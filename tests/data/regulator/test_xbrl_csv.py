@@ -1,6 +1,7 @@
 """EBA xBRL-CSV packages: what is read, what is warned about, what is refused."""
 
 import json
+import sys
 import zipfile
 from decimal import Decimal
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.regulator import safety
+from data.regulator.arelle_reader import read_with_arelle
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.xbrl import merge_reports, read_report
 from errors import UserError
@@ -263,3 +265,14 @@ def test_merging_warns_about_disagreement_and_refuses_strangers(tmp_path):
     later = read(package(tmp_path, "later.zip", **{"parameters.csv": PARAMETERS.replace("2026-03-31", "2026-06-30")}))
     with pytest.raises(UserError, match="has the period"):
         merge_reports([one, later])
+
+
+def test_neither_arelle_nor_lxml_is_needed_for_csv(tmp_path, monkeypatch):
+    for name in ("arelle", "arelle.api.Session", "lxml"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert len(read(package(tmp_path)).facts) == 2
+    (tmp_path / "report.xbrl").write_text("<x/>")
+    with pytest.raises(UserError, match="pip install lxml"):
+        read(tmp_path / "report.xbrl")
+    with pytest.raises(UserError, match="pip install arelle-release"):
+        read_with_arelle(tmp_path / "report.xbrl", "xBRL-XML", [b"<x/>"], 0)
