@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
-from eval.generate import ROOM, RoomyLayer, greedy_answers
+from eval.generate import ROOM, RoomyLayer, greedy_answers, left_padded
 from tests.tiny import FAMILIES, write_tiny_model
 
 PROMPTS = [[5, 60, 61], [7] * 20, [9, 80, 81, 82, 83, 84, 85], [11, 90], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]]
@@ -49,6 +49,14 @@ def test_progress_counts_every_prompt_once_however_it_ends(tiny):
         assert sum(finished) == len(PROMPTS)
         assert not any(token in stop_ids for answer in answers for token in answer)
     assert answers == [[]] * 5
+
+
+def test_positions_start_at_the_first_real_token():
+    ids, mask, positions = left_padded([[5, 6], [7, 8, 9, 10]], torch.device("cpu"))
+    assert ids[0, 2:].tolist() == [5, 6]
+    assert mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
+    assert positions[0, 2:].tolist() == [0, 1]
+    assert positions[1].tolist() == [0, 1, 2, 3]
 
 
 def test_no_prompts_no_answers(tiny):
