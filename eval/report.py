@@ -25,14 +25,19 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def compare(before: dict, after: dict) -> str:
-    """Two results on the same data as a table `before | after`. Raises `UserError` if they are not comparable."""
+def check_comparable(before: dict, after: dict) -> None:
+    """Raise `UserError` unless both results are of the same examples and the same general text."""
     for key in ("data_sha256", "n_examples", "general_source"):
         if before.get(key) != after.get(key):
             raise UserError(
                 f"the evaluations of {before['model']} and {after['model']} are not of the same data ({key} differs): "
                 f"evaluate both with the same --data, --limit and --general."
             )
+
+
+def compare(before: dict, after: dict) -> str:
+    """Two results on the same data as a table `before | after`. Raises `UserError` if they are not comparable."""
+    check_comparable(before, after)
     then = {name: value for name, value, _ in _figures(before)}
     rows = [("", "before", "after", "N")]
     rows += [(name, then.get(name, "-"), value, n) for name, value, n in _figures(after)]

@@ -49,6 +49,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="a fixed random choice of this many examples (default: all)")
     parser.add_argument("--batch-size", type=int, default=32, help="answers written at once (%(default)s)")
     parser.add_argument("--max-new-tokens", type=int, help="default: 16 more than the longest answer in --data")
+    parser.add_argument(
+        "--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="what the model computes in (%(default)s)"
+    )
     parser.add_argument("--general", action="store_true", help="perplexity on general text that training never sees")
     parser.add_argument("--json", type=Path, help="write all figures and answers here")
     parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation, to compare with")
@@ -91,9 +94,19 @@ def main() -> int:
             f"{arguments.data}: the longest example needs {longest} positions with --max-new-tokens {max_new_tokens}, "
             f"{arguments.model} has {positions}: shorten it, or ask for fewer tokens."
         )
+    result = {
+        "model": arguments.model,
+        "data": str(arguments.data),
+        "data_sha256": hashlib.sha256(arguments.data.read_bytes()).hexdigest(),
+        "n_examples": len(examples),
+        "general_source": general_text.SOURCE if arguments.general else None,
+        "max_new_tokens": max_new_tokens,
+    }
+    if before is not None:
+        report.check_comparable(before, result)
 
     ranks = start_process_group(timeout_minutes=24 * 60)  # ranks finish their shares at different times
-    model, dtype = load_model(arguments.model, ranks.device)
+    model, dtype = load_model(arguments.model, arguments.dtype, ranks.device)
     losses = over_ranks(
         lambda share, advance: target_losses(model, share, advance), sequences, ranks, "loss of the responses"
     )
@@ -105,15 +118,9 @@ def main() -> int:
         "answers",
     )
     loss = total(losses)
-    result = {
-        "model": arguments.model,
-        "data": str(arguments.data),
-        "data_sha256": hashlib.sha256(arguments.data.read_bytes()).hexdigest(),
-        "n_examples": len(examples),
-        "general_source": general_text.SOURCE if arguments.general else None,
+    result |= {
         "dtype": dtype,
         "processes": ranks.world_size,
-        "max_new_tokens": max_new_tokens,
         "cut_short": sum(len(answer) == max_new_tokens for answer in answers),
         "loss": {"mean": loss.mean, "targets": loss.targets},
     }
@@ -139,10 +146,11 @@ def choose(examples: list[dict], limit: int | None) -> list[dict]:
     return [examples[i] for i in sorted(random.Random(0).sample(range(len(examples)), limit))]
 
 
-def load_model(path: str, device: torch.device) -> tuple[PreTrainedModel, str]:
-    """The model for inference on `device`, and the dtype it computes in: bf16 where the hardware has it, else fp32."""
+def load_model(path: str, dtype_name: str, device: torch.device) -> tuple[PreTrainedModel, str]:
+    """The model for inference on `device`, and the dtype it computes in; "auto" is bf16 where the hardware has it, else fp32."""
     transformers_logging.disable_progress_bar()
-    dtype = torch.bfloat16 if has_native_bf16(device) else torch.float32
+    bf16 = dtype_name == "bf16" or (dtype_name == "auto" and has_native_bf16(device))
+    dtype = torch.bfloat16 if bf16 else torch.float32
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError) as error:

@@ -79,6 +79,9 @@ def test_a_converted_model_is_the_original(tmp_path, tied):
     assert after(TEXT)["input_ids"] == ids
     assert after.decode(ids) == TEXT
     assert (after.bos_token, after.eos_token, after.pad_token) == ("<|im_start|>", "<|im_end|>", "<|im_end|>")
+    # SmolLM's own rule; this small vocabulary would not show it in the ids.
+    pieces = after.backend_tokenizer.pre_tokenizer.pre_tokenize_str("c0010 12")
+    assert [piece for piece, _ in pieces] == ["c", "0", "0", "1", "0", "Ġ", "1", "2"]
     assert after.chat_template == before.chat_template
 
     old = AutoModelForCausalLM.from_pretrained(source)
