@@ -15,6 +15,7 @@ config = Config(
     batch=Batch(global_examples=16, micro_batch=4),
     # A small model far from its optimum wants a larger learning rate than the 2e-5 of an 8B one.
     optimizer=Optimizer(learning_rate=3e-4, epochs=1, warmup_ratio=0.05, min_lr_ratio=0.1),
-    sharding=Sharding(strategy="full"),
+    # Gathered parameters are small here (bf16: 270 MB), and one all-gather a step is cheaper than two.
+    sharding=Sharding(strategy="grad_op"),
     run=Run(name="laptop", eval_every=25, save_every=25, keep_last=1),
 )

@@ -1,0 +1,97 @@
+"""Export in several files, and what a run leaves to read."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from distributed.checkpoint import initialise_moments, latest_checkpoint, load_checkpoint, save_checkpoint
+from distributed.export import export_model
+from distributed.process_group import Ranks
+from distributed.run_log import RunLog
+from errors import UserError
+from tests.tiny import write_tiny_model
+
+
+@pytest.fixture
+def ranks():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Ranks(0, 1, 0, torch.device("cpu"), dist.group.WORLD)
+    dist.destroy_process_group()
+
+
+def test_a_large_model_is_exported_in_files_with_an_index(tmp_path, ranks) -> None:
+    path = write_tiny_model(tmp_path / "model", tied=False)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    out = tmp_path / "export"
+    out.mkdir()
+    (out / "stale").write_text("from an earlier export")
+
+    def write_rest(folder: Path) -> None:
+        model.config.save_pretrained(folder)
+
+    export_model(out, dict(model.named_parameters()), torch.float32, ranks, write_rest, max_file_bytes=150_000)
+    files = sorted(file.name for file in out.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert not (out / "stale").exists() and not (tmp_path / "export.tmp").exists()
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 4 * sum(p.numel() for p in model.parameters())
+    assert sorted(set(index["weight_map"].values())) == files
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    ids = torch.arange(20)[None]
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert all(4 * sum(t.numel() for t in load_file(out / f).values()) <= 150_000 for f in files)
+
+
+def checkpointed(size: int) -> tuple[dict, torch.optim.Optimizer]:
+    weight = torch.nn.Parameter(torch.arange(float(size)))
+    optimizer = torch.optim.AdamW([weight], lr=1.0)
+    initialise_moments(optimizer)
+    return {"weight": weight}, optimizer
+
+
+def test_the_best_and_the_last_are_kept_and_others_go(tmp_path, ranks) -> None:
+    parameters, optimizer = checkpointed(4)
+    for step in range(1, 6):
+        save_checkpoint(tmp_path, {"step": step}, parameters, optimizer, ranks, keep_last=2, is_best=step == 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best",
+        "latest",
+        "step-000002",
+        "step-000004",
+        "step-000005",
+    ]
+    assert latest_checkpoint(tmp_path).name == "step-000005"
+
+
+def test_a_resume_that_does_not_fit_stops_with_a_sentence(tmp_path, ranks) -> None:
+    save_checkpoint(tmp_path, {"step": 1}, *checkpointed(4), ranks, keep_last=1)
+    with pytest.raises(UserError, match=r"model.weight has shape \(4,\), the model \(5,\)"):
+        load_checkpoint(tmp_path / "step-000001", *checkpointed(5), ranks)
+    parameters, optimizer = checkpointed(4)
+    with pytest.raises(UserError, match="has no model.other"):
+        load_checkpoint(tmp_path / "step-000001", {"other": parameters["weight"]}, None, ranks)
+    (tmp_path / "step-000001" / ".metadata").unlink()
+    with pytest.raises(UserError, match="is not a complete checkpoint"):
+        load_checkpoint(tmp_path / "step-000001", parameters, optimizer, ranks)
+    (tmp_path / "latest").write_text("step-000009")
+    with pytest.raises(UserError, match="names step-000009, which is not there"):
+        latest_checkpoint(tmp_path)
+
+
+def test_curves_continue_without_rows_of_steps_that_were_lost(tmp_path) -> None:
+    log = RunLog(tmp_path, rank=0, start_step=0, total_steps=4)
+    for step in (1, 2, 3):
+        log.row(step, {"train/loss": float(step)})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train/lo')  # killed in the middle of a line
+    log = RunLog(tmp_path, rank=0, start_step=2, total_steps=4)
+    log.row(3, {"train/loss": 33.0})
+    log.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["train/loss"]) for row in rows] == [(1, 1.0), (2, 2.0), (3, 33.0)]
