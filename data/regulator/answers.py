@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from data.regulator.render import cell_name, format_figure, format_limit, short_label
 from data.regulator.rules import RuleResult
 
-RULE_ID = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+RULE_ID = re.compile(r"[A-Z][A-Z0-9]+(_[A-Z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def write_violation(result: RuleResult, style: str = "cells") -> str:
     return " | ".join(
         (
             result.rule_id,
-            short_label(result.cell) if compact else cell_name(result.cell),
-            format_figure(result.value, result.unit, result.decimals, compact),
+            short_label(result.cell) if compact else cell_name(result.cell, result.row),
+            "not reported" if result.missing else format_figure(result.value, result.unit, result.decimals, compact),
             f"{result.relation} {format_limit(result.limit, result.unit, result.decimals)}",
             re.split(r"[,;]", result.legal)[0] if compact else result.legal,
         )

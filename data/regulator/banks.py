@@ -58,6 +58,7 @@ class Bank:
     buffers: dict[str, Decimal]  # conservation, countercyclical, systemic_risk, g_sii, o_sii: shares of TREA
     leverage_pillar2: Decimal  # P2R for excessive leverage, on top of 3%
     decimals: int  # accuracy of its amounts
+    ratio_decimals: int = 4  # and of its ratios
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,25 @@
 """The supervisor's letter on a report: addressee, legal basis, findings with figures, measures, deadline, reporting duty.
 
-The wording follows the severity of the findings and the type of the bank; among sentences of one meaning the choice is
-pure in the bank and the date. All sentences are our own. Articles: CRD is Directive 2013/36/EU, CRR is Regulation (EU)
-No 575/2013. Powers: CRD Art. 102 and 104; plans: CRD Art. 142 (capital), CRR Art. 414 (liquidity and stable funding);
-distributions: CRD Art. 141; reporting: CRR Art. 430.
+The wording (`phrases.py`) follows the severity of the findings, their repetition and the type of the bank; among sentences
+of one meaning the choice is pure in the bank, the date and a variant. Articles: CRD is Directive 2013/36/EU, CRR is
+Regulation (EU) No 575/2013.
 """
 
 import datetime
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 
+from data.regulator import phrases
 from data.regulator.render import Addressee, cell_name, format_figure, format_limit, short_label, table_name
+from data.regulator.report import CellKey
 from data.regulator.rules import RuleResult
 
 STYLES = ("full", "short")
+Choose = Callable[[Sequence[str]], str]
 
-# rule -> the subject it belongs to, and what its limit is called. Filing errors are a subject of their own.
+# breach -> the subject it belongs to, and what its limit is called. Filing errors are a subject of their own.
 _SUBJECT = {
     "CET1_MIN": ("capital", "minimum"),
     "T1_MIN": ("capital", "minimum"),
@@ -29,143 +32,79 @@ _SUBJECT = {
     "LR_OLRR": ("leverage", "overall leverage ratio requirement"),
     "LCR_MIN": ("liquidity", "minimum"),
     "NSFR_MIN": ("funding", "minimum"),
+    "LE_LIMIT": ("exposure", "large exposure limit"),
+    "OUTPUT_FLOOR": ("floor", "output floor"),
 }
-_BOARD = {
-    "universal bank": "Management Board",
-    "savings bank": "Board of Managing Directors",
-    "cooperative bank": "Executive Board",
-    "mortgage bank": "Management Board",
-    "investment bank": "Board of Directors",
+# What letters call a figure, where the short label would not read well in a sentence.
+_LABELS: dict[CellKey, str] = {
+    ("C_01.00", "r0440", "c0010"): "excess of AT1 deductions taken from CET1",
+    ("C_02.00.a", "r0010", "c0010"): "total risk exposure amount",
+    ("C_02.00.a", "r0560", "c0010"): "risk exposure amount for foreign exchange",
+    ("C_03.00", "r0020", "c0010"): "surplus or deficit of CET1",
+    ("C_03.00", "r0040", "c0010"): "surplus or deficit of Tier 1",
+    ("C_03.00", "r0060", "c0010"): "surplus or deficit of total capital",
+    ("C_03.00", "r0130", "c0010"): "total SREP capital requirement",
+    ("C_03.00", "r0140", "c0010"): "CET1 share of the total SREP capital requirement",
+    ("C_03.00", "r0150", "c0010"): "Tier 1 share of the total SREP capital requirement",
+    ("C_03.00", "r0160", "c0010"): "overall capital requirement",
+    ("C_04.00", "r0740", "c0010"): "combined buffer requirement",
+    ("C_04.00", "r0750", "c0010"): "capital conservation buffer",
+    ("C_22.00", "r0010", "c0100"): "risk exposure amount for foreign exchange",
+    ("C_28.00", "*", "c330"): "exposure after mitigation",
+    ("C_28.00", "*", "c350"): "share of Tier 1",
+    ("C_47.00", "r0320", "c0010"): "Tier 1 capital in the leverage ratio",
+    ("C_76.00.a", "r0091", "c0010"): "adjusted amount of level 1 assets",
+    ("C_76.00.a", "r0360", "c0010"): "reduction for inflows",
+    ("C_84.00.d", "r0120", "c0030"): "available stable funding",
+    ("F_01.01", "r0380", "c0010"): "total of assets",
+    ("F_01.03", "r0250", "c0010"): "profit attributable to the owners",
 }
-_POWER = {
-    "capital": "Articles 102 and 104(1) CRD",
-    "leverage": "Article 104(1) CRD",
-    "liquidity": "Article 414 CRR",
-    "funding": "Article 414 CRR",
-    "filing": "Article 430 CRR",
-}
-_FINDING = {
-    "min": (
-        "The {label} was {value} ({cell}), below the {limit_name} of {limit} under {legal}.",
-        "{legal}: the {limit_name} is {limit}; the {label} in {cell} is {value}, short by {gap}.",
-        "With {value} in {cell}, the {label} misses the {limit_name} of {limit} ({legal}) by {gap}.",
-    ),
-    "max": (
-        "The {label} was {value} ({cell}), above the limit of {limit} under {legal}.",
-        "{legal}: the limit is {limit}; {cell} shows {value}.",
-    ),
-    "expected": (
-        "{cell} ({label}) reports {value}, whereas your own figures give {limit} ({legal}).",
-        "The {label} in {cell} contradicts the other figures of the report: {value} against {limit} ({legal}).",
-        "By {legal}, {cell} ({label}) should read {limit}; you filed {value}.",
-    ),
-}
-_MEASURE = {
-    ("capital", "minor"): (
-        "Bring own funds back above the requirement and submit a capital conservation plan {deadline}.",
-        "Submit {deadline} a capital conservation plan that closes the shortfall without new risk exposure.",
-    ),
-    ("capital", "moderate"): (
-        "Submit {deadline} a capital plan that restores own funds by issuance or by reducing risk exposure, and retain all profits until then.",
-        "Retain profits in full and present {deadline} a capital plan with the steps, the amounts and the dates of each step.",
-    ),
-    ("capital", "serious"): (
-        "Make no distributions and pay no variable remuneration until own funds are restored; submit {deadline} a recapitalisation plan approved by your shareholders' body.",
-        "Suspend all distributions at once, stop new business that raises risk exposure, and submit {deadline} a plan to recapitalise the bank.",
-    ),
-    ("leverage", "minor"): (
-        "Raise Tier 1 or shed exposure so that the leverage requirement is met again, and confirm it {deadline}.",
-        "Submit {deadline} the steps by which the leverage requirement will be met again.",
-    ),
-    ("leverage", "moderate"): (
-        "Submit {deadline} a plan that reduces the leverage exposure or raises Tier 1 capital.",
-        "Let the balance sheet not grow and present {deadline} a plan for reducing leverage.",
-    ),
-    ("leverage", "serious"): (
-        "Reduce the leverage exposure without delay, take on no new exposure that is not collateralised in cash, and submit {deadline} a plan to restore the ratio.",
-        "Stop the growth of the balance sheet at once and submit {deadline} a plan of asset sales and Tier 1 issuance.",
-    ),
-    ("liquidity", "minor"): (
-        "Restore the liquidity coverage ratio and submit {deadline} a plan for its timely restoration.",
-        "Submit {deadline} the restoration plan for the liquidity coverage ratio, with the assets that you will add to the buffer.",
-    ),
-    ("liquidity", "moderate"): (
-        "Enlarge the liquidity buffer, lengthen short-term funding, and submit {deadline} a restoration plan.",
-        "Submit {deadline} a restoration plan that names the liquid assets to be bought and the outflows to be reduced.",
-    ),
-    ("liquidity", "serious"): (
-        "Activate your contingency funding plan today, stop lending that is not committed, and submit {deadline} a restoration plan.",
-        "Put the contingency funding plan into effect at once and submit {deadline} a plan to restore the liquidity buffer.",
-    ),
-    ("funding", "minor"): (
-        "Restore the net stable funding ratio and submit {deadline} a plan for it.",
-        "Submit {deadline} the steps by which stable funding will cover the requirement again.",
-    ),
-    ("funding", "moderate"): (
-        "Replace short-term by stable funding and submit {deadline} a funding plan.",
-        "Submit {deadline} a funding plan with the term and the amount of each planned issue.",
-    ),
-    ("funding", "serious"): (
-        "Grant no new long-term loans until stable funding covers them, and submit {deadline} a funding plan.",
-        "Suspend new long-term lending and submit {deadline} a plan to raise stable funding.",
-    ),
-    ("filing", "minor"): (
-        "Correct {templates} and file again {deadline}, with an explanation of the error.",
-        "File {templates} again {deadline} and state how the error arose and how it will be prevented.",
-    ),
-}
-_DEADLINE = {
-    ("capital", "minor"): "within two months",
-    ("capital", "moderate"): "within one month",
-    ("capital", "serious"): "within five working days",
-    ("leverage", "minor"): "within two months",
-    ("leverage", "moderate"): "within one month",
-    ("leverage", "serious"): "within ten working days",
-    ("liquidity", "minor"): "within ten working days",
-    ("liquidity", "moderate"): "within five working days",
-    ("liquidity", "serious"): "within two working days",
-    ("funding", "minor"): "within two months",
-    ("funding", "moderate"): "within one month",
-    ("funding", "serious"): "within ten working days",
-    ("filing", "minor"): "within ten working days",
-}
-_DUTY = {
-    "minor": ("Report on progress with the next regular report.", "Inform us of progress with your next filing."),
-    "moderate": (
-        "Report monthly on {subjects} until compliance is restored.",
-        "Until compliance is restored, send us the figures on {subjects} every month.",
-    ),
-    "serious": (
-        "Report weekly on {subjects} until we release you from this duty.",
-        "Send us the figures on {subjects} every week until further notice.",
-    ),
-}
-_CLOSING = {
-    "minor": "",
-    "moderate": "We may take further measures if the plan is late or insufficient.",
-    "serious": "Failure to comply may lead to administrative penalties and to the withdrawal of the authorisation.",
-}
-_CLEAN = (
-    "Your report shows no breach of the requirements examined and no contradiction between its figures. No measure is required; file the next report as usual.",
-    "The figures meet the requirements that we examined and agree with each other. We take no measure. The next report is due on the regular date.",
-    "We examined your report and found neither a breach nor an error. Nothing is required of you beyond the next regular report.",
-)
 _PLAN = {
     "capital": "a capital plan",
     "leverage": "a leverage plan",
     "liquidity": "a liquidity plan",
     "funding": "a funding plan",
+    "exposure": "a plan for the exposure",
+    "floor": "a corrected report",
     "filing": "a corrected report",
 }
-_RANK = ("minor", "moderate", "serious")
+_GRADES = ("minor", "moderate", "serious")
 
 
-def directive(violated: Sequence[RuleResult], bank: Addressee, date: str, style: str = "full") -> str:
+@dataclass(frozen=True)
+class Context:
+    """What else a letter on a report may say. Everything can be seen in the text that the model reads."""
+
+    triggers: tuple[RuleResult, ...] = ()  # duties set off by figures of this report
+    margins: tuple[RuleResult, ...] = ()  # requirements that are met
+    before: dict[CellKey, Decimal] = field(default_factory=dict, hash=False)  # figures of the quarter before
+    repeated: dict[str, int] = field(
+        default_factory=dict, hash=False
+    )  # rule -> reports in a row before this one that breached it
+    templates: tuple[str, ...] = ()  # what was filed
+
+
+def directive(
+    violated: Sequence[RuleResult],
+    bank: Addressee,
+    date: str,
+    style: str = "full",
+    context: Context = Context(),  # noqa: B008 - frozen
+    variant: int = 0,
+) -> str:
     """The letter on the `violated` results of a report of reference date `date` (YYYY-MM-DD).
 
-    `style="full"` is a supervisor's letter; `style="short"` is one sentence.
+    `style="full"` is a supervisor's letter; `style="short"` is one sentence. Another `variant` says the same in other words.
     """
-    return _short(violated, bank) if style == "short" else _full(violated, bank, date)
+    if style == "short":
+        return _short(violated, bank)
+    choose = random.Random(f"letter {bank.entity} {date} {variant}").choice
+    day = datetime.date.fromisoformat(date)
+    names = {"bank": bank.name, "board": phrases.BOARD.get(bank.type, "Management Board")}
+    names["date"] = f"{day.day} {day:%B} {day.year}"
+    lines = [choose(phrases.ADDRESSEE).format(**names), choose(phrases.SUBJECT_LINE).format(**names)]
+    lines += _orders(violated, bank, context, choose) if violated else _approval(context, choose)
+    return "\n".join(lines)
 
 
 def severity(violated: Sequence[RuleResult]) -> str:
@@ -185,65 +124,139 @@ def _subject(result: RuleResult) -> str:
     return "filing" if result.kind == "filing" else _SUBJECT[result.rule_id][0]
 
 
-def _full(violated: Sequence[RuleResult], bank: Addressee, date: str) -> str:
-    choice = random.Random(f"letter {bank.entity} {date}").choice
-    day = datetime.date.fromisoformat(date)
-    long_date = f"{day.day} {day:%B} {day.year}"
-    lines = [f"To the {_BOARD.get(bank.type, 'Management Board')} of {bank.name}", f"Report of {long_date}"]
-    if not violated:
-        return "\n".join([*lines, choice(_CLEAN)])
+def _orders(violated: Sequence[RuleResult], bank: Addressee, context: Context, choose: Choose) -> list[str]:
+    """Legal basis, findings, measures with deadlines, reporting duty, consequences."""
     subjects = list(dict.fromkeys(_subject(result) for result in violated))
-    powers = _listed(list(dict.fromkeys(_POWER[subject] for subject in subjects)))
-    lines.append(
-        choice(
-            (
-                f"Under {powers} we direct as follows.",
-                f"We issue this directive under {powers}.",
-                f"This directive rests on {powers}.",
-            )
-        )
-    )
-    lines.append("Findings:")
-    lines += [_finding(result, choice) for result in violated]
-    lines.append("Measures:")
-    for subject in subjects:
-        of_subject = [result for result in violated if _subject(result) == subject]
-        grade = severity(of_subject)
-        templates = _listed(list(dict.fromkeys(table_name(result.cell[0]) for result in of_subject)))
-        lines.append(
-            choice(_MEASURE[subject, grade]).format(
-                deadline=f"{_DEADLINE[subject, grade]} of receipt", templates=templates
-            )
-        )
-    if any(result.rule_id == "OCR_TC" for result in violated):
-        lines.append(
-            choice(
-                (
-                    "Calculate the maximum distributable amount and notify it to us (CRD Art. 141).",
-                    "Notify us of your maximum distributable amount under CRD Art. 141.",
-                )
-            )
-        )
     grade = severity(violated)
-    duty = choice(_DUTY[grade]).format(subjects=_listed([subject for subject in subjects if subject != "filing"]))
-    lines.append(f"{duty} {_CLOSING[grade]}".strip())
-    return "\n".join(lines)
+    power = _listed(list(dict.fromkeys(phrases.POWER[subject] for subject in subjects)))
+    lines = [_capital(choose(phrases.BASIS).format(power=power)), choose(phrases.FINDINGS_HEAD)]
+    lines += [f"{number}. {_finding(result, context, choose)}" for number, result in enumerate(violated, start=1)]
+    lines += [sentence for sentence in [choose(phrases.JUDGEMENT[grade])] if sentence and any_breach(violated)]
+    lines.append(choose(phrases.MEASURES_HEAD))
+    shortened = False
+    for subject in subjects:
+        text, hurried = _measure(subject, violated, bank, context, choose)
+        lines.append(f"- {text}")
+        shortened = shortened or hurried
+    if any(result.rule_id == "OCR_TC" for result in violated):
+        lines.append(f"- {choose(phrases.MDA)}")
+    if shortened:
+        lines.append(choose(phrases.PERSISTS))
+    named = [phrases.SUBJECT[subject] for subject in subjects if subject != "filing"] or ["the corrected templates"]
+    closing = [choose(phrases.DUTY[grade]).format(subjects=_listed(named)), choose(phrases.CLOSING[grade])]
+    lines.append(" ".join(filter(None, [*closing, choose(phrases.OBJECTION)])))
+    return lines + _notes(context, choose)
 
 
-def _finding(result: RuleResult, choice) -> str:  # noqa: ANN001 - the bound method of a random.Random
-    label = short_label(result.cell)
+def any_breach(violated: Sequence[RuleResult]) -> bool:
+    """Whether the law is breached, and not only the form of reporting."""
+    return any(result.kind == "breach" for result in violated)
+
+
+def _measure(
+    subject: str, violated: Sequence[RuleResult], bank: Addressee, context: Context, choose: Choose
+) -> tuple[str, bool]:
+    """(what is ordered on one subject, whether repetition shortened the deadline)."""
+    of_subject = [result for result in violated if _subject(result) == subject]
+    grade = severity(of_subject)
+    again = any(context.repeated.get(result.rule_id) for result in of_subject)
+    place = min(_GRADES.index(grade) + again, 2)
+    if subject == "filing":  # many errors are graver than one
+        place = min(len(of_subject) - 1, 2)
     fields = {
-        "label": label[0].lower() + label[1:]
-        if label.partition(" ")[0] in ("Own", "Total", "Leverage", "Liquidity", "Net")
-        else label,
+        "deadline": f"{phrases.DEADLINE[subject][place]} {choose(phrases.FROM)}",
+        "templates": _listed(list(dict.fromkeys(table_name(result.cell[0]) for result in of_subject))),
+    }
+    text = _capital(choose(phrases.MEASURE[subject, grade]).format(**fields))
+    if grade != "minor" and (subject, bank.type) in phrases.BY_TYPE:
+        text += f" {choose(phrases.BY_TYPE[subject, bank.type])}"
+    return text, again
+
+
+def _finding(result: RuleResult, context: Context, choose: Choose) -> str:
+    sentences = _sentences(result)
+    text = _capital(choose(sentences).format(**_fields(result)))
+    before = context.before.get(result.cell)
+    if result.rule_id in _SUBJECT and result.relation == "min" and before is not None and not result.row:
+        trend = "same" if before == result.value else "fell" if before > result.value else "rose"
+        text += " " + choose(phrases.TREND[trend]).format(before=format_figure(before, result.unit, result.decimals))
+    if context.repeated.get(result.rule_id):
+        text += " " + choose(phrases.REPEATED[min(context.repeated[result.rule_id], 2)])
+    return text
+
+
+def _sentences(result: RuleResult) -> Sequence[str]:
+    if result.rule_id == "LE_LIMIT":
+        return phrases.EXPOSURE
+    if result.rule_id == "OUTPUT_FLOOR":
+        return phrases.FLOOR
+    if result.kind == "breach":
+        return phrases.NEGATIVE if result.value < 0 else phrases.MIN
+    if result.rule_id.endswith("_SIGN"):
+        return phrases.MISSING_SIGN if result.missing else phrases.SIGN
+    if result.missing:
+        return phrases.MISSING
+    return {"min": phrases.TSCR, "max": phrases.CAP, "expected": phrases.EXPECTED}[result.relation]
+
+
+def _fields(result: RuleResult) -> dict[str, str]:
+    gap = abs(result.limit - result.value)
+    points = f"{format_limit(gap, None, result.decimals).removesuffix('%')} percentage points"
+    return {
+        "label": _label(result.cell),
         "value": format_figure(result.value, result.unit, result.decimals),
         "limit": format_limit(result.limit, result.unit, result.decimals),
-        "limit_name": _SUBJECT.get(result.rule_id, ("", "limit"))[1],
-        "cell": cell_name(result.cell),
+        "name_of_limit": _SUBJECT.get(result.rule_id, ("", "limit"))[1],
+        "cell": cell_name(result.cell, result.row),
         "legal": result.legal,
-        "gap": f"{format_limit(result.limit - result.value, None, result.decimals).removesuffix('%')} percentage points",
+        "row": result.row,
+        "gap": points if _is_ratio(result) else format_limit(gap, result.unit, result.decimals),
     }
-    return choice(_FINDING[result.relation]).format(**fields)
+
+
+def _is_ratio(result: RuleResult) -> bool:
+    return result.unit in (None, "", "pure", "xbrli:pure")
+
+
+def _label(cell: CellKey) -> str:
+    label = _LABELS.get(cell) or short_label(cell)
+    lower = label.partition(" ")[0] in ("Own", "Total", "Leverage", "Liquidity", "Net")
+    return label[0].lower() + label[1:] if lower else label
+
+
+def _approval(context: Context, choose: Choose) -> list[str]:
+    """A letter that asks for nothing: what was examined, where the margin is closest, what moved."""
+    templates = _listed([table_name(template) for template in context.templates]) or "the templates filed"
+    lines = [_capital(choose(phrases.CLEAN_OPENING).format(templates=templates))]
+    ratios = [result for result in context.margins if result.relation == "min" and _is_ratio(result)]
+    if ratios:
+        tightest = min(ratios, key=lambda result: (result.value - result.limit) / result.limit)
+        lines.append(_capital(choose(phrases.CLEAN_TIGHTEST).format(**_fields(tightest))))
+        moved = [result for result in ratios if context.before.get(result.cell) not in (None, result.value)]
+        if moved:
+            result = choose(moved)
+            before = format_figure(context.before[result.cell], result.unit, result.decimals)
+            lines.append(_capital(choose(phrases.CLEAN_MOVE).format(**_fields(result), before=before)))
+    closing = [choose(phrases.CLEAN_OUTCOME), choose(phrases.CLEAN_DUTY), choose(phrases.CLEAN_RESERVE)]
+    return [*lines, " ".join(filter(None, closing)), *_notes(context, choose)]
+
+
+def _notes(context: Context, choose: Choose) -> list[str]:
+    """Duties that figures set off: mentioned, but no violations."""
+    notes = []
+    large = [result for result in context.triggers if result.rule_id == "LE_DEF"]
+    if large:
+        clients = "one exposure" if len(large) == 1 else f"{len(large)} exposures"
+        limit = format_limit(large[0].limit, None)
+        notes.append(choose(phrases.LARGE_EXPOSURE_NOTE).format(clients=clients, limit=limit, legal=large[0].legal))
+    if any(result.rule_id == "FX_DEMIN" for result in context.triggers):
+        legal = next(result.legal for result in context.triggers if result.rule_id == "FX_DEMIN")
+        notes.append(choose(phrases.FX_NOTE).format(legal=legal))
+    return notes
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _short(violated: Sequence[RuleResult], bank: Addressee) -> str:

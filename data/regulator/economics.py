@@ -32,6 +32,12 @@ TROUBLES: Troubles = (
     (13, {"lcr": "minimum"}),
     (13, {"nsfr": "minimum"}),
 )
+# With large exposures and the output floor, see positions.py: these levels say nothing about the amounts here.
+ALL_TROUBLES: Troubles = (
+    *((weight * 2 if "lcr" in trouble or "nsfr" in trouble else weight, trouble) for weight, trouble in TROUBLES),
+    (24, {"exposure": "over"}),
+    (50, {"floor": "missed"}),
+)
 CAPITAL = {"cet1", "t1", "total"}
 # How far above its last limit a sound ratio lies at most.
 COMFORT = {
@@ -79,10 +85,14 @@ def draw_economics(
     levels: dict[str, str],
     near: float = 0.45,
     ratio_step: Decimal = STEP,
+    before: Economics | None = None,
+    has_at1: bool = True,
 ) -> Economics | None:
     """Amounts of a bank whose ratios lie on `levels`; None where the levels exclude each other (say T1 below 6% over a CET1 above it).
 
-    `near` is the share of ratios within 10 steps of a limit. `ratio_step` is the step of LCR and NSFR.
+    `near` is the share of ratios within 10 steps of a limit. `ratio_step` is the step of LCR and NSFR. `before` are the
+    amounts of the quarter before: most ratios then move little, as far as their level lets them. Without AT1 the Tier 1
+    ratio is the CET1 ratio.
     """
     need = requirements(bank)
     ratios: dict[str, Decimal] = {}
@@ -93,7 +103,10 @@ def draw_economics(
             low = max(low, bounds[part][0])
         above = {"t1": ratios.get("total"), "cet1": ratios.get("t1")}.get(front)
         step = ratio_step if front in ("lcr", "nsfr") else STEP
-        ratio = _draw(rng, low, high, levels.get(front, "ok"), near, step, above)
+        last = ratios_of(before)[front] if before else None
+        ratio = _draw(rng, low, high, levels.get(front, "ok"), near, step, above, last)
+        if front == "cet1" and not has_at1:
+            ratio = ratios["t1"] if low <= ratios["t1"] else None
         if ratio is None:
             return None
         ratios[front] = ratio
@@ -101,23 +114,36 @@ def draw_economics(
     # Real amounts do not give round ratios. The rest is cut off by the rounding of the reported ratio, and it is never
     # negative: amounts must not show a breach where the rounded ratio just meets its limit.
     jitter = Decimal(rng.randint(15, 40)) / 1_000_000
-    tier1 = _whole(trea * (ratios["t1"] + jitter))
-    own_funds = _whole(trea * (ratios["total"] + jitter))
-    common = _whole(trea * (ratios["cet1"] + jitter))
-    exposure = _whole(tier1 / (ratios["leverage"] + Decimal(rng.randint(15, 40)) / 1_000_000))
-    net_outflow = _whole(exposure * _uniform(rng, "0.06", "0.20"))
-    required = _whole(exposure * _uniform(rng, "0.45", "0.80"))
+    tier1 = whole(trea * (ratios["t1"] + jitter))
+    own_funds = whole(trea * (ratios["total"] + jitter))
+    common = whole(trea * (ratios["cet1"] + jitter))
+    exposure = whole(tier1 / (ratios["leverage"] + Decimal(rng.randint(15, 40)) / 1_000_000))
+    net_outflow = whole(exposure * _uniform(rng, "0.06", "0.20"))
+    required = whole(exposure * _uniform(rng, "0.45", "0.80"))
     return Economics(
         trea=trea,
         cet1=common,
         at1=tier1 - common,
         t2=own_funds - tier1,
         exposure=exposure,
-        liquid_assets=_whole(net_outflow * (ratios["lcr"] + jitter)),
+        liquid_assets=whole(net_outflow * (ratios["lcr"] + jitter)),
         net_outflow=net_outflow,
-        available_funding=_whole(required * (ratios["nsfr"] + jitter)),
+        available_funding=whole(required * (ratios["nsfr"] + jitter)),
         required_funding=required,
     )
+
+
+def ratios_of(economics: Economics) -> dict[str, Decimal]:
+    """The ratio of each front."""
+    tier1 = economics.cet1 + economics.at1
+    return {
+        "cet1": economics.cet1 / economics.trea,
+        "t1": tier1 / economics.trea,
+        "total": (tier1 + economics.t2) / economics.trea,
+        "leverage": tier1 / economics.exposure,
+        "lcr": economics.liquid_assets / economics.net_outflow,
+        "nsfr": economics.available_funding / economics.required_funding,
+    }
 
 
 def limits(need: Requirements, front: str) -> tuple[tuple[str, Decimal], ...]:
@@ -142,7 +168,14 @@ def level_bounds(steps: tuple[tuple[str, Decimal], ...], level: str, comfort: De
 
 
 def _draw(
-    rng: random.Random, low: Decimal, high: Decimal, level: str, near: float, step: Decimal, above: Decimal | None
+    rng: random.Random,
+    low: Decimal,
+    high: Decimal,
+    level: str,
+    near: float,
+    step: Decimal,
+    above: Decimal | None,
+    before: Decimal | None = None,
 ) -> Decimal | None:
     """A ratio on the grid of `step` in [low, high), not over `above`; None if there is none.
 
@@ -153,6 +186,10 @@ def _draw(
         last = min(last, int(above / step))
     if first > last:
         return None
+    if before is not None and rng.random() < (0.7 if first <= before / step <= last else 0.5):
+        width = max(3, (last - first) // 40)
+        middle = min(max(int(before / step), first), last)  # what has left its level has not gone far
+        return step * rng.randint(max(first, middle - width), min(last, middle + width))
     if above is not None and level == "ok" and rng.random() >= near / 2:
         return step * rng.randint(max(first, last - 300), last)
     between = level not in ("minimum", "ok")  # two limits to be near to
@@ -166,7 +203,8 @@ def _ceil(value: Decimal) -> int:
     return int(value.to_integral_value(rounding="ROUND_CEILING"))
 
 
-def _whole(value: Decimal) -> Decimal:
+def whole(value: Decimal) -> Decimal:
+    """Rounded to whole units of currency."""
     return value.quantize(Decimal(1), rounding=ROUND_HALF_EVEN)
 
 

@@ -6,24 +6,30 @@ evaluation `id`, `bank`, `period`, `violations` (rule ids) and `split`.
 
 import csv
 import pathlib
-import random
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 
 from data.regulator.answers import write_answer
-from data.regulator.directives import directive
+from data.regulator.corpus import Profile, rules_of
+from data.regulator.directives import Context, directive
 from data.regulator.dpm import Cells
-from data.regulator.render import Addressee, render_report
-from data.regulator.report import Report
-from data.regulator.rules import Rule, evaluate, violations
+from data.regulator.render import Addressee, render_earlier, render_report
+from data.regulator.report import CellKey, Report
+from data.regulator.rules import Rule, RuleResult, evaluate, violations
 from data.regulator.xbrl import merge_reports, read_report
 from errors import UserError
 
 REGISTER_COLUMNS = ("entity", "name", "country", "type")
-SPLITS = ("train", "validation", "test")
+# What a report is told about the ones before it: repetition and trend are judged by these.
+EARLIER: tuple[CellKey, ...] = (
+    *(("C_03.00", row, "c0010") for row in ("r0010", "r0030", "r0050")),
+    *(("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010"), ("C_84.00.a", "r0220", "c0040")),
+)
+MAX_EARLIER = 2
 
 
 def read_filing(paths: Iterable[pathlib.Path], cells: Cells) -> Report:
-    """The packages that one bank filed for one date (one per module) as one report. Raises `UserError` as `read_report` does."""
+    """The files that one bank filed for one date (one per module) as one report. Raises `UserError` as `read_report` does."""
     return merge_reports([read_report(path, cells) for path in paths])
 
 
@@ -31,50 +37,81 @@ def make_example(
     report: Report,
     bank: Addressee,
     cells: Cells,
-    style: str,
-    letters: str,
-    instruction: str = "",
-    rules: Iterable[Rule] | None = None,
+    profile: Profile,
+    earlier: Sequence[Report] = (),
+    letter: str | None = None,
 ) -> dict:
-    """The example of one report, without its split. `style` is that of render.py, `letters` that of directives.py."""
-    violated = violations(evaluate(report, rules))
-    text = render_report(report, cells, style, bank)
-    answer = write_answer(violated, directive(violated, bank, report.period, letters), style)
-    return {
-        "messages": [
-            {"role": "user", "content": f"{instruction}\n\n{text}" if instruction else text},
-            {"role": "assistant", "content": answer},
-        ],
-        "id": f"{entity_code(report.entity)}-{report.period}",
-        "bank": entity_code(report.entity),
-        "period": report.period,
-        "violations": [result.rule_id for result in violated],
-    }
+    """The example of one report, without its split, in the form that `profile` says.
+
+    `earlier` are reports of the bank before this one, oldest first. `letter` is the supervisor's own; without it the
+    letter is written here.
+    """
+    return worded_examples(report, bank, cells, profile, earlier, [letter])[0]
+
+
+def worded_examples(
+    report: Report,
+    bank: Addressee,
+    cells: Cells,
+    profile: Profile,
+    earlier: Sequence[Report] = (),
+    letters: Sequence[str | None] = (None,),
+) -> list[dict]:
+    """The example of one report once for each of `letters`; where one is None, it is written here, each time in other words."""
+    rules = rules_of(profile)
+    results = evaluate(report, rules)
+    violated = violations(results)
+    text = render_report(report, cells, profile.style, bank)
+    known = list(earlier)[-MAX_EARLIER:] if profile.style == "cells" else []
+    text = "\n".join(
+        filter(None, [profile.instruction and f"{profile.instruction}\n", text, render_earlier(known, EARLIER)])
+    )
+    context = _context(report, results, known, rules)
+    written = [
+        directive(violated, bank, report.period, profile.letters, context, variant) if letter is None else letter
+        for variant, letter in enumerate(letters)
+    ]
+    entity = entity_code(report.entity)
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": write_answer(violated, letter, profile.style)},
+            ],
+            "id": f"{entity}-{report.period}",
+            "bank": entity,
+            "period": report.period,
+            "violations": list(dict.fromkeys(result.rule_id for result in violated)),
+        }
+        for letter in written
+    ]
+
+
+def _context(
+    report: Report, results: Sequence[RuleResult], earlier: Sequence[Report], rules: Sequence[Rule]
+) -> Context:
+    """What the letter may mention beside the violations."""
+    before: dict[CellKey, Decimal] = {}
+    repeated: dict[str, int] = {}
+    still = {result.rule_id for result in results if result.state == "violated" and result.cell in EARLIER}
+    for count, old in enumerate(reversed(earlier), start=1):
+        if count == 1:
+            facts = [fact for fact in old.facts if fact.cell in EARLIER and isinstance(fact.value, Decimal)]
+            before = {fact.cell: fact.value for fact in facts}
+        still &= {result.rule_id for result in violations(evaluate(old, rules))}
+        repeated |= dict.fromkeys(sorted(still), count)
+    return Context(
+        triggers=tuple(result for result in results if result.state == "triggered"),
+        margins=tuple(result for result in results if result.kind == "breach" and result.state == "ok"),
+        before=before,
+        repeated=repeated,
+        templates=tuple(sorted(template for template, filed in report.filing_indicators.items() if filed)),
+    )
 
 
 def entity_code(entity: str) -> str:
     """The LEI without the suffix of the EBA for the scope of consolidation: `SYNB00....CON` -> `SYNB00...`."""
     return entity.partition(".")[0]
-
-
-def split_banks(banks: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, str]:
-    """Bank -> split, every report of a bank in one split. `shares` are of the banks, for train, validation, test.
-
-    Raises `UserError` if they do not add up to 1 or leave a split with a share without a bank.
-    """
-    if len(shares) != len(SPLITS) or any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-9:
-        raise UserError(f"the splits {list(shares)} must be three shares (train, validation, test) that add up to 1.")
-    order = list(banks)
-    random.Random(f"splits {seed}").shuffle(order)
-    first = round(len(order) * shares[0])
-    second = first + round(len(order) * shares[1])
-    parts = dict(zip(SPLITS, (order[:first], order[first:second], order[second:]), strict=True))
-    for (split, members), share in zip(parts.items(), shares, strict=True):
-        if share > 0 and not members:
-            raise UserError(
-                f"{len(order)} banks are too few for a share of {share} in {split!r}; ask for more examples."
-            )
-    return {bank: split for split, members in parts.items() for bank in members}
 
 
 def write_register(path: pathlib.Path, banks: Iterable[Addressee]) -> None:

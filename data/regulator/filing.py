@@ -1,10 +1,11 @@
-"""Write what a bank reports as EBA xBRL-CSV report packages, one zip per module, as banks file them.
+"""Write what a bank reports as EBA report files, one per module, as banks file them: xBRL-CSV report packages or xBRL-JSON.
 
-Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5 (names and layout). The bytes
-depend on the figures alone: fixed order, fixed time stamps, stored without compression.
+Sources: XBRL International, xBRL-CSV 1.0, xBRL-JSON 1.0 and Report Packages 1.0; EBA filing rules v5 (names and layout).
+The bytes depend on the figures alone: fixed order, fixed time stamps, stored without compression.
 """
 
 import datetime
+import functools
 import io
 import json
 import pathlib
@@ -13,75 +14,101 @@ from collections.abc import Iterable
 from decimal import Decimal
 
 from data.regulator.banks import Bank
-from data.regulator.dpm import Cells
+from data.regulator.dpm import Cell, Cells, Table
 from data.regulator.report import CellKey
-from data.regulator.reporting import RATIO_DECIMALS
 from errors import UserError
 
-FRAMEWORK = "COREP040200"  # framework and taxonomy release, as file names carry them
+FRAMEWORK = {"COREP": "COREP040200", "FINREP": "FINREP040200"}  # framework and release, as file names carry them
+SYNTAXES = ("csv", "json")
+Row = tuple[Cell, str, Decimal | str]  # a cell, the key of its row in an open table, its value
+INDICATORS = "http://www.xbrl.org/taxonomy/int/filing-indicators/REC/2021-02-03"
+NAMESPACES = {
+    "eba_met": "http://www.eba.europa.eu/xbrl/crr/dict/met",
+    "fi": INDICATORS,
+    "iso4217": "http://www.xbrl.org/2003/iso4217",
+    "lei": "http://standards.iso.org/iso/17442",
+    "xbrli": "http://www.xbrl.org/2003/instance",
+}
 
 
-def write_packages(
+def write_reports(
     folder: pathlib.Path,
     bank: Bank,
     period: str,
-    figures: dict[CellKey, Decimal],
+    figures: dict[CellKey, Decimal | str],
     cells: Cells,
-    templates: Iterable[str] = (),
+    unfiled: Iterable[str] = (),
+    syntax: str = "csv",
 ) -> list[pathlib.Path]:
     """Write `figures` of one bank at one reference date into `folder`; returns the files, one per module.
 
-    Templates of the DPM codes `templates` that have no figure are declared as not filed. Raises `UserError` for a cell
-    that the DPM does not have.
+    The templates `unfiled` are declared as not filed, in the file of their module. In a table with open rows the row
+    of a cell is its key. Raises `UserError` for a cell that the DPM does not have.
     """
-    modules: dict[str, dict[str, list[tuple[str, Decimal]]]] = {}
-    tables = {}
+    index, tables = _index(cells)
+    modules: dict[str, dict[str, list[Row]]] = {}
     for (table, row, column), value in figures.items():
-        cell = cells.by_cell(table, row, column)
+        opened = table in tables and tables[table].keys
+        cell = index.get((table, "*" if opened else row, column))
         if cell is None:
             raise UserError(f"the DPM has no cell {{{table}, {row}, {column}}}; correct the generator's list of cells.")
-        if table not in tables:
-            tables[table] = cells.table(table)
-        modules.setdefault(tables[table].module, {}).setdefault(table, []).append((cell.datapoint, value))
-    unfiled = {cells.table(code).template: cells.table(code).module for code in templates if code not in tables}
-    return [
-        _write_package(
-            folder, bank, period, module, [(tables[code], rows) for code, rows in sorted(filed.items())], unfiled
-        )
-        for module, filed in sorted(modules.items())
-    ]
+        modules.setdefault(tables[table].module, {}).setdefault(table, []).append((cell, row if opened else "", value))
+    files = []
+    for module, filed in sorted(modules.items()):
+        indicators = {tables[code].template: True for code in filed}
+        for table in tables.values():
+            if table.template in unfiled and table.module == module:
+                indicators.setdefault(table.template, False)
+        ordered = [(tables[code], rows) for code, rows in sorted(filed.items())]
+        write = _write_csv if syntax == "csv" else _write_json
+        files.append(write(folder, bank, period, module, ordered, dict(sorted(indicators.items()))))
+    return files
 
 
-def _write_package(
-    folder: pathlib.Path, bank: Bank, period: str, module: str, filed: list, unfiled: dict[str, str]
-) -> pathlib.Path:
+@functools.lru_cache(maxsize=2)
+def _index(cells: Cells) -> tuple[dict[CellKey, Cell], dict[str, Table]]:
+    """Every cell of the DPM in `cells` by its place: a look-up of each figure in the database would take half of the time."""
+    codes = [code for (code,) in cells.database.execute("select code from tables")]
+    found = {(cell.table, cell.row, cell.column): cell for code in codes for cell in cells.in_table(code)}
+    return found, {code: cells.table(code) for code in codes}
+
+
+def _name(bank: Bank, period: str, module: str) -> str:
     sent = datetime.date.fromisoformat(period) + datetime.timedelta(
         days=42
-    )  # the remittance date of quarterly reports, about
-    name = f"{bank.entity}.CON_{bank.country}_{FRAMEWORK}_{module.replace('_', '')}_{period}_{sent:%Y%m%d}120000000"
-    indicators = dict.fromkeys((table.template for table, _ in filed), "true")
-    indicators |= {
-        template: "false"
-        for template, of_module in unfiled.items()
-        if of_module == module and template not in indicators
-    }
+    )  # about the remittance date of quarterly reports
+    framework = FRAMEWORK[module[:6] if module.startswith("FINREP") else "COREP"]
+    return f"{bank.entity}.CON_{bank.country}_{framework}_{module.replace('_', '')}_{period}_{sent:%Y%m%d}120000000"
+
+
+def _write_csv(
+    folder: pathlib.Path,
+    bank: Bank,
+    period: str,
+    module: str,
+    filed: list[tuple[Table, list[Row]]],
+    indicators: dict[str, bool],
+) -> pathlib.Path:
+    name = _name(bank, period, module)
     parameters = {
         "entityID": f"rs:{bank.entity}.CON",
         "refPeriod": period,
         "baseCurrency": f"iso4217:{bank.currency}",
         "decimalsMonetary": bank.decimals,
-        "decimalsPercentage": RATIO_DECIMALS,
+        "decimalsPercentage": bank.ratio_decimals,
     }
     files = {
         "META-INF/reportPackage.json": _json("https://xbrl.org/report-package/2023"),
         "reports/report.json": _json("https://xbrl.org/2021/xbrl-csv", extends=[filed[0][0].entry_point]),
         "reports/parameters.csv": _csv("name,value", parameters.items()),
-        "reports/FilingIndicators.csv": _csv("templateID,reported", sorted(indicators.items())),
+        "reports/FilingIndicators.csv": _csv(
+            "templateID,reported", ((template, str(reported).lower()) for template, reported in indicators.items())
+        ),
     }
     for table, rows in filed:
-        files[f"reports/{table.csv_file}"] = _csv(
-            "datapoint,factValue", ((datapoint, f"{value:f}") for datapoint, value in rows)
-        )
+        header = ",".join(["datapoint", *table.keys, "factValue"])
+        lines = ((cell.datapoint, *_keys(table, key).values(), _text(value)) for cell, key, value in rows)
+        files[f"reports/{table.csv_file}"] = _csv(header, lines)
     path = folder / f"{name}.zip"
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as package:
@@ -89,6 +116,72 @@ def _write_package(
             package.writestr(zipfile.ZipInfo(f"{name}/{member}", (1980, 1, 1, 0, 0, 0)), text)
     path.write_bytes(content.getvalue())
     return path
+
+
+def _write_json(
+    folder: pathlib.Path,
+    bank: Bank,
+    period: str,
+    module: str,
+    filed: list[tuple[Table, list[Row]]],
+    indicators: dict[str, bool],
+) -> pathlib.Path:
+    """A fact stands once, however many tables show it: its metric and dimensions say what it is."""
+    core = {"entity": f"lei:{bank.entity}.CON", "period": _instant(period)}
+    namespaces, facts, seen = dict(NAMESPACES), [], set()
+    for template, reported in indicators.items():
+        facts.append(
+            {"value": str(reported).lower(), "dimensions": {"concept": "fi:filed", **core, "fi:template": template}}
+        )
+    for table, rows in filed:
+        for cell, key, value in rows:
+            members = dict(part.split("=") for part in cell.members.split())
+            members |= {f"eba_dim_4.2:{name}": text for name, text in _keys(table, key).items()}
+            for name in (*members, *(member for member in members.values() if ":" in member)):
+                prefix = name.partition(":")[0]
+                namespaces[prefix] = _namespace(prefix)
+            fact: dict = {"value": _text(value)}
+            dimensions = {"concept": f"eba_met:{cell.metric}", **core, **members}
+            if isinstance(value, Decimal):
+                fact["decimals"] = bank.decimals if cell.type == "monetary" else bank.ratio_decimals
+                if cell.type == "monetary":
+                    dimensions["unit"] = f"iso4217:{bank.currency}"
+            else:
+                namespaces[value.partition(":")[0]] = _namespace(value.partition(":")[0])
+            fact["dimensions"] = dimensions
+            identity = json.dumps(fact, sort_keys=True)
+            if identity not in seen:
+                seen.add(identity)
+                facts.append(fact)
+    info = {
+        "documentType": "https://xbrl.org/2021/xbrl-json",
+        "namespaces": dict(sorted(namespaces.items())),
+        "taxonomy": [filed[0][0].entry_point.removesuffix(".json") + ".xsd"],
+    }
+    document = {"documentInfo": info, "facts": {f"f{number}": fact for number, fact in enumerate(facts, start=1)}}
+    path = folder / f"{_name(bank, period, module)}.json"
+    path.write_text(json.dumps(document, indent=0) + "\n", encoding="utf-8")
+    return path
+
+
+def _keys(table: Table, key: str) -> dict[str, str]:
+    """The key columns of an open row. C 27.00 also says which kind of code the key is."""
+    return {name: key if name == "qINC" else "LEI" for name in table.keys}
+
+
+def _namespace(prefix: str) -> str:
+    if prefix.startswith("eba_dim"):
+        return f"http://www.eba.europa.eu/xbrl/crr/dict/dim/{prefix.removeprefix('eba_dim_')}"
+    return f"http://www.eba.europa.eu/xbrl/crr/dict/dom/{prefix.removeprefix('eba_')}"
+
+
+def _instant(period: str) -> str:
+    """OIM: the end of a day is the midnight that follows."""
+    return f"{datetime.date.fromisoformat(period) + datetime.timedelta(days=1)}T00:00:00"
+
+
+def _text(value: Decimal | str) -> str:
+    return value if isinstance(value, str) else f"{value:f}"
 
 
 def _json(document_type: str, **more: list[str]) -> str:

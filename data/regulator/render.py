@@ -1,5 +1,7 @@
 """A report, and a figure of it, as the text that a model reads. Every number in reports, answers and letters is written here."""
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -8,6 +10,7 @@ from data.regulator.report import CellKey, Fact, Report
 from errors import UserError
 
 STYLES = ("cells", "labels")
+MAX_LABEL = 64  # characters
 
 # Our own short labels, for the style "labels" and for letters.
 SHORT_LABELS: dict[CellKey, str] = {
@@ -47,7 +50,8 @@ class Addressee:
 def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addressee | None = None) -> str:
     """A report as lines of text.
 
-    `style="cells"`: a header, then per table its code and label and a line a cell, `r0010 c0010 CET1 Capital ratio | 4.31%`.
+    `style="cells"`: a header, then per table its code and label and a line a cell, `r0010 c0010 CET1 Capital ratio | 4.31%`;
+    in a table with open rows each row begins with a line that holds its key.
     `style="labels"`: the compact form, `CET1 ratio 4.31%` a line. `cells` gives the labels. Facts that resolve to no cell are written with their concept and dimensions, never left out.
     """
     if style not in STYLES:
@@ -62,18 +66,42 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
     lines = [
         " | ".join(header + ([f"amounts in {report.currency.removeprefix('iso4217:')}"] if report.currency else []))
     ]
-    table = None
-    for fact in _ordered(report.facts):
-        if fact.cell is None:
+    columns = {}
+    for fact in report.facts:
+        if fact.cell:
+            columns.setdefault(fact.cell[0], set()).add(fact.cell[2])
+    table, key, written = None, "", set()
+    for where, fact in _placed(report):
+        if where is None:
             lines.append(f"{_short(fact, cells)} | {format_fact(fact)}")
             continue
-        cell = cells.by_cell(*fact.cell)
-        if fact.cell[0] != table:
-            table = fact.cell[0]
+        cell = cells.by_cell(*where)
+        if where[0] != table:
+            table, key = where[0], ""
             lines.append(f"{table_name(table)} {cell.table_label}".rstrip() if cell else table_name(table))
-        where = "".join(f" {key}={value}" for key, value in sorted(fact.dimensions.items()))
-        lines.append(f"{fact.cell[1]} {fact.cell[2]} {cell.row_label if cell else ''}{where} | {format_fact(fact)}")
+        keys = " ".join(member for _, member in sorted(fact.keys.items()))
+        if keys != key:  # the rows of an open table each begin with their key
+            key = keys
+            lines.append(key or "(no key)")
+        label = cell.row_label if cell else ""
+        if cell and (where[1] == "*" or len(columns.get(table, ())) > 1):
+            label = f"{label}, {cell.column_label}" if label else cell.column_label
+        place = where[2] if where[1] == "*" else f"{where[1]} {where[2]}"
+        line = f"{place} {_cut(label)} | {format_fact(fact)}"
+        if (where, keys, line) not in written:
+            written.add((where, keys, line))
+            lines.append(line)
     return "\n".join(lines)
+
+
+def render_earlier(earlier: Sequence[Report], cells: Iterable[CellKey]) -> str:
+    """The figures of a few cells in earlier reports of the bank, one line a report: `2026-03-31: CET1 ratio 4.31%, LCR 131%`."""
+    wanted, lines = list(cells), []
+    for report in earlier:
+        known = {fact.cell: fact for fact in report.facts if fact.cell and isinstance(fact.value, Decimal)}
+        figures = [f"{short_label(cell)} {format_fact(known[cell])}" for cell in wanted if cell in known]
+        lines.append(f"{report.period}: {', '.join(figures) or 'none of these figures was reported'}")
+    return "\n".join(["Earlier reports", *lines]) if lines else ""
 
 
 def short_label(cell: CellKey) -> str:
@@ -81,9 +109,9 @@ def short_label(cell: CellKey) -> str:
     return SHORT_LABELS.get(cell) or cell_name(cell)
 
 
-def cell_name(cell: CellKey) -> str:
-    """`C 03.00 r0010 c0010`."""
-    return f"{table_name(cell[0])} {cell[1]} {cell[2]}"
+def cell_name(cell: CellKey, row: str = "") -> str:
+    """`C 03.00 r0010 c0010`; in a table with open rows the key of the row stands in its place."""
+    return f"{table_name(cell[0])} {row or cell[1]} {cell[2]}"
 
 
 def table_name(table: str) -> str:
@@ -126,8 +154,10 @@ def format_figure(value: Decimal, unit: str | None, decimals: int | str | None =
 
 def format_limit(value: Decimal, unit: str | None, decimals: int | str | None = None) -> str:
     """A limit or an expected figure: no false places, `4.5%`, `100%`; an expected one is rounded as the report is."""
+    if value == 0:
+        return "0"
     if isinstance(decimals, int):
-        value = round(value, max(decimals, 0))
+        value = round(value, decimals)
     if unit in (None, "", "pure", "xbrli:pure"):
         return format_figure(value, unit, compact=True)
     return format_figure(value, unit, decimals)
@@ -151,8 +181,30 @@ def _short(fact: Fact, cells: Cells) -> str:
     return (SHORT_LABELS.get(fact.cell) or (cell.row_label.strip() if cell else cell_name(fact.cell))) + where
 
 
+def _cut(label: str) -> str:
+    """The beginning of a long label, whole words: some of the EBA's run over several lines."""
+    return label if len(label) <= MAX_LABEL else label[:MAX_LABEL].rpartition(" ")[0] + " ..."
+
+
+def _placed(report: Report) -> list[tuple[CellKey | None, Fact]]:
+    """(cell, fact) in order: a fact that several tables show stands in each that is filed, facts without a cell come last."""
+    placed: list[tuple[CellKey | None, Fact]] = []
+    for fact in report.facts:
+        placed.append((fact.cell, fact))
+        for cell in fact.other_cells:
+            if report.filing_indicators.get(re.sub(r"\.[a-z]$", "", cell[0]), False):
+                placed.append((cell, fact))
+    return sorted(placed, key=lambda pair: _order(*pair))
+
+
+def _order(cell: CellKey | None, fact: Fact) -> tuple:
+    table, row, column = cell or ("", "", "")
+    keys = sorted(fact.keys.items()) if cell else []
+    return cell is None, table, keys, row, column, fact.concept, sorted(fact.dimensions.items())
+
+
 def _ordered(facts: tuple[Fact, ...]) -> list[Fact]:
-    """By cell, then the facts without one; the same fact in two tables is written in each."""
+    """By cell, then the facts without one."""
     return sorted(
         facts, key=lambda fact: (fact.cell is None, fact.cell or (), fact.concept, sorted(fact.dimensions.items()))
     )

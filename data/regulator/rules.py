@@ -58,6 +58,7 @@ class RuleResult:
     unit: str | None  # of the value: a currency, or None for a ratio
     decimals: int | str | None
     row: str = ""  # the key of the row in an open table
+    missing: bool = False  # whether `cell` was not reported and counts as 0
 
 
 @dataclass(frozen=True)
@@ -210,4 +211,5 @@ def _decide_row(rule: Rule, facts: Mapping[CellKey, Fact | None], row: str, law:
         state, value, limit = "undecided", None, None
     unit, decimals = (pointed.unit, pointed.decimals) if pointed else (None, None)
     where = {"cell": rule.cells[0], "relation": rule.formula.relation, "legal": rule.legal, "row": row}
+    where["missing"] = rule.cells[0] not in facts
     return RuleResult(rule.id, rule.kind, state, value=value, limit=limit, unit=unit, decimals=decimals, **where)

@@ -1,5 +1,6 @@
-"""From files to examples: bytes, labels, text forms, splits, the data card."""
+"""From files to examples: bytes, labels, text forms, answers."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -11,19 +12,19 @@ import pytest
 
 from data.regulator.answers import Answer, parse_answer, write_answer
 from data.regulator.banks import make_bank
-from data.regulator.baselines import micro_f1, score_baselines
-from data.regulator.corpus import FULL, make_filing
-from data.regulator.directives import directive, severity
+from data.regulator.baselines import micro_f1, nearest_letters, score_baselines
+from data.regulator.corpus import FULL, make_filings
 from data.regulator.dpm import BUILT_IN, load_cells
-from data.regulator.examples import make_example, read_filing, read_register, split_banks, write_register
-from data.regulator.filing import write_packages
-from data.regulator.render import Addressee, format_figure, format_limit, render_report
+from data.regulator.examples import make_example, read_filing, read_register, worded_examples, write_register
+from data.regulator.filing import write_reports
+from data.regulator.render import Addressee, format_figure, format_limit, render_earlier, render_report
 from data.regulator.rules import built_in_rules, evaluate, violations
 from errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 # What the few figures below can decide.
 RULES = [rule for rule in built_in_rules() if rule.id in ("CET1_MIN", "TSCR_CET1", "LCR_MIN", "OF_SUM")]
+LOOK = dataclasses.replace(FULL, instruction="Find the violations.", rules=tuple(rule.id for rule in RULES))
 BANK = Addressee("LEI", "Nordhaven Bank", "FI", "savings bank")
 FIGURES = {
     ("C_01.00", "r0010", "c0010"): Decimal(90_001_000),
@@ -36,45 +37,79 @@ FIGURES = {
 }
 
 
-def the_report(folder, figures=FIGURES):
-    bank = make_bank(0, 0)
-    bank = type(bank)(**{**vars(bank), "decimals": -3, "currency": "EUR"})
-    return read_filing(
-        write_packages(folder, bank, "2026-03-31", figures, load_cells(BUILT_IN), ["C_04.00"]), load_cells(BUILT_IN)
+def the_report(folder, figures=FIGURES, period="2026-03-31", syntax="csv"):
+    bank = dataclasses.replace(make_bank(0, 0), decimals=-3, currency="EUR")
+    cells = load_cells(BUILT_IN)
+    return read_filing(write_reports(folder, bank, period, figures, cells, ["C_04.00"], syntax), cells)
+
+
+@pytest.mark.parametrize("syntax", ["csv", "json"])
+def test_files_are_one_per_module_and_the_same_bytes(tmp_path, syntax):
+    filing = next(
+        filing for index in range(30) for filing in make_filings(0, index, 1, FULL) if len(filing.figures) > 80
     )
-
-
-def test_packages_are_one_per_module_and_the_same_bytes(tmp_path):
-    filing = make_filing(0, 3, 0, FULL)
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
+    cells = load_cells(BUILT_IN)
     first, second = (
-        write_packages(folder, filing.bank, filing.period, filing.figures, load_cells(BUILT_IN)) for folder in folders
+        write_reports(folder, filing.bank, filing.period, filing.figures, cells, filing.unfiled, syntax)
+        for folder in folders
     )
     assert [path.name for path in first] == [path.name for path in second]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    assert [path.name.split("_")[3] for path in first] == ["COREPLCRDA", "COREPLR", "COREPNSFR", "COREPOF"]
-    with zipfile.ZipFile(first[0]) as package:
-        assert json.loads(package.read(f"{first[0].stem}/reports/report.json"))["documentInfo"]["extends"][0].endswith(
-            "corep_lcr_da.json"
-        )
+    modules = {path.name.split("_")[3] for path in first}
+    assert modules <= {"COREPLCRDA", "COREPLE", "COREPLR", "COREPNSFR", "COREPOF", "FINREP9"} and len(modules) == len(
+        first
+    )
+    if syntax == "csv":
+        with zipfile.ZipFile(first[0]) as package:
+            info = json.loads(package.read(f"{first[0].stem}/reports/report.json"))["documentInfo"]
+            assert info["extends"][0].endswith("corep_lcr_da.json")
+    else:
+        document = json.loads(first[0].read_text())
+        assert document["documentInfo"]["taxonomy"][0].endswith("corep_lcr_da.xsd")
 
 
-def test_files_read_back_as_they_were_meant(tmp_path):
-    filing = make_filing(0, 3, 0, FULL)
-    report = read_filing(
-        write_packages(tmp_path, filing.bank, filing.period, filing.figures, load_cells(BUILT_IN)), load_cells(BUILT_IN)
-    )
-    assert {fact.cell: fact.value for fact in report.facts} == filing.figures
-    assert (report.entity, report.period, report.currency) == (
-        f"{filing.bank.entity}.CON",
-        filing.period,
-        filing.bank.currency,
-    )
-    assert report.warnings == ()
-    money = next(fact for fact in report.facts if fact.cell == ("C_01.00", "r0010", "c0010"))
-    assert (money.decimals, money.unit) == (filing.bank.decimals, f"iso4217:{filing.bank.currency}")
+@pytest.mark.parametrize("syntax", ["csv", "json"])
+def test_files_of_both_syntaxes_read_back_as_they_were_meant(tmp_path, syntax):
+    cells = load_cells(BUILT_IN)
+    opened = 0
+    for index in range(12):
+        (filing,) = make_filings(0, index, 1, FULL)
+        paths = write_reports(tmp_path, filing.bank, filing.period, filing.figures, cells, filing.unfiled, syntax)
+        report = read_filing(paths, cells)
+        assert report.warnings == ()
+        assert report.format == ("xBRL-CSV" if syntax == "csv" else "xBRL-JSON")
+        read = {}
+        for fact in report.facts:
+            row = fact.keys.get("qINC", fact.cell[1])
+            opened += "qINC" in fact.keys
+            for table, _, column in (fact.cell, *fact.other_cells):
+                read[table, row if table[:4] in ("C_27", "C_28") else fact.cell[1], column] = fact.value
+            if isinstance(fact.value, Decimal):
+                money = fact.unit == f"iso4217:{filing.bank.currency}"
+                assert money or fact.unit == "xbrli:pure"
+                assert fact.decimals == (filing.bank.decimals if money else filing.bank.ratio_decimals)
+        shown_twice = ("C_47.00", "r0320", "c0010")  # Tier 1: one fact, two tables
+        expected = {key: value for key, value in filing.figures.items() if key != shown_twice}
+        assert {key: read.get(key) for key in expected} == expected
+        assert (report.entity, report.period) == (f"{filing.bank.entity}.CON", filing.period)
+        assert report.currency == filing.bank.currency
+        assert [template for template, filed in report.filing_indicators.items() if not filed] == list(filing.unfiled)
+    assert opened > 20
+
+
+def test_both_syntaxes_make_the_same_example(tmp_path):
+    cells = load_cells(BUILT_IN)
+    for index in range(8):
+        (filing,) = make_filings(3, index, 1, FULL)
+        examples = []
+        for syntax in ("csv", "json"):
+            paths = write_reports(tmp_path, filing.bank, filing.period, filing.figures, cells, filing.unfiled, syntax)
+            examples.append(make_example(read_filing(paths, cells), BANK, cells, FULL))
+        if ("C_47.00", "r0320", "c0010") in filing.figures or ("C_01.00", "r0015", "c0010") not in filing.figures:
+            assert examples[0] == examples[1]
 
 
 def test_a_cell_outside_the_dpm_is_refused(tmp_path):
@@ -173,74 +208,66 @@ def test_parsing(text, expected):
     assert parse_answer(text) == expected
 
 
-def test_letters(tmp_path):
-    violated = violations(evaluate(the_report(tmp_path), RULES))
-    letter = directive(violated, BANK, "2026-03-31")
-    assert letter.startswith("To the Board of Managing Directors of Nordhaven Bank\nReport of 31 March 2026\n")
-    for part in (
-        "4.30%",
-        "4.5%",
-        "CRR Art. 92(1)(a)",
-        "C 01.00 r0010 c0010",
-        "92000 thousand",
-        "Article 430 CRR",
-        "Measures:",
-        "within ten working days",
-    ):
-        assert part in letter
-    assert letter == directive(violated, BANK, "2026-03-31")
-    assert len({directive(violated, BANK, f"20{year}-03-31").split("\n", 2)[2] for year in range(20, 40)}) > 5
-    assert (
-        directive(violated[:1], BANK, "2026-03-31", "short")
-        == "Nordhaven Bank must restore CET1 ratio to 4.5% and file a capital plan within 30 days."
-    )
-    assert "No measure" in directive([], BANK, "2026-03-31", "short")
-
-
-def test_a_short_letter_names_the_highest_limit_that_a_ratio_misses(tmp_path):
-    ratios = {"r0010": "0.0430", "r0140": "0.0562"}
-    figures = {("C_03.00", row, "c0010"): Decimal(value) for row, value in ratios.items()}
-    figures["C_76.00.a", "r0030", "c0010"] = Decimal("0.9")
-    letter = directive(violations(evaluate(the_report(tmp_path, figures), RULES)), BANK, "2026-03-31", "short")
-    assert letter == (
-        "Nordhaven Bank must restore CET1 ratio to 5.62% and LCR to 100% and file a capital plan and a liquidity plan within 10 days."
-    )
-
-
-def test_severity_follows_the_shortfall(tmp_path):
-    def grade(ratio):
-        return severity(
-            violations(evaluate(the_report(tmp_path, {("C_03.00", "r0010", "c0010"): Decimal(ratio)}), RULES))
-        )
-
-    assert [grade(ratio) for ratio in ("0.0440", "0.0430", "0.0404", "-0.01")] == [
-        "minor",
-        "moderate",
-        "serious",
-        "serious",
-    ]
-
-
 def test_an_example(tmp_path):
-    example = make_example(
-        the_report(tmp_path), BANK, load_cells(BUILT_IN), "cells", "full", "Find the violations.", RULES
-    )
+    example = make_example(the_report(tmp_path), BANK, load_cells(BUILT_IN), LOOK)
     assert [message["role"] for message in example["messages"]] == ["user", "assistant"]
     assert example["messages"][0]["content"].startswith("Find the violations.\n\nNordhaven Bank (")
     assert example["violations"] == ["CET1_MIN", "OF_SUM"]
     assert parse_answer(example["messages"][1]["content"]).rule_ids == ("CET1_MIN", "OF_SUM")
     assert example["id"] == f"{example['bank']}-2026-03-31"
+    own = make_example(the_report(tmp_path), BANK, load_cells(BUILT_IN), LOOK, letter="Mend it.")
+    assert own["messages"][1]["content"].endswith("\nDirective:\nMend it.")
 
 
-def test_splits_are_by_bank():
-    banks = [f"B{number}" for number in range(20)]
-    split = split_banks(banks, (0.8, 0.1, 0.1), seed=4)
-    assert [list(split.values()).count(name) for name in ("train", "validation", "test")] == [16, 2, 2]
-    assert split == split_banks(banks, (0.8, 0.1, 0.1), seed=4) != split_banks(banks, (0.8, 0.1, 0.1), seed=5)
-    with pytest.raises(UserError, match="add up to 1"):
-        split_banks(banks, (0.8, 0.1, 0.2), seed=4)
-    with pytest.raises(UserError, match="too few"):
-        split_banks(banks[:2], (0.8, 0.1, 0.1), seed=4)
+def test_earlier_reports_stand_below_and_letters_know_them(tmp_path):
+    key = ("C_03.00", "r0010", "c0010")
+    dates = ("2025-09-30", "2025-12-31", "2026-03-31", "2026-06-30")
+    reports = [
+        the_report(tmp_path, {**FIGURES, key: Decimal(ratio)}, date)
+        for date, ratio in zip(dates, ("0.05", "0.0440", "0.0435", "0.0430"), strict=True)
+    ]
+    cells = load_cells(BUILT_IN)
+    examples = worded_examples(reports[3], BANK, cells, LOOK, reports[:3], [None] * 8)
+    assert examples[0]["messages"][0]["content"].endswith(
+        "Earlier reports\n2025-12-31: CET1 ratio 4.40%, LCR 104.20%\n2026-03-31: CET1 ratio 4.35%, LCR 104.20%"
+    )
+    answers = [example["messages"][1]["content"] for example in examples]
+    assert len(set(answers)) == 8
+    assert any("third report in a row" in answer or "three quarters" in answer for answer in answers)
+    assert all("4.35%" in answer for answer in answers)
+    alone = make_example(reports[3], BANK, cells, LOOK)["messages"]
+    assert "Earlier reports" not in alone[0]["content"] and "4.35%" not in alone[1]["content"]
+    assert render_earlier([], [key]) == ""
+
+
+def test_an_open_row_is_named_by_its_key(tmp_path):
+    code = "SYNC00ABCDEFGHIJKL12"
+    figures = {("C_28.00", code, "c350"): Decimal("0.2600"), ("C_28.00", code, "c210"): Decimal(26_000_000)}
+    figures |= {("C_27.00", code, "c070"): "eba_qTE:qx2055"}
+    report = the_report(tmp_path, figures)
+    lines = render_report(report, load_cells(BUILT_IN), "cells").splitlines()
+    assert lines[1:] == [
+        "C 27.00 Identification of the counterparty",
+        f"{code} LEI",
+        "c070 Type of counterparty | eba_qTE:qx2055",
+        "C 28.00 Exposures in the non-trading and trading book",
+        code,
+        "c210 Total | 26000 thousand",
+        "c350 % of Tier 1 capital | 26.00%",
+    ]
+    (result,) = violations(evaluate(report, [rule for rule in built_in_rules() if rule.id == "LE_LIMIT"]))
+    assert write_answer([result], "x").splitlines()[1] == (
+        f"LE_LIMIT | C 28.00 {code} c350 | 26.00% | max 25% | CRR Art. 395(1)"
+    )
+
+
+def test_a_figure_that_is_not_reported_is_called_so(tmp_path):
+    report = the_report(tmp_path)
+    rules = [rule for rule in built_in_rules() if rule.id in ("CET1_SURPLUS", "CET1_SIGN")]
+    assert write_answer(violations(evaluate(report, rules)), "x").splitlines()[1:3] == [
+        "CET1_SURPLUS | C 03.00 r0020 c0010 | not reported | expected -3700 thousand | CRR Art. 92",
+        "CET1_SIGN | C 03.00 r0020 c0010 | not reported | max 0 | CRR Art. 92",
+    ]
 
 
 def test_register(tmp_path):
@@ -266,38 +293,34 @@ def test_baselines():
     }
 
 
+def test_the_nearest_letter():
+    training = [("CET1 ratio 4% LCR 90%", "one"), ("NSFR 99% LR 3%", "two")]
+    assert nearest_letters(training, ["LR 3% NSFR 98%", "LCR 90% CET1 5%"]) == ["two", "one"]
+
+
 def make(out, *more):
-    command = [
-        sys.executable,
-        "scripts/make_reports.py",
-        "--out",
-        str(out),
-        "--examples",
-        "21",
-        "--processes",
-        "1",
-        *more,
-    ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "scripts/make_reports.py", "--out", str(out), "--examples", "60", "--processes", "1"]
+    return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_make_reports_is_the_same_to_the_byte_and_complete(tmp_path):
-    done = make(tmp_path / "a", "--splits", "0.6", "0.2", "0.2")
+    shares = ("--splits", "0.5", "0.1", "0.15", "0.15", "0.1")
+    done = make(tmp_path / "a", *shares)
     assert done.returncode == 0, done.stderr
-    assert make(tmp_path / "b", "--splits", "0.6", "0.2", "0.2").returncode == 0
+    assert make(tmp_path / "b", *shares).returncode == 0
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(tmp_path / "b") for path in (tmp_path / "b").rglob("*") if path.is_file())
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
-    assert sum(file.suffix == ".zip" for file in files) == 21 * 4
+    assert {file.suffix for file in files} == {".zip", ".json", ".jsonl", ".csv"}
 
+    card = json.loads((tmp_path / "a" / "dataset.json").read_text())
+    assert list(card["splits"]) == ["train", "validation", "test_banks", "test_quarters", "test_combinations"]
     examples = {
         split: [json.loads(line) for line in (tmp_path / "a" / f"{split}.jsonl").read_text().splitlines()]
-        for split in ("train", "validation", "test")
+        for split in card["splits"]
     }
-    assert sum(map(len, examples.values())) == 21
-    banks = [{example["bank"] for example in part} for part in examples.values()]
-    assert sum(map(len, banks)) == len(set().union(*banks)) == 11  # two quarters a bank, the last has one
-    card = json.loads((tmp_path / "a" / "dataset.json").read_text())
+    assert sum(map(len, examples.values())) == 60 - sum(card["leak_test"]["dropped"].values())
+    assert set(card["leak_test"]["leaks_left"].values()) == {0}
     assert {split: counts["examples"] for split, counts in card["splits"].items()} == {
         split: len(part) for split, part in examples.items()
     }
@@ -306,7 +329,7 @@ def test_make_reports_is_the_same_to_the_byte_and_complete(tmp_path):
             assert example["split"] == split
             assert list(parse_answer(example["messages"][1]["content"]).rule_ids) == example["violations"]
 
-    again = make(tmp_path / "a", "--splits", "0.6", "0.2", "0.2")
+    again = make(tmp_path / "a", *shares)
     assert again.returncode == 0 and "already made" in again.stdout
     other = make(tmp_path / "a", "--seed", "1")
     assert other.returncode == 2 and other.stderr.splitlines()[-1].startswith("error: ")

@@ -1,0 +1,404 @@
+"""The sentences of full letters, all our own. Of each list the letter takes one, whatever its place in the list.
+
+Fields: {label} and {cell} name the figure, {value} and {limit} its two sides, {gap} what is missing, {name_of_limit} what
+the limit is called, {legal} the law, {row} a counterparty, {deadline}, {subjects}, {templates}, {bank}, {date}, {power}.
+"""
+
+BOARD = {
+    "universal bank": "Management Board",
+    "savings bank": "Board of Managing Directors",
+    "cooperative bank": "Executive Board",
+    "mortgage bank": "Management Board",
+    "investment bank": "Board of Directors",
+}
+ADDRESSEE = ("To the {board} of {bank}", "{bank}, for the attention of the {board}", "Addressee: the {board} of {bank}")
+SUBJECT_LINE = (
+    *("Report of {date}", "Your supervisory report as of {date}", "Reference date {date}: outcome of our examination"),
+    *("Supervisory reporting, reference date {date}", "Concerning the figures that you filed for {date}"),
+)
+# What the law calls our powers: CRD Art. 102, 104; plans CRR Art. 414; CRR Art. 396 large exposures; CRR Art. 430 reporting.
+POWER = {
+    "capital": "Articles 102 and 104(1) CRD",
+    "leverage": "Article 104(1) CRD",
+    "liquidity": "Article 414 CRR",
+    "funding": "Article 414 CRR",
+    "exposure": "Article 396(1) CRR",
+    "floor": "Articles 92(3) and 465 CRR",
+    "filing": "Article 430 CRR",
+}
+BASIS = (
+    *(
+        "Under {power} we direct as follows.",
+        "We issue this directive under {power}.",
+        "This directive rests on {power}.",
+    ),
+    *("On the basis of {power} the following is ordered.", "What follows is ordered on the strength of {power}."),
+    *("In exercise of our powers under {power} we order:", "Having examined your report, we act under {power}."),
+    *(
+        "We have reviewed the report and decide under {power}:",
+        "By virtue of {power} you are required to act as set out here.",
+    ),
+)
+FINDINGS_HEAD = ("Findings:", "We find:", "What the report shows:", "Facts established:")
+MEASURES_HEAD = ("Measures:", "You shall:", "Required measures:", "We order:")
+
+MIN = (
+    "The {label} was {value} ({cell}), below the {name_of_limit} of {limit} under {legal}.",
+    "{legal}: the {name_of_limit} is {limit}; the {label} in {cell} is {value}, short by {gap}.",
+    "With {value} in {cell}, the {label} misses the {name_of_limit} of {limit} ({legal}) by {gap}.",
+    "{cell} shows the {label} at {value}. The {name_of_limit} is {limit} ({legal}).",
+    "You report {value} as the {label} ({cell}); {legal} demands the {name_of_limit} of {limit}, so {gap} are missing.",
+    "A {label} of {value} in {cell} does not satisfy {legal}, whose {name_of_limit} stands at {limit}.",
+    "The {name_of_limit} of {limit} ({legal}) is not met: the {label} in {cell} reaches {value} only.",
+    "Measured against the {name_of_limit} of {limit}, the {label} of {value} ({cell}) falls short by {gap} ({legal}).",
+)
+NEGATIVE = (
+    "The {label} in {cell} is negative, {value}: own funds are used up, while {legal} demands {limit}.",
+    "{cell} reports a {label} of {value}; the bank has more losses than capital, against {limit} under {legal}.",
+)
+TREND = {
+    "fell": (
+        *(
+            "It was {before} a quarter earlier.",
+            "One quarter earlier it stood at {before}.",
+            "It has fallen from {before}.",
+        ),
+        *(
+            "Compared with {before} at the previous date this is a decline.",
+            "The figure has deteriorated from {before}.",
+        ),
+    ),
+    "rose": (
+        *("It was {before} a quarter earlier.", "It has improved from {before}, which is not enough."),
+        *("The rise from {before} does not close the gap.", "At the previous date it was {before}."),
+    ),
+    "same": (
+        "It is unchanged from the previous date.",
+        "Nothing has moved since the last report.",
+        "It stood there a quarter ago too.",
+    ),
+}
+REPEATED = {
+    1: (
+        *("The previous report showed the same breach.", "This is the second report in a row with this breach."),
+        *("We already objected to this on the last reference date.", "The breach has now lasted for two quarters."),
+    ),
+    2: (
+        *("The breach has lasted for three quarters.", "This is the third report in a row with this breach."),
+        *("Two earlier reports showed the same.", "Neither of the last two reports met the requirement either."),
+    ),
+}
+EXPOSURE = (
+    "The exposure to {row} is {value} of Tier 1 after mitigation ({cell}); the limit is {limit} ({legal}).",
+    "{legal}: exposures to one client may not exceed {limit} of Tier 1; that to {row} stands at {value} ({cell}).",
+    "Client {row}: {value} of Tier 1 in {cell}, {gap} above the limit of {limit} under {legal}.",
+    "Towards {row} you report {value} of Tier 1 ({cell}) where {legal} allows {limit}.",
+    "{cell} puts the exposure to {row} at {value} of Tier 1 capital, over the large exposure limit of {limit} ({legal}).",
+)
+FLOOR = (
+    "The total risk exposure amount is {value} ({cell}); with the output floor it may not be below {limit} ({legal}).",
+    "{legal}: the output floor requires {limit}; {cell} shows {value}, so {gap} of risk exposure are missing.",
+    "You compute your ratios on {value} ({cell}) although the floor of {legal} raises the total to {limit}.",
+    "The output floor is not applied in full: {value} in {cell} against {limit} under {legal}.",
+    "Risk exposure of {value} ({cell}) understates the floored amount of {limit} ({legal}) by {gap}.",
+)
+EXPECTED = (
+    "{cell} ({label}) reports {value}, whereas your own figures give {limit} ({legal}).",
+    "The {label} in {cell} contradicts the other figures of the report: {value} against {limit} ({legal}).",
+    "By {legal}, {cell} ({label}) should read {limit}; you filed {value}.",
+    "{cell}: {value} is reported as the {label}. Recomputed from the report it is {limit} ({legal}).",
+    "The figures do not agree: {label} {value} in {cell}, {limit} by the calculation under {legal}.",
+    "Your {label} of {value} ({cell}) cannot be reproduced; the other cells lead to {limit} ({legal}).",
+    "A difference that rounding does not explain: {cell} ({label}) holds {value}, the calculation gives {limit} ({legal}).",
+)
+MISSING = (
+    "{cell} ({label}) is not reported; your own figures give {limit} ({legal}).",
+    "The report leaves out the {label} in {cell}, which counts as nil where it should be {limit} ({legal}).",
+    "{legal}: the {label} belongs in {cell}. Nothing is filed there, though {limit} follows from the report.",
+    "No figure stands in {cell} ({label}); the other cells lead to {limit} ({legal}).",
+)
+SIGN = (
+    "{cell} ({label}) shows {value} although the ratio is below its minimum; a deficit belongs there ({legal}).",
+    "The ratio misses its minimum, yet {cell} ({label}) reports {value} and no deficit ({legal}).",
+    "By {legal} a ratio under its minimum comes with a negative {label}; {cell} reads {value}.",
+    "{value} in {cell} ({label}) cannot be right while the ratio lies below its minimum ({legal}).",
+)
+MISSING_SIGN = (
+    "{cell} ({label}) is not reported although the ratio is below its minimum; a deficit belongs there ({legal}).",
+    "The ratio misses its minimum, yet the {label} in {cell} is left out, where {legal} calls for a deficit.",
+    "No deficit is filed in {cell} ({label}) for a ratio under its minimum ({legal}).",
+)
+TSCR = (
+    "{cell} ({label}) reports {value}; a requirement below {limit} cannot exist ({legal}).",
+    "The {label} in {cell} is given as {value}, less than the {limit} of Pillar 1 that it contains ({legal}).",
+    "{legal}: the {label} is at least {limit}. The {value} in {cell} is an error.",
+    "You state {value} as the {label} ({cell}); with Pillar 1 it is never below {limit} ({legal}).",
+)
+CAP = (
+    "{cell} ({label}) reports {value}; the cap on inflows allows {limit} ({legal}).",
+    "Inflows are taken into account with {value} ({cell}), beyond the cap of {limit} under {legal}.",
+    "{legal} caps the {label} at {limit}; you applied {value} in {cell}.",
+    "The {label} of {value} in {cell} exceeds three quarters of outflows, that is {limit} ({legal}).",
+)
+MEASURE = {
+    ("capital", "minor"): (
+        "Bring own funds back above the requirement and submit a capital conservation plan {deadline}.",
+        "Submit {deadline} a capital conservation plan that closes the shortfall without new risk exposure.",
+        "Restore the ratios by retaining earnings, and explain to us {deadline} how and when.",
+        "Set out {deadline} in a capital conservation plan how the requirement will be met again.",
+    ),
+    ("capital", "moderate"): (
+        "Submit {deadline} a capital plan that restores own funds by issuance or by reducing risk exposure, and retain all profits until then.",
+        "Retain profits in full and present {deadline} a capital plan with the steps, the amounts and the dates of each step.",
+        "Raise own funds or shed risk exposure; a capital plan to that end is due {deadline}. Profits stay in the bank until it is carried out.",
+        "File {deadline} a capital plan approved by the supervisory body, and keep back all distributions meanwhile.",
+    ),
+    ("capital", "serious"): (
+        "Make no distributions and pay no variable remuneration until own funds are restored; submit {deadline} a recapitalisation plan approved by your shareholders' body.",
+        "Suspend all distributions at once, stop new business that raises risk exposure, and submit {deadline} a plan to recapitalise the bank.",
+        "Convene your owners for a capital increase and bring us {deadline} a plan that states amount, source and date; until then nothing may be distributed.",
+        "Freeze dividends, coupons and bonuses, and lodge {deadline} a recapitalisation plan with binding commitments of the investors.",
+    ),
+    ("leverage", "minor"): (
+        "Raise Tier 1 or shed exposure so that the leverage requirement is met again, and confirm it {deadline}.",
+        "Submit {deadline} the steps by which the leverage requirement will be met again.",
+        "Show us {deadline} how Tier 1 and the exposure measure will be brought into line.",
+    ),
+    ("leverage", "moderate"): (
+        "Submit {deadline} a plan that reduces the leverage exposure or raises Tier 1 capital.",
+        "Let the balance sheet not grow and present {deadline} a plan for reducing leverage.",
+        "Present {deadline} a leverage plan; until it is approved, total exposure may not exceed its present amount.",
+    ),
+    ("leverage", "serious"): (
+        "Reduce the leverage exposure without delay, take on no new exposure that is not collateralised in cash, and submit {deadline} a plan to restore the ratio.",
+        "Stop the growth of the balance sheet at once and submit {deadline} a plan of asset sales and Tier 1 issuance.",
+        "Sell assets or raise Tier 1 now; the plan with amounts and dates is due {deadline}, and no new exposure may be taken on before.",
+    ),
+    ("liquidity", "minor"): (
+        "Restore the liquidity coverage ratio and submit {deadline} a plan for its timely restoration.",
+        "Submit {deadline} the restoration plan for the liquidity coverage ratio, with the assets that you will add to the buffer.",
+        "Top up the liquidity buffer and tell us {deadline} by which assets and when.",
+    ),
+    ("liquidity", "moderate"): (
+        "Enlarge the liquidity buffer, lengthen short-term funding, and submit {deadline} a restoration plan.",
+        "Submit {deadline} a restoration plan that names the liquid assets to be bought and the outflows to be reduced.",
+        "Buy eligible liquid assets and cut outflows within 30 days; the restoration plan is due {deadline}.",
+    ),
+    ("liquidity", "serious"): (
+        "Activate your contingency funding plan today, stop lending that is not committed, and submit {deadline} a restoration plan.",
+        "Put the contingency funding plan into effect at once and submit {deadline} a plan to restore the liquidity buffer.",
+        "Draw on your contingency funding now, grant no uncommitted loans, and send us {deadline} a plan day by day.",
+    ),
+    ("funding", "minor"): (
+        "Restore the net stable funding ratio and submit {deadline} a plan for it.",
+        "Submit {deadline} the steps by which stable funding will cover the requirement again.",
+        "Lengthen your funding and report {deadline} how the ratio will be restored.",
+    ),
+    ("funding", "moderate"): (
+        "Replace short-term by stable funding and submit {deadline} a funding plan.",
+        "Submit {deadline} a funding plan with the term and the amount of each planned issue.",
+        "Present {deadline} a funding plan that closes the gap by term deposits or by issues beyond one year.",
+    ),
+    ("funding", "serious"): (
+        "Grant no new long-term loans until stable funding covers them, and submit {deadline} a funding plan.",
+        "Suspend new long-term lending and submit {deadline} a plan to raise stable funding.",
+        "Stop lending beyond one year, issue long-term debt, and send us {deadline} a funding plan with dates.",
+    ),
+    ("exposure", "minor"): (
+        "Bring the exposure back within the limit and confirm it {deadline}.",
+        "Reduce or cover the excess and report {deadline} how.",
+        "Remove the excess over the limit; your confirmation is due {deadline}.",
+    ),
+    ("exposure", "moderate"): (
+        "Reduce the exposure below the limit by repayment, sale or eligible protection {deadline}, and grant this client nothing new.",
+        "Take on no further exposure to this client and bring it under the limit {deadline}.",
+        "Cut the exposure to the limit {deadline}; until then no drawing by this client may be honoured that you can refuse.",
+    ),
+    ("exposure", "serious"): (
+        "Lend no more to this client, obtain collateral at once, and bring the exposure under the limit {deadline}.",
+        "Dispose of the excess without delay; the exposure must be under the limit {deadline}, and your credit committee explains how it arose.",
+        "Halt all business with this client that raises the exposure, and reduce it to the limit {deadline}.",
+    ),
+    ("floor", "minor"): (
+        "Apply the output floor, recompute the capital ratios, and file the own funds templates again {deadline}.",
+        "Raise the total risk exposure amount to the floored one and file the own funds templates again {deadline}.",
+        "Recalculate the floor and send us {deadline} the ratios that follow from it.",
+    ),
+    ("floor", "moderate"): (
+        "Apply the output floor, file the own funds templates again {deadline}, and show that every capital requirement is still met on the floored amount.",
+        "Correct the total risk exposure amount {deadline} and have internal audit review how the floor is computed.",
+        "Recompute all ratios on the floored amount {deadline} and submit the calculation of the standardised total.",
+    ),
+    ("floor", "serious"): (
+        "Apply the output floor without delay, file the own funds templates again {deadline}, and suspend distributions until we have checked the floored ratios.",
+        "Correct the total risk exposure amount {deadline}; until then dividends and bonuses may not be paid.",
+        "Submit {deadline} the floored amount with an auditor's confirmation; distributions are suspended meanwhile.",
+    ),
+    ("filing", "minor"): (
+        "Correct {templates} and file again {deadline}, with an explanation of the error.",
+        "File {templates} again {deadline} and state how the error arose and how it will be prevented.",
+        "Submit corrected figures for {templates} {deadline} and name the control that failed.",
+        "Resubmit {templates} {deadline}; attach a note on the cause of the error.",
+        "{templates} must be filed anew {deadline}, reconciled with your books.",
+    ),
+}
+# What fits the business of a bank, from moderate findings on.
+BY_TYPE = {
+    ("capital", "savings bank"): ("Your municipal owners must be informed of this letter.", "Inform your guarantor institutions of the shortfall."),
+    ("capital", "cooperative bank"): ("Redeem no member shares until then.", "The redemption of member shares needs our prior consent."),
+    ("capital", "investment bank"): ("Cut risk limits of the trading book accordingly.", "Trading limits are to be lowered in step."),
+    ("capital", "mortgage bank"): ("Grant no new commercial mortgages above 60% of value.", "Limit new mortgage lending to repayments received."),
+    ("capital", "universal bank"): ("Include every subsidiary in the plan.", "The plan covers the group, not the parent alone."),
+    ("liquidity", "investment bank"): ("Unwind matched repo positions that bring no liquidity.", "Reduce reliance on repo that matures within 30 days."),
+    ("liquidity", "mortgage bank"): ("Keep the cover pool buffer of your covered bonds separate.", "The liquidity buffer of the cover pool may not be counted twice."),
+    ("liquidity", "savings bank"): ("Contact your central institution for a committed line.", "Use the liquidity support of your savings bank group."),
+    ("liquidity", "cooperative bank"): ("Ask your central institution for a committed line.", "Call on the liquidity support of your network."),
+    ("liquidity", "universal bank"): ("Report the outflows by currency.", "State the position in each significant currency."),
+    ("funding", "mortgage bank"): ("Match new mortgages with covered bonds of like term.", "Issue covered bonds to fund the mortgage book."),
+    ("funding", "investment bank"): ("Trading assets must not rest on overnight funding.", "Term out the funding of the trading book."),
+    ("leverage", "investment bank"): ("Compress derivatives and repo books first.", "Begin with the matched book of securities financing."),
+}  # fmt: skip
+DEADLINE = {
+    "capital": ("within two months", "within one month", "within five working days"),
+    "leverage": ("within two months", "within one month", "within ten working days"),
+    "liquidity": ("within ten working days", "within five working days", "within two working days"),
+    "funding": ("within two months", "within one month", "within ten working days"),
+    "exposure": ("within one month", "within fifteen working days", "within five working days"),
+    "floor": ("within one month", "within fifteen working days", "within ten working days"),
+    "filing": ("within ten working days", "within five working days", "within three working days"),
+}
+FROM = ("of receipt", "of receiving this letter", "from the date of service")
+PERSISTS = (
+    "Because the breach persists, we set a shorter term than before.",
+    "Since our earlier objection had no effect, the term is shortened.",
+    "The repetition weighs heavily; the term is therefore short.",
+)
+MDA = (
+    "Calculate the maximum distributable amount and notify it to us (CRD Art. 141).",
+    "Notify us of your maximum distributable amount under CRD Art. 141.",
+    "Distributions are limited to the maximum distributable amount, which you shall compute and report (CRD Art. 141).",
+)
+SUBJECT = {
+    **{"capital": "own funds", "leverage": "leverage", "liquidity": "liquidity", "funding": "stable funding"},
+    **{"exposure": "large exposures", "floor": "the output floor", "filing": "the corrected templates"},
+}
+DUTY = {
+    "minor": (
+        *("Report on progress with the next regular report.", "Inform us of progress with your next filing."),
+        *(
+            "Add a short note on {subjects} to your next report.",
+            "With the next report, state what was done on {subjects}.",
+        ),
+    ),
+    "moderate": (
+        "Report monthly on {subjects} until compliance is restored.",
+        "Until compliance is restored, send us the figures on {subjects} every month.",
+        "A monthly report on {subjects} is due by the tenth of each month until further notice.",
+        "Every month you shall report on {subjects}, until we confirm compliance.",
+    ),
+    "serious": (
+        "Report weekly on {subjects} until we release you from this duty.",
+        "Send us the figures on {subjects} every week until further notice.",
+        "Each Monday a report on {subjects} is due, until we confirm compliance.",
+        "You shall report on {subjects} at the end of every week.",
+    ),
+}
+CLOSING = {
+    "minor": (
+        "",
+        "We expect no repetition.",
+        "No further measure is intended at present.",
+        "The matter is closed once this is done.",
+    ),
+    "moderate": (
+        "We may take further measures if the plan is late or insufficient.",
+        "Further measures are reserved.",
+        "Should the term pass without result, we shall order more.",
+        "We shall review the position with you after the term.",
+    ),
+    "serious": (
+        "Failure to comply may lead to administrative penalties and to the withdrawal of the authorisation.",
+        "We draw your attention to penalties under CRD Art. 66 to 68 and to the conditions of your authorisation.",
+        "If you do not comply, we shall consider a special manager and the withdrawal of the authorisation.",
+        "Non-compliance is subject to periodic penalty payments.",
+    ),
+}
+OBJECTION = (
+    *(
+        "",
+        "",
+        "Objections may be lodged within one month.",
+        "You may be heard within ten working days; this does not suspend the measures.",
+    ),
+    "An appeal has no suspensive effect.",
+)
+LARGE_EXPOSURE_NOTE = (
+    "For information: {clients} at or above {limit} of Tier 1 must be reported as large exposures ({legal}); this is no violation.",
+    "Note without measure: {clients} reach {limit} of Tier 1 and are large exposures under {legal}.",
+    "We note {clients} of {limit} of Tier 1 or more; {legal} requires that they be reported, which was done.",
+)
+FX_NOTE = (
+    "For information: the net foreign exchange position exceeds the threshold of {legal}, so the own funds requirement applies; this is no violation.",
+    "Note without measure: the foreign exchange position calls for own funds under {legal}.",
+    "We note that {legal} applies to your foreign exchange position; nothing follows from this.",
+)
+CLEAN_OPENING = (
+    "Your report shows no breach of the requirements examined and no contradiction between its figures.",
+    "The figures meet the requirements that we examined and agree with each other.",
+    "We examined your report and found neither a breach nor an error.",
+    "The examination of your filing gave no cause for objection.",
+    "All requirements that we tested are met, and the figures are consistent.",
+    "Having checked {templates}, we found nothing to object to.",
+    "Neither a shortfall nor an inconsistency came to light in {templates}.",
+    "{templates} were examined; they comply with the law and with each other.",
+)
+CLEAN_TIGHTEST = (
+    "The closest margin is that of the {label}: {value} against {limit}.",
+    "Least room is left in the {label}, with {value} over a requirement of {limit}.",
+    "The {label} of {value} lies nearest to its requirement of {limit}; keep it under watch.",
+    "Of all requirements the one on the {label} ({limit}) is met most narrowly, at {value}.",
+    "We draw attention to the {label}: {value}, where {limit} are required.",
+    "Your smallest reserve is {gap}, in the {label} ({value} against {limit}).",
+)
+CLEAN_MOVE = (
+    "Since the previous date the {label} went from {before} to {value}.",
+    "The {label} stood at {before} a quarter ago and is {value} now.",
+    "Compared with the last report the {label} moved from {before} to {value}.",
+    "From {before} at the last date, the {label} came to {value}.",
+)
+CLEAN_OUTCOME = (
+    *("No measure is required.", "We take no measure.", "Nothing is required of you.", "No directive is issued."),
+    *("There is no need for action.", "We refrain from any measure under Article 102 CRD."),
+)
+CLEAN_DUTY = (
+    *(
+        "File the next report as usual.",
+        "The next report is due on the regular date.",
+        "Reporting continues on the regular dates.",
+    ),
+    *("Your reporting duties remain as they are.", "Continue to report quarterly under Article 430 CRR."),
+    "The regular reporting duty under Article 430 CRR continues.",
+)
+CLEAN_RESERVE = (
+    *("", "", "This letter is without prejudice to later examinations.", "Later findings are reserved."),
+    *("The examination covered the filed templates only.", "Figures that were not filed have not been judged."),
+)
+JUDGEMENT = {
+    "minor": (
+        *(
+            "",
+            "The deviation is small.",
+            "We regard this as a minor matter.",
+            "The shortfall can be mended by your own means.",
+        ),
+        "We do not doubt your intention to comply.",
+    ),
+    "moderate": (
+        *("We regard the position as in need of prompt action.", "The shortfall is considerable."),
+        *("This calls for action by the whole board.", "The deviation goes beyond a passing fluctuation."),
+    ),
+    "serious": (
+        *("The shortfall is grave.", "We regard the position of the bank as seriously impaired."),
+        *("The safety of the assets entrusted to the bank is at stake.", "The extent of the breach allows no delay."),
+    ),
+}

@@ -1,0 +1,98 @@
+"""Large exposures (C 26.00 to C 28.00), the balance sheet (F 01.01 to F 01.03) and the income statement (F 02.00)."""
+
+import random
+from decimal import Decimal
+
+from data.regulator.banks import Bank
+from data.regulator.economics import Economics
+from data.regulator.positions import LARGE, Positions
+from data.regulator.report import CellKey
+from data.regulator.reporting_tools import ratio, rounded, share
+
+INSTITUTION = "eba_qTE:qx2056"  # "I - Institutions" in C 27.00
+
+
+def exposure_figures(
+    habit: random.Random, bank: Bank, economics: Economics, positions: Positions
+) -> dict[CellKey, Decimal | str]:
+    """C 26.00: the limits. C 27.00 and C 28.00: a row per counterparty, whose key stands in the place of the row."""
+    tier1 = economics.cet1 + economics.at1
+    limit = positions.institution_limit
+    figures: dict[CellKey, Decimal | str] = {
+        ("C_26.00", "r010", "c010"): rounded(LARGE * tier1, bank.decimals),
+        ("C_26.00", "r020", "c010"): rounded(limit * tier1, bank.decimals),
+    }
+    if limit > LARGE:
+        figures["C_26.00", "r030", "c010"] = rounded(limit, bank.ratio_decimals)
+    detailed = habit.random() < 0.3
+    for exposure in positions.exposures:
+        if exposure.institution:
+            figures["C_27.00", exposure.code, "c070"] = INSTITUTION
+        columns = {
+            "c210": exposure.before,
+            "c320": exposure.after - exposure.before,
+            "c330": exposure.after,
+        }
+        if detailed:
+            columns["c040"] = exposure.before * (1 + share(habit, 0, 30))
+            columns["c190"] = exposure.before - columns["c040"]
+        figures |= {
+            ("C_28.00", exposure.code, column): rounded(amount, bank.decimals) for column, amount in columns.items()
+        }
+        for column, amount in (("c230", exposure.before), ("c350", exposure.after)):
+            figures["C_28.00", exposure.code, column] = ratio(amount, tier1, bank.ratio_decimals)
+    return figures
+
+
+def balance_amounts(
+    habit: random.Random, rng: random.Random, economics: Economics, positions: Positions
+) -> dict[CellKey, Decimal]:
+    """Assets, liabilities and equity, and the income statement down to the owners' profit."""
+    assets, equity, profit = positions.assets, positions.equity, positions.profit
+    cash, trading, fair_value, tangible, intangible = (
+        assets * share(habit, low, high) * share(rng, 950, 1050)
+        for low, high in ((20, 140), (0, 120), (10, 110), (2, 15), (0, 10))
+    )
+    liabilities = assets - equity
+    issued, held, other = (liabilities * share(habit, low, high) for low, high in ((30, 350), (0, 90), (5, 40)))
+    minorities = equity * share(habit, 0, 40) if habit.random() < 0.3 else Decimal(0)
+    capital = equity * share(habit, 150, 350)
+    interest = assets * share(habit, 4, 11)
+    expense = interest * share(habit, 300, 600)
+    fees = interest * share(habit, 100, 500)
+    of_minorities = profit * share(habit, 0, 30) if minorities else Decimal(0)
+    tables = {
+        "F_01.01": {
+            "r0010": cash,
+            "r0050": trading,
+            "r0141": fair_value,
+            "r0181": assets - cash - trading - fair_value - tangible - intangible,
+            "r0270": tangible,
+            "r0300": intangible,
+            "r0380": assets,
+        },
+        "F_01.02": {
+            "r0010": held,
+            "r0110": liabilities - held - other,
+            "r0120": liabilities - held - other - issued,
+            "r0130": issued,
+            "r0280": other,
+            "r0300": liabilities,
+        },
+        "F_01.03": {
+            "r0010": capital,
+            "r0190": equity - capital - profit + of_minorities - minorities,
+            "r0250": profit - of_minorities,
+            "r0270": minorities,
+            "r0300": equity,
+        },
+        "F_02.00": {
+            "r0010": interest,
+            "r0090": expense,
+            "r0200": fees,
+            "r0670": profit,
+            "r0680": of_minorities,
+            "r0690": profit - of_minorities,
+        },
+    }
+    return {(table, row, "c0010"): amount for table, rows in tables.items() for row, amount in rows.items()}
