@@ -55,12 +55,13 @@ def score_violations(true: Sequence[Sequence[str]], answers: Sequence[Sequence[s
     }
     if not labels:  # scikit-learn refuses an empty matrix
         return scores
-    binarizer = MultiLabelBinarizer(classes=labels)
+    # It takes a matrix with one column for two classes, violated and not: a column of zeros beside it changes no score.
+    binarizer = MultiLabelBinarizer(classes=[*labels, ""])
     y_true, y_pred = binarizer.fit_transform(true), binarizer.transform(predicted)
     precision, recall, f1, _ = precision_recall_fscore_support(y_true, y_pred, average="micro", zero_division=0)
     scores["micro"] = {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
     columns = precision_recall_fscore_support(y_true, y_pred, average=None, zero_division=0)
-    for rule, precision, recall, f1, n_true, n_predicted in zip(labels, *columns, y_pred.sum(axis=0), strict=True):
+    for rule, precision, recall, f1, n_true, n_predicted in zip(labels, *columns, y_pred.sum(axis=0), strict=False):
         scores["per_rule"][rule] = {
             "precision": float(precision),
             "recall": float(recall),

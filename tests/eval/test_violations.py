@@ -28,6 +28,14 @@ def test_micro_scores_count_report_rule_pairs():
     assert scores["per_rule"]["NSFR_MIN"]["n_predicted"] == 0
 
 
+def test_a_single_rule_is_not_taken_for_two_classes():
+    scores = score_violations([("A_1",), ("A_1",), (), ()], [("A_1",), (), (), ()])
+    assert scores["micro"] == pytest.approx({"precision": 1.0, "recall": 0.5, "f1": 2 / 3})
+    assert scores["per_rule"] == {
+        "A_1": {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "n_true": 2, "n_predicted": 1}
+    }
+
+
 def test_micro_is_not_the_mean_over_rules():
     scores = score_violations([("A_1",)] * 9 + [("B_2",)], [("A_1",)] * 9 + [()])
     assert scores["micro"]["f1"] == pytest.approx(2 * 9 / (9 + 10))  # macro would be 0.5
