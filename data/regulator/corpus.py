@@ -85,6 +85,7 @@ SILENT = (
     *(("C_47.00", "r0440", "c0010"), ("C_76.00.a", "r0030", "c0010")),
 )
 MAX_FIGURES = 88  # so that a report and its answer fit into 4,096 tokens
+COMFORT = Decimal("0.45")  # quarters of a bank move less far when sound ratios lie less far above their limits
 RATIO_OF_SIGN = {"CET1_SIGN": "cet1", "T1_SIGN": "t1", "TC_SIGN": "total"}
 
 
@@ -141,8 +142,10 @@ def _full_filing(
     clean = not again and rng.random() < profile.clean
     while True:
         levels, errors = _plan(rng, profile, clean, old_levels if again else {})
-        earlier = before[0] if before else None
-        economics = draw_economics(rng, bank, trea, levels, profile.near, before=earlier, has_at1=_has_at1(seed, index))
+        habits = {"has_at1": _has_at1(seed, index), "comfort": COMFORT}
+        economics = draw_economics(
+            rng, bank, trea, levels, profile.near, before=before[0] if before else None, **habits
+        )
         if economics is None:
             continue
         habit = random.Random(f"habit {seed} {index}")

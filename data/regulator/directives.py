@@ -196,6 +196,8 @@ def _sentences(result: RuleResult) -> Sequence[str]:
         return phrases.MISSING_SIGN if result.missing else phrases.SIGN
     if result.missing:
         return phrases.MISSING
+    if result.relation == "expected" and result.limit == 0:
+        return phrases.NIL
     return {"min": phrases.TSCR, "max": phrases.CAP, "expected": phrases.EXPECTED}[result.relation]
 
 

@@ -87,16 +87,20 @@ def draw_economics(
     ratio_step: Decimal = STEP,
     before: Economics | None = None,
     has_at1: bool = True,
+    comfort: Decimal = Decimal(1),
 ) -> Economics | None:
     """Amounts of a bank whose ratios lie on `levels`; None where the levels exclude each other (say T1 below 6% over a CET1 above it).
 
     `near` is the share of ratios within 10 steps of a limit. `ratio_step` is the step of LCR and NSFR. `before` are the
     amounts of the quarter before: most ratios then move little, as far as their level lets them. Without AT1 the Tier 1
-    ratio is the CET1 ratio.
+    ratio is the CET1 ratio. `comfort` scales `COMFORT`.
     """
     need = requirements(bank)
     ratios: dict[str, Decimal] = {}
-    bounds = {front: level_bounds(limits(need, front), levels.get(front, "ok"), COMFORT[front]) for front in COMFORT}
+    bounds = {
+        front: level_bounds(limits(need, front), levels.get(front, "ok"), comfort * most)
+        for front, most in COMFORT.items()
+    }
     for front in ("total", "t1", "cet1", "leverage", "lcr", "nsfr"):
         low, high = bounds[front]
         for part in {"total": ("cet1", "t1"), "t1": ("cet1",)}.get(front, ()):  # a whole is not smaller than its parts

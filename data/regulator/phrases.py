@@ -111,6 +111,12 @@ EXPECTED = (
     "Your {label} of {value} ({cell}) cannot be reproduced; the other cells lead to {limit} ({legal}).",
     "A difference that rounding does not explain: {cell} ({label}) holds {value}, the calculation gives {limit} ({legal}).",
 )
+NIL = (
+    "{cell} ({label}) reports {value}, but a figure from which it should follow is not reported and counts as nil ({legal}).",
+    "The {label} of {value} in {cell} stands alone: what {legal} relates it to is missing from the report.",
+    "{legal}: {value} in {cell} ({label}) cannot be checked, for the report leaves out its counterpart.",
+    "You filed {value} as the {label} ({cell}) without the figure that belongs to it under {legal}.",
+)
 MISSING = (
     "{cell} ({label}) is not reported; your own figures give {limit} ({legal}).",
     "The report leaves out the {label} in {cell}, which counts as nil where it should be {limit} ({legal}).",

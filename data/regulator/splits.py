@@ -77,7 +77,7 @@ def split_examples(examples: Sequence[dict], shares: Sequence[float], seed: int)
     ]
     for name, part in share.items():
         if part > 0 and name not in splits:
-            raise UserError(f"{len(examples)} examples are too few for a share of {part} in {name!r}; ask for more.")
+            raise UserError(f"{len(examples)} examples are too few for a share of {part} in {name!r}; give more, or a share of 0.")
     return splits
 
 

@@ -1,0 +1,187 @@
+"""A supervisor's own archive: letters find their reports, what finds none is listed, and the examples carry the letters."""
+
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from data.regulator.archive import (
+    Letter,
+    find_letters,
+    find_reports,
+    group_reports,
+    match_letters,
+    read_one,
+    read_pairs,
+)
+from data.regulator.corpus import FULL, make_filings
+from data.regulator.dpm import BUILT_IN, load_cells
+from data.regulator.filing import write_reports
+from errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+A, B = "SYNB00AAAAAAAAAAAA11", "SYNB00BBBBBBBBBBBB22"
+CASES = [(A, "2026-03-31"), (A, "2026-06-30"), (B, "2026-03-31")]
+NAMES = {A: "Nordhaven Bank", B: "Nordhaven Bank of Commerce"}
+
+
+def letter(name, text="Dear Sirs"):
+    return Letter(pathlib.Path(name), text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "case"),
+    [
+        (f"{A}_2026-03-31.txt", "x", 0),
+        (f"{A.lower()} 20260630.txt", "x", 1),
+        ("scan17.txt", f"To {A}\nReport of 31 March 2026", 0),
+        ("scan17.txt", f"To {A}\nReference date 30.06.2026, our letter of 1 August 2026", 1),
+        ("scan17.txt", f"To {A}\nReport for Q2 2026", 1),
+        ("nordhaven-bank_2026Q1.txt", "x", 0),
+        (
+            "scan17.txt",
+            "To the Board of Nordhaven Bank of Commerce\nJune 30, 2026 we received the report of March 31, 2026",
+            2,
+        ),
+    ],
+)
+def test_a_letter_finds_its_report(name, text, case):
+    matched, refused = match_letters([letter(name, text)], CASES, NAMES)
+    assert refused == [] and list(matched) == [CASES[case]]
+
+
+@pytest.mark.parametrize(
+    ("letters", "says"),
+    [
+        ([letter("scan17.txt", "Dear Sirs")], "names no bank"),
+        ([letter(f"{A}.txt", "Dear Sirs")], "no reference date"),
+        ([letter(f"{A}_2025-12-31.txt", "x")], "no reference date"),
+        ([letter(f"{A}.txt", "of 31 March 2026 and 30 June 2026")], "several reference dates"),
+        ([letter(f"{A}_2026-03-31.txt"), letter(f"again_{A}_2026-03-31.txt")], "a letter on the same report"),
+        ([letter(f"{A}_{B}_2026-03-31.txt", "x")], "names no bank"),
+    ],
+)
+def test_a_letter_that_finds_none_says_why(letters, says):
+    _, refused = match_letters(letters, CASES, NAMES)
+    assert len(refused) == 1 and says in refused[0]
+
+
+def test_letters_are_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffTo the board\r\nDo it.\r\n".encode())
+    (tmp_path / "b.pdf").write_bytes(b"%PDF")
+    (tmp_path / "c.md").write_bytes("é".encode("latin-1"))
+    (tmp_path / "d.txt").write_text("  \n")
+    letters, refused = find_letters(tmp_path)
+    assert [one.text for one in letters] == ["To the board\nDo it."]
+    assert [line.rpartition(": ")[2][:10] for line in refused] == ["not a text", "not UTF-8 ", "the letter"]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """12 banks with 2 reports each, in both syntaxes, with letters on all but one; and things that are neither."""
+    folder = tmp_path_factory.mktemp("archive")
+    (folder / "reports" / "old").mkdir(parents=True)
+    (folder / "letters").mkdir()
+    cells = load_cells(BUILT_IN)
+    filings = [filing for index in range(12) for filing in make_filings(8, index, 2, FULL)]
+    for number, filing in enumerate(filings):
+        place = folder / "reports" / ("old" if number % 4 == 0 else "")
+        write_reports(place, filing.bank, filing.period, filing.figures, cells, (), ("csv", "json")[number // 2 % 2])
+        text = f"To {filing.bank.name}\nReport of {filing.period}\nNo {number % 7} of our letters orders word {'ab' * number}."
+        if number:
+            (folder / "letters" / f"letter {number}.txt").write_text(text)
+    (folder / "reports" / "broken.json").write_text("{")
+    (folder / "letters" / "notes.txt").write_text("About no bank.")
+    with (folder / "register.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["entity", "name", "country", "type"])
+        writer.writerows(
+            [filing.bank.entity, filing.bank.name, filing.bank.country, filing.bank.model] for filing in filings[::2]
+        )
+    return folder, filings
+
+
+def run(folder, out, *more):
+    command = [sys.executable, "scripts/make_examples.py", "--reports", str(folder / "reports"), "--processes", "1"]
+    command += [
+        "--letters",
+        str(folder / "letters"),
+        "--register",
+        str(folder / "register.csv"),
+        "--out",
+        str(out),
+        *more,
+    ]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_an_archive_becomes_examples(archive, tmp_path):
+    folder, filings = archive
+    done = run(folder, tmp_path / "out", "--splits", "0.6", "0.1", "0.1", "0.2", "0")
+    assert done.returncode == 0, done.stderr
+    parts = {
+        path.stem: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (tmp_path / "out").glob("*.jsonl")
+    }
+    examples = {one["id"]: one for part in parts.values() for one in part}
+    assert set(examples) == {f"{filing.bank.entity}-{filing.period}" for filing in filings[1:]}
+    for number, filing in enumerate(filings[1:], start=1):
+        one = examples[f"{filing.bank.entity}-{filing.period}"]
+        assert one["messages"][1]["content"].endswith(f"word {'ab' * number}.")
+        assert ("Earlier reports" in one["messages"][0]["content"]) == (number % 2 == 1)
+    unmatched = (tmp_path / "out" / "unmatched.txt").read_text().splitlines()
+    assert len(unmatched) == 3 and all(line in done.stderr for line in unmatched)
+    assert "broken.json" in unmatched[0] and "notes.txt" in unmatched[1]
+    assert f"{filings[0].bank.entity} {filings[0].period}: no letter" in unmatched[2]
+    card = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert sum(counts["examples"] for counts in card["splits"].values()) == 23
+    assert run(folder, tmp_path / "out").returncode == 2
+
+
+def test_pairs_decide_where_letters_name_nothing(archive, tmp_path):
+    folder, filings = archive
+    pairs = tmp_path / "pairs.csv"
+    reports = [path for path in find_reports(folder / "reports") if path.name != "broken.json"]
+    of_case = {}
+    for path in reports:
+        of_case.setdefault(path.name[:20] + path.name.split("_")[-2], path)
+    chosen = sorted(of_case.values())[:6]
+    lines = [
+        f"{path.relative_to(folder / 'reports')},letter {number}.txt" for number, path in enumerate(chosen, start=1)
+    ]
+    pairs.write_text("report,letter\n" + "\n".join(lines) + "\n")
+    done = run(folder, tmp_path / "out", "--pairs", str(pairs), "--splits", "1", "0", "0", "0", "0")
+    assert done.returncode == 0, done.stderr
+    train = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert len(train) == 6
+    assert {one["messages"][1]["content"].rpartition("word ")[2] for one in train} == {
+        "ab" * n + "." for n in range(1, 7)
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("report;letter\n", "line 1: the column 'report'"),
+        ("report,letter\nnone.zip,letter 1.txt\n", "line 2: .*none.zip does not exist"),
+        ("report,letter\nbroken.json,letter 1.txt\nbroken.json,letter 2.txt\n", "line 3: .*second letter"),
+    ],
+)
+def test_bad_pairs_are_named_by_their_line(archive, tmp_path, text, says):
+    folder, _ = archive
+    (tmp_path / "pairs.csv").write_text(text)
+    with pytest.raises(UserError, match=says):
+        read_pairs(tmp_path / "pairs.csv", folder / "reports", folder / "letters")
+
+
+def test_scopes_of_one_bank_are_not_mixed(archive):
+    folder, filings = archive
+    reports = [read_one(path)[1] for path in find_reports(folder / "reports")[:3]]
+    solo = [type(one)(**{**vars(one), "entity": one.entity.replace(".CON", ".IND")}) for one in reports[:1]]
+    merged, refused = group_reports([*reports, *solo])
+    assert len(refused) == 1 and "another scope" in refused[0]
+    assert all(report.entity.endswith(".CON") for report in merged.values())
+    assert "not valid JSON" in read_one(folder / "reports" / "broken.json")[2]
