@@ -24,7 +24,7 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from data.regulator.baselines import nearest_letters
-from data.regulator.card import SOURCES, letter_of, split_summary, violation_baselines, write_splits
+from data.regulator.card import SOURCES, letter_of, report_of, split_summary, violation_baselines, write_splits
 from data.regulator.corpus import PROFILES, make_filings
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.examples import read_filing, read_register, worded_examples, write_register
@@ -119,12 +119,12 @@ def rouge_of_nearest(parts: dict[str, list[dict]], seed: int) -> dict[str, dict]
     """ROUGE-L of the letter of the nearest training report, on a sample of each test split."""
     from eval.rouge import rouge_l  # an evaluation library, which making data does not need otherwise
 
-    training = [(example["messages"][0]["content"], letter_of(example)) for example in parts["train"]]
+    training = [(report_of(example), letter_of(example)) for example in parts["train"]]
     scores = {}
     for split, examples in parts.items():
         if split.startswith("test") and examples:
             chosen = random.Random(f"rouge {seed} {split}").sample(examples, min(ROUGE_SAMPLE, len(examples)))
-            letters = nearest_letters(training, [example["messages"][0]["content"] for example in chosen])
+            letters = nearest_letters(training, [report_of(example) for example in chosen])
             values = rouge_l([letter_of(example) for example in chosen], letters)
             scores[split] = {"rouge_l": round(sum(values) / len(values), 4), "n": len(values)}
     return scores

@@ -36,16 +36,14 @@ def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] |
         "violations": {rule.id: counts[rule.id] for rule in built_in_rules() if counts[rule.id]},
         "characters": {},
     }
-    texts = {role: [example["messages"][place]["content"] for example in examples] for place, role in _ROLES}
+    texts = {"report": [report_of(example) for example in examples]}
+    texts["answer"] = [example["messages"][-1]["content"] for example in examples]
     summary["characters"] = {role: _spread([len(text) for text in found]) for role, found in texts.items()}
     if count_tokens:
         tokens = {role: [count_tokens(text) for text in found] for role, found in texts.items()}
         tokens["together"] = [sum(pair) for pair in zip(*tokens.values(), strict=True)]
         summary["tokens"] = {role: _spread(lengths) for role, lengths in tokens.items()}
     return summary
-
-
-_ROLES = ((0, "report"), (1, "answer"))
 
 
 def _spread(lengths: Sequence[int]) -> dict[str, float]:
@@ -65,6 +63,11 @@ def violation_baselines(parts: dict[str, list[dict]]) -> dict[str, dict]:
     violated = {split: [example["violations"] for example in examples] for split, examples in parts.items()}
     tests = [split for split in parts if split.startswith("test")]
     return {split: score_baselines(violated["train"], violated[split]) for split in tests}
+
+
+def report_of(example: dict) -> str:
+    """What the model is given to read, without a system message."""
+    return next(message["content"] for message in example["messages"] if message["role"] == "user")
 
 
 def letter_of(example: dict) -> str:

@@ -66,6 +66,9 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
     lines = [
         " | ".join(header + ([f"amounts in {report.currency.removeprefix('iso4217:')}"] if report.currency else []))
     ]
+    unfiled = sorted(template for template, filed in report.filing_indicators.items() if not filed)
+    if unfiled:
+        lines.append(f"not filed: {', '.join(map(table_name, unfiled))}")
     columns = {}
     for fact in report.facts:
         if fact.cell:

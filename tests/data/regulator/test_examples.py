@@ -128,9 +128,10 @@ def test_report_text_in_both_styles(tmp_path):
     }
     lines = render_report(report, cells, "cells", BANK).splitlines()
     assert lines[0] == f"Nordhaven Bank ({report.entity}) | reference date 2026-03-31 | amounts in EUR"
-    assert lines[1:3] == ["C 01.00 Capital Adequacy - Own funds definition", "r0010 c0010 OWN FUNDS | 90001 thousand"]
+    assert lines[1] == "not filed: C 04.00"
+    assert lines[2:4] == ["C 01.00 Capital Adequacy - Own funds definition", "r0010 c0010 OWN FUNDS | 90001 thousand"]
     assert "r0010 c0010 CET1 Capital ratio | 4.30%" in lines
-    assert len(lines) == 1 + 4 + len(FIGURES)
+    assert len(lines) == 2 + 4 + len(FIGURES)
     compact = render_report(report, cells, "labels", BANK).splitlines()
     assert compact[0] == "Nordhaven Bank 2026-03-31"
     assert compact[-3:] == ["TREA 1860 mn", "CET1 ratio 4.3%", "LCR 104.2%"]
