@@ -117,6 +117,9 @@ def main() -> int:
         raise UserError(f"{run_directory} exists and run.resume=never; choose another run.name or remove it")
 
     model_config = read_model_config(config.model.path)
+    model = build_on_meta(model_config)  # shapes without memory
+    layers = decoder_layers(model, config.model.layer_class)
+    layer_name = type(layers[0]).__name__
     tokenizer = load_tokenizer(config.model.path)
     if config.data.sequence_length > model_config.max_position_embeddings:
         raise UserError(
@@ -197,14 +200,11 @@ def main() -> int:
         dist.destroy_process_group()
         return 0
 
-    # --- Model. The order matters: meta -> checkpointing -> shard -> materialise -> load this rank's slices. ----------
+    # --- Model. The order matters: meta (above) -> checkpointing -> shard -> materialise -> load this rank's slices. --
     compute_dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.model.compute_dtype]
     if compute_dtype == torch.bfloat16 and not has_native_bf16(ranks.device):
         compute_dtype = torch.float32
         log.say("this processor has no native bf16: computing in fp32 instead")
-    model = build_on_meta(model_config)
-    layers = decoder_layers(model, config.model.layer_class)
-    layer_name = type(layers[0]).__name__
     if config.model.activation_checkpointing:
         checkpoint_activations(layers)
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))

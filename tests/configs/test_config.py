@@ -144,6 +144,7 @@ def test_train_says_one_sentence_with_exit_code_2_before_a_process_group(tmp_pat
         (["data.train=nothing.jsonl"], "nothing.jsonl does not exist"),
         (["data.sequence_length=5000"], "beyond the 512 positions"),
         (["model.path=nowhere"], "model.path=nowhere is not a folder"),
+        (["model.layer_class=Blok"], "model.layer_class=Blok: the model has no such module; it has LlamaDecoderLayer"),
     ]:
         # A rendezvous that nobody answers: a process group would hang here.
         unreachable = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}

@@ -13,6 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data.examples import load_documents
 from tests.distributed.launch import largest_difference, launch, relative_difference, rows, start, weights
 from tests.tiny import write_chat_file, write_tiny_model
 
@@ -97,6 +98,8 @@ def one(folder, two) -> Path:
             run_of(folder, "r1-packed", "data.packing=True", "batch.micro_batch=3"),
             run_of(folder, "r1-bf16", "model.compute_dtype=bf16"),
             run_of(folder, "r1-bf16-checkpointing", "model.compute_dtype=bf16", "model.activation_checkpointing=True"),
+            run_of(folder, "r1-no-bf16", "model.compute_dtype=bf16", plant="no_native_bf16"),
+            run_of(folder, "r1-named", "model.layer_class=LlamaMLP"),
             run_of(folder, "r1-tokens", "batch.global_examples=None", "batch.global_tokens=60"),
             run_of(folder, "stopped-1", *LONG),
         ],
@@ -192,6 +195,16 @@ def test_bf16_computes_with_fp32_master_weights(one) -> None:
     assert weights(one / "r1-bf16")["model.norm.weight"].dtype == torch.float32
 
 
+def test_without_native_bf16_it_computes_in_fp32_and_says_so(folder, one) -> None:
+    assert "this processor has no native bf16: computing in fp32 instead" in (folder / "one.out").read_text()
+    assert largest_difference(weights(one / "r1"), weights(one / "r1-no-bf16")) == 0.0
+
+
+def test_the_class_to_shard_by_can_be_named(folder, one) -> None:
+    assert "2 x LlamaMLP" in (folder / "one.out").read_text()
+    assert largest_difference(weights(one / "r1"), weights(one / "r1-named")) < 1e-6
+
+
 def test_plain_python_is_the_same_run(one, alone) -> None:
     assert largest_difference(weights(one / "r1"), weights(alone / "p1")) < 1e-6
 
@@ -267,6 +280,15 @@ def test_the_export_is_a_hugging_face_directory(folder, one) -> None:
         messages, tokenize=False
     )
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    # The same logits: the exported model, document by document, has the validation loss that training ended with.
+    made = load_documents((str(folder / "validation.jsonl"),), exported, 256, "error")
+    total = 0.0
+    for ids, flags in zip(made.ids, made.is_target, strict=True):
+        log_p = model(torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
+        total -= sum(log_p[t - 1, ids[t]].item() for t in flags.nonzero()[0])
+    assert rows(one / "r1", "validation/loss")[STEPS]["validation/loss"] == pytest.approx(
+        total / made.targets.sum(), rel=1e-5
+    )
     assert model.config.use_cache and model.config.architectures == ["LlamaForCausalLM"]
 
 

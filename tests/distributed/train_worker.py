@@ -34,6 +34,8 @@ def plant(name: str | None, set_attribute) -> None:
     kind, _, argument = name.partition(":")
     if kind == "fsdp_division_on":
         set_attribute(distributed.sharding, "sum_gradients", lambda model: None)
+    elif kind == "no_native_bf16":
+        set_attribute(train, "has_native_bf16", lambda device: False)
     elif kind == "mean_of_means":
         # loss_m / n_m / number of micro-batches: what averaging per micro-batch does.
         world_size, rows = int(os.environ.get("WORLD_SIZE", 1)), int(argument)
