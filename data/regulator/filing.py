@@ -126,9 +126,9 @@ def _write_json(
     filed: list[tuple[Table, list[Row]]],
     indicators: dict[str, bool],
 ) -> pathlib.Path:
-    """A fact stands once, however many tables show it: its metric and dimensions say what it is."""
+    """A fact names no cell: its metric and its dimensions say what it is."""
     core = {"entity": f"lei:{bank.entity}.CON", "period": _instant(period)}
-    namespaces, facts, seen = dict(NAMESPACES), [], set()
+    namespaces, facts = dict(NAMESPACES), []
     for template, reported in indicators.items():
         facts.append(
             {"value": str(reported).lower(), "dimensions": {"concept": "fi:filed", **core, "fi:template": template}}
@@ -149,10 +149,7 @@ def _write_json(
             else:
                 namespaces[value.partition(":")[0]] = _namespace(value.partition(":")[0])
             fact["dimensions"] = dimensions
-            identity = json.dumps(fact, sort_keys=True)
-            if identity not in seen:
-                seen.add(identity)
-                facts.append(fact)
+            facts.append(fact)
     info = {
         "documentType": "https://xbrl.org/2021/xbrl-json",
         "namespaces": dict(sorted(namespaces.items())),

@@ -195,6 +195,12 @@ def test_each_large_exposure_is_decided_for_itself():
     ]
 
 
+def test_a_limit_for_institutions_that_is_not_reported_is_a_quarter_like_any():
+    who = {"who * c070": "eba_qTE:qx2056"}
+    assert state("LE_LIMIT", {"le * c350": "25%", **who}) == "ok"
+    assert state("LE_LIMIT", {"le * c350": "25.01%", **who}) == "violated"
+
+
 def test_an_insolvent_bank_that_files_consistently_breaches_the_law_and_nothing_else():
     figures = {"of 10": -50_000, "of 15": -70_000, "of 20": -70_000, "of 750": 20_000, "rea 10": 1_000_000}
     figures |= {"ratio 10": "-7%", "ratio 30": "-7%", "ratio 50": "-5%"}

@@ -52,6 +52,14 @@ def test_three_kinds_of_test_that_training_has_not_seen():
     assert splits == split_examples(examples, SHARES, seed=0) != split_examples(examples, SHARES, seed=1)
 
 
+def test_training_keeps_at_least_half_of_each_rule():
+    examples = examples_of()
+    for number, one in enumerate(examples):
+        one["violations"] = ["A", "B"] if number % 4 == 0 else ["A", "C"] if number % 4 == 1 else ["A"]
+    with pytest.raises(UserError, match="'test_combinations'"):  # B and C occur in one combination each
+        split_examples(examples, SHARES, seed=0)
+
+
 def test_shares_that_cannot_be():
     with pytest.raises(UserError, match="five shares"):
         split_examples(examples_of(), (0.8, 0.1, 0.1), seed=0)

@@ -1,0 +1,67 @@
+"""The population of the full corpus: quarters that follow from each other, positions near their limits, what is left out."""
+
+import random
+import statistics
+from decimal import Decimal
+
+from data.regulator.banks import make_bank
+from data.regulator.corpus import FULL, MAX_FIGURES, make_filings, template_of
+from data.regulator.economics import draw_economics
+from data.regulator.mutations import FILING_RULES, plant
+from data.regulator.positions import LARGE, draw_positions
+from data.regulator.rules import built_in_rules
+
+LEVERAGE, LCR = ("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010")
+
+
+def test_ratios_move_little_from_quarter_to_quarter():
+    moves = []
+    for index in range(60):
+        filings = make_filings(6, index, 4, FULL)
+        for before, now in zip(filings, filings[1:], strict=False):
+            if LCR in before.figures and LCR in now.figures:
+                moves.append(abs(now.figures[LCR] - before.figures[LCR]))
+    assert len(moves) > 80
+    assert statistics.median(moves) < Decimal("0.03")  # independent draws would differ by 0.15
+
+
+def test_exposures_near_the_limit_and_near_the_threshold():
+    limit = threshold = 0
+    for index in range(60):
+        bank, rng = make_bank(6, index), random.Random(index)
+        economics = draw_economics(rng, bank, bank.trea, {})
+        if economics is None:
+            continue
+        tier1 = economics.cet1 + economics.at1
+        positions = draw_positions(rng, random.Random(index), bank, economics, {}, 1, 2026)
+        for exposure in positions.exposures:
+            of = positions.institution_limit if exposure.institution else LARGE
+            assert 0 < exposure.after <= exposure.before and exposure.after <= of * tier1
+            limit += of - exposure.after / tier1 < Decimal("0.001")
+            threshold += abs(exposure.before / tier1 - Decimal("0.1")) < Decimal("0.001")
+        over = draw_positions(rng, random.Random(index), bank, economics, {"exposure": "over"}, 1, 2026)
+        limits = [over.institution_limit if one.institution else LARGE for one in over.exposures]
+        broken = [one for one, of in zip(over.exposures, limits, strict=True) if one.after > of * tier1]
+        assert len(broken) == 1
+    assert limit > 20 and threshold > 20
+
+
+def test_an_error_that_nobody_would_notice_is_not_planted():
+    (filing,) = make_filings(6, 0, 1, FULL)
+    for rule_id in FILING_RULES:
+        if rule_id not in ("CET1_SIGN", "T1_SIGN", "TC_SIGN"):
+            assert plant(random.Random(0), rule_id, filing.figures, lambda figures: False) is None
+
+
+def test_reports_differ_in_what_they_file_and_fit():
+    filings = [filing for index in range(80) for filing in make_filings(6, index, 1, FULL)]
+    read = {cell for rule in built_in_rules() for cell in rule.cells}
+    templates = [{template_of(table) for table, _, _ in filing.figures} for filing in filings]
+    for module in ("C_47.00", "C_76.00", "C_84.00", "C_28.00", "F_01.01", "C_04.00"):
+        filed = sum(module in one for one in templates)
+        assert 0 < filed < len(filings), module
+    for filing in filings:
+        others = [key for key in filing.figures if key not in read and (key[0], "*", key[2]) not in read]
+        assert not others or len(filing.figures) <= MAX_FIGURES
+        assert not set(filing.unfiled) & {template_of(table) for table, _, _ in filing.figures}
+    assert max(len(filing.figures) for filing in filings) > 1.5 * min(len(filing.figures) for filing in filings)
