@@ -57,7 +57,7 @@ def test_training_keeps_at_least_half_of_each_rule():
     for number, one in enumerate(examples):
         one["violations"] = ["A", "B"] if number % 4 == 0 else ["A", "C"] if number % 4 == 1 else ["A"]
     with pytest.raises(UserError, match="'test_combinations'"):  # B and C occur in one combination each
-        split_examples(examples, SHARES, seed=0)
+        split_examples(examples, (0.3, 0.1, 0.1, 0.1, 0.4), seed=0)
 
 
 def test_shares_that_cannot_be():
