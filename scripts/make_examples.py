@@ -48,10 +48,10 @@ LIMITS = (
 
 def read_all(folder: pathlib.Path, processes: int) -> tuple[list[Report], list[str]]:
     """(the reports below a folder, which files were refused and why)."""
-    files = find_reports(folder)
+    files, others = find_reports(folder)
     if not files:
         raise UserError(f"{folder}: no report file in it")
-    reports, refused = [], []
+    reports, refused = [], [f"{path}: not a report by its name" for path in others]
     context = multiprocessing.get_context("spawn")  # Arelle and the open DPM must not be shared with this process
     with ProcessPoolExecutor(min(processes, len(files)), mp_context=context) as pool:
         read = tqdm(pool.map(read_one, files, chunksize=8), total=len(files), desc="reading reports", unit="file")

@@ -25,17 +25,19 @@ class Letter:
     text: str
 
 
-def find_reports(folder: Path) -> list[Path]:
-    """The report files and unpacked packages below a folder, sorted; hidden ones are passed over."""
-    found = []
+def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
+    """(the report files and unpacked packages below a folder, its other files), sorted; hidden ones are passed over."""
+    found: list[Path] = []
+    others: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        if path.is_dir():
-            found += [path] if is_package(path) else find_reports(path)
-        elif path.suffix.lower() in REPORT_SUFFIXES:
-            found.append(path)
-    return found
+        if path.is_dir() and not is_package(path):
+            below = find_reports(path)
+            found, others = found + below[0], others + below[1]
+        else:
+            (found if path.is_dir() or path.suffix.lower() in REPORT_SUFFIXES else others).append(path)
+    return found, others
 
 
 def find_letters(folder: Path) -> tuple[list[Letter], list[str]]:

@@ -94,6 +94,7 @@ def archive(tmp_path_factory):
         if number:
             (folder / "letters" / f"letter {number}.txt").write_text(text)
     (folder / "reports" / "broken.json").write_text("{")
+    (folder / "reports" / "old" / "list.xlsx").write_text("")
     (folder / "letters" / "notes.txt").write_text("About no bank.")
     with (folder / "register.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -133,9 +134,9 @@ def test_an_archive_becomes_examples(archive, tmp_path):
         assert one["messages"][1]["content"].endswith(f"word {'ab' * number}.")
         assert ("Earlier reports" in one["messages"][0]["content"]) == (number % 2 == 1)
     unmatched = (tmp_path / "out" / "unmatched.txt").read_text().splitlines()
-    assert len(unmatched) == 3 and all(line in done.stderr for line in unmatched)
-    assert "broken.json" in unmatched[0] and "notes.txt" in unmatched[1]
-    assert f"{filings[0].bank.entity} {filings[0].period}: no letter" in unmatched[2]
+    assert len(unmatched) == 4 and all(line in done.stderr for line in unmatched)
+    assert "list.xlsx" in unmatched[0] and "broken.json" in unmatched[1] and "notes.txt" in unmatched[2]
+    assert f"{filings[0].bank.entity} {filings[0].period}: no letter" in unmatched[3]
     card = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert sum(counts["examples"] for counts in card["splits"].values()) == 23
     assert run(folder, tmp_path / "out").returncode == 2
@@ -144,7 +145,7 @@ def test_an_archive_becomes_examples(archive, tmp_path):
 def test_pairs_decide_where_letters_name_nothing(archive, tmp_path):
     folder, filings = archive
     pairs = tmp_path / "pairs.csv"
-    reports = [path for path in find_reports(folder / "reports") if path.name != "broken.json"]
+    reports = [path for path in find_reports(folder / "reports")[0] if path.name != "broken.json"]
     of_case = {}
     for path in reports:
         of_case.setdefault(path.name[:20] + path.name.split("_")[-2], path)
@@ -179,7 +180,7 @@ def test_bad_pairs_are_named_by_their_line(archive, tmp_path, text, says):
 
 def test_scopes_of_one_bank_are_not_mixed(archive):
     folder, filings = archive
-    reports = [read_one(path)[1] for path in find_reports(folder / "reports")[:3]]
+    reports = [read_one(path)[1] for path in find_reports(folder / "reports")[0][:3]]
     solo = [type(one)(**{**vars(one), "entity": one.entity.replace(".CON", ".IND")}) for one in reports[:1]]
     merged, refused = group_reports([*reports, *solo])
     assert len(refused) == 1 and "another scope" in refused[0]
