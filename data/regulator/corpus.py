@@ -36,6 +36,7 @@ class Profile:
     repeats: float = 0.0  # chance that what was wrong in one quarter still is in the next
     troubles: Troubles = field(default=ALL_TROUBLES, hash=False)
     rules: tuple[str, ...] = ()  # the rules that its answers know; all if empty
+    system: str = ""  # a system message; may be empty
 
 
 FULL = Profile(
@@ -56,17 +57,17 @@ SHORT = Profile(
     letters="short",
     instruction="",
     quarters=1,
-    clean=0.36,
+    clean=0.38,
     how_many=(65, 30, 5),
-    near=0.35,
+    near=0.2,
     troubles=(
-        (10, {"cet1": "minimum"}),
-        (8, {"cet1": "own"}),
         (12, {"leverage": "minimum"}),
         (12, {"lcr": "minimum"}),
         (12, {"nsfr": "minimum"}),
     ),
-    rules=("CET1_MIN", "TSCR_CET1", "LR_MIN", "LCR_MIN", "NSFR_MIN"),
+    rules=("LR_MIN", "LCR_MIN", "NSFR_MIN"),
+    # Shorter than the one that SmolLM2's template puts there by itself.
+    system="Find violations.",
 )
 PROFILES = {profile.name: profile for profile in (FULL, SHORT)}
 
@@ -124,7 +125,7 @@ def _short_filing(seed: int, index: int, quarter: int, profile: Profile) -> Fili
         economics = draw_economics(rng, bank, trea, levels, profile.near, STEP * 10)
         if economics is None:
             continue
-        figures = _conceal_short(rng, bank, period, short_cells(bank, economics), profile)
+        figures = _conceal_short(rng, bank, period, short_cells(economics), profile)
         found = violated(bank, period, figures, rules_of(profile))
         if len(found) <= MAX_VIOLATIONS and bool(found) != clean:
             return Filing(bank, period, figures)
@@ -262,16 +263,13 @@ def _conceal(rng: random.Random, bank: Bank, period: str, figures: Cells) -> Cel
 
 
 def _conceal_short(rng: random.Random, bank: Bank, period: str, figures: Cells, profile: Profile) -> Cells:
+    """Leave a ratio out now and then, but none whose absence would hide a violation."""
     rules = rules_of(profile)
-    for _ in range(rng.choices(range(2), (70, 30))[0]):
-        requirement = (("C_03.00", "r0140", "c0010"),)
-        of_ratios = (("C_03.00", "r0010"), ("C_47.00", "r0340"), ("C_76.00.a", "r0030"), ("C_84.00.a", "r0220"))
-        ratios = [(table, row, "c0040" if table == "C_84.00.a" else "c0010") for table, row in of_ratios]
-        # The requirement stands twice: alone and with its companions, which a short report has not.
-        key = rng.choice([*requirement, *requirement, *ratios])
+    if rng.random() < 0.3:
+        key = rng.choice(list(figures))
         fewer = {other: value for other, value in figures.items() if other != key}
-        if key in requirement or violated(bank, period, figures, rules) == violated(bank, period, fewer, rules):
-            figures = fewer
+        if violated(bank, period, figures, rules) == violated(bank, period, fewer, rules):
+            return fewer
     return figures
 
 

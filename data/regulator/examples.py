@@ -75,6 +75,7 @@ def worded_examples(
     return [
         {
             "messages": [
+                *([{"role": "system", "content": profile.system}] if profile.system else []),
                 {"role": "user", "content": text},
                 {"role": "assistant", "content": write_answer(violated, letter, profile.style)},
             ],

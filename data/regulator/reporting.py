@@ -37,13 +37,10 @@ def full_cells(
     return {key: value for key, value in sorted(cells.items()) if value != 0}
 
 
-def short_cells(bank: Bank, economics: Economics) -> Cells:
-    """The five ratios and requirements that five rules need, and one amount that no rule reads."""
+def short_cells(economics: Economics) -> Cells:
+    """The three ratios that three rules need."""
     tier1 = economics.cet1 + economics.at1
     return {
-        ("C_02.00.a", "r0010", "c0010"): economics.trea,
-        ("C_03.00", "r0010", "c0010"): ratio(economics.cet1, economics.trea, 4),
-        ("C_03.00", "r0140", "c0010"): requirements(bank).tscr_cet1,
         ("C_47.00", "r0340", "c0010"): ratio(tier1, economics.exposure, 4),
         ("C_76.00.a", "r0030", "c0010"): ratio(economics.liquid_assets, economics.net_outflow, 3),
         ("C_84.00.a", "r0220", "c0040"): ratio(economics.available_funding, economics.required_funding, 3),

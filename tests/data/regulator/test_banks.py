@@ -239,7 +239,7 @@ def test_the_least_difference_that_a_rule_notices_and_the_most_that_it_does_not(
 def test_the_short_profile_files_few_figures():
     for index in range(60):
         (filing,) = make_filings(0, index, 1, SHORT)
-        assert 4 <= len(filing.figures) <= 6
+        assert 2 <= len(filing.figures) <= 3
         assert isinstance(filing.bank, Bank)
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-SHA256 = "36ff57dd582a5eb064e4b9814fccd254547375038054bb7322fded01cfc3bc5e"
+SHA256 = "48a1b4cc93d2ee51a6924dcc845c984b27a0507c649b690154559b91a9d353a8"
 
 
 def test_the_short_corpus_is_the_same_to_the_byte(tmp_path):
