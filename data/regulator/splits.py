@@ -77,7 +77,9 @@ def split_examples(examples: Sequence[dict], shares: Sequence[float], seed: int)
     ]
     for name, part in share.items():
         if part > 0 and name not in splits:
-            raise UserError(f"{len(examples)} examples are too few for a share of {part} in {name!r}; give more, or a share of 0.")
+            raise UserError(
+                f"{len(examples)} examples are too few for a share of {part} in {name!r}; give more, or a share of 0."
+            )
     return splits
 
 
@@ -93,7 +95,7 @@ def _held_out(examples: Sequence[dict], wanted: int, rng: random.Random) -> set[
     for combination in candidates:
         number = counts[combination]
         enough = all(2 * (left[rule_id] - number) >= total[rule_id] for rule_id in combination)
-        if held + number <= wanted and enough:
+        if held + number <= wanted and number <= max(10, wanted // 8) and enough:  # none is most of the test
             taken.add(combination)
             held += number
             for rule_id in combination:

@@ -60,6 +60,23 @@ def test_training_keeps_at_least_half_of_each_rule():
         split_examples(examples, (0.3, 0.1, 0.1, 0.1, 0.4), seed=0)
 
 
+def test_no_combination_is_most_of_the_test():
+    examples = examples_of(400, 4)
+    for number, one in enumerate(examples):  # R0 with R1 in 80 reports, either with one of 150 others in the rest
+        pair = (0, 1) if number % 20 == 0 else (number % 2, 2 + number // 2 % 150)
+        one["violations"] = [f"R{place}" for place in pair]
+    for seed in range(8):
+        splits = split_examples(examples, SHARES, seed)
+        pairs = (
+            tuple(one["violations"])
+            for one, split in zip(examples, splits, strict=True)
+            if split == "test_combinations"
+        )
+        held = Counter(pairs)
+        assert 120 <= held.total() <= 160
+        assert max(held.values()) <= 20
+
+
 def test_shares_that_cannot_be():
     with pytest.raises(UserError, match="five shares"):
         split_examples(examples_of(), (0.8, 0.1, 0.1), seed=0)
