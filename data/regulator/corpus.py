@@ -1,10 +1,7 @@
 """Which banks file what: the population of invented reports, from sound ones to those with up to four violations."""
 
 import datetime
-import pathlib
 import random
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
@@ -12,9 +9,9 @@ from data.regulator.banks import Bank, make_bank
 from data.regulator.economics import ALL_TROUBLES, STEP, Economics, Troubles, draw_economics, draw_levels
 from data.regulator.mutations import BRUSHES, brush, draw_errors, plant
 from data.regulator.positions import draw_positions
-from data.regulator.report import Fact, Report
 from data.regulator.reporting import Cells, full_cells, short_cells
-from data.regulator.rules import Rule, built_in_rules, evaluate, violations
+from data.regulator.rules import Rule, built_in_rules
+from data.regulator.trial import template_of, violated, violates
 
 FIRST_PERIOD = datetime.date(2026, 3, 31)  # the modules of DPM release 4.2 hold from here
 MAX_VIOLATIONS = 4
@@ -185,7 +182,7 @@ def _err(rng: random.Random, bank: Bank, period: str, figures: Cells, errors: li
     by_id = {rule.id: rule for rule in built_in_rules()}
 
     def check_of(rule_id: str):  # noqa: ANN202
-        return lambda changed: _violates(bank, period, changed, by_id[rule_id])
+        return lambda changed: violates(bank, period, changed, by_id[rule_id])
 
     if rng.random() < 0.35:
         for rule_id in rng.sample(sorted(BRUSHES), 2):
@@ -228,11 +225,6 @@ def rules_of(profile: Profile) -> tuple[Rule, ...]:
     return tuple(rule for rule in built_in_rules() if not profile.rules or rule.id in profile.rules)
 
 
-def template_of(table: str) -> str:
-    """`C_84.00` for `C_84.00.a`: what filing indicators name."""
-    return re.sub(r"\.[a-z]$", "", table)
-
-
 def _unfile(rng: random.Random, habit: random.Random, figures: Cells) -> tuple[Cells, tuple[str, ...]]:
     """Leave out the modules that this bank does not file, and now and then a template."""
     missing = {template for share, templates in MODULES if habit.random() >= share for template in templates}
@@ -271,30 +263,3 @@ def _conceal_short(rng: random.Random, bank: Bank, period: str, figures: Cells, 
         if violated(bank, period, figures, rules) == violated(bank, period, fewer, rules):
             return fewer
     return figures
-
-
-def violated(bank: Bank, period: str, figures: Cells, rules: Iterable[Rule] | None = None) -> set[str]:
-    """The rules that these figures violate. It only steers the generator: labels are made from the files."""
-    return {result.rule_id for result in violations(evaluate(_as_report(bank, period, figures, figures), rules))}
-
-
-def _violates(bank: Bank, period: str, figures: Cells, rule: Rule) -> bool:
-    tables = {table for table, row, _ in rule.cells if row == "*"}
-    read = {key: figures[key] for key in rule.cells if key in figures}
-    read |= {key: value for key, value in figures.items() if key[0] in tables} if tables else {}
-    return bool(violations(evaluate(_as_report(bank, period, read, figures), [rule])))
-
-
-def _as_report(bank: Bank, period: str, read: Cells, figures: Cells) -> Report:
-    facts = []
-    for (table, row, column), value in read.items():
-        unit, decimals = None, None
-        if isinstance(value, Decimal):
-            is_ratio = value.as_tuple().exponent < 0
-            unit, decimals = ("xbrli:pure", bank.ratio_decimals) if is_ratio else (bank.currency, bank.decimals)
-        keys, place = {}, (table, row, column)
-        if not re.fullmatch(r"r\d+", row):
-            keys, place = {"qINC": row}, (table, "*", column)
-        facts.append(Fact("", value, unit, decimals, bank.entity, period, keys, place))
-    indicators = {template_of(table): True for table, _, _ in figures}
-    return Report(pathlib.Path(), "", bank.entity, period, bank.currency, indicators, tuple(facts), ())

@@ -4,6 +4,32 @@ Fields: {label} and {cell} name the figure, {value} and {limit} its two sides, {
 the limit is called, {legal} the law, {row} a counterparty, {deadline}, {subjects}, {templates}, {bank}, {date}, {power}.
 """
 
+from data.regulator.report import CellKey
+
+# What letters call a figure, where the short label would not read well in a sentence.
+LABELS: dict[CellKey, str] = {
+    ("C_01.00", "r0440", "c0010"): "excess of AT1 deductions taken from CET1",
+    ("C_02.00.a", "r0010", "c0010"): "total risk exposure amount",
+    ("C_02.00.a", "r0560", "c0010"): "risk exposure amount for foreign exchange",
+    ("C_03.00", "r0020", "c0010"): "surplus or deficit of CET1",
+    ("C_03.00", "r0040", "c0010"): "surplus or deficit of Tier 1",
+    ("C_03.00", "r0060", "c0010"): "surplus or deficit of total capital",
+    ("C_03.00", "r0130", "c0010"): "total SREP capital requirement",
+    ("C_03.00", "r0140", "c0010"): "CET1 share of the total SREP capital requirement",
+    ("C_03.00", "r0150", "c0010"): "Tier 1 share of the total SREP capital requirement",
+    ("C_03.00", "r0160", "c0010"): "overall capital requirement",
+    ("C_04.00", "r0740", "c0010"): "combined buffer requirement",
+    ("C_04.00", "r0750", "c0010"): "capital conservation buffer",
+    ("C_22.00", "r0010", "c0100"): "risk exposure amount for foreign exchange",
+    ("C_28.00", "*", "c330"): "exposure after mitigation",
+    ("C_28.00", "*", "c350"): "share of Tier 1",
+    ("C_47.00", "r0320", "c0010"): "Tier 1 capital in the leverage ratio",
+    ("C_76.00.a", "r0091", "c0010"): "adjusted amount of level 1 assets",
+    ("C_76.00.a", "r0360", "c0010"): "reduction for inflows",
+    ("C_84.00.d", "r0120", "c0030"): "available stable funding",
+    ("F_01.01", "r0380", "c0010"): "total of assets",
+    ("F_01.03", "r0250", "c0010"): "profit attributable to the owners",
+}
 BOARD = {
     "universal bank": "Management Board",
     "savings bank": "Board of Managing Directors",

@@ -9,16 +9,15 @@ import pytest
 
 from data.regulator import mutations
 from data.regulator.banks import Bank, is_lei, lei, make_bank, requirements
-from data.regulator.corpus import FULL, SHORT, make_filings, quarter_end, violated
-from data.regulator.corpus import _as_report as as_report
+from data.regulator.corpus import FULL, SHORT, make_filings, quarter_end
 from data.regulator.corpus import _dressed as dressed
-from data.regulator.corpus import _violates as violates
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.economics import draw_economics, draw_levels
 from data.regulator.mutations import BRUSHES, FILING_RULES, MOVES, SPECIAL, brush, just_beyond, plant
 from data.regulator.positions import draw_positions
 from data.regulator.reporting import full_cells
 from data.regulator.rules import built_in_rules, evaluate
+from data.regulator.trial import as_report, violated, violates
 
 RULES = {rule.id: rule for rule in built_in_rules()}
 

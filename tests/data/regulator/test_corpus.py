@@ -5,11 +5,12 @@ import statistics
 from decimal import Decimal
 
 from data.regulator.banks import make_bank
-from data.regulator.corpus import FULL, MAX_FIGURES, make_filings, template_of
+from data.regulator.corpus import FULL, MAX_FIGURES, make_filings
 from data.regulator.economics import draw_economics
 from data.regulator.mutations import FILING_RULES, plant
 from data.regulator.positions import LARGE, draw_positions
 from data.regulator.rules import built_in_rules
+from data.regulator.trial import template_of
 
 LEVERAGE, LCR = ("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010")
 

@@ -1,0 +1,45 @@
+"""What the rules would say about figures that are not filed yet. It steers the generator; labels are made from the files."""
+
+import pathlib
+import re
+from collections.abc import Iterable
+from decimal import Decimal
+
+from data.regulator.banks import Bank
+from data.regulator.report import Fact, Report
+from data.regulator.reporting import Cells
+from data.regulator.rules import Rule, evaluate, violations
+
+
+def template_of(table: str) -> str:
+    """`C_84.00` for `C_84.00.a`: what filing indicators name."""
+    return re.sub(r"\.[a-z]$", "", table)
+
+
+def violated(bank: Bank, period: str, figures: Cells, rules: Iterable[Rule] | None = None) -> set[str]:
+    """The rules that these figures violate."""
+    return {result.rule_id for result in violations(evaluate(as_report(bank, period, figures, figures), rules))}
+
+
+def violates(bank: Bank, period: str, figures: Cells, rule: Rule) -> bool:
+    """Whether these figures violate one rule; only what it reads is looked at."""
+    tables = {table for table, row, _ in rule.cells if row == "*"}
+    read = {key: figures[key] for key in rule.cells if key in figures}
+    read |= {key: value for key, value in figures.items() if key[0] in tables} if tables else {}
+    return bool(violations(evaluate(as_report(bank, period, read, figures), [rule])))
+
+
+def as_report(bank: Bank, period: str, read: Cells, figures: Cells) -> Report:
+    """The figures `read` as facts of a report in which the tables of `figures` are filed."""
+    facts = []
+    for (table, row, column), value in read.items():
+        unit, decimals = None, None
+        if isinstance(value, Decimal):
+            is_ratio = value.as_tuple().exponent < 0
+            unit, decimals = ("xbrli:pure", bank.ratio_decimals) if is_ratio else (bank.currency, bank.decimals)
+        keys, place = {}, (table, row, column)
+        if not re.fullmatch(r"r\d+", row):
+            keys, place = {"qINC": row}, (table, "*", column)
+        facts.append(Fact("", value, unit, decimals, bank.entity, period, keys, place))
+    indicators = {template_of(table): True for table, _, _ in figures}
+    return Report(pathlib.Path(), "", bank.entity, period, bank.currency, indicators, tuple(facts), ())
