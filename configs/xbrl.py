@@ -13,10 +13,11 @@ config = Config(
     data=Data(
         train=("artifacts/xbrl/train.jsonl",),
         validation=("artifacts/xbrl/validation.jsonl",),
-        sequence_length=4096,
+        sequence_length=8192,
     ),
     # 64 examples a step whatever the number of GPUs. Of 6,800 examples 4,896 are for training: 77 steps an epoch, 231 in
-    # 3 epochs, 12 of them warm-up. A row of 4,096 tokens holds one or two reports: 8 GPUs x 1 row need about 5 micro-batches.
+    # 3 epochs, 12 of them warm-up. A row of 8,192 tokens holds two or three reports, so 8 GPUs need about 4 micro-batches
+    # of one row (the exact number is printed at the start).
     batch=Batch(global_examples=64, micro_batch=1),
     optimizer=Optimizer(learning_rate=2e-5, epochs=3, warmup_ratio=0.05, min_lr_ratio=0.1, weight_decay=0.1),
     # grad_op: gradients and optimizer state sharded, parameters gathered once a step (ZeRO-2-like). Memory of one GPU:
