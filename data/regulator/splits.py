@@ -65,7 +65,7 @@ def split_examples(examples: Sequence[dict], shares: Sequence[float], seed: int)
     for example in rest:
         last[example["bank"]] = max(last.get(example["bank"], ""), example["period"])
     kept = [example for example in rest if frozenset(example["violations"]) not in combinations]
-    several = Counter(example["bank"] for example in rest)
+    several = Counter(example["bank"] for example in kept)  # one of which stays in training
     late = [example for example in kept if example["period"] == last[example["bank"]] and several[example["bank"]] > 1]
     wanted = round(len(examples) * share["test_quarters"])
     quarters = {example["id"] for example in rng.sample(late, min(wanted, len(late)))}

@@ -52,6 +52,17 @@ def test_three_kinds_of_test_that_training_has_not_seen():
     assert splits == split_examples(examples, SHARES, seed=0) != split_examples(examples, SHARES, seed=1)
 
 
+def test_a_bank_in_the_test_of_quarters_is_in_training_too():
+    examples = examples_of(60, 2)
+    for seed in range(10):
+        splits = split_examples(examples, (0.4, 0.1, 0.1, 0.3, 0.1), seed)
+        banks = {
+            name: {one["bank"] for one, split in zip(examples, splits, strict=True) if split == name}
+            for name in FULL_SPLITS
+        }
+        assert banks["test_quarters"] and banks["test_quarters"] <= banks["train"]
+
+
 def test_training_keeps_at_least_half_of_each_rule():
     examples = examples_of()
     for number, one in enumerate(examples):
