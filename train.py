@@ -238,7 +238,7 @@ def main() -> int:
         + (f"{accumulation[0]}" if len(accumulation) == 1 else f"{accumulation[0]} to {accumulation[-1]}")
     )
     log.say(
-        f"schedule: {total_steps} steps ({', '.join(map(str, plan.steps_per_epoch))} an epoch), {warmup_steps} of warm-up, "
+        f"schedule: {total_steps} steps ({plan.steps_per_epoch[0]} in the first epoch), {warmup_steps} of warm-up, "
         f"peak learning rate {config.optimizer.learning_rate:g}, cosine to {config.optimizer.min_lr_ratio:g} of it"
     )
     log.say(

@@ -112,7 +112,7 @@ def load_documents(
 
 def _checked(line: str, where: str) -> dict:
     try:
-        example = json.loads(line)
+        example = json.loads(line.strip())
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
     if not isinstance(example, dict) or not ("messages" in example or "text" in example):

@@ -59,7 +59,10 @@ class PackedLanguageModel(nn.Module):
 def read_model_config(path: str) -> PretrainedConfig:
     """The model's own configuration. Raises UserError where there is none or where it cannot be trained truly."""
     if not Path(path).is_dir():
-        raise UserError(f"model.path={path} is not a folder; fetch it with: python scripts/fetch_base_model.py {path}")
+        raise UserError(
+            f"model.path={path} is not a folder; python scripts/fetch_base_model.py ORGANISATION/NAME brings a model to "
+            "artifacts/models/NAME"
+        )
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:

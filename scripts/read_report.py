@@ -65,7 +65,8 @@ def lines(report: Report, text: bool, style: str, rules: bool, brief: bool, **al
     """The output for one report; `also` is added to each JSON line."""
     if text:
         yield from ([f"== {also['file']}"] if also else []) + [render_report(report, load_cells(), style=style)]
-        return
+        if not rules:
+            return
     if rules:
         yield from (dumps({**also, **asdict(result)}) for result in evaluate(report))
     elif not brief:
