@@ -24,6 +24,8 @@ WORDS = sorted(set(" ".join(SENTENCES).split()))
 # What each family adds to the plain decoder: the traps of an attention or head that is not plain causal.
 FAMILIES = {
     "llama": ("llama", {}),
+    "qwen2": ("qwen2", {}),
+    "mistral": ("mistral", {"sliding_window": None}),
     "qwen3": ("qwen3", {"head_dim": 16}),
     "mistral_sliding": ("mistral", {"sliding_window": 8}),
     "gemma2": (

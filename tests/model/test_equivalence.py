@@ -31,7 +31,7 @@ def load(path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
 @pytest.mark.parametrize("chunk", [512, 7])
 def test_loss_and_gradients_equal_eager_document_by_document(tmp_path, monkeypatch, family, tied, chunk) -> None:
     monkeypatch.setattr(model.loss.cross_entropy_sum, "__defaults__", (chunk,))
@@ -61,7 +61,7 @@ def test_loss_and_gradients_equal_eager_document_by_document(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
 def test_a_document_never_sees_the_one_before(tmp_path, family, dtype) -> None:
     """Document 1 changes, its length too: document 2's hidden states and logits stay the same to the last bit."""
     packed = load(write_tiny_model(tmp_path / "model", family=family), dtype)
