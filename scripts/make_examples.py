@@ -27,6 +27,7 @@ from data.regulator.archive import (
     find_letters,
     find_reports,
     group_reports,
+    incomplete_cases,
     match_letters,
     read_one,
     read_pairs,
@@ -151,6 +152,10 @@ def main() -> None:
     found, refused = read_all(arguments.reports, max(1, arguments.processes or 1))
     reports, other_scopes = group_reports(found)
     letters, without_report = pair(arguments, found, names)
+    incomplete = incomplete_cases(refused, reports)
+    for case in incomplete:
+        del reports[case]
+        letters.pop(case, None)
     without_letter = [f"{entity} {period}: no letter" for entity, period in reports if (entity, period) not in letters]
     examples = make_all(reports, letters, register)
     if not examples:
@@ -165,6 +170,7 @@ def main() -> None:
     write_splits(draft, parts)
     unmatched = {
         "files that are not read": refused + other_scopes,
+        "reports left out, a file of theirs is not read": [f"{e} {p}: {why}" for (e, p), why in incomplete.items()],
         "letters without a report": without_report,
         "reports without a letter": without_letter,
     }

@@ -94,6 +94,15 @@ def group_reports(reports: Iterable[Report]) -> tuple[dict[Case, Report], list[s
     return merged, refused
 
 
+def incomplete_cases(refused: Iterable[str], cases: Iterable[Case]) -> dict[Case, str]:
+    """Case -> the refused file whose name says that it is a part of it (EBA file names hold entity and date).
+
+    Without that part the rules would miss what stands in it, and the example would be labelled wrongly.
+    """
+    names = {line: Path(line.split(": ", 1)[0]).name for line in refused}
+    return {case: line for case in cases for line, name in names.items() if case[0] in name and case[1] in name}
+
+
 def match_letters(
     letters: Iterable[Letter], cases: Iterable[Case], names: Mapping[str, str]
 ) -> tuple[dict[Case, Letter], list[str]]:

@@ -13,6 +13,7 @@ STYLES = ("cells", "labels")
 MAX_LABEL = 64  # characters
 
 # Our own short labels, for the style "labels" and for letters.
+PURE = (None, "", "pure", "xbrli:pure")  # how a figure says that it has no unit
 SHORT_LABELS: dict[CellKey, str] = {
     ("C_01.00", "r0010", "c0010"): "Own funds",
     ("C_01.00", "r0015", "c0010"): "Tier 1",
@@ -126,11 +127,20 @@ def format_fact(fact: Fact, compact: bool = False) -> str:
     """The value of one fact as text; an empty (nil) one is `nil`."""
     if fact.value is None:
         return "nil"
+    if isinstance(fact.value, Decimal) and fact.unit in PURE and _is_count(fact):
+        return _plain(fact.value)
     return (
         format_figure(fact.value, fact.unit, fact.decimals, compact)
         if isinstance(fact.value, Decimal)
         else str(fact.value)
     )
+
+
+def _is_count(fact: Fact) -> bool:
+    """Whether a figure without unit counts something (staff, days) and is no ratio: by its type, else by its accuracy."""
+    if fact.type:
+        return fact.type != "percentage"
+    return fact.decimals in (0, "INF") and fact.value == fact.value.to_integral_value()
 
 
 def format_figure(value: Decimal, unit: str | None, decimals: int | str | None = None, compact: bool = False) -> str:
@@ -139,7 +149,7 @@ def format_figure(value: Decimal, unit: str | None, decimals: int | str | None =
     Places are those that `decimals` reports. `compact` drops closing zeros and takes the largest unit that loses nothing:
     `104.2%`, `12.4 bn`.
     """
-    if unit in (None, "", "pure", "xbrli:pure"):
+    if unit in PURE:
         percent = value * 100
         if compact or not isinstance(decimals, int):
             return f"{_plain(percent)}%"

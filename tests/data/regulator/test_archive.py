@@ -13,6 +13,7 @@ from data.regulator.archive import (
     find_letters,
     find_reports,
     group_reports,
+    incomplete_cases,
     match_letters,
     read_one,
     read_pairs,
@@ -51,6 +52,14 @@ def letter(name, text="Dear Sirs"):
 def test_a_letter_finds_its_report(name, text, case):
     matched, refused = match_letters([letter(name, text)], CASES, NAMES)
     assert refused == [] and list(matched) == [CASES[case]]
+
+
+def test_a_report_with_an_unreadable_file_is_incomplete():
+    refused = [
+        f"in/{A}.CON_DE_COREP040200_COREPLR_2026-03-31_20260501.zip: not a zip file",
+        "in/notes.txt: not a report",
+    ]
+    assert incomplete_cases(refused, CASES) == {CASES[0]: refused[0]}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from data.regulator.corpus import FULL, make_filings
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.examples import make_example, read_filing, read_register, worded_examples, write_register
 from data.regulator.filing import write_reports
-from data.regulator.render import Addressee, format_figure, format_limit, render_earlier, render_report
+from data.regulator.render import Addressee, format_fact, format_figure, format_limit, render_earlier, render_report
+from data.regulator.report import Fact
 from data.regulator.rules import built_in_rules, evaluate, violations
 from errors import UserError
 
@@ -155,6 +156,16 @@ def test_report_text_in_both_styles(tmp_path):
 def test_figures(value, unit, decimals, plain, compact):
     assert format_figure(Decimal(value), unit, decimals) == plain
     assert format_figure(Decimal(value), unit, decimals, compact=True) == compact
+
+
+def test_a_count_is_no_percentage():
+    def text(value, decimals, type=""):
+        fact = Fact("x", Decimal(value), "xbrli:pure", decimals, "A", "2026-03-31", {}, None, type=type)
+        return format_fact(fact)
+
+    assert text("101", 0) == text("101", "INF") == text("101", 0, "integer") == "101"
+    assert text("0.0431", 4) == text("0.0431", 4, "percentage") == "4.31%"
+    assert text("1", 0, "percentage") == "100%"
 
 
 def test_limits_have_no_false_places():
