@@ -32,6 +32,7 @@ from distributed.checkpoint import (
     load_checkpoint,
     read_state,
     save_checkpoint,
+    update_state,
 )
 from distributed.export import export_model
 from distributed.process_group import Ranks, StopSignal, agree_any, start_process_group, world_size_from_environment
@@ -101,6 +102,7 @@ def validate(
 
 
 def main() -> int:
+    """One run, from its config to the exported model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a file of configs/, e.g. configs/laptop.py")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. batch.global_examples=32")
@@ -269,6 +271,8 @@ def main() -> int:
                 improved = math.isfinite(loss) and (state["best_loss"] is None or loss < state["best_loss"])
                 state |= {"evaluated": step, "best_loss": loss if improved else state["best_loss"]}
                 log.row(step, {"validation/loss": loss})
+                if 0 < step == saved:
+                    update_state(checkpoints, state, ranks, improved)
                 log.say(f"step {step}/{total_steps} | validation loss {loss:.4f}" + (" (best)" if improved else ""))
 
         stopping = agree_any(stopping or stop.name is not None, ranks)

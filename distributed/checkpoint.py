@@ -52,6 +52,15 @@ def save_checkpoint(
     barrier(ranks)
 
 
+def update_state(directory: Path, state: dict, ranks: Ranks, is_best: bool) -> None:
+    """Note a validation that came after its step was saved: the signal that saved the step had cut it off."""
+    if ranks.rank == 0:
+        name = f"step-{state['step']:06d}"
+        write_durably(directory / name / "state.json", json.dumps(state, indent=1))
+        if is_best:
+            write_durably(directory / "best", name)
+
+
 def load_checkpoint(
     checkpoint: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None, ranks: Ranks
 ) -> None:

@@ -52,6 +52,7 @@ def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, e
     return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": expect}
 
 
+SHORT = ("optimizer.max_steps=2",)
 LONG = ("optimizer.epochs=2", "run.save_every=2", "run.eval_every=2")  # 10 steps; steps 6 to 10 are the second epoch
 
 
@@ -71,13 +72,14 @@ def two(folder) -> Path:
             run_of(folder, "r2-division", plant="fsdp_division_on"),
             run_of(folder, "r2-long", *LONG),
             run_of(folder, "stopped-2", *LONG, plant=stop),
+            run_of(folder, "stopped-validating", *SHORT, plant="signal_at_micro_batch:6"),  # the first of the last one
             run_of(folder, "r2-nan", plant="not_finite:2"),
             run_of(folder, "r2-nans", "optimizer.epochs=2", "run.save_every=1", plant=f"not_finite:{NANS}", expect=2),
         ],
     )
     for ranks in (1, 4):
         shutil.copytree(folder / "runs" / "stopped-2", folder / "runs" / f"stopped-{ranks}")
-    launch(folder, "two-resumed", 2, [run_of(folder, "stopped-2", *LONG)])
+    launch(folder, "two-resumed", 2, [run_of(folder, "stopped-2", *LONG), run_of(folder, "stopped-validating", *SHORT)])
     return folder / "runs"
 
 
@@ -225,6 +227,14 @@ def test_the_signal_came_in_the_middle_of_a_step_of_one_rank(folder, two) -> Non
     output = (folder / "two.out").read_text()
     assert "signal: stopped after step 5/10, saved" in output  # rank 0 speaks, another rank had it
     assert "resumed from" in (folder / "two-resumed.out").read_text()
+
+
+def test_a_validation_cut_off_by_a_signal_is_made_up_for(two) -> None:
+    """Its step was saved before it was validated; resumed, it is the best one and is not validated a third time."""
+    checkpoints = two / "stopped-validating" / "checkpoints"
+    assert (checkpoints / "best").read_text() == "step-000002"
+    assert json.loads((checkpoints / "step-000002" / "state.json").read_text())["evaluated"] == 2
+    assert sorted(rows(two / "stopped-validating", "validation/loss")) == [0, 2]
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
