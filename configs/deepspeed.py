@@ -1,0 +1,267 @@
+"""A DeepSpeed JSON as our settings, with a sentence for everything that it changes and everything that is ignored.
+
+A key becomes a setting of ours; or it only changes speed, memory or what is printed, and is ignored; or it would change
+what is learned and we have nothing like it, and it is refused by name. "auto", which Hugging Face fills in from its own
+arguments, means that our value stays. The table for readers is docs/migrating.md; the keys are in configs/deepspeed_file.py.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from configs.config import Config, check_config
+from configs.deepspeed_file import (
+    IGNORED,
+    ONLY_OFF,
+    DeepSpeedFile,
+    choice,
+    is_number,
+    number,
+    read_deepspeed,
+    show,
+    typed_params,
+    unpack_params,
+)
+from errors import UserError
+
+NO_CLIPPING = 1e30  # an fp32 norm is the root of a sum below 3.4e38, so none is above 2e19; infinity is not JSON
+MICRO, ACCUMULATION, TOTAL = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"
+
+
+def from_deepspeed(config: Config, path: str | Path, world_size: int) -> tuple[Config, list[str]]:
+    """The config with the settings of a DeepSpeed JSON applied, and sentences: what became what, what was ignored.
+
+    The number of examples in a step is kept, on `world_size` ranks. Raises UserError, naming file and key, for what is
+    unknown, of the wrong type, contradictory, or would change what is learned without a counterpart here.
+    """
+    file = read_deepspeed(Path(path))
+    notes: list[str] = []
+    config = _sharding(config, file, world_size, notes)
+    config = _offload(config, file, notes)
+    config = _batch(config, file, world_size, notes)
+    config = _precision(config, file, notes)
+    config = _clipping(config, file, notes)
+    config = _optimizer(config, file, notes)
+    config = _scheduler(config, file, notes)
+    given = [*file.values, *file.auto]
+    ignored = dict.fromkeys("fp16" if n.startswith("fp16.") else n for n in given if n in IGNORED | ONLY_OFF)
+    if ignored:
+        notes.append(f"ignored, since the same is learned without: {', '.join(ignored)}")
+    automatic = [name for name in file.auto if name not in IGNORED | ONLY_OFF]
+    if automatic:
+        notes.append(f'"auto", so that our value stays: {", ".join(automatic)}')
+    try:
+        check_config(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config, notes
+
+
+def _sharding(config: Config, file: DeepSpeedFile, world_size: int, notes: list[str]) -> Config:
+    """ZeRO stages (arXiv:1910.02054), MiCS (arXiv:2205.00119) and hpZ of ZeRO++ (arXiv:2306.10209)."""
+    name, mics_name, hpz_name = (
+        f"zero_optimization.{k}" for k in ("stage", "mics_shard_size", "zero_hpz_partition_size")
+    )
+    stage = choice(file, name, (0, 1, 2, 3))
+    mics = number(file, mics_name, at_least=-1, whole=True) or -1
+    hpz = number(file, hpz_name, at_least=0, whole=True) or 1
+    grouped = stage == 3 and 0 < mics < world_size
+    if grouped and world_size % mics:
+        raise UserError(f"{file.path}: {mics_name}={mics} does not divide {world_size} ranks")
+    if grouped:
+        config = _set(config, "sharding", strategy="hybrid", shard_size=mics)
+        notes.append(
+            f"{mics_name}={mics} -> sharding.strategy=hybrid, sharding.shard_size={mics}: sharded within {mics} ranks, "
+            f"replicated over the {world_size // mics} groups"
+        )
+    elif stage is not None:
+        strategy = {0: "none", 1: "grad_op", 2: "grad_op", 3: "full"}[stage]
+        config = _set(config, "sharding", strategy=strategy, shard_size=None)
+        more = ", which shards gradients too: the same result with less memory" if stage == 1 else ""
+        notes.append(f"{name}={stage} -> sharding.strategy={strategy}{more}")
+    elif name not in file.auto:
+        ours = config.sharding.strategy
+        notes.append(
+            f"no {name}, so that DeepSpeed would not shard: sharding.strategy={ours} stays, the result is the same"
+        )
+    if mics > 0 and not grouped:
+        notes.append(f"{mics_name}={mics} is ignored: it takes stage 3 and more than {mics} ranks")
+    if hpz > 1:
+        notes.append(
+            f"{hpz_name}={hpz} is ignored: it keeps a second copy of the weights in each group of ranks, for speed alone; the "
+            f"nearest, sharding.strategy=hybrid, replicates gradients and optimizer state too and needs more memory"
+        )
+    return config
+
+
+def _offload(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
+    moved = {}
+    for what, old in (("offload_optimizer", "cpu_offload"), ("offload_param", "cpu_offload_param")):
+        device = choice(file, f"zero_optimization.{what}.device", ("none", "cpu", "nvme"))
+        if choice(file, f"zero_optimization.{old}", (True, False)):
+            device = device or "cpu"
+        if device in ("cpu", "nvme"):
+            moved[f"zero_optimization.{what}"] = device
+    stage = file.values.get("zero_optimization.stage", 3 if "zero_optimization.stage" in file.auto else 0)
+    applies = stage == 3 or (stage > 0 and "zero_optimization.offload_optimizer" in moved)
+    if moved and not applies:
+        notes.append(f"{' and '.join(moved)} is ignored: DeepSpeed has nothing to move at stage {stage}")
+    if not moved or not applies:
+        return config
+    told = " and ".join(f"{what} to {device}" for what, device in moved.items())
+    more = "" if len(moved) == 2 else ", which moves parameters, gradients and optimizer state: the result is the same"
+    more += "; host memory takes the place of nvme" if "nvme" in moved.values() else ""
+    notes.append(f"{told} -> sharding.cpu_offload=True{more}")
+    return _set(config, "sharding", cpu_offload=True)
+
+
+def _batch(config: Config, file: DeepSpeedFile, world_size: int, notes: list[str]) -> Config:
+    micro, accumulation, total = (number(file, n, at_least=1, whole=True) for n in (MICRO, ACCUMULATION, TOTAL))
+    if micro and accumulation:
+        product = micro * accumulation * world_size
+        if total not in (None, product):
+            raise UserError(
+                f"{file.path}: {TOTAL}={total} is not {MICRO}={micro} x {ACCUMULATION}={accumulation} x {world_size} ranks "
+                f"= {product}; correct one of them, or remove {TOTAL}"
+            )
+        total = product
+        notes.append(
+            f"{MICRO}={micro} x {ACCUMULATION}={accumulation} x {world_size} ranks -> batch.global_examples={total}"
+        )
+    elif total:
+        if total % ((micro or accumulation or 1) * world_size):
+            given = f"{MICRO}={micro} x " if micro else f"{ACCUMULATION}={accumulation} x " if accumulation else ""
+            raise UserError(
+                f"{file.path}: {TOTAL}={total} does not divide by {given}{world_size} ranks; correct one of them"
+            )
+        micro = micro or (accumulation and total // accumulation // world_size)
+        notes.append(f"{TOTAL}={total} -> batch.global_examples={total}")
+    elif micro or accumulation:
+        key = "global_examples" if config.batch.global_examples else "global_tokens"
+        given, missing = (MICRO, ACCUMULATION) if micro else (ACCUMULATION, MICRO)
+        notes.append(
+            f"{given} without a number for {missing} or {TOTAL}: batch.{key}={getattr(config.batch, key)} stays, accumulation follows"
+        )
+    if total:
+        config = _set(config, "batch", global_examples=total, global_tokens=None)
+    if micro:
+        config = _set(config, "batch", micro_batch=micro)
+        packed = (
+            ", packed: a row may hold several examples, so that accumulation follows from the rows and may be smaller; the "
+            "number of examples in a step is what is kept"
+        )
+        notes.append(
+            f"micro-batches of {micro} -> batch.micro_batch={micro} rows{packed if config.data.packing else ''}"
+        )
+    return config
+
+
+def _precision(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
+    bf16, fp16 = (choice(file, f"{name}.enabled", (True, False)) for name in ("bf16", "fp16"))
+    if fp16:
+        raise UserError(
+            f"{file.path}: fp16.enabled=true has no counterpart here (no loss scaling); set it to false and bf16.enabled to true"
+        )
+    if bf16 is None and {"bf16", "bf16.enabled", "fp16", "fp16.enabled"} & set(file.auto):
+        return config
+    dtype = "bf16" if bf16 else "fp32"
+    reason = "bf16.enabled=true" if bf16 else "neither bf16 nor fp16 is enabled"
+    more = "; gradients are reduced in fp32, where DeepSpeed's default would be bf16" if bf16 else ""
+    notes.append(f"{reason} -> model.compute_dtype={dtype}{more}")
+    return _set(config, "model", compute_dtype=dtype)
+
+
+def _clipping(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
+    name = "gradient_clipping"
+    norm = number(file, name, at_least=0)
+    if norm is None:
+        if name not in file.auto:
+            notes.append(f"no {name}: optimizer.max_grad_norm={config.optimizer.max_grad_norm:g} stays")
+        return config
+    ours, more = (float(norm), "") if norm > 0 else (NO_CLIPPING, ", which no norm reaches: nothing is clipped")
+    notes.append(f"{name}={norm} -> optimizer.max_grad_norm={ours:g}{more}")
+    return _set(config, "optimizer", max_grad_norm=ours)
+
+
+def _optimizer(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
+    kind, params = typed_params(file, "optimizer")
+    if kind is None:
+        return config
+    if kind.lower() not in ("adam", "adamw"):
+        raise UserError(f"{file.path}: optimizer.type={kind} has no counterpart here; use AdamW")
+    ours = {"lr": "learning_rate", "betas": "betas", "eps": "eps", "weight_decay": "weight_decay"}
+    only_as = {"bias_correction": True, "amsgrad": False, "maximize": False, "fp32_optimizer_states": True}
+    if kind.lower() == "adam":  # AdamW decouples the decay whatever adam_w_mode says
+        only_as["adam_w_mode"] = True
+    unpack_params(file, "optimizer", params, (*ours, *only_as, "adam_w_mode", "torch_adam", "foreach", "fused"))
+    for key, harmless in only_as.items():
+        value = file.values.get(f"optimizer.params.{key}", harmless)
+        if value != harmless:
+            raise UserError(
+                f"{file.path}: optimizer.params.{key}={show(value)} changes the result and has no counterpart here; "
+                f"set it to {show(harmless)}"
+            )
+    for key, our_key in ours.items():
+        name = f"optimizer.params.{key}"
+        value = file.values.get(name)
+        if value is None:
+            if name not in file.auto:
+                notes.append(f"no {name}: optimizer.{our_key}={getattr(config.optimizer, our_key)} stays")
+            continue
+        good = is_number(value) and (value > 0 or (value == 0 and key == "weight_decay"))
+        if key == "betas":
+            good = isinstance(value, list) and len(value) == 2 and all(is_number(b) and 0 <= b < 1 for b in value)
+        if not good:
+            wanted = {"betas": "two numbers in [0, 1)", "weight_decay": "a number, 0 or more"}
+            raise UserError(f"{file.path}: {name} must be {wanted.get(key, 'a number above 0')}, not {show(value)}")
+        config = _set(config, "optimizer", **{our_key: tuple(map(float, value)) if key == "betas" else float(value)})
+        decays = key == "weight_decay" and value > 0
+        more = ", on matrices only; DeepSpeed decays norms and biases too: slightly other weights" if decays else ""
+        notes.append(f"{name}={show(value)} -> optimizer.{our_key}={getattr(config.optimizer, our_key)}{more}")
+    return config
+
+
+def _scheduler(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
+    """WarmupCosineLR of deepspeed/runtime/lr_schedules.py: warm-up, then a cosine to `cos_min_ratio` of the peak."""
+    kind, params = typed_params(file, "scheduler")
+    where = "scheduler.params"
+    if kind is None:
+        return config
+    if params and all(value == "auto" for value in params.values()):
+        file.auto.append(where)
+        notes.append(f'scheduler.type={kind} with "auto" alone: our schedule stays, linear warm-up, then a cosine')
+        return config
+    if kind != "WarmupCosineLR":
+        raise UserError(f"{file.path}: scheduler.type={kind} has no counterpart here; use WarmupCosineLR, or remove it")
+    ours = {"total_num_steps": "max_steps", "warmup_num_steps": "warmup_steps", "cos_min_ratio": "min_lr_ratio"}
+    unpack_params(file, "scheduler", params, (*ours, "warmup_min_ratio", "warmup_type"))
+    kind_of_warmup = choice(file, f"{where}.warmup_type", ("linear", "log"))
+    if kind_of_warmup != "linear" and f"{where}.warmup_type" not in file.auto:
+        raise UserError(
+            f'{file.path}: {where}.warmup_type must be "linear": the logarithmic one, DeepSpeed\'s default, has no counterpart here'
+        )
+    if number(file, f"{where}.warmup_min_ratio", at_least=0):
+        raise UserError(f"{file.path}: {where}.warmup_min_ratio has no counterpart here; set it to 0")
+    for key, our_key in ours.items():
+        name = f"{where}.{key}"
+        ratio = key == "cos_min_ratio"
+        value = number(file, name, at_least=0 if ratio else 1, whole=not ratio)
+        if value is None:
+            if name not in file.auto:
+                notes.append(f"no {name}: our own stays")
+            continue
+        if ratio and value > 1:
+            raise UserError(f"{file.path}: {name} must be a share between 0 and 1, not {value}")
+        before = getattr(config.optimizer, our_key)
+        if key == "total_num_steps" and before not in (None, value):
+            raise UserError(f"{file.path}: {name}={value}, but optimizer.max_steps={before}; set both alike")
+        config = _set(config, "optimizer", **{our_key: float(value) if ratio else value})
+        more = {
+            "total_num_steps": ", unless the epochs end earlier: the cosine ends with the training",
+            "warmup_num_steps": "; the first step trains at 1/warmup_steps of the peak, where DeepSpeed's first two train at 0",
+        }.get(key, "")
+        notes.append(f"{name}={value} -> optimizer.{our_key}={value}{more}")
+    return config
+
+
+def _set(config: Config, section: str, **values: object) -> Config:
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})

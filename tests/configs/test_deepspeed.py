@@ -1,0 +1,359 @@
+"""A DeepSpeed JSON becomes exactly these settings, or one sentence that names the file and the key."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, check_config
+from configs.deepspeed import NO_CLIPPING, from_deepspeed
+from configs.deepspeed_file import IGNORED, KNOWN, ONLY_AS, ONLY_OFF
+from errors import UserError
+
+OURS = Config(
+    model=Model("m", compute_dtype="fp32"),
+    data=Data(("a.jsonl",)),
+    batch=Batch(global_tokens=5000, micro_batch=7),
+    optimizer=Optimizer(1e-4, max_grad_norm=0.5),
+    run=Run("r"),
+    sharding=Sharding("hybrid", shard_size=2),
+)
+
+
+def apply(folder: Path, tree: object, world_size: int = 4, ours: Config = OURS) -> tuple[Config, str]:
+    path = folder / "ds.json"
+    path.write_text(tree if isinstance(tree, str) else json.dumps(tree))
+    config, notes = from_deepspeed(ours, path, world_size)
+    assert all(isinstance(note, str) and "\n" not in note for note in notes)
+    check_config(config)
+    return config, "\n".join(notes)
+
+
+def refusal(folder: Path, tree: object, world_size: int = 4, ours: Config = OURS) -> str:
+    with pytest.raises(UserError) as error:
+        apply(folder, tree, world_size, ours)
+    sentence = str(error.value)
+    assert "ds.json" in sentence and "\n" not in sentence
+    return sentence
+
+
+def changed(config: Config, before: Config = OURS) -> dict[str, object]:
+    """Every setting that differs, by dotted name."""
+    return {
+        f"{section.name}.{key.name}": getattr(getattr(config, section.name), key.name)
+        for section in dataclasses.fields(Config)
+        for key in dataclasses.fields(getattr(before, section.name))
+        if getattr(getattr(config, section.name), key.name) != getattr(getattr(before, section.name), key.name)
+    }
+
+
+USUAL = {
+    "zero_optimization": {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu", "pin_memory": True},
+        "offload_param": {"device": "cpu", "pin_memory": True},
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "sub_group_size": 1e9,
+        "stage3_max_live_parameters": 1e9,
+        "stage3_max_reuse_distance": 1e9,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+    "bf16": {"enabled": True},
+    "gradient_accumulation_steps": 8,
+    "gradient_clipping": 1.0,
+    "train_micro_batch_size_per_gpu": 2,
+}
+
+
+def test_the_usual_file(tmp_path) -> None:
+    config, notes = apply(tmp_path, USUAL, world_size=4)
+    assert config == Config(
+        model=Model("m", compute_dtype="bf16"),
+        data=OURS.data,
+        batch=Batch(global_examples=64, global_tokens=None, micro_batch=2),
+        optimizer=Optimizer(1e-4, max_grad_norm=1.0),
+        run=OURS.run,
+        sharding=Sharding("full", shard_size=None, cpu_offload=True),
+    )
+    (ignored,) = [note for note in notes.splitlines() if note.startswith("ignored")]
+    zero = USUAL["zero_optimization"]
+    hints = {f"zero_optimization.{key}" for key in zero if key != "stage" and not key.startswith("offload")}
+    hints |= {"zero_optimization.offload_optimizer.pin_memory", "zero_optimization.offload_param.pin_memory"}
+    assert set(ignored.split(": ")[1].split(", ")) == hints
+    assert '"auto"' not in notes  # the automatic sizes are among the ignored
+    assert "2 x gradient_accumulation_steps=8 x 4 ranks -> batch.global_examples=64" in notes
+
+
+def test_a_file_of_auto_for_zero_2_changes_only_the_sharding(tmp_path) -> None:
+    automatic = "auto"
+    file = {
+        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16, "hysteresis": 2, "min_loss_scale": 1},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": automatic, "betas": automatic, "eps": automatic, "weight_decay": automatic},
+        },
+        "scheduler": {
+            "type": "WarmupLR",
+            "params": {"warmup_min_lr": automatic, "warmup_max_lr": automatic, "warmup_num_steps": automatic},
+        },
+        "zero_optimization": {
+            "stage": 2,
+            "offload_optimizer": {"device": "cpu", "pin_memory": True},
+            "allgather_partitions": True,
+            "allgather_bucket_size": 2e8,
+            "overlap_comm": True,
+            "reduce_scatter": True,
+            "reduce_bucket_size": 2e8,
+            "contiguous_gradients": True,
+        },
+        "gradient_accumulation_steps": automatic,
+        "gradient_clipping": automatic,
+        "train_batch_size": automatic,
+        "train_micro_batch_size_per_gpu": automatic,
+        "steps_per_print": 2000,
+        "wall_clock_breakdown": False,
+    }
+    config, notes = apply(tmp_path, file)
+    assert changed(config) == {
+        "sharding.strategy": "grad_op",
+        "sharding.shard_size": None,
+        "sharding.cpu_offload": True,
+    }
+    assert "moves parameters, gradients and optimizer state" in notes
+    assert "fp16.enabled, gradient_accumulation_steps" in notes and "optimizer.params.lr" in notes
+
+
+def test_a_file_of_auto_for_zero_3_changes_only_the_sharding(tmp_path) -> None:
+    file = USUAL | {
+        "bf16": {"enabled": "auto"},
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto", "torch_adam": True}},
+        "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", "warmup_num_steps": "auto"}},
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+    }
+    config, notes = apply(tmp_path, file)
+    assert changed(config) == {"sharding.strategy": "full", "sharding.shard_size": None, "sharding.cpu_offload": True}
+    assert "scheduler.type=WarmupDecayLR" in notes and "no optimizer.params.betas" in notes
+
+
+@pytest.mark.parametrize(
+    "zero, world_size, strategy, shard_size, offload, words",
+    [
+        ({"stage": 0}, 4, "none", None, False, "stage=0"),
+        ({"stage": 1}, 4, "grad_op", None, False, "shards gradients too"),
+        ({"stage": 2}, 4, "grad_op", None, False, "grad_op"),
+        ({"stage": 3}, 4, "full", None, False, "full"),
+        ({"stage": 3, "mics_shard_size": 4}, 8, "hybrid", 4, False, "replicated over the 2 groups"),
+        ({"stage": 3, "mics_shard_size": 8}, 8, "full", None, False, "mics_shard_size=8 is ignored"),
+        ({"stage": 3, "mics_shard_size": -1}, 8, "full", None, False, "full"),
+        ({"stage": 3, "zero_hpz_partition_size": 4}, 8, "full", None, False, "zero_hpz_partition_size=4 is ignored"),
+        ({}, 4, "hybrid", 2, False, "would not shard"),
+        ({"stage": "auto"}, 4, "hybrid", 2, False, '"auto"'),
+        ({"stage": 3, "offload_optimizer": {"device": "none"}}, 4, "full", None, False, "full"),
+        ({"stage": 3, "offload_param": {"device": "cpu"}}, 4, "full", None, True, "cpu_offload=True, which moves"),
+        ({"stage": 2, "offload_param": {"device": "cpu"}}, 4, "grad_op", None, False, "nothing to move at stage 2"),
+        ({"stage": 2, "cpu_offload": True}, 4, "grad_op", None, True, "offload_optimizer to cpu"),
+        ({"stage": 0, "offload_optimizer": {"device": "cpu"}}, 4, "none", None, False, "nothing to move at stage 0"),
+        ({"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}, 4, "full", None, True, "of nvme"),
+        ({"stage": 3, "offload_optimizer": None, "offload_param": "auto"}, 4, "full", None, False, "auto"),
+    ],
+)
+def test_stage_and_offload(tmp_path, zero, world_size, strategy, shard_size, offload, words) -> None:
+    config, notes = apply(tmp_path, {"zero_optimization": zero}, world_size)
+    assert config.sharding == Sharding(strategy, shard_size, offload)
+    assert words in notes
+
+
+@pytest.mark.parametrize(
+    "micro, accumulation, total, expected",
+    [
+        (2, 8, None, Batch(64, None, 2)),
+        (2, 8, 64, Batch(64, None, 2)),
+        (2, "auto", 64, Batch(64, None, 2)),
+        (None, 8, 64, Batch(64, None, 2)),
+        ("auto", "auto", 64, Batch(64, None, 7)),
+        (2, None, "auto", Batch(None, 5000, 2)),
+        (None, 8, None, Batch(None, 5000, 7)),
+        (None, None, None, Batch(None, 5000, 7)),
+    ],
+)
+def test_batch_keeps_the_examples_of_a_step(tmp_path, micro, accumulation, total, expected) -> None:
+    file = {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": total,
+    }
+    assert apply(tmp_path, file, world_size=4)[0].batch == expected
+
+
+def test_rows_are_explained_only_where_they_are_packed(tmp_path) -> None:
+    plain = dataclasses.replace(OURS, data=Data(("a.jsonl",), packing=False))
+    assert "may hold several examples" in apply(tmp_path, USUAL)[1]
+    assert "may hold several examples" not in apply(tmp_path, USUAL, ours=plain)[1]
+
+
+@pytest.mark.parametrize(
+    "file, dtype",
+    [
+        ({"bf16": {"enabled": True}}, "bf16"),
+        ({"bfloat16": {"enabled": True}, "fp16": {"enabled": "auto"}}, "bf16"),
+        ({"bf16": {"enabled": False}, "fp16": {"enabled": "auto"}}, "fp32"),
+        ({"fp16": {"enabled": False}}, "fp32"),
+        ({}, "fp32"),
+        ({"fp16": {"enabled": "auto"}}, "ours"),
+        ({"bf16": "auto"}, "ours"),
+    ],
+)
+def test_precision(tmp_path, file, dtype) -> None:
+    for ours in ("bf16", "fp32"):
+        config = dataclasses.replace(OURS, model=Model("m", compute_dtype=ours))
+        assert apply(tmp_path, file, ours=config)[0].model.compute_dtype == (ours if dtype == "ours" else dtype)
+
+
+def test_clipping(tmp_path) -> None:
+    assert apply(tmp_path, {"gradient_clipping": 2})[0].optimizer.max_grad_norm == 2.0
+    config, notes = apply(tmp_path, {"gradient_clipping": 0})
+    assert config.optimizer.max_grad_norm == NO_CLIPPING and "nothing is clipped" in notes
+    config, notes = apply(tmp_path, {})
+    assert config.optimizer.max_grad_norm == 0.5 and "max_grad_norm=0.5 stays" in notes
+
+
+@pytest.mark.parametrize(
+    "kind, mode", [("AdamW", {}), ("Adam", {"adam_w_mode": True}), ("adamw", {"adam_w_mode": False})]
+)
+def test_optimizer(tmp_path, kind, mode) -> None:
+    params = {"lr": 2e-5, "betas": [0.9, 0.999], "eps": 1e-7, "weight_decay": 0.01, "bias_correction": True} | mode
+    config, notes = apply(tmp_path, {"optimizer": {"type": kind, "params": params}})
+    settings = config.optimizer
+    assert (settings.learning_rate, settings.betas, settings.eps, settings.weight_decay) == (
+        2e-5,
+        (0.9, 0.999),
+        1e-7,
+        0.01,
+    )
+    assert "on matrices only" in notes
+    assert "on matrices only" not in apply(tmp_path, {"optimizer": {"type": kind, "params": {"weight_decay": 0}}})[1]
+
+
+def test_scheduler(tmp_path) -> None:
+    params = {"total_num_steps": 900, "warmup_num_steps": 45, "cos_min_ratio": 0.2, "warmup_type": "linear"}
+    config, notes = apply(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}})
+    assert changed(config) == {
+        "optimizer.max_steps": 900,
+        "optimizer.warmup_steps": 45,
+        "optimizer.min_lr_ratio": 0.2,
+    }
+    assert "first two train at 0" in notes
+    params = {"total_num_steps": "auto", "warmup_num_steps": 45, "warmup_type": "linear", "warmup_min_ratio": 0}
+    config, notes = apply(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}})
+    assert changed(config) == {"optimizer.warmup_steps": 45}
+    assert "no scheduler.params.cos_min_ratio: our own stays" in notes and "scheduler.params.total_num_steps" in notes
+
+
+def test_what_changes_nothing_is_accepted(tmp_path) -> None:
+    """Every key that is ignored, every refused one under its harmless value, every refused block switched off."""
+    file: dict = {}
+    values = dict.fromkeys(IGNORED, 1) | {name: harmless for name, (harmless, _) in ONLY_AS.items()}
+    values |= dict.fromkeys(ONLY_OFF, {"enabled": False})
+    for name, value in values.items():
+        block = file
+        *outer, key = name.split(".")
+        for part in outer:
+            block = block.setdefault(part, {})
+        block[key] = value
+    config, notes = apply(tmp_path, file)
+    assert config == OURS
+    assert all(name in notes or name.startswith("fp16.") for name in IGNORED | ONLY_OFF)
+    off = {
+        "compression_training": {"weight_quantization": {"shared_parameters": {"enabled": False}, "different_groups": {"g": {}}}},
+        "tensor_parallel": {"autotp_size": 1, "tp_overlap_comm": True},
+        "data_efficiency": {"enabled": False, "data_sampling": {"enabled": True}},
+        "amp": {"enabled": "auto", "opt_level": "auto"},
+        "sparse_attention": {},
+    }  # fmt: skip
+    assert apply(tmp_path, off)[0] == OURS
+    assert len(set(KNOWN)) == len(KNOWN)
+
+
+@pytest.mark.parametrize(
+    "file, words",
+    [
+        ({"fp16": {"enabled": True}}, "fp16.enabled=true has no counterpart here (no loss scaling)"),
+        ({"communication_data_type": "bf16"}, 'communication_data_type="bf16"'),
+        ({"prescale_gradients": True}, "prescale_gradients=true"),
+        ({"gradient_predivide_factor": 2.0}, "gradient_predivide_factor=2.0"),
+        ({"gradient_allreduce_op": "sum"}, 'gradient_allreduce_op="sum"'),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "optimizer.memory=12N"),
+        ({"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}, "optimizer.memory=12N"),
+        ({"zero_optimization": {"zero_quantized_weights": True}}, "zero_optimization.zero_quantized_weights=true"),
+        ({"zero_optimization": {"zero_quantized_gradients": True}}, "zero_optimization.zero_quantized_gradients=true"),
+        ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "zero_optimization.zenflow changes the result"),
+        ({"sequence_parallel_size": 2}, "sequence_parallel_size=2"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last=true"),
+        ({"amp": {"enabled": True}}, "amp changes the result"),
+        ({"sparse_attention": {"mode": "fixed"}}, "sparse_attention changes"),
+        ({"curriculum_learning": {"enabled": True}}, "curriculum_learning changes"),
+        ({"data_efficiency": {"enabled": True}}, "data_efficiency changes"),
+        ({"progressive_layer_drop": {"enabled": True}}, "progressive_layer_drop changes"),
+        ({"compression_training": {"layer_reduction": {"enabled": True}}}, "compression_training changes"),
+        ({"tensor_parallel": {"autotp_size": 4}}, "tensor_parallel changes"),
+        ({"pipeline": {"stages": 2}}, "pipeline changes"),
+        ({"optimizer": {"type": "Lamb", "params": {"max_coeff": 1}}}, "optimizer.type=Lamb"),
+        ({"optimizer": {"type": "Adam", "params": {"adam_w_mode": False}}}, "optimizer.params.adam_w_mode=false"),
+        ({"optimizer": {"type": "AdamW", "params": {"amsgrad": True}}}, "optimizer.params.amsgrad=true"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "fast"}}}, "lr must be a number above 0"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": True}}}, "lr must be a number above 0"),
+        ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 1]}}}, "optimizer.params.betas must be two numbers"),
+        ({"optimizer": {"type": "AdamW", "params": {"weigth_decay": 0}}}, "weigth_decay; did you mean weight_decay"),
+        ({"optimizer": {"params": {"lr": 1}}}, "optimizer.params without optimizer.type"),
+        ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5}}}, "scheduler.type=WarmupLR"),
+        ({"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 1}}}, "scheduler.type=OneCycle"),
+        ({"scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 9}}}, 'warmup_type must be "linear"'),
+        ({"train_batch_size": 60, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 8},
+         "train_batch_size=60 is not train_micro_batch_size_per_gpu=2 x gradient_accumulation_steps=8 x 4 ranks = 64"),
+        ({"train_batch_size": 6, "gradient_accumulation_steps": 2}, "gradient_accumulation_steps=2 x 4 ranks"),
+        ({"train_batch_size": 6}, "train_batch_size=6 does not divide by 4 ranks"),
+        ({"train_batch_size": 8.5}, "train_batch_size must be a whole number, 1 or more, not 8.5"),
+        ({"train_micro_batch_size_per_gpu": 0}, "train_micro_batch_size_per_gpu must be a whole number, 1 or more"),
+        ({"gradient_clipping": -1}, "gradient_clipping must be a number, 0 or more, not -1"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage must be 0 or 1 or 2 or 3, not 4"),
+        ({"zero_optimization": {"stage": True}}, "zero_optimization.stage must be"),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 3}}, "mics_shard_size=3 does not divide 4 ranks"),
+        ({"zero_optimization": {"offload_param": {"device": "gpu"}}}, 'zero_optimization.offload_param.device must be'),
+        ({"zero_optimization": True}, "zero_optimization must be a block {...}, not true"),
+        ({"bf16": {"enabled": "yes"}}, 'bf16.enabled must be true or false, not "yes"'),
+        ({"zero_optimisation": {}}, "unknown key zero_optimisation; did you mean zero_optimization?"),
+        ({"zero_optimization": {"overlap_com": 1}}, "zero_optimization.overlap_com; did you mean zero_optimization.overlap_comm?"),
+        ({"stage": 3}, "unknown key stage; did you mean zero_optimization.stage?"),
+        ([1], "must hold one JSON object"),
+        ("", "line 1, column 1"),
+        ('{\n "train_batch_size": 8, // examples\n}', "JSON has no comments; remove it"),
+        ('{"bf16": {"enabled": true,}}', "line 1"),
+        ('{"train_batch_size": 8, "train_batch_size": 8}', "train_batch_size stands twice"),
+        ('{"gradient_clipping": NaN}', "NaN is no JSON number"),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_one_sentence(tmp_path, file, words) -> None:
+    assert words in refusal(tmp_path, file)
+
+
+def test_other_lengths_of_the_schedule_are_refused(tmp_path) -> None:
+    ours = dataclasses.replace(OURS, optimizer=Optimizer(1e-4, max_steps=800))
+    params = {"total_num_steps": 900, "warmup_type": "linear"}
+    sentence = refusal(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}}, ours=ours)
+    assert "total_num_steps=900, but optimizer.max_steps=800" in sentence
+
+
+def test_a_file_that_is_not_there_or_no_text(tmp_path) -> None:
+    with pytest.raises(UserError, match="missing.json does not exist"):
+        from_deepspeed(OURS, tmp_path / "missing.json", 1)
+    (tmp_path / "ds.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(UserError, match="not UTF-8"):
+        from_deepspeed(OURS, tmp_path / "ds.json", 1)
