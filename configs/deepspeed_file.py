@@ -189,6 +189,8 @@ def _flatten(file: DeepSpeedFile, block: dict, prefix: str) -> None:
         if name not in KNOWN:
             elsewhere = [known for known in KNOWN if known.endswith(f".{key}")]
             hint = f"; did you mean {elsewhere[0]}?" if elsewhere else _nearest(name, list(KNOWN))
+            if "did you mean" not in hint:  # all that it has would be a page
+                hint = "; nothing here is named like it, remove it"
             raise UserError(f"{file.path}: unknown key {name}{hint}")
         if value is None:
             continue

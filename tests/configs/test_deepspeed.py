@@ -331,6 +331,7 @@ def test_what_changes_nothing_is_accepted(tmp_path) -> None:
         ({"bf16": {"enabled": "yes"}}, 'bf16.enabled must be true or false, not "yes"'),
         ({"zero_optimisation": {}}, "unknown key zero_optimisation; did you mean zero_optimization?"),
         ({"zero_optimization": {"overlap_com": 1}}, "zero_optimization.overlap_com; did you mean zero_optimization.overlap_comm?"),
+        ({"qqq": 3}, "unknown key qqq; nothing here is named like it, remove it"),
         ({"stage": 3}, "unknown key stage; did you mean zero_optimization.stage?"),
         ([1], "must hold one JSON object"),
         ("", "line 1, column 1"),
