@@ -66,6 +66,8 @@ def load_checkpoint(
 ) -> None:
     """Read parameters, moments and random state into place, at any number of ranks. Raises UserError if it does not fit.
 
+    Nothing is converted: a checkpoint of another `optimizer.memory` is refused (14N and 12N store the same).
+
     optimizer None: the parameters alone (evaluation, export).
     """
     try:
@@ -74,6 +76,11 @@ def load_checkpoint(
         raise UserError(f"{checkpoint} is not a complete checkpoint: {error}") from error
     tensors = _tensors(parameters, optimizer)
     for name, tensor in tensors.items():
+        if optimizer and not _kept_alike(stored, name, tensor):
+            raise UserError(
+                f"{checkpoint} was made with another optimizer.memory: its {name} is kept in another form than "
+                f"{str(tensor.dtype).removeprefix('torch.')}; set it back, or start anew with another run.name"
+            )
         if name not in stored:
             raise UserError(
                 f"{checkpoint} has no {name}: it belongs to another model; remove it or use another run.name"
@@ -119,7 +126,7 @@ def best_checkpoint(directory: Path) -> Path | None:
 
 
 def initialise_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Give AdamW its state before the first step, so that a checkpoint can be read into place and memory is known."""
+    """Give torch's AdamW its state before the first step, so that a checkpoint can be read into place and memory is known."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter] = {
@@ -145,11 +152,19 @@ def _tensors(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimiz
     if optimizer is not None:
         for name, parameter in parameters.items():
             state = optimizer.state[parameter]
-            tensors[f"exp_avg.{name}"] = state["exp_avg"]
-            tensors[f"exp_avg_sq.{name}"] = state["exp_avg_sq"]
+            tensors |= {f"{key}.{name}": value for key, value in state.items() if key != "step"}
         # Every parameter has taken the same number of steps: skipped ones count for none of them.
         tensors["optimizer.step"] = state["step"].clone()
     return tensors
+
+
+def _kept_alike(stored: dict, name: str, tensor: torch.Tensor) -> bool:
+    """Whether a parameter or moment is stored in the dtype it has now: reading would convert it without a word."""
+    if name in stored:
+        return stored[name].properties.dtype == tensor.dtype
+    kind, _, parameter = name.partition(".")
+    # A moment that is not there, of a parameter that is: it is called otherwise, as the 8-bit codes are.
+    return not (kind.startswith("exp_avg") and f"model.{parameter}" in stored)
 
 
 def _random_state(ranks: Ranks) -> dict[str, torch.Tensor]:

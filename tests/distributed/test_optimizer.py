@@ -1,0 +1,433 @@
+"""Every form of optimizer memory: AdamW's arithmetic, weights that move, skipped steps, bytes, any split, resume.
+
+Started by torchrun this file is its own worker (the last lines): the same gradients on another number of processes.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from distributed import optimizer as module
+from distributed.checkpoint import load_checkpoint, save_checkpoint
+from distributed.optimizer import bytes_per_parameter, local_shard, make_optimizer, noise, noise_key, parameter_dtype
+from distributed.process_group import Ranks
+from errors import UserError
+
+FORMS = ("16N", "14N", "12N", "8N", "6N")
+BF16 = torch.bfloat16
+
+
+def settings(memory: str, **changes) -> SimpleNamespace:
+    values = {"memory": memory, "learning_rate": 2e-5, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    return SimpleNamespace(**values | changes)
+
+
+def gradient_dtype(memory: str) -> torch.dtype:
+    return torch.float32 if memory in ("16N", "14N") else BF16
+
+
+def some_parameters(memory: str, shapes=((33, 64), (64,), (5, 96), (7, 2, 32), (3, 10))) -> dict[str, nn.Parameter]:
+    """Matrices with blocks of 64 and 96, a vector, three dimensions, and a row that has no block (10)."""
+    generator = torch.Generator().manual_seed(3)
+    made = {f"p{i}": torch.randn(shape, generator=generator) * 0.02 for i, shape in enumerate(shapes)}
+    return {name: nn.Parameter(value.to(BF16).to(parameter_dtype(memory))) for name, value in made.items()}
+
+
+def take_step(parameters: dict, optimizer: torch.optim.Optimizer, step: int, memory: str, bad: bool = False) -> None:
+    """What the loop does, with gradients drawn from the step."""
+    generator = torch.Generator().manual_seed(step)
+    for parameter in parameters.values():
+        grad = torch.randn(parameter.shape, generator=generator) * 1e-3
+        grad = grad.to(gradient_dtype(memory))
+        if bad:
+            grad.view(-1)[::2] = float("nan")
+            grad.view(-1)[1::4] = float("inf")
+        if isinstance(parameter, DTensor):
+            grad = distribute_tensor(grad, parameter.device_mesh, parameter.placements)
+        parameter.grad = grad
+    for group in optimizer.param_groups:
+        group["noise_step"] = step
+    optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(float(bad))
+    optimizer.step()
+
+
+def everything(parameters: dict, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Weights, moments and step count, whole, cloned."""
+    found = {f"weight.{name}": p.detach() for name, p in parameters.items()}
+    for name, parameter in parameters.items():
+        found |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
+    return {k: (v.full_tensor() if isinstance(v, DTensor) else v).clone() for k, v in found.items()}
+
+
+def assert_same_bits(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    different = [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])]
+    assert not different
+
+
+# --- Rounding and its noise ---
+
+
+def test_a_weight_moves_at_a_learning_rate_of_1e_6(monkeypatch) -> None:
+    def mean_move() -> float:
+        weight = nn.Parameter(torch.ones(200, 500, dtype=BF16))
+        optimizer = make_optimizer({"w": weight}, settings("12N", learning_rate=1e-6, weight_decay=0.0), seed=0)
+        for step in range(200):
+            weight.grad = torch.full_like(weight, 0.01)
+            optimizer.param_groups[0]["noise_step"] = step
+            optimizer.step()
+        return (1 - weight.detach().double()).mean().item() / (200 * 1e-6)
+
+    # A gap below 1 is 2^-8, a step 1e-6: 20 million chances of 2.6e-4, so that the mean is right to 1.4%.
+    assert mean_move() == pytest.approx(1.0, abs=0.05)
+    monkeypatch.setattr(module, "stochastic_round_", lambda value, key, first: value)  # copy_ rounds to nearest
+    assert mean_move() == 0.0
+
+
+def drift(memory: str) -> torch.Tensor:
+    """Of 32,768 weights in 318 steps at 2e-5, under gradients of many sizes whose noise is twice their mean."""
+    generator = torch.Generator().manual_seed(0)
+    start = (torch.randn(128, 256, generator=generator) * 0.02).to(BF16)
+    size = 1e-4 * 10 ** (-3 * torch.rand(128, 256, generator=generator))
+    sign = torch.randn(128, 256, generator=generator).sign()
+    weight = nn.Parameter(start.to(parameter_dtype(memory), copy=True))
+    optimizer = make_optimizer({"w": weight}, settings(memory), seed=1)
+    for step in range(318):
+        grad = size * (0.5 * sign + torch.randn(128, 256, generator=generator))
+        weight.grad = grad.to(gradient_dtype(memory))
+        optimizer.param_groups[0]["noise_step"] = step
+        optimizer.step()
+    return weight.detach().double() - start.double()
+
+
+def test_the_drift_of_318_steps_is_that_of_fp32_weights(monkeypatch) -> None:
+    exact = drift("16N")
+
+    def share(moved: torch.Tensor) -> float:
+        return ((moved * exact).sum() / exact.square().sum()).item()
+
+    assert share(drift("14N")) == pytest.approx(1.0, abs=0.01)
+    assert share(drift("12N")) == pytest.approx(1.0, abs=0.01)
+    assert share(drift("6N")) == pytest.approx(1.0, abs=0.03)  # what 8 bits do to the moments
+    monkeypatch.setattr(module, "stochastic_round_", lambda value, key, first: value)
+    assert share(drift("12N")) < 0.5
+
+
+def test_bf16_moments_decay_where_rounding_to_nearest_would_hold_them() -> None:
+    """At beta2 = 0.999 a step of exp_avg_sq is a quarter of half a gap."""
+    weight = nn.Parameter(torch.zeros(256, 256, dtype=BF16))
+    optimizer = make_optimizer({"w": weight}, settings("8N", betas=(0.9, 0.999)), seed=0)
+    moment = optimizer.state[weight]["exp_avg_sq"]
+    moment.fill_(1.0)
+    for step in range(100):
+        weight.grad = torch.zeros_like(weight)
+        optimizer.param_groups[0]["noise_step"] = step
+        optimizer.step()
+    assert moment.double().mean().item() == pytest.approx(0.999**100, rel=2e-3)
+
+
+def test_the_noise_is_uniform_and_depends_on_element_step_tensor_and_seed() -> None:
+    count = 2**18
+    cpu = torch.device("cpu")
+    base = noise(noise_key(0, 0, 0), 0, count, cpu)
+    assert base.dtype == torch.int32 and base.min() >= 0 and base.max() < 2**16
+    # Mean of 2^18 uniform numbers: 37 from 32767.5 is one standard deviation.
+    assert base.double().mean().item() == pytest.approx(32767.5, abs=185)
+    assert base.double().var().item() == pytest.approx(2**32 / 12, rel=0.01)
+    assert torch.bincount(base >> 8, minlength=256).double().sub(1024).abs().max() < 5 * 32  # 5 standard deviations
+    for bit in range(16):
+        assert ((base >> bit) & 1).double().mean().item() == pytest.approx(0.5, abs=0.005)
+
+    def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+        return abs(torch.corrcoef(torch.stack([a, b]).double())[0, 1].item())
+
+    for lag in (1, 2, 3, 16, 576):
+        assert correlation(base[:-lag], base[lag:]) < 0.01
+    others = {
+        "step": noise_key(0, 0, 1),
+        "tensor": noise_key(0, 1, 0),
+        "seed": noise_key(1, 0, 0),
+        "step and tensor": noise_key(0, 1, 1),
+    }
+    for key in others.values():
+        assert correlation(base, noise(key, 0, count, cpu)) < 0.01
+    assert len({noise_key(s, t, n) for s in range(8) for t in range(8) for n in range(8)}) == 512
+
+
+def test_the_noise_of_an_element_is_the_same_in_every_split() -> None:
+    key, cpu = noise_key(5, 6, 7), torch.device("cpu")
+    whole = noise(key, 0, 1000, cpu)
+    for first, last in ((0, 1), (1, 2), (1, 1000), (333, 778), (512, 1000), (998, 999)):
+        assert torch.equal(noise(key, first, last - first, cpu), whole[first:last])
+    far = 2**32 - 5  # the int32 index of a word wraps around within
+    assert torch.equal(noise(key, far + 3, 20, cpu), noise(key, far, 30, cpu)[3:23])
+
+
+def test_what_bf16_holds_stays_and_the_rest_goes_to_one_of_two_neighbours() -> None:
+    key = noise_key(0, 0, 0)
+    held = torch.randn(10_000).to(BF16).float()
+    held[:4] = torch.tensor([0.0, -0.0, float("inf"), -3.0e38])
+    held = held.to(BF16).float()
+    assert torch.equal(module.stochastic_round_(held.clone(), key, 1).view(torch.int32), held.view(torch.int32))
+    value = torch.full((100_000,), -(1 + 0.3 * 2**-7))
+    rounded = module.stochastic_round_(value.clone(), key, 0)
+    assert set(rounded.unique().tolist()) == {-1.0, -(1 + 2**-7)}
+    assert (rounded != -1.0).double().mean().item() == pytest.approx(0.3, abs=0.01)
+
+
+# --- The update ---
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.95), (0.9, 0.999)])
+def test_before_rounding_the_update_is_that_of_torch_adamw(betas, monkeypatch) -> None:
+    unrounded = {}
+
+    def record(value: torch.Tensor, key: tuple[int, int], first: int) -> torch.Tensor:
+        unrounded[first] = value.clone()
+        return value
+
+    monkeypatch.setattr(module, "stochastic_round_", record)
+    monkeypatch.setitem(module.CHUNK, "cpu", 1000)  # several chunks, the last one smaller
+    weight = nn.Parameter(torch.randn(50, 64).to(BF16))
+    twin = nn.Parameter(weight.detach().float())
+    options = {"learning_rate": 1e-3, "betas": betas, "weight_decay": 0.5}
+    ours = make_optimizer({"w": weight}, settings("14N", **options), seed=0)
+    theirs = make_optimizer({"w": twin}, settings("16N", **options), seed=0)
+    for step in range(5):
+        twin.grad = torch.randn(50, 64) * 10 ** torch.randint(-9, 1, (50, 1)).float()  # down to where eps counts
+        weight.grad = twin.grad.clone() * 4
+        twin.data.copy_(weight.data)  # the same start of each step, so that rounding does not add up
+        for group in [*ours.param_groups, *theirs.param_groups]:
+            group["noise_step"], group["lr"] = step, 1e-3 * (step + 1)
+        ours.grad_scale = torch.tensor(4.0)
+        ours.step()
+        theirs.step()
+        moved = torch.cat([unrounded[first] for first in sorted(unrounded)]).view(50, 64)
+        torch.testing.assert_close(moved, twin.detach(), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(ours.state[weight]["exp_avg_sq"], theirs.state[twin]["exp_avg_sq"])
+        unrounded.clear()
+
+
+def test_a_matrix_decays_and_a_vector_does_not() -> None:
+    parameters = {"m": nn.Parameter(torch.ones(4, 64, dtype=BF16)), "v": nn.Parameter(torch.ones(64, dtype=BF16))}
+    optimizer = make_optimizer(parameters, settings("12N", learning_rate=0.5, weight_decay=0.5), seed=0)
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    for group in optimizer.param_groups:
+        group["noise_step"] = 0
+    optimizer.step()
+    assert torch.equal(parameters["m"].detach(), torch.full((4, 64), 0.75, dtype=BF16))
+    assert torch.equal(parameters["v"].detach(), torch.ones(64, dtype=BF16))
+
+
+@pytest.mark.parametrize("memory", FORMS)
+def test_a_step_with_found_inf_changes_nothing_to_the_last_bit(memory) -> None:
+    parameters = some_parameters(memory)
+    optimizer = make_optimizer(parameters, settings(memory, learning_rate=1e-3), seed=0)
+    start = everything(parameters, optimizer)
+    take_step(parameters, optimizer, 0, memory, bad=True)  # the first of all, where the step count is 0
+    assert_same_bits(everything(parameters, optimizer), start)
+    for step in range(1, 4):
+        take_step(parameters, optimizer, step, memory)
+    before = everything(parameters, optimizer)
+    assert before["step.p0"].item() == 3 and not torch.equal(before["weight.p0"], start["weight.p0"])
+    take_step(parameters, optimizer, 4, memory, bad=True)
+    assert_same_bits(everything(parameters, optimizer), before)
+    take_step(parameters, optimizer, 5, memory)
+    assert all(value.isfinite().all() for value in everything(parameters, optimizer).values())
+
+
+def test_a_learning_rate_of_zero_leaves_weights_as_they_are() -> None:
+    parameters = some_parameters("12N")
+    optimizer = make_optimizer(parameters, settings("12N", learning_rate=0.0), seed=0)
+    before = everything(parameters, optimizer)
+    take_step(parameters, optimizer, 0, "12N")
+    after = everything(parameters, optimizer)
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("weight"))
+    assert not torch.equal(after["exp_avg.p0"], before["exp_avg.p0"])
+
+
+def test_the_step_of_the_noise_must_be_set() -> None:
+    parameters = some_parameters("12N")
+    optimizer = make_optimizer(parameters, settings("12N"), seed=0)
+    with pytest.raises(ValueError, match="noise_step"):
+        optimizer.step()
+
+
+def test_weights_in_another_dtype_are_a_bug() -> None:
+    with pytest.raises(ValueError, match="p0 is torch.float32, optimizer.memory=12N keeps torch.bfloat16"):
+        make_optimizer(some_parameters("16N"), settings("12N"), seed=0)
+
+
+# --- Memory ---
+
+
+@pytest.mark.parametrize(
+    ("memory", "total"), [("16N", 16), ("14N", 14), ("12N", 12), ("8N", 8), ("6N", 6 + 2 * 4 / 192)]
+)
+def test_a_matrix_takes_the_bytes_of_the_name(memory, total) -> None:
+    parameters = some_parameters(memory, shapes=((10, 576), (20, 192)))
+    optimizer = make_optimizer(parameters, settings(memory), seed=0)
+    take_step(parameters, optimizer, 0, memory)
+    measured = bytes_per_parameter(parameters, optimizer)
+    assert measured["total"] == pytest.approx(total, abs=1e-12)
+    assert measured["total"] == sum(measured[part] for part in ("weights", "gradients", "moments"))
+    assert measured["gradients"] == (4 if memory in ("16N", "14N") else 2)
+    optimizer.zero_grad()
+    assert bytes_per_parameter(parameters, optimizer)["gradients"] == (4 if memory == "14N" else 0)
+
+
+def test_blocks_of_8_bit_moments_divide_rows() -> None:
+    parameters = some_parameters("6N")
+    optimizer = make_optimizer(parameters, settings("6N"), seed=0)
+    state = {name: optimizer.state[p] for name, p in parameters.items()}
+    assert state["p0"]["exp_avg_codes"].shape == (33, 64) and state["p0"]["exp_avg_scale"].shape == (33, 1)
+    assert state["p2"]["exp_avg_scale"].shape == (5, 1) and state["p3"]["exp_avg_sq_scale"].shape == (7, 1)
+    assert all(set(state[name]) == {"step", "exp_avg", "exp_avg_sq"} for name in ("p1", "p4"))  # no block: fp32
+    assert state["p1"]["exp_avg"].dtype == torch.float32
+    wide = some_parameters("6N", shapes=((2, 1536),))
+    scales = make_optimizer(wide, settings("6N"), seed=0).state[wide["p0"]]["exp_avg_scale"]
+    assert scales.shape == (2, 6)  # blocks of 256
+
+
+def test_8_bit_moments_are_near_the_fp32_ones_even_where_squares_are_tiny() -> None:
+    """Gradients of 1e-7: their squares are below the floor of 1e-12 that torchao's scales have."""
+    weight, twin = (nn.Parameter(torch.zeros(16, 256, dtype=BF16)) for _ in range(2))
+    small, exact = (make_optimizer({"w": p}, settings(m), 0) for p, m in ((weight, "6N"), (twin, "12N")))
+    generator = torch.Generator().manual_seed(0)
+    for step in range(20):
+        grad = (torch.randn(16, 256, generator=generator) * 1e-7).to(BF16)
+        for parameter, optimizer in ((weight, small), (twin, exact)):
+            parameter.grad = grad.clone()
+            optimizer.param_groups[0]["noise_step"] = step
+            optimizer.step()
+    state = small.state[weight]
+    maps = small.maps["exp_avg_sq"][0]
+    root = maps[state["exp_avg_sq_codes"].int()] * state["exp_avg_sq_scale"]
+    torch.testing.assert_close(root, exact.state[twin]["exp_avg_sq"].sqrt(), rtol=0.1, atol=1e-9)
+
+
+def test_6n_without_torchao_and_14n_without_grad_dtype_are_one_sentence(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.optim.quant_utils", None)
+    with pytest.raises(UserError, match="6N.*pip install torchao"):
+        make_optimizer(some_parameters("6N"), settings("6N"), seed=0)
+
+    class OldParameter(nn.Parameter):
+        @property
+        def grad_dtype(self) -> torch.dtype:
+            raise AttributeError
+
+    with pytest.raises(UserError, match="14N.*choose 12N or 16N"):
+        make_optimizer({"w": OldParameter(torch.zeros(2, 64, dtype=BF16))}, settings("14N"), seed=0)
+
+
+# --- Sharded ---
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Ranks(0, 1, 0, torch.device("cpu"), dist.group.WORLD)
+    dist.destroy_process_group()
+
+
+def sharded(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return {name: nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for name, p in parameters.items()}
+
+
+@pytest.mark.parametrize("memory", FORMS)
+def test_a_checkpoint_resumes_to_the_last_bit_and_under_no_other_form(memory, tmp_path, ranks) -> None:
+    parameters = sharded(some_parameters(memory))
+    optimizer = make_optimizer(parameters, settings(memory, learning_rate=1e-3), seed=0)
+    for step in range(3):
+        take_step(parameters, optimizer, step, memory)
+    save_checkpoint(tmp_path, {"step": 3}, parameters, optimizer, ranks, keep_last=1)
+    resumed = sharded({name: nn.Parameter(torch.zeros_like(p)) for name, p in some_parameters(memory).items()})
+    other = make_optimizer(resumed, settings(memory, learning_rate=1e-3), seed=0)
+    load_checkpoint(tmp_path / "step-000003", resumed, other, ranks)
+    assert_same_bits(everything(resumed, other), everything(parameters, optimizer))
+    for step in range(3, 5):
+        take_step(parameters, optimizer, step, memory)
+        take_step(resumed, other, step, memory)
+    assert_same_bits(everything(resumed, other), everything(parameters, optimizer))
+    for form in FORMS:
+        if {form, memory} == {"14N", "12N"} or form == memory:
+            continue  # these two differ in their gradients alone, which no checkpoint holds
+        strangers = sharded(some_parameters(form))
+        with pytest.raises(UserError, match="another optimizer.memory"):
+            load_checkpoint(tmp_path / "step-000003", strangers, make_optimizer(strangers, settings(form), 0), ranks)
+
+
+def test_14n_adds_micro_batches_in_fp32_under_fsdp(ranks) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 32, bias=False, dtype=BF16)
+    fully_shard(layer, mp_policy=MixedPrecisionPolicy(param_dtype=BF16, reduce_dtype=torch.float32))
+    parameters = dict(layer.named_parameters())
+    optimizer = make_optimizer(parameters, settings("14N"), seed=0)
+    for _ in range(2):  # the second time after zero_grad
+        exact = torch.zeros(32, 64)
+        for _ in range(8):
+            inputs = torch.randn(4, 64, dtype=BF16)
+            layer(inputs).sum().backward()
+            exact += (torch.ones(32, 4, dtype=BF16) @ inputs).float()
+        gradient = parameters["weight"].grad.full_tensor()
+        assert gradient.dtype == torch.float32 and torch.equal(gradient, exact)
+        assert not torch.equal(gradient, gradient.to(BF16).float())
+        optimizer.zero_grad()
+
+
+def work(out: Path, name: str) -> None:
+    """Four steps of 12N and 6N on however many ranks there are, the second one bad; what came out, and a checkpoint."""
+    for memory in ("12N", "6N"):
+        parameters = sharded(some_parameters(memory))
+        optimizer = make_optimizer(parameters, settings(memory, learning_rate=1e-3), seed=4)
+        for step in range(4):
+            take_step(parameters, optimizer, step, memory, bad=step == 1)
+        rows = [local_shard(p)[1] for p in parameters.values()]
+        found = everything(parameters, optimizer)
+        torch.save((found, rows), out / f"{name}.{memory}.rank{dist.get_rank()}.pt")
+        me = Ranks(dist.get_rank(), dist.get_world_size(), 0, torch.device("cpu"), dist.group.WORLD)
+        save_checkpoint(out / f"{name}.{memory}", {"step": 4}, parameters, optimizer, me, keep_last=1)
+    # Sharded within a node, here of all ranks, and replicated across: the same rows.
+    mesh = init_device_mesh("cpu", (1, dist.get_world_size()))
+    hybrid = [distribute_tensor(p.detach(), mesh, [Replicate(), Shard(0)]) for p in some_parameters("12N").values()]
+    assert [local_shard(p)[1] for p in hybrid] == rows
+
+
+def test_one_and_two_ranks_give_the_same_bits(tmp_path, ranks) -> None:
+    root = Path(__file__).resolve().parents[2]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, __file__, str(tmp_path)], cwd=root, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    work(tmp_path, "one")
+    for memory in ("12N", "6N"):
+        alone, first_rows = torch.load(tmp_path / f"one.{memory}.rank0.pt")
+        assert first_rows == [0, 0, 0, 0, 0]
+        for rank, expected in ((0, [0, 0, 0, 0, 0]), (1, [17, 32, 3, 4, 2])):
+            shared, first_rows = torch.load(tmp_path / f"two.{memory}.rank{rank}.pt")
+            assert first_rows == expected
+            assert_same_bits(shared, alone)
+        resumed = sharded(some_parameters(memory))
+        optimizer = make_optimizer(resumed, settings(memory), seed=4)
+        load_checkpoint(tmp_path / f"two.{memory}" / "step-000004", resumed, optimizer, ranks)
+        assert_same_bits(everything(resumed, optimizer), alone)
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    work(Path(sys.argv[1]), "two")
+    dist.destroy_process_group()
