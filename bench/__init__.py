@@ -1,0 +1,1 @@
+"""What scripts/bench.py runs: the workload, one file an arm, and how an arm is watched."""

@@ -1,0 +1,77 @@
+"""Our own arm: the real train.py, started as a user starts it, with a generated config."""
+
+import json
+import sys
+from pathlib import Path
+
+from bench.spec import Spec
+
+CONFIG = """\
+from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
+
+config = Config(
+    model=Model(path={model!r}, compute_dtype={dtype!r}),
+    data=Data(train=({train!r},), sequence_length={sequence_length}),
+    batch=Batch(global_examples={batch}, micro_batch=8),
+    optimizer=Optimizer(
+        learning_rate={learning_rate}, epochs=1, max_steps={max_steps}, warmup_ratio={warmup_ratio}, min_lr_ratio={min_lr_ratio},
+        weight_decay={weight_decay}, betas={betas}, eps={eps}, max_grad_norm={max_grad_norm},
+    ),
+    sharding=Sharding(strategy={strategy!r}),
+    run=Run(name="run", directory={directory!r}),
+)
+"""
+
+
+def command(spec: Spec, ranks: int) -> list[str]:
+    """Write the config of `spec` and return the command that trains with it.
+
+    parity, matched: constant learning rate, parameters sharded in full. defaults: as in configs/laptop.py, which are also
+    the defaults of `Config` where it says nothing: cosine, warm-up, parameters gathered once a step.
+    """
+    own = spec.setting == "defaults"
+    text = CONFIG.format(
+        model=spec.model,
+        dtype=spec.dtype,
+        train=spec.jsonl,
+        sequence_length=spec.sequence_length,
+        batch=spec.batch,
+        learning_rate=3e-4 if own else spec.learning_rate,
+        max_steps=spec.max_steps,
+        warmup_ratio=0.05 if own else 0.0,
+        min_lr_ratio=0.1 if own else 1.0,
+        weight_decay=spec.weight_decay,
+        betas=tuple(spec.betas),
+        eps=spec.eps,
+        max_grad_norm=spec.max_grad_norm,
+        strategy="grad_op" if own else "full",
+        directory=spec.directory,
+    )
+    config = Path(spec.directory) / "bench_config.py"
+    config.write_text(text, encoding="utf-8")
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [*launcher, "train.py", str(config)]
+
+
+def rows_file(spec: Spec) -> Path:
+    """Where train.py writes its curves."""
+    return Path(spec.directory) / "run" / "metrics.jsonl"
+
+
+def read_row(line: str, spec: Spec) -> dict | None:
+    """A row of metrics.jsonl in the form of bench.peer.StepLog; None for other rows (validation)."""
+    row = json.loads(line)
+    if "train/loss" not in row:
+        return None
+    examples = spec.steps[row["step"] - 1]
+    lengths = [spec.lengths[d] for d in examples]
+    return {
+        "step": row["step"],
+        "loss": row["train/loss"],
+        "seconds": sum(lengths) / row["train/tokens_per_second"],
+        "lengths": lengths,
+        "targets": sum(spec.targets[d] for d in examples),
+        "memory_gib": row["train/memory_gib"],
+    }

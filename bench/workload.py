@@ -1,0 +1,90 @@
+"""The examples that every arm trains on: chats made from a seed, tokenised once by our own code.
+
+Each arm sees the same token ids and the same targets (the assistant's tokens and its end of turn). In the settings
+`parity` and `matched` also the same examples in each step, in the order of our own plan; in `defaults` a peer orders and
+packs them as it does by itself.
+"""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from data.batches import plan_training
+from data.examples import load_documents
+from data.tokens import encode_chat
+from errors import UserError
+
+RATIOS = (
+    ("own funds", 8.0),
+    ("leverage", 3.0),
+    ("liquidity coverage", 100.0),
+    ("net stable funding", 100.0),
+    ("Tier 1", 6.0),
+    ("common equity", 4.5),
+    ("large exposure to one client", 25.0),
+    ("cover for non-performing loans", 35.0),
+)
+TOWNS = ("Dalsee", "Norden", "Altbach", "Rivemar", "Costaverde", "Lindholm", "Kastel", "Monteluce")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Examples as files and tokens. `steps[s]` are the examples of step s of our plan, `lengths` and `targets` per example."""
+
+    jsonl: Path  # `messages`, for our own arm
+    tokens: Path  # JSON: examples [{input_ids, labels}] and steps [[example]], for the peers
+    lengths: tuple[int, ...]
+    targets: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...]
+    sequence_length: int
+
+
+def make_chat(rng: random.Random) -> list[dict]:
+    """One invented report with 2 to 12 lines, and an answer that names the lines below their minimum."""
+    lines, answers = [], []
+    for quarter in range(1, rng.randint(2, 12) + 1):
+        name, minimum = rng.choice(RATIOS)
+        value = minimum * rng.uniform(0.7, 1.6)
+        lines.append(f"Q{quarter}: the {name} ratio stands at {value:.2f}% against a minimum of {minimum:g}%.")
+        if value < minimum:
+            answers.append(f"Q{quarter}: {name}, {value:.2f}% instead of {minimum:g}%.")
+    question = f"Report of the bank of {rng.choice(TOWNS)}.\n" + "\n".join(lines) + "\nWhich ratios are too low?"
+    answer = "\n".join(answers) or "None of the ratios is below its minimum."
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def make_workload(
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    steps: int,
+    batch: int,
+    shortest: int,
+    longest: int,
+    seed: int = 0,
+) -> Workload:
+    """Write `steps * batch` examples of `shortest` to `longest` tokens into `directory`. The same arguments, the same bytes."""
+    rng, chats = random.Random(seed), []
+    for _ in range(1000 * steps * batch):
+        chat = make_chat(rng)
+        if shortest <= len(encode_chat(tokenizer, chat)[0]) <= longest:
+            chats.append(chat)
+        if len(chats) == steps * batch:
+            break
+    else:
+        raise UserError(f"this tokenizer hardly makes examples of {shortest} to {longest} tokens: choose another range")
+    directory.mkdir(parents=True, exist_ok=True)
+    jsonl, tokens = directory / "train.jsonl", directory / "tokens.json"
+    jsonl.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
+    documents = load_documents((str(jsonl),), tokenizer, longest, "error")
+    plan = plan_training(documents, epochs=1, seed=seed, sequence_length=longest, global_examples=batch)
+    order = tuple(tuple(int(d) for row in rows for d in row) for rows in plan.steps)
+    examples = [
+        {"input_ids": ids.tolist(), "labels": np.where(flags, ids, -100).tolist()}
+        for ids, flags in zip(documents.ids, documents.is_target, strict=True)
+    ]
+    tokens.write_text(json.dumps({"examples": examples, "steps": order}), encoding="utf-8")
+    return Workload(jsonl, tokens, tuple(documents.lengths.tolist()), tuple(documents.targets.tolist()), order, longest)

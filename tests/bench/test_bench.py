@@ -1,0 +1,187 @@
+"""scripts/bench.py without any peer: its arithmetic, its workload, how a process is watched, and our own arm end to end."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.arms import ARMS
+from bench.ladder import render as render_ladder
+from bench.measure import Run, watch
+from bench.table import enough, line, parity_difference, render, result
+from bench.workload import make_workload
+from data.examples import load_documents
+from model.flops import Work, step_flops
+from tests.tiny import tiny_tokenizer, write_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _row(step, seconds, lengths, targets, loss=1.0, memory=0.5):
+    return {
+        "step": step,
+        "seconds": seconds,
+        "lengths": lengths,
+        "targets": targets,
+        "loss": loss,
+        "memory_gib": memory,
+    }
+
+
+def test_result_leaves_warm_up_out_and_counts_real_tokens():
+    rows = [_row(1, 100.0, [10], 5, 9.0), _row(2, 2.0, [10, 30], 10, 8.0), _row(3, 4.0, [20], 5, 7.0)]
+    run = Run(rows, first_step_seconds=3.0, peak_rss_gib=1.5)
+    work = Work(per_token=6.0, per_target=60.0, per_pair=12.0, windows=((None, 2),))
+    found = result(run, 1, lambda lengths, targets: step_flops(work, lengths, targets), on_device=False)
+    assert found.tokens_per_second == pytest.approx(60 / 6)
+    pairs = 10 * 11 / 2 + 30 * 31 / 2 + 20 * 21 / 2
+    assert found.flops_per_second == pytest.approx((6 * 60 + 60 * 15 + 2 * 12 * pairs) / 6)
+    assert (found.memory_gib, found.first_step_seconds, found.losses) == (1.5, 3.0, (9.0, 8.0, 7.0))
+    assert result(run, 1, lambda *_: 0.0, on_device=True).memory_gib == 0.5
+
+
+def test_line_is_the_median_with_spread_and_mfu():
+    runs = [
+        Run([_row(1, 1.0, [n], 1, loss), _row(2, 1.0, [n], 1, loss + 1)], first_step_seconds=s, peak_rss_gib=g)
+        for n, loss, s, g in ((100, 1.0, 3.0, 1.0), (120, 2.0, 5.0, 3.0), (90, 3.0, 4.0, 2.0))
+    ]
+    results = [result(run, 0, lambda lengths, _: 7.0 * sum(lengths), on_device=False) for run in runs]
+    found = line(results, peak=1400.0, loss_step=1)
+    assert found.tokens_per_second == 100.0
+    assert found.spread == pytest.approx((120 - 90) / 100)
+    assert found.mfu == pytest.approx(0.5)
+    assert (found.memory_gib, found.first_step_seconds, found.loss, found.loss_step) == (2.0, 4.0, 2.0, 1)
+    assert line(results, peak=1400.0, loss_step=8).loss_step == 2  # it did fewer steps
+
+
+def test_enough_steps():
+    rows = [_row(i, 4.0, [1], 1) for i in range(1, 5)]
+    assert not enough(rows[:3], warmup=2, steps=2, seconds=math.inf)
+    assert enough(rows, warmup=2, steps=2, seconds=math.inf)
+    assert not enough(rows[:3], warmup=2, steps=6, seconds=1.0)  # one step is no measurement
+    assert enough(rows, warmup=2, steps=6, seconds=8.0)
+    assert not enough(rows, warmup=2, steps=6, seconds=8.1)
+
+
+def test_parity_difference_is_absolute_below_one_and_relative_above():
+    assert parity_difference([4.0, 0.5], [4.004, 0.5005]) == pytest.approx(1e-3)
+    assert parity_difference([0.5], [0.502]) == pytest.approx(2e-3)
+    assert math.isnan(parity_difference([1.0, 2.0], [1.0]))
+
+
+def test_render_compares_with_ours_and_keeps_reasons():
+    results = [result(Run([_row(1, 1.0, [n], 1)], 1.0, 1.0), 0, lambda *_: 1.0, False) for n in (100, 50)]
+    text = render(
+        "matched", {"ours": line(results[:1], 1.0, 1), "b": line(results[1:], 1.0, 1), "c": "not here"}, "ours"
+    )
+    assert "1.00x" in text.splitlines()[2] and "2.00x" in text.splitlines()[3]
+    assert text.splitlines()[4].split(maxsplit=1) == ["c", "not here"]
+
+
+def test_workload_is_deterministic_masked_and_in_the_order_of_our_plan(tmp_path):
+    tokenizer = tiny_tokenizer()
+    first = make_workload(tmp_path / "a", tokenizer, 3, 4, 100, 500)
+    again = make_workload(tmp_path / "b", tokenizer, 3, 4, 100, 500)
+    assert (
+        first.jsonl.read_bytes() == again.jsonl.read_bytes() and first.tokens.read_bytes() == again.tokens.read_bytes()
+    )
+    assert sorted(d for step in first.steps for d in step) == list(range(12)) and first.steps == again.steps
+    assert all(100 <= n <= 500 for n in first.lengths) and len(set(first.lengths)) > 6
+    content = json.loads(first.tokens.read_text())
+    documents = load_documents((str(first.jsonl),), tokenizer, 500, "error")
+    for example, ids, flags in zip(content["examples"], documents.ids, documents.is_target, strict=True):
+        assert example["input_ids"] == ids.tolist()
+        assert [label != -100 for label in example["labels"]] == flags.tolist()
+        assert 0 < flags.sum() < len(flags) / 1.5  # the answer, and never the question
+        assert all(label in (-100, token) for label, token in zip(example["labels"], ids, strict=True))
+
+
+CHILD = """
+import json, subprocess, sys, time
+memory = bytearray(200 * 2**20)
+child = subprocess.Popen([sys.executable, "-c", "import time; memory = bytearray(200 * 2**20); time.sleep(600)"], start_new_session=True)
+with open(sys.argv[1], "w") as file:
+    for step in range(1, 4):
+        time.sleep(0.3)
+        print(json.dumps({"step": step, "pid": child.pid}), file=file, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_process_tree_is_watched_and_ended(tmp_path):
+    rows, log = tmp_path / "rows.jsonl", tmp_path / "log"
+    command = [sys.executable, "-c", CHILD, str(rows)]
+    run = watch(command, dict(os.environ), rows, json.loads, lambda found: len(found) >= 3, log, timeout=60)
+    assert [row["step"] for row in run.rows] == [1, 2, 3] and not run.failed
+    assert 0.4 < run.peak_rss_gib < 2  # both processes
+    assert 0.3 <= run.first_step_seconds < 30
+    ps = ["ps", "-o", "stat=", "-p", str(run.rows[0]["pid"])]
+    states = {subprocess.run(ps, capture_output=True, text=True).stdout.strip()[:1] for _ in range(50)}
+    assert states & {"", "Z"}  # gone, or dead and not yet collected by init
+
+
+def test_an_arm_that_dies_says_so(tmp_path):
+    command = [sys.executable, "-c", "import sys; sys.exit(3)"]
+    run = watch(command, dict(os.environ), tmp_path / "rows", json.loads, bool, tmp_path / "log", timeout=60)
+    assert run.failed.startswith("exit code 3, 0 steps")
+
+
+def test_our_arm_end_to_end_and_a_peer_that_is_not_there(tmp_path):
+    model = write_tiny_model(tmp_path / "model", vocab_size=300)
+    report = tmp_path / "bench.json"
+    arguments = f"--settings matched --arms ours,litgpt --rounds 1 --warmup 1 --steps 2 --lengths 100,500 --threads 1 --work {tmp_path / 'work'}"
+    # A finder that hides LitGPT, whether it is installed or not.
+    hide = "import sys, runpy; sys.modules['litgpt'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [
+        sys.executable,
+        "-c",
+        hide,
+        "scripts/bench.py",
+        *arguments.split(),
+        "--model",
+        str(model),
+        "--json",
+        str(report),
+    ]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(report.read_text())["matched"]
+    assert found["LitGPT full"] == "not installed: pip install -r requirements-bench.txt"
+    ours = found["ours"]
+    assert ours["loss_step"] == 3 and len(ours["rounds"]) == 1 and len(ours["rounds"][0]["losses"]) == 3
+    assert all(math.isfinite(ours[key]) and ours[key] > 0 for key in ("tokens_per_second", "mfu", "memory_gib", "loss"))
+    assert ours["first_step_seconds"] > 0 and ours["mfu"] < 1
+    assert not list((tmp_path / "work").rglob("checkpoints/step-*"))  # ended before it saved
+    assert "pip install -r requirements-bench.txt" in answer.stdout
+
+
+def test_a_model_that_is_not_there_is_one_sentence(tmp_path):
+    command = [sys.executable, "scripts/bench.py", "--model", str(tmp_path)]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    last = answer.stderr.strip().splitlines()[-1]  # before it may stand what torchao says when it is imported
+    assert answer.returncode == 2 and last.startswith("error: ") and "fetch_base_model.py" in last
+
+
+def test_ladder_rungs_share_their_arithmetic(tmp_path):
+    lines = {}
+    for key in ("eager", "checkpointing"):
+        out = tmp_path / f"{key}.json"
+        code = (
+            "import dataclasses, json, sys; from bench import ladder;"
+            "rung = dataclasses.replace(ladder.RUNGS[sys.argv[1]], compiled=False);"
+            "open(sys.argv[2], 'w').write(json.dumps(ladder.climb(rung)))"
+        )
+        subprocess.run([sys.executable, "-c", code, key, str(out)], cwd=ROOT, check=True, timeout=300)
+        lines[key] = json.loads(out.read_text())
+    assert lines["eager"]["loss"] == pytest.approx(lines["checkpointing"]["loss"], rel=2e-3)
+    assert abs(lines["eager"]["loss"] - math.log(512)) < 0.1  # near uniform, as random weights are
+    text = render_ladder([lines["eager"], {"name": "x", "failed": "no such thing"}], peak=1e12)
+    assert "1.00x" in text and "no such thing" in text
+
+
+def test_arms_have_distinct_names():
+    assert len({arm.key for arm in ARMS}) == len({arm.name for arm in ARMS}) == len(ARMS)
