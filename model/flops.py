@@ -5,37 +5,65 @@ for activation checkpointing's second forward. So MFU is "model FLOPs utilisatio
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig
+
+from model.language_model import PackedLanguageModel
 
 # Dense bf16 peaks in FLOP/s, from the vendors' data sheets (without sparsity).
 CUDA_BF16_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 70e12, "L4": 121e12}
 
 
-def flops_per_unit(config: PretrainedConfig) -> tuple[float, float, float]:
-    """FLOPs of forward and backward for (a token in the layers, a target token in the head, a pair query x key).
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of forward and backward for one of each unit."""
+
+    per_token: float  # in the matrices of all layers
+    per_target: float  # in the head
+    per_pair: float  # query x key, in one layer
+    windows: tuple[tuple[int | None, int], ...]  # (sliding window in tokens or None, layers that have it)
+
+
+def count_work(model: PackedLanguageModel, config: PretrainedConfig) -> Work:
+    """Count a model's matrices (on meta or sharded, it does not matter).
 
     A matrix parameter costs 2 in forward and 4 in backward per token; attention 4 per pair, head dimension and head in
-    forward (two products) and twice that in backward, over the causal half of the pairs.
+    forward (two products) and twice that in backward, over the pairs that a query may see.
     """
+    head = model.causal_lm.get_output_embeddings()
+    matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    attention = config.hidden_size * head_dim * (2 * heads + 2 * kv_heads)
-    mlp = 3 * config.hidden_size * config.intermediate_size
-    per_token = 6.0 * config.num_hidden_layers * (attention + mlp)
-    per_target = 6.0 * config.hidden_size * config.vocab_size
-    per_pair = 12.0 * config.num_hidden_layers * heads * head_dim
-    return per_token, per_target, per_pair
+    return Work(
+        per_token=6.0 * sum(m.weight.numel() for m in matrices),
+        per_target=6.0 * head.weight.numel(),
+        per_pair=12.0 * heads * head_dim,
+        windows=tuple(Counter(layer_windows(config)).items()),
+    )
 
 
-def step_flops(config: PretrainedConfig, document_lengths: Sequence[int], num_targets: int) -> float:
+def layer_windows(config: PretrainedConfig) -> list[int | None]:
+    """Of each layer the number of tokens a query sees, itself included; None: all before it."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return [window] * config.num_hidden_layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def step_flops(work: Work, document_lengths: Sequence[int], num_targets: int) -> float:
     """FLOPs that a step over these documents needs; lengths in tokens, targets over the whole step."""
-    per_token, per_target, per_pair = flops_per_unit(config)
-    pairs = sum(float(n) * (n + 1) / 2 for n in document_lengths)
-    return per_token * float(sum(document_lengths)) + per_target * num_targets + per_pair * pairs
+    lengths = np.asarray(document_lengths, dtype=np.float64)
+    pairs = 0.0
+    for window, layers in work.windows:
+        full = lengths if window is None else np.minimum(lengths, window)  # tokens that see all before them
+        pairs += layers * (full * (full + 1) / 2 + (lengths - full) * full).sum()
+    return float(work.per_token * lengths.sum() + work.per_target * num_targets + work.per_pair * pairs)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:

@@ -4,6 +4,7 @@ Order (DESIGN): build on meta -> activation checkpointing -> shard -> materialis
 recompute `inv_freq` in fp32. Anything that changes shapes comes before sharding.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Protocol
@@ -13,13 +14,41 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from distributed.sharding import local_shard
 from errors import UserError
 from model import packed_attention
 from model.loss import cross_entropy_sum
 
-# Architectures whose attention is plain causal softmax and whose head is one matrix, checked document by document
-# against transformers' eager attention in tests/model/test_equivalence.py.
-SUPPORTED = ("llama", "qwen2", "qwen3", "mistral")
+# Dense text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
+# tests/model/test_equivalence.py runs over exactly these.
+SUPPORTED = (
+    "arcee",
+    "cohere",
+    "cohere2",
+    "ernie4_5",
+    "exaone4",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm",
+    "glm4",
+    "granite",
+    "helium",
+    "hunyuan_v1_dense",
+    "llama",
+    "ministral",
+    "mistral",
+    "nanochat",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "seed_oss",
+    "smollm3",
+    "starcoder2",
+)
 
 
 class Batch(Protocol):
@@ -39,11 +68,24 @@ class PackedLanguageModel(nn.Module):
     def __init__(self, causal_lm: PreTrainedModel) -> None:
         super().__init__()
         self.causal_lm = causal_lm
+        head = causal_lm.get_output_embeddings()
+        scale, softcap = head_settings(causal_lm.config)
+        # The loss is what the head's forward returns, since a head that is an FSDP unit of its own has its weight
+        # gathered in that forward and nowhere else.
+        head.forward = functools.partial(_head_loss, head, scale=scale, softcap=softcap)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The sum of the losses of the micro-batch's target tokens, fp32 scalar, in nats."""
         hidden = self.hidden_states(batch)[0, batch.target_positions]
-        return cross_entropy_sum(hidden, self.causal_lm.get_output_embeddings().weight, batch.target_ids)
+        return self.causal_lm.get_output_embeddings()(hidden, batch.target_ids)
+
+    def own_units(self) -> list[nn.Module]:
+        """What to shard by itself before the root: embedding and head, unless they are tied and so must stay together.
+
+        As units of their own the two are gathered, and their gradients reduced, one after the other.
+        """
+        embedding, head = self.causal_lm.get_input_embeddings(), self.causal_lm.get_output_embeddings()
+        return [] if embedding.weight is head.weight else [embedding, head]
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """What the head reads, `(1, tokens, hidden_size)`."""
@@ -51,8 +93,7 @@ class PackedLanguageModel(nn.Module):
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
-            document_lengths=batch.document_lengths,
-            cu_seq_lens=batch.cu_seq_lens,
+            documents=packed_attention.DocumentLengths(batch.document_lengths, batch.cu_seq_lens),
         ).last_hidden_state
 
 
@@ -72,33 +113,74 @@ def read_model_config(path: str) -> PretrainedConfig:
 
 
 def check_supported(config: PretrainedConfig) -> None:
-    """Refuse by name what plain causal attention and a plain head would compute wrongly, and what we have not checked."""
+    """Refuse by name, in a UserError, what packed training would compute wrongly and what has not been checked."""
     kind = config.model_type
-    window = getattr(config, "sliding_window", None)
-    uses_window = window is not None and getattr(config, "use_sliding_window", True)
+    if kind not in SUPPORTED:
+        reason = _why_not(config)
+        raise UserError(
+            f"model type {kind} {reason}: packed training is for dense text decoders, checked for {', '.join(SUPPORTED)}"
+        )
+    settings = config.to_dict()
+    dropout = [
+        k for k, v in settings.items() if ("dropout" in k or k.endswith("pdrop")) and v and k != "classifier_dropout"
+    ]
+    if dropout:
+        raise UserError(
+            f"the {kind} model has dropout, which packed training does not; set {' and '.join(dropout)} to 0.0 in its "
+            "config.json"
+        )
+    other_layers = set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
     needs = [
         name
         for name, present in {
-            f"a sliding window of {window}": uses_window
-            or "sliding_attention" in (getattr(config, "layer_types", None) or ()),
-            "attention logit softcapping": getattr(config, "attn_logit_softcapping", None),
-            "final logit softcapping": getattr(config, "final_logit_softcapping", None),
-            "logit scaling": getattr(config, "logits_scaling", None) or getattr(config, "logit_scale", None),
-            "attention dropout": getattr(config, "attention_dropout", 0.0),
-            "a bias in the head": getattr(config, "lm_head_bias", False),
+            "a bias in the head": settings.get("lm_head_bias"),
+            "attention to later tokens (use_bidirectional_attention)": settings.get("use_bidirectional_attention"),
+            f"layers of type {', '.join(sorted(other_layers))}": other_layers,
+            "quantised weights (quantization_config)": settings.get("quantization_config"),
         }.items()
         if present
     ]
     if needs:
-        raise UserError(f"the {kind} model needs {' and '.join(needs)}, which packed training does not support yet")
-    if kind not in SUPPORTED:
-        raise UserError(f"model type {kind} has not been checked for packed training; checked: {', '.join(SUPPORTED)}")
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in ("dynamic", "longrope"):
+        raise UserError(f"the {kind} model needs {' and '.join(needs)}, which packed training does not support")
+    rope = settings.get("rope_parameters") or {}
+    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}  # one per layer type
+    for name in sorted(kinds & {"dynamic", "longrope"}):
         raise UserError(
-            f"RoPE type {rope} takes its frequencies from the longest document in a micro-batch, which breaks the "
+            f"RoPE type {name} takes its frequencies from the longest document in a micro-batch, which breaks the "
             "isolation of packed documents; choose linear, yarn or llama3 in config.json"
         )
+
+
+def _why_not(config: PretrainedConfig) -> str:
+    """What stands against a model type, from the settings that betray it."""
+    names = set(config.to_dict())
+    for words, signs in {
+        "is an encoder-decoder": names & {"is_encoder_decoder"} and config.is_encoder_decoder,
+        "has more than text (vision or audio)": names & {"vision_config", "audio_config"},
+        "is a mixture of experts": any("expert" in name for name in names),
+        "has state-space, recurrent or convolution layers": any(
+            word in name
+            for name in names
+            for word in ("mamba", "ssm", "state_size", "conv", "linear_num", "lru", "xlstm")
+        ),
+    }.items():
+        if signs:
+            return words
+    return "has not been checked"
+
+
+def head_settings(config: PretrainedConfig) -> tuple[float, float | None]:
+    """(scale, softcap) of the logits, as `model.loss.logits` takes them; (1.0, None) for a plain head."""
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
+    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
+    return scale, getattr(config, "final_logit_softcapping", None)  # Gemma 2
+
+
+def _head_loss(
+    head: nn.Module, hidden: torch.Tensor, target_ids: torch.Tensor, scale: float, softcap: float | None
+) -> torch.Tensor:
+    """The head's forward: the sum of losses instead of logits. The weight is read here, where FSDP has gathered it."""
+    return cross_entropy_sum(hidden, head.weight, target_ids, scale, softcap)
 
 
 def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
@@ -110,10 +192,13 @@ def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
     return PackedLanguageModel(causal_lm)
 
 
-def load_weights(model: PackedLanguageModel, path: str, device: torch.device) -> None:
+def load_weights(
+    model: PackedLanguageModel, path: str, device: torch.device, compute_device: torch.device | None = None
+) -> None:
     """Give the (sharded) meta model memory on `device` and read this rank's own slices from the safetensors files.
 
-    Raises UserError where a tensor is missing or has another shape.
+    compute_device: where forward runs and buffers live; another one under CPU offload. Raises UserError where a tensor is
+    missing or has another shape.
     """
     model.to_empty(device=device)
     model.causal_lm.tie_weights()  # to_empty makes two tensors of a tied one (verl#7834)
@@ -128,10 +213,10 @@ def load_weights(model: PackedLanguageModel, path: str, device: torch.device) ->
                     raise UserError(
                         f"{files[name]}: {name} has shape {tuple(stored.get_shape())}, config.json wants {tuple(parameter.shape)}"
                     )
-                local, start = _local_slice(parameter)
+                local, start = local_shard(parameter)
                 if local.numel():
                     local.copy_(stored[start : start + local.shape[0]] if local.dim() else stored[...])
-    _recompute_buffers(model, device)
+    _recompute_buffers(model, compute_device or device)
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -166,32 +251,14 @@ def _stored_name(name: str, parameter: nn.Parameter, causal_lm: nn.Module, files
     raise UserError(f"{path} holds no tensor {name}; the files do not fit its config.json")
 
 
-def _local_slice(parameter: nn.Parameter) -> tuple[torch.Tensor, int]:
-    """This rank's memory of a parameter and the row of the whole tensor where it begins.
-
-    FSDP2 shards dimension 0 as torch.chunk does: every rank but the last ones holds ceil(rows / ranks) rows.
-    """
-    from torch.distributed.tensor import DTensor, Shard
-
-    if not isinstance(parameter, DTensor):
-        return parameter.data, 0
-    start = 0
-    for dimension, placement in enumerate(parameter.placements):
-        if placement == Shard(0):
-            ranks = parameter.device_mesh.size(dimension)
-            rank = parameter.device_mesh.get_local_rank(dimension)
-            start = min(parameter.shape[0], rank * -(-parameter.shape[0] // ranks))
-    return parameter.to_local(), start
-
-
 def _recompute_buffers(model: PackedLanguageModel, device: torch.device) -> None:
-    """Buffers that no file stores hold garbage after meta: build each such module again from its config, in fp32."""
+    """Buffers hold garbage after meta and no file stores them: compute each anew from the model's config, in fp32."""
     for name, module in model.causal_lm.named_modules():
-        missing = [b for b in module._non_persistent_buffers_set if module._buffers.get(b) is not None]
-        if not missing:
-            continue
-        if not hasattr(module, "config") or "RotaryEmbedding" not in type(module).__name__:
-            raise UserError(f"{name} ({type(module).__name__}) has buffers that no file stores: not supported")
-        fresh = type(module)(config=module.config)
-        for buffer in missing:
-            module._buffers[buffer] = fresh._buffers[buffer].to(device)
+        for buffer in [b for b, value in module._buffers.items() if value is not None]:
+            if hasattr(module, "config") and "RotaryEmbedding" in type(module).__name__:
+                value = type(module)(config=module.config)._buffers[buffer]
+            elif buffer == "embed_scale":  # Gemma's embedding is multiplied by sqrt(hidden_size)
+                value = torch.tensor(module.scalar_embed_scale)
+            else:
+                raise UserError(f"{name} ({type(module).__name__}) has a buffer {buffer}, which is not supported")
+            module._buffers[buffer] = value.to(device)

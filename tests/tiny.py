@@ -45,6 +45,43 @@ FAMILIES = {
 }
 
 
+# Further ones, each with a trap of its own besides its default settings. Windows are 8, documents longer.
+OTHER_FAMILIES = {
+    "llama_biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama_yarn": ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}}),
+    "arcee": ("arcee", {}),
+    "cohere": ("cohere", {"logit_scale": 0.25, "use_qk_norm": True}),
+    "cohere2": ("cohere2", {"logit_scale": 0.25, "sliding_window": 8, "layer_types": ["sliding", "full"]}),
+    "ernie4_5": ("ernie4_5", {"use_bias": True}),
+    "exaone4": ("exaone4", {"sliding_window": 8, "sliding_window_pattern": 2}),
+    "gemma": ("gemma", {"head_dim": 16}),
+    "gemma3_text": (
+        "gemma3_text",
+        {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 32, "layer_types": ["sliding", "full"]},
+    ),
+    "glm": ("glm", {"head_dim": 16}),
+    "glm4": ("glm4", {"head_dim": 16, "attention_bias": True}),
+    "helium": ("helium", {"head_dim": 16}),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", {"head_dim": 16}),
+    "ministral": ("ministral", {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding", "full"]}),
+    "nanochat": ("nanochat", {"final_logit_softcapping": 3.0}),
+    "olmo": ("olmo", {"clip_qkv": 1.0}),
+    "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", {"sliding_window": 8, "layer_types": ["sliding", "full"]}),
+    "phi3": ("phi3", {"sliding_window": 8}),
+    "qwen2_sliding": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    "seed_oss": (
+        "seed_oss",
+        {"head_dim": 16, "attention_bias": True, "attention_dropout": 0.0, "residual_dropout": 0.0},
+    ),
+    "smollm3": ("smollm3", {"use_sliding_window": True, "sliding_window": 8, "no_rope_layers": [1, 0]}),
+    "starcoder2": (
+        "starcoder2",
+        {"sliding_window": 8, "attention_dropout": 0.0, "residual_dropout": 0.0, "embedding_dropout": 0.0},
+    ),
+}
+
+
 def write_tiny_model(
     directory: str | Path,
     family: str = "llama",
@@ -54,13 +91,15 @@ def write_tiny_model(
     hidden: int = 64,
     seed: int = 0,
 ) -> Path:
-    """Save a random fp32 model of `family` (a key of FAMILIES) with config, safetensors and tokenizer; return `directory`.
+    """Save a random fp32 model of `family` (a key of FAMILIES or OTHER_FAMILIES) with its tokenizer; return `directory`.
 
-    4 query heads over 2 key-value heads; weights of standard deviation 0.1, so that attention is far from uniform;
-    eos = pad = <|im_end|>, as in SmolLM2. `vocab_size` is at least 259 (256 bytes and 3 special tokens).
+    4 query heads over 2 key-value heads; weights of standard deviation 0.1, so that attention is far from uniform, and
+    biases and norms 0.1 off their usual start; eos = pad = <|im_end|>, as in SmolLM2. `vocab_size` is at least 259 (256 bytes and 3 special tokens).
     """
     directory = Path(directory)
-    model_type, extra = FAMILIES[family]
+    model_type, extra = (FAMILIES | OTHER_FAMILIES)[family]
+    if "layer_types" in extra:
+        extra = extra | {"layer_types": [f"{kind}_attention" for kind in extra["layer_types"]]}
     config = AutoConfig.for_model(
         model_type,
         vocab_size=vocab_size,
@@ -81,6 +120,10 @@ def write_tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(directory)
     tiny_tokenizer(vocab_size).save_pretrained(directory)
     return directory

@@ -3,15 +3,42 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import model.loss
 from data.batches import MicroBatch, collate
 from data.examples import Documents
 from errors import UserError
-from model.language_model import build_on_meta, check_supported, load_weights, num_parameters, read_model_config
-from model.loss import cross_entropy_sum
-from tests.tiny import write_tiny_model
+from model import packed_attention
+from model.language_model import (
+    SUPPORTED,
+    build_on_meta,
+    check_supported,
+    head_settings,
+    load_weights,
+    num_parameters,
+    read_model_config,
+)
+from model.loss import cross_entropy_sum, logits
+from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
+
+ALL = FAMILIES | OTHER_FAMILIES
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements that any operation returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out
 
 
 def documents(lengths: list[int], seed: int = 0, vocabulary: int = 259) -> Documents:
@@ -30,11 +57,18 @@ def load(path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     return packed.to(dtype) if dtype != torch.float32 else packed
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
-@pytest.mark.parametrize("chunk", [512, 7])
-def test_loss_and_gradients_equal_eager_document_by_document(tmp_path, monkeypatch, family, tied, chunk) -> None:
-    monkeypatch.setattr(model.loss.cross_entropy_sum, "__defaults__", (chunk,))
+def test_what_is_supported_is_what_is_tested() -> None:
+    assert sorted({model_type for model_type, _ in ALL.values()}) == sorted(SUPPORTED)
+
+
+@pytest.mark.parametrize("tied, chunk, queries", [(True, 7, 16), (False, 1024, 512)])
+@pytest.mark.parametrize("family", ALL)
+def test_loss_and_gradients_equal_eager_document_by_document(
+    tmp_path, monkeypatch, family, tied, chunk, queries
+) -> None:
+    """Windows are of 8 tokens and documents of up to 90, in one chunk and in several."""
+    monkeypatch.setattr(model.loss, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", queries)
     path = write_tiny_model(tmp_path / "model", family=family, tied=tied)
     made = documents([37, 5, 90, 2, 61])
     packed = load(path)
@@ -44,10 +78,10 @@ def test_loss_and_gradients_equal_eager_document_by_document(tmp_path, monkeypat
     eager = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
     total = torch.zeros(())
     for ids, flags in zip(made.ids, made.is_target, strict=True):
-        logits = eager(torch.from_numpy(ids)[None]).logits[0]
+        scores = eager(torch.from_numpy(ids)[None]).logits[0]
         where = torch.from_numpy(np.flatnonzero(flags))
         total = total + torch.nn.functional.cross_entropy(
-            logits[where - 1], torch.from_numpy(ids)[where], reduction="sum"
+            scores[where - 1], torch.from_numpy(ids)[where], reduction="sum"
         )
     total.backward()
 
@@ -55,17 +89,18 @@ def test_loss_and_gradients_equal_eager_document_by_document(tmp_path, monkeypat
     expected = dict(eager.named_parameters())
     ours = dict(packed.causal_lm.named_parameters())
     assert ours.keys() == expected.keys()
+    assert len(packed.own_units()) == (0 if tied else 2)
     for name, parameter in ours.items():
         scale = expected[name].grad.abs().max().item()
         assert (parameter.grad - expected[name].grad).abs().max().item() < 1e-5 * max(1.0, scale), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("family", ALL)
 def test_a_document_never_sees_the_one_before(tmp_path, family, dtype) -> None:
     """Document 1 changes, its length too: document 2's hidden states and logits stay the same to the last bit."""
     packed = load(write_tiny_model(tmp_path / "model", family=family), dtype)
-    head = packed.causal_lm.get_output_embeddings()
+    head, settings = packed.causal_lm.get_output_embeddings().weight, head_settings(packed.causal_lm.config)
     second = documents([50], seed=9).ids[0]
     seen = []
     for seed, length in [(1, 40), (2, 40), (3, 77), (4, 3)]:
@@ -73,13 +108,15 @@ def test_a_document_never_sees_the_one_before(tmp_path, family, dtype) -> None:
         made = documents([length, 50])
         made.ids[0], made.ids[1] = first, second
         with torch.no_grad():
-            seen.append(head(packed.hidden_states(collate((0, 1), made))[0, length:]))
+            hidden = packed.hidden_states(collate((0, 1), made))[0, length:]
+            seen.append(logits(hidden, head, *settings))
     assert all(torch.equal(seen[0], other) for other in seen[1:])
-    assert seen[0].dtype == dtype and seen[0].float().std() > 0.01
+    assert hidden.dtype == dtype and seen[0].std() > 0.01
 
 
-def test_without_a_target_loss_and_gradients_are_zero(tmp_path) -> None:
-    packed = load(write_tiny_model(tmp_path / "model", tied=False))
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
+def test_without_a_target_loss_and_gradients_are_zero(tmp_path, family) -> None:
+    packed = load(write_tiny_model(tmp_path / "model", family=family, tied=False))
     loss = packed(collate((), documents([3])))
     loss.backward()
     assert loss.item() == 0.0
@@ -91,19 +128,87 @@ def test_chunks_add_up_in_bf16_as_in_one() -> None:
     hidden = torch.randn(300, 16, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(50, 16, dtype=torch.bfloat16, requires_grad=True)
     ids = torch.randint(0, 50, (300,))
-    whole = torch.autograd.grad(cross_entropy_sum(hidden, weight, ids, 1000), (hidden, weight))
-    chunked = torch.autograd.grad(cross_entropy_sum(hidden, weight, ids, 3), (hidden, weight))
+    whole = torch.autograd.grad(cross_entropy_sum(hidden, weight, ids, chunk_tokens=1000), (hidden, weight))
+    chunked = torch.autograd.grad(cross_entropy_sum(hidden, weight, ids, chunk_tokens=3), (hidden, weight))
     assert torch.equal(whole[0], chunked[0])
     assert (whole[1].float() - chunked[1].float()).abs().max() <= 2**-7 * whole[1].float().abs().max()
 
 
-def test_inv_freq_is_fp32_and_right_after_meta(tmp_path) -> None:
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_memory_of_the_loss_does_not_grow_with_targets_times_vocabulary(softcap) -> None:
+    """Nothing larger than one chunk's logits or the weight's gradient is ever made, in forward or backward."""
+    for targets in (64, 512):
+        hidden = torch.randn(targets, 8, requires_grad=True)
+        weight = torch.randn(1000, 8, requires_grad=True)
+        with LargestTensor() as largest:
+            cross_entropy_sum(hidden, weight, torch.arange(targets), 0.5, softcap, chunk_tokens=16).backward()
+        assert largest.numel == 16 * 1000
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral_sliding", "gemma2", "gemma3_text", "qwen2_sliding"])
+def test_no_mask_or_score_of_a_whole_row_is_made(tmp_path, monkeypatch, family) -> None:
+    """Forward and backward: of 500 tokens in one document no operation makes 500 x 500 of anything."""
+    monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", 16)
+    packed = load(write_tiny_model(tmp_path / "model", family=family))
+    batch = collate((0, 1), documents([500, 100]))
+    with LargestTensor() as largest:
+        packed.hidden_states(batch).sum().backward()
+    assert largest.numel <= 600 * 128
+
+
+def test_with_a_softcap_no_chunk_of_scores_is_kept_for_backward(monkeypatch) -> None:
+    """What autograd keeps is queries, keys and values; one score matrix would be 4 x 500 x 500."""
+    monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", 16)
+    query, key, value = (torch.randn(1, heads, 500, 16, requires_grad=True) for heads in (4, 2, 2))
+    saved = {}
+    lengths = packed_attention.DocumentLengths((500,), torch.tensor([0, 500], dtype=torch.int32))
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out, _ = packed_attention.packed_attention(None, query, key, value, None, 0.25, lengths, softcap=2.0)
+    assert sum(saved.values()) <= sum(tensor.nbytes for tensor in (query, key, value))
+    out.sum().backward()
+    assert query.grad.abs().max() > 0
+
+
+def test_other_documents_do_not_compile_a_layer_anew(tmp_path) -> None:
+    graphs = []
+
+    def backend(graph, example_inputs):  # noqa: ANN001, ANN202
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    packed = load(write_tiny_model(tmp_path / "model", family="mistral_sliding"))
+    for layer in packed.causal_lm.model.layers:
+        layer.forward = torch.compile(layer.forward, backend=backend, dynamic=True)
+    counts = []
+    for lengths in ([37, 5, 90], [60, 72], [50, 41, 30, 12], [77]):
+        packed(collate(tuple(range(len(lengths))), documents(lengths))).backward()
+        counts.append(len(graphs))
+    assert counts[0] > 0 and len(set(counts)) == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_yarn", "gemma2", "gemma3_text"])
+def test_buffers_are_fp32_and_right_after_meta(tmp_path, family) -> None:
+    path = write_tiny_model(tmp_path / "model", family=family)
+    ours = dict(load(path).causal_lm.named_buffers())
+    expected = dict(AutoModelForCausalLM.from_pretrained(path).named_buffers())
+    assert ours.keys() == expected.keys() and len(ours) >= 2
+    for name, buffer in ours.items():
+        assert buffer.dtype == torch.float32 and torch.equal(buffer, expected[name]), name
+
+
+def test_bf16_parameters_are_the_stored_ones_rounded(tmp_path) -> None:
     path = write_tiny_model(tmp_path / "model")
-    rotary = load(path).causal_lm.model.rotary_emb
-    expected = AutoModelForCausalLM.from_pretrained(path).model.rotary_emb
-    assert rotary.inv_freq.dtype == torch.float32
-    assert torch.equal(rotary.inv_freq, expected.inv_freq)
-    assert torch.equal(rotary.original_inv_freq, expected.inv_freq)
+    packed = build_on_meta(read_model_config(str(path))).to(torch.bfloat16)
+    load_weights(packed, str(path), torch.device("cpu"))
+    for ours, stored in zip(packed.parameters(), load(path).parameters(), strict=True):
+        assert torch.equal(ours, stored.to(torch.bfloat16))
+    assert packed.causal_lm.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
 def test_tied_stays_tied_and_is_counted_once(tmp_path) -> None:
@@ -113,21 +218,39 @@ def test_tied_stays_tied_and_is_counted_once(tmp_path) -> None:
     assert num_parameters(untied) - num_parameters(tied) == 384 * 64
 
 
+ROPE = {"rope_theta": 10000.0, "factor": 2.0}
+
+
 @pytest.mark.parametrize(
-    "family, words",
-    [("mistral_sliding", "sliding window of 8"), ("gemma2", "logit softcapping"), ("granite", "logit scaling")],
+    "kind, settings, words",
+    [
+        ("gpt2", {}, "model type gpt2 has not been checked"),
+        ("mixtral", {}, "mixtral is a mixture of experts"),
+        ("gpt_oss", {}, "gpt_oss is a mixture of experts"),
+        ("mamba2", {}, "mamba2 has state-space"),
+        ("t5", {}, "t5 is an encoder-decoder"),
+        ("qwen2_vl", {}, "qwen2_vl has more than text"),
+        ("llama", {"attention_dropout": 0.1}, "set attention_dropout to 0.0"),
+        ("starcoder2", {"residual_dropout": 0.1, "embedding_dropout": 0.1}, "embedding_dropout"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "attention to later tokens"),
+        ("llama", {"lm_head_bias": True}, "a bias in the head"),
+        ("qwen3", {"quantization_config": {"quant_method": "fp8"}}, "quantised weights"),
+        ("llama", {"rope_parameters": ROPE | {"rope_type": "dynamic"}}, "RoPE type dynamic"),
+        (
+            "gemma3_text",
+            {
+                "rope_parameters": {
+                    "full_attention": ROPE | {"rope_type": "dynamic"},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                }
+            },
+            "RoPE type dynamic",
+        ),
+    ],
 )
-def test_what_needs_more_than_plain_causal_attention_is_refused_by_name(tmp_path, family, words) -> None:
+def test_what_cannot_be_trained_truly_is_refused_by_name(kind, settings, words) -> None:
     with pytest.raises(UserError, match=words):
-        read_model_config(str(write_tiny_model(tmp_path / "model", family=family)))
-
-
-def test_an_unchecked_architecture_and_dynamic_rope_are_refused() -> None:
-    with pytest.raises(UserError, match="model type gpt2 has not been checked"):
-        check_supported(AutoConfig.for_model("gpt2"))
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    with pytest.raises(UserError, match="RoPE type dynamic"):
-        check_supported(AutoConfig.for_model("llama", rope_parameters=rope))
+        check_supported(AutoConfig.for_model(kind, **settings))
 
 
 def test_a_missing_tensor_and_a_wrong_shape_are_one_sentence(tmp_path) -> None:
@@ -145,7 +268,7 @@ def test_a_missing_tensor_and_a_wrong_shape_are_one_sentence(tmp_path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral_sliding", "gemma2", "gemma3_text"])
 def test_the_varlen_kernel_agrees_with_attention_per_document(tmp_path, family) -> None:
     """bf16 on CUDA against fp32 on the CPU; and isolation on CUDA, to the last bit."""
     path = write_tiny_model(tmp_path / "model", family=family)

@@ -1,31 +1,43 @@
-"""The FLOPs that MFU is computed from, against torch's own counter."""
+"""The FLOPs that MFU is computed from, against torch's own counter, and windows against what the layers ask for."""
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.batches import collate
-from model.flops import flops_per_unit, step_flops
-from model.language_model import build_on_meta, load_weights, read_model_config
-from tests.model.test_equivalence import documents
-from tests.tiny import write_tiny_model
+from model import packed_attention
+from model.flops import Work, count_work, layer_windows, step_flops
+from model.language_model import build_on_meta, read_model_config
+from tests.model.test_equivalence import documents, load
+from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_matrix_products_are_counted_as_torch_counts_them(tmp_path, family) -> None:
+@pytest.mark.parametrize("family", FAMILIES | OTHER_FAMILIES)
+def test_matrix_products_and_windows_are_counted_as_they_are_computed(tmp_path, monkeypatch, family) -> None:
     path = write_tiny_model(tmp_path / "model", family=family, tied=False)
     config = read_model_config(str(path))
-    packed = build_on_meta(config)
-    load_weights(packed, str(path), torch.device("cpu"))
+    seen, attend = [], packed_attention._document
+
+    def watched(q, k, v, scaling, window, softcap) -> torch.Tensor:
+        seen.append((window, q.shape[1] * q.shape[3]))
+        return attend(q, k, v, scaling, window, softcap)
+
+    monkeypatch.setattr(packed_attention, "_document", watched)
+    packed = load(path)
     made = documents([30, 50])
     with FlopCounterMode(display=False) as counter:
-        packed(collate((0, 1), made)).backward()
+        packed(collate((0, 1), made))
     counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
-    products = sum(n for op, n in counted.items() if op in ("aten.mm", "aten.addmm", "aten.bmm"))
-    per_token, per_target, per_pair = flops_per_unit(config)
-    assert per_token * 80 + per_target * made.targets.sum() == products
-    # Attention within each document, over its causal half.
-    pairs = (30 * 31 + 50 * 51) / 2
-    assert per_pair == 12 * 2 * 4 * 16
-    assert step_flops(config, np.array([30, 50]), 10) == per_token * 80 + per_target * 10 + per_pair * pairs
+    work = count_work(build_on_meta(config), config)
+    # Forward is a third of it; but the loss computes its backward in the forward.
+    expected = work.per_token / 3 * 80 + work.per_target * made.targets.sum()
+    assert sum(n for op, n in counted.items() if op in ("aten.mm", "aten.addmm")) == expected
+    assert seen[::2] == [(window, work.per_pair / 12) for window in layer_windows(config)]  # two documents a layer
+    assert sum(layers for _, layers in work.windows) == 2
+
+
+def test_pairs_are_those_within_the_window() -> None:
+    work = Work(per_token=1e9, per_target=1e6, per_pair=1.0, windows=((None, 3), (4, 2)))
+    pairs = sum(3 * (i + 1) + 2 * min(i + 1, 4) for n in (3, 4, 9) for i in range(n))
+    assert step_flops(work, [3, 4, 9], 10) == 16e9 + 10e6 + pairs
+    assert step_flops(work, [], 0) == 0.0
