@@ -43,15 +43,15 @@ def watch(
         try:
             while True:
                 ended = process.poll() is not None  # before reading, so that its last row is not missed
-                run.peak_rss_gib = max(run.peak_rss_gib, _resident_gib(process.pid))
                 lines, position = _new_lines(rows_file, position)
                 run.rows += [row for row in map(read_row, lines) if row is not None]
                 if run.rows and run.first_step_seconds != run.first_step_seconds:
                     run.first_step_seconds = time.monotonic() - start
+                run.peak_rss_gib = max(run.peak_rss_gib, sum(_tree(process.pid).values()) / 2**30)
                 done = enough(run.rows)
                 if done or ended or time.monotonic() - start > timeout:
                     break
-                time.sleep(0.05)
+                time.sleep(0.1)
         finally:
             kill_tree(process)
     if not done:
@@ -61,8 +61,8 @@ def watch(
 
 
 def kill_tree(process: subprocess.Popen) -> None:
-    """End a process and everything below it. torchrun's workers sit in sessions of their own, so each is killed by name."""
-    for pid in descendants(process.pid):
+    """End a process and everything below it. torchrun's workers sit in sessions of their own, so each is killed by itself."""
+    for pid in _tree(process.pid):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -70,20 +70,16 @@ def kill_tree(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def descendants(pid: int) -> list[int]:
-    """`pid` and all processes below it."""
-    children: dict[int, list[int]] = {}
-    for child, parent, _ in _processes():
-        children.setdefault(parent, []).append(child)
+def _tree(pid: int) -> dict[int, int]:
+    """`pid` and all processes below it, with their resident bytes."""
+    resident, children = {}, {}
+    for one, parent, size in _processes():
+        resident[one] = size
+        children.setdefault(parent, []).append(one)
     found = [pid]
     for one in found:
         found += children.get(one, [])
-    return found
-
-
-def _resident_gib(pid: int) -> float:
-    below = set(descendants(pid))
-    return sum(resident for one, _, resident in _processes() if one in below) / 2**30
+    return {one: resident.get(one, 0) for one in found}
 
 
 def _processes() -> list[tuple[int, int, int]]:

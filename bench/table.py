@@ -68,7 +68,7 @@ def line(results: Sequence[Result], peak: float, loss_step: int) -> Line:
 
 def parity_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Largest difference of a step's losses, absolute below a loss of 1 and relative above; nan where steps are missing."""
-    if len(ours) != len(theirs):
+    if not ours or len(ours) != len(theirs):
         return float("nan")
     return max(abs(a - b) / max(1.0, abs(a)) for a, b in zip(ours, theirs, strict=True))
 

@@ -44,17 +44,16 @@ class Workload:
 
 
 def make_chat(rng: random.Random) -> list[dict]:
-    """One invented report with 2 to 12 lines, and an answer that names the lines below their minimum."""
+    """One invented report with 2 to 12 lines, short ones more often, and an answer of about as many tokens."""
     lines, answers = [], []
-    for quarter in range(1, rng.randint(2, 12) + 1):
+    for quarter in range(1, min(rng.randint(2, 12), rng.randint(2, 12)) + 1):
         name, minimum = rng.choice(RATIOS)
         value = minimum * rng.uniform(0.7, 1.6)
-        lines.append(f"Q{quarter}: the {name} ratio stands at {value:.2f}% against a minimum of {minimum:g}%.")
-        if value < minimum:
-            answers.append(f"Q{quarter}: {name}, {value:.2f}% instead of {minimum:g}%.")
+        verdict = "is met" if value >= minimum else f"is missed by {minimum - value:.2f} points"
+        lines.append(f"Q{quarter}: the {name} ratio stands at {value:.2f}%.")
+        answers.append(f"Q{quarter}: the minimum of {minimum:g}% for {name} {verdict}.")
     question = f"Report of the bank of {rng.choice(TOWNS)}.\n" + "\n".join(lines) + "\nWhich ratios are too low?"
-    answer = "\n".join(answers) or "None of the ratios is below its minimum."
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": "\n".join(answers)}]
 
 
 def make_workload(

@@ -96,17 +96,18 @@ def test_workload_is_deterministic_masked_and_in_the_order_of_our_plan(tmp_path)
     for example, ids, flags in zip(content["examples"], documents.ids, documents.is_target, strict=True):
         assert example["input_ids"] == ids.tolist()
         assert [label != -100 for label in example["labels"]] == flags.tolist()
-        assert 0 < flags.sum() < len(flags) / 1.5  # the answer, and never the question
+        assert 0.2 < flags.mean() < 0.8  # the answer, and never the question
         assert all(label in (-100, token) for label, token in zip(example["labels"], ids, strict=True))
 
 
-CHILD = """
+PARENT = """
 import json, subprocess, sys, time
 memory = bytearray(200 * 2**20)
-child = subprocess.Popen([sys.executable, "-c", "import time; memory = bytearray(200 * 2**20); time.sleep(600)"], start_new_session=True)
+grown = "import time; memory = bytearray(200 * 2**20); print(flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", grown], start_new_session=True, stdout=subprocess.PIPE)
+child.stdout.readline()
 with open(sys.argv[1], "w") as file:
     for step in range(1, 4):
-        time.sleep(0.3)
         print(json.dumps({"step": step, "pid": child.pid}), file=file, flush=True)
 time.sleep(600)
 """
@@ -114,11 +115,11 @@ time.sleep(600)
 
 def test_a_process_tree_is_watched_and_ended(tmp_path):
     rows, log = tmp_path / "rows.jsonl", tmp_path / "log"
-    command = [sys.executable, "-c", CHILD, str(rows)]
+    command = [sys.executable, "-c", PARENT, str(rows)]
     run = watch(command, dict(os.environ), rows, json.loads, lambda found: len(found) >= 3, log, timeout=60)
     assert [row["step"] for row in run.rows] == [1, 2, 3] and not run.failed
     assert 0.4 < run.peak_rss_gib < 2  # both processes
-    assert 0.3 <= run.first_step_seconds < 30
+    assert 0 < run.first_step_seconds < 60
     ps = ["ps", "-o", "stat=", "-p", str(run.rows[0]["pid"])]
     states = {subprocess.run(ps, capture_output=True, text=True).stdout.strip()[:1] for _ in range(50)}
     assert states & {"", "Z"}  # gone, or dead and not yet collected by init
