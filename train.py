@@ -9,25 +9,26 @@ told is in configs/config.py; what it writes is in runs/<name>/. Started again, 
 """
 
 import argparse
+import gc
 import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 from tqdm import tqdm
 
-from configs.config import Config, as_dict, check_batch, learning_rate_warning, load_config
-from data.batches import Plan, collate, micro_batches, plan_training, plan_validation
+from configs.config import Config, as_dict, check_world, learning_rate_warning, load_config, override
+from configs.deepspeed import from_deepspeed
+from data.batches import MicroBatch, Plan, ahead, collate, micro_batches, plan_training, plan_validation
 from data.examples import Documents, load_documents
 from data.tokens import load_tokenizer
 from distributed.checkpoint import (
     best_checkpoint,
     broadcast_from_first,
-    initialise_moments,
     latest_checkpoint,
     load_checkpoint,
     read_state,
@@ -35,21 +36,16 @@ from distributed.checkpoint import (
     update_state,
 )
 from distributed.export import export_model
+from distributed.optimizer import bytes_per_parameter, gradient_norm, make_optimizer, parameter_dtype
 from distributed.process_group import Ranks, StopSignal, agree_any, start_process_group, world_size_from_environment
 from distributed.run_log import RunLog, peak_memory_gib, write_provenance
-from distributed.sharding import (
-    checkpoint_activations,
-    decoder_layers,
-    has_native_bf16,
-    keep_gathered,
-    reshard,
-    shard,
-)
+from distributed.sharding import before_micro_batch, decoder_layers, has_native_bf16, make_mesh, reshard, spread
 from errors import UserError, exit_with_one_sentence
-from model.flops import peak_flops, step_flops
+from model.flops import count_work, peak_flops, step_flops
 from model.language_model import build_on_meta, load_weights, num_parameters, parameter_names, read_model_config
 
 STOP_AFTER_BAD_STEPS = 5  # in a row with a loss or gradient norm that is not finite
+COLLECT_GARBAGE_EVERY = 50  # steps
 
 
 def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, min_ratio: float) -> float:
@@ -58,26 +54,6 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, m
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
     return peak * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
-def make_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101), fused, with weight decay on matrices only; moments are fp32 shards like the weights."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.optimizer.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    settings = config.optimizer
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=True,
-    )
-    initialise_moments(optimizer)
-    return optimizer
 
 
 def validate(
@@ -106,12 +82,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a file of configs/, e.g. configs/laptop.py")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. batch.global_examples=32")
+    parser.add_argument(
+        "--deepspeed", metavar="FILE", help="apply a DeepSpeed JSON file to the config (docs/migrating.md)"
+    )
     arguments = parser.parse_args()
 
     # --- Config and data. All of it before a process group starts, so that a mistake is one sentence. -----------------
-    config = load_config(arguments.config, arguments.overrides)
-    world_size = world_size_from_environment()
-    check_batch(config, world_size)
+    config, notes = load_config(arguments.config), []
+    world_size, ranks_per_node = world_size_from_environment()
+    if arguments.deepspeed:
+        config, notes = from_deepspeed(config, arguments.deepspeed, world_size)
+    config = override(config, arguments.overrides)
+    check_world(config, world_size, ranks_per_node)
     first = int(os.environ.get("RANK", 0)) == 0
     run_directory = Path(config.run.directory) / config.run.name
     checkpoints = run_directory / "checkpoints"
@@ -119,7 +101,7 @@ def main() -> int:
         raise UserError(f"{run_directory} exists and run.resume=never; choose another run.name or remove it")
 
     model_config = read_model_config(config.model.path)
-    model = build_on_meta(model_config)  # shapes without memory
+    model = build_on_meta(model_config).to(parameter_dtype(config.optimizer.memory))  # shapes without memory
     layers = decoder_layers(model, config.model.layer_class)
     layer_name = type(layers[0]).__name__
     tokenizer = load_tokenizer(config.model.path)
@@ -167,6 +149,7 @@ def main() -> int:
         "data.packing": config.data.packing,
         "batch.global_examples": config.batch.global_examples,
         "batch.global_tokens": config.batch.global_tokens,
+        "optimizer.memory": config.optimizer.memory,
     }
 
     # --- Processes. ---------------------------------------------------------------------------------------------------
@@ -202,30 +185,41 @@ def main() -> int:
         dist.destroy_process_group()
         return 0
 
-    # --- Model. The order matters: meta (above) -> checkpointing -> shard -> materialise -> load this rank's slices. --
+    # --- Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's own slices. ---
     compute_dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.model.compute_dtype]
     if compute_dtype == torch.bfloat16 and not has_native_bf16(ranks.device):
         compute_dtype = torch.float32
         log.say("this processor has no native bf16: computing in fp32 instead")
-    if config.model.activation_checkpointing:
-        checkpoint_activations(layers)
-    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-    shard(model, layers, mesh, compute_dtype, config.sharding.strategy)
-    load_weights(model, config.model.path, ranks.device)
+    sharding = config.sharding
+    spread(
+        model,
+        layers,
+        model.own_units(),
+        make_mesh(ranks.device.type, ranks.world_size, sharding.strategy, sharding.shard_size or ranks_per_node),
+        compute_dtype,
+        strategy=sharding.strategy,
+        cpu_offload=sharding.cpu_offload,
+        activation_checkpointing=config.model.activation_checkpointing,
+        checkpoint_every=config.model.checkpoint_every,
+        compile_layers=config.model.compile,
+    )
+    home = torch.device("cpu") if sharding.cpu_offload else ranks.device  # where parameters and moments live
+    load_weights(model, config.model.path, home, ranks.device)
     model.train()
     parameters = parameter_names(model)
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
     if resume_from:
         load_checkpoint(resume_from, parameters, optimizer, ranks)
 
     # Sum over ranks of what each can do while the others are busy too: what MFU is measured against.
+    work = count_work(model, model_config)
     peak, peak_source = peak_flops(ranks.device, compute_dtype)
     peaks = torch.tensor(peak, dtype=torch.float64)
     dist.all_reduce(peaks, group=ranks.flags)
     peak = peaks.item()
 
     rows = [len(step) for step in plan.steps[:total_steps]]
-    accumulation = sorted({-(-n // (ranks.world_size * config.batch.micro_batch)) for n in rows})
+    spans = sorted({-(-n // (ranks.world_size * config.batch.micro_batch)) for n in rows})
     log.say(
         f"model {config.model.path}: {num_parameters(model):,} parameters, all trained; {len(layers)} x {layer_name}"
     )
@@ -237,19 +231,20 @@ def main() -> int:
         + (f" as hold {config.batch.global_tokens} target tokens" if config.batch.global_tokens else "")
         + f", packed into {min(rows)} to {max(rows)} rows of {config.data.sequence_length} tokens, "
         f"on {ranks.world_size} ranks x micro-batches of {config.batch.micro_batch} rows: accumulation "
-        + (f"{accumulation[0]}" if len(accumulation) == 1 else f"{accumulation[0]} to {accumulation[-1]}")
+        + (f"{spans[0]}" if len(spans) == 1 else f"{spans[0]} to {spans[-1]}")
     )
     log.say(
         f"schedule: {total_steps} steps ({plan.steps_per_epoch[0]} in the first epoch), {warmup_steps} of warm-up, "
         f"peak learning rate {config.optimizer.learning_rate:g}, cosine to {config.optimizer.min_lr_ratio:g} of it"
     )
     log.say(
-        f"sharding {config.sharding.strategy}, compute {str(compute_dtype).removeprefix('torch.')}, fp32 master weights, "
+        f"sharding {sharding.strategy}{' on the host' if sharding.cpu_offload else ''}, "
+        f"compute {str(compute_dtype).removeprefix('torch.')}, optimizer memory {config.optimizer.memory}, "
         f"peak {peak / 1e12:.2f} TFLOP/s ({peak_source})"
     )
     warning = learning_rate_warning(config, num_parameters(model))
-    if warning:
-        log.say(f"warning: {warning}")
+    for note in [*notes, *([f"warning: {warning}"] if warning else [])]:
+        log.say(note)
     if resume_from:
         log.say(f"resumed from {resume_from}")
 
@@ -259,6 +254,22 @@ def main() -> int:
     skipped = torch.tensor(state["skipped"], device=ranks.device)
     bad_run = torch.tensor(state["bad_run"], device=ranks.device)
     stopping = False
+
+    def micro_batches_from(first_step: int) -> Iterator[MicroBatch]:
+        """This rank's micro-batches of all steps to come; a step has the same number of them on every rank."""
+        for s in range(first_step, total_steps):
+            if plan.num_target_tokens[s]:
+                for micro in micro_batches(
+                    plan.steps[s], train, ranks.rank, ranks.world_size, config.batch.micro_batch
+                ):
+                    yield collate(micro, train)
+
+    upcoming = ahead(micro_batches_from(step))  # a thread makes them while the device computes
+    # Python's garbage collector would stop one rank, and with it all others, at any moment: collect at the same steps.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    measured = False
     window_start, window_steps, window_tokens, window_flops = time.perf_counter(), 0, 0, 0.0
     while True:
         paused = time.perf_counter()  # validating and saving do not count as time of a step
@@ -301,15 +312,15 @@ def main() -> int:
             step, total_steps, warmup_steps, config.optimizer.learning_rate, config.optimizer.min_lr_ratio
         )
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"], group["noise_step"] = rate, step
         loss_sum = torch.zeros((), device=ranks.device)
-        mine = micro_batches(plan.steps[step], train, ranks.rank, ranks.world_size, config.batch.micro_batch)
-        for i, micro in enumerate(mine):  # the same number of micro-batches on every rank
+        accumulation = -(-len(plan.steps[step]) // (ranks.world_size * config.batch.micro_batch))
+        for i in range(accumulation):  # the same number on every rank
             stopping = agree_any(stop.name is not None, ranks)
             if stopping:
                 break
-            keep_gathered(model, config.sharding.strategy, last_micro_batch=i == len(mine) - 1)
-            loss = model(collate(micro, train).to(ranks.device))
+            before_micro_batch(model, sharding.strategy, last=i == accumulation - 1)
+            loss = model(next(upcoming).to(ranks.device))
             # Divided once by the target tokens of the whole step; FSDP adds up over ranks and does not average.
             (loss / num_targets).backward()
             loss_sum += loss.detach()
@@ -318,22 +329,33 @@ def main() -> int:
             reshard(model)
             continue
         dist.all_reduce(loss_sum)
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.optimizer.max_grad_norm).full_tensor()
-        # The same on every rank, since both are sums over all ranks. The fused AdamW reads it on the device and skips.
+        grad_norm = gradient_norm(parameters.values()).to(ranks.device)
+        # The same on every rank, since both are sums over all ranks. AdamW reads it on the device and skips.
         bad = ~(torch.isfinite(loss_sum) & torch.isfinite(grad_norm))
-        optimizer.grad_scale, optimizer.found_inf = None, bad.float()
+        optimizer.found_inf = bad.float().to(home)
+        # Clipping: AdamW divides the gradients by this as it reads them.
+        optimizer.grad_scale = (grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0).to(home)
+        if not measured:
+            measured = True
+            sizes = bytes_per_parameter(parameters, optimizer)
+            log.say(
+                f"optimizer memory {config.optimizer.memory}: {sizes['total']:.2f} bytes per parameter measured (weights "
+                f"{sizes['weights']:.2f}, gradients {sizes['gradients']:.2f}, moments {sizes['moments']:.2f})"
+            )
         optimizer.step()
         optimizer.zero_grad()
         skipped += bad
         # Once the limit is reached it stays, so that it is seen wherever the next number is logged.
         bad_run = torch.where(bad | (bad_run >= STOP_AFTER_BAD_STEPS), bad_run + 1, torch.zeros_like(bad_run))
         step += 1
+        if step % COLLECT_GARBAGE_EVERY == 0:
+            gc.collect(1)
 
         lengths = train.lengths[[d for row in plan.steps[step - 1] for d in row]]
         state["tokens"] += int(lengths.sum())
         window_steps += 1
         window_tokens += int(lengths.sum())
-        window_flops += step_flops(model_config, lengths, num_targets)
+        window_flops += step_flops(work, lengths, num_targets)
         log.advance(step)
         if step % config.run.log_every == 0 or step == total_steps:
             mean_loss, norm = loss_sum.item() / num_targets, grad_norm.item()  # here the host waits for the device

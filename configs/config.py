@@ -21,7 +21,9 @@ class Model:
     path: str  # a Hugging Face directory, or a hub id that scripts/fetch_base_model.py brought to artifacts/models/
     layer_class: str | None = None  # the decoder layer to shard by; None: found from the model (transformer auto-wrap)
     compute_dtype: str = "bf16"  # bf16 | fp32; master weights and reductions are fp32 either way
-    activation_checkpointing: bool = False  # per decoder layer: less memory, about a fifth more time
+    activation_checkpointing: str = "none"  # none | full | selective | offload; see distributed/sharding.py
+    checkpoint_every: int = 1  # checkpoint every k-th decoder layer: between full and none
+    compile: bool = False  # torch.compile each decoder layer; pays on CUDA
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,17 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     max_grad_norm: float = 1.0
+    memory: str = "16N"  # bytes per parameter: 16N | 14N | 12N | 8N | 6N; see distributed/optimizer.py
     stage: str = "fine-tuning"  # fine-tuning | pre-training: which range of learning rates is usual
 
 
 @dataclass(frozen=True)
 class Sharding:
-    strategy: str = "full"  # full: ZeRO-3 | grad_op: like ZeRO-2, parameters stay gathered until the last micro-batch
+    # full: ZeRO-3 | grad_op: like ZeRO-2, parameters stay gathered until the last micro-batch
+    # | hybrid: shard within a node, replicate across nodes | none: replicate everything (DDP)
+    strategy: str = "full"
+    shard_size: int | None = None  # hybrid: ranks that share one copy of the model; None: those of a node
+    cpu_offload: bool = False  # parameters, gradients and moments live in host memory; AdamW steps there
 
 
 @dataclass(frozen=True)
@@ -86,11 +93,14 @@ class Config:
     sharding: Sharding = field(default_factory=Sharding)
 
 
+_NOT_RUNS = ("__init__", "config", "deepspeed", "deepspeed_file")  # files of configs/ that are no configs
 CHOICES = {
     "model.compute_dtype": ("bf16", "fp32"),
     "data.too_long": ("drop", "truncate", "error"),
+    "model.activation_checkpointing": ("none", "full", "selective", "offload"),
+    "optimizer.memory": ("16N", "14N", "12N", "8N", "6N"),
     "optimizer.stage": ("fine-tuning", "pre-training"),
-    "sharding.strategy": ("full", "grad_op"),
+    "sharding.strategy": ("full", "grad_op", "hybrid", "none"),
     "run.resume": ("auto", "never"),
     "run.export": ("last", "best"),
 }
@@ -118,8 +128,13 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     config = namespace.get("config")
     if not isinstance(config, Config):
         raise UserError(f"{path} does not end with `config = Config(...)`")
-    for override in overrides:
-        config = _override(config, override)
+    return override(config, overrides)
+
+
+def override(config: Config, overrides: list[str]) -> Config:
+    """Apply `section.key=value` texts and check every value. Raises UserError."""
+    for text in overrides:
+        config = _override(config, text)
     check_config(config)
     return config
 
@@ -149,6 +164,8 @@ def check_config(config: Config) -> None:
         "batch.global_examples": batch.global_examples,
         "batch.global_tokens": batch.global_tokens,
         "batch.micro_batch": batch.micro_batch,
+        "model.checkpoint_every": config.model.checkpoint_every,
+        "sharding.shard_size": config.sharding.shard_size,
         "data.sequence_length": config.data.sequence_length,
         "optimizer.learning_rate": optimizer.learning_rate,
         "optimizer.epochs": optimizer.epochs,
@@ -177,12 +194,23 @@ def check_config(config: Config) -> None:
         raise UserError(f"optimizer.betas must lie in [0, 1), not {optimizer.betas!r}")
     if not run.name or "/" in run.name or run.name.startswith("."):
         raise UserError(f"run.name must be a plain folder name, not {run.name!r}")
+    if config.sharding.shard_size is not None and config.sharding.strategy != "hybrid":
+        raise UserError("sharding.shard_size is for sharding.strategy=hybrid alone; remove it or choose hybrid")
     if run.export == "best" and not config.data.validation:
         raise UserError("run.export=best needs data.validation, by whose loss the best is chosen")
 
 
-def check_batch(config: Config, world_size: int) -> None:
-    """Without packing a step must fill every micro-batch of every rank. Raises UserError where it does not divide."""
+def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:
+    """What must divide by the number of ranks. Raises UserError where it does not.
+
+    Without packing a step must fill every micro-batch of every rank; under `hybrid` every copy of the model has as many ranks.
+    """
+    shard_size = config.sharding.shard_size or ranks_per_node
+    if config.sharding.strategy == "hybrid" and world_size % shard_size:
+        raise UserError(
+            f"sharding.strategy=hybrid with {shard_size} ranks to a copy of the model does not divide {world_size} ranks; "
+            "set sharding.shard_size"
+        )
     rows = world_size * config.batch.micro_batch
     examples = config.batch.global_examples
     if not config.data.packing and examples is not None and examples % rows:
@@ -283,5 +311,5 @@ def _nearest(name: str, names: list[str]) -> str:
 
 def _config_files(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path("configs")
-    files = sorted(str(f) for f in folder.glob("*.py") if f.stem not in ("__init__", "config"))
+    files = sorted(str(f) for f in folder.glob("*.py") if f.stem not in _NOT_RUNS)
     return ", ".join(files) or f"none in {folder}"

@@ -9,7 +9,7 @@ from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 
 config = Config(
     # Ungated, Apache-2.0, 8.2B parameters, 36 layers, untied head.
-    model=Model(path="artifacts/models/Qwen3-8B", compute_dtype="bf16", activation_checkpointing=True),
+    model=Model(path="artifacts/models/Qwen3-8B", compute_dtype="bf16", activation_checkpointing="full"),
     data=Data(
         train=("artifacts/xbrl/train.jsonl",),
         validation=("artifacts/xbrl/validation.jsonl",),

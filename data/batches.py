@@ -4,13 +4,18 @@ There is no loader state to save: the step number is the state, and resuming cos
 ranks; `micro_batches` deals a step's rows out to however many there are.
 """
 
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from data.examples import Documents
 
+T = TypeVar("T")
 Row = tuple[int, ...]  # documents packed together, at most `sequence_length` tokens
 
 
@@ -95,6 +100,15 @@ def micro_batches(rows: tuple[Row, ...], documents: Documents, rank: int, world_
     mine = dealt[rank]
     # Spread over the micro-batches like cards, so that none is much larger (memory) than another.
     return [tuple(d for i in mine[m::count] for d in rows[i]) for m in range(count)]
+
+
+def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """The same items, made by a thread up to `depth` before they are asked for. None is not an item."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = deque(pool.submit(next, items, None) for _ in range(depth))
+        while (item := pending.popleft().result()) is not None:
+            pending.append(pool.submit(next, items, None))
+            yield item
 
 
 def collate(document_indices: Row, documents: Documents) -> MicroBatch:

@@ -13,13 +13,16 @@ that makes the mean right (Zamirai et al., arXiv:2010.06192).
 """
 
 import logging
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from distributed.checkpoint import initialise_moments
+from distributed.sharding import local_shard
 from errors import UserError
 
 # Elements that are worked on at once: bounds the fp32 copies. On a CPU they stay in its cache.
@@ -271,18 +274,19 @@ def stochastic_round_(value: torch.Tensor, key: tuple[int, int], first: int) -> 
     return value
 
 
-def local_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """This rank's memory of a parameter and the row of the whole tensor where it begins.
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """Euclidean norm of all gradients together, fp32 scalar, the same on every rank; nothing is clipped here.
 
-    FSDP2 shards dimension 0 as torch.chunk does: every rank but the last ones holds ceil(rows / ranks) rows.
+    torch's `clip_grad_norm_` computes in the dtype of the gradients, which is too coarse in bf16, and takes another pass
+    to scale them; the optimizer divides by `grad_scale` as it reads them. Every rank calls it: a sum over shards.
     """
-    start = 0
-    if isinstance(parameter, DTensor):
-        for dimension, placement in enumerate(parameter.placements):
-            if placement == Shard(0):
-                ranks, rank = parameter.device_mesh.size(dimension), parameter.device_mesh.get_local_rank(dimension)
-                start = min(parameter.shape[0], rank * -(-parameter.shape[0] // ranks))
-    return _local(parameter), start
+    gradients = [parameter.grad for parameter in parameters]
+    norms = torch._foreach_norm([_local(gradient) for gradient in gradients], 2, dtype=torch.float32)
+    square = torch.stack(norms).square().sum()
+    if isinstance(gradients[0], DTensor):
+        mesh = gradients[0].device_mesh  # replicated over a first dimension, if there are two
+        dist.all_reduce(square, group=mesh.get_group(mesh.ndim - 1))
+    return square.sqrt()
 
 
 def bytes_per_parameter(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, float]:

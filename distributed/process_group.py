@@ -20,9 +20,9 @@ class Ranks:
     flags: dist.ProcessGroup
 
 
-def world_size_from_environment() -> int:
-    """What torchrun says, before any process group exists; 1 for plain `python train.py`."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+def world_size_from_environment() -> tuple[int, int]:
+    """What torchrun says before any process group exists: all ranks, and those of a node. 1, 1 for plain python."""
+    return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def start_process_group(timeout_minutes: float = 30.0) -> Ranks:

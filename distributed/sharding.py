@@ -1,14 +1,28 @@
-"""How the model is spread over the ranks: activation checkpointing, then FSDP2, in this order."""
+"""How the model is spread over the ranks. The order is activation checkpointing -> compile -> shard: see `spread`."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.utils.checkpoint import checkpoint
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from errors import UserError
+
+# What selective checkpointing keeps: the outputs that are dear to compute again. Norms, activations and RoPE are cheap.
+_KEPT_BY_SELECTIVE = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "torch_attn::_varlen_attn",
+)
 
 
 def decoder_layers(model: nn.Module, layer_class: str | None = None) -> list[nn.Module]:
@@ -30,28 +44,97 @@ def decoder_layers(model: nn.Module, layer_class: str | None = None) -> list[nn.
     return layers
 
 
-def checkpoint_activations(layers: list[nn.Module]) -> None:
-    """Keep only each layer's input, and compute the layer again in backward (Chen et al., arXiv:1604.06174).
+def spread(
+    model: nn.Module,
+    layers: list[nn.Module],
+    own_units: list[nn.Module],
+    mesh: DeviceMesh,
+    compute_dtype: torch.dtype,
+    *,
+    strategy: str = "full",
+    cpu_offload: bool = False,
+    activation_checkpointing: str = "none",
+    checkpoint_every: int = 1,
+    compile_layers: bool = False,
+) -> None:
+    """Activation checkpointing, then compile, then shard, all in place; parameters may still be on `meta`.
+
+    Compiled code must contain the recomputation, and FSDP's hooks must stay outside of what is compiled.
+    """
+    checkpoint_activations(layers[::checkpoint_every], activation_checkpointing)
+    if compile_layers:
+        for layer in layers:
+            layer.compile()
+    shard(model, layers, own_units, mesh, compute_dtype, strategy, cpu_offload)
+
+
+def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
+    """Keep less for backward, and compute it again there (Chen et al., arXiv:1604.06174).
+
+    `full`: only each layer's input is kept. `selective`: also the outputs of matrix products and attention, so that what
+    is computed again is cheap. `offload`: as full, and the kept inputs wait in host memory. `none`: nothing changes.
+    https://docs.pytorch.org/docs/stable/checkpoint.html
 
     The layer's forward is wrapped, not the layer: names stay as they are, and FSDP's hooks stay outside.
     """
+    if mode == "none":
+        return
+    # No dropout is ever supported, so no random state has to be put back for the second forward.
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    if mode == "selective":
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_dear_outputs)
     for layer in layers:
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        wrapped = functools.partial(checkpoint, layer.forward, **options)
+        layer.forward = functools.partial(_inputs_on_host, wrapped) if mode == "offload" else wrapped
+
+
+def _keep_dear_outputs(context: object, operator: object, *arguments: object, **options: object) -> CheckpointPolicy:
+    kept = operator.name().removesuffix(".default") in _KEPT_BY_SELECTIVE
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _inputs_on_host(forward: Callable, *arguments: object, **options: object) -> object:
+    with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
+        return forward(*arguments, **options)
+
+
+def make_mesh(device_type: str, world_size: int, strategy: str, shard_size: int) -> DeviceMesh:
+    """Over which ranks parameters are sharded, and over which they are replicated.
+
+    full, grad_op: one dimension. hybrid: `(world / shard_size) x shard_size`, neighbouring ranks (a node's) share a copy.
+    none: `world x 1`, every rank has a copy: data parallel as DDP does it, with FSDP2's mixed precision.
+    """
+    shards = {"hybrid": shard_size, "none": 1}.get(strategy, world_size)
+    if shards == world_size:
+        return init_device_mesh(device_type, (world_size,), mesh_dim_names=("shard",))
+    return init_device_mesh(device_type, (world_size // shards, shards), mesh_dim_names=("replicate", "shard"))
 
 
 def shard(
-    model: nn.Module, layers: list[nn.Module], mesh: DeviceMesh, compute_dtype: torch.dtype, strategy: str
+    model: nn.Module,
+    layers: list[nn.Module],
+    own_units: list[nn.Module],
+    mesh: DeviceMesh,
+    compute_dtype: torch.dtype,
+    strategy: str,
+    cpu_offload: bool = False,
 ) -> None:
-    """`fully_shard` each layer, then the root with what is left (embedding, norm, head).
+    """`fully_shard` each layer, each of `own_units`, then the root with what is left (norm; tied embedding and head).
 
-    Parameters and their reduction are fp32, compute is `compute_dtype`. `full`: gathered for each use and freed again
-    (ZeRO-3). `grad_op`: see `keep_gathered` (ZeRO-2). https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
+    Reduction is fp32, compute is `compute_dtype`. `full`, `hybrid`: gathered for each use and freed again (ZeRO-3).
+    `grad_op`, `none`: see `before_micro_batch`. own_units: an untied embedding and head; alone they halve the peak of the
+    vocabulary's gradients (Automodel#3708). https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
     """
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if cpu_offload else OffloadPolicy()
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
-    options = {"mesh": mesh, "mp_policy": policy, "reshard_after_forward": strategy == "full"}
-    for layer in layers:
-        fully_shard(layer, **options)
-    fully_shard(model, **options)
+    free = strategy in ("full", "hybrid")
+    for unit in [*layers, *own_units]:
+        # Our head computes its gradients in forward: freed in between it would be gathered twice for nothing.
+        last = own_units and unit is own_units[-1]
+        fully_shard(unit, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=free and not last)
+        if isinstance(unit, nn.Embedding):
+            unit.set_unshard_in_backward(False)  # its gradient is a sum of rows and needs no weights
+    fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=free)
     if mesh.size() > 1:  # alone FSDP does not divide, and the switch would only cost a copy of every gradient
         sum_gradients(model)
 
@@ -67,13 +150,17 @@ def sum_gradients(model: nn.Module) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
-def keep_gathered(model: nn.Module, strategy: str, last_micro_batch: bool) -> None:
-    """Before each micro-batch: under `grad_op` parameters stay gathered until the last backward of the step.
+def before_micro_batch(model: nn.Module, strategy: str, last: bool) -> None:
+    """What a step of several micro-batches communicates only once; call it before each, on every rank.
 
-    Two switches make ZeRO-2: no resharding after forward (set once) and none after any but the last backward.
+    `grad_op`, `none`: parameters stay gathered until the last backward (two switches make ZeRO-2: no resharding after
+    forward, set once, and none after any but the last backward). `hybrid`, `none`: gradients are all-reduced over the
+    copies of the model in the last backward only; within a copy they are reduce-scattered each time.
     """
-    if strategy == "grad_op":
-        model.set_reshard_after_backward(last_micro_batch)
+    if strategy in ("grad_op", "none"):
+        model.set_reshard_after_backward(last)
+    if strategy in ("hybrid", "none"):
+        model.set_requires_all_reduce(last)
 
 
 def reshard(model: nn.Module) -> None:
@@ -84,6 +171,22 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def local_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """This rank's memory of a parameter, and the row of the whole tensor where it begins.
+
+    FSDP2 shards dimension 0 as torch.chunk does: every rank but the last ones holds ceil(rows / ranks) rows.
+    """
+    if not isinstance(parameter, DTensor):
+        return parameter.detach(), 0
+    start = 0
+    for dimension, placement in enumerate(parameter.placements):
+        if placement == Shard(0):
+            ranks = parameter.device_mesh.size(dimension)
+            rank = parameter.device_mesh.get_local_rank(dimension)
+            start = min(parameter.shape[0], rank * -(-parameter.shape[0] // ranks))
+    return parameter.detach().to_local(), start
 
 
 def has_native_bf16(device: torch.device) -> bool:

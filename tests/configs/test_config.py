@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.config import check_batch, learning_rate_warning, load_config
+from configs.config import check_world, learning_rate_warning, load_config
 from errors import UserError
 from tests.tiny import write_chat_file, write_tiny_model
 from train import learning_rate
@@ -33,7 +33,7 @@ def test_overrides_have_the_type_of_their_key(good) -> None:
             "batch.global_examples=none",
             "batch.global_tokens=1e4",
             "data.train=a,b",
-            "model.activation_checkpointing=true",
+            "model.compile=true",
             "optimizer.betas=(0.9, 0.99)",
             "optimizer.epochs=2",
             "run.name=7",
@@ -41,7 +41,7 @@ def test_overrides_have_the_type_of_their_key(good) -> None:
     )
     assert config.optimizer.learning_rate == 2e-5 and config.optimizer.betas == (0.9, 0.99)
     assert config.batch.global_examples is None and config.batch.global_tokens == 10000
-    assert config.data.train == ("a", "b") and config.model.activation_checkpointing is True
+    assert config.data.train == ("a", "b") and config.model.compile is True
     assert config.run.name == "7" and type(config.optimizer.epochs) is int
 
 
@@ -55,7 +55,7 @@ def test_overrides_have_the_type_of_their_key(good) -> None:
         ("optimizer.epochs=0", "optimizer.epochs must be above 0"),
         ("optimizer.learning_rate=fast", "must be a number"),
         ("optimizer.learning_rate=nan", "must be"),
-        ("model.activation_checkpointing=1", "must be True or False"),
+        ("model.compile=1", "must be True or False"),
         ("sharding.strategy=zero3", "must be one of full, grad_op"),
         ("optimizer.betas=0.9", "must be 2 numbers"),
         ("optimizer.warmup_ratio=5", "is a share between 0 and 1"),
@@ -92,10 +92,20 @@ def test_a_wrong_file_is_one_sentence(tmp_path, change, words) -> None:
 
 
 def test_without_packing_the_batch_must_divide(good) -> None:
-    check_batch(load_config(good, ["batch.micro_batch=3"]), 3)
-    check_batch(load_config(good, ["data.packing=False", "batch.micro_batch=2"]), 4)
+    check_world(load_config(good, ["batch.micro_batch=3"]), 3, 3)
+    check_world(load_config(good, ["data.packing=False", "batch.micro_batch=2"]), 4, 4)
     with pytest.raises(UserError, match="batch.global_examples=8 does not divide into 3 ranks x"):
-        check_batch(load_config(good, ["data.packing=False"]), 3)
+        check_world(load_config(good, ["data.packing=False"]), 3, 3)
+
+
+def test_the_copies_of_hybrid_must_divide_the_ranks(good) -> None:
+    hybrid = load_config(good, ["sharding.strategy=hybrid", "sharding.shard_size=2"])
+    check_world(hybrid, 4, 4)
+    with pytest.raises(UserError, match="hybrid with 2 ranks to a copy of the model does not divide 3 ranks"):
+        check_world(hybrid, 3, 3)
+    check_world(load_config(good, ["sharding.strategy=hybrid"]), 8, 4)
+    with pytest.raises(UserError, match="sharding.shard_size is for sharding.strategy=hybrid alone"):
+        load_config(good, ["sharding.shard_size=2"])
 
 
 def test_every_config_of_the_project_loads_with_the_settings_it_promises() -> None:

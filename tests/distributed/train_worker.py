@@ -36,6 +36,30 @@ def plant(name: str | None, set_attribute) -> None:
         set_attribute(distributed.sharding, "sum_gradients", lambda model: None)
     elif kind == "no_native_bf16":
         set_attribute(train, "has_native_bf16", lambda device: False)
+    elif kind == "count_collectives":
+        # What FSDP sends: whole units, and not flags and sums of one number.
+        counts = {"all_gather": 0, "reduce_scatter": 0, "all_reduce": 0}
+        run = next(a for a in sys.argv if a.startswith("run.name=")).removeprefix("run.name=")
+        counted_file = Path(sys.argv[1]).parent / f"{run}.collectives.json"
+        for function, what in {
+            "all_gather_into_tensor": "all_gather",  # torch < 2.13
+            "all_gather_single": "all_gather",
+            "reduce_scatter_tensor": "reduce_scatter",
+            "reduce_scatter_single": "reduce_scatter",
+            "all_reduce": "all_reduce",
+        }.items():
+
+            original = getattr(torch.distributed, function, None)
+
+            def counted(*arguments, original=original, what=what, **options) -> object:
+                tensor = arguments[0] if arguments else options.get("output_tensor", options.get("output"))
+                counts[what] += tensor.numel() > 1
+                if RANK == 0:
+                    counted_file.write_text(json.dumps(counts))
+                return original(*arguments, **options)
+
+            if original:
+                set_attribute(torch.distributed, function, counted)
     elif kind == "mean_of_means":
         # loss_m / n_m / number of micro-batches: what averaging per micro-batch does.
         world_size, rows = int(os.environ.get("WORLD_SIZE", 1)), int(argument)
@@ -53,14 +77,14 @@ def plant(name: str | None, set_attribute) -> None:
         set_attribute(train, "plan_training", plan)
     elif kind == "signal_at_micro_batch":
         # A real SIGTERM, to the last rank alone, in the middle of a step.
-        count, collate, last = iter(range(10**9)), train.collate, int(os.environ.get("WORLD_SIZE", 1)) - 1
+        count, forward, last = iter(range(10**9)), PackedLanguageModel.forward, int(os.environ.get("WORLD_SIZE", 1)) - 1
 
-        def signalled(*arguments) -> MicroBatch:
+        def signalled(self, batch: MicroBatch) -> torch.Tensor:
             if next(count) == int(argument) and last == RANK:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return collate(*arguments)
+            return forward(self, batch)
 
-        set_attribute(train, "collate", signalled)
+        set_attribute(PackedLanguageModel, "forward", signalled)
     elif kind == "endless_step":
         # From this step on a step has so many micro-batches that it would outlast every grace.
         steps, micro_batches = iter(range(10**9)), train.micro_batches
@@ -117,8 +141,8 @@ def main() -> None:
             changed.append((target, name, getattr(target, name)))
             setattr(target, name, value)
 
-        plant(run.get("plant"), set_attribute)
         sys.argv = ["train.py", *run["arguments"]]
+        plant(run.get("plant"), set_attribute)
         try:
             train.exit_with_one_sentence(train.main)
         except SystemExit as leaving:

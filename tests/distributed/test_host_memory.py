@@ -1,0 +1,63 @@
+"""Loading a model of more than 1 GB on 2 ranks: each one's memory grows by its own half, not by the whole."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig
+
+from model.language_model import build_on_meta, parameter_names
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = """
+import resource, sys
+sys.path[0] = {root!r}
+import torch
+from distributed.process_group import start_process_group
+from distributed.sharding import decoder_layers, make_mesh, spread
+from model.language_model import build_on_meta, load_weights, read_model_config
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) * 1024
+
+ranks = start_process_group()
+model = build_on_meta(read_model_config({path!r}))
+mesh = make_mesh("cpu", ranks.world_size, "full", 1)
+spread(model, decoder_layers(model), model.own_units(), mesh, torch.float32)
+before = resident()
+load_weights(model, {path!r}, ranks.device, ranks.device)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+open({path!r} + f"/grown.{{ranks.rank}}", "w").write(f"{{resident() - before}} {{peak - before}}")
+"""
+
+
+def test_each_of_two_ranks_grows_by_little_more_than_half(tmp_path) -> None:
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=32001,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=13,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
+    )
+    config.save_pretrained(tmp_path)
+    shapes = {name: p.shape for name, p in parameter_names(build_on_meta(config)).items()}
+    size = sum(shape.numel() for shape in shapes.values()) * 4
+    assert size > 1e9
+    save_file({name: torch.ones(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER.format(root=str(ROOT), path=str(tmp_path)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    (tmp_path / "model.safetensors").unlink()  # pytest keeps the last folders
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(2):
+        grown, peak = (int(n) for n in (tmp_path / f"grown.{rank}").read_text().split())
+        assert 0.49 * size < grown < 0.55 * size, (rank, grown / size)
+        assert peak < 0.65 * size, (rank, peak / size)
