@@ -1,5 +1,6 @@
 """Starting the process group, under torchrun or alone, and agreeing without making a device wait."""
 
+import ctypes
 import os
 import signal
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ def start_process_group(timeout_minutes: float = 30.0) -> Ranks:
         backend = "cpu:gloo,cuda:nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
+        _keep_freed_memory()
         # torchrun sets one thread a process; give each its share of the cores instead.
         torch.set_num_threads(
             max(1, len(os.sched_getaffinity(0)) // local_world) if hasattr(os, "sched_getaffinity") else 1
@@ -46,6 +48,20 @@ def start_process_group(timeout_minutes: float = 30.0) -> Ranks:
     return Ranks(
         dist.get_rank(), dist.get_world_size(), local_rank, device, dist.new_group(backend="gloo", timeout=timeout)
     )
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed: by default each large tensor goes back to the kernel, and its pages are made anew.
+
+    About 15% of a step on a CPU (docs/performance.md). Elsewhere (macOS, musl) there is nothing to tell.
+    https://man7.org/linux/man-pages/man3/mallopt.3.html
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        trim_threshold, top_pad, mmap_max = -1, -2, -4
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 2**28)
 
 
 def agree_any(flag: bool, ranks: Ranks) -> bool:
