@@ -48,7 +48,6 @@ def plant(name: str | None, set_attribute) -> None:
             "reduce_scatter_single": "reduce_scatter",
             "all_reduce": "all_reduce",
         }.items():
-
             original = getattr(torch.distributed, function, None)
 
             def counted(*arguments, original=original, what=what, **options) -> object:
