@@ -67,14 +67,16 @@ def make_workload(
 ) -> Workload:
     """Write `steps * batch` examples of `shortest` to `longest` tokens into `directory`. The same arguments, the same bytes."""
     rng, chats = random.Random(seed), []
-    for _ in range(1000 * steps * batch):
+    for _ in range(100 * steps * batch):
         chat = make_chat(rng)
         if shortest <= len(encode_chat(tokenizer, chat)[0]) <= longest:
             chats.append(chat)
         if len(chats) == steps * batch:
             break
     else:
-        raise UserError(f"this tokenizer hardly makes examples of {shortest} to {longest} tokens: choose another range")
+        raise UserError(
+            f"hardly an example has {shortest} to {longest} tokens under this tokenizer: choose other --lengths"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     jsonl, tokens = directory / "train.jsonl", directory / "tokens.json"
     jsonl.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")

@@ -4,10 +4,14 @@
     python scripts/bench.py --json bench.json      # about 20 minutes on 2 cores; --quick: about 3, to see that it works
 
 How to read it. Each line is an arm, run in its own processes on the same examples, tokenised once, loss on the assistant's
-tokens alone. `parity`: in fp32, on the same examples in the same steps, the loss of every step must agree with ours to 1e-3
-(absolute below 1, relative above); a line above it is excused only by the feature that it names. `matched`: the same
-examples in each step, bf16 products over fp32 weights (ours by FSDP2's mixed precision, the peers by autocast, which keeps
-what flows between layers in fp32), the same AdamW, no activation checkpointing; packed where the arm can pack without a leak. `defaults`: each tool as its own quick start has it; steps differ, so losses do not compare.
+tokens alone.
+
+parity: in fp32, on the same examples in the same steps, the loss of every step must agree with ours to 1e-3 (absolute
+below 1, relative above). A line above it is excused only by the feature that it names.
+matched: the same examples in each step, bf16 products over fp32 weights (ours by FSDP2's mixed precision, the peers by
+autocast, which keeps what flows between layers in fp32), the same AdamW, no activation checkpointing; packed where the
+arm can pack without a leak.
+defaults: each tool as its own quick start has it; steps differ, so losses do not compare.
 
     tokens/s    real tokens: no padding, counted in the same way for every arm; 2 steps of warm-up before, 1 in
                 defaults, where a step is larger
@@ -105,7 +109,7 @@ def read_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.warmup, arguments.steps, arguments.parity_steps = 1, 1, 2, 5
-    arguments.lengths = arguments.lengths or ("60,120" if arguments.quick else "100,400")
+    arguments.lengths = arguments.lengths or ("100,130" if arguments.quick else "100,400")
     arguments.settings = arguments.settings or ("parity,matched" if arguments.quick else "parity,matched,defaults")
     return arguments
 
@@ -159,10 +163,13 @@ def prepare(arguments: argparse.Namespace) -> Bench:
 
 def make_workloads(bench: Bench, lengths: str) -> dict[str, Workload]:
     """The examples of each setting: short ones for parity, 8 in a step when matched, 16 in our own defaults."""
-    shortest, longest = (int(text) for text in lengths.split(","))
+    try:
+        shortest, longest = (int(text) for text in lengths.split(","))
+    except ValueError as error:
+        raise UserError(f"--lengths must be two whole numbers, as 100,400, not {lengths!r}") from error
     steps = bench.warmup + bench.steps + 1  # one more, because ours would save after its last
     shapes = {
-        "parity": (bench.parity_steps + 1, 2, shortest // 2, min(longest, shortest + 30)),
+        "parity": (bench.parity_steps + 1, 2, shortest, min(longest, shortest + 30)),
         "matched": (steps, 8, shortest, longest),
         "defaults": (steps, 16, shortest, longest),
     }
@@ -348,6 +355,7 @@ def print_ladder(bench: Bench, on_cpu: bool, report: dict) -> None:
     if bench.device == "cpu" and not on_cpu:
         print("\nladder on a 1B shape: needs CUDA, skipped")
         return
+    sys.stdout.flush()  # before another process prints
     file = bench.work / "ladder.json"
     command = [sys.executable, "-m", "bench.ladder", str(file), "--device", bench.device]
     subprocess.run(command, cwd=ROOT, env=bench.environment, check=True)
