@@ -1,7 +1,6 @@
-"""Example files (JSONL, `messages` or `text`) -> tokenised documents in memory, with everything left out counted."""
+"""Example files (data/files.py) -> tokenised documents in memory, with everything left out or cut counted."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +8,14 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from data.files import read_file
 from data.tokens import encode_chat, encode_document
 from errors import UserError
-
-ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Tokenised examples, one document each, in file order.
+    """Tokenised examples in file order: a chat is one document, a long text several.
 
     ids: per document int64 `(length,)`. is_target: per document bool `(length,)`; `is_target[t]` says that token t is
     predicted from those before it and carries loss, so index 0 never counts. lengths, targets: int64 `(documents,)`.
@@ -33,23 +31,22 @@ class Documents:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def get(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and target flags of one document."""
+        return self.ids[index], self.is_target[index]
+
+    def document_lengths(self, index: int) -> tuple[int, ...]:
+        """Of what stands at `index`: one document here, several in a window of a token store."""
+        return (int(self.lengths[index]),)
+
+    def num_targets(self, index: int) -> int:
+        """Tokens of one document that carry loss."""
+        return int(self.targets[index])
+
 
 def read_examples(path: str | Path) -> list[dict]:
-    """The examples of a JSONL file, checked for shape. Raises UserError with the file and the line."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; data files are JSONL with `messages` or `text` in each line")
-    examples = []
-    with path.open(encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    examples.append(_checked(line, f"{path}, line {number}"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    if not examples:
-        raise UserError(f"{path} holds no example")
-    return examples
+    """The examples of a file of any kind (data/files.py), checked for shape. Raises UserError with the file and the line."""
+    return [example for _, example in read_file(path)]
 
 
 def load_documents(
@@ -61,36 +58,35 @@ def load_documents(
 ) -> Documents:
     """Read and tokenise example files.
 
-    too_long says what becomes of examples above `sequence_length` tokens: `drop`, `truncate` (the end is cut) or
-    `error`. progress: wraps the list of examples, e.g. tqdm. Raises UserError for a bad file or where nothing is left.
+    too_long says what becomes of chats above `sequence_length` tokens: `drop`, `truncate` (the end is cut) or `error`.
+    Longer texts are cut into pieces, so that each of their tokens is still a target once. progress: wraps the list of
+    examples, e.g. tqdm. Raises UserError for a bad file or where nothing is left.
     """
     examples = [(f"{path}, example {i}", example) for path in paths for i, example in enumerate(read_examples(path), 1)]
-    ids, is_target, dropped, truncated, silent, longest = [], [], 0, 0, 0, 0
+    ids, is_target, dropped, truncated, cut, longest = [], [], 0, 0, 0, 0
     for where, example in progress(examples) if progress else examples:
-        try:
-            if "messages" in example:
-                tokens, flags = encode_chat(tokenizer, example["messages"])
-            else:
-                tokens, flags = encode_document(tokenizer, example["text"])
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
+        tokens, flags = _encoded(tokenizer, example, where)
         longest = max(longest, len(tokens))
+        pieces = [(tokens, flags)]
         if len(tokens) > sequence_length:
-            if too_long == "error":
+            if "messages" not in example:
+                cut += 1
+                pieces = _pieces(tokens, sequence_length)
+            elif too_long == "error":
                 raise UserError(
                     f"{where} has {len(tokens)} tokens, data.sequence_length={sequence_length}; raise it, or choose "
                     "data.too_long=drop or truncate"
                 )
-            if too_long == "drop":
+            elif too_long == "drop":
                 dropped += 1
                 continue
-            truncated += 1
-            tokens, flags = tokens[:sequence_length], flags[:sequence_length]
-        flags = np.array(flags, dtype=bool)
-        flags[:1] = False  # the first token has nothing to be predicted from
-        silent += not flags.any()
-        ids.append(np.array(tokens, dtype=np.int64))
-        is_target.append(flags)
+            else:
+                truncated += 1
+                pieces = [(tokens[:sequence_length], flags[:sequence_length])]
+        for tokens, flags in pieces:
+            flags[:1] = False  # the first token has nothing to be predicted from
+            ids.append(tokens)
+            is_target.append(flags)
     if not ids:
         raise UserError(
             f"all {len(examples)} examples of {', '.join(paths)} are longer than data.sequence_length="
@@ -100,36 +96,36 @@ def load_documents(
     targets = np.array([flags.sum() for flags in is_target], dtype=np.int64)
     if not targets.any():
         raise UserError(f"no token of {', '.join(paths)} carries loss: there is no assistant message in any example")
+    silent = int((targets == 0).sum())
     report = (
         f"{len(ids)} examples, {lengths.sum():,} tokens ({lengths.mean():.0f} an example, longest {lengths.max()}), "
         f"{targets.sum():,} of them targets"
     )
     report += f"; DROPPED {dropped} longer than {sequence_length} (longest {longest})" if dropped else ""
     report += f"; TRUNCATED {truncated} to {sequence_length} (longest {longest})" if truncated else ""
+    report += f"; {cut} texts CUT into pieces of {sequence_length}, which count as examples" if cut else ""
     report += f"; {silent} without any target token" if silent else ""
     return Documents(ids, is_target, lengths, targets, _fingerprint(ids, is_target), report)
 
 
-def _checked(line: str, where: str) -> dict:
+def _encoded(tokenizer: PreTrainedTokenizerBase, example: dict, where: str) -> tuple[np.ndarray, np.ndarray]:
     try:
-        example = json.loads(line.strip())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(example, dict) or not ("messages" in example or "text" in example):
-        raise UserError(f"{where} has neither `messages` nor `text`")
-    if "messages" not in example:
-        if not isinstance(example["text"], str) or not example["text"]:
-            raise UserError(f"{where}: `text` must be a text that is not empty")
-        return example
-    messages = example["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where}: `messages` must be a list that is not empty")
-    for i, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise UserError(f"{where}: message {i} needs a `role`, one of {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), str):
-            raise UserError(f"{where}: message {i} needs `content`, a text")
-    return example
+        if "messages" in example:
+            tokens, flags = encode_chat(tokenizer, example["messages"])
+        else:
+            tokens, flags = encode_document(tokenizer, example["text"])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return np.array(tokens, dtype=np.int64), np.array(flags, dtype=bool)
+
+
+def _pieces(tokens: np.ndarray, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A long text in pieces of `size` tokens; each begins with the last token of the one before.
+
+    A piece's first token is no target, so without this overlap a token would be lost at every cut.
+    """
+    pieces = [tokens[i : i + size] for i in range(0, len(tokens) - 1, max(1, size - 1))]
+    return [(piece, np.ones(len(piece), dtype=bool)) for piece in pieces]
 
 
 def _fingerprint(ids: list[np.ndarray], is_target: list[np.ndarray]) -> str:
