@@ -60,6 +60,15 @@ from model.language_model import build_on_meta, read_model_config
 
 PARITY = 1e-3
 PARITY_RATE, MATCHED_RATE = 1e-4, 2e-5
+FULL = {
+    "rounds": 2,
+    "warmup": 2,
+    "steps": 4,
+    "parity_steps": 20,
+    "lengths": "100,400",
+    "settings": "parity,matched,defaults",
+}
+QUICK = {"rounds": 1, "warmup": 1, "steps": 2, "parity_steps": 5, "lengths": "100,130", "settings": "parity,matched"}
 VERSIONS = ("torch", "transformers", "trl", "litgpt", "lightning", "accelerate", "datasets", "torchao")
 
 
@@ -84,7 +93,7 @@ class Bench:
 
     def warmup_of(self, setting: str) -> int:
         """Steps that are not measured: one less in `defaults`, whose steps are larger."""
-        return max(1, self.warmup - 1) if setting == "defaults" else self.warmup
+        return max(min(1, self.warmup), self.warmup - 1) if setting == "defaults" else self.warmup
 
 
 def read_arguments() -> argparse.Namespace:
@@ -95,22 +104,21 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="artifacts/models/SmolLM2-135M-Instruct", help="a Hugging Face folder")
     parser.add_argument("--arms", default=keys, metavar="A,B", help=f"some of {keys}")
     parser.add_argument("--settings", metavar="A,B", help="some of parity,matched,defaults")
-    parser.add_argument("--rounds", type=int, default=2, help="times that all arms run")
-    parser.add_argument("--warmup", type=int, default=2, help="first steps that are not measured; in defaults 1 less")
-    parser.add_argument("--steps", type=int, default=4, help="steps that are measured")
-    parser.add_argument("--parity-steps", type=int, default=20, help="steps compared in fp32")
+    parser.add_argument("--rounds", type=int, metavar="N", help="times that all arms run")
+    parser.add_argument("--warmup", type=int, metavar="N", help="first steps that are not measured; in defaults 1 less")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps that are measured")
+    parser.add_argument("--parity-steps", type=int, metavar="N", help="steps compared in fp32")
     parser.add_argument("--seconds", type=float, default=15, help="in defaults: no more steps once two took this long")
     parser.add_argument("--timeout", type=float, default=600, help="seconds after which an arm is given up")
     parser.add_argument("--threads", type=int, help="cores for each arm; default: all this process may use")
-    parser.add_argument("--lengths", metavar="FROM,TO", help="tokens of an example; default 100,400")
-    parser.add_argument("--quick", action="store_true", help="short examples, few steps, one round, and no defaults")
+    parser.add_argument("--lengths", metavar="FROM,TO", help="tokens of an example")
+    parser.add_argument("--quick", action="store_true", help=f"instead of {_shown(FULL)}: {_shown(QUICK)}")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("artifacts/bench"), help="its own folder")
     parser.add_argument("--ladder-on-cpu", action="store_true", help="the ladder in miniature, without CUDA")
     arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.rounds, arguments.warmup, arguments.steps, arguments.parity_steps = 1, 1, 2, 5
-    arguments.lengths = arguments.lengths or ("100,130" if arguments.quick else "100,400")
-    arguments.settings = arguments.settings or ("parity,matched" if arguments.quick else "parity,matched,defaults")
+    for name, value in (QUICK if arguments.quick else FULL).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     return arguments
 
 
@@ -360,6 +368,10 @@ def print_ladder(bench: Bench, on_cpu: bool, report: dict) -> None:
     command = [sys.executable, "-m", "bench.ladder", str(file), "--device", bench.device]
     subprocess.run(command, cwd=ROOT, env=bench.environment, check=True)
     report["ladder"] = json.loads(file.read_text(encoding="utf-8"))
+
+
+def _shown(values: dict) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
 
 
 def _dicts(results: list) -> list[dict]:
