@@ -43,6 +43,7 @@ from distributed.sharding import before_micro_batch, decoder_layers, has_native_
 from errors import UserError, exit_with_one_sentence
 from model.flops import count_work, peak_flops, step_flops
 from model.language_model import build_on_meta, load_weights, num_parameters, parameter_names, read_model_config
+from model.rope import check_length
 
 STOP_AFTER_BAD_STEPS = 5  # in a row with a loss or gradient norm that is not finite
 COLLECT_GARBAGE_EVERY = 50  # steps
@@ -100,16 +101,15 @@ def main() -> int:
     if config.run.resume == "never" and run_directory.exists():
         raise UserError(f"{run_directory} exists and run.resume=never; choose another run.name or remove it")
 
-    model_config = read_model_config(config.model.path)
+    rope = (config.model.rope_type, config.model.rope_factor, config.model.rope_original_length)
+    model_config = read_model_config(config.model.path, *rope)
     model = build_on_meta(model_config).to(parameter_dtype(config.optimizer.memory))  # shapes without memory
     layers = decoder_layers(model, config.model.layer_class)
     layer_name = type(layers[0]).__name__
     tokenizer = load_tokenizer(config.model.path)
-    if config.data.sequence_length > model_config.max_position_embeddings:
-        raise UserError(
-            f"data.sequence_length={config.data.sequence_length} is beyond the {model_config.max_position_embeddings} "
-            f"positions of {config.model.path}"
-        )
+    check_length(config.data.sequence_length, model_config, config.model.path)
+    if config.model.rope_type:
+        tokenizer.model_max_length = model_config.max_position_embeddings  # of the export: tools warn or cut there
 
     def documents_of(paths: tuple[str, ...], what: str) -> Documents:
         def progress(examples: list) -> tqdm:
@@ -150,6 +150,7 @@ def main() -> int:
         "batch.global_examples": config.batch.global_examples,
         "batch.global_tokens": config.batch.global_tokens,
         "optimizer.memory": config.optimizer.memory,
+        "model.rope_type, rope_factor or rope_original_length": model_config.rope_parameters,
     }
 
     # --- Processes. ---------------------------------------------------------------------------------------------------

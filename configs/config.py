@@ -24,6 +24,10 @@ class Model:
     activation_checkpointing: str = "none"  # none | full | selective | offload; see distributed/sharding.py
     checkpoint_every: int = 1  # checkpoint every k-th decoder layer: between full and none
     compile: bool = False  # torch.compile each decoder layer; pays on CUDA
+    # A longer window than the model's own: docs/long_context.md. None: RoPE as the model has it
+    rope_type: str | None = None  # linear | yarn | llama3 | longrope | default; see model/rope.py
+    rope_factor: float | None = None  # the window becomes this many times as long
+    rope_original_length: int | None = None  # tokens of the window before any scaling; None: as config.json says
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from distributed.sharding import local_shard
 from errors import UserError
 from model import packed_attention
 from model.loss import cross_entropy_sum
+from model.rope import check_isolates, fix_frequencies, scaled_config
 
 # Dense text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
 # tests/model/test_equivalence.py runs over exactly these.
@@ -97,8 +98,13 @@ class PackedLanguageModel(nn.Module):
         ).last_hidden_state
 
 
-def read_model_config(path: str) -> PretrainedConfig:
-    """The model's own configuration. Raises UserError where there is none or where it cannot be trained truly."""
+def read_model_config(
+    path: str, rope_type: str | None = None, rope_factor: float | None = None, rope_original_length: int | None = None
+) -> PretrainedConfig:
+    """The model's configuration, its RoPE scaled where a type is given (`model.rope.scaled_config`).
+
+    Raises UserError where there is none, where it does not take the scaling, or where it cannot be trained truly.
+    """
     if not Path(path).is_dir():
         raise UserError(
             f"model.path={path} is not a folder; python scripts/fetch_base_model.py ORGANISATION/NAME brings a model to "
@@ -108,6 +114,8 @@ def read_model_config(path: str) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} holds no model configuration: {str(error).splitlines()[0]}") from error
+    if config.model_type in SUPPORTED:  # others may have no RoPE at all
+        config = scaled_config(config, rope_type, rope_factor, rope_original_length)
     check_supported(config)
     return config
 
@@ -142,13 +150,7 @@ def check_supported(config: PretrainedConfig) -> None:
     ]
     if needs:
         raise UserError(f"the {kind} model needs {' and '.join(needs)}, which packed training does not support")
-    rope = settings.get("rope_parameters") or {}
-    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}  # one per layer type
-    for name in sorted(kinds & {"dynamic", "longrope"}):
-        raise UserError(
-            f"RoPE type {name} takes its frequencies from the longest document in a micro-batch, which breaks the "
-            "isolation of packed documents; choose linear, yarn or llama3 in config.json"
-        )
+    check_isolates(config)
 
 
 def _why_not(config: PretrainedConfig) -> str:
@@ -189,6 +191,7 @@ def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
         causal_lm = AutoModelForCausalLM.from_config(
             config, attn_implementation=packed_attention.NAME, dtype=torch.float32
         )
+    fix_frequencies(causal_lm)
     return PackedLanguageModel(causal_lm)
 
 
