@@ -41,6 +41,7 @@ import math
 import os
 import platform
 import shutil
+import signal
 import subprocess
 from importlib import metadata
 
@@ -265,6 +266,7 @@ def compare_losses(bench: Bench, runs: dict[str, Run], reasons: dict[str, str]) 
 def main() -> int:
     """All runs, then the tables. Exit code 1 where one of our own arms failed or a peer differs without excuse."""
     arguments = read_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run that is going on is ended too
     bench = prepare(arguments)
     workloads = make_workloads(bench, arguments.lengths)
     reasons = {arm.name: why_not(bench, arm) for arm in bench.arms}
