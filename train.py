@@ -36,7 +36,7 @@ from distributed.checkpoint import (
     update_state,
 )
 from distributed.export import export_model
-from distributed.optimizer import bytes_per_parameter, gradient_norm, make_optimizer, parameter_dtype
+from distributed.optimizer import bytes_per_parameter, check_memory, gradient_norm, make_optimizer, parameter_dtype
 from distributed.process_group import Ranks, StopSignal, agree_any, start_process_group, world_size_from_environment
 from distributed.run_log import RunLog, peak_memory_gib, write_provenance
 from distributed.sharding import before_micro_batch, decoder_layers, has_native_bf16, make_mesh, reshard, spread
@@ -50,7 +50,7 @@ COLLECT_GARBAGE_EVERY = 50  # steps
 
 
 def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, min_ratio: float) -> float:
-    """Of 0-based `step`: linear warm-up to the peak, then a cosine that reaches `min_ratio * peak` at the last step."""
+    """Of 0-based `step`: linear warm-up to the peak, then a cosine that reaches `min_ratio * peak` at the last step, if there are two."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
@@ -86,16 +86,19 @@ def main() -> int:
     parser.add_argument(
         "--deepspeed", metavar="FILE", help="apply a DeepSpeed JSON file to the config (docs/migrating.md)"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     # --- Config and data. All of it before a process group starts, so that a mistake is one sentence. -----------------
-    config, notes = load_config(arguments.config), []
+    first = int(os.environ.get("RANK", 0)) == 0
+    config = load_config(arguments.config)
     world_size, ranks_per_node = world_size_from_environment()
     if arguments.deepspeed:
         config, notes = from_deepspeed(config, arguments.deepspeed, world_size)
+        notes += [f"{text} on the command line comes last" for text in arguments.overrides]
+        print("\n".join(f"deepspeed: {note}" for note in notes) if first else "", end="\n" if first else "")
     config = override(config, arguments.overrides)
     check_world(config, world_size, ranks_per_node)
-    first = int(os.environ.get("RANK", 0)) == 0
+    check_memory(config.optimizer.memory)
     run_directory = Path(config.run.directory) / config.run.name
     checkpoints = run_directory / "checkpoints"
     if config.run.resume == "never" and run_directory.exists():
@@ -167,10 +170,10 @@ def main() -> int:
     if resume_from:
         state = read_state(resume_from)
         for key, value in meaning.items():
-            if state["meaning"][key] != value:
-                raise UserError(
-                    f"{resume_from} was made with another {key}; set it back, or start anew with another run.name"
-                )
+            before = state["meaning"].get(key, value)  # a key that is new since then says nothing
+            if before != value:
+                what = "other data in data.train" if key == "data.train" else f"{key}={before}, now it is {value}"
+                raise UserError(f"{resume_from} was made with {what}; set it back, or start anew with another run.name")
         if state["step"] > total_steps:
             raise UserError(f"{resume_from} is at step {state['step']}, beyond the {total_steps} steps of this config")
     state["meaning"] = meaning
@@ -192,11 +195,12 @@ def main() -> int:
         compute_dtype = torch.float32
         log.say("this processor has no native bf16: computing in fp32 instead")
     sharding = config.sharding
+    mesh = make_mesh(ranks.device.type, ranks.world_size, sharding.strategy, sharding.shard_size or ranks_per_node)
     spread(
         model,
         layers,
         model.own_units(),
-        make_mesh(ranks.device.type, ranks.world_size, sharding.strategy, sharding.shard_size or ranks_per_node),
+        mesh,
         compute_dtype,
         strategy=sharding.strategy,
         cpu_offload=sharding.cpu_offload,
@@ -243,9 +247,17 @@ def main() -> int:
         f"compute {str(compute_dtype).removeprefix('torch.')}, optimizer memory {config.optimizer.memory}, "
         f"peak {peak / 1e12:.2f} TFLOP/s ({peak_source})"
     )
+    log.say(
+        f"activation checkpointing {config.model.activation_checkpointing}, every {config.model.checkpoint_every}. layer; "
+        f"compile {'on' if config.model.compile else 'off'}; ranks {mesh}"
+    )
     warning = learning_rate_warning(config, num_parameters(model))
-    for note in [*notes, *([f"warning: {warning}"] if warning else [])]:
-        log.say(note)
+    if warning:
+        log.say(f"warning: {warning}")
+    if warmup_steps >= total_steps > 1:
+        log.say(
+            f"warning: {warmup_steps} steps of warm-up in {total_steps}: the peak learning rate comes last or never"
+        )
     if resume_from:
         log.say(f"resumed from {resume_from}")
 

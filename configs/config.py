@@ -212,8 +212,8 @@ def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:
     shard_size = config.sharding.shard_size or ranks_per_node
     if config.sharding.strategy == "hybrid" and world_size % shard_size:
         raise UserError(
-            f"sharding.strategy=hybrid with {shard_size} ranks to a copy of the model does not divide {world_size} ranks; "
-            "set sharding.shard_size"
+            f"sharding.strategy=hybrid: {world_size} ranks do not divide into copies of the model on sharding.shard_size="
+            f"{shard_size} ranks; set it to one of {', '.join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)}"
         )
     rows = world_size * config.batch.micro_batch
     examples = config.batch.global_examples

@@ -94,17 +94,22 @@ def _sharding(config: Config, file: DeepSpeedFile, world_size: int, notes: list[
 
 
 def _offload(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
-    moved = {}
+    moved, off = {}, []
     for what, old in (("offload_optimizer", "cpu_offload"), ("offload_param", "cpu_offload_param")):
         device = choice(file, f"zero_optimization.{what}.device", ("none", "cpu", "nvme"))
         if choice(file, f"zero_optimization.{old}", (True, False)):
             device = device or "cpu"
         if device in ("cpu", "nvme"):
             moved[f"zero_optimization.{what}"] = device
+        elif device == "none":
+            off.append(f"zero_optimization.{what}")
     stage = file.values.get("zero_optimization.stage", 3 if "zero_optimization.stage" in file.auto else 0)
     applies = stage == 3 or (stage > 0 and "zero_optimization.offload_optimizer" in moved)
     if moved and not applies:
         notes.append(f"{' and '.join(moved)} is ignored: DeepSpeed has nothing to move at stage {stage}")
+    if off and not moved and config.sharding.cpu_offload:
+        notes.append(f"{' and '.join(off)} to none -> sharding.cpu_offload=False")
+        return _set(config, "sharding", cpu_offload=False)
     if not moved or not applies:
         return config
     told = " and ".join(f"{what} to {device}" for what, device in moved.items())
@@ -175,7 +180,10 @@ def _clipping(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
     norm = number(file, name, at_least=0)
     if norm is None:
         if name not in file.auto:
-            notes.append(f"no {name}: optimizer.max_grad_norm={config.optimizer.max_grad_norm:g} stays")
+            notes.append(
+                f"no {name}: optimizer.max_grad_norm={config.optimizer.max_grad_norm:g} stays (DeepSpeed before 0.19 would "
+                "not clip)"
+            )
         return config
     ours, more = (float(norm), "") if norm > 0 else (NO_CLIPPING, ", which no norm reaches: nothing is clipped")
     notes.append(f"{name}={norm} -> optimizer.max_grad_norm={ours:g}{more}")
@@ -226,6 +234,9 @@ def _scheduler(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
     where = "scheduler.params"
     if kind is None:
         return config
+    known = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest")
+    if kind not in known:
+        raise UserError(f"{file.path}: scheduler.type={kind} is none of DeepSpeed's {', '.join(known)}")
     if params and all(value == "auto" for value in params.values()):
         file.auto.append(where)
         notes.append(f'scheduler.type={kind} with "auto" alone: our schedule stays, linear warm-up, then a cosine')
@@ -247,7 +258,7 @@ def _scheduler(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
         value = number(file, name, at_least=0 if ratio else 1, whole=not ratio)
         if value is None:
             if name not in file.auto:
-                notes.append(f"no {name}: our own stays")
+                notes.append(f"no {name}: optimizer.{our_key}={getattr(config.optimizer, our_key)} stays")
             continue
         if ratio and value > 1:
             raise UserError(f"{file.path}: {name} must be a share between 0 and 1, not {value}")

@@ -66,7 +66,8 @@ def load_checkpoint(
 ) -> None:
     """Read parameters, moments and random state into place, at any number of ranks. Raises UserError if it does not fit.
 
-    Nothing is converted: a checkpoint of another `optimizer.memory` is refused (14N and 12N store the same).
+    Nothing is converted: a checkpoint of another `optimizer.memory` is refused. (14N and 12N store the same tensors; train.py
+    tells them apart by its state.)
 
     optimizer None: the parameters alone (evaluation, export).
     """
@@ -123,17 +124,6 @@ def best_checkpoint(directory: Path) -> Path | None:
     """The checkpoint with the lowest validation loss, or None."""
     pointer = directory / "best"
     return directory / pointer.read_text().strip() if pointer.is_file() else None
-
-
-def initialise_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Give torch's AdamW its state before the first step, so that a checkpoint can be read into place and memory is known."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
 
 
 def write_durably(path: Path, text: str) -> None:

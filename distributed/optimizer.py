@@ -12,7 +12,6 @@ the next one: rounding to nearest loses it, step after step. Stochastic rounding
 that makes the mean right (Zamirai et al., arXiv:2010.06192).
 """
 
-import logging
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -21,7 +20,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from distributed.checkpoint import initialise_moments
 from distributed.sharding import local_shard
 from errors import UserError
 
@@ -45,12 +43,27 @@ def parameter_dtype(memory: str) -> torch.dtype:
     return torch.float32 if memory == "16N" else torch.bfloat16
 
 
+def check_memory(memory: str) -> None:
+    """Raises UserError where 14N or 6N needs what is not installed: before anything is started."""
+    if memory == "14N" and not hasattr(torch.Tensor, "grad_dtype"):
+        raise UserError(
+            f"optimizer.memory=14N keeps fp32 gradients of bf16 weights, which torch {torch.__version__} cannot: choose 12N or 16N"
+        )
+    if memory == "6N":
+        try:
+            from torchao.optim.quant_utils import create_dynamic_map  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                "optimizer.memory=6N keeps its moments in 8 bits through torchao: pip install torchao"
+            ) from error
+
+
 def make_optimizer(parameters: dict[str, nn.Parameter], settings: Settings, seed: int) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101) with weight decay on matrices only, its moments in place and zero.
 
     parameters: all of the model's by name, in the same order on every rank, in `parameter_dtype(settings.memory)`. The
     loop sets `lr` and, for the noise of the rounding, `noise_step` (0-based) in every group, and `optimizer.found_inf`: where
-    that is 1 the step changes nothing. Raises UserError where 14N or 6N needs what is not installed.
+    that is 1 the step changes nothing.
     """
     wanted = parameter_dtype(settings.memory)
     wrong = [name for name, parameter in parameters.items() if parameter.dtype != wanted]
@@ -66,7 +79,9 @@ def make_optimizer(parameters: dict[str, nn.Parameter], settings: Settings, seed
     options = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
     if settings.memory == "16N":
         optimizer = torch.optim.AdamW(groups, **options, fused=True)
-        initialise_moments(optimizer)
+        for parameter in parameters.values():  # before the first step, so that a checkpoint can be read into place
+            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            optimizer.state[parameter] = {"step": step} | _new_moments(parameter, "16N")
         return optimizer
     order = {parameter: index for index, parameter in enumerate(parameters.values())}
     return LowMemoryAdamW(groups, **options, memory=settings.memory, seed=seed, order=order)
@@ -351,26 +366,14 @@ def _keep_fp32_gradient(parameter: nn.Parameter) -> None:
 
     What a micro-batch adds has been rounded to bf16 once; the sum over micro-batches is fp32.
     """
-    if not hasattr(parameter, "grad_dtype"):
-        raise UserError(
-            f"optimizer.memory=14N keeps fp32 gradients of bf16 weights, which torch {torch.__version__} cannot: choose 12N or 16N"
-        )
     parameter.grad_dtype = torch.float32
     parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
 
 
 def _code_maps(device: torch.device) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """For each moment the 256 values of the dynamic 8-bit type (Dettmers et al., arXiv:2110.02861) and their midpoints."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it reports CUDA extensions that it cannot load, and that are not used here
-    try:
-        from torchao.optim.quant_utils import create_dynamic_map
-    except ImportError as error:
-        raise UserError(
-            "optimizer.memory=6N keeps its moments in 8 bits through torchao: pip install torchao"
-        ) from error
-    finally:
-        logging.disable(disabled)
+    from torchao.optim.quant_utils import create_dynamic_map
+
     maps = {}
     for key, signed in (("exp_avg", True), ("exp_avg_sq", False)):
         values = torch.tensor(create_dynamic_map(signed), dtype=torch.float32)

@@ -101,7 +101,10 @@ def test_without_packing_the_batch_must_divide(good) -> None:
 def test_the_copies_of_hybrid_must_divide_the_ranks(good) -> None:
     hybrid = load_config(good, ["sharding.strategy=hybrid", "sharding.shard_size=2"])
     check_world(hybrid, 4, 4)
-    with pytest.raises(UserError, match="hybrid with 2 ranks to a copy of the model does not divide 3 ranks"):
+    with pytest.raises(
+        UserError,
+        match="3 ranks do not divide into copies of the model on sharding.shard_size=2 ranks; set it to one of 1, 3",
+    ):
         check_world(hybrid, 3, 3)
     check_world(load_config(good, ["sharding.strategy=hybrid"]), 8, 4)
     with pytest.raises(UserError, match="sharding.shard_size is for sharding.strategy=hybrid alone"):

@@ -9,8 +9,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from distributed.checkpoint import initialise_moments, latest_checkpoint, load_checkpoint, save_checkpoint
+from configs.config import Optimizer
+from distributed.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from distributed.export import export_model
+from distributed.optimizer import make_optimizer
 from distributed.process_group import Ranks
 from distributed.run_log import RunLog
 from errors import UserError
@@ -49,9 +51,8 @@ def test_a_large_model_is_exported_in_files_with_an_index(tmp_path, ranks) -> No
 
 def checkpointed(size: int) -> tuple[dict, torch.optim.Optimizer]:
     weight = torch.nn.Parameter(torch.arange(float(size)))
-    optimizer = torch.optim.AdamW([weight], lr=1.0)
-    initialise_moments(optimizer)
-    return {"weight": weight}, optimizer
+    settings = Optimizer(1.0)
+    return {"weight": weight}, make_optimizer({"weight": weight}, settings, seed=0)
 
 
 def test_the_best_and_the_last_are_kept_and_others_go(tmp_path, ranks) -> None:
