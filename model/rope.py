@@ -58,7 +58,7 @@ def scaled_config(
     if rope_type == "longrope":
         return _fixed_longrope(config, factor, original_length)
     own, trained = global_parameters(config), trained_length(config)
-    original = original_length or trained
+    original = trained if original_length is None else original_length
     if original is None:
         raise UserError(
             f"the model has RoPE type {own['rope_type']} and does not say how long its window was before: give "

@@ -1,0 +1,100 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from eval import positions
+from eval.positions import buckets, cut, losses_by_position
+from model.language_model import build_on_meta, load_weights, read_model_config
+from tests.tiny import write_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+def load(path, *rope):
+    packed = build_on_meta(read_model_config(str(path), *rope))
+    load_weights(packed, str(path), CPU)
+    return packed.eval()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "mistral_sliding"])
+@pytest.mark.parametrize("chunk", [7, 512])
+def test_losses_equal_those_of_transformers_position_by_position(tmp_path, monkeypatch, family, chunk) -> None:
+    """Eager attention: transformers' SDPA leaves Gemma 2's softcap out. Windows are of 8 tokens."""
+    monkeypatch.setattr(positions, "CHUNK_TOKENS", chunk)
+    path = write_tiny_model(tmp_path / "model", family=family)
+    documents = [torch.randint(0, 259, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (50, 2, 90)]
+    finished = []
+    losses = losses_by_position(load(path), documents, CPU, finished.append)
+    eager = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
+    for ids, loss in zip(documents, losses, strict=True):
+        with torch.no_grad():
+            log_p = eager(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        expected = -log_p[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+        assert loss.dtype == torch.float64 and torch.allclose(loss, expected, atol=1e-4)
+    assert finished == [1, 1, 1]
+
+
+def test_a_bucket_holds_the_tokens_of_its_positions() -> None:
+    """Entry t of a document's losses is of position t + 1: here the loss of a token is its position."""
+    found = buckets([torch.arange(1.0, 10.0), torch.arange(1.0, 6.0)], 4)
+    assert [(b.start, b.end, b.nats, b.tokens) for b in found] == [
+        (0, 4, 2 * (1 + 2 + 3), 6),
+        (4, 8, (4 + 5 + 6 + 7) + (4 + 5), 6),
+        (8, 10, 8 + 9, 2),
+    ]
+    assert found[1].mean == pytest.approx(31 / 6)
+    assert buckets([], 4) == []
+
+
+@pytest.mark.parametrize(
+    "length, most, starts", [(10, 2, [0, 50]), (10, 99, list(range(0, 100, 10))), (34, 4, [0, 34, 68])]
+)
+def test_documents_are_spread_over_the_text_and_do_not_overlap(length, most, starts) -> None:
+    ids = list(range(102))
+    documents = cut(ids, length, most)
+    assert [document[0] for document in documents] == starts
+    assert all(document == ids[document[0] : document[0] + length] for document in documents)
+
+
+def test_each_document_begins_with_what_is_asked_and_a_short_text_gives_none() -> None:
+    assert cut([5, 6, 7, 8], 3, 9, first=[1]) == [[1, 5, 6], [1, 7, 8]]
+    assert cut([5, 6], 3, 9) == []
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "scripts/evaluate_positions.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_script_measures_the_model_as_it_is_and_scaled(tmp_path) -> None:
+    path = write_tiny_model(tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text("The bank shall hold own funds of at least 8% of its exposure. " * 80)
+    options = ("--data", text, "--length", 600, "--bucket", 200, "--dtype", "fp32", "--json", tmp_path / "figures.json")
+    result = run(path, *options, "--rope-type", "yarn", "linear", "--rope-factor", 2)
+    assert result.returncode == 0, result.stderr
+    assert "windows: as it is 512, yarn x2 1024, linear x2 1024" in result.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["documents"] == 2
+    columns = figures["buckets"]
+    assert [b["tokens"] for b in columns["as it is"]] == [2 * 199, 2 * 200, 2 * 200]
+    means = {name: [b["mean"] for b in column] for name, column in columns.items()}
+    assert f"{'400-599':>15}     400" + "".join(f"{means[name][2]:>14.3f}" for name in means) in result.stdout
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(path).encode(text.read_text(), verbose=False)
+    for name, rope in {"as it is": (), "yarn x2": ("yarn", 2.0), "linear x2": ("linear", 2.0)}.items():
+        expected = buckets(losses_by_position(load(path, *rope), cut(ids, 600, 2), CPU), 200)
+        assert means[name] == pytest.approx([b.mean for b in expected], abs=1e-6)
+    assert abs(means["as it is"][2] - means["yarn x2"][2]) > 1e-3
+
+    short = run(path, *options[:2], "--length", 60000)
+    assert short.returncode == 2 and "no text has --length=60000 tokens" in short.stderr
+    alone = run(path, "--length", 600, "--rope-factor", 2)
+    assert alone.returncode == 2 and "need a --rope-type" in alone.stderr
