@@ -17,14 +17,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from configs.config import Config, as_dict, check_world, learning_rate_warning, load_config, override
 from configs.deepspeed import from_deepspeed
 from data.batches import MicroBatch, Plan, ahead, collate, micro_batches, plan_training, plan_validation
-from data.examples import Documents, load_documents
+from data.sources import MAIN, Corpus, Reader, mean_losses
 from data.tokens import load_tokenizer
 from distributed.checkpoint import (
     best_checkpoint,
@@ -43,6 +43,7 @@ from distributed.sharding import before_micro_batch, decoder_layers, has_native_
 from errors import UserError, exit_with_one_sentence
 from model.flops import count_work, peak_flops, step_flops
 from model.language_model import build_on_meta, load_weights, num_parameters, parameter_names, read_model_config
+from model.loss import LossBySource
 from model.rope import check_length
 
 STOP_AFTER_BAD_STEPS = 5  # in a row with a loss or gradient norm that is not finite
@@ -58,24 +59,27 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, m
 
 
 def validate(
-    model: torch.nn.Module, plan: Plan, documents: Documents, config: Config, ranks: Ranks, stop: StopSignal
-) -> float | None:
-    """Mean loss of all target tokens (nats). Every rank runs the same number of forwards. None if a signal came."""
+    model: torch.nn.Module, plan: Plan, corpus: Corpus, config: Config, ranks: Ranks, stop: StopSignal
+) -> dict[str, float] | None:
+    """Mean loss of each source's target tokens (nats). Every rank runs as many forwards. None if a signal came."""
     model.eval()
-    total = torch.zeros((), device=ranks.device)
+    sums = torch.zeros(1 + len(corpus.sources), device=ranks.device)  # of all losses, then by source
+    targets = np.zeros(len(corpus.sources), dtype=np.int64)
+    by_source = LossBySource(sums[1:]) if len(corpus.sources) > 1 else None
     stopped = False
     with torch.no_grad():
-        for rows in plan.steps:
-            for micro in micro_batches(rows, documents, ranks.rank, ranks.world_size, config.batch.micro_batch):
+        for batch in map(plan.batch, range(plan.num_steps)):
+            targets += batch.targets_by_source
+            for micro in micro_batches(batch.rows, corpus, ranks.rank, ranks.world_size, config.batch.micro_batch):
                 stopped = stopped or agree_any(stop.name is not None, ranks)
                 if not stopped:  # agreed: the same on every rank
-                    total += model(collate(micro, documents).to(ranks.device))
+                    sums[0] += model(collate(micro, corpus).to(ranks.device), by_source)
     reshard(model)
     model.train()
     if stopped:
         return None
-    dist.all_reduce(total)
-    return total.item() / max(1, sum(plan.num_target_tokens))
+    dist.all_reduce(sums)
+    return mean_losses(corpus, sums.tolist(), targets)
 
 
 def main() -> int:
@@ -114,22 +118,11 @@ def main() -> int:
     if config.model.rope_type:
         tokenizer.model_max_length = model_config.max_position_embeddings  # of the export: tools warn or cut there
 
-    def documents_of(paths: tuple[str, ...], what: str) -> Documents:
-        def progress(examples: list) -> tqdm:
-            return tqdm(examples, desc=f"tokenise {what}", unit="example", leave=False)
-
-        documents = load_documents(
-            paths, tokenizer, config.data.sequence_length, config.data.too_long, progress if first else None
-        )
-        highest = max(int(ids.max()) for ids in documents.ids)
-        if highest >= model_config.vocab_size:
-            raise UserError(
-                f"token id {highest} of the tokenizer is outside the model's {model_config.vocab_size} rows"
-            )
-        return documents
-
-    train = documents_of(config.data.train, "training")
-    validation = documents_of(config.data.validation, "validation") if config.data.validation else None
+    reader = Reader(
+        tokenizer, model_config.vocab_size, config.data.sequence_length, config.data.too_long, show_progress=first
+    )
+    train = reader.training(config.data.train, config.data.mix)
+    validation = reader.validation(config.data.validation, config.data.mix)
     plan = plan_training(
         train,
         config.optimizer.epochs,
@@ -140,13 +133,14 @@ def main() -> int:
         config.data.packing,
     )
     validation_plan = plan_validation(validation, config.data.sequence_length) if validation else None
-    total_steps = min(len(plan.steps), config.optimizer.max_steps or len(plan.steps))
+    total_steps = min(plan.num_steps, config.optimizer.max_steps or plan.num_steps)
     warmup_steps = config.optimizer.warmup_steps
     if warmup_steps is None:
         warmup_steps = math.ceil(config.optimizer.warmup_ratio * total_steps)
     # What the step number means. A resume under another meaning would train on the wrong data, so it is refused.
     meaning = {
-        "data.train": train.fingerprint,
+        "data.train": train.sources[0].fingerprint,
+        "data.mix": train.mixture(),
         "run.seed": config.run.seed,
         "data.sequence_length": config.data.sequence_length,
         "data.packing": config.data.packing,
@@ -167,12 +161,14 @@ def main() -> int:
     # Rank 0 looks for a checkpoint, and all resume from what it saw.
     resume_from = broadcast_from_first(latest_checkpoint(checkpoints) if ranks.rank == 0 else None, ranks)
     state = {"step": 0, "skipped": 0, "bad_run": 0, "empty": 0, "evaluated": -1, "best_loss": None, "tokens": 0}
+    state["targets"] = [0] * len(train.sources)
     if resume_from:
-        state = read_state(resume_from)
+        state |= read_state(resume_from)
         for key, value in meaning.items():
             before = state["meaning"].get(key, value)  # a key that is new since then says nothing
             if before != value:
-                what = "other data in data.train" if key == "data.train" else f"{key}={before}, now it is {value}"
+                other = {"data.train": "other data in data.train", "data.mix": "another data.mix"}
+                what = other.get(key, f"{key}={before}, now it is {value}")
                 raise UserError(f"{resume_from} was made with {what}; set it back, or start anew with another run.name")
         if state["step"] > total_steps:
             raise UserError(f"{resume_from} is at step {state['step']}, beyond the {total_steps} steps of this config")
@@ -223,20 +219,18 @@ def main() -> int:
     dist.all_reduce(peaks, group=ranks.flags)
     peak = peaks.item()
 
-    rows = [len(step) for step in plan.steps[:total_steps]]
-    spans = sorted({-(-n // (ranks.world_size * config.batch.micro_batch)) for n in rows})
     log.say(
         f"model {config.model.path}: {num_parameters(model):,} parameters, all trained; {len(layers)} x {layer_name}"
     )
-    log.say(f"train: {train.report}")
-    if validation:
-        log.say(f"validation: {validation.report}")
+    for line in train.lines("train", plan.passes(total_steps)) + (validation.lines("validation") if validation else []):
+        log.say(line)
+    rows = len(plan.batch(0).rows)
     log.say(
         f"step: {config.batch.global_examples or 'as many'} examples"
         + (f" as hold {config.batch.global_tokens} target tokens" if config.batch.global_tokens else "")
-        + f", packed into {min(rows)} to {max(rows)} rows of {config.data.sequence_length} tokens, "
+        + f", the first packed into {rows} rows of {config.data.sequence_length} tokens, "
         f"on {ranks.world_size} ranks x micro-batches of {config.batch.micro_batch} rows: accumulation "
-        + (f"{spans[0]}" if len(spans) == 1 else f"{spans[0]} to {spans[-1]}")
+        f"{-(-rows // (ranks.world_size * config.batch.micro_batch))}"
     )
     log.say(
         f"schedule: {total_steps} steps ({plan.steps_per_epoch[0]} in the first epoch), {warmup_steps} of warm-up, "
@@ -268,14 +262,13 @@ def main() -> int:
     bad_run = torch.tensor(state["bad_run"], device=ranks.device)
     stopping = False
 
-    def micro_batches_from(first_step: int) -> Iterator[MicroBatch]:
-        """This rank's micro-batches of all steps to come; a step has the same number of them on every rank."""
-        for s in range(first_step, total_steps):
-            if plan.num_target_tokens[s]:
-                for micro in micro_batches(
-                    plan.steps[s], train, ranks.rank, ranks.world_size, config.batch.micro_batch
-                ):
-                    yield collate(micro, train)
+    def micro_batches_from(first_step: int) -> Iterator[tuple[MicroBatch, bool]]:
+        """This rank's micro-batches of all steps to come, each with whether it is its step's last; as many on every rank."""
+        for batch in map(plan.batch, range(first_step, total_steps)):
+            if batch.num_target_tokens:
+                dealt = micro_batches(batch.rows, train, ranks.rank, ranks.world_size, config.batch.micro_batch)
+                for i, micro in enumerate(dealt, 1):
+                    yield collate(micro, train), i == len(dealt)
 
     upcoming = ahead(micro_batches_from(step))  # a thread makes them while the device computes
     # Python's garbage collector would stop one rank, and with it all others, at any moment: collect at the same steps.
@@ -284,20 +277,23 @@ def main() -> int:
     gc.disable()
     measured = False
     window_start, window_steps, window_tokens, window_flops = time.perf_counter(), 0, 0, 0.0
+    window_sums, window_targets = 0.0, 0  # by source, since the last row that was logged
     while True:
         paused = time.perf_counter()  # validating and saving do not count as time of a step
         every = config.run.eval_every
         eval_due = step in (0, total_steps) or (every > 0 and step % every == 0)
         improved = False
         if validation and eval_due and state["evaluated"] != step and not stopping:
-            loss = validate(model, validation_plan, validation, config, ranks, stop)
-            if loss is not None:
+            losses = validate(model, validation_plan, validation, config, ranks, stop)
+            if losses is not None:
+                loss = losses.get(MAIN, math.nan)  # of data.validation alone, with and without a mix
                 improved = math.isfinite(loss) and (state["best_loss"] is None or loss < state["best_loss"])
                 state |= {"evaluated": step, "best_loss": loss if improved else state["best_loss"]}
-                log.row(step, {"validation/loss": loss})
+                log.row(step, {"validation/loss" + (f"/{n}" if n != MAIN else ""): v for n, v in losses.items()})
                 if 0 < step == saved:
                     update_state(checkpoints, state, ranks, improved)
-                log.say(f"step {step}/{total_steps} | validation loss {loss:.4f}" + (" (best)" if improved else ""))
+                told = ", ".join(f"{v:.4f}" if n == MAIN else f"{n} {v:.4f}" for n, v in losses.items())
+                log.say(f"step {step}/{total_steps} | validation loss {told}" + (" (best)" if improved else ""))
 
         stopping = agree_any(stopping or stop.name is not None, ranks)
         save_due = (
@@ -312,7 +308,8 @@ def main() -> int:
             break
 
         # One optimizer step: all micro-batches, then clip, then AdamW.
-        num_targets = plan.num_target_tokens[step]
+        batch = plan.batch(step)
+        num_targets = batch.num_target_tokens
         if (
             num_targets == 0
         ):  # known to every rank from the plan: nothing to learn, and decay alone would change weights
@@ -326,22 +323,25 @@ def main() -> int:
         )
         for group in optimizer.param_groups:
             group["lr"], group["noise_step"] = rate, step
-        loss_sum = torch.zeros((), device=ranks.device)
-        accumulation = -(-len(plan.steps[step]) // (ranks.world_size * config.batch.micro_batch))
-        for i in range(accumulation):  # the same number on every rank
+        sums = torch.zeros(1 + len(train.sources), device=ranks.device)  # of all losses, then by source
+        by_source = LossBySource(sums[1:]) if len(train.sources) > 1 else None
+        for micro, last in upcoming:  # as many on every rank
             stopping = agree_any(stop.name is not None, ranks)
             if stopping:
                 break
-            before_micro_batch(model, sharding.strategy, last=i == accumulation - 1)
-            loss = model(next(upcoming).to(ranks.device))
+            before_micro_batch(model, sharding.strategy, last)
+            loss = model(micro.to(ranks.device), by_source)
             # Divided once by the target tokens of the whole step; FSDP adds up over ranks and does not average.
             (loss / num_targets).backward()
-            loss_sum += loss.detach()
+            sums[0] += loss.detach()
+            if last:
+                break
         if stopping:  # the unfinished step is thrown away: what is saved is the state after the last finished one
             optimizer.zero_grad()
             reshard(model)
             continue
-        dist.all_reduce(loss_sum)
+        dist.all_reduce(sums)
+        loss_sum = sums[0]
         grad_norm = gradient_norm(parameters.values()).to(ranks.device)
         # The same on every rank, since both are sums over all ranks. AdamW reads it on the device and skips.
         bad = ~(torch.isfinite(loss_sum) & torch.isfinite(grad_norm))
@@ -364,11 +364,12 @@ def main() -> int:
         if step % COLLECT_GARBAGE_EVERY == 0:
             gc.collect(1)
 
-        lengths = train.lengths[[d for row in plan.steps[step - 1] for d in row]]
-        state["tokens"] += int(lengths.sum())
+        state["tokens"] += sum(batch.document_lengths)
+        state["targets"] = [a + b for a, b in zip(state["targets"], batch.targets_by_source, strict=True)]
         window_steps += 1
-        window_tokens += int(lengths.sum())
-        window_flops += step_flops(work, lengths, num_targets)
+        window_tokens += sum(batch.document_lengths)
+        window_flops += step_flops(work, batch.document_lengths, num_targets)
+        window_sums, window_targets = window_sums + sums, window_targets + np.array(batch.targets_by_source)
         log.advance(step)
         if step % config.run.log_every == 0 or step == total_steps:
             mean_loss, norm = loss_sum.item() / num_targets, grad_norm.item()  # here the host waits for the device
@@ -382,10 +383,19 @@ def main() -> int:
                 "train/tokens_per_second": window_tokens / seconds,
                 "train/mfu": window_flops / seconds / peak,
                 "train/memory_gib": memory,
-                "train/epoch": _epoch(step, plan),
+                "train/epoch": plan.passes(step)[0],
                 "train/tokens": state["tokens"],
                 "train/skipped_steps": int(skipped),
             }
+            if by_source:
+                row |= {
+                    f"train/loss/{n}": v for n, v in mean_losses(train, window_sums.tolist(), window_targets).items()
+                }
+                row |= {
+                    f"train/share/{n}": t / sum(state["targets"])
+                    for n, t in zip(train.names, state["targets"], strict=True)
+                }
+                window_sums, window_targets = 0.0, 0
             log.row(step, row)
             log.say(
                 f"step {step}/{total_steps} | loss {mean_loss:.4f} | grad norm {norm:.3f} | lr {rate:.2e} | "
@@ -426,15 +436,6 @@ def main() -> int:
     log.close()
     dist.destroy_process_group()
     return 0
-
-
-def _epoch(step: int, plan: Plan) -> float:
-    """Epochs finished after `step` steps."""
-    for done, steps in enumerate(plan.steps_per_epoch):
-        if step <= steps:
-            return done + step / steps
-        step -= steps
-    return float(len(plan.steps_per_epoch))
 
 
 if __name__ == "__main__":

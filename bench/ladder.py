@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig
@@ -98,7 +99,8 @@ def random_batch(config: LlamaConfig) -> MicroBatch:
     generator, length = torch.Generator().manual_seed(0), config.max_position_embeddings
     ids = [torch.randint(config.vocab_size, (length,), generator=generator).numpy() for _ in range(DOCUMENTS)]
     targets = [(torch.arange(length) > 0).numpy() for _ in range(DOCUMENTS)]
-    documents = Documents(ids, targets, lengths=None, targets=None, fingerprint="", report="")
+    lengths = np.full(DOCUMENTS, length)
+    documents = Documents(ids, targets, lengths=lengths, targets=lengths - 1, fingerprint="", report="")
     return collate(tuple(range(DOCUMENTS)), documents)
 
 

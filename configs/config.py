@@ -31,20 +31,33 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Data:
-    train: tuple[str, ...]  # JSONL files with `messages` (chat) or `text` (documents)
+class Source:
+    name: str  # its curves are train/loss/NAME, train/share/NAME and validation/loss/NAME
+    paths: tuple[str, ...]  # as Data.train
+    share: float  # of the target tokens of every step, 0.05 for 5%
     validation: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Data:
+    # The main source: files with `messages` (chat) or `text` (documents): .jsonl, .parquet; .txt is one document; each also
+    # .gz or .zst. Or one folder: a token store by scripts/build_tokens.py
+    train: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    # Mixed in; the main source has the rest of the shares. Here: data.mix=NAME:SHARE:FILE,FILE[:VALIDATION FILES];NAME:...
+    mix: tuple[Source, ...] = ()
     sequence_length: int = 2048  # tokens a packed row holds at most; no example may be longer
-    too_long: str = "drop"  # drop | truncate | error: what becomes of longer examples; always counted and printed
+    # drop | truncate | error: what becomes of longer chats; counted and printed. Longer texts are cut into several examples
+    too_long: str = "drop"
     packing: bool = True  # False: one example a row
 
 
 @dataclass(frozen=True)
 class Batch:
-    global_examples: int | None = (
-        None  # examples in one optimizer step, over all ranks: what papers call the batch size
-    )
-    global_tokens: int | None = None  # or: target tokens in one step, at most. Exactly one of the two is given
+    # Examples of the main source in one optimizer step, over all ranks: what papers call the batch size. What is mixed in
+    # comes on top
+    global_examples: int | None = None
+    global_tokens: int | None = None  # or: target tokens in one step, of all sources. Exactly one of the two is given
     micro_batch: int = 1  # packed rows on one rank in one forward; accumulation follows from it
 
 
@@ -164,6 +177,7 @@ def check_config(config: Config) -> None:
         raise UserError("give exactly one of batch.global_examples (examples a step) and batch.global_tokens")
     if not config.data.train:
         raise UserError("data.train names no file")
+    _check_mix(config.data.mix)
     positive = {
         "batch.global_examples": batch.global_examples,
         "batch.global_tokens": batch.global_tokens,
@@ -202,6 +216,25 @@ def check_config(config: Config) -> None:
         raise UserError("sharding.shard_size is for sharding.strategy=hybrid alone; remove it or choose hybrid")
     if run.export == "best" and not config.data.validation:
         raise UserError("run.export=best needs data.validation, by whose loss the best is chosen")
+
+
+def _check_mix(mix: tuple[Source, ...]) -> None:
+    for source in mix:
+        hints = typing.get_type_hints(Source)
+        for key, hint in hints.items():
+            if not _has_type(getattr(source, key), hint):
+                raise UserError(f"data.mix: {key} of a Source must be {_type_name(hint)}, not {getattr(source, key)!r}")
+        if not re.fullmatch(r"[\w.-]+", source.name) or source.name == "main":
+            raise UserError(f"data.mix: a source needs a plain name other than main, not {source.name!r}")
+        if not source.paths:
+            raise UserError(f"data.mix: source {source.name} names no file")
+        if not 0 < source.share < 1:
+            raise UserError(f"data.mix: the share of {source.name} lies between 0 and 1, not {source.share!r}")
+    names = [source.name for source in mix]
+    if len(set(names)) < len(names):
+        raise UserError(f"data.mix: each source needs a name of its own, not {', '.join(names)}")
+    if sum(source.share for source in mix) >= 1:
+        raise UserError("data.mix: the shares must add up to less than 1; data.train has the rest")
 
 
 def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:
@@ -267,7 +300,9 @@ def _parse(raw: str, hint: object, name: str) -> object:
     if kind is bool and raw.lower() in ("true", "false"):
         return raw.lower() == "true"
     if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is str:
-        return tuple(part for part in raw.split(",") if part)
+        return _names(raw)
+    if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is Source:
+        return () if raw.lower() in ("none", "null") else tuple(_parse_source(part) for part in raw.split(";") if part)
     try:
         value = ast.literal_eval(raw)
     except (ValueError, SyntaxError):
@@ -279,6 +314,23 @@ def _parse(raw: str, hint: object, name: str) -> object:
     if not _has_type(value, kind):
         raise UserError(f"{name} must be {_type_name(hint)}, not {raw!r}")
     return value
+
+
+def _parse_source(text: str) -> Source:
+    name, share, paths, validation = (*text.split(":"), *[""] * 4)[:4]
+    try:
+        if text.count(":") not in (2, 3):
+            raise ValueError
+        return Source(name, _names(paths), float(share), _names(validation))
+    except ValueError as error:
+        raise UserError(
+            f"data.mix: {text!r} is no source; write NAME:SHARE:FILE,FILE or NAME:SHARE:FILE,FILE:VALIDATION FILES, "
+            "e.g. general:0.05:general.jsonl, and ; between sources"
+        ) from error
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
 
 
 def _has_type(value: object, hint: object) -> bool:
@@ -305,7 +357,14 @@ def _type_name(hint: object) -> str:
         kinds = typing.get_args(hint)
         inner = _type_name(kinds[0])
         return f"a list of {inner}s" if kinds[-1] is Ellipsis else f"{len(kinds)} numbers ({inner})"
-    return {str: "text", int: "a whole number", float: "a number", bool: "True or False", type(None): "None"}[hint]
+    return {
+        Source: "Source",
+        str: "text",
+        int: "a whole number",
+        float: "a number",
+        bool: "True or False",
+        type(None): "None",
+    }[hint]
 
 
 def _nearest(name: str, names: list[str]) -> str:

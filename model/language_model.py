@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from distributed.sharding import local_shard
 from errors import UserError
 from model import packed_attention
-from model.loss import cross_entropy_sum
+from model.loss import LossBySource, cross_entropy_sum
 from model.rope import check_isolates, fix_frequencies, scaled_config
 
 # Dense text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
@@ -61,6 +61,7 @@ class Batch(Protocol):
     cu_seq_lens: torch.Tensor  # int32 (documents + 1)
     target_positions: torch.Tensor  # (targets,): where the predicting states are
     target_ids: torch.Tensor  # (targets,)
+    target_sources: torch.Tensor | None  # (targets,): the source of each, where losses are told apart by it
 
 
 class PackedLanguageModel(nn.Module):
@@ -75,10 +76,12 @@ class PackedLanguageModel(nn.Module):
         # gathered in that forward and nowhere else.
         head.forward = functools.partial(_head_loss, head, scale=scale, softcap=softcap)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """The sum of the losses of the micro-batch's target tokens, fp32 scalar, in nats."""
+    def forward(self, batch: Batch, by_source: LossBySource | None = None) -> torch.Tensor:
+        """The sum of the losses of the micro-batch's target tokens, fp32 scalar, in nats; see LossBySource."""
         hidden = self.hidden_states(batch)[0, batch.target_positions]
-        return self.causal_lm.get_output_embeddings()(hidden, batch.target_ids)
+        if by_source is not None:
+            by_source = LossBySource(by_source.sums, batch.target_sources)
+        return self.causal_lm.get_output_embeddings()(hidden, batch.target_ids, by_source=by_source)
 
     def own_units(self) -> list[nn.Module]:
         """What to shard by itself before the root: embedding and head, unless they are tied and so must stay together.
@@ -179,10 +182,15 @@ def head_settings(config: PretrainedConfig) -> tuple[float, float | None]:
 
 
 def _head_loss(
-    head: nn.Module, hidden: torch.Tensor, target_ids: torch.Tensor, scale: float, softcap: float | None
+    head: nn.Module,
+    hidden: torch.Tensor,
+    target_ids: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    by_source: LossBySource | None = None,
 ) -> torch.Tensor:
     """The head's forward: the sum of losses instead of logits. The weight is read here, where FSDP has gathered it."""
-    return cross_entropy_sum(hidden, head.weight, target_ids, scale, softcap)
+    return cross_entropy_sum(hidden, head.weight, target_ids, scale, softcap, by_source=by_source)
 
 
 def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:

@@ -10,6 +10,21 @@ import torch.nn.functional as F
 CHUNK_TOKENS = 1024  # logits of one chunk in fp32: 1024 x 49,152 x 4 bytes = 201 MB, 1024 x 151,936 x 4 = 622 MB
 
 
+class LossBySource:
+    """Where each target's loss is added to the sum of its source, in place and on the device.
+
+    sums: fp32 `(sources,)`, nats. target_sources: int64 `(targets,)`, the source of each target. A plain class: FSDP casts the
+    fp32 tensors among a forward's arguments to the compute dtype, also those in a dataclass, and a copy's sums would be lost.
+    """
+
+    def __init__(self, sums: torch.Tensor, target_sources: torch.Tensor | None = None) -> None:
+        self.sums, self.target_sources = sums, target_sources
+
+    def add(self, losses: torch.Tensor, start: int) -> None:
+        """The losses of the targets from `start` on."""
+        self.sums.index_add_(0, self.target_sources[start : start + len(losses)], losses)
+
+
 def logits(
     hidden: torch.Tensor, head_weight: torch.Tensor, scale: float = 1.0, softcap: float | None = None
 ) -> torch.Tensor:
@@ -33,17 +48,20 @@ def cross_entropy_sum(
     scale: float = 1.0,
     softcap: float | None = None,
     chunk_tokens: int | None = None,
+    by_source: LossBySource | None = None,
 ) -> torch.Tensor:
     """Sum over targets of -log p(target), in nats, as an fp32 scalar.
 
     hidden `(targets, hidden_size)`: the states that predict. head_weight `(vocabulary, hidden_size)`. target_ids
     `(targets,)`. scale and softcap as in `logits`; the softmax is fp32. chunk_tokens: default CHUNK_TOKENS. With no
     target at all the loss is 0 and every gradient exists and is 0, so that all ranks reduce the same parameters.
-    Beside inputs and gradients it needs memory for the logits of one chunk, however many targets there are.
+    by_source: sums to be told apart besides; neither the loss nor a gradient depends on them. Beside inputs and gradients
+    it needs memory for the logits of one chunk, however many targets there are.
     """
     if target_ids.numel() == 0:
         return (hidden.sum() + head_weight[:1].sum()).float() * 0.0
-    return _ChunkedCrossEntropySum.apply(hidden, head_weight, target_ids, scale, softcap, chunk_tokens or CHUNK_TOKENS)
+    chunk_tokens = chunk_tokens or CHUNK_TOKENS
+    return _ChunkedCrossEntropySum.apply(hidden, head_weight, target_ids, scale, softcap, chunk_tokens, by_source)
 
 
 # Why not F.linear_cross_entropy with its chunking options (torch >= 2.13 only): SmolLM2's head (576 x 49,152), 1,024
@@ -58,7 +76,7 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, head_weight, target_ids, scale, softcap, chunk_tokens):  # noqa: ANN001, ANN205
+    def forward(ctx, hidden, head_weight, target_ids, scale, softcap, chunk_tokens, by_source):  # noqa: ANN001, ANN205
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
@@ -67,12 +85,18 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
             rows, ids = hidden[start : start + chunk_tokens], target_ids[start : start + chunk_tokens]
             scores = logits(rows, head_weight, scale, softcap)
             if not needs_grad:
-                loss += F.cross_entropy(scores, ids, reduction="sum")
+                losses = F.cross_entropy(scores, ids, reduction="none")
+                loss += losses.sum()
+                if by_source is not None:
+                    by_source.add(losses, start)
                 continue
             # The derivative of the cap, 1 - tanh(x / c)^2, before the scores are overwritten.
             slope = (scores / softcap).square_().neg_().add_(1.0) if softcap is not None else None
             scores = torch.log_softmax(scores, dim=-1)
-            loss -= scores.gather(1, ids[:, None]).sum()
+            losses = -scores.gather(1, ids[:, None])[:, 0]
+            loss += losses.sum()
+            if by_source is not None:
+                by_source.add(losses, start)
             # d loss / d scores = softmax - one_hot, written over the log-probabilities.
             grad_scores = scores.exp_()
             grad_scores[torch.arange(len(ids), device=ids.device), ids] -= 1.0
@@ -93,4 +117,4 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
     def backward(ctx, grad_output):  # noqa: ANN001, ANN205
         # Scaled in place and handed over: a second copy of the vocabulary's gradient would be the peak of the step.
         (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None
-        return grad_hidden.mul_(grad_output), grad_weight.mul_(grad_output), None, None, None, None
+        return grad_hidden.mul_(grad_output), grad_weight.mul_(grad_output), None, None, None, None, None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.batches import collate, micro_batches, plan_training, plan_validation
+from data.batches import Plan, StepBatch, collate, micro_batches, plan_training, plan_validation
 from data.examples import Documents, load_documents
 from errors import UserError
 from tests.tiny import tiny_tokenizer, write_chat_file
@@ -21,6 +21,10 @@ def documents(lengths: list[int]) -> Documents:
     return Documents(ids, is_target, np.array(lengths), np.array([f.sum() for f in is_target]), "", "")
 
 
+def batches(plan: Plan) -> list[StepBatch]:
+    return [plan.batch(step) for step in range(plan.num_steps)]
+
+
 def flat(rows) -> list[int]:
     return [d for row in rows for d in row]
 
@@ -31,21 +35,23 @@ def test_an_epoch_holds_every_document_once_in_rows_that_fit(lengths, size, seed
     made = documents(lengths)
     plan = plan_training(made, epochs=2, seed=seed, sequence_length=64, global_examples=size)
     per_epoch = -(-len(lengths) // size)
-    assert plan.steps_per_epoch == (per_epoch, per_epoch)
+    assert plan.steps_per_epoch == (per_epoch, per_epoch) and plan.num_steps == 2 * per_epoch
     for epoch in range(2):
-        steps = plan.steps[epoch * per_epoch : (epoch + 1) * per_epoch]
-        assert sorted(d for rows in steps for d in flat(rows)) == list(range(len(lengths)))
-        assert [len(flat(rows)) for rows in steps[:-1]] == [size] * (per_epoch - 1)
-    for rows, targets in zip(plan.steps, plan.num_target_tokens, strict=True):
-        assert all(made.lengths[list(row)].sum() <= 64 for row in rows)
-        assert targets == made.targets[flat(rows)].sum()
+        steps = batches(plan)[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert sorted(d for batch in steps for d in flat(batch.rows)) == list(range(len(lengths)))
+        assert [batch.num_examples for batch in steps[:-1]] == [size] * (per_epoch - 1)
+    for batch in batches(plan):
+        assert all(made.lengths[list(row)].sum() <= 64 for row in batch.rows)
+        assert batch.num_target_tokens == made.targets[flat(batch.rows)].sum() == sum(batch.targets_by_source)
+        assert sorted(batch.document_lengths) == sorted(made.lengths[flat(batch.rows)])
+    assert [plan.passes(step)[0] for step in (0, per_epoch, 2 * per_epoch)] == [0.0, 1.0, 2.0]
 
 
 @settings(max_examples=60, deadline=None)
 @given(lengths_of, st.integers(1, 5), st.integers(1, 4))
 def test_ranks_share_a_step_without_loss_and_with_equally_many_micro_batches(lengths, world_size, size) -> None:
     made = documents(lengths)
-    (rows,) = plan_training(made, 1, 0, 64, global_examples=len(lengths)).steps
+    rows = plan_training(made, 1, 0, 64, global_examples=len(lengths)).batch(0).rows
     shares = [micro_batches(rows, made, rank, world_size, size) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
     assert len(shares[0]) == -(-len(rows) // (world_size * size))
@@ -58,29 +64,43 @@ def test_ranks_share_a_step_without_loss_and_with_equally_many_micro_batches(len
 def test_global_tokens_bounds_the_targets_of_every_step(lengths, tokens) -> None:
     made = documents(lengths)
     plan = plan_training(made, 1, 3, 64, global_tokens=tokens)
-    assert sorted(d for rows in plan.steps for d in flat(rows)) == list(range(len(lengths)))
-    for targets, examples in zip(plan.num_target_tokens, plan.num_examples, strict=True):
-        assert targets <= tokens or examples == 1
+    assert sorted(d for batch in batches(plan) for d in flat(batch.rows)) == list(range(len(lengths)))
+    for batch in batches(plan):
+        assert batch.num_target_tokens <= tokens or batch.num_examples == 1
 
 
 def test_a_plan_is_pure_and_epochs_differ() -> None:
     made = documents([5, 9, 3, 12, 7, 7, 2, 30])
     plan = plan_training(made, 2, 0, 64, global_examples=3)
-    assert plan == plan_training(made, 2, 0, 64, global_examples=3)
-    assert plan != plan_training(made, 2, 1, 64, global_examples=3)
-    assert [flat(rows) for rows in plan.steps[:3]] != [flat(rows) for rows in plan.steps[3:]]
+    assert batches(plan) == batches(plan_training(made, 2, 0, 64, global_examples=3))
+    assert batches(plan) != batches(plan_training(made, 2, 1, 64, global_examples=3))
+    assert batches(plan)[:3] != batches(plan)[3:]
     longer = plan_training(made, 3, 0, 64, global_examples=3)
-    assert longer.steps[: len(plan.steps)] == plan.steps  # more epochs continue, they do not reshuffle
+    assert batches(longer)[: plan.num_steps] == batches(plan)  # more epochs continue, they do not reshuffle
+
+
+def test_the_order_of_a_single_source_stays_what_it_was() -> None:
+    """Runs that were stopped under an earlier version resume: documents, rows, and the order within them."""
+    made = documents([5, 9, 3, 12, 7, 7, 2, 30, 11, 6])
+    assert [batch.rows for batch in batches(plan_training(made, 2, 0, 40, global_examples=4))] == [
+        ((7, 4, 2), (6,)),
+        ((3, 5, 9, 0),),
+        ((8, 1),),
+        ((3, 8, 1, 9),),
+        ((7, 4, 6), (0,)),
+        ((5, 2),),
+    ]
+    assert [len(flat(b.rows)) for b in batches(plan_training(made, 1, 1, 40, global_tokens=20))] == [2, 2, 5, 1]
 
 
 def test_best_fit_packing_wastes_little() -> None:
     lengths = np.random.default_rng(0).integers(10, 200, 64).tolist()
-    (rows,) = plan_validation(documents(lengths), 512).steps
-    assert len(rows) == -(-sum(lengths) // 512)
+    plan = plan_validation(documents(lengths), 512)
+    assert plan.num_steps == 1 and len(plan.batch(0).rows) == -(-sum(lengths) // 512)
 
 
 def test_without_packing_each_example_is_a_row() -> None:
-    (rows,) = plan_training(documents([3, 4, 5]), 1, 0, 64, global_examples=3, packing=False).steps
+    rows = plan_training(documents([3, 4, 5]), 1, 0, 64, global_examples=3, packing=False).batch(0).rows
     assert sorted(rows) == [(0,), (1,), (2,)]
 
 
@@ -134,6 +154,18 @@ def test_a_missing_an_empty_and_a_binary_file_are_named(tmp_path) -> None:
     for name, words in [("none", "does not exist"), ("empty", "holds no example"), ("binary", "is not UTF-8")]:
         with pytest.raises(UserError, match=words):
             load_documents((str(tmp_path / f"{name}.jsonl"),), tiny_tokenizer(), 64, "drop")
+
+
+def test_a_long_text_is_cut_so_that_every_token_is_a_target_once(tmp_path) -> None:
+    path, tokenizer = tmp_path / "text.jsonl", tiny_tokenizer()
+    path.write_text(json.dumps({"text": "The bank shall hold own funds. " * 20}) + "\n")
+    whole = load_documents((str(path),), tokenizer, 10_000, "error")
+    for size in (2, 16, len(whole.ids[0]) - 1):
+        made = load_documents((str(path),), tokenizer, size, "error")
+        assert made.lengths.max() == size and made.lengths.min() > 1
+        targets = np.concatenate([ids[flags] for ids, flags in zip(made.ids, made.is_target, strict=True)])
+        assert targets.tolist() == whole.ids[0][1:].tolist()
+        assert f"1 texts CUT into pieces of {size}" in made.report
 
 
 def test_text_documents_carry_loss_from_their_second_token(tmp_path) -> None:

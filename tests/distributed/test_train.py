@@ -96,10 +96,10 @@ def one(folder, two) -> Path:
         1,
         [
             run_of(folder, "r1"),
-            run_of(folder, "r1-checkpointing", "model.activation_checkpointing=True"),
+            run_of(folder, "r1-checkpointing", "model.activation_checkpointing=full"),
             run_of(folder, "r1-packed", "data.packing=True", "batch.micro_batch=3"),
             run_of(folder, "r1-bf16", "model.compute_dtype=bf16"),
-            run_of(folder, "r1-bf16-checkpointing", "model.compute_dtype=bf16", "model.activation_checkpointing=True"),
+            run_of(folder, "r1-bf16-checkpointing", "model.compute_dtype=bf16", "model.activation_checkpointing=full"),
             run_of(folder, "r1-no-bf16", "model.compute_dtype=bf16", plant="no_native_bf16"),
             run_of(folder, "r1-named", "model.layer_class=LlamaMLP"),
             run_of(folder, "r1-tokens", "batch.global_examples=None", "batch.global_tokens=60"),

@@ -64,13 +64,18 @@ def plant(name: str | None, set_attribute) -> None:
         world_size, rows = int(os.environ.get("WORLD_SIZE", 1)), int(argument)
         forward, plan_training = PackedLanguageModel.forward, train.plan_training
 
-        def mean(self, batch: MicroBatch) -> torch.Tensor:
-            return forward(self, batch) / max(1, batch.target_ids.numel())
+        def mean(self, batch: MicroBatch, *by_source) -> torch.Tensor:
+            return forward(self, batch, *by_source) / max(1, batch.target_ids.numel())
 
         def plan(*arguments, **options) -> object:
             made = plan_training(*arguments, **options)
-            micro = tuple(-(-len(step) // (world_size * rows)) * world_size for step in made.steps)
-            return dataclasses.replace(made, num_target_tokens=micro)
+
+            def batch(step: int) -> object:
+                right = made.batch(step)
+                micro = -(-len(right.rows) // (world_size * rows)) * world_size
+                return dataclasses.replace(right, num_target_tokens=micro)
+
+            return dataclasses.replace(made, batch=batch)
 
         set_attribute(PackedLanguageModel, "forward", mean)
         set_attribute(train, "plan_training", plan)
@@ -78,10 +83,10 @@ def plant(name: str | None, set_attribute) -> None:
         # A real SIGTERM, to the last rank alone, in the middle of a step.
         count, forward, last = iter(range(10**9)), PackedLanguageModel.forward, int(os.environ.get("WORLD_SIZE", 1)) - 1
 
-        def signalled(self, batch: MicroBatch) -> torch.Tensor:
+        def signalled(self, batch: MicroBatch, *by_source) -> torch.Tensor:
             if next(count) == int(argument) and last == RANK:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return forward(self, batch)
+            return forward(self, batch, *by_source)
 
         set_attribute(PackedLanguageModel, "forward", signalled)
     elif kind == "endless_step":
@@ -97,8 +102,8 @@ def plant(name: str | None, set_attribute) -> None:
         bad, count, forward = {int(n) for n in argument.split(",")}, iter(range(10**9)), PackedLanguageModel.forward
         last = int(os.environ.get("WORLD_SIZE", 1)) - 1
 
-        def broken(self, batch: MicroBatch) -> torch.Tensor:
-            loss = forward(self, batch)
+        def broken(self, batch: MicroBatch, *by_source) -> torch.Tensor:
+            loss = forward(self, batch, *by_source)
             return loss * float("nan") if next(count) in bad and last == RANK else loss
 
         set_attribute(PackedLanguageModel, "forward", broken)

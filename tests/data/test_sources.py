@@ -1,0 +1,53 @@
+"""A run's sources read from files and token stores, for training and for validation."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from configs.config import Source
+from data.sources import Reader
+from errors import UserError
+from tests.tiny import tiny_tokenizer, write_chat_file
+
+TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]
+CHAT = [{"role": "user", "content": "LCR?"}, {"role": "assistant", "content": "97.3%"}]
+
+
+def write(path: Path, data: bytes) -> Path:
+    if path.suffix == ".gz":
+        data = gzip.compress(data)
+    elif path.suffix == ".zst":
+        zstandard = pytest.importorskip("zstandard")
+        # Two frames, as tools that compress in parallel write them.
+        half = len(data) // 2
+        data = b"".join(zstandard.ZstdCompressor().compress(part) for part in (data[:half], data[half:]))
+    path.write_bytes(data)
+    return path
+
+
+def test_a_reader_loads_the_main_source_and_the_mix_with_their_validation(tmp_path) -> None:
+    chat = str(write_chat_file(tmp_path / "chat.jsonl", 12))
+    text = str(write(tmp_path / "general.txt", "\n".join(TEXTS).encode()))
+    held_out = str(write(tmp_path / "held_out.txt", TEXTS[0].encode()))
+    reader = Reader(tiny_tokenizer(), 384, 128, "drop")
+    mix = (Source("general", (text,), 0.05, (held_out,)), Source("law", (text,), 0.1))
+    corpus = reader.training((chat,), mix)
+    assert corpus.names == ("main", "general", "law") and corpus.shares == pytest.approx((0.85, 0.05, 0.1))
+    assert [line.split(":")[0] for line in corpus.lines("train", (1.0, 2.5, 3.0))] == [
+        "train (85.0% of the target tokens, 1.00 passes)",
+        "train, general (5.0% of the target tokens, 2.50 passes)",
+        "train, law (10.0% of the target tokens, 3.00 passes)",
+    ]
+    assert [part[:2] for part in corpus.mixture()] == [["general", 0.05], ["law", 0.1]]
+    assert json.loads(json.dumps(corpus.mixture())) == corpus.mixture()  # as a checkpoint keeps it
+    assert reader.training((chat,), ()).mixture() is None
+    assert reader.validation((chat,), mix).names == ("main", "general")
+    assert reader.validation((), mix).names == ("general",) and reader.validation((), ()) is None
+    with pytest.raises(UserError, match=r"token id \d+ of the tokenizer is outside the model's 300 rows"):
+        Reader(tiny_tokenizer(), 300, 128, "drop").training((chat,), ())
+    with pytest.raises(UserError, match="is a folder without store.json"):
+        reader.training((str(tmp_path),), ())
+    with pytest.raises(UserError, match="is a folder among other files of training"):
+        reader.training((chat, str(tmp_path)), ())

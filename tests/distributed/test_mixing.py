@@ -1,0 +1,200 @@
+"""train.py with sources mixed in, on 1 and 2 real gloo processes: one run, its parts told apart, stopped and resumed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.config import Source
+from data.batches import Plan, plan_training
+from data.sources import Reader
+from model.loss import LossBySource, cross_entropy_sum
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
+from tests.tiny import SENTENCES, tiny_tokenizer, write_chat_file, write_tiny_model
+
+NAMES = ("main", "general", "law")
+SHARES = (0.6, 0.3, 0.1)
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two tiny models, 20 chats, and two sources of texts: short ones, and one long document that is cut."""
+    folder = tmp_path_factory.mktemp("mixing")
+    write_tiny_model(folder / "model")
+    write_tiny_model(folder / "untied", tied=False)
+    write_chat_file(folder / "main.jsonl", 20, seed=0)
+    write_chat_file(folder / "main_held_out.jsonl", 5, seed=1)
+    texts = [sentence[: 20 + 10 * i] for i in range(8) for sentence in SENTENCES]
+    (folder / "general.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "general_held_out.txt").write_text(" ".join(SENTENCES))
+    (folder / "law.txt").write_text(" ".join(reversed(SENTENCES)) * 9)
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+here = {str(folder)!r}
+config = Config(
+    model=Model(here + "/model", compute_dtype="fp32"),
+    data=Data(
+        (here + "/main.jsonl",),
+        (here + "/main_held_out.jsonl",),
+        mix=(
+            Source("general", (here + "/general.jsonl",), 0.3, (here + "/general_held_out.txt",)),
+            Source("law", (here + "/law.txt",), 0.1),
+        ),
+        sequence_length=256,
+    ),
+    batch=Batch(global_examples=4, micro_batch=1),
+    optimizer=Optimizer(1e-3, epochs=2, warmup_steps=0),  # large: a wrong gradient would show
+    run=Run("base", directory=here + "/runs", keep_last=9),
+)
+""")
+    return folder
+
+
+def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
+    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": expect}
+
+
+@pytest.fixture(scope="module")
+def plan(folder) -> Plan:
+    """The plan of the runs, made here."""
+    reader = Reader(tiny_tokenizer(), 384, 256, "drop")
+    mix = (Source("general", (f"{folder}/general.jsonl",), 0.3), Source("law", (f"{folder}/law.txt",), 0.1))
+    return plan_training(reader.training((f"{folder}/main.jsonl",), mix), 2, 0, 256, global_examples=4)
+
+
+@pytest.fixture(scope="module")
+def two(folder, plan) -> Path:
+    """World size 2. `stopped` is stopped in step 6, the first of the second epoch, and resumed."""
+    # One forward of the validation at the start, and those of five steps on each rank.
+    signal = f"signal_at_micro_batch:{1 + sum(-(-len(plan.batch(step).rows) // 2) for step in range(5))}"
+    untied = (f"model.path={folder}/untied", "model.compute_dtype=bf16", "optimizer.max_steps=2")
+    launch(
+        folder,
+        "two",
+        2,
+        [
+            run_of(folder, "r2"),
+            run_of(folder, "stopped", "data.validation=", "run.save_every=2", plant=signal),
+            run_of(
+                folder, "stopped", f"data.mix=general:0.2:{folder}/general.jsonl;law:0.1:{folder}/law.txt", expect=2
+            ),
+            run_of(folder, "stopped", "run.save_every=2"),
+            run_of(folder, "r2-untied", *untied),
+        ],
+    )
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def one(folder, two) -> Path:
+    """World size 1. `other` validates on the held-out text of `general` as its main source."""
+    other = (f"data.validation={folder}/general_held_out.txt", "data.mix=none", "optimizer.max_steps=1")
+    launch(
+        folder,
+        "one",
+        1,
+        [
+            run_of(folder, "r1"),
+            run_of(folder, "r1-tokens", "batch.global_examples=None", "batch.global_tokens=120", "run.log_every=5"),
+            run_of(folder, "plain", "data.mix=none", "optimizer.max_steps=1"),
+            run_of(folder, "other", *other),
+        ],
+    )
+    return folder / "runs"
+
+
+def curves(run: Path, name: str) -> list[float]:
+    """train/loss/NAME over the steps, NaN where a step held nothing of the source."""
+    return [row.get(f"train/loss/{name}", float("nan")) for row in rows(run).values()]
+
+
+def test_the_same_mixed_run_on_any_number_of_ranks(one, two) -> None:
+    assert len(rows(one / "r1")) == STEPS
+    assert largest_difference(weights(one / "r1"), weights(two / "r2")) < 1e-5
+    for key in ("train/loss", "train/grad_norm", "train/share/general"):
+        assert relative_difference(rows(one / "r1"), rows(two / "r2"), key) < 1e-5
+    for name in NAMES:
+        np.testing.assert_allclose(curves(one / "r1", name), curves(two / "r2", name), rtol=1e-5)
+
+
+def test_resume_is_bitwise_with_every_curve(folder, two) -> None:
+    assert "signal: stopped after step 5/10, saved" in (folder / "two.out").read_text()
+    assert largest_difference(weights(two / "r2"), weights(two / "stopped")) == 0.0
+    straight, stopped = rows(two / "r2"), rows(two / "stopped")
+    for step, row in straight.items():
+        same = {
+            k: v for k, v in row.items() if k.startswith(("train/loss", "train/share", "train/grad", "train/epoch"))
+        }
+        assert len(same) >= 2 + len(NAMES) + 2
+        assert same == {key: stopped[step][key] for key in same}
+
+
+def test_another_share_is_another_run(folder, two) -> None:
+    assert "was made with another data.mix; set it back" in (folder / "two.out").read_text()
+
+
+def test_losses_by_source_add_up_to_the_loss(one, two, plan) -> None:
+    for run, precision in ((one / "r1", 1e-5), (two / "r2", 1e-5), (two / "r2-untied", 1e-5)):
+        for step, row in rows(run).items():
+            targets = plan.batch(step - 1).targets_by_source
+            parts = [row.get(f"train/loss/{name}", 0.0) * n for name, n in zip(NAMES, targets, strict=True)]
+            assert sum(parts) / sum(targets) == pytest.approx(row["train/loss"], rel=precision)
+            assert all((f"train/loss/{name}" in row) == (n > 0) for name, n in zip(NAMES, targets, strict=True))
+    assert len({round(loss, 3) for loss in (curves(one / "r1", name)[0] for name in NAMES)}) == 3
+
+
+def test_the_share_that_is_logged_is_the_realised_one(one, plan) -> None:
+    counts = np.cumsum([plan.batch(step).targets_by_source for step in range(STEPS)], axis=0)
+    for step, row in rows(one / "r1").items():
+        logged = [row[f"train/share/{name}"] for name in NAMES]
+        assert logged == pytest.approx(counts[step - 1] / counts[step - 1].sum())
+    assert logged == pytest.approx(SHARES, abs=0.05)  # ten small steps, whole documents
+
+
+def test_between_two_logged_rows_losses_by_source_are_means_over_all_steps(one, plan) -> None:
+    """With `global_tokens` and every fifth step logged: the first row holds the five steps of all sources."""
+    logged = rows(one / "r1-tokens")
+    assert list(logged)[:2] == [5, 10]
+    assert all(f"train/loss/{name}" in row for row in logged.values() for name in ("main", "general"))
+    assert any("train/loss/law" in row for row in logged.values())  # in pieces of 255 targets, of 12 a step
+    assert list(logged.values())[-1]["train/epoch"] == 2.0
+
+
+def test_validation_by_source(one, two) -> None:
+    first = rows(one / "r1", "validation/loss")[0]
+    plain, other = (rows(one / name, "validation/loss")[0] for name in ("plain", "other"))
+    assert first["validation/loss"] == pytest.approx(plain["validation/loss"], rel=1e-5)  # of the main source alone
+    assert first["validation/loss/general"] == pytest.approx(other["validation/loss"], rel=1e-5)
+    assert "validation/loss/law" not in first and "validation/loss/general" not in plain
+    assert (
+        relative_difference(
+            rows(one / "r1", "validation/loss"), rows(two / "r2", "validation/loss"), "validation/loss/general"
+        )
+        < 1e-5
+    )
+    assert "train/loss/main" not in rows(one / "plain")[1]
+
+
+@pytest.mark.parametrize("chunk", [3, 1024])
+def test_losses_by_source_change_neither_the_loss_nor_a_gradient(chunk) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randn(n, 8, generator=generator) for n in (10, 20))
+    ids = torch.randint(20, (10,), generator=generator)
+    sources = torch.tensor([0, 2, 2, 0, 1, 0, 2, 1, 1, 0])
+    found = []
+    for by_source in (None, LossBySource(torch.zeros(3), sources)):
+        inputs = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+        loss = cross_entropy_sum(*inputs, ids, chunk_tokens=chunk, by_source=by_source)
+        loss.backward()
+        found.append((loss.item(), inputs[0].grad, inputs[1].grad))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1:], found[1][1:], strict=True))
+    expected = torch.nn.functional.cross_entropy(hidden @ head.T, ids, reduction="none")
+    expected = torch.stack([expected[sources == source].sum() for source in range(3)])
+    torch.testing.assert_close(by_source.sums, expected)
+    with torch.no_grad():  # as in validation
+        cross_entropy_sum(hidden, head, ids, chunk_tokens=chunk, by_source=by_source)
+    torch.testing.assert_close(by_source.sums, 2 * expected)
