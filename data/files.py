@@ -8,16 +8,21 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from errors import UserError
 
 ROLES = ("system", "user", "assistant", "tool")
 CHUNK = 1 << 20  # bytes
+Advance = Callable[[int], None]  # is told how many bytes of a file have been read since it was told last
 
 
-def read_file(path: str | Path) -> Iterator[tuple[str, dict]]:
+def no_one(count: int) -> None:
+    """Who is told where there is no progress bar."""
+
+
+def read_file(path: str | Path, advance: Advance = no_one) -> Iterator[tuple[str, dict]]:
     """Each example with where it stands ("FILE, line 3"), checked for shape; what has been read is not kept.
 
     Raises UserError for a file that is missing, damaged or empty, and for the first example that is none.
@@ -29,7 +34,7 @@ def read_file(path: str | Path) -> Iterator[tuple[str, dict]]:
         )
     reader = {".parquet": _parquet, ".txt": _text}.get(kind(path), _jsonl)
     empty = True
-    for where, example in reader(path):
+    for where, example in reader(path, advance):
         empty = False
         yield where, example
     if empty:
@@ -42,15 +47,18 @@ def kind(path: str | Path) -> str:
     return Path(path.stem).suffix if path.suffix in (".gz", ".zst") else path.suffix
 
 
-def chunks(path: str | Path) -> Iterator[bytes]:
+def chunks(path: str | Path, advance: Advance = no_one) -> Iterator[bytes]:
     """The decompressed bytes of a file, piece by piece. Raises UserError where it is damaged or cut off."""
     path = Path(path)
     try:
         if path.suffix == ".zst":
-            yield from _decompressed_zst(path)
+            yield from _decompressed_zst(path, advance)
             return
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with path.open("rb") as raw:
+            file, done = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw, 0
             while chunk := file.read(CHUNK):
+                advance(raw.tell() - done)
+                done = raw.tell()
                 yield chunk
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{path} is damaged or not gzip: {error}") from error
@@ -75,8 +83,8 @@ def check_example(example: object, where: str) -> dict:
     return example
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(_lines(path), 1):
+def _jsonl(path: Path, advance: Advance) -> Iterator[tuple[str, dict]]:
+    for number, line in enumerate(_lines(path, advance), 1):
         where = f"{path}, line {number}"
         text = _decoded(line, where).strip()
         if not text:
@@ -88,39 +96,44 @@ def _jsonl(path: Path) -> Iterator[tuple[str, dict]]:
         yield where, check_example(example, where)
 
 
-def _text(path: Path) -> Iterator[tuple[str, dict]]:
-    text = _decoded(b"".join(chunks(path)), str(path)).replace("\r\n", "\n")
+def _text(path: Path, advance: Advance) -> Iterator[tuple[str, dict]]:
+    text = _decoded(b"".join(chunks(path, advance)), str(path)).replace("\r\n", "\n")
     if text.strip():
         yield str(path), {"text": text}
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
+def _parquet(path: Path, advance: Advance) -> Iterator[tuple[str, dict]]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(f"{path}: .parquet needs pyarrow; pip install pyarrow") from error
     try:
-        source = path if path.suffix == ".parquet" else io.BytesIO(b"".join(chunks(path)))
+        compressed = path.suffix != ".parquet"
+        source = io.BytesIO(b"".join(chunks(path, advance))) if compressed else path
         table = pyarrow.parquet.ParquetFile(source)
         columns = [name for name in ("messages", "text") if name in table.schema_arrow.names][:1]
         if not columns:
             raise UserError(
                 f"{path} has neither a column `messages` nor `text`; it has {', '.join(table.schema_arrow.names)}"
             )
-        number = 0
+        number = done = 0
+        size = 0 if compressed else path.stat().st_size
         for batch in table.iter_batches(1024, columns=columns):
             for example in batch.to_pylist():
                 number += 1
                 where = f"{path}, row {number}"
                 yield where, check_example(example, where)
+            read = size * number // table.metadata.num_rows
+            advance(read - done)
+            done = read
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is damaged or not parquet: {str(error).splitlines()[0]}") from error
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _lines(path: Path, advance: Advance) -> Iterator[bytes]:
     rest = b""
-    for chunk in chunks(path):
+    for chunk in chunks(path, advance):
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
     if rest:
@@ -134,7 +147,7 @@ def _decoded(raw: bytes, where: str) -> str:
         raise UserError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def _decompressed_zst(path: Path) -> Iterator[bytes]:
+def _decompressed_zst(path: Path, advance: Advance) -> Iterator[bytes]:
     """Frame by frame: zstandard's own reader stops after the first, and takes a file that is cut off for a whole one."""
     try:
         import zstandard
@@ -144,6 +157,7 @@ def _decompressed_zst(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         try:
             while chunk := file.read(CHUNK):
+                advance(len(chunk))
                 while chunk:
                     if frame is None or frame.eof:
                         frame = zstandard.ZstdDecompressor().decompressobj()

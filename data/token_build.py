@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from data.files import chunks, kind, read_file
+from data.files import Advance, chunks, kind, no_one, read_file
 from data.token_store import (
     BUILD_FILE,
     FORMAT,
@@ -56,11 +56,11 @@ def build_store(
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
     shard_tokens: int = SHARD_TOKENS,
-    advance: Callable[[int], None] = lambda characters: None,
+    advance: Advance = no_one,
 ) -> dict:
     """Build the store in `out`, or finish the build that was interrupted there; returns what store.json holds.
 
-    advance: is told how many characters have been read. Raises UserError for a file that cannot be read, for texts there
+    advance: of a progress bar over the bytes of the files. Raises UserError for a file that cannot be read, for texts there
     are none of, and where `out` holds something else or is written by another process.
     """
     what = describe(files, tokenizer, shard_tokens)
@@ -92,11 +92,16 @@ def build_store(
         return store
 
 
-def describe(files: list[Path], tokenizer: PreTrainedTokenizerBase, shard_tokens: int) -> dict:
-    """What a build is of; one that differs in any of this cannot be resumed. Raises UserError for a missing file."""
+def check_files(files: list[Path]) -> None:
+    """Raises UserError for one that is missing."""
     for path in files:
         if not path.is_file():
             raise UserError(f"{path} is a folder; name its files" if path.is_dir() else f"{path} does not exist")
+
+
+def describe(files: list[Path], tokenizer: PreTrainedTokenizerBase, shard_tokens: int) -> dict:
+    """What a build is of; one that differs in any of this cannot be resumed."""
+    check_files(files)
     return {
         "format": FORMAT,
         "dtype": "<u2" if max(tokenizer.get_vocab().values()) < 2**16 else "<u4",
@@ -120,23 +125,21 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return copy
 
 
-def read_pieces(
-    files: list[Path], position: tuple[int, int] = (0, 0), advance: Callable[[int], None] = lambda characters: None
-) -> Iterator[Piece]:
+def read_pieces(files: list[Path], position: tuple[int, int] = (0, 0), advance: Advance = no_one) -> Iterator[Piece]:
     """The texts of all files in order, from `position` (file, examples of it that are done) on."""
-    for number, path in enumerate(files[position[0] :], position[0]):
-        if kind(path) == ".txt":
-            parts = _text_file(path) if (number, 0) >= position else iter(())
-            yield from (Piece(text, ends, number, 1, where) for text, ends, where in _told(parts, advance))
+    for number, path in enumerate(files):
+        if number < position[0] or (kind(path) == ".txt" and (number, 1) <= position):
+            advance(path.stat().st_size)
             continue
-        for count, (where, example) in enumerate(read_file(path), 1):
+        if kind(path) == ".txt":
+            yield from (Piece(text, ends, number, 1, str(path)) for text, ends in _text_file(path, advance))
+            continue
+        for count, (where, example) in enumerate(read_file(path, advance), 1):
             if "text" not in example:
                 raise UserError(f"{where} is a chat; a token store is for texts, and chats go into data.train as files")
             if (number, count) <= position:  # read again, but not tokenised
-                advance(len(example["text"]))
                 continue
-            parts = ((text, ends, where) for text, ends in cut([example["text"]]))
-            yield from (Piece(text, ends, number, count, where) for text, ends, where in _told(parts, advance))
+            yield from (Piece(text, ends, number, count, where) for text, ends in cut([example["text"]]))
 
 
 def cut(stream: Iterable[str]) -> Iterator[tuple[str, bool]]:
@@ -200,7 +203,7 @@ def _write_shards(
     tokenizer: PreTrainedTokenizerBase,
     dtype: np.dtype,
     shard_tokens: int,
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> Iterator[tuple[int, int, tuple[int, int]]]:
     """Write shards from number `shard` on; after each (tokens, documents, where the next begins)."""
     encoder = encoder_of(tokenizer)
@@ -278,14 +281,14 @@ def _check_same(found: dict, wanted: dict, out: Path) -> None:
         raise UserError(f"{out} holds a store with other settings; choose another folder, or remove it")
 
 
-def _text_file(path: Path) -> Iterator[tuple[str, bool, str]]:
+def _text_file(path: Path, advance: Advance) -> Iterator[tuple[str, bool]]:
     """A .txt file as one document, piece by piece."""
 
     def decoded() -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8-sig")()
         held = ""  # a \r whose \n may come next
         try:
-            for chunk in chunks(path):
+            for chunk in chunks(path, advance):
                 text = held + decoder.decode(chunk)
                 held = "\r" if text.endswith("\r") else ""
                 yield text.removesuffix("\r").replace("\r\n", "\n")
@@ -298,13 +301,7 @@ def _text_file(path: Path) -> Iterator[tuple[str, bool, str]]:
         blank = blank and not text.strip()
         if ends and blank:
             raise UserError(f"{path} holds no text")
-        yield text, ends, str(path)
-
-
-def _told(parts: Iterable[tuple[str, bool, str]], advance: Callable[[int], None]) -> Iterator[tuple[str, bool, str]]:
-    for part in parts:
-        advance(len(part[0]))
-        yield part
+        yield text, ends
 
 
 def _keep(out: Path, names: tuple[str, str], sinks: list) -> None:

@@ -1,0 +1,53 @@
+"""`data.mix` on the command line and in a config file."""
+
+import dataclasses
+
+import pytest
+
+from configs.config import Batch, Config, Data, Model, Optimizer, Run, Source, override
+from errors import UserError
+
+BASE = Config(Model("m"), Data(("a.jsonl",)), Batch(global_examples=4), Optimizer(1e-5), Run("r"))
+
+
+def test_a_mix_on_the_command_line() -> None:
+    mixed = override(BASE, ["data.mix=general:0.05:a.jsonl,b.txt;law:1e-1:c.jsonl.gz:d.txt"])
+    assert mixed.data.mix == (
+        Source("general", ("a.jsonl", "b.txt"), 0.05),
+        Source("law", ("c.jsonl.gz",), 0.1, ("d.txt",)),
+    )
+    assert override(mixed, ["data.mix=none"]).data.mix == ()
+    assert override(mixed, ["data.mix="]).data.mix == ()
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("general", "'general' is no source; write NAME:SHARE:FILE,FILE"),
+        ("general:much:a.txt", "'general:much:a.txt' is no source"),
+        ("a:0.1:b.txt:c.txt:d.txt", "is no source"),
+        ("general:0.1:", "source general names no file"),
+        ("general:5:a.txt", "the share of general lies between 0 and 1, not 5.0"),
+        ("general:0:a.txt", "the share of general lies between 0 and 1"),
+        ("general:nan:a.txt", "the share of general lies between 0 and 1"),
+        ("a:0.5:a.txt;b:0.5:b.txt", "must add up to less than 1"),
+        ("a:0.1:a.txt;a:0.1:b.txt", "each source needs a name of its own, not a, a"),
+        ("main:0.1:a.txt", "a plain name other than main"),
+        ("a/b:0.1:a.txt", "a plain name other than main, not 'a/b'"),
+    ],
+)
+def test_a_wrong_mix_is_one_sentence(text, words) -> None:
+    with pytest.raises(UserError, match=words):
+        override(BASE, [f"data.mix={text}"])
+
+
+def test_a_wrong_mix_in_a_config_file_is_one_sentence() -> None:
+    for source, words in [
+        (Source("a", "a.txt", 0.1), "paths of a Source must be a list of texts, not 'a.txt'"),
+        (Source("a", ("a.txt",), "5%"), "share of a Source must be a number, not '5%'"),
+    ]:
+        data = dataclasses.replace(BASE.data, mix=(source,))
+        with pytest.raises(UserError, match=words):
+            override(dataclasses.replace(BASE, data=data), [])
+    with pytest.raises(UserError, match="data.mix must be a list of Sources"):
+        override(dataclasses.replace(BASE, data=dataclasses.replace(BASE.data, mix=("a.txt",))), [])

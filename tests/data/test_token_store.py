@@ -1,0 +1,230 @@
+"""A token store read back: windows, documents, targets; damaged ones refused; memory that does not grow."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from data.batches import plan_training
+from data.sources import Reader, Windows
+from data.token_build import build_store
+from data.token_store import TokenStore, documents_file, open_store, tokenizer_fingerprint, tokens_file
+from errors import UserError
+from tests.tiny import WORDS, tiny_tokenizer
+
+WORDS_OF_A_LARGE_VOCABULARY = {"[UNK]": 0, "<eos>": 1, "first": 2, "last": 2**16 + 7}
+
+
+def large_tokenizer() -> PreTrainedTokenizerFast:
+    """Four words whose ids need 32 bits."""
+    tokenizer = Tokenizer(models.WordLevel(WORDS_OF_A_LARGE_VOCABULARY, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+
+
+def write_texts(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def ragged_texts(count: int, seed: int = 0) -> list[str]:
+    """Of 1 to 60 words."""
+    random = np.random.default_rng(seed)
+    return [" ".join(random.choice(WORDS, random.integers(1, 61))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return ragged_texts(60)
+
+
+@pytest.fixture(scope="module")
+def store_folder(tmp_path_factory, texts) -> Path:
+    """60 documents in about 6 shards."""
+    folder = tmp_path_factory.mktemp("store")
+    build_store([write_texts(folder / "texts.jsonl", texts)], tiny_tokenizer(), folder / "store", shard_tokens=900)
+    return folder / "store"
+
+
+def opened(path: Path, sequence_length: int) -> TokenStore:
+    return open_store(path, tokenizer_fingerprint(tiny_tokenizer()), sequence_length)
+
+
+@pytest.mark.parametrize("sequence_length", [7, 64, 1000, 10**6])
+def test_windows_are_the_documents_end_to_end_whatever_the_shards(store_folder, texts, sequence_length) -> None:
+    tokenizer = tiny_tokenizer()
+    documents = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in texts]
+    expected = np.concatenate(documents)
+    store = opened(store_folder, sequence_length)
+    assert len(list(store_folder.glob("*.tokens"))) >= 5 and store.dtype == np.uint16
+    windows = [store.window(i) for i in range(len(store))]
+    assert np.array_equal(np.concatenate([ids for ids, _ in windows]), expected)
+    assert all(ids.dtype == np.int64 and len(ids) == sequence_length for ids, _ in windows[:-1])
+    # A piece ends where a document does or where the window does, and nowhere else.
+    ends = np.cumsum([len(document) for document in documents])
+    cuts = np.cumsum([length for _, lengths in windows for length in lengths])
+    wanted = set(ends.tolist()) | {min(len(expected), (i + 1) * sequence_length) for i in range(len(store))}
+    assert cuts.tolist() == sorted(wanted)
+    assert [store.document_lengths(i) for i in range(len(store))] == [lengths for _, lengths in windows]
+    with pytest.raises(IndexError):
+        store.window(len(store))
+
+
+@pytest.mark.parametrize("sequence_length", [16, 128])
+def test_a_token_is_a_target_where_its_document_has_one_before_it_in_the_window(store_folder, sequence_length) -> None:
+    store = opened(store_folder, sequence_length)
+    windows = Windows(store, "", "", store.mean_targets)
+    total = 0
+    for i in range(len(store)):
+        ids, is_target = windows.get(i)
+        begins = {0} | {t + 1 for t in np.flatnonzero(ids == tiny_tokenizer().eos_token_id)}
+        assert [t not in begins for t in range(len(ids))] == is_target.tolist()
+        assert windows.num_targets(i) == is_target.sum()
+        total += windows.num_targets(i)
+    assert windows.mean_targets == pytest.approx(total / len(store), rel=0.01)  # known without reading
+
+
+def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path) -> None:
+    tokenizer = large_tokenizer()
+    store = build_store([write_texts(tmp_path / "a.jsonl", ["first last", "last"])], tokenizer, tmp_path / "store")
+    assert store["dtype"] == "<u4" and (tmp_path / "store" / tokens_file(0)).stat().st_size == 4 * 5
+    ids, lengths = open_store(tmp_path / "store", tokenizer_fingerprint(tokenizer), 16).window(0)
+    assert ids.tolist() == [2, 2**16 + 7, 1, 2**16 + 7, 1] and lengths == (3, 2)
+
+
+def test_the_fingerprint_is_of_what_decides_the_ids(tmp_path) -> None:
+    same = tokenizer_fingerprint(tiny_tokenizer())
+    tiny_tokenizer().save_pretrained(tmp_path)
+    reloaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    reloaded("a", padding="max_length", truncation=True, max_length=8)  # leaves settings behind in its backend
+    reloaded.chat_template = None
+    assert tokenizer_fingerprint(reloaded) == same
+    added, other_eos, lower, merged = (tiny_tokenizer() for _ in range(4))
+    added.add_tokens(["r0010"])
+    other_eos.eos_token = "<|endoftext|>"
+    lower.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # digits not by themselves
+    merged = tiny_tokenizer(300)
+    assert len({same, *map(tokenizer_fingerprint, (added, other_eos, lower, merged))}) == 5
+
+
+def test_a_store_of_another_tokenizer_is_refused(store_folder) -> None:
+    with pytest.raises(UserError, match="was made with another tokenizer than the model's"):
+        open_store(store_folder, tokenizer_fingerprint(tiny_tokenizer(300)), 64)
+
+
+def damage(path: Path, kind: str) -> None:
+    if kind == "missing":
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(path.read_bytes()[:-2])
+    elif kind == "longer":
+        path.write_bytes(path.read_bytes() + b"\0\0")
+    else:
+        path.write_text(kind)
+
+
+@pytest.mark.parametrize(
+    "name, kind, words",
+    [
+        (tokens_file(2), "missing", "shard-00002.tokens is missing; remove the folder and build the store again"),
+        (tokens_file(0), "cut", r"shard-00000.tokens has \d+ bytes instead of \d+; remove the folder"),
+        (documents_file(1), "longer", r"shard-00001.documents has \d+ bytes instead of \d+"),
+        ("store.json", "missing", "is a folder without store.json"),
+        ("store.json", "{", "store.json is damaged .*; remove the folder"),
+        ("store.json", "[]", "store.json is damaged"),
+        (
+            "store.json",
+            '{"dtype": "<u2", "shards": [{"tokens": 1}]}',
+            r"store.json is damaged \(KeyError\('documents'\)",
+        ),
+        ("store.json", '{"dtype": "?!", "shards": []}', "store.json is damaged"),
+        (
+            "store.json",
+            '{"dtype": "<u2", "shards": [], "tokenizer": "", "format": 2}',
+            "format 2, and this version reads 1",
+        ),
+    ],
+)
+def test_a_damaged_store_is_one_sentence(store_folder, tmp_path, name, kind, words) -> None:
+    for path in store_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    damage(tmp_path / name, kind)
+    with pytest.raises(UserError, match=words) as caught:
+        opened(tmp_path, 64)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_incomplete_build_says_how_to_finish_it(tmp_path) -> None:
+    (tmp_path / "build.json").write_text("{}")
+    with pytest.raises(UserError, match="is not complete; run the same scripts/build_tokens.py command again"):
+        opened(tmp_path, 64)
+
+
+def test_a_reader_takes_a_store_for_any_source(store_folder, tmp_path) -> None:
+    reader = Reader(tiny_tokenizer(), 384, 64, "drop")
+    corpus = reader.training((str(store_folder),), ())
+    assert corpus.lines("train")[0].startswith(f"train: token store {store_folder}: ")
+    assert len(corpus) == len(opened(store_folder, 64)) and corpus.mixture() is None
+    assert reader.validation((str(store_folder),), ()).num_targets(0) == corpus.num_targets(0)
+    with pytest.raises(UserError, match="is outside the model's 300 rows"):
+        Reader(tiny_tokenizer(), 300, 64, "drop").training((str(store_folder),), ())
+    with pytest.raises(UserError, match="is a folder among other files of training"):
+        reader.training((str(store_folder), "a.jsonl"), ())
+    with pytest.raises(UserError, match="no token of .* carries loss in windows of data.sequence_length=1"):
+        Reader(tiny_tokenizer(), 384, 1, "drop").training((str(store_folder),), ())
+    # The same texts in another order are other data.
+    texts = ragged_texts(60)[::-1]
+    build_store([write_texts(tmp_path / "texts.jsonl", texts)], tiny_tokenizer(), tmp_path / "store", shard_tokens=900)
+    other = reader.training((str(tmp_path / "store"),), ())
+    assert other.sources[0].fingerprint != corpus.sources[0].fingerprint
+
+
+def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> TokenStore:
+    """Documents of equal length, `tokens` of them in two shards whose bytes are a hole in the file."""
+    folder.mkdir()
+    shards = []
+    for shard in range(2):
+        with (folder / tokens_file(shard)).open("wb") as file:
+            file.truncate(tokens // 2 * 2)  # bytes of uint16
+        ends = np.arange(document, tokens // 2 + 1, document, dtype="<u8")
+        (folder / documents_file(shard)).write_bytes(ends.tobytes())
+        shards.append({"tokens": tokens // 2, "documents": len(ends)})
+    (folder / "store.json").write_text(json.dumps({"format": 1, "dtype": "<u2", "tokenizer": "any", "shards": shards}))
+    return open_store(folder, "any", 2**14)
+
+
+def resident_growth(windows: Windows, count: int) -> int:
+    """By how many bytes the memory of this process grows while `count` windows of all parts of the store are read."""
+    statm = Path("/proc/self/statm")
+    before = most = int(statm.read_text().split()[1])
+    for i in range(count):
+        windows.get(i * len(windows) // count)
+        most = max(most, int(statm.read_text().split()[1]))
+    return (most - before) * 4096
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads the resident memory from /proc")
+def test_reading_a_large_store_takes_no_more_memory_than_a_small_one(tmp_path) -> None:
+    growth = []
+    for name, tokens in (("small", 5 * 2**20), ("large", 160 * 2**20)):  # 10 and 320 MiB
+        store = synthetic_store(tmp_path / name, tokens)
+        growth.append(resident_growth(Windows(store, "", "", store.mean_targets), len(store)))
+    assert len(store) == 10_240 and growth[1] < growth[0] + 8 * 2**20
+
+
+def test_opening_and_planning_read_no_token(tmp_path, monkeypatch) -> None:
+    """So start-up does not grow with the corpus: 10^15 tokens are planned as fast as ten."""
+    store = synthetic_store(tmp_path / "store", 2**20)
+
+    def read(*arguments, **options) -> None:
+        raise AssertionError("a token was read")
+
+    monkeypatch.setattr(np, "memmap", read)
+    monkeypatch.setattr(np, "fromfile", read)
+    store = open_store(tmp_path / "store", "any", 64)
+    huge = TokenStore(store.path, 64, store.dtype, 10**15, 10**12, (0, 10**15), (10**12,))
+    plan = plan_training(Windows(huge, "", "", huge.mean_targets), 2, 0, 64, global_examples=512)
+    assert plan.num_steps == 2 * -(-len(huge) // 512) and plan.passes(plan.num_steps // 2) == (1.0,)

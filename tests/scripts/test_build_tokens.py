@@ -1,0 +1,85 @@
+"""scripts/build_tokens.py as a command: killed and run again, measured, refused."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.token_build import build_store
+from tests.data.test_token_store import ragged_texts, write_texts
+from tests.tiny import tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARD_TOKENS = 500
+
+# The same command, with kill -9 while the third shard gets its names.
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import data.token_build
+keep, kept = data.token_build._keep, []
+def killed(*arguments):
+    kept.append(keep(*arguments) if len(kept) < 2 else os.kill(os.getpid(), signal.SIGKILL))
+data.token_build._keep = killed
+from data.tokens import load_tokenizer
+from pathlib import Path
+data.token_build.BATCH = 1000
+data.token_build.build_store([Path("texts.jsonl")], load_tokenizer("model"), Path("store"), {shard_tokens})
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tokenizer and 80 texts."""
+    folder = tmp_path_factory.mktemp("build")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    write_texts(folder / "texts.jsonl", ragged_texts(80))
+    return folder
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, env=environment)
+
+
+def script(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return run(folder, str(ROOT / "scripts" / "build_tokens.py"), *arguments)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_killed_and_run_again_gives_the_bytes_of_a_build_that_was_not(folder, monkeypatch) -> None:
+    killed = run(folder, "-c", KILLED.format(root=str(ROOT), shard_tokens=SHARD_TOKENS))
+    assert killed.returncode == -9, killed.stderr
+    left = contents(folder / "store")
+    assert {"build.json", "shard-00001.tokens", "shard-00002.tokens.partial"} <= left.keys()
+    again = ("texts.jsonl", "--model", "model", "--out", "store", "--shard-tokens", str(SHARD_TOKENS))
+    done = script(folder, *again)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(folder)  # a build is of files as they were named
+    store = build_store([Path("texts.jsonl")], tiny_tokenizer(), Path("whole"), SHARD_TOKENS)
+    assert contents(folder / "store") == contents(folder / "whole")
+    assert f"store: {store['tokens']:,} tokens of 80 documents in {len(store['shards'])} shards, uint16" in done.stdout
+    assert "tokenise: 100%" in done.stderr  # the bar
+
+
+def test_the_benchmark_prints_its_share_and_builds_nothing(folder) -> None:
+    before = sorted(path.name for path in folder.iterdir())
+    done = script(folder, "texts.jsonl", "--model", "model", "--benchmark")
+    assert done.returncode == 0, done.stderr
+    alone, built, share = re.fullmatch(
+        r"0 MB of text, best of 3: tokenizers alone ([\d.]+) MB/s, the whole build ([\d.]+) MB/s: (\d+)%\n", done.stdout
+    ).groups()
+    assert float(built) > 0 and float(share) == pytest.approx(100 * float(built) / float(alone), rel=0.2)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_mistake_is_one_sentence(folder) -> None:
+    done = script(folder, "absent.txt", "--model", "model", "--out", "other")
+    assert (done.returncode, done.stderr) == (2, "error: absent.txt does not exist\n")
+    assert not (folder / "other").exists()
