@@ -29,7 +29,7 @@ def world_size_from_environment() -> tuple[int, int]:
 def start_process_group(timeout_minutes: float = 30.0) -> Ranks:
     """Join torchrun's processes, or make a group of one. CUDA with NCCL where there is a GPU for each, else CPU with gloo."""
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if torch.cuda.is_available():
+    if torch.cuda.device_count() >= local_world:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"

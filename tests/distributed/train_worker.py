@@ -59,6 +59,18 @@ def plant(name: str | None, set_attribute) -> None:
 
             if original:
                 set_attribute(torch.distributed, function, counted)
+    elif kind == "no_device_wait":
+        # Between these two forwards an operation that makes the host wait for the GPU is an error.
+        first, last = (int(n) for n in argument.split(","))
+        count, forward = iter(range(10**9)), PackedLanguageModel.forward
+
+        def watched(self, batch: MicroBatch, *by_source) -> torch.Tensor:
+            number = next(count)
+            if number in (first, last):
+                torch.cuda.set_sync_debug_mode("error" if number == first else "default")
+            return forward(self, batch, *by_source)
+
+        set_attribute(PackedLanguageModel, "forward", watched)
     elif kind == "mean_of_means":
         # loss_m / n_m / number of micro-batches: what averaging per micro-batch does.
         world_size, rows = int(os.environ.get("WORLD_SIZE", 1)), int(argument)

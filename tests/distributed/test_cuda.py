@@ -1,0 +1,103 @@
+"""What only a GPU can show: host offload, a step that never waits, compile, bitwise resume. One command on a GPU machine:
+
+    bash scripts/test.sh -m gpu
+
+One process on one GPU; two on two where there are two (NCCL). The runs are tiny: figures are those of scripts/bench.py.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
+from tests.tiny import write_chat_file, write_tiny_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+]
+BF16 = ("model.compute_dtype=bf16",)
+DETERMINISTIC = (*BF16, "run.deterministic=True", "run.save_every=2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cuda")
+    write_tiny_model(folder / "model", family="qwen2", tied=False, vocab_size=391, layers=4)
+    write_chat_file(folder / "train.jsonl", 24, seed=0)
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
+    data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256, packing=False),
+    batch=Batch(global_examples=8, micro_batch=1),
+    optimizer=Optimizer(1e-3, epochs=2, warmup_steps=0, max_grad_norm=0.5),  # 6 steps, all of them clipped
+    run=Run("base", directory={str(folder / "runs")!r}, keep_last=9),
+)
+""")
+    return folder
+
+
+def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None) -> dict:
+    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant}
+
+
+@pytest.fixture(scope="module")
+def one(folder) -> Path:
+    """World size 1: 8 micro-batches a step. `stopped` is stopped in step 4 and resumed."""
+    launch(
+        folder,
+        "one",
+        1,
+        [
+            run_of(folder, "base"),
+            run_of(folder, "offload", "sharding.cpu_offload=True"),
+            run_of(folder, "activations", "model.activation_checkpointing=offload"),
+            run_of(folder, "bf16", *BF16),
+            run_of(folder, "compiled", *BF16, "model.compile=True", "model.activation_checkpointing=full"),
+            run_of(folder, "12N", *BF16, "optimizer.memory=12N"),
+            # Logged are the first step and the last, of forwards 0 to 7 and 40 to 47.
+            run_of(folder, "no-wait", *BF16, "run.log_every=100", plant="no_device_wait:9,39"),
+            run_of(folder, "straight", *DETERMINISTIC),
+            run_of(folder, "stopped", *DETERMINISTIC, plant="signal_at_micro_batch:29"),
+            run_of(folder, "stopped", *DETERMINISTIC),
+        ],
+    )
+    return folder / "runs"
+
+
+def test_parameters_on_the_host_are_clipped_and_updated_alike(one) -> None:
+    assert largest_difference(weights(one / "base"), weights(one / "offload")) < 1e-5
+    assert relative_difference(rows(one / "base"), rows(one / "offload"), "train/grad_norm") < 1e-5
+    assert all(row["train/grad_norm"] > 0.5 for row in rows(one / "base").values())
+
+
+def test_activations_on_the_host_change_nothing(one) -> None:
+    assert largest_difference(weights(one / "base"), weights(one / "activations")) < 1e-5
+
+
+def test_bf16_and_compiled_layers_learn_the_same(one) -> None:
+    for name in ("bf16", "compiled", "12N"):
+        assert relative_difference(rows(one / "base"), rows(one / name), "train/loss") < 2e-2
+
+
+def test_no_operation_of_a_step_waits_for_the_device(one) -> None:
+    assert largest_difference(weights(one / "bf16"), weights(one / "no-wait")) < 1e-3  # it ended, so nothing waited
+
+
+def test_resume_is_bitwise_under_the_deterministic_switch(folder, one) -> None:
+    assert "SIGTERM: stopped after step 3/6, saved" in (folder / "one.out").read_text()
+    assert largest_difference(weights(one / "straight"), weights(one / "stopped")) == 0.0
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("strategy", ["full", "grad_op", "none"])
+def test_two_gpus_give_the_update_of_one(folder, one, two, strategy) -> None:
+    assert largest_difference(weights(one / "base"), weights(two / strategy)) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def two(folder) -> Path:
+    launch(folder, "two", 2, [run_of(folder, s, f"sharding.strategy={s}") for s in ("full", "grad_op", "none")])
+    return folder / "runs"
