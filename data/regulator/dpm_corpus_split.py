@@ -109,7 +109,7 @@ def hash_of(*texts: str) -> bytes:
 
 def masked(text: str) -> str:
     """A text without its codes of tables and cells, nor numbers, in small letters."""
-    text = re.sub(r"\b[A-Z]{1,2}[ _]\d[\d.]*(\.[a-z]+)?\b|\b[rcs]\d{2,4}\b|\bv\d+_\w\b|\d+", " ", text)
+    text = re.sub(r"\b[A-Z]{1,2}[ _]\d+(\.\d+)*(\.[a-z]+)?\b|\b[rcs]\d{2,4}\b|\bv\d+_\w\b|\d+", " ", text)
     return "\n".join(" ".join(line.split()) for line in text.casefold().splitlines())
 
 

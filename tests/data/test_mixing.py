@@ -104,6 +104,15 @@ def test_a_stream_takes_every_document_once_before_any_again() -> None:
     assert passes[0] == 1.0 and passes[1] == pytest.approx(len(taken) / 3, abs=0.5)
 
 
+def test_a_stream_of_windows_takes_each_once_before_any_again() -> None:
+    corpus = Corpus((ragged(20, 60, 900, 0), windows(7)), ("main", "store"), (0.9, 0.1))
+    plan = plan_training(corpus, 1, 0, 64, global_examples=1)
+    taken = [item - 900 for s in range(plan.num_steps) for row in plan.batch(s).rows for item in row if item >= 900]
+    epochs = [tuple(taken[i : i + 7]) for i in range(0, len(taken) - 6, 7)]
+    assert len(epochs) > 15 and all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len(set(epochs)) > 10  # each in its own order
+
+
 @pytest.mark.parametrize("size", [{"global_examples": 7}, {"global_tokens": 90}])
 def test_a_store_visits_every_window_once_an_epoch(size) -> None:
     source = windows(103)

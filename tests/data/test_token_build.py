@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import trainers
+from transformers import PreTrainedTokenizerFast
 
 import data.files
 import data.token_build
@@ -16,19 +18,20 @@ from data.token_build import Piece, batches, build_store, cut, note_file, read_p
 from data.token_store import open_store, tokenizer_fingerprint, tokens_file
 from errors import UserError
 from tests.data.test_token_store import ragged_texts, write_texts
-from tests.tiny import SENTENCES, tiny_tokenizer, write_chat_file
+from tests.tiny import SENTENCES, SPECIAL_TOKENS, tiny_tokenizer, write_chat_file
 
-LONG = "\n".join(f"{i}. {SENTENCES[i % 4]}" + "\n" * (i % 3) for i in range(60)) + "\nGrüße: 97,3 €"
+# Runs of line ends, which a tokenizer may know as one token.
+LONG = "\n".join(f"{i}. {SENTENCES[i % 4]}" + "\n" * (i % 3) for i in range(60)) + "\nGrüße: 97,3 €\rEnde"
 
 
-def tokens_of(folder: Path) -> list[int]:
-    store = open_store(folder, tokenizer_fingerprint(tiny_tokenizer()), 10**9)
+def tokens_of(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> list[int]:
+    store = open_store(folder, tokenizer_fingerprint(tokenizer or tiny_tokenizer()), 10**9)
     return store.window(0)[0].tolist()
 
 
-def encoded(texts: list[str]) -> list[int]:
+def encoded(texts: list[str], tokenizer: PreTrainedTokenizerFast | None = None) -> list[int]:
     """What training makes of the texts as files: each tokenised whole, with EOS behind it."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = tokenizer or tiny_tokenizer()
     return [t for text in texts for t in [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]]
 
 
@@ -53,11 +56,21 @@ def test_all_kinds_of_files_in_their_order(tmp_path) -> None:
     assert sorted(contents(tmp_path / "store")) == ["shard-00000.documents", "shard-00000.tokens", "store.json"]
 
 
+def tokenizer_of_line_ends() -> PreTrainedTokenizerFast:
+    """One for which two and three line ends are one token."""
+    tokenizer = tiny_tokenizer().backend_tokenizer
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL_TOKENS, show_progress=False)
+    tokenizer.train_from_iterator([LONG, "\n\n\n \n\n"] * 9, trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    assert len(made.encode("\n\n\n")) == 1
+    return made
+
+
 @pytest.mark.parametrize("ending", [".txt", ".jsonl"])
 def test_a_text_in_pieces_gets_the_ids_of_the_whole_text(tmp_path, monkeypatch, ending) -> None:
     monkeypatch.setattr(data.token_build, "PIECE", 200)
     monkeypatch.setattr(data.token_build, "BATCH", 700)
-    monkeypatch.setattr(data.files, "CHUNK", 333)  # also in the middle of a character, and between \r and \n
+    monkeypatch.setattr(data.files, "CHUNK", 1)  # so also in the middle of a character, and between \r and \n
     if ending == ".txt":
         (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + LONG.replace("\n", "\r\n").encode())
     else:
@@ -65,8 +78,9 @@ def test_a_text_in_pieces_gets_the_ids_of_the_whole_text(tmp_path, monkeypatch, 
     pieces = list(read_pieces([tmp_path / f"a{ending}"]))
     assert len(pieces) > 20 and max(len(piece.text) for piece in pieces) <= 200
     assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-    build_store([tmp_path / f"a{ending}"], tiny_tokenizer(), tmp_path / "store", shard_tokens=10)
-    assert tokens_of(tmp_path / "store") == encoded([LONG])
+    tokenizer = tokenizer_of_line_ends()
+    build_store([tmp_path / f"a{ending}"], tokenizer, tmp_path / "store", shard_tokens=10)
+    assert tokens_of(tmp_path / "store", tokenizer) == encoded([LONG], tokenizer)
 
 
 @settings(max_examples=100, deadline=None)
@@ -104,7 +118,7 @@ def test_an_interruption_anywhere_and_the_same_command_again_give_the_same_bytes
 ) -> None:
     """Stopped before, or after, each of the renames that make a file complete."""
     monkeypatch.setattr(data.token_build, "BATCH", 400)
-    build_store(sources, tiny_tokenizer(), tmp_path / "whole", 300)
+    build_store(sources, tiny_tokenizer(), tmp_path / "whole", 700)
     whole = contents(tmp_path / "whole")
     assert len(whole) >= 9  # four shards and store.json
     replace, interrupted = os.replace, 0
@@ -120,7 +134,7 @@ def test_an_interruption_anywhere_and_the_same_command_again_give_the_same_bytes
 
         monkeypatch.setattr(os, "replace", stopping)
         try:
-            build_store(sources, tiny_tokenizer(), out, 300)
+            build_store(sources, tiny_tokenizer(), out, 700)
         except KeyboardInterrupt:
             interrupted += 1
         else:
@@ -130,7 +144,7 @@ def test_an_interruption_anywhere_and_the_same_command_again_give_the_same_bytes
         complete = {name: data for name, data in contents(out).items() if name.endswith(".tokens")}
         if not (out / "store.json").exists():
             (out / "shard-00077.tokens.partial").write_bytes(b"left")
-        build_store(sources, tiny_tokenizer(), out, 300)
+        build_store(sources, tiny_tokenizer(), out, 700)
         assert contents(out) == whole
         assert all(whole[name] == data for name, data in complete.items())
     assert interrupted >= 3 * 4 + 2  # tokens, documents and note of each shard; build.json and store.json
@@ -181,7 +195,7 @@ def test_a_complete_store_is_left_as_it_is(tmp_path, sources) -> None:
 
 def test_what_cannot_go_on_is_refused(tmp_path, sources) -> None:
     out = tmp_path / "store"
-    build_store(sources, tiny_tokenizer(), out, 300)
+    build_store(sources, tiny_tokenizer(), out, 700)
     with pytest.raises(UserError, match="holds a store of another tokenizer; choose another folder, or remove it"):
         build_store(sources, tiny_tokenizer(300), out, 300)
     with pytest.raises(UserError, match="holds a store of other files, or files that have changed"):
@@ -191,10 +205,10 @@ def test_what_cannot_go_on_is_refused(tmp_path, sources) -> None:
     with sources[0].open("a") as file:
         file.write('{"text": "more"}\n')
     with pytest.raises(UserError, match="files that have changed"):
-        build_store(sources, tiny_tokenizer(), out, 300)
+        build_store(sources, tiny_tokenizer(), out, 700)
     (out / "store.json").write_text("{")
     with pytest.raises(UserError, match="store.json is damaged; remove .*store and build the store again"):
-        build_store(sources, tiny_tokenizer(), out, 300)
+        build_store(sources, tiny_tokenizer(), out, 700)
 
 
 def test_a_folder_of_other_things_is_not_touched(tmp_path, sources) -> None:

@@ -1,4 +1,5 @@
-"""train.py with sources mixed in, on 1 and 2 real gloo processes: one run, its parts told apart, stopped and resumed."""
+"""train.py with sources mixed in, token stores among them, on 1 and 2 real gloo processes: one run, its parts told apart,
+stopped and resumed."""
 
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from configs.config import Source
 from data.batches import Plan, plan_training
 from data.sources import Reader
+from data.token_build import build_store
 from model.loss import LossBySource, cross_entropy_sum
 from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
 from tests.tiny import SENTENCES, tiny_tokenizer, write_chat_file, write_tiny_model
@@ -21,7 +23,7 @@ STEPS = 10
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two tiny models, 20 chats, and two sources of texts: short ones, and one long document that is cut."""
+    """Two tiny models, 20 chats, two sources of texts (short ones, and one long document that is cut), and token stores."""
     folder = tmp_path_factory.mktemp("mixing")
     write_tiny_model(folder / "model")
     write_tiny_model(folder / "untied", tied=False)
@@ -31,6 +33,13 @@ def folder(tmp_path_factory) -> Path:
     (folder / "general.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (folder / "general_held_out.txt").write_text(" ".join(SENTENCES))
     (folder / "law.txt").write_text(" ".join(reversed(SENTENCES)) * 9)
+    (folder / "few.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:9]))
+    for name, file, shard_tokens in (
+        ("store", "general.jsonl", 150),  # several shards
+        ("store_held_out", "general_held_out.txt", 10**6),
+        ("few", "few.jsonl", 10**6),
+    ):
+        build_store([folder / file], tiny_tokenizer(), folder / name, shard_tokens)
     (folder / "config.py").write_text(f"""
 from configs.config import *
 here = {str(folder)!r}
@@ -53,6 +62,21 @@ config = Config(
     return folder
 
 
+def store_is_main(folder: Path) -> tuple[str, ...]:
+    """Overrides: windows of 64 tokens, 3 a step, with texts mixed in."""
+    main = (f"data.train={folder}/store", f"data.validation={folder}/store_held_out", "data.sequence_length=64")
+    return (*main, f"data.mix=law:0.25:{folder}/law.txt", "batch.global_examples=3")
+
+
+def store_is_mixed_in(folder: Path) -> tuple[str, ...]:
+    """Overrides: chats, with a store that has 60% of the targets."""
+    return (
+        f"data.mix=store:0.6:{folder}/store:{folder}/store_held_out",
+        "data.sequence_length=128",
+        "optimizer.epochs=1",
+    )
+
+
 def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
     return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": expect}
 
@@ -66,11 +90,21 @@ def plan(folder) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def two(folder, plan) -> Path:
+def store_plan(folder) -> Plan:
+    """The plan of the runs with a store as their main source."""
+    reader = Reader(tiny_tokenizer(), 384, 64, "drop")
+    corpus = reader.training((f"{folder}/store",), (Source("law", (f"{folder}/law.txt",), 0.25),))
+    return plan_training(corpus, 2, 0, 64, global_examples=3)
+
+
+@pytest.fixture(scope="module")
+def two(folder, plan, store_plan) -> Path:
     """World size 2. `stopped` is stopped in step 6, the first of the second epoch, and resumed."""
     # One forward of the validation at the start, and those of five steps on each rank.
     signal = f"signal_at_micro_batch:{1 + sum(-(-len(plan.batch(step).rows) // 2) for step in range(5))}"
     untied = (f"model.path={folder}/untied", "model.compute_dtype=bf16", "optimizer.max_steps=2")
+    store = store_is_main(folder)
+    fourth = f"signal_at_micro_batch:{sum(-(-len(store_plan.batch(step).rows) // 2) for step in range(3))}"
     launch(
         folder,
         "two",
@@ -83,6 +117,12 @@ def two(folder, plan) -> Path:
             ),
             run_of(folder, "stopped", "run.save_every=2"),
             run_of(folder, "r2-untied", *untied),
+            run_of(folder, "store2", *store),
+            run_of(folder, "store-stopped", *store, "data.validation=", plant=fourth),
+            run_of(folder, "store-stopped", *store),
+            run_of(folder, "store-moved", *store, "data.validation=", plant=fourth),  # goes on at world size 1
+            run_of(folder, "store-stopped", *store, f"data.train={folder}/few", expect=2),
+            run_of(folder, "mixed2", *store_is_mixed_in(folder)),
         ],
     )
     return folder / "runs"
@@ -92,6 +132,7 @@ def two(folder, plan) -> Path:
 def one(folder, two) -> Path:
     """World size 1. `other` validates on the held-out text of `general` as its main source."""
     other = (f"data.validation={folder}/general_held_out.txt", "data.mix=none", "optimizer.max_steps=1")
+    few = ("data.validation=", "data.mix=none", "data.sequence_length=512", "optimizer.epochs=1")
     launch(
         folder,
         "one",
@@ -101,6 +142,11 @@ def one(folder, two) -> Path:
             run_of(folder, "r1-tokens", "batch.global_examples=None", "batch.global_tokens=120", "run.log_every=5"),
             run_of(folder, "plain", "data.mix=none", "optimizer.max_steps=1"),
             run_of(folder, "other", *other),
+            run_of(folder, "store1", *store_is_main(folder)),
+            run_of(folder, "store-moved", *store_is_main(folder)),
+            run_of(folder, "mixed1", *store_is_mixed_in(folder)),
+            run_of(folder, "few-store", *few, f"data.train={folder}/few", "batch.global_examples=1"),
+            run_of(folder, "few-file", *few, f"data.train={folder}/few.jsonl", "batch.global_examples=9"),
         ],
     )
     return folder / "runs"
@@ -176,6 +222,42 @@ def test_validation_by_source(one, two) -> None:
         < 1e-5
     )
     assert "train/loss/main" not in rows(one / "plain")[1]
+
+
+def test_a_store_trains_the_same_on_any_number_of_ranks(one, two, store_plan) -> None:
+    assert len(rows(one / "store1")) == store_plan.num_steps == 8
+    for name, other, source in (("store1", "store2", "law"), ("mixed1", "mixed2", "store")):
+        assert largest_difference(weights(one / name), weights(two / other)) < 1e-5
+        for key in ("train/loss", "train/grad_norm", "train/share/main"):
+            assert relative_difference(rows(one / name), rows(two / other), key) < 1e-5
+        np.testing.assert_allclose(curves(one / name, source), curves(two / other, source), rtol=1e-5)
+    counts = np.sum([store_plan.batch(step).targets_by_source for step in range(store_plan.num_steps)], axis=0)
+    assert list(rows(one / "store1").values())[-1]["train/share/main"] == pytest.approx(counts[0] / counts.sum())
+    assert list(rows(one / "mixed1").values())[-1]["train/share/store"] == pytest.approx(0.6, abs=0.1)
+    # A store as validation: of the main source, or of one mixed in; before the first step the model is the same.
+    first = rows(one / "store1", "validation/loss")[0]["validation/loss"]
+    assert first == pytest.approx(rows(two / "store2", "validation/loss")[0]["validation/loss"], rel=1e-5)
+    assert rows(one / "mixed1", "validation/loss")[0]["validation/loss/store"] > 0
+
+
+def test_a_store_resumes_bitwise_and_at_another_number_of_ranks(folder, one, two) -> None:
+    assert (folder / "two.out").read_text().count("signal: stopped after step 3/") == 2
+    assert "resumed from" in (folder / "one.out").read_text()
+    assert largest_difference(weights(two / "store2"), weights(two / "store-stopped")) == 0.0
+    for step, row in rows(two / "store2").items():
+        same = {key: value for key, value in row.items() if key.startswith(("train/loss", "train/share", "train/grad"))}
+        assert same == {key: rows(two / "store-stopped")[step][key] for key in same}
+    assert largest_difference(weights(one / "store1"), weights(one / "store-moved")) < 1e-5
+
+
+def test_another_store_is_other_data(folder, two) -> None:
+    assert "was made with other data in data.train" in (folder / "two.out").read_text()
+
+
+def test_a_window_of_whole_documents_trains_as_the_documents_do(one) -> None:
+    """So EOS stands behind each, attention ends at it, and each has its own first token without a target."""
+    assert rows(one / "few-store")[1]["train/loss"] == pytest.approx(rows(one / "few-file")[1]["train/loss"], rel=1e-6)
+    assert largest_difference(weights(one / "few-store"), weights(one / "few-file")) < 1e-5
 
 
 @pytest.mark.parametrize("chunk", [3, 1024])
