@@ -5,7 +5,6 @@ A source is anything with `len`, `get(i)`, `document_lengths(i)`, `num_targets(i
 """
 
 import functools
-import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from data.examples import Documents, load_documents
-from data.token_store import STORE_FILE, TokenStore, open_store, tokenizer_fingerprint
+from data.token_store import TokenStore, open_store, tokenizer_fingerprint
 from errors import UserError
 
 MAIN = "main"  # the name of the source that data.train and data.validation are
@@ -173,12 +172,11 @@ class Reader:
                 f"no token of {path} carries loss in windows of data.sequence_length={self.sequence_length}"
             )
         self._check_highest(len(self.tokenizer) - 1)  # looking at every token would take as long as training
-        digest = hashlib.sha256((path / STORE_FILE).read_bytes()).hexdigest()
         report = (
             f"token store {path}: {store.num_tokens:,} tokens of {store.num_documents:,} documents in {len(store):,} "
             f"windows of {self.sequence_length}"
         )
-        return Windows(store, digest, report, store.mean_targets)
+        return Windows(store, store.fingerprint, report, store.mean_targets)
 
     def _check_highest(self, token: int) -> None:
         if token >= self.vocab_size:

@@ -7,6 +7,7 @@ behind its last complete shard and ends with the same bytes as one that was not.
 
 import codecs
 import fcntl
+import hashlib
 import json
 import os
 from collections import deque
@@ -80,9 +81,9 @@ def build_store(
         shards, position = _begin_or_resume(out, what)
         dtype = np.dtype(what["dtype"])
         written = _write_shards(out, len(shards), files, position, tokenizer, dtype, shard_tokens, advance)
-        for tokens, documents, following in written:
-            _write_json(out / note_file(len(shards)), {"tokens": tokens, "documents": documents, "next": following})
-            shards.append({"tokens": tokens, "documents": documents})
+        for shard, following in written:
+            _write_json(out / note_file(len(shards)), shard | {"next": following})
+            shards.append(shard)
         if not shards:
             raise UserError(f"there is no text in {', '.join(map(str, files))}")
         totals = {name: sum(shard[name] for shard in shards) for name in ("tokens", "documents")}
@@ -204,33 +205,41 @@ def _write_shards(
     dtype: np.dtype,
     shard_tokens: int,
     advance: Advance,
-) -> Iterator[tuple[int, int, tuple[int, int]]]:
-    """Write shards from number `shard` on; after each (tokens, documents, where the next begins)."""
+) -> Iterator[tuple[dict, tuple[int, int]]]:
+    """Write shards from number `shard` on; after each (what store.json says of it, where the next begins)."""
     encoder = encoder_of(tokenizer)
     eos = np.array([tokenizer.eos_token_id], dtype=dtype)
-    names, sinks, tokens, documents = (tokens_file(shard), documents_file(shard)), [], 0, 0
+    names, sinks, tokens, documents, digest = (), [], 0, 0, None
     piece = None
+
+    def finished() -> tuple[dict, tuple[int, int]]:
+        _keep(out, names, sinks)
+        said = {"tokens": tokens, "documents": documents, "sha256": digest.hexdigest()}
+        return said, (piece.file, piece.examples)
+
+    def write(sink: int, data: bytes) -> None:
+        sinks[sink].write(data)
+        digest.update(data)
+
     try:
         for batch, encodings in _encoded(encoder, batches(read_pieces(files, position, advance))):
             for piece, encoding in zip(batch, encodings, strict=True):
                 if not sinks:
                     names = tokens_file(shard), documents_file(shard)
-                    sinks = [(out / f"{name}.partial").open("wb") for name in names]
+                    sinks, digest = [(out / f"{name}.partial").open("wb") for name in names], hashlib.sha256()
                 ids = np.array(encoding.ids, dtype=dtype)
-                sinks[0].write(ids.tobytes())
+                write(0, ids.tobytes())
                 tokens += len(ids)
                 if not piece.ends:
                     continue
-                sinks[0].write(eos.tobytes())
+                write(0, eos.tobytes())
                 tokens, documents = tokens + 1, documents + 1
-                sinks[1].write(np.array([tokens], dtype=OFFSET).tobytes())
+                write(1, np.array([tokens], dtype=OFFSET).tobytes())
                 if tokens >= shard_tokens:
-                    _keep(out, names, sinks)
-                    yield tokens, documents, (piece.file, piece.examples)
+                    yield finished()
                     shard, sinks, tokens, documents = shard + 1, [], 0, 0
         if sinks:
-            _keep(out, names, sinks)
-            yield tokens, documents, (piece.file, piece.examples)
+            yield finished()
     finally:
         for sink in sinks:
             sink.close()

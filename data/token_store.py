@@ -44,6 +44,7 @@ class TokenStore:
     num_documents: int
     shard_starts: tuple[int, ...] = field(repr=False)  # the first token of each shard, and the end of the last
     shard_documents: tuple[int, ...] = field(repr=False)
+    fingerprint: str = ""  # of all tokens and documents, in order, wherever their texts came from
 
     def __len__(self) -> int:
         """Windows, the partial one at the end included."""
@@ -118,6 +119,7 @@ def open_store(path: str | Path, tokenizer_fingerprint: str, sequence_length: in
         dtype = np.dtype(store["dtype"])
         shards = [(int(shard["tokens"]), int(shard["documents"])) for shard in store["shards"]]
         written_with, version = store["tokenizer"], store["format"]
+        contents = [store["dtype"], *(shard["sha256"] for shard in store["shards"])]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path / STORE_FILE} is damaged ({error!r}); {AGAIN}") from error
     if version != FORMAT:
@@ -132,7 +134,8 @@ def open_store(path: str | Path, tokenizer_fingerprint: str, sequence_length: in
             _check_size(path / name, size)
     starts = tuple(accumulate((tokens for tokens, _ in shards), initial=0))
     documents = tuple(documents for _, documents in shards)
-    return TokenStore(path, sequence_length, dtype, starts[-1], sum(documents), starts, documents)
+    fingerprint = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+    return TokenStore(path, sequence_length, dtype, starts[-1], sum(documents), starts, documents, fingerprint)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

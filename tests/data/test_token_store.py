@@ -175,11 +175,13 @@ def test_a_reader_takes_a_store_for_any_source(store_folder, tmp_path) -> None:
         reader.training((str(store_folder), "a.jsonl"), ())
     with pytest.raises(UserError, match="no token of .* carries loss in windows of data.sequence_length=1"):
         Reader(tiny_tokenizer(), 384, 1, "drop").training((str(store_folder),), ())
-    # The same texts in another order are other data.
-    texts = ragged_texts(60)[::-1]
-    build_store([write_texts(tmp_path / "texts.jsonl", texts)], tiny_tokenizer(), tmp_path / "store", shard_tokens=900)
-    other = reader.training((str(tmp_path / "store"),), ())
-    assert other.sources[0].fingerprint != corpus.sources[0].fingerprint
+    # The same texts from another file are the same data; in another order, or with one letter changed, they are not.
+    texts, found = ragged_texts(60), []
+    for name, changed in (("same", texts), ("order", texts[::-1]), ("letter", [texts[0].upper(), *texts[1:]])):
+        file = write_texts(tmp_path / f"{name}.jsonl", changed)
+        build_store([file], tiny_tokenizer(), tmp_path / name, shard_tokens=900)
+        found.append(reader.training((str(tmp_path / name),), ()).sources[0].fingerprint)
+    assert found[0] == corpus.sources[0].fingerprint and len(set(found)) == 3
 
 
 def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> TokenStore:
@@ -191,7 +193,7 @@ def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> TokenSt
             file.truncate(tokens // 2 * 2)  # bytes of uint16
         ends = np.arange(document, tokens // 2 + 1, document, dtype="<u8")
         (folder / documents_file(shard)).write_bytes(ends.tobytes())
-        shards.append({"tokens": tokens // 2, "documents": len(ends)})
+        shards.append({"tokens": tokens // 2, "documents": len(ends), "sha256": ""})
     (folder / "store.json").write_text(json.dumps({"format": 1, "dtype": "<u2", "tokenizer": "any", "shards": shards}))
     return open_store(folder, "any", 2**14)
 
