@@ -3,6 +3,10 @@
 python scripts/make_reports.py --out artifacts/xbrl --examples 6800
 python scripts/fetch_base_model.py Qwen/Qwen3-8B
 torchrun --nproc_per_node=8 train.py configs/xbrl.py
+
+After continual pre-training (configs/xbrl_cpt.py) it starts from what that run exported:
+
+torchrun --nproc_per_node=8 train.py configs/xbrl.py model.path=runs/xbrl_cpt/export
 """
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding

@@ -1,10 +1,22 @@
 """`data.mix` on the command line and in a config file."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
-from configs.config import Batch, Config, Data, Model, Optimizer, Run, Source, override
+from configs.config import (
+    Batch,
+    Config,
+    Data,
+    Model,
+    Optimizer,
+    Run,
+    Source,
+    learning_rate_warning,
+    load_config,
+    override,
+)
 from errors import UserError
 
 BASE = Config(Model("m"), Data(("a.jsonl",)), Batch(global_examples=4), Optimizer(1e-5), Run("r"))
@@ -51,3 +63,16 @@ def test_a_wrong_mix_in_a_config_file_is_one_sentence() -> None:
             override(dataclasses.replace(BASE, data=data), [])
     with pytest.raises(UserError, match="data.mix must be a list of Sources"):
         override(dataclasses.replace(BASE, data=dataclasses.replace(BASE.data, mix=("a.txt",))), [])
+
+
+def test_the_configs_of_continual_pre_training_mix_general_text_at_a_low_rate() -> None:
+    folder = Path(__file__).resolve().parents[2] / "configs"
+    large, laptop = (load_config(folder / name) for name in ("xbrl_cpt.py", "laptop_cpt.py"))
+    assert large.optimizer.learning_rate == 1e-5 and learning_rate_warning(large, int(8.2e9)) is None
+    for config in (large, laptop):
+        assert config.optimizer.stage == "pre-training"
+        assert [(source.name, source.share) for source in config.data.mix] == [("general", 0.05)]
+        assert config.data.train[0].startswith("artifacts/tokens/cpt-")
+    # The next stage is the same model by another path.
+    after = load_config(folder / "xbrl.py", ["model.path=runs/xbrl_cpt/export"])
+    assert large.run.name == "xbrl_cpt" and after.optimizer.stage == "fine-tuning"
