@@ -41,10 +41,10 @@ def save_checkpoint(
     dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True))
     if ranks.rank == 0:
         write_durably(temporary / "state.json", json.dumps(state, indent=1))
-        _fsync_directory(temporary)
+        fsync_directory(temporary)
         shutil.rmtree(final, ignore_errors=True)  # only ever one that `latest` does not name yet
         temporary.rename(final)
-        _fsync_directory(directory)
+        fsync_directory(directory)
         write_durably(directory / "latest", name)
         if is_best:
             write_durably(directory / "best", name)
@@ -134,7 +134,7 @@ def write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _fsync_directory(path.parent)
+    fsync_directory(path.parent)
 
 
 def _tensors(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
@@ -182,7 +182,8 @@ def _prune(directory: Path, keep_last: int) -> None:
             shutil.rmtree(path)
 
 
-def _fsync_directory(path: Path) -> None:
+def fsync_directory(path: Path) -> None:
+    """Make names in a folder last: what was renamed or made there."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -268,14 +268,16 @@ def noise(key: tuple[int, int], first: int, count: int, device: torch.device) ->
     """
     word = torch.arange((first + count + 1) // 2 - first // 2, dtype=torch.int32, device=device)
     word.add_(_signed(first // 2 + key[0]))
-    # The finaliser `lowbias32` of C. Wellons' hash-prospector, with the second half of the key between its products.
-    for shift, mask, factor, addend in ((16, 0xFFFF, 0x7FEB352D, key[1]), (15, 0x1FFFF, 0x846CA68B, 0)):
-        word.bitwise_xor_((word >> shift).bitwise_and_(mask))  # the mask makes the shift a logical one
-        word.mul_(_signed(factor))
-        if addend:
-            word.add_(_signed(addend))
-    word.bitwise_xor_((word >> 16).bitwise_and_(0xFFFF))
+    scramble_(word, _signed(key[1]))
     return word.view(torch.int16)[first % 2 : first % 2 + count].int().bitwise_and_(0xFFFF)
+
+
+def scramble_(word: torch.Tensor, key: int | torch.Tensor) -> torch.Tensor:
+    """int32 words as random ones, in place: `lowbias32` of C. Wellons' hash-prospector, `key` added between its products."""
+    for shift, mask, factor, addend in ((16, 0xFFFF, 0x7FEB352D, key), (15, 0x1FFFF, 0x846CA68B, 0)):
+        word.bitwise_xor_((word >> shift).bitwise_and_(mask))  # the mask makes the shift a logical one
+        word.mul_(_signed(factor)).add_(addend)
+    return word.bitwise_xor_((word >> 16).bitwise_and_(0xFFFF))
 
 
 def stochastic_round_(value: torch.Tensor, key: tuple[int, int], first: int) -> torch.Tensor:

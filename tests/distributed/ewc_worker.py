@@ -1,0 +1,164 @@
+"""EWC on real processes: what each case leaves is written for test_ewc.py to compare.
+
+    torchrun --nproc_per_node=N tests/distributed/ewc_worker.py plan.json
+
+plan.json: a list of cases, all of which share a launch. Each makes a model, sharded as it says, and one thing to do with it.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[2]
+sys.path[0] = str(root)
+
+import torch
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+
+import distributed.sharding
+from configs.config import EWC
+from data.batches import collate
+from data.examples import load_documents
+from data.fisher_batches import fisher_batches
+from data.tokens import load_tokenizer
+from distributed.optimizer import gradient_norm
+from distributed.process_group import Ranks, start_process_group
+from distributed.sharding import before_micro_batch, decoder_layers, local_shard, make_mesh, spread
+from model.ewc import Penalty, start_ewc
+from model.language_model import build_on_meta, load_weights, parameter_names, read_model_config
+
+COLLECTIVES = (
+    "all_reduce",
+    "broadcast",
+    "all_gather_into_tensor",  # torch < 2.13
+    "all_gather_single",
+    "reduce_scatter_tensor",
+    "reduce_scatter_single",
+)
+CALLED: list[str] = []
+
+
+class Stop:
+    """A signal that the last rank alone sees, when it asks for the n-th time."""
+
+    def __init__(self, after: int | None, ranks: Ranks) -> None:
+        self.left = after if after and ranks.rank == ranks.world_size - 1 else None
+
+    @property
+    def name(self) -> str | None:
+        if self.left is None:
+            return None
+        self.left -= 1
+        return "SIGTERM" if self.left < 0 else None
+
+
+def make_model(case: dict, ranks: Ranks) -> torch.nn.Module:
+    model = build_on_meta(read_model_config(case["model"])).to(getattr(torch, case.get("dtype", "float32")))
+    strategy, offload = case.get("strategy", "full"), case.get("cpu_offload", False)
+    mesh = make_mesh("cpu", ranks.world_size, strategy, case.get("shard_size", ranks.world_size))
+    if case.get("mean"):
+        distributed.sharding.sum_gradients, keep = lambda model: None, distributed.sharding.sum_gradients
+    spread(model, decoder_layers(model), model.own_units(), mesh, torch.float32, strategy=strategy, cpu_offload=offload)
+    if case.get("mean"):
+        distributed.sharding.sum_gradients = keep
+    load_weights(model, case["model"], torch.device("cpu"))
+    return model
+
+
+def whole(tensors: dict[str, torch.Tensor], penalty: Penalty, scale: bool = False) -> dict[str, torch.Tensor]:
+    """Local shards as whole tensors, fp32."""
+    found = {}
+    for name, local in tensors.items():
+        parameter = penalty.parameters[name]
+        local = local.float() * (2.0 ** penalty.anchor.exponents[name] if scale else 1.0)
+        shape = {"shape": parameter.shape, "stride": parameter.stride()}
+        mesh, placements = parameter.device_mesh, parameter.placements
+        found[name] = DTensor.from_local(local, mesh, placements, run_check=False, **shape).full_tensor()
+    return found
+
+
+def run(case: dict, ranks: Ranks) -> None:
+    model, folder, strategy = make_model(case, ranks), Path(case["folder"]), case.get("strategy", "full")
+    documents = load_documents((case["data"],), load_tokenizer(case["model"]), 256, "error")
+    if case.get("evaluate_before"):  # and leave the parameters gathered
+        with torch.no_grad():
+            model(collate((0, 1), documents))
+    settings = EWC(**({"strength": 20.0, "data": ("old",), "documents": 16} | case.get("ewc", {})))
+    squares = None
+    if not settings.fisher:
+        squares = fisher_batches(
+            documents, settings.documents, settings.batch, settings.seed, 256, 1, case.get("packing", True)
+        )
+    said = []
+    stop = Stop(case.get("stop_after"), ranks)
+    penalty = start_ewc(model, settings, folder / "ewc", squares, strategy, ranks, stop, said.append)
+    if penalty is None:
+        (folder.with_suffix(f".stopped{ranks.rank}")).touch()
+        return
+    result = {f"fisher.{n}": f for n, f in whole(penalty.anchor.fisher, penalty, scale=True).items()}
+    if case.get("train"):
+        # Off the reference, by an amount that does not depend on the ranks.
+        parameters = parameter_names(model)
+        with torch.no_grad():
+            for index, parameter in enumerate(parameters.values()):
+                local, start = local_shard(parameter)
+                rows = torch.arange(start, start + local.shape[0]).view(-1, *[1] * (local.dim() - 1))
+                local += (0.01 * torch.sin(rows.double() + index)).to(local.dtype)
+        if case.get("evaluate"):
+            with torch.no_grad():
+                model(collate((0, 1), documents))
+        collectives = count_collectives()
+        for last in (False, True):
+            before_micro_batch(model, strategy, last)
+            mine = range(4 * last + ranks.rank, 4 * last + 4, ranks.world_size)
+            (model(collate(tuple(mine), documents)) / 100).backward()
+        plain = {n: local_shard(p.grad)[0].clone() for n, p in parameters.items()}
+        assert collectives or ranks.world_size == 1
+        collectives.clear()
+        penalty.add_gradient(step=0)
+        assert not collectives, f"add_gradient sent {collectives}"
+        result |= {f"plain.{n}": g for n, g in whole(plain, penalty).items()}
+        result |= {
+            f"grad.{n}": g
+            for n, g in whole({n: local_shard(p.grad)[0] for n, p in parameters.items()}, penalty).items()
+        }
+        result |= {f"reference.{n}": r for n, r in whole(penalty.anchor.reference, penalty).items()}
+        result |= {
+            f"weight.{n}": w for n, w in whole({n: local_shard(p)[0] for n, p in parameters.items()}, penalty).items()
+        }
+        row = penalty.curves(seconds_per_step=10.0)
+        row["norm"] = float(gradient_norm(parameters.values()))
+        if ranks.rank == 0:
+            folder.with_suffix(".json").write_text(json.dumps(row))
+    if ranks.rank == 0:
+        save_file({n: t.contiguous() for n, t in result.items()}, folder.with_suffix(".safetensors"))
+        folder.with_suffix(".said").write_text("\n".join(said))
+
+
+def count_collectives() -> list[str]:
+    """The list to which every collective that is called from now on adds its name."""
+    for name in COLLECTIVES:
+        original = getattr(torch.distributed, name, None)
+        if original and not hasattr(original, "counted"):
+
+            def counted(*arguments, original=original, name=name, **options) -> object:
+                CALLED.append(name)
+                return original(*arguments, **options)
+
+            counted.counted = True
+            setattr(torch.distributed, name, counted)
+    CALLED.clear()
+    return CALLED
+
+
+def main() -> None:
+    ranks = start_process_group()
+    torch.set_num_threads(1)
+    for case in json.loads(Path(sys.argv[1]).read_text()):
+        run(case, ranks)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

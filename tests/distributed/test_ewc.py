@@ -1,0 +1,197 @@
+"""EWC on 1 and 2 real gloo processes: the same Fisher diagonal and the same gradient, however the model is spread.
+
+Also after an evaluation that left the parameters gathered, read back at another number of ranks, and stopped by a signal.
+tests/model/test_ewc.py has the estimators against their targets.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.launch import HANGS_AFTER
+from tests.tiny import write_chat_file, write_tiny_model
+
+WORKER = Path(__file__).with_name("ewc_worker.py")
+EVALUATED = {"strategy": "grad_op", "evaluate_before": True, "evaluate": True, "train": True}
+BF16 = {"dtype": "bfloat16", "train": True, "ewc": {"dtype": "bf16", "estimator": "empirical", "strength": 1e4}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The tied model has an even vocabulary; the untied one has biases, and 391 rows that 2 ranks cannot halve."""
+    folder = tmp_path_factory.mktemp("ewc")
+    write_tiny_model(folder / "model")
+    write_tiny_model(folder / "odd", family="qwen2", tied=False, vocab_size=391)
+    write_chat_file(folder / "old.jsonl", 24, seed=5)
+    return folder
+
+
+def launch(folder: Path, world_size: int, cases: dict[str, dict]) -> Path:
+    common = {"model": str(folder / "model"), "data": str(folder / "old.jsonl")}
+    plan = folder / f"{world_size}-{next(iter(cases))}.json"
+    plan.write_text(json.dumps([common | {"folder": str(folder / name)} | case for name, case in cases.items()]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(WORKER), str(plan)], env=environment, capture_output=True, text=True, timeout=HANGS_AFTER
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-12000:-3000]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(folder) -> Path:
+    odd, empirical = {"model": str(folder / "odd")}, {"estimator": "empirical"}
+    return launch(
+        folder,
+        2,
+        {
+            "r2-model": {"train": True},
+            "r2-model-alone": {"packing": False},
+            "r2-empirical": {"ewc": empirical},
+            "r2-empirical-alone": {"ewc": empirical, "packing": False},
+            "r2-odd-grad-op": odd | EVALUATED,
+            "r2-none": {"strategy": "none", "train": True},
+            "r2-offload": odd | {"cpu_offload": True, "train": True},
+            "r2-bf16": BF16,
+            "r2-mean": {"mean": True},
+            "r2-stopped": {"stop_after": 3},
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def one(folder, two) -> Path:
+    odd, empirical = {"model": str(folder / "odd")}, {"estimator": "empirical"}
+    reused = {"data": [], "fisher": str(folder / "r2-odd-grad-op" / "ewc")}
+    return launch(
+        folder,
+        1,
+        {
+            "r1-model": {"train": True},
+            "r1-model-alone": {"packing": False},
+            "r1-empirical": {"ewc": empirical},
+            "r1-odd": odd | {"train": True},
+            "r1-odd-reused": odd | {"train": True, "ewc": reused},
+            "r1-bf16": BF16,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def two_again(folder, one) -> Path:
+    """What 1 rank saved, and what 2 ranks saved themselves: as a run that is started again finds it."""
+    reused = {"data": [], "fisher": str(folder / "r1-odd" / "ewc")}
+    (folder / "r2-again").mkdir()
+    (folder / "r2-again" / "ewc").symlink_to(folder / "r2-model" / "ewc")
+    again = {"r2-again": {"train": True}, "r2-odd-reused": {"model": str(folder / "odd"), "train": True, "ewc": reused}}
+    return launch(folder, 2, again)
+
+
+def part(folder: Path, name: str, kind: str) -> dict[str, torch.Tensor]:
+    tensors = load_file(folder / f"{name}.safetensors")
+    return {n.removeprefix(f"{kind}."): t.double() for n, t in tensors.items() if n.startswith(f"{kind}.")}
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest over all tensors of their distance, relative to their size."""
+    assert a.keys() == b.keys() and len(a) > 10
+    return max(float((a[n] - b[n]).norm() / b[n].norm()) for n in b)
+
+
+@pytest.mark.parametrize(
+    "name, reference",
+    [
+        ("r2-model", "r1-model"),
+        ("r1-model-alone", "r1-model"),
+        ("r2-model-alone", "r1-model"),
+        ("r2-empirical", "r1-empirical"),
+        ("r2-empirical-alone", "r1-empirical"),
+        ("r2-none", "r1-model"),
+        ("r2-odd-grad-op", "r1-odd"),
+        ("r2-offload", "r1-odd"),
+    ],
+)
+def test_the_fisher_diagonal_depends_neither_on_ranks_nor_on_packing(folder, one, name, reference) -> None:
+    assert difference(part(folder, name, "fisher"), part(folder, reference, "fisher")) < 1e-6
+
+
+def test_the_mean_of_fsdp_left_on_is_found_out(folder, one) -> None:
+    wrong, right = part(folder, "r2-mean", "fisher"), part(folder, "r1-model", "fisher")
+    assert difference(wrong, right) == pytest.approx(0.75, abs=1e-4)  # a quarter, of 2 ranks
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["r1-model", "r2-model", "r2-none", "r2-odd-grad-op", "r2-offload", "r1-odd-reused", "r2-odd-reused", "r2-again"],
+)
+def test_the_gradient_is_lambda_fisher_drift(folder, two_again, name) -> None:
+    fisher, reference, weight = (part(folder, name, kind) for kind in ("fisher", "reference", "weight"))
+    plain, total = part(folder, name, "plain"), part(folder, name, "grad")
+    pull = {n: 20.0 * fisher[n] * (weight[n] - reference[n]) for n in weight}
+    assert min(float(p.norm() / plain[n].norm()) for n, p in pull.items()) > 1e-4  # enough to be seen
+    assert difference(total, {n: plain[n] + pull[n] for n in weight}) < 1e-6
+    row = json.loads((folder / f"{name}.json").read_text())
+    assert row["ewc/penalty"] == pytest.approx(
+        sum(float((pull[n] * (weight[n] - reference[n])).sum()) for n in pull) / 2
+    )
+    assert row["ewc/grad_norm"] == pytest.approx(sum(float(p.square().sum()) for p in pull.values()) ** 0.5)
+    assert row["ewc/drift"] == pytest.approx(sum(float((weight[n] - reference[n]).square().sum()) for n in pull) ** 0.5)
+    assert row["norm"] == pytest.approx(sum(float(g.square().sum()) for g in total.values()) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    "name, reference",
+    [
+        ("r2-model", "r1-model"),
+        ("r2-none", "r1-model"),
+        ("r2-again", "r1-model"),
+        ("r2-odd-grad-op", "r1-odd"),
+        ("r2-offload", "r1-odd"),
+        ("r1-odd-reused", "r1-odd"),
+        ("r2-odd-reused", "r1-odd"),
+    ],
+)
+def test_gradients_and_curves_depend_neither_on_ranks_nor_on_how_it_is_spread(
+    folder, two_again, name, reference
+) -> None:
+    assert difference(part(folder, name, "grad"), part(folder, reference, "grad")) < 1e-5
+    ours, theirs = (json.loads((folder / f"{n}.json").read_text()) for n in (name, reference))
+    assert ours.keys() == theirs.keys()
+    for key in theirs:
+        if key != "ewc/time":
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
+
+
+def test_bf16_weights_and_gradients(folder, one) -> None:
+    """The rounding noise is the same for any number of ranks; gradients differ a little with the order of the sum."""
+    for name in ("r1-bf16", "r2-bf16"):
+        fisher, reference, weight = (part(folder, name, kind) for kind in ("fisher", "reference", "weight"))
+        plain, total = part(folder, name, "plain"), part(folder, name, "grad")
+        for n in weight:
+            expected = plain[n] + 1e4 * fisher[n] * (weight[n] - reference[n])
+            assert ((total[n] - expected).abs() <= 2**-7 * expected.abs() + 1e-30).all()
+    assert difference(part(folder, "r2-bf16", "fisher"), part(folder, "r1-bf16", "fisher")) < 2e-2
+
+
+def test_a_saved_one_is_read_and_not_estimated(folder, two_again) -> None:
+    assert "estimating" in (folder / "r2-model.said").read_text()
+    assert "read from" in (folder / "r2-again.said").read_text()
+    for name in ("r1-odd-reused", "r2-odd-reused"):
+        assert "taken from" in (folder / f"{name}.said").read_text()
+        assert sorted(p.name for p in (folder / name / "ewc").iterdir()) == [
+            "fisher-00001.safetensors",
+            "reference-00001.safetensors",
+            "settings.json",
+        ]
+
+
+def test_a_signal_stops_all_ranks_and_leaves_nothing(folder, two) -> None:
+    assert all((folder / f"r2-stopped.stopped{rank}").exists() for rank in range(2))
+    assert not (folder / "r2-stopped" / "ewc").exists()

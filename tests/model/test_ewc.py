@@ -1,0 +1,388 @@
+"""EWC on one process: the Fisher estimators against per-document loops, the penalty against autograd, files and noise.
+
+The model here has a vocabulary of 16, so that the expectation over labels can be taken exactly. 64 different documents
+stand 64 times each in a corpus of 4,096, every one with a number, sign and samples of its own.
+"""
+
+import functools
+import json
+import types
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from configs.config import EWC
+from data.examples import Documents
+from data.fisher_batches import fisher_batches
+from distributed.process_group import Ranks
+from errors import UserError
+from model.anchor import Anchor, kept_as, load_anchor, save_anchor
+from model.draws import mixed, sample_labels
+from model.ewc import first_new_row, group_of, make_penalty, start_ewc
+from model.fisher import estimate_fisher
+from model.language_model import PackedLanguageModel, build_on_meta, load_weights, parameter_names, read_model_config
+from model.loss import cross_entropy_sum
+
+VOCABULARY, DIFFERENT = 16, 64
+NO_SIGNAL = types.SimpleNamespace(name=None)
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    """A process group of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Ranks(0, 1, 0, torch.device("cpu"), dist.group.WORLD)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+def write_model(folder, vocabulary: int = VOCABULARY, tied: bool = True):
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.08,
+        tie_word_embeddings=tied,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    return folder
+
+
+def load(path) -> PackedLanguageModel:
+    model = build_on_meta(read_model_config(str(path)))
+    load_weights(model, str(path), torch.device("cpu"))
+    return model
+
+
+def corpus(copies: int) -> Documents:
+    """Documents of 24 to 40 tokens, most of them targets, each `copies` times.
+
+    Some tokens are more frequent, so that gradients of data labels have a mean. There are many targets in a square, so
+    that it is the square of a nearly normal number: a sum of few scores has heavier tails, and its error is larger.
+    """
+    rng = np.random.default_rng(0)
+    often = 1 / np.arange(1, VOCABULARY + 1) ** 0.6
+    ids = [rng.choice(VOCABULARY, rng.integers(24, 41), p=often / often.sum()) for _ in range(DIFFERENT)]
+    is_target = [rng.random(len(tokens)) < 0.9 for tokens in ids]
+    for flags in is_target:
+        flags[0], flags[-1] = False, True
+    ids, is_target = ids * copies, is_target * copies
+    targets = np.array([flags.sum() for flags in is_target])
+    return Documents(ids, is_target, np.array([len(tokens) for tokens in ids]), targets, "fingerprint", "")
+
+
+@pytest.fixture(scope="module")
+def exact(path) -> dict[str, dict[str, torch.Tensor]]:
+    """Both targets, in fp64, by transformers' eager model and a backward for each document (and each possible label)."""
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float64)
+    parameters = dict(model.named_parameters())
+    found = {kind: {n: torch.zeros_like(p) for n, p in parameters.items()} for kind in ("model", "empirical")}
+    documents = corpus(1)
+    for ids, flags in zip(documents.ids, documents.is_target, strict=True):
+        where = torch.from_numpy(np.flatnonzero(flags))
+        log_p = model(torch.from_numpy(ids)[None]).logits[0, where - 1].log_softmax(-1)
+        loss = log_p[torch.arange(len(where)), torch.from_numpy(ids)[where]].sum()
+        gradients = torch.autograd.grad(loss, parameters.values(), retain_graph=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            found["empirical"][name] += gradient.square()
+        each = torch.eye(log_p.numel(), dtype=torch.float64).view(-1, *log_p.shape)
+        gradients = torch.autograd.grad(log_p, parameters.values(), each, is_grads_batched=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            found["model"][name] += torch.einsum("i,i...->...", log_p.detach().exp().flatten(), gradient.square())
+    return {k: {n: f / documents.targets.sum() for n, f in v.items()} for k, v in found.items()}
+
+
+def error(estimate: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
+    """Relative, over all parameters together."""
+    assert estimate.keys() == exact.keys()
+    wrong = sum(float((estimate[n].double() - exact[n]).square().sum()) for n in exact)
+    return (wrong / sum(float(f.square().sum()) for f in exact.values())) ** 0.5
+
+
+def estimate(
+    path, ranks, estimator: str, copies: int, batch: int = 4, seed: int = 0, packing: bool = True, change=None
+):
+    squares = fisher_batches(corpus(copies), 10**6, batch, seed, 256, 1, packing)
+    assert squares.num_documents == copies * DIFFERENT
+    squares = change(squares) if change else squares
+    return estimate_fisher(load(path), squares, estimator, seed, "full", ranks, NO_SIGNAL)
+
+
+@pytest.fixture(scope="module")
+def largest(path, ranks) -> dict[str, dict[str, torch.Tensor]]:
+    """Each estimator at 4 documents a square and 4,096 documents."""
+    return {estimator: estimate(path, ranks, estimator, 64, seed=1) for estimator in ("model", "empirical")}
+
+
+@pytest.mark.parametrize("estimator, other", [("model", "empirical"), ("empirical", "model")])
+def test_each_estimator_meets_its_own_target(exact, largest, estimator, other) -> None:
+    assert error(largest[estimator], exact[estimator]) < 0.05
+    assert error(largest[estimator], exact[other]) > 0.2  # and not the other's
+
+
+@pytest.mark.parametrize("estimator", ["model", "empirical"])
+def test_the_error_falls_with_the_number_of_squares(path, ranks, exact, largest, estimator) -> None:
+    """sqrt(2 x batch / n): of 256 documents at 4 a square 18%, at 16 a square 35%; of 4,096 4.4%."""
+    mean = functools.partial(sum, start=0.0)
+    for copies, batch in ((4, 4), (4, 16)):
+        errors = [error(estimate(path, ranks, estimator, copies, batch, seed), exact[estimator]) for seed in range(4)]
+        expected = (2 * batch / (copies * DIFFERENT)) ** 0.5
+        assert 0.5 * expected < mean(errors) / 4 < 1.3 * expected, (copies, batch, errors)
+    assert 0.4 * 0.044 < error(largest[estimator], exact[estimator]) < 1.3 * 0.044
+
+
+def test_one_document_a_square_needs_no_luck(path, ranks, exact) -> None:
+    """A sign does not change a square: then the empirical estimator is the loop itself."""
+    assert error(estimate(path, ranks, "empirical", 1, batch=1), exact["empirical"]) < 1e-5
+
+
+@pytest.mark.parametrize("estimator", ["model", "empirical"])
+def test_packing_changes_nothing(path, ranks, estimator) -> None:
+    packed, alone = (estimate(path, ranks, estimator, 2, packing=packing) for packing in (True, False))
+    assert error(alone, {n: f.double() for n, f in packed.items()}) < 1e-6
+
+
+class OneNumber:
+    """Squares whose micro-batches have one number for all of their documents: one sign for each packed row."""
+
+    def __init__(self, squares) -> None:
+        self.squares = squares
+
+    def __getattr__(self, name: str):
+        return getattr(self.squares, name)
+
+    def micro_batches(self, *arguments) -> list:
+        dealt = self.squares.micro_batches(*arguments)
+        return [(batch, numbers[:1].expand(len(numbers))) for batch, numbers in dealt]
+
+
+def test_one_sign_for_a_packed_row_is_found_out(path, ranks, exact) -> None:
+    wrong = estimate(path, ranks, "empirical", 16, change=OneNumber)
+    trace = sum(float(f.sum()) for f in wrong.values()) / sum(float(f.sum()) for f in exact["empirical"].values())
+    assert trace > 1.2 and error(wrong, exact["empirical"]) > 0.2
+
+
+def test_labels_are_sampled_from_the_softmax() -> None:
+    logits = torch.tensor([[0.0, 1.0, -1.0, 2.0, -9.0]])
+    keys = mixed(3, torch.arange(100_000))
+    counts = torch.bincount(sample_labels(logits.expand(len(keys), -1), keys), minlength=5)
+    expected = logits.softmax(-1)[0] * len(keys)
+    assert ((counts - expected).abs() < 4 * expected.sqrt() + 1).all(), (counts, expected)
+    # Neighbouring positions, documents and seeds share nothing.
+    draws = [
+        sample_labels(torch.zeros(2000, 64), mixed(seed, torch.full((2000,), d), torch.arange(p, p + 2000)))
+        for seed, d, p in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 2000))
+    ]
+    for i in range(4):
+        for j in range(i):
+            assert (draws[i] == draws[j]).float().mean() < 0.04  # 1/64 by chance
+
+
+def test_a_weight_for_each_target(monkeypatch) -> None:
+    torch.manual_seed(0)
+    hidden, head = torch.randn(7, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    ids, weights = torch.randint(0, 11, (7,)), torch.tensor([1.0, -1, 1, 1, -1, -1, 1])
+    loss = cross_entropy_sum(hidden, head, ids, scale=0.5, softcap=2.0, chunk_tokens=3, weights=weights)
+    capped = 2.0 * torch.tanh(hidden @ head.T * 0.5 / 2.0)
+    expected = (torch.nn.functional.cross_entropy(capped, ids, reduction="none") * weights).sum()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for ours, theirs in zip(*(torch.autograd.grad(x, (hidden, head)) for x in (loss, expected)), strict=True):
+        assert (ours - theirs).abs().max() < 1e-6
+
+
+def moved(path, dtype: torch.dtype = torch.float32) -> tuple[PackedLanguageModel, Anchor]:
+    """A model away from its reference, with gradients, and a Fisher diagonal of many sizes."""
+    model = load(path).to(dtype)
+    parameters, generator = parameter_names(model), torch.Generator().manual_seed(1)
+    reference = {n: p.detach().clone() for n, p in parameters.items()}
+    fisher = {n: torch.exp(3 * torch.randn(p.shape, generator=generator)) for n, p in parameters.items()}
+    with torch.no_grad():
+        for p in parameters.values():
+            p += (0.05 * torch.randn(p.shape, generator=generator)).to(dtype)
+            p.grad = torch.randn(p.shape, generator=generator).to(dtype)
+    return model, Anchor(fisher, dict.fromkeys(fisher, 0), reference, {})
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("fp32", 1e-6), ("bf16", 2**-8)])
+def test_the_gradient_is_that_of_the_written_penalty(path, ranks, dtype, tolerance) -> None:
+    """bf16: of the Fisher diagonal alone, which is rounded once; a reference that bf16 cannot hold stays fp32."""
+    model, anchor = moved(path)
+    parameters = parameter_names(model)
+    before = {n: p.grad.clone() for n, p in parameters.items()}
+    fisher = {n: f.clone() for n, f in anchor.fisher.items()}
+    written = sum((30.0 / 2 * fisher[n] * (p - anchor.reference[n]) ** 2).sum() for n, p in parameters.items())
+    pull = dict(zip(parameters, torch.autograd.grad(written, parameters.values()), strict=True))
+
+    kept = kept_as(anchor, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype], ranks)
+    assert all(0.5 <= float(f.float().max()) <= 1 for f in kept.fisher.values())
+    assert {f.dtype for f in kept.fisher.values()} == {{"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]}
+    penalty = make_penalty(30.0, parameters, kept)
+    penalty.add_gradient(0)
+    for name, parameter in parameters.items():
+        wrong = (parameter.grad - before[name] - pull[name]).abs()
+        assert (wrong <= tolerance * pull[name].abs() + 1e-6 * (before[name].abs() + pull[name].abs())).all(), name
+
+    row = penalty.curves(seconds_per_step=1.0)
+    close = functools.partial(pytest.approx, rel=max(1e-5, tolerance / 4))
+    assert row["ewc/penalty"] == close(written.item())
+    assert row["ewc/grad_norm"] == close(sum(float(g.square().sum()) for g in pull.values()) ** 0.5)
+    drift = {n: (p - anchor.reference[n]).detach() for n, p in parameters.items()}
+    assert row["ewc/drift"] == close(sum(float(d.square().sum()) for d in drift.values()) ** 0.5)
+    of_layer = [n for n in parameters if n.startswith("model.layers.1.")]
+    assert row["ewc/drift/layers.01"] == close(sum(float(drift[n].square().sum()) for n in of_layer) ** 0.5)
+    assert row["ewc/grad_norm/layers.01"] == close(sum(float(pull[n].square().sum()) for n in of_layer) ** 0.5)
+    groups = ("embed_tokens", "layers.00", "layers.01", "norm")  # tied: the head is no group of its own
+    assert {key for key in row if key.count("/") == 2} == {
+        f"ewc/{what}/{group}" for what in ("penalty", "grad_norm", "drift") for group in groups
+    }
+    assert sum(row[f"ewc/penalty/{group}"] for group in groups) == close(written.item())
+    assert 0 < row["ewc/time"] < 1
+    sizes = {
+        n: 8 if dtype == "fp32" else 4 if "norm" in n else 6 for n in parameters
+    }  # norms are ones: bf16 holds them
+    assert penalty.bytes() == sum(p.numel() * sizes[n] for n, p in parameters.items())
+
+
+def test_a_small_pull_is_not_lost_in_a_bf16_gradient(path, ranks) -> None:
+    """A thousandth of the gradient, less than half of its last bit: lost every time by rounding to nearest."""
+    model, anchor = moved(path, torch.bfloat16)
+    parameters = parameter_names(model)
+    for name, parameter in parameters.items():
+        parameter.data.copy_(anchor.reference[name].float() + 0.5)
+        anchor.fisher[name] = 0.5 / (parameter.float() - anchor.reference[name].float())
+    anchor = kept_as(anchor, torch.bfloat16, ranks)
+    penalty, total, steps = make_penalty(2.0**-9, parameters, anchor), 0.0, 200
+    for step in range(steps):
+        for parameter in parameters.values():
+            parameter.grad = torch.ones_like(parameter)
+        penalty.add_gradient(step, measure=False)
+        total += sum(float((p.grad.float() - 1).sum()) for p in parameters.values())
+    count = sum(p.numel() for p in parameters.values())
+    assert total / steps / count == pytest.approx(2.0**-10, rel=0.02)
+    first = {n: p.grad.clone() for n, p in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    penalty.add_gradient(steps - 1)
+    assert all(torch.equal(p.grad, first[n]) for n, p in parameters.items())  # the same step, the same rounding
+
+
+def test_small_squares_do_not_underflow_in_bf16(path, ranks) -> None:
+    model, anchor = moved(path)
+    parameters = parameter_names(model)
+    fisher = {n: torch.full_like(p, 3e-37).detach() for n, p in parameters.items()}
+    fisher = {n: f * torch.linspace(1e-2, 1, f.numel()).view_as(f) for n, f in fisher.items()}
+    kept = kept_as(
+        Anchor({n: f.clone() for n, f in fisher.items()}, anchor.exponents, anchor.reference, {}), torch.bfloat16, ranks
+    )
+    for name in parameters:
+        back = kept.fisher[name].double() * 2.0 ** kept.exponents[name]
+        assert ((back / fisher[name].double() - 1).abs() < 2**-8).all()
+    again = kept_as(kept, torch.float32, ranks)  # reused in another dtype
+    assert all(torch.equal(again.fisher[n], kept.fisher[n].float()) for n in parameters)
+
+
+def test_the_reference_is_bf16_where_nothing_is_lost(path, ranks) -> None:
+    _, anchor = moved(path, torch.bfloat16)
+    anchor = Anchor(anchor.fisher, anchor.exponents, {n: r.float() for n, r in anchor.reference.items()}, {})
+    kept = kept_as(anchor, torch.bfloat16, ranks)
+    for name, value in anchor.reference.items():
+        assert kept.reference[name].dtype == torch.bfloat16 and torch.equal(kept.reference[name].float(), value)
+
+
+def settings(**changes) -> EWC:
+    return EWC(**({"strength": 10.0, "data": ("old.jsonl",), "documents": 64, "estimator": "empirical"} | changes))
+
+
+def start(path, folder, ranks, settings: EWC, stop=NO_SIGNAL, **options):
+    squares = None
+    if not settings.fisher:
+        squares = fisher_batches(corpus(1), settings.documents, settings.batch, settings.seed, 256, 1, True)
+    said = []
+    return start_ewc(load(path), settings, folder, squares, "full", ranks, stop, said.append, **options), said
+
+
+def test_estimated_saved_and_found_again(path, tmp_path, ranks) -> None:
+    first, said = start(path, tmp_path / "ewc", ranks, settings())
+    assert "estimating" in said[0] and "36%" not in said[0] and "35%" in said[0] and "bytes per parameter" in said[-1]
+    files = load_file(tmp_path / "ewc" / "fisher-00001.safetensors")
+    assert "lm_head.weight" not in files and files.keys() == parameter_names(load(path)).keys()
+    second, said = start(path, tmp_path / "ewc", ranks, settings(strength=20.0))
+    assert "read from" in said[0]
+    for name, fisher in first.anchor.fisher.items():
+        assert torch.equal(fisher, second.anchor.fisher[name])
+        assert torch.equal(first.anchor.reference[name], second.anchor.reference[name])
+    assert first.anchor.exponents == second.anchor.exponents and first.anchor.made == second.anchor.made
+    for change, words in {"estimator": "model", "documents": 32, "batch": 8, "seed": 1, "dtype": "bf16"}.items():
+        with pytest.raises(UserError, match=rf"was made with ewc.{change}=.*, now it is {words}; set it back"):
+            start(path, tmp_path / "ewc", ranks, settings(**{change: words}))
+    with pytest.raises(UserError, match="holds the weights of another model than model.path"):
+        other = write_model(tmp_path / "other")
+        state = load_file(other / "model.safetensors")
+        from safetensors.torch import save_file
+
+        save_file({n: t * 1.5 for n, t in state.items()}, other / "model.safetensors", metadata={"format": "pt"})
+        start(other, tmp_path / "ewc", ranks, settings())
+
+
+def test_a_signal_ends_it_and_leaves_nothing(path, tmp_path, ranks) -> None:
+    penalty, _ = start(path, tmp_path / "ewc", ranks, settings(), stop=types.SimpleNamespace(name="SIGTERM"))
+    assert penalty is None and not (tmp_path / "ewc").exists()
+
+
+def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
+    """Also those that a saved one does not know; and the files may be many."""
+    small, large = write_model(tmp_path / "small", tied=False), write_model(tmp_path / "large", 40, tied=False)
+    (large / "new_tokens.json").write_text(json.dumps({"first_id": VOCABULARY}))
+    assert first_new_row(small) is None
+    penalty, _ = start(
+        large, tmp_path / "run" / "ewc", ranks, settings(estimator="model"), new_rows_from=first_new_row(large)
+    )
+    for name, fisher in penalty.anchor.fisher.items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert (fisher[VOCABULARY:] == 0).all() and (fisher[:VOCABULARY] != 0).any()
+        else:
+            assert (fisher != 0).any()
+
+    old, _ = start(small, tmp_path / "old" / "ewc", ranks, settings())
+    save_anchor(tmp_path / "split", old.anchor, old.parameters, ranks, max_file_bytes=2**12)
+    assert len(list((tmp_path / "split").glob("fisher-*.safetensors"))) > 2
+    reused, said = start(large, tmp_path / "new" / "ewc", ranks, settings(data=(), fisher=str(tmp_path / "split")))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(reused.anchor.fisher[name][:VOCABULARY], old.anchor.fisher[name])
+        assert torch.equal(reused.anchor.reference[name][:VOCABULARY], old.anchor.reference[name])
+        assert (reused.anchor.fisher[name][VOCABULARY:] == 0).all()
+        now = reused.parameters[name][VOCABULARY:]
+        assert torch.equal(reused.anchor.reference[name][VOCABULARY:], now) and len(now) == 40 - VOCABULARY
+    # The run has a copy of its own, and finds it though the other is gone.
+    (tmp_path / "split" / "settings.json").unlink()
+    again, said = start(large, tmp_path / "new" / "ewc", ranks, settings(data=(), fisher=str(tmp_path / "split")))
+    assert "read from" in said[0] and torch.equal(
+        again.anchor.fisher["lm_head.weight"], reused.anchor.fisher["lm_head.weight"]
+    )
+    with pytest.raises(UserError, match="settings.json"):
+        start(large, tmp_path / "third" / "ewc", ranks, settings(data=(), fisher=str(tmp_path / "split")))
+    with pytest.raises(UserError, match="belongs to another model"):
+        load_anchor(tmp_path / "run" / "ewc", parameter_names(load(small)), set())
+
+
+def test_names_of_curves() -> None:
+    assert group_of("model.layers.11.self_attn.q_proj.weight") == "layers.11"
+    assert group_of("model.layers.3.mlp.down_proj.bias") == "layers.03"
+    assert group_of("model.embed_tokens.weight") == "embed_tokens"
+    assert group_of("lm_head.weight") == "lm_head"
