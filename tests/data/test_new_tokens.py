@@ -1,0 +1,107 @@
+"""Which strings become tokens: codes whole, labels where they repeat, figures never, everyday words never."""
+
+import random
+import re
+
+import pytest
+
+from data.new_tokens import PATTERNS, NewToken, find_new_tokens, is_sound, split
+
+
+def length(text: str) -> int:
+    """A tokenizer that knows words and single digits."""
+    return len(re.findall(r" ?[^\W\d]+|.", text, re.S))
+
+
+def lines(n: int) -> list[str]:
+    """Lines of a report: a cell, one of two labels, a figure that hardly repeats."""
+    rng = random.Random(0)
+    labels = ("Tier 1 capital ratio", "NET LIQUIDITY OUTFLOW of the group")
+    return [f"r{10 * (i % 4):04d} c0010 {labels[i % 2]} | {rng.randrange(10**6)} thousand" for i in range(n)]
+
+
+def found(texts: list[str], wanted: int = 50, **options) -> dict[str, NewToken]:
+    return {token.text: token for token in find_new_tokens(texts, length, wanted, **options)}
+
+
+def test_codes_are_whole_and_counted() -> None:
+    tokens = found(["\n".join(lines(80))], patterns=PATTERNS["regulator"])
+    assert tokens[" c0010"] == NewToken(" c0010", 80, 80 * 4)  # " c", 0, 0, 1, 0: five tokens become one
+    assert tokens["r0030"].count == 20 and "r0030 c0010" not in tokens
+    assert all("c0010" not in text for text in tokens if text != " c0010")
+
+
+def test_labels_are_found_and_ranked_by_what_they_save() -> None:
+    tokens = list(found(["\n".join(lines(80))], patterns=PATTERNS["regulator"]).values())
+    texts = [token.text for token in tokens]
+    assert tokens[0] == NewToken(" NET LIQUIDITY OUTFLOW of the group | ", 40, 40 * 8)  # nine tokens become one
+    assert (
+        " c0010" in texts and " NET LIQUIDITY OUTFLOW of the group | " in texts and " Tier 1 capital ratio | " in texts
+    )
+    assert [token.saved for token in tokens] == sorted((token.saved for token in tokens), reverse=True)
+    best = {token.text for token in find_new_tokens(["\n".join(lines(80))], length, 2, PATTERNS["regulator"])}
+    assert best == set(texts[:2])
+
+
+def test_what_is_promised_is_saved() -> None:
+    text = "\n".join(lines(80))
+    tokens = found([text], patterns=PATTERNS["regulator"])
+    longest_first = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
+    parts = re.split(f"({longest_first})", text)
+    after = len(parts) // 2 + sum(length(part) for part in parts[::2])
+    promised = sum(token.saved for token in tokens.values())
+    assert length(text) - after == pytest.approx(promised, rel=0.01)
+    assert after < 0.7 * length(text)
+
+
+def test_figures_stay_and_numbers_of_names_do_not_cut_them() -> None:
+    codes, chunks = split(["\n".join(lines(80)), "reference date 2026-12-31"], PATTERNS["regulator"])
+    assert " Tier 1 capital ratio | " in chunks  # "Tier" stands before no other number
+    assert not any(re.search(r"\d", chunk.replace("Tier 1", "")) for chunk in chunks)
+    many = [f"Tier {i} capital ratio" for i in range(40)]
+    assert set(split(many, ())[1]) == {"Tier ", " capital ratio"}
+    tokens = found(["\n".join(lines(400))], patterns=PATTERNS["regulator"])
+    assert not any(re.search(r"\| ?\d", text) for text in tokens)
+
+
+def test_the_floor_and_everyday_text() -> None:
+    text = "\n".join(lines(80))
+    assert "r0030" not in found([text], patterns=PATTERNS["regulator"], min_count=21)
+    assert all(token.count >= 21 for token in found([text], patterns=PATTERNS["regulator"], min_count=21).values())
+    everyday = ["Each day has a NET LIQUIDITY OUTFLOW of the group | so to speak"]
+    assert " NET LIQUIDITY OUTFLOW of the group" not in found([text], general=everyday)
+    assert " NET LIQUIDITY OUTFLOW of the group | " not in found([text], general=everyday)
+    assert not found([text], patterns=PATTERNS["regulator"], usable=lambda text: False)
+
+
+def test_what_the_tokenizer_has_is_no_candidate() -> None:
+    assert not found([" liquidity coverage\n" * 50], patterns=(r"liquidity",), wanted=5).get(" liquidity")
+    assert found(["r0010\n" * 50], patterns=PATTERNS["regulator"])["r0010"].saved == 50 * 4
+    assert find_new_tokens(["r0010\n" * 50], lambda text: 1, 5, PATTERNS["regulator"]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("{tC_01.00, r0010, c0010}", ["tC_01.00", " r0010", " c0010"]),
+        ("with {c0040} >= {tF_24.02, r0040-0060, default: 0, interval: true}: x",
+         [" {c0040}", "tF_24.02", " r0040-0060", ", default: 0, interval: true}:"]),
+        ("under CRR Art. 92(1)(a) or Article 412(1) of it", [" CRR Art. 92(1)(a)", " Article 412(1)"]),
+        ("C 76.00.a Liquidity; F 01.01", ["C 76.00.a", " F 01.01"]),
+        ("xr0010 r00105", []),
+        ("eba_GA:IMF.CL_AREA.7H.", ["eba_GA:IMF.CL_AREA.7H"]),
+    ],
+)  # fmt: skip
+def test_patterns(text, code) -> None:
+    assert list(split([text], PATTERNS["regulator"])[0]) == code
+
+
+@pytest.mark.parametrize(
+    ("text", "sound"),
+    [
+        (" Total assets", True), (", of which", True), (" assets | ", True), ("assets", False), (" Total ", False),
+        (" Tier 1", False), ("  a", False), (" | ", False), ("", False), (" " + "a" * 64, False), (" a▁b", False),
+    ],
+)  # fmt: skip
+def test_soundness(text, sound) -> None:
+    assert is_sound(text) == sound
