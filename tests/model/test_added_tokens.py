@@ -1,0 +1,149 @@
+"""Extended tokenizers: the new tokens are found, every text decodes as before, sentencepiece's own file agrees."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, normalizers
+from transformers import AutoTokenizer
+
+from errors import UserError
+from model.added_tokens import (
+    can_be_token,
+    extend_tokenizer,
+    read_base_tokenizer,
+    sub_tokens,
+    write_tokenizer,
+)
+from tests.tiny import SENTENCES, WORDS, tiny_tokenizer
+
+NEW = [
+    "r0010",
+    " r0010",
+    " c0010",
+    "C 03.00",
+    " capital ratio",
+    " CET1 capital ratio | ",
+    " ratio é",
+    ", of which",
+    " {c0040}",
+]
+KINDS = ("byte-level", "normalising", "sentencepiece", "sentencepiece-prepended")
+domain = st.lists(st.sampled_from([*NEW, *WORDS, " ", "\n", "12.3%", " | ", "é", "<0x0A>", "▁x", "<s>"]), max_size=12)
+texts = st.one_of(domain.map("".join), domain.map(" ".join), st.text(max_size=40))
+
+
+def write_sentencepiece(directory: Path) -> None:
+    """A tiny tokenizer as Llama 2 and Mistral have it: tokenizer.model and the tokenizer.json made of it."""
+    directory.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES), model_prefix=str(directory / "tokenizer"), vocab_size=380, model_type="bpe",
+        byte_fallback=True, split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True, hard_vocab_limit=False, num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    special = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(special))
+    AutoTokenizer.from_pretrained(directory).save_pretrained(directory)
+
+
+def write_base(directory: Path, kind: str) -> Path:
+    """A directory with a tokenizer of that kind."""
+    if kind.startswith("sentencepiece"):
+        write_sentencepiece(directory)
+        if (
+            kind == "sentencepiece-prepended"
+        ):  # as tokenizer.json files of Llama 2 are: the normalizer writes the spaces
+            path = directory / "tokenizer.json"
+            contents = json.loads(path.read_text()) | {"pre_tokenizer": None}
+            steps = [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ]
+            path.write_text(json.dumps(contents | {"normalizer": {"type": "Sequence", "normalizers": steps}}))
+            config = json.loads((directory / "tokenizer_config.json").read_text())
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+            (directory / "tokenizer_config.json").write_text(json.dumps(config))
+        return directory
+    tokenizer = tiny_tokenizer()
+    if kind == "normalising":  # as Qwen's
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request, tmp_path_factory) -> tuple:
+    """(kind, base tokenizer, extended one as it is read from its directory, that directory)."""
+    folder = write_base(tmp_path_factory.mktemp("tokenizers") / request.param, request.param)
+    base = read_base_tokenizer(folder)
+    new = [text for text in NEW if can_be_token(base, text)]
+    write_tokenizer(extend_tokenizer(base, new), base, new, folder)
+    return request.param, base, AutoTokenizer.from_pretrained(folder), folder
+
+
+def decoded(tokenizer: Tokenizer, text: str) -> str:
+    return tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=texts)
+def test_every_text_decodes_as_before(pair, text) -> None:
+    kind, base, extended, _ = pair
+    if kind != "normalising":  # where é is composed depends on where the text is cut
+        assert decoded(extended.backend_tokenizer, text) == decoded(base.backend, text)
+    if kind == "byte-level":
+        assert decoded(extended.backend_tokenizer, text) == text
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    words=st.lists(st.sampled_from([word for word in WORDS if "0" not in word and "capital" not in word]), max_size=12)
+)
+def test_texts_without_new_tokens_are_encoded_as_before(pair, words) -> None:
+    _, base, extended, _ = pair
+    ids = base.backend.encode(" ".join(words), add_special_tokens=False).ids
+    assert extended.backend_tokenizer.encode(" ".join(words), add_special_tokens=False).ids == ids
+
+
+def test_new_tokens_are_found_the_longest_first_in_order_of_id(pair) -> None:
+    _, base, extended, _ = pair
+    first = base.size
+    assert len(extended) == first + len([text for text in NEW if can_be_token(base, text)])
+    ids = extended.encode("x r0010 c0010 CET1 capital ratio | 4.31%", add_special_tokens=False)
+    assert [i - first for i in ids if i >= first] == [1, 2, 5]
+    assert extended.decode(ids).strip() == "x r0010 c0010 CET1 capital ratio | 4.31%"
+    assert len(sub_tokens(base, " r0010")) == len(base.backend.encode("x r0010", add_special_tokens=False).ids) - len(
+        base.backend.encode("x", add_special_tokens=False).ids
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=texts.map(lambda text: "x" + text).filter(lambda text: not re.search("<s>|\0|▁", text)))
+def test_sentencepiece_reads_its_file_as_we_read_ours(pair, text) -> None:
+    kind, _, extended, folder = pair
+    if kind == "sentencepiece":
+        own = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+        assert own.encode(text) == extended.encode(text, add_special_tokens=False)
+        assert own.decode(own.encode(text)) == extended.decode(extended.encode(text, add_special_tokens=False))
+
+
+def test_what_cannot_be_a_token(tmp_path) -> None:
+    base = read_base_tokenizer(write_base(tmp_path / "a", "byte-level"))
+    assert can_be_token(base, " é") and can_be_token(base, "r0010") and not can_be_token(base, "é-code")
+    normalising = read_base_tokenizer(write_base(tmp_path / "b", "normalising"))
+    assert not can_be_token(normalising, " e\u0301") and can_be_token(normalising, " é")
+
+
+def test_other_tokenizers_are_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match="no tokenizer in"):
+        read_base_tokenizer(tmp_path / "nothing")
+    path = write_base(tmp_path / "a", "byte-level") / "tokenizer.json"
+    contents = json.loads(path.read_text())
+    contents["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = True
+    path.write_text(json.dumps(contents))
+    with pytest.raises(UserError, match="a space before"):
+        read_base_tokenizer(path.parent)
