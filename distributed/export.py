@@ -23,6 +23,7 @@ def export_model(
 ) -> None:
     """Write `directory` anew, all of it or nothing. Every rank calls it: each tensor is gathered by all, rank 0 writes.
 
+    A parameter with an attribute `unpadded_rows` (model/language_model.py) is cut to so many rows: padding ends with training.
     write_rest(folder) adds configuration and tokenizer, on rank 0. The layout is that of `save_pretrained`: one
     model.safetensors, or numbered ones with model.safetensors.index.json.
     """
@@ -39,13 +40,14 @@ def export_model(
             whole = parameters[name].detach()
             whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
             if ranks.rank == 0:
-                tensors[name] = whole.to("cpu", dtype).contiguous()
+                real = _shape(parameters[name])
+                tensors[name] = (whole if whole.shape == real else whole[: real[0]]).to("cpu", dtype).contiguous()
                 weight_map[name] = file
         if ranks.rank == 0:
             save_file(tensors, temporary / file, metadata={"format": "pt"})
     if ranks.rank == 0:
         if len(groups) > 1:
-            total = sum(p.numel() for p in parameters.values()) * dtype.itemsize
+            total = sum(_shape(p).numel() for p in parameters.values()) * dtype.itemsize
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
         write_rest(temporary)
@@ -57,10 +59,16 @@ def export_model(
 def _groups_of_files(parameters: dict[str, nn.Parameter], dtype: torch.dtype, max_bytes: int) -> list[list[str]]:
     groups, size = [[]], 0
     for name, parameter in parameters.items():
-        bytes_ = parameter.numel() * dtype.itemsize
+        bytes_ = _shape(parameter).numel() * dtype.itemsize
         if groups[-1] and size + bytes_ > max_bytes:
             groups.append([])
             size = 0
         groups[-1].append(name)
         size += bytes_
     return groups
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Of the whole parameter, without rows of padding."""
+    rows = getattr(parameter, "unpadded_rows", None)
+    return parameter.shape if rows is None else torch.Size((rows, *parameter.shape[1:]))

@@ -56,7 +56,8 @@ def losses_by_position(
 
     advance: called with 1 after each document, e.g. a progress bar's `update`. Nothing limits the length to the window.
     """
-    head, settings = model.causal_lm.get_output_embeddings().weight, head_settings(model.causal_lm.config)
+    head = model.causal_lm.get_output_embeddings().weight[: model.num_tokens]  # without padding
+    settings = head_settings(model.causal_lm.config)
     losses = []
     for document in documents:
         ids = torch.tensor(document, device=device)

@@ -1,0 +1,97 @@
+"""An extended tiny model on real gloo processes: trained and saved on 2 ranks, resumed at 1, exported, and not resumed by another vocabulary."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from model.added_tokens import extend_tokenizer, read_base_tokenizer, sub_tokens, write_tokenizer
+from model.language_model import read_model_config
+from model.vocabulary import write_extended_model
+from tests.distributed.launch import largest_difference, launch, weights
+from tests.tiny import write_chat_file, write_tiny_model
+
+NEW = [" own funds", " the bank", " ratio is", " total risk exposure", " at all"]
+STEPS = 4
+
+
+def extend(source: Path, target: Path, texts: list[str]) -> None:
+    base = read_base_tokenizer(source)
+    target.mkdir()
+    spelled = [sub_tokens(base, text) for text in texts]
+    write_extended_model(source, target, read_model_config(str(source)), base.size, spelled)
+    write_tokenizer(extend_tokenizer(base, texts), base, texts, target)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Whole runs of 2 ranks and of 1; one that is stopped after 2 steps on 2 ranks and resumed at 1; refused ones."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    source = write_tiny_model(folder / "model")
+    assert len(AutoTokenizer.from_pretrained(source)) == 384
+    extend(source, folder / "extended", NEW)
+    # Tokens that no text holds leave the data as they are: it is the vocabulary alone that differs.
+    extend(source, folder / "other", [*NEW, " zzz", *(f" zzz{i}zz" for i in range(70))])
+    write_chat_file(folder / "train.jsonl", 4 * STEPS)
+    with (folder / "train.jsonl").open("a") as file:
+        file.writelines(json.dumps({"text": f"The bank shall hold{text} always{text}."}) + "\n" for text in NEW)
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(folder / "extended")!r}, compute_dtype="fp32"),
+    data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256, packing=False),
+    batch=Batch(global_examples=4, micro_batch=1),
+    optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0, max_steps={STEPS}),
+    run=Run("base", directory={str(folder / "runs")!r}, save_every=2),
+)
+""")
+
+    def run(name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
+        arguments = [str(folder / "config.py"), f"run.name={name}", *overrides]
+        return {"arguments": arguments, "plant": plant, "expect": expect}
+
+    other = f"model.path={folder / 'other'}"
+    launch(folder, "two", 2, [run("r2"), run("stopped", plant="signal_at_micro_batch:5")])
+    shutil.copytree(folder / "runs" / "stopped", folder / "runs" / "refused")
+    assert not (folder / "runs" / "stopped" / "export").exists()
+    launch(folder, "one", 1, [run("r1"), run("stopped"), run("refused", other, expect=2)])
+    return folder
+
+
+def test_resumed_at_another_number_of_ranks_it_is_the_same_run(runs) -> None:
+    whole, alone, resumed = (weights(runs / "runs" / name) for name in ("r2", "r1", "stopped"))
+    assert largest_difference(whole, resumed) < 1e-5
+    assert largest_difference(whole, alone) < 1e-5
+
+
+def test_the_export_has_a_row_for_each_token_and_no_padding(runs) -> None:
+    export = runs / "runs" / "stopped" / "export"
+    tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForCausalLM.from_pretrained(export)
+    assert len(tokenizer) == 384 + len(NEW) == model.config.vocab_size == model.get_output_embeddings().weight.shape[0]
+    assert model.config.make_vocab_size_divisible_by == 64  # so that it can be trained on
+    before = AutoModelForCausalLM.from_pretrained(runs / "extended")
+    moved = (model.get_input_embeddings().weight - before.get_input_embeddings().weight).abs().amax(1)
+    assert moved[384:].min() > 1e-4  # each new token was trained
+    ids = tokenizer("the bank own funds", return_tensors="pt")["input_ids"]
+    assert 384 <= ids.max() < 384 + len(NEW)
+    answer = model.generate(ids, max_new_tokens=20, do_sample=True, temperature=10.0, pad_token_id=2)
+    assert answer.max() < len(tokenizer)
+
+
+def test_another_vocabulary_is_refused(runs) -> None:
+    said = (runs / "one.out").read_text()
+    assert "vocabulary" in next(line for line in said.splitlines() if line.startswith("error:"))
+
+
+def test_padding_takes_no_part(runs) -> None:
+    """In the checkpoint the rows are there, and after four steps of AdamW with weight decay still zero."""
+    import torch.distributed.checkpoint as dcp
+
+    checkpoint = runs / "runs" / "r2" / "checkpoints" / f"step-{STEPS:06d}"
+    tensors = {"model.model.embed_tokens.weight": torch.ones(448, 64)}
+    dcp.load(tensors, storage_reader=dcp.FileSystemReader(checkpoint), no_dist=True)
+    rows = tensors["model.model.embed_tokens.weight"]
+    assert rows[: 384 + len(NEW)].abs().amax(1).min() > 0 and not rows[384 + len(NEW) :].any()
