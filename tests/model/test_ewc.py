@@ -15,13 +15,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from configs.config import EWC
+from configs.config import EWC, Batch, Config, Data, Model, Optimizer, Run, override
 from data.examples import Documents
 from data.fisher_batches import fisher_batches
+from data.sources import Windows
 from distributed.process_group import Ranks
 from errors import UserError
 from model.anchor import Anchor, kept_as, load_anchor, save_anchor
-from model.draws import mixed, sample_labels
+from model.draws import make_draw, mixed, sample_labels
 from model.ewc import first_new_row, group_of, make_penalty, start_ewc
 from model.fisher import estimate_fisher
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights, parameter_names, read_model_config
@@ -386,3 +387,54 @@ def test_names_of_curves() -> None:
     assert group_of("model.layers.3.mlp.down_proj.bias") == "layers.03"
     assert group_of("model.embed_tokens.weight") == "embed_tokens"
     assert group_of("lm_head.weight") == "lm_head"
+
+
+class Store:
+    """Of a token store as much as a source asks for: two windows, of two documents and of one."""
+
+    lengths = ((5, 4), (9,))
+
+    def __len__(self) -> int:
+        return 2
+
+    def document_lengths(self, index: int) -> tuple[int, ...]:
+        return self.lengths[index]
+
+    def window(self, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        return np.arange(9) % VOCABULARY, self.lengths[index]
+
+
+def test_documents_of_a_window_have_signs_of_their_own() -> None:
+    squares = fisher_batches(Windows(Store(), "", "", 7.5), 10, 4, 0, 9, 2, True)
+    assert (squares.num_documents, squares.num_squares, squares.num_targets) == (2, 1, 15)
+    ((batch, numbers),) = squares.micro_batches(0, 0, 1)
+    assert len(set(numbers.tolist())) == 3 and sorted(n >> 20 for n in numbers.tolist()) == [0, 0, 1]
+    for seed in range(20):
+        signs = make_draw("empirical", batch, numbers, seed).signs
+        of_documents = signs.split([n - 1 for n in batch.document_lengths])
+        assert all(len(set(part.tolist())) == 1 for part in of_documents)
+        if len({part[0].item() for part in of_documents}) == 2:
+            return
+    raise AssertionError("all documents had one sign")
+
+
+def test_ranks_share_the_documents_of_a_square() -> None:
+    """However short they are: packed into one row, one rank would have them all."""
+    squares = fisher_batches(corpus(1), 6, 6, 0, 256, 1, True)
+    dealt = [squares.micro_batches(0, rank, 4) for rank in range(4)]
+    assert [len(each) for each in dealt] == [1, 1, 1, 1]
+    assert sorted(len(numbers) for ((_, numbers),) in dealt) == [1, 1, 2, 2]
+    numbers = sorted(n for each in dealt for _, part in each for n in part.tolist())
+    assert numbers == sorted(squares.micro_batches(0, 0, 1)[0][1].tolist()) and len(numbers) == 6
+
+
+def test_the_config_says_what_is_missing() -> None:
+    config = Config(Model("m"), Data(("t",)), Batch(1), Optimizer(1e-3), Run("r"))
+    assert override(config, ["ewc.strength=10", "ewc.data=a.jsonl,b.txt"]).ewc.data == ("a.jsonl", "b.txt")
+    for wrong in (["ewc.strength=1"], ["ewc.strength=1", "ewc.data=a", "ewc.fisher=b"]):
+        with pytest.raises(UserError, match="ewc.strength above 0 needs either ewc.data"):
+            override(config, wrong)
+    with pytest.raises(UserError, match="ewc.strength must be 0 or more"):
+        override(config, ["ewc.strength=-1"])
+    with pytest.raises(UserError, match="ewc.estimator must be one of model, empirical"):
+        override(config, ["ewc.estimator=true"])
