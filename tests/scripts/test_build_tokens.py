@@ -73,7 +73,9 @@ def test_the_benchmark_prints_its_share_and_builds_nothing(folder) -> None:
     done = script(folder, "texts.jsonl", "--model", "model", "--benchmark")
     assert done.returncode == 0, done.stderr
     alone, built, share = re.fullmatch(
-        r"0 MB of text, best of 3: tokenizers alone ([\d.]+) MB/s, the whole build ([\d.]+) MB/s: (\d+)%\n", done.stdout
+        r"0 MB of text, best of 3: tokenizers alone ([\d.]+) MB/s, the whole build ([\d.]+) MB/s: (\d+)%; "
+        r"in CPU time [\d.]+ s and [\d.]+ s: \d+%\n",
+        done.stdout,
     ).groups()
     assert float(built) > 0 and float(share) == pytest.approx(100 * float(built) / float(alone), rel=0.2)
     assert sorted(path.name for path in folder.iterdir()) == before
