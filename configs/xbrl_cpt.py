@@ -20,10 +20,10 @@ config = Config(
         mix=(Source("general", ("artifacts/cpt/general.jsonl",), 0.05, ("artifacts/cpt/general_held_out.jsonl",)),),
         sequence_length=8192,
     ),
-    # An example is a window of 8,192 tokens here: 16 of them are 131,072 tokens a step, two rows on each of 8 GPUs, and what
-    # is mixed in on top. 3.8M tokens (counted with SmolLM2's tokenizer) are 461 windows: 29 steps an epoch, 58 in two, 6 of
-    # them warm-up.
-    batch=Batch(global_examples=16, micro_batch=1),
+    # An example is a window of 8,192 tokens here. 15 of them, and a row with the general text of a step, are 16 rows (in one
+    # step of five 17): two on each of 8 GPUs, 130,000 tokens a step. With 16 windows most steps would need a third round, in
+    # which nearly all GPUs wait. 3.8M tokens (counted with SmolLM2's tokenizer) are 462 windows: 31 steps an epoch, 62 in two, 7 of them warm-up.
+    batch=Batch(global_examples=15, micro_batch=1),
     # At most 1e-5: the weights hold all that the model knows, and there is no instruction data here to hold it in place.
     optimizer=Optimizer(
         learning_rate=1e-5, epochs=2, warmup_ratio=0.1, min_lr_ratio=0.1, weight_decay=0.1, stage="pre-training"
