@@ -1,5 +1,5 @@
 from eval import general_text
-from eval.general_text import held_out_texts, training_texts
+from eval.general_text import held_out_texts, pieces, training_texts
 
 
 def paragraphs(texts):
@@ -32,3 +32,13 @@ def test_the_real_text_is_enough_on_both_sides():
     assert sum(map(len, held_out)) > 25_000
     assert sum(map(len, training)) > 200_000
     assert not set(paragraphs(held_out)) & set(paragraphs(training))
+
+
+def test_pieces_lose_no_word_and_are_short():
+    texts = ["One.\n\nTwo two.\n\n" + "word " * 40 + "\nline\n\n" + "x" * 70 + "é" * 30, "short", "\n\n"]
+    for most in (7, 20, 64):
+        found = pieces(texts, most)
+        assert all(0 < len(piece.encode()) <= most and piece.strip() for piece in found)
+        assert "".join("".join(found).split()) == "".join("".join(texts).split())
+    assert pieces(texts, 10_000) == texts[:2]
+    assert pieces(["One.\n\nTwo two.\n\nThree."], 14) == ["One.\n\nTwo two.", "Three."]
