@@ -1,13 +1,30 @@
-"""Greedy answers in batches: left padding, sorted by length, each row leaves its batch when it ends."""
+"""Greedy and sampled answers in batches: left padding, each row leaves its batch when it ends."""
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from model.draws import mixed, sample_labels
+
 ROOM = 64  # tokens for which a cache layer makes room at a time
+Pick = Callable[
+    [torch.Tensor, list[int], int], torch.Tensor
+]  # (logits, which prompt each row is, step) -> tokens (rows,)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. temperature 1 and top_p 1: from the model's own distribution."""
+
+    temperature: float = 1.0
+    top_p: float = (
+        1.0  # only from the most probable tokens that together reach it (nucleus: Holtzman et al., arXiv:1904.09751)
+    )
+    seed: int = 0
 
 
 def greedy_answers(
@@ -27,10 +44,47 @@ def greedy_answers(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours of one length need little padding
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = _greedy_batch(model, [prompts[i] for i in chosen], stop_ids, max_new_tokens, advance)
+        batch = _answers(model, [prompts[i] for i in chosen], stop_ids, max_new_tokens, _most_probable, advance)
         for i, answer in zip(chosen, batch, strict=True):
             answers[i] = answer
     return answers
+
+
+def sampled_answers(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    numbers: list[int],
+    stop_ids: set[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+    advance: Callable[[int], object] = lambda finished: None,
+) -> list[list[int]]:
+    """One batch of sampled answers, as `greedy_answers` gives them.
+
+    numbers: of each prompt, what its answer is drawn by: (seed, number, step) alone decides each token, so that it does not
+    matter which process writes it. The same prompts in one batch give the same answers; beside others the logits are
+    rounded in another way, which now and then decides otherwise.
+    """
+
+    def pick(logits: torch.Tensor, rows: list[int], step: int) -> torch.Tensor:
+        logits = nucleus(logits.float() / sampling.temperature, sampling.top_p)
+        number = torch.tensor([numbers[row] for row in rows], device=logits.device)
+        return sample_labels(logits, mixed(sampling.seed, number, torch.full_like(number, step)))
+
+    return _answers(model, prompts, stop_ids, max_new_tokens, pick, advance)
+
+
+def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The logits, -inf for all tokens but the most probable ones that together have at least `top_p`; never none of them."""
+    if top_p >= 1:
+        return logits
+    probabilities, order = logits.softmax(-1).sort(-1, descending=True)
+    left_out = probabilities.cumsum(-1) - probabilities >= top_p
+    return logits.masked_fill(torch.zeros_like(left_out).scatter(-1, order, left_out), -torch.inf)
+
+
+def _most_probable(logits: torch.Tensor, rows: list[int], step: int) -> torch.Tensor:
+    return logits.argmax(-1)
 
 
 def left_padded(sequences: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -72,11 +126,12 @@ class RoomyLayer(DynamicLayer):
 
 
 @torch.inference_mode()
-def _greedy_batch(
+def _answers(
     model: PreTrainedModel,
     prompts: list[list[int]],
     stop_ids: set[int],
     max_new_tokens: int,
+    pick: Pick,
     advance: Callable[[int], object],
 ) -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in prompts]
@@ -87,7 +142,7 @@ def _greedy_batch(
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     # transformers renamed the argument on its way from 5.17 to 5.24.
     cache_argument = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-    for _ in range(max_new_tokens):
+    for step in range(max_new_tokens):
         logits = model(
             input_ids=input_ids,
             attention_mask=mask,
@@ -96,7 +151,7 @@ def _greedy_batch(
             logits_to_keep=1,
             **{cache_argument: cache},
         ).logits[:, -1]
-        tokens = logits.argmax(-1)
+        tokens = pick(logits, rows, step)
         going = [row for row, token in enumerate(tokens.tolist()) if token not in stop_ids]
         if len(going) < len(rows):
             advance(len(rows) - len(going))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
-from eval.generate import ROOM, RoomyLayer, greedy_answers, left_padded
+from eval.generate import ROOM, RoomyLayer, Sampling, greedy_answers, left_padded, nucleus, sampled_answers
 from tests.tiny import FAMILIES, write_tiny_model
 
 PROMPTS = [[5, 60, 61], [7] * 20, [9, 80, 81, 82, 83, 84, 85], [11, 90], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]]
@@ -79,3 +79,48 @@ def test_a_roomy_layer_holds_what_a_dynamic_one_holds():
             rows = len(kept)
             plain.batch_select_indices(kept)
             roomy.batch_select_indices(kept)
+
+
+def test_samples_follow_the_distribution(tiny):
+    """4,000 first tokens after one prompt against the model's own probabilities, and against the nucleus."""
+    model = tiny("llama")
+    with torch.no_grad():
+        p = (model(torch.tensor([PROMPTS[0]])).logits[0, -1].double() / 0.7).softmax(-1)
+    for top_p in (1.0, 0.5):
+        sampling = Sampling(temperature=0.7, top_p=top_p, seed=1)
+        first = [a[0] for a in sampled_answers(model, [PROMPTS[0]] * 4000, list(range(4000)), set(), 1, sampling)]
+        counts = torch.bincount(torch.tensor(first), minlength=len(p)).double()
+        order = p.argsort(descending=True)
+        inside = order[: int((p[order].cumsum(0) < top_p).sum()) + 1]
+        expected = torch.zeros_like(p)
+        expected[inside] = p[inside] / p[inside].sum()
+        assert counts[expected == 0].sum() == 0
+        # Pearson's statistic has as mean its degrees of freedom, and twice that as variance.
+        usual = expected * 4000 > 5
+        statistic = ((counts - 4000 * expected) ** 2 / (4000 * expected))[usual].sum()
+        assert abs(statistic - usual.sum()) < 5 * (2 * usual.sum()) ** 0.5
+
+
+def test_a_sample_depends_on_seed_and_number_alone(tiny):
+    model = tiny("llama")
+    sampling = Sampling(top_p=0.9, seed=3)
+    together = sampled_answers(model, PROMPTS, [10, 11, 12, 13, 14], set(), 8, sampling)
+    assert sampled_answers(model, PROMPTS[::-1], [14, 13, 12, 11, 10], set(), 8, sampling) == together[::-1]
+    assert sampled_answers(model, PROMPTS[2:3], [12], set(), 8, sampling) == together[2:3]
+    same = sampled_answers(model, PROMPTS[:1] * 2, [10, 11], set(), 8, sampling)
+    assert same[0] == together[0] != same[1]
+    assert sampled_answers(model, PROMPTS, [10, 11, 12, 13, 14], set(), 8, Sampling(0.001)) == greedy_answers(
+        model, PROMPTS, set(), 8, 5
+    )
+
+
+def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
+    logits = torch.tensor([[0.1, 0.4, 0.3, 0.2], [0.97, 0.01, 0.01, 0.01]]).log()
+    kept = [torch.isfinite(nucleus(logits, top_p)).tolist() for top_p in (0.01, 0.69, 0.71, 1.0)]
+    assert [rows[0] for rows in kept] == [
+        [False, True, False, False],
+        [False, True, True, False],
+        [False, True, True, True],
+        [True] * 4,
+    ]
+    assert kept[2][1] == [True, False, False, False]
