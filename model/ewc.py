@@ -179,6 +179,8 @@ def start_ewc(
             f"EWC: estimating the Fisher diagonal ({settings.estimator}) from {squares.num_documents} documents, "
             f"{settings.batch} a square: expect an error of {(2 * settings.batch / squares.num_documents) ** 0.5:.0%}"
         )
+        if settings.batch < ranks.world_size:
+            say(f"warning: ewc.batch={settings.batch} documents a square leave some of {ranks.world_size} ranks idle")
         fisher = estimate_fisher(model, squares, settings.estimator, settings.seed, strategy, ranks, stop, say)
         if fisher is None:
             return None
