@@ -13,8 +13,8 @@ config = Config(
         validation=("artifacts/vocabulary/test.jsonl",),  # passages of banks that training never sees
         sequence_length=512,  # a passage has some 130 tokens of the extended vocabulary, and twice as many without it
     ),
-    # 24 steps of 8 passages: 24 of the 40 steps of an epoch, 3 of them warm-up.
+    # 16 steps of 8 passages: 16 of the 40 steps of an epoch, 2 of them warm-up.
     batch=Batch(global_examples=8, micro_batch=4),
-    optimizer=Optimizer(learning_rate=3e-4, epochs=1, max_steps=24, warmup_steps=3),
+    optimizer=Optimizer(learning_rate=3e-4, epochs=1, max_steps=16, warmup_steps=2),
     run=Run(name="vocabulary-subtokens", eval_every=4),
 )

@@ -19,7 +19,9 @@ from model.language_model import build_on_meta, tensor_files
 
 INITIALISATIONS = ("subtokens", "mean", "random")
 NOISE = 0.1
-STALE = ("vocab.json", "merges.txt", "added_tokens.json")  # tokenizer.json has it all; these would lack the new tokens
+# tokenizer.json has all that the first three hold, and these would lack the new tokens; the last is of the old model.
+STALE = ("vocab.json", "merges.txt", "added_tokens.json", "fetched.json")
+KEPT = (".json", ".jinja", ".model", ".txt", ".md")
 CHUNK_ROWS = 256  # new rows whose noise is drawn together: 256 x 151,936 x 4 bytes = 156 MB
 
 
@@ -97,7 +99,8 @@ def write_extended_model(
         save_file(tensors, target / file.name, metadata=metadata)
         (target / file.name).chmod(0o644)
     for path in source.iterdir():
-        if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt", ".md") and path.name not in STALE:
+        kept = path.suffix in KEPT or path.name.startswith("LICENSE")
+        if path.is_file() and kept and path.name not in STALE:
             shutil.copyfile(path, target / path.name)
     index = target / "model.safetensors.index.json"
     if index.is_file():
