@@ -175,7 +175,7 @@ def perplexity(nats: float) -> float:
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[tuple[list[int], list[bool]]]:
     """(token ids, is_target) of each text; all of its tokens are targets, what stands before it (`beginning`) is not."""
     first = beginning(tokenizer)
-    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    encoded = [tokenizer.encode(text, add_special_tokens=False, verbose=False) for text in texts]
     return [(first + ids, [False] * len(first) + [True] * len(ids)) for ids in encoded]
 
 

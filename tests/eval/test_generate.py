@@ -107,6 +107,9 @@ def test_a_sample_depends_on_seed_and_number_alone(tiny):
     together = sampled_answers(model, PROMPTS, [10, 11, 12, 13, 14], set(), 8, sampling)
     assert sampled_answers(model, PROMPTS[::-1], [14, 13, 12, 11, 10], set(), 8, sampling) == together[::-1]
     assert sampled_answers(model, PROMPTS[2:3], [12], set(), 8, sampling) == together[2:3]
+    # At this temperature nothing but the draw decides: every step has its own.
+    flat = sampled_answers(model, PROMPTS[:1], [10], set(), 8, Sampling(temperature=1e6))
+    assert len(set(flat[0])) > 5
     same = sampled_answers(model, PROMPTS[:1] * 2, [10, 11], set(), 8, sampling)
     assert same[0] == together[0] != same[1]
     assert sampled_answers(model, PROMPTS, [10, 11, 12, 13, 14], set(), 8, Sampling(0.001)) == greedy_answers(
