@@ -12,11 +12,9 @@ Here they are measured during training, on the sharded model: the base's distrib
 computed once at the start, from the weights that training starts from. eval/before_after.py compares two exported models.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -87,7 +85,7 @@ def start_forgetting(
     """Compute the base's distributions; call it on every rank while the model holds the base's weights.
 
     row_tokens, micro_batch: how much one forward takes, as in training. shared_tokens: with a vocabulary that was extended,
-    the tokens of the old one: KL and agreement are then of the distribution over these, renormalised, since what new rows
+    the tokens of the old one (`model.ewc.first_new_row`): KL and agreement are then of the distribution over these, renormalised, since what new rows
     say before they are trained is no knowledge that could be forgotten. Default: the tokens of the tokenizer. A signal ends
     it early; `measure_forgetting` then gives nothing.
     """
@@ -148,12 +146,6 @@ def measure_forgetting(
         "forgetting/agreement": sums[2].item() / tokens,
         "forgetting/questions": sum(right) / len(right),
     }
-
-
-def old_vocabulary_size(path: str | Path) -> int | None:
-    """Of a model directory that scripts/extend_vocabulary.py made, the tokens that the model had before; else None."""
-    record = Path(path) / "new_tokens.json"
-    return json.loads(record.read_text(encoding="utf-8"))["first_id"] if record.is_file() else None
 
 
 def spread_over(texts: list[str], most: int) -> list[str]:

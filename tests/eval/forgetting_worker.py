@@ -18,6 +18,7 @@ from distributed.process_group import StopSignal, start_process_group
 from distributed.sharding import decoder_layers, make_mesh, spread
 from eval import forgetting
 from eval.questions import read_questions
+from model.ewc import first_new_row
 from model.language_model import build_on_meta, load_weights, read_model_config
 
 folder = Path(sys.argv[1])
@@ -34,7 +35,7 @@ for name, strategy, offload in [*cases, ("untied", "full", False), ("extended", 
     spread(model, decoder_layers(model), model.own_units(), mesh, torch.float32, strategy=strategy, cpu_offload=offload)
     load_weights(model, path, ranks.device)
     model.train()
-    shared = forgetting.old_vocabulary_size(path)
+    shared = first_new_row(path)
     words = load_tokenizer(path)
     general = forgetting.start_forgetting(model, words, 64, 2, ranks, stop, shared)
     unchanged = forgetting.measure_forgetting(general, model, ranks, stop)
