@@ -24,6 +24,7 @@ import torch.distributed as dist
 from configs.config import Config, as_dict, check_world, learning_rate_warning, load_config, override
 from configs.deepspeed import from_deepspeed
 from data.batches import MicroBatch, Plan, ahead, collate, micro_batches, plan_training, plan_validation
+from data.fisher_batches import fisher_batches
 from data.sources import MAIN, Corpus, Reader, mean_losses
 from data.tokens import load_tokenizer
 from distributed.checkpoint import (
@@ -41,6 +42,8 @@ from distributed.process_group import Ranks, StopSignal, agree_any, start_proces
 from distributed.run_log import RunLog, peak_memory_gib, write_provenance
 from distributed.sharding import before_micro_batch, decoder_layers, has_native_bf16, make_mesh, reshard, spread
 from errors import UserError, exit_with_one_sentence
+from eval.forgetting import measure_forgetting, start_forgetting
+from model.ewc import first_new_row, made_from, start_ewc
 from model.flops import count_work, peak_flops, step_flops
 from model.language_model import build_on_meta, load_weights, num_parameters, parameter_names, read_model_config
 from model.loss import LossBySource
@@ -137,8 +140,14 @@ def main() -> int:
     warmup_steps = config.optimizer.warmup_steps
     if warmup_steps is None:
         warmup_steps = math.ceil(config.optimizer.warmup_ratio * total_steps)
+    squares = None
+    if config.ewc.strength and config.ewc.data:  # the old domain's documents, for the Fisher diagonal (docs/ewc.md)
+        old = reader.training(config.ewc.data, ()).sources[0]
+        rows_of = (config.data.sequence_length, config.batch.micro_batch, config.data.packing)
+        squares = fisher_batches(old, config.ewc.documents, config.ewc.batch, config.ewc.seed, *rows_of)
     # What the step number means. A resume under another meaning would train on the wrong data, so it is refused.
     meaning = {
+        "a vocabulary of model.path (tokens)": model_config.vocab_size,
         "data.train": train.sources[0].fingerprint,
         "data.mix": train.mixture(),
         "run.seed": config.run.seed,
@@ -147,6 +156,8 @@ def main() -> int:
         "batch.global_examples": config.batch.global_examples,
         "batch.global_tokens": config.batch.global_tokens,
         "optimizer.memory": config.optimizer.memory,
+        "ewc.strength": config.ewc.strength,
+        "ewc": made_from(config.ewc, squares) if config.ewc.strength else None,
         "model.rope_type, rope_factor or rope_original_length": model_config.rope_parameters,
     }
 
@@ -160,8 +171,8 @@ def main() -> int:
 
     # Rank 0 looks for a checkpoint, and all resume from what it saw.
     resume_from = broadcast_from_first(latest_checkpoint(checkpoints) if ranks.rank == 0 else None, ranks)
-    state = {"step": 0, "skipped": 0, "bad_run": 0, "empty": 0, "evaluated": -1, "best_loss": None, "tokens": 0}
-    state["targets"] = [0] * len(train.sources)
+    state = {"step": 0, "skipped": 0, "bad_run": 0, "empty": 0, "evaluated": -1, "forgetting": -1, "best_loss": None}
+    state |= {"tokens": 0, "targets": [0] * len(train.sources)}
     if resume_from:
         state |= read_state(resume_from)
         for key, value in meaning.items():
@@ -207,6 +218,17 @@ def main() -> int:
     home = torch.device("cpu") if sharding.cpu_offload else ranks.device  # where parameters and moments live
     load_weights(model, config.model.path, home, ranks.device)
     model.train()
+    # While the model holds the base's weights. A signal ends both early; the loop sees it too, and takes no step.
+    general = ewc = None
+    new_rows = first_new_row(config.model.path)
+    if config.run.eval_general:
+        limits = (config.data.sequence_length, config.batch.micro_batch)
+        general = start_forgetting(model, tokenizer, *limits, ranks, stop, new_rows)
+        log.say(general.line())
+    if config.ewc.strength:
+        ewc = start_ewc(
+            model, config.ewc, run_directory / "ewc", squares, sharding.strategy, ranks, stop, log.say, new_rows
+        )
     parameters = parameter_names(model)
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
     if resume_from:
@@ -295,6 +317,16 @@ def main() -> int:
                 told = ", ".join(f"{v:.4f}" if n == MAIN else f"{n} {v:.4f}" for n, v in losses.items())
                 log.say(f"step {step}/{total_steps} | validation loss {told}" + (" (best)" if improved else ""))
 
+        if general and eval_due and state["forgetting"] != step and not stopping:
+            figures = measure_forgetting(general, model, ranks, stop)
+            if figures is not None:
+                state["forgetting"] = step
+                log.row(step, figures)
+                if 0 < step == saved:
+                    update_state(checkpoints, state, ranks, False)
+                told = ", ".join(f"{name.removeprefix('forgetting/')} {value:.4g}" for name, value in figures.items())
+                log.say(f"step {step}/{total_steps} | general: {told}")
+
         stopping = agree_any(stopping or stop.name is not None, ranks)
         save_due = (
             step == total_steps or stopping or improved or (config.run.save_every and step % config.run.save_every == 0)
@@ -341,7 +373,9 @@ def main() -> int:
             reshard(model)
             continue
         dist.all_reduce(sums)
-        loss_sum = sums[0]
+        loss_sum = sums[0]  # of the data alone: EWC's penalty is a curve of its own
+        if ewc:  # a logged step's curves are those of the weights that its gradient was taken at
+            ewc.add_gradient(step, measure=(step + 1) % config.run.log_every == 0 or step + 1 == total_steps)
         grad_norm = gradient_norm(parameters.values()).to(ranks.device)
         # The same on every rank, since both are sums over all ranks. AdamW reads it on the device and skips.
         bad = ~(torch.isfinite(loss_sum) & torch.isfinite(grad_norm))
@@ -388,19 +422,20 @@ def main() -> int:
                 "train/skipped_steps": int(skipped),
             }
             if by_source:
-                row |= {
-                    f"train/loss/{n}": v for n, v in mean_losses(train, window_sums.tolist(), window_targets).items()
-                }
-                row |= {
-                    f"train/share/{n}": t / sum(state["targets"])
-                    for n, t in zip(train.names, state["targets"], strict=True)
-                }
+                means = mean_losses(train, window_sums.tolist(), window_targets)
+                row |= {f"train/loss/{name}": loss for name, loss in means.items()}
+                shares = zip(train.names, state["targets"], strict=True)
+                row |= {f"train/share/{name}": count / sum(state["targets"]) for name, count in shares}
                 window_sums, window_targets = 0.0, 0
+            if ewc:
+                row |= ewc.curves(seconds / window_steps)
             log.row(step, row)
             log.say(
                 f"step {step}/{total_steps} | loss {mean_loss:.4f} | grad norm {norm:.3f} | lr {rate:.2e} | "
                 f"{row['train/tokens_per_second']:,.0f} tok/s | MFU {row['train/mfu']:.1%} | {memory:.1f} GiB | "
-                f"ETA {eta / 60:.1f} min" + (f" | SKIPPED, not finite ({int(skipped)} so far)" if bad else "")
+                f"ETA {eta / 60:.1f} min"
+                + (f" | EWC {row['ewc/penalty']:.4f}, {row['ewc/time']:.1%} of the step" if ewc else "")
+                + (f" | SKIPPED, not finite ({int(skipped)} so far)" if bad else "")
             )
             window_start, window_steps, window_tokens, window_flops = time.perf_counter(), 0, 0, 0.0
             if bad_run >= STOP_AFTER_BAD_STEPS:

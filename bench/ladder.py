@@ -77,7 +77,12 @@ RUNGS = {
 
 
 def all_logits_at_once(
-    hidden: torch.Tensor, head_weight: torch.Tensor, target_ids: torch.Tensor, scale: float, softcap: float | None
+    hidden: torch.Tensor,
+    head_weight: torch.Tensor,
+    target_ids: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    **others: object,
 ) -> torch.Tensor:
     """What model.loss.cross_entropy_sum is measured against: `(targets, vocabulary)` fp32 logits, kept for backward."""
     return F.cross_entropy(logits(hidden, head_weight, scale, softcap), target_ids, reduction="sum")

@@ -78,6 +78,21 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class EWC:
+    # Elastic weight consolidation: docs/ewc.md. strength is lambda: nats a target token of the training data that one nat a
+    # target token of the old data is worth. 0: off
+    strength: float = 0.0
+    data: tuple[str, ...] = ()  # of the old domain, as Data.train: the Fisher diagonal is estimated from it
+    fisher: str | None = None  # or: runs/NAME/ewc of another run, whose Fisher diagonal and reference are taken
+    documents: int = 1024  # drawn from the data
+    batch: int = 4  # documents a square, over all ranks: the relative error is about sqrt(2 x batch / documents)
+    estimator: str = "model"  # model: labels sampled from the model | empirical: the data's labels; model/fisher.py
+    dtype: str = "fp32"  # fp32 | bf16: what Fisher diagonal and reference are kept in
+    device: str = "device"  # device: beside the parameters | cpu: in host memory
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Sharding:
     # full: ZeRO-3 | grad_op: like ZeRO-2, parameters stay gathered until the last micro-batch
     # | hybrid: shard within a node, replicate across nodes | none: replicate everything (DDP)
@@ -93,6 +108,7 @@ class Run:
     seed: int = 0
     log_every: int = 1  # steps; on CUDA a logged step waits for the device
     eval_every: int = 0  # steps; 0: only before the first step and after the last
+    eval_general: bool = False  # at each evaluation also what is forgotten, against the base: docs/forgetting.md
     save_every: int = 0  # steps; 0: only at the end and on a signal
     keep_last: int = 2  # checkpoints; the best by validation loss is kept besides
     resume: str = "auto"  # auto: continue where the run stopped | never: refuse to touch a run that exists
@@ -108,6 +124,7 @@ class Config:
     optimizer: Optimizer
     run: Run
     sharding: Sharding = field(default_factory=Sharding)
+    ewc: EWC = field(default_factory=EWC)
 
 
 _NOT_RUNS = ("__init__", "config", "deepspeed", "deepspeed_file")  # files of configs/ that are no configs
@@ -117,6 +134,9 @@ CHOICES = {
     "model.activation_checkpointing": ("none", "full", "selective", "offload"),
     "optimizer.memory": ("16N", "14N", "12N", "8N", "6N"),
     "optimizer.stage": ("fine-tuning", "pre-training"),
+    "ewc.estimator": ("model", "empirical"),
+    "ewc.dtype": ("fp32", "bf16"),
+    "ewc.device": ("device", "cpu"),
     "sharding.strategy": ("full", "grad_op", "hybrid", "none"),
     "run.resume": ("auto", "never"),
     "run.export": ("last", "best"),
@@ -190,6 +210,8 @@ def check_config(config: Config) -> None:
         "optimizer.max_steps": optimizer.max_steps,
         "optimizer.max_grad_norm": optimizer.max_grad_norm,
         "optimizer.eps": optimizer.eps,
+        "ewc.documents": config.ewc.documents,
+        "ewc.batch": config.ewc.batch,
         "run.log_every": run.log_every,
         "run.keep_last": run.keep_last,
     }
@@ -201,6 +223,7 @@ def check_config(config: Config) -> None:
             raise UserError(f"optimizer.{name} is a share between 0 and 1, not {getattr(optimizer, name)!r}")
     at_least_zero = {
         "optimizer.weight_decay": optimizer.weight_decay,
+        "ewc.strength": config.ewc.strength,
         "optimizer.warmup_steps": optimizer.warmup_steps,
         "run.eval_every": run.eval_every,
         "run.save_every": run.save_every,
@@ -216,6 +239,10 @@ def check_config(config: Config) -> None:
         raise UserError("sharding.shard_size is for sharding.strategy=hybrid alone; remove it or choose hybrid")
     if run.export == "best" and not config.data.validation:
         raise UserError("run.export=best needs data.validation, by whose loss the best is chosen")
+    if config.ewc.strength and bool(config.ewc.data) == bool(config.ewc.fisher):
+        raise UserError(
+            "ewc.strength above 0 needs either ewc.data (files of the old domain) or ewc.fisher (runs/NAME/ewc of another run)"
+        )
 
 
 def _check_mix(mix: tuple[Source, ...]) -> None:

@@ -4,8 +4,10 @@ Order (DESIGN): build on meta -> activation checkpointing -> shard -> materialis
 recompute `inv_freq` in fp32. Anything that changes shapes comes before sharding.
 """
 
+import copy
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from distributed.sharding import local_shard
 from errors import UserError
 from model import packed_attention
-from model.loss import LossBySource, cross_entropy_sum
+from model.draws import Draw
+from model.loss import LossBySource, cross_entropy_sum, visit_logits
 from model.rope import check_isolates, fix_frequencies, scaled_config
 
 # Dense text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
@@ -67,21 +70,35 @@ class Batch(Protocol):
 class PackedLanguageModel(nn.Module):
     """A causal language model over packed documents. FSDP's root, so that embedding and head are gathered in forward."""
 
-    def __init__(self, causal_lm: PreTrainedModel) -> None:
+    def __init__(self, causal_lm: PreTrainedModel, num_tokens: int | None = None) -> None:
+        """num_tokens: rows of embedding and head that are tokens; what follows them is padding. None: all."""
         super().__init__()
         self.causal_lm = causal_lm
+        self.num_tokens = num_tokens or causal_lm.config.vocab_size
         head = causal_lm.get_output_embeddings()
         scale, softcap = head_settings(causal_lm.config)
         # The loss is what the head's forward returns, since a head that is an FSDP unit of its own has its weight
         # gathered in that forward and nowhere else.
-        head.forward = functools.partial(_head_loss, head, scale=scale, softcap=softcap)
+        head.forward = functools.partial(_head_loss, head, scale=scale, softcap=softcap, num_tokens=self.num_tokens)
 
-    def forward(self, batch: Batch, by_source: LossBySource | None = None) -> torch.Tensor:
-        """The sum of the losses of the micro-batch's target tokens, fp32 scalar, in nats; see LossBySource."""
+    def forward(
+        self,
+        batch: Batch,
+        by_source: LossBySource | None = None,
+        visit: Callable[[torch.Tensor, int], None] | None = None,
+        draw: Draw | None = None,
+    ) -> torch.Tensor:
+        """The sum of the losses of the micro-batch's target tokens, fp32 scalar, in nats; see LossBySource.
+
+        visit: for evaluation; it is called with the logits instead (model.loss.visit_logits), and what returns is 0.
+        draw: for the Fisher diagonal; signs of losses, or labels sampled from the model in place of the data's.
+        """
         hidden = self.hidden_states(batch)[0, batch.target_positions]
+        if visit is not None:
+            return self.causal_lm.get_output_embeddings()(hidden, batch.target_ids, visit=visit)
         if by_source is not None:
             by_source = LossBySource(by_source.sums, batch.target_sources)
-        return self.causal_lm.get_output_embeddings()(hidden, batch.target_ids, by_source=by_source)
+        return self.causal_lm.get_output_embeddings()(hidden, batch.target_ids, by_source=by_source, draw=draw)
 
     def own_units(self) -> list[nn.Module]:
         """What to shard by itself before the root: embedding and head, unless they are tied and so must stay together.
@@ -187,20 +204,38 @@ def _head_loss(
     target_ids: torch.Tensor,
     scale: float,
     softcap: float | None,
+    num_tokens: int,
     by_source: LossBySource | None = None,
+    visit: Callable[[torch.Tensor, int], None] | None = None,
+    draw: Draw | None = None,
 ) -> torch.Tensor:
     """The head's forward: the sum of losses instead of logits. The weight is read here, where FSDP has gathered it."""
-    return cross_entropy_sum(hidden, head.weight, target_ids, scale, softcap, by_source=by_source)
+    tokens = head.weight[:num_tokens]  # without padding
+    if visit is not None:
+        return visit_logits(hidden, tokens, visit, scale, softcap)
+    weights = None
+    if draw is not None:
+        target_ids, weights = draw.labels(hidden, tokens, target_ids, scale, softcap), draw.signs
+    return cross_entropy_sum(
+        hidden, head.weight, target_ids, scale, softcap, by_source=by_source, weights=weights, num_tokens=num_tokens
+    )
 
 
 def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
-    """The model with fp32 parameters that have shapes but no memory yet, tied where its config ties them."""
+    """The model with fp32 parameters that have shapes but no memory yet, tied where its config ties them.
+
+    Where config.json names a multiple (`make_vocab_size_divisible_by`: model/vocabulary.py) embedding and head are padded
+    to it, so that their rows divide over the ranks. Rows of padding are zero and stay so: no softmax sees them.
+    """
+    multiple = getattr(config, "make_vocab_size_divisible_by", None) or 1
+    padded = copy.deepcopy(config)
+    padded.vocab_size = -(-config.vocab_size // multiple) * multiple
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(
-            config, attn_implementation=packed_attention.NAME, dtype=torch.float32
+            padded, attn_implementation=packed_attention.NAME, dtype=torch.float32
         )
     fix_frequencies(causal_lm)
-    return PackedLanguageModel(causal_lm)
+    return PackedLanguageModel(causal_lm, config.vocab_size)
 
 
 def load_weights(
@@ -209,24 +244,34 @@ def load_weights(
     """Give the (sharded) meta model memory on `device` and read this rank's own slices from the safetensors files.
 
     compute_device: where forward runs and buffers live; another one under CPU offload. Raises UserError where a tensor is
-    missing or has another shape.
+    missing or has another shape. A parameter with rows of padding gets `unpadded_rows`, by which the export leaves them out.
     """
     model.to_empty(device=device)
     model.causal_lm.tie_weights()  # to_empty makes two tensors of a tied one (verl#7834)
-    files = _tensor_files(Path(path))
+    files = tensor_files(Path(path))
     names = {id(p): name for name, p in reversed(list(model.causal_lm.named_parameters(remove_duplicate=False)))}
+    of_tokens = [model.causal_lm.get_input_embeddings().weight, model.causal_lm.get_output_embeddings().weight]
     with torch.no_grad():
         for parameter in model.parameters():
             name = _stored_name(names[id(parameter)], parameter, model.causal_lm, files, path)
             with safe_open(files[name], framework="pt") as tensors:
                 stored = tensors.get_slice(name)
-                if tuple(stored.get_shape()) != tuple(parameter.shape):
+                shape = tuple(parameter.shape)
+                if any(parameter is weight for weight in of_tokens) and shape[0] > model.num_tokens:
+                    parameter.unpadded_rows = model.num_tokens
+                    shape = (model.num_tokens, *shape[1:])
+                if tuple(stored.get_shape()) != shape:
                     raise UserError(
-                        f"{files[name]}: {name} has shape {tuple(stored.get_shape())}, config.json wants {tuple(parameter.shape)}"
+                        f"{files[name]}: {name} has shape {tuple(stored.get_shape())}, config.json wants {shape}"
                     )
                 local, start = local_shard(parameter)
-                if local.numel():
-                    local.copy_(stored[start : start + local.shape[0]] if local.dim() else stored[...])
+                if local.dim():
+                    rows = max(0, min(local.shape[0], shape[0] - start))  # of this rank's, those that are no padding
+                    if rows:
+                        local[:rows].copy_(stored[start : start + rows])
+                    local[rows:] = 0
+                elif local.numel():
+                    local.copy_(stored[...])
     _recompute_buffers(model, compute_device or device)
 
 
@@ -240,7 +285,7 @@ def parameter_names(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
     return dict(model.causal_lm.named_parameters())
 
 
-def _tensor_files(path: Path) -> dict[str, Path]:
+def tensor_files(path: Path) -> dict[str, Path]:
     """Tensor name -> the safetensors file that holds it."""
     index = path / "model.safetensors.index.json"
     if index.is_file():

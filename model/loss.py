@@ -4,9 +4,12 @@ The sum, not the mean: it is divided once by the number of target tokens of the 
 micro-batches). A mean per micro-batch weighs tokens by how few share their micro-batch (transformers#34191).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
+VISIT_TOKENS = 256  # of one chunk where logits are looked at: what looks makes several tensors of their size
 CHUNK_TOKENS = 1024  # logits of one chunk in fp32: 1024 x 49,152 x 4 bytes = 201 MB, 1024 x 151,936 x 4 = 622 MB
 
 
@@ -41,6 +44,23 @@ def logits(
     return product
 
 
+def visit_logits(
+    hidden: torch.Tensor,
+    head_weight: torch.Tensor,
+    visit: Callable[[torch.Tensor, int], None],
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Call `visit(logits, start)` with the logits, fp32 `(rows, vocabulary)`, of the targets from `start` on, chunk by chunk.
+
+    hidden, scale and softcap as in `cross_entropy_sum`. Returns 0, so that it can stand in the loss's place. Not called
+    where there is no target.
+    """
+    for start in range(0, len(hidden), VISIT_TOKENS):
+        visit(logits(hidden[start : start + VISIT_TOKENS], head_weight, scale, softcap), start)
+    return hidden.new_zeros((), dtype=torch.float32)
+
+
 def cross_entropy_sum(
     hidden: torch.Tensor,
     head_weight: torch.Tensor,
@@ -49,19 +69,24 @@ def cross_entropy_sum(
     softcap: float | None = None,
     chunk_tokens: int | None = None,
     by_source: LossBySource | None = None,
+    weights: torch.Tensor | None = None,
+    num_tokens: int | None = None,
 ) -> torch.Tensor:
     """Sum over targets of -log p(target), in nats, as an fp32 scalar.
 
     hidden `(targets, hidden_size)`: the states that predict. head_weight `(vocabulary, hidden_size)`. target_ids
     `(targets,)`. scale and softcap as in `logits`; the softmax is fp32. chunk_tokens: default CHUNK_TOKENS. With no
     target at all the loss is 0 and every gradient exists and is 0, so that all ranks reduce the same parameters.
-    by_source: sums to be told apart besides; neither the loss nor a gradient depends on them. Beside inputs and gradients
-    it needs memory for the logits of one chunk, however many targets there are.
+    by_source: sums to be told apart besides; neither the loss nor a gradient depends on them. weights: fp32 `(targets,)`, a
+    factor for each target's loss. num_tokens: rows of the head that are tokens; the softmax does not see those after them.
+    Beside inputs and gradients it needs memory for the logits of one chunk, however many targets there are.
     """
     if target_ids.numel() == 0:
         return (hidden.sum() + head_weight[:1].sum()).float() * 0.0
     chunk_tokens = chunk_tokens or CHUNK_TOKENS
-    return _ChunkedCrossEntropySum.apply(hidden, head_weight, target_ids, scale, softcap, chunk_tokens, by_source)
+    return _ChunkedCrossEntropySum.apply(
+        hidden, head_weight, target_ids, scale, softcap, chunk_tokens, by_source, weights, num_tokens
+    )
 
 
 # Why not F.linear_cross_entropy with its chunking options (torch >= 2.13 only): SmolLM2's head (576 x 49,152), 1,024
@@ -76,7 +101,7 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, head_weight, target_ids, scale, softcap, chunk_tokens, by_source):  # noqa: ANN001, ANN205
+    def forward(ctx, hidden, head_weight, target_ids, scale, softcap, chunk_tokens, by_source, weights, num_tokens):  # noqa: ANN001, ANN205
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
@@ -84,16 +109,22 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
         for start in range(0, len(target_ids), chunk_tokens):
             rows, ids = hidden[start : start + chunk_tokens], target_ids[start : start + chunk_tokens]
             scores = logits(rows, head_weight, scale, softcap)
+            # The derivative of the cap, 1 - tanh(x / c)^2, before the scores are overwritten.
+            slope = (scores / softcap).square_().neg_().add_(1.0) if needs_grad and softcap is not None else None
+            if num_tokens is not None:
+                scores[:, num_tokens:] = -torch.inf
             if not needs_grad:
                 losses = F.cross_entropy(scores, ids, reduction="none")
+                if weights is not None:
+                    losses *= weights[start : start + chunk_tokens]
                 loss += losses.sum()
                 if by_source is not None:
                     by_source.add(losses, start)
                 continue
-            # The derivative of the cap, 1 - tanh(x / c)^2, before the scores are overwritten.
-            slope = (scores / softcap).square_().neg_().add_(1.0) if softcap is not None else None
             scores = torch.log_softmax(scores, dim=-1)
             losses = -scores.gather(1, ids[:, None])[:, 0]
+            if weights is not None:
+                losses *= weights[start : start + chunk_tokens]
             loss += losses.sum()
             if by_source is not None:
                 by_source.add(losses, start)
@@ -104,6 +135,8 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
                 grad_scores.mul_(slope)
             if scale != 1.0:
                 grad_scores.mul_(scale)
+            if weights is not None:
+                grad_scores.mul_(weights[start : start + chunk_tokens, None])
             grad_scores = grad_scores.to(hidden.dtype)
             grad_hidden[start : start + chunk_tokens] = grad_scores @ head_weight
             part = grad_scores.T @ rows
@@ -117,4 +150,4 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
     def backward(ctx, grad_output):  # noqa: ANN001, ANN205
         # Scaled in place and handed over: a second copy of the vocabulary's gradient would be the peak of the step.
         (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None
-        return grad_hidden.mul_(grad_output), grad_weight.mul_(grad_output), None, None, None, None, None
+        return grad_hidden.mul_(grad_output), grad_weight.mul_(grad_output), None, None, None, None, None, None, None

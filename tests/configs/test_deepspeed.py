@@ -254,7 +254,10 @@ def test_scheduler(tmp_path) -> None:
     params = {"total_num_steps": "auto", "warmup_num_steps": 45, "warmup_type": "linear", "warmup_min_ratio": 0}
     config, notes = apply(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}})
     assert changed(config) == {"optimizer.warmup_steps": 45}
-    assert "no scheduler.params.cos_min_ratio: our own stays" in notes and "scheduler.params.total_num_steps" in notes
+    assert (
+        "no scheduler.params.cos_min_ratio: optimizer.min_lr_ratio=0.1 stays" in notes
+        and "scheduler.params.total_num_steps" in notes
+    )
 
 
 def test_what_changes_nothing_is_accepted(tmp_path) -> None:

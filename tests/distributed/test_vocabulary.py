@@ -34,7 +34,7 @@ def runs(tmp_path_factory) -> Path:
     assert len(AutoTokenizer.from_pretrained(source)) == 384
     extend(source, folder / "extended", NEW)
     # Tokens that no text holds leave the data as they are: it is the vocabulary alone that differs.
-    extend(source, folder / "other", [*NEW, " zzz", *(f" zzz{i}zz" for i in range(70))])
+    extend(source, folder / "other", [*NEW, " zzz"])
     write_chat_file(folder / "train.jsonl", 4 * STEPS)
     with (folder / "train.jsonl").open("a") as file:
         file.writelines(json.dumps({"text": f"The bank shall hold{text} always{text}."}) + "\n" for text in NEW)

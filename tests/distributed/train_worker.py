@@ -64,11 +64,11 @@ def plant(name: str | None, set_attribute) -> None:
         first, last = (int(n) for n in argument.split(","))
         count, forward = iter(range(10**9)), PackedLanguageModel.forward
 
-        def watched(self, batch: MicroBatch, *by_source) -> torch.Tensor:
+        def watched(self, batch: MicroBatch, *by_source, **options) -> torch.Tensor:
             number = next(count)
             if number in (first, last):
                 torch.cuda.set_sync_debug_mode("error" if number == first else "default")
-            return forward(self, batch, *by_source)
+            return forward(self, batch, *by_source, **options)
 
         set_attribute(PackedLanguageModel, "forward", watched)
     elif kind == "mean_of_means":
@@ -76,8 +76,8 @@ def plant(name: str | None, set_attribute) -> None:
         world_size, rows = int(os.environ.get("WORLD_SIZE", 1)), int(argument)
         forward, plan_training = PackedLanguageModel.forward, train.plan_training
 
-        def mean(self, batch: MicroBatch, *by_source) -> torch.Tensor:
-            return forward(self, batch, *by_source) / max(1, batch.target_ids.numel())
+        def mean(self, batch: MicroBatch, *by_source, **options) -> torch.Tensor:
+            return forward(self, batch, *by_source, **options) / max(1, batch.target_ids.numel())
 
         def plan(*arguments, **options) -> object:
             made = plan_training(*arguments, **options)
@@ -95,10 +95,10 @@ def plant(name: str | None, set_attribute) -> None:
         # A real SIGTERM, to the last rank alone, in the middle of a step.
         count, forward, last = iter(range(10**9)), PackedLanguageModel.forward, int(os.environ.get("WORLD_SIZE", 1)) - 1
 
-        def signalled(self, batch: MicroBatch, *by_source) -> torch.Tensor:
+        def signalled(self, batch: MicroBatch, *by_source, **options) -> torch.Tensor:
             if next(count) == int(argument) and last == RANK:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return forward(self, batch, *by_source)
+            return forward(self, batch, *by_source, **options)
 
         set_attribute(PackedLanguageModel, "forward", signalled)
     elif kind == "endless_step":
@@ -114,8 +114,8 @@ def plant(name: str | None, set_attribute) -> None:
         bad, count, forward = {int(n) for n in argument.split(",")}, iter(range(10**9)), PackedLanguageModel.forward
         last = int(os.environ.get("WORLD_SIZE", 1)) - 1
 
-        def broken(self, batch: MicroBatch, *by_source) -> torch.Tensor:
-            loss = forward(self, batch, *by_source)
+        def broken(self, batch: MicroBatch, *by_source, **options) -> torch.Tensor:
+            loss = forward(self, batch, *by_source, **options)
             return loss * float("nan") if next(count) in bad and last == RANK else loss
 
         set_attribute(PackedLanguageModel, "forward", broken)

@@ -1,0 +1,80 @@
+"""train.py with EWC on 1 and 2 real gloo processes: one result, stopped and resumed, and nothing of it at strength 0."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import largest_difference, launch, rows, weights
+from tests.tiny import write_chat_file, write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ewc_train")
+    write_tiny_model(folder / "model")
+    write_chat_file(folder / "train.jsonl", 18, seed=0)
+    write_chat_file(folder / "old.jsonl", 24, seed=5)
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
+    data=Data(({str(folder / "train.jsonl")!r},), ({str(folder / "old.jsonl")!r},), sequence_length=256, packing=False),
+    batch=Batch(global_examples=4, micro_batch=1),
+    optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0, max_grad_norm=1.0),
+    run=Run("base", directory={str(folder / "runs")!r}, save_every=2),
+    ewc=EWC(strength=100.0, data=({str(folder / "old.jsonl")!r},), documents=16),
+)
+""")
+
+    def run(name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
+        arguments = [str(folder / "config.py"), f"run.name={name}", *overrides]
+        return {"arguments": arguments, "plant": plant, "expect": expect}
+
+    quiet = "data.validation="
+    launch(
+        folder,
+        "two",
+        2,
+        [
+            run("r2"),
+            # Parameters stay gathered in every evaluation, one before each step.
+            run("r2-grad-op", "sharding.strategy=grad_op", "run.eval_every=1"),
+            run("r2-zero", "ewc.strength=0", "ewc.data=missing.jsonl", quiet),  # not even its data is read
+            # 8 forwards of the estimate, then 2 a step.
+            run("stopped", quiet, plant="signal_at_micro_batch:13"),
+            run("stopped-early", quiet, plant="signal_at_micro_batch:3"),
+        ],
+    )
+    assert not (folder / "runs" / "stopped-early" / "ewc").exists()
+    again = [
+        run("stopped", quiet, "ewc.strength=50", expect=2),
+        run("stopped", quiet, "ewc.documents=12", expect=2),
+        run("stopped", quiet),
+        run("stopped-early", quiet),
+    ]
+    output = launch(folder, "two-again", 2, again)
+    assert "ewc.strength=100.0, now it is 50.0" in output
+    launch(folder, "one", 1, [run("r1")])
+    return folder / "runs"
+
+
+def test_one_update_however_it_is_spread_and_stopped(runs) -> None:
+    right = weights(runs / "r2")
+    assert largest_difference(right, weights(runs / "r1")) < 1e-5
+    assert largest_difference(right, weights(runs / "r2-grad-op")) < 1e-6
+    assert largest_difference(right, weights(runs / "stopped")) == 0.0
+    assert largest_difference(right, weights(runs / "stopped-early")) == 0.0
+    assert largest_difference(right, weights(runs / "r2-zero")) > 1e-3
+
+
+def test_curves(runs) -> None:
+    ours, zero = rows(runs / "r2"), rows(runs / "r2-zero")
+    assert ours[1]["ewc/penalty"] == 0.0 and ours[5]["ewc/penalty"] > ours[2]["ewc/penalty"] > 0.0
+    assert ours[1]["train/loss"] == zero[1]["train/loss"]  # the data's alone
+    for key in ("penalty", "grad_norm", "drift"):
+        for layer in ("", "/layers.00", "/layers.01", "/embed_tokens", "/norm"):
+            assert f"ewc/{key}{layer}" in ours[5]
+    assert not any(key.startswith("ewc/") for row in zero.values() for key in row)
+    assert not (runs / "r2-zero" / "ewc").exists()
+    assert json.loads((runs / "r2" / "ewc" / "settings.json").read_text())["made"]["estimator"] == "model"
