@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from configs.config import Config, as_dict, check_world, learning_rate_warning, load_config, override
+from configs.config import Config, as_dict, check_world, load_config, override, schedule_warnings, settings_lines
 from configs.deepspeed import from_deepspeed
 from data.batches import MicroBatch, Plan, ahead, collate, micro_batches, plan_training, plan_validation
 from data.fisher_batches import fisher_batches
@@ -101,7 +101,7 @@ def main() -> int:
     world_size, ranks_per_node = world_size_from_environment()
     if arguments.deepspeed:
         config, notes = from_deepspeed(config, arguments.deepspeed, world_size)
-        notes += [f"{text} on the command line comes last" for text in arguments.overrides]
+        notes += [f"{', '.join(arguments.overrides)} on the command line: comes last"] if arguments.overrides else []
         print("\n".join(f"deepspeed: {note}" for note in notes) if first else "", end="\n" if first else "")
     config = override(config, arguments.overrides)
     check_world(config, world_size, ranks_per_node)
@@ -158,7 +158,7 @@ def main() -> int:
         "optimizer.memory": config.optimizer.memory,
         "ewc.strength": config.ewc.strength,
         "ewc": made_from(config.ewc, squares) if config.ewc.strength else None,
-        "model.rope_type, rope_factor or rope_original_length": model_config.rope_parameters,
+        "model.rope_type, rope_factor, rope_original_length": list(rope),
     }
 
     # --- Processes. ---------------------------------------------------------------------------------------------------
@@ -246,34 +246,20 @@ def main() -> int:
     )
     for line in train.lines("train", plan.passes(total_steps)) + (validation.lines("validation") if validation else []):
         log.say(line)
-    rows = len(plan.batch(0).rows)
-    log.say(
-        f"step: {config.batch.global_examples or 'as many'} examples"
-        + (f" as hold {config.batch.global_tokens} target tokens" if config.batch.global_tokens else "")
-        + f", the first packed into {rows} rows of {config.data.sequence_length} tokens, "
-        f"on {ranks.world_size} ranks x micro-batches of {config.batch.micro_batch} rows: accumulation "
-        f"{-(-rows // (ranks.world_size * config.batch.micro_batch))}"
-    )
+    settings = {
+        "compute": str(compute_dtype).removeprefix("torch."),
+        "optimizer memory": config.optimizer.memory,
+        "peak": f"{peak / 1e12:.2f} TFLOP/s ({peak_source})",
+        "window": f"{model_config.max_position_embeddings} positions, RoPE {config.model.rope_type or 'as the model has it'}",
+    }
+    for line in settings_lines(config, len(plan.batch(0).rows), ranks.world_size, settings):
+        log.say(line)
     log.say(
         f"schedule: {total_steps} steps ({plan.steps_per_epoch[0]} in the first epoch), {warmup_steps} of warm-up, "
         f"peak learning rate {config.optimizer.learning_rate:g}, cosine to {config.optimizer.min_lr_ratio:g} of it"
     )
-    log.say(
-        f"sharding {sharding.strategy}{' on the host' if sharding.cpu_offload else ''}, "
-        f"compute {str(compute_dtype).removeprefix('torch.')}, optimizer memory {config.optimizer.memory}, "
-        f"peak {peak / 1e12:.2f} TFLOP/s ({peak_source})"
-    )
-    log.say(
-        f"activation checkpointing {config.model.activation_checkpointing}, every {config.model.checkpoint_every}. layer; "
-        f"compile {'on' if config.model.compile else 'off'}; ranks {mesh}"
-    )
-    warning = learning_rate_warning(config, num_parameters(model))
-    if warning:
+    for warning in schedule_warnings(config, num_parameters(model), total_steps, warmup_steps):
         log.say(f"warning: {warning}")
-    if warmup_steps >= total_steps > 1:
-        log.say(
-            f"warning: {warmup_steps} steps of warm-up in {total_steps}: the peak learning rate comes last or never"
-        )
     if resume_from:
         log.say(f"resumed from {resume_from}")
 
@@ -434,7 +420,7 @@ def main() -> int:
                 f"step {step}/{total_steps} | loss {mean_loss:.4f} | grad norm {norm:.3f} | lr {rate:.2e} | "
                 f"{row['train/tokens_per_second']:,.0f} tok/s | MFU {row['train/mfu']:.1%} | {memory:.1f} GiB | "
                 f"ETA {eta / 60:.1f} min"
-                + (f" | EWC {row['ewc/penalty']:.4f}, {row['ewc/time']:.1%} of the step" if ewc else "")
+                + (f" | EWC {row['ewc/penalty']:.3g}, {row['ewc/time']:.1%} of the step" if ewc else "")
                 + (f" | SKIPPED, not finite ({int(skipped)} so far)" if bad else "")
             )
             window_start, window_steps, window_tokens, window_flops = time.perf_counter(), 0, 0, 0.0

@@ -284,18 +284,38 @@ def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:
         )
 
 
-def learning_rate_warning(config: Config, num_parameters: int) -> str | None:
-    """A sentence where the learning rate of a model above 1B parameters is outside the usual range of its stage."""
+def settings_lines(config: Config, rows: int, world_size: int, resolved: dict[str, str]) -> list[str]:
+    """What a run prints of how it computes. rows: of its first step; resolved: what only the machine could tell."""
+    batch, sharding, model = config.batch, config.sharding, config.model
+    examples = f"{batch.global_examples} examples"
+    if batch.global_tokens:
+        examples = f"as many examples as hold {batch.global_tokens} target tokens"
+    return [
+        f"step: {examples}, the first packed into {rows} rows of {config.data.sequence_length} tokens, on {world_size} ranks x "
+        f"micro-batches of {batch.micro_batch} rows: accumulation {-(-rows // (world_size * batch.micro_batch))}",
+        f"sharding {sharding.strategy}{' on the host' if sharding.cpu_offload else ''}, "
+        + ", ".join(f"{name} {value}" for name, value in resolved.items()),
+        f"activation checkpointing {model.activation_checkpointing}"
+        + (f", every {model.checkpoint_every}. layer" if model.checkpoint_every > 1 else "")
+        + f"; compile {'on' if model.compile else 'off'}",
+    ]
+
+
+def schedule_warnings(config: Config, num_parameters: int, total_steps: int, warmup_steps: int) -> list[str]:
+    """A sentence where the learning rate of a model above 1B parameters is outside the usual range of its stage, or is never reached."""
     rate, stage = config.optimizer.learning_rate, config.optimizer.stage
-    if num_parameters < 1e9:
-        return None
-    if stage == "pre-training" and rate > 1e-5:
-        return f"learning rate {rate:g} is above 1e-5, the usual most for continual pre-training: expect forgetting"
-    if stage == "fine-tuning" and not 1e-5 <= rate <= 5e-5:
-        return (
+    warnings = []
+    if num_parameters >= 1e9 and stage == "pre-training" and rate > 1e-5:
+        warnings.append(
+            f"learning rate {rate:g} is above 1e-5, the usual most for continual pre-training: expect forgetting"
+        )
+    if num_parameters >= 1e9 and stage == "fine-tuning" and not 1e-5 <= rate <= 5e-5:
+        warnings.append(
             f"learning rate {rate:g} is outside 1e-5 to 5e-5, the usual range for full fine-tuning above 1B parameters"
         )
-    return None
+    if warmup_steps >= total_steps > 1:
+        warnings.append(f"{warmup_steps} steps of warm-up in {total_steps}: the peak learning rate comes last or never")
+    return warnings
 
 
 def _override(config: Config, text: str) -> Config:

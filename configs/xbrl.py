@@ -27,5 +27,5 @@ config = Config(
     # grad_op: gradients and optimizer state sharded, parameters gathered once a step (ZeRO-2-like). Memory of one GPU:
     # fp32 master, gradient and two moments 16 x 8.2e9 / 8 = 16.4 GB, gathered bf16 parameters and gradients 32.8 GB.
     sharding=Sharding(strategy="grad_op"),
-    run=Run(name="xbrl", eval_every=50, save_every=50, log_every=5),
+    run=Run(name="xbrl", eval_every=50, eval_general=True, save_every=50, log_every=5),
 )

@@ -1,7 +1,7 @@
 """Speed and memory beside the peers, in one command: A/B/A/B, medians and spread, parity first.
 
     pip install -r requirements-bench.txt          # the peers; without them only our own arms run
-    python scripts/bench.py --json bench.json      # about 20 minutes on 2 cores; --quick: about 3, to see that it works
+    python scripts/bench.py --json bench.json      # about 28 minutes on 2 cores; --quick: a few, to see that it works
 
 How to read it. Each line is an arm, run in its own processes on the same examples, tokenised once, loss on the assistant's
 tokens alone.

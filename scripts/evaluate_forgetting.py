@@ -46,7 +46,10 @@ def parse_arguments() -> argparse.Namespace:
         "--texts", nargs="+", type=Path, help="other general text: .txt, or .jsonl or .parquet with `text`"
     )
     parser.add_argument(
-        "--max-bytes", type=int, default=200_000, help="of text at most, spread over all of it (%(default)s)"
+        "--max-bytes",
+        type=int,
+        default=200_000,
+        help="about so much text, in whole pieces spread over all of it (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the intervals (%(default)s)")
     parser.add_argument(

@@ -150,6 +150,11 @@ def main() -> int:
     record["tokens"] = [vars(token) for token in found]
     (draft / "new_tokens.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
+    if len(found) < arguments.new_tokens:
+        print(
+            f"fewer than --new-tokens {arguments.new_tokens}: every other string stands in the corpus less than --min-count "
+            f"{arguments.min_count} times, or saves nothing"
+        )
     print(
         f"{len(found)} new tokens, ids {base.size} to {base.size + len(found) - 1}; the model had {config.vocab_size} rows"
     )

@@ -3,7 +3,7 @@
     python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl
     torchrun --nproc_per_node=8 scripts/make_replay.py --source model --model artifacts/models/NAME --documents 20000 \\
         --out artifacts/replay/NAME.jsonl
-    python train.py configs/laptop.py "data.mix=replay:0.05:artifacts/replay/topics.jsonl"
+    torchrun --nproc_per_node=8 train.py configs/xbrl.py "data.mix=replay:0.05:artifacts/replay/topics.jsonl"
 
 `topics`: the language reference that comes with Python, without the part that evaluation holds out. `model`: for those who
 do not have what the model was trained on, it writes it itself (self-synthesised rehearsal: Huang et al., arXiv:2403.01244).

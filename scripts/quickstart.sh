@@ -18,6 +18,7 @@ python scripts/fetch_base_model.py
 
 echo "== 3/6 bank reports: files as banks file them, and examples made from the files"
 python scripts/make_reports.py --profile short --examples 2000 --splits 0.88 0.06 0.06 --seed 0 --out "$data"
+[ -e artifacts/replay/topics.jsonl ] || python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl
 
 evaluate() { # MODEL RESULT [options]
   torchrun --standalone --nproc_per_node="$processes" scripts/evaluate.py "$1" --json "$2" --data "$data/test.jsonl" \
@@ -34,9 +35,11 @@ torchrun --standalone --nproc_per_node="$processes" train.py configs/laptop.py
 
 echo "== 6/6 the tuned model on the same banks"
 evaluate "$run/export" "$run/eval/after.json" --before "$run/eval/before.json"
+torchrun --standalone --nproc_per_node="$processes" scripts/evaluate_forgetting.py "$model" "$run/export" \
+  --json "$run/eval/forgetting.json"
 cat <<END
 
 curves          tensorboard --logdir $run/tensorboard     (after: source .venv/bin/activate)
 exported model  $run/export                (a Hugging Face directory)
-figures         $run/eval/before.json, $run/eval/after.json
+figures         $run/eval/before.json, $run/eval/after.json, $run/eval/forgetting.json
 END

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.config import check_world, learning_rate_warning, load_config
+from configs.config import check_world, load_config, schedule_warnings
 from errors import UserError
 from tests.tiny import write_chat_file, write_tiny_model
 from train import learning_rate
@@ -119,15 +119,17 @@ def test_every_config_of_the_project_loads_with_the_settings_it_promises() -> No
     assert load_config(ROOT / "configs" / "laptop.py").model.path.endswith("SmolLM2-135M-Instruct")
 
 
-def test_an_unusual_learning_rate_of_a_large_model_is_a_warning(good) -> None:
-    def warning(*overrides: str, parameters: float = 8e9) -> str | None:
-        return learning_rate_warning(load_config(good, list(overrides)), int(parameters))
+def test_an_unusual_schedule_is_a_warning(good) -> None:
+    def warnings(*overrides: str, parameters: float = 8e9, steps: int = 100, warmup: int = 5) -> str:
+        return "; ".join(schedule_warnings(load_config(good, list(overrides)), int(parameters), steps, warmup))
 
-    assert warning("optimizer.learning_rate=2e-5") is None
-    assert "outside 1e-5 to 5e-5" in warning("optimizer.learning_rate=1e-4")
-    assert warning("optimizer.learning_rate=1e-4", parameters=1e8) is None
-    assert "forgetting" in warning("optimizer.learning_rate=2e-5", "optimizer.stage=pre-training")
-    assert warning("optimizer.learning_rate=1e-5", "optimizer.stage=pre-training") is None
+    assert warnings("optimizer.learning_rate=2e-5") == ""
+    assert "outside 1e-5 to 5e-5" in warnings("optimizer.learning_rate=1e-4")
+    assert warnings("optimizer.learning_rate=1e-4", parameters=1e8) == ""
+    assert "forgetting" in warnings("optimizer.learning_rate=2e-5", "optimizer.stage=pre-training")
+    assert warnings("optimizer.learning_rate=1e-5", "optimizer.stage=pre-training") == ""
+    assert "100 steps of warm-up in 100: the peak" in warnings("optimizer.learning_rate=2e-5", warmup=100)
+    assert warnings("optimizer.learning_rate=2e-5", warmup=1, steps=1) == ""
 
 
 def test_learning_rate_by_hand() -> None:

@@ -13,9 +13,9 @@ from configs.config import (
     Optimizer,
     Run,
     Source,
-    learning_rate_warning,
     load_config,
     override,
+    schedule_warnings,
 )
 from errors import UserError
 
@@ -68,7 +68,7 @@ def test_a_wrong_mix_in_a_config_file_is_one_sentence() -> None:
 def test_the_configs_of_continual_pre_training_mix_general_text_at_a_low_rate() -> None:
     folder = Path(__file__).resolve().parents[2] / "configs"
     large, laptop = (load_config(folder / name) for name in ("xbrl_cpt.py", "laptop_cpt.py"))
-    assert large.optimizer.learning_rate == 1e-5 and learning_rate_warning(large, int(8.2e9)) is None
+    assert large.optimizer.learning_rate == 1e-5 and schedule_warnings(large, int(8.2e9), 100, 5) == []
     for config in (large, laptop):
         assert config.optimizer.stage == "pre-training"
         assert [(source.name, source.share) for source in config.data.mix] == [("general", 0.05)]

@@ -1,4 +1,5 @@
-"""train.py with EWC on 1 and 2 real gloo processes: one result, stopped and resumed, and nothing of it at strength 0."""
+"""train.py with EWC and the measure of forgetting on 1 and 2 real gloo processes: one result, stopped and resumed, and nothing
+of EWC at strength 0."""
 
 import json
 from pathlib import Path
@@ -37,7 +38,7 @@ config = Config(
         "two",
         2,
         [
-            run("r2"),
+            run("r2", "run.eval_general=True"),
             # Parameters stay gathered in every evaluation, one before each step.
             run("r2-grad-op", "sharding.strategy=grad_op", "run.eval_every=1"),
             run("r2-zero", "ewc.strength=0", "ewc.data=missing.jsonl", quiet),  # not even its data is read
@@ -50,12 +51,12 @@ config = Config(
     again = [
         run("stopped", quiet, "ewc.strength=50", expect=2),
         run("stopped", quiet, "ewc.documents=12", expect=2),
-        run("stopped", quiet),
+        run("stopped", quiet, "run.eval_general=True"),  # the base is model.path's, not what is resumed from
         run("stopped-early", quiet),
     ]
     output = launch(folder, "two-again", 2, again)
     assert "ewc.strength=100.0, now it is 50.0" in output
-    launch(folder, "one", 1, [run("r1")])
+    launch(folder, "one", 1, [run("r1", "run.eval_general=True")])
     return folder / "runs"
 
 
@@ -78,3 +79,13 @@ def test_curves(runs) -> None:
     assert not any(key.startswith("ewc/") for row in zero.values() for key in row)
     assert not (runs / "r2-zero" / "ewc").exists()
     assert json.loads((runs / "r2" / "ewc" / "settings.json").read_text())["made"]["estimator"] == "model"
+
+
+def test_what_is_forgotten_is_measured_against_the_base_also_after_a_resume(runs) -> None:
+    before, *_, after = rows(runs / "r2", "forgetting/kl").values()
+    assert before["step"] == 0 and before["forgetting/kl"] < 1e-5 and before["forgetting/agreement"] == 1.0
+    assert after["step"] == 5 and after["forgetting/kl"] > 1e-2 and after["forgetting/agreement"] < 1.0
+    assert rows(runs / "stopped", "forgetting/kl")[5] == after
+    alone = rows(runs / "r1", "forgetting/kl")[5]
+    for key in ("forgetting/kl", "forgetting/perplexity_per_byte"):
+        assert alone[key] == pytest.approx(after[key], rel=1e-4)
