@@ -1,19 +1,20 @@
 """The embedded default: SmolLM2-135M on 2 CPU cores, the short bank reports that scripts/quickstart.sh prepares.
 
 python scripts/make_reports.py --profile short --examples 2000 --splits 0.88 0.06 0.06 --seed 0 --out artifacts/quickstart
-python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl
 torchrun --nproc_per_node=2 train.py configs/laptop.py
+
+Against forgetting, at a price (docs/results.md):
+python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl
+torchrun --nproc_per_node=2 train.py configs/laptop.py data.mix=replay:0.05:artifacts/replay/topics.jsonl run.name=replay
 """
 
-from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
+from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 
 config = Config(
     model=Model(path="artifacts/models/SmolLM2-135M-Instruct", compute_dtype="bf16"),
     data=Data(
         train=("artifacts/quickstart/train.jsonl",),
         validation=("artifacts/quickstart/validation.jsonl",),
-        # Against forgetting: 5% of each step's target tokens are general text. data.mix=none trains without.
-        mix=(Source("replay", ("artifacts/replay/topics.jsonl",), 0.05),),
         sequence_length=256,  # the longest example has 223 tokens; small rows spread evenly over the ranks
     ),
     # 1,760 examples of 124 tokens: 110 steps of about 2,000 tokens, 6 of them warm-up.
