@@ -37,7 +37,8 @@ from errors import UserError
 
 LOCK_FILE = "build.lock"
 SHARD_TOKENS = 2**26  # a shard is closed by the document that fills it: 128 MiB in uint16
-BATCH = 2**22  # characters that are tokenised together; the objects of `tokenizers` take some 50 bytes for each
+# Characters that are tokenised together: a piece for each core. Small ones keep reading, tokenising and writing abreast.
+BATCH = 2**17 * max(2, os.cpu_count() or 2)
 PIECE = 2**17  # characters: a longer text is tokenised in pieces, cut at line ends, so that it is never whole in memory
 
 

@@ -18,11 +18,11 @@ import time
 
 from tqdm import tqdm
 
-from data.token_build import SHARD_TOKENS, batches, build_store, check_files, encoder_of, read_pieces
+from data.token_build import BATCH, SHARD_TOKENS, batches, build_store, check_files, encoder_of, read_pieces
 from data.tokens import load_tokenizer
 from errors import UserError, exit_with_one_sentence
 
-BENCHMARK_BATCHES = 8  # of 4 million characters each
+BENCHMARK_CHARACTERS = 2**25
 TURNS = 3
 
 
@@ -31,7 +31,10 @@ def benchmark(files: list[pathlib.Path], tokenizer: object) -> str:
 
     The best of each counts: what else runs on the machine only slows. CPU time tells where it runs all the time.
     """
-    texts = [[one.text for one in batch] for batch in itertools.islice(batches(read_pieces(files)), BENCHMARK_BATCHES)]
+    texts = [
+        [one.text for one in batch]
+        for batch in itertools.islice(batches(read_pieces(files)), max(1, BENCHMARK_CHARACTERS // BATCH))
+    ]
     if not texts:
         raise UserError("there is no text in the files")
     megabytes = sum(len(text.encode()) for batch in texts for text in batch) / 1e6
