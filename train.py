@@ -158,7 +158,7 @@ def main() -> int:
         "optimizer.memory": config.optimizer.memory,
         "ewc.strength": config.ewc.strength,
         "ewc": made_from(config.ewc, squares) if config.ewc.strength else None,
-        "model.rope_type, rope_factor, rope_original_length": list(rope),
+        "model.rope_type, rope_factor or rope_original_length": model_config.rope_parameters,
     }
 
     # --- Processes. ---------------------------------------------------------------------------------------------------
@@ -328,9 +328,8 @@ def main() -> int:
         # One optimizer step: all micro-batches, then clip, then AdamW.
         batch = plan.batch(step)
         num_targets = batch.num_target_tokens
-        if (
-            num_targets == 0
-        ):  # known to every rank from the plan: nothing to learn, and decay alone would change weights
+        # Known to every rank from the plan: nothing to learn, and decay alone would change weights.
+        if num_targets == 0:
             state["empty"] += 1
             step += 1
             log.say(f"step {step}/{total_steps} | no target token in it: nothing is changed")
@@ -412,7 +411,6 @@ def main() -> int:
                 row |= {f"train/loss/{name}": loss for name, loss in means.items()}
                 shares = zip(train.names, state["targets"], strict=True)
                 row |= {f"train/share/{name}": count / sum(state["targets"]) for name, count in shares}
-                window_sums, window_targets = 0.0, 0
             if ewc:
                 row |= ewc.curves(seconds / window_steps)
             log.row(step, row)
@@ -424,6 +422,7 @@ def main() -> int:
                 + (f" | SKIPPED, not finite ({int(skipped)} so far)" if bad else "")
             )
             window_start, window_steps, window_tokens, window_flops = time.perf_counter(), 0, 0, 0.0
+            window_sums, window_targets = 0.0, 0
             if bad_run >= STOP_AFTER_BAD_STEPS:
                 log.close()
                 raise UserError(

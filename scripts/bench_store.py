@@ -77,6 +77,7 @@ def peak_memory() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=pathlib.Path, nargs="+", metavar="FILES", help="the texts, a few MB at least")
     parser.add_argument("--model", required=True, help="model directory, or hub id, whose tokenizer is used")
@@ -90,6 +91,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Do what the command line asks for, and print it."""
     arguments = parse_arguments()
     if arguments.read:
         print(json.dumps(read(arguments.files[0], arguments.model, arguments.steps)))

@@ -69,6 +69,7 @@ def write_sample(path: pathlib.Path, texts: list[list[str]]) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=pathlib.Path, nargs="+", metavar="FILES", help="the texts, in this order")
     parser.add_argument("--model", required=True, help="model directory, or hub id, whose tokenizer is used")
@@ -87,6 +88,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Do what the command line asks for, and print it."""
     arguments = parse_arguments()
     tokenizer = load_tokenizer(arguments.model)
     if arguments.benchmark:

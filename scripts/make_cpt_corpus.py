@@ -103,6 +103,7 @@ def load_counter(path: pathlib.Path | None) -> tuple[pathlib.Path | None, object
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder to make")
     parser.add_argument(
@@ -124,6 +125,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Do what the command line asks for, and print it."""
     arguments = parse_arguments()
     tokenizer_path, tokenizer = load_counter(arguments.tokenizer)
     with tempfile.TemporaryDirectory(prefix="dpm-") as folder:
