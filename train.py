@@ -340,7 +340,8 @@ def main() -> int:
         )
         for group in optimizer.param_groups:
             group["lr"], group["noise_step"] = rate, step
-        sums = torch.zeros(1 + len(train.sources), device=ranks.device)  # of all losses, then by source
+        # Of all losses, then by source where there are several.
+        sums = torch.zeros(1 + len(train.sources) * (len(train.sources) > 1), device=ranks.device)
         by_source = LossBySource(sums[1:]) if len(train.sources) > 1 else None
         for micro, last in upcoming:  # as many on every rank
             stopping = agree_any(stop.name is not None, ranks)

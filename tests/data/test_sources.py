@@ -1,8 +1,6 @@
 """A run's sources read from files and token stores, for training and for validation."""
 
-import gzip
 import json
-from pathlib import Path
 
 import pytest
 
@@ -12,25 +10,13 @@ from errors import UserError
 from tests.tiny import tiny_tokenizer, write_chat_file
 
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]
-CHAT = [{"role": "user", "content": "LCR?"}, {"role": "assistant", "content": "97.3%"}]
-
-
-def write(path: Path, data: bytes) -> Path:
-    if path.suffix == ".gz":
-        data = gzip.compress(data)
-    elif path.suffix == ".zst":
-        zstandard = pytest.importorskip("zstandard")
-        # Two frames, as tools that compress in parallel write them.
-        half = len(data) // 2
-        data = b"".join(zstandard.ZstdCompressor().compress(part) for part in (data[:half], data[half:]))
-    path.write_bytes(data)
-    return path
 
 
 def test_a_reader_loads_the_main_source_and_the_mix_with_their_validation(tmp_path) -> None:
     chat = str(write_chat_file(tmp_path / "chat.jsonl", 12))
-    text = str(write(tmp_path / "general.txt", "\n".join(TEXTS).encode()))
-    held_out = str(write(tmp_path / "held_out.txt", TEXTS[0].encode()))
+    text, held_out = (str(tmp_path / name) for name in ("general.txt", "held_out.txt"))
+    (tmp_path / "general.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    (tmp_path / "held_out.txt").write_text(TEXTS[0], encoding="utf-8")
     reader = Reader(tiny_tokenizer(), 384, 128, "drop")
     mix = (Source("general", (text,), 0.05, (held_out,)), Source("law", (text,), 0.1))
     corpus = reader.training((chat,), mix)

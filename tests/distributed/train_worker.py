@@ -37,7 +37,7 @@ def plant(name: str | None, set_attribute) -> None:
     elif kind == "no_native_bf16":
         set_attribute(train, "has_native_bf16", lambda device: False)
     elif kind == "count_collectives":
-        # What FSDP sends: whole units, and not flags and sums of a few numbers.
+        # What FSDP sends: whole units, and not flags and sums of one number.
         counts = {"all_gather": 0, "reduce_scatter": 0, "all_reduce": 0}
         run = next(a for a in sys.argv if a.startswith("run.name=")).removeprefix("run.name=")
         counted_file = Path(sys.argv[1]).parent / f"{run}.collectives.json"
@@ -52,7 +52,7 @@ def plant(name: str | None, set_attribute) -> None:
 
             def counted(*arguments, original=original, what=what, **options) -> object:
                 tensor = arguments[0] if arguments else options.get("output_tensor", options.get("output"))
-                counts[what] += tensor.numel() > 16
+                counts[what] += tensor.numel() > 1
                 if RANK == 0:
                     counted_file.write_text(json.dumps(counts))
                 return original(*arguments, **options)
