@@ -33,7 +33,10 @@ def watch(
     log_file: Path,
     timeout: float,
 ) -> Run:
-    """Run `command` until `enough(rows)`, its own end, or `timeout` seconds; all it started is dead afterwards."""
+    """Run `command` until `enough(rows)`, its own end, or `timeout` seconds; all it started is dead afterwards.
+
+    Rows behind the one that was enough are dropped: how many a fast arm writes before it is seen is chance.
+    """
     run, done, position = Run(), False, 0
     with log_file.open("wb") as output:
         start = time.monotonic()
@@ -44,11 +47,13 @@ def watch(
             while True:
                 ended = process.poll() is not None  # before reading, so that its last row is not missed
                 lines, position = _new_lines(rows_file, position)
-                run.rows += [row for row in map(read_row, lines) if row is not None]
+                for row in map(read_row, lines):
+                    if row is not None and not done:
+                        run.rows.append(row)
+                        done = enough(run.rows)
                 if run.rows and run.first_step_seconds != run.first_step_seconds:
                     run.first_step_seconds = time.monotonic() - start
                 run.peak_rss_gib = max(run.peak_rss_gib, sum(_tree(process.pid).values()) / 2**30)
-                done = enough(run.rows)
                 if done or ended or time.monotonic() - start > timeout:
                     break
                 time.sleep(0.1)

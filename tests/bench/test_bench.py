@@ -107,8 +107,8 @@ grown = "import time; memory = bytearray(200 * 2**20); print(flush=True); time.s
 child = subprocess.Popen([sys.executable, "-c", grown], start_new_session=True, stdout=subprocess.PIPE)
 child.stdout.readline()
 with open(sys.argv[1], "w") as file:
-    for step in range(1, 4):
-        print(json.dumps({"step": step, "pid": child.pid}), file=file, flush=True)
+    rows = [json.dumps({"step": step, "pid": child.pid}) for step in range(1, 6)]
+    print(*rows, sep=chr(10), file=file, flush=True)
 time.sleep(600)
 """
 
@@ -117,7 +117,7 @@ def test_a_process_tree_is_watched_and_ended(tmp_path):
     rows, log = tmp_path / "rows.jsonl", tmp_path / "log"
     command = [sys.executable, "-c", PARENT, str(rows)]
     run = watch(command, dict(os.environ), rows, json.loads, lambda found: len(found) >= 3, log, timeout=60)
-    assert [row["step"] for row in run.rows] == [1, 2, 3] and not run.failed
+    assert [row["step"] for row in run.rows] == [1, 2, 3] and not run.failed  # of the five that it wrote at once
     assert 0.4 < run.peak_rss_gib < 2  # both processes
     assert 0 < run.first_step_seconds < 60
     ps = ["ps", "-o", "stat=", "-p", str(run.rows[0]["pid"])]
@@ -156,7 +156,6 @@ def test_our_arm_end_to_end_and_a_peer_that_is_not_there(tmp_path):
     assert ours["loss_step"] == 3 and len(ours["rounds"]) == 1 and len(ours["rounds"][0]["losses"]) == 3
     assert all(math.isfinite(ours[key]) and ours[key] > 0 for key in ("tokens_per_second", "mfu", "memory_gib", "loss"))
     assert ours["first_step_seconds"] > 0 and ours["mfu"] < 1
-    assert not list((tmp_path / "work").rglob("checkpoints/step-*"))  # ended before it saved
     assert "pip install -r requirements-bench.txt" in answer.stdout
 
 
