@@ -4,8 +4,17 @@ import math
 from collections.abc import Sequence
 
 from errors import UserError
+from eval.paired import paired_change
 
 Row = tuple[str, ...]
+
+# The rows whose change has an interval, and what eval/paired.py calls it.
+PAIRED = {
+    "violations F1 (micro)": "f1",
+    "directive ROUGE-L (F)": "rouge_l",
+    "answer ROUGE-L (F)": "rouge_l",
+    "validation loss (nats/token)": "loss",
+}
 
 
 def table(result: dict) -> str:
@@ -36,11 +45,18 @@ def check_comparable(before: dict, after: dict) -> None:
 
 
 def compare(before: dict, after: dict) -> str:
-    """Two results on the same data as a table `before | after`. Raises `UserError` if they are not comparable."""
+    """Two results on the same data as a table `before | after | change`, with the change's 95% interval where examples tell.
+
+    Raises `UserError` if they are not comparable.
+    """
     check_comparable(before, after)
     then = {name: value for name, value, _ in _figures(before)}
-    rows = [("", "before", "after", "N")]
-    rows += [(name, then.get(name, "-"), value, n) for name, value, n in _figures(after)]
+    changes = paired_change(before, after)
+    rows = [("", "before", "after", "change", "95% interval", "N")]
+    for name, value, n in _figures(after):
+        change = changes.get(PAIRED.get(name))
+        interval = (f"{change.value:+.4f}", f"{change.low:+.4f} to {change.high:+.4f}") if change else ("", "")
+        rows.append((name, then.get(name, "-"), value, *interval, n))
     return "\n".join(_aligned(rows))
 
 

@@ -4,7 +4,8 @@
     torchrun --nproc_per_node=2 scripts/evaluate.py runs/laptop/export --data FILE --train FILE --general --json after.json
 
 Every process holds the whole model and answers its share of the examples (greedy). bf16 where the hardware has it, else
-fp32. With --before FILE (the JSON of an earlier evaluation of the same data) a table before | after is printed too.
+fp32. With --before FILE (the JSON of an earlier evaluation of the same data) a table before | after is printed too, with 95%
+intervals of the change (a bootstrap over examples, paired).
 """
 
 import pathlib
@@ -123,6 +124,7 @@ def main() -> int:
         "processes": ranks.world_size,
         "cut_short": sum(len(answer) == max_new_tokens for answer in answers),
         "loss": {"mean": loss.mean, "targets": loss.targets},
+        "losses": [(one.nats, one.targets) for one in losses],  # by example, for intervals
     }
     if asked:
         texts = [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]

@@ -66,8 +66,10 @@ def test_compare_puts_before_beside_after():
     after["violations"]["micro"]["f1"] = 0.9
     after["general"] = {"perplexity": 11.5, "perplexity_per_byte": 1.8, "tokens": 8756}
     text = compare(RESULT, after)
-    assert cells(text, "before") == ["before", "after", "N"]
-    assert cells(text, "violations F1") == ["violations F1 (micro)", "0.600", "0.900", "3 violations in 2 reports"]
+    assert cells(text, "before") == ["before", "after", "change", "95% interval", "N"]
+    # The change is that of the answers, resampled by report; here they are the same.
+    f1 = ["violations F1 (micro)", "0.600", "0.900", "+0.0000", "+0.0000 to +0.0000", "3 violations in 2 reports"]
+    assert cells(text, "violations F1") == f1
     assert cells(text, "general text: perplexity per token")[1:3] == ["-", "11.5"]
 
 
