@@ -1,0 +1,172 @@
+"""Ways against forgetting on one task, side by side: plain | low lr | replay | EWC | both. The same base, examples, order and steps.
+
+    python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl
+    python scripts/compare_forgetting.py configs/laptop.py --test artifacts/quickstart/test.jsonl \\
+        --general artifacts/replay/topics.jsonl --out runs/comparison
+
+Each method is a run of train.py in --out, evaluated on --test and against the base on general text that no method reads.
+Started again it skips what is finished and continues what is not. At the end stand the table (also comparison.md) and the
+picture (comparison.png); --only NAMES does a part, e.g. on another machine, and shows what is there. How to read them:
+docs/forgetting.md.
+"""
+
+import pathlib
+import sys
+
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+from configs.config import Config, load_config
+from errors import UserError, exit_with_one_sentence
+from eval.comparison import Method, compare_methods, figures, markdown
+
+ROOT = Path(__file__).resolve().parents[1]
+PLAIN = "plain"
+# What is drawn as learning: the first that the task has.
+LEARNED = {"f1": "violations F1", "rouge_l": "ROUGE-L", "loss": "loss, nats a token"}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; see --help."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a config that trains plainly: without data.mix and ewc")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="for every run, e.g. run.eval_every=0"
+    )
+    parser.add_argument("--test", type=Path, required=True, help="examples of the task that no run trains on")
+    parser.add_argument("--general", required=True, help="text of the old domain: for replay and the Fisher diagonal")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and results")
+    parser.add_argument(
+        "--low", type=float, default=1 / 3, help="the low learning rate, of the config's (%(default).2g)"
+    )
+    parser.add_argument("--shares", type=float, nargs="*", default=[0.05, 0.25], help="of replay (%(default)s)")
+    parser.add_argument("--strengths", type=float, nargs="*", default=[1, 0.1, 10], help="of EWC: the first estimates the Fisher diagonal for all (%(default)s)")  # fmt: skip
+    parser.add_argument("--both", type=float, nargs=2, default=[0.05, 0.1], metavar=("SHARE", "STRENGTH"), help="replay and EWC together (%(default)s)")  # fmt: skip
+    parser.add_argument("--processes", type=int, default=1, help="of training and evaluation (%(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the methods, e.g. plain replay-5")
+    parser.add_argument("--list", action="store_true", help="print the methods and their overrides, and do nothing")
+    return parser.parse_intermixed_args()
+
+
+def methods(arguments: argparse.Namespace, learning_rate: float) -> dict[str, list[str]]:
+    """Name -> what it overrides in the config. Plain comes first, and EWC's first strength before all that use its diagonal."""
+
+    def replay(share: float) -> list[str]:
+        return [f"data.mix=replay:{share:g}:{arguments.general}"]
+
+    def ewc(strength: float) -> list[str]:
+        first = arguments.strengths[0] if arguments.strengths else strength
+        if strength == first:
+            return [f"ewc.strength={strength:g}", f"ewc.data={arguments.general}"]
+        return [f"ewc.strength={strength:g}", f"ewc.fisher={arguments.out / f'ewc-{first:g}' / 'ewc'}"]
+
+    found = {PLAIN: [], "low-lr": [f"optimizer.learning_rate={learning_rate * arguments.low:g}"]}
+    found |= {f"replay-{100 * share:g}": replay(share) for share in arguments.shares}
+    found |= {f"ewc-{strength:g}": ewc(strength) for strength in arguments.strengths}
+    share, strength = arguments.both
+    return found | {f"replay-{100 * share:g}-ewc-{strength:g}": replay(share) + ewc(strength)}
+
+
+def launch(processes: int, script: str, *options: object) -> None:
+    """A script of the project, on one process or by torchrun. It says itself what went wrong."""
+    command = [sys.executable, script]
+    if processes > 1:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+            script,
+        ]
+    command += map(str, options)
+    print("\n==", *command[1:], flush=True)
+    if subprocess.run(command, cwd=ROOT).returncode:
+        raise UserError(f"{script} failed, see above; started again, what is finished is skipped")
+
+
+def evaluate(arguments: argparse.Namespace, config: Config, model: str, name: str) -> None:
+    """The results of a model on the task and, but for the base, on general text, where they are not there yet."""
+    task, general = (arguments.out / "results" / f"{name}-{what}.json" for what in ("task", "general"))
+    if not task.is_file():
+        options = ("--data", arguments.test, "--train", config.data.train[0], "--json", task, "--show", 0)
+        launch(arguments.processes, "scripts/evaluate.py", model, *options)
+    if model != config.model.path and not general.is_file():
+        launch(arguments.processes, "scripts/evaluate_forgetting.py", config.model.path, model, "--json", general)
+
+
+def read_methods(results: Path, names: list[str]) -> list[Method]:
+    """Those of `names` that have been evaluated."""
+    there = [name for name in names if (results / f"{name}-general.json").is_file()]
+    found = [
+        [json.loads((results / f"{name}-{what}.json").read_text(encoding="utf-8")) for name in there]
+        for what in ("task", "general")
+    ]
+    return compare_methods(there, *found)
+
+
+def draw(compared: list[Method], path: Path) -> None:
+    """Learning against forgetting: F1 (else ROUGE-L) over KL, and over the change of perplexity per byte."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    first = figures(compared[0])
+    learned, label = next((k, v) for k, v in LEARNED.items() if k in first)
+    base = compared[0].general["perplexity_per_byte"]["base"]["value"]
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
+    for i, method in enumerate(compared):
+        found = figures(method)
+        for axes, forgotten in zip(panels, ("kl", "perplexity"), strict=True):
+            if forgotten not in found:
+                continue
+            x, y = found[forgotten], found[learned]
+            bars = {"xerr": [[x.value - x.low], [x.high - x.value]], "yerr": [[y.value - y.low], [y.high - y.value]]}
+            axes.errorbar(x.value, y.value, **bars, fmt="os^Dv<>*P"[i % 9], color=f"C{i % 10}", capsize=2, label=method.name)  # fmt: skip
+    panels[0].set(xlabel="KL(base || tuned) on general text, nats a token", ylabel=label)  # fmt: skip
+    panels[1].set(xlabel="perplexity per byte of general text (line: the base's)")
+    panels[1].axvline(base, color="grey", linewidth=0.8)
+    panels[1].legend(fontsize=8)
+    figure.suptitle("learning against forgetting")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> int:
+    """Train, evaluate, compare."""
+    arguments = parse_arguments()
+    config = load_config(arguments.config, arguments.overrides)
+    if config.data.mix or config.ewc.strength:
+        raise UserError(f"{arguments.config} has data.mix or ewc.strength; give one that trains plainly")
+    for path in (arguments.test, Path(arguments.general)):
+        if not path.is_file():
+            raise UserError(f"{path} does not exist")
+    known = methods(arguments, config.optimizer.learning_rate)
+    if unknown := [name for name in arguments.only or () if name not in known]:
+        raise UserError(f"--only {unknown[0]}: the methods are {', '.join(known)}")
+    if arguments.list:
+        print("\n".join(f"{name:20} {' '.join(options)}" for name, options in known.items()))
+        return 0
+    results = arguments.out / "results"
+    evaluate(arguments, config, config.model.path, "base")
+    for name, options in known.items():
+        if not arguments.only or name in arguments.only:
+            where = (f"run.directory={arguments.out}", f"run.name={name}")
+            launch(arguments.processes, "train.py", arguments.config, *arguments.overrides, *options, *where)
+            evaluate(arguments, config, str(arguments.out / name / "export"), name)
+    compared = read_methods(results, list(known))
+    if not compared or compared[0].name != PLAIN:
+        raise UserError(f"there is no result of {PLAIN} in {results} yet, which the others are compared with")
+    text = markdown(compared, json.loads((results / "base-task.json").read_text(encoding="utf-8")))
+    (arguments.out / "comparison.md").write_text(text + "\n", encoding="utf-8")
+    draw(compared, arguments.out / "comparison.png")
+    print(f"\n{text}\n\nin {arguments.out}: comparison.md, comparison.png, results/*.json")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with_one_sentence(main)
