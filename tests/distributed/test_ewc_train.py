@@ -2,6 +2,8 @@
 of EWC at strength 0."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,14 +50,25 @@ config = Config(
         ],
     )
     assert not (folder / "runs" / "stopped-early" / "ewc").exists()
+    # The same weights, read with other frequencies: config.json alone says so.
+    other_rope = folder / "other_rope"
+    shutil.copytree(folder / "model", other_rope)
+    config = json.loads((other_rope / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] *= 2
+    (other_rope / "config.json").write_text(json.dumps(config))
     again = [
         run("stopped", quiet, "ewc.strength=50", expect=2),
         run("stopped", quiet, "ewc.documents=12", expect=2),
+        run("stopped", quiet, f"model.path={other_rope}", expect=2),
         run("stopped", quiet, "run.eval_general=True"),  # the base is model.path's, not what is resumed from
         run("stopped-early", quiet),
     ]
     output = launch(folder, "two-again", 2, again)
     assert "ewc.strength=100.0, now it is 50.0" in output
+    assert re.search(
+        r"was made with model.rope_type, rope_factor or rope_original_length=.*'rope_theta': 10000.*now it is .*20000",
+        output,
+    )
     launch(folder, "one", 1, [run("r1", "run.eval_general=True")])
     return folder / "runs"
 
