@@ -44,8 +44,8 @@ def parse_arguments() -> argparse.Namespace:
         "--low", type=float, default=1 / 3, help="the low learning rate, of the config's (%(default).2g)"
     )
     parser.add_argument("--shares", type=float, nargs="*", default=[0.05, 0.25], help="of replay (%(default)s)")
-    parser.add_argument("--strengths", type=float, nargs="*", default=[1, 0.1, 10], help="of EWC: the first estimates the Fisher diagonal for all (%(default)s)")  # fmt: skip
-    parser.add_argument("--both", type=float, nargs=2, default=[0.05, 0.1], metavar=("SHARE", "STRENGTH"), help="replay and EWC together (%(default)s)")  # fmt: skip
+    parser.add_argument("--strengths", type=float, nargs="*", default=[1, 10, 100], help="of EWC: the first estimates the Fisher diagonal for all (%(default)s)")  # fmt: skip
+    parser.add_argument("--both", type=float, nargs=2, default=[0.05, 10], metavar=("SHARE", "STRENGTH"), help="replay and EWC together (%(default)s)")  # fmt: skip
     parser.add_argument("--processes", type=int, default=1, help="of training and evaluation (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the methods, e.g. plain replay-5")
     parser.add_argument("--list", action="store_true", help="print the methods and their overrides, and do nothing")

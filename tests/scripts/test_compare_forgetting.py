@@ -35,9 +35,9 @@ config = Config(
 """)
     listed = compare(tmp_path, "--list")
     names = [line.split()[0] for line in listed.stdout.splitlines()]
-    assert names == ["plain", "low-lr", "replay-5", "replay-25", "ewc-1", "ewc-0.1", "ewc-10", "replay-5-ewc-0.1"]
+    assert names == ["plain", "low-lr", "replay-5", "replay-25", "ewc-1", "ewc-10", "ewc-100", "replay-5-ewc-10"]
     fisher = tmp_path / "out" / "ewc-1" / "ewc"
-    assert listed.stdout.splitlines()[-1].split()[2:] == ["ewc.strength=0.1", f"ewc.fisher={fisher}"]
+    assert listed.stdout.splitlines()[-1].split()[2:] == ["ewc.strength=10", f"ewc.fisher={fisher}"]
     assert listed.stdout.splitlines()[1].split()[1] == "optimizer.learning_rate=0.00333333"
 
     refused = compare(tmp_path, "--only", "plain", "lora")
@@ -56,6 +56,6 @@ config = Config(
     before = (tmp_path / "out" / "plain" / "export" / "model.safetensors").stat().st_mtime_ns
     again = compare(tmp_path, "--strengths", "1e6", "--only", "plain")
     assert again.returncode == 0 and "finished before: 2 steps" in again.stdout
-    assert "evaluate" not in again.stdout  # every result is there
+    assert "== scripts/evaluate" not in again.stdout  # every result is there
     assert (tmp_path / "out" / "plain" / "export" / "model.safetensors").stat().st_mtime_ns == before
     assert again.stdout.split("\n\n")[-2] == done.stdout.split("\n\n")[-2]
