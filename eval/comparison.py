@@ -108,7 +108,7 @@ def _cell(name: str, value: float | None, change: Interval | None = None, own: I
         return ""
     text = f"{factor * value:.{digits}f}"
     if change:
-        value, low, high = (f"{factor * x:+.{digits}f}" for x in (change.value, change.low, change.high))
+        value, low, high = (f"{factor * x:+z.{digits}f}" for x in (change.value, change.low, change.high))
         text += f" ({value}; {low} to {high})"
     elif name == "kl" and own:
         text += f" ({own.low:.{digits}f} to {own.high:.{digits}f})"

@@ -26,8 +26,6 @@ from eval.comparison import Method, compare_methods, figures, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = "plain"
-# What is drawn as learning: the first that the task has.
-LEARNED = {"f1": "violations F1", "rouge_l": "ROUGE-L", "loss": "loss, nats a token"}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -110,29 +108,31 @@ def read_methods(results: Path, names: list[str]) -> list[Method]:
 
 
 def draw(compared: list[Method], path: Path) -> None:
-    """Learning against forgetting: F1 (else ROUGE-L) over KL, and over the change of perplexity per byte."""
+    """Learning against forgetting: the loss on held-out answers, which does not saturate as F1 does, over KL and perplexity."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    first = figures(compared[0])
-    learned, label = next((k, v) for k, v in LEARNED.items() if k in first)
     base = compared[0].general["perplexity_per_byte"]["base"]["value"]
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained", sharey=True)
     for i, method in enumerate(compared):
         found = figures(method)
-        for axes, forgotten in zip(panels, ("kl", "perplexity"), strict=True):
-            if forgotten not in found:
-                continue
-            x, y = found[forgotten], found[learned]
-            bars = {"xerr": [[x.value - x.low], [x.high - x.value]], "yerr": [[y.value - y.low], [y.high - y.value]]}
-            axes.errorbar(x.value, y.value, **bars, fmt="os^Dv<>*P"[i % 9], color=f"C{i % 10}", capsize=2, label=method.name)  # fmt: skip
-    panels[0].set(xlabel="KL(base || tuned) on general text, nats a token", ylabel=label)  # fmt: skip
-    panels[1].set(xlabel="perplexity per byte of general text (line: the base's)")
+        y, label = found["loss"], method.name + (f" (F1 {found['f1'].value:.3f})" if "f1" in found else "")
+        for axes, x in zip(panels, (found.get("kl"), found["perplexity"]), strict=True):
+            if x:
+                across, up = [[x.value - x.low], [x.high - x.value]], [[min(y.value - y.low, 0.9 * y.value)], [y.high - y.value]]  # fmt: skip
+                axes.errorbar(x.value, y.value, up, across, fmt="os^Dv<>*P"[i % 9], color=f"C{i % 10}", capsize=2, label=label)  # fmt: skip
+    panels[0].set(
+        xlabel="forgetting: KL(base || tuned) on general text, nats a token",
+        ylabel="learning: loss on held-out answers, nats a token",
+        yscale="log",
+    )
+    panels[0].invert_yaxis()
+    panels[1].set(xlabel="forgetting: perplexity per byte of general text (line: the base's)")
     panels[1].axvline(base, color="grey", linewidth=0.8)
     panels[1].legend(fontsize=8)
-    figure.suptitle("learning against forgetting")
+    figure.suptitle("better is up and to the left")
     figure.savefig(path, dpi=110)
 
 
