@@ -1,7 +1,7 @@
 """Ways against forgetting on one task, side by side: plain | low lr | replay | EWC | both. The same base, examples, order and steps.
 
     python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl
-    python scripts/compare_forgetting.py configs/laptop.py --test artifacts/quickstart/test.jsonl \\
+    python scripts/compare_forgetting.py configs/laptop.py data.mix=none --test artifacts/quickstart/test.jsonl \\
         --general artifacts/replay/topics.jsonl --out runs/comparison
 
 Each method is a run of train.py in --out, evaluated on --test and against the base on general text that no method reads.
@@ -141,7 +141,9 @@ def main() -> int:
     arguments = parse_arguments()
     config = load_config(arguments.config, arguments.overrides)
     if config.data.mix or config.ewc.strength:
-        raise UserError(f"{arguments.config} has data.mix or ewc.strength; give one that trains plainly")
+        raise UserError(
+            f"{arguments.config} has data.mix or ewc.strength, which the methods set: add data.mix=none ewc.strength=0"
+        )
     for path in (arguments.test, Path(arguments.general)):
         if not path.is_file():
             raise UserError(f"{path} does not exist")

@@ -17,7 +17,8 @@ echo "== 2/6 base model"
 python scripts/fetch_base_model.py
 
 echo "== 3/6 bank reports: files as banks file them, and examples made from the files"
-python scripts/make_reports.py --profile short --examples 2000 --splits 0.88 0.06 0.06 --seed 0 --out "$data"
+python scripts/make_reports.py --profile short --examples 2300 --splits 0.88 0.06 0.06 --seed 0 --out "$data"
+[ -e artifacts/replay/topics.jsonl ] || python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl
 
 evaluate() { # MODEL RESULT [options]
   torchrun --standalone --nproc_per_node="$processes" scripts/evaluate.py "$1" --json "$2" --data "$data/test.jsonl" \
