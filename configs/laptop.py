@@ -21,7 +21,7 @@ config = Config(
     # 2,024 examples of 124 tokens: 127 steps of about 2,000 tokens, 7 of them warm-up.
     batch=Batch(global_examples=16, micro_batch=8),
     # A small model far from its optimum wants a larger learning rate than the 2e-5 of an 8B one. The loss rests on a
-    # plateau (the form is learned, the figures are not read yet) until about step 70: fewer examples would end there.
+    # plateau (the form is learned, the figures are not read yet) until about step 60: fewer examples would end there.
     optimizer=Optimizer(learning_rate=3e-4, epochs=1, warmup_ratio=0.05, min_lr_ratio=0.1),
     # Gathered parameters are small here (bf16: 270 MB), and one all-gather a step is cheaper than two.
     sharding=Sharding(strategy="grad_op"),

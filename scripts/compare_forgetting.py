@@ -16,13 +16,15 @@ import sys
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import argparse
+import hashlib
 import json
 import subprocess
 from pathlib import Path
 
-from configs.config import Config, load_config
+from configs.config import Config, load_config, override
 from errors import UserError, exit_with_one_sentence
 from eval.comparison import Method, compare_methods, figures, markdown
+from eval.results import prepare_output, read_result
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = "plain"
@@ -43,11 +45,18 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--shares", type=float, nargs="*", default=[0.05, 0.25], help="of replay (%(default)s)")
     parser.add_argument("--strengths", type=float, nargs="*", default=[1, 10, 100], help="of EWC: the first estimates the Fisher diagonal for all (%(default)s)")  # fmt: skip
-    parser.add_argument("--both", type=float, nargs=2, default=[0.05, 10], metavar=("SHARE", "STRENGTH"), help="replay and EWC together (%(default)s)")  # fmt: skip
+    parser.add_argument("--both", type=float, nargs=2, action="append", metavar=("SHARE", "STRENGTH"), help="replay and EWC together; may be repeated (default: 0.05 10 and 0.05 100)")  # fmt: skip
     parser.add_argument("--processes", type=int, default=1, help="of training and evaluation (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of the methods, e.g. plain replay-5")
     parser.add_argument("--list", action="store_true", help="print the methods and their overrides, and do nothing")
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    if arguments.processes < 1:
+        raise UserError(f"--processes must be 1 or more, not {arguments.processes}")
+    if not arguments.low > 0:
+        raise UserError(f"--low must be above 0, not {arguments.low:g}")
+    if bad := [x for x in [*arguments.strengths, *(pair[1] for pair in arguments.both or ())] if not x > 0]:
+        raise UserError(f"a strength of EWC must be above 0, not {bad[0]:g}")
+    return arguments
 
 
 def methods(arguments: argparse.Namespace, learning_rate: float) -> dict[str, list[str]]:
@@ -65,25 +74,17 @@ def methods(arguments: argparse.Namespace, learning_rate: float) -> dict[str, li
     found = {PLAIN: [], "low-lr": [f"optimizer.learning_rate={learning_rate * arguments.low:g}"]}
     found |= {f"replay-{100 * share:g}": replay(share) for share in arguments.shares}
     found |= {f"ewc-{strength:g}": ewc(strength) for strength in arguments.strengths}
-    share, strength = arguments.both
-    return found | {f"replay-{100 * share:g}-ewc-{strength:g}": replay(share) + ewc(strength)}
+    for share, strength in arguments.both or [(0.05, 10), (0.05, 100)]:
+        found[f"replay-{100 * share:g}-ewc-{strength:g}"] = replay(share) + ewc(strength)
+    return found
 
 
 def launch(processes: int, script: str, *options: object) -> None:
     """A script of the project, on one process or by torchrun. It says itself what went wrong."""
-    command = [sys.executable, script]
-    if processes > 1:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={processes}",
-            script,
-        ]
-    command += map(str, options)
-    print("\n==", *command[1:], flush=True)
-    if subprocess.run(command, cwd=ROOT).returncode:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launcher, str(ROOT / script), *map(str, options)]
+    print("\n==", script, *command[command.index(str(ROOT / script)) + 1 :], flush=True)
+    if subprocess.run(command).returncode:
         raise UserError(f"{script} failed, see above; started again, what is finished is skipped")
 
 
@@ -95,6 +96,18 @@ def evaluate(arguments: argparse.Namespace, config: Config, model: str, name: st
         launch(arguments.processes, "scripts/evaluate.py", model, *options)
     if model != config.model.path and not general.is_file():
         launch(arguments.processes, "scripts/evaluate_forgetting.py", config.model.path, model, "--json", general)
+
+
+def check_results(arguments: argparse.Namespace, base: str) -> None:
+    """What lies in --out from before is of the same test and the same base. Raises UserError."""
+    wanted = hashlib.sha256(arguments.test.read_bytes()).hexdigest()
+    for path in sorted((arguments.out / "results").glob("*.json")):
+        if path.name.endswith("-task.json") and read_result(path)["data_sha256"] != wanted:
+            raise UserError(f"{path} is of other examples than {arguments.test}: remove it or choose another --out")
+        if path.name.endswith("-general.json"):
+            before = json.loads(path.read_text(encoding="utf-8"))["base"]
+            if before != base:
+                raise UserError(f"{path} is against {before}, not {base}: remove it or choose another --out")
 
 
 def read_methods(results: Path, names: list[str]) -> list[Method]:
@@ -144,25 +157,38 @@ def main() -> int:
         raise UserError(
             f"{arguments.config} has data.mix or ewc.strength, which the methods set: add data.mix=none ewc.strength=0"
         )
-    for path in (arguments.test, Path(arguments.general)):
-        if not path.is_file():
+    for path in (arguments.test, Path(arguments.general), Path(config.data.train[0])):
+        if not path.exists():
             raise UserError(f"{path} does not exist")
+    if not arguments.test.is_file():
+        raise UserError(f"--test {arguments.test} is a folder; name the file with its examples")
     known = methods(arguments, config.optimizer.learning_rate)
-    if unknown := [name for name in arguments.only or () if name not in known]:
+    for options in known.values():  # a mistake in the last method must not show after hours of the others
+        override(config, options)
+    chosen = arguments.only or list(known)
+    if unknown := [name for name in chosen if name not in known]:
         raise UserError(f"--only {unknown[0]}: the methods are {', '.join(known)}")
     if arguments.list:
         print("\n".join(f"{name:20} {' '.join(options)}" for name, options in known.items()))
         return 0
+    estimator = f"ewc-{arguments.strengths[0]:g}" if arguments.strengths else PLAIN
+    needs = [n for n in chosen if any(option.startswith("ewc.fisher=") for option in known[n])]
+    if needs and estimator not in chosen and not (arguments.out / estimator / "ewc" / "settings.json").is_file():
+        raise UserError(f"{needs[0]} takes the Fisher diagonal of {estimator}, which has not run: add it to --only")
     results = arguments.out / "results"
+    prepare_output(results / "base-task.json")
+    check_results(arguments, config.model.path)
     evaluate(arguments, config, config.model.path, "base")
-    for name, options in known.items():
-        if not arguments.only or name in arguments.only:
-            where = (f"run.directory={arguments.out}", f"run.name={name}")
-            launch(arguments.processes, "train.py", arguments.config, *arguments.overrides, *options, *where)
-            evaluate(arguments, config, str(arguments.out / name / "export"), name)
+    for name in (name for name in known if name in chosen):
+        where = (f"run.directory={arguments.out}", f"run.name={name}")
+        launch(arguments.processes, "train.py", arguments.config, *arguments.overrides, *known[name], *where)
+        evaluate(arguments, config, str(arguments.out / name / "export"), name)
     compared = read_methods(results, list(known))
-    if not compared or compared[0].name != PLAIN:
-        raise UserError(f"there is no result of {PLAIN} in {results} yet, which the others are compared with")
+    if compared[0].name != PLAIN:
+        print(
+            f"\nthe results are in {results}; the table comes once {PLAIN}, which all are compared with, is there too"
+        )
+        return 0
     text = markdown(compared, json.loads((results / "base-task.json").read_text(encoding="utf-8")))
     (arguments.out / "comparison.md").write_text(text + "\n", encoding="utf-8")
     draw(compared, arguments.out / "comparison.png")

@@ -15,9 +15,7 @@ sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import argparse
 import hashlib
-import json
 import math
-import os
 import random
 import time
 from pathlib import Path
@@ -36,6 +34,7 @@ from errors import UserError, exit_with_one_sentence
 from eval import general_text, report
 from eval.generate import greedy_answers
 from eval.perplexity import target_losses, total, windows
+from eval.results import prepare_output, read_result, write_result
 from eval.score import score_answers
 
 GENERAL_WINDOW = 1024  # tokens of context at most when the perplexity of general text is measured
@@ -72,6 +71,8 @@ def main() -> int:
     examples = choose(read_examples(arguments.data), arguments.limit)
     training = read_examples(arguments.train) if arguments.train else None
     before = read_result(arguments.before) if arguments.before else None
+    if arguments.json:
+        prepare_output(arguments.json)
     if not Path(arguments.model, "config.json").is_file():
         raise UserError(
             f"{arguments.model} is not a model directory (no config.json): see scripts/fetch_base_model.py."
@@ -202,22 +203,6 @@ def general_perplexity(model: PreTrainedModel, tokenizer, window: int, ranks: Ra
         "bytes": size,
         "source": general_text.SOURCE,
     }
-
-
-def read_result(path: Path) -> dict:
-    """The JSON of an earlier evaluation. Raises `UserError`."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not the JSON of an evaluation ({error}): make it with --json.") from None
-
-
-def write_result(path: Path, result: dict) -> None:
-    """Written aside and renamed, so that what stands there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def print_result(result: dict, before: dict | None, show: int) -> None:

@@ -14,8 +14,6 @@ import sys
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import argparse
-import json
-import os
 import time
 from pathlib import Path
 
@@ -32,6 +30,7 @@ from eval import general_text
 from eval.before_after import Loaded, before_after, table
 from eval.forgetting import spread_over
 from eval.questions import read_questions
+from eval.results import prepare_output, write_result
 from model.language_model import build_on_meta, load_weights, read_model_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -80,6 +79,8 @@ def main() -> int:
     if not texts:
         raise UserError(f"there is no text in {', '.join(map(str, arguments.texts))}")
     questions = read_questions()
+    if arguments.json:
+        prepare_output(arguments.json)
 
     ranks = start_process_group(timeout_minutes=24 * 60)
     dtype = arguments.dtype if arguments.dtype != "auto" else "bf16" if has_native_bf16(ranks.device) else "fp32"
@@ -104,17 +105,9 @@ def main() -> int:
         print(f"{arguments.tuned} against {arguments.base} on {result['text']} ({dtype}, {result['seconds']:.0f} s)\n")
         print(table(result))
         if arguments.json:
-            write_json(arguments.json, result)
+            write_result(arguments.json, result)
     dist.destroy_process_group()
     return 0
-
-
-def write_json(path: Path, result: dict) -> None:
-    """Written aside and renamed, so that what stands there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 if __name__ == "__main__":

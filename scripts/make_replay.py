@@ -40,6 +40,7 @@ from errors import UserError, exit_with_one_sentence
 from eval import general_text
 from eval.generate import Sampling, sampled_answers
 from eval.questions import read_questions
+from eval.results import prepare_output
 from scripts.evaluate import load_model
 
 MARK = "here the user's words begin"
@@ -80,6 +81,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists; remove it or choose another --out")
+    prepare_output(arguments.out)
     if arguments.source == "model" and not arguments.model:
         raise UserError("--source model needs a --model")
     for name in ("documents", "max_tokens", "batch_size"):
@@ -89,6 +91,8 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"--temperature must be above 0, not {arguments.temperature}")
     if not 0 < arguments.top_p <= 1:
         raise UserError(f"--top-p lies above 0 and at most at 1, not {arguments.top_p}")
+    if arguments.source == "model" and not Path(arguments.model, "config.json").is_file():
+        raise UserError(f"{arguments.model} is not a model directory (no config.json): see scripts/fetch_base_model.py")
     return arguments
 
 

@@ -39,7 +39,9 @@ def main() -> int:
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     for run in arguments.runs:
         name = run.name if len(arguments.runs) > 1 else ""
-        axes[0].plot(*read_curve(run, "train/loss"), linewidth=1, label=f"{name} training".strip())
+        loss = read_curve(run, "train/loss/main")  # of data.train alone, where other sources are mixed in
+        loss = loss if loss[0] else read_curve(run, "train/loss")
+        axes[0].plot(*loss, linewidth=1, label=f"{name} training".strip())
         axes[0].plot(*read_curve(run, "validation/loss"), marker="o", markersize=4, label=f"{name} validation".strip())
         axes[1].plot(*read_curve(run, "train/grad_norm"), linewidth=1, label=name)
         axes[2].plot(*read_curve(run, "train/learning_rate"), linewidth=1, label=name)

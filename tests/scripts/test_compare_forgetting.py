@@ -35,13 +35,34 @@ config = Config(
 """)
     listed = compare(tmp_path, "--list")
     names = [line.split()[0] for line in listed.stdout.splitlines()]
-    assert names == ["plain", "low-lr", "replay-5", "replay-25", "ewc-1", "ewc-10", "ewc-100", "replay-5-ewc-10"]
+    assert names == [
+        "plain",
+        "low-lr",
+        "replay-5",
+        "replay-25",
+        "ewc-1",
+        "ewc-10",
+        "ewc-100",
+        "replay-5-ewc-10",
+        "replay-5-ewc-100",
+    ]
     fisher = tmp_path / "out" / "ewc-1" / "ewc"
-    assert listed.stdout.splitlines()[-1].split()[2:] == ["ewc.strength=10", f"ewc.fisher={fisher}"]
+    assert listed.stdout.splitlines()[-1].split()[2:] == ["ewc.strength=100", f"ewc.fisher={fisher}"]
     assert listed.stdout.splitlines()[1].split()[1] == "optimizer.learning_rate=0.00333333"
 
     refused = compare(tmp_path, "--only", "plain", "lora")
     assert refused.returncode == 2 and "--only lora: the methods are plain, low-lr" in refused.stderr
+
+    for options, words in (
+        (["--shares", "1.5"], "share"),
+        (["--strengths", "-1"], "a strength of EWC must be above 0, not -1"),
+        (["--only", "ewc-10"], "ewc-10 takes the Fisher diagonal of ewc-1, which has not run"),
+        (["--general", tmp_path / "no.jsonl"], "no.jsonl does not exist"),
+        (["--out", tmp_path / "test.jsonl" / "out"], "cannot be written: Not a directory"),
+    ):
+        refused = compare(tmp_path, *options)
+        assert refused.returncode == 2 and words in refused.stderr, refused.stdout + refused.stderr
+    assert not (tmp_path / "out").exists()
 
     # The strength is given so that the held weights show on a model that knows nothing.
     done = compare(tmp_path, "--strengths", "1e6", "--only", "plain", "ewc-1e+06")
@@ -59,3 +80,7 @@ config = Config(
     assert "== scripts/evaluate" not in again.stdout  # every result is there
     assert (tmp_path / "out" / "plain" / "export" / "model.safetensors").stat().st_mtime_ns == before
     assert again.stdout.split("\n\n")[-2] == done.stdout.split("\n\n")[-2]
+
+    write_chat_file(tmp_path / "test.jsonl", 6, seed=99)
+    other = compare(tmp_path, "--strengths", "1e6", "--only", "plain")
+    assert other.returncode == 2 and "base-task.json is of other examples than" in other.stderr

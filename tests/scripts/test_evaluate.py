@@ -144,6 +144,17 @@ def test_a_mistake_is_one_sentence_before_anything_starts(evaluate, files, optio
     assert not torch.distributed.is_initialized()
 
 
+def test_what_cannot_be_read_or_written_is_said_before_the_work(evaluate, files):
+    config = files / "model" / "config.json"  # JSON, but no result
+    with pytest.raises(UserError, match="is not the JSON of an evaluation"):
+        evaluate(files / "model", files / "test.jsonl", "--before", config)
+    with pytest.raises(UserError, match="x.json cannot be written: .*; choose another file"):
+        evaluate(files / "model", files / "test.jsonl", "--json", files / "test.jsonl" / "x.json")
+    with pytest.raises(UserError, match="it is a folder"):
+        evaluate(files / "model", files / "test.jsonl", "--json", files / "model")
+    assert not torch.distributed.is_initialized()
+
+
 def test_other_data_is_refused_before_anything_starts(evaluate, files, tmp_path):
     evaluate(files / "model", files / "test.jsonl", "--limit", 2, "--max-new-tokens", 2)
     before = files / "out" / "plain.json"

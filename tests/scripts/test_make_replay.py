@@ -122,6 +122,7 @@ def test_texts_another_seed_and_a_kill(make, folder):
     ("options", "sentence"),
     [
         (["--source", "model"], "--source model needs a --model"),
+        (["--source", "model", "--model", "x"], "x is not a model directory"),
         (["--source", "model", "--model", "x", "--top-p", "0"], "--top-p lies above 0"),
         (["--source", "model", "--model", "x", "--batch-size", "0"], "--batch-size must be 1 or more"),
     ],
