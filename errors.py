@@ -1,8 +1,10 @@
 """The one exception for mistakes that the user can mend, and how every entry point reports it."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -13,12 +15,36 @@ class UserError(Exception):
 
 
 def exit_with_one_sentence(main: Callable[[], int | None]) -> None:
-    """Run `main()` as a script: a `UserError` becomes one line on stderr and exit code 2; Ctrl-C becomes exit code 130."""
+    """Run `main()` as a script and exit with the code of `exit_code_of`."""
+    leave(exit_code_of(main))
+
+
+def exit_code_of(main: Callable[[], int | None]) -> int:
+    """Run `main()`: a `UserError` or a full disk becomes one line on stderr and 2; Ctrl-C becomes 130."""
     try:
-        sys.exit(main())
+        return main() or 0
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun the others would only repeat it
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sentence = str(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        sentence = f"{where}the disk is full; free some room and run the same command again"
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun the others would only repeat it
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+    return 2
+
+
+def leave(code: int) -> NoReturn:
+    """End the program; under torchrun without taking the interpreter down.
+
+    gloo's threads outlive the process group, and one that lets go of a tensor that Python made while the interpreter is
+    taken down aborts the process: a finished run would end in SIGABRT, now and then (pytorch#179291).
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

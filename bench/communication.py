@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from distributed.process_group import start_process_group
+from errors import leave
 
 ROUNDS = 5
 
@@ -45,6 +46,7 @@ def main() -> None:
             whole = part * ranks.world_size * dtype.itemsize / 1e6
             print(f"{name}, {whole:,.0f} MB on {ranks.world_size} ranks: {sorted(seconds)[ROUNDS // 2]:.2f} s")
     dist.destroy_process_group()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from data.tokens import load_tokenizer
 from distributed.optimizer import gradient_norm
 from distributed.process_group import Ranks, start_process_group
 from distributed.sharding import before_micro_batch, decoder_layers, local_shard, make_mesh, spread
+from errors import leave
 from model.ewc import Penalty, start_ewc
 from model.language_model import build_on_meta, load_weights, parameter_names, read_model_config
 
@@ -158,6 +159,7 @@ def main() -> None:
     for case in json.loads(Path(sys.argv[1]).read_text()):
         run(case, ranks)
     torch.distributed.destroy_process_group()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import distributed.checkpoint
 import distributed.sharding
 import train
 from data.batches import MicroBatch
+from errors import exit_code_of, leave
 from model.language_model import PackedLanguageModel
 
 RANK = int(os.environ.get("RANK", 0))
@@ -159,14 +160,12 @@ def main() -> None:
 
         sys.argv = ["train.py", *run["arguments"]]
         plant(run.get("plant"), set_attribute)
-        try:
-            train.exit_with_one_sentence(train.main)
-        except SystemExit as leaving:
-            code = leaving.code or 0
+        code = exit_code_of(train.main)
         for target, name, value in reversed(changed):
             setattr(target, name, value)
         plan_file.with_suffix(f".{number}.rank{RANK}.exit").write_text(str(code))
     destroy()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from data.tokens import load_tokenizer
 from distributed.process_group import StopSignal, start_process_group
 from distributed.sharding import decoder_layers, make_mesh, spread
+from errors import leave
 from eval import forgetting
 from eval.questions import read_questions
 from model.ewc import first_new_row
@@ -57,3 +58,4 @@ results["stopped at the start"] = forgetting.measure_forgetting(
 )
 (folder / f"{ranks.world_size}.{ranks.rank}.json").write_text(json.dumps(results))
 dist.destroy_process_group()
+leave(0)

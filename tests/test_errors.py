@@ -1,0 +1,41 @@
+"""How a script ends."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from errors import UserError, exit_code_of
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def raising(error: BaseException) -> None:
+    raise error
+
+
+def test_a_mistake_and_a_full_disk_are_a_sentence_and_a_bug_is_not(capsys) -> None:
+    assert exit_code_of(lambda: None) == 0 and exit_code_of(lambda: 3) == 3
+    assert exit_code_of(lambda: raising(UserError("a file, line 3: what is wrong"))) == 2
+    assert exit_code_of(lambda: raising(OSError(errno.ENOSPC, "No space left on device", "a/file"))) == 2
+    assert exit_code_of(lambda: raising(OSError(errno.ENOSPC, "No space left on device"))) == 2
+    assert exit_code_of(lambda: raising(KeyboardInterrupt())) == 130
+    full = "the disk is full; free some room and run the same command again\n"
+    assert capsys.readouterr().err == f"error: a file, line 3: what is wrong\nerror: a/file: {full}error: {full}"
+    with pytest.raises(PermissionError):
+        exit_code_of(lambda: raising(PermissionError(errno.EACCES, "Permission denied", "a/file")))
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_under_torchrun_the_interpreter_is_not_taken_down(code) -> None:
+    script = (
+        f"import atexit; from errors import leave; atexit.register(print, 'taken down'); print('done'); leave({code})"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "TORCHELASTIC_RUN_ID"}
+    for worker, said in (({}, "done\ntaken down\n"), ({"TORCHELASTIC_RUN_ID": "1"}, "done\n")):
+        command = [sys.executable, "-c", script]
+        answer = subprocess.run(command, cwd=ROOT, env=environment | worker, capture_output=True, text=True)
+        assert (answer.returncode, answer.stdout) == (code, said)
