@@ -30,14 +30,20 @@ def save_checkpoint(
     keep_last: int,
     is_best: bool = False,
 ) -> None:
-    """Save the step `state["step"]`; every rank calls it. Older ones beyond `keep_last` go, the best stays."""
+    """Save the step `state["step"]`; every rank calls it. Older ones beyond `keep_last` go, the best stays.
+
+    Raises UserError where the disk has no room for it; the last one stays as it is.
+    """
     name = f"step-{state['step']:06d}"
     temporary, final = directory / f"{name}.tmp", directory / name
+    tensors = _tensors(parameters, optimizer) | _random_state(ranks)
     if ranks.rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    barrier(ranks)
-    tensors = _tensors(parameters, optimizer) | _random_state(ranks)
+    size = sum(
+        tensor.numel() * tensor.element_size() for tensor in tensors.values()
+    )  # a DTensor's numel is the whole's
+    check_room(temporary, size, ranks, f"the checkpoint of step {state['step']}")
     dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True))
     if ranks.rank == 0:
         write_durably(temporary / "state.json", json.dumps(state, indent=1))
@@ -180,6 +186,19 @@ def _prune(directory: Path, keep_last: int) -> None:
     for path in [*_complete(directory), *directory.glob("step-*.tmp")]:
         if path not in keep:
             shutil.rmtree(path)
+
+
+def check_room(folder: Path, size: int, ranks: Ranks, what: str) -> None:
+    """Raise UserError on every rank where the disk has not `size` bytes left, before anything is written.
+
+    Of the disk that rank 0 sees. No rank goes on before rank 0 came here: what it made before is there for all.
+    """
+    free = broadcast_from_first(shutil.disk_usage(folder).free if ranks.rank == 0 else None, ranks)
+    if free < size:
+        raise UserError(
+            f"{folder}: {what} takes {size / 2**20:,.0f} MiB and the disk has {free / 2**20:,.0f} MiB left; free some and start "
+            "again: the run continues from its last checkpoint"
+        )
 
 
 def fsync_directory(path: Path) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from distributed.checkpoint import check_room
 from distributed.process_group import Ranks, barrier
 
 
@@ -25,12 +26,14 @@ def export_model(
 
     A parameter with an attribute `unpadded_rows` (model/language_model.py) is cut to so many rows: padding ends with training.
     write_rest(folder) adds configuration and tokenizer, on rank 0. The layout is that of `save_pretrained`: one
-    model.safetensors, or numbered ones with model.safetensors.index.json.
+    model.safetensors, or numbered ones with model.safetensors.index.json. Raises UserError where the disk has no room for it.
     """
     temporary = directory.with_name(directory.name + ".tmp")
     if ranks.rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+    size = sum(_shape(p).numel() for p in parameters.values()) * dtype.itemsize
+    check_room(directory.parent, size, ranks, "the export")
     groups = _groups_of_files(parameters, dtype, max_file_bytes)
     weight_map = {}
     for number, names in enumerate(groups, 1):
@@ -47,8 +50,7 @@ def export_model(
             save_file(tensors, temporary / file, metadata={"format": "pt"})
     if ranks.rank == 0:
         if len(groups) > 1:
-            total = sum(_shape(p).numel() for p in parameters.values()) * dtype.itemsize
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
             (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
         write_rest(temporary)
         shutil.rmtree(directory, ignore_errors=True)

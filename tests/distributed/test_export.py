@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,6 +68,26 @@ def test_the_best_and_the_last_are_kept_and_others_go(tmp_path, ranks) -> None:
         "step-000005",
     ]
     assert latest_checkpoint(tmp_path).name == "step-000005"
+
+
+def test_a_full_disk_stops_with_a_sentence_and_what_was_saved_stays(tmp_path, ranks, monkeypatch) -> None:
+    parameters, optimizer = checkpointed(2**18)  # fp32 weights and two moments: 3 MiB
+    save_checkpoint(tmp_path / "run", {"step": 1}, parameters, optimizer, ranks, keep_last=1)
+    free = 2 * 2**20
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(UserError, match="the checkpoint of step 2 takes 3 MiB and the disk has 2 MiB left; free some"):
+        save_checkpoint(tmp_path / "run", {"step": 2}, parameters, optimizer, ranks, keep_last=1)
+    assert latest_checkpoint(tmp_path / "run").name == "step-000001"
+    load_checkpoint(latest_checkpoint(tmp_path / "run"), parameters, optimizer, ranks)
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "old").touch()
+    free = 1000
+    with pytest.raises(UserError, match="the export takes 1 MiB and the disk has 0 MiB left"):
+        export_model(tmp_path / "export", parameters, torch.float32, ranks, lambda folder: None)
+    assert (tmp_path / "export" / "old").exists()
+    free = 2**23
+    save_checkpoint(tmp_path / "run", {"step": 2}, parameters, optimizer, ranks, keep_last=1)
+    assert latest_checkpoint(tmp_path / "run").name == "step-000002"
 
 
 def test_a_resume_that_does_not_fit_stops_with_a_sentence(tmp_path, ranks) -> None:
