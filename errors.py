@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -12,6 +13,12 @@ class UserError(Exception):
 
     It ends the program with exit code 2 and no traceback. Anything else that is raised is a bug and keeps its own.
     """
+
+
+def run_hint(path: str | Path) -> str:
+    """The end of a sentence about a folder that holds no model: where the model is, if the folder is a run's."""
+    export = Path(path) / "export"
+    return f"; it is a run, whose model is {export}" if export.is_dir() else ""
 
 
 def exit_with_one_sentence(main: Callable[[], int | None]) -> None:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from configs.config import Config, as_dict, check_world, load_config, override, schedule_warnings, settings_lines
 from configs.deepspeed import from_deepspeed
 from data.batches import MicroBatch, Plan, ahead, collate, micro_batches, plan_training, plan_validation
+from data.files import check_there
 from data.fisher_batches import fisher_batches
 from data.sources import MAIN, Corpus, Reader, mean_losses
 from data.tokens import load_tokenizer
@@ -121,6 +122,10 @@ def main() -> int:
     if config.model.rope_type:
         tokenizer.model_max_length = model_config.max_position_embeddings  # of the export: tools warn or cut there
 
+    sources = [files for source in config.data.mix for files in (source.paths, source.validation)]
+    check_there(
+        path for files in (config.data.train, config.data.validation, *sources, config.ewc.data) for path in files
+    )
     reader = Reader(
         tokenizer, model_config.vocab_size, config.data.sequence_length, config.data.too_long, show_progress=first
     )

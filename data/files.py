@@ -8,7 +8,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from errors import UserError
@@ -22,16 +22,24 @@ def no_one(count: int) -> None:
     """Who is told where there is no progress bar."""
 
 
+def check_there(paths: Iterable[str | Path]) -> None:
+    """Raise UserError for the first that does not exist. To be called before the others are read for minutes."""
+    for path in paths:
+        if not Path(path).exists():
+            raise UserError(
+                f"{path} does not exist; data files are .jsonl or .parquet with `messages` or `text`, or .txt, also .gz or .zst"
+            )
+
+
 def read_file(path: str | Path, advance: Advance = no_one) -> Iterator[tuple[str, dict]]:
     """Each example with where it stands ("FILE, line 3"), checked for shape; what has been read is not kept.
 
     Raises UserError for a file that is missing, damaged or empty, and for the first example that is none.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"{path} does not exist; data files are .jsonl or .parquet with `messages` or `text`, or .txt, also .gz or .zst"
-        )
+    check_there([path])
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name its files")
     reader = {".parquet": _parquet, ".txt": _text}.get(kind(path), _jsonl)
     empty = True
     for where, example in reader(path, advance):

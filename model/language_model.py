@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from distributed.sharding import local_shard
-from errors import UserError
+from errors import UserError, run_hint
 from model import packed_attention
 from model.draws import Draw
 from model.loss import LossBySource, cross_entropy_sum, visit_logits
@@ -133,7 +133,9 @@ def read_model_config(
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} holds no model configuration: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{path} holds no model configuration: {str(error).splitlines()[0].rstrip('.')}{run_hint(path)}"
+        ) from error
     if config.model_type in SUPPORTED:  # others may have no RoPE at all
         config = scaled_config(config, rope_type, rope_factor, rope_original_length)
     check_supported(config)

@@ -154,11 +154,17 @@ def test_train_says_one_sentence_with_exit_code_2_before_a_process_group(tmp_pat
     (tmp_path / "c.py").write_text(
         GOOD.replace('"m"', repr(str(tmp_path / "model"))).replace("a.jsonl", str(tmp_path / "a.jsonl"))
     )
+    run = tmp_path / "runs" / "earlier"
+    (run / "export").mkdir(parents=True)
+    (run / "config.json").write_text('{"model": {"path": "m"}}')
     for overrides, words in [
         (["optimizer.epoch=1"], "did you mean optimizer.epochs"),
         (["data.train=nothing.jsonl"], "nothing.jsonl does not exist"),
         (["data.sequence_length=5000"], "beyond the 512 positions"),
+        (["data.mix=law:0.1:nothing.jsonl"], "nothing.jsonl does not exist"),
+        (["ewc.strength=1", "ewc.data=nothing.jsonl"], "nothing.jsonl does not exist"),
         (["model.path=nowhere"], "model.path=nowhere is not a folder"),
+        ([f"model.path={run}"], f"; it is a run, whose model is {run / 'export'}"),
         (["model.layer_class=Blok"], "model.layer_class=Blok: the model has no such module; it has LlamaDecoderLayer"),
     ]:
         # A rendezvous that nobody answers: a process group would hang here.
@@ -166,4 +172,5 @@ def test_train_says_one_sentence_with_exit_code_2_before_a_process_group(tmp_pat
         result = train(str(tmp_path / "c.py"), "data.sequence_length=256", *overrides, **unreachable)
         assert result.returncode == 2
         assert words in result.stderr and result.stderr.count("error:") == 1 and "Traceback" not in result.stderr
+        assert "tokenise" not in result.stderr  # a mistake is not found after minutes of reading
     assert "section.key=value" in train("--help").stdout

@@ -73,6 +73,11 @@ def test_a_damaged_file_is_named(tmp_path, name, data, words) -> None:
         list(read_file(tmp_path / name))
 
 
+def test_a_folder_is_no_file(tmp_path) -> None:
+    with pytest.raises(UserError, match="is a folder; name its files"):
+        list(read_file(tmp_path))
+
+
 def test_a_cut_off_zst_file_and_a_parquet_without_our_columns_are_refused(tmp_path) -> None:
     zstandard = pytest.importorskip("zstandard")
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(b'{"text": "a"}\n' * 100)[:-4])
