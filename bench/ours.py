@@ -26,8 +26,8 @@ config = Config(
 def command(spec: Spec, ranks: int) -> list[str]:
     """Write the config of `spec` and return the command that trains with it.
 
-    parity, matched: constant learning rate, parameters sharded in full. defaults: as in configs/laptop.py, which are also
-    the defaults of `Config` where it says nothing: cosine, warm-up, parameters gathered once a step.
+    parity, matched: constant learning rate, parameters sharded in full. defaults: as in configs/laptop.py but for the batch, which are
+    also the defaults of `Config` where it says nothing: cosine, warm-up, parameters gathered once a step.
     """
     own = spec.setting == "defaults"
     text = CONFIG.format(
