@@ -122,10 +122,9 @@ def main() -> int:
     if config.model.rope_type:
         tokenizer.model_max_length = model_config.max_position_embeddings  # of the export: tools warn or cut there
 
-    sources = [files for source in config.data.mix for files in (source.paths, source.validation)]
-    check_there(
-        path for files in (config.data.train, config.data.validation, *sources, config.ewc.data) for path in files
-    )
+    old_files = config.ewc.data if config.ewc.strength else ()
+    mixed = [files for source in config.data.mix for files in (source.paths, source.validation)]
+    check_there(path for files in (config.data.train, config.data.validation, *mixed, old_files) for path in files)
     reader = Reader(
         tokenizer, model_config.vocab_size, config.data.sequence_length, config.data.too_long, show_progress=first
     )
