@@ -45,12 +45,12 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the program; under torchrun without taking the interpreter down.
+    """End the program; under torchrun (or what else sets RANK) without taking the interpreter down.
 
     gloo's threads outlive the process group, and one that lets go of a tensor that Python made while the interpreter is
     taken down aborts the process: a finished run would end in SIGABRT, now and then (pytorch#179291).
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if "RANK" in os.environ:  # as in start_process_group
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

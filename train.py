@@ -122,9 +122,8 @@ def main() -> int:
     if config.model.rope_type:
         tokenizer.model_max_length = model_config.max_position_embeddings  # of the export: tools warn or cut there
 
-    old_files = config.ewc.data if config.ewc.strength else ()
-    mixed = [files for source in config.data.mix for files in (source.paths, source.validation)]
-    check_there(path for files in (config.data.train, config.data.validation, *mixed, old_files) for path in files)
+    files = [*config.data.train, *config.data.validation, *(config.ewc.data if config.ewc.strength else ())]
+    check_there(files + [path for source in config.data.mix for path in (*source.paths, *source.validation)])
     reader = Reader(
         tokenizer, model_config.vocab_size, config.data.sequence_length, config.data.too_long, show_progress=first
     )

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from data.files import read_file
-from data.tokens import encode_chat, encode_document
+from data.tokens import encode_example
 from errors import UserError
 
 
@@ -110,10 +110,7 @@ def load_documents(
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, example: dict, where: str) -> tuple[np.ndarray, np.ndarray]:
     try:
-        if "messages" in example:
-            tokens, flags = encode_chat(tokenizer, example["messages"])
-        else:
-            tokens, flags = encode_document(tokenizer, example["text"])
+        tokens, flags = encode_example(tokenizer, example)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return np.array(tokens, dtype=np.int64), np.array(flags, dtype=bool)

@@ -59,6 +59,13 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> tup
     return _learn_eos(ids, is_target, tokenizer.eos_token_id, ends_with_answer=messages[-1]["role"] == "assistant")
 
 
+def encode_example(tokenizer: PreTrainedTokenizerBase, example: dict) -> tuple[list[int], list[bool]]:
+    """Token ids of an example and which of them carry loss: `encode_chat` of its `messages`, else `encode_document` of its `text`."""
+    if "messages" in example:
+        return encode_chat(tokenizer, example["messages"])
+    return encode_document(tokenizer, example["text"])
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[int]:
     """Token ids up to where the assistant's next answer begins. A final assistant message is left out."""
     if messages[-1]["role"] == "assistant":

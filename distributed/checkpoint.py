@@ -40,9 +40,8 @@ def save_checkpoint(
     if ranks.rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    size = sum(
-        tensor.numel() * tensor.element_size() for tensor in tensors.values()
-    )  # a DTensor's numel is the whole's
+    # Of whole tensors: a DTensor counts the elements of all ranks.
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     check_room(temporary, size, ranks, f"the checkpoint of step {state['step']}")
     dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True))
     if ranks.rank == 0:

@@ -102,6 +102,7 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, head_weight, target_ids, scale, softcap, chunk_tokens, by_source, weights, num_tokens):  # noqa: ANN001, ANN205
+        """Arguments and result as in `cross_entropy_sum`; keeps both gradients for backward."""
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None

@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from data.examples import read_examples
-from data.tokens import encode_chat, encode_document, encode_prompt, load_tokenizer
+from data.tokens import encode_example, encode_prompt, load_tokenizer
 from distributed.process_group import Ranks, start_process_group
 from distributed.sharding import has_native_bf16
 from errors import UserError, exit_with_one_sentence
@@ -79,12 +79,7 @@ def main() -> int:
         )
     tokenizer = load_tokenizer(arguments.model)
     positions = getattr(AutoConfig.from_pretrained(arguments.model), "max_position_embeddings", None) or math.inf
-    sequences = [
-        encode_chat(tokenizer, example["messages"])
-        if "messages" in example
-        else encode_document(tokenizer, example["text"])
-        for example in examples
-    ]
+    sequences = [encode_example(tokenizer, example) for example in examples]
     asked = [i for i, e in enumerate(examples) if "messages" in e and e["messages"][-1]["role"] == "assistant"]
     prompts = [encode_prompt(tokenizer, examples[i]["messages"]) for i in asked]
     max_new_tokens = arguments.max_new_tokens or 16 + max(

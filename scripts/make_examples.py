@@ -116,6 +116,7 @@ def place(
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line. Raises UserError for a folder that is not there, or an --out that is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reports", type=pathlib.Path, required=True, help="folder of report files, any XBRL syntax")
     parser.add_argument("--letters", type=pathlib.Path, required=True, help="folder of letters, .txt or .md in UTF-8")
@@ -146,6 +147,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Read reports and letters, pair them, split by bank, write the examples and their data card."""
     arguments = parse_arguments()
     register = read_register(arguments.register) if arguments.register else {}
     names = {entity: bank.name for entity, bank in register.items()}

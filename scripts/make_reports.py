@@ -143,6 +143,7 @@ def token_counter(tokenizer: pathlib.Path | None) -> Callable[[str], int] | None
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line. Raises UserError for values that make no corpus."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder to make")
     parser.add_argument(
@@ -199,6 +200,7 @@ def make(arguments: argparse.Namespace, draft: pathlib.Path) -> tuple[list[list[
 
 
 def main() -> None:
+    """Make banks, write their reports, read them back, write the examples and their data card."""
     arguments = parse_arguments()
     out: pathlib.Path = arguments.out
     asked = {name: getattr(arguments, name) for name in ("examples", "seed", "profile", "splits")}

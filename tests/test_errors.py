@@ -34,8 +34,8 @@ def test_under_torchrun_the_interpreter_is_not_taken_down(code) -> None:
     script = (
         f"import atexit; from errors import leave; atexit.register(print, 'taken down'); print('done'); leave({code})"
     )
-    environment = {key: value for key, value in os.environ.items() if key != "TORCHELASTIC_RUN_ID"}
-    for worker, said in (({}, "done\ntaken down\n"), ({"TORCHELASTIC_RUN_ID": "1"}, "done\n")):
+    environment = {key: value for key, value in os.environ.items() if key != "RANK"}
+    for worker, said in (({}, "done\ntaken down\n"), ({"RANK": "0"}, "done\n")):
         command = [sys.executable, "-c", script]
         answer = subprocess.run(command, cwd=ROOT, env=environment | worker, capture_output=True, text=True)
         assert (answer.returncode, answer.stdout) == (code, said)

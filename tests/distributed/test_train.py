@@ -73,13 +73,17 @@ def two(folder) -> Path:
             run_of(folder, "r2-long", *LONG),
             run_of(folder, "stopped-2", *LONG, plant=stop),
             run_of(folder, "stopped-validating", *SHORT, plant="signal_at_micro_batch:6"),  # the first of the last one
+            run_of(folder, "r2-full-disk", "run.save_every=2", plant="disk_full:1", expect=2),  # in the save of step 4
             run_of(folder, "r2-nan", plant="not_finite:2"),
             run_of(folder, "r2-nans", "optimizer.epochs=2", "run.save_every=1", plant=f"not_finite:{NANS}", expect=2),
         ],
     )
     for ranks in (1, 4):
         shutil.copytree(folder / "runs" / "stopped-2", folder / "runs" / f"stopped-{ranks}")
-    launch(folder, "two-resumed", 2, [run_of(folder, "stopped-2", *LONG), run_of(folder, "stopped-validating", *SHORT)])
+    stopped = (folder / "runs" / "r2-full-disk" / "checkpoints" / "latest").read_text()
+    (folder / "full-disk-latest").write_text(stopped)
+    resumed = [("stopped-2", *LONG), ("stopped-validating", *SHORT), ("r2-full-disk", "run.save_every=2")]
+    launch(folder, "two-resumed", 2, [run_of(folder, *run) for run in resumed])
     return folder / "runs"
 
 
@@ -266,6 +270,14 @@ def test_five_bad_steps_in_a_row_stop_the_run_with_a_good_checkpoint(folder, two
     checkpoints = two / "r2-nans" / "checkpoints"
     state = json.loads((checkpoints / (checkpoints / "latest").read_text() / "state.json").read_text())
     assert (state["step"], state["skipped"]) == (6, 4)  # saved every step; weights are those of step 2
+
+
+def test_a_disk_that_rank_0_finds_full_stops_all_ranks_and_the_run_goes_on_from_its_last_checkpoint(
+    folder, two
+) -> None:
+    assert "the checkpoint of step 4 takes" in (folder / "two.out").read_text()
+    assert (folder / "full-disk-latest").read_text() == "step-000002"
+    assert largest_difference(weights(two / "r2"), weights(two / "r2-full-disk")) == 0.0
 
 
 def test_a_step_without_target_tokens_changes_nothing(folder, alone) -> None:

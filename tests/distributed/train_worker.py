@@ -9,6 +9,7 @@ starting processes costs more than the tiny runs. The exit code of every run and
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -141,6 +142,15 @@ def plant(name: str | None, set_attribute) -> None:
                 write(path, text)
 
             set_attribute(distributed.checkpoint, "write_durably", killed_write)
+    elif kind == "disk_full":
+        # As rank 0 alone sees it, in the save numbered so.
+        saves, usage = iter(range(10**9)), shutil.disk_usage
+
+        def full(path: Path) -> object:
+            full_now = next(saves) == int(argument) and RANK == 0
+            return usage(path)._replace(free=0) if full_now else usage(path)
+
+        set_attribute(shutil, "disk_usage", full)
     else:
         raise ValueError(name)
 
