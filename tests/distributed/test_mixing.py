@@ -116,7 +116,7 @@ def two(folder, plan, store_plan) -> Path:
                 folder, "stopped", f"data.mix=general:0.2:{folder}/general.jsonl;law:0.1:{folder}/law.txt", expect=2
             ),
             run_of(folder, "stopped", "run.save_every=2"),
-            run_of(folder, "r2-untied", *untied),
+            run_of(folder, "r2-untied", *untied, plant="native_bf16:yes"),
             run_of(folder, "store2", *store),
             run_of(folder, "store-stopped", *store, "data.validation=", plant=fourth),
             run_of(folder, "store-stopped", *store),

@@ -53,6 +53,7 @@ def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, e
 
 
 SHORT = ("optimizer.max_steps=2",)
+BF16 = ("model.compute_dtype=bf16",)
 LONG = ("optimizer.epochs=2", "run.save_every=2", "run.eval_every=2")  # 10 steps; steps 6 to 10 are the second epoch
 
 
@@ -102,9 +103,11 @@ def one(folder, two) -> Path:
             run_of(folder, "r1"),
             run_of(folder, "r1-checkpointing", "model.activation_checkpointing=full"),
             run_of(folder, "r1-packed", "data.packing=True", "batch.micro_batch=3"),
-            run_of(folder, "r1-bf16", "model.compute_dtype=bf16"),
-            run_of(folder, "r1-bf16-checkpointing", "model.compute_dtype=bf16", "model.activation_checkpointing=full"),
-            run_of(folder, "r1-no-bf16", "model.compute_dtype=bf16", plant="no_native_bf16"),
+            run_of(folder, "r1-bf16", *BF16, plant="native_bf16:yes"),
+            run_of(
+                folder, "r1-bf16-checkpointing", *BF16, "model.activation_checkpointing=full", plant="native_bf16:yes"
+            ),
+            run_of(folder, "r1-no-bf16", *BF16, plant="native_bf16:no"),
             run_of(folder, "r1-named", "model.layer_class=LlamaMLP"),
             run_of(folder, "r1-tokens", "batch.global_examples=None", "batch.global_tokens=60"),
             run_of(folder, "stopped-1", *LONG),

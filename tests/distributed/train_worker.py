@@ -36,8 +36,9 @@ def plant(name: str | None, set_attribute) -> None:
     kind, _, argument = name.partition(":")
     if kind == "fsdp_division_on":
         set_attribute(distributed.sharding, "sum_gradients", lambda model: None)
-    elif kind == "no_native_bf16":
-        set_attribute(train, "has_native_bf16", lambda device: False)
+    elif kind == "native_bf16":
+        # `yes`: bf16 is computed in bf16 whatever the processor (torch emulates it where the hardware has none).
+        set_attribute(train, "has_native_bf16", lambda device: argument == "yes")
     elif kind == "count_collectives":
         # What FSDP sends: whole units, and not flags and sums of one number.
         counts = {"all_gather": 0, "reduce_scatter": 0, "all_reduce": 0}
