@@ -21,11 +21,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from common.errors import UserError, exit_with_one_sentence
 from configs.config import Config, as_dict, check_world, load_config, override, schedule_warnings, settings_lines
-from configs.deepspeed import from_deepspeed
+from configs.loading.deepspeed import from_deepspeed
 from data.batches import MicroBatch, Plan, ahead, collate, micro_batches, plan_training, plan_validation
 from data.files import check_there
-from data.fisher_batches import fisher_batches
 from data.sources import MAIN, Corpus, Reader, mean_losses
 from data.tokens import load_tokenizer
 from distributed.checkpoint import (
@@ -40,15 +40,15 @@ from distributed.checkpoint import (
 from distributed.export import export_model
 from distributed.optimizer import bytes_per_parameter, check_memory, gradient_norm, make_optimizer, parameter_dtype
 from distributed.process_group import Ranks, StopSignal, agree_any, start_process_group, world_size_from_environment
-from distributed.run_log import RunLog, peak_memory_gib, write_provenance
 from distributed.sharding import before_micro_batch, decoder_layers, has_native_bf16, make_mesh, reshard, spread
-from errors import UserError, exit_with_one_sentence
 from eval.forgetting import measure_forgetting, start_forgetting
-from model.ewc import first_new_row, made_from, start_ewc
+from model.ewc.batches import fisher_batches
+from model.ewc.penalty import first_new_row, made_from, start_ewc
 from model.flops import count_work, peak_flops, step_flops
 from model.language_model import build_on_meta, load_weights, num_parameters, parameter_names, read_model_config
 from model.loss import LossBySource
 from model.rope import check_length
+from training.run_log import RunLog, peak_memory_gib, write_provenance
 
 STOP_AFTER_BAD_STEPS = 5  # in a row with a loss or gradient norm that is not finite
 COLLECT_GARBAGE_EVERY = 50  # steps

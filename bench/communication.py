@@ -11,8 +11,8 @@ import time
 import torch
 import torch.distributed as dist
 
+from common.errors import leave
 from distributed.process_group import start_process_group
-from errors import leave
 
 ROUNDS = 5
 

@@ -25,11 +25,11 @@ from data.batches import MicroBatch, collate
 from data.examples import Documents
 from distributed.optimizer import make_optimizer, parameter_dtype
 from distributed.process_group import start_process_group
-from distributed.run_log import peak_memory_gib
 from distributed.sharding import decoder_layers, has_native_bf16, local_shard, make_mesh, spread
 from model import language_model
 from model.flops import count_work, step_flops
 from model.loss import logits
+from training.run_log import peak_memory_gib
 
 SHAPES = {  # Llama 3.2 1B, and a miniature
     "cuda": {

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from bench.spec import Spec
-from distributed.run_log import peak_memory_gib
+from training.run_log import peak_memory_gib
 
 
 def load_examples(spec: Spec) -> list[dict]:

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from common.errors import UserError
 from data.batches import plan_training
 from data.examples import load_documents
 from data.tokens import encode_chat
-from errors import UserError
 
 RATIOS = (
     ("own funds", 8.0),

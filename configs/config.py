@@ -13,7 +13,7 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from errors import UserError
+from common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class EWC:
     fisher: str | None = None  # or: runs/NAME/ewc of another run, whose Fisher diagonal and reference are taken
     documents: int = 1024  # drawn from the data
     batch: int = 4  # documents a square, over all ranks: the relative error is about sqrt(2 x batch / documents)
-    estimator: str = "model"  # model: labels sampled from the model | empirical: the data's labels; model/fisher.py
+    estimator: str = "model"  # model: labels sampled from the model | empirical: the data's labels; model/ewc/fisher.py
     dtype: str = "fp32"  # fp32 | bf16: what Fisher diagonal and reference are kept in
     device: str = "device"  # device: beside the parameters | cpu: in host memory
     seed: int = 0

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from common.errors import UserError
 from data.files import read_file
 from data.tokens import encode_example
-from errors import UserError
 
 
 @dataclass(frozen=True)

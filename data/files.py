@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from errors import UserError
+from common.errors import UserError
 
 ROLES = ("system", "user", "assistant", "tool")
 CHUNK = 1 << 20  # bytes

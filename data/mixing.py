@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.permutation import permuted
 from data.examples import Documents
-from data.permutation import permuted
 from data.sources import Windows
 
 Stream = Callable[[int, int], list[int]]  # (start, end) in target tokens of the stream -> the items between

@@ -15,9 +15,9 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from common.errors import UserError
 from data.examples import Documents, load_documents
 from data.token_store import TokenStore, open_store, tokenizer_fingerprint
-from errors import UserError
 
 MAIN = "main"  # the name of the source that data.train and data.validation are
 

@@ -21,6 +21,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from common.errors import UserError
 from data.files import Advance, chunks, kind, no_one, read_file
 from data.token_store import (
     BUILD_FILE,
@@ -33,7 +34,6 @@ from data.token_store import (
     tokenizer_fingerprint,
     tokens_file,
 )
-from errors import UserError
 
 LOCK_FILE = "build.lock"
 SHARD_TOKENS = 2**26  # a shard is closed by the document that fills it: 128 MiB in uint16

@@ -21,7 +21,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from errors import UserError
+from common.errors import UserError
 
 STORE_FILE = "store.json"  # written last: its presence says that the build is complete
 BUILD_FILE = "build.json"  # what an unfinished build is of

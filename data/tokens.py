@@ -15,7 +15,7 @@ import re
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from errors import UserError, run_hint
+from common.errors import UserError, run_hint
 
 # For base models without a template. Documented in README.md ("Your own model").
 PLAIN_CHAT_TEMPLATE = (

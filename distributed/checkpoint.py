@@ -17,8 +17,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
+from common.errors import UserError
 from distributed.process_group import Ranks, barrier
-from errors import UserError
 
 
 def save_checkpoint(

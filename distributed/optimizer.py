@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from common.errors import UserError
 from distributed.sharding import local_shard
-from errors import UserError
 
 # Elements that are worked on at once: bounds the fp32 copies. On a CPU they stay in its cache.
 CHUNK = {"cpu": 2**16, "cuda": 2**24}

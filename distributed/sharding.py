@@ -10,7 +10,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from errors import UserError
+from common.errors import UserError
 
 # What selective checkpointing keeps: the outputs that are dear to compute again. Norms, activations and RoPE are cheap.
 _KEPT_BY_SELECTIVE = (

@@ -9,7 +9,7 @@ Four figures, on text and questions that neither replay nor a Fisher has seen:
 - questions: the share of eval/questions.jsonl that is answered rightly (eval/questions.py).
 
 Here they are measured during training, on the sharded model: the base's distributions on a fixed part of the text are
-computed once at the start, from the weights that training starts from. eval/before_after.py compares two exported models.
+computed once at the start, from the weights that training starts from. eval/compare_models.py compares two exported models.
 """
 
 import math
@@ -85,7 +85,7 @@ def start_forgetting(
     """Compute the base's distributions; call it on every rank while the model holds the base's weights.
 
     row_tokens, micro_batch: how much one forward takes, as in training. shared_tokens: with a vocabulary that was extended,
-    the tokens of the old one (`model.ewc.first_new_row`): KL and agreement are then of the distribution over these, renormalised, since what new rows
+    the tokens of the old one (`model.ewc.penalty.first_new_row`): KL and agreement are then of the distribution over these, renormalised, since what new rows
     say before they are trained is no knowledge that could be forgotten. Default: the tokens of the tokenizer. A signal ends
     it early; `measure_forgetting` then gives nothing.
     """

@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from model.draws import mixed, sample_labels
+from model.label_sampling import mixed, sample_labels
 
 ROOM = 64  # tokens for which a cache layer makes room at a time
 Pick = Callable[

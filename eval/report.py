@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from errors import UserError
+from common.errors import UserError
 from eval.paired import paired_change
 
 Row = tuple[str, ...]

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from errors import UserError
+from common.errors import UserError
 
 
 def prepare_output(path: Path) -> None:

@@ -16,10 +16,10 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from common.errors import UserError, run_hint
 from distributed.sharding import local_shard
-from errors import UserError, run_hint
 from model import packed_attention
-from model.draws import Draw
+from model.label_sampling import Draw
 from model.loss import LossBySource, cross_entropy_sum, visit_logits
 from model.rope import check_isolates, fix_frequencies, scaled_config
 
@@ -226,7 +226,7 @@ def _head_loss(
 def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
     """The model with fp32 parameters that have shapes but no memory yet, tied where its config ties them.
 
-    Where config.json names a multiple (`make_vocab_size_divisible_by`: model/vocabulary.py) embedding and head are padded
+    Where config.json names a multiple (`make_vocab_size_divisible_by`: model/vocabulary/rows.py) embedding and head are padded
     to it, so that their rows divide over the ranks. Rows of padding are zero and stay so: no softmax sees them.
     """
     multiple = getattr(config, "make_vocab_size_divisible_by", None) or 1

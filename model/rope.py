@@ -19,7 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PretrainedConfig
 
-from errors import UserError
+from common.errors import UserError
 
 # What a type needs beside rope_theta: the settings of the papers and of Llama 3.1.
 STRETCHING = {"linear": {}, "yarn": {}, "llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0}}

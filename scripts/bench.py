@@ -53,9 +53,9 @@ from bench.measure import ROOT, Run, watch
 from bench.spec import Spec
 from bench.table import enough, line, parity_difference, render, result
 from bench.workload import Workload, make_workload
+from common.errors import UserError, exit_with_one_sentence
 from data.tokens import load_tokenizer
 from distributed.sharding import has_native_bf16
-from errors import UserError, exit_with_one_sentence
 from model.flops import Work, count_work, step_flops
 from model.language_model import build_on_meta, read_model_config
 

@@ -18,12 +18,12 @@ import subprocess
 import tempfile
 import time
 
+from common.errors import UserError, exit_with_one_sentence
 from data.batches import collate, micro_batches, plan_training
 from data.sources import Reader
 from data.token_build import build_store, check_files
 from data.token_store import STORE_FILE, documents_file, tokens_file
 from data.tokens import load_tokenizer
-from errors import UserError, exit_with_one_sentence
 
 SEQUENCE_LENGTH = 2048
 WINDOWS_PER_STEP = 64

@@ -18,9 +18,9 @@ import time
 
 from tqdm import tqdm
 
+from common.errors import UserError, exit_with_one_sentence
 from data.token_build import BATCH, SHARD_TOKENS, batches, build_store, check_files, encoder_of, read_pieces
 from data.tokens import load_tokenizer
-from errors import UserError, exit_with_one_sentence
 
 BENCHMARK_CHARACTERS = 2**25
 TURNS = 3

@@ -21,9 +21,9 @@ import json
 import subprocess
 from pathlib import Path
 
+from common.errors import UserError, exit_with_one_sentence
 from configs.config import Config, load_config, override
-from errors import UserError, exit_with_one_sentence
-from eval.comparison import Method, compare_methods, figures, markdown
+from eval.compare_methods import Method, compare_methods, figures, markdown
 from eval.results import prepare_output, read_result
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,9 +16,9 @@ import json
 import random
 from pathlib import Path
 
+from common.errors import UserError, exit_with_one_sentence
 from data.examples import read_examples
 from data.tokens import encode_document, load_tokenizer
-from errors import UserError, exit_with_one_sentence
 
 CHARACTERS = 1200  # of a passage, at most: some 130 tokens of the extended vocabulary
 SPLITS = {"train": ("train.jsonl", 320, 0), "test": ("test_banks.jsonl", 16, 1)}  # file, passages, seed

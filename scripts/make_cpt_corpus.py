@@ -22,6 +22,7 @@ from collections import Counter
 
 from tqdm import tqdm
 
+from common.errors import UserError, exit_with_one_sentence
 from data.regulator.dpm import RELEASE
 from data.regulator.dpm_corpus import (
     Document,
@@ -33,7 +34,6 @@ from data.regulator.dpm_corpus import (
 from data.regulator.dpm_corpus_rules import rule_documents
 from data.regulator.dpm_corpus_split import ALIKE, MAX_SEEN, SPLITS, group_tables, place_documents, split_tables
 from data.regulator.dpm_distil import BUILT_IN_CODES, release_id
-from errors import UserError, exit_with_one_sentence
 from eval import general_text
 from scripts.fetch_dpm import PACKAGE, download
 

@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from tqdm import tqdm
 
+from common.errors import UserError, exit_with_one_sentence
 from data.regulator.archive import (
     Case,
     Letter,
@@ -39,7 +40,6 @@ from data.regulator.examples import make_example, read_register
 from data.regulator.render import Addressee
 from data.regulator.report import Report
 from data.regulator.splits import DEFAULT_SHARES, FULL_SPLITS, leaks, split_examples
-from errors import UserError, exit_with_one_sentence
 
 LIMITS = (
     "An archive of the supervisor's own. The violations are what data/regulator/rules.jsonl finds in the reported figures, "

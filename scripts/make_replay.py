@@ -32,11 +32,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.errors import UserError, exit_with_one_sentence
 from data.files import read_file
-from data.replay import Evaluated, Filters, ended, filtered, normalised
+from data.replay_filters import Evaluated, Filters, ended, filtered, normalised
 from data.tokens import PLAIN_CHAT_TEMPLATE, encode_prompt, load_tokenizer
 from distributed.process_group import barrier, start_process_group
-from errors import UserError, exit_with_one_sentence
 from eval import general_text
 from eval.generate import Sampling, sampled_answers
 from eval.questions import read_questions

@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from common.errors import UserError, exit_with_one_sentence
 from data.regulator.baselines import nearest_letters
 from data.regulator.card import SOURCES, letter_of, report_of, split_summary, violation_baselines, write_splits
 from data.regulator.corpus import PROFILES, make_filings
@@ -31,7 +32,6 @@ from data.regulator.examples import read_filing, read_register, worded_examples,
 from data.regulator.filing import write_reports
 from data.regulator.render import Addressee
 from data.regulator.splits import DEFAULT_SHARES, FULL_SPLITS, SPLITS, leaks, split_banks, split_examples
-from errors import UserError, exit_with_one_sentence
 
 JSON_SHARE = 0.35  # of the banks, in the full profile; the others file xBRL-CSV
 VARIANTS = 6  # wordings of a letter of which one must differ from what training says

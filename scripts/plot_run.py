@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from errors import UserError, exit_with_one_sentence
+from common.errors import UserError, exit_with_one_sentence
 
 
 def read_curve(run: Path, key: str) -> tuple[list[int], list[float]]:

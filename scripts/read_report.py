@@ -24,12 +24,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.errors import UserError, exit_with_one_sentence
 from data.regulator.dpm import load_cells
 from data.regulator.render import STYLES, render_report
 from data.regulator.report import Fact, Report
 from data.regulator.rules import evaluate
 from data.regulator.xbrl import is_package, merge_reports, read_report
-from errors import UserError, exit_with_one_sentence
 
 SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", ".htm", ".json")
 

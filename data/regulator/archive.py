@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import UserError
 from data.regulator.report import Report
 from data.regulator.xbrl import is_package, merge_reports, read_report
-from errors import UserError
 
 REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", ".htm", ".json")
 LETTER_SUFFIXES = (".txt", ".md")

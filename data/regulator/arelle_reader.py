@@ -11,10 +11,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from common.errors import UserError
 from data.regulator.assemble import FILING_INDICATORS, Concept, Filed, Filing, decimals_of
 from data.regulator.report import Fact, parse_number
 from data.regulator.xbrl_json import first_day, last_day
-from errors import UserError
 
 FATAL = ("xmlSchema:syntax", "exception:", "FileNotLoadable", "IOerror")
 NO_VALUE = (

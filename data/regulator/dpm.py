@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import UserError
+from common.errors import UserError
 
 RELEASE = "4.2"
 BUILT_IN = Path(__file__).with_name("dpm_cells.csv")

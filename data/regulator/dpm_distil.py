@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.errors import UserError
 from data.regulator.dpm import (
     BUILT_IN,
     BUILT_IN_TABLES,
@@ -23,7 +24,6 @@ from data.regulator.dpm import (
     local,
     signature,
 )
-from errors import UserError
 
 ENTRY_POINT = "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/{framework}/{release}/mod/{module}.json"
 BUILT_IN_CODES = [  # what the rules read and the generator of banks writes

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
+from common.errors import UserError
 from data.regulator.answers import write_answer
 from data.regulator.corpus import Profile, rules_of
 from data.regulator.directives import Context, directive
@@ -17,7 +18,6 @@ from data.regulator.render import Addressee, render_earlier, render_report
 from data.regulator.report import CellKey, Report
 from data.regulator.rules import Rule, RuleResult, evaluate, violations
 from data.regulator.xbrl import merge_reports, read_report
-from errors import UserError
 
 REGISTER_COLUMNS = ("entity", "name", "country", "type")
 # What a report is told about the ones before it: repetition and trend are judged by these.

@@ -13,10 +13,10 @@ import zipfile
 from collections.abc import Iterable
 from decimal import Decimal
 
+from common.errors import UserError
 from data.regulator.banks import Bank
 from data.regulator.dpm import Cell, Cells, Table
 from data.regulator.report import CellKey
-from errors import UserError
 
 FRAMEWORK = {"COREP": "COREP040200", "FINREP": "FINREP040200"}  # framework and release, as file names carry them
 SYNTAXES = ("csv", "json")

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
+from common.errors import UserError
 from data.regulator.dpm import Cell, Cells
 from data.regulator.render import render_report
 from data.regulator.report import Fact, Report
-from errors import UserError
 
 
 def form_texts(cells: Cells, modules: tuple[str, ...] = ()) -> Iterator[str]:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from common.errors import UserError
 from data.regulator.dpm import Cells
 from data.regulator.report import CellKey, Fact, Report
-from errors import UserError
 
 STYLES = ("cells", "labels")
 MAX_LABEL = 64  # characters

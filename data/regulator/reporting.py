@@ -13,7 +13,7 @@ from data.regulator.positions import Positions
 from data.regulator.report import CellKey
 from data.regulator.reporting_capital import capital_amounts, capital_ratios
 from data.regulator.reporting_positions import balance_amounts, exposure_figures
-from data.regulator.reporting_tools import ratio, rounded, share
+from data.regulator.rounding import ratio, rounded, share
 
 Cells = dict[CellKey, Decimal | str]  # a text is a member of an enumeration
 

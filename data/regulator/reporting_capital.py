@@ -7,7 +7,7 @@ from data.regulator.banks import Bank, requirements
 from data.regulator.economics import Economics
 from data.regulator.positions import Positions
 from data.regulator.report import CellKey
-from data.regulator.reporting_tools import ratio, share
+from data.regulator.rounding import ratio, share
 
 Amounts = dict[CellKey, Decimal]
 

@@ -7,7 +7,7 @@ from data.regulator.banks import Bank
 from data.regulator.economics import Economics
 from data.regulator.positions import LARGE, Positions
 from data.regulator.report import CellKey
-from data.regulator.reporting_tools import ratio, rounded, share
+from data.regulator.rounding import ratio, rounded, share
 
 INSTITUTION = "eba_qTE:qx2056"  # "I - Institutions" in C 27.00
 

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
+from common.errors import UserError
 from data.regulator.formula import Formula, Number, arithmetic, exactly, parse_formula, rounded, truth
 from data.regulator.report import CellKey, Fact, Report
-from errors import UserError
 
 RULES_FILE = pathlib.Path(__file__).with_name("rules.jsonl")
 KINDS = ("breach", "filing", "trigger")

@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from errors import UserError
+from common.errors import UserError
 
 MAX_MEMBERS = 2_000
 MAX_MEMBER_BYTES = 256 * 2**20

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from errors import UserError
+from common.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 FULL_SPLITS = ("train", "validation", "test_banks", "test_quarters", "test_combinations")

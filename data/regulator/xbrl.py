@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from common.errors import UserError
 from data.regulator.arelle_reader import read_concepts, read_with_arelle
 from data.regulator.assemble import Concept, Filing, assemble
 from data.regulator.dpm import Cells, load_cells
@@ -18,7 +19,6 @@ from data.regulator.report import Fact, Report, describe, disagreements
 from data.regulator.safety import MAX_MEMBER_BYTES, Package, open_package, strict_xml
 from data.regulator.xbrl_csv import read_csv_package
 from data.regulator.xbrl_json import load_json, read_json
-from errors import UserError
 
 __all__ = ["Fact", "Report", "describe", "merge_reports", "read_report"]
 

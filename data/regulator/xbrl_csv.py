@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
+from common.errors import UserError
 from data.regulator.dpm import Cell, Cells, local
 from data.regulator.report import Fact, Report, describe, disagreements, parse_number
 from data.regulator.safety import Package
 from data.regulator.xbrl_json import load_json
-from errors import UserError
 
 DOCUMENT_TYPE = re.compile(r"https?://xbrl\.org/((CR|PR|REC|PWD|WGWD)/)?\d{4}(-\d\d-\d\d)?/xbrl-csv/?")
 DECIMALS_OF = {  # DPM type -> the parameter that gives its decimals

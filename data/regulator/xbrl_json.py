@@ -8,10 +8,10 @@ import json
 import re
 from pathlib import Path
 
+from common.errors import UserError
 from data.regulator.assemble import FILING_INDICATORS, Filed, Filing
 from data.regulator.dpm import local
 from data.regulator.report import Fact
-from errors import UserError
 
 CORE = ("concept", "entity", "period", "unit", "language", "noteId")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from configs.config import check_world, load_config, schedule_warnings
-from errors import UserError
 from tests.tiny import write_chat_file, write_tiny_model
 from train import learning_rate
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from configs.config import (
     Batch,
     Config,
@@ -17,7 +18,6 @@ from configs.config import (
     override,
     schedule_warnings,
 )
-from errors import UserError
 
 BASE = Config(Model("m"), Data(("a.jsonl",)), Batch(global_examples=4), Optimizer(1e-5), Run("r"))
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from data.batches import Plan, StepBatch, collate, micro_batches, plan_training, plan_validation
 from data.examples import Documents, load_documents
-from errors import UserError
 from tests.tiny import tiny_tokenizer, write_chat_file
 
 lengths_of = st.lists(st.integers(2, 64), min_size=1, max_size=60)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from data.examples import load_documents
 from data.files import read_file
-from errors import UserError
 from tests.tiny import tiny_tokenizer
 
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from common.errors import UserError
 from configs.config import Source
 from data.sources import Reader
-from errors import UserError
 from tests.tiny import tiny_tokenizer, write_chat_file
 
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 import data.files
 import data.token_build
+from common.errors import UserError
 from data.token_build import Piece, batches, build_store, cut, note_file, read_pieces
 from data.token_store import open_store, tokenizer_fingerprint, tokens_file
-from errors import UserError
 from tests.data.test_token_store import ragged_texts, write_texts
 from tests.tiny import SENTENCES, SPECIAL_TOKENS, tiny_tokenizer, write_chat_file
 

@@ -8,11 +8,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from common.errors import UserError
 from data.batches import plan_training
 from data.sources import Reader, Windows
 from data.token_build import build_store
 from data.token_store import TokenStore, documents_file, open_store, tokenizer_fingerprint, tokens_file
-from errors import UserError
 from tests.tiny import WORDS, tiny_tokenizer
 
 WORDS_OF_A_LARGE_VOCABULARY = {"[UNK]": 0, "<eos>": 1, "first": 2, "last": 2**16 + 7}

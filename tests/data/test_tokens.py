@@ -2,8 +2,8 @@
 
 import pytest
 
+from common.errors import UserError
 from data.tokens import PLAIN_CHAT_TEMPLATE, encode_chat, encode_document, encode_prompt
-from errors import UserError
 from tests.tiny import tiny_tokenizer
 
 CHAT = [

@@ -17,16 +17,16 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 import distributed.sharding
+from common.errors import leave
 from configs.config import EWC
 from data.batches import collate
 from data.examples import load_documents
-from data.fisher_batches import fisher_batches
 from data.tokens import load_tokenizer
 from distributed.optimizer import gradient_norm
 from distributed.process_group import Ranks, start_process_group
 from distributed.sharding import before_micro_batch, decoder_layers, local_shard, make_mesh, spread
-from errors import leave
-from model.ewc import Penalty, start_ewc
+from model.ewc.batches import fisher_batches
+from model.ewc.penalty import Penalty, start_ewc
 from model.language_model import build_on_meta, load_weights, parameter_names, read_model_config
 
 COLLECTIVES = (

@@ -10,14 +10,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from common.errors import UserError
 from configs.config import Optimizer
 from distributed.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from distributed.export import export_model
 from distributed.optimizer import make_optimizer
 from distributed.process_group import Ranks
-from distributed.run_log import RunLog
-from errors import UserError
 from tests.tiny import write_tiny_model
+from training.run_log import RunLog
 
 
 @pytest.fixture

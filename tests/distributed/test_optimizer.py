@@ -17,12 +17,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from common.errors import UserError
 from distributed import optimizer as module
 from distributed.checkpoint import load_checkpoint, save_checkpoint
 from distributed.optimizer import bytes_per_parameter, check_memory, make_optimizer, noise, noise_key, parameter_dtype
 from distributed.process_group import Ranks
 from distributed.sharding import local_shard
-from errors import UserError
 
 FORMS = ("16N", "14N", "12N", "8N", "6N")
 BF16 = torch.bfloat16

@@ -22,8 +22,8 @@ import torch
 import distributed.checkpoint
 import distributed.sharding
 import train
+from common.errors import exit_code_of, leave
 from data.batches import MicroBatch
-from errors import exit_code_of, leave
 from model.language_model import PackedLanguageModel
 
 RANK = int(os.environ.get("RANK", 0))

@@ -13,13 +13,13 @@ sys.path[0] = str(root)
 import torch
 import torch.distributed as dist
 
+from common.errors import leave
 from data.tokens import load_tokenizer
 from distributed.process_group import StopSignal, start_process_group
 from distributed.sharding import decoder_layers, make_mesh, spread
-from errors import leave
 from eval import forgetting
 from eval.questions import read_questions
-from model.ewc import first_new_row
+from model.ewc.penalty import first_new_row
 from model.language_model import build_on_meta, load_weights, read_model_config
 
 folder = Path(sys.argv[1])

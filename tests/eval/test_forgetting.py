@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from common.errors import UserError
 from data.tokens import load_tokenizer
-from errors import UserError
 from eval.forgetting import divergence
 from eval.questions import beginning, encode_options, read_questions, right_answers
 from tests.tiny import SENTENCES, tiny_tokenizer, write_tiny_model
@@ -225,7 +225,7 @@ def test_before_and_after_equal_the_definition_with_another_vocabulary(folder):
 
 def test_tokens_are_matched_by_their_string(folder, tmp_path):
     """The same model with other ids for its tokens has forgotten nothing; a text is compared up to a token it lacks."""
-    from eval.before_after import Loaded, _compare, shared_ids
+    from eval.compare_models import Loaded, _compare, shared_ids
     from model.language_model import build_on_meta, load_weights, read_model_config
 
     def loaded(path: Path) -> Loaded:

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from data.replay import normalised
+from data.replay_filters import normalised
 from eval.questions import FILE, Question, beginning, encode_options, read_questions, right_answers
 from tests.tiny import tiny_tokenizer
 

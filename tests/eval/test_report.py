@@ -2,7 +2,7 @@ import copy
 
 import pytest
 
-from errors import UserError
+from common.errors import UserError
 from eval.report import compare, one_answer, table
 
 RESULT = {

@@ -7,9 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import model.loss
+from common.errors import UserError
 from data.batches import MicroBatch, collate
 from data.examples import Documents
-from errors import UserError
 from model import packed_attention
 from model.language_model import (
     SUPPORTED,

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from common.errors import UserError
 from data.batches import MicroBatch, collate
 from data.examples import Documents
-from errors import UserError
 from model.language_model import PackedLanguageModel, build_on_meta, head_settings, load_weights, read_model_config
 from model.loss import logits
 from model.rope import STRETCHING, check_length, global_parameters, scaled_config, trained_length

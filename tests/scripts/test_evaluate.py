@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from common.errors import UserError
 from data.tokens import encode_chat, encode_document, load_tokenizer
-from errors import UserError
 from tests.tiny import write_chat_file, write_tiny_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"

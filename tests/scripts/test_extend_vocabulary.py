@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from errors import UserError
+from common.errors import UserError
 from scripts import extend_vocabulary
 from tests.tiny import SENTENCES, write_tiny_model
 

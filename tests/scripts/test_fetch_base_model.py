@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from errors import UserError
+from common.errors import UserError
 from tests.tiny import write_tiny_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "fetch_base_model.py"

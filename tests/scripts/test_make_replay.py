@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.errors import UserError
 from data.files import read_file
-from data.replay import Evaluated, normalised
+from data.replay_filters import Evaluated, normalised
 from data.tokens import encode_chat, load_tokenizer
-from errors import UserError
 from eval.general_text import held_out_texts
 from eval.questions import read_questions
 from tests.tiny import write_tiny_model

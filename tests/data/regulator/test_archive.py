@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from common.errors import UserError
 from data.regulator.archive import (
     Letter,
     find_letters,
@@ -21,7 +22,6 @@ from data.regulator.archive import (
 from data.regulator.corpus import FULL, make_filings
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.filing import write_reports
-from errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 A, B = "SYNB00AAAAAAAAAAAA11", "SYNB00BBBBBBBBBBBB22"

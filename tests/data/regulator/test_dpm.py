@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from data.regulator.dpm import BUILT_IN, Cells, load_cells
 from data.regulator.dpm_distil import distil
-from errors import UserError
 
 
 @pytest.fixture(scope="module")

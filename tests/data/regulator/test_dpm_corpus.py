@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import scripts.make_cpt_corpus as script
+from common.errors import UserError
 from data.regulator.dpm_corpus import (
     PART,
     Document,
@@ -20,7 +21,6 @@ from data.regulator.dpm_corpus import (
 )
 from data.regulator.dpm_corpus_rules import rule_documents
 from data.regulator.dpm_corpus_split import group_tables, masked, place_documents, said, share_seen, split_tables
-from errors import UserError
 from eval.general_text import held_out_texts, training_texts
 
 RELEASE = 5

@@ -10,6 +10,7 @@ from decimal import Decimal
 
 import pytest
 
+from common.errors import UserError
 from data.regulator.answers import Answer, parse_answer, write_answer
 from data.regulator.banks import make_bank
 from data.regulator.baselines import micro_f1, nearest_letters, score_baselines
@@ -20,7 +21,6 @@ from data.regulator.filing import write_reports
 from data.regulator.render import Addressee, format_fact, format_figure, format_limit, render_earlier, render_report
 from data.regulator.report import Fact
 from data.regulator.rules import built_in_rules, evaluate, violations
-from errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 # What the few figures below can decide.

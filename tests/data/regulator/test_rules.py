@@ -6,9 +6,9 @@ from decimal import Decimal
 
 import pytest
 
+from common.errors import UserError
 from data.regulator.report import Fact, Report
 from data.regulator.rules import built_in_rules, evaluate, load_rules, violations
-from errors import UserError
 
 CET1, T1, TC = (("C_03.00", row, "c0010") for row in ("r0010", "r0030", "r0050"))
 TSCR, TSCR_CET1, TSCR_T1, OCR = (("C_03.00", row, "c0010") for row in ("r0130", "r0140", "r0150", "r0160"))

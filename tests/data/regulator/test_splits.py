@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
+from common.errors import UserError
 from data.regulator.splits import FULL_SPLITS, leaks, mask, split_banks, split_examples
-from errors import UserError
 
 SHARES = (0.6, 0.1, 0.1, 0.1, 0.1)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from data.regulator import safety
 from data.regulator.arelle_reader import read_with_arelle
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.xbrl import merge_reports, read_report
-from errors import UserError
 
 EXTENDS = "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/corep/4.2/mod/corep_lcr_da.json"
 REPORT_JSON = json.dumps({"documentInfo": {"documentType": "https://xbrl.org/2021/xbrl-csv", "extends": [EXTENDS]}})

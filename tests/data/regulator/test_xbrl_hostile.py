@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from data.regulator import xbrl
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.xbrl import read_report
-from errors import UserError
 
 pytest.importorskip("lxml")
 

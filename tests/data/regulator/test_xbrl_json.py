@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.xbrl import read_report
 from data.regulator.xbrl_json import oim_period
-from errors import UserError
 
 NAMESPACES = {
     "t": "http://example.org/t",

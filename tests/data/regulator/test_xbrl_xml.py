@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from data.regulator.arelle_reader import read_with_arelle
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.xbrl import read_report
-from errors import UserError
 
 pytest.importorskip("arelle")
 

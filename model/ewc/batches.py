@@ -1,4 +1,4 @@
-"""Which documents of the old domain the Fisher diagonal is estimated from, square by square (model/fisher.py).
+"""Which documents of the old domain the Fisher diagonal is estimated from, square by square (model/ewc/fisher.py).
 
 A square is a fixed set of documents, whose gradients are added up before they are squared. Which documents it holds
 depends neither on the ranks nor on packing.
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from common.permutation import permuted
 from data.batches import MicroBatch, collate, micro_batches
 from data.examples import Documents
-from data.permutation import permuted
 from data.sources import Windows
 
 _NUMBER_BITS = 20  # of a document's number in its item: a window holds at most as many documents as tokens

@@ -1,4 +1,4 @@
-"""Random signs and labels for the Fisher diagonal (model/fisher.py): pure functions of (seed, document, position).
+"""Random signs and labels for the Fisher diagonal (model/ewc/fisher.py): pure functions of (seed, document, position).
 
 So they are the same for any number of ranks and however documents are packed.
 """

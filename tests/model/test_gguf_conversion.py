@@ -7,8 +7,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from errors import UserError
-from model.base_model import BLOCK_NAMES, convert_gguf, greedy_completion, tensor_digest, undo_rope_order
+from common.errors import UserError
+from model.gguf_conversion import BLOCK_NAMES, convert_gguf, greedy_completion, tensor_digest, undo_rope_order
 from tests.tiny import write_tiny_model
 
 TEXT = "<|im_start|>user\nCET1 ratio 4.31% in C 03.00 r0010?<|im_end|>\n"

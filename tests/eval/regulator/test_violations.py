@@ -1,7 +1,7 @@
 import pytest
 
-from errors import UserError
-from eval.violations import baseline_answers, score_violations, true_answers
+from common.errors import UserError
+from eval.regulator.violations import baseline_answers, score_violations, true_answers
 
 
 def example(answer, **fields):

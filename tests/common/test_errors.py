@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from errors import UserError, exit_code_of
+from common.errors import UserError, exit_code_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,9 +31,7 @@ def test_a_mistake_and_a_full_disk_are_a_sentence_and_a_bug_is_not(capsys) -> No
 
 @pytest.mark.parametrize("code", [0, 2])
 def test_under_torchrun_the_interpreter_is_not_taken_down(code) -> None:
-    script = (
-        f"import atexit; from errors import leave; atexit.register(print, 'taken down'); print('done'); leave({code})"
-    )
+    script = f"import atexit; from common.errors import leave; atexit.register(print, 'taken down'); print('done'); leave({code})"
     environment = {key: value for key, value in os.environ.items() if key != "RANK"}
     for worker, said in (({}, "done\ntaken down\n"), ({"RANK": "0"}, "done\n")):
         command = [sys.executable, "-c", script]

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from common.errors import UserError
 from distributed.checkpoint import fsync_directory, write_durably
 from distributed.process_group import Ranks, barrier
 from distributed.sharding import local_shard
-from errors import UserError
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from data.replay import Evaluated, Filters, ended, filtered, normalised, repetition, sketch
+from data.replay_filters import Evaluated, Filters, ended, filtered, normalised, repetition, sketch
 from eval.general_text import held_out_texts
 from tests.tiny import WORDS
 

@@ -1,6 +1,6 @@
 import pytest
 
-from eval.comparison import compare_methods, figures, markdown, verdict
+from eval.compare_methods import compare_methods, figures, markdown, verdict
 
 
 def task(right):

@@ -2,14 +2,15 @@
 
 A key becomes a setting of ours; or it only changes speed, memory or what is printed, and is ignored; or it would change
 what is learned and we have nothing like it, and it is refused by name. "auto", which Hugging Face fills in from its own
-arguments, means that our value stays. The table for readers is docs/migrating.md; the keys are in configs/deepspeed_file.py.
+arguments, means that our value stays. The table for readers is docs/migrating.md; the keys are in configs/loading/deepspeed_file.py.
 """
 
 import dataclasses
 from pathlib import Path
 
+from common.errors import UserError
 from configs.config import Config, check_config
-from configs.deepspeed_file import (
+from configs.loading.deepspeed_file import (
     IGNORED,
     ONLY_OFF,
     DeepSpeedFile,
@@ -21,7 +22,6 @@ from configs.deepspeed_file import (
     typed_params,
     unpack_params,
 )
-from errors import UserError
 
 NO_CLIPPING = 1e30  # an fp32 norm is the root of a sum below 3.4e38, so none is above 2e19; infinity is not JSON
 MICRO, ACCUMULATION, TOTAL = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"

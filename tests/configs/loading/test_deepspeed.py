@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, check_config
-from configs.deepspeed import NO_CLIPPING, from_deepspeed
-from configs.deepspeed_file import IGNORED, KNOWN, ONLY_AS, ONLY_OFF
-from errors import UserError
+from configs.loading.deepspeed import NO_CLIPPING, from_deepspeed
+from configs.loading.deepspeed_file import IGNORED, KNOWN, ONLY_AS, ONLY_OFF
 
 OURS = Config(
     model=Model("m", compute_dtype="fp32"),

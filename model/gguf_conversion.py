@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from errors import UserError
+from common.errors import UserError
 
 # The names of llama.cpp's tensors (ggml-org/llama.cpp, gguf-py/gguf/constants.py) and of transformers' Llama.
 BLOCK_NAMES = {

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from data.regulator.answers import Answer, parse_answer
+from eval.regulator.violations import baseline_answers, score_violations, true_answers
 from eval.rouge import fixed_letter, rouge_l
-from eval.violations import baseline_answers, score_violations, true_answers
 
 
 def score_answers(

@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from errors import UserError
+from common.errors import UserError
 
 SPACE = "\u2581"  # how sentencepiece writes a space
 BYTE_TOKEN = "<(?=0x[0-9A-F]{2}>)"  # cut after "<": a text that spells <0x0A> must not become the token of that byte

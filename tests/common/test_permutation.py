@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.permutation import permuted
+from common.permutation import permuted
 
 
 @settings(max_examples=80, deadline=None)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
-from errors import UserError
-from model.added_tokens import (
+from common.errors import UserError
+from model.vocabulary.tokenizer import (
     can_be_token,
     extend_tokenizer,
     read_base_tokenizer,

@@ -15,16 +15,16 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from common.errors import UserError
 from configs.config import EWC, Batch, Config, Data, Model, Optimizer, Run, override
 from data.examples import Documents
-from data.fisher_batches import fisher_batches
 from data.sources import Windows
 from distributed.process_group import Ranks
-from errors import UserError
-from model.anchor import Anchor, kept_as, load_anchor, save_anchor
-from model.draws import make_draw, mixed, sample_labels
-from model.ewc import first_new_row, group_of, make_penalty, start_ewc
-from model.fisher import estimate_fisher
+from model.ewc.anchor import Anchor, kept_as, load_anchor, save_anchor
+from model.ewc.batches import fisher_batches
+from model.ewc.fisher import estimate_fisher
+from model.ewc.penalty import first_new_row, group_of, make_penalty, start_ewc
+from model.label_sampling import make_draw, mixed, sample_labels
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights, parameter_names, read_model_config
 from model.loss import cross_entropy_sum
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from sklearn.metrics import precision_recall_fscore_support
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from common.errors import UserError
 from data.regulator.answers import Answer, parse_answer
 from data.regulator.baselines import trivial_predictions
-from errors import UserError
 
 
 def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PretrainedConfig
 
-from errors import UserError
+from common.errors import UserError
 from model.language_model import build_on_meta, tensor_files
 
 INITIALISATIONS = ("subtokens", "mean", "random")

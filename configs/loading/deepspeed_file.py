@@ -1,7 +1,7 @@
 """Reading a DeepSpeed JSON: which keys there are, which change what is learned, and one sentence for a mistake in it.
 
 Keys are those of DeepSpeed 0.19 (https://www.deepspeed.ai/docs/config-json/) and of older files. What becomes of them is
-in configs/deepspeed.py.
+in configs/loading/deepspeed.py.
 """
 
 import json
@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import UserError
 from configs.config import _nearest
-from errors import UserError
 
 # Blocks that are read key by key. The `params` of optimizer and scheduler depend on their type and stay whole here.
 _TOP = ("optimizer", "scheduler", "bf16", "fp16", "data_types", "zero_optimization")

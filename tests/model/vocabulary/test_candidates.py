@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from data.new_tokens import PATTERNS, NewToken, find_new_tokens, is_sound, split
+from model.vocabulary.candidates import PATTERNS, NewToken, find_new_tokens, is_sound, split
 
 
 def length(text: str) -> int:

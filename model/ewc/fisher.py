@@ -22,17 +22,17 @@ from typing import Protocol
 
 import torch
 
+from common.errors import UserError
 from distributed.process_group import Ranks, StopSignal, agree_any
 from distributed.sharding import before_micro_batch, local_shard, reshard
-from errors import UserError
-from model.draws import make_draw
+from model.label_sampling import make_draw
 from model.language_model import Batch, PackedLanguageModel, parameter_names
 
 REPORT_EVERY = 30.0  # seconds
 
 
 class Squares(Protocol):
-    """The documents, square by square (data/fisher_batches.py: model and data do not know each other)."""
+    """The documents, square by square (model/ewc/batches.py: model and data do not know each other)."""
 
     num_documents: int
     num_squares: int

@@ -1,6 +1,6 @@
 import pytest
 
-from eval.score import score_answers
+from eval.regulator.score import score_answers
 
 CLEAN = "Violations:\nnone\nDirective:\nNo measures."
 

@@ -2,7 +2,7 @@
 
     penalty(theta) = strength / 2 * sum_i F_i (theta_i - theta_ref_i)^2
 
-F is the Fisher diagonal a target token of the old domain (model/fisher.py), theta_ref the weights the run began with. The
+F is the Fisher diagonal a target token of the old domain (model/ewc/fisher.py), theta_ref the weights the run began with. The
 loss that is trained on is a mean over target tokens too, so `strength` (lambda) says how many nats a target token of the
 new data one nat a target token on the old data is worth: 1 weighs both alike.
 
@@ -23,13 +23,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from common.errors import UserError
 from distributed.checkpoint import broadcast_from_first
 from distributed.optimizer import CHUNK, noise_key, stochastic_round_
 from distributed.process_group import Ranks, StopSignal, agree_any
 from distributed.sharding import local_shard, reshard
-from errors import UserError
-from model.anchor import Anchor, kept_as, load_anchor, read_made, save_anchor
-from model.fisher import Squares, estimate_fisher
+from model.ewc.anchor import Anchor, kept_as, load_anchor, read_made, save_anchor
+from model.ewc.fisher import Squares, estimate_fisher
 from model.language_model import PackedLanguageModel, parameter_names
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from common.errors import UserError
 from data.batches import collate
 from data.examples import load_documents
-from errors import UserError
 from model.language_model import build_on_meta, load_weights, read_model_config
-from model.vocabulary import new_rows, vocabulary_tensors, write_extended_model
+from model.vocabulary.rows import new_rows, vocabulary_tensors, write_extended_model
 from tests.tiny import tiny_tokenizer, write_chat_file, write_tiny_model
 
 SUB_TOKENS = [[5, 9], [5, 9], [7, 8, 300], [301]]  # the first two would be equal without noise
