@@ -20,15 +20,16 @@ import torch.nn.functional as F
 from transformers import LlamaConfig
 
 from bench.peak import measured_peak
-from configs.config import Optimizer
+from common.dtypes import has_native_bf16
+from configs.config import Model, Optimizer, Sharding
 from data.batches import MicroBatch, collate
 from data.examples import Documents
 from distributed.optimizer import make_optimizer, parameter_dtype
 from distributed.process_group import start_process_group
-from distributed.sharding import decoder_layers, has_native_bf16, local_shard, make_mesh, spread
+from distributed.sharding import decoder_layers, local_shard, make_mesh, parallelize
 from model import language_model
 from model.flops import count_work, step_flops
-from model.loss import logits
+from model.loss import HeadSettings, logits
 from training.run_log import peak_memory_gib
 
 SHAPES = {  # Llama 3.2 1B, and a miniature
@@ -80,12 +81,11 @@ def all_logits_at_once(
     hidden: torch.Tensor,
     head_weight: torch.Tensor,
     target_ids: torch.Tensor,
-    scale: float,
-    softcap: float | None,
+    settings: HeadSettings,
     **others: object,
 ) -> torch.Tensor:
     """What model.loss.cross_entropy_sum is measured against: `(targets, vocabulary)` fp32 logits, kept for backward."""
-    return F.cross_entropy(logits(hidden, head_weight, scale, softcap), target_ids, reduction="sum")
+    return F.cross_entropy(logits(hidden, head_weight, settings), target_ids, reduction="sum")
 
 
 def random_weights(model: language_model.PackedLanguageModel, device: torch.device) -> None:
@@ -118,15 +118,9 @@ def climb(rung: Rung) -> dict:
     if not rung.chunked:
         language_model.cross_entropy_sum = all_logits_at_once
     dtype = torch.bfloat16 if has_native_bf16(ranks.device) else torch.float32
-    spread(
-        model,
-        decoder_layers(model),
-        model.own_units(),
-        make_mesh(ranks.device.type, 1, "full", 1),
-        dtype,
-        activation_checkpointing=rung.checkpointing,
-        compile_layers=rung.compiled,
-    )
+    settings = Model(path="", activation_checkpointing=rung.checkpointing, compile=rung.compiled)
+    mesh = make_mesh(ranks.device.type, 1, 1, Sharding())
+    parallelize(model, decoder_layers(model), model.extra_fsdp_units(), mesh, dtype, settings, Sharding())
     random_weights(model, ranks.device)
     model.train()
     parameters = language_model.parameter_names(model)

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from bench.peak import DTYPES, measured_peak
-from model.language_model import build_on_meta, read_model_config
+from model.architectures import read_model_config
+from model.language_model import build_on_meta
 
 SECONDS = 0.3  # for each product
 

@@ -1,27 +1,28 @@
-"""A pseudo-random order of 0 ... n-1 whose i-th element is computed alone: nothing of size n is ever built.
+"""A pseudo-random permutation of 0 ... n-1 whose i-th element is computed in O(1) time and memory.
 
-A Feistel network permutes the numbers of an even count of bits, whatever its round function does (Luby and Rackoff,
-1988); numbers beyond n are permuted again until one falls below it ("cycle walking", Black and Rogaway, 2002), fewer than
-4 times on average, since the network's domain is at most 4 n.
+A Feistel network permutes the integers of an even number of bits, whatever its round function (Luby and Rackoff, 1988).
+A result of n or more is permuted again until it is below n ("cycle walking", Black and Rogaway, 2002). This takes fewer
+than 4 rounds on average, because the domain of the network is at most 4 n.
 """
 
 import hashlib
 
-_MASK = (1 << 64) - 1
+from common.random_bits import mix64
+
 _ROUNDS = 6
 
 
 def permuted(index: int, size: int, key: tuple[int, ...]) -> int:
-    """What stands at `index` in the order of `size` numbers that belongs to `key`. O(1)."""
+    """Element `index` of the permutation of 0 ... `size`-1 selected by `key`. Raises IndexError outside of it."""
     if not 0 <= index < size:
-        raise IndexError(f"{index} is not in an order of {size}")
-    half = max(1, -(-(size - 1).bit_length() // 2))  # bits of each half
+        raise IndexError(f"index {index} is outside a permutation of {size} elements")
+    half = max(1, -(-(size - 1).bit_length() // 2))  # bits in each half
     low = (1 << half) - 1
     keys = _round_keys(key)
     while True:
         left, right = index >> half, index & low
         for round_key in keys:
-            left, right = right, left ^ (_mixed(right ^ round_key) & low)
+            left, right = right, left ^ (mix64(right ^ round_key) & low)
         index = left << half | right
         if index < size:
             return index
@@ -30,10 +31,3 @@ def permuted(index: int, size: int, key: tuple[int, ...]) -> int:
 def _round_keys(key: tuple[int, ...]) -> list[int]:
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * _ROUNDS).digest()
     return [int.from_bytes(digest[i : i + 8], "little") for i in range(0, len(digest), 8)]
-
-
-def _mixed(x: int) -> int:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014)."""
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-    x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK
-    return x ^ x >> 31

@@ -39,6 +39,10 @@ class Documents:
         """Of what stands at `index`: one document here, several in a window of a token store."""
         return (int(self.lengths[index]),)
 
+    def items_with_targets(self) -> np.ndarray:
+        """Indices of the documents that have a target."""
+        return np.flatnonzero(self.targets)
+
     def num_targets(self, index: int) -> int:
         """Tokens of one document that carry loss."""
         return int(self.targets[index])

@@ -115,7 +115,7 @@ def _order_of_windows(
 
 
 def _stream_of_documents(documents: Documents, seed: int, number: int) -> Stream:
-    usable = np.flatnonzero(documents.targets)
+    usable = documents.items_with_targets()
     total = int(documents.targets.sum())
 
     @functools.lru_cache(maxsize=2)

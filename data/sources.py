@@ -45,6 +45,10 @@ class Windows:
         """Tokens of each document in the window, or of what it holds of them."""
         return self.store.document_lengths(index)
 
+    def items_with_targets(self) -> range:
+        """All windows: which of them have no target is not known without reading them."""
+        return range(len(self))
+
     def num_targets(self, index: int) -> int:
         """Exactly, from the store's document offsets."""
         lengths = self.document_lengths(index)
@@ -107,9 +111,8 @@ class Corpus:
 
 
 def mean_losses(corpus: Corpus, sums: Sequence[float], targets: Sequence[int]) -> dict[str, float]:
-    """Mean loss of each source's targets, of those that had any. sums: of all losses, then by source where there are several."""
-    parts = sums[1:] if len(corpus.sources) > 1 else sums[:1]
-    return {name: total / count for name, total, count in zip(corpus.names, parts, targets, strict=True) if count}
+    """Source name -> mean loss per target token, for the sources that had any. `sums` and `targets` are by source."""
+    return {name: total / count for name, total, count in zip(corpus.names, sums, targets, strict=True) if count}
 
 
 def corpus_of(source: Corpus | Documents | Windows) -> Corpus:

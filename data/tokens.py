@@ -15,7 +15,7 @@ import re
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from common.errors import UserError, run_hint
+from common.errors import UserError
 
 # For base models without a template. Documented in README.md ("Your own model").
 PLAIN_CHAT_TEMPLATE = (
@@ -36,7 +36,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer in {path}: {str(error).splitlines()[0].rstrip('.')}{run_hint(path)}") from error
+        raise UserError(f"no tokenizer in {path}: {str(error).splitlines()[0].rstrip('.')}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {path} has no eos_token; set it in tokenizer_config.json")
     if tokenizer.chat_template is None:

@@ -1,24 +1,24 @@
-"""Checkpoints that survive a kill at any moment: written aside, fsynced, renamed, `latest` last.
+"""Checkpoints that survive a kill at any moment: written to a temporary name, fsynced, renamed, `latest` last.
 
     checkpoints/step-000120/   .metadata, __<rank>_0.distcp (torch.distributed.checkpoint), state.json
-    checkpoints/latest         the name of the newest complete one
-    checkpoints/best           the name of the one with the lowest validation loss
+    checkpoints/latest         name of the newest complete checkpoint
+    checkpoints/best           name of the one with the lowest validation loss
 
-A folder named `step-*` is complete, because its name comes from a rename; what was cut off is called `*.tmp`.
+A directory named `step-*` is complete, because its name comes from a rename. An interrupted one is called `*.tmp`.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
+from common.dtypes import dtype_name
+from common.durable_files import SUFFIX, publish, start_directory, temporary_path, write_durably, write_json
 from common.errors import UserError
-from distributed.process_group import Ranks, barrier
+from distributed.process_group import Ranks, barrier, broadcast_from_first
 
 
 def save_checkpoint(
@@ -30,38 +30,34 @@ def save_checkpoint(
     keep_last: int,
     is_best: bool = False,
 ) -> None:
-    """Save the step `state["step"]`; every rank calls it. Older ones beyond `keep_last` go, the best stays.
+    """Save step `state["step"]`. A collective.
 
-    Raises UserError where the disk has no room for it; the last one stays as it is.
+    Prunes older checkpoints beyond `keep_last`, but keeps the best one. Raises UserError on all ranks, and leaves the
+    existing checkpoints as they are, if the disk has no room.
     """
-    name = f"step-{state['step']:06d}"
-    temporary, final = directory / f"{name}.tmp", directory / name
+    final = directory / f"step-{state['step']:06d}"
     tensors = _tensors(parameters, optimizer) | _random_state(ranks)
     if ranks.rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    # Of whole tensors: a DTensor counts the elements of all ranks.
+        start_directory(final)
+    # Whole tensors: a DTensor counts the elements of all ranks.
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    check_room(temporary, size, ranks, f"the checkpoint of step {state['step']}")
-    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True))
+    check_free_space(directory, size, ranks, f"the checkpoint of step {state['step']}")
+    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary_path(final), sync_files=True))
     if ranks.rank == 0:
-        write_durably(temporary / "state.json", json.dumps(state, indent=1))
-        fsync_directory(temporary)
-        shutil.rmtree(final, ignore_errors=True)  # only ever one that `latest` does not name yet
-        temporary.rename(final)
-        fsync_directory(directory)
-        write_durably(directory / "latest", name)
+        write_json(temporary_path(final) / "state.json", state)
+        publish(final)  # replaces at most one that `latest` does not name yet
+        write_durably(directory / "latest", final.name)
         if is_best:
-            write_durably(directory / "best", name)
+            write_durably(directory / "best", final.name)
         _prune(directory, keep_last)
     barrier(ranks)
 
 
 def update_state(directory: Path, state: dict, ranks: Ranks, is_best: bool) -> None:
-    """Note a validation that came after its step was saved: the signal that saved the step had cut it off."""
+    """Record an evaluation that finished after its step was saved, because a signal had cut it short before the save."""
     if ranks.rank == 0:
         name = f"step-{state['step']:06d}"
-        write_durably(directory / name / "state.json", json.dumps(state, indent=1))
+        write_json(directory / name / "state.json", state)
         if is_best:
             write_durably(directory / "best", name)
 
@@ -69,12 +65,11 @@ def update_state(directory: Path, state: dict, ranks: Ranks, is_best: bool) -> N
 def load_checkpoint(
     checkpoint: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None, ranks: Ranks
 ) -> None:
-    """Read parameters, moments and random state into place, at any number of ranks. Raises UserError if it does not fit.
+    """Read parameters, moments and random state in place, for any number of ranks.
 
-    Nothing is converted: a checkpoint of another `optimizer.memory` is refused. (14N and 12N store the same tensors; train.py
-    tells them apart by its state.)
-
-    optimizer None: the parameters alone (evaluation, export).
+    With `optimizer=None` only the parameters are read (evaluation, export). Nothing is converted: a checkpoint of another
+    `optimizer.memory` is refused. (14N and 12N store the same tensors; train.py tells them apart by the saved state.)
+    Raises UserError if the checkpoint does not fit the model or the optimizer.
     """
     try:
         stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
@@ -82,19 +77,19 @@ def load_checkpoint(
         raise UserError(f"{checkpoint} is not a complete checkpoint: {error}") from error
     tensors = _tensors(parameters, optimizer)
     for name, tensor in tensors.items():
-        if optimizer and not _kept_alike(stored, name, tensor):
+        if optimizer and not _same_format(stored, name, tensor):
             raise UserError(
-                f"{checkpoint} was made with another optimizer.memory: its {name} is kept in another form than "
-                f"{str(tensor.dtype).removeprefix('torch.')}; set it back, or start anew with another run.name"
+                f"{checkpoint} was saved with another optimizer.memory: {name} is not stored as "
+                f"{dtype_name(tensor.dtype)}; set it back, or start a new run with another run.name"
             )
         if name not in stored:
             raise UserError(
-                f"{checkpoint} has no {name}: it belongs to another model; remove it or use another run.name"
+                f"{checkpoint} has no tensor {name}: it belongs to another model; remove it or use another run.name"
             )
         if tuple(stored[name].size) != tuple(tensor.shape):
             raise UserError(
-                f"{checkpoint}: {name} has shape {tuple(stored[name].size)}, the model {tuple(tensor.shape)}; "
-                "resume with the model and vocabulary it was made with"
+                f"{checkpoint}: {name} has shape {tuple(stored[name].size)}, but the model has {tuple(tensor.shape)}; "
+                "resume with the model and vocabulary of the checkpoint"
             )
     random_state = {name: value for name, value in _random_state(ranks).items() if name in stored} if optimizer else {}
     dcp.load(tensors | random_state, storage_reader=dcp.FileSystemReader(checkpoint))
@@ -105,21 +100,22 @@ def load_checkpoint(
 
 
 def read_state(checkpoint: Path) -> dict:
-    """What `save_checkpoint` was given as `state`."""
+    """The `state` that `save_checkpoint` received. Raises UserError if it cannot be read."""
     try:
-        return json.loads((checkpoint / "state.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{checkpoint} cannot be resumed from: state.json: {error}") from error
+        return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot resume from {checkpoint}: state.json: {error}") from error
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint, or None. Raises UserError where `latest` names one that is gone."""
+    """The newest complete checkpoint, or None. Raises UserError if `latest` names one that does not exist."""
     pointer = directory / "latest"
     if pointer.is_file():
         checkpoint = directory / pointer.read_text().strip()
         if not checkpoint.is_dir():
             raise UserError(
-                f"{pointer} names {checkpoint.name}, which is not there; name a complete one or remove the run"
+                f"{pointer} names {checkpoint.name}, which does not exist; write the name of a complete checkpoint into "
+                "it, or remove the run"
             )
         return checkpoint
     return max(_complete(directory), default=None)  # killed between the first rename and `latest`
@@ -131,34 +127,39 @@ def best_checkpoint(directory: Path) -> Path | None:
     return directory / pointer.read_text().strip() if pointer.is_file() else None
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file so that a crash leaves the old one or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync_directory(path.parent)
+def check_free_space(directory: Path, size: int, ranks: Ranks, what: str) -> None:
+    """Raise UserError on all ranks if fewer than `size` bytes are free where rank 0 writes `directory`. A collective.
+
+    No rank returns before rank 0 has entered, so files that rank 0 created before the call exist for all ranks.
+    """
+    free = None
+    if ranks.rank == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(directory).free
+    free = broadcast_from_first(free, ranks)
+    if free < size:
+        raise UserError(
+            f"{directory}: {what} needs {size / 2**20:,.0f} MiB, but the disk has {free / 2**20:,.0f} MiB free; free some "
+            "space and start again: the run continues from its last checkpoint"
+        )
 
 
 def _tensors(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
     tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
     if optimizer is not None:
         for name, parameter in parameters.items():
-            state = optimizer.state[parameter]
-            tensors |= {f"{key}.{name}": value for key, value in state.items() if key != "step"}
-        # Every parameter has taken the same number of steps: skipped ones count for none of them.
-        tensors["optimizer.step"] = state["step"].clone()
+            tensors |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items() if key != "step"}
+        # All parameters have taken the same number of steps, because a skipped step counts for none of them.
+        tensors["optimizer.step"] = optimizer.state[next(iter(parameters.values()))]["step"].clone()
     return tensors
 
 
-def _kept_alike(stored: dict, name: str, tensor: torch.Tensor) -> bool:
-    """Whether a parameter or moment is stored in the dtype it has now: reading would convert it without a word."""
+def _same_format(stored: dict, name: str, tensor: torch.Tensor) -> bool:
+    """Whether a parameter or moment is stored in the dtype it has now. If not, DCP would silently convert it."""
     if name in stored:
         return stored[name].properties.dtype == tensor.dtype
     kind, _, parameter = name.partition(".")
-    # A moment that is not there, of a parameter that is: it is called otherwise, as the 8-bit codes are.
+    # The parameter is stored, but this moment is not: the moment is in another format, e.g. 8-bit codes.
     return not (kind.startswith("exp_avg") and f"model.{parameter}" in stored)
 
 
@@ -177,40 +178,11 @@ def _set_random_state(state: dict[str, torch.Tensor], ranks: Ranks) -> None:
 
 
 def _complete(directory: Path) -> list[Path]:
-    return [path for path in directory.glob("step-*") if path.suffix != ".tmp"]
+    return [path for path in directory.glob("step-*") if path.suffix != SUFFIX]
 
 
 def _prune(directory: Path, keep_last: int) -> None:
     keep = set(sorted(_complete(directory))[-keep_last:]) | {best_checkpoint(directory), latest_checkpoint(directory)}
-    for path in [*_complete(directory), *directory.glob("step-*.tmp")]:
+    for path in [*_complete(directory), *directory.glob(f"step-*{SUFFIX}")]:
         if path not in keep:
             shutil.rmtree(path)
-
-
-def check_room(folder: Path, size: int, ranks: Ranks, what: str) -> None:
-    """Raise UserError on every rank where the disk has not `size` bytes left, before anything is written.
-
-    Of the disk that rank 0 sees. No rank goes on before rank 0 came here: what it made before is there for all.
-    """
-    free = broadcast_from_first(shutil.disk_usage(folder).free if ranks.rank == 0 else None, ranks)
-    if free < size:
-        raise UserError(
-            f"{folder}: {what} takes {size / 2**20:,.0f} MiB and the disk has {free / 2**20:,.0f} MiB left; free some and start "
-            "again: the run continues from its last checkpoint"
-        )
-
-
-def fsync_directory(path: Path) -> None:
-    """Make names in a folder last: what was renamed or made there."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def broadcast_from_first(value: object, ranks: Ranks) -> object:
-    """What rank 0 saw on its disk, on every rank: two nodes may see a shared file system at different moments."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0, group=ranks.flags)
-    return box[0]

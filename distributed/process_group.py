@@ -1,18 +1,24 @@
-"""Starting the process group, under torchrun or alone, and agreeing without making a device wait."""
+"""The process group, under torchrun or in a single process, and agreement between ranks without a device wait."""
 
 import ctypes
 import os
 import signal
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is. `flags` is a gloo group: its collectives run on the CPU and never wait for the GPU."""
+    """This process's place among all ranks.
+
+    `flags` is a gloo group. Its collectives run on the CPU and never wait for the GPU.
+    """
 
     rank: int
     world_size: int
@@ -22,12 +28,15 @@ class Ranks:
 
 
 def world_size_from_environment() -> tuple[int, int]:
-    """What torchrun says before any process group exists: all ranks, and those of a node. 1, 1 for plain python."""
+    """(ranks in total, ranks on this node), as set by torchrun. Needs no process group; (1, 1) for plain python."""
     return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def start_process_group(timeout_minutes: float = 30.0) -> Ranks:
-    """Join torchrun's processes, or make a group of one. CUDA with NCCL where there is a GPU for each, else CPU with gloo."""
+    """Join torchrun's processes, or start a group of one.
+
+    The device is CUDA with NCCL if the node has a GPU for every local rank, else the CPU with gloo.
+    """
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if torch.cuda.device_count() >= local_world:
         device = torch.device("cuda", local_rank)
@@ -36,24 +45,22 @@ def start_process_group(timeout_minutes: float = 30.0) -> Ranks:
     else:
         device, backend = torch.device("cpu"), "gloo"
         _keep_freed_memory()
-        # torchrun sets one thread a process; give each its share of the cores instead.
-        torch.set_num_threads(
-            max(1, len(os.sched_getaffinity(0)) // local_world) if hasattr(os, "sched_getaffinity") else 1
-        )
+        # torchrun sets OMP_NUM_THREADS=1; give each process its share of the cores instead.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        torch.set_num_threads(max(1, cores // local_world))
     timeout = timedelta(minutes=timeout_minutes)
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    return Ranks(
-        dist.get_rank(), dist.get_world_size(), local_rank, device, dist.new_group(backend="gloo", timeout=timeout)
-    )
+    flags = dist.new_group(backend="gloo", timeout=timeout)
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device, flags)
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: by default each large tensor goes back to the kernel, and its pages are made anew.
+    """Tell glibc to keep freed memory. By default it returns every large tensor to the kernel and faults new pages in.
 
-    About 15% of a step on a CPU (docs/performance.md). Elsewhere (macOS, musl) there is nothing to tell.
+    Saves about 15% of a step on a CPU (docs/performance.md). No-op on macOS and musl.
     https://man7.org/linux/man-pages/man3/mallopt.3.html
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
@@ -65,10 +72,20 @@ def _keep_freed_memory() -> None:
 
 
 def agree_any(flag: bool, ranks: Ranks) -> bool:
-    """Whether any rank says yes. Every rank must call it at the same place; all get the same answer."""
+    """Whether `flag` is true on any rank. A collective: every rank calls it at the same point and gets the same answer."""
     answer = torch.tensor(int(flag))
     dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=ranks.flags)
     return bool(answer)
+
+
+def broadcast_from_first(value: T, ranks: Ranks) -> T:
+    """Rank 0's `value`, on every rank.
+
+    For everything read from disk: two nodes may see a shared file system at different moments.
+    """
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=ranks.flags)
+    return box[0]
 
 
 def barrier(ranks: Ranks) -> None:
@@ -77,15 +94,21 @@ def barrier(ranks: Ranks) -> None:
 
 
 class StopSignal:
-    """Remembers SIGTERM or SIGINT. Nothing happens in the handler: the loop asks and all ranks agree.
+    """Remembers SIGTERM or SIGINT. The handler only sets `name`; the loop polls `agreed` on all ranks.
 
-    torchrun passes a signal on to workers that may have had it from the terminal too, so a second one changes nothing.
+    torchrun forwards signals to workers that may have received them from the terminal already, so a second one changes
+    nothing.
     """
 
-    def __init__(self) -> None:
-        self.name: str | None = None
+    def __init__(self, ranks: Ranks) -> None:
+        self.name: str | None = None  # of the signal that this process received
+        self.ranks = ranks
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
+
+    def agreed(self) -> bool:
+        """Whether any rank has received a signal. A collective: all ranks get the same answer."""
+        return agree_any(self.name is not None, self.ranks)
 
     def _remember(self, number: int, frame: object) -> None:
         self.name = signal.Signals(number).name

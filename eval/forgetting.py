@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 
 from data.batches import collate, micro_batches, plan_validation
 from data.examples import Documents
-from distributed.process_group import Ranks, StopSignal, agree_any
-from distributed.sharding import reshard
+from distributed.process_group import StopSignal
+from distributed.sharding import evaluating
 from eval.general_text import held_out_texts, pieces
 from eval.questions import Question, beginning, encode_options, read_questions, right_answers
 
@@ -78,14 +78,13 @@ def start_forgetting(
     tokenizer: PreTrainedTokenizerBase,
     row_tokens: int,
     micro_batch: int,
-    ranks: Ranks,
     stop: StopSignal,
     shared_tokens: int | None = None,
 ) -> General:
     """Compute the base's distributions; call it on every rank while the model holds the base's weights.
 
     row_tokens, micro_batch: how much one forward takes, as in training. shared_tokens: with a vocabulary that was extended,
-    the tokens of the old one (`model.ewc.penalty.first_new_row`): KL and agreement are then of the distribution over these, renormalised, since what new rows
+    the tokens of the old one (`model.vocabulary.rows.first_new_row`): KL and agreement are then of the distribution over these, renormalised, since what new rows
     say before they are trained is no knowledge that could be forgotten. Default: the tokens of the tokenizer. A signal ends
     it early; `measure_forgetting` then gives nothing.
     """
@@ -105,13 +104,11 @@ def start_forgetting(
         log_p = scores[:, : general.shared_tokens].log_softmax(-1)
         general.base.append(Distributions(log_p.half().cpu(), log_p.argmax(-1).cpu()))
 
-    _forwards(model, general.texts, general, ranks, stop, remember)
+    _forwards(model, general.texts, general, stop, remember)
     return general
 
 
-def measure_forgetting(
-    general: General, model: torch.nn.Module, ranks: Ranks, stop: StopSignal
-) -> dict[str, float] | None:
+def measure_forgetting(general: General, model: torch.nn.Module, stop: StopSignal) -> dict[str, float] | None:
     """The four figures by the name of their curve. Every rank runs as many forwards. None if a signal came.
 
     The distributions of one chunk at a time are on the device: the logits of model.loss.VISIT_TOKENS tokens, a few times.
@@ -132,12 +129,12 @@ def measure_forgetting(
         nats = torch.nn.functional.cross_entropy(scores, target_ids, reduction="none")
         option_nats.index_add_(0, torch.from_numpy(owners), nats.double().cpu())
 
-    done = _forwards(model, general.texts, general, ranks, stop, compare)
-    done = done and _forwards(model, general.options, general, ranks, stop, answer)
+    done = _forwards(model, general.texts, general, stop, compare)
+    done = done and _forwards(model, general.options, general, stop, answer)
     if not done:
         return None
     sums = torch.cat([text_sums, option_nats])
-    dist.all_reduce(sums, group=ranks.flags)
+    dist.all_reduce(sums, group=stop.ranks.flags)
     tokens = int(general.texts.targets.sum())
     right = right_answers(general.questions, sums[3:].tolist())
     return {
@@ -180,28 +177,19 @@ def documents_of(sequences: Sequence[tuple[list[int], list[bool]]]) -> Documents
     return Documents(ids, is_target, lengths, targets, fingerprint="", report="")
 
 
-def _forwards(
-    model: torch.nn.Module,
-    documents: Documents,
-    general: General,
-    ranks: Ranks,
-    stop: StopSignal,
-    look: Look,
-) -> bool:
-    """Read all documents, spread over the ranks. As many forwards on every rank, empty ones included; in the same order
-    each time. False if a signal came, agreed by all."""
+def _forwards(model: torch.nn.Module, documents: Documents, general: General, stop: StopSignal, look: Look) -> bool:
+    """Read all documents, dealt to the ranks. A collective; forwards come in the same order every time.
+
+    False after a signal, on all ranks.
+    """
+    ranks = stop.ranks
     batch = plan_validation(documents, general.row_tokens, examples_per_step=len(documents)).batch(0)
-    stopped = False
-    training = model.training
-    model.eval()
-    for items in micro_batches(batch.rows, documents, ranks.rank, ranks.world_size, general.micro_batch):
-        stopped = agree_any(stop.name is not None, ranks)
-        if stopped:  # agreed: the same on every rank
-            break
-        read(model, documents, items, ranks.device, look)
-    reshard(model)
-    model.train(training)
-    return not stopped
+    with evaluating(model):
+        for items in micro_batches(batch.rows, documents, ranks.rank, ranks.world_size, general.micro_batch):
+            if stop.agreed():  # the same on every rank
+                return False
+            read(model, documents, items, ranks.device, look)
+    return True
 
 
 def read(model: torch.nn.Module, documents: Documents, items: Sequence[int], device: torch.device, look: Look) -> None:

@@ -8,7 +8,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from model.label_sampling import mixed, sample_labels
+from common.random_bits import hash64_tensor
+from model.label_sampling import sample_labels
 
 ROOM = 64  # tokens for which a cache layer makes room at a time
 Pick = Callable[
@@ -69,7 +70,7 @@ def sampled_answers(
     def pick(logits: torch.Tensor, rows: list[int], step: int) -> torch.Tensor:
         logits = nucleus(logits.float() / sampling.temperature, sampling.top_p)
         number = torch.tensor([numbers[row] for row in rows], device=logits.device)
-        return sample_labels(logits, mixed(sampling.seed, number, torch.full_like(number, step)))
+        return sample_labels(logits, hash64_tensor(sampling.seed, number, torch.full_like(number, step)))
 
     return _answers(model, prompts, stop_ids, max_new_tokens, pick, advance)
 

@@ -1,7 +1,7 @@
-"""How many floating-point operations a step needs, and the peak they are measured against.
+"""How many floating-point operations a step needs, and the peak against which MFU is measured.
 
-Only what the work needs is counted: the head for target tokens alone, attention within each document alone, nothing
-for activation checkpointing's second forward. So MFU is "model FLOPs utilisation" (PaLM, arXiv:2204.02311, app. B).
+Only the necessary work counts: the head for target tokens only, attention within each document only, and nothing for the
+second forward of activation checkpointing. This is "model FLOPs utilization" (PaLM, arXiv:2204.02311, appendix B).
 """
 
 import time
@@ -11,29 +11,32 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from transformers import PretrainedConfig
 
+from common.dtypes import dtype_name
+from distributed.process_group import Ranks, barrier
 from model.language_model import PackedLanguageModel
 
-# Dense bf16 peaks in FLOP/s, from the vendors' data sheets (without sparsity).
+# Dense bf16 peaks in FLOP/s from the vendors' data sheets (without sparsity).
 CUDA_BF16_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 70e12, "L4": 121e12}
 
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs of forward and backward for one of each unit."""
+    """FLOPs of forward and backward per unit of work."""
 
     per_token: float  # in the matrices of all layers
     per_target: float  # in the head
     per_pair: float  # query x key, in one layer
-    windows: tuple[tuple[int | None, int], ...]  # (sliding window in tokens or None, layers that have it)
+    windows: tuple[tuple[int | None, int], ...]  # (sliding window in tokens or None, number of layers that have it)
 
 
 def count_work(model: PackedLanguageModel, config: PretrainedConfig) -> Work:
-    """Count a model's matrices (on meta or sharded, it does not matter).
+    """Count the FLOPs of a model, which may be on meta or sharded.
 
-    A matrix parameter costs 2 in forward and 4 in backward per token; attention 4 per pair, head dimension and head in
-    forward (two products) and twice that in backward, over the pairs that a query may see.
+    Per token, a matrix parameter costs 2 FLOPs in forward and 4 in backward. Attention costs 4 per pair, head dimension and
+    head in forward (two products) and twice that in backward, over the pairs that a query may see.
     """
     head = model.causal_lm.get_output_embeddings()
     matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
@@ -48,7 +51,7 @@ def count_work(model: PackedLanguageModel, config: PretrainedConfig) -> Work:
 
 
 def layer_windows(config: PretrainedConfig) -> list[int | None]:
-    """Of each layer the number of tokens a query sees, itself included; None: all before it."""
+    """For each layer the number of tokens that a query sees, itself included. None: all tokens before it."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
@@ -57,32 +60,55 @@ def layer_windows(config: PretrainedConfig) -> list[int | None]:
 
 
 def step_flops(work: Work, document_lengths: Sequence[int], num_targets: int) -> float:
-    """FLOPs that a step over these documents needs; lengths in tokens, targets over the whole step."""
+    """FLOPs of a step over documents of these lengths (tokens) with `num_targets` target tokens in total."""
     lengths = np.asarray(document_lengths, dtype=np.float64)
     pairs = 0.0
     for window, layers in work.windows:
-        full = lengths if window is None else np.minimum(lengths, window)  # tokens that see all before them
+        full = lengths if window is None else np.minimum(lengths, window)  # tokens that see all tokens before them
         pairs += layers * (full * (full + 1) / 2 + (lengths - full) * full).sum()
     return float(work.per_token * lengths.sum() + work.per_target * num_targets + work.per_pair * pairs)
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """FLOP/s this process can reach at most, and where the figure is from.
+class PeakFlops:
+    """FLOP/s that this process can reach: a CUDA device's data sheet, or the best of several measurements.
 
-    A CUDA device by its data sheet (fp32 without tensor cores is not listed); anything else by a short matrix product.
+    A measurement is too low if another program uses the processor at that moment. Call `measure` several times, spread
+    over the start of a run.
     """
-    if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        for known, peak in CUDA_BF16_PEAKS.items():
-            if known in name:
-                return peak, f"data sheet of {known}, dense bf16"
-    size = 8192 if device.type == "cuda" else 1024
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype, self.flops, self.source = device, dtype, 0.0, ""
+        if device.type == "cuda" and dtype == torch.bfloat16:  # data sheets give no fp32 peak without tensor cores
+            name = torch.cuda.get_device_name(device)
+            known = next((known for known in CUDA_BF16_PEAKS if known in name), None)
+            if known:
+                self.flops, self.source = CUDA_BF16_PEAKS[known], f"data sheet of {known}, dense bf16"
+        self.is_known = self.flops > 0
+
+    def measure(self, ranks: Ranks) -> None:
+        """Time matrix products, on all ranks at once as in training. A collective; no-op with a data sheet."""
+        if self.is_known:
+            return
+        barrier(ranks)
+        size = 8192 if self.device.type == "cuda" else 1024
+        self.source = f"measured: {size} x {size} product in {dtype_name(self.dtype)}"
+        self.flops = max(self.flops, measured_flops(self.device, self.dtype, size))
+
+    def over_all_ranks(self, ranks: Ranks) -> float:
+        """The sum over all ranks. A collective."""
+        total = torch.tensor(self.flops, dtype=torch.float64)
+        dist.all_reduce(total, group=ranks.flags)
+        return total.item()
+
+
+def measured_flops(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 8) -> float:
+    """FLOP/s of the fastest of `repeats` products of two `size` x `size` matrices."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = 0.0
-    for _ in range(8):
+    for _ in range(repeats):
         start = time.perf_counter()
         a @ b
         if device.type == "cuda":
             torch.cuda.synchronize()
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best, f"measured: {size} x {size} product in {str(dtype).removeprefix('torch.')}"
+    return best

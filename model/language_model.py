@@ -1,115 +1,89 @@
-"""The pretrained model as it is trained: built on `meta`, filled slice by slice, returning the sum of losses.
+"""The pretrained model as it is trained: built on `meta`, loaded slice by slice, and returning the sum of losses.
 
-Order (DESIGN): build on meta -> activation checkpointing -> shard -> materialise -> load each rank's own slices ->
-recompute `inv_freq` in fp32. Anything that changes shapes comes before sharding.
+The order is: build on meta -> activation checkpointing -> shard -> materialize -> load each rank's own slices -> recompute
+`inv_freq` in fp32. Everything that changes shapes comes before sharding.
 """
 
 import copy
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from common.errors import UserError, run_hint
+from common.errors import UserError
 from distributed.sharding import local_shard
 from model import packed_attention
+from model.architectures import head_settings
 from model.label_sampling import Draw
-from model.loss import LossBySource, cross_entropy_sum, visit_logits
-from model.rope import check_isolates, fix_frequencies, scaled_config
-
-# Dense text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
-# tests/model/test_equivalence.py runs over exactly these.
-SUPPORTED = (
-    "arcee",
-    "cohere",
-    "cohere2",
-    "ernie4_5",
-    "exaone4",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "glm",
-    "glm4",
-    "granite",
-    "helium",
-    "hunyuan_v1_dense",
-    "llama",
-    "ministral",
-    "mistral",
-    "nanochat",
-    "olmo",
-    "olmo2",
-    "olmo3",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "seed_oss",
-    "smollm3",
-    "starcoder2",
-)
+from model.loss import HeadSettings, LossSums, Visit, cross_entropy_sum, visit_logits
+from model.rope import fix_frequencies
 
 
 class Batch(Protocol):
-    """What the model reads of a micro-batch (data.batches.MicroBatch: model and data do not know each other)."""
+    """The part of a micro-batch that the model reads (data.batches.MicroBatch: model and data do not import each other)."""
 
     input_ids: torch.Tensor  # (1, tokens)
     position_ids: torch.Tensor  # (1, tokens), from 0 in each document
     document_lengths: tuple[int, ...]
     cu_seq_lens: torch.Tensor  # int32 (documents + 1)
-    target_positions: torch.Tensor  # (targets,): where the predicting states are
+    target_positions: torch.Tensor  # (targets,): positions of the states that predict
     target_ids: torch.Tensor  # (targets,)
-    target_sources: torch.Tensor | None  # (targets,): the source of each, where losses are told apart by it
+    target_sources: torch.Tensor | None  # (targets,): source of each target, if there are several
+
+    def to(self, device: torch.device) -> "Batch": ...
 
 
 class PackedLanguageModel(nn.Module):
-    """A causal language model over packed documents. FSDP's root, so that embedding and head are gathered in forward."""
+    """A causal language model over packed documents. It is FSDP's root, so embedding and head are gathered in forward."""
 
     def __init__(self, causal_lm: PreTrainedModel, num_tokens: int | None = None) -> None:
-        """num_tokens: rows of embedding and head that are tokens; what follows them is padding. None: all."""
+        """`num_tokens` rows of embedding and head are tokens; the rows after them are padding. None: all rows."""
         super().__init__()
         self.causal_lm = causal_lm
         self.num_tokens = num_tokens or causal_lm.config.vocab_size
         head = causal_lm.get_output_embeddings()
-        scale, softcap = head_settings(causal_lm.config)
-        # The loss is what the head's forward returns, since a head that is an FSDP unit of its own has its weight
-        # gathered in that forward and nowhere else.
-        head.forward = functools.partial(_head_loss, head, scale=scale, softcap=softcap, num_tokens=self.num_tokens)
+        # The head's forward returns the loss, because FSDP gathers the weight of a head that is its own unit in that
+        # forward and nowhere else.
+        settings = head_settings(causal_lm.config, self.num_tokens)
+        head.forward = functools.partial(_head_loss, head, settings)
 
     def forward(
         self,
         batch: Batch,
-        by_source: LossBySource | None = None,
-        visit: Callable[[torch.Tensor, int], None] | None = None,
+        loss_sums: LossSums | None = None,
+        visit: Visit | None = None,
         draw: Draw | None = None,
     ) -> torch.Tensor:
-        """The sum of the losses of the micro-batch's target tokens, fp32 scalar, in nats; see LossBySource.
+        """The sum of the losses of the micro-batch's target tokens, fp32 scalar, in nats.
 
-        visit: for evaluation; it is called with the logits instead (model.loss.visit_logits), and what returns is 0.
-        draw: for the Fisher diagonal; signs of losses, or labels sampled from the model in place of the data's.
+        loss_sums: also receives each loss by source. visit: for evaluation; it gets the logits instead
+        (`model.loss.visit_logits`), and the result is 0. draw: for the Fisher diagonal; signs of losses, or labels sampled
+        from the model in place of the data's.
         """
         hidden = self.hidden_states(batch)[0, batch.target_positions]
-        if visit is not None:
-            return self.causal_lm.get_output_embeddings()(hidden, batch.target_ids, visit=visit)
-        if by_source is not None:
-            by_source = LossBySource(by_source.sums, batch.target_sources)
-        return self.causal_lm.get_output_embeddings()(hidden, batch.target_ids, by_source=by_source, draw=draw)
+        head = self.causal_lm.get_output_embeddings()
+        return head(hidden, batch.target_ids, batch.target_sources, loss_sums, visit, draw)
 
-    def own_units(self) -> list[nn.Module]:
-        """What to shard by itself before the root: embedding and head, unless they are tied and so must stay together.
+    def extra_fsdp_units(self) -> list[nn.Module]:
+        """[embedding, head] to shard separately before the root, or [] if they are tied and must stay in one unit.
 
-        As units of their own the two are gathered, and their gradients reduced, one after the other.
+        As separate units they are gathered, and their gradients reduced, one after the other.
         """
         embedding, head = self.causal_lm.get_input_embeddings(), self.causal_lm.get_output_embeddings()
         return [] if embedding.weight is head.weight else [embedding, head]
 
+    def vocabulary_weights(self) -> list[nn.Parameter]:
+        """The weights with one row per token: embedding and head, or the one weight they share."""
+        embedding, head = self.causal_lm.get_input_embeddings().weight, self.causal_lm.get_output_embeddings().weight
+        return [embedding] if embedding is head else [embedding, head]
+
     def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """What the head reads, `(1, tokens, hidden_size)`."""
+        """The input of the head, `(1, tokens, hidden_size)`."""
         return self.causal_lm.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -118,116 +92,32 @@ class PackedLanguageModel(nn.Module):
         ).last_hidden_state
 
 
-def read_model_config(
-    path: str, rope_type: str | None = None, rope_factor: float | None = None, rope_original_length: int | None = None
-) -> PretrainedConfig:
-    """The model's configuration, its RoPE scaled where a type is given (`model.rope.scaled_config`).
-
-    Raises UserError where there is none, where it does not take the scaling, or where it cannot be trained truly.
-    """
-    if not Path(path).is_dir():
-        raise UserError(
-            f"model.path={path} is not a folder; python scripts/fetch_base_model.py ORGANISATION/NAME brings a model to "
-            "artifacts/models/NAME"
-        )
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} holds no model configuration: {str(error).splitlines()[0].rstrip('.')}{run_hint(path)}"
-        ) from error
-    if config.model_type in SUPPORTED:  # others may have no RoPE at all
-        config = scaled_config(config, rope_type, rope_factor, rope_original_length)
-    check_supported(config)
-    return config
-
-
-def check_supported(config: PretrainedConfig) -> None:
-    """Refuse by name, in a UserError, what packed training would compute wrongly and what has not been checked."""
-    kind = config.model_type
-    if kind not in SUPPORTED:
-        reason = _why_not(config)
-        raise UserError(
-            f"model type {kind} {reason}: packed training is for dense text decoders, checked for {', '.join(SUPPORTED)}"
-        )
-    settings = config.to_dict()
-    dropout = [
-        k for k, v in settings.items() if ("dropout" in k or k.endswith("pdrop")) and v and k != "classifier_dropout"
-    ]
-    if dropout:
-        raise UserError(
-            f"the {kind} model has dropout, which packed training does not; set {' and '.join(dropout)} to 0.0 in its "
-            "config.json"
-        )
-    other_layers = set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
-    needs = [
-        name
-        for name, present in {
-            "a bias in the head": settings.get("lm_head_bias"),
-            "attention to later tokens (use_bidirectional_attention)": settings.get("use_bidirectional_attention"),
-            f"layers of type {', '.join(sorted(other_layers))}": other_layers,
-            "quantised weights (quantization_config)": settings.get("quantization_config"),
-        }.items()
-        if present
-    ]
-    if needs:
-        raise UserError(f"the {kind} model needs {' and '.join(needs)}, which packed training does not support")
-    check_isolates(config)
-
-
-def _why_not(config: PretrainedConfig) -> str:
-    """What stands against a model type, from the settings that betray it."""
-    names = set(config.to_dict())
-    for words, signs in {
-        "is an encoder-decoder": names & {"is_encoder_decoder"} and config.is_encoder_decoder,
-        "has more than text (vision or audio)": names & {"vision_config", "audio_config"},
-        "is a mixture of experts": any("expert" in name for name in names),
-        "has state-space, recurrent or convolution layers": any(
-            word in name
-            for name in names
-            for word in ("mamba", "ssm", "state_size", "conv", "linear_num", "lru", "xlstm")
-        ),
-    }.items():
-        if signs:
-            return words
-    return "has not been checked"
-
-
-def head_settings(config: PretrainedConfig) -> tuple[float, float | None]:
-    """(scale, softcap) of the logits, as `model.loss.logits` takes them; (1.0, None) for a plain head."""
-    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
-    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
-    return scale, getattr(config, "final_logit_softcapping", None)  # Gemma 2
-
-
 def _head_loss(
     head: nn.Module,
+    settings: HeadSettings,
     hidden: torch.Tensor,
     target_ids: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-    num_tokens: int,
-    by_source: LossBySource | None = None,
-    visit: Callable[[torch.Tensor, int], None] | None = None,
-    draw: Draw | None = None,
+    target_sources: torch.Tensor | None,
+    loss_sums: LossSums | None,
+    visit: Visit | None,
+    draw: Draw | None,
 ) -> torch.Tensor:
-    """The head's forward: the sum of losses instead of logits. The weight is read here, where FSDP has gathered it."""
-    tokens = head.weight[:num_tokens]  # without padding
+    """The head's forward: the sum of losses instead of logits. It reads the weight here, where FSDP has gathered it."""
     if visit is not None:
-        return visit_logits(hidden, tokens, visit, scale, softcap)
-    weights = None
+        return visit_logits(hidden, head.weight, visit, settings)
+    signs = None
     if draw is not None:
-        target_ids, weights = draw.labels(hidden, tokens, target_ids, scale, softcap), draw.signs
+        target_ids, signs = draw.labels(hidden, head.weight, target_ids, settings), draw.signs
     return cross_entropy_sum(
-        hidden, head.weight, target_ids, scale, softcap, by_source=by_source, weights=weights, num_tokens=num_tokens
+        hidden, head.weight, target_ids, settings, target_sources=target_sources, loss_sums=loss_sums, weights=signs
     )
 
 
 def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
-    """The model with fp32 parameters that have shapes but no memory yet, tied where its config ties them.
+    """The model with fp32 parameters that have shapes but no memory yet, tied if its config ties them.
 
-    Where config.json names a multiple (`make_vocab_size_divisible_by`: model/vocabulary/rows.py) embedding and head are padded
-    to it, so that their rows divide over the ranks. Rows of padding are zero and stay so: no softmax sees them.
+    If config.json has `make_vocab_size_divisible_by` (model/vocabulary/rows.py), embedding and head are padded to that
+    multiple, so that their rows divide over the ranks. Rows of padding stay zero, because no softmax sees them.
     """
     multiple = getattr(config, "make_vocab_size_divisible_by", None) or 1
     padded = copy.deepcopy(config)
@@ -243,32 +133,33 @@ def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
 def load_weights(
     model: PackedLanguageModel, path: str, device: torch.device, compute_device: torch.device | None = None
 ) -> None:
-    """Give the (sharded) meta model memory on `device` and read this rank's own slices from the safetensors files.
+    """Materialize the (sharded) meta model on `device` and read this rank's own slices from the safetensors files.
 
-    compute_device: where forward runs and buffers live; another one under CPU offload. Raises UserError where a tensor is
-    missing or has another shape. A parameter with rows of padding gets `unpadded_rows`, by which the export leaves them out.
+    `compute_device` is where forward runs and buffers live; it differs from `device` under CPU offload. A parameter with
+    rows of padding gets the attribute `unpadded_rows`, by which the export cuts them off. Raises UserError if a tensor is
+    missing or has another shape.
     """
     model.to_empty(device=device)
     model.causal_lm.tie_weights()  # to_empty makes two tensors of a tied one (verl#7834)
     files = tensor_files(Path(path))
     names = {id(p): name for name, p in reversed(list(model.causal_lm.named_parameters(remove_duplicate=False)))}
-    of_tokens = [model.causal_lm.get_input_embeddings().weight, model.causal_lm.get_output_embeddings().weight]
     with torch.no_grad():
         for parameter in model.parameters():
             name = _stored_name(names[id(parameter)], parameter, model.causal_lm, files, path)
             with safe_open(files[name], framework="pt") as tensors:
                 stored = tensors.get_slice(name)
                 shape = tuple(parameter.shape)
-                if any(parameter is weight for weight in of_tokens) and shape[0] > model.num_tokens:
+                has_token_rows = any(parameter is weight for weight in model.vocabulary_weights())
+                if has_token_rows and shape[0] > model.num_tokens:
                     parameter.unpadded_rows = model.num_tokens
                     shape = (model.num_tokens, *shape[1:])
                 if tuple(stored.get_shape()) != shape:
                     raise UserError(
-                        f"{files[name]}: {name} has shape {tuple(stored.get_shape())}, config.json wants {shape}"
+                        f"{files[name]}: {name} has shape {tuple(stored.get_shape())}, but config.json needs {shape}"
                     )
                 local, start = local_shard(parameter)
                 if local.dim():
-                    rows = max(0, min(local.shape[0], shape[0] - start))  # of this rank's, those that are no padding
+                    rows = max(0, min(local.shape[0], shape[0] - start))  # this rank's rows that are not padding
                     if rows:
                         local[:rows].copy_(stored[start : start + rows])
                     local[rows:] = 0
@@ -277,45 +168,54 @@ def load_weights(
     _recompute_buffers(model, compute_device or device)
 
 
+def load_for_evaluation(
+    config: PretrainedConfig, path: str, dtype: torch.dtype, device: torch.device
+) -> PackedLanguageModel:
+    """The whole, unsharded model of a directory with parameters in `dtype`, in eval mode. `config` may differ in RoPE."""
+    model = build_on_meta(config).to(dtype)
+    load_weights(model, path, device)
+    return model.eval()
+
+
 def num_parameters(model: nn.Module) -> int:
-    """Parameters of the whole model, tied ones once, whatever this rank holds of them."""
+    """Number of parameters of the whole model, tied ones once, whatever part this rank holds."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def parameter_names(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
-    """Hugging Face name -> parameter, tied ones once: the names of checkpoints and exports."""
+    """Hugging Face name -> parameter, tied ones once: the names in checkpoints and exports."""
     return dict(model.causal_lm.named_parameters())
 
 
 def tensor_files(path: Path) -> dict[str, Path]:
-    """Tensor name -> the safetensors file that holds it."""
+    """Tensor name -> the safetensors file that holds it. Raises UserError if the directory has none."""
     index = path / "model.safetensors.index.json"
     if index.is_file():
         return {name: path / file for name, file in json.loads(index.read_text())["weight_map"].items()}
     single = path / "model.safetensors"
     if not single.is_file():
-        raise UserError(f"{path} holds neither model.safetensors nor model.safetensors.index.json")
+        raise UserError(f"{path} has neither model.safetensors nor model.safetensors.index.json")
     with safe_open(single, framework="pt") as tensors:
         return dict.fromkeys(tensors.keys(), single)
 
 
 def _stored_name(name: str, parameter: nn.Parameter, causal_lm: nn.Module, files: dict, path: str) -> str:
-    """The name the file uses for a parameter: its own, or that of a tensor tied to it."""
+    """The name of a parameter in the files: its own, or that of a tensor tied to it."""
     if name in files:
         return name
     for other, candidate in causal_lm.named_parameters(remove_duplicate=False):
         if candidate is parameter and other in files:
             return other
-    raise UserError(f"{path} holds no tensor {name}; the files do not fit its config.json")
+    raise UserError(f"{path} has no tensor {name}; the files do not match its config.json")
 
 
 def _recompute_buffers(model: PackedLanguageModel, device: torch.device) -> None:
-    """Buffers hold garbage after meta and no file stores them: compute each anew from the model's config, in fp32."""
+    """Recompute each buffer from the model's config in fp32: after meta they hold garbage, and no file stores them."""
     for name, module in model.causal_lm.named_modules():
         for buffer in [b for b, value in module._buffers.items() if value is not None]:
             if hasattr(module, "config") and "RotaryEmbedding" in type(module).__name__:
                 value = type(module)(config=module.config)._buffers[buffer]
-            elif buffer == "embed_scale":  # Gemma's embedding is multiplied by sqrt(hidden_size)
+            elif buffer == "embed_scale":  # Gemma multiplies its embedding by sqrt(hidden_size)
                 value = torch.tensor(module.scalar_embed_scale)
             else:
                 raise UserError(f"{name} ({type(module).__name__}) has a buffer {buffer}, which is not supported")

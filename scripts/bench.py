@@ -53,11 +53,12 @@ from bench.measure import ROOT, Run, watch
 from bench.spec import Spec
 from bench.table import enough, line, parity_difference, render, result
 from bench.workload import Workload, make_workload
-from common.errors import UserError, exit_with_one_sentence
+from common.dtypes import has_native_bf16
+from common.errors import UserError, run_script
 from data.tokens import load_tokenizer
-from distributed.sharding import has_native_bf16
+from model.architectures import read_model_config
 from model.flops import Work, count_work, step_flops
-from model.language_model import build_on_meta, read_model_config
+from model.language_model import build_on_meta
 
 PARITY = 1e-3
 PARITY_RATE, MATCHED_RATE = 1e-4, 2e-5
@@ -388,4 +389,4 @@ def _version(name: str) -> str | None:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

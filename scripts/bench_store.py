@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 
-from common.errors import UserError, exit_with_one_sentence
+from common.errors import UserError, run_script
 from data.batches import collate, micro_batches, plan_training
 from data.sources import Reader
 from data.token_build import build_store, check_files
@@ -119,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

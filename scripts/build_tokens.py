@@ -18,9 +18,10 @@ import time
 
 from tqdm import tqdm
 
-from common.errors import UserError, exit_with_one_sentence
+from common.errors import UserError, run_script
 from data.token_build import BATCH, SHARD_TOKENS, batches, build_store, check_files, encoder_of, read_pieces
 from data.tokens import load_tokenizer
+from model.architectures import check_model_directory
 
 BENCHMARK_CHARACTERS = 2**25
 TURNS = 3
@@ -90,6 +91,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Do what the command line asks for, and print it."""
     arguments = parse_arguments()
+    if pathlib.Path(arguments.model).is_dir():  # else a hub id
+        check_model_directory(arguments.model, "--model")
     tokenizer = load_tokenizer(arguments.model)
     if arguments.benchmark:
         print(benchmark(arguments.files, tokenizer))
@@ -104,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

@@ -21,8 +21,9 @@ import json
 import subprocess
 from pathlib import Path
 
-from common.errors import UserError, exit_with_one_sentence
-from configs.config import Config, load_config, override
+from common.errors import UserError, run_script
+from configs.config import Config
+from configs.loading.config_file import load_config, override
 from eval.compare_methods import Method, compare_methods, figures, markdown
 from eval.results import prepare_output, read_result
 
@@ -197,4 +198,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

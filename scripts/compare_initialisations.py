@@ -16,7 +16,7 @@ import json
 import random
 from pathlib import Path
 
-from common.errors import UserError, exit_with_one_sentence
+from common.errors import UserError, run_script
 from data.examples import read_examples
 from data.tokens import encode_document, load_tokenizer
 
@@ -83,4 +83,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

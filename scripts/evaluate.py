@@ -26,11 +26,11 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from common.errors import UserError, exit_with_one_sentence
+from common.dtypes import has_native_bf16
+from common.errors import UserError, run_script
 from data.examples import read_examples
 from data.tokens import encode_example, encode_prompt, load_tokenizer
 from distributed.process_group import Ranks, start_process_group
-from distributed.sharding import has_native_bf16
 from eval import general_text, report
 from eval.generate import greedy_answers
 from eval.perplexity import target_losses, total, windows
@@ -210,4 +210,4 @@ def print_result(result: dict, before: dict | None, show: int) -> None:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

@@ -21,17 +21,18 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from common.errors import UserError, exit_with_one_sentence
+from common.dtypes import has_native_bf16
+from common.errors import UserError, run_script
 from data.files import read_file
 from data.tokens import load_tokenizer
 from distributed.process_group import start_process_group
-from distributed.sharding import has_native_bf16
 from eval import general_text
 from eval.compare_models import Loaded, before_after, table
 from eval.forgetting import spread_over
 from eval.questions import read_questions
 from eval.results import prepare_output, write_result
-from model.language_model import build_on_meta, load_weights, read_model_config
+from model.architectures import read_model_config
+from model.language_model import build_on_meta, load_weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -111,4 +112,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

@@ -20,13 +20,14 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from common.errors import UserError, exit_with_one_sentence
+from common.dtypes import has_native_bf16
+from common.errors import UserError, run_script
 from data.files import read_file
 from data.tokens import load_tokenizer
-from distributed.sharding import has_native_bf16
 from eval import general_text
 from eval.positions import Bucket, buckets, cut, losses_by_position
-from model.language_model import build_on_meta, load_weights, read_model_config
+from model.architectures import read_model_config
+from model.language_model import build_on_meta, load_weights
 from model.rope import STRETCHING
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -135,4 +136,4 @@ def table(results: dict[str, list[Bucket]]) -> str:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

@@ -25,15 +25,16 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PretrainedConfig
 
-from common.errors import UserError, exit_with_one_sentence
+from common.dtypes import has_native_bf16
+from common.errors import UserError, run_script
 from data.files import read_file
 from data.regulator.dpm import DISTILLED, load_cells
 from data.regulator.forms import form_texts
 from data.tokens import load_tokenizer
-from distributed.sharding import has_native_bf16
 from eval import general_text
 from eval.positions import losses_by_position
-from model.language_model import PackedLanguageModel, build_on_meta, load_weights, read_model_config
+from model.architectures import read_model_config
+from model.language_model import PackedLanguageModel, build_on_meta, load_weights
 from model.vocabulary.candidates import PATTERNS, NewToken, find_new_tokens
 from model.vocabulary.rows import INITIALISATIONS, NOISE, new_rows, write_extended_model
 from model.vocabulary.tokenizer import (
@@ -258,4 +259,4 @@ def loss_table(losses: dict[str, dict[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

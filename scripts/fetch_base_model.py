@@ -19,7 +19,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-from common.errors import UserError, exit_with_one_sentence
+from common.errors import UserError, run_script
 from model.gguf_conversion import convert_gguf, greedy_completion, tensor_digest
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -187,4 +187,4 @@ def sha256(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

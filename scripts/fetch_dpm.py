@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.errors import UserError, exit_with_one_sentence
+from common.errors import UserError, run_script
 from data.regulator.dpm import DISTILLED, load_cells
 from data.regulator.dpm_distil import distil, write_built_in
 
@@ -80,4 +80,4 @@ def download(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

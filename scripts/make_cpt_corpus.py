@@ -22,7 +22,7 @@ from collections import Counter
 
 from tqdm import tqdm
 
-from common.errors import UserError, exit_with_one_sentence
+from common.errors import UserError, run_script
 from data.regulator.dpm import RELEASE
 from data.regulator.dpm_corpus import (
     Document,
@@ -179,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from tqdm import tqdm
 
-from common.errors import UserError, exit_with_one_sentence
+from common.errors import UserError, run_script
 from data.regulator.archive import (
     Case,
     Letter,
@@ -200,4 +200,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

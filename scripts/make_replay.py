@@ -32,7 +32,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from common.errors import UserError, exit_with_one_sentence
+from common.errors import UserError, run_script
 from data.files import read_file
 from data.replay_filters import Evaluated, Filters, ended, filtered, normalised
 from data.tokens import PLAIN_CHAT_TEMPLATE, encode_prompt, load_tokenizer
@@ -252,4 +252,4 @@ def write(path: Path, lines: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

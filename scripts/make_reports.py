@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from common.errors import UserError, exit_with_one_sentence
+from common.errors import UserError, run_script
 from data.regulator.baselines import nearest_letters
 from data.regulator.card import SOURCES, letter_of, report_of, split_summary, violation_baselines, write_splits
 from data.regulator.corpus import PROFILES, make_filings
@@ -252,4 +252,4 @@ def report(card: dict) -> None:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from common.errors import UserError, exit_with_one_sentence
+from common.errors import UserError, run_script
 
 
 def read_curve(run: Path, key: str) -> tuple[list[int], list[float]]:
@@ -56,4 +56,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

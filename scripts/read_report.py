@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.errors import UserError, exit_with_one_sentence
+from common.errors import UserError, run_script
 from data.regulator.dpm import load_cells
 from data.regulator.render import STYLES, render_report
 from data.regulator.report import Fact, Report
@@ -152,4 +152,4 @@ def find_reports(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    exit_with_one_sentence(main)
+    run_script(main)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from configs.config import _nearest
+from configs.loading.config_file import nearest
 
 # Blocks that are read key by key. The `params` of optimizer and scheduler depend on their type and stay whole here.
 _TOP = ("optimizer", "scheduler", "bf16", "fp16", "data_types", "zero_optimization")
@@ -153,7 +153,7 @@ def unpack_params(file: DeepSpeedFile, block: str, params: dict, known: tuple[st
     """Put `params` beside the other settings by dotted names. Raises UserError for a key that is not `known`."""
     for key, value in params.items():
         if key not in known:
-            raise UserError(f"{file.path}: unknown key {block}.params.{key}{_nearest(key, list(known))}")
+            raise UserError(f"{file.path}: unknown key {block}.params.{key}{nearest(key, list(known))}")
         if value == "auto":
             file.auto.append(f"{block}.params.{key}")
         elif value is not None:
@@ -188,7 +188,7 @@ def _flatten(file: DeepSpeedFile, block: dict, prefix: str) -> None:
         name = RENAMED.get(prefix + key, prefix + key)
         if name not in KNOWN:
             elsewhere = [known for known in KNOWN if known.endswith(f".{key}")]
-            hint = f"; did you mean {elsewhere[0]}?" if elsewhere else _nearest(name, list(KNOWN))
+            hint = f"; did you mean {elsewhere[0]}?" if elsewhere else nearest(name, list(KNOWN))
             if "did you mean" not in hint:  # all that it has would be a page
                 hint = "; nothing here is named like it, remove it"
             raise UserError(f"{file.path}: unknown key {name}{hint}")

@@ -1,63 +1,82 @@
-"""Which documents of the old domain the Fisher diagonal is estimated from, square by square (model/ewc/fisher.py).
+"""The documents of the old domain from which the Fisher diagonal is estimated, in groups.
 
-A square is a fixed set of documents, whose gradients are added up before they are squared. Which documents it holds
-depends neither on the ranks nor on packing.
+A group is a fixed set of documents whose gradients are added before they are squared (model/ewc/fisher.py). It depends
+neither on the number of ranks nor on packing. The functions of data/batches.py come in as arguments, because model and
+data do not import each other.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
 
 from common.permutation import permuted
-from data.batches import MicroBatch, collate, micro_batches
-from data.examples import Documents
-from data.sources import Windows
+from model.language_model import Batch
 
-_NUMBER_BITS = 20  # of a document's number in its item: a window holds at most as many documents as tokens
+_DOCUMENT_BITS = 20  # for a document's number within its item; a window has at most as many documents as tokens
+
+Deal = Callable[[tuple[tuple[int, ...], ...], "Source", int, int, int], list[tuple[int, ...]]]  # micro_batches
+Collate = Callable[[tuple[int, ...], "Source"], Batch]
+
+
+class Source(Protocol):
+    """The part of a source (data/sources.py) that is used here. An item is a document, or a window of a token store."""
+
+    fingerprint: str
+
+    def document_lengths(self, index: int) -> tuple[int, ...]: ...
+    def num_targets(self, index: int) -> int: ...
+    def items_with_targets(self) -> Sequence[int]: ...
+
+
+class Settings(Protocol):
+    """The part of the config's `ewc` section that is used here."""
+
+    documents: int
+    batch: int
+    seed: int
 
 
 @dataclass(frozen=True)
 class FisherBatches:
-    """Items of a source (a document each, or a window of a token store), and how they are gone through."""
+    """Items of a source in groups of `group_size`: group g is items[g * group_size : (g + 1) * group_size]."""
 
-    source: Documents | Windows
-    items: tuple[int, ...]  # square s is items[s * batch : (s + 1) * batch]
+    source: Source
+    items: tuple[int, ...]
     num_targets: int  # of all items
-    batch: int
-    capacity: int  # tokens of a micro-batch on one rank; 0: `micro_batch` items whatever their length
+    group_size: int
+    capacity: int  # tokens of a micro-batch on one rank; 0: `micro_batch` items, whatever their length
     micro_batch: int
+    deal: Deal
+    collate: Collate
 
     @property
     def num_documents(self) -> int:
-        """Items of all squares."""
+        """Number of items in all groups."""
         return len(self.items)
 
     @property
-    def num_squares(self) -> int:
-        """The last one may be smaller."""
-        return -(-len(self.items) // self.batch)
+    def num_groups(self) -> int:
+        """Number of groups. The last one may be smaller."""
+        return -(-len(self.items) // self.group_size)
 
-    @property
-    def fingerprint(self) -> str:
-        """Of the whole source."""
-        return self.source.fingerprint
+    def micro_batches(self, group: int, rank: int, world_size: int) -> list[tuple[Batch, torch.Tensor]]:
+        """This rank's micro-batches of a group; every rank gets the same number.
 
-    def micro_batches(self, square: int, rank: int, world_size: int) -> list[tuple[MicroBatch, torch.Tensor]]:
-        """Those of a rank, as many on every one, each with the numbers of its documents in the whole data, int64 `(documents,)`.
-
-        Every rank gets its share of a square, however short the documents are: they are dealt out before they are packed.
+        Each comes with the numbers of its documents in the whole data, int64 `(documents,)`. Documents are dealt to the
+        ranks before they are packed, so that every rank gets its share however short they are.
         """
-        items = self.items[square * self.batch : (square + 1) * self.batch]
+        items = self.items[group * self.group_size : (group + 1) * self.group_size]
         size = self.micro_batch
         if self.capacity:
             size = max(1, self.capacity // max(sum(self.source.document_lengths(item)) for item in items))
-        dealt = micro_batches(tuple((item,) for item in items), self.source, rank, world_size, size)
-        return [(collate(mine, self.source), self._numbers(mine)) for mine in dealt]
+        dealt = self.deal(tuple((item,) for item in items), self.source, rank, world_size, size)
+        return [(self.collate(mine, self.source), self._document_numbers(mine)) for mine in dealt]
 
-    def _numbers(self, items: tuple[int, ...]) -> torch.Tensor:
+    def _document_numbers(self, items: tuple[int, ...]) -> torch.Tensor:
         numbers = [
-            (item << _NUMBER_BITS) + number
+            (item << _DOCUMENT_BITS) + number
             for item in items
             for number in range(len(self.source.document_lengths(item)))
         ]
@@ -65,22 +84,15 @@ class FisherBatches:
 
 
 def fisher_batches(
-    source: Documents | Windows,
-    documents: int,
-    batch: int,
-    seed: int,
-    sequence_length: int,
-    micro_batch: int,
-    packing: bool,
+    source: Source, settings: Settings, capacity: int, micro_batch: int, deal: Deal, collate: Collate
 ) -> FisherBatches:
-    """`documents` items of a source, drawn without replacement, `batch` a square over all ranks; all where it has fewer.
+    """`settings.documents` items of a source, drawn without replacement (all items if it has fewer), in groups.
 
-    Items without a target are left out: their gradient is zero. A forward on one rank takes what fits into `micro_batch`
-    rows of `sequence_length` tokens, or without packing `micro_batch` items.
+    Items without a target are left out, because their gradient is zero. A forward on one rank takes items of together at
+    most `capacity` tokens, or with capacity 0 (no packing) `micro_batch` items.
     """
-    usable = range(len(source)) if isinstance(source, Windows) else np.flatnonzero(source.targets)
-    count = min(documents, len(usable))
-    items = tuple(int(usable[permuted(i, len(usable), (seed,))]) for i in range(count))
+    usable = source.items_with_targets()
+    count = min(settings.documents, len(usable))
+    items = tuple(int(usable[permuted(i, len(usable), (settings.seed,))]) for i in range(count))
     num_targets = sum(source.num_targets(item) for item in items)
-    capacity = micro_batch * sequence_length if packing else 0
-    return FisherBatches(source, items, num_targets, batch, capacity, micro_batch)
+    return FisherBatches(source, items, num_targets, settings.batch, capacity, micro_batch, deal, collate)

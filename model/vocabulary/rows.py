@@ -119,3 +119,9 @@ def vocabulary_tensors(config: PretrainedConfig) -> dict[str, int]:
     embedding, head = causal_lm.get_input_embeddings().weight, causal_lm.get_output_embeddings().weight
     named = causal_lm.named_parameters(remove_duplicate=False)
     return {name: int(p is not embedding) for name, p in named if p is embedding or p is head}
+
+
+def first_new_row(model_path: str | Path) -> int | None:
+    """Index of the first row that belongs to a new token, in a model made by scripts/extend_vocabulary.py; else None."""
+    record = Path(model_path) / "new_tokens.json"
+    return json.loads(record.read_text(encoding="utf-8"))["first_id"] if record.is_file() else None

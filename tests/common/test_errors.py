@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import UserError, exit_code_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def raising(error: BaseException) -> None:
@@ -23,17 +23,17 @@ def test_a_mistake_and_a_full_disk_are_a_sentence_and_a_bug_is_not(capsys) -> No
     assert exit_code_of(lambda: raising(OSError(errno.ENOSPC, "No space left on device", "a/file"))) == 2
     assert exit_code_of(lambda: raising(OSError(errno.ENOSPC, "No space left on device"))) == 2
     assert exit_code_of(lambda: raising(KeyboardInterrupt())) == 130
-    full = "the disk is full; free some room and run the same command again\n"
+    full = "the disk is full; free some space and run the same command again\n"
     assert capsys.readouterr().err == f"error: a file, line 3: what is wrong\nerror: a/file: {full}error: {full}"
     with pytest.raises(PermissionError):
         exit_code_of(lambda: raising(PermissionError(errno.EACCES, "Permission denied", "a/file")))
 
 
 @pytest.mark.parametrize("code", [0, 2])
-def test_under_torchrun_the_interpreter_is_not_taken_down(code) -> None:
-    script = f"import atexit; from common.errors import leave; atexit.register(print, 'taken down'); print('done'); leave({code})"
+def test_under_torchrun_interpreter_shutdown_is_skipped(code) -> None:
+    script = f"import atexit; from common.errors import exit_process; atexit.register(print, 'shut down'); print('done'); exit_process({code})"
     environment = {key: value for key, value in os.environ.items() if key != "RANK"}
-    for worker, said in (({}, "done\ntaken down\n"), ({"RANK": "0"}, "done\n")):
+    for worker, said in (({}, "done\nshut down\n"), ({"RANK": "0"}, "done\n")):
         command = [sys.executable, "-c", script]
         answer = subprocess.run(command, cwd=ROOT, env=environment | worker, capture_output=True, text=True)
         assert (answer.returncode, answer.stdout) == (code, said)

@@ -6,18 +6,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from configs.config import (
-    Batch,
-    Config,
-    Data,
-    Model,
-    Optimizer,
-    Run,
-    Source,
-    load_config,
-    override,
-    schedule_warnings,
-)
+from configs.config import Batch, Config, Data, Model, Optimizer, Run, Source
+from configs.loading.config_file import load_config, override
+from training.description import schedule_warnings
 
 BASE = Config(Model("m"), Data(("a.jsonl",)), Batch(global_examples=4), Optimizer(1e-5), Run("r"))
 
@@ -35,15 +26,15 @@ def test_a_mix_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("general", "'general' is no source; write NAME:SHARE:FILE,FILE"),
-        ("general:much:a.txt", "'general:much:a.txt' is no source"),
-        ("a:0.1:b.txt:c.txt:d.txt", "is no source"),
+        ("general", "'general' is not a source; write NAME:SHARE:FILE,FILE"),
+        ("general:much:a.txt", "'general:much:a.txt' is not a source"),
+        ("a:0.1:b.txt:c.txt:d.txt", "is not a source"),
         ("general:0.1:", "source general names no file"),
-        ("general:5:a.txt", "the share of general lies between 0 and 1, not 5.0"),
-        ("general:0:a.txt", "the share of general lies between 0 and 1"),
-        ("general:nan:a.txt", "the share of general lies between 0 and 1"),
+        ("general:5:a.txt", "the share of general must be between 0 and 1, not 5.0"),
+        ("general:0:a.txt", "the share of general must be between 0 and 1"),
+        ("general:nan:a.txt", "the share of general must be between 0 and 1"),
         ("a:0.5:a.txt;b:0.5:b.txt", "must add up to less than 1"),
-        ("a:0.1:a.txt;a:0.1:b.txt", "each source needs a name of its own, not a, a"),
+        ("a:0.1:a.txt;a:0.1:b.txt", "source names must be different, not a, a"),
         ("main:0.1:a.txt", "a plain name other than main"),
         ("a/b:0.1:a.txt", "a plain name other than main, not 'a/b'"),
     ],
@@ -55,8 +46,8 @@ def test_a_wrong_mix_is_one_sentence(text, words) -> None:
 
 def test_a_wrong_mix_in_a_config_file_is_one_sentence() -> None:
     for source, words in [
-        (Source("a", "a.txt", 0.1), "paths of a Source must be a list of texts, not 'a.txt'"),
-        (Source("a", ("a.txt",), "5%"), "share of a Source must be a number, not '5%'"),
+        (Source("a", "a.txt", 0.1), "`paths` of a Source must be a list of texts, not 'a.txt'"),
+        (Source("a", ("a.txt",), "5%"), "`share` of a Source must be a number, not '5%'"),
     ]:
         data = dataclasses.replace(BASE.data, mix=(source,))
         with pytest.raises(UserError, match=words):

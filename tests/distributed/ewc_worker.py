@@ -17,17 +17,20 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 import distributed.sharding
-from common.errors import leave
+from common.errors import exit_process
 from configs.config import EWC
-from data.batches import collate
+from data.batches import collate, micro_batches
 from data.examples import load_documents
 from data.tokens import load_tokenizer
-from distributed.optimizer import gradient_norm
-from distributed.process_group import Ranks, start_process_group
-from distributed.sharding import before_micro_batch, decoder_layers, local_shard, make_mesh, spread
+from distributed.gradients import gradient_norm
+from distributed.process_group import Ranks, agree_any, start_process_group
+from distributed.sharding import before_micro_batch, local_shard
+from model.architectures import read_model_config
 from model.ewc.batches import fisher_batches
-from model.ewc.penalty import Penalty, start_ewc
-from model.language_model import build_on_meta, load_weights, parameter_names, read_model_config
+from model.ewc.penalty import Penalty
+from model.ewc.start import start_penalty
+from model.language_model import build_on_meta, load_weights, parameter_names
+from tests.sharded import shard_model
 
 COLLECTIVES = (
     "all_reduce",
@@ -44,23 +47,21 @@ class Stop:
     """A signal that the last rank alone sees, when it asks for the n-th time."""
 
     def __init__(self, after: int | None, ranks: Ranks) -> None:
+        self.ranks = ranks
         self.left = after if after and ranks.rank == ranks.world_size - 1 else None
 
-    @property
-    def name(self) -> str | None:
-        if self.left is None:
-            return None
-        self.left -= 1
-        return "SIGTERM" if self.left < 0 else None
+    def agreed(self) -> bool:
+        if self.left is not None:
+            self.left -= 1
+        return agree_any(self.left is not None and self.left < 0, self.ranks)
 
 
 def make_model(case: dict, ranks: Ranks) -> torch.nn.Module:
     model = build_on_meta(read_model_config(case["model"])).to(getattr(torch, case.get("dtype", "float32")))
-    strategy, offload = case.get("strategy", "full"), case.get("cpu_offload", False)
-    mesh = make_mesh("cpu", ranks.world_size, strategy, case.get("shard_size", ranks.world_size))
     if case.get("mean"):
         distributed.sharding.sum_gradients, keep = lambda model: None, distributed.sharding.sum_gradients
-    spread(model, decoder_layers(model), model.own_units(), mesh, torch.float32, strategy=strategy, cpu_offload=offload)
+    strategy, shard_size = case.get("strategy", "full"), case.get("shard_size")
+    shard_model(model, ranks, strategy, shard_size, case.get("cpu_offload", False))
     if case.get("mean"):
         distributed.sharding.sum_gradients = keep
     load_weights(model, case["model"], torch.device("cpu"))
@@ -86,14 +87,13 @@ def run(case: dict, ranks: Ranks) -> None:
         with torch.no_grad():
             model(collate((0, 1), documents))
     settings = EWC(**({"strength": 20.0, "data": ("old",), "documents": 16} | case.get("ewc", {})))
-    squares = None
+    batches = None
     if not settings.fisher:
-        squares = fisher_batches(
-            documents, settings.documents, settings.batch, settings.seed, 256, 1, case.get("packing", True)
-        )
+        capacity = 256 if case.get("packing", True) else 0
+        batches = fisher_batches(documents, settings, capacity, 1, micro_batches, collate)
     said = []
     stop = Stop(case.get("stop_after"), ranks)
-    penalty = start_ewc(model, settings, folder / "ewc", squares, strategy, ranks, stop, said.append)
+    penalty = start_penalty(model, settings, folder / "ewc", batches, strategy, stop, said.append)
     if penalty is None:
         (folder.with_suffix(f".stopped{ranks.rank}")).touch()
         return
@@ -159,7 +159,7 @@ def main() -> None:
     for case in json.loads(Path(sys.argv[1]).read_text()):
         run(case, ranks)
     torch.distributed.destroy_process_group()
-    leave(0)
+    exit_process(0)
 
 
 if __name__ == "__main__":

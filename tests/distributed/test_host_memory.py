@@ -17,8 +17,9 @@ import resource, sys
 sys.path[0] = {root!r}
 import torch
 from distributed.process_group import start_process_group
-from distributed.sharding import decoder_layers, make_mesh, spread
-from model.language_model import build_on_meta, load_weights, read_model_config
+from model.architectures import read_model_config
+from model.language_model import build_on_meta, load_weights
+from tests.sharded import shard_model
 
 def resident():
     with open("/proc/self/status") as status:
@@ -26,8 +27,7 @@ def resident():
 
 ranks = start_process_group()
 model = build_on_meta(read_model_config({path!r}))
-mesh = make_mesh("cpu", ranks.world_size, "full", 1)
-spread(model, decoder_layers(model), model.own_units(), mesh, torch.float32)
+shard_model(model, ranks)
 before = resident()
 load_weights(model, {path!r}, ranks.device, ranks.device)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

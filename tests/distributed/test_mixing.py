@@ -12,7 +12,7 @@ from configs.config import Source
 from data.batches import Plan, plan_training
 from data.sources import Reader
 from data.token_build import build_store
-from model.loss import LossBySource, cross_entropy_sum
+from model.loss import LossSums, cross_entropy_sum
 from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
 from tests.tiny import SENTENCES, tiny_tokenizer, write_chat_file, write_tiny_model
 
@@ -267,16 +267,17 @@ def test_losses_by_source_change_neither_the_loss_nor_a_gradient(chunk) -> None:
     ids = torch.randint(20, (10,), generator=generator)
     sources = torch.tensor([0, 2, 2, 0, 1, 0, 2, 1, 1, 0])
     found = []
-    for by_source in (None, LossBySource(torch.zeros(3), sources)):
+    for sums in (None, LossSums(3, torch.device("cpu"))):
         inputs = hidden.clone().requires_grad_(), head.clone().requires_grad_()
-        loss = cross_entropy_sum(*inputs, ids, chunk_tokens=chunk, by_source=by_source)
+        loss = cross_entropy_sum(*inputs, ids, chunk_tokens=chunk, target_sources=sources, loss_sums=sums)
         loss.backward()
         found.append((loss.item(), inputs[0].grad, inputs[1].grad))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(a, b) for a, b in zip(found[0][1:], found[1][1:], strict=True))
     expected = torch.nn.functional.cross_entropy(hidden @ head.T, ids, reduction="none")
     expected = torch.stack([expected[sources == source].sum() for source in range(3)])
-    torch.testing.assert_close(by_source.sums, expected)
+    torch.testing.assert_close(sums.by_source, expected)
     with torch.no_grad():  # as in validation
-        cross_entropy_sum(hidden, head, ids, chunk_tokens=chunk, by_source=by_source)
-    torch.testing.assert_close(by_source.sums, 2 * expected)
+        cross_entropy_sum(hidden, head, ids, chunk_tokens=chunk, target_sources=sources, loss_sums=sums)
+    torch.testing.assert_close(sums.by_source, 2 * expected)
+    assert sums.total == 0.0  # the loop's to add

@@ -20,8 +20,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from common.errors import UserError
 from distributed import optimizer as module
 from distributed.checkpoint import load_checkpoint, save_checkpoint
-from distributed.optimizer import bytes_per_parameter, check_memory, make_optimizer, noise, noise_key, parameter_dtype
+from distributed.gradients import bytes_per_parameter
+from distributed.optimizer import check_memory, make_optimizer, parameter_dtype
 from distributed.process_group import Ranks
+from distributed.rounding import noise, noise_key
 from distributed.sharding import local_shard
 
 FORMS = ("16N", "14N", "12N", "8N", "6N")

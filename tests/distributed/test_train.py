@@ -240,7 +240,7 @@ def test_a_validation_cut_off_by_a_signal_is_made_up_for(two) -> None:
     """Its step was saved before it was validated; resumed, it is the best one and is not validated a third time."""
     checkpoints = two / "stopped-validating" / "checkpoints"
     assert (checkpoints / "best").read_text() == "step-000002"
-    assert json.loads((checkpoints / "step-000002" / "state.json").read_text())["evaluated"] == 2
+    assert json.loads((checkpoints / "step-000002" / "state.json").read_text())["evaluated"] == {"validation": 2}
     assert sorted(rows(two / "stopped-validating", "validation/loss")) == [0, 2]
 
 
@@ -272,13 +272,13 @@ def test_five_bad_steps_in_a_row_stop_the_run_with_a_good_checkpoint(folder, two
     assert "error: loss or gradient norm was not finite in 5 steps in a row, up to step 7" in output
     checkpoints = two / "r2-nans" / "checkpoints"
     state = json.loads((checkpoints / (checkpoints / "latest").read_text() / "state.json").read_text())
-    assert (state["step"], state["skipped"]) == (6, 4)  # saved every step; weights are those of step 2
+    assert (state["step"], state["skipped_steps"]) == (6, 4)  # saved every step; weights are those of step 2
 
 
 def test_a_disk_that_rank_0_finds_full_stops_all_ranks_and_the_run_goes_on_from_its_last_checkpoint(
     folder, two
 ) -> None:
-    assert "the checkpoint of step 4 takes" in (folder / "two.out").read_text()
+    assert "the checkpoint of step 4 needs" in (folder / "two.out").read_text()
     assert (folder / "full-disk-latest").read_text() == "step-000002"
     assert largest_difference(weights(two / "r2"), weights(two / "r2-full-disk")) == 0.0
 

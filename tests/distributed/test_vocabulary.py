@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model.language_model import read_model_config
+from model.architectures import read_model_config
 from model.vocabulary.rows import write_extended_model
 from model.vocabulary.tokenizer import extend_tokenizer, read_base_tokenizer, sub_tokens, write_tokenizer
 from tests.distributed.launch import largest_difference, launch, weights

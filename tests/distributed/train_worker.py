@@ -22,7 +22,8 @@ import torch
 import distributed.checkpoint
 import distributed.sharding
 import train
-from common.errors import exit_code_of, leave
+import training.inputs
+from common.errors import exit_code_of, exit_process
 from data.batches import MicroBatch
 from model.language_model import PackedLanguageModel
 
@@ -77,7 +78,7 @@ def plant(name: str | None, set_attribute) -> None:
     elif kind == "mean_of_means":
         # loss_m / n_m / number of micro-batches: what averaging per micro-batch does.
         world_size, rows = int(os.environ.get("WORLD_SIZE", 1)), int(argument)
-        forward, plan_training = PackedLanguageModel.forward, train.plan_training
+        forward, plan_training = PackedLanguageModel.forward, training.inputs.plan_training
 
         def mean(self, batch: MicroBatch, *by_source, **options) -> torch.Tensor:
             return forward(self, batch, *by_source, **options) / max(1, batch.target_ids.numel())
@@ -93,7 +94,7 @@ def plant(name: str | None, set_attribute) -> None:
             return dataclasses.replace(made, batch=batch)
 
         set_attribute(PackedLanguageModel, "forward", mean)
-        set_attribute(train, "plan_training", plan)
+        set_attribute(training.inputs, "plan_training", plan)
     elif kind == "signal_at_micro_batch":
         # A real SIGTERM, to the last rank alone, in the middle of a step.
         count, forward, last = iter(range(10**9)), PackedLanguageModel.forward, int(os.environ.get("WORLD_SIZE", 1)) - 1
@@ -176,7 +177,7 @@ def main() -> None:
             setattr(target, name, value)
         plan_file.with_suffix(f".{number}.rank{RANK}.exit").write_text(str(code))
     destroy()
-    leave(0)
+    exit_process(0)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,21 @@ from pathlib import Path
 root = Path(__file__).resolve().parents[2]
 sys.path[0] = str(root)
 
-import torch
 import torch.distributed as dist
 
-from common.errors import leave
+from common.errors import exit_process
 from data.tokens import load_tokenizer
 from distributed.process_group import StopSignal, start_process_group
-from distributed.sharding import decoder_layers, make_mesh, spread
 from eval import forgetting
 from eval.questions import read_questions
-from model.ewc.penalty import first_new_row
-from model.language_model import build_on_meta, load_weights, read_model_config
+from model.architectures import read_model_config
+from model.language_model import build_on_meta, load_weights
+from model.vocabulary.rows import first_new_row
+from tests.sharded import shard_model
 
 folder = Path(sys.argv[1])
 ranks = start_process_group()
-stop = StopSignal()
+stop = StopSignal(ranks)
 forgetting.pieces = lambda texts: json.loads((folder / "texts.json").read_text())
 forgetting.read_questions = lambda: read_questions()[::4]
 results = {}
@@ -32,16 +32,15 @@ cases = [("base", "full", False), ("base", "grad_op", False), ("base", "none", F
 for name, strategy, offload in [*cases, ("untied", "full", False), ("extended", "full", False)]:
     path = str(folder / name)
     model = build_on_meta(read_model_config(path))
-    mesh = make_mesh("cpu", ranks.world_size, strategy, ranks.world_size)
-    spread(model, decoder_layers(model), model.own_units(), mesh, torch.float32, strategy=strategy, cpu_offload=offload)
+    shard_model(model, ranks, strategy, offload=offload)
     load_weights(model, path, ranks.device)
     model.train()
     shared = first_new_row(path)
     words = load_tokenizer(path)
-    general = forgetting.start_forgetting(model, words, 64, 2, ranks, stop, shared)
-    unchanged = forgetting.measure_forgetting(general, model, ranks, stop)
+    general = forgetting.start_forgetting(model, words, 64, 2, stop, shared)
+    unchanged = forgetting.measure_forgetting(general, model, stop)
     load_weights(model, f"{path}-tuned", ranks.device)
-    tuned = forgetting.measure_forgetting(general, model, ranks, stop)
+    tuned = forgetting.measure_forgetting(general, model, stop)
     assert model.training
     sharded = all(type(p).__name__ == "DTensor" for p in model.parameters())
     results[f"{name} {strategy}{' offload' if offload else ''}"] = {
@@ -52,10 +51,10 @@ for name, strategy, offload in [*cases, ("untied", "full", False), ("extended", 
         "line": general.line(),
     }
 stop.name = "SIGTERM" if ranks.rank == ranks.world_size - 1 else None  # one rank alone has the signal
-results["stopped"] = forgetting.measure_forgetting(general, model, ranks, stop)
+results["stopped"] = forgetting.measure_forgetting(general, model, stop)
 results["stopped at the start"] = forgetting.measure_forgetting(
-    forgetting.start_forgetting(model, words, 64, 2, ranks, stop), model, ranks, stop
+    forgetting.start_forgetting(model, words, 64, 2, stop), model, ranks, stop
 )
 (folder / f"{ranks.world_size}.{ranks.rank}.json").write_text(json.dumps(results))
 dist.destroy_process_group()
-leave(0)
+exit_process(0)

@@ -226,7 +226,8 @@ def test_before_and_after_equal_the_definition_with_another_vocabulary(folder):
 def test_tokens_are_matched_by_their_string(folder, tmp_path):
     """The same model with other ids for its tokens has forgotten nothing; a text is compared up to a token it lacks."""
     from eval.compare_models import Loaded, _compare, shared_ids
-    from model.language_model import build_on_meta, load_weights, read_model_config
+    from model.architectures import read_model_config
+    from model.language_model import build_on_meta, load_weights
 
     def loaded(path: Path) -> Loaded:
         model = build_on_meta(read_model_config(str(path))).eval()

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from eval import positions
 from eval.positions import buckets, cut, losses_by_position
-from model.language_model import build_on_meta, load_weights, read_model_config
+from model.architectures import read_model_config
+from model.language_model import build_on_meta, load_weights
 from tests.tiny import write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

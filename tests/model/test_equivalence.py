@@ -11,16 +11,9 @@ from common.errors import UserError
 from data.batches import MicroBatch, collate
 from data.examples import Documents
 from model import packed_attention
-from model.language_model import (
-    SUPPORTED,
-    build_on_meta,
-    check_supported,
-    head_settings,
-    load_weights,
-    num_parameters,
-    read_model_config,
-)
-from model.loss import cross_entropy_sum, logits
+from model.architectures import SUPPORTED, check_supported, head_settings, read_model_config
+from model.language_model import build_on_meta, load_weights, num_parameters
+from model.loss import HeadSettings, cross_entropy_sum, logits
 from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 
 ALL = FAMILIES | OTHER_FAMILIES
@@ -89,7 +82,7 @@ def test_loss_and_gradients_equal_eager_document_by_document(
     expected = dict(eager.named_parameters())
     ours = dict(packed.causal_lm.named_parameters())
     assert ours.keys() == expected.keys()
-    assert len(packed.own_units()) == (0 if tied else 2)
+    assert len(packed.extra_fsdp_units()) == (0 if tied else 2)
     for name, parameter in ours.items():
         scale = expected[name].grad.abs().max().item()
         assert (parameter.grad - expected[name].grad).abs().max().item() < 1e-5 * max(1.0, scale), name
@@ -109,7 +102,7 @@ def test_a_document_never_sees_the_one_before(tmp_path, family, dtype) -> None:
         made.ids[0], made.ids[1] = first, second
         with torch.no_grad():
             hidden = packed.hidden_states(collate((0, 1), made))[0, length:]
-            seen.append(logits(hidden, head, *settings))
+            seen.append(logits(hidden, head, settings))
     assert all(torch.equal(seen[0], other) for other in seen[1:])
     assert hidden.dtype == dtype and seen[0].std() > 0.01
 
@@ -141,7 +134,8 @@ def test_memory_of_the_loss_does_not_grow_with_targets_times_vocabulary(softcap)
         hidden = torch.randn(targets, 8, requires_grad=True)
         weight = torch.randn(1000, 8, requires_grad=True)
         with LargestTensor() as largest:
-            cross_entropy_sum(hidden, weight, torch.arange(targets), 0.5, softcap, chunk_tokens=16).backward()
+            settings = HeadSettings(0.5, softcap)
+            cross_entropy_sum(hidden, weight, torch.arange(targets), settings, chunk_tokens=16).backward()
         assert largest.numel == 16 * 1000
 
 
@@ -262,7 +256,7 @@ def test_a_missing_tensor_and_a_wrong_shape_are_one_sentence(tmp_path) -> None:
     config = read_model_config(str(path))
     config.num_hidden_layers = 3
     config.layer_types = None
-    with pytest.raises(UserError, match="holds no tensor model.layers.2"):
+    with pytest.raises(UserError, match="has no tensor model.layers.2"):
         load_weights(build_on_meta(config), str(path), torch.device("cpu"))
 
 

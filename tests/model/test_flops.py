@@ -6,8 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.batches import collate
 from model import packed_attention
+from model.architectures import read_model_config
 from model.flops import Work, count_work, layer_windows, step_flops
-from model.language_model import build_on_meta, read_model_config
+from model.language_model import build_on_meta
 from tests.model.test_equivalence import documents, load
 from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 

@@ -13,7 +13,8 @@ from transformers.utils import logging as transformers_logging
 from common.errors import UserError
 from data.batches import MicroBatch, collate
 from data.examples import Documents
-from model.language_model import PackedLanguageModel, build_on_meta, head_settings, load_weights, read_model_config
+from model.architectures import head_settings, read_model_config
+from model.language_model import PackedLanguageModel, build_on_meta, load_weights
 from model.loss import logits
 from model.rope import STRETCHING, check_length, global_parameters, scaled_config, trained_length
 from tests.tiny import write_tiny_model
@@ -73,7 +74,7 @@ def tokens(length: int, seed: int) -> np.ndarray:
 def scores(packed: PackedLanguageModel, made: Documents) -> torch.Tensor:
     with torch.no_grad():
         hidden = packed.hidden_states(collate(tuple(range(len(made))), made))[0]
-        return logits(hidden, packed.causal_lm.get_output_embeddings().weight, *head_settings(packed.causal_lm.config))
+        return logits(hidden, packed.causal_lm.get_output_embeddings().weight, head_settings(packed.causal_lm.config))
 
 
 def test_what_is_written_to_the_config() -> None:

@@ -21,8 +21,8 @@ def test_a_deepspeed_file_stands_between_the_config_and_the_overrides(tmp_path) 
     command = [sys.executable, str(ROOT / "train.py"), "config.py", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
-    assert "error: model.path=elsewhere is not a folder" in done.stderr
+    assert "error: model.path=elsewhere is not a directory" in done.stderr
     assert "deepspeed: zero_optimization.stage=2 -> sharding.strategy=grad_op" in done.stdout
     assert "batch.global_examples=16" in done.stdout
-    assert "sharding.strategy=full on the command line: comes last" in done.stdout
+    assert "sharding.strategy=full on the command line: applied last" in done.stdout
     assert not (tmp_path / "runs").exists()

@@ -16,20 +16,34 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from common.errors import UserError
-from configs.config import EWC, Batch, Config, Data, Model, Optimizer, Run, override
+from common.random_bits import hash64_tensor
+from configs.config import EWC, Batch, Config, Data, Model, Optimizer, Run
+from configs.loading.config_file import override
+from data.batches import collate, micro_batches
 from data.examples import Documents
 from data.sources import Windows
 from distributed.process_group import Ranks
-from model.ewc.anchor import Anchor, kept_as, load_anchor, save_anchor
+from model.architectures import read_model_config
+from model.ewc.anchor import Anchor, load_anchor, save_anchor, scaled_to_dtype
 from model.ewc.batches import fisher_batches
 from model.ewc.fisher import estimate_fisher
-from model.ewc.penalty import first_new_row, group_of, make_penalty, start_ewc
-from model.label_sampling import make_draw, mixed, sample_labels
-from model.language_model import PackedLanguageModel, build_on_meta, load_weights, parameter_names, read_model_config
-from model.loss import cross_entropy_sum
+from model.ewc.penalty import group_of, make_penalty
+from model.ewc.start import start_penalty
+from model.label_sampling import make_draw, sample_labels
+from model.language_model import PackedLanguageModel, build_on_meta, load_weights, parameter_names
+from model.loss import HeadSettings, cross_entropy_sum
+from model.vocabulary.rows import first_new_row
 
 VOCABULARY, DIFFERENT = 16, 64
-NO_SIGNAL = types.SimpleNamespace(name=None)
+
+
+def signal_is(agreed: bool, ranks: Ranks):
+    return types.SimpleNamespace(agreed=lambda: agreed, ranks=ranks)
+
+
+def batches_of(source, documents: int, batch: int, seed: int = 0, capacity: int = 256, micro_batch: int = 1):
+    settings = EWC(documents=documents, batch=batch, seed=seed)
+    return fisher_batches(source, settings, capacity, micro_batch, micro_batches, collate)
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +133,10 @@ def error(estimate: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> 
 def estimate(
     path, ranks, estimator: str, copies: int, batch: int = 4, seed: int = 0, packing: bool = True, change=None
 ):
-    squares = fisher_batches(corpus(copies), 10**6, batch, seed, 256, 1, packing)
-    assert squares.num_documents == copies * DIFFERENT
-    squares = change(squares) if change else squares
-    return estimate_fisher(load(path), squares, estimator, seed, "full", ranks, NO_SIGNAL)
+    batches = batches_of(corpus(copies), 10**6, batch, seed, capacity=256 if packing else 0)
+    assert batches.num_documents == copies * DIFFERENT
+    batches = change(batches) if change else batches
+    return estimate_fisher(load(path), batches, estimator, seed, "full", signal_is(False, ranks))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +152,7 @@ def test_each_estimator_meets_its_own_target(exact, largest, estimator, other) -
 
 
 @pytest.mark.parametrize("estimator", ["model", "empirical"])
-def test_the_error_falls_with_the_number_of_squares(path, ranks, exact, largest, estimator) -> None:
+def test_the_error_falls_with_the_number_of_groups(path, ranks, exact, largest, estimator) -> None:
     """sqrt(2 x batch / n): of 256 documents at 4 a square 18%, at 16 a square 35%; of 4,096 4.4%."""
     mean = functools.partial(sum, start=0.0)
     for copies, batch in ((4, 4), (4, 16)):
@@ -162,14 +176,14 @@ def test_packing_changes_nothing(path, ranks, estimator) -> None:
 class OneNumber:
     """Squares whose micro-batches have one number for all of their documents: one sign for each packed row."""
 
-    def __init__(self, squares) -> None:
-        self.squares = squares
+    def __init__(self, batches) -> None:
+        self.batches = batches
 
     def __getattr__(self, name: str):
-        return getattr(self.squares, name)
+        return getattr(self.batches, name)
 
     def micro_batches(self, *arguments) -> list:
-        dealt = self.squares.micro_batches(*arguments)
+        dealt = self.batches.micro_batches(*arguments)
         return [(batch, numbers[:1].expand(len(numbers))) for batch, numbers in dealt]
 
 
@@ -181,13 +195,13 @@ def test_one_sign_for_a_packed_row_is_found_out(path, ranks, exact) -> None:
 
 def test_labels_are_sampled_from_the_softmax() -> None:
     logits = torch.tensor([[0.0, 1.0, -1.0, 2.0, -9.0]])
-    keys = mixed(3, torch.arange(100_000))
+    keys = hash64_tensor(3, torch.arange(100_000))
     counts = torch.bincount(sample_labels(logits.expand(len(keys), -1), keys), minlength=5)
     expected = logits.softmax(-1)[0] * len(keys)
     assert ((counts - expected).abs() < 4 * expected.sqrt() + 1).all(), (counts, expected)
     # Neighbouring positions, documents and seeds share nothing.
     draws = [
-        sample_labels(torch.zeros(2000, 64), mixed(seed, torch.full((2000,), d), torch.arange(p, p + 2000)))
+        sample_labels(torch.zeros(2000, 64), hash64_tensor(seed, torch.full((2000,), d), torch.arange(p, p + 2000)))
         for seed, d, p in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 2000))
     ]
     for i in range(4):
@@ -199,7 +213,7 @@ def test_a_weight_for_each_target(monkeypatch) -> None:
     torch.manual_seed(0)
     hidden, head = torch.randn(7, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
     ids, weights = torch.randint(0, 11, (7,)), torch.tensor([1.0, -1, 1, 1, -1, -1, 1])
-    loss = cross_entropy_sum(hidden, head, ids, scale=0.5, softcap=2.0, chunk_tokens=3, weights=weights)
+    loss = cross_entropy_sum(hidden, head, ids, HeadSettings(scale=0.5, softcap=2.0), chunk_tokens=3, weights=weights)
     capped = 2.0 * torch.tanh(hidden @ head.T * 0.5 / 2.0)
     expected = (torch.nn.functional.cross_entropy(capped, ids, reduction="none") * weights).sum()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -230,7 +244,7 @@ def test_the_gradient_is_that_of_the_written_penalty(path, ranks, dtype, toleran
     written = sum((30.0 / 2 * fisher[n] * (p - anchor.reference[n]) ** 2).sum() for n, p in parameters.items())
     pull = dict(zip(parameters, torch.autograd.grad(written, parameters.values()), strict=True))
 
-    kept = kept_as(anchor, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype], ranks)
+    kept = scaled_to_dtype(anchor, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype], ranks)
     assert all(0.5 <= float(f.float().max()) <= 1 for f in kept.fisher.values())
     assert {f.dtype for f in kept.fisher.values()} == {{"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]}
     penalty = make_penalty(30.0, parameters, kept)
@@ -257,7 +271,7 @@ def test_the_gradient_is_that_of_the_written_penalty(path, ranks, dtype, toleran
     sizes = {
         n: 8 if dtype == "fp32" else 4 if "norm" in n else 6 for n in parameters
     }  # norms are ones: bf16 holds them
-    assert penalty.bytes() == sum(p.numel() * sizes[n] for n, p in parameters.items())
+    assert penalty.num_bytes() == sum(p.numel() * sizes[n] for n, p in parameters.items())
 
 
 def test_a_small_pull_is_not_lost_in_a_bf16_gradient(path, ranks) -> None:
@@ -267,7 +281,7 @@ def test_a_small_pull_is_not_lost_in_a_bf16_gradient(path, ranks) -> None:
     for name, parameter in parameters.items():
         parameter.data.copy_(anchor.reference[name].float() + 0.5)
         anchor.fisher[name] = 0.5 / (parameter.float() - anchor.reference[name].float())
-    anchor = kept_as(anchor, torch.bfloat16, ranks)
+    anchor = scaled_to_dtype(anchor, torch.bfloat16, ranks)
     penalty, total, steps = make_penalty(2.0**-9, parameters, anchor), 0.0, 200
     for step in range(steps):
         for parameter in parameters.values():
@@ -288,20 +302,20 @@ def test_small_squares_do_not_underflow_in_bf16(path, ranks) -> None:
     parameters = parameter_names(model)
     fisher = {n: torch.full_like(p, 3e-37).detach() for n, p in parameters.items()}
     fisher = {n: f * torch.linspace(1e-2, 1, f.numel()).view_as(f) for n, f in fisher.items()}
-    kept = kept_as(
+    kept = scaled_to_dtype(
         Anchor({n: f.clone() for n, f in fisher.items()}, anchor.exponents, anchor.reference, {}), torch.bfloat16, ranks
     )
     for name in parameters:
         back = kept.fisher[name].double() * 2.0 ** kept.exponents[name]
         assert ((back / fisher[name].double() - 1).abs() < 2**-8).all()
-    again = kept_as(kept, torch.float32, ranks)  # reused in another dtype
+    again = scaled_to_dtype(kept, torch.float32, ranks)  # reused in another dtype
     assert all(torch.equal(again.fisher[n], kept.fisher[n].float()) for n in parameters)
 
 
 def test_the_reference_is_bf16_where_nothing_is_lost(path, ranks) -> None:
     _, anchor = moved(path, torch.bfloat16)
     anchor = Anchor(anchor.fisher, anchor.exponents, {n: r.float() for n, r in anchor.reference.items()}, {})
-    kept = kept_as(anchor, torch.bfloat16, ranks)
+    kept = scaled_to_dtype(anchor, torch.bfloat16, ranks)
     for name, value in anchor.reference.items():
         assert kept.reference[name].dtype == torch.bfloat16 and torch.equal(kept.reference[name].float(), value)
 
@@ -310,12 +324,12 @@ def settings(**changes) -> EWC:
     return EWC(**({"strength": 10.0, "data": ("old.jsonl",), "documents": 64, "estimator": "empirical"} | changes))
 
 
-def start(path, folder, ranks, settings: EWC, stop=NO_SIGNAL, **options):
-    squares = None
+def start(path, folder, ranks, settings: EWC, signal: bool = False, first_new_row: int | None = None):
+    batches = None
     if not settings.fisher:
-        squares = fisher_batches(corpus(1), settings.documents, settings.batch, settings.seed, 256, 1, True)
-    said = []
-    return start_ewc(load(path), settings, folder, squares, "full", ranks, stop, said.append, **options), said
+        batches = batches_of(corpus(1), settings.documents, settings.batch, settings.seed)
+    said, stop = [], signal_is(signal, ranks)
+    return start_penalty(load(path), settings, folder, batches, "full", stop, said.append, first_new_row), said
 
 
 def test_estimated_saved_and_found_again(path, tmp_path, ranks) -> None:
@@ -332,7 +346,7 @@ def test_estimated_saved_and_found_again(path, tmp_path, ranks) -> None:
     for change, words in {"estimator": "model", "documents": 32, "batch": 8, "seed": 1, "dtype": "bf16"}.items():
         with pytest.raises(UserError, match=rf"was made with ewc.{change}=.*, now it is {words}; set it back"):
             start(path, tmp_path / "ewc", ranks, settings(**{change: words}))
-    with pytest.raises(UserError, match="holds the weights of another model than model.path"):
+    with pytest.raises(UserError, match="has the weights of another model than model.path"):
         other = write_model(tmp_path / "other")
         state = load_file(other / "model.safetensors")
         from safetensors.torch import save_file
@@ -342,7 +356,7 @@ def test_estimated_saved_and_found_again(path, tmp_path, ranks) -> None:
 
 
 def test_a_signal_ends_it_and_leaves_nothing(path, tmp_path, ranks) -> None:
-    penalty, _ = start(path, tmp_path / "ewc", ranks, settings(), stop=types.SimpleNamespace(name="SIGTERM"))
+    penalty, _ = start(path, tmp_path / "ewc", ranks, settings(), signal=True)
     assert penalty is None and not (tmp_path / "ewc").exists()
 
 
@@ -352,7 +366,7 @@ def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
     (large / "new_tokens.json").write_text(json.dumps({"first_id": VOCABULARY}))
     assert first_new_row(small) is None
     penalty, _ = start(
-        large, tmp_path / "run" / "ewc", ranks, settings(estimator="model"), new_rows_from=first_new_row(large)
+        large, tmp_path / "run" / "ewc", ranks, settings(estimator="model"), first_new_row=first_new_row(large)
     )
     for name, fisher in penalty.anchor.fisher.items():
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -405,9 +419,9 @@ class Store:
 
 
 def test_documents_of_a_window_have_signs_of_their_own() -> None:
-    squares = fisher_batches(Windows(Store(), "", "", 7.5), 10, 4, 0, 9, 2, True)
-    assert (squares.num_documents, squares.num_squares, squares.num_targets) == (2, 1, 15)
-    ((batch, numbers),) = squares.micro_batches(0, 0, 1)
+    batches = batches_of(Windows(Store(), "", "", 7.5), 10, 4, capacity=18, micro_batch=2)
+    assert (batches.num_documents, batches.num_groups, batches.num_targets) == (2, 1, 15)
+    ((batch, numbers),) = batches.micro_batches(0, 0, 1)
     assert len(set(numbers.tolist())) == 3 and sorted(n >> 20 for n in numbers.tolist()) == [0, 0, 1]
     for seed in range(20):
         signs = make_draw("empirical", batch, numbers, seed).signs
@@ -420,12 +434,12 @@ def test_documents_of_a_window_have_signs_of_their_own() -> None:
 
 def test_ranks_share_the_documents_of_a_square() -> None:
     """However short they are: packed into one row, one rank would have them all."""
-    squares = fisher_batches(corpus(1), 6, 6, 0, 256, 1, True)
-    dealt = [squares.micro_batches(0, rank, 4) for rank in range(4)]
+    batches = batches_of(corpus(1), 6, 6)
+    dealt = [batches.micro_batches(0, rank, 4) for rank in range(4)]
     assert [len(each) for each in dealt] == [1, 1, 1, 1]
     assert sorted(len(numbers) for ((_, numbers),) in dealt) == [1, 1, 2, 2]
     numbers = sorted(n for each in dealt for _, part in each for n in part.tolist())
-    assert numbers == sorted(squares.micro_batches(0, 0, 1)[0][1].tolist()) and len(numbers) == 6
+    assert numbers == sorted(batches.micro_batches(0, 0, 1)[0][1].tolist()) and len(numbers) == 6
 
 
 def test_the_config_says_what_is_missing() -> None:

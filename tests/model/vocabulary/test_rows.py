@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from common.errors import UserError
 from data.batches import collate
 from data.examples import load_documents
-from model.language_model import build_on_meta, load_weights, read_model_config
+from model.architectures import read_model_config
+from model.language_model import build_on_meta, load_weights
 from model.vocabulary.rows import new_rows, vocabulary_tensors, write_extended_model
 from tests.tiny import tiny_tokenizer, write_chat_file, write_tiny_model
 

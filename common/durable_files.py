@@ -1,0 +1,78 @@
+"""Files and directories that are complete or absent, whatever happens to the process or the machine.
+
+Everything is written under a temporary name (`NAME.tmp`), fsynced and renamed. A rename within one file system is
+atomic; the fsync of the parent directory makes it last. https://man7.org/linux/man-pages/man2/rename.2.html
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SUFFIX = ".tmp"
+
+
+def temporary_path(path: Path) -> Path:
+    """The name that `path` has until it is complete."""
+    return path.with_name(path.name + SUFFIX)
+
+
+def publish(path: Path) -> None:
+    """fsync the file or directory at `temporary_path(path)` and rename it to `path`, replacing what is there.
+
+    A directory cannot be replaced atomically: a crash between the removal of the old one and the rename leaves neither
+    under `path`, and the complete new one under its temporary name.
+    """
+    temporary = temporary_path(path)
+    if temporary.is_dir():
+        for part in [*(p for p in temporary.rglob("*") if not p.is_symlink()), temporary]:
+            fsync(part)
+        if path.is_dir():
+            shutil.rmtree(path)
+    else:
+        fsync(temporary)
+    temporary.replace(path)
+    fsync(path.parent)
+
+
+def start_directory(path: Path) -> Path:
+    """An empty directory at `temporary_path(path)`, to be filled and then published."""
+    temporary = temporary_path(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """`with new_directory(path) as temporary:` fills a directory that becomes `path` when the block succeeds."""
+    yield start_directory(path)
+    publish(path)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a small UTF-8 file so that a crash leaves the old content or the new, never a part of it."""
+    temporary_path(path).write_text(text, encoding="utf-8")
+    publish(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """`write_durably` of `value` as indented JSON."""
+    write_durably(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_json_lines(path: Path, values: list[dict]) -> None:
+    """`write_durably` of one JSON object per line. Creates the parent directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+
+
+def fsync(path: Path) -> None:
+    """Flush a file to disk, or the names in a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,27 @@
+"""The command line of train.py: a config file, overrides, and optionally a DeepSpeed JSON between the two."""
+
+import argparse
+from collections.abc import Callable
+
+from configs.config import Config
+from configs.loading.config_file import load_config, override
+from configs.loading.deepspeed import from_deepspeed
+
+
+def config_from_command_line(description: str, world_size: int, say: Callable[[str], None]) -> Config:
+    """Parse sys.argv and return the checked config. `say` gets one line per DeepSpeed setting. Raises UserError."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a run of configs/, e.g. configs/laptop.py")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. batch.global_examples=32")
+    parser.add_argument(
+        "--deepspeed", metavar="FILE", help="apply a DeepSpeed JSON file to the config (docs/migrating.md)"
+    )
+    arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config)
+    if arguments.deepspeed:
+        config, notes = from_deepspeed(config, arguments.deepspeed, world_size)
+        if arguments.overrides:
+            notes.append(f"{', '.join(arguments.overrides)} on the command line: applied last")
+        for note in notes:
+            say(f"deepspeed: {note}")
+    return override(config, arguments.overrides)

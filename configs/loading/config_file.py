@@ -1,0 +1,124 @@
+"""Reading `configs/NAME.py` and applying `section.key=value` overrides, with type checks and suggestions."""
+
+import ast
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+import configs.config as schema
+from common.errors import UserError
+from configs.config import Config, Source, check_config, has_type, type_name
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Execute a config file, apply `section.key=value` overrides and check every value. Raises UserError."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist; available: {_available_configs(path)}")
+    namespace: dict = {"__file__": str(path), "__name__": path.stem}
+    try:
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
+    except TypeError as error:
+        unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        missing = re.match(r"(\w+)\.__init__\(\) missing .*?: (.*)", str(error))
+        if unknown and hasattr(schema, unknown[1]):
+            names = [f.name for f in dataclasses.fields(getattr(schema, unknown[1]))]
+            raise UserError(f"{path}: {unknown[1]} has no key {unknown[2]!r}{nearest(unknown[2], names)}") from error
+        if missing:
+            raise UserError(f"{path}: {missing[1]} needs a value for {missing[2]}") from error
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
+    config = namespace.get("config")
+    if not isinstance(config, Config):
+        raise UserError(f"{path} does not end with `config = Config(...)`")
+    return override(config, overrides)
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """Apply `section.key=value` texts and check every value. Raises UserError."""
+    for text in overrides:
+        config = _override(config, text)
+    check_config(config)
+    return config
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the most similar of `names`, or all of them."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; it has {', '.join(names)}"
+
+
+def _override(config: Config, text: str) -> Config:
+    match = re.fullmatch(r"([a-z_]+)\.([a-z_]+)=(.*)", text, re.DOTALL)
+    if not match:
+        raise UserError(f"{text!r} is not an override; write section.key=value, e.g. optimizer.learning_rate=1e-5")
+    section, key, raw = match.groups()
+    keys = [
+        f"{part.name}.{field.name}"
+        for part in dataclasses.fields(Config)
+        for field in dataclasses.fields(type(getattr(config, part.name)))
+    ]
+    if f"{section}.{key}" not in keys:
+        elsewhere = [name for name in keys if name.endswith(f".{key}")]
+        hint = f"; did you mean {elsewhere[0]}?" if elsewhere else nearest(f"{section}.{key}", keys)
+        raise UserError(f"unknown key {section}.{key}{hint}")
+    values = getattr(config, section)
+    hint = typing.get_type_hints(type(values))[key]
+    value = _parse(raw, hint, f"{section}.{key}")
+    return dataclasses.replace(config, **{section: dataclasses.replace(values, **{key: value})})
+
+
+def _parse(raw: str, hint: object, name: str) -> object:
+    """The text of an override, converted to the type of the key."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in options and raw.lower() in ("none", "null"):
+        return None
+    kind = next(option for option in options if option is not type(None))
+    if kind is str:
+        return raw
+    if kind is bool and raw.lower() in ("true", "false"):
+        return raw.lower() == "true"
+    if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is str:
+        return _split(raw)
+    if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is Source:
+        return () if raw.lower() in ("none", "null") else tuple(_parse_source(part) for part in raw.split(";") if part)
+    try:
+        value = ast.literal_eval(raw)
+    except (ValueError, SyntaxError):
+        value = raw
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is int and type(value) is float and value.is_integer() and "e" in raw.lower():
+        value = int(value)  # e.g. 1e6 tokens
+    if not has_type(value, kind):
+        raise UserError(f"{name} must be {type_name(hint)}, not {raw!r}")
+    return value
+
+
+def _parse_source(text: str) -> Source:
+    name, share, paths, validation = (*text.split(":"), *[""] * 4)[:4]
+    try:
+        if text.count(":") not in (2, 3):
+            raise ValueError
+        return Source(name, _split(paths), float(share), _split(validation))
+    except ValueError as error:
+        raise UserError(
+            f"data.mix: {text!r} is not a source; write NAME:SHARE:FILE,FILE or NAME:SHARE:FILE,FILE:VALIDATION FILES, "
+            "e.g. general:0.05:general.jsonl, with ; between sources"
+        ) from error
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
+
+
+def _available_configs(path: Path) -> str:
+    """The runs beside a config that does not exist: the files that define `config`."""
+    folder = path.parent if path.parent.is_dir() else Path("configs")
+    runs = [f for f in folder.glob("*.py") if re.search(r"^config\s*=", f.read_text(encoding="utf-8"), re.MULTILINE)]
+    return ", ".join(sorted(map(str, runs))) or f"none in {folder}"

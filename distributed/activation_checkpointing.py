@@ -1,0 +1,52 @@
+"""Activation checkpointing (Chen et al., arXiv:1604.06174): keep less for backward and recompute the rest.
+
+https://docs.pytorch.org/docs/stable/checkpoint.html
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+# Outputs that `selective` keeps, because they are expensive to recompute. Norms, activations and RoPE are cheap.
+_EXPENSIVE = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "torch_attn::_varlen_attn",
+)
+
+
+def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
+    """Checkpoint each of `layers`, in place.
+
+    `full` keeps only the layer's input. `selective` also keeps the outputs of matrix products and attention, so only
+    cheap operations are recomputed. `offload` is `full` with the kept inputs in host memory. `none` changes nothing.
+
+    This wraps the layer's forward instead of the layer, so parameter names do not change and FSDP's hooks stay outside.
+    """
+    if mode == "none":
+        return
+    # Models with dropout are refused, so there is no random state to restore for the second forward.
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    if mode == "selective":
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_expensive)
+    for layer in layers:
+        wrapped = functools.partial(checkpoint, layer.forward, **options)
+        layer.forward = functools.partial(_inputs_on_host, wrapped) if mode == "offload" else wrapped
+
+
+def _keep_expensive(context: object, operator: object, *arguments: object, **options: object) -> CheckpointPolicy:
+    kept = operator.name().removesuffix(".default") in _EXPENSIVE
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _inputs_on_host(forward: Callable, *arguments: object, **options: object) -> object:
+    with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
+        return forward(*arguments, **options)

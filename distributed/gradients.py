@@ -1,0 +1,45 @@
+"""The global gradient norm, and the measured memory of weights, gradients and moments."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from distributed.sharding import sum_over_shards
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """Euclidean norm of all gradients together, fp32 scalar, the same on every rank. A collective; clips nothing.
+
+    torch's `clip_grad_norm_` computes in the dtype of the gradients, which is too coarse in bf16, and scales them in
+    another pass. Our optimizers divide by `grad_scale` as they read the gradients.
+    """
+    gradients = [parameter.grad for parameter in parameters]
+    norms = torch._foreach_norm([local(gradient) for gradient in gradients], 2, dtype=torch.float32)
+    return sum_over_shards(torch.stack(norms).square().sum(), gradients[0]).sqrt()
+
+
+def bytes_per_parameter(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Bytes per parameter of this rank's `weights`, `gradients` and `moments`, and their sum `total`.
+
+    Reads only shapes and dtypes. Call it between backward and zero_grad: a missing gradient counts as 0.
+    """
+
+    def size(tensor: torch.Tensor | None) -> int:
+        return 0 if tensor is None else local(tensor).numel() * tensor.dtype.itemsize
+
+    count = max(1, sum(local(p).numel() for p in parameters.values()))
+    states = [value for p in parameters.values() for key, value in optimizer.state[p].items() if key != "step"]
+    parts = {
+        "weights": sum(size(p) for p in parameters.values()) / count,
+        "gradients": sum(size(p.grad) for p in parameters.values()) / count,
+        "moments": sum(size(value) for value in states) / count,
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a (possibly sharded) tensor, detached."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

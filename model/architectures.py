@@ -1,0 +1,135 @@
+"""Which pretrained models can be trained, and the reasons for refusing the others by name."""
+
+import json
+from pathlib import Path
+
+from transformers import AutoConfig, PretrainedConfig
+
+from common.errors import UserError
+from model.loss import HeadSettings
+from model.rope import check_isolates, scaled_config
+
+# Dense text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
+# tests/model/test_equivalence.py covers exactly these.
+SUPPORTED = (
+    "arcee",
+    "cohere",
+    "cohere2",
+    "ernie4_5",
+    "exaone4",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm",
+    "glm4",
+    "granite",
+    "helium",
+    "hunyuan_v1_dense",
+    "llama",
+    "ministral",
+    "mistral",
+    "nanochat",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "seed_oss",
+    "smollm3",
+    "starcoder2",
+)
+
+
+def check_model_directory(path: str | Path, key: str | None = None) -> None:
+    """Raise UserError if `path` is not a Hugging Face model directory. Names the export if it is a run's directory.
+
+    `key`: the config key or option that named it, for the message.
+    """
+    name = f"{key}={path}" if key else f"{path}"
+    if not Path(path).is_dir():
+        raise UserError(
+            f"{name} is not a directory; python scripts/fetch_base_model.py ORGANISATION/NAME downloads a model to "
+            "artifacts/models/NAME"
+        )
+    try:
+        settings = json.loads(Path(path, "config.json").read_text(encoding="utf-8"))
+        problem = None if "model_type" in settings else "its config.json has no model_type"
+    except (OSError, ValueError, TypeError) as error:
+        problem = f"config.json: {error}"
+    if problem:
+        export = Path(path, "export")
+        hint = f"; it is a run's directory, and the run's model is {export}" if export.is_dir() else ""
+        raise UserError(f"{name} is not a model directory ({problem}){hint}")
+
+
+def read_model_config(
+    path: str, rope_type: str | None = None, rope_factor: float | None = None, rope_original_length: int | None = None
+) -> PretrainedConfig:
+    """The model's configuration, with RoPE scaled if a type is given (`model.rope.scaled_config`).
+
+    Raises UserError if there is none, if the model does not support the scaling, or if it cannot be trained correctly.
+    """
+    check_model_directory(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{path} has no valid model configuration: {reason}") from error
+    if config.model_type in SUPPORTED:  # others may have no RoPE at all
+        config = scaled_config(config, rope_type, rope_factor, rope_original_length)
+    check_supported(config)
+    return config
+
+
+def check_supported(config: PretrainedConfig) -> None:
+    """Raise UserError, by name, for what packed training would compute wrongly and for what has not been checked."""
+    kind = config.model_type
+    if kind not in SUPPORTED:
+        raise UserError(
+            f"model type {kind} {_why_unsupported(config)}: packed training supports only dense text decoders, checked for "
+            f"{', '.join(SUPPORTED)}"
+        )
+    settings = config.to_dict()
+    dropout = [
+        k for k, v in settings.items() if ("dropout" in k or k.endswith("pdrop")) and v and k != "classifier_dropout"
+    ]
+    if dropout:
+        raise UserError(
+            f"the {kind} model has dropout, which packed training does not support; set {' and '.join(dropout)} to 0.0 in "
+            "its config.json"
+        )
+    other_layers = set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
+    features = {
+        "a bias in the head": settings.get("lm_head_bias"),
+        "attention to later tokens (use_bidirectional_attention)": settings.get("use_bidirectional_attention"),
+        f"layers of type {', '.join(sorted(other_layers))}": other_layers,
+        "quantised weights (quantization_config)": settings.get("quantization_config"),
+    }
+    present = [name for name, value in features.items() if value]
+    if present:
+        raise UserError(f"the {kind} model needs {' and '.join(present)}, which packed training does not support")
+    check_isolates(config)
+
+
+def head_settings(config: PretrainedConfig, num_tokens: int | None = None) -> HeadSettings:
+    """How the model's head computes logits; `num_tokens` rows of it are tokens, the rest is padding."""
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
+    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
+    return HeadSettings(scale, getattr(config, "final_logit_softcapping", None), num_tokens)  # softcap: Gemma 2
+
+
+def _why_unsupported(config: PretrainedConfig) -> str:
+    """Why a model type is unsupported, inferred from its config."""
+    names = set(config.to_dict())
+    signs = {
+        "is an encoder-decoder": getattr(config, "is_encoder_decoder", False),
+        "has more than text (vision or audio)": names & {"vision_config", "audio_config"},
+        "is a mixture of experts": any("expert" in name for name in names),
+        "has state-space, recurrent or convolution layers": any(
+            word in name
+            for name in names
+            for word in ("mamba", "ssm", "state_size", "conv", "linear_num", "lru", "xlstm")
+        ),
+    }
+    return next((reason for reason, found in signs.items() if found), "has not been checked")

@@ -1,0 +1,89 @@
+"""What a run prints at its start: model, data, how a step is computed, schedule, and warnings about it."""
+
+import torch
+from transformers import PretrainedConfig
+
+from common.dtypes import dtype_name
+from configs.config import Config
+from model.flops import PeakFlops
+from model.language_model import num_parameters
+from training.inputs import Inputs
+
+
+def describe_run(
+    config: Config,
+    inputs: Inputs,
+    model: torch.nn.Module,
+    layers: list[torch.nn.Module],
+    model_config: PretrainedConfig,
+    peak: PeakFlops,
+    peak_flops: float,
+    world_size: int,
+) -> list[str]:
+    """The lines at the start of a run. `peak_flops` is the sum over all ranks."""
+    count, optimizer = num_parameters(model), config.optimizer
+    lines = [
+        f"model {config.model.path}: {count:,} parameters, all trained; {len(layers)} x {type(layers[0]).__name__}"
+    ]
+    lines += inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
+    lines += inputs.validation.lines("validation") if inputs.validation else []
+    lines.append(_batch_line(config, len(inputs.plan.batch(0).rows), world_size))
+    rope = config.model.rope_type or "as in config.json"
+    lines.append(
+        f"sharding {config.sharding.strategy}{' in host memory' if config.sharding.cpu_offload else ''}, compute "
+        f"{dtype_name(peak.dtype)}, optimizer memory {optimizer.memory}, peak {peak_flops / 1e12:.2f} TFLOP/s "
+        f"({peak.source}), window {model_config.max_position_embeddings} positions, RoPE {rope}"
+    )
+    every = config.model.checkpoint_every
+    lines.append(
+        f"activation checkpointing {config.model.activation_checkpointing}"
+        + (f", one layer in {every}" if every > 1 else "")
+        + f"; compile {'on' if config.model.compile else 'off'}"
+    )
+    lines.append(
+        f"schedule: {inputs.total_steps} steps ({inputs.plan.steps_per_epoch[0]} in the first epoch), warm-up "
+        f"{inputs.warmup_steps} steps, peak learning rate {optimizer.learning_rate:g}, cosine to "
+        f"{optimizer.min_lr_ratio:g} of the peak"
+    )
+    warnings = schedule_warnings(config, count, inputs.total_steps, inputs.warmup_steps)
+    return lines + [f"warning: {warning}" for warning in warnings]
+
+
+def memory_line(memory: str, measured: dict[str, float]) -> str:
+    """The bytes per parameter that `optimizer.memory` promises beside the measured ones."""
+    return (
+        f"optimizer memory {memory}: {measured['total']:.2f} bytes per parameter measured (weights "
+        f"{measured['weights']:.2f}, gradients {measured['gradients']:.2f}, moments {measured['moments']:.2f})"
+    )
+
+
+def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps: int) -> list[str]:
+    """Warnings about a learning rate outside the usual range of its stage (above 1B parameters), or never reached."""
+    rate, stage = config.optimizer.learning_rate, config.optimizer.stage
+    warnings = []
+    if count >= 1e9 and stage == "pre-training" and rate > 1e-5:
+        warnings.append(
+            f"learning rate {rate:g} is above 1e-5, the usual maximum for continual pre-training: expect forgetting"
+        )
+    if count >= 1e9 and stage == "fine-tuning" and not 1e-5 <= rate <= 5e-5:
+        warnings.append(
+            f"learning rate {rate:g} is outside 1e-5 to 5e-5, the usual range for full fine-tuning above 1B parameters"
+        )
+    if warmup_steps >= total_steps > 1:
+        warnings.append(
+            f"the warm-up of {warmup_steps} steps covers all {total_steps} steps: the peak learning rate is reached at the "
+            "last step or never"
+        )
+    return warnings
+
+
+def _batch_line(config: Config, rows: int, world_size: int) -> str:
+    """How a step is made up; `rows`: packed rows of the first step."""
+    batch = config.batch
+    examples = f"{batch.global_examples} examples"
+    if batch.global_tokens:
+        examples = f"as many examples as fit into {batch.global_tokens} target tokens"
+    return (
+        f"step: {examples}; the first is packed into {rows} rows of {config.data.sequence_length} tokens, on {world_size} "
+        f"ranks x micro-batches of {batch.micro_batch} rows: accumulation {-(-rows // (world_size * batch.micro_batch))}"
+    )

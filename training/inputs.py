@@ -1,0 +1,62 @@
+"""Everything a run reads: the corpora and the plan of its steps, validation, and the old domain of EWC.
+
+It is read before a process group starts, so that a mistake in a file ends in one sentence.
+"""
+
+import math
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from configs.config import Config
+from data.batches import Plan, collate, micro_batches, plan_training, plan_validation
+from data.files import check_there
+from data.sources import Corpus, Reader
+from model.ewc.batches import FisherBatches, fisher_batches
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The data of a run. `total_steps` and `warmup_steps` are optimizer steps."""
+
+    train: Corpus
+    plan: Plan
+    total_steps: int
+    warmup_steps: int
+    validation: Corpus | None
+    validation_plan: Plan | None
+    fisher_batches: FisherBatches | None  # the documents from which EWC estimates its Fisher diagonal
+
+
+def read_inputs(config: Config, tokenizer: PreTrainedTokenizerBase, vocab_size: int, show_progress: bool) -> Inputs:
+    """Read and tokenize all files of a config, and plan the steps.
+
+    `vocab_size` is the number of rows of the model's embedding. Raises UserError for a missing or bad file.
+    """
+    data, batch, ewc = config.data, config.batch, config.ewc
+    old_domain = ewc.data if ewc.strength else ()
+    mixed_in = [path for source in data.mix for path in (*source.paths, *source.validation)]
+    check_there([*data.train, *data.validation, *old_domain, *mixed_in])
+    reader = Reader(tokenizer, vocab_size, data.sequence_length, data.too_long, show_progress)
+    train = reader.training(data.train, data.mix)
+    validation = reader.validation(data.validation, data.mix)
+    plan = plan_training(
+        train,
+        epochs=config.optimizer.epochs,
+        seed=config.run.seed,
+        sequence_length=data.sequence_length,
+        global_examples=batch.global_examples,
+        global_tokens=batch.global_tokens,
+        packing=data.packing,
+    )
+    total_steps = min(plan.num_steps, config.optimizer.max_steps or plan.num_steps)
+    warmup_steps = config.optimizer.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = math.ceil(config.optimizer.warmup_ratio * total_steps)
+    documents = None
+    if old_domain:
+        source = reader.training(old_domain, ()).sources[0]
+        capacity = batch.micro_batch * data.sequence_length if data.packing else 0
+        documents = fisher_batches(source, ewc, capacity, batch.micro_batch, micro_batches, collate)
+    validation_plan = plan_validation(validation, data.sequence_length) if validation else None
+    return Inputs(train, plan, total_steps, warmup_steps, validation, validation_plan, documents)

@@ -1,0 +1,94 @@
+"""Speed, utilization and losses over the steps since the last logged row, and the line on the terminal."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from data.batches import StepBatch
+from data.sources import Corpus, mean_losses
+from model.flops import Work, step_flops
+from model.loss import LossSums
+from training.progress import Progress
+from training.run_log import peak_memory_gib
+
+
+class Meter:
+    """Adds up finished steps. A row closes the window of steps it covers; pauses do not count as time."""
+
+    def __init__(self, corpus: Corpus, work: Work, peak_flops: float, device: torch.device) -> None:
+        """`work`: FLOPs per unit of this model; `peak_flops`: FLOP/s of all ranks together."""
+        self.corpus, self.work, self.peak_flops, self.device = corpus, work, peak_flops, device
+        self.seconds_per_step = math.nan  # mean over the last closed window
+        self._open_window()
+
+    def _open_window(self) -> None:
+        self.start = time.perf_counter()
+        self.steps, self.tokens, self.flops = 0, 0, 0.0
+        self.loss_sums = LossSums(len(self.corpus.sources), self.device)
+        self.targets = np.zeros(len(self.corpus.sources), dtype=np.int64)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside the block (evaluating, saving) is not time of a step."""
+        begin = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - begin
+
+    def add(self, batch: StepBatch, loss_sums: LossSums) -> None:
+        """Add a finished step; `loss_sums` are over all ranks. Does not wait for the device."""
+        self.steps += 1
+        self.tokens += sum(batch.document_lengths)
+        self.flops += step_flops(self.work, batch.document_lengths, batch.num_target_tokens)
+        self.loss_sums.values.add_(loss_sums.values)
+        self.targets += np.array(batch.targets_by_source)
+
+    def row(self, progress: Progress, epoch: float) -> dict[str, float]:
+        """The window's curves, then a new window. Read the step's loss first: it waits for the device.
+
+        An MFU above 100% means that the peak was measured while the processor was busy; such a row has no train/mfu.
+        """
+        seconds = time.perf_counter() - self.start
+        self.seconds_per_step = seconds / self.steps
+        row = {
+            "train/tokens_per_second": self.tokens / seconds,
+            "train/mfu": self.flops / seconds / self.peak_flops,
+            "train/memory_gib": peak_memory_gib(self.device),
+            "train/epoch": epoch,
+            "train/tokens": progress.tokens,
+            "train/skipped_steps": progress.skipped_steps,
+        }
+        if row["train/mfu"] > 1:
+            del row["train/mfu"]
+        if len(self.corpus.sources) > 1:
+            means = mean_losses(self.corpus, self.loss_sums.by_source.tolist(), self.targets)
+            row |= {f"train/loss/{name}": loss for name, loss in means.items()}
+            row |= _shares(self.corpus.names, progress.targets)
+        self._open_window()
+        return row
+
+    def line(self, row: dict[str, float], step: int, total_steps: int) -> str:
+        """A row in one line: loss, gradient norm, learning rate, speed, memory, time left."""
+        parts = [
+            f"step {step}/{total_steps}",
+            f"loss {row['train/loss']:.4f}",
+            f"grad norm {row['train/grad_norm']:.3f}",
+            f"lr {row['train/learning_rate']:.2e}",
+            f"{row['train/tokens_per_second']:,.0f} tok/s",
+            f"MFU {row['train/mfu']:.1%}" if "train/mfu" in row else "MFU n/a",
+            f"{row['train/memory_gib']:.1f} GiB",
+            f"ETA {self.seconds_per_step * (total_steps - step) / 60:.1f} min",
+        ]
+        if "ewc/penalty" in row:
+            parts.append(f"EWC {row['ewc/penalty']:.3g}, {row['ewc/time']:.1%} of the step")
+        if not (math.isfinite(row["train/loss"]) and math.isfinite(row["train/grad_norm"])):
+            parts.append(f"SKIPPED, not finite ({row['train/skipped_steps']} so far)")
+        return " | ".join(parts)
+
+
+def _shares(names: Sequence[str], targets: Sequence[int]) -> dict[str, float]:
+    """Each source's share of the target tokens trained on so far."""
+    return {f"train/share/{name}": count / sum(targets) for name, count in zip(names, targets, strict=True)}
