@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from data.batches import MicroBatch
-from model.language_model import PackedLanguageModel, head_settings
+from model.architectures import head_settings
+from model.language_model import PackedLanguageModel
 from model.loss import logits
 
 CHUNK_TOKENS = 512  # logits of one chunk in fp32: 512 x 49,152 x 4 bytes = 101 MB, and as much again for the softmax
@@ -63,7 +64,7 @@ def losses_by_position(
         ids = torch.tensor(document, device=device)
         hidden = model.hidden_states(_alone(ids))[0]
         parts = [
-            F.cross_entropy(logits(rows, head, *settings), targets, reduction="none").double().cpu()
+            F.cross_entropy(logits(rows, head, settings), targets, reduction="none").double().cpu()
             for rows, targets in zip(hidden[:-1].split(CHUNK_TOKENS), ids[1:].split(CHUNK_TOKENS), strict=True)
         ]
         losses.append(torch.cat(parts))

@@ -1,6 +1,5 @@
 """Which pretrained models can be trained, and the reasons for refusing the others by name."""
 
-import json
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
@@ -42,7 +41,7 @@ SUPPORTED = (
 
 
 def check_model_directory(path: str | Path, key: str | None = None) -> None:
-    """Raise UserError if `path` is not a Hugging Face model directory. Names the export if it is a run's directory.
+    """Raise UserError if `path` is not a Hugging Face model directory.
 
     `key`: the config key or option that named it, for the message.
     """
@@ -52,15 +51,17 @@ def check_model_directory(path: str | Path, key: str | None = None) -> None:
             f"{name} is not a directory; python scripts/fetch_base_model.py ORGANISATION/NAME downloads a model to "
             "artifacts/models/NAME"
         )
-    try:
-        settings = json.loads(Path(path, "config.json").read_text(encoding="utf-8"))
-        problem = None if "model_type" in settings else "its config.json has no model_type"
-    except (OSError, ValueError, TypeError) as error:
-        problem = f"config.json: {error}"
-    if problem:
-        export = Path(path, "export")
-        hint = f"; it is a run's directory, and the run's model is {export}" if export.is_dir() else ""
-        raise UserError(f"{name} is not a model directory ({problem}){hint}")
+    check_not_a_run(path, key)
+    if not Path(path, "config.json").is_file():
+        raise UserError(f"{name} is not a model directory: it has no config.json")
+
+
+def check_not_a_run(path: str | Path, key: str | None = None) -> None:
+    """Raise UserError if `path` is the directory of a run, whose model is in `export/`."""
+    export = Path(path, "export")
+    if export.is_dir() and not any(Path(path).glob("*.safetensors")):
+        name = f"{key}={path}" if key else f"{path}"
+        raise UserError(f"{name} is the directory of a run, not of a model; the run's model is {export}")
 
 
 def read_model_config(

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from common.errors import UserError, run_script
 from data.token_build import BATCH, SHARD_TOKENS, batches, build_store, check_files, encoder_of, read_pieces
 from data.tokens import load_tokenizer
-from model.architectures import check_model_directory
+from model.architectures import check_not_a_run
 
 BENCHMARK_CHARACTERS = 2**25
 TURNS = 3
@@ -91,8 +91,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Do what the command line asks for, and print it."""
     arguments = parse_arguments()
-    if pathlib.Path(arguments.model).is_dir():  # else a hub id
-        check_model_directory(arguments.model, "--model")
+    check_not_a_run(arguments.model, "--model")
     tokenizer = load_tokenizer(arguments.model)
     if arguments.benchmark:
         print(benchmark(arguments.files, tokenizer))

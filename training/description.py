@@ -22,9 +22,8 @@ def describe_run(
 ) -> list[str]:
     """The lines at the start of a run. `peak_flops` is the sum over all ranks."""
     count, optimizer = num_parameters(model), config.optimizer
-    lines = [
-        f"model {config.model.path}: {count:,} parameters, all trained; {len(layers)} x {type(layers[0]).__name__}"
-    ]
+    layer_class = type(layers[0]).__name__.removeprefix("FSDP")  # the prefix that fully_shard adds
+    lines = [f"model {config.model.path}: {count:,} parameters, all trained; {len(layers)} x {layer_class}"]
     lines += inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
     lines += inputs.validation.lines("validation") if inputs.validation else []
     lines.append(_batch_line(config, len(inputs.plan.batch(0).rows), world_size))

@@ -167,8 +167,11 @@ def test_train_says_one_sentence_with_exit_code_2_before_a_process_group(tmp_pat
         (["data.mix=law:0.1:nothing.jsonl"], "nothing.jsonl does not exist"),
         (["ewc.strength=1", "ewc.data=nothing.jsonl"], "nothing.jsonl does not exist"),
         (["model.path=nowhere"], "model.path=nowhere is not a directory"),
-        ([f"model.path={run}"], f"; it is a run's directory, and the run's model is {run / 'export'}"),
-        (["model.layer_class=Blok"], "model.layer_class=Blok: the model has no module of that class; it has LlamaDecoderLayer"),
+        ([f"model.path={run}"], f"is the directory of a run, not of a model; the run's model is {run / 'export'}"),
+        (
+            ["model.layer_class=Blok"],
+            "model.layer_class=Blok: the model has no module of that class; it has LlamaDecoderLayer",
+        ),
     ]:
         # A rendezvous that nobody answers: a process group would hang here.
         unreachable = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}

@@ -184,7 +184,7 @@ def test_a_saved_one_is_read_and_not_estimated(folder, two_again) -> None:
     assert "estimating" in (folder / "r2-model.said").read_text()
     assert "read from" in (folder / "r2-again.said").read_text()
     for name in ("r1-odd-reused", "r2-odd-reused"):
-        assert "taken from" in (folder / f"{name}.said").read_text()
+        assert "reused from" in (folder / f"{name}.said").read_text()
         assert sorted(p.name for p in (folder / name / "ewc").iterdir()) == [
             "fisher-00001.safetensors",
             "reference-00001.safetensors",

@@ -75,7 +75,7 @@ def test_a_full_disk_stops_with_a_sentence_and_what_was_saved_stays(tmp_path, ra
     save_checkpoint(tmp_path / "run", {"step": 1}, parameters, optimizer, ranks, keep_last=1)
     free = 2 * 2**20
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
-    with pytest.raises(UserError, match="the checkpoint of step 2 takes 3 MiB and the disk has 2 MiB left; free some"):
+    with pytest.raises(UserError, match="the checkpoint of step 2 needs 3 MiB, but the disk has 2 MiB free; free some"):
         save_checkpoint(tmp_path / "run", {"step": 2}, parameters, optimizer, ranks, keep_last=1)
     assert latest_checkpoint(tmp_path / "run").name == "step-000001"
     load_checkpoint(latest_checkpoint(tmp_path / "run"), parameters, optimizer, ranks)
@@ -92,7 +92,7 @@ def test_a_full_disk_stops_with_a_sentence_and_what_was_saved_stays(tmp_path, ra
 
 def test_a_resume_that_does_not_fit_stops_with_a_sentence(tmp_path, ranks) -> None:
     save_checkpoint(tmp_path, {"step": 1}, *checkpointed(4), ranks, keep_last=1)
-    with pytest.raises(UserError, match=r"model.weight has shape \(4,\), the model \(5,\)"):
+    with pytest.raises(UserError, match=r"model.weight has shape \(4,\), but the model has \(5,\)"):
         load_checkpoint(tmp_path / "step-000001", *checkpointed(5), ranks)
     parameters, optimizer = checkpointed(4)
     with pytest.raises(UserError, match="has no model.other"):

@@ -268,7 +268,7 @@ def test_the_step_of_the_noise_must_be_set() -> None:
 
 
 def test_weights_in_another_dtype_are_a_bug() -> None:
-    with pytest.raises(ValueError, match="p0 is torch.float32, optimizer.memory=12N keeps torch.bfloat16"):
+    with pytest.raises(ValueError, match="p0 is torch.float32, but optimizer.memory=12N needs torch.bfloat16"):
         make_optimizer(some_parameters("16N"), settings("12N"), seed=0)
 
 
@@ -315,7 +315,7 @@ def test_8_bit_moments_are_near_the_fp32_ones_even_where_squares_are_tiny() -> N
             optimizer.param_groups[0]["noise_step"] = step
             optimizer.step()
     state = small.state[weight]
-    maps = small.maps["exp_avg_sq"][0]
+    maps = small.code_maps["exp_avg_sq"][0]
     root = maps[state["exp_avg_sq_codes"].int()] * state["exp_avg_sq_scale"]
     torch.testing.assert_close(root, exact.state[twin]["exp_avg_sq"].sqrt(), rtol=0.1, atol=1e-9)
 

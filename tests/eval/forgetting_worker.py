@@ -53,7 +53,7 @@ for name, strategy, offload in [*cases, ("untied", "full", False), ("extended", 
 stop.name = "SIGTERM" if ranks.rank == ranks.world_size - 1 else None  # one rank alone has the signal
 results["stopped"] = forgetting.measure_forgetting(general, model, stop)
 results["stopped at the start"] = forgetting.measure_forgetting(
-    forgetting.start_forgetting(model, words, 64, 2, stop), model, ranks, stop
+    forgetting.start_forgetting(model, words, 64, 2, stop), model, stop
 )
 (folder / f"{ranks.world_size}.{ranks.rank}.json").write_text(json.dumps(results))
 dist.destroy_process_group()

@@ -76,7 +76,7 @@ config = Config(
 
     before = (tmp_path / "out" / "plain" / "export" / "model.safetensors").stat().st_mtime_ns
     again = compare(tmp_path, "--strengths", "1e6", "--only", "plain")
-    assert again.returncode == 0 and "finished before: 2 steps" in again.stdout
+    assert again.returncode == 0 and "already finished: 2 steps" in again.stdout
     assert "== scripts/evaluate" not in again.stdout  # every result is there
     assert (tmp_path / "out" / "plain" / "export" / "model.safetensors").stat().st_mtime_ns == before
     assert again.stdout.split("\n\n")[-2] == done.stdout.split("\n\n")[-2]
