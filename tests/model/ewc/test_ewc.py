@@ -1,7 +1,7 @@
-"""EWC on one process: the Fisher estimators against per-document loops, the penalty against autograd, files and noise.
+"""EWC in one process: the Fisher estimators against per-document loops, the penalty against autograd, files and rounding.
 
-The model here has a vocabulary of 16, so that the expectation over labels can be taken exactly. 64 different documents
-stand 64 times each in a corpus of 4,096, every one with a number, sign and samples of its own.
+The model has a vocabulary of 16, so that the expectation over labels can be computed exactly. The corpus has 4,096
+documents, 64 copies of 64 different ones; every copy has its own document number and therefore its own sign and samples.
 """
 
 import functools
@@ -86,14 +86,14 @@ def load(path) -> PackedLanguageModel:
 
 
 def corpus(copies: int) -> Documents:
-    """Documents of 24 to 40 tokens, most of them targets, each `copies` times.
+    """DIFFERENT documents of 24 to 40 tokens, most of them targets, each repeated `copies` times.
 
-    Some tokens are more frequent, so that gradients of data labels have a mean. There are many targets in a square, so
-    that it is the square of a nearly normal number: a sum of few scores has heavier tails, and its error is larger.
+    Token frequencies differ, so that the mean gradient of data labels is not zero. A group of documents has many targets,
+    so that its gradient is nearly normal: a sum of few scores has heavier tails, and the error of its square is larger.
     """
     rng = np.random.default_rng(0)
-    often = 1 / np.arange(1, VOCABULARY + 1) ** 0.6
-    ids = [rng.choice(VOCABULARY, rng.integers(24, 41), p=often / often.sum()) for _ in range(DIFFERENT)]
+    frequency = 1 / np.arange(1, VOCABULARY + 1) ** 0.6
+    ids = [rng.choice(VOCABULARY, rng.integers(24, 41), p=frequency / frequency.sum()) for _ in range(DIFFERENT)]
     is_target = [rng.random(len(tokens)) < 0.9 for tokens in ids]
     for flags in is_target:
         flags[0], flags[-1] = False, True
@@ -104,7 +104,7 @@ def corpus(copies: int) -> Documents:
 
 @pytest.fixture(scope="module")
 def exact(path) -> dict[str, dict[str, torch.Tensor]]:
-    """Both targets, in fp64, by transformers' eager model and a backward for each document (and each possible label)."""
+    """Both Fisher diagonals in fp64, from transformers' eager model and one backward per document (and possible label)."""
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float64)
     parameters = dict(model.named_parameters())
     found = {kind: {n: torch.zeros_like(p) for n, p in parameters.items()} for kind in ("model", "empirical")}
@@ -124,10 +124,10 @@ def exact(path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def error(estimate: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
-    """Relative, over all parameters together."""
+    """Relative L2 error over all parameters together."""
     assert estimate.keys() == exact.keys()
-    wrong = sum(float((estimate[n].double() - exact[n]).square().sum()) for n in exact)
-    return (wrong / sum(float(f.square().sum()) for f in exact.values())) ** 0.5
+    squared = sum(float((estimate[n].double() - exact[n]).square().sum()) for n in exact)
+    return (squared / sum(float(f.square().sum()) for f in exact.values())) ** 0.5
 
 
 def estimate(
@@ -141,19 +141,19 @@ def estimate(
 
 @pytest.fixture(scope="module")
 def largest(path, ranks) -> dict[str, dict[str, torch.Tensor]]:
-    """Each estimator at 4 documents a square and 4,096 documents."""
+    """Each estimator with 4,096 documents in groups of 4."""
     return {estimator: estimate(path, ranks, estimator, 64, seed=1) for estimator in ("model", "empirical")}
 
 
 @pytest.mark.parametrize("estimator, other", [("model", "empirical"), ("empirical", "model")])
-def test_each_estimator_meets_its_own_target(exact, largest, estimator, other) -> None:
+def test_each_estimator_converges_to_its_own_diagonal(exact, largest, estimator, other) -> None:
     assert error(largest[estimator], exact[estimator]) < 0.05
-    assert error(largest[estimator], exact[other]) > 0.2  # and not the other's
+    assert error(largest[estimator], exact[other]) > 0.2  # and not to the other one
 
 
 @pytest.mark.parametrize("estimator", ["model", "empirical"])
 def test_the_error_falls_with_the_number_of_groups(path, ranks, exact, largest, estimator) -> None:
-    """sqrt(2 x batch / n): of 256 documents at 4 a square 18%, at 16 a square 35%; of 4,096 4.4%."""
+    """sqrt(2 x batch / documents): 18% for 256 documents in groups of 4, 35% in groups of 16, 4.4% for 4,096 documents."""
     mean = functools.partial(sum, start=0.0)
     for copies, batch in ((4, 4), (4, 16)):
         errors = [error(estimate(path, ranks, estimator, copies, batch, seed), exact[estimator]) for seed in range(4)]
@@ -162,8 +162,8 @@ def test_the_error_falls_with_the_number_of_groups(path, ranks, exact, largest, 
     assert 0.4 * 0.044 < error(largest[estimator], exact[estimator]) < 1.3 * 0.044
 
 
-def test_one_document_a_square_needs_no_luck(path, ranks, exact) -> None:
-    """A sign does not change a square: then the empirical estimator is the loop itself."""
+def test_groups_of_one_document_are_exact(path, ranks, exact) -> None:
+    """The sign does not change the square, so the empirical estimator equals the loop over documents."""
     assert error(estimate(path, ranks, "empirical", 1, batch=1), exact["empirical"]) < 1e-5
 
 
@@ -173,8 +173,8 @@ def test_packing_changes_nothing(path, ranks, estimator) -> None:
     assert error(alone, {n: f.double() for n, f in packed.items()}) < 1e-6
 
 
-class OneNumber:
-    """Squares whose micro-batches have one number for all of their documents: one sign for each packed row."""
+class OneNumberPerRow:
+    """Wrong batches: all documents of a micro-batch have the same number, so a packed row has a single sign."""
 
     def __init__(self, batches) -> None:
         self.batches = batches
@@ -187,8 +187,8 @@ class OneNumber:
         return [(batch, numbers[:1].expand(len(numbers))) for batch, numbers in dealt]
 
 
-def test_one_sign_for_a_packed_row_is_found_out(path, ranks, exact) -> None:
-    wrong = estimate(path, ranks, "empirical", 16, change=OneNumber)
+def test_one_sign_per_packed_row_would_be_noticed(path, ranks, exact) -> None:
+    wrong = estimate(path, ranks, "empirical", 16, change=OneNumberPerRow)
     trace = sum(float(f.sum()) for f in wrong.values()) / sum(float(f.sum()) for f in exact["empirical"].values())
     assert trace > 1.2 and error(wrong, exact["empirical"]) > 0.2
 
@@ -199,7 +199,7 @@ def test_labels_are_sampled_from_the_softmax() -> None:
     counts = torch.bincount(sample_labels(logits.expand(len(keys), -1), keys), minlength=5)
     expected = logits.softmax(-1)[0] * len(keys)
     assert ((counts - expected).abs() < 4 * expected.sqrt() + 1).all(), (counts, expected)
-    # Neighbouring positions, documents and seeds share nothing.
+    # Labels at other positions, of other documents or with other seeds are independent.
     draws = [
         sample_labels(torch.zeros(2000, 64), hash64_tensor(seed, torch.full((2000,), d), torch.arange(p, p + 2000)))
         for seed, d, p in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 2000))
@@ -209,7 +209,7 @@ def test_labels_are_sampled_from_the_softmax() -> None:
             assert (draws[i] == draws[j]).float().mean() < 0.04  # 1/64 by chance
 
 
-def test_a_weight_for_each_target(monkeypatch) -> None:
+def test_loss_with_a_weight_per_target(monkeypatch) -> None:
     torch.manual_seed(0)
     hidden, head = torch.randn(7, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
     ids, weights = torch.randint(0, 11, (7,)), torch.tensor([1.0, -1, 1, 1, -1, -1, 1])
@@ -221,8 +221,8 @@ def test_a_weight_for_each_target(monkeypatch) -> None:
         assert (ours - theirs).abs().max() < 1e-6
 
 
-def moved(path, dtype: torch.dtype = torch.float32) -> tuple[PackedLanguageModel, Anchor]:
-    """A model away from its reference, with gradients, and a Fisher diagonal of many sizes."""
+def model_away_from_anchor(path, dtype: torch.dtype = torch.float32) -> tuple[PackedLanguageModel, Anchor]:
+    """A model that differs from its reference and has gradients, and an anchor with a wide range of Fisher values."""
     model = load(path).to(dtype)
     parameters, generator = parameter_names(model), torch.Generator().manual_seed(1)
     reference = {n: p.detach().clone() for n, p in parameters.items()}
@@ -235,14 +235,14 @@ def moved(path, dtype: torch.dtype = torch.float32) -> tuple[PackedLanguageModel
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("fp32", 1e-6), ("bf16", 2**-8)])
-def test_the_gradient_is_that_of_the_written_penalty(path, ranks, dtype, tolerance) -> None:
-    """bf16: of the Fisher diagonal alone, which is rounded once; a reference that bf16 cannot hold stays fp32."""
-    model, anchor = moved(path)
+def test_gradient_is_that_of_the_penalty(path, ranks, dtype, tolerance) -> None:
+    """With bf16 only the Fisher diagonal is rounded; a reference that bf16 cannot represent exactly stays fp32."""
+    model, anchor = model_away_from_anchor(path)
     parameters = parameter_names(model)
     before = {n: p.grad.clone() for n, p in parameters.items()}
     fisher = {n: f.clone() for n, f in anchor.fisher.items()}
-    written = sum((30.0 / 2 * fisher[n] * (p - anchor.reference[n]) ** 2).sum() for n, p in parameters.items())
-    pull = dict(zip(parameters, torch.autograd.grad(written, parameters.values()), strict=True))
+    expected = sum((30.0 / 2 * fisher[n] * (p - anchor.reference[n]) ** 2).sum() for n, p in parameters.items())
+    penalty_gradient = dict(zip(parameters, torch.autograd.grad(expected, parameters.values()), strict=True))
 
     kept = scaled_to_dtype(anchor, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype], ranks)
     assert all(0.5 <= float(f.float().max()) <= 1 for f in kept.fisher.values())
@@ -250,33 +250,37 @@ def test_the_gradient_is_that_of_the_written_penalty(path, ranks, dtype, toleran
     penalty = make_penalty(30.0, parameters, kept)
     penalty.add_gradient(0)
     for name, parameter in parameters.items():
-        wrong = (parameter.grad - before[name] - pull[name]).abs()
-        assert (wrong <= tolerance * pull[name].abs() + 1e-6 * (before[name].abs() + pull[name].abs())).all(), name
+        wrong = (parameter.grad - before[name] - penalty_gradient[name]).abs()
+        assert (
+            wrong
+            <= tolerance * penalty_gradient[name].abs() + 1e-6 * (before[name].abs() + penalty_gradient[name].abs())
+        ).all(), name
 
     row = penalty.curves(seconds_per_step=1.0)
     close = functools.partial(pytest.approx, rel=max(1e-5, tolerance / 4))
-    assert row["ewc/penalty"] == close(written.item())
-    assert row["ewc/grad_norm"] == close(sum(float(g.square().sum()) for g in pull.values()) ** 0.5)
+    assert row["ewc/penalty"] == close(expected.item())
+    assert row["ewc/grad_norm"] == close(sum(float(g.square().sum()) for g in penalty_gradient.values()) ** 0.5)
     drift = {n: (p - anchor.reference[n]).detach() for n, p in parameters.items()}
     assert row["ewc/drift"] == close(sum(float(d.square().sum()) for d in drift.values()) ** 0.5)
     of_layer = [n for n in parameters if n.startswith("model.layers.1.")]
     assert row["ewc/drift/layers.01"] == close(sum(float(drift[n].square().sum()) for n in of_layer) ** 0.5)
-    assert row["ewc/grad_norm/layers.01"] == close(sum(float(pull[n].square().sum()) for n in of_layer) ** 0.5)
-    groups = ("embed_tokens", "layers.00", "layers.01", "norm")  # tied: the head is no group of its own
+    assert row["ewc/grad_norm/layers.01"] == close(
+        sum(float(penalty_gradient[n].square().sum()) for n in of_layer) ** 0.5
+    )
+    groups = ("embed_tokens", "layers.00", "layers.01", "norm")  # the head is tied, so it is not a group
     assert {key for key in row if key.count("/") == 2} == {
         f"ewc/{what}/{group}" for what in ("penalty", "grad_norm", "drift") for group in groups
     }
-    assert sum(row[f"ewc/penalty/{group}"] for group in groups) == close(written.item())
+    assert sum(row[f"ewc/penalty/{group}"] for group in groups) == close(expected.item())
     assert 0 < row["ewc/time"] < 1
-    sizes = {
-        n: 8 if dtype == "fp32" else 4 if "norm" in n else 6 for n in parameters
-    }  # norms are ones: bf16 holds them
+    # Bytes per parameter. The norms of the reference are ones, which bf16 represents exactly.
+    sizes = {n: 8 if dtype == "fp32" else 4 if "norm" in n else 6 for n in parameters}
     assert penalty.num_bytes() == sum(p.numel() * sizes[n] for n, p in parameters.items())
 
 
-def test_a_small_pull_is_not_lost_in_a_bf16_gradient(path, ranks) -> None:
-    """A thousandth of the gradient, less than half of its last bit: lost every time by rounding to nearest."""
-    model, anchor = moved(path, torch.bfloat16)
+def test_small_penalty_gradient_is_not_lost_in_a_bf16_gradient(path, ranks) -> None:
+    """A thousandth of the gradient is less than half of its last bit, so rounding to nearest would always lose it."""
+    model, anchor = model_away_from_anchor(path, torch.bfloat16)
     parameters = parameter_names(model)
     for name, parameter in parameters.items():
         parameter.data.copy_(anchor.reference[name].float() + 0.5)
@@ -294,11 +298,11 @@ def test_a_small_pull_is_not_lost_in_a_bf16_gradient(path, ranks) -> None:
     for parameter in parameters.values():
         parameter.grad = torch.ones_like(parameter)
     penalty.add_gradient(steps - 1)
-    assert all(torch.equal(p.grad, first[n]) for n, p in parameters.items())  # the same step, the same rounding
+    assert all(torch.equal(p.grad, first[n]) for n, p in parameters.items())  # rounding is a function of the step
 
 
 def test_small_squares_do_not_underflow_in_bf16(path, ranks) -> None:
-    model, anchor = moved(path)
+    model, anchor = model_away_from_anchor(path)
     parameters = parameter_names(model)
     fisher = {n: torch.full_like(p, 3e-37).detach() for n, p in parameters.items()}
     fisher = {n: f * torch.linspace(1e-2, 1, f.numel()).view_as(f) for n, f in fisher.items()}
@@ -308,12 +312,12 @@ def test_small_squares_do_not_underflow_in_bf16(path, ranks) -> None:
     for name in parameters:
         back = kept.fisher[name].double() * 2.0 ** kept.exponents[name]
         assert ((back / fisher[name].double() - 1).abs() < 2**-8).all()
-    again = scaled_to_dtype(kept, torch.float32, ranks)  # reused in another dtype
+    again = scaled_to_dtype(kept, torch.float32, ranks)  # converted to another dtype
     assert all(torch.equal(again.fisher[n], kept.fisher[n].float()) for n in parameters)
 
 
-def test_the_reference_is_bf16_where_nothing_is_lost(path, ranks) -> None:
-    _, anchor = moved(path, torch.bfloat16)
+def test_reference_is_bf16_if_that_is_exact(path, ranks) -> None:
+    _, anchor = model_away_from_anchor(path, torch.bfloat16)
     anchor = Anchor(anchor.fisher, anchor.exponents, {n: r.float() for n, r in anchor.reference.items()}, {})
     kept = scaled_to_dtype(anchor, torch.bfloat16, ranks)
     for name, value in anchor.reference.items():
@@ -328,17 +332,23 @@ def start(path, folder, ranks, settings: EWC, signal: bool = False, first_new_ro
     batches = None
     if not settings.fisher:
         batches = batches_of(corpus(1), settings.documents, settings.batch, settings.seed)
-    said, stop = [], signal_is(signal, ranks)
-    return start_penalty(load(path), settings, folder, batches, "full", stop, said.append, first_new_row), said
+    messages, stop = [], signal_is(signal, ranks)
+    penalty = start_penalty(load(path), settings, folder, batches, "full", stop, messages.append, first_new_row)
+    return penalty, messages
 
 
-def test_estimated_saved_and_found_again(path, tmp_path, ranks) -> None:
-    first, said = start(path, tmp_path / "ewc", ranks, settings())
-    assert "estimating" in said[0] and "36%" not in said[0] and "35%" in said[0] and "bytes per parameter" in said[-1]
+def test_penalty_is_estimated_and_saved_and_reused(path, tmp_path, ranks) -> None:
+    first, messages = start(path, tmp_path / "ewc", ranks, settings())
+    assert (
+        "estimating" in messages[0]
+        and "36%" not in messages[0]
+        and "35%" in messages[0]
+        and "bytes per parameter" in messages[-1]
+    )
     files = load_file(tmp_path / "ewc" / "fisher-00001.safetensors")
     assert "lm_head.weight" not in files and files.keys() == parameter_names(load(path)).keys()
-    second, said = start(path, tmp_path / "ewc", ranks, settings(strength=20.0))
-    assert "read from" in said[0]
+    second, messages = start(path, tmp_path / "ewc", ranks, settings(strength=20.0))
+    assert "read from" in messages[0]
     for name, fisher in first.anchor.fisher.items():
         assert torch.equal(fisher, second.anchor.fisher[name])
         assert torch.equal(first.anchor.reference[name], second.anchor.reference[name])
@@ -355,13 +365,13 @@ def test_estimated_saved_and_found_again(path, tmp_path, ranks) -> None:
         start(other, tmp_path / "ewc", ranks, settings())
 
 
-def test_a_signal_ends_it_and_leaves_nothing(path, tmp_path, ranks) -> None:
+def test_signal_stops_the_estimation_and_leaves_nothing(path, tmp_path, ranks) -> None:
     penalty, _ = start(path, tmp_path / "ewc", ranks, settings(), signal=True)
     assert penalty is None and not (tmp_path / "ewc").exists()
 
 
 def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
-    """Also those that a saved one does not know; and the files may be many."""
+    """Also if the saved anchor has no such rows; the anchor may be split into several files."""
     small, large = write_model(tmp_path / "small", tied=False), write_model(tmp_path / "large", 40, tied=False)
     (large / "new_tokens.json").write_text(json.dumps({"first_id": VOCABULARY}))
     assert first_new_row(small) is None
@@ -377,17 +387,17 @@ def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
     old, _ = start(small, tmp_path / "old" / "ewc", ranks, settings())
     save_anchor(tmp_path / "split", old.anchor, old.parameters, ranks, max_file_bytes=2**12)
     assert len(list((tmp_path / "split").glob("fisher-*.safetensors"))) > 2
-    reused, said = start(large, tmp_path / "new" / "ewc", ranks, settings(data=(), fisher=str(tmp_path / "split")))
+    reused, messages = start(large, tmp_path / "new" / "ewc", ranks, settings(data=(), fisher=str(tmp_path / "split")))
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         assert torch.equal(reused.anchor.fisher[name][:VOCABULARY], old.anchor.fisher[name])
         assert torch.equal(reused.anchor.reference[name][:VOCABULARY], old.anchor.reference[name])
         assert (reused.anchor.fisher[name][VOCABULARY:] == 0).all()
         now = reused.parameters[name][VOCABULARY:]
         assert torch.equal(reused.anchor.reference[name][VOCABULARY:], now) and len(now) == 40 - VOCABULARY
-    # The run has a copy of its own, and finds it though the other is gone.
+    # The run has its own copy and uses it although the other one is gone.
     (tmp_path / "split" / "settings.json").unlink()
-    again, said = start(large, tmp_path / "new" / "ewc", ranks, settings(data=(), fisher=str(tmp_path / "split")))
-    assert "read from" in said[0] and torch.equal(
+    again, messages = start(large, tmp_path / "new" / "ewc", ranks, settings(data=(), fisher=str(tmp_path / "split")))
+    assert "read from" in messages[0] and torch.equal(
         again.anchor.fisher["lm_head.weight"], reused.anchor.fisher["lm_head.weight"]
     )
     with pytest.raises(UserError, match="settings.json"):
@@ -396,7 +406,7 @@ def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
         load_anchor(tmp_path / "run" / "ewc", parameter_names(load(small)), set())
 
 
-def test_names_of_curves() -> None:
+def test_group_names() -> None:
     assert group_of("model.layers.11.self_attn.q_proj.weight") == "layers.11"
     assert group_of("model.layers.3.mlp.down_proj.bias") == "layers.03"
     assert group_of("model.embed_tokens.weight") == "embed_tokens"
@@ -404,7 +414,7 @@ def test_names_of_curves() -> None:
 
 
 class Store:
-    """Of a token store as much as a source asks for: two windows, of two documents and of one."""
+    """The part of a token store that a source needs: a window with two documents and a window with one."""
 
     lengths = ((5, 4), (9,))
 
@@ -418,7 +428,7 @@ class Store:
         return np.arange(9) % VOCABULARY, self.lengths[index]
 
 
-def test_documents_of_a_window_have_signs_of_their_own() -> None:
+def test_documents_of_a_window_have_independent_signs() -> None:
     batches = batches_of(Windows(Store(), "", "", 7.5), 10, 4, capacity=18, micro_batch=2)
     assert (batches.num_documents, batches.num_groups, batches.num_targets) == (2, 1, 15)
     ((batch, numbers),) = batches.micro_batches(0, 0, 1)
@@ -429,11 +439,11 @@ def test_documents_of_a_window_have_signs_of_their_own() -> None:
         assert all(len(set(part.tolist())) == 1 for part in of_documents)
         if len({part[0].item() for part in of_documents}) == 2:
             return
-    raise AssertionError("all documents had one sign")
+    raise AssertionError("all documents had the same sign for every seed")
 
 
-def test_ranks_share_the_documents_of_a_square() -> None:
-    """However short they are: packed into one row, one rank would have them all."""
+def test_ranks_share_the_documents_of_a_group() -> None:
+    """Even if they are so short that they would fit into one row and thus on one rank."""
     batches = batches_of(corpus(1), 6, 6)
     dealt = [batches.micro_batches(0, rank, 4) for rank in range(4)]
     assert [len(each) for each in dealt] == [1, 1, 1, 1]
@@ -442,7 +452,7 @@ def test_ranks_share_the_documents_of_a_square() -> None:
     assert numbers == sorted(batches.micro_batches(0, 0, 1)[0][1].tolist()) and len(numbers) == 6
 
 
-def test_the_config_says_what_is_missing() -> None:
+def test_config_errors() -> None:
     config = Config(Model("m"), Data(("t",)), Batch(1), Optimizer(1e-3), Run("r"))
     assert override(config, ["ewc.strength=10", "ewc.data=a.jsonl,b.txt"]).ewc.data == ("a.jsonl", "b.txt")
     for wrong in (["ewc.strength=1"], ["ewc.strength=1", "ewc.data=a", "ewc.fisher=b"]):
