@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig
 
 from bench.peak import measured_peak
-from common.dtypes import has_native_bf16
+from common.dtypes import choose_dtype
 from configs.config import Model, Optimizer, Sharding
 from data.batches import MicroBatch, collate
 from data.examples import Documents
@@ -118,7 +118,7 @@ def run_rung(rung: Rung) -> dict:
     model = language_model.build_on_meta(config).to(parameter_dtype(rung.memory))
     if not rung.chunked:
         language_model.cross_entropy_sum = all_logits_at_once
-    dtype = torch.bfloat16 if has_native_bf16(ranks.device) else torch.float32
+    dtype = choose_dtype("auto", ranks.device)
     settings = Model(path="", activation_checkpointing=rung.checkpointing, compile=rung.compiled)
     mesh = make_mesh(ranks.device.type, 1, 1, Sharding())
     parallelize(model, decoder_layers(model), model.extra_fsdp_units(), mesh, dtype, settings, Sharding())
@@ -185,7 +185,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(run_rung(RUNGS[arguments.rung])), encoding="utf-8")
         return
     device = torch.device(arguments.device)
-    peak = measured_peak(device, torch.bfloat16 if has_native_bf16(device) else torch.float32)
+    peak = measured_peak(device, choose_dtype("auto", device))
     if device.type == "cuda":
         torch.cuda.empty_cache()
     lines = []

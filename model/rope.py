@@ -29,6 +29,12 @@ STRETCHING = {"linear": {}, "yarn": {}, "llama3": {"low_freq_factor": 1.0, "high
 TYPES = ("default", *STRETCHING, "longrope")
 # Config files of these types differ in whether max_position_embeddings is already multiplied by the factor.
 AMBIGUOUS_WINDOW = ("linear", "dynamic")
+WHY_NOT_ISOLATED = {
+    "dynamic": "its frequencies depend on the longest document in a micro-batch, which breaks the isolation of packed "
+    "documents; choose yarn (model.rope_type=yarn with a model.rope_factor)",
+    "longrope": "its short and long factors differ, and the longest document in a micro-batch decides between them, which "
+    "breaks the isolation of packed documents; set model.rope_type=longrope, which uses the long ones for all lengths",
+}
 
 
 def scaled_config(
@@ -54,18 +60,18 @@ def scaled_config(
     if rope_type not in TYPES:
         raise UserError(f"rope_type must be one of {', '.join(TYPES)}, not {rope_type!r}")
     config = copy.deepcopy(config)
-    if _rotates_windows_only(config):
+    if _has_rope_in_windows_only(config):
         raise UserError(
             f"{config.model_type} uses RoPE only in its sliding-window layers, which never attend further than "
             f"{config.sliding_window} tokens, so there is nothing to scale; remove rope_type"
         )
     if rope_type == "longrope":
-        return _fixed_longrope(config, factor, original_length)
-    own, trained = global_parameters(config), trained_length(config)
+        return _longrope_with_equal_factors(config, factor, original_length)
+    current, trained = full_attention_parameters(config), trained_length(config)
     original = trained if original_length is None else original_length
     if original is None:
         raise UserError(
-            f"the model has RoPE type {own['rope_type']}, and its config does not state the context length before scaling; "
+            f"the model has RoPE type {current['rope_type']}, and its config does not state the context length before scaling; "
             "set rope_original_length"
         )
     if not 0 < original <= (trained or config.max_position_embeddings):
@@ -73,12 +79,12 @@ def scaled_config(
             f"rope_original_length={original_length} is not between 1 and the "
             f"{trained or config.max_position_embeddings} positions that the model was trained on"
         )
-    kept = {key: own[key] for key in ("rope_theta", "partial_rotary_factor") if own.get(key) is not None}
+    kept = {key: current[key] for key in ("rope_theta", "partial_rotary_factor") if current.get(key) is not None}
     if rope_type == "default":
         if factor is not None:
             raise UserError(f"rope_type=default does not scale; remove rope_factor={factor:g}")
         _set_parameters(config, kept | {"rope_type": "default"}, original)
-        return _checked(config, rope_type)
+        return _accepted_by_transformers(config, rope_type)
     if factor is None or not 1 < factor < float("inf"):
         raise UserError(f"rope_type={rope_type} needs a rope_factor above 1, not {factor}")
     window = round(factor * original)
@@ -91,10 +97,10 @@ def scaled_config(
     if rope_type != "linear":
         settings["original_max_position_embeddings"] = original
     _set_parameters(config, kept | settings, window)
-    return _checked(config, rope_type)
+    return _accepted_by_transformers(config, rope_type)
 
 
-def global_parameters(config: PretrainedConfig) -> dict:
+def full_attention_parameters(config: PretrainedConfig) -> dict:
     """The RoPE settings of the model; of its full-attention layers if they differ by layer type."""
     parameters = config.rope_parameters
     return parameters["full_attention"] if _differs_by_layer(config) else parameters
@@ -102,33 +108,25 @@ def global_parameters(config: PretrainedConfig) -> dict:
 
 def trained_length(config: PretrainedConfig) -> int | None:
     """Context length before any scaling, or None if config.json does not state it."""
-    own = global_parameters(config)
-    if own["rope_type"] in AMBIGUOUS_WINDOW:
+    current = full_attention_parameters(config)
+    if current["rope_type"] in AMBIGUOUS_WINDOW:
         return None
-    return own.get("original_max_position_embeddings") or config.max_position_embeddings
+    return current.get("original_max_position_embeddings") or config.max_position_embeddings
 
 
 def check_length(sequence_length: int, config: PretrainedConfig, path: str) -> None:
     """Raise UserError if documents may be longer than the model's (scaled) context window."""
     window = config.max_position_embeddings
     if sequence_length > window:
-        own = global_parameters(config)
-        scaled = "" if own["rope_type"] == "default" else f", as scaled by {own['rope_type']}"
+        current = full_attention_parameters(config)
+        scaled = "" if current["rope_type"] == "default" else f", as scaled by {current['rope_type']}"
         raise UserError(
             f"data.sequence_length={sequence_length} exceeds the {window} positions of {path}{scaled}; shorten it, or "
             "extend the window with model.rope_type=yarn and a model.rope_factor (docs/long_context.md)"
         )
 
 
-WHY_NOT_ISOLATED = {
-    "dynamic": "its frequencies depend on the longest document in a micro-batch, which breaks the isolation of packed "
-    "documents; choose yarn (model.rope_type=yarn with a model.rope_factor)",
-    "longrope": "its short and long factors differ, and the longest document in a micro-batch decides between them, which "
-    "breaks the isolation of packed documents; set model.rope_type=longrope, which uses the long ones for all lengths",
-}
-
-
-def check_isolates(config: PretrainedConfig) -> None:
+def check_document_isolation(config: PretrainedConfig) -> None:
     """Raise UserError if the frequencies of RoPE depend on the other documents in a packed row."""
     parts = config.rope_parameters or {}
     for part in parts.values() if _differs_by_layer(config) else (parts,):
@@ -148,19 +146,21 @@ def fix_frequencies(model: nn.Module) -> None:
             module.rope_type = "default"
 
 
-def _fixed_longrope(config: PretrainedConfig, factor: float | None, original_length: int | None) -> PretrainedConfig:
+def _longrope_with_equal_factors(
+    config: PretrainedConfig, factor: float | None, original_length: int | None
+) -> PretrainedConfig:
     """The model's own longrope with a single set of factors for documents of any length, in training and after export."""
-    own = global_parameters(config)
-    if own["rope_type"] != "longrope":
+    current = full_attention_parameters(config)
+    if current["rope_type"] != "longrope":
         raise UserError(
             "rope_type=longrope is only for models that already have it, because its factors are found by a search for each "
             "model (arXiv:2402.13753); choose yarn"
         )
     if factor is not None or original_length is not None:
         raise UserError("rope_type=longrope keeps the model's own window; remove rope_factor and rope_original_length")
-    scaled = config.max_position_embeddings > own["original_max_position_embeddings"]
-    own["short_factor"] = own["long_factor"] = list(own["long_factor" if scaled else "short_factor"])
-    return _checked(config, "longrope")
+    scaled = config.max_position_embeddings > current["original_max_position_embeddings"]
+    current["short_factor"] = current["long_factor"] = list(current["long_factor" if scaled else "short_factor"])
+    return _accepted_by_transformers(config, "longrope")
 
 
 def _set_parameters(config: PretrainedConfig, parameters: dict, window: int) -> None:
@@ -174,12 +174,12 @@ def _differs_by_layer(config: PretrainedConfig) -> bool:
     return "full_attention" in (config.rope_parameters or {})
 
 
-def _rotates_windows_only(config: PretrainedConfig) -> bool:
+def _has_rope_in_windows_only(config: PretrainedConfig) -> bool:
     """Whether only sliding-window layers use RoPE, as in Cohere 2 and the larger EXAONE 4 models."""
     return config.model_type in ("cohere2", "exaone4") and bool(getattr(config, "sliding_window", None))
 
 
-def _checked(config: PretrainedConfig, rope_type: str) -> PretrainedConfig:
+def _accepted_by_transformers(config: PretrainedConfig, rope_type: str) -> PretrainedConfig:
     """Return `config` if transformers reads the same RoPE from its config.json (Phi-3 accepts longrope only)."""
     try:
         again = type(config).from_dict(config.to_dict())

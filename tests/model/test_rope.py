@@ -16,7 +16,7 @@ from data.examples import Documents
 from model.architectures import head_settings, read_model_config
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights
 from model.loss import logits
-from model.rope import STRETCHING, check_length, global_parameters, scaled_config, trained_length
+from model.rope import STRETCHING, check_length, full_attention_parameters, scaled_config, trained_length
 from tests.tiny import write_tiny_model
 
 CPU = torch.device("cpu")
@@ -129,8 +129,8 @@ def test_only_full_attention_layers_are_scaled_if_layer_types_differ(tmp_path, f
     before = read_model_config(str(write_tiny_model(tmp_path / "model", family=family)))
     export, config = write_scaled(tmp_path, "yarn", family)
     assert config.rope_parameters["sliding_attention"] == before.rope_parameters["sliding_attention"]
-    assert global_parameters(config) == config.rope_parameters["full_attention"]
-    assert global_parameters(config)["rope_theta"] == global_parameters(before)["rope_theta"]
+    assert full_attention_parameters(config) == config.rope_parameters["full_attention"]
+    assert full_attention_parameters(config)["rope_theta"] == full_attention_parameters(before)["rope_theta"]
     rotary, plain = (load(export, c).causal_lm.model.rotary_emb for c in (config, before))
     assert torch.equal(rotary.sliding_attention_inv_freq, plain.sliding_attention_inv_freq)
     ratio = plain.full_attention_inv_freq / rotary.full_attention_inv_freq
@@ -196,12 +196,12 @@ def test_longrope_always_uses_its_long_factors(tmp_path, family) -> None:
     """Even for short documents; in the export both sets are equal, so transformers cannot choose by length."""
     transformers_logging.set_verbosity_error()
     export, config = write_scaled(tmp_path, "longrope", family)
-    assert global_parameters(config)["short_factor"] == FACTORS["long_factor"]
+    assert full_attention_parameters(config)["short_factor"] == FACTORS["long_factor"]
     packed = load(export, config)
     rotary = packed.causal_lm.model.rotary_emb
     factors = torch.tensor(FACTORS["long_factor"], dtype=torch.float32)
     assert torch.allclose(rotary.inv_freq, 10000.0 ** -(torch.arange(8) / 8) / factors)
-    original = global_parameters(config)["original_max_position_embeddings"]
+    original = full_attention_parameters(config)["original_max_position_embeddings"]
     assert original == 64
     assert rotary.attention_scaling == pytest.approx(math.sqrt(1 + math.log(4) / math.log(64)))
     theirs = AutoModelForCausalLM.from_pretrained(export, attn_implementation="eager")
