@@ -102,15 +102,15 @@ def write_extended_model(
         if not set(names) & set(vocabulary):
             shutil.copyfile(file, target / file.name)
             continue
-        with safe_open(file, framework="pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in names}
-            metadata = stored.metadata()
+        with safe_open(file, framework="pt") as reader:
+            tensors = {name: reader.get_tensor(name) for name in names}
+            metadata = reader.metadata()
         for name in set(names) & set(vocabulary):
-            stored = tensors[name]
+            old = tensors[name]
             own_init = dataclasses.replace(init, seed=init.seed + vocabulary[name])
-            rows = new_rows(stored[:first_id], sub_tokens, own_init, config.initializer_range)
-            tensors[name] = torch.cat([stored[:first_id], rows.to(stored.dtype)])
-            added_bytes += tensors[name].nbytes - stored.nbytes
+            rows = new_rows(old[:first_id], sub_tokens, own_init, config.initializer_range)
+            tensors[name] = torch.cat([old[:first_id], rows.to(old.dtype)])
+            added_bytes += tensors[name].nbytes - old.nbytes
         save_file(tensors, target / file.name, metadata=metadata)
         (target / file.name).chmod(0o644)  # safetensors creates files that only their owner can read
     for path in source.iterdir():
