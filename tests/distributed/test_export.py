@@ -82,7 +82,7 @@ def test_a_full_disk_stops_with_a_sentence_and_what_was_saved_stays(tmp_path, ra
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "old").touch()
     free = 1000
-    with pytest.raises(UserError, match="the export takes 1 MiB and the disk has 0 MiB left"):
+    with pytest.raises(UserError, match="the export needs 1 MiB, but the disk has 0 MiB free"):
         export_model(tmp_path / "export", parameters, torch.float32, ranks, lambda folder: None)
     assert (tmp_path / "export" / "old").exists()
     free = 2**23
@@ -95,13 +95,13 @@ def test_a_resume_that_does_not_fit_stops_with_a_sentence(tmp_path, ranks) -> No
     with pytest.raises(UserError, match=r"model.weight has shape \(4,\), but the model has \(5,\)"):
         load_checkpoint(tmp_path / "step-000001", *checkpointed(5), ranks)
     parameters, optimizer = checkpointed(4)
-    with pytest.raises(UserError, match="has no model.other"):
+    with pytest.raises(UserError, match="has no tensor model.other"):
         load_checkpoint(tmp_path / "step-000001", {"other": parameters["weight"]}, None, ranks)
     (tmp_path / "step-000001" / ".metadata").unlink()
     with pytest.raises(UserError, match="is not a complete checkpoint"):
         load_checkpoint(tmp_path / "step-000001", parameters, optimizer, ranks)
     (tmp_path / "latest").write_text("step-000009")
-    with pytest.raises(UserError, match="names step-000009, which is not there"):
+    with pytest.raises(UserError, match="names step-000009, which does not exist"):
         latest_checkpoint(tmp_path)
 
 
