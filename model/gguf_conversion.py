@@ -7,6 +7,7 @@ This conversion gives the same files with every version, and bitwise equal logit
 import hashlib
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from safetensors import safe_open
@@ -165,7 +166,8 @@ def greedy_completion(directory: str | Path, prompt: str, new_tokens: int = 8) -
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    model, info = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    model, info = cast(tuple, loaded)  # the annotation of from_pretrained ignores output_loading_info
     if info["missing_keys"] or info["unexpected_keys"]:
         raise UserError(f"{directory}: the weights do not match config.json: {info}")
     inputs = tokenizer(prompt, return_tensors="pt")

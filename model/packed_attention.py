@@ -9,6 +9,7 @@ W - 1 tokens before it.
 
 import inspect
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -117,16 +118,17 @@ def _chunk(q, k, v, offset, scaling, window, softcap) -> torch.Tensor:  # noqa: 
 def _varlen(query, key, value, cu_seq_lens, longest, scaling, window) -> torch.Tensor:  # noqa: ANN001
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     if _VARLEN_SUPPORTS_GQA:
-        options = {"enable_gqa": True}
+        options: dict[str, Any] = {"enable_gqa": True}
     else:
         options = {}
         repeats = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
     # (keys to the left, keys to the right) besides the token itself; -1: no limit
     window_size = (window - 1 if window and window < longest else -1, 0)
-    return varlen_attn(
+    output = varlen_attn(
         q, k, v, cu_seq_lens, cu_seq_lens, longest, longest, scale=scaling, window_size=window_size, **options
-    )[None]
+    )
+    return cast(torch.Tensor, output)[None]
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -143,7 +143,7 @@ def fix_frequencies(model: nn.Module) -> None:
     """
     for module in model.modules():
         if getattr(module, "rope_type", None) == "longrope":
-            module.rope_type = "default"
+            module.rope_type = "default"  # pyright: ignore[reportArgumentType]
 
 
 def _longrope_with_equal_factors(

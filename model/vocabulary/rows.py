@@ -135,9 +135,9 @@ def _update_json(directory: Path, num_tokens: int, multiple: int, added_bytes: i
 
 def vocabulary_tensors(config: PretrainedConfig) -> dict[str, int]:
     """Names of the tensors of embedding (value 0) and head (value 1); a tied head has value 0, since it is the embedding."""
-    causal_lm = build_on_meta(config).causal_lm
-    embedding, head = causal_lm.get_input_embeddings().weight, causal_lm.get_output_embeddings().weight
-    named = causal_lm.named_parameters(remove_duplicate=False)
+    model = build_on_meta(config)
+    embedding, head = model.embedding.weight, model.head.weight
+    named = model.causal_lm.named_parameters(remove_duplicate=False)
     return {name: int(p is not embedding) for name, p in named if p is embedding or p is head}
 
 

@@ -48,7 +48,8 @@ def read_base_tokenizer(path: str | Path) -> BaseTokenizer:
     settings = json.loads(backend.to_str()) if backend is not None else {"model": {}}
     steps = _steps(settings.get("pre_tokenizer"), "pretokenizers")
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
-    if settings["model"].get("type") != "BPE" or not (byte_level or settings["model"].get("byte_fallback")):
+    is_bpe = settings["model"].get("type") == "BPE"
+    if backend is None or not is_bpe or not (byte_level or settings["model"].get("byte_fallback")):
         raise UserError(f"{path}: only byte-level BPE and sentencepiece BPE with byte fallback can be extended")
     if any(step.get("add_prefix_space") or step.get("split") for step in steps):
         raise UserError(f"{path}: a tokenizer that adds a space before every word cannot be extended")
@@ -139,7 +140,7 @@ def _extend_sentencepiece(path: Path, base: BaseTokenizer, texts: list[str]) -> 
     """Add the tokens to tokenizer.model as user-defined pieces, which sentencepiece also matches first and longest first."""
     from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue] (generated at import)
     model.ParseFromString(path.read_bytes())
     kinds = model.SentencePiece
     # Added tokens outside the sentencepiece model have the ids up to the first new one.
