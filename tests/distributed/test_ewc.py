@@ -1,7 +1,7 @@
 """EWC on 1 and 2 real gloo processes: the same Fisher diagonal and the same gradient, however the model is spread.
 
 Also after an evaluation that left the parameters gathered, read back at another number of ranks, and stopped by a signal.
-tests/model/ewc/test_ewc.py has the estimators against their targets.
+tests/model/ewc/test_fisher.py has the estimators against their targets.
 """
 
 import json
