@@ -20,8 +20,9 @@ import time
 
 from common.errors import UserError, run_script
 from data.batches import collate, micro_batches, plan_training
+from data.files import check_files
 from data.sources import Reader
-from data.token_build import build_store, check_files
+from data.token_build import build_store
 from data.token_store import STORE_FILE, documents_file, tokens_file
 from data.tokens import load_tokenizer
 

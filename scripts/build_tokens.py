@@ -19,7 +19,9 @@ import time
 from tqdm import tqdm
 
 from common.errors import UserError, run_script
-from data.token_build import BATCH, SHARD_TOKENS, batches, build_store, check_files, encoder_of, read_pieces
+from data.files import check_files
+from data.text_pieces import BATCH_CHARACTERS, batch_pieces, make_encoder, read_pieces
+from data.token_build import SHARD_TOKENS, build_store
 from data.tokens import load_tokenizer
 from model.architectures import check_not_a_run
 
@@ -34,12 +36,14 @@ def benchmark(files: list[pathlib.Path], tokenizer: object) -> str:
     """
     texts = [
         [one.text for one in batch]
-        for batch in itertools.islice(batches(read_pieces(files)), max(1, BENCHMARK_CHARACTERS // BATCH))
+        for batch in itertools.islice(
+            batch_pieces(read_pieces(files)), max(1, BENCHMARK_CHARACTERS // BATCH_CHARACTERS)
+        )
     ]
     if not texts:
         raise UserError("there is no text in the files")
     megabytes = sum(len(text.encode()) for batch in texts for text in batch) / 1e6
-    encoder = encoder_of(tokenizer)
+    encoder = make_encoder(tokenizer)
     alone, built = [], []  # (seconds, seconds of CPU time)
     with tempfile.TemporaryDirectory(prefix="tokens-") as folder:
         sample = pathlib.Path(folder) / "sample.jsonl"
