@@ -190,7 +190,7 @@ def test_a_complete_store_is_not_rebuilt(tmp_path, sources) -> None:
     assert build_store(sources, tiny_tokenizer(), tmp_path / "store") == first
     assert (tmp_path / "store" / tokens_file(0)).stat().st_mtime_ns == stamp
     (tmp_path / "store" / tokens_file(0)).unlink()
-    with pytest.raises(UserError, match="shard-00000.tokens is missing; remove the folder and build"):
+    with pytest.raises(UserError, match="shard-00000.tokens is missing; remove the directory and build"):
         build_store(sources, tiny_tokenizer(), tmp_path / "store")
 
 
