@@ -1,7 +1,7 @@
 """The settings of a run as frozen dataclasses, and checks of every value.
 
-A config file is Python code that ends with `config = Config(...)`; configs/loading/config_file.py reads it. All values are
-checked before a process group starts. A mistake raises a `UserError` with one sentence that names the key.
+A config file is Python code that ends with `config = Config(...)`; configs/loading/config_file.py reads it. All values
+are checked before a process group starts. A mistake raises a `UserError` with one sentence that names the key.
 """
 
 import dataclasses
@@ -38,15 +38,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Data:
-    # The main source: .jsonl or .parquet files with `messages` (chats) or `text` (documents), or .txt files of one document
-    # each, optionally compressed as .gz or .zst. Or one directory: a token store made by scripts/build_tokens.py
+    # The main source: .jsonl or .parquet files with `messages` (chats) or `text` (documents), or .txt files of one
+    # document each, all optionally compressed (.gz, .zst). Or one directory: a token store (scripts/build_tokens.py)
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
     # Sources to mix in; the main source gets the remaining share. On the command line:
     # data.mix=NAME:SHARE:FILE,FILE[:VALIDATION FILES];NAME:...
     mix: tuple[Source, ...] = ()
     sequence_length: int = 2048  # maximum number of tokens in a packed row, and therefore in an example
-    # drop | truncate | error: what to do with longer chats; the number is printed. Longer texts are cut into several examples
+    # drop | truncate | error: what to do with longer chats; they are counted. Longer texts are cut into several
+    # examples
     too_long: str = "drop"
     packing: bool = True  # False: one example per row
 
@@ -80,8 +81,8 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class EWC:
-    # Elastic weight consolidation (docs/ewc.md). lambda: how many nats per new-domain token one nat per old-domain token is
-    # worth. 0: off
+    # Elastic weight consolidation (docs/ewc.md). lambda: how many nats per new-domain token one nat per old-domain
+    # token is worth. 0: off
     strength: float = 0.0
     data: tuple[str, ...] = ()  # old-domain files, like Data.train, from which the Fisher diagonal is estimated
     fisher: str | None = None  # or: runs/NAME/ewc of another run, whose Fisher diagonal and reference are reused
@@ -284,7 +285,7 @@ def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:
 
 
 def has_type(value: object, hint: object) -> bool:
-    """Whether a value has the type of a field. A bool is not an int, an int is a float, and tuples are checked deeply."""
+    """Whether a value has the type of a field. A bool is not an int, an int is a float, tuple items are checked."""
     if isinstance(hint, types.UnionType):
         return any(has_type(value, option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:

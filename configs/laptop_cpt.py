@@ -1,4 +1,6 @@
-"""Continual pre-training on 2 CPU cores: SmolLM2-135M reads part of the EBA's reporting framework before configs/laptop.py.
+"""Continual pre-training before configs/laptop.py: SmolLM2-135M reads part of the EBA's reporting framework.
+
+It runs on 2 CPU cores.
 
 python scripts/make_cpt_corpus.py --out artifacts/cpt
 awk 'NR % 12 == 0' artifacts/cpt/validation.jsonl > artifacts/cpt/validation_small.jsonl
@@ -20,12 +22,12 @@ config = Config(
         mix=(Source("general", ("artifacts/cpt/general.jsonl",), 0.05, ("artifacts/cpt/general_held_out.jsonl",)),),
         sequence_length=512,  # a document has about 420 tokens
     ),
-    # Tokens per step: 4 windows x 512 = 2,048, two windows on each of 2 ranks. Some steps have a row of general text too,
-    # hence micro_batch=3. In total 72 steps x 2,048 = 150,000 tokens, which is 4% of the 3.8M tokens of the corpus and takes
-    # about 7 minutes at 350 tokens/s. The whole corpus would take 3 hours.
+    # Tokens per step: 4 windows x 512 = 2,048, two windows on each of 2 ranks. Some steps have a row of general text
+    # too, hence micro_batch=3. In total 72 steps x 2,048 = 150,000 tokens, which is 4% of the 3.8M tokens of the corpus
+    # and takes about 7 minutes at 350 tokens/s. The whole corpus would take 3 hours.
     batch=Batch(global_examples=4, micro_batch=3),
-    # Warm-up: 10% of 72 steps, rounded up to 8. The learning rate is a third of that in configs/laptop.py. Large models take
-    # at most 1e-5 in this stage.
+    # Warm-up: 10% of 72 steps, rounded up to 8. The learning rate is a third of that in configs/laptop.py. Large models
+    # take at most 1e-5 in this stage.
     optimizer=Optimizer(
         learning_rate=1e-4, epochs=1, max_steps=72, warmup_ratio=0.1, min_lr_ratio=0.1, stage="pre-training"
     ),

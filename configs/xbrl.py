@@ -19,16 +19,16 @@ config = Config(
         validation=("artifacts/xbrl/validation.jsonl",),
         sequence_length=8192,  # tokens per packed row: two or three reports
     ),
-    # 64 examples per step, whatever the number of GPUs. 72% of 6,800 examples are 4,896 training examples.
-    # Steps: 4,896 / 64 = 77 per epoch, 231 in 3 epochs.
-    # 64 examples fill about 30 rows, so each of 8 GPUs runs about 4 micro-batches of one row per step. The exact number is
-    # printed at the start.
+    # 64 examples per step, whatever the number of GPUs. 72% of 6,800 examples are 4,896 training examples. Steps: 4,896
+    # / 64 = 77 per epoch, 231 in 3 epochs.
+    # Rows: 64 examples fill about 30 rows, so each of 8 GPUs runs about 4 micro-batches of one row per step. The exact
+    # number is printed at the start.
     batch=Batch(global_examples=64, micro_batch=1),
     # Warm-up: 5% of 231 steps, rounded up to 12. After it the rate follows a cosine down to 10% of its peak.
     optimizer=Optimizer(learning_rate=2e-5, epochs=3, warmup_ratio=0.05, min_lr_ratio=0.1, weight_decay=0.1),
     # grad_op (like ZeRO-2): gradients and optimizer state are sharded, and parameters are gathered once per step.
-    # Memory per GPU: fp32 weights, gradients and two moments take 16 bytes x 8.2e9 / 8 GPUs = 16.4 GB. The gathered bf16
-    # parameters take 2 bytes x 8.2e9 = 16.4 GB. Activations and the gradients that are being reduced come on top.
+    # Memory per GPU: fp32 weights, gradients and two moments take 16 bytes x 8.2e9 / 8 GPUs = 16.4 GB. The gathered
+    # bf16 parameters take 2 bytes x 8.2e9 = 16.4 GB. Activations and the gradients that are being reduced come on top.
     sharding=Sharding(strategy="grad_op"),
     run=Run(name="xbrl", eval_every=50, eval_general=True, save_every=50, log_every=5),
 )

@@ -1,4 +1,4 @@
-"""Continual pre-training before configs/xbrl.py: an 8B model reads the EBA's reporting framework, on 8 GPUs with 80 GB each.
+"""Continual pre-training before configs/xbrl.py: an 8B model reads the EBA's reporting framework on 8 GPUs of 80 GB.
 
 python scripts/make_cpt_corpus.py --out artifacts/cpt
 python scripts/fetch_base_model.py Qwen/Qwen3-8B
@@ -16,16 +16,17 @@ config = Config(
         # build_tokens.py too; memory use stays the same.
         train=("artifacts/tokens/cpt-Qwen3-8B",),
         validation=("artifacts/cpt/validation.jsonl",),  # tables that are not in the training data
-        # General text against forgetting. 5% is 0.2M tokens per epoch, but this file has only 0.08M, so two epochs read it
-        # five times. Text like the model's own pre-training data is better; use up to 25% if the domain is far from it.
+        # General text against forgetting. 5% is 0.2M tokens per epoch, but this file has only 0.08M, so two epochs read
+        # it five times. Text like the model's own pre-training data is better, and up to 25% of it for a distant
+        # domain.
         mix=(Source("general", ("artifacts/cpt/general.jsonl",), 0.05, ("artifacts/cpt/general_held_out.jsonl",)),),
         sequence_length=8192,
     ),
-    # Tokens per step: 15 windows x 8,192 = 123,000, and 5% general text makes it 130,000. The general text usually fits into
-    # one row, so a step has 16 rows: two for each of 8 GPUs. With 16 windows most steps would have 17 rows, and nearly all
-    # GPUs would be idle in a third micro-batch.
-    # Steps: the corpus has 3.8M tokens (counted with SmolLM2's tokenizer), which are 462 windows. 462 / 15 = 31 steps per
-    # epoch, 62 in two epochs.
+    # Tokens per step: 15 windows x 8,192 = 123,000, and 5% general text makes it 130,000. The general text usually fits
+    # into one row, so a step has 16 rows: two for each of 8 GPUs. With 16 windows most steps would have 17 rows, and
+    # nearly all GPUs would be idle in a third micro-batch.
+    # Steps: the corpus has 3.8M tokens (counted with SmolLM2's tokenizer), which are 462 windows. 462 / 15 = 31 steps
+    # per epoch, 62 in two epochs.
     batch=Batch(global_examples=15, micro_batch=1),
     # Warm-up: 10% of 62 steps, rounded up to 7. The learning rate is at most 1e-5, because every weight holds general
     # knowledge and this stage has no instruction data to preserve it.

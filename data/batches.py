@@ -19,7 +19,7 @@ from data.mixing import main_order, make_stream, total_targets
 from data.sources import Corpus, Windows, as_corpus
 
 T = TypeVar("T")
-# Items packed into one sequence of at most `sequence_length` tokens. An item is a document or a window of a token store.
+# Items packed into one sequence of up to `sequence_length` tokens. An item is a document or a window of a token store.
 Row = tuple[int, ...]
 
 
@@ -84,9 +84,9 @@ def plan_training(
 ) -> Plan:
     """Plan `epochs` passes over the main source, with the other sources mixed in (data/mixing.py).
 
-    Give one of the two step sizes. With `global_examples`, a step has that many examples of the main source, and examples
-    of the other sources come on top. With `global_tokens`, a step has at most that many target tokens over all sources,
-    except that it has at least one example and that mixed-in sources are rounded to whole examples.
+    Give one of the two step sizes. With `global_examples`, a step has that many examples of the main source, and
+    examples of the other sources come on top. With `global_tokens`, a step has at most that many target tokens over all
+    sources, except that it has at least one example and that mixed-in sources are rounded to whole examples.
     """
     corpus = as_corpus(source)
     main_tokens = global_tokens and global_tokens * corpus.shares[0]
@@ -157,7 +157,7 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
 def collate(items: Row, source: Corpus | Documents | Windows) -> MicroBatch:
     """Concatenate the documents of `items` into tensors. An empty micro-batch becomes two tokens without a target.
 
-    A rank with an empty micro-batch must still run forward and backward, because all ranks take part in the all-gathers.
+    A rank with an empty micro-batch still runs forward and backward, because all ranks take part in the all-gathers.
     """
     corpus = as_corpus(source)
     parts = [corpus.get(item) for item in items] or [(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=bool))]

@@ -1,4 +1,4 @@
-"""Load example files (data/files.py) as tokenised documents in memory. Dropped, truncated and cut examples are counted."""
+"""Load example files (data/files.py) as tokenised documents in memory, counting dropped, truncated and cut examples."""
 
 import hashlib
 from collections import Counter
@@ -131,8 +131,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, example: dict, where: str) -> tu
 def _shorten(tokens: np.ndarray, flags: np.ndarray, size: int, action: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """(token ids, target flags) of what is kept of an example of more than `size` tokens.
 
-    `cut` makes pieces that each begin with the last token of the one before. The first token of a piece cannot be a target,
-    so without this overlap every cut would lose one target.
+    `cut` makes pieces that each begin with the last token of the one before. The first token of a piece cannot be a
+    target, so without this overlap every cut would lose one target.
     """
     if action == "drop":
         return []

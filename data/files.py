@@ -44,8 +44,8 @@ def check_files(paths: Iterable[str | Path]) -> None:
 def read_file(path: str | Path, advance: Advance = no_progress) -> Iterator[tuple[str, dict]]:
     """Yield (location, example) for each example of a file. A location reads "FILE, line 3".
 
-    Examples are checked for shape and not kept in memory. Raises UserError for a file that is missing, damaged or empty,
-    and for the first malformed example.
+    Examples are checked for shape and not kept in memory. Raises UserError for a file that is missing, damaged or
+    empty, and for the first malformed example.
     """
     path = Path(path)
     check_files([path])
@@ -82,7 +82,7 @@ def read_chunks(path: str | Path, advance: Advance = no_progress) -> Iterator[by
 
 
 def check_example(example: object, where: str) -> dict:
-    """Return `example` if it is a well-formed chat or document. Raises UserError with a message that begins with `where`."""
+    """Return `example` if it is a well-formed chat or document. Raises UserError that begins with `where`."""
     if not isinstance(example, dict) or not ("messages" in example or "text" in example):
         raise UserError(f"{where} has neither `messages` nor `text`")
     if "messages" not in example:

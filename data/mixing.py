@@ -1,10 +1,10 @@
 """The items of each source in a step, as a pure function of (seed, step) that does not depend on the number of ranks.
 
-The main source sets the pace. Let C(s) be the number of its target tokens before step s. A mixed-in source is an endless
-stream of epochs, each in its own random order. Let r be its share divided by the share of the main source. Step s takes the
-items whose midpoint, counted in target tokens of the stream, is at least r C(s) and below r C(s + 1). Over any range of
-steps the source therefore has r times the target tokens of the main source, to within one item, and no state is carried
-from step to step.
+The main source sets the pace. Let C(s) be the number of its target tokens before step s. A mixed-in source is an
+endless stream of epochs, each in its own random order. Let r be its share divided by the share of the main source. Step
+s takes the items whose midpoint, counted in target tokens of the stream, is at least r C(s) and below r C(s + 1). Over
+any range of steps the source therefore has r times the target tokens of the main source, to within one item, and no
+state is carried from step to step.
 """
 
 import functools
@@ -124,7 +124,7 @@ def _stream_of_documents(documents: Documents, seed: int, number: int) -> Stream
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The documents of an epoch in order, and the midpoint of each in target tokens since the epoch began."""
-        # The seed is not (seed, number, epoch): numpy treats (a, b, 0) like (a, b), and (seed, epoch) is the main source's.
+        # Not (seed, number, epoch): numpy treats (a, b, 0) like (a, b), and the main source has (seed, epoch).
         shuffled = usable[np.random.default_rng((seed, epoch, number)).permutation(len(usable))]
         targets = documents.targets[shuffled]
         return shuffled, np.cumsum(targets) - targets / 2

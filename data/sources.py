@@ -57,8 +57,9 @@ class Windows:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Several sources under one global item index: item `offsets[s] + i` is item i of source s. Source 0 is the main one.
+    """Several sources under one global item index: item `offsets[s] + i` is item i of source s.
 
+    Source 0 is the main one.
     shares: fraction of the target tokens of every step that each source provides. They add up to 1.
     """
 
@@ -155,7 +156,7 @@ class Reader:
         return Corpus(tuple(sources), (MAIN, *(s.name for s in mix)), (1 - sum(shares), *shares))
 
     def validation(self, validation: tuple[str, ...], mix: Sequence[SourceFiles]) -> Corpus | None:
-        """The validation files of all sources that have some, or None if no source has any. Their shares are not used."""
+        """The validation files of all sources that have some, or None if no source has any. The shares are unused."""
         named = {MAIN: validation} | {s.name: s.validation for s in mix}
         named = {name: paths for name, paths in named.items() if paths}
         if not named:

@@ -1,9 +1,9 @@
 """Build a token store (data/token_store.py) from text files, in parallel and in constant memory.
 
 An interrupted build can be continued. Where shards begin depends on the documents alone. The files of a shard get their
-final names when they are complete and on disk. `shard-00000.json` is written last and says where in the source files the
-next shard begins. The same command therefore resumes after the last complete shard, and the finished store has the same
-bytes as one built without interruption.
+final names when they are complete and on disk. `shard-00000.json` is written last and says where in the source files
+the next shard begins. The same command therefore resumes after the last complete shard, and the finished store has the
+same bytes as one built without interruption.
 """
 
 import fcntl
@@ -200,7 +200,7 @@ def _read_json(path: Path) -> dict:
 
 @contextmanager
 def _exclusive(out: Path) -> Iterator[None]:
-    """Hold the lock of a build directory. The operating system releases it when the process ends, even if it is killed."""
+    """Lock a build directory. The operating system releases the lock when the process ends, even if it is killed."""
     with (out / LOCK_FILE).open("w") as file:  # network file systems lock only files that are open for writing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

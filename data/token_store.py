@@ -3,9 +3,10 @@
 scripts/build_tokens.py builds a store. It is a directory with these files:
 
 - `store.json`: dtype, end-of-sequence id, fingerprint of the tokenizer, source files, shards;
-- `shard-00000.tokens`: token ids, little-endian uint16 if the vocabulary fits, else uint32. Each document ends with EOS;
-- `shard-00000.documents`: little-endian uint64, the offset in the shard at which each document ends. No document spans two
-  shards.
+- `shard-00000.tokens`: token ids, little-endian uint16 if the vocabulary fits, else uint32. Each document ends with
+  EOS;
+- `shard-00000.documents`: little-endian uint64, the offset in the shard at which each document ends. No document spans
+  two shards.
 
 Opening a store reads `store.json` and checks the sizes of the files. Reading a window maps its pages and unmaps them
 afterwards, so memory grows neither with the size of the corpus nor with the amount that has been read.
@@ -95,7 +96,7 @@ class TokenStore:
         return begin, min(begin + self.sequence_length, self.num_tokens)
 
     def _shards(self, begin: int, end: int) -> list[tuple[int, int, int]]:
-        """(shard, first, end) for each shard that overlaps the tokens `begin` to `end`. All are global token indices."""
+        """(shard, first, end) for each shard with tokens from `begin` to `end`. All are global token indices."""
         parts = []
         shard = bisect_right(self.shard_starts, begin) - 1
         while begin < end:
@@ -144,9 +145,10 @@ def open_store(path: str | Path, tokenizer_fingerprint: str, sequence_length: in
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of everything that determines the ids of a text: vocabulary, merges, added tokens, normaliser, pre-tokenizer, EOS.
+    """Hash of everything that determines the ids of a text.
 
-    Raises UserError for a tokenizer without a `tokenizers` backend.
+    That is vocabulary, merges, added tokens, normaliser, pre-tokenizer and EOS. Raises UserError for a tokenizer without
+    a `tokenizers` backend.
     """
     parts = json.loads(backend(tokenizer).to_str())
     relevant = {name: parts.get(name) for name in ("model", "added_tokens", "normalizer", "pre_tokenizer")}

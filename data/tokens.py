@@ -2,13 +2,14 @@
 
 The loss mask of a chat comes from the structure of the chat template, never from a search for marker strings:
 
-1. A template with `{% generation %}` blocks marks the tokens that the assistant wrote (`return_assistant_tokens_mask` in
-   transformers).
-2. Any other template is rendered turn by turn. The text before an assistant turn, including the generation prompt, must be
-   a prefix of the text after that turn. A template that rewrites earlier turns violates this, and the example is refused.
+1. A template with `{% generation %}` blocks marks the tokens that the assistant wrote (`return_assistant_tokens_mask`
+   in transformers).
+2. Any other template is rendered turn by turn. The text before an assistant turn, including the generation prompt, must
+   be a prefix of the text after that turn. A template that rewrites earlier turns violates this, and the example is
+   refused.
 
-In the second case each turn is tokenised separately. The prompt at generation time therefore has exactly the tokens that
-preceded the answer in training.
+In the second case each turn is tokenised separately. The prompt at generation time therefore has exactly the tokens
+that preceded the answer in training.
 """
 
 import re
@@ -130,7 +131,7 @@ def _encode_turn_by_turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict
 
 
 def _learn_eos(ids: list[int], is_target: list[bool], eos: int, ends_with_answer: bool) -> tuple[list[int], list[bool]]:
-    """Make the EOS after each answer a target, and append one to a final answer without it, so that generation stops."""
+    """Make the EOS after each answer a target, and append EOS to a final answer without it: the model learns to stop."""
     for i in range(1, len(ids)):
         if ids[i] == eos and is_target[i - 1]:
             is_target[i] = True

@@ -32,8 +32,8 @@ MICRO, ACCUMULATION, TOTAL = "train_micro_batch_size_per_gpu", "gradient_accumul
 def from_deepspeed(config: Config, path: str | Path, world_size: int) -> tuple[Config, list[str]]:
     """Apply the settings of a DeepSpeed JSON file. Returns the new config and one log line per change or ignored key.
 
-    The number of examples per step on `world_size` ranks stays that of the file. Raises UserError with file and key for a
-    key that is unknown, has the wrong type, contradicts another one, or changes the result and has no counterpart here.
+    The number of examples per step on `world_size` ranks stays that of the file. Raises UserError with file and key for
+    a key that is unknown, has the wrong type, contradicts another, or changes the result and has no counterpart here.
     """
     file = read_deepspeed(Path(path))
     notes: list[str] = []
@@ -239,7 +239,7 @@ def _optimizer(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
 
 
 def _scheduler(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
-    """Apply WarmupCosineLR (deepspeed/runtime/lr_schedules.py): warm-up, then cosine decay to `cos_min_ratio` of the peak."""
+    """Apply WarmupCosineLR (deepspeed/runtime/lr_schedules.py): warm-up, then cosine decay to `cos_min_ratio` x peak."""
     kind, params = typed_params(file, "scheduler")
     where = "scheduler.params"
     if kind is None:

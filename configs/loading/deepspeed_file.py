@@ -12,8 +12,8 @@ from pathlib import Path
 from common.errors import UserError
 from configs.loading.config_file import nearest
 
-# Blocks that are flattened to dotted names. The `params` of optimizer and scheduler are not, because their keys depend on
-# the type.
+# Blocks that are flattened to dotted names. The `params` of optimizer and scheduler are not, because their keys depend
+# on the type.
 _TOP = ("optimizer", "scheduler", "bf16", "fp16", "data_types", "zero_optimization")
 BLOCKS = (*_TOP, "zero_optimization.offload_optimizer", "zero_optimization.offload_param")
 RENAMED = {"bfloat16": "bf16"}
@@ -101,7 +101,7 @@ class DeepSpeedFile:
 def read_deepspeed(path: Path) -> DeepSpeedFile:
     """Read a DeepSpeed JSON file.
 
-    Raises UserError if it is not valid JSON, and for a key that is unknown or changes the result without a counterpart here.
+    Raises UserError if it is not valid JSON or a key is unknown or changes the result and has no counterpart.
     """
     if not path.is_file():
         raise UserError(f"DeepSpeed file {path} does not exist")

@@ -53,7 +53,7 @@ def test_a_module_imports_only_what_its_directory_may_import(directory) -> None:
         for line, name in imports(path)
         if name.split(".")[0] in ours - ALLOWED[directory]
     ]
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_test_loads_a_script_by_its_path() -> None:
@@ -63,4 +63,4 @@ def test_no_test_loads_a_script_by_its_path() -> None:
         for line, name in imports(path)
         if name.split(".")[0] in ("importlib", "runpy") and not name.startswith("importlib.metadata")
     ]
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)

@@ -21,7 +21,7 @@ def ragged(low: int, high: int, count: int, seed: int) -> Documents:
 
 
 def three_sources() -> Corpus:
-    """70% documents of 20 to 299 tokens, 25% of 2 to 11, 5% of 400 to 512. 100 steps pass over the last several times."""
+    """70% documents of 20 to 299 tokens, 25% of 2 to 11, 5% of 400 to 512, passed over several times."""
     parts = (ragged(20, 300, 2500, 0), ragged(2, 12, 3000, 1), ragged(400, 513, 40, 2))
     return Corpus(parts, ("main", "short", "long"), (0.7, 0.25, 0.05))
 
