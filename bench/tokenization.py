@@ -11,7 +11,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
-from data.token_build import BATCH, batches, build_store, encoder_of, read_pieces
+from data.text_pieces import BATCH_CHARACTERS, batch_pieces, make_encoder, read_pieces
+from data.token_build import build_store
 
 CHARACTERS = 2**25  # of text to measure on
 ROUNDS = 3
@@ -30,12 +31,14 @@ def compare_with_tokenizers(files: list[Path], tokenizer: PreTrainedTokenizerBas
 
     Both get the first CHARACTERS characters of the files. On a machine that is busy all the time, compare the CPU times.
     """
-    num_batches = max(1, CHARACTERS // BATCH)
-    texts = [[piece.text for piece in batch] for batch in itertools.islice(batches(read_pieces(files)), num_batches)]
+    num_batches = max(1, CHARACTERS // BATCH_CHARACTERS)
+    texts = [
+        [piece.text for piece in batch] for batch in itertools.islice(batch_pieces(read_pieces(files)), num_batches)
+    ]
     if not texts:
         raise UserError("there is no text in the files")
     megabytes = sum(len(text.encode()) for batch in texts for text in batch) / 1e6
-    encoder = encoder_of(tokenizer)
+    encoder = make_encoder(tokenizer)
 
     def encode() -> None:
         for batch in texts:

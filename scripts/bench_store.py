@@ -16,7 +16,8 @@ from pathlib import Path
 
 from bench.token_store import WINDOWS_PER_STEP, measure
 from common.errors import UserError, run_script
-from data.token_build import build_store, check_files
+from data.files import check_files
+from data.token_build import build_store
 from data.tokens import load_tokenizer
 
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from bench.tokenization import compare_with_tokenizers
 from common.errors import UserError, run_script
-from data.token_build import SHARD_TOKENS, build_store, check_files
+from data.files import check_files
+from data.token_build import SHARD_TOKENS, build_store
 from data.tokens import load_tokenizer
 from model.architectures import check_not_a_run
 

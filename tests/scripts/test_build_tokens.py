@@ -19,14 +19,16 @@ SHARD_TOKENS = 500
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
+import data.text_pieces
 import data.token_build
-keep, kept = data.token_build._keep, []
-def killed(*arguments):
-    kept.append(keep(*arguments) if len(kept) < 2 else os.kill(os.getpid(), signal.SIGKILL))
-data.token_build._keep = killed
+publish, published = data.token_build.ShardWriter.publish, []
+def killed(writer):
+    published.append(publish(writer) if len(published) < 2 else os.kill(os.getpid(), signal.SIGKILL))
+    return published[-1]
+data.token_build.ShardWriter.publish = killed
 from data.tokens import load_tokenizer
 from pathlib import Path
-data.token_build.BATCH = 1000
+data.text_pieces.BATCH_CHARACTERS = 1000
 data.token_build.build_store([Path("texts.jsonl")], load_tokenizer("model"), Path("store"), {shard_tokens})
 """
 
@@ -57,7 +59,7 @@ def test_resuming_after_a_kill_gives_the_bytes_of_an_uninterrupted_build(folder,
     killed = run(folder, "-c", KILLED.format(root=str(ROOT), shard_tokens=SHARD_TOKENS))
     assert killed.returncode == -9, killed.stderr
     left = contents(folder / "store")
-    assert {"build.json", "shard-00001.tokens", "shard-00002.tokens.partial"} <= left.keys()
+    assert {"build.json", "shard-00001.tokens", "shard-00002.tokens.tmp"} <= left.keys()
     again = ("texts.jsonl", "--model", "model", "--out", "store", "--shard-tokens", str(SHARD_TOKENS))
     done = script(folder, *again)
     assert done.returncode == 0, done.stderr
