@@ -1,7 +1,7 @@
-"""Filters for replay documents: which texts that a model wrote itself are worth replaying, and which overlap with evaluation.
+"""Filters for replay documents that a model wrote itself: low-quality text, duplicates, overlap with evaluation.
 
-All comparisons use shingles: runs of consecutive characters of a text, after its case and white space have been normalized.
-Character shingles need neither spaces between words nor a tokenizer.
+All comparisons use shingles: runs of consecutive characters of a text, after its case and white space have been
+normalized. Character shingles need neither spaces between words nor a tokenizer.
 """
 
 import re
@@ -20,8 +20,8 @@ SKETCH_RATE = 4  # documents are compared by a sketch: one in so many of their s
 class Filters:
     """When a document is dropped.
 
-    max_repetition: share of its shingles that have already occurred in it; more indicates a loop. max_similarity: Jaccard
-    similarity of its shingles to those of an earlier document.
+    max_repetition: share of its shingles that have already occurred in it; more indicates a loop. max_similarity:
+    Jaccard similarity of its shingles to those of an earlier document.
     """
 
     min_characters: int = 100
@@ -51,8 +51,8 @@ class EvaluationTexts:
 class FilteredDocuments:
     """The documents that passed, in order, and the number of dropped ones by reason.
 
-    num_truncated: texts that had reached the length limit and were shortened to their last complete sentence before they
-    were filtered.
+    num_truncated: texts that had reached the length limit and were shortened to their last complete sentence before
+    they were filtered.
     """
 
     documents: list[dict]
@@ -134,7 +134,7 @@ def shingles(normalized: str, size: int = SHINGLE) -> Iterable[str]:
 
 
 def repetition(normalized: str) -> float:
-    """The share of shingles that have already occurred earlier in the text: near 0 for most prose, near 1 for a loop."""
+    """The share of shingles that occurred earlier in the text: near 0 for most prose, near 1 for a loop."""
     total = len(normalized) - SHINGLE + 1
     return 1 - len(set(shingles(normalized))) / total if total > 0 else 0.0
 

@@ -1,4 +1,4 @@
-"""Percentile bootstrap confidence intervals (Efron, 1979): how much a metric would vary over other samples of documents."""
+"""Percentile bootstrap confidence intervals (Efron, 1979): how a metric varies with the sample of documents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

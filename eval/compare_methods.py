@@ -1,7 +1,7 @@
-"""Training methods compared on one task: what each learned relative to plain training, and what it forgot relative to the base.
+"""Training methods compared on one task: what each learned (vs. plain training) and what it forgot (vs. the base).
 
-The metrics come from the JSON of scripts/evaluate.py (the task) and of scripts/evaluate_forgetting.py (general language).
-Intervals are 95% confidence intervals, paired by example, by text or by question.
+The metrics come from the JSON of scripts/evaluate.py (the task) and of scripts/evaluate_forgetting.py (general
+language). Intervals are 95% confidence intervals, paired by example, by text or by question.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ def compare_methods(names: Sequence[str], tasks: Sequence[dict], generals: Seque
 def metrics_with_intervals(method: Method) -> dict[str, Interval]:
     """Those of `f1`, `rouge_l`, `loss`, `perplexity` (per byte), `kl` and `questions` that the method has.
 
-    KL has an interval of its own. The interval of any other metric is that of its change (from plain training or from the
-    base), shifted to the metric's value.
+    KL has an interval of its own. The interval of any other metric is that of its change (from plain training or from
+    the base), shifted to the metric's value.
     """
     perplexity, questions = method.general["perplexity_per_byte"], method.general["questions"]["all"]
     metrics = {
@@ -56,8 +56,8 @@ def metrics_with_intervals(method: Method) -> dict[str, Interval]:
 def verdict(method: Method) -> dict[str, str]:
     """`yes`, `no`, or `undecided` if the limit lies inside the interval, for each of the two criteria.
 
-    `remembers`: perplexity per byte on general text is at most 2% above the base's. `learns`: F1 is at most 1 point below
-    that of plain training; absent if the task has no F1.
+    `remembers`: perplexity per byte on general text is at most 2% above the base's. `learns`: F1 is at most 1 point
+    below that of plain training; absent if the task has no F1.
     """
     perplexity = method.general["perplexity_per_byte"]
     rise = Interval(*(perplexity["change"][key] / perplexity["base"]["value"] for key in ("value", "low", "high")))
@@ -81,8 +81,8 @@ COLUMNS = {  # heading, digits, factor
 def markdown(methods: Sequence[Method], base: dict) -> str:
     """The comparison as a Markdown table (docs/results.md): values, changes with their intervals, and verdicts.
 
-    base: the base model's result on the task. The changes of F1, ROUGE-L and loss are relative to the first method, those
-    of perplexity and questions to the base. KL has its own interval and no change.
+    base: the base model's result on the task. The changes of F1, ROUGE-L and loss are relative to the first method,
+    those of perplexity and questions to the base. KL has its own interval and no change.
     """
     rows = [["", *(heading for heading, _, _ in COLUMNS.values()), "learns", "remembers"]]
     rows.append(["---"] * len(rows[0]))

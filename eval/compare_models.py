@@ -1,13 +1,14 @@
-"""How much a tuned model has forgotten relative to its base, for two model directories: the metrics of eval/forgetting.py.
+"""How much a tuned model has forgotten, for two model directories: the metrics of eval/forgetting.py.
 
-The two models may have different vocabularies. Perplexity per byte and the questions use each model's own tokens, summed
-over the same bytes. KL and agreement need the same tokens in both models and are defined as follows:
+The two models may have different vocabularies. Perplexity per byte and the questions use each model's own tokens,
+summed over the same bytes. KL and agreement need the same tokens in both models and are defined as follows:
 
-- A token is shared if its string (as written in the vocabulary) is in both vocabularies and both models have a row for it.
+- A token is shared if its string (as written in the vocabulary) is in both vocabularies and both models have a row for
+  it.
 - A text is tokenized with the base's tokenizer. The tuned model gets the same tokens under its own ids, after its own
   start tokens (BOS, or a newline).
-- A target is compared if all tokens of its text before it are shared. Targets after a token for which the tuned model has
-  no id are excluded, and the number of compared targets is reported.
+- A target is compared if all tokens of its text before it are shared. Targets after a token for which the tuned model
+  has no id are excluded, and the number of compared targets is reported.
 - At a compared target, both distributions are restricted to the shared tokens and renormalized. KL is that of the
   restricted distributions. The models agree if both have the same most probable shared token.
 
@@ -103,7 +104,7 @@ def shared_ids(base: ModelAndTokenizer, tuned: ModelAndTokenizer) -> tuple[list[
 def _compare_distributions(
     base: ModelAndTokenizer, tuned: ModelAndTokenizer, texts: Sequence[str], ranks: Ranks, advance: Advance
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """KL, agreements and number of compared targets of each text, summed over its targets; the number of shared tokens."""
+    """(KL, agreements and compared targets, each summed over the targets of each text, number of shared tokens)."""
     base_ids, tuned_ids = shared_ids(base, tuned)
     to_tuned = dict(zip(base_ids, tuned_ids, strict=True))
     columns = [torch.tensor(ids, device=ranks.device) for ids in (base_ids, tuned_ids)]
@@ -157,7 +158,7 @@ def _compare_text(
 def _nats(
     one: ModelAndTokenizer, sequences: list[tuple[list[int], list[bool]]], ranks: Ranks, advance: Advance
 ) -> np.ndarray:
-    """Negative log-likelihood of the targets of each sequence, fp64 `(sequences,)`. A collective: all ranks share the work."""
+    """Negative log-likelihood of the targets of each sequence, fp64 `(sequences,)`. A collective."""
     documents = as_documents(sequences)
     nats = torch.zeros(len(documents), dtype=torch.float64)
 

@@ -1,4 +1,4 @@
-"""Evaluate a model directory on examples: loss of the response tokens, and scores of the answers that the model generates."""
+"""Evaluate a model directory on examples: loss of the response tokens, and scores of the generated answers."""
 
 import functools
 import hashlib
@@ -25,7 +25,7 @@ GENERAL_WINDOW = 1024  # maximum context in tokens when the perplexity on genera
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluationOptions:
     """What to evaluate: the options of scripts/evaluate.py, which documents them."""
 
     model: str
@@ -41,11 +41,11 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class EvaluationInputs:
     """Everything that an evaluation reads, checked.
 
-    sequences: (token ids, is_target) of each example. asked: indices of the examples that end with an assistant message;
-    prompts: their token ids up to that message. header: the part of the result that identifies model and data.
+    sequences: (token ids, is_target) of each example. asked: indices of the examples that end with an assistant
+    message; prompts: their token ids up to that message. header: the part of the result that identifies model and data.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -60,7 +60,7 @@ class Inputs:
     before: dict | None
 
 
-def read_inputs(options: Options) -> Inputs:
+def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     """Read, tokenize and check everything. Raises UserError.
 
     It needs no process group, so that a mistake is reported before the processes start.
@@ -87,8 +87,8 @@ def read_inputs(options: Options) -> Inputs:
     longest = max([len(ids) for ids, _ in sequences] + [len(prompt) + max_new_tokens for prompt in prompts])
     if longest > max_positions:
         raise UserError(
-            f"{options.data}: the longest example needs {longest} positions with --max-new-tokens {max_new_tokens}, but "
-            f"{options.model} has {max_positions}; shorten the example or lower --max-new-tokens"
+            f"{options.data}: the longest example needs {longest} positions with --max-new-tokens {max_new_tokens}, "
+            f"but {options.model} has {max_positions}; shorten the example or lower --max-new-tokens"
         )
     header = {
         "model": options.model,
@@ -100,20 +100,20 @@ def read_inputs(options: Options) -> Inputs:
     }
     if before is not None:
         report.check_comparable(before, header)
-    return Inputs(
+    return EvaluationInputs(
         tokenizer, examples, training, sequences, asked, prompts, max_new_tokens, max_positions, header, before
     )
 
 
 def choose_examples(examples: list[dict], limit: int | None) -> list[dict]:
-    """At most `limit` examples in file order: a random choice (a file may be sorted by bank) that is always the same."""
+    """At most `limit` examples in file order: a random choice, because files may be sorted, but always the same one."""
     if limit is None or limit >= len(examples):
         return examples
     return [examples[i] for i in sorted(random.Random(0).sample(range(len(examples)), limit))]
 
 
-def evaluate_examples(options: Options, inputs: Inputs, ranks: Ranks) -> dict:
-    """The result of the evaluation as it is written to JSON, without `seconds`. A collective: every rank gets all of it."""
+def evaluate_examples(options: EvaluationOptions, inputs: EvaluationInputs, ranks: Ranks) -> dict:
+    """The result as it is written to JSON, without `seconds`. A collective: every rank gets the whole result."""
     dtype = choose_dtype(options.dtype, ranks.device)
     model = load_for_generation(options.model, dtype, ranks.device)
     losses = compute_over_ranks(

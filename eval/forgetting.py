@@ -28,8 +28,8 @@ from distributed.sharding import evaluating
 from eval.general_text import held_out_texts, sample_evenly, split_into_pieces
 from eval.questions import Question, encode_options, read_questions, right_answers, start_tokens
 
-# Called for each chunk of targets: (logits fp32 (targets, vocabulary), target_ids (targets,), index of the document of each
-# target int64 (targets,)).
+# Called for each chunk of targets with: logits fp32 (targets, vocabulary), target_ids (targets,), and owners int64
+# (targets,), the index of each target's document.
 VisitChunk = Callable[[torch.Tensor, torch.Tensor, np.ndarray], None]
 TEXT_BYTES = 8192  # about 2,000 tokens, spread evenly over the held-out text
 
@@ -38,10 +38,10 @@ TEXT_BYTES = 8192  # about 2,000 tokens, spread evenly over the held-out text
 class Distributions:
     """Next-token distributions of one chunk of targets, in host memory.
 
-    log_p: fp16 `(targets, tokens)`. fp16 has an 11-bit significand: a log-probability near 0 is exact to 1e-4, and one
-    of -10 to 0.004, where p is 5e-5. They are normalized again when they are used, so the rounding affects KL only to
-    second order: KL of a model against itself is below 1e-6 nats. most_probable: int64 `(targets,)`, the argmax before
-    rounding.
+    log_p: fp16 `(targets, tokens)`. fp16 has an 11-bit significand, so the rounding error of a log-probability is at
+    most 1e-4 near 0 and at most 0.004 at -10, where p is 5e-5. The distributions are normalized again when they are
+    used, so rounding affects KL only to second order: KL of a model against itself is below 1e-6 nats. most_probable:
+    int64 `(targets,)`, the argmax before rounding.
     """
 
     log_p: torch.Tensor
@@ -71,8 +71,8 @@ class ForgettingReference:
         """What is measured, for the run's log."""
         return (
             f"forgetting: {self.texts.targets.sum():,} tokens ({self.num_bytes:,} bytes) of general text, "
-            f"{len(self.questions)} questions; the base's distributions take {self.host_bytes / 2**20:.1f} MiB of host memory "
-            "on rank 0"
+            f"{len(self.questions)} questions; the base's distributions take {self.host_bytes / 2**20:.1f} MiB of host "
+            "memory on rank 0"
         )
 
 
@@ -86,10 +86,10 @@ def start_forgetting(
 ) -> ForgettingReference:
     """Compute the base's distributions. A collective; call it while the model has the base's weights.
 
-    sequence_length, micro_batch: the size of one forward, as in training. shared_tokens: the number of tokens before the
-    vocabulary was extended (`model.vocabulary.rows.first_new_row`). KL and agreement are then computed on the distribution
-    over these tokens, renormalized, because predictions from untrained new rows are no knowledge that could be forgotten.
-    Default: all tokens of the tokenizer. A signal stops it early; `measure_forgetting` then returns None.
+    sequence_length, micro_batch: the size of one forward, as in training. shared_tokens: the number of tokens before
+    the vocabulary was extended (`model.vocabulary.rows.first_new_row`). KL and agreement are then computed on the
+    distribution over these tokens, renormalized, because the untrained rows of new tokens contain nothing that could be
+    forgotten. Default: all tokens of the tokenizer. A signal stops it early; `measure_forgetting` then returns None.
     """
     pieces = sample_evenly(split_into_pieces(held_out_texts()), TEXT_BYTES)
     questions = read_questions()
@@ -117,10 +117,10 @@ def start_forgetting(
 def measure_forgetting(
     reference: ForgettingReference, model: torch.nn.Module, stop: StopSignal
 ) -> dict[str, float] | None:
-    """The four metrics, named as their curves. A collective; every rank runs the same number of forwards. None after a signal.
+    """The four metrics, by the names of their curves; None after a signal. A collective.
 
-    The base's distributions are moved to the device one chunk at a time, so the extra device memory is a few times the
-    logits of model.loss.VISIT_TOKENS tokens.
+    Every rank runs the same number of forwards. The base's distributions are moved to the device one chunk at a
+    time, so the extra device memory is a few times the logits of model.loss.VISIT_TOKENS tokens.
     """
     text_sums = torch.zeros(3, dtype=torch.float64)  # nats, KL, agreements
     option_nats = torch.zeros(len(reference.options), dtype=torch.float64)

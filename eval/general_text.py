@@ -1,7 +1,7 @@
-"""General English text that is available on every machine: Python's language reference, in the module pydoc_data.topics.
+"""General English text that is available on every machine: Python's language reference (module pydoc_data.topics).
 
-A fixed part of its topics is held out to measure forgetting. The rest may be used for replay or for EWC's Fisher diagonal.
-The text differs slightly between Python versions, so perplexities are comparable only under the same version.
+A fixed part of its topics is held out to measure forgetting. The rest may be used for replay or for EWC's Fisher
+diagonal. The text differs slightly between Python versions, so perplexities are comparable only under the same version.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ SOURCE = f"pydoc_data.topics of Python {platform.python_version()}"
 
 
 def held_out_texts() -> list[str]:
-    """The topics that training never sees, sorted by name. Repeated paragraphs are dropped, because topics quote each other."""
+    """The topics that training never sees, sorted by name, without repeated paragraphs (topics quote each other)."""
     texts = [topics[name].strip() for name in sorted(topics) if _is_held_out(name)]
     return _without(texts, seen=set())
 
@@ -34,8 +34,8 @@ def training_texts() -> list[str]:
 def evaluation_texts(paths: Sequence[Path] | None, max_bytes: int) -> list[str]:
     """Pieces of general text for an evaluation: of the files at `paths`, or by default of the held-out topics.
 
-    They are spread evenly over the text and have about `max_bytes` bytes in total. Raises UserError if a file contains a
-    chat, or if there is no text.
+    They are spread evenly over the text and have about `max_bytes` bytes in total. Raises UserError if a file contains
+    a chat, or if there is no text.
     """
     if max_bytes < 1:
         raise UserError(f"--max-bytes must be 1 or more, not {max_bytes}")
@@ -57,7 +57,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def split_into_pieces(texts: list[str], max_bytes: int = PIECE_BYTES) -> list[str]:
-    """The texts in pieces of at most `max_bytes` UTF-8 bytes, split between paragraphs, else lines, words or characters.
+    """The texts in pieces of at most `max_bytes` UTF-8 bytes, split between paragraphs, lines, words or characters.
 
     Only white space at the splits is lost. The pieces are the same for every tokenizer and every context window.
     """
@@ -71,12 +71,12 @@ def split_into_pieces(texts: list[str], max_bytes: int = PIECE_BYTES) -> list[st
 
 
 def sample_evenly(texts: list[str], max_bytes: int) -> list[str]:
-    """Every k-th text, with k such that they have about `max_bytes` UTF-8 bytes in total; all texts if they have fewer."""
+    """Every k-th text, so that they have about `max_bytes` UTF-8 bytes in total; all texts if they have fewer."""
     return texts[:: max(1, -(-sum(len(text.encode()) for text in texts) // max_bytes))]
 
 
 def _split(text: str, separator: str, max_bytes: int) -> list[str]:
-    """Split a text at as few separators as possible into parts of at most `max_bytes`, except where a part has no separator."""
+    """Split a text at some of its separators into parts of at most `max_bytes`, unless a part has no separator."""
     if len(text.encode()) <= max_bytes:
         return [text]
     parts = [""]
@@ -95,7 +95,7 @@ def _is_held_out(name: str) -> bool:
 
 
 def _without(texts: list[str], seen: set[str]) -> list[str]:
-    """The texts without paragraphs that are in `seen` or occurred before. Texts without any other paragraph are dropped."""
+    """The texts without paragraphs that are in `seen` or occurred earlier. Texts that become empty are dropped."""
     seen, kept = set(seen), []
     for text in texts:
         new = []

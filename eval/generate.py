@@ -29,7 +29,7 @@ def load_for_generation(path: str, dtype: torch.dtype, device: torch.device) -> 
 
 
 def stop_tokens(model: PreTrainedModel, eos_token_id: int) -> set[int]:
-    """The tokens that end an answer: the tokenizer's EOS, which training teaches, and those of generation_config.json."""
+    """The tokens that end an answer: the tokenizer's EOS, which training teaches, and generation_config.json's."""
     stops = model.generation_config.eos_token_id
     return {eos_token_id, *(stops if isinstance(stops, list) else [] if stops is None else [stops])}
 
@@ -38,8 +38,8 @@ def stop_tokens(model: PreTrainedModel, eos_token_id: int) -> set[int]:
 class Sampling:
     """How tokens are sampled. With temperature 1 and top_p 1 they follow the model's own distribution.
 
-    top_p: sample only from the smallest set of most probable tokens whose probabilities add up to at least top_p (nucleus
-    sampling, Holtzman et al., arXiv:1904.09751).
+    top_p: sample only from the smallest set of most probable tokens whose probabilities add up to at least top_p
+    (nucleus sampling, Holtzman et al., arXiv:1904.09751).
     """
 
     temperature: float = 1.0
@@ -57,8 +57,8 @@ def greedy_answers(
 ) -> list[list[int]]:
     """Greedy decoding of each prompt, up to a stop token (not included) or `max_new_tokens`.
 
-    prompts: token ids. Returns the token ids of the answers in the order of the prompts. advance: called with the number
-    of prompts that have just been finished, e.g. a progress bar's `update`.
+    prompts: token ids. Returns the token ids of the answers in the order of the prompts. advance: called with the
+    number of prompts that have just been finished, e.g. a progress bar's `update`.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths need little padding
@@ -82,8 +82,8 @@ def sampled_answers(
     """Sampled answers for one batch of prompts. Arguments and result are otherwise those of `greedy_answers`.
 
     sample_numbers: one number per prompt. The random bits of a token depend only on (seed, sample number, step), so it
-    does not matter which process generates it. The same batch always gives the same answers. In another batch the logits
-    are rounded differently, which occasionally changes a token.
+    does not matter which process generates it. The same batch always gives the same answers. In another batch the
+    logits are rounded differently, which occasionally changes a token.
     """
 
     def select(logits: torch.Tensor, rows: list[int], step: int) -> torch.Tensor:

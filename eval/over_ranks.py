@@ -18,11 +18,11 @@ def compute_over_ranks(
     ranks: Ranks,
     description: str,
 ) -> list[Result]:
-    """Run `compute(share, advance)` on each rank's share of `items`; every rank gets all results, in the order of `items`.
+    """Run `compute(share, advance)` on each rank's share of `items`. A collective.
 
-    items: prompts (token ids), or pairs (token ids, is_target). They are dealt out in order of length, so that long ones
-    are spread evenly over the ranks. `compute` returns one result per item and calls `advance` with the number of items it
-    has just finished; rank 0 shows a progress bar. A collective.
+    Every rank gets all results, in the order of `items`. items: prompts (token ids), or pairs (token ids, is_target).
+    They are dealt out in order of length, so that long ones are spread evenly over the ranks. `compute` returns one
+    result per item and calls `advance` with the number of items it has just finished; rank 0 shows a progress bar.
     """
     order = sorted(range(len(items)), key=lambda i: (-_num_tokens(items[i]), i))
     mine = order[ranks.rank :: ranks.world_size]

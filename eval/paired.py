@@ -1,4 +1,4 @@
-"""The change between two evaluations of the same examples, with a paired bootstrap confidence interval over examples."""
+"""The change between two evaluations of the same examples, with 95% intervals from a paired bootstrap over examples."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from eval.bootstrap import Interval, bootstrap
 
 
 def paired_change(before: dict, after: dict, seed: int = 0) -> dict[str, Interval]:
-    """Changes of `f1`, `rouge_l` and `loss` (nats per token) between two results of scripts/evaluate.py, with 95% intervals.
+    """Changes of `f1`, `rouge_l` and `loss` (nats per token) between two results of scripts/evaluate.py.
 
     Contains only the metrics that both results have per example. The caller makes sure that the examples are the same
     (`eval.report.check_comparable`). F1 is micro-averaged: it is computed from sums over all reports of a resample.

@@ -1,4 +1,4 @@
-"""Losses of target tokens, computed with the model's own forward, so that its softcaps, scales and windows all apply."""
+"""Losses of target tokens, computed with the model's own forward, so that its softcaps, scales and windows apply."""
 
 import functools
 import math
@@ -85,9 +85,10 @@ def _batch_losses(model: PreTrainedModel, sequences: list[tuple[list[int], list[
 
 
 def windows(ids: list[int], length: int) -> list[tuple[list[int], list[bool]]]:
-    """A long text as sequences of at most `length` tokens. Every token except the text's first is a target exactly once.
+    """A long text as sequences of at most `length` tokens.
 
-    Consecutive sequences share one token, because the first token of a sequence is not predicted.
+    Every token except the text's first is a target exactly once. Consecutive sequences share one token, because the
+    first token of a sequence is not predicted.
     """
     return [
         (ids[start : start + length], [False] + [True] * (len(ids[start : start + length]) - 1))

@@ -1,8 +1,8 @@
 """Mean loss by position in the document: whether a model uses its context up to the end of its window, and beyond.
 
 It uses the packed model, one document per forward, whose attention needs no memory quadratic in the length for any
-architecture. In transformers, SDPA ignores Gemma 2's softcap, and eager attention over 12,288 tokens would need gigabytes
-per layer.
+architecture. In transformers, SDPA ignores Gemma 2's softcap, and eager attention over 12,288 tokens would need
+gigabytes per layer.
 """
 
 import math
@@ -44,8 +44,8 @@ def read_long_documents(
 ) -> list[list[int]]:
     """At most `max_documents` documents of exactly `length` tokens, each starting with BOS if the tokenizer adds one.
 
-    The texts of each file at `paths` are joined to one long text. Without paths, the training part of eval/general_text.py
-    is used. Raises UserError if no text is long enough.
+    The texts of each file at `paths` are joined to one long text. Without paths, the training part of
+    eval/general_text.py is used. Raises UserError if no text is long enough.
     """
     texts = ["\n\n".join(texts) for texts in (map(read_texts, paths) if paths else [training_texts()])]
     bos = [tokenizer.bos_token_id] if tokenizer.encode("")[:1] == [tokenizer.bos_token_id] else []
@@ -77,9 +77,10 @@ def losses_by_position(
     device: torch.device,
     advance: Callable[[int], object] = lambda finished: None,
 ) -> list[torch.Tensor]:
-    """The loss in nats of each token of each document, fp64 `(length - 1,)`: entry t is that of the token at position t + 1.
+    """The loss of each token in nats, fp64 `(length - 1,)` for each document.
 
-    advance: called with 1 after each document, e.g. a progress bar's `update`. Documents may be longer than the window.
+    Entry t is the loss of the token at position t + 1. advance: called with 1 after each document, e.g. a progress
+    bar's `update`. Documents may be longer than the window.
     """
     head = model.causal_lm.get_output_embeddings().weight[: model.num_tokens]  # without padding
     settings = head_settings(model.causal_lm.config)
@@ -97,7 +98,7 @@ def losses_by_position(
 
 
 def buckets(losses: Sequence[torch.Tensor], width: int) -> list[Bucket]:
-    """The losses in buckets of `width` positions, up to the end of the longest document. Position 0 is never predicted."""
+    """Buckets of `width` positions, up to the end of the longest document. Position 0 is never predicted."""
     longest = max((len(loss) + 1 for loss in losses), default=0)
     result = []
     for start in range(0, longest, width):

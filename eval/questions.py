@@ -1,14 +1,14 @@
-"""A small closed set of general questions, scored by likelihood: which of the options does the model find most probable?
+"""A small closed set of general questions: which of the options does the model find most probable?
 
-The questions were written for this project (eval/questions.jsonl; the first option is the right one): facts, arithmetic,
-grammar, word meanings, sequences, common sense, code. Each is a plain beginning of a text with possible continuations.
-A base model can therefore be scored too, and no chat template is involved, because fine-tuning would change the answers
-under a template for reasons other than forgetting.
+The questions were written for this project (eval/questions.jsonl; the first option is the right one): facts,
+arithmetic, grammar, word meanings, sequences, common sense, code. Each is a plain beginning of a text with possible
+continuations. A base model can therefore be scored too, and no chat template is involved, because fine-tuning would
+change the answers under a template for reasons other than forgetting.
 
-The score of an option is its summed log-likelihood after the prompt, divided by its length in UTF-8 bytes. The sum alone
-would favour short options, because every further token can only lower it. The length is in bytes and not in tokens, because
-an extended vocabulary splits the same option into other tokens, which would change a mean per token even if the model's
-probabilities stayed the same.
+The score of an option is its summed log-likelihood after the prompt, divided by its length in UTF-8 bytes. The sum
+alone would favour short options, because every further token can only lower it. The length is in bytes and not in
+tokens, because an extended vocabulary splits the same option into other tokens, which would change a mean per token
+even if the model's probabilities stayed the same.
 """
 
 import json
@@ -37,9 +37,9 @@ def read_questions(path: Path = FILE) -> list[Question]:
 
 
 def start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens placed before a text so that its first token is predicted too: BOS if the tokenizer adds it, else a newline.
+    """The tokens placed before a text, so that its first token is predicted too.
 
-    With them, the loss covers every byte of the text under any tokenizer.
+    BOS if the tokenizer adds it, else a newline. With them, the loss covers every byte of the text under any tokenizer.
     """
     return tokenizer.encode("") or tokenizer.encode("\n", add_special_tokens=False)
 

@@ -1,8 +1,9 @@
 """Train one config with several methods against forgetting, evaluate every model, and read the results.
 
-The methods are plain training, a low learning rate, replay, EWC, and replay with EWC. They share the base model, the examples,
-their order and the number of steps. Each is a run of train.py in `Comparison.out`, followed by scripts/evaluate.py and
-scripts/evaluate_forgetting.py. Results that exist are kept, so that an interrupted comparison can resume.
+The methods are plain training, a low learning rate, replay, EWC, and replay with EWC. They share the base model, the
+examples, their order and the number of steps. Each is a run of train.py in `Comparison.out`, followed by
+scripts/evaluate.py and scripts/evaluate_forgetting.py. Results that exist are kept, so that an interrupted comparison
+can resume.
 """
 
 import hashlib
@@ -72,9 +73,9 @@ def plan_methods(
 ) -> dict[str, list[str]]:
     """Method name -> the config overrides of its run, in the order of the runs.
 
-    low: the low learning rate relative to the config's. shares: of replay. strengths: of EWC. both: (share, strength) of
-    the combined methods. Plain training comes first. The run with the first strength estimates the Fisher diagonal and
-    comes before the runs that reuse it. Raises UserError if a number is out of range.
+    low: the low learning rate relative to the config's. shares: of replay. strengths: of EWC. both: (share, strength)
+    of the combined methods. Plain training comes first. The run with the first strength estimates the Fisher diagonal
+    and comes before the runs that reuse it. Raises UserError if a number is out of range.
     """
     if not low > 0:
         raise UserError(f"--low must be above 0, not {low:g}")
@@ -101,8 +102,8 @@ def plan_methods(
 def choose_methods(comparison: Comparison, methods: dict[str, list[str]], only: Sequence[str] | None) -> list[str]:
     """The names in `only`, or of all methods, in the order of the runs.
 
-    Raises UserError for an unknown name, or if a method reuses a Fisher diagonal that does not exist and is not going to
-    be estimated.
+    Raises UserError for an unknown name, or if a method reuses a Fisher diagonal that does not exist and is not going
+    to be estimated.
     """
     if unknown := [name for name in only or () if name not in methods]:
         raise UserError(f"--only {unknown[0]}: the methods are {', '.join(methods)}")

@@ -1,12 +1,12 @@
 """Replay documents: Python's language reference, or text that a model writes itself, without what evaluation uses.
 
 A model with a chat template is given the start of a user turn; it writes a question and then the answer (Xu et al.,
-arXiv:2406.08464). Any other model writes documents after BOS or EOS. Training on such text is self-synthesized rehearsal
-(Huang et al., arXiv:2403.01244).
+arXiv:2406.08464). Any other model writes documents after BOS or EOS. Training on such text is self-synthesized
+rehearsal (Huang et al., arXiv:2403.01244).
 
 Each document is sampled with (seed, its index), in batches that do not depend on the number of processes. On identical
-hardware any number of processes therefore writes the same documents. Finished batches are stored in OUT.parts/, so that an
-interrupted command can resume.
+hardware any number of processes therefore writes the same documents. Finished batches are stored in OUT.parts/, so that
+an interrupted command can resume.
 """
 
 import json
@@ -34,7 +34,7 @@ PLACEHOLDER = "here the user's words begin"  # marks the start of the user's mes
 
 
 def texts_to_exclude(exclude: Sequence[Path]) -> EvaluationTexts:
-    """Everything that replay must not overlap with: held-out text, questions with their answers, and the files `exclude`."""
+    """What replay must not overlap with: held-out text, questions with their answers, and the files `exclude`."""
 
     def texts() -> Iterator[str]:
         yield from held_out_texts()
@@ -46,7 +46,7 @@ def texts_to_exclude(exclude: Sequence[Path]) -> EvaluationTexts:
 
 
 def topic_texts(evaluation: EvaluationTexts) -> tuple[list[str], int]:
-    """(the topics that are not held out, number of paragraphs dropped from them because they overlap with evaluation)."""
+    """(topics that are not held out, number of their paragraphs dropped because they overlap with evaluation)."""
     kept, num_dropped = [], 0
     for text in training_texts():
         paragraphs = text.split("\n\n")
@@ -57,7 +57,7 @@ def topic_texts(evaluation: EvaluationTexts) -> tuple[list[str], int]:
 
 
 @dataclass(frozen=True)
-class Options:
+class SamplingOptions:
     """What to sample: the options of scripts/make_replay.py, which documents them."""
 
     model: str | None
@@ -89,7 +89,7 @@ class ReplaySampler:
     `options.model` is not a model directory, or if OUT.parts/ was written with different settings.
     """
 
-    def __init__(self, options: Options, out: Path) -> None:
+    def __init__(self, options: SamplingOptions, out: Path) -> None:
         if not Path(options.model, "config.json").is_file():
             raise UserError(
                 f"{options.model} is not a model directory (no config.json); see scripts/fetch_base_model.py"
@@ -106,7 +106,7 @@ class ReplaySampler:
             different = [name for name, value in self.settings.items() if earlier.get(name) != value]
             if different:
                 raise UserError(
-                    f"{self.parts} was made with another {', '.join(different)}; use the same value, or remove the directory"
+                    f"{self.parts} was made with another {', '.join(different)}; use the same value or remove it"
                 )
 
     def sample(self, ranks: Ranks) -> list[dict] | None:
@@ -167,7 +167,7 @@ class ReplaySampler:
         return [(tokenizer.decode(answer).strip(), len(answer) < options.max_tokens) for answer in answers]
 
 
-def form_and_start(options: Options, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+def form_and_start(options: SamplingOptions, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
     """(`chat` or `text`, the token ids that every document is sampled after). Raises UserError if there are none."""
     is_chat = options.form == "chat" or (
         options.form == "auto" and tokenizer.chat_template != PLAIN_CHAT_TEMPLATE and options.start is None

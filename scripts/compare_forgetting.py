@@ -1,13 +1,14 @@
-"""Compare methods against forgetting on one task: plain | low lr | replay | EWC | both. Same base, examples, order and steps.
+"""Compare methods against forgetting on one task: plain training, low learning rate, replay, EWC, and replay with EWC.
 
     python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl
     python scripts/compare_forgetting.py configs/laptop.py data.mix=none --test artifacts/quickstart/test.jsonl \\
         --general artifacts/replay/topics.jsonl --out runs/comparison
 
-Each method is a run of train.py in --out. Its model is evaluated on --test and, against the base, on general text that no
-method trains on. If it is interrupted, run the same command again: it skips what is finished and continues the rest. At
-the end it prints the table (also in comparison.md) and plots it (comparison.png). --only NAMES runs some of the methods,
-e.g. to use several machines, and compares those that have results. docs/forgetting.md explains how to read them.
+Each method is a run of train.py in --out, with the same base, examples, order and number of steps. Its model is
+evaluated on --test and, against the base, on general text that no method trains on. If it is interrupted, run the same
+command again: it skips what is finished and continues the rest. At the end it prints the table (also in comparison.md)
+and plots it (comparison.png). --only NAMES runs some of the methods, e.g. to use several machines, and compares those
+that have results. docs/forgetting.md explains how to read them.
 """
 
 import pathlib
@@ -101,9 +102,7 @@ def main() -> int:
     run_methods(comparison, methods, chosen)
     table = write_comparison(comparison, methods)
     if table is None:
-        print(
-            f"\nthe results are in {comparison.results}; the table needs {PLAIN}, which the others are compared with, too"
-        )
+        print(f"\nthe results are in {comparison.results}; the table also needs {PLAIN}, the reference of the others")
         return 0
     print(f"\n{table}\n\nin {arguments.out}: comparison.md, comparison.png, results/*.json")
     return 0

@@ -3,9 +3,9 @@
     python scripts/evaluate.py artifacts/models/SmolLM2-135M-Instruct --data artifacts/laptop/validation.jsonl
     torchrun --nproc_per_node=2 scripts/evaluate.py runs/laptop/export --data FILE --train FILE --general --json after.json
 
-Every process holds the whole model and generates (greedily) the answers to its share of the examples. With --before FILE, the
-JSON of an earlier evaluation of the same data, a table before | after is printed as well, with 95% confidence intervals
-of the change (bootstrap over examples, paired).
+Every process holds the whole model and generates (greedily) the answers to its share of the examples. With --before
+FILE, the JSON of an earlier evaluation of the same data, a table before | after is printed as well, with 95% confidence
+intervals of the change (bootstrap over examples, paired).
 """
 
 import pathlib
@@ -23,7 +23,7 @@ from common.durable_files import write_json
 from common.errors import run_script
 from distributed.process_group import start_process_group
 from eval import report
-from eval.evaluate_examples import Options, evaluate_examples, read_inputs
+from eval.evaluate_examples import EvaluationOptions, evaluate_examples, read_inputs
 from eval.over_ranks import TIMEOUT_MINUTES
 
 
@@ -60,7 +60,7 @@ def main() -> int:
     start = time.perf_counter()
     arguments = vars(parse_arguments())
     show = arguments.pop("show")
-    options = Options(**arguments)
+    options = EvaluationOptions(**arguments)
     inputs = read_inputs(options)
     ranks = start_process_group(TIMEOUT_MINUTES)
     result = evaluate_examples(options, inputs, ranks)

@@ -3,10 +3,10 @@
     python scripts/evaluate_forgetting.py artifacts/models/SmolLM2-135M-Instruct runs/laptop/export
     torchrun --nproc_per_node=2 scripts/evaluate_forgetting.py BASE TUNED --texts news.jsonl --json forgetting.json
 
-Every process holds both models and reads its share of the texts. Without --texts, the text is the held-out part of Python's
-language reference, which this project's replay and Fisher diagonal never use. Intervals are 95% bootstrap intervals over texts
-or questions. The tuned model may have an extended or a different vocabulary; eval/compare_models.py defines what is
-compared in that case.
+Every process holds both models and reads its share of the texts. Without --texts, the text is the held-out part of
+Python's language reference, which this project's replay and Fisher diagonal never use. Intervals are 95% bootstrap
+intervals over texts or questions. The tuned model may have an extended or a different vocabulary;
+eval/compare_models.py defines what is compared in that case.
 """
 
 import pathlib

@@ -3,8 +3,8 @@
     python scripts/evaluate_positions.py artifacts/models/SmolLM2-135M-Instruct --length 12288 --rope-type yarn --rope-factor 2
     python scripts/evaluate_positions.py runs/long/export --data reports.txt.gz more.jsonl --length 12288 --json after.json
 
-The texts of each file are joined to one long text and cut into documents of --length tokens. Without --data, the text is the
-part of Python's language reference that other evaluations do not hold out; it is available on every machine.
+The texts of each file are joined to one long text and cut into documents of --length tokens. Without --data, the text
+is the part of Python's language reference that other evaluations do not hold out; it is available on every machine.
 """
 
 import pathlib

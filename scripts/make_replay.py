@@ -5,15 +5,15 @@
         --out artifacts/replay/NAME.jsonl
     torchrun --nproc_per_node=8 train.py configs/xbrl.py "data.mix=replay:0.05:artifacts/replay/topics.jsonl"
 
-`topics`: the language reference that comes with Python, without the part that evaluation holds out. `model`: text that the
-model writes itself, for when its training data is not available (self-synthesized rehearsal: Huang et al.,
-arXiv:2403.01244). A model with a chat template is given the start of a user turn; it writes a question and then the answer
-(Xu et al., arXiv:2406.08464). Any other model writes documents after BOS or EOS.
+`topics`: the language reference that comes with Python, without the part that evaluation holds out. `model`: text that
+the model writes itself, for when its training data is not available (self-synthesized rehearsal: Huang et al.,
+arXiv:2403.01244). A model with a chat template is given the start of a user turn; it writes a question and then the
+answer (Xu et al., arXiv:2406.08464). Any other model writes documents after BOS or EOS.
 
-Documents that are too short, repeat themselves, resemble an earlier one or overlap with evaluation texts are dropped and
-counted. Each document is sampled with (--seed, its index), in batches that do not depend on the number of processes, so on
-identical hardware any number of processes writes the same file. If it is interrupted, run the same command again: it
-resumes after the finished batches. OUT appears only when it is complete.
+Documents that are too short, repeat themselves, resemble an earlier one or overlap with evaluation texts are dropped
+and counted. Each document is sampled with (--seed, its index), in batches that do not depend on the number of
+processes, so on identical hardware any number of processes writes the same file. If it is interrupted, run the same
+command again: it resumes after the finished batches. OUT appears only when it is complete.
 """
 
 import pathlib
@@ -34,7 +34,7 @@ from distributed.process_group import start_process_group
 from eval.general_text import SOURCE
 from eval.over_ranks import TIMEOUT_MINUTES
 from eval.results import prepare_output
-from eval.sample_replay import Options, ReplaySampler, texts_to_exclude, topic_texts
+from eval.sample_replay import ReplaySampler, SamplingOptions, texts_to_exclude, topic_texts
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -98,7 +98,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Write the file and print the counts."""
     arguments = parse_arguments()
-    options = Options(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)})
+    options = SamplingOptions(
+        **{field.name: getattr(arguments, field.name) for field in dataclasses.fields(SamplingOptions)}
+    )
     options.check()
     if arguments.source == "topics":
         write_topics(arguments.out, texts_to_exclude(arguments.exclude))
@@ -120,8 +122,8 @@ def write_topics(out: Path, evaluation: EvaluationTexts) -> None:
     texts, num_dropped = topic_texts(evaluation)
     write_json_lines(out, [{"text": text} for text in texts])
     print(
-        f"{out}: {len(texts)} documents, {sum(map(len, texts)):,} characters, {SOURCE}; dropped: {num_dropped} paragraphs "
-        "that overlap with evaluation"
+        f"{out}: {len(texts)} documents, {sum(map(len, texts)):,} characters, {SOURCE}; dropped: {num_dropped} "
+        "paragraphs that overlap with evaluation"
     )
 
 

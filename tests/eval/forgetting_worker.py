@@ -1,7 +1,7 @@
 """The program that tests/eval/test_forgetting.py runs on 1 and 2 gloo processes: forgetting_worker.py FOLDER.
 
-It shards a model as train.py does, with each strategy, computes the base's distributions, replaces the weights with those
-of another directory, and measures forgetting. The results go to FOLDER/<world size>.<rank>.json.
+It shards a model as train.py does, with each strategy, computes the base's distributions, replaces the weights with
+those of another directory, and measures forgetting. The results go to FOLDER/<world size>.<rank>.json.
 """
 
 import json

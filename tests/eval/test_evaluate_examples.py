@@ -10,7 +10,7 @@ from common.durable_files import write_json
 from common.errors import UserError
 from data.tokens import encode_chat, load_tokenizer
 from distributed.process_group import start_process_group
-from eval.evaluate_examples import Options, evaluate_examples, read_inputs
+from eval.evaluate_examples import EvaluationOptions, evaluate_examples, read_inputs
 from tests.tiny import write_chat_file, write_tiny_model
 
 
@@ -28,7 +28,7 @@ def evaluate(folder):
     threads = torch.get_num_threads()
 
     def call(**options):
-        options = Options(str(folder / "model"), folder / "test.jsonl", **options)
+        options = EvaluationOptions(str(folder / "model"), folder / "test.jsonl", **options)
         inputs = read_inputs(options)
         ranks = start_process_group()
         result = evaluate_examples(options, inputs, ranks)
@@ -43,7 +43,7 @@ def read(folder, **options):
     """Only read the inputs, as far as that works without a process group."""
     options = {"model": str(folder / "model"), "data": folder / "test.jsonl"} | options
     try:
-        return read_inputs(Options(**options))
+        return read_inputs(EvaluationOptions(**options))
     finally:
         assert not dist.is_initialized()
 

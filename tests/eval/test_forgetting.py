@@ -42,7 +42,7 @@ def tune(source: Path, target: Path, seed: int) -> None:
 
 
 def extend(source: Path, target: Path) -> None:
-    """Write the model with NEW_TOKENS more tokens, as scripts/extend_vocabulary.py does: rows, tokenizer, new_tokens.json."""
+    """Write the model with NEW_TOKENS more tokens, as scripts/extend_vocabulary.py does."""
     shutil.copytree(source, target)
     tensors = load_file(source / "model.safetensors")
     first = len(tiny_tokenizer())
@@ -87,9 +87,9 @@ def results(folder) -> dict[tuple[int, int], dict]:
 
 
 def log_p(path: Path, ids: list[int], start: int, num_tokens: int | None = None) -> torch.Tensor:
-    """Log-probabilities of the tokens after the first `start` ones, over the first `num_tokens` tokens of the vocabulary.
+    """Log-probabilities of what follows the first `start` tokens, fp64 `(targets, num_tokens)`.
 
-    fp64 `(targets, num_tokens)`.
+    They are over the first `num_tokens` tokens of the vocabulary. Default: over all.
     """
     if path not in MODELS:
         MODELS[path] = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
@@ -106,7 +106,7 @@ def nats(path: Path, ids: list[int], start: int) -> float:
 
 
 def definition(base: Path, tuned: Path, tokenizer_of: Path, shared: int, every: int = 1) -> dict[str, float]:
-    """All four metrics, text by text. KL and agreement use the tokens of `tokenizer_of`, the others those of `tuned`."""
+    """All four metrics, text by text. KL and agreement use the tokens of `tokenizer_of`, the others those of tuned."""
     tokenizer = load_tokenizer(str(tokenizer_of))
     tuned_tokenizer = load_tokenizer(str(tuned))
     kl, agreements, tokens, loss = 0.0, 0, 0, 0.0
@@ -233,7 +233,7 @@ def test_two_models_with_different_vocabularies_equal_the_definition(folder):
 
 
 def test_tokens_are_matched_by_their_string(folder, tmp_path):
-    """The same model with permuted token ids has forgotten nothing. A text is compared up to the first token it lacks."""
+    """The same model with permuted token ids forgot nothing. A text is compared up to its first missing token."""
 
     def load(path: Path) -> ModelAndTokenizer:
         model = load_for_evaluation(read_model_config(str(path)), str(path), torch.float32, torch.device("cpu"))

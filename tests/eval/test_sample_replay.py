@@ -12,7 +12,7 @@ from data.tokens import load_tokenizer
 from distributed.process_group import start_process_group
 from eval.general_text import held_out_texts
 from eval.questions import read_questions
-from eval.sample_replay import Options, ReplaySampler, texts_to_exclude, topic_texts
+from eval.sample_replay import ReplaySampler, SamplingOptions, texts_to_exclude, topic_texts
 from tests.tiny import write_tiny_model
 
 
@@ -30,7 +30,7 @@ def sample(folder):
 
     def call(out, **options):
         settings = {"documents": 8, "max_tokens": 150, "batch_size": 3, "dtype": "fp32", "temperature": 1.5}
-        sampler = ReplaySampler(Options(str(folder / "model"), **settings | options), folder / out)
+        sampler = ReplaySampler(SamplingOptions(str(folder / "model"), **settings | options), folder / out)
         ranks = start_process_group()
         documents = sampler.sample(ranks)
         dist.destroy_process_group()
@@ -84,7 +84,7 @@ def test_a_resumed_command_keeps_finished_batches_and_samples_the_same_rest(samp
     ],
 )
 def test_a_model_with_a_chat_template_writes_chats_by_default(folder, options, form, start):
-    sampler = ReplaySampler(Options(str(folder / "model"), **options), folder / "none.jsonl")
+    sampler = ReplaySampler(SamplingOptions(str(folder / "model"), **options), folder / "none.jsonl")
     tokenizer = load_tokenizer(str(folder / "model"))
     assert (sampler.form, tokenizer.decode(sampler.start)) == (form, start)
 
@@ -100,11 +100,11 @@ def test_a_model_with_a_chat_template_writes_chats_by_default(folder, options, f
 )
 def test_an_option_out_of_range_is_refused(options, message):
     with pytest.raises(UserError, match=message):
-        Options("model", **options).check()
+        SamplingOptions("model", **options).check()
 
 
 def test_a_start_without_tokens_and_a_missing_model_are_refused(folder):
     with pytest.raises(UserError, match="nowhere is not a model directory"):
-        ReplaySampler(Options(str(folder / "nowhere")), folder / "none.jsonl")
+        ReplaySampler(SamplingOptions(str(folder / "nowhere")), folder / "none.jsonl")
     with pytest.raises(UserError, match="--start '' has no tokens"):
-        ReplaySampler(Options(str(folder / "model"), start=""), folder / "none.jsonl")
+        ReplaySampler(SamplingOptions(str(folder / "model"), start=""), folder / "none.jsonl")

@@ -1,4 +1,4 @@
-"""scripts/compare_forgetting.py on a tiny model: train and evaluate two methods, run it again, and refuse a bad share."""
+"""scripts/compare_forgetting.py on a tiny model: two methods, the same command again, and a bad share."""
 
 import json
 import os
