@@ -131,7 +131,9 @@ class ReplaySampler:
         barrier(ranks)
         if ranks.rank != 0:
             return None
-        return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+        # Not splitlines(), because texts may contain other Unicode line separators.
+        lines = (line for file in files for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+        return [json.loads(line) for line in lines]
 
     def sample_batch(self, model: PreTrainedModel, indices: list[int]) -> list[dict]:
         """The documents with these indices, generated in one batch, before any filter."""

@@ -25,11 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NEW_TOKENS = 5
 METRICS = ("perplexity_per_byte", "kl", "agreement", "questions")
 CASES = ("base full", "base grad_op", "base none", "base full offload", "untied full", "extended full")
-TEXTS = [
-    *SENTENCES,
-    "The bank",
-    "Own funds of\n\nthe bank – 8% é.",
-]  # seven documents of very different lengths, for two ranks
+# Six documents of very different lengths, for two ranks.
+TEXTS = [*SENTENCES, "The bank", "Own funds of\n\nthe bank – 8% é."]
 
 
 def tune(source: Path, target: Path, seed: int) -> None:
@@ -106,7 +103,7 @@ def nats(path: Path, ids: list[int], start: int) -> float:
 
 
 def definition(base: Path, tuned: Path, tokenizer_of: Path, shared: int, every: int = 1) -> dict[str, float]:
-    """All four metrics, text by text. KL and agreement use the tokens of `tokenizer_of`, the others those of tuned."""
+    """All four metrics, text by text. KL and agreement use the tokens of `tokenizer_of`, the rest those of `tuned`."""
     tokenizer = load_tokenizer(str(tokenizer_of))
     tuned_tokenizer = load_tokenizer(str(tuned))
     kl, agreements, tokens, loss = 0.0, 0, 0, 0.0

@@ -76,16 +76,16 @@ def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_pat
     path = write_tiny_model(tmp_path / "model")
     text = tmp_path / "text.txt"
     text.write_text("The bank shall hold own funds of at least 8% of its exposure. " * 80)
-    options = ("--data", text, "--length", 600, "--bucket", 200, "--dtype", "fp32", "--json", tmp_path / "figures.json")
-    result = run(path, *options, "--rope-type", "yarn", "linear", "--rope-factor", 2)
-    assert result.returncode == 0, result.stderr
-    assert "windows: as it is 512, yarn x2 1024, linear x2 1024" in result.stdout
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["documents"] == 2
-    columns = figures["buckets"]
+    options = ("--data", text, "--length", 600, "--bucket", 200, "--dtype", "fp32", "--json", tmp_path / "losses.json")
+    done = run(path, *options, "--rope-type", "yarn", "linear", "--rope-factor", 2)
+    assert done.returncode == 0, done.stderr
+    assert "windows: as it is 512, yarn x2 1024, linear x2 1024" in done.stdout
+    result = json.loads((tmp_path / "losses.json").read_text())
+    assert result["documents"] == 2
+    columns = result["buckets"]
     assert [b["tokens"] for b in columns["as it is"]] == [2 * 199, 2 * 200, 2 * 200]
     means = {name: [b["mean"] for b in column] for name, column in columns.items()}
-    assert f"{'400-599':>15}     400" + "".join(f"{means[name][2]:>14.3f}" for name in means) in result.stdout
+    assert f"{'400-599':>15}     400" + "".join(f"{means[name][2]:>14.3f}" for name in means) in done.stdout
     ids = AutoTokenizer.from_pretrained(path).encode(text.read_text(), verbose=False)
     for name, rope in {"as it is": (), "yarn x2": ("yarn", 2.0), "linear x2": ("linear", 2.0)}.items():
         expected = buckets(losses_by_position(load(path, *rope), cut_documents(ids, 600, 2), CPU), 200)

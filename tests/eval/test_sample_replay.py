@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from common.durable_files import write_json_lines
 from common.errors import UserError
 from data.replay_filters import EvaluationTexts, normalize
 from data.tokens import load_tokenizer
@@ -65,8 +66,8 @@ def test_a_resumed_command_keeps_finished_batches_and_samples_the_same_rest(samp
     expected = {"form": "text", "start": [0], "model": str(folder / "model"), "documents": 8, "max_tokens": 150}
     expected |= {"temperature": 1.5, "top_p": 0.95, "seed": 0, "batch_size": 3, "dtype": "fp32"}
     assert settings == expected
-    finished = {"text": "This was written before the kill.", "finished": True}
-    (parts / "000000003.jsonl").write_text("".join(json.dumps(finished) + "\n" for _ in range(3)))
+    finished = {"text": "This was written\u2028before the kill.", "finished": True}
+    write_json_lines(parts / "000000003.jsonl", [finished] * 3)
     with pytest.raises(UserError, match="was made with another seed"):
         sample("again.jsonl", **options, seed=1)
     sampler, again = sample("again.jsonl", **options)
