@@ -58,7 +58,7 @@ def compare_models(
     Each metric has its `value` and the bounds `low` and `high` of a 95% bootstrap interval over texts or questions.
     advance: called with the number of documents (texts, options) that this rank has just read.
     """
-    kl, agreements, compared, num_shared = _compare_distributions(base, tuned, texts, ranks, advance)
+    kl, agreements, compared, num_shared = compare_distributions(base, tuned, texts, ranks, advance)
     nats = [_nats(one, encode_texts(one.tokenizer, texts), ranks, advance) for one in (base, tuned)]
     right = [
         right_answers(questions, _nats(one, encode_options(one.tokenizer, questions), ranks, advance))
@@ -101,10 +101,14 @@ def shared_ids(base: ModelAndTokenizer, tuned: ModelAndTokenizer) -> tuple[list[
     return [i for i, _ in pairs], [j for _, j in pairs]
 
 
-def _compare_distributions(
+def compare_distributions(
     base: ModelAndTokenizer, tuned: ModelAndTokenizer, texts: Sequence[str], ranks: Ranks, advance: Advance
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """(KL, agreements and compared targets, each summed over the targets of each text, number of shared tokens)."""
+    """Compare the models' next-token distributions on every text. A collective.
+
+    Returns KL in nats, agreements and the number of compared targets, each `(texts,)` and summed over the targets of a
+    text, and the number of shared tokens.
+    """
     base_ids, tuned_ids = shared_ids(base, tuned)
     to_tuned = dict(zip(base_ids, tuned_ids, strict=True))
     columns = [torch.tensor(ids, device=ranks.device) for ids in (base_ids, tuned_ids)]

@@ -30,7 +30,8 @@ class Comparison:
 
     config, overrides: as on the command line of train.py. base, learning_rate, train: `model.path`,
     `optimizer.learning_rate` and the first file of `data.train` in that config. test: examples of the task that no run
-    trains on. general: text of the old domain, for replay and for the Fisher diagonal. processes: of every launch.
+    trains on. general: text of the old domain, for replay and for the Fisher diagonal. processes: how many every
+    launch starts.
     """
 
     config: str
@@ -73,9 +74,10 @@ def plan_methods(
 ) -> dict[str, list[str]]:
     """Method name -> the config overrides of its run, in the order of the runs.
 
-    low: the low learning rate relative to the config's. shares: of replay. strengths: of EWC. both: (share, strength)
-    of the combined methods. Plain training comes first. The run with the first strength estimates the Fisher diagonal
-    and comes before the runs that reuse it. Raises UserError if a number is out of range.
+    low: the low learning rate relative to the config's. shares, strengths: one replay method per share, one EWC method
+    per strength. both: one combined method per (share, strength). Plain training comes first. The run with the first
+    strength estimates the Fisher diagonal and comes before the runs that reuse it. Raises UserError if a number is out
+    of range.
     """
     if not low > 0:
         raise UserError(f"--low must be above 0, not {low:g}")

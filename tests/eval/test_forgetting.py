@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from data.tokens import load_tokenizer
-from eval.compare_models import ModelAndTokenizer, _compare_distributions, shared_ids
+from eval.compare_models import ModelAndTokenizer, compare_distributions, shared_ids
 from eval.forgetting import kl_divergence
 from eval.questions import encode_options, read_questions, right_answers, start_tokens
 from model.architectures import read_model_config
@@ -260,7 +260,7 @@ def test_tokens_are_matched_by_their_string(folder, tmp_path):
     assert len(shared_ids(base, other)[0]) == len(order) - 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.distributed.all_reduce", lambda *arguments, **options: None)
-        kl, agreements, compared, num_shared = _compare_distributions(
+        kl, agreements, compared, num_shared = compare_distributions(
             base, other, TEXTS, SingleRank, lambda finished: None
         )
     assert num_shared == len(order) - 1
