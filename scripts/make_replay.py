@@ -128,19 +128,16 @@ def write_topics(out: Path, evaluation: EvaluationTexts) -> None:
 
 
 def write_filtered(out: Path, sampled: list[dict], filters: Filters, evaluation: EvaluationTexts) -> None:
-    """Write the sampled documents that pass the filters, and print the counts."""
+    """Write the sampled documents that pass the filters, and print the counts. Raises UserError if there are none."""
     filtered = filter_sampled(sampled, filters, evaluation)
     write_json_lines(out, filtered.documents)
     characters = sum(len(document_text(document)) for document in filtered.documents)
     dropped = ", ".join(f"{count} {reason}" for reason, count in filtered.dropped.items() if count) or "none"
     print(
         f"{out}: {len(filtered.documents)} of {len(sampled)} documents, {characters:,} characters; dropped: {dropped}"
-        + (
-            f"; {filtered.num_truncated} reached --max-tokens and end with their last complete sentence"
-            if filtered.num_truncated
-            else ""
-        )
     )
+    if filtered.num_truncated:
+        print(f"{filtered.num_truncated} texts reached --max-tokens and end with their last complete sentence")
 
 
 if __name__ == "__main__":
