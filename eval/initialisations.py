@@ -47,3 +47,18 @@ def validation_curve(run: Path) -> dict[int, float]:
     targets = sum(len(encode_document(tokenizer, text)[0]) - 1 for text in texts)
     targets_per_byte = targets / sum(len(text.encode()) for text in texts)
     return {row["step"]: row["validation/loss"] * targets_per_byte for row in rows if "validation/loss" in row}
+
+
+def plot_curves(curves: dict[str, dict[int, float]], out: Path) -> None:
+    """Plot validation curves of several runs to an image file. curves: name of a run -> `validation_curve`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for name, curve in curves.items():
+        axes.plot(list(curve), list(curve.values()), marker="o", label=name)
+    axes.set(xlabel="step", ylabel="nats per byte, held-out banks")
+    axes.legend()
+    figure.savefig(out, dpi=110)

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from common.errors import run_script
-from eval.initialisations import validation_curve, write_passages
+from eval.initialisations import plot_curves, validation_curve, write_passages
 
 
 def main() -> int:
@@ -37,23 +37,8 @@ def main() -> int:
     print(f"{'step':>6}" + "".join(f"{name:>24}" for name in curves))
     for step in sorted(set().union(*curves.values())):
         print(f"{step:>6}" + "".join(f"{curve.get(step, float('nan')):>24.4f}" for curve in curves.values()))
-    plot(curves, arguments.out)
+    plot_curves(curves, arguments.out)
     return 0
-
-
-def plot(curves: dict[str, dict[int, float]], out: Path) -> None:
-    """Plot the curves to an image file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for name, curve in curves.items():
-        axes.plot(list(curve), list(curve.values()), marker="o", label=name)
-    axes.set(xlabel="step", ylabel="nats per byte, held-out banks")
-    axes.legend()
-    figure.savefig(out, dpi=110)
 
 
 if __name__ == "__main__":
