@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from data.regulator.banks import COUNTRIES, Bank, lei
 from data.regulator.economics import STEP, Economics, whole
-from data.regulator.rules import law_of_the_year
+from data.regulator.rules import legal_parameters
 
 LARGE = Decimal("0.25")  # CRR Art. 395(1), of Tier 1
 INSTITUTION_LIMIT = Decimal(150_000_000)  # euro, CRR Art. 395(1)
@@ -58,7 +58,7 @@ def draw_positions(
     rate = next(rate for _, currency, rate in COUNTRIES if currency == bank.currency)
     institution_limit = max(LARGE, min(Decimal(1), INSTITUTION_LIMIT * rate / tier1))
     exposures = _exposures(rng, habit, tier1, institution_limit, "exposure" in levels, near)
-    law = law_of_the_year(year)
+    law = legal_parameters(year)
     unfloored, standardised = economics.trea, Decimal(0)
     if bank.uses_irb:
         unfloored, standardised = _floored(rng, habit, economics.trea, law["output_floor"], "floor" in levels, near)

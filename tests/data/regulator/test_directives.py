@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from data.regulator import phrases
-from data.regulator.directives import Context, directive, severity
+from data.regulator.directives import Context, severity, write_directive
 from data.regulator.render import Addressee
 from data.regulator.rules import RuleResult, built_in_rules
 
@@ -31,7 +31,7 @@ SUM = result("OF_SUM", 90_001_000, 92_000_000, **EURO)
 
 
 def letters(violated, count=30, bank=BANK, context=Context()):  # noqa: B008
-    return [directive(violated, bank, "2026-03-31", "full", context, variant) for variant in range(count)]
+    return [write_directive(violated, bank, "2026-03-31", "full", context, variant) for variant in range(count)]
 
 
 def test_a_letter_has_all_its_parts():
@@ -79,14 +79,14 @@ def test_all_sentences_of_a_list_are_taken_in_turn():
 
 
 def test_short_letters():
-    short = directive([CET1], BANK, "2026-03-31", "short")
+    short = write_directive([CET1], BANK, "2026-03-31", "short")
     assert short == "Nordhaven Bank must restore CET1 ratio to 4.5% and file a capital plan within 30 days."
     own = result("TSCR_CET1", "0.0430", "0.0562")
     lcr = result("LCR_MIN", "0.9", "1")
-    assert directive([CET1, own, lcr], BANK, "2026-03-31", "short") == (
+    assert write_directive([CET1, own, lcr], BANK, "2026-03-31", "short") == (
         "Nordhaven Bank must restore CET1 ratio to 5.62% and LCR to 100% and file a capital plan and a liquidity plan within 10 days."
     )
-    assert "No measure" in directive([], BANK, "2026-03-31", "short")
+    assert "No measure" in write_directive([], BANK, "2026-03-31", "short")
 
 
 def test_severity_follows_the_shortfall():
@@ -121,7 +121,7 @@ def test_the_trend_names_the_figure_of_the_quarter_before():
     cell = CET1.cell
     for before, words in (("0.05", phrases.TREND["fell"]), ("0.02", phrases.TREND["rose"])):
         shown = f"{Decimal(before) * 100:.2f}%"
-        for letter in letters([CET1], 10, context=Context(before={cell: Decimal(before)})):
+        for letter in letters([CET1], 10, context=Context(previous={cell: Decimal(before)})):
             assert any(sentence.format(before=shown) in letter for sentence in words)
 
 
@@ -135,7 +135,7 @@ def test_triggers_are_mentioned_and_are_no_violations():
 
 def test_a_clean_letter_names_the_closest_margin():
     margins = (result("LCR_MIN", "1.5", "1", state="ok"), result("CET1_MIN", "0.0455", "0.045", state="ok"))
-    context = Context(margins=margins, before={margins[0].cell: Decimal("1.4")}, templates=("C_03.00", "C_76.00"))
+    context = Context(margins=margins, previous={margins[0].cell: Decimal("1.4")}, templates=("C_03.00", "C_76.00"))
     found = letters([], 60, context=context)
     assert all("CET1 ratio" in letter and "4.5%" in letter and "140.00%" in letter for letter in found)
     assert len(set(found)) >= 55
