@@ -1,7 +1,7 @@
 """Invented banks: their identity, and their own capital requirements and buffers.
 
 None of them is a real institution. The identifiers have the format and the check digits of an LEI (ISO 17442) but start
-with a prefix that no LEI issuer uses. The names are combined from syllables.
+with a prefix that no LEI issuer uses. The names are combinations of syllables.
 """
 
 import functools
@@ -170,6 +170,7 @@ def _name(seed: int, index: int, suffix: str) -> str:
 
 @functools.cache
 def _place_names(seed: int) -> list[str]:
+    """All place names, in the random order of the population `seed`."""
     names = [first + second for first in _NAME_STARTS for second in _NAME_ENDS]
     random.Random(f"names {seed}").shuffle(names)
     return names

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from data.regulator import phrases
-from data.regulator.render import Addressee, cell_name, format_figure, format_limit, short_label, table_name
+from data.regulator.render import PURE, Addressee, cell_name, format_figure, format_limit, short_label, table_name
 from data.regulator.report import CellKey
 from data.regulator.rules import RuleResult
 
-STYLES = ("full", "short")
 Choose = Callable[[Sequence[str]], str]
 
 # rule of kind "breach" -> (subject of the letter, name of the limit). All filing errors have the subject "filing".
@@ -204,7 +203,7 @@ def _fields(result: RuleResult) -> dict[str, str]:
 
 
 def _is_ratio(result: RuleResult) -> bool:
-    return result.unit in (None, "", "pure", "xbrli:pure")
+    return result.unit in PURE
 
 
 def _label(cell: CellKey) -> str:
@@ -246,6 +245,7 @@ def _notes(context: Context, choose: Choose) -> list[str]:
 
 
 def _capital(text: str) -> str:
+    """Capitalise the first letter only."""
     return text[:1].upper() + text[1:]
 
 

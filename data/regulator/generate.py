@@ -27,7 +27,7 @@ from data.regulator.render import Addressee
 from data.regulator.splits import SPLITS, group_by_split, split_banks
 
 Splits = dict[str, list[dict]]  # split -> its examples
-JSON_SHARE = 0.35  # of the banks of the full profile file xBRL-JSON; the others file xBRL-CSV
+JSON_SHARE = 0.35  # fraction of banks in the full profile that file xBRL-JSON; the others file xBRL-CSV
 VARIANTS = 6  # wordings of each full letter; a test uses one that does not occur in training
 # The two texts below are part of dataset.json: changing them changes the bytes of a corpus.
 HOW_MADE = (

@@ -161,6 +161,8 @@ def _mistyped(rng: random.Random, value: Decimal) -> Decimal:
 
 
 def _hidden_deficit(ratio_row: int, surplus_row: int) -> CompoundError:
+    """The error for a SIGN rule: the ratio in C 03.00 misses its minimum, and the deficit in `surplus_row` is hidden."""
+
     def change(rng: random.Random, figures: Figures) -> bool:
         """File a deficit as a surplus, or not at all."""
         key = _cell(_RATIO, surplus_row)
@@ -176,6 +178,8 @@ def _hidden_deficit(ratio_row: int, surplus_row: int) -> CompoundError:
 
 
 def _low_requirement(row: int, floor: str) -> CompoundError:
+    """The error for a FLOOR rule: a requirement in C 03.00 that is below its Pillar 1 part, `floor`."""
+
     def change(rng: random.Random, figures: Figures) -> bool:
         """File a capital requirement without its Pillar 1 part, or slightly below `floor`."""
         key = _cell(_RATIO, row)
@@ -216,10 +220,8 @@ def _wrong_combined_buffer(rng: random.Random, figures: Figures) -> bool:
         return False
     before = figures[total]
     both = all(_cell(_MEMO, row) in figures for row in (800, 810))
-    if both and rng.random() < 0.5:
-        figures[total] += min(
-            figures[_cell(_MEMO, 800)], figures[_cell(_MEMO, 810)]
-        )  # the sum of both systemic buffers instead of the larger one
+    if both and rng.random() < 0.5:  # add both systemic buffers, although only the larger one applies
+        figures[total] += min(figures[_cell(_MEMO, 800)], figures[_cell(_MEMO, 810)])
     elif rng.random() < 0.5:
         figures[total] -= figures[rng.choice(parts)]
     else:

@@ -129,6 +129,7 @@ def legal_parameters(year: int) -> dict[str, Decimal]:
 
 
 def _parse_rule(row: dict) -> Rule:
+    """Make a `Rule` from its JSON object. Raises an error if a key is missing or a value is invalid."""
     try:
         formula = parse_formula(row["violated_if"], PARAMETERS)
     except (ValueError, SyntaxError) as error:
