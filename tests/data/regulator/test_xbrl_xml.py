@@ -1,4 +1,4 @@
-"""xBRL-XML and inline XBRL: each trap of the syntaxes, EBA facts to cells, a taxonomy package."""
+"""xBRL-XML and inline XBRL: edge cases of the syntaxes, mapping EBA facts to cells, and taxonomy packages."""
 
 import zipfile
 from decimal import Decimal
@@ -106,7 +106,7 @@ def test_decimals_precision_nil_and_units(tmp_path):
     assert facts["t:C"].unit == "iso4217:EUR/xbrli:shares"
     assert (facts["t:D"].value, facts["t:D"].decimals) == (None, None)
     assert facts["t:E"].decimals is None
-    assert report.warnings == ("t:E has the decimals 'four', which is neither a whole number nor INF",)
+    assert report.warnings == ("t:E has the decimals 'four', which is neither an integer nor INF",)
 
 
 def test_explicit_and_typed_dimensions_in_segment_and_scenario(tmp_path):
@@ -128,7 +128,7 @@ def test_tuples_and_fractions(tmp_path):
     assert report.warnings == ()
 
 
-def test_odd_facts_are_read_and_named(tmp_path):
+def test_defective_facts_are_kept_with_warnings(tmp_path):
     body = """<t:A contextRef="missing" unitRef="eur" decimals="0">1</t:A><t:B contextRef="c" unitRef="nope" decimals="0">2</t:B>
         <t:C contextRef="c" unitRef="eur" decimals="0">2,5</t:C><t:D contextRef="c" unitRef="eur" decimals="0">NaN</t:D>
         <t:E contextRef="c" unitRef="eur" decimals="0">100</t:E><t:E contextRef="c" unitRef="eur" decimals="INF">101</t:E>"""
@@ -144,18 +144,18 @@ def test_odd_facts_are_read_and_named(tmp_path):
     )
 
 
-def test_facts_in_the_wrong_place_are_counted(tmp_path):
+def test_misplaced_facts_are_counted(tmp_path):
     inside = context("x", scenario='<t:A contextRef="c">lost</t:A>')
     body = '<t:B contextRef="c">outer<t:C contextRef="c">inner</t:C></t:B><t:D>stray</t:D>'
     report = read(tmp_path, instance(body, inside))
     assert values(report) == {"t:C": "inner", "t:D": "stray"}
     assert report.warnings == (
-        "2 elements with a contextRef stand where XBRL allows no fact, and are not read",
+        "2 elements with a contextRef are in places where XBRL allows no facts and were ignored",
         "t:D names no context",
     )
 
 
-def test_duplicates_that_rounding_explains_agree(tmp_path):
+def test_duplicates_within_rounding_are_consistent(tmp_path):
     fact = '<t:E contextRef="c" unitRef="eur" decimals="{}">{}</t:E>'
     assert read(tmp_path, instance(fact.format(-3, 100000) + fact.format(0, 100400))).warnings == ()
     assert len(read(tmp_path, instance(fact.format(-3, 100000) + fact.format(0, 100501))).warnings) == 1
@@ -163,18 +163,18 @@ def test_duplicates_that_rounding_explains_agree(tmp_path):
     assert read(tmp_path, instance(two_units)).warnings == ()
 
 
-def test_what_arelle_would_repair_is_refused_there_too(tmp_path):
+def test_malformed_xml_that_arelle_would_repair_is_rejected(tmp_path):
     with pytest.raises(UserError, match="Arelle cannot read it"):
         read_with_arelle(tmp_path / "r.xbrl", "xBRL-XML", [instance('<t:A contextRef="c">1</t:A>')[:-30].encode()], 1)
 
 
-def test_a_second_entity_is_a_warning(tmp_path):
+def test_a_second_entity_gives_a_warning(tmp_path):
     other = context("o").replace("LEI1", "LEI2")
     report = read(
         tmp_path, instance('<t:A contextRef="c">1</t:A><t:B contextRef="c">1</t:B><t:A contextRef="o">1</t:A>', other)
     )
     assert report.entity == "LEI1.CON"
-    assert report.warnings == ("facts of other entities than LEI1.CON: LEI2.CON",)
+    assert report.warnings == ("facts of entities other than LEI1.CON: LEI2.CON",)
 
 
 def test_filing_indicators_are_not_facts(tmp_path):
@@ -187,8 +187,8 @@ def test_filing_indicators_are_not_facts(tmp_path):
 
 
 @pytest.mark.parametrize(("filed", "first"), [("C_01.00", "C_01.00"), ("C_47.00", "C_47.00")])
-def test_an_eba_metric_with_its_dimensions_is_a_cell(tmp_path, filed, first):
-    """Tier 1 capital stands in C 01.00 and in C 47.00; the filed template comes first."""
+def test_an_eba_metric_with_its_dimensions_is_mapped_to_a_cell(tmp_path, filed, first):
+    """Tier 1 capital is shown in C 01.00 and in C 47.00; the cell of the filed template comes first."""
     dimensions = member("eba_dim_4.0:qACK", "eba_qTP:qx2008") + member("eba_dim_4.0:qADT", "eba_qOR:qx2060")
     body = f"""<find:fIndicators><find:filingIndicator contextRef="c">{filed}</find:filingIndicator></find:fIndicators>
         <eba_met:qABJ contextRef="x" unitRef="eur" decimals="-3">5000</eba_met:qABJ>"""
@@ -209,7 +209,7 @@ def test_an_open_row_keeps_its_key_and_types_come_from_the_cell(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "iso-8859-1"])
-def test_encodings_that_the_file_declares(tmp_path, encoding):
+def test_declared_encodings_are_respected(tmp_path, encoding):
     text = instance('<t:A contextRef="c">Société</t:A>')
     if encoding == "iso-8859-1":
         text = '<?xml version="1.0" encoding="iso-8859-1"?>' + text
@@ -249,7 +249,7 @@ def test_inline_tuples_and_fractions(tmp_path):
     assert values(read(tmp_path, inline(body), "r.html")) == {"t:Name": "n", "t:Share": "1/3"}
 
 
-def test_inline_texts_without_a_value_are_kept_and_named(tmp_path):
+def test_inline_texts_without_a_value_are_kept_with_warnings(tmp_path):
     number = '<ix:nonFraction name="t:{}" contextRef="{}" unitRef="eur" decimals="0" {}>{}</ix:nonFraction>'
     body = number.format("A", "c", 'format="ixt:nosuchthing"', "2,909")
     body += number.format("B", "c", 'format="ixt:numdotdecimal"', "12 apples") + number.format("C", "gone", "", "1")
@@ -287,13 +287,13 @@ def test_a_zipped_instance_is_read(tmp_path):
     assert values(read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))) == {"t:A": "a"}
     with zipfile.ZipFile(tmp_path / "bank.zip", "a") as archive:
         archive.writestr("other.xbrl", instance('<t:A contextRef="c">a</t:A>'))
-    with pytest.raises(UserError, match="holds 2 reports"):
+    with pytest.raises(UserError, match="contains 2 reports"):
         read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))
 
 
 @pytest.fixture
 def taxonomy(tmp_path) -> Path:
-    """A taxonomy package for the namespace t: an amount with a label and a flag."""
+    """A taxonomy package for the namespace t with two concepts: a labelled amount and a boolean."""
     element = '<xs:element name="{0}" id="t_{0}" type="xbrli:{1}ItemType" substitutionGroup="xbrli:item" xbrli:periodType="instant"/>'
     schema = f"""<xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema" {NAMESPACES} targetNamespace="http://example.org/t">
         <xs:annotation><xs:appinfo><link:linkbaseRef xlink:type="simple" xlink:href="lab.xml"
@@ -327,16 +327,16 @@ def test_a_taxonomy_package_gives_types_and_labels(tmp_path, taxonomy):
     amount, flag = report.facts
     assert (amount.type, amount.label, amount.value) == ("xbrli:monetaryItemType", "Total assets", Decimal(5))
     assert (flag.type, flag.label, flag.value) == ("xbrli:booleanItemType", "", True)
-    plain = read(tmp_path, content)  # and nothing of it is left for the next report
+    plain = read(tmp_path, content)  # the taxonomy must not affect the next report
     assert [(fact.type, fact.value) for fact in plain.facts] == [("", Decimal(5)), ("", "true")]
 
 
-def test_a_taxonomy_package_without_the_schema_is_a_warning(tmp_path, taxonomy):
+def test_a_taxonomy_package_without_the_schema_gives_a_warning(tmp_path, taxonomy):
     content = instance('<t:A contextRef="c" unitRef="eur" decimals="0">5</t:A>').replace(
         "example.org/t.xsd", "example.org/u.xsd"
     )
     report = read(tmp_path, content, taxonomy=[taxonomy])
     assert report.facts[0].value == Decimal(5)
-    assert report.warnings == ("the taxonomy package holds nothing for http://example.org/u.xsd",)
-    with pytest.raises(UserError, match="no such taxonomy package"):
+    assert report.warnings == ("the taxonomy package contains no concepts for http://example.org/u.xsd",)
+    with pytest.raises(UserError, match="taxonomy package not found"):
         read(tmp_path, content, taxonomy=[tmp_path / "absent.zip"])
