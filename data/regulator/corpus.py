@@ -6,8 +6,16 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from data.regulator.banks import Bank, make_bank
-from data.regulator.economics import ALL_TROUBLES, STEP, Economics, Troubles, draw_economics, draw_levels
-from data.regulator.mutations import BRUSHES, brush, draw_errors, plant
+from data.regulator.economics import (
+    ALL_BREACHES,
+    STEP,
+    Economics,
+    RatioDistribution,
+    WeightedBreaches,
+    draw_economics,
+    draw_levels,
+)
+from data.regulator.mutations import TOLERANCE_CELLS, draw_errors, move_within_tolerance, plant_error
 from data.regulator.positions import draw_positions
 from data.regulator.reporting import Cells, full_cells, short_cells
 from data.regulator.rules import Rule, built_in_rules
@@ -31,7 +39,7 @@ class Profile:
     filing_errors: float = 0.0  # share of those that are filing errors
     near: float = 0.45  # share of ratios within ten steps of a limit
     repeats: float = 0.0  # chance that what was wrong in one quarter still is in the next
-    troubles: Troubles = field(default=ALL_TROUBLES, hash=False)
+    troubles: WeightedBreaches = field(default=ALL_BREACHES, hash=False)
     rules: tuple[str, ...] = ()  # the rules that its answers know; all if empty
     system: str = ""  # a system message; may be empty
 
@@ -119,7 +127,7 @@ def _short_filing(seed: int, index: int, quarter: int, profile: Profile) -> Fili
         for _ in range(wrong):
             rng.random()
         levels = draw_levels(rng, wrong, profile.troubles)
-        economics = draw_economics(rng, bank, trea, levels, profile.near, STEP * 10)
+        economics = draw_economics(rng, bank, trea, levels, RatioDistribution(profile.near, STEP * 10))
         if economics is None:
             continue
         figures = _conceal_short(rng, bank, period, short_cells(economics), profile)
@@ -140,10 +148,9 @@ def _full_filing(
     clean = not again and rng.random() < profile.clean
     while True:
         levels, errors = _plan(rng, profile, clean, old_levels if again else {})
-        habits = {"has_at1": _has_at1(seed, index), "comfort": COMFORT}
-        economics = draw_economics(
-            rng, bank, trea, levels, profile.near, before=before[0] if before else None, **habits
-        )
+        distribution = RatioDistribution(profile.near, headroom=COMFORT)
+        previous = before[0] if before else None
+        economics = draw_economics(rng, bank, trea, levels, distribution, previous, _has_at1(seed, index))
         if economics is None:
             continue
         habit = random.Random(f"habit {seed} {index}")
@@ -185,10 +192,10 @@ def _err(rng: random.Random, bank: Bank, period: str, figures: Cells, errors: li
         return lambda changed: violates(bank, period, changed, by_id[rule_id])
 
     if rng.random() < 0.35:
-        for rule_id in rng.sample(sorted(BRUSHES), 2):
-            figures = brush(rng, rule_id, figures, check_of(rule_id))
+        for rule_id in rng.sample(sorted(TOLERANCE_CELLS), 2):
+            figures = move_within_tolerance(rng, rule_id, figures, check_of(rule_id))
     for rule_id in errors:
-        changed = plant(rng, rule_id, figures, check_of(rule_id))
+        changed = plant_error(rng, rule_id, figures, check_of(rule_id))
         if changed is None:
             return None
         figures = changed

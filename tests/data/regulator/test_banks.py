@@ -12,8 +12,16 @@ from data.regulator.banks import Bank, is_lei, lei, make_bank, requirements
 from data.regulator.corpus import FULL, SHORT, make_filings, quarter_end
 from data.regulator.corpus import _dressed as dressed
 from data.regulator.dpm import BUILT_IN, load_cells
-from data.regulator.economics import draw_economics, draw_levels
-from data.regulator.mutations import BRUSHES, FILING_RULES, MOVES, SPECIAL, brush, just_beyond, plant
+from data.regulator.economics import RatioDistribution, draw_economics, draw_levels
+from data.regulator.mutations import (
+    COMPOUND_ERRORS,
+    ERROR_CELLS,
+    FILING_RULES,
+    TOLERANCE_CELLS,
+    boundary_value,
+    move_within_tolerance,
+    plant_error,
+)
 from data.regulator.positions import draw_positions
 from data.regulator.reporting import full_cells
 from data.regulator.rules import built_in_rules, evaluate
@@ -31,7 +39,7 @@ def sound_report(seed, index, **levels):
     bank = dressed(make_bank(seed, index), seed, index)
     for attempt in range(200):
         rng = random.Random(f"{seed} {index} {attempt}")
-        economics = draw_economics(rng, bank, bank.trea, levels, near=0, has_at1=index % 3 > 0)
+        economics = draw_economics(rng, bank, bank.trea, levels, RatioDistribution(near_limit=0), has_at1=index % 3 > 0)
         if economics is not None:
             habit = random.Random(f"habit {seed} {index} {attempt}")
             positions = draw_positions(rng, habit, bank, economics, levels, 0, 2026)
@@ -199,11 +207,11 @@ def test_an_error_violates_its_rule_and_moves_little_else():
         for rule_id in FILING_RULES:
             rng = random.Random(f"{rule_id} {index}")
             check = partial(violates, bank, "2026-03-31")
-            wrong = plant(rng, rule_id, figures, partial(check, rule=RULES[rule_id]))
+            wrong = plant_error(rng, rule_id, figures, partial(check, rule=RULES[rule_id]))
             if wrong is not None:
                 planted[rule_id] += 1
                 changed = sum(wrong.get(key) != figures.get(key) for key in set(wrong) | set(figures))
-                assert changed == 1 if rule_id in MOVES else changed <= 4, rule_id
+                assert changed == 1 if rule_id in ERROR_CELLS else changed <= 4, rule_id
                 assert rule_id in violated(bank, "2026-03-31", wrong)
     signs = {"CET1_SIGN", "T1_SIGN", "TC_SIGN"}
     assert set(planted) == set(FILING_RULES) - signs  # these need a deficit
@@ -213,7 +221,7 @@ def test_an_error_violates_its_rule_and_moves_little_else():
 @pytest.mark.parametrize(("rule_id", "front"), [("CET1_SIGN", "cet1"), ("T1_SIGN", "t1"), ("TC_SIGN", "total")])
 def test_a_deficit_that_is_filed_as_a_surplus(rule_id, front):
     bank, _, _, figures = sound_report(2, 1, **{front: "minimum"})
-    wrong = SPECIAL[rule_id](random.Random(0), dict(figures)) and plant(
+    wrong = COMPOUND_ERRORS[rule_id](random.Random(0), dict(figures)) and plant_error(
         random.Random(0), rule_id, figures, lambda changed: violates(bank, "2026-03-31", changed, RULES[rule_id])
     )
     assert rule_id not in violated(bank, "2026-03-31", figures)
@@ -226,13 +234,13 @@ def test_the_least_difference_that_a_rule_notices_and_the_most_that_it_does_not(
     check = lambda changed: violates(bank, "2026-03-31", changed, RULES["OF_SUM"])  # noqa: E731
     unit = Decimal(10) ** -bank.decimals
     for seed in range(6):
-        just = just_beyond(random.Random(seed), key, figures, check)
-        inside = just_beyond(random.Random(seed), key, figures, check, inside=True)
+        just = boundary_value(random.Random(seed), key, figures, check)
+        inside = boundary_value(random.Random(seed), key, figures, check, inside=True)
         assert check({**figures, key: just}) and not check({**figures, key: inside or figures[key]})
         assert abs(just - (inside or figures[key])) == unit
-    brushed = sum(brush(random.Random(seed), "OF_SUM", figures, check) != figures for seed in range(6))
+    brushed = sum(move_within_tolerance(random.Random(seed), "OF_SUM", figures, check) != figures for seed in range(6))
     assert brushed >= 3
-    assert set(MOVES) < set(BRUSHES) and set(mutations.WEIGHTS) == set(FILING_RULES)
+    assert set(ERROR_CELLS) < set(TOLERANCE_CELLS) and set(mutations.WEIGHTS) == set(FILING_RULES)
 
 
 def test_the_short_profile_files_few_figures():

@@ -7,7 +7,7 @@ from decimal import Decimal
 from data.regulator.banks import make_bank
 from data.regulator.corpus import FULL, MAX_FIGURES, make_filings
 from data.regulator.economics import draw_economics
-from data.regulator.mutations import FILING_RULES, plant
+from data.regulator.mutations import FILING_RULES, plant_error
 from data.regulator.positions import LARGE, draw_positions
 from data.regulator.rules import built_in_rules
 from data.regulator.trial import template_of
@@ -51,7 +51,7 @@ def test_an_error_that_nobody_would_notice_is_not_planted():
     (filing,) = make_filings(6, 0, 1, FULL)
     for rule_id in FILING_RULES:
         if rule_id not in ("CET1_SIGN", "T1_SIGN", "TC_SIGN"):
-            assert plant(random.Random(0), rule_id, filing.figures, lambda figures: False) is None
+            assert plant_error(random.Random(0), rule_id, filing.figures, lambda figures: False) is None
 
 
 def test_reports_differ_in_what_they_file_and_fit():
