@@ -86,7 +86,7 @@ def group_reports(reports: Iterable[Report]) -> tuple[dict[Case, Report], list[s
     for case, parts in sorted(files.items()):
         entity = parts[0].entity
         rejected += [
-            f"{part.path}: has another scope ({part.entity}) than the first report of this bank ({entity})"
+            f"{part.path}: its scope {part.entity} differs from {entity}, the scope of the first report of this bank"
             for part in parts
             if part.entity != entity
         ]
@@ -120,12 +120,12 @@ def match_letters(
         head = "\n".join(letter.text.splitlines()[:HEAD_LINES])
         entity = _find_entity(letter.path.stem, periods, names) or _find_entity(head, periods, names)
         if entity is None:
-            rejected.append(f"{letter.path}: names none of the banks that have reports")
+            rejected.append(f"{letter.path}: mentions none of the banks that have reports")
             continue
         found = _find_periods(letter.path.stem, periods[entity]) or _find_periods(head, periods[entity])
         if len(found) != 1:
             what = "several reference dates" if found else "no reference date"
-            rejected.append(f"{letter.path}: names {what} among the reports of {entity}")
+            rejected.append(f"{letter.path}: mentions {what} for which {entity} filed a report")
         elif (entity, found[0]) in matched:
             other = matched[entity, found[0]].path
             rejected.append(f"{letter.path}: {other} is already the letter for the same report")
@@ -171,7 +171,8 @@ def _find_entity(text: str, periods: Mapping[str, list[str]], names: Mapping[str
 
 
 def _find_periods(text: str, known: Iterable[str]) -> list[str]:
-    return [period for period in known if any(re.search(each, text, re.IGNORECASE) for each in _date_patterns(period))]
+    """The known reference dates that a text mentions."""
+    return [period for period in known if re.search("|".join(_date_patterns(period)), text, re.IGNORECASE)]
 
 
 def _date_patterns(period: str) -> list[str]:

@@ -22,13 +22,13 @@ NO_VALUE = "(ixTransformValueError)"  # Arelle's value for displayed text that i
 STANDARD_PREFIXES = {"http://www.xbrl.org/2003/iso4217": "iso4217", "http://www.xbrl.org/2003/instance": "xbrli"}
 
 
-def read_with_arelle(path: Path, form: str, documents: Sequence[bytes], references: int) -> ParsedFile:
-    """Read the facts of one instance (`form="xBRL-XML"`) or of all documents of an inline report (`form="iXBRL"`).
+def read_with_arelle(path: Path, syntax: str, documents: Sequence[bytes], references: int) -> ParsedFile:
+    """Read the facts of one instance (`syntax="xBRL-XML"`) or of all documents of an inline report (`syntax="iXBRL"`).
 
     `references` is the number of elements with a contextRef in the documents. Arelle ignores such elements where XBRL
-    allows no fact, so a warning reports how many were missed. Raises `UserError` if Arelle cannot read the report.
+    allows no fact, so a warning reports how many were ignored. Raises `UserError` if Arelle cannot read the report.
     """
-    suffix = ".xbrl" if form == "xBRL-XML" else ".xhtml"
+    suffix = ".xbrl" if syntax == "xBRL-XML" else ".xhtml"
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
         files = [str(Path(folder) / f"report{number}{suffix}") for number in range(len(documents))]
         for file, content in zip(files, documents, strict=True):
@@ -43,7 +43,7 @@ def read_with_arelle(path: Path, form: str, documents: Sequence[bytes], referenc
                     raise UserError(f"{path}: Arelle cannot read it ({text.replace(folder, '')})")
             if len(models) != 1 or models[0].modelDocument is None:
                 raise UserError(f"{path}: Arelle found no XBRL report in this file")
-            return _parsed_file(path, form, models[0], references)
+            return _parsed_file(path, syntax, models[0], references)
 
 
 def read_concepts(entry_points: Sequence[str], packages: Sequence[Path]) -> dict[tuple[str, str], Concept]:
@@ -84,7 +84,7 @@ def _session(path: Path, **options: object) -> Iterator[tuple[list, list[tuple[s
         yield session.get_models(), [(entry["code"], entry["message"]["text"]) for entry in log]
 
 
-def _parsed_file(path: Path, form: str, model, references: int) -> ParsedFile:  # noqa: ANN001 (an arelle ModelXbrl)
+def _parsed_file(path: Path, syntax: str, model, references: int) -> ParsedFile:  # noqa: ANN001 (an arelle ModelXbrl)
     facts: list[FiledFact] = []
     indicators: dict[str, bool] = {}
     for item in _leaf_facts(model.facts):
@@ -98,7 +98,7 @@ def _parsed_file(path: Path, form: str, model, references: int) -> ParsedFile:  
         warnings = (
             f"{references} elements with a contextRef are in places where XBRL allows no facts and were ignored",
         )
-    return ParsedFile(path, form, tuple(facts), indicators, warnings=warnings)
+    return ParsedFile(path, syntax, tuple(facts), indicators, warnings=warnings)
 
 
 def _leaf_facts(items):  # noqa: ANN001, ANN202 (arelle facts)

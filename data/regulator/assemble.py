@@ -34,9 +34,7 @@ class FiledFact:
     namespace: str
     numeric: bool
     typed: tuple[str, ...] = ()  # names of its typed dimensions, with prefix
-    problems: tuple[
-        str, ...
-    ] = ()  # predicates of warnings, e.g. "names no context"; the name of the fact is put in front
+    problems: tuple[str, ...] = ()  # for warnings; each follows the name of the fact, e.g. "names no context"
     default_unit: str | None = None  # unit of a number that was filed without one
 
 
@@ -53,7 +51,7 @@ class ParsedFile:
 
 
 def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str], Concept] | None = None) -> Report:
-    """Assign cells, types and values to the facts and collect warnings. `concepts` is keyed by (namespace, local_name name)."""
+    """Assign cells, types and values to the facts and collect warnings. `concepts` is keyed by (namespace, local name)."""
     facts: list[Fact] = []
     warnings = list(parsed.warnings)
     for filed in parsed.facts:

@@ -62,9 +62,9 @@ def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence
             f"{path}: this is one table of an xBRL-CSV report; pass its package instead, a zip or the folder with report.json"
         )
     document = _inspect(str(path), content)
-    if document.form is None:
+    if document.syntax is None:
         raise UserError(f"{path}: this XML file is neither an XBRL instance nor inline XBRL")
-    parsed = read_with_arelle(path, document.form, [content], document.references)
+    parsed = read_with_arelle(path, document.syntax, [content], document.references)
     return _to_report(replace(parsed, taxonomy=document.entry_points), cells, taxonomy)
 
 
@@ -131,7 +131,7 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
         elif name.lower().endswith(XML_NAMES):
             contents[name] = package.read(name)
             inspected[name] = _inspect(where, contents[name])
-            found += [(inspected[name].form, name)] if inspected[name].form else []
+            found += [(inspected[name].syntax, name)] if inspected[name].syntax else []
     folders = {(syntax, name.rpartition("/")[0]) for syntax, name in found}
     if len(found) != 1 and not (len(folders) == 1 and found[0][0] == "iXBRL"):
         what = (
@@ -200,7 +200,7 @@ def _document_type(document: dict) -> str:
 class _XmlFile:
     """Properties of an XML file."""
 
-    form: str | None  # "xBRL-XML", "iXBRL", or None for other XML
+    syntax: str | None  # "xBRL-XML", "iXBRL", or None for other XML
     entry_points: tuple[str, ...]  # absolute URLs of the schemas that it references
     references: int  # number of elements with a contextRef
 
@@ -208,14 +208,14 @@ class _XmlFile:
 def _inspect(where: str, content: bytes) -> _XmlFile:
     """Parse an XML file strictly and determine its syntax. Raises UserError, prefixed with `where`, for unsafe XML."""
     root = strict_xml(where, content).getroot()
-    form = None
+    syntax = None
     if root.tag == INSTANCE:
-        form = "xBRL-XML"
+        syntax = "xBRL-XML"
     elif any(next(root.iter(f"{{{namespace}}}*"), None) is not None for namespace in INLINE):
-        form = "iXBRL"
+        syntax = "iXBRL"
     hrefs = [element.get(HREF) or "" for element in root.iter(SCHEMA_REF)]
     references = sum(element.get("contextRef") is not None for element in root.iter("*"))
-    return _XmlFile(form, tuple(href for href in hrefs if href.startswith(("http://", "https://"))), references)
+    return _XmlFile(syntax, tuple(href for href in hrefs if href.startswith(("http://", "https://"))), references)
 
 
 def _identity(fact: Fact) -> list:

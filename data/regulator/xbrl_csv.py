@@ -45,7 +45,7 @@ def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report
     for file, name in sorted(tables.items()):
         _read_table(package, name, cells.table_code(file), parameters, cells, facts, warnings)
     if not facts and not indicators:
-        raise UserError(f"{path}: the report is empty: no facts and no filing indicators in {folder or 'it'}")
+        raise UserError(f"{path}: the report is empty: no facts and no filing indicators in {folder or 'the package'}")
     currency = parameters.get("baseCurrency")
     return Report(
         path=path,
@@ -71,7 +71,7 @@ def _check_metadata(path: Path, name: str, content: bytes) -> None:
         )
 
 
-def rows(package: Package, name: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(package: Package, name: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, column -> text) for each row of a CSV member. Raises UserError for bad encoding or ragged rows."""
     where = f"{package.path}: {name}"
     try:
@@ -95,13 +95,13 @@ def rows(package: Package, name: str) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _parameters(package: Package, name: str | None) -> dict[str, str]:
-    """Report parameters, name -> value. Raises UserError if the entity, reference date or decimals are missing or invalid."""
+    """Report parameters, name -> value. Raises UserError if the entity or reference date is missing, or a value is invalid."""
     if name is None:
         raise UserError(
             f"{package.path}: parameters.csv with the entity and the reference period is missing next to report.json"
         )
     parameters = {}
-    for line, row in rows(package, name):
+    for line, row in _rows(package, name):
         if "name" not in row or "value" not in row:
             raise UserError(f"{package.path}: {name} line 1: the columns must be name,value")
         if row["name"] in parameters:
@@ -125,11 +125,11 @@ def _parameters(package: Package, name: str | None) -> dict[str, str]:
 
 def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
     indicators = {}
-    for line, row in rows(package, name) if name else ():
+    for line, row in _rows(package, name) if name else ():
         reported = row.get("reported", "").strip().lower()
         if "templateID" not in row or reported not in ("true", "false", "1", "0"):
             raise UserError(
-                f"{package.path}: {name} line {line}: expected templateID and a value of reported that is true or false"
+                f"{package.path}: {name} line {line}: expected the columns templateID,reported, where reported is true or false"
             )
         indicators[row["templateID"].strip()] = reported in ("true", "1")
     return indicators
@@ -148,7 +148,7 @@ def _read_table(
     where = f"{package.path}: {name}"
     entity, period = local_name(parameters["entityID"]), parameters["refPeriod"]
     empty = 0
-    for line, row in rows(package, name):
+    for line, row in _rows(package, name):
         if "datapoint" not in row or "factValue" not in row:
             raise UserError(f"{where} line 1: the columns datapoint and factValue are required")
         datapoint, text = row.pop("datapoint"), row.pop("factValue")

@@ -65,7 +65,7 @@ def test_a_case_with_an_unreadable_file_is_incomplete():
 @pytest.mark.parametrize(
     ("letters", "message"),
     [
-        ([letter("scan17.txt", "Dear Sirs")], "names none of the banks"),
+        ([letter("scan17.txt", "Dear Sirs")], "mentions none of the banks"),
         ([letter(f"{A}.txt", "Dear Sirs")], "no reference date"),
         ([letter(f"{A}_2025-12-31.txt", "x")], "no reference date"),
         ([letter(f"{A}.txt", "of 31 March 2026 and 30 June 2026")], "several reference dates"),
@@ -73,7 +73,7 @@ def test_a_case_with_an_unreadable_file_is_incomplete():
             [letter(f"{A}_2026-03-31.txt"), letter(f"again_{A}_2026-03-31.txt")],
             "already the letter for the same report",
         ),
-        ([letter(f"{A}_{B}_2026-03-31.txt", "x")], "names none of the banks"),
+        ([letter(f"{A}_{B}_2026-03-31.txt", "x")], "mentions none of the banks"),
     ],
 )
 def test_a_letter_without_a_match_gives_the_reason(letters, message):
@@ -195,6 +195,6 @@ def test_consolidation_scopes_of_one_bank_are_not_merged(archive):
     reports = [read_one(path)[1] for path in find_reports(folder / "reports")[0][:3]]
     solo = [type(one)(**{**vars(one), "entity": one.entity.replace(".CON", ".IND")}) for one in reports[:1]]
     merged, rejected = group_reports([*reports, *solo])
-    assert len(rejected) == 1 and "another scope" in rejected[0]
+    assert len(rejected) == 1 and "differs from" in rejected[0]
     assert all(report.entity.endswith(".CON") for report in merged.values())
     assert "not valid JSON" in read_one(folder / "reports" / "broken.json")[2]

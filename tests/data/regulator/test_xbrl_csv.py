@@ -165,7 +165,10 @@ def test_empty_values_report_no_fact_and_are_counted(tmp_path):
         ({"parameters.csv": PARAMETERS.replace("2026-03-31", "2026-02-30")}, "is not a date"),
         ({"parameters.csv": PARAMETERS + "refPeriod,2026-06-30\r\n"}, "line 7: duplicate parameter refPeriod"),
         ({"parameters.csv": PARAMETERS.replace(",-3", ",three")}, "decimalsMonetary 'three'"),
-        ({"FilingIndicators.csv": "templateID,reported\r\nC_76.00,yes\r\n"}, "line 2: expected templateID"),
+        (
+            {"FilingIndicators.csv": "templateID,reported\r\nC_76.00,yes\r\n"},
+            "line 2: expected the columns templateID,reported",
+        ),
         ({"c_76.00.a.csv": "datapoint,factValue\r\ndp1\r\n"}, "line 2: 1 fields, but the header has 2"),
         ({"c_76.00.a.csv": "datapoint,value\r\ndp1,2\r\n"}, "line 1: the columns datapoint and factValue"),
         ({"c_76.00.a.csv": "datapoint,factValue\r\nx1,2\r\n"}, "line 2: 'x1' is not a datapoint"),
