@@ -200,14 +200,14 @@ def _plant_errors(rng: random.Random, bank: Bank, period: str, figures: Figures,
     """Plant the errors, and sometimes differences that are just within tolerance. None if an error cannot be planted."""
     by_id = {rule.id: rule for rule in built_in_rules()}
 
-    def check_of(rule_id: str):  # noqa: ANN202
+    def check_for(rule_id: str):  # noqa: ANN202
         return lambda changed: violates(bank, period, changed, by_id[rule_id])
 
     if rng.random() < 0.35:
         for rule_id in rng.sample(sorted(TOLERANCE_CELLS), 2):
-            figures = move_within_tolerance(rng, rule_id, figures, check_of(rule_id))
+            figures = move_within_tolerance(rng, rule_id, figures, check_for(rule_id))
     for rule_id in errors:
-        changed = plant_error(rng, rule_id, figures, check_of(rule_id))
+        changed = plant_error(rng, rule_id, figures, check_for(rule_id))
         if changed is None:
             return None
         figures = changed
@@ -254,7 +254,7 @@ def _omit_templates(rng: random.Random, bank_rng: random.Random, figures: Figure
 
 
 def _omit_details(bank_rng: random.Random, figures: Figures) -> Figures:
-    """Keep a fraction of the figures that no rule reads, fixed per bank, and at most `MAX_FIGURES` figures in total."""
+    """Keep a fraction of the figures that no rule reads, fixed per bank, limited by `MAX_FIGURES` for the whole report."""
     read = {cell for rule in built_in_rules() for cell in rule.cells}
     others = [key for key in figures if key not in read and (key[0], "*", key[2]) not in read]
     kept = round(len(others) * bank_rng.choice((0.25, 0.5, 0.75, 1.0)))

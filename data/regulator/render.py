@@ -60,15 +60,13 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
         raise UserError(f"unknown report style {style!r}; choose one of {', '.join(STYLES)}")
     name = bank.name if bank else report.entity
     if style == "labels":
-        lines = [f"{name} {report.period}"]
-        return "\n".join(
-            lines
-            + [f"{_label_of(fact, cells)} {format_fact(fact, compact=True)}" for fact in _sorted_facts(report.facts)]
-        )
+        facts = _sorted_facts(report.facts)
+        lines = [f"{_label_of(fact, cells)} {format_fact(fact, compact=True)}" for fact in facts]
+        return "\n".join([f"{name} {report.period}", *lines])
     header = [name if not bank else f"{name} ({report.entity})", f"reference date {report.period}"]
-    lines = [
-        " | ".join(header + ([f"amounts in {report.currency.removeprefix('iso4217:')}"] if report.currency else []))
-    ]
+    if report.currency:
+        header.append(f"amounts in {report.currency.removeprefix('iso4217:')}")
+    lines = [" | ".join(header)]
     unfiled = sorted(template for template, filed in report.filing_indicators.items() if not filed)
     if unfiled:
         lines.append(f"not filed: {', '.join(map(table_name, unfiled))}")
@@ -129,13 +127,11 @@ def format_fact(fact: Fact, compact: bool = False) -> str:
     """The value of a fact as text; `nil` for an empty value."""
     if fact.value is None:
         return "nil"
-    if isinstance(fact.value, Decimal) and fact.unit in PURE and _is_count(fact):
+    if not isinstance(fact.value, Decimal):
+        return str(fact.value)
+    if fact.unit in PURE and _is_count(fact):
         return _format_decimal(fact.value)
-    return (
-        format_figure(fact.value, fact.unit, fact.decimals, compact)
-        if isinstance(fact.value, Decimal)
-        else str(fact.value)
-    )
+    return format_figure(fact.value, fact.unit, fact.decimals, compact)
 
 
 def _is_count(fact: Fact) -> bool:
@@ -163,9 +159,8 @@ def format_figure(value: Decimal, unit: str | None, decimals: int | str | None =
             if abs(value) >= Decimal(1).scaleb(size - 1) and value == round(value, 1 - size):
                 return f"{_format_decimal(value.scaleb(-size))} {name}"
         return _format_decimal(value)
-    exponent, name = (
-        (6, " million") if _is_below(decimals, -5) else (3, " thousand") if _is_below(decimals, -2) else (0, "")
-    )
+    accuracy = decimals if isinstance(decimals, int) else 0
+    exponent, name = (6, " million") if accuracy < -5 else (3, " thousand") if accuracy < -2 else (0, "")
     return f"{_format_decimal(value.scaleb(-exponent))}{name}"
 
 
@@ -180,12 +175,8 @@ def format_limit(value: Decimal, unit: str | None, decimals: int | str | None = 
     return format_figure(value, unit, decimals)
 
 
-def _is_below(decimals: int | str | None, bound: int) -> bool:
-    return isinstance(decimals, int) and decimals < bound
-
-
 def _format_decimal(value: Decimal) -> str:
-    """Digits without an exponent and without trailing zeros after the decimal point."""
+    """Format a number without an exponent and without trailing zeros after the decimal point."""
     text = f"{value:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 

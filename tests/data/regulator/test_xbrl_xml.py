@@ -1,4 +1,4 @@
-"""xBRL-XML and inline XBRL: edge cases of the syntaxes, mapping EBA facts to cells, and taxonomy packages."""
+"""xBRL-XML: edge cases of the syntax, mapping EBA facts to cells, and taxonomy packages."""
 
 import zipfile
 from decimal import Decimal
@@ -10,60 +10,16 @@ from common.errors import UserError
 from data.regulator.arelle_reader import read_with_arelle
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.xbrl import read_report
+from tests.data.regulator.xbrl_documents import (
+    NAMESPACES,
+    context,
+    instance,
+    member,
+    read,
+    values,
+)
 
 pytest.importorskip("arelle")
-
-NAMESPACES = """xmlns:xbrli="http://www.xbrl.org/2003/instance" xmlns:link="http://www.xbrl.org/2003/linkbase"
- xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"
- xmlns:xbrldi="http://xbrl.org/2006/xbrldi" xmlns:iso4217="http://www.xbrl.org/2003/iso4217"
- xmlns:find="http://www.eurofiling.info/xbrl/ext/filing-indicators" xmlns:t="http://example.org/t"
- xmlns:eba_met="http://www.eba.europa.eu/xbrl/crr/dict/met" xmlns:eba_typ="http://www.eba.europa.eu/xbrl/crr/dict/typ"
- xmlns:eba_dim_4.0="http://www.eba.europa.eu/xbrl/crr/dict/dim/4.0" xmlns:eba_qTP="http://example.org/qTP"
- xmlns:eba_qOR="http://example.org/qOR" xmlns:eba_qAF="http://example.org/qAF" """
-ENTITY = '<xbrli:entity><xbrli:identifier scheme="https://eurofiling.info/eu/rs">LEI1.CON</xbrli:identifier>{}</xbrli:entity>'
-INSTANT = "<xbrli:period><xbrli:instant>2026-03-31</xbrli:instant></xbrli:period>"
-YEAR = "<xbrli:period><xbrli:startDate>2020-01-01</xbrli:startDate><xbrli:endDate>2020-12-31</xbrli:endDate></xbrli:period>"
-UNITS = """<xbrli:unit id="eur"><xbrli:measure>iso4217:EUR</xbrli:measure></xbrli:unit>
-<xbrli:unit id="pure"><xbrli:measure>xbrli:pure</xbrli:measure></xbrli:unit>
-<xbrli:unit id="per"><xbrli:divide><xbrli:unitNumerator><xbrli:measure>iso4217:EUR</xbrli:measure></xbrli:unitNumerator>
-<xbrli:unitDenominator><xbrli:measure>xbrli:shares</xbrli:measure></xbrli:unitDenominator></xbrli:divide></xbrli:unit>"""
-SCHEMA_REF = '<link:schemaRef xlink:type="simple" xlink:href="http://example.org/t.xsd"/>'
-
-
-def context(name: str, period: str = INSTANT, scenario: str = "", segment: str = "") -> str:
-    scenario = f"<xbrli:scenario>{scenario}</xbrli:scenario>" if scenario else ""
-    segment = f"<xbrli:segment>{segment}</xbrli:segment>" if segment else ""
-    return f'<xbrli:context id="{name}">{ENTITY.format(segment)}{period}{scenario}</xbrli:context>'
-
-
-def member(dimension: str, value: str) -> str:
-    return f'<xbrldi:explicitMember dimension="{dimension}">{value}</xbrldi:explicitMember>'
-
-
-def instance(body: str, contexts: str = "") -> str:
-    return (
-        f"<xbrli:xbrl {NAMESPACES}>{SCHEMA_REF}{UNITS}{context('c')}{context('d', YEAR)}{contexts}{body}</xbrli:xbrl>"
-    )
-
-
-def inline(body: str, hidden: str = "", resources: bool = True) -> str:
-    header = ""
-    if resources:
-        header = f"""<div style="display:none"><ix:header><ix:hidden>{hidden}</ix:hidden><ix:references>{SCHEMA_REF}
-            </ix:references><ix:resources>{context("c")}{context("d", YEAR)}{UNITS}</ix:resources></ix:header></div>"""
-    return f"""<html xmlns="http://www.w3.org/1999/xhtml" xmlns:ix="http://www.xbrl.org/2013/inlineXBRL"
-        xmlns:ixt="http://www.xbrl.org/inlineXBRL/transformation/2015-02-26" {NAMESPACES}>
-        <head><title>t</title></head><body>{header}{body}</body></html>"""
-
-
-def read(tmp_path: Path, content: str | bytes, name: str = "report.xbrl", **options):
-    file = tmp_path / name
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_report(file, load_cells(BUILT_IN), **options)
-
-
-def values(report) -> dict[str, object]:
-    return {fact.concept: fact.value for fact in report.facts}
 
 
 def test_an_instance_becomes_facts(tmp_path):
@@ -214,71 +170,6 @@ def test_declared_encodings_are_respected(tmp_path, encoding):
     if encoding == "iso-8859-1":
         text = '<?xml version="1.0" encoding="iso-8859-1"?>' + text
     assert values(read(tmp_path, text.encode(encoding))) == {"t:A": "Société"}
-
-
-def test_inline_values(tmp_path):
-    number = '<ix:nonFraction name="t:{}" contextRef="c" unitRef="eur" decimals="{}" {}>{}</ix:nonFraction>'
-    body = number.format("Loss", -3, 'scale="3" sign="-" format="ixt:numdotdecimal"', "1,234")
-    body += number.format("Comma", 0, 'format="ixt:numcommadecimal"', "1.234,5")
-    body += number.format("Nil", 0, 'xsi:nil="true"', "")
-    body += '<ix:nonNumeric name="t:Day" contextRef="d" format="ixt:datedaymonthyearen">31 October 2017</ix:nonNumeric>'
-    body += '<ix:nonNumeric name="t:Note" contextRef="d" continuedAt="k">one <b>'
-    body += (
-        number.format("Nested", "INF", "", "5") + '</b> </ix:nonNumeric><ix:continuation id="k">two</ix:continuation>'
-    )
-    report = read(
-        tmp_path, inline(body, hidden='<ix:nonNumeric name="t:Hidden" contextRef="d">h</ix:nonNumeric>'), "r.xhtml"
-    )
-    assert report.format == "iXBRL"
-    assert values(report) == {
-        "t:Loss": Decimal(-1234000),
-        "t:Comma": Decimal("1234.5"),
-        "t:Nil": None,
-        "t:Day": "2017-10-31",
-        "t:Note": "one 5 two",
-        "t:Nested": Decimal(5),
-        "t:Hidden": "h",
-    }
-    assert report.warnings == ()
-
-
-def test_inline_tuples_and_fractions(tmp_path):
-    body = """<ix:tuple name="t:Loan" tupleID="l"/><ix:nonNumeric tupleRef="l" order="1" name="t:Name" contextRef="c">n</ix:nonNumeric>
-        <ix:fraction name="t:Share" contextRef="c" unitRef="pure"><ix:numerator>1</ix:numerator>/<ix:denominator>3</ix:denominator>
-        </ix:fraction>"""
-    assert values(read(tmp_path, inline(body), "r.html")) == {"t:Name": "n", "t:Share": "1/3"}
-
-
-def test_inline_texts_without_a_value_are_kept_with_warnings(tmp_path):
-    number = '<ix:nonFraction name="t:{}" contextRef="{}" unitRef="eur" decimals="0" {}>{}</ix:nonFraction>'
-    body = number.format("A", "c", 'format="ixt:nosuchthing"', "2,909")
-    body += number.format("B", "c", 'format="ixt:numdotdecimal"', "12 apples") + number.format("C", "gone", "", "1")
-    report = read(tmp_path, inline(body), "r.xhtml")
-    assert values(report) == {"t:A": "2,909", "t:B": "12 apples", "t:C": Decimal(1)}
-    assert [warning.split(":", 2)[:2] for warning in report.warnings[:1]] == [
-        ["t", "A has a text that its transformation ixt"]
-    ]
-    assert "t:A has the non-numeric value '2,909'" in report.warnings
-    assert "t:B has the non-numeric value '12 apples'" in report.warnings
-    assert "t:C refers to the context gone, which the file does not define" in report.warnings
-
-
-def test_inline_package_of_one_and_of_two_documents(tmp_path):
-    one = inline('<ix:nonNumeric name="t:A" contextRef="c">a</ix:nonNumeric>')
-    two = inline('<ix:nonNumeric name="t:B" contextRef="c">b</ix:nonNumeric>', resources=False)
-    for documents, expected in (
-        ({"one.xhtml": one}, {"t:A": "a"}),
-        ({"one.xhtml": one, "two.xhtml": two}, {"t:A": "a", "t:B": "b"}),
-    ):
-        package = tmp_path / f"package{len(documents)}.zip"
-        with zipfile.ZipFile(package, "w") as archive:
-            archive.writestr("bank/META-INF/reportPackage.json", "{}")
-            archive.writestr("bank/bank.com/lab.xml", "<linkbase/>")
-            archive.writestr("bank/bank.com/draft.xhtml", one)
-            for name, content in documents.items():
-                archive.writestr(f"bank/reports/{name}", content)
-        report = read_report(package, load_cells(BUILT_IN))
-        assert (report.format, values(report)) == ("iXBRL", expected)
 
 
 def test_a_zipped_instance_is_read(tmp_path):
