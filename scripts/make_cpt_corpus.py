@@ -1,9 +1,9 @@
 """Make a corpus for continual pre-training from the European Banking Authority's Data Point Model (DPM).
 
 Writes OUT/train.jsonl, validation.jsonl and test.jsonl with one document per line (`text`, `kind`, `tables`, `source`),
-and the data card OUT/dataset.json. A document is a table (its rows, columns and reported cells), the meaning of the rows and
-columns of a table, a validation rule with the labels of its cells, or a list of definitions. Tables are held out whole,
-together with all tables that resemble them.
+and the data card OUT/dataset.json. A document is a table (its rows, columns and reported cells), the meaning of the
+rows and columns of a table, a validation rule with the labels of its cells, or a list of definitions. Tables are held
+out whole, together with all tables that resemble them.
 
 Also writes general.jsonl and general_held_out.jsonl with general English text (the topics of Python's documentation).
 Mix general.jsonl into training to reduce forgetting; general_held_out.jsonl is the text that evaluation uses.

@@ -1,11 +1,11 @@
 """Read bank reports in any XBRL syntax and print them as JSON lines.
 
-FILE is xBRL-XML, inline XBRL, xBRL-JSON, or a report package (a zip or an unpacked folder) with one of these or with EBA
-xBRL-CSV. Prints one line per fact, then one line {"summary": ...}. Several FILEs are merged into one report; they must be
-the modules that one bank filed for one reference date.
+FILE is xBRL-XML, inline XBRL, xBRL-JSON, or a report package (a zip or an unpacked folder) with one of these or with
+EBA xBRL-CSV. Prints one line per fact, then one line {"summary": ...}. Several FILEs are merged into one report; they
+must be the modules that one bank filed for one reference date.
 
-If FILE is a folder of reports, they are read in parallel and each line contains the file name. A file that cannot be read is
-reported on stderr and does not stop the others. The exit code is 2 if any file was refused.
+If FILE is a folder of reports, they are read in parallel and each line contains the file name. A file that cannot be
+read is reported on stderr and does not stop the others. The exit code is 2 if any file was refused.
 """
 
 import pathlib

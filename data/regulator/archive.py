@@ -26,7 +26,10 @@ class Letter:
 
 
 def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Sorted (report files and unpacked packages, other files) under a folder, recursively. Hidden entries are skipped."""
+    """Sorted (report files and unpacked packages, other files) under a folder, recursively.
+
+    Hidden entries are skipped.
+    """
     found: list[Path] = []
     others: list[Path] = []
     for path in sorted(folder.iterdir()):
@@ -176,7 +179,10 @@ def _find_periods(text: str, known: Iterable[str]) -> list[str]:
 
 
 def _date_patterns(period: str) -> list[str]:
-    """Regular expressions for the ways to write a date: 2026-03-31, 20260331, 31.03.2026, 31/3/2026, 31 March 2026, Q1 2026, 2026-Q1."""
+    """Regular expressions for the ways to write a date.
+
+    Examples: 2026-03-31, 20260331, 31.03.2026, 31/3/2026, 31 March 2026, Q1 2026, 2026-Q1.
+    """
     day = datetime.date.fromisoformat(period)
     patterns = [
         rf"{day:%Y}[-_. ]?{day:%m}[-_. ]?{day:%d}",

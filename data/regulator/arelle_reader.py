@@ -1,9 +1,9 @@
 """Read xBRL-XML and inline XBRL with Arelle, without the taxonomy and without network access.
 
 Arelle recovers from malformed XML and silently drops the parts it could not parse. Callers therefore validate every
-document with `safety.strict_xml` first; the same bytes are written to a temporary folder for Arelle, and any syntax error
-that Arelle still reports is fatal. Arelle is not thread-safe: run one session at a time per process. Only this module
-imports Arelle, because training does not need it.
+document with `safety.strict_xml` first; the same bytes are written to a temporary folder for Arelle, and any syntax
+error that Arelle still reports is fatal. Arelle is not thread-safe: run one session at a time per process. Only this
+module imports Arelle, because training does not need it.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ def read_with_arelle(path: Path, syntax: str, documents: Sequence[bytes], refere
 
 
 def read_concepts(entry_points: Sequence[str], packages: Sequence[Path]) -> dict[tuple[str, str], Concept]:
-    """(namespace, name) -> `Concept` for all concepts of the schemas at `entry_points` that the taxonomy packages contain."""
+    """(namespace, name) -> concept, for the schemas at `entry_points` as far as the taxonomy packages contain them."""
     found = {}
     for url in entry_points:
         with _session(Path(url), entrypointFile=url, packages=[str(package) for package in packages]) as (models, _):
@@ -66,7 +66,10 @@ def read_concepts(entry_points: Sequence[str], packages: Sequence[Path]) -> dict
 
 @contextlib.contextmanager
 def _session(path: Path, **options: object) -> Iterator[tuple[list, list[tuple[str, str]]]]:
-    """Run Arelle offline and yield (models, [(message code, message text)]). The models are valid until the context exits."""
+    """Run Arelle offline and yield (models, [(message code, message text)]).
+
+    The models are valid until the context exits.
+    """
     try:
         from arelle.api.Session import Session
         from arelle.RuntimeOptions import RuntimeOptions
@@ -112,7 +115,10 @@ def _leaf_facts(items):  # noqa: ANN001, ANN202 (arelle facts)
 
 
 def _add_indicator(item, indicators: dict[str, bool]) -> None:  # noqa: ANN001
-    """Record one filing indicator. `find:filingIndicator` has the template as its text, `fi:filed` as a typed dimension."""
+    """Record one filing indicator.
+
+    `find:filingIndicator` has the template as its text, `fi:filed` as a typed dimension.
+    """
     if item.localName == "filed" and item.context is not None:
         for dimension in item.context.qnameDims.values():
             if dimension.isTyped:

@@ -1,4 +1,4 @@
-"""Build a `Report` from the facts of an xBRL-XML, iXBRL or xBRL-JSON file: add EBA cells, types, reference date and warnings."""
+"""Build a `Report` from the facts of an xBRL-XML, iXBRL or xBRL-JSON file: add EBA cells, types and warnings."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,21 +18,21 @@ FILING_INDICATORS = (
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept of a taxonomy: its type (e.g. `xbrli:monetaryItemType`), English label, and whether it is numeric or boolean."""
+    """A concept of a taxonomy."""
 
-    type: str
-    label: str
+    type: str  # e.g. "xbrli:monetaryItemType"
+    label: str  # in English
     numeric: bool
     boolean: bool
 
 
 @dataclass(frozen=True)
 class FiledFact:
-    """A fact as it was filed: `fact.value` is the text or None; `numeric` is True if the file itself marks it as a number."""
+    """A fact as it was filed."""
 
-    fact: Fact
+    fact: Fact  # its value is text or None
     namespace: str
-    numeric: bool
+    numeric: bool  # True if the file itself marks it as a number
     typed: tuple[str, ...] = ()  # names of its typed dimensions, with prefix
     problems: tuple[str, ...] = ()  # for warnings; each follows the name of the fact, e.g. "names no context"
     default_unit: str | None = None  # unit of a number that was filed without one
@@ -51,7 +51,10 @@ class ParsedFile:
 
 
 def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str], Concept] | None = None) -> Report:
-    """Assign cells, types and values to the facts and collect warnings. `concepts` is keyed by (namespace, local name)."""
+    """Assign cells, types and values to the facts and collect warnings.
+
+    `concepts` is keyed by (namespace, local name).
+    """
     facts: list[Fact] = []
     warnings = list(parsed.warnings)
     for filed in parsed.facts:

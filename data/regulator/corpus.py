@@ -59,7 +59,7 @@ FULL = Profile(
     filing_errors=0.55,
     repeats=0.35,
 )
-# A few figures per report and one sentence per letter, so that a model with 135M parameters learns it in minutes on a CPU.
+# A few figures per report and one sentence per letter: a model with 135M parameters learns it in minutes on a CPU.
 SHORT = Profile(
     name="short",
     style="labels",
@@ -102,7 +102,10 @@ RATIO_OF_SIGN_RULE = {"CET1_SIGN": "cet1", "T1_SIGN": "t1", "TC_SIGN": "total"}
 
 @dataclass(frozen=True)
 class Filing:
-    """The figures that one bank files for one reference date. In a table with open rows, the row of a cell is its key."""
+    """The figures that one bank files for one reference date.
+
+    In a table with open rows, the row of a cell is its key.
+    """
 
     bank: Bank
     period: str  # YYYY-MM-DD
@@ -111,7 +114,10 @@ class Filing:
 
 
 def make_filings(seed: int, index: int, count: int, profile: Profile) -> list[Filing]:
-    """The first `count` reports of bank `index`. Deterministic; report `i` is the same for every `count` greater than `i`."""
+    """The first `count` reports of bank `index`.
+
+    Deterministic; report `i` is the same for every `count` greater than `i`.
+    """
     if profile.name == "short":
         return [_short_filing(seed, index, quarter, profile) for quarter in range(count)]
     filings: list[Filing] = []
@@ -197,7 +203,10 @@ def _draw_problems(
 
 
 def _plant_errors(rng: random.Random, bank: Bank, period: str, figures: Figures, errors: list[str]) -> Figures | None:
-    """Plant the errors, and sometimes differences that are just within tolerance. None if an error cannot be planted."""
+    """Plant the errors, and sometimes differences that are just within tolerance.
+
+    None if an error cannot be planted.
+    """
     by_id = {rule.id: rule for rule in built_in_rules()}
 
     def check_for(rule_id: str):  # noqa: ANN202
@@ -215,7 +224,10 @@ def _plant_errors(rng: random.Random, bank: Bank, period: str, figures: Figures,
 
 
 def with_reporting_accuracy(bank: Bank, seed: int, index: int) -> Bank:
-    """The bank with the accuracy (XBRL decimals) of its amounts and ratios. One in ten loses its Pillar 2 requirement."""
+    """The bank with the accuracy (XBRL decimals) of its amounts and ratios.
+
+    One in ten loses its Pillar 2 requirement.
+    """
     rng = random.Random(f"dress {seed} {index}")
     pillar2 = bank.pillar2 if rng.random() < 0.9 else Decimal(0)
     decimals = {"small": (0, -3, -3), "medium": (-3,), "large": (-3, -6, -6)}[bank.size]
@@ -254,7 +266,10 @@ def _omit_templates(rng: random.Random, bank_rng: random.Random, figures: Figure
 
 
 def _omit_details(bank_rng: random.Random, figures: Figures) -> Figures:
-    """Keep a fraction of the figures that no rule reads, fixed per bank, limited by `MAX_FIGURES` for the whole report."""
+    """Keep only some of the figures that no rule reads.
+
+    The fraction is fixed per bank. `MAX_FIGURES` limits the size of the whole report.
+    """
     read = {cell for rule in built_in_rules() for cell in rule.cells}
     others = [key for key in figures if key not in read and (key[0], "*", key[2]) not in read]
     kept = round(len(others) * bank_rng.choice((0.25, 0.5, 0.75, 1.0)))

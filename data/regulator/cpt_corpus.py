@@ -68,8 +68,8 @@ def make_corpus(
     """Write the splits, the general texts and the data card to the new folder `out`. Returns the data card.
 
     Validation and test each get about the fraction `held_out` of the text of the tables. The data card contains token
-    counts if `tokenizer_path`, a folder with a tokenizer.json, is given. Raises UserError if the database has no tables of
-    the release or the tokenizer is missing.
+    counts if `tokenizer_path`, a folder with a tokenizer.json, is given. Raises UserError if the database has no tables
+    of the release or the tokenizer is missing.
     """
     tokenizer = load_tokenizer(tokenizer_path) if tokenizer_path else None
     tables, documents, dropped = all_documents(database)

@@ -1,12 +1,12 @@
 """Look up cells and labels of the EBA Data Point Model (DPM), release 4.2, for example by datapoint id.
 
 Source: European Banking Authority, DPM 2.0 database, release 4.2 of 31 October 2025. `scripts/fetch_dpm.py` distils the
-complete model into one SQLite file under `artifacts/dpm/`. The two small tables next to this module, `dpm_cells.csv` and
-`dpm_tables.csv`, contain only the cells used by the rules and by the bank generator; `scripts/fetch_dpm.py --builtin`
-generates them.
+complete model into one SQLite file under `artifacts/dpm/`. The two small tables next to this module, `dpm_cells.csv`
+and `dpm_tables.csv`, contain only the cells used by the rules and by the bank generator; `scripts/fetch_dpm.py
+--builtin` generates them.
 
-A datapoint id is `dp` followed by the id of a variable version. The same datapoint can appear in several cells; the table
-in which it was reported identifies the cell. Open rows, and sheets identified by a key, have the code `*`.
+A datapoint id is `dp` followed by the id of a variable version. The same datapoint can appear in several cells; the
+table in which it was reported identifies the cell. Open rows, and sheets identified by a key, have the code `*`.
 """
 
 import csv
@@ -94,7 +94,10 @@ class Cells:
     open_keys: frozenset[str]  # dimensions that are keys of at least one open table
 
     def by_datapoint(self, datapoint: str, table: str | None = None) -> Cell | None:
-        """The cell of `datapoint` in `table`, or in the first table that shows it if `table` is None. None if unknown."""
+        """The cell of `datapoint` in `table`, or in the first table that shows it if `table` is None.
+
+        None if unknown.
+        """
         found = self.all_of(datapoint)
         return next((cell for cell in found if table is None or cell.table == table), None)
 
@@ -106,7 +109,10 @@ class Cells:
         return tuple(map(_cell_of_row, self.database.execute(query, (int(datapoint[2:]),))))
 
     def by_cell(self, table: str, row: str, column: str) -> Cell | None:
-        """The cell at a position, from release 4.2 or else the last release that had it. None if unknown or greyed out."""
+        """The cell at a position, from release 4.2 or else the last release that had it.
+
+        None if unknown or greyed out.
+        """
         query = f"{SELECT} where t.code = ? and c.row = ? and c.col = ? order by c.current desc, c.rowid limit 1"
         found = self.database.execute(query, (table, row, column)).fetchone()
         return _cell_of_row(found) if found else None
@@ -122,7 +128,10 @@ class Cells:
         return Table(*row[1:-1], tuple(row[-1].split())) if row else None
 
     def table_code(self, csv_file: str) -> str:
-        """The table of a CSV file: `c_76.00.a.csv` -> `C_76.00.a`. Unknown file names are converted by the same pattern."""
+        """The table of a CSV file: `c_76.00.a.csv` -> `C_76.00.a`.
+
+        Unknown file names are converted by the same pattern.
+        """
         file = csv_file.lower()
         row = self.database.execute("select code from tables where csv_file = ?", (file,)).fetchone()
         return row[0] if row else re.sub(r"^[a-z]+", lambda letters: letters[0].upper(), file.removesuffix(".csv"))
@@ -132,9 +141,9 @@ class Cells:
     ) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
         """Find the cells of a fact filed in xBRL-XML or xBRL-JSON.
 
-        `explicit` maps explicit dimensions to members; `typed` lists the typed dimensions. All names are without prefix.
-        An explicit dimension can also be the key of an open table or sheet. Returns (cells, dimensions that they leave
-        open). Cells of older releases are returned only if release 4.2 has none.
+        `explicit` maps explicit dimensions to members; `typed` lists the typed dimensions. All names are without
+        prefix. An explicit dimension can also be the key of an open table or sheet. Returns (cells, dimensions that
+        they leave open). Cells of older releases are returned only if release 4.2 has none.
         """
         keys = [name for name in explicit if name in self.open_keys][:MAX_OPEN_KEYS]
         for count in range(len(keys) + 1):
@@ -150,7 +159,10 @@ class Cells:
         return (), ()
 
     def eba_rule(self, code: str) -> tuple[str, str] | None:
-        """(DPM-XL expression, severity) of an EBA validation rule. None if unknown, and always None for the built-in tables."""
+        """(DPM-XL expression, severity) of an EBA validation rule.
+
+        None if unknown, and always None for the built-in tables.
+        """
         return self.database.execute("select expression, severity from rules where code = ?", (code,)).fetchone()
 
 

@@ -1,7 +1,8 @@
 """Convert the EBA's DPM to text for continual pre-training: tables, the meaning of their rows and columns, and terms.
 
-Source: European Banking Authority, DPM 2.0 database, release 4.2. The validation rules are in `dpm_corpus_rules.py`. Each
-document lists the tables it is about (a definition lists none), so that `dpm_corpus_split.py` can hold out whole tables.
+Source: European Banking Authority, DPM 2.0 database, release 4.2. The validation rules are in `dpm_corpus_rules.py`.
+Each document lists the tables it is about (a definition lists none), so that `dpm_corpus_split.py` can hold out whole
+tables.
 """
 
 import re
@@ -115,7 +116,7 @@ def _meanings(database: sqlite3.Connection) -> dict[int, str]:
 
 
 def table_documents(table: TableText) -> Iterator[Document]:
-    """The template as text: sheets, columns and rows in order, with the cells that are reported and their data types."""
+    """The template as text: sheets, columns and rows in order, with the reported cells and their data types."""
     types = _data_types(table)
     lines = [f"Filed in {table.filed}"]
     for axis, name in (("s", "Sheets"), ("c", "Columns"), ("r", "Rows")):

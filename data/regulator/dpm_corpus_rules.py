@@ -60,8 +60,8 @@ def rule_documents(
 def rule_labels(expression: str, tables: Mapping[str, TableText]) -> list[str]:
     """Lines that explain an expression.
 
-    First the expression with labels instead of codes, if each operand is a single cell, row or column. Then the label of
-    each cell it uses, at most `MAX_LABEL_LINES`.
+    First the expression with labels instead of codes, if each operand is a single cell, row or column. Then the label
+    of each cell it uses, at most `MAX_LABEL_LINES`.
     """
     start = re.match(r"\s*with\s*\{([^{}]*)\}\s*:", expression)
     default = _parse_operand(start[1]) if start else {}
@@ -105,7 +105,10 @@ def _operand_lines(table: TableText, rows: list[str], columns: list[str]) -> Ite
 
 
 def _parse_operand(operand: str) -> dict[str, tuple[str, ...]]:
-    """Parse an operand: `tC_01.00, (r0010, r0020), c0010, default: 0` -> {"t": ("C_01.00",), "r": ("r0010", "r0020"), "c": ("c0010",)}."""
+    """Parse an operand into its table, rows, columns and sheets.
+
+    `tC_01.00, (r0010, r0020), c0010, default: 0` -> {"t": ("C_01.00",), "r": ("r0010", "r0020"), "c": ("c0010",)}
+    """
     found: dict[str, tuple[str, ...]] = {}
     for part in re.findall(r"\([^()]*\)|[^,()]+", operand):
         members = [member.strip() for member in part.strip("() ").split(",")]

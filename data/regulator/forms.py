@@ -1,7 +1,8 @@
 """Every table of the EBA's Data Point Model as text, formatted like a report that fills in every cell.
 
-Labels and codes of all tables are common in a supervisor's archive, but the reports of the invented banks contain only a
-few of them. The texts are used to find new tokens (scripts/extend_vocabulary.py --forms). Their figures are meaningless.
+Labels and codes of all tables are common in a supervisor's archive, but the reports of the invented banks contain only
+a few of them. The texts are used to find new tokens (scripts/extend_vocabulary.py --forms). Their figures are
+meaningless.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,10 @@ from data.regulator.report import Fact, Report
 
 
 def form_texts(cells: Cells, modules: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield one text per table of `modules` (e.g. `COREP_LCR_DA`), or of all modules. Raises UserError for an unknown module."""
+    """Yield one text per table of `modules`, e.g. `COREP_LCR_DA`, or of all modules.
+
+    Raises UserError for an unknown module.
+    """
     tables = cells.database.execute("select code, module from tables order by code").fetchall()
     if unknown := sorted(set(modules) - {module for _, module in tables}):
         known = ", ".join(sorted({module for _, module in tables}))

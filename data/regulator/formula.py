@@ -1,9 +1,9 @@
 """The formula language of the rules, and its interval arithmetic.
 
 A formula is an expression over cells, e.g. `{C_03.00,r0010,c0010} < 0.045`. It supports `+ - * /`, `max`, `min`,
-comparisons, `and`, `or` and `not`. `zero({...})` is a figure that counts as 0 if it is not reported. `says({...}, 'member')`
-is 1 if a cell contains that member of an enumeration, else 0. A bare name is a statutory parameter that depends on the year.
-The row `*` stands for each row of an open table in turn.
+comparisons, `and`, `or` and `not`. `zero({...})` is a figure that counts as 0 if it is not reported. `says({...},
+'member')` is 1 if a cell contains that member of an enumeration, else 0. A bare name is a statutory parameter that
+depends on the year. The row `*` stands for each row of an open table in turn.
 
 Every number has an interval given by its rounding. A comparison is true or false only if it is so for all values in the
 intervals, as in the interval arithmetic of the EBA's filing rules. `a != b` is true if the intervals do not overlap.
@@ -59,7 +59,10 @@ def rounded(value: Decimal, decimals: int | str | None) -> Number:
 
 
 def parse_formula(text: str, parameters: frozenset[str]) -> Formula:
-    """Parse a formula, never executing it. Raises ValueError or SyntaxError for anything outside the formula language."""
+    """Parse a formula, never executing it.
+
+    Raises ValueError or SyntaxError for anything outside the formula language.
+    """
     cells: list[CellKey] = []
 
     def variable(match: re.Match) -> str:
@@ -125,7 +128,10 @@ def _is_valid_call(node: ast.expr) -> bool:
 
 
 def truth(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str]) -> bool | None:
-    """Evaluate a condition in three-valued (Kleene) logic: True or False if it holds for all values in the intervals, else None."""
+    """Evaluate a condition in three-valued (Kleene) logic.
+
+    Returns True or False if that is the result for all values in the intervals, else None.
+    """
     if isinstance(node, ast.BoolOp):
         parts = [truth(part, numbers, texts) for part in node.values]
         decisive = isinstance(node.op, ast.Or)

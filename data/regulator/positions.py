@@ -1,4 +1,4 @@
-"""The positions of a bank that `economics.py` does not cover: large exposures, foreign exchange, output floor, balance sheet."""
+"""Large exposures, foreign exchange, output floor and balance sheet of a bank, in addition to `economics.py`."""
 
 import random
 from dataclasses import dataclass
@@ -49,8 +49,9 @@ def draw_positions(
 ) -> Positions | None:
     """Draw the positions behind one report. Returns None if this bank cannot have these `levels`.
 
-    The key "exposure" in `levels` puts one exposure over its limit; "floor" makes the bank miss the output floor. `near` is
-    the probability of a value close to a limit. `bank_rng` yields the same values in every quarter of the bank.
+    The key "exposure" in `levels` puts one exposure over its limit; "floor" makes the bank miss the output floor.
+    `near` is the probability of a value close to a limit. `bank_rng` yields the same values in every quarter of the
+    bank.
     """
     if "floor" in levels and not bank.uses_irb:
         return None
@@ -118,9 +119,10 @@ def _draw_exposures(
 def _draw_floor(
     rng: random.Random, bank_rng: random.Random, trea: Decimal, floor: Decimal, missed: bool, near: float
 ) -> tuple[Decimal, Decimal]:
-    """(total risk exposure before the floor, standardised total) such that the floor binds, is close, or is not binding.
+    """Draw (total risk exposure before the output floor, standardised total).
 
-    If `missed`, the bank reports less than the floor requires.
+    The floor is binding for some banks, and close to or far from binding for the others. If `missed`, the bank reports
+    less than the floor requires.
     """
     if missed:
         short = Decimal(rng.randint(1, 20)) / 10_000 if rng.random() < near else share(rng, 5, 200)

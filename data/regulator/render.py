@@ -52,7 +52,8 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
     """Format a report as lines of text, with labels from `cells`.
 
     `style="cells"`: a header, then for each table its code and label and one line per cell, for example
-    `r0010 c0010 CET1 Capital ratio | 4.31%`. In a table with open rows, each row starts with a line that contains its key.
+    `r0010 c0010 CET1 Capital ratio | 4.31%`. In a table with open rows, each row starts with a line that contains
+    its key.
     `style="labels"`: a compact form with lines such as `CET1 ratio 4.31%`.
     Facts without a cell are included with their concept and dimensions. Raises UserError for an unknown style.
     """
@@ -99,7 +100,7 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
 
 
 def render_earlier(earlier: Sequence[Report], cells: Iterable[CellKey]) -> str:
-    """Selected figures of earlier reports of the bank, one line per report: `2026-03-31: CET1 ratio 4.31%, LCR 131%`."""
+    """Selected figures of earlier reports, one line per report: `2026-03-31: CET1 ratio 4.31%, LCR 131%`."""
     wanted, lines = list(cells), []
     for report in earlier:
         known = {fact.cell: fact for fact in report.facts if fact.cell and isinstance(fact.value, Decimal)}
@@ -114,7 +115,10 @@ def short_label(cell: CellKey) -> str:
 
 
 def cell_name(cell: CellKey, row: str = "") -> str:
-    """The name of a cell: `C 03.00 r0010 c0010`. `row`, if given, replaces the row code, e.g. with the key of an open row."""
+    """The name of a cell: `C 03.00 r0010 c0010`.
+
+    `row`, if given, replaces the row code, e.g. with the key of an open row.
+    """
     return f"{table_name(cell[0])} {row or cell[1]} {cell[2]}"
 
 
@@ -135,7 +139,10 @@ def format_fact(fact: Fact, compact: bool = False) -> str:
 
 
 def _is_count(fact: Fact) -> bool:
-    """True if a dimensionless figure is a count (staff, days) rather than a ratio, judged by its type or else its accuracy."""
+    """True if a dimensionless figure is a count (staff, days), not a ratio.
+
+    Its type decides, or its accuracy if it has no type.
+    """
     if fact.type:
         return fact.type != "percentage"
     return fact.decimals in (0, "INF") and fact.value == fact.value.to_integral_value()

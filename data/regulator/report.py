@@ -13,33 +13,27 @@ CellKey = tuple[str, str, str]  # (table, row, column) as the EBA writes them, e
 
 @dataclass(frozen=True)
 class Fact:
-    """One reported value.
+    """One reported value."""
 
-    `concept` is the EBA datapoint id (`dp5435202`) in xBRL-CSV and a prefixed name (`eba_met:mi53`) in the other syntaxes.
-    `value` is a Decimal for a number and None for nil. A numeric fact with an unparsable value keeps the text as filed.
-    `unit` is `iso4217:EUR`, `xbrli:pure`, or None if the value is not a number. `decimals` is None if it was not given.
-    `period` is a day (`YYYY-MM-DD`), `START/END` with both days inclusive, or "" if the file gives none.
-    `dimensions` maps dimensions to members; the key `sheet` identifies a fixed sheet of an EBA table.
-    `other_cells` are the other cells that show the same fact: xBRL-XML files a fact once for all of its tables.
-    `fixed` are the dimensions that are part of the cell's definition. `type` and `label` come from a taxonomy package.
-    """
-
-    concept: str
-    value: Decimal | str | bool | None
-    unit: str | None
-    decimals: int | str | None  # "INF": exact
+    concept: str  # EBA datapoint id (`dp5435202`) in xBRL-CSV, a prefixed name (`eba_met:mi53`) in the other syntaxes
+    value: Decimal | str | bool | None  # None for nil; a numeric fact with an invalid value keeps the text as filed
+    unit: str | None  # `iso4217:EUR`, `xbrli:pure`, or None if the value is not a number
+    decimals: int | str | None  # "INF" for exact, None if not given
     entity: str
-    period: str
-    dimensions: dict[str, str] = field(hash=False)
+    period: str  # a day (YYYY-MM-DD), START/END with both days inclusive, or "" if the file gives none
+    dimensions: dict[str, str] = field(hash=False)  # dimension -> member; `sheet` is the key of a fixed sheet
     cell: CellKey | None = None
-    other_cells: tuple[CellKey, ...] = ()
-    fixed: tuple[str, ...] = ()
-    type: str = ""
-    label: str = ""
+    other_cells: tuple[CellKey, ...] = ()  # other cells that show this fact; xBRL-XML files it once for all tables
+    fixed: tuple[str, ...] = ()  # dimensions that are part of the definition of the cell
+    type: str = ""  # from a taxonomy package, if given
+    label: str = ""  # likewise
 
     @property
     def keys(self) -> dict[str, str]:
-        """Dimensions that the cell leaves open, without prefix: the key of an open row or sheet. Empty for most cells."""
+        """Dimensions that the cell leaves open, without prefix: the key of an open row or sheet.
+
+        Empty for most cells.
+        """
         return {name.rpartition(":")[2]: self.dimensions[name] for name in self.dimensions if name not in self.fixed}
 
 
@@ -68,7 +62,10 @@ def describe(fact: Fact) -> str:
 
 
 def parse_number(text: str) -> Decimal | None:
-    """Parse a decimal number in the notation of XML Schema and xBRL-CSV. None for anything else (`NaN`, `1,5`, `1_000`, `INF`)."""
+    """Parse a decimal number in the notation of XML Schema and xBRL-CSV.
+
+    None for anything else (`NaN`, `1,5`, `1_000`, `INF`).
+    """
     text = text.strip()
     return Decimal(text) if NUMBER.fullmatch(text) else None
 
@@ -76,8 +73,8 @@ def parse_number(text: str) -> Decimal | None:
 def duplicate_warnings(facts: tuple[Fact, ...]) -> list[str]:
     """One warning per fact that is reported more than once with inconsistent values.
 
-    Facts are duplicates if concept, entity, period, unit and dimensions are equal (XBRL 2.1, 4.10; OIM 1.0, 5.1).
-    Two numbers are consistent if their rounding intervals, given by `decimals`, overlap. Without `decimals` they are exact.
+    Facts are duplicates if concept, entity, period, unit and dimensions are equal (XBRL 2.1, 4.10; OIM 1.0, 5.1). Two
+    numbers are consistent if their rounding intervals, given by `decimals`, overlap. Without `decimals` they are exact.
     """
     groups: dict[tuple, list[Fact]] = {}
     for fact in facts:

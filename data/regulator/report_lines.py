@@ -31,7 +31,10 @@ class Output:
 
 
 def report_lines(report: Report, output: Output, file: str = "") -> Iterator[str]:
-    """Yield the output lines of one report. `file`, if given, is added to each JSON line and as a header to the text."""
+    """Yield the output lines of one report.
+
+    `file`, if given, is added to each JSON line and as a header to the text.
+    """
     extra = {"file": file} if file else {}
     if output.text:
         if file:

@@ -23,7 +23,8 @@ def full_figures(
 ) -> Figures:
     """All figures of one bank at one date: about 180 in the 18 tables that the rules read.
 
-    `bank_rng`, which yields the same values in every quarter of a bank, splits totals into parts. `rng` varies them slightly.
+    `bank_rng`, which yields the same values in every quarter of a bank, splits totals into parts. `rng` varies them
+    slightly.
     """
     amounts = capital_amounts(bank_rng, bank, economics, positions)
     amounts |= _leverage_exposure(bank_rng, bank, economics) | _liquidity(bank_rng, economics)

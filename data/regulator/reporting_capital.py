@@ -1,4 +1,7 @@
-"""The figures of the own funds module: C 01.00 own funds, C 02.00 risk exposure, C 03.00 ratios, C 04.00 memorandum items, C 22.00 foreign exchange."""
+"""The figures of the own funds module.
+
+C 01.00 own funds, C 02.00 risk exposure, C 03.00 ratios, C 04.00 memorandum items, C 22.00 foreign exchange.
+"""
 
 import random
 from decimal import Decimal
@@ -24,7 +27,10 @@ def capital_amounts(bank_rng: random.Random, bank: Bank, economics: Economics, p
 
 
 def capital_ratios(bank_rng: random.Random, bank: Bank, economics: Economics, positions: Positions) -> Amounts:
-    """C 03.00: the three ratios, the bank's own requirements, and figures that no rule reads (guidance, unfloored and fully loaded ratios)."""
+    """C 03.00: the three capital ratios, the bank's own requirements, and figures that no rule reads.
+
+    The latter are guidance, ratios without the output floor, and fully loaded ratios.
+    """
     need = requirements(bank)
     places = bank.ratio_decimals
     cet1, tier1 = economics.cet1, economics.cet1 + economics.at1
@@ -97,7 +103,10 @@ def _own_funds(bank_rng: random.Random, economics: Economics) -> Amounts:
 
 
 def _risk_exposure(bank_rng: random.Random, bank: Bank, economics: Economics, positions: Positions) -> Amounts:
-    """C 02.00.a: exposure by risk type, credit risk by approach and exposure class. C 02.00.b: under standardised approaches."""
+    """C 02.00.a: exposure by risk type, credit risk by approach and exposure class.
+
+    C 02.00.b: under standardised approaches.
+    """
     before = positions.unfloored
     trading = bank.model in ("investment bank", "universal bank")
     market = before * share(bank_rng, 20, 180) if trading else before * share(bank_rng, 0, 15)
@@ -171,7 +180,7 @@ def _buffers(bank_rng: random.Random, bank: Bank, economics: Economics) -> Amoun
 
 
 def _foreign_exchange(bank_rng: random.Random, positions: Positions) -> Amounts:
-    """C 22.00, total: net long and short positions, own funds requirement (8% of the net position), and 12.5 times that."""
+    """C 22.00: net long and short positions, own funds requirement (8% of the net position), and 12.5 times that."""
     requirement = positions.fx_requirement
     net = requirement * Decimal("12.5")
     short = net * share(bank_rng, 50, 900)

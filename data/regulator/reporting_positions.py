@@ -1,4 +1,4 @@
-"""The figures of large exposures (C 26.00 to C 28.00), the balance sheet (F 01.01 to F 01.03) and the income statement (F 02.00)."""
+"""Figures of large exposures (C 26.00 to C 28.00), balance sheet (F 01.01 to F 01.03), income statement (F 02.00)."""
 
 import random
 from decimal import Decimal

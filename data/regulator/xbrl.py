@@ -1,7 +1,7 @@
 """Read a bank's report file into a `Report`. All report files are read through this module.
 
-`read_report` opens a file or package in any XBRL syntax. `merge_reports` joins the packages (one per module) that a bank
-files for one reference date.
+`read_report` opens a file or package in any XBRL syntax. `merge_reports` joins the packages (one per module) that a
+bank files for one reference date.
 """
 
 import functools
@@ -59,7 +59,8 @@ def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence
         return _to_report(_parse_json(path, str(path), document), cells, taxonomy)
     if path.suffix.lower() == ".csv":
         raise UserError(
-            f"{path}: this is one table of an xBRL-CSV report; pass its package instead, a zip or the folder with report.json"
+            f"{path}: this is one table of an xBRL-CSV report; "
+            "pass its package instead, a zip or the folder with report.json"
         )
     document = _inspect(str(path), content)
     if document.syntax is None:
@@ -150,7 +151,7 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
 
 
 def _with_own_taxonomy(package: Package, taxonomy: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The user's taxonomy packages plus the extension taxonomy inside an inline report package, which ESEF reports contain."""
+    """The user's taxonomy packages plus the extension taxonomy that an inline report package (e.g. ESEF) contains."""
     manifest = next((name for name in package.names if name.endswith("META-INF/taxonomyPackage.xml")), None)
     if not taxonomy or manifest is None:
         return taxonomy

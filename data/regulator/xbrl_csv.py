@@ -1,7 +1,9 @@
-"""Read EBA xBRL-CSV report packages: `reports/report.json`, `parameters.csv`, `FilingIndicators.csv`, one CSV per table.
+"""Read EBA xBRL-CSV report packages.
 
-Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5. The DPM (`dpm.py`) gives the type
-of a datapoint id. The value of an unknown datapoint is a number if it can be parsed as one.
+A package contains `reports/report.json`, `parameters.csv`, `FilingIndicators.csv` and one CSV file per table.
+
+Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5. The DPM (`dpm.py`) gives the
+type of a datapoint id. The value of an unknown datapoint is a number if it can be parsed as one.
 """
 
 import csv
@@ -29,7 +31,10 @@ MAX_FIELD_CHARACTERS = 2**20
 
 
 def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report:
-    """Read the package whose metadata file is the member `report_json`. Raises UserError with the file and line at fault."""
+    """Read the package whose metadata file is the member `report_json`.
+
+    Raises UserError with the file and line at fault.
+    """
     path = package.path
     _check_metadata(path, report_json, package.read(report_json))
     folder = report_json.rpartition("/")[0]
@@ -72,7 +77,10 @@ def _check_metadata(path: Path, name: str, content: bytes) -> None:
 
 
 def _rows(package: Package, name: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, column -> text) for each row of a CSV member. Raises UserError for bad encoding or ragged rows."""
+    """Yield (line number, column -> text) for each row of a CSV member.
+
+    Raises UserError for bad encoding or ragged rows.
+    """
     where = f"{package.path}: {name}"
     try:
         text = package.read(name).decode("utf-8-sig")
@@ -95,7 +103,10 @@ def _rows(package: Package, name: str) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _parameters(package: Package, name: str | None) -> dict[str, str]:
-    """Report parameters, name -> value. Raises UserError if the entity or reference date is missing, or a value is invalid."""
+    """Report parameters, name -> value.
+
+    Raises UserError if the entity or reference date is missing, or a value is invalid.
+    """
     if name is None:
         raise UserError(
             f"{package.path}: parameters.csv with the entity and the reference period is missing next to report.json"
@@ -129,7 +140,8 @@ def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
         reported = row.get("reported", "").strip().lower()
         if "templateID" not in row or reported not in ("true", "false", "1", "0"):
             raise UserError(
-                f"{package.path}: {name} line {line}: expected the columns templateID,reported, where reported is true or false"
+                f"{package.path}: {name} line {line}: expected the columns templateID,reported; "
+                "reported must be true or false"
             )
         indicators[row["templateID"].strip()] = reported in ("true", "1")
     return indicators
@@ -177,7 +189,10 @@ def _read_table(
 def _parse_value(
     text: str, cell: Cell | None, parameters: dict[str, str]
 ) -> tuple[Decimal | str | bool | None, int | str | None, bool]:
-    """Parse one factValue into (value, decimals, is it a number), including the special values of xBRL-CSV 1.0, 3.1.9."""
+    """Parse one factValue, including the special values of xBRL-CSV 1.0, 3.1.9.
+
+    Returns (value, decimals, whether it is a number).
+    """
     if text in ("#nil", "#none"):
         return None, None, False
     if text == "#empty":

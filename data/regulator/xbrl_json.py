@@ -1,6 +1,7 @@
 """Read xBRL-JSON reports (Open Information Model, xBRL-JSON 1.0).
 
-Arelle 2.47 reads no facts of an xBRL-JSON report without its taxonomy (`oime:unknownConcept`), hence this strict reader.
+Arelle 2.47 reads no facts of an xBRL-JSON report without its taxonomy (`oime:unknownConcept`), hence this strict
+reader.
 """
 
 import datetime
@@ -17,7 +18,10 @@ CORE = ("concept", "entity", "period", "unit", "language", "noteId")
 
 
 def load_json(where: str, content: bytes) -> dict:
-    """Parse a JSON object strictly: UTF-8, no duplicate names, no NaN. Numbers become text. UserErrors start with `where`."""
+    """Parse a JSON object strictly: UTF-8, no duplicate names, no NaN.
+
+    Numbers become text. UserErrors start with `where`.
+    """
 
     def no_repeats(pairs: list[tuple[str, object]]) -> dict:
         if len({name for name, _ in pairs}) != len(pairs):
@@ -88,7 +92,7 @@ def _filed_fact(item: dict, dimensions: dict, namespaces: dict, namespace: str) 
     others = {key: str(member) for key, member in dimensions.items() if key not in CORE and member is not None}
     if dimensions.get("language"):
         others["language"] = str(dimensions["language"])
-    # The member of an explicit dimension is a QName with a declared prefix; any other text belongs to a typed dimension.
+    # Members of explicit dimensions are names with a declared prefix. Any other text belongs to a typed dimension.
     typed = tuple(key for key, member in others.items() if member.partition(":")[0] not in namespaces)
     fact = Fact(
         concept=concept,
@@ -103,7 +107,10 @@ def _filed_fact(item: dict, dimensions: dict, namespaces: dict, namespace: str) 
 
 
 def oim_period(text: str) -> tuple[str, str]:
-    """(period with inclusive days, a problem description or ""). `2020-10-01T00:00:00` ends 30 September (OIM 1.0, 5.3.2)."""
+    """(period with inclusive days, a problem description or "").
+
+    `2020-10-01T00:00:00` ends 30 September (OIM 1.0, 5.3.2).
+    """
     if text == "forever":
         return text, ""
     parts = text.split("/")

@@ -46,7 +46,10 @@ class Maker:
         self.database.execute(f'insert into "{table}" values ({",".join("?" * len(values))})', values)
 
     def table(self, code: str, name: str, headers: list[tuple], cells: dict[str, int], context=None, release=5) -> None:
-        """headers: (axis, code, label, index of the parent or None, is heading, is key, context). cells: cell code -> variable."""
+        """Add a table with `cells` (cell code -> variable).
+
+        Each header is (axis, code, label, index of its parent or None, is heading, is key, context).
+        """
         self.number += 1
         table = self.number
         self.insert("Table", table, 0)

@@ -93,7 +93,7 @@ def test_only_nonempty_text_files_are_letters(tmp_path):
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """12 banks with 2 reports each in both syntaxes, a letter for every report but the first, and some unrelated files."""
+    """12 banks with 2 reports each in both syntaxes, letters for all reports but the first, and some unrelated files."""
     folder = tmp_path_factory.mktemp("archive")
     (folder / "reports" / "old").mkdir(parents=True)
     (folder / "letters").mkdir()
