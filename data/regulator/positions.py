@@ -44,34 +44,33 @@ def draw_positions(
     bank: Bank,
     economics: Economics,
     levels: dict[str, str],
-    near: float,
+    near_limit: float,
     year: int,
 ) -> Positions | None:
     """Draw the positions behind one report. Returns None if this bank cannot have these `levels`.
 
     The key "exposure" in `levels` puts one exposure over its limit; "floor" makes the bank miss the output floor.
-    `near` is the probability of a value close to a limit. `bank_rng` yields the same values in every quarter of the
-    bank.
+    `near_limit` is the probability of a value close to a limit. `bank_rng` yields the same values in every quarter of
+    the bank.
     """
     if "floor" in levels and not bank.uses_irb:
         return None
     tier1 = economics.cet1 + economics.at1
     rate = next(rate for _, currency, rate in COUNTRIES if currency == bank.currency)
     institution_limit = max(EXPOSURE_LIMIT, min(Decimal(1), INSTITUTION_LIMIT * rate / tier1))
-    exposures = _draw_exposures(rng, bank_rng, tier1, institution_limit, "exposure" in levels, near)
+    exposures = _draw_exposures(rng, bank_rng, tier1, institution_limit, "exposure" in levels, near_limit)
     law = law_of_the_year(year)
     unfloored, standardised = economics.trea, Decimal(0)
     if bank.uses_irb:
-        unfloored, standardised = _draw_floor(
-            rng, bank_rng, economics.trea, law["output_floor"], "floor" in levels, near
-        )
+        missed = "floor" in levels
+        unfloored, standardised = _draw_floor(rng, bank_rng, economics.trea, law["output_floor"], missed, near_limit)
     own_funds = tier1 + economics.t2
     fx = Decimal(0)
     if bank_rng.random() < (0.8 if bank.model in ("investment bank", "universal bank") else 0.45):
-        offset = Decimal(rng.randint(-15, 15)) / 100_000  # added to 2% of own funds, the threshold
-        fx = (
-            Decimal("0.08") * own_funds * (Decimal("0.02") + offset if rng.random() < near else share(bank_rng, 12, 90))
-        )
+        # The net foreign exchange position as a fraction of own funds. Some are close to the threshold of 2%.
+        offset = Decimal(rng.randint(-15, 15)) / 100_000
+        net_position = Decimal("0.02") + offset if rng.random() < near_limit else share(bank_rng, 12, 90)
+        fx = Decimal("0.08") * own_funds * net_position
     equity = economics.cet1 * share(bank_rng, 1020, 1250)
     assets = economics.exposure * share(bank_rng, 860, 970)
     return Positions(
@@ -88,7 +87,12 @@ def draw_positions(
 
 
 def _draw_exposures(
-    rng: random.Random, bank_rng: random.Random, tier1: Decimal, institution_limit: Decimal, over: bool, near: float
+    rng: random.Random,
+    bank_rng: random.Random,
+    tier1: Decimal,
+    institution_limit: Decimal,
+    over: bool,
+    near_limit: float,
 ) -> tuple[Exposure, ...]:
     """Draw the exposures. `before` and `after` are fractions of Tier 1 until the last step converts them to amounts."""
     count = bank_rng.randint(2, 5)
@@ -101,14 +105,15 @@ def _draw_exposures(
     for place, (stem, institution) in enumerate(counterparties):
         limit = institution_limit if institution else EXPOSURE_LIMIT
         if place == over_limit:
-            after = limit + STEP * (rng.randint(1, 10) if rng.random() < near else rng.randint(11, int(limit / STEP)))
-        elif rng.random() < near / 2:
+            steps = rng.randint(1, 10) if rng.random() < near_limit else rng.randint(11, int(limit / STEP))
+            after = limit + STEP * steps
+        elif rng.random() < near_limit / 2:
             after = limit - STEP * rng.randint(0, 9)
         else:
             after = STEP * rng.randint(400, int(limit / STEP) - 10)
         covered = share(bank_rng, 50, 600) if bank_rng.random() < 0.4 else Decimal(0)
         before = after / (1 - covered)
-        if rng.random() < near / 2 and place != over_limit:  # near the 10% threshold of a large exposure
+        if rng.random() < near_limit / 2 and place != over_limit:  # near the 10% threshold of a large exposure
             before = Decimal("0.1") + STEP * rng.randint(-9, 9)
             after = min(after, before)
         jitter = STEP * rng.randint(15, 40) / 100  # real amounts do not give round fractions; disappears in rounding
@@ -117,7 +122,7 @@ def _draw_exposures(
 
 
 def _draw_floor(
-    rng: random.Random, bank_rng: random.Random, trea: Decimal, floor: Decimal, missed: bool, near: float
+    rng: random.Random, bank_rng: random.Random, trea: Decimal, floor: Decimal, missed: bool, near_limit: float
 ) -> tuple[Decimal, Decimal]:
     """Draw (total risk exposure before the output floor, standardised total).
 
@@ -125,9 +130,9 @@ def _draw_floor(
     less than the floor requires.
     """
     if missed:
-        short = Decimal(rng.randint(1, 20)) / 10_000 if rng.random() < near else share(rng, 5, 200)
+        short = Decimal(rng.randint(1, 20)) / 10_000 if rng.random() < near_limit else share(rng, 5, 200)
         return trea, trea * (1 + short) / floor
     if bank_rng.random() < 0.35:
         return trea * (1 - share(rng, 5, 150)), trea / floor
-    far = Decimal(rng.randint(1, 20)) / 10_000 if rng.random() < near / 2 else share(rng, 5, 220)
+    far = Decimal(rng.randint(1, 20)) / 10_000 if rng.random() < near_limit / 2 else share(rng, 5, 220)
     return trea, trea * (1 - far) / floor

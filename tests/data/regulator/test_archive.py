@@ -118,17 +118,16 @@ def archive(tmp_path_factory):
 
 
 def run(folder, out, *more):
-    command = [sys.executable, "scripts/make_examples.py", "--reports", str(folder / "reports"), "--processes", "1"]
-    command += [
+    command = [
+        sys.executable,
+        "scripts/make_examples.py",
+        "--reports",
+        folder / "reports",
         "--letters",
-        str(folder / "letters"),
-        "--register",
-        str(folder / "register.csv"),
-        "--out",
-        str(out),
-        *more,
+        folder / "letters",
     ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command += ["--register", folder / "register.csv", "--out", out, "--processes", "1", *more]
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
 
 
 def test_an_archive_becomes_examples(archive, tmp_path):
@@ -158,10 +157,10 @@ def test_a_pairs_file_matches_letters_that_name_no_report(archive, tmp_path):
     folder, filings = archive
     pairs = tmp_path / "pairs.csv"
     reports = [path for path in find_reports(folder / "reports")[0] if path.name != "broken.json"]
-    of_case = {}
+    report_of_case = {}
     for path in reports:
-        of_case.setdefault(path.name[:20] + path.name.split("_")[-2], path)
-    chosen = sorted(of_case.values())[:6]
+        report_of_case.setdefault(path.name[:20] + path.name.split("_")[-2], path)
+    chosen = sorted(report_of_case.values())[:6]
     lines = [
         f"{path.relative_to(folder / 'reports')},letter {number}.txt" for number, path in enumerate(chosen, start=1)
     ]
