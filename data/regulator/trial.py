@@ -11,7 +11,7 @@ from decimal import Decimal
 
 from data.regulator.banks import Bank
 from data.regulator.report import Fact, Report
-from data.regulator.reporting import Cells
+from data.regulator.reporting import Figures
 from data.regulator.rules import Rule, evaluate, violations
 
 
@@ -20,12 +20,12 @@ def template_of(table: str) -> str:
     return re.sub(r"\.[a-z]$", "", table)
 
 
-def violated(bank: Bank, period: str, figures: Cells, rules: Iterable[Rule] | None = None) -> set[str]:
+def violated(bank: Bank, period: str, figures: Figures, rules: Iterable[Rule] | None = None) -> set[str]:
     """The ids of the rules that these figures violate."""
     return {result.rule_id for result in violations(evaluate(as_report(bank, period, figures, figures), rules))}
 
 
-def violates(bank: Bank, period: str, figures: Cells, rule: Rule) -> bool:
+def violates(bank: Bank, period: str, figures: Figures, rule: Rule) -> bool:
     """Whether these figures violate `rule`. Faster than `violated`, because only the cells that the rule reads become facts."""
     open_tables = {table for table, row, _ in rule.cells if row == "*"}
     read = {key: figures[key] for key in rule.cells if key in figures}
@@ -33,7 +33,7 @@ def violates(bank: Bank, period: str, figures: Cells, rule: Rule) -> bool:
     return bool(violations(evaluate(as_report(bank, period, read, figures), [rule])))
 
 
-def as_report(bank: Bank, period: str, read: Cells, figures: Cells) -> Report:
+def as_report(bank: Bank, period: str, read: Figures, figures: Figures) -> Report:
     """A report whose facts are the figures `read`. Its filing indicators cover every table of `figures`.
 
     A row that is not of the form `r0010` is the key of a row in an open table.

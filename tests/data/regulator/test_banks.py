@@ -10,7 +10,7 @@ import pytest
 from data.regulator import mutations
 from data.regulator.banks import Bank, is_lei, lei, make_bank, requirements
 from data.regulator.corpus import FULL, SHORT, make_filings, quarter_end
-from data.regulator.corpus import _dressed as dressed
+from data.regulator.corpus import with_reporting_accuracy as dressed
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.economics import RatioDistribution, draw_economics, draw_levels
 from data.regulator.mutations import (
@@ -23,7 +23,7 @@ from data.regulator.mutations import (
     plant_error,
 )
 from data.regulator.positions import draw_positions
-from data.regulator.reporting import full_cells
+from data.regulator.reporting import full_figures
 from data.regulator.rules import built_in_rules, evaluate
 from data.regulator.trial import as_report, violated, violates
 
@@ -44,7 +44,7 @@ def sound_report(seed, index, **levels):
             habit = random.Random(f"habit {seed} {index} {attempt}")
             positions = draw_positions(rng, habit, bank, economics, levels, 0, 2026)
             if positions is not None:
-                return bank, economics, positions, full_cells(habit, rng, bank, economics, positions)
+                return bank, economics, positions, full_figures(habit, rng, bank, economics, positions)
     raise AssertionError("no bank with these levels in 200 attempts")
 
 
