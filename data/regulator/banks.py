@@ -19,7 +19,8 @@ COUNTRIES = (
     ("DK", "DKK", 7), ("SE", "SEK", 11), ("PL", "PLN", 4), ("CZ", "CZK", 25), ("RO", "RON", 5), ("HU", "HUF", 400),
 )  # fmt: skip
 
-# business model -> (its share of the banks in percent, name suffixes, range of risk-weighted assets per unit of leverage exposure)
+# business model -> (its share of the banks in percent, name suffixes, range of risk-weighted assets per unit of
+# leverage exposure)
 BUSINESS_MODELS = {
     "universal bank": (30, ("Bank", "Banking Group", "Credit Bank"), ("0.32", "0.48")),
     "savings bank": (20, ("Savings Bank", "Sparbank"), ("0.40", "0.58")),
@@ -160,7 +161,10 @@ def _digits(text: str) -> str:
 
 
 def _name(seed: int, index: int, suffix: str) -> str:
-    """Name bank `index` after a place. There are 2,000 place names, in random order; each further pass adds a prefix."""
+    """Name bank `index` after a place.
+
+    There are 2,000 place names, used in random order. When all are used, they are used again with a prefix.
+    """
     places = _place_names(seed)
     passes, position = divmod(index, len(places))
     prefix = ("", "New ", "Old ", "Upper ", "Lower ", "Great ", "Little ", "North ", "South ", "Inner ")[passes % 10]

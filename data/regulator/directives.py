@@ -1,8 +1,8 @@
 """Write the supervisor's letter on a report: addressee, legal basis, findings, measures with deadlines, reporting duty.
 
-The wording comes from `phrases.py`. It depends on the severity of the findings, on whether they are repeated, and on the
-type of the bank. The choice between equivalent sentences is deterministic in the bank, the date and a variant number. CRD
-is Directive 2013/36/EU, CRR is Regulation (EU) No 575/2013.
+The wording comes from `phrases.py`. It depends on the severity of the findings, on whether they are repeated, and on
+the type of the bank. The choice between equivalent sentences is deterministic in the bank, the date and a variant
+number. CRD is Directive 2013/36/EU, CRR is Regulation (EU) No 575/2013.
 """
 
 import datetime
@@ -71,8 +71,8 @@ def write_directive(
 ) -> str:
     """Write the letter on the `violated` results of a report with reference date `date` (YYYY-MM-DD).
 
-    `style="full"` gives a complete letter, `style="short"` a single sentence. Different values of `variant` give different
-    wordings of the same full letter.
+    `style="full"` gives a complete letter, `style="short"` a single sentence. Different values of `variant` give
+    different wordings of the same full letter.
     """
     if style == "short":
         return _short_letter(violated, bank)
@@ -250,7 +250,10 @@ def _capital(text: str) -> str:
 
 
 def _short_letter(violated: Sequence[RuleResult], bank: Addressee) -> str:
-    """One sentence: the ratios to restore, each to the highest limit that it misses, the plans to file, and the deadline."""
+    """A letter of one sentence: the ratios to restore, the plans to file, and the deadline.
+
+    Each ratio must be restored to the highest limit that it misses.
+    """
     if not violated:
         return f"{bank.name} meets the requirements. No measures."
     goals: dict[tuple, RuleResult] = {}

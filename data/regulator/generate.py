@@ -1,7 +1,7 @@
 """Generate a corpus of invented bank reports: report files, and the examples that are read back from these files.
 
-The corpus directory has reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), register.csv (the banks),
-one JSON Lines file per split, and dataset.json (the data card). The same request always gives the same bytes.
+The corpus directory has reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), register.csv (the
+banks), one JSON Lines file per split, and dataset.json (the data card). The same request always gives the same bytes.
 """
 
 import concurrent.futures
@@ -72,8 +72,8 @@ def generate_corpus(
 ) -> dict:
     """Generate the corpus and return its data card. The directory appears only once it is complete.
 
-    `count_tokens` returns the number of tokens of a text; the card then has lengths in tokens. `score_nearest` scores the
-    nearest training letter as a baseline, from the splits and the seed.
+    `count_tokens` returns the number of tokens of a text; the card then has lengths in tokens. `score_nearest` scores
+    the nearest training letter as a baseline, from the splits and the seed.
     """
     full = request.profile == "full"
     with new_directory(directory) as draft:
