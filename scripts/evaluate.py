@@ -22,9 +22,9 @@ import torch.distributed as dist
 from common.durable_files import write_json
 from common.errors import run_script
 from distributed.process_group import start_process_group
-from eval import report
 from eval.evaluate_examples import EvaluationOptions, evaluate_examples, read_inputs
 from eval.over_ranks import TIMEOUT_MINUTES
+from eval.regulator import report
 
 
 def parse_arguments() -> argparse.Namespace:
