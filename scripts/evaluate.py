@@ -31,10 +31,12 @@ from common.errors import UserError, run_script
 from data.examples import read_examples
 from data.tokens import encode_example, encode_prompt, load_tokenizer
 from distributed.process_group import Ranks, start_process_group
-from eval import general_text, report
+from eval import general_text
 from eval.generate import greedy_answers
 from eval.perplexity import target_losses, total, windows
+from eval.regulator import report
 from eval.regulator.score import score_answers
+from eval.report import check_comparable
 from eval.results import prepare_output, read_result, write_result
 
 GENERAL_WINDOW = 1024  # tokens of context at most when the perplexity of general text is measured
@@ -100,7 +102,7 @@ def main() -> int:
         "max_new_tokens": max_new_tokens,
     }
     if before is not None:
-        report.check_comparable(before, result)
+        check_comparable(before, result)
 
     ranks = start_process_group(timeout_minutes=24 * 60)  # ranks finish their shares at different times
     model, dtype = load_model(arguments.model, arguments.dtype, ranks.device)

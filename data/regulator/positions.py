@@ -7,7 +7,7 @@ from decimal import Decimal
 from data.regulator.banks import COUNTRIES, Bank, lei
 from data.regulator.economics import STEP, Economics, whole
 from data.regulator.rounding import share
-from data.regulator.rules import law_of_the_year
+from data.regulator.rules import legal_parameters
 
 EXPOSURE_LIMIT = Decimal("0.25")  # limit of a large exposure as a fraction of Tier 1 capital, CRR Art. 395(1)
 INSTITUTION_LIMIT = Decimal(150_000_000)  # alternative limit for exposures to institutions in euro, CRR Art. 395(1)
@@ -59,7 +59,7 @@ def draw_positions(
     rate = next(rate for _, currency, rate in COUNTRIES if currency == bank.currency)
     institution_limit = max(EXPOSURE_LIMIT, min(Decimal(1), INSTITUTION_LIMIT * rate / tier1))
     exposures = _draw_exposures(rng, bank_rng, tier1, institution_limit, "exposure" in levels, near_limit)
-    law = law_of_the_year(year)
+    law = legal_parameters(year)
     unfloored, standardised = economics.trea, Decimal(0)
     if bank.uses_irb:
         missed = "floor" in levels

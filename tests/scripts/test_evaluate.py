@@ -81,7 +81,7 @@ def test_alone_and_on_two_processes_the_figures_are_the_same(evaluate, files, ca
     alone = evaluate(files / "model", files / "test.jsonl", *options)
     printed = capsys.readouterr().out
     assert "violations F1 (micro)" in printed
-    assert "answer to example a (violations in truth: LCR_MIN)" in printed
+    assert "answer to example a (true violations: LCR_MIN)" in printed
 
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
     command = [*torchrun, files / "model", "--data", files / "test.jsonl", *options, "--json", files / "two.json"]

@@ -1,4 +1,4 @@
-"""Invented banks: identifiers, requirements, and figures that hang together until something is planted."""
+"""Invented banks: identifiers, requirements, consistent figures, and the errors planted in them."""
 
 import random
 from collections import Counter
@@ -35,7 +35,7 @@ def cells_of(figures, table):
 
 
 def sound_report(seed, index, **levels):
-    """(bank, economics, positions, figures): everything filed, nothing wrong but what `levels` say."""
+    """(bank, economics, positions, figures) of a complete report, sound except for `levels`."""
     bank = dressed(make_bank(seed, index), seed, index)
     for attempt in range(200):
         rng = random.Random(f"{seed} {index} {attempt}")
@@ -45,7 +45,7 @@ def sound_report(seed, index, **levels):
             positions = draw_positions(rng, habit, bank, economics, levels, 0, 2026)
             if positions is not None:
                 return bank, economics, positions, full_figures(habit, rng, bank, economics, positions)
-    raise AssertionError("no such bank")
+    raise AssertionError("no bank with these levels in 200 attempts")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_lei_check_digits():
     assert all(is_lei(make_bank(3, index).entity) for index in range(50))
 
 
-def test_names_do_not_repeat():
+def test_banks_are_reproducible_and_have_different_names():
     assert len({make_bank(0, index).name for index in range(3000)}) == 3000
     assert make_bank(0, 7) == make_bank(0, 7) != make_bank(1, 7)
 
@@ -80,7 +80,7 @@ def test_requirements_of_a_bank():
     assert need.olrr == Decimal("0.036")  # 3% + 0.1% + half of 1%
 
 
-def test_sound_figures_add_up_and_violate_nothing():
+def test_sound_figures_add_up_and_violate_no_rule():
     for index in range(30):
         bank, economics, positions, figures = sound_report(5, index)
         assert violated(bank, "2026-03-31", figures) == set(), index
@@ -102,7 +102,7 @@ def test_sound_figures_add_up_and_violate_nothing():
         assert all(exposure.after <= exposure.before for exposure in positions.exposures)
 
 
-def test_the_output_floor_binds_for_some_and_is_missed_by_others():
+def test_the_output_floor_is_binding_for_some_banks_and_missed_on_request():
     binding = 0
     for index in range(60):
         if not make_bank(5, index).uses_irb:
@@ -118,16 +118,16 @@ def test_the_output_floor_binds_for_some_and_is_missed_by_others():
     assert binding >= 3
 
 
-def test_a_level_puts_the_ratio_between_its_limits():
+def test_ratios_are_within_the_limits_of_their_level():
     bank = make_bank(0, 1)
     need, rng = requirements(bank), random.Random(0)
-    seen = 0
+    n_drawn = 0
     for _ in range(300):
         levels = draw_levels(rng, 2)
         economics = draw_economics(rng, bank, bank.trea, levels)
         if economics is None:
             continue
-        seen += 1
+        n_drawn += 1
         cet1, total = economics.cet1 / economics.trea, (economics.cet1 + economics.at1 + economics.t2) / economics.trea
         level = levels.get("cet1", "ok")
         assert (level == "minimum") == (cet1 < Decimal("0.045"))
@@ -135,10 +135,10 @@ def test_a_level_puts_the_ratio_between_its_limits():
         assert (levels.get("total", "ok") == "ok") == (total >= need.ocr)
         assert (levels.get("lcr", "ok") == "ok") == (economics.liquid_assets >= economics.net_outflow)
         assert economics.at1 >= 0 and economics.t2 >= 0
-    assert seen > 150
+    assert n_drawn > 150
 
 
-def test_every_cell_is_in_the_dpm_with_its_type(population):
+def test_every_figure_has_a_cell_of_its_type_in_the_dpm(population):
     cells = load_cells(BUILT_IN)
     for filing, _ in population[::7]:
         for (table, row, column), value in filing.figures.items():
@@ -153,7 +153,7 @@ def test_every_cell_is_in_the_dpm_with_its_type(population):
             assert cell.type == kind, (table, row, column)
 
 
-def test_the_mix_of_reports(population):
+def test_the_distribution_of_violations_and_banks(population):
     sizes = Counter(len(ids(results)) for _, results in population)
     assert 0.30 <= sizes[0] / len(population) <= 0.40
     assert max(sizes) == 4 and min(sizes[count] for count in range(1, 5)) >= 30
@@ -170,7 +170,7 @@ def test_the_mix_of_reports(population):
     assert any(filing.unfiled for filing, _ in population)
 
 
-def test_near_misses_lie_on_both_sides_of_every_limit(population):
+def test_there_are_near_misses_on_both_sides_of_every_limit(population):
     near = Counter()
     for _, results in population:
         for result in results:
@@ -182,7 +182,7 @@ def test_near_misses_lie_on_both_sides_of_every_limit(population):
             assert near[rule.id, "violated"] >= 1 and near[rule.id, "ok"] >= 1, rule.id
 
 
-def test_quarters_of_a_bank_hang_together():
+def test_quarters_of_a_bank_are_consistent_and_some_breaches_persist():
     moves, repeats, breaches = [], 0, 0
     for index in range(40):
         filings = make_filings(4, index, 4, FULL)
@@ -200,7 +200,7 @@ def test_quarters_of_a_bank_hang_together():
     assert breaches / 5 < repeats < breaches
 
 
-def test_an_error_violates_its_rule_and_moves_little_else():
+def test_a_planted_error_violates_its_rule_and_changes_few_figures():
     planted = Counter()
     for index in range(25):
         bank, _, _, figures = sound_report(2, index)
@@ -214,12 +214,12 @@ def test_an_error_violates_its_rule_and_moves_little_else():
                 assert changed == 1 if rule_id in ERROR_CELLS else changed <= 4, rule_id
                 assert rule_id in violated(bank, "2026-03-31", wrong)
     signs = {"CET1_SIGN", "T1_SIGN", "TC_SIGN"}
-    assert set(planted) == set(FILING_RULES) - signs  # these need a deficit
+    assert set(planted) == set(FILING_RULES) - signs  # these three need a deficit, which a sound report does not have
     assert min(planted.values()) >= 2
 
 
 @pytest.mark.parametrize(("rule_id", "front"), [("CET1_SIGN", "cet1"), ("T1_SIGN", "t1"), ("TC_SIGN", "total")])
-def test_a_deficit_that_is_filed_as_a_surplus(rule_id, front):
+def test_a_deficit_filed_as_a_surplus(rule_id, front):
     bank, _, _, figures = sound_report(2, 1, **{front: "minimum"})
     wrong = COMPOUND_ERRORS[rule_id](random.Random(0), dict(figures)) and plant_error(
         random.Random(0), rule_id, figures, lambda changed: violates(bank, "2026-03-31", changed, RULES[rule_id])
@@ -228,7 +228,7 @@ def test_a_deficit_that_is_filed_as_a_surplus(rule_id, front):
     assert rule_id in violated(bank, "2026-03-31", wrong)
 
 
-def test_the_least_difference_that_a_rule_notices_and_the_most_that_it_does_not():
+def test_boundary_values_differ_by_one_unit_in_the_last_place():
     bank, _, _, figures = sound_report(2, 4)
     key = ("C_01.00", "r0750", "c0010")
     check = lambda changed: violates(bank, "2026-03-31", changed, RULES["OF_SUM"])  # noqa: E731
@@ -243,7 +243,7 @@ def test_the_least_difference_that_a_rule_notices_and_the_most_that_it_does_not(
     assert set(ERROR_CELLS) < set(TOLERANCE_CELLS) and set(mutations.WEIGHTS) == set(FILING_RULES)
 
 
-def test_the_short_profile_files_few_figures():
+def test_the_short_profile_has_two_or_three_figures_per_report():
     for index in range(60):
         (filing,) = make_filings(0, index, 1, SHORT)
         assert 2 <= len(filing.figures) <= 3
