@@ -166,6 +166,8 @@ def main() -> None:
     initialise, destroy = torch.distributed.init_process_group, torch.distributed.destroy_process_group
     torch.distributed.init_process_group = lambda *a, **o: torch.distributed.is_initialized() or initialise(*a, **o)
     torch.distributed.destroy_process_group = lambda: None
+    # One thread per rank (OMP_NUM_THREADS): on matrices this small, threads only wait for each other.
+    torch.set_num_threads = lambda count: None
     # The peak is measured with small matrices: 24 products of size 1024 per run would take most of the time, and a minute
     # where torch emulates bf16.
     measured_flops = model.flops.measured_flops
