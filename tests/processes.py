@@ -39,7 +39,12 @@ PRELOADED = [
     "safetensors.torch",
 ]
 # Environment variables that the libraries read when they are imported. No threads in the warm parent, and no network.
-READ_AT_IMPORT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+READ_AT_IMPORT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "HF_HUB_OFFLINE": "1",
+}
 CAN_FORK = sys.platform == "linux" and not torch.cuda.is_available()
 TIMEOUT = 400  # seconds; far above what the runs take. Ranks that wait for each other forever are killed.
 GRACE = 15  # seconds that the other ranks get to end after one has failed

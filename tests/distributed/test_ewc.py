@@ -153,9 +153,7 @@ def test_the_gradient_is_lambda_times_fisher_times_drift(folder, two_again, name
         ("r2-odd-reused", "r1-odd"),
     ],
 )
-def test_gradients_and_curves_do_not_depend_on_ranks_or_sharding(
-    folder, two_again, name, reference
-) -> None:
+def test_gradients_and_curves_do_not_depend_on_ranks_or_sharding(folder, two_again, name, reference) -> None:
     assert difference(part(folder, name, "grad"), part(folder, reference, "grad")) < 1e-5
     ours, theirs = (json.loads((folder / f"{n}.json").read_text()) for n in (name, reference))
     assert ours.keys() == theirs.keys()

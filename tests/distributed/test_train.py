@@ -1,8 +1,8 @@
 """train.py on 1, 2 and 4 gloo processes: the update does not depend on the number of ranks, nor on a stop and resume.
 
 All runs at one world size share a launch. A run has 5 steps per epoch. Without packing a step has 4 rows of different
-lengths: 4 micro-batches on 1 rank, 2 each on 2 ranks, 1 each on 4. The last step of an epoch has 3 rows, so that one of
-4 ranks gets an empty micro-batch.
+lengths: 4 micro-batches on 1 rank, 2 each on 2 ranks, 1 each on 4. The last step of an epoch has fewer rows, so that
+one of 4 ranks gets an empty micro-batch.
 """
 
 import json
@@ -91,7 +91,9 @@ def two(folder) -> Path:
             run_of(folder, "r2-long", *LONG),
             run_of(folder, "stopped-2", *LONG, plant=stop),
             run_of(folder, "stopped-validating", *SHORT, plant="signal_at_micro_batch:6"),  # in the last validation
-            run_of(folder, "r2-full-disk", "run.save_every=2", plant="disk_full:1", expect=2),  # in the second save: step 4
+            run_of(
+                folder, "r2-full-disk", "run.save_every=2", plant="disk_full:1", expect=2
+            ),  # in the second save: step 4
             run_of(folder, "r2-nan", plant="not_finite:2"),
             run_of(folder, "r2-nans", "optimizer.epochs=2", "run.save_every=1", plant=f"not_finite:{NANS}", expect=2),
         ],
@@ -293,9 +295,7 @@ def test_five_bad_steps_in_a_row_stop_the_run_with_a_good_checkpoint(folder, two
     assert (state["step"], state["skipped_steps"]) == (6, 4)  # saved at every step; the weights are those of step 2
 
 
-def test_a_full_disk_on_rank_0_stops_all_ranks_and_the_run_resumes_from_its_last_checkpoint(
-    folder, two
-) -> None:
+def test_a_full_disk_on_rank_0_stops_all_ranks_and_the_run_resumes_from_its_last_checkpoint(folder, two) -> None:
     assert "the checkpoint of step 4 needs" in (folder / "two.out").read_text()
     assert (folder / "full-disk-latest").read_text() == "step-000002"
     assert largest_difference(weights(two / "r2"), weights(two / "r2-full-disk")) == 0.0
