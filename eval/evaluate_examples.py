@@ -4,6 +4,7 @@ import functools
 import hashlib
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from eval import general_text, report
 from eval.generate import greedy_answers, load_for_generation, stop_tokens
 from eval.over_ranks import compute_over_ranks
 from eval.perplexity import general_perplexity, target_losses, total
-from eval.regulator.score import score_answers
 from eval.results import prepare_output, read_result
+
+ScoreAnswers = Callable[[list[dict], list[str], str, list[dict] | None, str], dict]
 
 GENERAL_WINDOW = 1024  # maximum context in tokens when the perplexity on general text is measured
 
@@ -112,8 +114,13 @@ def choose_examples(examples: list[dict], limit: int | None) -> list[dict]:
     return [examples[i] for i in sorted(random.Random(0).sample(range(len(examples)), limit))]
 
 
-def evaluate_examples(options: EvaluationOptions, inputs: EvaluationInputs, ranks: Ranks) -> dict:
-    """The result as it is written to JSON, without `seconds`. A collective: every rank gets the whole result."""
+def evaluate_examples(
+    options: EvaluationOptions, inputs: EvaluationInputs, ranks: Ranks, score_answers: ScoreAnswers
+) -> dict:
+    """The result as it is written to JSON, without `seconds`. A collective: every rank gets the whole result.
+
+    `score_answers` knows the task; see `eval.regulator.score.score_answers` for its arguments.
+    """
     dtype = choose_dtype(options.dtype, ranks.device)
     model = load_for_generation(options.model, dtype, ranks.device)
     losses = compute_over_ranks(

@@ -22,9 +22,10 @@ import torch.distributed as dist
 from common.durable_files import write_json
 from common.errors import run_script
 from distributed.process_group import start_process_group
-from eval import report
 from eval.evaluate_examples import EvaluationOptions, evaluate_examples, read_inputs
 from eval.over_ranks import TIMEOUT_MINUTES
+from eval.regulator import report
+from eval.regulator.score import score_answers
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -63,7 +64,7 @@ def main() -> int:
     options = EvaluationOptions(**arguments)
     inputs = read_inputs(options)
     ranks = start_process_group(TIMEOUT_MINUTES)
-    result = evaluate_examples(options, inputs, ranks)
+    result = evaluate_examples(options, inputs, ranks, score_answers)
     result["seconds"] = round(time.perf_counter() - start, 1)
     if ranks.rank == 0:
         if options.json:

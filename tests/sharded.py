@@ -1,4 +1,4 @@
-"""Shard a model as train.py does, for tests that start processes of their own."""
+"""Shard a model as train.py does, for workers that do not run train.py."""
 
 import torch
 

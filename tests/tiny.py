@@ -1,4 +1,4 @@
-"""Small files for tests: a random Hugging Face model directory with a tokenizer, and chat examples. No network."""
+"""Test data without network access: random Hugging Face model directories with a tokenizer, and chat examples."""
 
 import json
 import random
@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2, as SmolLM2 has them
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2, as in SmolLM2
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -21,7 +21,7 @@ SENTENCES = [
 ]
 WORDS = sorted(set(" ".join(SENTENCES).split()))
 
-# What each family adds to the plain decoder: the traps of an attention or head that is not plain causal.
+# Model families: (model type, settings). The settings switch on what differs from a plain causal decoder.
 FAMILIES = {
     "llama": ("llama", {}),
     "qwen2": ("qwen2", {}),
@@ -45,7 +45,7 @@ FAMILIES = {
 }
 
 
-# Further ones, each with a trap of its own besides its default settings. Windows are 8, documents longer.
+# More families, each with its deviations switched on. Sliding windows are 8 tokens, shorter than the documents.
 OTHER_FAMILIES = {
     "llama_biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama_yarn": ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}}),
@@ -93,8 +93,9 @@ def write_tiny_model(
 ) -> Path:
     """Save a random fp32 model of `family` (a key of FAMILIES or OTHER_FAMILIES) with its tokenizer; return `directory`.
 
-    4 query heads over 2 key-value heads; weights of standard deviation 0.1, so that attention is far from uniform, and
-    biases and norms 0.1 off their usual start; eos = pad = <|im_end|>, as in SmolLM2. `vocab_size` is at least 259 (256 bytes and 3 special tokens).
+    4 query heads share 2 key-value heads. Weights have standard deviation 0.1, so that attention is far from uniform, and
+    biases and norms get noise of 0.1. eos = pad = <|im_end|>, as in SmolLM2. `vocab_size` is at least 259: 256 bytes and
+    3 special tokens.
     """
     directory = Path(directory)
     model_type, extra = (FAMILIES | OTHER_FAMILIES)[family]
@@ -130,7 +131,7 @@ def write_tiny_model(
 
 
 def tiny_tokenizer(vocab_size: int = 384) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with single digits, trained on SENTENCES; at most `vocab_size` tokens; ChatML template."""
+    """A byte-level BPE tokenizer trained on SENTENCES: at most `vocab_size` tokens, one per digit, ChatML template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -153,7 +154,7 @@ def tiny_tokenizer(vocab_size: int = 384) -> PreTrainedTokenizerFast:
 
 
 def write_chat_file(path: str | Path, n: int, seed: int = 0) -> Path:
-    """Write `n` examples with one question and one answer of ragged lengths (5-40 and 3-25 words) as JSON lines."""
+    """Write `n` examples as JSON lines: one question (5-40 words) and one answer (3-25 words) each."""
     rng = random.Random(seed)
 
     def text(low: int, high: int) -> str:

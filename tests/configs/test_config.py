@@ -1,7 +1,6 @@
-"""A mistake in a config is one sentence with exit code 2, before any process group starts."""
+"""Config files, overrides and the learning rate. A mistake in a config is a one-line error before a process group starts."""
 
-import subprocess
-import sys
+import math
 from pathlib import Path
 
 import pytest
@@ -9,11 +8,11 @@ import pytest
 from common.errors import UserError
 from configs.config import check_world
 from configs.loading.config_file import load_config
+from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from train import learning_rate
 from training.description import schedule_warnings
 
-ROOT = Path(__file__).resolve().parents[2]
 GOOD = """
 from configs.config import *
 config = Config(model=Model("m"), data=Data(("a.jsonl",)), batch=Batch(global_examples=8), optimizer=Optimizer(1e-4), run=Run("r"))
@@ -27,7 +26,7 @@ def good(tmp_path) -> Path:
     return path
 
 
-def test_overrides_have_the_type_of_their_key(good) -> None:
+def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
     config = load_config(
         good,
         [
@@ -67,7 +66,7 @@ def test_overrides_have_the_type_of_their_key(good) -> None:
         ("data.train=", "data.train is empty; name at least one file"),
     ],
 )
-def test_a_wrong_override_is_one_sentence(good, override, words) -> None:
+def test_a_wrong_override_is_a_one_line_error(good, override, words) -> None:
     with pytest.raises(UserError) as error:
         load_config(good, [override])
     assert words in str(error.value) and "\n" not in str(error.value)
@@ -83,7 +82,7 @@ def test_a_wrong_override_is_one_sentence(good, override, words) -> None:
         (("config = ", "config = = "), "line 3: invalid syntax"),
     ],
 )
-def test_a_wrong_file_is_one_sentence(tmp_path, change, words) -> None:
+def test_a_wrong_file_is_a_one_line_error(tmp_path, change, words) -> None:
     path = tmp_path / "bad.py"
     path.write_text(GOOD.replace(*change))
     with pytest.raises(UserError) as error:
@@ -94,14 +93,14 @@ def test_a_wrong_file_is_one_sentence(tmp_path, change, words) -> None:
         load_config(tmp_path / "other.py")
 
 
-def test_without_packing_the_batch_must_divide(good) -> None:
+def test_without_packing_the_batch_must_divide_by_the_ranks(good) -> None:
     check_world(load_config(good, ["batch.micro_batch=3"]), 3, 3)
     check_world(load_config(good, ["data.packing=False", "batch.micro_batch=2"]), 4, 4)
     with pytest.raises(UserError, match="batch.global_examples=8 is not divisible by 3 ranks x"):
         check_world(load_config(good, ["data.packing=False"]), 3, 3)
 
 
-def test_the_copies_of_hybrid_must_divide_the_ranks(good) -> None:
+def test_the_ranks_must_divide_by_the_shard_size_of_hybrid(good) -> None:
     hybrid = load_config(good, ["sharding.strategy=hybrid", "sharding.shard_size=2"])
     check_world(hybrid, 4, 4)
     with pytest.raises(
@@ -114,7 +113,7 @@ def test_the_copies_of_hybrid_must_divide_the_ranks(good) -> None:
         load_config(good, ["sharding.shard_size=2"])
 
 
-def test_every_config_of_the_project_loads_with_the_settings_it_promises() -> None:
+def test_the_configs_of_the_project_load_with_their_documented_settings() -> None:
     xbrl = load_config(ROOT / "configs" / "xbrl.py")
     assert (xbrl.optimizer.learning_rate, xbrl.optimizer.warmup_ratio, xbrl.optimizer.min_lr_ratio) == (2e-5, 0.05, 0.1)
     assert (xbrl.optimizer.epochs, xbrl.batch.global_examples, xbrl.sharding.strategy) == (3, 64, "grad_op")
@@ -122,7 +121,7 @@ def test_every_config_of_the_project_loads_with_the_settings_it_promises() -> No
     assert load_config(ROOT / "configs" / "laptop.py").model.path.endswith("SmolLM2-135M-Instruct")
 
 
-def test_an_unusual_schedule_is_a_warning(good) -> None:
+def test_an_unusual_schedule_gives_a_warning(good) -> None:
     def warnings(*overrides: str, parameters: float = 8e9, steps: int = 100, warmup: int = 5) -> str:
         return "; ".join(schedule_warnings(load_config(good, list(overrides)), int(parameters), steps, warmup))
 
@@ -135,48 +134,61 @@ def test_an_unusual_schedule_is_a_warning(good) -> None:
     assert warnings("optimizer.learning_rate=2e-5", warmup=1, steps=1) == ""
 
 
-def test_learning_rate_by_hand() -> None:
+def test_learning_rate_against_values_computed_by_hand() -> None:
     rates = [learning_rate(step, 101, 5, 2e-5, 0.1) for step in range(101)]
     assert rates[:5] == pytest.approx([4e-6, 8e-6, 1.2e-5, 1.6e-5, 2e-5])
     assert rates[5] == pytest.approx(2e-5) and rates[100] == pytest.approx(2e-6)
-    assert rates[52] == pytest.approx(2e-6 + 1.8e-5 * 0.5 * (1 + __import__("math").cos(3.141592653589793 * 47 / 95)))
+    assert rates[52] == pytest.approx(2e-6 + 1.8e-5 * 0.5 * (1 + math.cos(math.pi * 47 / 95)))
     assert max(rates) == pytest.approx(2e-5) and rates[5:] == sorted(rates[5:], reverse=True)
     assert learning_rate(0, 1, 0, 1.0, 0.1) == 1.0
 
 
-def train(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    import os
-
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, cwd=ROOT)
-
-
-def test_train_says_one_sentence_with_exit_code_2_before_a_process_group(tmp_path) -> None:
-    write_tiny_model(tmp_path / "model")
-    write_chat_file(tmp_path / "a.jsonl", 3)
-    (tmp_path / "c.py").write_text(
-        GOOD.replace('"m"', repr(str(tmp_path / "model"))).replace("a.jsonl", str(tmp_path / "a.jsonl"))
-    )
-    run = tmp_path / "runs" / "earlier"
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A config of a tiny model, and the directory of an earlier run."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    write_tiny_model(folder / "model")
+    write_chat_file(folder / "a.jsonl", 3)
+    config = GOOD.replace('"m"', repr(str(folder / "model"))).replace("a.jsonl", str(folder / "a.jsonl"))
+    (folder / "c.py").write_text(config)
+    run = folder / "earlier"
     (run / "export").mkdir(parents=True)
     (run / "config.json").write_text('{"model": {"path": "m"}}')
-    for overrides, words in [
-        (["optimizer.epoch=1"], "did you mean optimizer.epochs"),
-        (["data.train=nothing.jsonl"], "nothing.jsonl does not exist"),
-        (["data.sequence_length=5000"], "beyond the 512 positions"),
-        (["data.mix=law:0.1:nothing.jsonl"], "nothing.jsonl does not exist"),
-        (["ewc.strength=1", "ewc.data=nothing.jsonl"], "nothing.jsonl does not exist"),
-        (["model.path=nowhere"], "model.path=nowhere is not a directory"),
-        ([f"model.path={run}"], f"is the directory of a run, not of a model; the run's model is {run / 'export'}"),
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("optimizer.epoch=1", "did you mean optimizer.epochs"),
+        ("data.train=nothing.jsonl", "nothing.jsonl does not exist"),
+        ("data.sequence_length=5000", "beyond the 512 positions"),
+        ("data.mix=law:0.1:nothing.jsonl", "nothing.jsonl does not exist"),
+        ("ewc.strength=1 ewc.data=nothing.jsonl", "nothing.jsonl does not exist"),
+        ("model.path=nowhere", "model.path=nowhere is not a directory"),
         (
-            ["model.layer_class=Blok"],
+            "model.path={files}/earlier",
+            "is the directory of a run, not of a model; the run's model is {files}/earlier/export",
+        ),
+        (
+            "model.layer_class=Blok",
             "model.layer_class=Blok: the model has no module of that class; it has LlamaDecoderLayer",
         ),
-    ]:
-        # A rendezvous that nobody answers: a process group would hang here.
-        unreachable = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
-        result = train(str(tmp_path / "c.py"), "data.sequence_length=256", *overrides, **unreachable)
-        assert result.returncode == 2
-        assert words in result.stderr and result.stderr.count("error:") == 1 and "Traceback" not in result.stderr
-        assert "tokenise" not in result.stderr  # a mistake is not found after minutes of reading
-    assert "section.key=value" in train("--help").stdout
+    ],
+)
+def test_train_reports_a_mistake_in_one_line_with_exit_code_2(files, override, words) -> None:
+    """In a separate process, before a process group: joining one would hang, because no store listens on its port."""
+    overrides = override.format(files=files).split()
+    unreachable = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    fresh = override.startswith("optimizer.epoch")  # one mistake in a new interpreter
+    result = run_python("train.py", files / "c.py", "data.sequence_length=256", *overrides, fresh=fresh, **unreachable)
+    assert result.returncode == 2
+    assert words.format(files=files) in result.stderr
+    assert result.stderr.count("error:") == 1 and "Traceback" not in result.stderr
+    assert "tokenise" not in result.stderr  # the mistake is reported before the data are read
+
+
+@pytest.mark.slow
+def test_the_help_of_train_explains_overrides() -> None:
+    assert "section.key=value" in run_python("train.py", "--help").stdout

@@ -1,8 +1,8 @@
-"""EWC on real processes: what each case leaves is written for test_ewc.py to compare.
+"""EWC on several ranks. Each case writes its Fisher diagonal, gradients and curves, which test_ewc.py compares.
 
     torchrun --nproc_per_node=N tests/distributed/ewc_worker.py plan.json
 
-plan.json: a list of cases, all of which share a launch. Each makes a model, sharded as it says, and one thing to do with it.
+plan.json is a list of cases: a model, how to shard it, and what to do with it. All cases share one launch.
 """
 
 import json
@@ -44,7 +44,7 @@ CALLED: list[str] = []
 
 
 class Stop:
-    """A signal that the last rank alone sees, when it asks for the n-th time."""
+    """A StopSignal that only the last rank receives, after `after` calls of `agreed`."""
 
     def __init__(self, after: int | None, ranks: Ranks) -> None:
         self.ranks = ranks
@@ -69,7 +69,7 @@ def make_model(case: dict, ranks: Ranks) -> torch.nn.Module:
 
 
 def whole(tensors: dict[str, torch.Tensor], penalty: Penalty, scale: bool = False) -> dict[str, torch.Tensor]:
-    """Local shards as whole tensors, fp32."""
+    """Gather local shards into whole fp32 tensors. `scale` applies the exponents of the stored Fisher diagonal."""
     found = {}
     for name, local in tensors.items():
         parameter = penalty.parameters[name]
@@ -83,7 +83,7 @@ def whole(tensors: dict[str, torch.Tensor], penalty: Penalty, scale: bool = Fals
 def run(case: dict, ranks: Ranks) -> None:
     model, folder, strategy = make_model(case, ranks), Path(case["folder"]), case.get("strategy", "full")
     documents = load_documents((case["data"],), load_tokenizer(case["model"]), 256, "error")
-    if case.get("evaluate_before"):  # and leave the parameters gathered
+    if case.get("evaluate_before"):  # leaves the parameters gathered
         with torch.no_grad():
             model(collate((0, 1), documents))
     settings = EWC(**({"strength": 20.0, "data": ("old",), "documents": 16} | case.get("ewc", {})))
@@ -91,15 +91,15 @@ def run(case: dict, ranks: Ranks) -> None:
     if not settings.fisher:
         capacity = 256 if case.get("packing", True) else 0
         batches = fisher_batches(documents, settings, capacity, 1, micro_batches, collate)
-    said = []
+    log = []
     stop = Stop(case.get("stop_after"), ranks)
-    penalty = start_penalty(model, settings, folder / "ewc", batches, strategy, stop, said.append)
+    penalty = start_penalty(model, settings, folder / "ewc", batches, strategy, stop, log.append)
     if penalty is None:
         (folder.with_suffix(f".stopped{ranks.rank}")).touch()
         return
     result = {f"fisher.{n}": f for n, f in whole(penalty.anchor.fisher, penalty, scale=True).items()}
     if case.get("train"):
-        # Off the reference, by an amount that does not depend on the ranks.
+        # Move the weights off the reference by an amount that does not depend on the number of ranks.
         parameters = parameter_names(model)
         with torch.no_grad():
             for index, parameter in enumerate(parameters.values()):
@@ -118,7 +118,7 @@ def run(case: dict, ranks: Ranks) -> None:
         assert collectives or ranks.world_size == 1
         collectives.clear()
         penalty.add_gradient(step=0)
-        assert not collectives, f"add_gradient sent {collectives}"
+        assert not collectives, f"add_gradient called {collectives}"
         result |= {f"plain.{n}": g for n, g in whole(plain, penalty).items()}
         result |= {
             f"grad.{n}": g
@@ -134,11 +134,11 @@ def run(case: dict, ranks: Ranks) -> None:
             folder.with_suffix(".json").write_text(json.dumps(row))
     if ranks.rank == 0:
         save_file({n: t.contiguous() for n, t in result.items()}, folder.with_suffix(".safetensors"))
-        folder.with_suffix(".said").write_text("\n".join(said))
+        folder.with_suffix(".log").write_text("\n".join(log))
 
 
 def count_collectives() -> list[str]:
-    """The list to which every collective that is called from now on adds its name."""
+    """Clear `CALLED` and return it. From now on every call of a collective appends its name to it."""
     for name in COLLECTIVES:
         original = getattr(torch.distributed, name, None)
         if original and not hasattr(original, "counted"):

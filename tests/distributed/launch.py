@@ -1,38 +1,39 @@
-"""Start train_worker.py on N processes and read what its runs left."""
+"""Launch train_worker.py on N ranks, and read what its runs wrote."""
 
 import json
-import os
-import subprocess
-import sys
+import math
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
+from tests.processes import run_python, run_ranks
+
 WORKER = Path(__file__).with_name("train_worker.py")
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
-HANGS_AFTER = 400  # seconds; a guard against a collective that one rank skips, far above what the runs take
 
-
-def start(folder: Path, name: str, world_size: int, runs: list[dict]) -> subprocess.Popen:
-    """Processes that do `runs` in turn; world size 0 is plain python, without torchrun."""
+def write_plan(folder: Path, name: str, runs: list[dict]) -> Path:
+    """The file that tells train_worker.py what to run."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / f"{name}.json"
     plan.write_text(json.dumps(runs))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
-    command = [*torchrun, str(WORKER), str(plan)] if world_size else [sys.executable, str(WORKER), str(plan)]
-    output = (folder / f"{name}.out").open("w")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    return plan
 
 
-def launch(folder: Path, name: str, world_size: int, runs: list[dict]) -> str:
-    """Wait for the runs; the exit codes they promise (`expect`, 0 by default) are checked on every rank."""
-    process = start(folder, name, world_size, runs)
-    try:
-        process.wait(timeout=HANGS_AFTER)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    output = (folder / f"{name}.out").read_text()
+def launch(folder: Path, name: str, world_size: int, runs: list[dict], torchrun: bool = False) -> str:
+    """Do `runs` one after the other in one launch, and return the output (also in NAME.out).
+
+    World size 0 is plain python, without any launcher. `torchrun=True` uses the real torchrun; otherwise the ranks are
+    forked (tests/processes.py). Checks the exit code of every run on every rank: `expect` in the run, 0 by default.
+    """
+    plan = write_plan(folder, name, runs)
+    if world_size:
+        done = run_ranks(world_size, WORKER, plan, fresh=torchrun, **ENVIRONMENT)
+    else:
+        done = run_python(WORKER, plan, **ENVIRONMENT)
+    output = done.stdout + done.stderr
+    (folder / f"{name}.out").write_text(output)
     for number, run in enumerate(runs):
         for rank in range(max(1, world_size)):
             code = folder / f"{name}.{number}.rank{rank}.exit"
@@ -40,16 +41,17 @@ def launch(folder: Path, name: str, world_size: int, runs: list[dict]) -> str:
             assert int(code.read_text()) == run.get("expect", 0), (
                 f"run {number} ({run}), rank {rank}:\n{output[-6000:]}"
             )
+    assert done.returncode == 0, output[-6000:]
     return output
 
 
 def rows(run: Path, key: str = "train/loss") -> dict[int, dict]:
-    """metrics.jsonl by step: the rows that hold `key`. Fails where a step stands twice."""
+    """The rows of metrics.jsonl that have `key`, by step. Fails if a step occurs twice."""
     found = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         if key in row:
-            assert row["step"] not in found, f"step {row['step']} stands twice in {run}"
+            assert row["step"] not in found, f"step {row['step']} occurs twice in {run}"
             found[row["step"]] = row
     return found
 
@@ -60,13 +62,13 @@ def weights(run: Path) -> dict:
 
 
 def largest_difference(a: dict, b: dict) -> float:
-    """Over all tensors of two exports; infinite where either is not finite."""
+    """The largest absolute difference between two exports over all tensors; infinite if a value is not finite."""
     assert a.keys() == b.keys()
-    worst = max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
-    return worst if worst == worst else float("inf")
+    worst = torch.stack([(a[name].double() - b[name].double()).abs().max() for name in a]).max().item()
+    return worst if math.isfinite(worst) else math.inf
 
 
 def relative_difference(a: dict[int, dict], b: dict[int, dict], key: str) -> float:
-    """The largest relative difference of a curve over all steps."""
+    """The largest relative difference between two curves over all steps."""
     assert a.keys() == b.keys()
     return max(abs(a[step][key] - b[step][key]) / abs(a[step][key]) for step in a)

@@ -1,8 +1,9 @@
-"""What only a GPU can show: host offload, a step that never waits, compile, bitwise resume. One command on a GPU machine:
+"""Tests that need a GPU: host offload, a step that never waits for the device, compile, bitwise resume. On a GPU machine:
 
     bash scripts/test.sh -m gpu
 
-One process on one GPU; two on two where there are two (NCCL). The runs are tiny: figures are those of scripts/bench.py.
+One process on one GPU, and two processes on two GPUs (NCCL) if there are two. The runs are tiny; scripts/bench.py measures
+performance.
 """
 
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.tiny import write_chat_file, write_tiny_model
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.slow,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
 ]
 BF16 = ("model.compute_dtype=bf16",)
@@ -32,7 +34,7 @@ config = Config(
     model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
     data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256, packing=False),
     batch=Batch(global_examples=8, micro_batch=1),
-    optimizer=Optimizer(1e-3, epochs=2, warmup_steps=0, max_grad_norm=0.5),  # 6 steps, all of them clipped
+    optimizer=Optimizer(1e-3, epochs=2, warmup_steps=0, max_grad_norm=0.5),  # 6 steps; all are clipped
     run=Run("base", directory={str(folder / "runs")!r}, keep_last=9),
 )
 """)
@@ -45,7 +47,7 @@ def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None) -
 
 @pytest.fixture(scope="module")
 def one(folder) -> Path:
-    """World size 1: 8 micro-batches a step. `stopped` is stopped in step 4 and resumed."""
+    """World size 1: 8 micro-batches per step. `stopped` is stopped in step 4 and resumed."""
     launch(
         folder,
         "one",
@@ -57,7 +59,7 @@ def one(folder) -> Path:
             run_of(folder, "bf16", *BF16),
             run_of(folder, "compiled", *BF16, "model.compile=True", "model.activation_checkpointing=full"),
             run_of(folder, "12N", *BF16, "optimizer.memory=12N"),
-            # Logged are the first step and the last, of forwards 0 to 7 and 40 to 47.
+            # Only the first step (forwards 0 to 7) and the last (40 to 47) are logged, and may wait.
             run_of(folder, "no-wait", *BF16, "run.log_every=100", plant="no_device_wait:9,39"),
             run_of(folder, "straight", *DETERMINISTIC),
             run_of(folder, "stopped", *DETERMINISTIC, plant="signal_at_micro_batch:29"),
@@ -67,33 +69,33 @@ def one(folder) -> Path:
     return folder / "runs"
 
 
-def test_parameters_on_the_host_are_clipped_and_updated_alike(one) -> None:
+def test_cpu_offload_gives_the_same_clipped_update(one) -> None:
     assert largest_difference(weights(one / "base"), weights(one / "offload")) < 1e-5
     assert relative_difference(rows(one / "base"), rows(one / "offload"), "train/grad_norm") < 1e-5
     assert all(row["train/grad_norm"] > 0.5 for row in rows(one / "base").values())
 
 
-def test_activations_on_the_host_change_nothing(one) -> None:
+def test_activation_offload_gives_the_same_update(one) -> None:
     assert largest_difference(weights(one / "base"), weights(one / "activations")) < 1e-5
 
 
-def test_bf16_and_compiled_layers_learn_the_same(one) -> None:
+def test_bf16_and_compiled_layers_have_the_loss_of_fp32(one) -> None:
     for name in ("bf16", "compiled", "12N"):
         assert relative_difference(rows(one / "base"), rows(one / name), "train/loss") < 2e-2
 
 
 def test_no_operation_of_a_step_waits_for_the_device(one) -> None:
-    assert largest_difference(weights(one / "bf16"), weights(one / "no-wait")) < 1e-3  # it ended, so nothing waited
+    assert largest_difference(weights(one / "bf16"), weights(one / "no-wait")) < 1e-3  # a wait would have been an error
 
 
-def test_resume_is_bitwise_under_the_deterministic_switch(folder, one) -> None:
+def test_resume_is_bitwise_with_run_deterministic(folder, one) -> None:
     assert "SIGTERM: stopped after step 3/6, saved" in (folder / "one.out").read_text()
     assert largest_difference(weights(one / "straight"), weights(one / "stopped")) == 0.0
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("strategy", ["full", "grad_op", "none"])
-def test_two_gpus_give_the_update_of_one(folder, one, two, strategy) -> None:
+def test_two_gpus_give_the_same_update_as_one(folder, one, two, strategy) -> None:
     assert largest_difference(weights(one / "base"), weights(two / strategy)) < 1e-5
 
 

@@ -1,22 +1,21 @@
-"""EWC on 1 and 2 real gloo processes: the same Fisher diagonal and the same gradient, however the model is spread.
+"""EWC on 1 and 2 gloo processes: the Fisher diagonal and the gradient do not depend on how the model is sharded.
 
-Also after an evaluation that left the parameters gathered, read back at another number of ranks, and stopped by a signal.
-tests/model/ewc/test_fisher.py has the estimators against their targets.
+Also covered: an evaluation that leaves the parameters gathered, a Fisher diagonal read by another number of ranks, and a
+stop by a signal. tests/model/ewc/test_fisher.py compares the estimators with their definitions.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.launch import HANGS_AFTER
+from tests.distributed.launch import ENVIRONMENT
+from tests.processes import run_ranks
 from tests.tiny import write_chat_file, write_tiny_model
 
+pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("ewc_worker.py")
 EVALUATED = {"strategy": "grad_op", "evaluate_before": True, "evaluate": True, "train": True}
 BF16 = {"dtype": "bfloat16", "train": True, "ewc": {"dtype": "bf16", "estimator": "empirical", "strength": 1e4}}
@@ -24,7 +23,7 @@ BF16 = {"dtype": "bfloat16", "train": True, "ewc": {"dtype": "bf16", "estimator"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """The tied model has an even vocabulary; the untied one has biases, and 391 rows that 2 ranks cannot halve."""
+    """A tied model with an even vocabulary, and an untied one with biases and 391 rows, which do not divide by 2 ranks."""
     folder = tmp_path_factory.mktemp("ewc")
     write_tiny_model(folder / "model")
     write_tiny_model(folder / "odd", family="qwen2", tied=False, vocab_size=391)
@@ -36,11 +35,7 @@ def launch(folder: Path, world_size: int, cases: dict[str, dict]) -> Path:
     common = {"model": str(folder / "model"), "data": str(folder / "old.jsonl")}
     plan = folder / f"{world_size}-{next(iter(cases))}.json"
     plan.write_text(json.dumps([common | {"folder": str(folder / name)} | case for name, case in cases.items()]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(WORKER), str(plan)], env=environment, capture_output=True, text=True, timeout=HANGS_AFTER
-    )
+    done = run_ranks(world_size, WORKER, plan, **ENVIRONMENT)
     assert done.returncode == 0, (done.stdout + done.stderr)[-12000:-3000]
     return folder
 
@@ -86,7 +81,7 @@ def one(folder, two) -> Path:
 
 @pytest.fixture(scope="module")
 def two_again(folder, one) -> Path:
-    """What 1 rank saved, and what 2 ranks saved themselves: as a run that is started again finds it."""
+    """2 ranks read the Fisher diagonal that 1 rank saved, and the one that 2 ranks saved, as a restarted run does."""
     reused = {"data": [], "fisher": str(folder / "r1-odd" / "ewc")}
     (folder / "r2-again").mkdir()
     (folder / "r2-again" / "ewc").symlink_to(folder / "r2-model" / "ewc")
@@ -100,7 +95,7 @@ def part(folder: Path, name: str, kind: str) -> dict[str, torch.Tensor]:
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """The largest over all tensors of their distance, relative to their size."""
+    """The largest relative difference in norm over all tensors."""
     assert a.keys() == b.keys() and len(a) > 10
     return max(float((a[n] - b[n]).norm() / b[n].norm()) for n in b)
 
@@ -118,24 +113,24 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
         ("r2-offload", "r1-odd"),
     ],
 )
-def test_the_fisher_diagonal_depends_neither_on_ranks_nor_on_packing(folder, one, name, reference) -> None:
+def test_the_fisher_diagonal_does_not_depend_on_ranks_or_packing(folder, one, name, reference) -> None:
     assert difference(part(folder, name, "fisher"), part(folder, reference, "fisher")) < 1e-6
 
 
-def test_the_mean_of_fsdp_left_on_is_found_out(folder, one) -> None:
+def test_fsdp_averaging_is_detected(folder, one) -> None:
     wrong, right = part(folder, "r2-mean", "fisher"), part(folder, "r1-model", "fisher")
-    assert difference(wrong, right) == pytest.approx(0.75, abs=1e-4)  # a quarter, of 2 ranks
+    assert difference(wrong, right) == pytest.approx(0.75, abs=1e-4)  # squares of halved gradients: a quarter
 
 
 @pytest.mark.parametrize(
     "name",
     ["r1-model", "r2-model", "r2-none", "r2-odd-grad-op", "r2-offload", "r1-odd-reused", "r2-odd-reused", "r2-again"],
 )
-def test_the_gradient_is_lambda_fisher_drift(folder, two_again, name) -> None:
+def test_the_gradient_is_lambda_times_fisher_times_drift(folder, two_again, name) -> None:
     fisher, reference, weight = (part(folder, name, kind) for kind in ("fisher", "reference", "weight"))
     plain, total = part(folder, name, "plain"), part(folder, name, "grad")
     pull = {n: 20.0 * fisher[n] * (weight[n] - reference[n]) for n in weight}
-    assert min(float(p.norm() / plain[n].norm()) for n, p in pull.items()) > 1e-4  # enough to be seen
+    assert min(float(p.norm() / plain[n].norm()) for n, p in pull.items()) > 1e-4  # large enough to be visible
     assert difference(total, {n: plain[n] + pull[n] for n in weight}) < 1e-6
     row = json.loads((folder / f"{name}.json").read_text())
     assert row["ewc/penalty"] == pytest.approx(
@@ -158,9 +153,7 @@ def test_the_gradient_is_lambda_fisher_drift(folder, two_again, name) -> None:
         ("r2-odd-reused", "r1-odd"),
     ],
 )
-def test_gradients_and_curves_depend_neither_on_ranks_nor_on_how_it_is_spread(
-    folder, two_again, name, reference
-) -> None:
+def test_gradients_and_curves_do_not_depend_on_ranks_or_sharding(folder, two_again, name, reference) -> None:
     assert difference(part(folder, name, "grad"), part(folder, reference, "grad")) < 1e-5
     ours, theirs = (json.loads((folder / f"{n}.json").read_text()) for n in (name, reference))
     assert ours.keys() == theirs.keys()
@@ -170,7 +163,7 @@ def test_gradients_and_curves_depend_neither_on_ranks_nor_on_how_it_is_spread(
 
 
 def test_bf16_weights_and_gradients(folder, one) -> None:
-    """The rounding noise is the same for any number of ranks; gradients differ a little with the order of the sum."""
+    """The rounding noise does not depend on the number of ranks; the order in which gradients are summed does."""
     for name in ("r1-bf16", "r2-bf16"):
         fisher, reference, weight = (part(folder, name, kind) for kind in ("fisher", "reference", "weight"))
         plain, total = part(folder, name, "plain"), part(folder, name, "grad")
@@ -180,11 +173,11 @@ def test_bf16_weights_and_gradients(folder, one) -> None:
     assert difference(part(folder, "r2-bf16", "fisher"), part(folder, "r1-bf16", "fisher")) < 2e-2
 
 
-def test_a_saved_one_is_read_and_not_estimated(folder, two_again) -> None:
-    assert "estimating" in (folder / "r2-model.said").read_text()
-    assert "read from" in (folder / "r2-again.said").read_text()
+def test_a_saved_fisher_diagonal_is_read_and_not_estimated_again(folder, two_again) -> None:
+    assert "estimating" in (folder / "r2-model.log").read_text()
+    assert "read from" in (folder / "r2-again.log").read_text()
     for name in ("r1-odd-reused", "r2-odd-reused"):
-        assert "reused from" in (folder / f"{name}.said").read_text()
+        assert "reused from" in (folder / f"{name}.log").read_text()
         assert sorted(p.name for p in (folder / name / "ewc").iterdir()) == [
             "fisher-00001.safetensors",
             "reference-00001.safetensors",
@@ -192,6 +185,6 @@ def test_a_saved_one_is_read_and_not_estimated(folder, two_again) -> None:
         ]
 
 
-def test_a_signal_stops_all_ranks_and_leaves_nothing(folder, two) -> None:
+def test_a_signal_stops_all_ranks_and_leaves_no_files(folder, two) -> None:
     assert all((folder / f"r2-stopped.stopped{rank}").exists() for rank in range(2))
     assert not (folder / "r2-stopped" / "ewc").exists()

@@ -1,5 +1,4 @@
-"""train.py with EWC and the measure of forgetting on 1 and 2 real gloo processes: one result, stopped and resumed, and nothing
-of EWC at strength 0."""
+"""train.py with EWC and the forgetting evaluation on 1 and 2 gloo processes: sharding, stop and resume, and strength 0."""
 
 import json
 import re
@@ -10,6 +9,8 @@ import pytest
 
 from tests.distributed.launch import largest_difference, launch, rows, weights
 from tests.tiny import write_chat_file, write_tiny_model
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +42,16 @@ config = Config(
         2,
         [
             run("r2", "run.eval_general=True"),
-            # Parameters stay gathered in every evaluation, one before each step.
+            # grad_op leaves the parameters gathered after an evaluation; here there is one before each step.
             run("r2-grad-op", "sharding.strategy=grad_op", "run.eval_every=1"),
             run("r2-zero", "ewc.strength=0", "ewc.data=missing.jsonl", quiet),  # not even its data is read
-            # 8 forwards of the estimate, then 2 a step.
+            # The estimate takes 8 forwards, then each step takes 2.
             run("stopped", quiet, plant="signal_at_micro_batch:13"),
             run("stopped-early", quiet, plant="signal_at_micro_batch:3"),
         ],
     )
     assert not (folder / "runs" / "stopped-early" / "ewc").exists()
-    # The same weights, read with other frequencies: config.json alone says so.
+    # The same weights with other RoPE frequencies, which only config.json shows.
     other_rope = folder / "other_rope"
     shutil.copytree(folder / "model", other_rope)
     config = json.loads((other_rope / "config.json").read_text())
@@ -60,7 +61,7 @@ config = Config(
         run("stopped", quiet, "ewc.strength=50", expect=2),
         run("stopped", quiet, "ewc.documents=12", expect=2),
         run("stopped", quiet, f"model.path={other_rope}", expect=2),
-        run("stopped", quiet, "run.eval_general=True"),  # the base is model.path's, not what is resumed from
+        run("stopped", quiet, "run.eval_general=True"),  # the base is model.path, not the checkpoint
         run("stopped-early", quiet),
     ]
     output = launch(folder, "two-again", 2, again)
@@ -73,7 +74,7 @@ config = Config(
     return folder / "runs"
 
 
-def test_one_update_however_it_is_spread_and_stopped(runs) -> None:
+def test_the_update_does_not_depend_on_sharding_or_a_stop(runs) -> None:
     right = weights(runs / "r2")
     assert largest_difference(right, weights(runs / "r1")) < 1e-5
     assert largest_difference(right, weights(runs / "r2-grad-op")) < 1e-6
@@ -85,7 +86,7 @@ def test_one_update_however_it_is_spread_and_stopped(runs) -> None:
 def test_curves(runs) -> None:
     ours, zero = rows(runs / "r2"), rows(runs / "r2-zero")
     assert ours[1]["ewc/penalty"] == 0.0 and ours[5]["ewc/penalty"] > ours[2]["ewc/penalty"] > 0.0
-    assert ours[1]["train/loss"] == zero[1]["train/loss"]  # the data's alone
+    assert ours[1]["train/loss"] == zero[1]["train/loss"]  # without the penalty
     for key in ("penalty", "grad_norm", "drift"):
         for layer in ("", "/layers.00", "/layers.01", "/embed_tokens", "/norm"):
             assert f"ewc/{key}{layer}" in ours[5]
@@ -94,7 +95,7 @@ def test_curves(runs) -> None:
     assert json.loads((runs / "r2" / "ewc" / "settings.json").read_text())["made"]["estimator"] == "model"
 
 
-def test_what_is_forgotten_is_measured_against_the_base_also_after_a_resume(runs) -> None:
+def test_forgetting_is_measured_against_the_base_also_after_a_resume(runs) -> None:
     before, *_, after = rows(runs / "r2", "forgetting/kl").values()
     assert before["step"] == 0 and before["forgetting/kl"] < 1e-5 and before["forgetting/agreement"] == 1.0
     assert after["step"] == 5 and after["forgetting/kl"] > 1e-2 and after["forgetting/agreement"] < 1.0

@@ -1,4 +1,4 @@
-"""Export in several files, and what a run leaves to read."""
+"""Export in several files, checkpoints, and the metrics file of a run."""
 
 import json
 from pathlib import Path
@@ -50,14 +50,14 @@ def test_a_large_model_is_exported_in_files_with_an_index(tmp_path, ranks) -> No
     assert all(4 * sum(t.numel() for t in load_file(out / f).values()) <= 150_000 for f in files)
 
 
-def checkpointed(size: int) -> tuple[dict, torch.optim.Optimizer]:
+def weight_and_optimizer(size: int) -> tuple[dict, torch.optim.Optimizer]:
     weight = torch.nn.Parameter(torch.arange(float(size)))
     settings = Optimizer(1.0)
     return {"weight": weight}, make_optimizer({"weight": weight}, settings, seed=0)
 
 
-def test_the_best_and_the_last_are_kept_and_others_go(tmp_path, ranks) -> None:
-    parameters, optimizer = checkpointed(4)
+def test_the_best_and_the_last_checkpoints_are_kept(tmp_path, ranks) -> None:
+    parameters, optimizer = weight_and_optimizer(4)
     for step in range(1, 6):
         save_checkpoint(tmp_path, {"step": step}, parameters, optimizer, ranks, keep_last=2, is_best=step == 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -70,8 +70,8 @@ def test_the_best_and_the_last_are_kept_and_others_go(tmp_path, ranks) -> None:
     assert latest_checkpoint(tmp_path).name == "step-000005"
 
 
-def test_a_full_disk_stops_with_a_sentence_and_what_was_saved_stays(tmp_path, ranks, monkeypatch) -> None:
-    parameters, optimizer = checkpointed(2**18)  # fp32 weights and two moments: 3 MiB
+def test_a_full_disk_is_an_error_and_keeps_what_was_saved(tmp_path, ranks, monkeypatch) -> None:
+    parameters, optimizer = weight_and_optimizer(2**18)  # 3 MiB: fp32 weights and two moments
     save_checkpoint(tmp_path / "run", {"step": 1}, parameters, optimizer, ranks, keep_last=1)
     free = 2 * 2**20
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
@@ -82,7 +82,7 @@ def test_a_full_disk_stops_with_a_sentence_and_what_was_saved_stays(tmp_path, ra
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "old").touch()
     free = 1000
-    with pytest.raises(UserError, match="the export needs 1 MiB, but the disk has 0 MiB free"):
+    with pytest.raises(UserError, match="the export needs 1 MiB, but the disk has 0 MiB free; free some"):
         export_model(tmp_path / "export", parameters, torch.float32, ranks, lambda folder: None)
     assert (tmp_path / "export" / "old").exists()
     free = 2**23
@@ -90,28 +90,28 @@ def test_a_full_disk_stops_with_a_sentence_and_what_was_saved_stays(tmp_path, ra
     assert latest_checkpoint(tmp_path / "run").name == "step-000002"
 
 
-def test_a_resume_that_does_not_fit_stops_with_a_sentence(tmp_path, ranks) -> None:
-    save_checkpoint(tmp_path, {"step": 1}, *checkpointed(4), ranks, keep_last=1)
+def test_a_checkpoint_that_does_not_match_the_model_is_an_error(tmp_path, ranks) -> None:
+    save_checkpoint(tmp_path, {"step": 1}, *weight_and_optimizer(4), ranks, keep_last=1)
     with pytest.raises(UserError, match=r"model.weight has shape \(4,\), but the model has \(5,\)"):
-        load_checkpoint(tmp_path / "step-000001", *checkpointed(5), ranks)
-    parameters, optimizer = checkpointed(4)
+        load_checkpoint(tmp_path / "step-000001", *weight_and_optimizer(5), ranks)
+    parameters, optimizer = weight_and_optimizer(4)
     with pytest.raises(UserError, match="has no tensor model.other"):
         load_checkpoint(tmp_path / "step-000001", {"other": parameters["weight"]}, None, ranks)
     (tmp_path / "step-000001" / ".metadata").unlink()
     with pytest.raises(UserError, match="is not a complete checkpoint"):
         load_checkpoint(tmp_path / "step-000001", parameters, optimizer, ranks)
     (tmp_path / "latest").write_text("step-000009")
-    with pytest.raises(UserError, match="names step-000009, which does not exist"):
+    with pytest.raises(UserError, match="names step-000009, which is not there"):
         latest_checkpoint(tmp_path)
 
 
-def test_curves_continue_without_rows_of_steps_that_were_lost(tmp_path) -> None:
+def test_metrics_after_a_resume_drop_the_rows_of_lost_steps(tmp_path) -> None:
     log = RunLog(tmp_path, rank=0, start_step=0, total_steps=4)
     for step in (1, 2, 3):
         log.row(step, {"train/loss": float(step)})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "train/lo')  # killed in the middle of a line
+        file.write('{"step": 4, "train/lo')  # killed while writing a line
     log = RunLog(tmp_path, rank=0, start_step=2, total_steps=4)
     log.row(3, {"train/loss": 33.0})
     log.close()

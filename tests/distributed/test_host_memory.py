@@ -1,17 +1,13 @@
-"""Loading a model of more than 1 GB on 2 ranks: each one's memory grows by its own half, not by the whole."""
+"""Loading a model of more than 1 GB on 2 ranks: the memory of each grows by its half of the model."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from model.language_model import build_on_meta, parameter_names
+from tests.processes import ROOT, run_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKER = """
 import resource, sys
 sys.path[0] = {root!r}
@@ -35,6 +31,7 @@ open({path!r} + f"/grown.{{ranks.rank}}", "w").write(f"{{resident() - before}} {
 """
 
 
+@pytest.mark.slow
 def test_each_of_two_ranks_grows_by_little_more_than_half(tmp_path) -> None:
     config = AutoConfig.for_model(
         "llama",
@@ -53,9 +50,8 @@ def test_each_of_two_ranks_grows_by_little_more_than_half(tmp_path) -> None:
     save_file({name: torch.ones(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER.format(root=str(ROOT), path=str(tmp_path)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    (tmp_path / "model.safetensors").unlink()  # pytest keeps the last folders
+    done = run_ranks(2, worker, OMP_NUM_THREADS="1")
+    (tmp_path / "model.safetensors").unlink()  # pytest keeps the folders of the last runs
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in range(2):
         grown, peak = (int(n) for n in (tmp_path / f"grown.{rank}").read_text().split())

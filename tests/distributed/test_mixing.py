@@ -1,5 +1,4 @@
-"""train.py with sources mixed in, token stores among them, on 1 and 2 real gloo processes: one run, its parts told apart,
-stopped and resumed."""
+"""train.py on a mix of sources, including token stores, on 1 and 2 gloo processes: losses by source, stop and resume."""
 
 import json
 from pathlib import Path
@@ -19,11 +18,12 @@ from tests.tiny import SENTENCES, tiny_tokenizer, write_chat_file, write_tiny_mo
 NAMES = ("main", "general", "law")
 SHARES = (0.6, 0.3, 0.1)
 STEPS = 10
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two tiny models, 20 chats, two sources of texts (short ones, and one long document that is cut), and token stores."""
+    """Two tiny models, 20 chats, two text sources (short texts, and one long document that is cut), and token stores."""
     folder = tmp_path_factory.mktemp("mixing")
     write_tiny_model(folder / "model")
     write_tiny_model(folder / "untied", tied=False)
@@ -55,7 +55,7 @@ config = Config(
         sequence_length=256,
     ),
     batch=Batch(global_examples=4, micro_batch=1),
-    optimizer=Optimizer(1e-3, epochs=2, warmup_steps=0),  # large: a wrong gradient would show
+    optimizer=Optimizer(1e-3, epochs=2, warmup_steps=0),  # a high learning rate, so that a wrong gradient shows
     run=Run("base", directory=here + "/runs", keep_last=9),
 )
 """)
@@ -63,13 +63,13 @@ config = Config(
 
 
 def store_is_main(folder: Path) -> tuple[str, ...]:
-    """Overrides: windows of 64 tokens, 3 a step, with texts mixed in."""
+    """Overrides: windows of 64 tokens, 3 per step, with texts mixed in."""
     main = (f"data.train={folder}/store", f"data.validation={folder}/store_held_out", "data.sequence_length=64")
     return (*main, f"data.mix=law:0.25:{folder}/law.txt", "batch.global_examples=3")
 
 
 def store_is_mixed_in(folder: Path) -> tuple[str, ...]:
-    """Overrides: chats, with a store that has 60% of the targets."""
+    """Overrides: chats, with a store that provides 60% of the target tokens."""
     return (
         f"data.mix=store:0.6:{folder}/store:{folder}/store_held_out",
         "data.sequence_length=128",
@@ -83,7 +83,7 @@ def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, e
 
 @pytest.fixture(scope="module")
 def plan(folder) -> Plan:
-    """The plan of the runs, made here."""
+    """The plan of the runs, computed in this process."""
     reader = Reader(tiny_tokenizer(), 384, 256, "drop")
     mix = (Source("general", (f"{folder}/general.jsonl",), 0.3), Source("law", (f"{folder}/law.txt",), 0.1))
     return plan_training(reader.training((f"{folder}/main.jsonl",), mix), 2, 0, 256, global_examples=4)
@@ -91,7 +91,7 @@ def plan(folder) -> Plan:
 
 @pytest.fixture(scope="module")
 def store_plan(folder) -> Plan:
-    """The plan of the runs with a store as their main source."""
+    """The plan of the runs whose main source is a store."""
     reader = Reader(tiny_tokenizer(), 384, 64, "drop")
     corpus = reader.training((f"{folder}/store",), (Source("law", (f"{folder}/law.txt",), 0.25),))
     return plan_training(corpus, 2, 0, 64, global_examples=3)
@@ -100,7 +100,7 @@ def store_plan(folder) -> Plan:
 @pytest.fixture(scope="module")
 def two(folder, plan, store_plan) -> Path:
     """World size 2. `stopped` is stopped in step 6, the first of the second epoch, and resumed."""
-    # One forward of the validation at the start, and those of five steps on each rank.
+    # The validation at the start has one forward per rank; then come the forwards of five steps.
     signal = f"signal_at_micro_batch:{1 + sum(-(-len(plan.batch(step).rows) // 2) for step in range(5))}"
     untied = (f"model.path={folder}/untied", "model.compute_dtype=bf16", "optimizer.max_steps=2")
     store = store_is_main(folder)
@@ -120,7 +120,7 @@ def two(folder, plan, store_plan) -> Path:
             run_of(folder, "store2", *store),
             run_of(folder, "store-stopped", *store, "data.validation=", plant=fourth),
             run_of(folder, "store-stopped", *store),
-            run_of(folder, "store-moved", *store, "data.validation=", plant=fourth),  # goes on at world size 1
+            run_of(folder, "store-moved", *store, "data.validation=", plant=fourth),  # resumed at world size 1
             run_of(folder, "store-stopped", *store, f"data.train={folder}/few", expect=2),
             run_of(folder, "mixed2", *store_is_mixed_in(folder)),
         ],
@@ -130,7 +130,7 @@ def two(folder, plan, store_plan) -> Path:
 
 @pytest.fixture(scope="module")
 def one(folder, two) -> Path:
-    """World size 1. `other` validates on the held-out text of `general` as its main source."""
+    """World size 1. `other` validates on the held-out text of `general`, as its main source."""
     other = (f"data.validation={folder}/general_held_out.txt", "data.mix=none", "optimizer.max_steps=1")
     few = ("data.validation=", "data.mix=none", "data.sequence_length=512", "optimizer.epochs=1")
     launch(
@@ -153,11 +153,11 @@ def one(folder, two) -> Path:
 
 
 def curves(run: Path, name: str) -> list[float]:
-    """train/loss/NAME over the steps, NaN where a step held nothing of the source."""
+    """train/loss/NAME of every step; NaN if the step had no target token from that source."""
     return [row.get(f"train/loss/{name}", float("nan")) for row in rows(run).values()]
 
 
-def test_the_same_mixed_run_on_any_number_of_ranks(one, two) -> None:
+def test_a_mixed_run_does_not_depend_on_the_number_of_ranks(one, two) -> None:
     assert len(rows(one / "r1")) == STEPS
     assert largest_difference(weights(one / "r1"), weights(two / "r2")) < 1e-5
     for key in ("train/loss", "train/grad_norm", "train/share/general"):
@@ -166,7 +166,7 @@ def test_the_same_mixed_run_on_any_number_of_ranks(one, two) -> None:
         np.testing.assert_allclose(curves(one / "r1", name), curves(two / "r2", name), rtol=1e-5)
 
 
-def test_resume_is_bitwise_with_every_curve(folder, two) -> None:
+def test_resume_is_bitwise_for_weights_and_curves(folder, two) -> None:
     assert "signal: stopped after step 5/10, saved" in (folder / "two.out").read_text()
     assert largest_difference(weights(two / "r2"), weights(two / "stopped")) == 0.0
     straight, stopped = rows(two / "r2"), rows(two / "stopped")
@@ -178,7 +178,7 @@ def test_resume_is_bitwise_with_every_curve(folder, two) -> None:
         assert same == {key: stopped[step][key] for key in same}
 
 
-def test_another_share_is_another_run(folder, two) -> None:
+def test_a_resume_with_another_share_is_refused(folder, two) -> None:
     assert "was made with another data.mix; set it back" in (folder / "two.out").read_text()
 
 
@@ -192,7 +192,7 @@ def test_losses_by_source_add_up_to_the_loss(one, two, plan) -> None:
     assert len({round(loss, 3) for loss in (curves(one / "r1", name)[0] for name in NAMES)}) == 3
 
 
-def test_the_share_that_is_logged_is_the_realised_one(one, plan) -> None:
+def test_the_logged_share_is_the_realised_one(one, plan) -> None:
     counts = np.cumsum([plan.batch(step).targets_by_source for step in range(STEPS)], axis=0)
     for step, row in rows(one / "r1").items():
         logged = [row[f"train/share/{name}"] for name in NAMES]
@@ -200,19 +200,19 @@ def test_the_share_that_is_logged_is_the_realised_one(one, plan) -> None:
     assert logged == pytest.approx(SHARES, abs=0.05)  # ten small steps, whole documents
 
 
-def test_between_two_logged_rows_losses_by_source_are_means_over_all_steps(one, plan) -> None:
-    """With `global_tokens` and every fifth step logged: the first row holds the five steps of all sources."""
+def test_losses_by_source_are_means_over_all_steps_since_the_last_row(one, plan) -> None:
+    """With `global_tokens` and every fifth step logged, a row covers the targets of five steps."""
     logged = rows(one / "r1-tokens")
     assert list(logged)[:2] == [5, 10]
     assert all(f"train/loss/{name}" in row for row in logged.values() for name in ("main", "general"))
-    assert any("train/loss/law" in row for row in logged.values())  # in pieces of 255 targets, of 12 a step
+    assert any("train/loss/law" in row for row in logged.values())  # it comes in windows of 255 targets
     assert list(logged.values())[-1]["train/epoch"] == 2.0
 
 
 def test_validation_by_source(one, two) -> None:
     first = rows(one / "r1", "validation/loss")[0]
     plain, other = (rows(one / name, "validation/loss")[0] for name in ("plain", "other"))
-    assert first["validation/loss"] == pytest.approx(plain["validation/loss"], rel=1e-5)  # of the main source alone
+    assert first["validation/loss"] == pytest.approx(plain["validation/loss"], rel=1e-5)  # the main source only
     assert first["validation/loss/general"] == pytest.approx(other["validation/loss"], rel=1e-5)
     assert "validation/loss/law" not in first and "validation/loss/general" not in plain
     assert (
@@ -224,7 +224,7 @@ def test_validation_by_source(one, two) -> None:
     assert "train/loss/main" not in rows(one / "plain")[1]
 
 
-def test_a_store_trains_the_same_on_any_number_of_ranks(one, two, store_plan) -> None:
+def test_training_on_a_store_does_not_depend_on_the_number_of_ranks(one, two, store_plan) -> None:
     assert len(rows(one / "store1")) == store_plan.num_steps == 8
     for name, other, source in (("store1", "store2", "law"), ("mixed1", "mixed2", "store")):
         assert largest_difference(weights(one / name), weights(two / other)) < 1e-5
@@ -234,13 +234,13 @@ def test_a_store_trains_the_same_on_any_number_of_ranks(one, two, store_plan) ->
     counts = np.sum([store_plan.batch(step).targets_by_source for step in range(store_plan.num_steps)], axis=0)
     assert list(rows(one / "store1").values())[-1]["train/share/main"] == pytest.approx(counts[0] / counts.sum())
     assert list(rows(one / "mixed1").values())[-1]["train/share/store"] == pytest.approx(0.6, abs=0.1)
-    # A store as validation: of the main source, or of one mixed in; before the first step the model is the same.
+    # A store can be the validation data of the main source or of a mixed-in one. Before the first step the models are equal.
     first = rows(one / "store1", "validation/loss")[0]["validation/loss"]
     assert first == pytest.approx(rows(two / "store2", "validation/loss")[0]["validation/loss"], rel=1e-5)
     assert rows(one / "mixed1", "validation/loss")[0]["validation/loss/store"] > 0
 
 
-def test_a_store_resumes_bitwise_and_at_another_number_of_ranks(folder, one, two) -> None:
+def test_a_store_resumes_bitwise_and_on_another_number_of_ranks(folder, one, two) -> None:
     assert (folder / "two.out").read_text().count("signal: stopped after step 3/") == 2
     assert "resumed from" in (folder / "one.out").read_text()
     assert largest_difference(weights(two / "store2"), weights(two / "store-stopped")) == 0.0
@@ -250,18 +250,18 @@ def test_a_store_resumes_bitwise_and_at_another_number_of_ranks(folder, one, two
     assert largest_difference(weights(one / "store1"), weights(one / "store-moved")) < 1e-5
 
 
-def test_another_store_is_other_data(folder, two) -> None:
+def test_a_resume_with_another_store_is_refused(folder, two) -> None:
     assert "was made with other data in data.train" in (folder / "two.out").read_text()
 
 
-def test_a_window_of_whole_documents_trains_as_the_documents_do(one) -> None:
-    """So EOS stands behind each, attention ends at it, and each has its own first token without a target."""
+def test_a_window_of_whole_documents_trains_like_the_separate_documents(one) -> None:
+    """EOS follows each document, attention does not cross it, and the first token of each document is no target."""
     assert rows(one / "few-store")[1]["train/loss"] == pytest.approx(rows(one / "few-file")[1]["train/loss"], rel=1e-6)
     assert largest_difference(weights(one / "few-store"), weights(one / "few-file")) < 1e-5
 
 
 @pytest.mark.parametrize("chunk", [3, 1024])
-def test_losses_by_source_change_neither_the_loss_nor_a_gradient(chunk) -> None:
+def test_losses_by_source_do_not_change_the_loss_or_the_gradients(chunk) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, head = (torch.randn(n, 8, generator=generator) for n in (10, 20))
     ids = torch.randint(20, (10,), generator=generator)
@@ -277,7 +277,7 @@ def test_losses_by_source_change_neither_the_loss_nor_a_gradient(chunk) -> None:
     expected = torch.nn.functional.cross_entropy(hidden @ head.T, ids, reduction="none")
     expected = torch.stack([expected[sources == source].sum() for source in range(3)])
     torch.testing.assert_close(sums.by_source, expected)
-    with torch.no_grad():  # as in validation
+    with torch.no_grad():  # the path of validation
         cross_entropy_sum(hidden, head, ids, chunk_tokens=chunk, target_sources=sources, loss_sums=sums)
     torch.testing.assert_close(sums.by_source, 2 * expected)
-    assert sums.total == 0.0  # the loop's to add
+    assert sums.total == 0.0  # the training loop adds the total

@@ -1,10 +1,9 @@
-"""Every form of optimizer memory: AdamW's arithmetic, weights that move, skipped steps, bytes, any split, resume.
+"""All values of optimizer.memory: AdamW's arithmetic, stochastic rounding, skipped steps, bytes, sharding, resume.
 
-Started by torchrun this file is its own worker (the last lines): the same gradients on another number of processes.
+This file is also its own worker on 2 ranks (the last lines), which compare the update to that of 1 rank, given the same
+gradients.
 """
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +24,7 @@ from distributed.optimizer import check_memory, make_optimizer, parameter_dtype
 from distributed.process_group import Ranks
 from distributed.rounding import noise, noise_key
 from distributed.sharding import local_shard
+from tests.processes import ROOT, run_ranks
 
 FORMS = ("16N", "14N", "12N", "8N", "6N")
 BF16 = torch.bfloat16
@@ -40,14 +40,14 @@ def gradient_dtype(memory: str) -> torch.dtype:
 
 
 def some_parameters(memory: str, shapes=((33, 64), (64,), (5, 96), (7, 2, 32), (3, 10))) -> dict[str, nn.Parameter]:
-    """Matrices with blocks of 64 and 96, a vector, three dimensions, and a row that has no block (10)."""
+    """Matrices that split into blocks of 64 and 96, a vector, a 3-d tensor, and a matrix whose rows (10) have no block size."""
     generator = torch.Generator().manual_seed(3)
     made = {f"p{i}": torch.randn(shape, generator=generator) * 0.02 for i, shape in enumerate(shapes)}
     return {name: nn.Parameter(value.to(BF16).to(parameter_dtype(memory))) for name, value in made.items()}
 
 
 def take_step(parameters: dict, optimizer: torch.optim.Optimizer, step: int, memory: str, bad: bool = False) -> None:
-    """What the loop does, with gradients drawn from the step."""
+    """One optimizer step as in the training loop, with gradients that depend only on `step`. `bad` adds NaN and inf."""
     generator = torch.Generator().manual_seed(step)
     for parameter in parameters.values():
         grad = torch.randn(parameter.shape, generator=generator) * 1e-3
@@ -65,7 +65,7 @@ def take_step(parameters: dict, optimizer: torch.optim.Optimizer, step: int, mem
 
 
 def everything(parameters: dict, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Weights, moments and step count, whole, cloned."""
+    """Copies of the weights, moments and step counts, gathered from all ranks."""
     found = {f"weight.{name}": p.detach() for name, p in parameters.items()}
     for name, parameter in parameters.items():
         found |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
@@ -91,14 +91,15 @@ def test_a_weight_moves_at_a_learning_rate_of_1e_6(monkeypatch) -> None:
             optimizer.step()
         return (1 - weight.detach().double()).mean().item() / (200 * 1e-6)
 
-    # A gap below 1 is 2^-8, a step 1e-6: 20 million chances of 2.6e-4, so that the mean is right to 1.4%.
+    # Below 1.0, bf16 numbers are 2^-8 apart. A step of 1e-6 moves a weight with probability 2.6e-4; over 20 million
+    # tries the relative standard deviation of the mean is 1.4%.
     assert mean_move() == pytest.approx(1.0, abs=0.05)
-    monkeypatch.setattr(module, "stochastic_round_", lambda value, key, first: value)  # copy_ rounds to nearest
+    monkeypatch.setattr(module, "stochastic_round_", lambda value, key, first: value)  # copy_ then rounds to nearest
     assert mean_move() == 0.0
 
 
 def drift(memory: str) -> torch.Tensor:
-    """Of 32,768 weights in 318 steps at 2e-5, under gradients of many sizes whose noise is twice their mean."""
+    """How far 32,768 weights move in 318 steps at 2e-5, with gradients of many sizes whose noise is twice their mean."""
     generator = torch.Generator().manual_seed(0)
     start = (torch.randn(128, 256, generator=generator) * 0.02).to(BF16)
     size = 1e-4 * 10 ** (-3 * torch.rand(128, 256, generator=generator))
@@ -113,7 +114,7 @@ def drift(memory: str) -> torch.Tensor:
     return weight.detach().double() - start.double()
 
 
-def test_the_drift_of_318_steps_is_that_of_fp32_weights(monkeypatch) -> None:
+def test_bf16_weights_drift_as_far_as_fp32_weights(monkeypatch) -> None:
     exact = drift("16N")
 
     def share(moved: torch.Tensor) -> float:
@@ -121,13 +122,13 @@ def test_the_drift_of_318_steps_is_that_of_fp32_weights(monkeypatch) -> None:
 
     assert share(drift("14N")) == pytest.approx(1.0, abs=0.01)
     assert share(drift("12N")) == pytest.approx(1.0, abs=0.01)
-    assert share(drift("6N")) == pytest.approx(1.0, abs=0.03)  # what 8 bits do to the moments
+    assert share(drift("6N")) == pytest.approx(1.0, abs=0.03)  # the error of 8-bit moments
     monkeypatch.setattr(module, "stochastic_round_", lambda value, key, first: value)
     assert share(drift("12N")) < 0.5
 
 
-def test_bf16_moments_decay_where_rounding_to_nearest_would_hold_them() -> None:
-    """At beta2 = 0.999 a step of exp_avg_sq is a quarter of half a gap."""
+def test_bf16_moments_decay_although_a_step_is_below_half_a_gap() -> None:
+    """With beta2 = 0.999, exp_avg_sq shrinks by a quarter of half the gap: rounding to nearest would leave it unchanged."""
     weight = nn.Parameter(torch.zeros(256, 256, dtype=BF16))
     optimizer = make_optimizer({"w": weight}, settings("8N", betas=(0.9, 0.999)), seed=0)
     moment = optimizer.state[weight]["exp_avg_sq"]
@@ -144,7 +145,7 @@ def test_the_noise_is_uniform_and_depends_on_element_step_tensor_and_seed() -> N
     cpu = torch.device("cpu")
     base = noise(noise_key(0, 0, 0), 0, count, cpu)
     assert base.dtype == torch.int32 and base.min() >= 0 and base.max() < 2**16
-    # Mean of 2^18 uniform numbers: 37 from 32767.5 is one standard deviation.
+    # The standard deviation of the mean of 2^18 uniform numbers is 37.
     assert base.double().mean().item() == pytest.approx(32767.5, abs=185)
     assert base.double().var().item() == pytest.approx(2**32 / 12, rel=0.01)
     assert torch.bincount(base >> 8, minlength=256).double().sub(1024).abs().max() < 5 * 32  # 5 standard deviations
@@ -167,21 +168,21 @@ def test_the_noise_is_uniform_and_depends_on_element_step_tensor_and_seed() -> N
     assert len({noise_key(s, t, n) for s in range(8) for t in range(8) for n in range(8)}) == 512
 
 
-def test_the_noise_of_an_element_is_the_same_in_every_split() -> None:
+def test_the_noise_of_an_element_does_not_depend_on_the_split() -> None:
     key, cpu = noise_key(5, 6, 7), torch.device("cpu")
     whole = noise(key, 0, 1000, cpu)
     for first, last in ((0, 1), (1, 2), (1, 1000), (333, 778), (512, 1000), (998, 999)):
         assert torch.equal(noise(key, first, last - first, cpu), whole[first:last])
-    far = 2**32 - 5  # the int32 index of a word wraps around within
+    far = 2**32 - 5  # the int32 word index wraps around inside this range
     assert torch.equal(noise(key, far + 3, 20, cpu), noise(key, far, 30, cpu)[3:23])
 
 
-def test_what_bf16_holds_stays_and_the_rest_goes_to_one_of_two_neighbours() -> None:
+def test_stochastic_rounding_keeps_bf16_values_and_rounds_others_to_a_neighbour() -> None:
     key = noise_key(0, 0, 0)
-    held = torch.randn(10_000).to(BF16).float()
-    held[:4] = torch.tensor([0.0, -0.0, float("inf"), -3.0e38])
-    held = held.to(BF16).float()
-    assert torch.equal(module.stochastic_round_(held.clone(), key, 1).view(torch.int32), held.view(torch.int32))
+    exact = torch.randn(10_000).to(BF16).float()
+    exact[:4] = torch.tensor([0.0, -0.0, float("inf"), -3.0e38])
+    exact = exact.to(BF16).float()
+    assert torch.equal(module.stochastic_round_(exact.clone(), key, 1).view(torch.int32), exact.view(torch.int32))
     value = torch.full((100_000,), -(1 + 0.3 * 2**-7))
     rounded = module.stochastic_round_(value.clone(), key, 0)
     assert set(rounded.unique().tolist()) == {-1.0, -(1 + 2**-7)}
@@ -192,7 +193,7 @@ def test_what_bf16_holds_stays_and_the_rest_goes_to_one_of_two_neighbours() -> N
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.95), (0.9, 0.999)])
-def test_before_rounding_the_update_is_that_of_torch_adamw(betas, monkeypatch) -> None:
+def test_before_rounding_the_update_equals_torch_adamw(betas, monkeypatch) -> None:
     unrounded = {}
 
     def record(value: torch.Tensor, key: tuple[int, int], first: int) -> torch.Tensor:
@@ -200,16 +201,16 @@ def test_before_rounding_the_update_is_that_of_torch_adamw(betas, monkeypatch) -
         return value
 
     monkeypatch.setattr(module, "stochastic_round_", record)
-    monkeypatch.setitem(module.CHUNK, "cpu", 1000)  # several chunks, the last one smaller
+    monkeypatch.setitem(module.CHUNK, "cpu", 1000)  # several chunks; the last is smaller
     weight = nn.Parameter(torch.randn(50, 64).to(BF16))
     twin = nn.Parameter(weight.detach().float())
     options = {"learning_rate": 1e-3, "betas": betas, "weight_decay": 0.5}
     ours = make_optimizer({"w": weight}, settings("14N", **options), seed=0)
     theirs = make_optimizer({"w": twin}, settings("16N", **options), seed=0)
     for step in range(5):
-        twin.grad = torch.randn(50, 64) * 10 ** torch.randint(-9, 1, (50, 1)).float()  # down to where eps counts
+        twin.grad = torch.randn(50, 64) * 10 ** torch.randint(-9, 1, (50, 1)).float()  # small enough that eps matters
         weight.grad = twin.grad.clone() * 4
-        twin.data.copy_(weight.data)  # the same start of each step, so that rounding does not add up
+        twin.data.copy_(weight.data)  # start each step from equal weights, so that rounding does not accumulate
         for group in [*ours.param_groups, *theirs.param_groups]:
             group["noise_step"], group["lr"] = step, 1e-3 * (step + 1)
         ours.grad_scale = torch.tensor(4.0)
@@ -221,7 +222,7 @@ def test_before_rounding_the_update_is_that_of_torch_adamw(betas, monkeypatch) -
         unrounded.clear()
 
 
-def test_a_matrix_decays_and_a_vector_does_not() -> None:
+def test_weight_decay_applies_to_matrices_and_not_to_vectors() -> None:
     parameters = {"m": nn.Parameter(torch.ones(4, 64, dtype=BF16)), "v": nn.Parameter(torch.ones(64, dtype=BF16))}
     optimizer = make_optimizer(parameters, settings("12N", learning_rate=0.5, weight_decay=0.5), seed=0)
     for parameter in parameters.values():
@@ -234,11 +235,11 @@ def test_a_matrix_decays_and_a_vector_does_not() -> None:
 
 
 @pytest.mark.parametrize("memory", FORMS)
-def test_a_step_with_found_inf_changes_nothing_to_the_last_bit(memory) -> None:
+def test_a_step_with_found_inf_changes_no_bit(memory) -> None:
     parameters = some_parameters(memory)
     optimizer = make_optimizer(parameters, settings(memory, learning_rate=1e-3), seed=0)
     start = everything(parameters, optimizer)
-    take_step(parameters, optimizer, 0, memory, bad=True)  # the first of all, where the step count is 0
+    take_step(parameters, optimizer, 0, memory, bad=True)  # the very first step, with step count 0
     assert_same_bits(everything(parameters, optimizer), start)
     for step in range(1, 4):
         take_step(parameters, optimizer, step, memory)
@@ -250,7 +251,7 @@ def test_a_step_with_found_inf_changes_nothing_to_the_last_bit(memory) -> None:
     assert all(value.isfinite().all() for value in everything(parameters, optimizer).values())
 
 
-def test_a_learning_rate_of_zero_leaves_weights_as_they_are() -> None:
+def test_a_learning_rate_of_zero_does_not_change_the_weights() -> None:
     parameters = some_parameters("12N")
     optimizer = make_optimizer(parameters, settings("12N", learning_rate=0.0), seed=0)
     before = everything(parameters, optimizer)
@@ -260,14 +261,14 @@ def test_a_learning_rate_of_zero_leaves_weights_as_they_are() -> None:
     assert not torch.equal(after["exp_avg.p0"], before["exp_avg.p0"])
 
 
-def test_the_step_of_the_noise_must_be_set() -> None:
+def test_a_missing_noise_step_is_an_error() -> None:
     parameters = some_parameters("12N")
     optimizer = make_optimizer(parameters, settings("12N"), seed=0)
     with pytest.raises(ValueError, match="noise_step"):
         optimizer.step()
 
 
-def test_weights_in_another_dtype_are_a_bug() -> None:
+def test_weights_of_the_wrong_dtype_are_an_error() -> None:
     with pytest.raises(ValueError, match="p0 is torch.float32, but optimizer.memory=12N needs torch.bfloat16"):
         make_optimizer(some_parameters("16N"), settings("12N"), seed=0)
 
@@ -278,7 +279,7 @@ def test_weights_in_another_dtype_are_a_bug() -> None:
 @pytest.mark.parametrize(
     ("memory", "total"), [("16N", 16), ("14N", 14), ("12N", 12), ("8N", 8), ("6N", 6 + 2 * 4 / 192)]
 )
-def test_a_matrix_takes_the_bytes_of_the_name(memory, total) -> None:
+def test_a_matrix_takes_as_many_bytes_as_the_name_says(memory, total) -> None:
     parameters = some_parameters(memory, shapes=((10, 576), (20, 192)))
     optimizer = make_optimizer(parameters, settings(memory), seed=0)
     take_step(parameters, optimizer, 0, memory)
@@ -303,8 +304,8 @@ def test_blocks_of_8_bit_moments_divide_rows() -> None:
     assert scales.shape == (2, 6)  # blocks of 256
 
 
-def test_8_bit_moments_are_near_the_fp32_ones_even_where_squares_are_tiny() -> None:
-    """Gradients of 1e-7: their squares are below the floor of 1e-12 that torchao's scales have."""
+def test_8_bit_moments_are_close_to_fp32_even_for_tiny_squares() -> None:
+    """Gradients of 1e-7: their squares are below 1e-12, the smallest scale of torchao."""
     weight, twin = (nn.Parameter(torch.zeros(16, 256, dtype=BF16)) for _ in range(2))
     small, exact = (make_optimizer({"w": p}, settings(m), 0) for p, m in ((weight, "6N"), (twin, "12N")))
     generator = torch.Generator().manual_seed(0)
@@ -320,13 +321,13 @@ def test_8_bit_moments_are_near_the_fp32_ones_even_where_squares_are_tiny() -> N
     torch.testing.assert_close(root, exact.state[twin]["exp_avg_sq"].sqrt(), rtol=0.1, atol=1e-9)
 
 
-def test_6n_without_torchao_and_14n_without_grad_dtype_are_one_sentence(monkeypatch) -> None:
+def test_6n_needs_torchao_and_14n_needs_grad_dtype(monkeypatch) -> None:
     for memory in ("16N", "14N", "12N", "8N", "6N"):
         check_memory(memory)
     monkeypatch.setitem(sys.modules, "torchao.optim.quant_utils", None)
     with pytest.raises(UserError, match="6N.*pip install torchao"):
         check_memory("6N")
-    monkeypatch.setattr(torch, "Tensor", object)  # as before there was Tensor.grad_dtype
+    monkeypatch.setattr(torch, "Tensor", object)  # an older torch, without Tensor.grad_dtype
     with pytest.raises(UserError, match="14N.*choose 12N or 16N"):
         check_memory("14N")
 
@@ -347,7 +348,7 @@ def sharded(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
 
 
 @pytest.mark.parametrize("memory", FORMS)
-def test_a_checkpoint_resumes_to_the_last_bit_and_under_no_other_form(memory, tmp_path, ranks) -> None:
+def test_a_checkpoint_resumes_bitwise_and_not_with_another_memory(memory, tmp_path, ranks) -> None:
     parameters = sharded(some_parameters(memory))
     optimizer = make_optimizer(parameters, settings(memory, learning_rate=1e-3), seed=0)
     for step in range(3):
@@ -363,13 +364,13 @@ def test_a_checkpoint_resumes_to_the_last_bit_and_under_no_other_form(memory, tm
     assert_same_bits(everything(resumed, other), everything(parameters, optimizer))
     for form in FORMS:
         if {form, memory} == {"14N", "12N"} or form == memory:
-            continue  # these two differ in their gradients alone, which no checkpoint holds
+            continue  # these two differ only in their gradients, which are not in a checkpoint
         strangers = sharded(some_parameters(form))
         with pytest.raises(UserError, match="another optimizer.memory"):
             load_checkpoint(tmp_path / "step-000003", strangers, make_optimizer(strangers, settings(form), 0), ranks)
 
 
-def test_14n_adds_micro_batches_in_fp32_under_fsdp(ranks) -> None:
+def test_14n_accumulates_micro_batches_in_fp32_with_fsdp(ranks) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(64, 32, bias=False, dtype=BF16)
     fully_shard(layer, mp_policy=MixedPrecisionPolicy(param_dtype=BF16, reduce_dtype=torch.float32))
@@ -388,7 +389,7 @@ def test_14n_adds_micro_batches_in_fp32_under_fsdp(ranks) -> None:
 
 
 def work(out: Path, name: str) -> None:
-    """Four steps of 12N and 6N on however many ranks there are, the second one bad; what came out, and a checkpoint."""
+    """Four steps with 12N and with 6N, the second one bad. Every rank writes the state and its first rows; a checkpoint."""
     for memory in ("12N", "6N"):
         parameters = sharded(some_parameters(memory))
         optimizer = make_optimizer(parameters, settings(memory, learning_rate=1e-3), seed=4)
@@ -399,19 +400,15 @@ def work(out: Path, name: str) -> None:
         torch.save((found, rows), out / f"{name}.{memory}.rank{dist.get_rank()}.pt")
         me = Ranks(dist.get_rank(), dist.get_world_size(), 0, torch.device("cpu"), dist.group.WORLD)
         save_checkpoint(out / f"{name}.{memory}", {"step": 4}, parameters, optimizer, me, keep_last=1)
-    # Sharded within a node, here of all ranks, and replicated across: the same rows.
+    # HSDP with all ranks on one node: a rank has the same rows.
     mesh = init_device_mesh("cpu", (1, dist.get_world_size()))
     hybrid = [distribute_tensor(p.detach(), mesh, [Replicate(), Shard(0)]) for p in some_parameters("12N").values()]
     assert [local_shard(p)[1] for p in hybrid] == rows
 
 
+@pytest.mark.slow
 def test_one_and_two_ranks_give_the_same_bits(tmp_path, ranks) -> None:
-    root = Path(__file__).resolve().parents[2]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, __file__, str(tmp_path)], cwd=root, env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = run_ranks(2, __file__, tmp_path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
     work(tmp_path, "one")
     for memory in ("12N", "6N"):

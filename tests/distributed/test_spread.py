@@ -1,7 +1,7 @@
-"""Ways to spread a model that must not change what is learned: sharding strategies, offload, checkpointing, compile.
+"""Sharding strategies, offload, activation checkpointing, compile and optimizer memory must not change the update.
 
-As in test_train.py all runs of a world size share one launch. The model here is untied, has biases and an odd vocabulary,
-so that no dimension divides by the ranks and embedding and head are units of their own.
+As in test_train.py, all runs at one world size share a launch. The model is untied and has biases and an odd vocabulary, so
+that the rows do not divide by the ranks and embedding and head are separate FSDP units.
 """
 
 import json
@@ -15,6 +15,7 @@ from tests.distributed.launch import largest_difference, launch, relative_differ
 from tests.tiny import write_chat_file, write_tiny_model
 
 STEPS = 6
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +43,14 @@ def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None) -
 
 ONE_STEP = ("optimizer.max_steps=1",)
 VALIDATED = ("run.eval_every=1",)
-COMPILER = shutil.which("g++") or shutil.which("clang++")  # inductor's code for a CPU is C++
+COMPILER = shutil.which("g++") or shutil.which("clang++")  # on a CPU, inductor generates C++
 COMPILED = ("model.compile=True", "model.activation_checkpointing=full", *ONE_STEP)
 LOW = ("optimizer.memory=12N", "run.save_every=3")
 
 
 @pytest.fixture(scope="module")
 def two(folder) -> Path:
-    """World size 2: 4 micro-batches a rank and step. `stopped-N` is stopped in step 4 and resumed at N ranks."""
+    """World size 2: 4 micro-batches per rank and step. `stopped-N` is stopped in step 4 and resumed on N ranks."""
     validated = (*VALIDATED, f"data.validation={folder / 'train.jsonl'}")
     launch(
         folder,
@@ -137,7 +138,7 @@ def test_every_strategy_gives_the_same_update(one, two, four, name) -> None:
     assert relative_difference(rows(reference), rows(run), "train/grad_norm") < 1e-5
 
 
-def test_collectives_of_a_step_are_counted(folder, two, four) -> None:
+def test_the_number_of_collectives_per_step(folder, two, four) -> None:
     """2 ranks, 4 micro-batches, 7 units (4 layers, embedding, head, root). hybrid: 4 ranks, 2 micro-batches."""
     per_step = {}
     for name in ("r2-full", "r2-grad-op", "r2-none", "r4-hybrid"):
@@ -147,13 +148,13 @@ def test_collectives_of_a_step_are_counted(folder, two, four) -> None:
     assert per_step["r2-none"] == {"all_gather": 0, "reduce_scatter": 0, "all_reduce": 7}
     assert per_step["r4-hybrid"]["all_reduce"] == 7
     assert per_step["r4-hybrid"]["reduce_scatter"] == 2 * 7
-    # Gathered in forward and again in backward; not the head, which is done with its weights in forward, and not the
-    # embedding, whose backward needs none.
+    # FSDP gathers in forward and again in backward, except for the head, which computes its gradient in forward, and the
+    # embedding, whose backward does not need the weights.
     assert per_step["r2-full"] == {"all_gather": 4 * (7 + 5), "reduce_scatter": 4 * 7, "all_reduce": 0}
 
 
 @pytest.mark.parametrize("mode", ["full", "selective", "offload", "third"])
-def test_activation_checkpointing_changes_no_bit(one, mode) -> None:
+def test_activation_checkpointing_is_bitwise_identical(one, mode) -> None:
     assert [r["train/loss"] for r in rows(one / "r1").values()] == [
         r["train/loss"] for r in rows(one / f"r1-{mode}").values()
     ]
@@ -167,13 +168,13 @@ def test_compiled_layers_compute_the_same(one) -> None:
     assert compiled[1]["train/grad_norm"] == pytest.approx(plain[1]["train/grad_norm"], rel=1e-4)
 
 
-def test_softcaps_and_windows_on_two_ranks(one, two) -> None:
+def test_gemma2_softcaps_and_sliding_windows_on_two_ranks(one, two) -> None:
     assert largest_difference(weights(one / "r1-gemma2"), weights(two / "r2-gemma2")) < 1e-5
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_an_odd_untied_biased_model_resumes_at_another_number_of_ranks(one, two, four, ranks) -> None:
-    """4 ranks: also from full to hybrid."""
+def test_an_odd_untied_biased_model_resumes_on_another_number_of_ranks(one, two, four, ranks) -> None:
+    """On 4 ranks the strategy changes too, from full to hybrid."""
     resumed = one / f"stopped-{ranks}"
     assert len(rows(resumed)) == STEPS
     assert largest_difference(weights(one / "r1"), weights(resumed)) < 1e-5
@@ -187,8 +188,8 @@ def test_bf16_weights_resume_bitwise(two) -> None:
 
 @pytest.mark.parametrize("memory", ["14N", "12N", "6N"])
 def test_the_rounding_noise_does_not_depend_on_ranks(one, two, memory) -> None:
-    """Gradients differ a little with the order of the sum (in bf16 under 12N and 6N), so a few weights are rounded
-    otherwise. With noise by rank it would be most of them; test_optimizer.py has the same gradients, and no difference."""
+    """Few weights differ. The order in which gradients are summed (in bf16 with 12N and 6N) changes the rounding of a few;
+    noise that depends on the rank would change most. With equal gradients test_optimizer.py expects no difference."""
     a, b = weights(one / f"r1-{memory}"), weights(two / f"r2-{memory}")
     unequal = sum(int((a[name] != b[name]).sum()) for name in a) / sum(t.numel() for t in a.values())
     assert unequal < 0.15
@@ -201,8 +202,7 @@ def test_bytes_per_parameter_are_printed(folder, one, memory, words) -> None:
     assert f"optimizer memory {memory}: {words}" in output
 
 
-def test_checkpointing_is_really_done(folder) -> None:
-    """The layers run twice with it, once without."""
+def test_checkpointed_layers_run_their_forward_twice() -> None:
     from distributed.sharding import checkpoint_activations
 
     for mode, runs in {"none": 1, "full": 2, "selective": 2, "offload": 2}.items():

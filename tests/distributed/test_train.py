@@ -1,11 +1,17 @@
-"""train.py on 1, 2 and 4 real gloo processes: the same update however it is spread, stopped and resumed.
+"""train.py on 1, 2 and 4 gloo processes: the update does not depend on the number of ranks, nor on a stop and resume.
 
-All runs of a world size share one launch. The runs of 5 steps have 4 rows a step without packing, of ragged lengths:
-1 rank x 4 micro-batches, 2 x 2 and 4 x 1, and 2 rows in the last step of an epoch, so that a rank of 4 has nothing.
+All runs at one world size share a launch. A run has 5 steps per epoch. Without packing a step has 4 rows of different
+lengths: 4 micro-batches on 1 rank, 2 each on 2 ranks, 1 each on 4. The last step of an epoch has fewer rows, so that
+one of 4 ranks gets an empty micro-batch.
 """
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,19 +20,30 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.examples import load_documents
-from tests.distributed.launch import largest_difference, launch, relative_difference, rows, start, weights
+from tests.distributed.launch import (
+    ENVIRONMENT,
+    WORKER,
+    largest_difference,
+    launch,
+    relative_difference,
+    rows,
+    weights,
+    write_plan,
+)
+from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 
 STEPS = 5
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tiny model, data, the config, and the runs of all world sizes."""
+    """A tiny model, its data and the config. The runs of all world sizes go to `runs`."""
     folder = tmp_path_factory.mktemp("train")
     write_tiny_model(folder / "model")
     write_chat_file(folder / "train.jsonl", 18, seed=0)
-    # One answerless conversation: targets differ between micro-batches down to none.
+    # One conversation without an answer: a micro-batch may have no target token at all.
     with (folder / "train.jsonl").open("a") as file:
         file.write(json.dumps({"messages": [{"role": "user", "content": "nobody answers this"}]}) + "\n")
     write_chat_file(folder / "validation.jsonl", 5, seed=1)
@@ -40,7 +57,7 @@ config = Config(
     model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
     data=Data(({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256, packing=False),
     batch=Batch(global_examples=4, micro_batch=1),
-    # lr 1e-3 without warm-up: AdamW hides a wrong gradient scale behind a small one.
+    # A high learning rate without warm-up: with a small one, AdamW would hide a wrong gradient scale.
     optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0, max_grad_norm=1.0),
     run=Run("base", directory={str(folder / "runs")!r}, keep_last=9),
 )
@@ -59,8 +76,8 @@ LONG = ("optimizer.epochs=2", "run.save_every=2", "run.eval_every=2")  # 10 step
 
 @pytest.fixture(scope="module")
 def two(folder) -> Path:
-    """World size 2. `stopped-N` is stopped in step 6 (the first of the second epoch) and resumed at N ranks."""
-    stop = "signal_at_micro_batch:16"  # validations at steps 0, 2, 4 and 5 steps took 2 each: the first of step 6
+    """World size 2. `stopped-N` is stopped in step 6, the first of the second epoch, and resumed on N ranks."""
+    stop = "signal_at_micro_batch:16"  # 3 validations (steps 0, 2, 4) and 5 steps of 2 forwards: the first of step 6
     launch(
         folder,
         "two",
@@ -73,8 +90,10 @@ def two(folder) -> Path:
             run_of(folder, "r2-division", plant="fsdp_division_on"),
             run_of(folder, "r2-long", *LONG),
             run_of(folder, "stopped-2", *LONG, plant=stop),
-            run_of(folder, "stopped-validating", *SHORT, plant="signal_at_micro_batch:6"),  # the first of the last one
-            run_of(folder, "r2-full-disk", "run.save_every=2", plant="disk_full:1", expect=2),  # in the save of step 4
+            run_of(folder, "stopped-validating", *SHORT, plant="signal_at_micro_batch:6"),  # in the last validation
+            run_of(
+                folder, "r2-full-disk", "run.save_every=2", plant="disk_full:1", expect=2
+            ),  # in the second save: step 4
             run_of(folder, "r2-nan", plant="not_finite:2"),
             run_of(folder, "r2-nans", "optimizer.epochs=2", "run.save_every=1", plant=f"not_finite:{NANS}", expect=2),
         ],
@@ -88,13 +107,13 @@ def two(folder) -> Path:
     return folder / "runs"
 
 
-# 2 forwards of the validation at the start and 2 for each step: not finite from step 3 on.
+# The validation at the start and every step have 2 forwards. Not finite from step 3 on.
 NANS = ",".join(str(n) for n in range(2 + 2 * 2, 40))
 
 
 @pytest.fixture(scope="module")
 def one(folder, two) -> Path:
-    """World size 1, by torchrun."""
+    """World size 1, launched by the real torchrun."""
     launch(
         folder,
         "one",
@@ -112,6 +131,7 @@ def one(folder, two) -> Path:
             run_of(folder, "r1-tokens", "batch.global_examples=None", "batch.global_tokens=60"),
             run_of(folder, "stopped-1", *LONG),
         ],
+        torchrun=True,
     )
     return folder / "runs"
 
@@ -135,7 +155,7 @@ def four(folder, two) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder, two) -> Path:
-    """Plain python, without torchrun."""
+    """Plain python: one process without torchrun."""
     silent = f"data.train={folder / 'silent.jsonl'},{folder / 'answer.jsonl'}"
     each = ("batch.global_examples=1", "data.validation=", "optimizer.max_steps=1")
     launch(
@@ -144,7 +164,7 @@ def alone(folder, two) -> Path:
         0,
         [
             run_of(folder, "p1"),
-            # The order of an epoch is a permutation by (seed, epoch).
+            # The order of an epoch is a permutation that depends on (seed, epoch).
             run_of(folder, "silent-first", silent, *each, "run.seed=0"),
             run_of(folder, "answer-first", silent, *each, "run.seed=3"),
         ],
@@ -153,7 +173,7 @@ def alone(folder, two) -> Path:
 
 
 @pytest.mark.parametrize("other", ["r2", "r4"])
-def test_the_same_update_on_any_number_of_ranks(one, two, four, other) -> None:
+def test_the_update_does_not_depend_on_the_number_of_ranks(one, two, four, other) -> None:
     reference, run = one / "r1", one / other
     assert len(rows(reference)) == STEPS
     assert largest_difference(weights(reference), weights(run)) < 1e-5
@@ -162,7 +182,7 @@ def test_the_same_update_on_any_number_of_ranks(one, two, four, other) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_averaging_micro_batch_means_is_caught(one, two, four, ranks) -> None:
+def test_averaging_micro_batch_means_is_detected(one, two, four, ranks) -> None:
     fault = one / f"r{ranks}-means"
     assert largest_difference(weights(one / "r1"), weights(fault)) > 1e-3
     assert relative_difference(rows(one / "r1"), rows(fault), "train/loss") > 1e-3
@@ -170,26 +190,26 @@ def test_averaging_micro_batch_means_is_caught(one, two, four, ranks) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_fsdp_division_left_on_is_caught(one, two, four, ranks) -> None:
-    """By its norm: clipping and AdamW hide the scale of a gradient from the weights."""
+def test_fsdp_averaging_is_detected(one, two, four, ranks) -> None:
+    """In the gradient norm: after clipping and AdamW the weights do not show the scale of a gradient."""
     fault = one / f"r{ranks}-division"
     assert relative_difference(rows(one / "r1"), rows(fault), "train/grad_norm") > 1e-3
     assert rows(fault)[1]["train/grad_norm"] == pytest.approx(rows(one / "r1")[1]["train/grad_norm"] / ranks, rel=1e-4)
 
 
-def test_grad_op_is_the_same_update_with_validation_between_steps(one, two) -> None:
+def test_grad_op_gives_the_same_update_with_a_validation_between_steps(one, two) -> None:
     assert largest_difference(weights(one / "r1"), weights(two / "r2-grad-op")) < 1e-5
     assert relative_difference(rows(one / "r1"), rows(two / "r2-grad-op"), "train/grad_norm") < 1e-5
     assert len(rows(two / "r2-grad-op", "validation/loss")) == STEPS + 1
 
 
-def test_packing_changes_nothing_but_speed(one, two) -> None:
+def test_packing_does_not_change_the_update(one, two) -> None:
     for packed in ("r1-packed", "r2-packed"):
         assert largest_difference(weights(one / "r1"), weights(one / packed)) < 1e-5
         assert relative_difference(rows(one / "r1"), rows(one / packed), "train/loss") < 1e-5
 
 
-def test_activation_checkpointing_gives_the_same_loss_to_the_last_bit(one) -> None:
+def test_activation_checkpointing_is_bitwise_identical(one) -> None:
     for plain in ("r1", "r1-bf16"):
         checkpointed = one / f"{plain}-checkpointing"
         assert [r["train/loss"] for r in rows(one / plain).values()] == [
@@ -198,27 +218,27 @@ def test_activation_checkpointing_gives_the_same_loss_to_the_last_bit(one) -> No
         assert largest_difference(weights(one / plain), weights(checkpointed)) == 0.0
 
 
-def test_bf16_computes_with_fp32_master_weights(one) -> None:
+def test_bf16_compute_keeps_fp32_master_weights(one) -> None:
     curve, reference = rows(one / "r1-bf16"), rows(one / "r1")
     assert 0 < relative_difference(reference, curve, "train/loss") < 2e-2
     assert weights(one / "r1-bf16")["model.norm.weight"].dtype == torch.float32
 
 
-def test_without_native_bf16_it_computes_in_fp32_and_says_so(folder, one) -> None:
+def test_without_native_bf16_it_computes_in_fp32_and_logs_it(folder, one) -> None:
     assert "this processor has no native bf16: computing in fp32 instead" in (folder / "one.out").read_text()
     assert largest_difference(weights(one / "r1"), weights(one / "r1-no-bf16")) == 0.0
 
 
-def test_the_class_to_shard_by_can_be_named(folder, one) -> None:
+def test_layer_class_sets_the_sharding_unit(folder, one) -> None:
     assert "2 x LlamaMLP" in (folder / "one.out").read_text()
     assert largest_difference(weights(one / "r1"), weights(one / "r1-named")) < 1e-6
 
 
-def test_plain_python_is_the_same_run(one, alone) -> None:
+def test_plain_python_gives_the_same_run(one, alone) -> None:
     assert largest_difference(weights(one / "r1"), weights(alone / "p1")) < 1e-6
 
 
-def test_global_tokens_bounds_the_targets_of_a_step(one) -> None:
+def test_global_tokens_limits_the_targets_of_a_step(one) -> None:
     assert len(rows(one / "r1-tokens")) > STEPS
 
 
@@ -230,14 +250,14 @@ def test_resume_is_bitwise_across_an_epoch_boundary(two) -> None:
         assert curve == {step: row[key] for step, row in rows(stopped, key).items()}, key
 
 
-def test_the_signal_came_in_the_middle_of_a_step_of_one_rank(folder, two) -> None:
+def test_a_signal_to_one_rank_in_the_middle_of_a_step_stops_all(folder, two) -> None:
     output = (folder / "two.out").read_text()
-    assert "signal: stopped after step 5/10, saved" in output  # rank 0 speaks, another rank had it
+    assert "signal: stopped after step 5/10, saved" in output  # rank 0 prints it; another rank received the signal
     assert "resumed from" in (folder / "two-resumed.out").read_text()
 
 
-def test_a_validation_cut_off_by_a_signal_is_made_up_for(two) -> None:
-    """Its step was saved before it was validated; resumed, it is the best one and is not validated a third time."""
+def test_a_validation_interrupted_by_a_signal_is_done_after_the_resume(two) -> None:
+    """Step 2 was saved before its validation. After the resume it is validated once, and is the best."""
     checkpoints = two / "stopped-validating" / "checkpoints"
     assert (checkpoints / "best").read_text() == "step-000002"
     assert json.loads((checkpoints / "step-000002" / "state.json").read_text())["evaluated"] == {"validation": 2}
@@ -245,7 +265,7 @@ def test_a_validation_cut_off_by_a_signal_is_made_up_for(two) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_resume_at_another_number_of_ranks(one, two, four, ranks) -> None:
+def test_resume_on_another_number_of_ranks(one, two, four, ranks) -> None:
     resumed = one / f"stopped-{ranks}"
     assert len(rows(resumed)) == 2 * STEPS
     assert largest_difference(weights(two / "r2-long"), weights(resumed)) < 1e-5
@@ -258,11 +278,11 @@ def test_tensorboard_has_each_step_once_after_a_resume(two) -> None:
     assert [e.step for e in events.Scalars("validation/loss")] == [0, 2, 4, 6, 8, 10]
 
 
-def test_a_loss_that_is_not_finite_skips_the_step_on_all_ranks(one, two) -> None:
+def test_a_non_finite_loss_skips_the_step_on_all_ranks(one, two) -> None:
     curve = rows(two / "r2-nan")
     assert [curve[step]["train/skipped_steps"] for step in range(1, STEPS + 1)] == [1, 1, 1, 1, 1]
-    assert curve[1]["train/loss"] != curve[1]["train/loss"]  # NaN is logged as it is
-    # Nothing moved in the skipped step: the second one starts from the pretrained weights.
+    assert curve[1]["train/loss"] != curve[1]["train/loss"]  # NaN is logged unchanged
+    # The skipped step changed no weight: the second step starts from the pretrained weights.
     assert all(torch.isfinite(tensor).all() for tensor in weights(two / "r2-nan").values())
     assert largest_difference(weights(one / "r1"), weights(two / "r2-nan")) > 1e-4
 
@@ -272,18 +292,16 @@ def test_five_bad_steps_in_a_row_stop_the_run_with_a_good_checkpoint(folder, two
     assert "error: loss or gradient norm was not finite in 5 steps in a row, up to step 7" in output
     checkpoints = two / "r2-nans" / "checkpoints"
     state = json.loads((checkpoints / (checkpoints / "latest").read_text() / "state.json").read_text())
-    assert (state["step"], state["skipped_steps"]) == (6, 4)  # saved every step; weights are those of step 2
+    assert (state["step"], state["skipped_steps"]) == (6, 4)  # saved at every step; the weights are those of step 2
 
 
-def test_a_disk_that_rank_0_finds_full_stops_all_ranks_and_the_run_goes_on_from_its_last_checkpoint(
-    folder, two
-) -> None:
+def test_a_full_disk_on_rank_0_stops_all_ranks_and_the_run_resumes_from_its_last_checkpoint(folder, two) -> None:
     assert "the checkpoint of step 4 needs" in (folder / "two.out").read_text()
     assert (folder / "full-disk-latest").read_text() == "step-000002"
     assert largest_difference(weights(two / "r2"), weights(two / "r2-full-disk")) == 0.0
 
 
-def test_a_step_without_target_tokens_changes_nothing(folder, alone) -> None:
+def test_a_step_without_target_tokens_changes_no_weight(folder, alone) -> None:
     base = AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
     silent, answered = weights(alone / "silent-first"), weights(alone / "answer-first")
     base = {name: base[name] for name in silent}
@@ -305,7 +323,7 @@ def test_the_export_is_a_hugging_face_directory(folder, one) -> None:
         messages, tokenize=False
     )
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
-    # The same logits: the exported model, document by document, has the validation loss that training ended with.
+    # The same logits: the exported model reproduces the last validation loss of the run, document by document.
     made = load_documents((str(folder / "validation.jsonl"),), exported, 256, "error")
     total = 0.0
     for ids, flags in zip(made.ids, made.is_target, strict=True):
@@ -317,14 +335,17 @@ def test_the_export_is_a_hugging_face_directory(folder, one) -> None:
     assert model.config.use_cache and model.config.architectures == ["LlamaForCausalLM"]
 
 
-def test_a_signal_in_a_step_longer_than_the_grace(folder) -> None:
-    """The second step has a million micro-batches. torchrun kills after 30 s; the state of step 1 is there before."""
-    process = start(folder, "endless", 2, [run_of(folder, "endless", "data.validation=", plant="endless_step:1")])
+def test_a_signal_to_torchrun_in_a_step_that_never_ends(folder) -> None:
+    """The second step has a million micro-batches. The ranks save step 1 before torchrun would kill them (30 s)."""
+    plan = write_plan(folder, "endless", [run_of(folder, "endless", "data.validation=", plant="endless_step:1")])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", WORKER, plan]
     metrics = folder / "runs" / "endless" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.is_file() and metrics.read_text()):
-        pass  # the first step is not done yet
-    process.terminate()
-    process.wait()
+    with (folder / "endless.out").open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **ENVIRONMENT})
+        while process.poll() is None and not (metrics.is_file() and metrics.read_text()):
+            time.sleep(0.05)  # until the first step is done
+        process.terminate()
+        process.wait()
     output = (folder / "endless.out").read_text()
     for rank in range(2):
         assert (folder / f"endless.0.rank{rank}.exit").read_text() == "0", output[-3000:]
@@ -332,12 +353,12 @@ def test_a_signal_in_a_step_longer_than_the_grace(folder) -> None:
 
 
 @pytest.mark.parametrize("moment", ["data", "latest"])
-def test_kill_nine_during_a_save(folder, one, moment) -> None:
-    """The first checkpoint is intact, and the resumed run ends like one that was never killed."""
+def test_sigkill_during_a_save(folder, one, alone, moment) -> None:
+    """The first checkpoint is intact, and the resumed run ends with the weights of a run that was never killed."""
     name = f"killed-{moment}"
     overrides = ("run.save_every=1",)
-    killed = start(folder, name, 0, [run_of(folder, name, *overrides, plant=f"kill:{moment}")])
-    assert killed.wait() == -9
+    plan = write_plan(folder, name, [run_of(folder, name, *overrides, plant=f"kill:{moment}")])
+    assert run_python(WORKER, plan, **ENVIRONMENT).returncode == -signal.SIGKILL
     checkpoints = folder / "runs" / name / "checkpoints"
     assert (checkpoints / "latest").read_text() == "step-000001"
     assert (checkpoints / "step-000002").is_dir() == (moment == "latest")

@@ -1,4 +1,4 @@
-"""An extended tiny model on real gloo processes: trained and saved on 2 ranks, resumed at 1, exported, and not resumed by another vocabulary."""
+"""train.py on a model with an extended vocabulary: saved on 2 ranks, resumed on 1, exported; another vocabulary is refused."""
 
 import json
 import shutil
@@ -16,6 +16,7 @@ from tests.tiny import write_chat_file, write_tiny_model
 
 NEW = [" own funds", " the bank", " ratio is", " total risk exposure", " at all"]
 STEPS = 4
+pytestmark = pytest.mark.slow
 
 
 def extend(source: Path, target: Path, texts: list[str]) -> None:
@@ -28,12 +29,12 @@ def extend(source: Path, target: Path, texts: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """Whole runs of 2 ranks and of 1; one that is stopped after 2 steps on 2 ranks and resumed at 1; refused ones."""
+    """Complete runs on 2 ranks and on 1; a run stopped after 2 steps on 2 ranks and resumed on 1; a refused resume."""
     folder = tmp_path_factory.mktemp("vocabulary")
     source = write_tiny_model(folder / "model")
     assert len(AutoTokenizer.from_pretrained(source)) == 384
     extend(source, folder / "extended", NEW)
-    # Tokens that no text holds leave the data as they are: it is the vocabulary alone that differs.
+    # No text contains the additional token, so the data stay the same and only the vocabulary differs.
     extend(source, folder / "other", [*NEW, " zzz"])
     write_chat_file(folder / "train.jsonl", 4 * STEPS)
     with (folder / "train.jsonl").open("a") as file:
@@ -61,17 +62,17 @@ config = Config(
     return folder
 
 
-def test_resumed_at_another_number_of_ranks_it_is_the_same_run(runs) -> None:
+def test_a_run_resumed_on_another_number_of_ranks_ends_with_the_same_weights(runs) -> None:
     whole, alone, resumed = (weights(runs / "runs" / name) for name in ("r2", "r1", "stopped"))
     assert largest_difference(whole, resumed) < 1e-5
     assert largest_difference(whole, alone) < 1e-5
 
 
-def test_the_export_has_a_row_for_each_token_and_no_padding(runs) -> None:
+def test_the_export_has_one_row_per_token_and_no_padding(runs) -> None:
     export = runs / "runs" / "stopped" / "export"
     tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForCausalLM.from_pretrained(export)
     assert len(tokenizer) == 384 + len(NEW) == model.config.vocab_size == model.get_output_embeddings().weight.shape[0]
-    assert model.config.make_vocab_size_divisible_by == 64  # so that it can be trained on
+    assert model.config.make_vocab_size_divisible_by == 64  # training it again pads it again
     before = AutoModelForCausalLM.from_pretrained(runs / "extended")
     moved = (model.get_input_embeddings().weight - before.get_input_embeddings().weight).abs().amax(1)
     assert moved[384:].min() > 1e-4  # each new token was trained
@@ -82,12 +83,12 @@ def test_the_export_has_a_row_for_each_token_and_no_padding(runs) -> None:
 
 
 def test_another_vocabulary_is_refused(runs) -> None:
-    said = (runs / "one.out").read_text()
-    assert "vocabulary" in next(line for line in said.splitlines() if line.startswith("error:"))
+    output = (runs / "one.out").read_text()
+    assert "vocabulary" in next(line for line in output.splitlines() if line.startswith("error:"))
 
 
-def test_padding_takes_no_part(runs) -> None:
-    """In the checkpoint the rows are there, and after four steps of AdamW with weight decay still zero."""
+def test_padding_rows_stay_zero(runs) -> None:
+    """The checkpoint contains the padding rows. After four steps of AdamW they are still zero."""
     import torch.distributed.checkpoint as dcp
 
     checkpoint = runs / "runs" / "r2" / "checkpoints" / f"step-{STEPS:06d}"

@@ -1,9 +1,10 @@
-"""Runs train.py's own `main` several times in one torchrun launch, each with a plan: arguments and what to break.
+"""Run the `main` of train.py several times in one launch, each time with its own arguments and possibly a planted fault.
 
     torchrun --nproc_per_node=N tests/distributed/train_worker.py plan.json
 
-plan.json: a list of {"arguments": [...], "plant": name or null, "expect": exit code}. One launch per world size, because
-starting processes costs more than the tiny runs. The exit code of every run and rank is written beside the plan.
+plan.json is a list of {"arguments": [...], "plant": a fault of `plant` or null, "expect": exit code}. All runs share one
+launch, because starting processes and a process group costs more than a tiny run. The exit code of every run on every
+rank is written to <plan>.<run>.rank<rank>.exit.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ import torch
 
 import distributed.checkpoint
 import distributed.sharding
+import model.flops
 import train
 import training.inputs
 from common.errors import exit_code_of, exit_process
@@ -31,17 +33,17 @@ RANK = int(os.environ.get("RANK", 0))
 
 
 def plant(name: str | None, set_attribute) -> None:
-    """Break train.py as `name` says; `set_attribute(object, name, value)` remembers what to put back."""
+    """Plant the fault, or the probe, `name` in train.py. `set_attribute(object, name, value)` is undone after the run."""
     if name is None:
         return
     kind, _, argument = name.partition(":")
     if kind == "fsdp_division_on":
         set_attribute(distributed.sharding, "sum_gradients", lambda model: None)
     elif kind == "native_bf16":
-        # `yes`: bf16 is computed in bf16 whatever the processor (torch emulates it where the hardware has none).
+        # "yes": compute bf16 in bf16 on every processor (torch emulates it without hardware support). "no": never.
         set_attribute(train, "has_native_bf16", lambda device: argument == "yes")
     elif kind == "count_collectives":
-        # What FSDP sends: whole units, and not flags and sums of one number.
+        # Collectives with more than one element: FSDP's, but not flags and sums of a single number.
         counts = {"all_gather": 0, "reduce_scatter": 0, "all_reduce": 0}
         run = next(a for a in sys.argv if a.startswith("run.name=")).removeprefix("run.name=")
         counted_file = Path(sys.argv[1]).parent / f"{run}.collectives.json"
@@ -64,7 +66,7 @@ def plant(name: str | None, set_attribute) -> None:
             if original:
                 set_attribute(torch.distributed, function, counted)
     elif kind == "no_device_wait":
-        # Between these two forwards an operation that makes the host wait for the GPU is an error.
+        # "first,last": between these two forwards, an operation that makes the host wait for the GPU is an error.
         first, last = (int(n) for n in argument.split(","))
         count, forward = iter(range(10**9)), PackedLanguageModel.forward
 
@@ -76,7 +78,8 @@ def plant(name: str | None, set_attribute) -> None:
 
         set_attribute(PackedLanguageModel, "forward", watched)
     elif kind == "mean_of_means":
-        # loss_m / n_m / number of micro-batches: what averaging per micro-batch does.
+        # Average the means of the micro-batches: loss_m / targets_m, divided by the number of micro-batches. The argument
+        # is the rows per micro-batch.
         world_size, rows = int(os.environ.get("WORLD_SIZE", 1)), int(argument)
         forward, plan_training = PackedLanguageModel.forward, training.inputs.plan_training
 
@@ -96,7 +99,7 @@ def plant(name: str | None, set_attribute) -> None:
         set_attribute(PackedLanguageModel, "forward", mean)
         set_attribute(training.inputs, "plan_training", plan)
     elif kind == "signal_at_micro_batch":
-        # A real SIGTERM, to the last rank alone, in the middle of a step.
+        # A real SIGTERM to the last rank only, before the forward with this number.
         count, forward, last = iter(range(10**9)), PackedLanguageModel.forward, int(os.environ.get("WORLD_SIZE", 1)) - 1
 
         def signalled(self, batch: MicroBatch, *by_source, **options) -> torch.Tensor:
@@ -106,7 +109,7 @@ def plant(name: str | None, set_attribute) -> None:
 
         set_attribute(PackedLanguageModel, "forward", signalled)
     elif kind == "endless_step":
-        # From this step on a step has so many micro-batches that it would outlast every grace.
+        # From the step with this number on, a step has a million times as many micro-batches: it never ends.
         steps, micro_batches = iter(range(10**9)), train.micro_batches
 
         def endless(*arguments) -> list:
@@ -114,7 +117,7 @@ def plant(name: str | None, set_attribute) -> None:
 
         set_attribute(train, "micro_batches", endless)
     elif kind == "not_finite":
-        # On the last rank alone, in the forwards numbered so.
+        # "3,4": a NaN loss in the forwards with these numbers, on the last rank only.
         bad, count, forward = {int(n) for n in argument.split(",")}, iter(range(10**9)), PackedLanguageModel.forward
         last = int(os.environ.get("WORLD_SIZE", 1)) - 1
 
@@ -124,7 +127,7 @@ def plant(name: str | None, set_attribute) -> None:
 
         set_attribute(PackedLanguageModel, "forward", broken)
     elif kind == "kill":
-        # kill -9 in the second save: before anything is complete (`data`), or between the rename and `latest`.
+        # SIGKILL in the second save: before the checkpoint is complete ("data"), or after its rename, before `latest`.
         saves = iter(range(10**9))
         if argument == "data":
             finish = distributed.checkpoint.dcp.FileSystemWriter.finish
@@ -145,7 +148,7 @@ def plant(name: str | None, set_attribute) -> None:
 
             set_attribute(distributed.checkpoint, "write_durably", killed_write)
     elif kind == "disk_full":
-        # As rank 0 alone sees it, in the save numbered so.
+        # Rank 0, and no other rank, finds the disk full in the save with this number.
         saves, usage = iter(range(10**9)), shutil.disk_usage
 
         def full(path: Path) -> object:
@@ -159,10 +162,16 @@ def plant(name: str | None, set_attribute) -> None:
 
 def main() -> None:
     plan_file = Path(sys.argv[1])
-    # One process group for all runs: torchrun's store cannot be joined a second time.
+    # One process group for all runs: a launcher's store cannot be joined a second time.
     initialise, destroy = torch.distributed.init_process_group, torch.distributed.destroy_process_group
     torch.distributed.init_process_group = lambda *a, **o: torch.distributed.is_initialized() or initialise(*a, **o)
     torch.distributed.destroy_process_group = lambda: None
+    # One thread per rank (OMP_NUM_THREADS): on matrices this small, threads only wait for each other.
+    torch.set_num_threads = lambda count: None
+    # The peak is measured with small matrices: 24 products of size 1024 per run would take most of the time, and a minute
+    # where torch emulates bf16.
+    measured_flops = model.flops.measured_flops
+    model.flops.measured_flops = lambda device, dtype, size: measured_flops(device, dtype, 64)
     for number, run in enumerate(json.loads(plan_file.read_text())):
         changed = []
 

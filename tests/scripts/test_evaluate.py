@@ -68,7 +68,7 @@ def test_one_and_two_processes_give_the_same_metrics(files):
     done = run(SCRIPT, *model_and_data, *options, "--json", files / "out" / "one.json")
     assert done.returncode == 0, done.stderr
     assert "violations F1 (micro)" in done.stdout
-    assert "answer to example a (violations in truth: LCR_MIN)" in done.stdout
+    assert "answer to example a (true violations: LCR_MIN)" in done.stdout
     one = json.loads((files / "out" / "one.json").read_text())
 
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", SCRIPT]
