@@ -1,15 +1,14 @@
 """The command scripts/build_tokens.py: resuming after a kill, the benchmark, and errors."""
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from data.token_build import build_store
 from tests.data.test_token_store import ragged_texts, write_texts
+from tests.processes import run_python
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,13 +41,8 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True, env=environment)
-
-
 def script(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return run(folder, str(ROOT / "scripts" / "build_tokens.py"), *arguments)
+    return run_python(ROOT / "scripts" / "build_tokens.py", *arguments, cwd=folder)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -56,7 +50,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_resuming_after_a_kill_gives_the_bytes_of_an_uninterrupted_build(folder, monkeypatch) -> None:
-    killed = run(folder, "-c", KILLED.format(root=str(ROOT), shard_tokens=SHARD_TOKENS))
+    (folder / "killed.py").write_text(KILLED.format(root=str(ROOT), shard_tokens=SHARD_TOKENS))
+    killed = run_python(folder / "killed.py", cwd=folder)
     assert killed.returncode == -9, killed.stderr
     left = contents(folder / "store")
     assert {"build.json", "shard-00001.tokens", "shard-00002.tokens.tmp"} <= left.keys()

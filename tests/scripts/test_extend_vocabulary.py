@@ -1,9 +1,7 @@
 """The command scripts/extend_vocabulary.py on a tiny model: its output, the new model directory, and errors."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval import general_text
 from eval.vocabulary import read_texts, select_passages
+from tests.processes import run_python
 from tests.tiny import SENTENCES, write_tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "extend_vocabulary.py"
 
 
 @pytest.fixture(scope="module")
@@ -31,24 +30,21 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def start(folder: Path, *arguments: str, model: str = "model") -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "scripts" / "extend_vocabulary.py"), model, "--corpus", "corpus.jsonl"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*command, *arguments], cwd=folder, text=True, env=environment, **pipes)
+def run(folder: Path, *arguments: str, model: str = "model") -> subprocess.CompletedProcess:
+    return run_python(SCRIPT, model, "--corpus", "corpus.jsonl", *arguments, cwd=folder)
 
 
-def run(folder: Path, *arguments: str, model: str = "model") -> str:
-    process = start(folder, *arguments, model=model)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    return output
+def run_successfully(folder: Path, *arguments: str, model: str = "model") -> str:
+    done = run(folder, *arguments, model=model)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def output(folder) -> str:
     """The output of an extension with the default initialisation."""
-    return run(folder, "--out", "new", "--held-out", "held_out.jsonl", "--loss-bytes", "1500", "--new-tokens", "40")
+    options = ("--held-out", "held_out.jsonl", "--loss-bytes", "1500", "--new-tokens", "40")
+    return run_successfully(folder, "--out", "new", *options)
 
 
 def test_model_is_written_and_the_effect_is_printed(folder, output) -> None:
@@ -78,14 +74,15 @@ def test_model_is_written_and_the_effect_is_printed(folder, output) -> None:
 
 
 def test_extended_model_can_be_extended_again(folder, output) -> None:
-    run(folder, "--out", "again", "--patterns", r"Capital \w+", "--loss-bytes", "0", "--min-count", "5", model="new")
+    options = ("--patterns", r"Capital \w+", "--loss-bytes", "0", "--min-count", "5")
+    run_successfully(folder, "--out", "again", *options, model="new")
     paths = (folder / "new", folder / "again")
     old, new = (load_file(path / "model.safetensors")["model.embed_tokens.weight"] for path in paths)
     assert len(new) > len(old) and (new[: len(old)] == old).all()
 
 
 def test_printed_loss_is_that_of_the_written_model(folder) -> None:
-    printed = run(folder, "--out", "mean", "--init", "mean", "--loss-bytes", "3000", "--seed", "3")
+    printed = run_successfully(folder, "--out", "mean", "--init", "mean", "--loss-bytes", "3000", "--seed", "3")
     row = next(line for line in printed.splitlines() if line.startswith("mean "))
     model = AutoModelForCausalLM.from_pretrained(folder / "mean")
     tokenizer = AutoTokenizer.from_pretrained(folder / "mean")
@@ -99,18 +96,18 @@ def test_printed_loss_is_that_of_the_written_model(folder) -> None:
     assert float(row.split()[1]) == pytest.approx(nats / num_bytes, rel=0.02)  # bf16 if the processor supports it
 
 
-def test_errors_are_one_sentence_and_leave_nothing(folder) -> None:
-    cases = (
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (("--patterns", "r("), "is not a regular expression"),
         (("--min-count", "1000"), "lower --min-count"),
         (("--new-tokens", "0"), "--new-tokens must be 1 or more"),
         (("--noise", "-1"), "must not be negative"),
         (("--out", "model"), "exists; remove it"),
-    )
-    processes = [start(folder, "--out", "refused", *arguments) for arguments, _ in cases]
-    for process, (arguments, message) in zip(processes, cases, strict=True):
-        _, errors = process.communicate()
-        assert process.returncode == 2, (arguments, errors)
-        last = errors.strip().splitlines()[-1]  # torchao may print warnings before it
-        assert last.startswith("error: ") and message in last, arguments
+    ],
+)
+def test_errors_are_one_sentence_and_leave_nothing(folder, arguments, message) -> None:
+    done = run(folder, "--out", "refused", *arguments)
+    last = done.stderr.strip().splitlines()[-1]  # torchao may print warnings before it
+    assert done.returncode == 2 and last.startswith("error: ") and message in last, done.stderr
     assert not (folder / "refused").exists() and not (folder / "refused.tmp").exists()
