@@ -13,7 +13,10 @@ from eval.paired import paired_change
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of a table. `change` is the key of this figure in `paired.paired_change`, if it has a confidence interval."""
+    """One row of a table.
+
+    `change` is the key of this figure in the result of `paired.paired_change`; empty if it has no confidence interval.
+    """
 
     name: str
     value: str
@@ -74,8 +77,8 @@ def check_comparable(before: dict, after: dict) -> None:
 def compare(before: dict, after: dict, figures: Figures = figures) -> str:
     """Two results on the same data as a table: before, after, change, 95% confidence interval of the change, N.
 
-    Only figures that are known for each example have a change and an interval. Raises `UserError` if the results are not
-    comparable.
+    Only figures that are known for each example have a change and an interval. Raises `UserError` if the results are
+    not comparable.
     """
     check_comparable(before, after)
     values_before = {row.name: row.value for row in figures(before)}
@@ -95,7 +98,10 @@ def one_answer(result: dict, index: int = 0) -> str:
 
 
 def aligned(rows: Sequence[tuple[str, ...]], last: str = "<") -> list[str]:
-    """Rows of equal width as lines. The first column is left-aligned, the last as `last` ("<" or ">"), the others right-aligned."""
+    """Format rows as lines with aligned columns.
+
+    The first column is left-aligned, the last one as `last` says ("<" or ">"), the others are right-aligned.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     sides = ["<", *[">"] * (len(widths) - 2), last]
     return [

@@ -6,7 +6,10 @@ from rouge_score.rouge_scorer import RougeScorer
 
 
 def rouge_l(references: Sequence[str], predictions: Sequence[str]) -> list[float]:
-    """The ROUGE-L F-measure of each pair, computed by Google's rouge-score without stemming. An empty prediction scores 0."""
+    """The ROUGE-L F-measure of each pair, computed by Google's rouge-score without stemming.
+
+    An empty prediction scores 0.
+    """
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
     return [
         scorer.score(reference, prediction)["rougeL"].fmeasure

@@ -1,9 +1,10 @@
 """Make training examples from a supervisor's archive: report files, and the directive letters that answered them.
 
-A letter belongs to the reports of one bank for one reference date. It names both in its file name or in its first lines,
-or a CSV file of pairs assigns it. Each report that has a letter is labelled by the rules and becomes one example. Files that
-cannot be read, and reports and letters without a counterpart, are listed. OUT has one JSON Lines file per split,
-dataset.json (the data card) and unmatched.txt. The archive is not modified, and nothing is sent over the network.
+A letter belongs to the reports of one bank for one reference date. It names both in its file name or in its first
+lines, or a CSV file of pairs assigns it. Each report that has a letter is labelled by the rules and becomes one
+example. Files that cannot be read, and reports and letters without a counterpart, are listed. OUT has one JSON Lines
+file per split, dataset.json (the data card) and unmatched.txt. The archive is not modified, and nothing is sent over
+the network.
 """
 
 import pathlib

@@ -1,7 +1,7 @@
 """Generate invented bank reports in the format in which banks file them, and training examples from these files.
 
-Writes OUT/reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), OUT/register.csv (the banks), one JSON
-Lines file per split, and OUT/dataset.json (the data card). The splits of the full profile are train, validation,
+Writes OUT/reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), OUT/register.csv (the banks), one
+JSON Lines file per split, and OUT/dataset.json (the data card). The splits of the full profile are train, validation,
 test_banks, test_quarters and test_combinations; those of the short profile are train, validation and test. The same
 arguments always give the same bytes. OUT appears only once it is complete.
 """

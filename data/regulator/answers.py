@@ -5,7 +5,8 @@
     Directive:
     To the Management Board of ...
 
-Each violation is one line: rule, cell, value, limit, legal reference. For a report without violations the single line is `none`.
+Each violation is one line: rule, cell, value, limit, legal reference. For a report without violations the single line
+is `none`.
 """
 
 import re
@@ -59,10 +60,10 @@ def write_violation(result: RuleResult, style: str = "cells") -> str:
 def parse_answer(text: str) -> Answer | None:
     """Parse an answer. Returns None if the text does not have the format of an answer.
 
-    The text must start with `Violations:`, followed by `none` or by lines that start with a syntactically valid rule id.
-    Only the id of a line is read, so a model that names the right rule with a wrong figure still gets credit for it. An id
-    that matches no rule is kept and counts as a false positive. If `Directive:` is missing because generation was cut
-    short, the directive is empty.
+    The text must start with `Violations:`, followed by `none` or by lines that start with a syntactically valid rule
+    id. Only the id of a line is read, so a model that names the right rule with a wrong figure still gets credit for
+    it. An id that matches no rule is kept and counts as a false positive. If `Directive:` is missing because generation
+    was cut short, the directive is empty.
     """
     head, marker, directive = text.strip().partition("\nDirective:")
     lines = [line.strip() for line in head.splitlines() if line.strip()]

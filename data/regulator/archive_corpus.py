@@ -149,7 +149,8 @@ def write_archive_corpus(
 ) -> dict:
     """Split the examples, write the corpus and return its data card, which records `arguments`.
 
-    Writes one JSON Lines file per split, unmatched.txt and dataset.json. The directory appears only once it is complete.
+    Writes one JSON Lines file per split, unmatched.txt and dataset.json. The directory appears only once it is
+    complete.
     """
     # Each example has a single variant, the supervisor's own letter, so one that leaks into a test is dropped.
     splits, leak_test = place_examples([[one] for one in found.examples], shares, seed, found.names)

@@ -1,7 +1,7 @@
 """Invented banks: their identity, and their own capital requirements and buffers.
 
 None of them is a real institution. The identifiers have the format and the check digits of an LEI (ISO 17442) but start
-with a prefix that no LEI issuer uses. The names are combined from syllables.
+with a prefix that no LEI issuer uses. The names are combinations of syllables.
 """
 
 import functools
@@ -19,7 +19,8 @@ COUNTRIES = (
     ("DK", "DKK", 7), ("SE", "SEK", 11), ("PL", "PLN", 4), ("CZ", "CZK", 25), ("RO", "RON", 5), ("HU", "HUF", 400),
 )  # fmt: skip
 
-# business model -> (its share of the banks in percent, name suffixes, range of risk-weighted assets per unit of leverage exposure)
+# business model -> (its share of the banks in percent, name suffixes, range of risk-weighted assets per unit of
+# leverage exposure)
 BUSINESS_MODELS = {
     "universal bank": (30, ("Bank", "Banking Group", "Credit Bank"), ("0.32", "0.48")),
     "savings bank": (20, ("Savings Bank", "Sparbank"), ("0.40", "0.58")),
@@ -160,7 +161,10 @@ def _digits(text: str) -> str:
 
 
 def _name(seed: int, index: int, suffix: str) -> str:
-    """Name bank `index` after a place. There are 2,000 place names, in random order; each further pass adds a prefix."""
+    """Name bank `index` after a place.
+
+    There are 2,000 place names, used in random order. When all are used, they are used again with a prefix.
+    """
     places = _place_names(seed)
     passes, position = divmod(index, len(places))
     prefix = ("", "New ", "Old ", "Upper ", "Lower ", "Great ", "Little ", "North ", "South ", "Inner ")[passes % 10]
@@ -170,6 +174,7 @@ def _name(seed: int, index: int, suffix: str) -> str:
 
 @functools.cache
 def _place_names(seed: int) -> list[str]:
+    """All place names, in the random order of the population `seed`."""
     names = [first + second for first in _NAME_STARTS for second in _NAME_ENDS]
     random.Random(f"names {seed}").shuffle(names)
     return names

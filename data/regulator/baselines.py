@@ -35,7 +35,10 @@ def micro_f1(predicted: Sequence[Iterable[str]], true: Sequence[Iterable[str]]) 
 
 
 def score_baselines(training: Sequence[Sequence[str]], test: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
-    """Scores of each trivial baseline, fitted on `training` and evaluated on `test`. Both have the rule ids of each report."""
+    """Scores of each trivial baseline, fitted on `training` and evaluated on `test`.
+
+    Both arguments have the rule ids of each report.
+    """
     return {name: micro_f1([answer] * len(test), test) for name, answer in trivial_predictions(training).items()}
 
 

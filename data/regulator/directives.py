@@ -1,8 +1,8 @@
 """Write the supervisor's letter on a report: addressee, legal basis, findings, measures with deadlines, reporting duty.
 
-The wording comes from `phrases.py`. It depends on the severity of the findings, on whether they are repeated, and on the
-type of the bank. The choice between equivalent sentences is deterministic in the bank, the date and a variant number. CRD
-is Directive 2013/36/EU, CRR is Regulation (EU) No 575/2013.
+The wording comes from `phrases.py`. It depends on the severity of the findings, on whether they are repeated, and on
+the type of the bank. The choice between equivalent sentences is deterministic in the bank, the date and a variant
+number. CRD is Directive 2013/36/EU, CRR is Regulation (EU) No 575/2013.
 """
 
 import datetime
@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from data.regulator import phrases
-from data.regulator.render import Addressee, cell_name, format_figure, format_limit, short_label, table_name
+from data.regulator.render import PURE, Addressee, cell_name, format_figure, format_limit, short_label, table_name
 from data.regulator.report import CellKey
 from data.regulator.rules import RuleResult
 
-STYLES = ("full", "short")
 Choose = Callable[[Sequence[str]], str]
 
 # rule of kind "breach" -> (subject of the letter, name of the limit). All filing errors have the subject "filing".
@@ -72,8 +71,8 @@ def write_directive(
 ) -> str:
     """Write the letter on the `violated` results of a report with reference date `date` (YYYY-MM-DD).
 
-    `style="full"` gives a complete letter, `style="short"` a single sentence. Different values of `variant` give different
-    wordings of the same full letter.
+    `style="full"` gives a complete letter, `style="short"` a single sentence. Different values of `variant` give
+    different wordings of the same full letter.
     """
     if style == "short":
         return _short_letter(violated, bank)
@@ -204,7 +203,7 @@ def _fields(result: RuleResult) -> dict[str, str]:
 
 
 def _is_ratio(result: RuleResult) -> bool:
-    return result.unit in (None, "", "pure", "xbrli:pure")
+    return result.unit in PURE
 
 
 def _label(cell: CellKey) -> str:
@@ -246,11 +245,15 @@ def _notes(context: Context, choose: Choose) -> list[str]:
 
 
 def _capital(text: str) -> str:
+    """Capitalise the first letter only."""
     return text[:1].upper() + text[1:]
 
 
 def _short_letter(violated: Sequence[RuleResult], bank: Addressee) -> str:
-    """One sentence: the ratios to restore, each to the highest limit that it misses, the plans to file, and the deadline."""
+    """A letter of one sentence: the ratios to restore, the plans to file, and the deadline.
+
+    Each ratio must be restored to the highest limit that it misses.
+    """
     if not violated:
         return f"{bank.name} meets the requirements. No measures."
     goals: dict[tuple, RuleResult] = {}

@@ -1,7 +1,7 @@
 """Capital, liquidity and funding amounts of an invented bank at one reference date.
 
-The amounts come first, and every reported ratio is computed from them. A breach is created by giving the bank too little
-capital or too small a buffer, never by editing a ratio.
+The amounts come first, and every reported ratio is computed from them. A breach is created by giving the bank too
+little capital or too small a buffer, never by editing a ratio.
 
 Each ratio ("cet1", "t1", "total", "leverage", "lcr", "nsfr") has one or more limits: the legal minimum, the bank's own
 requirement, the overall requirement. The *level* of a ratio is the name of the lowest limit that it misses ("minimum",
@@ -112,8 +112,8 @@ def draw_economics(
     ratios = _draw_ratios(rng, requirements(bank), levels, distribution, previous, has_at1)
     if ratios is None:
         return None
-    # Real amounts do not give round ratios, so add a fraction that disappears when the ratio is rounded for the report. It
-    # is never negative: amounts must not show a breach where the rounded ratio just meets its limit.
+    # Real amounts do not give round ratios, so add a fraction that disappears when the ratio is rounded for the report.
+    # It is never negative: amounts must not show a breach where the rounded ratio just meets its limit.
     jitter = Decimal(rng.randint(15, 40)) / 1_000_000
     tier1 = whole(trea * (ratios["t1"] + jitter))
     own_funds = whole(trea * (ratios["total"] + jitter))
@@ -213,8 +213,8 @@ def _draw_ratio(
 ) -> Decimal | None:
     """Draw a multiple of `step` in [low, high) that is at most `ceiling`; None if there is none.
 
-    With probability `near_limit` it is within 10 steps of a limit. A sound ratio with a ceiling (CET1 below Tier 1, Tier 1
-    below the total) is usually close to the ceiling.
+    With probability `near_limit` it is within 10 steps of a limit. A sound ratio with a ceiling (CET1 below Tier 1,
+    Tier 1 below the total) is usually close to the ceiling.
     """
     low, high = bounds
     first, last = _ceil(low / step), _ceil(high / step) - 1

@@ -143,7 +143,10 @@ def write_register(path: pathlib.Path, banks: Iterable[Addressee]) -> None:
 
 
 def read_register(path: pathlib.Path) -> dict[str, Addressee]:
-    """Read a register: entity -> bank. Raises `UserError` for a missing file, a missing column or a duplicate entity."""
+    """Read a register: entity -> bank.
+
+    Raises `UserError` if the file or a column is missing or an entity occurs twice.
+    """
     if not path.is_file():
         raise UserError(
             f"{path}: no such file; the register of banks is a CSV with the columns {','.join(REGISTER_COLUMNS)}."

@@ -1,7 +1,7 @@
 """Generate a corpus of invented bank reports: report files, and the examples that are read back from these files.
 
-The corpus directory has reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), register.csv (the banks),
-one JSON Lines file per split, and dataset.json (the data card). The same request always gives the same bytes.
+The corpus directory has reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), register.csv (the
+banks), one JSON Lines file per split, and dataset.json (the data card). The same request always gives the same bytes.
 """
 
 import concurrent.futures
@@ -27,7 +27,7 @@ from data.regulator.render import Addressee
 from data.regulator.splits import SPLITS, group_by_split, split_banks
 
 Splits = dict[str, list[dict]]  # split -> its examples
-JSON_SHARE = 0.35  # of the banks of the full profile file xBRL-JSON; the others file xBRL-CSV
+JSON_SHARE = 0.35  # fraction of banks in the full profile that file xBRL-JSON; the others file xBRL-CSV
 VARIANTS = 6  # wordings of each full letter; a test uses one that does not occur in training
 # The two texts below are part of dataset.json: changing them changes the bytes of a corpus.
 HOW_MADE = (
@@ -72,8 +72,8 @@ def generate_corpus(
 ) -> dict:
     """Generate the corpus and return its data card. The directory appears only once it is complete.
 
-    `count_tokens` returns the number of tokens of a text; the card then has lengths in tokens. `score_nearest` scores the
-    nearest training letter as a baseline, from the splits and the seed.
+    `count_tokens` returns the number of tokens of a text; the card then has lengths in tokens. `score_nearest` scores
+    the nearest training letter as a baseline, from the splits and the seed.
     """
     full = request.profile == "full"
     with new_directory(directory) as draft:

@@ -34,12 +34,12 @@ def place_examples(
 ) -> tuple[dict[str, list[dict]], dict[str, dict[str, int]]]:
     """Assign examples to `FULL_SPLITS` so that no test letter leaks.
 
-    Each example is given as its variants: the same report with different wordings of the letter. Training and validation
-    use the first variant. A test uses the first variant that does not leak; an example whose variants all leak is dropped.
-    `names` maps a bank to its name in letters (default: the bank's id).
+    Each example is given as its variants: the same report with different wordings of the letter. Training and
+    validation use the first variant. A test uses the first variant that does not leak; an example whose variants all
+    leak is dropped. `names` maps a bank to its name in letters (default: the bank's id).
 
-    Returns (split -> examples, counts per test split). `reworded` counts the variants that were replaced by the next one,
-    `dropped` the examples without a usable variant, and `leaks_left` is a final check that must be 0.
+    Returns (split -> examples, counts per test split). `reworded` counts the variants that were replaced by the next
+    one, `dropped` the examples without a usable variant, and `leaks_left` is a final check that must be 0.
     """
 
     def letter_and_name(example: dict) -> tuple[str, str]:

@@ -1,9 +1,9 @@
 """Plant realistic filing errors in a consistent report, and small differences that the rules tolerate.
 
-An error changes one figure (moves it, drops it, flips its sign, files it in the wrong unit, swaps two digits) or makes the
-same mistake consistently in several figures. Some errors move a figure by the smallest amount that violates the rule. The
-tolerated differences move it by the largest amount that does not. Together they are near misses on both sides of the
-tolerance.
+An error changes one figure (moves it, drops it, flips its sign, files it in the wrong unit, swaps two digits) or makes
+the same mistake consistently in several figures. Some errors move a figure by the smallest amount that violates the
+rule. The tolerated differences move it by the largest amount that does not. Together they are near misses on both sides
+of the tolerance.
 """
 
 import random
@@ -161,6 +161,11 @@ def _mistyped(rng: random.Random, value: Decimal) -> Decimal:
 
 
 def _hidden_deficit(ratio_row: int, surplus_row: int) -> CompoundError:
+    """The error for a SIGN rule: hide the deficit in `surplus_row` of C 03.00.
+
+    The ratio in `ratio_row` must be filed too, because the rule reads it.
+    """
+
     def change(rng: random.Random, figures: Figures) -> bool:
         """File a deficit as a surplus, or not at all."""
         key = _cell(_RATIO, surplus_row)
@@ -176,6 +181,8 @@ def _hidden_deficit(ratio_row: int, surplus_row: int) -> CompoundError:
 
 
 def _low_requirement(row: int, floor: str) -> CompoundError:
+    """The error for a FLOOR rule: a requirement in C 03.00 that is below its Pillar 1 part, `floor`."""
+
     def change(rng: random.Random, figures: Figures) -> bool:
         """File a capital requirement without its Pillar 1 part, or slightly below `floor`."""
         key = _cell(_RATIO, row)
@@ -192,7 +199,10 @@ def _low_requirement(row: int, floor: str) -> CompoundError:
 
 
 def _wrong_conservation_buffer(rng: random.Random, figures: Figures) -> bool:
-    """Compute the conservation buffer with a wrong rate; carry this into the combined buffer and the overall requirement."""
+    """Compute the conservation buffer with a wrong rate.
+
+    The combined buffer and the overall requirement change accordingly.
+    """
     part, total, overall = _cell(_MEMO, 750), _cell(_MEMO, 740), _cell(_RATIO, 160)
     trea = figures.get(_cell("C_02.00.a", 10))
     if trea is None or not {part, total} <= set(figures):
@@ -208,7 +218,10 @@ def _wrong_conservation_buffer(rng: random.Random, figures: Figures) -> bool:
 
 
 def _wrong_combined_buffer(rng: random.Random, figures: Figures) -> bool:
-    """Add up the combined buffer with one part too many or too few; carry this into the overall requirement."""
+    """Add up the combined buffer with one part too many or too few, or mistype it.
+
+    The overall requirement changes accordingly.
+    """
     total, overall = _cell(_MEMO, 740), _cell(_RATIO, 160)
     trea = figures.get(_cell("C_02.00.a", 10))
     parts = [key for key in (_cell(_MEMO, row) for row in (770, 780, 800, 810)) if key in figures]
@@ -216,10 +229,8 @@ def _wrong_combined_buffer(rng: random.Random, figures: Figures) -> bool:
         return False
     before = figures[total]
     both = all(_cell(_MEMO, row) in figures for row in (800, 810))
-    if both and rng.random() < 0.5:
-        figures[total] += min(
-            figures[_cell(_MEMO, 800)], figures[_cell(_MEMO, 810)]
-        )  # the sum of both systemic buffers instead of the larger one
+    if both and rng.random() < 0.5:  # add both systemic buffers, although only the larger one applies
+        figures[total] += min(figures[_cell(_MEMO, 800)], figures[_cell(_MEMO, 810)])
     elif rng.random() < 0.5:
         figures[total] -= figures[rng.choice(parts)]
     else:

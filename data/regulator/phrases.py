@@ -1,11 +1,13 @@
 """Sentences of the full letters: one phrase table, kept in one long file.
 
-Each tuple lists equivalent wordings, written for this project; a letter uses one of them, chosen at random. The order and
-the number of the wordings decide which one the random generator picks, so changing a tuple changes the generated corpora.
+Each tuple lists equivalent wordings, written for this project; a letter uses one of them, chosen at random. The order
+and the number of the wordings decide which one the random generator picks, so changing a tuple changes the generated
+corpora.
 
 Placeholders: {label} and {cell} name the figure, {value} is its value, {limit} its limit, {gap} the difference between
-them, {name_of_limit} the name of the limit, {legal} the legal reference, {row} the counterparty, {before} the value in the
-previous report. {bank}, {board}, {date}, {power}, {subjects}, {templates}, {deadline} and {clients} are self-explanatory.
+them, {name_of_limit} the name of the limit, {legal} the legal reference, {row} the counterparty, {before} the value in
+the previous report. {bank}, {board}, {date}, {power}, {subjects}, {templates}, {deadline} and {clients} are
+self-explanatory.
 """
 
 from data.regulator.report import CellKey
@@ -46,8 +48,8 @@ SUBJECT_LINE = (
     *("Report of {date}", "Your supervisory report as of {date}", "Reference date {date}: outcome of our examination"),
     *("Supervisory reporting, reference date {date}", "Concerning the figures that you filed for {date}"),
 )
-# Legal basis of the measures on each subject: CRD Art. 102 and 104; CRR Art. 414 (restoration plans), 396 (large exposures),
-# 92(3) and 465 (output floor), 430 (reporting).
+# Legal basis of the measures on each subject: CRD Art. 102 and 104; CRR Art. 414 (restoration plans), 396 (large
+# exposures), 92(3) and 465 (output floor), 430 (reporting).
 POWER = {
     "capital": "Articles 102 and 104(1) CRD",
     "leverage": "Article 104(1) CRD",

@@ -1,10 +1,10 @@
-"""Evaluate prudential rules on the figures that a bank reported. The rules are data: `rules.jsonl`, in the language of `formula.py`.
+"""Evaluate prudential rules on the figures that a bank reported.
 
-There are three kinds of rules:
+The rules are data: `rules.jsonl`, whose formulas are in the language of `formula.py`. There are three kinds of rules:
 
 - A **breach** is a requirement of the law that the bank does not meet. The reported figures are taken as exact.
-- A **filing** error is a contradiction between figures that rounding cannot explain. Each figure stands for the interval
-  that its `decimals` allow. Rules of the other kinds can ask for this with `"interval": true`.
+- A **filing** error is a contradiction between figures that rounding cannot explain. Each figure stands for the
+  interval that its `decimals` allow. Rules of the other kinds can ask for this with `"interval": true`.
 - A **trigger** is a duty that follows from a figure. It is never a violation.
 
 A rule applies only if all tables that it needs are filed. `absent_cell` defines how a missing figure is treated: with
@@ -81,7 +81,10 @@ class _Figures:
 
 
 def load_rules(path: str | pathlib.Path = RULES_FILE) -> tuple[Rule, ...]:
-    """Read rules from a JSON Lines file, in file order. Raises `UserError` with the line number of the first invalid rule."""
+    """Read rules from a JSON Lines file, in file order.
+
+    Raises `UserError` with the line number of the first invalid rule.
+    """
     rules = []
     for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
@@ -121,7 +124,10 @@ def violations(results: Iterable[RuleResult]) -> list[RuleResult]:
 
 
 def legal_parameters(year: int) -> dict[str, Decimal]:
-    """Parameters of the law in a given year: the output floor and its cap (CRR Art. 92(3), 465(1) and (2)). Empty before 2025."""
+    """Parameters of the law in a given year; empty before 2025.
+
+    These are the output floor and its cap (CRR Art. 92(3), 465(1) and (2)).
+    """
     if year < min(OUTPUT_FLOOR):
         return {}
     cap = "1.25" if year <= 2029 else "1000000"  # from 2030 there is no cap
@@ -129,6 +135,7 @@ def legal_parameters(year: int) -> dict[str, Decimal]:
 
 
 def _parse_rule(row: dict) -> Rule:
+    """Make a `Rule` from its JSON object. Raises an error if a key is missing or a value is invalid."""
     try:
         formula = parse_formula(row["violated_if"], PARAMETERS)
     except (ValueError, SyntaxError) as error:
@@ -206,7 +213,10 @@ def _rows(rule: Rule, figures: _Figures) -> Iterator[tuple[str, Mapping[CellKey,
 def _evaluate_row(
     rule: Rule, facts: Mapping[CellKey, Fact | None], row: str, parameters: dict[str, Decimal]
 ) -> RuleResult:
-    """Evaluate the formula of a rule on the facts of one row (or of the whole report, if no cell is in an open table)."""
+    """Evaluate the formula of a rule on the facts of one row.
+
+    For a rule without cells in open tables, `facts` are those of the whole report and `row` is empty.
+    """
     numbers: dict[str, Number | None] = {name: exactly(value) for name, value in parameters.items()}
     texts = {}
     for index, cell in enumerate(rule.cells):

@@ -73,7 +73,8 @@ def _zip_names(path: Path) -> list[str]:
         names.append(name)
     if total > MAX_TOTAL_BYTES:
         raise UserError(
-            f"{path}: {total} bytes when expanded, over {MAX_TOTAL_BYTES}, the limit for a package; refused as a possible zip bomb"
+            f"{path}: {total} bytes when expanded, over {MAX_TOTAL_BYTES}, the limit for a package; "
+            f"refused as a possible zip bomb"
         )
     return names
 
@@ -95,7 +96,10 @@ def _folder_names(path: Path) -> list[str]:
 
 
 def _is_unsafe(name: str) -> bool:
-    """Whether a member name is absolute, contains `..`, or could hide these with backslashes, a drive letter or control characters."""
+    """Whether a member name is absolute or contains `..`.
+
+    Backslashes, drive letters and control characters are unsafe too, because they can disguise such a name.
+    """
     if "\\" in name or not name.isprintable() or ":" in name.split("/")[0]:
         return True
     parts = PurePosixPath(name)
@@ -107,15 +111,17 @@ def _check_size(path: Path, name: str, size: int, packed: int) -> None:
         raise UserError(f"{path}: {name} has {size} bytes, over {MAX_MEMBER_BYTES}, the limit for one file; refused")
     if size > RATIO_FREE_BYTES and size > MAX_RATIO * max(packed, 1):
         raise UserError(
-            f"{path}: {name} has a compression ratio of {size // max(packed, 1)}, over the limit of {MAX_RATIO}; refused as a possible zip bomb"
+            f"{path}: {name} has a compression ratio of {size // max(packed, 1)}, over the limit of {MAX_RATIO}; "
+            f"refused as a possible zip bomb"
         )
 
 
 def strict_xml(where: str, content: bytes):  # noqa: ANN201 (an lxml tree)
     """Parse XML and return the lxml tree. Entities are not expanded, errors are not repaired, nothing is fetched.
 
-    Raises `UserError`, whose message starts with `where`, if the content is empty, not well-formed or wrongly encoded, if
-    it declares an entity (internal, external or parameter), or if it uses one other than the five that XML predefines.
+    Raises `UserError`, whose message starts with `where`, if the content is empty, not well-formed or wrongly encoded,
+    if it declares an entity (internal, external or parameter), or if it uses one other than the five that XML
+    predefines.
     """
     try:
         from lxml import etree

@@ -1,7 +1,7 @@
 """Evaluate the rules on generated figures before they are written to files.
 
-The generator uses this to accept or reject a candidate report. The labels of the examples do not come from here: they come
-from the files that were written and read back.
+The generator uses this to accept or reject a candidate report. The labels of the examples do not come from here: they
+come from the files that were written and read back.
 """
 
 import pathlib
@@ -26,7 +26,10 @@ def violated(bank: Bank, period: str, figures: Figures, rules: Iterable[Rule] | 
 
 
 def violates(bank: Bank, period: str, figures: Figures, rule: Rule) -> bool:
-    """Whether these figures violate `rule`. Faster than `violated`, because only the cells that the rule reads become facts."""
+    """Whether these figures violate `rule`.
+
+    This is faster than `violated`, because only the cells that the rule reads become facts.
+    """
     open_tables = {table for table, row, _ in rule.cells if row == "*"}
     read = {key: figures[key] for key in rule.cells if key in figures}
     read |= {key: value for key, value in figures.items() if key[0] in open_tables} if open_tables else {}

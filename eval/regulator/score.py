@@ -50,7 +50,10 @@ def score_answers(
 
 
 def fixed_letter(rule_ids: Sequence[str], training: Sequence[Answer]) -> str | None:
-    """The letter that a trivial baseline sends to every bank: that of the first training answer with exactly `rule_ids`."""
+    """The letter that a trivial baseline sends to every bank.
+
+    It is the letter of the first training answer with exactly `rule_ids`; None if there is none.
+    """
     return next((answer.directive for answer in training if set(answer.rule_ids) == set(rule_ids)), None)
 
 

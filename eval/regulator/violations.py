@@ -1,4 +1,4 @@
-"""Score the violated rules that answers name: micro-averaged and per-rule precision, recall and F1, and trivial baselines."""
+"""Score the violated rules that answers name: precision, recall and F1 (micro-averaged and per rule), trivial baselines."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,8 @@ def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:
 
     Violations come from the example's field `violations`, or else from the assistant's last message.
 
-    Raises `UserError` if only some of the examples have violations; it names the file `where` and the first one without.
+    Raises `UserError` if only some of the examples have violations; it names the file `where` and the first one
+    without.
     """
     answers = [_true_answer(example) for example in examples]
     missing = [i for i, answer in enumerate(answers) if answer is None]
@@ -41,8 +42,8 @@ def _true_answer(example: dict) -> Answer | None:
 def score_violations(true: Sequence[Sequence[str]], answers: Sequence[Sequence[str] | None]) -> dict:
     """Multilabel scores over (report, rule) pairs, computed by scikit-learn; 0 where a ratio is undefined.
 
-    `true` and `answers` have the rule ids of each report. An answer of None (unparsable) names no rule and never counts as
-    `exact`. A rule that occurs only in an answer is a label too, so inventing rules lowers precision.
+    `true` and `answers` have the rule ids of each report. An answer of None (unparsable) names no rule and never counts
+    as `exact`. A rule that occurs only in an answer is a label too, so inventing rules lowers precision.
     """
     predicted = [answer or () for answer in answers]
     labels = sorted({rule for rules in [*true, *predicted] for rule in rules})
@@ -56,7 +57,8 @@ def score_violations(true: Sequence[Sequence[str]], answers: Sequence[Sequence[s
     }
     if not labels:  # scikit-learn rejects an empty matrix
         return scores
-    # scikit-learn would treat a single column as binary classification. An extra column of zeros avoids this and changes no score.
+    # scikit-learn would treat a single column as binary classification. An extra column of zeros avoids this and
+    # changes no score.
     binarizer = MultiLabelBinarizer(classes=[*labels, ""])
     y_true, y_pred = binarizer.fit_transform(true), binarizer.transform(predicted)
     precision, recall, f1, _ = precision_recall_fscore_support(y_true, y_pred, average="micro", zero_division=0)

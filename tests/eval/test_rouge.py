@@ -7,7 +7,8 @@ from eval.rouge import rouge_l, score_whole_answers
 
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence():
     reference = "the bank shall raise capital within ten days"
-    # The longest common subsequence with the first prediction has 4 words (the bank shall days), the reference 8, the prediction 5.
+    # The longest common subsequence with the first prediction has 4 words (the bank shall days), the reference 8, the
+    # prediction 5.
     expected = 2 * (4 / 8) * (4 / 5) / (4 / 8 + 4 / 5)
     scores = rouge_l([reference, reference, reference, ""], ["the bank shall wait days", reference, "", "x"])
     assert scores == pytest.approx([expected, 1.0, 0.0, 0.0])

@@ -1,5 +1,6 @@
 """Invented banks: identifiers, requirements, consistent figures, and the errors planted in them."""
 
+import dataclasses
 import random
 from collections import Counter
 from decimal import Decimal
@@ -9,8 +10,7 @@ import pytest
 
 from data.regulator import mutations
 from data.regulator.banks import Bank, is_lei, lei, make_bank, requirements
-from data.regulator.corpus import FULL, SHORT, make_filings, quarter_end
-from data.regulator.corpus import with_reporting_accuracy as dressed
+from data.regulator.corpus import FULL, SHORT, make_filings, quarter_end, with_reporting_accuracy
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.economics import RatioDistribution, draw_economics, draw_levels
 from data.regulator.mutations import (
@@ -36,15 +36,15 @@ def cells_of(figures, table):
 
 def sound_report(seed, index, **levels):
     """(bank, economics, positions, figures) of a complete report, sound except for `levels`."""
-    bank = dressed(make_bank(seed, index), seed, index)
+    bank = with_reporting_accuracy(make_bank(seed, index), seed, index)
     for attempt in range(200):
         rng = random.Random(f"{seed} {index} {attempt}")
         economics = draw_economics(rng, bank, bank.trea, levels, RatioDistribution(near_limit=0), has_at1=index % 3 > 0)
         if economics is not None:
-            habit = random.Random(f"habit {seed} {index} {attempt}")
-            positions = draw_positions(rng, habit, bank, economics, levels, 0, 2026)
+            bank_rng = random.Random(f"habit {seed} {index} {attempt}")
+            positions = draw_positions(rng, bank_rng, bank, economics, levels, 0, 2026)
             if positions is not None:
-                return bank, economics, positions, full_figures(habit, rng, bank, economics, positions)
+                return bank, economics, positions, full_figures(bank_rng, rng, bank, economics, positions)
     raise AssertionError("no bank with these levels in 200 attempts")
 
 
@@ -74,7 +74,20 @@ def test_banks_are_reproducible_and_have_different_names():
 
 
 def test_requirements_of_a_bank():
-    need = requirements(make_bank(0, 0).__class__(**{**vars(make_bank(0, 0)), "pillar2": Decimal("0.02"), "leverage_pillar2": Decimal("0.001"), "buffers": dict(conservation=Decimal("0.025"), countercyclical=Decimal("0.01"), systemic_risk=Decimal(0), g_sii=Decimal("0.01"), o_sii=Decimal("0.02"))}))  # fmt: skip
+    buffers = {
+        "conservation": "0.025",
+        "countercyclical": "0.01",
+        "systemic_risk": "0",
+        "g_sii": "0.01",
+        "o_sii": "0.02",
+    }
+    bank = dataclasses.replace(
+        make_bank(0, 0),
+        pillar2=Decimal("0.02"),
+        leverage_pillar2=Decimal("0.001"),
+        buffers={name: Decimal(rate) for name, rate in buffers.items()},
+    )
+    need = requirements(bank)
     assert (need.tscr, need.tscr_cet1, need.tscr_t1) == (Decimal("0.10"), Decimal("0.0562"), Decimal("0.075"))
     assert need.ocr == Decimal("0.155")  # 10% + 2.5% + 1% + the larger of 1% and 2%
     assert need.olrr == Decimal("0.036")  # 3% + 0.1% + half of 1%
@@ -218,9 +231,9 @@ def test_a_planted_error_violates_its_rule_and_changes_few_figures():
     assert min(planted.values()) >= 2
 
 
-@pytest.mark.parametrize(("rule_id", "front"), [("CET1_SIGN", "cet1"), ("T1_SIGN", "t1"), ("TC_SIGN", "total")])
-def test_a_deficit_filed_as_a_surplus(rule_id, front):
-    bank, _, _, figures = sound_report(2, 1, **{front: "minimum"})
+@pytest.mark.parametrize(("rule_id", "ratio"), [("CET1_SIGN", "cet1"), ("T1_SIGN", "t1"), ("TC_SIGN", "total")])
+def test_a_deficit_filed_as_a_surplus(rule_id, ratio):
+    bank, _, _, figures = sound_report(2, 1, **{ratio: "minimum"})
     wrong = COMPOUND_ERRORS[rule_id](random.Random(0), dict(figures)) and plant_error(
         random.Random(0), rule_id, figures, lambda changed: violates(bank, "2026-03-31", changed, RULES[rule_id])
     )
@@ -234,12 +247,12 @@ def test_boundary_values_differ_by_one_unit_in_the_last_place():
     check = lambda changed: violates(bank, "2026-03-31", changed, RULES["OF_SUM"])  # noqa: E731
     unit = Decimal(10) ** -bank.decimals
     for seed in range(6):
-        just = boundary_value(random.Random(seed), key, figures, check)
+        outside = boundary_value(random.Random(seed), key, figures, check)
         inside = boundary_value(random.Random(seed), key, figures, check, inside=True)
-        assert check({**figures, key: just}) and not check({**figures, key: inside or figures[key]})
-        assert abs(just - (inside or figures[key])) == unit
-    brushed = sum(move_within_tolerance(random.Random(seed), "OF_SUM", figures, check) != figures for seed in range(6))
-    assert brushed >= 3
+        assert check({**figures, key: outside}) and not check({**figures, key: inside or figures[key]})
+        assert abs(outside - (inside or figures[key])) == unit
+    n_moved = sum(move_within_tolerance(random.Random(seed), "OF_SUM", figures, check) != figures for seed in range(6))
+    assert n_moved >= 3
     assert set(ERROR_CELLS) < set(TOLERANCE_CELLS) and set(mutations.WEIGHTS) == set(FILING_RULES)
 
 

@@ -28,7 +28,7 @@ FILED |= {name: True for name in ("C_47.00", "C_76.00", "C_84.00", "F_01.01", "F
 
 
 def cell_of(name):
-    """The cell of a short name: `ratio 10` is C 03.00 r0010 c0010, `nsfr 220 40` has a column, `le * c350` is an open row."""
+    """The cell of a short name: `ratio 10` is C 03.00 r0010 c0010. A column can follow; `*` is a row of an open table."""
     table, row, *column = name.split()
     column = column[0] if column else "10"
     if row == "*":
@@ -41,7 +41,7 @@ def cell_of(name):
 
 
 def make_report(figures, period=PERIOD):
-    """A report: texts with % are ratios to four places, integers are amounts in thousands, other texts enumeration members."""
+    """A report. Texts with % are ratios to four places, integers amounts in thousands, other texts enumeration members."""
     facts = []
     for name, value in figures.items():
         cell = cell_of(name)

@@ -33,7 +33,10 @@ def variants_of(bank, period, *letters):
 
 
 def place(letters_of_quarter, seed=0):
-    """Place two quarters of 20 banks: half of the last quarters are for `test_quarters`. `letters_of_quarter`: [first, last]."""
+    """Place two quarters of 20 banks. Half of the second quarters go to `test_quarters`.
+
+    `letters_of_quarter` has the wordings of the first and of the second quarter.
+    """
     banks = [f"B{number}" for number in range(20)]
     examples = [
         variants_of(bank, period, *(letter.format(bank=bank) for letter in letters))

@@ -20,7 +20,7 @@ NSFR = ("C_84.00.a", "r0220", "c0040")
 
 
 def make_report(figures, indicators=None, decimals=-3):
-    """A report with these figures. A text with % is a ratio to four places, an integer an amount in euro with `decimals`."""
+    """A report. Texts with % are ratios to four places, integers amounts in euro with accuracy `decimals`."""
     facts = []
     for cell, value in figures.items():
         if isinstance(value, str):

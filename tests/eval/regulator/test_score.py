@@ -31,13 +31,14 @@ def test_scores_of_violations_and_letters_with_their_baselines():
     f1 = {name: scores["f1"] for name, scores in violations["baselines"].items()}
     assert f1 == pytest.approx({"always clean": 0.0, "flag everything": 0.4, "most frequent violation": 0.4})
     assert violations["baselines_fitted_on"] == "3 training examples"
-    # An unparsable answer has no directive. "no measures" (2 words) is a subsequence of the 5 words of the third answer.
+    # An unparsable answer has no directive. "no measures" (2 words) is a subsequence of the 5 words of the third
+    # answer.
     third = 2 * 1.0 * 0.4 / 1.4
     assert [answer["rouge_l"] for answer in result["answers"]] == pytest.approx([1.0, 0.0, third])
     assert result["rouge_l"]["f"] == pytest.approx((1 + third) / 3)
     assert result["rouge_l"]["n"] == 3
-    # "No measures." for all three scores 0 + 0 + 1. "The bank shall pay." has 3 words in common with two of the letters,
-    # which have 6 words; it has 4.
+    # "No measures." for all three scores 0 + 0 + 1. "The bank shall pay." has 3 words in common with two of the
+    # letters, which have 6 words; it has 4.
     pay = 2 * (3 / 6) * (3 / 4) / (3 / 6 + 3 / 4)
     letters = {"always clean": 1 / 3, "flag everything": 2 * pay / 3, "most frequent violation": 2 * pay / 3}
     assert result["rouge_l"]["baselines"] == pytest.approx(letters)
