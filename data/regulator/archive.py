@@ -62,7 +62,7 @@ def find_letters(folder: Path) -> tuple[list[Letter], list[str]]:
     return letters, rejected
 
 
-def read_one(path: Path) -> tuple[Path, Report | None, str]:
+def try_read_report(path: Path) -> tuple[Path, Report | None, str]:
     """(path, report or None, error message). Never raises, so that worker processes survive bad files."""
     try:
         report = read_report(path)

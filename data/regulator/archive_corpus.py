@@ -19,8 +19,8 @@ from data.regulator.archive import (
     group_reports,
     incomplete_cases,
     match_letters,
-    read_one,
     read_pairs,
+    try_read_report,
 )
 from data.regulator.card import SOURCES, split_summary, violation_baselines, write_splits
 from data.regulator.corpus import FULL
@@ -96,7 +96,9 @@ def read_reports(directory: Path, processes: int) -> tuple[list[Report], list[st
     reports, refused = [], [f"{path}: not a report by its name" for path in others]
     context = multiprocessing.get_context("spawn")  # Arelle and the open DPM database must not be shared after a fork
     with ProcessPoolExecutor(min(processes, len(files)), mp_context=context) as pool:
-        results = tqdm(pool.map(read_one, files, chunksize=8), total=len(files), desc="reading reports", unit="file")
+        results = tqdm(
+            pool.map(try_read_report, files, chunksize=8), total=len(files), desc="reading reports", unit="file"
+        )
         for _, report, error in results:
             if report is None:
                 refused.append(error)

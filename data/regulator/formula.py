@@ -2,7 +2,7 @@
 
 A formula is an expression over cells, e.g. `{C_03.00,r0010,c0010} < 0.045`. It supports `+ - * /`, `max`, `min`,
 comparisons, `and`, `or` and `not`. `zero({...})` is a figure that counts as 0 if it is not reported. `says({...},
-'member')` is 1 if a cell contains that member of an enumeration, else 0. A bare name is a statutory parameter that
+'member')` is 1 if a cell contains that member of an enumeration, else 0. A bare name is a legal parameter that
 depends on the year. The row `*` stands for each row of an open table in turn.
 
 Every number has an interval given by its rounding. A comparison is true or false only if it is so for all values in the
@@ -109,7 +109,7 @@ def _check_number(node: ast.expr, names: Set[str]) -> None:
         parts = node.args[:1] if _function_name(node) == "says" else node.args
     elif isinstance(node, ast.Name):
         if node.id not in names:
-            raise ValueError(f"violated_if contains {node.id}, which is neither a cell nor a statutory parameter")
+            raise ValueError(f"violated_if contains {node.id}, which is neither a cell nor a legal parameter")
     elif not isinstance(node, ast.Constant) or type(node.value) not in (int, float):
         raise ValueError(f"violated_if contains {ast.unparse(node)} where a figure is expected")
     for part in parts:

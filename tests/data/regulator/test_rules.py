@@ -171,7 +171,7 @@ def test_operators_of_the_rule_language(tmp_path, expression, cet1, expected):
         ({"violated_if": "{C_03.00,r0010,c0010} + 1"}, "contains no comparison"),
         ({"violated_if": "{C_03.00,r0010,c0010} < {C_03.00,r0030,c0010}"}, "the cells of MINE"),
         ({"kind": "crime"}, "unknown value"),
-        ({"violated_if": "{C_03.00,r0010,c0010} < floor"}, "neither a cell nor a statutory parameter"),
+        ({"violated_if": "{C_03.00,r0010,c0010} < floor"}, "neither a cell nor a legal parameter"),
         ({"violated_if": "{C_03.00,r0010,c0010} < 'x'"}, "where a figure is expected"),
         ({"violated_if": "{C_03.00,r0010,c0010} < zero(1)"}, "where a figure is expected"),
         ({"violated_if": "{C_03.00,r0010,c0010} < says({C_03.00,r0010,c0010}, 1)"}, "where a figure is expected"),
