@@ -20,10 +20,11 @@ from data.regulator.economics import (
     draw_levels,
 )
 from data.regulator.mutations import TOLERANCE_CELLS, draw_errors, move_within_tolerance, plant_error
+from data.regulator.omissions import omit_details, omit_optional, omit_ratio, omit_templates
 from data.regulator.positions import draw_positions
 from data.regulator.reporting import Figures, full_figures, short_figures
 from data.regulator.rules import Rule, built_in_rules
-from data.regulator.trial import template_of, violated, violates
+from data.regulator.trial import violated, violates
 
 FIRST_PERIOD = datetime.date(2026, 3, 31)  # first reference date of the modules of DPM release 4.2
 MAX_VIOLATIONS = 4
@@ -80,22 +81,6 @@ SHORT = Profile(
 )
 PROFILES = {profile.name: profile for profile in (FULL, SHORT)}
 
-# (probability that a bank files the module, its templates). Drawn once per bank.
-MODULES = (
-    (0.93, ("C_47.00",)),
-    (0.93, ("C_76.00",)),
-    (0.88, ("C_84.00",)),
-    (0.6, ("C_26.00", "C_27.00", "C_28.00")),
-    (0.45, ("F_01.01", "F_01.02", "F_01.03", "F_02.00")),
-)
-# (probability that a filed template is missing, template). Drawn for each report.
-MISSING_TEMPLATES = ((0.05, "C_01.00"), (0.03, "C_02.00"), (0.10, "C_04.00"), (0.05, "C_22.00"), (0.08, "F_02.00"))
-# Figures that rules read but that may be missing without an error: the bank's own requirements and the LCR.
-OMITTABLE = (
-    *(("C_03.00", row, "c0010") for row in ("r0140", "r0150")),
-    *(("C_47.00", "r0440", "c0010"), ("C_76.00.a", "r0030", "c0010")),
-)
-MAX_FIGURES = 88  # a report and its answer then fit into 4,096 tokens
 HEADROOM = Decimal("0.45")  # below 1, ratios are closer to their limits and move less from quarter to quarter
 RATIO_OF_SIGN_RULE = {"CET1_SIGN": "cet1", "T1_SIGN": "t1", "TC_SIGN": "total"}
 
@@ -142,7 +127,7 @@ def _short_filing(seed: int, index: int, quarter: int, profile: Profile) -> Fili
         economics = draw_economics(rng, bank, trea, levels, RatioDistribution(profile.near_limit, STEP * 10))
         if economics is None:
             continue
-        figures = _omit_ratio(rng, bank, period, short_figures(economics), profile)
+        figures = omit_ratio(rng, bank, period, short_figures(economics), rules_of(profile))
         violations = violated(bank, period, figures, rules_of(profile))
         if len(violations) <= MAX_VIOLATIONS and bool(violations) != clean:
             return Filing(bank, period, figures)
@@ -170,9 +155,9 @@ def _full_filing(
         if positions is None:
             continue
         figures = full_figures(bank_rng, rng, bank, economics, positions)
-        figures, unfiled = _omit_templates(rng, random.Random(f"modules {seed} {index}"), figures)
-        figures = _omit_details(random.Random(f"details {seed} {index}"), figures)
-        figures = _omit_optional(rng, bank, period, figures)
+        figures, unfiled = omit_templates(rng, random.Random(f"modules {seed} {index}"), figures)
+        figures = omit_details(random.Random(f"details {seed} {index}"), figures)
+        figures = omit_optional(rng, bank, period, figures)
         figures = _plant_errors(rng, bank, period, figures, errors)
         if figures is None:
             continue
@@ -254,46 +239,3 @@ def quarter_end(quarter: int) -> str:
 def rules_of(profile: Profile) -> tuple[Rule, ...]:
     """The rules that the answers of a profile cover."""
     return tuple(rule for rule in built_in_rules() if not profile.rules or rule.id in profile.rules)
-
-
-def _omit_templates(rng: random.Random, bank_rng: random.Random, figures: Figures) -> tuple[Figures, tuple[str, ...]]:
-    """Remove modules that this bank never files, and sometimes a template. Returns (figures, templates not filed)."""
-    missing = {template for share, templates in MODULES if bank_rng.random() >= share for template in templates}
-    unfiled = {template for share, template in MISSING_TEMPLATES if rng.random() < share}
-    kept = {key: value for key, value in figures.items() if template_of(key[0]) not in missing | unfiled}
-    filed = {template_of(table) for table, _, _ in figures} - missing
-    return kept, tuple(sorted(filed & unfiled))
-
-
-def _omit_details(bank_rng: random.Random, figures: Figures) -> Figures:
-    """Keep only some of the figures that no rule reads.
-
-    The fraction is fixed per bank. `MAX_FIGURES` limits the size of the whole report.
-    """
-    read = {cell for rule in built_in_rules() for cell in rule.cells}
-    others = [key for key in figures if key not in read and (key[0], "*", key[2]) not in read]
-    kept = round(len(others) * bank_rng.choice((0.25, 0.5, 0.75, 1.0)))
-    kept = max(0, min(kept, MAX_FIGURES - (len(figures) - len(others))))
-    order = {key: bank_rng.random() for key in sorted(others)}
-    omitted = set(sorted(others, key=order.__getitem__)[kept:])
-    return {key: value for key, value in figures.items() if key not in omitted}
-
-
-def _omit_optional(rng: random.Random, bank: Bank, period: str, figures: Figures) -> Figures:
-    """Remove up to two `OMITTABLE` figures. The LCR is removed only if that does not change the violations."""
-    for key in rng.sample(OMITTABLE, rng.choice((0, 0, 0, 1, 1, 2))):
-        fewer = {other: value for other, value in figures.items() if other != key}
-        if key[0] != "C_76.00.a" or violated(bank, period, figures) == violated(bank, period, fewer):
-            figures = fewer
-    return figures
-
-
-def _omit_ratio(rng: random.Random, bank: Bank, period: str, figures: Figures, profile: Profile) -> Figures:
-    """Sometimes remove a ratio, unless that changes the violations."""
-    rules = rules_of(profile)
-    if rng.random() < 0.3:
-        key = rng.choice(list(figures))
-        fewer = {other: value for other, value in figures.items() if other != key}
-        if violated(bank, period, figures, rules) == violated(bank, period, fewer, rules):
-            return fewer
-    return figures
