@@ -198,7 +198,8 @@ def check_config(config: Config) -> None:
         for key in dataclasses.fields(values):
             name, value = f"{section.name}.{key.name}", getattr(values, key.name)
             if not has_type(value, hints[key.name]):
-                raise UserError(f"{name} must be {type_name(hints[key.name])}, not {value!r}")
+                comma = f"; write ({value!r},)" if has_type((value,), hints[key.name]) else ""
+                raise UserError(f"{name} must be {type_name(hints[key.name])}, not {value!r}{comma}")
             if name in CHOICES and value not in CHOICES[name]:
                 raise UserError(f"{name} must be one of {', '.join(CHOICES[name])}, not {value!r}")
     batch, optimizer, run = config.batch, config.optimizer, config.run

@@ -75,8 +75,9 @@ def _explain(error: Exception) -> str:
         return f"{missing[1]} needs a value for {missing[2]}"
     if undefined:
         name = undefined[1] or undefined[2]
-        sections = [kind.__name__ for kind in typing.get_type_hints(Config).values()]
-        return f"{name} is not defined{nearest(name, [Config.__name__, Source.__name__, *sections])}"
+        sections = [section.__name__ for section in typing.get_type_hints(Config).values()]
+        hint = nearest(name, [Config.__name__, Source.__name__, *sections])
+        return f"{name} is not defined{hint if 'did you mean' in hint else '; a string needs quotes'}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
