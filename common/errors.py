@@ -10,7 +10,8 @@ from typing import NoReturn
 class UserError(Exception):
     """A mistake in a config, a file or a command.
 
-    The message is one sentence that names the file, line or key and the fix. The program exits with code 2 and no traceback. Any other exception is a bug and keeps its traceback.
+    The message is one sentence that names the file, line or key and the fix. The program exits with code 2 and no
+    traceback. Any other exception is a bug and keeps its traceback.
     """
 
 

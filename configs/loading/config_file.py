@@ -15,7 +15,8 @@ from pathlib import Path
 
 import configs.config as schema
 from common.errors import UserError
-from configs.config import Config, Source, check_config, check_sections, has_type, type_name
+from configs.config import Config, Source
+from configs.loading.checks import check_config, check_sections, has_type, type_name
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
