@@ -43,10 +43,13 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     return config
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
-    """The end of an error message for an unknown name: the most similar of `names`, or all of them."""
+def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
+    """The end of an error message for an unknown name: the most similar of `names`.
+
+    If none is similar, the message ends with `otherwise`, or with all `names` if that is empty.
+    """
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known names: {', '.join(names)}"
+    return f"; did you mean {close[0]}?" if close else f"; {otherwise or 'known names: ' + ', '.join(names)}"
 
 
 def _execute(path: Path) -> dict:
@@ -77,8 +80,7 @@ def _explain(error: Exception) -> str:
     if undefined:
         name = undefined[1] or undefined[2]
         sections = [section.__name__ for section in typing.get_type_hints(Config).values()]
-        hint = nearest(name, [Config.__name__, Source.__name__, *sections])
-        return f"{name} is not defined{hint if 'did you mean' in hint else '; a string needs quotes'}"
+        return f"{name} is not defined{nearest(name, ['Config', 'Source', *sections], 'a string needs quotes')}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
@@ -94,7 +96,8 @@ def _override(config: Config, text: str) -> Config:
     ]
     if f"{section}.{key}" not in keys:
         elsewhere = [name for name in keys if name.endswith(f".{key}")]
-        hint = f"; did you mean {elsewhere[0]}?" if elsewhere else nearest(f"{section}.{key}", keys)
+        similar = nearest(f"{section}.{key}", keys, "configs/config.py describes all keys")
+        hint = f"; did you mean {elsewhere[0]}?" if elsewhere else similar
         raise UserError(f"unknown key {section}.{key}{hint}")
     values = getattr(config, section)
     hint = typing.get_type_hints(type(values))[key]

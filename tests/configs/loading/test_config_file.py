@@ -47,3 +47,9 @@ def test_a_directory_is_not_a_config_file(tmp_path) -> None:
     (tmp_path / "good.py").write_text(GOOD)
     with pytest.raises(UserError, match=r"is a directory; available: .*good\.py"):
         load_config(tmp_path)
+
+
+def test_an_unknown_override_does_not_list_all_keys(tmp_path) -> None:
+    (tmp_path / "good.py").write_text(GOOD)
+    with pytest.raises(UserError, match=r"^unknown key qqq\.zzz; configs/config\.py describes all keys$"):
+        load_config(tmp_path / "good.py", ["qqq.zzz=1"])
