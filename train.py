@@ -20,7 +20,8 @@ import torch.distributed as dist
 
 from common.dtypes import DTYPES, has_native_bf16
 from common.errors import UserError, run_script
-from configs.config import as_dict, check_world
+from configs.config import as_dict
+from configs.loading.checks import check_world
 from configs.loading.command_line import config_from_command_line
 from data.batches import MicroBatch, Plan, collate, micro_batches, prefetch
 from data.sources import MAIN, Corpus, mean_losses

@@ -1,4 +1,4 @@
-"""Names of the two compute dtypes, and which of them the hardware runs natively."""
+"""Names of the compute dtypes, and whether the hardware supports bf16 natively."""
 
 import torch
 
@@ -6,19 +6,19 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16` for torch.bfloat16."""
+    """The name of a dtype: `bfloat16` for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype called `bf16` or `fp32`; `auto` is bf16 where the hardware has it, else fp32."""
+    """The dtype named `bf16` or `fp32`. `auto` means bf16 if the hardware supports it natively, else fp32."""
     if name == "auto":
         name = "bf16" if has_native_bf16(device) else "fp32"
     return DTYPES[name]
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products run in hardware: CUDA from Ampere on; CPUs with AMX, AVX512-BF16 or Arm BF16."""
+    """Whether bf16 matrix products run in hardware: CUDA since Ampere; CPUs with AMX, AVX512-BF16 or Arm BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

@@ -1,7 +1,7 @@
-"""Files and directories that are complete or absent, whatever happens to the process or the machine.
+"""Write files and directories so that they are either complete or absent, even if the process or the machine crashes.
 
 Everything is written under a temporary name (`NAME.tmp`), fsynced and renamed. A rename within one file system is
-atomic; the fsync of the parent directory makes it last. https://man7.org/linux/man-pages/man2/rename.2.html
+atomic (https://man7.org/linux/man-pages/man2/rename.2.html), and an fsync of the parent directory makes it durable.
 """
 
 import json
@@ -15,15 +15,15 @@ SUFFIX = ".tmp"
 
 
 def temporary_path(path: Path) -> Path:
-    """The name that `path` has until it is complete."""
+    """The temporary name of `path`, used until it is complete."""
     return path.with_name(path.name + SUFFIX)
 
 
 def publish(path: Path) -> None:
-    """fsync the file or directory at `temporary_path(path)` and rename it to `path`, replacing what is there.
+    """fsync the file or directory at `temporary_path(path)` and rename it to `path`, replacing an existing one.
 
-    A directory cannot be replaced atomically: a crash between the removal of the old one and the rename leaves neither
-    under `path`, and the complete new one under its temporary name.
+    A directory cannot be replaced atomically. A crash between the removal of the old one and the rename leaves nothing
+    at `path` and the complete new directory under its temporary name.
     """
     temporary = temporary_path(path)
     if temporary.is_dir():
@@ -38,7 +38,7 @@ def publish(path: Path) -> None:
 
 
 def start_directory(path: Path) -> Path:
-    """An empty directory at `temporary_path(path)`, to be filled and then published."""
+    """Create an empty directory at `temporary_path(path)`. The caller fills it and then calls `publish(path)`."""
     temporary = temporary_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -47,13 +47,13 @@ def start_directory(path: Path) -> Path:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """`with new_directory(path) as temporary:` fills a directory that becomes `path` when the block succeeds."""
+    """`with new_directory(path) as temporary:` publishes the filled directory as `path` if the block succeeds."""
     yield start_directory(path)
     publish(path)
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a small UTF-8 file so that a crash leaves the old content or the new, never a part of it."""
+    """Write a small UTF-8 file. After a crash it has either the old content or the new, never a part of it."""
     temporary_path(path).write_text(text, encoding="utf-8")
     publish(path)
 
@@ -70,7 +70,7 @@ def write_json_lines(path: Path, values: list[dict]) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Flush a file to disk, or the names in a directory."""
+    """Flush a file, or the entries of a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can fix, and how every entry point reports it."""
+"""The exception for mistakes that the user can fix, and how all entry points report it."""
 
 import errno
 import os
@@ -8,14 +8,15 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A mistake in a config, a file or a command: one sentence that names the file, line or key and the fix.
+    """A mistake in a config, a file or a command.
 
-    The program ends with exit code 2 and no traceback. Any other exception is a bug and keeps its traceback.
+    The message is one sentence that names the file, line or key and the fix. The program exits with code 2 and no
+    traceback. Any other exception is a bug and keeps its traceback.
     """
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main()` as the program and exit with its `exit_code_of`."""
+    """Run `main()` and exit with the code that `exit_code_of` returns."""
     exit_process(exit_code_of(main))
 
 
@@ -35,7 +36,7 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         sentence = f"{where}the disk is full; free some space and run the same command again"
     except KeyboardInterrupt:
         return 130
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun every rank has the same sentence
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun every rank has the same error
         print(f"error: {sentence}", file=sys.stderr, flush=True)
     return 2
 

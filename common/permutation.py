@@ -1,8 +1,8 @@
-"""A pseudo-random permutation of 0 ... n-1 whose i-th element is computed in O(1) time and memory.
+"""A pseudo-random permutation of 0, ..., n - 1 whose i-th element is computed in O(1) time and memory.
 
-A Feistel network permutes the integers of an even number of bits, whatever its round function (Luby and Rackoff, 1988).
-A result of n or more is permuted again until it is below n ("cycle walking", Black and Rogaway, 2002). This takes fewer
-than 4 rounds on average, because the domain of the network is at most 4 n.
+A Feistel network is a permutation of the integers with an even number of bits, whatever its round function (Luby and
+Rackoff, 1988). A result of n or more is permuted again until it is below n ("cycle walking", Black and Rogaway, 2002).
+This takes at most 4 passes on average, because the domain of the network has at most 4 n elements.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ _ROUNDS = 6
 
 
 def permuted(index: int, size: int, key: tuple[int, ...]) -> int:
-    """Element `index` of the permutation of 0 ... `size`-1 selected by `key`. Raises IndexError outside of it."""
+    """Element `index` of the permutation of 0, ..., `size` - 1 selected by `key`. Raises IndexError if out of range."""
     if not 0 <= index < size:
         raise IndexError(f"index {index} is outside a permutation of {size} elements")
     half = max(1, -(-(size - 1).bit_length() // 2))  # bits in each half

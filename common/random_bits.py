@@ -40,7 +40,7 @@ def hash64_tensor(seed: int, *words: torch.Tensor) -> torch.Tensor:
 
 
 def mix32_(words: torch.Tensor, key: int | torch.Tensor) -> torch.Tensor:
-    """lowbias32 of int32 words, in place, with the int32 `key` added between its two products. Overflows wrap around."""
+    """lowbias32 of int32 words, in place, with the int32 `key` added between the two products. Products wrap."""
     for shift, mask, factor, addend in ((16, 0xFFFF, 0x7FEB352D, key), (15, 0x1FFFF, 0x846CA68B, 0)):
         words.bitwise_xor_((words >> shift).bitwise_and_(mask))  # the mask makes the shift a logical one
         words.mul_(signed32(factor)).add_(addend)

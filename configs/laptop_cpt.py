@@ -15,9 +15,7 @@ config = Config(
     model=Model(path="artifacts/models/SmolLM2-135M-Instruct", compute_dtype="bf16"),
     data=Data(
         train=("artifacts/tokens/cpt-SmolLM2",),  # a token store: an example is a window of sequence_length tokens
-        validation=(
-            "artifacts/cpt/validation_small.jsonl",
-        ),  # 40 documents of tables that are not in the training data
+        validation=("artifacts/cpt/validation_small.jsonl",),  # 40 documents of tables that training does not use
         # Against forgetting: 5% of the target tokens are general text, which has its own validation file.
         mix=(Source("general", ("artifacts/cpt/general.jsonl",), 0.05, ("artifacts/cpt/general_held_out.jsonl",)),),
         sequence_length=512,  # a document has about 420 tokens

@@ -19,9 +19,9 @@ config = Config(
         validation=("artifacts/xbrl/validation.jsonl",),
         sequence_length=8192,  # tokens per packed row: two or three reports
     ),
-    # 64 examples per step, whatever the number of GPUs. 72% of 6,800 examples are 4,896 training examples. Steps: 4,896
-    # / 64 = 77 per epoch, 231 in 3 epochs.
-    # Rows: 64 examples fill about 30 rows, so each of 8 GPUs runs about 4 micro-batches of one row per step. The exact
+    # 64 examples per step, whatever the number of GPUs. 72% of 6,800 examples are 4,896 training examples.
+    # Steps: 4,896 / 64 = 77 per epoch, 231 in 3 epochs.
+    # Rows: 64 examples fill about 30 rows per step, so each of 8 GPUs runs about 4 micro-batches of one row. The exact
     # number is printed at the start.
     batch=Batch(global_examples=64, micro_batch=1),
     # Warm-up: 5% of 231 steps, rounded up to 12. After it the rate follows a cosine down to 10% of its peak.

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import configs.config as schema
 from common.errors import UserError
-from configs.config import Config, Source, check_config, check_sections, has_type, type_name
+from configs.config import Config, Source
+from configs.loading.checks import check_config, check_sections, has_type, type_name
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -42,10 +43,13 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     return config
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
-    """The end of an error message for an unknown name: the most similar of `names`, or all of them."""
+def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
+    """The end of an error message for an unknown name: the most similar of `names`.
+
+    If none is similar, the message ends with `otherwise`, or with all `names` if that is empty.
+    """
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known names: {', '.join(names)}"
+    return f"; did you mean {close[0]}?" if close else f"; {otherwise or 'known names: ' + ', '.join(names)}"
 
 
 def _execute(path: Path) -> dict:
@@ -75,8 +79,8 @@ def _explain(error: Exception) -> str:
         return f"{missing[1]} needs a value for {missing[2]}"
     if undefined:
         name = undefined[1] or undefined[2]
-        sections = [kind.__name__ for kind in typing.get_type_hints(Config).values()]
-        return f"{name} is not defined{nearest(name, [Config.__name__, Source.__name__, *sections])}"
+        sections = [section.__name__ for section in typing.get_type_hints(Config).values()]
+        return f"{name} is not defined{nearest(name, ['Config', 'Source', *sections], 'a string needs quotes')}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
@@ -92,7 +96,8 @@ def _override(config: Config, text: str) -> Config:
     ]
     if f"{section}.{key}" not in keys:
         elsewhere = [name for name in keys if name.endswith(f".{key}")]
-        hint = f"; did you mean {elsewhere[0]}?" if elsewhere else nearest(f"{section}.{key}", keys)
+        similar = nearest(f"{section}.{key}", keys, "configs/config.py describes all keys")
+        hint = f"; did you mean {elsewhere[0]}?" if elsewhere else similar
         raise UserError(f"unknown key {section}.{key}{hint}")
     values = getattr(config, section)
     hint = typing.get_type_hints(type(values))[key]

@@ -10,7 +10,8 @@ import dataclasses
 from pathlib import Path
 
 from common.errors import UserError
-from configs.config import Config, check_config
+from configs.config import Config
+from configs.loading.checks import check_config
 from configs.loading.deepspeed_file import (
     IGNORED,
     ONLY_OFF,

@@ -192,9 +192,8 @@ def _flatten(file: DeepSpeedFile, block: dict, prefix: str) -> None:
         name = RENAMED.get(prefix + key, prefix + key)
         if name not in KNOWN:
             elsewhere = [known for known in KNOWN if known.endswith(f".{key}")]
-            hint = f"; did you mean {elsewhere[0]}?" if elsewhere else nearest(name, list(KNOWN))
-            if "did you mean" not in hint:  # a list of all known keys would fill a page
-                hint = "; no known key has a similar name, remove it"
+            similar = nearest(name, list(KNOWN), "no known key has a similar name, remove it")
+            hint = f"; did you mean {elsewhere[0]}?" if elsewhere else similar
             raise UserError(f"{file.path}: unknown key {name}{hint}")
         if value is None:
             continue

@@ -1,4 +1,4 @@
-"""How a script ends."""
+"""Exit codes and error messages of scripts."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ def raising(error: BaseException) -> None:
     raise error
 
 
-def test_a_mistake_and_a_full_disk_are_a_sentence_and_a_bug_is_not(capsys) -> None:
+def test_a_user_error_and_a_full_disk_print_one_line_and_a_bug_is_raised(capsys) -> None:
     assert exit_code_of(lambda: None) == 0 and exit_code_of(lambda: 3) == 3
     assert exit_code_of(lambda: raising(UserError("a file, line 3: what is wrong"))) == 2
     assert exit_code_of(lambda: raising(OSError(errno.ENOSPC, "No space left on device", "a/file"))) == 2
@@ -31,9 +31,12 @@ def test_a_mistake_and_a_full_disk_are_a_sentence_and_a_bug_is_not(capsys) -> No
 
 @pytest.mark.parametrize("code", [0, 2])
 def test_under_torchrun_interpreter_shutdown_is_skipped(code) -> None:
-    script = f"import atexit; from common.errors import exit_process; atexit.register(print, 'shut down'); print('done'); exit_process({code})"
+    script = (
+        "import atexit; from common.errors import exit_process; atexit.register(print, 'shut down'); print('done'); "
+        f"exit_process({code})"
+    )
     environment = {key: value for key, value in os.environ.items() if key != "RANK"}
-    for worker, said in (({}, "done\nshut down\n"), ({"RANK": "0"}, "done\n")):
+    for worker, expected in (({}, "done\nshut down\n"), ({"RANK": "0"}, "done\n")):
         command = [sys.executable, "-c", script]
-        answer = subprocess.run(command, cwd=ROOT, env=environment | worker, capture_output=True, text=True)
-        assert (answer.returncode, answer.stdout) == (code, said)
+        done = subprocess.run(command, cwd=ROOT, env=environment | worker, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (code, expected)

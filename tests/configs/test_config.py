@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from configs.config import check_world
+from configs.loading.checks import check_world
 from configs.loading.config_file import load_config
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, check_config
+from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
+from configs.loading.checks import check_config
 from configs.loading.deepspeed import NO_CLIPPING, from_deepspeed
 from configs.loading.deepspeed_file import IGNORED, KNOWN, ONLY_AS, ONLY_OFF
 

@@ -1,0 +1,194 @@
+"""Checks of every value of a config. A mistake raises a `UserError` with one sentence that names the key."""
+
+import dataclasses
+import re
+import types
+import typing
+
+from common.errors import UserError
+from configs.config import Config, Source
+
+CHOICES = {
+    "model.compute_dtype": ("bf16", "fp32"),
+    "data.too_long": ("drop", "truncate", "error"),
+    "model.activation_checkpointing": ("none", "full", "selective", "offload"),
+    "optimizer.memory": ("16N", "14N", "12N", "8N", "6N"),
+    "optimizer.stage": ("fine-tuning", "pre-training"),
+    "ewc.estimator": ("model", "empirical"),
+    "ewc.dtype": ("fp32", "bf16"),
+    "ewc.device": ("device", "cpu"),
+    "sharding.strategy": ("full", "grad_op", "hybrid", "none"),
+    "run.resume": ("auto", "never"),
+    "run.export": ("last", "best"),
+}
+ABOVE_ZERO = (
+    "batch.global_examples",
+    "batch.global_tokens",
+    "batch.micro_batch",
+    "model.checkpoint_every",
+    "sharding.shard_size",
+    "data.sequence_length",
+    "optimizer.learning_rate",
+    "optimizer.epochs",
+    "optimizer.max_steps",
+    "optimizer.max_grad_norm",
+    "optimizer.eps",
+    "ewc.documents",
+    "ewc.batch",
+    "run.log_every",
+    "run.keep_last",
+)
+ZERO_OR_MORE = (
+    "optimizer.weight_decay",
+    "optimizer.warmup_steps",
+    "ewc.strength",
+    "run.eval_every",
+    "run.save_every",
+)
+
+
+def check_sections(config: Config) -> None:
+    """Check that each section of a config has its class. Raises UserError."""
+    for name, section in typing.get_type_hints(Config).items():
+        value = getattr(config, name)
+        if type(value) is not section:
+            raise UserError(f"{name} must be {section.__name__}(...), not {value!r}")
+
+
+def check_config(config: Config) -> None:
+    """Check types, choices and ranges. Raises UserError for the first wrong value."""
+    check_sections(config)
+    for section in dataclasses.fields(config):
+        values = getattr(config, section.name)
+        hints = typing.get_type_hints(type(values))
+        for key in dataclasses.fields(values):
+            name, value = f"{section.name}.{key.name}", getattr(values, key.name)
+            if not has_type(value, hints[key.name]):
+                comma = f"; write ({value!r},)" if has_type((value,), hints[key.name]) else ""
+                raise UserError(f"{name} must be {type_name(hints[key.name])}, not {value!r}{comma}")
+            if name in CHOICES and value not in CHOICES[name]:
+                raise UserError(f"{name} must be one of {', '.join(CHOICES[name])}, not {value!r}")
+    batch, optimizer, run = config.batch, config.optimizer, config.run
+    if (batch.global_examples is None) == (batch.global_tokens is None):
+        raise UserError(
+            "set exactly one of batch.global_examples (examples per step) and batch.global_tokens (target tokens per step), "
+            "and the other to None"
+        )
+    if not config.data.train:
+        raise UserError("data.train is empty; name at least one file")
+    _check_mix(config.data.mix)
+    for name in ABOVE_ZERO:
+        value = _get(config, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"{name} must be above 0, not {value!r}")
+    for name in ZERO_OR_MORE:
+        value = _get(config, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise UserError(f"{name} must be 0 or more, not {value!r}")
+    for name in ("warmup_ratio", "min_lr_ratio"):
+        if not 0 <= getattr(optimizer, name) <= 1:
+            raise UserError(f"optimizer.{name} must be between 0 and 1, not {getattr(optimizer, name)!r}")
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        raise UserError(f"optimizer.betas must be in [0, 1), not {optimizer.betas!r}")
+    if not run.name or "/" in run.name or run.name.startswith("."):
+        raise UserError(f"run.name must be a plain directory name, not {run.name!r}")
+    if config.sharding.shard_size is not None and config.sharding.strategy != "hybrid":
+        raise UserError(
+            "sharding.shard_size applies to sharding.strategy=hybrid only; remove it or set sharding.strategy=hybrid"
+        )
+    if run.export == "best" and not config.data.validation:
+        raise UserError(
+            "run.export=best needs data.validation, because the best checkpoint is the one with the lowest validation loss"
+        )
+    if config.ewc.strength and bool(config.ewc.data) == bool(config.ewc.fisher):
+        raise UserError(
+            "ewc.strength above 0 needs either ewc.data (old-domain files) or ewc.fisher (runs/NAME/ewc of another run)"
+        )
+
+
+def _check_mix(mix: tuple[Source, ...]) -> None:
+    for source in mix:
+        for key, hint in typing.get_type_hints(Source).items():
+            if not has_type(getattr(source, key), hint):
+                raise UserError(
+                    f"data.mix: `{key}` of a Source must be {type_name(hint)}, not {getattr(source, key)!r}"
+                )
+        if not re.fullmatch(r"[\w.-]+", source.name) or source.name == "main":
+            raise UserError(
+                f"data.mix: {source.name!r} is not a valid source name; use letters, digits, `_`, `.` and `-`, but not the "
+                "name main"
+            )
+        if not source.paths:
+            raise UserError(f"data.mix: source {source.name} has no files; name at least one")
+        if not 0 < source.share < 1:
+            raise UserError(f"data.mix: the share of {source.name} must be between 0 and 1, not {source.share!r}")
+    names = [source.name for source in mix]
+    if len(set(names)) < len(names):
+        raise UserError(f"data.mix: the source names must be different from each other: {', '.join(names)}")
+    if sum(source.share for source in mix) >= 1:
+        raise UserError("data.mix: the shares must add up to less than 1; data.train gets the rest")
+
+
+def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:
+    """Check settings that depend on the number of ranks. Raises UserError.
+
+    Under `hybrid` all copies of the model must have the same number of ranks. Without packing a step must fill every
+    micro-batch on every rank.
+    """
+    shard_size = config.sharding.shard_size or ranks_per_node
+    if config.sharding.strategy == "hybrid" and world_size % shard_size:
+        divisors = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+        raise UserError(
+            f"sharding.strategy=hybrid: {world_size} ranks cannot be divided into groups of sharding.shard_size={shard_size}; "
+            f"set it to one of {divisors}"
+        )
+    rows = world_size * config.batch.micro_batch
+    examples = config.batch.global_examples
+    if not config.data.packing and examples is not None and examples % rows:
+        raise UserError(
+            f"data.packing=False: batch.global_examples={examples} is not divisible by {world_size} ranks x batch.micro_batch="
+            f"{config.batch.micro_batch}; set it to {max(1, examples // rows) * rows}, for example"
+        )
+
+
+def has_type(value: object, hint: object) -> bool:
+    """Whether a value has the type of a field. A bool is not an int, an int is a float, tuple items are checked."""
+    if isinstance(hint, types.UnionType):
+        return any(has_type(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        if not isinstance(value, tuple):
+            return False
+        if len(kinds) == 2 and kinds[1] is Ellipsis:
+            return all(has_type(item, kinds[0]) for item in value)
+        return len(value) == len(kinds) and all(has_type(item, kind) for item, kind in zip(value, kinds, strict=True))
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint
+
+
+def type_name(hint: object) -> str:
+    """The type of a field in words, for error messages."""
+    if isinstance(hint, types.UnionType):
+        return " or ".join(type_name(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        inner = type_name(kinds[0]).split()[-1]
+        return f"a tuple of {inner}s" if kinds[-1] is Ellipsis else f"a tuple of {len(kinds)} {inner}s"
+    names = {
+        Source: "a Source",
+        str: "a string",
+        int: "an integer",
+        float: "a number",
+        bool: "True or False",
+        type(None): "None",
+    }
+    return names[hint]
+
+
+def _get(config: Config, key: str) -> object:
+    """The value of `section.key`."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
