@@ -22,7 +22,7 @@ from common.dtypes import DTYPES, has_native_bf16
 from common.errors import UserError, run_script
 from configs.config import as_dict, check_world
 from configs.loading.command_line import config_from_command_line
-from data.batches import MicroBatch, Plan, ahead, collate, micro_batches
+from data.batches import MicroBatch, Plan, collate, micro_batches, prefetch
 from data.sources import MAIN, Corpus, mean_losses
 from data.tokens import load_tokenizer
 from distributed.checkpoint import load_checkpoint, save_checkpoint, update_state
@@ -168,7 +168,7 @@ def main() -> int:
                 for i, items in enumerate(dealt, 1):
                     yield collate(items, train), i == len(dealt)
 
-    upcoming = ahead(micro_batches_from(progress.step))  # a thread prepares them while the device computes
+    upcoming = prefetch(micro_batches_from(progress.step))  # a thread prepares them while the device computes
     # Python's garbage collector would pause one rank at a time, and the others would wait: collect at the same steps.
     gc.collect()
     gc.freeze()

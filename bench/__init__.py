@@ -1,1 +1,1 @@
-"""What scripts/bench.py runs: the workload, one file an arm, and how an arm is watched."""
+"""Benchmark of our training loop against other trainers: the workload, one module per trainer, measurement and tables."""

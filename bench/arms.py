@@ -1,4 +1,4 @@
-"""The arms: what each needs, in which settings it runs, and how it is started."""
+"""The trainers under comparison ("arms"): the packages each one needs, the settings it runs in, and how it is started."""
 
 import importlib.util
 import json
@@ -15,36 +15,36 @@ NOT_INSTALLED = "not installed: pip install -r requirements-bench.txt"
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of the table. module: the file of bench/ that runs a peer; None: our own train.py."""
+    """One trainer in one configuration: one line of the table."""
 
     key: str  # for --arms
     name: str
-    module: str | None
-    needs: tuple[str, ...] = ()  # packages
+    module: str | None  # the module in bench/ that runs another trainer; None: our own train.py
+    packages: tuple[str, ...] = ()  # required packages
     settings: tuple[str, ...] = ("parity", "matched", "defaults")
     ranks: int = 1
     packed: bool = False
-    completed: bool = False
-    lacks: str = ""  # the feature whose lack excuses a difference in parity
+    with_missing_features: bool = False
+    missing_features: str = ""  # what the trainer lacks; excuses a difference in parity
 
-    def missing(self) -> bool:
-        """Whether a package that it needs is not installed."""
-        return any(importlib.util.find_spec(name) is None for name in self.needs)
+    def lacks_packages(self) -> bool:
+        """Whether a required package is not installed."""
+        return any(importlib.util.find_spec(name) is None for name in self.packages)
 
     def command(self, spec: Spec) -> list[str]:
-        """Write what the run is told, and return its command."""
+        """Write the input files of the run and return its command."""
         if self.module is None:
             return ours.command(spec, self.ranks)
         return [sys.executable, "-m", f"bench.{self.module}", str(spec.write())]
 
-    def rows(self, spec: Spec) -> tuple[Path, Callable[[str], dict | None]]:
-        """Where its steps are written, and how a line is read."""
+    def step_rows(self, spec: Spec) -> tuple[Path, Callable[[str], dict | None]]:
+        """The file to which the run writes one line per step, and the function that parses a line."""
         if self.module is None:
-            return ours.rows_file(spec), lambda text: ours.read_row(text, spec)
-        return spec.rows, json.loads
+            return ours.metrics_file(spec), lambda line: ours.read_row(line, spec)
+        return spec.rows_file, json.loads
 
 
-OURS = "ours"  # what the others are compared with
+OURS = "ours"  # the reference of every comparison
 HUGGING_FACE = ("accelerate",)
 TRL = ("trl", "datasets", "accelerate")
 LITGPT = ("litgpt", "lightning")
@@ -56,6 +56,6 @@ ARMS = (
     Arm("trainer-flat", "transformers.Trainer, flattened", "trainer", HUGGING_FACE, ("parity", "matched"), packed=True),
     Arm("trl", "TRL SFTTrainer", "trl", TRL),
     Arm("trl-packed", "TRL SFTTrainer, packed", "trl", TRL, packed=True),
-    Arm("litgpt", "LitGPT full", "litgpt", LITGPT, lacks="no tied embedding and head, no gradient clipping"),
-    Arm("litgpt-completed", "LitGPT full, both added by us", "litgpt", LITGPT, ("parity",), completed=True),
+    Arm("litgpt", "LitGPT full", "litgpt", LITGPT, missing_features="no tied embedding and head, no gradient clipping"),
+    Arm("litgpt-completed", "LitGPT full, both added by us", "litgpt", LITGPT, ("parity",), with_missing_features=True),
 )

@@ -1,9 +1,10 @@
-"""What each measure brings, on a 1B shape with random weights: python -m bench.ladder OUT.json --device cuda
+"""Effect of each optimisation on a 1B model with random weights: python -m bench.ladder OUT.json --device cuda
 
-Each rung keeps those above it: plain eager; `torch.compile` of each layer; logits in chunks instead of all at once;
-activation checkpointing of every layer; 12 bytes a parameter instead of 16; 6 (8-bit moments, needs torchao). Every rung
-runs in its own process, 2 documents of 4,096 tokens a step, every token a target, through our own model and sharding
-code. It needs no peer. On CPU the same code runs on a miniature shape; those figures mean nothing.
+Each rung of the ladder adds one optimisation to the rung before it: eager; `torch.compile` of each layer; logits in chunks
+instead of all at once; activation checkpointing of every layer; 12 instead of 16 bytes per parameter; 6 bytes per
+parameter (8-bit moments, needs torchao). Every rung runs in its own process through our own model and sharding code, with
+2 documents of 4,096 tokens per step in which every token but the first is a target. No other trainer is needed. On CPU the
+same code runs on a miniature model, only as a test: its speeds mean nothing.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig
 
 from bench.peak import measured_peak
-from common.dtypes import has_native_bf16
+from common.dtypes import choose_dtype
 from configs.config import Model, Optimizer, Sharding
 from data.batches import MicroBatch, collate
 from data.examples import Documents
@@ -52,13 +53,13 @@ SHAPES = {  # Llama 3.2 1B, and a miniature
         "max_position_embeddings": 64,
     },
 }
-DOCUMENTS = 2  # in a step, each of max_position_embeddings tokens
+DOCUMENTS = 2  # per step, each of max_position_embeddings tokens
 WARMUP, STEPS = 3, 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Rung:
-    """One line of the ladder."""
+    """One configuration of the ladder."""
 
     name: str
     compiled: bool = True
@@ -72,7 +73,7 @@ RUNGS = {
     "compile": Rung("+ compile", chunked=False),
     "chunked": Rung("+ chunked loss"),
     "checkpointing": Rung("+ activation checkpointing", checkpointing="full"),
-    "12N": Rung("+ 12 bytes a parameter", checkpointing="full", memory="12N"),
+    "12N": Rung("+ 12 bytes per parameter", checkpointing="full", memory="12N"),
     "6N": Rung("+ 8-bit moments", checkpointing="full", memory="6N"),
 }
 
@@ -82,14 +83,14 @@ def all_logits_at_once(
     head_weight: torch.Tensor,
     target_ids: torch.Tensor,
     settings: HeadSettings,
-    **others: object,
+    **unused: object,
 ) -> torch.Tensor:
-    """What model.loss.cross_entropy_sum is measured against: `(targets, vocabulary)` fp32 logits, kept for backward."""
+    """Baseline for `model.loss.cross_entropy_sum`: keeps fp32 logits `(targets, vocabulary)` for backward."""
     return F.cross_entropy(logits(hidden, head_weight, settings), target_ids, reduction="sum")
 
 
-def random_weights(model: language_model.PackedLanguageModel, device: torch.device) -> None:
-    """Memory on `device` for the (sharded) meta model: matrices of standard deviation 0.02, norms of 1."""
+def initialize_randomly(model: language_model.PackedLanguageModel, device: torch.device) -> None:
+    """Materialize the (sharded) meta model on `device`: matrices with standard deviation 0.02, norms with 1."""
     model.to_empty(device=device)
     model.causal_lm.tie_weights()
     with torch.no_grad():
@@ -100,7 +101,7 @@ def random_weights(model: language_model.PackedLanguageModel, device: torch.devi
 
 
 def random_batch(config: LlamaConfig) -> MicroBatch:
-    """DOCUMENTS whole-length documents of random tokens, each token but the first a target."""
+    """DOCUMENTS documents of the full context length with random tokens; every token but the first is a target."""
     generator, length = torch.Generator().manual_seed(0), config.max_position_embeddings
     ids = [torch.randint(config.vocab_size, (length,), generator=generator).numpy() for _ in range(DOCUMENTS)]
     targets = [(torch.arange(length) > 0).numpy() for _ in range(DOCUMENTS)]
@@ -109,19 +110,19 @@ def random_batch(config: LlamaConfig) -> MicroBatch:
     return collate(tuple(range(DOCUMENTS)), documents)
 
 
-def climb(rung: Rung) -> dict:
-    """Run one rung in this process; its line as numbers."""
+def run_rung(rung: Rung) -> dict:
+    """Train for some steps with one rung in this process, and return its measurements."""
     ranks = start_process_group()
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPES[ranks.device.type], tie_word_embeddings=True)
     model = language_model.build_on_meta(config).to(parameter_dtype(rung.memory))
     if not rung.chunked:
         language_model.cross_entropy_sum = all_logits_at_once
-    dtype = torch.bfloat16 if has_native_bf16(ranks.device) else torch.float32
+    dtype = choose_dtype("auto", ranks.device)
     settings = Model(path="", activation_checkpointing=rung.checkpointing, compile=rung.compiled)
     mesh = make_mesh(ranks.device.type, 1, 1, Sharding())
     parallelize(model, decoder_layers(model), model.extra_fsdp_units(), mesh, dtype, settings, Sharding())
-    random_weights(model, ranks.device)
+    initialize_randomly(model, ranks.device)
     model.train()
     parameters = language_model.parameter_names(model)
     optimizer = make_optimizer(parameters, Optimizer(learning_rate=1e-5, memory=rung.memory), seed=0)
@@ -130,7 +131,7 @@ def climb(rung: Rung) -> dict:
     work = count_work(model, config)
     for step in range(WARMUP + STEPS):
         if step == WARMUP:
-            _wait(ranks.device)
+            _synchronize(ranks.device)
             start = time.perf_counter()
         for group in optimizer.param_groups:
             group["noise_step"] = step
@@ -139,9 +140,9 @@ def climb(rung: Rung) -> dict:
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    _wait(ranks.device)
+    _synchronize(ranks.device)
     seconds = (time.perf_counter() - start) / STEPS
-    line = {
+    measurements = {
         "name": rung.name,
         "tokens_per_second": sum(batch.document_lengths) / seconds,
         "flops_per_second": step_flops(work, batch.document_lengths, targets) / seconds,
@@ -149,50 +150,50 @@ def climb(rung: Rung) -> dict:
         "loss": loss.item() / targets,
     }
     torch.distributed.destroy_process_group()
-    return line
+    return measurements
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def render(lines: list[dict], peak: float) -> str:
-    """The ladder as text; a line without numbers says why."""
-    base = next((line["tokens_per_second"] for line in lines if "loss" in line), None)
+def render(rungs: list[dict], peak: float) -> str:
+    """The ladder as a table. A rung that failed shows the reason instead of numbers. peak: FLOP/s."""
+    base = next((rung["tokens_per_second"] for rung in rungs if "loss" in rung), None)
     text = [f"{'ladder':<32}{'tokens/s':>10}{'x eager':>9}{'MFU':>7}{'GiB':>8}{'loss':>9}"]
-    for line in lines:
-        if "failed" in line:
-            text.append(f"{line['name']:<32}  {line['failed']}")
+    for rung in rungs:
+        if "failed" in rung:
+            text.append(f"{rung['name']:<32}  {rung['failed']}")
             continue
         text.append(
-            f"{line['name']:<32}{line['tokens_per_second']:>10,.0f}{line['tokens_per_second'] / base:>8.2f}x"
-            f"{line['flops_per_second'] / peak:>7.1%}{line['memory_gib']:>8.2f}{line['loss']:>9.4f}"
+            f"{rung['name']:<32}{rung['tokens_per_second']:>10,.0f}{rung['tokens_per_second'] / base:>8.2f}x"
+            f"{rung['flops_per_second'] / peak:>7.1%}{rung['memory_gib']:>8.2f}{rung['loss']:>9.4f}"
         )
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
 
 
 def main() -> None:
-    """All rungs, each in a process of its own; or, with --rung, one of them here."""
+    """Run each rung in its own process and print the ladder; with --rung, run only that one in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="JSON file for the lines")
+    parser.add_argument("out", type=Path, help="JSON file for the measurements")
     parser.add_argument("--device", default="cuda", choices=tuple(SHAPES))
-    parser.add_argument("--rungs", default=",".join(RUNGS), help="some of them, in order")
-    parser.add_argument("--rung", choices=tuple(RUNGS), help="only this one, in this process")
+    parser.add_argument("--rungs", default=",".join(RUNGS), help="which rungs to run, in this order (%(default)s)")
+    parser.add_argument("--rung", choices=tuple(RUNGS), help="run only this rung, in this process")
     arguments = parser.parse_args()
     if arguments.rung:
-        arguments.out.write_text(json.dumps(climb(RUNGS[arguments.rung])), encoding="utf-8")
+        arguments.out.write_text(json.dumps(run_rung(RUNGS[arguments.rung])), encoding="utf-8")
         return
     device = torch.device(arguments.device)
-    peak = measured_peak(device, torch.bfloat16 if has_native_bf16(device) else torch.float32)
+    peak = measured_peak(device, choose_dtype("auto", device))
     if device.type == "cuda":
         torch.cuda.empty_cache()
     lines = []
     for key in arguments.rungs.split(","):
         command = [sys.executable, "-m", "bench.ladder", str(arguments.out), "--rung", key]
-        answer = subprocess.run(command, capture_output=True, text=True)
-        if answer.returncode:
-            reason = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             lines.append({"name": RUNGS[key].name, "failed": reason})
         else:
             lines.append(json.loads(arguments.out.read_text(encoding="utf-8")))

@@ -1,11 +1,13 @@
-"""The arm LitGPT, `litgpt finetune_full`: python -m bench.litgpt SPEC.json, or --convert MODEL DIRECTORY first.
+"""The arm LitGPT, `litgpt finetune_full`: python -m bench.litgpt SPEC.json; first run with --convert MODEL DIRECTORY.
 
-Its own `setup` runs as it is, on its own model code; only its logger is ours, and its data module hands it our tokens. It
-pads, has no packing. matched: the batch of our step in one forward, bf16-mixed, constant learning rate. defaults: 16
-examples of 1 a forward, bf16-mixed, torch's AdamW defaults, 100 steps of warm-up, as in litgpt/finetune/full.py.
+LitGPT's own `setup` runs unchanged on its own model code. We only replace its logger and its data module, which returns our
+tokens. LitGPT pads and cannot pack.
+matched: the examples of our step in one forward pass, bf16-mixed, constant learning rate.
+defaults: 16 examples per step, one per forward pass, bf16-mixed, the defaults of torch's AdamW, 100 warm-up steps, as in
+litgpt/finetune/full.py.
 
-What it lacks: tied embedding and head (SmolLM2 ties them; here they are two matrices of 28M, both trained, so it also
-trains more), and gradient clipping. `completed` adds both, to show that nothing else differs.
+LitGPT has neither tied embeddings nor gradient clipping. SmolLM2 ties embedding and head; here they are two matrices of 28M
+parameters that are both trained. `with_missing_features` adds both features, to show that nothing else differs.
 """
 
 import os
@@ -26,7 +28,7 @@ from bench.spec import Spec, read_spec
 
 
 class Tokens(DataModule):
-    """Our examples, in order; shuffled in `defaults`, as LitGPT's own data modules are."""
+    """Our examples in the order of our steps; in `defaults` shuffled, as by LitGPT's own data modules."""
 
     def __init__(self, spec: Spec, log: StepLog) -> None:
         super().__init__()
@@ -50,12 +52,12 @@ class Tokens(DataModule):
         return DataLoader(self.examples, self.batch_size, shuffle=self.shuffle, collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader:
-        """Called by LitGPT, which insists on a forward before the first step: over one example."""
+        """Called by LitGPT, which requires a validation pass before the first step: a single example."""
         return DataLoader(self.examples[:1], 1, collate_fn=get_sft_collate_fn())
 
 
-class Rows(Logger):
-    """LitGPT logs each micro-batch; a line is written when the step has moved on."""
+class StepLogger(Logger):
+    """Logs a step when LitGPT's step counter increases: LitGPT logs every micro-batch."""
 
     name, version = "rows", 0
 
@@ -71,30 +73,33 @@ class Rows(Logger):
         """Called by Lightning."""
 
 
-def complete(max_grad_norm: float) -> None:
-    """Add what LitGPT lacks: tied embedding and head, and clipping by global norm before each step."""
-    build, make = full.GPT, full.instantiate_torch_optimizer
+def add_missing_features(max_grad_norm: float) -> None:
+    """Patch LitGPT to tie embedding and head, and to clip gradients by global norm before each optimizer step."""
+    build_model, make_optimizer = full.GPT, full.instantiate_torch_optimizer
 
-    def tied(config: object) -> torch.nn.Module:
-        model = build(config)
+    def build_tied_model(config: object) -> torch.nn.Module:
+        model = build_model(config)
         model.lm_head.weight = model.transformer.wte.weight
         return model
 
-    def clipped(optimizer: object, parameters: object, **options: object) -> torch.optim.Optimizer:
+    def make_clipping_optimizer(optimizer: object, parameters: object, **options: object) -> torch.optim.Optimizer:
         parameters = list(parameters)
-        made = make(optimizer, parameters, **options)
+        instance = make_optimizer(optimizer, parameters, **options)
 
         def clip(*_: object) -> None:
             torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
 
-        made.register_step_pre_hook(clip)
-        return made
+        instance.register_step_pre_hook(clip)
+        return instance
 
-    full.GPT, full.instantiate_torch_optimizer = tied, clipped
+    full.GPT, full.instantiate_torch_optimizer = build_tied_model, make_clipping_optimizer
 
 
 def convert(model: str, directory: str) -> None:
-    """The Hugging Face directory `model` in LitGPT's own form; it finds the shape by the folder's name."""
+    """Convert the Hugging Face directory `model` to a LitGPT checkpoint in `directory`.
+
+    LitGPT infers the architecture from the name of the directory, so it must be that of the model.
+    """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     for file in Path(model).resolve().iterdir():
@@ -104,7 +109,7 @@ def convert(model: str, directory: str) -> None:
 
 
 def main() -> None:
-    """Train as the spec says, or convert."""
+    """Train as the specification says, or convert."""
     if sys.argv[1] == "--convert":
         convert(*sys.argv[2:])
         return
@@ -131,9 +136,9 @@ def main() -> None:
             "precision": "bf16-mixed" if spec.dtype == "bf16" else "32-true",
         }
         full.get_lr_scheduler = lambda optimizer, **_: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    if spec.completed:
-        complete(spec.max_grad_norm)
-    full.choose_logger = lambda *_, **__: Rows(log)
+    if spec.with_missing_features:
+        add_missing_features(spec.max_grad_norm)
+    full.choose_logger = lambda *_, **__: StepLogger(log)
     out = Path(spec.directory) / "out"
     full.setup(
         Path(spec.model).resolve(), out, devices=1, data=Tokens(spec, log), train=train, eval=evaluation, **options

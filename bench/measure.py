@@ -1,8 +1,9 @@
-"""One run of one arm: started as its own processes, watched until enough steps are done, then ended.
+"""Run one arm once: start its process, watch it until enough steps are done, then kill it.
 
-The end is a kill: what an arm would do after its last step (saving, exporting) is not compared.
+The run is killed because what a trainer does after its last step (saving, exporting) is not compared.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -16,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass
 class Run:
-    """What was seen of a run. rows: a dictionary a finished step, see bench.peer.StepLog."""
+    """The observations of one run."""
 
-    rows: list[dict] = field(default_factory=list)
-    first_step_seconds: float = float("nan")  # from the start of the process to its first finished step
-    peak_rss_gib: float = 0.0  # most resident memory of all its processes together
-    failed: str = ""  # why there are too few rows
+    rows: list[dict] = field(default_factory=list)  # one per finished step; keys as in bench.peer.StepLog
+    first_step_seconds: float = math.nan  # from the start of the process to the end of its first step
+    peak_rss_gib: float = 0.0  # maximum over time of the resident memory of all its processes together
+    failed: str = ""  # why the run has too few rows; empty if it succeeded
 
 
 def watch(
@@ -29,13 +30,14 @@ def watch(
     environment: dict[str, str],
     rows_file: Path,
     read_row: Callable[[str], dict | None],
-    enough: Callable[[list[dict]], bool],
+    is_done: Callable[[list[dict]], bool],
     log_file: Path,
     timeout: float,
 ) -> Run:
-    """Run `command` until `enough(rows)`, its own end, or `timeout` seconds; all it started is dead afterwards.
+    """Run `command` until `is_done(rows)`, its own end, or `timeout` seconds; then kill all processes that it started.
 
-    Rows behind the one that was enough are dropped: how many a fast arm writes before it is seen is chance.
+    Rows after the one that made `is_done` true are dropped, because how many more a fast arm writes before it is killed
+    depends on chance.
     """
     run, done, position = Run(), False, 0
     with log_file.open("wb") as output:
@@ -45,13 +47,13 @@ def watch(
         )
         try:
             while True:
-                ended = process.poll() is not None  # before reading, so that its last row is not missed
+                ended = process.poll() is not None  # checked before reading, so that the last row is not missed
                 lines, position = _new_lines(rows_file, position)
                 for row in map(read_row, lines):
                     if row is not None and not done:
                         run.rows.append(row)
-                        done = enough(run.rows)
-                if run.rows and run.first_step_seconds != run.first_step_seconds:
+                        done = is_done(run.rows)
+                if run.rows and math.isnan(run.first_step_seconds):
                     run.first_step_seconds = time.monotonic() - start
                 run.peak_rss_gib = max(run.peak_rss_gib, sum(_tree(process.pid).values()) / 2**30)
                 if done or ended or time.monotonic() - start > timeout:
@@ -60,13 +62,13 @@ def watch(
         finally:
             kill_tree(process)
     if not done:
-        why = f"exit code {process.returncode}" if ended else f"not finished after {timeout:.0f} s"
-        run.failed = f"{why}, {len(run.rows)} steps; see {log_file}"
+        reason = f"exit code {process.returncode}" if ended else f"not finished after {timeout:.0f} s"
+        run.failed = f"{reason}, {len(run.rows)} steps; see {log_file}"
     return run
 
 
 def kill_tree(process: subprocess.Popen) -> None:
-    """End a process and everything below it. torchrun's workers sit in sessions of their own, so each is killed by itself."""
+    """Kill a process and all its descendants, one by one: torchrun starts its workers in sessions of their own."""
     for pid in _tree(process.pid):
         try:
             os.kill(pid, signal.SIGKILL)
@@ -75,20 +77,20 @@ def kill_tree(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _tree(pid: int) -> dict[int, int]:
-    """`pid` and all processes below it, with their resident bytes."""
+def _tree(root: int) -> dict[int, int]:
+    """Process id -> resident bytes, for the process `root` and all its descendants."""
     resident, children = {}, {}
-    for one, parent, size in _processes():
-        resident[one] = size
-        children.setdefault(parent, []).append(one)
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return {one: resident.get(one, 0) for one in found}
+    for pid, parent, size in _processes():
+        resident[pid] = size
+        children.setdefault(parent, []).append(pid)
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return {pid: resident.get(pid, 0) for pid in found}
 
 
 def _processes() -> list[tuple[int, int, int]]:
-    """(pid, parent, resident bytes) of every process: from /proc, or from `ps` where there is none."""
+    """(pid, parent pid, resident bytes) of every process, from /proc, or from `ps` on systems without it."""
     if not os.path.isdir("/proc/self"):
         lines = subprocess.run(["ps", "-axo", "pid=,ppid=,rss="], capture_output=True, text=True).stdout.splitlines()
         return [(int(p), int(parent), int(kib) * 1024) for p, parent, kib in map(str.split, lines)]
@@ -98,19 +100,19 @@ def _processes() -> list[tuple[int, int, int]]:
             continue
         try:
             with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
-                values = file.read().rpartition(")")[2].split()  # the name before it may hold anything
-        except OSError:  # it has just ended
+                values = file.read().rpartition(")")[2].split()  # the process name in parentheses may contain anything
+        except OSError:  # the process has just ended
             continue
         found.append((int(name), int(values[1]), int(values[21]) * page))
     return found
 
 
 def _new_lines(path: Path, position: int) -> tuple[list[str], int]:
-    """Whole lines after byte `position`, and where the next ones begin."""
+    """The complete lines after byte `position`, and the position after them."""
     if not path.is_file():
         return [], position
     with path.open("rb") as file:
         file.seek(position)
         text = file.read()
-    whole = text[: text.rfind(b"\n") + 1]
-    return whole.decode().splitlines(), position + len(whole)
+    complete = text[: text.rfind(b"\n") + 1]
+    return complete.decode().splitlines(), position + len(complete)

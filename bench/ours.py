@@ -1,4 +1,4 @@
-"""Our own arm: the real train.py, started as a user starts it, with a generated config."""
+"""The arm of our own train.py, started as a user starts it, with a generated config."""
 
 import json
 import sys
@@ -26,25 +26,26 @@ config = Config(
 def command(spec: Spec, ranks: int) -> list[str]:
     """Write the config of `spec` and return the command that trains with it.
 
-    parity, matched: constant learning rate, parameters sharded in full. defaults: as in configs/laptop.py but for the batch, which are
-    also the defaults of `Config` where it says nothing: cosine, warm-up, parameters gathered once a step.
+    `parity` and `matched`: constant learning rate and fully sharded parameters. `defaults`: the settings of
+    configs/laptop.py except for the batch size, that is a cosine schedule with warm-up and parameters that are gathered
+    once per step.
     """
-    own = spec.setting == "defaults"
+    defaults = spec.setting == "defaults"
     text = CONFIG.format(
         model=spec.model,
         dtype=spec.dtype,
         train=spec.jsonl,
         sequence_length=spec.sequence_length,
         batch=spec.batch,
-        learning_rate=3e-4 if own else spec.learning_rate,
+        learning_rate=3e-4 if defaults else spec.learning_rate,
         max_steps=spec.max_steps,
-        warmup_ratio=0.05 if own else 0.0,
-        min_lr_ratio=0.1 if own else 1.0,
+        warmup_ratio=0.05 if defaults else 0.0,
+        min_lr_ratio=0.1 if defaults else 1.0,
         weight_decay=spec.weight_decay,
         betas=tuple(spec.betas),
         eps=spec.eps,
         max_grad_norm=spec.max_grad_norm,
-        strategy="grad_op" if own else "full",
+        strategy="grad_op" if defaults else "full",
         directory=spec.directory,
     )
     config = Path(spec.directory) / "bench_config.py"
@@ -55,23 +56,23 @@ def command(spec: Spec, ranks: int) -> list[str]:
     return [*launcher, "train.py", str(config)]
 
 
-def rows_file(spec: Spec) -> Path:
-    """Where train.py writes its curves."""
+def metrics_file(spec: Spec) -> Path:
+    """The file to which train.py writes its metrics."""
     return Path(spec.directory) / "run" / "metrics.jsonl"
 
 
 def read_row(line: str, spec: Spec) -> dict | None:
-    """A row of metrics.jsonl in the form of bench.peer.StepLog; None for other rows (validation)."""
+    """A training row of metrics.jsonl with the keys of `bench.peer.StepLog`; None for other rows (validation)."""
     row = json.loads(line)
     if "train/loss" not in row:
         return None
     examples = spec.steps[row["step"] - 1]
-    lengths = [spec.lengths[d] for d in examples]
+    lengths = [spec.lengths[i] for i in examples]
     return {
         "step": row["step"],
         "loss": row["train/loss"],
         "seconds": sum(lengths) / row["train/tokens_per_second"],
         "lengths": lengths,
-        "targets": sum(spec.targets[d] for d in examples),
+        "targets": sum(spec.targets[i] for i in examples),
         "memory_gib": row["train/memory_gib"],
     }

@@ -1,7 +1,7 @@
-"""The peak that MFU is measured against: python -m bench.peak DEVICE DTYPE prints FLOP/s as JSON.
+"""Measured peak FLOP/s, the denominator of MFU: python -m bench.peak DEVICE DTYPE prints it as JSON.
 
-Measured, on CUDA too (a data sheet's peak is not reached at a card's power limit): the fastest of several square matrix
-products, with all threads that an arm may use.
+It is measured on CUDA too, because a card at its power limit does not reach the peak of its data sheet. The result is the
+fastest product of two square matrices of several sizes, with all threads that an arm may use.
 """
 
 import json
@@ -10,19 +10,20 @@ import time
 
 import torch
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-SECONDS = 0.5  # for each size: boost clocks settle, and a pause of the machine does not matter
+from common.dtypes import DTYPES
+
+SECONDS = 0.5  # per size: long enough for boost clocks to settle and to outlast a short pause of the machine
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest product of n x n matrices in `dtype`."""
+    """FLOP/s of the fastest product of two n x n matrices in `dtype`."""
     best = 0.0
     for size in (4096, 8192) if device.type == "cuda" else (1024, 2048, 4096):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         begin = time.perf_counter()
         while time.perf_counter() - begin < SECONDS:
             start = time.perf_counter()
-            a @ b
+            torch.matmul(a, b)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             best = max(best, 2 * size**3 / (time.perf_counter() - start))

@@ -1,4 +1,4 @@
-"""What the peers' arms share: the tokenised examples, a line a step, and counting what is real in a batch."""
+"""Shared by the arms of other trainers: the tokenised examples, the log of steps, and the count of real tokens per batch."""
 
 import json
 import time
@@ -13,15 +13,18 @@ from training.run_log import peak_memory_gib
 
 
 def load_examples(spec: Spec) -> list[dict]:
-    """`{input_ids, labels}` an example, labels -100 where no loss is: in the order of our steps, or of the file in `defaults`."""
+    """The examples as `{input_ids, labels}`, with label -100 on tokens without loss.
+
+    Their order is that of our training steps; in `defaults` it is that of the file.
+    """
     content = json.loads(Path(spec.tokens).read_text(encoding="utf-8"))
     if spec.setting == "defaults":
         return content["examples"]
-    return [content["examples"][d] for step in content["steps"] for d in step]
+    return [content["examples"][i] for step in content["steps"] for i in step]
 
 
 class CountingCollator:
-    """Calls the arm's own collator and remembers the documents' lengths and targets of each micro-batch, in order."""
+    """Wraps a trainer's own collator and records the document lengths and target count of each micro-batch, in order."""
 
     def __init__(self, collate: Callable, log: "StepLog") -> None:
         self.collate, self.log = collate, log
@@ -34,16 +37,19 @@ class CountingCollator:
 
 
 class StepLog:
-    """A line a finished step, in the form that scripts/bench.py reads. The host waits for the device at each."""
+    """Writes one JSON line per optimizer step to `spec.rows_file`, after waiting for the device.
+
+    accumulation: micro-batches per optimizer step.
+    """
 
     def __init__(self, spec: Spec, accumulation: int = 1) -> None:
-        self.file = spec.rows.open("w", encoding="utf-8")
+        self.file = spec.rows_file.open("w", encoding="utf-8")
         self.device, self.accumulation, self.step = torch.device(spec.device), accumulation, 0
         self.micro_batches: deque[tuple[list[int], int]] = deque()
         self.last = time.perf_counter()
 
     def finished_step(self, loss: float) -> None:
-        """Call after each optimizer step, `loss` being a number that the host has."""
+        """Log an optimizer step that has just finished with training loss `loss`."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()

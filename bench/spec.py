@@ -1,4 +1,4 @@
-"""What one run of one arm is told; the arm's process reads it from a JSON file."""
+"""The specification of one run of one arm, which the arm's process reads from a JSON file."""
 
 import dataclasses
 import json
@@ -7,22 +7,24 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """One run. setting: `parity` (fp32, same steps), `matched` (same steps) or `defaults` (as the tool does by itself)."""
+    """One run of one arm."""
 
-    setting: str
-    packed: bool  # documents of a batch end to end in one row, where the arm can
-    completed: bool  # LitGPT in parity: with the features that it lacks added by us
+    setting: (
+        str  # parity (fp32, same examples per step) | matched (same examples per step) | defaults (the trainer's own)
+    )
+    packed: bool  # concatenate the documents of a batch into one row, if the trainer can
+    with_missing_features: bool  # add the features that LitGPT lacks (see bench/litgpt.py)
     device: str  # cpu | cuda
-    model: str
-    dtype: str  # bf16 | fp32, of the products; weights are fp32
-    jsonl: str
-    tokens: str
-    directory: str  # of this run alone
-    steps: tuple[tuple[int, ...], ...]
-    lengths: tuple[int, ...]
-    targets: tuple[int, ...]
+    model: str  # model directory
+    dtype: str  # bf16 | fp32, of matrix products; weights are fp32
+    jsonl: str  # training file of chats, for our own arm
+    tokens: str  # the same examples tokenised, for the other trainers (see bench/workload.py)
+    directory: str  # of this run only
+    steps: tuple[tuple[int, ...], ...]  # example indices of each of our training steps
+    lengths: tuple[int, ...]  # tokens of each example
+    targets: tuple[int, ...]  # target tokens of each example
     sequence_length: int
-    batch: int  # examples in a step
+    batch: int  # examples per step
     max_steps: int
     learning_rate: float
     weight_decay: float = 0.1
@@ -31,17 +33,17 @@ class Spec:
     max_grad_norm: float = 1.0
 
     @property
-    def rows(self) -> Path:
-        """Where a peer writes a line a step."""
+    def rows_file(self) -> Path:
+        """Where another trainer writes one line per step (`bench.peer.StepLog`)."""
         return Path(self.directory) / "rows.jsonl"
 
     def write(self) -> Path:
-        """The file that `read_spec` reads."""
+        """Write the specification into the directory of the run, and return the path for `read_spec`."""
         path = Path(self.directory) / "spec.json"
         path.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
         return path
 
 
 def read_spec(path: str) -> Spec:
-    """A spec that `Spec.write` wrote."""
+    """Read a specification written by `Spec.write`."""
     return Spec(**json.loads(Path(path).read_text(encoding="utf-8")))

@@ -1,10 +1,11 @@
 """The arm `transformers.Trainer`: python -m bench.trainer SPEC.json
 
-matched: the batch of our step in one forward, bf16 autocast over fp32 weights (`bf16=True`), no checkpointing; padded to the
-longest of the batch, or flattened into one row (`DataCollatorWithFlattening`; under SDPA transformers reads the documents
-off the position ids and masks them from each other, so nothing leaks, but the mask is as large as the row squared).
-defaults: what transformers' fine-tuning tutorial says (docs/source/en/training.md): 2 examples x 8 accumulated, padded,
-bf16, gradient checkpointing, learning rate 2e-5; everything else as `TrainingArguments` has it.
+matched: the examples of our step in one forward pass, bf16 autocast over fp32 weights (`bf16=True`), no activation
+checkpointing. The examples are padded to the longest of the batch, or flattened into one row
+(`DataCollatorWithFlattening`). Under SDPA transformers infers the documents from the position ids and masks them from each
+other, so there is no cross-document attention, but the mask has (tokens of the row)^2 elements.
+defaults: the settings of transformers' fine-tuning tutorial (docs/source/en/training.md): 2 examples x 8 accumulation
+steps, padded, bf16, gradient checkpointing, learning rate 2e-5; everything else as in `TrainingArguments`.
 """
 
 import sys
@@ -31,8 +32,8 @@ TUTORIAL = {
 }
 
 
-class Rows(TrainerCallback):
-    """A line for each logged loss; with logging_steps=1 that is each step."""
+class StepLogCallback(TrainerCallback):
+    """Logs a step for each loss that Trainer logs; with logging_steps=1 that is every step."""
 
     def __init__(self, log: StepLog) -> None:
         self.log = log
@@ -44,7 +45,7 @@ class Rows(TrainerCallback):
 
 
 def matched_arguments(spec: Spec) -> dict:
-    """The same optimizer, schedule, order and batch as ours, in TrainingArguments' words."""
+    """`TrainingArguments` for the same optimizer, schedule, order of examples and batch as ours."""
     return {
         "per_device_train_batch_size": spec.batch,
         "train_sampling_strategy": "sequential",
@@ -60,8 +61,8 @@ def matched_arguments(spec: Spec) -> dict:
     }
 
 
-def reporting(spec: Spec) -> dict:
-    """What says nothing about the work: where files go, how often is logged, that nothing is saved."""
+def output_arguments(spec: Spec) -> dict:
+    """`TrainingArguments` that do not affect the training itself: output directory, logging, no saving."""
     return {
         "output_dir": spec.directory + "/out",
         "max_steps": spec.max_steps,
@@ -74,7 +75,7 @@ def reporting(spec: Spec) -> dict:
 
 
 def main() -> None:
-    """Train as the spec says."""
+    """Train as the specification says."""
     spec = read_spec(sys.argv[1])
     tokenizer = AutoTokenizer.from_pretrained(spec.model)
     model = AutoModelForCausalLM.from_pretrained(spec.model, dtype="auto" if spec.setting == "defaults" else "float32")
@@ -83,10 +84,10 @@ def main() -> None:
     collate = DataCollatorWithFlattening() if spec.packed else DataCollatorForSeq2Seq(tokenizer)
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(**arguments, **reporting(spec)),
+        args=TrainingArguments(**arguments, **output_arguments(spec)),
         train_dataset=load_examples(spec),
         data_collator=CountingCollator(collate, log),
-        callbacks=[Rows(log)],
+        callbacks=[StepLogCallback(log)],
     )
     trainer.train()
 

@@ -1,9 +1,10 @@
 """The arm TRL `SFTTrainer`: python -m bench.trl SPEC.json
 
-matched: as in bench/trainer.py; packed means `padding_free=True`: the batch of our step flattened into one row. TRL asks for
-flash attention there and warns without it; under SDPA transformers masks the documents from each other, so nothing leaks.
-defaults: `SFTConfig()` as it is: 8 rows a step, bf16, gradient checkpointing, learning rate 2e-5; packed adds only
-`packing=True`, which fills rows of max_length=1024 (8 rows a step, flattened into one) by best-fit decreasing.
+matched: as in bench/trainer.py. The packed arm sets `padding_free=True`, which flattens the examples of our step into one
+row. TRL recommends flash attention for this and warns without it; under SDPA transformers masks the documents from each
+other, so there is no cross-document attention.
+defaults: `SFTConfig()` unchanged: 8 rows per step, bf16, gradient checkpointing, learning rate 2e-5. The packed arm adds only
+`packing=True`, which fills rows of max_length=1024 by best-fit decreasing (8 rows per step, flattened into one).
 """
 
 import sys
@@ -14,11 +15,11 @@ from trl import SFTConfig, SFTTrainer
 
 from bench.peer import CountingCollator, StepLog, load_examples
 from bench.spec import read_spec
-from bench.trainer import Rows, matched_arguments, reporting
+from bench.trainer import StepLogCallback, matched_arguments, output_arguments
 
 
 def main() -> None:
-    """Train as the spec says."""
+    """Train as the specification says."""
     spec = read_spec(sys.argv[1])
     if spec.setting == "defaults":
         arguments = {"packing": spec.packed}
@@ -27,10 +28,10 @@ def main() -> None:
     log = StepLog(spec)
     trainer = SFTTrainer(
         model=spec.model,
-        args=SFTConfig(**arguments, **reporting(spec)),
+        args=SFTConfig(**arguments, **output_arguments(spec)),
         train_dataset=Dataset.from_list(load_examples(spec)),
         processing_class=AutoTokenizer.from_pretrained(spec.model),
-        callbacks=[Rows(log)],
+        callbacks=[StepLogCallback(log)],
     )
     trainer.data_collator = CountingCollator(trainer.data_collator, log)
     trainer.train()

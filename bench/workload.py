@@ -1,8 +1,8 @@
-"""The examples that every arm trains on: chats made from a seed, tokenised once by our own code.
+"""The examples that every arm trains on: synthetic chats, generated from a seed and tokenised once by our own code.
 
-Each arm sees the same token ids and the same targets (the assistant's tokens and its end of turn). In the settings
-`parity` and `matched` also the same examples in each step, in the order of our own plan; in `defaults` a peer orders and
-packs them as it does by itself.
+Every arm gets the same token ids and the same targets (the assistant's tokens and its end-of-turn token). In the settings
+`parity` and `matched` every arm also gets the same examples in each step, in the order of our batch plan. In `defaults`
+each of the other trainers orders and packs the examples in its own way.
 """
 
 import dataclasses
@@ -33,18 +33,18 @@ TOWNS = ("Dalsee", "Norden", "Altbach", "Rivemar", "Costaverde", "Lindholm", "Ka
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Examples as files and tokens. `steps[s]` are the examples of step s of our plan, `lengths` and `targets` per example."""
+    """The training examples of one setting."""
 
-    jsonl: Path  # `messages`, for our own arm
-    tokens: Path  # JSON: examples [{input_ids, labels}] and steps [[example]], for the peers
-    lengths: tuple[int, ...]
-    targets: tuple[int, ...]
-    steps: tuple[tuple[int, ...], ...]
+    jsonl: Path  # chats (`messages`), for our own arm
+    tokens: Path  # JSON for the other trainers: `examples` [{input_ids, labels}] and `steps` [[example index]]
+    lengths: tuple[int, ...]  # tokens of each example
+    targets: tuple[int, ...]  # target tokens of each example
+    steps: tuple[tuple[int, ...], ...]  # example indices of each step of our batch plan
     sequence_length: int
 
 
 def make_chat(rng: random.Random) -> list[dict]:
-    """One invented report with 2 to 12 lines, short ones more often, and an answer of about as many tokens."""
+    """A synthetic report of 2 to 12 lines, biased towards few lines, and an answer of about the same number of tokens."""
     lines, answers = [], []
     for quarter in range(1, min(rng.randint(2, 12), rng.randint(2, 12)) + 1):
         name, minimum = rng.choice(RATIOS)
@@ -65,7 +65,7 @@ def make_workload(
     longest: int,
     seed: int = 0,
 ) -> Workload:
-    """Write `steps * batch` examples of `shortest` to `longest` tokens into `directory`. The same arguments, the same bytes."""
+    """Write `steps * batch` examples of `shortest` to `longest` tokens into `directory`; the arguments determine the bytes."""
     rng, chats = random.Random(seed), []
     for _ in range(100 * steps * batch):
         chat = make_chat(rng)
@@ -75,7 +75,7 @@ def make_workload(
             break
     else:
         raise UserError(
-            f"hardly an example has {shortest} to {longest} tokens under this tokenizer: choose other --lengths"
+            f"too few synthetic chats have {shortest} to {longest} tokens with this tokenizer; choose other --lengths"
         )
     directory.mkdir(parents=True, exist_ok=True)
     jsonl, tokens = directory / "train.jsonl", directory / "tokens.json"
@@ -83,7 +83,7 @@ def make_workload(
     documents = load_documents((str(jsonl),), tokenizer, longest, "error")
     plan = plan_training(documents, epochs=1, seed=seed, sequence_length=longest, global_examples=batch)
     order = tuple(
-        tuple(int(d) for row in rows for d in row) for rows in (plan.batch(s).rows for s in range(plan.num_steps))
+        tuple(int(i) for row in rows for i in row) for rows in (plan.batch(s).rows for s in range(plan.num_steps))
     )
     examples = [
         {"input_ids": ids.tolist(), "labels": np.where(flags, ids, -100).tolist()}

@@ -1,8 +1,8 @@
 """Counter-based random bits: pure functions of a key and a counter, with no generator state.
 
 The same key and counter give the same bits on every rank, for any number of ranks and in any order of evaluation. The
-64-bit hash is splitmix64 (Steele, Lea and Flood, OOPSLA 2014, https://doi.org/10.1145/2660193.2660195); the 32-bit mixer
-is lowbias32 (C. Wellons, https://github.com/skeeto/hash-prospector).
+64-bit hash is splitmix64 (Steele, Lea and Flood, OOPSLA 2014, https://doi.org/10.1145/2660193.2660195). The 32-bit
+mixer is lowbias32 (C. Wellons, https://github.com/skeeto/hash-prospector).
 """
 
 import torch
@@ -40,7 +40,7 @@ def hash64_tensor(seed: int, *words: torch.Tensor) -> torch.Tensor:
 
 
 def mix32_(words: torch.Tensor, key: int | torch.Tensor) -> torch.Tensor:
-    """lowbias32 of int32 words, in place, with `key` (int32) added between its two products. int32 products wrap around."""
+    """lowbias32 of int32 words, in place, with the int32 `key` added between its two products. Overflows wrap around."""
     for shift, mask, factor, addend in ((16, 0xFFFF, 0x7FEB352D, key), (15, 0x1FFFF, 0x846CA68B, 0)):
         words.bitwise_xor_((words >> shift).bitwise_and_(mask))  # the mask makes the shift a logical one
         words.mul_(signed32(factor)).add_(addend)

@@ -1,4 +1,6 @@
-"""Continual pre-training on 2 CPU cores, before configs/laptop.py: SmolLM2-135M reads some of the EBA's reporting framework.
+"""Continual pre-training before configs/laptop.py: SmolLM2-135M reads part of the EBA's reporting framework.
+
+It runs on 2 CPU cores.
 
 python scripts/make_cpt_corpus.py --out artifacts/cpt
 awk 'NR % 12 == 0' artifacts/cpt/validation.jsonl > artifacts/cpt/validation_small.jsonl
@@ -12,18 +14,23 @@ from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding,
 config = Config(
     model=Model(path="artifacts/models/SmolLM2-135M-Instruct", compute_dtype="bf16"),
     data=Data(
-        train=("artifacts/tokens/cpt-SmolLM2",),
-        validation=("artifacts/cpt/validation_small.jsonl",),  # 40 documents of tables that training never saw
+        train=("artifacts/tokens/cpt-SmolLM2",),  # a token store: an example is a window of sequence_length tokens
+        validation=(
+            "artifacts/cpt/validation_small.jsonl",
+        ),  # 40 documents of tables that are not in the training data
+        # Against forgetting: 5% of the target tokens are general text, which has its own validation file.
         mix=(Source("general", ("artifacts/cpt/general.jsonl",), 0.05, ("artifacts/cpt/general_held_out.jsonl",)),),
-        sequence_length=512,  # windows of the store; a document has some 420 tokens
+        sequence_length=512,  # a document has about 420 tokens
     ),
-    # 4 windows are 2,048 tokens a step, two on each of 2 ranks, and now and then a piece of general text. 72 steps are
-    # 150,000 tokens: 4% of the corpus, some 7 minutes at 350 tokens/s. All of it would take 3 hours.
+    # Tokens per step: 4 windows x 512 = 2,048, two windows on each of 2 ranks. Some steps have a row of general text
+    # too, hence micro_batch=3. In total 72 steps x 2,048 = 150,000 tokens, which is 4% of the 3.8M tokens of the corpus
+    # and takes about 7 minutes at 350 tokens/s. The whole corpus would take 3 hours.
     batch=Batch(global_examples=4, micro_batch=3),
-    # A small model wants more than the 1e-5 of a large one; a third of what its fine-tuning takes.
+    # Warm-up: 10% of 72 steps, rounded up to 8. The learning rate is a third of that in configs/laptop.py. Large models
+    # take at most 1e-5 in this stage.
     optimizer=Optimizer(
         learning_rate=1e-4, epochs=1, max_steps=72, warmup_ratio=0.1, min_lr_ratio=0.1, stage="pre-training"
     ),
-    sharding=Sharding(strategy="grad_op"),
+    sharding=Sharding(strategy="grad_op"),  # as in configs/laptop.py
     run=Run(name="laptop_cpt", save_every=24, keep_last=1),
 )

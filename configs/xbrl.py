@@ -1,10 +1,10 @@
-"""The supervisor's case at full size: an 8B model on 8 GPUs of 80 GB, with the reference's settings.
+"""The banking supervisor's task at full size: fine-tune an 8B model on bank reports, on 8 GPUs with 80 GB each.
 
 python scripts/make_reports.py --out artifacts/xbrl --examples 6800
 python scripts/fetch_base_model.py Qwen/Qwen3-8B
 torchrun --nproc_per_node=8 train.py configs/xbrl.py
 
-After continual pre-training (configs/xbrl_cpt.py) it starts from what that run exported:
+To start from a model that was pre-trained further with configs/xbrl_cpt.py:
 
 torchrun --nproc_per_node=8 train.py configs/xbrl.py model.path=runs/xbrl_cpt/export
 """
@@ -12,20 +12,23 @@ torchrun --nproc_per_node=8 train.py configs/xbrl.py model.path=runs/xbrl_cpt/ex
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 
 config = Config(
-    # Ungated, Apache-2.0, 8.2B parameters, 36 layers, untied head.
+    # 8.2B parameters, 36 layers, untied embedding and head. Apache-2.0, downloadable without an account.
     model=Model(path="artifacts/models/Qwen3-8B", compute_dtype="bf16", activation_checkpointing="full"),
     data=Data(
         train=("artifacts/xbrl/train.jsonl",),
         validation=("artifacts/xbrl/validation.jsonl",),
-        sequence_length=8192,
+        sequence_length=8192,  # tokens per packed row: two or three reports
     ),
-    # 64 examples a step whatever the number of GPUs. Of 6,800 examples 4,896 are for training: 77 steps an epoch, 231 in
-    # 3 epochs, 12 of them warm-up. A row of 8,192 tokens holds two or three reports, so 8 GPUs need about 4 micro-batches
-    # of one row (the exact number is printed at the start).
+    # 64 examples per step, whatever the number of GPUs. 72% of 6,800 examples are 4,896 training examples. Steps: 4,896
+    # / 64 = 77 per epoch, 231 in 3 epochs.
+    # Rows: 64 examples fill about 30 rows, so each of 8 GPUs runs about 4 micro-batches of one row per step. The exact
+    # number is printed at the start.
     batch=Batch(global_examples=64, micro_batch=1),
+    # Warm-up: 5% of 231 steps, rounded up to 12. After it the rate follows a cosine down to 10% of its peak.
     optimizer=Optimizer(learning_rate=2e-5, epochs=3, warmup_ratio=0.05, min_lr_ratio=0.1, weight_decay=0.1),
-    # grad_op: gradients and optimizer state sharded, parameters gathered once a step (ZeRO-2-like). Memory of one GPU:
-    # fp32 master, gradient and two moments 16 x 8.2e9 / 8 = 16.4 GB, gathered bf16 parameters and gradients 32.8 GB.
+    # grad_op (like ZeRO-2): gradients and optimizer state are sharded, and parameters are gathered once per step.
+    # Memory per GPU: fp32 weights, gradients and two moments take 16 bytes x 8.2e9 / 8 GPUs = 16.4 GB. The gathered
+    # bf16 parameters take 2 bytes x 8.2e9 = 16.4 GB. Activations and the gradients that are being reduced come on top.
     sharding=Sharding(strategy="grad_op"),
     run=Run(name="xbrl", eval_every=50, eval_general=True, save_every=50, log_every=5),
 )

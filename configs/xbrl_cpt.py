@@ -1,4 +1,4 @@
-"""Continual pre-training before configs/xbrl.py: an 8B model on 8 GPUs of 80 GB reads the EBA's reporting framework.
+"""Continual pre-training before configs/xbrl.py: an 8B model reads the EBA's reporting framework on 8 GPUs of 80 GB.
 
 python scripts/make_cpt_corpus.py --out artifacts/cpt
 python scripts/fetch_base_model.py Qwen/Qwen3-8B
@@ -12,23 +12,27 @@ from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding,
 config = Config(
     model=Model(path="artifacts/models/Qwen3-8B", compute_dtype="bf16", activation_checkpointing="full"),
     data=Data(
-        # A token store: more text of your own joins it as further FILES of build_tokens.py, and memory stays the same.
+        # A token store: an example is a window of sequence_length tokens. To add your own texts, pass their files to
+        # build_tokens.py too; memory use stays the same.
         train=("artifacts/tokens/cpt-Qwen3-8B",),
-        validation=("artifacts/cpt/validation.jsonl",),  # tables that training never saw
-        # General text against forgetting. 5% are 0.2M tokens an epoch, and this file has 0.08M, so that it is gone through
-        # five times: better is text like that of the model's own pre-training, up to 25% where the domain is far from it.
+        validation=("artifacts/cpt/validation.jsonl",),  # tables that are not in the training data
+        # General text against forgetting. 5% is 0.2M tokens per epoch, but this file has only 0.08M, so two epochs read
+        # it five times. Text like the model's own pre-training data is better, and up to 25% of it for a distant
+        # domain.
         mix=(Source("general", ("artifacts/cpt/general.jsonl",), 0.05, ("artifacts/cpt/general_held_out.jsonl",)),),
         sequence_length=8192,
     ),
-    # An example is a window of 8,192 tokens here. 15 of them, and a row with the general text of a step, are 16 rows (in one
-    # step of five 17): two on each of 8 GPUs, 130,000 tokens a step. With 16 windows most steps would need a third round, in
-    # which nearly all GPUs wait. 3.8M tokens (counted with SmolLM2's tokenizer) are 462 windows: 31 steps an epoch, 62 in two, 7 of them warm-up.
+    # Tokens per step: 15 windows x 8,192 = 123,000, and 5% general text makes it 130,000. The general text usually fits
+    # into one row, so a step has 16 rows: two for each of 8 GPUs. With 16 windows most steps would have 17 rows, and
+    # nearly all GPUs would be idle in a third micro-batch.
+    # Steps: the corpus has 3.8M tokens (counted with SmolLM2's tokenizer), which are 462 windows. 462 / 15 = 31 steps
+    # per epoch, 62 in two epochs.
     batch=Batch(global_examples=15, micro_batch=1),
-    # At most 1e-5: the weights hold all that the model knows, and there is no instruction data here to hold it in place.
+    # Warm-up: 10% of 62 steps, rounded up to 7. The learning rate is at most 1e-5, because every weight holds general
+    # knowledge and this stage has no instruction data to preserve it.
     optimizer=Optimizer(
         learning_rate=1e-5, epochs=2, warmup_ratio=0.1, min_lr_ratio=0.1, weight_decay=0.1, stage="pre-training"
     ),
-    # Memory as in configs/xbrl.py.
-    sharding=Sharding(strategy="grad_op"),
+    sharding=Sharding(strategy="grad_op"),  # memory as in configs/xbrl.py
     run=Run(name="xbrl_cpt", eval_every=20, save_every=20, log_every=1),
 )

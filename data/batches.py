@@ -1,7 +1,7 @@
-"""`batch(step)`: which documents make up an optimizer step, and how they are packed. Pure in (seed, step).
+"""The documents of each optimizer step and how they are packed, as a pure function of (seed, step).
 
-There is no loader state to save: the step number is the state, and resuming costs nothing. The plan knows nothing of
-ranks; `micro_batches` deals a step's rows out to however many there are.
+There is no data loader state: the step number determines the batch, so resuming is immediate. A plan does not depend on
+the number of ranks; `micro_batches` distributes the rows of a step over the ranks.
 """
 
 import functools
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from data.examples import Documents
-from data.mixing import main_order, stream, total_targets
-from data.sources import Corpus, Windows, corpus_of
+from data.mixing import main_order, make_stream, total_targets
+from data.sources import Corpus, Windows, as_corpus
 
 T = TypeVar("T")
-# Items packed together, at most `sequence_length` tokens. An item is a document, or a window of a token store.
+# Items packed into one sequence of up to `sequence_length` tokens. An item is a document or a window of a token store.
 Row = tuple[int, ...]
 
 
@@ -28,42 +28,42 @@ class StepBatch:
     """One optimizer step over all ranks and micro-batches."""
 
     rows: tuple[Row, ...]
-    num_target_tokens: int  # the divisor of the step's loss
-    num_examples: int  # items
-    targets_by_source: tuple[int, ...]
-    document_lengths: tuple[int, ...]  # tokens of each document
+    num_target_tokens: int  # divisor of the step's loss
+    num_examples: int  # number of items
+    targets_by_source: tuple[int, ...]  # number of target tokens
+    document_lengths: tuple[int, ...]  # in tokens
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a run, each computed when it is asked for. Of the main source no item is lost or repeated in an epoch."""
+    """The steps of a run, each computed on demand. An epoch contains every item of the main source exactly once."""
 
     num_steps: int
     batch: Callable[[int], StepBatch]
     steps_per_epoch: tuple[int, ...]
-    passes: Callable[[int], tuple[float, ...]] | None = None  # through each source, after so many steps
+    passes: Callable[[int], tuple[float, ...]] | None = None  # number of steps -> passes over each source
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Documents of one forward on one rank, end to end without padding.
+    """The input of one forward pass on one rank: documents concatenated without padding.
 
-    input_ids, position_ids: `(1, tokens)`; positions restart with each document. document_lengths: tokens of each
-    document, as Python ints, so that nothing waits on a device to know them. target_positions `(targets,)` points at
-    the hidden states that predict `target_ids` `(targets,)`. target_sources `(targets,)`: the source of each, where there
-    is more than one.
+    input_ids, position_ids: int64 `(1, tokens)`; positions restart at each document.
+    document_lengths: in tokens, as Python ints, so that reading them does not synchronise with the device.
+    target_positions: int64 `(targets,)`, indices of the hidden states that predict `target_ids` `(targets,)`.
+    target_sources: int64 `(targets,)`, index of each target's source. None if there is only one source.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     document_lengths: tuple[int, ...]
-    cu_seq_lens: torch.Tensor  # int32 (documents + 1): where each document begins, for the varlen kernel
+    cu_seq_lens: torch.Tensor  # int32 (documents + 1,): document boundaries, for variable-length attention
     target_positions: torch.Tensor
     target_ids: torch.Tensor
     target_sources: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same micro-batch on another device; on CUDA the copy does not wait."""
+        """The same micro-batch on another device. The copy to CUDA is asynchronous."""
         if device.type == "cpu":
             return self
         moved = {
@@ -82,37 +82,38 @@ def plan_training(
     global_tokens: int | None = None,
     packing: bool = True,
 ) -> Plan:
-    """The steps of `epochs` passes over the main source, with what is mixed in (data/mixing.py).
+    """Plan `epochs` passes over the main source, with the other sources mixed in (data/mixing.py).
 
-    A step is `global_examples` examples of the main source, to which the others' are added; or `global_tokens` target
-    tokens of all sources together: at most, or one example's; what is mixed in is rounded to whole examples.
+    Give one of the two step sizes. With `global_examples`, a step has that many examples of the main source, and
+    examples of the other sources come on top. With `global_tokens`, a step has at most that many target tokens over all
+    sources, except that it has at least one example and that mixed-in sources are rounded to whole examples.
     """
-    corpus = corpus_of(source)
+    corpus = as_corpus(source)
     main_tokens = global_tokens and global_tokens * corpus.shares[0]
     order = main_order(corpus.sources[0], epochs, seed, global_examples, main_tokens)
-    # Targets of each source for one of the main one's, and where its items begin.
+    # Target tokens of each mixed-in source per target token of the main one.
     ratios = [share / corpus.shares[0] for share in corpus.shares[1:]]
-    mixed = [stream(part, seed, number) for number, part in enumerate(corpus.sources[1:], 1)]
+    streams = [make_stream(part, seed, number) for number, part in enumerate(corpus.sources[1:], 1)]
 
-    @functools.lru_cache(maxsize=16)  # asked for by the thread that makes micro-batches, then by the loop
+    @functools.lru_cache(maxsize=16)  # called by the thread that makes micro-batches, then by the training loop
     def batch(step: int) -> StepBatch:
         items = order.items(step)
         before, after = order.targets_before(step), order.targets_before(step + 1)
-        for offset, ratio, between in zip(corpus.offsets[1:-1], ratios, mixed, strict=True):
-            items += [offset + i for i in between(int(ratio * before), int(ratio * after))]
+        for offset, ratio, stream in zip(corpus.offsets[1:-1], ratios, streams, strict=True):
+            items += [offset + i for i in stream(int(ratio * before), int(ratio * after))]
         return _step_batch(items, corpus, sequence_length if packing else 0)
 
     def passes(steps: int) -> tuple[float, ...]:
         targets = order.targets_before(steps)
         others = (r * targets / total_targets(part) for r, part in zip(ratios, corpus.sources[1:], strict=True))
-        return _epochs(steps, order.steps_per_epoch), *others
+        return _num_epochs(steps, order.steps_per_epoch), *others
 
     return Plan(sum(order.steps_per_epoch), batch, order.steps_per_epoch, passes)
 
 
 def plan_validation(source: Corpus | Documents | Windows, sequence_length: int, examples_per_step: int = 64) -> Plan:
-    """Every item of every source once, in file order."""
-    corpus = corpus_of(source)
+    """Plan one pass over every item of every source, in file order."""
+    corpus = as_corpus(source)
     num_steps = -(-len(corpus) // examples_per_step)
 
     @functools.lru_cache(maxsize=16)
@@ -127,25 +128,25 @@ def plan_validation(source: Corpus | Documents | Windows, sequence_length: int, 
 def micro_batches(
     rows: tuple[Row, ...], source: Corpus | Documents | Windows, rank: int, world_size: int, size: int
 ) -> list[Row]:
-    """This rank's share of a step: for each micro-batch the items of up to `size` rows.
+    """The items of each of this rank's micro-batches in a step. A micro-batch has up to `size` rows.
 
-    Every rank gets the same number of micro-batches, empty ones (`()`) included. Rows go to the rank that has the
-    fewest tokens so far, so that ranks finish together; each rank computes the whole deal and takes its own.
+    Every rank gets the same number of micro-batches; some may be empty (`()`). Rows are assigned, the longest first, to
+    the rank with the fewest tokens so far, so that ranks finish together. Each rank computes the whole assignment.
     """
     count = -(-len(rows) // (world_size * size))
-    load, dealt = [0] * world_size, [[] for _ in range(world_size)]
+    load, assigned = [0] * world_size, [[] for _ in range(world_size)]
     tokens = [sum(sum(source.document_lengths(item)) for item in row) for row in rows]
     for i in sorted(range(len(rows)), key=lambda i: (-tokens[i], i)):
-        target = min((r for r in range(world_size) if len(dealt[r]) < count * size), key=lambda r: (load[r], r))
-        dealt[target].append(i)
-        load[target] += tokens[i]
-    mine = dealt[rank]
-    # Spread over the micro-batches like cards, so that none is much larger (memory) than another.
+        chosen = min((r for r in range(world_size) if len(assigned[r]) < count * size), key=lambda r: (load[r], r))
+        assigned[chosen].append(i)
+        load[chosen] += tokens[i]
+    mine = assigned[rank]
+    # Round-robin, so that the micro-batches have similar sizes and peak memory stays low.
     return [tuple(item for i in mine[m::count] for item in rows[i]) for m in range(count)]
 
 
-def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
-    """The same items, made by a thread up to `depth` before they are asked for. None is not an item."""
+def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """Yield the same items, computed by a thread up to `depth` items in advance. Items must not be None."""
     with ThreadPoolExecutor(1) as pool:
         pending = deque(pool.submit(next, items, None) for _ in range(depth))
         while (item := pending.popleft().result()) is not None:
@@ -154,15 +155,15 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
 
 
 def collate(items: Row, source: Corpus | Documents | Windows) -> MicroBatch:
-    """The items' documents end to end as tensors. An empty micro-batch becomes two tokens without a target.
+    """Concatenate the documents of `items` into tensors. An empty micro-batch becomes two tokens without a target.
 
-    A rank with nothing to do still runs forward and backward: the others wait for it in the all-gathers.
+    A rank with an empty micro-batch still runs forward and backward, because all ranks take part in the all-gathers.
     """
-    corpus = corpus_of(source)
+    corpus = as_corpus(source)
     parts = [corpus.get(item) for item in items] or [(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=bool))]
     lengths = tuple(length for item in items for length in corpus.document_lengths(item)) or (2,)
     flat = np.concatenate([ids for ids, _ in parts])
-    where = np.flatnonzero(np.concatenate([is_target for _, is_target in parts]))
+    target_indices = np.flatnonzero(np.concatenate([is_target for _, is_target in parts]))
     target_sources = None
     if len(corpus.sources) > 1:
         targets = [int(is_target.sum()) for _, is_target in parts]
@@ -173,8 +174,8 @@ def collate(items: Row, source: Corpus | Documents | Windows) -> MicroBatch:
         position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
         document_lengths=lengths,
         cu_seq_lens=torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32),
-        target_positions=torch.from_numpy(where - 1),  # token t is predicted at t - 1, in the same document
-        target_ids=torch.from_numpy(flat[where]),
+        target_positions=torch.from_numpy(target_indices - 1),  # position t - 1 predicts token t of the same document
+        target_ids=torch.from_numpy(flat[target_indices]),
         target_sources=target_sources,
     )
 
@@ -190,7 +191,7 @@ def _step_batch(items: list[int], corpus: Corpus, capacity: int) -> StepBatch:
 
 
 def _pack(items: list[int], lengths: dict[int, int], capacity: int) -> tuple[Row, ...]:
-    """Best-fit decreasing: the longest item first, each into the fullest row that still holds it."""
+    """Best-fit decreasing bin packing: longest item first, each into the fullest row that has room for it."""
     rows: list[list[int]] = []
     room: list[int] = []
     for item in sorted(items, key=lambda i: (-lengths[i], i)):
@@ -205,8 +206,8 @@ def _pack(items: list[int], lengths: dict[int, int], capacity: int) -> tuple[Row
     return tuple(tuple(row) for row in rows)
 
 
-def _epochs(step: int, steps_per_epoch: tuple[int, ...]) -> float:
-    """Epochs finished after `step` steps."""
+def _num_epochs(step: int, steps_per_epoch: tuple[int, ...]) -> float:
+    """Number of epochs after `step` steps, as a fraction."""
     for done, steps in enumerate(steps_per_epoch):
         if step <= steps:
             return done + step / steps

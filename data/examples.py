@@ -1,6 +1,7 @@
-"""Example files (data/files.py) -> tokenised documents in memory, with everything left out or cut counted."""
+"""Load example files (data/files.py) as tokenised documents in memory, counting dropped, truncated and cut examples."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,20 @@ from data.tokens import encode_example
 
 @dataclass(frozen=True)
 class Documents:
-    """Tokenised examples in file order: a chat is one document, a long text several.
+    """Tokenised examples in file order. A chat is one document; a long text may be several.
 
-    ids: per document int64 `(length,)`. is_target: per document bool `(length,)`; `is_target[t]` says that token t is
-    predicted from those before it and carries loss, so index 0 never counts. lengths, targets: int64 `(documents,)`.
+    ids: int64 `(length,)` for each document.
+    is_target: bool `(length,)` for each document. `is_target[t]` means that the prediction of token t from the tokens
+    before it counts in the loss; index 0 is always False.
+    lengths, targets: int64 `(documents,)`, number of tokens and of target tokens.
     """
 
     ids: list[np.ndarray]
     is_target: list[np.ndarray]
     lengths: np.ndarray
     targets: np.ndarray
-    fingerprint: str  # of all tokens and masks, in order: a resume with other data is refused
-    report: str  # what was read, truncated and dropped, in a sentence
+    fingerprint: str  # hash of all tokens and masks in order; a run does not resume with other data
+    report: str  # one line: what was read, truncated and dropped
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -36,20 +39,20 @@ class Documents:
         return self.ids[index], self.is_target[index]
 
     def document_lengths(self, index: int) -> tuple[int, ...]:
-        """Of what stands at `index`: one document here, several in a window of a token store."""
+        """Length in tokens of each document in item `index`. An item here is always one document."""
         return (int(self.lengths[index]),)
 
     def items_with_targets(self) -> np.ndarray:
-        """Indices of the documents that have a target."""
+        """Indices of the documents that have a target token."""
         return np.flatnonzero(self.targets)
 
     def num_targets(self, index: int) -> int:
-        """Tokens of one document that carry loss."""
+        """Number of target tokens in one document."""
         return int(self.targets[index])
 
 
 def read_examples(path: str | Path) -> list[dict]:
-    """The examples of a file of any kind (data/files.py), checked for shape. Raises UserError with the file and the line."""
+    """All examples of a file (data/files.py), checked for shape. Raises UserError with the file and line."""
     return [example for _, example in read_file(path)]
 
 
@@ -62,57 +65,62 @@ def load_documents(
 ) -> Documents:
     """Read and tokenise example files.
 
-    too_long says what becomes of chats above `sequence_length` tokens: `drop`, `truncate` (the end is cut) or `error`.
-    Longer texts are cut into pieces, so that each of their tokens is still a target once. progress: wraps the list of
-    examples, e.g. tqdm. Raises UserError for a bad file or where nothing is left.
+    `too_long` applies to chats of more than `sequence_length` tokens: `drop`, `truncate` (cut off the end) or `error`.
+    Longer texts are cut into pieces so that every token is still a target exactly once. `progress` wraps the list of
+    examples, e.g. tqdm. Raises UserError for a bad file, or if no example or no target token is left.
     """
     examples = [(f"{path}, example {i}", example) for path in paths for i, example in enumerate(read_examples(path), 1)]
-    ids, is_target, dropped, truncated, cut, longest = [], [], 0, 0, 0, 0
+    ids, is_target, longest = [], [], 0
+    shortened: Counter[str] = Counter()  # what was done to examples that are too long
     for where, example in progress(examples) if progress else examples:
-        tokens, flags = _encoded(tokenizer, example, where)
+        tokens, flags = _encode(tokenizer, example, where)
         longest = max(longest, len(tokens))
         pieces = [(tokens, flags)]
         if len(tokens) > sequence_length:
-            if "messages" not in example:
-                cut += 1
-                pieces = _pieces(tokens, sequence_length)
-            elif too_long == "error":
+            action = too_long if "messages" in example else "cut"
+            if action == "error":
                 raise UserError(
-                    f"{where} has {len(tokens)} tokens, data.sequence_length={sequence_length}; raise it, or choose "
-                    "data.too_long=drop or truncate"
+                    f"{where} has {len(tokens)} tokens, more than data.sequence_length={sequence_length}; increase it, or "
+                    "set data.too_long to drop or truncate"
                 )
-            elif too_long == "drop":
-                dropped += 1
-                continue
-            else:
-                truncated += 1
-                pieces = [(tokens[:sequence_length], flags[:sequence_length])]
+            shortened[action] += 1
+            pieces = _shorten(tokens, flags, sequence_length, action)
         for tokens, flags in pieces:
-            flags[:1] = False  # the first token has nothing to be predicted from
+            flags[:1] = False  # the first token has no context to be predicted from
             ids.append(tokens)
             is_target.append(flags)
     if not ids:
         raise UserError(
-            f"all {len(examples)} examples of {', '.join(paths)} are longer than data.sequence_length="
-            f"{sequence_length}; the longest has {longest} tokens"
+            f"all {len(examples)} examples in {', '.join(paths)} are longer than data.sequence_length="
+            f"{sequence_length}; increase it (the longest example has {longest} tokens)"
         )
     lengths = np.array([len(tokens) for tokens in ids], dtype=np.int64)
     targets = np.array([flags.sum() for flags in is_target], dtype=np.int64)
     if not targets.any():
-        raise UserError(f"no token of {', '.join(paths)} carries loss: there is no assistant message in any example")
-    silent = int((targets == 0).sum())
-    report = (
-        f"{len(ids)} examples, {lengths.sum():,} tokens ({lengths.mean():.0f} an example, longest {lengths.max()}), "
-        f"{targets.sum():,} of them targets"
-    )
-    report += f"; DROPPED {dropped} longer than {sequence_length} (longest {longest})" if dropped else ""
-    report += f"; TRUNCATED {truncated} to {sequence_length} (longest {longest})" if truncated else ""
-    report += f"; {cut} texts CUT into pieces of {sequence_length}, which count as examples" if cut else ""
-    report += f"; {silent} without any target token" if silent else ""
+        raise UserError(
+            f"{', '.join(paths)}: no token carries loss; a chat needs an assistant message within "
+            f"data.sequence_length={sequence_length} tokens"
+        )
+    report = _report(lengths, targets, shortened, sequence_length, longest)
     return Documents(ids, is_target, lengths, targets, _fingerprint(ids, is_target), report)
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, example: dict, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _report(lengths: np.ndarray, targets: np.ndarray, shortened: Counter, sequence_length: int, longest: int) -> str:
+    report = (
+        f"{len(lengths)} examples, {lengths.sum():,} tokens ({lengths.mean():.0f} per example, longest {lengths.max()}), "
+        f"{targets.sum():,} of them targets"
+    )
+    if shortened["drop"]:
+        report += f"; DROPPED {shortened['drop']} longer than {sequence_length} (longest {longest})"
+    if shortened["truncate"]:
+        report += f"; TRUNCATED {shortened['truncate']} to {sequence_length} (longest {longest})"
+    if shortened["cut"]:
+        report += f"; {shortened['cut']} long texts CUT into pieces of {sequence_length}, each counted as an example"
+    without_target = int((targets == 0).sum())
+    return report + (f"; {without_target} without any target token" if without_target else "")
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, example: dict, where: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         tokens, flags = encode_example(tokenizer, example)
     except UserError as error:
@@ -120,11 +128,16 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, example: dict, where: str) -> t
     return np.array(tokens, dtype=np.int64), np.array(flags, dtype=bool)
 
 
-def _pieces(tokens: np.ndarray, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A long text in pieces of `size` tokens; each begins with the last token of the one before.
+def _shorten(tokens: np.ndarray, flags: np.ndarray, size: int, action: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(token ids, target flags) of what is kept of an example of more than `size` tokens.
 
-    A piece's first token is no target, so without this overlap a token would be lost at every cut.
+    `cut` makes pieces that each begin with the last token of the one before. The first token of a piece cannot be a
+    target, so without this overlap every cut would lose one target.
     """
+    if action == "drop":
+        return []
+    if action == "truncate":
+        return [(tokens[:size], flags[:size])]
     pieces = [tokens[i : i + size] for i in range(0, len(tokens) - 1, max(1, size - 1))]
     return [(piece, np.ones(len(piece), dtype=bool)) for piece in pieces]
 

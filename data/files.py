@@ -1,7 +1,7 @@
-"""Data files -> examples, one after another: .jsonl, .txt and .parquet, each also as .gz and .zst.
+"""Read examples from data files: .jsonl, .txt and .parquet, each also compressed as .gz or .zst.
 
-An example is a dictionary with `messages` (a chat) or `text` (a document). A .txt file is one document. A name that
-ends in none of these is read as JSONL.
+An example is a dictionary with `messages` (a chat) or `text` (a document). A .txt file is one document. A file with any
+other suffix is read as JSONL.
 """
 
 import gzip
@@ -15,52 +15,61 @@ from common.errors import UserError
 
 ROLES = ("system", "user", "assistant", "tool")
 CHUNK = 1 << 20  # bytes
-Advance = Callable[[int], None]  # is told how many bytes of a file have been read since it was told last
+Advance = Callable[[int], None]  # progress callback: number of bytes of the file read since the last call
 
 
-def no_one(count: int) -> None:
-    """Who is told where there is no progress bar."""
+def no_progress(count: int) -> None:
+    """No-op progress callback."""
 
 
-def check_there(paths: Iterable[str | Path]) -> None:
-    """Raise UserError for the first that does not exist. To be called before the others are read for minutes."""
+def check_paths_exist(paths: Iterable[str | Path]) -> None:
+    """Raise UserError for the first path that does not exist. Call this before a slow read of the first file."""
     for path in paths:
         if not Path(path).exists():
             raise UserError(
-                f"{path} does not exist; data files are .jsonl or .parquet with `messages` or `text`, or .txt, also .gz or .zst"
+                f"{path} does not exist; data files are .jsonl or .parquet with `messages` or `text`, or .txt, optionally "
+                "compressed as .gz or .zst"
             )
 
 
-def read_file(path: str | Path, advance: Advance = no_one) -> Iterator[tuple[str, dict]]:
-    """Each example with where it stands ("FILE, line 3"), checked for shape; what has been read is not kept.
+def check_files(paths: Iterable[str | Path]) -> None:
+    """Raise UserError for the first path that does not exist or is a directory."""
+    for path in map(Path, paths):
+        if path.is_dir():
+            raise UserError(f"{path} is a directory; name the files in it instead")
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
 
-    Raises UserError for a file that is missing, damaged or empty, and for the first example that is none.
+
+def read_file(path: str | Path, advance: Advance = no_progress) -> Iterator[tuple[str, dict]]:
+    """Yield (location, example) for each example of a file. A location reads "FILE, line 3".
+
+    Examples are checked for shape and not kept in memory. Raises UserError for a file that is missing, damaged or
+    empty, and for the first malformed example.
     """
     path = Path(path)
-    check_there([path])
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name its files")
-    reader = {".parquet": _parquet, ".txt": _text}.get(kind(path), _jsonl)
+    check_files([path])
+    reader = {".parquet": _read_parquet, ".txt": _read_text}.get(data_suffix(path), _read_jsonl)
     empty = True
     for where, example in reader(path, advance):
         empty = False
         yield where, example
     if empty:
-        raise UserError(f"{path} holds no example")
+        raise UserError(f"{path} contains no examples")
 
 
-def kind(path: str | Path) -> str:
-    """The ending that says what the file holds, without the compression: `.txt` of a.txt.gz."""
+def data_suffix(path: str | Path) -> str:
+    """The suffix of a file without that of its compression: `.txt` for a.txt.gz."""
     path = Path(path)
     return Path(path.stem).suffix if path.suffix in (".gz", ".zst") else path.suffix
 
 
-def chunks(path: str | Path, advance: Advance = no_one) -> Iterator[bytes]:
-    """The decompressed bytes of a file, piece by piece. Raises UserError where it is damaged or cut off."""
+def read_chunks(path: str | Path, advance: Advance = no_progress) -> Iterator[bytes]:
+    """Yield the decompressed bytes of a file in chunks. Raises UserError if the file is damaged or truncated."""
     path = Path(path)
     try:
         if path.suffix == ".zst":
-            yield from _decompressed_zst(path, advance)
+            yield from _decompress_zst(path, advance)
             return
         with path.open("rb") as raw:
             file, done = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw, 0
@@ -69,61 +78,61 @@ def chunks(path: str | Path, advance: Advance = no_one) -> Iterator[bytes]:
                 done = raw.tell()
                 yield chunk
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{path} is damaged or not gzip: {error}") from error
+        raise UserError(f"{path} is damaged or not a gzip file: {error}") from error
 
 
 def check_example(example: object, where: str) -> dict:
-    """The example itself, if it has the shape of a chat or a document. Raises UserError that begins with `where`."""
+    """Return `example` if it is a well-formed chat or document. Raises UserError that begins with `where`."""
     if not isinstance(example, dict) or not ("messages" in example or "text" in example):
         raise UserError(f"{where} has neither `messages` nor `text`")
     if "messages" not in example:
         if not isinstance(example["text"], str) or not example["text"]:
-            raise UserError(f"{where}: `text` must be a text that is not empty")
+            raise UserError(f"{where}: `text` must be a non-empty string")
         return example
     messages = example["messages"]
     if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where}: `messages` must be a list that is not empty")
+        raise UserError(f"{where}: `messages` must be a non-empty list")
     for i, message in enumerate(messages, 1):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise UserError(f"{where}: message {i} needs a `role`, one of {', '.join(ROLES)}")
+            raise UserError(f"{where}: message {i} needs a `role` that is one of {', '.join(ROLES)}")
         if not isinstance(message.get("content"), str):
-            raise UserError(f"{where}: message {i} needs `content`, a text")
+            raise UserError(f"{where}: message {i} needs a `content` that is a string")
     return example
 
 
-def _jsonl(path: Path, advance: Advance) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(_lines(path, advance), 1):
+def _read_jsonl(path: Path, advance: Advance) -> Iterator[tuple[str, dict]]:
+    for number, line in enumerate(_read_lines(path, advance), 1):
         where = f"{path}, line {number}"
-        text = _decoded(line, where).strip()
+        text = _decode(line, where).strip()
         if not text:
             continue
         try:
             example = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
+            raise UserError(f"{where} is not valid JSON: {error.msg} at column {error.colno}") from error
         yield where, check_example(example, where)
 
 
-def _text(path: Path, advance: Advance) -> Iterator[tuple[str, dict]]:
-    text = _decoded(b"".join(chunks(path, advance)), str(path)).replace("\r\n", "\n")
+def _read_text(path: Path, advance: Advance) -> Iterator[tuple[str, dict]]:
+    text = _decode(b"".join(read_chunks(path, advance)), str(path)).replace("\r\n", "\n")
     if text.strip():
         yield str(path), {"text": text}
 
 
-def _parquet(path: Path, advance: Advance) -> Iterator[tuple[str, dict]]:
+def _read_parquet(path: Path, advance: Advance) -> Iterator[tuple[str, dict]]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError(f"{path}: .parquet needs pyarrow; pip install pyarrow") from error
+        raise UserError(f"{path}: reading .parquet requires pyarrow; pip install pyarrow") from error
     try:
         compressed = path.suffix != ".parquet"
-        source = io.BytesIO(b"".join(chunks(path, advance))) if compressed else path
+        source = io.BytesIO(b"".join(read_chunks(path, advance))) if compressed else path
         table = pyarrow.parquet.ParquetFile(source)
         columns = [name for name in ("messages", "text") if name in table.schema_arrow.names][:1]
         if not columns:
             raise UserError(
-                f"{path} has neither a column `messages` nor `text`; it has {', '.join(table.schema_arrow.names)}"
+                f"{path} has neither a `messages` nor a `text` column; its columns are {', '.join(table.schema_arrow.names)}"
             )
         number = done = 0
         size = 0 if compressed else path.stat().st_size
@@ -136,31 +145,31 @@ def _parquet(path: Path, advance: Advance) -> Iterator[tuple[str, dict]]:
             advance(read - done)
             done = read
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path} is damaged or not parquet: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is damaged or not a parquet file: {str(error).splitlines()[0]}") from error
 
 
-def _lines(path: Path, advance: Advance) -> Iterator[bytes]:
+def _read_lines(path: Path, advance: Advance) -> Iterator[bytes]:
     rest = b""
-    for chunk in chunks(path, advance):
+    for chunk in read_chunks(path, advance):
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
     if rest:
         yield rest
 
 
-def _decoded(raw: bytes, where: str) -> str:
+def _decode(raw: bytes, where: str) -> str:
     try:
-        return raw.decode("utf-8-sig")  # without the mark that Windows puts at a file's beginning
+        return raw.decode("utf-8-sig")  # drops a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def _decompressed_zst(path: Path, advance: Advance) -> Iterator[bytes]:
-    """Frame by frame: zstandard's own reader stops after the first, and takes a file that is cut off for a whole one."""
+def _decompress_zst(path: Path, advance: Advance) -> Iterator[bytes]:
+    """Decompress frame by frame: zstandard's own reader stops after the first frame and accepts a truncated file."""
     try:
         import zstandard
     except ImportError as error:
-        raise UserError(f"{path}: .zst needs zstandard; pip install zstandard") from error
+        raise UserError(f"{path}: reading .zst requires zstandard; pip install zstandard") from error
     frame = None
     with path.open("rb") as file:
         try:
@@ -172,6 +181,6 @@ def _decompressed_zst(path: Path, advance: Advance) -> Iterator[bytes]:
                     yield frame.decompress(chunk)
                     chunk = frame.unused_data
         except zstandard.ZstdError as error:
-            raise UserError(f"{path} is damaged or not zstd: {error}") from error
+            raise UserError(f"{path} is damaged or not a zstd file: {error}") from error
     if frame is not None and not frame.eof:
         raise UserError(f"{path} is damaged: it ends in the middle of a zstd frame")

@@ -1,9 +1,10 @@
-"""Which items of which source make up step s: a pure function of (seed, s), the same for any number of ranks.
+"""The items of each source in a step, as a pure function of (seed, step) that does not depend on the number of ranks.
 
-The main source sets the pace. C(s) is the number of its target tokens before step s. A source mixed in is an endless
-stream, epoch after epoch, each in an order of its own; with r = its share / the main share, step s takes the part of the
-stream from r C(s) to r C(s + 1) target tokens: every item whose middle lies in it. So over any steps, wherever they begin,
-a source has r times the targets of the main one, to within one item; nothing has to be remembered between steps.
+The main source sets the pace. Let C(s) be the number of its target tokens before step s. A mixed-in source is an
+endless stream of epochs, each in its own random order. Let r be its share divided by the share of the main source. Step
+s takes the items whose midpoint, counted in target tokens of the stream, is at least r C(s) and below r C(s + 1). Over
+any range of steps the source therefore has r times the target tokens of the main source, to within one item, and no
+state is carried from step to step.
 """
 
 import functools
@@ -17,46 +18,47 @@ from common.permutation import permuted
 from data.examples import Documents
 from data.sources import Windows
 
-Stream = Callable[[int, int], list[int]]  # (start, end) in target tokens of the stream -> the items between
+Stream = Callable[
+    [int, int], list[int]
+]  # (start, end) in target tokens of the stream -> items whose midpoint is between them
 
 
 @dataclass(frozen=True)
 class MainOrder:
-    """The main source's items, step by step."""
+    """The order in which the items of the main source are visited."""
 
     steps_per_epoch: tuple[int, ...]
-    items: Callable[[int], list[int]]  # of a step
-    targets_before: Callable[[int], float]  # target tokens of all steps before this one: C(s)
+    items: Callable[[int], list[int]]  # step -> its items
+    targets_before: Callable[[int], float]  # step -> target tokens of all steps before it, C(s)
 
     def epoch_of(self, step: int) -> tuple[int, int]:
-        """(epoch, step within it)."""
+        """(epoch, step within that epoch) of a step of the run."""
         for epoch, steps in enumerate(self.steps_per_epoch):
             if step < steps:
                 return epoch, step
             step -= steps
-        raise IndexError("beyond the last step")
+        raise IndexError(f"step {step} after the last step of the run")
 
 
 def main_order(
     source: Documents | Windows, epochs: int, seed: int, global_examples: int | None, global_tokens: float | None
 ) -> MainOrder:
-    """`epochs` passes over a source, each in its own order. An epoch's last step is smaller and is taken.
+    """`epochs` passes over a source, each in its own random order. The last step of an epoch may be smaller.
 
-    A step is `global_examples` items (windows of a token store), or as many as fit into `global_tokens` target tokens (at
-    least one).
+    A step has `global_examples` items, or as many items as fit into `global_tokens` target tokens, but at least one.
     """
     if isinstance(source, Windows):
         return _order_of_windows(source, epochs, seed, global_examples, global_tokens)
     return _order_of_documents(source, epochs, seed, global_examples, global_tokens)
 
 
-def stream(source: Documents | Windows, seed: int, number: int) -> Stream:
-    """The endless stream of a source mixed in, `number` 1 for the first. Documents without a target are not in it."""
+def make_stream(source: Documents | Windows, seed: int, number: int) -> Stream:
+    """The endless stream of the `number`-th mixed-in source, counted from 1. It skips documents without a target."""
     return (_stream_of_windows if isinstance(source, Windows) else _stream_of_documents)(source, seed, number)
 
 
 def total_targets(source: Documents | Windows) -> float:
-    """Target tokens of one pass; of a token store on average over its orders' parts, without reading it."""
+    """Number of target tokens in one pass. For a token store it is computed from the mean per window."""
     return source.mean_targets * len(source) if isinstance(source, Windows) else float(source.targets.sum())
 
 
@@ -67,9 +69,10 @@ def _order_of_documents(
     def order(epoch: int) -> np.ndarray:
         return np.random.default_rng((seed, epoch)).permutation(len(documents))
 
-    starts, targets = [], [np.zeros(1, dtype=np.int64)]  # starts[epoch]: where each step begins in the epoch's order
+    starts = []  # starts[epoch]: index in the order of that epoch at which each step begins
+    targets = [np.zeros(1, dtype=np.int64)]
     for epoch in range(epochs):
-        starts.append(_starts(documents.targets[order(epoch)], examples, tokens))
+        starts.append(_step_starts(documents.targets[order(epoch)], examples, tokens))
         targets.append(np.add.reduceat(documents.targets[order(epoch)], starts[-1]))
     before = np.cumsum(np.concatenate(targets))
 
@@ -82,8 +85,8 @@ def _order_of_documents(
     return main
 
 
-def _starts(targets: np.ndarray, examples: int | None, tokens: float | None) -> np.ndarray:
-    """Where each step begins, for target counts in the order of an epoch."""
+def _step_starts(targets: np.ndarray, examples: int | None, tokens: float | None) -> np.ndarray:
+    """Index at which each step begins, given the target counts of the documents in the order of an epoch."""
     if examples is not None:
         return np.arange(0, len(targets), examples)
     starts, used = [0], 0
@@ -120,18 +123,18 @@ def _stream_of_documents(documents: Documents, seed: int, number: int) -> Stream
 
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The documents of an epoch, and where the middle of each is in its targets."""
-        # Not (seed, number, epoch): numpy takes (a, b) and (a, b, 0) for the same seed, and (seed, epoch) is the main one's.
-        documents_then = usable[np.random.default_rng((seed, epoch, number)).permutation(len(usable))]
-        targets = documents.targets[documents_then]
-        return documents_then, np.cumsum(targets) - targets / 2
+        """The documents of an epoch in order, and the midpoint of each in target tokens since the epoch began."""
+        # Not (seed, number, epoch): numpy treats (a, b, 0) like (a, b), and the main source has (seed, epoch).
+        shuffled = usable[np.random.default_rng((seed, epoch, number)).permutation(len(usable))]
+        targets = documents.targets[shuffled]
+        return shuffled, np.cumsum(targets) - targets / 2
 
     def between(start: int, end: int) -> list[int]:
         found = []
         for epoch in range(start // total, end // total + 1):
-            documents_then, middles = order(epoch)
-            first, last = np.searchsorted(middles, (start - epoch * total, end - epoch * total))
-            found += documents_then[first:last].tolist()
+            shuffled, midpoints = order(epoch)
+            first, last = np.searchsorted(midpoints, (start - epoch * total, end - epoch * total))
+            found += shuffled[first:last].tolist()
         return found
 
     return between

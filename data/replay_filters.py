@@ -1,7 +1,7 @@
-"""What of a text is worth replaying: filters for documents that a model wrote itself, and for what evaluation must not see.
+"""Filters for replay documents that a model wrote itself: low-quality text, duplicates, overlap with evaluation.
 
-All of it counts shingles: runs of SHINGLE characters of a text without its layout and case. Characters, since they need
-neither spaces between words nor a tokenizer.
+All comparisons use shingles: runs of consecutive characters of a text, after its case and white space have been
+normalized. Character shingles need neither spaces between words nor a tokenizer.
 """
 
 import re
@@ -9,99 +9,155 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from common.errors import UserError
+
 SHINGLE = 24  # characters
-EVALUATED = 50  # characters in a row that a text may not have in common with what is evaluated
-KEPT = 4  # a fourth of the shingles, chosen by hash, stands for a text where texts are compared
+EVALUATION_SHINGLE = 50  # characters; a text with so long a run in common with evaluation texts is dropped
+SKETCH_RATE = 4  # documents are compared by a sketch: one in so many of their shingles, selected by hash
 
 
 @dataclass(frozen=True)
 class Filters:
-    """When a document is left out."""
+    """When a document is dropped.
+
+    max_repetition: share of its shingles that have already occurred in it; more indicates a loop. max_similarity:
+    Jaccard similarity of its shingles to those of an earlier document.
+    """
 
     min_characters: int = 100
-    repeated: float = 0.3  # more than this share of its shingles stood in it before: it goes round in circles
-    alike: float = 0.5  # Jaccard similarity of the shingles with a document before it
+    max_repetition: float = 0.3
+    max_similarity: float = 0.5
 
 
-def filtered(texts: Sequence[str], filters: Filters, evaluated: "Evaluated") -> tuple[list[int], dict[str, int]]:
-    """(the numbers of the texts that are kept, how many were left out by reason). The first of texts that are alike stays."""
-    kept, left_out = [], dict.fromkeys(("too short", "repetitive", "duplicate", "near duplicate", "evaluated"), 0)
-    seen: set[str] = set()
-    holders: dict[int, list[int]] = {}  # shingle -> the kept texts that have it
-    sizes: dict[int, int] = {}
-    for number, text in enumerate(texts):
-        plain = normalised(text)
-        marks = sketch(plain)
-        if len(plain) < filters.min_characters:
-            reason = "too short"
-        elif repetition(plain) > filters.repeated:
-            reason = "repetitive"
-        elif plain in seen:
-            reason = "duplicate"
-        elif _most_alike(marks, holders, sizes) > filters.alike:
-            reason = "near duplicate"
-        elif evaluated.overlaps(plain):
-            reason = "evaluated"
-        else:
-            seen.add(plain)
-            kept.append(number)
-            sizes[number] = len(marks)
-            for mark in marks:
-                holders.setdefault(mark, []).append(number)
-            continue
-        left_out[reason] += 1
-    return kept, left_out
-
-
-class Evaluated:
-    """Texts that evaluation uses: a set of their shingles, and short ones as a whole."""
+class EvaluationTexts:
+    """The texts that evaluation uses, prepared for `overlaps`: their shingles, and short texts as a whole."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        plain = [normalised(text) for text in texts]
-        self.shingles = {shingle for text in plain for shingle in shingles(text, EVALUATED)}
-        self.short = [text for text in plain if 0 < len(text) < EVALUATED]
+        normalized = [normalize(text) for text in texts]
+        self.shingles = {shingle for text in normalized for shingle in shingles(text, EVALUATION_SHINGLE)}
+        self.short_texts = [text for text in normalized if 0 < len(text) < EVALUATION_SHINGLE]
 
-    def overlaps(self, plain: str) -> bool:
-        """Whether a normalised text has EVALUATED characters in a row, or a whole short text, in common with them."""
-        if any(shingle in self.shingles for shingle in shingles(plain, EVALUATED)):
+    def overlaps(self, normalized: str) -> bool:
+        """Whether a normalized text shares a run of EVALUATION_SHINGLE characters, or contains a whole short text."""
+        if any(shingle in self.shingles for shingle in shingles(normalized, EVALUATION_SHINGLE)):
             return True
-        return any(text in plain and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", plain) for text in self.short)
+        return any(
+            text in normalized and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", normalized)
+            for text in self.short_texts
+        )
 
 
-def normalised(text: str) -> str:
-    """Without layout and case: one space for any white space."""
+@dataclass(frozen=True)
+class FilteredDocuments:
+    """The documents that passed, in order, and the number of dropped ones by reason.
+
+    num_truncated: texts that had reached the length limit and were shortened to their last complete sentence before
+    they were filtered.
+    """
+
+    documents: list[dict]
+    dropped: dict[str, int]
+    num_truncated: int
+
+
+def filter_sampled(sampled: Sequence[dict], filters: Filters, evaluation: EvaluationTexts) -> FilteredDocuments:
+    """Filter documents sampled from a model (eval/sample_replay.py).
+
+    Each has `text` or `messages`, and `finished`: False if it reached the length limit. The key is removed from the
+    results. An unfinished text is shortened to its last complete sentence, and an unfinished chat is dropped. Raises
+    UserError if no document is left.
+    """
+    candidates, num_unfinished, num_truncated = [], 0, 0
+    for sample in sampled:
+        document = {key: value for key, value in sample.items() if key != "finished"}
+        if not sample["finished"]:
+            if "messages" in document:
+                num_unfinished += 1
+                continue
+            document["text"] = until_last_sentence(document["text"])
+            num_truncated += 1
+        candidates.append(document)
+    kept, dropped = filter_texts([document_text(document) for document in candidates], filters, evaluation)
+    dropped = {"unfinished": num_unfinished} | dropped
+    if not kept:
+        raise UserError(f"none of {len(sampled)} documents passed the filters; dropped: {dropped}")
+    return FilteredDocuments([candidates[i] for i in kept], dropped, num_truncated)
+
+
+def filter_texts(
+    texts: Sequence[str], filters: Filters, evaluation: EvaluationTexts
+) -> tuple[list[int], dict[str, int]]:
+    """(indices of the texts to keep, number of dropped texts by reason). Of similar texts the first one is kept."""
+    kept, dropped = [], dict.fromkeys(("too short", "repetitive", "duplicate", "near duplicate", "evaluated"), 0)
+    seen: set[str] = set()
+    texts_by_hash: dict[int, list[int]] = {}  # shingle hash -> indices of the kept texts that contain it
+    sketch_sizes: dict[int, int] = {}
+    for index, text in enumerate(texts):
+        normalized = normalize(text)
+        hashes = sketch(normalized)
+        if len(normalized) < filters.min_characters:
+            reason = "too short"
+        elif repetition(normalized) > filters.max_repetition:
+            reason = "repetitive"
+        elif normalized in seen:
+            reason = "duplicate"
+        elif _largest_similarity(hashes, texts_by_hash, sketch_sizes) > filters.max_similarity:
+            reason = "near duplicate"
+        elif evaluation.overlaps(normalized):
+            reason = "evaluated"
+        else:
+            seen.add(normalized)
+            kept.append(index)
+            sketch_sizes[index] = len(hashes)
+            for value in hashes:
+                texts_by_hash.setdefault(value, []).append(index)
+            continue
+        dropped[reason] += 1
+    return kept, dropped
+
+
+def document_text(document: dict) -> str:
+    """The text of a document, or all messages of a chat."""
+    if "text" in document:
+        return document["text"]
+    return "\n\n".join(message["content"] for message in document["messages"])
+
+
+def normalize(text: str) -> str:
+    """The text in lower case, with a single space for each run of white space."""
     return " ".join(text.split()).casefold()
 
 
-def shingles(plain: str, size: int = SHINGLE) -> Iterable[str]:
-    """All runs of `size` characters, in order; none of a shorter text."""
-    return (plain[i : i + size] for i in range(len(plain) - size + 1))
+def shingles(normalized: str, size: int = SHINGLE) -> Iterable[str]:
+    """All runs of `size` characters, in order. A shorter text has none."""
+    return (normalized[i : i + size] for i in range(len(normalized) - size + 1))
 
 
-def repetition(plain: str) -> float:
-    """The share of shingles that stood in the text before: 0 for most prose, near 1 for a loop."""
-    total = len(plain) - SHINGLE + 1
-    return 1 - len(set(shingles(plain))) / total if total > 0 else 0.0
+def repetition(normalized: str) -> float:
+    """The share of shingles that occurred earlier in the text: near 0 for most prose, near 1 for a loop."""
+    total = len(normalized) - SHINGLE + 1
+    return 1 - len(set(shingles(normalized))) / total if total > 0 else 0.0
 
 
-def sketch(plain: str) -> set[int]:
-    """The shingles that stand for a text: those with a hash divisible by KEPT. The same ones are chosen in every text."""
-    return {mark for mark in (zlib.crc32(shingle.encode()) for shingle in shingles(plain)) if mark % KEPT == 0}
+def sketch(normalized: str) -> set[int]:
+    """Hashes of about one in SKETCH_RATE shingles. The same shingles are selected in every text."""
+    hashes = (zlib.crc32(shingle.encode()) for shingle in shingles(normalized))
+    return {value for value in hashes if value % SKETCH_RATE == 0}
 
 
-def _most_alike(marks: set[int], holders: dict[int, list[int]], sizes: dict[int, int]) -> float:
-    """The largest Jaccard similarity with a kept text."""
-    common: dict[int, int] = {}
-    for mark in marks:
-        for number in holders.get(mark, ()):
-            common[number] = common.get(number, 0) + 1
-    return max((n / (len(marks) + sizes[number] - n) for number, n in common.items()), default=0.0)
+def until_last_sentence(text: str) -> str:
+    """The text up to the end of its last complete sentence or line; empty if there is none.
 
-
-def ended(text: str) -> str:
-    """A text that was cut off, up to the end of its last whole sentence or line; empty if there is none.
-
-    Behind it stands EOS in training: within a sentence that would be learned as an end.
+    In training, EOS follows the text. After an incomplete sentence the model would learn to stop there.
     """
     ends = [match.end() for match in re.finditer(r"[.!?…。！？][\"'”’)\]]*(?=\s|$)|(?<=[。！？])|\n", text)]
     return text[: ends[-1]].rstrip() if ends else ""
+
+
+def _largest_similarity(hashes: set[int], texts_by_hash: dict[int, list[int]], sketch_sizes: dict[int, int]) -> float:
+    """The largest Jaccard similarity to a kept text."""
+    common: dict[int, int] = {}
+    for value in hashes:
+        for index in texts_by_hash.get(value, ()):
+            common[index] = common.get(index, 0) + 1
+    return max((n / (len(hashes) + sketch_sizes[index] - n) for index, n in common.items()), default=0.0)

@@ -1,7 +1,7 @@
-"""Where examples come from: example files in memory, or a token store on disk; several of them side by side.
+"""Data sources: example files in memory, a token store on disk, or several of these as one corpus.
 
-A source is anything with `len`, `get(i)`, `document_lengths(i)`, `num_targets(i)`, `fingerprint` and `report`: `Documents`
-(data/examples.py) or `Windows`.
+A source is a `Documents` (data/examples.py) or a `Windows`. Both have `len`, `get(i)`, `document_lengths(i)`,
+`num_targets(i)`, `items_with_targets()`, `fingerprint` and `report`.
 """
 
 import functools
@@ -19,47 +19,48 @@ from common.errors import UserError
 from data.examples import Documents, load_documents
 from data.token_store import TokenStore, open_store, tokenizer_fingerprint
 
-MAIN = "main"  # the name of the source that data.train and data.validation are
+MAIN = "main"  # name of the source given by data.train and data.validation
 
 
 @dataclass(frozen=True)
 class Windows:
-    """A token store as a source: item i is its i-th window of `sequence_length` tokens."""
+    """A token store as a source. Item i is its i-th window of `sequence_length` tokens."""
 
     store: TokenStore
     fingerprint: str
     report: str
-    mean_targets: float  # targets of a window, on average over all of them, known without reading any
+    mean_targets: float  # target tokens per window, on average; known without reading any window
 
     def __len__(self) -> int:
         return len(self.store)
 
     def get(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and target flags: all but the first token of each document, or of what the window holds of it."""
+        """Token ids and target flags. All tokens are targets except the first of each document part in the window."""
         ids, lengths = self.store.window(index)
         is_target = np.ones(len(ids), dtype=bool)
         is_target[np.cumsum((0, *lengths[:-1]))] = False
         return ids, is_target
 
     def document_lengths(self, index: int) -> tuple[int, ...]:
-        """Tokens of each document in the window, or of what it holds of them."""
+        """Number of tokens of each document that are in the window."""
         return self.store.document_lengths(index)
 
     def items_with_targets(self) -> range:
-        """All windows: which of them have no target is not known without reading them."""
+        """All windows. Windows without a target could only be found by reading them."""
         return range(len(self))
 
     def num_targets(self, index: int) -> int:
-        """Exactly, from the store's document offsets."""
+        """Exact number of target tokens in the window, computed from the document offsets."""
         lengths = self.document_lengths(index)
         return sum(lengths) - len(lengths)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Sources numbered through: item `offsets[s] + i` is item i of source s. The first is the main one.
+    """Several sources under one global item index: item `offsets[s] + i` is item i of source s.
 
-    shares: of the target tokens of every step, one for each source; together 1.
+    Source 0 is the main one.
+    shares: fraction of the target tokens of every step that each source provides. They add up to 1.
     """
 
     sources: tuple[Documents | Windows, ...]
@@ -68,11 +69,11 @@ class Corpus:
 
     @functools.cached_property
     def offsets(self) -> tuple[int, ...]:
-        """Where each source begins, and the end."""
+        """Global index of the first item of each source, and the total number of items."""
         return tuple(int(n) for n in np.cumsum([0, *(len(source) for source in self.sources)]))
 
     def locate(self, item: int) -> tuple[int, int]:
-        """(source, index in it) of an item."""
+        """(source, index within the source) of an item."""
         source = bisect_right(self.offsets, item) - 1
         return source, item - self.offsets[source]
 
@@ -85,22 +86,25 @@ class Corpus:
         return self.sources[source].get(index)
 
     def document_lengths(self, item: int) -> tuple[int, ...]:
-        """Tokens of each document in an item."""
+        """Number of tokens of each document in an item."""
         source, index = self.locate(item)
         return self.sources[source].document_lengths(index)
 
     def num_targets(self, item: int) -> int:
-        """Tokens of an item that carry loss."""
+        """Number of target tokens in an item."""
         source, index = self.locate(item)
         return self.sources[source].num_targets(index)
 
     def mixture(self) -> list | None:
-        """What is mixed in, as JSON: two runs that agree in it take the same documents in every step. None: nothing is."""
+        """[name, share, fingerprint] of each mixed-in source, for JSON; None if there are none.
+
+        A run resumes only if this is unchanged, because it determines which documents each step takes.
+        """
         parts = zip(self.names, self.shares, self.sources, strict=True)
         return [[name, share, source.fingerprint] for name, share, source in parts][1:] or None
 
     def lines(self, what: str, passes: Sequence[float] | None = None) -> list[str]:
-        """What each source holds, for the run's log. passes: how often the run goes through it."""
+        """One line per source for the log. `passes` is the number of passes that the run makes over each source."""
         lines = []
         for number, (name, share, source) in enumerate(zip(self.names, self.shares, self.sources, strict=True)):
             text = what if name == MAIN else f"{what}, {name}"
@@ -111,17 +115,20 @@ class Corpus:
 
 
 def mean_losses(corpus: Corpus, sums: Sequence[float], targets: Sequence[int]) -> dict[str, float]:
-    """Source name -> mean loss per target token, for the sources that had any. `sums` and `targets` are by source."""
+    """Map each source name to its mean loss per target token. Sources without targets are left out.
+
+    `sums` and `targets` are the loss sums and numbers of target tokens of each source.
+    """
     return {name: total / count for name, total, count in zip(corpus.names, sums, targets, strict=True) if count}
 
 
-def corpus_of(source: Corpus | Documents | Windows) -> Corpus:
-    """A source by itself as a corpus."""
+def as_corpus(source: Corpus | Documents | Windows) -> Corpus:
+    """Wrap a single source as a corpus; return a corpus unchanged."""
     return source if isinstance(source, Corpus) else Corpus((source,))
 
 
 class SourceFiles(Protocol):
-    """What is read of configs.config.Source."""
+    """The fields of configs.config.Source that are used here."""
 
     name: str
     share: float
@@ -131,22 +138,25 @@ class SourceFiles(Protocol):
 
 @dataclass(frozen=True)
 class Reader:
-    """How all sources of a run are read."""
+    """Reads the sources of a run, all with the same tokenizer and sequence length."""
 
     tokenizer: PreTrainedTokenizerBase
-    vocab_size: int  # rows of the model's embedding
+    vocab_size: int  # number of rows of the model's embedding
     sequence_length: int
-    too_long: str
+    too_long: str  # drop | truncate | error, as in load_documents
     show_progress: bool = False
 
     def training(self, train: tuple[str, ...], mix: Sequence[SourceFiles]) -> Corpus:
-        """The main source, then those mixed in. Raises UserError for a bad file or a token id the model has no row for."""
+        """The main source followed by the mixed-in ones.
+
+        Raises UserError for a bad file and for a token id that has no row in the model's embedding.
+        """
         sources = [self._load(train, "training"), *(self._load(s.paths, s.name) for s in mix)]
         shares = [s.share for s in mix]
         return Corpus(tuple(sources), (MAIN, *(s.name for s in mix)), (1 - sum(shares), *shares))
 
     def validation(self, validation: tuple[str, ...], mix: Sequence[SourceFiles]) -> Corpus | None:
-        """The validation files of all sources that have some; None where none has. Their shares mean nothing."""
+        """The validation files of all sources that have some, or None if no source has any. The shares are unused."""
         named = {MAIN: validation} | {s.name: s.validation for s in mix}
         named = {name: paths for name, paths in named.items() if paths}
         if not named:
@@ -158,7 +168,8 @@ class Reader:
         folders = [path for path in paths if Path(path).is_dir()]
         if folders and len(paths) > 1:
             raise UserError(
-                f"{folders[0]} is a folder among other files of {what}: a token store is a source of its own, in data.mix"
+                f"{folders[0]} is a directory among other files of {what}; a token store must be the only path of its "
+                "source, so add it to data.mix as a separate source"
             )
         if folders:
             return self._open_store(Path(folders[0]))
@@ -172,9 +183,9 @@ class Reader:
         store = open_store(path, tokenizer_fingerprint(self.tokenizer), self.sequence_length)
         if not store.mean_targets:
             raise UserError(
-                f"no token of {path} carries loss in windows of data.sequence_length={self.sequence_length}"
+                f"no token of {path} carries loss in windows of data.sequence_length={self.sequence_length}; increase it"
             )
-        self._check_highest(len(self.tokenizer) - 1)  # looking at every token would take as long as training
+        self._check_highest(len(self.tokenizer) - 1)  # checking every token of the store would take too long
         report = (
             f"token store {path}: {store.num_tokens:,} tokens of {store.num_documents:,} documents in {len(store):,} "
             f"windows of {self.sequence_length}"
@@ -183,4 +194,7 @@ class Reader:
 
     def _check_highest(self, token: int) -> None:
         if token >= self.vocab_size:
-            raise UserError(f"token id {token} of the tokenizer is outside the model's {self.vocab_size} rows")
+            raise UserError(
+                f"token id {token} of the tokenizer is outside the model's embedding of {self.vocab_size} rows; use the "
+                "tokenizer of the model"
+            )

@@ -1,13 +1,15 @@
 """A corpus larger than memory: token ids in memory-mapped shards on disk, read as windows of a fixed length.
 
-scripts/build_tokens.py makes a store. A folder holds
+scripts/build_tokens.py builds a store. It is a directory with these files:
 
-- `store.json`: what the store is: dtype, end-of-sequence id, the tokenizer's fingerprint, source files, shards;
-- `shard-00000.tokens`: token ids, little-endian uint16 where the vocabulary fits, else uint32; each document ends with EOS;
-- `shard-00000.documents`: little-endian uint64, where in the shard each document ends. No document crosses shards.
+- `store.json`: dtype, end-of-sequence id, fingerprint of the tokenizer, source files, shards;
+- `shard-00000.tokens`: token ids, little-endian uint16 if the vocabulary fits, else uint32. Each document ends with
+  EOS;
+- `shard-00000.documents`: little-endian uint64, the offset in the shard at which each document ends. No document spans
+  two shards.
 
-Opening looks at `store.json` and at the sizes of the files; reading maps the pages of a window and lets go of them, so that
-memory does not grow with the corpus, nor with what has been read.
+Opening a store reads `store.json` and checks the sizes of the files. Reading a window maps its pages and unmaps them
+afterwards, so memory grows neither with the size of the corpus nor with the amount that has been read.
 """
 
 import hashlib
@@ -23,18 +25,18 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 
-STORE_FILE = "store.json"  # written last: its presence says that the build is complete
-BUILD_FILE = "build.json"  # what an unfinished build is of
+STORE_FILE = "store.json"  # written last: a store that has it is complete
+BUILD_FILE = "build.json"  # tokenizer, files and settings of an unfinished build
 OFFSET = np.dtype("<u8")
 FORMAT = 1
-AGAIN = "remove the folder and build the store again"
+REBUILD = "remove the directory and build the store again"
 
 
 @dataclass(frozen=True)
 class TokenStore:
-    """Windows of `sequence_length` tokens over all shards end to end; the last one may be shorter.
+    """Windows of `sequence_length` tokens over the concatenation of all shards. The last window may be shorter.
 
-    Stateless: any thread, and any process that got a copy, may read it.
+    Reading has no side effects, so any thread and any process with a copy may read it.
     """
 
     path: Path
@@ -42,24 +44,26 @@ class TokenStore:
     dtype: np.dtype
     num_tokens: int
     num_documents: int
-    shard_starts: tuple[int, ...] = field(repr=False)  # the first token of each shard, and the end of the last
-    shard_documents: tuple[int, ...] = field(repr=False)
-    fingerprint: str = ""  # of all tokens and documents, in order, wherever their texts came from
+    shard_starts: tuple[int, ...] = field(repr=False)  # global index of the first token of each shard, and the total
+    shard_documents: tuple[int, ...] = field(repr=False)  # number of documents in each shard
+    fingerprint: str = ""  # hash of all tokens and document ends in order; the names of the source files do not matter
 
     def __len__(self) -> int:
-        """Windows, the partial one at the end included."""
+        """Number of windows, including a shorter one at the end."""
         return -(-self.num_tokens // self.sequence_length)
 
     @property
     def mean_targets(self) -> float:
-        """Tokens of a window that have one before them in their document, on average, as if no window began where a
-        document does (a few do: one target fewer is lost for each)."""
+        """Mean number of target tokens per window: tokens with a preceding token of their document in the window.
+
+        This assumes that no window but the first begins with a document. Each one that does has one more target.
+        """
         return max(0, self.num_tokens - self.num_documents - len(self) + 1) / len(self)
 
     def window(self, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
-        """(ids, document_lengths): int64 `(tokens,)`, and how many of them belong to each document.
+        """(ids, document_lengths): token ids int64 `(tokens,)`, and the number of them in each document.
 
-        A document that began in an earlier window, or goes on in the next, is a piece of its own here.
+        Of a document that begins in an earlier window or ends in a later one, only the part in this window counts.
         """
         begin, end = self._span(index)
         ids = np.empty(end - begin, dtype=np.int64)
@@ -72,13 +76,13 @@ class TokenStore:
         return ids, self.document_lengths(index)
 
     def document_lengths(self, index: int) -> tuple[int, ...]:
-        """Tokens of each document in a window, from the document offsets alone."""
+        """Number of tokens of each document in a window, computed from the document offsets alone."""
         begin, end = self._span(index)
         cuts = [begin]
         for shard, first, last in self._shards(begin, end):
             start = self.shard_starts[shard]
             ends = np.memmap(self.path / documents_file(shard), OFFSET, "r", 0, (self.shard_documents[shard],))
-            # Keys of the same type: any other would make numpy convert, and so read, the whole array.
+            # The keys must have the dtype of `ends`. Otherwise numpy would convert, and so read, the whole array.
             low, high = np.searchsorted(ends, np.array([first - start, last - start], dtype=OFFSET), side="right")
             cuts += (np.asarray(ends[low:high]).astype(np.int64) + start).tolist()
         if cuts[-1] != end:
@@ -87,12 +91,12 @@ class TokenStore:
 
     def _span(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
+            raise IndexError(f"window {index} is outside a store of {len(self)} windows")
         begin = index * self.sequence_length
         return begin, min(begin + self.sequence_length, self.num_tokens)
 
     def _shards(self, begin: int, end: int) -> list[tuple[int, int, int]]:
-        """(shard, first token, end) of what `begin` to `end` takes from each shard, counted over all shards."""
+        """(shard, first, end) for each shard with tokens from `begin` to `end`. All are global token indices."""
         parts = []
         shard = bisect_right(self.shard_starts, begin) - 1
         while begin < end:
@@ -103,17 +107,19 @@ class TokenStore:
 
 
 def open_store(path: str | Path, tokenizer_fingerprint: str, sequence_length: int) -> TokenStore:
-    """The store in folder `path`. `tokenizer_fingerprint`: of the tokenizer that reads it, by the function of that name.
+    """Open the store in the directory `path`. `tokenizer_fingerprint` is that of the tokenizer the model uses.
 
-    Raises UserError for an incomplete build, a shard that is missing or cut off, and another tokenizer.
+    Raises UserError if the build is incomplete, a shard is missing or truncated, or the tokenizer is another one.
     """
     path = Path(path)
     if not (path / STORE_FILE).is_file():
         if (path / BUILD_FILE).is_file():
             raise UserError(
-                f"the token store {path} is not complete; run the same scripts/build_tokens.py command again"
+                f"the token store {path} is incomplete; run the same scripts/build_tokens.py command again to finish it"
             )
-        raise UserError(f"{path} is a folder without {STORE_FILE}; name files, or a store by scripts/build_tokens.py")
+        raise UserError(
+            f"{path} is a directory without {STORE_FILE}; name data files, or a token store made by scripts/build_tokens.py"
+        )
     try:
         store = json.loads((path / STORE_FILE).read_text(encoding="utf-8"))
         dtype = np.dtype(store["dtype"])
@@ -121,13 +127,13 @@ def open_store(path: str | Path, tokenizer_fingerprint: str, sequence_length: in
         written_with, version = store["tokenizer"], store["format"]
         contents = [store["dtype"], *(shard["sha256"] for shard in store["shards"])]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / STORE_FILE} is damaged ({error!r}); {AGAIN}") from error
+        raise UserError(f"{path / STORE_FILE} is damaged ({error!r}); {REBUILD}") from error
     if version != FORMAT:
-        raise UserError(f"{path} has format {version}, and this version reads {FORMAT}; {AGAIN}")
+        raise UserError(f"{path} has store format {version}, but this version reads format {FORMAT}; {REBUILD}")
     if written_with != tokenizer_fingerprint:
         raise UserError(
-            f"the token store {path} was made with another tokenizer than the model's; run scripts/build_tokens.py with "
-            "this model"
+            f"the token store {path} was made with a different tokenizer from the model's; run scripts/build_tokens.py with "
+            "--model set to this model"
         )
     for shard, (tokens, documents) in enumerate(shards):
         for name, size in ((tokens_file(shard), tokens * dtype.itemsize), (documents_file(shard), documents * 8)):
@@ -139,9 +145,10 @@ def open_store(path: str | Path, tokenizer_fingerprint: str, sequence_length: in
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of all that decides which ids a text gets: vocabulary, merges, added tokens, normaliser, splitting, and EOS.
+    """Hash of everything that determines the ids of a text.
 
-    Raises UserError for a tokenizer without a `tokenizers` backend.
+    That is vocabulary, merges, added tokens, normaliser, pre-tokenizer and EOS. Raises UserError for a tokenizer without
+    a `tokenizers` backend.
     """
     parts = json.loads(backend(tokenizer).to_str())
     relevant = {name: parts.get(name) for name in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
@@ -150,25 +157,27 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """The `tokenizers` object inside. Raises UserError where there is none."""
+    """The `tokenizers` object inside a fast tokenizer. Raises UserError for a slow one."""
     inner = getattr(tokenizer, "backend_tokenizer", None)
     if inner is None:
-        raise UserError(f"{tokenizer.name_or_path} has no fast tokenizer (tokenizer.json), which a token store needs")
+        raise UserError(
+            f"{tokenizer.name_or_path} has no fast tokenizer (tokenizer.json), which a token store requires"
+        )
     return inner
 
 
 def tokens_file(shard: int) -> str:
-    """Name of the file with a shard's token ids."""
+    """Name of the file with the token ids of a shard."""
     return f"shard-{shard:05d}.tokens"
 
 
 def documents_file(shard: int) -> str:
-    """Name of the file with the ends of a shard's documents."""
+    """Name of the file with the document ends of a shard."""
     return f"shard-{shard:05d}.documents"
 
 
 def _check_size(path: Path, expected: int) -> None:
     if not path.is_file():
-        raise UserError(f"{path} is missing; {AGAIN}")
+        raise UserError(f"{path} is missing; {REBUILD}")
     if path.stat().st_size != expected:
-        raise UserError(f"{path} has {path.stat().st_size} bytes instead of {expected}; {AGAIN}")
+        raise UserError(f"{path} has {path.stat().st_size} bytes instead of {expected}; {REBUILD}")

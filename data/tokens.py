@@ -1,14 +1,15 @@
-"""From a conversation or a document to token ids, and which of them carry loss.
+"""Encode chats and documents as token ids and a loss mask.
 
-The response mask comes from the chat template's own structure, never from searching for marker strings:
+The loss mask of a chat comes from the structure of the chat template, never from a search for marker strings:
 
-1. a template with `{% generation %}` blocks says itself which tokens the assistant wrote (transformers'
-   `return_assistant_tokens_mask`);
-2. any other template is rendered turn by turn. The text before an assistant turn, with the generation prompt, must be
-   a prefix of the text after it; where a template rewrites earlier turns this does not hold, and the example is refused.
+1. A template with `{% generation %}` blocks marks the tokens that the assistant wrote (`return_assistant_tokens_mask`
+   in transformers).
+2. Any other template is rendered turn by turn. The text before an assistant turn, including the generation prompt, must
+   be a prefix of the text after that turn. A template that rewrites earlier turns violates this, and the example is
+   refused.
 
-In the second case each turn is tokenised by itself, so that what generation sees as its prompt is, token for token,
-what training saw before the answer.
+In the second case each turn is tokenised separately. The prompt at generation time therefore has exactly the tokens
+that preceded the answer in training.
 """
 
 import re
@@ -17,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.errors import UserError
 
-# For base models without a template. Documented in README.md ("Your own model").
+# For base models without a chat template. Documented in README.md ("Your own model").
 PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
@@ -29,14 +30,14 @@ PLAIN_CHAT_TEMPLATE = (
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory or hub id, with a chat template and an end-of-sequence token.
+    """Load the tokenizer of a model directory or hub id. If it has no chat template, it gets `PLAIN_CHAT_TEMPLATE`.
 
-    Raises UserError where there is no tokenizer, or one without `eos_token` (an answer could never learn to end).
+    Raises UserError if there is no tokenizer or it has no `eos_token`, without which the model could not learn to stop.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer in {path}: {str(error).splitlines()[0].rstrip('.')}") from error
+        raise UserError(f"cannot load a tokenizer from {path}: {str(error).splitlines()[0].rstrip('.')}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {path} has no eos_token; set it in tokenizer_config.json")
     if tokenizer.chat_template is None:
@@ -45,9 +46,9 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation and, for each, whether it carries loss (tokens the assistant wrote, and its EOS).
+    """Token ids of a chat and their loss mask: True for the tokens that the assistant wrote, including EOS.
 
-    Raises UserError where the template cannot say which tokens are the assistant's.
+    Raises UserError if the template does not allow telling which tokens the assistant wrote.
     """
     if _marks_generation(tokenizer.chat_template):
         rendered = tokenizer.apply_chat_template(
@@ -60,14 +61,14 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> tup
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, example: dict) -> tuple[list[int], list[bool]]:
-    """Token ids of an example and which of them carry loss: `encode_chat` of its `messages`, else `encode_document` of its `text`."""
+    """Token ids and loss mask of an example, by `encode_chat` if it has `messages`, else by `encode_document`."""
     if "messages" in example:
         return encode_chat(tokenizer, example["messages"])
     return encode_document(tokenizer, example["text"])
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[int]:
-    """Token ids up to where the assistant's next answer begins. A final assistant message is left out."""
+    """Token ids of a chat up to the beginning of the assistant's next answer. A final assistant message is ignored."""
     if messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     if _marks_generation(tokenizer.chat_template):
@@ -77,7 +78,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> l
 
 
 def encode_document(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[bool]]:
-    """Token ids of a raw text with EOS at its end; every token carries loss (the first has no context to predict it)."""
+    """Token ids of a text followed by EOS, and their loss mask, which is True everywhere.
+
+    The first token has no context, so callers exclude it from the loss.
+    """
     ids = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id]
     return ids, [True] * len(ids)
 
@@ -87,7 +91,7 @@ def _marks_generation(template: str) -> bool:
 
 
 def _segments(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[tuple[str, bool]]:
-    """The conversation as (text, written by the assistant), in order, split where the assistant begins and ends."""
+    """Split a rendered chat into consecutive (text, is_by_assistant) segments."""
 
     def render(upto: int, prompt: bool) -> str:
         if upto == 0 and not prompt:
@@ -101,7 +105,7 @@ def _segments(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[
         before, after = render(i, prompt=True), render(i + 1, prompt=False)
         if not before.startswith(done) or not after.startswith(before):
             raise UserError(
-                "the chat template rewrites earlier turns, so that which tokens the assistant wrote is not clear; "
+                "the chat template rewrites earlier turns, so the tokens that the assistant wrote cannot be identified; "
                 "give the tokenizer a template with {% generation %} blocks"
             )
         segments += [(before[len(done) :], False), (after[len(before) :], True)]
@@ -118,7 +122,7 @@ def _encode_turn_by_turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict
         tokens = tokenizer.encode(text, add_special_tokens=False)
         flags = [by_assistant] * len(tokens)
         if by_assistant and tokenizer.eos_token_id in tokens:
-            # What the template writes after the end of the turn (a newline) is not the assistant's.
+            # What the template adds after the end of the turn, such as a newline, is not part of the answer.
             end = len(tokens) - tokens[::-1].index(tokenizer.eos_token_id)
             flags[end:] = [False] * (len(tokens) - end)
         ids += tokens
@@ -127,7 +131,7 @@ def _encode_turn_by_turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict
 
 
 def _learn_eos(ids: list[int], is_target: list[bool], eos: int, ends_with_answer: bool) -> tuple[list[int], list[bool]]:
-    """Make the EOS behind each answer a target; a final answer without one gets it, or generation would never stop."""
+    """Make the EOS after each answer a target, and append EOS to a final answer without it: the model learns to stop."""
     for i in range(1, len(ids)):
         if ids[i] == eos and is_target[i - 1]:
             is_target[i] = True

@@ -5,6 +5,7 @@ https://docs.pytorch.org/docs/stable/checkpoint.html
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
     if mode == "none":
         return
     # Models with dropout are refused, so there is no random state to restore for the second forward.
-    options = {"use_reentrant": False, "preserve_rng_state": False}
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if mode == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_expensive)
     for layer in layers:
@@ -42,7 +43,9 @@ def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
         layer.forward = functools.partial(_inputs_on_host, wrapped) if mode == "offload" else wrapped
 
 
-def _keep_expensive(context: object, operator: object, *arguments: object, **options: object) -> CheckpointPolicy:
+def _keep_expensive(
+    context: object, operator: torch._ops.OpOverload, *arguments: object, **options: object
+) -> CheckpointPolicy:
     kept = operator.name().removesuffix(".default") in _EXPENSIVE
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from common.dtypes import dtype_name
 from common.durable_files import SUFFIX, publish, start_directory, temporary_path, write_durably, write_json
@@ -82,13 +83,14 @@ def load_checkpoint(
                 f"{checkpoint} was saved with another optimizer.memory: {name} is not stored as "
                 f"{dtype_name(tensor.dtype)}; set it back, or start a new run with another run.name"
             )
-        if name not in stored:
+        metadata = stored.get(name)
+        if not isinstance(metadata, TensorStorageMetadata):
             raise UserError(
                 f"{checkpoint} has no tensor {name}: it belongs to another model; remove it or use another run.name"
             )
-        if tuple(stored[name].size) != tuple(tensor.shape):
+        if tuple(metadata.size) != tuple(tensor.shape):
             raise UserError(
-                f"{checkpoint}: {name} has shape {tuple(stored[name].size)}, but the model has {tuple(tensor.shape)}; "
+                f"{checkpoint}: {name} has shape {tuple(metadata.size)}, but the model has {tuple(tensor.shape)}; "
                 "resume with the model and vocabulary of the checkpoint"
             )
     random_state = {name: value for name, value in _random_state(ranks).items() if name in stored} if optimizer else {}
@@ -132,7 +134,7 @@ def check_free_space(directory: Path, size: int, ranks: Ranks, what: str) -> Non
 
     No rank returns before rank 0 has entered, so files that rank 0 created before the call exist for all ranks.
     """
-    free = None
+    free = 0
     if ranks.rank == 0:
         directory.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(directory).free

@@ -4,9 +4,14 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from distributed.sharding import sum_over_shards
+from distributed.sharding import local, sum_over_shards
+
+
+def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
+    """The gradient, which every parameter has after a backward, also on a rank whose micro-batch has no target."""
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
@@ -15,7 +20,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     torch's `clip_grad_norm_` computes in the dtype of the gradients, which is too coarse in bf16, and scales them in
     another pass. Our optimizers divide by `grad_scale` as they read the gradients.
     """
-    gradients = [parameter.grad for parameter in parameters]
+    gradients = [gradient_of(parameter) for parameter in parameters]
     norms = torch._foreach_norm([local(gradient) for gradient in gradients], 2, dtype=torch.float32)
     return sum_over_shards(torch.stack(norms).square().sum(), gradients[0]).sqrt()
 
@@ -37,9 +42,3 @@ def bytes_per_parameter(parameters: dict[str, nn.Parameter], optimizer: torch.op
         "moments": sum(size(value) for value in states) / count,
     }
     return parts | {"total": sum(parts.values())}
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a (possibly sharded) tensor, detached."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from distributed.gradients import local
 from distributed.rounding import NoiseKey, stochastic_round_
+from distributed.sharding import local
 
 KEYS = ("exp_avg", "exp_avg_sq")
 

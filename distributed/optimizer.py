@@ -10,29 +10,18 @@
 bf16 weights are rounded stochastically (distributed/rounding.py).
 """
 
-from typing import Protocol
-
 import torch
 from torch import nn
 
 from common.errors import UserError
-from distributed.gradients import local
+from configs.config import Optimizer
+from distributed.gradients import gradient_of
 from distributed.moments import KEYS, Moments, make_code_maps, new_moments
 from distributed.rounding import noise_key, stochastic_round_
-from distributed.sharding import flat_shard
+from distributed.sharding import flat_shard, local
 
 # Elements processed at once. Bounds the fp32 copies; on a CPU they stay in its cache.
 CHUNK = {"cpu": 2**16, "cuda": 2**24}
-
-
-class Settings(Protocol):
-    """The part of the config's `optimizer` section that is used here."""
-
-    memory: str
-    learning_rate: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
 
 
 def parameter_dtype(memory: str) -> torch.dtype:
@@ -54,7 +43,7 @@ def check_memory(memory: str) -> None:
             raise UserError("optimizer.memory=6N needs torchao for its 8-bit moments: pip install torchao") from error
 
 
-def make_optimizer(parameters: dict[str, nn.Parameter], settings: Settings, seed: int) -> torch.optim.Optimizer:
+def make_optimizer(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101) with weight decay on matrices only and its moments allocated.
 
     `parameters` are all parameters of the model by name, in the same order on every rank, in
@@ -140,7 +129,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         weight, first = flat_shard(parameter)
         if weight.numel() == 0:  # more ranks than rows
             return
-        grad = local(parameter.grad).reshape(-1)
+        grad = local(gradient_of(parameter)).reshape(-1)
         moments = Moments(self.state[parameter], self.code_maps)
         # The weight and its two moments have a noise stream each.
         streams = range(3 * self.order[parameter], 3 * self.order[parameter] + 3)

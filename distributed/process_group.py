@@ -54,6 +54,7 @@ def start_process_group(timeout_minutes: float = 30.0) -> Ranks:
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     flags = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(flags, dist.ProcessGroup)  # an int on processes outside of the group, and there is none
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device, flags)
 
 

@@ -5,7 +5,7 @@ https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,23 +14,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor, Shard
 
 from common.errors import UserError
+from configs.config import Model, Sharding
 from distributed.activation_checkpointing import checkpoint_activations
-
-
-class ModelSettings(Protocol):
-    """The part of the config's `model` section that is used here."""
-
-    activation_checkpointing: str
-    checkpoint_every: int
-    compile: bool
-
-
-class ShardingSettings(Protocol):
-    """The part of the config's `sharding` section that is used here."""
-
-    strategy: str
-    shard_size: int | None
-    cpu_offload: bool
 
 
 def decoder_layers(model: nn.Module, layer_class: str | None = None) -> list[nn.Module]:
@@ -59,8 +44,8 @@ def parallelize(
     extra_units: list[nn.Module],
     mesh: DeviceMesh,
     compute_dtype: torch.dtype,
-    model_settings: ModelSettings,
-    sharding: ShardingSettings,
+    model_settings: Model,
+    sharding: Sharding,
 ) -> None:
     """Apply activation checkpointing, then compile, then shard, all in place. Parameters may still be on `meta`.
 
@@ -73,7 +58,7 @@ def parallelize(
     shard(model, layers, extra_units, mesh, compute_dtype, sharding)
 
 
-def make_mesh(device_type: str, ranks_per_node: int, world_size: int, sharding: ShardingSettings) -> DeviceMesh:
+def make_mesh(device_type: str, ranks_per_node: int, world_size: int, sharding: Sharding) -> DeviceMesh:
     """The device mesh: over which ranks parameters are sharded, and over which they are replicated.
 
     `full` and `grad_op` have one dimension. `hybrid` has `(world / shard_size) x shard_size`, where neighbouring ranks
@@ -92,7 +77,7 @@ def shard(
     extra_units: list[nn.Module],
     mesh: DeviceMesh,
     compute_dtype: torch.dtype,
-    sharding: ShardingSettings,
+    sharding: Sharding,
 ) -> None:
     """`fully_shard` each layer, each of `extra_units`, then the root with the rest (norm; tied embedding and head).
 
@@ -101,7 +86,7 @@ def shard(
     separate units they halve the peak memory of the vocabulary's gradients (Automodel#3708).
     """
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if sharding.cpu_offload else OffloadPolicy()
-    options = {
+    options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32),
         "offload_policy": offload,
@@ -110,9 +95,9 @@ def shard(
     for unit in [*layers, *extra_units]:
         # Our head computes its gradients in forward, so freeing it after forward would gather it twice for nothing.
         is_head = bool(extra_units) and unit is extra_units[-1]
-        fully_shard(unit, reshard_after_forward=free and not is_head, **options)
+        sharded = fully_shard(unit, reshard_after_forward=free and not is_head, **options)
         if isinstance(unit, nn.Embedding):
-            unit.set_unshard_in_backward(False)  # its gradient is a sum of rows and needs no weights
+            sharded.set_unshard_in_backward(False)  # its gradient is a sum of rows and needs no weights
     fully_shard(model, reshard_after_forward=free, **options)
     if mesh.size() > 1:  # a single rank does not divide, and the switch would cost a copy of every gradient
         sum_gradients(model)
@@ -136,6 +121,9 @@ def before_micro_batch(model: nn.Module, strategy: str, is_last: bool) -> None:
     forward (set once, in `shard`), and resharding after the last backward only. `hybrid` and `none` all-reduce gradients
     over the copies of the model in the last backward only; within a copy they are reduce-scattered every time.
     """
+    if strategy == "full":
+        return
+    assert isinstance(model, FSDPModule)
     if strategy in ("grad_op", "none"):
         model.set_reshard_after_backward(is_last)
     if strategy in ("hybrid", "none"):
@@ -177,7 +165,13 @@ def local_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
             ranks = parameter.device_mesh.size(dimension)
             rank = parameter.device_mesh.get_local_rank(dimension)
             start = min(parameter.shape[0], rank * -(-parameter.shape[0] // ranks))
-    return parameter.detach().to_local(), start
+    return local(parameter), start
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a (possibly sharded) tensor, detached."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def flat_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -1,4 +1,4 @@
-"""Percentile intervals by the bootstrap (Efron, 1979): how far a figure would move if other documents had been drawn."""
+"""Percentile bootstrap confidence intervals (Efron, 1979): how a metric varies with the sample of documents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure of all units, and where it lies in 95% of the resamples."""
+    """A metric over all units, with the bounds of its 95% confidence interval."""
 
     value: float
     low: float
@@ -16,18 +16,18 @@ class Interval:
 
 
 def bootstrap(
-    values: np.ndarray, figures: Callable[[np.ndarray], dict[str, np.ndarray]], seed: int = 0, draws: int = 10_000
+    values: np.ndarray, metrics: Callable[[np.ndarray], dict[str, np.ndarray]], seed: int = 0, resamples: int = 10_000
 ) -> dict[str, Interval]:
-    """Intervals of figures that are functions of sums over units (documents, questions).
+    """Confidence intervals of metrics that are functions of sums over units (documents, questions).
 
-    values: `(units, columns)`, what each unit adds to each sum. figures: from sums `(..., columns)` to `(...)` by name, e.g.
-    a ratio of two columns. Units are drawn with replacement, whole: columns of two models stay paired, so the interval of
-    a difference is that of the paired difference.
+    values: `(units, columns)`, the contribution of each unit to each sum. metrics: maps sums `(..., columns)` to named
+    metrics `(...)`, e.g. the ratio of two columns. Units are resampled with replacement. All columns of a unit are kept
+    together, so if two models each have their columns, the interval of their difference is a paired one.
     """
     units = len(values)
-    weights = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=draws)
-    resampled = figures(weights @ values)
+    weights = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=resamples)
+    resampled = metrics(weights @ values)
     return {
-        name: Interval(float(value), *(float(edge) for edge in np.percentile(resampled[name], (2.5, 97.5))))
-        for name, value in figures(values.sum(axis=0)).items()
+        name: Interval(float(value), *(float(bound) for bound in np.percentile(resampled[name], (2.5, 97.5))))
+        for name, value in metrics(values.sum(axis=0)).items()
     }

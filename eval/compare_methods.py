@@ -1,7 +1,7 @@
-"""Several ways to train one task side by side: what each learned, against plain training, and what it forgot, against the base.
+"""Training methods compared on one task: what each learned (vs. plain training) and what it forgot (vs. the base).
 
-Figures come from the JSON of scripts/evaluate.py (the task) and of scripts/evaluate_forgetting.py (general language).
-Intervals are 95%, paired by example, by text or by question.
+The metrics come from the JSON of scripts/evaluate.py (the task) and of scripts/evaluate_forgetting.py (general
+language). Intervals are 95% confidence intervals, paired by example, by text or by question.
 """
 
 from collections.abc import Sequence
@@ -10,55 +10,62 @@ from dataclasses import dataclass
 from eval.bootstrap import Interval
 from eval.paired import paired_change
 
-FORGOTTEN_AT_MOST = 0.02  # of the base's perplexity on general text
-LOST_AT_MOST = 0.01  # of plain training's F1
+MAX_PERPLEXITY_RISE = 0.02  # relative to the base's perplexity on general text
+MAX_F1_LOSS = 0.01  # absolute, relative to plain training
 
 
 @dataclass(frozen=True)
 class Method:
-    """One trained model. task, general: the two results; learned: the change of each task figure from plain training."""
+    """One trained model.
+
+    task, general: the results of the two evaluations. task_change: the change of each task metric from plain training.
+    """
 
     name: str
     task: dict
     general: dict
-    learned: dict[str, Interval]
+    task_change: dict[str, Interval]
 
 
 def compare_methods(names: Sequence[str], tasks: Sequence[dict], generals: Sequence[dict]) -> list[Method]:
-    """In the order given; the first is what the others are compared with (plain training)."""
+    """The methods in the given order. The first one is plain training, the reference of the others."""
     return [
         Method(name, task, general, paired_change(tasks[0], task))
         for name, task, general in zip(names, tasks, generals, strict=True)
     ]
 
 
-def figures(method: Method) -> dict[str, Interval]:
-    """What there is of `f1`, `rouge_l`, `loss`, `perplexity` (per byte), `kl`, `questions`, each with an interval.
+def metrics_with_intervals(method: Method) -> dict[str, Interval]:
+    """Those of `f1`, `rouge_l`, `loss`, `perplexity` (per byte), `kl` and `questions` that the method has.
 
-    KL's is its own. The others' are those of the change, from plain training or from the base, put around the value.
+    KL has an interval of its own. The interval of any other metric is that of its change (from plain training or from
+    the base), shifted to the metric's value.
     """
     perplexity, questions = method.general["perplexity_per_byte"], method.general["questions"]["all"]
-    found = {
-        name: _around(value, method.learned[name])
-        for name, value in _task_values(method.task).items()
-        if name in method.learned
+    metrics = {
+        name: _shifted(method.task_change[name], value)
+        for name, value in _task_metrics(method.task).items()
+        if name in method.task_change
     }
-    found["perplexity"] = _around(perplexity["tuned"]["value"], Interval(**perplexity["change"]))
+    metrics["perplexity"] = _shifted(Interval(**perplexity["change"]), perplexity["tuned"]["value"])
     if "kl" in method.general:
-        found["kl"] = Interval(**method.general["kl"])
-    return found | {"questions": _around(questions["tuned"]["value"], Interval(**questions["change"]))}
+        metrics["kl"] = Interval(**method.general["kl"])
+    return metrics | {"questions": _shifted(Interval(**questions["change"]), questions["tuned"]["value"])}
 
 
 def verdict(method: Method) -> dict[str, str]:
-    """`yes`, `no` or `undecided` (the interval holds both) for: `remembers` (perplexity a byte at most 2% above the base's),
-    and `learns` (F1 at most 1 point below plain training's), where there is an F1."""
-    of = method.general["perplexity_per_byte"]
-    rise = Interval(*(of["change"][key] / of["base"]["value"] for key in ("value", "low", "high")))
-    found = {"remembers": _decide(rise.low <= FORGOTTEN_AT_MOST, rise.high <= FORGOTTEN_AT_MOST)}
-    if "f1" in method.learned:
-        change = method.learned["f1"]
-        found["learns"] = _decide(change.high >= -LOST_AT_MOST, change.low >= -LOST_AT_MOST)
-    return found
+    """`yes`, `no`, or `undecided` if the limit lies inside the interval, for each of the two criteria.
+
+    `remembers`: perplexity per byte on general text is at most 2% above the base's. `learns`: F1 is at most 1 point
+    below that of plain training; absent if the task has no F1.
+    """
+    perplexity = method.general["perplexity_per_byte"]
+    rise = Interval(*(perplexity["change"][key] / perplexity["base"]["value"] for key in ("value", "low", "high")))
+    verdicts = {"remembers": _decide(rise.low <= MAX_PERPLEXITY_RISE, rise.high <= MAX_PERPLEXITY_RISE)}
+    if "f1" in method.task_change:
+        change = method.task_change["f1"]
+        verdicts["learns"] = _decide(change.high >= -MAX_F1_LOSS, change.low >= -MAX_F1_LOSS)
+    return verdicts
 
 
 COLUMNS = {  # heading, digits, factor
@@ -72,37 +79,38 @@ COLUMNS = {  # heading, digits, factor
 
 
 def markdown(methods: Sequence[Method], base: dict) -> str:
-    """The table of docs/results.md: values, in brackets their changes with intervals, and the verdicts. base: its task result.
+    """The comparison as a Markdown table (docs/results.md): values, changes with their intervals, and verdicts.
 
-    F1, ROUGE-L and loss change from the first method, perplexity and questions from the base; KL stands with its interval.
+    base: the base model's result on the task. The changes of F1, ROUGE-L and loss are relative to the first method,
+    those of perplexity and questions to the base. KL has its own interval and no change.
     """
     rows = [["", *(heading for heading, _, _ in COLUMNS.values()), "learns", "remembers"]]
     rows.append(["---"] * len(rows[0]))
     general = methods[0].general
-    values = _task_values(base) | {"perplexity": general["perplexity_per_byte"]["base"]["value"], "kl": 0.0}
+    values = _task_metrics(base) | {"perplexity": general["perplexity_per_byte"]["base"]["value"], "kl": 0.0}
     values["questions"] = general["questions"]["all"]["base"]["value"]
     rows.append(["base", *(_cell(name, values.get(name)) for name in COLUMNS), "", ""])
     for method in methods:
-        general, found = method.general, figures(method)
-        changes = {} if method is methods[0] else dict(method.learned)
+        general, metrics = method.general, metrics_with_intervals(method)
+        changes = {} if method is methods[0] else dict(method.task_change)
         changes["perplexity"] = Interval(**general["perplexity_per_byte"]["change"])
         changes["questions"] = Interval(**general["questions"]["all"]["change"])
         cells = [
-            _cell(name, found[name].value if name in found else None, changes.get(name), found.get(name))
+            _cell(name, metrics[name].value if name in metrics else None, changes.get(name), metrics.get(name))
             for name in COLUMNS
         ]
-        said = verdict(method)
-        rows.append([method.name, *cells, said.get("learns", ""), said["remembers"]])
+        verdicts = verdict(method)
+        rows.append([method.name, *cells, verdicts.get("learns", ""), verdicts["remembers"]])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _task_values(task: dict) -> dict[str, float]:
-    found = {"f1": task["violations"]["micro"]["f1"]} if "violations" in task else {}
-    found |= {"rouge_l": task["rouge_l"]["f"]} if "rouge_l" in task else {}
-    return found | {"loss": task["loss"]["mean"]}
+def _task_metrics(task: dict) -> dict[str, float]:
+    metrics = {"f1": task["violations"]["micro"]["f1"]} if "violations" in task else {}
+    metrics |= {"rouge_l": task["rouge_l"]["f"]} if "rouge_l" in task else {}
+    return metrics | {"loss": task["loss"]["mean"]}
 
 
-def _cell(name: str, value: float | None, change: Interval | None = None, own: Interval | None = None) -> str:
+def _cell(name: str, value: float | None, change: Interval | None = None, own_interval: Interval | None = None) -> str:
     _, digits, factor = COLUMNS[name]
     if value is None:
         return ""
@@ -110,12 +118,13 @@ def _cell(name: str, value: float | None, change: Interval | None = None, own: I
     if change:
         value, low, high = (f"{factor * x:+z.{digits}f}" for x in (change.value, change.low, change.high))
         text += f" ({value}; {low} to {high})"
-    elif name == "kl" and own:
-        text += f" ({own.low:.{digits}f} to {own.high:.{digits}f})"
+    elif name == "kl" and own_interval:
+        text += f" ({own_interval.low:.{digits}f} to {own_interval.high:.{digits}f})"
     return text
 
 
-def _around(value: float, change: Interval) -> Interval:
+def _shifted(change: Interval, value: float) -> Interval:
+    """The interval of a change, moved so that it belongs to `value`."""
     return Interval(value, value + change.low - change.value, value + change.high - change.value)
 
 

@@ -1,17 +1,18 @@
-"""What a tuned model forgot against its base, both as model directories: the figures of eval/forgetting.py with intervals.
+"""How much a tuned model has forgotten, for two model directories: the metrics of eval/forgetting.py.
 
-The two may have other vocabularies. Perplexity per byte and the questions are each model's own: its own tokens, summed over
-the same bytes. KL and agreement need the same tokens, and are defined so:
+The two models may have different vocabularies. Perplexity per byte and the questions use each model's own tokens,
+summed over the same bytes. KL and agreement need the same tokens in both models and are defined as follows:
 
-- A token is shared if its string (as the vocabulary writes it) is in both vocabularies and both models have a row for it.
-- A text is tokenised by the base's tokenizer. The tuned model reads the same tokens by the ids that it has for them,
-  behind its own beginning of a text (BOS, or a line break).
-- A target is compared if all tokens of its text before it are shared; what stands behind a token that the tuned model has
-  no id for is left out, and counted.
-- At a compared target both distributions are restricted to the shared tokens and normalised again; KL is of these, and
-  agreement is whether both have the same most probable shared token.
+- A token is shared if its string (as written in the vocabulary) is in both vocabularies and both models have a row for
+  it.
+- A text is tokenized with the base's tokenizer. The tuned model gets the same tokens under its own ids, after its own
+  start tokens (BOS, or a newline).
+- A target is compared if all tokens of its text before it are shared. Targets after a token for which the tuned model
+  has no id are excluded, and the number of compared targets is reported.
+- At a compared target, both distributions are restricted to the shared tokens and renormalized. KL is that of the
+  restricted distributions. The models agree if both have the same most probable shared token.
 
-For a vocabulary that was extended, shared is the whole old one, and every target is compared.
+If the vocabulary was only extended, the shared tokens are the whole old vocabulary and every target is compared.
 """
 
 from collections import deque
@@ -27,8 +28,8 @@ from data.batches import micro_batches, plan_validation
 from data.examples import Documents
 from distributed.process_group import Ranks
 from eval.bootstrap import bootstrap
-from eval.forgetting import divergence, documents_of, encode_texts, read
-from eval.questions import Question, beginning, encode_options, right_answers
+from eval.forgetting import as_documents, encode_texts, kl_divergence, visit_documents
+from eval.questions import Question, encode_options, right_answers, start_tokens
 from model.language_model import PackedLanguageModel
 
 FORWARD_TOKENS = 2048
@@ -36,45 +37,46 @@ Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model, whole on every rank, and its tokenizer."""
+class ModelAndTokenizer:
+    """A model, unsharded on every rank, and its tokenizer."""
 
     model: PackedLanguageModel
     tokenizer: PreTrainedTokenizerBase
 
 
-def before_after(
-    base: Loaded,
-    tuned: Loaded,
+def compare_models(
+    base: ModelAndTokenizer,
+    tuned: ModelAndTokenizer,
     texts: Sequence[str],
     questions: list[Question],
     ranks: Ranks,
     advance: Advance,
     seed: int,
 ) -> dict:
-    """All figures as JSON: `value`, and `low` to `high`, 95% by the bootstrap over texts or questions; with what they are of.
+    """All metrics, ready for JSON. A collective: every rank gets the same result.
 
-    advance: called with the number of documents (texts, options) just read. Every rank calls it and gets the same.
+    Each metric has its `value` and the bounds `low` and `high` of a 95% bootstrap interval over texts or questions.
+    advance: called with the number of documents (texts, options) that this rank has just read.
     """
-    kl, agreements, compared, shared = _compare(base, tuned, texts, ranks, advance)
+    kl, agreements, compared, num_shared = compare_distributions(base, tuned, texts, ranks, advance)
     nats = [_nats(one, encode_texts(one.tokenizer, texts), ranks, advance) for one in (base, tuned)]
     right = [
         right_answers(questions, _nats(one, encode_options(one.tokenizer, questions), ranks, advance))
         for one in (base, tuned)
     ]
     num_bytes = np.array([len(text.encode()) for text in texts])
-    of_texts = bootstrap(np.stack([*nats, num_bytes], axis=1), _perplexities, seed)
+    perplexities = bootstrap(np.stack([*nats, num_bytes], axis=1), _perplexities, seed)
     result = {
         "texts": len(texts),
         "bytes": int(num_bytes.sum()),
-        "perplexity_per_byte": {name: asdict(interval) for name, interval in of_texts.items()},
-        "shared_tokens": shared,
+        "perplexity_per_byte": {name: asdict(interval) for name, interval in perplexities.items()},
+        "shared_tokens": num_shared,
         "targets": sum(len(ids) for ids in base.tokenizer(list(texts), add_special_tokens=False)["input_ids"]),
         "compared_targets": int(compared.sum()),
     }
     if compared.any():
-        of_tokens = bootstrap(np.stack([kl, agreements, compared], axis=1), _per_token, seed)
-        result |= {name: asdict(interval) for name, interval in of_tokens.items()}
+        per_token = bootstrap(np.stack([kl, agreements, compared], axis=1), _per_token, seed)
+        result |= {name: asdict(interval) for name, interval in per_token.items()}
     result["questions"] = {"all": _accuracies(questions, right, seed)}
     for kind in dict.fromkeys(question.kind for question in questions):
         chosen = [i for i, question in enumerate(questions) if question.kind == kind]
@@ -82,39 +84,51 @@ def before_after(
     return result
 
 
-def shared_ids(base: Loaded, tuned: Loaded) -> tuple[list[int], list[int]]:
-    """The ids of the shared tokens in the base and in the tuned model, in the order of the base's."""
+def documents_per_rank(texts: Sequence[str], questions: Sequence[Question], world_size: int) -> int:
+    """About how many documents `compare_models` reads on each rank, for a progress bar."""
+    # Both models read every text twice (for KL and for perplexity) and every option once.
+    return 2 * -(-(2 * len(texts) + sum(len(question.options) for question in questions)) // world_size)
+
+
+def shared_ids(base: ModelAndTokenizer, tuned: ModelAndTokenizer) -> tuple[list[int], list[int]]:
+    """The ids of the shared tokens in the base and in the tuned model, in the order of the base's ids."""
     rows = [one.model.num_tokens for one in (base, tuned)]
-    theirs = tuned.tokenizer.get_vocab()
-    pairs = sorted((i, theirs[token]) for token, i in base.tokenizer.get_vocab().items() if token in theirs)
+    tuned_vocabulary = tuned.tokenizer.get_vocab()
+    pairs = sorted(
+        (i, tuned_vocabulary[token]) for token, i in base.tokenizer.get_vocab().items() if token in tuned_vocabulary
+    )
     pairs = [(i, j) for i, j in pairs if i < rows[0] and j < rows[1]]
     return [i for i, _ in pairs], [j for _, j in pairs]
 
 
-def _compare(
-    base: Loaded, tuned: Loaded, texts: Sequence[str], ranks: Ranks, advance: Advance
+def compare_distributions(
+    base: ModelAndTokenizer, tuned: ModelAndTokenizer, texts: Sequence[str], ranks: Ranks, advance: Advance
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """KL, agreements and compared targets of each text, summed over its targets; and how many tokens are shared."""
-    ours, theirs = shared_ids(base, tuned)
-    to_tuned = dict(zip(ours, theirs, strict=True))
-    columns = [torch.tensor(ids, device=ranks.device) for ids in (ours, theirs)]
-    first = beginning(base.tokenizer), beginning(tuned.tokenizer)
+    """Compare the models' next-token distributions on every text. A collective.
+
+    Returns KL in nats, agreements and the number of compared targets, each `(texts,)` and summed over the targets of a
+    text, and the number of shared tokens.
+    """
+    base_ids, tuned_ids = shared_ids(base, tuned)
+    to_tuned = dict(zip(base_ids, tuned_ids, strict=True))
+    columns = [torch.tensor(ids, device=ranks.device) for ids in (base_ids, tuned_ids)]
+    starts = start_tokens(base.tokenizer), start_tokens(tuned.tokenizer)
     sequences = [], []
     for text in texts:
         ids = base.tokenizer.encode(text, add_special_tokens=False)
-        readable = next((i for i, token in enumerate(ids) if token not in to_tuned), len(ids))
-        ids = ids[: readable + 1]
-        # The last one is only predicted: which id stands for it changes nothing.
-        for one, begun, tokens in zip(sequences, first, (ids, [to_tuned.get(i, 0) for i in ids]), strict=True):
-            one.append((begun + tokens, [False] * len(begun) + [True] * len(tokens)))
-    documents = [documents_of(one) for one in sequences]
+        num_shared = next((i for i, token in enumerate(ids) if token not in to_tuned), len(ids))
+        ids = ids[: num_shared + 1]
+        # The last token is only a target, and targets are not used here, so its id in the tuned model may be any.
+        for one, start, tokens in zip(sequences, starts, (ids, [to_tuned.get(i, 0) for i in ids]), strict=True):
+            one.append((start + tokens, [False] * len(start) + [True] * len(tokens)))
+    documents = [as_documents(one) for one in sequences]
     sums = torch.zeros(len(texts), 3, dtype=torch.float64)
     for text in range(ranks.rank, len(texts), ranks.world_size):
-        if ours:
+        if base_ids:
             sums[text] = _compare_text((base.model, tuned.model), documents, columns, text, ranks.device)
         advance(2)
     dist.all_reduce(sums, group=ranks.flags)
-    return *sums.T.numpy(), len(ours)
+    return *sums.T.numpy(), len(base_ids)
 
 
 def _compare_text(
@@ -124,40 +138,41 @@ def _compare_text(
     text: int,
     device: torch.device,
 ) -> torch.Tensor:
-    """KL, agreements and compared targets of one text, fp64 `(3,)`. The base's distributions are kept, chunk by chunk."""
-    chunks: deque[torch.Tensor] = deque()
+    """KL, agreements and number of compared targets of one text, fp64 `(3,)`.
+
+    Keeps the base's distributions of this text, chunk by chunk, until the tuned model has read it.
+    """
+    base_chunks: deque[torch.Tensor] = deque()
     sums = torch.zeros(3, dtype=torch.float64)
 
-    def keep(scores: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
-        chunks.append(_restricted(scores, columns[0]))
+    def keep(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
+        base_chunks.append(logits[:, columns[0]].log_softmax(-1))
 
-    def compare(scores: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
-        log_p, log_q = chunks.popleft(), _restricted(scores, columns[1])
-        same = log_p.argmax(-1) == log_q.argmax(-1)
-        parts = (divergence(log_p, log_q).double().sum(), same.double().sum())
-        sums.add_(torch.tensor([*(part.item() for part in parts), len(same)]))
+    def compare(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
+        log_p, log_q = base_chunks.popleft(), logits[:, columns[1]].log_softmax(-1)
+        agrees = log_p.argmax(-1) == log_q.argmax(-1)
+        parts = (kl_divergence(log_p, log_q).double().sum(), agrees.double().sum())
+        sums.add_(torch.tensor([*(part.item() for part in parts), len(agrees)]))
 
-    for model, one, look in zip(models, documents, (keep, compare), strict=True):
-        read(model, one, (text,), device, look)
+    for model, one, visit in zip(models, documents, (keep, compare), strict=True):
+        visit_documents(model, one, (text,), device, visit)
     return sums
 
 
-def _restricted(scores: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    return scores[:, columns].log_softmax(-1)
-
-
-def _nats(one: Loaded, sequences: list[tuple[list[int], list[bool]]], ranks: Ranks, advance: Advance) -> np.ndarray:
-    """-log-likelihood of the targets of each sequence, fp64; each rank reads some of them and all get all."""
-    documents: Documents = documents_of(sequences)
+def _nats(
+    one: ModelAndTokenizer, sequences: list[tuple[list[int], list[bool]]], ranks: Ranks, advance: Advance
+) -> np.ndarray:
+    """Negative log-likelihood of the targets of each sequence, fp64 `(sequences,)`. A collective."""
+    documents = as_documents(sequences)
     nats = torch.zeros(len(documents), dtype=torch.float64)
 
-    def look(scores: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
-        losses = torch.nn.functional.cross_entropy(scores, target_ids, reduction="none")
+    def add_losses(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
+        losses = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
         nats.index_add_(0, torch.from_numpy(owners), losses.double().cpu())
 
     rows = plan_validation(documents, FORWARD_TOKENS, examples_per_step=len(documents)).batch(0).rows
     for items in micro_batches(rows, documents, ranks.rank, ranks.world_size, 1):
-        read(one.model, documents, items, ranks.device, look)
+        visit_documents(one.model, documents, items, ranks.device, add_losses)
         advance(len(items))
     dist.all_reduce(nats, group=ranks.flags)
     return nats.numpy()
@@ -182,12 +197,12 @@ def _accuracies(questions: Sequence, right: Sequence[Sequence[bool]], seed: int)
 
 
 def table(result: dict) -> str:
-    """The figures as text; intervals are 95%."""
+    """The result of `compare_models` as a text table."""
     rows = [("", "base", "tuned", "change", "95% interval", "of")]
 
-    def add(name: str, figures: dict, of: str, scale: float = 1.0, unit: str = "", digits: int = 4) -> None:
-        base, tuned, change = (figures[key]["value"] * scale for key in ("base", "tuned", "change"))
-        low, high = (figures["change"][edge] * scale for edge in ("low", "high"))
+    def add(name: str, metric: dict, of: str, scale: float = 1.0, unit: str = "", digits: int = 4) -> None:
+        base, tuned, change = (metric[key]["value"] * scale for key in ("base", "tuned", "change"))
+        low, high = (metric["change"][bound] * scale for bound in ("low", "high"))
         cells = (f"{base:.{digits}f}{unit}", f"{tuned:.{digits}f}{unit}", f"{change:+.{digits}f}")
         rows.append((name, *cells, f"{low:+.{digits}f} to {high:+.{digits}f}", of))
 
@@ -196,14 +211,14 @@ def table(result: dict) -> str:
         of = f"{result['compared_targets']:,} of {result['targets']:,} tokens, {result['shared_tokens']:,} shared"
         for name, key, scale, unit in (
             ("KL(base || tuned), nats/token", "kl", 1, ""),
-            ("agreement of next tokens", "agreement", 100, "%"),
+            ("next-token agreement", "agreement", 100, "%"),
         ):
             value, low, high = (result[key][part] * scale for part in ("value", "low", "high"))
             digits = 1 if unit else 4
             rows.append((name, "", f"{value:.{digits}f}{unit}", "", f"{low:.{digits}f} to {high:.{digits}f}", of))
-    for kind, figures in result["questions"].items():
-        name = "questions answered rightly" if kind == "all" else f"  {kind}"
-        add(name, figures, f"{figures['n']} questions", 100, "%", 1)
+    for kind, accuracy in result["questions"].items():
+        name = "questions answered correctly" if kind == "all" else f"  {kind}"
+        add(name, accuracy, f"{accuracy['n']} questions", 100, "%", 1)
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     return "\n".join(
         "  ".join(f"{cell:{'<' if c in (0, 5) else '>'}{widths[c]}}" for c, cell in enumerate(row)).rstrip()

@@ -1,53 +1,88 @@
-"""General English text that lies on every machine: the language reference in the standard library's pydoc_data.topics.
+"""General English text that is available on every machine: Python's language reference (module pydoc_data.topics).
 
-A fixed part of its topics is held out to measure what the model forgets; the rest is free for replay or for EWC's Fisher.
-The text differs a little between Python versions, so perplexities compare only under one of them.
+A fixed part of its topics is held out to measure forgetting. The rest may be used for replay or for EWC's Fisher
+diagonal. The text differs slightly between Python versions, so perplexities are comparable only under the same version.
 """
 
 import hashlib
 import platform
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from pydoc_data.topics import topics
 
-HELD_OUT_SHARE = 0.12  # of the topics: about 35 kB, some 9,000 tokens
-PIECE_BYTES = 1500  # some 375 tokens
+from common.errors import UserError
+from data.files import read_file
+
+HELD_OUT_SHARE = 0.12  # of the topics: about 35 kB or 9,000 tokens
+PIECE_BYTES = 1500  # about 375 tokens
 SOURCE = f"pydoc_data.topics of Python {platform.python_version()}"
 
 
 def held_out_texts() -> list[str]:
-    """The topics that training never sees, in order of name; one that stands inside another only once."""
+    """The topics that training never sees, sorted by name, without repeated paragraphs (topics quote each other)."""
     texts = [topics[name].strip() for name in sorted(topics) if _is_held_out(name)]
     return _without(texts, seen=set())
 
 
 def training_texts() -> list[str]:
-    """The other topics, without the paragraphs that they share with a held-out one (topics quote each other)."""
+    """The other topics, without repeated paragraphs and without those that also occur in a held-out topic."""
     held_out = {_key(paragraph) for text in held_out_texts() for paragraph in _paragraphs(text)}
     return _without([topics[name].strip() for name in sorted(topics) if not _is_held_out(name)], held_out)
 
 
-def pieces(texts: list[str], most: int = PIECE_BYTES) -> list[str]:
-    """The texts in pieces of at most `most` bytes (UTF-8), cut between paragraphs, else lines, else words, else characters.
+def evaluation_texts(paths: Sequence[Path] | None, max_bytes: int) -> list[str]:
+    """Pieces of general text for an evaluation: of the files at `paths`, or by default of the held-out topics.
 
-    Nothing but white space at the cuts is lost. The pieces are the same for every tokenizer and for every model's window.
+    They are spread evenly over the text and have about `max_bytes` bytes in total. Raises UserError if a file contains
+    a chat, or if there is no text.
     """
-    found = []
+    if max_bytes < 1:
+        raise UserError(f"--max-bytes must be 1 or more, not {max_bytes}")
+    texts = [text for path in paths for text in read_texts(path)] if paths else held_out_texts()
+    texts = sample_evenly(split_into_pieces(texts), max_bytes)
+    if not texts:
+        raise UserError(f"there is no text in {', '.join(map(str, paths or ()))}")
+    return texts
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a data file (data/files.py). Raises UserError if it contains a chat."""
+    texts = []
+    for where, example in read_file(path):
+        if "text" not in example:
+            raise UserError(f"{where} is a chat; this evaluation needs plain text, with `text`")
+        texts.append(example["text"])
+    return texts
+
+
+def split_into_pieces(texts: list[str], max_bytes: int = PIECE_BYTES) -> list[str]:
+    """The texts in pieces of at most `max_bytes` UTF-8 bytes, split between paragraphs, lines, words or characters.
+
+    Only white space at the splits is lost. The pieces are the same for every tokenizer and every context window.
+    """
+    pieces = []
     for text in texts:
         parts = [text]
         for separator in ("\n\n", "\n", " ", ""):
-            parts = [part for one in parts for part in _cut(one, separator, most)]
-        found += [part for part in parts if part.strip()]
-    return found
+            parts = [smaller for part in parts for smaller in _split(part, separator, max_bytes)]
+        pieces += [part for part in parts if part.strip()]
+    return pieces
 
 
-def _cut(text: str, separator: str, most: int) -> list[str]:
-    """The text itself where it is short enough, else cut at some of the separators."""
-    if len(text.encode()) <= most:
+def sample_evenly(texts: list[str], max_bytes: int) -> list[str]:
+    """Every k-th text, so that they have about `max_bytes` UTF-8 bytes in total; all texts if they have fewer."""
+    return texts[:: max(1, -(-sum(len(text.encode()) for text in texts) // max_bytes))]
+
+
+def _split(text: str, separator: str, max_bytes: int) -> list[str]:
+    """Split a text at some of its separators into parts of at most `max_bytes`, unless a part has no separator."""
+    if len(text.encode()) <= max_bytes:
         return [text]
     parts = [""]
     for part in text.split(separator) if separator else text:
         longer = separator.join((parts[-1], part)) if parts[-1] else part
-        if parts[-1] and len(longer.encode()) > most:
+        if parts[-1] and len(longer.encode()) > max_bytes:
             parts.append(part)
         else:
             parts[-1] = longer
@@ -55,21 +90,21 @@ def _cut(text: str, separator: str, most: int) -> list[str]:
 
 
 def _is_held_out(name: str) -> bool:
-    """By a hash of the topic's name: the same on every machine, whatever other topics there are."""
+    """Decided by a hash of the topic's name, so it is the same on every machine and independent of the other topics."""
     return hashlib.sha256(name.encode()).digest()[0] < HELD_OUT_SHARE * 256
 
 
 def _without(texts: list[str], seen: set[str]) -> list[str]:
-    """The texts without paragraphs that are in `seen` or came before; texts that become empty are left out."""
+    """The texts without paragraphs that are in `seen` or occurred earlier. Texts that become empty are dropped."""
     seen, kept = set(seen), []
     for text in texts:
-        fresh = []
+        new = []
         for paragraph in _paragraphs(text):
             if _key(paragraph) not in seen:
                 seen.add(_key(paragraph))
-                fresh.append(paragraph)
-        if fresh:
-            kept.append("\n\n".join(fresh))
+                new.append(paragraph)
+        if new:
+            kept.append("\n\n".join(new))
     return kept
 
 
@@ -78,5 +113,5 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _key(paragraph: str) -> str:
-    """A paragraph without its layout: topics indent and wrap what they quote in other ways."""
+    """A paragraph with its white space normalized, because topics indent and wrap their quotations differently."""
     return " ".join(paragraph.split())

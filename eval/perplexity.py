@@ -1,28 +1,32 @@
-"""Losses of target tokens by the model's own forward, so that softcaps, scales and windows of any model are in them."""
+"""Losses of target tokens, computed with the model's own forward, so that its softcaps, scales and windows apply."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from distributed.process_group import Ranks
+from eval import general_text
 from eval.generate import left_padded
+from eval.over_ranks import compute_over_ranks
 
-TOKENS_PER_BATCH = 4096  # padding included; bounds the memory of the logits
+TOKENS_PER_BATCH = 4096  # including padding; bounds the memory of the logits
 
 
 @dataclass(frozen=True)
 class LossSum:
-    """Loss in nats over target tokens, and how many they are. Sums add up over documents and ranks; means do not."""
+    """The summed loss of target tokens in nats, and their number. Unlike means, sums can be added over documents."""
 
     nats: float
     targets: int
 
     @property
     def mean(self) -> float:
-        """Nats per target token, every token weighing the same whatever document it is in; NaN without targets."""
+        """Nats per target token over all documents together; NaN without targets."""
         return self.nats / self.targets if self.targets else math.nan
 
 
@@ -36,15 +40,16 @@ def target_losses(
     sequences: list[tuple[list[int], list[bool]]],
     advance: Callable[[int], object] = lambda finished: None,
 ) -> list[LossSum]:
-    """For each (token ids, is_target) the loss of its target tokens; `is_target[0]` counts as False (nothing precedes it).
+    """The loss of the target tokens of each (token ids, is_target).
 
-    advance: called with the number of sequences just done, e.g. a progress bar's `update`.
+    `is_target[0]` is treated as False, because nothing precedes the first token. advance: called with the number of
+    sequences that have just been finished, e.g. a progress bar's `update`.
     """
     losses = [LossSum(0.0, 0)] * len(sequences)
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i][0]))
     start = 0
     while start < len(order):
-        # The longest comes first, so it gives the width of the batch.
+        # The first sequence of a batch is its longest and determines the width.
         rows = max(1, TOKENS_PER_BATCH // max(1, len(sequences[order[start]][0])))
         chosen = order[start : start + rows]
         with_targets = [i for i in chosen if any(sequences[i][1][1:])]
@@ -61,7 +66,7 @@ def target_losses(
 def _batch_losses(model: PreTrainedModel, sequences: list[tuple[list[int], list[bool]]]) -> list[LossSum]:
     ids, mask, positions = left_padded([ids for ids, _ in sequences], model.device)
     width = ids.shape[1]
-    # Column of the first target of the batch: logits further left are not needed (answers stand at the right end).
+    # Answers are at the right end, so logits are needed only from the column of the batch's first target on.
     first = min(width - len(flags) + flags.index(True, 1) for _, flags in sequences)
     logits = model(
         input_ids=ids,
@@ -80,11 +85,33 @@ def _batch_losses(model: PreTrainedModel, sequences: list[tuple[list[int], list[
 
 
 def windows(ids: list[int], length: int) -> list[tuple[list[int], list[bool]]]:
-    """A long text as sequences of at most `length` tokens in which every token but the text's first is a target once.
+    """A long text as sequences of at most `length` tokens.
 
-    Neighbours share one token, since the first of a sequence is not predicted.
+    Every token except the text's first is a target exactly once. Consecutive sequences share one token, because the
+    first token of a sequence is not predicted.
     """
     return [
         (ids[start : start + length], [False] + [True] * (len(ids[start : start + length]) - 1))
         for start in range(0, max(1, len(ids) - 1), length - 1)
     ]
+
+
+def general_perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, window: int, ranks: Ranks) -> dict:
+    """Perplexity of the held-out texts of eval/general_text.py, with at most `window` tokens of context. A collective.
+
+    It is given per token and, comparable between tokenizers, per byte.
+    """
+    texts = general_text.held_out_texts()
+    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    sequences = [sequence for ids in encoded for sequence in windows(ids, window)]
+    loss = total(compute_over_ranks(functools.partial(target_losses, model), sequences, ranks, "general text"))
+    # The first token of a text is not predicted, so its bytes do not count.
+    first_bytes = sum(len(tokenizer.decode(ids[:1]).encode()) for ids in encoded)
+    num_bytes = sum(len(text.encode()) for text in texts) - first_bytes
+    return {
+        "perplexity": math.exp(loss.mean),
+        "perplexity_per_byte": math.exp(loss.nats / num_bytes),
+        "tokens": loss.targets,
+        "bytes": num_bytes,
+        "source": general_text.SOURCE,
+    }

@@ -1,27 +1,32 @@
-"""Mean loss by position in the document: whether a model reads as far back as its window says, and beyond.
+"""Mean loss by position in the document: whether a model uses its context up to the end of its window, and beyond.
 
-By our own packed model, one document a forward: its attention holds no square of the document for any architecture
-(transformers' SDPA leaves out Gemma 2's softcap, and its eager attention of 12,288 tokens would need gigabytes a layer).
+It uses the packed model, one document per forward, whose attention needs no memory quadratic in the length for any
+architecture. In transformers, SDPA ignores Gemma 2's softcap, and eager attention over 12,288 tokens would need
+gigabytes per layer.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedTokenizerBase
 
+from common.errors import UserError
 from data.batches import MicroBatch
+from eval.general_text import read_texts, training_texts
 from model.architectures import head_settings
 from model.language_model import PackedLanguageModel
 from model.loss import logits
 
-CHUNK_TOKENS = 512  # logits of one chunk in fp32: 512 x 49,152 x 4 bytes = 101 MB, and as much again for the softmax
+CHUNK_TOKENS = 512  # fp32 logits of a chunk: 512 x 49,152 x 4 bytes = 101 MB, and the same again for the softmax
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """The tokens at positions `start` to `end - 1` of all documents, and their loss in nats."""
+    """The tokens at positions `start` to `end - 1` of all documents: their summed loss in nats and their number."""
 
     start: int
     end: int
@@ -34,16 +39,35 @@ class Bucket:
         return self.nats / self.tokens if self.tokens else math.nan
 
 
-def cut(ids: Sequence[int], length: int, most: int, first: Sequence[int] = ()) -> list[list[int]]:
-    """At most `most` documents of exactly `length` tokens from a long text, spread evenly over it; none overlap.
+def read_long_documents(
+    paths: Sequence[Path] | None, tokenizer: PreTrainedTokenizerBase, length: int, max_documents: int
+) -> list[list[int]]:
+    """At most `max_documents` documents of exactly `length` tokens, each starting with BOS if the tokenizer adds one.
 
-    first: tokens that each document begins with, e.g. BOS. A text that is too short gives no document.
+    The texts of each file at `paths` are joined to one long text. Without paths, the training part of
+    eval/general_text.py is used. Raises UserError if no text is long enough.
     """
-    body = length - len(first)
+    texts = ["\n\n".join(texts) for texts in (map(read_texts, paths) if paths else [training_texts()])]
+    bos = [tokenizer.bos_token_id] if tokenizer.encode("")[:1] == [tokenizer.bos_token_id] else []
+    encoded = [tokenizer.encode(text, add_special_tokens=False, verbose=False) for text in texts]
+    per_text = -(-max_documents // len(texts))
+    documents = [document for ids in encoded for document in cut_documents(ids, length, per_text, bos)]
+    if not documents:
+        longest = max(map(len, encoded))
+        raise UserError(f"no text has --length={length} tokens, the longest has {longest}; provide more with --data")
+    return documents[:max_documents]
+
+
+def cut_documents(ids: Sequence[int], length: int, max_documents: int, prefix: Sequence[int] = ()) -> list[list[int]]:
+    """At most `max_documents` documents of exactly `length` tokens from a long text, evenly spread and without overlap.
+
+    prefix: the first tokens of each document, e.g. BOS. A text that is too short gives no document.
+    """
+    body = length - len(prefix)
     fit = len(ids) // body
-    count = min(most, fit)
+    count = min(max_documents, fit)
     starts = [i * fit // count * body for i in range(count)]
-    return [[*first, *ids[start : start + body]] for start in starts]
+    return [[*prefix, *ids[start : start + body]] for start in starts]
 
 
 @torch.inference_mode()
@@ -53,16 +77,17 @@ def losses_by_position(
     device: torch.device,
     advance: Callable[[int], object] = lambda finished: None,
 ) -> list[torch.Tensor]:
-    """Of each document the loss of its tokens, fp64 `(length - 1,)` in nats: entry t is of the token at position t + 1.
+    """The loss of each token in nats, fp64 `(length - 1,)` for each document.
 
-    advance: called with 1 after each document, e.g. a progress bar's `update`. Nothing limits the length to the window.
+    Entry t is the loss of the token at position t + 1. advance: called with 1 after each document, e.g. a progress
+    bar's `update`. Documents may be longer than the window.
     """
     head = model.causal_lm.get_output_embeddings().weight[: model.num_tokens]  # without padding
     settings = head_settings(model.causal_lm.config)
     losses = []
     for document in documents:
         ids = torch.tensor(document, device=device)
-        hidden = model.hidden_states(_alone(ids))[0]
+        hidden = model.hidden_states(_single_document(ids))[0]
         parts = [
             F.cross_entropy(logits(rows, head, settings), targets, reduction="none").double().cpu()
             for rows, targets in zip(hidden[:-1].split(CHUNK_TOKENS), ids[1:].split(CHUNK_TOKENS), strict=True)
@@ -73,7 +98,7 @@ def losses_by_position(
 
 
 def buckets(losses: Sequence[torch.Tensor], width: int) -> list[Bucket]:
-    """Buckets of `width` positions, as many as the longest document fills; position 0 is never predicted."""
+    """Buckets of `width` positions, up to the end of the longest document. Position 0 is never predicted."""
     longest = max((len(loss) + 1 for loss in losses), default=0)
     result = []
     for start in range(0, longest, width):
@@ -84,9 +109,19 @@ def buckets(losses: Sequence[torch.Tensor], width: int) -> list[Bucket]:
     return result
 
 
-def _alone(ids: torch.Tensor) -> MicroBatch:
-    """One document as a micro-batch without targets: only its hidden states are asked for."""
+def table(columns: dict[str, list[Bucket]]) -> str:
+    """Nats per token by position as a text table, with one named column per model."""
+    lines = [f"{'positions':>15} {'tokens':>7}" + "".join(f"{name:>14}" for name in columns)]
+    for row in zip(*columns.values(), strict=True):
+        positions = f"{row[0].start}-{row[0].end - 1}"
+        lines.append(f"{positions:>15} {row[0].tokens:>7}" + "".join(f"{bucket.mean:>14.3f}" for bucket in row))
+    return "\n".join(lines)
+
+
+def _single_document(ids: torch.Tensor) -> MicroBatch:
+    """One document as a micro-batch without targets, to compute its hidden states."""
     length = len(ids)
-    none = torch.zeros(0, dtype=torch.int64, device=ids.device)
-    ends = torch.tensor([0, length], dtype=torch.int32, device=ids.device)
-    return MicroBatch(ids[None], torch.arange(length, device=ids.device)[None], (length,), ends, none, none)
+    no_targets = torch.zeros(0, dtype=torch.int64, device=ids.device)
+    cu_seq_lens = torch.tensor([0, length], dtype=torch.int32, device=ids.device)
+    positions = torch.arange(length, device=ids.device)[None]
+    return MicroBatch(ids[None], positions, (length,), cu_seq_lens, no_targets, no_targets)

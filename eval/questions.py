@@ -1,12 +1,14 @@
-"""A small closed set of general questions, answered by likelihood: which of the options does the model find most probable?
+"""A small closed set of general questions: which of the options does the model find most probable?
 
-Written for this project (eval/questions.jsonl, the first option is the right one): facts, arithmetic, grammar, meanings of
-words, sequences, common sense, code. They are plain beginnings of text, so that a base model can answer them too, and no
-chat template is involved, whose answers fine-tuning would change for other reasons than forgetting.
+The questions were written for this project (eval/questions.jsonl; the first option is the right one): facts,
+arithmetic, grammar, word meanings, sequences, common sense, code. Each is a plain beginning of a text with possible
+continuations. A base model can therefore be scored too, and no chat template is involved, because fine-tuning would
+change the answers under a template for reasons other than forgetting.
 
-An option's score is its summed log-likelihood after the prompt, divided by its bytes in UTF-8. The sum alone favours short
-options, since each further token can only lower it. Bytes and not tokens, since a vocabulary that was extended cuts the same
-option into other tokens, and a mean per token would change although the model's opinion did not.
+The score of an option is its summed log-likelihood after the prompt, divided by its length in UTF-8 bytes. The sum
+alone would favour short options, because every further token can only lower it. The length is in bytes and not in
+tokens, because an extended vocabulary splits the same option into other tokens, which would change a mean per token
+even if the model's probabilities stayed the same.
 """
 
 import json
@@ -21,11 +23,11 @@ FILE = Path(__file__).with_name("questions.jsonl")
 
 @dataclass(frozen=True)
 class Question:
-    """A beginning of text and its continuations, the first of which is the right one."""
+    """The beginning of a text and its possible continuations. The first one is right."""
 
     kind: str
     prompt: str
-    options: tuple[str, ...]  # each with the space before it, where one belongs there
+    options: tuple[str, ...]  # each includes the space before it, if one belongs there
 
 
 def read_questions(path: Path = FILE) -> list[Question]:
@@ -34,33 +36,38 @@ def read_questions(path: Path = FILE) -> list[Question]:
     return [Question(q["kind"], q["prompt"], tuple(q["options"])) for q in map(json.loads, lines)]
 
 
-def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What stands before a text, so that its first token is predicted from something: BOS where the tokenizer puts one,
-    else a line break. So all bytes of a text count, with any tokenizer."""
+def start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens placed before a text, so that its first token is predicted too.
+
+    BOS if the tokenizer adds it, else a newline. With them, the loss covers every byte of the text under any tokenizer.
+    """
     return tokenizer.encode("") or tokenizer.encode("\n", add_special_tokens=False)
 
 
 def encode_options(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
 ) -> list[tuple[list[int], list[bool]]]:
-    """(token ids, is_target) of every option of every question, in order; the option's own tokens are the targets.
+    """(token ids, is_target) of every option of every question, in order. The targets are the tokens of the option.
 
-    Prompt and option are encoded together. A token that holds the end of one and the beginning of the other is a target.
+    Prompt and option are tokenized together. A token that spans the boundary between them is a target.
     """
-    first, sequences = beginning(tokenizer), []
+    start, sequences = start_tokens(tokenizer), []
     for question in questions:
         prompt = tokenizer.encode(question.prompt, add_special_tokens=False)
         for option in question.options:
             ids = tokenizer.encode(question.prompt + option, add_special_tokens=False)
             pairs = zip(prompt, ids, strict=False)
             common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(prompt), len(ids) - 1))
-            given = len(first) + common
-            sequences.append((first + ids, [False] * given + [True] * (len(ids) - common)))
+            context = len(start) + common
+            sequences.append((start + ids, [False] * context + [True] * (len(ids) - common)))
     return sequences
 
 
 def right_answers(questions: Sequence[Question], nats: Sequence[float]) -> list[bool]:
-    """Of each question whether its first option is the most probable per byte. nats: -log-likelihood of every option, in order."""
+    """For each question, whether its first option has the highest likelihood per byte.
+
+    nats: the negative log-likelihood of every option of every question, in order. A tie is not a right answer.
+    """
     right, start = [], 0
     for question in questions:
         per_byte = [

@@ -1,37 +1,67 @@
-"""Readable tables of evaluation results: one model, or the same data before and after training."""
+"""Readable tables of evaluation results: one model, or the same data before and after training.
+
+These functions work for any task. The tables of the regulator's task have further rows: `eval/regulator/report.py`.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from common.errors import UserError
 from eval.paired import paired_change
 
-Row = tuple[str, ...]
 
-# The rows whose change has an interval, and what eval/paired.py calls it.
-PAIRED = {
-    "violations F1 (micro)": "f1",
-    "directive ROUGE-L (F)": "rouge_l",
-    "answer ROUGE-L (F)": "rouge_l",
-    "validation loss (nats/token)": "loss",
-}
+@dataclass(frozen=True)
+class Figure:
+    """One row of a table.
+
+    `change` is the key of this figure in the result of `paired.paired_change`; empty if it has no confidence interval.
+    """
+
+    name: str
+    value: str
+    n: str
+    change: str = ""
 
 
-def table(result: dict) -> str:
-    """The result of scripts/evaluate.py as text: every figure with its N, then the rules one by one."""
+Figures = Callable[[dict], list[Figure]]
+
+
+def figures(result: dict) -> list[Figure]:
+    """All figures of a result of scripts/evaluate.py that do not depend on the task."""
+    return [*rouge_figures(result), *run_figures(result)]
+
+
+def rouge_figures(result: dict) -> list[Figure]:
+    """ROUGE-L, if the result has it."""
+    rouge = result.get("rouge_l")
+    return (
+        [Figure(f"{rouge['of']} ROUGE-L (F)", f"{rouge['f']:.3f}", f"{rouge['n']} {rouge['of']}s", "rouge_l")]
+        if rouge
+        else []
+    )
+
+
+def run_figures(result: dict) -> list[Figure]:
+    """Truncated answers, validation loss, and perplexity on general text, as far as the result has them."""
+    rows = []
+    loss, general = result.get("loss"), result.get("general")
+    if result.get("answers"):
+        rows.append(Figure("answers cut short", str(result["cut_short"]), f"at {result['max_new_tokens']} tokens"))
+    if loss:
+        n = f"{loss['targets']:,} response tokens"
+        rows.append(Figure("validation loss (nats/token)", _number(loss["mean"]), n, "loss"))
+    if general:
+        n = f"{general['tokens']:,} tokens of general text"
+        rows.append(Figure("general text: perplexity per token", _number(general["perplexity"]), n))
+        rows.append(Figure("general text: perplexity per byte", _number(general["perplexity_per_byte"]), n))
+    return rows
+
+
+def table(result: dict, figures: Figures = figures) -> str:
+    """A result as text: each figure with its N."""
     lines = [f"{result['model']} on {result['data']} ({result['dtype']}, {result['seconds']:.0f} s)", ""]
-    lines += _aligned([("", "", "N"), *_figures(result)])
-    violations = result.get("violations")
-    if violations:
-        lines += ["", f"trivial baselines are fitted on {violations['baselines_fitted_on']}"]
-    if violations and violations["per_rule"]:
-        lines.append("")
-        rows = [("rule", "precision", "recall", "F1", "true", "said")]
-        for rule, scores in violations["per_rule"].items():
-            figures = tuple(f"{scores[name]:.3f}" for name in ("precision", "recall", "f1"))
-            rows.append((rule, *figures, str(scores["n_true"]), str(scores["n_predicted"])))
-        lines += _aligned(rows, last=">")
-    return "\n".join(lines)
+    return "\n".join(lines + aligned([("", "", "N"), *((row.name, row.value, row.n) for row in figures(result))]))
 
 
 def check_comparable(before: dict, after: dict) -> None:
@@ -39,77 +69,51 @@ def check_comparable(before: dict, after: dict) -> None:
     for key in ("data_sha256", "n_examples", "general_source"):
         if before.get(key) != after.get(key):
             raise UserError(
-                f"the evaluations of {before['model']} and {after['model']} are not of the same data ({key} differs): "
+                f"the evaluations of {before['model']} and {after['model']} used different data ({key} differs): "
                 f"evaluate both with the same --data, --limit and --general."
             )
 
 
-def compare(before: dict, after: dict) -> str:
-    """Two results on the same data as a table `before | after | change`, with the change's 95% interval where examples tell.
+def compare(before: dict, after: dict, figures: Figures = figures) -> str:
+    """Two results on the same data as a table: before, after, change, 95% confidence interval of the change, N.
 
-    Raises `UserError` if they are not comparable.
+    Only figures that are known for each example have a change and an interval. Raises `UserError` if the results are
+    not comparable.
     """
     check_comparable(before, after)
-    then = {name: value for name, value, _ in _figures(before)}
+    values_before = {row.name: row.value for row in figures(before)}
     changes = paired_change(before, after)
     rows = [("", "before", "after", "change", "95% interval", "N")]
-    for name, value, n in _figures(after):
-        change = changes.get(PAIRED.get(name))
+    for row in figures(after):
+        change = changes.get(row.change)
         interval = (f"{change.value:+.4f}", f"{change.low:+.4f} to {change.high:+.4f}") if change else ("", "")
-        rows.append((name, then.get(name, "-"), value, *interval, n))
-    return "\n".join(_aligned(rows))
+        rows.append((row.name, values_before.get(row.name, "-"), row.value, *interval, row.n))
+    return "\n".join(aligned(rows))
 
 
 def one_answer(result: dict, index: int = 0) -> str:
-    """What the model wrote for one example: the `index`-th of those with violations, else of all."""
-    answers = [answer for answer in result["answers"] if answer.get("true")] or result["answers"]
-    answer = answers[index % len(answers)]
-    head = f"answer to example {answer['id']}"
-    if "true" in answer:
-        head += f" (violations in truth: {', '.join(answer['true']) or 'none'})"
-    return f"{head}:\n{answer['answer']}"
+    """The model's answer to the `index`-th example (modulo their number), with a heading."""
+    answer = result["answers"][index % len(result["answers"])]
+    return f"answer to example {answer['id']}:\n{answer['answer']}"
 
 
-def _figures(result: dict) -> list[Row]:
-    """(name, value, N) of every figure that the result has."""
-    rows = []
-    violations, rouge, loss, general = (result.get(k) for k in ("violations", "rouge_l", "loss", "general"))
-    if violations:
-        n = f"{violations['n_violations']} violations in {violations['n_reports']} reports"
-        rows.append(("violations F1 (micro)", f"{violations['micro']['f1']:.3f}", n))
-        rows += [(f"  trivial: {name}", f"{b['f1']:.3f}", n) for name, b in violations["baselines"].items()]
-        rows += [(f"  {name}", f"{violations['micro'][name]:.3f}", n) for name in ("precision", "recall")]
-        reports = f"{violations['n_reports']} reports"
-        rows.append(("  all violations of a report right", _percent(violations["exact"]), reports))
-        rows.append(("  unparsable answers", _percent(violations["unparsable"]["share"]), reports))
-    if rouge:
-        n = f"{rouge['n']} {rouge['of']}s"
-        rows.append((f"{rouge['of']} ROUGE-L (F)", f"{rouge['f']:.3f}", n))
-        rows += [(f"  trivial: the letter of {name}", f"{f:.3f}", n) for name, f in rouge["baselines"].items()]
-    if result.get("answers"):
-        rows.append(("answers cut short", str(result["cut_short"]), f"at {result['max_new_tokens']} tokens"))
-    if loss:
-        rows.append(("validation loss (nats/token)", _number(loss["mean"]), f"{loss['targets']:,} response tokens"))
-    if general:
-        n = f"{general['tokens']:,} tokens of general text"
-        rows.append(("general text: perplexity per token", _number(general["perplexity"]), n))
-        rows.append(("general text: perplexity per byte", _number(general["perplexity_per_byte"]), n))
-    return rows
+def aligned(rows: Sequence[tuple[str, ...]], last: str = "<") -> list[str]:
+    """Format rows as lines with aligned columns.
 
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else str(value)
-
-
-def _aligned(rows: Sequence[Row], last: str = "<") -> list[str]:
-    """Columns of one width: the first to the left, figures to the right, the last one as `last` says ("<" or ">")."""
+    The first column is left-aligned, the last one as `last` says ("<" or ">"), the others are right-aligned.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     sides = ["<", *[">"] * (len(widths) - 2), last]
     return [
         "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def percent(share: float) -> str:
+    """A fraction as a percentage with one decimal place."""
+    return f"{100 * share:.1f}%"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else str(value)

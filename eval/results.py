@@ -1,4 +1,7 @@
-"""Results as JSON files: checked before the work, written whole after it."""
+"""Result files (JSON): check the path before the work, and read the result of an earlier evaluation.
+
+They are written with `common.durable_files.write_json`.
+"""
 
 import json
 import os
@@ -8,29 +11,27 @@ from common.errors import UserError
 
 
 def prepare_output(path: Path) -> None:
-    """Make the folder of a file that is written when the work is done, so that it is not lost then. Raises UserError."""
+    """Create the parent directory of a result file, so that a bad path fails before the work and not after it.
+
+    Raises UserError if the file could not be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror} ({error.filename}); choose another file") from None
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        why = "it is a folder" if path.is_dir() else f"{path.parent} is not writable"
-        raise UserError(f"{path} cannot be written: {why}; choose another file")
+        reason = "it is a directory" if path.is_dir() else f"{path.parent} is not writable"
+        raise UserError(f"{path} cannot be written: {reason}; choose another file")
 
 
 def read_result(path: Path) -> dict:
-    """The JSON of an earlier evaluation by scripts/evaluate.py. Raises UserError."""
+    """Read the JSON of an earlier scripts/evaluate.py. Raises UserError if it is not such a file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not {"model", "data_sha256"} <= found.keys():
-            raise ValueError("no model and data in it")
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict) or not {"model", "data_sha256"} <= result.keys():
+            raise ValueError("it has no model and data_sha256")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not the JSON of an evaluation ({error}): make it with --json.") from None
-    return found
-
-
-def write_result(path: Path, result: dict) -> None:
-    """Written aside and renamed, so that what stands there is whole."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+        raise UserError(
+            f"{path} is not the JSON of an evaluation ({error}); make it with scripts/evaluate.py --json"
+        ) from None
+    return result

@@ -6,7 +6,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from common.errors import UserError
 from model.loss import HeadSettings
-from model.rope import check_isolates, scaled_config
+from model.rope import check_document_isolation, scaled_config
 
 # Dense text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
 # tests/model/test_equivalence.py covers exactly these.
@@ -110,7 +110,7 @@ def check_supported(config: PretrainedConfig) -> None:
     present = [name for name, value in features.items() if value]
     if present:
         raise UserError(f"the {kind} model needs {' and '.join(present)}, which packed training does not support")
-    check_isolates(config)
+    check_document_isolation(config)
 
 
 def head_settings(config: PretrainedConfig, num_tokens: int | None = None) -> HeadSettings:

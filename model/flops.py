@@ -38,13 +38,12 @@ def count_work(model: PackedLanguageModel, config: PretrainedConfig) -> Work:
     Per token, a matrix parameter costs 2 FLOPs in forward and 4 in backward. Attention costs 4 per pair, head dimension and
     head in forward (two products) and twice that in backward, over the pairs that a query may see.
     """
-    head = model.causal_lm.get_output_embeddings()
-    matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.head]
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Work(
         per_token=6.0 * sum(m.weight.numel() for m in matrices),
-        per_target=6.0 * head.weight.numel(),
+        per_target=6.0 * model.head.weight.numel(),
         per_pair=12.0 * heads * head_dim,
         windows=tuple(Counter(layer_windows(config)).items()),
     )
@@ -107,7 +106,7 @@ def measured_flops(device: torch.device, dtype: torch.dtype, size: int, repeats:
     best = 0.0
     for _ in range(repeats):
         start = time.perf_counter()
-        a @ b
+        torch.matmul(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize()
         best = max(best, 2 * size**3 / (time.perf_counter() - start))

@@ -1,12 +1,13 @@
-"""A llama-type GGUF file as a plain Hugging Face directory: safetensors, config, tokenizer, chat template.
+"""Convert a GGUF file of the llama architecture to a Hugging Face directory: safetensors, config, tokenizer, chat template.
 
-transformers reads GGUF too, but needs accelerate for it, and what it holds then (packed or plain weights) depends on
-its version; these few lines give the same files under every version, and logits equal to the last bit.
+transformers can also read GGUF, but it needs accelerate, and whether it dequantises the weights depends on its version.
+This conversion gives the same files with every version, and bitwise equal logits.
 """
 
 import hashlib
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from safetensors import safe_open
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 
 from common.errors import UserError
 
-# The names of llama.cpp's tensors (ggml-org/llama.cpp, gguf-py/gguf/constants.py) and of transformers' Llama.
+# Tensor names of llama.cpp (ggml-org/llama.cpp, gguf-py/gguf/constants.py) -> those of Llama in transformers.
 BLOCK_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -27,26 +28,28 @@ BLOCK_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 ROOT_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-CONTROL_TOKEN = 3  # llama.cpp's token type of <|im_start|> and its like
+CONTROL_TOKEN = 3  # llama.cpp's token type of special tokens such as <|im_start|>
 
 
 def convert_gguf(gguf_file: str | Path, directory: str | Path) -> None:
     """Write the model in `gguf_file` into the existing `directory` as fp32 safetensors with config and tokenizer.
 
-    fp32 because a 4-bit weight is `scale * q + minimum` of fp16 numbers: fp32 holds it exactly, bf16 would round again.
-    Raises `UserError` for an architecture other than llama or a tokenizer other than SmolLM's.
+    A 4-bit weight is `scale * q + minimum` with fp16 scale and minimum, which fp32 represents exactly; bf16 would round
+    it. Raises UserError for an architecture other than llama or a tokenizer other than SmolLM's.
     """
-    from gguf import GGUFReader  # only this conversion needs it
+    from gguf import GGUFReader  # only needed for this conversion
 
     reader = GGUFReader(str(gguf_file))
     fields = {name: field.contents() for name, field in reader.fields.items()}
     kinds = (fields["general.architecture"], fields.get("tokenizer.ggml.pre"))
     if kinds != ("llama", "smollm"):
-        raise UserError(f"{gguf_file}: only llama models with SmolLM's tokenizer are converted, this one is {kinds}.")
+        raise UserError(
+            f"{gguf_file}: architecture and tokenizer are {kinds}; only llama with the tokenizer smollm can be converted"
+        )
     directory = Path(directory)
     tensors = read_tensors(reader, heads=fields["llama.attention.head_count"], kv_heads=_kv_heads(fields))
     save_file(tensors, str(directory / "model.safetensors"), metadata={"format": "pt"})
-    (directory / "model.safetensors").chmod(0o644)  # safetensors makes it private to its owner
+    (directory / "model.safetensors").chmod(0o644)  # safetensors creates files that only their owner can read
     write_config(fields, tied="lm_head.weight" not in tensors, directory=directory)
     write_tokenizer(fields, directory)
 
@@ -56,7 +59,7 @@ def _kv_heads(fields: dict) -> int:
 
 
 def read_tensors(reader, heads: int, kv_heads: int) -> dict[str, np.ndarray]:  # noqa: ANN001 (gguf is imported late)
-    """All weights, dequantised to fp32, under transformers' names; shapes as in `torch.nn.Linear`, (out, in)."""
+    """transformers' name -> weight, dequantised to fp32; matrices have the shape (out, in), as in `torch.nn.Linear`."""
     from gguf import dequantize
 
     tensors = {}
@@ -75,9 +78,9 @@ def read_tensors(reader, heads: int, kv_heads: int) -> dict[str, np.ndarray]:  #
 
 
 def undo_rope_order(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a query or key matrix, from llama.cpp's rotary order to transformers'.
+    """Reorder the rows of a query or key matrix from llama.cpp's RoPE layout to that of transformers.
 
-    llama.cpp rotates neighbouring rows (0, 1), (2, 3), ... of a head; transformers rotates row i with row i + half.
+    llama.cpp rotates adjacent rows (0, 1), (2, 3), ... of a head; transformers rotates row i with row i + head_dim / 2.
     """
     rows, columns = weight.shape
     pairs = weight.reshape(heads, rows // heads // 2, 2, columns)
@@ -85,7 +88,7 @@ def undo_rope_order(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_config(fields: dict, tied: bool, directory: Path) -> None:
-    """config.json and generation_config.json from the GGUF's own metadata."""
+    """Write config.json and generation_config.json from the metadata of the GGUF file."""
     from transformers import GenerationConfig, LlamaConfig
 
     ids = {
@@ -102,7 +105,7 @@ def write_config(fields: dict, tied: bool, directory: Path) -> None:
         num_attention_heads=fields["llama.attention.head_count"],
         num_key_value_heads=_kv_heads(fields),
         max_position_embeddings=fields["llama.context_length"],
-        # GGUF keeps fp32: 9.9999997e-06 is the 1e-05 of the original.
+        # GGUF stores fp32: 9.9999997e-06 was 1e-05 in the original config.
         rms_norm_eps=float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
         rope_parameters={"rope_type": "default", "rope_theta": fields["llama.rope.freq_base"]},
         tie_word_embeddings=tied,
@@ -114,10 +117,10 @@ def write_config(fields: dict, tied: bool, directory: Path) -> None:
 
 
 def write_tokenizer(fields: dict, directory: Path) -> None:
-    """tokenizer.json and tokenizer_config.json: byte-level BPE that splits every digit, with the model's chat template.
+    """Write tokenizer.json and tokenizer_config.json: byte-level BPE with single digits, and the model's chat template.
 
-    The split into single digits is what llama.cpp names the pre-tokenizer "smollm"; without it numbers would be cut in
-    pieces that the model never saw.
+    Splitting numbers into single digits is what llama.cpp calls the pre-tokenizer "smollm". Without it, numbers would be
+    split into tokens that the model has never seen.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -144,7 +147,7 @@ def write_tokenizer(fields: dict, directory: Path) -> None:
 
 
 def tensor_digest(safetensors_file: str | Path) -> str:
-    """sha256 over names, dtypes, shapes and values in order of name: the same whatever wrote the file's header."""
+    """sha256 over names, dtypes, shapes and values, sorted by name, so that it does not depend on the file's header."""
     digest = hashlib.sha256()
     with safe_open(str(safetensors_file), framework="np") as file:
         for name in sorted(file.keys()):
@@ -155,14 +158,18 @@ def tensor_digest(safetensors_file: str | Path) -> str:
 
 
 def greedy_completion(directory: str | Path, prompt: str, new_tokens: int = 8) -> str:
-    """What the model in `directory` writes after `prompt`, fp32, greedy. Raises `UserError` if weights are missing or left over."""
+    """Greedy completion of `prompt` by the model in `directory`, in fp32.
+
+    Raises UserError if the weights do not match the config.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    model, info = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    model, info = cast(tuple, loaded)  # the annotation of from_pretrained ignores output_loading_info
     if info["missing_keys"] or info["unexpected_keys"]:
-        raise UserError(f"{directory}: the weights do not fit the config: {info}.")
+        raise UserError(f"{directory}: the weights do not match config.json: {info}")
     inputs = tokenizer(prompt, return_tensors="pt")
     with torch.inference_mode():
         output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)

@@ -36,12 +36,13 @@ class Draw:
         self, hidden: torch.Tensor, head_weight: torch.Tensor, target_ids: torch.Tensor, settings: HeadSettings
     ) -> torch.Tensor:
         """The labels of the loss, `(targets,)`: `target_ids`, or with keys labels sampled from the softmax."""
-        if self.keys is None:
+        keys = self.keys
+        if keys is None:
             return target_ids
         sampled = torch.empty_like(target_ids)
 
         def sample(logits: torch.Tensor, start: int) -> None:
-            sampled[start : start + len(logits)] = sample_labels(logits, self.keys[start : start + len(logits)])
+            sampled[start : start + len(logits)] = sample_labels(logits, keys[start : start + len(logits)])
 
         with torch.no_grad():
             visit_logits(hidden, head_weight, sample, settings)

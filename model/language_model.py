@@ -8,7 +8,7 @@ import copy
 import functools
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from safetensors import safe_open
@@ -46,11 +46,21 @@ class PackedLanguageModel(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self.num_tokens = num_tokens or causal_lm.config.vocab_size
-        head = causal_lm.get_output_embeddings()
         # The head's forward returns the loss, because FSDP gathers the weight of a head that is its own unit in that
         # forward and nowhere else.
         settings = head_settings(causal_lm.config, self.num_tokens)
-        head.forward = functools.partial(_head_loss, head, settings)
+        loss = functools.partial(_head_loss, self.head, settings)
+        self.head.forward = loss  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The input embedding, weight `(vocabulary, hidden_size)`."""
+        return cast(nn.Embedding, self.causal_lm.get_input_embeddings())
+
+    @property
+    def head(self) -> nn.Linear:
+        """The output projection, weight `(vocabulary, hidden_size)`; the embedding's own weight if they are tied."""
+        return cast(nn.Linear, self.causal_lm.get_output_embeddings())
 
     def forward(
         self,
@@ -66,20 +76,18 @@ class PackedLanguageModel(nn.Module):
         from the model in place of the data's.
         """
         hidden = self.hidden_states(batch)[0, batch.target_positions]
-        head = self.causal_lm.get_output_embeddings()
-        return head(hidden, batch.target_ids, batch.target_sources, loss_sums, visit, draw)
+        return self.head(hidden, batch.target_ids, batch.target_sources, loss_sums, visit, draw)
 
     def extra_fsdp_units(self) -> list[nn.Module]:
         """[embedding, head] to shard separately before the root, or [] if they are tied and must stay in one unit.
 
         As separate units they are gathered, and their gradients reduced, one after the other.
         """
-        embedding, head = self.causal_lm.get_input_embeddings(), self.causal_lm.get_output_embeddings()
-        return [] if embedding.weight is head.weight else [embedding, head]
+        return [] if self.embedding.weight is self.head.weight else [self.embedding, self.head]
 
-    def vocabulary_weights(self) -> list[nn.Parameter]:
+    def vocabulary_weights(self) -> list[torch.Tensor]:
         """The weights with one row per token: embedding and head, or the one weight they share."""
-        embedding, head = self.causal_lm.get_input_embeddings().weight, self.causal_lm.get_output_embeddings().weight
+        embedding, head = self.embedding.weight, self.head.weight
         return [embedding] if embedding is head else [embedding, head]
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
@@ -93,7 +101,7 @@ class PackedLanguageModel(nn.Module):
 
 
 def _head_loss(
-    head: nn.Module,
+    head: nn.Linear,
     settings: HeadSettings,
     hidden: torch.Tensor,
     target_ids: torch.Tensor,
@@ -151,7 +159,7 @@ def load_weights(
                 shape = tuple(parameter.shape)
                 has_token_rows = any(parameter is weight for weight in model.vocabulary_weights())
                 if has_token_rows and shape[0] > model.num_tokens:
-                    parameter.unpadded_rows = model.num_tokens
+                    parameter.unpadded_rows = model.num_tokens  # pyright: ignore[reportAttributeAccessIssue]
                     shape = (model.num_tokens, *shape[1:])
                 if tuple(stored.get_shape()) != shape:
                     raise UserError(
@@ -214,7 +222,7 @@ def _recompute_buffers(model: PackedLanguageModel, device: torch.device) -> None
     for name, module in model.causal_lm.named_modules():
         for buffer in [b for b, value in module._buffers.items() if value is not None]:
             if hasattr(module, "config") and "RotaryEmbedding" in type(module).__name__:
-                value = type(module)(config=module.config)._buffers[buffer]
+                value = type(module)(config=module.config).get_buffer(buffer)
             elif buffer == "embed_scale":  # Gemma multiplies its embedding by sqrt(hidden_size)
                 value = torch.tensor(module.scalar_embed_scale)
             else:

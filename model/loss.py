@@ -130,15 +130,16 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
         """Arguments and result as in `cross_entropy_sum`. Keeps both gradients for backward."""
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if needs_grad else None
+        grad_hidden = torch.empty_like(hidden if needs_grad else hidden[:0])
         grad_weight = None
         for start in range(0, len(target_ids), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             rows, ids = hidden[chunk], target_ids[chunk]
             scores = logits(rows, head_weight, settings)
             # The derivative of the cap, 1 - tanh(x / c)^2, before the scores are overwritten.
-            capped = needs_grad and settings.softcap is not None
-            slope = (scores / settings.softcap).square_().neg_().add_(1.0) if capped else None
+            slope = None
+            if needs_grad and settings.softcap is not None:
+                slope = (scores / settings.softcap).square_().neg_().add_(1.0)
             if settings.num_tokens is not None:
                 scores[:, settings.num_tokens :] = -torch.inf
             if needs_grad:
@@ -167,7 +168,7 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
             part = grad_scores.T @ rows
             # Chunks are added in fp32, because bf16 would lose the small ones.
             grad_weight = part if grad_weight is None else grad_weight.float().add_(part)
-        if needs_grad:
+        if grad_weight is not None:
             ctx.gradients = grad_hidden, grad_weight.to(head_weight.dtype)
         return loss
 

@@ -1,14 +1,15 @@
-"""Causal attention that never crosses from one packed document into the next.
+"""Causal attention within each document of a packed row, without cross-document attention.
 
-Registered with transformers as the attention implementation `packed`: the model's own code computes queries, keys,
-values and RoPE, and calls this function with the document lengths that we pass through its keyword arguments. No mask
-of the whole row is built (transformers makes none for a name that is not in its AttentionMaskInterface), so the cost is
-that of each document alone. A layer's sliding window comes from transformers too: a window of W is a token and the
-W - 1 before it.
+It is registered with transformers as the attention implementation `packed`. The model's own code computes queries, keys,
+values and RoPE, and calls `packed_attention` with the document lengths, which we pass through its keyword arguments.
+transformers builds no attention mask for a name that is not in its AttentionMaskInterface, so the cost is that of each
+document alone. The sliding window of a layer also comes from transformers: a window of W includes the token itself and the
+W - 1 tokens before it.
 """
 
 import inspect
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,22 +19,22 @@ from transformers import AttentionInterface
 
 NAME = "packed"
 CHUNK_QUERIES = 512  # scores of one chunk: heads x 512 x keys
-_VARLEN_KNOWS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 may not
+_VARLEN_SUPPORTS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 may not
 
 
 @dataclass(frozen=True)
 class DocumentLengths:
-    """Where the documents of a row begin and end, as one object that torch.compile does not look into.
+    """The boundaries of the documents in a row, as an object that is opaque to torch.compile.
 
-    Of a tuple among a layer's arguments it would guard the length, and compile the layer anew for every other number
-    of documents.
+    If a layer had a tuple as argument, torch.compile would guard on its length and recompile the layer for every new
+    number of documents.
     """
 
     lengths: tuple[int, ...]
     cu_seq_lens: torch.Tensor  # int32 (documents + 1), on the device
 
 
-@torch.compiler.disable  # document lengths differ in every micro-batch: compiled, it would be compiled anew each time
+@torch.compiler.disable  # document lengths differ in every micro-batch, so it would be recompiled every time
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -44,21 +45,24 @@ def packed_attention(
     documents: DocumentLengths,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **kwargs,  # noqa: ANN003  what transformers passes to every implementation
+    **kwargs,  # noqa: ANN003  further arguments that transformers passes to every implementation
 ) -> tuple[torch.Tensor, None]:
     """Attention per document. query `(1, heads, tokens, head_dim)`, key and value `(1, kv_heads, tokens, head_dim)`.
 
-    Returns `(1, tokens, heads, head_dim)`. On CUDA in half precision the varlen flash kernel of torch runs
-    (`torch.nn.attention.varlen`); elsewhere scaled_dot_product_attention, document by document, and for documents
-    longer than the window chunk by chunk of queries. No kernel of torch has a softcap: with one the scores are plain
-    matrix products in chunks of queries, computed again in backward. That is slow, but its memory is one chunk's.
+    Returns `(1, tokens, heads, head_dim)` and None in place of attention weights. transformers dictates the signature.
+    Raises ValueError for an attention mask, attention sinks or dropout.
+
+    On CUDA in half precision it runs torch's varlen flash kernel (`torch.nn.attention.varlen`). Otherwise it runs
+    scaled_dot_product_attention for each document, or, for documents longer than the sliding window, for chunks of queries.
+    No kernel in torch supports a softcap. With a softcap the scores are plain matrix products for chunks of queries,
+    recomputed in backward, which is slow but needs the memory of one chunk only.
     """
     if attention_mask is not None or kwargs.get("s_aux") is not None or kwargs.get("dropout"):
-        raise ValueError("packed attention has no attention mask, no attention sinks and no dropout")
+        raise ValueError("packed attention does not support attention masks, attention sinks or dropout")
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
         return _varlen(query, key, value, documents.cu_seq_lens, max(documents.lengths), scaling, sliding_window), None
     dtype = query.dtype
-    if query.device.type == "cpu":  # torch's CPU flash backward is 3 times slower in bf16 than in fp32
+    if query.device.type == "cpu":  # in bf16, the backward of torch's CPU flash kernel takes 3 times as long as in fp32
         query, key, value = query.float(), key.float(), value.float()
     outputs = [
         _document(q, k, v, scaling, sliding_window, softcap)
@@ -79,8 +83,8 @@ def _document(
     chunks = []
     for start in range(0, length, CHUNK_QUERIES):
         end = min(length, start + CHUNK_QUERIES)
-        first = max(0, start - window + 1)  # keys before it are out of the reach of every query in the chunk
-        # Without the checkpoint autograd would keep every chunk's scores, which is the whole square after all.
+        first = max(0, start - window + 1)  # no query of the chunk attends to keys before it
+        # Without checkpointing, autograd would keep the scores of all chunks, which is the full score matrix.
         chunks.append(
             checkpoint(
                 _chunk,
@@ -94,7 +98,7 @@ def _document(
 
 
 def _chunk(q, k, v, offset, scaling, window, softcap) -> torch.Tensor:  # noqa: ANN001
-    """Attention of some queries of a document, the first of them at key `offset`, to the keys they can reach.
+    """Attention of a chunk of queries of one document. The first query has the position of key `offset`.
 
     Softcap: softmax(softcap * tanh(scores / softcap)) in fp32 (Gemma 2, arXiv:2408.00118, section 2).
     """
@@ -113,17 +117,18 @@ def _chunk(q, k, v, offset, scaling, window, softcap) -> torch.Tensor:  # noqa: 
 
 def _varlen(query, key, value, cu_seq_lens, longest, scaling, window) -> torch.Tensor:  # noqa: ANN001
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    if _VARLEN_KNOWS_GQA:
-        options = {"enable_gqa": True}
+    if _VARLEN_SUPPORTS_GQA:
+        options: dict[str, Any] = {"enable_gqa": True}
     else:
         options = {}
         repeats = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    # (keys to the left, keys to the right) besides the token itself; -1 is no limit.
-    reach = (window - 1 if window and window < longest else -1, 0)
-    return varlen_attn(
-        q, k, v, cu_seq_lens, cu_seq_lens, longest, longest, scale=scaling, window_size=reach, **options
-    )[None]
+    # (keys to the left, keys to the right) besides the token itself; -1: no limit
+    window_size = (window - 1 if window and window < longest else -1, 0)
+    output = varlen_attn(
+        q, k, v, cu_seq_lens, cu_seq_lens, longest, longest, scale=scaling, window_size=window_size, **options
+    )
+    return cast(torch.Tensor, output)[None]
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -1,16 +1,19 @@
 """RoPE scaling: a longer context window, set in the model's config before the model is built.
 
-Every pair of dimensions of a query or key turns with the position at its own frequency. Beyond the trained window the
-slow pairs reach angles that the model has never seen, and the loss leaps up. Scaling by a factor brings them back:
+RoPE rotates each pair of dimensions of a query or key by position times the pair's frequency. Beyond the trained context
+length, low-frequency pairs reach angles that the model has never seen, and the loss rises sharply. Scaling by a factor
+brings these angles back into the trained range:
 
-- `linear`: every frequency is divided by the factor (position interpolation, arXiv:2306.15595);
-- `yarn`: only those of slow pairs are, fast pairs keep telling near tokens apart; and queries and keys are multiplied by
-  1 + 0.1 ln(factor), since attention over more tokens is flatter (arXiv:2309.00071);
-- `llama3`: slow pairs too, with other bounds and no multiplication (Llama 3.1, arXiv:2407.21783);
-- `longrope`: a divisor of its own for each pair, found by search when the model was made (arXiv:2402.13753).
+- `linear` divides every frequency by the factor (position interpolation, arXiv:2306.15595).
+- `yarn` divides low frequencies only, so that high frequencies still distinguish nearby tokens. It also multiplies queries
+  and keys by 1 + 0.1 ln(factor), because attention over more tokens is flatter (arXiv:2309.00071).
+- `llama3` also divides low frequencies only, with other bounds and without the multiplication (Llama 3.1,
+  arXiv:2407.21783).
+- `longrope` divides each frequency by its own factor, which was found by search when the model was made
+  (arXiv:2402.13753).
 
-Frequencies are those of transformers (modeling_rope_utils); what it computes from the exported config.json is what was
-trained. Set after the model is built they would change nothing.
+transformers computes the frequencies (modeling_rope_utils), so what it computes from the exported config.json is what was
+trained. Changing the config after the model is built has no effect.
 """
 
 import copy
@@ -21,10 +24,17 @@ from transformers import PretrainedConfig
 
 from common.errors import UserError
 
-# What a type needs beside rope_theta: the settings of the papers and of Llama 3.1.
+# Types that extend the window by a factor, with their further settings: those of the papers and of Llama 3.1.
 STRETCHING = {"linear": {}, "yarn": {}, "llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0}}
 TYPES = ("default", *STRETCHING, "longrope")
-NEITHER_SCALED_NOR_NOT = ("linear", "dynamic")  # config files differ in whether max_position_embeddings is multiplied
+# Config files of these types differ in whether max_position_embeddings is already multiplied by the factor.
+AMBIGUOUS_WINDOW = ("linear", "dynamic")
+WHY_NOT_ISOLATED = {
+    "dynamic": "its frequencies depend on the longest document in a micro-batch, which breaks the isolation of packed "
+    "documents; choose yarn (model.rope_type=yarn with a model.rope_factor)",
+    "longrope": "its short and long factors differ, and the longest document in a micro-batch decides between them, which "
+    "breaks the isolation of packed documents; set model.rope_type=longrope, which uses the long ones for all lengths",
+}
 
 
 def scaled_config(
@@ -35,46 +45,46 @@ def scaled_config(
 ) -> PretrainedConfig:
     """A copy of `config` with RoPE of `rope_type` and a window of `factor` times `original_length` positions.
 
-    rope_type: one of TYPES, or None for the config itself. `default` takes a scaling away. factor: above 1; none for
-    `default` and `longrope`. original_length: tokens of the window that the model was trained on before any scaling;
-    None: what config.json says. Where RoPE differs by layer type (Gemma 3, OLMo 3) only the full-attention layers are
-    scaled, as Gemma 3 itself was: the others never look beyond their window.
-    Raises UserError for values that do not fit each other or the model.
+    rope_type: one of TYPES; None returns `config` itself, and `default` removes scaling. factor: above 1, but None for
+    `default` and `longrope`. original_length: context length in tokens that the model was trained on before any scaling;
+    None: as in config.json. If RoPE differs by layer type (Gemma 3, OLMo 3), only the full-attention layers are scaled, as
+    in Gemma 3 itself, because sliding-window layers never attend beyond their window.
+    Raises UserError if the values do not fit each other or the model.
     """
     if rope_type is None:
         if factor is not None or original_length is not None:
             raise UserError(f"rope_factor and rope_original_length need a rope_type: {', '.join(TYPES)}")
         return config
     if rope_type == "dynamic":
-        raise UserError(f"rope_type=dynamic is not supported: {WHY_NOT['dynamic']}")
+        raise UserError(f"rope_type=dynamic is not supported: {WHY_NOT_ISOLATED['dynamic']}")
     if rope_type not in TYPES:
         raise UserError(f"rope_type must be one of {', '.join(TYPES)}, not {rope_type!r}")
     config = copy.deepcopy(config)
-    if _rotates_windows_only(config):
+    if _has_rope_in_windows_only(config):
         raise UserError(
-            f"{config.model_type} rotates queries and keys in its sliding-window layers alone, which never look further "
-            f"than {config.sliding_window} tokens: leave out rope_type, there is nothing to scale"
+            f"{config.model_type} uses RoPE only in its sliding-window layers, which never attend further than "
+            f"{config.sliding_window} tokens, so there is nothing to scale; remove rope_type"
         )
     if rope_type == "longrope":
-        return _fixed_longrope(config, factor, original_length)
-    own, trained = global_parameters(config), trained_length(config)
+        return _longrope_with_equal_factors(config, factor, original_length)
+    current, trained = full_attention_parameters(config), trained_length(config)
     original = trained if original_length is None else original_length
     if original is None:
         raise UserError(
-            f"the model has RoPE type {own['rope_type']} and does not say how long its window was before: give "
-            "rope_original_length"
+            f"the model has RoPE type {current['rope_type']}, and its config does not state the context length before scaling; "
+            "set rope_original_length"
         )
     if not 0 < original <= (trained or config.max_position_embeddings):
         raise UserError(
-            f"rope_original_length={original_length} does not lie between 1 and the "
+            f"rope_original_length={original_length} is not between 1 and the "
             f"{trained or config.max_position_embeddings} positions that the model was trained on"
         )
-    kept = {key: own[key] for key in ("rope_theta", "partial_rotary_factor") if own.get(key) is not None}
+    kept = {key: current[key] for key in ("rope_theta", "partial_rotary_factor") if current.get(key) is not None}
     if rope_type == "default":
         if factor is not None:
-            raise UserError(f"rope_type=default scales nothing, so it has no rope_factor, but rope_factor={factor:g}")
+            raise UserError(f"rope_type=default does not scale; remove rope_factor={factor:g}")
         _set_parameters(config, kept | {"rope_type": "default"}, original)
-        return _checked(config, rope_type)
+        return _accepted_by_transformers(config, rope_type)
     if factor is None or not 1 < factor < float("inf"):
         raise UserError(f"rope_type={rope_type} needs a rope_factor above 1, not {factor}")
     window = round(factor * original)
@@ -87,78 +97,70 @@ def scaled_config(
     if rope_type != "linear":
         settings["original_max_position_embeddings"] = original
     _set_parameters(config, kept | settings, window)
-    return _checked(config, rope_type)
+    return _accepted_by_transformers(config, rope_type)
 
 
-def global_parameters(config: PretrainedConfig) -> dict:
-    """The RoPE settings of the model's layers, of the full-attention ones where they differ by layer type."""
+def full_attention_parameters(config: PretrainedConfig) -> dict:
+    """The RoPE settings of the model; of its full-attention layers if they differ by layer type."""
     parameters = config.rope_parameters
     return parameters["full_attention"] if _differs_by_layer(config) else parameters
 
 
 def trained_length(config: PretrainedConfig) -> int | None:
-    """Positions of the window before any scaling; None where config.json does not tell."""
-    own = global_parameters(config)
-    if own["rope_type"] in NEITHER_SCALED_NOR_NOT:
+    """Context length before any scaling, or None if config.json does not state it."""
+    current = full_attention_parameters(config)
+    if current["rope_type"] in AMBIGUOUS_WINDOW:
         return None
-    return own.get("original_max_position_embeddings") or config.max_position_embeddings
+    return current.get("original_max_position_embeddings") or config.max_position_embeddings
 
 
 def check_length(sequence_length: int, config: PretrainedConfig, path: str) -> None:
-    """Raise UserError where a packed row could hold a document longer than the model's (scaled) window."""
+    """Raise UserError if documents may be longer than the model's (scaled) context window."""
     window = config.max_position_embeddings
     if sequence_length > window:
-        own = global_parameters(config)
-        scaled = "" if own["rope_type"] == "default" else f", as scaled by {own['rope_type']}"
+        current = full_attention_parameters(config)
+        scaled = "" if current["rope_type"] == "default" else f", as scaled by {current['rope_type']}"
         raise UserError(
-            f"data.sequence_length={sequence_length} is beyond the {window} positions of {path}{scaled}; shorten it, or "
-            "stretch the window with model.rope_type=yarn and a model.rope_factor (docs/long_context.md)"
+            f"data.sequence_length={sequence_length} exceeds the {window} positions of {path}{scaled}; shorten it, or "
+            "extend the window with model.rope_type=yarn and a model.rope_factor (docs/long_context.md)"
         )
 
 
-WHY_NOT = {
-    "dynamic": "it takes its frequencies from the longest document in a micro-batch, which breaks the isolation of packed "
-    "documents; choose yarn (model.rope_type=yarn with a model.rope_factor)",
-    "longrope": "its short and long factors differ, and the longest document in a micro-batch decides between them, which "
-    "breaks the isolation of packed documents; set model.rope_type=longrope, which fixes the long ones for all lengths",
-}
-
-
-def check_isolates(config: PretrainedConfig) -> None:
-    """Raise UserError for RoPE whose frequencies depend on what a document is packed with."""
+def check_document_isolation(config: PretrainedConfig) -> None:
+    """Raise UserError if the frequencies of RoPE depend on the other documents in a packed row."""
     parts = config.rope_parameters or {}
     for part in parts.values() if _differs_by_layer(config) else (parts,):
         kind = (part or {}).get("rope_type")
         if kind == "dynamic" or (kind == "longrope" and part["short_factor"] != part["long_factor"]):
-            raise UserError(f"the model has RoPE type {kind}: {WHY_NOT[kind]}")
+            raise UserError(f"the model has RoPE type {kind}: {WHY_NOT_ISOLATED[kind]}")
 
 
 def fix_frequencies(model: nn.Module) -> None:
-    """Have longrope keep the frequencies that it was built with: its factors are equal, so nothing is to choose.
+    """Make longrope keep the frequencies it was built with, which is correct because its two sets of factors are equal.
 
-    transformers would look at every forward's positions all the same: 5.17 waits for the device to do so, and
-    frequencies that are computed anew on a GPU differ from those of the CPU in the last bit.
+    transformers would otherwise inspect the positions in every forward pass: 5.17 synchronizes with the device to do so,
+    and frequencies that are recomputed on a GPU differ from those of the CPU in the last bit.
     """
     for module in model.modules():
         if getattr(module, "rope_type", None) == "longrope":
-            module.rope_type = "default"
+            module.rope_type = "default"  # pyright: ignore[reportArgumentType]
 
 
-def _fixed_longrope(config: PretrainedConfig, factor: float | None, original_length: int | None) -> PretrainedConfig:
-    """The model's own longrope with one set of factors for documents of any length, in training and after export."""
-    own = global_parameters(config)
-    if own["rope_type"] != "longrope":
+def _longrope_with_equal_factors(
+    config: PretrainedConfig, factor: float | None, original_length: int | None
+) -> PretrainedConfig:
+    """The model's own longrope with a single set of factors for documents of any length, in training and after export."""
+    current = full_attention_parameters(config)
+    if current["rope_type"] != "longrope":
         raise UserError(
-            "rope_type=longrope is for models that come with it: its factors are searched for each model "
-            "(arXiv:2402.13753); choose yarn"
+            "rope_type=longrope is only for models that already have it, because its factors are found by a search for each "
+            "model (arXiv:2402.13753); choose yarn"
         )
     if factor is not None or original_length is not None:
-        raise UserError(
-            "rope_type=longrope takes the model's own window; leave out rope_factor and rope_original_length"
-        )
-    scaled = config.max_position_embeddings > own["original_max_position_embeddings"]
-    own["short_factor"] = own["long_factor"] = list(own["long_factor" if scaled else "short_factor"])
-    return _checked(config, "longrope")
+        raise UserError("rope_type=longrope keeps the model's own window; remove rope_factor and rope_original_length")
+    scaled = config.max_position_embeddings > current["original_max_position_embeddings"]
+    current["short_factor"] = current["long_factor"] = list(current["long_factor" if scaled else "short_factor"])
+    return _accepted_by_transformers(config, "longrope")
 
 
 def _set_parameters(config: PretrainedConfig, parameters: dict, window: int) -> None:
@@ -172,18 +174,18 @@ def _differs_by_layer(config: PretrainedConfig) -> bool:
     return "full_attention" in (config.rope_parameters or {})
 
 
-def _rotates_windows_only(config: PretrainedConfig) -> bool:
-    """Cohere 2 and the larger EXAONE 4 have no positions at all in their full-attention layers."""
+def _has_rope_in_windows_only(config: PretrainedConfig) -> bool:
+    """Whether only sliding-window layers use RoPE, as in Cohere 2 and the larger EXAONE 4 models."""
     return config.model_type in ("cohere2", "exaone4") and bool(getattr(config, "sliding_window", None))
 
 
-def _checked(config: PretrainedConfig, rope_type: str) -> PretrainedConfig:
-    """The config, if transformers reads from its config.json what was set (Phi-3 takes longrope alone)."""
+def _accepted_by_transformers(config: PretrainedConfig, rope_type: str) -> PretrainedConfig:
+    """Return `config` if transformers reads the same RoPE from its config.json (Phi-3 accepts longrope only)."""
     try:
         again = type(config).from_dict(config.to_dict())
         same = again.rope_parameters == config.rope_parameters
     except (ValueError, KeyError, StrictDataclassError):
         same = False
     if not same or again.max_position_embeddings != config.max_position_embeddings:
-        raise UserError(f"transformers does not take rope_type={rope_type} for {config.model_type} models")
+        raise UserError(f"transformers does not support rope_type={rope_type} for {config.model_type} models")
     return config

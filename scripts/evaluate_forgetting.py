@@ -1,11 +1,12 @@
-"""What a tuned model forgot of general language, against its base: perplexity per byte, KL, agreement, general questions.
+"""Measure how much general language a tuned model has forgotten: perplexity per byte, KL, agreement, general questions.
 
     python scripts/evaluate_forgetting.py artifacts/models/SmolLM2-135M-Instruct runs/laptop/export
     torchrun --nproc_per_node=2 scripts/evaluate_forgetting.py BASE TUNED --texts news.jsonl --json forgetting.json
 
-Every process holds both models and reads its share. Without --texts the text is the held-out part of Python's language
-reference, which replay and Fisher of this project never see. The intervals are 95%, by a bootstrap over texts or questions.
-The tuned model may have an extended or another vocabulary; what is compared then is in eval/compare_models.py.
+Every process holds both models and reads its share of the texts. Without --texts, the text is the held-out part of
+Python's language reference, which this project's replay and Fisher diagonal never use. Intervals are 95% bootstrap
+intervals over texts or questions. The tuned model may have an extended or a different vocabulary;
+eval/compare_models.py defines what is compared in that case.
 """
 
 import pathlib
@@ -21,20 +22,18 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from common.dtypes import has_native_bf16
-from common.errors import UserError, run_script
-from data.files import read_file
+from common.dtypes import DTYPES, choose_dtype
+from common.durable_files import write_json
+from common.errors import run_script
 from data.tokens import load_tokenizer
 from distributed.process_group import start_process_group
-from eval import general_text
-from eval.compare_models import Loaded, before_after, table
-from eval.forgetting import spread_over
+from eval.compare_models import ModelAndTokenizer, compare_models, documents_per_rank, table
+from eval.general_text import SOURCE, evaluation_texts
+from eval.over_ranks import TIMEOUT_MINUTES, label_of_first_rank
 from eval.questions import read_questions
-from eval.results import prepare_output, write_result
+from eval.results import prepare_output
 from model.architectures import read_model_config
-from model.language_model import build_on_meta, load_weights
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+from model.language_model import load_for_evaluation
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,64 +48,59 @@ def parse_arguments() -> argparse.Namespace:
         "--max-bytes",
         type=int,
         default=200_000,
-        help="about so much text, in whole pieces spread over all of it (%(default)s)",
+        help="approximate amount of text to read, in pieces spread evenly over all of it (%(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the intervals (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (%(default)s)")
     parser.add_argument(
-        "--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 where the hardware has it (%(default)s)"
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help="compute dtype; auto: bf16 if the hardware supports it natively, else fp32 (%(default)s)",
     )
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    arguments = parser.parse_args()
-    if arguments.max_bytes < 1:
-        raise UserError(f"--max-bytes must be 1 or more, not {arguments.max_bytes}")
-    return arguments
+    parser.add_argument("--json", type=Path, help="write the metrics to this file")
+    return parser.parse_args()
 
 
 def main() -> int:
-    """Measure, print the table on rank 0, write the JSON."""
+    """Measure; on rank 0 print the table and write the JSON."""
     arguments = parse_arguments()
     start = time.perf_counter()
-    # All that can be a mistake comes before a process group starts, so that it is one sentence.
-    configs = [read_model_config(path) for path in (arguments.base, arguments.tuned)]
-    tokenizers = [load_tokenizer(path) for path in (arguments.base, arguments.tuned)]
-    texts = general_text.held_out_texts()
-    if arguments.texts:
-        found = [(where, example) for path in arguments.texts for where, example in read_file(path)]
-        chats = [where for where, example in found if "text" not in example]
-        if chats:
-            raise UserError(f"{chats[0]} is a chat; general text is wanted here, with `text`")
-        texts = [example["text"] for _, example in found]
-    texts = spread_over(general_text.pieces(texts), arguments.max_bytes)
-    if not texts:
-        raise UserError(f"there is no text in {', '.join(map(str, arguments.texts))}")
+    # Everything that can fail because of a mistake comes before the process group, so that it ends in one sentence.
+    texts = evaluation_texts(arguments.texts, arguments.max_bytes)
+    paths = (arguments.base, arguments.tuned)
+    configs = [read_model_config(path) for path in paths]
+    tokenizers = [load_tokenizer(path) for path in paths]
     questions = read_questions()
     if arguments.json:
         prepare_output(arguments.json)
 
-    ranks = start_process_group(timeout_minutes=24 * 60)
-    dtype = arguments.dtype if arguments.dtype != "auto" else "bf16" if has_native_bf16(ranks.device) else "fp32"
-    models = [build_on_meta(config).to(DTYPES[dtype]).eval() for config in configs]
-    for model, path in zip(models, (arguments.base, arguments.tuned), strict=True):
-        load_weights(model, path, ranks.device)
-    base, tuned = (Loaded(*pair) for pair in zip(models, tokenizers, strict=True))
-    total = 2 * -(-(2 * len(texts) + sum(len(q.options) for q in questions)) // ranks.world_size)
-    what = "documents" if ranks.world_size == 1 else f"documents (rank 0 of {ranks.world_size})"
-    with tqdm(total=total, desc=what, unit="document", disable=ranks.rank != 0) as bar:
-        result = before_after(base, tuned, texts, questions, ranks, bar.update, arguments.seed)
-    result = {
-        "base": arguments.base,
-        "tuned": arguments.tuned,
-        "text": ", ".join(map(str, arguments.texts)) if arguments.texts else general_text.SOURCE,
-        "dtype": dtype,
-        "processes": ranks.world_size,
-        "seconds": round(time.perf_counter() - start, 1),
-        **result,
-    }
+    ranks = start_process_group(TIMEOUT_MINUTES)
+    dtype = choose_dtype(arguments.dtype, ranks.device)
+    base, tuned = (
+        ModelAndTokenizer(load_for_evaluation(config, path, dtype, ranks.device), tokenizer)
+        for config, path, tokenizer in zip(configs, paths, tokenizers, strict=True)
+    )
+    total = documents_per_rank(texts, questions, ranks.world_size)
+    label = label_of_first_rank("documents", ranks)
+    with tqdm(total=total, desc=label, unit="document", disable=ranks.rank != 0) as bar:
+        metrics = compare_models(base, tuned, texts, questions, ranks, bar.update, arguments.seed)
     if ranks.rank == 0:
-        print(f"{arguments.tuned} against {arguments.base} on {result['text']} ({dtype}, {result['seconds']:.0f} s)\n")
+        seconds = round(time.perf_counter() - start, 1)
+        text_source = ", ".join(map(str, arguments.texts)) if arguments.texts else SOURCE
+        dtype_used = "bf16" if dtype == torch.bfloat16 else "fp32"
+        result = {
+            "base": arguments.base,
+            "tuned": arguments.tuned,
+            "text": text_source,
+            "dtype": dtype_used,
+            "processes": ranks.world_size,
+            "seconds": seconds,
+            **metrics,
+        }
+        print(f"{arguments.tuned} against {arguments.base} on {text_source} ({dtype_used}, {seconds:.0f} s)\n")
         print(table(result))
         if arguments.json:
-            write_result(arguments.json, result)
+            write_json(arguments.json, result)
     dist.destroy_process_group()
     return 0
 

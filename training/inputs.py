@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from configs.config import Config
 from data.batches import Plan, collate, micro_batches, plan_training, plan_validation
-from data.files import check_there
+from data.files import check_paths_exist
 from data.sources import Corpus, Reader
 from model.ewc.batches import FisherBatches, fisher_batches
 
@@ -36,7 +36,7 @@ def read_inputs(config: Config, tokenizer: PreTrainedTokenizerBase, vocab_size: 
     data, batch, ewc = config.data, config.batch, config.ewc
     old_domain = ewc.data if ewc.strength else ()
     mixed_in = [path for source in data.mix for path in (*source.paths, *source.validation)]
-    check_there([*data.train, *data.validation, *old_domain, *mixed_in])
+    check_paths_exist([*data.train, *data.validation, *old_domain, *mixed_in])
     reader = Reader(tokenizer, vocab_size, data.sequence_length, data.too_long, show_progress)
     train = reader.training(data.train, data.mix)
     validation = reader.validation(data.validation, data.mix)

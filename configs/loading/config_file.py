@@ -1,9 +1,13 @@
-"""Reading `configs/NAME.py` and applying `section.key=value` overrides, with type checks and suggestions."""
+"""Load a config file such as configs/laptop.py and apply `section.key=value` overrides.
+
+Values are checked for their types, and error messages suggest the nearest known name.
+"""
 
 import ast
 import dataclasses
 import difflib
 import re
+import traceback
 import types
 import typing
 from collections.abc import Sequence
@@ -11,36 +15,27 @@ from pathlib import Path
 
 import configs.config as schema
 from common.errors import UserError
-from configs.config import Config, Source, check_config, has_type, type_name
+from configs.config import Config, Source, check_config, check_sections, has_type, type_name
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Execute a config file, apply `section.key=value` overrides and check every value. Raises UserError."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"config file {path} does not exist; available: {_available_configs(path)}")
-    namespace: dict = {"__file__": str(path), "__name__": path.stem}
-    try:
-        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
-    except TypeError as error:
-        unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-        missing = re.match(r"(\w+)\.__init__\(\) missing .*?: (.*)", str(error))
-        if unknown and hasattr(schema, unknown[1]):
-            names = [f.name for f in dataclasses.fields(getattr(schema, unknown[1]))]
-            raise UserError(f"{path}: {unknown[1]} has no key {unknown[2]!r}{nearest(unknown[2], names)}") from error
-        if missing:
-            raise UserError(f"{path}: {missing[1]} needs a value for {missing[2]}") from error
-        raise
-    except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
-    config = namespace.get("config")
+        problem = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"config file {path} {problem}; available: {_available_configs(path)}")
+    config = _execute(path).get("config")
     if not isinstance(config, Config):
         raise UserError(f"{path} does not end with `config = Config(...)`")
+    try:
+        check_sections(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return override(config, overrides)
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
-    """Apply `section.key=value` texts and check every value. Raises UserError."""
+    """Apply overrides of the form `section.key=value` and check every value. Raises UserError."""
     for text in overrides:
         config = _override(config, text)
     check_config(config)
@@ -48,9 +43,41 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """The end of a message about an unknown name: the most similar of `names`, or all of them."""
+    """The end of an error message for an unknown name: the most similar of `names`, or all of them."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; it has {', '.join(names)}"
+    return f"; did you mean {close[0]}?" if close else f"; known names: {', '.join(names)}"
+
+
+def _execute(path: Path) -> dict:
+    """Run a config file and return its global variables. Raises UserError for any exception in it."""
+    namespace: dict = {"__file__": str(path), "__name__": path.stem}
+    try:
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise UserError(f"{where}: {_explain(error)}") from error
+    return namespace
+
+
+def _explain(error: Exception) -> str:
+    """One sentence about an exception in a config file."""
+    unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    missing = re.match(r"(\w+)\.__init__\(\) missing .*?: (.*)", str(error))
+    undefined = re.match(r"name '(\w+)' is not defined|cannot import name '(\w+)' from 'configs.config'", str(error))
+    if unknown and hasattr(schema, unknown[1]):
+        names = [field.name for field in dataclasses.fields(getattr(schema, unknown[1]))]
+        return f"{unknown[1]} has no key {unknown[2]!r}{nearest(unknown[2], names)}"
+    if missing:
+        return f"{missing[1]} needs a value for {missing[2]}"
+    if undefined:
+        name = undefined[1] or undefined[2]
+        sections = [kind.__name__ for kind in typing.get_type_hints(Config).values()]
+        return f"{name} is not defined{nearest(name, [Config.__name__, Source.__name__, *sections])}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _override(config: Config, text: str) -> Config:
@@ -74,7 +101,7 @@ def _override(config: Config, text: str) -> Config:
 
 
 def _parse(raw: str, hint: object, name: str) -> object:
-    """The text of an override, converted to the type of the key."""
+    """Convert the value of an override to the type of the key `name`. Raises UserError."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if type(None) in options and raw.lower() in ("none", "null"):
         return None
@@ -109,7 +136,7 @@ def _parse_source(text: str) -> Source:
     except ValueError as error:
         raise UserError(
             f"data.mix: {text!r} is not a source; write NAME:SHARE:FILE,FILE or NAME:SHARE:FILE,FILE:VALIDATION FILES, "
-            "e.g. general:0.05:general.jsonl, with ; between sources"
+            "e.g. general:0.05:general.jsonl, and separate sources by ;"
         ) from error
 
 
@@ -118,7 +145,7 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 def _available_configs(path: Path) -> str:
-    """The runs beside a config that does not exist: the files that define `config`."""
-    folder = path.parent if path.parent.is_dir() else Path("configs")
+    """The config files in the directory of `path`, for an error message: those that define `config`."""
+    folder = path if path.is_dir() else path.parent if path.parent.is_dir() else Path("configs")
     runs = [f for f in folder.glob("*.py") if re.search(r"^config\s*=", f.read_text(encoding="utf-8"), re.MULTILINE)]
-    return ", ".join(sorted(map(str, runs))) or f"none in {folder}"
+    return ", ".join(sorted(map(str, runs))) or f"none in {folder}, see configs/"

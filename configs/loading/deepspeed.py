@@ -1,8 +1,9 @@
-"""A DeepSpeed JSON as our settings, with a sentence for everything that it changes and everything that is ignored.
+"""Apply a DeepSpeed JSON file to a config, with a log line for each setting that it changes or that is ignored.
 
-A key becomes a setting of ours; or it only changes speed, memory or what is printed, and is ignored; or it would change
-what is learned and we have nothing like it, and it is refused by name. "auto", which Hugging Face fills in from its own
-arguments, means that our value stays. The table for readers is docs/migrating.md; the keys are in configs/loading/deepspeed_file.py.
+There are three kinds of keys. Some have a counterpart and become settings of ours. Some change only speed, memory or
+logging and are ignored. Some would change the result of training and have no counterpart; these are refused. The value
+"auto", which Hugging Face fills in from its own arguments, keeps our value. docs/migrating.md lists all keys for users;
+configs/loading/deepspeed_file.py has them for the program.
 """
 
 import dataclasses
@@ -23,15 +24,16 @@ from configs.loading.deepspeed_file import (
     unpack_params,
 )
 
-NO_CLIPPING = 1e30  # an fp32 norm is the root of a sum below 3.4e38, so none is above 2e19; infinity is not JSON
+# An fp32 norm is at most the square root of 3.4e38, about 2e19, so this never clips. Infinity is not valid JSON.
+NO_CLIPPING = 1e30
 MICRO, ACCUMULATION, TOTAL = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"
 
 
 def from_deepspeed(config: Config, path: str | Path, world_size: int) -> tuple[Config, list[str]]:
-    """The config with the settings of a DeepSpeed JSON applied, and sentences: what became what, what was ignored.
+    """Apply the settings of a DeepSpeed JSON file. Returns the new config and one log line per change or ignored key.
 
-    The number of examples in a step is kept, on `world_size` ranks. Raises UserError, naming file and key, for what is
-    unknown, of the wrong type, contradictory, or would change what is learned without a counterpart here.
+    The number of examples per step on `world_size` ranks stays that of the file. Raises UserError with file and key for
+    a key that is unknown, has the wrong type, contradicts another, or changes the result and has no counterpart here.
     """
     file = read_deepspeed(Path(path))
     notes: list[str] = []
@@ -45,10 +47,10 @@ def from_deepspeed(config: Config, path: str | Path, world_size: int) -> tuple[C
     given = [*file.values, *file.auto]
     ignored = dict.fromkeys("fp16" if n.startswith("fp16.") else n for n in given if n in IGNORED | ONLY_OFF)
     if ignored:
-        notes.append(f"ignored, since the same is learned without: {', '.join(ignored)}")
+        notes.append(f"ignored, because the result of training does not depend on it: {', '.join(ignored)}")
     automatic = [name for name in file.auto if name not in IGNORED | ONLY_OFF]
     if automatic:
-        notes.append(f'"auto", so that our value stays: {", ".join(automatic)}')
+        notes.append(f'"auto", so our value stays: {", ".join(automatic)}')
     try:
         check_config(config)
     except UserError as error:
@@ -57,7 +59,7 @@ def from_deepspeed(config: Config, path: str | Path, world_size: int) -> tuple[C
 
 
 def _sharding(config: Config, file: DeepSpeedFile, world_size: int, notes: list[str]) -> Config:
-    """ZeRO stages (arXiv:1910.02054), MiCS (arXiv:2205.00119) and hpZ of ZeRO++ (arXiv:2306.10209)."""
+    """Apply ZeRO stages (arXiv:1910.02054), MiCS (arXiv:2205.00119) and hpZ of ZeRO++ (arXiv:2306.10209)."""
     name, mics_name, hpz_name = (
         f"zero_optimization.{k}" for k in ("stage", "mics_shard_size", "zero_hpz_partition_size")
     )
@@ -66,29 +68,32 @@ def _sharding(config: Config, file: DeepSpeedFile, world_size: int, notes: list[
     hpz = number(file, hpz_name, at_least=0, whole=True) or 1
     grouped = stage == 3 and 0 < mics < world_size
     if grouped and world_size % mics:
-        raise UserError(f"{file.path}: {mics_name}={mics} does not divide {world_size} ranks")
+        raise UserError(
+            f"{file.path}: {mics_name}={mics} does not divide the number of ranks, {world_size}; set it to a divisor"
+        )
     if grouped:
         config = _set(config, "sharding", strategy="hybrid", shard_size=mics)
         notes.append(
-            f"{mics_name}={mics} -> sharding.strategy=hybrid, sharding.shard_size={mics}: sharded within {mics} ranks, "
-            f"replicated over the {world_size // mics} groups"
+            f"{mics_name}={mics} -> sharding.strategy=hybrid, sharding.shard_size={mics}: sharded within groups of {mics} "
+            f"ranks, replicated over the {world_size // mics} groups"
         )
     elif stage is not None:
         strategy = {0: "none", 1: "grad_op", 2: "grad_op", 3: "full"}[stage]
         config = _set(config, "sharding", strategy=strategy, shard_size=None)
-        more = ", which shards gradients too: the same result with less memory" if stage == 1 else ""
+        more = ", which also shards gradients: same result, less memory" if stage == 1 else ""
         notes.append(f"{name}={stage} -> sharding.strategy={strategy}{more}")
     elif name not in file.auto:
         ours = config.sharding.strategy
         notes.append(
-            f"no {name}, so that DeepSpeed would not shard: sharding.strategy={ours} stays, the result is the same"
+            f"no {name}: DeepSpeed would not shard, but sharding.strategy={ours} stays; the result is the same"
         )
     if mics > 0 and not grouped:
-        notes.append(f"{mics_name}={mics} is ignored: it takes stage 3 and more than {mics} ranks")
+        notes.append(f"{mics_name}={mics} is ignored: it requires stage 3 and more than {mics} ranks")
     if hpz > 1:
         notes.append(
-            f"{hpz_name}={hpz} is ignored: it keeps a second copy of the weights in each group of ranks, for speed alone; the "
-            f"nearest, sharding.strategy=hybrid, replicates gradients and optimizer state too and needs more memory"
+            f"{hpz_name}={hpz} is ignored: it keeps a second copy of the weights in each group of ranks for speed; the "
+            "closest setting here is sharding.strategy=hybrid, which also replicates gradients and optimizer state and so "
+            "needs more memory"
         )
     return config
 
@@ -106,16 +111,16 @@ def _offload(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
     stage = file.values.get("zero_optimization.stage", 3 if "zero_optimization.stage" in file.auto else 0)
     applies = stage == 3 or (stage > 0 and "zero_optimization.offload_optimizer" in moved)
     if moved and not applies:
-        notes.append(f"{' and '.join(moved)} is ignored: DeepSpeed has nothing to move at stage {stage}")
+        notes.append(f"{' and '.join(moved)} is ignored: DeepSpeed does not offload it at stage {stage}")
     if off and not moved and config.sharding.cpu_offload:
-        notes.append(f"{' and '.join(off)} to none -> sharding.cpu_offload=False")
+        notes.append(f"{' and '.join(off)} set to none -> sharding.cpu_offload=False")
         return _set(config, "sharding", cpu_offload=False)
     if not moved or not applies:
         return config
-    told = " and ".join(f"{what} to {device}" for what, device in moved.items())
-    more = "" if len(moved) == 2 else ", which moves parameters, gradients and optimizer state: the result is the same"
-    more += "; host memory takes the place of nvme" if "nvme" in moved.values() else ""
-    notes.append(f"{told} -> sharding.cpu_offload=True{more}")
+    settings = " and ".join(f"{what} to {device}" for what, device in moved.items())
+    more = "" if len(moved) == 2 else ", which moves parameters, gradients and optimizer state; the result is the same"
+    more += "; host memory is used instead of nvme" if "nvme" in moved.values() else ""
+    notes.append(f"{settings} -> sharding.cpu_offload=True{more}")
     return _set(config, "sharding", cpu_offload=True)
 
 
@@ -136,7 +141,7 @@ def _batch(config: Config, file: DeepSpeedFile, world_size: int, notes: list[str
         if total % ((micro or accumulation or 1) * world_size):
             given = f"{MICRO}={micro} x " if micro else f"{ACCUMULATION}={accumulation} x " if accumulation else ""
             raise UserError(
-                f"{file.path}: {TOTAL}={total} does not divide by {given}{world_size} ranks; correct one of them"
+                f"{file.path}: {TOTAL}={total} is not divisible by {given}{world_size} ranks; correct one of them"
             )
         micro = micro or (accumulation and total // accumulation // world_size)
         notes.append(f"{TOTAL}={total} -> batch.global_examples={total}")
@@ -144,15 +149,16 @@ def _batch(config: Config, file: DeepSpeedFile, world_size: int, notes: list[str
         key = "global_examples" if config.batch.global_examples else "global_tokens"
         given, missing = (MICRO, ACCUMULATION) if micro else (ACCUMULATION, MICRO)
         notes.append(
-            f"{given} without a number for {missing} or {TOTAL}: batch.{key}={getattr(config.batch, key)} stays, accumulation follows"
+            f"{given} is set, but neither {missing} nor {TOTAL}: batch.{key}={getattr(config.batch, key)} stays, and gradient "
+            "accumulation follows from it"
         )
     if total:
         config = _set(config, "batch", global_examples=total, global_tokens=None)
     if micro:
         config = _set(config, "batch", micro_batch=micro)
         packed = (
-            ", packed: a row may hold several examples, so that accumulation follows from the rows and may be smaller; the "
-            "number of examples in a step is what is kept"
+            "; a packed row may contain several examples, so there may be fewer accumulation steps, but the number of examples "
+            "per step is the same"
         )
         notes.append(
             f"micro-batches of {micro} -> batch.micro_batch={micro} rows{packed if config.data.packing else ''}"
@@ -170,7 +176,7 @@ def _precision(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
         return config
     dtype = "bf16" if bf16 else "fp32"
     reason = "bf16.enabled=true" if bf16 else "neither bf16 nor fp16 is enabled"
-    more = "; gradients are reduced in fp32, where DeepSpeed's default would be bf16" if bf16 else ""
+    more = "; gradients are reduced in fp32, while DeepSpeed's default is bf16" if bf16 else ""
     notes.append(f"{reason} -> model.compute_dtype={dtype}{more}")
     return _set(config, "model", compute_dtype=dtype)
 
@@ -181,11 +187,11 @@ def _clipping(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
     if norm is None:
         if name not in file.auto:
             notes.append(
-                f"no {name}: optimizer.max_grad_norm={config.optimizer.max_grad_norm:g} stays (DeepSpeed before 0.19 would "
-                "not clip)"
+                f"no {name}: optimizer.max_grad_norm={config.optimizer.max_grad_norm:g} stays (without the key, "
+                "DeepSpeed before 0.19 does not clip)"
             )
         return config
-    ours, more = (float(norm), "") if norm > 0 else (NO_CLIPPING, ", which no norm reaches: nothing is clipped")
+    ours, more = (float(norm), "") if norm > 0 else (NO_CLIPPING, ", which no norm reaches, so nothing is clipped")
     notes.append(f"{name}={norm} -> optimizer.max_grad_norm={ours:g}{more}")
     return _set(config, "optimizer", max_grad_norm=ours)
 
@@ -198,7 +204,7 @@ def _optimizer(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
         raise UserError(f"{file.path}: optimizer.type={kind} has no counterpart here; use AdamW")
     ours = {"lr": "learning_rate", "betas": "betas", "eps": "eps", "weight_decay": "weight_decay"}
     only_as = {"bias_correction": True, "amsgrad": False, "maximize": False, "fp32_optimizer_states": True}
-    if kind.lower() == "adam":  # AdamW decouples the decay whatever adam_w_mode says
+    if kind.lower() == "adam":  # AdamW decouples weight decay whatever adam_w_mode is
         only_as["adam_w_mode"] = True
     unpack_params(file, "optimizer", params, (*ours, *only_as, "adam_w_mode", "torch_adam", "foreach", "fused"))
     for key, harmless in only_as.items():
@@ -219,36 +225,46 @@ def _optimizer(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
         if key == "betas":
             good = isinstance(value, list) and len(value) == 2 and all(is_number(b) and 0 <= b < 1 for b in value)
         if not good:
-            wanted = {"betas": "two numbers in [0, 1)", "weight_decay": "a number, 0 or more"}
+            wanted = {"betas": "two numbers in [0, 1)", "weight_decay": "a number that is 0 or more"}
             raise UserError(f"{file.path}: {name} must be {wanted.get(key, 'a number above 0')}, not {show(value)}")
         config = _set(config, "optimizer", **{our_key: tuple(map(float, value)) if key == "betas" else float(value)})
         decays = key == "weight_decay" and value > 0
-        more = ", on matrices only; DeepSpeed decays norms and biases too: slightly other weights" if decays else ""
+        more = (
+            ", on matrices only; DeepSpeed decays norms and biases too, so the weights will differ slightly"
+            if decays
+            else ""
+        )
         notes.append(f"{name}={show(value)} -> optimizer.{our_key}={getattr(config.optimizer, our_key)}{more}")
     return config
 
 
 def _scheduler(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
-    """WarmupCosineLR of deepspeed/runtime/lr_schedules.py: warm-up, then a cosine to `cos_min_ratio` of the peak."""
+    """Apply WarmupCosineLR (deepspeed/runtime/lr_schedules.py): warm-up, then cosine decay to `cos_min_ratio` x peak."""
     kind, params = typed_params(file, "scheduler")
     where = "scheduler.params"
     if kind is None:
         return config
     known = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest")
     if kind not in known:
-        raise UserError(f"{file.path}: scheduler.type={kind} is none of DeepSpeed's {', '.join(known)}")
+        raise UserError(
+            f"{file.path}: scheduler.type={kind} is not a DeepSpeed scheduler; these are {', '.join(known)}"
+        )
     if params and all(value == "auto" for value in params.values()):
         file.auto.append(where)
-        notes.append(f'scheduler.type={kind} with "auto" alone: our schedule stays, linear warm-up, then a cosine')
+        notes.append(
+            f'scheduler.type={kind} has only "auto" values: our schedule stays, linear warm-up and cosine decay'
+        )
         return config
     if kind != "WarmupCosineLR":
-        raise UserError(f"{file.path}: scheduler.type={kind} has no counterpart here; use WarmupCosineLR, or remove it")
+        raise UserError(
+            f"{file.path}: scheduler.type={kind} has no counterpart here; use WarmupCosineLR or remove the block"
+        )
     ours = {"total_num_steps": "max_steps", "warmup_num_steps": "warmup_steps", "cos_min_ratio": "min_lr_ratio"}
     unpack_params(file, "scheduler", params, (*ours, "warmup_min_ratio", "warmup_type"))
     kind_of_warmup = choice(file, f"{where}.warmup_type", ("linear", "log"))
     if kind_of_warmup != "linear" and f"{where}.warmup_type" not in file.auto:
         raise UserError(
-            f'{file.path}: {where}.warmup_type must be "linear": the logarithmic one, DeepSpeed\'s default, has no counterpart here'
+            f'{file.path}: {where}.warmup_type must be "linear"; "log", which is DeepSpeed\'s default, has no counterpart here'
         )
     if number(file, f"{where}.warmup_min_ratio", at_least=0):
         raise UserError(f"{file.path}: {where}.warmup_min_ratio has no counterpart here; set it to 0")
@@ -261,14 +277,16 @@ def _scheduler(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
                 notes.append(f"no {name}: optimizer.{our_key}={getattr(config.optimizer, our_key)} stays")
             continue
         if ratio and value > 1:
-            raise UserError(f"{file.path}: {name} must be a share between 0 and 1, not {value}")
+            raise UserError(f"{file.path}: {name} must be between 0 and 1, not {value}")
         before = getattr(config.optimizer, our_key)
         if key == "total_num_steps" and before not in (None, value):
-            raise UserError(f"{file.path}: {name}={value}, but optimizer.max_steps={before}; set both alike")
+            raise UserError(
+                f"{file.path}: {name}={value}, but optimizer.max_steps={before}; set both to the same number"
+            )
         config = _set(config, "optimizer", **{our_key: float(value) if ratio else value})
         more = {
-            "total_num_steps": ", unless the epochs end earlier: the cosine ends with the training",
-            "warmup_num_steps": "; the first step trains at 1/warmup_steps of the peak, where DeepSpeed's first two train at 0",
+            "total_num_steps": ", or fewer if the epochs end earlier; the cosine ends at the last step",
+            "warmup_num_steps": "; the first step has 1/warmup_steps of the peak rate, while DeepSpeed's first two have 0",
         }.get(key, "")
         notes.append(f"{name}={value} -> optimizer.{our_key}={value}{more}")
     return config

@@ -1,7 +1,7 @@
-"""Reading a DeepSpeed JSON: which keys there are, which change what is learned, and one sentence for a mistake in it.
+"""Read and validate a DeepSpeed JSON file: the known keys, and which of them change the result of training.
 
-Keys are those of DeepSpeed 0.19 (https://www.deepspeed.ai/docs/config-json/) and of older files. What becomes of them is
-in configs/loading/deepspeed.py.
+The keys are those of DeepSpeed 0.19 (https://www.deepspeed.ai/docs/config-json/) and of older versions.
+configs/loading/deepspeed.py applies them to a config.
 """
 
 import json
@@ -12,12 +12,13 @@ from pathlib import Path
 from common.errors import UserError
 from configs.loading.config_file import nearest
 
-# Blocks that are read key by key. The `params` of optimizer and scheduler depend on their type and stay whole here.
+# Blocks that are flattened to dotted names. The `params` of optimizer and scheduler are not, because their keys depend
+# on the type.
 _TOP = ("optimizer", "scheduler", "bf16", "fp16", "data_types", "zero_optimization")
 BLOCKS = (*_TOP, "zero_optimization.offload_optimizer", "zero_optimization.offload_param")
 RENAMED = {"bfloat16": "bf16"}
 
-# They become settings of ours.
+# Keys that become settings of ours.
 _MAPPED = """
     train_micro_batch_size_per_gpu gradient_accumulation_steps train_batch_size gradient_clipping
     bf16.enabled fp16.enabled optimizer.type optimizer.params scheduler.type scheduler.params
@@ -26,7 +27,7 @@ _MAPPED = """
     zero_optimization.offload_optimizer.device zero_optimization.offload_param.device
 """
 
-# Speed, memory, printing, saving: whatever they hold, the same is learned.
+# Keys that affect only speed, memory, logging or saving: any value gives the same result.
 _IGNORED = """
     steps_per_print wall_clock_breakdown memory_breakdown dump_state log_level timers flops_profiler comms_logger
     tensorboard wandb csv_monitor comet checkpoint load_universal_checkpoint nebula datastates aio activation_checkpointing
@@ -56,27 +57,27 @@ _IGNORED_ZERO = """
     offload_optimizer.super_offload offload_optimizer.cpuadam_cores_perc
 """
 
-# Key -> the value under which it changes nothing, and what to do about any other.
+# Key -> (the value with which it has no effect, what to do about any other value).
 ONLY_AS = {
     "communication_data_type": ("fp32", "gradients are reduced in fp32; remove it"),
-    "prescale_gradients": (False, "the loss is divided once, by the step's target tokens; remove it"),
-    "gradient_predivide_factor": (1, "the loss is divided once, by the step's target tokens; remove it"),
-    "gradient_allreduce_op": ("mean", "the step's loss is a mean over its target tokens; remove it"),
-    "dataloader_drop_last": (False, "an epoch's last, smaller step is taken; set it to false"),
+    "prescale_gradients": (False, "the loss is divided once, by the target tokens of the step; remove it"),
+    "gradient_predivide_factor": (1, "the loss is divided once, by the target tokens of the step; remove it"),
+    "gradient_allreduce_op": ("mean", "the loss of a step is the mean over its target tokens; remove it"),
+    "dataloader_drop_last": (False, "the last, smaller step of an epoch is not dropped; set it to false"),
     "sequence_parallel_size": (1, "a sequence stays on one rank; set it to 1"),
     "use_data_before_expert_parallelism": (False, "experts are not spread over ranks; remove it"),
     "bf16.bf16_master_weights_and_grads": (False, "set it to false and choose optimizer.memory=12N"),
     "bf16.bf16_optimizer_states": (False, "set it to false and choose optimizer.memory=8N"),
-    "data_types.grad_accum_dtype": ("fp32", "gradients add up in fp32; remove it, or choose optimizer.memory=12N"),
-    "data_types.param_dtype": ("fp32", "remove it; model.compute_dtype and optimizer.memory say what is kept in which type"),
+    "data_types.grad_accum_dtype": ("fp32", "gradients are accumulated in fp32; remove it or choose optimizer.memory=12N"),
+    "data_types.param_dtype": ("fp32", "remove it; model.compute_dtype and optimizer.memory determine the dtypes"),
     "data_types.buffer_dtype": ("fp32", "buffers stay fp32; remove it"),
     "data_types.keep_in_fp32_modules": ([], "every module computes in model.compute_dtype; remove it"),
-    "zero_optimization.zero_quantized_weights": (False, "weights are gathered as they are; set it to false"),
+    "zero_optimization.zero_quantized_weights": (False, "weights are gathered unquantized; set it to false"),
     "zero_optimization.zero_quantized_nontrainable_weights": (False, "all weights are trained; set it to false"),
     "zero_optimization.zero_quantized_gradients": (False, "gradients are reduced in fp32; set it to false"),
 }  # fmt: skip
 
-# Blocks that may stand in the file switched off.
+# Blocks that are accepted only if they are switched off.
 _ONLY_OFF = """
     amp torch_autocast sparse_attention compression_training weight_quantization quantize_training
     progressive_layer_drop eigenvalue curriculum_learning data_efficiency elasticity autotuning pipeline tensor_parallel
@@ -90,7 +91,7 @@ KNOWN = (*BLOCKS, *_MAPPED.split(), *sorted(IGNORED), *ONLY_AS, *sorted(ONLY_OFF
 
 @dataclass(frozen=True)
 class DeepSpeedFile:
-    """The settings of one file by dotted names. null counts as absent; what is "auto" stands in `auto` alone."""
+    """The settings of a file by dotted names. Keys with null are left out; keys with "auto" are only in `auto`."""
 
     path: Path
     values: dict[str, object]
@@ -98,7 +99,10 @@ class DeepSpeedFile:
 
 
 def read_deepspeed(path: Path) -> DeepSpeedFile:
-    """Read a DeepSpeed JSON. Raises UserError for what is no JSON, unknown, or would change what is learned."""
+    """Read a DeepSpeed JSON file.
+
+    Raises UserError if it is not valid JSON or a key is unknown or changes the result and has no counterpart.
+    """
     if not path.is_file():
         raise UserError(f"DeepSpeed file {path} does not exist")
     try:
@@ -108,12 +112,12 @@ def read_deepspeed(path: Path) -> DeepSpeedFile:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
         at_comment = text[error.pos :].lstrip().startswith(("//", "#", "/*"))
-        reason = "JSON has no comments; remove it" if at_comment else error.msg
+        reason = "JSON does not allow comments; remove it" if at_comment else error.msg
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: {reason}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold one JSON object of settings, not {show(tree)}")
+        raise UserError(f"{path} must contain one JSON object of settings, not {show(tree)}")
     file = DeepSpeedFile(path, {}, [])
     _flatten(file, tree, "")
     _refuse_without_counterpart(file)
@@ -121,16 +125,16 @@ def read_deepspeed(path: Path) -> DeepSpeedFile:
 
 
 def number(file: DeepSpeedFile, name: str, at_least: float, whole: bool = False) -> int | float | None:
-    """The number under a dotted name, None where it is absent or "auto". Raises UserError."""
+    """The number at a dotted name, or None if it is absent or "auto". Raises UserError for anything else."""
     value = file.values.get(name)
     if value is not None and (not is_number(value) or value < at_least or (whole and type(value) is not int)):
-        kind = "a whole number" if whole else "a number"
-        raise UserError(f"{file.path}: {name} must be {kind}, {at_least} or more, not {show(value)}")
+        kind = "an integer" if whole else "a number"
+        raise UserError(f"{file.path}: {name} must be {kind} that is {at_least} or more, not {show(value)}")
     return value
 
 
 def choice(file: DeepSpeedFile, name: str, choices: tuple) -> object:
-    """The value under a dotted name, one of `choices`, None where it is absent or "auto". Raises UserError."""
+    """The value at a dotted name, or None if it is absent or "auto". Raises UserError if it is not one of `choices`."""
     value = file.values.get(name)
     if value is not None and not any(value == c and type(value) is type(c) for c in choices):
         raise UserError(f"{file.path}: {name} must be {' or '.join(map(show, choices))}, not {show(value)}")
@@ -138,19 +142,19 @@ def choice(file: DeepSpeedFile, name: str, choices: tuple) -> object:
 
 
 def typed_params(file: DeepSpeedFile, block: str) -> tuple[str | None, dict]:
-    """`type` and `params` of the optimizer or scheduler block; None and {} where there is none. Raises UserError."""
+    """(type, params) of the optimizer or scheduler block; (None, {}) if there is none. Raises UserError."""
     kind, params = file.values.get(f"{block}.type"), file.values.get(f"{block}.params", {})
     if kind is not None and not isinstance(kind, str):
-        raise UserError(f"{file.path}: {block}.type must be text, not {show(kind)}")
+        raise UserError(f"{file.path}: {block}.type must be a string, not {show(kind)}")
     if not isinstance(params, dict):
         raise UserError(f"{file.path}: {block}.params must be a block {{...}}, not {show(params)}")
     if kind is None and params:
-        raise UserError(f"{file.path}: {block}.params without {block}.type; name the type")
+        raise UserError(f"{file.path}: {block}.params is set, but {block}.type is missing")
     return kind, params
 
 
 def unpack_params(file: DeepSpeedFile, block: str, params: dict, known: tuple[str, ...]) -> None:
-    """Put `params` beside the other settings by dotted names. Raises UserError for a key that is not `known`."""
+    """Add `params` to the settings of the file by dotted names. Raises UserError for a key that is not in `known`."""
     for key, value in params.items():
         if key not in known:
             raise UserError(f"{file.path}: unknown key {block}.params.{key}{nearest(key, list(known))}")
@@ -161,12 +165,12 @@ def unpack_params(file: DeepSpeedFile, block: str, params: dict, known: tuple[st
 
 
 def is_number(value: object) -> bool:
-    """A finite number, and no truth value."""
+    """Whether a value is a finite number. Booleans are not numbers."""
     return type(value) in (int, float) and math.isfinite(value)
 
 
 def show(value: object) -> str:
-    """As it stands in the file, cut where it is long."""
+    """A value as JSON text, shortened if it is long."""
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -175,12 +179,12 @@ def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
     block = dict(pairs)
     if len(block) < len(pairs):
         names = [key for key, _ in pairs]
-        raise UserError(f"{max(names, key=names.count)} stands twice in one block; remove one")
+        raise UserError(f"{max(names, key=names.count)} occurs twice in one block; remove one of them")
     return block
 
 
 def _finite(text: str) -> None:
-    raise UserError(f"{text} is no JSON number; write a finite one")
+    raise UserError(f"{text} is not a JSON number; write a finite number")
 
 
 def _flatten(file: DeepSpeedFile, block: dict, prefix: str) -> None:
@@ -189,8 +193,8 @@ def _flatten(file: DeepSpeedFile, block: dict, prefix: str) -> None:
         if name not in KNOWN:
             elsewhere = [known for known in KNOWN if known.endswith(f".{key}")]
             hint = f"; did you mean {elsewhere[0]}?" if elsewhere else nearest(name, list(KNOWN))
-            if "did you mean" not in hint:  # all that it has would be a page
-                hint = "; nothing here is named like it, remove it"
+            if "did you mean" not in hint:  # a list of all known keys would fill a page
+                hint = "; no known key has a similar name, remove it"
             raise UserError(f"{file.path}: unknown key {name}{hint}")
         if value is None:
             continue
@@ -205,17 +209,19 @@ def _flatten(file: DeepSpeedFile, block: dict, prefix: str) -> None:
 
 
 def _refuse_without_counterpart(file: DeepSpeedFile) -> None:
-    for name, (harmless, mend) in ONLY_AS.items():
+    for name, (harmless, advice) in ONLY_AS.items():
         value = file.values.get(name, harmless)
         if value != harmless:
-            raise UserError(f"{file.path}: {name}={show(value)} changes the result and has no counterpart here: {mend}")
+            raise UserError(
+                f"{file.path}: {name}={show(value)} changes the result and has no counterpart here: {advice}"
+            )
     for name in file.values:
         if name in ONLY_OFF and _is_on(file.values[name]):
             raise UserError(f"{file.path}: {name} changes the result and has no counterpart here; remove it")
 
 
 def _is_on(block: object) -> bool:
-    """A block is off if it is empty or false, or if all its switches are off."""
+    """Whether a block is switched on. It is off if it is empty or false, or if all of its switches are off."""
     if not isinstance(block, dict):
         return bool(block)
     switches = _switches(block)

@@ -1,11 +1,12 @@
-"""The one text form of an answer, written and parsed here and nowhere else.
+"""The text format of an answer. This is the only module that writes or parses it.
 
     Violations:
     CET1_MIN | C 03.00 r0010 c0010 | 4.31% | min 4.5% | CRR Art. 92(1)(a)
     Directive:
     To the Management Board of ...
 
-A line is rule, cell, value, limit, legal reference; a report without violations has the one line `none`.
+Each violation is one line: rule, cell, value, limit, legal reference. For a report without violations the single line
+is `none`.
 """
 
 import re
@@ -20,20 +21,30 @@ RULE_ID = re.compile(r"[A-Z][A-Z0-9]+(_[A-Z0-9]+)*")
 
 @dataclass(frozen=True)
 class Answer:
-    """What an answer says: the rules it calls violated, each once and in its order, and the letter (empty if it stopped before)."""
+    """A parsed answer.
+
+    `rule_ids` are the rules reported as violated, without duplicates, in the order of the answer. `directive` is the
+    letter; it is empty if the answer ended before the letter.
+    """
 
     rule_ids: tuple[str, ...]
     directive: str
 
 
 def write_answer(violated: Iterable[RuleResult], directive: str, style: str = "cells") -> str:
-    """The answer for `violated` (results of `rules.evaluate`) and its letter. `style` is that of `render.render_report`."""
+    """Format the violated results of `rules.evaluate` and the letter as one answer.
+
+    `style` is "cells" or "labels", as in `render.render_report`.
+    """
     lines = [write_violation(result, style) for result in violated] or ["none"]
     return "\n".join(["Violations:", *lines, "Directive:", directive])
 
 
 def write_violation(result: RuleResult, style: str = "cells") -> str:
-    """One line of the analysis. In the style "labels" the cell goes by its short label and the law by its first reference."""
+    """Format one violation as a line.
+
+    The style "labels" is compact: it prints the cell's short label and only the first legal reference.
+    """
     compact = style == "labels"
     return " | ".join(
         (
@@ -47,12 +58,12 @@ def write_violation(result: RuleResult, style: str = "cells") -> str:
 
 
 def parse_answer(text: str) -> Answer | None:
-    """Read an answer back; None if it has not that form.
+    """Parse an answer. Returns None if the text does not have the format of an answer.
 
-    It must open with `Violations:`, then `none` or lines that begin with something of the form of a rule id. A rule that
-    does not exist is kept, so that inventing one counts as a false positive. Only the id of a line is read: a model that
-    names the right rule with a wrong figure has found the violation. Without `Directive:` (generation cut short) the
-    letter is empty.
+    The text must start with `Violations:`, followed by `none` or by lines that start with a syntactically valid rule
+    id. Only the id of a line is read, so a model that names the right rule with a wrong figure still gets credit for
+    it. An id that matches no rule is kept and counts as a false positive. If `Directive:` is missing because generation
+    was cut short, the directive is empty.
     """
     head, marker, directive = text.strip().partition("\nDirective:")
     lines = [line.strip() for line in head.splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""A supervisor's own archive: which report files and which letters belong to one bank and one reference date."""
+"""A supervisor's own archive: match report files and directive letters by bank and reference date."""
 
 import csv
 import datetime
@@ -13,131 +13,137 @@ from data.regulator.xbrl import is_package, merge_reports, read_report
 
 REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", ".htm", ".json")
 LETTER_SUFFIXES = (".txt", ".md")
-FIRST_LINES = 12  # of a letter, where its file name does not say what it answers
-Case = tuple[str, str]  # (entity without the suffix of the scope, reference date YYYY-MM-DD)
+HEAD_LINES = 12  # lines of a letter that are searched when its file name does not identify the report
+Case = tuple[str, str]  # (entity without its scope suffix, reference date YYYY-MM-DD)
 
 
 @dataclass(frozen=True)
 class Letter:
-    """One directive letter as text."""
+    """The text of one directive letter."""
 
     path: Path
     text: str
 
 
 def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
-    """(the report files and unpacked packages below a folder, its other files), sorted; hidden ones are passed over."""
+    """Sorted (report files and unpacked packages, other files) under a folder, recursively.
+
+    Hidden entries are skipped.
+    """
     found: list[Path] = []
     others: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_dir() and not is_package(path):
-            below = find_reports(path)
-            found, others = found + below[0], others + below[1]
+            nested_reports, nested_others = find_reports(path)
+            found, others = found + nested_reports, others + nested_others
         else:
             (found if path.is_dir() or path.suffix.lower() in REPORT_SUFFIXES else others).append(path)
     return found, others
 
 
 def find_letters(folder: Path) -> tuple[list[Letter], list[str]]:
-    """(the letters below a folder, why other files are none). Letters are text files in UTF-8."""
-    letters, refused = [], []
+    """(letters under a folder, error messages for all other files). A letter is a non-empty UTF-8 .txt or .md file."""
+    letters, rejected = [], []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
         if path.suffix.lower() not in LETTER_SUFFIXES:
-            refused.append(f"{path}: not a text file; save the letter as .txt")
+            rejected.append(f"{path}: not a text file; save the letter as .txt in UTF-8")
             continue
         try:
             text = path.read_bytes().decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
-            refused.append(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8")
+            rejected.append(f"{path}: not valid UTF-8 at byte {error.start}; save the file as UTF-8")
             continue
         if text:
             letters.append(Letter(path, text.replace("\r\n", "\n")))
         else:
-            refused.append(f"{path}: the letter is empty")
-    return letters, refused
+            rejected.append(f"{path}: the letter is empty")
+    return letters, rejected
 
 
-def read_one(path: Path) -> tuple[Path, Report | None, str]:
-    """(path, report, why it was refused), for worker processes."""
+def try_read_report(path: Path) -> tuple[Path, Report | None, str]:
+    """(path, report or None, error message). Never raises, so that worker processes survive bad files."""
     try:
         report = read_report(path)
     except UserError as error:
         return path, None, str(error)
-    except Exception as error:  # a bug of ours or of a parser: named, and the other files are still read
+    except Exception as error:  # a bug in this code or in a parser must not stop the other files
         return path, None, f"{path}: {type(error).__name__}: {error}"
     if not report.entity or not report.period:
-        return path, None, f"{path}: the report names no entity or no reference date"
+        return path, None, f"{path}: the report has no entity or no reference date"
     return path, report, ""
 
 
 def case_of(report: Report) -> Case:
-    """The bank and the date of a report. `LEI.CON` and `LEI.IND` are scopes of consolidation of one bank."""
+    """Bank and reference date of a report. `LEI.CON` and `LEI.IND` are two consolidation scopes of the same bank."""
     return report.entity.partition(".")[0], report.period
 
 
 def group_reports(reports: Iterable[Report]) -> tuple[dict[Case, Report], list[str]]:
-    """(case -> its modules merged into one report, which files could not be merged)."""
+    """(case -> its modules merged into one report, error messages for files that could not be merged)."""
     files: dict[Case, list[Report]] = {}
     for report in reports:
         files.setdefault(case_of(report), []).append(report)
-    merged, refused = {}, []
+    merged, rejected = {}, []
     for case, parts in sorted(files.items()):
-        first = [part for part in parts if part.entity == parts[0].entity]
-        refused += [
-            f"{part.path}: another scope ({part.entity}) of a bank that is taken as {first[0].entity}"
+        entity = parts[0].entity
+        rejected += [
+            f"{part.path}: its scope {part.entity} differs from {entity}, the scope of the first report of this bank"
             for part in parts
-            if part not in first
+            if part.entity != entity
         ]
-        merged[case] = merge_reports(first)
-    return merged, refused
+        merged[case] = merge_reports(part for part in parts if part.entity == entity)
+    return merged, rejected
 
 
-def incomplete_cases(refused: Iterable[str], cases: Iterable[Case]) -> dict[Case, str]:
-    """Case -> the refused file whose name says that it is a part of it (EBA file names hold entity and date).
+def incomplete_cases(rejected: Iterable[str], cases: Iterable[Case]) -> dict[Case, str]:
+    """Case -> error message of a rejected file that belongs to it. EBA file names contain the entity and the date.
 
-    Without that part the rules would miss what stands in it, and the example would be labelled wrongly.
+    The rules cannot check figures of a missing module, so an example from an incomplete case would be mislabelled.
     """
-    names = {line: Path(line.split(": ", 1)[0]).name for line in refused}
+    names = {line: Path(line.split(": ", 1)[0]).name for line in rejected}
     return {case: line for case in cases for line, name in names.items() if case[0] in name and case[1] in name}
 
 
 def match_letters(
     letters: Iterable[Letter], cases: Iterable[Case], names: Mapping[str, str]
 ) -> tuple[dict[Case, Letter], list[str]]:
-    """(case -> the letter on it, why other letters found none).
+    """(case -> its letter, error messages for letters without a match).
 
-    The entity, or the name of the bank in `names`, and the reference date are looked for in the file name of a letter and
-    then in its first lines.
+    Looks for the entity code, or the bank's name from `names`, and for the reference date: first in the file name of a
+    letter, then in its first `HEAD_LINES` lines.
     """
     periods: dict[str, list[str]] = {}
     for entity, period in cases:
         periods.setdefault(entity, []).append(period)
     matched: dict[Case, Letter] = {}
-    refused = []
+    rejected = []
     for letter in letters:
-        head = "\n".join(letter.text.splitlines()[:FIRST_LINES])
-        entity = _entity(letter.path.stem, periods, names) or _entity(head, periods, names)
+        head = "\n".join(letter.text.splitlines()[:HEAD_LINES])
+        entity = _find_entity(letter.path.stem, periods, names) or _find_entity(head, periods, names)
         if entity is None:
-            refused.append(f"{letter.path}: names no bank of the reports")
+            rejected.append(f"{letter.path}: mentions none of the banks that have reports")
             continue
-        found = _periods(letter.path.stem, periods[entity]) or _periods(head, periods[entity])
+        found = _find_periods(letter.path.stem, periods[entity]) or _find_periods(head, periods[entity])
         if len(found) != 1:
             what = "several reference dates" if found else "no reference date"
-            refused.append(f"{letter.path}: names {what} of the reports of {entity}")
+            rejected.append(f"{letter.path}: mentions {what} for which {entity} filed a report")
         elif (entity, found[0]) in matched:
             other = matched[entity, found[0]].path
-            refused.append(f"{letter.path}: {other} is a letter on the same report")
+            rejected.append(f"{letter.path}: {other} is already the letter for the same report")
         else:
             matched[entity, found[0]] = letter
-    return matched, refused
+    return matched, rejected
 
 
 def read_pairs(path: Path, reports: Path, letters: Path) -> dict[Path, Path]:
-    """Report file -> letter, from a CSV with the columns report and letter, whose paths are below the two folders."""
+    """Report file -> letter file, from a CSV with the columns `report` and `letter`.
+
+    Paths in the CSV are relative to the folders `reports` and `letters`.
+    """
     if not path.is_file():
-        raise UserError(f"{path}: no such file of pairs (a CSV with the columns report,letter)")
+        raise UserError(f"{path}: no such file; --pairs needs a CSV with the columns report,letter")
     pairs = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
@@ -146,17 +152,17 @@ def read_pairs(path: Path, reports: Path, letters: Path) -> dict[Path, Path]:
                 raise UserError(f"{path}, line 1: the column {column!r} is missing")
         for row in reader:
             report, letter = reports / (row["report"] or ""), letters / (row["letter"] or "")
-            for file_of in (report, letter):
-                if not file_of.exists():
-                    raise UserError(f"{path}, line {reader.line_num}: {file_of} does not exist")
+            for listed in (report, letter):
+                if not listed.exists():
+                    raise UserError(f"{path}, line {reader.line_num}: {listed} does not exist")
             if pairs.get(report, letter) != letter:
-                raise UserError(f"{path}, line {reader.line_num}: {report} has a second letter")
+                raise UserError(f"{path}, line {reader.line_num}: {report} is listed with a second letter")
             pairs[report] = letter
     return pairs
 
 
-def _entity(text: str, periods: Mapping[str, list[str]], names: Mapping[str, str]) -> str | None:
-    """The one bank that a text names: by its code, or by its name as a whole word (the longest that fits)."""
+def _find_entity(text: str, periods: Mapping[str, list[str]], names: Mapping[str, str]) -> str | None:
+    """The only bank that a text mentions, by entity code or else by name (whole words; the longest name wins)."""
     coded = [entity for entity in periods if entity.lower() in text.lower()]
     if coded:
         return coded[0] if len(coded) == 1 else None
@@ -167,14 +173,18 @@ def _entity(text: str, periods: Mapping[str, list[str]], names: Mapping[str, str
     return longest[0] if len(longest) == 1 else None
 
 
-def _periods(text: str, known: Iterable[str]) -> list[str]:
-    return [period for period in known if any(re.search(form, text, re.IGNORECASE) for form in _forms(period))]
+def _find_periods(text: str, known: Iterable[str]) -> list[str]:
+    """The known reference dates that a text mentions."""
+    return [period for period in known if re.search("|".join(_date_patterns(period)), text, re.IGNORECASE)]
 
 
-def _forms(period: str) -> list[str]:
-    """The ways to write a reference date: 2026-03-31, 20260331, 31.03.2026, 31/3/2026, 31 March 2026, Q1 2026, 2026-Q1."""
+def _date_patterns(period: str) -> list[str]:
+    """Regular expressions for the ways to write a date.
+
+    Examples: 2026-03-31, 20260331, 31.03.2026, 31/3/2026, 31 March 2026, Q1 2026, 2026-Q1.
+    """
     day = datetime.date.fromisoformat(period)
-    forms = [
+    patterns = [
         rf"{day:%Y}[-_. ]?{day:%m}[-_. ]?{day:%d}",
         rf"0?{day.day}[./-]0?{day.month}[./-]{day.year}",
         rf"0?{day.day}\.? {day:%B} {day.year}",
@@ -182,5 +192,5 @@ def _forms(period: str) -> list[str]:
     ]
     if day.month % 3 == 0:
         quarter = day.month // 3
-        forms += [rf"Q{quarter}[-_ /]?{day.year}", rf"{day.year}[-_ /]?Q{quarter}"]
-    return [rf"(?<![0-9]){form}(?![0-9])" for form in forms]
+        patterns += [rf"Q{quarter}[-_ /]?{day.year}", rf"{day.year}[-_ /]?Q{quarter}"]
+    return [rf"(?<![0-9]){pattern}(?![0-9])" for pattern in patterns]

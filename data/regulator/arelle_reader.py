@@ -1,8 +1,9 @@
-"""xBRL-XML and inline XBRL through Arelle, without the taxonomy and without the network.
+"""Read xBRL-XML and inline XBRL with Arelle, without the taxonomy and without network access.
 
-Arelle recovers from broken XML and then reports what is left as if it were all. So what comes here has passed
-`safety.strict_xml`, Arelle reads exactly those bytes from a folder of their own, and any syntax error it still finds is
-fatal. One session per process (Arelle is not thread-safe). The package is imported only here: training does not need it.
+Arelle recovers from malformed XML and silently drops the parts it could not parse. Callers therefore validate every
+document with `safety.strict_xml` first; the same bytes are written to a temporary folder for Arelle, and any syntax
+error that Arelle still reports is fatal. Arelle is not thread-safe: run one session at a time per process. Only this
+module imports Arelle, because training does not need it.
 """
 
 import contextlib
@@ -12,23 +13,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from data.regulator.assemble import FILING_INDICATORS, Concept, Filed, Filing, decimals_of
+from data.regulator.assemble import FILING_INDICATORS, Concept, FiledFact, ParsedFile, decimals_of
 from data.regulator.report import Fact, parse_number
 from data.regulator.xbrl_json import first_day, last_day
 
 FATAL = ("xmlSchema:syntax", "exception:", "FileNotLoadable", "IOerror")
-NO_VALUE = (
-    "(ixTransformValueError)"  # how Arelle marks a displayed text that its transformation cannot turn into a value
-)
-STANDARD = {"http://www.xbrl.org/2003/iso4217": "iso4217", "http://www.xbrl.org/2003/instance": "xbrli"}
+NO_VALUE = "(ixTransformValueError)"  # Arelle's value for displayed text that its inline transformation cannot parse
+STANDARD_PREFIXES = {"http://www.xbrl.org/2003/iso4217": "iso4217", "http://www.xbrl.org/2003/instance": "xbrli"}
 
 
-def read_with_arelle(path: Path, form: str, documents: Sequence[bytes], references: int) -> Filing:
-    """The facts of an instance (`form="xBRL-XML"`) or of the documents of one inline report (`form="iXBRL"`).
+def read_with_arelle(path: Path, syntax: str, documents: Sequence[bytes], references: int) -> ParsedFile:
+    """Read the facts of one instance (`syntax="xBRL-XML"`) or of all documents of an inline report (`syntax="iXBRL"`).
 
-    `references` counts the elements with a contextRef: what stands where XBRL allows no fact is missed, so it is said.
+    `references` is the number of elements with a contextRef in the documents. Arelle ignores such elements where XBRL
+    allows no fact, so a warning reports how many were ignored. Raises `UserError` if Arelle cannot read the report.
     """
-    suffix = ".xbrl" if form == "xBRL-XML" else ".xhtml"
+    suffix = ".xbrl" if syntax == "xBRL-XML" else ".xhtml"
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
         files = [str(Path(folder) / f"report{number}{suffix}") for number in range(len(documents))]
         for file, content in zip(files, documents, strict=True):
@@ -42,12 +42,12 @@ def read_with_arelle(path: Path, form: str, documents: Sequence[bytes], referenc
                 if code.startswith(FATAL):
                     raise UserError(f"{path}: Arelle cannot read it ({text.replace(folder, '')})")
             if len(models) != 1 or models[0].modelDocument is None:
-                raise UserError(f"{path}: Arelle finds no XBRL report in it")
-            return _filing(path, form, models[0], references)
+                raise UserError(f"{path}: Arelle found no XBRL report in this file")
+            return _parsed_file(path, syntax, models[0], references)
 
 
 def read_concepts(entry_points: Sequence[str], packages: Sequence[Path]) -> dict[tuple[str, str], Concept]:
-    """(namespace, name) -> `Concept` for the schemas at `entry_points`, as far as the taxonomy packages hold them."""
+    """(namespace, name) -> concept, for the schemas at `entry_points` as far as the taxonomy packages contain them."""
     found = {}
     for url in entry_points:
         with _session(Path(url), entrypointFile=url, packages=[str(package) for package in packages]) as (models, _):
@@ -66,12 +66,15 @@ def read_concepts(entry_points: Sequence[str], packages: Sequence[Path]) -> dict
 
 @contextlib.contextmanager
 def _session(path: Path, **options: object) -> Iterator[tuple[list, list[tuple[str, str]]]]:
-    """Run Arelle offline and give (models, [(message code, text)]), to be used before it is closed."""
+    """Run Arelle offline and yield (models, [(message code, message text)]).
+
+    The models are valid until the context exits.
+    """
     try:
         from arelle.api.Session import Session
         from arelle.RuntimeOptions import RuntimeOptions
     except ImportError as error:
-        raise UserError(f"{path}: reading it needs Arelle; pip install arelle-release") from error
+        raise UserError(f"{path}: Arelle is required to read this file; run pip install arelle-release") from error
     fixed = {
         "internetConnectivity": "offline",
         "keepOpen": True,
@@ -84,33 +87,38 @@ def _session(path: Path, **options: object) -> Iterator[tuple[list, list[tuple[s
         yield session.get_models(), [(entry["code"], entry["message"]["text"]) for entry in log]
 
 
-def _filing(path: Path, form: str, model, references: int) -> Filing:  # noqa: ANN001 (an arelle ModelXbrl)
-    filed: list[Filed] = []
+def _parsed_file(path: Path, syntax: str, model, references: int) -> ParsedFile:  # noqa: ANN001 (an arelle ModelXbrl)
+    facts: list[FiledFact] = []
     indicators: dict[str, bool] = {}
-    for item in _leaves(model.facts):
+    for item in _leaf_facts(model.facts):
         references -= item.get("contextRef") is not None
         if item.namespaceURI.startswith(FILING_INDICATORS):
             _add_indicator(item, indicators)
         else:
-            filed.append(_filed(item))
+            facts.append(_filed_fact(item))
     warnings = ()
     if references > 0:
-        warnings = (f"{references} elements with a contextRef stand where XBRL allows no fact, and are not read",)
-    return Filing(path, form, tuple(filed), indicators, warnings=warnings)
+        warnings = (
+            f"{references} elements with a contextRef are in places where XBRL allows no facts and were ignored",
+        )
+    return ParsedFile(path, syntax, tuple(facts), indicators, warnings=warnings)
 
 
-def _leaves(items):  # noqa: ANN001, ANN202 (arelle facts)
-    """Facts in document order; a tuple, which has no value, is replaced by what it holds."""
+def _leaf_facts(items):  # noqa: ANN001, ANN202 (arelle facts)
+    """Facts in document order. A tuple has no value of its own and is replaced by the facts inside it."""
     for item in items:
         inner = [child for child in item.modelTupleFacts if child.localName not in ("numerator", "denominator")]
         if inner:
-            yield from _leaves(inner)
+            yield from _leaf_facts(inner)
         elif item.contextID or "".join(item.itertext()).strip():  # else an empty tuple
             yield item
 
 
 def _add_indicator(item, indicators: dict[str, bool]) -> None:  # noqa: ANN001
-    """`find:filingIndicator` names the template in its text, `fi:filed` in a typed dimension."""
+    """Record one filing indicator.
+
+    `find:filingIndicator` has the template as its text, `fi:filed` as a typed dimension.
+    """
     if item.localName == "filed" and item.context is not None:
         for dimension in item.context.qnameDims.values():
             if dimension.isTyped:
@@ -120,7 +128,7 @@ def _add_indicator(item, indicators: dict[str, bool]) -> None:  # noqa: ANN001
     indicators[item.value.strip()] = filed in ("true", "1")
 
 
-def _filed(item) -> Filed:  # noqa: ANN001
+def _filed_fact(item) -> FiledFact:  # noqa: ANN001
     problems: list[str] = []
     context, unit = item.context, None
     entity, period, dimensions, typed = "", "", {}, ()
@@ -147,11 +155,11 @@ def _filed(item) -> Filed:  # noqa: ANN001
     if problem:
         problems.append(problem)
     fact = Fact(str(item.qname), value, unit, decimals, entity, period, dimensions)
-    return Filed(fact, item.namespaceURI, numeric and value != _fraction(item), typed, tuple(problems))
+    return FiledFact(fact, item.namespaceURI, numeric and value != _fraction(item), typed, tuple(problems))
 
 
 def _value(item) -> tuple[str | None, str]:  # noqa: ANN001
-    """(text or None for nil, problem)."""
+    """(text, or None for nil; a problem description or "")."""
     if item.isNil:
         return None, ""
     fraction = _fraction(item)
@@ -160,13 +168,13 @@ def _value(item) -> tuple[str | None, str]:  # noqa: ANN001
     if item.value == NO_VALUE:
         shown = "".join(item.itertext()).strip()
         if item.format is not None:
-            return shown, f"has a text that its transformation {item.format} gives no value for: {shown[:40]!r}"
+            return shown, f"has a text that its transformation {item.format} cannot convert: {shown[:40]!r}"
         return shown, ""
     return item.value, ""
 
 
 def _fraction(item) -> str | None:  # noqa: ANN001
-    """`1/3` for a fraction item: a quotient need not have a finite decimal form."""
+    """The text `1/3` of a fraction item, because the quotient may have no finite decimal form. None for other items."""
     parts = {child.localName: child.textValue.strip() for child in item.iterchildren() if hasattr(child, "localName")}
     if "numerator" in parts and "denominator" in parts:
         return f"{parts['numerator']}/{parts['denominator']}"
@@ -174,7 +182,7 @@ def _fraction(item) -> str | None:  # noqa: ANN001
 
 
 def _decimals(item, value: str | None) -> tuple[int | str | None, str]:  # noqa: ANN001
-    """(decimals, problem), where `precision` is turned into decimals."""
+    """(decimals, a problem description or ""). A `precision` attribute is converted to decimals."""
     if value is None:
         return None, ""
     for name in ("decimals", "precision"):
@@ -185,7 +193,7 @@ def _decimals(item, value: str | None) -> tuple[int | str | None, str]:  # noqa:
             return "INF", ""
         number = parse_number(text)
         if number is None or number != int(number):
-            return None, f"has the {name} {text!r}, which is neither a whole number nor INF"
+            return None, f"has the {name} {text!r}, which is neither an integer nor INF"
         amount = parse_number(value)
         if name == "precision":
             return (decimals_of(amount, int(number)) if amount and number > 0 else None), ""
@@ -194,7 +202,7 @@ def _decimals(item, value: str | None) -> tuple[int | str | None, str]:  # noqa:
 
 
 def _period(context) -> str:  # noqa: ANN001
-    """A day, `START/END` with both days inclusive, `forever`, or nothing where dates are unreadable."""
+    """A day, `START/END` with both days inclusive, `forever`, or "" if the dates cannot be parsed."""
     if context.isForeverPeriod:
         return "forever"
     try:
@@ -206,7 +214,10 @@ def _period(context) -> str:  # noqa: ANN001
 
 
 def _dimensions(context) -> tuple[dict[str, str], tuple[str, ...]]:  # noqa: ANN001
-    """({dimension: member or typed value}, the typed ones); other content of segment or scenario goes by its element."""
+    """({dimension: member or typed value}, names of the typed dimensions).
+
+    Other content of the segment or scenario is keyed by its element name.
+    """
     dimensions, typed = {}, []
     for name, dimension in context.qnameDims.items():
         if dimension.isTyped:
@@ -221,8 +232,9 @@ def _dimensions(context) -> tuple[dict[str, str], tuple[str, ...]]:  # noqa: ANN
 
 
 def _unit(measures: tuple) -> str:
-    """`iso4217:EUR`, `xbrli:pure`, `iso4217:USD/xbrli:shares`, `a*b`: the standard measures under their usual prefix."""
+    """`iso4217:EUR`, `xbrli:pure`, `iso4217:USD/xbrli:shares`, `a*b`: standard measures get their usual prefix."""
     parts = [
-        "*".join(f"{STANDARD.get(m.namespaceURI, m.prefix or '')}:{m.localName}" for m in side) for side in measures
+        "*".join(f"{STANDARD_PREFIXES.get(m.namespaceURI, m.prefix or '')}:{m.localName}" for m in side)
+        for side in measures
     ]
     return "/".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""Facts as filed in xBRL-XML, iXBRL or xBRL-JSON -> a `Report`: EBA cells, types, reference date, warnings."""
+"""Build a `Report` from the facts of an xBRL-XML, iXBRL or xBRL-JSON file: add EBA cells, types and warnings."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
-from data.regulator.dpm import Cell, Cells, local
-from data.regulator.report import NUMERIC_TYPES, Fact, Report, describe, disagreements, parse_number
+from data.regulator.dpm import Cell, Cells, local_name
+from data.regulator.report import NUMERIC_TYPES, Fact, Report, describe, duplicate_warnings, parse_number
 
-EBA_METRICS = "http://www.eba.europa.eu/xbrl/crr/dict/met"  # some releases add theirs: .../met/3.5
+EBA_METRICS = "http://www.eba.europa.eu/xbrl/crr/dict/met"  # some releases append a version: .../met/3.5
 FILING_INDICATORS = (
     "http://www.eurofiling.info/xbrl/ext/filing-indicators",
     "http://www.xbrl.org/taxonomy/int/filing-indicators",
@@ -18,86 +18,93 @@ FILING_INDICATORS = (
 
 @dataclass(frozen=True)
 class Concept:
-    """What a taxonomy says of a concept: its type (`xbrli:monetaryItemType`), English label, and whether it is a number."""
+    """A concept of a taxonomy."""
 
-    type: str
-    label: str
+    type: str  # e.g. "xbrli:monetaryItemType"
+    label: str  # in English
     numeric: bool
     boolean: bool
 
 
 @dataclass(frozen=True)
-class Filed:
-    """A fact as its file has it: `fact.value` is text or None, `numeric` whether the file itself marks it as a number."""
+class FiledFact:
+    """A fact as it was filed."""
 
-    fact: Fact
+    fact: Fact  # its value is text or None
     namespace: str
-    numeric: bool
-    typed: tuple[str, ...] = ()  # its typed dimensions, with prefix
-    problems: tuple[str, ...] = ()  # each completes the sentence "this fact ..."
-    default_unit: str | None = None  # what a number without a unit is in
+    numeric: bool  # True if the file itself marks it as a number
+    typed: tuple[str, ...] = ()  # names of its typed dimensions, with prefix
+    problems: tuple[str, ...] = ()  # for warnings; each follows the name of the fact, e.g. "names no context"
+    default_unit: str | None = None  # unit of a number that was filed without one
 
 
 @dataclass(frozen=True)
-class Filing:
-    """Everything that was read from one file."""
+class ParsedFile:
+    """Everything that a reader found in one file."""
 
     path: Path
     format: str
-    filed: tuple[Filed, ...]
+    facts: tuple[FiledFact, ...]
     indicators: dict[str, bool]
-    taxonomy: tuple[str, ...] = ()  # the entry points that the file names
+    taxonomy: tuple[str, ...] = ()  # entry points (schema URLs) referenced by the file
     warnings: tuple[str, ...] = ()
 
 
-def assemble(filing: Filing, cells: Cells, concepts: Mapping[tuple[str, str], Concept] | None = None) -> Report:
-    """Give the facts their cells and types, and say what is odd about them. `concepts` is keyed by (namespace, name)."""
+def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str], Concept] | None = None) -> Report:
+    """Assign cells, types and values to the facts and collect warnings.
+
+    `concepts` is keyed by (namespace, local name).
+    """
     facts: list[Fact] = []
-    warnings = list(filing.warnings)
-    for filed in filing.filed:
-        concept = (concepts or {}).get((filed.namespace, local(filed.fact.concept)))
-        found, opened = _cells_of(filed, cells, filing.indicators)
-        fact, problems = _complete(filed, found, opened, concept)
+    warnings = list(parsed.warnings)
+    for filed in parsed.facts:
+        concept = (concepts or {}).get((filed.namespace, local_name(filed.fact.concept)))
+        found, opened = _find_cells(filed, cells, parsed.indicators)
+        fact, problems = _resolve(filed, found, opened, concept)
         warnings += [f"{describe(fact)} {problem}" for problem in (*filed.problems, *problems)]
         facts.append(fact)
     entity = _most_frequent(fact.entity for fact in facts)
     others = sorted({fact.entity for fact in facts} - {entity, ""})
     if others:
-        warnings.append(f"facts of other entities than {entity}: {', '.join(others[:5])}")
+        warnings.append(f"facts of entities other than {entity}: {', '.join(others[:5])}")
     currencies = {
         fact.unit for fact in facts if fact.unit and fact.unit.startswith("iso4217:") and "/" not in fact.unit
     }
     return Report(
-        path=filing.path,
-        format=filing.format,
+        path=parsed.path,
+        format=parsed.format,
         entity=entity,
         period=_most_frequent(fact.period.rpartition("/")[2] for fact in facts if fact.period != "forever"),
-        currency=local(currencies.pop()) if len(currencies) == 1 else None,
-        filing_indicators=filing.indicators,
+        currency=local_name(currencies.pop()) if len(currencies) == 1 else None,
+        filing_indicators=parsed.indicators,
         facts=tuple(facts),
-        warnings=tuple(warnings + disagreements(tuple(facts))),
+        warnings=tuple(warnings + duplicate_warnings(tuple(facts))),
     )
 
 
-def _cells_of(filed: Filed, cells: Cells, indicators: dict[str, bool]) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    """(the EBA cells that show a fact, those of filed templates first; the dimensions that they leave open)."""
+def _find_cells(
+    filed: FiledFact, cells: Cells, indicators: dict[str, bool]
+) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
+    """(EBA cells that show the fact, cells of filed templates first; dimensions that the cells leave open)."""
     if not filed.namespace.startswith(EBA_METRICS):
         return (), ()
     fact = filed.fact
-    typed = {local(name) for name in filed.typed}
-    explicit = {local(name): local(member) for name, member in fact.dimensions.items() if name not in filed.typed}
-    found, opened = cells.by_signature(local(fact.concept), explicit, typed)
+    typed = {local_name(name) for name in filed.typed}
+    explicit = {
+        local_name(name): local_name(member) for name, member in fact.dimensions.items() if name not in filed.typed
+    }
+    found, opened = cells.by_signature(local_name(fact.concept), explicit, typed)
     return tuple(sorted(found, key=lambda cell: not indicators.get(cells.table(cell.table).template, False))), opened
 
 
-def _complete(
-    filed: Filed, found: tuple[Cell, ...], opened: tuple[str, ...], concept: Concept | None
+def _resolve(
+    filed: FiledFact, found: tuple[Cell, ...], opened: tuple[str, ...], concept: Concept | None
 ) -> tuple[Fact, list[str]]:
-    """The fact with its cells, and with a value of its type; and what is wrong with that value."""
+    """(the fact with its cells and with its value converted to the right type, problems with that value)."""
     fact, problems = filed.fact, []
     if found:
         places = [(cell.table, cell.row, cell.column) for cell in found]
-        fixed = tuple(name for name in fact.dimensions if local(name) not in opened)
+        fixed = tuple(name for name in fact.dimensions if local_name(name) not in opened)
         fact = replace(fact, cell=places[0], other_cells=tuple(places[1:]), fixed=fixed)
     if concept:
         fact = replace(fact, type=concept.type, label=concept.label)
@@ -117,11 +124,11 @@ def _complete(
 
 
 def decimals_of(value: Decimal, precision: int) -> int:
-    """The `decimals` that a `precision` means for `value` (XBRL 2.1, 4.6.6): both count correct digits."""
+    """Convert `precision` (number of significant digits of `value`) to `decimals` (XBRL 2.1, section 4.6.6)."""
     return precision - value.adjusted() - 1
 
 
 def _most_frequent(values: Iterable[str]) -> str:
-    """The value that occurs most often, the last in order among equals; empty values do not count."""
+    """The most frequent non-empty value; ties go to the last one in sort order. "" if there is none."""
     counts = Counter(value for value in values if value)
     return max(counts, key=lambda value: (counts[value], value)) if counts else ""

@@ -1,7 +1,7 @@
-"""Invented banks: who they are (identity) and what is required of them (own requirements and buffers).
+"""Invented banks: their identity, and their own capital requirements and buffers.
 
-Nothing here is a real institution: the identifiers have the form and the check digits of an LEI (ISO 17442), but begin
-with a prefix that no issuer uses; the names are put together from syllables.
+None of them is a real institution. The identifiers have the format and the check digits of an LEI (ISO 17442) but start
+with a prefix that no LEI issuer uses. The names are combinations of syllables.
 """
 
 import functools
@@ -10,17 +10,18 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-LEI_PREFIX = "SYNB00"  # real LEIs begin with the four digits of their issuer
+LEI_PREFIX = "SYNB00"  # a real LEI starts with the four digits of its issuer
 
-# country: (ISO code, currency, units of it for one euro, roughly)
+# (ISO country code, currency, approximate units of the currency per euro)
 COUNTRIES = (
     ("DE", "EUR", 1), ("FR", "EUR", 1), ("IT", "EUR", 1), ("ES", "EUR", 1), ("NL", "EUR", 1), ("AT", "EUR", 1), ("BE", "EUR", 1),
     ("FI", "EUR", 1), ("IE", "EUR", 1), ("PT", "EUR", 1), ("SK", "EUR", 1), ("SI", "EUR", 1), ("EE", "EUR", 1), ("LT", "EUR", 1),
     ("DK", "DKK", 7), ("SE", "SEK", 11), ("PL", "PLN", 4), ("CZ", "CZK", 25), ("RO", "RON", 5), ("HU", "HUF", 400),
 )  # fmt: skip
 
-# business model: share of the banks, names of such banks, risk-weighted assets per unit of exposure
-MODELS = {
+# business model -> (its share of the banks in percent, name suffixes, range of risk-weighted assets per unit of
+# leverage exposure)
+BUSINESS_MODELS = {
     "universal bank": (30, ("Bank", "Banking Group", "Credit Bank"), ("0.32", "0.48")),
     "savings bank": (20, ("Savings Bank", "Sparbank"), ("0.40", "0.58")),
     "cooperative bank": (20, ("Cooperative Bank", "Peoples Bank"), ("0.42", "0.60")),
@@ -28,12 +29,12 @@ MODELS = {
     "investment bank": (15, ("Capital", "Merchant Bank"), ("0.30", "0.45")),
 }
 
-_FIRST = (
+_NAME_STARTS = (
     "Alder", "Amber", "Arn", "Asp", "Bel", "Birk", "Bran", "Brook", "Cal", "Cedar", "Corn", "Dal", "Dorn", "East", "Elm", "Falk", "Fern",
     "Gold", "Grim", "Hart", "Hazel", "Hol", "Iron", "Kar", "Kings", "Lark", "Lin", "Lund", "Maple", "Mar", "Mill", "Nord", "Oak", "Ost",
     "Pel", "Raven", "Ring", "Rosen", "Salt", "Silver", "Sol", "Stein", "Stor", "Sunder", "Tall", "Thorn", "Ul", "Val", "Wald", "West",
 )  # fmt: skip
-_SECOND = (
+_NAME_ENDS = (
     "bach", "berg", "borg", "bridge", "burg", "by", "dale", "feld", "field", "ford", "gate", "grund", "ham", "haven", "heim", "hill", "holm",
     "land", "lund", "mark", "mere", "minster", "mond", "mouth", "ness", "port", "ridge", "sand", "see", "stad", "stein", "strand", "thal",
     "ton", "vale", "vik", "wald", "well", "wick", "worth",
@@ -42,40 +43,44 @@ _SECOND = (
 
 @dataclass(frozen=True)
 class Bank:
-    """One invented bank. Amounts in units of `currency`; ratios and requirements as decimals (0.045 is 4.5%)."""
+    """One invented bank. Amounts are in units of `currency`; ratios and requirements are fractions (0.045 is 4.5%)."""
 
-    entity: str  # 20 characters, LEI-like
+    entity: str  # 20 characters in the format of an LEI
     name: str
     country: str
     currency: str
-    model: str
+    model: str  # business model, a key of BUSINESS_MODELS
     size: str  # "small", "medium", "large"
     trea: Decimal  # total risk exposure amount at the first reference date
-    growth: Decimal  # of it, per quarter
+    growth: Decimal  # of `trea`, per quarter
     density: Decimal  # risk exposure amount per unit of leverage exposure
     uses_irb: bool
-    pillar2: Decimal  # P2R, on top of 8%
-    buffers: dict[str, Decimal]  # conservation, countercyclical, systemic_risk, g_sii, o_sii: shares of TREA
+    pillar2: Decimal  # Pillar 2 requirement (P2R), on top of 8%
+    buffers: dict[str, Decimal]  # conservation, countercyclical, systemic_risk, g_sii, o_sii: fractions of TREA
     leverage_pillar2: Decimal  # P2R for excessive leverage, on top of 3%
-    decimals: int  # accuracy of its amounts
-    ratio_decimals: int = 4  # and of its ratios
+    decimals: int  # XBRL `decimals` (accuracy) of its amounts
+    ratio_decimals: int = 4  # XBRL `decimals` of its ratios
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a bank must hold: shares of TREA, and of the leverage exposure for `olrr`. Four decimal places."""
+    """Capital requirements as fractions of TREA (`olrr`: of the leverage exposure), to four decimal places."""
 
-    tscr: Decimal
+    tscr: Decimal  # total SREP capital requirement: 8% plus P2R
     tscr_cet1: Decimal
     tscr_t1: Decimal
-    ocr: Decimal
+    ocr: Decimal  # overall capital requirement: TSCR plus the combined buffer
     ocr_cet1: Decimal
     ocr_t1: Decimal
-    olrr: Decimal
+    olrr: Decimal  # overall leverage ratio requirement
 
 
 def requirements(bank: Bank) -> Requirements:
-    """TSCR, OCR and OLRR of a bank. OLRR adds half of the G-SII buffer (CRR Art. 92(1a)). Of P2R at least 56.25% is CET1 and 75% Tier 1 (CRD Art. 104a(4)); buffers are CET1 (Art. 128)."""
+    """TSCR, OCR and OLRR of a bank.
+
+    At least 56.25% of P2R must be CET1 and 75% Tier 1 (CRD Art. 104a(4)). Buffers must be CET1 (CRD Art. 128). OLRR
+    includes half of the G-SII buffer (CRR Art. 92(1a)).
+    """
     buffer = bank.buffers
     combined = (
         buffer["conservation"]
@@ -84,8 +89,8 @@ def requirements(bank: Bank) -> Requirements:
         + max(buffer["g_sii"], buffer["o_sii"])
     )
     tscr = Decimal("0.08") + bank.pillar2
-    tscr_cet1 = _places(Decimal("0.045") + Decimal("0.5625") * bank.pillar2)
-    tscr_t1 = _places(Decimal("0.06") + Decimal("0.75") * bank.pillar2)
+    tscr_cet1 = _round4(Decimal("0.045") + Decimal("0.5625") * bank.pillar2)
+    tscr_t1 = _round4(Decimal("0.06") + Decimal("0.75") * bank.pillar2)
     return Requirements(
         tscr=tscr,
         tscr_cet1=tscr_cet1,
@@ -98,14 +103,17 @@ def requirements(bank: Bank) -> Requirements:
 
 
 def make_bank(seed: int, index: int) -> Bank:
-    """Bank number `index` of the population `seed`: pure in both, names differ between the first 20,000 banks."""
+    """Bank `index` of the population `seed`. Deterministic in both arguments.
+
+    The first 20,000 banks of a population have different names.
+    """
     rng = random.Random(f"bank {seed} {index}")
-    model = rng.choices(tuple(MODELS), [share for share, _, _ in MODELS.values()])[0]
+    model = rng.choices(tuple(BUSINESS_MODELS), [share for share, _, _ in BUSINESS_MODELS.values()])[0]
     size = rng.choices(("small", "medium", "large"), (5, 3, 2) if model != "investment bank" else (1, 2, 2))[0]
     country, currency, rate = rng.choice(COUNTRIES)
     low, high = {"small": (300, 3_000), "medium": (3_000, 30_000), "large": (30_000, 300_000)}[size]  # million euro
     trea = Decimal(round(low * (high / low) ** rng.random() * rate * 1000)) * 1000
-    _, _, (dense_low, dense_high) = MODELS[model]
+    _, name_suffixes, (density_low, density_high) = BUSINESS_MODELS[model]
     large = size == "large"
     g_sii = rng.choice(("0.01", "0.015")) if large and rng.random() < 0.25 else "0"
     o_sii = (
@@ -116,14 +124,14 @@ def make_bank(seed: int, index: int) -> Bank:
     leverage_pillar2 = Decimal(rng.choice(("0", "0", "0.001", "0.0015", "0.002", "0.0025", "0.005")))
     return Bank(
         entity=lei(LEI_PREFIX + "".join(rng.choices("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=12))),
-        name=_name(seed, index, rng.choice(MODELS[model][1])),
+        name=_name(seed, index, rng.choice(name_suffixes)),
         country=country,
         currency=currency,
         model=model,
         size=size,
         trea=trea,
-        growth=_between(rng, "-0.01", "0.03"),
-        density=_between(rng, dense_low, dense_high),
+        growth=_uniform(rng, "-0.01", "0.03"),
+        density=_uniform(rng, density_low, density_high),
         uses_irb=large or (size == "medium" and rng.random() < 0.4),
         pillar2=Decimal(rng.randint(2, 11)) * Decimal("0.0025"),
         buffers={
@@ -139,12 +147,12 @@ def make_bank(seed: int, index: int) -> Bank:
 
 
 def lei(first_18: str) -> str:
-    """Append the two check digits of ISO 17442 (ISO/IEC 7064, MOD 97-10) to 18 characters of 0-9A-Z."""
+    """Complete an LEI: append the two ISO 17442 check digits (ISO/IEC 7064, MOD 97-10) to 18 characters 0-9A-Z."""
     return f"{first_18}{98 - int(_digits(first_18) + '00') % 97:02d}"
 
 
 def is_lei(text: str) -> bool:
-    """True for 20 characters 0-9A-Z whose check digits are right."""
+    """True if `text` is 18 characters 0-9A-Z followed by the correct two check digits."""
     return re.fullmatch(r"[0-9A-Z]{18}[0-9]{2}", text) is not None and int(_digits(text)) % 97 == 1
 
 
@@ -152,26 +160,31 @@ def _digits(text: str) -> str:
     return "".join(str(int(character, 36)) for character in text)
 
 
-def _name(seed: int, index: int, form: str) -> str:
-    """Place names are dealt from one shuffled pack (2,000 of them), so a name returns only after all were used."""
-    pack = _place_names(seed)
-    again, place = divmod(index, len(pack))
-    quarter = ("", "New ", "Old ", "Upper ", "Lower ", "Great ", "Little ", "North ", "South ", "Inner ")[again % 10]
-    number = f" {again // 10 + 1}" if again >= 10 else ""
-    return f"{quarter}{pack[place]} {form}{number}"
+def _name(seed: int, index: int, suffix: str) -> str:
+    """Name bank `index` after a place.
+
+    There are 2,000 place names, used in random order. When all are used, they are used again with a prefix.
+    """
+    places = _place_names(seed)
+    passes, position = divmod(index, len(places))
+    prefix = ("", "New ", "Old ", "Upper ", "Lower ", "Great ", "Little ", "North ", "South ", "Inner ")[passes % 10]
+    number = f" {passes // 10 + 1}" if passes >= 10 else ""
+    return f"{prefix}{places[position]} {suffix}{number}"
 
 
 @functools.cache
 def _place_names(seed: int) -> list[str]:
-    pack = [first + second for first in _FIRST for second in _SECOND]
-    random.Random(f"names {seed}").shuffle(pack)
-    return pack
+    """All place names, in the random order of the population `seed`."""
+    names = [first + second for first in _NAME_STARTS for second in _NAME_ENDS]
+    random.Random(f"names {seed}").shuffle(names)
+    return names
 
 
-def _between(rng: random.Random, low: str, high: str) -> Decimal:
-    """Uniform in [low, high] with four decimal places."""
+def _uniform(rng: random.Random, low: str, high: str) -> Decimal:
+    """A uniform draw from [low, high], on a grid of four decimal places."""
     return Decimal(rng.randint(int(Decimal(low) * 10000), int(Decimal(high) * 10000))) / 10000
 
 
-def _places(value: Decimal) -> Decimal:
+def _round4(value: Decimal) -> Decimal:
+    """Round to four decimal places."""
     return value.quantize(Decimal("0.0001"))

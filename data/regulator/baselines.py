@@ -1,14 +1,17 @@
-"""Answers that need no model: what a trained one must beat, on the violations and on the letter."""
+"""Baselines that need no model, for the violations and for the letter."""
 
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-BITS = 4096  # words of a report are told apart by a hash of so many values
+HASH_BUCKETS = 4096  # the words of a report are hashed into this many buckets
 
 
 def trivial_predictions(training: Iterable[Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Name -> the rule ids that this baseline answers to every report. `training` are the violations of each training report."""
+    """Baseline name -> the rule ids that it predicts for every report.
+
+    `training` has the rule ids violated by each training report.
+    """
     counts = Counter(rule_id for violated in training for rule_id in violated)
     return {
         "always clean": (),
@@ -20,24 +23,30 @@ def trivial_predictions(training: Iterable[Sequence[str]]) -> dict[str, tuple[st
 
 
 def micro_f1(predicted: Sequence[Iterable[str]], true: Sequence[Iterable[str]]) -> dict[str, float]:
-    """Precision, recall and F1 over all (report, rule) pairs; 0 where undefined."""
-    pairs = [(set(one), set(other)) for one, other in zip(predicted, true, strict=True)]
-    hits = sum(len(one & other) for one, other in pairs)
-    said, there = sum(len(one) for one, _ in pairs), sum(len(other) for _, other in pairs)
+    """Micro-averaged precision, recall and F1 over all (report, rule) pairs; 0 where undefined."""
+    pairs = [(set(guess), set(truth)) for guess, truth in zip(predicted, true, strict=True)]
+    true_positives = sum(len(guess & truth) for guess, truth in pairs)
+    n_predicted, n_true = sum(len(guess) for guess, _ in pairs), sum(len(truth) for _, truth in pairs)
     return {
-        "precision": hits / said if said else 0.0,
-        "recall": hits / there if there else 0.0,
-        "f1": 2 * hits / (said + there) if said + there else 0.0,
+        "precision": true_positives / n_predicted if n_predicted else 0.0,
+        "recall": true_positives / n_true if n_true else 0.0,
+        "f1": 2 * true_positives / (n_predicted + n_true) if n_predicted + n_true else 0.0,
     }
 
 
 def score_baselines(training: Sequence[Sequence[str]], test: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
-    """Each trivial baseline, fitted on `training`, on the violations of the `test` reports."""
+    """Scores of each trivial baseline, fitted on `training` and evaluated on `test`.
+
+    Both arguments have the rule ids of each report.
+    """
     return {name: micro_f1([answer] * len(test), test) for name, answer in trivial_predictions(training).items()}
 
 
 def nearest_letters(training: Sequence[tuple[str, str]], test: Sequence[str]) -> list[str]:
-    """For each report of `test` the letter of the training report, (report, letter), with the largest overlap of words."""
+    """For each test report, the letter of the most similar training report.
+
+    `training` are (report, letter) pairs, `test` are reports. Similarity is the Jaccard index of the sets of words.
+    """
     known = [(_words(report), letter) for report, letter in training]
     letters = []
     for report in test:
@@ -49,8 +58,8 @@ def nearest_letters(training: Sequence[tuple[str, str]], test: Sequence[str]) ->
 
 
 def _words(report: str) -> int:
-    """The set of words of a report as the bits of a number."""
+    """The set of words of a report as a bit set: bit i is set if some word hashes to bucket i."""
     bits = 0
     for word in set(report.split()):
-        bits |= 1 << (zlib.crc32(word.encode()) % BITS)
+        bits |= 1 << (zlib.crc32(word.encode()) % HASH_BUCKETS)
     return bits

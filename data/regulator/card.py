@@ -1,13 +1,14 @@
-"""The splits as JSON Lines files, and the data card that says what they hold, how they were made, and what they are not."""
+"""Write the splits as JSON Lines files, and compute the statistics of the data card (`dataset.json`)."""
 
-import json
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from data.regulator.answers import parse_answer
+from common.durable_files import write_json_lines
+from common.errors import UserError
 from data.regulator.baselines import score_baselines
 from data.regulator.dpm import RELEASE
+from data.regulator.examples import report_of
 from data.regulator.rules import built_in_rules
 
 SOURCES = (
@@ -16,15 +17,17 @@ SOURCES = (
 )
 
 
-def write_splits(out: pathlib.Path, parts: dict[str, list[dict]]) -> None:
-    """One JSON Lines file per split; each example says which it is in."""
-    for split, members in parts.items():
-        lines = (json.dumps(member | {"split": split}, ensure_ascii=False) + "\n" for member in members)
-        (out / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+def write_splits(directory: pathlib.Path, splits: dict[str, list[dict]]) -> None:
+    """Write `SPLIT.jsonl` for each split. Each example gets the field `split`."""
+    for split, examples in splits.items():
+        write_json_lines(directory / f"{split}.jsonl", [example | {"split": split} for example in examples])
 
 
 def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] | None = None) -> dict:
-    """Counts and lengths of one split. `count_tokens`, where there is a tokenizer, is the length of a text in tokens."""
+    """Counts of one split, and the lengths of its texts in characters.
+
+    With `count_tokens`, which returns the number of tokens of a text, the lengths are given in tokens too.
+    """
     counts = Counter(rule_id for example in examples for rule_id in example["violations"])
     sizes = Counter(len(example["violations"]) for example in examples)
     summary = {
@@ -34,19 +37,18 @@ def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] |
         "reports_by_number_of_violations": {str(size): number for size, number in sorted(sizes.items())},
         "combinations": len({frozenset(example["violations"]) for example in examples}),
         "violations": {rule.id: counts[rule.id] for rule in built_in_rules() if counts[rule.id]},
-        "characters": {},
     }
     texts = {"report": [report_of(example) for example in examples]}
     texts["answer"] = [example["messages"][-1]["content"] for example in examples]
-    summary["characters"] = {role: _spread([len(text) for text in found]) for role, found in texts.items()}
+    summary["characters"] = {role: _length_statistics([len(text) for text in part]) for role, part in texts.items()}
     if count_tokens:
-        tokens = {role: [count_tokens(text) for text in found] for role, found in texts.items()}
+        tokens = {role: [count_tokens(text) for text in part] for role, part in texts.items()}
         tokens["together"] = [sum(pair) for pair in zip(*tokens.values(), strict=True)]
-        summary["tokens"] = {role: _spread(lengths) for role, lengths in tokens.items()}
+        summary["tokens"] = {role: _length_statistics(lengths) for role, lengths in tokens.items()}
     return summary
 
 
-def _spread(lengths: Sequence[int]) -> dict[str, float]:
+def _length_statistics(lengths: Sequence[int]) -> dict[str, float]:
     if not lengths:
         return {}
     ordered = sorted(lengths)
@@ -58,18 +60,23 @@ def _spread(lengths: Sequence[int]) -> dict[str, float]:
     }
 
 
-def violation_baselines(parts: dict[str, list[dict]]) -> dict[str, dict]:
-    """Test split -> baseline -> precision, recall and F1 on the violations, fitted on the training split."""
-    violated = {split: [example["violations"] for example in examples] for split, examples in parts.items()}
-    tests = [split for split in parts if split.startswith("test")]
+def violation_baselines(splits: dict[str, list[dict]]) -> dict[str, dict]:
+    """Test split -> trivial baseline -> precision, recall and F1 on the violations. Baselines are fitted on `train`."""
+    violated = {split: [example["violations"] for example in examples] for split, examples in splits.items()}
+    tests = [split for split in splits if split.startswith("test")]
     return {split: score_baselines(violated["train"], violated[split]) for split in tests}
 
 
-def report_of(example: dict) -> str:
-    """What the model is given to read, without a system message."""
-    return next(message["content"] for message in example["messages"] if message["role"] == "user")
+def token_counter(model_directory: pathlib.Path | None) -> Callable[[str], int] | None:
+    """A function that counts the tokens of a text with the tokenizer of a model directory; None without a directory.
 
+    Raises `UserError` if there is no such directory.
+    """
+    if model_directory is None:
+        return None
+    from transformers import AutoTokenizer  # slow to import
 
-def letter_of(example: dict) -> str:
-    """The directive of an example."""
-    return parse_answer(example["messages"][-1]["content"]).directive
+    if not model_directory.is_dir():
+        raise UserError(f"--tokenizer {model_directory}: no such directory; name a model directory with a tokenizer.")
+    tokenizer = AutoTokenizer.from_pretrained(model_directory)
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])

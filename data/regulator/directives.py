@@ -1,8 +1,8 @@
-"""The supervisor's letter on a report: addressee, legal basis, findings with figures, measures, deadline, reporting duty.
+"""Write the supervisor's letter on a report: addressee, legal basis, findings, measures with deadlines, reporting duty.
 
-The wording (`phrases.py`) follows the severity of the findings, their repetition and the type of the bank; among sentences
-of one meaning the choice is pure in the bank, the date and a variant. Articles: CRD is Directive 2013/36/EU, CRR is
-Regulation (EU) No 575/2013.
+The wording comes from `phrases.py`. It depends on the severity of the findings, on whether they are repeated, and on
+the type of the bank. The choice between equivalent sentences is deterministic in the bank, the date and a variant
+number. CRD is Directive 2013/36/EU, CRR is Regulation (EU) No 575/2013.
 """
 
 import datetime
@@ -12,15 +12,14 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from data.regulator import phrases
-from data.regulator.render import Addressee, cell_name, format_figure, format_limit, short_label, table_name
+from data.regulator.render import PURE, Addressee, cell_name, format_figure, format_limit, short_label, table_name
 from data.regulator.report import CellKey
 from data.regulator.rules import RuleResult
 
-STYLES = ("full", "short")
 Choose = Callable[[Sequence[str]], str]
 
-# breach -> the subject it belongs to, and what its limit is called. Filing errors are a subject of their own.
-_SUBJECT = {
+# rule of kind "breach" -> (subject of the letter, name of the limit). All filing errors have the subject "filing".
+_SUBJECT_AND_LIMIT = {
     "CET1_MIN": ("capital", "minimum"),
     "T1_MIN": ("capital", "minimum"),
     "TC_MIN": ("capital", "minimum"),
@@ -35,6 +34,7 @@ _SUBJECT = {
     "LE_LIMIT": ("exposure", "large exposure limit"),
     "OUTPUT_FLOOR": ("floor", "output floor"),
 }
+# subject -> what a short letter asks the bank to file
 _PLAN = {
     "capital": "a capital plan",
     "leverage": "a leverage plan",
@@ -49,59 +49,67 @@ _GRADES = ("minor", "moderate", "serious")
 
 @dataclass(frozen=True)
 class Context:
-    """What else a letter on a report may say. Everything can be seen in the text that the model reads."""
+    """Further facts that a letter may mention. All of them can be read from the prompt of the example.
 
-    triggers: tuple[RuleResult, ...] = ()  # duties set off by figures of this report
+    `repeated` maps a rule id to the number of consecutive reports just before this one that already violated the rule.
+    """
+
+    triggers: tuple[RuleResult, ...] = ()  # duties triggered by figures of this report
     margins: tuple[RuleResult, ...] = ()  # requirements that are met
-    before: dict[CellKey, Decimal] = field(default_factory=dict, hash=False)  # figures of the quarter before
-    repeated: dict[str, int] = field(
-        default_factory=dict, hash=False
-    )  # rule -> reports in a row before this one that breached it
-    templates: tuple[str, ...] = ()  # what was filed
+    previous: dict[CellKey, Decimal] = field(default_factory=dict, hash=False)  # figures of the previous report
+    repeated: dict[str, int] = field(default_factory=dict, hash=False)
+    templates: tuple[str, ...] = ()  # templates that were filed
 
 
-def directive(
+def write_directive(
     violated: Sequence[RuleResult],
     bank: Addressee,
     date: str,
     style: str = "full",
-    context: Context = Context(),  # noqa: B008 - frozen
+    context: Context = Context(),  # noqa: B008 (frozen)
     variant: int = 0,
 ) -> str:
-    """The letter on the `violated` results of a report of reference date `date` (YYYY-MM-DD).
+    """Write the letter on the `violated` results of a report with reference date `date` (YYYY-MM-DD).
 
-    `style="full"` is a supervisor's letter; `style="short"` is one sentence. Another `variant` says the same in other words.
+    `style="full"` gives a complete letter, `style="short"` a single sentence. Different values of `variant` give
+    different wordings of the same full letter.
     """
     if style == "short":
-        return _short(violated, bank)
+        return _short_letter(violated, bank)
     choose = random.Random(f"letter {bank.entity} {date} {variant}").choice
     day = datetime.date.fromisoformat(date)
     names = {"bank": bank.name, "board": phrases.BOARD.get(bank.type, "Management Board")}
     names["date"] = f"{day.day} {day:%B} {day.year}"
     lines = [choose(phrases.ADDRESSEE).format(**names), choose(phrases.SUBJECT_LINE).format(**names)]
-    lines += _orders(violated, bank, context, choose) if violated else _approval(context, choose)
+    lines += _body(violated, bank, context, choose) if violated else _approval(context, choose)
     return "\n".join(lines)
 
 
 def severity(violated: Sequence[RuleResult]) -> str:
-    """The gravest of the findings: "serious" if a ratio is short of its limit by over a tenth, "moderate" by over a fortieth."""
+    """The severity of the worst finding: "serious", "moderate" or "minor".
+
+    A shortfall of more than 10% of the limit is serious, one of more than 2.5% is moderate. Filing errors are minor.
+    """
     shortfalls = [_shortfall(result) for result in violated if result.kind == "breach" and result.limit > 0]
     worst = max(shortfalls, default=Decimal(0))
     return "serious" if worst > Decimal("0.1") else "moderate" if worst > Decimal("0.025") else "minor"
 
 
 def _shortfall(result: RuleResult) -> Decimal:
-    """What is missing, as a share of the limit. A buffer may be drawn on, so OCR alone never makes a letter "serious"."""
+    """The shortfall as a fraction of the limit.
+
+    For OCR it is capped at 10%: banks may draw on their buffers, so missing OCR alone is never "serious".
+    """
     shortfall = abs(result.limit - result.value) / result.limit
     return min(shortfall, Decimal("0.1")) if result.rule_id == "OCR_TC" else shortfall
 
 
 def _subject(result: RuleResult) -> str:
-    return "filing" if result.kind == "filing" else _SUBJECT[result.rule_id][0]
+    return "filing" if result.kind == "filing" else _SUBJECT_AND_LIMIT[result.rule_id][0]
 
 
-def _orders(violated: Sequence[RuleResult], bank: Addressee, context: Context, choose: Choose) -> list[str]:
-    """Legal basis, findings, measures with deadlines, reporting duty, consequences."""
+def _body(violated: Sequence[RuleResult], bank: Addressee, context: Context, choose: Choose) -> list[str]:
+    """Lines of a letter with findings: legal basis, findings, measures with deadlines, reporting duty, consequences."""
     subjects = list(dict.fromkeys(_subject(result) for result in violated))
     grade = severity(violated)
     power = _listed(list(dict.fromkeys(phrases.POWER[subject] for subject in subjects)))
@@ -111,9 +119,9 @@ def _orders(violated: Sequence[RuleResult], bank: Addressee, context: Context, c
     lines.append(choose(phrases.MEASURES_HEAD))
     shortened = False
     for subject in subjects:
-        text, hurried = _measure(subject, violated, bank, context, choose)
+        text, is_repeated = _measure(subject, violated, bank, context, choose)
         lines.append(f"- {text}")
-        shortened = shortened or hurried
+        shortened = shortened or is_repeated
     if any(result.rule_id == "OCR_TC" for result in violated):
         lines.append(f"- {choose(phrases.MDA)}")
     if shortened:
@@ -125,43 +133,44 @@ def _orders(violated: Sequence[RuleResult], bank: Addressee, context: Context, c
 
 
 def any_breach(violated: Sequence[RuleResult]) -> bool:
-    """Whether the law is breached, and not only the form of reporting."""
+    """Whether a requirement of the law is breached, as opposed to filing errors only."""
     return any(result.kind == "breach" for result in violated)
 
 
 def _measure(
     subject: str, violated: Sequence[RuleResult], bank: Addressee, context: Context, choose: Choose
 ) -> tuple[str, bool]:
-    """(what is ordered on one subject, whether repetition shortened the deadline)."""
+    """(the measure for one subject, whether its deadline is shorter because the violation is repeated)."""
     of_subject = [result for result in violated if _subject(result) == subject]
     grade = severity(of_subject)
-    again = any(context.repeated.get(result.rule_id) for result in of_subject)
-    place = min(_GRADES.index(grade) + again, 2)
-    if subject == "filing":  # many errors are graver than one
-        place = min(len(of_subject) - 1, 2)
+    is_repeated = any(context.repeated.get(result.rule_id) for result in of_subject)
+    urgency = min(_GRADES.index(grade) + is_repeated, 2)
+    if subject == "filing":  # several errors are more urgent than one
+        urgency = min(len(of_subject) - 1, 2)
     fields = {
-        "deadline": f"{phrases.DEADLINE[subject][place]} {choose(phrases.FROM)}",
+        "deadline": f"{phrases.DEADLINE[subject][urgency]} {choose(phrases.FROM)}",
         "templates": _listed(list(dict.fromkeys(table_name(result.cell[0]) for result in of_subject))),
     }
     text = _capital(choose(phrases.MEASURE[subject, grade]).format(**fields))
     if grade != "minor" and (subject, bank.type) in phrases.BY_TYPE:
         text += f" {choose(phrases.BY_TYPE[subject, bank.type])}"
-    return text, again
+    return text, is_repeated
 
 
 def _finding(result: RuleResult, context: Context, choose: Choose) -> str:
-    sentences = _sentences(result)
-    text = _capital(choose(sentences).format(**_fields(result)))
-    before = context.before.get(result.cell)
-    if result.rule_id in _SUBJECT and result.relation == "min" and before is not None and not result.row:
-        trend = "same" if before == result.value else "fell" if before > result.value else "rose"
-        text += " " + choose(phrases.TREND[trend]).format(before=format_figure(before, result.unit, result.decimals))
+    """One finding: the violation, its trend since the previous report, and whether it is repeated."""
+    text = _capital(choose(_sentences(result)).format(**_fields(result)))
+    previous = context.previous.get(result.cell)
+    if result.rule_id in _SUBJECT_AND_LIMIT and result.relation == "min" and previous is not None and not result.row:
+        trend = "same" if previous == result.value else "fell" if previous > result.value else "rose"
+        text += " " + choose(phrases.TREND[trend]).format(before=format_figure(previous, result.unit, result.decimals))
     if context.repeated.get(result.rule_id):
         text += " " + choose(phrases.REPEATED[min(context.repeated[result.rule_id], 2)])
     return text
 
 
 def _sentences(result: RuleResult) -> Sequence[str]:
+    """The equivalent sentences that describe this kind of violation."""
     if result.rule_id == "LE_LIMIT":
         return phrases.EXPOSURE
     if result.rule_id == "OUTPUT_FLOOR":
@@ -178,13 +187,14 @@ def _sentences(result: RuleResult) -> Sequence[str]:
 
 
 def _fields(result: RuleResult) -> dict[str, str]:
+    """Values for the placeholders of a sentence; `phrases.py` lists them."""
     gap = abs(result.limit - result.value)
     points = f"{format_limit(gap, None, result.decimals).removesuffix('%')} percentage points"
     return {
         "label": _label(result.cell),
         "value": format_figure(result.value, result.unit, result.decimals),
         "limit": format_limit(result.limit, result.unit, result.decimals),
-        "name_of_limit": _SUBJECT.get(result.rule_id, ("", "limit"))[1],
+        "name_of_limit": _SUBJECT_AND_LIMIT.get(result.rule_id, ("", "limit"))[1],
         "cell": cell_name(result.cell, result.row),
         "legal": result.legal,
         "row": result.row,
@@ -193,34 +203,35 @@ def _fields(result: RuleResult) -> dict[str, str]:
 
 
 def _is_ratio(result: RuleResult) -> bool:
-    return result.unit in (None, "", "pure", "xbrli:pure")
+    return result.unit in PURE
 
 
 def _label(cell: CellKey) -> str:
+    """The name of a cell within a sentence: an acronym such as "CET1" stays in capitals, a word does not."""
     label = phrases.LABELS.get(cell) or short_label(cell)
-    lower = label.partition(" ")[0] in ("Own", "Total", "Leverage", "Liquidity", "Net")
-    return label[0].lower() + label[1:] if lower else label
+    starts_with_word = label.partition(" ")[0] in ("Own", "Total", "Leverage", "Liquidity", "Net")
+    return label[0].lower() + label[1:] if starts_with_word else label
 
 
 def _approval(context: Context, choose: Choose) -> list[str]:
-    """A letter that asks for nothing: what was examined, where the margin is closest, what moved."""
+    """Lines of a letter without findings: what was examined, the tightest margin, a ratio that has changed."""
     templates = _listed([table_name(template) for template in context.templates]) or "the templates filed"
     lines = [_capital(choose(phrases.CLEAN_OPENING).format(templates=templates))]
     ratios = [result for result in context.margins if result.relation == "min" and _is_ratio(result)]
     if ratios:
         tightest = min(ratios, key=lambda result: (result.value - result.limit) / result.limit)
         lines.append(_capital(choose(phrases.CLEAN_TIGHTEST).format(**_fields(tightest))))
-        moved = [result for result in ratios if context.before.get(result.cell) not in (None, result.value)]
-        if moved:
-            result = choose(moved)
-            before = format_figure(context.before[result.cell], result.unit, result.decimals)
+        changed = [result for result in ratios if context.previous.get(result.cell) not in (None, result.value)]
+        if changed:
+            result = choose(changed)
+            before = format_figure(context.previous[result.cell], result.unit, result.decimals)
             lines.append(_capital(choose(phrases.CLEAN_MOVE).format(**_fields(result), before=before)))
     closing = [choose(phrases.CLEAN_OUTCOME), choose(phrases.CLEAN_DUTY), choose(phrases.CLEAN_RESERVE)]
     return [*lines, " ".join(filter(None, closing)), *_notes(context, choose)]
 
 
 def _notes(context: Context, choose: Choose) -> list[str]:
-    """Duties that figures set off: mentioned, but no violations."""
+    """Notes on the duties that the figures trigger. These are not violations."""
     notes = []
     large = [result for result in context.triggers if result.rule_id == "LE_DEF"]
     if large:
@@ -234,17 +245,21 @@ def _notes(context: Context, choose: Choose) -> list[str]:
 
 
 def _capital(text: str) -> str:
+    """Capitalise the first letter only."""
     return text[:1].upper() + text[1:]
 
 
-def _short(violated: Sequence[RuleResult], bank: Addressee) -> str:
-    """One sentence: what to restore, each ratio to the highest limit that it misses, which plan to file, by when."""
+def _short_letter(violated: Sequence[RuleResult], bank: Addressee) -> str:
+    """A letter of one sentence: the ratios to restore, the plans to file, and the deadline.
+
+    Each ratio must be restored to the highest limit that it misses.
+    """
     if not violated:
         return f"{bank.name} meets the requirements. No measures."
     goals: dict[tuple, RuleResult] = {}
     for result in violated:
-        known = goals.get(result.cell)
-        if known is None or result.limit > known.limit:
+        other = goals.get(result.cell)
+        if other is None or result.limit > other.limit:
             goals[result.cell] = result
     verb = "restore" if all(result.relation == "min" for result in goals.values()) else "correct"
     targets = [
@@ -257,5 +272,5 @@ def _short(violated: Sequence[RuleResult], bank: Addressee) -> str:
 
 
 def _listed(parts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Join a list in English: `a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1]))) if parts else ""

@@ -1,6 +1,6 @@
-"""The EBA's validation rules as text: the expression in DPM-XL, the same in words, and the labels of the cells it uses.
+"""Convert the EBA's validation rules to text: the DPM-XL expression, the same with labels, and the labels of its cells.
 
-Cells are written as in our reports: `C 76.00.a r0030 c0010 LIQUIDITY COVERAGE RATIO (%), Value / Percentage`.
+Cells are formatted as in rendered reports: `C 76.00.a r0030 c0010 LIQUIDITY COVERAGE RATIO (%), Value / Percentage`.
 Source: European Banking Authority, DPM 2.0 database, release 4.2.
 """
 
@@ -12,8 +12,8 @@ from data.regulator.dpm_corpus import CURRENT, Document, TableText, template_of
 from data.regulator.dpm_distil import clean
 from data.regulator.render import table_name
 
-MAX_LINES = 24  # of labels below a rule
-MAX_CELLS_OF_OPERAND = 12  # above it, an operand's rows and columns are named instead of its cells
+MAX_LABEL_LINES = 24  # lines with cell labels per rule
+MAX_CELLS_PER_OPERAND = 12  # a larger operand lists the labels of its rows and columns instead of its cells
 RULES = f"""select ov.OperationVID, o.Code, ov.Expression, coalesce(ov.Description, '')
 from Operation o join OperationVersion ov on ov.OperationID = o.OperationID
 where o.Type = 'validation' and {CURRENT.format("ov")} order by o.Code, ov.OperationVID"""
@@ -24,7 +24,7 @@ where IsActive = 1 group by OperationVID"""
 def rule_documents(
     database: sqlite3.Connection, release: int, tables: Mapping[str, TableText], dropped: dict[str, int]
 ) -> Iterator[Document]:
-    """The validation rules, with the labels of the cells they use. `dropped` counts those left out, by reason."""
+    """Yield the validation rules with the labels of their cells. Counts omitted rules in `dropped`, by reason."""
     names = {
         signature: clean(name)
         for signature, name in database.execute(
@@ -35,61 +35,66 @@ def rule_documents(
     for code in tables:
         templates.setdefault(template_of(code), []).append(code)
     severities = dict(database.execute(SEVERITIES))
-    for version, code, expression, description in database.execute(RULES, (release,)):
+    for version, rule_code, expression, description in database.execute(RULES, (release,)):
         severity = ", ".join(sorted((severities.get(version) or "").split(",")))
         expression = clean(expression)
         mentioned = set(re.findall(r"\b[tv]_?([A-Z]+_\d[\w.]*[\w])", expression))
-        used = sorted({one for name in mentioned for one in ([name] if name in tables else templates.get(name, ()))})
+        used = sorted({code for name in mentioned for code in ([name] if name in tables else templates.get(name, ()))})
         unknown = [name for name in mentioned if name not in tables and name not in templates]
         if unknown or not used:
             reason = "rules on tables that are not filed in the release" if unknown else "rules that name no table"
             dropped[reason] = dropped.get(reason, 0) + 1
             continue
-        lines = [f"Rule {code}" + (f" ({severity})" if severity else "")]
-        lines += [tables[one].title for one in used[:8]] + [expression]
+        lines = [f"Rule {rule_code}" + (f" ({severity})" if severity else "")]
+        lines += [tables[code].title for code in used[:8]] + [expression]
         description = clean(description)
         words = re.findall(r"\b[a-z]{4,}\b", re.sub(r"\{[^{}]*\}", "", description))
-        if len(words) >= 3 and "default:" not in description:  # most descriptions only repeat the expression
+        if len(words) >= 3 and "default:" not in description:  # most other descriptions repeat the expression
             lines.append(description)
         lines += rule_labels(expression, tables)
         members = dict.fromkeys(re.findall(r"\[(eba_\w+:\w+)\]", expression))
-        lines += [f"{member} {names[member]}" for member in list(members)[:MAX_LINES] if member in names]
+        lines += [f"{member} {names[member]}" for member in list(members)[:MAX_LABEL_LINES] if member in names]
         yield Document("rule", "\n".join(lines), tuple(used))
 
 
 def rule_labels(expression: str, tables: Mapping[str, TableText]) -> list[str]:
-    """The expression with labels for codes, where every operand is one row or column; then a line for each cell it uses."""
+    """Lines that explain an expression.
+
+    First the expression with labels instead of codes, if each operand is a single cell, row or column. Then the label
+    of each cell it uses, at most `MAX_LABEL_LINES`.
+    """
     start = re.match(r"\s*with\s*\{([^{}]*)\}\s*:", expression)
-    default = _places(start[1]) if start else {}
+    default = _parse_operand(start[1]) if start else {}
     body = expression[start.end() :] if start else expression
     lines: dict[str, None] = {}
-    in_words, clear = [], True
+    labelled, complete = [], True
     last = 0
     for operand in re.finditer(r"\{([^{}]*)\}", body):
-        own = _places(operand[1])
+        own = _parse_operand(operand[1])
         place = default | own
         table = tables.get(place.get("t", ("",))[0])
         if table is None:
-            clear = False
+            complete = False
             continue
-        rows, columns = (_expand(table, place.get(axis, ())) for axis in "rc")
+        rows, columns = (_headers_of(table, place.get(axis, ())) for axis in "rc")
         lines.update(dict.fromkeys(_operand_lines(table, rows, columns)))
         shown = [table.header(codes[0]).label for codes in (rows, columns) if len(codes) == 1]
         single = len(rows) <= 1 and len(columns) <= 1 and shown
         if len(shown) == 2 and "c" not in own:
-            shown.pop()  # one column for the whole rule
-        clear = clear and bool(single)
-        in_words += [body[last : operand.start()], f"[{', '.join(shown)}]"]
+            shown.pop()  # the column is the same for the whole rule
+        complete = complete and bool(single)
+        labelled += [body[last : operand.start()], f"[{', '.join(shown)}]"]
         last = operand.end()
-    words = clean("".join([*in_words, body[last:]]))
+    sentence = clean("".join([*labelled, body[last:]]))
     found = list(lines)
-    more = [f"and {len(found) - MAX_LINES} more"] if len(found) > MAX_LINES else []
-    return ([words] if clear and in_words else []) + found[:MAX_LINES] + more
+    more = [f"and {len(found) - MAX_LABEL_LINES} more"] if len(found) > MAX_LABEL_LINES else []
+    return ([sentence] if complete and labelled else []) + found[:MAX_LABEL_LINES] + more
 
 
 def _operand_lines(table: TableText, rows: list[str], columns: list[str]) -> Iterator[str]:
+    """Labels of the cells of an operand, or of its rows and columns if there are too many cells."""
     name = table_name(table.code)
-    if rows and columns and len(rows) * len(columns) <= MAX_CELLS_OF_OPERAND:
+    if rows and columns and len(rows) * len(columns) <= MAX_CELLS_PER_OPERAND:
         for row in rows:
             for column in columns:
                 if (row, column) in table.cells:
@@ -99,11 +104,14 @@ def _operand_lines(table: TableText, rows: list[str], columns: list[str]) -> Ite
         yield f"{name} {code} {table.header(code).label}"
 
 
-def _places(operand: str) -> dict[str, tuple[str, ...]]:
-    """`tC_01.00, (r0010, r0020), c0010, default: 0` -> {"t": ("C_01.00",), "r": ("r0010", "r0020"), "c": ("c0010",)}."""
+def _parse_operand(operand: str) -> dict[str, tuple[str, ...]]:
+    """Parse an operand into its table, rows, columns and sheets.
+
+    `tC_01.00, (r0010, r0020), c0010, default: 0` -> {"t": ("C_01.00",), "r": ("r0010", "r0020"), "c": ("c0010",)}
+    """
     found: dict[str, tuple[str, ...]] = {}
     for part in re.findall(r"\([^()]*\)|[^,()]+", operand):
-        members = [one.strip() for one in part.strip("() ").split(",")]
+        members = [member.strip() for member in part.strip("() ").split(",")]
         if re.fullmatch(r"t[A-Z]+_\d[\w.]*", members[0]):
             found["t"] = (members[0][1:],)
         elif re.fullmatch(r"[rcs](\*|\d+)(-\d+)?", members[0]):
@@ -111,14 +119,16 @@ def _places(operand: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _expand(table: TableText, codes: Iterable[str]) -> list[str]:
-    """The headers that the codes name: `r0290-0310` every row between, `r*` none in particular."""
+def _headers_of(table: TableText, codes: Iterable[str]) -> list[str]:
+    """Expand codes to headers of the table: `r0290-0310` is a range of rows; `r*` matches none."""
     found = []
     for code in codes:
         first, dash, last = code.partition("-")
         if dash:
             last = first[0] + last
-            found += [one.code for one in table.headers[first[0]] if first <= one.code <= last and not one.heading]
+            found += [
+                header.code for header in table.headers[first[0]] if first <= header.code <= last and not header.heading
+            ]
         elif table.header(code):
             found.append(code)
     return found

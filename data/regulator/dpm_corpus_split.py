@@ -1,8 +1,8 @@
-"""Which tables are held out of the corpus, so that what is measured on them has not been trained on.
+"""Split the DPM corpus into training, validation and test so that evaluation text has not been trained on.
 
-Tables repeat each other: the parts of one template, a currency's copy of it, the disclosure that mirrors a return. Those
-that share most of their labels stay together. A rule on tables of several splits goes to the strictest (test before
-validation before training): training never sees a rule that speaks of a held-out table.
+Whole tables are held out. Many tables overlap: parts of one template, copies per currency, disclosures that mirror a
+return. Tables that share most of their labels therefore go to the same split. A rule about tables of several splits
+goes to the strictest one (test, then validation, then training), so training never sees a rule about a held-out table.
 """
 
 import hashlib
@@ -13,13 +13,16 @@ from collections.abc import Collection, Mapping, Sequence
 from data.regulator.dpm_corpus import Document, TableText, template_of
 
 SPLITS = ("train", "validation", "test")
-ALIKE = 0.5  # share of labels in common (Jaccard) from which two tables stay together
-MAX_SEEN = 0.5  # a held-out document of which more lines stand in training is left out
-MIN_WORDS = 4  # a line with fewer words beside its codes ("Total assets") says nothing about having been seen
+MIN_OVERLAP = 0.5  # Jaccard similarity of labels at or above which two tables go to the same split
+MAX_SEEN = 0.5  # held-out documents with a larger fraction of lines seen in training are dropped
+MIN_WORDS = 4  # shorter lines ("Total assets") are too common to count as seen
 
 
 def group_tables(tables: Mapping[str, TableText]) -> dict[str, str]:
-    """code -> the first code of its group: parts of one template, and tables that are alike, directly or through others."""
+    """Table code -> first code of its group.
+
+    A group joins the parts of a template and, transitively, overlapping tables.
+    """
     parent = {code: code for code in tables}
 
     def root(code: str) -> str:
@@ -27,29 +30,32 @@ def group_tables(tables: Mapping[str, TableText]) -> dict[str, str]:
             code = parent[code]
         return code
 
-    def join(one: str, other: str) -> None:
-        first, second = sorted((root(one), root(other)))
+    def join(a: str, b: str) -> None:
+        first, second = sorted((root(a), root(b)))
         parent[second] = first
 
     first_of: dict[str, str] = {}
     labels = {}
     for code, table in tables.items():
         join(code, first_of.setdefault(template_of(code), code))
-        labels[code] = {one.label.casefold() for axis in "rc" for one in table.headers[axis]}
+        labels[code] = {header.label.casefold() for axis in "rc" for header in table.headers[axis]}
     codes = list(tables)
-    for i, one in enumerate(codes):
-        for other in codes[:i]:
-            common = len(labels[one] & labels[other])
-            if common >= 3 and common >= ALIKE * len(labels[one] | labels[other]):
-                join(one, other)
+    for i, a in enumerate(codes):
+        for b in codes[:i]:
+            common = len(labels[a] & labels[b])
+            if common >= 3 and common >= MIN_OVERLAP * len(labels[a] | labels[b]):
+                join(a, b)
     return {code: root(code) for code in tables}
 
 
 def split_tables(
     groups: Mapping[str, str], sizes: Mapping[str, int], held_out: float, seed: int, keep: Collection[str] = ()
 ) -> dict[str, str]:
-    """code -> split. `held_out`: share of the sizes that validation gets, and test as well. Groups with a table of `keep`
-    are for training, and so are those larger than half of that share: one table would be the whole test."""
+    """Table code -> split. Validation and test each get about the fraction `held_out` of the total size.
+
+    Groups with a table in `keep` go to training. So do groups larger than half of a held-out split, because a single
+    group would dominate it.
+    """
     total = sum(sizes.values())
     members: dict[str, list[str]] = {}
     for code, group in groups.items():
@@ -71,20 +77,21 @@ def split_tables(
     return {code: split[group] for code, group in groups.items()}
 
 
-def place_documents(
+def assign_documents(
     documents: Sequence[Document], tables: Mapping[str, str], held_out: float, seed: int
 ) -> tuple[dict[str, list[Document]], dict[str, int]]:
-    """(split -> documents, what was left out and why). `tables`: code -> split; definitions are dealt out by chance.
+    """(split -> documents, number of dropped documents by reason). `tables` maps table codes to splits.
 
-    Left out are a document that repeats another (a rule but for its own code, the others but for all codes and numbers), and
-    a held-out one of which more than `MAX_SEEN` of the lines stand in training.
+    Definitions belong to no table and are assigned at random. Drops duplicates: rules are compared without their own
+    code, other documents without any codes or numbers. Drops held-out documents with more than the fraction `MAX_SEEN`
+    of their lines in training.
     """
     parts: dict[str, list[Document]] = {name: [] for name in SPLITS}
     seen: set[bytes] = set()
     left_out = {"duplicates": 0, "mostly seen in training": 0}
     for document in documents:
         body = document.text.partition("\n")[2] or document.text
-        key = hash_of(document.kind, body if document.kind == "rule" else masked(body))
+        key = digest(document.kind, body if document.kind == "rule" else mask_codes(body))
         if key in seen:
             left_out["duplicates"] += 1
             continue
@@ -94,31 +101,31 @@ def place_documents(
             chance = random.Random(f"definitions {seed} {document.text}").random()
             strictest = 2 if chance < held_out else 1 if chance < 2 * held_out else 0
         parts[SPLITS[strictest]].append(document)
-    known = {line for document in parts["train"] for line in said(document.text)}
+    known = {line for document in parts["train"] for line in distinctive_lines(document.text)}
     for name in ("validation", "test"):
-        fresh = [document for document in parts[name] if share_seen(document.text, known) <= MAX_SEEN]
+        fresh = [document for document in parts[name] if fraction_seen(document.text, known) <= MAX_SEEN]
         left_out["mostly seen in training"] += len(parts[name]) - len(fresh)
         parts[name] = fresh
     return parts, left_out
 
 
-def hash_of(*texts: str) -> bytes:
-    """What stands for texts in a set."""
+def digest(*texts: str) -> bytes:
+    """SHA-256 of several texts."""
     return hashlib.sha256("\0".join(texts).encode()).digest()
 
 
-def masked(text: str) -> str:
-    """A text without its codes of tables and cells, nor numbers, in small letters."""
+def mask_codes(text: str) -> str:
+    """The text in lower case without table codes, cell codes and numbers."""
     text = re.sub(r"\b[A-Z]{1,2}[ _]\d+(\.\d+)*(\.[a-z]+)?\b|\b[rcs]\d{2,4}\b|\bv\d+_\w\b|\d+", " ", text)
     return "\n".join(" ".join(line.split()) for line in text.casefold().splitlines())
 
 
-def said(text: str) -> list[str]:
-    """The masked lines of a text that are long enough to tell."""
-    return [line for line in masked(text).splitlines() if len(re.findall(r"[a-z]{2,}", line)) >= MIN_WORDS]
+def distinctive_lines(text: str) -> list[str]:
+    """The mask_codes lines of a text that have at least `MIN_WORDS` words."""
+    return [line for line in mask_codes(text).splitlines() if len(re.findall(r"[a-z]{2,}", line)) >= MIN_WORDS]
 
 
-def share_seen(text: str, known: Collection[str]) -> float:
-    """The share of the lines of a text that are in `known`."""
-    lines = said(text)
+def fraction_seen(text: str, known: Collection[str]) -> float:
+    """Fraction of the distinctive lines of a text that are in `known`."""
+    lines = distinctive_lines(text)
     return sum(line in known for line in lines) / len(lines) if lines else 0.0

@@ -1,16 +1,19 @@
-"""From the EBA's DPM 2.0 database (326 MB) to what we use of it: the file that `dpm.py` reads.
+"""Extract the cells, labels and validation rules that `dpm.py` needs from the EBA's DPM 2.0 database (326 MB).
 
-In that database every table, variable and header comes in versions that live from one release to another; a datapoint
-id of xBRL-CSV is the id of a variable's version. Reports from before DPM 2.0 name the variable itself.
+Tables, variables and headers of that database have versions, each valid from one release to another. A datapoint id in
+xBRL-CSV is the id of a variable version. Reports from before DPM 2.0 use the id of the variable itself.
 """
 
 import csv
+import io
 import re
 import sqlite3
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from common.durable_files import publish, temporary_path, write_durably
 from common.errors import UserError
 from data.regulator.dpm import (
     BUILT_IN,
@@ -21,12 +24,12 @@ from data.regulator.dpm import (
     TABLE_COLUMNS,
     add_cell,
     add_table,
-    local,
+    local_name,
     signature,
 )
 
 ENTRY_POINT = "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/{framework}/{release}/mod/{module}.json"
-BUILT_IN_CODES = [  # what the rules read and the generator of banks writes
+BUILT_IN_CODES = [  # tables that the rules read and the bank generator fills
     *("C_01.00", "C_02.00.a", "C_02.00.b", "C_03.00", "C_04.00", "C_22.00", "C_26.00", "C_27.00", "C_28.00"),
     *("C_47.00", "C_76.00.a", "C_84.00.a", "C_84.00.c", "C_84.00.d", "F_01.01", "F_01.02", "F_01.03", "F_02.00"),
 ]
@@ -34,7 +37,7 @@ BUILT_IN_COLUMNS = (
     *("datapoint", "table", "row", "column", "type", "table_label", "row_label", "column_label"),
     *("sheet", "metric", "members"),
 )
-PREFERRED_MODULES = ("COREP_OF", "FINREP9")  # where a table belongs to several modules, these come first
+PREFERRED_MODULES = ("COREP_OF", "FINREP9")  # chosen for a table that belongs to several modules
 TYPES = {
     **{"m": "monetary", "p": "percentage", "i": "integer", "r": "decimal", "s": "string", "es": "string"},
     **{"b": "boolean", "t": "true", "d": "date", "dt": "datetime", "e": "enumeration", "u": "uri", "o": "ordinal"},
@@ -69,35 +72,41 @@ group by o.Code order by o.Code"""
 
 
 def release_id(database: sqlite3.Connection) -> int:
-    """The id of release 4.2 in the database; UserError if it holds none."""
+    """The id of release 4.2 in the database. Raises UserError if the database has no such release or is not a DPM."""
     query = "select ReleaseID from Release where Code = ? and Status = 'released'"
     try:
         row = database.execute(query, (RELEASE,)).fetchone()
     except sqlite3.DatabaseError as error:
         raise UserError(f"this is not a DPM 2.0 database ({error})") from error
     if row is None:
-        raise UserError(f"the database holds no released DPM {RELEASE}")
+        raise UserError(f"the database does not contain DPM release {RELEASE}")
     return row[0]
 
 
 def distil(database: sqlite3.Connection, target: Path) -> str:
-    """Write every cell up to release 4.2, with the EBA's validation rules, to `target`; returns what it holds, in words."""
+    """Write all cells up to release 4.2 and the EBA's validation rules to `target`. Returns a summary of the contents.
+
+    `target` appears only when it is complete.
+    """
     release = release_id(database)
-    out = sqlite3.connect(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary_path(target).unlink(missing_ok=True)  # left by an interrupted run
+    out = sqlite3.connect(temporary_path(target))
     out.executescript(SCHEMA)
     known = read_tables(database, release)
     for table in known.values():
         add_table(out, table)
     found = read_cells(database, release)
-    versions = {cell["datapoint"] for cell in found}
+    version_ids = {cell["datapoint"] for cell in found}
     seen = set()
     for cell in tqdm(found, desc="cells", unit="cell"):
         if cell["table"] not in BUILT_IN_CODES:
-            cell = {**cell, "metric": "", "members": ""}  # three quarters of the file; the signature is enough to read
+            # Readers only need the signature. Omitting these saves three quarters of the file size.
+            cell = {**cell, "metric": "", "members": ""}
         for datapoint in (cell["datapoint"], cell["variable"]):
             key = (datapoint, cell["table"], cell["row"], cell["column"], cell["sheet"])
-            alias = datapoint != cell["datapoint"]  # the newest cell answers for a variable
-            if key in seen or cell["table"] not in known or (alias and datapoint in versions):
+            alias = datapoint != cell["datapoint"]  # a variable id refers to its newest cell
+            if key in seen or cell["table"] not in known or (alias and datapoint in version_ids):
                 continue
             seen.add(key)
             add_cell(out, {**cell, "datapoint": datapoint}, cell["current"] and not alias, cell["signature"])
@@ -108,44 +117,50 @@ def distil(database: sqlite3.Connection, target: Path) -> str:
     out.commit()
     out.execute("vacuum")
     out.close()
+    publish(target)
     return f"{len(known)} tables, {len(seen)} cells, {len(expressions)} validation rules"
 
 
 def write_built_in(database: sqlite3.Connection) -> None:
-    """Write the two small tables that come with the code."""
+    """Regenerate `dpm_cells.csv` and `dpm_tables.csv`, the two small tables in this repository."""
     release = release_id(database)
     known = read_tables(database, release)
-    with BUILT_IN_TABLES.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, TABLE_COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(known[code] for code in BUILT_IN_CODES)
-    with BUILT_IN.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, BUILT_IN_COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for cell in read_cells(database, release):
-            if cell["current"] and cell["table"] in BUILT_IN_CODES:
-                label = known[cell["table"]]["label"]
-                writer.writerow({**cell, "datapoint": f"dp{cell['datapoint']}", "table_label": label})
+    cells = [
+        {**cell, "datapoint": f"dp{cell['datapoint']}", "table_label": known[cell["table"]]["label"]}
+        for cell in read_cells(database, release)
+        if cell["current"] and cell["table"] in BUILT_IN_CODES
+    ]
+    write_durably(BUILT_IN_TABLES, _csv_text(TABLE_COLUMNS, [known[code] for code in BUILT_IN_CODES]))
+    write_durably(BUILT_IN, _csv_text(BUILT_IN_COLUMNS, cells))
+
+
+def _csv_text(columns: Sequence[str], rows: Iterable[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def read_tables(database: sqlite3.Connection, release: int) -> dict[str, dict]:
-    """code -> a dict of `TABLE_COLUMNS`, the newest version up to `release` of every table."""
+    """Table code -> newest version of the table up to `release`, a dict with the keys `TABLE_COLUMNS` and `since`."""
     codes = _property_codes(database)
     found: dict[str, dict] = {}
     for code, label, template, framework, module, version, since, key in database.execute(TABLES, (release,)):
         if code in found and not (module in PREFERRED_MODULES and found[code]["since"] == since):
             continue
         url = ENTRY_POINT.format(framework=framework.lower(), release=since, module=module.lower())
-        label = re.sub(r" \.[a-z]$", "", clean(label))  # some names of release 4.2 repeat the suffix of the code
+        label = re.sub(r" \.[a-z]$", "", clean(label))  # some names of release 4.2 end in the suffix of the code
         values = (code, label, template, module, version, url, f"{code.lower()}.csv", " ".join(_keys(key, codes)))
         found[code] = {**dict(zip(TABLE_COLUMNS, values, strict=True)), "since": since}
     return found
 
 
 def read_cells(database: sqlite3.Connection, release: int) -> list[dict]:
-    """The cells with a datapoint of every table version up to `release`, newest first, in the template's order.
+    """All cells with a datapoint, from all table versions up to `release`.
 
-    Each is a dict of `CELL_COLUMNS` with `variable` (what all versions of a datapoint share), `current` and `signature`.
+    Sorted by version (newest first), then in template order. Each cell is a dict with the keys `CELL_COLUMNS`,
+    `variable` (the id shared by all versions of a datapoint), `current` (True if part of `release`) and `signature`.
     """
     codes = _property_codes(database)
     contexts = _contexts(database)
@@ -158,7 +173,7 @@ def read_cells(database: sqlite3.Connection, release: int) -> list[dict]:
         text = " ".join(f"{name}={member}" for name, member in sorted(members.items()))
         values = (vid, table, place.get("r", "*"), place.get("c", "*"), place.get("s", ""), TYPES.get(kind, ""))
         values += (clean(row_label), clean(column_label), codes.get(metric, ""), text)
-        bare = {local(name): local(member) for name, member in members.items()}
+        bare = {local_name(name): local_name(member) for name, member in members.items()}
         number = signature(codes.get(metric, ""), bare, _keys(key, codes))
         found.append({**dict(zip(CELL_COLUMNS, values, strict=True)), "variable": variable, "signature": number})
         found[-1]["current"] = bool(current)
@@ -166,24 +181,30 @@ def read_cells(database: sqlite3.Connection, release: int) -> list[dict]:
 
 
 def clean(label: str | None) -> str:
-    """A label on one line."""
+    """A label with all white space collapsed to single spaces. None becomes ""."""
     return " ".join((label or "").split())
 
 
 def _property_codes(database: sqlite3.Connection) -> dict[int, str]:
-    """Property id -> code of a metric or a dimension (`qIKI`, `CUS`); the code in use comes last and so wins."""
+    """Property id -> current code of a metric or a dimension (`qIKI`, `CUS`).
+
+    Obsolete codes sort first and are overwritten.
+    """
     query = """select i.ItemID, i.Code from ItemCategory i join Category c using (CategoryID) where c.Code = '_PR'
         order by i.Code like 'old-%' desc, i.StartReleaseID"""
     return dict(database.execute(query))
 
 
 def _keys(key_signature: str | None, codes: dict[int, str]) -> list[str]:
-    """`1012410829#` -> `["qINC"]`: the open dimensions of a table or a variable."""
+    """The open dimensions of a table or a variable: `1012410829#` -> `["qINC"]`."""
     return [codes[int(part)] for part in (key_signature or "").split("#") if part]
 
 
 def _contexts(database: sqlite3.Connection) -> dict[int, dict[str, str]]:
-    """Context id -> {`eba_dim_4.0:qADT`: `eba_qOR:qx2005`, ...}; the prefix names the release that brought the dimension."""
+    """Context id -> {`eba_dim_4.0:qADT`: `eba_qOR:qx2005`, ...}.
+
+    A dimension prefix contains the release that introduced it.
+    """
     dimension = {}
     query = """select i.ItemID, i.Code, r.Code from ItemCategory i join Category c using (CategoryID)
         join Release r on r.ReleaseID = i.StartReleaseID where c.Code = '_PR' order by i.Code like 'old-%' desc"""

@@ -1,8 +1,11 @@
-"""The economics of an invented bank at one reference date: amounts first, from which every reported ratio then follows.
+"""Capital, liquidity and funding amounts of an invented bank at one reference date.
 
-A violation is planted here, by having less capital or a smaller buffer, never by editing a ratio. Each front has
-**levels** bounded by the limits of the law and the bank's own requirements; a level says between which two limits a
-ratio lies, and values are drawn near the limits on both sides more often than chance would.
+The amounts come first, and every reported ratio is computed from them. A breach is created by giving the bank too
+little capital or too small a buffer, never by editing a ratio.
+
+Each ratio ("cet1", "t1", "total", "leverage", "lcr", "nsfr") has one or more limits: the legal minimum, the bank's own
+requirement, the overall requirement. The *level* of a ratio is the name of the lowest limit that it misses ("minimum",
+"own", "overall"), or "ok". Ratios close to a limit are over-represented, on both sides of it.
 """
 
 import random
@@ -13,9 +16,9 @@ from data.regulator.banks import Bank, Requirements, requirements
 
 STEP = Decimal("0.0001")  # one basis point: ratios are reported to four decimal places
 
-# What can be wrong, as levels, with its weight: cet1, t1, total, leverage, lcr, nsfr. "ok" where nothing is said.
-Troubles = tuple[tuple[int, dict[str, str]], ...]
-TROUBLES: Troubles = (
+# (weight, level of each affected ratio). Ratios that are not listed are "ok".
+WeightedBreaches = tuple[tuple[int, dict[str, str]], ...]
+RATIO_BREACHES: WeightedBreaches = (
     (11, {"cet1": "minimum"}),
     (5, {"cet1": "own"}),
     (16, {"t1": "minimum"}),
@@ -32,15 +35,15 @@ TROUBLES: Troubles = (
     (13, {"lcr": "minimum"}),
     (13, {"nsfr": "minimum"}),
 )
-# With large exposures and the output floor, see positions.py: these levels say nothing about the amounts here.
-ALL_TROUBLES: Troubles = (
-    *((weight * 2 if "lcr" in trouble or "nsfr" in trouble else weight, trouble) for weight, trouble in TROUBLES),
+# Adds large exposures and the output floor. positions.py implements these two; they do not affect the amounts here.
+ALL_BREACHES: WeightedBreaches = (
+    *((weight * 2 if "lcr" in levels or "nsfr" in levels else weight, levels) for weight, levels in RATIO_BREACHES),
     (24, {"exposure": "over"}),
     (50, {"floor": "missed"}),
 )
 CAPITAL = {"cet1", "t1", "total"}
-# How far above its last limit a sound ratio lies at most.
-COMFORT = {
+# The largest distance of a sound ratio above its highest limit.
+MAX_HEADROOM = {
     "cet1": Decimal("0.08"),
     "t1": Decimal("0.08"),
     "total": Decimal("0.09"),
@@ -52,7 +55,7 @@ COMFORT = {
 
 @dataclass(frozen=True)
 class Economics:
-    """Amounts in units of the bank's currency, whole numbers."""
+    """Amounts in whole units of the bank's currency."""
 
     trea: Decimal
     cet1: Decimal
@@ -65,16 +68,28 @@ class Economics:
     required_funding: Decimal
 
 
-def draw_levels(rng: random.Random, how_many: int, troubles: Troubles | None = None) -> dict[str, str]:
-    """Levels with `how_many` of `troubles` (default `TROUBLES`) on different fronts; 0 is a sound bank. Capital is one front."""
+@dataclass(frozen=True)
+class RatioDistribution:
+    """How ratios are distributed within their levels."""
+
+    near_limit: float = 0.45  # probability that a ratio is within 10 steps of a limit
+    liquidity_step: Decimal = STEP  # grid of LCR and NSFR; the other ratios are on a grid of STEP
+    headroom: Decimal = Decimal(1)  # factor on MAX_HEADROOM
+
+
+def draw_levels(rng: random.Random, count: int, breaches: WeightedBreaches = RATIO_BREACHES) -> dict[str, str]:
+    """Levels of a bank with up to `count` of `breaches`; 0 is a sound bank.
+
+    No two breaches affect the same ratio. The three capital ratios count as one for this purpose.
+    """
     levels: dict[str, str] = {}
     taken: set[str] = set()
-    for _ in range(how_many):
-        possible = [(weight, trouble) for weight, trouble in troubles or TROUBLES if not set(trouble) & taken]
+    for _ in range(count):
+        possible = [(weight, breach) for weight, breach in breaches if not set(breach) & taken]
         if possible:
-            trouble = rng.choices([trouble for _, trouble in possible], [weight for weight, _ in possible])[0]
-            levels |= trouble
-            taken |= CAPITAL if set(trouble) & CAPITAL else set(trouble)
+            breach = rng.choices([breach for _, breach in possible], [weight for weight, _ in possible])[0]
+            levels |= breach
+            taken |= CAPITAL if set(breach) & CAPITAL else set(breach)
     return levels
 
 
@@ -83,62 +98,44 @@ def draw_economics(
     bank: Bank,
     trea: Decimal,
     levels: dict[str, str],
-    near: float = 0.45,
-    ratio_step: Decimal = STEP,
-    before: Economics | None = None,
+    distribution: RatioDistribution = RatioDistribution(),  # noqa: B008 (frozen)
+    previous: Economics | None = None,
     has_at1: bool = True,
-    comfort: Decimal = Decimal(1),
 ) -> Economics | None:
-    """Amounts of a bank whose ratios lie on `levels`; None where the levels exclude each other (say T1 below 6% over a CET1 above it).
+    """Draw amounts of a bank whose ratios are at `levels`.
 
-    `near` is the share of ratios within 10 steps of a limit. `ratio_step` is the step of LCR and NSFR. `before` are the
-    amounts of the quarter before: most ratios then move little, as far as their level lets them. Without AT1 the Tier 1
-    ratio is the CET1 ratio. `comfort` scales `COMFORT`.
+    With `previous`, the amounts of the quarter before, most ratios move only a little, as far as their level allows.
+    Without AT1 the Tier 1 ratio equals the CET1 ratio.
+
+    Returns None if the levels are contradictory, for example a Tier 1 ratio below 6% with a CET1 ratio above that.
     """
-    need = requirements(bank)
-    ratios: dict[str, Decimal] = {}
-    bounds = {
-        front: level_bounds(limits(need, front), levels.get(front, "ok"), comfort * most)
-        for front, most in COMFORT.items()
-    }
-    for front in ("total", "t1", "cet1", "leverage", "lcr", "nsfr"):
-        low, high = bounds[front]
-        for part in {"total": ("cet1", "t1"), "t1": ("cet1",)}.get(front, ()):  # a whole is not smaller than its parts
-            low = max(low, bounds[part][0])
-        above = {"t1": ratios.get("total"), "cet1": ratios.get("t1")}.get(front)
-        step = ratio_step if front in ("lcr", "nsfr") else STEP
-        last = ratios_of(before)[front] if before else None
-        ratio = _draw(rng, low, high, levels.get(front, "ok"), near, step, above, last)
-        if front == "cet1" and not has_at1:
-            ratio = ratios["t1"] if low <= ratios["t1"] else None
-        if ratio is None:
-            return None
-        ratios[front] = ratio
-
-    # Real amounts do not give round ratios. The rest is cut off by the rounding of the reported ratio, and it is never
-    # negative: amounts must not show a breach where the rounded ratio just meets its limit.
+    ratios = _draw_ratios(rng, requirements(bank), levels, distribution, previous, has_at1)
+    if ratios is None:
+        return None
+    # Real amounts do not give round ratios, so add a fraction that disappears when the ratio is rounded for the report.
+    # It is never negative: amounts must not show a breach where the rounded ratio just meets its limit.
     jitter = Decimal(rng.randint(15, 40)) / 1_000_000
     tier1 = whole(trea * (ratios["t1"] + jitter))
     own_funds = whole(trea * (ratios["total"] + jitter))
-    common = whole(trea * (ratios["cet1"] + jitter))
+    cet1 = whole(trea * (ratios["cet1"] + jitter))
     exposure = whole(tier1 / (ratios["leverage"] + Decimal(rng.randint(15, 40)) / 1_000_000))
     net_outflow = whole(exposure * _uniform(rng, "0.06", "0.20"))
-    required = whole(exposure * _uniform(rng, "0.45", "0.80"))
+    required_funding = whole(exposure * _uniform(rng, "0.45", "0.80"))
     return Economics(
         trea=trea,
-        cet1=common,
-        at1=tier1 - common,
+        cet1=cet1,
+        at1=tier1 - cet1,
         t2=own_funds - tier1,
         exposure=exposure,
         liquid_assets=whole(net_outflow * (ratios["lcr"] + jitter)),
         net_outflow=net_outflow,
-        available_funding=whole(required * (ratios["nsfr"] + jitter)),
-        required_funding=required,
+        available_funding=whole(required_funding * (ratios["nsfr"] + jitter)),
+        required_funding=required_funding,
     )
 
 
 def ratios_of(economics: Economics) -> dict[str, Decimal]:
-    """The ratio of each front."""
+    """The six ratios that follow from the amounts."""
     tier1 = economics.cet1 + economics.at1
     return {
         "cet1": economics.cet1 / economics.trea,
@@ -150,55 +147,90 @@ def ratios_of(economics: Economics) -> dict[str, Decimal]:
     }
 
 
-def limits(need: Requirements, front: str) -> tuple[tuple[str, Decimal], ...]:
-    """The limits of one front, lowest first, with the level that lies just below each; above the last one is "ok"."""
+def ratio_limits(required: Requirements, ratio: str) -> tuple[tuple[str, Decimal], ...]:
+    """The limits of a ratio in ascending order, as (name of the level just below the limit, limit)."""
     return {
-        "cet1": (("minimum", Decimal("0.045")), ("own", need.tscr_cet1)),
-        "t1": (("minimum", Decimal("0.06")), ("own", need.tscr_t1)),
-        "total": (("minimum", Decimal("0.08")), ("own", need.tscr), ("overall", need.ocr)),
-        "leverage": (("minimum", Decimal("0.03")), ("own", need.olrr)),
+        "cet1": (("minimum", Decimal("0.045")), ("own", required.tscr_cet1)),
+        "t1": (("minimum", Decimal("0.06")), ("own", required.tscr_t1)),
+        "total": (("minimum", Decimal("0.08")), ("own", required.tscr), ("overall", required.ocr)),
+        "leverage": (("minimum", Decimal("0.03")), ("own", required.olrr)),
         "lcr": (("minimum", Decimal(1)),),
         "nsfr": (("minimum", Decimal(1)),),
-    }[front]
+    }[ratio]
 
 
-def level_bounds(steps: tuple[tuple[str, Decimal], ...], level: str, comfort: Decimal) -> tuple[Decimal, Decimal]:
-    """The ratios [low, high) of a level: from the limit under it to the limit over it. Below the lowest limit down to 40% of it."""
-    names = [name for name, _ in steps] + ["ok"]
-    limit = [value for _, value in steps]
-    place = names.index(level)
-    low = limit[place - 1] if place else limit[0] * Decimal("0.4")
-    return low, limit[place] if place < len(limit) else limit[-1] + comfort
+def level_bounds(limits: tuple[tuple[str, Decimal], ...], level: str, headroom: Decimal) -> tuple[Decimal, Decimal]:
+    """The interval [low, high) of a level, between two neighbouring limits.
 
-
-def _draw(
-    rng: random.Random,
-    low: Decimal,
-    high: Decimal,
-    level: str,
-    near: float,
-    step: Decimal,
-    above: Decimal | None,
-    before: Decimal | None = None,
-) -> Decimal | None:
-    """A ratio on the grid of `step` in [low, high), not over `above`; None if there is none.
-
-    With probability `near` it lies within 10 steps of a limit. The parts of a sound total usually lie close under it.
+    The lowest level extends down to 40% of the lowest limit, "ok" up to `headroom` above the highest.
     """
+    levels = [name for name, _ in limits] + ["ok"]
+    values = [value for _, value in limits]
+    index = levels.index(level)
+    low = values[index - 1] if index else values[0] * Decimal("0.4")
+    return low, values[index] if index < len(values) else values[-1] + headroom
+
+
+def _draw_ratios(
+    rng: random.Random,
+    required: Requirements,
+    levels: dict[str, str],
+    distribution: RatioDistribution,
+    previous: Economics | None,
+    has_at1: bool,
+) -> dict[str, Decimal] | None:
+    """Draw the six ratios, on their grids; None if the levels are contradictory."""
+    bounds = {
+        ratio: level_bounds(ratio_limits(required, ratio), levels.get(ratio, "ok"), distribution.headroom * headroom)
+        for ratio, headroom in MAX_HEADROOM.items()
+    }
+    last = ratios_of(previous) if previous else {}
+    ratios: dict[str, Decimal] = {}
+    for ratio in ("total", "t1", "cet1", "leverage", "lcr", "nsfr"):
+        low, high = bounds[ratio]
+        for part in {"total": ("cet1", "t1"), "t1": ("cet1",)}.get(ratio, ()):  # a sum is at least each of its parts
+            low = max(low, bounds[part][0])
+        ceiling = {"t1": ratios.get("total"), "cet1": ratios.get("t1")}.get(ratio)
+        step = distribution.liquidity_step if ratio in ("lcr", "nsfr") else STEP
+        level = levels.get(ratio, "ok")
+        drawn = _draw_ratio(rng, (low, high), level, distribution.near_limit, step, ceiling, last.get(ratio))
+        if ratio == "cet1" and not has_at1:
+            drawn = ratios["t1"] if low <= ratios["t1"] else None
+        if drawn is None:
+            return None
+        ratios[ratio] = drawn
+    return ratios
+
+
+def _draw_ratio(
+    rng: random.Random,
+    bounds: tuple[Decimal, Decimal],
+    level: str,
+    near_limit: float,
+    step: Decimal,
+    ceiling: Decimal | None,
+    previous: Decimal | None,
+) -> Decimal | None:
+    """Draw a multiple of `step` in [low, high) that is at most `ceiling`; None if there is none.
+
+    With probability `near_limit` it is within 10 steps of a limit. A sound ratio with a ceiling (CET1 below Tier 1,
+    Tier 1 below the total) is usually close to the ceiling.
+    """
+    low, high = bounds
     first, last = _ceil(low / step), _ceil(high / step) - 1
-    if above is not None:
-        last = min(last, int(above / step))
+    if ceiling is not None:
+        last = min(last, int(ceiling / step))
     if first > last:
         return None
-    if before is not None and rng.random() < (0.7 if first <= before / step <= last else 0.5):
+    if previous is not None and rng.random() < (0.7 if first <= previous / step <= last else 0.5):
         width = max(3, (last - first) // 40)
-        middle = min(max(int(before / step), first), last)  # what has left its level has not gone far
+        middle = min(max(int(previous / step), first), last)  # a ratio that changes its level stays near the limit
         return step * rng.randint(max(first, middle - width), min(last, middle + width))
-    if above is not None and level == "ok" and rng.random() >= near / 2:
+    if ceiling is not None and level == "ok" and rng.random() >= near_limit / 2:
         return step * rng.randint(max(first, last - 300), last)
-    between = level not in ("minimum", "ok")  # two limits to be near to
-    if rng.random() < (1.5 * near if between else near):
-        at_top = level == "minimum" or (between and rng.random() < 0.5)
+    between_limits = level not in ("minimum", "ok")  # there are two limits to be close to
+    if rng.random() < (1.5 * near_limit if between_limits else near_limit):
+        at_top = level == "minimum" or (between_limits and rng.random() < 0.5)
         return step * (rng.randint(max(first, last - 9), last) if at_top else rng.randint(first, min(last, first + 9)))
     return step * rng.randint(first, last)
 
@@ -208,9 +240,10 @@ def _ceil(value: Decimal) -> int:
 
 
 def whole(value: Decimal) -> Decimal:
-    """Rounded to whole units of currency."""
+    """Round to whole units of currency."""
     return value.quantize(Decimal(1), rounding=ROUND_HALF_EVEN)
 
 
 def _uniform(rng: random.Random, low: str, high: str) -> Decimal:
+    """A uniform draw from [low, high], on a grid of 10,001 values."""
     return Decimal(low) + (Decimal(high) - Decimal(low)) * rng.randint(0, 10_000) / 10_000

@@ -1,7 +1,8 @@
-"""Examples for training, made from report files alone: read, decide the rules, write the answer.
+"""Make training examples from report files: read the files, evaluate the rules, write the answer.
 
-An example is one JSON object a line: `messages` (user: the report; assistant: analysis and directive), and for the
-evaluation `id`, `bank`, `period`, `violations` (rule ids) and `split`.
+An example is a JSON object with `messages` (user: the report; assistant: the answer of `answers.py`) and, for the
+evaluation, `id`, `bank`, `period`, `violations` (rule ids) and `split`. Nothing in it comes from the generator: a real
+archive and an invented one are processed alike.
 """
 
 import csv
@@ -10,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from common.errors import UserError
-from data.regulator.answers import write_answer
+from data.regulator.answers import parse_answer, write_answer
 from data.regulator.corpus import Profile, rules_of
-from data.regulator.directives import Context, directive
+from data.regulator.directives import Context, write_directive
 from data.regulator.dpm import Cells
 from data.regulator.render import Addressee, render_earlier, render_report
 from data.regulator.report import CellKey, Report
@@ -20,16 +21,19 @@ from data.regulator.rules import Rule, RuleResult, evaluate, violations
 from data.regulator.xbrl import merge_reports, read_report
 
 REGISTER_COLUMNS = ("entity", "name", "country", "type")
-# What a report is told about the ones before it: repetition and trend are judged by these.
-EARLIER: tuple[CellKey, ...] = (
+# The cells of earlier reports that are shown below a report. Letters judge trends and repeated violations by them.
+EARLIER_CELLS: tuple[CellKey, ...] = (
     *(("C_03.00", row, "c0010") for row in ("r0010", "r0030", "r0050")),
     *(("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010"), ("C_84.00.a", "r0220", "c0040")),
 )
-MAX_EARLIER = 2
+MAX_EARLIER = 2  # earlier reports shown
 
 
 def read_filing(paths: Iterable[pathlib.Path], cells: Cells) -> Report:
-    """The files that one bank filed for one date (one per module) as one report. Raises `UserError` as `read_report` does."""
+    """Read the files that a bank filed for one date (one per module) and merge them into one report.
+
+    Raises `UserError` as `read_report` does.
+    """
     return merge_reports([read_report(path, cells) for path in paths])
 
 
@@ -41,15 +45,15 @@ def make_example(
     earlier: Sequence[Report] = (),
     letter: str | None = None,
 ) -> dict:
-    """The example of one report, without its split, in the form that `profile` says.
+    """Make the example of one report, in the format of `profile`. Its split is not set yet.
 
-    `earlier` are reports of the bank before this one, oldest first. `letter` is the supervisor's own; without it the
-    letter is written here.
+    `earlier` are previous reports of the same bank, oldest first. `letter` is the supervisor's letter; without one, a
+    letter is generated.
     """
-    return worded_examples(report, bank, cells, profile, earlier, [letter])[0]
+    return example_variants(report, bank, cells, profile, earlier, [letter])[0]
 
 
-def worded_examples(
+def example_variants(
     report: Report,
     bank: Addressee,
     cells: Cells,
@@ -57,18 +61,23 @@ def worded_examples(
     earlier: Sequence[Report] = (),
     letters: Sequence[str | None] = (None,),
 ) -> list[dict]:
-    """The example of one report once for each of `letters`; where one is None, it is written here, each time in other words."""
+    """Make the example of one report once per entry of `letters`; otherwise as `make_example`.
+
+    For each None in `letters` a letter is generated, with a different wording each time.
+    """
     rules = rules_of(profile)
     results = evaluate(report, rules)
     violated = violations(results)
-    text = render_report(report, cells, profile.style, bank)
-    known = list(earlier)[-MAX_EARLIER:] if profile.style == "cells" else []
-    text = "\n".join(
-        filter(None, [profile.instruction and f"{profile.instruction}\n", text, render_earlier(known, EARLIER)])
-    )
-    context = _context(report, results, known, rules)
+    shown = list(earlier)[-MAX_EARLIER:] if profile.style == "cells" else []
+    parts = [
+        profile.instruction and f"{profile.instruction}\n",
+        render_report(report, cells, profile.style, bank),
+        render_earlier(shown, EARLIER_CELLS),
+    ]
+    prompt = "\n".join(filter(None, parts))
+    context = _context(report, results, shown, rules)
     written = [
-        directive(violated, bank, report.period, profile.letters, context, variant) if letter is None else letter
+        write_directive(violated, bank, report.period, profile.letters, context, variant) if letter is None else letter
         for variant, letter in enumerate(letters)
     ]
     entity = entity_code(report.entity)
@@ -76,7 +85,7 @@ def worded_examples(
         {
             "messages": [
                 *([{"role": "system", "content": profile.system}] if profile.system else []),
-                {"role": "user", "content": text},
+                {"role": "user", "content": prompt},
                 {"role": "assistant", "content": write_answer(violated, letter, profile.style)},
             ],
             "id": f"{entity}-{report.period}",
@@ -91,32 +100,42 @@ def worded_examples(
 def _context(
     report: Report, results: Sequence[RuleResult], earlier: Sequence[Report], rules: Sequence[Rule]
 ) -> Context:
-    """What the letter may mention beside the violations."""
-    before: dict[CellKey, Decimal] = {}
+    """What the letter may mention besides the violations. `earlier` is oldest first."""
+    previous: dict[CellKey, Decimal] = {}
     repeated: dict[str, int] = {}
-    still = {result.rule_id for result in results if result.state == "violated" and result.cell in EARLIER}
+    persisting = {result.rule_id for result in results if result.state == "violated" and result.cell in EARLIER_CELLS}
     for count, old in enumerate(reversed(earlier), start=1):
         if count == 1:
-            facts = [fact for fact in old.facts if fact.cell in EARLIER and isinstance(fact.value, Decimal)]
-            before = {fact.cell: fact.value for fact in facts}
-        still &= {result.rule_id for result in violations(evaluate(old, rules))}
-        repeated |= dict.fromkeys(sorted(still), count)
+            facts = [fact for fact in old.facts if fact.cell in EARLIER_CELLS and isinstance(fact.value, Decimal)]
+            previous = {fact.cell: fact.value for fact in facts}
+        persisting &= {result.rule_id for result in violations(evaluate(old, rules))}
+        repeated |= dict.fromkeys(sorted(persisting), count)
     return Context(
         triggers=tuple(result for result in results if result.state == "triggered"),
         margins=tuple(result for result in results if result.kind == "breach" and result.state == "ok"),
-        before=before,
+        previous=previous,
         repeated=repeated,
         templates=tuple(sorted(template for template, filed in report.filing_indicators.items() if filed)),
     )
 
 
 def entity_code(entity: str) -> str:
-    """The LEI without the suffix of the EBA for the scope of consolidation: `SYNB00....CON` -> `SYNB00...`."""
+    """The LEI without the EBA's suffix for the scope of consolidation: `SYNB00....CON` -> `SYNB00...`."""
     return entity.partition(".")[0]
 
 
+def report_of(example: dict) -> str:
+    """The user message of an example: the report that the model reads, without the system message."""
+    return next(message["content"] for message in example["messages"] if message["role"] == "user")
+
+
+def letter_of(example: dict) -> str:
+    """The directive of an example."""
+    return parse_answer(example["messages"][-1]["content"]).directive
+
+
 def write_register(path: pathlib.Path, banks: Iterable[Addressee]) -> None:
-    """Write a register of banks: a CSV with the columns entity, name, country, type."""
+    """Write a register of banks: a CSV file with the columns entity, name, country, type."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(REGISTER_COLUMNS)
@@ -124,17 +143,24 @@ def write_register(path: pathlib.Path, banks: Iterable[Addressee]) -> None:
 
 
 def read_register(path: pathlib.Path) -> dict[str, Addressee]:
-    """Entity -> bank. Raises `UserError` for a missing file, missing columns or an entity given twice."""
+    """Read a register: entity -> bank.
+
+    Raises `UserError` if the file or a column is missing or an entity occurs twice.
+    """
     if not path.is_file():
-        raise UserError(f"{path}: no such register of banks (a CSV with the columns {','.join(REGISTER_COLUMNS)}).")
+        raise UserError(
+            f"{path}: no such file; the register of banks is a CSV with the columns {','.join(REGISTER_COLUMNS)}."
+        )
     register = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         missing = [name for name in REGISTER_COLUMNS if name not in (reader.fieldnames or [])]
         if missing:
-            raise UserError(f"{path}, line 1: the register lacks the column {missing[0]!r}.")
+            raise UserError(f"{path}, line 1: the column {missing[0]!r} is missing; add it to the register.")
         for row in reader:
             if row["entity"] in register:
-                raise UserError(f"{path}, line {reader.line_num}: entity {row['entity']} is there twice.")
+                raise UserError(
+                    f"{path}, line {reader.line_num}: entity {row['entity']} occurs twice; remove one of the two lines."
+                )
             register[row["entity"]] = Addressee(*(row[name] for name in REGISTER_COLUMNS))
     return register

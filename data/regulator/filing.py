@@ -1,7 +1,7 @@
-"""Write what a bank reports as EBA report files, one per module, as banks file them: xBRL-CSV report packages or xBRL-JSON.
+"""Write the figures of a bank as EBA report files, one per module: xBRL-CSV report packages or xBRL-JSON.
 
-Sources: XBRL International, xBRL-CSV 1.0, xBRL-JSON 1.0 and Report Packages 1.0; EBA filing rules v5 (names and layout).
-The bytes depend on the figures alone: fixed order, fixed time stamps, stored without compression.
+Sources: XBRL International, xBRL-CSV 1.0, xBRL-JSON 1.0 and Report Packages 1.0; EBA filing rules v5 (names and
+layout). The files are reproducible byte for byte: fixed order, fixed time stamps, no compression.
 """
 
 import datetime
@@ -18,9 +18,9 @@ from data.regulator.banks import Bank
 from data.regulator.dpm import Cell, Cells, Table
 from data.regulator.report import CellKey
 
-FRAMEWORK = {"COREP": "COREP040200", "FINREP": "FINREP040200"}  # framework and release, as file names carry them
+FRAMEWORK = {"COREP": "COREP040200", "FINREP": "FINREP040200"}  # framework and release as written in file names
 SYNTAXES = ("csv", "json")
-Row = tuple[Cell, str, Decimal | str]  # a cell, the key of its row in an open table, its value
+Row = tuple[Cell, str, Decimal | str]  # (cell, key of its row in an open table or "", value)
 INDICATORS = "http://www.xbrl.org/taxonomy/int/filing-indicators/REC/2021-02-03"
 NAMESPACES = {
     "eba_met": "http://www.eba.europa.eu/xbrl/crr/dict/met",
@@ -40,18 +40,18 @@ def write_reports(
     unfiled: Iterable[str] = (),
     syntax: str = "csv",
 ) -> list[pathlib.Path]:
-    """Write `figures` of one bank at one reference date into `folder`; returns the files, one per module.
+    """Write the figures of one bank for one reference date into `folder`. Returns the files, one per module.
 
-    The templates `unfiled` are declared as not filed, in the file of their module. In a table with open rows the row
-    of a cell is its key. Raises `UserError` for a cell that the DPM does not have.
+    The templates in `unfiled` are declared as not filed in the file of their module. In a table with open rows, the row
+    of a cell is its key. Raises `UserError` for a cell that is not in the DPM.
     """
-    index, tables = _index(cells)
+    index, tables = _index_by_code(cells)
     modules: dict[str, dict[str, list[Row]]] = {}
     for (table, row, column), value in figures.items():
         opened = table in tables and tables[table].keys
         cell = index.get((table, "*" if opened else row, column))
         if cell is None:
-            raise UserError(f"the DPM has no cell {{{table}, {row}, {column}}}; correct the generator's list of cells.")
+            raise UserError(f"the DPM has no cell {{{table}, {row}, {column}}}; fix the cells of the report generator")
         modules.setdefault(tables[table].module, {}).setdefault(table, []).append((cell, row if opened else "", value))
     files = []
     for module, filed in sorted(modules.items()):
@@ -66,17 +66,22 @@ def write_reports(
 
 
 @functools.lru_cache(maxsize=2)
-def _index(cells: Cells) -> tuple[dict[CellKey, Cell], dict[str, Table]]:
-    """Every cell of the DPM in `cells` by its place: a look-up of each figure in the database would take half of the time."""
+def _index_by_code(cells: Cells) -> tuple[dict[CellKey, Cell], dict[str, Table]]:
+    """(cell key -> cell, code -> table) for the whole DPM.
+
+    Cached, because one query per figure would take half of the run time.
+    """
     codes = [code for (code,) in cells.database.execute("select code from tables")]
     found = {(cell.table, cell.row, cell.column): cell for code in codes for cell in cells.in_table(code)}
     return found, {code: cells.table(code) for code in codes}
 
 
-def _name(bank: Bank, period: str, module: str) -> str:
-    sent = datetime.date.fromisoformat(period) + datetime.timedelta(
-        days=42
-    )  # about the remittance date of quarterly reports
+def _file_name(bank: Bank, period: str, module: str) -> str:
+    """File name without suffix.
+
+    The time stamp is about the remittance date of quarterly reports: 42 days after the period.
+    """
+    sent = datetime.date.fromisoformat(period) + datetime.timedelta(days=42)
     framework = FRAMEWORK[module[:6] if module.startswith("FINREP") else "COREP"]
     return f"{bank.entity}.CON_{bank.country}_{framework}_{module.replace('_', '')}_{period}_{sent:%Y%m%d}120000000"
 
@@ -89,7 +94,7 @@ def _write_csv(
     filed: list[tuple[Table, list[Row]]],
     indicators: dict[str, bool],
 ) -> pathlib.Path:
-    name = _name(bank, period, module)
+    name = _file_name(bank, period, module)
     parameters = {
         "entityID": f"rs:{bank.entity}.CON",
         "refPeriod": period,
@@ -107,7 +112,9 @@ def _write_csv(
     }
     for table, rows in filed:
         header = ",".join(["datapoint", *table.keys, "factValue"])
-        lines = ((cell.datapoint, *_keys(table, key).values(), _text(value)) for cell, key, value in rows)
+        lines = (
+            (cell.datapoint, *_key_columns(table, key).values(), _format_value(value)) for cell, key, value in rows
+        )
         files[f"reports/{table.csv_file}"] = _csv(header, lines)
     path = folder / f"{name}.zip"
     content = io.BytesIO()
@@ -126,7 +133,7 @@ def _write_json(
     filed: list[tuple[Table, list[Row]]],
     indicators: dict[str, bool],
 ) -> pathlib.Path:
-    """A fact names no cell: its metric and its dimensions say what it is."""
+    """Write one module as xBRL-JSON, which identifies a fact by its metric and dimensions instead of its datapoint."""
     core = {"entity": f"lei:{bank.entity}.CON", "period": _instant(period)}
     namespaces, facts = dict(NAMESPACES), []
     for template, reported in indicators.items():
@@ -136,11 +143,11 @@ def _write_json(
     for table, rows in filed:
         for cell, key, value in rows:
             members = dict(part.split("=") for part in cell.members.split())
-            members |= {f"eba_dim_4.2:{name}": text for name, text in _keys(table, key).items()}
+            members |= {f"eba_dim_4.2:{name}": text for name, text in _key_columns(table, key).items()}
             for name in (*members, *(member for member in members.values() if ":" in member)):
                 prefix = name.partition(":")[0]
                 namespaces[prefix] = _namespace(prefix)
-            fact: dict = {"value": _text(value)}
+            fact: dict = {"value": _format_value(value)}
             dimensions = {"concept": f"eba_met:{cell.metric}", **core, **members}
             if isinstance(value, Decimal):
                 fact["decimals"] = bank.decimals if cell.type == "monetary" else bank.ratio_decimals
@@ -156,13 +163,13 @@ def _write_json(
         "taxonomy": [filed[0][0].entry_point.removesuffix(".json") + ".xsd"],
     }
     document = {"documentInfo": info, "facts": {f"f{number}": fact for number, fact in enumerate(facts, start=1)}}
-    path = folder / f"{_name(bank, period, module)}.json"
+    path = folder / f"{_file_name(bank, period, module)}.json"
     path.write_text(json.dumps(document, indent=0) + "\n", encoding="utf-8")
     return path
 
 
-def _keys(table: Table, key: str) -> dict[str, str]:
-    """The key columns of an open row. C 27.00 also says which kind of code the key is."""
+def _key_columns(table: Table, key: str) -> dict[str, str]:
+    """Key columns and values of an open row. C 27.00 has a second key column with the type of the code, "LEI"."""
     return {name: key if name == "qINC" else "LEI" for name in table.keys}
 
 
@@ -173,11 +180,11 @@ def _namespace(prefix: str) -> str:
 
 
 def _instant(period: str) -> str:
-    """OIM: the end of a day is the midnight that follows."""
+    """The end of a day in OIM notation, which is midnight of the next day."""
     return f"{datetime.date.fromisoformat(period) + datetime.timedelta(days=1)}T00:00:00"
 
 
-def _text(value: Decimal | str) -> str:
+def _format_value(value: Decimal | str) -> str:
     return value if isinstance(value, str) else f"{value:f}"
 
 
@@ -186,5 +193,5 @@ def _json(document_type: str, **more: list[str]) -> str:
 
 
 def _csv(header: str, rows: Iterable[tuple]) -> str:
-    """No value of ours holds a comma or a quote."""
+    """CSV without quoting, because generated values contain no commas or quotes."""
     return "\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n"

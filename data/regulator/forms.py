@@ -1,7 +1,8 @@
-"""The forms of the EBA's Data Point Model as text: every cell of every table, as a report that fills it would show it.
+"""Every table of the EBA's Data Point Model as text, formatted like a report that fills in every cell.
 
-A supervisor's archive holds these labels and codes many times over; the invented banks fill few of them. For finding
-tokens (scripts/extend_vocabulary.py --forms): the figures mean nothing.
+Labels and codes of all tables are common in a supervisor's archive, but the reports of the invented banks contain only
+a few of them. The texts are used to find new tokens (scripts/extend_vocabulary.py --forms). Their figures are
+meaningless.
 """
 
 from collections.abc import Iterator
@@ -15,21 +16,24 @@ from data.regulator.report import Fact, Report
 
 
 def form_texts(cells: Cells, modules: tuple[str, ...] = ()) -> Iterator[str]:
-    """One text a table: of `modules` (`COREP_LCR_DA`) alone, or of all. Raises UserError for an unknown module."""
+    """Yield one text per table of `modules`, e.g. `COREP_LCR_DA`, or of all modules.
+
+    Raises UserError for an unknown module.
+    """
     tables = cells.database.execute("select code, module from tables order by code").fetchall()
     if unknown := sorted(set(modules) - {module for _, module in tables}):
         known = ", ".join(sorted({module for _, module in tables}))
-        raise UserError(f"the DPM has no module {', '.join(unknown)}; it has {known}")
+        raise UserError(f"the DPM has no module {', '.join(unknown)}; choose from {known}")
     for code, module in tables:
         if not modules or module in modules:
-            facts = tuple(map(_filled, cells.in_table(code)))
+            facts = tuple(map(_filled_in, cells.in_table(code)))
             if facts:
                 report = Report(Path(code), "DPM", "", "", None, {}, facts, ())
                 yield render_report(report, cells).partition("\n")[2].replace(" | nil", "")
 
 
-def _filled(cell: Cell) -> Fact:
-    """A fact with a figure that differs from cell to cell, as in a real report: a number that stays the same looks like a name."""
+def _filled_in(cell: Cell) -> Fact:
+    """A fact for a cell. Figures differ between cells, because a constant number would look like part of the label."""
     number = int(cell.datapoint.removeprefix("dp")) % 100_000
     value, unit, decimals = {
         "monetary": (Decimal(number * 1000), "iso4217:EUR", -3),

@@ -1,12 +1,18 @@
-"""The sentences of full letters, all our own. Of each list the letter takes one, whatever its place in the list.
+"""Sentences of the full letters: one phrase table, kept in one long file.
 
-Fields: {label} and {cell} name the figure, {value} and {limit} its two sides, {gap} what is missing, {name_of_limit} what
-the limit is called, {legal} the law, {row} a counterparty, {deadline}, {subjects}, {templates}, {bank}, {date}, {power}.
+Each tuple lists equivalent wordings, written for this project; a letter uses one of them, chosen at random. The order
+and the number of the wordings decide which one the random generator picks, so changing a tuple changes the generated
+corpora.
+
+Placeholders: {label} and {cell} name the figure, {value} is its value, {limit} its limit, {gap} the difference between
+them, {name_of_limit} the name of the limit, {legal} the legal reference, {row} the counterparty, {before} the value in
+the previous report. {bank}, {board}, {date}, {power}, {subjects}, {templates}, {deadline} and {clients} are
+self-explanatory.
 """
 
 from data.regulator.report import CellKey
 
-# What letters call a figure, where the short label would not read well in a sentence.
+# The name of a figure in a sentence, where the short label of render.py would not read well.
 LABELS: dict[CellKey, str] = {
     ("C_01.00", "r0440", "c0010"): "excess of AT1 deductions taken from CET1",
     ("C_02.00.a", "r0010", "c0010"): "total risk exposure amount",
@@ -42,7 +48,8 @@ SUBJECT_LINE = (
     *("Report of {date}", "Your supervisory report as of {date}", "Reference date {date}: outcome of our examination"),
     *("Supervisory reporting, reference date {date}", "Concerning the figures that you filed for {date}"),
 )
-# What the law calls our powers: CRD Art. 102, 104; plans CRR Art. 414; CRR Art. 396 large exposures; CRR Art. 430 reporting.
+# Legal basis of the measures on each subject: CRD Art. 102 and 104; CRR Art. 414 (restoration plans), 396 (large
+# exposures), 92(3) and 465 (output floor), 430 (reporting).
 POWER = {
     "capital": "Articles 102 and 104(1) CRD",
     "leverage": "Article 104(1) CRD",
@@ -274,7 +281,7 @@ MEASURE = {
         "{templates} must be filed anew {deadline}, reconciled with your books.",
     ),
 }
-# What fits the business of a bank, from moderate findings on.
+# Additional measures for a business model, if the findings are at least moderate.
 BY_TYPE = {
     ("capital", "savings bank"): ("Your municipal owners must be informed of this letter.", "Inform your guarantor institutions of the shortfall."),
     ("capital", "cooperative bank"): ("Redeem no member shares until then.", "The redemption of member shares needs our prior consent."),

@@ -1,4 +1,4 @@
-"""A report, and a figure of it, as the text that a model reads. Every number in reports, answers and letters is written here."""
+"""Format reports and figures as text for the model. All numbers in reports, answers and letters are formatted here."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,10 +10,10 @@ from data.regulator.dpm import Cells
 from data.regulator.report import CellKey, Fact, Report
 
 STYLES = ("cells", "labels")
-MAX_LABEL = 64  # characters
+MAX_LABEL_CHARACTERS = 64
 
-# Our own short labels, for the style "labels" and for letters.
-PURE = (None, "", "pure", "xbrli:pure")  # how a figure says that it has no unit
+PURE = (None, "", "pure", "xbrli:pure")  # units of a dimensionless figure
+# Short labels for the style "labels" and for letters.
 SHORT_LABELS: dict[CellKey, str] = {
     ("C_01.00", "r0010", "c0010"): "Own funds",
     ("C_01.00", "r0015", "c0010"): "Tier 1",
@@ -40,7 +40,7 @@ SHORT_LABELS: dict[CellKey, str] = {
 
 @dataclass(frozen=True)
 class Addressee:
-    """One row of a register of banks: what a report does not say about who filed it."""
+    """An entry in a register of banks, with details of a bank that its reports do not contain."""
 
     entity: str
     name: str
@@ -49,24 +49,25 @@ class Addressee:
 
 
 def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addressee | None = None) -> str:
-    """A report as lines of text.
+    """Format a report as lines of text, with labels from `cells`.
 
-    `style="cells"`: a header, then per table its code and label and a line a cell, `r0010 c0010 CET1 Capital ratio | 4.31%`;
-    in a table with open rows each row begins with a line that holds its key.
-    `style="labels"`: the compact form, `CET1 ratio 4.31%` a line. `cells` gives the labels. Facts that resolve to no cell are written with their concept and dimensions, never left out.
+    `style="cells"`: a header, then for each table its code and label and one line per cell, for example
+    `r0010 c0010 CET1 Capital ratio | 4.31%`. In a table with open rows, each row starts with a line that contains
+    its key.
+    `style="labels"`: a compact form with lines such as `CET1 ratio 4.31%`.
+    Facts without a cell are included with their concept and dimensions. Raises UserError for an unknown style.
     """
     if style not in STYLES:
-        raise UserError(f"there is no report style {style!r}; choose one of {', '.join(STYLES)}.")
+        raise UserError(f"unknown report style {style!r}; choose one of {', '.join(STYLES)}")
     name = bank.name if bank else report.entity
     if style == "labels":
-        lines = [f"{name} {report.period}"]
-        return "\n".join(
-            lines + [f"{_short(fact, cells)} {format_fact(fact, compact=True)}" for fact in _ordered(report.facts)]
-        )
+        facts = _sorted_facts(report.facts)
+        lines = [f"{_label_of(fact, cells)} {format_fact(fact, compact=True)}" for fact in facts]
+        return "\n".join([f"{name} {report.period}", *lines])
     header = [name if not bank else f"{name} ({report.entity})", f"reference date {report.period}"]
-    lines = [
-        " | ".join(header + ([f"amounts in {report.currency.removeprefix('iso4217:')}"] if report.currency else []))
-    ]
+    if report.currency:
+        header.append(f"amounts in {report.currency.removeprefix('iso4217:')}")
+    lines = [" | ".join(header)]
     unfiled = sorted(template for template, filed in report.filing_indicators.items() if not filed)
     if unfiled:
         lines.append(f"not filed: {', '.join(map(table_name, unfiled))}")
@@ -75,23 +76,23 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
         if fact.cell:
             columns.setdefault(fact.cell[0], set()).add(fact.cell[2])
     table, key, written = None, "", set()
-    for where, fact in _placed(report):
+    for where, fact in _facts_by_cell(report):
         if where is None:
-            lines.append(f"{_short(fact, cells)} | {format_fact(fact)}")
+            lines.append(f"{_label_of(fact, cells)} | {format_fact(fact)}")
             continue
         cell = cells.by_cell(*where)
         if where[0] != table:
             table, key = where[0], ""
             lines.append(f"{table_name(table)} {cell.table_label}".rstrip() if cell else table_name(table))
         keys = " ".join(member for _, member in sorted(fact.keys.items()))
-        if keys != key:  # the rows of an open table each begin with their key
+        if keys != key:  # each row of an open table starts with its key
             key = keys
             lines.append(key or "(no key)")
         label = cell.row_label if cell else ""
         if cell and (where[1] == "*" or len(columns.get(table, ())) > 1):
             label = f"{label}, {cell.column_label}" if label else cell.column_label
         place = where[2] if where[1] == "*" else f"{where[1]} {where[2]}"
-        line = f"{place} {_cut(label)} | {format_fact(fact)}"
+        line = f"{place} {_truncate(label)} | {format_fact(fact)}"
         if (where, keys, line) not in written:
             written.add((where, keys, line))
             lines.append(line)
@@ -99,7 +100,7 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
 
 
 def render_earlier(earlier: Sequence[Report], cells: Iterable[CellKey]) -> str:
-    """The figures of a few cells in earlier reports of the bank, one line a report: `2026-03-31: CET1 ratio 4.31%, LCR 131%`."""
+    """Selected figures of earlier reports, one line per report: `2026-03-31: CET1 ratio 4.31%, LCR 131%`."""
     wanted, lines = list(cells), []
     for report in earlier:
         known = {fact.cell: fact for fact in report.facts if fact.cell and isinstance(fact.value, Decimal)}
@@ -109,84 +110,85 @@ def render_earlier(earlier: Sequence[Report], cells: Iterable[CellKey]) -> str:
 
 
 def short_label(cell: CellKey) -> str:
-    """The short label of a cell, or its code where it has none."""
+    """The short label of a cell, or its name if it has none."""
     return SHORT_LABELS.get(cell) or cell_name(cell)
 
 
 def cell_name(cell: CellKey, row: str = "") -> str:
-    """`C 03.00 r0010 c0010`; in a table with open rows the key of the row stands in its place."""
+    """The name of a cell: `C 03.00 r0010 c0010`.
+
+    `row`, if given, replaces the row code, e.g. with the key of an open row.
+    """
     return f"{table_name(cell[0])} {row or cell[1]} {cell[2]}"
 
 
 def table_name(table: str) -> str:
-    """`C 03.00` for `C_03.00`."""
+    """The name of a table: `C 03.00` for `C_03.00`."""
     return table.replace("_", " ")
 
 
 def format_fact(fact: Fact, compact: bool = False) -> str:
-    """The value of one fact as text; an empty (nil) one is `nil`."""
+    """The value of a fact as text; `nil` for an empty value."""
     if fact.value is None:
         return "nil"
-    if isinstance(fact.value, Decimal) and fact.unit in PURE and _is_count(fact):
-        return _plain(fact.value)
-    return (
-        format_figure(fact.value, fact.unit, fact.decimals, compact)
-        if isinstance(fact.value, Decimal)
-        else str(fact.value)
-    )
+    if not isinstance(fact.value, Decimal):
+        return str(fact.value)
+    if fact.unit in PURE and _is_count(fact):
+        return _format_decimal(fact.value)
+    return format_figure(fact.value, fact.unit, fact.decimals, compact)
 
 
 def _is_count(fact: Fact) -> bool:
-    """Whether a figure without unit counts something (staff, days) and is no ratio: by its type, else by its accuracy."""
+    """True if a dimensionless figure is a count (staff, days), not a ratio.
+
+    Its type decides, or its accuracy if it has no type.
+    """
     if fact.type:
         return fact.type != "percentage"
     return fact.decimals in (0, "INF") and fact.value == fact.value.to_integral_value()
 
 
 def format_figure(value: Decimal, unit: str | None, decimals: int | str | None = None, compact: bool = False) -> str:
-    """A ratio as a percentage, an amount in the unit of its accuracy: `4.31%`, `1340 thousand`.
+    """Format a ratio as a percentage and an amount in the unit of its accuracy: `4.31%`, `1340 thousand`.
 
-    Places are those that `decimals` reports. `compact` drops closing zeros and takes the largest unit that loses nothing:
-    `104.2%`, `12.4 bn`.
+    `decimals` determines the number of decimal places. `compact` drops trailing zeros and uses the largest unit that is
+    exact: `104.2%`, `12.4 bn`.
     """
     if unit in PURE:
         percent = value * 100
         if compact or not isinstance(decimals, int):
-            return f"{_plain(percent)}%"
+            return f"{_format_decimal(percent)}%"
         places = max(decimals - 2, 0)
         rounded = percent.quantize(Decimal(1).scaleb(-places))
-        return f"{rounded:f}%" if rounded == percent else f"{_plain(percent)}%"
+        return f"{rounded:f}%" if rounded == percent else f"{_format_decimal(percent)}%"
     if compact:
         for name, size in (("bn", 9), ("mn", 6), ("k", 3)):
             if abs(value) >= Decimal(1).scaleb(size - 1) and value == round(value, 1 - size):
-                return f"{_plain(value.scaleb(-size))} {name}"
-        return _plain(value)
-    exponent, name = (6, " million") if _below(decimals, -5) else (3, " thousand") if _below(decimals, -2) else (0, "")
-    return f"{_plain(value.scaleb(-exponent))}{name}"
+                return f"{_format_decimal(value.scaleb(-size))} {name}"
+        return _format_decimal(value)
+    accuracy = decimals if isinstance(decimals, int) else 0
+    exponent, name = (6, " million") if accuracy < -5 else (3, " thousand") if accuracy < -2 else (0, "")
+    return f"{_format_decimal(value.scaleb(-exponent))}{name}"
 
 
 def format_limit(value: Decimal, unit: str | None, decimals: int | str | None = None) -> str:
-    """A limit or an expected figure: no false places, `4.5%`, `100%`; an expected one is rounded as the report is."""
+    """Format a limit or an expected figure without trailing zeros: `4.5%`, `100%`. Rounds to `decimals` if given."""
     if value == 0:
         return "0"
     if isinstance(decimals, int):
         value = round(value, decimals)
-    if unit in (None, "", "pure", "xbrli:pure"):
+    if unit in PURE:
         return format_figure(value, unit, compact=True)
     return format_figure(value, unit, decimals)
 
 
-def _below(decimals: int | str | None, bound: int) -> bool:
-    return isinstance(decimals, int) and decimals < bound
-
-
-def _plain(value: Decimal) -> str:
-    """Digits without exponent and without closing zeros after the point."""
+def _format_decimal(value: Decimal) -> str:
+    """Format a number without an exponent and without trailing zeros after the decimal point."""
     text = f"{value:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _short(fact: Fact, cells: Cells) -> str:
+def _label_of(fact: Fact, cells: Cells) -> str:
     where = "".join(f" {key}={value}" for key, value in sorted(fact.dimensions.items()))
     if fact.cell is None:
         return f"{fact.concept}{where}"
@@ -194,30 +196,30 @@ def _short(fact: Fact, cells: Cells) -> str:
     return (SHORT_LABELS.get(fact.cell) or (cell.row_label.strip() if cell else cell_name(fact.cell))) + where
 
 
-def _cut(label: str) -> str:
-    """The beginning of a long label, whole words: some of the EBA's run over several lines."""
-    return label if len(label) <= MAX_LABEL else label[:MAX_LABEL].rpartition(" ")[0] + " ..."
+def _truncate(label: str) -> str:
+    """Truncate a long label at a word boundary. Some EBA labels are several lines long."""
+    return label if len(label) <= MAX_LABEL_CHARACTERS else label[:MAX_LABEL_CHARACTERS].rpartition(" ")[0] + " ..."
 
 
-def _placed(report: Report) -> list[tuple[CellKey | None, Fact]]:
-    """(cell, fact) in order: a fact that several tables show stands in each that is filed, facts without a cell come last."""
+def _facts_by_cell(report: Report) -> list[tuple[CellKey | None, Fact]]:
+    """Sorted (cell, fact) pairs. A fact appears in each filed table that shows it; facts without a cell come last."""
     placed: list[tuple[CellKey | None, Fact]] = []
     for fact in report.facts:
         placed.append((fact.cell, fact))
         for cell in fact.other_cells:
             if report.filing_indicators.get(re.sub(r"\.[a-z]$", "", cell[0]), False):
                 placed.append((cell, fact))
-    return sorted(placed, key=lambda pair: _order(*pair))
+    return sorted(placed, key=lambda pair: _sort_key(*pair))
 
 
-def _order(cell: CellKey | None, fact: Fact) -> tuple:
+def _sort_key(cell: CellKey | None, fact: Fact) -> tuple:
     table, row, column = cell or ("", "", "")
     keys = sorted(fact.keys.items()) if cell else []
     return cell is None, table, keys, row, column, fact.concept, sorted(fact.dimensions.items())
 
 
-def _ordered(facts: tuple[Fact, ...]) -> list[Fact]:
-    """By cell, then the facts without one."""
+def _sorted_facts(facts: tuple[Fact, ...]) -> list[Fact]:
+    """Facts sorted by cell; facts without a cell come last."""
     return sorted(
         facts, key=lambda fact: (fact.cell is None, fact.cell or (), fact.concept, sorted(fact.dimensions.items()))
     )

@@ -1,7 +1,7 @@
-"""What a bank reports of its economics: the cells of its templates, by table, row and column of DPM release 4.2.
+"""The figures that a bank reports: its economics and positions as values of cells of DPM release 4.2.
 
-Amounts are rounded to the accuracy that the bank files; each ratio is computed from the unrounded amounts. Parts add up to
-their totals except for rounding. Items that are nil are not reported. In a table with open rows the row is its key.
+Amounts are rounded to the bank's reporting accuracy. Each ratio is computed from the unrounded amounts. Parts add up to
+their totals except for rounding. Zero items are not reported. In a table with open rows, the row is its key.
 """
 
 import random
@@ -15,30 +15,31 @@ from data.regulator.reporting_capital import capital_amounts, capital_ratios
 from data.regulator.reporting_positions import balance_amounts, exposure_figures
 from data.regulator.rounding import ratio, rounded, share
 
-Cells = dict[CellKey, Decimal | str]  # a text is a member of an enumeration
+Figures = dict[CellKey, Decimal | str]  # a str is a member of an enumeration
 
 
-def full_cells(
-    habit: random.Random, rng: random.Random, bank: Bank, economics: Economics, positions: Positions
-) -> Cells:
-    """All figures of one bank at one date, about 180, of the 18 tables that the rules read.
+def full_figures(
+    bank_rng: random.Random, rng: random.Random, bank: Bank, economics: Economics, positions: Positions
+) -> Figures:
+    """All figures of one bank at one date: about 180 in the 18 tables that the rules read.
 
-    `habit` is chance that all quarters of the bank share: how its totals divide into parts. `rng` lets them drift a little.
+    `bank_rng`, which yields the same values in every quarter of a bank, splits totals into parts. `rng` varies them
+    slightly.
     """
-    amounts = capital_amounts(habit, bank, economics, positions)
-    amounts |= _leverage_exposure(habit, bank, economics) | _liquidity(habit, economics)
-    amounts |= _stable_funding(habit, economics) | balance_amounts(habit, rng, economics, positions)
-    cells: Cells = {key: rounded(amount, bank.decimals) for key, amount in amounts.items()}
-    cells |= capital_ratios(habit, bank, economics, positions) | _leverage_ratios(habit, bank, economics)
-    cells |= exposure_figures(habit, bank, economics, positions)
+    amounts = capital_amounts(bank_rng, bank, economics, positions)
+    amounts |= _leverage_exposure(bank_rng, bank, economics) | _liquidity(bank_rng, economics)
+    amounts |= _stable_funding(bank_rng, economics) | balance_amounts(bank_rng, rng, economics, positions)
+    figures: Figures = {key: rounded(amount, bank.decimals) for key, amount in amounts.items()}
+    figures |= capital_ratios(bank_rng, bank, economics, positions) | _leverage_ratios(bank_rng, bank, economics)
+    figures |= exposure_figures(bank_rng, bank, economics, positions)
     places = bank.ratio_decimals
-    cells["C_76.00.a", "r0030", "c0010"] = ratio(economics.liquid_assets, economics.net_outflow, places)
-    cells["C_84.00.a", "r0220", "c0040"] = ratio(economics.available_funding, economics.required_funding, places)
-    return {key: value for key, value in sorted(cells.items()) if value != 0}
+    figures["C_76.00.a", "r0030", "c0010"] = ratio(economics.liquid_assets, economics.net_outflow, places)
+    figures["C_84.00.a", "r0220", "c0040"] = ratio(economics.available_funding, economics.required_funding, places)
+    return {key: value for key, value in sorted(figures.items()) if value != 0}
 
 
-def short_cells(economics: Economics) -> Cells:
-    """The three ratios that three rules need."""
+def short_figures(economics: Economics) -> Figures:
+    """The three ratios of the short profile: leverage ratio, LCR and NSFR."""
     tier1 = economics.cet1 + economics.at1
     return {
         ("C_47.00", "r0340", "c0010"): ratio(tier1, economics.exposure, 4),
@@ -47,12 +48,12 @@ def short_cells(economics: Economics) -> Cells:
     }
 
 
-def _leverage_exposure(rng: random.Random, bank: Bank, economics: Economics) -> Cells:
-    """C 47.00: the exposure measure and its parts, and Tier 1."""
+def _leverage_exposure(bank_rng: random.Random, bank: Bank, economics: Economics) -> Figures:
+    """C 47.00: the exposure measure, its parts, and Tier 1 capital."""
     exposure, tier1 = economics.exposure, economics.cet1 + economics.at1
     trading = bank.model in ("investment bank", "universal bank")
-    securities, derivatives = (exposure * share(rng, 10, 120 if trading else 30) for _ in range(2))
-    low, half, full = (exposure * share(rng, 2, limit) for limit in (20, 50, 30))
+    securities, derivatives = (exposure * share(bank_rng, 10, 120 if trading else 30) for _ in range(2))
+    low, half, full = (exposure * share(bank_rng, 2, limit) for limit in (20, 50, 30))
     rows = {
         "r0010": securities,
         "r0061": derivatives,
@@ -68,7 +69,7 @@ def _leverage_exposure(rng: random.Random, bank: Bank, economics: Economics) -> 
     return {("C_47.00", row, "c0010"): amount for row, amount in rows.items()}
 
 
-def _leverage_ratios(rng: random.Random, bank: Bank, economics: Economics) -> Cells:
+def _leverage_ratios(bank_rng: random.Random, bank: Bank, economics: Economics) -> Figures:
     places = bank.ratio_decimals
     tier1 = economics.cet1 + economics.at1
     rows = {
@@ -77,24 +78,24 @@ def _leverage_ratios(rng: random.Random, bank: Bank, economics: Economics) -> Ce
         "r0420": Decimal("0.03") + bank.leverage_pillar2,
         "r0440": requirements(bank).olrr,
     }
-    if rng.random() < 0.4:
-        rows["r0330"] = ratio(tier1 * (1 - share(rng, 1, 25)), economics.exposure, places)
+    if bank_rng.random() < 0.4:
+        rows["r0330"] = ratio(tier1 * (1 - share(bank_rng, 1, 25)), economics.exposure, places)
     return {("C_47.00", row, "c0010"): value for row, value in rows.items()}
 
 
-def _liquidity(rng: random.Random, economics: Economics) -> Cells:
-    """C 76.00.a: the buffer by level, outflows less capped inflows."""
+def _liquidity(bank_rng: random.Random, economics: Economics) -> Figures:
+    """C 76.00.a: the liquidity buffer by level, and outflows minus capped inflows."""
     buffer, net = economics.liquid_assets, economics.net_outflow
-    covered, level2a, level2b = (buffer * share(rng, 0, limit) for limit in (80, 100, 40))
+    covered, level2a, level2b = (buffer * share(bank_rng, 0, limit) for limit in (80, 100, 40))
     level1 = buffer - covered - level2a - level2b
-    kind = rng.random()
-    reduction = net * (share(rng, 100, 900) if kind < 0.75 else share(rng, 2600, 2990))
+    kind = bank_rng.random()
+    reduction = net * (share(bank_rng, 100, 900) if kind < 0.75 else share(bank_rng, 2600, 2990))
     if kind > 0.9:
-        reduction = net * 3  # the cap of 75% of outflows binds
-    inflows = reduction * share(rng, 1000, 1300) if kind > 0.9 else reduction
+        reduction = net * 3  # the cap on inflows, 75% of outflows, is binding
+    inflows = reduction * share(bank_rng, 1000, 1300) if kind > 0.9 else reduction
     outflows = net + reduction
-    out, back, cash_out, cash_back = (level1 * share(rng, 0, limit) for limit in (60, 40, 30, 50))
-    if rng.random() < 0.4:  # no secured funding falls due within the 30 days
+    out, back, cash_out, cash_back = (level1 * share(bank_rng, 0, limit) for limit in (60, 40, 30, 50))
+    if bank_rng.random() < 0.4:  # no secured funding matures within 30 days
         out = back = cash_out = cash_back = Decimal(0)
     rows = {
         "r0010": buffer,
@@ -118,11 +119,11 @@ def _liquidity(rng: random.Random, economics: Economics) -> Cells:
     return {("C_76.00.a", row, "c0010"): amount for row, amount in rows.items()}
 
 
-def _stable_funding(rng: random.Random, economics: Economics) -> Cells:
-    """C 84.00: required stable funding by kind of asset (summary .a), the totals required (.c) and available (.d)."""
+def _stable_funding(bank_rng: random.Random, economics: Economics) -> Figures:
+    """C 84.00: required stable funding by type of asset (.a), total required (.c) and total available funding (.d)."""
     required = economics.required_funding
     liquid, securities, other, off_balance = (
-        required * share(rng, low, high) for low, high in ((5, 60), (10, 120), (20, 120), (5, 40))
+        required * share(bank_rng, low, high) for low, high in ((5, 60), (10, 120), (20, 120), (5, 40))
     )
     rows = {
         "r0030": liquid,

@@ -1,4 +1,7 @@
-"""The own funds module: C 01.00 own funds, C 02.00 risk exposure, C 03.00 ratios, C 04.00 memorandum items, C 22.00 foreign exchange."""
+"""The figures of the own funds module.
+
+C 01.00 own funds, C 02.00 risk exposure, C 03.00 ratios, C 04.00 memorandum items, C 22.00 foreign exchange.
+"""
 
 import random
 from decimal import Decimal
@@ -12,24 +15,27 @@ from data.regulator.rounding import ratio, share
 Amounts = dict[CellKey, Decimal]
 
 
-def capital_amounts(habit: random.Random, bank: Bank, economics: Economics, positions: Positions) -> Amounts:
-    """The amounts of the module, not rounded."""
+def capital_amounts(bank_rng: random.Random, bank: Bank, economics: Economics, positions: Positions) -> Amounts:
+    """The unrounded amounts of the module."""
     return (
-        _own_funds(habit, economics)
-        | _risk_exposure(habit, bank, economics, positions)
+        _own_funds(bank_rng, economics)
+        | _risk_exposure(bank_rng, bank, economics, positions)
         | _surpluses(economics)
-        | _buffers(habit, bank, economics)
-        | _foreign_exchange(habit, positions)
+        | _buffers(bank_rng, bank, economics)
+        | _foreign_exchange(bank_rng, positions)
     )
 
 
-def capital_ratios(habit: random.Random, bank: Bank, economics: Economics, positions: Positions) -> Amounts:
-    """C 03.00: the three ratios, the bank's own requirements, and figures that no rule reads (guidance, unfloored and fully loaded ratios)."""
+def capital_ratios(bank_rng: random.Random, bank: Bank, economics: Economics, positions: Positions) -> Amounts:
+    """C 03.00: the three capital ratios, the bank's own requirements, and figures that no rule reads.
+
+    The latter are guidance, ratios without the output floor, and fully loaded ratios.
+    """
     need = requirements(bank)
     places = bank.ratio_decimals
     cet1, tier1 = economics.cet1, economics.cet1 + economics.at1
     own_funds = tier1 + economics.t2
-    guidance = Decimal(habit.randint(0, 8)) * Decimal("0.0025")
+    guidance = Decimal(bank_rng.randint(0, 8)) * Decimal("0.0025")
     rows = {
         "r0010": ratio(cet1, economics.trea, places),
         "r0030": ratio(tier1, economics.trea, places),
@@ -48,8 +54,8 @@ def capital_ratios(habit: random.Random, bank: Bank, economics: Economics, posit
             "r0070": ratio(cet1, positions.unfloored, places),
             "r0090": ratio(own_funds, positions.unfloored, places),
         }
-    if habit.random() < 0.4:
-        loaded = 1 - share(habit, 1, 25)
+    if bank_rng.random() < 0.4:
+        loaded = 1 - share(bank_rng, 1, 25)
         rows |= {
             "r0330": ratio(cet1 * loaded, economics.trea, places),
             "r0350": ratio(own_funds * loaded, economics.trea, places),
@@ -60,20 +66,20 @@ def capital_ratios(habit: random.Random, bank: Bank, economics: Economics, posit
     return figures
 
 
-def _own_funds(habit: random.Random, economics: Economics) -> Amounts:
-    """C 01.00: own funds, its tiers, and the items of each."""
+def _own_funds(bank_rng: random.Random, economics: Economics) -> Amounts:
+    """C 01.00: own funds, its tiers, and their items."""
     cet1, at1, t2 = economics.cet1, economics.at1, economics.t2
-    goodwill, intangibles, tax_assets = (-cet1 * share(habit, 0, limit) for limit in (60, 40, 50))
-    excess = cet1 * share(habit, 2, 25)  # deductions from AT1 beyond the AT1 there is come out of CET1
-    if habit.random() < 0.4 or at1:
+    goodwill, intangibles, tax_assets = (-cet1 * share(bank_rng, 0, limit) for limit in (60, 40, 50))
+    excess = cet1 * share(bank_rng, 2, 25)  # deductions that exceed AT1 are deducted from CET1
+    if bank_rng.random() < 0.4 or at1:
         excess = Decimal(0)
     gross = cet1 - goodwill - intangibles - tax_assets + excess
     retained, income, reserves = (
-        gross * share(habit, 300, 550),
-        gross * share(habit, -20, 20),
-        gross * share(habit, 20, 120),
+        gross * share(bank_rng, 300, 550),
+        gross * share(bank_rng, -20, 20),
+        gross * share(bank_rng, 20, 120),
     )
-    adjustments = t2 * share(habit, 0, 150)
+    adjustments = t2 * share(bank_rng, 0, 150)
     rows = {
         "r0010": cet1 + at1 + t2,
         "r0015": cet1 + at1,
@@ -96,20 +102,23 @@ def _own_funds(habit: random.Random, economics: Economics) -> Amounts:
     return {("C_01.00", row, "c0010"): amount for row, amount in rows.items()}
 
 
-def _risk_exposure(habit: random.Random, bank: Bank, economics: Economics, positions: Positions) -> Amounts:
-    """C 02.00.a: risk exposure by risk, credit risk by approach, the standardised part by class. C 02.00.b: by the standardised approaches."""
+def _risk_exposure(bank_rng: random.Random, bank: Bank, economics: Economics, positions: Positions) -> Amounts:
+    """C 02.00.a: exposure by risk type, credit risk by approach and exposure class.
+
+    C 02.00.b: under standardised approaches.
+    """
     before = positions.unfloored
     trading = bank.model in ("investment bank", "universal bank")
-    market = before * share(habit, 20, 180) if trading else before * share(habit, 0, 15)
+    market = before * share(bank_rng, 20, 180) if trading else before * share(bank_rng, 0, 15)
     fx = positions.fx_requirement * Decimal("12.5")
     market += fx
-    cva = before * share(habit, 2, 30) if trading else Decimal(0)
-    operational = before * share(habit, 60, 140)
+    cva = before * share(bank_rng, 2, 30) if trading else Decimal(0)
+    operational = before * share(bank_rng, 60, 140)
     credit = before - market - cva - operational
-    irb = credit * share(habit, 400, 800) if bank.uses_irb else Decimal(0)
+    irb = credit * share(bank_rng, 400, 800) if bank.uses_irb else Decimal(0)
     standardised = credit - irb
     corporate, retail, institutions = (
-        standardised * share(habit, low, high) for low, high in ((100, 350), (100, 300), (20, 100))
+        standardised * share(bank_rng, low, high) for low, high in ((100, 350), (100, 300), (20, 100))
     )
     rows = {
         "r0010": economics.trea,
@@ -129,14 +138,18 @@ def _risk_exposure(habit: random.Random, bank: Bank, economics: Economics, posit
         "r0640": cva,
     }
     total = positions.standardised
-    by_standard = {"r0010": total, "r0040": total * share(habit, 750, 900), "r0590": total * share(habit, 60, 120)}
+    standardised_rows = {
+        "r0010": total,
+        "r0040": total * share(bank_rng, 750, 900),
+        "r0590": total * share(bank_rng, 60, 120),
+    }
     return {("C_02.00.a", row, "c0010"): amount for row, amount in rows.items()} | {
-        ("C_02.00.b", row, "c0020"): amount for row, amount in by_standard.items()
+        ("C_02.00.b", row, "c0020"): amount for row, amount in standardised_rows.items()
     }
 
 
 def _surpluses(economics: Economics) -> Amounts:
-    """C 03.00: what exceeds the minimum, of each tier."""
+    """C 03.00: surplus of each tier over its minimum, which may be negative."""
     tier1 = economics.cet1 + economics.at1
     rows = {
         "r0020": economics.cet1 - Decimal("0.045") * economics.trea,
@@ -146,11 +159,11 @@ def _surpluses(economics: Economics) -> Amounts:
     return {("C_03.00", row, "c0010"): amount for row, amount in rows.items()}
 
 
-def _buffers(habit: random.Random, bank: Bank, economics: Economics) -> Amounts:
-    """C 04.00: the combined buffer requirement and its parts, and some items that no rule reads."""
-    buffer = {name: share_of * economics.trea for name, share_of in bank.buffers.items()}
-    deferred = economics.cet1 * share(habit, 5, 80)
-    original = economics.exposure * share(habit, 850, 1050)
+def _buffers(bank_rng: random.Random, bank: Bank, economics: Economics) -> Amounts:
+    """C 04.00: the combined buffer requirement, its parts, and some items that no rule reads."""
+    buffer = {name: fraction * economics.trea for name, fraction in bank.buffers.items()}
+    deferred = economics.cet1 * share(bank_rng, 5, 80)
+    original = economics.exposure * share(bank_rng, 850, 1050)
     rows = {
         "r0010": deferred,
         "r0740": sum(buffer.values()) - min(buffer["g_sii"], buffer["o_sii"]),
@@ -160,16 +173,16 @@ def _buffers(habit: random.Random, bank: Bank, economics: Economics) -> Amounts:
         "r0800": buffer["g_sii"],
         "r0810": buffer["o_sii"],
         "r0820": bank.pillar2 * economics.trea,
-        "r0850": original * share(habit, 0, 400),
+        "r0850": original * share(bank_rng, 0, 400),
         "r0860": original,
     }
     return {("C_04.00", row, "c0010"): amount for row, amount in rows.items()}
 
 
-def _foreign_exchange(habit: random.Random, positions: Positions) -> Amounts:
-    """C 22.00, total positions: net positions long and short, the own funds requirement (8% of the net position), 12.5 times it."""
+def _foreign_exchange(bank_rng: random.Random, positions: Positions) -> Amounts:
+    """C 22.00: net long and short positions, own funds requirement (8% of the net position), and 12.5 times that."""
     requirement = positions.fx_requirement
     net = requirement * Decimal("12.5")
-    short = net * share(habit, 50, 900)
+    short = net * share(bank_rng, 50, 900)
     columns = {"c0040": net, "c0050": short, "c0090": requirement, "c0100": net}
     return {("C_22.00", "r0010", column): amount for column, amount in columns.items()}

@@ -1,11 +1,11 @@
-"""Large exposures (C 26.00 to C 28.00), the balance sheet (F 01.01 to F 01.03) and the income statement (F 02.00)."""
+"""Figures of large exposures (C 26.00 to C 28.00), balance sheet (F 01.01 to F 01.03), income statement (F 02.00)."""
 
 import random
 from decimal import Decimal
 
 from data.regulator.banks import Bank
 from data.regulator.economics import Economics
-from data.regulator.positions import LARGE, Positions
+from data.regulator.positions import EXPOSURE_LIMIT, Positions
 from data.regulator.report import CellKey
 from data.regulator.rounding import ratio, rounded, share
 
@@ -13,18 +13,18 @@ INSTITUTION = "eba_qTE:qx2056"  # "I - Institutions" in C 27.00
 
 
 def exposure_figures(
-    habit: random.Random, bank: Bank, economics: Economics, positions: Positions
+    bank_rng: random.Random, bank: Bank, economics: Economics, positions: Positions
 ) -> dict[CellKey, Decimal | str]:
-    """C 26.00: the limits. C 27.00 and C 28.00: a row per counterparty, whose key stands in the place of the row."""
+    """C 26.00: the limits. C 27.00 and C 28.00: one open row per counterparty, with its code as the row key."""
     tier1 = economics.cet1 + economics.at1
     limit = positions.institution_limit
     figures: dict[CellKey, Decimal | str] = {
-        ("C_26.00", "r010", "c010"): rounded(LARGE * tier1, bank.decimals),
+        ("C_26.00", "r010", "c010"): rounded(EXPOSURE_LIMIT * tier1, bank.decimals),
         ("C_26.00", "r020", "c010"): rounded(limit * tier1, bank.decimals),
     }
-    if limit > LARGE:
+    if limit > EXPOSURE_LIMIT:
         figures["C_26.00", "r030", "c010"] = rounded(limit, bank.ratio_decimals)
-    detailed = habit.random() < 0.3
+    detailed = bank_rng.random() < 0.3
     for exposure in positions.exposures:
         if exposure.institution:
             figures["C_27.00", exposure.code, "c070"] = INSTITUTION
@@ -34,7 +34,7 @@ def exposure_figures(
             "c330": exposure.after,
         }
         if detailed:
-            columns["c040"] = exposure.before * (1 + share(habit, 0, 30))
+            columns["c040"] = exposure.before * (1 + share(bank_rng, 0, 30))
             columns["c190"] = exposure.before - columns["c040"]
         figures |= {
             ("C_28.00", exposure.code, column): rounded(amount, bank.decimals) for column, amount in columns.items()
@@ -45,22 +45,22 @@ def exposure_figures(
 
 
 def balance_amounts(
-    habit: random.Random, rng: random.Random, economics: Economics, positions: Positions
+    bank_rng: random.Random, rng: random.Random, economics: Economics, positions: Positions
 ) -> dict[CellKey, Decimal]:
-    """Assets, liabilities and equity, and the income statement down to the owners' profit."""
+    """Unrounded assets, liabilities and equity, and the income statement down to the profit of the owners."""
     assets, equity, profit = positions.assets, positions.equity, positions.profit
     cash, trading, fair_value, tangible, intangible = (
-        assets * share(habit, low, high) * share(rng, 950, 1050)
+        assets * share(bank_rng, low, high) * share(rng, 950, 1050)
         for low, high in ((20, 140), (0, 120), (10, 110), (2, 15), (0, 10))
     )
     liabilities = assets - equity
-    issued, held, other = (liabilities * share(habit, low, high) for low, high in ((30, 350), (0, 90), (5, 40)))
-    minorities = equity * share(habit, 0, 40) if habit.random() < 0.3 else Decimal(0)
-    capital = equity * share(habit, 150, 350)
-    interest = assets * share(habit, 4, 11)
-    expense = interest * share(habit, 300, 600)
-    fees = interest * share(habit, 100, 500)
-    of_minorities = profit * share(habit, 0, 30) if minorities else Decimal(0)
+    issued, held, other = (liabilities * share(bank_rng, low, high) for low, high in ((30, 350), (0, 90), (5, 40)))
+    minorities = equity * share(bank_rng, 0, 40) if bank_rng.random() < 0.3 else Decimal(0)
+    capital = equity * share(bank_rng, 150, 350)
+    interest = assets * share(bank_rng, 4, 11)
+    expense = interest * share(bank_rng, 300, 600)
+    fees = interest * share(bank_rng, 100, 500)
+    of_minorities = profit * share(bank_rng, 0, 30) if minorities else Decimal(0)
     tables = {
         "F_01.01": {
             "r0010": cash,

@@ -1,12 +1,15 @@
-"""Prudential rules as data (`rules.jsonl`, in the language of `formula.py`), decided on the figures that a bank itself reported.
+"""Evaluate prudential rules on the figures that a bank reported.
 
-- A **breach** of law is decided on the reported figures as they stand.
-- A **filing** error is a contradiction that rounding cannot explain: figures stand for the interval that their
-  `decimals` allow. A rule on computed amounts asks for the same with `"interval": true`.
-- A **trigger** is a duty that a figure sets off, never a violation.
+The rules are data: `rules.jsonl`, whose formulas are in the language of `formula.py`. There are three kinds of rules:
 
-A rule is applied only when all tables that it needs are filed. `absent_cell` says how a missing figure counts: `unknown`
-leaves the rule undecided, `zero` reads it as 0. A rule over the rows of an open table (`*`) is decided for each row.
+- A **breach** is a requirement of the law that the bank does not meet. The reported figures are taken as exact.
+- A **filing** error is a contradiction between figures that rounding cannot explain. Each figure stands for the
+  interval that its `decimals` allow. Rules of the other kinds can ask for this with `"interval": true`.
+- A **trigger** is a duty that follows from a figure. It is never a violation.
+
+A rule applies only if all tables that it needs are filed. `absent_cell` defines how a missing figure is treated: with
+`unknown` the rule is undecided, with `zero` the figure is read as 0. A rule over the rows of an open table (`*`) is
+evaluated for each row.
 """
 
 import functools
@@ -23,29 +26,32 @@ from data.regulator.report import CellKey, Fact, Report
 
 RULES_FILE = pathlib.Path(__file__).with_name("rules.jsonl")
 KINDS = ("breach", "filing", "trigger")
-# CRR Art. 465(1): the output floor as phased in; Art. 92(3) has the rest. Before 2025 there is none.
+# The output floor is phased in: CRR Art. 465(1), then Art. 92(3). Before 2025 there is none.
 OUTPUT_FLOOR = {2025: "0.5", 2026: "0.55", 2027: "0.6", 2028: "0.65", 2029: "0.7"}
 PARAMETERS = frozenset({"output_floor", "output_floor_cap"})
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule. `cells[0]` is the cell that a finding points at."""
+    """One rule. Findings refer to the first of its `cells`."""
 
     id: str
-    kind: str  # "breach" of law, "filing" error, "trigger" of a duty
+    kind: str  # "breach", "filing" or "trigger"
     title: str
     legal: str
     cells: tuple[CellKey, ...]
     violated_if: str
     absent_cell: str  # "unknown" or "zero"
-    interval: bool  # whether rounding is allowed for
+    interval: bool  # whether figures stand for the interval that their `decimals` allow
     formula: Formula
 
 
 @dataclass(frozen=True)
 class RuleResult:
-    """What one rule says about one report, or about one row of an open table. `value` and `limit` are the two sides of its comparison; None if undecided."""
+    """The result of one rule on one report, or on one row of an open table.
+
+    `value` and `limit` are the two sides of the rule's first comparison; None if undecided.
+    """
 
     rule_id: str
     kind: str
@@ -53,17 +59,21 @@ class RuleResult:
     cell: CellKey
     value: Decimal | None
     limit: Decimal | None
-    relation: str  # what the limit is to the value: "min", "max" or "expected"
+    relation: str  # the meaning of the limit for the value: "min", "max" or "expected"
     legal: str
-    unit: str | None  # of the value: a currency, or None for a ratio
-    decimals: int | str | None
-    row: str = ""  # the key of the row in an open table
-    missing: bool = False  # whether `cell` was not reported and counts as 0
+    unit: str | None  # unit of the value: `iso4217:EUR` for an amount, `xbrli:pure` or None for a ratio
+    decimals: int | str | None  # XBRL `decimals` of the value
+    row: str = ""  # key of the row in an open table
+    missing: bool = False  # whether `cell` was not reported and is read as 0
 
 
 @dataclass(frozen=True)
 class _Figures:
-    """The facts of a report by cell. A cell is None where its facts disagree. In open tables each row has a key."""
+    """The facts of a report, by cell.
+
+    `closed`: cells of fixed tables, None if a cell has several facts that disagree. `rows`: cells of open tables, with
+    one fact per row key. `tables`: all tables that have a fact.
+    """
 
     closed: dict[CellKey, Fact | None]
     rows: dict[CellKey, dict[tuple[tuple[str, str], ...], Fact]]
@@ -71,44 +81,53 @@ class _Figures:
 
 
 def load_rules(path: str | pathlib.Path = RULES_FILE) -> tuple[Rule, ...]:
-    """The rules of a JSON Lines file, in its order. Raises `UserError` that names the line of the first bad rule."""
+    """Read rules from a JSON Lines file, in file order.
+
+    Raises `UserError` with the line number of the first invalid rule.
+    """
     rules = []
     for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
             try:
                 rules.append(_parse_rule(json.loads(line)))
             except (ValueError, KeyError, SyntaxError) as error:
-                raise UserError(f"{path}, line {number}: not a rule ({error}); see data/regulator/rules.py.") from error
+                raise UserError(
+                    f"{path}, line {number}: invalid rule ({error}); data/regulator/rules.py describes the format."
+                ) from error
     return tuple(rules)
 
 
 @functools.cache
 def built_in_rules() -> tuple[Rule, ...]:
-    """The rules that ship with the project, read once."""
+    """The rules of `rules.jsonl`, cached."""
     return load_rules()
 
 
 def evaluate(report: Report, rules: Iterable[Rule] | None = None) -> list[RuleResult]:
-    """Decide every applicable rule on one merged report, in the order of the rules. Rules whose tables are not filed give nothing.
+    """Evaluate all applicable rules on one merged report, in the order of the rules.
 
-    A rule over the rows of an open table gives one result per violated row, or one that says that no row is.
+    A rule whose tables are not filed has no result. A rule over the rows of an open table has one result per violated
+    row, or a single result if no row is violated.
     """
     figures = _figures(report)
     results = []
     for rule in built_in_rules() if rules is None else rules:
         needed = {table for table, _, _ in set(rule.cells) - rule.formula.optional}
         if all(_is_filed(report, table, figures.tables) for table in needed):
-            results += _decide(rule, figures, report.period)
+            results += _evaluate_rule(rule, figures, report.period)
     return results
 
 
 def violations(results: Iterable[RuleResult]) -> list[RuleResult]:
-    """The violated ones of `results`: breaches and filing errors. A trigger is a duty, never a violation."""
+    """The results that are violated: breaches and filing errors, but not triggers."""
     return [result for result in results if result.state == "violated"]
 
 
-def law_of_the_year(year: int) -> dict[str, Decimal]:
-    """The parameters of the law that change over the years: the output floor and its cap (CRR Art. 92(3), 465(1) and (2))."""
+def legal_parameters(year: int) -> dict[str, Decimal]:
+    """Parameters of the law in a given year; empty before 2025.
+
+    These are the output floor and its cap (CRR Art. 92(3), 465(1) and (2)).
+    """
     if year < min(OUTPUT_FLOOR):
         return {}
     cap = "1.25" if year <= 2029 else "1000000"  # from 2030 there is no cap
@@ -116,21 +135,23 @@ def law_of_the_year(year: int) -> dict[str, Decimal]:
 
 
 def _parse_rule(row: dict) -> Rule:
+    """Make a `Rule` from its JSON object. Raises an error if a key is missing or a value is invalid."""
     try:
         formula = parse_formula(row["violated_if"], PARAMETERS)
     except (ValueError, SyntaxError) as error:
         raise ValueError(f"{row['id']}: {error}") from error
     cells = tuple(tuple(cell) for cell in row["cells"])
     if cells != formula.cells:
-        raise ValueError(f"the cells of {row['id']} must be those of violated_if, in the same order")
+        raise ValueError(f"the cells of {row['id']} must be the cells of violated_if, in the same order")
     if row["kind"] not in KINDS or row["absent_cell"] not in ("unknown", "zero"):
-        raise ValueError(f"{row['id']}: kind or absent_cell has an unknown value")
+        raise ValueError(f"{row['id']}: unknown value of kind or absent_cell")
     keys = ("id", "kind", "title", "legal", "violated_if", "absent_cell")
     interval = row.get("interval", row["kind"] == "filing")
     return Rule(**{key: row[key] for key in keys}, cells=cells, interval=interval, formula=formula)
 
 
 def _figures(report: Report) -> _Figures:
+    """Index the facts of a report by cell."""
     closed: dict[CellKey, Fact | None] = {}
     rows: dict[CellKey, dict] = {}
     tables = set()
@@ -140,42 +161,47 @@ def _figures(report: Report) -> _Figures:
             if cell[1] == "*":
                 rows.setdefault(cell, {}).setdefault(tuple(sorted(fact.keys.items())), fact)
             elif isinstance(fact.value, Decimal):
-                known = closed.get(cell, fact)
-                closed[cell] = known if known is not None and known.value == fact.value else None
+                first = closed.get(cell, fact)
+                closed[cell] = first if first is not None and first.value == fact.value else None
     return _Figures(closed, rows, tables)
 
 
 def _is_filed(report: Report, table: str, tables_with_facts: set[str]) -> bool:
+    """Whether a table is filed, by its filing indicator; without any indicators, whether it has a fact."""
     if not report.filing_indicators:
         return table in tables_with_facts
-    template = re.sub(r"\.[a-z]$", "", table)  # C_76.00.a is the total of template C_76.00
+    template = re.sub(r"\.[a-z]$", "", table)  # C_76.00.a is a table of template C_76.00
     return report.filing_indicators.get(template, report.filing_indicators.get(table, False))
 
 
-def _decide(rule: Rule, figures: _Figures, period: str) -> list[RuleResult]:
-    law = law_of_the_year(int(period[:4])) if period[:4].isdigit() else {}
+def _evaluate_rule(rule: Rule, figures: _Figures, period: str) -> list[RuleResult]:
+    """The results of one rule; several if it is violated in several rows of an open table."""
+    parameters = legal_parameters(int(period[:4])) if period[:4].isdigit() else {}
     if not any(row == "*" for _, row, _ in rule.cells):
-        return [_decide_row(rule, figures.closed, "", law)]
-    results = [_decide_row(rule, facts, name, law) for name, facts in _rows(rule, figures)]
-    broken = [result for result in results if result.state in ("violated", "triggered")]
-    if broken or not results:
-        return broken
+        return [_evaluate_row(rule, figures.closed, "", parameters)]
+    results = [_evaluate_row(rule, facts, name, parameters) for name, facts in _rows(rule, figures)]
+    positive = [result for result in results if result.state in ("violated", "triggered")]
+    if positive or not results:
+        return positive
     return [next((result for result in results if result.state == "ok"), results[0])]
 
 
 def _rows(rule: Rule, figures: _Figures) -> Iterator[tuple[str, Mapping[CellKey, Fact | None]]]:
-    """(key, facts) of each row of the open table of `rule.cells[0]`. Other open tables join by the parts of the key they share."""
-    starred = [cell for cell in rule.cells if cell[1] == "*"]
-    main = [cell for cell in starred if cell[0] == starred[0][0]]
+    """Yields (key, facts) for each row of the open table that the rule refers to first.
+
+    Rows of other open tables are joined to it on any part of the key that both have in common.
+    """
+    open_cells = [cell for cell in rule.cells if cell[1] == "*"]
+    main = [cell for cell in open_cells if cell[0] == open_cells[0][0]]
     keys = dict.fromkeys(key for cell in main for key in figures.rows.get(cell, {}))
     joined: dict[CellKey, dict] = {}
-    for cell in set(starred) - set(main):
+    for cell in set(open_cells) - set(main):
         for key, fact in figures.rows.get(cell, {}).items():
             for part in key:
                 joined.setdefault(cell, {}).setdefault(part, fact)
     for key in keys:
         facts = dict(figures.closed)
-        for cell in starred:
+        for cell in open_cells:
             found = figures.rows.get(cell, {}).get(key)
             if cell in joined:
                 found = next((joined[cell][part] for part in key if part in joined[cell]), None)
@@ -184,8 +210,14 @@ def _rows(rule: Rule, figures: _Figures) -> Iterator[tuple[str, Mapping[CellKey,
         yield " ".join(member for _, member in key), facts
 
 
-def _decide_row(rule: Rule, facts: Mapping[CellKey, Fact | None], row: str, law: dict[str, Decimal]) -> RuleResult:
-    numbers: dict[str, Number | None] = {name: exactly(value) for name, value in law.items()}
+def _evaluate_row(
+    rule: Rule, facts: Mapping[CellKey, Fact | None], row: str, parameters: dict[str, Decimal]
+) -> RuleResult:
+    """Evaluate the formula of a rule on the facts of one row.
+
+    For a rule without cells in open tables, `facts` are those of the whole report and `row` is empty.
+    """
+    numbers: dict[str, Number | None] = {name: exactly(value) for name, value in parameters.items()}
     texts = {}
     for index, cell in enumerate(rule.cells):
         name, fact = f"x{index}", facts.get(cell)
@@ -193,23 +225,33 @@ def _decide_row(rule: Rule, facts: Mapping[CellKey, Fact | None], row: str, law:
             numbers[name] = rounded(fact.value, fact.decimals if rule.interval else None)
         elif fact is not None and isinstance(fact.value, str):
             texts[name] = fact.value.rpartition(":")[2]
-        elif cell in facts and fact is None:  # facts that disagree
+        elif cell in facts and fact is None:  # several facts that disagree
             numbers[name] = None
         elif rule.absent_cell == "zero" or cell in rule.formula.optional:
             numbers[name] = exactly(Decimal(0))
     reported = [facts[cell] for cell in rule.cells if facts.get(cell) and isinstance(facts[cell].value, Decimal)]
-    pointed = reported[0] if reported else None  # says how to print the finding
+    first = reported[0] if reported else None  # determines how the finding is printed
     state, value, limit = "undecided", None, None
     comparison = rule.formula.comparison
     try:
         if None not in numbers.values():
-            broken = "triggered" if rule.kind == "trigger" else "violated"
-            state = broken if truth(rule.formula.expression, numbers, texts) is True else "ok"
+            positive = "triggered" if rule.kind == "trigger" else "violated"
+            state = positive if truth(rule.formula.expression, numbers, texts) is True else "ok"
             value = arithmetic(comparison.left, numbers, texts).value
             limit = arithmetic(comparison.comparators[0], numbers, texts).value
-    except (ZeroDivisionError, KeyError):  # a divisor may be zero; a figure or a parameter of the law is missing
+    except (ZeroDivisionError, KeyError):  # division by zero; a figure or a legal parameter is missing
         state, value, limit = "undecided", None, None
-    unit, decimals = (pointed.unit, pointed.decimals) if pointed else (None, None)
-    where = {"cell": rule.cells[0], "relation": rule.formula.relation, "legal": rule.legal, "row": row}
-    where["missing"] = rule.cells[0] not in facts
-    return RuleResult(rule.id, rule.kind, state, value=value, limit=limit, unit=unit, decimals=decimals, **where)
+    return RuleResult(
+        rule_id=rule.id,
+        kind=rule.kind,
+        state=state,
+        cell=rule.cells[0],
+        value=value,
+        limit=limit,
+        relation=rule.formula.relation,
+        legal=rule.legal,
+        unit=first.unit if first else None,
+        decimals=first.decimals if first else None,
+        row=row,
+        missing=rule.cells[0] not in facts,
+    )

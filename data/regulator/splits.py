@@ -1,32 +1,32 @@
-"""Which example goes where, and whether a test says what training has said.
+"""Assign examples to the splits of a corpus.
 
-A corpus of the short form has three splits by bank. The full one has five: beside training and validation there are three
-tests, of banks, of quarters and of combinations of violations that training has not seen.
+The short profile has three splits, by bank: `SPLITS`. The full profile has five, `FULL_SPLITS`: besides training and
+validation there are three tests, on banks, on quarters and on combinations of violations that do not occur in training.
 """
 
 import random
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from common.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 FULL_SPLITS = ("train", "validation", "test_banks", "test_quarters", "test_combinations")
 DEFAULT_SHARES = {SPLITS: (0.8, 0.1, 0.1), FULL_SPLITS: (0.72, 0.06, 0.08, 0.08, 0.06)}
-_MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
-_DATE = re.compile(rf"\b\d{{1,2}} (?:{_MONTHS}) \d{{4}}\b|\b\d{{4}}-\d\d-\d\d\b")
-_CODE = re.compile(r"\b[A-Z0-9]{18}[0-9]{2}\b")
-_NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*")
+
+
+def group_by_split(examples: Sequence, splits: Sequence[str], names: Sequence[str]) -> dict[str, list]:
+    """Split name -> its examples, in their order. `splits` has the split of each example."""
+    return {name: [one for one, split in zip(examples, splits, strict=True) if split == name] for name in names}
 
 
 def split_banks(banks: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, str]:
-    """Bank -> split, every report of a bank in one split. `shares` are of the banks, for train, validation, test.
+    """Bank -> split, at random. `shares` are the fractions of the banks for train, validation and test.
 
-    Raises `UserError` if they do not add up to 1 or leave a split with a share without a bank.
+    Raises `UserError` if they do not add up to 1, or if a split with a share above 0 would get no bank.
     """
     if len(shares) != len(SPLITS) or any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-9:
-        raise UserError(f"the splits {list(shares)} must be three shares (train, validation, test) that add up to 1.")
+        raise UserError(f"the splits {list(shares)} must be three shares ({', '.join(SPLITS)}) that add up to 1.")
     order = list(banks)
     random.Random(f"splits {seed}").shuffle(order)
     first = round(len(order) * shares[0])
@@ -41,76 +41,77 @@ def split_banks(banks: Sequence[str], shares: Sequence[float], seed: int) -> dic
 
 
 def split_examples(examples: Sequence[dict], shares: Sequence[float], seed: int) -> list[str]:
-    """The split of each example, in their order. `shares` are of the examples, for `FULL_SPLITS`, nearly kept.
+    """The split of each example, one of `FULL_SPLITS`.
 
-    - `test_banks` and `validation` hold all reports of some banks.
-    - `test_combinations` holds every report of the other banks with one of some combinations of two and more violations.
-      Each rule of such a combination stays in training at least as often as it is taken out.
-    - `test_quarters` holds the last report of some of the other banks.
+    `shares` are the fractions of the examples for `FULL_SPLITS`. They are met approximately:
 
-    Raises `UserError` if the shares do not add up to 1 or leave a split with a share without an example.
+    - `test_banks` and `validation` have all reports of some banks.
+    - `test_combinations` has all reports of the remaining banks that violate one of some combinations of two or more
+      rules. Of the reports that violate a rule of such a combination, at least half stay out of this split.
+    - `test_quarters` has the last report of some of the remaining banks.
+
+    Raises `UserError` if the shares do not add up to 1, or if a split with a share above 0 would get no example.
     """
     if len(shares) != len(FULL_SPLITS) or any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-9:
         raise UserError(f"the splits {list(shares)} must be five shares ({', '.join(FULL_SPLITS)}) that add up to 1.")
-    share = dict(zip(FULL_SPLITS, shares, strict=True))
+    share_of = dict(zip(FULL_SPLITS, shares, strict=True))
     rng = random.Random(f"splits {seed}")
     banks = sorted({example["bank"] for example in examples})
     rng.shuffle(banks)
-    first = round(len(banks) * share["test_banks"])
-    second = first + round(len(banks) * share["validation"])
-    of_bank = dict.fromkeys(banks[:first], "test_banks") | dict.fromkeys(banks[first:second], "validation")
-    rest = [example for example in examples if example["bank"] not in of_bank]
-    combinations = _held_out(rest, round(len(examples) * share["test_combinations"]), rng)
-    last: dict[str, str] = {}
-    for example in rest:
-        last[example["bank"]] = max(last.get(example["bank"], ""), example["period"])
-    kept = [example for example in rest if frozenset(example["violations"]) not in combinations]
-    several = Counter(example["bank"] for example in kept)  # one of which stays in training
-    late = [example for example in kept if example["period"] == last[example["bank"]] and several[example["bank"]] > 1]
-    wanted = round(len(examples) * share["test_quarters"])
-    quarters = {example["id"] for example in rng.sample(late, min(wanted, len(late)))}
+    first = round(len(banks) * share_of["test_banks"])
+    second = first + round(len(banks) * share_of["validation"])
+    split_of_bank = dict.fromkeys(banks[:first], "test_banks") | dict.fromkeys(banks[first:second], "validation")
+    rest = [example for example in examples if example["bank"] not in split_of_bank]
+    combinations = _held_out_combinations(rest, round(len(examples) * share_of["test_combinations"]), rng)
+    last_reports = _last_reports(rest, combinations)
+    wanted = round(len(examples) * share_of["test_quarters"])
+    quarters = set(rng.sample(last_reports, min(wanted, len(last_reports))))
     splits = [
-        of_bank.get(example["bank"])
+        split_of_bank.get(example["bank"])
         or ("test_combinations" if frozenset(example["violations"]) in combinations else None)
         or ("test_quarters" if example["id"] in quarters else "train")
         for example in examples
     ]
-    for name, part in share.items():
-        if part > 0 and name not in splits:
+    for name, share in share_of.items():
+        if share > 0 and name not in splits:
             raise UserError(
-                f"{len(examples)} examples are too few for a share of {part} in {name!r}; give more, or a share of 0."
+                f"{len(examples)} examples are too few for a share of {share} in {name!r}; give more, or a share of 0."
             )
     return splits
 
 
-def _held_out(examples: Sequence[dict], wanted: int, rng: random.Random) -> set[frozenset[str]]:
-    """Combinations of violations with together about `wanted` examples, whose rules training keeps in other company."""
+def _held_out_combinations(examples: Sequence[dict], wanted: int, rng: random.Random) -> set[frozenset[str]]:
+    """Choose combinations of violations that together cover about `wanted` examples.
+
+    At most half of the reports that violate a rule are held out. No single combination dominates the test.
+    """
     counts = Counter(frozenset(example["violations"]) for example in examples)
-    left = Counter(rule_id for example in examples for rule_id in example["violations"])
-    total = dict(left)
+    remaining = Counter(rule_id for example in examples for rule_id in example["violations"])
+    total = dict(remaining)
     candidates = sorted((combination for combination in counts if len(combination) > 1), key=sorted)
     rng.shuffle(candidates)
-    taken: set[frozenset[str]] = set()
-    held = 0
+    chosen: set[frozenset[str]] = set()
+    held_out = 0
     for combination in candidates:
         number = counts[combination]
-        enough = all(2 * (left[rule_id] - number) >= total[rule_id] for rule_id in combination)
-        if held + number <= wanted and number <= max(10, wanted // 8) and enough:  # none is most of the test
-            taken.add(combination)
-            held += number
+        rules_remain = all(2 * (remaining[rule_id] - number) >= total[rule_id] for rule_id in combination)
+        if held_out + number <= wanted and number <= max(10, wanted // 8) and rules_remain:
+            chosen.add(combination)
+            held_out += number
             for rule_id in combination:
-                left[rule_id] -= number
-    return taken
+                remaining[rule_id] -= number
+    return chosen
 
 
-def mask(letter: str, names: Iterable[str]) -> str:
-    """A letter without what tells one case from another: the given names, dates, codes of entities, and numbers."""
-    for name in sorted(names, key=len, reverse=True):
-        letter = letter.replace(name, "<name>")
-    return _NUMBER.sub("<number>", _CODE.sub("<code>", _DATE.sub("<date>", letter)))
-
-
-def leaks(training: Iterable[tuple[str, str]], test: Iterable[tuple[str, str]]) -> list[int]:
-    """The places in `test` of letters that, masked, stand in `training`. Both are (letter, name of the bank)."""
-    said = {mask(letter, [name]) for letter, name in training}
-    return [place for place, (letter, name) in enumerate(test) if mask(letter, [name]) in said]
+def _last_reports(examples: Sequence[dict], held_out: set[frozenset[str]]) -> list[str]:
+    """Ids of the last report of each bank, unless it is held out or would leave no report of the bank for training."""
+    last: dict[str, str] = {}
+    for example in examples:
+        last[example["bank"]] = max(last.get(example["bank"], ""), example["period"])
+    kept = [example for example in examples if frozenset(example["violations"]) not in held_out]
+    reports_of_bank = Counter(example["bank"] for example in kept)
+    return [
+        example["id"]
+        for example in kept
+        if example["period"] == last[example["bank"]] and reports_of_bank[example["bank"]] > 1
+    ]

@@ -1,4 +1,8 @@
-"""What the rules would say about figures that are not filed yet. It steers the generator; labels are made from the files."""
+"""Evaluate the rules on generated figures before they are written to files.
+
+The generator uses this to accept or reject a candidate report. The labels of the examples do not come from here: they
+come from the files that were written and read back.
+"""
 
 import pathlib
 import re
@@ -7,30 +11,36 @@ from decimal import Decimal
 
 from data.regulator.banks import Bank
 from data.regulator.report import Fact, Report
-from data.regulator.reporting import Cells
+from data.regulator.reporting import Figures
 from data.regulator.rules import Rule, evaluate, violations
 
 
 def template_of(table: str) -> str:
-    """`C_84.00` for `C_84.00.a`: what filing indicators name."""
+    """The template of a table, as named by filing indicators: `C_84.00` for `C_84.00.a`."""
     return re.sub(r"\.[a-z]$", "", table)
 
 
-def violated(bank: Bank, period: str, figures: Cells, rules: Iterable[Rule] | None = None) -> set[str]:
-    """The rules that these figures violate."""
+def violated(bank: Bank, period: str, figures: Figures, rules: Iterable[Rule] | None = None) -> set[str]:
+    """The ids of the rules that these figures violate."""
     return {result.rule_id for result in violations(evaluate(as_report(bank, period, figures, figures), rules))}
 
 
-def violates(bank: Bank, period: str, figures: Cells, rule: Rule) -> bool:
-    """Whether these figures violate one rule; only what it reads is looked at."""
-    tables = {table for table, row, _ in rule.cells if row == "*"}
+def violates(bank: Bank, period: str, figures: Figures, rule: Rule) -> bool:
+    """Whether these figures violate `rule`.
+
+    This is faster than `violated`, because only the cells that the rule reads become facts.
+    """
+    open_tables = {table for table, row, _ in rule.cells if row == "*"}
     read = {key: figures[key] for key in rule.cells if key in figures}
-    read |= {key: value for key, value in figures.items() if key[0] in tables} if tables else {}
+    read |= {key: value for key, value in figures.items() if key[0] in open_tables} if open_tables else {}
     return bool(violations(evaluate(as_report(bank, period, read, figures), [rule])))
 
 
-def as_report(bank: Bank, period: str, read: Cells, figures: Cells) -> Report:
-    """The figures `read` as facts of a report in which the tables of `figures` are filed."""
+def as_report(bank: Bank, period: str, read: Figures, figures: Figures) -> Report:
+    """A report whose facts are the figures `read`. Its filing indicators cover every table of `figures`.
+
+    A row that is not of the form `r0010` is the key of a row in an open table.
+    """
     facts = []
     for (table, row, column), value in read.items():
         unit, decimals = None, None

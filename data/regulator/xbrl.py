@@ -1,7 +1,7 @@
-"""A bank's report file -> `Report`: the one door through which report files come in.
+"""Read a bank's report file into a `Report`. All report files are read through this module.
 
-`read_report` opens a file or a package of any XBRL syntax, `merge_reports` joins the packages (one per module) that a bank
-files for one date.
+`read_report` opens a file or package in any XBRL syntax. `merge_reports` joins the packages (one per module) that a
+bank files for one reference date.
 """
 
 import functools
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from common.errors import UserError
 from data.regulator.arelle_reader import read_concepts, read_with_arelle
-from data.regulator.assemble import Concept, Filing, assemble
+from data.regulator.assemble import Concept, ParsedFile, assemble
 from data.regulator.dpm import Cells, load_cells
-from data.regulator.report import Fact, Report, describe, disagreements
+from data.regulator.report import Fact, Report, describe, duplicate_warnings
 from data.regulator.safety import MAX_MEMBER_BYTES, Package, open_package, strict_xml
 from data.regulator.xbrl_csv import read_csv_package
 from data.regulator.xbrl_json import load_json, read_json
@@ -32,9 +32,9 @@ XML_NAMES = (".xbrl", ".xml", ".xhtml", ".html", ".htm")
 def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence[Path] = ()) -> Report:
     """Read one report: xBRL-XML, iXBRL, xBRL-JSON, or a package (zip or unpacked folder) with one of them or xBRL-CSV.
 
-    `cells` gives EBA facts their cells and types (default: `load_cells()`); `taxonomy` names taxonomy packages that give
-    the facts of other taxonomies types and labels. What cannot be trusted is refused with a UserError of one sentence;
-    what is merely odd (dangling references, numbers that are none, duplicates that disagree) becomes a warning.
+    `cells` maps EBA facts to their cells and types (default: `load_cells()`). `taxonomy` lists taxonomy packages that
+    provide types and labels for facts of other taxonomies. Raises a one-sentence `UserError` for a file that cannot be
+    trusted. Minor defects (dangling references, non-numeric values, inconsistent duplicates) become warnings.
     """
     path = Path(path)
     cells = cells or load_cells()
@@ -47,7 +47,7 @@ def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
     if size > MAX_MEMBER_BYTES:
-        raise UserError(f"{path}: {size} bytes, over {MAX_MEMBER_BYTES}; refused")
+        raise UserError(f"{path}: {size} bytes, over the limit of {MAX_MEMBER_BYTES}")
     if content.startswith(b"PK"):
         return _read_package(open_package(path), cells, taxonomy)
     if not content.strip():
@@ -56,23 +56,24 @@ def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence
         document = load_json(str(path), content)
         if _document_type(document).endswith("xbrl-csv"):
             return read_csv_package(open_package(path.parent), path.name, cells)
-        return _finish(_json_filing(path, str(path), document), cells, taxonomy)
+        return _to_report(_parse_json(path, str(path), document), cells, taxonomy)
     if path.suffix.lower() == ".csv":
         raise UserError(
-            f"{path}: one table of an xBRL-CSV report; give its package, a zip or the folder with report.json"
+            f"{path}: this is one table of an xBRL-CSV report; "
+            "pass its package instead, a zip or the folder with report.json"
         )
     document = _inspect(str(path), content)
-    if document.form is None:
-        raise UserError(f"{path}: XML, but neither an XBRL instance nor inline XBRL")
-    filing = read_with_arelle(path, document.form, [content], document.references)
-    return _finish(replace(filing, taxonomy=document.entry_points), cells, taxonomy)
+    if document.syntax is None:
+        raise UserError(f"{path}: this XML file is neither an XBRL instance nor inline XBRL")
+    parsed = read_with_arelle(path, document.syntax, [content], document.references)
+    return _to_report(replace(parsed, taxonomy=document.entry_points), cells, taxonomy)
 
 
 def merge_reports(reports: Iterable[Report]) -> Report:
-    """Join the reports that one bank filed for one date, one per module, into one.
+    """Join the reports that one bank filed for one date (one per module) into a single report.
 
-    Identical repeats (same cell, same value) are dropped; values that disagree stay and give a warning.
-    Raises UserError when entity or period differ.
+    Identical duplicates (same cell, same value) are dropped. Inconsistent values are kept and give a warning.
+    Raises UserError if the entity or the period differs.
     """
     reports = list(reports)
     if not reports:
@@ -85,18 +86,18 @@ def merge_reports(reports: Iterable[Report]) -> Report:
         for name in ("entity", "period"):
             if getattr(report, name) != getattr(first, name):
                 raise UserError(
-                    f"{report.path} has the {name} {getattr(report, name)!r} and {first.path} {getattr(first, name)!r};"
-                    " only reports of one bank for one date can be merged"
+                    f"{report.path} has the {name} {getattr(report, name)!r}, but {first.path} has"
+                    f" {getattr(first, name)!r}; only reports of one bank for one date can be merged"
                 )
         if report.currency and first.currency and report.currency != first.currency:
-            warnings.append(f"{report.path} is in {report.currency} and {first.path} in {first.currency}")
+            warnings.append(f"{report.path} is in {report.currency}, but {first.path} is in {first.currency}")
         warnings += report.warnings
         for template, filed in report.filing_indicators.items():
             indicators[template] = indicators.get(template, False) or filed
         for fact in report.facts:
             facts.setdefault(json.dumps(_identity(fact), default=str), fact)
     merged = tuple(facts.values())
-    warnings += disagreements(merged)
+    warnings += duplicate_warnings(merged)
     return Report(
         path=first.path,
         format="+".join(dict.fromkeys(report.format for report in reports)),
@@ -110,13 +111,13 @@ def merge_reports(reports: Iterable[Report]) -> Report:
 
 
 def is_package(folder: Path) -> bool:
-    """Whether a folder is an unpacked report package, and not a folder of reports."""
+    """True if a folder is an unpacked report package rather than a folder of reports."""
     below = ("META-INF/reportPackage.json", "reports/report.json", "report.json")
     return any(path.is_file() for name in below for path in (folder / name, *folder.glob(f"*/{name}")))
 
 
 def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) -> Report:
-    """Find the one report of a package: under `reports/` where there is such a folder, as the specification has it."""
+    """Read the only report of a package: from `reports/` if that folder exists, as Report Packages 1.0 requires."""
     path = package.path
     names = [name for name in package.names if "META-INF/" not in f"/{name}"]
     names = [name for name in names if "/reports/" in f"/{name}"] or names
@@ -131,26 +132,26 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
         elif name.lower().endswith(XML_NAMES):
             contents[name] = package.read(name)
             inspected[name] = _inspect(where, contents[name])
-            found += [(inspected[name].form, name)] if inspected[name].form else []
+            found += [(inspected[name].syntax, name)] if inspected[name].syntax else []
     folders = {(syntax, name.rpartition("/")[0]) for syntax, name in found}
     if len(found) != 1 and not (len(folders) == 1 and found[0][0] == "iXBRL"):
         what = (
             "no XBRL report" if not found else f"{len(found)} reports ({', '.join(name for _, name in found[:3])} ...)"
         )
-        raise UserError(f"{path}: the package holds {what}; one is expected (a report.json or an instance in reports/)")
+        raise UserError(f"{path}: the package contains {what}; expected one report.json or instance in reports/")
     syntax, name = found[0]
     if syntax == "xbrl-csv":
         return read_csv_package(package, name, cells)
     if syntax == "xbrl-json":
-        return _finish(_json_filing(path, f"{path}: {name}", documents[name]), cells, taxonomy)
+        return _to_report(_parse_json(path, f"{path}: {name}", documents[name]), cells, taxonomy)
     references = sum(inspected[name].references for _, name in found)
-    filing = read_with_arelle(path, syntax, [contents[name] for _, name in found], references)
+    parsed = read_with_arelle(path, syntax, [contents[name] for _, name in found], references)
     urls = tuple(dict.fromkeys(url for _, name in found for url in inspected[name].entry_points))
-    return _finish(replace(filing, taxonomy=urls), cells, _with_own_taxonomy(package, taxonomy))
+    return _to_report(replace(parsed, taxonomy=urls), cells, _with_own_taxonomy(package, taxonomy))
 
 
 def _with_own_taxonomy(package: Package, taxonomy: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The user's taxonomy packages and, beside them, the extension taxonomy of an inline report package (ESEF has one)."""
+    """The user's taxonomy packages plus the extension taxonomy that an inline report package (e.g. ESEF) contains."""
     manifest = next((name for name in package.names if name.endswith("META-INF/taxonomyPackage.xml")), None)
     if not taxonomy or manifest is None:
         return taxonomy
@@ -160,27 +161,28 @@ def _with_own_taxonomy(package: Package, taxonomy: tuple[Path, ...]) -> tuple[Pa
     return (*taxonomy, package.path.resolve() / manifest if package.path.is_dir() else package.path.resolve())
 
 
-def _finish(filing: Filing, cells: Cells, taxonomy: tuple[Path, ...]) -> Report:
-    if not filing.filed and not filing.indicators:
-        raise UserError(f"{filing.path}: the report holds no facts")
+def _to_report(parsed: ParsedFile, cells: Cells, taxonomy: tuple[Path, ...]) -> Report:
+    if not parsed.facts and not parsed.indicators:
+        raise UserError(f"{parsed.path}: the report contains no facts")
     concepts = None
     if taxonomy:
-        concepts = _concepts(filing.taxonomy, taxonomy)
+        concepts = _read_concepts(parsed.taxonomy, taxonomy)
         if not concepts:
-            missing = ", ".join(filing.taxonomy) or "no schema that the report names"
-            filing = replace(filing, warnings=(*filing.warnings, f"the taxonomy package holds nothing for {missing}"))
-    return assemble(filing, cells, concepts)
+            missing = ", ".join(parsed.taxonomy) or "any schema of the report"
+            warning = f"the taxonomy package contains no concepts for {missing}"
+            parsed = replace(parsed, warnings=(*parsed.warnings, warning))
+    return assemble(parsed, cells, concepts)
 
 
 @functools.lru_cache(maxsize=8)
-def _concepts(entry_points: tuple[str, ...], packages: tuple[Path, ...]) -> dict[tuple[str, str], Concept]:
+def _read_concepts(entry_points: tuple[str, ...], packages: tuple[Path, ...]) -> dict[tuple[str, str], Concept]:
     for package in packages:
         if not package.is_file():
-            raise UserError(f"{package}: no such taxonomy package")
+            raise UserError(f"{package}: taxonomy package not found")
     return read_concepts(entry_points, packages)
 
 
-def _json_filing(path: Path, where: str, document: dict) -> Filing:
+def _parse_json(path: Path, where: str, document: dict) -> ParsedFile:
     kind = _document_type(document)
     if not re.search(r"xbrl\.org/.*xbrl-json/?$", kind):
         raise UserError(f"{where}: documentType is {kind!r}; expected https://xbrl.org/2021/xbrl-json")
@@ -196,25 +198,25 @@ def _document_type(document: dict) -> str:
 
 
 @dataclass(frozen=True)
-class _Document:
-    """What an XML file is: its syntax or None, the absolute schema addresses it names, its elements with a contextRef."""
+class _XmlFile:
+    """Properties of an XML file."""
 
-    form: str | None
-    entry_points: tuple[str, ...]
-    references: int
+    syntax: str | None  # "xBRL-XML", "iXBRL", or None for other XML
+    entry_points: tuple[str, ...]  # absolute URLs of the schemas that it references
+    references: int  # number of elements with a contextRef
 
 
-def _inspect(where: str, content: bytes) -> _Document:
-    """Parse an XML file strictly and say what it is."""
+def _inspect(where: str, content: bytes) -> _XmlFile:
+    """Parse an XML file strictly and determine its syntax. Raises UserError, prefixed with `where`, for unsafe XML."""
     root = strict_xml(where, content).getroot()
-    form = None
+    syntax = None
     if root.tag == INSTANCE:
-        form = "xBRL-XML"
+        syntax = "xBRL-XML"
     elif any(next(root.iter(f"{{{namespace}}}*"), None) is not None for namespace in INLINE):
-        form = "iXBRL"
+        syntax = "iXBRL"
     hrefs = [element.get(HREF) or "" for element in root.iter(SCHEMA_REF)]
     references = sum(element.get("contextRef") is not None for element in root.iter("*"))
-    return _Document(form, tuple(href for href in hrefs if href.startswith(("http://", "https://"))), references)
+    return _XmlFile(syntax, tuple(href for href in hrefs if href.startswith(("http://", "https://"))), references)
 
 
 def _identity(fact: Fact) -> list:

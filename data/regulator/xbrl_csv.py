@@ -1,7 +1,9 @@
-"""EBA xBRL-CSV report packages: `reports/report.json`, `parameters.csv`, `FilingIndicators.csv` and one CSV per table.
+"""Read EBA xBRL-CSV report packages.
 
-Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5. A datapoint id gets its type from
-the DPM (`dpm.py`); without it, whatever looks like a number is one.
+A package contains `reports/report.json`, `parameters.csv`, `FilingIndicators.csv` and one CSV file per table.
+
+Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5. The DPM (`dpm.py`) gives the
+type of a datapoint id. The value of an unknown datapoint is a number if it can be parsed as one.
 """
 
 import csv
@@ -13,23 +15,26 @@ from decimal import Decimal
 from pathlib import Path
 
 from common.errors import UserError
-from data.regulator.dpm import Cell, Cells, local
-from data.regulator.report import Fact, Report, describe, disagreements, parse_number
+from data.regulator.dpm import Cell, Cells, local_name
+from data.regulator.report import Fact, Report, describe, duplicate_warnings, parse_number
 from data.regulator.safety import Package
 from data.regulator.xbrl_json import load_json
 
 DOCUMENT_TYPE = re.compile(r"https?://xbrl\.org/((CR|PR|REC|PWD|WGWD)/)?\d{4}(-\d\d-\d\d)?/xbrl-csv/?")
-DECIMALS_OF = {  # DPM type -> the parameter that gives its decimals
+DECIMALS_PARAMETERS = {  # DPM type -> name of the parameter with its decimals
     "monetary": "decimalsMonetary",
     "percentage": "decimalsPercentage",
     "integer": "decimalsInteger",
     "decimal": "decimalsDecimal",
 }
-MAX_FIELD = 2**20  # characters
+MAX_FIELD_CHARACTERS = 2**20
 
 
 def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report:
-    """Read the package whose metadata file is the member `report_json`. UserError names the file and line at fault."""
+    """Read the package whose metadata file is the member `report_json`.
+
+    Raises UserError with the file and line at fault.
+    """
     path = package.path
     _check_metadata(path, report_json, package.read(report_json))
     folder = report_json.rpartition("/")[0]
@@ -45,88 +50,99 @@ def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report
     for file, name in sorted(tables.items()):
         _read_table(package, name, cells.table_code(file), parameters, cells, facts, warnings)
     if not facts and not indicators:
-        raise UserError(f"{path}: no facts and no filing indicators in {folder or 'it'}; this report is empty")
+        raise UserError(f"{path}: the report is empty: no facts and no filing indicators in {folder or 'the package'}")
     currency = parameters.get("baseCurrency")
     return Report(
         path=path,
         format="xBRL-CSV",
-        entity=local(parameters["entityID"]),
+        entity=local_name(parameters["entityID"]),
         period=parameters["refPeriod"],
-        currency=local(currency) if currency else None,
+        currency=local_name(currency) if currency else None,
         filing_indicators=indicators,
         facts=tuple(facts),
-        warnings=tuple(warnings + disagreements(tuple(facts))),
+        warnings=tuple(warnings + duplicate_warnings(tuple(facts))),
     )
 
 
 def _check_metadata(path: Path, name: str, content: bytes) -> None:
-    """The metadata must be of the type xBRL-CSV and extend a taxonomy module."""
+    """Check that the metadata has the document type xBRL-CSV and extends a taxonomy module. Raises UserError."""
     info = load_json(f"{path}: {name}", content)["documentInfo"]
     kind, extends = info.get("documentType"), info.get("extends")
     if not DOCUMENT_TYPE.fullmatch(str(kind)):
         raise UserError(f"{path}: {name} has documentType {kind!r}; expected https://xbrl.org/2021/xbrl-csv")
     if not isinstance(extends, list) or not extends:
-        raise UserError(f"{path}: {name} extends no module; only reports on an EBA taxonomy module are read")
+        raise UserError(
+            f"{path}: {name} extends no module; only reports that extend an EBA taxonomy module are supported"
+        )
 
 
-def rows(package: Package, name: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, column -> text) of each row of a CSV member. UserError for a wrong encoding or a ragged row."""
+def _rows(package: Package, name: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line number, column -> text) for each row of a CSV member.
+
+    Raises UserError for bad encoding or ragged rows.
+    """
     where = f"{package.path}: {name}"
     try:
         text = package.read(name).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 (byte {error.start}); xBRL-CSV must be") from error
-    csv.field_size_limit(MAX_FIELD)
+        raise UserError(f"{where} is not valid UTF-8 at byte {error.start}; xBRL-CSV requires UTF-8") from error
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
         if not header or len(set(header)) != len(header):
-            raise UserError(f"{where} line 1: a header with distinct column names is missing")
+            raise UserError(f"{where} line 1: expected a header with distinct column names")
         for row in reader:
             if not any(row):
                 continue
             if len(row) != len(header):
-                raise UserError(f"{where} line {reader.line_num}: {len(row)} fields where the header has {len(header)}")
+                raise UserError(f"{where} line {reader.line_num}: {len(row)} fields, but the header has {len(header)}")
             yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
-        raise UserError(f"{where} line {reader.line_num}: not CSV ({error})") from error
+        raise UserError(f"{where} line {reader.line_num}: invalid CSV ({error})") from error
 
 
 def _parameters(package: Package, name: str | None) -> dict[str, str]:
-    """name -> value, with the entity and a valid reference date checked."""
+    """Report parameters, name -> value.
+
+    Raises UserError if the entity or reference date is missing, or a value is invalid.
+    """
     if name is None:
         raise UserError(
-            f"{package.path}: parameters.csv is missing beside report.json; it names the entity and the period"
+            f"{package.path}: parameters.csv with the entity and the reference period is missing next to report.json"
         )
     parameters = {}
-    for line, row in rows(package, name):
+    for line, row in _rows(package, name):
         if "name" not in row or "value" not in row:
             raise UserError(f"{package.path}: {name} line 1: the columns must be name,value")
         if row["name"] in parameters:
-            raise UserError(f"{package.path}: {name} line {line}: parameter {row['name']} is given twice")
+            raise UserError(f"{package.path}: {name} line {line}: duplicate parameter {row['name']}")
         parameters[row["name"]] = row["value"].strip()
     for key in ("entityID", "refPeriod"):
         if not parameters.get(key):
-            raise UserError(f"{package.path}: {name} gives no {key}")
+            raise UserError(f"{package.path}: {name} has no {key}")
     try:
         datetime.datetime.strptime(parameters["refPeriod"], "%Y-%m-%d")
     except ValueError as error:
         raise UserError(
             f"{package.path}: {name}: refPeriod {parameters['refPeriod']!r} is not a date (YYYY-MM-DD)"
         ) from error
-    for key in DECIMALS_OF.values():
+    for key in DECIMALS_PARAMETERS.values():
         value = parameters.get(key)
         if value and value != "INF" and not re.fullmatch(r"[+-]?[0-9]{1,4}", value):
-            raise UserError(f"{package.path}: {name}: {key} {value!r} is neither a whole number nor INF")
+            raise UserError(f"{package.path}: {name}: {key} {value!r} is neither an integer nor INF")
     return parameters
 
 
 def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
     indicators = {}
-    for line, row in rows(package, name) if name else ():
+    for line, row in _rows(package, name) if name else ():
         reported = row.get("reported", "").strip().lower()
         if "templateID" not in row or reported not in ("true", "false", "1", "0"):
-            raise UserError(f"{package.path}: {name} line {line}: expected templateID,reported with true or false")
+            raise UserError(
+                f"{package.path}: {name} line {line}: expected the columns templateID,reported; "
+                "reported must be true or false"
+            )
         indicators[row["templateID"].strip()] = reported in ("true", "1")
     return indicators
 
@@ -140,40 +156,43 @@ def _read_table(
     facts: list[Fact],
     warnings: list[str],
 ) -> None:
-    """Append the facts of one table file, one per row."""
+    """Append the facts of one table file (one fact per row) to `facts`, and warnings to `warnings`."""
     where = f"{package.path}: {name}"
-    entity, period = local(parameters["entityID"]), parameters["refPeriod"]
-    blank = 0
-    for line, row in rows(package, name):
+    entity, period = local_name(parameters["entityID"]), parameters["refPeriod"]
+    empty = 0
+    for line, row in _rows(package, name):
         if "datapoint" not in row or "factValue" not in row:
-            raise UserError(f"{where} line 1: the columns datapoint and factValue are missing")
+            raise UserError(f"{where} line 1: the columns datapoint and factValue are required")
         datapoint, text = row.pop("datapoint"), row.pop("factValue")
         if not re.fullmatch(r"dp[0-9]{1,12}", datapoint):
             raise UserError(f"{where} line {line}: {datapoint!r} is not a datapoint id such as dp5435202")
         if text == "":
-            blank += 1  # xBRL-CSV 1.0, 3.1.9: an empty field reports no fact
+            empty += 1  # an empty field reports no fact (xBRL-CSV 1.0, 3.1.9)
             continue
         cell = cells.by_datapoint(datapoint, table)
         unit = row.pop("unit", "")
-        value, decimals, number = _value(text, cell, parameters)
+        value, decimals, number = _parse_value(text, cell, parameters)
         if number:
-            unit = unit or _unit(cell, parameters)
+            unit = unit or _default_unit(cell, parameters)
         dimensions = {key: member for key, member in row.items() if member not in ("", "#none")}
         if cell and cell.sheet not in ("", "*"):
             dimensions["sheet"] = cell.sheet
         place = (cell.table, cell.row, cell.column) if cell else None
         fact = Fact(datapoint, value, unit or None, decimals, entity, period, dimensions, place)
-        if cell and cell.type in DECIMALS_OF and not number and value is not None:
+        if cell and cell.type in DECIMALS_PARAMETERS and not number and value is not None:
             warnings.append(f"{name} line {line}: {describe(fact)} has the non-numeric value {text[:40]!r}")
         facts.append(fact)
-    if blank:
-        warnings.append(f"{name}: {blank} rows have an empty factValue and report no fact")
+    if empty:
+        warnings.append(f"{name}: {empty} rows have an empty factValue and report no fact")
 
 
-def _value(
+def _parse_value(
     text: str, cell: Cell | None, parameters: dict[str, str]
 ) -> tuple[Decimal | str | bool | None, int | str | None, bool]:
-    """(value, decimals, whether it is a number) of one factValue, with the special values of xBRL-CSV 1.0, 3.1.9."""
+    """Parse one factValue, including the special values of xBRL-CSV 1.0, 3.1.9.
+
+    Returns (value, decimals, whether it is a number).
+    """
     if text in ("#nil", "#none"):
         return None, None, False
     if text == "#empty":
@@ -181,12 +200,12 @@ def _value(
     if text.startswith("##"):
         return text[1:], None, False
     kind = cell.type if cell else ""
-    if kind and kind not in DECIMALS_OF:
+    if kind and kind not in DECIMALS_PARAMETERS:
         if kind in ("boolean", "true") and text.lower() in ("true", "false", "1", "0"):
             return text.lower() in ("true", "1"), None, False
         return text, None, False
-    number, decimals = text.strip(), parameters.get(DECIMALS_OF[kind]) if kind else None
-    suffix = re.fullmatch(r"(.+)d([+-]?[0-9]{1,4}|INF)", number)  # a decimals suffix: 1234d-3
+    number, decimals = text.strip(), parameters.get(DECIMALS_PARAMETERS[kind]) if kind else None
+    suffix = re.fullmatch(r"(.+)d([+-]?[0-9]{1,4}|INF)", number)  # decimals suffix, e.g. 1234d-3
     if suffix:
         number, decimals = suffix.groups()
     value = parse_number(number)
@@ -195,7 +214,7 @@ def _value(
     return value, int(decimals) if decimals and decimals != "INF" else decimals or None, True
 
 
-def _unit(cell: Cell | None, parameters: dict[str, str]) -> str | None:
+def _default_unit(cell: Cell | None, parameters: dict[str, str]) -> str | None:
     if cell is None:
         return None
     return parameters.get("baseCurrency") if cell.type == "monetary" else "xbrli:pure"

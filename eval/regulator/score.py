@@ -1,71 +1,70 @@
-"""From examples and a model's answers to figures: one dictionary that goes to JSON and to the table."""
+"""Score a model's answers to bank reports: violations, ROUGE-L of the letter, and trivial baselines for both."""
 
 from collections.abc import Sequence
 
 from data.regulator.answers import Answer, parse_answer
 from eval.regulator.violations import baseline_answers, score_violations, true_answers
-from eval.rouge import fixed_letter, rouge_l
+from eval.rouge import mean, rouge_l, score_whole_answers
 
 
 def score_answers(
     examples: Sequence[dict], texts: Sequence[str], where: str, training: Sequence[dict] | None, train_where: str = ""
 ) -> dict:
-    """Scores of `texts`, the answers to `examples` (conversations that end with the assistant's message).
+    """Score `texts`, the model's answers to `examples` (conversations that end with the assistant's message).
 
-    An answer that cannot be parsed names no violation and has an empty directive. `training`: the training split, which
-    only the trivial baselines are fitted on. For examples without violations (another domain) only ROUGE-L of the whole
-    answer is given. Raises `UserError` as `violations.true_answers`, with the file, `where` or `train_where`.
+    An answer that cannot be parsed has no violations and an empty directive. The trivial baselines are fitted on
+    `training`, the training split, if given. Examples of another task, without violations, are scored by
+    `rouge.score_whole_answers` instead.
+
+    Raises `UserError` as `violations.true_answers` does; it names the file `where` or `train_where`.
     """
     true = true_answers(examples, where)
     if true is None:
-        references = [example["messages"][-1]["content"] for example in examples]
-        scores = rouge_l(references, texts)
-        rows = zip(examples, texts, scores, strict=True)
-        return {
-            "rouge_l": {"of": "answer", "n": len(scores), "f": _mean(scores), "baselines": {}},
-            "answers": [{"id": _id(example), "answer": text, "rouge_l": score} for example, text, score in rows],
-        }
+        return score_whole_answers(examples, texts)
     parsed = [parse_answer(text) for text in texts]
     predicted = [answer or Answer((), "") for answer in parsed]
     scores = rouge_l([answer.directive for answer in true], [answer.directive for answer in predicted])
-    fitted = true_answers(training, train_where) if training else None
-    violations = score_violations([a.rule_ids for a in true], [a and a.rule_ids for a in parsed])
+    fitted_on = true_answers(training, train_where) if training else None
+    violations = score_violations(
+        [answer.rule_ids for answer in true], [answer.rule_ids if answer else None for answer in parsed]
+    )
     violations["unparsable"] = {"n": parsed.count(None), "share": parsed.count(None) / len(parsed)}
-    violations["baselines"], letters = _baselines(true, fitted)
-    violations["baselines_fitted_on"] = f"{len(fitted)} training examples" if fitted else "the evaluated file itself"
+    violations["baselines"], letter_baselines = _score_baselines(true, fitted_on)
+    violations["baselines_fitted_on"] = (
+        f"{len(fitted_on)} training examples" if fitted_on else "the evaluated file itself"
+    )
     return {
         "violations": violations,
-        "rouge_l": {"of": "directive", "n": len(scores), "f": _mean(scores), "baselines": letters},
+        "rouge_l": {"of": "directive", "n": len(scores), "f": mean(scores), "baselines": letter_baselines},
         "answers": [
             {
-                "id": _id(example),
-                "true": list(one.rule_ids),
-                "predicted": list(other.rule_ids) if found else None,
+                "id": example.get("id"),
+                "true": list(truth.rule_ids),
+                "predicted": list(answer.rule_ids) if answer else None,
                 "rouge_l": score,
                 "answer": text,
             }
-            for example, one, other, found, score, text in zip(
-                examples, true, predicted, parsed, scores, texts, strict=True
-            )
+            for example, truth, answer, score, text in zip(examples, true, parsed, scores, texts, strict=True)
         ],
     }
 
 
-def _baselines(true: list[Answer], fitted: list[Answer] | None) -> tuple[dict, dict]:
-    """Micro scores of each trivial baseline, and ROUGE-L of the one training letter it would send to every bank."""
-    scores, letters = {}, {}
-    training = [answer.rule_ids for answer in fitted] if fitted else None
-    for name, rules in baseline_answers([answer.rule_ids for answer in true], training).items():
-        scores[name] = score_violations([a.rule_ids for a in true], [rules] * len(true))["micro"]
-        letter = fixed_letter(rules, [(a.rule_ids, a.directive) for a in fitted]) if fitted else None
+def fixed_letter(rule_ids: Sequence[str], training: Sequence[Answer]) -> str | None:
+    """The letter that a trivial baseline sends to every bank.
+
+    It is the letter of the first training answer with exactly `rule_ids`; None if there is none.
+    """
+    return next((answer.directive for answer in training if set(answer.rule_ids) == set(rule_ids)), None)
+
+
+def _score_baselines(true: list[Answer], training: list[Answer] | None) -> tuple[dict, dict]:
+    """(baseline -> micro scores of the violations, baseline -> mean ROUGE-L of its fixed letter, if it has one)."""
+    violation_scores, letter_scores = {}, {}
+    training_rules = [answer.rule_ids for answer in training] if training else None
+    true_rules = [answer.rule_ids for answer in true]
+    for name, rules in baseline_answers(true_rules, training_rules).items():
+        violation_scores[name] = score_violations(true_rules, [rules] * len(true))["micro"]
+        letter = fixed_letter(rules, training) if training else None
         if letter is not None:
-            letters[name] = _mean(rouge_l([answer.directive for answer in true], [letter] * len(true)))
-    return scores, letters
-
-
-def _mean(scores: Sequence[float]) -> float:
-    return sum(scores) / len(scores) if scores else 0.0
-
-
-def _id(example: dict) -> str | None:
-    return example.get("id")
+            letter_scores[name] = mean(rouge_l([answer.directive for answer in true], [letter] * len(true)))
+    return violation_scores, letter_scores

@@ -1,4 +1,4 @@
-"""Which rules an answer calls violated, against the truth: micro-F1, precision and recall per rule, trivial baselines."""
+"""Score the violated rules that answers name: precision, recall and F1 (micro-averaged and per rule), trivial baselines."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,12 @@ from data.regulator.baselines import trivial_predictions
 
 
 def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:
-    """Violations and directive of each example; None if none of them is of the regulator's form (another domain).
+    """The true violations and directive of each example; None if no example has them (another task).
 
-    The field `violations` decides where an example has it, else the assistant's message, which ends the conversation.
-    Raises `UserError` that names the example if only some of them have violations.
+    Violations come from the example's field `violations`, or else from the assistant's last message.
+
+    Raises `UserError` if only some of the examples have violations; it names the file `where` and the first one
+    without.
     """
     answers = [_true_answer(example) for example in examples]
     missing = [i for i, answer in enumerate(answers) if answer is None]
@@ -24,7 +26,7 @@ def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:
         name = examples[missing[0]].get("id", missing[0] + 1)
         raise UserError(
             f"{where}, example {name}: neither a field `violations` nor an answer of the form `Violations: ... "
-            f"Directive: ...`, while other examples have one; add it or take the example out."
+            f"Directive: ...`, although other examples have one; add it or remove the example."
         )
     return answers
 
@@ -38,14 +40,14 @@ def _true_answer(example: dict) -> Answer | None:
 
 
 def score_violations(true: Sequence[Sequence[str]], answers: Sequence[Sequence[str] | None]) -> dict:
-    """Multilabel scores over (report, rule) pairs, by scikit-learn; 0 where a ratio is undefined.
+    """Multilabel scores over (report, rule) pairs, computed by scikit-learn; 0 where a ratio is undefined.
 
-    An answer of None (unparsable) names no rule, and is never exactly right. Rules that exist only in an answer are
-    labels too, so inventing one costs precision.
+    `true` and `answers` have the rule ids of each report. An answer of None (unparsable) names no rule and never counts
+    as `exact`. A rule that occurs only in an answer is a label too, so inventing rules lowers precision.
     """
     predicted = [answer or () for answer in answers]
     labels = sorted({rule for rules in [*true, *predicted] for rule in rules})
-    exact = sum(answer is not None and set(one) == set(answer) for one, answer in zip(true, answers, strict=True))
+    exact = sum(answer is not None and set(truth) == set(answer) for truth, answer in zip(true, answers, strict=True))
     scores = {
         "n_reports": len(true),
         "n_violations": sum(len(set(rules)) for rules in true),
@@ -53,9 +55,10 @@ def score_violations(true: Sequence[Sequence[str]], answers: Sequence[Sequence[s
         "exact": exact / max(1, len(true)),
         "per_rule": {},
     }
-    if not labels:  # scikit-learn refuses an empty matrix
+    if not labels:  # scikit-learn rejects an empty matrix
         return scores
-    # It takes a matrix with one column for two classes, violated and not: a column of zeros beside it changes no score.
+    # scikit-learn would treat a single column as binary classification. An extra column of zeros avoids this and
+    # changes no score.
     binarizer = MultiLabelBinarizer(classes=[*labels, ""])
     y_true, y_pred = binarizer.fit_transform(true), binarizer.transform(predicted)
     precision, recall, f1, _ = precision_recall_fscore_support(y_true, y_pred, average="micro", zero_division=0)
@@ -75,10 +78,10 @@ def score_violations(true: Sequence[Sequence[str]], answers: Sequence[Sequence[s
 def baseline_answers(
     true: Sequence[Sequence[str]], training: Sequence[Sequence[str]] | None
 ) -> dict[str, tuple[str, ...]]:
-    """Name -> the rules that a trivial baseline answers to every report, fitted on the training split where it is given.
+    """Baseline name -> the rules that it predicts for every report. The baselines are fitted on `training`.
 
-    Without one, "flag everything" knows the rules of the evaluated file itself (which favours it), and there is no
-    "most frequent violation".
+    Without a training split they are fitted on `true`. This favours "flag everything", and "most frequent violation" is
+    left out.
     """
     answers = trivial_predictions(true if training is None else training)
     if training is None:

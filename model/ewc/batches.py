@@ -5,37 +5,31 @@ neither on the number of ranks nor on packing. The functions of data/batches.py 
 data do not import each other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from common.permutation import permuted
+from configs.config import EWC
 from model.language_model import Batch
 
 _DOCUMENT_BITS = 20  # for a document's number within its item; a window has at most as many documents as tokens
 
-Deal = Callable[[tuple[tuple[int, ...], ...], "Source", int, int, int], list[tuple[int, ...]]]  # micro_batches
-Collate = Callable[[tuple[int, ...], "Source"], Batch]
+Deal = Callable[..., list[tuple[int, ...]]]  # data.batches.micro_batches
+Collate = Callable[..., Any]  # data.batches.collate
 
 
 class Source(Protocol):
     """The part of a source (data/sources.py) that is used here. An item is a document, or a window of a token store."""
 
-    fingerprint: str
-
+    @property
+    def fingerprint(self) -> str: ...
     def document_lengths(self, index: int) -> tuple[int, ...]: ...
     def num_targets(self, index: int) -> int: ...
-    def items_with_targets(self) -> Sequence[int]: ...
-
-
-class Settings(Protocol):
-    """The part of the config's `ewc` section that is used here."""
-
-    documents: int
-    batch: int
-    seed: int
+    def items_with_targets(self) -> np.ndarray | range: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,7 @@ class FisherBatches:
 
 
 def fisher_batches(
-    source: Source, settings: Settings, capacity: int, micro_batch: int, deal: Deal, collate: Collate
+    source: Source, settings: EWC, capacity: int, micro_batch: int, deal: Deal, collate: Collate
 ) -> FisherBatches:
     """`settings.documents` items of a source, drawn without replacement (all items if it has fewer), in groups.
 

@@ -22,8 +22,9 @@ from collections.abc import Callable
 import torch
 
 from common.errors import UserError
+from distributed.gradients import gradient_of
 from distributed.process_group import StopSignal, agree_any
-from distributed.sharding import before_micro_batch, local_shard, reshard
+from distributed.sharding import before_micro_batch, local, local_shard, reshard
 from model.ewc.batches import FisherBatches
 from model.label_sampling import make_draw
 from model.language_model import PackedLanguageModel, parameter_names
@@ -64,7 +65,7 @@ def estimate_fisher(
             draw = make_draw(estimator, batch, documents.to(ranks.device), seed)
             model(batch, draw=draw).backward()
         for name, parameter in parameters.items():
-            gradient = local_shard(parameter.grad)[0].float()
+            gradient = local(gradient_of(parameter)).float()
             sums[name].addcmul_(gradient, gradient)
             parameter.grad = None
         now = time.perf_counter()

@@ -13,13 +13,15 @@ without communication.
 import re
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
+from distributed.gradients import gradient_of
 from distributed.optimizer import CHUNK
 from distributed.rounding import noise_key, stochastic_round_
-from distributed.sharding import flat_shard, local_shard, sum_over_shards
+from distributed.sharding import flat_shard, local, local_shard, sum_over_shards
 from model.ewc.anchor import Anchor
 
 
@@ -51,7 +53,7 @@ class Penalty:
             weight, first = flat_shard(parameter)
             if weight.numel() == 0:  # more ranks than rows
                 continue
-            gradient = local_shard(parameter.grad)[0].view(-1)
+            gradient = local(gradient_of(parameter)).view(-1)
             fisher, reference = self.anchor.fisher[name].view(-1), self.anchor.reference[name].view(-1)
             factor = self.strength * 2.0 ** self.anchor.exponents[name]
             key = noise_key(self.seed, -1 - index, step)  # the optimizer's noise streams are 0 and above
@@ -164,7 +166,7 @@ class _Timer:
         self.events, self.seconds, self.count = [], 0.0, 0
         return mean
 
-    def _now(self):  # noqa: ANN202  seconds, or a CUDA event
+    def _now(self) -> Any:  # seconds, or a CUDA event
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

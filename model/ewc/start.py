@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import nn
 
 from common.dtypes import DTYPES
 from common.errors import UserError
+from configs.config import EWC
 from distributed.process_group import Ranks, StopSignal, agree_any, broadcast_from_first
 from distributed.sharding import local_shard, reshard
 from model.ewc.anchor import Anchor, load_anchor, read_made, save_anchor, scaled_to_dtype
@@ -22,21 +22,9 @@ from model.language_model import PackedLanguageModel, parameter_names
 Say = Callable[[str], None]
 
 
-class Settings(Protocol):
-    """The part of the config's `ewc` section that is used here."""
-
-    strength: float
-    estimator: str
-    batch: int
-    dtype: str
-    device: str
-    fisher: str | None
-    seed: int
-
-
 def start_penalty(
     model: PackedLanguageModel,
-    settings: Settings,
+    settings: EWC,
     directory: Path,
     batches: FisherBatches | None,
     strategy: str,
@@ -59,6 +47,7 @@ def start_penalty(
         if settings.fisher:
             anchor = reuse(Path(settings.fisher), anchor_settings(settings, batches), model, say)
         else:
+            assert batches is not None  # configs/config.py requires ewc.data where ewc.fisher is not set
             anchor = estimate(model, settings, batches, strategy, stop, say, first_new_row)
             if anchor is None:
                 return None
@@ -70,7 +59,7 @@ def start_penalty(
     return penalty
 
 
-def anchor_settings(settings: Settings, batches: FisherBatches | None) -> dict:
+def anchor_settings(settings: EWC, batches: FisherBatches | None) -> dict:
     """What determines a run's anchor, as plain JSON: runs with equal values have the same anchor."""
     if settings.fisher or batches is None:
         return {"fisher": settings.fisher, "dtype": settings.dtype}
@@ -115,7 +104,7 @@ def reuse(directory: Path, made: dict, model: PackedLanguageModel, say: Say) -> 
 
 def estimate(
     model: PackedLanguageModel,
-    settings: Settings,
+    settings: EWC,
     batches: FisherBatches,
     strategy: str,
     stop: StopSignal,

@@ -1,9 +1,13 @@
-"""Which strings of a corpus are worth a token of their own: candidates, ranked by the tokens that they save.
+"""Find the strings of a corpus that are worth a new token, ranked by the number of tokens that they save.
 
-A text is cut in three kinds of parts. What a pattern matches (a cell, a form code, an article) is one candidate and
-nothing else, so that a code is the same tokens wherever it stands. Figures are left as they are: the tokenizer's way of
-splitting numbers is what the model's arithmetic rests on. The chunks between give whole labels and, through
-sentencepiece, pieces of several words. A number that belongs to a name ("Tier 1", "the 75% cap") is no figure.
+Every text is split into three kinds of parts:
+
+- Codes: what a pattern matches (a cell, a form code, an article). A code is a candidate as a whole and never part of
+  another candidate, so that it has the same tokens in every context.
+- Figures: numbers, which are left unchanged, because the model's arithmetic relies on how the tokenizer splits them. A
+  number that belongs to a name ("Tier 1", "the 75% cap") does not count as a figure.
+- Chunks: the text between them. Candidates are whole chunks (labels) and pieces of chunks, found by sentencepiece, which
+  may span several words.
 """
 
 import heapq
@@ -15,8 +19,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from common.errors import UserError
+
 PATTERNS = {
-    # How the EBA's templates, their cells, their codes and the articles of CRR and CRD are written.
+    # The notation of the EBA's templates, cells and codes, and of the articles of CRR and CRD.
     "regulator": (
         r"\{[rcs]\d{4}\}",  # {c0010} in a formula of the DPM (DPM-XL)
         r"t?[A-Z][ _]\d\d\.\d\d(?:\.[a-z])?",  # C 03.00, F 01.01, C_76.00.a; tC_01.00 in a formula
@@ -28,37 +34,52 @@ PATTERNS = {
         r", default: \w+(?:, interval: \w+)?\}:?",  # the end of {tC_01.00, r0010, default: 0, interval: true}:
     ),
 }
-FIGURE = r"(?<![^\W_])\d(?:[\d.,'-]*\d)?%?(?!\w)"  # between no letters: CET1, T2 and 2B are words
-IN_A_NAME = r"\d{1,3}%?"  # of figures, those that may belong to a name: no year, no date, hardly an amount
-DIFFERENT_IN_NAMES = 16  # a word before more different numbers stands before figures
-MAX_CHARACTERS = 64
-PIECES_PER_TOKEN = 4  # sentencepiece's pieces are so many times the tokens asked for: most of them will be dropped
+FIGURE = r"(?<![^\W_])\d(?:[\d.,'-]*\d)?%?(?!\w)"  # not next to letters: CET1, T2 and 2B are words
+NAME_NUMBER = r"\d{1,3}%?"  # numbers that may belong to a name; excludes years, dates and most amounts
+MAX_NAME_NUMBERS = 16  # a word that is followed by more different numbers is not part of a name
+MAX_CHARACTERS = 64  # of a token
+PIECES_PER_TOKEN = 4  # sentencepiece pieces per requested token; most of them are dropped later
 
 
 @dataclass(frozen=True)
 class NewToken:
-    """A string that becomes one token; with its leading space where it has one."""
+    """A string that becomes one token."""
 
-    text: str
-    count: int  # in the corpus, where no longer new token covers it
-    saved: int  # tokens of the base tokenizer less one, times count
+    text: str  # may begin with a space
+    count: int  # occurrences in the corpus, except inside longer new tokens
+    saved: int  # (tokens with the base tokenizer - 1) * count
+
+
+def expand_patterns(names: list[str]) -> list[str]:
+    """Regular expressions from a list of regular expressions and keys of PATTERNS. Raises UserError for an invalid one."""
+    patterns = [pattern for name in names for pattern in PATTERNS.get(name, (name,))]
+    for pattern in patterns:
+        try:
+            compiled = re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"--patterns: {pattern!r} is not a regular expression: {error}") from error
+        if compiled.search(""):
+            raise UserError(f"--patterns: {pattern!r} matches the empty text")
+        if compiled.groups:
+            raise UserError(f"--patterns: {pattern!r} has a group; write (?:...)")
+    return patterns
 
 
 def find_new_tokens(
     texts: Iterable[str],
     length: Callable[[str], int],
-    wanted: int,
+    max_tokens: int,
     patterns: Iterable[str] = (),
     min_count: int = 20,
     general: Iterable[str] = (),
     usable: Callable[[str], bool] = lambda text: True,
 ) -> list[NewToken]:
-    """At most `wanted` new tokens, those that save most first.
+    """At most `max_tokens` new tokens that save tokens, those that save most first.
 
-    length: tokens of a string in the base tokenizer, in the middle of a text. patterns: regular expressions. min_count:
-    the floor; a token that is seen less often cannot be learned. general: texts of everyday language; what occurs there
-    (" as the") stays as it is, since its old tokens are well trained. usable: whether the tokenizer can have a token of that
-    text. Fewer than `wanted` come back where no more are worth it.
+    length: number of tokens of a string with the base tokenizer, in the middle of a text. patterns: regular expressions of
+    codes. min_count: minimum occurrences of a token in the corpus; a rarer token cannot be learned. general: texts of
+    everyday language; strings that occur in them (" as the") get no new token, because their old tokens are well trained.
+    usable: whether the tokenizer can have a token with a given text.
     """
     codes, chunks = split(texts, patterns)
     length = lru_cache(maxsize=None)(length)
@@ -67,28 +88,28 @@ def find_new_tokens(
     tokens = [NewToken(*one) for one in found if one[2] > 0]
     frequent = Counter({chunk: count for chunk, count in chunks.items() if count > 1})
     whole = {chunk for chunk, n in frequent.items() if n >= min_count}
-    candidates = {text for chunk in whole for text in (chunk, chunk.rstrip(" |:,;")) if is_sound(text)}
-    candidates |= {piece for piece in pieces(frequent, wanted * PIECES_PER_TOKEN) if is_sound(piece)}
+    candidates = {text for chunk in whole for text in (chunk, chunk.rstrip(" |:,;")) if is_valid(text)}
+    candidates |= {piece for piece in unigram_pieces(frequent, max_tokens * PIECES_PER_TOKEN) if is_valid(piece)}
     everyday = "\n".join(general)
     candidates = {text for text in candidates if text not in everyday and length(text) > 1 and usable(text)}
-    tokens += choose(sorted(candidates), frequent, length, wanted, min_count)
-    return sorted(tokens, key=lambda token: (-token.saved, token.text))[:wanted]
+    tokens += select_greedily(sorted(candidates), frequent, length, max_tokens, min_count)
+    return sorted(tokens, key=lambda token: (-token.saved, token.text))[:max_tokens]
 
 
 def split(texts: Iterable[str], patterns: Iterable[str]) -> tuple[Counter, Counter]:
-    """(what the patterns match -> count, the chunks between matches, figures and line ends -> count)."""
+    """Split texts at codes, figures and line ends; returns (code -> count, chunk -> count)."""
     texts = list(texts)
     matched = "|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)"
-    # A code takes the space before it along; it neither begins nor ends within a word.
+    # A code includes the space before it, and neither begins nor ends inside a word.
     code = rf"( ?(?:(?<!\w)|(?=\W))(?:{matched})(?:(?!\w)|(?<=\W)))"
     cut = re.compile(rf"{code}|({FIGURE})|[\r\n]+")
-    of_names = _words_of_names(texts)
+    name_words = _words_before_few_numbers(texts)
     codes, chunks = Counter(), Counter()
     for text in texts:
         done = 0
         for match in cut.finditer(text):
             code, figure = match.groups()
-            if figure and re.fullmatch(IN_A_NAME, figure) and _word_before(text, match.start()) in of_names:
+            if figure and re.fullmatch(NAME_NUMBER, figure) and _word_before(text, match.start()) in name_words:
                 continue
             chunks[text[done : match.start()]] += 1
             if code is not None:
@@ -99,15 +120,15 @@ def split(texts: Iterable[str], patterns: Iterable[str]) -> tuple[Counter, Count
     return codes, chunks
 
 
-def _words_of_names(texts: list[str]) -> set[str]:
-    """Words that stand before few different numbers: "Tier" before 1 and 2, and not "|" or "of"."""
+def _words_before_few_numbers(texts: list[str]) -> set[str]:
+    """Words that are followed by at most MAX_NAME_NUMBERS different numbers: "Tier" (1, 2), but neither "|" nor "of"."""
     before: dict[str, set[str]] = {}
     for text in texts:
         for match in re.finditer(FIGURE, text):
             numbers = before.setdefault(_word_before(text, match.start()), set())
-            if len(numbers) <= DIFFERENT_IN_NAMES:
+            if len(numbers) <= MAX_NAME_NUMBERS:
                 numbers.add(match.group())
-    return {word for word, numbers in before.items() if len(numbers) <= DIFFERENT_IN_NAMES}
+    return {word for word, numbers in before.items() if len(numbers) <= MAX_NAME_NUMBERS}
 
 
 def _word_before(text: str, position: int) -> str:
@@ -115,12 +136,13 @@ def _word_before(text: str, position: int) -> str:
     return (line.split() or [""])[-1]
 
 
-def is_sound(text: str) -> bool:
-    """Whether a string may be a token.
+def is_valid(text: str) -> bool:
+    """Whether a string may become a token.
 
-    It begins with a space or a sign, so that it never matches inside a word from its beginning. It ends without a space,
-    which belongs to the next word, unless a sign is before it, as in " | " before a figure. It ends without a digit: the
-    rest of a longer number would be split in another way. And it holds letters.
+    - It begins with a space or a punctuation character, so that it cannot begin inside a word.
+    - It does not end with a space, which belongs to the next word, except after punctuation (" | " before a figure).
+    - It does not end with a digit, because the rest of a longer number would then be split differently.
+    - It contains letters.
     """
     return (
         0 < len(text) <= MAX_CHARACTERS
@@ -129,12 +151,12 @@ def is_sound(text: str) -> bool:
         and not text[-1].isdigit()
         and not (text[-1].isspace() and (text[-1] != " " or text[-2:-1].isalnum() or text[-2:-1].isspace()))
         and any(character.isalpha() for character in text)
-        and "\u2581" not in text  # sentencepiece's sign for a space
+        and "\u2581" not in text  # the character with which sentencepiece writes a space
     )
 
 
-def pieces(chunks: Counter, size: int) -> list[str]:
-    """The pieces of a sentencepiece unigram model (Kudo, arXiv:1804.10959) of the chunks, which may hold several words."""
+def unigram_pieces(chunks: Counter, size: int) -> list[str]:
+    """About `size` pieces of a sentencepiece unigram model of the chunks (Kudo, arXiv:1804.10959), across word boundaries."""
     usable = {chunk: count for chunk, count in chunks.items() if "\t" not in chunk and "\u2581" not in chunk}
     if not usable:
         return []
@@ -151,7 +173,7 @@ def pieces(chunks: Counter, size: int) -> list[str]:
         sentencepiece.SentencePieceTrainer.train(
             input=str(path),
             model_prefix=str(Path(folder, "pieces")),
-            vocab_size=size + len(set().union(*usable)) + 3,  # each character is a piece too, and there are three signs
+            vocab_size=size + len(set().union(*usable)) + 3,  # every character and three control symbols are pieces too
             max_sentencepiece_length=MAX_CHARACTERS,
             max_sentence_length=1 << 16,
             **options,
@@ -160,13 +182,13 @@ def pieces(chunks: Counter, size: int) -> list[str]:
         return [model.id_to_piece(i).replace("\u2581", " ") for i in range(model.get_piece_size())]
 
 
-def choose(
-    candidates: list[str], chunks: Counter, length: Callable[[str], int], wanted: int, min_count: int
+def select_greedily(
+    candidates: list[str], chunks: Counter, length: Callable[[str], int], max_tokens: int, min_count: int
 ) -> list[NewToken]:
-    """The greedy choice: each time the candidate that saves most beside those chosen before.
+    """Repeatedly choose the candidate that saves most, given those already chosen.
 
-    A candidate's saving is counted again when its turn comes (lazy greedy, Minoux 1978): it only falls as others are
-    chosen. Of overlapping tokens the longest match counts, as in the tokenizer.
+    The saving of a candidate only decreases as others are chosen, so it is recomputed only when the candidate reaches the
+    top of the queue (lazy greedy, Minoux 1978). Where tokens overlap, the longest match wins, as in the tokenizer.
     """
     where = _chunks_of(candidates, chunks)
     chosen_in: dict[str, list[str]] = {chunk: [] for chunk in chunks}
@@ -181,7 +203,7 @@ def choose(
     heap = [(-saving(candidate), candidate) for candidate in candidates if candidate in where]
     heapq.heapify(heap)
     chosen: list[str] = []
-    while heap and len(chosen) < wanted:
+    while heap and len(chosen) < max_tokens:
         _, candidate = heapq.heappop(heap)
         now = saving(candidate)
         if heap and now < -heap[0][0]:
@@ -194,26 +216,27 @@ def choose(
     for chunk, present in chosen_in.items():
         for token in _tokens(chunk, present, length)[1]:
             uses[token] += chunks[chunk]
-    # Longer ones chosen later may have left little to a token that was chosen early.
+    # Count again: longer tokens that were chosen later may cover most occurrences of an earlier one.
     counted = [NewToken(token, uses[token], uses[token] * (length(token) - 1)) for token in chosen]
     return [token for token in counted if token.count >= min_count and token.saved > 0]
 
 
 def _chunks_of(candidates: list[str], chunks: Counter) -> dict[str, list[str]]:
-    """Candidate -> the chunks that hold it; candidates that more often cut a word than not are left out."""
+    """Candidate -> the chunks that contain it. Candidates that end inside a word in most occurrences are left out."""
     by_word: dict[str, set[str]] = {}
     for chunk in chunks:
         for word in chunk.split():
             by_word.setdefault(word, set()).add(chunk)
     where = {}
     for candidate in candidates:
-        # Its first word but the last may only be a part of one in the chunk, so only a word in the middle is looked up.
+        # Its last word, and its first word without a leading space, may be part of a longer word in the chunk, so only
+        # the words between them are looked up.
         words = candidate.split()[:-1] if candidate[0] == " " else candidate.split()[1:-1]
-        near = min((by_word.get(word, set()) for word in words), key=len, default=chunks)
-        holding = sorted(chunk for chunk in near if candidate in chunk)
-        whole = sum(chunks[chunk] * (1 if _ends_a_word(candidate, chunk) else -1) for chunk in holding)
-        if holding and whole > 0:
-            where[candidate] = holding
+        possible = min((by_word.get(word, set()) for word in words), key=len, default=chunks)
+        containing = sorted(chunk for chunk in possible if candidate in chunk)
+        balance = sum(chunks[chunk] * (1 if _ends_a_word(candidate, chunk) else -1) for chunk in containing)
+        if containing and balance > 0:
+            where[candidate] = containing
     return where
 
 
@@ -223,7 +246,7 @@ def _ends_a_word(candidate: str, chunk: str) -> bool:
 
 
 def _tokens(chunk: str, present: list[str], length: Callable[[str], int]) -> tuple[int, list[str]]:
-    """(tokens of the chunk, the new ones among them); leftmost first, and of those the longest."""
+    """(number of tokens of the chunk, the new tokens in it), matching from the left and the longest token first."""
     if not present:
         return length(chunk), []
     longest_first = "|".join(map(re.escape, sorted(present, key=len, reverse=True)))

@@ -1,4 +1,4 @@
-"""scripts/bench.py without any peer: its arithmetic, its workload, how a process is watched, and our own arm end to end."""
+"""The benchmark without other trainers: arithmetic, workload, watching of processes, and our own arm end to end."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import pytest
 from bench.arms import ARMS
 from bench.ladder import render as render_ladder
 from bench.measure import Run, watch
-from bench.table import enough, line, parity_difference, render, result
+from bench.table import has_enough_steps, parity_difference, render, run_result, summarize
 from bench.workload import make_workload
 from data.examples import load_documents
 from model.flops import Work, step_flops
@@ -32,39 +32,39 @@ def _row(step, seconds, lengths, targets, loss=1.0, memory=0.5):
     }
 
 
-def test_result_leaves_warm_up_out_and_counts_real_tokens():
+def test_result_excludes_warmup_and_counts_real_tokens():
     rows = [_row(1, 100.0, [10], 5, 9.0), _row(2, 2.0, [10, 30], 10, 8.0), _row(3, 4.0, [20], 5, 7.0)]
     run = Run(rows, first_step_seconds=3.0, peak_rss_gib=1.5)
     work = Work(per_token=6.0, per_target=60.0, per_pair=12.0, windows=((None, 2),))
-    found = result(run, 1, lambda lengths, targets: step_flops(work, lengths, targets), on_device=False)
+    found = run_result(run, 1, lambda lengths, targets: step_flops(work, lengths, targets), on_cuda=False)
     assert found.tokens_per_second == pytest.approx(60 / 6)
     pairs = 10 * 11 / 2 + 30 * 31 / 2 + 20 * 21 / 2
     assert found.flops_per_second == pytest.approx((6 * 60 + 60 * 15 + 2 * 12 * pairs) / 6)
     assert (found.memory_gib, found.first_step_seconds, found.losses) == (1.5, 3.0, (9.0, 8.0, 7.0))
-    assert result(run, 1, lambda *_: 0.0, on_device=True).memory_gib == 0.5
+    assert run_result(run, 1, lambda *_: 0.0, on_cuda=True).memory_gib == 0.5
 
 
-def test_line_is_the_median_with_spread_and_mfu():
+def test_summary_has_medians_spread_and_mfu():
     runs = [
         Run([_row(1, 1.0, [n], 1, loss), _row(2, 1.0, [n], 1, loss + 1)], first_step_seconds=s, peak_rss_gib=g)
         for n, loss, s, g in ((100, 1.0, 3.0, 1.0), (120, 2.0, 5.0, 3.0), (90, 3.0, 4.0, 2.0))
     ]
-    results = [result(run, 0, lambda lengths, _: 7.0 * sum(lengths), on_device=False) for run in runs]
-    found = line(results, peak=1400.0, loss_step=1)
+    results = [run_result(run, 0, lambda lengths, _: 7.0 * sum(lengths), on_cuda=False) for run in runs]
+    found = summarize(results, peak=1400.0, loss_step=1)
     assert found.tokens_per_second == 100.0
     assert found.spread == pytest.approx((120 - 90) / 100)
     assert found.mfu == pytest.approx(0.5)
     assert (found.memory_gib, found.first_step_seconds, found.loss, found.loss_step) == (2.0, 4.0, 2.0, 1)
-    assert line(results, peak=1400.0, loss_step=8).loss_step == 2  # it did fewer steps
+    assert summarize(results, peak=1400.0, loss_step=8).loss_step == 2  # the runs have only two steps
 
 
-def test_enough_steps():
+def test_has_enough_steps():
     rows = [_row(i, 4.0, [1], 1) for i in range(1, 5)]
-    assert not enough(rows[:3], warmup=2, steps=2, seconds=math.inf)
-    assert enough(rows, warmup=2, steps=2, seconds=math.inf)
-    assert not enough(rows[:3], warmup=2, steps=6, seconds=1.0)  # one step is no measurement
-    assert enough(rows, warmup=2, steps=6, seconds=8.0)
-    assert not enough(rows, warmup=2, steps=6, seconds=8.1)
+    assert not has_enough_steps(rows[:3], warmup=2, steps=2, seconds=math.inf)
+    assert has_enough_steps(rows, warmup=2, steps=2, seconds=math.inf)
+    assert not has_enough_steps(rows[:3], warmup=2, steps=6, seconds=1.0)  # a single measured step is never enough
+    assert has_enough_steps(rows, warmup=2, steps=6, seconds=8.0)
+    assert not has_enough_steps(rows, warmup=2, steps=6, seconds=8.1)
 
 
 def test_parity_difference_is_absolute_below_one_and_relative_above():
@@ -73,30 +73,29 @@ def test_parity_difference_is_absolute_below_one_and_relative_above():
     assert math.isnan(parity_difference([1.0, 2.0], [1.0]))
 
 
-def test_render_compares_with_ours_and_keeps_reasons():
-    results = [result(Run([_row(1, 1.0, [n], 1)], 1.0, 1.0), 0, lambda *_: 1.0, False) for n in (100, 50)]
-    text = render(
-        "matched", {"ours": line(results[:1], 1.0, 1), "b": line(results[1:], 1.0, 1), "c": "not here"}, "ours"
-    )
+def test_render_compares_with_ours_and_shows_reasons():
+    results = [run_result(Run([_row(1, 1.0, [n], 1)], 1.0, 1.0), 0, lambda *_: 1.0, False) for n in (100, 50)]
+    ours, other = (summarize([result], 1.0, 1) for result in results)
+    text = render("matched", {"ours": ours, "b": other, "c": "not here"}, "ours")
     assert "1.00x" in text.splitlines()[2] and "2.00x" in text.splitlines()[3]
     assert text.splitlines()[4].split(maxsplit=1) == ["c", "not here"]
 
 
-def test_workload_is_deterministic_masked_and_in_the_order_of_our_plan(tmp_path):
+def test_workload_is_deterministic_and_masked_and_follows_our_batch_plan(tmp_path):
     tokenizer = tiny_tokenizer()
     first = make_workload(tmp_path / "a", tokenizer, 3, 4, 100, 500)
     again = make_workload(tmp_path / "b", tokenizer, 3, 4, 100, 500)
     assert (
         first.jsonl.read_bytes() == again.jsonl.read_bytes() and first.tokens.read_bytes() == again.tokens.read_bytes()
     )
-    assert sorted(d for step in first.steps for d in step) == list(range(12)) and first.steps == again.steps
+    assert sorted(i for step in first.steps for i in step) == list(range(12)) and first.steps == again.steps
     assert all(100 <= n <= 500 for n in first.lengths) and len(set(first.lengths)) > 6
     content = json.loads(first.tokens.read_text())
     documents = load_documents((str(first.jsonl),), tokenizer, 500, "error")
     for example, ids, flags in zip(content["examples"], documents.ids, documents.is_target, strict=True):
         assert example["input_ids"] == ids.tolist()
         assert [label != -100 for label in example["labels"]] == flags.tolist()
-        assert 0.2 < flags.mean() < 0.8  # the answer, and never the question
+        assert 0.2 < flags.mean() < 0.8  # the answer is a target, the question is not
         assert all(label in (-100, token) for label, token in zip(example["labels"], ids, strict=True))
 
 
@@ -113,29 +112,29 @@ time.sleep(600)
 """
 
 
-def test_a_process_tree_is_watched_and_ended(tmp_path):
+def test_process_tree_is_watched_and_killed(tmp_path):
     rows, log = tmp_path / "rows.jsonl", tmp_path / "log"
     command = [sys.executable, "-c", PARENT, str(rows)]
     run = watch(command, dict(os.environ), rows, json.loads, lambda found: len(found) >= 3, log, timeout=60)
-    assert [row["step"] for row in run.rows] == [1, 2, 3] and not run.failed  # of the five that it wrote at once
+    assert [row["step"] for row in run.rows] == [1, 2, 3] and not run.failed  # the other two rows are dropped
     assert 0.4 < run.peak_rss_gib < 2  # both processes
     assert 0 < run.first_step_seconds < 60
     ps = ["ps", "-o", "stat=", "-p", str(run.rows[0]["pid"])]
     states = {subprocess.run(ps, capture_output=True, text=True).stdout.strip()[:1] for _ in range(50)}
-    assert states & {"", "Z"}  # gone, or dead and not yet collected by init
+    assert states & {"", "Z"}  # gone, or a zombie that init has not reaped yet
 
 
-def test_an_arm_that_dies_says_so(tmp_path):
+def test_failed_arm_reports_its_exit_code(tmp_path):
     command = [sys.executable, "-c", "import sys; sys.exit(3)"]
     run = watch(command, dict(os.environ), tmp_path / "rows", json.loads, bool, tmp_path / "log", timeout=60)
     assert run.failed.startswith("exit code 3, 0 steps")
 
 
-def test_our_arm_end_to_end_and_a_peer_that_is_not_there(tmp_path):
+def test_our_arm_end_to_end_and_a_trainer_that_is_not_installed(tmp_path):
     model = write_tiny_model(tmp_path / "model", vocab_size=300)
     report = tmp_path / "bench.json"
     arguments = f"--settings matched --arms ours,litgpt --rounds 1 --warmup 1 --steps 2 --lengths 100,500 --threads 1 --work {tmp_path / 'work'}"
-    # A finder that hides LitGPT, whether it is installed or not.
+    # Hides LitGPT, whether it is installed or not.
     hide = "import sys, runpy; sys.modules['litgpt'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [
         sys.executable,
@@ -159,29 +158,29 @@ def test_our_arm_end_to_end_and_a_peer_that_is_not_there(tmp_path):
     assert "pip install -r requirements-bench.txt" in answer.stdout
 
 
-def test_a_model_that_is_not_there_is_one_sentence(tmp_path):
+def test_missing_model_is_reported_in_one_sentence(tmp_path):
     command = [sys.executable, "scripts/bench.py", "--model", str(tmp_path)]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    last = answer.stderr.strip().splitlines()[-1]  # before it may stand what torchao says when it is imported
+    last = answer.stderr.strip().splitlines()[-1]  # torchao may print warnings before it
     assert answer.returncode == 2 and last.startswith("error: ") and "fetch_base_model.py" in last
 
 
-def test_ladder_rungs_share_their_arithmetic(tmp_path):
+def test_ladder_rungs_compute_the_same_loss(tmp_path):
     lines = {}
     for key in ("eager", "checkpointing"):
         out = tmp_path / f"{key}.json"
         code = (
             "import dataclasses, json, sys; from bench import ladder;"
             "rung = dataclasses.replace(ladder.RUNGS[sys.argv[1]], compiled=False);"
-            "open(sys.argv[2], 'w').write(json.dumps(ladder.climb(rung)))"
+            "open(sys.argv[2], 'w').write(json.dumps(ladder.run_rung(rung)))"
         )
         subprocess.run([sys.executable, "-c", code, key, str(out)], cwd=ROOT, check=True, timeout=300)
         lines[key] = json.loads(out.read_text())
     assert lines["eager"]["loss"] == pytest.approx(lines["checkpointing"]["loss"], rel=2e-3)
-    assert abs(lines["eager"]["loss"] - math.log(512)) < 0.1  # near uniform, as random weights are
+    assert abs(lines["eager"]["loss"] - math.log(512)) < 0.1  # random weights predict almost uniformly
     text = render_ladder([lines["eager"], {"name": "x", "failed": "no such thing"}], peak=1e12)
     assert "1.00x" in text and "no such thing" in text
 
 
-def test_arms_have_distinct_names():
+def test_arm_names_are_unique():
     assert len({arm.key for arm in ARMS}) == len({arm.name for arm in ARMS}) == len(ARMS)

@@ -52,18 +52,18 @@ def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
         ("optimizer.lerning_rate=1", "unknown key optimizer.lerning_rate; did you mean optimizer.learning_rate"),
         ("optimiser.epochs=1", "did you mean optimizer.epochs"),
         ("epochs=1", "is not an override"),
-        ("optimizer.epochs=2.5", "optimizer.epochs must be a whole number, not '2.5'"),
+        ("optimizer.epochs=2.5", "optimizer.epochs must be an integer, not '2.5'"),
         ("optimizer.epochs=0", "optimizer.epochs must be above 0"),
         ("optimizer.learning_rate=fast", "must be a number"),
         ("optimizer.learning_rate=nan", "must be"),
         ("model.compile=1", "must be True or False"),
         ("sharding.strategy=zero3", "must be one of full, grad_op"),
-        ("optimizer.betas=0.9", "must be 2 numbers"),
+        ("optimizer.betas=0.9", "must be a tuple of 2 numbers"),
         ("optimizer.warmup_ratio=5", "must be between 0 and 1"),
         ("batch.global_tokens=5", "set exactly one of"),
         ("run.export=best", "needs data.validation"),
         ("run.name=a/b", "plain directory name"),
-        ("data.train=", "data.train names no file"),
+        ("data.train=", "data.train is empty; name at least one file"),
     ],
 )
 def test_a_wrong_override_is_a_one_line_error(good, override, words) -> None:
@@ -76,7 +76,7 @@ def test_a_wrong_override_is_a_one_line_error(good, override, words) -> None:
     "change, words",
     [
         (("Run(", "Run(nmae="), "Run has no key 'nmae'; did you mean name?"),
-        (('Data(("a.jsonl",))', 'Data("a.jsonl")'), "data.train must be a list of texts, not 'a.jsonl'"),
+        (('Data(("a.jsonl",))', 'Data("a.jsonl")'), "data.train must be a tuple of strings, not 'a.jsonl'"),
         (("Optimizer(1e-4)", "Optimizer()"), "Optimizer needs a value for 'learning_rate'"),
         (("config = ", "konfig = "), "does not end with `config = Config(...)`"),
         (("config = ", "config = = "), "line 3: invalid syntax"),
@@ -96,7 +96,7 @@ def test_a_wrong_file_is_a_one_line_error(tmp_path, change, words) -> None:
 def test_without_packing_the_batch_must_divide_by_the_ranks(good) -> None:
     check_world(load_config(good, ["batch.micro_batch=3"]), 3, 3)
     check_world(load_config(good, ["data.packing=False", "batch.micro_batch=2"]), 4, 4)
-    with pytest.raises(UserError, match="batch.global_examples=8 does not divide by 3 ranks x"):
+    with pytest.raises(UserError, match="batch.global_examples=8 is not divisible by 3 ranks x"):
         check_world(load_config(good, ["data.packing=False"]), 3, 3)
 
 
@@ -105,7 +105,7 @@ def test_the_ranks_must_divide_by_the_shard_size_of_hybrid(good) -> None:
     check_world(hybrid, 4, 4)
     with pytest.raises(
         UserError,
-        match="3 ranks do not divide into copies of the model on sharding.shard_size=2 ranks each; set it to one of 1, 3",
+        match="3 ranks cannot be divided into groups of sharding.shard_size=2; set it to one of 1, 3",
     ):
         check_world(hybrid, 3, 3)
     check_world(load_config(good, ["sharding.strategy=hybrid"]), 8, 4)

@@ -1,4 +1,4 @@
-"""`data.mix` on the command line and in a config file."""
+"""`data.mix` on the command line and in config files."""
 
 import dataclasses
 from pathlib import Path
@@ -29,30 +29,30 @@ def test_a_mix_on_the_command_line() -> None:
         ("general", "'general' is not a source; write NAME:SHARE:FILE,FILE"),
         ("general:much:a.txt", "'general:much:a.txt' is not a source"),
         ("a:0.1:b.txt:c.txt:d.txt", "is not a source"),
-        ("general:0.1:", "source general names no file"),
+        ("general:0.1:", "source general has no files"),
         ("general:5:a.txt", "the share of general must be between 0 and 1, not 5.0"),
         ("general:0:a.txt", "the share of general must be between 0 and 1"),
         ("general:nan:a.txt", "the share of general must be between 0 and 1"),
         ("a:0.5:a.txt;b:0.5:b.txt", "must add up to less than 1"),
-        ("a:0.1:a.txt;a:0.1:b.txt", "source names must be different, not a, a"),
-        ("main:0.1:a.txt", "a plain name other than main"),
-        ("a/b:0.1:a.txt", "a plain name other than main, not 'a/b'"),
+        ("a:0.1:a.txt;a:0.1:b.txt", "source names must be different from each other: a, a"),
+        ("main:0.1:a.txt", "'main' is not a valid source name; use"),
+        ("a/b:0.1:a.txt", "'a/b' is not a valid source name"),
     ],
 )
-def test_a_wrong_mix_is_one_sentence(text, words) -> None:
+def test_a_wrong_mix_gives_a_one_line_error(text, words) -> None:
     with pytest.raises(UserError, match=words):
         override(BASE, [f"data.mix={text}"])
 
 
-def test_a_wrong_mix_in_a_config_file_is_one_sentence() -> None:
+def test_a_wrong_mix_in_a_config_file_gives_a_one_line_error() -> None:
     for source, words in [
-        (Source("a", "a.txt", 0.1), "`paths` of a Source must be a list of texts, not 'a.txt'"),
+        (Source("a", "a.txt", 0.1), "`paths` of a Source must be a tuple of strings, not 'a.txt'"),
         (Source("a", ("a.txt",), "5%"), "`share` of a Source must be a number, not '5%'"),
     ]:
         data = dataclasses.replace(BASE.data, mix=(source,))
         with pytest.raises(UserError, match=words):
             override(dataclasses.replace(BASE, data=data), [])
-    with pytest.raises(UserError, match="data.mix must be a list of Sources"):
+    with pytest.raises(UserError, match="data.mix must be a tuple of Sources"):
         override(dataclasses.replace(BASE, data=dataclasses.replace(BASE.data, mix=("a.txt",))), [])
 
 
@@ -64,6 +64,6 @@ def test_the_configs_of_continual_pre_training_mix_general_text_at_a_low_rate() 
         assert config.optimizer.stage == "pre-training"
         assert [(source.name, source.share) for source in config.data.mix] == [("general", 0.05)]
         assert config.data.train[0].startswith("artifacts/tokens/cpt-")
-    # The next stage is the same model by another path.
+    # The next stage starts from the exported model.
     after = load_config(folder / "xbrl.py", ["model.path=runs/xbrl_cpt/export"])
     assert large.run.name == "xbrl_cpt" and after.optimizer.stage == "fine-tuning"

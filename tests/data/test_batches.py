@@ -1,4 +1,4 @@
-"""Plans: pure in (seed, step), nothing lost, nothing repeated, the same for any number of ranks."""
+"""Plans are pure functions of (seed, step), lose and repeat nothing, and do not depend on the number of ranks."""
 
 import json
 
@@ -31,7 +31,7 @@ def flat(rows) -> list[int]:
 
 @settings(max_examples=60, deadline=None)
 @given(lengths_of, st.integers(1, 9), st.integers(0, 5))
-def test_an_epoch_holds_every_document_once_in_rows_that_fit(lengths, size, seed) -> None:
+def test_an_epoch_contains_every_document_once_in_rows_that_fit(lengths, size, seed) -> None:
     made = documents(lengths)
     plan = plan_training(made, epochs=2, seed=seed, sequence_length=64, global_examples=size)
     per_epoch = -(-len(lengths) // size)
@@ -49,7 +49,7 @@ def test_an_epoch_holds_every_document_once_in_rows_that_fit(lengths, size, seed
 
 @settings(max_examples=60, deadline=None)
 @given(lengths_of, st.integers(1, 5), st.integers(1, 4))
-def test_ranks_share_a_step_without_loss_and_with_equally_many_micro_batches(lengths, world_size, size) -> None:
+def test_ranks_partition_a_step_and_get_equal_numbers_of_micro_batches(lengths, world_size, size) -> None:
     made = documents(lengths)
     rows = plan_training(made, 1, 0, 64, global_examples=len(lengths)).batch(0).rows
     shares = [micro_batches(rows, made, rank, world_size, size) for rank in range(world_size)]
@@ -61,7 +61,7 @@ def test_ranks_share_a_step_without_loss_and_with_equally_many_micro_batches(len
 
 @settings(max_examples=40, deadline=None)
 @given(lengths_of, st.integers(1, 200))
-def test_global_tokens_bounds_the_targets_of_every_step(lengths, tokens) -> None:
+def test_global_tokens_limits_the_targets_of_every_step(lengths, tokens) -> None:
     made = documents(lengths)
     plan = plan_training(made, 1, 3, 64, global_tokens=tokens)
     assert sorted(d for batch in batches(plan) for d in flat(batch.rows)) == list(range(len(lengths)))
@@ -76,11 +76,11 @@ def test_a_plan_is_pure_and_epochs_differ() -> None:
     assert batches(plan) != batches(plan_training(made, 2, 1, 64, global_examples=3))
     assert batches(plan)[:3] != batches(plan)[3:]
     longer = plan_training(made, 3, 0, 64, global_examples=3)
-    assert batches(longer)[: plan.num_steps] == batches(plan)  # more epochs continue, they do not reshuffle
+    assert batches(longer)[: plan.num_steps] == batches(plan)  # more epochs do not change the earlier ones
 
 
-def test_the_order_of_a_single_source_stays_what_it_was() -> None:
-    """Runs that were stopped under an earlier version resume: documents, rows, and the order within them."""
+def test_the_order_of_a_single_source_has_not_changed() -> None:
+    """Runs stopped under an earlier version can resume: same documents, same rows, same order within rows."""
     made = documents([5, 9, 3, 12, 7, 7, 2, 30, 11, 6])
     assert [batch.rows for batch in batches(plan_training(made, 2, 0, 40, global_examples=4))] == [
         ((7, 4, 2), (6,)),
@@ -123,7 +123,7 @@ def test_long_examples_are_dropped_truncated_or_refused_and_always_counted(tmp_p
     truncated = load_documents((str(path),), tokenizer, limit, "truncate")
     assert len(truncated) == 20 and truncated.lengths.max() == limit
     assert f"TRUNCATED {longer} to {limit}" in truncated.report
-    with pytest.raises(UserError, match=r"example \d+ has \d+ tokens, data.sequence_length"):
+    with pytest.raises(UserError, match=r"example \d+ has \d+ tokens, more than data.sequence_length"):
         load_documents((str(path),), tokenizer, limit, "error")
     with pytest.raises(UserError, match="all 20 examples"):
         load_documents((str(path),), tokenizer, 3, "drop")
@@ -133,30 +133,30 @@ def test_long_examples_are_dropped_truncated_or_refused_and_always_counted(tmp_p
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("{", "line 2 is not JSON"),
+        ("{", "line 2 is not valid JSON"),
         ("[]", "line 2 has neither `messages` nor `text`"),
-        ('{"text": ""}', "`text` must be a text"),
-        ('{"messages": []}', "must be a list that is not empty"),
+        ('{"text": ""}', "`text` must be a non-empty string"),
+        ('{"messages": []}', "must be a non-empty list"),
         ('{"messages": [{"role": "robot", "content": "a"}]}', "message 1 needs a `role`"),
-        ('{"messages": [{"role": "user", "content": 3}]}', "message 1 needs `content`"),
+        ('{"messages": [{"role": "user", "content": 3}]}', "message 1 needs a `content`"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, line, words) -> None:
+def test_the_error_names_a_bad_line(tmp_path, line, words) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps({"text": "fine"}) + "\n" + line + "\n")
     with pytest.raises(UserError, match=words):
         load_documents((str(path),), tiny_tokenizer(), 64, "drop")
 
 
-def test_a_missing_an_empty_and_a_binary_file_are_named(tmp_path) -> None:
+def test_the_error_names_a_missing_an_empty_or_a_binary_file(tmp_path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    for name, words in [("none", "does not exist"), ("empty", "holds no example"), ("binary", "is not UTF-8")]:
+    for name, words in [("none", "does not exist"), ("empty", "contains no examples"), ("binary", "is not UTF-8")]:
         with pytest.raises(UserError, match=words):
             load_documents((str(tmp_path / f"{name}.jsonl"),), tiny_tokenizer(), 64, "drop")
 
 
-def test_a_long_text_is_cut_so_that_every_token_is_a_target_once(tmp_path) -> None:
+def test_a_long_text_is_cut_so_that_every_token_is_a_target_exactly_once(tmp_path) -> None:
     path, tokenizer = tmp_path / "text.jsonl", tiny_tokenizer()
     path.write_text(json.dumps({"text": "The bank shall hold own funds. " * 20}) + "\n")
     whole = load_documents((str(path),), tokenizer, 10_000, "error")
@@ -165,10 +165,10 @@ def test_a_long_text_is_cut_so_that_every_token_is_a_target_once(tmp_path) -> No
         assert made.lengths.max() == size and made.lengths.min() > 1
         targets = np.concatenate([ids[flags] for ids, flags in zip(made.ids, made.is_target, strict=True)])
         assert targets.tolist() == whole.ids[0][1:].tolist()
-        assert f"1 texts CUT into pieces of {size}" in made.report
+        assert f"1 long texts CUT into pieces of {size}" in made.report
 
 
-def test_text_documents_carry_loss_from_their_second_token(tmp_path) -> None:
+def test_every_token_of_a_text_but_the_first_carries_loss(tmp_path) -> None:
     path = tmp_path / "text.jsonl"
     path.write_text(json.dumps({"text": "The bank shall hold own funds."}) + "\n")
     made = load_documents((str(path),), tiny_tokenizer(), 64, "drop")

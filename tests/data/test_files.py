@@ -1,4 +1,4 @@
-"""Every kind of data file, compressed or not, and what is said of a damaged one."""
+"""All types of data files, compressed and uncompressed, and the error messages for damaged ones."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ def write(path: Path, data: bytes) -> Path:
         data = gzip.compress(data)
     elif path.suffix == ".zst":
         zstandard = pytest.importorskip("zstandard")
-        # Two frames, as tools that compress in parallel write them.
+        # Two frames, as written by tools that compress in parallel.
         half = len(data) // 2
         data = b"".join(zstandard.ZstdCompressor().compress(part) for part in (data[:half], data[half:]))
     path.write_bytes(data)
@@ -36,7 +36,7 @@ def parquet(column: str, values: list) -> bytes:
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
-def test_every_kind_of_file(tmp_path, compression) -> None:
+def test_every_file_type_is_read(tmp_path, compression) -> None:
     lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS).encode()
     assert [e["text"] for _, e in read_file(write(tmp_path / f"a.jsonl{compression}", lines))] == TEXTS
     whole = "\ufeff" + "\r\n".join(TEXTS)
@@ -54,16 +54,16 @@ def test_every_kind_of_file(tmp_path, compression) -> None:
 @pytest.mark.parametrize(
     "name, data, words",
     [
-        ("a.jsonl.gz", b"hello", "is damaged or not gzip"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-6], "is damaged or not gzip"),
-        ("a.txt", b"  \n", "holds no example"),
+        ("a.jsonl.gz", b"hello", "is damaged or not a gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-6], "is damaged or not a gzip file"),
+        ("a.txt", b"  \n", "contains no examples"),
         ("a.txt", b"\xff\xfe", "a.txt is not UTF-8"),
-        ("a.csv", b"id,text\n", "a.csv, line 1 is not JSON"),
-        ("a.jsonl.zst", b"hello", "is damaged or not zstd"),
-        ("a.parquet", b"hello", "is damaged or not parquet"),
+        ("a.csv", b"id,text\n", "a.csv, line 1 is not valid JSON"),
+        ("a.jsonl.zst", b"hello", "is damaged or not a zstd file"),
+        ("a.parquet", b"hello", "is damaged or not a parquet file"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path, name, data, words) -> None:
+def test_the_error_names_a_damaged_file(tmp_path, name, data, words) -> None:
     if "zst" in name:
         pytest.importorskip("zstandard")
     if "parquet" in name:
@@ -73,24 +73,24 @@ def test_a_damaged_file_is_named(tmp_path, name, data, words) -> None:
         list(read_file(tmp_path / name))
 
 
-def test_a_folder_is_no_file(tmp_path) -> None:
-    with pytest.raises(UserError, match="is a folder; name its files"):
+def test_a_directory_is_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match="is a directory; name the files in it instead"):
         list(read_file(tmp_path))
 
 
-def test_a_cut_off_zst_file_and_a_parquet_without_our_columns_are_refused(tmp_path) -> None:
+def test_a_truncated_zst_file_and_a_parquet_file_without_known_columns_are_refused(tmp_path) -> None:
     zstandard = pytest.importorskip("zstandard")
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(b'{"text": "a"}\n' * 100)[:-4])
     with pytest.raises(UserError, match="ends in the middle of a zstd frame"):
         list(read_file(tmp_path / "a.jsonl.zst"))
     (tmp_path / "a.parquet").write_bytes(parquet("body", TEXTS))
-    with pytest.raises(UserError, match="neither a column `messages` nor `text`; it has id, body"):
+    with pytest.raises(UserError, match="neither a `messages` nor a `text` column; its columns are id, body"):
         list(read_file(tmp_path / "a.parquet"))
 
 
 @pytest.mark.parametrize("missing, name", [("pyarrow", "a.parquet"), ("zstandard", "a.txt.zst")])
-def test_a_missing_reader_is_one_sentence(tmp_path, monkeypatch, missing, name) -> None:
+def test_a_missing_library_gives_a_one_line_error(tmp_path, monkeypatch, missing, name) -> None:
     monkeypatch.setitem(__import__("sys").modules, missing, None)
     (tmp_path / name).write_bytes(b"data")
-    with pytest.raises(UserError, match=f"needs {missing}; pip install {missing}"):
+    with pytest.raises(UserError, match=f"requires {missing}; pip install {missing}"):
         list(read_file(tmp_path / name))

@@ -1,4 +1,4 @@
-"""Sources mixed into steps by their shares of target tokens, pure in (seed, step); a token store's windows among them."""
+"""Sources, including token stores, are mixed by their shares of target tokens, as a pure function of (seed, step)."""
 
 import dataclasses
 
@@ -21,13 +21,13 @@ def ragged(low: int, high: int, count: int, seed: int) -> Documents:
 
 
 def three_sources() -> Corpus:
-    """Chats of 20 to 300 tokens; 25% of texts of 2 to 12; 5% of texts of 400 to 512. 100 steps pass the small ones often."""
+    """70% documents of 20 to 299 tokens, 25% of 2 to 11, 5% of 400 to 512, passed over several times."""
     parts = (ragged(20, 300, 2500, 0), ragged(2, 12, 3000, 1), ragged(400, 513, 40, 2))
     return Corpus(parts, ("main", "short", "long"), (0.7, 0.25, 0.05))
 
 
 class Store:
-    """A token store's windows, without files: documents of 5 tokens cut wherever a window ends."""
+    """A stand-in for a token store, without files: documents of 5 tokens, split where a window ends."""
 
     def __init__(self, windows: int, size: int = 16) -> None:
         self.windows, self.size = windows, size
@@ -54,19 +54,19 @@ def test_shares_are_within_one_percent_over_100_steps(size) -> None:
     plan = plan_training(corpus, 2, 0, 512, **size)
     counts = np.array([plan.batch(step).targets_by_source for step in range(plan.num_steps)])
     assert plan.num_steps >= 150
-    for start in (0, 37, plan.num_steps - 100):  # over any 100 steps, across epochs of every source
+    for start in (0, 37, plan.num_steps - 100):  # any 100 steps, across epoch boundaries
         realised = counts[start : start + 100].sum(0) / counts[start : start + 100].sum()
         assert np.abs(realised / corpus.shares - 1).max() < 0.01
     if "global_tokens" in size:
         assert 0.97 < counts[:100].sum() / (100 * 4000) <= 1.0
-    # A tenth more of one source must be seen as such.
+    # The check must notice a source whose share is 10% too large.
     wrong = dataclasses.replace(corpus, shares=(0.675, 0.275, 0.05))
     plan = plan_training(wrong, 2, 0, 512, **size)
     counts = np.array([plan.batch(step).targets_by_source for step in range(100)]).sum(0)
     assert np.abs(counts / counts.sum() / corpus.shares - 1).max() > 0.05
 
 
-def test_the_main_source_is_mixed_with_others_but_not_changed_by_them() -> None:
+def test_mixing_does_not_change_the_order_of_the_main_source() -> None:
     corpus = three_sources()
     alone, mixed = (plan_training(source, 1, 3, 512, global_examples=16) for source in (corpus.sources[0], corpus))
     assert alone.num_steps == mixed.num_steps
@@ -77,7 +77,7 @@ def test_the_main_source_is_mixed_with_others_but_not_changed_by_them() -> None:
         assert all(sum(corpus.document_lengths(i)[0] for i in row) <= 512 for row in mixed.batch(step).rows)
 
 
-def test_a_step_is_the_same_computed_alone_or_in_sequence_and_for_any_number_of_ranks() -> None:
+def test_a_step_does_not_depend_on_earlier_calls_or_on_the_number_of_ranks() -> None:
     in_sequence = plan_training(three_sources(), 1, 0, 512, global_examples=32)
     steps = [in_sequence.batch(step) for step in range(in_sequence.num_steps)]
     for step in (0, 63, 77, in_sequence.num_steps - 1):
@@ -91,30 +91,30 @@ def test_a_step_is_the_same_computed_alone_or_in_sequence_and_for_any_number_of_
     assert plan_training(three_sources(), 1, 1, 512, global_examples=32).batch(0) != steps[0]
 
 
-def test_a_stream_takes_every_document_once_before_any_again() -> None:
-    silent = documents([7, 1, 9, 4])  # a document of one token has no target and is left out
-    corpus = Corpus((ragged(20, 60, 500, 0), silent), ("main", "other"), (0.9, 0.1))
+def test_a_stream_repeats_a_document_only_after_taking_all_others() -> None:
+    other = documents([7, 1, 9, 4])  # a document of one token has no target and is skipped
+    corpus = Corpus((ragged(20, 60, 500, 0), other), ("main", "other"), (0.9, 0.1))
     plan = plan_training(corpus, 1, 0, 64, global_examples=1)
-    # Within a step items are sorted by length: look at the order of steps, one document a step or less.
+    # Items within a step are sorted by length, so use steps that take at most one document of the other source.
     taken = [item - 500 for s in range(plan.num_steps) for row in plan.batch(s).rows for item in row if item >= 500]
     assert len(taken) > 60 and set(taken) == {0, 2, 3}
     assert all(sorted(taken[i : i + 3]) == [0, 2, 3] for i in range(0, len(taken) - 3, 3))
-    assert len({tuple(taken[i : i + 3]) for i in range(0, len(taken) - 3, 3)}) > 1  # each epoch in its own order
+    assert len({tuple(taken[i : i + 3]) for i in range(0, len(taken) - 3, 3)}) > 1  # every epoch has its own order
     passes = plan.passes(plan.num_steps)
     assert passes[0] == 1.0 and passes[1] == pytest.approx(len(taken) / 3, abs=0.5)
 
 
-def test_a_stream_of_windows_takes_each_once_before_any_again() -> None:
+def test_a_stream_repeats_a_window_only_after_taking_all_others() -> None:
     corpus = Corpus((ragged(20, 60, 900, 0), windows(7)), ("main", "store"), (0.9, 0.1))
     plan = plan_training(corpus, 1, 0, 64, global_examples=1)
     taken = [item - 900 for s in range(plan.num_steps) for row in plan.batch(s).rows for item in row if item >= 900]
     epochs = [tuple(taken[i : i + 7]) for i in range(0, len(taken) - 6, 7)]
     assert len(epochs) > 15 and all(sorted(epoch) == list(range(7)) for epoch in epochs)
-    assert len(set(epochs)) > 10  # each in its own order
+    assert len(set(epochs)) > 10  # every epoch has its own order
 
 
 @pytest.mark.parametrize("size", [{"global_examples": 7}, {"global_tokens": 90}])
-def test_a_store_visits_every_window_once_an_epoch(size) -> None:
+def test_every_window_of_a_store_is_visited_once_per_epoch(size) -> None:
     source = windows(103)
     plan = plan_training(source, 3, 5, 16, **size)
     orders = []
@@ -130,7 +130,7 @@ def test_a_store_visits_every_window_once_an_epoch(size) -> None:
 
 
 @pytest.mark.parametrize("store_is_main", [True, False])
-def test_a_store_mixes_by_its_exact_targets(store_is_main) -> None:
+def test_the_shares_of_a_store_are_exact(store_is_main) -> None:
     parts = (windows(4000), ragged(8, 17, 300, 0))
     corpus = Corpus(parts if store_is_main else parts[::-1], ("main", "other"), (0.9, 0.1))
     plan = plan_training(corpus, 14, 0, 16, global_examples=40)
@@ -138,7 +138,7 @@ def test_a_store_mixes_by_its_exact_targets(store_is_main) -> None:
     assert np.abs(counts / counts.sum() / corpus.shares - 1).max() < 0.01
 
 
-def test_collate_cuts_a_window_at_its_documents_and_names_the_source_of_each_target() -> None:
+def test_collate_separates_the_documents_of_a_window_and_gives_the_source_of_each_target() -> None:
     corpus = Corpus((documents([4]), windows(3)), ("main", "store"), (0.5, 0.5))
     batch = collate((2, 0), corpus)  # the window of tokens 16 to 31, where documents begin at 20, 25 and 30
     assert batch.document_lengths == (4, 5, 5, 2, 4)
@@ -149,7 +149,7 @@ def test_collate_cuts_a_window_at_its_documents_and_names_the_source_of_each_tar
     assert collate((0,), corpus.sources[0]).target_sources is None
 
 
-def test_validation_holds_every_item_of_every_source_once() -> None:
+def test_validation_contains_every_item_of_every_source_once() -> None:
     corpus = Corpus((ragged(2, 60, 90, 0), windows(50)), ("main", "store"), (0.5, 0.5))
     plan = plan_validation(corpus, 64)
     batches = [plan.batch(step) for step in range(plan.num_steps)]

@@ -2,11 +2,21 @@ import random
 
 import pytest
 
-from data.replay_filters import Evaluated, Filters, ended, filtered, normalised, repetition, sketch
+from common.errors import UserError
+from data.replay_filters import (
+    EvaluationTexts,
+    Filters,
+    filter_sampled,
+    filter_texts,
+    normalize,
+    repetition,
+    sketch,
+    until_last_sentence,
+)
 from eval.general_text import held_out_texts
 from tests.tiny import WORDS
 
-NOTHING = Evaluated([])
+NOTHING = EvaluationTexts([])
 
 
 def prose(seed, words=60):
@@ -14,47 +24,68 @@ def prose(seed, words=60):
     return " ".join(rng.choice(WORDS) + str(rng.randint(0, 999)) for _ in range(words))
 
 
-def test_each_reason_is_counted_and_the_first_stays():
+def test_every_reason_is_counted_and_the_first_of_similar_texts_is_kept():
     a, b = prose(1), prose(2)
     altered = a.replace(a.split()[30], "altered")
     loop = " ".join(["The bank shall report its own funds to the supervisor."] * 12)
     overlapping = prose(3) + " " + held_out_texts()[0][100:180]
     texts = [a, "  " + a.upper().replace(" ", "\n"), altered, "Too short.", loop, overlapping, b, prose(3)]
-    kept, left_out = filtered(texts, Filters(), Evaluated(held_out_texts()))
+    kept, dropped = filter_texts(texts, Filters(), EvaluationTexts(held_out_texts()))
     assert kept == [0, 6, 7]
-    assert left_out == {"too short": 1, "repetitive": 1, "duplicate": 1, "near duplicate": 1, "evaluated": 1}
-    assert filtered(texts, Filters(min_characters=1, repeated=1.0, alike=1.0), NOTHING)[0] == [0, 2, 3, 4, 5, 6, 7]
+    assert dropped == {"too short": 1, "repetitive": 1, "duplicate": 1, "near duplicate": 1, "evaluated": 1}
+    lenient = Filters(min_characters=1, max_repetition=1.0, max_similarity=1.0)
+    assert filter_texts(texts, lenient, NOTHING)[0] == [0, 2, 3, 4, 5, 6, 7]
 
 
-def test_similarity_is_the_jaccard_of_the_shingles():
-    # Half of the words in common at the same places: a third of the union.
+def test_similarity_is_the_jaccard_similarity_of_the_shingles():
+    # The texts have half of their words in common, at the same places: a third of the union.
     words, others = prose(5, 400).split(), prose(6, 400).split()
     half = " ".join(words[:200] + others[200:])
-    for alike, kept in ((0.25, [0]), (0.42, [0, 1])):
-        assert filtered([" ".join(words), half], Filters(alike=alike), NOTHING)[0] == kept
-    everything = normalised(prose(7, 2000))
-    assert len(sketch(everything)) == pytest.approx(len(everything) / 4, rel=0.1)
+    for max_similarity, kept in ((0.25, [0]), (0.42, [0, 1])):
+        assert filter_texts([" ".join(words), half], Filters(max_similarity=max_similarity), NOTHING)[0] == kept
+    text = normalize(prose(7, 2000))
+    assert len(sketch(text)) == pytest.approx(len(text) / 4, rel=0.1)
 
 
-def test_repetition_is_the_share_that_stood_before():
-    assert repetition(normalised(prose(8))) < 0.02
-    sentence = "abcdefghij klmnopqrstu vwxyz 0123456789."  # 40 characters, all shingles of the loop distinct
+def test_repetition_is_the_share_of_shingles_that_occurred_before():
+    assert repetition(normalize(prose(8))) < 0.02
+    sentence = "abcdefghij klmnopqrstu vwxyz 0123456789."  # 40 characters; all shingles of the loop are distinct
     assert repetition(sentence * 10) == pytest.approx(1 - 40 / 377)
     assert repetition("") == repetition("short") == 0.0
 
 
-def test_a_short_text_counts_as_a_whole_only_between_words():
-    evaluated = Evaluated(["2 + 2 = 4", "The capital of France is Paris", " "])
-    assert evaluated.overlaps(normalised("We know that the CAPITAL of France\n is Paris."))
-    assert evaluated.overlaps("so 2 + 2 = 4, as you see")
-    assert not evaluated.overlaps("so 2 + 2 = 45")
-    assert not evaluated.overlaps("the capital of france is")
+def test_a_short_evaluation_text_overlaps_only_as_a_whole_and_between_words():
+    evaluation = EvaluationTexts(["2 + 2 = 4", "The capital of France is Paris", " "])
+    assert evaluation.overlaps(normalize("We know that the CAPITAL of France\n is Paris."))
+    assert evaluation.overlaps("so 2 + 2 = 4, as you see")
+    assert not evaluation.overlaps("so 2 + 2 = 45")
+    assert not evaluation.overlaps("the capital of france is")
 
 
-def test_a_text_that_was_cut_ends_with_a_whole_sentence():
-    assert ended("One. Two is 3.5 and") == "One."
-    assert ended('He said "no." Then he') == 'He said "no."'
-    assert ended("A list:\n- first\n- sec") == "A list:\n- first"
-    assert ended("句子。第二") == "句子。"
-    assert ended("no end at all") == ""
-    assert ended("Whole.") == "Whole."
+def test_a_truncated_text_ends_with_its_last_complete_sentence():
+    assert until_last_sentence("One. Two is 3.5 and") == "One."
+    assert until_last_sentence('He said "no." Then he') == 'He said "no."'
+    assert until_last_sentence("A list:\n- first\n- sec") == "A list:\n- first"
+    assert until_last_sentence("句子。第二") == "句子。"
+    assert until_last_sentence("no end at all") == ""
+    assert until_last_sentence("Whole.") == "Whole."
+
+
+def test_unfinished_texts_are_truncated_and_unfinished_chats_dropped():
+    def chat(answer):
+        return [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": answer}]
+
+    sampled = [
+        {"text": prose(1) + ". And then", "finished": False},
+        {"text": prose(2), "finished": True},
+        {"messages": chat(prose(3)), "finished": False},
+        {"messages": chat(prose(4)), "finished": True},
+        {"text": "Too short.", "finished": True},
+    ]
+    filtered = filter_sampled(sampled, Filters(), NOTHING)
+    expected = [{"text": prose(1) + "."}, {"text": prose(2)}, {"messages": chat(prose(4))}]
+    assert filtered.documents == expected
+    assert filtered.num_truncated == 1
+    assert {reason: count for reason, count in filtered.dropped.items() if count} == {"unfinished": 1, "too short": 1}
+    with pytest.raises(UserError, match="none of 1 documents passed the filters"):
+        filter_sampled(sampled[4:], Filters(), NOTHING)

@@ -1,4 +1,4 @@
-"""A run's sources read from files and token stores, for training and for validation."""
+"""Reading the sources of a run from files and token stores, for training and validation."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.tiny import tiny_tokenizer, write_chat_file
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]
 
 
-def test_a_reader_loads_the_main_source_and_the_mix_with_their_validation(tmp_path) -> None:
+def test_the_reader_loads_all_sources_and_their_validation_files(tmp_path) -> None:
     chat = str(write_chat_file(tmp_path / "chat.jsonl", 12))
     text, held_out = (str(tmp_path / name) for name in ("general.txt", "held_out.txt"))
     (tmp_path / "general.txt").write_text("\n".join(TEXTS), encoding="utf-8")
@@ -27,13 +27,13 @@ def test_a_reader_loads_the_main_source_and_the_mix_with_their_validation(tmp_pa
         "train, law (10.0% of the target tokens, 3.00 passes)",
     ]
     assert [part[:2] for part in corpus.mixture()] == [["general", 0.05], ["law", 0.1]]
-    assert json.loads(json.dumps(corpus.mixture())) == corpus.mixture()  # as a checkpoint keeps it
+    assert json.loads(json.dumps(corpus.mixture())) == corpus.mixture()  # as stored in a checkpoint
     assert reader.training((chat,), ()).mixture() is None
     assert reader.validation((chat,), mix).names == ("main", "general")
     assert reader.validation((), mix).names == ("general",) and reader.validation((), ()) is None
-    with pytest.raises(UserError, match=r"token id \d+ of the tokenizer is outside the model's 300 rows"):
+    with pytest.raises(UserError, match=r"token id \d+ of the tokenizer is outside the model's embedding of 300 rows"):
         Reader(tiny_tokenizer(), 300, 128, "drop").training((chat,), ())
-    with pytest.raises(UserError, match="is a folder without store.json"):
+    with pytest.raises(UserError, match="is a directory without store.json"):
         reader.training((str(tmp_path),), ())
-    with pytest.raises(UserError, match="is a folder among other files of training"):
+    with pytest.raises(UserError, match="is a directory among other files of training"):
         reader.training((chat, str(tmp_path)), ())

@@ -1,4 +1,4 @@
-"""A token store read back: windows, documents, targets; damaged ones refused; memory that does not grow."""
+"""Reading a token store: windows, documents, targets, errors for damaged stores, constant memory."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ WORDS_OF_A_LARGE_VOCABULARY = {"[UNK]": 0, "<eos>": 1, "first": 2, "last": 2**16
 
 
 def large_tokenizer() -> PreTrainedTokenizerFast:
-    """Four words whose ids need 32 bits."""
+    """A tokenizer of four words, one of which has an id that needs 32 bits."""
     tokenizer = Tokenizer(models.WordLevel(WORDS_OF_A_LARGE_VOCABULARY, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
@@ -31,7 +31,7 @@ def write_texts(path: Path, texts: list[str]) -> Path:
 
 
 def ragged_texts(count: int, seed: int = 0) -> list[str]:
-    """Of 1 to 60 words."""
+    """Random texts of 1 to 60 words."""
     random = np.random.default_rng(seed)
     return [" ".join(random.choice(WORDS, random.integers(1, 61))) for _ in range(count)]
 
@@ -43,7 +43,7 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def store_folder(tmp_path_factory, texts) -> Path:
-    """60 documents in about 6 shards."""
+    """A store of 60 documents in several shards."""
     folder = tmp_path_factory.mktemp("store")
     build_store([write_texts(folder / "texts.jsonl", texts)], tiny_tokenizer(), folder / "store", shard_tokens=900)
     return folder / "store"
@@ -54,7 +54,7 @@ def opened(path: Path, sequence_length: int) -> TokenStore:
 
 
 @pytest.mark.parametrize("sequence_length", [7, 64, 1000, 10**6])
-def test_windows_are_the_documents_end_to_end_whatever_the_shards(store_folder, texts, sequence_length) -> None:
+def test_windows_cover_the_concatenated_documents_whatever_the_shards(store_folder, texts, sequence_length) -> None:
     tokenizer = tiny_tokenizer()
     documents = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in texts]
     expected = np.concatenate(documents)
@@ -63,7 +63,7 @@ def test_windows_are_the_documents_end_to_end_whatever_the_shards(store_folder, 
     windows = [store.window(i) for i in range(len(store))]
     assert np.array_equal(np.concatenate([ids for ids, _ in windows]), expected)
     assert all(ids.dtype == np.int64 and len(ids) == sequence_length for ids, _ in windows[:-1])
-    # A piece ends where a document does or where the window does, and nowhere else.
+    # A part ends where a document or the window ends, and nowhere else.
     ends = np.cumsum([len(document) for document in documents])
     cuts = np.cumsum([length for _, lengths in windows for length in lengths])
     wanted = set(ends.tolist()) | {min(len(expected), (i + 1) * sequence_length) for i in range(len(store))}
@@ -74,7 +74,7 @@ def test_windows_are_the_documents_end_to_end_whatever_the_shards(store_folder, 
 
 
 @pytest.mark.parametrize("sequence_length", [16, 128])
-def test_a_token_is_a_target_where_its_document_has_one_before_it_in_the_window(store_folder, sequence_length) -> None:
+def test_a_token_is_a_target_if_its_document_has_an_earlier_token_in_the_window(store_folder, sequence_length) -> None:
     store = opened(store_folder, sequence_length)
     windows = Windows(store, "", "", store.mean_targets)
     total = 0
@@ -84,10 +84,10 @@ def test_a_token_is_a_target_where_its_document_has_one_before_it_in_the_window(
         assert [t not in begins for t in range(len(ids))] == is_target.tolist()
         assert windows.num_targets(i) == is_target.sum()
         total += windows.num_targets(i)
-    assert windows.mean_targets == pytest.approx(total / len(store), rel=0.01)  # known without reading
+    assert windows.mean_targets == pytest.approx(total / len(store), rel=0.01)  # computed without reading
 
 
-def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path) -> None:
+def test_a_large_vocabulary_takes_four_bytes_per_token(tmp_path) -> None:
     tokenizer = large_tokenizer()
     store = build_store([write_texts(tmp_path / "a.jsonl", ["first last", "last"])], tokenizer, tmp_path / "store")
     assert store["dtype"] == "<u4" and (tmp_path / "store" / tokens_file(0)).stat().st_size == 4 * 5
@@ -95,27 +95,28 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path) -> None:
     assert ids.tolist() == [2, 2**16 + 7, 1, 2**16 + 7, 1] and lengths == (3, 2)
 
 
-def test_the_fingerprint_is_of_what_decides_the_ids(tmp_path) -> None:
+def test_the_fingerprint_depends_on_what_determines_the_ids(tmp_path) -> None:
     same = tokenizer_fingerprint(tiny_tokenizer())
     tiny_tokenizer().save_pretrained(tmp_path)
     reloaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    reloaded("a", padding="max_length", truncation=True, max_length=8)  # leaves settings behind in its backend
+    reloaded("a", padding="max_length", truncation=True, max_length=8)  # changes settings of its backend
     reloaded.chat_template = None
     assert tokenizer_fingerprint(reloaded) == same
     added, other_eos, lower, merged = (tiny_tokenizer() for _ in range(4))
     added.add_tokens(["r0010"])
     other_eos.eos_token = "<|endoftext|>"
-    lower.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # digits not by themselves
+    lower.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # does not split digits
     merged = tiny_tokenizer(300)
     assert len({same, *map(tokenizer_fingerprint, (added, other_eos, lower, merged))}) == 5
 
 
-def test_a_store_of_another_tokenizer_is_refused(store_folder) -> None:
-    with pytest.raises(UserError, match="was made with another tokenizer than the model's"):
+def test_a_store_made_with_another_tokenizer_is_refused(store_folder) -> None:
+    with pytest.raises(UserError, match="was made with a different tokenizer from the model's"):
         open_store(store_folder, tokenizer_fingerprint(tiny_tokenizer(300)), 64)
 
 
 def damage(path: Path, kind: str) -> None:
+    """Remove, truncate or extend a file, or replace its content by `kind`."""
     if kind == "missing":
         path.unlink()
     elif kind == "cut":
@@ -129,11 +130,11 @@ def damage(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "name, kind, words",
     [
-        (tokens_file(2), "missing", "shard-00002.tokens is missing; remove the folder and build the store again"),
-        (tokens_file(0), "cut", r"shard-00000.tokens has \d+ bytes instead of \d+; remove the folder"),
+        (tokens_file(2), "missing", "shard-00002.tokens is missing; remove the directory and build the store again"),
+        (tokens_file(0), "cut", r"shard-00000.tokens has \d+ bytes instead of \d+; remove the directory"),
         (documents_file(1), "longer", r"shard-00001.documents has \d+ bytes instead of \d+"),
-        ("store.json", "missing", "is a folder without store.json"),
-        ("store.json", "{", "store.json is damaged .*; remove the folder"),
+        ("store.json", "missing", "is a directory without store.json"),
+        ("store.json", "{", "store.json is damaged .*; remove the directory"),
         ("store.json", "[]", "store.json is damaged"),
         (
             "store.json",
@@ -144,11 +145,11 @@ def damage(path: Path, kind: str) -> None:
         (
             "store.json",
             '{"dtype": "<u2", "shards": [], "tokenizer": "", "format": 2}',
-            "format 2, and this version reads 1",
+            "store format 2, but this version reads format 1",
         ),
     ],
 )
-def test_a_damaged_store_is_one_sentence(store_folder, tmp_path, name, kind, words) -> None:
+def test_a_damaged_store_gives_a_one_line_error(store_folder, tmp_path, name, kind, words) -> None:
     for path in store_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     damage(tmp_path / name, kind)
@@ -157,25 +158,27 @@ def test_a_damaged_store_is_one_sentence(store_folder, tmp_path, name, kind, wor
     assert "\n" not in str(caught.value)
 
 
-def test_an_incomplete_build_says_how_to_finish_it(tmp_path) -> None:
+def test_the_error_for_an_incomplete_build_says_how_to_finish_it(tmp_path) -> None:
     (tmp_path / "build.json").write_text("{}")
-    with pytest.raises(UserError, match="is not complete; run the same scripts/build_tokens.py command again"):
+    with pytest.raises(
+        UserError, match="is incomplete; run the same scripts/build_tokens.py command again to finish it"
+    ):
         opened(tmp_path, 64)
 
 
-def test_a_reader_takes_a_store_for_any_source(store_folder, tmp_path) -> None:
+def test_the_reader_accepts_a_store_for_training_and_validation(store_folder, tmp_path) -> None:
     reader = Reader(tiny_tokenizer(), 384, 64, "drop")
     corpus = reader.training((str(store_folder),), ())
     assert corpus.lines("train")[0].startswith(f"train: token store {store_folder}: ")
     assert len(corpus) == len(opened(store_folder, 64)) and corpus.mixture() is None
     assert reader.validation((str(store_folder),), ()).num_targets(0) == corpus.num_targets(0)
-    with pytest.raises(UserError, match="is outside the model's 300 rows"):
+    with pytest.raises(UserError, match="is outside the model's embedding of 300 rows"):
         Reader(tiny_tokenizer(), 300, 64, "drop").training((str(store_folder),), ())
-    with pytest.raises(UserError, match="is a folder among other files of training"):
+    with pytest.raises(UserError, match="is a directory among other files of training"):
         reader.training((str(store_folder), "a.jsonl"), ())
     with pytest.raises(UserError, match="no token of .* carries loss in windows of data.sequence_length=1"):
         Reader(tiny_tokenizer(), 384, 1, "drop").training((str(store_folder),), ())
-    # The same texts from another file are the same data; in another order, or with one letter changed, they are not.
+    # The fingerprint depends on the texts and their order but not on the file they came from.
     texts, found = ragged_texts(60), []
     for name, changed in (("same", texts), ("order", texts[::-1]), ("letter", [texts[0].upper(), *texts[1:]])):
         file = write_texts(tmp_path / f"{name}.jsonl", changed)
@@ -185,12 +188,12 @@ def test_a_reader_takes_a_store_for_any_source(store_folder, tmp_path) -> None:
 
 
 def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> TokenStore:
-    """Documents of equal length, `tokens` of them in two shards whose bytes are a hole in the file."""
+    """A store of `tokens` tokens in two shards of documents of equal length. The token files are sparse."""
     folder.mkdir()
     shards = []
     for shard in range(2):
         with (folder / tokens_file(shard)).open("wb") as file:
-            file.truncate(tokens // 2 * 2)  # bytes of uint16
+            file.truncate(tokens // 2 * 2)  # size in bytes for uint16
         ends = np.arange(document, tokens // 2 + 1, document, dtype="<u8")
         (folder / documents_file(shard)).write_bytes(ends.tobytes())
         shards.append({"tokens": tokens // 2, "documents": len(ends), "sha256": ""})
@@ -199,7 +202,7 @@ def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> TokenSt
 
 
 def resident_growth(windows: Windows, count: int) -> int:
-    """By how many bytes the memory of this process grows while `count` windows of all parts of the store are read."""
+    """Growth of this process's resident memory in bytes while it reads `count` windows spread over the store."""
     statm = Path("/proc/self/statm")
     before = most = int(statm.read_text().split()[1])
     for i in range(count):
@@ -208,8 +211,8 @@ def resident_growth(windows: Windows, count: int) -> int:
     return (most - before) * 4096
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads the resident memory from /proc")
-def test_reading_a_large_store_takes_no_more_memory_than_a_small_one(tmp_path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="requires /proc")
+def test_reading_a_large_store_takes_no_more_memory_than_reading_a_small_one(tmp_path) -> None:
     growth = []
     for name, tokens in (("small", 5 * 2**20), ("large", 160 * 2**20)):  # 10 and 320 MiB
         store = synthetic_store(tmp_path / name, tokens)
@@ -217,8 +220,8 @@ def test_reading_a_large_store_takes_no_more_memory_than_a_small_one(tmp_path) -
     assert len(store) == 10_240 and growth[1] < growth[0] + 8 * 2**20
 
 
-def test_opening_and_planning_read_no_token(tmp_path, monkeypatch) -> None:
-    """So start-up does not grow with the corpus: 10^15 tokens are planned as fast as ten."""
+def test_opening_and_planning_read_no_tokens(tmp_path, monkeypatch) -> None:
+    """Start-up time therefore does not grow with the corpus: planning 10^15 tokens is as fast as planning ten."""
     store = synthetic_store(tmp_path / "store", 2**20)
 
     def read(*arguments, **options) -> None:

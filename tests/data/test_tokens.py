@@ -1,4 +1,4 @@
-"""Which tokens carry loss: the assistant's and its EOS, by the template's own structure."""
+"""The loss mask covers the assistant's tokens and EOS, and comes from the structure of the chat template."""
 
 import pytest
 
@@ -20,7 +20,7 @@ GENERATION = (
 
 
 def spans(tokenizer, ids: list[int], is_target: list[bool]) -> list[str]:
-    """The runs of target tokens as text."""
+    """Decode each consecutive run of target tokens."""
     found, previous = [], False
     for token, flag in zip(ids, is_target, strict=True):
         if flag and not previous:
@@ -32,7 +32,7 @@ def spans(tokenizer, ids: list[int], is_target: list[bool]) -> list[str]:
 
 
 @pytest.mark.parametrize("template", [None, GENERATION])
-def test_both_answers_and_their_eos_are_targets(template) -> None:
+def test_all_answers_and_their_eos_are_targets(template) -> None:
     tokenizer = tiny_tokenizer()
     if template:
         tokenizer.chat_template = template
@@ -43,7 +43,7 @@ def test_both_answers_and_their_eos_are_targets(template) -> None:
 
 
 @pytest.mark.parametrize("template", [None, GENERATION, PLAIN_CHAT_TEMPLATE])
-def test_the_prompt_is_what_training_saw_before_the_answer(template) -> None:
+def test_the_prompt_has_the_tokens_that_precede_the_answer_in_training(template) -> None:
     tokenizer = tiny_tokenizer()
     if template:
         tokenizer.chat_template = template
@@ -54,7 +54,7 @@ def test_the_prompt_is_what_training_saw_before_the_answer(template) -> None:
         assert is_target[len(prompt)] and not is_target[len(prompt) - 1]
 
 
-def test_the_plain_template_learns_to_stop() -> None:
+def test_the_plain_template_makes_eos_a_target() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
     ids, is_target = encode_chat(tokenizer, CHAT[:2])
@@ -62,14 +62,14 @@ def test_the_plain_template_learns_to_stop() -> None:
     assert tokenizer.decode(ids).startswith("User: LCR 97.3%?\n\nAssistant: below 100%")
 
 
-def test_a_template_without_eos_gets_one_at_the_end() -> None:
+def test_eos_is_appended_if_the_template_has_none() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     ids, is_target = encode_chat(tokenizer, CHAT[:2])
     assert ids[-1] == tokenizer.eos_token_id and is_target[-1]
 
 
-def test_pad_equal_to_eos_does_not_hide_eos() -> None:
+def test_eos_is_a_target_even_if_it_is_also_the_pad_token() -> None:
     tokenizer = tiny_tokenizer()
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     ids, is_target = encode_chat(tokenizer, CHAT[:2])
@@ -83,7 +83,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
         encode_chat(tokenizer, CHAT)
 
 
-def test_a_document_ends_with_eos_and_all_of_it_is_target() -> None:
+def test_a_document_ends_with_eos_and_all_of_its_tokens_are_targets() -> None:
     tokenizer = tiny_tokenizer()
     ids, is_target = encode_document(tokenizer, "The bank reports.")
     assert tokenizer.decode(ids) == "The bank reports.<|im_end|>" and all(is_target)

@@ -1,7 +1,7 @@
 """EWC on 1 and 2 gloo processes: the Fisher diagonal and the gradient do not depend on how the model is sharded.
 
 Also covered: an evaluation that leaves the parameters gathered, a Fisher diagonal read by another number of ranks, and a
-stop by a signal. tests/model/ewc/test_ewc.py compares the estimators with their definitions.
+stop by a signal. tests/model/ewc/test_fisher.py compares the estimators with their definitions.
 """
 
 import json

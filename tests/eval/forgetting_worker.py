@@ -1,6 +1,7 @@
-"""What tests/eval/test_forgetting.py runs on 1 and 2 real gloo processes: FOLDER, results to FOLDER/<ranks>.<rank>.json.
+"""The program that tests/eval/test_forgetting.py runs on 1 and 2 gloo processes: forgetting_worker.py FOLDER.
 
-The model is sharded as train.py does it, by each strategy; then its weights are replaced by those of another directory.
+It shards a model as train.py does, with each strategy, computes the base's distributions, replaces the weights with
+those of another directory, and measures forgetting. The results go to FOLDER/<world size>.<rank>.json.
 """
 
 import json
@@ -25,7 +26,7 @@ from tests.sharded import shard_model
 folder = Path(sys.argv[1])
 ranks = start_process_group()
 stop = StopSignal(ranks)
-forgetting.pieces = lambda texts: json.loads((folder / "texts.json").read_text())
+forgetting.split_into_pieces = lambda texts: json.loads((folder / "texts.json").read_text())
 forgetting.read_questions = lambda: read_questions()[::4]
 results = {}
 cases = [("base", "full", False), ("base", "grad_op", False), ("base", "none", False), ("base", "full", True)]
@@ -35,25 +36,24 @@ for name, strategy, offload in [*cases, ("untied", "full", False), ("extended", 
     shard_model(model, ranks, strategy, offload=offload)
     load_weights(model, path, ranks.device)
     model.train()
-    shared = first_new_row(path)
-    words = load_tokenizer(path)
-    general = forgetting.start_forgetting(model, words, 64, 2, stop, shared)
-    unchanged = forgetting.measure_forgetting(general, model, stop)
+    tokenizer = load_tokenizer(path)
+    reference = forgetting.start_forgetting(model, tokenizer, 64, 2, stop, first_new_row(path))
+    unchanged = forgetting.measure_forgetting(reference, model, stop)
     load_weights(model, f"{path}-tuned", ranks.device)
-    tuned = forgetting.measure_forgetting(general, model, stop)
+    tuned = forgetting.measure_forgetting(reference, model, stop)
     assert model.training
     sharded = all(type(p).__name__ == "DTensor" for p in model.parameters())
     results[f"{name} {strategy}{' offload' if offload else ''}"] = {
         "unchanged": unchanged,
         "tuned": tuned,
         "sharded": sharded,
-        "host_bytes": general.host_bytes,
-        "line": general.line(),
+        "host_bytes": reference.host_bytes,
+        "line": reference.line(),
     }
-stop.name = "SIGTERM" if ranks.rank == ranks.world_size - 1 else None  # one rank alone has the signal
-results["stopped"] = forgetting.measure_forgetting(general, model, stop)
+stop.name = "SIGTERM" if ranks.rank == ranks.world_size - 1 else None  # only one rank receives the signal
+results["stopped"] = forgetting.measure_forgetting(reference, model, stop)
 results["stopped at the start"] = forgetting.measure_forgetting(
-    forgetting.start_forgetting(model, words, 64, 2, stop), model, stop
+    forgetting.start_forgetting(model, tokenizer, 64, 2, stop), model, stop
 )
 (folder / f"{ranks.world_size}.{ranks.rank}.json").write_text(json.dumps(results))
 dist.destroy_process_group()

@@ -8,23 +8,23 @@ def mean_and_difference(sums):
     return {"a": sums[..., 0] / sums[..., 2], "difference": sums[..., 1] / sums[..., 2] - sums[..., 0] / sums[..., 2]}
 
 
-def test_the_interval_of_a_mean_is_that_of_the_central_limit():
+def test_the_interval_of_a_mean_agrees_with_the_central_limit_theorem():
     values = np.random.default_rng(1).normal(5.0, 2.0, 400)
     ones = np.ones_like(values)
-    found = bootstrap(np.stack([values, values + 0.1, ones], axis=1), mean_and_difference)
-    error = values.std() / 20
-    assert found["a"].value == pytest.approx(values.mean())
-    assert found["a"].low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
-    assert found["a"].high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
-    # Paired: what all units have in common leaves no uncertainty in the difference.
-    assert found["difference"].low == pytest.approx(0.1) == found["difference"].high
+    intervals = bootstrap(np.stack([values, values + 0.1, ones], axis=1), mean_and_difference)
+    standard_error = values.std() / 20
+    assert intervals["a"].value == pytest.approx(values.mean())
+    assert intervals["a"].low == pytest.approx(values.mean() - 1.96 * standard_error, abs=0.1 * standard_error)
+    assert intervals["a"].high == pytest.approx(values.mean() + 1.96 * standard_error, abs=0.1 * standard_error)
+    # The bootstrap is paired: a difference that is the same for every unit has no uncertainty.
+    assert intervals["difference"].low == pytest.approx(0.1) == intervals["difference"].high
 
 
-def test_ratios_are_of_sums_and_seeded():
+def test_ratios_are_of_sums_and_depend_on_the_seed():
     values = np.array([[10.0, 0, 2], [1.0, 0, 8]])
-    found = bootstrap(values, mean_and_difference, seed=3)
-    assert found["a"].value == pytest.approx(1.1)  # the mean of the units' ratios would be 2.56
-    assert (found["a"].low, found["a"].high) == (0.125, 5.0)
+    intervals = bootstrap(values, mean_and_difference, seed=3)
+    assert intervals["a"].value == pytest.approx(1.1)  # the mean of the units' ratios would be 2.56
+    assert (intervals["a"].low, intervals["a"].high) == (0.125, 5.0)
     more = np.random.default_rng(0).random((30, 3))
     assert bootstrap(more, mean_and_difference, seed=3) == bootstrap(more, mean_and_difference, seed=3)
     assert bootstrap(more, mean_and_difference, seed=3) != bootstrap(more, mean_and_difference, seed=4)

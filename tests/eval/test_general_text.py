@@ -1,12 +1,15 @@
+import pytest
+
+from common.errors import UserError
 from eval import general_text
-from eval.general_text import held_out_texts, pieces, training_texts
+from eval.general_text import evaluation_texts, held_out_texts, split_into_pieces, training_texts
 
 
 def paragraphs(texts):
     return [" ".join(part.split()) for text in texts for part in text.split("\n\n") if part.strip()]
 
 
-def test_no_paragraph_stands_on_both_sides_or_twice(monkeypatch):
+def test_no_paragraph_is_in_both_parts_or_repeated(monkeypatch):
     topics = {name: f"About {name}.\n\nShared by all.\n\nOnly in {name}:\n  indented" for name in map(str, range(200))}
     topics["quotes"] = "\n\n".join(topics.values()).replace(":\n  indented", ":\n      indented")
     monkeypatch.setattr(general_text, "topics", topics)
@@ -18,7 +21,7 @@ def test_no_paragraph_stands_on_both_sides_or_twice(monkeypatch):
     assert len(training) == len(set(training))
 
 
-def test_a_topic_stays_on_its_side_when_others_come_or_go(monkeypatch):
+def test_a_topic_stays_in_its_part_when_others_are_added_or_removed(monkeypatch):
     topics = {str(i): f"Topic number {i}." for i in range(100)}
     monkeypatch.setattr(general_text, "topics", topics)
     before = set(held_out_texts())
@@ -27,18 +30,27 @@ def test_a_topic_stays_on_its_side_when_others_come_or_go(monkeypatch):
         assert set(held_out_texts()) - {"New."} == before & set(others.values())
 
 
-def test_the_real_text_is_enough_on_both_sides():
+def test_both_parts_of_the_real_text_are_large_enough():
     held_out, training = held_out_texts(), training_texts()
     assert sum(map(len, held_out)) > 25_000
     assert sum(map(len, training)) > 200_000
     assert not set(paragraphs(held_out)) & set(paragraphs(training))
 
 
-def test_pieces_lose_no_word_and_are_short():
+def test_pieces_are_short_and_lose_no_words():
     texts = ["One.\n\nTwo two.\n\n" + "word " * 40 + "\nline\n\n" + "x" * 70 + "é" * 30, "short", "\n\n"]
-    for most in (7, 20, 64):
-        found = pieces(texts, most)
-        assert all(0 < len(piece.encode()) <= most and piece.strip() for piece in found)
-        assert "".join("".join(found).split()) == "".join("".join(texts).split())
-    assert pieces(texts, 10_000) == texts[:2]
-    assert pieces(["One.\n\nTwo two.\n\nThree."], 14) == ["One.\n\nTwo two.", "Three."]
+    for max_bytes in (7, 20, 64):
+        pieces = split_into_pieces(texts, max_bytes)
+        assert all(0 < len(piece.encode()) <= max_bytes and piece.strip() for piece in pieces)
+        assert "".join("".join(pieces).split()) == "".join("".join(texts).split())
+    assert split_into_pieces(texts, 10_000) == texts[:2]
+    assert split_into_pieces(["One.\n\nTwo two.\n\nThree."], 14) == ["One.\n\nTwo two.", "Three."]
+
+
+def test_evaluation_texts_must_be_plain_text(tmp_path):
+    chat = tmp_path / "chat.jsonl"
+    chat.write_text('{"messages": [{"role": "user", "content": "?"}]}\n')
+    with pytest.raises(UserError, match=r"chat.jsonl, line 1 is a chat"):
+        evaluation_texts([chat], 200_000)
+    with pytest.raises(UserError, match="--max-bytes must be 1 or more"):
+        evaluation_texts(None, 0)

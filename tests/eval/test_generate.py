@@ -2,7 +2,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
-from eval.generate import ROOM, RoomyLayer, Sampling, greedy_answers, left_padded, nucleus, sampled_answers
+from eval.generate import (
+    CACHE_GROWTH,
+    PreallocatedLayer,
+    Sampling,
+    greedy_answers,
+    left_padded,
+    nucleus,
+    sampled_answers,
+)
 from tests.tiny import FAMILIES, write_tiny_model
 
 PROMPTS = [[5, 60, 61], [7] * 20, [9, 80, 81, 82, 83, 84, 85], [11, 90], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]]
@@ -17,8 +25,8 @@ def tiny(tmp_path_factory):
     return load
 
 
-def alone(model, prompt, stop_ids, max_new_tokens):
-    """transformers' own greedy generation, one prompt at a time."""
+def generate_single(model, prompt, stop_ids, max_new_tokens):
+    """Greedy generation by transformers, for a single prompt."""
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(stop_ids), pad_token_id=0
     )
@@ -28,18 +36,18 @@ def alone(model, prompt, stop_ids, max_new_tokens):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_answers_as_each_prompt_alone(tiny, family):
+def test_a_batch_gives_the_same_answers_as_single_prompts(tiny, family):
     model = tiny(family)
-    free = [alone(model, prompt, {383}, 30) for prompt in PROMPTS]
-    # Tokens that two of the answers contain as stop tokens: rows then leave the batch at different times.
+    free = [generate_single(model, prompt, {383}, 30) for prompt in PROMPTS]
+    # The stop tokens occur in two of the answers, so that rows leave the batch at different times.
     stop_ids = {free[1][4], free[3][9]}
-    expected = [alone(model, prompt, stop_ids, 30) for prompt in PROMPTS]
+    expected = [generate_single(model, prompt, stop_ids, 30) for prompt in PROMPTS]
     assert len({len(answer) for answer in expected}) > 1
     for batch_size in (1, 2, 5):
         assert greedy_answers(model, PROMPTS, stop_ids, 30, batch_size) == expected
 
 
-def test_progress_counts_every_prompt_once_however_it_ends(tiny):
+def test_progress_counts_every_prompt_exactly_once(tiny):
     model = tiny("llama")
     free = greedy_answers(model, PROMPTS, set(), 6, 5)
     assert [len(answer) for answer in free] == [6] * 5
@@ -59,30 +67,30 @@ def test_positions_start_at_the_first_real_token():
     assert positions[1].tolist() == [0, 1, 2, 3]
 
 
-def test_no_prompts_no_answers(tiny):
+def test_no_prompts_give_no_answers(tiny):
     assert greedy_answers(tiny("llama"), [], {2}, 8, 4) == []
 
 
-def test_a_roomy_layer_holds_what_a_dynamic_one_holds():
+def test_a_preallocated_layer_caches_the_same_as_a_dynamic_layer():
     generator = torch.Generator().manual_seed(0)
-    plain, roomy = DynamicCache(), DynamicCache()
-    plain.layers, roomy.layers = [type(DynamicCache().layer_class_to_replicate())()], [RoomyLayer()]
+    plain, preallocated = DynamicCache(), DynamicCache()
+    plain.layers, preallocated.layers = [type(DynamicCache().layer_class_to_replicate())()], [PreallocatedLayer()]
     rows = 4
-    for step, tokens in enumerate([7, 1, 1, ROOM, 3, 1, 2 * ROOM, 1]):
+    for step, tokens in enumerate([7, 1, 1, CACHE_GROWTH, 3, 1, 2 * CACHE_GROWTH, 1]):
         keys = torch.randn(rows, 2, tokens, 8, generator=generator)
         values = torch.randn(rows, 2, tokens, 8, generator=generator)
-        for one, other in zip(plain.update(keys, values, 0), roomy.update(keys, values, 0), strict=True):
+        for one, other in zip(plain.update(keys, values, 0), preallocated.update(keys, values, 0), strict=True):
             assert torch.equal(one, other)
-        assert roomy.get_seq_length() == plain.get_seq_length()
+        assert preallocated.get_seq_length() == plain.get_seq_length()
         if step in (2, 4):
             kept = torch.tensor([2, 0, 1][: rows - 1])
             rows = len(kept)
             plain.batch_select_indices(kept)
-            roomy.batch_select_indices(kept)
+            preallocated.batch_select_indices(kept)
 
 
 def test_samples_follow_the_distribution(tiny):
-    """4,000 first tokens after one prompt against the model's own probabilities, and against the nucleus."""
+    """4,000 first tokens after one prompt, compared with the model's probabilities and with the nucleus."""
     model = tiny("llama")
     with torch.no_grad():
         p = (model(torch.tensor([PROMPTS[0]])).logits[0, -1].double() / 0.7).softmax(-1)
@@ -95,19 +103,19 @@ def test_samples_follow_the_distribution(tiny):
         expected = torch.zeros_like(p)
         expected[inside] = p[inside] / p[inside].sum()
         assert counts[expected == 0].sum() == 0
-        # Pearson's statistic has as mean its degrees of freedom, and twice that as variance.
+        # Pearson's statistic has a mean equal to its degrees of freedom, and twice that variance.
         usual = expected * 4000 > 5
         statistic = ((counts - 4000 * expected) ** 2 / (4000 * expected))[usual].sum()
         assert abs(statistic - usual.sum()) < 5 * (2 * usual.sum()) ** 0.5
 
 
-def test_a_sample_depends_on_seed_and_number_alone(tiny):
+def test_a_sample_depends_only_on_seed_and_sample_number(tiny):
     model = tiny("llama")
     sampling = Sampling(top_p=0.9, seed=3)
     together = sampled_answers(model, PROMPTS, [10, 11, 12, 13, 14], set(), 8, sampling)
     assert sampled_answers(model, PROMPTS[::-1], [14, 13, 12, 11, 10], set(), 8, sampling) == together[::-1]
     assert sampled_answers(model, PROMPTS[2:3], [12], set(), 8, sampling) == together[2:3]
-    # At this temperature nothing but the draw decides: every step has its own.
+    # At this temperature only the random bits matter, and they differ between steps.
     flat = sampled_answers(model, PROMPTS[:1], [10], set(), 8, Sampling(temperature=1e6))
     assert len(set(flat[0])) > 5
     same = sampled_answers(model, PROMPTS[:1] * 2, [10, 11], set(), 8, sampling)

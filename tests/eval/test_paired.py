@@ -14,7 +14,7 @@ def result(answers, losses=None):
     return {"answers": answers, "losses": losses or [[1.0, 2]] * len(answers)}
 
 
-def test_changes_are_of_micro_figures_over_the_same_examples():
+def test_changes_are_of_micro_averages_over_the_same_examples():
     before = result(
         [answer(["A", "B"], ["A"]), answer([], ["A"], 0.1), answer(["C"], None, 0.0)], [[2.0, 4], [3.0, 1], [1.0, 5]]
     )
@@ -31,7 +31,7 @@ def test_changes_are_of_micro_figures_over_the_same_examples():
         assert interval.low <= interval.value <= interval.high
 
 
-def test_what_is_the_same_in_both_leaves_no_uncertainty_and_a_coin_has_its_own():
+def test_identical_results_have_no_uncertainty_and_independent_ones_have_the_expected_one():
     rng = np.random.default_rng(0)
     right = rng.random(400) < 0.7
     before = result([answer(["A"], ["A"] if r else [], float(r)) for r in right])
@@ -40,13 +40,13 @@ def test_what_is_the_same_in_both_leaves_no_uncertainty_and_a_coin_has_its_own()
     other = rng.random(400) < 0.7
     after = result([answer(["A"], ["A"] if r else [], float(r)) for r in other])
     interval = paired_change(before, after)["rouge_l"]
-    error = np.std(other.astype(float) - right) / math.sqrt(400)
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+    standard_error = np.std(other.astype(float) - right) / math.sqrt(400)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * standard_error, rel=0.05)
 
 
-def test_only_what_both_have_is_compared():
+def test_only_metrics_that_both_results_have_are_compared():
     chats = result([{"rouge_l": 0.5, "answer": "yes"}])
     assert set(paired_change(chats, chats)) == {"rouge_l", "loss"}
-    assert paired_change({"loss": 1.0}, chats) == {}  # texts alone, or a result of an older version
+    assert paired_change({"loss": 1.0}, chats) == {}  # the result has only texts, or is from an older version
     nothing = result([answer([], [])])
-    assert paired_change(nothing, nothing)["f1"].value == 0  # no violation anywhere
+    assert paired_change(nothing, nothing)["f1"].value == 0  # there are no violations at all

@@ -15,12 +15,12 @@ def sequences():
     for length, start in ((30, 20), (12, 11), (7, 0), (25, 3), (1, 0), (9, 9)):  # the last two have no target
         ids = torch.randint(3, 384, (length,), generator=generator).tolist()
         result.append((ids, [False] * start + [True] * (length - start)))
-    result[3][1][10] = False  # a hole between targets
+    result[3][1][10] = False  # a gap between targets
     return result
 
 
 def one_by_one(model, ids, is_target):
-    """By the definition, without a batch: the sum of -log p(token t | tokens before t)."""
+    """The definition, without batching: the sum of -log p(token t | tokens before t)."""
     with torch.no_grad():
         log_p = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     return -sum(log_p[t - 1, ids[t]].item() for t in range(1, len(ids)) if is_target[t])
@@ -39,7 +39,7 @@ def test_losses_equal_the_definition(tmp_path, monkeypatch, family, tokens_per_b
     assert sum(finished) == 6
 
 
-def test_every_token_weighs_the_same():
+def test_every_token_has_the_same_weight():
     both = total([LossSum(10.0, 2), LossSum(1.0, 8)])
     assert both == LossSum(11.0, 10)
     assert both.mean == pytest.approx(1.1)  # the mean of the documents' means would be 2.56
@@ -47,7 +47,7 @@ def test_every_token_weighs_the_same():
 
 
 @pytest.mark.parametrize("length", [1, 2, 9, 10, 11, 19, 20])
-def test_windows_predict_every_token_but_the_first_once(length):
+def test_windows_predict_every_token_except_the_first_exactly_once(length):
     ids = list(range(100, 100 + length))
     parts = windows(ids, 10)
     assert all(min(2, length) <= len(part) <= 10 and not flags[0] for part, flags in parts)

@@ -5,28 +5,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from common.errors import UserError
 from eval import positions
-from eval.positions import buckets, cut, losses_by_position
+from eval.positions import buckets, cut_documents, losses_by_position, read_long_documents
 from model.architectures import read_model_config
-from model.language_model import build_on_meta, load_weights
-from tests.tiny import write_tiny_model
+from model.language_model import load_for_evaluation
+from tests.tiny import tiny_tokenizer, write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
 def load(path, *rope):
-    packed = build_on_meta(read_model_config(str(path), *rope))
-    load_weights(packed, str(path), CPU)
-    return packed.eval()
+    return load_for_evaluation(read_model_config(str(path), *rope), str(path), torch.float32, CPU)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "mistral_sliding"])
 @pytest.mark.parametrize("chunk", [7, 512])
-def test_losses_equal_those_of_transformers_position_by_position(tmp_path, monkeypatch, family, chunk) -> None:
-    """Eager attention: transformers' SDPA leaves Gemma 2's softcap out. Windows are of 8 tokens."""
+def test_losses_equal_those_of_transformers_at_every_position(tmp_path, monkeypatch, family, chunk) -> None:
+    """The reference is eager attention: SDPA in transformers ignores Gemma 2's softcap. Windows have 8 tokens."""
     monkeypatch.setattr(positions, "CHUNK_TOKENS", chunk)
     path = write_tiny_model(tmp_path / "model", family=family)
     documents = [torch.randint(0, 259, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (50, 2, 90)]
@@ -41,8 +40,8 @@ def test_losses_equal_those_of_transformers_position_by_position(tmp_path, monke
     assert finished == [1, 1, 1]
 
 
-def test_a_bucket_holds_the_tokens_of_its_positions() -> None:
-    """Entry t of a document's losses is of position t + 1: here the loss of a token is its position."""
+def test_a_bucket_sums_the_losses_of_its_positions() -> None:
+    """Entry t of a document's losses belongs to position t + 1. Here the loss of a token equals its position."""
     found = buckets([torch.arange(1.0, 10.0), torch.arange(1.0, 6.0)], 4)
     assert [(b.start, b.end, b.nats, b.tokens) for b in found] == [
         (0, 4, 2 * (1 + 2 + 3), 6),
@@ -54,18 +53,18 @@ def test_a_bucket_holds_the_tokens_of_its_positions() -> None:
 
 
 @pytest.mark.parametrize(
-    "length, most, starts", [(10, 2, [0, 50]), (10, 99, list(range(0, 100, 10))), (34, 4, [0, 34, 68])]
+    "length, max_documents, starts", [(10, 2, [0, 50]), (10, 99, list(range(0, 100, 10))), (34, 4, [0, 34, 68])]
 )
-def test_documents_are_spread_over_the_text_and_do_not_overlap(length, most, starts) -> None:
+def test_documents_are_spread_over_the_text_and_do_not_overlap(length, max_documents, starts) -> None:
     ids = list(range(102))
-    documents = cut(ids, length, most)
+    documents = cut_documents(ids, length, max_documents)
     assert [document[0] for document in documents] == starts
     assert all(document == ids[document[0] : document[0] + length] for document in documents)
 
 
-def test_each_document_begins_with_what_is_asked_and_a_short_text_gives_none() -> None:
-    assert cut([5, 6, 7, 8], 3, 9, first=[1]) == [[1, 5, 6], [1, 7, 8]]
-    assert cut([5, 6], 3, 9) == []
+def test_each_document_starts_with_the_prefix_and_a_short_text_gives_none() -> None:
+    assert cut_documents([5, 6, 7, 8], 3, 9, prefix=[1]) == [[1, 5, 6], [1, 7, 8]]
+    assert cut_documents([5, 6], 3, 9) == []
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
@@ -73,29 +72,34 @@ def run(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_the_script_measures_the_model_as_it_is_and_scaled(tmp_path) -> None:
+def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_path) -> None:
     path = write_tiny_model(tmp_path / "model")
     text = tmp_path / "text.txt"
     text.write_text("The bank shall hold own funds of at least 8% of its exposure. " * 80)
-    options = ("--data", text, "--length", 600, "--bucket", 200, "--dtype", "fp32", "--json", tmp_path / "figures.json")
-    result = run(path, *options, "--rope-type", "yarn", "linear", "--rope-factor", 2)
-    assert result.returncode == 0, result.stderr
-    assert "windows: as it is 512, yarn x2 1024, linear x2 1024" in result.stdout
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["documents"] == 2
-    columns = figures["buckets"]
+    options = ("--data", text, "--length", 600, "--bucket", 200, "--dtype", "fp32", "--json", tmp_path / "losses.json")
+    done = run(path, *options, "--rope-type", "yarn", "linear", "--rope-factor", 2)
+    assert done.returncode == 0, done.stderr
+    assert "windows: as it is 512, yarn x2 1024, linear x2 1024" in done.stdout
+    result = json.loads((tmp_path / "losses.json").read_text())
+    assert result["documents"] == 2
+    columns = result["buckets"]
     assert [b["tokens"] for b in columns["as it is"]] == [2 * 199, 2 * 200, 2 * 200]
     means = {name: [b["mean"] for b in column] for name, column in columns.items()}
-    assert f"{'400-599':>15}     400" + "".join(f"{means[name][2]:>14.3f}" for name in means) in result.stdout
-    from transformers import AutoTokenizer
-
+    assert f"{'400-599':>15}     400" + "".join(f"{means[name][2]:>14.3f}" for name in means) in done.stdout
     ids = AutoTokenizer.from_pretrained(path).encode(text.read_text(), verbose=False)
     for name, rope in {"as it is": (), "yarn x2": ("yarn", 2.0), "linear x2": ("linear", 2.0)}.items():
-        expected = buckets(losses_by_position(load(path, *rope), cut(ids, 600, 2), CPU), 200)
+        expected = buckets(losses_by_position(load(path, *rope), cut_documents(ids, 600, 2), CPU), 200)
         assert means[name] == pytest.approx([b.mean for b in expected], abs=1e-6)
     assert abs(means["as it is"][2] - means["yarn x2"][2]) > 1e-3
 
-    short = run(path, *options[:2], "--length", 60000)
-    assert short.returncode == 2 and "no text has --length=60000 tokens" in short.stderr
-    alone = run(path, "--length", 600, "--rope-factor", 2)
-    assert alone.returncode == 2 and "need a --rope-type" in alone.stderr
+    wrong = run(path, "--length", 600, "--rope-factor", 2)
+    assert wrong.returncode == 2 and "need a --rope-type" in wrong.stderr
+
+
+def test_a_text_must_be_long_enough_and_no_chat(tmp_path) -> None:
+    (tmp_path / "text.txt").write_text("The bank shall hold own funds. " * 80)
+    with pytest.raises(UserError, match="no text has --length=60000 tokens, the longest has [0-9]+; provide more"):
+        read_long_documents([tmp_path / "text.txt"], tiny_tokenizer(), 60000, 2)
+    (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "?"}]}\n')
+    with pytest.raises(UserError, match="chat.jsonl, line 1 is a chat"):
+        read_long_documents([tmp_path / "chat.jsonl"], tiny_tokenizer(), 100, 2)

@@ -1,34 +1,34 @@
 from pathlib import Path
 
-from data.replay_filters import normalised
-from eval.questions import FILE, Question, beginning, encode_options, read_questions, right_answers
+from data.replay_filters import normalize
+from eval.questions import FILE, Question, encode_options, read_questions, right_answers, start_tokens
 from tests.tiny import tiny_tokenizer
 
 TWO = [Question("a", "The bank is", (" liquid", " dry")), Question("b", "1 + 1 =", (" 2", " 3", " 11"))]
 
 
-def test_the_set_is_sound():
+def test_the_question_set_is_well_formed():
     questions = read_questions()
     kinds = {question.kind: sum(other.kind == question.kind for other in questions) for question in questions}
     assert len(questions) >= 100
     assert len(kinds) >= 6 and min(kinds.values()) >= 10
-    assert len({normalised(question.prompt) for question in questions}) == len(questions)
+    assert len({normalize(question.prompt) for question in questions}) == len(questions)
     for question in questions:
         assert 2 <= len(question.options) == len(set(question.options)) <= 4, question
-        assert not question.prompt.endswith(" "), question  # a space belongs to the word that follows it
-        # An option that another begins with would only be compared by its length.
+        assert not question.prompt.endswith(" "), question  # a space belongs to the word after it
+        # If one option were a prefix of another, only their lengths would be compared.
         assert not any(a != b and b.startswith(a) for a in question.options for b in question.options), question
     chance = sum(1 / len(question.options) for question in questions) / len(questions)
     assert 0.25 <= chance < 0.3
     assert Path(FILE).read_text(encoding="utf-8").count("\n") == len(questions)
 
 
-def test_only_the_options_tokens_are_targets():
+def test_only_tokens_of_the_option_are_targets():
     tokenizer = tiny_tokenizer()
     sequences = encode_options(tokenizer, TWO)
     assert len(sequences) == 5
     newline = tokenizer.encode("\n", add_special_tokens=False)
-    assert beginning(tokenizer) == newline
+    assert start_tokens(tokenizer) == newline
     options = [(q.prompt, option) for q in TWO for option in q.options]
     for (ids, is_target), (prompt, option) in zip(sequences, options, strict=True):
         assert len(ids) == len(is_target)
@@ -36,7 +36,7 @@ def test_only_the_options_tokens_are_targets():
         assert tokenizer.decode([i for i, flag in zip(ids, is_target, strict=True) if flag]) == option
 
 
-def test_a_token_across_the_border_is_a_target():
+def test_a_token_across_the_boundary_is_a_target():
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([" is liquid"])
     (ids, is_target), (_, plain) = encode_options(tokenizer, TWO[:1])
@@ -44,8 +44,8 @@ def test_a_token_across_the_border_is_a_target():
     assert sum(plain) == len(tokenizer.encode(" dry", add_special_tokens=False))
 
 
-def test_the_most_probable_option_per_byte_counts():
-    # " liquid" has 7 bytes, " dry" 4: 6.9 / 7 < 4.0 / 4, though the sum is larger. A tie is not right.
+def test_the_option_with_the_highest_likelihood_per_byte_is_the_answer():
+    # " liquid" has 7 bytes, " dry" 4: 6.9 / 7 < 4.0 / 4, although the sum is larger. A tie is not a right answer.
     assert right_answers(TWO, [6.9, 4.0, 1.0, 1.1, 9.0]) == [True, True]
     assert right_answers(TWO, [7.1, 4.0, 1.0, 1.0, 9.0]) == [False, False]
     assert right_answers(TWO, [1.0, 4.0, float("nan"), 1.0, 9.0]) == [True, False]

@@ -1,11 +1,14 @@
+"""ROUGE-L, and the score of whole answers."""
+
 import pytest
 
-from eval.rouge import fixed_letter, rouge_l
+from eval.rouge import rouge_l, score_whole_answers
 
 
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence():
     reference = "the bank shall raise capital within ten days"
-    # Common subsequence of 4 words (the bank shall days); 8 words in the reference, 5 in the prediction.
+    # The longest common subsequence with the first prediction has 4 words (the bank shall days), the reference 8, the
+    # prediction 5.
     expected = 2 * (4 / 8) * (4 / 5) / (4 / 8 + 4 / 5)
     scores = rouge_l([reference, reference, reference, ""], ["the bank shall wait days", reference, "", "x"])
     assert scores == pytest.approx([expected, 1.0, 0.0, 0.0])
@@ -15,9 +18,11 @@ def test_words_are_not_stemmed():
     assert rouge_l(["ratios"], ["ratio"]) == [0.0]
 
 
-def test_fixed_letter_is_the_first_with_exactly_these_rules():
-    training = [(("A_1", "B_2"), "both"), (("A_1",), "first"), (("A_1",), "second"), ((), "clean")]
-    assert fixed_letter(("A_1",), training) == "first"
-    assert fixed_letter(("B_2", "A_1"), training) == "both"
-    assert fixed_letter((), training) == "clean"
-    assert fixed_letter(("C_3",), training) is None
+def test_whole_answers_are_compared_with_the_last_message():
+    example = {
+        "id": "a",
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "it is forty two"}],
+    }
+    result = score_whole_answers([example], ["it is"])
+    assert result["rouge_l"] == {"of": "answer", "n": 1, "f": pytest.approx(2 / 3), "baselines": {}}
+    assert result["answers"] == [{"id": "a", "answer": "it is", "rouge_l": pytest.approx(2 / 3)}]

@@ -1,4 +1,4 @@
-"""The packed model against transformers' eager attention, document by document; and documents against each other."""
+"""The packed model against transformers' eager attention on each document, and the isolation of packed documents."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ ALL = FAMILIES | OTHER_FAMILIES
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements that any operation returned."""
+    """Records the number of elements of the largest tensor that any operation returned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def load(path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     return packed.to(dtype) if dtype != torch.float32 else packed
 
 
-def test_what_is_supported_is_what_is_tested() -> None:
+def test_supported_model_types_are_those_tested_here() -> None:
     assert sorted({model_type for model_type, _ in ALL.values()}) == sorted(SUPPORTED)
 
 
@@ -59,7 +59,7 @@ def test_what_is_supported_is_what_is_tested() -> None:
 def test_loss_and_gradients_equal_eager_document_by_document(
     tmp_path, monkeypatch, family, tied, chunk, queries
 ) -> None:
-    """Windows are of 8 tokens and documents of up to 90, in one chunk and in several."""
+    """Sliding windows have 8 tokens, documents up to 90; in a single chunk and in several."""
     monkeypatch.setattr(model.loss, "CHUNK_TOKENS", chunk)
     monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", queries)
     path = write_tiny_model(tmp_path / "model", family=family, tied=tied)
@@ -90,25 +90,25 @@ def test_loss_and_gradients_equal_eager_document_by_document(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ALL)
-def test_a_document_never_sees_the_one_before(tmp_path, family, dtype) -> None:
-    """Document 1 changes, its length too: document 2's hidden states and logits stay the same to the last bit."""
+def test_a_document_never_attends_to_the_previous_one(tmp_path, family, dtype) -> None:
+    """If document 1 and its length change, the hidden states and logits of document 2 stay bitwise equal."""
     packed = load(write_tiny_model(tmp_path / "model", family=family), dtype)
     head, settings = packed.causal_lm.get_output_embeddings().weight, head_settings(packed.causal_lm.config)
     second = documents([50], seed=9).ids[0]
-    seen = []
+    results = []
     for seed, length in [(1, 40), (2, 40), (3, 77), (4, 3)]:
         first = documents([length], seed=seed).ids[0]
         made = documents([length, 50])
         made.ids[0], made.ids[1] = first, second
         with torch.no_grad():
             hidden = packed.hidden_states(collate((0, 1), made))[0, length:]
-            seen.append(logits(hidden, head, settings))
-    assert all(torch.equal(seen[0], other) for other in seen[1:])
-    assert hidden.dtype == dtype and seen[0].std() > 0.01
+            results.append(logits(hidden, head, settings))
+    assert all(torch.equal(results[0], other) for other in results[1:])
+    assert hidden.dtype == dtype and results[0].std() > 0.01
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
-def test_without_a_target_loss_and_gradients_are_zero(tmp_path, family) -> None:
+def test_without_targets_loss_and_gradients_are_zero(tmp_path, family) -> None:
     packed = load(write_tiny_model(tmp_path / "model", family=family, tied=False))
     loss = packed(collate((), documents([3])))
     loss.backward()
@@ -116,7 +116,7 @@ def test_without_a_target_loss_and_gradients_are_zero(tmp_path, family) -> None:
     assert all(p.grad is not None and p.grad.abs().max() == 0 for p in packed.parameters())
 
 
-def test_chunks_add_up_in_bf16_as_in_one() -> None:
+def test_chunked_loss_equals_the_unchunked_one_in_bf16() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(300, 16, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(50, 16, dtype=torch.bfloat16, requires_grad=True)
@@ -128,8 +128,8 @@ def test_chunks_add_up_in_bf16_as_in_one() -> None:
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_memory_of_the_loss_does_not_grow_with_targets_times_vocabulary(softcap) -> None:
-    """Nothing larger than one chunk's logits or the weight's gradient is ever made, in forward or backward."""
+def test_memory_of_the_loss_is_independent_of_the_number_of_targets(softcap) -> None:
+    """In forward and backward, no tensor is larger than the logits of a chunk or the gradient of the weight."""
     for targets in (64, 512):
         hidden = torch.randn(targets, 8, requires_grad=True)
         weight = torch.randn(1000, 8, requires_grad=True)
@@ -140,8 +140,8 @@ def test_memory_of_the_loss_does_not_grow_with_targets_times_vocabulary(softcap)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral_sliding", "gemma2", "gemma3_text", "qwen2_sliding"])
-def test_no_mask_or_score_of_a_whole_row_is_made(tmp_path, monkeypatch, family) -> None:
-    """Forward and backward: of 500 tokens in one document no operation makes 500 x 500 of anything."""
+def test_no_mask_or_score_matrix_of_a_row_is_created(tmp_path, monkeypatch, family) -> None:
+    """In forward and backward, no operation creates a 500 x 500 tensor for a document of 500 tokens."""
     monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", 16)
     packed = load(write_tiny_model(tmp_path / "model", family=family))
     batch = collate((0, 1), documents([500, 100]))
@@ -150,25 +150,25 @@ def test_no_mask_or_score_of_a_whole_row_is_made(tmp_path, monkeypatch, family) 
     assert largest.numel <= 600 * 128
 
 
-def test_with_a_softcap_no_chunk_of_scores_is_kept_for_backward(monkeypatch) -> None:
-    """What autograd keeps is queries, keys and values; one score matrix would be 4 x 500 x 500."""
+def test_softcap_saves_no_scores_for_backward(monkeypatch) -> None:
+    """Autograd saves queries, keys and values only; a score matrix would have 4 x 500 x 500 elements."""
     monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", 16)
     query, key, value = (torch.randn(1, heads, 500, 16, requires_grad=True) for heads in (4, 2, 2))
     saved = {}
     lengths = packed_attention.DocumentLengths((500,), torch.tensor([0, 500], dtype=torch.int32))
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def record(tensor: torch.Tensor) -> torch.Tensor:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         out, _ = packed_attention.packed_attention(None, query, key, value, None, 0.25, lengths, softcap=2.0)
     assert sum(saved.values()) <= sum(tensor.nbytes for tensor in (query, key, value))
     out.sum().backward()
     assert query.grad.abs().max() > 0
 
 
-def test_other_documents_do_not_compile_a_layer_anew(tmp_path) -> None:
+def test_other_documents_do_not_recompile_a_layer(tmp_path) -> None:
     graphs = []
 
     def backend(graph, example_inputs):  # noqa: ANN001, ANN202
@@ -187,7 +187,7 @@ def test_other_documents_do_not_compile_a_layer_anew(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_yarn", "gemma2", "gemma3_text"])
-def test_buffers_are_fp32_and_right_after_meta(tmp_path, family) -> None:
+def test_buffers_are_fp32_and_correct_after_meta(tmp_path, family) -> None:
     path = write_tiny_model(tmp_path / "model", family=family)
     ours = dict(load(path).causal_lm.named_buffers())
     expected = dict(AutoModelForCausalLM.from_pretrained(path).named_buffers())
@@ -196,7 +196,7 @@ def test_buffers_are_fp32_and_right_after_meta(tmp_path, family) -> None:
         assert buffer.dtype == torch.float32 and torch.equal(buffer, expected[name]), name
 
 
-def test_bf16_parameters_are_the_stored_ones_rounded(tmp_path) -> None:
+def test_bf16_parameters_are_the_rounded_stored_ones(tmp_path) -> None:
     path = write_tiny_model(tmp_path / "model")
     packed = build_on_meta(read_model_config(str(path))).to(torch.bfloat16)
     load_weights(packed, str(path), torch.device("cpu"))
@@ -205,7 +205,7 @@ def test_bf16_parameters_are_the_stored_ones_rounded(tmp_path) -> None:
     assert packed.causal_lm.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
-def test_tied_stays_tied_and_is_counted_once(tmp_path) -> None:
+def test_tied_weights_stay_tied_and_are_counted_once(tmp_path) -> None:
     tied, untied = (load(write_tiny_model(tmp_path / str(t), tied=t)) for t in (True, False))
     assert tied.causal_lm.lm_head.weight is tied.causal_lm.model.embed_tokens.weight
     assert untied.causal_lm.lm_head.weight is not untied.causal_lm.model.embed_tokens.weight
@@ -242,12 +242,12 @@ ROPE = {"rope_theta": 10000.0, "factor": 2.0}
         ),
     ],
 )
-def test_what_cannot_be_trained_truly_is_refused_by_name(kind, settings, words) -> None:
+def test_unsupported_models_are_refused_by_name(kind, settings, words) -> None:
     with pytest.raises(UserError, match=words):
         check_supported(AutoConfig.for_model(kind, **settings))
 
 
-def test_a_missing_tensor_and_a_wrong_shape_are_one_sentence(tmp_path) -> None:
+def test_missing_tensor_and_wrong_shape_are_reported_in_one_sentence(tmp_path) -> None:
     path = write_tiny_model(tmp_path / "model")
     config = read_model_config(str(path))
     config.intermediate_size = 130
@@ -263,8 +263,8 @@ def test_a_missing_tensor_and_a_wrong_shape_are_one_sentence(tmp_path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral_sliding", "gemma2", "gemma3_text"])
-def test_the_varlen_kernel_agrees_with_attention_per_document(tmp_path, family) -> None:
-    """bf16 on CUDA against fp32 on the CPU; and isolation on CUDA, to the last bit."""
+def test_varlen_kernel_agrees_with_attention_per_document(tmp_path, family) -> None:
+    """bf16 on CUDA against fp32 on the CPU, and bitwise isolation on CUDA."""
     path = write_tiny_model(tmp_path / "model", family=family)
     made = documents([37, 5, 90, 64])
     batch: MicroBatch = collate((0, 1, 2, 3), made)
@@ -273,6 +273,6 @@ def test_the_varlen_kernel_agrees_with_attention_per_document(tmp_path, family) 
     assert cuda(batch.to(torch.device("cuda"))).item() == pytest.approx(expected, rel=2e-2)
     second = []
     for first in (0, 2):
-        moved = collate((first, 3), made).to(torch.device("cuda"))
-        second.append(cuda.hidden_states(moved)[0, made.lengths[first] :])
+        pair = collate((first, 3), made).to(torch.device("cuda"))
+        second.append(cuda.hidden_states(pair)[0, made.lengths[first] :])
     assert torch.equal(*second)

@@ -1,4 +1,4 @@
-"""The FLOPs that MFU is computed from, against torch's own counter, and windows against what the layers ask for."""
+"""The FLOPs of MFU against torch's own counter, and the windows against those that the layers request."""
 
 import pytest
 import torch
@@ -14,30 +14,31 @@ from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES | OTHER_FAMILIES)
-def test_matrix_products_and_windows_are_counted_as_they_are_computed(tmp_path, monkeypatch, family) -> None:
+def test_matrix_products_and_windows_are_those_that_are_computed(tmp_path, monkeypatch, family) -> None:
     path = write_tiny_model(tmp_path / "model", family=family, tied=False)
     config = read_model_config(str(path))
-    seen, attend = [], packed_attention._document
+    calls, attend = [], packed_attention._document
 
-    def watched(q, k, v, scaling, window, softcap) -> torch.Tensor:
-        seen.append((window, q.shape[1] * q.shape[3]))
+    def recorded(q, k, v, scaling, window, softcap) -> torch.Tensor:
+        calls.append((window, q.shape[1] * q.shape[3]))
         return attend(q, k, v, scaling, window, softcap)
 
-    monkeypatch.setattr(packed_attention, "_document", watched)
+    monkeypatch.setattr(packed_attention, "_document", recorded)
     packed = load(path)
     made = documents([30, 50])
     with FlopCounterMode(display=False) as counter:
         packed(collate((0, 1), made))
     counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     work = count_work(build_on_meta(config), config)
-    # Forward is a third of it; but the loss computes its backward in the forward.
+    # Only the forward pass ran, a third of the layers' FLOPs; but the loss computes its backward in the forward pass.
     expected = work.per_token / 3 * 80 + work.per_target * made.targets.sum()
     assert sum(n for op, n in counted.items() if op in ("aten.mm", "aten.addmm")) == expected
-    assert seen[::2] == [(window, work.per_pair / 12) for window in layer_windows(config)]  # two documents a layer
+    windows = [(window, work.per_pair / 12) for window in layer_windows(config)]
+    assert calls[::2] == windows  # every layer attends to two documents
     assert sum(layers for _, layers in work.windows) == 2
 
 
-def test_pairs_are_those_within_the_window() -> None:
+def test_only_pairs_within_the_window_count() -> None:
     work = Work(per_token=1e9, per_target=1e6, per_pair=1.0, windows=((None, 3), (4, 2)))
     pairs = sum(3 * (i + 1) + 2 * min(i + 1, 4) for n in (3, 4, 9) for i in range(n))
     assert step_flops(work, [3, 4, 9], 10) == 16e9 + 10e6 + pairs

@@ -1,3 +1,5 @@
+"""Conversion of GGUF files: equal logits, exact 4-bit weights, tokenizer, digest, and errors."""
+
 import json
 
 import gguf
@@ -15,13 +17,13 @@ TEXT = "<|im_start|>user\nCET1 ratio 4.31% in C 03.00 r0010?<|im_end|>\n"
 
 
 def llama_cpp_order(weight, heads):
-    """What llama.cpp's converter does to query and key rows: halves of a head become neighbours."""
+    """Reorder query and key rows as llama.cpp's converter does: it interleaves the two halves of each head."""
     rows, columns = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def write_gguf(path, source, quantise, architecture="llama"):
-    """The tiny Llama in `source` as llama.cpp would store it; matrices of the layers in Q4_1 where `quantise`."""
+    """Write the tiny Llama in `source` as llama.cpp would store it; `quantise` stores the matrices of layers in Q4_1."""
     config = json.loads((source / "config.json").read_text())
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     writer = gguf.GGUFWriter(str(path), architecture)
@@ -46,7 +48,7 @@ def write_gguf(path, source, quantise, architecture="llama"):
     writer.add_pad_token_id(2)
     writer.add_chat_template((source / "chat_template.jinja").read_text())
     roots = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    parts = {theirs: ours for ours, theirs in BLOCK_NAMES.items()}
+    parts = {transformers_name: gguf_name for gguf_name, transformers_name in BLOCK_NAMES.items()}
     for name, weight in load_file(source / "model.safetensors").items():
         stem = name.removesuffix(".weight")
         if stem in roots:
@@ -67,7 +69,7 @@ def write_gguf(path, source, quantise, architecture="llama"):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_converted_model_is_the_original(tmp_path, tied):
+def test_converted_model_equals_the_original(tmp_path, tied):
     source = write_tiny_model(tmp_path / "source", tied=tied)
     target = tmp_path / "target"
     target.mkdir()
@@ -79,7 +81,7 @@ def test_a_converted_model_is_the_original(tmp_path, tied):
     assert after(TEXT)["input_ids"] == ids
     assert after.decode(ids) == TEXT
     assert (after.bos_token, after.eos_token, after.pad_token) == ("<|im_start|>", "<|im_end|>", "<|im_end|>")
-    # SmolLM's own rule; this small vocabulary would not show it in the ids.
+    # Single digits: with this small vocabulary the ids alone would not show it.
     pieces = after.backend_tokenizer.pre_tokenizer.pre_tokenize_str("c0010 12")
     assert [piece for piece, _ in pieces] == ["c", "0", "0", "1", "0", "Ġ", "1", "2"]
     assert after.chat_template == before.chat_template
@@ -98,18 +100,18 @@ def test_a_converted_model_is_the_original(tmp_path, tied):
         assert torch.equal(new(torch.tensor([ids])).logits, old(torch.tensor([ids])).logits)
 
 
-def test_four_bit_weights_keep_every_bit(tmp_path):
+def test_four_bit_weights_are_dequantised_exactly(tmp_path):
     source = write_tiny_model(tmp_path / "source", layers=1)
     write_gguf(tmp_path / "model.gguf", source, quantise=True)
     convert_gguf(tmp_path / "model.gguf", tmp_path)
     weight = load_file(source / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
     converted = load_file(tmp_path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
-    # Q4_1 by its definition: blocks of 32 in a row, scale and minimum in fp16, 16 steps.
+    # The definition of Q4_1: blocks of 32 values, scale and minimum in fp16, 16 levels.
     blocks = weight.reshape(-1, 32)
     low, high = blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)
     scale = (high - low) / 15
-    steps = np.clip((blocks - low) / scale + 0.5, 0, 15).astype(np.uint8)
-    expected = scale.astype(np.float16).astype(np.float32) * steps + low.astype(np.float16).astype(np.float32)
+    levels = np.clip((blocks - low) / scale + 0.5, 0, 15).astype(np.uint8)
+    expected = scale.astype(np.float16).astype(np.float32) * levels + low.astype(np.float16).astype(np.float32)
     assert np.array_equal(converted, expected.reshape(weight.shape))
     assert 0 < np.abs(converted - weight).max() < 0.51 * scale.max()
 
@@ -117,17 +119,17 @@ def test_four_bit_weights_keep_every_bit(tmp_path):
 def test_undo_rope_order_is_the_inverse():
     weight = np.arange(24 * 3, dtype=np.float32).reshape(24, 3)
     assert np.array_equal(undo_rope_order(llama_cpp_order(weight, 2), 2), weight)
-    # Head 0 has rows 0-11; its halves begin at rows 0 and 6, neighbours in llama.cpp.
+    # Head 0 has rows 0-11. Its halves begin at rows 0 and 6, which are adjacent in llama.cpp.
     assert llama_cpp_order(weight, 2)[:4, 0].tolist() == weight[[0, 6, 1, 7], 0].tolist()
 
 
-def test_another_architecture_is_refused(tmp_path):
+def test_other_architectures_are_refused(tmp_path):
     write_gguf(tmp_path / "model.gguf", write_tiny_model(tmp_path / "source"), quantise=False, architecture="gemma")
     with pytest.raises(UserError, match="gemma"):
         convert_gguf(tmp_path / "model.gguf", tmp_path)
 
 
-def test_digest_is_of_the_content_not_of_the_file(tmp_path):
+def test_digest_depends_on_the_content_only(tmp_path):
     a, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros(2, dtype=np.float32)
     contents = {
         "one": ({"a": a, "b": b}, None),
@@ -151,5 +153,5 @@ def test_greedy_completion_refuses_missing_weights(tmp_path):
     tensors = load_file(directory / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="do not fit"):
+    with pytest.raises(UserError, match="do not match config.json"):
         greedy_completion(directory, "The bank")

@@ -1,6 +1,5 @@
-"""RoPE scaling: what is written, what transformers computes from it, what is refused, and that it lets a model read further."""
+"""RoPE scaling: the config, the frequencies that transformers computes from it, isolation of documents, and errors."""
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -11,12 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError
-from data.batches import MicroBatch, collate
+from data.batches import collate
 from data.examples import Documents
 from model.architectures import head_settings, read_model_config
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights
 from model.loss import logits
-from model.rope import STRETCHING, check_length, global_parameters, scaled_config, trained_length
+from model.rope import STRETCHING, check_length, full_attention_parameters, scaled_config, trained_length
 from tests.tiny import write_tiny_model
 
 CPU = torch.device("cpu")
@@ -36,16 +35,16 @@ def llama(rope: dict | None = None, **settings) -> PretrainedConfig:
 
 
 def write_scaled(tmp_path: Path, kind: str, family: str = "llama") -> tuple[Path, PretrainedConfig]:
-    """A tiny model of 64 positions exported with a window of 256, and the config that train.py would build it from.
+    """Write a tiny model of 64 positions with a window of 256; returns its directory and train.py's config for it.
 
-    A model with longrope comes with it.
+    With kind `longrope` the original model already has longrope.
     """
     path = write_tiny_model(tmp_path / "model", family=family)
     config = AutoConfig.from_pretrained(path)
     config.max_position_embeddings = 64
     if kind == "longrope":
         config.max_position_embeddings, config.rope_parameters = 256, config.rope_parameters | LONGROPE
-        config.original_max_position_embeddings = 64  # Phi-3 has it here
+        config.original_max_position_embeddings = 64  # Phi-3 stores it here
     config.save_pretrained(path)
     config = read_model_config(str(path), kind, *(() if kind == "longrope" else (4.0,)))
     assert config.max_position_embeddings == 256
@@ -77,7 +76,7 @@ def scores(packed: PackedLanguageModel, made: Documents) -> torch.Tensor:
         return logits(hidden, packed.causal_lm.get_output_embeddings().weight, head_settings(packed.causal_lm.config))
 
 
-def test_what_is_written_to_the_config() -> None:
+def test_scaled_config() -> None:
     config = llama()
     expected = {
         "linear": {"rope_type": "linear", "factor": 2.0},
@@ -99,8 +98,8 @@ def test_what_is_written_to_the_config() -> None:
     assert scaled_config(config, None) is config
 
 
-def test_a_scaled_model_is_scaled_anew_from_its_original_window() -> None:
-    """Llama 3.1: 8,192 positions, stretched to 131,072."""
+def test_scaled_model_is_rescaled_from_its_original_window() -> None:
+    """Llama 3.1: 8,192 positions, extended to 131,072."""
     own = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192, "rope_theta": 500000.0}
     config = llama(own | STRETCHING["llama3"], max_position_embeddings=131072)
     yarn = scaled_config(config, "yarn", 32.0)
@@ -116,21 +115,21 @@ def test_a_scaled_model_is_scaled_anew_from_its_original_window() -> None:
     assert plain.max_position_embeddings == 8192
 
 
-def test_of_a_linear_model_the_original_length_must_be_given() -> None:
-    """Config files differ: in some max_position_embeddings is the scaled window, in others the one before."""
+def test_linear_model_needs_its_original_length() -> None:
+    """In config files, max_position_embeddings may be the window before or after scaling."""
     config = llama({"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}, max_position_embeddings=16384)
-    with pytest.raises(UserError, match="does not say how long"):
+    with pytest.raises(UserError, match="does not state the context length"):
         scaled_config(config, "yarn", 8.0)
     assert scaled_config(config, "yarn", 8.0, 4096).max_position_embeddings == 32768
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "olmo3"])
-def test_only_full_attention_layers_are_scaled_where_layer_types_differ(tmp_path, family) -> None:
+def test_only_full_attention_layers_are_scaled_if_layer_types_differ(tmp_path, family) -> None:
     before = read_model_config(str(write_tiny_model(tmp_path / "model", family=family)))
     export, config = write_scaled(tmp_path, "yarn", family)
     assert config.rope_parameters["sliding_attention"] == before.rope_parameters["sliding_attention"]
-    assert global_parameters(config) == config.rope_parameters["full_attention"]
-    assert global_parameters(config)["rope_theta"] == global_parameters(before)["rope_theta"]
+    assert full_attention_parameters(config) == config.rope_parameters["full_attention"]
+    assert full_attention_parameters(config)["rope_theta"] == full_attention_parameters(before)["rope_theta"]
     rotary, plain = (load(export, c).causal_lm.model.rotary_emb for c in (config, before))
     assert torch.equal(rotary.sliding_attention_inv_freq, plain.sliding_attention_inv_freq)
     ratio = plain.full_attention_inv_freq / rotary.full_attention_inv_freq
@@ -139,8 +138,8 @@ def test_only_full_attention_layers_are_scaled_where_layer_types_differ(tmp_path
     assert rotary.sliding_attention_attention_scaling == 1.0
 
 
-def test_frequencies_are_those_of_the_papers(tmp_path) -> None:
-    """8 pairs of dimensions of theta 10,000 in a window of 64: wavelengths 2 pi 10,000^(i / 8)."""
+def test_frequencies_match_the_papers(tmp_path) -> None:
+    """8 pairs of dimensions with theta 10,000 and a window of 64: wavelengths 2 pi 10,000^(i / 8)."""
     plain = 10000.0 ** -(torch.arange(8) / 8)
     wavelength = 2 * math.pi / plain
     rotations = 64 / wavelength  # within the original window
@@ -152,13 +151,13 @@ def test_frequencies_are_those_of_the_papers(tmp_path) -> None:
     (tmp_path / "llama3").mkdir()
     export, config = write_scaled(tmp_path / "llama3", "llama3")
     rotary = load(export, config).causal_lm.model.rotary_emb
-    share = ((rotations - 1) / (4 - 1)).clamp(0, 1)  # from 1 rotation on kept in part, from 4 on as a whole
+    share = ((rotations - 1) / (4 - 1)).clamp(0, 1)  # kept in part from 1 rotation, fully from 4
     assert torch.allclose(rotary.inv_freq, plain * share + plain / 4 * (1 - share)) and rotary.attention_scaling == 1.0
 
     (tmp_path / "yarn").mkdir()
     export, config = write_scaled(tmp_path / "yarn", "yarn")
     rotary = load(export, config).causal_lm.model.rotary_emb
-    # The ramp runs over the index of the pair, between where 32 and 1 rotations fit, rounded outwards.
+    # The ramp is linear in the index of the pair, between 32 rotations and 1, with bounds rounded outwards.
     low, high = (8 * math.log(64 / (r * 2 * math.pi)) / math.log(10000.0) for r in (32, 1))
     low, high = max(math.floor(low), 0), math.ceil(high)
     share = 1 - ((torch.arange(8) - low) / (high - low)).clamp(0, 1)
@@ -169,10 +168,10 @@ def test_frequencies_are_those_of_the_papers(tmp_path) -> None:
 @pytest.mark.parametrize("family", ["llama", "glm", "gemma3_text", "smollm3"])
 @pytest.mark.parametrize("kind", STRETCHING)
 def test_transformers_computes_the_same_from_the_export(tmp_path, family, kind) -> None:
-    """Frequencies and their scale to the last bit, in fp32 also under bf16 weights; logits beyond the original window."""
+    """Frequencies and attention scaling are bitwise equal, and fp32 even with bf16 weights; logits beyond the old window."""
     transformers_logging.set_verbosity_error()
     export, config = write_scaled(tmp_path, kind, family)
-    again = read_model_config(str(export))  # what a further run or scripts/evaluate_positions.py sees
+    again = read_model_config(str(export))  # as in another run or scripts/evaluate_positions.py
     assert again.rope_parameters == config.rope_parameters and again.max_position_embeddings == 256
     theirs = AutoModelForCausalLM.from_pretrained(export, attn_implementation="eager")
     for dtype in (torch.float32, torch.bfloat16):
@@ -192,16 +191,16 @@ def assert_same_rotary(packed: PackedLanguageModel, theirs: torch.nn.Module) -> 
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])
-def test_longrope_is_fixed_to_its_long_factors(tmp_path, family) -> None:
-    """Short documents too; and transformers, which would choose by length, has nothing to choose from in the export."""
+def test_longrope_always_uses_its_long_factors(tmp_path, family) -> None:
+    """Even for short documents; in the export both sets are equal, so transformers cannot choose by length."""
     transformers_logging.set_verbosity_error()
     export, config = write_scaled(tmp_path, "longrope", family)
-    assert global_parameters(config)["short_factor"] == FACTORS["long_factor"]
+    assert full_attention_parameters(config)["short_factor"] == FACTORS["long_factor"]
     packed = load(export, config)
     rotary = packed.causal_lm.model.rotary_emb
     factors = torch.tensor(FACTORS["long_factor"], dtype=torch.float32)
     assert torch.allclose(rotary.inv_freq, 10000.0 ** -(torch.arange(8) / 8) / factors)
-    original = global_parameters(config)["original_max_position_embeddings"]
+    original = full_attention_parameters(config)["original_max_position_embeddings"]
     assert original == 64
     assert rotary.attention_scaling == pytest.approx(math.sqrt(1 + math.log(4) / math.log(64)))
     theirs = AutoModelForCausalLM.from_pretrained(export, attn_implementation="eager")
@@ -215,15 +214,15 @@ def test_longrope_is_fixed_to_its_long_factors(tmp_path, family) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [*STRETCHING, "longrope"])
-def test_a_document_never_sees_how_long_another_is(tmp_path, kind, dtype) -> None:
-    """The original window is of 64 tokens: document 2 stays within it or goes beyond it, and so does document 1."""
+def test_a_document_does_not_depend_on_the_length_of_another(tmp_path, kind, dtype) -> None:
+    """The original window has 64 tokens; each of the two documents is shorter or longer than that."""
     export, config = write_scaled(tmp_path, kind)
     packed = load(export, config, dtype)
     for length in (40, 150):
         second = tokens(length, 9)
-        seen = [scores(packed, documents(tokens(n, n), second))[n:] for n in (3, 60, 240, 3)]
-        assert all(torch.equal(seen[0], other) for other in seen[1:])
-        assert seen[0].std() > 0.01
+        results = [scores(packed, documents(tokens(n, n), second))[n:] for n in (3, 60, 240, 3)]
+        assert all(torch.equal(results[0], other) for other in results[1:])
+        assert results[0].std() > 0.01
 
 
 REFUSED = [
@@ -231,12 +230,12 @@ REFUSED = [
     ("yarn", 1.0, None, "needs a rope_factor above 1, not 1"),
     ("linear", float("inf"), None, "above 1"),
     ("linear", float("nan"), None, "above 1"),
-    ("yarn", 2.0, 513, "rope_original_length=513 does not lie between 1 and the 512"),
-    ("yarn", 2.0, 0, "rope_original_length=0 does not lie"),
+    ("yarn", 2.0, 513, "rope_original_length=513 is not between 1 and the 512"),
+    ("yarn", 2.0, 0, "rope_original_length=0 is not between"),
     ("yarn", 2.0, 256, "is 512 positions, not more than the 512"),
-    ("default", 2.0, None, "scales nothing"),
+    ("default", 2.0, None, "rope_type=default does not scale; remove rope_factor=2"),
     ("dynamic", 2.0, None, "isolation of packed documents; choose yarn"),
-    ("longrope", None, None, "for models that come with it"),
+    ("longrope", None, None, "only for models that already have it"),
     ("ntk", 2.0, None, "rope_type must be one of default, linear, yarn, llama3, longrope, not 'ntk'"),
     (None, 2.0, None, "need a rope_type"),
     (None, None, 512, "need a rope_type"),
@@ -244,7 +243,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("kind, factor, original, words", REFUSED)
-def test_what_does_not_fit_is_one_sentence(kind, factor, original, words) -> None:
+def test_invalid_values_are_reported_in_one_sentence(kind, factor, original, words) -> None:
     with pytest.raises(UserError, match=words):
         scaled_config(llama(), kind, factor, original)
 
@@ -253,16 +252,16 @@ def test_models_that_cannot_be_scaled_are_refused_by_name(tmp_path) -> None:
     transformers_logging.set_verbosity_error()
     for family in ("cohere2", "exaone4"):
         config = read_model_config(str(write_tiny_model(tmp_path / family, family=family)))
-        with pytest.raises(UserError, match=f"{family} rotates .* in its sliding-window layers alone"):
+        with pytest.raises(UserError, match=f"{family} uses RoPE only in its sliding-window layers"):
             scaled_config(config, "yarn", 2.0)
     config = read_model_config(str(write_tiny_model(tmp_path / "phi3", family="phi3")))
-    with pytest.raises(UserError, match="transformers does not take rope_type=yarn for phi3"):
+    with pytest.raises(UserError, match="transformers does not support rope_type=yarn for phi3"):
         scaled_config(config, "yarn", 2.0)
-    with pytest.raises(UserError, match="takes the model's own window"):
+    with pytest.raises(UserError, match="keeps the model's own window"):
         scaled_config(llama(LONGROPE), "longrope", 2.0)
 
 
-def test_a_model_whose_frequencies_depend_on_the_batch_is_refused_with_the_mend(tmp_path) -> None:
+def test_model_whose_frequencies_depend_on_the_batch_is_refused_with_a_fix(tmp_path) -> None:
     path = write_tiny_model(tmp_path / "model")
     llama(LONGROPE).save_pretrained(path)
     with pytest.raises(UserError, match="set model.rope_type=longrope"):
@@ -274,59 +273,10 @@ def test_a_model_whose_frequencies_depend_on_the_batch_is_refused_with_the_mend(
     read_model_config(str(path), "yarn", 2.0, 512)
 
 
-def test_a_sequence_beyond_the_scaled_window_is_refused() -> None:
+def test_sequence_length_beyond_the_scaled_window_is_refused() -> None:
     scaled = scaled_config(llama(), "yarn", 2.0)
     check_length(1024, scaled, "DIR")
-    with pytest.raises(UserError, match="sequence_length=1025 is beyond the 1024 positions of DIR, as scaled by yarn"):
+    with pytest.raises(UserError, match="sequence_length=1025 exceeds the 1024 positions of DIR, as scaled by yarn"):
         check_length(1025, scaled, "DIR")
-    with pytest.raises(UserError, match="is beyond the 512 positions of DIR; shorten it, or stretch"):
+    with pytest.raises(UserError, match="exceeds the 512 positions of DIR; shorten it, or extend"):
         check_length(513, llama(), "DIR")
-
-
-def first_key_task(count: int, length: int, seed: int, start: int = 0) -> MicroBatch:
-    """Documents of noise (ids 8-15) and keys (0-7), one token in eight; wanted at every position from `start` on: the first.
-
-    The first token is a key. One layer can tell it from the later ones only by its distance, so it must be looked for at
-    distances up to the document's length.
-    """
-    rng = np.random.default_rng(seed)
-    is_key = rng.random((count, length)) < 1 / 8
-    is_key[:, 0] = True
-    ids = np.where(is_key, rng.integers(0, 8, is_key.shape), rng.integers(8, 16, is_key.shape))
-    batch = collate(tuple(range(count)), documents(*ids))
-    where = np.arange(count * length).reshape(count, length)[:, start:]
-    return dataclasses.replace(
-        batch,
-        target_positions=torch.from_numpy(where.ravel()),
-        target_ids=torch.from_numpy(np.repeat(ids[:, 0], length - start)),
-    )
-
-
-def train(packed: PackedLanguageModel, steps: int, count: int, length: int, rate: float) -> None:
-    optimizer = torch.optim.AdamW(packed.parameters(), weight_decay=0.0)
-    for step in range(steps):
-        batch = first_key_task(count, length, seed=length + step)
-        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 20)
-        (packed(batch) / len(batch.target_ids)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def test_a_scaled_model_reads_twice_as_far_after_a_few_steps(tmp_path) -> None:
-    """Trained at 128, then tuned for 10 steps at 256, scaled or not; the loss at positions 128 to 255 (chance: 2.08)."""
-    path = write_tiny_model(tmp_path / "model", layers=1)
-    config = read_model_config(str(path))
-    config.max_position_embeddings = 128
-    packed = load(path, config)
-    train(packed, steps=150, count=12, length=128, rate=6e-3)
-    packed.causal_lm.save_pretrained(path)
-    within, beyond = first_key_task(32, 128, seed=1), first_key_task(32, 256, seed=1, start=128)
-    loss = {}
-    for kind in ("as it is", *STRETCHING):
-        packed = load(path, config if kind == "as it is" else scaled_config(config, kind, 2.0))
-        train(packed, steps=10, count=8, length=256, rate=1e-3)
-        with torch.no_grad():
-            loss[kind] = [packed(batch).item() / len(batch.target_ids) for batch in (within, beyond)]
-    assert loss["as it is"][0] < 0.8 and loss["as it is"][1] > 2.5
-    for kind in STRETCHING:
-        assert loss[kind][0] < 0.9 and loss[kind][1] < 1.7, kind

@@ -1,4 +1,4 @@
-"""scripts/build_tokens.py as a command: killed and run again, measured, refused."""
+"""The command scripts/build_tokens.py: resuming after a kill, the benchmark, and errors."""
 
 import os
 import re
@@ -15,18 +15,20 @@ from tests.tiny import tiny_tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 SHARD_TOKENS = 500
 
-# The same command, with kill -9 while the third shard gets its names.
+# The same build, killed by SIGKILL when the third shard is about to be renamed.
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
+import data.text_pieces
 import data.token_build
-keep, kept = data.token_build._keep, []
-def killed(*arguments):
-    kept.append(keep(*arguments) if len(kept) < 2 else os.kill(os.getpid(), signal.SIGKILL))
-data.token_build._keep = killed
+publish, published = data.token_build.ShardWriter.publish, []
+def killed(writer):
+    published.append(publish(writer) if len(published) < 2 else os.kill(os.getpid(), signal.SIGKILL))
+    return published[-1]
+data.token_build.ShardWriter.publish = killed
 from data.tokens import load_tokenizer
 from pathlib import Path
-data.token_build.BATCH = 1000
+data.text_pieces.BATCH_CHARACTERS = 1000
 data.token_build.build_store([Path("texts.jsonl")], load_tokenizer("model"), Path("store"), {shard_tokens})
 """
 
@@ -53,22 +55,22 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_killed_and_run_again_gives_the_bytes_of_a_build_that_was_not(folder, monkeypatch) -> None:
+def test_resuming_after_a_kill_gives_the_bytes_of_an_uninterrupted_build(folder, monkeypatch) -> None:
     killed = run(folder, "-c", KILLED.format(root=str(ROOT), shard_tokens=SHARD_TOKENS))
     assert killed.returncode == -9, killed.stderr
     left = contents(folder / "store")
-    assert {"build.json", "shard-00001.tokens", "shard-00002.tokens.partial"} <= left.keys()
+    assert {"build.json", "shard-00001.tokens", "shard-00002.tokens.tmp"} <= left.keys()
     again = ("texts.jsonl", "--model", "model", "--out", "store", "--shard-tokens", str(SHARD_TOKENS))
     done = script(folder, *again)
     assert done.returncode == 0, done.stderr
-    monkeypatch.chdir(folder)  # a build is of files as they were named
+    monkeypatch.chdir(folder)  # the store records the paths of its files as given
     store = build_store([Path("texts.jsonl")], tiny_tokenizer(), Path("whole"), SHARD_TOKENS)
     assert contents(folder / "store") == contents(folder / "whole")
     assert f"store: {store['tokens']:,} tokens of 80 documents in {len(store['shards'])} shards, uint16" in done.stdout
-    assert "tokenise: 100%" in done.stderr  # the bar
+    assert "tokenise: 100%" in done.stderr  # the progress bar
 
 
-def test_the_benchmark_prints_its_share_and_builds_nothing(folder) -> None:
+def test_benchmark_prints_the_relative_speed_and_builds_nothing(folder) -> None:
     before = sorted(path.name for path in folder.iterdir())
     done = script(folder, "texts.jsonl", "--model", "model", "--benchmark")
     assert done.returncode == 0, done.stderr
@@ -81,7 +83,7 @@ def test_the_benchmark_prints_its_share_and_builds_nothing(folder) -> None:
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
-def test_a_mistake_is_one_sentence(folder) -> None:
+def test_missing_file_is_reported_in_one_sentence(folder) -> None:
     done = script(folder, "absent.txt", "--model", "model", "--out", "other")
     assert (done.returncode, done.stderr) == (2, "error: absent.txt does not exist\n")
     assert not (folder / "other").exists()

@@ -24,5 +24,8 @@ def test_a_deepspeed_file_overrides_the_config_and_the_command_line_overrides_bo
     assert "error: model.path=elsewhere is not a directory" in done.stderr
     assert "deepspeed: zero_optimization.stage=2 -> sharding.strategy=grad_op" in done.stdout
     assert "batch.global_examples=16" in done.stdout
-    assert "sharding.strategy=full on the command line: applied last" in done.stdout
+    assert (
+        "applied last, from the command line: batch.micro_batch=1, model.path=elsewhere, sharding.strategy=full"
+        in done.stdout
+    )
     assert not (tmp_path / "runs").exists()

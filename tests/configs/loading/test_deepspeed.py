@@ -1,4 +1,4 @@
-"""A DeepSpeed JSON becomes exactly these settings, or one sentence that names the file and the key."""
+"""A DeepSpeed JSON file is converted exactly, or refused with one sentence that names the file and the key."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def refusal(folder: Path, tree: object, world_size: int = 4, ours: Config = OURS
 
 
 def changed(config: Config, before: Config = OURS) -> dict[str, object]:
-    """Every setting that differs, by dotted name."""
+    """The settings that differ, by dotted name."""
     return {
         f"{section.name}.{key.name}": getattr(getattr(config, section.name), key.name)
         for section in dataclasses.fields(Config)
@@ -85,7 +85,7 @@ def test_the_usual_file(tmp_path) -> None:
     hints = {f"zero_optimization.{key}" for key in zero if key != "stage" and not key.startswith("offload")}
     hints |= {"zero_optimization.offload_optimizer.pin_memory", "zero_optimization.offload_param.pin_memory"}
     assert set(ignored.split(": ")[1].split(", ")) == hints
-    assert '"auto"' not in notes  # the automatic sizes are among the ignored
+    assert '"auto"' not in notes  # the sizes that are "auto" are among the ignored keys
     assert "2 x gradient_accumulation_steps=8 x 4 ranks -> batch.global_examples=64" in notes
 
 
@@ -147,7 +147,7 @@ def test_a_file_of_auto_for_zero_3_changes_only_the_sharding(tmp_path) -> None:
     "zero, world_size, strategy, shard_size, offload, words",
     [
         ({"stage": 0}, 4, "none", None, False, "stage=0"),
-        ({"stage": 1}, 4, "grad_op", None, False, "shards gradients too"),
+        ({"stage": 1}, 4, "grad_op", None, False, "also shards gradients"),
         ({"stage": 2}, 4, "grad_op", None, False, "grad_op"),
         ({"stage": 3}, 4, "full", None, False, "full"),
         ({"stage": 3, "mics_shard_size": 4}, 8, "hybrid", 4, False, "replicated over the 2 groups"),
@@ -158,10 +158,24 @@ def test_a_file_of_auto_for_zero_3_changes_only_the_sharding(tmp_path) -> None:
         ({"stage": "auto"}, 4, "hybrid", 2, False, '"auto"'),
         ({"stage": 3, "offload_optimizer": {"device": "none"}}, 4, "full", None, False, "full"),
         ({"stage": 3, "offload_param": {"device": "cpu"}}, 4, "full", None, True, "cpu_offload=True, which moves"),
-        ({"stage": 2, "offload_param": {"device": "cpu"}}, 4, "grad_op", None, False, "nothing to move at stage 2"),
+        ({"stage": 2, "offload_param": {"device": "cpu"}}, 4, "grad_op", None, False, "does not offload it at stage 2"),
         ({"stage": 2, "cpu_offload": True}, 4, "grad_op", None, True, "offload_optimizer to cpu"),
-        ({"stage": 0, "offload_optimizer": {"device": "cpu"}}, 4, "none", None, False, "nothing to move at stage 0"),
-        ({"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}, 4, "full", None, True, "of nvme"),
+        (
+            {"stage": 0, "offload_optimizer": {"device": "cpu"}},
+            4,
+            "none",
+            None,
+            False,
+            "does not offload it at stage 0",
+        ),
+        (
+            {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}},
+            4,
+            "full",
+            None,
+            True,
+            "instead of nvme",
+        ),
         ({"stage": 3, "offload_optimizer": None, "offload_param": "auto"}, 4, "full", None, False, "auto"),
     ],
 )
@@ -193,10 +207,10 @@ def test_batch_keeps_the_examples_of_a_step(tmp_path, micro, accumulation, total
     assert apply(tmp_path, file, world_size=4)[0].batch == expected
 
 
-def test_rows_are_explained_only_where_they_are_packed(tmp_path) -> None:
+def test_rows_are_explained_only_if_they_are_packed(tmp_path) -> None:
     plain = dataclasses.replace(OURS, data=Data(("a.jsonl",), packing=False))
-    assert "may hold several examples" in apply(tmp_path, USUAL)[1]
-    assert "may hold several examples" not in apply(tmp_path, USUAL, ours=plain)[1]
+    assert "may contain several examples" in apply(tmp_path, USUAL)[1]
+    assert "may contain several examples" not in apply(tmp_path, USUAL, ours=plain)[1]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +264,7 @@ def test_scheduler(tmp_path) -> None:
         "optimizer.warmup_steps": 45,
         "optimizer.min_lr_ratio": 0.2,
     }
-    assert "first two train at 0" in notes
+    assert "first two have 0" in notes
     params = {"total_num_steps": "auto", "warmup_num_steps": 45, "warmup_type": "linear", "warmup_min_ratio": 0}
     config, notes = apply(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}})
     assert changed(config) == {"optimizer.warmup_steps": 45}
@@ -260,8 +274,8 @@ def test_scheduler(tmp_path) -> None:
     )
 
 
-def test_what_changes_nothing_is_accepted(tmp_path) -> None:
-    """Every key that is ignored, every refused one under its harmless value, every refused block switched off."""
+def test_keys_without_effect_are_accepted(tmp_path) -> None:
+    """All ignored keys, all refused keys with the value that has no effect, and all refused blocks switched off."""
     file: dict = {}
     values = dict.fromkeys(IGNORED, 1) | {name: harmless for name, (harmless, _) in ONLY_AS.items()}
     values |= dict.fromkeys(ONLY_OFF, {"enabled": False})
@@ -315,47 +329,47 @@ def test_what_changes_nothing_is_accepted(tmp_path) -> None:
         ({"optimizer": {"type": "AdamW", "params": {"lr": True}}}, "lr must be a number above 0"),
         ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 1]}}}, "optimizer.params.betas must be two numbers"),
         ({"optimizer": {"type": "AdamW", "params": {"weigth_decay": 0}}}, "weigth_decay; did you mean weight_decay"),
-        ({"optimizer": {"params": {"lr": 1}}}, "optimizer.params without optimizer.type"),
+        ({"optimizer": {"params": {"lr": 1}}}, "optimizer.params is set, but optimizer.type is missing"),
         ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5}}}, "scheduler.type=WarmupLR"),
         ({"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 1}}}, "scheduler.type=OneCycle"),
         ({"scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 9}}}, 'warmup_type must be "linear"'),
         ({"train_batch_size": 60, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 8},
          "train_batch_size=60 is not train_micro_batch_size_per_gpu=2 x gradient_accumulation_steps=8 x 4 ranks = 64"),
         ({"train_batch_size": 6, "gradient_accumulation_steps": 2}, "gradient_accumulation_steps=2 x 4 ranks"),
-        ({"train_batch_size": 6}, "train_batch_size=6 does not divide by 4 ranks"),
-        ({"train_batch_size": 8.5}, "train_batch_size must be a whole number, 1 or more, not 8.5"),
-        ({"train_micro_batch_size_per_gpu": 0}, "train_micro_batch_size_per_gpu must be a whole number, 1 or more"),
-        ({"gradient_clipping": -1}, "gradient_clipping must be a number, 0 or more, not -1"),
+        ({"train_batch_size": 6}, "train_batch_size=6 is not divisible by 4 ranks"),
+        ({"train_batch_size": 8.5}, "train_batch_size must be an integer that is 1 or more, not 8.5"),
+        ({"train_micro_batch_size_per_gpu": 0}, "train_micro_batch_size_per_gpu must be an integer that is 1 or more"),
+        ({"gradient_clipping": -1}, "gradient_clipping must be a number that is 0 or more, not -1"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage must be 0 or 1 or 2 or 3, not 4"),
         ({"zero_optimization": {"stage": True}}, "zero_optimization.stage must be"),
-        ({"zero_optimization": {"stage": 3, "mics_shard_size": 3}}, "mics_shard_size=3 does not divide 4 ranks"),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 3}}, "mics_shard_size=3 does not divide the number of ranks, 4"),
         ({"zero_optimization": {"offload_param": {"device": "gpu"}}}, 'zero_optimization.offload_param.device must be'),
         ({"zero_optimization": True}, "zero_optimization must be a block {...}, not true"),
         ({"bf16": {"enabled": "yes"}}, 'bf16.enabled must be true or false, not "yes"'),
         ({"zero_optimisation": {}}, "unknown key zero_optimisation; did you mean zero_optimization?"),
         ({"zero_optimization": {"overlap_com": 1}}, "zero_optimization.overlap_com; did you mean zero_optimization.overlap_comm?"),
-        ({"qqq": 3}, "unknown key qqq; nothing here is named like it, remove it"),
+        ({"qqq": 3}, "unknown key qqq; no known key has a similar name, remove it"),
         ({"stage": 3}, "unknown key stage; did you mean zero_optimization.stage?"),
-        ([1], "must hold one JSON object"),
+        ([1], "must contain one JSON object"),
         ("", "line 1, column 1"),
-        ('{\n "train_batch_size": 8, // examples\n}', "JSON has no comments; remove it"),
+        ('{\n "train_batch_size": 8, // examples\n}', "JSON does not allow comments; remove it"),
         ('{"bf16": {"enabled": true,}}', "line 1"),
-        ('{"train_batch_size": 8, "train_batch_size": 8}', "train_batch_size stands twice"),
-        ('{"gradient_clipping": NaN}', "NaN is no JSON number"),
+        ('{"train_batch_size": 8, "train_batch_size": 8}', "train_batch_size occurs twice"),
+        ('{"gradient_clipping": NaN}', "NaN is not a JSON number"),
     ],
 )  # fmt: skip
-def test_a_refusal_is_one_sentence(tmp_path, file, words) -> None:
+def test_a_refusal_is_a_one_line_error(tmp_path, file, words) -> None:
     assert words in refusal(tmp_path, file)
 
 
-def test_other_lengths_of_the_schedule_are_refused(tmp_path) -> None:
+def test_a_schedule_of_another_length_is_refused(tmp_path) -> None:
     ours = dataclasses.replace(OURS, optimizer=Optimizer(1e-4, max_steps=800))
     params = {"total_num_steps": 900, "warmup_type": "linear"}
     sentence = refusal(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}}, ours=ours)
     assert "total_num_steps=900, but optimizer.max_steps=800" in sentence
 
 
-def test_a_file_that_is_not_there_or_no_text(tmp_path) -> None:
+def test_a_missing_or_binary_file_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="missing.json does not exist"):
         from_deepspeed(OURS, tmp_path / "missing.json", 1)
     (tmp_path / "ds.json").write_bytes(b'{"a": "\xff"}')

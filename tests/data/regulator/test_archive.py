@@ -1,4 +1,4 @@
-"""A supervisor's own archive: letters find their reports, what finds none is listed, and the examples carry the letters."""
+"""A supervisor's archive: matching letters to reports, listing what has no match, and making examples of both."""
 
 import csv
 import json
@@ -16,8 +16,8 @@ from data.regulator.archive import (
     group_reports,
     incomplete_cases,
     match_letters,
-    read_one,
     read_pairs,
+    try_read_report,
 )
 from data.regulator.corpus import FULL, make_filings
 from data.regulator.dpm import BUILT_IN, load_cells
@@ -49,48 +49,51 @@ def letter(name, text="Dear Sirs"):
         ),
     ],
 )
-def test_a_letter_finds_its_report(name, text, case):
-    matched, refused = match_letters([letter(name, text)], CASES, NAMES)
-    assert refused == [] and list(matched) == [CASES[case]]
+def test_a_letter_is_matched_to_its_report(name, text, case):
+    matched, rejected = match_letters([letter(name, text)], CASES, NAMES)
+    assert rejected == [] and list(matched) == [CASES[case]]
 
 
-def test_a_report_with_an_unreadable_file_is_incomplete():
-    refused = [
+def test_a_case_with_an_unreadable_file_is_incomplete():
+    rejected = [
         f"in/{A}.CON_DE_COREP040200_COREPLR_2026-03-31_20260501.zip: not a zip file",
         "in/notes.txt: not a report",
     ]
-    assert incomplete_cases(refused, CASES) == {CASES[0]: refused[0]}
+    assert incomplete_cases(rejected, CASES) == {CASES[0]: rejected[0]}
 
 
 @pytest.mark.parametrize(
-    ("letters", "says"),
+    ("letters", "message"),
     [
-        ([letter("scan17.txt", "Dear Sirs")], "names no bank"),
+        ([letter("scan17.txt", "Dear Sirs")], "mentions none of the banks"),
         ([letter(f"{A}.txt", "Dear Sirs")], "no reference date"),
         ([letter(f"{A}_2025-12-31.txt", "x")], "no reference date"),
         ([letter(f"{A}.txt", "of 31 March 2026 and 30 June 2026")], "several reference dates"),
-        ([letter(f"{A}_2026-03-31.txt"), letter(f"again_{A}_2026-03-31.txt")], "a letter on the same report"),
-        ([letter(f"{A}_{B}_2026-03-31.txt", "x")], "names no bank"),
+        (
+            [letter(f"{A}_2026-03-31.txt"), letter(f"again_{A}_2026-03-31.txt")],
+            "already the letter for the same report",
+        ),
+        ([letter(f"{A}_{B}_2026-03-31.txt", "x")], "mentions none of the banks"),
     ],
 )
-def test_a_letter_that_finds_none_says_why(letters, says):
-    _, refused = match_letters(letters, CASES, NAMES)
-    assert len(refused) == 1 and says in refused[0]
+def test_a_letter_without_a_match_gives_the_reason(letters, message):
+    _, rejected = match_letters(letters, CASES, NAMES)
+    assert len(rejected) == 1 and message in rejected[0]
 
 
-def test_letters_are_text(tmp_path):
+def test_only_nonempty_text_files_are_letters(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffTo the board\r\nDo it.\r\n".encode())
     (tmp_path / "b.pdf").write_bytes(b"%PDF")
     (tmp_path / "c.md").write_bytes("é".encode("latin-1"))
     (tmp_path / "d.txt").write_text("  \n")
-    letters, refused = find_letters(tmp_path)
+    letters, rejected = find_letters(tmp_path)
     assert [one.text for one in letters] == ["To the board\nDo it."]
-    assert [line.rpartition(": ")[2][:10] for line in refused] == ["not a text", "not UTF-8 ", "the letter"]
+    assert [line.rpartition(": ")[2][:10] for line in rejected] == ["not a text", "not valid ", "the letter"]
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """12 banks with 2 reports each, in both syntaxes, with letters on all but one; and things that are neither."""
+    """12 banks with 2 reports each in both syntaxes, letters for all reports but the first, and some unrelated files."""
     folder = tmp_path_factory.mktemp("archive")
     (folder / "reports" / "old").mkdir(parents=True)
     (folder / "letters").mkdir()
@@ -115,17 +118,16 @@ def archive(tmp_path_factory):
 
 
 def run(folder, out, *more):
-    command = [sys.executable, "scripts/make_examples.py", "--reports", str(folder / "reports"), "--processes", "1"]
-    command += [
+    command = [
+        sys.executable,
+        "scripts/make_examples.py",
+        "--reports",
+        folder / "reports",
         "--letters",
-        str(folder / "letters"),
-        "--register",
-        str(folder / "register.csv"),
-        "--out",
-        str(out),
-        *more,
+        folder / "letters",
     ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command += ["--register", folder / "register.csv", "--out", out, "--processes", "1", *more]
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
 
 
 def test_an_archive_becomes_examples(archive, tmp_path):
@@ -151,14 +153,14 @@ def test_an_archive_becomes_examples(archive, tmp_path):
     assert run(folder, tmp_path / "out").returncode == 2
 
 
-def test_pairs_decide_where_letters_name_nothing(archive, tmp_path):
+def test_a_pairs_file_matches_letters_that_name_no_report(archive, tmp_path):
     folder, filings = archive
     pairs = tmp_path / "pairs.csv"
     reports = [path for path in find_reports(folder / "reports")[0] if path.name != "broken.json"]
-    of_case = {}
+    report_of_case = {}
     for path in reports:
-        of_case.setdefault(path.name[:20] + path.name.split("_")[-2], path)
-    chosen = sorted(of_case.values())[:6]
+        report_of_case.setdefault(path.name[:20] + path.name.split("_")[-2], path)
+    chosen = sorted(report_of_case.values())[:6]
     lines = [
         f"{path.relative_to(folder / 'reports')},letter {number}.txt" for number, path in enumerate(chosen, start=1)
     ]
@@ -173,25 +175,25 @@ def test_pairs_decide_where_letters_name_nothing(archive, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("report;letter\n", "line 1: the column 'report'"),
         ("report,letter\nnone.zip,letter 1.txt\n", "line 2: .*none.zip does not exist"),
         ("report,letter\nbroken.json,letter 1.txt\nbroken.json,letter 2.txt\n", "line 3: .*second letter"),
     ],
 )
-def test_bad_pairs_are_named_by_their_line(archive, tmp_path, text, says):
+def test_errors_in_a_pairs_file_name_the_line(archive, tmp_path, text, message):
     folder, _ = archive
     (tmp_path / "pairs.csv").write_text(text)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         read_pairs(tmp_path / "pairs.csv", folder / "reports", folder / "letters")
 
 
-def test_scopes_of_one_bank_are_not_mixed(archive):
+def test_consolidation_scopes_of_one_bank_are_not_merged(archive):
     folder, filings = archive
-    reports = [read_one(path)[1] for path in find_reports(folder / "reports")[0][:3]]
+    reports = [try_read_report(path)[1] for path in find_reports(folder / "reports")[0][:3]]
     solo = [type(one)(**{**vars(one), "entity": one.entity.replace(".CON", ".IND")}) for one in reports[:1]]
-    merged, refused = group_reports([*reports, *solo])
-    assert len(refused) == 1 and "another scope" in refused[0]
+    merged, rejected = group_reports([*reports, *solo])
+    assert len(rejected) == 1 and "differs from" in rejected[0]
     assert all(report.entity.endswith(".CON") for report in merged.values())
-    assert "not valid JSON" in read_one(folder / "reports" / "broken.json")[2]
+    assert "not valid JSON" in try_read_report(folder / "reports" / "broken.json")[2]

@@ -1,5 +1,6 @@
-"""Invented banks: identifiers, requirements, and figures that hang together until something is planted."""
+"""Invented banks: identifiers, requirements, consistent figures, and the errors planted in them."""
 
+import dataclasses
 import random
 from collections import Counter
 from decimal import Decimal
@@ -9,13 +10,20 @@ import pytest
 
 from data.regulator import mutations
 from data.regulator.banks import Bank, is_lei, lei, make_bank, requirements
-from data.regulator.corpus import FULL, SHORT, make_filings, quarter_end
-from data.regulator.corpus import _dressed as dressed
+from data.regulator.corpus import FULL, SHORT, make_filings, quarter_end, with_reporting_accuracy
 from data.regulator.dpm import BUILT_IN, load_cells
-from data.regulator.economics import draw_economics, draw_levels
-from data.regulator.mutations import BRUSHES, FILING_RULES, MOVES, SPECIAL, brush, just_beyond, plant
+from data.regulator.economics import RatioDistribution, draw_economics, draw_levels
+from data.regulator.mutations import (
+    COMPOUND_ERRORS,
+    ERROR_CELLS,
+    FILING_RULES,
+    TOLERANCE_CELLS,
+    boundary_value,
+    move_within_tolerance,
+    plant_error,
+)
 from data.regulator.positions import draw_positions
-from data.regulator.reporting import full_cells
+from data.regulator.reporting import full_figures
 from data.regulator.rules import built_in_rules, evaluate
 from data.regulator.trial import as_report, violated, violates
 
@@ -27,17 +35,17 @@ def cells_of(figures, table):
 
 
 def sound_report(seed, index, **levels):
-    """(bank, economics, positions, figures): everything filed, nothing wrong but what `levels` say."""
-    bank = dressed(make_bank(seed, index), seed, index)
+    """(bank, economics, positions, figures) of a complete report, sound except for `levels`."""
+    bank = with_reporting_accuracy(make_bank(seed, index), seed, index)
     for attempt in range(200):
         rng = random.Random(f"{seed} {index} {attempt}")
-        economics = draw_economics(rng, bank, bank.trea, levels, near=0, has_at1=index % 3 > 0)
+        economics = draw_economics(rng, bank, bank.trea, levels, RatioDistribution(near_limit=0), has_at1=index % 3 > 0)
         if economics is not None:
-            habit = random.Random(f"habit {seed} {index} {attempt}")
-            positions = draw_positions(rng, habit, bank, economics, levels, 0, 2026)
+            bank_rng = random.Random(f"habit {seed} {index} {attempt}")
+            positions = draw_positions(rng, bank_rng, bank, economics, levels, 0, 2026)
             if positions is not None:
-                return bank, economics, positions, full_cells(habit, rng, bank, economics, positions)
-    raise AssertionError("no such bank")
+                return bank, economics, positions, full_figures(bank_rng, rng, bank, economics, positions)
+    raise AssertionError("no bank with these levels in 200 attempts")
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +68,32 @@ def test_lei_check_digits():
     assert all(is_lei(make_bank(3, index).entity) for index in range(50))
 
 
-def test_names_do_not_repeat():
+def test_banks_are_reproducible_and_have_different_names():
     assert len({make_bank(0, index).name for index in range(3000)}) == 3000
     assert make_bank(0, 7) == make_bank(0, 7) != make_bank(1, 7)
 
 
 def test_requirements_of_a_bank():
-    need = requirements(make_bank(0, 0).__class__(**{**vars(make_bank(0, 0)), "pillar2": Decimal("0.02"), "leverage_pillar2": Decimal("0.001"), "buffers": dict(conservation=Decimal("0.025"), countercyclical=Decimal("0.01"), systemic_risk=Decimal(0), g_sii=Decimal("0.01"), o_sii=Decimal("0.02"))}))  # fmt: skip
+    buffers = {
+        "conservation": "0.025",
+        "countercyclical": "0.01",
+        "systemic_risk": "0",
+        "g_sii": "0.01",
+        "o_sii": "0.02",
+    }
+    bank = dataclasses.replace(
+        make_bank(0, 0),
+        pillar2=Decimal("0.02"),
+        leverage_pillar2=Decimal("0.001"),
+        buffers={name: Decimal(rate) for name, rate in buffers.items()},
+    )
+    need = requirements(bank)
     assert (need.tscr, need.tscr_cet1, need.tscr_t1) == (Decimal("0.10"), Decimal("0.0562"), Decimal("0.075"))
     assert need.ocr == Decimal("0.155")  # 10% + 2.5% + 1% + the larger of 1% and 2%
     assert need.olrr == Decimal("0.036")  # 3% + 0.1% + half of 1%
 
 
-def test_sound_figures_add_up_and_violate_nothing():
+def test_sound_figures_add_up_and_violate_no_rule():
     for index in range(30):
         bank, economics, positions, figures = sound_report(5, index)
         assert violated(bank, "2026-03-31", figures) == set(), index
@@ -94,7 +115,7 @@ def test_sound_figures_add_up_and_violate_nothing():
         assert all(exposure.after <= exposure.before for exposure in positions.exposures)
 
 
-def test_the_output_floor_binds_for_some_and_is_missed_by_others():
+def test_the_output_floor_is_binding_for_some_banks_and_missed_on_request():
     binding = 0
     for index in range(60):
         if not make_bank(5, index).uses_irb:
@@ -110,16 +131,16 @@ def test_the_output_floor_binds_for_some_and_is_missed_by_others():
     assert binding >= 3
 
 
-def test_a_level_puts_the_ratio_between_its_limits():
+def test_ratios_are_within_the_limits_of_their_level():
     bank = make_bank(0, 1)
     need, rng = requirements(bank), random.Random(0)
-    seen = 0
+    n_drawn = 0
     for _ in range(300):
         levels = draw_levels(rng, 2)
         economics = draw_economics(rng, bank, bank.trea, levels)
         if economics is None:
             continue
-        seen += 1
+        n_drawn += 1
         cet1, total = economics.cet1 / economics.trea, (economics.cet1 + economics.at1 + economics.t2) / economics.trea
         level = levels.get("cet1", "ok")
         assert (level == "minimum") == (cet1 < Decimal("0.045"))
@@ -127,10 +148,10 @@ def test_a_level_puts_the_ratio_between_its_limits():
         assert (levels.get("total", "ok") == "ok") == (total >= need.ocr)
         assert (levels.get("lcr", "ok") == "ok") == (economics.liquid_assets >= economics.net_outflow)
         assert economics.at1 >= 0 and economics.t2 >= 0
-    assert seen > 150
+    assert n_drawn > 150
 
 
-def test_every_cell_is_in_the_dpm_with_its_type(population):
+def test_every_figure_has_a_cell_of_its_type_in_the_dpm(population):
     cells = load_cells(BUILT_IN)
     for filing, _ in population[::7]:
         for (table, row, column), value in filing.figures.items():
@@ -145,7 +166,7 @@ def test_every_cell_is_in_the_dpm_with_its_type(population):
             assert cell.type == kind, (table, row, column)
 
 
-def test_the_mix_of_reports(population):
+def test_the_distribution_of_violations_and_banks(population):
     sizes = Counter(len(ids(results)) for _, results in population)
     assert 0.30 <= sizes[0] / len(population) <= 0.40
     assert max(sizes) == 4 and min(sizes[count] for count in range(1, 5)) >= 30
@@ -162,7 +183,7 @@ def test_the_mix_of_reports(population):
     assert any(filing.unfiled for filing, _ in population)
 
 
-def test_near_misses_lie_on_both_sides_of_every_limit(population):
+def test_there_are_near_misses_on_both_sides_of_every_limit(population):
     near = Counter()
     for _, results in population:
         for result in results:
@@ -174,7 +195,7 @@ def test_near_misses_lie_on_both_sides_of_every_limit(population):
             assert near[rule.id, "violated"] >= 1 and near[rule.id, "ok"] >= 1, rule.id
 
 
-def test_quarters_of_a_bank_hang_together():
+def test_quarters_of_a_bank_are_consistent_and_some_breaches_persist():
     moves, repeats, breaches = [], 0, 0
     for index in range(40):
         filings = make_filings(4, index, 4, FULL)
@@ -192,50 +213,50 @@ def test_quarters_of_a_bank_hang_together():
     assert breaches / 5 < repeats < breaches
 
 
-def test_an_error_violates_its_rule_and_moves_little_else():
+def test_a_planted_error_violates_its_rule_and_changes_few_figures():
     planted = Counter()
     for index in range(25):
         bank, _, _, figures = sound_report(2, index)
         for rule_id in FILING_RULES:
             rng = random.Random(f"{rule_id} {index}")
             check = partial(violates, bank, "2026-03-31")
-            wrong = plant(rng, rule_id, figures, partial(check, rule=RULES[rule_id]))
+            wrong = plant_error(rng, rule_id, figures, partial(check, rule=RULES[rule_id]))
             if wrong is not None:
                 planted[rule_id] += 1
                 changed = sum(wrong.get(key) != figures.get(key) for key in set(wrong) | set(figures))
-                assert changed == 1 if rule_id in MOVES else changed <= 4, rule_id
+                assert changed == 1 if rule_id in ERROR_CELLS else changed <= 4, rule_id
                 assert rule_id in violated(bank, "2026-03-31", wrong)
     signs = {"CET1_SIGN", "T1_SIGN", "TC_SIGN"}
-    assert set(planted) == set(FILING_RULES) - signs  # these need a deficit
+    assert set(planted) == set(FILING_RULES) - signs  # these three need a deficit, which a sound report does not have
     assert min(planted.values()) >= 2
 
 
-@pytest.mark.parametrize(("rule_id", "front"), [("CET1_SIGN", "cet1"), ("T1_SIGN", "t1"), ("TC_SIGN", "total")])
-def test_a_deficit_that_is_filed_as_a_surplus(rule_id, front):
-    bank, _, _, figures = sound_report(2, 1, **{front: "minimum"})
-    wrong = SPECIAL[rule_id](random.Random(0), dict(figures)) and plant(
+@pytest.mark.parametrize(("rule_id", "ratio"), [("CET1_SIGN", "cet1"), ("T1_SIGN", "t1"), ("TC_SIGN", "total")])
+def test_a_deficit_filed_as_a_surplus(rule_id, ratio):
+    bank, _, _, figures = sound_report(2, 1, **{ratio: "minimum"})
+    wrong = COMPOUND_ERRORS[rule_id](random.Random(0), dict(figures)) and plant_error(
         random.Random(0), rule_id, figures, lambda changed: violates(bank, "2026-03-31", changed, RULES[rule_id])
     )
     assert rule_id not in violated(bank, "2026-03-31", figures)
     assert rule_id in violated(bank, "2026-03-31", wrong)
 
 
-def test_the_least_difference_that_a_rule_notices_and_the_most_that_it_does_not():
+def test_boundary_values_differ_by_one_unit_in_the_last_place():
     bank, _, _, figures = sound_report(2, 4)
     key = ("C_01.00", "r0750", "c0010")
     check = lambda changed: violates(bank, "2026-03-31", changed, RULES["OF_SUM"])  # noqa: E731
     unit = Decimal(10) ** -bank.decimals
     for seed in range(6):
-        just = just_beyond(random.Random(seed), key, figures, check)
-        inside = just_beyond(random.Random(seed), key, figures, check, inside=True)
-        assert check({**figures, key: just}) and not check({**figures, key: inside or figures[key]})
-        assert abs(just - (inside or figures[key])) == unit
-    brushed = sum(brush(random.Random(seed), "OF_SUM", figures, check) != figures for seed in range(6))
-    assert brushed >= 3
-    assert set(MOVES) < set(BRUSHES) and set(mutations.WEIGHTS) == set(FILING_RULES)
+        outside = boundary_value(random.Random(seed), key, figures, check)
+        inside = boundary_value(random.Random(seed), key, figures, check, inside=True)
+        assert check({**figures, key: outside}) and not check({**figures, key: inside or figures[key]})
+        assert abs(outside - (inside or figures[key])) == unit
+    n_moved = sum(move_within_tolerance(random.Random(seed), "OF_SUM", figures, check) != figures for seed in range(6))
+    assert n_moved >= 3
+    assert set(ERROR_CELLS) < set(TOLERANCE_CELLS) and set(mutations.WEIGHTS) == set(FILING_RULES)
 
 
-def test_the_short_profile_files_few_figures():
+def test_the_short_profile_has_two_or_three_figures_per_report():
     for index in range(60):
         (filing,) = make_filings(0, index, 1, SHORT)
         assert 2 <= len(filing.figures) <= 3

@@ -1,14 +1,15 @@
-"""The population of the full corpus: quarters that follow from each other, positions near their limits, what is left out."""
+"""The reports of the full profile: consistent quarters, positions near their limits, and omitted figures."""
 
 import random
 import statistics
 from decimal import Decimal
 
 from data.regulator.banks import make_bank
-from data.regulator.corpus import FULL, MAX_FIGURES, make_filings
+from data.regulator.corpus import FULL, make_filings
 from data.regulator.economics import draw_economics
-from data.regulator.mutations import FILING_RULES, plant
-from data.regulator.positions import LARGE, draw_positions
+from data.regulator.mutations import FILING_RULES, plant_error
+from data.regulator.omissions import MAX_FIGURES
+from data.regulator.positions import EXPOSURE_LIMIT, draw_positions
 from data.regulator.rules import built_in_rules
 from data.regulator.trial import template_of
 
@@ -36,25 +37,25 @@ def test_exposures_near_the_limit_and_near_the_threshold():
         tier1 = economics.cet1 + economics.at1
         positions = draw_positions(rng, random.Random(index), bank, economics, {}, 1, 2026)
         for exposure in positions.exposures:
-            of = positions.institution_limit if exposure.institution else LARGE
-            assert 0 < exposure.after <= exposure.before and exposure.after <= of * tier1
-            limit += of - exposure.after / tier1 < Decimal("0.001")
+            allowed = positions.institution_limit if exposure.institution else EXPOSURE_LIMIT
+            assert 0 < exposure.after <= exposure.before and exposure.after <= allowed * tier1
+            limit += allowed - exposure.after / tier1 < Decimal("0.001")
             threshold += abs(exposure.before / tier1 - Decimal("0.1")) < Decimal("0.001")
         over = draw_positions(rng, random.Random(index), bank, economics, {"exposure": "over"}, 1, 2026)
-        limits = [over.institution_limit if one.institution else LARGE for one in over.exposures]
-        broken = [one for one, of in zip(over.exposures, limits, strict=True) if one.after > of * tier1]
-        assert len(broken) == 1
+        limits = [over.institution_limit if one.institution else EXPOSURE_LIMIT for one in over.exposures]
+        breaches = [one for one, limit_of in zip(over.exposures, limits, strict=True) if one.after > limit_of * tier1]
+        assert len(breaches) == 1
     assert limit > 20 and threshold > 20
 
 
-def test_an_error_that_nobody_would_notice_is_not_planted():
+def test_an_error_that_violates_no_rule_is_not_planted():
     (filing,) = make_filings(6, 0, 1, FULL)
     for rule_id in FILING_RULES:
         if rule_id not in ("CET1_SIGN", "T1_SIGN", "TC_SIGN"):
-            assert plant(random.Random(0), rule_id, filing.figures, lambda figures: False) is None
+            assert plant_error(random.Random(0), rule_id, filing.figures, lambda figures: False) is None
 
 
-def test_reports_differ_in_what_they_file_and_fit():
+def test_reports_differ_in_their_templates_and_fit_the_window():
     filings = [filing for index in range(80) for filing in make_filings(6, index, 1, FULL)]
     read = {cell for rule in built_in_rules() for cell in rule.cells}
     templates = [{template_of(table) for table, _, _ in filing.figures} for filing in filings]

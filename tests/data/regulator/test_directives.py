@@ -1,4 +1,4 @@
-"""Letters: what each says, how severity, repetition, the type of bank and triggers change it; no empty or broken sentence."""
+"""Letters: their parts, and how severity, repetition, the type of the bank and triggers change them."""
 
 import dataclasses
 import string
@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from data.regulator import phrases
-from data.regulator.directives import Context, directive, severity
+from data.regulator.directives import Context, severity, write_directive
 from data.regulator.render import Addressee
 from data.regulator.rules import RuleResult, built_in_rules
 
@@ -17,6 +17,7 @@ EURO = {"unit": "iso4217:EUR", "decimals": -3}
 
 
 def result(rule_id, value, limit, **more):
+    """A violated result of a rule."""
     rule = RULES[rule_id]
     base = {"unit": "xbrli:pure", "decimals": 4, "state": "violated"}
     fields = base | more
@@ -31,7 +32,7 @@ SUM = result("OF_SUM", 90_001_000, 92_000_000, **EURO)
 
 
 def letters(violated, count=30, bank=BANK, context=Context()):  # noqa: B008
-    return [directive(violated, bank, "2026-03-31", "full", context, variant) for variant in range(count)]
+    return [write_directive(violated, bank, "2026-03-31", "full", context, variant) for variant in range(count)]
 
 
 def test_a_letter_has_all_its_parts():
@@ -54,7 +55,7 @@ def test_a_letter_has_all_its_parts():
     assert letters([CET1]) == letters([CET1])
 
 
-def test_every_rule_has_letters_without_gaps():
+def test_letters_on_every_rule_have_no_unfilled_placeholders():
     amounts = {"OUTPUT_FLOOR", "FX_12_5", "FX_XTAB"}
     for rule in RULES.values():
         if rule.kind == "trigger":
@@ -72,27 +73,27 @@ def test_every_rule_has_letters_without_gaps():
                 )
 
 
-def test_all_sentences_of_a_list_are_taken_in_turn():
-    said = "\n".join(letters([CET1], 200))
+def test_all_wordings_are_used():
+    text = "\n".join(letters([CET1], 200))
     for sentence in phrases.BASIS:
-        assert sentence.partition("{power}")[0].strip()[:20] in said
+        assert sentence.partition("{power}")[0].strip()[:20] in text
 
 
 def test_short_letters():
-    short = directive([CET1], BANK, "2026-03-31", "short")
+    short = write_directive([CET1], BANK, "2026-03-31", "short")
     assert short == "Nordhaven Bank must restore CET1 ratio to 4.5% and file a capital plan within 30 days."
     own = result("TSCR_CET1", "0.0430", "0.0562")
     lcr = result("LCR_MIN", "0.9", "1")
-    assert directive([CET1, own, lcr], BANK, "2026-03-31", "short") == (
+    assert write_directive([CET1, own, lcr], BANK, "2026-03-31", "short") == (
         "Nordhaven Bank must restore CET1 ratio to 5.62% and LCR to 100% and file a capital plan and a liquidity plan within 10 days."
     )
-    assert "No measure" in directive([], BANK, "2026-03-31", "short")
+    assert "No measure" in write_directive([], BANK, "2026-03-31", "short")
 
 
 def test_severity_follows_the_shortfall():
     grades = [severity([result("CET1_MIN", value, "0.045")]) for value in ("0.0440", "0.0430", "0.0404", "-0.01")]
     assert grades == ["minor", "moderate", "serious", "serious"]
-    assert severity([result("OCR_TC", "0.05", "0.13")]) == "moderate"  # a buffer may be drawn on
+    assert severity([result("OCR_TC", "0.05", "0.13")]) == "moderate"  # banks may draw on their buffers
     assert severity([SUM]) == "minor"
 
 
@@ -110,22 +111,22 @@ def test_deadlines_follow_severity_and_repetition(value, deadline):
         assert any(sentence in letter for sentence in phrases.REPEATED[1])
 
 
-def test_the_type_of_bank_shows_in_graver_letters():
+def test_severe_letters_depend_on_the_type_of_bank():
     one = result("CET1_MIN", "0.03", "0.045")
     cooperative = dataclasses.replace(BANK, type="cooperative bank")
     assert all("member shares" in letter for letter in letters([one], 10, cooperative))
     assert not any("member shares" in letter for letter in letters([one], 10))
 
 
-def test_the_trend_names_the_figure_of_the_quarter_before():
+def test_the_trend_names_the_previous_figure():
     cell = CET1.cell
     for before, words in (("0.05", phrases.TREND["fell"]), ("0.02", phrases.TREND["rose"])):
         shown = f"{Decimal(before) * 100:.2f}%"
-        for letter in letters([CET1], 10, context=Context(before={cell: Decimal(before)})):
+        for letter in letters([CET1], 10, context=Context(previous={cell: Decimal(before)})):
             assert any(sentence.format(before=shown) in letter for sentence in words)
 
 
-def test_triggers_are_mentioned_and_are_no_violations():
+def test_triggers_are_mentioned_but_are_not_violations():
     large = tuple(result("LE_DEF", "0.12", "0.1", state="triggered", row=name) for name in "AB")
     context = Context(triggers=(*large, result("FX_DEMIN", 500_000, 240_000, state="triggered", **EURO)))
     for letter in [*letters([], context=context), *letters([CET1], context=context)]:
@@ -133,9 +134,9 @@ def test_triggers_are_mentioned_and_are_no_violations():
         assert "10%" in letter
 
 
-def test_a_clean_letter_names_the_closest_margin():
+def test_a_letter_without_findings_names_the_tightest_margin():
     margins = (result("LCR_MIN", "1.5", "1", state="ok"), result("CET1_MIN", "0.0455", "0.045", state="ok"))
-    context = Context(margins=margins, before={margins[0].cell: Decimal("1.4")}, templates=("C_03.00", "C_76.00"))
+    context = Context(margins=margins, previous={margins[0].cell: Decimal("1.4")}, templates=("C_03.00", "C_76.00"))
     found = letters([], 60, context=context)
     assert all("CET1 ratio" in letter and "4.5%" in letter and "140.00%" in letter for letter in found)
     assert len(set(found)) >= 55

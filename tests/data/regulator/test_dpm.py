@@ -1,4 +1,4 @@
-"""The built-in DPM table, and the way from a small DPM 2.0 database to a distilled file."""
+"""Look-ups in the built-in DPM tables, and distilling a small DPM 2.0 database."""
 
 import sqlite3
 from pathlib import Path
@@ -27,33 +27,33 @@ def cells() -> Cells:
         ("C_84.00.a", 19),
     ],
 )
-def test_every_cell_with_a_datapoint_is_there(cells, table, count):
+def test_built_in_tables_contain_every_cell_with_a_datapoint(cells, table, count):
     found = cells.in_table(table)
     assert len(found) == count
     assert len({(cell.row, cell.column) for cell in found}) == count
 
 
-def test_a_datapoint_leads_to_its_cell_and_back(cells):
+def test_a_datapoint_and_its_cell_find_each_other(cells):
     cell = cells.by_datapoint("dp5435202")
     assert (cell.table, cell.row, cell.column, cell.type) == ("C_76.00.a", "r0030", "c0010", "percentage")
     assert cell.row_label == "LIQUIDITY COVERAGE RATIO (%)"
     assert cells.by_cell("C_76.00.a", "r0030", "c0010") == cell
 
 
-def test_a_datapoint_in_two_tables_is_told_apart_by_the_table(cells):
+def test_the_table_selects_between_cells_of_one_datapoint(cells):
     assert cells.by_datapoint("dp3220634", "C_01.00").row == "r0015"
     assert cells.by_datapoint("dp3220634", "C_47.00").row == "r0320"
     assert cells.by_datapoint("dp3220634", "C_03.00") is None
     assert [cell.table for cell in cells.all_of("dp3220634")] == ["C_01.00", "C_47.00"]
 
 
-def test_grey_and_unknown_cells_are_none(cells):
+def test_greyed_out_and_unknown_cells_are_none(cells):
     assert cells.by_cell("C_84.00.a", "r0220", "c0010") is None
     assert cells.by_datapoint("dp1") is None
     assert cells.by_datapoint("eba_met:mi53") is None
 
 
-def test_a_table_knows_its_module_and_file(cells):
+def test_a_table_has_its_module_and_csv_file(cells):
     table = cells.table("C_76.00.a")
     assert (table.template, table.module, table.csv_file) == ("C_76.00", "COREP_LCR_DA", "c_76.00.a.csv")
     assert table.entry_point == "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/corep/4.2/mod/corep_lcr_da.json"
@@ -62,11 +62,11 @@ def test_a_table_knows_its_module_and_file(cells):
     assert cells.table_code("u_01.00.csv") == "U_01.00"
 
 
-def test_open_rows_are_starred(cells):
+def test_open_rows_have_the_code_star(cells):
     assert cells.by_cell("C_28.00", "*", "c350").type == "percentage"
 
 
-def test_a_broken_distilled_file_is_one_sentence(tmp_path):
+def test_an_invalid_distilled_file_is_rejected_with_one_sentence(tmp_path):
     file = tmp_path / "dpm-4.2.sqlite"
     file.write_bytes(b"SQLite format 3\0 nonsense")
     with pytest.raises(UserError, match="fetch_dpm.py"):
@@ -79,7 +79,7 @@ def test_a_broken_distilled_file_is_one_sentence(tmp_path):
 
 
 def dpm_database(path: Path) -> sqlite3.Connection:
-    """A DPM 2.0 database of one table in two versions: the ratio moved from variable version 143076 to 5435202."""
+    """A DPM 2.0 database with two versions of one table. The ratio changed from variable version 143076 to 5435202."""
     database = sqlite3.connect(path)
     database.executescript("""
     create table Release (Code, Status, ReleaseID);
@@ -141,14 +141,14 @@ def test_a_database_is_distilled(tmp_path):
         "Value",
     )
     assert (ratio.metric, ratio.members) == ("pi1", "eba_dim_3.4:BAS=eba_BA:x17")
-    # a report of an earlier release, and one from before DPM 2.0 that names the variable itself
+    # The id in a report of an earlier release, and the variable id in a report from before DPM 2.0.
     for datapoint in ("dp143076", "dp1000"):
         older = cells.by_datapoint(datapoint, "C_76.00.a")
         assert (older.row, older.table_label) == ("r0030", "Calculations")
     assert [cell.datapoint for cell in cells.in_table("C_76.00.a")] == ["dp5435202"]
     assert cells.by_signature("pi1", {"BAS": "x17"}) == ((ratio,), ())
     assert cells.by_signature("pi1", {}) == ((), ())
-    # a cell that release 4.2 no longer has, and a variable whose id is another's version
+    # A cell that release 4.2 no longer has, and a variable whose id equals the version id of another variable.
     assert cells.by_cell("C_76.00.a", "r0020", "c0010").datapoint == "dp99"
     assert [cell.row for cell in cells.by_signature("pi2", {"BAS": "x17"})[0]] == ["r0020"]
     assert [cell.table for cell in cells.all_of("dp143076")] == ["C_76.00.a"]
@@ -165,17 +165,17 @@ def test_a_database_is_distilled(tmp_path):
     assert cells.eba_rule("v2_m") is None and cells.eba_rule("e1_n") is None
 
 
-def test_another_database_is_one_sentence(tmp_path):
+def test_an_unsuitable_database_is_rejected_with_one_sentence(tmp_path):
     with pytest.raises(UserError, match="not a DPM 2.0 database"):
         distil(sqlite3.connect(tmp_path / "x.sqlite"), tmp_path / "out.sqlite")
     database = dpm_database(tmp_path / "y.sqlite")
     database.execute("update Release set Status = 'draft' where Code = '4.2'")
-    with pytest.raises(UserError, match="holds no released DPM 4.2"):
+    with pytest.raises(UserError, match="does not contain DPM release 4.2"):
         distil(database, tmp_path / "out.sqlite")
 
 
-def test_the_built_in_signatures_find_their_own_cells(cells):
-    """Every built-in cell is found again from its metric and dimensions, as xBRL-XML files them."""
+def test_built_in_cells_are_found_by_their_signature(cells):
+    """Every built-in cell is found by its metric and dimensions, which is how xBRL-XML identifies it."""
     found = 0
     for table in ("C_01.00", "C_03.00", "C_28.00", "C_76.00.a", "F_01.01"):
         for cell in cells.in_table(table):

@@ -1,4 +1,4 @@
-"""Each of the 42 rules: on both sides of its limit, within its tolerance and just beyond it, with a cell missing."""
+"""Each of the 42 rules: on both sides of its limit, just within and just beyond its tolerance, and with a missing cell."""
 
 import pathlib
 from decimal import Decimal
@@ -28,7 +28,7 @@ FILED |= {name: True for name in ("C_47.00", "C_76.00", "C_84.00", "F_01.01", "F
 
 
 def cell_of(name):
-    """`ratio 10` is C 03.00 r0010 c0010; `nsfr 220 40` names its column; `le * c350` is an open row."""
+    """The cell of a short name: `ratio 10` is C 03.00 r0010 c0010. A column can follow; `*` is a row of an open table."""
     table, row, *column = name.split()
     column = column[0] if column else "10"
     if row == "*":
@@ -40,8 +40,8 @@ def cell_of(name):
     )
 
 
-def the_report(figures, period=PERIOD):
-    """A text with % is a ratio to four places, a whole number an amount in thousands, other texts are members."""
+def make_report(figures, period=PERIOD):
+    """A report. Texts with % are ratios to four places, integers amounts in thousands, other texts enumeration members."""
     facts = []
     for name, value in figures.items():
         cell = cell_of(name)
@@ -57,12 +57,12 @@ def the_report(figures, period=PERIOD):
 
 
 def state(rule_id, figures, period=PERIOD):
-    states = [result.state for result in evaluate(the_report(figures, period)) if result.rule_id == rule_id]
+    states = [result.state for result in evaluate(make_report(figures, period)) if result.rule_id == rule_id]
     return states[0] if states else None
 
 
 CAPITAL = {"of 20": 100_000, "of 15": 120_000, "of 10": 150_000, "rea 10": 1_000_000}
-# rule: figures that just meet it, changes that still do, changes that violate it, what a missing cell leads to
+# rule: (figures that satisfy it, changes that still satisfy it, changes that violate it, state if a cell is missing)
 CASES = {
     "CET1_MIN": ({"ratio 10": "4.50%"}, [{"ratio 10": "4.51%"}], [{"ratio 10": "4.49%"}, {"ratio 10": "-7%"}], {"ratio 10": "undecided"}),
     "T1_MIN": ({"ratio 30": "6%"}, [{"ratio 30": "6.01%"}], [{"ratio 30": "5.99%"}, {"ratio 30": "-7%"}], {"ratio 30": "undecided"}),
@@ -143,14 +143,14 @@ def test_every_rule_has_a_case_and_its_cells_are_in_the_dpm():
 
 
 @pytest.mark.parametrize("rule_id", CASES)
-def test_both_sides_of_the_limit_tolerance_and_a_missing_cell(rule_id):
-    base, fine, wrong, missing = CASES[rule_id]
-    broken = "triggered" if rule_id in ("LE_DEF", "FX_DEMIN") else "violated"
+def test_limit_tolerance_and_missing_cells(rule_id):
+    base, valid, invalid, missing = CASES[rule_id]
+    positive = "triggered" if rule_id in ("LE_DEF", "FX_DEMIN") else "violated"
     assert state(rule_id, base) == "ok"
-    for change in fine:
+    for change in valid:
         assert state(rule_id, base | change) == "ok", change
-    for change in wrong:
-        assert state(rule_id, base | change) == broken, change
+    for change in invalid:
+        assert state(rule_id, base | change) == positive, change
     for cell, expected in missing.items():
         assert state(rule_id, {name: value for name, value in base.items() if name != cell}) == expected, cell
 
@@ -158,7 +158,7 @@ def test_both_sides_of_the_limit_tolerance_and_a_missing_cell(rule_id):
 @pytest.mark.parametrize(
     ("year", "share"), [(2025, 50), (2026, 55), (2027, 60), (2028, 65), (2029, 70), (2030, "72.5"), (2035, "72.5")]
 )
-def test_the_output_floor_rises_over_the_years(year, share):
+def test_the_output_floor_is_phased_in(year, share):
     floored = int(Decimal(share) * 10_000)
     figures = {"rea 36": 600_000, "floor 10 20": 1_000_000}
     needed = max(floored, 600_000)
@@ -173,7 +173,7 @@ def test_the_cap_of_the_floor_ends_in_2030():
     assert state("OUTPUT_FLOOR", figures, "2030-12-31") == "violated"
 
 
-def test_each_large_exposure_is_decided_for_itself():
+def test_each_large_exposure_has_its_own_limit():
     facts = []
     for code, share, kind in (
         ("A", "0.31", "qx2056"),
@@ -195,20 +195,20 @@ def test_each_large_exposure_is_decided_for_itself():
     ]
 
 
-def test_a_limit_for_institutions_that_is_not_reported_is_a_quarter_like_any():
+def test_without_a_reported_limit_for_institutions_the_limit_is_25_percent():
     who = {"who * c070": "eba_qTE:qx2056"}
     assert state("LE_LIMIT", {"le * c350": "25%", **who}) == "ok"
     assert state("LE_LIMIT", {"le * c350": "25.01%", **who}) == "violated"
 
 
-def test_an_insolvent_bank_that_files_consistently_breaches_the_law_and_nothing_else():
+def test_an_insolvent_bank_with_consistent_figures_has_breaches_but_no_filing_errors():
     figures = {"of 10": -50_000, "of 15": -70_000, "of 20": -70_000, "of 750": 20_000, "rea 10": 1_000_000}
     figures |= {"ratio 10": "-7%", "ratio 30": "-7%", "ratio 50": "-5%"}
     figures |= {"ratio 20": -115_000, "ratio 40": -130_000, "ratio 60": -130_000}
     figures |= {"ratio 130": "8%", "ratio 140": "4.5%", "ratio 150": "6%", "ratio 160": "10.5%"}
     figures |= {"memo 740": 25_000, "memo 750": 25_000}
     figures |= {"lev 300": 2_000_000, "lev 320": -70_000, "lev 340": "-3.5%", "lev 440": "3%"}
-    violated = [result for result in evaluate(the_report(figures)) if result.state == "violated"]
+    violated = [result for result in evaluate(make_report(figures)) if result.state == "violated"]
     assert {result.kind for result in violated} == {"breach"}
     assert {result.rule_id for result in violated} == {
         *("CET1_MIN", "T1_MIN", "TC_MIN", "TSCR_CET1", "TSCR_T1", "TSCR_TC", "OCR_TC", "LR_MIN", "LR_OLRR"),

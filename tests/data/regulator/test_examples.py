@@ -1,4 +1,4 @@
-"""From files to examples: bytes, labels, text forms, answers."""
+"""From report files to examples: file contents, rendering of reports and figures, labels, answers, baselines."""
 
 import dataclasses
 import json
@@ -16,16 +16,16 @@ from data.regulator.banks import make_bank
 from data.regulator.baselines import micro_f1, nearest_letters, score_baselines
 from data.regulator.corpus import FULL, make_filings
 from data.regulator.dpm import BUILT_IN, load_cells
-from data.regulator.examples import make_example, read_filing, read_register, worded_examples, write_register
+from data.regulator.examples import example_variants, make_example, read_filing, read_register, write_register
 from data.regulator.filing import write_reports
 from data.regulator.render import Addressee, format_fact, format_figure, format_limit, render_earlier, render_report
 from data.regulator.report import Fact
 from data.regulator.rules import built_in_rules, evaluate, violations
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-# What the few figures below can decide.
+# The rules that the figures below are enough for.
 RULES = [rule for rule in built_in_rules() if rule.id in ("CET1_MIN", "TSCR_CET1", "LCR_MIN", "OF_SUM")]
-LOOK = dataclasses.replace(FULL, instruction="Find the violations.", rules=tuple(rule.id for rule in RULES))
+PROFILE = dataclasses.replace(FULL, instruction="Find the violations.", rules=tuple(rule.id for rule in RULES))
 BANK = Addressee("LEI", "Nordhaven Bank", "FI", "savings bank")
 FIGURES = {
     ("C_01.00", "r0010", "c0010"): Decimal(90_001_000),
@@ -38,14 +38,15 @@ FIGURES = {
 }
 
 
-def the_report(folder, figures=FIGURES, period="2026-03-31", syntax="csv"):
+def make_report(folder, figures=FIGURES, period="2026-03-31", syntax="csv"):
+    """Write `figures` as report files and read them back."""
     bank = dataclasses.replace(make_bank(0, 0), decimals=-3, currency="EUR")
     cells = load_cells(BUILT_IN)
     return read_filing(write_reports(folder, bank, period, figures, cells, ["C_04.00"], syntax), cells)
 
 
 @pytest.mark.parametrize("syntax", ["csv", "json"])
-def test_files_are_one_per_module_and_the_same_bytes(tmp_path, syntax):
+def test_there_is_one_file_per_module_and_its_bytes_are_reproducible(tmp_path, syntax):
     filing = next(
         filing for index in range(30) for filing in make_filings(0, index, 1, FULL) if len(filing.figures) > 80
     )
@@ -73,9 +74,9 @@ def test_files_are_one_per_module_and_the_same_bytes(tmp_path, syntax):
 
 
 @pytest.mark.parametrize("syntax", ["csv", "json"])
-def test_files_of_both_syntaxes_read_back_as_they_were_meant(tmp_path, syntax):
+def test_files_of_both_syntaxes_read_back_the_same_figures(tmp_path, syntax):
     cells = load_cells(BUILT_IN)
-    opened = 0
+    open_rows = 0
     for index in range(12):
         (filing,) = make_filings(0, index, 1, FULL)
         paths = write_reports(tmp_path, filing.bank, filing.period, filing.figures, cells, filing.unfiled, syntax)
@@ -85,23 +86,23 @@ def test_files_of_both_syntaxes_read_back_as_they_were_meant(tmp_path, syntax):
         read = {}
         for fact in report.facts:
             row = fact.keys.get("qINC", fact.cell[1])
-            opened += "qINC" in fact.keys
+            open_rows += "qINC" in fact.keys
             for table, _, column in (fact.cell, *fact.other_cells):
                 read[table, row if table[:4] in ("C_27", "C_28") else fact.cell[1], column] = fact.value
             if isinstance(fact.value, Decimal):
                 money = fact.unit == f"iso4217:{filing.bank.currency}"
                 assert money or fact.unit == "xbrli:pure"
                 assert fact.decimals == (filing.bank.decimals if money else filing.bank.ratio_decimals)
-        shown_twice = ("C_47.00", "r0320", "c0010")  # Tier 1: one fact, two tables
+        shown_twice = ("C_47.00", "r0320", "c0010")  # Tier 1 is one fact that is shown in two tables
         expected = {key: value for key, value in filing.figures.items() if key != shown_twice}
         assert {key: read.get(key) for key in expected} == expected
         assert (report.entity, report.period) == (f"{filing.bank.entity}.CON", filing.period)
         assert report.currency == filing.bank.currency
         assert [template for template, filed in report.filing_indicators.items() if not filed] == list(filing.unfiled)
-    assert opened > 20
+    assert open_rows > 20
 
 
-def test_both_syntaxes_make_the_same_example(tmp_path):
+def test_both_syntaxes_give_the_same_example(tmp_path):
     cells = load_cells(BUILT_IN)
     for index in range(8):
         (filing,) = make_filings(3, index, 1, FULL)
@@ -113,13 +114,13 @@ def test_both_syntaxes_make_the_same_example(tmp_path):
             assert examples[0] == examples[1]
 
 
-def test_a_cell_outside_the_dpm_is_refused(tmp_path):
+def test_a_cell_outside_the_dpm_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"C_01.00, r9999"):
-        the_report(tmp_path, {("C_01.00", "r9999", "c0010"): Decimal(1)})
+        make_report(tmp_path, {("C_01.00", "r9999", "c0010"): Decimal(1)})
 
 
 def test_report_text_in_both_styles(tmp_path):
-    report, cells = the_report(tmp_path), load_cells(BUILT_IN)
+    report, cells = make_report(tmp_path), load_cells(BUILT_IN)
     assert report.filing_indicators == {
         "C_01.00": True,
         "C_02.00": True,
@@ -136,7 +137,7 @@ def test_report_text_in_both_styles(tmp_path):
     compact = render_report(report, cells, "labels", BANK).splitlines()
     assert compact[0] == "Nordhaven Bank 2026-03-31"
     assert compact[-3:] == ["TREA 1860 mn", "CET1 ratio 4.3%", "LCR 104.2%"]
-    with pytest.raises(UserError, match="no report style"):
+    with pytest.raises(UserError, match="unknown report style"):
         render_report(report, cells, "poem")
 
 
@@ -146,19 +147,19 @@ def test_report_text_in_both_styles(tmp_path):
         ("0.0431", "xbrli:pure", 4, "4.31%", "4.31%"),
         ("1.042", "xbrli:pure", 4, "104.20%", "104.2%"),
         ("-0.07", "xbrli:pure", 2, "-7%", "-7%"),
-        ("0.04315", "xbrli:pure", 4, "4.315%", "4.315%"),  # more places than claimed: nothing is rounded away
+        ("0.04315", "xbrli:pure", 4, "4.315%", "4.315%"),  # more places than `decimals` claims: not rounded
         ("1340000", "iso4217:EUR", -3, "1340 thousand", "1340 k"),
         ("12400000000", "iso4217:EUR", -6, "12400 million", "12.4 bn"),
         ("1340001", "iso4217:EUR", 0, "1340001", "1340001"),
         ("0", "iso4217:EUR", -3, "0 thousand", "0"),
     ],
 )
-def test_figures(value, unit, decimals, plain, compact):
+def test_format_of_figures(value, unit, decimals, plain, compact):
     assert format_figure(Decimal(value), unit, decimals) == plain
     assert format_figure(Decimal(value), unit, decimals, compact=True) == compact
 
 
-def test_a_count_is_no_percentage():
+def test_a_count_is_not_a_percentage():
     def text(value, decimals, type=""):
         fact = Fact("x", Decimal(value), "xbrli:pure", decimals, "A", "2026-03-31", {}, None, type=type)
         return format_fact(fact)
@@ -168,7 +169,7 @@ def test_a_count_is_no_percentage():
     assert text("1", 0, "percentage") == "100%"
 
 
-def test_limits_have_no_false_places():
+def test_limits_have_no_spurious_decimal_places():
     assert [format_limit(Decimal(value), None, 4) for value in ("0.045", "1", "0.0562", "0.98374219")] == [
         "4.5%",
         "100%",
@@ -178,8 +179,8 @@ def test_limits_have_no_false_places():
     assert format_limit(Decimal(1_290_000), "iso4217:EUR", -3) == "1290 thousand"
 
 
-def test_the_answer_and_back(tmp_path):
-    report = the_report(tmp_path)
+def test_an_answer_is_written_and_parsed(tmp_path):
+    report = make_report(tmp_path)
     violated = violations(evaluate(report, RULES))
     text = write_answer(violated, "To the Board.\nDo it.")
     assert text.splitlines() == [
@@ -204,7 +205,7 @@ def test_the_answer_and_back(tmp_path):
         ("", None),
         ("The bank is fine.", None),
         ("Violations:", None),
-        ("Violations:\nnone", Answer((), "")),  # cut short before the letter
+        ("Violations:\nnone", Answer((), "")),  # generation cut short before the letter
         ("Violations:\nLR_MIN | Lever", Answer(("LR_MIN",), "")),
         ("Violations:\nLR_MIN | a\nLR_MIN | b\nDirective:\nx", Answer(("LR_MIN",), "x")),
         (
@@ -216,30 +217,30 @@ def test_the_answer_and_back(tmp_path):
         ("violations:\nnone\nDirective:\nx", None),
     ],
 )
-def test_parsing(text, expected):
+def test_parsing_of_answers(text, expected):
     assert parse_answer(text) == expected
 
 
 def test_an_example(tmp_path):
-    example = make_example(the_report(tmp_path), BANK, load_cells(BUILT_IN), LOOK)
+    example = make_example(make_report(tmp_path), BANK, load_cells(BUILT_IN), PROFILE)
     assert [message["role"] for message in example["messages"]] == ["user", "assistant"]
     assert example["messages"][0]["content"].startswith("Find the violations.\n\nNordhaven Bank (")
     assert example["violations"] == ["CET1_MIN", "OF_SUM"]
     assert parse_answer(example["messages"][1]["content"]).rule_ids == ("CET1_MIN", "OF_SUM")
     assert example["id"] == f"{example['bank']}-2026-03-31"
-    own = make_example(the_report(tmp_path), BANK, load_cells(BUILT_IN), LOOK, letter="Mend it.")
-    assert own["messages"][1]["content"].endswith("\nDirective:\nMend it.")
+    with_letter = make_example(make_report(tmp_path), BANK, load_cells(BUILT_IN), PROFILE, letter="Fix it.")
+    assert with_letter["messages"][1]["content"].endswith("\nDirective:\nFix it.")
 
 
-def test_earlier_reports_stand_below_and_letters_know_them(tmp_path):
+def test_earlier_reports_are_shown_and_letters_mention_them(tmp_path):
     key = ("C_03.00", "r0010", "c0010")
     dates = ("2025-09-30", "2025-12-31", "2026-03-31", "2026-06-30")
     reports = [
-        the_report(tmp_path, {**FIGURES, key: Decimal(ratio)}, date)
+        make_report(tmp_path, {**FIGURES, key: Decimal(ratio)}, date)
         for date, ratio in zip(dates, ("0.05", "0.0440", "0.0435", "0.0430"), strict=True)
     ]
     cells = load_cells(BUILT_IN)
-    examples = worded_examples(reports[3], BANK, cells, LOOK, reports[:3], [None] * 8)
+    examples = example_variants(reports[3], BANK, cells, PROFILE, reports[:3], [None] * 8)
     assert examples[0]["messages"][0]["content"].endswith(
         "Earlier reports\n2025-12-31: CET1 ratio 4.40%, LCR 104.20%\n2026-03-31: CET1 ratio 4.35%, LCR 104.20%"
     )
@@ -247,7 +248,7 @@ def test_earlier_reports_stand_below_and_letters_know_them(tmp_path):
     assert len(set(answers)) == 8
     assert any("third report in a row" in answer or "three quarters" in answer for answer in answers)
     assert all("4.35%" in answer for answer in answers)
-    alone = make_example(reports[3], BANK, cells, LOOK)["messages"]
+    alone = make_example(reports[3], BANK, cells, PROFILE)["messages"]
     assert "Earlier reports" not in alone[0]["content"] and "4.35%" not in alone[1]["content"]
     assert render_earlier([], [key]) == ""
 
@@ -256,7 +257,7 @@ def test_an_open_row_is_named_by_its_key(tmp_path):
     code = "SYNC00ABCDEFGHIJKL12"
     figures = {("C_28.00", code, "c350"): Decimal("0.2600"), ("C_28.00", code, "c210"): Decimal(26_000_000)}
     figures |= {("C_27.00", code, "c070"): "eba_qTE:qx2055"}
-    report = the_report(tmp_path, figures)
+    report = make_report(tmp_path, figures)
     lines = render_report(report, load_cells(BUILT_IN), "cells").splitlines()
     assert lines[1:] == [
         "C 27.00 Identification of the counterparty",
@@ -273,8 +274,8 @@ def test_an_open_row_is_named_by_its_key(tmp_path):
     )
 
 
-def test_a_figure_that_is_not_reported_is_called_so(tmp_path):
-    report = the_report(tmp_path)
+def test_a_missing_figure_is_called_not_reported(tmp_path):
+    report = make_report(tmp_path)
     rules = [rule for rule in built_in_rules() if rule.id in ("CET1_SURPLUS", "CET1_SIGN")]
     assert write_answer(violations(evaluate(report, rules)), "x").splitlines()[1:3] == [
         "CET1_SURPLUS | C 03.00 r0020 c0010 | not reported | expected -3700 thousand | CRR Art. 92",
@@ -300,7 +301,7 @@ def test_baselines():
     scores = score_baselines([["B"], ["A", "B"], []], [["A"], []])
     assert {name: round(score["f1"], 3) for name, score in scores.items()} == {
         "always clean": 0.0,
-        "flag everything": 0.4,  # 1 of 4 said, 1 of 1 found
+        "flag everything": 0.4,  # precision 1/4, recall 1/1
         "most frequent violation": 0.0,
     }
 
@@ -310,16 +311,16 @@ def test_the_nearest_letter():
     assert nearest_letters(training, ["LR 3% NSFR 98%", "LCR 90% CET1 5%"]) == ["two", "one"]
 
 
-def make(out, *more):
+def make_corpus(out, *more):
     command = [sys.executable, "scripts/make_reports.py", "--out", str(out), "--examples", "44", "--processes", "1"]
     return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
 
 
-def test_make_reports_is_the_same_to_the_byte_and_complete(tmp_path):
+def test_make_reports_is_reproducible_and_its_card_is_right(tmp_path):
     shares = ("--splits", "0.5", "0.1", "0.15", "0.15", "0.1")
-    done = make(tmp_path / "a", *shares)
+    done = make_corpus(tmp_path / "a", *shares)
     assert done.returncode == 0, done.stderr
-    assert make(tmp_path / "b", *shares).returncode == 0
+    assert make_corpus(tmp_path / "b", *shares).returncode == 0
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(tmp_path / "b") for path in (tmp_path / "b").rglob("*") if path.is_file())
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
@@ -344,7 +345,7 @@ def test_make_reports_is_the_same_to_the_byte_and_complete(tmp_path):
             assert example["split"] == split
             assert list(parse_answer(example["messages"][1]["content"]).rule_ids) == example["violations"]
 
-    again = make(tmp_path / "a", *shares)
+    again = make_corpus(tmp_path / "a", *shares)
     assert again.returncode == 0 and "already made" in again.stdout
-    other = make(tmp_path / "a", "--seed", "1")
+    other = make_corpus(tmp_path / "a", "--seed", "1")
     assert other.returncode == 2 and other.stderr.splitlines()[-1].startswith("error: ")

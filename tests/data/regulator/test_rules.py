@@ -1,4 +1,4 @@
-"""Each rule on both sides of its limit, within its tolerance, with a cell missing; and what a rules file may hold."""
+"""Rules on both sides of their limit, at their tolerance and with a missing cell; the rules file and its errors."""
 
 import json
 import pathlib
@@ -19,8 +19,8 @@ BUFFER, OUTFLOW, LCR = (("C_76.00.a", row, "c0010") for row in ("r0010", "r0020"
 NSFR = ("C_84.00.a", "r0220", "c0040")
 
 
-def a_report(figures, indicators=None, decimals=-3):
-    """Texts with a % are ratios to four places, whole numbers are amounts in euro at `decimals`."""
+def make_report(figures, indicators=None, decimals=-3):
+    """A report. Texts with % are ratios to four places, integers amounts in euro with accuracy `decimals`."""
     facts = []
     for cell, value in figures.items():
         if isinstance(value, str):
@@ -31,7 +31,7 @@ def a_report(figures, indicators=None, decimals=-3):
 
 
 def state(rule_id, figures, **more):
-    return {result.rule_id: result.state for result in evaluate(a_report(figures, **more))}.get(rule_id)
+    return {result.rule_id: result.state for result in evaluate(make_report(figures, **more))}.get(rule_id)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,12 @@ def test_both_sides_of_the_limit_and_a_missing_cell(rule_id, violated, ok, missi
 @pytest.mark.parametrize(
     ("rule_id", "total", "parts"), [("OF_SUM", OWN_FUNDS, (TIER1, TIER2)), ("T1_SUM", TIER1, (CET1_AMOUNT, AT1))]
 )
-def test_a_sum_may_differ_by_its_rounding_only(rule_id, total, parts):
+def test_a_sum_may_differ_only_by_rounding(rule_id, total, parts):
     sound = {total: 1_000_000, parts[0]: 800_000, parts[1]: 200_000}
     assert state(rule_id, sound) == "ok"
-    assert state(rule_id, sound | {total: 1_001_000}) == "ok"  # three figures, each within 500: 1,500
+    assert (
+        state(rule_id, sound | {total: 1_001_000}) == "ok"
+    )  # three figures, each rounded by up to 500: tolerance 1,500
     assert state(rule_id, sound | {total: 1_001_500}) == "ok"
     assert state(rule_id, sound | {total: 1_001_501}) == "violated"
     assert state(rule_id, sound | {total: 998_499}) == "violated"
@@ -84,17 +86,19 @@ def test_a_missing_part_of_a_sum_counts_as_zero():
     assert state("T1_SUM", {TIER1: 1_000_000, CET1_AMOUNT: 800_000}) == "violated"
 
 
-def test_lcr_tolerance_comes_from_all_three_cells():
-    amounts = {BUFFER: 12_000, OUTFLOW: 10_000}  # each within 500: between 1.09524 and 1.31579
+def test_the_tolerance_of_the_lcr_combines_all_three_cells():
+    amounts = {BUFFER: 12_000, OUTFLOW: 10_000}  # each rounded by up to 500: the LCR is between 1.09524 and 1.31579
     assert state("LCR_CALC", amounts | {LCR: "131.58%"}) == "ok"
     assert state("LCR_CALC", amounts | {LCR: "131.59%"}) == "violated"
     assert state("LCR_CALC", amounts | {LCR: "109.52%"}) == "ok"
     assert state("LCR_CALC", amounts | {LCR: "109.51%"}) == "violated"
     assert state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 0, LCR: "120%"}) == "undecided"
-    assert state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 400, LCR: "120%"}) == "undecided"  # outflows may well be nil
+    assert (
+        state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 400, LCR: "120%"}) == "undecided"
+    )  # the unrounded outflow could be 0
 
 
-def test_a_rule_is_applied_only_where_its_template_is_filed():
+def test_a_rule_applies_only_if_its_template_is_filed():
     figures = {LCR: "50%", CET1: "4%"}
     assert state("LCR_MIN", figures, indicators={"C_76.00": True}) == "violated"
     assert state("LCR_MIN", figures, indicators={"C_76.00": False}) is None
@@ -102,16 +106,16 @@ def test_a_rule_is_applied_only_where_its_template_is_filed():
     assert state("LCR_MIN", {CET1: "4%"}) is None
 
 
-def test_facts_of_one_cell_that_disagree_decide_nothing():
-    report = a_report({CET1: "4%"})
+def test_a_rule_is_undecided_if_facts_of_its_cell_disagree():
+    report = make_report({CET1: "4%"})
     other = Fact("dp1", Decimal("0.05"), "xbrli:pure", 4, "BANK", "2026-03-31", {}, CET1)
     both = Report(**{**vars(report), "facts": (*report.facts, other)})
     assert [result.state for result in evaluate(both) if result.rule_id == "CET1_MIN"] == ["undecided"]
 
 
-def test_a_result_carries_value_limit_and_law():
+def test_a_result_has_value_limit_and_legal_reference():
     (result,) = [
-        result for result in evaluate(a_report({CET1: "5.61%", TSCR_CET1: "5.62%"})) if result.rule_id == "TSCR_CET1"
+        result for result in evaluate(make_report({CET1: "5.61%", TSCR_CET1: "5.62%"})) if result.rule_id == "TSCR_CET1"
     ]
     assert (result.cell, result.value, result.limit, result.relation) == (
         CET1,
@@ -121,13 +125,14 @@ def test_a_result_carries_value_limit_and_law():
     )
     assert (result.kind, result.legal, result.decimals) == ("breach", "CRD Art. 104a, 104(1)(a)", 4)
     (result,) = violations(
-        evaluate(a_report({OWN_FUNDS: 900_000, TIER1: 800_000, TIER2: 200_000, CET1_AMOUNT: 800_000}))
+        evaluate(make_report({OWN_FUNDS: 900_000, TIER1: 800_000, TIER2: 200_000, CET1_AMOUNT: 800_000}))
     )
     assert (result.rule_id, result.value, result.limit, result.relation) == ("OF_SUM", 900_000, 1_000_000, "expected")
     assert (result.kind, result.unit) == ("filing", "iso4217:EUR")
 
 
-def a_rule(**changes):
+def rule_line(**changes):
+    """A line of a rules file, with some of its fields changed."""
     row = {
         "id": "MINE",
         "kind": "breach",
@@ -152,21 +157,21 @@ def a_rule(**changes):
         ("{C_03.00,r0010,c0010} < -(1 / 2)", "-50.01%", "violated"),
     ],
 )
-def test_the_language_of_rules(tmp_path, expression, cet1, expected):
+def test_operators_of_the_rule_language(tmp_path, expression, cet1, expected):
     path = tmp_path / "rules.jsonl"
-    path.write_text(a_rule(violated_if=expression))
-    assert [result.state for result in evaluate(a_report({CET1: cet1}), load_rules(path))] == [expected]
+    path.write_text(rule_line(violated_if=expression))
+    assert [result.state for result in evaluate(make_report({CET1: cet1}), load_rules(path))] == [expected]
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
-        ({"violated_if": "__import__('os').getcwd() < {C_03.00,r0010,c0010}"}, "violated_if holds"),
-        ({"violated_if": "{C_03.00,r0010,c0010} < abs(1)"}, "violated_if holds abs"),
-        ({"violated_if": "{C_03.00,r0010,c0010} + 1"}, "compares nothing"),
+        ({"violated_if": "__import__('os').getcwd() < {C_03.00,r0010,c0010}"}, "violated_if contains"),
+        ({"violated_if": "{C_03.00,r0010,c0010} < abs(1)"}, "violated_if contains abs"),
+        ({"violated_if": "{C_03.00,r0010,c0010} + 1"}, "contains no comparison"),
         ({"violated_if": "{C_03.00,r0010,c0010} < {C_03.00,r0030,c0010}"}, "the cells of MINE"),
         ({"kind": "crime"}, "unknown value"),
-        ({"violated_if": "{C_03.00,r0010,c0010} < floor"}, "neither a cell nor a parameter"),
+        ({"violated_if": "{C_03.00,r0010,c0010} < floor"}, "neither a cell nor a legal parameter"),
         ({"violated_if": "{C_03.00,r0010,c0010} < 'x'"}, "where a figure is expected"),
         ({"violated_if": "{C_03.00,r0010,c0010} < zero(1)"}, "where a figure is expected"),
         ({"violated_if": "{C_03.00,r0010,c0010} < says({C_03.00,r0010,c0010}, 1)"}, "where a figure is expected"),
@@ -174,14 +179,14 @@ def test_the_language_of_rules(tmp_path, expression, cet1, expected):
         ({"violated_if": "({C_03.00,r0010,c0010} < 0.5) + 1"}, "where a comparison is expected"),
     ],
 )
-def test_a_bad_rule_is_named_by_its_line(tmp_path, changes, says):
+def test_the_error_for_an_invalid_rule_names_its_line(tmp_path, changes, message):
     path = tmp_path / "rules.jsonl"
-    path.write_text(a_rule() + "\n" + a_rule(**changes) + "\n")
-    with pytest.raises(UserError, match=f"line 2: .*{says}"):
+    path.write_text(rule_line() + "\n" + rule_line(**changes) + "\n")
+    with pytest.raises(UserError, match=f"line 2: .*{message}"):
         load_rules(path)
 
 
-def test_the_built_in_rules_are_distinct():
+def test_the_ids_of_the_built_in_rules_are_distinct():
     ids = [rule.id for rule in built_in_rules()]
     assert len(ids) == len(set(ids)) == 42
     assert ids[0] == "CET1_MIN"

@@ -1,4 +1,4 @@
-"""The short profile is what the quickstart trains on: its bytes do not change when the full one grows."""
+"""The quickstart trains on the short profile, so its bytes must not change when the full profile is extended."""
 
 import hashlib
 import pathlib
@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 SHA256 = "48a1b4cc93d2ee51a6924dcc845c984b27a0507c649b690154559b91a9d353a8"
 
 
-def test_the_short_corpus_is_the_same_to_the_byte(tmp_path):
+def test_the_bytes_of_the_short_corpus(tmp_path):
     command = [sys.executable, "scripts/make_reports.py", "--profile", "short", "--examples", "60", "--seed", "0"]
     command += ["--processes", "1", "--out", str(tmp_path / "short")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

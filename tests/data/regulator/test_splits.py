@@ -1,4 +1,4 @@
-"""Splits: what training has seen and what it has not; the leak test."""
+"""Splits: each test has what its name says, and training does not have it."""
 
 import random
 from collections import Counter
@@ -6,12 +6,12 @@ from collections import Counter
 import pytest
 
 from common.errors import UserError
-from data.regulator.splits import FULL_SPLITS, leaks, mask, split_banks, split_examples
+from data.regulator.splits import FULL_SPLITS, group_by_split, split_banks, split_examples
 
 SHARES = (0.6, 0.1, 0.1, 0.1, 0.1)
 
 
-def test_splits_are_by_bank():
+def test_the_short_profile_is_split_by_bank():
     banks = [f"B{number}" for number in range(20)]
     split = split_banks(banks, (0.8, 0.1, 0.1), seed=4)
     assert [list(split.values()).count(name) for name in ("train", "validation", "test")] == [16, 2, 2]
@@ -34,10 +34,10 @@ def examples_of(banks=40, quarters=4):
     return made
 
 
-def test_three_kinds_of_test_that_training_has_not_seen():
+def test_training_has_none_of_the_banks_quarters_and_combinations_of_the_tests():
     examples = examples_of()
     splits = split_examples(examples, SHARES, seed=0)
-    parts = {name: [one for one, split in zip(examples, splits, strict=True) if split == name] for name in FULL_SPLITS}
+    parts = group_by_split(examples, splits, FULL_SPLITS)
     train_banks = {one["bank"] for one in parts["train"]}
     assert not train_banks & {one["bank"] for one in parts["test_banks"] + parts["validation"]}
     assert len(parts["test_banks"]) == len(parts["validation"]) == 16
@@ -53,18 +53,15 @@ def test_three_kinds_of_test_that_training_has_not_seen():
     assert splits == split_examples(examples, SHARES, seed=0) != split_examples(examples, SHARES, seed=1)
 
 
-def test_a_bank_in_the_test_of_quarters_is_in_training_too():
+def test_banks_in_test_quarters_are_in_training_too():
     examples = examples_of(60, 2)
     shuffled = [one["violations"] for one in examples]
     random.Random(0).shuffle(shuffled)
     for one, violated in zip(examples, shuffled, strict=True):
         one["violations"] = violated
     for seed in range(10):
-        splits = split_examples(examples, (0.4, 0.1, 0.1, 0.3, 0.1), seed)
-        banks = {
-            name: {one["bank"] for one, split in zip(examples, splits, strict=True) if split == name}
-            for name in FULL_SPLITS
-        }
+        parts = group_by_split(examples, split_examples(examples, (0.4, 0.1, 0.1, 0.3, 0.1), seed), FULL_SPLITS)
+        banks = {name: {one["bank"] for one in part} for name, part in parts.items()}
         assert banks["test_quarters"] and banks["test_quarters"] <= banks["train"]
 
 
@@ -72,43 +69,24 @@ def test_training_keeps_at_least_half_of_each_rule():
     examples = examples_of()
     for number, one in enumerate(examples):
         one["violations"] = ["A", "B"] if number % 4 == 0 else ["A", "C"] if number % 4 == 1 else ["A"]
-    with pytest.raises(UserError, match="'test_combinations'"):  # B and C occur in one combination each
+    with pytest.raises(UserError, match="'test_combinations'"):  # B and C each occur in a single combination
         split_examples(examples, (0.3, 0.1, 0.1, 0.1, 0.4), seed=0)
 
 
-def test_no_combination_is_most_of_the_test():
+def test_no_combination_dominates_its_test():
     examples = examples_of(400, 4)
-    for number, one in enumerate(examples):  # R0 with R1 in 80 reports, either with one of 150 others in the rest
+    for number, one in enumerate(examples):  # {R0, R1} in 80 reports; in the rest, R0 or R1 with one of 150 other rules
         pair = (0, 1) if number % 20 == 0 else (number % 2, 2 + number // 2 % 150)
         one["violations"] = [f"R{place}" for place in pair]
     for seed in range(8):
-        splits = split_examples(examples, SHARES, seed)
-        pairs = (
-            tuple(one["violations"])
-            for one, split in zip(examples, splits, strict=True)
-            if split == "test_combinations"
-        )
-        held = Counter(pairs)
-        assert 120 <= held.total() <= 160
-        assert max(held.values()) <= 20
+        parts = group_by_split(examples, split_examples(examples, SHARES, seed), FULL_SPLITS)
+        held_out = Counter(tuple(one["violations"]) for one in parts["test_combinations"])
+        assert 120 <= held_out.total() <= 160
+        assert max(held_out.values()) <= 20
 
 
-def test_shares_that_cannot_be():
+def test_invalid_shares():
     with pytest.raises(UserError, match="five shares"):
         split_examples(examples_of(), (0.8, 0.1, 0.1), seed=0)
     with pytest.raises(UserError, match="too few"):
         split_examples(examples_of(3, 1), SHARES, seed=0)
-
-
-def test_the_mask_hides_names_dates_codes_and_numbers():
-    letter = "To the Board of Nordhaven Bank\nReport of 31 March 2026\n1. SYNC00ABCDEFGHIJKL12 in C 28.00: -4.31%, 26,000 (2026-03-31)"
-    assert mask(letter, ["Nordhaven Bank"]) == (
-        "To the Board of <name>\nReport of <date>\n<number>. <code> in C <number>: <number>%, <number> (<date>)"
-    )
-
-
-def test_a_leak_is_found_although_names_and_figures_differ():
-    training = [("Bank A must raise 4.5% by 1 May 2026.", "Bank A"), ("Bank B is sound.", "Bank B")]
-    test = [("Bank C must raise 12% by 30 June 2027.", "Bank C"), ("Bank C is fine.", "Bank C")]
-    assert leaks(training, test) == [0]
-    assert leaks(training, test[1:]) == []

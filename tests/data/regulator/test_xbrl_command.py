@@ -1,4 +1,4 @@
-"""scripts/read_report.py as people call it."""
+"""The command line of scripts/read_report.py."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_facts_then_a_summary(tmp_path):
+def test_prints_facts_and_a_summary(tmp_path):
     file = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.04312345678901234567\ndp3214277,-5000\n"})
     done = run(file)
     assert (done.returncode, done.stderr) == (0, "")
@@ -60,7 +60,7 @@ def test_text_and_rules(tmp_path):
     assert states["CET1_MIN"] == "violated"
 
 
-def test_two_modules_of_one_bank_are_one_report(tmp_path):
+def test_two_modules_of_one_bank_are_merged(tmp_path):
     one = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.05\n"})
     two = package(tmp_path / "b.zip", "LEI1", **{"c_76.00.a": "dp5435202,1.1\n"})
     done = run(one, two, "--summary")
@@ -69,7 +69,7 @@ def test_two_modules_of_one_bank_are_one_report(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_a_folder_is_read_past_its_bad_files(tmp_path):
+def test_bad_files_in_a_folder_do_not_stop_the_others(tmp_path):
     for number in range(5):
         package(tmp_path / f"bank{number}.zip", f"LEI{number}", **{"c_03.00": "dp3221256,0.05\n"})
     (tmp_path / "deep").mkdir()
@@ -97,6 +97,6 @@ def test_a_folder_is_read_past_its_bad_files(tmp_path):
     }
 
 
-def test_a_folder_without_reports_is_one_sentence(tmp_path):
+def test_a_folder_without_reports_is_rejected_with_one_sentence(tmp_path):
     done = run(tmp_path)
-    assert done.returncode == 2 and "no report in it" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "contains no reports" in done.stderr and "Traceback" not in done.stderr

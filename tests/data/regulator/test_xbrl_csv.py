@@ -1,4 +1,4 @@
-"""EBA xBRL-CSV packages: what is read, what is warned about, what is refused."""
+"""EBA xBRL-CSV packages: facts, warnings, and errors for malformed packages."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ FILES = {
 
 
 def package(folder: Path, name: str = "bank.zip", **changes: str | bytes | None) -> Path:
-    """A zip of FILES; a change names a member by its last part and gives its content, or None to leave it out."""
+    """A zip of FILES. `changes` maps the file name of a member to its new content, or to None to omit the member."""
     files = {f"bank/{member}": content for member, content in FILES.items()}
     for key, content in changes.items():
         files[next((member for member in files if member.endswith("/" + key)), f"bank/reports/{key}")] = content
@@ -116,7 +116,7 @@ def test_values(tmp_path, text, value, decimals):
 
 
 @pytest.mark.parametrize("text", ["n/a", "1,5", "NaN", "Infinity", "0x10", "1_000", "٣"])
-def test_a_number_that_is_none_is_read_with_a_warning(tmp_path, text):
+def test_a_non_numeric_value_is_kept_with_a_warning(tmp_path, text):
     report = read(package(tmp_path, **{"c_76.00.a.csv": f'datapoint,factValue\r\ndp5435202,"{text}"\r\n'}))
     assert report.facts[0].value == text
     (warning,) = report.warnings
@@ -124,7 +124,7 @@ def test_a_number_that_is_none_is_read_with_a_warning(tmp_path, text):
     assert "line 2" in warning
 
 
-def test_disagreeing_duplicates_are_warned_about_once_and_kept(tmp_path):
+def test_inconsistent_duplicates_are_kept_with_one_warning(tmp_path):
     tables = {
         "c_01.00.csv": "datapoint,factValue\r\ndp3220634,100000\r\n",
         "c_47.00.csv": "datapoint,factValue\r\ndp3220634,200000\r\ndp3220634,200000\r\n",
@@ -136,7 +136,7 @@ def test_disagreeing_duplicates_are_warned_about_once_and_kept(tmp_path):
     assert "{C_01.00, r0015, c0010} dp3220634 is reported as 100000 and as 200000" in warning
 
 
-def test_repeats_within_their_rounding_agree(tmp_path):
+def test_duplicates_within_rounding_are_consistent(tmp_path):
     tables = {
         "c_01.00.csv": "datapoint,factValue\r\ndp3220634,100000\r\n",
         "c_47.00.csv": "datapoint,factValue\r\ndp3220634,100400\r\n",
@@ -146,7 +146,7 @@ def test_repeats_within_their_rounding_agree(tmp_path):
     assert len(read(package(tmp_path, **tables)).warnings) == 1
 
 
-def test_empty_values_report_nothing_and_are_counted(tmp_path):
+def test_empty_values_report_no_fact_and_are_counted(tmp_path):
     report = read(package(tmp_path, **{"c_76.00.a.csv": "datapoint,factValue\r\ndp5435202,\r\ndp3231697,1\r\n"}))
     assert len(report.facts) == 1
     assert report.warnings == ("bank/reports/c_76.00.a.csv: 1 rows have an empty factValue and report no fact",)
@@ -157,26 +157,29 @@ def test_empty_values_report_nothing_and_are_counted(tmp_path):
     [
         ({"report.json": None}, "report.json"),
         ({"report.json": "{"}, "not valid JSON"),
-        ({"report.json": "[1]"}, "no XBRL report"),
+        ({"report.json": "[1]"}, "not an XBRL report"),
         ({"report.json": REPORT_JSON.replace("2021/xbrl-csv", "xbrl-csv")}, "documentType"),
         ({"report.json": REPORT_JSON.replace(f'"{EXTENDS}"', "")}, "extends no module"),
-        ({"parameters.csv": None}, "parameters.csv is missing"),
-        ({"parameters.csv": PARAMETERS.replace("refPeriod", "period")}, "gives no refPeriod"),
+        ({"parameters.csv": None}, "parameters.csv with the entity and the reference period is missing"),
+        ({"parameters.csv": PARAMETERS.replace("refPeriod", "period")}, "has no refPeriod"),
         ({"parameters.csv": PARAMETERS.replace("2026-03-31", "2026-02-30")}, "is not a date"),
-        ({"parameters.csv": PARAMETERS + "refPeriod,2026-06-30\r\n"}, "line 7: parameter refPeriod is given twice"),
+        ({"parameters.csv": PARAMETERS + "refPeriod,2026-06-30\r\n"}, "line 7: duplicate parameter refPeriod"),
         ({"parameters.csv": PARAMETERS.replace(",-3", ",three")}, "decimalsMonetary 'three'"),
-        ({"FilingIndicators.csv": "templateID,reported\r\nC_76.00,yes\r\n"}, "line 2: expected templateID,reported"),
-        ({"c_76.00.a.csv": "datapoint,factValue\r\ndp1\r\n"}, "line 2: 1 fields where the header has 2"),
+        (
+            {"FilingIndicators.csv": "templateID,reported\r\nC_76.00,yes\r\n"},
+            "line 2: expected the columns templateID,reported",
+        ),
+        ({"c_76.00.a.csv": "datapoint,factValue\r\ndp1\r\n"}, "line 2: 1 fields, but the header has 2"),
         ({"c_76.00.a.csv": "datapoint,value\r\ndp1,2\r\n"}, "line 1: the columns datapoint and factValue"),
         ({"c_76.00.a.csv": "datapoint,factValue\r\nx1,2\r\n"}, "line 2: 'x1' is not a datapoint"),
-        ({"c_76.00.a.csv": 'datapoint,factValue\r\ndp1,"2\r\n'}, "not CSV"),
-        ({"c_76.00.a.csv": "datapoint,factValue\r\ndp1,é\r\n".encode("latin-1")}, "is not UTF-8"),
-        ({"c_76.00.a.csv": "datapoint,factValue\r\ndp1,1\r\n".encode("utf-16")}, "is not UTF-8"),
-        ({"c_76.00.a.csv": ""}, "a header with distinct column names is missing"),
-        ({"c_76.00.a.csv": None, "FilingIndicators.csv": None}, "this report is empty"),
+        ({"c_76.00.a.csv": 'datapoint,factValue\r\ndp1,"2\r\n'}, "invalid CSV"),
+        ({"c_76.00.a.csv": "datapoint,factValue\r\ndp1,é\r\n".encode("latin-1")}, "is not valid UTF-8"),
+        ({"c_76.00.a.csv": "datapoint,factValue\r\ndp1,1\r\n".encode("utf-16")}, "is not valid UTF-8"),
+        ({"c_76.00.a.csv": ""}, "expected a header with distinct column names"),
+        ({"c_76.00.a.csv": None, "FilingIndicators.csv": None}, "the report is empty"),
     ],
 )
-def test_what_is_broken_is_refused_with_one_sentence(tmp_path, changes, sentence):
+def test_a_malformed_package_is_rejected_with_one_sentence(tmp_path, changes, sentence):
     with pytest.raises(UserError) as caught:
         read(package(tmp_path, **changes))
     assert sentence in str(caught.value)
@@ -187,7 +190,7 @@ def test_what_is_broken_is_refused_with_one_sentence(tmp_path, changes, sentence
 @pytest.mark.parametrize(
     "name", ["../evil.csv", "/etc/evil.csv", "bank/../../evil.csv", "..\\evil.csv", "C:/evil.csv", "a\nb.csv"]
 )
-def test_a_member_outside_the_package_is_refused(tmp_path, name):
+def test_a_member_outside_the_package_is_rejected(tmp_path, name):
     path = package(tmp_path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, "x")
@@ -195,7 +198,7 @@ def test_a_member_outside_the_package_is_refused(tmp_path, name):
         read(path)
 
 
-def test_a_link_out_of_a_folder_is_refused(tmp_path):
+def test_a_symlink_out_of_the_package_is_rejected(tmp_path):
     path = package(tmp_path)
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "unpacked")
@@ -206,7 +209,7 @@ def test_a_link_out_of_a_folder_is_refused(tmp_path):
         read(tmp_path / "unpacked")
 
 
-def test_zip_bombs_are_refused(tmp_path, monkeypatch):
+def test_zip_bombs_are_rejected(tmp_path, monkeypatch):
     bomb = package(tmp_path, **{"c_01.00.csv": b"0" * (2 * 2**20)})
     with pytest.raises(UserError, match="zip bomb"):
         read(bomb)
@@ -224,7 +227,7 @@ def test_zip_bombs_are_refused(tmp_path, monkeypatch):
         read(path)
 
 
-def test_a_member_that_lies_about_its_size_is_refused(tmp_path):
+def test_a_corrupt_member_is_rejected(tmp_path):
     path = package(tmp_path)
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
@@ -235,7 +238,7 @@ def test_a_member_that_lies_about_its_size_is_refused(tmp_path):
         read(path)
 
 
-def test_a_name_that_occurs_twice_is_refused(tmp_path):
+def test_a_duplicate_member_name_is_rejected(tmp_path):
     path = package(tmp_path)
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("bank/reports/parameters.csv", PARAMETERS.replace("LEI1", "LEI2"))
@@ -243,7 +246,7 @@ def test_a_name_that_occurs_twice_is_refused(tmp_path):
         read(path)
 
 
-def test_two_packages_of_a_bank_become_one_report(tmp_path):
+def test_two_packages_of_a_bank_are_merged_into_one_report(tmp_path):
     own_funds = {"c_01.00.csv": "datapoint,factValue\r\ndp3220634,100000\r\n", "c_76.00.a.csv": None}
     own_funds["FilingIndicators.csv"] = "templateID,reported\r\nC_01.00,true\r\nC_73.00,true\r\n"
     one, two = read(package(tmp_path)), read(package(tmp_path, "of.zip", **own_funds))
@@ -253,7 +256,7 @@ def test_two_packages_of_a_bank_become_one_report(tmp_path):
     assert (merged.format, merged.currency, merged.warnings) == ("xBRL-CSV", "EUR", ())
 
 
-def test_merging_warns_about_disagreement_and_refuses_strangers(tmp_path):
+def test_merging_warns_about_inconsistent_values_and_rejects_other_banks(tmp_path):
     table = {"c_76.00.a.csv": "datapoint,factValue\r\ndp5435202,0.9\r\n"}
     one, two = read(package(tmp_path)), read(package(tmp_path, "again.zip", **table))
     merged = merge_reports([one, two])

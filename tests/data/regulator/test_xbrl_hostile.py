@@ -1,4 +1,4 @@
-"""Files that must be refused: one sentence each, nothing fetched, nothing expanded, nothing repaired."""
+"""Hostile and malformed files are rejected with one sentence. Nothing is fetched, expanded or repaired."""
 
 import zipfile
 from pathlib import Path
@@ -18,7 +18,7 @@ BODY = """<xbrli:xbrl xmlns:xbrli="http://www.xbrl.org/2003/instance" xmlns:t="h
 LAUGHS = "".join(f"<!ENTITY l{n} '{f'&l{n - 1};' * 10}'>" for n in range(1, 9))
 
 
-def refused(file: Path) -> str:
+def rejection(file: Path) -> str:
     with pytest.raises(UserError) as caught:
         read_report(file, load_cells(BUILT_IN))
     sentence = str(caught.value)
@@ -50,36 +50,36 @@ def refused(file: Path) -> str:
         ("<a:schema xmlns:a='http://www.w3.org/2001/XMLSchema'/>", "neither an XBRL instance nor inline XBRL"),
     ],
 )
-def test_hostile_and_broken_xml(tmp_path, content, reason):
+def test_hostile_and_malformed_xml(tmp_path, content, reason):
     file = tmp_path / "report.xbrl"
     data = content.encode("latin-1" if content.startswith("<?xml") else "utf-8")
     if content.startswith("<?xml"):
-        data = data.replace(b">x<", b">\xa9<")  # a byte that is not UTF-8 in a file that says it is
+        data = data.replace(b">x<", b">\xa9<")  # invalid UTF-8 in a file that declares UTF-8
     file.write_bytes(data)
-    assert reason in refused(file)
+    assert reason in rejection(file)
 
 
-def test_an_instance_without_facts_is_refused(tmp_path):
+def test_an_instance_without_facts_is_rejected(tmp_path):
     pytest.importorskip("arelle")
     (tmp_path / "report.xbrl").write_text("<xbrl xmlns='http://www.xbrl.org/2003/instance'/>")
-    assert "holds no facts" in refused(tmp_path / "report.xbrl")
+    assert "contains no facts" in rejection(tmp_path / "report.xbrl")
 
 
-def test_files_that_are_no_report(tmp_path):
-    assert "No such file" in refused(tmp_path / "absent.xbrl")
+def test_files_that_are_not_reports(tmp_path):
+    assert "No such file" in rejection(tmp_path / "absent.xbrl")
     (tmp_path / "c_01.00.csv").write_text("datapoint,factValue\n")
-    assert "give its package" in refused(tmp_path / "c_01.00.csv")
+    assert "pass its package" in rejection(tmp_path / "c_01.00.csv")
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 and nothing more")
-    assert "not a readable zip" in refused(tmp_path / "broken.zip")
+    assert "not a readable zip" in rejection(tmp_path / "broken.zip")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("readme.txt", "hello")
-    assert "holds no XBRL report" in refused(tmp_path / "other.zip")
+    assert "contains no XBRL report" in rejection(tmp_path / "other.zip")
 
 
-def test_a_file_too_big_is_refused_before_it_is_read(tmp_path, monkeypatch):
+def test_an_oversized_file_is_rejected_before_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(xbrl, "MAX_MEMBER_BYTES", 100)
     (tmp_path / "report.xbrl").write_text(BODY.format("x"))
-    assert "over 100; refused" in refused(tmp_path / "report.xbrl")
+    assert "over the limit of 100" in rejection(tmp_path / "report.xbrl")
 
 
 def test_hostile_xml_inside_a_package(tmp_path):
@@ -87,23 +87,23 @@ def test_hostile_xml_inside_a_package(tmp_path):
         archive.writestr(
             "bank/reports/bank.xhtml", f"<!DOCTYPE x [<!ENTITY v SYSTEM 'file:///etc/hostname'>]>{BODY.format('&v;')}"
         )
-    sentence = refused(tmp_path / "bank.zip")
+    sentence = rejection(tmp_path / "bank.zip")
     assert "bank/reports/bank.xhtml" in sentence and "declares entities" in sentence
 
 
-def test_an_encrypted_member_is_refused(tmp_path):
+def test_an_encrypted_member_is_rejected(tmp_path):
     path = tmp_path / "bank.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("bank/reports/report.json", "{}")
     content = bytearray(path.read_bytes())
-    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag of the central directory
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # set the encryption flag in the central directory
     path.write_bytes(content)
-    assert "encrypted" in refused(path)
+    assert "encrypted" in rejection(path)
 
 
-def test_a_link_in_an_archive_is_refused(tmp_path):
+def test_a_symlink_in_a_zip_is_rejected(tmp_path):
     link = zipfile.ZipInfo("bank/reports/report.json")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "bank.zip", "w") as archive:
         archive.writestr(link, "/etc/hostname")
-    assert "outside the package" in refused(tmp_path / "bank.zip")
+    assert "outside the package" in rejection(tmp_path / "bank.zip")

@@ -1,4 +1,4 @@
-"""xBRL-JSON: what is read without a taxonomy, what is warned about, what is refused."""
+"""xBRL-JSON without a taxonomy: facts, warnings, and errors for malformed documents."""
 
 import json
 from decimal import Decimal
@@ -78,7 +78,7 @@ def test_facts_units_decimals_and_dimensions(tmp_path):
     assert report.warnings == ()
 
 
-def test_eba_metrics_become_cells(tmp_path):
+def test_eba_metrics_are_mapped_to_cells(tmp_path):
     tier1 = fact(
         "eba_met:qABJ", "5000", 0, unit="iso4217:EUR", eba_dim__qACK="eba_qTP:qx2008", eba_dim__qADT="eba_qOR:qx2060"
     )
@@ -88,11 +88,11 @@ def test_eba_metrics_become_cells(tmp_path):
     assert report.filing_indicators == {"C_01.00": True}
     amount, ratio = report.facts
     assert amount.cell == ("C_01.00", "r0015", "c0010")
-    # no unit and no decimals in the file: only the DPM says that this is a number
+    # The file has no unit and no decimals; only the DPM identifies the value as a number.
     assert (ratio.cell, ratio.value, ratio.unit) == (("C_76.00.a", "r0030", "c0010"), Decimal("1.2"), "xbrli:pure")
 
 
-def test_odd_facts_are_read_and_named(tmp_path):
+def test_defective_facts_are_kept_with_warnings(tmp_path):
     facts = [
         fact("t:A", "n/a", 0, unit="iso4217:EUR"),
         fact("u:B", "1", 0),
@@ -106,10 +106,10 @@ def test_odd_facts_are_read_and_named(tmp_path):
     assert len(report.facts) == 7
     for warning in (
         "t:A has the non-numeric value 'n/a'",
-        "u:B has a prefix that documentInfo.namespaces does not declare",
-        "t:C has the decimals 'many', which is no whole number",
-        "t:D has a value that is neither text nor null",
-        "t:E has the unreadable period 'yesterday'",
+        "u:B has a prefix that is not declared in documentInfo.namespaces",
+        "t:C has the decimals 'many', which is not an integer",
+        "t:D has a value that is neither a string nor null",
+        "t:E has the invalid period 'yesterday'",
         "t:F is reported as 1 and as 2",
     ):
         assert warning in report.warnings
@@ -132,32 +132,32 @@ def test_periods(text, period):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b'{"documentInfo": {}, "documentInfo": {}}', "a name occurs twice"),
-        (b'{"documentInfo": {"x": NaN}}', "NaN is not JSON"),
+        (b'{"documentInfo": {}, "documentInfo": {}}', "duplicate name"),
+        (b'{"documentInfo": {"x": NaN}}', "NaN is not valid JSON"),
         (b'{"documentInfo": ', "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
-        (b'{"a": 1}', "no XBRL report"),
-        (b"[]", "no XBRL report"),
+        (b'{"a": 1}', "not an XBRL report"),
+        (b"[]", "not an XBRL report"),
         ("{é".encode("latin-1"), "not valid JSON"),
         (document(documentType="https://example.org/other"), "documentType is 'https://example.org/other'"),
         (document() | {"facts": []}, "must be JSON objects"),
         (document({"dimensions": {"concept": "t:A"}}), "fact 'f0' has no value"),
         (document({"value": "1", "dimensions": {}}), "fact 'f0' has no value, or no dimensions"),
-        (document(), "holds no facts"),
+        (document(), "contains no facts"),
     ],
 )
-def test_what_is_broken_is_refused_with_one_sentence(tmp_path, content, sentence):
+def test_a_malformed_document_is_rejected_with_one_sentence(tmp_path, content, sentence):
     with pytest.raises(UserError) as caught:
         read(tmp_path, content)
     assert sentence in str(caught.value) and "report.json" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_number_that_is_not_text_keeps_its_digits(tmp_path):
+def test_a_json_number_keeps_its_digits(tmp_path):
     content = json.dumps(document(fact("t:A", "DIGITS", 20))).replace('"DIGITS"', "0.12345678901234567890")
     assert read(tmp_path, content.encode()).facts[0].value == Decimal("0.12345678901234567890")
 
 
-def test_a_bom_is_read(tmp_path):
+def test_a_byte_order_mark_is_skipped(tmp_path):
     content = b"\xef\xbb\xbf" + json.dumps(document(fact("t:A", "x"))).encode()
     assert read(tmp_path, content).facts[0].value == "x"

@@ -1,4 +1,4 @@
-"""xBRL-XML and inline XBRL: each trap of the syntaxes, EBA facts to cells, a taxonomy package."""
+"""xBRL-XML: edge cases of the syntax, mapping EBA facts to cells, and taxonomy packages."""
 
 import zipfile
 from decimal import Decimal
@@ -10,60 +10,16 @@ from common.errors import UserError
 from data.regulator.arelle_reader import read_with_arelle
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.xbrl import read_report
+from tests.data.regulator.xbrl_documents import (
+    NAMESPACES,
+    context,
+    instance,
+    member,
+    read,
+    values,
+)
 
 pytest.importorskip("arelle")
-
-NAMESPACES = """xmlns:xbrli="http://www.xbrl.org/2003/instance" xmlns:link="http://www.xbrl.org/2003/linkbase"
- xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"
- xmlns:xbrldi="http://xbrl.org/2006/xbrldi" xmlns:iso4217="http://www.xbrl.org/2003/iso4217"
- xmlns:find="http://www.eurofiling.info/xbrl/ext/filing-indicators" xmlns:t="http://example.org/t"
- xmlns:eba_met="http://www.eba.europa.eu/xbrl/crr/dict/met" xmlns:eba_typ="http://www.eba.europa.eu/xbrl/crr/dict/typ"
- xmlns:eba_dim_4.0="http://www.eba.europa.eu/xbrl/crr/dict/dim/4.0" xmlns:eba_qTP="http://example.org/qTP"
- xmlns:eba_qOR="http://example.org/qOR" xmlns:eba_qAF="http://example.org/qAF" """
-ENTITY = '<xbrli:entity><xbrli:identifier scheme="https://eurofiling.info/eu/rs">LEI1.CON</xbrli:identifier>{}</xbrli:entity>'
-INSTANT = "<xbrli:period><xbrli:instant>2026-03-31</xbrli:instant></xbrli:period>"
-YEAR = "<xbrli:period><xbrli:startDate>2020-01-01</xbrli:startDate><xbrli:endDate>2020-12-31</xbrli:endDate></xbrli:period>"
-UNITS = """<xbrli:unit id="eur"><xbrli:measure>iso4217:EUR</xbrli:measure></xbrli:unit>
-<xbrli:unit id="pure"><xbrli:measure>xbrli:pure</xbrli:measure></xbrli:unit>
-<xbrli:unit id="per"><xbrli:divide><xbrli:unitNumerator><xbrli:measure>iso4217:EUR</xbrli:measure></xbrli:unitNumerator>
-<xbrli:unitDenominator><xbrli:measure>xbrli:shares</xbrli:measure></xbrli:unitDenominator></xbrli:divide></xbrli:unit>"""
-SCHEMA_REF = '<link:schemaRef xlink:type="simple" xlink:href="http://example.org/t.xsd"/>'
-
-
-def context(name: str, period: str = INSTANT, scenario: str = "", segment: str = "") -> str:
-    scenario = f"<xbrli:scenario>{scenario}</xbrli:scenario>" if scenario else ""
-    segment = f"<xbrli:segment>{segment}</xbrli:segment>" if segment else ""
-    return f'<xbrli:context id="{name}">{ENTITY.format(segment)}{period}{scenario}</xbrli:context>'
-
-
-def member(dimension: str, value: str) -> str:
-    return f'<xbrldi:explicitMember dimension="{dimension}">{value}</xbrldi:explicitMember>'
-
-
-def instance(body: str, contexts: str = "") -> str:
-    return (
-        f"<xbrli:xbrl {NAMESPACES}>{SCHEMA_REF}{UNITS}{context('c')}{context('d', YEAR)}{contexts}{body}</xbrli:xbrl>"
-    )
-
-
-def inline(body: str, hidden: str = "", resources: bool = True) -> str:
-    header = ""
-    if resources:
-        header = f"""<div style="display:none"><ix:header><ix:hidden>{hidden}</ix:hidden><ix:references>{SCHEMA_REF}
-            </ix:references><ix:resources>{context("c")}{context("d", YEAR)}{UNITS}</ix:resources></ix:header></div>"""
-    return f"""<html xmlns="http://www.w3.org/1999/xhtml" xmlns:ix="http://www.xbrl.org/2013/inlineXBRL"
-        xmlns:ixt="http://www.xbrl.org/inlineXBRL/transformation/2015-02-26" {NAMESPACES}>
-        <head><title>t</title></head><body>{header}{body}</body></html>"""
-
-
-def read(tmp_path: Path, content: str | bytes, name: str = "report.xbrl", **options):
-    file = tmp_path / name
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_report(file, load_cells(BUILT_IN), **options)
-
-
-def values(report) -> dict[str, object]:
-    return {fact.concept: fact.value for fact in report.facts}
 
 
 def test_an_instance_becomes_facts(tmp_path):
@@ -106,7 +62,7 @@ def test_decimals_precision_nil_and_units(tmp_path):
     assert facts["t:C"].unit == "iso4217:EUR/xbrli:shares"
     assert (facts["t:D"].value, facts["t:D"].decimals) == (None, None)
     assert facts["t:E"].decimals is None
-    assert report.warnings == ("t:E has the decimals 'four', which is neither a whole number nor INF",)
+    assert report.warnings == ("t:E has the decimals 'four', which is neither an integer nor INF",)
 
 
 def test_explicit_and_typed_dimensions_in_segment_and_scenario(tmp_path):
@@ -128,7 +84,7 @@ def test_tuples_and_fractions(tmp_path):
     assert report.warnings == ()
 
 
-def test_odd_facts_are_read_and_named(tmp_path):
+def test_defective_facts_are_kept_with_warnings(tmp_path):
     body = """<t:A contextRef="missing" unitRef="eur" decimals="0">1</t:A><t:B contextRef="c" unitRef="nope" decimals="0">2</t:B>
         <t:C contextRef="c" unitRef="eur" decimals="0">2,5</t:C><t:D contextRef="c" unitRef="eur" decimals="0">NaN</t:D>
         <t:E contextRef="c" unitRef="eur" decimals="0">100</t:E><t:E contextRef="c" unitRef="eur" decimals="INF">101</t:E>"""
@@ -144,18 +100,18 @@ def test_odd_facts_are_read_and_named(tmp_path):
     )
 
 
-def test_facts_in_the_wrong_place_are_counted(tmp_path):
+def test_misplaced_facts_are_counted(tmp_path):
     inside = context("x", scenario='<t:A contextRef="c">lost</t:A>')
     body = '<t:B contextRef="c">outer<t:C contextRef="c">inner</t:C></t:B><t:D>stray</t:D>'
     report = read(tmp_path, instance(body, inside))
     assert values(report) == {"t:C": "inner", "t:D": "stray"}
     assert report.warnings == (
-        "2 elements with a contextRef stand where XBRL allows no fact, and are not read",
+        "2 elements with a contextRef are in places where XBRL allows no facts and were ignored",
         "t:D names no context",
     )
 
 
-def test_duplicates_that_rounding_explains_agree(tmp_path):
+def test_duplicates_within_rounding_are_consistent(tmp_path):
     fact = '<t:E contextRef="c" unitRef="eur" decimals="{}">{}</t:E>'
     assert read(tmp_path, instance(fact.format(-3, 100000) + fact.format(0, 100400))).warnings == ()
     assert len(read(tmp_path, instance(fact.format(-3, 100000) + fact.format(0, 100501))).warnings) == 1
@@ -163,18 +119,18 @@ def test_duplicates_that_rounding_explains_agree(tmp_path):
     assert read(tmp_path, instance(two_units)).warnings == ()
 
 
-def test_what_arelle_would_repair_is_refused_there_too(tmp_path):
+def test_malformed_xml_that_arelle_would_repair_is_rejected(tmp_path):
     with pytest.raises(UserError, match="Arelle cannot read it"):
         read_with_arelle(tmp_path / "r.xbrl", "xBRL-XML", [instance('<t:A contextRef="c">1</t:A>')[:-30].encode()], 1)
 
 
-def test_a_second_entity_is_a_warning(tmp_path):
+def test_a_second_entity_gives_a_warning(tmp_path):
     other = context("o").replace("LEI1", "LEI2")
     report = read(
         tmp_path, instance('<t:A contextRef="c">1</t:A><t:B contextRef="c">1</t:B><t:A contextRef="o">1</t:A>', other)
     )
     assert report.entity == "LEI1.CON"
-    assert report.warnings == ("facts of other entities than LEI1.CON: LEI2.CON",)
+    assert report.warnings == ("facts of entities other than LEI1.CON: LEI2.CON",)
 
 
 def test_filing_indicators_are_not_facts(tmp_path):
@@ -187,8 +143,8 @@ def test_filing_indicators_are_not_facts(tmp_path):
 
 
 @pytest.mark.parametrize(("filed", "first"), [("C_01.00", "C_01.00"), ("C_47.00", "C_47.00")])
-def test_an_eba_metric_with_its_dimensions_is_a_cell(tmp_path, filed, first):
-    """Tier 1 capital stands in C 01.00 and in C 47.00; the filed template comes first."""
+def test_an_eba_metric_with_its_dimensions_is_mapped_to_a_cell(tmp_path, filed, first):
+    """Tier 1 capital is shown in C 01.00 and in C 47.00; the cell of the filed template comes first."""
     dimensions = member("eba_dim_4.0:qACK", "eba_qTP:qx2008") + member("eba_dim_4.0:qADT", "eba_qOR:qx2060")
     body = f"""<find:fIndicators><find:filingIndicator contextRef="c">{filed}</find:filingIndicator></find:fIndicators>
         <eba_met:qABJ contextRef="x" unitRef="eur" decimals="-3">5000</eba_met:qABJ>"""
@@ -209,76 +165,11 @@ def test_an_open_row_keeps_its_key_and_types_come_from_the_cell(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "iso-8859-1"])
-def test_encodings_that_the_file_declares(tmp_path, encoding):
+def test_declared_encodings_are_respected(tmp_path, encoding):
     text = instance('<t:A contextRef="c">Société</t:A>')
     if encoding == "iso-8859-1":
         text = '<?xml version="1.0" encoding="iso-8859-1"?>' + text
     assert values(read(tmp_path, text.encode(encoding))) == {"t:A": "Société"}
-
-
-def test_inline_values(tmp_path):
-    number = '<ix:nonFraction name="t:{}" contextRef="c" unitRef="eur" decimals="{}" {}>{}</ix:nonFraction>'
-    body = number.format("Loss", -3, 'scale="3" sign="-" format="ixt:numdotdecimal"', "1,234")
-    body += number.format("Comma", 0, 'format="ixt:numcommadecimal"', "1.234,5")
-    body += number.format("Nil", 0, 'xsi:nil="true"', "")
-    body += '<ix:nonNumeric name="t:Day" contextRef="d" format="ixt:datedaymonthyearen">31 October 2017</ix:nonNumeric>'
-    body += '<ix:nonNumeric name="t:Note" contextRef="d" continuedAt="k">one <b>'
-    body += (
-        number.format("Nested", "INF", "", "5") + '</b> </ix:nonNumeric><ix:continuation id="k">two</ix:continuation>'
-    )
-    report = read(
-        tmp_path, inline(body, hidden='<ix:nonNumeric name="t:Hidden" contextRef="d">h</ix:nonNumeric>'), "r.xhtml"
-    )
-    assert report.format == "iXBRL"
-    assert values(report) == {
-        "t:Loss": Decimal(-1234000),
-        "t:Comma": Decimal("1234.5"),
-        "t:Nil": None,
-        "t:Day": "2017-10-31",
-        "t:Note": "one 5 two",
-        "t:Nested": Decimal(5),
-        "t:Hidden": "h",
-    }
-    assert report.warnings == ()
-
-
-def test_inline_tuples_and_fractions(tmp_path):
-    body = """<ix:tuple name="t:Loan" tupleID="l"/><ix:nonNumeric tupleRef="l" order="1" name="t:Name" contextRef="c">n</ix:nonNumeric>
-        <ix:fraction name="t:Share" contextRef="c" unitRef="pure"><ix:numerator>1</ix:numerator>/<ix:denominator>3</ix:denominator>
-        </ix:fraction>"""
-    assert values(read(tmp_path, inline(body), "r.html")) == {"t:Name": "n", "t:Share": "1/3"}
-
-
-def test_inline_texts_without_a_value_are_kept_and_named(tmp_path):
-    number = '<ix:nonFraction name="t:{}" contextRef="{}" unitRef="eur" decimals="0" {}>{}</ix:nonFraction>'
-    body = number.format("A", "c", 'format="ixt:nosuchthing"', "2,909")
-    body += number.format("B", "c", 'format="ixt:numdotdecimal"', "12 apples") + number.format("C", "gone", "", "1")
-    report = read(tmp_path, inline(body), "r.xhtml")
-    assert values(report) == {"t:A": "2,909", "t:B": "12 apples", "t:C": Decimal(1)}
-    assert [warning.split(":", 2)[:2] for warning in report.warnings[:1]] == [
-        ["t", "A has a text that its transformation ixt"]
-    ]
-    assert "t:A has the non-numeric value '2,909'" in report.warnings
-    assert "t:B has the non-numeric value '12 apples'" in report.warnings
-    assert "t:C refers to the context gone, which the file does not define" in report.warnings
-
-
-def test_inline_package_of_one_and_of_two_documents(tmp_path):
-    one = inline('<ix:nonNumeric name="t:A" contextRef="c">a</ix:nonNumeric>')
-    two = inline('<ix:nonNumeric name="t:B" contextRef="c">b</ix:nonNumeric>', resources=False)
-    for documents, expected in (
-        ({"one.xhtml": one}, {"t:A": "a"}),
-        ({"one.xhtml": one, "two.xhtml": two}, {"t:A": "a", "t:B": "b"}),
-    ):
-        package = tmp_path / f"package{len(documents)}.zip"
-        with zipfile.ZipFile(package, "w") as archive:
-            archive.writestr("bank/META-INF/reportPackage.json", "{}")
-            archive.writestr("bank/bank.com/lab.xml", "<linkbase/>")
-            archive.writestr("bank/bank.com/draft.xhtml", one)
-            for name, content in documents.items():
-                archive.writestr(f"bank/reports/{name}", content)
-        report = read_report(package, load_cells(BUILT_IN))
-        assert (report.format, values(report)) == ("iXBRL", expected)
 
 
 def test_a_zipped_instance_is_read(tmp_path):
@@ -287,13 +178,13 @@ def test_a_zipped_instance_is_read(tmp_path):
     assert values(read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))) == {"t:A": "a"}
     with zipfile.ZipFile(tmp_path / "bank.zip", "a") as archive:
         archive.writestr("other.xbrl", instance('<t:A contextRef="c">a</t:A>'))
-    with pytest.raises(UserError, match="holds 2 reports"):
+    with pytest.raises(UserError, match="contains 2 reports"):
         read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))
 
 
 @pytest.fixture
 def taxonomy(tmp_path) -> Path:
-    """A taxonomy package for the namespace t: an amount with a label and a flag."""
+    """A taxonomy package for the namespace t with two concepts: a labelled amount and a boolean."""
     element = '<xs:element name="{0}" id="t_{0}" type="xbrli:{1}ItemType" substitutionGroup="xbrli:item" xbrli:periodType="instant"/>'
     schema = f"""<xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema" {NAMESPACES} targetNamespace="http://example.org/t">
         <xs:annotation><xs:appinfo><link:linkbaseRef xlink:type="simple" xlink:href="lab.xml"
@@ -327,16 +218,16 @@ def test_a_taxonomy_package_gives_types_and_labels(tmp_path, taxonomy):
     amount, flag = report.facts
     assert (amount.type, amount.label, amount.value) == ("xbrli:monetaryItemType", "Total assets", Decimal(5))
     assert (flag.type, flag.label, flag.value) == ("xbrli:booleanItemType", "", True)
-    plain = read(tmp_path, content)  # and nothing of it is left for the next report
+    plain = read(tmp_path, content)  # the taxonomy must not affect the next report
     assert [(fact.type, fact.value) for fact in plain.facts] == [("", Decimal(5)), ("", "true")]
 
 
-def test_a_taxonomy_package_without_the_schema_is_a_warning(tmp_path, taxonomy):
+def test_a_taxonomy_package_without_the_schema_gives_a_warning(tmp_path, taxonomy):
     content = instance('<t:A contextRef="c" unitRef="eur" decimals="0">5</t:A>').replace(
         "example.org/t.xsd", "example.org/u.xsd"
     )
     report = read(tmp_path, content, taxonomy=[taxonomy])
     assert report.facts[0].value == Decimal(5)
-    assert report.warnings == ("the taxonomy package holds nothing for http://example.org/u.xsd",)
-    with pytest.raises(UserError, match="no such taxonomy package"):
+    assert report.warnings == ("the taxonomy package contains no concepts for http://example.org/u.xsd",)
+    with pytest.raises(UserError, match="taxonomy package not found"):
         read(tmp_path, content, taxonomy=[tmp_path / "absent.zip"])

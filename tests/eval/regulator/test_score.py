@@ -1,6 +1,9 @@
+"""Scores of a model's answers to bank reports."""
+
 import pytest
 
-from eval.regulator.score import score_answers
+from data.regulator.answers import Answer
+from eval.regulator.score import fixed_letter, score_answers
 
 CLEAN = "Violations:\nnone\nDirective:\nNo measures."
 
@@ -16,7 +19,7 @@ def example(name, answer):
 EXAMPLES = [example("a", breach("LCR_MIN")), example("b", breach("NSFR_MIN")), example("c", CLEAN)]
 
 
-def test_answers_to_figures():
+def test_scores_of_violations_and_letters_with_their_baselines():
     texts = [breach("LCR_MIN"), "I am a bank.", CLEAN.replace("No measures.", "No other measures at all.")]
     training = [example("t", breach("LCR_MIN", "The bank shall pay.")), example("u", breach("LCR_MIN")), EXAMPLES[2]]
     result = score_answers(EXAMPLES, texts, "test.jsonl", training, "train.jsonl")
@@ -24,16 +27,18 @@ def test_answers_to_figures():
     assert violations["micro"] == pytest.approx({"precision": 1.0, "recall": 0.5, "f1": 2 / 3})
     assert violations["unparsable"] == {"n": 1, "share": pytest.approx(1 / 3)}
     assert violations["exact"] == pytest.approx(2 / 3)
-    # Each baseline answers one thing to all three reports.
+    # Each baseline gives the same answer to all three reports.
     f1 = {name: scores["f1"] for name, scores in violations["baselines"].items()}
     assert f1 == pytest.approx({"always clean": 0.0, "flag everything": 0.4, "most frequent violation": 0.4})
     assert violations["baselines_fitted_on"] == "3 training examples"
-    # An unparsable answer has no directive; "no measures" is found in order in 5 words.
+    # An unparsable answer has no directive. "no measures" (2 words) is a subsequence of the 5 words of the third
+    # answer.
     third = 2 * 1.0 * 0.4 / 1.4
     assert [answer["rouge_l"] for answer in result["answers"]] == pytest.approx([1.0, 0.0, third])
     assert result["rouge_l"]["f"] == pytest.approx((1 + third) / 3)
     assert result["rouge_l"]["n"] == 3
-    # "No measures." to all: 0 + 0 + 1; "The bank shall pay." to all: 3 common words of 6 and 4, twice.
+    # "No measures." for all three scores 0 + 0 + 1. "The bank shall pay." has 3 words in common with two of the
+    # letters, which have 6 words; it has 4.
     pay = 2 * (3 / 6) * (3 / 4) / (3 / 6 + 3 / 4)
     letters = {"always clean": 1 / 3, "flag everything": 2 * pay / 3, "most frequent violation": 2 * pay / 3}
     assert result["rouge_l"]["baselines"] == pytest.approx(letters)
@@ -41,7 +46,7 @@ def test_answers_to_figures():
     assert [answer["true"] for answer in result["answers"]] == [["LCR_MIN"], ["NSFR_MIN"], []]
 
 
-def test_without_a_training_split_there_is_no_letter_and_no_most_frequent():
+def test_baselines_without_a_training_split():
     result = score_answers(EXAMPLES, [CLEAN] * 3, "test.jsonl", None)
     assert set(result["violations"]["baselines"]) == {"always clean", "flag everything"}
     assert result["violations"]["baselines"]["flag everything"]["f1"] == pytest.approx(2 * 2 / (6 + 2))
@@ -49,7 +54,20 @@ def test_without_a_training_split_there_is_no_letter_and_no_most_frequent():
     assert result["rouge_l"]["baselines"] == {}
 
 
-def test_another_domain_is_scored_by_its_whole_answers():
+def test_another_task_is_scored_by_its_whole_answers():
     result = score_answers([example("a", "it is forty two"), example("b", "no")], ["it is", "yes"], "own.jsonl", None)
     assert "violations" not in result
     assert result["rouge_l"] == {"of": "answer", "n": 2, "f": pytest.approx((2 / 3) / 2), "baselines": {}}
+
+
+def test_fixed_letter_is_the_first_with_exactly_these_rules():
+    training = [
+        Answer(("A_1", "B_2"), "both"),
+        Answer(("A_1",), "first"),
+        Answer(("A_1",), "second"),
+        Answer((), "clean"),
+    ]
+    assert fixed_letter(("A_1",), training) == "first"
+    assert fixed_letter(("B_2", "A_1"), training) == "both"
+    assert fixed_letter((), training) == "clean"
+    assert fixed_letter(("C_3",), training) is None

@@ -1,3 +1,5 @@
+"""Scores of the violated rules, and the trivial baselines."""
+
 import pytest
 
 from common.errors import UserError
@@ -16,7 +18,7 @@ def test_micro_scores_count_report_rule_pairs():
     true = [("LCR_MIN", "CET1_MIN"), ("LCR_MIN",), (), ("NSFR_MIN",)]
     answers = [("LCR_MIN",), ("LCR_MIN", "CET1_MIN"), ("MADE_UP",), None]
     scores = score_violations(true, answers)
-    # 2 hits; 4 said (the invented rule counts), 4 true.
+    # 2 true positives; 4 predicted (the invented rule counts), 4 true.
     assert scores["micro"] == pytest.approx({"precision": 2 / 4, "recall": 2 / 4, "f1": 2 * 2 / (4 + 4)})
     assert (scores["n_reports"], scores["n_violations"]) == (4, 4)
     assert scores["exact"] == 0.0
@@ -28,7 +30,7 @@ def test_micro_scores_count_report_rule_pairs():
     assert scores["per_rule"]["NSFR_MIN"]["n_predicted"] == 0
 
 
-def test_a_single_rule_is_not_taken_for_two_classes():
+def test_a_single_rule_is_not_scored_as_binary_classification():
     scores = score_violations([("A_1",), ("A_1",), (), ()], [("A_1",), (), (), ()])
     assert scores["micro"] == pytest.approx({"precision": 1.0, "recall": 0.5, "f1": 2 / 3})
     assert scores["per_rule"] == {
@@ -41,26 +43,26 @@ def test_micro_is_not_the_mean_over_rules():
     assert scores["micro"]["f1"] == pytest.approx(2 * 9 / (9 + 10))  # macro would be 0.5
 
 
-def test_an_unparsable_answer_to_a_clean_report_is_not_right():
+def test_an_unparsable_answer_to_a_clean_report_is_wrong():
     scores = score_violations([(), ()], [(), None])
     assert scores["exact"] == 0.5
     assert scores["micro"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
     assert scores["per_rule"] == {}
 
 
-def test_true_answers_come_from_the_field_before_the_text():
+def test_the_field_violations_overrides_the_text():
     answers = true_answers([example(BREACH), example(BREACH, violations=["CET1_MIN"]), example(CLEAN)], "f.jsonl")
     assert [answer.rule_ids for answer in answers] == [("LCR_MIN",), ("CET1_MIN",), ()]
     assert [answer.directive for answer in answers] == ["Restore the LCR.", "Restore the LCR.", "No measures."]
 
 
-def test_another_domain_has_no_violations_but_a_mixture_is_refused():
+def test_another_task_has_no_violations_and_a_mixture_is_an_error():
     assert true_answers([example("42"), example("43")], "f.jsonl") is None
     with pytest.raises(UserError, match=r"f\.jsonl, example x7: neither"):
         true_answers([example(BREACH), example("42", id="x7")], "f.jsonl")
 
 
-def test_baselines_are_fitted_on_training_alone():
+def test_baselines_are_fitted_on_training_only():
     true, training = [("A_1",), ("B_2",)], [("C_3",), ("C_3", "D_4"), ()]
     assert baseline_answers(true, training) == {
         "always clean": (),

@@ -1,27 +1,28 @@
-"""Which strings become tokens: codes whole, labels where they repeat, figures never, everyday words never."""
+"""Which strings become tokens: whole codes and repeated labels, but neither figures nor everyday words."""
 
 import random
 import re
 
 import pytest
 
-from model.vocabulary.candidates import PATTERNS, NewToken, find_new_tokens, is_sound, split
+from common.errors import UserError
+from model.vocabulary.candidates import PATTERNS, NewToken, expand_patterns, find_new_tokens, is_valid, split
 
 
 def length(text: str) -> int:
-    """A tokenizer that knows words and single digits."""
+    """Token count of a tokenizer with words and single digits."""
     return len(re.findall(r" ?[^\W\d]+|.", text, re.S))
 
 
 def lines(n: int) -> list[str]:
-    """Lines of a report: a cell, one of two labels, a figure that hardly repeats."""
+    """Lines of a report: a cell, one of two labels, and a figure that hardly ever repeats."""
     rng = random.Random(0)
     labels = ("Tier 1 capital ratio", "NET LIQUIDITY OUTFLOW of the group")
     return [f"r{10 * (i % 4):04d} c0010 {labels[i % 2]} | {rng.randrange(10**6)} thousand" for i in range(n)]
 
 
-def found(texts: list[str], wanted: int = 50, **options) -> dict[str, NewToken]:
-    return {token.text: token for token in find_new_tokens(texts, length, wanted, **options)}
+def found(texts: list[str], max_tokens: int = 50, **options) -> dict[str, NewToken]:
+    return {token.text: token for token in find_new_tokens(texts, length, max_tokens, **options)}
 
 
 def test_codes_are_whole_and_counted() -> None:
@@ -43,20 +44,20 @@ def test_labels_are_found_and_ranked_by_what_they_save() -> None:
     assert best == set(texts[:2])
 
 
-def test_what_is_promised_is_saved() -> None:
+def test_reported_savings_match_the_token_count() -> None:
     text = "\n".join(lines(80))
     tokens = found([text], patterns=PATTERNS["regulator"])
     longest_first = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
     parts = re.split(f"({longest_first})", text)
     after = len(parts) // 2 + sum(length(part) for part in parts[::2])
-    promised = sum(token.saved for token in tokens.values())
-    assert length(text) - after == pytest.approx(promised, rel=0.01)
+    reported = sum(token.saved for token in tokens.values())
+    assert length(text) - after == pytest.approx(reported, rel=0.01)
     assert after < 0.7 * length(text)
 
 
-def test_figures_stay_and_numbers_of_names_do_not_cut_them() -> None:
+def test_figures_are_kept_and_numbers_in_names_do_not_split_labels() -> None:
     codes, chunks = split(["\n".join(lines(80)), "reference date 2026-12-31"], PATTERNS["regulator"])
-    assert " Tier 1 capital ratio | " in chunks  # "Tier" stands before no other number
+    assert " Tier 1 capital ratio | " in chunks  # "Tier" is followed by no other number
     assert not any(re.search(r"\d", chunk.replace("Tier 1", "")) for chunk in chunks)
     many = [f"Tier {i} capital ratio" for i in range(40)]
     assert set(split(many, ())[1]) == {"Tier ", " capital ratio"}
@@ -64,7 +65,7 @@ def test_figures_stay_and_numbers_of_names_do_not_cut_them() -> None:
     assert not any(re.search(r"\| ?\d", text) for text in tokens)
 
 
-def test_the_floor_and_everyday_text() -> None:
+def test_min_count_and_everyday_text() -> None:
     text = "\n".join(lines(80))
     assert "r0030" not in found([text], patterns=PATTERNS["regulator"], min_count=21)
     assert all(token.count >= 21 for token in found([text], patterns=PATTERNS["regulator"], min_count=21).values())
@@ -76,8 +77,8 @@ def test_the_floor_and_everyday_text() -> None:
     assert not found([text], patterns=PATTERNS["regulator"], usable=lambda text: False)
 
 
-def test_what_the_tokenizer_has_is_no_candidate() -> None:
-    assert not found([" liquidity coverage\n" * 50], patterns=(r"liquidity",), wanted=5).get(" liquidity")
+def test_existing_tokens_are_no_candidates() -> None:
+    assert not found([" liquidity coverage\n" * 50], patterns=(r"liquidity",), max_tokens=5).get(" liquidity")
     assert found(["r0010\n" * 50], patterns=PATTERNS["regulator"])["r0010"].saved == 50 * 4
     assert find_new_tokens(["r0010\n" * 50], lambda text: 1, 5, PATTERNS["regulator"]) == []
 
@@ -99,11 +100,28 @@ def test_patterns(text, code) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sound"),
+    ("text", "valid"),
     [
         (" Total assets", True), (", of which", True), (" assets | ", True), ("assets", False), (" Total ", False),
         (" Tier 1", False), ("  a", False), (" | ", False), ("", False), (" " + "a" * 64, False), (" a▁b", False),
     ],
 )  # fmt: skip
-def test_soundness(text, sound) -> None:
-    assert is_sound(text) == sound
+def test_is_valid(text, valid) -> None:
+    assert is_valid(text) == valid
+
+
+def test_expand_patterns() -> None:
+    assert expand_patterns(["regulator", r"r\d+"]) == [*PATTERNS["regulator"], r"r\d+"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("r(", r"--patterns: 'r\(' is not a regular expression"),
+        ("a*", r"--patterns: 'a\*' matches the empty text"),
+        ("(r)", r"--patterns: '\(r\)' has a group; write \(\?:"),
+    ],
+)
+def test_invalid_patterns_are_refused(pattern, message) -> None:
+    with pytest.raises(UserError, match=message):
+        expand_patterns([pattern])

@@ -1,4 +1,4 @@
-"""Rows of new tokens: how they begin, in which tensors and files, and that padding is nowhere but in training."""
+"""Rows of new tokens: initialisation, tensors and files, and that padding exists during training only."""
 
 import json
 from pathlib import Path
@@ -13,63 +13,63 @@ from data.batches import collate
 from data.examples import load_documents
 from model.architectures import read_model_config
 from model.language_model import build_on_meta, load_weights
-from model.vocabulary.rows import new_rows, vocabulary_tensors, write_extended_model
+from model.vocabulary.rows import Initialisation, new_rows, vocabulary_tensors, write_extended_model
 from tests.tiny import tiny_tokenizer, write_chat_file, write_tiny_model
 
 SUB_TOKENS = [[5, 9], [5, 9], [7, 8, 300], [301]]  # the first two would be equal without noise
 
 
-def extend(source: Path, target: Path, first: int = 384, **options) -> dict[str, torch.Tensor]:
+def extend(source: Path, target: Path, first_id: int = 384, **options) -> dict[str, torch.Tensor]:
     target.mkdir()
-    write_extended_model(source, target, read_model_config(str(source)), first, SUB_TOKENS, **options)
+    write_extended_model(source, target, read_model_config(str(source)), first_id, SUB_TOKENS, **options)
     return {name: tensor for file in target.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def test_sub_token_and_mean_rows_without_noise() -> None:
     old = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
-    rows = new_rows(old, SUB_TOKENS, "subtokens", noise=0.0)
+    rows = new_rows(old, SUB_TOKENS, Initialisation("subtokens", noise=0.0))
     assert torch.allclose(rows[0], (old[5] + old[9]) / 2, atol=1e-6)
     assert torch.allclose(rows[2], (old[7] + old[8] + old[300]) / 3, atol=1e-6)
     assert torch.equal(rows[3], old[301])
-    assert torch.allclose(new_rows(old, SUB_TOKENS, "mean", noise=0.0), old.mean(0).expand(4, -1), atol=1e-6)
+    means = new_rows(old, SUB_TOKENS, Initialisation("mean", noise=0.0))
+    assert torch.allclose(means, old.mean(0).expand(4, -1), atol=1e-6)
 
 
 def test_noise_has_the_covariance_of_the_old_rows() -> None:
     generator = torch.Generator().manual_seed(1)
     old = torch.randn(600, 4, generator=generator) @ torch.randn(4, 4, generator=generator) + 3
-    rows = new_rows(old, [[1]] * 20_000, "mean", noise=0.5, seed=2)
+    rows = new_rows(old, [[1]] * 20_000, Initialisation("mean", noise=0.5, seed=2))
     expected = 0.25 * torch.cov(old.T)
     assert torch.allclose(torch.cov(rows.T), expected, atol=0.03 * expected.abs().max())
     assert torch.allclose(rows.mean(0), old.mean(0), atol=0.03)
-    around = new_rows(old, [[1, 2]] * 20_000, "subtokens", noise=0.5, seed=2) - (old[1] + old[2]) / 2
-    assert torch.allclose(torch.cov(around.T), expected, atol=0.03 * expected.abs().max())
+    rows = new_rows(old, [[1, 2]] * 20_000, Initialisation("subtokens", noise=0.5, seed=2))
+    noise = rows - (old[1] + old[2]) / 2
+    assert torch.allclose(torch.cov(noise.T), expected, atol=0.03 * expected.abs().max())
 
 
-def test_equal_means_do_not_collapse_and_a_seed_repeats() -> None:
+def test_equal_means_get_different_rows_that_the_seed_determines() -> None:
     old = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
-    rows = new_rows(old, SUB_TOKENS, noise=0.1)
+    rows, again, other = (new_rows(old, SUB_TOKENS, Initialisation(noise=0.1, seed=seed)) for seed in (0, 0, 1))
     assert 0.02 < (rows[0] - rows[1]).abs().mean() < 0.5
-    assert torch.equal(rows, new_rows(old, SUB_TOKENS, noise=0.1)) and not torch.equal(
-        rows, new_rows(old, SUB_TOKENS, noise=0.1, seed=1)
-    )
-    random = new_rows(old + 5, [[1]] * 5000, "random", random_std=0.02)
+    assert torch.equal(rows, again) and not torch.equal(rows, other)
+    random = new_rows(old + 5, [[1]] * 5000, Initialisation("random"), random_std=0.02)
     assert random.std().item() == pytest.approx(0.02, rel=0.02) and abs(random.mean().item()) < 1e-3
     with pytest.raises(UserError, match="subtokens, mean, random"):
-        new_rows(old, SUB_TOKENS, "zeros")
+        Initialisation("zeros")
 
 
 @pytest.mark.parametrize(("family", "tied"), [("llama", True), ("llama", False), ("gemma2", True), ("cohere", True)])
-def test_old_rows_stay_and_both_ends_grow(tmp_path, family, tied) -> None:
+def test_old_rows_are_kept_and_embedding_and_head_grow(tmp_path, family, tied) -> None:
     source = write_tiny_model(tmp_path / "old", family, tied)
     old, new = load_file(source / "model.safetensors"), extend(source, tmp_path / "new")
     names = vocabulary_tensors(read_model_config(str(source)))
     assert sorted(names.values()) == ([0, 0] if tied else [0, 1])
     assert old.keys() == new.keys()
     for name, tensor in old.items():
-        grown = 4 if name in names else 0
-        assert new[name].shape[0] == tensor.shape[0] + grown
+        added = 4 if name in names else 0
+        assert new[name].shape[0] == tensor.shape[0] + added
         assert torch.equal(new[name][: len(tensor)], tensor)
-        if grown:
+        if added:
             assert torch.allclose(new[name][386], tensor[[7, 8, 300]].mean(0), atol=0.1)
     if not tied:
         assert not torch.allclose(new["lm_head.weight"][384:], new["model.embed_tokens.weight"][384:], atol=0.01)
@@ -80,7 +80,7 @@ def test_old_rows_stay_and_both_ends_grow(tmp_path, family, tied) -> None:
     assert torch.equal(after(ids).logits[..., :384], before(ids).logits)
 
 
-def test_files_stay_as_they_were_split_and_dtypes_too(tmp_path) -> None:
+def test_split_into_files_and_dtypes_are_kept(tmp_path) -> None:
     write_tiny_model(tmp_path / "whole", tied=False)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.bfloat16)
     source = tmp_path / "old"
@@ -95,17 +95,17 @@ def test_files_stay_as_they_were_split_and_dtypes_too(tmp_path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "new").config.vocab_size == 388
 
 
-def test_rows_that_the_old_tokenizer_never_used_are_taken(tmp_path) -> None:
-    source = write_tiny_model(tmp_path / "old")  # 384 rows; say that the tokenizer has 370 tokens
-    new = extend(source, tmp_path / "new", first=370)
+def test_unused_rows_of_the_old_model_are_replaced(tmp_path) -> None:
+    source = write_tiny_model(tmp_path / "old")  # 384 rows, of which the last 14 count as unused
+    new = extend(source, tmp_path / "new", first_id=370)
     assert new["model.embed_tokens.weight"].shape[0] == 374
     with pytest.raises(UserError, match="385 tokens"):
-        extend(source, tmp_path / "other", first=385)
+        extend(source, tmp_path / "other", first_id=385)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])  # gemma2: with a softcap
+@pytest.mark.parametrize("family", ["llama", "gemma2"])  # gemma2 has a softcap
 @pytest.mark.parametrize("tied", [True, False])
-def test_padding_is_not_seen(tmp_path, family, tied) -> None:
+def test_padding_affects_neither_losses_nor_gradients(tmp_path, family, tied) -> None:
     source = write_tiny_model(tmp_path / "old", family, tied)
     extend(source, tmp_path / "plain", multiple=1)
     extend(source, tmp_path / "padded", multiple=64)
@@ -115,16 +115,16 @@ def test_padding_is_not_seen(tmp_path, family, tied) -> None:
     for name, rows in (("plain", 388), ("padded", 448)):
         model = build_on_meta(read_model_config(str(tmp_path / name)))
         load_weights(model, str(tmp_path / name), torch.device("cpu"))
-        ends = (model.causal_lm.get_input_embeddings().weight, model.causal_lm.get_output_embeddings().weight)
-        assert [len(weight) for weight in ends] == [rows, rows]
-        assert all(not weight[388:].any() for weight in ends)
-        assert getattr(ends[0], "unpadded_rows", None) == (388 if rows == 448 else None)
+        weights = (model.causal_lm.get_input_embeddings().weight, model.causal_lm.get_output_embeddings().weight)
+        assert [len(weight) for weight in weights] == [rows, rows]
+        assert all(not weight[388:].any() for weight in weights)
+        assert getattr(weights[0], "unpadded_rows", None) == (388 if rows == 448 else None)
         losses.append(model(batch))
         losses[-1].backward()
         gradients.append({n: p.grad for n, p in model.named_parameters()})
-        seen = []
-        model(batch, visit=lambda logits, start, seen=seen: seen.append(logits.shape[1]))
-        assert set(seen) == {388}
+        widths = []
+        model(batch, visit=lambda logits, start, widths=widths: widths.append(logits.shape[1]))
+        assert set(widths) == {388}
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
     for name, gradient in gradients[0].items():
         padded = gradients[1][name]

@@ -1,4 +1,4 @@
-"""Extended tokenizers: the new tokens are found, every text decodes as before, sentencepiece's own file agrees."""
+"""Extended tokenizers: new tokens are found, every text decodes as before, and tokenizer.model gives the same ids."""
 
 import json
 import re
@@ -38,7 +38,7 @@ texts = st.one_of(domain.map("".join), domain.map(" ".join), st.text(max_size=40
 
 
 def write_sentencepiece(directory: Path) -> None:
-    """A tiny tokenizer as Llama 2 and Mistral have it: tokenizer.model and the tokenizer.json made of it."""
+    """A tiny tokenizer in the format of Llama 2 and Mistral: tokenizer.model and the tokenizer.json converted from it."""
     directory.mkdir()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES), model_prefix=str(directory / "tokenizer"), vocab_size=380, model_type="bpe",
@@ -51,12 +51,12 @@ def write_sentencepiece(directory: Path) -> None:
 
 
 def write_base(directory: Path, kind: str) -> Path:
-    """A directory with a tokenizer of that kind."""
+    """Write a tokenizer of a kind from KINDS."""
     if kind.startswith("sentencepiece"):
         write_sentencepiece(directory)
         if (
             kind == "sentencepiece-prepended"
-        ):  # as tokenizer.json files of Llama 2 are: the normalizer writes the spaces
+        ):  # as in Llama 2's tokenizer.json, where the normalizer replaces the spaces
             path = directory / "tokenizer.json"
             contents = json.loads(path.read_text()) | {"pre_tokenizer": None}
             steps = [
@@ -69,7 +69,7 @@ def write_base(directory: Path, kind: str) -> Path:
             (directory / "tokenizer_config.json").write_text(json.dumps(config))
         return directory
     tokenizer = tiny_tokenizer()
-    if kind == "normalising":  # as Qwen's
+    if kind == "normalising":  # as Qwen
         tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     tokenizer.save_pretrained(directory)
     return directory
@@ -77,7 +77,7 @@ def write_base(directory: Path, kind: str) -> Path:
 
 @pytest.fixture(scope="module", params=KINDS)
 def pair(request, tmp_path_factory) -> tuple:
-    """(kind, base tokenizer, extended one as it is read from its directory, that directory)."""
+    """(kind, base tokenizer, extended tokenizer loaded from its directory, that directory)."""
     folder = write_base(tmp_path_factory.mktemp("tokenizers") / request.param, request.param)
     base = read_base_tokenizer(folder)
     new = [text for text in NEW if can_be_token(base, text)]
@@ -93,7 +93,7 @@ def decoded(tokenizer: Tokenizer, text: str) -> str:
 @given(text=texts)
 def test_every_text_decodes_as_before(pair, text) -> None:
     kind, base, extended, _ = pair
-    if kind != "normalising":  # where é is composed depends on where the text is cut
+    if kind != "normalising":  # NFC depends on where the text is split
         assert decoded(extended.backend_tokenizer, text) == decoded(base.backend, text)
     if kind == "byte-level":
         assert decoded(extended.backend_tokenizer, text) == text
@@ -109,7 +109,7 @@ def test_texts_without_new_tokens_are_encoded_as_before(pair, words) -> None:
     assert extended.backend_tokenizer.encode(" ".join(words), add_special_tokens=False).ids == ids
 
 
-def test_new_tokens_are_found_the_longest_first_in_order_of_id(pair) -> None:
+def test_longest_new_token_wins(pair) -> None:
     _, base, extended, _ = pair
     first = base.size
     assert len(extended) == first + len([text for text in NEW if can_be_token(base, text)])
@@ -123,15 +123,17 @@ def test_new_tokens_are_found_the_longest_first_in_order_of_id(pair) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(text=texts.map(lambda text: "x" + text).filter(lambda text: not re.search("<s>|\0|▁", text)))
-def test_sentencepiece_reads_its_file_as_we_read_ours(pair, text) -> None:
+def test_tokenizer_model_and_tokenizer_json_agree(pair, text) -> None:
     kind, _, extended, folder = pair
     if kind == "sentencepiece":
-        own = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-        assert own.encode(text) == extended.encode(text, add_special_tokens=False)
-        assert own.decode(own.encode(text)) == extended.decode(extended.encode(text, add_special_tokens=False))
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+        assert processor.encode(text) == extended.encode(text, add_special_tokens=False)
+        assert processor.decode(processor.encode(text)) == extended.decode(
+            extended.encode(text, add_special_tokens=False)
+        )
 
 
-def test_what_cannot_be_a_token(tmp_path) -> None:
+def test_can_be_token(tmp_path) -> None:
     base = read_base_tokenizer(write_base(tmp_path / "a", "byte-level"))
     assert can_be_token(base, " é") and can_be_token(base, "r0010") and not can_be_token(base, "é-code")
     normalising = read_base_tokenizer(write_base(tmp_path / "b", "normalising"))
@@ -139,7 +141,7 @@ def test_what_cannot_be_a_token(tmp_path) -> None:
 
 
 def test_other_tokenizers_are_refused(tmp_path) -> None:
-    with pytest.raises(UserError, match="no tokenizer in"):
+    with pytest.raises(UserError, match="has no valid tokenizer"):
         read_base_tokenizer(tmp_path / "nothing")
     path = write_base(tmp_path / "a", "byte-level") / "tokenizer.json"
     contents = json.loads(path.read_text())

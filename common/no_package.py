@@ -1,0 +1,6 @@
+"""The build backend that pyproject.toml names. It exists only to refuse `pip install .` with a sentence."""
+
+raise SystemExit(
+    "error: this repository is a checkout and not a package; install its requirements with `pip install -r requirements.txt` "
+    "and run its scripts from the repository's root (README.md)"
+)

@@ -1,0 +1,172 @@
+"""Make a corpus from a supervisor's archive: read its report files and letters, pair them, and write the examples."""
+
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.durable_files import new_directory, write_durably, write_json
+from common.errors import UserError
+from data.regulator.archive import (
+    Case,
+    Letter,
+    case_of,
+    find_letters,
+    find_reports,
+    group_reports,
+    incomplete_cases,
+    match_letters,
+    read_pairs,
+    try_read_report,
+)
+from data.regulator.card import SOURCES, split_summary, violation_baselines, write_splits
+from data.regulator.corpus import FULL
+from data.regulator.dpm import load_cells
+from data.regulator.examples import make_example, read_register
+from data.regulator.leaks import place_examples
+from data.regulator.render import Addressee
+from data.regulator.report import Report
+
+HOW_MADE = "scripts/make_examples.py: report files of an archive, paired with their letters, labelled by data/regulator/rules.jsonl."
+LIMITS = (
+    "Made from a supervisor's own archive. The violations are those that data/regulator/rules.jsonl finds in the reported "
+    "figures, not those that the letters name. A letter in a test split that repeats a training letter except for names, "
+    "dates and numbers is left out."
+)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Where an archive is: directories of report files and of letters, and two optional CSV files."""
+
+    reports: Path
+    letters: Path
+    pairs: Path | None = None  # columns report,letter
+    register: Path | None = None  # columns entity,name,country,type
+
+
+@dataclass(frozen=True)
+class ArchiveExamples:
+    """The examples of an archive, and what could not be used: title -> one line per file, letter or report."""
+
+    examples: list[dict]
+    names: dict[str, str]  # bank -> its name
+    unmatched: dict[str, list[str]]
+    warnings: int  # number of warnings of the reports
+
+    @property
+    def unmatched_lines(self) -> list[str]:
+        """All of `unmatched`, as lines `title: what`."""
+        return [f"{title}: {line}" for title, lines in self.unmatched.items() for line in lines]
+
+
+def read_archive(archive: Archive, processes: int) -> ArchiveExamples:
+    """Read an archive and make an example of each report that has a letter. Raises `UserError` if there is none."""
+    register = read_register(archive.register) if archive.register else {}
+    names = {entity: bank.name for entity, bank in register.items()}
+    found, refused = read_reports(archive.reports, processes)
+    reports, other_scopes = group_reports(found)
+    letters, without_report = pair_letters(archive, found, names)
+    incomplete = incomplete_cases(refused, reports)
+    for case in incomplete:
+        del reports[case]
+        letters.pop(case, None)
+    without_letter = [f"{entity} {period}: no letter" for entity, period in reports if (entity, period) not in letters]
+    examples = _make_examples(reports, letters, register)
+    if not examples:
+        reasons = (refused + without_report + without_letter)[:3]
+        raise UserError(f"{archive.reports}: no report has a letter; the first reasons: {'; '.join(reasons)}")
+    unmatched = {
+        "files that are not read": refused + other_scopes,
+        "reports left out, a file of theirs is not read": [f"{e} {p}: {why}" for (e, p), why in incomplete.items()],
+        "letters without a report": without_report,
+        "reports without a letter": without_letter,
+    }
+    return ArchiveExamples(examples, names, unmatched, sum(len(report.warnings) for report in reports.values()))
+
+
+def read_reports(directory: Path, processes: int) -> tuple[list[Report], list[str]]:
+    """(the reports in a directory, a line for each file that is not a report or could not be read)."""
+    files, others = find_reports(directory)
+    if not files:
+        raise UserError(f"{directory}: the directory has no report file; check --reports.")
+    reports, refused = [], [f"{path}: not a report by its name" for path in others]
+    context = multiprocessing.get_context("spawn")  # Arelle and the open DPM database must not be shared after a fork
+    with ProcessPoolExecutor(min(processes, len(files)), mp_context=context) as pool:
+        results = tqdm(
+            pool.map(try_read_report, files, chunksize=8), total=len(files), desc="reading reports", unit="file"
+        )
+        for _, report, error in results:
+            if report is None:
+                refused.append(error)
+            else:
+                reports.append(report)
+    return reports, refused
+
+
+def pair_letters(
+    archive: Archive, reports: Sequence[Report], names: Mapping[str, str]
+) -> tuple[dict[Case, Letter], list[str]]:
+    """(case -> its letter, a line for each letter without a report).
+
+    The pairs come from the CSV file of the archive, or else from the texts and file names of the letters.
+    """
+    letters, refused = find_letters(archive.letters)
+    if archive.pairs is None:
+        cases = dict.fromkeys(case_of(report) for report in reports)
+        matched, without_report = match_letters(letters, cases, names)
+        return matched, refused + without_report
+    by_path = {letter.path: letter for letter in letters}
+    pairs = read_pairs(archive.pairs, archive.reports, archive.letters)
+    matched = {}
+    for report in reports:
+        letter = by_path.get(pairs.get(report.path))
+        if letter is not None and matched.setdefault(case_of(report), letter) != letter:
+            raise UserError(f"{archive.pairs}: the files of {case_of(report)} have two letters; keep one.")
+    used = {letter.path for letter in matched.values()}
+    return matched, refused + [f"{path}: no report is paired with it" for path in by_path if path not in used]
+
+
+def _make_examples(
+    reports: Mapping[Case, Report], letters: Mapping[Case, Letter], register: Mapping[str, Addressee]
+) -> list[dict]:
+    """One example for each case that has a report and a letter, sorted by bank and date."""
+    cells = load_cells()
+    examples = []
+    for case in tqdm(sorted(set(reports) & set(letters)), desc="examples", unit="report"):
+        entity, period = case
+        bank = register.get(entity, Addressee(entity, entity, "", ""))
+        earlier = [report for (other, date), report in sorted(reports.items()) if other == entity and date < period]
+        examples.append(make_example(reports[case], bank, cells, FULL, earlier, letters[case].text))
+    return examples
+
+
+def write_archive_corpus(
+    directory: Path, found: ArchiveExamples, shares: Sequence[float], seed: int, arguments: dict[str, str]
+) -> dict:
+    """Split the examples, write the corpus and return its data card, which records `arguments`.
+
+    Writes one JSON Lines file per split, unmatched.txt and dataset.json. The directory appears only once it is
+    complete.
+    """
+    # Each example has a single variant, the supervisor's own letter, so one that leaks into a test is dropped.
+    splits, leak_test = place_examples([[one] for one in found.examples], shares, seed, found.names)
+    card = {
+        "arguments": arguments,
+        "splits": {split: split_summary(members) for split, members in splits.items()},
+        "unmatched": {title: len(lines) for title, lines in found.unmatched.items()},
+        "warnings": found.warnings,
+        "leak_test": {"dropped": leak_test["dropped"]},
+        "baselines": violation_baselines(splits),
+        "how_made": HOW_MADE,
+        "sources": SOURCES,
+        "limits": LIMITS,
+    }
+    with new_directory(directory) as draft:
+        write_splits(draft, splits)
+        write_durably(draft / "unmatched.txt", "".join(line + "\n" for line in found.unmatched_lines))
+        write_json(draft / "dataset.json", card)
+    return card

@@ -1,0 +1,114 @@
+"""Format reports as JSON lines or as model input, and read all reports of a folder in parallel."""
+
+import json
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.errors import UserError
+from data.regulator.archive import REPORT_SUFFIXES, find_reports
+from data.regulator.dpm import load_cells
+from data.regulator.render import render_report
+from data.regulator.report import Fact, Report
+from data.regulator.rules import evaluate
+from data.regulator.xbrl import read_report
+
+
+@dataclass(frozen=True)
+class Output:
+    """What to print for a report. By default: one JSON line per fact, then a JSON line with the summary."""
+
+    text: bool = False  # the model input instead of facts
+    style: str = "cells"  # style of the model input
+    rules: bool = False  # the result of each rule instead of facts
+    summary_only: bool = False
+
+
+def report_lines(report: Report, output: Output, file: str = "") -> Iterator[str]:
+    """Yield the output lines of one report.
+
+    `file`, if given, is added to each JSON line and as a header to the text.
+    """
+    extra = {"file": file} if file else {}
+    if output.text:
+        if file:
+            yield f"== {file}"
+        yield render_report(report, load_cells(), style=output.style)
+        if not output.rules:
+            return
+    if output.rules:
+        yield from (to_json({**extra, **asdict(result)}) for result in evaluate(report))
+    elif not output.summary_only:
+        yield from (to_json({**extra, **fact_fields(fact)}) for fact in report.facts)
+    yield to_json({**extra, "summary": summary(report)})
+
+
+def fact_fields(fact: Fact) -> dict:
+    """The fields of a fact. `cell`, `other_cells`, `type` and `label` are included only if they are known."""
+    names = ("concept", "value", "unit", "decimals", "entity", "period", "dimensions")
+    fields = {name: getattr(fact, name) for name in names}
+    return fields | {
+        name: getattr(fact, name) for name in ("cell", "other_cells", "type", "label") if getattr(fact, name)
+    }
+
+
+def summary(report: Report) -> dict:
+    """Metadata of a report, the number of facts of each kind, and the warnings."""
+    return {
+        "format": report.format,
+        "entity": report.entity,
+        "period": report.period,
+        "currency": report.currency,
+        "filing_indicators": report.filing_indicators,
+        "facts": len(report.facts),
+        "numeric_facts": sum(isinstance(fact.value, Decimal) for fact in report.facts),
+        "facts_with_cell": sum(fact.cell is not None for fact in report.facts),
+        "warnings": report.warnings,
+    }
+
+
+def to_json(value: object) -> str:
+    """JSON on one line. A Decimal becomes a number with all of its digits."""
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(str(key))}: {to_json(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(to_json, value)) + "]"
+    return json.dumps(value)
+
+
+def read_folder(
+    folder: Path, output: Output, taxonomy: Sequence[Path], workers: int
+) -> Iterator[tuple[list[str], str]]:
+    """Yield (output lines, error message or "") for each report under `folder`, read by `workers` processes.
+
+    Raises UserError if there is no report.
+    """
+    files, _ = find_reports(folder)
+    if not files:
+        suffixes = ", ".join(REPORT_SUFFIXES)
+        raise UserError(
+            f"{folder}: contains no reports; a report is a file ending in {suffixes}, or an unpacked package"
+        )
+    # Spawn: Arelle and the open DPM database must not be shared with forked processes.
+    context = multiprocessing.get_context("spawn")
+    read = partial(_read_lines, output=output, taxonomy=taxonomy)
+    with ProcessPoolExecutor(min(max(workers, 1), len(files)), mp_context=context) as pool:
+        yield from tqdm(pool.map(read, files, chunksize=4), total=len(files), desc="reports", unit="file")
+
+
+def _read_lines(path: Path, output: Output, taxonomy: Sequence[Path]) -> tuple[list[str], str]:
+    """(output lines, error message) for one file. Never raises, so that worker processes survive bad files."""
+    try:
+        return list(report_lines(read_report(path, taxonomy=taxonomy), output, file=str(path))), ""
+    except UserError as error:
+        return [], str(error)
+    except Exception as error:  # a bug in this code or in a parser must not stop the other files
+        return [], f"{path}: {type(error).__name__}: {error}"

@@ -1,0 +1,153 @@
+"""Evaluate a model directory on examples: loss of the response tokens, and scores of the generated answers."""
+
+import functools
+import hashlib
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from common.dtypes import choose_dtype, dtype_name
+from common.errors import UserError
+from data.examples import read_examples
+from data.tokens import encode_example, encode_prompt, load_tokenizer
+from distributed.process_group import Ranks
+from eval import general_text, report
+from eval.generate import greedy_answers, load_for_generation, stop_tokens
+from eval.over_ranks import compute_over_ranks
+from eval.perplexity import general_perplexity, target_losses, total
+from eval.results import prepare_output, read_result
+
+ScoreAnswers = Callable[[list[dict], list[str], str, list[dict] | None, str], dict]
+
+GENERAL_WINDOW = 1024  # maximum context in tokens when the perplexity on general text is measured
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What to evaluate: the options of scripts/evaluate.py, which documents them."""
+
+    model: str
+    data: Path
+    train: Path | None = None
+    limit: int | None = None
+    batch_size: int = 32
+    max_new_tokens: int | None = None
+    dtype: str = "auto"
+    general: bool = False
+    json: Path | None = None
+    before: Path | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """Everything that an evaluation reads, checked.
+
+    sequences: (token ids, is_target) of each example. asked: indices of the examples that end with an assistant
+    message; prompts: their token ids up to that message. header: the part of the result that identifies model and data.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    examples: list[dict]
+    training: list[dict] | None
+    sequences: list[tuple[list[int], list[bool]]]
+    asked: list[int]
+    prompts: list[list[int]]
+    max_new_tokens: int
+    max_positions: float  # infinite if config.json names no limit
+    header: dict
+    before: dict | None
+
+
+def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
+    """Read, tokenize and check everything. Raises UserError.
+
+    It needs no process group, so that a mistake is reported before the processes start.
+    """
+    for name in ("limit", "batch_size", "max_new_tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
+    examples = choose_examples(read_examples(options.data), options.limit)
+    training = read_examples(options.train) if options.train else None
+    before = read_result(options.before) if options.before else None
+    if options.json:
+        prepare_output(options.json)
+    if not Path(options.model, "config.json").is_file():
+        raise UserError(f"{options.model} is not a model directory (no config.json); see scripts/fetch_base_model.py")
+    tokenizer = load_tokenizer(options.model)
+    sequences = [encode_example(tokenizer, example) for example in examples]
+    asked = [i for i, e in enumerate(examples) if "messages" in e and e["messages"][-1]["role"] == "assistant"]
+    prompts = [encode_prompt(tokenizer, examples[i]["messages"]) for i in asked]
+    max_new_tokens = options.max_new_tokens or 16 + max(
+        (len(sequences[i][0]) - len(prompt) for i, prompt in zip(asked, prompts, strict=True)), default=0
+    )
+    max_positions = getattr(AutoConfig.from_pretrained(options.model), "max_position_embeddings", None) or math.inf
+    longest = max([len(ids) for ids, _ in sequences] + [len(prompt) + max_new_tokens for prompt in prompts])
+    if longest > max_positions:
+        raise UserError(
+            f"{options.data}: the longest example needs {longest} positions with --max-new-tokens {max_new_tokens}, "
+            f"but {options.model} has {max_positions}; shorten the example or lower --max-new-tokens"
+        )
+    header = {
+        "model": options.model,
+        "data": str(options.data),
+        "data_sha256": hashlib.sha256(options.data.read_bytes()).hexdigest(),
+        "n_examples": len(examples),
+        "general_source": general_text.SOURCE if options.general else None,
+        "max_new_tokens": max_new_tokens,
+    }
+    if before is not None:
+        report.check_comparable(before, header)
+    return EvaluationInputs(
+        tokenizer, examples, training, sequences, asked, prompts, max_new_tokens, max_positions, header, before
+    )
+
+
+def choose_examples(examples: list[dict], limit: int | None) -> list[dict]:
+    """At most `limit` examples in file order: a random choice, because files may be sorted, but always the same one."""
+    if limit is None or limit >= len(examples):
+        return examples
+    return [examples[i] for i in sorted(random.Random(0).sample(range(len(examples)), limit))]
+
+
+def evaluate_examples(
+    options: EvaluationOptions, inputs: EvaluationInputs, ranks: Ranks, score_answers: ScoreAnswers
+) -> dict:
+    """The result as it is written to JSON, without `seconds`. A collective: every rank gets the whole result.
+
+    `score_answers` knows the task; see `eval.regulator.score.score_answers` for its arguments.
+    """
+    dtype = choose_dtype(options.dtype, ranks.device)
+    model = load_for_generation(options.model, dtype, ranks.device)
+    losses = compute_over_ranks(
+        functools.partial(target_losses, model), inputs.sequences, ranks, "loss of the responses"
+    )
+    stop_ids = stop_tokens(model, inputs.tokenizer.eos_token_id)
+    answers = compute_over_ranks(
+        lambda share, advance: greedy_answers(
+            model, share, stop_ids, inputs.max_new_tokens, options.batch_size, advance
+        ),
+        inputs.prompts,
+        ranks,
+        "answers",
+    )
+    loss = total(losses)
+    result = inputs.header | {
+        "dtype": dtype_name(dtype),
+        "processes": ranks.world_size,
+        "cut_short": sum(len(answer) == inputs.max_new_tokens for answer in answers),
+        "loss": {"mean": loss.mean, "targets": loss.targets},
+        "losses": [(loss.nats, loss.targets) for loss in losses],  # by example, for intervals
+    }
+    if inputs.asked:
+        texts = [inputs.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+        asked = [inputs.examples[i] for i in inputs.asked]
+        result |= score_answers(asked, texts, str(options.data), inputs.training, str(options.train))
+    if options.general:
+        window = min(GENERAL_WINDOW, inputs.max_positions)
+        result["general"] = general_perplexity(model, inputs.tokenizer, window, ranks)
+    return result

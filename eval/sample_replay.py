@@ -1,0 +1,186 @@
+"""Replay documents: Python's language reference, or text that a model writes itself, without what evaluation uses.
+
+A model with a chat template is given the start of a user turn; it writes a question and then the answer (Xu et al.,
+arXiv:2406.08464). Any other model writes documents after BOS or EOS. Training on such text is self-synthesized
+rehearsal (Huang et al., arXiv:2403.01244).
+
+Each document is sampled with (seed, its index), in batches that do not depend on the number of processes. On identical
+hardware any number of processes therefore writes the same documents. Finished batches are stored in OUT.parts/, so that
+an interrupted command can resume.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from common.dtypes import choose_dtype
+from common.durable_files import write_json, write_json_lines
+from common.errors import UserError
+from data.files import read_file
+from data.replay_filters import EvaluationTexts, document_text, normalize
+from data.tokens import PLAIN_CHAT_TEMPLATE, encode_prompt, load_tokenizer
+from distributed.process_group import Ranks, barrier
+from eval.general_text import held_out_texts, training_texts
+from eval.generate import Sampling, load_for_generation, sampled_answers
+from eval.over_ranks import label_of_first_rank
+from eval.questions import read_questions
+
+PLACEHOLDER = "here the user's words begin"  # marks the start of the user's message in a rendered chat template
+
+
+def texts_to_exclude(exclude: Sequence[Path]) -> EvaluationTexts:
+    """What replay must not overlap with: held-out text, questions with their answers, and the files `exclude`."""
+
+    def texts() -> Iterator[str]:
+        yield from held_out_texts()
+        yield from (question.prompt + question.options[0] for question in read_questions())
+        for path in exclude:
+            yield from (document_text(example) for _, example in read_file(path))
+
+    return EvaluationTexts(texts())
+
+
+def topic_texts(evaluation: EvaluationTexts) -> tuple[list[str], int]:
+    """(topics that are not held out, number of their paragraphs dropped because they overlap with evaluation)."""
+    kept, num_dropped = [], 0
+    for text in training_texts():
+        paragraphs = text.split("\n\n")
+        allowed = [paragraph for paragraph in paragraphs if not evaluation.overlaps(normalize(paragraph))]
+        num_dropped += len(paragraphs) - len(allowed)
+        kept += ["\n\n".join(allowed)] if allowed else []
+    return kept, num_dropped
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """What to sample: the options of scripts/make_replay.py, which documents them."""
+
+    model: str | None
+    documents: int = 1000
+    form: str = "auto"
+    start: str | None = None
+    max_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 0.95
+    seed: int = 0
+    batch_size: int = 32
+    dtype: str = "auto"
+
+    def check(self) -> None:
+        """Raise UserError for the first number that is out of range."""
+        for name in ("documents", "max_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(self, name)}")
+        if not self.temperature > 0:
+            raise UserError(f"--temperature must be above 0, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top-p must be above 0 and at most 1, not {self.top_p}")
+
+
+class ReplaySampler:
+    """Samples the documents of one output file, and resumes after the batches that an earlier call has finished.
+
+    Creating it needs no process group, so that a mistake is reported before the processes start. Raises UserError if
+    `options.model` is not a model directory, or if OUT.parts/ was written with different settings.
+    """
+
+    def __init__(self, options: SamplingOptions, out: Path) -> None:
+        if not Path(options.model, "config.json").is_file():
+            raise UserError(
+                f"{options.model} is not a model directory (no config.json); see scripts/fetch_base_model.py"
+            )
+        self.options = options
+        self.tokenizer = load_tokenizer(options.model)
+        self.form, self.start = form_and_start(options, self.tokenizer)
+        # Everything that determines the documents.
+        self.settings = asdict(options) | {"form": self.form, "start": self.start}
+        self.parts = out.with_name(out.name + ".parts")
+        path = self.parts / "settings.json"
+        if path.is_file():
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            different = [name for name, value in self.settings.items() if earlier.get(name) != value]
+            if different:
+                raise UserError(
+                    f"{self.parts} was made with another {', '.join(different)}; use the same value or remove it"
+                )
+
+    def sample(self, ranks: Ranks) -> list[dict] | None:
+        """All documents in order, on rank 0; None on the other ranks. A collective.
+
+        Each has `text` or `messages`, and `finished`: False if it reached the length limit.
+        """
+        options = self.options
+        model = load_for_generation(options.model, choose_dtype(options.dtype, ranks.device), ranks.device)
+        if ranks.rank == 0:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            write_json(self.parts / "settings.json", self.settings)
+        barrier(ranks)
+        starts = range(0, options.documents, options.batch_size)
+        files = [self.parts / f"{start:09}.jsonl" for start in starts]
+        mine = range(ranks.rank, len(starts), ranks.world_size)
+        label = label_of_first_rank("batches", ranks)
+        for batch in tqdm(mine, desc=label, unit="batch", disable=ranks.rank != 0, mininterval=1):
+            if not files[batch].exists():
+                indices = range(starts[batch], min(options.documents, starts[batch] + options.batch_size))
+                write_json_lines(files[batch], self.sample_batch(model, list(indices)))
+        barrier(ranks)
+        if ranks.rank != 0:
+            return None
+        # Not splitlines(), because texts may contain other Unicode line separators.
+        lines = (line for file in files for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+        return [json.loads(line) for line in lines]
+
+    def sample_batch(self, model: PreTrainedModel, indices: list[int]) -> list[dict]:
+        """The documents with these indices, generated in one batch, before any filter."""
+        first = self._generate(model, [self.start] * len(indices), [2 * index for index in indices])
+        if self.form == "text":
+            return [{"text": text, "finished": finished} for text, finished in first]
+        user_messages = [{"role": "user", "content": text} for text, _ in first]
+        asked = [i for i, (text, finished) in enumerate(first) if text and finished]
+        prompts = [encode_prompt(self.tokenizer, [user_messages[i]]) for i in asked]
+        answers = self._generate(model, prompts, [2 * indices[i] + 1 for i in asked])
+        replies = dict(zip(asked, answers, strict=True))
+        documents = []
+        for i, user_message in enumerate(user_messages):
+            text, finished = replies.get(i, ("", False))
+            documents.append({"messages": [user_message, {"role": "assistant", "content": text}], "finished": finished})
+        return documents
+
+    def remove_parts(self) -> None:
+        """Remove OUT.parts/, once the output file has been written."""
+        shutil.rmtree(self.parts)
+
+    def _generate(
+        self, model: PreTrainedModel, prompts: list[list[int]], sample_numbers: list[int]
+    ) -> list[tuple[str, bool]]:
+        """(text, finished) for each prompt."""
+        if not prompts:
+            return []
+        options, tokenizer = self.options, self.tokenizer
+        sampling = Sampling(options.temperature, options.top_p, options.seed)
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        stop_ids = special | {tokenizer.eos_token_id}
+        answers = sampled_answers(model, prompts, sample_numbers, stop_ids, options.max_tokens, sampling)
+        return [(tokenizer.decode(answer).strip(), len(answer) < options.max_tokens) for answer in answers]
+
+
+def form_and_start(options: SamplingOptions, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+    """(`chat` or `text`, the token ids that every document is sampled after). Raises UserError if there are none."""
+    is_chat = options.form == "chat" or (
+        options.form == "auto" and tokenizer.chat_template != PLAIN_CHAT_TEMPLATE and options.start is None
+    )
+    if is_chat:
+        rendered = tokenizer.apply_chat_template([{"role": "user", "content": PLACEHOLDER}], tokenize=False)
+        start = tokenizer.encode(rendered[: rendered.index(PLACEHOLDER)], add_special_tokens=False)
+    elif options.start is not None:
+        start = tokenizer.encode(options.start, add_special_tokens=False)
+    else:
+        start = tokenizer.encode("") or [tokenizer.eos_token_id]
+    if not start:
+        raise UserError(f"--start {options.start!r} has no tokens; give at least one, e.g. {tokenizer.eos_token!r}")
+    return "chat" if is_chat else "text", start

@@ -1,0 +1,94 @@
+"""The effect of an extended vocabulary before training: tokens per document, and loss per byte for each initialisation."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+from transformers import PretrainedConfig
+
+from common.dtypes import choose_dtype
+from data.files import read_file
+from data.tokens import load_tokenizer
+from eval.positions import losses_by_position
+from model.architectures import read_model_config
+from model.language_model import PackedLanguageModel, load_for_evaluation
+from model.vocabulary.rows import METHODS, Initialisation, new_rows
+
+PASSAGE_CHARACTERS = 6000  # the loss of a text is measured on its beginning only
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCount:
+    """Tokens of several documents in total, before and after the extension."""
+
+    before: int
+    after: int
+    documents: int
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a file; the messages of a chat are joined to one text."""
+    return [
+        example["text"] if "text" in example else "\n\n".join(message["content"] for message in example["messages"])
+        for _, example in read_file(path)
+    ]
+
+
+def count_tokens(texts: list[str], before: Tokenizer, after: Tokenizer) -> TokenCount:
+    """Count the tokens of texts with two tokenizers, without special tokens."""
+    totals = [sum(len(t.encode(text, add_special_tokens=False).ids) for text in texts) for t in (before, after)]
+    return TokenCount(*totals, len(texts))
+
+
+def select_passages(texts: list[str], num_bytes: int) -> list[str]:
+    """Beginnings of texts that are evenly spaced in `texts`, about `num_bytes` bytes in total."""
+    count = max(1, num_bytes // PASSAGE_CHARACTERS)
+    return [text[:PASSAGE_CHARACTERS] for text in texts[:: max(1, len(texts) // count)]][:count]
+
+
+def initial_losses(
+    old: Path,
+    new: Path,
+    first_id: int,
+    sub_tokens: list[list[int]],
+    init: Initialisation,
+    passages: dict[str, list[str]],
+) -> dict[str, dict[str, float]]:
+    """Nats per byte before any training: of the old model, and of the new model with each initialisation method.
+
+    old, new: model directories; first_id and sub_tokens as in `write_extended_model`. init: noise and seed for all methods.
+    passages: kind of text -> texts. Returns row of the table -> kind of text -> loss.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, _ = _load(old, device)
+    losses = {"before, old tokenizer": {kind: loss_per_byte(model, old, texts) for kind, texts in passages.items()}}
+    model, config = _load(new, device)
+    for method in tqdm(METHODS, desc="loss of each initialisation", leave=False):
+        for number, weight in enumerate(model.vocabulary_weights()):  # embedding, then an untied head
+            own_init = dataclasses.replace(init, method=method, seed=init.seed + number)
+            rows = new_rows(weight.detach()[:first_id].cpu(), sub_tokens, own_init, config.initializer_range)
+            with torch.no_grad():
+                weight[first_id : first_id + len(rows)] = rows
+        losses[method] = {kind: loss_per_byte(model, new, texts) for kind, texts in passages.items()}
+    return losses
+
+
+def loss_per_byte(model: PackedLanguageModel, directory: Path, texts: list[str]) -> float:
+    """Total loss in nats divided by the bytes of the texts (UTF-8), which is comparable between tokenizers.
+
+    Every text is preceded by BOS if the tokenizer of `directory` adds it, else by EOS.
+    """
+    tokenizer = load_tokenizer(str(directory))
+    adds_bos = tokenizer.encode("")[:1] == [tokenizer.bos_token_id]
+    first = tokenizer.bos_token_id if adds_bos else tokenizer.eos_token_id
+    documents = [[first, *tokenizer.encode(text, add_special_tokens=False)] for text in texts]
+    device = model.vocabulary_weights()[0].device
+    nats = sum(loss.sum().item() for loss in losses_by_position(model, documents, device))
+    return nats / sum(len(text.encode()) for text in texts)
+
+
+def _load(directory: Path, device: torch.device) -> tuple[PackedLanguageModel, PretrainedConfig]:
+    config = read_model_config(str(directory))
+    return load_for_evaluation(config, str(directory), choose_dtype("auto", device), device), config

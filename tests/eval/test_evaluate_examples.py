@@ -1,0 +1,89 @@
+"""Reading and checking the inputs of an evaluation, and the evaluation on one process."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from common.durable_files import write_json
+from common.errors import UserError
+from data.tokens import encode_chat, load_tokenizer
+from distributed.process_group import start_process_group
+from eval.evaluate_examples import EvaluationOptions, evaluate_examples, read_inputs
+from tests.tiny import write_chat_file, write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate_examples")
+    write_tiny_model(folder / "model")
+    write_chat_file(folder / "test.jsonl", 40)
+    return folder
+
+
+@pytest.fixture
+def evaluate(folder):
+    """Evaluate the model with the given options; returns the result."""
+    threads = torch.get_num_threads()
+
+    def call(**options):
+        options = EvaluationOptions(str(folder / "model"), folder / "test.jsonl", **options)
+        inputs = read_inputs(options)
+        ranks = start_process_group()
+        result = evaluate_examples(options, inputs, ranks)
+        dist.destroy_process_group()
+        return result
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def read(folder, **options):
+    """Only read the inputs, as far as that works without a process group."""
+    options = {"model": str(folder / "model"), "data": folder / "test.jsonl"} | options
+    try:
+        return read_inputs(EvaluationOptions(**options))
+    finally:
+        assert not dist.is_initialized()
+
+
+def test_answers_may_be_16_tokens_longer_than_the_longest_reference(folder):
+    tokenizer = load_tokenizer(folder / "model")
+    examples = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    longest = max(sum(encode_chat(tokenizer, example["messages"])[1]) for example in examples)
+    # The template writes a newline after the end of the answer.
+    assert read(folder).max_new_tokens == longest + 1 + 16
+
+
+def test_limit_is_a_fixed_choice_in_file_order(evaluate):
+    ids = [answer["id"] for answer in evaluate(limit=6, max_new_tokens=2)["answers"]]
+    numbers = [int(name.removeprefix("example-")) for name in ids]
+    assert len(numbers) == 6
+    assert numbers == sorted(numbers) != list(range(6))
+    assert [answer["id"] for answer in evaluate(limit=6, max_new_tokens=2)["answers"]] == ids
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 0}, "--limit must be 1 or more"),
+        ({"max_new_tokens": 5000}, "positions"),
+        ({"before": "nothing.json"}, "nothing.json is not the JSON of an evaluation"),
+        ({"before": "model/config.json"}, "is not the JSON of an evaluation"),  # JSON, but not a result
+        ({"train": "nothing.jsonl"}, "nothing.jsonl does not exist"),
+        ({"json": "test.jsonl/x.json"}, "x.json cannot be written: .*; choose another file"),
+        ({"json": "model"}, "it is a directory"),
+        ({"model": ""}, "not a model directory"),
+    ],
+)
+def test_a_mistake_is_reported_before_the_processes_start(folder, options, message):
+    paths = {name: folder / value for name, value in options.items() if isinstance(value, str)}
+    with pytest.raises(UserError, match=message):
+        read(folder, **options | paths)
+
+
+def test_a_result_on_other_data_is_refused_before_the_processes_start(evaluate, folder):
+    write_json(folder / "before.json", evaluate(limit=2, max_new_tokens=2))
+    with pytest.raises(UserError, match="n_examples differs"):
+        read(folder, max_new_tokens=2, before=folder / "before.json")

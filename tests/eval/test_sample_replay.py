@@ -1,0 +1,111 @@
+"""Replay documents: independent of interruptions, dependent on the seed, and without what evaluation uses."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from common.durable_files import write_json_lines
+from common.errors import UserError
+from data.replay_filters import EvaluationTexts, normalize
+from data.tokens import load_tokenizer
+from distributed.process_group import start_process_group
+from eval.general_text import held_out_texts
+from eval.questions import read_questions
+from eval.sample_replay import ReplaySampler, SamplingOptions, texts_to_exclude, topic_texts
+from tests.tiny import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("replay")
+    write_tiny_model(folder / "model")
+    return folder
+
+
+@pytest.fixture
+def sample(folder):
+    """Sample documents for an output file; returns the sampler and the documents."""
+    threads = torch.get_num_threads()
+
+    def call(out, **options):
+        settings = {"documents": 8, "max_tokens": 150, "batch_size": 3, "dtype": "fp32", "temperature": 1.5}
+        sampler = ReplaySampler(SamplingOptions(str(folder / "model"), **settings | options), folder / out)
+        ranks = start_process_group()
+        documents = sampler.sample(ranks)
+        dist.destroy_process_group()
+        return sampler, documents
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def test_topics_have_nothing_in_common_with_evaluation_texts(tmp_path):
+    evaluation = EvaluationTexts([*held_out_texts(), *(q.prompt + q.options[0] for q in read_questions())])
+    texts, num_dropped = topic_texts(texts_to_exclude([]))
+    assert sum(map(len, texts)) > 200_000
+    assert not any(evaluation.overlaps(normalize(part)) for text in texts for part in text.split("\n\n"))
+    paragraph = max(texts[0].split("\n\n"), key=len)
+    (tmp_path / "more.txt").write_text(paragraph)
+    fewer, more_dropped = topic_texts(texts_to_exclude([tmp_path / "more.txt"]))
+    assert more_dropped > num_dropped and not any(paragraph in text for text in fewer)
+
+
+def test_a_resumed_command_keeps_finished_batches_and_samples_the_same_rest(sample, folder):
+    options = {"form": "text", "start": "<|endoftext|>"}
+    sampler, whole = sample("texts.jsonl", **options)
+    assert len({document["text"] for document in whole}) > 2
+    assert sample("other.jsonl", **options, seed=1)[1] != whole
+
+    # Simulate a command that was killed after its second batch. The text of that batch is recognizable.
+    parts = folder / "again.jsonl.parts"
+    parts.mkdir()
+    (parts / "settings.json").write_bytes((sampler.parts / "settings.json").read_bytes())
+    settings = json.loads((parts / "settings.json").read_text())
+    expected = {"form": "text", "start": [0], "model": str(folder / "model"), "documents": 8, "max_tokens": 150}
+    expected |= {"temperature": 1.5, "top_p": 0.95, "seed": 0, "batch_size": 3, "dtype": "fp32"}
+    assert settings == expected
+    finished = {"text": "This was written\u2028before the kill.", "finished": True}
+    write_json_lines(parts / "000000003.jsonl", [finished] * 3)
+    with pytest.raises(UserError, match="was made with another seed"):
+        sample("again.jsonl", **options, seed=1)
+    sampler, again = sample("again.jsonl", **options)
+    assert again == [*whole[:3], finished, finished, finished, *whole[6:]]
+    sampler.remove_parts()
+    assert not parts.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "form", "start"),
+    [
+        ({}, "chat", "<|im_start|>user\n"),
+        ({"form": "text"}, "text", "<|im_end|>"),  # the tokenizer adds no BOS: EOS
+        ({"start": "The bank"}, "text", "The bank"),
+    ],
+)
+def test_a_model_with_a_chat_template_writes_chats_by_default(folder, options, form, start):
+    sampler = ReplaySampler(SamplingOptions(str(folder / "model"), **options), folder / "none.jsonl")
+    tokenizer = load_tokenizer(str(folder / "model"))
+    assert (sampler.form, tokenizer.decode(sampler.start)) == (form, start)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"documents": 0}, "--documents must be 1 or more, not 0"),
+        ({"batch_size": 0}, "--batch-size must be 1 or more, not 0"),
+        ({"temperature": 0.0}, "--temperature must be above 0"),
+        ({"top_p": 0.0}, "--top-p must be above 0 and at most 1"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        SamplingOptions("model", **options).check()
+
+
+def test_a_start_without_tokens_and_a_missing_model_are_refused(folder):
+    with pytest.raises(UserError, match="nowhere is not a model directory"):
+        ReplaySampler(SamplingOptions(str(folder / "nowhere")), folder / "none.jsonl")
+    with pytest.raises(UserError, match="--start '' has no tokens"):
+        ReplaySampler(SamplingOptions(str(folder / "model"), start=""), folder / "none.jsonl")

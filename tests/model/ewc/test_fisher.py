@@ -1,0 +1,143 @@
+"""The Fisher estimators against per-document loops, and the batches that they use, in one process."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from data.sources import Windows
+from model.ewc.fisher import estimate_fisher
+from model.label_sampling import make_draw
+from tests.model.ewc.tiny_ewc import DIFFERENT, VOCABULARY, batches_of, corpus, load, signal_is
+
+
+@pytest.fixture(scope="module")
+def exact(path) -> dict[str, dict[str, torch.Tensor]]:
+    """Both Fisher diagonals in fp64, from transformers' eager model and one backward per document (and possible label)."""
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float64)
+    parameters = dict(model.named_parameters())
+    found = {kind: {n: torch.zeros_like(p) for n, p in parameters.items()} for kind in ("model", "empirical")}
+    documents = corpus(1)
+    for ids, flags in zip(documents.ids, documents.is_target, strict=True):
+        where = torch.from_numpy(np.flatnonzero(flags))
+        log_p = model(torch.from_numpy(ids)[None]).logits[0, where - 1].log_softmax(-1)
+        loss = log_p[torch.arange(len(where)), torch.from_numpy(ids)[where]].sum()
+        gradients = torch.autograd.grad(loss, parameters.values(), retain_graph=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            found["empirical"][name] += gradient.square()
+        each = torch.eye(log_p.numel(), dtype=torch.float64).view(-1, *log_p.shape)
+        gradients = torch.autograd.grad(log_p, parameters.values(), each, is_grads_batched=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            found["model"][name] += torch.einsum("i,i...->...", log_p.detach().exp().flatten(), gradient.square())
+    return {k: {n: f / documents.targets.sum() for n, f in v.items()} for k, v in found.items()}
+
+
+def error(estimate: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
+    """Relative L2 error over all parameters together."""
+    assert estimate.keys() == exact.keys()
+    squared = sum(float((estimate[n].double() - exact[n]).square().sum()) for n in exact)
+    return (squared / sum(float(f.square().sum()) for f in exact.values())) ** 0.5
+
+
+def estimate(
+    path, ranks, estimator: str, copies: int, batch: int = 4, seed: int = 0, packing: bool = True, change=None
+):
+    batches = batches_of(corpus(copies), 10**6, batch, seed, capacity=256 if packing else 0)
+    assert batches.num_documents == copies * DIFFERENT
+    batches = change(batches) if change else batches
+    return estimate_fisher(load(path), batches, estimator, seed, "full", signal_is(False, ranks))
+
+
+@pytest.fixture(scope="module")
+def largest(path, ranks) -> dict[str, dict[str, torch.Tensor]]:
+    """Each estimator with 4,096 documents in groups of 4."""
+    return {estimator: estimate(path, ranks, estimator, 64, seed=1) for estimator in ("model", "empirical")}
+
+
+@pytest.mark.parametrize("estimator, other", [("model", "empirical"), ("empirical", "model")])
+def test_each_estimator_converges_to_its_own_diagonal(exact, largest, estimator, other) -> None:
+    assert error(largest[estimator], exact[estimator]) < 0.05
+    assert error(largest[estimator], exact[other]) > 0.2  # and not to the other one
+
+
+@pytest.mark.parametrize("estimator", ["model", "empirical"])
+def test_the_error_falls_with_the_number_of_groups(path, ranks, exact, largest, estimator) -> None:
+    """sqrt(2 x batch / documents): 18% for 256 documents in groups of 4, 35% in groups of 16, 4.4% for 4,096 documents."""
+    mean = functools.partial(sum, start=0.0)
+    for copies, batch in ((4, 4), (4, 16)):
+        errors = [error(estimate(path, ranks, estimator, copies, batch, seed), exact[estimator]) for seed in range(4)]
+        expected = (2 * batch / (copies * DIFFERENT)) ** 0.5
+        assert 0.5 * expected < mean(errors) / 4 < 1.3 * expected, (copies, batch, errors)
+    assert 0.4 * 0.044 < error(largest[estimator], exact[estimator]) < 1.3 * 0.044
+
+
+def test_groups_of_one_document_are_exact(path, ranks, exact) -> None:
+    """The sign does not change the square, so the empirical estimator equals the loop over documents."""
+    assert error(estimate(path, ranks, "empirical", 1, batch=1), exact["empirical"]) < 1e-5
+
+
+@pytest.mark.parametrize("estimator", ["model", "empirical"])
+def test_packing_changes_nothing(path, ranks, estimator) -> None:
+    packed, alone = (estimate(path, ranks, estimator, 2, packing=packing) for packing in (True, False))
+    assert error(alone, {n: f.double() for n, f in packed.items()}) < 1e-6
+
+
+class OneNumberPerRow:
+    """Wrong batches: all documents of a micro-batch have the same number, so a packed row has a single sign."""
+
+    def __init__(self, batches) -> None:
+        self.batches = batches
+
+    def __getattr__(self, name: str):
+        return getattr(self.batches, name)
+
+    def micro_batches(self, *arguments) -> list:
+        dealt = self.batches.micro_batches(*arguments)
+        return [(batch, numbers[:1].expand(len(numbers))) for batch, numbers in dealt]
+
+
+def test_one_sign_per_packed_row_would_be_noticed(path, ranks, exact) -> None:
+    wrong = estimate(path, ranks, "empirical", 16, change=OneNumberPerRow)
+    trace = sum(float(f.sum()) for f in wrong.values()) / sum(float(f.sum()) for f in exact["empirical"].values())
+    assert trace > 1.2 and error(wrong, exact["empirical"]) > 0.2
+
+
+class Store:
+    """The part of a token store that a source needs: a window with two documents and a window with one."""
+
+    lengths = ((5, 4), (9,))
+
+    def __len__(self) -> int:
+        return 2
+
+    def document_lengths(self, index: int) -> tuple[int, ...]:
+        return self.lengths[index]
+
+    def window(self, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        return np.arange(9) % VOCABULARY, self.lengths[index]
+
+
+def test_documents_of_a_window_have_independent_signs() -> None:
+    batches = batches_of(Windows(Store(), "", "", 7.5), 10, 4, capacity=18, micro_batch=2)
+    assert (batches.num_documents, batches.num_groups, batches.num_targets) == (2, 1, 15)
+    ((batch, numbers),) = batches.micro_batches(0, 0, 1)
+    assert len(set(numbers.tolist())) == 3 and sorted(n >> 20 for n in numbers.tolist()) == [0, 0, 1]
+    for seed in range(20):
+        signs = make_draw("empirical", batch, numbers, seed).signs
+        of_documents = signs.split([n - 1 for n in batch.document_lengths])
+        assert all(len(set(part.tolist())) == 1 for part in of_documents)
+        if len({part[0].item() for part in of_documents}) == 2:
+            return
+    raise AssertionError("all documents had the same sign for every seed")
+
+
+def test_ranks_share_the_documents_of_a_group() -> None:
+    """Even if they are so short that they would fit into one row and thus on one rank."""
+    batches = batches_of(corpus(1), 6, 6)
+    dealt = [batches.micro_batches(0, rank, 4) for rank in range(4)]
+    assert [len(each) for each in dealt] == [1, 1, 1, 1]
+    assert sorted(len(numbers) for ((_, numbers),) in dealt) == [1, 1, 2, 2]
+    numbers = sorted(n for each in dealt for _, part in each for n in part.tolist())
+    assert numbers == sorted(batches.micro_batches(0, 0, 1)[0][1].tolist()) and len(numbers) == 6

@@ -1,0 +1,121 @@
+"""The gradient and the metrics of the EWC penalty against autograd, and rounding in bf16."""
+
+import functools
+
+import pytest
+import torch
+
+from model.ewc.anchor import Anchor, scaled_to_dtype
+from model.ewc.penalty import group_of, make_penalty
+from model.language_model import PackedLanguageModel, parameter_names
+from tests.model.ewc.tiny_ewc import load
+
+
+def model_away_from_anchor(path, dtype: torch.dtype = torch.float32) -> tuple[PackedLanguageModel, Anchor]:
+    """A model that differs from its reference and has gradients, and an anchor with a wide range of Fisher values."""
+    model = load(path).to(dtype)
+    parameters, generator = parameter_names(model), torch.Generator().manual_seed(1)
+    reference = {n: p.detach().clone() for n, p in parameters.items()}
+    fisher = {n: torch.exp(3 * torch.randn(p.shape, generator=generator)) for n, p in parameters.items()}
+    with torch.no_grad():
+        for p in parameters.values():
+            p += (0.05 * torch.randn(p.shape, generator=generator)).to(dtype)
+            p.grad = torch.randn(p.shape, generator=generator).to(dtype)
+    return model, Anchor(fisher, dict.fromkeys(fisher, 0), reference, {})
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("fp32", 1e-6), ("bf16", 2**-8)])
+def test_gradient_is_that_of_the_penalty(path, ranks, dtype, tolerance) -> None:
+    """With bf16 only the Fisher diagonal is rounded; a reference that bf16 cannot represent exactly stays fp32."""
+    model, anchor = model_away_from_anchor(path)
+    parameters = parameter_names(model)
+    before = {n: p.grad.clone() for n, p in parameters.items()}
+    fisher = {n: f.clone() for n, f in anchor.fisher.items()}
+    expected = sum((30.0 / 2 * fisher[n] * (p - anchor.reference[n]) ** 2).sum() for n, p in parameters.items())
+    penalty_gradient = dict(zip(parameters, torch.autograd.grad(expected, parameters.values()), strict=True))
+
+    kept = scaled_to_dtype(anchor, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype], ranks)
+    assert all(0.5 <= float(f.float().max()) <= 1 for f in kept.fisher.values())
+    assert {f.dtype for f in kept.fisher.values()} == {{"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]}
+    penalty = make_penalty(30.0, parameters, kept)
+    penalty.add_gradient(0)
+    for name, parameter in parameters.items():
+        wrong = (parameter.grad - before[name] - penalty_gradient[name]).abs()
+        assert (
+            wrong
+            <= tolerance * penalty_gradient[name].abs() + 1e-6 * (before[name].abs() + penalty_gradient[name].abs())
+        ).all(), name
+
+    row = penalty.curves(seconds_per_step=1.0)
+    close = functools.partial(pytest.approx, rel=max(1e-5, tolerance / 4))
+    assert row["ewc/penalty"] == close(expected.item())
+    assert row["ewc/grad_norm"] == close(sum(float(g.square().sum()) for g in penalty_gradient.values()) ** 0.5)
+    drift = {n: (p - anchor.reference[n]).detach() for n, p in parameters.items()}
+    assert row["ewc/drift"] == close(sum(float(d.square().sum()) for d in drift.values()) ** 0.5)
+    of_layer = [n for n in parameters if n.startswith("model.layers.1.")]
+    assert row["ewc/drift/layers.01"] == close(sum(float(drift[n].square().sum()) for n in of_layer) ** 0.5)
+    assert row["ewc/grad_norm/layers.01"] == close(
+        sum(float(penalty_gradient[n].square().sum()) for n in of_layer) ** 0.5
+    )
+    groups = ("embed_tokens", "layers.00", "layers.01", "norm")  # the head is tied, so it is not a group
+    assert {key for key in row if key.count("/") == 2} == {
+        f"ewc/{what}/{group}" for what in ("penalty", "grad_norm", "drift") for group in groups
+    }
+    assert sum(row[f"ewc/penalty/{group}"] for group in groups) == close(expected.item())
+    assert 0 < row["ewc/time"] < 1
+    # Bytes per parameter. The norms of the reference are ones, which bf16 represents exactly.
+    sizes = {n: 8 if dtype == "fp32" else 4 if "norm" in n else 6 for n in parameters}
+    assert penalty.num_bytes() == sum(p.numel() * sizes[n] for n, p in parameters.items())
+
+
+def test_small_penalty_gradient_is_not_lost_in_a_bf16_gradient(path, ranks) -> None:
+    """A thousandth of the gradient is less than half of its last bit, so rounding to nearest would always lose it."""
+    model, anchor = model_away_from_anchor(path, torch.bfloat16)
+    parameters = parameter_names(model)
+    for name, parameter in parameters.items():
+        parameter.data.copy_(anchor.reference[name].float() + 0.5)
+        anchor.fisher[name] = 0.5 / (parameter.float() - anchor.reference[name].float())
+    anchor = scaled_to_dtype(anchor, torch.bfloat16, ranks)
+    penalty, total, steps = make_penalty(2.0**-9, parameters, anchor), 0.0, 200
+    for step in range(steps):
+        for parameter in parameters.values():
+            parameter.grad = torch.ones_like(parameter)
+        penalty.add_gradient(step, measure=False)
+        total += sum(float((p.grad.float() - 1).sum()) for p in parameters.values())
+    count = sum(p.numel() for p in parameters.values())
+    assert total / steps / count == pytest.approx(2.0**-10, rel=0.02)
+    first = {n: p.grad.clone() for n, p in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    penalty.add_gradient(steps - 1)
+    assert all(torch.equal(p.grad, first[n]) for n, p in parameters.items())  # rounding is a function of the step
+
+
+def test_small_squares_do_not_underflow_in_bf16(path, ranks) -> None:
+    model, anchor = model_away_from_anchor(path)
+    parameters = parameter_names(model)
+    fisher = {n: torch.full_like(p, 3e-37).detach() for n, p in parameters.items()}
+    fisher = {n: f * torch.linspace(1e-2, 1, f.numel()).view_as(f) for n, f in fisher.items()}
+    kept = scaled_to_dtype(
+        Anchor({n: f.clone() for n, f in fisher.items()}, anchor.exponents, anchor.reference, {}), torch.bfloat16, ranks
+    )
+    for name in parameters:
+        back = kept.fisher[name].double() * 2.0 ** kept.exponents[name]
+        assert ((back / fisher[name].double() - 1).abs() < 2**-8).all()
+    again = scaled_to_dtype(kept, torch.float32, ranks)  # converted to another dtype
+    assert all(torch.equal(again.fisher[n], kept.fisher[n].float()) for n in parameters)
+
+
+def test_reference_is_bf16_if_that_is_exact(path, ranks) -> None:
+    _, anchor = model_away_from_anchor(path, torch.bfloat16)
+    anchor = Anchor(anchor.fisher, anchor.exponents, {n: r.float() for n, r in anchor.reference.items()}, {})
+    kept = scaled_to_dtype(anchor, torch.bfloat16, ranks)
+    for name, value in anchor.reference.items():
+        assert kept.reference[name].dtype == torch.bfloat16 and torch.equal(kept.reference[name].float(), value)
+
+
+def test_group_names() -> None:
+    assert group_of("model.layers.11.self_attn.q_proj.weight") == "layers.11"
+    assert group_of("model.layers.3.mlp.down_proj.bias") == "layers.03"
+    assert group_of("model.embed_tokens.weight") == "embed_tokens"
+    assert group_of("lm_head.weight") == "lm_head"

@@ -1,0 +1,108 @@
+"""Starting EWC: the Fisher diagonal is estimated and saved, or read; new tokens; errors in the config."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.errors import UserError
+from configs.config import EWC, Batch, Config, Data, Model, Optimizer, Run
+from configs.loading.config_file import override
+from model.ewc.anchor import load_anchor, save_anchor
+from model.ewc.start import start_penalty
+from model.language_model import parameter_names
+from model.vocabulary.rows import first_new_row
+from tests.model.ewc.tiny_ewc import VOCABULARY, batches_of, corpus, load, signal_is, write_model
+
+
+def settings(**changes) -> EWC:
+    return EWC(**({"strength": 10.0, "data": ("old.jsonl",), "documents": 64, "estimator": "empirical"} | changes))
+
+
+def start(path, folder, ranks, settings: EWC, signal: bool = False, first_new_row: int | None = None):
+    batches = None
+    if not settings.fisher:
+        batches = batches_of(corpus(1), settings.documents, settings.batch, settings.seed)
+    messages, stop = [], signal_is(signal, ranks)
+    penalty = start_penalty(load(path), settings, folder, batches, "full", stop, messages.append, first_new_row)
+    return penalty, messages
+
+
+def test_penalty_is_estimated_and_saved_and_reused(path, tmp_path, ranks) -> None:
+    first, messages = start(path, tmp_path / "ewc", ranks, settings())
+    assert (
+        "estimating" in messages[0]
+        and "36%" not in messages[0]
+        and "35%" in messages[0]
+        and "bytes per parameter" in messages[-1]
+    )
+    files = load_file(tmp_path / "ewc" / "fisher-00001.safetensors")
+    assert "lm_head.weight" not in files and files.keys() == parameter_names(load(path)).keys()
+    second, messages = start(path, tmp_path / "ewc", ranks, settings(strength=20.0))
+    assert "read from" in messages[0]
+    for name, fisher in first.anchor.fisher.items():
+        assert torch.equal(fisher, second.anchor.fisher[name])
+        assert torch.equal(first.anchor.reference[name], second.anchor.reference[name])
+    assert first.anchor.exponents == second.anchor.exponents and first.anchor.made == second.anchor.made
+    for change, words in {"estimator": "model", "documents": 32, "batch": 8, "seed": 1, "dtype": "bf16"}.items():
+        with pytest.raises(UserError, match=rf"was made with ewc.{change}=.*, now it is {words}; set it back"):
+            start(path, tmp_path / "ewc", ranks, settings(**{change: words}))
+    with pytest.raises(UserError, match="has the weights of another model than model.path"):
+        other = write_model(tmp_path / "other")
+        state = load_file(other / "model.safetensors")
+        save_file({n: t * 1.5 for n, t in state.items()}, other / "model.safetensors", metadata={"format": "pt"})
+        start(other, tmp_path / "ewc", ranks, settings())
+
+
+def test_signal_stops_the_estimation_and_leaves_nothing(path, tmp_path, ranks) -> None:
+    penalty, _ = start(path, tmp_path / "ewc", ranks, settings(), signal=True)
+    assert penalty is None and not (tmp_path / "ewc").exists()
+
+
+def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
+    """Also if the saved anchor has no such rows; the anchor may be split into several files."""
+    small, large = write_model(tmp_path / "small", tied=False), write_model(tmp_path / "large", 40, tied=False)
+    (large / "new_tokens.json").write_text(json.dumps({"first_id": VOCABULARY}))
+    assert first_new_row(small) is None
+    penalty, _ = start(
+        large, tmp_path / "run" / "ewc", ranks, settings(estimator="model"), first_new_row=first_new_row(large)
+    )
+    for name, fisher in penalty.anchor.fisher.items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert (fisher[VOCABULARY:] == 0).all() and (fisher[:VOCABULARY] != 0).any()
+        else:
+            assert (fisher != 0).any()
+
+    old, _ = start(small, tmp_path / "old" / "ewc", ranks, settings())
+    save_anchor(tmp_path / "split", old.anchor, old.parameters, ranks, max_file_bytes=2**12)
+    assert len(list((tmp_path / "split").glob("fisher-*.safetensors"))) > 2
+    reused, messages = start(large, tmp_path / "new" / "ewc", ranks, settings(data=(), fisher=str(tmp_path / "split")))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(reused.anchor.fisher[name][:VOCABULARY], old.anchor.fisher[name])
+        assert torch.equal(reused.anchor.reference[name][:VOCABULARY], old.anchor.reference[name])
+        assert (reused.anchor.fisher[name][VOCABULARY:] == 0).all()
+        now = reused.parameters[name][VOCABULARY:]
+        assert torch.equal(reused.anchor.reference[name][VOCABULARY:], now) and len(now) == 40 - VOCABULARY
+    # The run has its own copy and uses it although the other one is gone.
+    (tmp_path / "split" / "settings.json").unlink()
+    again, messages = start(large, tmp_path / "new" / "ewc", ranks, settings(data=(), fisher=str(tmp_path / "split")))
+    assert "read from" in messages[0] and torch.equal(
+        again.anchor.fisher["lm_head.weight"], reused.anchor.fisher["lm_head.weight"]
+    )
+    with pytest.raises(UserError, match="settings.json"):
+        start(large, tmp_path / "third" / "ewc", ranks, settings(data=(), fisher=str(tmp_path / "split")))
+    with pytest.raises(UserError, match="belongs to another model"):
+        load_anchor(tmp_path / "run" / "ewc", parameter_names(load(small)), set())
+
+
+def test_config_errors() -> None:
+    config = Config(Model("m"), Data(("t",)), Batch(1), Optimizer(1e-3), Run("r"))
+    assert override(config, ["ewc.strength=10", "ewc.data=a.jsonl,b.txt"]).ewc.data == ("a.jsonl", "b.txt")
+    for wrong in (["ewc.strength=1"], ["ewc.strength=1", "ewc.data=a", "ewc.fisher=b"]):
+        with pytest.raises(UserError, match="ewc.strength above 0 needs either ewc.data"):
+            override(config, wrong)
+    with pytest.raises(UserError, match="ewc.strength must be 0 or more"):
+        override(config, ["ewc.strength=-1"])
+    with pytest.raises(UserError, match="ewc.estimator must be one of model, empirical"):
+        override(config, ["ewc.estimator=true"])

