@@ -1,3 +1,32 @@
+"""One thread for PyTorch, and the list of slow tests."""
+
+from pathlib import Path
+
+import pytest
 import torch
 
 torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
+
+# Folders, files and tests that start processes or take more than about two seconds; `-m "not slow"` leaves them out. Files
+# may also use the mark themselves, as those in distributed/ do.
+SLOW = (
+    "bench/test_bench.py::test_our_arm_end_to_end_and_a_trainer_that_is_not_installed",
+    "bench/test_bench.py::test_missing_model_is_reported_in_one_sentence",
+    "bench/test_bench.py::test_ladder_rungs_compute_the_same_loss",
+    "data/regulator/test_archive.py::test_an_archive_becomes_examples",
+    "data/regulator/test_archive.py::test_a_pairs_file_matches_letters_that_name_no_report",
+    "data/regulator/test_examples.py::test_make_reports_is_reproducible_and_its_card_is_right",
+    "data/regulator/test_short_profile.py",
+    "data/regulator/test_xbrl_command.py",
+    "eval/test_forgetting.py",
+    "eval/test_positions.py::test_the_script_measures_the_model_with_its_own_and_with_scaled_rope",
+    "scripts",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    for item in items:
+        name = f"{item.path.relative_to(root).as_posix()}::{getattr(item, 'originalname', item.name)}"
+        if any(name == slow or name.startswith((f"{slow}::", f"{slow}/")) for slow in SLOW):
+            item.add_marker(pytest.mark.slow)

@@ -15,11 +15,11 @@ a GPU, because CUDA does not survive a fork.
 
 import multiprocessing
 import os
-import runpy
 import subprocess
 import sys
 import tempfile
 import time
+import types
 from multiprocessing import connection, forkserver
 from pathlib import Path
 
@@ -155,4 +155,6 @@ def _become(argv: list[str], cwd: str, environment: dict[str, str], outputs: lis
         del sys.modules[name]
     multiprocessing.set_start_method(None, force=True)  # the platform's, no longer this child's
     sys.argv = [str(script), *argv[1:]]
-    runpy.run_path(str(script), run_name="__main__")
+    program = sys.modules["__main__"] = types.ModuleType("__main__")
+    program.__file__ = str(script)
+    exec(compile(script.read_bytes(), script, "exec"), program.__dict__)

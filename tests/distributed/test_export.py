@@ -101,7 +101,7 @@ def test_a_checkpoint_that_does_not_match_the_model_is_an_error(tmp_path, ranks)
     with pytest.raises(UserError, match="is not a complete checkpoint"):
         load_checkpoint(tmp_path / "step-000001", parameters, optimizer, ranks)
     (tmp_path / "latest").write_text("step-000009")
-    with pytest.raises(UserError, match="names step-000009, which is not there"):
+    with pytest.raises(UserError, match="names step-000009, which does not exist"):
         latest_checkpoint(tmp_path)
 
 
