@@ -163,7 +163,7 @@ def files(tmp_path_factory) -> Path:
     [
         ("optimizer.epoch=1", "did you mean optimizer.epochs"),
         ("data.train=nothing.jsonl", "nothing.jsonl does not exist"),
-        ("data.sequence_length=5000", "beyond the 512 positions"),
+        ("data.sequence_length=5000", "exceeds the 512 positions"),
         ("data.mix=law:0.1:nothing.jsonl", "nothing.jsonl does not exist"),
         ("ewc.strength=1 ewc.data=nothing.jsonl", "nothing.jsonl does not exist"),
         ("model.path=nowhere", "model.path=nowhere is not a directory"),

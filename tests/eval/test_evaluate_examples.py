@@ -11,6 +11,7 @@ from common.errors import UserError
 from data.tokens import encode_chat, load_tokenizer
 from distributed.process_group import start_process_group
 from eval.evaluate_examples import EvaluationOptions, evaluate_examples, read_inputs
+from eval.regulator.score import score_answers
 from tests.tiny import write_chat_file, write_tiny_model
 
 
@@ -31,7 +32,7 @@ def evaluate(folder):
         options = EvaluationOptions(str(folder / "model"), folder / "test.jsonl", **options)
         inputs = read_inputs(options)
         ranks = start_process_group()
-        result = evaluate_examples(options, inputs, ranks)
+        result = evaluate_examples(options, inputs, ranks, score_answers)
         dist.destroy_process_group()
         return result
 
