@@ -18,8 +18,15 @@ SLOW = (
     "data/regulator/test_examples.py::test_make_reports_is_reproducible_and_its_card_is_right",
     "data/regulator/test_short_profile.py",
     "data/regulator/test_xbrl_command.py",
+    "data/test_token_store.py::test_reading_a_large_store_takes_no_more_memory_than_reading_a_small_one",
     "eval/test_forgetting.py",
+    "eval/test_paired.py::test_identical_results_have_no_uncertainty_and_independent_ones_have_the_expected_one",
     "eval/test_positions.py::test_the_script_measures_the_model_with_its_own_and_with_scaled_rope",
+    "model/ewc/test_fisher.py::test_each_estimator_converges_to_its_own_diagonal",
+    "model/ewc/test_fisher.py::test_the_error_falls_with_the_number_of_groups",
+    "model/test_equivalence.py::test_other_documents_do_not_recompile_a_layer",
+    "model/test_rope_context.py::test_scaled_model_doubles_its_context_after_a_few_steps",
+    "model/vocabulary/test_tokenizer.py::test_every_text_decodes_as_before",
     "scripts",
 )
 

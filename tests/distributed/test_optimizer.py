@@ -114,6 +114,7 @@ def drift(memory: str) -> torch.Tensor:
     return weight.detach().double() - start.double()
 
 
+@pytest.mark.slow
 def test_bf16_weights_drift_as_far_as_fp32_weights(monkeypatch) -> None:
     exact = drift("16N")
 
