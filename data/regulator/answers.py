@@ -50,8 +50,10 @@ def write_violation(result: RuleResult, style: str = "cells") -> str:
         (
             result.rule_id,
             short_label(result.cell) if compact else cell_name(result.cell, result.row),
-            "not reported" if result.missing else format_figure(result.value, result.unit, result.decimals, compact),
-            f"{result.relation} {format_limit(result.limit, result.unit, result.decimals)}",
+            "not reported"
+            if result.missing
+            else format_figure(result.known_value, result.unit, result.decimals, compact),
+            f"{result.relation} {format_limit(result.known_limit, result.unit, result.decimals)}",
             re.split(r"[,;]", result.legal)[0] if compact else result.legal,
         )
     )

@@ -123,7 +123,8 @@ def pair_letters(
     pairs = read_pairs(archive.pairs, archive.reports, archive.letters)
     matched = {}
     for report in reports:
-        letter = by_path.get(pairs.get(report.path))
+        path = pairs.get(report.path)
+        letter = by_path.get(path) if path is not None else None
         if letter is not None and matched.setdefault(case_of(report), letter) != letter:
             raise UserError(f"{archive.pairs}: the files of {case_of(report)} have two letters; keep one.")
     used = {letter.path for letter in matched.values()}

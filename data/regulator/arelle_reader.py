@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from data.regulator.assemble import FILING_INDICATORS, Concept, FiledFact, ParsedFile, decimals_of
@@ -65,7 +66,7 @@ def read_concepts(entry_points: Sequence[str], packages: Sequence[Path]) -> dict
 
 
 @contextlib.contextmanager
-def _session(path: Path, **options: object) -> Iterator[tuple[list, list[tuple[str, str]]]]:
+def _session(path: Path, **options: Any) -> Iterator[tuple[list, list[tuple[str, str]]]]:
     """Run Arelle offline and yield (models, [(message code, message text)]).
 
     The models are valid until the context exits.
@@ -75,7 +76,7 @@ def _session(path: Path, **options: object) -> Iterator[tuple[list, list[tuple[s
         from arelle.RuntimeOptions import RuntimeOptions
     except ImportError as error:
         raise UserError(f"{path}: Arelle is required to read this file; run pip install arelle-release") from error
-    fixed = {
+    fixed: dict[str, Any] = {
         "internetConnectivity": "offline",
         "keepOpen": True,
         "logFile": "logToBuffer",

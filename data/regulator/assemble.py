@@ -94,7 +94,12 @@ def _find_cells(
         local_name(name): local_name(member) for name, member in fact.dimensions.items() if name not in filed.typed
     }
     found, opened = cells.by_signature(local_name(fact.concept), explicit, typed)
-    return tuple(sorted(found, key=lambda cell: not indicators.get(cells.table(cell.table).template, False))), opened
+
+    def is_filed(cell: Cell) -> bool:
+        table = cells.table(cell.table)
+        return table is not None and indicators.get(table.template, False)
+
+    return tuple(sorted(found, key=is_filed, reverse=True)), opened
 
 
 def _resolve(
@@ -108,7 +113,7 @@ def _resolve(
         fact = replace(fact, cell=places[0], other_cells=tuple(places[1:]), fixed=fixed)
     if concept:
         fact = replace(fact, type=concept.type, label=concept.label)
-    if fact.value is None:
+    if not isinstance(fact.value, str):  # nil
         return fact, problems
     boolean = concept.boolean if concept else bool(found) and found[0].type in ("boolean", "true")
     numeric = concept.numeric if concept else found[0].type in NUMERIC_TYPES if found else filed.numeric

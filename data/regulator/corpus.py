@@ -108,8 +108,9 @@ def make_filings(seed: int, index: int, count: int, profile: Profile) -> list[Fi
     filings: list[Filing] = []
     previous: tuple[Economics, dict[str, str]] | None = None
     for quarter in range(count):
-        filing, *previous = _full_filing(seed, index, quarter, profile, previous)
+        filing, economics, levels = _full_filing(seed, index, quarter, profile, previous)
         filings.append(filing)
+        previous = economics, levels
     return filings
 
 

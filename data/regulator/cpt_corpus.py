@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -33,6 +34,9 @@ from data.regulator.dpm_corpus_split import (
 )
 from data.regulator.dpm_distil import BUILT_IN_CODES, release_id
 from data.regulator.dpm_download import PACKAGE
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 CITATION = f"European Banking Authority, DPM {RELEASE}"  # the source on every line of the DPM files
 BATCH = 256  # documents tokenized together
@@ -122,8 +126,8 @@ def all_documents(database: sqlite3.Connection) -> tuple[dict[str, TableText], l
     return tables, documents, dropped
 
 
-def load_tokenizer(path: Path) -> object:
-    """The `tokenizers.Tokenizer` in a model directory. Raises UserError if there is no tokenizer.json."""
+def load_tokenizer(path: Path) -> "Tokenizer":
+    """The tokenizer in a model directory. Raises UserError if there is no tokenizer.json."""
     if not (path / "tokenizer.json").is_file():
         raise UserError(f"--tokenizer {path}: this folder contains no tokenizer.json")
     from tokenizers import Tokenizer
@@ -131,7 +135,7 @@ def load_tokenizer(path: Path) -> object:
     return Tokenizer.from_file(str(path / "tokenizer.json"))
 
 
-def _file_summary(documents: list[Document], source: str, tokenizer: object | None) -> dict:
+def _file_summary(documents: list[Document], source: str, tokenizer: "Tokenizer | None") -> dict:
     """Statistics of one file for the data card, with token counts if there is a tokenizer."""
     counts = {
         "source": source,
@@ -143,7 +147,7 @@ def _file_summary(documents: list[Document], source: str, tokenizer: object | No
     return counts | (_token_counts(documents, tokenizer) if tokenizer is not None else {})
 
 
-def _token_counts(documents: list[Document], tokenizer: object) -> dict:
+def _token_counts(documents: list[Document], tokenizer: "Tokenizer") -> dict:
     lengths: list[tuple[str, int]] = []  # (kind of document, tokens)
     for start in tqdm(range(0, len(documents), BATCH), desc="counting tokens", unit="batch", mininterval=1):
         batch = documents[start : start + BATCH]

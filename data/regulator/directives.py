@@ -7,16 +7,24 @@ number. CRD is Directive 2013/36/EU, CRR is Regulation (EU) No 575/2013.
 
 import datetime
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Protocol, TypeVar
 
 from data.regulator import phrases
 from data.regulator.render import PURE, Addressee, cell_name, format_figure, format_limit, short_label, table_name
 from data.regulator.report import CellKey
 from data.regulator.rules import RuleResult
 
-Choose = Callable[[Sequence[str]], str]
+Option = TypeVar("Option")
+
+
+class Choose(Protocol):
+    """The signature of `random.choice`."""
+
+    def __call__(self, options: Sequence[Option], /) -> Option: ...
+
 
 # rule of kind "breach" -> (subject of the letter, name of the limit). All filing errors have the subject "filing".
 _SUBJECT_AND_LIMIT = {
@@ -90,7 +98,7 @@ def severity(violated: Sequence[RuleResult]) -> str:
 
     A shortfall of more than 10% of the limit is serious, one of more than 2.5% is moderate. Filing errors are minor.
     """
-    shortfalls = [_shortfall(result) for result in violated if result.kind == "breach" and result.limit > 0]
+    shortfalls = [_shortfall(result) for result in violated if result.kind == "breach" and result.known_limit > 0]
     worst = max(shortfalls, default=Decimal(0))
     return "serious" if worst > Decimal("0.1") else "moderate" if worst > Decimal("0.025") else "minor"
 
@@ -100,7 +108,7 @@ def _shortfall(result: RuleResult) -> Decimal:
 
     For OCR it is capped at 10%: banks may draw on their buffers, so missing OCR alone is never "serious".
     """
-    shortfall = abs(result.limit - result.value) / result.limit
+    shortfall = abs(result.known_limit - result.known_value) / result.known_limit
     return min(shortfall, Decimal("0.1")) if result.rule_id == "OCR_TC" else shortfall
 
 
@@ -162,7 +170,7 @@ def _finding(result: RuleResult, context: Context, choose: Choose) -> str:
     text = _capital(choose(_sentences(result)).format(**_fields(result)))
     previous = context.previous.get(result.cell)
     if result.rule_id in _SUBJECT_AND_LIMIT and result.relation == "min" and previous is not None and not result.row:
-        trend = "same" if previous == result.value else "fell" if previous > result.value else "rose"
+        trend = "same" if previous == result.value else "fell" if previous > result.known_value else "rose"
         text += " " + choose(phrases.TREND[trend]).format(before=format_figure(previous, result.unit, result.decimals))
     if context.repeated.get(result.rule_id):
         text += " " + choose(phrases.REPEATED[min(context.repeated[result.rule_id], 2)])
@@ -176,7 +184,7 @@ def _sentences(result: RuleResult) -> Sequence[str]:
     if result.rule_id == "OUTPUT_FLOOR":
         return phrases.FLOOR
     if result.kind == "breach":
-        return phrases.NEGATIVE if result.value < 0 else phrases.MIN
+        return phrases.NEGATIVE if result.known_value < 0 else phrases.MIN
     if result.rule_id.endswith("_SIGN"):
         return phrases.MISSING_SIGN if result.missing else phrases.SIGN
     if result.missing:
@@ -188,12 +196,12 @@ def _sentences(result: RuleResult) -> Sequence[str]:
 
 def _fields(result: RuleResult) -> dict[str, str]:
     """Values for the placeholders of a sentence; `phrases.py` lists them."""
-    gap = abs(result.limit - result.value)
+    gap = abs(result.known_limit - result.known_value)
     points = f"{format_limit(gap, None, result.decimals).removesuffix('%')} percentage points"
     return {
         "label": _label(result.cell),
-        "value": format_figure(result.value, result.unit, result.decimals),
-        "limit": format_limit(result.limit, result.unit, result.decimals),
+        "value": format_figure(result.known_value, result.unit, result.decimals),
+        "limit": format_limit(result.known_limit, result.unit, result.decimals),
         "name_of_limit": _SUBJECT_AND_LIMIT.get(result.rule_id, ("", "limit"))[1],
         "cell": cell_name(result.cell, result.row),
         "legal": result.legal,
@@ -219,7 +227,7 @@ def _approval(context: Context, choose: Choose) -> list[str]:
     lines = [_capital(choose(phrases.CLEAN_OPENING).format(templates=templates))]
     ratios = [result for result in context.margins if result.relation == "min" and _is_ratio(result)]
     if ratios:
-        tightest = min(ratios, key=lambda result: (result.value - result.limit) / result.limit)
+        tightest = min(ratios, key=lambda result: (result.known_value - result.known_limit) / result.known_limit)
         lines.append(_capital(choose(phrases.CLEAN_TIGHTEST).format(**_fields(tightest))))
         changed = [result for result in ratios if context.previous.get(result.cell) not in (None, result.value)]
         if changed:
@@ -236,7 +244,7 @@ def _notes(context: Context, choose: Choose) -> list[str]:
     large = [result for result in context.triggers if result.rule_id == "LE_DEF"]
     if large:
         clients = "one exposure" if len(large) == 1 else f"{len(large)} exposures"
-        limit = format_limit(large[0].limit, None)
+        limit = format_limit(large[0].known_limit, None)
         notes.append(choose(phrases.LARGE_EXPOSURE_NOTE).format(clients=clients, limit=limit, legal=large[0].legal))
     if any(result.rule_id == "FX_DEMIN" for result in context.triggers):
         legal = next(result.legal for result in context.triggers if result.rule_id == "FX_DEMIN")
@@ -259,11 +267,11 @@ def _short_letter(violated: Sequence[RuleResult], bank: Addressee) -> str:
     goals: dict[tuple, RuleResult] = {}
     for result in violated:
         other = goals.get(result.cell)
-        if other is None or result.limit > other.limit:
+        if other is None or result.known_limit > other.known_limit:
             goals[result.cell] = result
     verb = "restore" if all(result.relation == "min" for result in goals.values()) else "correct"
     targets = [
-        f"{short_label(cell)} to {format_limit(result.limit, result.unit, result.decimals)}"
+        f"{short_label(cell)} to {format_limit(result.known_limit, result.unit, result.decimals)}"
         for cell, result in goals.items()
     ]
     plans = _listed(list(dict.fromkeys(_PLAN[_subject(result)] for result in goals.values())))

@@ -125,7 +125,10 @@ class Cells:
     def table(self, code: str) -> Table | None:
         """The table with that code. None if unknown."""
         row = self.database.execute("select * from tables where code = ?", (code,)).fetchone()
-        return Table(*row[1:-1], tuple(row[-1].split())) if row else None
+        if row is None:
+            return None
+        _, *columns, keys = row
+        return Table(*columns, keys=tuple(keys.split()))
 
     def table_code(self, csv_file: str) -> str:
         """The table of a CSV file: `c_76.00.a.csv` -> `C_76.00.a`.

@@ -78,7 +78,7 @@ def rule_labels(expression: str, tables: Mapping[str, TableText]) -> list[str]:
             continue
         rows, columns = (_headers_of(table, place.get(axis, ())) for axis in "rc")
         lines.update(dict.fromkeys(_operand_lines(table, rows, columns)))
-        shown = [table.header(codes[0]).label for codes in (rows, columns) if len(codes) == 1]
+        shown = [_label(table, codes[0]) for codes in (rows, columns) if len(codes) == 1]
         single = len(rows) <= 1 and len(columns) <= 1 and shown
         if len(shown) == 2 and "c" not in own:
             shown.pop()  # the column is the same for the whole rule
@@ -98,10 +98,17 @@ def _operand_lines(table: TableText, rows: list[str], columns: list[str]) -> Ite
         for row in rows:
             for column in columns:
                 if (row, column) in table.cells:
-                    yield f"{name} {row} {column} {table.header(row).label}, {table.header(column).label}"
+                    yield f"{name} {row} {column} {_label(table, row)}, {_label(table, column)}"
         return
     for code in rows + columns:
-        yield f"{name} {code} {table.header(code).label}"
+        yield f"{name} {code} {_label(table, code)}"
+
+
+def _label(table: TableText, code: str) -> str:
+    """The label of a row or column that `_headers_of` found in the table."""
+    header = table.header(code)
+    assert header is not None, f"{table.code} has no {code}"
+    return header.label
 
 
 def _parse_operand(operand: str) -> dict[str, tuple[str, ...]]:

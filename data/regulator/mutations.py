@@ -11,6 +11,7 @@ from collections.abc import Callable
 from decimal import Decimal
 
 from data.regulator.report import CellKey
+from data.regulator.rounding import exponent
 
 Figures = dict[CellKey, Decimal | str]
 Violates = Callable[[Figures], bool]  # True if these figures violate the rule in question
@@ -23,6 +24,15 @@ _OF, _RATIO, _MEMO, _LEV, _LCR = ("C_01.00", "C_03.00", "C_04.00", "C_47.00", "C
 def _cell(table: str, row: int) -> CellKey:
     return table, f"r{row:04}", "c0010"
 
+
+def _number(figures: Figures, key: CellKey) -> Decimal:
+    """The figure in a cell that is not an enumeration."""
+    value = figures[key]
+    assert isinstance(value, Decimal), f"{key} is the enumeration member {value}"
+    return value
+
+
+_TREA = _cell("C_02.00.a", 10)  # total risk exposure amount
 
 # rule -> figures in which an error can be planted; the rule reads each of them. A repeated figure is chosen more often.
 ERROR_CELLS: dict[str, tuple[CellKey, ...]] = {
@@ -81,9 +91,9 @@ def plant_error(rng: random.Random, rule_id: str, figures: Figures, violates: Vi
         if kind < 0.45 and rule_id in DROPPABLE:
             del changed[key]
         elif kind < 0.55 and rule_id in SIGN_FLIPS:
-            changed[key] = -figures[key]
+            changed[key] = -_number(figures, key)
         else:
-            changed[key] = _mistyped(rng, figures[key])
+            changed[key] = _mistyped(rng, _number(figures, key))
     elif not COMPOUND_ERRORS[rule_id](rng, changed):
         return None
     return changed if violates(changed) else None
@@ -111,7 +121,7 @@ def boundary_value(
     value moved by this number, or with `inside` by one unit less. Returns None if no move violates the rule, or if
     with `inside` the figure would not move at all.
     """
-    value = figures[key]
+    value = _number(figures, key)
     unit = _unit_in_last_place(value) * rng.choice((-1, 1))
     high = 1
     while not violates({**figures, key: value + unit * high}):
@@ -135,9 +145,8 @@ def _error_cells(rule_id: str, figures: Figures) -> tuple[CellKey, ...]:
 
 def _unit_in_last_place(value: Decimal) -> Decimal:
     """The unit of the last digit of a ratio. For an amount, the largest of 10^6, 10^3 and 1 that divides it."""
-    exponent = value.as_tuple().exponent
-    if exponent < 0:
-        return Decimal(1).scaleb(exponent)
+    if exponent(value) < 0:
+        return Decimal(1).scaleb(exponent(value))
     return next(Decimal(unit) for unit in (1_000_000, 1000, 1) if value % unit == 0)
 
 
@@ -169,12 +178,12 @@ def _hidden_deficit(ratio_row: int, surplus_row: int) -> CompoundError:
     def change(rng: random.Random, figures: Figures) -> bool:
         """File a deficit as a surplus, or not at all."""
         key = _cell(_RATIO, surplus_row)
-        if key not in figures or figures[key] >= 0 or _cell(_RATIO, ratio_row) not in figures:
+        if key not in figures or _number(figures, key) >= 0 or _cell(_RATIO, ratio_row) not in figures:
             return False
         if rng.random() < 0.4:
             del figures[key]
         else:
-            figures[key] = -figures[key]
+            figures[key] = -_number(figures, key)
         return True
 
     return change
@@ -188,11 +197,12 @@ def _low_requirement(row: int, floor: str) -> CompoundError:
         key = _cell(_RATIO, row)
         if key not in figures:
             return False
-        value, total = figures[key], figures.get(_cell(_RATIO, 130))
+        value, overall = _number(figures, key), _cell(_RATIO, 160)
         own = (value - Decimal(floor)).quantize(value)
         figures[key] = own if rng.random() < 0.5 and own > 0 else Decimal(floor) - Decimal(rng.randint(1, 60)) / 10_000
-        if row == 130 and total is not None and _cell(_RATIO, 160) in figures and rng.random() < 0.8:
-            figures[_cell(_RATIO, 160)] -= total - Decimal("0.08")  # carry the error into the overall requirement
+        if row == 130 and overall in figures and rng.random() < 0.8:
+            # Carry the error into the overall requirement.
+            figures[overall] = _number(figures, overall) - (value - Decimal("0.08"))
         return True
 
     return change
@@ -204,16 +214,17 @@ def _wrong_conservation_buffer(rng: random.Random, figures: Figures) -> bool:
     The combined buffer and the overall requirement change accordingly.
     """
     part, total, overall = _cell(_MEMO, 750), _cell(_MEMO, 740), _cell(_RATIO, 160)
-    trea = figures.get(_cell("C_02.00.a", 10))
-    if trea is None or not {part, total} <= set(figures):
+    if not {part, total, _TREA} <= set(figures):
         return False
+    trea = _number(figures, _TREA)
     rate = rng.choice(("0.00625", "0.0125", "0.01875", "0.02", "0.0245", "0.0255", "0.03"))
     wrong = (trea * Decimal(rate) / _unit_in_last_place(trea)).quantize(Decimal(1)) * _unit_in_last_place(trea)
-    difference = wrong - figures[part]
-    figures[part] += difference
-    figures[total] += difference
+    difference = wrong - _number(figures, part)
+    figures[part] = _number(figures, part) + difference
+    figures[total] = _number(figures, total) + difference
     if overall in figures:
-        figures[overall] = (figures[overall] + difference / trea).quantize(figures[overall])
+        requirement = _number(figures, overall)
+        figures[overall] = (requirement + difference / trea).quantize(requirement)
     return True
 
 
@@ -223,20 +234,21 @@ def _wrong_combined_buffer(rng: random.Random, figures: Figures) -> bool:
     The overall requirement changes accordingly.
     """
     total, overall = _cell(_MEMO, 740), _cell(_RATIO, 160)
-    trea = figures.get(_cell("C_02.00.a", 10))
     parts = [key for key in (_cell(_MEMO, row) for row in (770, 780, 800, 810)) if key in figures]
-    if trea is None or total not in figures or not parts:
+    if not {total, _TREA} <= set(figures) or not parts:
         return False
-    before = figures[total]
+    before = after = _number(figures, total)
     both = all(_cell(_MEMO, row) in figures for row in (800, 810))
     if both and rng.random() < 0.5:  # add both systemic buffers, although only the larger one applies
-        figures[total] += min(figures[_cell(_MEMO, 800)], figures[_cell(_MEMO, 810)])
+        after += min(_number(figures, _cell(_MEMO, 800)), _number(figures, _cell(_MEMO, 810)))
     elif rng.random() < 0.5:
-        figures[total] -= figures[rng.choice(parts)]
+        after -= _number(figures, rng.choice(parts))
     else:
-        figures[total] = _mistyped(rng, figures[total])
+        after = _mistyped(rng, before)
+    figures[total] = after
     if overall in figures:
-        figures[overall] = (figures[overall] + (figures[total] - before) / trea).quantize(figures[overall])
+        requirement = _number(figures, overall)
+        figures[overall] = (requirement + (after - before) / _number(figures, _TREA)).quantize(requirement)
     return True
 
 
@@ -245,10 +257,12 @@ def _uncapped_inflows(rng: random.Random, figures: Figures) -> bool:
     net, outflows, inflows, reduction = (_cell(_LCR, row) for row in (20, 300, 330, 360))
     if not {net, outflows, reduction} <= set(figures):
         return False
-    unit = _unit_in_last_place(figures[net])
+    net_outflow = _number(figures, net)
+    unit = _unit_in_last_place(net_outflow)
     taken = Decimal(rng.randint(7510, 7600) if rng.random() < 0.4 else rng.randint(7610, 9300)) / 10_000
-    figures[outflows] = (figures[net] / (1 - taken) / unit).quantize(Decimal(1)) * unit
-    figures[reduction] = figures[inflows] = figures[outflows] - figures[net]
+    outflow = (net_outflow / (1 - taken) / unit).quantize(Decimal(1)) * unit
+    figures[outflows] = outflow
+    figures[reduction] = figures[inflows] = outflow - net_outflow
     return True
 
 

@@ -133,19 +133,19 @@ def format_fact(fact: Fact, compact: bool = False) -> str:
         return "nil"
     if not isinstance(fact.value, Decimal):
         return str(fact.value)
-    if fact.unit in PURE and _is_count(fact):
+    if fact.unit in PURE and _is_count(fact, fact.value):
         return _format_decimal(fact.value)
     return format_figure(fact.value, fact.unit, fact.decimals, compact)
 
 
-def _is_count(fact: Fact) -> bool:
+def _is_count(fact: Fact, value: Decimal) -> bool:
     """True if a dimensionless figure is a count (staff, days), not a ratio.
 
     Its type decides, or its accuracy if it has no type.
     """
     if fact.type:
         return fact.type != "percentage"
-    return fact.decimals in (0, "INF") and fact.value == fact.value.to_integral_value()
+    return fact.decimals in (0, "INF") and value == value.to_integral_value()
 
 
 def format_figure(value: Decimal, unit: str | None, decimals: int | str | None = None, compact: bool = False) -> str:

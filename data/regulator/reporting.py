@@ -11,7 +11,7 @@ from data.regulator.banks import Bank, requirements
 from data.regulator.economics import Economics
 from data.regulator.positions import Positions
 from data.regulator.report import CellKey
-from data.regulator.reporting_capital import capital_amounts, capital_ratios
+from data.regulator.reporting_capital import Amounts, capital_amounts, capital_ratios
 from data.regulator.reporting_positions import balance_amounts, exposure_figures
 from data.regulator.rounding import ratio, rounded, share
 
@@ -48,7 +48,7 @@ def short_figures(economics: Economics) -> Figures:
     }
 
 
-def _leverage_exposure(bank_rng: random.Random, bank: Bank, economics: Economics) -> Figures:
+def _leverage_exposure(bank_rng: random.Random, bank: Bank, economics: Economics) -> Amounts:
     """C 47.00: the exposure measure, its parts, and Tier 1 capital."""
     exposure, tier1 = economics.exposure, economics.cet1 + economics.at1
     trading = bank.model in ("investment bank", "universal bank")
@@ -69,7 +69,7 @@ def _leverage_exposure(bank_rng: random.Random, bank: Bank, economics: Economics
     return {("C_47.00", row, "c0010"): amount for row, amount in rows.items()}
 
 
-def _leverage_ratios(bank_rng: random.Random, bank: Bank, economics: Economics) -> Figures:
+def _leverage_ratios(bank_rng: random.Random, bank: Bank, economics: Economics) -> Amounts:
     places = bank.ratio_decimals
     tier1 = economics.cet1 + economics.at1
     rows = {
@@ -83,7 +83,7 @@ def _leverage_ratios(bank_rng: random.Random, bank: Bank, economics: Economics) 
     return {("C_47.00", row, "c0010"): value for row, value in rows.items()}
 
 
-def _liquidity(bank_rng: random.Random, economics: Economics) -> Figures:
+def _liquidity(bank_rng: random.Random, economics: Economics) -> Amounts:
     """C 76.00.a: the liquidity buffer by level, and outflows minus capped inflows."""
     buffer, net = economics.liquid_assets, economics.net_outflow
     covered, level2a, level2b = (buffer * share(bank_rng, 0, limit) for limit in (80, 100, 40))
@@ -119,7 +119,7 @@ def _liquidity(bank_rng: random.Random, economics: Economics) -> Figures:
     return {("C_76.00.a", row, "c0010"): amount for row, amount in rows.items()}
 
 
-def _stable_funding(bank_rng: random.Random, economics: Economics) -> Figures:
+def _stable_funding(bank_rng: random.Random, economics: Economics) -> Amounts:
     """C 84.00: required stable funding by type of asset (.a), total required (.c) and total available funding (.d)."""
     required = economics.required_funding
     liquid, securities, other, off_balance = (

@@ -66,6 +66,18 @@ class RuleResult:
     row: str = ""  # key of the row in an open table
     missing: bool = False  # whether `cell` was not reported and is read as 0
 
+    @property
+    def known_value(self) -> Decimal:
+        """The value of a result that is not undecided."""
+        assert self.value is not None
+        return self.value
+
+    @property
+    def known_limit(self) -> Decimal:
+        """The limit of a result that is not undecided."""
+        assert self.limit is not None
+        return self.limit
+
 
 @dataclass(frozen=True)
 class _Figures:
@@ -217,8 +229,9 @@ def _evaluate_row(
 
     For a rule without cells in open tables, `facts` are those of the whole report and `row` is empty.
     """
-    numbers: dict[str, Number | None] = {name: exactly(value) for name, value in parameters.items()}
+    numbers: dict[str, Number] = {name: exactly(value) for name, value in parameters.items()}
     texts = {}
+    contradictory = False
     for index, cell in enumerate(rule.cells):
         name, fact = f"x{index}", facts.get(cell)
         if fact is not None and isinstance(fact.value, Decimal):
@@ -226,15 +239,15 @@ def _evaluate_row(
         elif fact is not None and isinstance(fact.value, str):
             texts[name] = fact.value.rpartition(":")[2]
         elif cell in facts and fact is None:  # several facts that disagree
-            numbers[name] = None
+            contradictory = True
         elif rule.absent_cell == "zero" or cell in rule.formula.optional:
             numbers[name] = exactly(Decimal(0))
-    reported = [facts[cell] for cell in rule.cells if facts.get(cell) and isinstance(facts[cell].value, Decimal)]
+    reported = [fact for cell in rule.cells if (fact := facts.get(cell)) and isinstance(fact.value, Decimal)]
     first = reported[0] if reported else None  # determines how the finding is printed
     state, value, limit = "undecided", None, None
     comparison = rule.formula.comparison
     try:
-        if None not in numbers.values():
+        if not contradictory:
             positive = "triggered" if rule.kind == "trigger" else "violated"
             state = positive if truth(rule.formula.expression, numbers, texts) is True else "ok"
             value = arithmetic(comparison.left, numbers, texts).value

@@ -124,7 +124,7 @@ def strict_xml(where: str, content: bytes):  # noqa: ANN201 (an lxml tree)
     predefines.
     """
     try:
-        from lxml import etree
+        from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (a compiled module without a stub)
     except ImportError as error:
         raise UserError(f"{where}: lxml is needed to read this file; run `pip install lxml`") from error
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, recover=False)

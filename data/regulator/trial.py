@@ -12,6 +12,7 @@ from decimal import Decimal
 from data.regulator.banks import Bank
 from data.regulator.report import Fact, Report
 from data.regulator.reporting import Figures
+from data.regulator.rounding import exponent
 from data.regulator.rules import Rule, evaluate, violations
 
 
@@ -45,7 +46,7 @@ def as_report(bank: Bank, period: str, read: Figures, figures: Figures) -> Repor
     for (table, row, column), value in read.items():
         unit, decimals = None, None
         if isinstance(value, Decimal):
-            is_ratio = value.as_tuple().exponent < 0
+            is_ratio = exponent(value) < 0
             unit, decimals = ("xbrli:pure", bank.ratio_decimals) if is_ratio else (bank.currency, bank.decimals)
         keys, place = {}, (table, row, column)
         if not re.fullmatch(r"r\d+", row):
