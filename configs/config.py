@@ -9,6 +9,7 @@ import re
 import types
 import typing
 from dataclasses import dataclass, field
+from typing import Any
 
 from common.errors import UserError
 
@@ -175,7 +176,7 @@ def as_dict(config: Config) -> dict:
     return dataclasses.asdict(config)
 
 
-def get(config: Config, key: str) -> object:
+def get(config: Config, key: str) -> Any:
     """The value of `section.key`."""
     section, _, name = key.partition(".")
     return getattr(getattr(config, section), name)
