@@ -134,10 +134,9 @@ def main() -> int:
     peak.measure(ranks)
     # What follows needs the base's weights. A signal ends it early; the loop then takes no step.
     evaluations = {}
-    if inputs.validation:
-        evaluations["validation"] = lambda: validate(
-            model, inputs.validation_plan, inputs.validation, config.batch.micro_batch, stop
-        )
+    validation, validation_plan = inputs.validation, inputs.validation_plan
+    if validation and validation_plan:
+        evaluations["validation"] = lambda: validate(model, validation_plan, validation, config.batch.micro_batch, stop)
     new_row = first_new_row(config.model.path)
     if config.run.eval_general:
         base = start_forgetting(
@@ -236,9 +235,9 @@ def main() -> int:
         grad_norm = gradient_norm(parameters.values()).to(ranks.device)
         # The same on every rank, because both are sums over all ranks. AdamW reads it on the device and skips the step.
         bad = ~(torch.isfinite(loss_sums.total) & torch.isfinite(grad_norm))
-        optimizer.found_inf = bad.float().to(parameter_device)
+        optimizer.found_inf = bad.float().to(parameter_device)  # pyright: ignore[reportAttributeAccessIssue]
         # Clipping: AdamW divides the gradients by this as it reads them.
-        optimizer.grad_scale = (grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0).to(parameter_device)
+        optimizer.grad_scale = (grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0).to(parameter_device)  # pyright: ignore[reportAttributeAccessIssue]
         optimizer.step()
         if not memory_measured:
             memory_measured = True

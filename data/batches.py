@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,12 +36,18 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a run, each computed on demand. An epoch contains every item of the main source exactly once."""
+    """Steps over a corpus, each computed on demand."""
 
     num_steps: int
     batch: Callable[[int], StepBatch]
+
+
+@dataclass(frozen=True)
+class TrainingPlan(Plan):
+    """The steps of a run. An epoch contains every item of the main source exactly once."""
+
     steps_per_epoch: tuple[int, ...]
-    passes: Callable[[int], tuple[float, ...]] | None = None  # number of steps -> passes over each source
+    passes: Callable[[int], tuple[float, ...]]  # number of steps -> passes over each source
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class MicroBatch:
         """The same micro-batch on another device. The copy to CUDA is asynchronous."""
         if device.type == "cpu":
             return self
-        moved = {
+        moved: dict[str, Any] = {
             name: value.pin_memory().to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in vars(self).items()
         }
@@ -81,7 +87,7 @@ def plan_training(
     global_examples: int | None = None,
     global_tokens: int | None = None,
     packing: bool = True,
-) -> Plan:
+) -> TrainingPlan:
     """Plan `epochs` passes over the main source, with the other sources mixed in (data/mixing.py).
 
     Give one of the two step sizes. With `global_examples`, a step has that many examples of the main source, and
@@ -108,7 +114,7 @@ def plan_training(
         others = (r * targets / total_targets(part) for r, part in zip(ratios, corpus.sources[1:], strict=True))
         return _num_epochs(steps, order.steps_per_epoch), *others
 
-    return Plan(sum(order.steps_per_epoch), batch, order.steps_per_epoch, passes)
+    return TrainingPlan(sum(order.steps_per_epoch), batch, order.steps_per_epoch, passes)
 
 
 def plan_validation(source: Corpus | Documents | Windows, sequence_length: int, examples_per_step: int = 64) -> Plan:
@@ -122,7 +128,7 @@ def plan_validation(source: Corpus | Documents | Windows, sequence_length: int, 
         items = list(range(start, min(len(corpus), start + examples_per_step)))
         return _step_batch(items, corpus, sequence_length)
 
-    return Plan(num_steps, batch, (num_steps,))
+    return Plan(num_steps, batch)
 
 
 def micro_batches(

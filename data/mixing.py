@@ -54,7 +54,9 @@ def main_order(
 
 def make_stream(source: Documents | Windows, seed: int, number: int) -> Stream:
     """The endless stream of the `number`-th mixed-in source, counted from 1. It skips documents without a target."""
-    return (_stream_of_windows if isinstance(source, Windows) else _stream_of_documents)(source, seed, number)
+    if isinstance(source, Windows):
+        return _stream_of_windows(source, seed, number)
+    return _stream_of_documents(source, seed, number)
 
 
 def total_targets(source: Documents | Windows) -> float:
@@ -102,7 +104,11 @@ def _order_of_windows(
     windows: Windows, epochs: int, seed: int, examples: int | None, tokens: float | None
 ) -> MainOrder:
     size, mean = len(windows), windows.mean_targets
-    per_step = examples if examples is not None else max(1, int(tokens / mean))
+    if examples is not None:
+        per_step = examples
+    else:
+        assert tokens is not None  # one of the two step sizes is given
+        per_step = max(1, int(tokens / mean))
     steps = -(-size // per_step)
 
     def items(step: int) -> list[int]:

@@ -88,7 +88,8 @@ def filter_texts(
     texts: Sequence[str], filters: Filters, evaluation: EvaluationTexts
 ) -> tuple[list[int], dict[str, int]]:
     """(indices of the texts to keep, number of dropped texts by reason). Of similar texts the first one is kept."""
-    kept, dropped = [], dict.fromkeys(("too short", "repetitive", "duplicate", "near duplicate", "evaluated"), 0)
+    kept: list[int] = []
+    dropped: dict[str, int] = dict.fromkeys(("too short", "repetitive", "duplicate", "near duplicate", "evaluated"), 0)
     seen: set[str] = set()
     texts_by_hash: dict[int, list[int]] = {}  # shingle hash -> indices of the kept texts that contain it
     sketch_sizes: dict[int, int] = {}

@@ -9,13 +9,13 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
+from configs.config import Source
 from data.examples import Documents, load_documents
 from data.token_store import TokenStore, open_store, tokenizer_fingerprint
 
@@ -114,7 +114,7 @@ class Corpus:
         return lines
 
 
-def mean_losses(corpus: Corpus, sums: Sequence[float], targets: Sequence[int]) -> dict[str, float]:
+def mean_losses(corpus: Corpus, sums: Sequence[float], targets: np.ndarray | Sequence[int]) -> dict[str, float]:
     """Map each source name to its mean loss per target token. Sources without targets are left out.
 
     `sums` and `targets` are the loss sums and numbers of target tokens of each source.
@@ -127,15 +127,6 @@ def as_corpus(source: Corpus | Documents | Windows) -> Corpus:
     return source if isinstance(source, Corpus) else Corpus((source,))
 
 
-class SourceFiles(Protocol):
-    """The fields of configs.config.Source that are used here."""
-
-    name: str
-    share: float
-    paths: tuple[str, ...]
-    validation: tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class Reader:
     """Reads the sources of a run, all with the same tokenizer and sequence length."""
@@ -146,7 +137,7 @@ class Reader:
     too_long: str  # drop | truncate | error, as in load_documents
     show_progress: bool = False
 
-    def training(self, train: tuple[str, ...], mix: Sequence[SourceFiles]) -> Corpus:
+    def training(self, train: tuple[str, ...], mix: Sequence[Source]) -> Corpus:
         """The main source followed by the mixed-in ones.
 
         Raises UserError for a bad file and for a token id that has no row in the model's embedding.
@@ -155,7 +146,7 @@ class Reader:
         shares = [s.share for s in mix]
         return Corpus(tuple(sources), (MAIN, *(s.name for s in mix)), (1 - sum(shares), *shares))
 
-    def validation(self, validation: tuple[str, ...], mix: Sequence[SourceFiles]) -> Corpus | None:
+    def validation(self, validation: tuple[str, ...], mix: Sequence[Source]) -> Corpus | None:
         """The validation files of all sources that have some, or None if no source has any. The shares are unused."""
         named = {MAIN: validation} | {s.name: s.validation for s in mix}
         named = {name: paths for name, paths in named.items() if paths}

@@ -119,7 +119,7 @@ def encode_batch(encoder: Tokenizer, batch: list[Piece]) -> list[Encoding]:
         for piece in batch:
             try:
                 piece.text.encode()
-            except UnicodeError as error:
+            except UnicodeEncodeError as error:
                 raise UserError(f"{piece.where} is not valid Unicode text: {error.reason}") from error
         raise
 

@@ -136,9 +136,11 @@ def _write_shards(
 ) -> Iterator[tuple[dict, Position]]:
     """Write shards, the first of which is shard `number`. Yields (entry in store.json, position of the next shard)."""
     dtype = np.dtype(description["dtype"])
-    shard = piece = None
+    shard = None
+    position = (0, 0)
     try:
         for piece, ids in pieces:
+            position = (piece.file, piece.examples)
             shard = shard or ShardWriter(out, number, dtype)
             shard.add_tokens(ids)
             if not piece.ends_document:
@@ -146,10 +148,10 @@ def _write_shards(
             shard.add_tokens([description["eos"]])
             shard.end_document()
             if shard.num_tokens >= description["shard_tokens"]:
-                yield shard.publish(), (piece.file, piece.examples)
+                yield shard.publish(), position
                 number, shard = number + 1, None
         if shard:
-            yield shard.publish(), (piece.file, piece.examples)
+            yield shard.publish(), position
     finally:
         if shard:
             shard.close()

@@ -13,6 +13,8 @@ that preceded the answer in training.
 """
 
 import re
+from collections.abc import Mapping
+from typing import cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -50,14 +52,15 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> tup
 
     Raises UserError if the template does not allow telling which tokens the assistant wrote.
     """
-    if _marks_generation(tokenizer.chat_template):
+    if _marks_generation(tokenizer.get_chat_template()):
         rendered = tokenizer.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
+        rendered = cast(Mapping[str, list[int]], rendered)
         ids, is_target = list(rendered["input_ids"]), [bool(flag) for flag in rendered["assistant_masks"]]
     else:
         ids, is_target = _encode_turn_by_turn(tokenizer, messages)
-    return _learn_eos(ids, is_target, tokenizer.eos_token_id, ends_with_answer=messages[-1]["role"] == "assistant")
+    return _learn_eos(ids, is_target, _eos(tokenizer), ends_with_answer=messages[-1]["role"] == "assistant")
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, example: dict) -> tuple[list[int], list[bool]]:
@@ -71,8 +74,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> l
     """Token ids of a chat up to the beginning of the assistant's next answer. A final assistant message is ignored."""
     if messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    if _marks_generation(tokenizer.chat_template):
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+    if _marks_generation(tokenizer.get_chat_template()):
+        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        return list(cast(Mapping[str, list[int]], rendered)["input_ids"])
     segments = _segments(tokenizer, messages + [{"role": "assistant", "content": ""}])[:-1]
     return [token for text, _ in segments for token in tokenizer.encode(text, add_special_tokens=False)]
 
@@ -82,8 +86,12 @@ def encode_document(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list
 
     The first token has no context, so callers exclude it from the loss.
     """
-    ids = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id]
+    ids = tokenizer.encode(text, add_special_tokens=False) + [_eos(tokenizer)]
     return ids, [True] * len(ids)
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
+    return cast(int, tokenizer.eos_token_id)  # load_tokenizer refuses a tokenizer without it
 
 
 def _marks_generation(template: str) -> bool:
@@ -96,7 +104,8 @@ def _segments(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> list[
     def render(upto: int, prompt: bool) -> str:
         if upto == 0 and not prompt:
             return ""
-        return tokenizer.apply_chat_template(messages[:upto], tokenize=False, add_generation_prompt=prompt)
+        text = tokenizer.apply_chat_template(messages[:upto], tokenize=False, add_generation_prompt=prompt)
+        return cast(str, text)
 
     segments, done = [], ""
     for i, message in enumerate(messages):

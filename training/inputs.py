@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from configs.config import Config
-from data.batches import Plan, collate, micro_batches, plan_training, plan_validation
+from data.batches import Plan, TrainingPlan, collate, micro_batches, plan_training, plan_validation
 from data.files import check_paths_exist
 from data.sources import Corpus, Reader
 from model.ewc.batches import FisherBatches, fisher_batches
@@ -20,7 +20,7 @@ class Inputs:
     """The data of a run. `total_steps` and `warmup_steps` are optimizer steps."""
 
     train: Corpus
-    plan: Plan
+    plan: TrainingPlan
     total_steps: int
     warmup_steps: int
     validation: Corpus | None

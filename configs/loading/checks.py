@@ -188,7 +188,7 @@ def type_name(hint: object) -> str:
     return names[hint]
 
 
-def _get(config: Config, key: str) -> object:
+def _get(config: Config, key: str) -> typing.Any:
     """The value of `section.key`."""
     section, _, name = key.partition(".")
     return getattr(getattr(config, section), name)

@@ -8,6 +8,7 @@ configs/loading/deepspeed_file.py has them for the program.
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from configs.config import Config
@@ -222,10 +223,7 @@ def _optimizer(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
             if name not in file.auto:
                 notes.append(f"no {name}: optimizer.{our_key}={getattr(config.optimizer, our_key)} stays")
             continue
-        good = is_number(value) and (value > 0 or (value == 0 and key == "weight_decay"))
-        if key == "betas":
-            good = isinstance(value, list) and len(value) == 2 and all(is_number(b) and 0 <= b < 1 for b in value)
-        if not good:
+        if not _is_valid(key, value):
             wanted = {"betas": "two numbers in [0, 1)", "weight_decay": "a number that is 0 or more"}
             raise UserError(f"{file.path}: {name} must be {wanted.get(key, 'a number above 0')}, not {show(value)}")
         config = _set(config, "optimizer", **{our_key: tuple(map(float, value)) if key == "betas" else float(value)})
@@ -237,6 +235,13 @@ def _optimizer(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:
         )
         notes.append(f"{name}={show(value)} -> optimizer.{our_key}={getattr(config.optimizer, our_key)}{more}")
     return config
+
+
+def _is_valid(key: str, value: Any) -> bool:
+    """Whether a value is in the range of its AdamW parameter."""
+    if key == "betas":
+        return isinstance(value, list) and len(value) == 2 and all(is_number(b) and 0 <= b < 1 for b in value)
+    return is_number(value) and (value > 0 or (value == 0 and key == "weight_decay"))
 
 
 def _scheduler(config: Config, file: DeepSpeedFile, notes: list[str]) -> Config:

@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from configs.loading.config_file import nearest
@@ -94,7 +95,7 @@ class DeepSpeedFile:
     """The settings of a file by dotted names. Keys with null are left out; keys with "auto" are only in `auto`."""
 
     path: Path
-    values: dict[str, object]
+    values: dict[str, Any]
     auto: list[str]
 
 
@@ -133,7 +134,7 @@ def number(file: DeepSpeedFile, name: str, at_least: float, whole: bool = False)
     return value
 
 
-def choice(file: DeepSpeedFile, name: str, choices: tuple) -> object:
+def choice(file: DeepSpeedFile, name: str, choices: tuple) -> Any:
     """The value at a dotted name, or None if it is absent or "auto". Raises UserError if it is not one of `choices`."""
     value = file.values.get(name)
     if value is not None and not any(value == c and type(value) is type(c) for c in choices):
@@ -164,7 +165,7 @@ def unpack_params(file: DeepSpeedFile, block: str, params: dict, known: tuple[st
             file.values[f"{block}.params.{key}"] = value
 
 
-def is_number(value: object) -> bool:
+def is_number(value: Any) -> bool:
     """Whether a value is a finite number. Booleans are not numbers."""
     return type(value) in (int, float) and math.isfinite(value)
 
@@ -187,7 +188,7 @@ def _finite(text: str) -> None:
     raise UserError(f"{text} is not a JSON number; write a finite number")
 
 
-def _flatten(file: DeepSpeedFile, block: dict, prefix: str) -> None:
+def _flatten(file: DeepSpeedFile, block: dict[str, Any], prefix: str) -> None:
     for key, value in block.items():
         name = RENAMED.get(prefix + key, prefix + key)
         if name not in KNOWN:

@@ -62,6 +62,16 @@ def test_the_plain_template_makes_eos_a_target() -> None:
     assert tokenizer.decode(ids).startswith("User: LCR 97.3%?\n\nAssistant: below 100%")
 
 
+def test_eos_after_a_generation_block_is_a_target() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = GENERATION.replace(
+        "+ '<|im_end|>' }}{% endgeneration %}", "}}{% endgeneration %}<|im_end|>"
+    )
+    ids, is_target = encode_chat(tokenizer, CHAT)
+    assert spans(tokenizer, ids, is_target) == ["below 100%<|im_end|>", "above 3%<|im_end|>"]
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(CHAT, tokenize=False)
+
+
 def test_eos_is_appended_if_the_template_has_none() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
