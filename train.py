@@ -7,6 +7,7 @@
 All weights are trained. Parameters, gradients and optimizer state are sharded over the ranks (FSDP2). configs/config.py
 has all settings of a run. A run writes to runs/<name>/; started again, it continues from its last checkpoint.
 """
+# pyright: reportAttributeAccessIssue=false  (torch's stubs do not declare AdamW's found_inf and grad_scale)
 
 import gc
 import math
@@ -235,9 +236,9 @@ def main() -> int:
         grad_norm = gradient_norm(parameters.values()).to(ranks.device)
         # The same on every rank, because both are sums over all ranks. AdamW reads it on the device and skips the step.
         bad = ~(torch.isfinite(loss_sums.total) & torch.isfinite(grad_norm))
-        optimizer.found_inf = bad.float().to(parameter_device)  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.found_inf = bad.float().to(parameter_device)
         # Clipping: AdamW divides the gradients by this as it reads them.
-        optimizer.grad_scale = (grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0).to(parameter_device)  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.grad_scale = (grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0).to(parameter_device)
         optimizer.step()
         if not memory_measured:
             memory_measured = True

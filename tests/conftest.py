@@ -33,6 +33,10 @@ SLOW = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     root = Path(__file__).parent
+    for slow in SLOW:
+        path, _, name = slow.partition("::")
+        if not (root / path).exists() or (name and f"def {name}(" not in (root / path).read_text(encoding="utf-8")):
+            raise pytest.UsageError(f"tests/conftest.py: SLOW names {slow}, which does not exist")
     for item in items:
         name = f"{item.path.relative_to(root).as_posix()}::{getattr(item, 'originalname', item.name)}"
         if any(name == slow or name.startswith((f"{slow}::", f"{slow}/")) for slow in SLOW):

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from eval.forgetting import kl_divergence
 from eval.questions import encode_options, read_questions, right_answers, start_tokens
 from model.architectures import read_model_config
 from model.language_model import load_for_evaluation
+from tests.processes import run_ranks
 from tests.tiny import SENTENCES, tiny_tokenizer, write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,10 +65,8 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def torchrun(world_size: int, *arguments: object) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=ROOT)
+def run(world_size: int, *arguments: object) -> str:
+    done = run_ranks(world_size, *arguments)
     assert done.returncode == 0, done.stderr[-6000:]
     return done.stdout
 
@@ -79,7 +75,7 @@ def torchrun(world_size: int, *arguments: object) -> str:
 def results(folder) -> dict[tuple[int, int], dict]:
     """The worker's results by (world size, rank)."""
     for world_size in (1, 2):
-        torchrun(world_size, Path(__file__).with_name("forgetting_worker.py"), folder)
+        run(world_size, Path(__file__).with_name("forgetting_worker.py"), folder)
     return {(w, r): json.loads((folder / f"{w}.{r}.json").read_text()) for w, r in ((1, 0), (2, 0), (2, 1))}
 
 
@@ -202,7 +198,7 @@ def evaluate(world_size: int, folder: Path, base: str, tuned: str, *options: obj
     script = ROOT / "scripts" / "evaluate_forgetting.py"
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     arguments = (folder / base, folder / tuned, "--texts", folder / "texts.jsonl", "--dtype", "fp32", "--json", out)
-    printed = torchrun(world_size, script, *arguments, *options)
+    printed = run(world_size, script, *arguments, *options)
     assert printed.count("questions answered correctly") == 1  # only rank 0 prints
     return json.loads(out.read_text())
 

@@ -1,7 +1,5 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -12,9 +10,9 @@ from eval import positions
 from eval.positions import buckets, cut_documents, losses_by_position, read_long_documents
 from model.architectures import read_model_config
 from model.language_model import load_for_evaluation
+from tests.processes import run_python
 from tests.tiny import tiny_tokenizer, write_tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
@@ -67,9 +65,8 @@ def test_each_document_starts_with_the_prefix_and_a_short_text_gives_none() -> N
     assert cut_documents([5, 6], 3, 9) == []
 
 
-def run(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/evaluate_positions.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def run(*arguments) -> CompletedProcess:
+    return run_python("scripts/evaluate_positions.py", *arguments)
 
 
 def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_path) -> None:

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from data.tokens import encode_chat, encode_document, load_tokenizer
+from tests.processes import run_python, run_ranks
 from tests.tiny import write_tiny_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
@@ -42,11 +40,6 @@ def files(tmp_path_factory):
     return folder
 
 
-def run(*command):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=environment)
-
-
 def expected_loss(directory):
     """The definition: one example at a time, with the same weight for every target token."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32), load_tokenizer(directory)
@@ -65,15 +58,14 @@ def expected_loss(directory):
 def test_one_and_two_processes_give_the_same_metrics(files):
     model_and_data = [files / "model", "--data", files / "test.jsonl"]
     options = ["--train", files / "train.jsonl", "--max-new-tokens", 12, "--dtype", "fp32", "--general"]
-    done = run(SCRIPT, *model_and_data, *options, "--json", files / "out" / "one.json")
+    done = run_python(SCRIPT, *model_and_data, *options, "--json", files / "out" / "one.json")
     assert done.returncode == 0, done.stderr
     assert "violations F1 (micro)" in done.stdout
     assert "answer to example a (true violations: LCR_MIN)" in done.stdout
     one = json.loads((files / "out" / "one.json").read_text())
 
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", SCRIPT]
     compared = ["--json", files / "two.json", "--before", files / "out" / "one.json", "--batch-size", 2]
-    done = run(*torchrun, *model_and_data, *options, *compared)
+    done = run_ranks(2, SCRIPT, *model_and_data, *options, *compared)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("answer to example") == 1  # only rank 0 prints
     assert "before" in done.stdout
@@ -98,6 +90,6 @@ def test_one_and_two_processes_give_the_same_metrics(files):
 
 
 def test_a_mistake_ends_in_one_line(files):
-    done = run(SCRIPT, files / "model", "--data", files / "test.jsonl", "--limit", 0)
+    done = run_python(SCRIPT, files / "model", "--data", files / "test.jsonl", "--limit", 0)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "error: --limit must be 1 or more, not 0" and "Traceback" not in done.stderr

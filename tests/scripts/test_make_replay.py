@@ -1,8 +1,5 @@
 """scripts/make_replay.py as processes: topics, chats from one and two processes, and mistakes on the command line."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +7,11 @@ import pytest
 from data.files import read_file
 from data.tokens import encode_chat, load_tokenizer
 from eval.sample_replay import texts_to_exclude, topic_texts
+from tests.processes import run_python, run_ranks
 from tests.tiny import write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "make_replay.py"
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 # A random model writes noise, whose documents are short and unlike each other.
 SAMPLING = ("--max-tokens", 150, "--batch-size", 3, "--dtype", "fp32", "--temperature", 1.5)
 
@@ -26,27 +23,21 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def run(*arguments: object, launcher: tuple = ()) -> subprocess.CompletedProcess:
-    command = [sys.executable, *launcher, SCRIPT, *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, cwd=ROOT)
-
-
 def test_topics_are_written_without_what_evaluation_uses_and_never_overwritten(folder):
-    done = run("--source", "topics", "--out", folder / "topics.jsonl")
+    done = run_python(SCRIPT, "--source", "topics", "--out", folder / "topics.jsonl")
     assert done.returncode == 0, done.stderr
     texts = [example["text"] for _, example in read_file(folder / "topics.jsonl")]
     assert texts == topic_texts(texts_to_exclude([]))[0]
     assert f"{len(texts)} documents" in done.stdout
-    again = run("--source", "topics", "--out", folder / "topics.jsonl")
+    again = run_python(SCRIPT, "--source", "topics", "--out", folder / "topics.jsonl")
     assert again.returncode == 2 and "topics.jsonl exists; remove it" in again.stderr
 
 
 def test_one_and_two_processes_write_the_same_chats(folder):
     options = ("--source", "model", "--model", folder / "model", "--documents", 8, "--min-characters", 5, *SAMPLING)
-    one = run("--out", folder / "one.jsonl", *options)
+    one = run_python(SCRIPT, "--out", folder / "one.jsonl", *options)
     assert one.returncode == 0, one.stderr[-6000:]
-    two = run("--out", folder / "two.jsonl", *options, launcher=TORCHRUN)
+    two = run_ranks(2, SCRIPT, "--out", folder / "two.jsonl", *options)
     assert two.returncode == 0, two.stderr[-6000:]
     assert (folder / "two.jsonl").read_bytes() == (folder / "one.jsonl").read_bytes()
     chats = [example["messages"] for _, example in read_file(folder / "one.jsonl")]
@@ -63,5 +54,5 @@ def test_one_and_two_processes_write_the_same_chats(folder):
 
 
 def test_a_missing_model_is_reported(folder):
-    done = run("--out", folder / "none.jsonl", "--source", "model")
+    done = run_python(SCRIPT, "--out", folder / "none.jsonl", "--source", "model")
     assert done.returncode == 2 and "error: --source model needs a --model" in done.stderr
