@@ -1,22 +1,18 @@
 """scripts/compare_forgetting.py on a tiny model: two methods, the same command again, and a bad share."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
+from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
 OVERRIDES = ["ewc.documents=8", "run.save_every=0", "run.eval_every=0"]
 
 
-def compare(folder: Path, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/compare_forgetting.py", str(folder / "config.py"), *OVERRIDES]
-    command += ["--test", folder / "test.jsonl", "--general", folder / "old.jsonl", "--out", folder / "out", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
+def compare(folder: Path, *options: str) -> CompletedProcess:
+    files = ("--test", folder / "test.jsonl", "--general", folder / "old.jsonl", "--out", folder / "out")
+    return run_python("scripts/compare_forgetting.py", folder / "config.py", *OVERRIDES, *files, *options)
 
 
 def test_trains_evaluates_compares_and_skips_what_is_finished(tmp_path):
