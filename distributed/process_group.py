@@ -61,7 +61,7 @@ def start_process_group(timeout_minutes: float = 30.0) -> Ranks:
 def _keep_freed_memory() -> None:
     """Tell glibc to keep freed memory. By default it returns every large tensor to the kernel and faults new pages in.
 
-    Saves about 15% of a step on a CPU (docs/performance.md). No-op on macOS and musl.
+    Steps on a CPU then fault fewer pages. No-op on macOS and musl.
     https://man7.org/linux/man-pages/man3/mallopt.3.html
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
