@@ -7,7 +7,8 @@
 All weights are trained. Parameters, gradients and optimizer state are sharded over the ranks (FSDP2). configs/config.py
 has all settings of a run. A run writes to runs/<name>/; started again, it continues from its last checkpoint.
 """
-# pyright: reportAttributeAccessIssue=false  (torch's stubs do not declare AdamW's found_inf and grad_scale)
+# torch's stubs do not declare AdamW's found_inf and grad_scale.
+# pyright: reportAttributeAccessIssue=false
 
 import gc
 import math
@@ -169,7 +170,8 @@ def main() -> int:
                 for i, items in enumerate(dealt, 1):
                     yield collate(items, train), i == len(dealt)
 
-    upcoming = prefetch(micro_batches_from(progress.step))  # a thread prepares them while the device computes
+    # One iterator over all steps to come; a thread prepares micro-batches while the device computes.
+    upcoming = prefetch(micro_batches_from(progress.step))
     # Python's garbage collector would pause one rank at a time, and the others would wait: collect at the same steps.
     gc.collect()
     gc.freeze()
@@ -220,7 +222,7 @@ def main() -> int:
             if stopping:
                 break
             before_micro_batch(model, config.sharding.strategy, is_last)
-            loss_sum = model(micro_batch.to(ranks.device), loss_sums)
+            loss_sum = model(micro_batch.to(ranks.device), loss_sums)  # adds to the sums by source, not to the total
             # Divided once, by the target tokens of the whole step. FSDP sums over ranks and does not average.
             (loss_sum / num_targets).backward()
             loss_sums.total.add_(loss_sum.detach())

@@ -14,7 +14,7 @@ from model.loss import HeadSettings, visit_logits
 ESTIMATORS = ("model", "empirical")
 
 
-class Batch(Protocol):
+class PackedInputs(Protocol):
     """The part of a micro-batch that is used here."""
 
     position_ids: torch.Tensor  # (1, tokens), from 0 in each document
@@ -49,7 +49,7 @@ class Draw:
         return sampled
 
 
-def make_draw(estimator: str, batch: Batch, documents: torch.Tensor, seed: int) -> Draw:
+def make_draw(estimator: str, batch: PackedInputs, documents: torch.Tensor, seed: int) -> Draw:
     """The draw of a micro-batch. `documents` int64 `(documents,)` are the numbers of its documents in the whole data.
 
     `empirical`: an independent random sign for each document. `model`: labels sampled from the model's own distribution.

@@ -24,7 +24,7 @@ from model.loss import HeadSettings, LossSums, Visit, cross_entropy_sum, visit_l
 from model.rope import fix_frequencies
 
 
-class Batch(Protocol):
+class PackedInputs(Protocol):
     """The part of a micro-batch that the model reads (data.batches.MicroBatch: model and data do not import each other)."""
 
     input_ids: torch.Tensor  # (1, tokens)
@@ -35,7 +35,7 @@ class Batch(Protocol):
     target_ids: torch.Tensor  # (targets,)
     target_sources: torch.Tensor | None  # (targets,): source of each target, if there are several
 
-    def to(self, device: torch.device) -> "Batch": ...
+    def to(self, device: torch.device) -> "PackedInputs": ...
 
 
 class PackedLanguageModel(nn.Module):
@@ -64,7 +64,7 @@ class PackedLanguageModel(nn.Module):
 
     def forward(
         self,
-        batch: Batch,
+        batch: PackedInputs,
         loss_sums: LossSums | None = None,
         visit: Visit | None = None,
         draw: Draw | None = None,
@@ -90,7 +90,7 @@ class PackedLanguageModel(nn.Module):
         embedding, head = self.embedding.weight, self.head.weight
         return [embedding] if embedding is head else [embedding, head]
 
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
+    def hidden_states(self, batch: PackedInputs) -> torch.Tensor:
         """The input of the head, `(1, tokens, hidden_size)`."""
         return self.causal_lm.base_model(
             input_ids=batch.input_ids,

@@ -1,6 +1,6 @@
 """Evaluate a model directory on examples: violations F1, ROUGE-L of the directive, loss on response tokens.
 
-    python scripts/evaluate.py artifacts/models/SmolLM2-135M-Instruct --data artifacts/laptop/validation.jsonl
+    python scripts/evaluate.py artifacts/models/SmolLM2-135M-Instruct --data artifacts/quickstart/validation.jsonl
     torchrun --nproc_per_node=2 scripts/evaluate.py runs/laptop/export --data FILE --train FILE --general --json after.json
 
 Every process holds the whole model and generates (greedily) the answers to its share of the examples. With --before

@@ -45,6 +45,11 @@ def describe_run(
         f"{optimizer.min_lr_ratio:g} of the peak"
     )
     warnings = schedule_warnings(config, count, inputs.total_steps, inputs.warmup_steps)
+    if peak.device.type == "cpu" and torch.cuda.device_count():
+        warnings.append(
+            f"this node has {torch.cuda.device_count()} GPUs, fewer than processes, so everything runs on the CPU; start one "
+            "process per GPU"
+        )
     return lines + [f"warning: {warning}" for warning in warnings]
 
 

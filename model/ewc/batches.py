@@ -14,7 +14,7 @@ import torch
 
 from common.permutation import permuted
 from configs.config import EWC
-from model.language_model import Batch
+from model.language_model import PackedInputs
 
 _DOCUMENT_BITS = 20  # for a document's number within its item; a window has at most as many documents as tokens
 
@@ -55,7 +55,7 @@ class FisherBatches:
         """Number of groups. The last one may be smaller."""
         return -(-len(self.items) // self.group_size)
 
-    def micro_batches(self, group: int, rank: int, world_size: int) -> list[tuple[Batch, torch.Tensor]]:
+    def micro_batches(self, group: int, rank: int, world_size: int) -> list[tuple[PackedInputs, torch.Tensor]]:
         """This rank's micro-batches of a group; every rank gets the same number.
 
         Each comes with the numbers of its documents in the whole data, int64 `(documents,)`. Documents are dealt to the
