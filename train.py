@@ -208,7 +208,7 @@ def main() -> int:
         batch = plan.batch(progress.step)
         num_targets = batch.num_target_tokens
         if num_targets == 0:  # every rank knows it from the plan; weight decay alone would change the weights
-            progress.finish_step(batch)
+            progress.step += 1
             log.advance(progress.step)
             log.say(f"step {progress.step}/{total_steps} | has no target token and is not taken")
             continue

@@ -88,6 +88,7 @@ def check_example(example: object, where: str) -> dict:
     if "messages" not in example:
         if not isinstance(example["text"], str) or not example["text"]:
             raise UserError(f"{where}: `text` must be a non-empty string")
+        _check_unicode(example["text"], where)
         return example
     messages = example["messages"]
     if not isinstance(messages, list) or not messages:
@@ -97,7 +98,16 @@ def check_example(example: object, where: str) -> dict:
             raise UserError(f"{where}: message {i} needs a `role` that is one of {', '.join(ROLES)}")
         if not isinstance(message.get("content"), str):
             raise UserError(f"{where}: message {i} needs a `content` that is a string")
+        _check_unicode(message["content"], where)
     return example
+
+
+def _check_unicode(text: str, where: str) -> None:
+    """Refuse lone surrogates, which JSON can contain but no tokenizer accepts."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} is not valid Unicode text: {error.reason}") from error
 
 
 def _read_jsonl(path: Path, advance: Advance) -> Iterator[tuple[str, dict]]:

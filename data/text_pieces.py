@@ -113,15 +113,7 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 def encode_batch(encoder: Tokenizer, batch: list[Piece]) -> list[Encoding]:
     """Tokenise a batch on all cores. `tokenizers` uses its own threads and releases the GIL."""
-    try:
-        return encoder.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
-    except (TypeError, UnicodeError):
-        for piece in batch:
-            try:
-                piece.text.encode()
-            except UnicodeEncodeError as error:
-                raise UserError(f"{piece.where} is not valid Unicode text: {error.reason}") from error
-        raise
+    return encoder.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
 
 
 def _with_ids(batch: list[Piece], future: Future) -> Iterator[tuple[Piece, list[int]]]:

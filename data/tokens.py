@@ -39,7 +39,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load a tokenizer from {path}: {str(error).splitlines()[0].rstrip('.')}") from error
+        raise UserError(f"cannot load a tokenizer from {path}: {' '.join(str(error).split())}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {path} has no eos_token; set it in tokenizer_config.json")
     if tokenizer.chat_template is None:

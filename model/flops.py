@@ -86,9 +86,9 @@ class PeakFlops:
 
     def measure(self, ranks: Ranks) -> None:
         """Time matrix products, on all ranks at once as in training. A collective; no-op with a data sheet."""
+        barrier(ranks)  # on every rank: with GPUs of two kinds, only some may have a data sheet
         if self.is_known:
             return
-        barrier(ranks)
         size = 8192 if self.device.type == "cuda" else 1024
         self.source = f"measured: {size} x {size} product in {dtype_name(self.dtype)}"
         self.flops = max(self.flops, measured_flops(self.device, self.dtype, size))
@@ -102,7 +102,8 @@ class PeakFlops:
 
 def measured_flops(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 8) -> float:
     """FLOP/s of the fastest of `repeats` products of two `size` x `size` matrices."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    own = torch.Generator(device).manual_seed(0)  # leaves the random state of the run as it is
+    a, b = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
     best = 0.0
     for _ in range(repeats):
         start = time.perf_counter()

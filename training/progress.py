@@ -49,7 +49,7 @@ class Progress:
         return improved
 
     def finish_step(self, batch: StepBatch) -> None:
-        """Count one step, taken or skipped."""
+        """Count one step, taken or skipped, and its tokens."""
         self.step += 1
         self.tokens += sum(batch.document_lengths)
         self.targets = [a + b for a, b in zip(self.targets, batch.targets_by_source, strict=True)]

@@ -152,5 +152,6 @@ def _split(text: str) -> tuple[str, ...]:
 def _available_configs(path: Path) -> str:
     """The config files in the directory of `path`, for an error message: those that define `config`."""
     folder = path if path.is_dir() else path.parent if path.parent.is_dir() else Path("configs")
-    runs = [f for f in folder.glob("*.py") if re.search(r"^config\s*=", f.read_text(encoding="utf-8"), re.MULTILINE)]
+    files = [file for file in folder.glob("*.py") if file.is_file()]
+    runs = [file for file in files if re.search(rb"^config\s*=", file.read_bytes(), re.MULTILINE)]
     return ", ".join(sorted(map(str, runs))) or f"none in {folder}, see configs/"

@@ -19,7 +19,6 @@ from data.regulator.dpm import Cell, Cells, Table
 from data.regulator.report import CellKey
 
 FRAMEWORK = {"COREP": "COREP040200", "FINREP": "FINREP040200"}  # framework and release as written in file names
-SYNTAXES = ("csv", "json")
 Row = tuple[Cell, str, Decimal | str]  # (cell, key of its row in an open table or "", value)
 INDICATORS = "http://www.xbrl.org/taxonomy/int/filing-indicators/REC/2021-02-03"
 NAMESPACES = {

@@ -47,7 +47,7 @@ def start_penalty(
         if settings.fisher:
             anchor = reuse(Path(settings.fisher), anchor_settings(settings, batches), model, say)
         else:
-            assert batches is not None  # configs/config.py requires ewc.data where ewc.fisher is not set
+            assert batches is not None  # a config with neither ewc.data nor ewc.fisher is refused
             anchor = estimate(model, settings, batches, strategy, stop, say, first_new_row)
             if anchor is None:
                 return None

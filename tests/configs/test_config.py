@@ -88,6 +88,7 @@ def test_a_wrong_file_is_a_one_line_error(tmp_path, change, words) -> None:
     with pytest.raises(UserError) as error:
         load_config(path)
     assert words in str(error.value)
+    (tmp_path / "latin.py").write_bytes("# caf\u00e9".encode("latin-1"))
     listed = "none in" if "konfig" in change[1] else "bad.py"
     with pytest.raises(UserError, match=f"does not exist; available: .*{listed}"):
         load_config(tmp_path / "other.py")

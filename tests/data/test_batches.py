@@ -136,9 +136,11 @@ def test_long_examples_are_dropped_truncated_or_refused_and_always_counted(tmp_p
         ("{", "line 2 is not valid JSON"),
         ("[]", "line 2 has neither `messages` nor `text`"),
         ('{"text": ""}', "`text` must be a non-empty string"),
+        ('{"text": "\\ud800 half a character"}', "line 2 is not valid Unicode text: surrogates not allowed"),
         ('{"messages": []}', "must be a non-empty list"),
         ('{"messages": [{"role": "robot", "content": "a"}]}', "message 1 needs a `role`"),
         ('{"messages": [{"role": "user", "content": 3}]}', "message 1 needs a `content`"),
+        ('{"messages": [{"role": "user", "content": "\\udc00"}]}', "line 2 is not valid Unicode text"),
     ],
 )
 def test_the_error_names_a_bad_line(tmp_path, line, words) -> None:

@@ -306,6 +306,10 @@ def test_a_step_without_target_tokens_changes_no_weight(folder, alone) -> None:
     silent, answered = weights(alone / "silent-first"), weights(alone / "answer-first")
     base = {name: base[name] for name in silent}
     assert largest_difference(base, silent) == 0.0
+    states = [alone / f"{name}-first" / "checkpoints" / "step-000001" / "state.json" for name in ("silent", "answer")]
+    silent_state, answer_state = (json.loads(state.read_text()) for state in states)
+    assert silent_state["step"] == answer_state["step"] == 1
+    assert silent_state["tokens"] == 0 < answer_state["tokens"]  # a step that is not taken trains on no token
     assert largest_difference(base, answered) > 1e-4
 
 
