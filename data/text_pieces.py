@@ -32,7 +32,6 @@ class Piece:
     ends_document: bool
     file: int  # index of the source file
     examples: int  # number of examples of that file that have been read, including this one
-    where: str  # location for error messages
 
 
 def read_pieces(
@@ -48,7 +47,7 @@ def read_pieces(
             advance(path.stat().st_size)
             continue
         if is_text_file:
-            yield from (Piece(text, ends, number, 1, str(path)) for text, ends in _read_text_file(path, advance))
+            yield from (Piece(text, ends, number, 1) for text, ends in _read_text_file(path, advance))
             continue
         for count, (where, example) in enumerate(read_file(path, advance), 1):
             if "text" not in example:
@@ -58,7 +57,7 @@ def read_pieces(
                 )
             if (number, count) <= position:  # these bytes are read again but not tokenised again
                 continue
-            yield from (Piece(text, ends, number, count, where) for text, ends in cut_text([example["text"]]))
+            yield from (Piece(text, ends, number, count) for text, ends in cut_text([example["text"]]))
 
 
 def cut_text(parts: Iterable[str]) -> Iterator[tuple[str, bool]]:
