@@ -5,5 +5,11 @@ cd "$(dirname "$0")/.."
 source scripts/setup.sh requirements-dev.txt
 ruff check .
 ruff format --check .
-basedpyright
-python -m pytest "$@"
+report=$(mktemp)
+trap 'rm -f "$report"' EXIT
+basedpyright > "$report" 2>&1 & # on another core, while the tests run
+types=$!
+tests=0
+python -m pytest "$@" || tests=$?
+if wait "$types"; then tail -n 1 "$report"; else cat "$report" && exit 1; fi
+exit "$tests"
