@@ -31,7 +31,13 @@ from data.tokens import load_tokenizer
 from distributed.checkpoint import load_checkpoint, save_checkpoint, update_state
 from distributed.gradients import bytes_per_parameter, gradient_norm
 from distributed.optimizer import check_memory, make_optimizer, parameter_dtype
-from distributed.process_group import StopSignal, broadcast_from_first, start_process_group, world_size_from_environment
+from distributed.process_group import (
+    StopSignal,
+    agree_any,
+    read_on_first,
+    start_process_group,
+    world_size_from_environment,
+)
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
 from eval.forgetting import measure_forgetting, start_forgetting
 from model.architectures import check_model_directory, read_model_config
@@ -115,7 +121,7 @@ def main() -> int:
     if ranks.rank == 0:
         record = write_provenance(run_directory, as_dict(config))
         log.say(f"run {run_directory}, commit {record['git_commit'][:12]}, torch {torch.__version__}")
-    if broadcast_from_first(progress.step == total_steps and export_directory.is_dir(), ranks):
+    if read_on_first(lambda: progress.step == total_steps and export_directory.is_dir(), ranks):
         log.say(f"already finished: {total_steps} steps, exported to {export_directory}; nothing to do")
         log.close()
         dist.destroy_process_group()
@@ -123,9 +129,9 @@ def main() -> int:
 
     # --- 3. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----
     compute_dtype = DTYPES[config.model.compute_dtype]
-    if compute_dtype == torch.bfloat16 and not has_native_bf16(ranks.device):
+    if compute_dtype == torch.bfloat16 and agree_any(not has_native_bf16(ranks.device), ranks):
         compute_dtype = torch.float32
-        log.say("this processor has no native bf16: computing in fp32 instead")
+        log.say("not every rank has native bf16: all ranks compute in fp32 instead")
     peak = PeakFlops(ranks.device, compute_dtype)
     peak.measure(ranks)
     mesh = make_mesh(ranks.device.type, ranks_per_node, ranks.world_size, config.sharding)

@@ -1,5 +1,7 @@
 """Names of the compute dtypes, and whether the hardware supports bf16 natively."""
 
+import argparse
+
 import torch
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -15,6 +17,16 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         name = "bf16" if has_native_bf16(device) else "fp32"
     return DTYPES[name]
+
+
+def add_dtype_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--dtype`, whose value goes to `choose_dtype`."""
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help="compute dtype; auto: bf16 if the hardware supports it natively, else fp32 (%(default)s)",
+    )
 
 
 def has_native_bf16(device: torch.device) -> bool:

@@ -139,6 +139,7 @@ def _read_text_file(path: Path, advance: Advance) -> Iterator[tuple[str, bool]]:
     """Yield a .txt file, which is one document, as (piece, is_last). Line ends become `\\n`."""
 
     def decoded() -> Iterator[str]:
+        """The file's text in chunks."""
         decoder = codecs.getincrementaldecoder("utf-8-sig")()
         held = ""  # a \r at the end of a chunk, because the next one may begin with \n
         try:

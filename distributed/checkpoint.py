@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from common.dtypes import dtype_name
 from common.durable_files import SUFFIX, publish, start_directory, temporary_path, write_durably, write_json
 from common.errors import UserError
-from distributed.process_group import Ranks, barrier, broadcast_from_first
+from distributed.process_group import Ranks, barrier, read_on_first
 
 
 def save_checkpoint(
@@ -134,11 +134,12 @@ def check_free_space(directory: Path, size: int, ranks: Ranks, what: str) -> Non
 
     No rank returns before rank 0 has entered, so files that rank 0 created before the call exist for all ranks.
     """
-    free = 0
-    if ranks.rank == 0:
+
+    def free_bytes() -> int:
         directory.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(directory).free
-    free = broadcast_from_first(free, ranks)
+        return shutil.disk_usage(directory).free
+
+    free = read_on_first(free_bytes, ranks)
     if free < size:
         raise UserError(
             f"{directory}: {what} needs {size / 2**20:,.0f} MiB, but the disk has {free / 2**20:,.0f} MiB free; free some "

@@ -3,12 +3,15 @@
 import ctypes
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from common.errors import UserError
 
 T = TypeVar("T")
 
@@ -79,14 +82,22 @@ def agree_any(flag: bool, ranks: Ranks) -> bool:
     return bool(answer)
 
 
-def broadcast_from_first(value: T, ranks: Ranks) -> T:
-    """Rank 0's `value`, on every rank.
+def read_on_first(read: Callable[[], T], ranks: Ranks) -> T:
+    """Call `read()` on rank 0 alone; every rank gets its result, or raises its UserError. A collective.
 
     For everything read from disk: two nodes may see a shared file system at different moments.
     """
-    box = [value]
+    box: list = [None, None]
+    if ranks.rank == 0:
+        try:
+            box[0] = read()
+        except UserError as error:
+            box[1] = str(error)
     dist.broadcast_object_list(box, src=0, group=ranks.flags)
-    return box[0]
+    value, problem = box
+    if problem is not None:
+        raise UserError(problem)
+    return value
 
 
 def barrier(ranks: Ranks) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
 from distributed.process_group import start_process_group
@@ -41,12 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--max-new-tokens", type=int, help="maximum length of an answer (default: 16 more than the longest in --data)"
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "bf16", "fp32"),
-        default="auto",
-        help="compute dtype; auto: bf16 if the hardware supports it natively, else fp32 (%(default)s)",
-    )
+    add_dtype_option(parser)
     parser.add_argument(
         "--general", action="store_true", help="also measure perplexity on general text that training never sees"
     )

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from common.dtypes import DTYPES, choose_dtype
+from common.dtypes import add_dtype_option, choose_dtype
 from common.durable_files import write_json
 from common.errors import run_script
 from data.tokens import load_tokenizer
@@ -51,12 +51,7 @@ def parse_arguments() -> argparse.Namespace:
         help="approximate amount of text to read, in pieces spread evenly over all of it (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (%(default)s)")
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", *DTYPES),
-        default="auto",
-        help="compute dtype; auto: bf16 if the hardware supports it natively, else fp32 (%(default)s)",
-    )
+    add_dtype_option(parser)
     parser.add_argument("--json", type=Path, help="write the metrics to this file")
     return parser.parse_args()
 

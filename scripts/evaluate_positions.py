@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common.dtypes import DTYPES, choose_dtype
+from common.dtypes import add_dtype_option, choose_dtype
 from common.durable_files import write_json
 from common.errors import UserError, run_script
 from data.tokens import load_tokenizer
@@ -49,12 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rope-original-length", type=int, help="the window before scaling (default: from the model's config.json)"
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", *DTYPES),
-        default="auto",
-        help="compute dtype; auto: bf16 if the hardware supports it natively, else fp32 (%(default)s)",
-    )
+    add_dtype_option(parser)
     parser.add_argument("--json", type=Path, help="write the losses to this file")
     arguments = parser.parse_args()
     for name in ("bucket", "documents"):

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from common.dtypes import add_dtype_option
 from common.durable_files import write_json_lines
 from common.errors import UserError, run_script
 from data.replay_filters import EvaluationTexts, Filters, document_text, filter_sampled
@@ -64,12 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, default=0.95, help="nucleus sampling (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="documents generated at once (%(default)s)")
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "bf16", "fp32"),
-        default="auto",
-        help="compute dtype; auto: bf16 if the hardware supports it natively, else fp32 (%(default)s)",
-    )
+    add_dtype_option(parser)
     defaults = Filters()
     parser.add_argument(
         "--min-characters", type=int, default=defaults.min_characters, help="drop shorter documents (%(default)s)"

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from configs.config import Config
 from distributed.checkpoint import best_checkpoint, load_checkpoint
 from distributed.export import export_model
-from distributed.process_group import Ranks, broadcast_from_first
+from distributed.process_group import Ranks, read_on_first
 
 
 def export_run(
@@ -27,7 +27,7 @@ def export_run(
     With `run.export=best` the parameters are first overwritten with those of the best checkpoint.
     """
     if config.run.export == "best":
-        best = broadcast_from_first(best_checkpoint(checkpoints) if ranks.rank == 0 else None, ranks)
+        best = read_on_first(lambda: best_checkpoint(checkpoints), ranks)
         if best:
             load_checkpoint(best, parameters, None, ranks)
 

@@ -12,7 +12,7 @@ from common.errors import UserError
 from configs.config import Config
 from data.batches import StepBatch
 from distributed.checkpoint import latest_checkpoint, read_state
-from distributed.process_group import Ranks, broadcast_from_first
+from distributed.process_group import Ranks, read_on_first
 from model.ewc.start import anchor_settings
 from training.inputs import Inputs
 
@@ -104,11 +104,12 @@ def find_progress(
 
     Raises UserError if the checkpoint was made with another `meaning`, or is beyond `total_steps`.
     """
-    checkpoint = broadcast_from_first(latest_checkpoint(checkpoints) if ranks.rank == 0 else None, ranks)
+    checkpoint = read_on_first(lambda: latest_checkpoint(checkpoints), ranks)
     if checkpoint is None:
         return Progress(meaning, targets=[0] * num_sources), None
+    state = read_on_first(lambda: read_state(checkpoint), ranks)
     try:
-        progress = Progress(**read_state(checkpoint))
+        progress = Progress(**state)
     except TypeError as error:
         raise UserError(
             f"cannot resume from {checkpoint}: another version of this code wrote its state.json ({error}); finish the run "

@@ -11,7 +11,7 @@ from torch import nn
 from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import EWC
-from distributed.process_group import Ranks, StopSignal, agree_any, broadcast_from_first
+from distributed.process_group import Ranks, StopSignal, agree_any, read_on_first
 from distributed.sharding import local_shard, reshard
 from model.ewc.anchor import Anchor, load_anchor, read_made, save_anchor, scaled_to_dtype
 from model.ewc.batches import FisherBatches
@@ -41,7 +41,7 @@ def start_penalty(
     """
     reshard(model)
     parameters = parameter_names(model)
-    if broadcast_from_first(directory.is_dir() if stop.ranks.rank == 0 else None, stop.ranks):
+    if read_on_first(directory.is_dir, stop.ranks):
         anchor = load_saved(directory, anchor_settings(settings, batches), model, stop.ranks, say)
     else:
         if settings.fisher:

@@ -95,6 +95,7 @@ def two(folder) -> Path:
                 folder, "r2-full-disk", "run.save_every=2", plant="disk_full:1", expect=2
             ),  # in the second save: step 4
             run_of(folder, "r2-nan", plant="not_finite:2"),
+            run_of(folder, "r2-half-bf16", *BF16, plant="native_bf16:0"),
             run_of(folder, "r2-nans", "optimizer.epochs=2", "run.save_every=1", plant=f"not_finite:{NANS}", expect=2),
         ],
     )
@@ -102,8 +103,11 @@ def two(folder) -> Path:
         shutil.copytree(folder / "runs" / "stopped-2", folder / "runs" / f"stopped-{ranks}")
     stopped = (folder / "runs" / "r2-full-disk" / "checkpoints" / "latest").read_text()
     (folder / "full-disk-latest").write_text(stopped)
+    shutil.copytree(folder / "runs" / "r2", folder / "runs" / "r2-lost")
+    (folder / "runs" / "r2-lost" / "checkpoints" / "latest").write_text("step-999999")
     resumed = [("stopped-2", *LONG), ("stopped-validating", *SHORT), ("r2-full-disk", "run.save_every=2")]
-    launch(folder, "two-resumed", 2, [run_of(folder, *run) for run in resumed])
+    lost = run_of(folder, "r2-lost", expect=2)  # only rank 0 looks, and every rank ends with exit code 2
+    launch(folder, "two-resumed", 2, [*(run_of(folder, *run) for run in resumed), lost])
     return folder / "runs"
 
 
@@ -225,8 +229,17 @@ def test_bf16_compute_keeps_fp32_master_weights(one) -> None:
 
 
 def test_without_native_bf16_it_computes_in_fp32_and_logs_it(folder, one) -> None:
-    assert "this processor has no native bf16: computing in fp32 instead" in (folder / "one.out").read_text()
+    assert "not every rank has native bf16: all ranks compute in fp32 instead" in (folder / "one.out").read_text()
     assert largest_difference(weights(one / "r1"), weights(one / "r1-no-bf16")) == 0.0
+
+
+def test_if_one_of_two_ranks_has_no_native_bf16_both_compute_in_fp32(two) -> None:
+    assert largest_difference(weights(two / "r2"), weights(two / "r2-half-bf16")) == 0.0
+
+
+def test_a_lost_checkpoint_ends_both_ranks_with_the_same_sentence(folder, two) -> None:
+    output = (folder / "two-resumed.out").read_text()
+    assert "names step-999999, which does not exist" in output and "Connection closed" not in output
 
 
 def test_layer_class_sets_the_sharding_unit(folder, one) -> None:

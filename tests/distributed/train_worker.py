@@ -41,7 +41,9 @@ def plant(name: str | None, set_attribute) -> None:
         set_attribute(distributed.sharding, "sum_gradients", lambda model: None)
     elif kind == "native_bf16":
         # "yes": compute bf16 in bf16 on every processor (torch emulates it without hardware support). "no": never.
-        set_attribute(train, "has_native_bf16", lambda device: argument == "yes")
+        # A number: only that rank has the hardware.
+        native = argument in ("yes", os.environ.get("RANK"))
+        set_attribute(train, "has_native_bf16", lambda device: native)
     elif kind == "count_collectives":
         # Collectives with more than one element: FSDP's, but not flags and sums of a single number.
         counts = {"all_gather": 0, "reduce_scatter": 0, "all_reduce": 0}

@@ -3,6 +3,7 @@
 import copy
 
 from eval.regulator.report import compare, one_answer, table
+from tests.eval.tables import cells
 
 RESULT = {
     "model": "runs/x/export",
@@ -31,12 +32,6 @@ RESULT = {
         {"id": "b", "true": ["LCR_MIN"], "predicted": [], "rouge_l": 0.0, "answer": "breach"},
     ],
 }
-
-
-def cells(text, name):
-    """The cells of the first row that starts with `name`."""
-    row = next(line for line in text.splitlines() if line.strip().startswith(name))
-    return [cell.strip() for cell in row.split("  ") if cell.strip()]
 
 
 def test_the_table_has_every_figure_with_its_n():
