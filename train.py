@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from training.owner import own_directory
+from training.provenance import record_start
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.dtypes import DTYPES, has_native_bf16
@@ -30,6 +32,7 @@ from data.batches import MicroBatch, Plan, collate, micro_batches, prefetch
 from data.sources import MAIN, Corpus, mean_losses
 from data.tokens import load_tokenizer
 from distributed.checkpoint import load_checkpoint
+from distributed.disks import check_shared_directory
 from distributed.gradients import bytes_per_parameter, gradient_norm
 from distributed.optimizer import check_memory, make_optimizer, parameter_dtype
 from distributed.process_group import (
@@ -46,7 +49,7 @@ from eval.forgetting import measure_forgetting, start_forgetting
 from model.architectures import check_model_directory, read_model_config
 from model.ewc.start import start_penalty
 from model.flops import PeakFlops, count_work
-from model.language_model import build_on_meta, load_weights, parameter_names
+from model.language_model import build_on_meta, materialize, parameter_names, read_weights
 from model.loss import LossSums
 from model.rope import check_length
 from model.vocabulary.rows import first_new_row
@@ -55,9 +58,7 @@ from training.description import describe_run, memory_line
 from training.ending import export_run, is_finished, one_step_plan, stop_for_bad_weights
 from training.inputs import Inputs, read_inputs
 from training.meter import Meter
-from training.owner import owned
 from training.progress import Progress, find_progress
-from training.provenance import append_start
 from training.run_log import RunLog
 from training.skipped_steps import SkippedSteps
 from training.start import agree_on_start, check_disks, check_resume
@@ -113,7 +114,10 @@ def main() -> int:
     # Processes, which agree on all of this before anything is trained. A run directory has one owner.
     with process_group(config.run.timeout_minutes) as ranks:
         fresh = agree_on_start(config, inputs, model_config, tokenizer, ranks)
-        with owned(run_directory, ranks):
+        with own_directory(run_directory, ranks) as no_locks:
+            check_shared_directory(run_directory, ranks)
+            if no_locks and is_first:
+                print(f"warning: {no_locks}")
             return train(config, inputs, model_config, tokenizer, fresh, ranks)
 
 
@@ -125,7 +129,7 @@ def train(
     fresh: Progress,
     ranks: Ranks,
 ) -> int:
-    """Continue a run from its last checkpoint, or start it as `fresh`. Returns the exit code."""
+    """Continue a run from its last checkpoint, or start it as `fresh`. Returns the exit code. Every rank runs this."""
     # --- 2. Where the run stands --------------------------------------------------------------------------------------
     run_directory = Path(config.run.directory) / config.run.name
     checkpoints, export_directory = run_directory / "checkpoints", run_directory / "export"
@@ -140,7 +144,7 @@ def train(
     if is_finished(config, progress, fresh, model_config, export_directory, total_steps, ranks):
         return 0
     log = RunLog(run_directory, ranks, progress.step, progress.evaluated, total_steps)
-    record = append_start(run_directory, as_dict(config), progress.step, ranks)
+    record = record_start(run_directory, as_dict(config), progress.step, ranks)
     log.say(f"run {run_directory}, commit {record['git_commit'][:12]}, torch {torch.__version__}, {device_line(ranks)}")
 
     # --- 3. Model. The order matters: meta -> checkpointing -> compile -> shard -> load this rank's slices ------------
@@ -156,9 +160,10 @@ def train(
     mesh = make_mesh(ranks.device.type, ranks_per_node, ranks.world_size, config.sharding)
     parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
     parameter_device = torch.device("cpu") if config.sharding.cpu_offload else ranks.device
+    materialize(model, config.model.path, parameter_device, ranks.device)
     # A resume reads the base's weights only where something is measured against them.
-    needs_base = resume_from is None or config.run.eval_general or config.ewc.strength > 0
-    load_weights(model, config.model.path, parameter_device, ranks.device, read=needs_base)
+    if resume_from is None or config.run.eval_general or config.ewc.strength:
+        read_weights(model, config.model.path)
     model.train()
     peak.measure(ranks)
     # What follows may need the base's weights. A signal ends it early; the loop then takes no step.
@@ -185,7 +190,7 @@ def train(
     peak.measure(ranks)
     peak_flops = peak.over_all_ranks(ranks)
     lines = describe_run(config, inputs, model, layers, model_config, peak, peak_flops, ranks.world_size)
-    lines += check_disks(config, run_directory, parameters, optimizer, ranks) + found
+    lines += check_disks(config, parameters, optimizer, model_config, ranks) + found
     for line in lines + [f"resumed from {resume_from}"] * bool(resume_from):
         log.say(line)
 
@@ -242,7 +247,8 @@ def train(
                     log.sync()  # the rows of a saved step are durable
                     with stop.saving():
                         saver.save(progress.finish_save(), parameters, optimizer)
-            log.saves(saver.poll())
+            for times in saver.poll():
+                log.row(times.step, times.curves())
         if stopping or finished:
             break
 
@@ -310,7 +316,8 @@ def train(
 
     # --- 5. The end: stopped by a signal, or finished and exported ----------------------------------------------------
     with stop.saving():
-        log.saves(saver.close())
+        for times in saver.close():
+            log.row(times.step, times.curves())
     if stopping:
         log.say(f"{stop.name or 'signal'}: {progress.stopped(total_steps)}; start again to continue")
     else:

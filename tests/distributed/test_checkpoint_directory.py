@@ -98,7 +98,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_one_sentence_and_previous_continues_from_the_newest_whole_checkpoint(damage, tmp_path, ranks) -> None:
+def test_damage_is_one_sentence_and_previous_continues_from_the_newest_whole_checkpoint(
+    damage, tmp_path, ranks
+) -> None:
     for step in (2, 4, 6):
         save(tmp_path, ranks, step)
     file, do, sentence = DAMAGE[damage]

@@ -101,7 +101,9 @@ def second(folder, first) -> str:
 def third(folder, second) -> str:
     """The third starts."""
     checkpoints = folder / "runs" / "high-later" / "checkpoints"
-    (folder / "steps-high-later").write_text("\n".join([(checkpoints / "latest").read_text(), *map(str, checkpoints.iterdir())]))
+    (folder / "steps-high-later").write_text(
+        "\n".join([(checkpoints / "latest").read_text(), *map(str, checkpoints.iterdir())])
+    )
     return launch(folder, "third", 2, [run_of(folder, "high-later", *EVERY_STEP)])
 
 

@@ -70,7 +70,9 @@ def test_one_save_waits_for_the_one_before_and_so_does_a_new_state(tmp_path, ran
 
 
 @pytest.mark.parametrize("in_background", [False, True])
-def test_a_failed_save_ends_the_run_with_its_reason_and_latest_stays(in_background, tmp_path, ranks, monkeypatch) -> None:
+def test_a_failed_save_ends_the_run_with_its_reason_and_latest_stays(
+    in_background, tmp_path, ranks, monkeypatch
+) -> None:
     saver = Saver(tmp_path, 9, in_background, 1.0, ranks)
     saver.save({"step": 1}, *weight_and_optimizer(1.0))
     saver.wait()

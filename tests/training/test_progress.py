@@ -100,7 +100,9 @@ def test_a_checkpoint_of_another_version_meaning_or_length_is_refused(tmp_path, 
     progress, checkpoint, lines = find_progress(tmp_path, fresh, "auto", 10, ranks)
     assert (progress.step, progress.targets, checkpoint, lines) == (4, [7], tmp_path / "step-000004", [])
     other = Progress(meaning | {"run.seed": 2, "data.train": "xyz"}, {}, [0])
-    with pytest.raises(UserError, match="step-000004 was made with run.seed=1, now it is 2; other data in data.train; set"):
+    with pytest.raises(
+        UserError, match="step-000004 was made with run.seed=1, now it is 2; other data in data.train; set"
+    ):
         find_progress(tmp_path, other, "auto", 10, ranks)
     with pytest.raises(UserError, match="was made with other weights in model.path"):
         find_progress(tmp_path, Progress(meaning | {"the weights of model.path": "9"}, {}, [0]), "auto", 10, ranks)
