@@ -215,13 +215,10 @@ def train(
     peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
     stopping = memory_measured = too_many_bad_steps = False
     while True:
-        if too_many_bad_steps:
-            what = f"loss or gradient norm was not finite in {STOP_AFTER_BAD_STEPS} steps in a row, up to step {progress.step}"
-            stop_for_bad_weights(what, progress, saver)
         with meter.paused():
             improved = False
             for name, evaluate in evaluations.items():
-                if not stopping and progress.is_due(name, config.run.eval_every, total_steps):
+                if not (stopping or too_many_bad_steps) and progress.is_due(name, config.run.eval_every, total_steps):
                     ranks.watch.at(f"{name} after step {progress.step}")
                     figures = evaluate()
                     if figures is not None:  # not cut short by a signal
@@ -232,7 +229,7 @@ def train(
                             saver.update_state(progress.as_json())
             stopping = stopping or stop.agreed()
             finished = progress.step == total_steps
-            if finished and not stopping:  # a run does not end well with weights that are not good
+            if finished and not (stopping or too_many_bad_steps):  # a run does not end well with weights that are not good
                 figures = validate(model, one_step_plan(plan, total_steps), corpus, micro_batch_rows, stop)
                 stopping = figures is None
                 if figures and not all(map(math.isfinite, figures.values())):
@@ -249,6 +246,9 @@ def train(
                         saver.save(progress.finish_save(), parameters, optimizer)
             for times in saver.poll():
                 log.row(times.step, times.curves())
+        if too_many_bad_steps:
+            what = f"loss or gradient norm was not finite in {STOP_AFTER_BAD_STEPS} steps in a row, up to step {progress.step}"
+            stop_for_bad_weights(what, progress, saver)
         if stopping or finished:
             break
 

@@ -9,6 +9,7 @@ A directory named `step-<digits>` is complete, because its name comes from a ren
 A checkpoint is whole if all of its files have the size and the checksum of the manifest.
 """
 
+import functools
 import json
 import re
 import shutil
@@ -101,7 +102,7 @@ def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | 
         except UserError as error:  # the same on all ranks
             passed_over.append(str(error).removesuffix(f"; {_PREVIOUS}"))
             continue
-        read_on_first(lambda: set_latest(directory, checkpoint), ranks)
+        read_on_first(functools.partial(set_latest, directory, checkpoint), ranks)
         return checkpoint, passed_over
     if passed_over:
         raise UserError(

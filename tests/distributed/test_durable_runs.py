@@ -60,7 +60,7 @@ def first(folder) -> str:
             run_of(folder, "judged", *EVERY_STEP, "optimizer.max_steps=3"),
             run_of(folder, "high", HIGH, "run.log_every=10", "run.save_every=1", "data.validation=", *TEN, expect=2),
             run_of(folder, "high-later", *EVERY_STEP, plant="signal_at_micro_batch:12"),
-            run_of(folder, "last-step", HIGH, "optimizer.max_steps=1", "data.validation=", expect=2),
+            run_of(folder, "last-step", "optimizer.learning_rate=1e39", "optimizer.max_steps=1", "data.validation=", expect=2),
             run_of(folder, "async", *EVERY_STEP, "run.async_save=True", plant="signal_at_micro_batch:13"),
             run_of(folder, "spikes", "optimizer.skip_spikes=3", *EVERY_STEP, "optimizer.max_steps=3"),
         ],
