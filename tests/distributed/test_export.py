@@ -17,7 +17,6 @@ from distributed.export import export_model
 from distributed.optimizer import make_optimizer
 from distributed.process_group import Ranks
 from tests.tiny import write_tiny_model
-from training.run_log import RunLog
 
 
 @pytest.fixture
@@ -103,17 +102,3 @@ def test_a_checkpoint_that_does_not_match_the_model_is_an_error(tmp_path, ranks)
     (tmp_path / "latest").write_text("step-000009")
     with pytest.raises(UserError, match="names step-000009, which does not exist"):
         latest_checkpoint(tmp_path)
-
-
-def test_metrics_after_a_resume_drop_the_rows_of_lost_steps(tmp_path) -> None:
-    log = RunLog(tmp_path, rank=0, start_step=0, total_steps=4)
-    for step in (1, 2, 3):
-        log.row(step, {"train/loss": float(step)})
-    log.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "train/lo')  # killed while writing a line
-    log = RunLog(tmp_path, rank=0, start_step=2, total_steps=4)
-    log.row(3, {"train/loss": 33.0})
-    log.close()
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["train/loss"]) for row in rows] == [(1, 1.0), (2, 2.0), (3, 33.0)]
