@@ -17,6 +17,7 @@ from common.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LENGTH_BYTES = 8  # at the beginning of a file
+LFS_POINTER = b"version https://git-lfs"
 AGAIN = "copy or download the model again"
 
 
@@ -63,7 +64,13 @@ def _names_by_file(path: Path) -> dict[Path, list[str] | None]:
             raise UserError(f"{path} has neither {SINGLE} nor {INDEX}; {AGAIN}")
         return {path / SINGLE: None}
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        text = index.read_text(encoding="utf-8")
+    except OSError as error:
+        raise _unreadable(index, error) from error
+    except UnicodeDecodeError:
+        text = ""
+    try:
+        weight_map = json.loads(text)["weight_map"]
         by_file: dict[Path, list[str] | None] = {}
         for name, file in sorted(weight_map.items()):
             names = by_file.setdefault(path / file, [])
@@ -90,7 +97,9 @@ def _read_file(file: Path) -> dict[str, StoredTensor]:
             # safetensors itself allows at most 100 MB; what is longer is another kind of file, such as an error page.
             contents = opened.read(header_bytes) if header_bytes <= min(size, 100_000_000) else b""
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({os.strerror(error.errno or 0)}); {AGAIN}") from error
+        raise _unreadable(file, error) from error
+    if not contents and _begins_with(file, LFS_POINTER):
+        raise UserError(f"{file} is a pointer of Git LFS, not the weights; run `git lfs pull` in its directory")
     try:
         header = json.loads(contents)
         header.pop("__metadata__", None)
@@ -113,7 +122,18 @@ def _read_file(file: Path) -> dict[str, StoredTensor]:
         what = "is cut off" if size < end else "has bytes that belong to no tensor"
         raise UserError(f"{file} {what}: it has {size:,} bytes instead of {end:,}; {AGAIN}")
     try:
-        with safe_open(file, framework="pt"):  # checks shapes, dtypes, and that the tensors neither overlap nor leave gaps
+        with safe_open(
+            file, framework="pt"
+        ):  # checks shapes, dtypes, and that the tensors neither overlap nor leave gaps
             return tensors
     except SafetensorError as error:
         raise UserError(f"{file} is not a whole safetensors file ({error}); {AGAIN}") from error
+
+
+def _begins_with(file: Path, text: bytes) -> bool:
+    with open(file, "rb") as opened:
+        return opened.read(len(text)) == text
+
+
+def _unreadable(file: Path, error: OSError) -> UserError:
+    return UserError(f"{file} cannot be read: {os.strerror(error.errno or 0)}")
