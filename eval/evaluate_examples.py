@@ -121,7 +121,7 @@ def evaluate_examples(
     `score_answers` knows the task; see `eval.regulator.score.score_answers` for its arguments.
     """
     dtype = agreed_dtype(options.dtype, ranks)
-    sharded = is_sharded(options.sharding, ranks)
+    sharded = is_sharded(options.sharding, [options.model], ranks)
     model, finish = load_causal_lm(options.model, dtype, sharded, ranks)
     losses = compute_over_ranks(
         functools.partial(target_losses, model), inputs.sequences, ranks, "loss of the responses", finish

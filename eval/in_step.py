@@ -1,6 +1,8 @@
 """Ranks that share a sharded model run every forward together, because each forward gathers parameters from all ranks."""
 
 import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -10,6 +12,7 @@ from transformers import PreTrainedModel
 
 from distributed.process_group import Ranks, StopSignal
 
+Turn = TypeVar("Turn")
 IDLE, WORKING, STOPPING = range(3)
 
 
@@ -45,6 +48,17 @@ class InStep:
         if answer == STOPPING:
             stop_all(self.ranks)
         return bool(answer == WORKING)
+
+
+def in_turns(turns: Iterable[Turn], stop: StopSignal, description: str) -> Iterator[Turn]:
+    """Yield each of `turns`, of which every rank has the same number, and stop all ranks together after a signal.
+
+    Rank 0 shows a progress bar. A collective.
+    """
+    for turn in tqdm(list(turns), desc=description, unit="batch", disable=stop.ranks.rank != 0):
+        if stop.agreed():
+            stop_all(stop.ranks)
+        yield turn
 
 
 def stop_all(ranks: Ranks) -> None:

@@ -3,7 +3,7 @@
     python scripts/evaluate.py artifacts/models/SmolLM2-135M-Instruct --data artifacts/quickstart/validation.jsonl
     torchrun --nproc_per_node=2 scripts/evaluate.py runs/laptop/export --data FILE --train FILE --general --json after.json
 
-Every process generates (greedily) the answers to its share of the examples. Several processes share the model, as in
+Every process generates (greedily) the answers to its share of the examples. Several processes share a large model, as in
 training: each holds a part of it (--sharding). With --before FILE, the JSON of an earlier evaluation of the same data, a
 table before | after is printed as well, with 95% confidence intervals of the change (bootstrap over examples, paired).
 """
