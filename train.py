@@ -19,40 +19,49 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from training.owner import own_directory
+from training.provenance import record_start
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.dtypes import DTYPES, has_native_bf16
-from common.errors import UserError, run_script
-from configs.config import as_dict
+from common.errors import run_script
+from configs.config import Config, as_dict
 from configs.loading.checks import check_world
 from configs.loading.command_line import config_from_command_line
 from data.batches import MicroBatch, Plan, collate, micro_batches, prefetch
 from data.sources import MAIN, Corpus, mean_losses
 from data.tokens import load_tokenizer
-from distributed.checkpoint import load_checkpoint, save_checkpoint, update_state
+from distributed.checkpoint import load_checkpoint
+from distributed.disks import check_shared_directory
 from distributed.gradients import bytes_per_parameter, gradient_norm
 from distributed.optimizer import check_memory, make_optimizer, parameter_dtype
 from distributed.process_group import (
+    Ranks,
     StopSignal,
     agree_any,
-    read_on_first,
-    start_process_group,
+    device_line,
+    process_group,
     world_size_from_environment,
 )
+from distributed.saver import Saver
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
 from eval.forgetting import measure_forgetting, start_forgetting
 from model.architectures import check_model_directory, read_model_config
 from model.ewc.start import start_penalty
 from model.flops import PeakFlops, count_work
-from model.language_model import build_on_meta, load_weights, parameter_names
+from model.language_model import build_on_meta, materialize, parameter_names, read_weights
 from model.loss import LossSums
 from model.rope import check_length
 from model.vocabulary.rows import first_new_row
+from training.best import judge_best_again
 from training.description import describe_run, memory_line
-from training.ending import export_run
-from training.inputs import read_inputs
+from training.ending import export_run, is_finished, one_step_plan, stop_for_bad_weights
+from training.inputs import Inputs, read_inputs
 from training.meter import Meter
-from training.progress import BadSteps, find_progress, step_meaning
-from training.run_log import RunLog, write_provenance
+from training.progress import Progress, find_progress
+from training.run_log import RunLog
+from training.skipped_steps import SkippedSteps
+from training.start import agree_on_start, check_disks, check_resume
 
 STOP_AFTER_BAD_STEPS = 5  # in a row, with a loss or gradient norm that is not finite
 COLLECT_GARBAGE_EVERY = 50  # steps
@@ -94,61 +103,78 @@ def main() -> int:
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)
     run_directory = Path(config.run.directory) / config.run.name
-    checkpoints, export_directory = run_directory / "checkpoints", run_directory / "export"
-    if config.run.resume == "never" and run_directory.exists():
-        raise UserError(f"{run_directory} exists and run.resume=never; choose another run.name or remove it")
+    check_resume(config.run.resume, run_directory)
     check_model_directory(config.model.path, "model.path")
     model_config = read_model_config(
         config.model.path, config.model.rope_type, config.model.rope_factor, config.model.rope_original_length
     )
-    model = build_on_meta(model_config).to(parameter_dtype(config.optimizer.memory))  # shapes without memory
-    layers = decoder_layers(model, config.model.layer_class)
     tokenizer = load_tokenizer(config.model.path)
     check_length(config.data.sequence_length, model_config, config.model.path)
     inputs = read_inputs(config, tokenizer, model_config.vocab_size, show_progress=is_first)
-    plan, train, total_steps = inputs.plan, inputs.train, inputs.total_steps
+    # Processes, which agree on all of this before anything is trained. A run directory has one owner.
+    with process_group(config.run.timeout_minutes) as ranks:
+        fresh = agree_on_start(config, inputs, model_config, tokenizer, ranks)
+        with own_directory(run_directory, ranks) as no_locks:
+            check_shared_directory(run_directory, ranks)
+            if no_locks and is_first:
+                print(f"warning: {no_locks}")
+            return train(config, inputs, model_config, tokenizer, fresh, ranks)
 
-    # --- 2. Processes, and where the run stands -----------------------------------------------------------------------
-    ranks = start_process_group()
+
+def train(
+    config: Config,
+    inputs: Inputs,
+    model_config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    fresh: Progress,
+    ranks: Ranks,
+) -> int:
+    """Continue a run from its last checkpoint, or start it as `fresh`. Returns the exit code. Every rank runs this."""
+    # --- 2. Where the run stands --------------------------------------------------------------------------------------
+    run_directory = Path(config.run.directory) / config.run.name
+    checkpoints, export_directory = run_directory / "checkpoints", run_directory / "export"
+    plan, corpus, total_steps = inputs.plan, inputs.train, inputs.total_steps
+    micro_batch_rows = config.batch.micro_batch
     stop = StopSignal(ranks)
     torch.manual_seed(config.run.seed + ranks.rank)
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    meaning = step_meaning(config, inputs, model_config)
-    progress, resume_from = find_progress(checkpoints, meaning, len(train.sources), total_steps, ranks)
-    log = RunLog(run_directory, ranks.rank, progress.step, total_steps)
-    if ranks.rank == 0:
-        record = write_provenance(run_directory, as_dict(config))
-        log.say(f"run {run_directory}, commit {record['git_commit'][:12]}, torch {torch.__version__}")
-    if read_on_first(lambda: progress.step == total_steps and export_directory.is_dir(), ranks):
-        log.say(f"already finished: {total_steps} steps, exported to {export_directory}; nothing to do")
-        log.close()
-        dist.destroy_process_group()
+    progress, resume_from, found = find_progress(checkpoints, fresh, config.run.resume, total_steps, ranks)
+    if is_finished(config, progress, fresh, model_config, export_directory, total_steps, ranks):
         return 0
+    log = RunLog(run_directory, ranks, progress.step, progress.evaluated, total_steps)
+    record = record_start(run_directory, as_dict(config), progress.step, ranks)
+    log.say(f"run {run_directory}, commit {record['git_commit'][:12]}, torch {torch.__version__}, {device_line(ranks)}")
 
-    # --- 3. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----
+    # --- 3. Model. The order matters: meta -> checkpointing -> compile -> shard -> load this rank's slices ------------
     compute_dtype = DTYPES[config.model.compute_dtype]
     if compute_dtype == torch.bfloat16 and agree_any(not has_native_bf16(ranks.device), ranks):
         compute_dtype = torch.float32
         log.say("not every rank has native bf16: all ranks compute in fp32 instead")
     peak = PeakFlops(ranks.device, compute_dtype)
     peak.measure(ranks)
+    model = build_on_meta(model_config).to(parameter_dtype(config.optimizer.memory))  # shapes without memory
+    layers = decoder_layers(model, config.model.layer_class)
+    ranks_per_node = world_size_from_environment()[1]
     mesh = make_mesh(ranks.device.type, ranks_per_node, ranks.world_size, config.sharding)
     parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
     parameter_device = torch.device("cpu") if config.sharding.cpu_offload else ranks.device
-    load_weights(model, config.model.path, parameter_device, ranks.device)
+    materialize(model, config.model.path, parameter_device, ranks.device)
+    # A resume reads the base's weights only where something is measured against them.
+    if resume_from is None or config.run.eval_general or config.ewc.strength:
+        read_weights(model, config.model.path)
     model.train()
     peak.measure(ranks)
-    # What follows needs the base's weights. A signal ends it early; the loop then takes no step.
+    # What follows may need the base's weights. A signal ends it early; the loop then takes no step.
     evaluations = {}
     validation, validation_plan = inputs.validation, inputs.validation_plan
     if validation and validation_plan:
-        evaluations["validation"] = lambda: validate(model, validation_plan, validation, config.batch.micro_batch, stop)
+        evaluations["validation"] = lambda: validate(model, validation_plan, validation, micro_batch_rows, stop)
     new_row = first_new_row(config.model.path)
     if config.run.eval_general:
         base = start_forgetting(
-            model, tokenizer, config.data.sequence_length, config.batch.micro_batch, stop, shared_tokens=new_row
+            model, tokenizer, config.data.sequence_length, micro_batch_rows, stop, shared_tokens=new_row
         )
         log.say(base.line())
         evaluations["forgetting"] = lambda: measure_forgetting(base, model, stop)
@@ -159,22 +185,23 @@ def main() -> int:
     parameters = parameter_names(model)
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
     if resume_from:
+        found += judge_best_again(progress, fresh.validation, checkpoints, parameters, evaluations, ranks)
         load_checkpoint(resume_from, parameters, optimizer, ranks)
     peak.measure(ranks)
     peak_flops = peak.over_all_ranks(ranks)
-    for line in describe_run(config, inputs, model, layers, model_config, peak, peak_flops, ranks.world_size):
+    lines = describe_run(config, inputs, model, layers, model_config, peak, peak_flops, ranks.world_size)
+    lines += check_disks(config, parameters, optimizer, model_config, ranks) + found
+    for line in lines + [f"resumed from {resume_from}"] * bool(resume_from):
         log.say(line)
-    if resume_from:
-        log.say(f"resumed from {resume_from}")
 
     # --- 4. The loop. What is due after a step is done before the next one starts -------------------------------------
     def micro_batches_from(first_step: int) -> Iterator[tuple[MicroBatch, bool]]:
         """Yields (micro_batch, is_last_in_step); every rank gets the same number."""
         for batch in map(plan.batch, range(first_step, total_steps)):
             if batch.num_target_tokens:
-                dealt = micro_batches(batch.rows, train, ranks.rank, ranks.world_size, config.batch.micro_batch)
+                dealt = micro_batches(batch.rows, corpus, ranks.rank, ranks.world_size, micro_batch_rows)
                 for i, items in enumerate(dealt, 1):
-                    yield collate(items, train), i == len(dealt)
+                    yield collate(items, corpus), i == len(dealt)
 
     # One iterator over all steps to come; a thread prepares micro-batches while the device computes.
     upcoming = prefetch(micro_batches_from(progress.step))
@@ -182,31 +209,46 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     gc.disable()
-    bad_steps = BadSteps(progress, STOP_AFTER_BAD_STEPS, ranks.device)
-    meter = Meter(train, count_work(model, model_config), peak_flops, ranks.device)
+    skipped_steps = SkippedSteps(progress, STOP_AFTER_BAD_STEPS, config.optimizer.skip_spikes, ranks.device)
+    saver = Saver(checkpoints, config.run.keep_last, config.run.async_save, config.run.timeout_minutes, ranks)
+    meter = Meter(corpus, count_work(model, model_config), peak_flops, ranks.device)
     peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
-    saved_step = progress.step
-    stopping = memory_measured = False
+    stopping = memory_measured = too_many_bad_steps = False
     while True:
         with meter.paused():
             improved = False
             for name, evaluate in evaluations.items():
-                if not stopping and progress.is_due(name, config.run.eval_every, total_steps):
+                if not (stopping or too_many_bad_steps) and progress.is_due(name, config.run.eval_every, total_steps):
+                    ranks.watch.at(f"{name} after step {progress.step}")
                     figures = evaluate()
                     if figures is not None:  # not cut short by a signal
                         is_best = progress.finish_evaluation(name, figures)
                         improved |= is_best
                         log.evaluation(progress.step, total_steps, figures, is_best)
-                        if 0 < progress.step == saved_step:
-                            update_state(checkpoints, progress.as_json(), ranks, is_best)
+                        if 0 < progress.step == progress.saved_step:
+                            saver.update_state(progress.as_json())
             stopping = stopping or stop.agreed()
             finished = progress.step == total_steps
-            periodic = config.run.save_every and progress.step % config.run.save_every == 0
-            if (finished or stopping or improved or periodic) and progress.step > saved_step:
-                bad_steps.update(progress)
-                state = progress.as_json()
-                save_checkpoint(checkpoints, state, parameters, optimizer, ranks, config.run.keep_last, improved)
-                saved_step = progress.step
+            if finished and not (stopping or too_many_bad_steps):  # a run does not end well with weights that are not good
+                figures = validate(model, one_step_plan(plan, total_steps), corpus, micro_batch_rows, stop)
+                stopping = figures is None
+                if figures and not all(map(math.isfinite, figures.values())):
+                    what = f"the loss of the last steps is not finite with the weights after step {progress.step}"
+                    stop_for_bad_weights(what, progress, saver)
+            is_due = finished or stopping or improved or progress.is_save_due(config.run.save_every)
+            if is_due and progress.step > progress.saved_step:
+                too_many_bad_steps = skipped_steps.update(progress)
+                # After a step that was not finite the weights may be bad: they are saved when a step is good again.
+                if (finished and not stopping) or improved or not progress.bad_steps_in_a_row:
+                    ranks.watch.at(f"the save of step {progress.step}")
+                    log.sync()  # the rows of a saved step are durable
+                    with stop.saving():
+                        saver.save(progress.finish_save(), parameters, optimizer)
+            for times in saver.poll():
+                log.row(times.step, times.curves())
+        if too_many_bad_steps:
+            what = f"loss or gradient norm was not finite in {STOP_AFTER_BAD_STEPS} steps in a row, up to step {progress.step}"
+            stop_for_bad_weights(what, progress, saver)
         if stopping or finished:
             break
 
@@ -219,10 +261,11 @@ def main() -> int:
             log.say(f"step {progress.step}/{total_steps} | has no target token and is not taken")
             continue
         is_logged = (progress.step + 1) % config.run.log_every == 0 or progress.step + 1 == total_steps
+        ranks.watch.at(f"step {progress.step + 1}")
         rate = learning_rate(progress.step, total_steps, inputs.warmup_steps, peak_rate, min_lr_ratio)
         for group in optimizer.param_groups:
             group["lr"], group["noise_step"] = rate, progress.step
-        loss_sums = LossSums(len(train.sources), ranks.device)
+        loss_sums = LossSums(len(corpus.sources), ranks.device)
         for micro_batch, is_last in upcoming:  # the same number on every rank
             stopping = stop.agreed()
             if stopping:
@@ -243,8 +286,8 @@ def main() -> int:
             ewc.add_gradient(progress.step, measure=is_logged)
         grad_norm = gradient_norm(parameters.values()).to(ranks.device)
         # The same on every rank, because both are sums over all ranks. AdamW reads it on the device and skips the step.
-        bad = ~(torch.isfinite(loss_sums.total) & torch.isfinite(grad_norm))
-        optimizer.found_inf = bad.float().to(parameter_device)
+        skip = skipped_steps.judge(loss_sums.total, grad_norm)
+        optimizer.found_inf = skip.float().to(parameter_device)
         # Clipping: AdamW divides the gradients by this as it reads them.
         optimizer.grad_scale = (grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0).to(parameter_device)
         optimizer.step()
@@ -254,7 +297,6 @@ def main() -> int:
         optimizer.zero_grad()
         # --------------------------------------------------------------------------------------------------------------
 
-        bad_steps.add(bad)
         progress.finish_step(batch)
         meter.add(batch, loss_sums)
         log.advance(progress.step)
@@ -266,31 +308,24 @@ def main() -> int:
                 "train/grad_norm": grad_norm.item(),
                 "train/learning_rate": rate,
             }
-            too_many_bad_steps = bad_steps.update(progress)
+            too_many_bad_steps = skipped_steps.update(progress)
             row |= meter.row(progress, plan.passes(progress.step)[0])
             row |= ewc.curves(meter.seconds_per_step) if ewc else {}
             log.row(progress.step, row)
-            log.say(meter.line(row, progress.step, total_steps))
-            if too_many_bad_steps:
-                log.close()
-                last = checkpoints / f"step-{saved_step:06d}" if saved_step else "none yet: the base model"
-                raise UserError(
-                    f"loss or gradient norm was not finite in {STOP_AFTER_BAD_STEPS} steps in a row, up to step "
-                    f"{progress.step}; the last checkpoint ({last}) is good: lower optimizer.learning_rate, or check the data "
-                    "of these steps"
-                )
+            log.say(meter.line(row, progress.step, total_steps, was_skipped=bool(skip)))
 
     # --- 5. The end: stopped by a signal, or finished and exported ----------------------------------------------------
+    with stop.saving():
+        for times in saver.close():
+            log.row(times.step, times.curves())
     if stopping:
-        saved = ", saved" if saved_step else ""
-        log.say(
-            f"{stop.name or 'signal'}: stopped after step {progress.step}/{total_steps}{saved}; start again to continue"
-        )
+        log.say(f"{stop.name or 'signal'}: {progress.stopped(total_steps)}; start again to continue")
     else:
-        export_run(config, checkpoints, export_directory, parameters, model_config, tokenizer, ranks)
-        log.say(f"exported to {export_directory}; curves: tensorboard --logdir {run_directory / 'tensorboard'}")
+        ranks.watch.at("the export")
+        for line in export_run(config, progress, export_directory, parameters, model_config, tokenizer, ranks):
+            log.say(line)
+        log.say(f"curves: tensorboard --logdir {run_directory / 'tensorboard'}")
     log.close()
-    dist.destroy_process_group()
     return 0
 
 

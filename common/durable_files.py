@@ -22,19 +22,24 @@ def temporary_path(path: Path) -> Path:
 def publish(path: Path) -> None:
     """fsync the file or directory at `temporary_path(path)` and rename it to `path`, replacing an existing one.
 
-    A directory cannot be replaced atomically. A crash between the removal of the old one and the rename leaves nothing
-    at `path` and the complete new directory under its temporary name.
+    A directory cannot be replaced atomically. A crash between the two renames leaves nothing at `path`, and the complete
+    new directory under its temporary name. At no moment does `path` name a part of a directory.
     """
     temporary = temporary_path(path)
     if temporary.is_dir():
         for part in [*(p for p in temporary.rglob("*") if not p.is_symlink()), temporary]:
             fsync(part)
+        old = path.with_name(path.name + ".old" + SUFFIX)
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(old, ignore_errors=True)
+            path.replace(old)
+        temporary.replace(path)
+        fsync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     else:
         fsync(temporary)
-    temporary.replace(path)
-    fsync(path.parent)
+        temporary.replace(path)
+        fsync(path.parent)
 
 
 def start_directory(path: Path) -> Path:

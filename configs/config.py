@@ -70,6 +70,8 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     max_grad_norm: float = 1.0
+    # Skip a step whose gradient norm is more than so many standard deviations above the mean of the last 128; None: off
+    skip_spikes: float | None = None
     memory: str = "16N"  # bytes per parameter: 16N | 14N | 12N | 8N | 6N (distributed/optimizer.py)
     stage: str = "fine-tuning"  # fine-tuning | pre-training: which range of learning rates is considered usual
 
@@ -109,8 +111,13 @@ class Run:
     eval_every: int = 0  # steps; 0: only before the first step and after the last
     eval_general: bool = False  # each evaluation also measures forgetting against the base model (docs/forgetting.md)
     save_every: int = 0  # steps; 0: only at the end and on a signal
-    keep_last: int = 2  # number of checkpoints to keep, in addition to the best by validation loss
-    resume: str = "auto"  # auto: continue from the last checkpoint | never: refuse to touch an existing run
+    # Number of checkpoints to keep, in addition to the best by validation loss and the last one that is known to be good
+    keep_last: int = 2
+    async_save: bool = False  # write checkpoints in the background; needs host memory for a copy (docs/reliability.md)
+    # auto: continue from the last checkpoint | previous: from the newest one that is not damaged | never: refuse to touch
+    # an existing run
+    resume: str = "auto"
+    timeout_minutes: float = 30.0  # a rank that does not answer for so long ends the run (docs/many_nodes.md)
     deterministic: bool = False  # resume bit-identically on CUDA too; slower
     export: str = "last"  # last | best: which checkpoint is exported as a Hugging Face directory
 

@@ -1,14 +1,11 @@
-"""Checkpoints that survive a kill at any moment: written to a temporary name, fsynced, renamed, `latest` last.
+"""Save and load checkpoints that survive a kill at any moment: written to a temporary name, fsynced, renamed, `latest` last.
 
-    checkpoints/step-000120/   .metadata, __<rank>_0.distcp (torch.distributed.checkpoint), state.json
-    checkpoints/latest         name of the newest complete checkpoint
-    checkpoints/best           name of the one with the lowest validation loss
-
-A directory named `step-*` is complete, because its name comes from a rename. An interrupted one is called `*.tmp`.
+Tensors are stored by torch.distributed.checkpoint (DCP), so that any number of ranks can read them.
+distributed/checkpoint_directory.py describes the files.
 """
 
-import json
-import shutil
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,9 +14,29 @@ from torch import nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from common.dtypes import dtype_name
-from common.durable_files import SUFFIX, publish, start_directory, temporary_path, write_durably, write_json
+from common.durable_files import publish, start_directory, temporary_path
 from common.errors import UserError
-from distributed.process_group import Ranks, barrier, read_on_first
+from distributed.checkpoint_directory import checkpoint_name, checksums, prune, set_latest, write_manifest
+from distributed.disks import check_free_space
+from distributed.process_group import Ranks, gather_objects, read_on_first
+
+
+@dataclass(frozen=True)
+class SaveTimes:
+    """Seconds of one save on this rank. Training waits for `pause`; `checksum` is part of `total`."""
+
+    step: int
+    pause: float
+    total: float
+    checksum: float
+
+    def curves(self) -> dict[str, float]:
+        """The times by the names of their curves."""
+        return {
+            "save/pause_seconds": self.pause,
+            "save/total_seconds": self.total,
+            "save/checksum_seconds": self.checksum,
+        }
 
 
 def save_checkpoint(
@@ -29,38 +46,65 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     ranks: Ranks,
     keep_last: int,
-    is_best: bool = False,
-) -> None:
-    """Save step `state["step"]`. A collective.
+) -> SaveTimes:
+    """Save step `state["step"]`, prune older checkpoints beyond `keep_last`, and return when it is durable. A collective.
 
-    Prunes older checkpoints beyond `keep_last`, but keeps the best one. Raises UserError on all ranks, and leaves the
-    existing checkpoints as they are, if the disk has no room.
+    Raises UserError on all ranks, and leaves the existing checkpoints as they are, if it cannot be written.
     """
-    final = directory / f"step-{state['step']:06d}"
-    tensors = _tensors(parameters, optimizer) | _random_state(ranks)
-    if ranks.rank == 0:
-        start_directory(final)
-    # Whole tensors: a DTensor counts the elements of all ranks.
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    check_free_space(directory, size, ranks, f"the checkpoint of step {state['step']}")
-    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary_path(final), sync_files=True))
-    if ranks.rank == 0:
-        write_json(temporary_path(final) / "state.json", state)
-        publish(final)  # replaces at most one that `latest` does not name yet
-        write_durably(directory / "latest", final.name)
-        if is_best:
-            write_durably(directory / "best", final.name)
-        _prune(directory, keep_last)
-    barrier(ranks)
+    begin = time.perf_counter()
+    tensors = checkpoint_tensors(parameters, optimizer, ranks)
+    start_save(directory, state["step"], tensors, ranks)
+    checksum = write_checkpoint(directory, state, tensors, ranks, keep_last)
+    seconds = time.perf_counter() - begin
+    return SaveTimes(state["step"], seconds, seconds, checksum)
 
 
-def update_state(directory: Path, state: dict, ranks: Ranks, is_best: bool) -> None:
-    """Record an evaluation that finished after its step was saved, because a signal had cut it short before the save."""
-    if ranks.rank == 0:
-        name = f"step-{state['step']:06d}"
-        write_json(directory / name / "state.json", state)
-        if is_best:
-            write_durably(directory / "best", name)
+def start_save(directory: Path, step: int, tensors: dict[str, torch.Tensor], ranks: Ranks) -> None:
+    """Check that the disk has room, and create the temporary directory. A collective on `ranks.flags`."""
+    check_free_space(directory, stored_bytes(tensors), ranks, f"the checkpoint of step {step}")
+    read_on_first(lambda: start_directory(directory / checkpoint_name(step)), ranks)
+
+
+def write_checkpoint(
+    directory: Path, state: dict, tensors: dict[str, torch.Tensor], ranks: Ranks, keep_last: int
+) -> float:
+    """Write a checkpoint after `start_save`. A collective on `ranks.flags`: a background thread has a group for itself.
+
+    Returns the seconds spent on checksums. Raises UserError on all ranks if a file cannot be written or read back.
+    """
+    step = state["step"]
+    final = directory / checkpoint_name(step)
+    folder = temporary_path(final)
+    failed = "mend the disk and start again: the run continues from its last checkpoint"
+    try:
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder, sync_files=True), process_group=ranks.flags)
+    except dcp.CheckpointException as error:  # DCP raises it on all ranks
+        reasons = [reason for reason, _ in error.failures.values()]
+        if not all(isinstance(reason, OSError) for reason in reasons):
+            raise
+        raise UserError(
+            f"{folder}: the checkpoint of step {step} could not be written ({reasons[0]}); {failed}"
+        ) from error
+    begin = time.perf_counter()
+    try:  # Each rank reads back what it wrote. .metadata belongs to all: rank 0 wrote it.
+        mine = checksums(sorted(folder.glob(f"__{ranks.rank}_*")) + [folder / ".metadata"] * (ranks.rank == 0))
+    except OSError as error:
+        mine = str(error)
+    files = {}
+    for part in gather_objects(mine, ranks):
+        if isinstance(part, str):
+            raise UserError(f"{folder}: the checkpoint of step {step} could not be read back ({part}); {failed}")
+        files |= part
+    seconds = time.perf_counter() - begin
+
+    def complete() -> None:
+        write_manifest(folder, state, files)
+        publish(final)  # replaces at most one that `latest` does not name
+        set_latest(directory, final)
+        prune(directory, keep_last)
+
+    read_on_first(complete, ranks)
+    return seconds
 
 
 def load_checkpoint(
@@ -70,7 +114,7 @@ def load_checkpoint(
 
     With `optimizer=None` only the parameters are read (evaluation, export). Nothing is converted: a checkpoint of another
     `optimizer.memory` is refused. (14N and 12N store the same tensors; train.py tells them apart by the saved state.)
-    Raises UserError if the checkpoint does not fit the model or the optimizer.
+    Raises UserError if the checkpoint does not fit the model or the optimizer. `check_whole` finds damaged files.
     """
     try:
         stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
@@ -101,50 +145,16 @@ def load_checkpoint(
         _set_random_state(random_state, ranks)
 
 
-def read_state(checkpoint: Path) -> dict:
-    """The `state` that `save_checkpoint` received. Raises UserError if it cannot be read."""
-    try:
-        return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot resume from {checkpoint}: state.json: {error}") from error
+def checkpoint_tensors(
+    parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, ranks: Ranks
+) -> dict[str, torch.Tensor]:
+    """What a checkpoint stores, by name: parameters, moments, the step counter, and this rank's random state."""
+    return _tensors(parameters, optimizer) | _random_state(ranks)
 
 
-def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint, or None. Raises UserError if `latest` names one that does not exist."""
-    pointer = directory / "latest"
-    if pointer.is_file():
-        checkpoint = directory / pointer.read_text().strip()
-        if not checkpoint.is_dir():
-            raise UserError(
-                f"{pointer} names {checkpoint.name}, which does not exist; write the name of a complete checkpoint into "
-                "it, or remove the run"
-            )
-        return checkpoint
-    return max(_complete(directory), default=None)  # killed between the first rename and `latest`
-
-
-def best_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss, or None."""
-    pointer = directory / "best"
-    return directory / pointer.read_text().strip() if pointer.is_file() else None
-
-
-def check_free_space(directory: Path, size: int, ranks: Ranks, what: str) -> None:
-    """Raise UserError on all ranks if fewer than `size` bytes are free where rank 0 writes `directory`. A collective.
-
-    No rank returns before rank 0 has entered, so files that rank 0 created before the call exist for all ranks.
-    """
-
-    def free_bytes() -> int:
-        directory.mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(directory).free
-
-    free = read_on_first(free_bytes, ranks)
-    if free < size:
-        raise UserError(
-            f"{directory}: {what} needs {size / 2**20:,.0f} MiB, but the disk has {free / 2**20:,.0f} MiB free; free some "
-            "space and start again: the run continues from its last checkpoint"
-        )
+def stored_bytes(tensors: dict[str, torch.Tensor]) -> int:
+    """Bytes of whole tensors: a DTensor counts the elements of all ranks."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _tensors(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
@@ -178,14 +188,3 @@ def _set_random_state(state: dict[str, torch.Tensor], ranks: Ranks) -> None:
         torch.set_rng_state(state[f"random.{ranks.rank}"])
     if f"random.cuda.{ranks.rank}" in state:
         torch.cuda.set_rng_state(state[f"random.cuda.{ranks.rank}"], ranks.device)
-
-
-def _complete(directory: Path) -> list[Path]:
-    return [path for path in directory.glob("step-*") if path.suffix != SUFFIX]
-
-
-def _prune(directory: Path, keep_last: int) -> None:
-    keep = set(sorted(_complete(directory))[-keep_last:]) | {best_checkpoint(directory), latest_checkpoint(directory)}
-    for path in [*_complete(directory), *directory.glob(f"step-*{SUFFIX}")]:
-        if path not in keep:
-            shutil.rmtree(path)

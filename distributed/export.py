@@ -1,17 +1,20 @@
 """Sharded parameters -> safetensors files in the Hugging Face layout, with at most one file's tensors in memory."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from common.durable_files import publish, start_directory
-from distributed.checkpoint import check_free_space
-from distributed.process_group import Ranks, barrier
+from common.errors import UserError
+from distributed.disks import check_free_space
+from distributed.process_group import Ranks, read_on_first
 
 
 def export_model(
@@ -26,12 +29,12 @@ def export_model(
 
     A parameter with the attribute `unpadded_rows` (model/language_model.py) is cut to that many rows, since padding is
     for training only. `write_rest(folder)` adds configuration and tokenizer on rank 0. The layout is that of
-    `save_pretrained`: model.safetensors, or numbered files with model.safetensors.index.json. Raises UserError if the
-    disk has no room.
+    `save_pretrained`: model.safetensors, or numbered files with model.safetensors.index.json. Raises UserError on all ranks
+    if it cannot be written.
     """
     size = sum(_unpadded_shape(p).numel() for p in parameters.values()) * dtype.itemsize
-    temporary = start_directory(directory) if ranks.rank == 0 else None
     check_free_space(directory.parent, size, ranks, "the export")
+    temporary = read_on_first(lambda: start_directory(directory), ranks)
     groups = _groups_of_files(parameters, dtype, max_file_bytes)
     weight_map = {}
     for number, names in enumerate(groups, 1):
@@ -40,19 +43,27 @@ def export_model(
         for name in names:
             whole = parameters[name].detach()
             whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
-            if temporary:
+            if ranks.rank == 0:
                 shape = _unpadded_shape(parameters[name])
                 tensors[name] = (whole if whole.shape == shape else whole[: shape[0]]).to("cpu", dtype).contiguous()
-                weight_map[name] = file
-        if temporary:
-            save_file(tensors, temporary / file, metadata={"format": "pt"})
-    if temporary:
+            weight_map[name] = file
+        read_on_first(functools.partial(_write_file, tensors, temporary / file), ranks)
+
+    def complete() -> None:
         if len(groups) > 1:
             index = {"metadata": {"total_size": size}, "weight_map": weight_map}
             (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
         write_rest(temporary)
-        publish(directory)
-    barrier(ranks)
+        publish(directory)  # fsyncs every file before the rename
+
+    read_on_first(complete, ranks)
+
+
+def _write_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise UserError(f"{path} could not be written ({error}); mend the disk and start again") from error
 
 
 def _groups_of_files(parameters: dict[str, nn.Parameter], dtype: torch.dtype, max_bytes: int) -> list[list[str]]:

@@ -85,7 +85,8 @@ def agree_any(flag: bool, ranks: Ranks) -> bool:
 def read_on_first(read: Callable[[], T], ranks: Ranks) -> T:
     """Call `read()` on rank 0 alone; every rank gets its result, or raises its UserError. A collective.
 
-    For everything read from disk: two nodes may see a shared file system at different moments.
+    For everything read from disk: two nodes may see a shared file system at different moments. An OSError of rank 0
+    becomes a UserError on all ranks.
     """
     box: list = [None, None]
     if ranks.rank == 0:
@@ -93,11 +94,20 @@ def read_on_first(read: Callable[[], T], ranks: Ranks) -> T:
             box[0] = read()
         except UserError as error:
             box[1] = str(error)
+        except OSError as error:
+            box[1] = f"{error.filename or 'rank 0'}: {error.strerror or error}"
     dist.broadcast_object_list(box, src=0, group=ranks.flags)
     value, problem = box
     if problem is not None:
         raise UserError(problem)
     return value
+
+
+def gather_objects(value: T, ranks: Ranks) -> list[T]:
+    """Every rank's `value`, by rank. A collective. Values are pickled: give small ones."""
+    values: list = [None] * ranks.world_size
+    dist.all_gather_object(values, value, group=ranks.flags)
+    return values
 
 
 def barrier(ranks: Ranks) -> None:

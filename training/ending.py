@@ -1,35 +1,102 @@
-"""The end of a finished run: which weights are exported, and the files beside them."""
+"""The end of a run: which weights are exported, the files beside them, and a stop because of weights that are not good."""
 
+import json
+import math
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from common.dtypes import dtype_name
+from common.errors import UserError
 from configs.config import Config
-from distributed.checkpoint import best_checkpoint, load_checkpoint
+from data.batches import Plan
+from distributed.checkpoint import load_checkpoint
+from distributed.checkpoint_directory import check_whole, checkpoint_name, set_aside_after
 from distributed.export import export_model
 from distributed.process_group import Ranks, read_on_first
+from distributed.saver import Saver
+from training.progress import Progress
+
+RECORD = "export.json"  # in the export: which weights it holds
+
+
+def export_record(config: Config, progress: Progress, model_config: PretrainedConfig) -> dict:
+    """What the export of a finished run holds, as plain JSON: `weights` (last or best), their `step`, and the `dtype`.
+
+    The base model is never exported: `best` is the best of the trained checkpoints. Without any evaluation of a trained
+    model, the last weights stand in for the best.
+    """
+    best = config.run.export == "best" and progress.best_step is not None
+    return {
+        "weights": "best" if best else "last",
+        "step": progress.best_step if best else progress.step,
+        "steps_in_total": progress.step,
+        "validation_loss": progress.best_loss if best else None,
+        "dtype": dtype_name(getattr(model_config, "dtype", None) or torch.bfloat16),
+    }
+
+
+def is_exported(export_directory: Path, record: dict) -> bool:
+    """Whether the export that exists holds what `record` says."""
+    try:
+        return json.loads((export_directory / RECORD).read_text(encoding="utf-8")) == record
+    except (OSError, ValueError):  # no export, or one of an older version of this code
+        return False
+
+
+def is_finished(
+    config: Config,
+    progress: Progress,
+    fresh: Progress,
+    model_config: PretrainedConfig,
+    export_directory: Path,
+    total_steps: int,
+    ranks: Ranks,
+) -> bool:
+    """Whether all steps are taken, and the export that exists is the one that is asked for. A collective; says so."""
+    judged = not fresh.validation or progress.validation == fresh.validation
+    record = export_record(config, progress, model_config)
+    finished = progress.step == total_steps and judged
+    if not (finished and read_on_first(lambda: is_exported(export_directory, record), ranks)):
+        return False
+    if ranks.rank == 0:
+        print(
+            f"already finished: {total_steps} steps; {export_directory} holds the {record['weights']} weights (step "
+            f"{record['step']}, {record['dtype']}); nothing to do",
+            flush=True,
+        )
+    return True
+
+
+def one_step_plan(plan: Plan, total_steps: int) -> Plan:
+    """The last step of a run that has a target token; no step if none has."""
+    last = next((n for n in reversed(range(total_steps)) if plan.batch(n).num_target_tokens), None)
+    return Plan(0 if last is None else 1, lambda step: plan.batch(last))
 
 
 def export_run(
     config: Config,
-    checkpoints: Path,
+    progress: Progress,
     export_directory: Path,
     parameters: dict[str, nn.Parameter],
     model_config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     ranks: Ranks,
-) -> None:
-    """Write the Hugging Face directory of a finished run, in the dtype that config.json names. A collective.
+) -> list[str]:
+    """Write the Hugging Face directory of a finished run, and return lines that say what it holds. A collective.
 
-    With `run.export=best` the parameters are first overwritten with those of the best checkpoint.
+    The dtype is that of config.json. With `run.export=best` the parameters are first overwritten with those of the best
+    checkpoint.
     """
-    if config.run.export == "best":
-        best = read_on_first(lambda: best_checkpoint(checkpoints), ranks)
-        if best:
-            load_checkpoint(best, parameters, None, ranks)
+    record = export_record(config, progress, model_config)
+    if record["weights"] == "best":
+        best = Path(config.run.directory, config.run.name, "checkpoints", checkpoint_name(record["step"]))
+        check_whole(best, ranks)
+        load_checkpoint(best, parameters, None, ranks)
 
     def write_rest(folder: Path) -> None:
         model_config.save_pretrained(folder)
@@ -37,9 +104,46 @@ def export_run(
         generation = Path(config.model.path) / "generation_config.json"
         if generation.is_file():
             shutil.copy(generation, folder)
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     if config.model.rope_type:
         tokenizer.model_max_length = model_config.max_position_embeddings  # other tools warn or truncate there
-    export_model(
-        export_directory, parameters, getattr(model_config, "dtype", None) or torch.bfloat16, ranks, write_rest
+    export_model(export_directory, parameters, getattr(torch, record["dtype"]), ranks, write_rest)
+    return _lines(config, progress, record, export_directory)
+
+
+def stop_for_bad_weights(what: str, progress: Progress, saver: Saver) -> NoReturn:
+    """Let the run continue from the newest checkpoint that is known to be good, and raise UserError. A collective.
+
+    A checkpoint is known to be good when a finite loss has been computed from its weights. Later ones are renamed.
+    """
+    saver.wait()
+    good = progress.good_checkpoint()
+    renamed = read_on_first(lambda: set_aside_after(saver.directory, good), saver.ranks)
+    aside = f"; {', '.join(renamed)} in {saver.directory} may hold bad weights and will not be used" if renamed else ""
+    start = f"the checkpoint of step {good}, which is good" if good else "the base model"
+    raise UserError(
+        f"{what}{aside}; lower optimizer.learning_rate, or check the data of these steps, and start again: the run continues "
+        f"from {start}"
     )
+
+
+def _lines(config: Config, progress: Progress, record: dict, export_directory: Path) -> list[str]:
+    loss, base = record["validation_loss"], progress.base_loss
+    judged = "" if loss is None else f", validation loss {loss:.4g}"
+    lines = [
+        f"exported the {record['weights']} weights (step {record['step']}{judged}, {record['dtype']}) to {export_directory}"
+    ]
+    if config.run.export == "best" and record["weights"] == "last":
+        lines.append("warning: run.export=best, but no evaluation of a trained model gave a finite loss")
+    if config.run.export == "last" and progress.best_step not in (None, progress.step):
+        lines.append(
+            f"the lowest validation loss, {progress.best_loss:.4g}, was that of step {progress.best_step}: start again with "
+            "run.export=best to export it"
+        )
+    if base is not None and progress.best_loss is not None and not progress.best_loss < base and math.isfinite(base):
+        lines.append(
+            f"warning: no trained checkpoint is better than the base model on data.validation: {progress.best_loss:.4g} at "
+            f"step {progress.best_step}, {base:.4g} at step 0"
+        )
+    return lines

@@ -70,8 +70,8 @@ class Meter:
         self._open_window()
         return row
 
-    def line(self, row: dict[str, float], step: int, total_steps: int) -> str:
-        """A row in one line: loss, gradient norm, learning rate, speed, memory, time left."""
+    def line(self, row: dict[str, float], step: int, total_steps: int, was_skipped: bool) -> str:
+        """A row in one line: loss, gradient norm, learning rate, speed, memory, time left, and whether it was skipped."""
         parts = [
             f"step {step}/{total_steps}",
             f"loss {row['train/loss']:.4f}",
@@ -84,8 +84,10 @@ class Meter:
         ]
         if "ewc/penalty" in row:
             parts.append(f"EWC {row['ewc/penalty']:.3g}, {row['ewc/time']:.1%} of the step")
-        if not (math.isfinite(row["train/loss"]) and math.isfinite(row["train/grad_norm"])):
-            parts.append(f"SKIPPED, not finite ({row['train/skipped_steps']} so far)")
+        if was_skipped:
+            is_finite = math.isfinite(row["train/loss"]) and math.isfinite(row["train/grad_norm"])
+            why = "a spike of the gradient norm" if is_finite else "not finite"
+            parts.append(f"SKIPPED, {why} ({row['train/skipped_steps']} so far)")
         return " | ".join(parts)
 
 

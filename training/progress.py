@@ -1,6 +1,7 @@
-"""Where a run stands: counted while it trains, saved as state.json in every checkpoint, and read back as it is."""
+"""Where a run stands: counted while it trains, saved in the manifest of every checkpoint, and read back as it is."""
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,10 @@ import torch
 from transformers import PretrainedConfig
 
 from common.errors import UserError
-from configs.config import Config
+from configs.config import Config, as_dict
 from data.batches import StepBatch
-from distributed.checkpoint import latest_checkpoint, read_state
+from data.sources import Corpus
+from distributed.checkpoint_directory import find_checkpoint, read_manifest
 from distributed.process_group import Ranks, read_on_first
 from model.ewc.start import anchor_settings
 from training.inputs import Inputs
@@ -22,13 +24,23 @@ class Progress:
     """A run after `step` finished optimizer steps."""
 
     meaning: dict  # of a step number: `step_meaning`
+    settings: dict  # that may change on a resume, for the list of changes: `run_settings`
     targets: list[int]  # target tokens trained on, by source
     step: int = 0
+    updates: int = 0  # steps that changed the weights
     tokens: int = 0  # trained on, targets or not
-    skipped_steps: int = 0  # whose loss or gradient norm was not finite
-    bad_steps_in_a_row: int = 0  # skipped steps since the last good one
-    best_loss: float | None = None  # lowest validation loss so far
+    skipped_steps: int = 0  # with a loss or gradient norm that was not finite, or a spike
+    bad_steps_in_a_row: int = 0  # not finite, since the last good step
+    norms: list[float] = field(default_factory=list)  # the last gradient norms, if optimizer.skip_spikes is set
     evaluated: dict[str, int] = field(default_factory=dict)  # evaluation -> the last step at which it finished
+    validation: list[str] = field(default_factory=list)  # fingerprints of the data that the next three were judged on
+    base_loss: float | None = None  # validation loss at step 0
+    best_loss: float | None = None  # lowest validation loss of a trained checkpoint
+    best_step: int | None = None  # whose checkpoint is the best
+    saved_step: int = 0  # of the newest checkpoint
+    saved_updates: int = 0
+    # The newest checkpoint from whose weights a finite loss and gradient norm have been computed; 0: the base model
+    proven_step: int = 0
 
     def as_json(self) -> dict:
         """The fields as plain JSON types."""
@@ -40,12 +52,14 @@ class Progress:
         return due and self.evaluated.get(evaluation) != self.step
 
     def finish_evaluation(self, evaluation: str, figures: dict[str, float]) -> bool:
-        """Record that an evaluation finished at this step; True if it found the lowest validation loss so far."""
+        """Record that an evaluation finished at this step; True if it found the lowest validation loss of a trained model."""
         self.evaluated[evaluation] = self.step
         loss = figures.get("validation/loss", math.nan)
-        improved = math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss)
+        if self.step == 0 and math.isfinite(loss):
+            self.base_loss = loss
+        improved = self.step > 0 and math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss)
         if improved:
-            self.best_loss = loss
+            self.best_loss, self.best_step = loss, self.step
         return improved
 
     def finish_step(self, batch: StepBatch) -> None:
@@ -54,34 +68,37 @@ class Progress:
         self.tokens += sum(batch.document_lengths)
         self.targets = [a + b for a, b in zip(self.targets, batch.targets_by_source, strict=True)]
 
+    def is_save_due(self, every: int) -> bool:
+        """Whether a step at which a periodic save is due has passed since the last save."""
+        return every > 0 and self.step // every > self.saved_step // every
 
-class BadSteps:
-    """Counts skipped steps on the device, so that the host waits only where a number is logged or saved."""
+    def finish_save(self) -> dict:
+        """The state to save at this step, after `SkippedSteps.update`. The previous checkpoint may be proven by now."""
+        if self.updates > self.saved_updates:
+            self.proven_step = self.saved_step
+        self.saved_step, self.saved_updates = self.step, self.updates
+        return self.as_json()
 
-    def __init__(self, progress: Progress, limit: int, device: torch.device) -> None:
-        """Once `limit` steps in a row were bad the second counter never returns to 0, so that the next log row sees it."""
-        self.limit = limit
-        self.total = torch.tensor(progress.skipped_steps, device=device)
-        self.in_a_row = torch.tensor(progress.bad_steps_in_a_row, device=device)
+    def stopped(self, total_steps: int) -> str:
+        """Where a signal has stopped the run, in words."""
+        where = f"stopped after step {self.step}/{total_steps}"
+        if self.saved_step == self.step:
+            return where + (", saved" if self.step else "")
+        return f"{where}, whose last {self.bad_steps_in_a_row} steps were skipped; the last saved step is {self.saved_step}"
 
-    def add(self, bad: torch.Tensor) -> None:
-        """Count a step; `bad` is a bool scalar on the device, equal on all ranks."""
-        self.total += bad
-        keep = bad | (self.in_a_row >= self.limit)
-        self.in_a_row = torch.where(keep, self.in_a_row + 1, torch.zeros_like(self.in_a_row))
-
-    def update(self, progress: Progress) -> bool:
-        """Write the counters into `progress`; True if the limit is reached. The host waits for the device."""
-        progress.skipped_steps, progress.bad_steps_in_a_row = int(self.total), int(self.in_a_row)
-        return progress.bad_steps_in_a_row >= self.limit
+    def good_checkpoint(self) -> int:
+        """The step of the newest checkpoint that is known to be good, 0 for the base model."""
+        return self.saved_step if self.updates > self.saved_updates else self.proven_step
 
 
-def step_meaning(config: Config, inputs: Inputs, model_config: PretrainedConfig) -> dict:
+def step_meaning(config: Config, inputs: Inputs, model_config: PretrainedConfig, base: str) -> dict:
     """What the number of a step means: which documents it trains on, and how. Name of the setting -> value, plain JSON.
 
-    A resume with another meaning would train on the wrong data, so it is refused.
+    `base` is the fingerprint of the base model's weights (model/fingerprint.py): forgetting is measured against them. A
+    resume with another meaning would train on the wrong data, so it is refused.
     """
     return {
+        "the weights of model.path": base,
         "the vocabulary size of model.path": model_config.vocab_size,
         "data.train": inputs.train.sources[0].fingerprint,
         "data.mix": inputs.train.mixture(),
@@ -97,31 +114,63 @@ def step_meaning(config: Config, inputs: Inputs, model_config: PretrainedConfig)
     }
 
 
-def find_progress(
-    checkpoints: Path, meaning: dict, num_sources: int, total_steps: int, ranks: Ranks
-) -> tuple[Progress, Path | None]:
-    """(progress, checkpoint to resume from or None). A collective: all ranks resume from the one that rank 0 sees.
+def run_settings(config: Config, total_steps: int, world_size: int) -> dict:
+    """All settings of a run, flat, and what else may change between two starts: `section.key` -> value, plain JSON."""
+    sections = json.loads(json.dumps(as_dict(config)))
+    settings = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+    return settings | {"steps in total": total_steps, "ranks": world_size, "torch": torch.__version__}
 
-    Raises UserError if the checkpoint was made with another `meaning`, or is beyond `total_steps`.
+
+def fresh_progress(meaning: dict, settings: dict, train: Corpus, validation: Corpus | None) -> Progress:
+    """A run that has taken no step."""
+    judged_on = [source.fingerprint for source in validation.sources] if validation else []
+    return Progress(meaning, settings, targets=[0] * len(train.sources), validation=judged_on)
+
+
+def find_progress(
+    checkpoints: Path, fresh: Progress, resume: str, total_steps: int, ranks: Ranks
+) -> tuple[Progress, Path | None, list[str]]:
+    """(progress, checkpoint to resume from or None, lines for the user). A collective, the same on all ranks.
+
+    `resume` is run.resume. Raises UserError if the checkpoint is damaged, was made with another `meaning` than `fresh`, or
+    is beyond `total_steps`.
     """
-    checkpoint = read_on_first(lambda: latest_checkpoint(checkpoints), ranks)
+    checkpoint, passed_over = find_checkpoint(checkpoints, resume, ranks)
+    lines = [f"warning: passed over: {problem}" for problem in passed_over]
     if checkpoint is None:
-        return Progress(meaning, targets=[0] * num_sources), None
-    state = read_on_first(lambda: read_state(checkpoint), ranks)
+        return fresh, None, lines
+    state = read_on_first(lambda: read_manifest(checkpoint)["state"], ranks)
     try:
         progress = Progress(**state)
     except TypeError as error:
         raise UserError(
-            f"cannot resume from {checkpoint}: another version of this code wrote its state.json ({error}); finish the run "
-            "with that version, or start a new run with another run.name"
+            f"cannot resume from {checkpoint}: another version of this code wrote its manifest.json ({error}); finish the "
+            "run with that version, or start a new run with another run.name"
         ) from error
-    for key, value in meaning.items():
+    refused = []
+    for key, value in fresh.meaning.items():
         before = progress.meaning.get(key, value)  # a key that is newer than the checkpoint is not compared
         if before != value:
-            other = {"data.train": "other data in data.train", "data.mix": "another data.mix"}
-            what = other.get(key, f"{key}={before}, now it is {value}")
-            raise UserError(f"{checkpoint} was made with {what}; set it back, or start a new run with another run.name")
+            other = {
+                "data.train": "other data in data.train",
+                "data.mix": "another data.mix",
+                "the weights of model.path": "other weights in model.path",
+            }
+            refused.append(other.get(key, f"{key}={before}, now it is {value}"))
+    if refused:
+        what = "; ".join(refused)
+        raise UserError(f"{checkpoint} was made with {what}; set it back, or start a new run with another run.name")
     if progress.step > total_steps:
         raise UserError(f"{checkpoint} is at step {progress.step}, beyond the {total_steps} steps of this config")
-    progress.meaning = meaning
-    return progress, checkpoint
+    changes = [
+        (key, progress.settings.get(key, "not set"), fresh.settings.get(key, "not set"))
+        for key in sorted(progress.settings | fresh.settings)
+        if progress.settings.get(key) != fresh.settings.get(key)
+    ]
+    if changes:
+        lines.append(f"changed since step {progress.step} was saved:")
+        lines += [f"    {key}: {before} -> {now}" for key, before, now in changes]
+    if any(key.startswith("optimizer.") for key, _, _ in changes):
+        progress.bad_steps_in_a_row = 0  # another learning rate starts with a clean record
+    progress.meaning, progress.settings = fresh.meaning, fresh.settings
+    return progress, checkpoint, lines

@@ -18,7 +18,7 @@ CHOICES = {
     "ewc.dtype": ("fp32", "bf16"),
     "ewc.device": ("device", "cpu"),
     "sharding.strategy": ("full", "grad_op", "hybrid", "none"),
-    "run.resume": ("auto", "never"),
+    "run.resume": ("auto", "previous", "never"),
     "run.export": ("last", "best"),
 }
 ABOVE_ZERO = (
@@ -33,10 +33,12 @@ ABOVE_ZERO = (
     "optimizer.max_steps",
     "optimizer.max_grad_norm",
     "optimizer.eps",
+    "optimizer.skip_spikes",
     "ewc.documents",
     "ewc.batch",
     "run.log_every",
     "run.keep_last",
+    "run.timeout_minutes",
 )
 ZERO_OR_MORE = (
     "optimizer.weight_decay",

@@ -1,4 +1,4 @@
-"""Export in several files, checkpoints, and the metrics file of a run."""
+"""Export in several files, and checkpoints on full disks and of other models."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
 from configs.config import Optimizer
-from distributed.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from distributed.checkpoint import load_checkpoint, save_checkpoint
+from distributed.checkpoint_directory import latest_checkpoint
 from distributed.export import export_model
 from distributed.optimizer import make_optimizer
 from distributed.process_group import Ranks
 from tests.tiny import write_tiny_model
-from training.run_log import RunLog
 
 
 @pytest.fixture
@@ -56,20 +56,6 @@ def weight_and_optimizer(size: int) -> tuple[dict, torch.optim.Optimizer]:
     return {"weight": weight}, make_optimizer({"weight": weight}, settings, seed=0)
 
 
-def test_the_best_and_the_last_checkpoints_are_kept(tmp_path, ranks) -> None:
-    parameters, optimizer = weight_and_optimizer(4)
-    for step in range(1, 6):
-        save_checkpoint(tmp_path, {"step": step}, parameters, optimizer, ranks, keep_last=2, is_best=step == 2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "best",
-        "latest",
-        "step-000002",
-        "step-000004",
-        "step-000005",
-    ]
-    assert latest_checkpoint(tmp_path).name == "step-000005"
-
-
 def test_a_full_disk_is_an_error_and_keeps_what_was_saved(tmp_path, ranks, monkeypatch) -> None:
     parameters, optimizer = weight_and_optimizer(2**18)  # 3 MiB: fp32 weights and two moments
     save_checkpoint(tmp_path / "run", {"step": 1}, parameters, optimizer, ranks, keep_last=1)
@@ -100,20 +86,3 @@ def test_a_checkpoint_that_does_not_match_the_model_is_an_error(tmp_path, ranks)
     (tmp_path / "step-000001" / ".metadata").unlink()
     with pytest.raises(UserError, match="is not a complete checkpoint"):
         load_checkpoint(tmp_path / "step-000001", parameters, optimizer, ranks)
-    (tmp_path / "latest").write_text("step-000009")
-    with pytest.raises(UserError, match="names step-000009, which does not exist"):
-        latest_checkpoint(tmp_path)
-
-
-def test_metrics_after_a_resume_drop_the_rows_of_lost_steps(tmp_path) -> None:
-    log = RunLog(tmp_path, rank=0, start_step=0, total_steps=4)
-    for step in (1, 2, 3):
-        log.row(step, {"train/loss": float(step)})
-    log.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "train/lo')  # killed while writing a line
-    log = RunLog(tmp_path, rank=0, start_step=2, total_steps=4)
-    log.row(3, {"train/loss": 33.0})
-    log.close()
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["train/loss"]) for row in rows] == [(1, 1.0), (2, 2.0), (3, 33.0)]

@@ -110,6 +110,15 @@ def plant(name: str | None, set_attribute) -> None:
             return forward(self, batch, *by_source, **options)
 
         set_attribute(PackedLanguageModel, "forward", signalled)
+    elif kind == "kill_at_micro_batch":
+        killed_count, killed_forward = iter(range(10**9)), PackedLanguageModel.forward
+
+        def killed_in_forward(self, batch: MicroBatch, *by_source, **options) -> torch.Tensor:
+            if next(killed_count) == int(argument):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return killed_forward(self, batch, *by_source, **options)
+
+        set_attribute(PackedLanguageModel, "forward", killed_in_forward)
     elif kind == "endless_step":
         # From the step with this number on, a step has a million times as many micro-batches: it never ends.
         steps, micro_batches = iter(range(10**9)), train.micro_batches
@@ -141,14 +150,14 @@ def plant(name: str | None, set_attribute) -> None:
 
             set_attribute(distributed.checkpoint.dcp.FileSystemWriter, "finish", killed)
         else:
-            write = distributed.checkpoint.write_durably
+            set_latest = distributed.checkpoint.set_latest
 
-            def killed_write(path: Path, text: str) -> None:
-                if path.name == "latest" and next(saves) == 1:
+            def killed_before_latest(directory: Path, checkpoint: Path) -> None:
+                if next(saves) == 1:
                     os.kill(os.getpid(), signal.SIGKILL)
-                write(path, text)
+                set_latest(directory, checkpoint)
 
-            set_attribute(distributed.checkpoint, "write_durably", killed_write)
+            set_attribute(distributed.checkpoint, "set_latest", killed_before_latest)
     elif kind == "disk_full":
         # Rank 0, and no other rank, finds the disk full in the save with this number.
         saves, usage = iter(range(10**9)), shutil.disk_usage

@@ -1,7 +1,8 @@
-"""A run's position: what is due at a step, which evaluation was the best, bad steps in a row, and the saved state."""
+"""A run's position: what is due at a step, which evaluation was the best, which checkpoint is good, and the saved state."""
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ import torch.distributed as dist
 
 from common.errors import UserError
 from data.batches import StepBatch
+from distributed.checkpoint_directory import write_manifest
 from distributed.process_group import Ranks
-from training.progress import BadSteps, Progress, find_progress
+from training.progress import Progress, find_progress
 
 CPU = torch.device("cpu")
 
@@ -24,7 +26,7 @@ def ranks():
 
 def test_an_evaluation_is_due_first_last_and_every_so_many_steps_and_once_at_each() -> None:
     def due_steps(every: int) -> list[int]:
-        progress, steps = Progress({}, [0]), []
+        progress, steps = Progress({}, {}, [0]), []
         for progress.step in range(8):
             if progress.is_due("validation", every, total_steps=7):
                 steps.append(progress.step)
@@ -37,49 +39,90 @@ def test_an_evaluation_is_due_first_last_and_every_so_many_steps_and_once_at_eac
     assert due_steps(0) == [0, 7]
 
 
-def test_the_best_evaluation_has_the_lowest_finite_validation_loss() -> None:
-    progress = Progress({}, [0])
-    losses = (math.nan, 2.0, 2.0, math.inf, 1.5)
-    improved = [progress.finish_evaluation("validation", {"validation/loss": loss}) for loss in losses]
-    assert improved == [False, True, False, False, True] and progress.best_loss == 1.5
+def test_the_best_evaluation_has_the_lowest_finite_validation_loss_of_a_trained_model() -> None:
+    progress, improved = Progress({}, {}, [0]), []
+    for progress.step, loss in enumerate((1.0, math.nan, 2.0, 2.0, math.inf, 1.5)):
+        improved.append(progress.finish_evaluation("validation", {"validation/loss": loss}))
+    assert improved == [False, False, True, False, False, True]
+    # The base model, of step 0, is never the best, even if it is better.
+    assert (progress.base_loss, progress.best_loss, progress.best_step) == (1.0, 1.5, 5)
     assert not progress.finish_evaluation("forgetting", {"forgetting/kl": 0.1})
 
 
+def test_a_checkpoint_is_good_once_an_update_has_started_from_it() -> None:
+    progress = Progress({}, {}, [0])
+
+    def step(updates: int) -> None:
+        progress.step += 1
+        progress.updates += updates
+
+    step(1)
+    assert progress.good_checkpoint() == 0  # nothing is saved: the base model
+    progress.finish_save()  # of step 1
+    step(0)
+    assert progress.good_checkpoint() == 0  # step 2 was skipped, so the weights of step 1 may be bad
+    step(1)
+    assert progress.good_checkpoint() == 1
+    assert progress.finish_save()["proven_step"] == 1  # saved with step 3
+    step(0)
+    assert progress.good_checkpoint() == 1
+    step(1)
+    assert progress.good_checkpoint() == 3
+
+
+def test_a_periodic_save_stays_due_until_it_is_done() -> None:
+    progress, due = Progress({}, {}, [0]), []
+    for progress.step in range(1, 10):
+        due.append(progress.is_save_due(4))
+        if progress.step == 6:  # steps 4 and 5 were skipped
+            progress.finish_save()
+    assert due == [False, False, False, True, True, True, False, True, True]
+    assert not progress.is_save_due(0)
+
+
 def test_steps_are_counted_and_the_saved_state_is_read_as_it_is() -> None:
-    progress = Progress({"run.seed": 1}, [0, 0])
+    progress = Progress({"run.seed": 1}, {}, [0, 0])
     progress.finish_step(StepBatch((), 5, 2, (4, 1), (10, 7)))
     progress.finish_step(StepBatch((), 3, 1, (0, 3), (6,)))
     assert (progress.step, progress.tokens, progress.targets) == (2, 23, [4, 4])
     assert Progress(**json.loads(json.dumps(progress.as_json()))) == progress
 
 
-def test_bad_steps_in_a_row_are_seen_even_if_good_ones_follow_before_the_next_row() -> None:
-    progress = Progress({}, [0])
-    bad_steps = BadSteps(progress, limit=3, device=CPU)
-    for bad in (True, True, False, True, True):
-        bad_steps.add(torch.tensor(bad))
-    assert not bad_steps.update(progress)
-    assert (progress.skipped_steps, progress.bad_steps_in_a_row) == (4, 2)
-    for bad in (True, False):
-        bad_steps.add(torch.tensor(bad))
-    assert bad_steps.update(progress) and progress.skipped_steps == 5
+def saved(folder: Path, **state: object) -> None:
+    (folder / "step-000004").mkdir(exist_ok=True)
+    write_manifest(folder / "step-000004", state, {})
 
 
 def test_a_checkpoint_of_another_version_meaning_or_length_is_refused(tmp_path, ranks) -> None:
-    def save(**state: object) -> None:
-        (tmp_path / "step-000004" / "state.json").write_text(json.dumps(state))
-
-    (tmp_path / "step-000004").mkdir()
-    meaning = {"run.seed": 1, "data.train": "abc"}
-    save(**Progress(meaning, [7], step=4).as_json())
-    progress, checkpoint = find_progress(tmp_path, meaning, 1, 10, ranks)
-    assert (progress.step, progress.targets, checkpoint) == (4, [7], tmp_path / "step-000004")
-    with pytest.raises(UserError, match="step-000004 was made with run.seed=1, now it is 2"):
-        find_progress(tmp_path, meaning | {"run.seed": 2}, 1, 10, ranks)
-    with pytest.raises(UserError, match="was made with other data in data.train"):
-        find_progress(tmp_path, meaning | {"data.train": "xyz"}, 1, 10, ranks)
+    meaning = {"run.seed": 1, "data.train": "abc", "the weights of model.path": "123"}
+    fresh = Progress(meaning, {}, [0])
+    saved(tmp_path, **Progress(meaning, {}, [7], step=4).as_json())
+    progress, checkpoint, lines = find_progress(tmp_path, fresh, "auto", 10, ranks)
+    assert (progress.step, progress.targets, checkpoint, lines) == (4, [7], tmp_path / "step-000004", [])
+    other = Progress(meaning | {"run.seed": 2, "data.train": "xyz"}, {}, [0])
+    with pytest.raises(
+        UserError, match="step-000004 was made with run.seed=1, now it is 2; other data in data.train; set"
+    ):
+        find_progress(tmp_path, other, "auto", 10, ranks)
+    with pytest.raises(UserError, match="was made with other weights in model.path"):
+        find_progress(tmp_path, Progress(meaning | {"the weights of model.path": "9"}, {}, [0]), "auto", 10, ranks)
     with pytest.raises(UserError, match="is at step 4, beyond the 3 steps of this config"):
-        find_progress(tmp_path, meaning, 1, 3, ranks)
-    save(step=4, skipped=0, evaluated=-1)
-    with pytest.raises(UserError, match="another version of this code wrote its state.json"):
-        find_progress(tmp_path, meaning, 1, 10, ranks)
+        find_progress(tmp_path, fresh, "auto", 3, ranks)
+    saved(tmp_path, step=4, skipped=0, evaluated=-1)
+    with pytest.raises(UserError, match="another version of this code wrote its manifest.json"):
+        find_progress(tmp_path, fresh, "auto", 10, ranks)
+
+
+def test_a_resume_lists_every_setting_that_changed(tmp_path, ranks) -> None:
+    before = {"optimizer.learning_rate": 1e-3, "run.export": "last", "ranks": 2, "data.mix": []}
+    saved(tmp_path, **Progress({}, before, [7], step=4, bad_steps_in_a_row=3).as_json())
+    same, _, lines = find_progress(tmp_path, Progress({}, before, [0]), "auto", 10, ranks)
+    assert same.bad_steps_in_a_row == 3 and lines == []
+    now = before | {"run.export": "best", "ranks": 4}
+    moved, _, lines = find_progress(tmp_path, Progress({}, now, [0]), "auto", 10, ranks)
+    assert moved.bad_steps_in_a_row == 3
+    assert lines == ["changed since step 4 was saved:", "    ranks: 2 -> 4", "    run.export: last -> best"]
+    now = before | {"optimizer.learning_rate": 1e-4, "optimizer.new": 1}
+    slower, _, lines = find_progress(tmp_path, Progress({}, now, [0]), "auto", 10, ranks)
+    assert slower.bad_steps_in_a_row == 0 and slower.settings == now
+    assert lines[1:] == ["    optimizer.learning_rate: 0.001 -> 0.0001", "    optimizer.new: not set -> 1"]

@@ -1,0 +1,205 @@
+"""The directory of a run's checkpoints: which are complete and whole, which one is the newest, and which may go.
+
+    checkpoints/step-000120/   .metadata, __<rank>_0.distcp (torch.distributed.checkpoint), manifest.json
+    checkpoints/latest         name of the checkpoint from which the run continues
+
+manifest.json is written last. It holds the saved state and, of every other file, the size and the CRC-32; a checksum
+covers the manifest itself. The state names the best checkpoint, so that one file, replaced atomically, says everything.
+A directory named `step-<digits>` is complete, because its name comes from a rename; an interrupted one ends in `.tmp`.
+A checkpoint is whole if all of its files have the size and the checksum of the manifest.
+"""
+
+import functools
+import json
+import re
+import shutil
+import zlib
+from pathlib import Path
+
+from common.durable_files import SUFFIX, temporary_path, write_durably, write_json
+from common.errors import UserError
+from distributed.process_group import Ranks, gather_objects, read_on_first
+
+MANIFEST = "manifest.json"
+SET_ASIDE = ".bad"  # suffix of checkpoints whose weights gave a loss that is not finite
+_READ = 2**24  # bytes at a time
+_PREVIOUS = "run.resume=previous continues from the newest whole checkpoint"
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the checkpoint of a step."""
+    return f"step-{step:06d}"
+
+
+def checksums(files: list[Path]) -> dict[str, dict]:
+    """Size in bytes and CRC-32 of each file, by name, as they are read back from the file system."""
+    found = {}
+    for path in files:
+        value, size = 0, 0
+        with path.open("rb") as file:
+            while block := file.read(_READ):
+                value = zlib.crc32(block, value)
+                size += len(block)
+        found[path.name] = {"size": size, "crc32": f"{value:08x}"}
+    return found
+
+
+def write_manifest(folder: Path, state: dict, files: dict[str, dict]) -> None:
+    """Write manifest.json, the last file of a checkpoint. `files` comes from `checksums`."""
+    content = json.loads(json.dumps({"state": state, "files": files}))  # as it will be read
+    write_json(folder / MANIFEST, content | {"checksum": _checksum(content)})
+
+
+def read_manifest(checkpoint: Path) -> dict:
+    """{"state", "files"}. Raises UserError if the manifest is missing or damaged."""
+    path = checkpoint / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing: the checkpoint is damaged, or another version of this code wrote it; {_PREVIOUS}"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stated = content.pop("checksum")
+        if stated == _checksum(content):
+            return content
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        pass
+    raise UserError(f"{path} is damaged: its content does not match its checksum; {_PREVIOUS}")
+
+
+def replace_state(checkpoint: Path, state: dict) -> None:
+    """Replace the saved state of a checkpoint atomically. Call it on rank 0 alone."""
+    write_manifest(checkpoint, state, read_manifest(checkpoint)["files"])
+
+
+def check_whole(checkpoint: Path, ranks: Ranks) -> None:
+    """Read every file of a checkpoint and compare it with the manifest. A collective; the ranks share the files.
+
+    Raises the same UserError on all ranks. It names the first file that is missing or damaged.
+    """
+    expected = read_on_first(lambda: read_manifest(checkpoint), ranks)["files"]
+    mine = sorted(expected)[ranks.rank :: ranks.world_size]
+    problems = [problem for name in mine if (problem := _damage(checkpoint / name, expected[name]))]
+    for problem in sorted(problem for part in gather_objects(problems, ranks) for problem in part):
+        raise UserError(f"{problem}; {_PREVIOUS}")
+
+
+def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | None, list[str]]:
+    """(the whole checkpoint to continue from, or None if there is none yet; what was passed over). A collective.
+
+    `resume` is run.resume. With `previous` damaged checkpoints are passed over, and `latest` is set to the newest whole
+    one. Otherwise damage raises UserError, the same on all ranks.
+    """
+    if resume != "previous":
+        checkpoint = read_on_first(lambda: latest_checkpoint(directory), ranks)
+        if checkpoint:
+            check_whole(checkpoint, ranks)
+        return checkpoint, []
+    passed_over = []
+    for checkpoint in read_on_first(lambda: complete_checkpoints(directory)[::-1], ranks):
+        try:
+            check_whole(checkpoint, ranks)
+        except UserError as error:  # the same on all ranks
+            passed_over.append(str(error).removesuffix(f"; {_PREVIOUS}"))
+            continue
+        read_on_first(functools.partial(set_latest, directory, checkpoint), ranks)
+        return checkpoint, passed_over
+    if passed_over:
+        raise UserError(
+            f"{directory} has no whole checkpoint ({'; '.join(passed_over)}); to start from the base model, choose another "
+            "run.name"
+        )
+    return None, []
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint that `latest` names, or None before the first. Raises UserError if there is no such checkpoint."""
+    pointer = directory / "latest"
+    if not pointer.is_file():
+        return max(complete_checkpoints(directory), default=None)  # killed between the first rename and `latest`
+    name = pointer.read_bytes().decode("utf-8", errors="backslashreplace").strip()
+    if not _is_complete_name(name) or not (directory / name).is_dir():
+        raise UserError(f"{pointer} names {name[:80]!r}, which does not exist; {_PREVIOUS}")
+    return directory / name
+
+
+def set_latest(directory: Path, checkpoint: Path) -> None:
+    """Let the run continue from `checkpoint`. Call it on rank 0 alone."""
+    write_durably(directory / "latest", checkpoint.name)
+
+
+def complete_checkpoints(directory: Path) -> list[Path]:
+    """The complete checkpoints, whole or damaged, the oldest first."""
+    found = [path for path in directory.glob("step-*") if _is_complete_name(path.name) and path.is_dir()]
+    return sorted(found, key=_step)
+
+
+def prune(directory: Path, keep_last: int) -> None:
+    """Remove all checkpoints but the newest `keep_last` and those that their states name: the best, and the proven one.
+
+    Checkpoints above `latest` belong to a future that was given up, and go. A checkpoint loses its name before its files
+    are removed, so that a kill leaves no half checkpoint under a complete name. Call it on rank 0 alone.
+    """
+    newest = latest_checkpoint(directory)
+    assert newest is not None
+    complete = complete_checkpoints(directory)
+    keep = {path for path in complete if _step(path) <= _step(newest)}
+    keep = set(sorted(keep, key=_step)[-keep_last:]) | {newest}
+    for path in list(keep):
+        try:
+            state = read_manifest(path)["state"]
+        except UserError:
+            continue  # a damaged one; nothing can be known about it
+        named = (state.get("best_step"), state.get("proven_step"))
+        keep |= {directory / checkpoint_name(step) for step in named if step}
+    for path in complete:
+        if path not in keep:
+            path.replace(temporary_path(path))
+    for path in directory.glob(f"step-*{SUFFIX}"):
+        shutil.rmtree(path)
+
+
+def set_aside_after(directory: Path, step: int | None) -> list[str]:
+    """Rename the checkpoints after `step` to NAME.bad, and continue from `step` (None: from the base model).
+
+    Returns their new names. Call it on rank 0 alone.
+    """
+    later = [path for path in complete_checkpoints(directory) if _step(path) > (step or 0)]
+    if step:
+        set_latest(directory, directory / checkpoint_name(step))
+    elif later:
+        (directory / "latest").unlink(missing_ok=True)
+    for path in later:
+        aside = path.with_name(path.name + SET_ASIDE)
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        path.replace(aside)
+    return [path.name + SET_ASIDE for path in later]
+
+
+def _is_complete_name(name: str) -> bool:
+    return re.fullmatch(r"step-\d{6,}", name) is not None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _checksum(content: dict) -> str:
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+def _damage(path: Path, expected: dict) -> str | None:
+    """What is wrong with a file, or None."""
+    if not path.is_file():
+        return f"{path} is missing"
+    size = path.stat().st_size
+    if size != expected["size"]:
+        return f"{path} is damaged: it has {size:,} bytes instead of {expected['size']:,}"
+    try:
+        found = checksums([path])[path.name]["crc32"]
+    except OSError as error:  # the disk cannot read a block
+        return f"{path} cannot be read ({error.strerror})"
+    if found != expected["crc32"]:
+        return f"{path} is damaged: its checksum is {found} instead of {expected['crc32']}"
+    return None

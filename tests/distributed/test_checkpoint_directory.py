@@ -1,0 +1,166 @@
+"""Manifests, damaged checkpoints, `latest`, `run.resume=previous`, pruning and setting aside."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from common.errors import UserError
+from configs.config import Optimizer
+from distributed import checkpoint_directory
+from distributed.checkpoint import load_checkpoint, save_checkpoint
+from distributed.checkpoint_directory import (
+    check_whole,
+    complete_checkpoints,
+    find_checkpoint,
+    latest_checkpoint,
+    prune,
+    read_manifest,
+    replace_state,
+    set_aside_after,
+)
+from distributed.optimizer import make_optimizer
+from distributed.process_group import Ranks
+
+
+@pytest.fixture
+def ranks():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Ranks(0, 1, 0, torch.device("cpu"), dist.group.WORLD)
+    dist.destroy_process_group()
+
+
+def weight_and_optimizer(value: float) -> tuple[dict, torch.optim.Optimizer]:
+    weight = torch.nn.Parameter(torch.full((5000,), value))
+    return {"weight": weight}, make_optimizer({"weight": weight}, Optimizer(1.0), seed=0)
+
+
+def save(folder: Path, ranks: Ranks, step: int, keep_last: int = 9, **state: object) -> None:
+    save_checkpoint(folder, {"step": step, **state}, *weight_and_optimizer(float(step)), ranks, keep_last)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_newest_the_best_and_the_proven_checkpoints_are_kept(tmp_path, ranks) -> None:
+    for step in range(1, 7):
+        save(tmp_path, ranks, step, keep_last=2, best_step=2, proven_step=3 if step < 6 else 4)
+    # Steps 5 and 6 are the newest; the state of step 5 names the proven step 3, that of step 6 the proven step 4.
+    assert names(tmp_path) == ["latest", *(f"step-00000{n}" for n in (2, 3, 4, 5, 6))]
+    assert latest_checkpoint(tmp_path).name == "step-000006"
+
+
+def test_the_manifest_has_every_file_and_the_state(tmp_path, ranks) -> None:
+    save(tmp_path, ranks, 3, best_loss=0.1)
+    checkpoint = tmp_path / "step-000003"
+    manifest = read_manifest(checkpoint)
+    assert manifest["state"] == {"step": 3, "best_loss": 0.1}
+    assert sorted(manifest["files"]) == [".metadata", "__0_0.distcp"]
+    assert all((checkpoint / name).stat().st_size == entry["size"] for name, entry in manifest["files"].items())
+    check_whole(checkpoint, ranks)
+    replace_state(checkpoint, {"step": 3, "best_loss": 0.05})
+    check_whole(checkpoint, ranks)
+    assert read_manifest(checkpoint)["state"]["best_loss"] == 0.05
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def zero_page(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[4096:8192] = bytes(4096)
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE = {
+    "a flipped bit": ("__0_0.distcp", flip_bit, "__0_0.distcp is damaged: its checksum is"),
+    "a zeroed page": ("__0_0.distcp", zero_page, "__0_0.distcp is damaged: its checksum is"),
+    "a truncated file": ("__0_0.distcp", cut, "__0_0.distcp is damaged: it has"),
+    "a missing file": ("__0_0.distcp", Path.unlink, "__0_0.distcp is missing"),
+    "flipped metadata": (".metadata", flip_bit, ".metadata is damaged: its checksum is"),
+    "missing metadata": (".metadata", Path.unlink, ".metadata is missing"),
+    "a flipped manifest": ("manifest.json", flip_bit, "manifest.json is damaged"),
+    "a truncated manifest": ("manifest.json", cut, "manifest.json"),
+    "a missing manifest": ("manifest.json", Path.unlink, "manifest.json is missing"),
+    "an empty manifest": ("manifest.json", lambda path: path.write_bytes(b""), "manifest.json is damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_one_sentence_and_previous_continues_from_the_newest_whole_checkpoint(
+    damage, tmp_path, ranks
+) -> None:
+    for step in (2, 4, 6):
+        save(tmp_path, ranks, step)
+    file, do, sentence = DAMAGE[damage]
+    if damage == "a truncated manifest":  # without its last byte, a newline, it would still be whole
+        do = lambda path: path.write_bytes(path.read_bytes()[:-2])  # noqa: E731
+    do(tmp_path / "step-000006" / file)
+    with pytest.raises(UserError) as raised:
+        find_checkpoint(tmp_path, "auto", ranks)
+    assert sentence in str(raised.value) and "run.resume=previous" in str(raised.value)
+    assert len(complete_checkpoints(tmp_path)) == 3 and latest_checkpoint(tmp_path).name == "step-000006"
+    found, passed_over = find_checkpoint(tmp_path, "previous", ranks)
+    assert found == tmp_path / "step-000004" == latest_checkpoint(tmp_path)
+    assert len(passed_over) == 1 and sentence in passed_over[0]
+    parameters, optimizer = weight_and_optimizer(0.0)
+    load_checkpoint(found, parameters, optimizer, ranks)
+    assert parameters["weight"].unique().tolist() == [4.0]
+    save(tmp_path, ranks, 5)  # the damaged one belongs to a future that was given up
+    assert names(tmp_path) == ["latest", "step-000002", "step-000004", "step-000005"]
+
+
+def test_if_no_checkpoint_is_whole_the_run_does_not_start_over(tmp_path, ranks) -> None:
+    assert find_checkpoint(tmp_path, "previous", ranks) == (None, [])
+    save(tmp_path, ranks, 2)
+    flip_bit(tmp_path / "step-000002" / "__0_0.distcp")
+    with pytest.raises(UserError, match="has no whole checkpoint .*__0_0.distcp is damaged.*choose another run.name"):
+        find_checkpoint(tmp_path, "previous", ranks)
+
+
+@pytest.mark.parametrize("pointer", [b"step-000009", b"", b"..", b"\xff\xfe", b"step-000002/../step-000002"])
+def test_latest_names_a_checkpoint_or_is_refused(pointer, tmp_path, ranks) -> None:
+    save(tmp_path, ranks, 2)
+    (tmp_path / "latest").write_bytes(pointer)
+    with pytest.raises(UserError, match="latest names .*, which does not exist; run.resume=previous"):
+        find_checkpoint(tmp_path, "auto", ranks)
+    assert find_checkpoint(tmp_path, "previous", ranks)[0].name == "step-000002"
+
+
+def test_a_kill_inside_pruning_leaves_no_half_checkpoint_under_a_complete_name(tmp_path, ranks, monkeypatch) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, ranks, step)
+
+    def killed(path: Path) -> None:
+        (path / ".metadata").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune(tmp_path, keep_last=1)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000003"]
+    prune(tmp_path, keep_last=1)
+    assert names(tmp_path) == ["latest", "step-000003"]
+
+
+def test_bad_checkpoints_are_set_aside_and_the_run_continues_from_the_good_one(tmp_path, ranks) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, ranks, step)
+    assert set_aside_after(tmp_path, 2) == ["step-000003.bad"]
+    assert latest_checkpoint(tmp_path).name == "step-000002"
+    assert json.loads((tmp_path / "step-000003.bad" / "manifest.json").read_text())["state"] == {"step": 3}
+    assert set_aside_after(tmp_path, 0) == ["step-000001.bad", "step-000002.bad"]  # continue from the base model
+    assert latest_checkpoint(tmp_path) is None
+    assert checkpoint_directory.complete_checkpoints(tmp_path) == []

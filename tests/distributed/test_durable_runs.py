@@ -1,0 +1,227 @@
+"""Runs that are continued with other settings, stopped at the wrong moment or damaged: none ends with a wrong result."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, launch, rows, weights, write_plan
+from tests.processes import run_python
+from tests.tiny import write_chat_file, write_tiny_model
+
+pytestmark = pytest.mark.slow
+EVERY_STEP = ("run.save_every=1", "run.eval_every=1")
+# The forwards of a run on 2 ranks: 2 rows of validation on each rank at step 0, then 2 rows per step.
+HIGH = "optimizer.learning_rate=1e30"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tiny model, another one of the same shapes, data and the config: 5 steps in an epoch."""
+    folder = tmp_path_factory.mktemp("durable")
+    write_tiny_model(folder / "model")
+    write_tiny_model(folder / "other-model", seed=5)
+    write_chat_file(folder / "train.jsonl", 20, seed=0)
+    write_chat_file(folder / "validation.jsonl", 4, seed=1)
+    write_chat_file(folder / "validation-2.jsonl", 4, seed=2)
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
+    data=Data(({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256, packing=False),
+    batch=Batch(global_examples=4, micro_batch=1),
+    optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0),
+    run=Run("base", directory={str(folder / "runs")!r}, keep_last=9),
+)
+""")
+    return folder
+
+
+def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
+    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": expect}
+
+
+@pytest.fixture(scope="module")
+def first(folder) -> str:
+    """The first starts of all runs, on 2 ranks."""
+    return launch(
+        folder,
+        "first",
+        2,
+        [
+            run_of(folder, "straight", *EVERY_STEP),
+            run_of(folder, "longer", "optimizer.max_steps=3", "data.validation="),
+            # The weights get worse from step to step, so that the best is the first.
+            run_of(folder, "export", *EVERY_STEP, "optimizer.learning_rate=0.3", "run.keep_last=1"),
+            run_of(folder, "judged", *EVERY_STEP, "optimizer.max_steps=3"),
+            run_of(folder, "high", HIGH, "run.log_every=10", "run.save_every=1", "data.validation=", *TEN, expect=2),
+            run_of(folder, "high-later", *EVERY_STEP, plant="signal_at_micro_batch:12"),
+            run_of(folder, "last-step", "optimizer.learning_rate=1e39", "optimizer.max_steps=1", "data.validation=", expect=2),
+            run_of(folder, "async", *EVERY_STEP, "run.async_save=True", plant="signal_at_micro_batch:13"),
+            run_of(folder, "spikes", "optimizer.skip_spikes=3", *EVERY_STEP, "optimizer.max_steps=3"),
+        ],
+    )
+
+
+TEN = ("optimizer.epochs=2",)
+
+
+@pytest.fixture(scope="module")
+def second(folder, first) -> str:
+    """The second starts."""
+    runs = folder / "runs"
+    (folder / "steps-high").write_text("\n".join(p.name for p in (runs / "high" / "checkpoints").iterdir()))
+    shutil.copytree(runs / "judged", runs / "other-base")
+    longer = ("optimizer.max_steps=5", "data.validation=")
+    return launch(
+        folder,
+        "second",
+        2,
+        [
+            # Stopped by a signal in the check of the last weights, after the fifth step: 2 steps of 2 forwards.
+            run_of(folder, "longer", *longer, plant="signal_at_micro_batch:4"),
+            run_of(folder, "longer", *longer),
+            run_of(folder, "longer", *longer),
+            run_of(folder, "export", *EVERY_STEP, "optimizer.learning_rate=0.3", "run.export=best"),
+            run_of(folder, "export", *EVERY_STEP, "optimizer.learning_rate=0.3", "run.export=best"),
+            run_of(folder, "judged", *EVERY_STEP, f"data.validation={folder / 'validation-2.jsonl'}"),
+            run_of(folder, "other-base", *EVERY_STEP, f"model.path={folder / 'other-model'}", expect=2),
+            run_of(folder, "high", "run.save_every=1", "data.validation=", *TEN),
+            run_of(folder, "high-later", *EVERY_STEP, HIGH, *TEN, expect=2),
+            run_of(folder, "async", *EVERY_STEP, "run.async_save=True"),
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def third(folder, second) -> str:
+    """The third starts."""
+    checkpoints = folder / "runs" / "high-later" / "checkpoints"
+    (folder / "steps-high-later").write_text(
+        "\n".join([(checkpoints / "latest").read_text(), *map(str, checkpoints.iterdir())])
+    )
+    return launch(folder, "third", 2, [run_of(folder, "high-later", *EVERY_STEP)])
+
+
+def record(run: Path) -> dict:
+    return json.loads((run / "export" / "export.json").read_text())
+
+
+def manifest(run: Path, step: int) -> dict:
+    return json.loads((run / "checkpoints" / f"step-{step:06d}" / "manifest.json").read_text())
+
+
+def test_a_finished_run_with_more_steps_is_exported_anew(folder, second) -> None:
+    """It was stopped after the last step was saved, when the export was still that of the shorter run."""
+    assert "optimizer.max_steps: 3 -> 5" in second and "steps in total: 3 -> 5" in second
+    assert "signal: stopped after step 5/5, saved" in second
+    assert "exported the last weights (step 5, float32)" in second
+    assert record(folder / "runs" / "longer")["step"] == 5
+    assert second.count("already finished: 5 steps; ") == 2  # this run, and the next test's
+
+
+def test_another_run_export_on_a_finished_run_exports_again(folder, first, second) -> None:
+    run = folder / "runs" / "export"
+    losses = {step: row["validation/loss"] for step, row in rows(run, "validation/loss").items() if step}
+    best = min(losses, key=losses.get)
+    assert best < 5
+    assert f"the lowest validation loss, {losses[best]:.4g}, was that of step {best}: start again with" in first
+    assert record(run) == {
+        "weights": "best",
+        "step": best,
+        "steps_in_total": 5,
+        "validation_loss": losses[best],
+        "dtype": "float32",
+    }
+    assert f"exported the best weights (step {best}, validation loss {losses[best]:.4g}, float32)" in second
+    assert "run.export: last -> best" in second
+
+
+def test_the_base_model_is_never_the_best_in_silence(folder, second) -> None:
+    run = folder / "runs" / "export"
+    base = rows(run, "validation/loss")[0]["validation/loss"]
+    assert base < record(run)["validation_loss"]
+    assert "warning: no trained checkpoint is better than the base model on data.validation" in second
+
+
+def test_the_best_is_judged_again_on_new_validation_data(folder, second) -> None:
+    run = folder / "runs" / "judged"
+    old = rows(run, "validation/loss")[3]["validation/loss"]
+    assert "data.validation has changed: the best checkpoint, of step 3, was judged again: validation loss" in second
+    assert f"{old:.4g} on the old data" in second
+    state = manifest(run, 5)["state"]
+    assert state["best_step"] == 5 and state["best_loss"] == rows(run, "validation/loss")[5]["validation/loss"]
+    assert state["base_loss"] is None
+
+
+def test_other_base_weights_of_the_same_shapes_are_refused(second) -> None:
+    assert "step-000003 was made with other weights in model.path; set it back, or start a new run" in second
+
+
+def test_nothing_bad_is_saved_over_good_checkpoints(folder, first, second) -> None:
+    """The only good weights are the base's: step 1 has a finite loss and leaves weights of 1e30."""
+    assert "not finite in 5 steps in a row, up to step 6; step-000001.bad in" in first
+    assert "the run continues from the base model" in first
+    assert (folder / "steps-high").read_text().split() == ["step-000001.bad"]
+    assert largest_difference(base_tensors(folder), weights(folder / "runs" / "high")) < 0.1
+    assert len(rows(folder / "runs" / "high")) == 10  # with the usual learning rate it has all its steps, once each
+
+
+def test_a_resumed_run_that_diverges_keeps_its_good_checkpoint(folder, second, third) -> None:
+    assert "optimizer.learning_rate: 0.001 -> 1e+30" in second
+    assert "which is good" in second
+    left = (folder / "steps-high-later").read_text()
+    assert left.startswith("step-000002") and "step-000003.bad" in left
+    assert "optimizer.learning_rate: 1e+30" not in third  # the good checkpoint was saved with the old settings
+    assert largest_difference(weights(folder / "runs" / "straight"), weights(folder / "runs" / "high-later")) == 0.0
+
+
+def test_a_run_does_not_end_well_with_weights_that_are_not_good(folder, first) -> None:
+    assert "the loss of the last steps is not finite with the weights after step 1; lower" in first
+    run = folder / "runs" / "last-step"
+    assert not (run / "export").exists() and not (run / "checkpoints" / "latest").exists()
+
+
+def test_saves_in_the_background_resume_to_the_bit_and_are_curves(folder, second) -> None:
+    straight, run = folder / "runs" / "straight", folder / "runs" / "async"
+    assert largest_difference(weights(straight), weights(run)) == 0.0
+    assert rows(run, "train/loss").keys() == rows(straight, "train/loss").keys()
+    saves = rows(run, "save/total_seconds")
+    assert sorted(saves) == [1, 2, 3, 4, 5]
+    assert all(0 < row["save/pause_seconds"] < row["save/total_seconds"] for row in saves.values())
+
+
+def test_skipping_spikes_changes_nothing_where_there_are_none(folder, first) -> None:
+    spikes, straight = rows(folder / "runs" / "spikes"), rows(folder / "runs" / "straight")
+    assert [spikes[n]["train/skipped_steps"] for n in (1, 2, 3)] == [0, 0, 0]
+    assert spikes[1]["train/grad_norm"] == straight[1]["train/grad_norm"]
+
+
+def test_each_start_that_trains_is_recorded_and_one_that_does_nothing_is_not(folder, second) -> None:
+    starts = [json.loads(line) for line in (folder / "runs" / "longer" / "starts.jsonl").read_text().splitlines()]
+    assert [start["step"] for start in starts] == [0, 3, 5]
+    assert [start["config"]["optimizer"]["max_steps"] for start in starts] == [3, 5, 5]
+
+
+def test_a_run_killed_before_its_first_checkpoint_has_each_row_once(folder, first) -> None:
+    arguments = ("run.eval_every=1", "optimizer.max_steps=4")
+    plan = write_plan(folder, "killed", [run_of(folder, "killed", *arguments, plant="kill_at_micro_batch:20")])
+    assert run_python(WORKER, plan, **ENVIRONMENT).returncode == -signal.SIGKILL
+    run = folder / "runs" / "killed"
+    assert len(rows(run)) == 2
+    launch(folder, "killed-again", 0, [run_of(folder, "killed", *arguments)])
+    assert sorted(rows(run)) == [1, 2, 3, 4] and sorted(rows(run, "validation/loss")) == [0, 1, 2, 3, 4]
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("validation/loss")] == [0, 1, 2, 3, 4]
+
+
+def base_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model" / "model.safetensors")

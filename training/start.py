@@ -1,0 +1,77 @@
+"""Before the first step: what every rank must have alike, and whether the disk is fit for the run."""
+
+import os
+from pathlib import Path
+
+import torch
+from distributed.agreement import check_agreement, library_versions
+from model.fingerprint import fingerprint_of_base, fingerprint_of_tokenizer
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from common.errors import UserError
+from configs.config import Config
+from distributed.checkpoint import checkpoint_tensors, stored_bytes
+from distributed.disks import check_room_for_run, measure_write_speed, save_line, torchrun_grace
+from distributed.process_group import Ranks
+from training.inputs import Inputs
+from training.progress import Progress, fresh_progress, run_settings, step_meaning
+
+PROBE_BYTES = 64 * 2**20  # written on each node to measure the disk, or a checkpoint's bytes if that is less
+
+
+def check_resume(resume: str, run_directory: Path) -> None:
+    """Raise UserError if run.resume=never and the run exists. A restart by torchrun (`--max-restarts`) continues it."""
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    if resume == "never" and run_directory.exists() and not restarted:
+        raise UserError(f"{run_directory} exists and run.resume=never; choose another run.name or remove it")
+
+
+def agree_on_start(
+    config: Config,
+    inputs: Inputs,
+    model_config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    ranks: Ranks,
+) -> Progress:
+    """A run that has taken no step, the same on every rank. A collective.
+
+    Raises UserError on all ranks if a rank read other files, another config or another model, or runs other versions.
+    """
+    meaning = step_meaning(config, inputs, model_config, fingerprint_of_base(config.model.path))
+    settings = run_settings(config, inputs.total_steps, ranks.world_size)
+    fresh = fresh_progress(meaning, settings, inputs.train, inputs.validation)
+    check_agreement(
+        {
+            **settings,
+            **{f"{key} (as read)": value for key, value in meaning.items()},
+            "the plan": {"steps": inputs.total_steps, "warm-up steps": inputs.warmup_steps},
+            "the data of data.validation": fresh.validation,
+            "the tokenizer of model.path": fingerprint_of_tokenizer(tokenizer),
+            "the config.json of model.path": model_config.to_dict(),
+            "versions": library_versions(),
+            "the device type": ranks.device.type,
+        },
+        ranks,
+    )
+    return fresh
+
+
+def check_disks(
+    config: Config,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    model_config: PretrainedConfig,
+    ranks: Ranks,
+) -> list[str]:
+    """Whether the checkpoints and the export will fit, and how long a save takes here, in words. A collective.
+
+    Raises UserError on all ranks if there is no room for a checkpoint.
+    """
+    directory = Path(config.run.directory, config.run.name)
+    checkpoint = stored_bytes(checkpoint_tensors(parameters, optimizer, ranks))
+    dtype = getattr(model_config, "dtype", None) or torch.bfloat16
+    export = sum(parameter.numel() for parameter in parameters.values()) * dtype.itemsize
+    lines = check_room_for_run(directory, checkpoint, export, config.run.keep_last, ranks)
+    speed = measure_write_speed(directory, ranks, min(PROBE_BYTES, checkpoint))
+    return [*lines, save_line(checkpoint, speed, torchrun_grace())]
