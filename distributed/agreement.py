@@ -8,10 +8,8 @@ import importlib.metadata
 import json
 import platform
 
-import torch.distributed as dist
-
 from common.errors import UserError
-from distributed.process_group import Ranks
+from distributed.process_group import Ranks, gather_objects
 from distributed.rank_names import host_name, ranks_on_hosts
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -26,9 +24,7 @@ def check_agreement(values: dict[str, object], ranks: Ranks) -> None:
     A value is anything that JSON can express; give a digest of what is large. A nested dict is compared key by key, under
     "item.key". Raises the same UserError on every rank if any rank differs from rank 0.
     """
-    gathered: list = [None] * ranks.world_size
-    dist.all_gather_object(gathered, (host_name(), flatten(values)), group=ranks.flags)
-    problem = disagreement(gathered)
+    problem = disagreement(gather_objects((host_name(), flatten(values)), ranks))
     if problem:
         raise UserError(problem)
 

@@ -7,15 +7,11 @@ import shutil
 import socket
 import time
 from pathlib import Path
-from typing import TypeVar
-
-import torch.distributed as dist
 
 from common.durable_files import write_durably
 from common.errors import UserError
-from distributed.process_group import Ranks, barrier, read_on_first, world_size_from_environment
+from distributed.process_group import Ranks, barrier, gather_objects, read_on_first, world_size_from_environment
 
-T = TypeVar("T")
 # An NFS client may believe for this long that a new directory does not exist (acdirmin=30, nfs(5)).
 WAIT_SECONDS = 35.0
 PROBE_BYTES = 64 * 2**20  # written on each node to measure the disk
@@ -30,7 +26,7 @@ def check_shared_directory(directory: Path, ranks: Ranks, wait_seconds: float = 
     Rank 0 writes a token, which the first rank of each node must read within `wait_seconds`; then it is removed. Returns
     at once on one node. The directory must exist.
     """
-    if not any(_gather(ranks.rank > 0 and ranks.local_rank == 0, ranks)):
+    if not any(gather_objects(ranks.rank > 0 and ranks.local_rank == 0, ranks)):
         return
     token = read_on_first(lambda: secrets.token_hex(16), ranks)
     path = directory / _TOKEN.format(token)
@@ -44,7 +40,7 @@ def check_shared_directory(directory: Path, ranks: Ranks, wait_seconds: float = 
     try:
         read_on_first(write, ranks)
         problem = _wait_for(path, token, wait_seconds) if ranks.local_rank == 0 else None
-        problems = _gather(problem and f"rank {ranks.rank} on host {socket.gethostname()} ({problem})", ranks)
+        problems = gather_objects(problem and f"rank {ranks.rank} on host {socket.gethostname()} ({problem})", ranks)
     finally:
         if ranks.rank == 0:
             _remove(directory, _TOKEN)
@@ -126,7 +122,7 @@ def measure_write_speed(directory: Path, ranks: Ranks, probe_bytes: int = PROBE_
     finally:
         seconds = time.perf_counter() - start
         path.unlink(missing_ok=True)
-    answers = _gather((problem, size, seconds), ranks)
+    answers = gather_objects((problem, size, seconds), ranks)
     if ranks.rank == 0:
         _remove(directory, _PROBE)  # what a killed start left
     problems = [problem for problem, _, _ in answers if problem]
@@ -166,13 +162,6 @@ def save_line(checkpoint_bytes: int, bytes_per_second: float, grace_seconds: flo
     )
 
 
-def _gather(value: T, ranks: Ranks) -> list[T]:
-    """The value of every rank, on every rank. A collective."""
-    values: list = [None] * ranks.world_size
-    dist.all_gather_object(values, value, group=ranks.flags)
-    return values
-
-
 def _free_bytes(directory: Path, ranks: Ranks) -> tuple[int, str]:
     """(smallest free space over the nodes, " of host NAME" or nothing on one node). A collective."""
     answer = None
@@ -184,7 +173,7 @@ def _free_bytes(directory: Path, ranks: Ranks) -> tuple[int, str]:
         except OSError as error:
             problem = f"{directory} on host {host}: {error.strerror}; set run.directory to a disk that can be read"
         answer = free, f" of host {host}", problem
-    answers = [answer for answer in _gather(answer, ranks) if answer]
+    answers = [answer for answer in gather_objects(answer, ranks) if answer]
     for *_, problem in answers:
         if problem:
             raise UserError(problem)

@@ -30,12 +30,12 @@ def export_record(config: Config, progress: Progress, model_config: PretrainedCo
     The base model is never exported: `best` is the best of the trained checkpoints. Without any evaluation of a trained
     model, the last weights stand in for the best.
     """
-    best = config.run.export == "best" and progress.best_step is not None
+    best = progress.best_step if config.run.export == "best" else None
     return {
-        "weights": "best" if best else "last",
-        "step": progress.best_step if best else progress.step,
+        "weights": "last" if best is None else "best",
+        "step": progress.step if best is None else best,
         "steps_in_total": progress.step,
-        "validation_loss": progress.best_loss if best else None,
+        "validation_loss": None if best is None else progress.best_loss,
         "dtype": dtype_name(getattr(model_config, "dtype", None) or torch.bfloat16),
     }
 
@@ -75,7 +75,7 @@ def is_finished(
 def one_step_plan(plan: Plan, total_steps: int) -> Plan:
     """The last step of a run that has a target token; no step if none has."""
     last = next((n for n in reversed(range(total_steps)) if plan.batch(n).num_target_tokens), None)
-    return Plan(0 if last is None else 1, lambda step: plan.batch(last))
+    return Plan(0, plan.batch) if last is None else Plan(1, lambda step: plan.batch(last))
 
 
 def export_run(

@@ -38,20 +38,20 @@ class SkippedSteps:
     def judge(self, loss_sum: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
         """Whether this step is skipped, as a bool scalar on the device; counts it. Both are sums over all ranks."""
         bad = ~(torch.isfinite(loss_sum) & torch.isfinite(grad_norm))
-        skip = bad | self._is_spike(grad_norm, bad) if self.spikes else bad
+        skip = bad | self._is_spike(grad_norm, bad, self.spikes) if self.spikes else bad
         self.updates += ~skip
         self.skipped += skip
         keep = bad | (self.in_a_row >= self.limit)
         self.in_a_row = torch.where(keep, self.in_a_row + 1, torch.zeros_like(self.in_a_row))
         return skip
 
-    def _is_spike(self, grad_norm: torch.Tensor, bad: torch.Tensor) -> torch.Tensor:
+    def _is_spike(self, grad_norm: torch.Tensor, bad: torch.Tensor, limit: float) -> torch.Tensor:
         """Compare with the history, then add a finite norm to it."""
         known = torch.arange(WINDOW, device=self.norms.device) >= WINDOW - self.known
         count = self.known.clamp(min=1)
         mean = (self.norms * known).sum() / count
         deviation = (((self.norms - mean) * known).square().sum() / count).sqrt()
-        spike = (self.known >= MIN_HISTORY) & (grad_norm > mean + self.spikes * deviation)
+        spike = (self.known >= MIN_HISTORY) & (grad_norm > mean + limit * deviation)
         shifted = torch.cat([self.norms[1:], grad_norm.detach().double().reshape(1)])
         self.norms = torch.where(bad, self.norms, shifted)
         self.known = torch.where(bad, self.known, (self.known + 1).clamp(max=WINDOW))

@@ -4,16 +4,16 @@ import os
 from pathlib import Path
 
 import torch
-from distributed.agreement import check_agreement, library_versions
-from model.fingerprint import fingerprint_of_base, fingerprint_of_tokenizer
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from configs.config import Config
+from distributed.agreement import check_agreement, library_versions
 from distributed.checkpoint import checkpoint_tensors, stored_bytes
 from distributed.disks import check_room_for_run, measure_write_speed, save_line, torchrun_grace
 from distributed.process_group import Ranks
+from model.fingerprint import fingerprint_of_base, fingerprint_of_tokenizer
 from training.inputs import Inputs
 from training.progress import Progress, fresh_progress, run_settings, step_meaning
 

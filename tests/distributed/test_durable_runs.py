@@ -61,7 +61,14 @@ def first(folder) -> str:
             run_of(folder, "judged", *EVERY_STEP, "optimizer.max_steps=3"),
             run_of(folder, "high", HIGH, "run.log_every=10", "run.save_every=1", "data.validation=", *TEN, expect=2),
             run_of(folder, "high-later", *EVERY_STEP, plant="signal_at_micro_batch:12"),
-            run_of(folder, "last-step", "optimizer.learning_rate=1e39", "optimizer.max_steps=1", "data.validation=", expect=2),
+            run_of(
+                folder,
+                "last-step",
+                "optimizer.learning_rate=1e39",
+                "optimizer.max_steps=1",
+                "data.validation=",
+                expect=2,
+            ),
             run_of(folder, "async", *EVERY_STEP, "run.async_save=True", plant="signal_at_micro_batch:13"),
             run_of(folder, "spikes", "optimizer.skip_spikes=3", *EVERY_STEP, "optimizer.max_steps=3"),
         ],
@@ -151,7 +158,7 @@ def test_the_base_model_is_never_the_best_in_silence(folder, first) -> None:
 
 def test_the_best_is_judged_again_on_new_validation_data(folder, second) -> None:
     run = folder / "runs" / "judged"
-    old = rows(run, "validation/loss")[3]["validation/loss"]
+    old = rows(folder / "runs" / "other-base", "validation/loss")[3]["validation/loss"]  # a copy of the first start
     assert "data.validation has changed: the best checkpoint, of step 3, was judged again: validation loss" in second
     assert f"{old:.4g} on the old data" in second
     state = manifest(run, 5)["state"]

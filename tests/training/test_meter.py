@@ -41,7 +41,7 @@ def test_speed_counts_the_tokens_of_all_steps_and_no_pauses(clock) -> None:
             clock.now += 50.0
         clock.now += 2.0
         meter.add(*step((60, 40), (10,), [5.0]))
-    row = meter.row(Progress({}, [20], step=2, tokens=200), epoch=0.5)
+    row = meter.row(Progress({}, {}, [20], step=2, tokens=200), epoch=0.5)
     assert row["train/tokens_per_second"] == 200 / 4.0
     assert row["train/mfu"] == pytest.approx(200 * 100.0 / 4.0 / 20_000.0) == 0.25
     assert row["train/epoch"] == 0.5 and row["train/tokens"] == 200
@@ -50,14 +50,14 @@ def test_speed_counts_the_tokens_of_all_steps_and_no_pauses(clock) -> None:
     assert "| 50 tok/s | MFU 25.0% |" in line and line.endswith("ETA 1.0 min")
     clock.now += 1.0
     meter.add(*step((10,), (1,), [1.0]))  # the next row covers only the steps after the last one
-    assert meter.row(Progress({}, [21], step=3, tokens=210), epoch=0.6)["train/tokens_per_second"] == 10.0
+    assert meter.row(Progress({}, {}, [21], step=3, tokens=210), epoch=0.6)["train/tokens_per_second"] == 10.0
 
 
 def test_mfu_above_100_percent_is_not_reported(clock) -> None:
     meter = Meter(ONE_SOURCE, WORK, peak_flops=1000.0, device=CPU)
     clock.now += 1.0
     meter.add(*step((100,), (10,), [5.0]))  # 10,000 FLOP/s
-    row = meter.row(Progress({}, [10], step=1, tokens=100), epoch=0.1)
+    row = meter.row(Progress({}, {}, [10], step=1, tokens=100), epoch=0.1)
     assert "train/mfu" not in row
     row |= {"train/loss": math.nan, "train/grad_norm": 1.0, "train/learning_rate": 1e-4}
     line = meter.line(row, 1, 2)
@@ -71,7 +71,7 @@ def test_losses_and_shares_by_source_cover_the_window_and_the_run(clock) -> None
     clock.now += 1.0
     meter.add(*step((10, 10), (4, 2), [9.0, 8.0, 1.0]))
     meter.add(*step((10, 10), (4, 0), [4.0, 4.0, 0.0]))
-    row = meter.row(Progress({}, [12, 4], step=2, tokens=40), epoch=0.1)
+    row = meter.row(Progress({}, {}, [12, 4], step=2, tokens=40), epoch=0.1)
     assert row["train/loss/main"] == pytest.approx(12 / 8) and row["train/loss/law"] == pytest.approx(1 / 2)
     assert row["train/share/main"] == 0.75 and row["train/share/law"] == 0.25
 
