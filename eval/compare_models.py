@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from data.batches import micro_batches, plan_validation
+from data.batches import micro_batches, plan_one_step
 from data.examples import Documents
 from distributed.process_group import Ranks
 from eval.bootstrap import bootstrap
@@ -170,7 +170,7 @@ def _nats(
         losses = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
         nats.index_add_(0, torch.from_numpy(owners), losses.double().cpu())
 
-    rows = plan_validation(documents, FORWARD_TOKENS, examples_per_step=len(documents)).batch(0).rows
+    rows = plan_one_step(documents, FORWARD_TOKENS).batch(0).rows
     for items in micro_batches(rows, documents, ranks.rank, ranks.world_size, 1):
         visit_documents(one.model, documents, items, ranks.device, add_losses)
         advance(len(items))

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from data.batches import Plan, collate, micro_batches, plan_validation
+from data.batches import Plan, collate, micro_batches, plan_one_step
 from data.examples import Documents
 from distributed.process_group import StopSignal
 from distributed.sharding import evaluating
@@ -97,11 +97,11 @@ def start_forgetting(
     options = as_documents(encode_options(tokenizer, questions))
     reference = ForgettingReference(
         texts,
-        plan_validation(texts, sequence_length, examples_per_step=len(texts)),
+        plan_one_step(texts, sequence_length),
         sum(len(piece.encode()) for piece in pieces),
         questions,
         options,
-        plan_validation(options, sequence_length, examples_per_step=len(options)),
+        plan_one_step(options, sequence_length),
         micro_batch,
         shared_tokens or len(tokenizer),
     )
