@@ -5,6 +5,7 @@ the number of ranks; `micro_batches` distributes the rows of a step over the ran
 """
 
 import functools
+import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -107,7 +108,7 @@ def plan_training(
         before, after = order.targets_before(step), order.targets_before(step + 1)
         for offset, ratio, stream in zip(corpus.offsets[1:-1], ratios, streams, strict=True):
             items += [offset + i for i in stream(int(ratio * before), int(ratio * after))]
-        return _step_batch(items, corpus, sequence_length if packing else 0)
+        return _step_batch(items, _pack(items, corpus, sequence_length if packing else 0), corpus)
 
     def passes(steps: int) -> tuple[float, ...]:
         targets = order.targets_before(steps)
@@ -117,18 +118,47 @@ def plan_training(
     return TrainingPlan(sum(order.steps_per_epoch), batch, order.steps_per_epoch, passes)
 
 
-def plan_validation(source: Corpus | Documents | Windows, sequence_length: int, examples_per_step: int = 64) -> Plan:
-    """Plan one pass over every item of every source, in file order."""
+def plan_validation(
+    source: Corpus | Documents | Windows, sequence_length: int, world_size: int, micro_batch: int
+) -> Plan:
+    """Plan one pass over every item of every source, in file order, in steps of one micro-batch per rank.
+
+    A step has at most `world_size * micro_batch` rows, so the number of steps falls as ranks are added. Each item goes
+    into the row with the most room, and the item that fits into none begins the next step. Items and target tokens of
+    the whole pass are the same for any number of ranks.
+    """
     corpus = as_corpus(source)
-    num_steps = -(-len(corpus) // examples_per_step)
+    num_rows = world_size * micro_batch
+    # Only the first item of each step is kept; rows are packed again, in the same way, when a step is asked for.
+    starts = [0]
+    fill = _EvenFill(num_rows, sequence_length)
+    for item in range(len(corpus)):
+        length = corpus.num_tokens(item)
+        if fill.place(length) is None:
+            starts.append(item)
+            fill = _EvenFill(num_rows, sequence_length)
+            fill.place(length)
+    bounds = [*starts, len(corpus)]
 
     @functools.lru_cache(maxsize=16)
     def batch(step: int) -> StepBatch:
-        start = step * examples_per_step
-        items = list(range(start, min(len(corpus), start + examples_per_step)))
-        return _step_batch(items, corpus, sequence_length)
+        items = list(range(bounds[step], bounds[step + 1]))
+        rows: list[list[int]] = [[] for _ in range(num_rows)]
+        fill = _EvenFill(num_rows, sequence_length)
+        for item in items:
+            row = fill.place(corpus.num_tokens(item))
+            assert row is not None
+            rows[row].append(item)
+        return _step_batch(items, tuple(tuple(row) for row in rows if row), corpus)
 
-    return Plan(num_steps, batch)
+    return Plan(len(starts) if len(corpus) else 0, batch)
+
+
+def plan_one_step(source: Corpus | Documents | Windows, sequence_length: int) -> Plan:
+    """A plan with every item in a single step, packed into as few rows as best-fit finds. For small sources."""
+    corpus = as_corpus(source)
+    items = list(range(len(corpus)))
+    return Plan(1, lambda step: _step_batch(items, _pack(items, corpus, sequence_length), corpus))
 
 
 def micro_batches(
@@ -141,7 +171,7 @@ def micro_batches(
     """
     count = -(-len(rows) // (world_size * size))
     load, assigned = [0] * world_size, [[] for _ in range(world_size)]
-    tokens = [sum(sum(source.document_lengths(item)) for item in row) for row in rows]
+    tokens = [sum(source.num_tokens(item) for item in row) for row in rows]
     for i in sorted(range(len(rows)), key=lambda i: (-tokens[i], i)):
         chosen = min((r for r in range(world_size) if len(assigned[r]) < count * size), key=lambda r: (load[r], r))
         assigned[chosen].append(i)
@@ -186,18 +216,17 @@ def collate(items: Row, source: Corpus | Documents | Windows) -> MicroBatch:
     )
 
 
-def _step_batch(items: list[int], corpus: Corpus, capacity: int) -> StepBatch:
-    lengths = {item: corpus.document_lengths(item) for item in items}
+def _step_batch(items: list[int], rows: tuple[Row, ...], corpus: Corpus) -> StepBatch:
     targets = [0] * len(corpus.sources)
     for item in items:
         targets[corpus.locate(item)[0]] += corpus.num_targets(item)
-    rows = _pack(items, {item: sum(documents) for item, documents in lengths.items()}, capacity)
-    documents = tuple(length for item in items for length in lengths[item])
+    documents = tuple(length for item in items for length in corpus.document_lengths(item))
     return StepBatch(rows, sum(targets), len(items), tuple(targets), documents)
 
 
-def _pack(items: list[int], lengths: dict[int, int], capacity: int) -> tuple[Row, ...]:
+def _pack(items: list[int], corpus: Corpus, capacity: int) -> tuple[Row, ...]:
     """Best-fit decreasing bin packing: longest item first, each into the fullest row that has room for it."""
+    lengths = {item: corpus.num_tokens(item) for item in items}
     rows: list[list[int]] = []
     room: list[int] = []
     for item in sorted(items, key=lambda i: (-lengths[i], i)):
@@ -210,6 +239,22 @@ def _pack(items: list[int], lengths: dict[int, int], capacity: int) -> tuple[Row
             rows[best].append(item)
             room[best] -= length
     return tuple(tuple(row) for row in rows)
+
+
+class _EvenFill:
+    """A fixed number of rows, filled evenly: each item goes into the row with the most room, the first of equal ones."""
+
+    def __init__(self, num_rows: int, capacity: int) -> None:
+        self.capacity = capacity
+        self.heap = [(-capacity, row) for row in range(num_rows)]  # (-room, row), in heap order
+
+    def place(self, length: int) -> int | None:
+        """The row that takes an item of `length` tokens, or None if no row has room. An empty row takes any item."""
+        room, row = -self.heap[0][0], self.heap[0][1]
+        if length > room and room < self.capacity:
+            return None
+        heapq.heapreplace(self.heap, (length - room, row))
+        return row
 
 
 def _num_epochs(step: int, steps_per_epoch: tuple[int, ...]) -> float:

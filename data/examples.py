@@ -38,6 +38,10 @@ class Documents:
         """Token ids and target flags of one document."""
         return self.ids[index], self.is_target[index]
 
+    def num_tokens(self, index: int) -> int:
+        """Number of tokens in one document."""
+        return int(self.lengths[index])
+
     def document_lengths(self, index: int) -> tuple[int, ...]:
         """Length in tokens of each document in item `index`. An item here is always one document."""
         return (int(self.lengths[index]),)

@@ -1,7 +1,7 @@
 """Data sources: example files in memory, a token store on disk, or several of these as one corpus.
 
-A source is a `Documents` (data/examples.py) or a `Windows`. Both have `len`, `get(i)`, `document_lengths(i)`,
-`num_targets(i)`, `items_with_targets()`, `fingerprint` and `report`.
+A source is a `Documents` (data/examples.py) or a `Windows`. Both have `len`, `get(i)`, `num_tokens(i)`,
+`document_lengths(i)`, `num_targets(i)`, `items_with_targets()`, `fingerprint` and `report`.
 """
 
 import functools
@@ -40,6 +40,10 @@ class Windows:
         is_target = np.ones(len(ids), dtype=bool)
         is_target[np.cumsum((0, *lengths[:-1]))] = False
         return ids, is_target
+
+    def num_tokens(self, index: int) -> int:
+        """Number of tokens in the window. Unlike `document_lengths`, it reads no file."""
+        return self.store.window_length(index)
 
     def document_lengths(self, index: int) -> tuple[int, ...]:
         """Number of tokens of each document that are in the window."""
@@ -84,6 +88,11 @@ class Corpus:
         """Token ids and target flags of an item."""
         source, index = self.locate(item)
         return self.sources[source].get(index)
+
+    def num_tokens(self, item: int) -> int:
+        """Number of tokens in an item."""
+        source, index = self.locate(item)
+        return self.sources[source].num_tokens(index)
 
     def document_lengths(self, item: int) -> tuple[int, ...]:
         """Number of tokens of each document in an item."""

@@ -89,6 +89,11 @@ class TokenStore:
             cuts.append(end)
         return tuple(after - before for before, after in zip(cuts, cuts[1:], strict=False))
 
+    def window_length(self, index: int) -> int:
+        """Number of tokens of a window: `sequence_length`, except for the last. Reads no file."""
+        begin, end = self._span(index)
+        return end - begin
+
     def _span(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} is outside a store of {len(self)} windows")

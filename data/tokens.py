@@ -12,8 +12,10 @@ In the second case each turn is tokenised separately. The prompt at generation t
 that preceded the answer in training.
 """
 
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -31,6 +33,10 @@ PLAIN_CHAT_TEMPLATE = (
 )
 
 
+# Files that hold a vocabulary; besides these, sentencepiece's *.model and *.tiktoken.
+VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json")
+
+
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model directory or hub id. If it has no chat template, it gets `PLAIN_CHAT_TEMPLATE`.
 
@@ -38,13 +44,31 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load a tokenizer from {path}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # damaged files raise many kinds, `Exception` itself among them
+        raise UserError(f"cannot load a tokenizer from {path}: {_why_not_loaded(Path(path), error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {path} has no eos_token; set it in tokenizer_config.json")
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
     return tokenizer
+
+
+def _why_not_loaded(path: Path, error: Exception) -> str:
+    """The reason why a tokenizer could not be loaded, and what to do, in place of transformers' own explanation."""
+    mend = "copy the tokenizer files of the model into it"
+    if path.is_file():
+        return "it is a file; name the directory of a model"
+    if not path.is_dir():
+        fetch = "python scripts/fetch_base_model.py ORGANISATION/NAME downloads a model"
+        return f"there is no such directory, nor a downloaded model of that name; {fetch}"
+    if not any(file.name in VOCABULARY_FILES or file.suffix in (".model", ".tiktoken") for file in path.iterdir()):
+        return f"it has no tokenizer.json; {mend}"
+    for file in sorted(path.glob("*token*.json")):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as problem:
+            return f"{file.name} is damaged ({problem}); {mend} again"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}; {mend} again"
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> tuple[list[int], list[bool]]:

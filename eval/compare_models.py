@@ -24,11 +24,11 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from data.batches import micro_batches
+from data.batches import micro_batches, plan_one_step
 from data.examples import Documents
 from distributed.process_group import StopSignal
 from eval.bootstrap import bootstrap
-from eval.forgetting import as_documents, encode_texts, kl_divergence, pack_all, visit_documents
+from eval.forgetting import as_documents, encode_texts, kl_divergence, visit_documents
 from eval.in_step import in_turns
 from eval.questions import Question, encode_options, right_answers, start_tokens
 from model.language_model import PackedLanguageModel
@@ -169,7 +169,7 @@ def _nats(
         losses = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
         nats.index_add_(0, torch.from_numpy(owners), losses.double().cpu())
 
-    rows = pack_all(documents, FORWARD_TOKENS).batch(0).rows
+    rows = plan_one_step(documents, FORWARD_TOKENS).batch(0).rows
     for items in in_turns(micro_batches(rows, documents, ranks.rank, ranks.world_size, 1), stop, description):
         visit_documents(one.model, documents, items, ranks.device, add_losses)
     dist.all_reduce(nats, group=ranks.flags)

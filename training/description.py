@@ -5,6 +5,7 @@ from transformers import PretrainedConfig
 
 from common.dtypes import dtype_name
 from configs.config import Config
+from data.batches import TrainingPlan
 from model.flops import PeakFlops
 from model.language_model import num_parameters
 from training.inputs import Inputs
@@ -26,6 +27,7 @@ def describe_run(
     lines = [f"model {config.model.path}: {count:,} parameters, all trained; {len(layers)} x {layer_class}"]
     lines += inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
     lines += inputs.validation.lines("validation") if inputs.validation else []
+    rows = rows_of_steps(inputs.plan, inputs.total_steps)
     lines.append(_batch_line(config, len(inputs.plan.batch(0).rows), world_size))
     rope = config.model.rope_type or "as in config.json"
     lines.append(
@@ -40,16 +42,12 @@ def describe_run(
         + f"; compile {'on' if config.model.compile else 'off'}"
     )
     lines.append(
-        f"schedule: {inputs.total_steps} steps ({inputs.plan.steps_per_epoch[0]} in the first epoch), warm-up "
-        f"{inputs.warmup_steps} steps, peak learning rate {optimizer.learning_rate:g}, cosine to "
+        f"schedule: {counted(inputs.total_steps, 'step')} ({inputs.plan.steps_per_epoch[0]} in the first epoch), warm-up "
+        f"{counted(inputs.warmup_steps, 'step')}, peak learning rate {optimizer.learning_rate:g}, cosine to "
         f"{optimizer.min_lr_ratio:g} of the peak"
     )
     warnings = schedule_warnings(config, count, inputs.total_steps, inputs.warmup_steps)
-    if peak.device.type == "cpu" and torch.cuda.device_count():
-        warnings.append(
-            f"this node has {torch.cuda.device_count()} GPUs, fewer than processes, so everything runs on the CPU; start one "
-            "process per GPU"
-        )
+    warnings += idle_warnings(config, rows, world_size)
     return lines + [f"warning: {warning}" for warning in warnings]
 
 
@@ -81,13 +79,47 @@ def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps
     return warnings
 
 
+def rows_of_steps(plan: TrainingPlan, total_steps: int, at_most: int = 20) -> list[int]:
+    """Packed rows of up to `at_most` steps, evenly spaced over the run.
+
+    The last step of an epoch may be smaller and is left out, unless it is the only one of its epoch.
+    """
+    ends = {sum(plan.steps_per_epoch[: epoch + 1]) - 1 for epoch, steps in enumerate(plan.steps_per_epoch) if steps > 1}
+    count = min(at_most, total_steps)
+    steps = {i * total_steps // count for i in range(count)}
+    # The step before a left-out one stands for it; it is of the same epoch.
+    return [len(plan.batch(step).rows) for step in sorted({step - (step in ends) for step in steps})]
+
+
+def idle_warnings(config: Config, rows: list[int], world_size: int) -> list[str]:
+    """A warning if steps have fewer packed rows than there are ranks. `rows`: of some steps (`rows_of_steps`)."""
+    short = [count for count in rows if count < world_size]
+    if not short:
+        return []
+    idle, fewest, most = world_size - min(short), min(rows), max(rows)
+    packed = counted(fewest, "packed row") if fewest == most else f"{fewest} to {most} packed rows"
+    where = "in every step" if len(short) == len(rows) else f"in {len(short)} of {len(rows)} steps looked at"
+    up_to = "" if fewest == most else "up to "
+    size = "batch.global_tokens" if config.batch.global_tokens else "batch.global_examples"
+    return [
+        f"the steps have {packed} for {counted(world_size, 'rank')}: {up_to}{counted(idle, 'rank')} "
+        f"{'is' if idle == 1 else 'are'} idle {where}; raise {size}, lower data.sequence_length or use fewer ranks"
+    ]
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 rank`, `2 ranks`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _batch_line(config: Config, rows: int, world_size: int) -> str:
     """How a step is made up; `rows`: packed rows of the first step."""
     batch = config.batch
-    examples = f"{batch.global_examples} examples"
+    examples = counted(batch.global_examples or 0, "example")
     if batch.global_tokens:
-        examples = f"as many examples as fit into {batch.global_tokens} target tokens"
+        examples = f"as many examples as fit into {counted(batch.global_tokens, 'target token')}"
     return (
-        f"step: {examples}; the first is packed into {rows} rows of {config.data.sequence_length} tokens, on {world_size} "
-        f"ranks x micro-batches of {batch.micro_batch} rows: accumulation {-(-rows // (world_size * batch.micro_batch))}"
+        f"step: {examples}; the first is packed into {counted(rows, 'row')} of {config.data.sequence_length} tokens, on "
+        f"{counted(world_size, 'rank')} x micro-batches of {counted(batch.micro_batch, 'row')}: accumulation "
+        f"{-(-rows // (world_size * batch.micro_batch))}"
     )

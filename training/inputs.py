@@ -28,10 +28,13 @@ class Inputs:
     fisher_batches: FisherBatches | None  # the documents from which EWC estimates its Fisher diagonal
 
 
-def read_inputs(config: Config, tokenizer: PreTrainedTokenizerBase, vocab_size: int, show_progress: bool) -> Inputs:
+def read_inputs(
+    config: Config, tokenizer: PreTrainedTokenizerBase, vocab_size: int, show_progress: bool, world_size: int = 1
+) -> Inputs:
     """Read and tokenize all files of a config, and plan the steps.
 
-    `vocab_size` is the number of rows of the model's embedding. Raises UserError for a missing or bad file.
+    `vocab_size` is the number of rows of the model's embedding. A step of validation fills `world_size` micro-batches;
+    nothing else depends on the number of ranks. Raises UserError for a missing or bad file.
     """
     data, batch, ewc = config.data, config.batch, config.ewc
     old_domain = ewc.data if ewc.strength else ()
@@ -58,5 +61,7 @@ def read_inputs(config: Config, tokenizer: PreTrainedTokenizerBase, vocab_size: 
         source = reader.training(old_domain, ()).sources[0]
         capacity = batch.micro_batch * data.sequence_length if data.packing else 0
         documents = fisher_batches(source, ewc, capacity, batch.micro_batch, micro_batches, collate)
-    validation_plan = plan_validation(validation, data.sequence_length) if validation else None
+    validation_plan = None
+    if validation:
+        validation_plan = plan_validation(validation, data.sequence_length, world_size, batch.micro_batch)
     return Inputs(train, plan, total_steps, warmup_steps, validation, validation_plan, documents)

@@ -53,13 +53,13 @@ def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
 
 
 def _execute(path: Path) -> dict:
-    """Run a config file and return its global variables. Raises UserError for any exception in it."""
+    """Run a config file and return its global variables. Raises UserError for any exception in it, SystemExit included."""
     namespace: dict = {"__file__": str(path), "__name__": path.stem}
     try:
         exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # exit() in a config file is a mistake, not the end of the run
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         where = f"{path}, line {lines[-1]}" if lines else str(path)
@@ -67,7 +67,7 @@ def _execute(path: Path) -> dict:
     return namespace
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException) -> str:
     """One sentence about an exception in a config file."""
     unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     missing = re.match(r"(\w+)\.__init__\(\) missing .*?: (.*)", str(error))
@@ -81,7 +81,12 @@ def _explain(error: Exception) -> str:
         name = undefined[1] or undefined[2]
         sections = [section.__name__ for section in typing.get_type_hints(Config).values()]
         return f"{name} is not defined{nearest(name, ['Config', 'Source', *sections], 'a string needs quotes')}"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = " ".join(str(error).split())
+    if isinstance(error, SystemExit):
+        return (
+            f"the file ends the program ({type(error).__name__}: {text or 0}); let it end with `config = Config(...)`"
+        )
+    return f"{type(error).__name__}: {text}"
 
 
 def _override(config: Config, text: str) -> Config:

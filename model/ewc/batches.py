@@ -27,6 +27,7 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+    def num_tokens(self, index: int) -> int: ...
     def document_lengths(self, index: int) -> tuple[int, ...]: ...
     def num_targets(self, index: int) -> int: ...
     def items_with_targets(self) -> np.ndarray | range: ...
@@ -64,7 +65,7 @@ class FisherBatches:
         items = self.items[group * self.group_size : (group + 1) * self.group_size]
         size = self.micro_batch
         if self.capacity:
-            size = max(1, self.capacity // max(sum(self.source.document_lengths(item)) for item in items))
+            size = max(1, self.capacity // max(self.source.num_tokens(item) for item in items))
         dealt = self.deal(tuple((item,) for item in items), self.source, rank, world_size, size)
         return [(self.collate(mine, self.source), self._document_numbers(mine)) for mine in dealt]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from data.batches import Plan, StepBatch, collate, micro_batches, plan_training, plan_validation
+from data.batches import Plan, StepBatch, collate, micro_batches, plan_one_step, plan_training, plan_validation
 from data.examples import Documents, load_documents
 from tests.tiny import tiny_tokenizer, write_chat_file
 
@@ -95,8 +95,60 @@ def test_the_order_of_a_single_source_has_not_changed() -> None:
 
 def test_best_fit_packing_wastes_little() -> None:
     lengths = np.random.default_rng(0).integers(10, 200, 64).tolist()
-    plan = plan_validation(documents(lengths), 512)
+    plan = plan_one_step(documents(lengths), 512)
     assert plan.num_steps == 1 and len(plan.batch(0).rows) == -(-sum(lengths) // 512)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_of, st.integers(1, 5), st.integers(1, 3))
+def test_a_step_of_validation_is_one_micro_batch_per_rank(lengths, world_size, size) -> None:
+    made = documents(lengths)
+    plan = plan_validation(made, 64, world_size, size)
+    taken = [sorted(flat(batch.rows)) for batch in batches(plan)]
+    assert [d for items in taken for d in items] == list(range(len(lengths)))  # in file order, each once
+    assert sum(batch.num_target_tokens for batch in batches(plan)) == made.targets.sum()
+    for batch, items in zip(batches(plan), taken, strict=True):
+        assert batch.num_examples == len(items) and len(batch.rows) <= world_size * size
+        assert all(made.lengths[list(row)].sum() <= 64 for row in batch.rows)
+        assert [len(micro_batches(batch.rows, made, rank, world_size, size)) for rank in range(world_size)] == (
+            [1] * world_size
+        )
+    for batch, (first, *_) in zip(batches(plan), taken[1:], strict=False):  # closed only when an item fits nowhere
+        assert len(batch.rows) == world_size * size
+        assert all(made.lengths[list(row)].sum() + made.lengths[first] > 64 for row in batch.rows)
+    assert batches(plan) == batches(plan_validation(made, 64, world_size, size))
+
+
+def test_rows_of_validation_are_filled_evenly_and_steps_become_fewer_with_more_ranks() -> None:
+    made = documents([30, 20, 10, 10, 25, 20, 64, 1])
+    # Rows of 60 and 55 tokens; the item of 64 tokens fits into neither and begins the second step.
+    assert [batch.rows for batch in batches(plan_validation(made, 64, 1, 2))] == [((0, 3, 5), (1, 2, 4)), ((6,), (7,))]
+    lengths = np.random.default_rng(0).integers(10, 200, 2000).tolist()
+    steps = {ranks: plan_validation(documents(lengths), 512, ranks, 4).num_steps for ranks in (1, 2, 4, 8)}
+    full = sum(lengths) / (512 * 4)
+    assert all(full / ranks <= count <= 1.25 * full / ranks + 1 for ranks, count in steps.items())
+
+
+def test_an_item_longer_than_a_row_has_a_row_of_its_own() -> None:
+    rows = [batch.rows for batch in batches(plan_validation(documents([10, 100, 10, 30]), 64, 1, 2))]
+    assert rows == [((0, 2, 3), (1,))]
+
+
+def test_validation_of_a_large_corpus_is_planned_in_steps_and_packed_when_asked_for() -> None:
+    lengths = np.random.default_rng(0).integers(2, 1000, 100_000)
+    calls = []
+
+    class Counted(Documents):
+        def num_tokens(self, index: int) -> int:
+            calls.append(index)
+            return int(self.lengths[index])
+
+    large = Counted(list(lengths), [], lengths, lengths - 1, "", "")  # its tokens are not read
+    plan = plan_validation(large, 4096, 64, 8)
+    assert len(calls) == 100_000 and 20 < plan.num_steps < 40
+    calls.clear()
+    batch = plan.batch(3)
+    assert len(calls) == batch.num_examples < 6000 and len(batch.rows) == 512
 
 
 def test_without_packing_each_example_is_a_row() -> None:

@@ -35,6 +35,9 @@ class Store:
     def __len__(self) -> int:
         return self.windows
 
+    def window_length(self, i: int) -> int:
+        return self.size
+
     def document_lengths(self, i: int) -> tuple[int, ...]:
         edges = [t for t in range(i * self.size, (i + 1) * self.size) if t % 5 == 0 or t == i * self.size]
         return tuple(int(n) for n in np.diff([*edges, (i + 1) * self.size]))
@@ -149,9 +152,12 @@ def test_collate_separates_the_documents_of_a_window_and_gives_the_source_of_eac
     assert collate((0,), corpus.sources[0]).target_sources is None
 
 
-def test_validation_contains_every_item_of_every_source_once() -> None:
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 1), (2, 3), (64, 8)])
+def test_validation_contains_every_item_of_every_source_once(world_size, micro_batch) -> None:
     corpus = Corpus((ragged(2, 60, 90, 0), windows(50)), ("main", "store"), (0.5, 0.5))
-    plan = plan_validation(corpus, 64)
+    plan = plan_validation(corpus, 64, world_size, micro_batch)
     batches = [plan.batch(step) for step in range(plan.num_steps)]
     assert sorted(item for batch in batches for row in batch.rows for item in row) == list(range(140))
-    assert sum(batch.targets_by_source[0] for batch in batches) == corpus.sources[0].targets.sum()
+    counts = np.sum([batch.targets_by_source for batch in batches], axis=0)
+    exact = sum(corpus.sources[1].num_targets(i) for i in range(50))
+    assert counts.tolist() == [corpus.sources[0].targets.sum(), exact]

@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import UserError
-from data.tokens import PLAIN_CHAT_TEMPLATE, encode_chat, encode_document, encode_prompt
+from data.tokens import PLAIN_CHAT_TEMPLATE, encode_chat, encode_document, encode_prompt, load_tokenizer
 from tests.tiny import tiny_tokenizer
 
 CHAT = [
@@ -97,3 +97,43 @@ def test_a_document_ends_with_eos_and_all_of_its_tokens_are_targets() -> None:
     tokenizer = tiny_tokenizer()
     ids, is_target = encode_document(tokenizer, "The bank reports.")
     assert tokenizer.decode(ids) == "The bank reports.<|im_end|>" and all(is_target)
+
+
+CONFIG = '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({}, "it has no tokenizer.json; copy the tokenizer files of the model into it"),
+        ({"tokenizer_config.json": CONFIG}, "it has no tokenizer.json; copy the tokenizer files of the model into it"),
+        (
+            {"tokenizer.json": '{"a"', "tokenizer_config.json": CONFIG},
+            "tokenizer.json is damaged (Expecting ':' delimiter: line 1 column 5 (char 4)); copy the tokenizer files of the "
+            "model into it again",
+        ),
+        ({"tokenizer.json": "{}"}, "; copy the tokenizer files of the model into it again"),
+        (
+            {"tokenizer.json": "{}", "tokenizer_config.json": "{"},
+            "tokenizer_config.json is damaged (Expecting property",
+        ),
+    ],
+)
+def test_a_directory_without_a_usable_tokenizer(tmp_path, files, reason) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        load_tokenizer(str(tmp_path))
+    sentence = str(error.value)
+    assert sentence.startswith(f"cannot load a tokenizer from {tmp_path}: ") and reason in sentence
+    assert "\n" not in sentence and "sentencepiece or tiktoken" not in sentence
+
+
+def test_a_tokenizer_directory_that_is_none(tmp_path) -> None:
+    with pytest.raises(
+        UserError, match=f"cannot load a tokenizer from {tmp_path}/none: there is no such directory, nor"
+    ):
+        load_tokenizer(f"{tmp_path}/none")
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(UserError, match="it is a file; name the directory of a model"):
+        load_tokenizer(f"{tmp_path}/file")

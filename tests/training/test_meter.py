@@ -46,7 +46,9 @@ def test_speed_counts_the_tokens_of_all_steps_and_no_pauses(clock) -> None:
     assert row["train/mfu"] == pytest.approx(200 * 100.0 / 4.0 / 20_000.0) == 0.25
     assert row["train/epoch"] == 0.5 and row["train/tokens"] == 200
     assert meter.seconds_per_step == 2.0
-    line = meter.line({"train/loss": 0.5, "train/grad_norm": 1.0, "train/learning_rate": 1e-4} | row, 2, 32)
+    line = meter.line(
+        {"train/loss": 0.5, "train/grad_norm": 1.0, "train/learning_rate": 1e-4} | row, 2, 32, was_skipped=False
+    )
     assert "| 50 tok/s | MFU 25.0% |" in line and line.endswith("ETA 1.0 min")
     clock.now += 1.0
     meter.add(*step((10,), (1,), [1.0]))  # the next row covers only the steps after the last one
@@ -60,7 +62,7 @@ def test_mfu_above_100_percent_is_not_reported(clock) -> None:
     row = meter.row(Progress({}, {}, [10], step=1, tokens=100), epoch=0.1)
     assert "train/mfu" not in row
     row |= {"train/loss": math.nan, "train/grad_norm": 1.0, "train/learning_rate": 1e-4}
-    line = meter.line(row, 1, 2)
+    line = meter.line(row, 1, 2, was_skipped=True)
     assert "| MFU n/a |" in line and "%" not in line.split("SKIPPED")[0]
     assert line.endswith("SKIPPED, not finite (0 so far)")
 

@@ -28,6 +28,16 @@ config = Config(
             "import *\nimport no_such_module",
             "line 2: ModuleNotFoundError: No module named 'no_such_module'",
         ),
+        (
+            "import *",
+            "import *\nraise SystemExit(3)",
+            "line 2: the file ends the program (SystemExit: 3); let it end with `config = Config(...)`",
+        ),
+        (
+            "import *",
+            "import *\nimport sys\nsys.exit()",
+            "line 3: the file ends the program (SystemExit: 0); let it end with `config = Config(...)`",
+        ),
         ('    run=Run("r"),\n', "", "bad.py, line 2: Config needs a value for 'run'"),
         ('Model("m")', '"m"', "bad.py: model must be Model(...), not 'm'"),
         ('("a.jsonl",)', '("a.jsonl")', "data.train must be a tuple of strings, not 'a.jsonl'; write ('a.jsonl',)"),

@@ -112,6 +112,9 @@ class Store:
     def __len__(self) -> int:
         return 2
 
+    def window_length(self, index: int) -> int:
+        return 9
+
     def document_lengths(self, index: int) -> tuple[int, ...]:
         return self.lengths[index]
 
