@@ -145,7 +145,7 @@ class PreallocatedLayer(DynamicLayer):
         self.buffers = None  # the next update allocates buffers for the remaining rows
 
 
-@torch.no_grad()  # not inference_mode, whose tensors FSDP cannot update in place
+@torch.no_grad()  # as in distributed.sharding.evaluating, because the model may be sharded
 def _generate(
     model: PreTrainedModel,
     prompts: list[list[int]],

@@ -10,18 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
-from data.batches import MicroBatch
+from data.examples import Documents
+from distributed.process_group import StopSignal
+from eval.forgetting import as_documents, visit_documents
 from eval.general_text import read_texts, training_texts
-from model.architectures import head_settings
+from eval.in_step import in_turns
 from model.language_model import PackedLanguageModel
-from model.loss import logits
-
-CHUNK_TOKENS = 512  # fp32 logits of a chunk: 512 x 49,152 x 4 bytes = 101 MB, and the same again for the softmax
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,6 @@ def cut_documents(ids: Sequence[int], length: int, max_documents: int, prefix: S
     return [[*prefix, *ids[start : start + body]] for start in starts]
 
 
-@torch.inference_mode()
 def losses_by_position(
     model: PackedLanguageModel,
     documents: Sequence[Sequence[int]],
@@ -80,21 +80,50 @@ def losses_by_position(
     """The loss of each token in nats, fp64 `(length - 1,)` for each document.
 
     Entry t is the loss of the token at position t + 1. advance: called with 1 after each document, e.g. a progress
-    bar's `update`. Documents may be longer than the window.
+    bar's `update`. Documents may be longer than the window. The model must be whole.
     """
-    head = model.causal_lm.get_output_embeddings().weight[: model.num_tokens]  # without padding
-    settings = head_settings(model.causal_lm.config)
-    losses = []
-    for document in documents:
-        ids = torch.tensor(document, device=device)
-        hidden = model.hidden_states(_single_document(ids))[0]
-        parts = [
-            F.cross_entropy(logits(rows, head, settings), targets, reduction="none").double().cpu()
-            for rows, targets in zip(hidden[:-1].split(CHUNK_TOKENS), ids[1:].split(CHUNK_TOKENS), strict=True)
-        ]
-        losses.append(torch.cat(parts))
+    packed, losses = _with_targets(documents), []
+    for item in range(len(documents)):
+        losses.append(_losses(model, packed, (item,), device))
         advance(1)
     return losses
+
+
+def losses_over_ranks(
+    model: PackedLanguageModel, documents: Sequence[Sequence[int]], stop: StopSignal, description: str
+) -> list[torch.Tensor]:
+    """`losses_by_position`, the documents dealt out to all ranks; the model may be sharded over them. A collective.
+
+    Every rank gets all losses. A signal ends all ranks with KeyboardInterrupt.
+    """
+    ranks, packed, mine = stop.ranks, _with_targets(documents), []
+    for first in in_turns(range(0, len(documents), ranks.world_size), stop, description):
+        item = first + ranks.rank
+        if item < len(documents):
+            mine.append(_losses(model, packed, (item,), ranks.device))
+        else:
+            _losses(model, packed, (), ranks.device)  # an empty forward, since others have one
+    shares: list[list[torch.Tensor]] = [[] for _ in range(ranks.world_size)]
+    dist.all_gather_object(shares, mine, group=ranks.flags)
+    return [shares[item % ranks.world_size][item // ranks.world_size] for item in range(len(documents))]
+
+
+def _with_targets(documents: Sequence[Sequence[int]]) -> Documents:
+    """The documents with every token but the first as a target."""
+    return as_documents([(list(ids), [False] + [True] * (len(ids) - 1)) for ids in documents])
+
+
+def _losses(
+    model: PackedLanguageModel, documents: Documents, items: tuple[int, ...], device: torch.device
+) -> torch.Tensor:
+    """One forward over the document with the index in `items`, if any: the loss of each target, fp64."""
+    parts = [torch.zeros(0, dtype=torch.float64)]
+
+    def add(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
+        parts.append(F.cross_entropy(logits, target_ids, reduction="none").double().cpu())
+
+    visit_documents(model, documents, items, device, add)
+    return torch.cat(parts)
 
 
 def buckets(losses: Sequence[torch.Tensor], width: int) -> list[Bucket]:
@@ -116,12 +145,3 @@ def table(columns: dict[str, list[Bucket]]) -> str:
         positions = f"{row[0].start}-{row[0].end - 1}"
         lines.append(f"{positions:>15} {row[0].tokens:>7}" + "".join(f"{bucket.mean:>14.3f}" for bucket in row))
     return "\n".join(lines)
-
-
-def _single_document(ids: torch.Tensor) -> MicroBatch:
-    """One document as a micro-batch without targets, to compute its hidden states."""
-    length = len(ids)
-    no_targets = torch.zeros(0, dtype=torch.int64, device=ids.device)
-    cu_seq_lens = torch.tensor([0, length], dtype=torch.int32, device=ids.device)
-    positions = torch.arange(length, device=ids.device)[None]
-    return MicroBatch(ids[None], positions, (length,), cu_seq_lens, no_targets, no_targets)

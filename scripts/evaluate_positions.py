@@ -1,10 +1,11 @@
 """Mean loss by position in long documents, up to and beyond a model's window, with its own RoPE and with scaled RoPE.
 
     python scripts/evaluate_positions.py artifacts/models/SmolLM2-135M-Instruct --length 12288 --rope-type yarn --rope-factor 2
-    python scripts/evaluate_positions.py runs/long/export --data reports.txt.gz more.jsonl --length 12288 --json after.json
+    torchrun --nproc_per_node=2 scripts/evaluate_positions.py runs/long/export --data reports.txt.gz more.jsonl --length 12288 --json after.json
 
 The texts of each file are joined to one long text and cut into documents of --length tokens. Without --data, the text
 is the part of Python's language reference that other evaluations do not hold out; it is available on every machine.
+Several processes share the documents, and a large model too (--sharding).
 """
 
 import pathlib
@@ -16,17 +17,20 @@ import argparse
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+import torch.distributed as dist
+from transformers import PretrainedConfig
 
-from common.dtypes import add_dtype_option, choose_dtype
+from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import UserError, run_script
 from data.tokens import load_tokenizer
+from distributed.process_group import StopSignal, read_on_first, start_process_group
 from eval.general_text import SOURCE
-from eval.positions import buckets, losses_by_position, read_long_documents, table
+from eval.load_over_ranks import add_sharding_option, agreed_dtype, is_sharded, load_packed
+from eval.over_ranks import TIMEOUT_MINUTES
+from eval.positions import buckets, losses_over_ranks, read_long_documents, table
 from eval.results import prepare_output
 from model.architectures import read_model_config
-from model.language_model import load_for_evaluation
 from model.rope import STRETCHING
 
 
@@ -50,6 +54,7 @@ def parse_arguments() -> argparse.Namespace:
         "--rope-original-length", type=int, help="the window before scaling (default: from the model's config.json)"
     )
     add_dtype_option(parser)
+    add_sharding_option(parser)
     parser.add_argument("--json", type=Path, help="write the losses to this file")
     arguments = parser.parse_args()
     for name in ("bucket", "documents"):
@@ -57,33 +62,41 @@ def parse_arguments() -> argparse.Namespace:
             raise UserError(f"--{name} must be 1 or more, not {getattr(arguments, name)}")
     if arguments.length < 2:
         raise UserError(f"--length must be 2 or more, not {arguments.length}")
-    if arguments.json:
-        prepare_output(arguments.json)
+    if (arguments.rope_factor, arguments.rope_original_length) != (None, None) and not arguments.rope_type:
+        raise UserError("--rope-factor and --rope-original-length need a --rope-type")
     return arguments
 
 
-def main() -> int:
-    """Measure every column, print the table, write the JSON."""
-    arguments = parse_arguments()
+def read_inputs(arguments: argparse.Namespace) -> tuple[dict[str, PretrainedConfig], list[list[int]]]:
+    """(the model's config for each column of the table, the documents). Raises UserError. Called on rank 0 alone."""
+    if arguments.json:
+        prepare_output(arguments.json)
     scaling = (arguments.rope_factor, arguments.rope_original_length)
     configs = {"as it is": read_model_config(arguments.model)}
-    if scaling != (None, None) and not arguments.rope_type:
-        raise UserError("--rope-factor and --rope-original-length need a --rope-type")
     for rope_type in arguments.rope_type:
         config = read_model_config(arguments.model, rope_type, *scaling)
         configs[f"{rope_type} x{arguments.rope_factor:g}"] = config
-    windows = {name: config.max_position_embeddings for name, config in configs.items()}
     tokenizer = load_tokenizer(arguments.model)
-    documents = read_long_documents(arguments.data, tokenizer, arguments.length, arguments.documents)
+    return configs, read_long_documents(arguments.data, tokenizer, arguments.length, arguments.documents)
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = choose_dtype(arguments.dtype, device)
+
+def main() -> int:
+    """Measure every column; on rank 0 print the table and write the JSON."""
+    arguments = parse_arguments()
+    ranks = start_process_group(TIMEOUT_MINUTES)
+    stop = StopSignal(ranks)
+    configs, documents = read_on_first(lambda: read_inputs(arguments), ranks)
+    windows = {name: config.max_position_embeddings for name, config in configs.items()}
+    dtype = agreed_dtype(arguments.dtype, ranks)
+    sharded = is_sharded(arguments.sharding, [arguments.model], ranks)
     columns = {}
-    with tqdm(total=len(configs) * len(documents), unit="document") as bar:
-        for name, config in configs.items():
-            bar.set_description(name)
-            model = load_for_evaluation(config, arguments.model, dtype, device)
-            columns[name] = buckets(losses_by_position(model, documents, device, bar.update), arguments.bucket)
+    for name, config in configs.items():
+        model = load_packed(config, arguments.model, dtype, sharded, ranks)
+        columns[name] = buckets(losses_over_ranks(model, documents, stop, name), arguments.bucket)
+        del model  # before the next one is loaded
+    dist.destroy_process_group()
+    if ranks.rank != 0:
+        return 0
 
     source = ", ".join(map(str, arguments.data)) if arguments.data else SOURCE
     dtype_used = "bf16" if dtype == torch.bfloat16 else "fp32"

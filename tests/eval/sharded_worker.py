@@ -108,6 +108,18 @@ def stopped(sharded: bool) -> str:
     return "not stopped"
 
 
+def stopped_forgetting() -> str:
+    stop = StopSignal(ranks)
+    stop.name = "SIGTERM" if ranks.rank == ranks.world_size - 1 else None
+    model = load_packed(read_model_config(str(folder / "tied")), str(folder / "tied"), torch.float32, True, ranks)
+    one = ModelAndTokenizer(model, load_tokenizer(str(folder / "tied")))
+    try:
+        compare_models(one, one, SENTENCES, read_questions(), stop, 0)
+    except KeyboardInterrupt:
+        return "stopped"
+    return "not stopped"
+
+
 def missing_on_last_rank(sharded: bool) -> str:
     name = "broken" if ranks.rank == ranks.world_size - 1 else "tied"
     try:
@@ -134,7 +146,7 @@ if several:
     load_over_ranks.choose_dtype = lambda name, device: torch.float32 if ranks.rank == 1 else torch.bfloat16
     results["agreed dtype"] = str(agreed_dtype("auto", ranks))
     results["missing"] = [missing_on_last_rank(sharded) for sharded in (True, False)]
-    results["stopped"] = stopped(sharded=True)
+    results["stopped"] = [stopped(sharded=True), stopped_forgetting()]
 (folder / f"{ranks.world_size}.{ranks.rank}.json").write_text(json.dumps(results))
 dist.destroy_process_group()
 exit_process(0)

@@ -6,11 +6,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError
-from eval import positions
 from eval.positions import buckets, cut_documents, losses_by_position, read_long_documents
+from model import loss
 from model.architectures import read_model_config
 from model.language_model import load_for_evaluation
-from tests.processes import run_python
+from tests.processes import run_python, run_ranks
 from tests.tiny import tiny_tokenizer, write_tiny_model
 
 CPU = torch.device("cpu")
@@ -24,17 +24,17 @@ def load(path, *rope):
 @pytest.mark.parametrize("chunk", [7, 512])
 def test_losses_equal_those_of_transformers_at_every_position(tmp_path, monkeypatch, family, chunk) -> None:
     """The reference is eager attention: SDPA in transformers ignores Gemma 2's softcap. Windows have 8 tokens."""
-    monkeypatch.setattr(positions, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(loss, "VISIT_TOKENS", chunk)
     path = write_tiny_model(tmp_path / "model", family=family)
     documents = [torch.randint(0, 259, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (50, 2, 90)]
     finished = []
     losses = losses_by_position(load(path), documents, CPU, finished.append)
     eager = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
-    for ids, loss in zip(documents, losses, strict=True):
+    for ids, found in zip(documents, losses, strict=True):
         with torch.no_grad():
             log_p = eager(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         expected = -log_p[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
-        assert loss.dtype == torch.float64 and torch.allclose(loss, expected, atol=1e-4)
+        assert found.dtype == torch.float64 and torch.allclose(found, expected, atol=1e-4)
     assert finished == [1, 1, 1]
 
 
@@ -88,6 +88,13 @@ def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_pat
         expected = buckets(losses_by_position(load(path, *rope), cut_documents(ids, 600, 2), CPU), 200)
         assert means[name] == pytest.approx([b.mean for b in expected], abs=1e-6)
     assert abs(means["as it is"][2] - means["yarn x2"][2]) > 1e-3
+
+    # Three ranks share the model; one of them has no document.
+    sharded = run_ranks(3, "scripts/evaluate_positions.py", path, *options, "--sharding", "full")
+    assert sharded.returncode == 0, sharded.stderr[-6000:]
+    assert sharded.stdout.count("positions  tokens") == 1
+    column = json.loads((tmp_path / "losses.json").read_text())["buckets"]["as it is"]
+    assert [b["mean"] for b in column] == pytest.approx(means["as it is"], abs=1e-6)
 
     wrong = run(path, "--length", 600, "--rope-factor", 2)
     assert wrong.returncode == 2 and "need a --rope-type" in wrong.stderr

@@ -146,4 +146,4 @@ def test_a_rank_that_cannot_load_stops_all_ranks_with_its_sentence(folder, resul
 
 def test_a_signal_on_one_rank_stops_all_ranks_before_the_same_forward(results):
     for world in (2, 3, 4):
-        assert [rank["stopped"] for rank in results[world]] == ["stopped after 3 forwards"] * world
+        assert [rank["stopped"] for rank in results[world]] == [["stopped after 3 forwards", "stopped"]] * world
