@@ -229,7 +229,9 @@ def train(
                             saver.update_state(progress.as_json())
             stopping = stopping or stop.agreed()
             finished = progress.step == total_steps
-            if finished and not (stopping or too_many_bad_steps):  # a run does not end well with weights that are not good
+            if finished and not (
+                stopping or too_many_bad_steps
+            ):  # a run does not end well with weights that are not good
                 figures = validate(model, one_step_plan(plan, total_steps), corpus, micro_batch_rows, stop)
                 stopping = figures is None
                 if figures and not all(map(math.isfinite, figures.values())):
