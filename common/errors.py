@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can fix, and how all entry points report it."""
+"""The exceptions for what the user can mend without a traceback, and how all entry points report them."""
 
 import errno
 import os
@@ -15,6 +15,21 @@ class UserError(Exception):
     """
 
 
+class PeerLost(Exception):
+    """Another rank has ended, hangs or cannot be reached, so this one cannot go on.
+
+    The message is one sentence that names the place in the run and the ranks. The program exits with code 3 and no
+    traceback: nothing is wrong with this rank, and the same command continues from the last checkpoint. `quiet`: a rank on
+    the same node has said it already.
+    """
+
+    EXIT_CODE = 3
+
+    def __init__(self, sentence: str, quiet: bool = False) -> None:
+        super().__init__(sentence)
+        self.quiet = quiet
+
+
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run `main()` and exit with the code that `exit_code_of` returns."""
     exit_process(exit_code_of(main))
@@ -23,12 +38,16 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 def exit_code_of(main: Callable[[], int | None]) -> int:
     """Run `main()` and return the exit code.
 
-    A `UserError` or a full disk prints one line to stderr and returns 2. Ctrl-C returns 130.
+    A `UserError` or a full disk prints one line to stderr and returns 2, `PeerLost` one line and 3. Ctrl-C returns 130.
     """
     try:
         return main() or 0
     except UserError as error:
         sentence = str(error)
+    except PeerLost as error:
+        if not error.quiet:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return PeerLost.EXIT_CODE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -1,10 +1,14 @@
 """The process group, under torchrun or in a single process, and agreement between ranks without a device wait."""
 
-import ctypes
 import os
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
 
@@ -12,6 +16,9 @@ import torch
 import torch.distributed as dist
 
 from common.errors import UserError
+from distributed.device import choose_device, describe_devices
+from distributed.rendezvous import join
+from distributed.watch import Heartbeat, Watch, in_one_line
 
 T = TypeVar("T")
 
@@ -20,7 +27,8 @@ T = TypeVar("T")
 class Ranks:
     """This process's place among all ranks.
 
-    `flags` is a gloo group. Its collectives run on the CPU and never wait for the GPU.
+    `flags` is a gloo group. Its collectives run on the CPU and never wait for the GPU. `watch` remembers where this rank
+    stands, for the messages about a rank that is lost.
     """
 
     rank: int
@@ -28,6 +36,7 @@ class Ranks:
     local_rank: int
     device: torch.device
     flags: dist.ProcessGroup
+    watch: Watch = field(default_factory=Watch)
 
 
 def world_size_from_environment() -> tuple[int, int]:
@@ -35,44 +44,67 @@ def world_size_from_environment() -> tuple[int, int]:
     return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def start_process_group(timeout_minutes: float = 30.0) -> Ranks:
-    """Join torchrun's processes, or start a group of one.
+@contextmanager
+def process_group(timeout_minutes: float = 30.0) -> Iterator[Ranks]:
+    """Join torchrun's processes, or start a group of one; destroyed at the end. A collective, at both ends.
 
-    The device is CUDA with NCCL if the node has a GPU for every local rank, else the CPU with gloo.
+    `timeout_minutes` bounds the start, every collective, and the time that the main thread may spend without
+    `ranks.watch.at` or `StopSignal.agreed`. Raises PeerLost, or ends the process with its exit code and sentence, if
+    another rank ends first, hangs or cannot be reached. Raises UserError if the node has too few GPUs.
     """
-    local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if torch.cuda.device_count() >= local_world:
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-        backend = "cpu:gloo,cuda:nccl"
-    else:
-        device, backend = torch.device("cpu"), "gloo"
-        _keep_freed_memory()
-        # torchrun sets OMP_NUM_THREADS=1; give each process its share of the cores instead.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        torch.set_num_threads(max(1, cores // local_world))
+    watch, heartbeat = Watch(), None
+    device = _device()
+    store = join(timeout_minutes) if "RANK" in os.environ else None
+    failed = True
+    try:
+        if store:
+            rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            heartbeat = Heartbeat(store, rank, world_size, watch, 60 * timeout_minutes)
+        ranks = _start(device, store, timeout_minutes, watch)
+        yield ranks
+        if heartbeat:
+            heartbeat.leaving = True
+        barrier(ranks)
+        failed = False
+    except BaseException as error:
+        lost = heartbeat.lost(error) if heartbeat else None
+        if heartbeat:
+            heartbeat.leave(str(lost) if lost else in_one_line(error), follows=lost is not None)
+        if lost:
+            raise lost from error
+        raise
+    finally:
+        if heartbeat and not failed:
+            heartbeat.leave("it had finished")
+        # NCCL's shutdown may wait for the rank that is lost; the process ends anyway.
+        if dist.is_initialized() and (device.type == "cpu" or not failed):
+            dist.destroy_process_group()
+
+
+def start_process_group(timeout_minutes: float = 30.0) -> Ranks:
+    """As `process_group`, for a short script: the caller destroys the group, and no heartbeat explains a lost rank."""
+    device = _device()
+    return _start(device, join(timeout_minutes) if "RANK" in os.environ else None, timeout_minutes, Watch())
+
+
+def _device() -> torch.device:
+    return choose_device(int(os.environ.get("LOCAL_RANK", 0)), world_size_from_environment()[1])
+
+
+def _start(device: torch.device, store: dist.Store | None, timeout_minutes: float, watch: Watch) -> Ranks:
+    """Start the group of all ranks: NCCL and gloo on GPUs, gloo alone on the CPU. `store` is None in a group of one."""
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    rank, world_size = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if store else (0, 1)
+    dist.init_process_group(backend, store=store or dist.HashStore(), rank=rank, world_size=world_size, timeout=timeout)
     flags = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(flags, dist.ProcessGroup)  # an int on processes outside of the group, and there is none
-    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device, flags)
+    return Ranks(rank, world_size, int(os.environ.get("LOCAL_RANK", 0)), device, flags, watch)
 
 
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory. By default it returns every large tensor to the kernel and faults new pages in.
-
-    Steps on a CPU then fault fewer pages. No-op on macOS and musl.
-    https://man7.org/linux/man-pages/man3/mallopt.3.html
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt:
-        trim_threshold, top_pad, mmap_max = -1, -2, -4
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(top_pad, 2**28)
+def device_line(ranks: Ranks) -> str:
+    """What the ranks run on, for the start of a run. A collective."""
+    return describe_devices(ranks.device, ranks.world_size, ranks.flags)
 
 
 def agree_any(flag: bool, ranks: Ranks) -> bool:
@@ -116,21 +148,81 @@ def barrier(ranks: Ranks) -> None:
 
 
 class StopSignal:
-    """Remembers SIGTERM or SIGINT. The handler only sets `name`; the loop polls `agreed` on all ranks.
+    """The first SIGTERM or SIGINT asks the loop to stop, which polls `agreed` on all ranks; one more ends the process.
 
-    torchrun forwards signals to workers that may have received them from the terminal already, so a second one changes
-    nothing.
+    Python runs its signal handlers in the main thread only, and not while that waits inside a collective. A thread
+    therefore reads the signals' numbers from a socket (`signal.set_wakeup_fd`). Signals within two seconds are one: a
+    terminal sends Ctrl-C to all processes, and a launcher may pass it on.
     """
+
+    SAME_SIGNAL = 2.0  # seconds
 
     def __init__(self, ranks: Ranks) -> None:
         self.name: str | None = None  # of the signal that this process received
         self.ranks = ranks
+        self._counted = 0
+        self._last = 0.0  # time of the last signal that counted
+        self._saving = False
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        _end_listener(previous)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
+        threading.Thread(target=self._listen, args=(reader, writer), name="stop signal", daemon=True).start()
 
     def agreed(self) -> bool:
         """Whether any rank has received a signal. A collective: all ranks get the same answer."""
+        self.ranks.watch.tick()
         return agree_any(self.name is not None, self.ranks)
 
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """While a checkpoint is being saved, the second signal only says so, and the third ends the process."""
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
+
+    def close(self) -> None:
+        """End the thread and give the signals back to Python."""
+        _end_listener(signal.set_wakeup_fd(-1))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def _remember(self, number: int, frame: object) -> None:
-        self.name = signal.Signals(number).name
+        """In the main thread: a signal that arrives between two collectives is known to the next `agreed`."""
+        self.name = self.name or signal.Signals(number).name
+
+    def _listen(self, reader: socket.socket, writer: socket.socket) -> None:
+        with reader, writer:
+            while number := reader.recv(1)[0]:
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    self._count(signal.Signals(number))
+
+    def _count(self, received: signal.Signals) -> None:
+        now = time.monotonic()
+        if self._counted and now - self._last < self.SAME_SIGNAL:
+            return
+        self._counted += 1
+        self._last = now
+        self.name = self.name or received.name
+        if self._counted == 1:
+            self._say(f"{received.name}: stopping after this micro-batch; once more ends at once")
+        elif self._counted == 2 and self._saving:
+            self._say(f"{received.name}: a checkpoint is being saved; once more ends at once, without it")
+        else:
+            self._say(f"{received.name} again: ended at once; the last complete checkpoint stays")
+            os._exit(128 + received)
+
+    def _say(self, text: str) -> None:
+        rank = f"rank {self.ranks.rank}: " if self.ranks.world_size > 1 else ""
+        print(f"{rank}{text}", file=sys.stderr, flush=True)
+
+
+def _end_listener(wakeup_fd: int) -> None:
+    """Tell the thread of the StopSignal that had `wakeup_fd` to end. Other users of such a descriptor ignore the zero."""
+    if wakeup_fd != -1:
+        with suppress(OSError):
+            os.write(wakeup_fd, b"\0")

@@ -16,7 +16,7 @@ If the vocabulary was only extended, the shared tokens are the whole old vocabul
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -24,21 +24,21 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from data.batches import micro_batches, plan_validation
+from data.batches import micro_batches
 from data.examples import Documents
-from distributed.process_group import Ranks
+from distributed.process_group import StopSignal
 from eval.bootstrap import bootstrap
-from eval.forgetting import as_documents, encode_texts, kl_divergence, visit_documents
+from eval.forgetting import as_documents, encode_texts, kl_divergence, pack_all, visit_documents
+from eval.in_step import in_turns
 from eval.questions import Question, encode_options, right_answers, start_tokens
 from model.language_model import PackedLanguageModel
 
 FORWARD_TOKENS = 2048
-Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True)
 class ModelAndTokenizer:
-    """A model, unsharded on every rank, and its tokenizer."""
+    """A model, whole on every rank or sharded over all of them, and its tokenizer."""
 
     model: PackedLanguageModel
     tokenizer: PreTrainedTokenizerBase
@@ -49,20 +49,20 @@ def compare_models(
     tuned: ModelAndTokenizer,
     texts: Sequence[str],
     questions: list[Question],
-    ranks: Ranks,
-    advance: Advance,
+    stop: StopSignal,
     seed: int,
 ) -> dict:
     """All metrics, ready for JSON. A collective: every rank gets the same result.
 
     Each metric has its `value` and the bounds `low` and `high` of a 95% bootstrap interval over texts or questions.
-    advance: called with the number of documents (texts, options) that this rank has just read.
+    Every rank runs the same number of forwards. A signal ends all ranks with KeyboardInterrupt.
     """
-    kl, agreements, compared, num_shared = compare_distributions(base, tuned, texts, ranks, advance)
-    nats = [_nats(one, encode_texts(one.tokenizer, texts), ranks, advance) for one in (base, tuned)]
+    kl, agreements, compared, num_shared = compare_distributions(base, tuned, texts, stop)
+    both = (("base", base), ("tuned", tuned))
+    nats = [_nats(one, encode_texts(one.tokenizer, texts), stop, f"perplexity of {name}") for name, one in both]
     right = [
-        right_answers(questions, _nats(one, encode_options(one.tokenizer, questions), ranks, advance))
-        for one in (base, tuned)
+        right_answers(questions, _nats(one, encode_options(one.tokenizer, questions), stop, f"questions to {name}"))
+        for name, one in both
     ]
     num_bytes = np.array([len(text.encode()) for text in texts])
     perplexities = bootstrap(np.stack([*nats, num_bytes], axis=1), _perplexities, seed)
@@ -84,12 +84,6 @@ def compare_models(
     return result
 
 
-def documents_per_rank(texts: Sequence[str], questions: Sequence[Question], world_size: int) -> int:
-    """About how many documents `compare_models` reads on each rank, for a progress bar."""
-    # Both models read every text twice (for KL and for perplexity) and every option once.
-    return 2 * -(-(2 * len(texts) + sum(len(question.options) for question in questions)) // world_size)
-
-
 def shared_ids(base: ModelAndTokenizer, tuned: ModelAndTokenizer) -> tuple[list[int], list[int]]:
     """The ids of the shared tokens in the base and in the tuned model, in the order of the base's ids."""
     rows = [one.model.num_tokens for one in (base, tuned)]
@@ -102,13 +96,14 @@ def shared_ids(base: ModelAndTokenizer, tuned: ModelAndTokenizer) -> tuple[list[
 
 
 def compare_distributions(
-    base: ModelAndTokenizer, tuned: ModelAndTokenizer, texts: Sequence[str], ranks: Ranks, advance: Advance
+    base: ModelAndTokenizer, tuned: ModelAndTokenizer, texts: Sequence[str], stop: StopSignal
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Compare the models' next-token distributions on every text. A collective.
 
     Returns KL in nats, agreements and the number of compared targets, each `(texts,)` and summed over the targets of a
     text, and the number of shared tokens.
     """
+    ranks = stop.ranks
     base_ids, tuned_ids = shared_ids(base, tuned)
     to_tuned = dict(zip(base_ids, tuned_ids, strict=True))
     columns = [torch.tensor(ids, device=ranks.device) for ids in (base_ids, tuned_ids)]
@@ -123,10 +118,13 @@ def compare_distributions(
             one.append((start + tokens, [False] * len(start) + [True] * len(tokens)))
     documents = [as_documents(one) for one in sequences]
     sums = torch.zeros(len(texts), 3, dtype=torch.float64)
-    for text in range(ranks.rank, len(texts), ranks.world_size):
-        if base_ids:
-            sums[text] = _compare_text((base.model, tuned.model), documents, columns, text, ranks.device)
-        advance(2)
+    first_texts = range(0, len(texts), ranks.world_size) if base_ids else ()
+    for first in in_turns(first_texts, stop, "KL and agreement"):
+        text = first + ranks.rank
+        items = (text,) if text < len(texts) else ()  # without a text left, the forwards are empty ones
+        text_sums = _compare_text((base.model, tuned.model), documents, columns, items, ranks.device)
+        if items:
+            sums[text] = text_sums
     dist.all_reduce(sums, group=ranks.flags)
     return *sums.T.numpy(), len(base_ids)
 
@@ -135,10 +133,10 @@ def _compare_text(
     models: Sequence[PackedLanguageModel],
     documents: Sequence[Documents],
     columns: Sequence[torch.Tensor],
-    text: int,
+    items: tuple[int, ...],
     device: torch.device,
 ) -> torch.Tensor:
-    """KL, agreements and number of compared targets of one text, fp64 `(3,)`.
+    """KL, agreements and number of compared targets of the text with the index in `items`, if any; fp64 `(3,)`.
 
     Keeps the base's distributions of this text, chunk by chunk, until the tuned model has read it.
     """
@@ -155,14 +153,15 @@ def _compare_text(
         sums.add_(torch.tensor([*(part.item() for part in parts), len(agrees)]))
 
     for model, one, visit in zip(models, documents, (keep, compare), strict=True):
-        visit_documents(model, one, (text,), device, visit)
+        visit_documents(model, one, items, device, visit)
     return sums
 
 
 def _nats(
-    one: ModelAndTokenizer, sequences: list[tuple[list[int], list[bool]]], ranks: Ranks, advance: Advance
+    one: ModelAndTokenizer, sequences: list[tuple[list[int], list[bool]]], stop: StopSignal, description: str
 ) -> np.ndarray:
     """Negative log-likelihood of the targets of each sequence, fp64 `(sequences,)`. A collective."""
+    ranks = stop.ranks
     documents = as_documents(sequences)
     nats = torch.zeros(len(documents), dtype=torch.float64)
 
@@ -170,10 +169,9 @@ def _nats(
         losses = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
         nats.index_add_(0, torch.from_numpy(owners), losses.double().cpu())
 
-    rows = plan_validation(documents, FORWARD_TOKENS, examples_per_step=len(documents)).batch(0).rows
-    for items in micro_batches(rows, documents, ranks.rank, ranks.world_size, 1):
+    rows = pack_all(documents, FORWARD_TOKENS).batch(0).rows
+    for items in in_turns(micro_batches(rows, documents, ranks.rank, ranks.world_size, 1), stop, description):
         visit_documents(one.model, documents, items, ranks.device, add_losses)
-        advance(len(items))
     dist.all_reduce(nats, group=ranks.flags)
     return nats.numpy()
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from common.dtypes import choose_dtype, dtype_name
+from common.dtypes import dtype_name
 from common.errors import UserError
 from data.examples import read_examples
 from data.tokens import encode_example, encode_prompt, load_tokenizer
 from distributed.process_group import Ranks
 from eval import general_text, report
-from eval.generate import greedy_answers, load_for_generation, stop_tokens
+from eval.generate import greedy_answers, stop_tokens
+from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import compute_over_ranks
 from eval.perplexity import general_perplexity, target_losses, total
 from eval.results import prepare_output, read_result
@@ -37,6 +38,7 @@ class EvaluationOptions:
     batch_size: int = 32
     max_new_tokens: int | None = None
     dtype: str = "auto"
+    sharding: str = "auto"
     general: bool = False
     json: Path | None = None
     before: Path | None = None
@@ -63,10 +65,7 @@ class EvaluationInputs:
 
 
 def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
-    """Read, tokenize and check everything. Raises UserError.
-
-    It needs no process group, so that a mistake is reported before the processes start.
-    """
+    """Read, tokenize and check everything. Raises UserError. Not a collective: call it on one rank (`read_on_first`)."""
     for name in ("limit", "batch_size", "max_new_tokens"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -121,10 +120,11 @@ def evaluate_examples(
 
     `score_answers` knows the task; see `eval.regulator.score.score_answers` for its arguments.
     """
-    dtype = choose_dtype(options.dtype, ranks.device)
-    model = load_for_generation(options.model, dtype, ranks.device)
+    dtype = agreed_dtype(options.dtype, ranks)
+    sharded = is_sharded(options.sharding, [options.model], ranks)
+    model, finish = load_causal_lm(options.model, dtype, sharded, ranks)
     losses = compute_over_ranks(
-        functools.partial(target_losses, model), inputs.sequences, ranks, "loss of the responses"
+        functools.partial(target_losses, model), inputs.sequences, ranks, "loss of the responses", finish
     )
     stop_ids = stop_tokens(model, inputs.tokenizer.eos_token_id)
     answers = compute_over_ranks(
@@ -134,11 +134,13 @@ def evaluate_examples(
         inputs.prompts,
         ranks,
         "answers",
+        finish,
     )
     loss = total(losses)
     result = inputs.header | {
         "dtype": dtype_name(dtype),
         "processes": ranks.world_size,
+        "sharding": "full" if sharded else "none",
         "cut_short": sum(len(answer) == inputs.max_new_tokens for answer in answers),
         "loss": {"mean": loss.mean, "targets": loss.targets},
         "losses": [(loss.nats, loss.targets) for loss in losses],  # by example, for intervals
@@ -149,5 +151,5 @@ def evaluate_examples(
         result |= score_answers(asked, texts, str(options.data), inputs.training, str(options.train))
     if options.general:
         window = min(GENERAL_WINDOW, inputs.max_positions)
-        result["general"] = general_perplexity(model, inputs.tokenizer, window, ranks)
+        result["general"] = general_perplexity(model, inputs.tokenizer, window, ranks, finish)
     return result

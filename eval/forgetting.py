@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from data.batches import Plan, collate, micro_batches, plan_validation
+from data.batches import Plan, collate, micro_batches, plan_training
 from data.examples import Documents
 from distributed.process_group import StopSignal
 from distributed.sharding import evaluating
@@ -97,11 +97,11 @@ def start_forgetting(
     options = as_documents(encode_options(tokenizer, questions))
     reference = ForgettingReference(
         texts,
-        plan_validation(texts, sequence_length, examples_per_step=len(texts)),
+        pack_all(texts, sequence_length),
         sum(len(piece.encode()) for piece in pieces),
         questions,
         options,
-        plan_validation(options, sequence_length, examples_per_step=len(options)),
+        pack_all(options, sequence_length),
         micro_batch,
         shared_tokens or len(tokenizer),
     )
@@ -181,6 +181,14 @@ def as_documents(sequences: Sequence[tuple[list[int], list[bool]]]) -> Documents
     lengths = np.array([len(tokens) for tokens in ids], dtype=np.int64)
     targets = np.array([flags.sum() for flags in is_target], dtype=np.int64)
     return Documents(ids, is_target, lengths, targets, fingerprint="", report="")
+
+
+def pack_all(documents: Documents, sequence_length: int) -> Plan:
+    """All documents in one step, so that any number of ranks shares their rows with as few micro-batches as possible.
+
+    An epoch of a single step; the order of its documents does not matter, because packing sorts them.
+    """
+    return plan_training(documents, 1, 0, sequence_length, global_examples=len(documents))
 
 
 def visit_documents(

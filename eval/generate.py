@@ -145,7 +145,7 @@ class PreallocatedLayer(DynamicLayer):
         self.buffers = None  # the next update allocates buffers for the remaining rows
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, whose tensors FSDP cannot update in place
 def _generate(
     model: PreTrainedModel,
     prompts: list[list[int]],

@@ -62,7 +62,7 @@ def target_losses(
     return losses
 
 
-@torch.inference_mode()
+@torch.no_grad()  # as in eval/generate.py
 def _batch_losses(model: PreTrainedModel, sequences: list[tuple[list[int], list[bool]]]) -> list[LossSum]:
     ids, mask, positions = left_padded([ids for ids, _ in sequences], model.device)
     width = ids.shape[1]
@@ -96,15 +96,22 @@ def windows(ids: list[int], length: int) -> list[tuple[list[int], list[bool]]]:
     ]
 
 
-def general_perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, window: int, ranks: Ranks) -> dict:
+def general_perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    window: int,
+    ranks: Ranks,
+    finish: Callable[[], None] = lambda: None,
+) -> dict:
     """Perplexity of the held-out texts of eval/general_text.py, with at most `window` tokens of context. A collective.
 
-    It is given per token and, comparable between tokenizers, per byte.
+    It is given per token and, comparable between tokenizers, per byte. finish: as in `compute_over_ranks`.
     """
     texts = general_text.held_out_texts()
     encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     sequences = [sequence for ids in encoded for sequence in windows(ids, window)]
-    loss = total(compute_over_ranks(functools.partial(target_losses, model), sequences, ranks, "general text"))
+    losses = compute_over_ranks(functools.partial(target_losses, model), sequences, ranks, "general text", finish)
+    loss = total(losses)
     # The first token of a text is not predicted, so its bytes do not count.
     first_bytes = sum(len(tokenizer.decode(ids[:1]).encode()) for ids in encoded)
     num_bytes = sum(len(text.encode()) for text in texts) - first_bytes

@@ -18,7 +18,6 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from common.dtypes import choose_dtype
 from common.durable_files import write_json, write_json_lines
 from common.errors import UserError
 from data.files import read_file
@@ -26,7 +25,8 @@ from data.replay_filters import EvaluationTexts, document_text, normalize
 from data.tokens import PLAIN_CHAT_TEMPLATE, encode_prompt, load_tokenizer
 from distributed.process_group import Ranks, barrier
 from eval.general_text import held_out_texts, training_texts
-from eval.generate import Sampling, load_for_generation, sampled_answers
+from eval.generate import Sampling, sampled_answers
+from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import label_of_first_rank
 from eval.questions import read_questions
 
@@ -109,13 +109,15 @@ class ReplaySampler:
                     f"{self.parts} was made with another {', '.join(different)}; use the same value or remove it"
                 )
 
-    def sample(self, ranks: Ranks) -> list[dict] | None:
+    def sample(self, ranks: Ranks, sharding: str = "auto") -> list[dict] | None:
         """All documents in order, on rank 0; None on the other ranks. A collective.
 
-        Each has `text` or `messages`, and `finished`: False if it reached the length limit.
+        Each has `text` or `messages`, and `finished`: False if it reached the length limit. sharding: the value of
+        `--sharding` (eval/load_over_ranks.py), which does not change the documents.
         """
         options = self.options
-        model = load_for_generation(options.model, choose_dtype(options.dtype, ranks.device), ranks.device)
+        dtype, sharded = agreed_dtype(options.dtype, ranks), is_sharded(sharding, [options.model], ranks)
+        model, finish = load_causal_lm(options.model, dtype, sharded, ranks)
         if ranks.rank == 0:
             self.parts.mkdir(parents=True, exist_ok=True)
             write_json(self.parts / "settings.json", self.settings)
@@ -128,6 +130,7 @@ class ReplaySampler:
             if not files[batch].exists():
                 indices = range(starts[batch], min(options.documents, starts[batch] + options.batch_size))
                 write_json_lines(files[batch], self.sample_batch(model, list(indices)))
+        finish()
         barrier(ranks)
         if ranks.rank != 0:
             return None

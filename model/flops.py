@@ -18,8 +18,33 @@ from common.dtypes import dtype_name
 from distributed.process_group import Ranks, barrier
 from model.language_model import PackedLanguageModel
 
-# Dense bf16 peaks in FLOP/s from the vendors' data sheets (without sparsity).
-CUDA_BF16_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 70e12, "L4": 121e12}
+# Peaks of bf16 matrix products that accumulate in fp32, in FLOP/s without sparsity, by the name that CUDA gives the device
+# (without "NVIDIA ", which older drivers leave out). A figure that is printed with sparsity alone is halved. Sources are
+# NVIDIA's data sheets of each device; for the RTX A6000 the GA102, for the RTX 4090 the Ada and for the RTX 5090 the RTX
+# Blackwell architecture whitepaper. A name is listed only if its own figure is known: NVL and PCIe cards, MIG slices,
+# laptop and "D" variants differ from the device whose name they begin with.
+CUDA_BF16_PEAKS = {
+    "GB200": 2500e12,
+    "B200": 2250e12,
+    "H200": 989.5e12,
+    "H100 80GB HBM3": 989.5e12,  # SXM
+    "H100 NVL": 835.5e12,
+    "H100 PCIe": 756.5e12,
+    "A100-SXM4-80GB": 312e12,
+    "A100-SXM4-40GB": 312e12,
+    "A100 80GB PCIe": 312e12,
+    "A100-PCIE-80GB": 312e12,
+    "A100-PCIE-40GB": 312e12,
+    "L40S": 362.05e12,
+    "L40": 181.05e12,
+    "L4": 121e12,
+    "A40": 149.7e12,
+    "A10": 125e12,
+    "A10G": 70e12,
+    "RTX A6000": 154.8e12,
+    "GeForce RTX 4090": 165.2e12,
+    "GeForce RTX 5090": 209.5e12,
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +93,11 @@ def step_flops(work: Work, document_lengths: Sequence[int], num_targets: int) ->
     return float(work.per_token * lengths.sum() + work.per_target * num_targets + work.per_pair * pairs)
 
 
+def data_sheet_peak(device_name: str) -> float | None:
+    """Dense bf16 FLOP/s of the GPU with exactly this name (`torch.cuda.get_device_name`); None if it is not listed."""
+    return CUDA_BF16_PEAKS.get(device_name.removeprefix("NVIDIA "))
+
+
 class PeakFlops:
     """FLOP/s that this process can reach: a CUDA device's data sheet, or the best of several measurements.
 
@@ -76,12 +106,12 @@ class PeakFlops:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype, self.flops, self.source = device, dtype, 0.0, ""
+        self.device, self.dtype, self.flops, self.source, self._why_measured = device, dtype, 0.0, "", ""
         if device.type == "cuda" and dtype == torch.bfloat16:  # data sheets give no fp32 peak without tensor cores
             name = torch.cuda.get_device_name(device)
-            known = next((known for known in CUDA_BF16_PEAKS if known in name), None)
-            if known:
-                self.flops, self.source = CUDA_BF16_PEAKS[known], f"data sheet of {known}, dense bf16"
+            self.flops = data_sheet_peak(name) or 0.0
+            self.source = f"data sheet of {name}, dense bf16"
+            self._why_measured = f", as no data sheet figure of {name} is known"
         self.is_known = self.flops > 0
 
     def measure(self, ranks: Ranks) -> None:
@@ -90,7 +120,7 @@ class PeakFlops:
         if self.is_known:
             return
         size = 8192 if self.device.type == "cuda" else 1024
-        self.source = f"measured: {size} x {size} product in {dtype_name(self.dtype)}"
+        self.source = f"measured: {size} x {size} product in {dtype_name(self.dtype)}{self._why_measured}"
         self.flops = max(self.flops, measured_flops(self.device, self.dtype, size))
 
     def over_all_ranks(self, ranks: Ranks) -> float:

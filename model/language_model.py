@@ -6,8 +6,7 @@ The order is: build on meta -> activation checkpointing -> shard -> materialize 
 
 import copy
 import functools
-import json
-from pathlib import Path
+from collections.abc import Container
 from typing import Protocol, cast
 
 import torch
@@ -22,6 +21,10 @@ from model.architectures import head_settings
 from model.label_sampling import Draw
 from model.loss import HeadSettings, LossSums, Visit, cross_entropy_sum, visit_logits
 from model.rope import fix_frequencies
+from model.weight_files import StoredTensor, stored_tensors
+
+# Names of dtypes in safetensors files. Others are quantised (I8, U8, F8_E4M3, ...) and mean nothing without their scales.
+TRAINABLE = ("BF16", "F16", "F32", "F64")
 
 
 class PackedInputs(Protocol):
@@ -143,37 +146,70 @@ def load_weights(
 ) -> None:
     """Materialize the (sharded) meta model on `device` and read this rank's own slices from the safetensors files.
 
-    `compute_device` is where forward runs and buffers live; it differs from `device` under CPU offload. A parameter with
-    rows of padding gets the attribute `unpadded_rows`, by which the export cuts them off. Raises UserError if a tensor is
-    missing or has another shape.
+    `compute_device` is where forward runs and buffers live; it differs from `device` under CPU offload. Raises UserError
+    as `check_weights` does.
     """
+    materialize(model, path, device, compute_device)
+    read_weights(model, path)
+
+
+def materialize(
+    model: PackedLanguageModel, path: str, device: torch.device, compute_device: torch.device | None = None
+) -> None:
+    """Allocate the (sharded) meta model on `device`, with arbitrary values: a checkpoint or `read_weights` follows.
+
+    Only the headers of the files are read. Tied parameters are one, buffers are computed, rows of padding are zero, and
+    a parameter with such rows gets the attribute `unpadded_rows`, by which the export cuts them off. Raises UserError as
+    `check_weights` does.
+    """
+    check_weights(model, path)
     model.to_empty(device=device)
     model.causal_lm.tie_weights()  # to_empty makes two tensors of a tied one (verl#7834)
-    files = tensor_files(Path(path))
-    names = {id(p): name for name, p in reversed(list(model.causal_lm.named_parameters(remove_duplicate=False)))}
-    with torch.no_grad():
-        for parameter in model.parameters():
-            name = _stored_name(names[id(parameter)], parameter, model.causal_lm, files, path)
-            with safe_open(files[name], framework="pt") as tensors:
-                stored = tensors.get_slice(name)
-                shape = tuple(parameter.shape)
-                has_token_rows = any(parameter is weight for weight in model.vocabulary_weights())
-                if has_token_rows and shape[0] > model.num_tokens:
-                    parameter.unpadded_rows = model.num_tokens  # pyright: ignore[reportAttributeAccessIssue]
-                    shape = (model.num_tokens, *shape[1:])
-                if tuple(stored.get_shape()) != shape:
-                    raise UserError(
-                        f"{files[name]}: {name} has shape {tuple(stored.get_shape())}, but config.json needs {shape}"
-                    )
-                local, start = local_shard(parameter)
-                if local.dim():
-                    rows = max(0, min(local.shape[0], shape[0] - start))  # this rank's rows that are not padding
-                    if rows:
-                        local[:rows].copy_(stored[start : start + rows])
-                    local[rows:] = 0
-                elif local.numel():
-                    local.copy_(stored[...])
+    for parameter in model.parameters():
+        rows = _stored_shape(model, parameter)[:1]
+        if rows and rows[0] < parameter.shape[0]:
+            parameter.unpadded_rows = rows[0]  # pyright: ignore[reportAttributeAccessIssue]
+            local, start = local_shard(parameter)
+            local[max(0, rows[0] - start) :] = 0
     _recompute_buffers(model, compute_device or device)
+
+
+def read_weights(model: PackedLanguageModel, path: str) -> None:
+    """Read this rank's own slices of all parameters of a materialized model, except for rows of padding."""
+    sources = check_weights(model, path)
+    for name, parameter in parameter_names(model).items():
+        stored_name, tensor = sources[name]
+        with safe_open(tensor.file, framework="pt") as tensors:
+            stored = tensors.get_slice(stored_name)
+            local, start = local_shard(parameter)
+            if local.dim():
+                rows = max(0, min(local.shape[0], tensor.shape[0] - start))  # this rank's rows that are not padding
+                if rows:
+                    local[:rows].copy_(stored[start : start + rows])
+            elif local.numel():
+                local.copy_(stored[...])
+
+
+def check_weights(model: PackedLanguageModel, path: str) -> dict[str, tuple[str, StoredTensor]]:
+    """Parameter name -> (name in the files, tensor there), checked without reading any weight.
+
+    The model may still be on meta, so a mistake ends in one sentence before a process group starts. Raises UserError if a
+    file is damaged (`stored_tensors`), or if a tensor is missing, has another shape or is quantised.
+    """
+    stored = stored_tensors(path)
+    sources = {}
+    for name, parameter in parameter_names(model).items():
+        stored_name = _stored_name(name, parameter, model.causal_lm, stored, path)
+        tensor, shape = stored[stored_name], _stored_shape(model, parameter)
+        if tensor.shape != shape:
+            raise UserError(f"{tensor.file}: {stored_name} has shape {tensor.shape}, but config.json needs {shape}")
+        if tensor.dtype not in TRAINABLE:
+            raise UserError(
+                f"{tensor.file}: {stored_name} is stored as {tensor.dtype}, and quantised weights cannot be trained; use the "
+                f"model's original weights ({', '.join(TRAINABLE)})"
+            )
+        sources[name] = stored_name, tensor
+    return sources
 
 
 def load_for_evaluation(
@@ -195,24 +231,20 @@ def parameter_names(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
     return dict(model.causal_lm.named_parameters())
 
 
-def tensor_files(path: Path) -> dict[str, Path]:
-    """Tensor name -> the safetensors file that holds it. Raises UserError if the directory has none."""
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        return {name: path / file for name, file in json.loads(index.read_text())["weight_map"].items()}
-    single = path / "model.safetensors"
-    if not single.is_file():
-        raise UserError(f"{path} has neither model.safetensors nor model.safetensors.index.json")
-    with safe_open(single, framework="pt") as tensors:
-        return dict.fromkeys(tensors.keys(), single)
+def _stored_shape(model: PackedLanguageModel, parameter: nn.Parameter) -> tuple[int, ...]:
+    """The shape of a parameter without rows of padding."""
+    shape = tuple(parameter.shape)
+    if any(parameter is weight for weight in model.vocabulary_weights()):
+        return (min(shape[0], model.num_tokens), *shape[1:])
+    return shape
 
 
-def _stored_name(name: str, parameter: nn.Parameter, causal_lm: nn.Module, files: dict, path: str) -> str:
+def _stored_name(name: str, parameter: nn.Parameter, causal_lm: nn.Module, stored: Container[str], path: str) -> str:
     """The name of a parameter in the files: its own, or that of a tensor tied to it."""
-    if name in files:
+    if name in stored:
         return name
     for other, candidate in causal_lm.named_parameters(remove_duplicate=False):
-        if candidate is parameter and other in files:
+        if candidate is parameter and other in stored:
             return other
     raise UserError(f"{path} has no tensor {name}; the files do not match its config.json")
 

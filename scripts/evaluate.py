@@ -3,9 +3,9 @@
     python scripts/evaluate.py artifacts/models/SmolLM2-135M-Instruct --data artifacts/quickstart/validation.jsonl
     torchrun --nproc_per_node=2 scripts/evaluate.py runs/laptop/export --data FILE --train FILE --general --json after.json
 
-Every process holds the whole model and generates (greedily) the answers to its share of the examples. With --before
-FILE, the JSON of an earlier evaluation of the same data, a table before | after is printed as well, with 95% confidence
-intervals of the change (bootstrap over examples, paired).
+Every process generates (greedily) the answers to its share of the examples. Several processes share a large model, as in
+training: each holds a part of it (--sharding). With --before FILE, the JSON of an earlier evaluation of the same data, a
+table before | after is printed as well, with 95% confidence intervals of the change (bootstrap over examples, paired).
 """
 
 import pathlib
@@ -22,8 +22,9 @@ import torch.distributed as dist
 from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
-from distributed.process_group import start_process_group
+from distributed.process_group import read_on_first, start_process_group
 from eval.evaluate_examples import EvaluationOptions, evaluate_examples, read_inputs
+from eval.load_over_ranks import add_sharding_option
 from eval.over_ranks import TIMEOUT_MINUTES
 from eval.regulator import report
 from eval.regulator.score import score_answers
@@ -43,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
         "--max-new-tokens", type=int, help="maximum length of an answer (default: 16 more than the longest in --data)"
     )
     add_dtype_option(parser)
+    add_sharding_option(parser)
     parser.add_argument(
         "--general", action="store_true", help="also measure perplexity on general text that training never sees"
     )
@@ -58,8 +60,8 @@ def main() -> int:
     arguments = vars(parse_arguments())
     show = arguments.pop("show")
     options = EvaluationOptions(**arguments)
-    inputs = read_inputs(options)
     ranks = start_process_group(TIMEOUT_MINUTES)
+    inputs = read_on_first(lambda: read_inputs(options), ranks)
     result = evaluate_examples(options, inputs, ranks, score_answers)
     result["seconds"] = round(time.perf_counter() - start, 1)
     if ranks.rank == 0:

@@ -3,10 +3,10 @@
     python scripts/evaluate_forgetting.py artifacts/models/SmolLM2-135M-Instruct runs/laptop/export
     torchrun --nproc_per_node=2 scripts/evaluate_forgetting.py BASE TUNED --texts news.jsonl --json forgetting.json
 
-Every process holds both models and reads its share of the texts. Without --texts, the text is the held-out part of
-Python's language reference, which this project's replay and Fisher diagonal never use. Intervals are 95% bootstrap
-intervals over texts or questions. The tuned model may have an extended or a different vocabulary;
-eval/compare_models.py defines what is compared in that case.
+Every process reads its share of the texts. Several processes share large models, as in training: each holds a part of
+them (--sharding). Without --texts, the text is the held-out part of Python's language reference, which this project's
+replay and Fisher diagonal never use. Intervals are 95% bootstrap intervals over texts or questions. The tuned model may
+have an extended or a different vocabulary; eval/compare_models.py defines what is compared in that case.
 """
 
 import pathlib
@@ -20,20 +20,20 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from common.dtypes import add_dtype_option, choose_dtype
+from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
 from data.tokens import load_tokenizer
-from distributed.process_group import start_process_group
-from eval.compare_models import ModelAndTokenizer, compare_models, documents_per_rank, table
+from distributed.process_group import StopSignal, read_on_first, start_process_group
+from eval.compare_models import ModelAndTokenizer, compare_models, table
 from eval.general_text import SOURCE, evaluation_texts
-from eval.over_ranks import TIMEOUT_MINUTES, label_of_first_rank
-from eval.questions import read_questions
+from eval.load_over_ranks import add_sharding_option, agreed_dtype, is_sharded, load_packed
+from eval.over_ranks import TIMEOUT_MINUTES
+from eval.questions import Question, read_questions
 from eval.results import prepare_output
 from model.architectures import read_model_config
-from model.language_model import load_for_evaluation
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -52,33 +52,38 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (%(default)s)")
     add_dtype_option(parser)
+    add_sharding_option(parser)
     parser.add_argument("--json", type=Path, help="write the metrics to this file")
     return parser.parse_args()
+
+
+def read_inputs(
+    arguments: argparse.Namespace,
+) -> tuple[list[str], list[PretrainedConfig], list[PreTrainedTokenizerBase], list[Question]]:
+    """Texts, both models' configs and tokenizers, questions. Raises UserError. Called on rank 0 alone."""
+    texts = evaluation_texts(arguments.texts, arguments.max_bytes)
+    paths = (arguments.base, arguments.tuned)
+    configs = [read_model_config(path) for path in paths]
+    tokenizers = [load_tokenizer(path) for path in paths]
+    if arguments.json:
+        prepare_output(arguments.json)
+    return texts, configs, tokenizers, read_questions()
 
 
 def main() -> int:
     """Measure; on rank 0 print the table and write the JSON."""
     arguments = parse_arguments()
     start = time.perf_counter()
-    # Everything that can fail because of a mistake comes before the process group, so that it ends in one sentence.
-    texts = evaluation_texts(arguments.texts, arguments.max_bytes)
-    paths = (arguments.base, arguments.tuned)
-    configs = [read_model_config(path) for path in paths]
-    tokenizers = [load_tokenizer(path) for path in paths]
-    questions = read_questions()
-    if arguments.json:
-        prepare_output(arguments.json)
-
     ranks = start_process_group(TIMEOUT_MINUTES)
-    dtype = choose_dtype(arguments.dtype, ranks.device)
+    stop = StopSignal(ranks)
+    texts, configs, tokenizers, questions = read_on_first(lambda: read_inputs(arguments), ranks)
+    dtype = agreed_dtype(arguments.dtype, ranks)
+    sharded = is_sharded(arguments.sharding, (arguments.base, arguments.tuned), ranks)
     base, tuned = (
-        ModelAndTokenizer(load_for_evaluation(config, path, dtype, ranks.device), tokenizer)
-        for config, path, tokenizer in zip(configs, paths, tokenizers, strict=True)
+        ModelAndTokenizer(load_packed(config, path, dtype, sharded, ranks), tokenizer)
+        for config, path, tokenizer in zip(configs, (arguments.base, arguments.tuned), tokenizers, strict=True)
     )
-    total = documents_per_rank(texts, questions, ranks.world_size)
-    label = label_of_first_rank("documents", ranks)
-    with tqdm(total=total, desc=label, unit="document", disable=ranks.rank != 0) as bar:
-        metrics = compare_models(base, tuned, texts, questions, ranks, bar.update, arguments.seed)
+    metrics = compare_models(base, tuned, texts, questions, stop, arguments.seed)
     if ranks.rank == 0:
         seconds = round(time.perf_counter() - start, 1)
         text_source = ", ".join(map(str, arguments.texts)) if arguments.texts else SOURCE
@@ -89,6 +94,7 @@ def main() -> int:
             "text": text_source,
             "dtype": dtype_used,
             "processes": ranks.world_size,
+            "sharding": "full" if sharded else "none",
             "seconds": seconds,
             **metrics,
         }

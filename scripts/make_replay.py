@@ -31,9 +31,10 @@ from common.dtypes import add_dtype_option
 from common.durable_files import write_json_lines
 from common.errors import UserError, run_script
 from data.replay_filters import EvaluationTexts, Filters, document_text, filter_sampled
-from distributed.process_group import start_process_group
+from distributed.process_group import read_on_first, start_process_group
 from eval.general_text import SOURCE
-from eval.over_ranks import TIMEOUT_MINUTES
+from eval.load_over_ranks import add_sharding_option
+from eval.over_ranks import TIMEOUT_MINUTES, on_every_rank
 from eval.results import prepare_output
 from eval.sample_replay import ReplaySampler, SamplingOptions, texts_to_exclude, topic_texts
 
@@ -66,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="documents generated at once (%(default)s)")
     add_dtype_option(parser)
+    add_sharding_option(parser)
     defaults = Filters()
     parser.add_argument(
         "--min-characters", type=int, default=defaults.min_characters, help="drop shorter documents (%(default)s)"
@@ -101,11 +103,12 @@ def main() -> int:
     if arguments.source == "topics":
         write_topics(arguments.out, texts_to_exclude(arguments.exclude))
         return 0
-    sampler = ReplaySampler(options, arguments.out)
-    evaluation = texts_to_exclude(arguments.exclude)
     ranks = start_process_group(TIMEOUT_MINUTES)
-    documents = sampler.sample(ranks)
-    if ranks.rank == 0:
+    sampler = read_on_first(lambda: ReplaySampler(options, arguments.out), ranks)
+    # Only rank 0 filters. The files are read now, so that a mistake in them is reported before the work.
+    evaluation = on_every_rank(lambda: texts_to_exclude(arguments.exclude) if ranks.rank == 0 else None, ranks)
+    documents = sampler.sample(ranks, arguments.sharding)
+    if documents is not None and evaluation is not None:  # on rank 0
         filters = Filters(arguments.min_characters, arguments.max_repeated, arguments.max_alike)
         write_filtered(arguments.out, documents, filters, evaluation)
         sampler.remove_parts()

@@ -38,7 +38,6 @@ def judge_best_again(
     loss = figures.get("validation/loss", math.nan)
     before = progress.best_loss
     progress.validation, progress.base_loss = judged_on, None
-    progress.evaluated.pop("validation", None)
     if not math.isfinite(loss):
         progress.best_loss = progress.best_step = None
         return ["data.validation has changed: the next evaluation is the first on the new data"]

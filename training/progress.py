@@ -172,5 +172,7 @@ def find_progress(
         lines += [f"    {key}: {before} -> {now}" for key, before, now in changes]
     if any(key.startswith("optimizer.") for key, _, _ in changes):
         progress.bad_steps_in_a_row = 0  # another learning rate starts with a clean record
+    if fresh.validation and progress.validation != fresh.validation:
+        progress.evaluated.pop("validation", None)  # what is evaluated at this step is due again (training/best.py)
     progress.meaning, progress.settings = fresh.meaning, fresh.settings
     return progress, checkpoint, lines

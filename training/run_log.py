@@ -1,46 +1,53 @@
-"""What a run records: metrics.jsonl, TensorBoard, lines on the terminal, and its provenance. Only rank 0 writes."""
+"""What a run shows while it trains: metrics.jsonl, TensorBoard and lines on the terminal. Only rank 0 writes."""
 
 import json
 import os
-import platform
 import resource
-import subprocess
 import sys
-from importlib import metadata
+import time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from common.durable_files import write_durably, write_json
+from common.durable_files import fsync, write_durably
+from common.errors import UserError
+from distributed.process_group import Ranks, read_on_first
+
+EVALUATIONS = {"validation", "forgetting"}  # names before the slash in the curves of an evaluation
+EVENT_FILES = "events.out.tfevents.*"
+_MAX_CLOCK_SKEW = 5.0  # seconds
 
 
 class RunLog:
-    """Curves of one run, continued at `start_step` without duplicate rows. On other ranks every method is a no-op."""
+    """Curves of one run, with every row once. On ranks other than 0 every method is a no-op.
 
-    def __init__(self, directory: Path, rank: int, start_step: int, total_steps: int) -> None:
-        self.enabled = rank == 0
-        if not self.enabled:
-            return
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, so only on rank 0
+    Rows are dropped that the run will write again: those of steps after `start_step`, and at `start_step` those of an
+    evaluation that the checkpoint does not record. TensorBoard gets the same rows.
+    """
 
-        directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / "metrics.jsonl"
-        _drop_rows_after(self.path, start_step)
-        self.file = self.path.open("a")
-        # TensorBoard may hold later steps of a run that died before it saved them.
-        self.tensorboard = SummaryWriter(directory / "tensorboard", purge_step=start_step + 1 if start_step else None)
-        self.bar = tqdm(
-            total=total_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
-        )
+    def __init__(
+        self, directory: Path, ranks: Ranks, start_step: int, evaluated: dict[str, int], total_steps: int
+    ) -> None:
+        """Open the files for a run that continues at `start_step`; 0 starts anew. A collective.
+
+        `evaluated`: evaluation -> the last step at which it finished, as in the checkpoint. Raises UserError on all ranks
+        if rank 0 cannot write to `directory`, or if metrics.jsonl is damaged before a row that is kept.
+        """
+        self.enabled = ranks.rank == 0
+        read_on_first(lambda: self._open(directory, start_step, evaluated), ranks)
+        if self.enabled:
+            terminal = sys.stderr.isatty()
+            self.bar = tqdm(
+                total=total_steps, initial=start_step, unit="step", disable=not terminal, dynamic_ncols=True
+            )
 
     def row(self, step: int, values: dict[str, float]) -> None:
         """Add one row of curves. Names like `train/loss` are grouped by TensorBoard."""
         if self.enabled:
             self.file.write(json.dumps({"step": step} | values) + "\n")
             self.file.flush()
-            for name, value in values.items():
-                self.tensorboard.add_scalar(name, value, step)
+            self._plot(step, values)
 
     def evaluation(self, step: int, total_steps: int, figures: dict[str, float], is_best: bool) -> None:
         """Add the curves of an evaluation and print them in one line."""
@@ -59,6 +66,13 @@ class RunLog:
         if self.enabled:
             self.bar.update(step - self.bar.n)
 
+    def sync(self) -> None:
+        """Flush all rows to disk. Before a checkpoint is saved: the rows of a saved step are not written again."""
+        if self.enabled:
+            os.fsync(self.file.fileno())
+            self.tensorboard.flush()
+            fsync(max(self.folder.glob(EVENT_FILES)))
+
     def close(self) -> None:
         """Flush and close all outputs."""
         if self.enabled:
@@ -66,21 +80,67 @@ class RunLog:
             self.tensorboard.close()
             self.bar.close()
 
+    def _open(self, directory: Path, start_step: int, evaluated: dict[str, int]) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, so only on rank 0
 
-def write_provenance(directory: Path, config: dict) -> dict:
-    """Write config.json (resolved config, command, commit, versions) and git.diff (uncommitted changes); returns the former."""
-    directory.mkdir(parents=True, exist_ok=True)
-    names = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
-    record = {
-        "config": config,
-        "command": sys.argv,
-        "git_commit": _git("rev-parse", "HEAD") or "not a git checkout",
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in names},
-    }
-    write_json(directory / "config.json", record)
-    write_durably(directory / "git.diff", _git("diff", "HEAD"))
-    return record
+        self.path, self.folder = directory / "metrics.jsonl", directory / "tensorboard"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            at_start = self._drop_rows(start_step, evaluated)
+            if start_step == 0:
+                for path in self.folder.glob(EVENT_FILES):
+                    path.unlink()
+            self.file = self.path.open("a", encoding="utf-8")
+            self._wait_for_a_later_name()
+            # TensorBoard then ignores what earlier event files have from this step on.
+            self.tensorboard = SummaryWriter(self.folder, purge_step=start_step or None)
+            for row in at_start:
+                self._plot(start_step, {name: value for name, value in row.items() if name != "step"})
+            self.tensorboard.flush()
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or directory}: {error.strerror}; run.directory must be on a disk that can be written to"
+            ) from error
+
+    def _drop_rows(self, start_step: int, evaluated: dict[str, int]) -> list[dict]:
+        """Remove the rows that will be written again; returns the kept rows of `start_step`.
+
+        A line that is not a row was being written when the process or the machine died, so it is dropped like the rows
+        behind it. If a row that is kept stands behind it, the file was damaged in another way: UserError.
+        """
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        kept, at_start, broken = [], [], 0
+        for number, line in enumerate(content.splitlines(), 1):
+            row = _parse(line)
+            if row is None:
+                broken = broken or number
+            elif _is_kept(row, start_step, evaluated):
+                if broken:
+                    raise UserError(
+                        f"{self.path}, line {broken} is not a row of curves; remove the line and start again"
+                    )
+                kept.append(line + b"\n")
+                if row["step"] == start_step:
+                    at_start.append(row)
+        text = b"".join(kept)
+        if text != content:
+            write_durably(self.path, text.decode())
+            if start_step == 0:
+                self.say(f"{self.path}: the rows of an earlier start, which left no checkpoint, are removed")
+        return at_start
+
+    def _wait_for_a_later_name(self) -> None:
+        """TensorBoard reads event files in the order of their names, which begin with the second they were made in."""
+        seconds = [int(path.name.split(".")[3]) for path in self.folder.glob(EVENT_FILES)]
+        ahead = max(seconds, default=0) + 1 - time.time()
+        if ahead > 0:
+            time.sleep(min(ahead, _MAX_CLOCK_SKEW))
+        if ahead > _MAX_CLOCK_SKEW:
+            self.say(f"the clock is {ahead:.0f} s behind the last start's: TensorBoard may show steps twice")
+
+    def _plot(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.tensorboard.add_scalar(name, value, step)
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -91,25 +151,18 @@ def peak_memory_gib(device: torch.device) -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def _drop_rows_after(path: Path, step: int) -> None:
-    """Remove rows of steps that a resumed run will take again, and a last line that a kill cut off."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            continue
-    write_durably(path, "".join(line + "\n" for line in kept))
-
-
-def _git(*arguments: str) -> str:
-    root = Path(__file__).resolve().parents[1]
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+def _parse(line: bytes) -> dict | None:
+    """The row in a line; None if it is not one."""
     try:
-        answer = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, env=environment)
-    except OSError:
-        return ""
-    return answer.stdout if arguments[0] == "diff" else answer.stdout.strip()
+        row = json.loads(line.decode())
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _is_kept(row: dict, start_step: int, evaluated: dict[str, int]) -> bool:
+    """Whether a run that continues at `start_step` will not write this row again."""
+    if start_step == 0 or row["step"] != start_step:
+        return row["step"] < start_step
+    groups = {name.partition("/")[0] for name in row}
+    return all(evaluated.get(name) == start_step for name in groups & EVALUATIONS)

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from transformers import PretrainedConfig
 
 from common.errors import UserError
-from model.language_model import build_on_meta, tensor_files
+from model.language_model import build_on_meta
+from model.weight_files import tensor_files
 
 METHODS = ("subtokens", "mean", "random")
 NOISE = 0.1

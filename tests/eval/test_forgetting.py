@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.tiny import SENTENCES, tiny_tokenizer, write_tiny_model
 ROOT = Path(__file__).resolve().parents[2]
 NEW_TOKENS = 5
 METRICS = ("perplexity_per_byte", "kl", "agreement", "questions")
+PHASES = ("KL and agreement", "perplexity of base", "perplexity of tuned", "questions to base", "questions to tuned")
 CASES = ("base full", "base grad_op", "base none", "base full offload", "untied full", "extended full")
 # Six documents of very different lengths, for two ranks.
 TEXTS = [*SENTENCES, "The bank", "Own funds of\n\nthe bank – 8% é."]
@@ -198,14 +200,18 @@ def evaluate(world_size: int, folder: Path, base: str, tuned: str, *options: obj
     script = ROOT / "scripts" / "evaluate_forgetting.py"
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     arguments = (folder / base, folder / tuned, "--texts", folder / "texts.jsonl", "--dtype", "fp32", "--json", out)
-    printed = run(world_size, script, *arguments, *options)
-    assert printed.count("questions answered correctly") == 1  # only rank 0 prints
+    done = run_ranks(world_size, script, *arguments, *options)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.count("questions answered correctly") == 1  # only rank 0 prints
+    # Every bar ends at 100%, whatever share of the documents rank 0 has; beyond its total a bar would have no percentage.
+    bars = re.findall(r"([\w ]+): 100%\S* (\d+)/(\d+) [^\r]*batch", done.stderr)
+    assert {name for name, number, total in bars if number == total} == set(PHASES)
     return json.loads(out.read_text())
 
 
 def test_two_models_with_different_vocabularies_equal_the_definition(folder):
     """The base and a tuned model with more tokens: perplexity uses each model's own tokens, KL those of the base."""
-    found = {ranks: evaluate(ranks, folder, "base", "extended-tuned") for ranks in (1, 2)}
+    found = {ranks: evaluate(ranks, folder, "base", "extended-tuned", "--sharding", "full") for ranks in (1, 2)}
     shared = len(tiny_tokenizer())
     expected = definition(folder / "base", folder / "extended-tuned", folder / "base", shared)
     before = definition(folder / "base", folder / "base", folder / "base", shared)
@@ -223,6 +229,7 @@ def test_two_models_with_different_vocabularies_equal_the_definition(folder):
         assert change["low"] < change["value"] < change["high"]
     assert found[1]["kl"] == {name: pytest.approx(value, abs=1e-6) for name, value in found[2]["kl"].items()}
     assert (found[1]["processes"], found[2]["processes"]) == (1, 2)
+    assert (found[1]["sharding"], found[2]["sharding"]) == ("none", "full")
 
 
 def test_tokens_are_matched_by_their_string(folder, tmp_path):
@@ -232,8 +239,13 @@ def test_tokens_are_matched_by_their_string(folder, tmp_path):
         model = load_for_evaluation(read_model_config(str(path)), str(path), torch.float32, torch.device("cpu"))
         return ModelAndTokenizer(model, load_tokenizer(str(path)))
 
-    class SingleRank:
-        rank, world_size, device, flags = 0, 1, torch.device("cpu"), None
+    class NoSignal:
+        class ranks:  # noqa: N801  as in StopSignal
+            rank, world_size, device, flags = 0, 1, torch.device("cpu"), None
+
+        @staticmethod
+        def agreed() -> bool:
+            return False
 
     base, other = load(folder / "base"), load(folder / "base")
     missing = tiny_tokenizer().encode(" own", add_special_tokens=False)[-1]
@@ -256,9 +268,7 @@ def test_tokens_are_matched_by_their_string(folder, tmp_path):
     assert len(shared_ids(base, other)[0]) == len(order) - 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.distributed.all_reduce", lambda *arguments, **options: None)
-        kl, agreements, compared, num_shared = compare_distributions(
-            base, other, TEXTS, SingleRank, lambda finished: None
-        )
+        kl, agreements, compared, num_shared = compare_distributions(base, other, TEXTS, NoSignal)
     assert num_shared == len(order) - 1
     tokens = [base.tokenizer.encode(text) for text in TEXTS]
     assert compared.tolist() == [ids.index(missing) + 1 if missing in ids else len(ids) for ids in tokens]

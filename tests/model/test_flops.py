@@ -5,9 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.batches import collate
-from model import packed_attention
+from model import flops, packed_attention
 from model.architectures import read_model_config
-from model.flops import Work, count_work, layer_windows, step_flops
+from model.flops import PeakFlops, Work, count_work, data_sheet_peak, layer_windows, step_flops
 from model.language_model import build_on_meta
 from tests.model.test_equivalence import documents, load
 from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
@@ -43,3 +43,44 @@ def test_only_pairs_within_the_window_count() -> None:
     pairs = sum(3 * (i + 1) + 2 * min(i + 1, 4) for n in (3, 4, 9) for i in range(n))
     assert step_flops(work, [3, 4, 9], 10) == 16e9 + 10e6 + pairs
     assert step_flops(work, [], 0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181.05e12),
+        ("NVIDIA L40S", 362.05e12),
+        ("NVIDIA H100 80GB HBM3", 989.5e12),
+        ("NVIDIA H100 PCIe", 756.5e12),
+        ("NVIDIA H100 NVL", 835.5e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("A100-SXM4-40GB", 312e12),  # as drivers before 470 name it
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("Tesla V100-SXM2-32GB", None),  # has no bf16
+    ],
+)
+def test_a_data_sheet_belongs_to_exactly_one_name(name, peak) -> None:
+    assert data_sheet_peak(name) == peak
+
+
+def test_an_unknown_gpu_is_measured_and_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(flops, "measured_flops", lambda *arguments: 5e12)
+    monkeypatch.setattr(flops, "barrier", lambda ranks: None)
+    for name, peak, source in (
+        ("NVIDIA L40", 181.05e12, "data sheet of NVIDIA L40, dense bf16"),
+        (
+            "NVIDIA RTX A1000",
+            5e12,
+            "measured: 8192 x 8192 product in bfloat16, as no data sheet figure of NVIDIA RTX A1000 is known",
+        ),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        peak_flops = PeakFlops(torch.device("cuda"), torch.bfloat16)
+        peak_flops.measure(ranks=None)
+        assert (peak_flops.flops, peak_flops.source) == (peak, source)

@@ -65,6 +65,7 @@ def test_one_and_two_processes_give_the_same_metrics(files):
     one = json.loads((files / "out" / "one.json").read_text())
 
     compared = ["--json", files / "two.json", "--before", files / "out" / "one.json", "--batch-size", 2]
+    compared += ["--sharding", "full"]
     done = run_ranks(2, SCRIPT, *model_and_data, *options, *compared)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("answer to example") == 1  # only rank 0 prints
@@ -72,6 +73,7 @@ def test_one_and_two_processes_give_the_same_metrics(files):
     two = json.loads((files / "two.json").read_text())
 
     assert (one["processes"], two["processes"]) == (1, 2)
+    assert (one["sharding"], two["sharding"]) == ("none", "full")
     loss, targets = expected_loss(files / "model")
     for result in (one, two):
         assert result["loss"] == {"mean": pytest.approx(loss, abs=1e-5), "targets": targets}
@@ -87,6 +89,28 @@ def test_one_and_two_processes_give_the_same_metrics(files):
     nats = general["tokens"] * math.log(general["perplexity"])
     assert general["perplexity_per_byte"] == pytest.approx(math.exp(nats / general["bytes"]))
     assert general["tokens"] < general["bytes"]
+
+
+def test_a_small_model_is_whole_by_default_and_a_large_one_sharded(files):
+    arguments = [SCRIPT, files / "model", "--data", files / "test.jsonl", "--max-new-tokens", 1, "--limit", 1]
+    done = run_ranks(2, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("--sharding none: each of 2 processes holds all of the 0.0 GiB\n") == 1
+    with (files / "model" / "large.safetensors").open("wb") as file:  # only its size matters; it takes no disk
+        file.truncate(2**31)
+    done = run_ranks(2, *arguments)
+    (files / "model" / "large.safetensors").unlink()
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stdout.count("--sharding full: each of 2 processes holds a part of the 2.0 GiB; --sharding none is") == 1
+    )
+
+
+def test_what_rank_0_cannot_read_is_one_line_for_all_ranks(files):
+    done = run_ranks(2, SCRIPT, files / "model", "--data", files / "nothing.jsonl")
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == done.stderr.count("nothing.jsonl does not exist") == 1
+    assert "Traceback" not in done.stderr
 
 
 def test_a_mistake_ends_in_one_line(files):

@@ -33,11 +33,11 @@ def test_topics_are_written_without_what_evaluation_uses_and_never_overwritten(f
     assert again.returncode == 2 and "topics.jsonl exists; remove it" in again.stderr
 
 
-def test_one_and_two_processes_write_the_same_chats(folder):
+def test_one_process_and_two_that_share_the_model_write_the_same_chats(folder):
     options = ("--source", "model", "--model", folder / "model", "--documents", 8, "--min-characters", 5, *SAMPLING)
     one = run_python(SCRIPT, "--out", folder / "one.jsonl", *options)
     assert one.returncode == 0, one.stderr[-6000:]
-    two = run_ranks(2, SCRIPT, "--out", folder / "two.jsonl", *options)
+    two = run_ranks(2, SCRIPT, "--out", folder / "two.jsonl", "--sharding", "full", *options)
     assert two.returncode == 0, two.stderr[-6000:]
     assert (folder / "two.jsonl").read_bytes() == (folder / "one.jsonl").read_bytes()
     chats = [example["messages"] for _, example in read_file(folder / "one.jsonl")]

@@ -1,0 +1,91 @@
+"""The device of this process, and the line that says what all ranks run on."""
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from common.errors import UserError
+from distributed.rank_names import host_name, name_ranks
+
+
+def choose_device(local_rank: int, local_world: int) -> torch.device:
+    """CUDA if the node has a GPU for every local rank; the CPU if it has none. Makes it the process's device.
+
+    Raises UserError if it has GPUs, but fewer than local ranks.
+    """
+    count = torch.cuda.device_count()
+    if 0 < count < local_world:
+        raise UserError(
+            f"this node ({host_name()}) has {count} GPU{'s' if count > 1 else ''} for {local_world} ranks; start with "
+            f"--nproc_per_node={count}, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
+        )
+    if count:
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        return device
+    _keep_freed_memory()
+    # torchrun sets OMP_NUM_THREADS=1; give each process its share of the cores instead.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    torch.set_num_threads(max(1, cores // local_world))
+    return torch.device("cpu")
+
+
+def describe_devices(device: torch.device, world_size: int, group: dist.ProcessGroup) -> str:
+    """ "device: 16 x NVIDIA H100 80GB HBM3, NCCL, on 2 nodes". A collective over the gloo group `group`.
+
+    Unlike devices are listed with their ranks.
+    """
+    gathered: list = [None] * world_size
+    node = (host_name(), os.environ.get("GROUP_RANK", "0"))
+    dist.all_gather_object(gathered, (node, device.type, device_name(device)), group=group)
+    return devices_line(gathered)
+
+
+def devices_line(gathered: list[tuple[tuple[str, str], str, str]]) -> str:
+    """The line for `gathered`: (node, device type, device name) by rank."""
+    names = [name for _, _, name in gathered]
+    kinds = list(dict.fromkeys(names))
+    backend = "NCCL" if all(kind == "cuda" for _, kind, _ in gathered) else "gloo"
+    nodes = len({node for node, _, _ in gathered})
+    where = f", on {nodes} node{'s' if nodes > 1 else ''}" if backend == "NCCL" or nodes > 1 else ""
+    if len(kinds) == 1:
+        return f"device: {len(names)} x {kinds[0]}, {backend}{where}"
+    ranks = {kind: [rank for rank, name in enumerate(names) if name == kind] for kind in kinds}
+    parts = [f"{len(ranks[kind])} x {kind} ({name_ranks(ranks[kind])})" for kind in kinds]
+    return f"device: {' + '.join(parts)}, {backend}{where}; they are not alike, and the slowest sets the pace"
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or "CPU (its model, its threads per rank)"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU ({_processor()}, {threads} thread{'s' if threads > 1 else ''} each)"
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():  # Linux
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory. By default it returns every large tensor to the kernel and faults new pages in.
+
+    Steps on a CPU then fault fewer pages. No-op on macOS and musl.
+    https://man7.org/linux/man-pages/man3/mallopt.3.html
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        trim_threshold, top_pad, mmap_max = -1, -2, -4
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 2**28)

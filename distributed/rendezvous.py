@@ -1,0 +1,97 @@
+"""How the ranks of one start find each other in the launcher's store.
+
+`torchrun --max-restarts` gives a restarted run the store of the run that failed, with its keys: a rank would connect to the
+address of a dead process (pytorch#135712; seen with torch 2.13). `TORCHELASTIC_RESTART_COUNT` does not tell the starts apart,
+because each node counts for itself. Rank 0 therefore draws a name for every start, the ranks confirm it with a token of
+their own, and all keys of the start stand under that name. For the same reason one launch can start several groups.
+"""
+
+import json
+import os
+import time
+import uuid
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from common.errors import PeerLost
+from distributed.rank_names import minutes, name_ranks
+
+ASK_AGAIN = 2.0  # seconds; the name that a rank has read may be one of an earlier start
+
+
+def join(timeout_minutes: float) -> dist.Store:
+    """Wait for all ranks of this start, and return a store that only they write to. A collective.
+
+    Reads the environment of torchrun (or any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT). Raises
+    PeerLost, with the ranks that have not joined, after `timeout_minutes`.
+    """
+    timeout = timedelta(minutes=timeout_minutes)
+    end = time.monotonic() + timeout.total_seconds()
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    unreachable = (
+        f"rank {os.environ['RANK']} cannot reach the store at {address} within {minutes(60 * timeout_minutes)}: start all nodes, "
+        "and check their network"
+    )
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    except dist.DistError as error:
+        raise PeerLost(unreachable) from error
+    try:
+        name = _first(store, world_size, end) if rank == 0 else _other(store, rank, end)
+    except dist.DistNetworkError as error:
+        raise PeerLost(unreachable) from error
+    except dist.DistStoreError as error:
+        missing = _not_joined(store, world_size)
+        raise PeerLost(
+            f"{name_ranks(missing)} of {world_size} did not join within {minutes(60 * timeout_minutes)}: look for an error in "
+            "the output of their nodes, and start all nodes again"
+        ) from error
+    store.set_timeout(timeout)
+    return dist.PrefixStore(f"start/{name}", store)
+
+
+def _first(store: dist.Store, world_size: int, end: float) -> str:
+    """Rank 0: publish a new name, and wait until every other rank has confirmed it."""
+    name = uuid.uuid4().hex
+    store.set("name", name)
+    others = [f"{name}/{rank}" for rank in range(1, world_size)]
+    if others:
+        store.wait(others, _until(end))
+        store.set(f"{name}/all", json.dumps([token.decode() for token in store.multi_get(others)]))
+    return name
+
+
+def _other(store: dist.Store, rank: int, end: float) -> str:
+    """Confirm the newest name until rank 0 has seen this rank's own token under it."""
+    token = uuid.uuid4().hex
+    while True:
+        store.wait(["name"], _until(end))
+        name = store.get("name").decode()
+        if not (store.check([f"{name}/all"]) and token not in json.loads(store.get(f"{name}/all"))):
+            store.set(f"{name}/{rank}", token)
+            try:
+                store.wait([f"{name}/all"], min(_until(end), timedelta(seconds=ASK_AGAIN)))
+            except dist.DistStoreError:
+                if time.monotonic() > end:
+                    raise
+                continue
+            if token in json.loads(store.get(f"{name}/all")):
+                return name
+        elif time.monotonic() > end:
+            raise dist.DistStoreError("rank 0 has not started again")
+        time.sleep(0.2)
+
+
+def _until(end: float) -> timedelta:
+    return timedelta(seconds=max(0.001, end - time.monotonic()))
+
+
+def _not_joined(store: dist.Store, world_size: int) -> list[int]:
+    """The ranks that have not confirmed the newest name; rank 0 if it has given none."""
+    if not store.check(["name"]):
+        return [0]
+    name = store.get("name").decode()
+    if store.check([f"{name}/all"]):  # of an earlier start: rank 0 has not begun this one
+        return [0]
+    return [rank for rank in range(1, world_size) if not store.check([f"{name}/{rank}"])]

@@ -1,0 +1,273 @@
+"""No rank waits in silence: each tells the others that it lives and where it stands, and says what it waits for.
+
+A rank that is killed, stuck or cut off leaves the others inside a collective, where only a time-out ends the wait and no
+message says for whom. Here every rank writes a heartbeat into the launcher's store. When a collective fails, or when the
+main thread has made no progress for `run.timeout_minutes`, the heartbeats tell who is missing.
+"""
+# torch's stubs do not declare Store.clone.
+# pyright: reportAttributeAccessIssue=false
+
+import contextlib
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from common.errors import PeerLost
+from distributed.rank_names import host_name, minutes, name_ranks, ranks_on_hosts
+
+T = TypeVar("T")
+BEAT = 1.0  # seconds between two heartbeats of a rank
+WINDOW = 5.0  # seconds without one after which a rank counts as lost
+RESTART = "start the same command again to continue from the last checkpoint"
+# How gloo and NCCL say that it is the other side that failed. A collective that is used wrongly says something else, and
+# keeps its traceback.
+PEER_FAILURES = re.compile(
+    r"connection closed by peer|connection reset|broken pipe|connection refused|connection timed out|no route to host"
+    r"|network is unreachable|host is down|timed out waiting|application timeout caused pair closure|socket closed"
+    r"|connectfullmesh failed|timed out connecting|ncclremoteerror|ncclsystemerror|remote process exited"
+    r"|nccl communicator was aborted|watchdog caught collective operation timeout|wait timeout after",
+    re.IGNORECASE,
+)
+
+
+class Watch:
+    """Where this rank stands. Without heartbeats (a single process) it only remembers it."""
+
+    def __init__(self) -> None:
+        self.place = "the start"
+        self.progress = 0  # how often `tick` and `at` were called; every rank calls them at the same points
+        self.moved = time.monotonic()
+
+    def at(self, place: str) -> None:
+        """Remember the place in the run that messages name, such as "step 9". No communication; call it on all ranks."""
+        self.place = place
+        self.tick()
+
+    def tick(self) -> None:
+        """Note that the main thread goes on."""
+        self.progress += 1
+        self.moved = time.monotonic()
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a rank last wrote about itself. `left`: why it ended, or None."""
+
+    host: str
+    pid: int
+    count: int
+    progress: int
+    place: str
+    line: str  # function, file and line of its main thread
+    left: str | None = None
+    follows: bool = False  # it ended because it had lost another rank
+
+    def stands(self) -> str:
+        return f"at {self.place} in {self.line}"
+
+
+UNKNOWN = Beat("unknown", 0, 0, 0, "the start", "the process group's start")  # before a rank's first
+
+
+class Heartbeat:
+    """The two threads of a rank that write its heartbeat and raise the alarm, from the group's start to its end.
+
+    Two, because a store whose host is cut off can block a thread for longer than the time-out. They never use a collective
+    or the main thread's connection to the store. `leave` ends them.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int, watch: Watch, timeout_seconds: float) -> None:
+        self.rank, self.world_size, self.watch = rank, world_size, watch
+        self.timeout = timeout_seconds
+        self.window = min(WINDOW, timeout_seconds / 4)
+        self.store, self.questions = store.clone(), store.clone()  # a connection serves one thread at a time
+        self.count = 0
+        self.store_error: Exception | None = None
+        self.leaving = False  # from here on, the store may close
+        self.closed = threading.Event()
+        self.speaking = threading.Lock()  # held by the thread that ends the process, for ever
+        self._write()
+        self.threads = [
+            threading.Thread(target=target, name=f"heartbeat {target.__name__}", daemon=True)
+            for target in (self._beat, self._alarm)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def leave(self, reason: str, follows: bool = False) -> None:
+        """End the threads, and tell the other ranks why this one ends: the last heartbeat."""
+        self.closed.set()
+        for thread in self.threads:
+            if thread is not threading.current_thread():
+                thread.join(self.window)
+        within(self.window, lambda: self._write(reason, follows))
+
+    def lost(self, error: BaseException) -> PeerLost | None:
+        """The sentence about the ranks that made `error` happen here; None if it is an error of this rank itself."""
+        if isinstance(error, PeerLost) or not is_peer_failure(error):
+            return None
+        if not self.speaking.acquire(blocking=False):  # the alarm is ending this process
+            threading.Event().wait()
+        sentence = self._explain(None, error)
+        return PeerLost(sentence, quiet=not self._speaks_for_node())
+
+    def _beat(self) -> None:
+        while not self.closed.wait(min(BEAT, self.window / 3)):
+            try:
+                self._write()
+            except (dist.DistError, RuntimeError) as error:
+                self.store_error = error
+                return
+
+    def _alarm(self) -> None:
+        """End the process when its main thread has stood still for the time-out, or when the store is gone."""
+        while not self.closed.wait(min(BEAT, self.window / 4)):
+            if self.store_error and not self.leaving:
+                # A dead host breaks the collectives too, and they say more: who has left. Give them a moment.
+                if not self.closed.wait(self.window):
+                    self._end(self._store_gone())
+                return
+            progress = self.watch.progress
+            if self._stalled() > self.timeout - self.window:
+                sentence = self._explain(self.timeout, None)
+                while self._stalled() <= self.timeout and not self.closed.wait(self.window / 20):
+                    pass
+                if progress == self.watch.progress and not self.closed.is_set():
+                    self._end(sentence)
+
+    def _stalled(self) -> float:
+        return time.monotonic() - self.watch.moved
+
+    def _end(self, sentence: str) -> NoReturn | None:
+        if not self.speaking.acquire(blocking=False):  # the main thread has found out by itself
+            return None
+        if self._speaks_for_node():
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
+        self.leave(sentence, follows=True)
+        os._exit(PeerLost.EXIT_CODE)
+
+    def _write(self, left: str | None = None, follows: bool = False) -> None:
+        self.count += 1
+        beat = Beat(
+            host_name(), os.getpid(), self.count, self.watch.progress, self.watch.place, main_line(), left, follows
+        )
+        self.store.set(f"beat/{self.rank}", json.dumps(beat.__dict__))
+
+    def _speaks_for_node(self) -> bool:
+        """Whether no rank of this host has said yet that a rank is lost. True if the store does not answer."""
+        return within(self.window, lambda: self.questions.add(f"said/{host_name()}", 1)) in (1, None)
+
+    def _beats(self) -> list[Beat] | None:
+        """The newest heartbeat of every rank; None if the store does not answer."""
+        keys = [f"beat/{rank}" for rank in range(self.world_size)]
+
+        def read() -> list[Beat]:
+            if self.questions.check(keys):
+                return [Beat(**json.loads(value)) for value in self.questions.multi_get(keys)]
+            return [
+                Beat(**json.loads(self.questions.get(key))) if self.questions.check([key]) else UNKNOWN for key in keys
+            ]
+
+        return within(self.window, read)
+
+    def _explain(self, stalled: float | None, error: BaseException | None) -> str:
+        """Watch the heartbeats for `window` seconds, and say who is missing and who waits."""
+        before = now = self._beats()
+        end = time.monotonic() + self.window
+        while before and now:
+            quiet = {r for r, beat in enumerate(now) if not beat.left and beat.count == before[r].count} - {self.rank}
+            left = {r for r, beat in enumerate(now) if beat.left and not beat.follows}
+            if time.monotonic() > end or not quiet:
+                reason = in_one_line(error) if error else f"no progress for {minutes(stalled or 0)}"
+                return f"{self.watch.place}: {self._missing(now, quiet, left, reason)}; {RESTART}"
+            time.sleep(self.window / 10)
+            now = self._beats()
+        return self._store_gone()
+
+    def _missing(self, beats: list[Beat], quiet: set[int], left: set[int], reason: str) -> str:
+        def named(ranks: set[int]) -> str:
+            pids = f" (pid {', '.join(str(beats[rank].pid) for rank in sorted(ranks))})" if len(ranks) <= 4 else ""
+            return ranks_on_hosts({rank: beats[rank].host for rank in ranks}) + pids
+
+        front = max(beat.progress for beat in beats)
+        behind = {rank for rank, beat in enumerate(beats) if beat.progress < front and not beat.left}
+        waiting = {rank for rank, beat in enumerate(beats) if not beat.left} - quiet
+        followed = [beat.left for beat in beats if beat.left and beat.follows]
+        said = []
+        for text in dict.fromkeys(beats[rank].left for rank in sorted(left)):
+            same = {rank for rank in left if beats[rank].left == text}
+            said.append(f"{named(same)} ended ({text})")
+        if quiet:
+            said.append(
+                f"lost {named(quiet)}, last heard of {beats[min(quiet)].stands()}: no heartbeat for "
+                f"{self.window:g} s (killed, crashed, stopped or cut off)"
+            )
+        if not said and followed:
+            return f"another rank had found: {followed[0].removesuffix(f'; {RESTART}')}"
+        if not said and behind:
+            waiting -= behind
+            said.append(f"{reason}: {named(behind)} is behind, {beats[min(behind)].stands()}")
+        if not said:
+            lines = dict.fromkeys(beat.line for beat in beats)
+            stand = [f"{name_ranks(r for r, b in enumerate(beats) if b.line == line)} in {line}" for line in lines]
+            return f"{reason}, though every rank is alive and none is behind: {', '.join(stand)}"
+        return "; ".join(said) + (f"; {name_ranks(waiting)} waited" if waiting else "")
+
+    def _store_gone(self) -> str:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        return (
+            f"{self.watch.place}: rank {self.rank} on host {host_name()} has lost the store at {address}: the launcher of "
+            f"rank 0's node has ended, or the network to it is cut; {RESTART}"
+        )
+
+
+def is_peer_failure(error: BaseException | None) -> bool:
+    """Whether `error`, or what caused it, is a collective that failed because of another rank or the network."""
+    while error is not None:
+        if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+            return True
+        if isinstance(error, RuntimeError) and PEER_FAILURES.search(str(error)):
+            return True
+        error = error.__cause__
+    return False
+
+
+def in_one_line(error: BaseException, length: int = 300) -> str:
+    """The error's type and message without line breaks, at most `length` characters."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def within(seconds: float, call: Callable[[], T]) -> T | None:
+    """The result of `call()`, or None if it fails or takes longer. A call that blocks is left to a daemon thread."""
+    box: list[T] = []
+
+    def run() -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone
+            box.append(call())
+
+    thread = threading.Thread(target=run, name="heartbeat question", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return box[0] if box else None
+
+
+def main_line() -> str:
+    """Where the main thread is: function, file and line of the innermost frame outside of torch and of this file."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    inner = (str(Path(torch.__file__).parent), __file__, "<")
+    while frame and frame.f_back and frame.f_code.co_filename.startswith(inner):
+        frame = frame.f_back
+    if not frame:
+        return "no frame"
+    return f"{frame.f_code.co_name} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"

@@ -1,0 +1,68 @@
+"""Ranks that share a sharded model run every forward together, because each forward gathers parameters from all ranks."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from distributed.process_group import Ranks, StopSignal
+
+Turn = TypeVar("Turn")
+IDLE, WORKING, STOPPING = range(3)
+
+
+class InStep:
+    """Before each forward of `model` all ranks agree that it takes place, also where there is nothing left to compute.
+
+    This is what transformers' `generate(synced_gpus=True)` does for each token. Here it covers every forward, so that
+    ranks may have different numbers of batches and of tokens. The agreement is on the CPU and waits for no device. A
+    signal on any rank stops all of them before their next forward, with KeyboardInterrupt.
+    """
+
+    def __init__(self, model: PreTrainedModel, ranks: Ranks) -> None:
+        self.model, self.ranks, self.stop = model, ranks, StopSignal(ranks)
+        self.idling = False
+        model.register_forward_pre_hook(self._before_forward, prepend=True)  # before FSDP's own, which gathers
+
+    def finish(self) -> None:
+        """Run empty forwards as long as another rank has work. A collective: every rank calls it when it has none left."""
+        while self._any_is_working(IDLE):
+            self.idling = True
+            token = torch.zeros(1, 1, dtype=torch.int64, device=self.model.device)
+            with torch.no_grad():
+                self.model(input_ids=token, attention_mask=token + 1, position_ids=token, use_cache=False)
+            self.idling = False
+
+    def _before_forward(self, module: nn.Module, arguments: tuple) -> None:
+        if not self.idling:  # else `finish` has agreed on it
+            self._any_is_working(WORKING)
+
+    def _any_is_working(self, state: int) -> bool:
+        answer = torch.tensor(STOPPING if self.stop.name else state)
+        dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=self.ranks.flags)
+        if answer == STOPPING:
+            stop_all(self.ranks)
+        return bool(answer == WORKING)
+
+
+def in_turns(turns: Iterable[Turn], stop: StopSignal, description: str) -> Iterator[Turn]:
+    """Yield each of `turns`, of which every rank has the same number, and stop all ranks together after a signal.
+
+    Rank 0 shows a progress bar. A collective.
+    """
+    for turn in tqdm(list(turns), desc=description, unit="batch", disable=stop.ranks.rank != 0):
+        if stop.agreed():
+            stop_all(stop.ranks)
+        yield turn
+
+
+def stop_all(ranks: Ranks) -> None:
+    """End an evaluation after a signal that all ranks have agreed on: one line on rank 0, then KeyboardInterrupt."""
+    if ranks.rank == 0:
+        tqdm.write("stopped by a signal, before the result", file=sys.stderr)
+    raise KeyboardInterrupt

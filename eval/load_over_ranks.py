@@ -1,0 +1,122 @@
+"""Load a model for an evaluation on one or several ranks: whole on every rank, or sharded over all of them (FSDP2).
+
+A sharded model holds on each rank its part of the parameters, plus, during a forward, what FSDP has gathered for it: one
+unit at a time (a decoder layer, the embedding, the head), and the root with the norm and a tied embedding throughout.
+"""
+
+import argparse
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from common.dtypes import choose_dtype
+from common.errors import UserError
+from configs.config import Sharding
+from distributed.process_group import Ranks, agree_any, read_on_first
+from distributed.sharding import decoder_layers, make_mesh, shard
+from eval.generate import load_for_generation
+from eval.in_step import InStep
+from eval.over_ranks import on_every_rank
+from model.architectures import read_model_config
+from model.language_model import PackedLanguageModel, build_on_meta, load_for_evaluation, load_weights
+
+# Of safetensors files. SmolLM2-135M (0.25 GiB) generates four times as fast whole as sharded over two processes on a CPU.
+SMALL_BYTES = 2**30
+
+
+def add_sharding_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--sharding`, whose value goes to `is_sharded`."""
+    parser.add_argument(
+        "--sharding",
+        choices=("auto", "full", "none"),
+        default="auto",
+        help="full: each process holds a part of the model and gathers one layer at a time; none: each holds all of it, "
+        "which is faster if it fits; auto: full for several processes, unless the model is small (%(default)s)",
+    )
+
+
+def is_sharded(option: str, paths: Sequence[str], ranks: Ranks) -> bool:
+    """Whether the value of `--sharding` means to shard the models at `paths`. A collective.
+
+    `auto` shards over several ranks if the models have more than SMALL_BYTES of files, because gathering the parameters
+    for every token takes longer than to compute with them if they are few. Rank 0 prints what it has chosen.
+    """
+    if option != "auto" or ranks.world_size == 1:
+        return option == "full" and ranks.world_size > 1
+    size = read_on_first(lambda: sum(f.stat().st_size for p in paths for f in Path(p).glob("*.safetensors")), ranks)
+    if ranks.rank == 0 and size > SMALL_BYTES:
+        print(
+            f"--sharding full: each of {ranks.world_size} processes holds a part of the {size / 2**30:.1f} GiB; "
+            "--sharding none is faster if a process can hold all of it",
+            flush=True,
+        )
+    elif ranks.rank == 0:
+        print(
+            f"--sharding none: each of {ranks.world_size} processes holds all of the {size / 2**30:.1f} GiB", flush=True
+        )
+    return size > SMALL_BYTES
+
+
+def agreed_dtype(name: str, ranks: Ranks) -> torch.dtype:
+    """`choose_dtype`, the same on all ranks: `auto` is bf16 only if every rank has it natively. A collective."""
+    dtype = choose_dtype(name, ranks.device)
+    return torch.float32 if agree_any(dtype == torch.float32, ranks) else dtype
+
+
+def load_packed(
+    config: PretrainedConfig, path: str, dtype: torch.dtype, sharded: bool, ranks: Ranks
+) -> PackedLanguageModel:
+    """The model for packed documents, parameters in `dtype`, in eval mode. A collective.
+
+    If it is sharded, each rank reads its own slices only, and all ranks must run the same number of forwards. Raises
+    UserError, on every rank, if any rank cannot load it.
+    """
+    if not sharded:
+        return on_every_rank(lambda: load_for_evaluation(config, path, dtype, ranks.device), ranks)
+    model = build_on_meta(config).to(dtype)
+    _shard(model, model.extra_fsdp_units(), dtype, ranks)
+    on_every_rank(lambda: load_weights(model, path, ranks.device), ranks)
+    return model.eval()
+
+
+def load_causal_lm(
+    path: str, dtype: torch.dtype, sharded: bool, ranks: Ranks
+) -> tuple[PreTrainedModel, Callable[[], None]]:
+    """(the Hugging Face model in eval mode, what a rank calls when it has no work left). A collective.
+
+    The second is `InStep.finish` if the model is sharded, and else does nothing. Raises UserError, on every rank, if any
+    rank cannot load it.
+    """
+    if not sharded:
+        return on_every_rank(lambda: load_for_generation(path, dtype, ranks.device), ranks), lambda: None
+    model = on_every_rank(functools.partial(_causal_lm_on_meta, path, dtype), ranks)
+    packed = PackedLanguageModel(model)  # knows how the files are read
+    del packed.head.forward  # logits again, not losses
+    _shard(model, packed.extra_fsdp_units(), dtype, ranks)
+    on_every_rank(lambda: load_weights(packed, path, ranks.device), ranks)
+    return model.eval(), InStep(model, ranks).finish
+
+
+def _causal_lm_on_meta(path: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with its own forward and its own vocabulary size: rows of padding could be chosen as tokens."""
+    try:
+        read_model_config(path)  # only for its checks: the names of the parameters must be those of the files
+    except UserError as error:
+        raise UserError(f"{error}; --sharding none evaluates models that transformers alone supports") from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=dtype)
+    if Path(path, "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model
+
+
+def _shard(model: torch.nn.Module, extra_units: list[torch.nn.Module], dtype: torch.dtype, ranks: Ranks) -> None:
+    sharding = Sharding(strategy="full")
+    mesh = make_mesh(ranks.device.type, ranks.world_size, ranks.world_size, sharding)
+    shard(model, decoder_layers(model), extra_units, mesh, dtype, sharding)
+    assert isinstance(model, FSDPModule)
+    model.set_reshard_after_forward(True)  # the head too, which training keeps gathered for its backward

@@ -1,0 +1,87 @@
+"""All ranks say the same sentence when they are about to train with different inputs."""
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from distributed.agreement import disagreement, flatten, library_versions
+from distributed.rank_names import minutes, name_ranks, ranks_on_hosts
+from tests.processes import run_ranks
+
+WORKER = Path(__file__).with_name("watch_worker.py")
+FIX = "; give all ranks the same files, config and versions"
+
+
+def test_ranks_and_hosts_are_named_in_short() -> None:
+    assert name_ranks([3]) == "rank 3"
+    assert name_ranks([5, 0, 1, 2]) == "ranks 0-2, 5"
+    assert ranks_on_hosts({8: "b", 9: "b"}) == "ranks 8-9 on host b"
+    assert ranks_on_hosts({4: "b", 7: "a"}) == "ranks 4, 7 on hosts b, a"
+    assert ranks_on_hosts(dict(enumerate("abcdef"))) == "ranks 0-5 on hosts a, b, c, d and 2 more"
+    assert [minutes(6), minutes(60), minutes(1800)] == ["6 s", "1 minute", "30 minutes"]
+
+
+def test_a_nested_config_is_compared_by_its_keys() -> None:
+    config = {"optimizer": {"learning_rate": 1e-4, "betas": (0.9, 0.95)}, "mix": {}, "path": Path("a/b"), "name": "x"}
+    assert flatten({"config": config, "steps": 8}) == {
+        "config.optimizer.learning_rate": "0.0001",
+        "config.optimizer.betas": "[0.9, 0.95]",
+        "config.mix": "{}",
+        "config.path": '"a/b"',
+        "config.name": "x",
+        "steps": "8",
+    }
+
+
+def test_equal_ranks_agree() -> None:
+    assert disagreement([("a", {"steps": "8"}), ("b", {"steps": "8"})]) is None
+
+
+def test_one_rank_that_differs_is_named_with_its_host_and_both_values() -> None:
+    gathered = [("a", {"steps": "8", "data": "34cd"}), ("b", {"steps": "8", "data": "12ab"})]
+    expected = f"rank 1 on host b differs from rank 0 on host a in data (12ab instead of 34cd){FIX}"
+    assert disagreement(gathered) == expected
+
+
+def test_ranks_with_the_same_difference_are_one_phrase_and_others_another() -> None:
+    same, short, longer = {"steps": "8", "lr": "1"}, {"steps": "7", "lr": "1"}, {"steps": "9"}
+    gathered = [("a", same)] * 8 + [("b", short)] * 8 + [("c", same)] * 2 + [("d", longer)]
+    assert disagreement(gathered) == (
+        "ranks 8-15 on host b differ from rank 0 on host a in steps (7 instead of 8); rank 18 on host d differs in steps "
+        f"(9 instead of 8) and lr (nothing instead of 1){FIX}"
+    )
+
+
+def test_a_key_that_only_the_other_rank_has_is_a_difference() -> None:
+    expected = f"rank 1 on host a differs from rank 0 on host a in ewc (1 instead of nothing){FIX}"
+    assert disagreement([("a", {}), ("a", {"ewc": "1"})]) == expected
+
+
+def test_long_values_are_cut_around_what_differs_and_many_items_are_counted() -> None:
+    start = "x" * 1000
+    message = disagreement([("a", {"digest": start + "1" * 500}), ("a", {"digest": start + "2" * 500})])
+    assert message is not None and len(message) < 250
+    assert f"...{'x' * 24}{'2' * 18}... instead of ...{'x' * 24}{'1' * 18}..." in message
+    message = disagreement([("a", {str(i): "1" for i in range(20)}), ("a", {str(i): "2" for i in range(20)})])
+    assert message is not None and message.count("instead of") == 4 and "and 16 more;" in message
+
+
+def test_versions_are_those_of_the_installed_libraries() -> None:
+    versions = library_versions()
+    assert list(versions) == ["python", "torch", "transformers", "tokenizers", "safetensors", "numpy"]
+    assert versions["python"] == platform.python_version() and all(
+        version[0].isdigit() for version in versions.values()
+    )
+
+
+@pytest.mark.slow
+def test_every_rank_ends_with_the_same_sentence() -> None:
+    done = run_ranks(3, WORKER, "disagree", 1)
+    host = platform.node()
+    assert done.stderr == (
+        f"error: rank 1 on host {host} differs from rank 0 on host {host} in config.optimizer.learning_rate (2e-05 instead of "
+        f"0.0001); rank 2 on host {host} differs in config.optimizer.learning_rate (2e-05 instead of 0.0001) and data.rows "
+        f"(396 instead of 400){FIX}\n"
+    )
+    assert all(f"rank {rank} exits with 2" in done.stdout for rank in range(3))

@@ -1,0 +1,271 @@
+"""A rank that is lost, stuck or wrong ends every other rank with one sentence. Real processes go wrong in watch_worker.py."""
+
+import os
+import platform
+import re
+import signal
+import sys
+import threading
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from common.errors import PeerLost, UserError, exit_code_of
+from distributed.device import choose_device, devices_line
+from distributed.process_group import Ranks, StopSignal, device_line, process_group
+from distributed.watch import Beat, Heartbeat, Watch, in_one_line, is_peer_failure
+from tests.processes import run_ranks
+
+WORKER = Path(__file__).with_name("watch_worker.py")
+HOST = platform.node()
+RESTART = "; start the same command again to continue from the last checkpoint"
+
+
+def end(fault: str, world_size: int = 2, timeout_minutes: float = 1.0, **options) -> tuple[str, dict[int, int], str]:
+    """(stdout, rank -> pid, stderr without warnings of torch) of a run of watch_worker.py that must fail."""
+    done = run_ranks(world_size, WORKER, fault, timeout_minutes, **options)
+    assert done.returncode
+    pids = {int(rank): int(pid) for rank, pid in re.findall(r"rank (\d) has pid (\d+)", done.stdout)}
+    return done.stdout, pids, "".join(line for line in done.stderr.splitlines(True) if not line.startswith("["))
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_named_by_all_others_once_per_node() -> None:
+    output, pids, errors = end("kill", world_size=3)
+    assert re.fullmatch(
+        rf"error: step 3: lost rank 1 on host {HOST} \(pid {pids[1]}\), last heard of at [^:]* in \w+ \(\w+.py:\d+\): no "
+        rf"heartbeat for 5 s \(killed, crashed, stopped or cut off\); ranks 0, 2 waited{RESTART}\n",
+        errors,
+    ), errors
+    assert "rank 0 exits with 3" in output and "rank 2 exits with 3" in output
+
+
+@pytest.mark.slow
+def test_a_rank_with_an_error_of_its_own_is_quoted() -> None:
+    output, pids, errors = end("user_error")
+    quoted = "UserError: data/train.jsonl, line 7: no messages"
+    assert errors == f"error: step 3: rank 1 on host {HOST} (pid {pids[1]}) ended ({quoted}); rank 0 waited{RESTART}\n"
+    assert "rank 0 exits with 3" in output and "rank 1 exits with 2" in output
+
+
+@pytest.mark.slow
+def test_a_bug_keeps_its_traceback_and_the_others_quote_it() -> None:
+    _, pids, errors = end("error")
+    assert f"rank 1 on host {HOST} (pid {pids[1]}) ended (ValueError: a row has no tokens); rank 0 waited" in errors
+    assert "Traceback" in errors and "ValueError: a row has no\ntokens" in errors
+    _, _, errors = end("shape")  # on all ranks at once
+    assert errors.count("RuntimeError: inconsistent tensor size") == 2 and "heartbeat" not in errors
+
+
+@pytest.mark.slow
+def test_a_rank_that_never_comes_ends_all_within_the_timeout_and_is_shown_where_it_stands() -> None:
+    _, _, errors = end("wait", timeout_minutes=0.1)
+    assert re.fullmatch(
+        r"error: step 3: no progress for 6 s, though every rank is alive and none is behind: rank 0 in backward "
+        rf"\(watch_worker.py:\d+\), rank 1 in wait \(threading.py:\d+\){RESTART}\n",
+        errors,
+    ), errors
+
+
+@pytest.mark.slow
+def test_a_stopped_process_is_lost_after_the_timeout() -> None:
+    _, pids, errors = end("stop", timeout_minutes=0.1)
+    assert f"error: step 3: lost rank 1 on host {HOST} (pid {pids[1]})" in errors
+    assert f"no heartbeat for 1.5 s (killed, crashed, stopped or cut off); rank 0 waited{RESTART}" in errors
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_a_rank_that_waits_in_a_collective() -> None:
+    output, pids, errors = end("signals")
+    assert "rank 0: SIGTERM: stopping after this micro-batch; once more ends at once\n" in errors
+    assert "rank 0: SIGTERM again: ended at once; the last complete checkpoint stays\n" in errors
+    assert f"step 3: lost rank 0 on host {HOST} (pid {pids[0]})" in errors
+    assert "rank 0 exits" not in output and "rank 1 exits with 3" in output
+
+
+@pytest.mark.slow
+def test_a_rank_that_never_joins_is_named() -> None:
+    output, _, errors = end("never_joins", world_size=3, timeout_minutes=0.05)
+    sentence = "error: rank 1 of 3 did not join within 3 s: look for an error in the output of their nodes, and start all nodes"
+    assert errors.count(sentence) == 2 and "rank 0 exits with 3" in output and "rank 2 exits with 3" in output
+
+
+@pytest.mark.slow
+def test_ranks_whose_launcher_is_killed_end_themselves() -> None:
+    _, _, errors = end("launcher", fresh=True, OMP_NUM_THREADS="1")
+    for rank in range(2):
+        assert f"error: step 3: rank {rank} on host {HOST} has lost the store at " in errors, errors
+    assert "the launcher of rank 0's node has ended, or the network to it is cut" in errors
+
+
+@pytest.mark.slow
+def test_one_launch_can_start_several_groups_and_their_threads_end() -> None:
+    done = run_ranks(2, WORKER, "groups", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("after a group: []") == 6
+    threads = re.findall(r"threads (\d+)", done.stdout)
+    assert len(threads) == 4 and len(set(threads[1:])) == 1
+
+
+def test_a_single_process_has_a_group_without_heartbeats(monkeypatch, capsys) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    before = set(threading.enumerate())
+    with process_group(1.0) as ranks:
+        assert (ranks.rank, ranks.world_size) == (0, 1) and set(threading.enumerate()) == before
+        assert re.fullmatch(r"device: 1 x CPU \(.+, 1 thread each\), gloo", device_line(ranks))
+    assert not dist.is_initialized()
+
+    def fails() -> None:
+        with process_group(1.0):
+            raise UserError("a sentence")
+
+    assert exit_code_of(fails) == 2 and not dist.is_initialized()
+    assert capsys.readouterr().err == "error: a sentence\n"
+
+
+def test_peer_lost_prints_its_sentence_unless_the_node_has_heard_it(capsys, monkeypatch) -> None:
+    def lost(quiet: bool) -> None:
+        raise PeerLost("step 9: lost rank 1", quiet)
+
+    monkeypatch.setenv("LOCAL_RANK", "1")  # whichever rank says it, not local rank 0 alone
+    assert exit_code_of(lambda: lost(True)) == 3 and capsys.readouterr().err == ""
+    assert exit_code_of(lambda: lost(False)) == 3 and capsys.readouterr().err == "error: step 9: lost rank 1\n"
+
+
+def test_failures_of_another_rank_are_told_from_bugs() -> None:
+    pair = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] "
+    assert is_peer_failure(RuntimeError(pair + "Connection closed by peer [127.0.0.1]:2469."))
+    assert is_peer_failure(RuntimeError("Timed out waiting 3000ms for recv operation to complete"))
+    assert is_peer_failure(RuntimeError("Application timeout caused pair closure"))
+    assert is_peer_failure(
+        dist.DistBackendError("NCCL error in: x.cpp:1, remote process exited or there was a network error")
+    )
+    assert is_peer_failure(dist.DistNetworkError("Broken pipe"))
+    wrapped = ValueError("while saving")
+    wrapped.__cause__ = RuntimeError(pair + "Connection reset by peer")
+    assert is_peer_failure(wrapped)
+    assert not is_peer_failure(RuntimeError(pair + "op.preamble.length <= op.nbytes. 8 vs 4"))
+    assert not is_peer_failure(dist.DistBackendError("ncclInvalidUsage: Duplicate GPU detected"))
+    assert not is_peer_failure(UserError("Connection closed by peer"))
+    assert (
+        in_one_line(ValueError("a\n  b")) == "ValueError: a b" and in_one_line(ValueError()) == "ValueError: no message"
+    )
+
+
+def sentence(beats: list[Beat], quiet: set[int], left: set[int]) -> str:
+    """What rank 0 would say."""
+    heartbeat = object.__new__(Heartbeat)
+    heartbeat.rank, heartbeat.window, heartbeat.watch = 0, 5.0, Watch()
+    return heartbeat._missing(beats, quiet, left, "no progress for 30 minutes")
+
+
+def test_ranks_that_are_behind_are_named_and_those_that_follow_are_not_blamed() -> None:
+    step_9, step_8 = [(progress, f"step {progress}", f"forward (model.py:{progress})") for progress in (9, 8)]
+    alive = [Beat("a", 1, 7, *step_9), Beat("b", 2, 7, *step_8), Beat("b", 3, 7, *step_9)]
+    assert sentence(alive, set(), set()) == (
+        "no progress for 30 minutes: rank 1 on host b (pid 2) is behind, at step 8 in forward (model.py:8); ranks 0, 2 waited"
+    )
+    # Rank 2 has already ended because it lost rank 1: rank 1 alone is to blame.
+    follower = Beat("b", 3, 8, *step_9, left=f"step 9: lost rank 1{RESTART}", follows=True)
+    assert "lost rank 1 on host b (pid 2), last heard of at step 8" in sentence([*alive[:2], follower], {1}, set())
+    # Rank 1 is not known to be lost: what rank 2 has found is passed on.
+    equal = Beat("b", 2, 7, *step_9)
+    assert sentence([alive[0], equal, follower], set(), set()) == "another rank had found: step 9: lost rank 1"
+    two = [Beat("b", pid, 8, *step_9, left="ValueError: x") for pid in (2, 3)]
+    assert sentence([alive[0], *two], set(), {1, 2}) == (
+        "ranks 1-2 on host b (pid 2, 3) ended (ValueError: x); rank 0 waited"
+    )
+
+
+def test_devices_are_one_line_and_unlike_ones_are_listed() -> None:
+    h100 = [((f"host{node}", str(node)), "cuda", "NVIDIA H100 80GB HBM3") for node in (0, 0, 1, 1)]
+    assert devices_line(h100[:2]) == "device: 2 x NVIDIA H100 80GB HBM3, NCCL, on 1 node"
+    assert devices_line(h100) == "device: 4 x NVIDIA H100 80GB HBM3, NCCL, on 2 nodes"
+    a100 = (("host1", "1"), "cuda", "NVIDIA A100-SXM4-40GB")
+    assert devices_line([*h100[:3], a100]) == (
+        "device: 3 x NVIDIA H100 80GB HBM3 (ranks 0-2) + 1 x NVIDIA A100-SXM4-40GB (rank 3), NCCL, on 2 nodes; they are not "
+        "alike, and the slowest sets the pace"
+    )
+    assert devices_line([(("a", "0"), "cpu", "CPU (X, 1 thread each)")]) == "device: 1 x CPU (X, 1 thread each), gloo"
+
+
+def test_fewer_gpus_than_local_ranks_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    message = rf"{HOST}\) has 4 GPUs for 8 ranks; start with --nproc_per_node=4, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
+    with pytest.raises(UserError, match=message):
+        choose_device(0, 8)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert choose_device(3, 4) == torch.device("cuda", 3) == chosen[0]
+
+
+@pytest.fixture
+def stop(monkeypatch, capsys):
+    """(StopSignal, `ended`: exit codes, `wait(text)`: until stderr has it). `os._exit` only remembers the code."""
+    ended: list[int] = []
+    heard = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    ranks = Ranks(0, 1, 0, torch.device("cpu"), None)  # type: ignore[arg-type]
+    made = StopSignal(ranks)
+
+    def wait(text: str) -> None:
+        deadline = time.monotonic() + 20
+        while text not in "".join(heard):
+            assert time.monotonic() < deadline, heard
+            heard.append(capsys.readouterr().err)
+            time.sleep(0.005)
+
+    yield made, ended, wait
+    made.close()
+
+
+def test_signals_within_two_seconds_are_one(stop) -> None:
+    made, ended, wait = stop
+    made.SAME_SIGNAL = 1e9
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    wait("SIGINT: stopping after this micro-batch; once more ends at once\n")
+    assert made.name == "SIGINT" and not ended
+    made.SAME_SIGNAL = 0.0
+    os.kill(os.getpid(), signal.SIGINT)
+    wait("SIGINT again: ended at once; the last complete checkpoint stays\n")
+    assert ended == [130]
+
+
+@pytest.mark.parametrize("saving", [True, False])
+def test_the_second_signal_ends_the_process_but_not_a_save(stop, saving) -> None:
+    made, ended, wait = stop
+    made.SAME_SIGNAL = 0.0
+    with made.saving() if saving else nullcontext():
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait("SIGTERM: stopping after this micro-batch; once more ends at once\n")
+        os.kill(os.getpid(), signal.SIGTERM)
+        if saving:
+            wait("SIGTERM: a checkpoint is being saved; once more ends at once, without it\n")
+            assert not ended
+            os.kill(os.getpid(), signal.SIGINT)
+        wait(f"{'SIGINT' if saving else 'SIGTERM'} again: ended at once")
+    assert ended == [130 if saving else 143]
+
+
+def test_a_second_stop_signal_takes_over_and_the_thread_of_the_first_ends(stop, capsys) -> None:
+    first, ended, wait = stop
+    listener = next(thread for thread in threading.enumerate() if thread.name == "stop signal")
+    second = StopSignal(first.ranks)
+    listener.join(20)
+    assert not listener.is_alive()
+    os.kill(os.getpid(), signal.SIGTERM)
+    wait("SIGTERM: stopping")
+    assert second.name == "SIGTERM" and first.name is None and not ended
+    second.close()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if sys.platform == "linux":
+        assert not [thread for thread in threading.enumerate() if thread.name == "stop signal" and thread.is_alive()][
+            1:
+        ]

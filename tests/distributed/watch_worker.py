@@ -1,0 +1,114 @@
+"""One rank of a run that goes wrong in a chosen way, for test_watch.py.
+
+torchrun --nproc_per_node=N tests/distributed/watch_worker.py FAULT TIMEOUT_MINUTES
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[2]
+sys.path[0] = str(root)
+
+import torch
+import torch.distributed as dist
+
+from common.errors import UserError, exit_code_of, exit_process
+from distributed.agreement import check_agreement
+from distributed.process_group import Ranks, StopSignal, device_line, process_group
+
+FAULT, TIMEOUT_MINUTES = sys.argv[1], float(sys.argv[2])
+FAULTY = 1  # the rank that goes wrong, at step 3
+
+
+class SumGradients(torch.autograd.Function):
+    """A collective inside backward, as FSDP's."""
+
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, *grads: torch.Tensor) -> torch.Tensor:
+        gradient = grads[0].clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def go_wrong(ranks: Ranks, pids: list[int]) -> None:
+    if FAULT == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif FAULT == "error":
+        raise ValueError("a row has no\ntokens")
+    elif FAULT == "user_error":
+        raise UserError("data/train.jsonl, line 7: no messages")
+    elif FAULT == "wait":  # alive, but it never comes
+        threading.Event().wait()
+    elif FAULT == "stop":  # like a process in state D; killed when rank 0 has ended
+        watch = f"while kill -0 {pids[0]}; do sleep 0.1; done; kill -9 {os.getpid()}"
+        subprocess.Popen(["sh", "-c", watch], stderr=subprocess.DEVNULL)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif FAULT == "launcher":
+        os.kill(os.getppid(), signal.SIGKILL)
+        threading.Event().wait()
+    elif FAULT == "signals":  # the other ranks wait in the collective: two signals end rank 0
+        os.kill(pids[0], signal.SIGTERM)
+        dist.recv(torch.zeros(1), src=0, group=ranks.flags)
+
+
+def second_signal(stop: StopSignal) -> None:
+    """On rank 0: after the first signal has been seen, send one more."""
+    while stop.name is None:
+        time.sleep(0.01)
+    stop.SAME_SIGNAL = 0.0
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train() -> None:
+    with process_group(TIMEOUT_MINUTES) as ranks:
+        if ranks.rank == 0:
+            print(f"threads {threading.active_count()}")
+        line = device_line(ranks)
+        pids: list = [None] * ranks.world_size
+        dist.all_gather_object(pids, os.getpid(), group=ranks.flags)
+        if ranks.rank == 0:
+            print(line)
+        print(f"rank {ranks.rank} has pid {os.getpid()}", flush=True)
+        if FAULT == "disagree":
+            rate = 1e-4 if ranks.rank < FAULTY else 2e-5
+            data = {"train": "12ab" * 8, "rows": 400 if ranks.rank < 2 else 396}
+            check_agreement({"config": {"optimizer": {"learning_rate": rate}}, "data": data}, ranks)
+        stop = StopSignal(ranks)
+        if FAULT == "signals" and ranks.rank == 0:
+            threading.Thread(target=second_signal, args=(stop,), daemon=True).start()
+        weight = torch.ones(4, requires_grad=True)
+        for step in range(1, 6):
+            ranks.watch.at(f"step {step}")
+            stop.agreed()
+            if step == 3 and ranks.rank == FAULTY:
+                go_wrong(ranks, pids)
+            if step == 3 and FAULT == "shape":
+                torch.ones(2) @ torch.ones(3)
+            SumGradients.apply(weight).sum().backward()
+
+
+def main() -> None:
+    rank = int(os.environ["RANK"])
+    if FAULT == "never_joins" and rank == FAULTY:
+        exit_process(exit_code_of(lambda: exec("raise UserError('a mistake of one rank')")))
+    if FAULT == "groups":  # several groups in one launch; threads do not add up
+        for _ in range(3):
+            train()
+            ours = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("heartbeat"))
+            print(f"after a group: {ours}", flush=True)
+    code = exit_code_of(train)
+    print(f"rank {rank} exits with {code}", flush=True)
+    exit_process(code)
+
+
+if __name__ == "__main__":
+    main()

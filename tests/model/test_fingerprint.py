@@ -1,0 +1,118 @@
+"""Digests of the base and the tokenizer differ exactly where the model or the token ids would."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from common.errors import UserError
+from data.tokens import load_tokenizer
+from model.fingerprint import BLOCK, BLOCKS, fingerprint_of_base, fingerprint_of_tokenizer
+from tests.processes import ROOT, run_python
+from tests.tiny import tiny_tokenizer, write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("base") / "model", tied=False, hidden=128)
+
+
+def test_neither_path_nor_metadata_nor_files_matter(tmp_path, base) -> None:
+    expected = fingerprint_of_base(base)
+    shutil.copytree(base, tmp_path / "copy")
+    assert fingerprint_of_base(tmp_path / "copy") == expected
+    file = tmp_path / "copy" / "model.safetensors"
+    save_file(load_file(file), file, metadata={"format": "pt", "made": "today"})
+    assert fingerprint_of_base(tmp_path / "copy") == expected
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path / "files", max_shard_size="200KB")
+    assert len(list((tmp_path / "files").glob("*.safetensors"))) > 2
+    assert fingerprint_of_base(tmp_path / "files") == expected
+
+
+def test_another_model_of_the_same_shapes_differs(tmp_path, base) -> None:
+    digests = {fingerprint_of_base(base)}
+    tensors = load_file(base / "model.safetensors")
+    largest = max(tensors, key=lambda name: tensors[name].nbytes)
+    assert tensors[largest].nbytes > BLOCKS * BLOCK
+
+    def changed(name: str, tensor: torch.Tensor) -> str:
+        save_file(tensors | {name: tensor}, tmp_path / "model.safetensors")
+        return fingerprint_of_base(tmp_path)
+
+    digests.add(changed(largest, tensors[largest] * 1.001))  # one tensor of many
+    for row in (0, -1):  # the last rows of the embedding are new tokens
+        edited = tensors[largest].clone()
+        edited[row] += 0.01
+        digests.add(changed(largest, edited))
+    norm = tensors["model.norm.weight"].clone()
+    norm[7] += 1e-3  # a small tensor is read as a whole
+    digests.add(changed("model.norm.weight", norm))
+    digests.add(changed("model.norm.weight", norm.half()))
+    digests.add(changed("model.norm.weight", norm.reshape(2, -1)))
+    digests.add(changed("model.other.weight", norm))
+    assert len(digests) == 8
+    # The documented limit: an element between the blocks.
+    edited = tensors[largest].clone()
+    edited.view(-1)[BLOCK // 4 + 1] += 1.0
+    assert changed(largest, edited) in digests
+
+
+def test_a_damaged_base_is_a_user_error(tmp_path) -> None:
+    file = write_tiny_model(tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match="model.safetensors is cut off"):
+        fingerprint_of_base(tmp_path)
+
+
+def test_vocabulary_special_tokens_and_template_of_a_tokenizer_count(tmp_path) -> None:
+    digest = fingerprint_of_tokenizer(tiny_tokenizer())
+    tiny_tokenizer().save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert fingerprint_of_tokenizer(tokenizer) == digest
+    tokenizer(["a", "a b"], padding=True, truncation=True, max_length=4)  # stays set in the backend
+    assert json.loads(tokenizer.backend_tokenizer.to_str())["truncation"]
+    assert fingerprint_of_tokenizer(tokenizer) == digest
+    digests = {digest, fingerprint_of_tokenizer(tiny_tokenizer(300))}
+    tokenizer.chat_template += " "
+    digests.add(fingerprint_of_tokenizer(tokenizer))
+    tokenizer.pad_token = "<|endoftext|>"
+    digests.add(fingerprint_of_tokenizer(tokenizer))
+    tokenizer.add_tokens(["C 03.00"])
+    digests.add(fingerprint_of_tokenizer(tokenizer))
+    assert len(digests) == 5
+
+
+def test_a_tokenizer_without_a_backend() -> None:
+    class Slow:
+        special_tokens_map = {"eos_token": "b"}
+        chat_template = None
+
+        def __init__(self, vocabulary: dict[str, int]) -> None:
+            self.vocabulary = vocabulary
+
+        def get_vocab(self) -> dict[str, int]:
+            return self.vocabulary
+
+    digests = [fingerprint_of_tokenizer(Slow(v)) for v in ({"a": 0, "b": 1}, {"b": 1, "a": 0}, {"a": 1, "b": 0})]
+    assert digests[0] == digests[1] != digests[2]
+
+
+WORKER = """
+import sys
+sys.path[0] = {root!r}
+from data.tokens import load_tokenizer
+from model.fingerprint import fingerprint_of_base, fingerprint_of_tokenizer
+print(fingerprint_of_base({path!r}), fingerprint_of_tokenizer(load_tokenizer({path!r})))
+"""
+
+
+@pytest.mark.slow
+def test_another_process_computes_the_same(tmp_path, base) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER.format(root=str(ROOT), path=str(base)))
+    expected = f"{fingerprint_of_base(base)} {fingerprint_of_tokenizer(load_tokenizer(str(base)))}\n"
+    for seed in ("1", "2"):
+        assert run_python(worker, PYTHONHASHSEED=seed, fresh=True).stdout == expected

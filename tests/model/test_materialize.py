@@ -1,0 +1,144 @@
+"""A model that a checkpoint will fill is allocated without reading the base's weights."""
+
+import json
+import struct
+
+import pytest
+import torch
+
+from common.errors import UserError
+from data.batches import collate
+from model.architectures import read_model_config
+from model.language_model import (
+    build_on_meta,
+    check_weights,
+    load_weights,
+    materialize,
+    parameter_names,
+    read_weights,
+)
+from tests.model.test_equivalence import documents
+from tests.processes import ROOT, run_ranks
+from tests.tiny import write_tiny_model
+
+CPU = torch.device("cpu")
+NAN = b"\xff"  # in every byte
+
+
+@pytest.fixture
+def nan_in_new_memory():
+    """Fill memory that torch allocates with NaN, so that what nobody wrote is seen."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def write_model(folder, tied: bool, multiple: int = 100):
+    path = write_tiny_model(folder, tied=tied)
+    settings = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(settings | {"make_vocab_size_divisible_by": multiple}))
+    return str(path)
+
+
+def spoil_data(folder) -> None:
+    """Replace the data of the weights by NaN and keep the header."""
+    file = folder / "model.safetensors"
+    contents = file.read_bytes()
+    start = 8 + struct.unpack("<Q", contents[:8])[0]
+    file.write_bytes(contents[:start] + NAN * (len(contents) - start))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_headers_are_read_and_values_may_come_from_elsewhere(tmp_path, tied, nan_in_new_memory) -> None:
+    path = write_model(tmp_path / "model", tied)  # 384 rows, padded to 400
+    expected = build_on_meta(read_model_config(path))
+    load_weights(expected, path, CPU)
+    spoil_data(tmp_path / "model")
+    model = build_on_meta(read_model_config(path))
+    materialize(model, path, CPU)
+    assert (model.embedding.weight is model.head.weight) == tied
+    for weight in model.vocabulary_weights():
+        assert len(weight) == 400 and weight.unpadded_rows == 384
+        assert not weight[384:].any() and weight[:384].isnan().all()  # nobody has written the other rows
+    assert not any(buffer.isnan().any() or buffer.is_meta for buffer in model.buffers())
+    with torch.no_grad():
+        for name, parameter in parameter_names(model).items():
+            parameter.copy_(parameter_names(expected)[name])
+    batch = collate((0, 1), documents([37, 20]))
+    losses = [one(batch) for one in (model, expected)]
+    assert torch.equal(*losses) and losses[0] > 0
+
+
+def test_materialize_then_read_is_load(tmp_path, nan_in_new_memory) -> None:
+    path = write_model(tmp_path / "model", tied=False)
+    models = [build_on_meta(read_model_config(path)) for _ in range(2)]
+    load_weights(models[0], path, CPU)
+    materialize(models[1], path, CPU)
+    read_weights(models[1], path)
+    loaded, read = (parameter_names(model) for model in models)
+    assert loaded.keys() == read.keys()
+    assert all(torch.equal(loaded[name], read[name]) for name in loaded)
+    assert not any(parameter.isnan().any() for parameter in loaded.values())
+
+
+def test_shapes_and_files_are_checked_although_no_weight_is_read(tmp_path) -> None:
+    path = write_model(tmp_path / "model", tied=True)
+    config = read_model_config(path)
+    config.intermediate_size = 130
+    with pytest.raises(UserError, match=r"has shape \(128, 64\), but config.json needs \(130, 64\)"):
+        materialize(build_on_meta(config), path, CPU)
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match="is cut off"):
+        materialize(build_on_meta(read_model_config(path)), path, CPU)
+
+
+WORKER = """
+import sys
+sys.path[0] = {root!r}
+import torch
+from distributed.process_group import start_process_group
+from distributed.sharding import local_shard
+from model.architectures import read_model_config
+from model.language_model import build_on_meta, check_weights, load_weights, materialize, parameter_names
+from tests.sharded import shard_model
+
+ranks = start_process_group()
+torch.use_deterministic_algorithms(True)
+models = [build_on_meta(read_model_config({path!r})) for _ in range(2)]
+for model in models:
+    check_weights(model, {path!r})
+    shard_model(model, ranks)
+load_weights(models[0], {path!r}, ranks.device)
+materialize(models[1], {path!r}, ranks.device)
+assert models[1].embedding.weight.unpadded_rows == 384
+loaded, empty = (parameter_names(model) for model in models)
+for name in loaded:
+    local, start = local_shard(loaded[name])
+    assert not local.isnan().any(), name
+    rows = 384 if name in ("model.embed_tokens.weight", "lm_head.weight") else loaded[name].shape[0]
+    mine = max(0, min(len(local), rows - start))
+    assert not local[mine:].any()
+    assert local_shard(empty[name])[0][:mine].isnan().all(), name
+    assert torch.equal(local_shard(empty[name])[0][mine:], local[mine:]), name
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("multiple", [100, 1000])  # 400 rows; 1000 rows, all rows of rank 1 being padding
+def test_on_two_ranks(tmp_path, multiple) -> None:
+    path = write_model(tmp_path / "model", tied=False, multiple=multiple)
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER.format(root=str(ROOT), path=path))
+    done = run_ranks(2, worker)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_checking_needs_no_memory(tmp_path) -> None:
+    path = write_model(tmp_path / "model", tied=True)
+    model = build_on_meta(read_model_config(path))
+    sources = check_weights(model, path)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert sources.keys() == parameter_names(model).keys()
+    assert sources["model.embed_tokens.weight"][1].shape == (384, 64)

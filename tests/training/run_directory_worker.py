@@ -1,0 +1,40 @@
+"""Two ranks start in run directories that they may not have; each writes what it got to RESULT.rank<rank>.json.
+
+    torchrun --nproc_per_node=2 tests/training/run_directory_worker.py OWNED FILE FREE RESULT
+
+OWNED is owned by another process, FILE is no directory, and in FREE a start is recorded.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from common.errors import UserError, exit_process
+from distributed.process_group import start_process_group
+from training.owner import own_directory
+from training.provenance import record_start
+from training.run_log import RunLog
+
+owned, file, free, result = map(Path, sys.argv[1:])
+ranks = start_process_group()
+answers = {}
+try:
+    with own_directory(owned, ranks, wait_seconds=0):
+        answers["owned"] = "entered"
+except UserError as error:
+    answers["owned"] = str(error)
+for name, start in {
+    "log": lambda: RunLog(file, ranks, 0, {}, 4),
+    "provenance": lambda: record_start(file, {}, 0, ranks),
+    "owner": lambda: own_directory(file, ranks).__enter__(),
+}.items():
+    try:
+        start()
+    except UserError as error:
+        answers[name] = str(error)
+with own_directory(free, ranks):
+    answers["record"] = record_start(free, {"run": {"name": "free"}}, 3, ranks)
+result.with_suffix(f".rank{ranks.rank}.json").write_text(json.dumps(answers))
+exit_process(0)

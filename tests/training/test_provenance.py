@@ -1,0 +1,113 @@
+"""Every start is recorded, whatever git has to say."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from common.durable_files import append_json_line
+from training import provenance
+from training.provenance import devices, git_state, record_start
+
+
+def git(root: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    return subprocess.run(["git", "-C", root, *identity, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    root = tmp_path / "checkout"
+    root.mkdir()
+    git(root, "init")
+    (root / "letter.txt").write_text("plain\n")
+    (root / ".gitignore").write_text("ignored\n")
+    git(root, "add", ".")
+    git(root, "commit", "-m", "first")
+    return root
+
+
+def test_bytes_that_are_not_utf8_stay_readable_and_untracked_files_are_named(checkout) -> None:
+    (checkout / "letter.txt").write_bytes(b"caf\xe9 cr\xe8me\n")
+    (checkout / "ignored").write_text("")
+    (checkout / "new file.py").write_text("")
+    (checkout / "folder").mkdir()
+    (checkout / "folder" / "a").write_text("")
+    state = git_state(checkout)
+    assert state["git_commit"] == git(checkout, "rev-parse", "HEAD").strip()
+    assert "-plain\n+caf\\xe9 cr\\xe8me\n" in state["git_diff"]
+    assert state["untracked"] == ["folder/", "new file.py"] and state["num_untracked"] == 2
+
+
+def test_many_untracked_files_are_counted_and_the_first_are_named(checkout) -> None:
+    for number in range(150):
+        (checkout / f"{number:03d}").write_text("")
+    state = git_state(checkout)
+    assert state["num_untracked"] == 150 and state["untracked"] == [f"{number:03d}" for number in range(100)]
+
+
+def test_no_checkout_no_commit_and_no_git_are_said(checkout, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    assert git_state(outside) == {
+        "git_commit": "not a git checkout",
+        "git_diff": "",
+        "untracked": [],
+        "num_untracked": 0,
+    }
+    git(outside, "init")
+    assert git_state(outside)["git_commit"] == "unknown: git: fatal: Needed a single revision"
+    monkeypatch.setenv("PATH", str(outside))
+    assert git_state(checkout)["git_commit"] == "unknown: git cannot be started: No such file or directory"
+
+
+def test_starts_are_a_history_and_config_json_is_the_newest(checkout, tmp_path, ranks, monkeypatch) -> None:
+    monkeypatch.setattr(provenance, "ROOT", checkout)
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    run = tmp_path / "run"
+    record_start(run, {"run": {"name": "a"}}, 0, ranks)
+    with (run / "starts.jsonl").open("a") as file:
+        file.write('{"time": "20')  # killed while writing a record
+    (checkout / "letter.txt").write_bytes(b"caf\xe9\n")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    returned = record_start(run, {"run": {"name": "b"}}, 7, ranks)
+    first, second = map(json.loads, (run / "starts.jsonl").read_text().splitlines())
+    assert (first["start_step"], first["config"], first["git_diff"]) == (0, {"run": {"name": "a"}}, "")
+    assert "torchrun_restarts" not in first and second["torchrun_restarts"] == 2
+    assert second["start_step"] == 7 and second["git_diff"] == (run / "git.diff").read_text()
+    assert "+caf\\xe9" in second["git_diff"] and "git_diff" not in returned
+    assert json.loads((run / "config.json").read_text()) == returned == {k: second[k] for k in returned}
+    assert returned["versions"].keys() >= {"torch", "transformers", "numpy"} and returned["world_size"] == 1
+    assert returned["devices"][0]["device"].startswith("cpu (") and returned["time"].endswith("+00:00")
+
+
+def test_a_torn_last_line_is_removed_by_the_next_append_and_a_line_is_on_disk_when_it_returns(
+    tmp_path, monkeypatch
+) -> None:
+    path, flushed = tmp_path / "a.jsonl", []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_size) or fsync(descriptor)
+    )
+    append_json_line(path, {"n": 1})
+    assert flushed[0] == len('{"n": 1}\n') and len(flushed) == 2  # the file, and the directory that is new to it
+    for torn, left in ((b'{"n": 2', b'{"n": 1}\n'), (b"", b'{"n": 1}\n{"n": 3}\n')):
+        with path.open("ab") as file:
+            file.write(torn)
+        append_json_line(path, {"n": 3})
+        assert path.read_bytes() == left + b'{"n": 3}\n'
+    path.write_bytes(b'{"n"')  # the first line is torn
+    append_json_line(path, {"n": 4})
+    assert path.read_bytes() == b'{"n": 4}\n'
+
+
+def test_ranks_are_grouped_by_host_and_device() -> None:
+    places = [("a", "H100"), ("a", "H100"), ("b", "H100"), ("b", "A100")]
+    assert devices(places) == [
+        {"host": "a", "device": "H100", "ranks": [0, 1]},
+        {"host": "b", "device": "H100", "ranks": [2]},
+        {"host": "b", "device": "A100", "ranks": [3]},
+    ]

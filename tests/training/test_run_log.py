@@ -1,0 +1,138 @@
+"""Rows exactly once, in metrics.jsonl and in TensorBoard."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from common.errors import UserError
+from training.run_log import RunLog
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def check_tensorboard(run: Path) -> None:
+    """TensorBoard shows exactly the values of metrics.jsonl."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    shown = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    expected: dict[str, list] = {}
+    for row in rows(run):
+        for name, value in row.items():
+            if name != "step":
+                expected.setdefault(name, []).append((row["step"], value))
+    assert {name: points for name, points in shown.items() if points} == expected
+
+
+def write(run: Path, ranks, start_step: int, evaluated: dict[str, int], steps: dict[int, dict], capsys=None) -> None:
+    """A run that logs rows and evaluations; the keys are steps."""
+    log = RunLog(run, ranks, start_step, evaluated, total_steps=9)
+    for step, row in steps.items():
+        for figures in row if isinstance(row, tuple) else (row,):
+            log.row(step, figures)
+    log.sync()
+    log.close()
+
+
+def test_a_resume_drops_the_rows_of_lost_steps_and_a_torn_line(tmp_path, ranks) -> None:
+    write(tmp_path, ranks, 0, {}, {step: {"train/loss": float(step)} for step in (1, 2, 3)})
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "train/lo\xc3')  # killed while writing a line
+    write(tmp_path, ranks, 2, {}, {3: {"train/loss": 33.0}})
+    assert rows(tmp_path) == [{"step": s, "train/loss": loss} for s, loss in ((1, 1.0), (2, 2.0), (3, 33.0))]
+    check_tensorboard(tmp_path)
+
+
+def test_a_fresh_start_removes_all_rows_and_says_so(tmp_path, ranks, capsys) -> None:
+    start = {0: {"validation/loss": 9.0}, 1: {"train/loss": 1.0}, 2: {"train/loss": 2.0, "train/mfu": 0.5}}
+    write(tmp_path, ranks, 0, {}, start)
+    assert "removed" not in capsys.readouterr().out
+    (tmp_path / "tensorboard" / "notes.txt").write_text("mine")
+    write(tmp_path, ranks, 0, {}, {0: {"validation/loss": 8.0}, 1: {"train/loss": 0.5}})
+    assert "the rows of an earlier start, which left no checkpoint, are removed" in capsys.readouterr().out
+    assert rows(tmp_path) == [{"step": 0, "validation/loss": 8.0}, {"step": 1, "train/loss": 0.5}]
+    check_tensorboard(tmp_path)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2  # one event file, and what is not ours
+
+
+def test_an_evaluation_at_the_resumed_step_stays_only_if_the_checkpoint_records_it(tmp_path, ranks) -> None:
+    done = ({"train/loss": 4.0, "train/mfu": 0.5}, {"validation/loss": 3.0, "validation/loss/mix": 2.0})
+    done += ({"forgetting/kl": 0.25}, {"save/seconds": 1.5})
+    write(tmp_path, ranks, 0, {}, {2: ({"train/loss": 5.0}, {"validation/loss": 5.0}), 4: done, 6: {"train/loss": 1.0}})
+    write(
+        tmp_path, ranks, 4, {"forgetting": 4, "validation": 2}, {4: {"validation/loss": 3.25}, 6: {"train/loss": 0.5}}
+    )
+    assert rows(tmp_path) == [
+        {"step": 2, "train/loss": 5.0},
+        {"step": 2, "validation/loss": 5.0},
+        {"step": 4, "train/loss": 4.0, "train/mfu": 0.5},
+        {"step": 4, "forgetting/kl": 0.25},
+        {"step": 4, "save/seconds": 1.5},
+        {"step": 4, "validation/loss": 3.25},
+        {"step": 6, "train/loss": 0.5},
+    ]
+    check_tensorboard(tmp_path)
+    before = rows(tmp_path)
+    write(tmp_path, ranks, 6, {}, {})  # nothing to drop
+    assert rows(tmp_path) == before
+    check_tensorboard(tmp_path)
+
+
+def test_a_damaged_line_before_a_kept_row_is_one_sentence_and_behind_the_last_is_dropped(tmp_path, ranks) -> None:
+    lines = ['{"step": 1}', "[1]", '{"step": 2}', "\0\0\0\0", '{"step": 3}', '{"other": 1}']
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=re.escape(f"{path}, line 2 is not a row of curves; remove the line and start")):
+        RunLog(tmp_path, ranks, 2, {}, 9)
+    assert path.read_text().splitlines() == lines  # nothing is changed
+    path.write_text("\n".join([lines[0], *lines[2:]]))
+    write(tmp_path, ranks, 2, {}, {3: {"train/loss": 1.0}})
+    assert rows(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3, "train/loss": 1.0}]
+
+
+def test_a_complete_last_row_without_a_newline_is_kept_on_its_own_line(tmp_path, ranks) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}')
+    write(tmp_path, ranks, 1, {}, {2: {"train/loss": 2.0}})
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_sync_flushes_the_rows_and_the_events_to_disk(tmp_path, ranks, monkeypatch) -> None:
+    log = RunLog(tmp_path, ranks, 0, {}, 9)
+    log.row(1, {"train/loss": 1.0})
+    flushed, fsync = {}, os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda d: flushed.update({os.readlink(f"/proc/self/fd/{d}"): os.fstat(d).st_size}) or fsync(d)
+    )
+    log.sync()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert flushed == {str(path): path.stat().st_size for path in (tmp_path / "metrics.jsonl", events)}
+    assert rows(tmp_path) == [{"step": 1, "train/loss": 1.0}]
+    check_tensorboard(tmp_path)  # before it is closed
+    log.close()
+
+
+def test_tensorboard_holds_no_more_than_its_short_queue(tmp_path, ranks) -> None:
+    log = RunLog(tmp_path, ranks, 0, {}, 10**6)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    for step in range(1, 1001):
+        log.row(step, {"train/loss": 1.0})
+    least = 1000 * len(b"train/loss") - 20 * 100  # the queue has at most ten events, of less than 100 bytes
+    assert events.stat().st_size > least
+    log.close()
+
+
+def test_other_ranks_write_nothing(tmp_path, ranks, monkeypatch) -> None:
+    from dataclasses import replace
+
+    monkeypatch.setattr("training.run_log.read_on_first", lambda read, ranks: None)
+    log = RunLog(tmp_path / "run", replace(ranks, rank=1), 0, {}, 9)
+    log.row(1, {"train/loss": 1.0})
+    log.say("nothing")
+    log.sync()
+    log.advance(1)
+    log.close()
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,127 @@
+"""What produced a run: one record for every start that does something, in runs/NAME/starts.jsonl.
+
+config.json and git.diff are those of the newest start.
+"""
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from common.durable_files import append_json_line, write_durably, write_json
+from common.errors import UserError
+from distributed.process_group import Ranks, read_on_first
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+ROOT = Path(__file__).resolve().parents[1]
+MAX_UNTRACKED = 100  # names of files in a record; the number of all is recorded too
+
+
+class _GitError(Exception):
+    """What git wrote to stderr when it failed."""
+
+
+def record_start(directory: Path, config: dict, start_step: int, ranks: Ranks) -> dict:
+    """Append the record of this start to starts.jsonl, and write config.json and git.diff. A collective.
+
+    `config` is the resolved config as JSON types, `start_step` the number of finished steps. Returns the record without
+    the uncommitted changes, on every rank. Raises UserError on all ranks if it cannot be written.
+    """
+    places: list = [None] * ranks.world_size
+    dist.all_gather_object(places, (socket.gethostname(), device_name(ranks.device)), group=ranks.flags)
+
+    def write() -> dict:
+        code = git_state(ROOT)
+        diff = code.pop("git_diff")
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+        record = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "start_step": start_step,
+            "config": config,
+            "command": sys.argv,
+            **code,
+            "world_size": ranks.world_size,
+            "devices": devices(places),
+            **({} if restarts is None else {"torchrun_restarts": int(restarts)}),
+            "python": platform.python_version(),
+            "versions": versions(),
+        }
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_json(directory / "config.json", record)
+            write_durably(directory / "git.diff", diff)
+            append_json_line(directory / "starts.jsonl", record | {"git_diff": diff})
+        except OSError as error:
+            raise UserError(f"{error.filename or directory}: {error.strerror}; cannot record this start") from error
+        return record
+
+    return read_on_first(write, ranks)
+
+
+def git_state(root: Path) -> dict:
+    """Commit, uncommitted changes and untracked files of the checkout at `root`.
+
+    The keys are git_commit, git_diff, untracked (names) and num_untracked. Bytes that are not UTF-8 are written as \\xNN.
+    Without git or outside of a checkout, git_commit says so and the rest is empty.
+    """
+    state = {"git_commit": "", "git_diff": "", "untracked": [], "num_untracked": 0}
+    try:
+        state["git_commit"] = _git(root, "rev-parse", "--verify", "HEAD").strip()
+        state["git_diff"] = _git(root, "diff", "--no-color", "--no-ext-diff", "HEAD")
+        # A folder without tracked files is one name that ends in a slash.
+        names = _git(root, "ls-files", "--others", "--exclude-standard", "--directory", "-z").split("\0")[:-1]
+        state["untracked"], state["num_untracked"] = names[:MAX_UNTRACKED], len(names)
+    except OSError as error:
+        state["git_commit"] = f"unknown: git cannot be started: {error.strerror}"
+    except _GitError as error:
+        said = str(error)
+        problem = "not a git checkout" if "not a git repository" in said else f"unknown: git: {said.splitlines()[0]}"
+        if state["git_commit"]:
+            state["git_diff"] = state["git_diff"] or f"{problem}\n"
+        else:
+            state["git_commit"] = problem
+    return state
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that compute, and of CUDA and NCCL where torch has them."""
+    found = {name: metadata.version(name) for name in PACKAGES}
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+        if dist.is_nccl_available():
+            found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or cpu with its machine type and instruction set: `cpu (x86_64, AVX2)`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+
+
+def devices(places: list[tuple[str, str]]) -> list[dict]:
+    """(host, device) of each rank -> one entry per host and device, with its ranks."""
+    ranks_at: dict[tuple[str, str], list[int]] = {}
+    for rank, place in enumerate(places):
+        ranks_at.setdefault(place, []).append(rank)
+    return [{"host": host, "device": device, "ranks": ranks} for (host, device), ranks in ranks_at.items()]
+
+
+def _git(root: Path, *arguments: str) -> str:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    answer = subprocess.run(["git", "-C", root, *arguments], capture_output=True, env=environment)
+    if answer.returncode:
+        raise _GitError(_decode(answer.stderr).strip() or f"exit code {answer.returncode}")
+    return _decode(answer.stdout)
+
+
+def _decode(output: bytes) -> str:
+    return output.decode("utf-8", errors="backslashreplace")
