@@ -19,8 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from training.owner import own_directory
-from training.provenance import record_start
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.dtypes import DTYPES, has_native_bf16
@@ -58,7 +56,9 @@ from training.description import describe_run, memory_line
 from training.ending import export_run, is_finished, one_step_plan, stop_for_bad_weights
 from training.inputs import Inputs, read_inputs
 from training.meter import Meter
+from training.owner import own_directory
 from training.progress import Progress, find_progress
+from training.provenance import record_start
 from training.run_log import RunLog
 from training.skipped_steps import SkippedSteps
 from training.start import agree_on_start, check_disks, check_resume
