@@ -52,7 +52,7 @@ config = Config(
         train=({files["train"]!r},),
         validation=({files["validation"]!r},),
         mix=(Source("general", ({files["general"]!r},), 0.2, ({files["general-validation"]!r},)),),
-        sequence_length=128,
+        sequence_length=256,
     ),
     batch=Batch(global_examples=4, micro_batch=1),
     # 120 examples / 4 = 30 steps per epoch.
@@ -90,7 +90,7 @@ def write_model(directory: Path, layers: int = 2, hidden: int = 64) -> None:
     _tokenizer().save_pretrained(directory)
 
 
-def write_examples(path: Path, count: int, seed: str, longest: int = 8) -> None:
+def write_examples(path: Path, count: int, seed: str, longest: int = 4) -> None:
     """Write `count` chats of one question and one answer with 1 to `longest` clauses each."""
     rng = random.Random(seed)
 
