@@ -110,7 +110,7 @@ def main() -> int:
     )
     tokenizer = load_tokenizer(config.model.path)
     check_length(config.data.sequence_length, model_config, config.model.path)
-    inputs = read_inputs(config, tokenizer, model_config.vocab_size, show_progress=is_first)
+    inputs = read_inputs(config, tokenizer, model_config.vocab_size, world_size, show_progress=is_first)
     # Processes, which agree on all of this before anything is trained. A run directory has one owner.
     with process_group(config.run.timeout_minutes) as ranks:
         fresh = agree_on_start(config, inputs, model_config, tokenizer, ranks)
