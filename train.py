@@ -30,7 +30,6 @@ from data.batches import MicroBatch, Plan, collate, micro_batches, prefetch
 from data.sources import MAIN, Corpus, mean_losses
 from data.tokens import load_tokenizer
 from distributed.checkpoint import load_checkpoint
-from distributed.disks import check_shared_directory
 from distributed.gradients import bytes_per_parameter, gradient_norm
 from distributed.optimizer import check_memory, make_optimizer, parameter_dtype
 from distributed.process_group import (
@@ -47,7 +46,14 @@ from eval.forgetting import measure_forgetting, start_forgetting
 from model.architectures import check_model_directory, read_model_config
 from model.ewc.start import start_penalty
 from model.flops import PeakFlops, count_work
-from model.language_model import build_on_meta, materialize, parameter_names, read_weights
+from model.language_model import (
+    PackedLanguageModel,
+    build_on_meta,
+    check_weights,
+    materialize,
+    parameter_names,
+    read_weights,
+)
 from model.loss import LossSums
 from model.rope import check_length
 from model.vocabulary.rows import first_new_row
@@ -110,20 +116,20 @@ def main() -> int:
     )
     tokenizer = load_tokenizer(config.model.path)
     check_length(config.data.sequence_length, model_config, config.model.path)
+    model = build_on_meta(model_config).to(parameter_dtype(config.optimizer.memory))  # shapes without memory
+    check_weights(model, config.model.path)
     inputs = read_inputs(config, tokenizer, model_config.vocab_size, world_size, show_progress=is_first)
     # Processes, which agree on all of this before anything is trained. A run directory has one owner.
     with process_group(config.run.timeout_minutes) as ranks:
         fresh = agree_on_start(config, inputs, model_config, tokenizer, ranks)
-        with own_directory(run_directory, ranks) as no_locks:
-            check_shared_directory(run_directory, ranks)
-            if no_locks and is_first:
-                print(f"warning: {no_locks}")
-            return train(config, inputs, model_config, tokenizer, fresh, ranks)
+        with own_directory(run_directory, ranks):
+            return train(config, inputs, model, model_config, tokenizer, fresh, ranks)
 
 
 def train(
     config: Config,
     inputs: Inputs,
+    model: PackedLanguageModel,
     model_config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     fresh: Progress,
@@ -147,14 +153,13 @@ def train(
     record = record_start(run_directory, as_dict(config), progress.step, ranks)
     log.say(f"run {run_directory}, commit {record['git_commit'][:12]}, torch {torch.__version__}, {device_line(ranks)}")
 
-    # --- 3. Model. The order matters: meta -> checkpointing -> compile -> shard -> load this rank's slices ------------
+    # --- 3. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ------------
     compute_dtype = DTYPES[config.model.compute_dtype]
     if compute_dtype == torch.bfloat16 and agree_any(not has_native_bf16(ranks.device), ranks):
         compute_dtype = torch.float32
         log.say("not every rank has native bf16: all ranks compute in fp32 instead")
     peak = PeakFlops(ranks.device, compute_dtype)
     peak.measure(ranks)
-    model = build_on_meta(model_config).to(parameter_dtype(config.optimizer.memory))  # shapes without memory
     layers = decoder_layers(model, config.model.layer_class)
     ranks_per_node = world_size_from_environment()[1]
     mesh = make_mesh(ranks.device.type, ranks_per_node, ranks.world_size, config.sharding)

@@ -29,7 +29,7 @@ class Inputs:
 
 
 def read_inputs(
-    config: Config, tokenizer: PreTrainedTokenizerBase, vocab_size: int, show_progress: bool, world_size: int = 1
+    config: Config, tokenizer: PreTrainedTokenizerBase, vocab_size: int, world_size: int, show_progress: bool
 ) -> Inputs:
     """Read and tokenize all files of a config, and plan the steps.
 

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from common.errors import UserError
+from distributed.disks import check_shared_directory
 from distributed.process_group import Ranks, read_on_first
 
 LOCK_FILE = "run.lock"
@@ -29,11 +30,11 @@ _held: set[int] = set()  # descriptors with a lock of this process
 
 
 @contextmanager
-def own_directory(directory: Path, ranks: Ranks, wait_seconds: float = WAIT_SECONDS) -> Iterator[str | None]:
-    """`with own_directory(...) as warning:` owns `directory`, and creates it if it does not exist. Entered by all ranks.
+def own_directory(directory: Path, ranks: Ranks, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
+    """`with own_directory(...):` owns `directory`, and creates it if it does not exist. Entered by all ranks.
 
-    `warning` is a line for the terminal if the file system has no locks, else None. Raises UserError on all ranks if
-    another process still owns the directory after `wait_seconds`; nothing in it has changed then.
+    Prints a warning if the file system has no locks. Raises UserError on all ranks if another process still owns the
+    directory after `wait_seconds`, when nothing in it has changed, or if a node does not see it.
     """
     descriptor = -1
 
@@ -52,14 +53,13 @@ def own_directory(directory: Path, ranks: Ranks, wait_seconds: float = WAIT_SECO
 
     try:
         has_locks = read_on_first(lock, ranks)
-        yield (
-            None
-            if has_locks
-            else (
-                f"the file system of {directory} has no file locks: a start on another host is refused by the text of "
-                f"{LOCK_FILE} alone, also after its owner was killed; two starts at the same moment are not noticed"
+        check_shared_directory(directory, ranks)
+        if not has_locks and ranks.rank == 0:
+            print(
+                f"warning: the file system of {directory} has no file locks: a start on another host is refused by the text "
+                f"of {LOCK_FILE} alone, also after its owner was killed; two starts at the same moment are not noticed"
             )
-        )
+        yield
     finally:
         if descriptor >= 0:
             with suppress(OSError):  # the text does not decide
