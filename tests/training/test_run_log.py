@@ -48,7 +48,11 @@ def test_a_resume_drops_the_rows_of_lost_steps_and_a_torn_line(tmp_path, ranks) 
 
 
 def test_a_fresh_start_removes_all_rows_and_says_so(tmp_path, ranks, capsys) -> None:
-    start = {0: {"validation/loss": 9.0}, 1: {"train/loss": 1.0}, 2: {"train/loss": 2.0, "train/mfu": 0.5}}
+    start = {
+        0: ({"validation/loss": 9.0}, {"model/size": 1.0}),
+        1: {"train/loss": 1.0},
+        2: {"train/loss": 2.0, "train/mfu": 0.5},
+    }
     write(tmp_path, ranks, 0, {}, start)
     assert "removed" not in capsys.readouterr().out
     (tmp_path / "tensorboard" / "notes.txt").write_text("mine")
