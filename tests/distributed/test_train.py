@@ -92,7 +92,7 @@ def two(folder) -> Path:
             run_of(folder, "stopped-2", *LONG, plant=stop),
             run_of(folder, "stopped-validating", *SHORT, plant="signal_at_micro_batch:6"),  # in the last validation
             run_of(
-                folder, "r2-full-disk", "run.save_every=2", plant="disk_full:1", expect=2
+                folder, "r2-full-disk", "run.save_every=2", plant="disk_full:3", expect=2
             ),  # in the second save: step 4
             run_of(folder, "r2-nan", plant="not_finite:2"),
             run_of(folder, "r2-half-bf16", *BF16, plant="native_bf16:0"),

@@ -159,7 +159,8 @@ def plant(name: str | None, set_attribute) -> None:
 
             set_attribute(distributed.checkpoint, "set_latest", killed_before_latest)
     elif kind == "disk_full":
-        # Rank 0, and no other rank, finds the disk full in the save with this number.
+        # Rank 0, and no other rank, finds the disk full when it looks for the time with this number: twice before the first
+        # step, then once before each save.
         saves, usage = iter(range(10**9)), shutil.disk_usage
 
         def full(path: Path) -> object:
