@@ -200,7 +200,7 @@ class Heartbeat:
             return ranks_on_hosts({rank: beats[rank].host for rank in ranks}) + pids
 
         front = max(beat.progress for beat in beats)
-        behind = {rank for rank, beat in enumerate(beats) if beat.progress < front and not beat.left}
+        behind = {rank for rank, beat in enumerate(beats) if beat.progress < front}
         waiting = {rank for rank, beat in enumerate(beats) if not beat.left} - quiet
         followed = [beat.left for beat in beats if beat.left and beat.follows]
         said = []

@@ -1,0 +1,22 @@
+"""train.py for test_two_hosts.py: as on a real node, but with one thread and without long measurements of the peak.
+
+torchrun --nnodes=2 --nproc_per_node=1 tests/distributed/host_worker.py CONFIG.py [section.key=value ...]
+"""
+
+import sys
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[2]
+sys.path[0] = str(root)
+
+import torch
+
+import model.flops
+import train
+from common.errors import run_script
+
+if __name__ == "__main__":
+    torch.set_num_threads = lambda count: None  # OMP_NUM_THREADS=1: as many threads as in the run that is compared
+    measured_flops = model.flops.measured_flops
+    model.flops.measured_flops = lambda device, dtype, size: measured_flops(device, dtype, 64)
+    run_script(train.main)

@@ -1,0 +1,189 @@
+"""Two hosts, real torchrun: a cut network and a killed rank end in a sentence, and the next start continues the run.
+
+The hosts are two network namespaces with names and addresses of their own, joined by a pair of virtual interfaces. Making
+them takes root, or the right to make namespaces; the test is skipped without it. Both hosts see the same files.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import ENVIRONMENT, largest_difference, weights
+from tests.processes import ROOT, run_ranks
+from tests.tiny import write_chat_file, write_tiny_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="Linux namespaces")]
+WORKER = Path(__file__).with_name("host_worker.py")
+STEPS, CUT_AFTER = 10, 3
+DEADLINE = 180  # seconds, for whatever a test waits for
+ADDRESSES = {"node-a": "10.77.0.1", "node-b": "10.77.0.2"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tiny model, its data, and the finished run `whole`, which nothing interrupted."""
+    folder = tmp_path_factory.mktemp("hosts")
+    write_tiny_model(folder / "model")
+    write_chat_file(folder / "train.jsonl", 4 * STEPS)
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
+    data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256),
+    batch=Batch(global_examples=4, micro_batch=1),
+    optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0),
+    run=Run("whole", directory={str(folder / "runs")!r}, save_every=1, timeout_minutes=0.5),
+)
+""")
+    done = run_ranks(2, WORKER, folder / "config.py", cwd=ROOT, fresh=False, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def run_tool(*command: object) -> None:
+    subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture
+def hosts(tmp_path) -> Iterator[dict[str, list[str]]]:
+    """Host -> the beginning of a command that runs on it. The namespaces end with the two processes that hold them."""
+    holders, enter = {}, {}
+    names = tmp_path / "hosts"  # each host knows the other by its name
+    names.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in ADDRESSES.items()))
+    try:
+        for name in ADDRESSES:
+            make = f"hostname {name} && mount --bind {names} /etc/hosts && echo ready && exec sleep 600"
+            hold = ["unshare", "--net", "--uts", "--mount", "sh", "-c", make]
+            holders[name] = subprocess.Popen(hold, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            if holders[name].stdout.readline() != "ready\n":
+                pytest.skip(f"network namespaces are not permitted here: {holders[name].stderr.read().strip()}")
+            enter[name] = ["nsenter", "-t", str(holders[name].pid), "--net", "--uts", "--mount", f"--wd={ROOT}"]
+        try:
+            other = holders["node-b"].pid
+            run_tool(
+                *enter["node-a"], "ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", other
+            )
+            for name, address in ADDRESSES.items():
+                run_tool(*enter[name], "ip", "address", "add", f"{address}/24", "dev", "veth0")
+                run_tool(*enter[name], "ip", "link", "set", "lo", "up")
+                run_tool(*enter[name], "ip", "link", "set", "veth0", "up")
+        except (subprocess.CalledProcessError, FileNotFoundError) as error:
+            pytest.skip(f"virtual interfaces are not permitted here: {getattr(error, 'stderr', error)}")
+        yield enter
+    except FileNotFoundError as error:
+        pytest.skip(f"{error.filename} is not installed")
+    finally:
+        for holder in holders.values():
+            holder.kill()
+            holder.wait()
+
+
+class Launcher:
+    """torchrun with host_worker.py, started in a session of its own; its output is in a file."""
+
+    def __init__(self, output: Path, options: list[str], arguments: list[object], enter: list[str]) -> None:
+        self.output = output
+        command = [*enter, sys.executable, "-m", "torch.distributed.run", *options, str(WORKER), *map(str, arguments)]
+        network = {"GLOO_SOCKET_IFNAME": "veth0", "TP_SOCKET_IFNAME": "veth0"} if enter else {}
+        environment = {**os.environ, **ENVIRONMENT, **network}
+        with output.open("w") as file:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+            )
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def workers(self) -> list[int]:
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def kill(self) -> None:
+        """With its workers, which have sessions of their own."""
+        if self.process.poll() is None:
+            for pid in self.workers():
+                os.killpg(pid, signal.SIGKILL)
+            self.process.kill()
+        self.process.wait()
+
+
+def wait_for(what: Callable[[], object], launchers: list[Launcher], running: bool = False) -> None:
+    """Until `what()` is true. Fails after the deadline or, with `running`, if a launcher has ended before."""
+    end = time.monotonic() + DEADLINE
+    while not what():
+        if running and any(launcher.process.poll() is not None for launcher in launchers):
+            end = 0.0
+        assert time.monotonic() < end, "\n".join(launcher.text()[-3000:] for launcher in launchers)
+        time.sleep(0.05)
+
+
+def last_step(run: Path) -> int:
+    """The last step in metrics.jsonl."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def test_a_cut_network_ends_both_hosts_with_a_sentence_and_the_next_start_finishes_the_run(folder, hosts) -> None:
+    def start(attempt: int) -> list[Launcher]:
+        options = ["--nnodes=2", "--nproc_per_node=1", "--rdzv-backend=c10d", f"--rdzv-id=run-{attempt}"]
+        options.append(f"--rdzv-endpoint=node-a:{29400 + attempt}")
+        return [
+            Launcher(
+                folder / f"{name}-{attempt}.out",
+                options,
+                [folder / "config.py", "run.name=cut"],
+                hosts[name],
+            )
+            for name in ADDRESSES
+        ]
+
+    launchers = start(0)
+    try:
+        wait_for(lambda: last_step(folder / "runs" / "cut") >= CUT_AFTER, launchers, running=True)
+        run_tool(*hosts["node-a"], "ip", "link", "set", "veth0", "down")
+        wait_for(lambda: all("error: step " in launcher.text() for launcher in launchers), launchers)
+        said = [next(line for line in launcher.text().splitlines() if "error: step " in line) for launcher in launchers]
+        print("\n".join(said))
+        wait_for(
+            lambda: not any(launcher.process.poll() is None and launcher.workers() for launcher in launchers), launchers
+        )
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    assert last_step(folder / "runs" / "cut") < STEPS
+    with_store = next(i for i, line in enumerate(said) if "lost rank" in line)
+    other = list(ADDRESSES)[1 - with_store]
+    assert f"lost rank {1 - with_store} on host {other} (pid" in said[with_store]
+    assert f"rank {1 - with_store} on host {other} has lost the store at node-" in said[1 - with_store]
+
+    run_tool(*hosts["node-a"], "ip", "link", "set", "veth0", "up")
+    launchers = start(1)
+    try:
+        for launcher in launchers:
+            assert launcher.process.wait(DEADLINE) == 0, launcher.text()
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    assert "resumed from" in "".join(launcher.text() for launcher in launchers)
+    assert largest_difference(weights(folder / "runs" / "whole"), weights(folder / "runs" / "cut")) == 0
+
+
+def test_torchrun_restarts_a_run_whose_rank_was_killed(folder) -> None:
+    options = ["--standalone", "--nproc_per_node=2", "--max-restarts=1"]
+    launcher = Launcher(folder / "restarted.out", options, [folder / "config.py", "run.name=restarted"], [])
+    try:
+        wait_for(lambda: last_step(folder / "runs" / "restarted") >= CUT_AFTER, [launcher], running=True)
+        os.kill(launcher.workers()[-1], signal.SIGKILL)
+        assert launcher.process.wait(DEADLINE) == 0, launcher.text()
+    finally:
+        launcher.kill()
+    assert "lost rank" in launcher.text() and "resumed from" in launcher.text()
+    assert largest_difference(weights(folder / "runs" / "whole"), weights(folder / "runs" / "restarted")) == 0
