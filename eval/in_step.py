@@ -43,6 +43,7 @@ class InStep:
             self._any_is_working(WORKING)
 
     def _any_is_working(self, state: int) -> bool:
+        self.ranks.watch.tick()
         answer = torch.tensor(STOPPING if self.stop.name else state)
         dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=self.ranks.flags)
         if answer == STOPPING:
