@@ -34,7 +34,7 @@ class Kill:
     victim: str  # rank 0 | rank 1 | launcher | all
     seen: Seen  # in the instant before
     left: tuple[str, ...]  # temporary names that were left behind: proof that a save was cut off
-    ended_after: float  # seconds until every process had ended, NaN if ranks were left running on purpose
+    ended_after: float  # seconds until every process had ended, those that were not killed by themselves
 
     def line(self, number: int, run: str) -> str:
         """One line of the log."""
@@ -52,15 +52,10 @@ class Campaign:
         reference: str,
         seed: int,
         say: Callable[[str], None],
-        kill_orphans: bool = False,
     ) -> None:
-        """`launch(name)` starts the run of that name in `runs`; `reference` is the name of the uninterrupted one.
-
-        The ranks of a killed launcher train on. A new launch must refuse to join them, which a quarter of these kills tests;
-        in the others, and with `kill_orphans` always, they are killed too.
-        """
+        """`launch(name)` starts the run of that name in `runs`; `reference` is the name of the uninterrupted one."""
         self.launch, self.runs, self.reference, self.say = launch, runs, reference, say
-        self.rng, self.kill_orphans = random.Random(seed), kill_orphans
+        self.rng = random.Random(seed)
         self.kills: list[Kill] = []
         self.problems: list[str] = []
         self.launches = self.refusals = 0
@@ -126,35 +121,39 @@ class Campaign:
             rank = self.rng.choice(sorted(ranks))
             victim = f"rank {rank}"
             kill(ranks[rank])
-            while launch.exit_code() is None:
-                if time.monotonic() - begin > PATIENCE:
-                    return self._fail(
-                        launch, f"{name}: {PATIENCE:.0f} s after rank {rank} was killed the others still run"
-                    )
-                time.sleep(0.01)
+            has_ended = lambda: launch.exit_code() is not None  # noqa: E731
         elif victim == "launcher":
             assert launch.launcher
             kill(launch.launcher)
-            if ranks and not self.kill_orphans and self.rng.random() < 0.25 and not self._is_refused(launch, name):
+            # Half of the time somebody starts the run again at once.
+            if ranks and self.rng.random() < 0.5 and not self._waits_or_is_refused(launch, name):
                 return False
-            time.sleep(self.rng.uniform(0, 1.0))  # the ranks train on, without a launcher
+            has_ended = lambda: not launch.ranks()  # noqa: E731
+        else:
+            launch.kill_all()
+            has_ended = lambda: True  # noqa: E731
+        while not has_ended():
+            if time.monotonic() - begin > PATIENCE:
+                return self._fail(launch, f"{name}: {PATIENCE:.0f} s after the kill of {victim} the others still run")
+            time.sleep(0.01)
+        seconds = time.monotonic() - begin
         launch.kill_all()
         self.running.remove(launch)
         directory = self.runs / name / "checkpoints"
         left = tuple(sorted(path.name for path in directory.glob("*.tmp")))
-        self.kills.append(Kill(victim, seen, left, time.monotonic() - begin))
+        self.kills.append(Kill(victim, seen, left, seconds))
         self.say(self.kills[-1].line(len(self.kills), name))
         self.problems += [f"{name}: {problem}" for problem in half_checkpoints(directory)]
         return not self.problems
 
-    def _is_refused(self, orphans: Launch, name: str) -> bool:
-        """Launch again while the ranks of a killed launcher train on: it must be refused, or wait until they have ended."""
+    def _waits_or_is_refused(self, orphans: Launch, name: str) -> bool:
+        """Launch again beside the ranks of a killed launcher. False, with a problem, if it trains before they have ended."""
         second = self._start(name)
         while second.exit_code() is None and orphans.ranks():
-            time.sleep(0.05)
+            time.sleep(0.02)
         refused = REFUSED in second.text()
         self.refusals += refused
-        if second.exit_code() is not None and not refused:
+        if orphans.ranks() and not refused:
             return self._fail(
                 second, f"{name}: a second launch beside the first was not refused:\n{second.text()[-2000:]}"
             )

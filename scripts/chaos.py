@@ -8,7 +8,8 @@ to a rank, to the launcher or to all of them: half of the time during a save or 
 the first one. The run is started again until it has finished; then the next one begins, until all kills are used. Every
 run must export the same weights, to the bit, as a run that nobody killed, and have every row of metrics.jsonl and
 TensorBoard exactly once with the same values. No file may be missing under the name of a complete checkpoint at any time.
-A launch beside the ranks of a killed launcher must be refused (or wait for their end).
+When a rank or the launcher is killed, the other processes must end by themselves. A launch beside the ranks of a killed
+launcher must wait for their end or be refused.
 
 --seed decides the order of victims and moments; what a moment hits depends on the machine and is printed: one line per kill.
 The exit code is 1 if anything differs. Linux only.
@@ -45,11 +46,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--async", action="store_true", dest="in_background", help="save in the background")
     parser.add_argument("--out", type=Path, metavar="DIR", help="new directory for the runs (default: a temporary one)")
     parser.add_argument("--log", type=Path, metavar="FILE", help="also append the lines to FILE")
-    parser.add_argument(
-        "--kill-orphans",
-        action="store_true",
-        help="never launch beside the ranks of a killed launcher: kill them first",
-    )
     arguments = parser.parse_args()
     if sys.platform != "linux":
         raise UserError("chaos.py finds the processes of a run in /proc, which only Linux has")
@@ -95,7 +91,7 @@ def main() -> int:
         say(f"the reference run ended with exit code {code}:\n{reference.text()[-3000:]}")
         return 1
     say(f"reference finished after {time.monotonic() - begin:.0f} s")
-    campaign = Campaign(launch, out / "runs", "reference", arguments.seed, say, arguments.kill_orphans)
+    campaign = Campaign(launch, out / "runs", "reference", arguments.seed, say)
     campaign.run(arguments.kills)
     victims = Counter(kill.victim for kill in campaign.kills)
     cut = sum(bool(kill.left) for kill in campaign.kills)
