@@ -26,6 +26,8 @@ def folder(tmp_path_factory) -> Path:
     write_tiny_model(folder / "model")
     write_tiny_model(folder / "other-model", seed=5)
     write_chat_file(folder / "train.jsonl", 20, seed=0)
+    lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    (folder / "fewer.jsonl").write_text("".join(lines[:16]))
     write_chat_file(folder / "validation.jsonl", 4, seed=1)
     write_chat_file(folder / "validation-2.jsonl", 4, seed=2)
     (folder / "config.py").write_text(f"""
@@ -70,6 +72,7 @@ def first(folder) -> str:
                 expect=2,
             ),
             run_of(folder, "async", *EVERY_STEP, "run.async_save=True", plant="signal_at_micro_batch:13"),
+            run_of(folder, "disagree", plant=f"on_last_rank:data.train={folder / 'fewer.jsonl'}", expect=2),
             run_of(folder, "spikes", "optimizer.skip_spikes=3", *EVERY_STEP, "optimizer.max_steps=3"),
         ],
     )
@@ -168,6 +171,12 @@ def test_the_best_is_judged_again_on_new_validation_data(folder, second) -> None
 
 def test_other_base_weights_of_the_same_shapes_are_refused(second) -> None:
     assert "step-000003 was made with other weights in model.path; set it back, or start a new run" in second
+
+
+def test_ranks_with_other_data_do_not_start(folder, first) -> None:
+    """Four examples fewer on one rank: it would wait for a step that the others never take."""
+    assert "rank 1 on host" in first and "fewer.jsonl" in first and "the plan.steps (4 instead of 5)" in first
+    assert not (folder / "runs" / "disagree").exists()
 
 
 def test_nothing_bad_is_saved_over_good_checkpoints(folder, first, second) -> None:

@@ -110,6 +110,10 @@ def plant(name: str | None, set_attribute) -> None:
             return forward(self, batch, *by_source, **options)
 
         set_attribute(PackedLanguageModel, "forward", signalled)
+    elif kind == "on_last_rank":
+        # Another setting on the last rank, as on a node with other files.
+        if int(os.environ.get("WORLD_SIZE", 1)) - 1 == RANK:
+            sys.argv.append(argument)
     elif kind == "kill_at_micro_batch":
         killed_count, killed_forward = iter(range(10**9)), PackedLanguageModel.forward
 
