@@ -149,14 +149,15 @@ class Campaign:
     def _waits_or_is_refused(self, orphans: Launch, name: str) -> bool:
         """Launch again beside the ranks of a killed launcher. False, with a problem, if it trains before they have ended."""
         second = self._start(name)
-        while second.exit_code() is None and orphans.ranks():
+        while orphans.ranks():
+            code = second.exit_code()
+            if code is not None:  # while the ranks were there
+                if REFUSED not in second.text():
+                    problem = f"{name}: a launch beside ranks that still train ended with exit code {code} and was not refused"
+                    return self._fail(second, f"{problem}:\n{second.text()[-2000:]}")
+                self.refusals += 1
+                break
             time.sleep(0.02)
-        refused = REFUSED in second.text()
-        self.refusals += refused
-        if orphans.ranks() and not refused:
-            return self._fail(
-                second, f"{name}: a second launch beside the first was not refused:\n{second.text()[-2000:]}"
-            )
         second.kill_all()
         self.running.remove(second)
         return True

@@ -20,12 +20,11 @@ class Torchrun:
     """
 
     def __init__(self, arguments: list[str], world_size: int, output: Path) -> None:
-        self.mark, self.output = uuid.uuid4().hex, output
+        self.mark, self.output = uuid.uuid4().hex, output  # a file of its own: ranks may outlive their launcher
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
         # One thread per rank: on matrices this small, threads only wait for each other.
         environment = os.environ | {_MARK: self.mark, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        with output.open("ab") as file:
-            self.position = file.tell()  # where the output of this launch begins
+        with output.open("wb") as file:
             self.process = subprocess.Popen(
                 [*command, ROOT / "train.py", *arguments],
                 cwd=ROOT,
@@ -43,7 +42,8 @@ class Torchrun:
 
     def ranks(self) -> dict[int, int]:
         """Rank -> process id of the ranks that are alive."""
-        return {rank: pid for pid, rank in self._processes().items() if rank is not None}
+        # In descending order, so that a rank's own process and not a child of it gets the last word.
+        return {rank: pid for pid, rank in sorted(self._processes().items(), reverse=True) if rank is not None}
 
     def has_ended(self) -> bool:
         """Whether the launcher has ended."""
@@ -55,9 +55,7 @@ class Torchrun:
 
     def text(self) -> str:
         """What this launch has printed."""
-        with self.output.open("rb") as file:
-            file.seek(self.position)
-            return file.read().decode("utf-8", errors="replace")
+        return self.output.read_text(encoding="utf-8", errors="replace")
 
     def kill_all(self) -> None:
         """SIGKILL to every process of this launch, and wait for the launcher."""

@@ -21,6 +21,7 @@ import sys
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import argparse
+import itertools
 import signal
 import tempfile
 import time
@@ -74,8 +75,11 @@ def main() -> int:
     overrides = ["run.async_save=True"] if arguments.in_background else []
     saves = "in the background" if arguments.in_background else "at once"
 
+    launches = itertools.count()
+
     def launch(name: str) -> Torchrun:
-        return Torchrun([str(config), f"run.name={name}", *overrides], WORLD_SIZE, out / f"{name}.out")
+        output = out / f"{name}.{next(launches)}.out"
+        return Torchrun([str(config), f"run.name={name}", *overrides], WORLD_SIZE, output)
 
     say(
         f"{arguments.kills} kills, seed {arguments.seed}: {arguments.steps} steps on {WORLD_SIZE} ranks, saved {saves}, "

@@ -20,8 +20,9 @@ ALLOWED = {
     "training": LIBRARY,
     "train": LIBRARY,
     "bench": LIBRARY | {"bench", "train"},
-    "scripts": LIBRARY | {"bench", "train"},
-    "tests": LIBRARY | {"bench", "tests", "train"},
+    "reliability": {"common", "reliability"},
+    "scripts": LIBRARY | {"bench", "reliability", "train"},
+    "tests": LIBRARY | {"bench", "reliability", "tests", "train"},
 }
 
 
