@@ -14,6 +14,7 @@ import gc
 import math
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,8 @@ from distributed.optimizer import check_memory, make_optimizer, parameter_dtype
 from distributed.process_group import (
     StopSignal,
     agree_any,
+    process_group,
     read_on_first,
-    start_process_group,
     world_size_from_environment,
 )
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
@@ -87,6 +88,11 @@ def validate(
 
 def main() -> int:
     """One run, from its config to the exported model."""
+    with ExitStack() as at_end:  # ends the process group, whatever happens
+        return run(at_end)
+
+
+def run(at_end: ExitStack) -> int:
     # --- 1. Config, model shape, data, plan: before a process group, so that a mistake ends in one sentence -----------
     is_first = int(os.environ.get("RANK", 0)) == 0
     world_size, ranks_per_node = world_size_from_environment()
@@ -109,7 +115,7 @@ def main() -> int:
     plan, train, total_steps = inputs.plan, inputs.train, inputs.total_steps
 
     # --- 2. Processes, and where the run stands -----------------------------------------------------------------------
-    ranks = start_process_group()
+    ranks = at_end.enter_context(process_group(config.run.timeout_minutes))
     stop = StopSignal(ranks)
     torch.manual_seed(config.run.seed + ranks.rank)
     if config.run.deterministic:
@@ -124,7 +130,6 @@ def main() -> int:
     if read_on_first(lambda: progress.step == total_steps and export_directory.is_dir(), ranks):
         log.say(f"already finished: {total_steps} steps, exported to {export_directory}; nothing to do")
         log.close()
-        dist.destroy_process_group()
         return 0
 
     # --- 3. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----
@@ -205,11 +210,13 @@ def main() -> int:
             if (finished or stopping or improved or periodic) and progress.step > saved_step:
                 bad_steps.update(progress)
                 state = progress.as_json()
-                save_checkpoint(checkpoints, state, parameters, optimizer, ranks, config.run.keep_last, improved)
+                with stop.saving():
+                    save_checkpoint(checkpoints, state, parameters, optimizer, ranks, config.run.keep_last, improved)
                 saved_step = progress.step
         if stopping or finished:
             break
 
+        ranks.watch.at(f"step {progress.step + 1}")
         # ---- one optimizer step --------------------------------------------------------------------------------------
         batch = plan.batch(progress.step)
         num_targets = batch.num_target_tokens
@@ -290,7 +297,6 @@ def main() -> int:
         export_run(config, checkpoints, export_directory, parameters, model_config, tokenizer, ranks)
         log.say(f"exported to {export_directory}; curves: tensorboard --logdir {run_directory / 'tensorboard'}")
     log.close()
-    dist.destroy_process_group()
     return 0
 
 

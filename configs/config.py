@@ -112,6 +112,7 @@ class Run:
     keep_last: int = 2  # number of checkpoints to keep, in addition to the best by validation loss
     resume: str = "auto"  # auto: continue from the last checkpoint | never: refuse to touch an existing run
     deterministic: bool = False  # resume bit-identically on CUDA too; slower
+    timeout_minutes: float = 30.0  # a rank that waits longer for another, or makes no progress, ends
     export: str = "last"  # last | best: which checkpoint is exported as a Hugging Face directory
 
 
