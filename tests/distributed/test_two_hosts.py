@@ -102,8 +102,10 @@ class Launcher:
         return self.output.read_text()
 
     def workers(self) -> list[int]:
+        """The running ones: a launcher that waits for a cut network does not reap those that have ended."""
         pid = self.process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in children if " Z " not in Path(f"/proc/{child}/stat").read_text()]
 
     def kill(self) -> None:
         """With its workers, which have sessions of their own."""
