@@ -153,11 +153,12 @@ def train(
     record = record_start(run_directory, as_dict(config), progress.step, ranks)
     log.say(f"run {run_directory}, commit {record['git_commit'][:12]}, torch {torch.__version__}, {device_line(ranks)}")
 
-    # --- 3. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ------------
+    # --- 3. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----
     compute_dtype = DTYPES[config.model.compute_dtype]
     if compute_dtype == torch.bfloat16 and agree_any(not has_native_bf16(ranks.device), ranks):
         compute_dtype = torch.float32
         log.say("not every rank has native bf16: all ranks compute in fp32 instead")
+    ranks.watch.at("the loading of the model")
     peak = PeakFlops(ranks.device, compute_dtype)
     peak.measure(ranks)
     layers = decoder_layers(model, config.model.layer_class)
@@ -192,6 +193,7 @@ def train(
     if resume_from:
         found += judge_best_again(progress, fresh.validation, checkpoints, parameters, evaluations, ranks)
         load_checkpoint(resume_from, parameters, optimizer, ranks)
+    ranks.watch.at("the last preparations")
     peak.measure(ranks)
     peak_flops = peak.over_all_ranks(ranks)
     lines = describe_run(config, inputs, model, layers, model_config, peak, peak_flops, ranks.world_size)
@@ -231,12 +233,12 @@ def train(
                         improved |= is_best
                         log.evaluation(progress.step, total_steps, figures, is_best)
                         if 0 < progress.step == progress.saved_step:
+                            log.sync()
                             saver.update_state(progress.as_json())
             stopping = stopping or stop.agreed()
             finished = progress.step == total_steps
-            if finished and not (
-                stopping or too_many_bad_steps
-            ):  # a run does not end well with weights that are not good
+            # A run does not end well with weights that are not good.
+            if finished and not (stopping or too_many_bad_steps):
                 figures = validate(model, one_step_plan(plan, total_steps), corpus, micro_batch_rows, stop)
                 stopping = figures is None
                 if figures and not all(map(math.isfinite, figures.values())):

@@ -23,7 +23,7 @@ from distributed.process_group import Ranks, gather_objects, read_on_first
 MANIFEST = "manifest.json"
 SET_ASIDE = ".bad"  # suffix of checkpoints whose weights gave a loss that is not finite
 _READ = 2**24  # bytes at a time
-_PREVIOUS = "run.resume=previous continues from the newest whole checkpoint"
+PREVIOUS = "run.resume=previous continues from the newest whole checkpoint"
 
 
 def checkpoint_name(step: int) -> str:
@@ -50,12 +50,12 @@ def write_manifest(folder: Path, state: dict, files: dict[str, dict]) -> None:
     write_json(folder / MANIFEST, content | {"checksum": _checksum(content)})
 
 
-def read_manifest(checkpoint: Path) -> dict:
-    """{"state", "files"}. Raises UserError if the manifest is missing or damaged."""
+def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
+    """{"state", "files"}. Raises UserError, with the `hint`, if the manifest is missing or damaged."""
     path = checkpoint / MANIFEST
     if not path.is_file():
         raise UserError(
-            f"{path} is missing: the checkpoint is damaged, or another version of this code wrote it; {_PREVIOUS}"
+            f"{path} is missing: the checkpoint is damaged, or another version of this code wrote it; {hint}"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def read_manifest(checkpoint: Path) -> dict:
             return content
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass
-    raise UserError(f"{path} is damaged: its content does not match its checksum; {_PREVIOUS}")
+    raise UserError(f"{path} is damaged: its content does not match its checksum; {hint}")
 
 
 def replace_state(checkpoint: Path, state: dict) -> None:
@@ -72,16 +72,16 @@ def replace_state(checkpoint: Path, state: dict) -> None:
     write_manifest(checkpoint, state, read_manifest(checkpoint)["files"])
 
 
-def check_whole(checkpoint: Path, ranks: Ranks) -> None:
+def check_whole(checkpoint: Path, ranks: Ranks, hint: str = PREVIOUS) -> None:
     """Read every file of a checkpoint and compare it with the manifest. A collective; the ranks share the files.
 
-    Raises the same UserError on all ranks. It names the first file that is missing or damaged.
+    Raises the same UserError on all ranks. It names a file that is missing or damaged, and says what to do (`hint`).
     """
-    expected = read_on_first(lambda: read_manifest(checkpoint), ranks)["files"]
+    expected = read_on_first(lambda: read_manifest(checkpoint, hint), ranks)["files"]
     mine = sorted(expected)[ranks.rank :: ranks.world_size]
     problems = [problem for name in mine if (problem := _damage(checkpoint / name, expected[name]))]
     for problem in sorted(problem for part in gather_objects(problems, ranks) for problem in part):
-        raise UserError(f"{problem}; {_PREVIOUS}")
+        raise UserError(f"{problem}; {hint}")
 
 
 def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | None, list[str]]:
@@ -100,7 +100,7 @@ def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | 
         try:
             check_whole(checkpoint, ranks)
         except UserError as error:  # the same on all ranks
-            passed_over.append(str(error).removesuffix(f"; {_PREVIOUS}"))
+            passed_over.append(str(error).removesuffix(f"; {PREVIOUS}"))
             continue
         read_on_first(functools.partial(set_latest, directory, checkpoint), ranks)
         return checkpoint, passed_over
@@ -119,7 +119,7 @@ def latest_checkpoint(directory: Path) -> Path | None:
         return max(complete_checkpoints(directory), default=None)  # killed between the first rename and `latest`
     name = pointer.read_bytes().decode("utf-8", errors="backslashreplace").strip()
     if not _is_complete_name(name) or not (directory / name).is_dir():
-        raise UserError(f"{pointer} names {name[:80]!r}, which does not exist; {_PREVIOUS}")
+        raise UserError(f"{pointer} names {name[:80]!r}, which does not exist; {PREVIOUS}")
     return directory / name
 
 

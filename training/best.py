@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from common.errors import UserError
 from distributed.checkpoint import load_checkpoint
 from distributed.checkpoint_directory import check_whole, checkpoint_name
 from distributed.process_group import Ranks
@@ -27,20 +28,24 @@ def judge_best_again(
     """
     if not judged_on or progress.validation == judged_on:
         return []
-    figures = {}
+    figures, damage = {}, []
     if progress.best_step is not None:
         best = checkpoints / checkpoint_name(progress.best_step)
-        check_whole(best, ranks)
-        load_checkpoint(best, parameters, None, ranks)
-        figures = evaluations["validation"]()
-        if figures is None:
-            return []
+        try:
+            check_whole(best, ranks, "no checkpoint counts as the best now")
+        except UserError as error:  # the same on all ranks
+            damage = [f"warning: {error}"]
+        else:
+            load_checkpoint(best, parameters, None, ranks)
+            figures = evaluations["validation"]()
+            if figures is None:
+                return []
     loss = figures.get("validation/loss", math.nan)
     before = progress.best_loss
     progress.validation, progress.base_loss = judged_on, None
     if not math.isfinite(loss):
         progress.best_loss = progress.best_step = None
-        return ["data.validation has changed: the next evaluation is the first on the new data"]
+        return [*damage, "data.validation has changed: the next evaluation is the first on the new data"]
     progress.best_loss = loss
     return [
         f"data.validation has changed: the best checkpoint, of step {progress.best_step}, was judged again: validation loss "

@@ -95,7 +95,7 @@ def export_run(
     record = export_record(config, progress, model_config)
     if record["weights"] == "best":
         best = Path(config.run.directory, config.run.name, "checkpoints", checkpoint_name(record["step"]))
-        check_whole(best, ranks)
+        check_whole(best, ranks, "the best checkpoint cannot be exported: start again with run.export=last")
         load_checkpoint(best, parameters, None, ranks)
 
     def write_rest(folder: Path) -> None:
