@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,13 +136,17 @@ def find_progress(
     `resume` is run.resume. Raises UserError if the checkpoint is damaged, was made with another `meaning` than `fresh`, or
     is beyond `total_steps`.
     """
+    begin = time.perf_counter()
     checkpoint, passed_over = find_checkpoint(checkpoints, resume, ranks)
+    seconds = time.perf_counter() - begin
     lines = [f"warning: passed over: {problem}" for problem in passed_over]
     if checkpoint is None:
         return fresh, None, lines
-    state = read_on_first(lambda: read_manifest(checkpoint)["state"], ranks)
+    manifest = read_on_first(lambda: read_manifest(checkpoint), ranks)
+    size = sum(file["size"] for file in manifest["files"].values())
+    lines.append(f"all {size / 2**20:,.0f} MiB of {checkpoint} have their checksum, {seconds:.1f} s")
     try:
-        progress = Progress(**state)
+        progress = Progress(**manifest["state"])
     except TypeError as error:
         raise UserError(
             f"cannot resume from {checkpoint}: another version of this code wrote its manifest.json ({error}); finish the "
