@@ -29,6 +29,7 @@ class SkippedSteps:
             for count in (progress.updates, progress.skipped_steps, progress.bad_steps_in_a_row)
         )
         self.norms = torch.zeros(WINDOW, dtype=torch.float64, device=device)  # the newest last
+        self.positions = torch.arange(WINDOW, device=device)
         self.known = torch.tensor(0, device=device)
         if spikes and progress.norms:
             history = progress.norms[-WINDOW:]
@@ -47,7 +48,7 @@ class SkippedSteps:
 
     def _is_spike(self, grad_norm: torch.Tensor, bad: torch.Tensor, limit: float) -> torch.Tensor:
         """Compare with the history, then add a finite norm to it."""
-        known = torch.arange(WINDOW, device=self.norms.device) >= WINDOW - self.known
+        known = self.positions >= WINDOW - self.known
         count = self.known.clamp(min=1)
         mean = (self.norms * known).sum() / count
         deviation = (((self.norms - mean) * known).square().sum() / count).sqrt()
