@@ -110,7 +110,17 @@ def memory_slope(samples: list[Sample], skip: int) -> Slope:
 
 
 def changes(samples: list[Sample], skip: int) -> list[str]:
-    """Which counts of threads or open files were not constant after step `skip`."""
+    """Which counts of threads or open files have changed from the first to the second half of the samples after `skip`.
+
+    The smallest count of each half is compared: a sample in a save sees its files too.
+    """
     late = [s for s in samples if s.step > skip]
-    counts = {"threads": {s.threads for s in late}, "open files": {s.files for s in late}}
-    return [f"{name}: {sorted(found)}" for name, found in counts.items() if len(found) > 1]
+    halves = late[: len(late) // 2], late[len(late) // 2 :]
+    if not all(halves):
+        return []
+    found = []
+    for name, count in (("threads", lambda s: s.threads), ("open files", lambda s: s.files)):
+        before, after = (min(map(count, half)) for half in halves)
+        if before != after:
+            found.append(f"{name}: {before} -> {after}")
+    return found

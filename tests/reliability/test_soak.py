@@ -23,9 +23,10 @@ def test_the_slope_is_that_of_the_line_and_its_error_that_of_the_residuals() -> 
     assert str(memory_slope(samples([1.0, 2.0]), skip=0).value) == "nan"
 
 
-def test_threads_that_change_are_told() -> None:
-    assert changes(samples([1.0] * 3), skip=0) == []
-    assert changes(samples([1.0] * 3, [5, 6, 7]), skip=100) == ["threads: [6, 7]"]
+def test_threads_that_change_are_told_and_those_of_a_save_are_not() -> None:
+    assert changes(samples([1.0] * 5, [4, 5, 6, 5, 7]), skip=100) == []
+    assert changes(samples([1.0] * 5, [4, 5, 6, 6, 6]), skip=100) == ["threads: 5 -> 6"]
+    assert changes(samples([1.0] * 5, [4, 5, 6, 4, 6]), skip=100) == ["threads: 5 -> 4"]
 
 
 @pytest.mark.slow
