@@ -31,6 +31,7 @@ from data.sources import MAIN, Corpus, mean_losses
 from data.tokens import load_tokenizer
 from distributed.checkpoint import load_checkpoint
 from distributed.gradients import bytes_per_parameter, gradient_norm
+from distributed.host_memory import keep_freed_memory
 from distributed.optimizer import check_memory, make_optimizer, parameter_dtype
 from distributed.process_group import (
     Ranks,
@@ -103,6 +104,7 @@ def validate(
 def main() -> int:
     """One run, from its config to the exported model."""
     # --- 1. Config, model shape, data, plan: before a process group, so that a mistake ends in one sentence -----------
+    keep_freed_memory()  # before tokenising starts threads
     is_first = int(os.environ.get("RANK", 0)) == 0
     world_size, ranks_per_node = world_size_from_environment()
     config = config_from_command_line(__doc__, world_size, print if is_first else lambda text: None)

@@ -1,6 +1,5 @@
 """The device of this process, and the line that says what all ranks run on."""
 
-import ctypes
 import os
 import platform
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import UserError
+from distributed.host_memory import keep_freed_memory
 from distributed.rank_names import host_name, name_ranks
 
 
@@ -27,7 +27,7 @@ def choose_device(local_rank: int, local_world: int) -> torch.device:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         return device
-    _keep_freed_memory()
+    keep_freed_memory()
     # torchrun sets OMP_NUM_THREADS=1; give each process its share of the cores instead.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     torch.set_num_threads(max(1, cores // local_world))
@@ -75,17 +75,3 @@ def _processor() -> str:
             if key.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine()
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory. By default it returns every large tensor to the kernel and faults new pages in.
-
-    Steps on a CPU then fault fewer pages. No-op on macOS and musl.
-    https://man7.org/linux/man-pages/man3/mallopt.3.html
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt:
-        trim_threshold, top_pad, mmap_max = -1, -2, -4
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(top_pad, 2**28)

@@ -1,4 +1,4 @@
-"""Loading a model of more than 1 GB on 2 ranks: the memory of each grows by its half of the model."""
+"""Freed memory is kept. Loading a model of more than 1 GB on 2 ranks: the memory of each grows by its half of the model."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from model.language_model import build_on_meta, parameter_names
-from tests.processes import ROOT, run_ranks
+from tests.processes import CAN_FORK, ROOT, run_python, run_ranks
 
 WORKER = """
 import resource, sys
@@ -57,3 +57,41 @@ def test_each_of_two_ranks_grows_by_little_more_than_half(tmp_path) -> None:
         grown, peak = (int(n) for n in (tmp_path / f"grown.{rank}").read_text().split())
         assert 0.49 * size < grown < 0.55 * size, (rank, grown / size)
         assert peak < 0.65 * size, (rank, peak / size)
+
+
+FAULTS = """
+import resource, sys, threading
+sys.path[0] = {root!r}
+import torch
+from distributed.host_memory import keep_freed_memory
+
+def in_thread(call):
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+def fill():
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        torch.empty(2**25).zero_()
+        print(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+
+if sys.argv[1] == "first":
+    keep_freed_memory()
+in_thread(lambda: bytearray(1000))
+keep_freed_memory()
+in_thread(fill)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CAN_FORK, reason="glibc on a machine without a GPU")
+def test_a_thread_reuses_128_mib_without_faults_if_the_allocator_was_set_before_other_threads(tmp_path) -> None:
+    script = tmp_path / "faults.py"
+    script.write_text(FAULTS.format(root=str(ROOT)))
+    first, late = (
+        run_python(script, when, fresh=True, OMP_NUM_THREADS="1").stdout.split() for when in ("first", "late")
+    )
+    pages = 2**27 // 4096
+    assert [int(faults) < pages / 100 for faults in first] == [False, True, True, True]
+    assert all(int(faults) > pages / 2 for faults in late)  # what is avoided
