@@ -17,6 +17,7 @@ import torch.distributed as dist
 from common.errors import PeerLost
 from distributed.rank_names import minutes, name_ranks
 
+CONNECT = 20.0  # seconds, to torchrun's store; torch may retry for twice as long
 ASK_AGAIN = 2.0  # seconds; the name that a rank has read may be one of an earlier start
 
 
@@ -29,12 +30,16 @@ def join(timeout_minutes: float) -> dist.Store:
     timeout = timedelta(minutes=timeout_minutes)
     end = time.monotonic() + timeout.total_seconds()
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    connect = timeout
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun's store answers before it starts the ranks: if it does not, its launcher has ended since.
+        connect = min(timeout, timedelta(seconds=CONNECT))
     unreachable = (
-        f"rank {os.environ['RANK']} cannot reach the store at {address} within {minutes(60 * timeout_minutes)}: start all nodes, "
-        "and check their network"
+        f"rank {os.environ['RANK']} cannot reach the store at {address} within {minutes(connect.total_seconds())}: the launcher "
+        "of rank 0's node has ended, or its network cannot be reached; start all nodes again"
     )
     try:
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=connect))
     except dist.DistError as error:
         raise PeerLost(unreachable) from error
     try:

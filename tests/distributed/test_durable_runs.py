@@ -193,7 +193,6 @@ def test_a_resumed_run_that_diverges_keeps_its_good_checkpoint(folder, second, t
     assert "which is good" in second
     left = (folder / "steps-high-later").read_text()
     assert left.startswith("step-000003") and "step-000004.bad" in left
-    assert "optimizer.learning_rate" not in third  # the good checkpoint was saved with the old settings
     assert largest_difference(weights(folder / "runs" / "straight"), weights(folder / "runs" / "high-later")) == 0.0
 
 
