@@ -105,8 +105,8 @@ def main() -> int:
     """One run, from its config to the exported model."""
     # --- 1. Config, model shape, data, plan: before a process group, so that a mistake ends in one sentence -----------
     keep_freed_memory()  # before tokenising starts threads
-    is_first = int(os.environ.get("RANK", 0)) == 0
     world_size, ranks_per_node = world_size_from_environment()
+    is_first = int(os.environ.get("RANK", 0)) == 0
     config = config_from_command_line(__doc__, world_size, print if is_first else lambda text: None)
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)
@@ -231,6 +231,7 @@ def train(
                     ranks.watch.at(f"{name} after step {progress.step}")
                     figures = evaluate()
                     if figures is not None:  # not cut short by a signal
+                        too_many_bad_steps = skipped_steps.update(progress)
                         is_best = progress.finish_evaluation(name, figures)
                         improved |= is_best
                         log.evaluation(progress.step, total_steps, figures, is_best)
@@ -256,7 +257,7 @@ def train(
                     with stop.saving():
                         saver.save(progress.finish_save(), parameters, optimizer)
             for times in saver.poll():
-                log.row(times.step, times.curves())
+                log.save(times)
         if too_many_bad_steps:
             what = f"loss or gradient norm was not finite in {STOP_AFTER_BAD_STEPS} steps in a row, up to step {progress.step}"
             stop_for_bad_weights(what, progress, saver)
@@ -328,7 +329,7 @@ def train(
     # --- 5. The end: stopped by a signal, or finished and exported ----------------------------------------------------
     with stop.saving():
         for times in saver.close():
-            log.row(times.step, times.curves())
+            log.save(times)
     if stopping:
         log.say(f"{stop.name or 'signal'}: {progress.stopped(total_steps)}; start again to continue")
     else:

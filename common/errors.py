@@ -3,7 +3,9 @@
 import errno
 import os
 import sys
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -55,9 +57,26 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         sentence = f"{where}the disk is full; free some space and run the same command again"
     except KeyboardInterrupt:
         return 130
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun every rank has the same error
+    if _is_first_to_say(sentence):
         print(f"error: {sentence}", file=sys.stderr, flush=True)
     return 2
+
+
+def _is_first_to_say(sentence: str) -> bool:
+    """Whether no other rank of this node has said the same: mostly all ranks have the same error, but not always.
+
+    The ranks of a node leave a mark in the temporary directory that torchrun made for this start. Another launcher has no
+    such directory, and only its first rank speaks.
+    """
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not error_file:
+        return "RANK" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
+    first = Path(error_file).parents[1] / f"said-{zlib.crc32(sentence.encode()):08x}"
+    try:
+        first.touch(exist_ok=False)
+    except OSError:
+        return not first.exists()
+    return True
 
 
 def exit_process(code: int) -> NoReturn:

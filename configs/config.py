@@ -113,7 +113,7 @@ class Run:
     save_every: int = 0  # steps; 0: only at the end and on a signal
     # Number of checkpoints to keep, in addition to the best by validation loss and the last one that is known to be good
     keep_last: int = 2
-    async_save: bool = False  # write checkpoints in the background; needs host memory for a copy (docs/reliability.md)
+    async_save: bool = False  # write checkpoints in the background; needs host memory for a copy (docs/runs.md)
     # auto: continue from the last checkpoint | previous: from the newest one that is not damaged | never: refuse to touch
     # an existing run
     resume: str = "auto"

@@ -4,6 +4,7 @@ Tensors are stored by torch.distributed.checkpoint (DCP), so that any number of 
 distributed/checkpoint_directory.py describes the files.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,19 @@ class SaveTimes:
             "save/total_seconds": self.total,
             "save/checksum_seconds": self.checksum,
         }
+
+    def line(self, grace_seconds: float | None) -> str:
+        """The times in words, with a warning if the save took longer than torchrun grants after a signal (None: no limit)."""
+        text = (
+            f"saved step {self.step} in {self.total:.1f} s; training waited {self.pause:.1f} s, checksums took "
+            f"{self.checksum:.1f} s"
+        )
+        if grace_seconds is None or self.total <= grace_seconds:
+            return text
+        return (
+            f"warning: {text}: longer than the {grace_seconds:g} s that torchrun grants after a signal; start torchrun with "
+            f"--shutdown-timeout={math.ceil(1.5 * self.total)}"
+        )
 
 
 def save_checkpoint(

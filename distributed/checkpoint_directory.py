@@ -104,6 +104,11 @@ def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | 
             continue
         read_on_first(functools.partial(set_latest, directory, checkpoint), ranks)
         return checkpoint, passed_over
+    if not passed_over and read_on_first((directory / "latest").exists, ranks):
+        raise UserError(
+            f"{directory} has no checkpoint, but the file `latest` says that there was one; to start from the base model, "
+            "choose another run.name"
+        )
     if passed_over:
         raise UserError(
             f"{directory} has no whole checkpoint ({'; '.join(passed_over)}); to start from the base model, choose another "
@@ -116,11 +121,20 @@ def latest_checkpoint(directory: Path) -> Path | None:
     """The checkpoint that `latest` names, or None before the first. Raises UserError if there is no such checkpoint."""
     pointer = directory / "latest"
     if not pointer.is_file():
-        return max(complete_checkpoints(directory), default=None)  # killed between the first rename and `latest`
+        complete = complete_checkpoints(directory)
+        return complete[-1] if complete else None  # killed between the first rename and `latest`
     name = pointer.read_bytes().decode("utf-8", errors="backslashreplace").strip()
     if not _is_complete_name(name) or not (directory / name).is_dir():
         raise UserError(f"{pointer} names {name[:80]!r}, which does not exist; {PREVIOUS}")
     return directory / name
+
+
+def weights_digest(checkpoint: Path) -> str | None:
+    """Tells the tensors of two checkpoints apart, by the checksums of their files. None if there is no such checkpoint."""
+    try:
+        return _checksum(read_manifest(checkpoint)["files"])
+    except UserError:
+        return None
 
 
 def set_latest(directory: Path, checkpoint: Path) -> None:
@@ -156,7 +170,8 @@ def prune(directory: Path, keep_last: int) -> None:
         if path not in keep:
             path.replace(temporary_path(path))
     for path in directory.glob(f"step-*{SUFFIX}"):
-        shutil.rmtree(path)
+        if re.fullmatch(r"step-\d{6,}(\.old)?" + re.escape(SUFFIX), path.name):
+            path.unlink() if path.is_symlink() else shutil.rmtree(path)
 
 
 def set_aside_after(directory: Path, step: int | None) -> list[str]:
@@ -167,13 +182,13 @@ def set_aside_after(directory: Path, step: int | None) -> list[str]:
     later = [path for path in complete_checkpoints(directory) if _step(path) > (step or 0)]
     if step:
         set_latest(directory, directory / checkpoint_name(step))
-    elif later:
-        (directory / "latest").unlink(missing_ok=True)
-    for path in later:
+    for path in reversed(later):  # a kill in between leaves the older ones, from which the run comes here again
         aside = path.with_name(path.name + SET_ASIDE)
         if aside.is_dir():
             shutil.rmtree(aside)
         path.replace(aside)
+    if later and not step:
+        (directory / "latest").unlink(missing_ok=True)
     return [path.name + SET_ASIDE for path in later]
 
 

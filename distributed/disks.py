@@ -16,6 +16,7 @@ from distributed.process_group import Ranks, barrier, gather_objects, read_on_fi
 WAIT_SECONDS = 35.0
 PROBE_BYTES = 64 * 2**20  # written on each node to measure the disk
 TORCHRUN_GRACE = 30.0  # seconds between SIGTERM and SIGKILL, torchrun's default
+RESERVE = 3.0  # times the seconds that the measurement promises
 _POLL_SECONDS = 0.1
 _TOKEN, _PROBE = ".shared-{}", ".write-speed-{}"
 
@@ -146,15 +147,16 @@ def torchrun_grace() -> float | None:
 def save_line(checkpoint_bytes: int, bytes_per_second: float, grace_seconds: float | None) -> str:
     """How long a save takes here, and whether it fits the time that torchrun grants after a signal (None: no limit).
 
-    A save fits if one that is half as slow again would: the disk is shared and the measurement is short.
+    A save fits if one that takes `RESERVE` times as long would: the disk is shared, the measurement is short, and checksums
+    come on top. `SaveTimes.line` (distributed/checkpoint.py) says how long each save really took.
     """
     seconds = checkpoint_bytes / bytes_per_second
-    line = f"a save writes {_size(checkpoint_bytes)}: about {_seconds(seconds)} at the {_size(bytes_per_second)}/s measured here"
+    line = f"a save writes {_size(checkpoint_bytes)}: about {_seconds(seconds)} at the {_size(bytes_per_second)}/s measured here with a short write"
     if grace_seconds is None:
         return line
-    if 1.5 * seconds <= grace_seconds:
+    if RESERVE * seconds <= grace_seconds:
         return f"{line}, which fits the {grace_seconds:g} s that torchrun grants after a signal"
-    wanted = 10 * math.ceil((1.5 * seconds + 10) / 10)
+    wanted = 10 * math.ceil((RESERVE * seconds + 10) / 10)
     return (
         f"warning: {line}, which does not safely fit the {grace_seconds:g} s that torchrun grants after a signal: start "
         f"torchrun with --shutdown-timeout={wanted}, and let a scheduler send its signal at least that long before its "

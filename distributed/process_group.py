@@ -40,8 +40,22 @@ class Ranks:
 
 
 def world_size_from_environment() -> tuple[int, int]:
-    """(ranks in total, ranks on this node), as set by torchrun. Needs no process group; (1, 1) for plain python."""
-    return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    """(ranks in total, ranks on this node), as set by torchrun. Needs no process group; (1, 1) for plain python.
+
+    Raises UserError if a launcher has set only some of its variables, or nonsense.
+    """
+    if "RANK" not in os.environ:
+        return 1, 1
+    variables = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    try:
+        rank, local_rank, world, local_world = map(int, variables.values())
+        sound = 0 <= rank < world and 0 <= local_rank < local_world <= world and os.environ["MASTER_ADDR"]
+    except (ValueError, KeyError):
+        sound = False
+    if not sound:
+        said = ", ".join(f"{name}={value or 'not set'}" for name, value in variables.items())
+        raise UserError(f"the environment of the launcher is not complete: {said}; start with torchrun, or unset RANK")
+    return world, local_world
 
 
 @contextmanager
@@ -209,9 +223,9 @@ class StopSignal:
         self._last = now
         self.name = self.name or received.name
         if self._counted == 1:
-            self._say(f"{received.name}: stopping after this micro-batch; once more ends at once")
+            self._say(f"{received.name}: stopping; a second signal, two seconds later or more, ends at once")
         elif self._counted == 2 and self._saving:
-            self._say(f"{received.name}: a checkpoint is being saved; once more ends at once, without it")
+            self._say(f"{received.name}: a checkpoint is being saved; one more signal ends at once, without it")
         else:
             self._say(f"{received.name} again: ended at once; the last complete checkpoint stays")
             os._exit(128 + received)

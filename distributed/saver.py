@@ -79,7 +79,7 @@ class Saver:
         if failures:
             failed, self.running = self.running, None
             error = failed.exception() if failed.done() else None
-            if error and not isinstance(error, UserError):
+            if error and not isinstance(error, UserError | OSError):
                 raise error  # a bug keeps its traceback
             raise UserError(failures[0])
         if None not in status:

@@ -47,6 +47,11 @@ def describe_run(
         f"{optimizer.min_lr_ratio:g} of the peak"
     )
     warnings = schedule_warnings(config, count, inputs.total_steps, inputs.warmup_steps)
+    if optimizer.max_steps and optimizer.max_steps > inputs.total_steps:
+        warnings.append(
+            f"optimizer.max_steps={optimizer.max_steps} has no effect, because optimizer.epochs={optimizer.epochs} has only "
+            f"{inputs.total_steps} steps; raise optimizer.epochs to train longer"
+        )
     warnings += idle_warnings(config, rows, world_size)
     return lines + [f"warning: {warning}" for warning in warnings]
 

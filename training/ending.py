@@ -15,7 +15,7 @@ from common.errors import UserError
 from configs.config import Config
 from data.batches import Plan
 from distributed.checkpoint import load_checkpoint
-from distributed.checkpoint_directory import check_whole, checkpoint_name, set_aside_after
+from distributed.checkpoint_directory import check_whole, checkpoint_name, set_aside_after, weights_digest
 from distributed.export import export_model
 from distributed.process_group import Ranks, read_on_first
 from distributed.saver import Saver
@@ -24,28 +24,40 @@ from training.progress import Progress
 RECORD = "export.json"  # in the export: which weights it holds
 
 
-def export_record(config: Config, progress: Progress, model_config: PretrainedConfig) -> dict:
+def export_record(config: Config, progress: Progress, model_config: PretrainedConfig, checkpoints: Path) -> dict:
     """What the export of a finished run holds, as plain JSON: `weights` (last or best), their `step`, and the `dtype`.
+
+    `checkpoint` tells the checkpoint from another one of the same step, such as one of an earlier learning rate.
 
     The base model is never exported: `best` is the best of the trained checkpoints. Without any evaluation of a trained
     model, the last weights stand in for the best.
     """
     best = progress.best_step if config.run.export == "best" else None
+    step = progress.step if best is None else best
+    loss = progress.loss if progress.evaluated.get("validation") == progress.step else None
     return {
         "weights": "last" if best is None else "best",
-        "step": progress.step if best is None else best,
+        "step": step,
+        "checkpoint": weights_digest(checkpoints / checkpoint_name(step)),
         "steps_in_total": progress.step,
-        "validation_loss": None if best is None else progress.best_loss,
+        "validation_loss": loss if best is None else progress.best_loss,
         "dtype": dtype_name(getattr(model_config, "dtype", None) or torch.bfloat16),
     }
 
 
 def is_exported(export_directory: Path, record: dict) -> bool:
-    """Whether the export that exists holds what `record` says."""
+    """Whether the export that exists holds what `record` says, and all of its files are there."""
     try:
-        return json.loads((export_directory / RECORD).read_text(encoding="utf-8")) == record
-    except (OSError, ValueError):  # no export, or one of an older version of this code
+        written = json.loads((export_directory / RECORD).read_text(encoding="utf-8"))
+        sizes = written.pop("files")
+        return written == record and sizes == _sizes(export_directory)
+    except (OSError, ValueError, KeyError, AttributeError):  # no export, or one of an older version of this code
         return False
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The files of an export and their sizes in bytes, without the record."""
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != RECORD}
 
 
 def is_finished(
@@ -59,17 +71,27 @@ def is_finished(
 ) -> bool:
     """Whether all steps are taken, and the export that exists is the one that is asked for. A collective; says so."""
     judged = not fresh.validation or progress.validation == fresh.validation
-    record = export_record(config, progress, model_config)
+    record = read_on_first(
+        lambda: export_record(config, progress, model_config, export_directory.with_name("checkpoints")), ranks
+    )
     finished = progress.step == total_steps and judged
     if not (finished and read_on_first(lambda: is_exported(export_directory, record), ranks)):
         return False
     if ranks.rank == 0:
         print(
             f"already finished: {total_steps} steps; {export_directory} holds the {record['weights']} weights (step "
-            f"{record['step']}, {record['dtype']}); nothing to do",
+            f"{record['step']}, {record['dtype']}); nothing to do{_no_more_steps(config, total_steps)}",
             flush=True,
         )
     return True
+
+
+def _no_more_steps(config: Config, total_steps: int) -> str:
+    """Why a larger optimizer.max_steps has not made the run longer; nothing if it is not larger."""
+    wanted, epochs = config.optimizer.max_steps, config.optimizer.epochs
+    if wanted is None or wanted <= total_steps:
+        return ""
+    return f" (optimizer.max_steps={wanted}, but optimizer.epochs={epochs} has only {total_steps} steps)"
 
 
 def one_step_plan(plan: Plan, total_steps: int) -> Plan:
@@ -92,9 +114,10 @@ def export_run(
     The dtype is that of config.json. With `run.export=best` the parameters are first overwritten with those of the best
     checkpoint.
     """
-    record = export_record(config, progress, model_config)
+    checkpoints = export_directory.with_name("checkpoints")
+    record = read_on_first(lambda: export_record(config, progress, model_config, checkpoints), ranks)
     if record["weights"] == "best":
-        best = Path(config.run.directory, config.run.name, "checkpoints", checkpoint_name(record["step"]))
+        best = checkpoints / checkpoint_name(record["step"])
         check_whole(best, ranks, "the best checkpoint cannot be exported: start again with run.export=last")
         load_checkpoint(best, parameters, None, ranks)
 
@@ -104,7 +127,8 @@ def export_run(
         generation = Path(config.model.path) / "generation_config.json"
         if generation.is_file():
             shutil.copy(generation, folder)
-        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        content = json.dumps(record | {"files": _sizes(folder)}, indent=1)
+        (folder / RECORD).write_text(content + "\n", encoding="utf-8")
 
     if config.model.rope_type:
         tokenizer.model_max_length = model_config.max_position_embeddings  # other tools warn or truncate there
@@ -141,6 +165,8 @@ def _lines(config: Config, progress: Progress, record: dict, export_directory: P
             f"the lowest validation loss, {progress.best_loss:.4g}, was that of step {progress.best_step}: start again with "
             "run.export=best to export it"
         )
+    if progress.updates == 0:
+        lines.append("warning: no step has changed the weights: the export is the base model")
     if base is not None and progress.best_loss is not None and not progress.best_loss < base and math.isfinite(base):
         lines.append(
             f"warning: no trained checkpoint is better than the base model on data.validation: {progress.best_loss:.4g} at "

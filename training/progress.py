@@ -34,8 +34,9 @@ class Progress:
     bad_steps_in_a_row: int = 0  # not finite, since the last good step
     norms: list[float] = field(default_factory=list)  # the last gradient norms, if optimizer.skip_spikes is set
     evaluated: dict[str, int] = field(default_factory=dict)  # evaluation -> the last step at which it finished
-    validation: list[str] = field(default_factory=list)  # fingerprints of the data that the next three were judged on
-    base_loss: float | None = None  # validation loss at step 0
+    validation: list[str] = field(default_factory=list)  # fingerprints of the data that the next losses are of
+    loss: float | None = None  # the last validation loss
+    base_loss: float | None = None  # validation loss of the base model
     best_loss: float | None = None  # lowest validation loss of a trained checkpoint
     best_step: int | None = None  # whose checkpoint is the best
     saved_step: int = 0  # of the newest checkpoint
@@ -56,9 +57,11 @@ class Progress:
         """Record that an evaluation finished at this step; True if it found the lowest validation loss of a trained model."""
         self.evaluated[evaluation] = self.step
         loss = figures.get("validation/loss", math.nan)
-        if self.step == 0 and math.isfinite(loss):
+        if evaluation == "validation":
+            self.loss = loss if math.isfinite(loss) else None
+        if self.updates == 0 and math.isfinite(loss):  # still the base model, at step 0 or after skipped steps
             self.base_loss = loss
-        improved = self.step > 0 and math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss)
+        improved = self.updates > 0 and math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss)
         if improved:
             self.best_loss, self.best_step = loss, self.step
         return improved
@@ -141,6 +144,12 @@ def find_progress(
     seconds = time.perf_counter() - begin
     lines = [f"warning: passed over: {problem}" for problem in passed_over]
     if checkpoint is None:
+        export = checkpoints.with_name("export")
+        if read_on_first(export.exists, ranks):
+            raise UserError(
+                f"{export} exists, but the checkpoints of its run are gone; to train again from the base model, choose another "
+                f"run.name or remove {export.parent}"
+            )
         return fresh, None, lines
     manifest = read_on_first(lambda: read_manifest(checkpoint), ranks)
     size = sum(file["size"] for file in manifest["files"].values())

@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from common.durable_files import fsync, write_durably
 from common.errors import UserError
+from distributed.checkpoint import SaveTimes
+from distributed.disks import torchrun_grace
 from distributed.process_group import Ranks, read_on_first
 
 EVALUATIONS = {"validation", "forgetting"}  # names before the slash in the curves of an evaluation
@@ -54,6 +56,11 @@ class RunLog:
         self.row(step, figures)
         values = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self.say(f"step {step}/{total_steps} | {values}{' (best)' if is_best else ''}")
+
+    def save(self, times: SaveTimes) -> None:
+        """Add the curves of a save that has finished, and print its times in one line."""
+        self.row(times.step, times.curves())
+        self.say(times.line(torchrun_grace()))
 
     def say(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
@@ -131,7 +138,8 @@ class RunLog:
 
     def _wait_for_a_later_name(self) -> None:
         """TensorBoard reads event files in the order of their names, which begin with the second they were made in."""
-        seconds = [int(path.name.split(".")[3]) for path in self.folder.glob(EVENT_FILES)]
+        names = [path.name.split(".")[3] for path in self.folder.glob(EVENT_FILES)]
+        seconds = [int(name) for name in names if name.isdigit()]
         ahead = max(seconds, default=0) + 1 - time.time()
         if ahead > 0:
             time.sleep(min(ahead, _MAX_CLOCK_SKEW))
@@ -155,7 +163,7 @@ def _parse(line: bytes) -> dict | None:
     """The row in a line; None if it is not one."""
     try:
         row = json.loads(line.decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 

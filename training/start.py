@@ -12,7 +12,7 @@ from configs.config import Config
 from distributed.agreement import check_agreement, library_versions
 from distributed.checkpoint import checkpoint_tensors, stored_bytes
 from distributed.disks import check_room_for_run, measure_write_speed, save_line, torchrun_grace
-from distributed.process_group import Ranks
+from distributed.process_group import Ranks, read_on_first
 from model.fingerprint import fingerprint_of_base, fingerprint_of_tokenizer
 from training.inputs import Inputs
 from training.progress import Progress, fresh_progress, run_settings, step_meaning
@@ -73,5 +73,8 @@ def check_disks(
     dtype = getattr(model_config, "dtype", None) or torch.bfloat16
     export = sum(parameter.numel() for parameter in parameters.values()) * dtype.itemsize
     lines = check_room_for_run(directory, checkpoint, export, config.run.keep_last, ranks)
-    speed = measure_write_speed(directory, ranks, min(PROBE_BYTES, checkpoint))
+    # Where the checkpoints will be: what is wrong there is noticed before the first step.
+    checkpoints = directory / "checkpoints"
+    read_on_first(lambda: checkpoints.mkdir(exist_ok=True), ranks)
+    speed = measure_write_speed(checkpoints, ranks, min(PROBE_BYTES, checkpoint))
     return [*lines, save_line(checkpoint, speed, torchrun_grace())]

@@ -49,6 +49,9 @@ ZERO_OR_MORE = (
 )
 
 
+MAX_TIMEOUT = 7 * 24 * 60  # minutes
+
+
 def check_sections(config: Config) -> None:
     """Check that each section of a config has its class. Raises UserError."""
     for name, section in typing.get_type_hints(Config).items():
@@ -92,7 +95,9 @@ def check_config(config: Config) -> None:
             raise UserError(f"optimizer.{name} must be between 0 and 1, not {getattr(optimizer, name)!r}")
     if not all(0 <= beta < 1 for beta in optimizer.betas):
         raise UserError(f"optimizer.betas must be in [0, 1), not {optimizer.betas!r}")
-    if not run.name or "/" in run.name or run.name.startswith("."):
+    if run.timeout_minutes > MAX_TIMEOUT:
+        raise UserError(f"run.timeout_minutes must be at most {MAX_TIMEOUT} (a week), not {run.timeout_minutes!r}")
+    if not run.name or "/" in run.name or run.name.startswith(".") or len(run.name) > 200 or not run.name.isprintable():
         raise UserError(f"run.name must be a plain directory name, not {run.name!r}")
     if config.sharding.shard_size is not None and config.sharding.strategy != "hybrid":
         raise UserError(

@@ -29,6 +29,19 @@ def test_a_user_error_and_a_full_disk_print_one_line_and_a_bug_is_raised(capsys)
         exit_code_of(lambda: raising(PermissionError(errno.EACCES, "Permission denied", "a/file")))
 
 
+def test_of_the_ranks_that_torchrun_started_the_first_says_what_all_have_in_common(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    for rank, sentence in ((1, "the same"), (0, "the same"), (3, "only here"), (2, "the same")):
+        folder = tmp_path / "attempt_0" / str(rank)
+        folder.mkdir(parents=True)
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "error.json"))
+        assert exit_code_of(lambda: raising(UserError(sentence))) == 2  # noqa: B023
+    assert capsys.readouterr().err == "error: the same\nerror: only here\n"
+
+
 @pytest.mark.parametrize("code", [0, 2])
 def test_under_torchrun_interpreter_shutdown_is_skipped(code) -> None:
     script = (

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from distributed.agreement import disagreement, flatten, library_versions
+from distributed.process_group import world_size_from_environment
 from distributed.rank_names import minutes, name_ranks, ranks_on_hosts
 from tests.processes import run_ranks
 
@@ -85,3 +86,21 @@ def test_every_rank_ends_with_the_same_sentence() -> None:
         f"(396 instead of 400){FIX}\n"
     )
     assert all(f"rank {rank} exits with 2" in done.stdout for rank in range(3))
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "0"},
+        {"RANK": "x", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"},
+        {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"},
+        {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "0", "LOCAL_WORLD_SIZE": "0", "MASTER_ADDR": "a"},
+    ],
+)
+def test_half_an_environment_of_a_launcher_is_one_sentence(variables, monkeypatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="the environment of the launcher is not complete: RANK="):
+        world_size_from_environment()

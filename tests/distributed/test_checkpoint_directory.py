@@ -129,6 +129,28 @@ def test_if_no_checkpoint_is_whole_the_run_does_not_start_over(tmp_path, ranks) 
         find_checkpoint(tmp_path, "previous", ranks)
 
 
+def test_if_all_checkpoints_are_gone_the_run_does_not_start_over(tmp_path, ranks) -> None:
+    save(tmp_path, ranks, 2)
+    shutil.rmtree(tmp_path / "step-000002")
+    with pytest.raises(UserError, match="latest names 'step-000002', which does not exist"):
+        find_checkpoint(tmp_path, "auto", ranks)
+    with pytest.raises(UserError, match="has no checkpoint, but the file `latest` says that there was one"):
+        find_checkpoint(tmp_path, "previous", ranks)
+
+
+def test_pruning_touches_only_its_own_names_and_counts_steps_as_numbers(tmp_path, ranks) -> None:
+    for stray in ("step-old.tar.tmp", "step-000001-copy"):
+        (tmp_path / stray).touch()
+    (tmp_path / "step-000007.tmp").symlink_to(tmp_path / "elsewhere")
+    for step in (999_999, 1_000_000):
+        save(tmp_path, ranks, step, keep_last=1)
+    assert names(tmp_path) == ["latest", "step-000001-copy", "step-1000000", "step-old.tar.tmp"]
+    (tmp_path / "latest").unlink()
+    save(tmp_path / "other", ranks, 999_999)
+    (tmp_path / "other" / "step-999999").rename(tmp_path / "step-999999")
+    assert latest_checkpoint(tmp_path).name == "step-1000000"
+
+
 @pytest.mark.parametrize("pointer", [b"step-000009", b"", b"..", b"\xff\xfe", b"step-000002/../step-000002"])
 def test_latest_names_a_checkpoint_or_is_refused(pointer, tmp_path, ranks) -> None:
     save(tmp_path, ranks, 2)

@@ -81,7 +81,7 @@ def test_a_stopped_process_is_lost_after_the_timeout() -> None:
 @pytest.mark.slow
 def test_a_second_signal_ends_a_rank_that_waits_in_a_collective() -> None:
     output, pids, errors = end("signals")
-    assert "rank 0: SIGTERM: stopping after this micro-batch; once more ends at once\n" in errors
+    assert "rank 0: SIGTERM: stopping; a second signal, two seconds later or more, ends at once\n" in errors
     assert "rank 0: SIGTERM again: ended at once; the last complete checkpoint stays\n" in errors
     assert f"step 3: lost rank 0 on host {HOST} (pid {pids[0]})" in errors
     assert "rank 0 exits" not in output and "rank 1 exits with 3" in output
@@ -230,7 +230,7 @@ def test_signals_within_two_seconds_are_one(stop) -> None:
     made.SAME_SIGNAL = 1e9
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
         os.kill(os.getpid(), number)
-    wait("SIGINT: stopping after this micro-batch; once more ends at once\n")
+    wait("SIGINT: stopping; a second signal, two seconds later or more, ends at once\n")
     assert made.name == "SIGINT" and not ended
     made.SAME_SIGNAL = 0.0
     os.kill(os.getpid(), signal.SIGINT)
@@ -244,10 +244,10 @@ def test_the_second_signal_ends_the_process_but_not_a_save(stop, saving) -> None
     made.SAME_SIGNAL = 0.0
     with made.saving() if saving else nullcontext():
         os.kill(os.getpid(), signal.SIGTERM)
-        wait("SIGTERM: stopping after this micro-batch; once more ends at once\n")
+        wait("SIGTERM: stopping; a second signal, two seconds later or more, ends at once\n")
         os.kill(os.getpid(), signal.SIGTERM)
         if saving:
-            wait("SIGTERM: a checkpoint is being saved; once more ends at once, without it\n")
+            wait("SIGTERM: a checkpoint is being saved; one more signal ends at once, without it\n")
             assert not ended
             os.kill(os.getpid(), signal.SIGINT)
         wait(f"{'SIGINT' if saving else 'SIGTERM'} again: ended at once")

@@ -42,11 +42,24 @@ def test_an_evaluation_is_due_first_last_and_every_so_many_steps_and_once_at_eac
 def test_the_best_evaluation_has_the_lowest_finite_validation_loss_of_a_trained_model() -> None:
     progress, improved = Progress({}, {}, [0]), []
     for progress.step, loss in enumerate((1.0, math.nan, 2.0, 2.0, math.inf, 1.5)):
+        progress.updates = progress.step
         improved.append(progress.finish_evaluation("validation", {"validation/loss": loss}))
     assert improved == [False, False, True, False, False, True]
     # The base model, of step 0, is never the best, even if it is better.
     assert (progress.base_loss, progress.best_loss, progress.best_step) == (1.0, 1.5, 5)
     assert not progress.finish_evaluation("forgetting", {"forgetting/kl": 0.1})
+
+
+def test_a_model_that_no_step_has_changed_is_the_base_model_at_any_step() -> None:
+    progress = Progress({}, {}, [0], step=3)  # three steps without a target token, or skipped
+    assert not progress.finish_evaluation("validation", {"validation/loss": 1.0})
+    assert (progress.base_loss, progress.best_step) == (1.0, None)
+
+
+def test_an_export_without_checkpoints_is_not_trained_over(tmp_path, ranks) -> None:
+    (tmp_path / "export").mkdir()
+    with pytest.raises(UserError, match="export exists, but the checkpoints of its run are gone; to train again"):
+        find_progress(tmp_path / "checkpoints", Progress({}, {}, [0]), "auto", 10, ranks)
 
 
 def test_a_checkpoint_is_good_once_an_update_has_started_from_it() -> None:
