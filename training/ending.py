@@ -51,7 +51,7 @@ def is_exported(export_directory: Path, record: dict) -> bool:
         written = json.loads((export_directory / RECORD).read_text(encoding="utf-8"))
         sizes = written.pop("files")
         return written == record and sizes == _sizes(export_directory)
-    except (OSError, ValueError, KeyError, AttributeError):  # no export, or one of an older version of this code
+    except (OSError, ValueError, KeyError, TypeError):  # no export, or one of an older version of this code
         return False
 
 

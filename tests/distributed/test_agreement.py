@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from distributed.agreement import disagreement, flatten, library_versions
 from distributed.process_group import world_size_from_environment
 from distributed.rank_names import minutes, name_ranks, ranks_on_hosts
