@@ -42,18 +42,22 @@ class Ranks:
 def world_size_from_environment() -> tuple[int, int]:
     """(ranks in total, ranks on this node), as set by torchrun. Needs no process group; (1, 1) for plain python.
 
-    Raises UserError if a launcher has set only some of its variables, or nonsense.
+    Raises UserError if a launcher has set nonsense, or not all that is needed.
     """
     if "RANK" not in os.environ:
         return 1, 1
-    variables = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+    variables = {name: os.environ.get(name) for name in names}
     try:
-        rank, local_rank, world, local_world = map(int, variables.values())
-        sound = 0 <= rank < world and 0 <= local_rank < local_world <= world and os.environ["MASTER_ADDR"]
-    except (ValueError, KeyError):
+        rank, world = int(variables["RANK"] or ""), int(variables["WORLD_SIZE"] or "")
+        # Some launchers do not set the local ones.
+        local_rank, local_world = int(variables["LOCAL_RANK"] or 0), int(variables["LOCAL_WORLD_SIZE"] or 1)
+        is_local = 0 <= local_rank < local_world or not variables["LOCAL_WORLD_SIZE"]
+        sound = 0 <= rank < world and is_local and variables["MASTER_ADDR"]
+    except ValueError:
         sound = False
     if not sound:
-        said = ", ".join(f"{name}={value or 'not set'}" for name, value in variables.items())
+        said = ", ".join(f"{name} is {value or 'not set'}" for name, value in variables.items())
         raise UserError(f"the environment of the launcher is not complete: {said}; start with torchrun, or unset RANK")
     return world, local_world
 

@@ -20,7 +20,7 @@ from distributed.process_group import start_process_group
 
 folder = Path(sys.argv[1])
 ranks = dataclasses.replace(start_process_group(), local_rank=0)
-os.environ["LOCAL_WORLD_SIZE"] = "1"
+os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 here = folder / f"node{ranks.rank}"
 shared = folder / "shared"
 answers = {}

@@ -95,7 +95,7 @@ def test_every_rank_ends_with_the_same_sentence() -> None:
         {"RANK": "0"},
         {"RANK": "x", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"},
         {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"},
-        {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "0", "LOCAL_WORLD_SIZE": "0", "MASTER_ADDR": "a"},
+        {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "0", "MASTER_ADDR": "a"},
     ],
 )
 def test_half_an_environment_of_a_launcher_is_one_sentence(variables, monkeypatch) -> None:
@@ -103,5 +103,5 @@ def test_half_an_environment_of_a_launcher_is_one_sentence(variables, monkeypatc
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="the environment of the launcher is not complete: RANK="):
+    with pytest.raises(UserError, match="the environment of the launcher is not complete: RANK is"):
         world_size_from_environment()
