@@ -119,6 +119,7 @@ def main() -> int:
     tokenizer = load_tokenizer(config.model.path)
     check_length(config.data.sequence_length, model_config, config.model.path)
     model = build_on_meta(model_config).to(parameter_dtype(config.optimizer.memory))  # shapes without memory
+    decoder_layers(model, config.model.layer_class)  # a wrong name ends here
     check_weights(model, config.model.path)
     inputs = read_inputs(config, tokenizer, model_config.vocab_size, world_size, show_progress=is_first)
     # Processes, which agree on all of this before anything is trained. A run directory has one owner.
