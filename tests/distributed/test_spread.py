@@ -143,6 +143,9 @@ def test_the_number_of_collectives_per_step(folder, two, four) -> None:
     per_step = {}
     for name in ("r2-full", "r2-grad-op", "r2-none", "r4-hybrid"):
         counts = json.loads((folder / f"{name}.collectives.json").read_text())
+        # The check of the last weights is one more forward of a step: 4 micro-batches. The root stays gathered; with
+        # grad_op everything does.
+        counts["all_gather"] -= {"r2-full": 4 * 6 + 1, "r2-grad-op": 7}.get(name, 0)
         per_step[name] = {kind: count / STEPS for kind, count in counts.items()}
     assert per_step["r2-grad-op"] == {"all_gather": 7, "reduce_scatter": 4 * 7, "all_reduce": 0}
     assert per_step["r2-none"] == {"all_gather": 0, "reduce_scatter": 0, "all_reduce": 7}

@@ -20,7 +20,11 @@ from tests.processes import ROOT, run_ranks
 from tests.tiny import write_chat_file, write_tiny_model
 
 RESTART = "start the same command again"  # the end of every sentence about a lost rank
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="Linux namespaces")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.waits,
+    pytest.mark.skipif(sys.platform != "linux", reason="Linux namespaces"),
+]
 WORKER = Path(__file__).with_name("host_worker.py")
 STEPS, CUT_AFTER = 10, 3
 DEADLINE = 180  # seconds, for whatever a test waits for
