@@ -252,7 +252,8 @@ def train(
             if is_due and progress.step > progress.saved_step:
                 too_many_bad_steps = skipped_steps.update(progress)
                 # After a step that was not finite the weights may be bad: they are saved when a step is good again.
-                if (finished and not stopping) or improved or not progress.bad_steps_in_a_row:
+                is_checked = finished and not (stopping or too_many_bad_steps)
+                if is_checked or improved or not progress.bad_steps_in_a_row:
                     ranks.watch.at(f"the save of step {progress.step}")
                     log.sync()  # the rows of a saved step are durable
                     with stop.saving():
