@@ -62,6 +62,16 @@ def first(folder) -> str:
             run_of(folder, "worse", "optimizer.learning_rate=3", "run.export=best"),
             run_of(folder, "judged", *EVERY_STEP, "optimizer.max_steps=3"),
             run_of(folder, "high", HIGH, "run.log_every=10", "run.save_every=1", "data.validation=", *TEN, expect=2),
+            run_of(
+                folder,
+                "high-end",
+                HIGH,
+                "run.save_every=1",
+                "data.validation=",
+                *TEN,
+                "optimizer.max_steps=6",
+                expect=2,
+            ),
             run_of(folder, "high-later", *EVERY_STEP, plant="signal_at_micro_batch:12"),
             run_of(
                 folder,
@@ -186,6 +196,8 @@ def test_nothing_bad_is_saved_over_good_checkpoints(folder, first, second) -> No
     assert "not finite in 5 steps in a row, up to step 6; step-000001.bad in" in first
     assert "the run continues from the base model" in first
     assert (folder / "steps-high").read_text().split() == ["step-000001.bad"]
+    # The same if the fifth bad step is the last one of the run.
+    assert [path.name for path in (folder / "runs" / "high-end" / "checkpoints").iterdir()] == ["step-000001.bad"]
     assert largest_difference(base_tensors(folder), weights(folder / "runs" / "high")) < 0.1
     assert len(rows(folder / "runs" / "high")) == 10  # with the usual learning rate it has all its steps, once each
 
