@@ -5,17 +5,17 @@ cd "$(dirname "$0")/.."
 source scripts/setup.sh requirements-dev.txt
 ruff check .
 ruff format --check .
-report=$(mktemp) waiting=$(mktemp)
-trap 'rm -f "$report" "$waiting"' EXIT
+report=$(mktemp) beside=$(mktemp)
+trap 'kill $(jobs -p) 2> /dev/null || true; rm -f "$report" "$beside"' EXIT
 basedpyright > "$report" 2>&1 & # on another core, while the tests run
 types=$!
 tests=0
 if [ $# -eq 0 ]; then
-  python -m pytest -m waits > "$waiting" 2>&1 & # beside the others, which compute
-  waits=$!
-  python -m pytest -m "not waits" || tests=$?
-  wait "$waits" || tests=$?
-  cat "$waiting"
+  python -m pytest -m beside > "$beside" 2>&1 & # on another core, too
+  pid=$!
+  python -m pytest -m "not beside" || tests=$?
+  wait "$pid" || tests=$?
+  cat "$beside"
 else
   python -m pytest "$@" || tests=$?
 fi

@@ -19,6 +19,7 @@ from model.flops import Work, step_flops
 from tests.tiny import tiny_tokenizer, write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.beside
 
 
 def _row(step, seconds, lengths, targets, loss=1.0, memory=0.5):

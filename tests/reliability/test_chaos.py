@@ -20,7 +20,7 @@ from reliability.workload import write_workload
 from tests.processes import run_python
 from tests.reliability.forked import ForkedLaunch
 
-pytestmark = [pytest.mark.slow, pytest.mark.waits]
+pytestmark = [pytest.mark.slow, pytest.mark.beside]
 STEPS = 30
 
 

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import pytest
+
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 
+pytestmark = pytest.mark.beside
 OVERRIDES = ["ewc.documents=8", "run.save_every=0", "run.eval_every=0"]
 
 
