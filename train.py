@@ -60,7 +60,7 @@ from model.rope import check_length
 from model.vocabulary.rows import first_new_row
 from training.best import judge_best_again
 from training.description import describe_run, memory_line
-from training.ending import export_run, is_finished, one_step_plan, stop_for_bad_weights
+from training.ending import check_last_weights, export_run, is_finished, stop_for_bad_weights
 from training.inputs import Inputs, read_inputs
 from training.meter import Meter
 from training.owner import own_directory
@@ -68,7 +68,7 @@ from training.progress import Progress, find_progress
 from training.provenance import record_start
 from training.run_log import RunLog
 from training.skipped_steps import SkippedSteps
-from training.start import agree_on_start, check_disks, check_resume
+from training.start import agree_on_start, check_disks
 
 STOP_AFTER_BAD_STEPS = 5  # in a row, with a loss or gradient norm that is not finite
 COLLECT_GARBAGE_EVERY = 50  # steps
@@ -111,7 +111,6 @@ def main() -> int:
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)
     run_directory = Path(config.run.directory) / config.run.name
-    check_resume(config.run.resume, run_directory)
     check_model_directory(config.model.path, "model.path")
     model_config = read_model_config(
         config.model.path, config.model.rope_type, config.model.rope_factor, config.model.rope_original_length
@@ -154,7 +153,8 @@ def train(
         return 0
     log = RunLog(run_directory, ranks, progress.step, progress.evaluated, total_steps)
     record = record_start(run_directory, as_dict(config), progress.step, ranks)
-    log.say(f"run {run_directory}, commit {record['git_commit'][:12]}, torch {torch.__version__}, {device_line(ranks)}")
+    device = device_line(ranks)  # a collective
+    log.say(f"run {run_directory}, commit {record['git_commit'][:12]}, torch {torch.__version__}, {device}")
 
     # --- 3. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----
     compute_dtype = DTYPES[config.model.compute_dtype]
@@ -241,13 +241,10 @@ def train(
                             saver.update_state(progress.as_json())
             stopping = stopping or stop.agreed()
             finished = progress.step == total_steps
-            # A run does not end well with weights that are not good.
             if finished and not (stopping or too_many_bad_steps):
-                figures = validate(model, one_step_plan(plan, total_steps), corpus, micro_batch_rows, stop)
-                stopping = figures is None
-                if figures and not all(map(math.isfinite, figures.values())):
-                    what = f"the loss of the last steps is not finite with the weights after step {progress.step}"
-                    stop_for_bad_weights(what, progress, saver)
+                stopping = not check_last_weights(
+                    progress, plan, saver, lambda last: validate(model, last, corpus, micro_batch_rows, stop)
+                )
             is_due = finished or stopping or improved or progress.is_save_due(config.run.save_every)
             if is_due and progress.step > progress.saved_step:
                 too_many_bad_steps = skipped_steps.update(progress)

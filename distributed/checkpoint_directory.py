@@ -174,12 +174,12 @@ def prune(directory: Path, keep_last: int) -> None:
             path.unlink() if path.is_symlink() else shutil.rmtree(path)
 
 
-def set_aside_after(directory: Path, step: int | None) -> list[str]:
-    """Rename the checkpoints after `step` to NAME.bad, and continue from `step` (None: from the base model).
+def set_aside_after(directory: Path, step: int) -> list[str]:
+    """Rename the checkpoints after `step` to NAME.bad, and continue from `step` (0: from the base model).
 
     Returns their new names. Call it on rank 0 alone.
     """
-    later = [path for path in complete_checkpoints(directory) if _step(path) > (step or 0)]
+    later = [path for path in complete_checkpoints(directory) if _step(path) > step]
     if step:
         set_latest(directory, directory / checkpoint_name(step))
     for path in reversed(later):  # a kill in between leaves the older ones, from which the run comes here again

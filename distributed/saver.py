@@ -38,7 +38,7 @@ class Saver:
             self.pool = ThreadPoolExecutor(1, thread_name_prefix="save")
 
     def save(self, state: dict, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        """Save step `state["step; in the background, return when the tensors have been copied. A collective.
+        """Save step `state["step"]`; in the background, return when the tensors have been copied. A collective.
 
         Waits for the previous save first. Raises UserError on all ranks if either save fails.
         """
@@ -104,10 +104,6 @@ def _status(running: Future[SaveTimes]) -> str | None:
     if not running.done():
         return None
     error = running.exception()
-    return (
-        ""
-        if error is None
-        else str(error)
-        if isinstance(error, UserError)
-        else f"a save in the background failed: {error!r}"
-    )
+    if error is None:
+        return ""
+    return str(error) if isinstance(error, UserError) else f"a save in the background failed: {error!r}"

@@ -1,5 +1,6 @@
 """Before the first step: what every rank must have alike, and whether the disk is fit for the run."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -12,19 +13,35 @@ from configs.config import Config
 from distributed.agreement import check_agreement, library_versions
 from distributed.checkpoint import checkpoint_tensors, stored_bytes
 from distributed.disks import check_room_for_run, measure_write_speed, save_line, torchrun_grace
-from distributed.process_group import Ranks, read_on_first
+from distributed.process_group import Ranks, agree_any, read_on_first
 from model.fingerprint import fingerprint_of_base, fingerprint_of_tokenizer
 from training.inputs import Inputs
 from training.progress import Progress, fresh_progress, run_settings, step_meaning
 
+ROOT = Path(__file__).resolve().parents[1]
 PROBE_BYTES = 64 * 2**20  # written on each node to measure the disk, or a checkpoint's bytes if that is less
 
 
-def check_resume(resume: str, run_directory: Path) -> None:
-    """Raise UserError if run.resume=never and the run exists. A restart by torchrun (`--max-restarts`) continues it."""
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    if resume == "never" and run_directory.exists() and not restarted:
+def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:
+    """Raise UserError on all ranks if run.resume=never and the run exists. A collective.
+
+    A restart by torchrun (`--max-restarts`) continues the run. Each node counts its own restarts, so one that has counted
+    is enough.
+    """
+    restarted = agree_any(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0", ranks)
+    if resume == "never" and not restarted and read_on_first(run_directory.exists, ranks):
         raise UserError(f"{run_directory} exists and run.resume=never; choose another run.name or remove it")
+
+
+def source_digest() -> str:
+    """SHA-256 of the code that trains: train.py and its packages. Nodes may hold checkouts of different commits."""
+    digest = hashlib.sha256()
+    # Configs of runs may differ; what they say is compared.
+    folders = ("common", "configs/loading", "data", "distributed", "eval", "model", "training")
+    files = [ROOT / "train.py", ROOT / "configs" / "config.py"]
+    for path in [*files, *(file for name in folders for file in sorted((ROOT / name).rglob("*.py")))]:
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def agree_on_start(
@@ -36,7 +53,8 @@ def agree_on_start(
 ) -> Progress:
     """A run that has taken no step, the same on every rank. A collective.
 
-    Raises UserError on all ranks if a rank read other files, another config or another model, or runs other versions.
+    Raises UserError on all ranks if a rank read other files, another config or another model, or runs other versions or
+    code, and if run.resume=never and the run exists.
     """
     meaning = step_meaning(config, inputs, model_config, fingerprint_of_base(config.model.path))
     settings = run_settings(config, inputs.total_steps, ranks.world_size)
@@ -50,10 +68,12 @@ def agree_on_start(
             "the tokenizer of model.path": fingerprint_of_tokenizer(tokenizer),
             "the config.json of model.path": model_config.to_dict(),
             "versions": library_versions(),
+            "the code": source_digest(),
             "the device type": ranks.device.type,
         },
         ranks,
     )
+    check_resume(config.run.resume, Path(config.run.directory, config.run.name), ranks)
     return fresh
 
 

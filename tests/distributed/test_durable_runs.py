@@ -109,6 +109,7 @@ def second(folder, first) -> str:
             run_of(folder, "longer", *longer),
             run_of(folder, "export", *EVERY_STEP, "optimizer.learning_rate=0.3", "run.export=best"),
             run_of(folder, "export", *EVERY_STEP, "optimizer.learning_rate=0.3", "run.export=best"),
+            run_of(folder, "straight", *EVERY_STEP, "run.resume=never", expect=2),
             run_of(folder, "judged", *EVERY_STEP, f"data.validation={folder / 'validation-2.jsonl'}"),
             run_of(folder, "other-base", *EVERY_STEP, f"model.path={folder / 'other-model'}", expect=2),
             run_of(folder, "high", "run.save_every=1", "data.validation=", *TEN),
@@ -183,6 +184,10 @@ def test_the_best_is_judged_again_on_new_validation_data(folder, second) -> None
 
 def test_other_base_weights_of_the_same_shapes_are_refused(second) -> None:
     assert "step-000003 was made with other weights in model.path; set it back, or start a new run" in second
+
+
+def test_resume_never_refuses_a_run_that_exists(second) -> None:
+    assert "straight exists and run.resume=never; choose another run.name or remove it" in second
 
 
 def test_ranks_with_other_data_do_not_start(folder, first) -> None:
