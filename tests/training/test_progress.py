@@ -74,6 +74,8 @@ def test_a_checkpoint_is_good_once_an_update_has_started_from_it() -> None:
     progress.finish_save()  # of step 1
     step(0)
     assert progress.good_checkpoint() == 0  # step 2 was skipped, so the weights of step 1 may be bad
+    assert progress.finish_save()["proven_step"] == 0  # a checkpoint of the same weights proves nothing about them
+    progress.saved_step = 1
     step(1)
     assert progress.good_checkpoint() == 1
     assert progress.finish_save()["proven_step"] == 1  # saved with step 3
