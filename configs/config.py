@@ -29,14 +29,21 @@ class Source:
     paths: tuple[str, ...]  # like Data.train
     share: float  # fraction of the target tokens of every step; 0.05 is 5%
     validation: tuple[str, ...] = ()  # like Data.validation
+    format: str = "auto"  # like Data.format
+    fields: dict[str, str] = field(default_factory=dict)  # like Data.fields
 
 
 @dataclass(frozen=True)
 class Data:
-    # The main source: .jsonl or .parquet files with `messages` (chats) or `text` (documents), or .txt files of one
-    # document each, all optionally compressed (.gz, .zst). Or one directory: a token store (scripts/build_tokens.py)
+    # The main source: files, folders or globs of any form in docs/data.md. Or one directory: a token store
+    # (scripts/build_tokens.py)
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
+    validation_share: float = 0.0  # or: hold out this fraction of data.train, chosen by a hash of each example
+    format: str = "auto"  # auto | messages | sharegpt | alpaca | completion | text: the form of the examples
+    # Names that the files use -> ours, e.g. fields={"messages": "dialogue"}. On the command line: messages=dialogue,...
+    fields: dict[str, str] = field(default_factory=dict)
+    on_bad: str = "error"  # error | skip: what to do with a malformed example; skipped ones are counted and listed
     # Sources to mix in; the main source gets the remaining share. On the command line:
     # data.mix=NAME:SHARE:FILE,FILE[:VALIDATION FILES];NAME:...
     mix: tuple[Source, ...] = ()
@@ -45,6 +52,15 @@ class Data:
     # examples
     too_long: str = "drop"
     packing: bool = True  # False: one example per row
+    # Chats (docs/data.md). A file with the Jinja template to use in place of the tokenizer's own
+    chat_template: str | None = None
+    chat_template_options: dict[str, object] = field(
+        default_factory=dict
+    )  # variables of the template, enable_thinking=false
+    # The date that templates such as Llama 3.2's write into every chat, YYYY-MM-DD; None: that of the run's first start
+    chat_date: str | None = None
+    train_on: str = "all"  # all | last: which answers of a chat carry loss
+    cache: str | None = "artifacts/tokens"  # tokenised files are kept here, one folder per node; None: not kept
 
 
 @dataclass(frozen=True)

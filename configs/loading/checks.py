@@ -1,16 +1,21 @@
 """Checks of every value of a config. A mistake raises a `UserError` with one sentence that names the key."""
 
 import dataclasses
+import datetime
 import re
 import types
 import typing
 
 from common.errors import UserError
-from configs.config import Config, Source
+from configs.config import Config, Data, Source
 
+FORMATS = ("auto", "messages", "sharegpt", "alpaca", "completion", "text")
 CHOICES = {
     "model.compute_dtype": ("bf16", "fp32"),
     "data.too_long": ("drop", "truncate", "error"),
+    "data.format": FORMATS,
+    "data.on_bad": ("error", "skip"),
+    "data.train_on": ("all", "last"),
     "model.activation_checkpointing": ("none", "full", "selective", "offload"),
     "optimizer.memory": ("16N", "14N", "12N", "8N", "6N"),
     "optimizer.stage": ("fine-tuning", "pre-training"),
@@ -90,6 +95,7 @@ def check_config(config: Config) -> None:
         value = _get(config, name)
         if value is not None and not 0 <= value < float("inf"):
             raise UserError(f"{name} must be 0 or more, not {value!r}")
+    _check_data(config.data)
     for name in ("warmup_ratio", "min_lr_ratio"):
         if not 0 <= getattr(optimizer, name) <= 1:
             raise UserError(f"optimizer.{name} must be between 0 and 1, not {getattr(optimizer, name)!r}")
@@ -113,6 +119,18 @@ def check_config(config: Config) -> None:
         )
 
 
+def _check_data(data: Data) -> None:
+    if not 0 <= data.validation_share < 1:
+        raise UserError(f"data.validation_share must be at least 0 and below 1, not {data.validation_share!r}")
+    if data.validation_share and data.validation:
+        raise UserError("set data.validation (files) or data.validation_share (a part of data.train), not both")
+    if data.chat_date is not None:
+        try:
+            datetime.date.fromisoformat(data.chat_date)
+        except ValueError as error:
+            raise UserError(f"data.chat_date must be a date like 2026-01-31, not {data.chat_date!r}") from error
+
+
 def _check_mix(mix: tuple[Source, ...]) -> None:
     for source in mix:
         for key, hint in typing.get_type_hints(Source).items():
@@ -127,6 +145,10 @@ def _check_mix(mix: tuple[Source, ...]) -> None:
             )
         if not source.paths:
             raise UserError(f"data.mix: source {source.name} has no files; name at least one")
+        if source.format not in FORMATS:
+            raise UserError(
+                f"data.mix: `format` of {source.name} must be one of {', '.join(FORMATS)}, not {source.format!r}"
+            )
         if not 0 < source.share < 1:
             raise UserError(f"data.mix: the share of {source.name} must be between 0 and 1, not {source.share!r}")
     names = [source.name for source in mix]
@@ -162,6 +184,13 @@ def has_type(value: object, hint: object) -> bool:
     """Whether a value has the type of a field. A bool is not an int, an int is a float, tuple items are checked."""
     if isinstance(hint, types.UnionType):
         return any(has_type(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is dict:
+        kinds = typing.get_args(hint)
+        return isinstance(value, dict) and all(
+            has_type(key, kinds[0]) and has_type(item, kinds[1]) for key, item in value.items()
+        )
+    if hint is object:
+        return True
     if typing.get_origin(hint) is tuple:
         kinds = typing.get_args(hint)
         if not isinstance(value, tuple):
@@ -184,6 +213,8 @@ def type_name(hint: object) -> str:
         kinds = typing.get_args(hint)
         inner = type_name(kinds[0]).split()[-1]
         return f"a tuple of {inner}s" if kinds[-1] is Ellipsis else f"a tuple of {len(kinds)} {inner}s"
+    if typing.get_origin(hint) is dict:
+        return "a dictionary of names and values"
     names = {
         Source: "a Source",
         str: "a string",

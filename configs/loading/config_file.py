@@ -6,6 +6,7 @@ Values are checked for their types, and error messages suggest the nearest known
 import ast
 import dataclasses
 import difflib
+import json
 import re
 import traceback
 import types
@@ -118,6 +119,8 @@ def _parse(raw: str, hint: object, name: str) -> object:
     kind = next(option for option in options if option is not type(None))
     if kind is str:
         return raw
+    if typing.get_origin(kind) is dict:
+        return _parse_dict(raw, typing.get_args(kind)[1], name)
     if kind is bool and raw.lower() in ("true", "false"):
         return raw.lower() == "true"
     if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is str:
@@ -135,6 +138,20 @@ def _parse(raw: str, hint: object, name: str) -> object:
     if not has_type(value, kind):
         raise UserError(f"{name} must be {type_name(hint)}, not {raw!r}")
     return value
+
+
+def _parse_dict(raw: str, kind: object, name: str) -> dict[str, object]:
+    """`key=value,key=value` as a dictionary. Unless only strings are allowed, a value is read as JSON where it is JSON."""
+    values: dict[str, object] = {}
+    for part in _split(raw):
+        key, equals, text = part.partition("=")
+        if not key or not equals:
+            raise UserError(f"{name}: {part!r} is not a pair; write key=value,key=value")
+        try:
+            values[key] = text if kind is str else json.loads(text)
+        except ValueError:
+            values[key] = text
+    return values
 
 
 def _parse_source(text: str) -> Source:
