@@ -111,6 +111,11 @@ class TokenStore:
         return parts
 
 
+def is_store(path: str | Path) -> bool:
+    """Whether a path is the directory of a token store, complete or not."""
+    return any((Path(path) / name).is_file() for name in (STORE_FILE, BUILD_FILE))
+
+
 def open_store(path: str | Path, tokenizer_fingerprint: str, sequence_length: int) -> TokenStore:
     """Open the store in the directory `path`. `tokenizer_fingerprint` is that of the tokenizer the model uses.
 

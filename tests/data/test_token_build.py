@@ -97,7 +97,7 @@ def test_the_pieces_add_up_to_the_text(parts, size) -> None:
 
 def test_a_batch_has_about_the_intended_number_of_characters(monkeypatch) -> None:
     monkeypatch.setattr(data.text_pieces, "BATCH_CHARACTERS", 100)
-    made = list(batch_pieces(Piece("x" * 30, True, 0, i) for i in range(10)))
+    made = list(batch_pieces(Piece("x" * 30, True, True, 0, i) for i in range(10)))
     assert [len(batch) for batch in made] == [4, 4, 2]
 
 

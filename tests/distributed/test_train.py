@@ -345,7 +345,7 @@ def test_the_export_is_a_hugging_face_directory(folder, one) -> None:
     # The same logits: the exported model reproduces the last validation loss of the run, document by document.
     made = load_documents((str(folder / "validation.jsonl"),), exported, 256, "error")
     total = 0.0
-    for ids, flags in zip(made.ids, made.is_target, strict=True):
+    for ids, flags in zip(made.ids, made.weights, strict=True):
         log_p = model(torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
         total -= sum(log_p[t - 1, ids[t]].item() for t in flags.nonzero()[0])
     assert rows(one / "r1", "validation/loss")[STEPS]["validation/loss"] == pytest.approx(
