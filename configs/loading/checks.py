@@ -10,6 +10,15 @@ from common.errors import UserError
 from configs.config import Config, Data, Source
 
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "completion", "text")
+# Our names of the keys that data files have (data/formats.py, data/messages.py): what data.fields can rename.
+EXAMPLE_FIELDS = (
+    *("messages", "conversations", "instruction", "input", "output", "history", "system"),
+    *("prompt", "completion", "text", "tools", "weight"),
+)
+MESSAGE_FIELDS = (
+    *("role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name"),
+    *("reasoning_content", "thinking", "weight", "train", "training"),
+)
 CHOICES = {
     "model.compute_dtype": ("bf16", "fp32"),
     "data.too_long": ("drop", "truncate", "error"),

@@ -58,7 +58,7 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-6], "is damaged or not a gzip file"),
         ("a.txt", b"  \n", "contains no examples"),
         ("a.txt", b"\xff\xfe", "a.txt is not UTF-8"),
-        ("a.csv", b"id,text\n", "a.csv, line 1 is not valid JSON"),
+        ("a.csv", b"id,text\n", "a.csv contains no examples"),
         ("a.jsonl.zst", b"hello", "is damaged or not a zstd file"),
         ("a.parquet", b"hello", "is damaged or not a parquet file"),
     ],
@@ -84,7 +84,7 @@ def test_a_truncated_zst_file_and_a_parquet_file_without_known_columns_are_refus
     with pytest.raises(UserError, match="ends in the middle of a zstd frame"):
         list(read_file(tmp_path / "a.jsonl.zst"))
     (tmp_path / "a.parquet").write_bytes(parquet("body", TEXTS))
-    with pytest.raises(UserError, match="neither a `messages` nor a `text` column; its columns are id, body"):
+    with pytest.raises(UserError, match="no column of a known form .* its columns are id, body; data.fields"):
         list(read_file(tmp_path / "a.parquet"))
 
 
