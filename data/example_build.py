@@ -14,7 +14,7 @@ from common.cores import available_cores
 from common.errors import UserError
 from data.encoding import ExampleEncoder
 from data.example_store import ExampleStore, ExampleWriter
-from data.files import Advance, read_file
+from data.files import Advance, describe_files, expand, left_out, read_file
 from data.held_out import content_hash, is_held_out, key_of, num_repeated
 from data.parallel_encoding import PARALLEL_BYTES, ExampleSettings, Job, JobEncoder, Result, encode_jobs, make_jobs
 
@@ -34,7 +34,8 @@ def build_examples(
     `processes` and `progress` are as in `load_documents`. Raises UserError for a bad file, for an example that cannot be
     encoded (unless settings.on_bad is skip), and if nothing is left to train on.
     """
-    size = sum(Path(path).stat().st_size for path in paths if Path(path).is_file())
+    files = expand(paths)
+    size = sum(file.stat().st_size for file in files)
     if processes is None:
         ranks = (
             int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if folder is None else 1
@@ -54,21 +55,40 @@ def build_examples(
         mininterval=0.5,
         disable=not progress,
     ) as bar:
-        examples = _kept(_read(paths, lambda count: cast(None, bar.update(count))), settings, counts, writer)
+        read = _read(files, lambda count: cast(None, bar.update(count)), settings, counts, bad)
+        examples = _kept(read, settings, counts, writer)
         results = _results(make_jobs(examples, job_encoder.can_cut), job_encoder, processes)
         try:
             for result in results:
                 _take(result, writer, counts, bad, settings)
-            sums = _finish(paths, counts, bad, writer, settings)
-            return writer.finish(sums | {"processes": processes, "written": time.strftime("%Y-%m-%d")})
+            _check_not_empty(paths, counts, bad, writer, settings)
+            info = {
+                "counts": dict(counts),
+                "bad": bad,
+                "files": len(files),
+                "left_out": [str(file) for file in left_out(paths)],
+                "forms": describe_files(files, settings.reading),
+                "repeated": num_repeated(writer.read_hashes()),
+                "processes": processes,
+                "written": time.strftime("%Y-%m-%d"),
+            }
+            return writer.finish(info)
         finally:
             results.close()
             writer.close()
 
 
-def _read(paths: tuple[str, ...], advance: Advance) -> Iterator[tuple[str, dict]]:
-    for path in paths:
-        yield from read_file(path, advance)
+def _read(
+    files: list[Path], advance: Advance, settings: ExampleSettings, counts: Counter, bad: list[str]
+) -> Iterator[tuple[str, dict]]:
+    for file in files:
+        yield from read_file(file, advance, settings.reading, lambda sentence: _skip(sentence, counts, bad))
+
+
+def _skip(sentence: str, counts: Counter, bad: list[str]) -> None:
+    counts["skipped"] += 1
+    if len(bad) < LISTED:
+        bad.append(sentence)
 
 
 def _kept(
@@ -108,11 +128,9 @@ def _results(jobs: Iterator[Job], encoder: JobEncoder, processes: int) -> Genera
 
 def _take(result: Result, writer: ExampleWriter, counts: Counter, bad: list[str], settings: ExampleSettings) -> None:
     for where, sentence in result.bad:
-        if settings.on_bad == "error":
+        if settings.reading.on_bad == "error":
             raise UserError(f"{where}: {sentence}")
-        counts["skipped"] += 1
-        if len(bad) < LISTED:
-            bad.append(f"{where}: {sentence}")
+        _skip(f"{where}: {sentence}", counts, bad)
     if result.refused:
         raise UserError(result.refused)
     longest = max(counts["longest_read"], result.counts.pop("longest", 0))
@@ -121,23 +139,22 @@ def _take(result: Result, writer: ExampleWriter, counts: Counter, bad: list[str]
     writer.add(result.sequences)
 
 
-def _finish(
+def _check_not_empty(
     paths: tuple[str, ...], counts: Counter, bad: list[str], writer: ExampleWriter, settings: ExampleSettings
-) -> dict:
-    """What the report needs. Raises UserError if no example is left."""
+) -> None:
+    """Raise UserError if there is nothing to train on."""
     names, limit = ", ".join(paths), f"data.sequence_length={settings.sequence_length}"
+    if writer.num_sequences:
+        return
     if not counts["examples"]:
         raise UserError(
-            f"{names}: the {settings.part} part is empty with data.validation_share={settings.validation_share}; change it"
+            f"{names}: data.validation_share={settings.validation_share} leaves no example for {settings.part}; change it"
         )
-    if not writer.num_sequences:
-        if counts["skipped"] == counts["examples"]:
-            raise UserError(f"all {counts['examples']} examples in {names} are malformed; the first: {bad[0]}")
-        if counts["drop"] and not counts["empty"]:
-            raise UserError(
-                f"all {counts['examples']} examples in {names} are longer than {limit}; increase it (the longest example "
-                f"has {counts['longest_read']} tokens)"
-            )
-        raise UserError(f"{names}: no token carries loss; a chat needs an assistant message within {limit} tokens")
-    hashes = writer.read_hashes()
-    return {"counts": dict(counts), "files": len(paths), "bad": bad, "repeated": num_repeated(hashes)}
+    if counts["drop"] and not counts["empty"]:
+        raise UserError(
+            f"all {counts['drop']} examples in {names} are longer than {limit}; increase it (the longest example has "
+            f"{counts['longest_read']} tokens)"
+        )
+    if bad and not counts["empty"] and not counts["empty_truncated"]:
+        raise UserError(f"all {counts['skipped']} examples in {names} are malformed; the first: {bad[0]}")
+    raise UserError(f"{names}: no token carries loss; a chat needs an assistant message within {limit} tokens")

@@ -31,6 +31,7 @@ from common.node_lock import node_lock
 from data.encoding import ExampleEncoder
 from data.example_store import FORMAT, DamagedEntry, ExampleStore, open_entry
 from data.parallel_encoding import ExampleSettings
+from data.paths import expand, left_out
 from data.token_store import backend, tokenizer_fingerprint
 
 RECENT = 2 * 10**9  # ns: a file changed so shortly before it was hashed may change again without a new time stamp
@@ -63,7 +64,8 @@ def describe(paths: Sequence[str], encoder: ExampleEncoder, settings: ExampleSet
         "template": tokenizer.chat_template,
         "encoder": encoder.fingerprint(),
         "settings": asdict(settings),
-        "names": [Path(path).name for path in paths],  # the suffix says how a file is read
+        "names": [file.name for file in expand(paths)],  # the suffix says how a file is read
+        "left out": [str(file) for file in left_out(paths)],  # they stand in the report
     }
 
 
@@ -81,7 +83,7 @@ class Cache:
         Raises the UserError of `build`, also if it ended the build of another process that this one waited for.
         """
         began = time.time()
-        files = [file for path in paths for file in _files(Path(path))]
+        files = expand(paths)
         stamps = [_stamp(file) for file in files]
         hashes = self._hashes(files, stamps)
         key = _key([description, hashes])
@@ -177,10 +179,6 @@ def _stamp(file: Path) -> Stamp:
     status = file.stat()
     # The time of the last change of the file's entry cannot be set back, unlike that of its content.
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def _read(path: Path) -> dict:

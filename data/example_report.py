@@ -19,6 +19,10 @@ def example_report(info: dict, settings: ExampleSettings) -> str:
         if count := counts.get(key, 0):
             parts.append(sentence.format(n=f"{count:,}", s=_s(count), have="has" if count == 1 else "have"))
 
+    parts += info["forms"]
+    if info["left_out"]:
+        names = ", ".join(info["left_out"][:3]) + (", ..." if len(info["left_out"]) > 3 else "")
+        parts.append(f"{len(info['left_out'])} files of another kind LEFT OUT ({names})")
     add("drop", f"DROPPED {{n}} longer than {size} (longest {longest})")
     add("truncate", f"TRUNCATED {{n}} to {size} (longest {longest})")
     add("cut", f"{{n}} long text{{s}} CUT into pieces of {size}, each counted as an example")

@@ -28,6 +28,7 @@ from common.errors import UserError
 from data import text_pieces
 from data.encoding import Encoded, ExampleEncoder, Span
 from data.example_store import SPAN, Sequences
+from data.formats import DEFAULT, Reading
 from data.text_pieces import PieceEncoder, cut_text
 
 JOB_CHARACTERS = 2**17
@@ -42,9 +43,7 @@ class ExampleSettings:
 
     sequence_length: int
     too_long: str = "drop"
-    format: str = "auto"
-    fields: dict[str, str] = field(default_factory=dict)
-    on_bad: str = "error"
+    reading: Reading = DEFAULT
     validation_share: float = 0.0
     part: str = "all"  # all | training | validation: which examples, if validation_share holds some out
 

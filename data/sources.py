@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from common.errors import UserError
 from configs.config import Source
 from data.encoding import ExampleEncoder
 from data.examples import Documents, load_documents
+from data.formats import DEFAULT, Reading
 from data.held_out import num_shared
 from data.parallel_encoding import ExampleSettings
 from data.token_store import TokenStore, is_store, open_store, tokenizer_fingerprint
@@ -154,14 +155,6 @@ def as_corpus(source: Corpus | Documents | Windows) -> Corpus:
 
 
 @dataclass(frozen=True)
-class Form:
-    """The form of the examples in the files of a source: the settings format and fields."""
-
-    format: str = "auto"
-    fields: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Reader:
     """Reads the sources of a run, all with the same tokenizer and sequence length."""
 
@@ -172,8 +165,7 @@ class Reader:
     show_progress: bool = False  # a bar on the process that tokenises
     encoder: ExampleEncoder | None = None  # how chats are rendered; None: as the tokenizer's template says
     cache: str | None = None  # directory of tokenised files, as in load_documents
-    main_form: Form = Form()  # of data.train and data.validation
-    on_bad: str = "error"
+    reading: Reading = DEFAULT  # of data.train and data.validation; its on_bad holds for all sources
     validation_share: float = 0.0
     say: Callable[[str], None] = lambda text: None  # prints a line about waiting
 
@@ -183,9 +175,8 @@ class Reader:
         Raises UserError for a bad file and for a token id that has no row in the model's embedding.
         """
         part = "training" if self.validation_share else "all"
-        forms = [Form(source.format, source.fields) for source in mix]
-        main = self._load(train, "training", self.main_form, part)
-        others = [self._load(s.paths, s.name, form) for s, form in zip(mix, forms, strict=True)]
+        main = self._load(train, "training", self.reading, part)
+        others = [self._load(source.paths, source.name, self._reading(source)) for source in mix]
         shares = [s.share for s in mix]
         return Corpus((main, *others), (MAIN, *(s.name for s in mix)), (1 - sum(shares), *shares))
 
@@ -198,22 +189,25 @@ class Reader:
         """
         loaded = {}
         if self.validation_share:
-            loaded[MAIN] = self._load(train, f"validation of {MAIN}", self.main_form, "validation")
+            loaded[MAIN] = self._load(train, f"validation of {MAIN}", self.reading, "validation")
         elif validation:
-            loaded[MAIN] = self._load(validation, f"validation of {MAIN}", self.main_form)
+            loaded[MAIN] = self._load(validation, f"validation of {MAIN}", self.reading)
         for source in mix:
             if source.validation:
-                form = Form(source.format, source.fields)
-                loaded[source.name] = self._load(source.validation, f"validation of {source.name}", form)
+                what = f"validation of {source.name}"
+                loaded[source.name] = self._load(source.validation, what, self._reading(source))
         if not loaded:
             return None
         return Corpus(tuple(loaded.values()), tuple(loaded), (1 / len(loaded),) * len(loaded))
 
     def source(self, paths: tuple[str, ...], what: str) -> Documents | Windows:
         """A single source besides those of training, whole and of any form. `what` is its name in messages."""
-        return self._load(paths, what, Form())
+        return self._load(paths, what, Reading(on_bad=self.reading.on_bad))
 
-    def _load(self, paths: tuple[str, ...], what: str, form: Form, part: str = "all") -> Documents | Windows:
+    def _reading(self, source: Source) -> Reading:
+        return Reading(source.format, source.fields, self.reading.on_bad)
+
+    def _load(self, paths: tuple[str, ...], what: str, reading: Reading, part: str = "all") -> Documents | Windows:
         stores = [path for path in paths if is_store(path)]
         if stores and len(paths) > 1:
             raise UserError(
@@ -227,9 +221,7 @@ class Reader:
             )
         if stores:
             return self._open_store(Path(stores[0]))
-        settings = ExampleSettings(
-            self.sequence_length, self.too_long, form.format, form.fields, self.on_bad, self.validation_share, part
-        )
+        settings = ExampleSettings(self.sequence_length, self.too_long, reading, self.validation_share, part)
         documents = load_documents(
             paths,
             self.tokenizer,

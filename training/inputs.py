@@ -16,7 +16,8 @@ from configs.config import Config
 from data.batches import Plan, TrainingPlan, collate, micro_batches, plan_training, plan_validation
 from data.encoding import ChatSettings, ExampleEncoder
 from data.files import check_paths_exist
-from data.sources import Corpus, Form, Reader, with_shared_examples_reported
+from data.formats import Reading
+from data.sources import Corpus, Reader, with_shared_examples_reported
 from model.ewc.batches import FisherBatches, fisher_batches
 
 
@@ -66,8 +67,7 @@ def read_inputs(
         show_progress=True,  # of the process that tokenises, whichever rank it is
         encoder=example_encoder(config, tokenizer),
         cache=data.cache,
-        main_form=Form(data.format, data.fields),
-        on_bad=data.on_bad,
+        reading=Reading(data.format, data.fields, data.on_bad),
         validation_share=data.validation_share,
         say=functools.partial(print, file=sys.stderr, flush=True) if show_progress else lambda text: None,
     )
