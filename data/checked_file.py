@@ -9,12 +9,15 @@ import hashlib
 import os
 import zlib
 from array import array
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from common.cores import available_cores
 from common.errors import UserError
 
 BLOCK = 2**14  # bytes
@@ -101,6 +104,19 @@ class BytesInMemory:
 
     def verify(self) -> None:
         """Nothing to check."""
+
+
+def hash_files(files: Sequence[Path]) -> list[str]:
+    """The hash of each file's content, BLAKE2b in hexadecimal digits. Reads several files at once, 1 GB/s per core."""
+
+    def hash_file(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, hashlib.blake2b).hexdigest()[:64]
+
+    if len(files) == 1:
+        return [hash_file(files[0])]
+    with ThreadPoolExecutor(available_cores()) as pool:
+        return list(pool.map(hash_file, files))
 
 
 def num_blocks(size: int) -> int:

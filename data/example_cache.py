@@ -16,7 +16,6 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,10 +23,10 @@ from pathlib import Path
 import tokenizers
 import transformers
 
-from common.cores import available_cores
 from common.durable_files import SUFFIX, publish, write_json
 from common.errors import UserError
 from common.node_lock import node_lock
+from data.checked_file import hash_files
 from data.encoding import ExampleEncoder
 from data.example_store import FORMAT, DamagedEntry, ExampleStore, open_entry
 from data.parallel_encoding import ExampleSettings
@@ -146,19 +145,6 @@ class Cache:
             with suppress(OSError):
                 write_json(record, {"time": now, "stamps": stamps, "hashes": hashes})
             return hashes
-
-
-def hash_files(files: Sequence[Path]) -> list[str]:
-    """The hash of each file's content, BLAKE2b in hexadecimal digits. Reads several files at once, 1 GB/s per core."""
-
-    def hash_file(path: Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, hashlib.blake2b).hexdigest()[:64]
-
-    if len(files) == 1:
-        return [hash_file(files[0])]
-    with ThreadPoolExecutor(available_cores()) as pool:
-        return list(pool.map(hash_file, files))
 
 
 def _recorded(record: Path, stamps: list[Stamp]) -> list[str] | None:

@@ -34,4 +34,4 @@ def test_the_reader_loads_all_sources_and_their_validation_files(tmp_path) -> No
     with pytest.raises(UserError, match=r"token id \d+ of the tokenizer is outside the model's embedding of 300 rows"):
         Reader(tiny_tokenizer(), 300, 128, "drop").training((chat,), ())
     folder = reader.training((str(tmp_path),), ())  # all data files in it
-    assert len(folder) == 14 and "from 3 files" in folder.lines("train")[0]
+    assert len(folder) == 13 and "from 3 files" in folder.lines("train")[0]

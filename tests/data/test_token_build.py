@@ -54,7 +54,12 @@ def test_all_file_types_are_read_in_order(tmp_path) -> None:
     assert tokens_of(tmp_path / "store") == encoded(texts)
     assert (store["documents"], store["tokens"]) == (12, len(encoded(texts)))
     assert sum(progress) == sum(path.stat().st_size for path in files) and len(progress) >= 4
-    assert sorted(contents(tmp_path / "store")) == ["shard-00000.documents", "shard-00000.tokens", "store.json"]
+    assert sorted(contents(tmp_path / "store")) == [
+        "shard-00000.checksums",
+        "shard-00000.documents",
+        "shard-00000.tokens",
+        "store.json",
+    ]
 
 
 def line_end_tokenizer() -> PreTrainedTokenizerFast:
@@ -148,7 +153,7 @@ def test_a_build_resumed_after_an_interruption_anywhere_gives_the_same_bytes(
         build_store(sources, tiny_tokenizer(), out, 700)
         assert contents(out) == whole
         assert all(whole[name] == data for name, data in complete.items())
-    assert interrupted >= 3 * 4 + 2  # tokens, documents and marker of each shard; build.json and store.json
+    assert interrupted >= 4 * 4 + 2  # tokens, documents, checksums and marker of each shard; build.json and store.json
 
 
 def test_a_resumed_build_tokenises_only_what_is_missing(tmp_path, sources, monkeypatch) -> None:
@@ -208,6 +213,9 @@ def test_a_build_with_other_inputs_or_a_damaged_store_is_refused(tmp_path, sourc
     with sources[0].open("a") as file:
         file.write('{"text": "more"}\n')
     with pytest.raises(UserError, match="the files have changed"):
+        build_store(sources, tiny_tokenizer(), out, 700)
+    sources[0].write_text(sources[0].read_text().removesuffix('{"text": "more"}\n').replace("bank", "Bank"))
+    with pytest.raises(UserError, match="the files have changed"):  # at equal size
         build_store(sources, tiny_tokenizer(), out, 700)
     (out / "store.json").write_text("{")
     with pytest.raises(UserError, match="store.json is damaged; remove .*store and build the store again"):
