@@ -66,6 +66,7 @@ def build_examples(
                 "counts": dict(counts),
                 "bad": bad,
                 "files": len(files),
+                "paths": [str(file) for file in files],
                 "left_out": [str(file) for file in left_out(paths)],
                 "forms": describe_files(files, settings.reading),
                 "repeated": num_repeated(writer.read_hashes()),

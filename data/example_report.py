@@ -1,11 +1,17 @@
 """What was read from data files and what was left out, as one line for the log."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from data.encoding import NOTES
 from data.parallel_encoding import ExampleSettings
 
 
-def example_report(info: dict, settings: ExampleSettings) -> str:
-    """One line about a store (data/example_store.py), from the `info` that was written with it."""
+def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path]) -> str:
+    """One line about a store (data/example_store.py), from the `info` that was written with it.
+
+    `files` are where the files are now. They may have been elsewhere when they were encoded.
+    """
     counts = info["counts"]
     size, longest = settings.sequence_length, counts["longest_read"]
     tokens, sequences = info["tokens"], info["sequences"]
@@ -33,14 +39,18 @@ def example_report(info: dict, settings: ExampleSettings) -> str:
     add("empty", "{n} example{s} without any target LEFT OUT")
     add("skipped", f"SKIPPED {{n}} malformed: {'; '.join(info['bad'])}")
     add("other_part", "{n} example{s} " + ("held out" if settings.part == "training" else "not held out"))
-    if info["repeated"]:
+    if count := info["repeated"]:
         parts.append(
-            f"{info['repeated']:,} example{_s(info['repeated'])} OCCUR{_s(info['repeated'], verb=True)} EARLIER in it"
+            f"WARNING: {count:,} example{_s(count)} repeat{'s' if count == 1 else ''} the content of an earlier one"
         )
     for note, sentence in NOTES.items():
         add(f"note:{note}", sentence)
-    return "; ".join(parts)
+    report = "; ".join(parts)
+    for before, now in zip(info["paths"], map(str, files), strict=True):
+        if before != now:
+            report = report.replace(before, now)
+    return report
 
 
-def _s(count: int, verb: bool = False) -> str:
-    return ("s" if count == 1 else "") if verb else ("" if count == 1 else "s")
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"

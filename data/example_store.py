@@ -221,7 +221,7 @@ def open_entry(folder: Path) -> ExampleStore:
     A small entry is checked in full. Of a large one the arrays that planning needs are checked, and the rest when it is
     read.
     """
-    text = (folder / ENTRY_FILE).read_text(encoding="utf-8")
+    text = (folder / ENTRY_FILE).read_bytes()
     try:
         info = json.loads(text)
         if info["format"] != FORMAT:

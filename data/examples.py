@@ -14,7 +14,7 @@ from data.example_build import build_examples
 from data.example_cache import Cache, describe
 from data.example_report import example_report
 from data.example_store import ExampleStore, StoredSequence
-from data.files import read_file
+from data.files import expand, read_file
 from data.parallel_encoding import ExampleSettings
 
 Say = Callable[[str], None]
@@ -124,7 +124,7 @@ def load_documents(
         else:
             origin = f"from the cache {found.folder}, written {found.written}{found.remark}"
     ids, weights = StoredSequence(store, "ids"), StoredSequence(store, "weights")
-    report = f"{example_report(store.info, settings)}; {origin}"
+    report = f"{example_report(store.info, settings, expand(paths))}; {origin}"
     return Documents(ids, weights, store.lengths, store.targets, store.info["fingerprint"], report, store)
 
 
