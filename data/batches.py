@@ -16,16 +16,9 @@ import numpy as np
 import torch
 
 from data.examples import Documents
-from data.mixing import (
-    Stream,
-    main_order,
-    make_stream,
-    mean_step_targets,
-    parts,
-    steps_of_promise,
-    total_targets,
-)
+from data.mixing import main_order, mean_step_targets, total_targets
 from data.sources import Corpus, Windows, as_corpus, exact_sum
+from data.streams import make_stream, parts, promise
 
 T = TypeVar("T")
 # Items packed into one sequence of up to `sequence_length` tokens. An item is a document or a window of a token store.
@@ -145,7 +138,7 @@ def plan_training(
         return _num_epochs(steps, order.steps_per_epoch), *others
 
     promises = [
-        _promise(name, share, stream, step_targets)
+        promise(stream, name, share, step_targets)
         for name, share, stream in zip(corpus.names[1:], corpus.shares[1:], streams, strict=True)
     ]
     if order.num_too_large:
@@ -256,19 +249,6 @@ def collate(items: Row, source: Corpus | Documents | Windows) -> MicroBatch:
         target_ids=torch.from_numpy(flat[target_indices]),
         target_sources=target_sources,
         target_weights=None if (weights == 1).all() else TargetWeights(torch.from_numpy(weights)),
-    )
-
-
-def _promise(name: str, share: float, stream: Stream, step_targets: float) -> str:
-    """One line for the log: over how many steps a mixed-in source has its share."""
-    steps, expected = steps_of_promise(stream, step_targets), stream.ratio * step_targets
-    if steps == 1:
-        return (
-            f"{name}: {share:.1%} of every step, within a factor of two ({expected:.0f} target tokens in a mean step)"
-        )
-    return (
-        f"{name}: {share:.1%} over any {steps} steps, within a factor of two, but not of every step: {expected:.0f} target "
-        f"tokens in a mean step, which come up to {stream.spacing:.0f} at a time"
     )
 
 
