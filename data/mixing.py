@@ -22,7 +22,7 @@ import numpy as np
 from common.permutation import permuted
 from data.examples import Documents
 from data.sources import Windows
-from data.streams import BLOCK, Stream, cumulative, shuffled, sum_dtype
+from data.streams import BLOCK, Stream, cumulative, shuffled, total
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def mean_step_targets(source: Documents | Windows, examples: int | None, tokens:
 
 def total_targets(source: Documents | Windows) -> float:
     """Number of target tokens in one pass. For a token store it is computed from the mean per window."""
-    return source.mean_targets * len(source) if isinstance(source, Windows) else float(source.targets.sum())
+    return source.mean_targets * len(source) if isinstance(source, Windows) else float(total(source.targets))
 
 
 def main_order(
@@ -82,26 +82,23 @@ def _order_of_documents(
     tokens: int | None,
     streams: Sequence[Stream],
 ) -> MainOrder:
-    order = functools.lru_cache(maxsize=2)(lambda epoch: shuffled(len(documents), (seed, epoch)))
+    order = functools.lru_cache(maxsize=1)(lambda epoch: shuffled(len(documents), (seed, epoch)))
     starts, ends = [], [np.zeros(1)]  # for each epoch: the index at which each step begins, and C after each step
     too_large, largest = 0, 0.0
     for epoch in range(epochs):
-        targets, done = documents.targets[order(epoch)], ends[-1][-1].item()
+        before = cumulative(documents.targets, order(epoch), ends[-1][-1].item())
         if tokens is None:
             first = np.arange(0, len(documents), examples)
-            after = cumulative(np.add.reduceat(targets, first, dtype=sum_dtype(targets)), done)[1:]
         else:
             # What a step from any document to any other would have, over all sources, is a difference of these.
-            before = cumulative(targets, done)
             most = before.astype(np.float64) if streams else before
             for stream, low in itertools.product(streams, range(0, len(most), BLOCK)):
                 most[low : low + BLOCK] += stream.cuts(stream.ratio * before[low : low + BLOCK]).most
             first = _step_starts(most, tokens)
-            after = before[[*first[1:], -1]]
             sizes = np.diff(most[[*first, -1]])
             too_large, largest = too_large + int((sizes > tokens).sum()), max(largest, float(sizes.max()))
         starts.append(first.astype(np.uint32))
-        ends.append(after)
+        ends.append(before[[*first[1:], -1]])
     before_step = np.concatenate(ends)
 
     def items(step: int) -> list[int]:

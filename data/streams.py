@@ -91,7 +91,7 @@ class _StreamOfDocuments:
     def __init__(self, source: Documents, seed: int, number: int, ratio: float, window: int) -> None:
         self.source, self.key, self.ratio, self.window = source, (seed, number), ratio, window
         self.usable = None if source.targets.all() else source.items_with_targets().astype(np.uint32)
-        self.size, self.total = int(np.count_nonzero(source.targets)), source.targets.sum().item()
+        self.size, self.total = int(np.count_nonzero(source.targets)), total(source.targets)
         self.epoch = functools.lru_cache(maxsize=1)(self._epoch)  # 12 bytes per document
         blocks = (np.arange(low, min(low + BLOCK, len(source))) for low in range(0, len(source), BLOCK))
         self.spacing = max(self._largest_window(block) for block in blocks)
@@ -102,8 +102,8 @@ class _StreamOfDocuments:
 
     def _pieces(self, documents: np.ndarray) -> np.ndarray:
         """Number of equal windows that each document consists of."""
-        targets = self.source.targets[documents]
-        is_text = targets + 1 == self.source.lengths[documents]
+        targets, lengths = self.source.targets[documents], self.source.lengths[documents]
+        is_text = lengths - targets.astype(np.float64) == 1
         return np.where(is_text, np.ceil(targets / self.window), 1).astype(np.int64)
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +111,7 @@ class _StreamOfDocuments:
         # Not (seed, number, epoch): numpy treats (a, b, 0) like (a, b), and the main source has (seed, epoch).
         order = shuffled(self.size, (self.key[0], epoch, self.key[1]))
         order = order if self.usable is None else self.usable[order]
-        return order, cumulative(self.source.targets[order])[1:]
+        return order, cumulative(self.source.targets, order)[1:]
 
     def cuts(self, positions: np.ndarray) -> Cuts:
         """The nearest place to each position, of two equally near ones the first; fp64 target tokens, in order."""
@@ -171,17 +171,22 @@ class _StreamOfWindows:
         return (index, first, end) if end > first + 1 else None
 
 
-def sum_dtype(targets: np.ndarray) -> type:
-    """The dtype of sums of target tokens: int64 or, of fractional weights, fp64."""
-    return np.float64 if targets.dtype.kind == "f" else np.int64
+def total(targets: np.ndarray) -> int | float:
+    """The sum of target tokens or of weights, added in order: numpy's sum of floats may depend on the processor."""
+    return np.cumsum(targets)[-1].item() if targets.dtype.kind == "f" else targets.sum().item()
 
 
-def cumulative(targets: np.ndarray, start: float = 0) -> np.ndarray:
-    """`start` plus the sums of the first 0, 1, ... of `targets` `(n,)`: `(n + 1,)`."""
-    sums = np.empty(len(targets) + 1, sum_dtype(targets))
+def cumulative(targets: np.ndarray, order: np.ndarray, start: float = 0) -> np.ndarray:
+    """`start` plus the sums of `targets` over the first 0, 1, ... of the documents in `order` `(n,)`.
+
+    int64 or, of fractional weights, fp64 `(n + 1,)`.
+    """
+    sums = np.empty(len(order) + 1, np.float64 if targets.dtype.kind == "f" else np.int64)
     sums[0] = start
-    np.cumsum(targets, out=sums[1:])
-    sums[1:] += sums[0]
+    for low in range(0, len(order), BLOCK):
+        block = sums[low + 1 : low + 1 + BLOCK]
+        np.cumsum(targets[order[low : low + BLOCK]], out=block)
+        block += sums[low]
     return sums
 
 
