@@ -92,6 +92,7 @@ class ExampleEncoder:
         self.settings = settings or ChatSettings()
         self.template = ChatTemplate(tokenizer, self.settings)
         self.encoder = make_encoder(tokenizer)
+        self.encoder.post_processor = None  # offsets then keep the space before a word
         self.bos, self.eos = bos_ids(tokenizer), eos_id(tokenizer)
         self.eos_text = str(tokenizer.eos_token)
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
