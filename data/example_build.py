@@ -9,6 +9,7 @@ from typing import cast
 
 import numpy as np
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from common.cores import available_cores
 from common.errors import UserError
@@ -23,6 +24,7 @@ LISTED = 5  # skipped examples that are named in the report
 
 def build_examples(
     paths: tuple[str, ...],
+    tokenizer: PreTrainedTokenizerBase,
     encoder: ExampleEncoder,
     settings: ExampleSettings,
     folder: Path | None,
@@ -41,9 +43,9 @@ def build_examples(
             int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if folder is None else 1
         )  # in memory, each rank has its own
         processes = max(1, available_cores() // ranks) if size >= PARALLEL_BYTES else 1
-    highest_id = max(encoder.tokenizer.get_vocab().values(), default=0)
+    highest_id = max(tokenizer.get_vocab().values(), default=0)
     writer = ExampleWriter(folder, np.dtype("<u2" if highest_id < 2**16 else "<u4"))
-    job_encoder = JobEncoder(encoder, settings)
+    job_encoder = JobEncoder(tokenizer, encoder, settings)
     counts: Counter = Counter()
     bad: list[str] = []
     with tqdm(
@@ -156,6 +158,5 @@ def _check_not_empty(
             f"all {counts['drop']} examples in {names} are longer than {limit}; increase it (the longest example has "
             f"{counts['longest_read']} tokens)"
         )
-    if bad and not counts["empty"] and not counts["empty_truncated"]:
-        raise UserError(f"all {counts['skipped']} examples in {names} are malformed; the first: {bad[0]}")
-    raise UserError(f"{names}: no token carries loss; a chat needs an assistant message within {limit} tokens")
+    skipped = f"; {counts['skipped']} malformed examples are skipped, the first: {bad[0]}" if bad else ""
+    raise UserError(f"{names}: no token carries loss; a chat needs an assistant message within {limit} tokens{skipped}")

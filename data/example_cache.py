@@ -20,8 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import tokenizers
-import transformers
+from transformers import PreTrainedTokenizerBase
 
 from common.durable_files import SUFFIX, publish, write_json
 from common.errors import UserError
@@ -31,7 +30,7 @@ from data.encoding import ExampleEncoder
 from data.example_store import FORMAT, DamagedEntry, ExampleStore, open_entry
 from data.parallel_encoding import ExampleSettings
 from data.paths import expand, left_out
-from data.token_store import backend, tokenizer_fingerprint
+from data.token_store import tokenizer_fingerprint
 
 RECENT = 2 * 10**9  # ns: a file changed so shortly before it was hashed may change again without a new time stamp
 ABANDONED = 3600.0  # seconds without a change, after which a temporary directory of a dead process is removed
@@ -49,18 +48,14 @@ class Found:
     remark: str
 
 
-def describe(paths: Sequence[str], encoder: ExampleEncoder, settings: ExampleSettings) -> dict | None:
-    """What determines an entry besides the bytes of the files, as JSON. None if the content of the tokenizer is unknown."""
-    tokenizer = encoder.tokenizer
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        return None
+def describe(
+    paths: Sequence[str], tokenizer: PreTrainedTokenizerBase, encoder: ExampleEncoder, settings: ExampleSettings
+) -> dict:
+    """What determines an entry besides the bytes of the files, as JSON."""
     return {
         "format": FORMAT,
-        "libraries": [tokenizers.__version__, transformers.__version__],
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "added around texts": json.loads(backend(tokenizer).to_str()).get("post_processor"),
-        "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "template": tokenizer.chat_template,
+        "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},  # for templates
         "encoder": encoder.fingerprint(),
         "settings": asdict(settings),
         "names": [file.name for file in expand(paths)],  # the suffix says how a file is read

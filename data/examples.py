@@ -58,8 +58,8 @@ class Documents:
         """Indices of the documents that have a target token."""
         return np.flatnonzero(self.targets)
 
-    def num_targets(self, index: int) -> int:
-        """Sum of the weights of one document. It is a float if a weight in the data is not 1."""
+    def num_targets(self, index: int) -> int | float:
+        """Sum of the weights of one document: an int unless a weight in the data is not 1."""
         return self.targets[index].item()
 
     def highest_token(self) -> int:
@@ -110,14 +110,13 @@ def load_documents(
     start = time.perf_counter()
 
     def build(folder: Path | None) -> ExampleStore:
-        return build_examples(paths, encoder, settings, folder, processes, progress)
+        return build_examples(paths, tokenizer, encoder, settings, folder, processes, progress)
 
-    description = describe(paths, encoder, settings) if cache is not None else None
-    if cache is None or description is None:  # a tokenizer whose content is unknown has no key
+    if cache is None:
         store = build(None)
-        origin = _tokenised(store, start) + ("" if cache is None else ", not cached: it has no fast tokenizer")
+        origin = _tokenised(store, start)
     else:
-        found = Cache(Path(cache), say).open(paths, description, build)
+        found = Cache(Path(cache), say).open(paths, describe(paths, tokenizer, encoder, settings), build)
         store = found.store
         if found.is_new:
             origin = f"{_tokenised(store, start)} into {found.folder}{found.remark}"

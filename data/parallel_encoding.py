@@ -23,6 +23,7 @@ from sys import platform
 from typing import cast
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data import text_pieces
@@ -73,24 +74,20 @@ class Result:
 class JobEncoder:
     """Encodes jobs. A copy of it is in each worker."""
 
-    def __init__(self, encoder: ExampleEncoder, settings: ExampleSettings) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: ExampleEncoder, settings: ExampleSettings) -> None:
         self.encoder = encoder
         self.settings = settings
-        # A slow tokenizer encodes every text as a whole.
-        has_backend = getattr(encoder.tokenizer, "backend_tokenizer", None) is not None
-        self._pieces = PieceEncoder(encoder.tokenizer) if has_backend else None
+        self.pieces = PieceEncoder(tokenizer)
 
     def can_cut(self, example: dict) -> bool:
         """Whether an example is a text so long that its pieces are encoded separately."""
-        is_long = "text" in example and len(example["text"]) > text_pieces.PIECE_CHARACTERS
-        return is_long and self._pieces is not None and self._pieces.can_cut
+        return "text" in example and len(example["text"]) > text_pieces.PIECE_CHARACTERS and self.pieces.can_cut
 
     def __call__(self, job: Job) -> Result | list[np.ndarray]:
         """The result of whole examples, or the ids of each piece."""
         if job.pieces:
-            assert self._pieces is not None
             texts, begins = [piece[0] for piece in job.pieces], [piece[1] for piece in job.pieces]
-            return [np.array(ids, dtype=np.uint32) for ids in self._pieces(texts, begins)]
+            return [np.array(ids, dtype=np.uint32) for ids in self.pieces(texts, begins)]
         outcomes = self.encoder.encode([example for _, example in job.examples])
         result = _Collector(self.settings)
         for (where, example), outcome in zip(job.examples, outcomes, strict=True):
@@ -105,18 +102,20 @@ class JobEncoder:
     def join(self, ids: Sequence[np.ndarray], where: str, example: dict) -> Result:
         """The result of a long text from the ids of its pieces."""
         result = _Collector(self.settings)
-        # What the encoder puts before and after a text is that of a short one.
         outcome = self.encoder.encode([example | {"text": "x"}])[0]
-        alone = self._pieces(["x"], [True])[0] if self._pieces else []
-        around = outcome.sequences[0].ids.tolist()
-        start = next(i for i in range(len(around)) if around[i : i + len(alone)] == alone)
-        before, after = around[:start], around[start + len(alone) :]
-        whole = np.concatenate([np.array(before, dtype=np.int64), *ids, np.array(after, dtype=np.int64)])
-        spans = outcome.sequences[0].spans
-        if spans:
-            spans = (Span(spans[0].start, len(whole) - len(around) + spans[-1].end, spans[0].weight),)
         result.counts.update(f"note:{note}" for note in outcome.notes)
-        result.add(Encoded(whole, spans), True, where)
+        if outcome.sequences:
+            # What the encoder puts before and after a short text, unless the text has it already.
+            short, alone = outcome.sequences[0], self.pieces(["x"], [True])[0]
+            around = short.ids.tolist()
+            start = next(i for i in range(len(around)) if around[i : i + len(alone)] == alone)
+            before, after = around[:start], around[start + len(alone) :]
+            whole = np.concatenate(ids).astype(np.int64)
+            before = before if whole[: len(before)].tolist() != before else []
+            after = after if whole[len(whole) - len(after) :].tolist() != after else []
+            whole = np.concatenate([np.array(before, dtype=np.int64), whole, np.array(after, dtype=np.int64)])
+            spans = (Span(max(1, len(before)), len(whole), span.weight) for span in short.spans)
+            result.add(Encoded(whole, tuple(spans)), True, where)
         return result.finish()
 
 

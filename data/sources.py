@@ -6,6 +6,7 @@ A source is a `Documents` (data/examples.py) or a `Windows`. Both have `len`, `g
 
 import dataclasses
 import functools
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from data.parallel_encoding import ExampleSettings
 from data.token_store import TokenStore, is_store, open_store, tokenizer_fingerprint
 
 MAIN = "main"  # name of the source given by data.train and data.validation
+_MOST_TOKENS = 2**32  # more than any item has; the index of a part (Corpus.part) is a Python int of any size
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Windows:
 class Corpus:
     """Several sources under one global item index: item `offsets[s] + i` is item i of source s.
 
-    Source 0 is the main one.
+    Source 0 is the main one. An index of `len(corpus)` or more is a part of an item (`part`); an evaluation has none.
     shares: fraction of the target tokens of every step that each source provides. They add up to 1.
     """
 
@@ -80,33 +82,68 @@ class Corpus:
         """Global index of the first item of each source, and the total number of items."""
         return tuple(int(n) for n in np.cumsum([0, *(len(source) for source in self.sources)]))
 
+    def part(self, item: int, first: int, end: int) -> int:
+        """The index of tokens `first` to `end` (exclusive) of an item, as an item of its own.
+
+        Its first token is not a target, because the tokens before it are not there to predict it from.
+        """
+        return len(self) + (item * _MOST_TOKENS + first) * _MOST_TOKENS + end
+
+    def _whole(self, item: int) -> tuple[int, int, int | None]:
+        """(item, first token, end) of an index, which may be that of a part; end None: all tokens."""
+        if item < len(self):
+            return item, 0, None
+        rest, end = divmod(item - len(self), _MOST_TOKENS)
+        return *divmod(rest, _MOST_TOKENS), end
+
     def locate(self, item: int) -> tuple[int, int]:
         """(source, index within the source) of an item."""
+        item = self._whole(item)[0]
         source = bisect_right(self.offsets, item) - 1
         return source, item - self.offsets[source]
 
     def __len__(self) -> int:
+        """Number of items, not counting parts."""
         return self.offsets[-1]
 
     def get(self, item: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and target flags of an item."""
+        """(token ids int64, weights) of an item, both `(tokens,)`.
+
+        weights: bool or float32, the factor of each token's loss; 0 or False is no target.
+        """
         source, index = self.locate(item)
-        return self.sources[source].get(index)
+        ids, weights = self.sources[source].get(index)
+        _, first, end = self._whole(item)
+        if end is None:
+            return ids, weights
+        weights = weights[first:end].copy()
+        weights[0] = 0
+        return ids[first:end], weights
 
     def num_tokens(self, item: int) -> int:
         """Number of tokens in an item."""
+        _, first, end = self._whole(item)
+        if end is not None:
+            return end - first
         source, index = self.locate(item)
         return self.sources[source].num_tokens(index)
 
     def document_lengths(self, item: int) -> tuple[int, ...]:
         """Number of tokens of each document in an item."""
         source, index = self.locate(item)
-        return self.sources[source].document_lengths(index)
+        lengths = self.sources[source].document_lengths(index)
+        _, first, end = self._whole(item)
+        if end is None:
+            return lengths
+        edges = np.unique(np.clip(np.cumsum([0, *lengths]), first, end))
+        return tuple(np.diff(edges).tolist())
 
-    def num_targets(self, item: int) -> int:
-        """Number of target tokens in an item."""
+    def num_targets(self, item: int) -> int | float:
+        """Sum of the weights of an item: its number of target tokens, if all of them have weight 1."""
         source, index = self.locate(item)
-        return self.sources[source].num_targets(index)
+        if item < len(self):
+            return self.sources[source].num_targets(index)
+        return exact_sum(self.get(item)[1].tolist())
 
     def mixture(self) -> list | None:
         """[name, share, fingerprint] of each mixed-in source, for JSON; None if there are none.
@@ -127,10 +164,15 @@ class Corpus:
         return lines
 
 
-def mean_losses(corpus: Corpus, sums: Sequence[float], targets: np.ndarray | Sequence[int]) -> dict[str, float]:
+def exact_sum(weights: Sequence[int | float]) -> int | float:
+    """The sum, whatever the order: an int if all weights are ints or bools, else the correctly rounded float64."""
+    return math.fsum(weights) if any(isinstance(weight, float) for weight in weights) else sum(weights)
+
+
+def mean_losses(corpus: Corpus, sums: Sequence[float], targets: np.ndarray | Sequence[float]) -> dict[str, float]:
     """Map each source name to its mean loss per target token. Sources without targets are left out.
 
-    `sums` and `targets` are the loss sums and numbers of target tokens of each source.
+    `sums` and `targets` are, for each source, the sum of its weighted losses and the sum of its weights.
     """
     return {name: total / count for name, total, count in zip(corpus.names, sums, targets, strict=True) if count}
 

@@ -25,13 +25,13 @@ from data.token_store import (
     FORMAT,
     OFFSET,
     STORE_FILE,
-    bos_ids,
     checksums_file,
     documents_file,
     open_store,
     tokenizer_fingerprint,
     tokens_file,
 )
+from data.tokens import bos_ids
 
 LOCK_FILE = "build.lock"
 SHARD_TOKENS = 2**26  # a shard is complete with the document that reaches this size: 128 MiB in uint16

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data.checked_file import CHECKSUM, CheckedFile, num_blocks
+from data.tokens import bos_ids
 
 STORE_FILE = "store.json"  # written last: a store that has it is complete
 BUILD_FILE = "build.json"  # tokenizer, files and settings of an unfinished build
@@ -227,12 +228,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     relevant = {name: parts.get(name) for name in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
     relevant["eos"], relevant["bos"] = tokenizer.eos_token_id, bos_ids(tokenizer)
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
-
-
-def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that the tokenizer adds before a text at inference: BOS, or none."""
-    ids, bare = tokenizer.encode("x"), tokenizer.encode("x", add_special_tokens=False)
-    return ids[: next((i for i in range(len(ids)) if ids[i : i + len(bare)] == bare), 0)]
 
 
 def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

@@ -26,6 +26,7 @@ def describe_run(
     layer_class = type(layers[0]).__name__.removeprefix("FSDP")  # the prefix that fully_shard adds
     lines = [f"model {config.model.path}: {count:,} parameters, all trained; {len(layers)} x {layer_class}"]
     lines += inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
+    lines += inputs.plan.promises
     lines += inputs.validation.lines("validation") if inputs.validation else []
     rows = rows_of_steps(inputs.plan, inputs.total_steps)
     lines.append(_batch_line(config, len(inputs.plan.batch(0).rows), world_size))

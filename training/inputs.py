@@ -7,18 +7,17 @@ import functools
 import math
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from common.errors import UserError
 from configs.config import Config
 from data.batches import Plan, TrainingPlan, collate, micro_batches, plan_training, plan_validation
-from data.encoding import ChatSettings, ExampleEncoder
+from data.encoding import ExampleEncoder
 from data.files import check_paths_exist
 from data.formats import Reading
 from data.sources import Corpus, Reader, with_shared_examples_reported
 from model.ewc.batches import FisherBatches, fisher_batches
+from training.chat_settings import chat_settings
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,6 @@ class Inputs:
     validation: Corpus | None
     validation_plan: Plan | None
     fisher_batches: FisherBatches | None  # the documents from which EWC estimates its Fisher diagonal
-
-
-def example_encoder(config: Config, tokenizer: PreTrainedTokenizerBase) -> ExampleEncoder:
-    """How the examples of a run become tokens. Raises UserError if data.chat_template cannot be read."""
-    data = config.data
-    template = None
-    if data.chat_template is not None:
-        try:
-            template = Path(data.chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"data.chat_template={data.chat_template} cannot be read: {error}") from error
-    return ExampleEncoder(tokenizer, ChatSettings(template, data.chat_template_options, data.chat_date, data.train_on))
 
 
 def read_inputs(
@@ -65,7 +52,7 @@ def read_inputs(
         data.sequence_length,
         data.too_long,
         show_progress=True,  # of the process that tokenises, whichever rank it is
-        encoder=example_encoder(config, tokenizer),
+        encoder=ExampleEncoder(tokenizer, chat_settings(data)),
         cache=data.cache,
         reading=Reading(data.format, data.fields, data.on_bad),
         validation_share=data.validation_share,

@@ -186,11 +186,11 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
     )
     assert len(made) == 2 and made.targets.all()
     for words in (
-        "3 examples have no target left after being truncated to 64 tokens; LEFT OUT",
-        "1 example without any target LEFT OUT",
+        "2 examples have no target left after being truncated to 64 tokens; LEFT OUT",
+        "2 chats have no answer of the assistant",
         "SKIPPED 1 malformed: " + str(path) + ", line 7",
         "WARNING: 1 example repeats the content of an earlier one",
-        "TRUNCATED 3 to 64",
+        "TRUNCATED 2 to 64",
     ):
         assert words in made.report, made.report
     path.write_text(json.dumps({"messages": [question]}) + "\n")
