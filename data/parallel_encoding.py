@@ -7,6 +7,7 @@ transformers first, which takes longer than tokenising 10 MB. A worker uses noth
 Small files are encoded in this process.
 """
 
+import gc
 import os
 import signal
 import threading
@@ -257,6 +258,7 @@ def _workers(encoder: JobEncoder, processes: int) -> Iterator[ProcessPoolExecuto
 def _start_worker(encoder: JobEncoder, parent: int) -> None:
     global _encoder
     _encoder = encoder
+    gc.freeze()  # a collection would visit, and so copy, all objects of the parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
