@@ -162,11 +162,9 @@ def _completion(row: dict, where: str, names: Mapping[str, str]) -> dict:
         return {key: text_message("", row[key], where, key)["content"] for key in REQUIRED["completion"]}
     if not isinstance(prompt, list) or not isinstance(completion, list):
         raise UserError(f"{where}: `prompt` and `completion` must both be strings or both be lists of messages")
-    messages = canonical_messages(prompt, where, "prompt", names)
-    for message in messages:
-        if message["role"] == "assistant":
-            message["weight"] = 0.0
-    return {"messages": messages + canonical_messages(completion, where, "completion", names)}
+    earlier = canonical_messages(prompt, where, "prompt", names)
+    earlier = [message | {"weight": 0.0} if message["role"] == "assistant" else message for message in earlier]
+    return {"messages": earlier + canonical_messages(completion, where, "completion", names)}
 
 
 def _document(row: dict, where: str, names: Mapping[str, str]) -> dict:
