@@ -16,7 +16,8 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
-from data.files import Advance, data_suffix, no_progress, read_chunks, read_file
+from data.compression import Advance, data_suffix, no_progress, read_chunks
+from data.files import read_file
 from data.token_store import backend
 
 PIECE_CHARACTERS = 2**17  # maximum length of a piece
