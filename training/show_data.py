@@ -17,6 +17,7 @@ from data.show import Style, show_outcome
 from data.sources import MAIN
 from data.summary import describe_packing, describe_source
 from data.token_store import STORE_FILE
+from data.token_texts import one_line
 from training.chat_settings import chat_settings
 from training.inputs import Inputs
 
@@ -98,7 +99,7 @@ class Examples:
         data, lines = config.data, []
         encoder = ExampleEncoder(tokenizer, chat_settings(data))
         for index, where, example in chosen:
-            lines += ["", f"=== example {index} of {self.what} ({where})"]
+            lines += ["", f"=== example {index} of {self.what} ({one_line(where)})"]
             if self.validation_share and is_held_out(content_hash(example), self.validation_share):
                 lines.append(f"HELD OUT for validation (data.validation_share={self.validation_share:g})")
             is_text = "text" in example
