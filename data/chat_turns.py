@@ -51,10 +51,15 @@ class RenderedText(NamedTuple):
 
 @dataclass(frozen=True)
 class EndMarkers:
-    """How answers can end. special: texts of the tokenizer's special tokens. stops: those that end an answer for certain."""
+    """How answers can end.
+
+    special: texts of the tokenizer's special tokens. stops: those that end an answer for certain, EOS first. ending: what the
+    template writes directly after an answer, one or more special tokens; empty if it is not known.
+    """
 
     special: tuple[str, ...]
     stops: tuple[str, ...]
+    ending: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,25 @@ class Chat:
                 notes.append("rebuilt")
         if _leaves_out(texts[-1].text, self.messages):
             notes.append("left out")
+        if not all(self._says_all(i, texts[-1].text) for i in self.trained):
+            notes.append("thinking")
         return texts, notes
+
+    def _says_all(self, i: int, text: str) -> bool:
+        """Whether the text has the whole answer of message i. False if only its thinking is missing or changed.
+
+        Raises UserError if more is missing, because the model would learn to say less than the assistant said.
+        """
+        content = (self.messages[i].get("content") or "").strip()
+        text = self.turns[i].answer if i in self.turns else text
+        if content in text:
+            return True
+        if (content.rpartition("</think>")[2].strip() or content) in text:
+            return False
+        raise UserError(
+            f"the chat template leaves out or changes what the assistant says in message {i + 1}; give another template in "
+            "data.chat_template"
+        )
 
     def set_last_turn(self, prompt: str, given: str) -> None:
         """Set the renderings of the last answer, if they are known: its prompt, and the chat with it."""
@@ -349,7 +372,8 @@ def _content_end(text: str, content: str, markers: EndMarkers) -> int | None:
 def _end_of_answer(rest: str, message: dict, markers: EndMarkers) -> tuple[int, bool]:
     """(where the answer ends in `rest`, whether EOS is to follow). `rest` begins with the answer.
 
-    The end is behind the first special token after the content. After a tool call, which may contain special tokens, it is
+    The end is behind the first special token after the content, or behind the template's usual ending that begins with it.
+    After a tool call, which may contain special tokens, it is
     behind the first token that is known to end an answer, or behind the last special token. Without any such token it is the
     last character that is not white space, and EOS is to follow it.
     """
@@ -359,6 +383,7 @@ def _end_of_answer(rest: str, message: dict, markers: EndMarkers) -> tuple[int, 
     ends = [(rest.index(text, after), len(text)) for text in texts if text in rest[after:]]
     if ends:
         start, length = min(ends, key=lambda end: (end[0], -end[1]))
-        return start + length, False
+        ending = markers.ending if rest.startswith(markers.ending, start) else ""
+        return start + max(length, len(ending)), False
     end = max(len(rest.rstrip()), after)
     return end, not rest[:end].endswith(markers.special)

@@ -11,6 +11,7 @@ token there, because its text ends before the answer.
 import bisect
 import contextlib
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,7 +29,7 @@ from data.text_pieces import make_encoder
 from data.tokens import bos_ids, eos_id
 
 VERSION = 1  # of this encoding; a cache of another version is not used
-PROBE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+PROBE = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
 BEFORE, AFTER = 24, 4  # characters around the beginning of an answer that are tokenised with and without the answer
 
 
@@ -79,7 +80,8 @@ NOTES: dict[str, str] = {
     "weightless": "{n} examples have no weight above 0",
     "developer": "in {n} chats `developer` messages are rendered as `system`, because the template does not know the role",
     "tools": "{n} chats have `tools`, which the chat template does not render",
-    "left out": "{n} chats have messages whose content the chat template leaves out or changes",
+    "thinking": "{n} chats have answers whose thinking the chat template drops or changes",
+    "left out": "{n} chats have questions or instructions that the chat template leaves out or changes",
     "boundary": "in {n} examples an answer begins inside a token, or its prompt has other tokens than at generation",
 }
 
@@ -92,13 +94,12 @@ class ExampleEncoder:
         self.settings = settings or ChatSettings()
         self.template = ChatTemplate(tokenizer, self.settings)
         self.encoder = make_encoder(tokenizer)
+        self.encoder.post_processor = None  # offsets then keep the space before a word
         self.bos, self.eos = bos_ids(tokenizer), eos_id(tokenizer)
         self.eos_text = str(tokenizer.eos_token)
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.markers = EndMarkers(tuple({self.eos_text: 0} | dict.fromkeys(special)), (self.eos_text,))
-        ends = self._end_of_probe()
-        if ends:
-            self.markers = EndMarkers(self.markers.special, tuple(dict.fromkeys((self.eos_text, ends))))
+        self.markers = self._markers_of_template()
         self._differs = functools.lru_cache(maxsize=4096)(self._tokens_differ)
 
     @property
@@ -233,14 +234,32 @@ class ExampleEncoder:
         alone, together = self.encoder.encode_batch_fast([before, before + after], add_special_tokens=False)
         return together.ids[: len(alone.ids)] != alone.ids
 
-    def _end_of_probe(self) -> str | None:
-        """The special token that ends an answer in the chat template; None if there is none or it refuses the probe."""
+    def _markers_of_template(self) -> EndMarkers:
+        """The markers with what the chat template writes after an answer, if it renders a plain chat.
+
+        An ending of several tokens is told from an end of the chat, such as a second EOS, by an earlier answer: it is what
+        follows both.
+        """
+        special = self.markers.special
         try:
             texts, _ = self._chat({"messages": PROBE}).render()
+            later = self.template.render([*PROBE, *PROBE])
         except UserError:
-            return None
-        text = texts[0].text if texts else ""
-        return next((marker for marker in self.markers.special if text.endswith(marker)), None)
+            return self.markers
+        first = texts[0].text.rpartition(PROBE[1]["content"])[2].lstrip()
+        tails = [part.lstrip() for part in later.split(PROBE[1]["content"])[1:]]
+        ending = _special_tokens_at_start(os.path.commonprefix(tails) if len(tails) == 2 else "", special) or [first]
+        stops = tuple(dict.fromkeys((self.eos_text, ending[-1]))) if ending[-1] in special else (self.eos_text,)
+        return EndMarkers(special, stops, "".join(ending))
+
+
+def _special_tokens_at_start(text: str, special: Sequence[str]) -> list[str]:
+    """The special tokens that a text begins with, without anything between them."""
+    found = []
+    while token := max((s for s in special if text.startswith(s)), key=len, default=""):
+        found.append(token)
+        text = text.removeprefix(token)
+    return found
 
 
 def _first_token_after(encoding: Encoding, position: int) -> int:

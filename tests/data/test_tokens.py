@@ -169,6 +169,17 @@ def test_only_the_last_answer() -> None:
     assert targets(tokenizer, {"messages": silent}, train_on="last") == []
 
 
+@pytest.mark.parametrize("content", ["e", ">", "|", "n", "im_end", "", "  e  ", "a <|im_end|> e"])
+def test_an_answer_that_resembles_the_end_of_a_turn(content) -> None:
+    tokenizer = tiny_tokenizer()
+    (answer,) = targets(tokenizer, {"messages": [CHAT[0], {"role": "assistant", "content": content}]})[0]
+    assert answer == content + "<|im_end|>"
+    tokenizer = family_tokenizer("phi3")  # the template writes <|end|>, a newline and <|endoftext|>
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": content}]
+    (answer,) = targets(tokenizer, {"messages": chat})[0]
+    assert answer.replace(" ", "") == content.replace(" ", "") + "<|end|>"
+
+
 def test_what_is_unusual_is_noted() -> None:
     tokenizer = tiny_tokenizer()
     assert notes(tokenizer, {"messages": CHAT}) == ()
