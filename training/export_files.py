@@ -29,6 +29,7 @@ def write_files(
     settings = chat_settings(config.data)
     write_chat_settings(folder, settings)
     generation = _read(Path(config.model.path, GENERATION_CONFIG))
+    generation.pop("_from_model_config", None)  # some versions would then take `eos_token_id` of config.json
     before = generation.get("eos_token_id")
     before = before if isinstance(before, list) else [] if before is None else [before]
     taught = ExampleEncoder(tokenizer, settings).stop_ids

@@ -28,7 +28,7 @@ def base(tmp_path_factory):
     tokenizer = load_tokenizer(str(path))
     tokenizer.eos_token = "<|endoftext|>"
     tokenizer.save_pretrained(path)
-    generation = {"eos_token_id": OTHER, "do_sample": False, "max_new_tokens": 7}
+    generation = {"eos_token_id": OTHER, "do_sample": False, "max_new_tokens": 7, "_from_model_config": True}
     (path / "generation_config.json").write_text(json.dumps(generation))
     return path
 
