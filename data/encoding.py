@@ -10,7 +10,6 @@ token there, because its text ends before the answer.
 
 import bisect
 import contextlib
-import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from data.tokens import bos_ids, eos_id
 
 VERSION = 1  # of this encoding; a cache of another version is not used
 PROBE = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+MAX_BOUNDARIES = 4096  # remembered
 BEFORE, AFTER = 24, 4  # characters around the beginning of an answer that are tokenised with and without the answer
 
 
@@ -100,7 +100,7 @@ class ExampleEncoder:
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.markers = EndMarkers(tuple({self.eos_text: 0} | dict.fromkeys(special)), (self.eos_text,))
         self.markers = self._markers_of_template()
-        self._differs = functools.lru_cache(maxsize=4096)(self._tokens_differ)
+        self.known_boundaries: dict[tuple[str, str], bool] = {}
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -225,14 +225,19 @@ class ExampleEncoder:
         return Encoded(ids, tuple(span for span in spans if span.start < span.end))
 
     def _differs_anywhere(self, text: RenderedText) -> bool:
+        """Whether the end of a prompt has other tokens when the beginning of its answer follows it."""
         return any(
-            self._differs(text.text[max(0, a - BEFORE) : a], text.text[a : a + AFTER]) for a, _, _ in text.answers if a
+            self._differs(text.text[max(0, a - BEFORE) : a], text.text[a : a + AFTER]) for a, _, _ in text.answers
         )
 
-    def _tokens_differ(self, before: str, after: str) -> bool:
-        """Whether the end of a prompt has other tokens when the beginning of an answer follows it."""
-        alone, together = self.encoder.encode_batch_fast([before, before + after], add_special_tokens=False)
-        return together.ids[: len(alone.ids)] != alone.ids
+    def _differs(self, before: str, after: str) -> bool:
+        """Whether `before` has other tokens when `after` follows it. Prompts end alike, so most are known."""
+        if (before, after) not in self.known_boundaries:
+            if len(self.known_boundaries) == MAX_BOUNDARIES:
+                self.known_boundaries.clear()
+            alone, together = self.encoder.encode_batch_fast([before, before + after], add_special_tokens=False)
+            self.known_boundaries[before, after] = together.ids[: len(alone.ids)] != alone.ids
+        return self.known_boundaries[before, after]
 
     def _markers_of_template(self) -> EndMarkers:
         """The markers with what the chat template writes after an answer, if it renders a plain chat.
