@@ -48,6 +48,16 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Print the summary and the examples."""
     arguments = parse_arguments()
+    try:
+        show(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the process
+    return 0
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """Read the data and print. Raises UserError for a mistake in the config, its files or the arguments."""
     if arguments.index is not None and arguments.index < 0:
         raise UserError(f"--index must be 0 or more, not {arguments.index}")
     if arguments.random is not None and arguments.random < 1:
@@ -56,14 +66,12 @@ def main() -> int:
     tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
     config = settle_chat_settings(config, tokenizer, Path(config.run.directory, config.run.name), world_size=1)
     sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-    only_summary = False
     if arguments.index is None and arguments.random is None:
         model_config = read_model_config(config.model.path)
         inputs = read_inputs(config, tokenizer, model_config.vocab_size, 1, show_progress=True)
         print("\n".join(summary(config, inputs)), flush=True)
-        only_summary = arguments.source == MAIN and any(map(is_store, config.data.train))
-    if only_summary:
-        return 0
+        if arguments.source == MAIN and any(map(is_store, config.data.train)):
+            return  # a token store has no examples
     examples = Examples(config.data, arguments.source)
     chosen = (
         examples.find(arguments.index)
@@ -73,7 +81,6 @@ def main() -> int:
     style = Style(sys.stdout.isatty() and not os.environ.get("NO_COLOR"), None if arguments.full else MAX_TOKENS)
     print(style.legend())
     print("\n".join(examples.show(chosen, config, tokenizer, style)))
-    return 0
 
 
 if __name__ == "__main__":
