@@ -59,6 +59,7 @@ from model.loss import LossSums
 from model.rope import check_length
 from model.vocabulary.rows import first_new_row
 from training.best import judge_best_again
+from training.chat_settings import settle_chat_settings
 from training.description import describe_run, memory_line
 from training.ending import check_last_weights, export_run, is_finished, stop_for_bad_weights
 from training.inputs import Inputs, read_inputs
@@ -115,7 +116,8 @@ def main() -> int:
     model_config = read_model_config(
         config.model.path, config.model.rope_type, config.model.rope_factor, config.model.rope_original_length
     )
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
+    config = settle_chat_settings(config, tokenizer, run_directory, world_size)
     check_length(config.data.sequence_length, model_config, config.model.path)
     model = build_on_meta(model_config).to(parameter_dtype(config.optimizer.memory))  # shapes without memory
     decoder_layers(model, config.model.layer_class)  # a wrong name ends here

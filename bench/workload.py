@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data.batches import plan_training
+from data.encoding import ExampleEncoder
 from data.examples import load_documents
-from data.tokens import encode_chat
 
 RATIOS = (
     ("own funds", 8.0),
@@ -66,10 +66,10 @@ def make_workload(
     seed: int = 0,
 ) -> Workload:
     """Write `steps * batch` examples of `shortest` to `longest` tokens into `directory`; the arguments determine the bytes."""
-    rng, chats = random.Random(seed), []
+    rng, chats, encoder = random.Random(seed), [], ExampleEncoder(tokenizer)
     for _ in range(100 * steps * batch):
         chat = make_chat(rng)
-        if shortest <= len(encode_chat(tokenizer, chat)[0]) <= longest:
+        if shortest <= len(encoder.encode([{"messages": chat}])[0].sequences[0].ids) <= longest:
             chats.append(chat)
         if len(chats) == steps * batch:
             break

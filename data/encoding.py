@@ -1,16 +1,35 @@
-"""Examples -> token ids and the spans of tokens that carry loss. The one place where training, evaluation and
-scripts/show_example.py turn an example into what the model gets.
+"""Examples -> token ids and the spans of tokens that carry loss.
+
+This is the one place where training, evaluation and scripts/show_example.py turn an example into what the model gets.
+
+The text of an example is tokenised in one piece, with the character offsets of its tokens, and never in parts: its ids are
+those that inference makes of the same text. A token with any character of an answer is a target. Where an answer begins
+inside a token, that token belongs to the answer, and the example is counted ("boundary" in NOTES): generation has another
+token there, because its text ends before the answer.
 """
 
+import bisect
+import contextlib
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
+import transformers
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
-from data.tokens import encode_chat, encode_document
+from data.chat_template import ChatSettings, ChatTemplate
+from data.chat_turns import CharSpan, Chat, EndMarkers, RenderedText
+from data.text_pieces import make_encoder
+from data.tokens import bos_ids, eos_id
+
+VERSION = 1  # of this encoding; a cache of another version is not used
+PROBE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+BEFORE, AFTER = 24, 4  # characters around the beginning of an answer that are tokenised with and without the answer
 
 
 class Span(NamedTuple):
@@ -28,6 +47,14 @@ class Encoded:
     ids: np.ndarray
     spans: tuple[Span, ...]
 
+    def weights(self) -> np.ndarray:
+        """The factor of each token's loss, `(length,)`: bool if all factors are 0 or 1, else float32."""
+        whole = all(span.weight == 1.0 for span in self.spans)
+        weights = np.zeros(len(self.ids), dtype=bool if whole else np.float32)
+        for start, end, weight in self.spans:
+            weights[start:end] = weight
+        return weights
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -42,43 +69,185 @@ class Outcome:
 
 
 # What the report of a data file says about the examples that have a note; {n} is their number.
-NOTES: dict[str, str] = {}
-
-
-@dataclass(frozen=True)
-class ChatSettings:
-    """How chats are rendered: the settings data.chat_template (its text), chat_template_options, chat_date and train_on."""
-
-    template: str | None = None
-    options: dict[str, object] = field(default_factory=dict)
-    date: str | None = None
-    train_on: str = "all"
+NOTES: dict[str, str] = {
+    "split": "{n} chats are split by answer, because the chat template rewrites earlier turns",
+    "rebuilt": "{n} chats have answers that the template renders differently once they are given; they follow the prompt of "
+    "generation",
+    "opening": "{n} chats begin with an assistant message, which answers nothing and carries no loss",
+    "trailing": "{n} chats go on after their last trained answer; the rest is left out",
+    "unanswered": "{n} chats have no answer of the assistant",
+    "weightless": "{n} examples have no weight above 0",
+    "developer": "in {n} chats `developer` messages are rendered as `system`, because the template does not know the role",
+    "tools": "{n} chats have `tools`, which the chat template does not render",
+    "left out": "{n} chats have messages whose content the chat template leaves out or changes",
+    "boundary": "in {n} examples an answer begins inside a token, or its prompt has other tokens than at generation",
+}
 
 
 class ExampleEncoder:
     """Encodes examples with one tokenizer and one set of settings. The result depends on nothing else."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings | None = None) -> None:
-        self.tokenizer = tokenizer
+        """Raises UserError for a tokenizer without a `tokenizers` backend (tokenizer.json)."""
         self.settings = settings or ChatSettings()
+        self.template = ChatTemplate(tokenizer, self.settings)
+        self.encoder = make_encoder(tokenizer)
+        self.encoder.post_processor = None  # offsets then keep the space before a word
+        self.bos, self.eos = bos_ids(tokenizer), eos_id(tokenizer)
+        self.eos_text = str(tokenizer.eos_token)
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self.markers = EndMarkers(tuple({self.eos_text: 0} | dict.fromkeys(special)), (self.eos_text,))
+        ends = self._end_of_probe()
+        if ends:
+            self.markers = EndMarkers(self.markers.special, tuple(dict.fromkeys((self.eos_text, ends))))
+        self._differs = functools.lru_cache(maxsize=4096)(self._tokens_differ)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer: EOS, and the one that the chat template writes."""
+        ids = [self.encoder.token_to_id(text) for text in self.markers.stops]
+        return tuple(dict.fromkeys([self.eos, *(i for i in ids if i is not None)]))
 
     def fingerprint(self) -> dict[str, object]:
-        """Everything besides the example that determines an outcome, as plain JSON: a key for caches."""
-        return {}
+        """Everything besides the example and the tokenizer's vocabulary that determines an outcome, as plain JSON."""
+        return {
+            "version": VERSION,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+            "bos": self.bos,
+            "eos": self.eos,
+            "special": list(self.markers.special),
+            "train_on": self.settings.train_on,
+            **self.template.fingerprint(),
+        }
 
     def encode(self, examples: Sequence[dict]) -> list[Outcome]:
         """One outcome per example (the canonical form of data/formats.py), in order. Tokenises the batch in one call."""
-        return [self._encode_one(example) for example in examples]
+        rendered = self._render(examples)
+        texts = [text for item in rendered if not isinstance(item, UserError) for text in item[0]]
+        encodings = iter(self.encoder.encode_batch([text.text for text in texts], add_special_tokens=False))
+        outcomes = []
+        for example, item in zip(examples, rendered, strict=True):
+            if isinstance(item, UserError):
+                outcomes.append(Outcome(error=str(item)))
+                continue
+            parts, notes = item
+            is_chat = "messages" in example
+            sequences = tuple(self._sequence(text, next(encodings), is_chat) for text in parts)
+            if any(self._differs_anywhere(text) for text in parts):
+                notes = [*notes, "boundary"]
+            outcomes.append(Outcome(sequences, tuple(notes)))
+        return outcomes
 
-    def _encode_one(self, example: dict) -> Outcome:
-        try:
+    def prompt(self, messages: list[dict], tools: list | None = None) -> list[int]:
+        """The ids of a chat up to the beginning of the next answer, as `apply_chat_template` makes them at inference.
+
+        A final assistant message is ignored. Raises UserError if the template refuses the chat.
+        """
+        if messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+        text = self.template.render(plain, tools, prompt=True)
+        return self.encoder.encode(text, add_special_tokens=False).ids
+
+    def _render(self, examples: Sequence[dict]) -> list[tuple[list[RenderedText], list[str]] | UserError]:
+        """The texts of each example with the characters that carry loss, and its notes; or why it cannot be rendered."""
+        chats: dict[int, Chat | UserError] = {}
+        for i, example in enumerate(examples):
             if "messages" in example:
-                ids, flags = encode_chat(self.tokenizer, example["messages"])
-            else:
-                ids, flags = encode_document(self.tokenizer, example["text"])
-        except UserError as error:
-            return Outcome(error=str(error))
-        flags[:1] = [False]
-        edges = np.flatnonzero(np.diff(np.array([False, *flags, False], dtype=np.int8))).tolist()
-        spans = tuple(Span(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True))
-        return Outcome((Encoded(np.array(ids, dtype=np.int64), spans),))
+                try:
+                    chats[i] = self._chat(example)
+                except UserError as error:
+                    chats[i] = error
+        self._render_last_turns([chat for chat in chats.values() if isinstance(chat, Chat)])
+        rendered = []
+        for i, example in enumerate(examples):
+            try:
+                texts, notes = self._text(example) if i not in chats else self._rendered(chats[i])
+            except UserError as error:
+                rendered.append(error)
+                continue
+            weight = float(example.get("weight", 1.0))
+            if weight == 0:
+                texts, notes = [], ["weightless"]
+            elif weight != 1.0:
+                texts = [
+                    t._replace(answers=tuple(a._replace(weight=a.weight * weight) for a in t.answers)) for t in texts
+                ]
+            rendered.append((texts, notes))
+        return rendered
+
+    def _chat(self, example: dict) -> Chat:
+        return Chat(self.template, self.markers, example["messages"], example.get("tools"), self.settings.train_on)
+
+    def _render_last_turns(self, chats: list[Chat]) -> None:
+        """Render the last answers of chats without tools in two calls. If the template refuses one, none is set."""
+        chats = [chat for chat in chats if chat.trained and chat.tools is None]
+        if len(chats) < 2:
+            return
+        try:
+            prompts = self.template.render_many([chat.messages[:-1] for chat in chats], prompt=True)
+            given = self.template.render_many([chat.messages for chat in chats])
+        except UserError:
+            return  # each is rendered by itself, to tell which one it is
+        for chat, prompt, text in zip(chats, prompts, given, strict=True):
+            with contextlib.suppress(UserError):  # it comes up again when this chat is rendered
+                chat.set_last_turn(prompt, text)
+
+    def _rendered(self, chat: Chat | UserError) -> tuple[list[RenderedText], list[str]]:
+        if isinstance(chat, UserError):
+            raise chat
+        return chat.render()
+
+    def _text(self, example: dict) -> tuple[list[RenderedText], list[str]]:
+        prompt = example.get("prompt", "")
+        text = prompt + example["completion"] if "completion" in example else example["text"]
+        return [RenderedText(text, (CharSpan(len(prompt), len(text), 1.0),), True)], []
+
+    def _sequence(self, text: RenderedText, encoding: Encoding, is_chat: bool) -> Encoded:
+        ids = np.array(encoding.ids, dtype=np.int64)
+        spans = []
+        for a, b, weight in text.answers:
+            first, last = _first_token_after(encoding, a), len(ids)
+            if b < len(text.text):
+                last = _first_token_after(encoding, b)
+                characters = encoding.token_to_chars(last) if last < len(ids) else None
+                if characters and characters[0] < b:
+                    last += 1  # the token has characters of the answer and of what follows it
+            spans.append(Span(first, max(first, last), weight))
+        if not is_chat and self.bos and ids[: len(self.bos)].tolist() != self.bos:
+            ids = np.concatenate([self.bos, ids])
+            spans = [Span(a + len(self.bos), b + len(self.bos), w) for a, b, w in spans]
+        if text.needs_eos and (len(ids) == 0 or ids[-1] != self.eos):
+            ids = np.append(ids, self.eos)
+            spans[-1:] = [Span(a, len(ids), w) for a, _, w in spans[-1:]]
+        spans = [Span(max(1, a), b, w) for a, b, w in spans]
+        return Encoded(ids, tuple(span for span in spans if span.start < span.end))
+
+    def _differs_anywhere(self, text: RenderedText) -> bool:
+        return any(
+            self._differs(text.text[max(0, a - BEFORE) : a], text.text[a : a + AFTER]) for a, _, _ in text.answers if a
+        )
+
+    def _tokens_differ(self, before: str, after: str) -> bool:
+        """Whether the end of a prompt has other tokens when the beginning of an answer follows it."""
+        alone, together = self.encoder.encode_batch_fast([before, before + after], add_special_tokens=False)
+        return together.ids[: len(alone.ids)] != alone.ids
+
+    def _end_of_probe(self) -> str | None:
+        """The special token that ends an answer in the chat template; None if there is none or it refuses the probe."""
+        try:
+            texts, _ = self._chat({"messages": PROBE}).render()
+        except UserError:
+            return None
+        text = texts[0].text if texts else ""
+        return next((marker for marker in self.markers.special if text.endswith(marker)), None)
+
+
+def _first_token_after(encoding: Encoding, position: int) -> int:
+    """The first token that has a character at or after a position. Several tokens may share one character."""
+    token = encoding.char_to_token(position)
+    if token is not None:
+        return token
+    ends = [end for _, end in encoding.offsets]  # no token has that character, or it is the end of the text
+    return bisect.bisect_right(ends, position)

@@ -10,8 +10,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
+from data.encoding import ExampleEncoder
 from data.files import read_file
-from data.tokens import encode_example
 
 
 @dataclass(frozen=True)
@@ -76,23 +76,24 @@ def load_documents(
     examples = [(f"{path}, example {i}", example) for path in paths for i, example in enumerate(read_examples(path), 1)]
     ids, is_target, longest = [], [], 0
     shortened: Counter[str] = Counter()  # what was done to examples that are too long
+    encoder = ExampleEncoder(tokenizer)
     for where, example in progress(examples) if progress else examples:
-        tokens, flags = _encode(tokenizer, example, where)
-        longest = max(longest, len(tokens))
-        pieces = [(tokens, flags)]
-        if len(tokens) > sequence_length:
-            action = too_long if "messages" in example else "cut"
-            if action == "error":
-                raise UserError(
-                    f"{where} has {len(tokens)} tokens, more than data.sequence_length={sequence_length}; increase it, or "
-                    "set data.too_long to drop or truncate"
-                )
-            shortened[action] += 1
-            pieces = _shorten(tokens, flags, sequence_length, action)
-        for tokens, flags in pieces:
-            flags[:1] = False  # the first token has no context to be predicted from
-            ids.append(tokens)
-            is_target.append(flags)
+        for tokens, flags in _encode(encoder, example, where):
+            longest = max(longest, len(tokens))
+            pieces = [(tokens, flags)]
+            if len(tokens) > sequence_length:
+                action = too_long if "messages" in example else "cut"
+                if action == "error":
+                    raise UserError(
+                        f"{where} has {len(tokens)} tokens, more than data.sequence_length={sequence_length}; increase it, or "
+                        "set data.too_long to drop or truncate"
+                    )
+                shortened[action] += 1
+                pieces = _shorten(tokens, flags, sequence_length, action)
+            for piece, weights in pieces:
+                weights[:1] = False  # the first token has no context to be predicted from
+                ids.append(piece)
+                is_target.append(weights)
     if not ids:
         raise UserError(
             f"all {len(examples)} examples in {', '.join(paths)} are longer than data.sequence_length="
@@ -124,12 +125,11 @@ def _report(lengths: np.ndarray, targets: np.ndarray, shortened: Counter, sequen
     return report + (f"; {without_target} without any target token" if without_target else "")
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, example: dict, where: str) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        tokens, flags = encode_example(tokenizer, example)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-    return np.array(tokens, dtype=np.int64), np.array(flags, dtype=bool)
+def _encode(encoder: ExampleEncoder, example: dict, where: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    outcome = encoder.encode([example])[0]
+    if outcome.error:
+        raise UserError(f"{where}: {outcome.error}")
+    return [(sequence.ids, sequence.weights()) for sequence in outcome.sequences]
 
 
 def _shorten(tokens: np.ndarray, flags: np.ndarray, size: int, action: str) -> list[tuple[np.ndarray, np.ndarray]]:

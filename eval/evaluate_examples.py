@@ -12,14 +12,15 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from common.dtypes import dtype_name
 from common.errors import UserError
+from data.encoding import ExampleEncoder
 from data.examples import read_examples
-from data.tokens import encode_example, encode_prompt, load_tokenizer
+from data.tokens import load_tokenizer
 from distributed.process_group import Ranks
 from eval import general_text, report
 from eval.generate import greedy_answers, stop_tokens
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import compute_over_ranks
-from eval.perplexity import general_perplexity, target_losses, total
+from eval.perplexity import LossSum, general_perplexity, target_losses, total
 from eval.results import prepare_output, read_result
 
 ScoreAnswers = Callable[[list[dict], list[str], str, list[dict] | None, str], dict]
@@ -48,14 +49,16 @@ class EvaluationOptions:
 class EvaluationInputs:
     """Everything that an evaluation reads, checked.
 
-    sequences: (token ids, is_target) of each example. asked: indices of the examples that end with an assistant
-    message; prompts: their token ids up to that message. header: the part of the result that identifies model and data.
+    sequences: (token ids, weights of the targets) of all examples; a chat whose template rewrites earlier turns has several,
+    and `owners` tells which example each belongs to. asked: indices of the examples that end with an assistant message;
+    prompts: their token ids up to that message. header: the part of the result that identifies model and data.
     """
 
     tokenizer: PreTrainedTokenizerBase
     examples: list[dict]
     training: list[dict] | None
-    sequences: list[tuple[list[int], list[bool]]]
+    sequences: list[tuple[list[int], list[float]]]
+    owners: list[int]
     asked: list[int]
     prompts: list[list[int]]
     max_new_tokens: int
@@ -78,12 +81,18 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     if not Path(options.model, "config.json").is_file():
         raise UserError(f"{options.model} is not a model directory (no config.json); see scripts/fetch_base_model.py")
     tokenizer = load_tokenizer(options.model)
-    sequences = [encode_example(tokenizer, example) for example in examples]
+    encoder = ExampleEncoder(tokenizer)
+    encoded = []
+    for i, (example, outcome) in enumerate(zip(examples, encoder.encode(examples), strict=True), 1):
+        if outcome.error:
+            raise UserError(f"{options.data}: example {example.get('id', i)}: {outcome.error}")
+        encoded.append([(sequence.ids.tolist(), sequence.weights().tolist()) for sequence in outcome.sequences])
+    sequences = [sequence for parts in encoded for sequence in parts]
+    owners = [i for i, parts in enumerate(encoded) for _ in parts]
     asked = [i for i, e in enumerate(examples) if "messages" in e and e["messages"][-1]["role"] == "assistant"]
-    prompts = [encode_prompt(tokenizer, examples[i]["messages"]) for i in asked]
-    max_new_tokens = options.max_new_tokens or 16 + max(
-        (len(sequences[i][0]) - len(prompt) for i, prompt in zip(asked, prompts, strict=True)), default=0
-    )
+    prompts = [encoder.prompt(examples[i]["messages"], examples[i].get("tools")) for i in asked]
+    answered = [(encoded[i][-1][0], prompt) for i, prompt in zip(asked, prompts, strict=True) if encoded[i]]
+    max_new_tokens = options.max_new_tokens or 16 + max((len(ids) - len(prompt) for ids, prompt in answered), default=0)
     max_positions = getattr(AutoConfig.from_pretrained(options.model), "max_position_embeddings", None) or math.inf
     longest = max([len(ids) for ids, _ in sequences] + [len(prompt) + max_new_tokens for prompt in prompts])
     if longest > max_positions:
@@ -102,7 +111,7 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     if before is not None:
         report.check_comparable(before, header)
     return EvaluationInputs(
-        tokenizer, examples, training, sequences, asked, prompts, max_new_tokens, max_positions, header, before
+        tokenizer, examples, training, sequences, owners, asked, prompts, max_new_tokens, max_positions, header, before
     )
 
 
@@ -137,13 +146,16 @@ def evaluate_examples(
         finish,
     )
     loss = total(losses)
+    by_example = [LossSum(0.0, 0) for _ in inputs.examples]
+    for owner, part in zip(inputs.owners, losses, strict=True):
+        by_example[owner] = total([by_example[owner], part])
     result = inputs.header | {
         "dtype": dtype_name(dtype),
         "processes": ranks.world_size,
         "sharding": "full" if sharded else "none",
         "cut_short": sum(len(answer) == inputs.max_new_tokens for answer in answers),
         "loss": {"mean": loss.mean, "targets": loss.targets},
-        "losses": [(loss.nats, loss.targets) for loss in losses],  # by example, for intervals
+        "losses": [(loss.nats, loss.targets) for loss in by_example],  # for intervals
     }
     if inputs.asked:
         texts = [inputs.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]

@@ -5,8 +5,9 @@ import random
 from pathlib import Path
 
 from common.errors import UserError
+from data.encoding import ExampleEncoder
 from data.examples import read_examples
-from data.tokens import encode_document, load_tokenizer
+from data.tokens import load_tokenizer
 
 PASSAGE_CHARACTERS = 1200  # maximum; about 130 tokens of the extended vocabulary
 SPLITS = {"train": ("train.jsonl", 320, 0), "test": ("test_banks.jsonl", 16, 1)}  # file, number of passages, seed
@@ -42,10 +43,10 @@ def validation_curve(run: Path) -> dict[int, float]:
     except OSError as error:
         raise UserError(f"{run} is not the directory of a run: {error}") from error
     config = config.get("config", config)
-    texts = [example["text"] for path in config["data"]["validation"] for example in read_examples(path)]
-    tokenizer = load_tokenizer(config["model"]["path"])
-    targets = sum(len(encode_document(tokenizer, text)[0]) - 1 for text in texts)
-    targets_per_byte = targets / sum(len(text.encode()) for text in texts)
+    examples = [example for path in config["data"]["validation"] for example in read_examples(path)]
+    encoder = ExampleEncoder(load_tokenizer(config["model"]["path"]))
+    targets = sum(len(s.ids) - 1 for outcome in encoder.encode(examples) for s in outcome.sequences)
+    targets_per_byte = targets / sum(len(example["text"].encode()) for example in examples)
     return {row["step"]: row["validation/loss"] * targets_per_byte for row in rows if "validation/loss" in row}
 
 

@@ -2,13 +2,14 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data.tokens import bos_ids
 from distributed.process_group import Ranks
 from eval import general_text
 from eval.generate import left_padded
@@ -19,10 +20,10 @@ TOKENS_PER_BATCH = 4096  # including padding; bounds the memory of the logits
 
 @dataclass(frozen=True)
 class LossSum:
-    """The summed loss of target tokens in nats, and their number. Unlike means, sums can be added over documents."""
+    """The summed loss of target tokens in nats, and their number, or the sum of their weights. Sums can be added over documents."""
 
     nats: float
-    targets: int
+    targets: float
 
     @property
     def mean(self) -> float:
@@ -37,12 +38,12 @@ def total(losses: list[LossSum]) -> LossSum:
 
 def target_losses(
     model: PreTrainedModel,
-    sequences: list[tuple[list[int], list[bool]]],
+    sequences: Sequence[tuple[list[int], Sequence[float]]],
     advance: Callable[[int], object] = lambda finished: None,
 ) -> list[LossSum]:
-    """The loss of the target tokens of each (token ids, is_target).
+    """The loss of the target tokens of each (token ids, weights): bool, or factors of the tokens' losses.
 
-    `is_target[0]` is treated as False, because nothing precedes the first token. advance: called with the number of
+    The first weight is treated as 0, because nothing precedes the first token. advance: called with the number of
     sequences that have just been finished, e.g. a progress bar's `update`.
     """
     losses = [LossSum(0.0, 0)] * len(sequences)
@@ -63,11 +64,11 @@ def target_losses(
 
 
 @torch.no_grad()  # as in eval/generate.py
-def _batch_losses(model: PreTrainedModel, sequences: list[tuple[list[int], list[bool]]]) -> list[LossSum]:
+def _batch_losses(model: PreTrainedModel, sequences: list[tuple[list[int], Sequence[float]]]) -> list[LossSum]:
     ids, mask, positions = left_padded([ids for ids, _ in sequences], model.device)
     width = ids.shape[1]
     # Answers are at the right end, so logits are needed only from the column of the batch's first target on.
-    first = min(width - len(flags) + flags.index(True, 1) for _, flags in sequences)
+    first = min(width - len(w) + next(i for i in range(1, len(w)) if w[i]) for _, w in sequences)
     logits = model(
         input_ids=ids,
         attention_mask=mask,
@@ -76,11 +77,13 @@ def _batch_losses(model: PreTrainedModel, sequences: list[tuple[list[int], list[
         logits_to_keep=width - first + 1,
     ).logits[:, :-1]  # column c is predicted in column c - 1
     losses = []
-    for row, (tokens, flags) in enumerate(sequences):
-        columns = [width - len(tokens) + i for i in range(1, len(tokens)) if flags[i]]
+    for row, (tokens, weights) in enumerate(sequences):
+        targets = [i for i in range(1, len(tokens)) if weights[i]]
+        columns = [width - len(tokens) + i for i in targets]
         at = torch.tensor(columns, device=ids.device)
         nats = F.cross_entropy(logits[row, at - first].float(), ids[row, at], reduction="none")
-        losses.append(LossSum(nats.double().sum().item(), len(columns)))
+        factors = torch.tensor([float(weights[i]) for i in targets], dtype=torch.float64, device=ids.device)
+        losses.append(LossSum((nats.double() * factors).sum().item(), sum(weights[i] for i in targets)))
     return losses
 
 
@@ -108,12 +111,13 @@ def general_perplexity(
     It is given per token and, comparable between tokenizers, per byte. finish: as in `compute_over_ranks`.
     """
     texts = general_text.held_out_texts()
-    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    start = bos_ids(tokenizer)
+    encoded = [start + tokenizer.encode(text, add_special_tokens=False) for text in texts]
     sequences = [sequence for ids in encoded for sequence in windows(ids, window)]
     losses = compute_over_ranks(functools.partial(target_losses, model), sequences, ranks, "general text", finish)
     loss = total(losses)
-    # The first token of a text is not predicted, so its bytes do not count.
-    first_bytes = sum(len(tokenizer.decode(ids[:1]).encode()) for ids in encoded)
+    # The first token of a text is not predicted, so its bytes do not count. BOS has none.
+    first_bytes = 0 if start else sum(len(tokenizer.decode(ids[:1]).encode()) for ids in encoded)
     num_bytes = sum(len(text.encode()) for text in texts) - first_bytes
     return {
         "perplexity": math.exp(loss.mean),

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data.examples import Documents
+from data.tokens import bos_ids
 from distributed.process_group import StopSignal
 from eval.forgetting import as_documents, visit_documents
 from eval.general_text import read_texts, training_texts
@@ -49,7 +50,7 @@ def read_long_documents(
     eval/general_text.py is used. Raises UserError if no text is long enough.
     """
     texts = ["\n\n".join(texts) for texts in (map(read_texts, paths) if paths else [training_texts()])]
-    bos = [tokenizer.bos_token_id] if tokenizer.encode("")[:1] == [tokenizer.bos_token_id] else []
+    bos = bos_ids(tokenizer)
     encoded = [tokenizer.encode(text, add_special_tokens=False, verbose=False) for text in texts]
     per_text = -(-max_documents // len(texts))
     documents = [document for ids in encoded for document in cut_documents(ids, length, per_text, bos)]

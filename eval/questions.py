@@ -18,6 +18,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from data.tokens import bos_ids
+
 FILE = Path(__file__).with_name("questions.jsonl")
 
 
@@ -41,7 +43,7 @@ def start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     BOS if the tokenizer adds it, else a newline. With them, the loss covers every byte of the text under any tokenizer.
     """
-    return tokenizer.encode("") or tokenizer.encode("\n", add_special_tokens=False)
+    return bos_ids(tokenizer) or tokenizer.encode("\n", add_special_tokens=False)
 
 
 def encode_options(

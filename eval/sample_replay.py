@@ -20,10 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.durable_files import write_json, write_json_lines
 from common.errors import UserError
+from data.encoding import ExampleEncoder
 from data.files import read_file
 from data.formats import example_text
 from data.replay_filters import EvaluationTexts, normalize
-from data.tokens import PLAIN_CHAT_TEMPLATE, encode_prompt, load_tokenizer
+from data.tokens import bos_ids, load_tokenizer, plain_template
 from distributed.process_group import Ranks, barrier
 from eval.general_text import held_out_texts, training_texts
 from eval.generate import Sampling, sampled_answers
@@ -97,6 +98,7 @@ class ReplaySampler:
             )
         self.options = options
         self.tokenizer = load_tokenizer(options.model)
+        self.encoder = ExampleEncoder(self.tokenizer)
         self.form, self.start = form_and_start(options, self.tokenizer)
         # Everything that determines the documents.
         self.settings = asdict(options) | {"form": self.form, "start": self.start}
@@ -146,7 +148,7 @@ class ReplaySampler:
             return [{"text": text, "finished": finished} for text, finished in first]
         user_messages = [{"role": "user", "content": text} for text, _ in first]
         asked = [i for i, (text, finished) in enumerate(first) if text and finished]
-        prompts = [encode_prompt(self.tokenizer, [user_messages[i]]) for i in asked]
+        prompts = [self.encoder.prompt([user_messages[i]]) for i in asked]
         answers = self._generate(model, prompts, [2 * indices[i] + 1 for i in asked])
         replies = dict(zip(asked, answers, strict=True))
         documents = []
@@ -176,7 +178,7 @@ class ReplaySampler:
 def form_and_start(options: SamplingOptions, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
     """(`chat` or `text`, the token ids that every document is sampled after). Raises UserError if there are none."""
     is_chat = options.form == "chat" or (
-        options.form == "auto" and tokenizer.chat_template != PLAIN_CHAT_TEMPLATE and options.start is None
+        options.form == "auto" and tokenizer.chat_template != plain_template(tokenizer) and options.start is None
     )
     if is_chat:
         rendered = tokenizer.apply_chat_template([{"role": "user", "content": PLACEHOLDER}], tokenize=False)
@@ -184,7 +186,7 @@ def form_and_start(options: SamplingOptions, tokenizer: PreTrainedTokenizerBase)
     elif options.start is not None:
         start = tokenizer.encode(options.start, add_special_tokens=False)
     else:
-        start = tokenizer.encode("") or [tokenizer.eos_token_id]
+        start = bos_ids(tokenizer) or [tokenizer.eos_token_id]
     if not start:
         raise UserError(f"--start {options.start!r} has no tokens; give at least one, e.g. {tokenizer.eos_token!r}")
     return "chat" if is_chat else "text", start

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from common.dtypes import choose_dtype
 from data.files import read_file
 from data.formats import example_text
-from data.tokens import load_tokenizer
+from data.tokens import bos_ids, load_tokenizer
 from eval.positions import losses_by_position
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, load_for_evaluation
@@ -79,9 +79,8 @@ def loss_per_byte(model: PackedLanguageModel, directory: Path, texts: list[str])
     Every text is preceded by BOS if the tokenizer of `directory` adds it, else by EOS.
     """
     tokenizer = load_tokenizer(str(directory))
-    adds_bos = tokenizer.encode("")[:1] == [tokenizer.bos_token_id]
-    first = tokenizer.bos_token_id if adds_bos else tokenizer.eos_token_id
-    documents = [[first, *tokenizer.encode(text, add_special_tokens=False)] for text in texts]
+    first = bos_ids(tokenizer) or [tokenizer.eos_token_id]
+    documents = [[*first, *tokenizer.encode(text, add_special_tokens=False)] for text in texts]
     device = model.vocabulary_weights()[0].device
     nats = sum(loss.sum().item() for loss in losses_by_position(model, documents, device))
     return nats / sum(len(text.encode()) for text in texts)

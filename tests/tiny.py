@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from data.encoding import ExampleEncoder
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2, as in SmolLM2
 CHATML = (
@@ -151,6 +153,14 @@ def tiny_tokenizer(vocab_size: int = 384) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         chat_template=CHATML,
     )
+
+
+def encode_one(tokenizer: PreTrainedTokenizerBase, example: dict) -> tuple[list[int], list[bool]]:
+    """(token ids, is_target) of an example that is one sequence and whose targets all weigh 1."""
+    outcome = ExampleEncoder(tokenizer).encode([example])[0]
+    assert outcome.error is None, outcome.error
+    (sequence,) = outcome.sequences
+    return sequence.ids.tolist(), sequence.weights().tolist()
 
 
 def write_chat_file(path: str | Path, n: int, seed: int = 0) -> Path:

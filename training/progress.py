@@ -104,6 +104,7 @@ def step_meaning(config: Config, inputs: Inputs, model_config: PretrainedConfig,
     return {
         "the weights of model.path": base,
         "the vocabulary size of model.path": model_config.vocab_size,
+        "data.chat_date": config.data.chat_date,
         "data.train": inputs.train.sources[0].fingerprint,
         "data.mix": inputs.train.mixture(),
         "run.seed": config.run.seed,

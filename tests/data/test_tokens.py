@@ -1,10 +1,16 @@
-"""The loss mask covers the assistant's tokens and EOS, and comes from the structure of the chat template."""
+"""Loading a tokenizer; and what carries loss in chats, texts and completions with the small ChatML tokenizer."""
 
+import datetime
+
+import numpy as np
 import pytest
 
 from common.errors import UserError
-from data.tokens import PLAIN_CHAT_TEMPLATE, encode_chat, encode_document, encode_prompt, load_tokenizer
-from tests.tiny import tiny_tokenizer
+from data.chat_template import ChatSettings, ChatTemplate, writes_date
+from data.encoding import ExampleEncoder, Span
+from data.tokens import bos_ids, load_tokenizer, plain_template
+from tests.chat_families import family_tokenizer
+from tests.tiny import encode_one, tiny_tokenizer
 
 CHAT = [
     {"role": "user", "content": "LCR 97.3%?"},
@@ -19,7 +25,7 @@ GENERATION = (
 )
 
 
-def spans(tokenizer, ids: list[int], is_target: list[bool]) -> list[str]:
+def spans(tokenizer, ids: list[int], is_target: list) -> list[str]:
     """Decode each consecutive run of target tokens."""
     found, previous = [], False
     for token, flag in zip(ids, is_target, strict=True):
@@ -31,35 +37,54 @@ def spans(tokenizer, ids: list[int], is_target: list[bool]) -> list[str]:
     return [tokenizer.decode(run) for run in found]
 
 
+def targets(tokenizer, example: dict, **settings) -> list[list[str]]:
+    """The texts of the targets of each sequence of an example."""
+    outcome = ExampleEncoder(tokenizer, ChatSettings(**settings)).encode([example])[0]
+    assert outcome.error is None, outcome.error
+    return [spans(tokenizer, s.ids.tolist(), s.weights().tolist()) for s in outcome.sequences]
+
+
+def notes(tokenizer, example: dict) -> tuple[str, ...]:
+    return ExampleEncoder(tokenizer).encode([example])[0].notes
+
+
 @pytest.mark.parametrize("template", [None, GENERATION])
 def test_all_answers_and_their_eos_are_targets(template) -> None:
     tokenizer = tiny_tokenizer()
     if template:
         tokenizer.chat_template = template
-    ids, is_target = encode_chat(tokenizer, CHAT)
+    ids, is_target = encode_one(tokenizer, {"messages": CHAT})
     assert spans(tokenizer, ids, is_target) == ["below 100%<|im_end|>", "above 3%<|im_end|>"]
     whole = tokenizer.apply_chat_template(CHAT, tokenize=False)
-    assert tokenizer.decode(ids) == whole
+    assert tokenizer.decode(ids) == whole.rstrip("\n")  # what the template writes after the last answer is left out
 
 
-@pytest.mark.parametrize("template", [None, GENERATION, PLAIN_CHAT_TEMPLATE])
-def test_the_prompt_has_the_tokens_that_precede_the_answer_in_training(template) -> None:
+def test_the_plain_template_ends_its_prompt_before_the_space_of_the_answer() -> None:
     tokenizer = tiny_tokenizer()
-    if template:
-        tokenizer.chat_template = template
-    for upto in (2, 4):
-        ids, is_target = encode_chat(tokenizer, CHAT[:upto])
-        prompt = encode_prompt(tokenizer, CHAT[:upto])
-        assert ids[: len(prompt)] == prompt
-        assert is_target[len(prompt)] and not is_target[len(prompt) - 1]
+    tokenizer.chat_template = plain_template(tokenizer)
+    ids, is_target = encode_one(tokenizer, {"messages": CHAT[:2]})
+    assert spans(tokenizer, ids, is_target) == [" below 100%<|im_end|>"]
+    assert tokenizer.decode(ids) == "User: LCR 97.3%?\n\nAssistant: below 100%<|im_end|>"
+    prompt = ExampleEncoder(tokenizer).prompt(CHAT[:2])
+    assert tokenizer.decode(prompt) == "User: LCR 97.3%?\n\nAssistant:" and ids[: len(prompt)] == prompt
 
 
-def test_the_plain_template_makes_eos_a_target() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
-    ids, is_target = encode_chat(tokenizer, CHAT[:2])
-    assert spans(tokenizer, ids, is_target) == ["below 100%<|im_end|>"]
-    assert tokenizer.decode(ids).startswith("User: LCR 97.3%?\n\nAssistant: below 100%")
+def test_the_plain_template_names_every_role() -> None:
+    tokenizer = family_tokenizer("plain")  # adds BOS
+    tokenizer.chat_template = plain_template(tokenizer)
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "lcr", "arguments": {}}}]}
+    chat = [{"role": "developer", "content": "Be brief."}, CHAT[0], call, {"role": "tool", "content": "97.3"}, CHAT[1]]
+    tools = [{"type": "function", "function": {"name": "lcr"}}]
+    text = ChatTemplate(tokenizer, ChatSettings()).render(chat, tools)
+    assert text == (
+        '<s>Tools: [{"type": "function", "function": {"name": "lcr"}}]\n\nBe brief.\n\nUser: LCR 97.3%?\n\n'
+        'Assistant: [{"function": {"name": "lcr", "arguments": {}}}]</s>\n\nTool: 97.3\n\nAssistant: below 100%</s>\n\n'
+    )
+    assert targets(tokenizer, {"messages": chat, "tools": tools}) == [
+        [' [{"function": {"name": "lcr", "arguments": {}}}]</s>', " below 100%</s>"]
+    ]
+    refused = ExampleEncoder(tokenizer).encode([{"messages": [{"role": "judge", "content": "x"}, *CHAT[:2]]}])[0]
+    assert refused.error == "the chat template refuses this chat: unknown role judge"
 
 
 def test_eos_after_a_generation_block_is_a_target() -> None:
@@ -67,36 +92,184 @@ def test_eos_after_a_generation_block_is_a_target() -> None:
     tokenizer.chat_template = GENERATION.replace(
         "+ '<|im_end|>' }}{% endgeneration %}", "}}{% endgeneration %}<|im_end|>"
     )
-    ids, is_target = encode_chat(tokenizer, CHAT)
+    ids, is_target = encode_one(tokenizer, {"messages": CHAT})
     assert spans(tokenizer, ids, is_target) == ["below 100%<|im_end|>", "above 3%<|im_end|>"]
-    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(CHAT, tokenize=False)
+
+
+def test_a_generation_block_may_leave_out_a_part_of_the_answer() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'A: ' + m.content[:5] }}{% generation %}{{ m.content[5:] }}"
+        "{% endgeneration %}{{ eos_token }}{% else %}{{ 'Q: ' + m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}A: {% endif %}"
+    )
+    assert targets(tokenizer, {"messages": CHAT}) == [[" 100%<|im_end|>", " 3%<|im_end|>"]]
 
 
 def test_eos_is_appended_if_the_template_has_none() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    ids, is_target = encode_chat(tokenizer, CHAT[:2])
-    assert ids[-1] == tokenizer.eos_token_id and is_target[-1]
+    ids, is_target = encode_one(tokenizer, {"messages": CHAT[:2]})
+    assert ids[-1] == tokenizer.eos_token_id and is_target[-1] and ids.count(tokenizer.eos_token_id) == 1
 
 
-def test_eos_is_a_target_even_if_it_is_also_the_pad_token() -> None:
+def test_a_template_that_rewrites_earlier_turns_splits_the_chat() -> None:
     tokenizer = tiny_tokenizer()
-    assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    ids, is_target = encode_chat(tokenizer, CHAT[:2])
-    assert [i for i, flag in zip(ids, is_target, strict=True) if flag][-1] == tokenizer.eos_token_id
+    tokenizer.chat_template = (
+        "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{% for m in messages %}{{ m['content'] }}"
+        "{% endfor %}"
+    )
+    assert targets(tokenizer, {"messages": CHAT}) == [["below 100%<|im_end|>"], ["above 3%<|im_end|>"]]
+    assert notes(tokenizer, {"messages": CHAT})[0] == "split"
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
+def test_a_document_ends_with_one_eos_and_all_of_its_tokens_are_targets() -> None:
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(UserError, match="rewrites earlier turns"):
-        encode_chat(tokenizer, CHAT)
+    for text in ("The bank reports.", "The bank reports.<|im_end|>"):
+        ids, is_target = encode_one(tokenizer, {"text": text})
+        assert tokenizer.decode(ids) == "The bank reports.<|im_end|>" and is_target == [False] + [True] * (len(ids) - 1)
 
 
-def test_a_document_ends_with_eos_and_all_of_its_tokens_are_targets() -> None:
+def test_a_document_begins_with_bos_if_the_tokenizer_adds_it() -> None:
+    tokenizer = family_tokenizer("mistral-v1")
+    bos = tokenizer.bos_token_id
+    assert bos_ids(tokenizer) == [bos] and bos_ids(tiny_tokenizer()) == []
+    for text in ("The bank", "<s>The bank"):
+        ids, is_target = encode_one(tokenizer, {"text": text})
+        assert ids == [*tokenizer("The bank")["input_ids"], tokenizer.eos_token_id] and ids.count(bos) == 1
+        assert is_target == [False] + [True] * (len(ids) - 1)
+
+
+def test_a_completion_is_the_only_target() -> None:
     tokenizer = tiny_tokenizer()
-    ids, is_target = encode_document(tokenizer, "The bank reports.")
-    assert tokenizer.decode(ids) == "The bank reports.<|im_end|>" and all(is_target)
+    example = {"prompt": "The bank", "completion": " reports."}
+    assert targets(tokenizer, example) == [[" reports.<|im_end|>"]]
+    ids, _ = encode_one(tokenizer, example)
+    assert tokenizer.decode(ids) == "The bank reports.<|im_end|>"
+
+
+def test_weights_of_messages_and_examples_multiply() -> None:
+    tokenizer = tiny_tokenizer()
+    chat = [CHAT[0], CHAT[1] | {"weight": 0.5}, CHAT[2], CHAT[3]]
+    (sequence,) = ExampleEncoder(tokenizer).encode([{"messages": chat, "weight": 3.0}])[0].sequences
+    assert [span.weight for span in sequence.spans] == [1.5, 3.0]
+    weights = sequence.weights()
+    assert weights.dtype == np.float32 and set(weights.tolist()) == {0.0, 1.5, 3.0}
+    chat[1] = CHAT[1] | {"weight": 0}
+    assert targets(tokenizer, {"messages": chat}) == [["above 3%<|im_end|>"]]
+    for example in ({"messages": [CHAT[0], chat[1]]}, {"text": "The bank", "weight": 0}):
+        outcome = ExampleEncoder(tokenizer).encode([example])[0]
+        assert outcome.sequences == () and outcome.notes == ("weightless",)
+
+
+def test_only_the_last_answer() -> None:
+    tokenizer = tiny_tokenizer()
+    assert targets(tokenizer, {"messages": CHAT}, train_on="last") == [["above 3%<|im_end|>"]]
+    silent = [*CHAT[:3], CHAT[3] | {"weight": 0}]
+    assert targets(tokenizer, {"messages": silent}, train_on="last") == []
+
+
+@pytest.mark.parametrize("content", ["e", ">", "|", "n", "im_end", "", "  e  ", "a <|im_end|> e"])
+def test_an_answer_that_resembles_the_end_of_a_turn(content) -> None:
+    tokenizer = tiny_tokenizer()
+    (answer,) = targets(tokenizer, {"messages": [CHAT[0], {"role": "assistant", "content": content}]})[0]
+    assert answer == content + "<|im_end|>"
+    tokenizer = family_tokenizer("phi3")  # the template writes <|end|>, a newline and <|endoftext|>
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": content}]
+    (answer,) = targets(tokenizer, {"messages": chat})[0]
+    assert answer.replace(" ", "") == content.replace(" ", "") + "<|end|>"
+
+
+def test_what_is_unusual_is_noted() -> None:
+    tokenizer = tiny_tokenizer()
+    assert notes(tokenizer, {"messages": CHAT}) == ()
+    assert notes(tokenizer, {"messages": CHAT[:3]}) == ("trailing",)
+    assert notes(tokenizer, {"messages": CHAT[1:]}) == ("opening",)
+    assert notes(tokenizer, {"messages": CHAT[:1]}) == ("unanswered",)
+    assert notes(tokenizer, {"messages": [{"role": "developer", "content": "x"}, *CHAT]}) == ("developer",)
+    assert notes(tokenizer, {"messages": CHAT, "tools": [{"type": "function"}]}) == ("tools",)
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    assert notes(tokenizer, {"messages": [{"role": "system", "content": "Be brief."}, *CHAT]}) == ("left out",)
+    # The prompt ends in a space, which the first token of the answer contains.
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    chat = [CHAT[0], {"role": "assistant", "content": "the bank"}]
+    assert notes(tokenizer, {"messages": chat}) == ("boundary",)
+    assert targets(tokenizer, {"messages": chat}) == [[" the bank<|im_end|>"]]  # that token belongs to the answer
+
+
+def test_an_error_of_the_template_is_one_sentence() -> None:
+    tokenizer = tiny_tokenizer()
+    chat = {"messages": CHAT}
+    for template, error in (
+        ("{{ raise_exception('no\nroles') }}", "the chat template refuses this chat: no roles"),
+        ("{{ messages[9].content.x }}", "the chat template refuses this chat: list object has no element 9"),
+        ("{{ 1 / 0 }}", "the chat template cannot render this chat (ZeroDivisionError: division by zero)"),
+        ("{{ 'a' + 1 }}", "the chat template cannot render this chat (TypeError: can only concatenate str"),
+        ("{% if %}", "the chat template refuses this chat: Expected an expression"),
+    ):
+        tokenizer.chat_template = template
+        outcome = ExampleEncoder(tokenizer).encode([chat])[0]
+        assert outcome.error.startswith(error) and "\n" not in outcome.error
+
+
+def test_the_date_is_the_one_that_is_set() -> None:
+    tokenizer = family_tokenizer("llama3")
+    assert writes_date(tokenizer) and not writes_date(tiny_tokenizer())
+    text = ChatTemplate(tokenizer, ChatSettings(date="2024-07-06")).render(CHAT)
+    assert "Today: 06 Jul 2024\n" in text
+    one, other = (ExampleEncoder(tokenizer, ChatSettings(date=date)) for date in ("2024-07-06", "2024-07-07"))
+    assert one.fingerprint() != other.fingerprint()
+    plain = (ExampleEncoder(tiny_tokenizer(), ChatSettings(date=date)) for date in ("2024-07-06", "2024-07-07"))
+    assert len({str(encoder.fingerprint()) for encoder in plain}) == 1
+
+
+@pytest.mark.parametrize("space", ["", "\n", "  ", "\n  "])
+@pytest.mark.parametrize("tag", ["{%- set", "{% set", "{%+ set"])
+def test_a_fixed_date_changes_nothing_else_in_the_text(space, tag) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = f"{space}{tag} day = strftime_now('%A %-d %B %y, %j') %}}\n  {{{{ day }}}}\nend"
+    today = ChatTemplate(tokenizer, ChatSettings(date=datetime.date.today().isoformat())).render(CHAT)
+    assert today == ChatTemplate(tokenizer, ChatSettings()).render(CHAT) and "end" in today
+
+
+def test_options_reach_the_template() -> None:
+    tokenizer = family_tokenizer("qwen3")
+    with_thinking = ExampleEncoder(tokenizer).prompt(CHAT[:1])
+    without = ExampleEncoder(tokenizer, ChatSettings(options={"enable_thinking": False})).prompt(CHAT[:1])
+    assert tokenizer.decode(without) == tokenizer.decode(with_thinking) + "<think>\n\n</think>\n\n"
+    settings = ChatSettings(options={"enable_thinking": False})
+    outcome = ExampleEncoder(tokenizer, settings).encode([{"messages": CHAT[:2]}])[0]
+    assert spans(tokenizer, outcome.sequences[0].ids.tolist(), outcome.sequences[0].weights().tolist()) == [
+        "below 100%<|im_end|>"
+    ]
+
+
+def test_the_texts_that_are_rendered_grow_linearly_with_the_turns(monkeypatch) -> None:
+    rendered = []
+    render = ChatTemplate.render
+
+    def count(self, *args, **kwargs) -> str:
+        rendered.append(render(self, *args, **kwargs))
+        return rendered[-1]
+
+    monkeypatch.setattr(ChatTemplate, "render", count)
+    encoder, characters = ExampleEncoder(tiny_tokenizer()), {}
+    for turns in (10, 40):
+        chat = [{"role": role, "content": f"{role} {i:03}"} for i in range(turns) for role in ("user", "assistant")]
+        rendered.clear()
+        (sequence,) = encoder.encode([{"messages": chat}])[0].sequences
+        assert len(sequence.spans) == turns and len(rendered) <= 12
+        characters[turns] = sum(map(len, rendered))
+    assert characters[40] < 4.5 * characters[10]
+
+
+def test_spans_count_tokens() -> None:
+    tokenizer = tiny_tokenizer()
+    (sequence,) = ExampleEncoder(tokenizer).encode([{"messages": CHAT[:2]}])[0].sequences
+    assert sequence.spans == (Span(len(ExampleEncoder(tokenizer).prompt(CHAT[:1])), len(sequence.ids)),)
 
 
 CONFIG = '{"tokenizer_class": "PreTrainedTokenizerFast"}'
@@ -137,3 +310,23 @@ def test_a_tokenizer_directory_that_is_none(tmp_path) -> None:
     (tmp_path / "file").write_text("text")
     with pytest.raises(UserError, match="it is a file; name the directory of a model"):
         load_tokenizer(f"{tmp_path}/file")
+
+
+def test_a_template_file_replaces_the_template_and_named_ones_need_a_default(tmp_path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "chat.jinja").write_text("{{ messages[0].content }}")
+    assert (
+        load_tokenizer(str(tmp_path / "model"), str(tmp_path / "chat.jinja")).chat_template
+        == "{{ messages[0].content }}"
+    )
+    with pytest.raises(UserError, match=r"data.chat_template: .*none.jinja cannot be read"):
+        load_tokenizer(str(tmp_path / "model"), str(tmp_path / "none.jinja"))
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"rag": "a", "tool_use": "b"}
+    tokenizer.save_pretrained(tmp_path / "named")
+    with pytest.raises(UserError, match=r"several chat templates and no default one \(rag, tool_use\)"):
+        load_tokenizer(str(tmp_path / "named"))
+    tokenizer.chat_template = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    tokenizer.save_pretrained(tmp_path / "with_default")
+    template = ChatTemplate(load_tokenizer(str(tmp_path / "with_default")), ChatSettings())
+    assert (template.render(CHAT), template.render(CHAT, [])) == ("1", "2")

@@ -8,11 +8,11 @@ import torch.distributed as dist
 
 from common.durable_files import write_json
 from common.errors import UserError
-from data.tokens import encode_chat, load_tokenizer
+from data.tokens import load_tokenizer
 from distributed.process_group import start_process_group
 from eval.evaluate_examples import EvaluationOptions, evaluate_examples, read_inputs
 from eval.regulator.score import score_answers
-from tests.tiny import write_chat_file, write_tiny_model
+from tests.tiny import encode_one, write_chat_file, write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,8 @@ def read(folder, **options):
 def test_answers_may_be_16_tokens_longer_than_the_longest_reference(folder):
     tokenizer = load_tokenizer(folder / "model")
     examples = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
-    longest = max(sum(encode_chat(tokenizer, example["messages"])[1]) for example in examples)
-    # The template writes a newline after the end of the answer.
-    assert read(folder).max_new_tokens == longest + 1 + 16
+    longest = max(sum(encode_one(tokenizer, example)[1]) for example in examples)
+    assert read(folder).max_new_tokens == longest + 16
 
 
 def test_limit_is_a_fixed_choice_in_file_order(evaluate):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from data.tokens import encode_chat, encode_document, load_tokenizer
+from data.tokens import load_tokenizer
 from tests.processes import run_python, run_ranks
-from tests.tiny import write_tiny_model
+from tests.tiny import encode_one, write_tiny_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
 BREACH = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nThe bank shall restore its LCR."
@@ -45,8 +45,7 @@ def expected_loss(directory):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32), load_tokenizer(directory)
     nats, targets = 0.0, 0
     for example in EXAMPLES:
-        encode = encode_chat(tokenizer, example["messages"]) if "messages" in example else None
-        ids, is_target = encode or encode_document(tokenizer, example["text"])
+        ids, is_target = encode_one(tokenizer, example)
         with torch.no_grad():
             log_p = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         for t in range(1, len(ids)):

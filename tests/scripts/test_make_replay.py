@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from data.files import read_file
-from data.tokens import encode_chat, load_tokenizer
+from data.tokens import load_tokenizer
 from eval.sample_replay import texts_to_exclude, topic_texts
 from tests.processes import run_python, run_ranks
-from tests.tiny import write_tiny_model
+from tests.tiny import encode_one, write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "make_replay.py"
@@ -47,7 +47,7 @@ def test_one_process_and_two_that_share_the_model_write_the_same_chats(folder):
     assert len({chat[0]["content"] for chat in chats}) == len(chats) >= 2
     for chat in chats:
         assert [message["role"] for message in chat] == ["user", "assistant"]
-        ids, is_target = encode_chat(tokenizer, chat)
+        ids, is_target = encode_one(tokenizer, {"messages": chat})
         last = max(i for i, flag in enumerate(is_target) if flag)
         assert ids[last] == tokenizer.eos_token_id and last > 0
     assert all("<|" not in message["content"] for chat in chats for message in chat)

@@ -1,0 +1,172 @@
+"""Render chats with a tokenizer's chat template, on a fixed date, with a UserError where the template refuses.
+
+Everything goes through `apply_chat_template` of transformers, so that the text is the one that inference servers make.
+"""
+
+import datetime
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from common.errors import UserError
+
+# For base models without a chat template. Documented in docs/models.md. The space before an answer belongs to the answer,
+# because tokenizers join a word and the space before it: a prompt that ended in a space would be one that no text contains.
+PLAIN_CHAT_TEMPLATE = (
+    "{% if tools %}{{ 'Tools: ' + tools | tojson + '\n\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{% if message.role in ('system', 'developer') %}{{ message.content + '\n\n' }}"
+    "{% elif message.role == 'user' %}{{ 'User: ' + message.content + '\n\n' }}"
+    "{% elif message.role == 'tool' %}{{ 'Tool: ' + message.content + '\n\n' }}"
+    "{% elif message.role == 'assistant' %}{{ 'Assistant:' }}"
+    "{% if message.content %}{{ ' ' + message.content }}{% endif %}"
+    "{% if message.tool_calls %}{{ ' ' + message.tool_calls | tojson }}{% endif %}"
+    "{{ eos_token + '\n\n' }}"
+    "{% else %}{{ raise_exception('unknown role ' + message.role) }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+DATE_FUNCTION = "strftime_now"  # transformers gives it to templates: today's date in a format of strftime
+DIRECTIVES = "aAwdbBmyYHIpMSfjUWxXcGuV"  # of strftime, https://docs.python.org/3/library/datetime.html#format-codes
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """How chats are rendered and which answers are trained: the settings data.chat_template_options, chat_date, train_on.
+
+    date: YYYY-MM-DD, given to templates that ask for today's date; None: today.
+    """
+
+    options: Mapping[str, object] = field(default_factory=dict)
+    date: str | None = None
+    train_on: str = "all"
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer with its options, on a fixed date."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings) -> None:
+        self.tokenizer = tokenizer
+        self.options: dict[str, Any] = dict(settings.options)
+        self.date = settings.date
+
+    def render(self, messages: Sequence[dict], tools: list | None = None, prompt: bool = False) -> str:
+        """The text of a chat; with `prompt`, up to the beginning of the assistant's next answer.
+
+        Raises UserError if the template does.
+        """
+        return self.render_many([messages], tools, prompt)[0]
+
+    def render_many(
+        self, chats: Sequence[Sequence[dict]], tools: list | None = None, prompt: bool = False
+    ) -> list[str]:
+        """`render` of several chats with the same tools, in half the time. Raises UserError if the template refuses one."""
+        with _refusals():
+            rendered = self.tokenizer.apply_chat_template(
+                [list(messages) for messages in chats],
+                tools=cast(Any, tools),
+                chat_template=self._dated(tools),
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **self.options,
+            )
+        return cast(list[str], rendered)
+
+    def generation_spans(self, messages: Sequence[dict], tools: list | None = None) -> list[tuple[int, int]]:
+        """(start, end) of the characters in `{% generation %}` blocks. Raises UserError if the template refuses the chat."""
+        with _refusals():
+            rendered = render_jinja_template(
+                [[{key: value for key, value in message.items() if value is not None} for message in messages]],
+                tools=cast(Any, tools),
+                chat_template=self._dated(tools),
+                return_assistant_tokens_mask=True,
+                **{**self.tokenizer.special_tokens_map, **self.options},
+            )
+        return cast(tuple[list[str], list[list[tuple[int, int]]]], rendered)[1][0]
+
+    def _dated(self, tools: list | None) -> str:
+        template = self.text(tools is not None)
+        return _on_date(template, self.date) if self.date else template
+
+    def text(self, with_tools: bool = False) -> str:
+        """The Jinja source. A tokenizer with several templates has one for chats with tools."""
+        return self.tokenizer.get_chat_template(tools=cast(Any, [] if with_tools else None))
+
+    def knows(self, word: str, with_tools: bool = False) -> bool:
+        """Whether the template mentions a variable, a role or a function."""
+        return _mentions(self.text(with_tools), word)
+
+    def fingerprint(self) -> dict[str, object]:
+        """All that determines the text of a chat, as plain JSON."""
+        texts = sorted({self.text(False), self.text(True)})
+        date = self.date if any(DATE_FUNCTION in text for text in texts) else None
+        return {"templates": texts, "options": json.loads(json.dumps(self.options, default=str)), "date": date}
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what a template raises into a UserError."""
+    try:
+        yield
+    except RecursionError as error:
+        raise UserError("the chat template cannot render this chat: it is nested too deeply") from error
+    except TemplateError as error:  # raise_exception in the template is one of them
+        what = " ".join(str(error).split())
+        raise UserError(f"the chat template refuses this chat: {what}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+        # A template is a program: adding None to a string, for instance, ends in Python's own error.
+        what = " ".join(str(error).split())
+        raise UserError(f"the chat template cannot render this chat ({type(error).__name__}: {what})") from error
+
+
+def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes today's date into a chat."""
+    template = ChatTemplate(tokenizer, ChatSettings())
+    return any(template.knows(DATE_FUNCTION, tools) for tools in (False, True))
+
+
+@functools.lru_cache(maxsize=16)
+def marks_generation(template: str) -> bool:
+    """Whether a template marks what the assistant wrote with `{% generation %}` blocks (transformers' own extension)."""
+    return re.search(r"\{%-?\s*generation\b", template) is not None
+
+
+@functools.lru_cache(maxsize=64)
+def _mentions(template: str, word: str) -> bool:
+    return re.search(rf"\b{word}\b", template) is not None
+
+
+@functools.lru_cache(maxsize=16)
+def _on_date(template: str, date: str) -> str:
+    """The template with a macro in place of the function that gives today's date.
+
+    A variable named like the function would do, but newer versions of transformers turn a function among the variables
+    into a string.
+    """
+    if DATE_FUNCTION not in template:
+        return template
+    day = datetime.datetime.fromisoformat(date)
+    result = "format"
+    for directive in DIRECTIVES:
+        padded = day.strftime(f"%{directive}")
+        for flag, text in (("", padded), ("-", padded.lstrip("0") or "0")):
+            result += f".replace('%{flag}{directive}', {json.dumps(text)})"
+    macro = f"{{% macro {DATE_FUNCTION}(format) %}}{{{{ {result} }}}}{{% endmacro %}}"
+    # What Jinja would do with white space before the template's first tag (trim_blocks, lstrip_blocks) is done here,
+    # because the macro now stands before it. Nothing is trimmed after a variable.
+    body = template.lstrip()
+    space = template[: len(template) - len(body)]
+    if re.match(r"\{[{%#]-", body):
+        space = ""
+    elif re.match(r"\{[%#](?!\+)", body):
+        space = space[: space.rfind("\n") + 1]
+    return f"{macro}{{{{ {json.dumps(space)} }}}}{body}"

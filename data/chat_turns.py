@@ -1,0 +1,364 @@
+"""A chat -> the texts to train on, and the characters in them that the assistant is to write.
+
+For the answer of turn i, generation sees the prompt P = render(messages before i, with the generation prompt), and a chat
+that ends with the answer is rendered as F = render(messages up to i). The answer is what F has after P, up to the token
+that ends the turn.
+
+Many templates only append: every P is a prefix of the rendering of the whole chat, and one text serves all answers. Others
+rewrite earlier turns (Qwen3 drops their thinking, Mistral moves the system message to the last question). Then the chat is
+split: one text per trained answer, P and the answer, which is what the model sees when it generates. Where F does not
+begin with P, because the template renders an answer differently once it is given (DeepSeek-R1 opens a thinking block in
+the prompt), the text is P followed by the answer as F writes it.
+
+What follows the last trained answer is left out: it has no target, and it would change how templates render that answer.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from common.errors import UserError
+from data.chat_template import ChatTemplate, marks_generation
+
+FEW_TURNS = 4  # up to so many trained answers, each is rendered by itself; in longer chats only some are
+MANY_KINDS = 4  # of turns in a chat; with more of them each turn is rendered by itself
+MARK = "qX{}Xq"  # stands in for the content of a message to find where the template puts it
+NEAR = 12  # characters by which the end of a prompt is recognised in another rendering
+MAX_GAP = 64  # characters that a template may write between the prompt and the answer
+OPEN_THINKING = re.compile(r"<(think|thinking|thought|reasoning)>\s*$")
+
+
+class CharSpan(NamedTuple):
+    """Characters `start` to `end` (exclusive) are an answer, with this factor of the loss."""
+
+    start: int
+    end: int
+    weight: float
+
+
+class RenderedText(NamedTuple):
+    """A text and the answers in it, in order. The prompt of each answer is the text before it.
+
+    needs_eos: the template writes no token that ends the last answer, so EOS is to follow it.
+    """
+
+    text: str
+    answers: tuple[CharSpan, ...]
+    needs_eos: bool
+
+
+@dataclass(frozen=True)
+class EndMarkers:
+    """How answers can end. special: texts of the tokenizer's special tokens. stops: those that end an answer for certain."""
+
+    special: tuple[str, ...]
+    stops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One trained answer, rendered by itself: its prompt, the text of the answer with its end, and its weight.
+
+    as_given: prompt and answer are a prefix of what the template makes of the chat up to this answer.
+    """
+
+    prompt: str
+    answer: str
+    weight: float
+    needs_eos: bool
+    as_given: bool
+
+
+class Chat:
+    """One chat in the canonical form of data/formats.py, prepared for rendering.
+
+    messages: up to the last trained answer. trained: the indices of the trained answers, possibly none. notes: keys of
+    data.encoding.NOTES.
+    """
+
+    def __init__(
+        self, template: ChatTemplate, markers: EndMarkers, messages: list[dict], tools: list | None, train_on: str
+    ) -> None:
+        """Raises UserError if the template cannot render what the chat has."""
+        self.template, self.markers, self.tools = template, markers, tools
+        self.notes: list[str] = []
+        self.weights = [float(message.get("weight", 1.0)) for message in messages]
+        plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+        with_tools = tools is not None
+        if any(message["role"] == "developer" for message in plain) and not template.knows("developer", with_tools):
+            plain = [m | {"role": "system"} if m["role"] == "developer" else m for m in plain]
+            self.notes.append("developer")
+        if tools and not template.knows("tools", True):
+            self.notes.append("tools")
+        if any(message.get("tool_calls") for message in plain) and not template.knows("tool_calls", with_tools):
+            raise UserError(
+                "the chat template does not render `tool_calls`; name one that does in data.chat_template, or leave this chat "
+                "out"
+            )
+        answers = [i for i, message in enumerate(plain) if message["role"] == "assistant"]
+        if 0 in answers:
+            answers.remove(0)  # nothing precedes it that a model could answer
+            self.notes.append("opening")
+        self.trained = [i for i in answers if self.weights[i] > 0]
+        if train_on == "last":
+            self.trained = [i for i in answers[-1:] if i in self.trained]
+        if not self.trained:
+            self.notes.append("weightless" if answers else "unanswered")
+        elif self.trained[-1] < len(plain) - 1:
+            self.notes.append("trailing")
+            plain = plain[: self.trained[-1] + 1]
+        self.messages = plain
+        self.generation = marks_generation(template.text(with_tools))
+        self.turns: dict[int, _Turn] = {}
+
+    def render(self) -> tuple[list[RenderedText], list[str]]:
+        """(texts to train on, notes). Without a trained answer there is no text. Raises UserError if the template refuses."""
+        if not self.trained:
+            self.template.render(self.messages, self.tools)  # a chat that the template refuses is an error even so
+            return [], self.notes
+        notes, texts = list(self.notes), self._one_text()
+        if texts is None:
+            texts = [self._text_of(i) for i in self.trained]
+            if len(texts) > 1:
+                notes.append("split")
+            if not all(self._turn(i).as_given for i in self.trained):
+                notes.append("rebuilt")
+        if _leaves_out(texts[-1].text, self.messages):
+            notes.append("left out")
+        return texts, notes
+
+    def set_last_turn(self, prompt: str, given: str) -> None:
+        """Set the renderings of the last answer, if they are known: its prompt, and the chat with it."""
+        self._add_turn(self.trained[-1], prompt, given)
+
+    def _add_turn(self, i: int, prompt: str, given: str) -> None:
+        as_given = given.startswith(prompt)
+        rest = given[len(prompt) :] if as_given else _answer_after(prompt, given, self.messages[i], self.markers)
+        end, needs_eos = _end_of_answer(rest, self.messages[i], self.markers)
+        self.turns[i] = _Turn(prompt, rest[:end], self.weights[i], needs_eos, as_given)
+
+    def _turn(self, i: int) -> _Turn:
+        """The answer of message i, with the prompt that generation sees."""
+        if i not in self.turns:
+            prompt = self.template.render(self.messages[:i], self.tools, prompt=True)
+            self._add_turn(i, prompt, self.template.render(self.messages[: i + 1], self.tools))
+        return self.turns[i]
+
+    def _text_of(self, i: int) -> RenderedText:
+        """The text of the answer of message i by itself."""
+        turn = self._turn(i)
+        text = turn.prompt + turn.answer
+        spans = (CharSpan(len(turn.prompt), len(text), turn.weight),)
+        return RenderedText(text, self._marked(text, spans, i) if turn.as_given else spans, turn.needs_eos)
+
+    def _one_text(self) -> list[RenderedText] | None:
+        """The whole chat as one text with all trained answers, or None if the template rewrites earlier turns."""
+        trained, last = self.trained, self._turn(self.trained[-1])
+        if not last.as_given:
+            return None
+        whole = last.prompt + last.answer
+        inferred = {} if len(trained) <= FEW_TURNS else self._infer()
+        if inferred is None:
+            return None
+        spans = []
+        for i in trained:
+            if i in inferred:
+                spans.append(inferred[i])
+                continue
+            turn = self._turn(i)
+            text = turn.prompt + turn.answer
+            if not (turn.as_given and whole.startswith(text)):
+                return None
+            spans.append(CharSpan(len(turn.prompt), len(text), turn.weight))
+        return [RenderedText(whole, self._marked(whole, tuple(spans), trained[-1]), last.needs_eos)]
+
+    def _marked(self, text: str, spans: tuple[CharSpan, ...], last: int) -> tuple[CharSpan, ...]:
+        """The part of each span that the template marks as written by the assistant, if it marks anything.
+
+        The token that ends an answer belongs to it, even if the template writes it behind its mark. last: index of the last
+        message in the text.
+        """
+        if not self.generation:
+            return spans
+        marks = self.template.generation_spans(self.messages[: last + 1], self.tools)
+        parts = []
+        for span in spans:
+            for start, end in marks:
+                if text[end : span.end].strip() in self.markers.special:
+                    end = span.end
+                if max(span.start, start) < min(span.end, end):
+                    parts.append(CharSpan(max(span.start, start), min(span.end, end), span.weight))
+        return tuple(parts)
+
+    def _infer(self) -> dict[int, CharSpan] | None:
+        """The spans of those answers of a long chat that need no rendering of their own; None if the chat must be split.
+
+        Rendering every prompt would take time quadratic in the number of turns. Instead the chat is rendered once more with
+        a mark in place of each content, which tells where the template puts the contents and what it writes between them.
+        Turns between whose neighbours the template writes the same are of one kind. The first and the last of a kind are
+        rendered by themselves, and the others begin and end at the same distance from their neighbours' contents. A chat
+        whose contents the template changes, or with many kinds, is rendered turn by turn.
+        """
+        whole = self.template.render(self.messages, self.tools)
+        places = self._places(whole)
+        if places is None:
+            return {}
+        kinds: dict[tuple, list[int]] = {}
+        for i in self.trained[:-1]:
+            if places.get(i - 1) and places.get(i + 1):
+                kinds.setdefault(self._kind(i, whole, places), []).append(i)
+        if len(kinds) > MANY_KINDS:
+            return {}
+        inferred = {}
+        for members in kinds.values():
+            distances = set()
+            for i in {members[0], members[-1]}:
+                turn = self._turn(i)
+                text = turn.prompt + turn.answer
+                if not (turn.as_given and whole.startswith(text)):
+                    return None
+                distances.add((len(turn.prompt) - places[i - 1][1], places[i + 1][0] - len(text)))
+            if len(distances) > 1:
+                continue  # each is rendered by itself
+            before, after = distances.pop()
+            first = members[0]
+            for i in members[1:-1]:
+                begin, end = places[i - 1][1], places[i + 1][0]
+                same_before = whole.startswith(whole[places[first - 1][1] : places[first - 1][1] + before], begin)
+                same_after = whole[end - after : end] == whole[places[first + 1][0] - after : places[first + 1][0]]
+                if same_before and same_after:
+                    inferred[i] = CharSpan(begin + before, end - after, self.weights[i])
+        return inferred
+
+    def _kind(self, i: int, whole: str, places: dict[int, tuple[int, int]]) -> tuple:
+        """What answers of one kind have in common: roles, keys, and what the template writes around their content."""
+        message = self.messages[i]
+        around = (places[i - 1][1], places[i + 1][0])
+        if i in places:
+            written = (whole[around[0] : places[i][0]], whole[places[i][1] : around[1]])
+        else:  # the answer is a tool call: only what is before and after it can be alike
+            written = ("", "")
+        return (self.messages[i - 1]["role"], self.messages[i + 1]["role"], tuple(sorted(message)), written)
+
+    def _places(self, whole: str) -> dict[int, tuple[int, int]] | None:
+        """Where each content stands in the rendering of the whole chat; None unless all of them stand there unchanged."""
+        marks = {
+            i: MARK.format(i)
+            for i, message in enumerate(self.messages)
+            if isinstance(message.get("content"), str) and message["content"].strip()
+        }
+        marked = [m | {"content": marks[i]} if i in marks else m for i, m in enumerate(self.messages)]
+        try:
+            skeleton = self.template.render(marked, self.tools)
+        except UserError:  # a template may look into a content
+            return None
+        places, position, done = {}, 0, 0
+        for i, mark in marks.items():
+            at = skeleton.find(mark, done)
+            between = skeleton[done:at]
+            if at < 0 or not whole.startswith(between, position):
+                return None
+            position += len(between)
+            content = self.messages[i]["content"]
+            for form in (content, content.strip()):
+                if whole.startswith(form, position):
+                    break
+            else:
+                return None
+            places[i] = (position, position + len(form))
+            position, done = position + len(form), at + len(mark)
+        return places if whole[position:] == skeleton[done:] else None
+
+
+def _leaves_out(text: str, messages: Sequence[dict]) -> bool:
+    """Whether the content of a message that is not an answer is missing from the rendered text."""
+    position = 0  # messages mostly come in order, so that the search is linear
+    for message in messages:
+        content = message.get("content")
+        if message["role"] == "assistant" or not isinstance(content, str):
+            continue
+        content = content.strip()
+        at = text.find(content, position)
+        # A template may trim every line.
+        if at < 0 and content not in text and not all(line.strip() in text for line in content.split("\n")):
+            return True
+        position = max(position, at)
+    return False
+
+
+def _answer_after(prompt: str, given: str, message: dict, markers: EndMarkers) -> str:
+    """The answer to append to a prompt that is not a prefix of the chat with the answer.
+
+    It is what the template writes from the end of the prompt on, where that end can be found before the content; else the
+    content and what the template writes after it. A thinking block that the prompt opens is closed.
+    """
+    said = (message.get("content") or "").strip()
+    content = said
+    if "</think>" in said and said not in given:  # the template drops the thinking of an answer that is given
+        content = said.rpartition("</think>")[2].strip()
+    # Without a content, as in a tool call, the answer is what differs from the prompt.
+    end = _content_end(given, content, markers) if content else len(os.path.commonprefix([prompt, given]))
+    if end is None:
+        raise UserError(
+            "the chat template rewrites the last answer, so what the assistant wrote cannot be found in it; give another "
+            "template in data.chat_template"
+        )
+    start = end - len(content)
+    opened = OPEN_THINKING.search(prompt)
+    if not opened and content:
+        for gap in range(min(MAX_GAP, start) + 1):
+            if given[: start - gap].endswith(prompt[-NEAR:]):
+                return given[start - gap :]
+    if not opened:
+        return given[start:]
+    tag, thought = opened[1], message.get("reasoning_content")
+    if isinstance(thought, str):
+        said = f"{thought.strip()}\n</{tag}>\n\n{said}"
+    elif f"</{tag}>" in said:
+        said = said.removeprefix(f"<{tag}>").lstrip()
+    else:
+        said = f"\n</{tag}>\n\n{said}"
+    return said + given[end:]
+
+
+def _content_end(text: str, content: str, markers: EndMarkers) -> int | None:
+    """Where a content, without white space around it, ends in a text that ends with it and what the template adds.
+
+    None if it is not there. It is looked for from the end: behind it, a template mostly writes special tokens and white space
+    only.
+    """
+    if not content:
+        return None
+    ends = [len(text)]
+    while True:
+        rest = text[: ends[-1]]
+        shorter = rest.rstrip()
+        shorter = next((shorter.removesuffix(m) for m in markers.special if shorter.endswith(m)), shorter)
+        if len(shorter) == len(rest):
+            break
+        ends.append(len(shorter))
+    for end in reversed(ends):
+        if text.endswith(content, 0, end):
+            return end
+    at = text.rfind(content)
+    return None if at < 0 else at + len(content)
+
+
+def _end_of_answer(rest: str, message: dict, markers: EndMarkers) -> tuple[int, bool]:
+    """(where the answer ends in `rest`, whether EOS is to follow). `rest` begins with the answer.
+
+    The end is behind the first special token after the content. After a tool call, which may contain special tokens, it is
+    behind the first token that is known to end an answer, or behind the last special token. Without any such token it is the
+    last character that is not white space, and EOS is to follow it.
+    """
+    found = _content_end(rest, (message.get("content") or "").strip(), markers)
+    after = found or 0
+    texts = markers.stops if found is None or message.get("tool_calls") else markers.special
+    ends = [(rest.index(text, after), len(text)) for text in texts if text in rest[after:]]
+    if ends:
+        start, length = min(ends, key=lambda end: (end[0], -end[1]))
+        return start + length, False
+    end = max(len(rest.rstrip()), after)
+    return end, not rest[:end].endswith(markers.special)

@@ -1,0 +1,346 @@
+"""The structure of the chat templates of public model families, in templates of our own, and tokenizers for them.
+
+What each template is there for stands beside it: what it writes before and after an answer, and what it rewrites once a turn
+is no longer the last. The wording of system prompts and tool instructions does not matter here and is left out.
+"""
+
+import functools
+import json
+from dataclasses import dataclass, field
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tests.tiny import SENTENCES
+
+CALL = '{"name": "\' ~ c.function.name ~ \'", "arguments": \' ~ (c.function.arguments | tojson) ~ \'}'
+
+
+@dataclass(frozen=True)
+class Family:
+    """A template with its special tokens. kind: byte (byte-level BPE), sentencepiece (dummy prefix) or legacy (the same, but
+    before every piece between special tokens). adds_bos: whether the tokenizer puts BOS before a text."""
+
+    template: str
+    special: tuple[str, ...]
+    eos: str
+    bos: str | None = None
+    kind: str = "byte"
+    adds_bos: bool = False
+    options: dict = field(default_factory=dict)
+
+
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+LLAMA3_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+MISTRAL_TOKENS = ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
+ALTERNATE = (
+    "{% for m in rest if m.role in ('user', 'assistant') and not m.tool_calls %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
+)
+REST = (
+    "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set rest = messages[1:] %}"
+    "{% else %}{% set rest = messages %}{% endif %}"
+)
+
+FAMILIES = {
+    # A system message of its own if the chat has none.
+    "smollm2": Family(
+        "{% for m in messages %}{% if loop.first and messages[0].role != 'system' %}<|im_start|>system\nHelp.<|im_end|>\n"
+        "{% endif %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        CHATML_TOKENS,
+        "<|im_end|>",
+    ),
+    # Tools in the system message, tool calls as JSON between tags that are tokens but not special.
+    "qwen2.5": Family(
+        "{% if tools %}<|im_start|>system\n{{ (messages[0].content if messages[0].role == 'system' else 'Help.') + '\n' }}"
+        "{% for t in tools %}{{ t | tojson + '\n' }}{% endfor %}<|im_end|>\n"
+        "{% elif messages[0].role == 'system' %}{{ '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'user' or m.role == 'system' and not loop.first %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% elif m.role == 'assistant' %}{{ '<|im_start|>assistant' }}{% if m.content %}{{ '\n' + m.content }}{% endif %}"
+        "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n"
+        + CALL
+        + "\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
+        "{% elif m.role == 'tool' %}{{ '<|im_start|>user\n<tool_response>\n' + m.content + '\n</tool_response><|im_end|>\n' }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        CHATML_TOKENS,
+        "<|im_end|>",
+    ),
+    # An empty thinking block before the last answer; thinking of earlier turns is dropped.
+    "qwen3": Family(
+        "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson + '\n' }}{% endfor %}<|im_end|>\n{% endif %}"
+        "{% set ns = namespace(last=-1) %}"
+        "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m.role in ('user', 'system') %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% elif m.role == 'assistant' %}{% set content = m.content or '' %}{% set thought = m.reasoning_content or '' %}"
+        "{% if '</think>' in content %}{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+        "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+        "{{ '<|im_start|>assistant\n' }}{% if loop.index0 > ns.last and (loop.last or thought) %}"
+        "{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{% endif %}{{ content }}"
+        "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n"
+        + CALL
+        + "\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
+        "{% elif m.role == 'tool' %}{{ '<|im_start|>user\n<tool_response>\n' + m.content + '\n</tool_response><|im_end|>\n' }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+        "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}",
+        CHATML_TOKENS,
+        "<|im_end|>",
+    ),
+    # `{% generation %}` around the header and around the newline after the end; the date in the system message.
+    "smollm3": Family(
+        "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %B %Y') + '\n' }}"
+        "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}{{ '<|im_end|>\n' }}"
+        "{% for m in messages %}{% if m.role in ('user', 'tool') %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% elif m.role == 'assistant' %}{% generation %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n' + "
+        "(m.content or '').lstrip('\n') + '<|im_end|>\n' }}{% endgeneration %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n' }}{% endif %}",
+        CHATML_TOKENS,
+        "<|im_end|>",
+    ),
+    # The answer ends in a token that is not EOS; the date is in the system message.
+    "llama3": Family(
+        "{{ bos_token }}{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "{% if messages[0].role == 'system' %}{% set system = messages[0].content | trim %}{% set messages = messages[1:] %}"
+        "{% else %}{% set system = '' %}{% endif %}"
+        "{{ '<|start_header_id|>system<|end_header_id|>\n\nToday: ' + date_string + '\n\n' + system + '<|eot_id|>' }}"
+        "{% for m in messages %}{% if m.tool_calls %}"
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% set c = m.tool_calls[0] %}{{ '"
+        + CALL
+        + "<|eot_id|>' }}"
+        "{% elif m.role == 'tool' %}{{ '<|start_header_id|>ipython<|end_header_id|>\n\n' + m.content + '<|eot_id|>' }}"
+        "{% else %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+        LLAMA3_TOKENS,
+        "<|end_of_text|>",
+        bos="<|begin_of_text|>",
+        adds_bos=True,
+    ),
+    # The system message inside the first question; sentencepiece with a dummy prefix; roles must alternate.
+    "llama2": Family(
+        REST + ALTERNATE + "{% for m in rest %}{% if m.role == 'user' %}"
+        "{{ bos_token + '[INST] ' + ('<<SYS>>\n' + system + '\n<</SYS>>\n\n' if loop.first and system is defined else '')"
+        " + m.content.strip() + ' [/INST]' }}{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}",
+        ("<s>", "</s>"),
+        "</s>",
+        bos="<s>",
+        kind="legacy",
+        adds_bos=True,
+    ),
+    # No system message at all; no space before an answer.
+    "mistral-v1": Family(
+        "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+        "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}",
+        ("<s>", "</s>"),
+        "</s>",
+        bos="<s>",
+        kind="legacy",
+        adds_bos=True,
+    ),
+    # The system message before the last message of the chat, if that is a question: it goes once the answer is there.
+    "mistral-v3": Family(
+        REST + ALTERNATE + "{{ bos_token }}{% for m in rest %}{% if m.role == 'user' %}"
+        "{{ '[INST] ' + (system + '\n\n' if loop.last and system is defined else '') + m.content + '[/INST]' }}"
+        "{% elif m.tool_calls %}{{ '[TOOL_CALLS] [' }}{% for c in m.tool_calls %}{{ '" + CALL + "' }}{% endfor %}"
+        "{{ ']' + eos_token }}{% elif m.role == 'tool' %}{{ '[TOOL_RESULTS] ' + m.content + '[/TOOL_RESULTS]' }}"
+        "{% else %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}",
+        MISTRAL_TOKENS,
+        "</s>",
+        bos="<s>",
+        kind="sentencepiece",
+        adds_bos=True,
+    ),
+    # The same on a byte-level tokenizer, without spaces: the system message moves to the last question.
+    "mistral-tekken": Family(
+        REST + ALTERNATE + "{% set ns = namespace(last=-1) %}{% for m in rest %}{% if m.role == 'user' %}"
+        "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{{ bos_token }}{% for m in rest %}{% if m.role == 'user' %}"
+        "{{ '[INST]' + (system + '\n\n' if loop.index0 == ns.last and system is defined else '') + m.content + '[/INST]' }}"
+        "{% elif m.tool_calls %}{{ '[TOOL_CALLS][' }}{% for c in m.tool_calls %}{{ '" + CALL + "' }}{% endfor %}"
+        "{{ ']' + eos_token }}{% elif m.role == 'tool' %}{{ '[TOOL_RESULTS]' + m.content + '[/TOOL_RESULTS]' }}"
+        "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}",
+        MISTRAL_TOKENS,
+        "</s>",
+        bos="<s>",
+        adds_bos=True,
+    ),
+    # EOS after the whole chat, unless an answer is asked for; the end of an answer is another token.
+    "phi3": Family(
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}",
+        ("<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>"),
+        "<|endoftext|>",
+        bos="<s>",
+        kind="sentencepiece",
+    ),
+    # An empty system message is left out; otherwise like Phi-3.
+    "phi3.5": Family(
+        "{% for m in messages %}{% if m.role == 'system' and m.content %}{{ '<|system|>\n' + m.content + '<|end|>\n' }}"
+        "{% elif m.role == 'user' %}{{ '<|user|>\n' + m.content + '<|end|>\n' }}"
+        "{% elif m.role == 'assistant' %}{{ '<|assistant|>\n' + m.content + '<|end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}",
+        ("<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        "<|endoftext|>",
+        kind="sentencepiece",
+    ),
+    # Another name for the assistant, no system message, an end that is not EOS, and a newline after it.
+    "gemma": Family(
+        "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}"
+        "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + '<end_of_turn>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+        ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
+        "<eos>",
+        bos="<bos>",
+        adds_bos=True,
+    ),
+    # The system message inside the first question.
+    "gemma3": Family(
+        "{{ bos_token }}" + REST + "{% for m in rest %}"
+        "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + "
+        "(system + '\n\n' if loop.first and system is defined else '') + m.content | trim + '<end_of_turn>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+        ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
+        "<eos>",
+        bos="<bos>",
+        adds_bos=True,
+    ),
+    # A thinking block opened by the prompt; given answers lose their thinking and the block.
+    "deepseek-r1": Family(
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
+        "{% elif m.role == 'user' %}{{ '<|User|>' + m.content }}"
+        "{% elif m.role == 'tool' %}{{ '<|tool|>' + m.content }}"
+        "{% elif m.tool_calls %}{{ '<|Assistant|><|call|>' }}{% for c in m.tool_calls %}{{ '"
+        + CALL
+        + "' }}{% endfor %}"
+        "{{ '<|endcall|>' + eos_token }}"
+        "{% else %}{{ '<|Assistant|>' + m.content.split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}",
+        ("<|begin|>", "<|sentence_end|>", "<|User|>", "<|Assistant|>", "<|call|>", "<|endcall|>", "<|tool|>"),
+        "<|sentence_end|>",
+        bos="<|begin|>",
+        adds_bos=True,
+    ),
+    # Headers as plain text, EOS after an answer.
+    "deepseek-v2": Family(
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ 'User: ' + m.content + '\n\n' }}"
+        "{% elif m.role == 'assistant' %}{{ 'Assistant: ' + m.content + eos_token }}"
+        "{% elif m.role == 'system' %}{{ m.content + '\n\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}",
+        ("<|begin|>", "<|sentence_end|>"),
+        "<|sentence_end|>",
+        bos="<|begin|>",
+        adds_bos=True,
+    ),
+    # Newlines before and after the end.
+    "zephyr": Family(
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}"
+        "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}",
+        ("<s>", "</s>"),
+        "</s>",
+        bos="<s>",
+        kind="legacy",
+        adds_bos=True,
+    ),
+    # No special token in the middle of the chat, EOS after the last answer only.
+    "olmo": Family(
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}"
+        "{{ '<|assistant|>\n' + m.content + (eos_token if loop.last else '\n') }}"
+        "{% else %}{{ '<|' + m.role + '|>\n' + m.content + '\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}",
+        ("<|endoftext|>",),
+        "<|endoftext|>",
+        bos="<|endoftext|>",
+    ),
+    # Nothing but text: no special token at all after an answer.
+    "vicuna": Family(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'ASSISTANT: ' + m.content + '\n' }}"
+        "{% else %}{{ m.role | upper + ': ' + m.content + '\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
+        ("<s>", "</s>"),
+        "</s>",
+        bos="<s>",
+        kind="sentencepiece",
+        adds_bos=True,
+    ),
+    # Tokens for roles, and an end that is not EOS.
+    "command-r": Family(
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|START|><|CHATBOT|>' + m.content | trim + "
+        "'<|END|>' }}{% else %}{{ '<|START|><|' + m.role | upper + '|>' + m.content + '<|END|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|START|><|CHATBOT|>' }}{% endif %}",
+        ("<BOS>", "<EOS>", "<|START|>", "<|END|>", "<|CHATBOT|>", "<|USER|>", "<|SYSTEM|>", "<|TOOL|>"),
+        "<EOS>",
+        bos="<BOS>",
+        adds_bos=True,
+    ),
+    # Channels within a turn; the last answer ends in another token than earlier ones.
+    "gpt-oss": Family(
+        "{{ '<|start|>system<|message|>Date: ' + strftime_now('%Y-%m-%d') + '<|end|>' }}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% set last = loop.last and not add_generation_prompt %}"
+        "{% if m.tool_calls %}{% set c = m.tool_calls[0] %}{{ '<|start|>assistant to=' + c.function.name + "
+        "'<|channel|>commentary<|message|>' + c.function.arguments | tojson + '<|call|>' }}{% else %}"
+        "{% if m.reasoning_content and last %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.reasoning_content + "
+        "'<|end|>' }}{% endif %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + "
+        "('<|return|>' if last else '<|end|>') }}{% endif %}"
+        "{% else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}",
+        ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>"),
+        "<|return|>",
+    ),
+    # The template that a tokenizer without any gets.
+    "plain": Family("", ("<s>", "</s>"), "</s>", bos="<s>", adds_bos=True),
+}
+
+
+@functools.cache
+def _trained(kind: str) -> str:
+    """A small BPE of SENTENCES as JSON, without special tokens."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=kind != "byte", unk_token=None if kind == "byte" else "<unk>"))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if kind == "byte":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+        alphabet = [chr(i) for i in range(32, 127)] + ["▁", "\n"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=[] if kind == "byte" else ["<unk>", *(f"<0x{i:02X}>" for i in range(256))],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    if kind == "sentencepiece":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    if kind == "legacy":  # as in tokenizer.json of Llama 2: no pre-tokenizer, the prefix is written by the normalizer
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.pre_tokenizer = None
+    if kind != "byte":
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+    return tokenizer.to_str()
+
+
+def family_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a family with its template."""
+    family = FAMILIES[name]
+    tokenizer = Tokenizer.from_str(_trained(family.kind))
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in family.special])
+    tokenizer.add_tokens([AddedToken(f"<{slash}tool_call>", normalized=False) for slash in ("", "/")])
+    if family.adds_bos:
+        start = (family.bos, tokenizer.token_to_id(family.bos))
+        tokenizer.post_processor = processors.TemplateProcessing(f"{start[0]} $A", None, [start])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=family.eos, bos_token=family.bos, clean_up_tokenization_spaces=False
+    )
+    fast.chat_template = family.template or None
+    return fast
+
+
+def as_json(value: object) -> str:
+    """Compact JSON with the separators that templates use."""
+    return json.dumps(value, ensure_ascii=False)

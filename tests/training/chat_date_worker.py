@@ -1,0 +1,28 @@
+"""Two ranks settle the date of a run, rank 1 after midnight; each writes it to RESULT.rank<rank>.txt.
+
+torchrun --nproc_per_node=2 tests/training/chat_date_worker.py RUN_DIRECTORY RESULT
+"""
+
+import datetime
+import os
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from tests.chat_families import family_tokenizer
+from training import chat_settings
+
+
+class Today(datetime.date):
+    @classmethod
+    def today(cls) -> datetime.date:
+        return datetime.date(2026, 1, 31) + datetime.timedelta(days=int(os.environ["RANK"]))
+
+
+chat_settings.datetime.date = Today
+run_directory, result = map(Path, sys.argv[1:])
+config = Config(Model("m"), Data(("a",)), Batch(1), Optimizer(1e-5), Run("r"))
+config = chat_settings.settle_chat_settings(config, family_tokenizer("llama3"), run_directory, 2)
+result.with_suffix(f".rank{os.environ['RANK']}.txt").write_text(str(config.data.chat_date))

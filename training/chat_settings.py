@@ -1,0 +1,67 @@
+"""How the chats of a run are rendered, settled before any is read: the options of the template, and its date."""
+
+import dataclasses
+import datetime
+import inspect
+import json
+import os
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from common.errors import UserError
+from configs.config import Config, Data
+from data.chat_template import ChatSettings, ChatTemplate, writes_date
+from distributed.rendezvous import join
+
+
+def chat_settings(data: Data) -> ChatSettings:
+    """The settings of a config that data/encoding.py needs."""
+    return ChatSettings(data.chat_template_options, data.chat_date, data.train_on)
+
+
+def settle_chat_settings(
+    config: Config, tokenizer: PreTrainedTokenizerBase, run_directory: Path, world_size: int
+) -> Config:
+    """The config with the date of the run in data.chat_date, or None if the chat template writes none. A collective.
+
+    A template that writes today's date would make other data of the same chats every day: the run could not be resumed. The
+    date is therefore that of the run's first start, which its config.json records. Rank 0 tells it to the others, because
+    midnight may pass between their starts. Raises UserError if an option is not a variable of the template.
+    """
+    data = config.data
+    _check_options(data, ChatTemplate(tokenizer, ChatSettings()))
+    if not writes_date(tokenizer):
+        return _with_date(config, None)
+    if data.chat_date is not None:
+        return config
+    date = _recorded_date(run_directory) or datetime.date.today().isoformat()
+    if world_size > 1:
+        store = join(config.run.timeout_minutes)
+        if int(os.environ["RANK"]) == 0:
+            store.set("chat_date", date)
+        date = store.get("chat_date").decode()
+    return _with_date(config, date)
+
+
+def _with_date(config: Config, date: str | None) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, chat_date=date))
+
+
+def _recorded_date(run_directory: Path) -> str | None:
+    """The date of the run's first start, if it has started before."""
+    try:
+        record = json.loads((run_directory / "config.json").read_text(encoding="utf-8"))
+        date = record.get("config", record)["data"]["chat_date"]
+        return datetime.date.fromisoformat(date).isoformat()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # not started yet, or by an earlier version of this code
+
+
+def _check_options(data: Data, template: ChatTemplate) -> None:
+    taken = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    for name in data.chat_template_options:
+        if name in taken:
+            raise UserError(f"data.chat_template_options: {name} is set by this code; remove it")
+        if not (template.knows(name) or template.knows(name, with_tools=True)):
+            raise UserError(f"data.chat_template_options: the chat template has no variable {name}; correct its name")
