@@ -1,196 +1,103 @@
-"""Read examples from data files: .jsonl, .txt and .parquet, each also compressed as .gz or .zst.
+"""Read examples from data files, whatever their type and form (docs/data.md), in one canonical form (data/formats.py)."""
 
-An example is a dictionary with `messages` (a chat) or `text` (a document). A .txt file is one document. A file with any
-other suffix is read as JSONL.
-"""
-
-import gzip
-import io
-import json
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.errors import UserError
+from data.arrow_rows import column_names
+from data.compression import Advance as Advance
+from data.compression import data_suffix, no_progress
+from data.compression import read_chunks as read_chunks
+from data.formats import DEFAULT, Reading, canonical_example, describe
+from data.messages import short_list
+from data.paths import check_files
+from data.paths import check_paths_exist as check_paths_exist
+from data.paths import expand as expand
+from data.paths import left_out as left_out
+from data.rows import read_rows
 
-ROLES = ("system", "user", "assistant", "tool")
-CHUNK = 1 << 20  # bytes
-Advance = Callable[[int], None]  # progress callback: number of bytes of the file read since the last call
-
-
-def no_progress(count: int) -> None:
-    """No-op progress callback."""
-
-
-def check_paths_exist(paths: Iterable[str | Path]) -> None:
-    """Raise UserError for the first path that does not exist. Call this before a slow read of the first file."""
-    for path in paths:
-        if not Path(path).exists():
-            raise UserError(
-                f"{path} does not exist; data files are .jsonl or .parquet with `messages` or `text`, or .txt, optionally "
-                "compressed as .gz or .zst"
-            )
+DESCRIBED_ROWS = 100  # of a file, in which `describe_form` finds the keys that are used
 
 
-def check_files(paths: Iterable[str | Path]) -> None:
-    """Raise UserError for the first path that does not exist or is a directory."""
-    for path in map(Path, paths):
-        if path.is_dir():
-            raise UserError(f"{path} is a directory; name the files in it instead")
-        if not path.exists():
-            raise UserError(f"{path} does not exist")
+def read_file(
+    path: str | Path,
+    advance: Advance = no_progress,
+    reading: Reading = DEFAULT,
+    bad: Callable[[str], None] | None = None,
+) -> Iterator[tuple[str, dict]]:
+    """Yield (location, canonical example) for each example of a file. A location reads "FILE, line 3".
 
-
-def read_file(path: str | Path, advance: Advance = no_progress) -> Iterator[tuple[str, dict]]:
-    """Yield (location, example) for each example of a file. A location reads "FILE, line 3".
-
-    Examples are checked for shape and not kept in memory. Raises UserError for a file that is missing, damaged or
-    empty, and for the first malformed example.
+    All examples of a file have the same form. Examples are not kept in memory. Raises UserError for a file that is
+    missing, damaged or empty, and for the first malformed example. With `reading.on_bad="skip"` malformed examples are
+    skipped, and `bad` gets one sentence with the location of each; a damaged file is an error all the same, because
+    nobody knows what it has lost.
     """
     path = Path(path)
     check_files([path])
-    reader = {".parquet": _read_parquet, ".txt": _read_text}.get(data_suffix(path), _read_jsonl)
-    empty = True
-    for where, example in reader(path, advance):
+    reading = _for_file(path, reading)
+    form, problem, empty = None, None, True
+    for where, row in read_rows(path, reading.columns, advance):
+        try:
+            if isinstance(row, UserError):
+                raise row
+            row_form, example = canonical_example(row, where, reading)
+            if row_form != (form := form or row_form):
+                raise UserError(
+                    f"{where} has the form {row_form}, but the file began with {form}; put each form into its own file"
+                )
+        except UserError as error:
+            if reading.on_bad == "error":
+                raise
+            assert bad is not None, "nobody hears what is skipped"
+            bad(str(error))
+            problem = problem or error
+            continue
         empty = False
         yield where, example
+    if empty and problem:
+        raise UserError(f"{path} contains no well-formed example; {problem}") from problem
     if empty:
         raise UserError(f"{path} contains no examples")
 
 
-def data_suffix(path: str | Path) -> str:
-    """The suffix of a file without that of its compression: `.txt` for a.txt.gz."""
+def describe_form(path: str | Path, reading: Reading = DEFAULT) -> str:
+    """The form of a file and which keys are used: "alpaca (instruction, output); ignored: text".
+
+    Found in the first DESCRIBED_ROWS rows; malformed ones are passed over. Raises UserError for a damaged file.
+    """
     path = Path(path)
-    return Path(path.stem).suffix if path.suffix in (".gz", ".zst") else path.suffix
-
-
-def read_chunks(path: str | Path, advance: Advance = no_progress) -> Iterator[bytes]:
-    """Yield the decompressed bytes of a file in chunks. Raises UserError if the file is damaged or truncated."""
-    path = Path(path)
-    try:
-        if path.suffix == ".zst":
-            yield from _decompress_zst(path, advance)
-            return
-        with path.open("rb") as raw:
-            file, done = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw, 0
-            while chunk := file.read(CHUNK):
-                advance(raw.tell() - done)
-                done = raw.tell()
-                yield chunk
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{path} is damaged or not a gzip file: {error}") from error
-
-
-def check_example(example: object, where: str) -> dict:
-    """Return `example` if it is a well-formed chat or document. Raises UserError that begins with `where`."""
-    if not isinstance(example, dict) or not ("messages" in example or "text" in example):
-        raise UserError(f"{where} has neither `messages` nor `text`")
-    if "messages" not in example:
-        if not isinstance(example["text"], str) or not example["text"]:
-            raise UserError(f"{where}: `text` must be a non-empty string")
-        _check_unicode(example["text"], where)
-        return example
-    messages = example["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where}: `messages` must be a non-empty list")
-    for i, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise UserError(f"{where}: message {i} needs a `role` that is one of {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), str):
-            raise UserError(f"{where}: message {i} needs a `content` that is a string")
-        _check_unicode(message["content"], where)
-    return example
-
-
-def _check_unicode(text: str, where: str) -> None:
-    """Refuse lone surrogates, which JSON can contain but no tokenizer accepts."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where} is not valid Unicode text: {error.reason}") from error
-
-
-def _read_jsonl(path: Path, advance: Advance) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(_read_lines(path, advance), 1):
-        where = f"{path}, line {number}"
-        text = _decode(line, where).strip()
-        if not text:
-            continue
+    check_files([path])
+    reading = _for_file(path, reading)
+    form, used, ignored = None, {}, {}
+    for count, (where, row) in enumerate(read_rows(path, reading.columns), 1):
         try:
-            example = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where} is not valid JSON: {error.msg} at column {error.colno}") from error
-        yield where, check_example(example, where)
+            if isinstance(row, dict):
+                row_form, _ = canonical_example(row, where, reading)
+                form = form or row_form
+                for keys, found in zip((used, ignored), describe(row_form, row, reading), strict=True):
+                    keys |= dict.fromkeys(found)
+        except UserError:
+            pass  # read_file says it
+        if count == DESCRIBED_ROWS:
+            break
+    if form is None:
+        return f"no well-formed example in the first {DESCRIBED_ROWS} rows"
+    if data_suffix(path) in (".parquet", ".arrow"):
+        ignored = dict.fromkeys(name for name in column_names(path) if name not in reading.columns) | ignored
+    return f"{form} ({short_list(used)})" + (f"; ignored: {short_list(ignored)}" if ignored else "")
 
 
-def _read_text(path: Path, advance: Advance) -> Iterator[tuple[str, dict]]:
-    text = _decode(b"".join(read_chunks(path, advance)), str(path)).replace("\r\n", "\n")
-    if text.strip():
-        yield str(path), {"text": text}
+def describe_files(paths: Sequence[Path], reading: Reading = DEFAULT) -> list[str]:
+    """One line for each group of files that `describe_form` says the same of: "a.jsonl and 2 more: text (text)"."""
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(describe_form(path, reading), []).append(path)
+    return [
+        f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}: {form}" for form, files in groups.items()
+    ]
 
 
-def _read_parquet(path: Path, advance: Advance) -> Iterator[tuple[str, dict]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{path}: reading .parquet requires pyarrow; pip install pyarrow") from error
-    try:
-        compressed = path.suffix != ".parquet"
-        source = io.BytesIO(b"".join(read_chunks(path, advance))) if compressed else path
-        table = pyarrow.parquet.ParquetFile(source)
-        columns = [name for name in ("messages", "text") if name in table.schema_arrow.names][:1]
-        if not columns:
-            raise UserError(
-                f"{path} has neither a `messages` nor a `text` column; its columns are {', '.join(table.schema_arrow.names)}"
-            )
-        number = done = 0
-        size = 0 if compressed else path.stat().st_size
-        for batch in table.iter_batches(1024, columns=columns):
-            for example in batch.to_pylist():
-                number += 1
-                where = f"{path}, row {number}"
-                yield where, check_example(example, where)
-            read = size * number // table.metadata.num_rows
-            advance(read - done)
-            done = read
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path} is damaged or not a parquet file: {str(error).splitlines()[0]}") from error
-
-
-def _read_lines(path: Path, advance: Advance) -> Iterator[bytes]:
-    rest = b""
-    for chunk in read_chunks(path, advance):
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-    if rest:
-        yield rest
-
-
-def _decode(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8-sig")  # drops a byte order mark
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-
-
-def _decompress_zst(path: Path, advance: Advance) -> Iterator[bytes]:
-    """Decompress frame by frame: zstandard's own reader stops after the first frame and accepts a truncated file."""
-    try:
-        import zstandard
-    except ImportError as error:
-        raise UserError(f"{path}: reading .zst requires zstandard; pip install zstandard") from error
-    frame = None
-    with path.open("rb") as file:
-        try:
-            while chunk := file.read(CHUNK):
-                advance(len(chunk))
-                while chunk:
-                    if frame is None or frame.eof:
-                        frame = zstandard.ZstdDecompressor().decompressobj()
-                    yield frame.decompress(chunk)
-                    chunk = frame.unused_data
-        except zstandard.ZstdError as error:
-            raise UserError(f"{path} is damaged or not a zstd file: {error}") from error
-    if frame is not None and not frame.eof:
-        raise UserError(f"{path} is damaged: it ends in the middle of a zstd frame")
+def _for_file(path: Path, reading: Reading) -> Reading:
+    """How this file is read: a .txt file has no keys that data.fields could name."""
+    return replace(reading, fields={}) if data_suffix(path) == ".txt" else reading

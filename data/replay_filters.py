@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from common.errors import UserError
+from data.formats import example_text
 
 SHINGLE = 24  # characters
 EVALUATION_SHINGLE = 50  # characters; a text with so long a run in common with evaluation texts is dropped
@@ -77,7 +78,7 @@ def filter_sampled(sampled: Sequence[dict], filters: Filters, evaluation: Evalua
             document["text"] = until_last_sentence(document["text"])
             num_truncated += 1
         candidates.append(document)
-    kept, dropped = filter_texts([document_text(document) for document in candidates], filters, evaluation)
+    kept, dropped = filter_texts([example_text(document) for document in candidates], filters, evaluation)
     dropped = {"unfinished": num_unfinished} | dropped
     if not kept:
         raise UserError(f"none of {len(sampled)} documents passed the filters; dropped: {dropped}")
@@ -115,13 +116,6 @@ def filter_texts(
             continue
         dropped[reason] += 1
     return kept, dropped
-
-
-def document_text(document: dict) -> str:
-    """The text of a document, or all messages of a chat."""
-    if "text" in document:
-        return document["text"]
-    return "\n\n".join(message["content"] for message in document["messages"])
 
 
 def normalize(text: str) -> str:

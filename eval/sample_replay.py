@@ -22,7 +22,8 @@ from common.durable_files import write_json, write_json_lines
 from common.errors import UserError
 from data.encoding import ExampleEncoder
 from data.files import read_file
-from data.replay_filters import EvaluationTexts, document_text, normalize
+from data.formats import example_text
+from data.replay_filters import EvaluationTexts, normalize
 from data.tokens import bos_ids, load_tokenizer, plain_template
 from distributed.process_group import Ranks, barrier
 from eval.general_text import held_out_texts, training_texts
@@ -41,7 +42,7 @@ def texts_to_exclude(exclude: Sequence[Path]) -> EvaluationTexts:
         yield from held_out_texts()
         yield from (question.prompt + question.options[0] for question in read_questions())
         for path in exclude:
-            yield from (document_text(example) for _, example in read_file(path))
+            yield from (example_text(example) for _, example in read_file(path))
 
     return EvaluationTexts(texts())
 

@@ -188,7 +188,7 @@ def test_long_examples_are_dropped_truncated_or_refused_and_always_counted(tmp_p
     "line, words",
     [
         ("{", "line 2 is not valid JSON"),
-        ("[]", "line 2 has neither `messages` nor `text`"),
+        ("[]", "line 2 is not an object with keys such as `messages` or `text`"),
         ('{"text": ""}', "`text` must be a non-empty string"),
         ('{"text": "\\ud800 half a character"}', "line 2 is not valid Unicode text: surrogates not allowed"),
         ('{"messages": []}', "must be a non-empty list"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import trainers
 from transformers import PreTrainedTokenizerFast
 
-import data.files
+import data.compression
 import data.text_pieces
 from common.errors import UserError
 from data.text_pieces import Piece, batch_pieces, cut_text, read_pieces
@@ -71,7 +71,7 @@ def line_end_tokenizer() -> PreTrainedTokenizerFast:
 def test_a_text_cut_into_pieces_has_the_ids_of_the_whole_text(tmp_path, monkeypatch, ending) -> None:
     monkeypatch.setattr(data.text_pieces, "PIECE_CHARACTERS", 200)
     monkeypatch.setattr(data.text_pieces, "BATCH_CHARACTERS", 700)
-    monkeypatch.setattr(data.files, "CHUNK", 1)  # splits characters and \r\n pairs
+    monkeypatch.setattr(data.compression, "CHUNK", 1)  # splits characters and \r\n pairs
     if ending == ".txt":
         (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + LONG.replace("\n", "\r\n").encode())
     else:
