@@ -89,7 +89,7 @@ def validate(
     """Mean loss in nats per target token, for each source. A collective. None after a signal."""
     ranks = stop.ranks
     loss_sums = LossSums(len(corpus.sources), ranks.device)
-    targets = np.zeros(len(corpus.sources), dtype=np.int64)
+    targets = np.zeros(len(corpus.sources))  # sums of weights
     with evaluating(model):
         for batch in map(plan.batch, range(plan.num_steps)):
             targets += batch.targets_by_source
@@ -210,10 +210,9 @@ def train(
     def micro_batches_from(first_step: int) -> Iterator[tuple[MicroBatch, bool]]:
         """Yields (micro_batch, is_last_in_step); every rank gets the same number."""
         for batch in map(plan.batch, range(first_step, total_steps)):
-            if batch.num_target_tokens:
-                dealt = micro_batches(batch.rows, corpus, ranks.rank, ranks.world_size, micro_batch_rows)
-                for i, items in enumerate(dealt, 1):
-                    yield collate(items, corpus), i == len(dealt)
+            dealt = micro_batches(batch.rows, corpus, ranks.rank, ranks.world_size, micro_batch_rows)
+            for i, items in enumerate(dealt, 1):
+                yield collate(items, corpus), i == len(dealt)
 
     # One iterator over all steps to come; a thread prepares micro-batches while the device computes.
     upcoming = prefetch(micro_batches_from(progress.step))
@@ -267,12 +266,7 @@ def train(
 
         # ---- one optimizer step --------------------------------------------------------------------------------------
         batch = plan.batch(progress.step)
-        num_targets = batch.num_target_tokens
-        if num_targets == 0:  # every rank knows it from the plan; weight decay alone would change the weights
-            progress.step += 1
-            log.advance(progress.step)
-            log.say(f"step {progress.step}/{total_steps} | has no target token and is not taken")
-            continue
+        num_targets = batch.num_target_tokens  # with weights, their sum
         is_logged = (progress.step + 1) % config.run.log_every == 0 or progress.step + 1 == total_steps
         ranks.watch.at(f"step {progress.step + 1}")
         rate = learning_rate(progress.step, total_steps, inputs.warmup_steps, peak_rate, min_lr_ratio)
@@ -285,7 +279,7 @@ def train(
                 break
             before_micro_batch(model, config.sharding.strategy, is_last)
             loss_sum = model(micro_batch.to(ranks.device), loss_sums)  # adds to the sums by source, not to the total
-            # Divided once, by the target tokens of the whole step. FSDP sums over ranks and does not average.
+            # Divided once, by the targets of the whole step. FSDP sums over ranks and does not average.
             (loss_sum / num_targets).backward()
             loss_sums.total.add_(loss_sum.detach())
             if is_last:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from data.examples import Documents
-from data.mixing import main_order, make_stream, total_targets
-from data.sources import Corpus, Windows, as_corpus
+from data.mixing import main_order, mean_step_targets, total_targets
+from data.sources import Corpus, Windows, as_corpus, exact_sum
+from data.streams import make_stream, parts, promise
 
 T = TypeVar("T")
 # Items packed into one sequence of up to `sequence_length` tokens. An item is a document or a window of a token store.
@@ -29,9 +30,11 @@ class StepBatch:
     """One optimizer step over all ranks and micro-batches."""
 
     rows: tuple[Row, ...]
-    num_target_tokens: int  # divisor of the step's loss
+    # Divisor of the step's loss: the number of target tokens, or with weights their sum. Never 0: windows of a token store
+    # may have no target, and the loss of such a step is 0 / 1
+    num_target_tokens: int | float
     num_examples: int  # number of items
-    targets_by_source: tuple[int, ...]  # number of target tokens
+    targets_by_source: tuple[int | float, ...]  # number of target tokens, or the sum of their weights
     document_lengths: tuple[int, ...]  # in tokens
 
 
@@ -49,6 +52,15 @@ class TrainingPlan(Plan):
 
     steps_per_epoch: tuple[int, ...]
     passes: Callable[[int], tuple[float, ...]]  # number of steps -> passes over each source
+    windows: tuple[int, ...]  # of each mixed-in source, in target tokens (data/mixing.py)
+    promises: tuple[str, ...]  # for the log: how evenly the sources are mixed, and steps above `global_tokens`
+
+
+class TargetWeights:
+    """`values`: float32 `(targets,)`. A plain class on purpose: FSDP would cast a dataclass's field to the compute dtype."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ class MicroBatch:
     document_lengths: in tokens, as Python ints, so that reading them does not synchronise with the device.
     target_positions: int64 `(targets,)`, indices of the hidden states that predict `target_ids` `(targets,)`.
     target_sources: int64 `(targets,)`, index of each target's source. None if there is only one source.
+    target_weights: the factor of each target's loss. None if all are 1.
     """
 
     input_ids: torch.Tensor
@@ -68,15 +81,18 @@ class MicroBatch:
     target_positions: torch.Tensor
     target_ids: torch.Tensor
     target_sources: torch.Tensor | None = None
+    target_weights: TargetWeights | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same micro-batch on another device. The copy to CUDA is asynchronous."""
         if device.type == "cpu":
             return self
         moved: dict[str, Any] = {
-            name: value.pin_memory().to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            name: _to_device(value, device) if isinstance(value, torch.Tensor) else value
             for name, value in vars(self).items()
         }
+        if self.target_weights:
+            moved["target_weights"] = TargetWeights(_to_device(self.target_weights.values, device))
         return MicroBatch(**moved)
 
 
@@ -91,31 +107,48 @@ def plan_training(
 ) -> TrainingPlan:
     """Plan `epochs` passes over the main source, with the other sources mixed in (data/mixing.py).
 
-    Give one of the two step sizes. With `global_examples`, a step has that many examples of the main source, and
-    examples of the other sources come on top. With `global_tokens`, a step has at most that many target tokens over all
-    sources, except that it has at least one example and that mixed-in sources are rounded to whole examples.
+    Give one of the two step sizes. With `global_examples`, a step has that many examples of the main source, and what is
+    mixed in comes on top. With `global_tokens`, a step has at most that many target tokens over all sources, except where
+    one example of the main source and what is mixed in with it has more.
     """
     corpus = as_corpus(source)
-    main_tokens = global_tokens and global_tokens * corpus.shares[0]
-    order = main_order(corpus.sources[0], epochs, seed, global_examples, main_tokens)
-    # Target tokens of each mixed-in source per target token of the main one.
-    ratios = [share / corpus.shares[0] for share in corpus.shares[1:]]
-    streams = [make_stream(part, seed, number) for number, part in enumerate(corpus.sources[1:], 1)]
+    main, main_share = corpus.sources[0], corpus.shares[0]
+    step_targets = mean_step_targets(main, global_examples, global_tokens and global_tokens * main_share)
+    streams = [
+        make_stream(part, seed, number, share / main_share, step_targets)
+        for number, (part, share) in enumerate(zip(corpus.sources[1:], corpus.shares[1:], strict=True), 1)
+    ]
+    order = main_order(main, epochs, seed, global_examples, global_tokens, streams)
 
     @functools.lru_cache(maxsize=16)  # called by the thread that makes micro-batches, then by the training loop
     def batch(step: int) -> StepBatch:
         items = order.items(step)
         before, after = order.targets_before(step), order.targets_before(step + 1)
-        for offset, ratio, stream in zip(corpus.offsets[1:-1], ratios, streams, strict=True):
-            items += [offset + i for i in stream(int(ratio * before), int(ratio * after))]
+        for offset, stream in zip(corpus.offsets[1:-1], streams, strict=True):
+            for index, first, end in parts(stream, before, after):
+                items.append(offset + index if end is None else corpus.part(offset + index, first, end))
         return _step_batch(items, _pack(items, corpus, sequence_length if packing else 0), corpus)
 
     def passes(steps: int) -> tuple[float, ...]:
         targets = order.targets_before(steps)
-        others = (r * targets / total_targets(part) for r, part in zip(ratios, corpus.sources[1:], strict=True))
+        others = (
+            stream.ratio * targets / total_targets(part)
+            for stream, part in zip(streams, corpus.sources[1:], strict=True)
+        )
         return _num_epochs(steps, order.steps_per_epoch), *others
 
-    return TrainingPlan(sum(order.steps_per_epoch), batch, order.steps_per_epoch, passes)
+    promises = [
+        promise(stream, name, share, step_targets)
+        for name, share, stream in zip(corpus.names[1:], corpus.shares[1:], streams, strict=True)
+    ]
+    if order.num_too_large:
+        promises.append(
+            f"warning: {order.num_too_large} of {sum(order.steps_per_epoch)} steps may have more than batch.global_tokens="
+            f"{global_tokens} target tokens, up to {order.largest:,.0f}: one example of the main source, with what is mixed "
+            "in with it, has more"
+        )
+    windows = tuple(stream.window for stream in streams)
+    return TrainingPlan(sum(order.steps_per_epoch), batch, order.steps_per_epoch, passes, windows, tuple(promises))
 
 
 def plan_validation(
@@ -196,13 +229,15 @@ def collate(items: Row, source: Corpus | Documents | Windows) -> MicroBatch:
     A rank with an empty micro-batch still runs forward and backward, because all ranks take part in the all-gathers.
     """
     corpus = as_corpus(source)
-    parts = [corpus.get(item) for item in items] or [(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=bool))]
+    found = [corpus.get(item) for item in items] or [(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=bool))]
     lengths = tuple(length for item in items for length in corpus.document_lengths(item)) or (2,)
-    flat = np.concatenate([ids for ids, _ in parts])
-    target_indices = np.flatnonzero(np.concatenate([is_target for _, is_target in parts]))
+    flat = np.concatenate([ids for ids, _ in found])
+    weights = np.concatenate([weights for _, weights in found])
+    target_indices = np.flatnonzero(weights)
+    weights = weights[target_indices]
     target_sources = None
     if len(corpus.sources) > 1:
-        targets = [int(is_target.sum()) for _, is_target in parts]
+        targets = [np.count_nonzero(weights) for _, weights in found]
         numbers = [corpus.locate(item)[0] for item in items] or [0]
         target_sources = torch.from_numpy(np.repeat(numbers, targets))
     return MicroBatch(
@@ -213,15 +248,21 @@ def collate(items: Row, source: Corpus | Documents | Windows) -> MicroBatch:
         target_positions=torch.from_numpy(target_indices - 1),  # position t - 1 predicts token t of the same document
         target_ids=torch.from_numpy(flat[target_indices]),
         target_sources=target_sources,
+        target_weights=None if (weights == 1).all() else TargetWeights(torch.from_numpy(weights)),
     )
 
 
 def _step_batch(items: list[int], rows: tuple[Row, ...], corpus: Corpus) -> StepBatch:
-    targets = [0] * len(corpus.sources)
+    targets = [[] for _ in corpus.sources]
     for item in items:
-        targets[corpus.locate(item)[0]] += corpus.num_targets(item)
+        targets[corpus.locate(item)[0]].append(corpus.num_targets(item))
+    sums = tuple(exact_sum(weights) for weights in targets)
     documents = tuple(length for item in items for length in corpus.document_lengths(item))
-    return StepBatch(rows, sum(targets), len(items), tuple(targets), documents)
+    return StepBatch(rows, exact_sum(sums) or 1, len(items), sums, documents)
+
+
+def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _pack(items: list[int], corpus: Corpus, capacity: int) -> tuple[Row, ...]:

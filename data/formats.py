@@ -106,6 +106,11 @@ def describe(form: str, row: dict, reading: Reading = DEFAULT) -> tuple[list[str
     return used, list(dict.fromkeys(ignored))
 
 
+def kind_of(example: dict) -> str:
+    """What a canonical example is, for messages: a document, a chat, or a prompt with a completion."""
+    return "a document" if "text" in example else "a chat" if "messages" in example else "a prompt with a completion"
+
+
 def example_text(example: dict) -> str:
     """All text of a canonical example: the document, the prompt with its completion, or the messages of a chat."""
     if "text" in example:

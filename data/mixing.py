@@ -1,15 +1,20 @@
 """The items of each source in a step, as a pure function of (seed, step) that does not depend on the number of ranks.
 
-The main source sets the pace. Let C(s) be the number of its target tokens before step s. A mixed-in source is an
-endless stream of epochs, each in its own random order. Let r be its share divided by the share of the main source. Step
-s takes the items whose midpoint, counted in target tokens of the stream, is at least r C(s) and below r C(s + 1). Over
-any range of steps the source therefore has r times the target tokens of the main source, to within one item, and no
-state is carried from step to step.
+The main source sets the pace. Let C(s) be the number of its target tokens before step s, and r the share of a mixed-in
+source divided by the share of the main source. Step s takes the source's stream (data/streams.py) from r C(s) to
+r C(s + 1), with both ends moved to the nearest place where the stream may be cut. No state is carried from step to step.
+
+What follows. Let w be the target tokens between two neighbouring places, at most. Each end moves by w / 2 at most, so over
+any range of steps, a single one included, the source brings r times the target tokens of the main source to within w. Let
+E be what it should bring to a step of the mean size. Where only texts are longer than E / 4, w is at most E / 4: a step
+with at least half of the mean target tokens of the main source should get E / 2 or more, and is within a factor of two of
+what it should get. In general this holds over any 4 w / E steps. Target tokens of a token store are estimated from their
+mean per window, and its shares are as even as its windows are.
 """
 
 import functools
-import math
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +22,7 @@ import numpy as np
 from common.permutation import permuted
 from data.examples import Documents
 from data.sources import Windows
-
-Stream = Callable[
-    [int, int], list[int]
-]  # (start, end) in target tokens of the stream -> items whose midpoint is between them
+from data.streams import BLOCK, Stream, cumulative, shuffled, total
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class MainOrder:
     steps_per_epoch: tuple[int, ...]
     items: Callable[[int], list[int]]  # step -> its items
     targets_before: Callable[[int], float]  # step -> target tokens of all steps before it, C(s)
+    # With `global_tokens`: steps that may have more target tokens over all sources, and how many these may have at most
+    num_too_large: int = 0
+    largest: float = 0.0
 
     def epoch_of(self, step: int) -> tuple[int, int]:
         """(epoch, step within that epoch) of a step of the run."""
@@ -40,76 +45,104 @@ class MainOrder:
         raise IndexError(f"step {step} after the last step of the run")
 
 
-def main_order(
-    source: Documents | Windows, epochs: int, seed: int, global_examples: int | None, global_tokens: float | None
-) -> MainOrder:
-    """`epochs` passes over a source, each in its own random order. The last step of an epoch may be smaller.
-
-    A step has `global_examples` items, or as many items as fit into `global_tokens` target tokens, but at least one.
-    """
-    if isinstance(source, Windows):
-        return _order_of_windows(source, epochs, seed, global_examples, global_tokens)
-    return _order_of_documents(source, epochs, seed, global_examples, global_tokens)
-
-
-def make_stream(source: Documents | Windows, seed: int, number: int) -> Stream:
-    """The endless stream of the `number`-th mixed-in source, counted from 1. It skips documents without a target."""
-    if isinstance(source, Windows):
-        return _stream_of_windows(source, seed, number)
-    return _stream_of_documents(source, seed, number)
+def mean_step_targets(source: Documents | Windows, examples: int | None, tokens: float | None) -> float:
+    """Target tokens of the main source in a mean step of `examples` items, or of up to `tokens` target tokens."""
+    mean = total_targets(source) / len(source)
+    return min(total_targets(source), examples * mean if examples else max(mean, tokens or 0.0))
 
 
 def total_targets(source: Documents | Windows) -> float:
     """Number of target tokens in one pass. For a token store it is computed from the mean per window."""
-    return source.mean_targets * len(source) if isinstance(source, Windows) else float(source.targets.sum())
+    return source.mean_targets * len(source) if isinstance(source, Windows) else float(total(source.targets))
+
+
+def main_order(
+    source: Documents | Windows,
+    epochs: int,
+    seed: int,
+    examples: int | None,
+    tokens: int | None,
+    streams: Sequence[Stream] = (),
+) -> MainOrder:
+    """`epochs` passes over a source, each in its own random order. The last step of an epoch may be smaller.
+
+    A step has `examples` items; or as many, but at least one, as leave room for what `streams` bring to the step: it then
+    has at most `tokens` target tokens over all sources, unless one item and what is mixed in with it has more.
+    """
+    if isinstance(source, Windows):
+        return _order_of_windows(source, epochs, seed, examples, tokens, streams)
+    return _order_of_documents(source, epochs, seed, examples, tokens, streams)
 
 
 def _order_of_documents(
-    documents: Documents, epochs: int, seed: int, examples: int | None, tokens: float | None
+    documents: Documents,
+    epochs: int,
+    seed: int,
+    examples: int | None,
+    tokens: int | None,
+    streams: Sequence[Stream],
 ) -> MainOrder:
-    @functools.lru_cache(maxsize=2)
-    def order(epoch: int) -> np.ndarray:
-        return np.random.default_rng((seed, epoch)).permutation(len(documents))
-
-    starts = []  # starts[epoch]: index in the order of that epoch at which each step begins
-    targets = [np.zeros(1, dtype=np.int64)]
+    order = functools.lru_cache(maxsize=1)(lambda epoch: shuffled(len(documents), (seed, epoch)))
+    starts, ends = [], [np.zeros(1)]  # for each epoch: the index at which each step begins, and C after each step
+    too_large, largest = 0, 0.0
     for epoch in range(epochs):
-        starts.append(_step_starts(documents.targets[order(epoch)], examples, tokens))
-        targets.append(np.add.reduceat(documents.targets[order(epoch)], starts[-1]))
-    before = np.cumsum(np.concatenate(targets))
+        before = cumulative(documents.targets, order(epoch), ends[-1][-1].item())
+        if tokens is None:
+            first = np.arange(0, len(documents), examples)
+        else:
+            # What a step from any document to any other would have, over all sources, is a difference of these.
+            most = before.astype(np.float64) if streams else before
+            for stream, low in itertools.product(streams, range(0, len(most), BLOCK)):
+                most[low : low + BLOCK] += stream.cuts(stream.ratio * before[low : low + BLOCK]).most
+            first = _step_starts(most, tokens)
+            sizes = np.diff(most[[*first, -1]])
+            too_large, largest = too_large + int((sizes > tokens).sum()), max(largest, float(sizes.max()))
+        starts.append(first.astype(np.uint32))
+        ends.append(before[[*first[1:], -1]])
+    before_step = np.concatenate(ends)
 
     def items(step: int) -> list[int]:
         epoch, within = main.epoch_of(step)
-        bounds = [*starts[epoch][within : within + 2], len(documents)]
+        bounds = [*starts[epoch][within : within + 2].tolist(), len(documents)]
         return order(epoch)[bounds[0] : bounds[1]].tolist()
 
-    main = MainOrder(tuple(len(s) for s in starts), items, lambda step: int(before[step]))
+    def targets_before(step: int) -> float:
+        return before_step[step].item()
+
+    main = MainOrder(tuple(len(s) for s in starts), items, targets_before, too_large, largest)
     return main
 
 
-def _step_starts(targets: np.ndarray, examples: int | None, tokens: float | None) -> np.ndarray:
-    """Index at which each step begins, given the target counts of the documents in the order of an epoch."""
-    if examples is not None:
-        return np.arange(0, len(targets), examples)
-    starts, used = [0], 0
-    for i, count in enumerate(targets.tolist()):
-        if i > starts[-1] and used + count > tokens:
-            starts.append(i)
-            used = 0
-        used += count
-    return np.array(starts)
+def _step_starts(before: np.ndarray, tokens: int) -> np.ndarray:
+    """Index at which each step begins, given the target tokens before each document, and in total as the last element."""
+    starts = [0]
+    while True:
+        fit = int(np.searchsorted(before, before[starts[-1]] + tokens, side="right")) - 1
+        following = max(fit, starts[-1] + 1)
+        if following >= len(before) - 1:
+            return np.array(starts)
+        starts.append(following)
 
 
 def _order_of_windows(
-    windows: Windows, epochs: int, seed: int, examples: int | None, tokens: float | None
+    windows: Windows,
+    epochs: int,
+    seed: int,
+    examples: int | None,
+    tokens: int | None,
+    streams: Sequence[Stream],
 ) -> MainOrder:
-    size, mean = len(windows), windows.mean_targets
-    if examples is not None:
-        per_step = examples
-    else:
-        assert tokens is not None  # one of the two step sizes is given
-        per_step = max(1, int(tokens / mean))
+    size, mean, too_large, largest = len(windows), windows.mean_targets, 0, 0.0
+    per_step = examples or 1
+    if tokens is not None:
+        # No window is read to count its target tokens: they are at most all tokens but the first.
+        rest = sum((stream.spacing + 1) * stream.density for stream in streams)
+        each = windows.num_tokens(0) - 1 + sum(stream.ratio * mean * stream.density for stream in streams)
+        per_step = max(1, int((tokens - rest) / each))
+        largest = per_step * each + rest
     steps = -(-size // per_step)
+    if tokens is not None and largest > tokens:
+        too_large = steps * epochs
 
     def items(step: int) -> list[int]:
         epoch, within = divmod(step, steps)
@@ -120,37 +153,4 @@ def _order_of_windows(
         epoch, within = divmod(step, steps)
         return (epoch * size + min(size, within * per_step)) * mean
 
-    return MainOrder((steps,) * epochs, items, targets_before)
-
-
-def _stream_of_documents(documents: Documents, seed: int, number: int) -> Stream:
-    usable = documents.items_with_targets()
-    total = int(documents.targets.sum())
-
-    @functools.lru_cache(maxsize=2)
-    def order(epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The documents of an epoch in order, and the midpoint of each in target tokens since the epoch began."""
-        # Not (seed, number, epoch): numpy treats (a, b, 0) like (a, b), and the main source has (seed, epoch).
-        shuffled = usable[np.random.default_rng((seed, epoch, number)).permutation(len(usable))]
-        targets = documents.targets[shuffled]
-        return shuffled, np.cumsum(targets) - targets / 2
-
-    def between(start: int, end: int) -> list[int]:
-        found = []
-        for epoch in range(start // total, end // total + 1):
-            shuffled, midpoints = order(epoch)
-            first, last = np.searchsorted(midpoints, (start - epoch * total, end - epoch * total))
-            found += shuffled[first:last].tolist()
-        return found
-
-    return between
-
-
-def _stream_of_windows(windows: Windows, seed: int, number: int) -> Stream:
-    size, mean = len(windows), windows.mean_targets
-
-    def between(start: int, end: int) -> list[int]:
-        first, last = (math.ceil(x / mean - 0.5) for x in (start, end))
-        return [permuted(i % size, size, (seed, i // size, number)) for i in range(first, last)]
-
-    return between
+    return MainOrder((steps,) * epochs, items, targets_before, too_large, largest)

@@ -68,9 +68,8 @@ def _read_csv(path: Path, delimiter: str, advance: Advance) -> Rows:
         try:
             row = next(rows, None)
         except csv.Error as error:
-            if "expected after" not in str(
-                error
-            ):  # the quote before it was not closed: nobody knows what it has swallowed
+            # Other errors mean a quote that is not closed; what it has swallowed is unknown.
+            if "expected after" not in str(error):
                 raise UserError(f"{where} is not valid CSV: {error}; is a quote not closed?") from error
             yield where, UserError(f"{where} is not valid CSV: {error}")
             continue

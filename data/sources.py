@@ -5,6 +5,7 @@ A source is a `Documents` (data/examples.py) or a `Windows`. Both have `len`, `g
 """
 
 import functools
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from data.examples import Documents, load_documents
 from data.token_store import TokenStore, open_store, tokenizer_fingerprint
 
 MAIN = "main"  # name of the source given by data.train and data.validation
+CONTEXT = 128  # tokens before a part of a text that are read with it
+_MOST_TOKENS = 2**32  # more than any item has; the index of a part (Corpus.part) is a Python int of any size
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Windows:
 class Corpus:
     """Several sources under one global item index: item `offsets[s] + i` is item i of source s.
 
-    Source 0 is the main one.
+    Source 0 is the main one. An index of `len(corpus)` or more is a part of an item (`part`); an evaluation has none.
     shares: fraction of the target tokens of every step that each source provides. They add up to 1.
     """
 
@@ -76,33 +79,76 @@ class Corpus:
         """Global index of the first item of each source, and the total number of items."""
         return tuple(int(n) for n in np.cumsum([0, *(len(source) for source in self.sources)]))
 
+    def part(self, item: int, first: int, end: int) -> int:
+        """The index of the targets after token `first`, up to token `end` (exclusive), of an item as an item of its own.
+
+        It begins up to `CONTEXT` tokens of the same document earlier: these are read, but are no targets.
+        """
+        ends = np.cumsum(self.document_lengths(item))
+        document = int(np.searchsorted(ends, first, side="right"))
+        begin = max(first - CONTEXT, 0 if document == 0 else int(ends[document - 1]))
+        index = item
+        for number in (begin, first, end):
+            index = index * _MOST_TOKENS + number
+        return len(self) + index
+
+    def _whole(self, item: int) -> tuple[int, slice, int]:
+        """(item, the tokens taken of it, the first of them that may be a target) of an index, which may be that of a part."""
+        if item < len(self):
+            return item, slice(None), 0
+        rest, end = divmod(item - len(self), _MOST_TOKENS)
+        rest, first = divmod(rest, _MOST_TOKENS)
+        rest, begin = divmod(rest, _MOST_TOKENS)
+        return rest, slice(begin, end), first + 1
+
     def locate(self, item: int) -> tuple[int, int]:
         """(source, index within the source) of an item."""
+        item = self._whole(item)[0]
         source = bisect_right(self.offsets, item) - 1
         return source, item - self.offsets[source]
 
     def __len__(self) -> int:
+        """Number of items, not counting parts."""
         return self.offsets[-1]
 
     def get(self, item: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and target flags of an item."""
+        """(token ids int64, weights) of an item, both `(tokens,)`.
+
+        weights: bool or float32, the factor of each token's loss; 0 or False is no target.
+        """
         source, index = self.locate(item)
-        return self.sources[source].get(index)
+        ids, weights = self.sources[source].get(index)
+        _, taken, first = self._whole(item)
+        if taken.start is None:
+            return ids, weights
+        weights = weights[taken].copy()
+        weights[: first - taken.start] = 0
+        return ids[taken], weights
 
     def num_tokens(self, item: int) -> int:
         """Number of tokens in an item."""
+        _, taken, _ = self._whole(item)
+        if taken.start is not None:
+            return taken.stop - taken.start
         source, index = self.locate(item)
         return self.sources[source].num_tokens(index)
 
     def document_lengths(self, item: int) -> tuple[int, ...]:
         """Number of tokens of each document in an item."""
         source, index = self.locate(item)
-        return self.sources[source].document_lengths(index)
+        lengths = self.sources[source].document_lengths(index)
+        _, taken, _ = self._whole(item)
+        if taken.start is None:
+            return lengths
+        edges = np.unique(np.clip(np.cumsum([0, *lengths]), taken.start, taken.stop))
+        return tuple(np.diff(edges).tolist())
 
-    def num_targets(self, item: int) -> int:
-        """Number of target tokens in an item."""
+    def num_targets(self, item: int) -> int | float:
+        """Sum of the weights of an item: its number of target tokens, if all of them have weight 1."""
         source, index = self.locate(item)
-        return self.sources[source].num_targets(index)
+        if item < len(self):
+            return self.sources[source].num_targets(index)
+        return exact_sum(self.get(item)[1].tolist())
 
     def mixture(self) -> list | None:
         """[name, share, fingerprint] of each mixed-in source, for JSON; None if there are none.
@@ -123,10 +169,15 @@ class Corpus:
         return lines
 
 
-def mean_losses(corpus: Corpus, sums: Sequence[float], targets: np.ndarray | Sequence[int]) -> dict[str, float]:
+def exact_sum(weights: Sequence[int | float]) -> int | float:
+    """The sum, whatever the order: an int if all weights are ints or bools, else the correctly rounded float64."""
+    return math.fsum(weights) if any(isinstance(weight, float) for weight in weights) else sum(weights)
+
+
+def mean_losses(corpus: Corpus, sums: Sequence[float], targets: np.ndarray | Sequence[float]) -> dict[str, float]:
     """Map each source name to its mean loss per target token. Sources without targets are left out.
 
-    `sums` and `targets` are the loss sums and numbers of target tokens of each source.
+    `sums` and `targets` are, for each source, the sum of its weighted losses and the sum of its weights.
     """
     return {name: total / count for name, total, count in zip(corpus.names, sums, targets, strict=True) if count}
 

@@ -83,7 +83,7 @@ def layer_windows(config: PretrainedConfig) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
-def step_flops(work: Work, document_lengths: Sequence[int], num_targets: int) -> float:
+def step_flops(work: Work, document_lengths: Sequence[int], num_targets: float) -> float:
     """FLOPs of a step over documents of these lengths (tokens) with `num_targets` target tokens in total."""
     lengths = np.asarray(document_lengths, dtype=np.float64)
     pairs = 0.0

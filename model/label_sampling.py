@@ -32,6 +32,15 @@ class Draw:
     def __init__(self, signs: torch.Tensor | None = None, keys: torch.Tensor | None = None) -> None:
         self.signs, self.keys = signs, keys
 
+    def factors(self, weights: torch.Tensor | None) -> torch.Tensor | None:
+        """The factor of each target's loss, fp32 `(targets,)`, or None if all are 1: its sign times the root of its weight.
+
+        The Fisher diagonal is made of squared gradients. With the roots a target of weight w counts like w such targets.
+        """
+        if weights is None:
+            return self.signs
+        return weights.sqrt() if self.signs is None else self.signs * weights.sqrt()
+
     def labels(
         self, hidden: torch.Tensor, head_weight: torch.Tensor, target_ids: torch.Tensor, settings: HeadSettings
     ) -> torch.Tensor:

@@ -27,6 +27,12 @@ from model.weight_files import StoredTensor, stored_tensors
 TRAINABLE = ("BF16", "F16", "F32", "F64")
 
 
+class TargetWeights(Protocol):
+    """data.batches.TargetWeights. The tensor stays inside until the head reads it, because FSDP casts plain arguments."""
+
+    values: torch.Tensor  # fp32 (targets,)
+
+
 class PackedInputs(Protocol):
     """The part of a micro-batch that the model reads (data.batches.MicroBatch: model and data do not import each other)."""
 
@@ -37,6 +43,9 @@ class PackedInputs(Protocol):
     target_positions: torch.Tensor  # (targets,): positions of the states that predict
     target_ids: torch.Tensor  # (targets,)
     target_sources: torch.Tensor | None  # (targets,): source of each target, if there are several
+
+    @property
+    def target_weights(self) -> TargetWeights | None: ...  # factors of the targets' losses; None: all 1
 
     def to(self, device: torch.device) -> "PackedInputs": ...
 
@@ -72,14 +81,14 @@ class PackedLanguageModel(nn.Module):
         visit: Visit | None = None,
         draw: Draw | None = None,
     ) -> torch.Tensor:
-        """The sum of the losses of the micro-batch's target tokens, fp32 scalar, in nats.
+        """The sum of the losses of the micro-batch's target tokens times their weights, fp32 scalar, in nats.
 
         loss_sums: also receives each loss by source. visit: for evaluation; it gets the logits instead
         (`model.loss.visit_logits`), and the result is 0. draw: for the Fisher diagonal; signs of losses, or labels sampled
-        from the model in place of the data's.
+        from the model in place of the data's, with the roots of the weights (`Draw.factors`).
         """
         hidden = self.hidden_states(batch)[0, batch.target_positions]
-        return self.head(hidden, batch.target_ids, batch.target_sources, loss_sums, visit, draw)
+        return self.head(hidden, batch.target_ids, batch.target_sources, loss_sums, visit, draw, batch.target_weights)
 
     def extra_fsdp_units(self) -> list[nn.Module]:
         """[embedding, head] to shard separately before the root, or [] if they are tied and must stay in one unit.
@@ -112,15 +121,16 @@ def _head_loss(
     loss_sums: LossSums | None,
     visit: Visit | None,
     draw: Draw | None,
+    target_weights: TargetWeights | None,
 ) -> torch.Tensor:
     """The head's forward: the sum of losses instead of logits. It reads the weight here, where FSDP has gathered it."""
     if visit is not None:
         return visit_logits(hidden, head.weight, visit, settings)
-    signs = None
+    weights = None if target_weights is None else target_weights.values
     if draw is not None:
-        target_ids, signs = draw.labels(hidden, head.weight, target_ids, settings), draw.signs
+        target_ids, weights = draw.labels(hidden, head.weight, target_ids, settings), draw.factors(weights)
     return cross_entropy_sum(
-        hidden, head.weight, target_ids, settings, target_sources=target_sources, loss_sums=loss_sums, weights=signs
+        hidden, head.weight, target_ids, settings, target_sources=target_sources, loss_sums=loss_sums, weights=weights
     )
 
 

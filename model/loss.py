@@ -1,7 +1,7 @@
 """The sum of target-token losses, with logits for target tokens only, computed in chunks.
 
-It is a sum, not a mean: the loop divides once by the number of target tokens of the whole step (all ranks, all
-micro-batches). A mean per micro-batch gives a token more weight the fewer targets share its micro-batch
+It is a sum, not a mean: the loop divides once by the number of target tokens (or the sum of their weights) of the whole
+step (all ranks, all micro-batches). A mean per micro-batch gives a token more weight the fewer targets share its micro-batch
 (transformers#34191).
 """
 

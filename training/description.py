@@ -29,6 +29,7 @@ def describe_run(
     base = origin(config.model.path)
     lines += [f"base model: {base}"] if base else []
     lines += inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
+    lines += inputs.plan.promises
     lines += inputs.validation.lines("validation") if inputs.validation else []
     rows = rows_of_steps(inputs.plan, inputs.total_steps)
     lines.append(_batch_line(config, len(inputs.plan.batch(0).rows), world_size))

@@ -95,12 +95,6 @@ def _no_more_steps(config: Config, total_steps: int) -> str:
     return f" (optimizer.max_steps={wanted}, but optimizer.epochs={epochs} has only {total_steps} steps)"
 
 
-def _last_step(plan: Plan, total_steps: int) -> Plan:
-    """The last step of a run that has a target token; no step if none has."""
-    last = next((n for n in reversed(range(total_steps)) if plan.batch(n).num_target_tokens), None)
-    return Plan(0, plan.batch) if last is None else Plan(1, lambda step: plan.batch(last))
-
-
 def check_last_weights(
     progress: Progress, plan: Plan, saver: Saver, validate: Callable[[Plan], dict[str, float] | None]
 ) -> bool:
@@ -109,7 +103,7 @@ def check_last_weights(
     `validate` computes the losses over a plan. Raises UserError on all ranks if one is not finite: a run does not end well
     with weights that are not good.
     """
-    losses = validate(_last_step(plan, progress.step))
+    losses = validate(Plan(1, lambda step: plan.batch(progress.step - 1)))  # the last step alone
     if losses is None:
         return False
     if not all(map(math.isfinite, losses.values())):

@@ -29,7 +29,7 @@ class Meter:
         self.start = time.perf_counter()
         self.steps, self.tokens, self.flops = 0, 0, 0.0
         self.loss_sums = LossSums(len(self.corpus.sources), self.device)
-        self.targets = np.zeros(len(self.corpus.sources), dtype=np.int64)
+        self.targets = np.zeros(len(self.corpus.sources))  # sums of weights
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -39,7 +39,10 @@ class Meter:
         self.start += time.perf_counter() - begin
 
     def add(self, batch: StepBatch, loss_sums: LossSums) -> None:
-        """Add a finished step; `loss_sums` are over all ranks. Does not wait for the device."""
+        """Add a finished step; `loss_sums` are over all ranks. Does not wait for the device.
+
+        The FLOPs of the head count a target by its weight; the plan does not know their number.
+        """
         self.steps += 1
         self.tokens += sum(batch.document_lengths)
         self.flops += step_flops(self.work, batch.document_lengths, batch.num_target_tokens)
@@ -91,6 +94,6 @@ class Meter:
         return " | ".join(parts)
 
 
-def _shares(names: Sequence[str], targets: Sequence[int]) -> dict[str, float]:
+def _shares(names: Sequence[str], targets: Sequence[float]) -> dict[str, float]:
     """Each source's share of the target tokens trained on so far."""
     return {f"train/share/{name}": count / sum(targets) for name, count in zip(names, targets, strict=True)}

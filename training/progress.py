@@ -26,7 +26,7 @@ class Progress:
 
     meaning: dict  # of a step number: `step_meaning`
     settings: dict  # that may change on a resume, for the list of changes: `run_settings`
-    targets: list[int]  # target tokens trained on, by source
+    targets: list[int | float]  # target tokens trained on (with weights, the sum of these), by source
     step: int = 0
     updates: int = 0  # steps that changed the weights
     tokens: int = 0  # trained on, targets or not
@@ -101,12 +101,13 @@ def step_meaning(config: Config, inputs: Inputs, model_config: PretrainedConfig,
     `base` is the fingerprint of the base model's weights (model/fingerprint.py): forgetting is measured against them. A
     resume with another meaning would train on the wrong data, so it is refused.
     """
+    mixture = inputs.train.mixture()
     return {
         "the weights of model.path": base,
         "the vocabulary size of model.path": model_config.vocab_size,
         "data.chat_date": config.data.chat_date,
         "data.train": inputs.train.sources[0].fingerprint,
-        "data.mix": inputs.train.mixture(),
+        "data.mix": mixture and [mixture, list(inputs.plan.windows)],
         "run.seed": config.run.seed,
         "data.sequence_length": config.data.sequence_length,
         "data.packing": config.data.packing,

@@ -5,6 +5,7 @@ neither on the number of ranks nor on packing. The functions of data/batches.py 
 data do not import each other.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ class Source(Protocol):
     def fingerprint(self) -> str: ...
     def num_tokens(self, index: int) -> int: ...
     def document_lengths(self, index: int) -> tuple[int, ...]: ...
-    def num_targets(self, index: int) -> int: ...
+    def num_targets(self, index: int) -> int | float: ...
     def items_with_targets(self) -> np.ndarray | range: ...
 
 
@@ -39,7 +40,7 @@ class FisherBatches:
 
     source: Source
     items: tuple[int, ...]
-    num_targets: int  # of all items
+    num_targets: int | float  # of all items, or the sum of their weights
     group_size: int
     capacity: int  # tokens of a micro-batch on one rank; 0: `micro_batch` items, whatever their length
     micro_batch: int
@@ -89,5 +90,5 @@ def fisher_batches(
     usable = source.items_with_targets()
     count = min(settings.documents, len(usable))
     items = tuple(int(usable[permuted(i, len(usable), (settings.seed,))]) for i in range(count))
-    num_targets = sum(source.num_targets(item) for item in items)
+    num_targets = math.fsum(source.num_targets(item) for item in items)
     return FisherBatches(source, items, num_targets, settings.batch, capacity, micro_batch, deal, collate)

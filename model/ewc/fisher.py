@@ -5,6 +5,9 @@ Per target token, with N target tokens in all documents d:
     model      F = 1/N sum_d sum_t E_{y ~ p(. | x_<t)} (d log p(y | x_<t) / d theta)^2
     empirical  F = 1/N sum_d (sum_t d log p(x_t | x_<t) / d theta)^2
 
+With weights (data/encoding.py) the scores of a token of weight w get the factor sqrt(w), and N is the sum of the weights:
+a token, or a document, of weight w counts like w of them.
+
 The first is the Fisher information: the second derivative of KL(p_0 || p_theta) at theta_0, whatever the labels of the
 data are. The second squares each document's own gradient. It is not the Fisher information, and differs from it more the
 worse the model predicts the data (Kunstner et al., arXiv:1905.12558).

@@ -101,6 +101,13 @@ def test_a_wrong_file_is_a_one_line_error(tmp_path, change, words) -> None:
         load_config(tmp_path / "other.py")
 
 
+def test_the_best_checkpoint_can_be_chosen_by_a_held_out_part(good) -> None:
+    config = load_config(
+        good, ["run.export=best", "data.validation_share=0.02", "data.fields=messages=dialogue,role=who"]
+    )
+    assert config.data.validation_share == 0.02 and config.data.fields == {"messages": "dialogue", "role": "who"}
+
+
 def test_without_packing_the_batch_must_divide_by_the_ranks(good) -> None:
     check_world(load_config(good, ["batch.micro_batch=3"]), 3, 3)
     check_world(load_config(good, ["data.packing=False", "batch.micro_batch=2"]), 4, 4)

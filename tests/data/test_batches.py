@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from data.batches import Plan, StepBatch, collate, micro_batches, plan_one_step, plan_training, plan_validation
-from data.examples import Documents, load_documents
+from data.examples import load_documents
+from tests.in_memory import InMemory
 from tests.tiny import tiny_tokenizer, write_chat_file
 
 lengths_of = st.lists(st.integers(2, 64), min_size=1, max_size=60)
 
 
-def documents(lengths: list[int]) -> Documents:
+def documents(lengths: list[int]) -> InMemory:
+    """The second half of each document are targets."""
     ids = [np.arange(n) + 1000 * i for i, n in enumerate(lengths)]
-    is_target = [np.arange(n) >= max(1, n // 2) for n in lengths]
-    return Documents(ids, is_target, np.array(lengths), np.array([f.sum() for f in is_target]), "", "")
+    return InMemory(ids, [np.arange(n) >= max(1, n // 2) for n in lengths])
 
 
 def batches(plan: Plan) -> list[StepBatch]:
@@ -138,12 +139,13 @@ def test_validation_of_a_large_corpus_is_planned_in_steps_and_packed_when_asked_
     lengths = np.random.default_rng(0).integers(2, 1000, 100_000)
     calls = []
 
-    class Counted(Documents):
+    class Counted(InMemory):
         def num_tokens(self, index: int) -> int:
             calls.append(index)
-            return int(self.lengths[index])
+            return super().num_tokens(index)
 
-    large = Counted(list(lengths), [], lengths, lengths - 1, "", "")  # its tokens are not read
+    ids = np.zeros(1000, dtype=np.int64)
+    large = Counted([ids[:n] for n in lengths], [ids[:n] > 0 for n in lengths])
     plan = plan_validation(large, 4096, 64, 8)
     assert len(calls) == 100_000 and 20 < plan.num_steps < 40
     calls.clear()

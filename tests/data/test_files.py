@@ -74,6 +74,7 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
     assert examples(write(tmp_path / f"a.jsonl{compression}", json_lines(texts))) == texts
     whole = "\ufeff" + "\r\n".join(TEXTS)
     assert examples(write(tmp_path / f"a.txt{compression}", whole.encode())) == [{"text": "\n".join(TEXTS)}]
+    assert examples(tmp_path / f"a.txt{compression}", fields={"text": "body"}) == [{"text": "\n".join(TEXTS)}]
     path = write(tmp_path / f"a.parquet{compression}", parquet([{"id": 1} | text for text in texts]))
     assert list(read_file(path)) == [(f"{path}, row {i}", text) for i, text in enumerate(texts, 1)]
     made = load_documents((str(tmp_path / f"a.jsonl{compression}"), str(path)), tiny_tokenizer(), 512, "error")
@@ -177,6 +178,21 @@ def test_a_damaged_arrow_or_parquet_file_is_one_sentence_wherever_it_is_damaged(
             refused += 1
             assert str(error).startswith(str(path)) and "\n" not in str(error)
     assert refused > 25  # a flipped bit of a text can make another text
+
+
+def test_keys_that_other_rows_have_are_absent(tmp_path) -> None:
+    """A column of tools has the parameters of all tools; those of the others are null, also inside the tools."""
+    rows = [{"messages": CHAT, "tools": [{"name": "f", "parameters": {name: "int"}}]} for name in ("x", "y")]
+    assert examples(write(tmp_path / "a.parquet", parquet(rows))) == rows
+    assert examples(write(tmp_path / "a.arrow", arrow(rows))) == rows
+
+
+def test_the_checksums_of_a_parquet_file_are_checked(tmp_path) -> None:
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    whole = parquet([{"text": TEXTS[0]}], write_page_checksum=True, **plain)
+    path = write(tmp_path / "a.parquet", whole.replace(b"own funds", b"old funds", 1))
+    with pytest.raises(UserError, match="a.parquet is damaged or not a parquet file: .*checksum"):
+        examples(path)
 
 
 def test_a_string_of_a_parquet_file_that_is_not_text_is_one_bad_row(tmp_path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from common.errors import UserError
 from configs.loading.checks import FORMATS
 from configs.loading.names import EXAMPLE_FIELDS
-from data.formats import OPTIONAL, REQUIRED, Reading, canonical_example, example_text
+from data.formats import OPTIONAL, REQUIRED, Reading, canonical_example, example_text, kind_of
 
 USER, ANSWER = {"role": "user", "content": "LCR?"}, {"role": "assistant", "content": "97.3%"}
 CHAT = [USER, ANSWER]
@@ -270,8 +270,10 @@ def test_nonsense_never_ends_in_a_traceback() -> None:
 
 
 def test_the_text_of_an_example() -> None:
-    assert example_text({"text": "a"}) == "a"
-    assert example_text({"prompt": "a", "completion": "b"}) == "ab"
+    assert example_text({"text": "a"}) == "a" and kind_of({"text": "a"}) == "a document"
+    completion = {"prompt": "a", "completion": "b"}
+    assert example_text(completion) == "ab" and kind_of(completion) == "a prompt with a completion"
+    assert kind_of({"messages": CHAT}) == "a chat"
     assert example_text(canonical({"messages": [USER, {"role": "assistant", "tool_calls": [CALL]}, ANSWER]})) == (
         "LCR?\n\n97.3%"
     )

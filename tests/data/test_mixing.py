@@ -1,23 +1,19 @@
 """Sources, including token stores, are mixed by their shares of target tokens, as a pure function of (seed, step)."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from data.batches import collate, micro_batches, plan_training, plan_validation
-from data.examples import Documents
+from data.batches import Plan, collate, micro_batches, plan_training, plan_validation
 from data.sources import Corpus, Windows
+from data.streams import USEFUL
+from tests.in_memory import InMemory, chats, texts, weighted
 
 
-def documents(lengths, name: str = "") -> Documents:
-    ids = [np.arange(n) + 1000 * i for i, n in enumerate(lengths)]
-    is_target = [np.arange(n) >= max(1, n // 2) for n in lengths]
-    return Documents(ids, is_target, np.array(lengths), np.array([f.sum() for f in is_target]), name, name)
-
-
-def ragged(low: int, high: int, count: int, seed: int) -> Documents:
-    return documents(np.random.default_rng(seed).integers(low, high, count).tolist(), f"{low} to {high}")
+def ragged(low: int, high: int, count: int, seed: int, make=chats) -> InMemory:
+    return make(np.random.default_rng(seed).integers(low, high, count).tolist())
 
 
 def three_sources() -> Corpus:
@@ -56,7 +52,7 @@ def test_shares_are_within_one_percent_over_100_steps(size) -> None:
     corpus = three_sources()
     plan = plan_training(corpus, 2, 0, 512, **size)
     counts = np.array([plan.batch(step).targets_by_source for step in range(plan.num_steps)])
-    assert plan.num_steps >= 150
+    assert plan.num_steps >= 140
     for start in (0, 37, plan.num_steps - 100):  # any 100 steps, across epoch boundaries
         realised = counts[start : start + 100].sum(0) / counts[start : start + 100].sum()
         assert np.abs(realised / corpus.shares - 1).max() < 0.01
@@ -95,7 +91,7 @@ def test_a_step_does_not_depend_on_earlier_calls_or_on_the_number_of_ranks() -> 
 
 
 def test_a_stream_repeats_a_document_only_after_taking_all_others() -> None:
-    other = documents([7, 1, 9, 4])  # a document of one token has no target and is skipped
+    other = chats([7, 1, 9, 4])  # a document of one token has no target and is skipped
     corpus = Corpus((ragged(20, 60, 500, 0), other), ("main", "other"), (0.9, 0.1))
     plan = plan_training(corpus, 1, 0, 64, global_examples=1)
     # Items within a step are sorted by length, so use steps that take at most one document of the other source.
@@ -142,7 +138,7 @@ def test_the_shares_of_a_store_are_exact(store_is_main) -> None:
 
 
 def test_collate_separates_the_documents_of_a_window_and_gives_the_source_of_each_target() -> None:
-    corpus = Corpus((documents([4]), windows(3)), ("main", "store"), (0.5, 0.5))
+    corpus = Corpus((chats([4]), windows(3)), ("main", "store"), (0.5, 0.5))
     batch = collate((2, 0), corpus)  # the window of tokens 16 to 31, where documents begin at 20, 25 and 30
     assert batch.document_lengths == (4, 5, 5, 2, 4)
     assert batch.target_ids.tolist() == [17, 18, 19, 21, 22, 23, 24, 26, 27, 28, 29, 31, 2, 3]
@@ -161,3 +157,174 @@ def test_validation_contains_every_item_of_every_source_once(world_size, micro_b
     counts = np.sum([batch.targets_by_source for batch in batches], axis=0)
     exact = sum(corpus.sources[1].num_targets(i) for i in range(50))
     assert counts.tolist() == [corpus.sources[0].targets.sum(), exact]
+
+
+def brought(plan: Plan, source: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Target tokens of the main source and of another one, in every step."""
+    counts = np.array([plan.batch(step).targets_by_source for step in range(plan.num_steps)], dtype=float)
+    return counts[:, 0], counts[:, source]
+
+
+SIZES = [{"global_examples": 12}, {"global_tokens": 2000}]
+LONG = ragged(200, 900, 60, 3, texts)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.3])
+@pytest.mark.parametrize("main", [ragged(60, 300, 700, 0), windows(3000)], ids=["chats", "store"])
+def test_long_texts_have_their_share_in_every_step(main, share, size) -> None:
+    """The bound of data/mixing.py, on every step of two epochs, the smaller last ones included."""
+    corpus = Corpus((main, LONG), ("main", "texts"), (1 - share, share))
+    plan = plan_training(corpus, 2, 0, 900, **size)
+    own, texts_of = brought(plan)
+    ratio, (window,) = share / (1 - share), plan.windows
+    assert np.abs(texts_of - ratio * own).max() <= window + 1
+    expected = ratio * own.sum() / len(own)
+    if expected > 1.1 * USEFUL:
+        assert f"texts: {share:.1%} of every step, within a factor of two" in plan.promises[0]
+        usual = own >= 0.5 * own.mean()
+        realised = (texts_of / (own + texts_of))[usual]
+        assert usual.mean() > 0.95 and share / 2 <= realised.min() and realised.max() <= 2 * share
+    elif expected < 0.9 * USEFUL:
+        assert window == USEFUL and np.diff(np.flatnonzero(texts_of)).max() * texts_of[texts_of > 0].mean() >= 4
+        steps = int(plan.promises[0].split("over any ")[1].split(" steps")[0])
+        over = [np.convolve(counts, np.ones(steps), "valid") for counts in (own, texts_of)]
+        usual = over[0] >= 0.5 * steps * own.mean()
+        realised = (over[1] / (over[0] + over[1]))[usual]
+        assert share / 2 <= realised.min() and realised.max() <= 2 * share
+        assert 1 < steps < 30 and (texts_of == 0).any()
+
+
+def test_without_windows_most_steps_would_have_nothing() -> None:
+    """The same texts as chats, which are not cut: what the test above would see if texts were not either."""
+    whole = InMemory(LONG.ids, [np.arange(len(ids)) > 1 for ids in LONG.ids])
+    plan = plan_training(
+        Corpus((ragged(60, 300, 700, 0), whole), ("main", "chats"), (0.95, 0.05)), 2, 0, 900, **SIZES[0]
+    )
+    assert (brought(plan)[1] == 0).mean() > 0.7
+    assert "chats: 5.0% over any 61 steps, within a factor of two, but not of every step" in plan.promises[0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_windows_of_a_store_have_their_share_in_every_step(size) -> None:
+    store = Windows(Store(60, 1024), "", "", 1024 * 0.8)  # 819 targets in 1,024 tokens, in documents of 5 tokens
+    corpus = Corpus((ragged(60, 300, 700, 0), store), ("main", "store"), (0.95, 0.05))
+    plan = plan_training(corpus, 2, 0, 1024, **size)
+    own, other = brought(plan)
+    realised = (other / (own + other))[own >= 0.5 * own.mean()]
+    assert realised.min() >= 0.025 and realised.max() <= 0.1
+    assert other.sum() / (own + other).sum() == pytest.approx(0.05, rel=0.02)
+
+
+def test_every_token_of_a_cut_text_is_a_target_once_per_pass_and_predicted_from_the_one_before() -> None:
+    corpus = Corpus((ragged(60, 300, 700, 0), LONG), ("main", "texts"), (0.7, 0.3))
+    plan = plan_training(corpus, 2, 0, 900, global_examples=12)
+    seen, parts = [], 0
+    for step in range(plan.num_steps):
+        for row in plan.batch(step).rows:
+            batch = collate(row, corpus)
+            of_texts = batch.target_sources == 1
+            ids = batch.target_ids[of_texts]
+            assert (batch.input_ids[0, batch.target_positions[of_texts]] == ids - 1).all()
+            assert sum(batch.document_lengths) <= 900
+            seen.append(ids.numpy())
+            parts += sum(item >= len(corpus) for item in row)
+    counts = np.bincount(np.concatenate(seen), minlength=LONG.lengths.sum())
+    targets = np.concatenate(LONG.weights)
+    assert (counts[~targets] == 0).all()
+    passes = int(plan.passes(plan.num_steps)[1])
+    assert passes >= 1 and set(counts[targets].tolist()) == {passes, passes + 1}
+    # Neighbouring windows of a text are one part: about one part per step, and one more where a text ends in a step.
+    assert parts < plan.num_steps + (passes + 1) * len(LONG) + 1
+
+
+def test_an_example_with_a_token_that_is_no_target_or_weighs_more_is_not_cut() -> None:
+    half = InMemory(LONG.ids, [np.where(w, np.float32(0.5), np.float32(0)) for w in LONG.weights])
+    for whole in (chats(LONG.lengths.tolist()), half):
+        corpus = Corpus((ragged(60, 300, 700, 0), whole), ("main", "other"), (0.9, 0.1))
+        plan = plan_training(corpus, 1, 0, 900, global_examples=12)
+        items = [item for step in range(plan.num_steps) for row in plan.batch(step).rows for item in row]
+        assert max(items) < len(corpus) and sum(item >= 700 for item in items) > 5
+        own, other = brought(plan)
+        assert np.abs(other - own / 9).max() <= whole.targets.max()
+
+
+# A window of the main store has 12 targets, but a step is planned for the 15 that it may have.
+@pytest.mark.parametrize(
+    ("main", "used"), [(ragged(60, 300, 700, 0), 0.85), (windows(3000), 0.6)], ids=["chats", "store"]
+)
+def test_no_step_has_more_than_global_tokens(main, used) -> None:
+    """Whatever is mixed in: texts that are cut, chats that are not, windows of a store."""
+    others = LONG, ragged(100, 500, 80, 4), Windows(Store(60, 256), "", "", 256 * 0.8)
+    for parts, shares in ((others, (0.1, 0.2, 0.1)), (others[1:2], (0.05,))):
+        corpus = Corpus((main, *parts), ("main", "a", "b", "c")[: len(parts) + 1], (1 - sum(shares), *shares))
+        plan = plan_training(corpus, 2, 0, 900, global_tokens=1500)
+        totals = np.array([plan.batch(step).num_target_tokens for step in range(plan.num_steps)])
+        assert totals.max() <= 1500 and not any("global_tokens" in line for line in plan.promises)
+        lasts = np.cumsum(plan.steps_per_epoch) - 1
+        assert np.delete(totals, lasts).mean() > 1500 * used
+
+
+def test_steps_above_global_tokens_are_announced() -> None:
+    main = chats([100] * 200 + [700] * 3)
+    corpus = Corpus((main, LONG), ("main", "texts"), (0.9, 0.1))
+    plan = plan_training(corpus, 2, 0, 900, global_tokens=300)
+    totals = [plan.batch(step).num_target_tokens for step in range(plan.num_steps)]
+    above = [total for total in totals if total > 300]
+    assert len(above) == 6 and plan.promises[-1].startswith(f"warning: 6 of {plan.num_steps} steps may have more than")
+    assert f"up to {max(above)}: one example of the main source" in plan.promises[-1]
+
+
+def test_shares_and_divisors_of_weighted_sources() -> None:
+    main, other = weighted((0.0, 0.25, 1.0, 3.0), 300), weighted((0.5, 1.0), 100, seed=1)
+    corpus = Corpus((main, other), ("main", "other"), (0.8, 0.2))
+    for size in ({"global_examples": 8}, {"global_tokens": 700}):
+        plan = plan_training(corpus, 2, 0, 128, **size)
+        own, others = brought(plan)
+        assert np.abs(others - own / 4).max() <= other.targets.max()
+        for step in range(plan.num_steps):
+            batch = plan.batch(step)
+            micro = [collate(row, corpus) for row in batch.rows]
+            exact = sum(m.target_weights.values.double().sum().item() for m in micro)
+            assert batch.num_target_tokens == exact == sum(batch.targets_by_source)
+            assert size.get("global_tokens", exact) >= exact
+
+
+def test_a_part_is_read_with_the_tokens_before_it_in_its_document() -> None:
+    corpus = Corpus((chats([4]), windows(3)), ("main", "store"), (0.5, 0.5))
+    part = corpus.part(2, 7, 13)  # of tokens 16 to 31, where documents begin at 20, 25 and 30: 20 to 28
+    ids, weights = corpus.get(part)
+    assert ids.tolist() == list(range(20, 29))
+    assert corpus.document_lengths(part) == (5, 4) and corpus.num_tokens(part) == 9
+    assert ids[weights].tolist() == [24, 26, 27, 28] and corpus.num_targets(part) == 4
+    assert corpus.locate(part) == (1, 1)
+    assert collate((part,), corpus).target_ids.tolist() == ids[weights].tolist()
+
+
+def test_a_part_of_a_long_text_is_read_with_128_tokens_before_it() -> None:
+    text = InMemory([np.arange(1000)], [np.arange(1000) > 0])
+    corpus = Corpus((text,))
+    for first, begin in ((0, 0), (100, 0), (500, 372)):
+        ids, weights = corpus.get(corpus.part(0, first, 700))
+        assert ids.tolist() == list(range(begin, 700))
+        assert ids[weights].tolist() == list(range(first + 1, 700))
+
+
+def test_a_million_documents_take_little_memory() -> None:
+    """Order and step boundaries: a few bytes per document, whatever the number of epochs and of sources."""
+
+    class Lengths(InMemory):
+        def __init__(self, count: int) -> None:
+            object.__setattr__(self, "lengths", np.random.default_rng(0).integers(20, 200, count, dtype=np.uint32))
+            object.__setattr__(self, "targets", self.lengths // 2)
+
+        def __len__(self) -> int:
+            return len(self.lengths)
+
+    corpus = Corpus((Lengths(10**6), Lengths(10**6)), ("main", "other"), (0.9, 0.1))
+    tracemalloc.start()
+    plan = plan_training(corpus, 3, 0, 512, global_examples=64)
+    assert plan.batch(30_000).num_examples > 64
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 28 * 2**20 and peak < 60 * 2**20

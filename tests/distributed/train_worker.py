@@ -27,8 +27,11 @@ import train
 import training.inputs
 from common.errors import exit_code_of, exit_process
 from data.batches import MicroBatch
+from data.sources import Corpus
 from model.language_model import PackedLanguageModel
+from tests.in_memory import weighted
 
+WEIGHTS = (0.0, 0.25, 1.0, 3.0)
 RANK = int(os.environ.get("RANK", 0))
 
 
@@ -100,6 +103,24 @@ def plant(name: str | None, set_attribute) -> None:
 
         set_attribute(PackedLanguageModel, "forward", mean)
         set_attribute(training.inputs, "plan_training", plan)
+    elif kind in ("weighted", "weighted_by_count"):
+        # Train on weighted documents in memory. weighted_by_count: divide by the number of targets, not by their weights.
+        source = weighted(WEIGHTS)
+        set_attribute(training.inputs.Reader, "training", lambda *arguments: Corpus((source,)))
+        plan_weighted = training.inputs.plan_training
+
+        def by_count(*arguments, **options) -> object:
+            made = plan_weighted(*arguments, **options)
+
+            def counted_batch(step: int) -> object:
+                right = made.batch(step)
+                count = sum(int((source.get(item)[1] > 0).sum()) for row in right.rows for item in row)
+                return dataclasses.replace(right, num_target_tokens=count)
+
+            return dataclasses.replace(made, batch=counted_batch)
+
+        if kind == "weighted_by_count":
+            set_attribute(training.inputs, "plan_training", by_count)
     elif kind == "signal_at_micro_batch":
         # A real SIGTERM to the last rank only, before the forward with this number.
         count, forward, last = iter(range(10**9)), PackedLanguageModel.forward, int(os.environ.get("WORLD_SIZE", 1)) - 1

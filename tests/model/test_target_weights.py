@@ -1,0 +1,139 @@
+"""Weights of targets: loss and gradients against transformers, weights that bf16 cannot represent, the Fisher diagonal."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM
+
+from configs.config import Model, Sharding
+from data.batches import TargetWeights, collate, plan_training
+from distributed.process_group import Ranks
+from distributed.sharding import decoder_layers, make_mesh, parallelize
+from model.architectures import read_model_config
+from model.ewc.fisher import estimate_fisher
+from model.language_model import PackedLanguageModel, build_on_meta, load_weights
+from model.loss import LossSums
+from tests.in_memory import InMemory, weighted
+from tests.model.ewc.tiny_ewc import batches_of, corpus, signal_is, write_model
+from tests.tiny import write_tiny_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    """A process group of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Ranks(0, 1, 0, CPU, dist.group.WORLD)
+    dist.destroy_process_group()
+
+
+def load(path) -> PackedLanguageModel:
+    packed = build_on_meta(read_model_config(str(path)))
+    load_weights(packed, str(path), CPU)
+    return packed
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_loss_and_gradients_of_a_weighted_step_equal_a_plain_loop_over_transformers(tmp_path, packing) -> None:
+    """Sum of w nll over sum of w, in several micro-batches. The count of targets as the divisor would be noticed."""
+    path = write_tiny_model(tmp_path / "model")
+    source = weighted((0.0, 0.25, 1.0, 3.0))
+    batch = plan_training(source, 1, 0, 128, global_examples=9, packing=packing).batch(0)
+    items = [item for row in batch.rows for item in row]
+    packed, loss = load(path), 0.0
+    for row in batch.rows:
+        part = packed(collate(row, source)) / batch.num_target_tokens
+        part.backward()
+        loss += part.item()
+
+    eager = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
+    total, divisor, count = torch.zeros(()), 0.0, 0
+    for ids, weights in map(source.get, items):
+        ids, weights = torch.from_numpy(ids), torch.from_numpy(weights)
+        nll = torch.nn.functional.cross_entropy(eager(ids[None]).logits[0, :-1], ids[1:], reduction="none")
+        total = total + (weights[1:] * nll).sum()
+        divisor, count = divisor + weights.double().sum().item(), count + int((weights > 0).sum())
+    (total / divisor).backward()
+
+    assert batch.num_target_tokens == divisor and abs(divisor / count - 1) > 0.1
+    assert len(items) == 9 and len(batch.rows) > 2
+    assert loss == pytest.approx(total.item() / divisor, rel=1e-6)
+    assert loss != pytest.approx(total.item() / count, rel=1e-2)
+    expected = dict(eager.named_parameters())
+    for name, parameter in packed.causal_lm.named_parameters():
+        scale = expected[name].grad.abs().max().item()
+        assert (parameter.grad - expected[name].grad).abs().max().item() < 1e-5 * max(1.0, scale), name
+
+
+def test_weights_of_one_change_no_bit() -> None:
+    """A micro-batch whose weights are all 1 has none, so that nothing is multiplied."""
+    ones = weighted((1.0,), count=3)
+    plain = InMemory(ones.ids, [weights > 0 for weights in ones.weights])
+    for source in (ones, plain):
+        assert collate((0, 2), source).target_weights is None
+    mixed = collate((0, 1), InMemory(ones.ids, [plain.weights[0], 3 * ones.weights[1], plain.weights[2]]))
+    lengths = [len(ids) - 1 for ids in ones.ids[:2]]
+    assert mixed.target_weights.values.tolist() == [1.0] * lengths[0] + [3.0] * lengths[1]
+    batch = plan_training(plain, 1, 0, 64, global_examples=3).batch(0)
+    assert type(batch.num_target_tokens) is int
+    assert plan_training(ones, 1, 0, 64, global_examples=3).batch(0).num_target_tokens == batch.num_target_tokens
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_fsdp_does_not_round_the_weights_to_bf16(tmp_path, ranks, tied) -> None:
+    """With 1/3 for every target the loss is a third; 1/3 in bf16 is 0.2% more. An untied head is a unit of its own."""
+    model = load(write_tiny_model(tmp_path / "model", tied=tied))
+    mesh = make_mesh("cpu", 1, 1, Sharding())
+    parallelize(
+        model, decoder_layers(model), model.extra_fsdp_units(), mesh, torch.bfloat16, Model(path=""), Sharding()
+    )
+    source = weighted((1.0,), count=4)
+    plain = collate((0, 1, 2, 3), source)
+    third = torch.full(plain.target_ids.shape, 1 / 3)
+    sums = LossSums(1, CPU)
+    whole = model(plain, sums).item()
+    assert model(dataclasses.replace(plain, target_weights=TargetWeights(third)), sums).item() == pytest.approx(
+        whole / 3, rel=1e-6
+    )
+    rounded = TargetWeights(third.bfloat16().float())
+    assert model(dataclasses.replace(plain, target_weights=rounded), sums).item() != pytest.approx(whole / 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("estimator", ["model", "empirical"])
+def test_a_document_of_weight_four_counts_four_times_in_the_fisher_diagonal(tmp_path, ranks, estimator) -> None:
+    path = write_model(tmp_path)
+    made = corpus(1)
+    found = {}
+    for name, factors in {"one": (1, 0), "other": (0, 1), "both": (4, 1)}.items():
+        kept = [i for i in (0, 1) if factors[i]]
+        weights = [np.where(made.get(i)[1], np.float32(factors[i]), np.float32(0)) for i in kept]
+        batches = batches_of(InMemory([made.get(i)[0] for i in kept], weights), 2, 1)
+        # The documents keep their numbers, and so their signs and samples.
+        batches = dataclasses.replace(batches, items=tuple(sorted(batches.items)))
+        if name == "other":
+            batches = _Numbered(batches, first=1)
+        found[name] = (
+            batches.num_targets,
+            estimate_fisher(load(path), batches, estimator, 0, "full", signal_is(False, ranks)),
+        )
+    (one, a), (other, b), (both, c) = found["one"], found["other"], found["both"]
+    assert both == 4 * one + other
+    for name, fisher in c.items():
+        torch.testing.assert_close(fisher, (4 * one * a[name] + other * b[name]) / both, rtol=1e-5, atol=1e-12)
+
+
+class _Numbered:
+    """Batches whose documents are numbered from `first`."""
+
+    def __init__(self, batches, first: int) -> None:
+        self.batches, self.first = batches, first
+
+    def __getattr__(self, name: str):
+        return getattr(self.batches, name)
+
+    def micro_batches(self, *arguments) -> list:
+        return [(batch, numbers + (self.first << 20)) for batch, numbers in self.batches.micro_batches(*arguments)]
