@@ -71,7 +71,8 @@ def show(arguments: argparse.Namespace) -> None:
         inputs = read_inputs(config, tokenizer, model_config.vocab_size, 1, show_progress=True)
         print("\n".join(summary(config, inputs)), flush=True)
         if arguments.source == MAIN and any(map(is_store, config.data.train)):
-            return  # a token store has no examples
+            print("a token store keeps no examples to show", flush=True)
+            return
     examples = Examples(config.data, arguments.source)
     chosen = (
         examples.find(arguments.index)
