@@ -9,7 +9,7 @@ from data.arrow_rows import column_names
 from data.compression import Advance as Advance
 from data.compression import data_suffix, no_progress
 from data.compression import read_chunks as read_chunks
-from data.formats import DEFAULT, Reading, canonical_example, describe
+from data.formats import DEFAULT, Reading, canonical_example, describe, foreign_keys
 from data.messages import short_list
 from data.paths import check_files
 from data.paths import check_paths_exist as check_paths_exist
@@ -28,7 +28,8 @@ def read_file(
 ) -> Iterator[tuple[str, dict]]:
     """Yield (location, canonical example) for each example of a file. A location reads "FILE, line 3".
 
-    All examples of a file have the same form. Examples are not kept in memory. Raises UserError for a file that is
+    Rows may have different forms, but one that is not of the file's first form must have keys of its own form only: an
+    Alpaca example that has lost its output would otherwise become its `text`. Examples are not kept in memory. Raises UserError for a file that is
     missing, damaged or empty, and for the first malformed example. With `reading.on_bad="skip"` malformed examples are
     skipped, and `bad` gets one sentence with the location of each; a damaged file is an error all the same, because
     nobody knows what it has lost.
@@ -42,9 +43,11 @@ def read_file(
             if isinstance(row, UserError):
                 raise row
             row_form, example = canonical_example(row, where, reading)
-            if row_form != (form := form or row_form):
+            form = form or row_form
+            if row_form != form and isinstance(row, dict) and (keys := foreign_keys(row_form, row, reading)):
                 raise UserError(
-                    f"{where} has the form {row_form}, but the file began with {form}; put each form into its own file"
+                    f"{where} has the form {row_form}, but also {short_list(keys)}, and the file began with {form}; name "
+                    "the form in data.format, or give the row the keys of one form"
                 )
         except UserError as error:
             if reading.on_bad == "error":
@@ -62,30 +65,29 @@ def read_file(
 
 
 def describe_form(path: str | Path, reading: Reading = DEFAULT) -> str:
-    """The form of a file and which keys are used: "alpaca (instruction, output); ignored: text".
+    """The forms of a file and which keys are used: "alpaca (instruction, output); ignored: text".
 
     Found in the first DESCRIBED_ROWS rows; malformed ones are passed over. Raises UserError for a damaged file.
     """
     path = Path(path)
     check_files([path])
     reading = _for_file(path, reading)
-    form, used, ignored = None, {}, {}
+    forms, used, ignored = {}, {}, {}
     for count, (where, row) in enumerate(read_rows(path, reading.columns), 1):
         try:
             if isinstance(row, dict):
-                row_form, _ = canonical_example(row, where, reading)
-                form = form or row_form
-                for keys, found in zip((used, ignored), describe(row_form, row, reading), strict=True):
+                form, _ = canonical_example(row, where, reading)
+                for keys, found in zip((forms, used, ignored), ([form], *describe(form, row, reading)), strict=True):
                     keys |= dict.fromkeys(found)
         except UserError:
             pass  # read_file says it
         if count == DESCRIBED_ROWS:
             break
-    if form is None:
+    if not forms:
         return f"no well-formed example in the first {DESCRIBED_ROWS} rows"
     if data_suffix(path) in (".parquet", ".arrow"):
         ignored = dict.fromkeys(name for name in column_names(path) if name not in reading.columns) | ignored
-    return f"{form} ({short_list(used)})" + (f"; ignored: {short_list(ignored)}" if ignored else "")
+    return f"{' and '.join(forms)} ({short_list(used)})" + (f"; ignored: {short_list(ignored)}" if ignored else "")
 
 
 def describe_files(paths: Sequence[Path], reading: Reading = DEFAULT) -> list[str]:

@@ -106,6 +106,12 @@ def describe(form: str, row: dict, reading: Reading = DEFAULT) -> tuple[list[str
     return used, list(dict.fromkeys(ignored))
 
 
+def foreign_keys(form: str, row: dict, reading: Reading = DEFAULT) -> list[str]:
+    """The keys of a row that belong to forms other than its own, by their names in the file."""
+    own = {reading.name_of(key) for key in (*REQUIRED[form], *OPTIONAL[form])}
+    return [key for key, value in row.items() if value is not None and key in reading.columns and key not in own]
+
+
 def kind_of(example: dict) -> str:
     """What a canonical example is, for messages: a document, a chat, or a prompt with a completion."""
     return "a document" if "text" in example else "a chat" if "messages" in example else "a prompt with a completion"

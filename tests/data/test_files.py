@@ -245,7 +245,7 @@ def test_on_bad_skip_leaves_out_malformed_examples_and_names_each(tmp_path) -> N
         b'{"text": "two"}',
         b'{"txt": "a"}',
     ]
-    path.write_bytes(b"\n".join([*lines, json_lines([{"messages": CHAT}])]))
+    path.write_bytes(b"\n".join([*lines, json_lines([{"messages": CHAT, "text": "a"}])]))
     bad = []
     found = list(read_file(path, reading=Reading(on_bad="skip"), bad=bad.append))
     assert found == [(f"{path}, line 1", {"text": "one"}), (f"{path}, line 6", {"text": "two"})]
@@ -262,10 +262,16 @@ def test_on_bad_skip_leaves_out_malformed_examples_and_names_each(tmp_path) -> N
         list(read_file(path, reading=Reading(on_bad="skip"), bad=bad.append))
 
 
-def test_rows_of_different_forms_are_refused(tmp_path) -> None:
-    path = write(tmp_path / "a.jsonl", json_lines([{"text": "a"}, {"messages": CHAT}]))
-    with pytest.raises(UserError, match="line 2 has the form messages, but the file began with text; put each form"):
+def test_rows_of_different_forms_are_read_if_each_is_clear(tmp_path) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines([{"text": "a", "id": 1}, {"messages": CHAT, "id": 2}]))
+    assert examples(path) == [{"text": "a", "id": 1}, {"messages": CHAT, "id": 2}]
+    assert describe_form(path) == "text and messages (text, messages); ignored: id"
+    alpaca = {"instruction": "Sum", "output": "3", "text": "Below is an instruction: Sum. Response: 3"}
+    lost = alpaca | {"output": None}
+    path = write(tmp_path / "b.jsonl", json_lines([alpaca, lost]))
+    with pytest.raises(UserError, match="line 2 has the form text, but also instruction, and the file began with alp"):
         examples(path)
+    assert [example["text"] for example in examples(path, format="text")] == [alpaca["text"]] * 2
 
 
 def test_the_form_of_each_file_is_described(tmp_path) -> None:
