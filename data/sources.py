@@ -21,7 +21,7 @@ from data.examples import Documents, load_documents
 from data.token_store import TokenStore, open_store, tokenizer_fingerprint
 
 MAIN = "main"  # name of the source given by data.train and data.validation
-CONTEXT = 128  # tokens before a part of a text that are read with it
+CONTEXT = 64  # tokens before a part of a text that are read with it
 _MOST_TOKENS = 2**32  # more than any item has; the index of a part (Corpus.part) is a Python int of any size
 
 
