@@ -41,7 +41,8 @@ class Data:
     validation: tuple[str, ...] = ()
     validation_share: float = 0.0  # or: hold out this fraction of data.train, chosen by a hash of each example
     format: str = "auto"  # auto | messages | sharegpt | alpaca | completion | text: the form of the examples
-    # Names that the files use -> ours, e.g. fields={"messages": "dialogue"}. On the command line: messages=dialogue,...
+    # Our name of a key -> its name in the files: fields={"messages": "dialogue"}, or on the command line
+    # data.fields=messages=dialogue,role=speaker. configs/loading/names.py lists our names
     fields: dict[str, str] = field(default_factory=dict)
     on_bad: str = "error"  # error | skip: what to do with a malformed example; skipped ones are counted and listed
     # Sources to mix in; the main source gets the remaining share. On the command line:

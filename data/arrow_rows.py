@@ -8,6 +8,7 @@ from typing import Any
 
 from common.errors import UserError
 from data.compression import Advance, is_compressed, no_progress, read_chunks
+from data.messages import short_list
 
 BATCH = 1024  # rows
 ARROW_FILE = b"ARROW1"  # the first bytes of Arrow's file format; its stream format has none
@@ -80,7 +81,7 @@ def _open_arrow(path: Path, advance: Advance) -> tuple[Any, Iterator[Any]]:
     import pyarrow
 
     source = _source(path, advance)
-    file = pyarrow.OSFile(source) if isinstance(source, str) else pyarrow.PythonFile(source)
+    file = pyarrow.OSFile(source) if isinstance(source, str) else pyarrow.BufferReader(source.getbuffer())
     is_file_format = file.read(len(ARROW_FILE)) == ARROW_FILE
     file.seek(0)
     if is_file_format:
@@ -102,8 +103,8 @@ def _choose(path: Path, names: list[str], columns: Collection[str]) -> list[str]
     chosen = [name for name in names if name in columns]
     if not chosen:
         raise UserError(
-            f"{path} has no column of a known form (docs/data.md); its columns are {', '.join(names)}; data.fields can "
-            "name them"
+            f"{path} has no column of a known form (docs/data.md); its columns are {short_list(names)}; data.fields "
+            "can name them"
         )
     return chosen
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from common.errors import UserError
-from configs.loading.checks import EXAMPLE_FIELDS, MESSAGE_FIELDS
+from configs.loading.names import EXAMPLE_FIELDS, MESSAGE_FIELDS
 from data.messages import (
     canonical_messages,
     canonical_tools,
     canonical_weight,
     parse_json_text,
     renamed,
+    short_list,
     text_message,
 )
 
@@ -58,7 +59,11 @@ class Reading:
     @cached_property
     def columns(self) -> frozenset[str]:
         """The names in the file of all keys that any form uses."""
-        return frozenset(self.example_names.get(key, key) for key in EXAMPLE_FIELDS)
+        return frozenset(self.name_of(key) for key in EXAMPLE_FIELDS)
+
+    def name_of(self, key: str) -> str:
+        """The name in the file of a key of an example."""
+        return self.example_names.get(key) or key
 
 
 DEFAULT = Reading()
@@ -88,7 +93,7 @@ def describe(form: str, row: dict, reading: Reading = DEFAULT) -> tuple[list[str
 
     Keys of messages that are not used are named like `messages.id`.
     """
-    names: dict[str, str] = {key: reading.example_names.get(key, key) for key in (*REQUIRED[form], *OPTIONAL[form])}
+    names = {key: reading.name_of(key) for key in (*REQUIRED[form], *OPTIONAL[form])}
     used = [theirs for theirs in names.values() if row.get(theirs) is not None]
     ignored = [key for key, value in row.items() if value is not None and key not in names.values()]
     known = {reading.message_names.get(key, key) for key in MESSAGE_FIELDS}
@@ -99,6 +104,17 @@ def describe(form: str, row: dict, reading: Reading = DEFAULT) -> tuple[list[str
                     f"{key}.{name}" for name, value in message.items() if value is not None and name not in known
                 ]
     return used, list(dict.fromkeys(ignored))
+
+
+def foreign_keys(form: str, row: dict, reading: Reading = DEFAULT) -> list[str]:
+    """The keys of a row that belong to forms other than its own, by their names in the file."""
+    own = {reading.name_of(key) for key in (*REQUIRED[form], *OPTIONAL[form])}
+    return [key for key, value in row.items() if value is not None and key in reading.columns and key not in own]
+
+
+def kind_of(example: dict) -> str:
+    """What a canonical example is, for messages: a document, a chat, or a prompt with a completion."""
+    return "a document" if "text" in example else "a chat" if "messages" in example else "a prompt with a completion"
 
 
 def example_text(example: dict) -> str:
@@ -112,12 +128,13 @@ def example_text(example: dict) -> str:
 
 def _form(row: dict, keys: list, where: str, reading: Reading) -> str:
     """The form of a row: the one that is named, or the first that it has all keys of."""
-    found = f"its keys are {', '.join(map(str, keys))}" if keys else "it has no keys"
+    found = f"its keys are {short_list(keys)}" if keys else "it has no keys"
     if reading.format != "auto":
         for key in REQUIRED[reading.format]:
             if key not in row:
-                name = reading.example_names.get(key, key)
-                raise UserError(f"{where} has no `{name}`, which data.format={reading.format} needs; {found}")
+                raise UserError(
+                    f"{where} has no `{reading.name_of(key)}`, which data.format={reading.format} needs; {found}"
+                )
         return reading.format
     for form, needed in REQUIRED.items():
         if all(key in row for key in needed):
@@ -156,11 +173,9 @@ def _completion(row: dict, where: str, names: Mapping[str, str]) -> dict:
         return {key: text_message("", row[key], where, key)["content"] for key in REQUIRED["completion"]}
     if not isinstance(prompt, list) or not isinstance(completion, list):
         raise UserError(f"{where}: `prompt` and `completion` must both be strings or both be lists of messages")
-    messages = canonical_messages(prompt, where, "prompt", names)
-    for message in messages:
-        if message["role"] == "assistant":
-            message["weight"] = 0.0
-    return {"messages": messages + canonical_messages(completion, where, "completion", names)}
+    earlier = canonical_messages(prompt, where, "prompt", names)
+    earlier = [message | {"weight": 0.0} if message["role"] == "assistant" else message for message in earlier]
+    return {"messages": earlier + canonical_messages(completion, where, "completion", names)}
 
 
 def _document(row: dict, where: str, names: Mapping[str, str]) -> dict:

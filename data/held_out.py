@@ -20,7 +20,7 @@ WEIGHT_KEY = "weight"  # of a message; the same words with another weight are th
 def content_hash(example: dict) -> bytes:
     """HASH_BYTES bytes that identify what an example (data/formats.py) says. Weights and unknown keys do not matter."""
     content = {key: example[key] for key in CONTENT_KEYS if key in example}
-    if "messages" in content:
+    if any(WEIGHT_KEY in message for message in content.get("messages", ())):
         content["messages"] = [
             {key: value for key, value in message.items() if key != WEIGHT_KEY} for message in content["messages"]
         ]

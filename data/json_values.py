@@ -79,8 +79,10 @@ class _Text:
                 return value
             except json.JSONDecodeError as error:
                 is_certain = error.pos < len(self.text) - CERTAIN and not error.msg.startswith("Unterminated string")
-                if is_certain or not self.read_more():
+                if is_certain:
                     raise self.error(error.msg, error.pos) from error
+                if not self.read_more():
+                    raise self.error(f"{error.msg}; is the file cut off?", error.pos) from error
             except (ValueError, RecursionError) as error:
                 raise self.error(explain_json_error(error)) from error
 

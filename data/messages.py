@@ -8,7 +8,7 @@ A canonical message has a `role` of ROLES and `content`, a string; it is None on
 import json
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from common.errors import UserError
@@ -29,8 +29,10 @@ ROLE_NAMES = {role: role for role in ROLES} | {
     "observation": "tool",
     "ipython": "tool",
 }
+PLAIN = {"role", "content"}
 CALLS = ("function_call", "tool_call")  # roles whose text is a call, or a list of calls, as JSON
 TEXT_KEYS = ("tool_call_id", "name", "reasoning_content", "thinking")
+MAX_NAMES = 20  # in a message
 MAX_DEPTH = 100  # of tools and arguments; Python's own limit depends on the caller
 
 
@@ -59,7 +61,7 @@ def canonical_weight(value: object, where: str, key: str = "weight") -> float:
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not 0 <= weight < math.inf:
-        raise UserError(f"{where}: `{key}` must be a number of at least 0, not {_short(value)}")
+        raise UserError(f"{where}: `{key}` must be a number of at least 0, not {short(value)}")
     return weight
 
 
@@ -84,6 +86,8 @@ def parse_json_text(value: object, where: str, key: str) -> object:
 
 def check_unicode(text: str, where: str) -> str:
     """Refuse lone surrogates, which JSON can contain but no tokenizer accepts."""
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -104,6 +108,11 @@ def renamed(record: dict, names: Mapping[str, str]) -> dict:
 
 
 def _canonical_message(message: object, where: str, number: int, names: Mapping[str, str]) -> dict:
+    if isinstance(message, dict) and message.keys() == PLAIN and not names:
+        role, content = message["role"], message["content"]
+        if role in ROLES and isinstance(content, str):  # like most messages, it is canonical already
+            check_unicode(content, where)
+            return message
     this = f"{where}: message {number}"
     if not isinstance(message, dict):
         raise UserError(f"{this} is not an object")
@@ -111,7 +120,7 @@ def _canonical_message(message: object, where: str, number: int, names: Mapping[
     said = message.get("role", message.get("from"))
     role = ROLE_NAMES.get(said) if isinstance(said, str) else None
     if role is None:
-        raise UserError(f"{this} needs a `role` that is one of {', '.join(ROLES)}, not {_short(said)}")
+        raise UserError(f"{this} needs a `role` that is one of {', '.join(ROLES)}, not {short(said)}")
     if said == "function" and "role" not in message:
         raise UserError(f"{this}: `from` is function, which may be a call or its answer; say function_call or tool")
     content = message.get("content", message.get("value"))
@@ -142,7 +151,7 @@ def _text_of(content: object, where: str, this: str) -> str | None:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind != "text" or not isinstance(part.get("text"), str):
                 raise UserError(
-                    f"{this} has a part of type {_short(kind)} in its `content`; only text can be trained on"
+                    f"{this} has a part of type {short(kind)} in its `content`; only text can be trained on"
                 )
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str | None):
@@ -184,7 +193,7 @@ def _weight_of(message: dict, role: str, this: str) -> float:
         if key not in message:
             continue
         if message[key] not in (True, False):
-            raise UserError(f"{this}: `{key}` must be true or false, not {_short(message[key])}")
+            raise UserError(f"{this}: `{key}` must be true or false, not {short(message[key])}")
         if message[key] and role != "assistant":
             raise UserError(
                 f"{this}: `{key}` is true, but only messages of the assistant can carry loss, not of {role}"
@@ -207,11 +216,21 @@ def _check_json(value: Any, where: str, key: str) -> Any:
         elif isinstance(item, list):
             stack.extend((child, depth + 1) for child in item)
         elif not (item is None or isinstance(item, int) or (isinstance(item, float) and math.isfinite(item))):
-            raise UserError(f"{where}: `{key}` has the value {_short(item)}, which JSON does not have")
+            raise UserError(f"{where}: `{key}` has the value {short(item)}, which JSON does not have")
     return value
 
 
-def _short(value: object) -> str:
-    """A value for an error message, without line breaks and of limited length."""
-    text = reprlib.repr(value)
-    return text.encode("ascii", "backslashreplace").decode() if not text.isprintable() else text
+def short(value: object) -> str:
+    """A value for a message: printable and of limited length."""
+    return printable(reprlib.repr(value))
+
+
+def short_list(names: Collection[object]) -> str:
+    """Names for a message: printable, and not too many."""
+    shown = [name if isinstance(name, str) and len(name) < 80 else reprlib.repr(name) for name in names][:MAX_NAMES]
+    return printable(", ".join(shown)) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+
+
+def printable(text: str) -> str:
+    """The text in one line that any terminal can show."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -51,7 +51,7 @@ def left_out(paths: Iterable[str | Path]) -> list[Path]:
 def _files_of(path: str | Path) -> tuple[list[Path], list[Path]]:
     """(data files, other files) of a path, a folder or a glob."""
     check_paths_exist([path])
-    matches = sorted(map(Path, glob.glob(str(path), recursive=True))) if _is_glob(path) else [Path(path)]
+    matches = _matches(str(path)) if _is_glob(path) else [Path(path)]
     files: list[Path] = []
     others: list[Path] = []
     for match in matches:
@@ -65,6 +65,12 @@ def _files_of(path: str | Path) -> tuple[list[Path], list[Path]]:
     if not files:
         raise UserError(f"{path} contains no data files; {KINDS}")
     return files, others
+
+
+def _matches(pattern: str) -> list[Path]:
+    """The paths that match a pattern, sorted. Each is there once, even if `**` follows a link to a folder above."""
+    found = sorted(map(Path, glob.glob(pattern, recursive=True)))
+    return list({match.parent.resolve() / match.name: match for match in reversed(found)}.values())[::-1]
 
 
 def _walk(folder: Path, files: list[Path], others: list[Path], seen: set[Path]) -> None:

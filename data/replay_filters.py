@@ -6,13 +6,19 @@ normalized. Character shingles need neither spaces between words nor a tokenizer
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+
 from common.errors import UserError
+from common.random_bits import hash64_tensor
+from data.formats import example_text
 
 SHINGLE = 24  # characters
 EVALUATION_SHINGLE = 50  # characters; a text with so long a run in common with evaluation texts is dropped
+BLOCK = 2**15  # shingles that are hashed at once
 SKETCH_RATE = 4  # documents are compared by a sketch: one in so many of their shingles, selected by hash
 
 
@@ -30,21 +36,44 @@ class Filters:
 
 
 class EvaluationTexts:
-    """The texts that evaluation uses, prepared for `overlaps`: their shingles, and short texts as a whole."""
+    """The texts that evaluation uses, prepared for `overlaps`: hashes of their shingles, and short texts as a whole.
+
+    A shingle takes 8 bytes, however often it is looked up. Two different shingles have the same 64-bit hash with probability
+    2^-64: of a billion characters of replay, compared with 16 MiB of evaluation texts, one run in a thousand would drop a
+    text by mistake. None is kept by mistake.
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        normalized = [normalize(text) for text in texts]
-        self.shingles = {shingle for text in normalized for shingle in shingles(text, EVALUATION_SHINGLE)}
-        self.short_texts = [text for text in normalized if 0 < len(text) < EVALUATION_SHINGLE]
+        hashes, count = np.empty(BLOCK, dtype=np.int64), 0
+        self.short_texts: list[str] = []
+        for text in texts:
+            normalized = normalize(text)
+            if 0 < len(normalized) < EVALUATION_SHINGLE:
+                self.short_texts.append(normalized)
+            for block in shingle_hashes(normalized, EVALUATION_SHINGLE):
+                if count + len(block) > len(hashes):
+                    hashes.resize(len(hashes) * 9 // 8 + len(block), refcheck=False)  # does not hold two copies
+                hashes[count : count + len(block)] = block
+                count += len(block)
+        hashes.resize(count, refcheck=False)
+        hashes.sort()
+        self.shingles = hashes  # int64 (shingles,), ascending
 
     def overlaps(self, normalized: str) -> bool:
         """Whether a normalized text shares a run of EVALUATION_SHINGLE characters, or contains a whole short text."""
-        if any(shingle in self.shingles for shingle in shingles(normalized, EVALUATION_SHINGLE)):
+        if any(self._has_any(block) for block in shingle_hashes(normalized, EVALUATION_SHINGLE)):
             return True
         return any(
             text in normalized and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", normalized)
             for text in self.short_texts
         )
+
+    def _has_any(self, hashes: np.ndarray) -> bool:
+        if not len(self.shingles):
+            return False
+        hashes = np.sort(hashes)  # neighbours in `shingles` are then looked up together
+        places = np.searchsorted(self.shingles, hashes)
+        return bool((self.shingles[np.minimum(places, len(self.shingles) - 1)] == hashes).any())
 
 
 @dataclass(frozen=True)
@@ -77,7 +106,7 @@ def filter_sampled(sampled: Sequence[dict], filters: Filters, evaluation: Evalua
             document["text"] = until_last_sentence(document["text"])
             num_truncated += 1
         candidates.append(document)
-    kept, dropped = filter_texts([document_text(document) for document in candidates], filters, evaluation)
+    kept, dropped = filter_texts([example_text(document) for document in candidates], filters, evaluation)
     dropped = {"unfinished": num_unfinished} | dropped
     if not kept:
         raise UserError(f"none of {len(sampled)} documents passed the filters; dropped: {dropped}")
@@ -117,13 +146,6 @@ def filter_texts(
     return kept, dropped
 
 
-def document_text(document: dict) -> str:
-    """The text of a document, or all messages of a chat."""
-    if "text" in document:
-        return document["text"]
-    return "\n\n".join(message["content"] for message in document["messages"])
-
-
 def normalize(text: str) -> str:
     """The text in lower case, with a single space for each run of white space."""
     return " ".join(text.split()).casefold()
@@ -132,6 +154,22 @@ def normalize(text: str) -> str:
 def shingles(normalized: str, size: int = SHINGLE) -> Iterable[str]:
     """All runs of `size` characters, in order. A shorter text has none."""
     return (normalized[i : i + size] for i in range(len(normalized) - size + 1))
+
+
+def shingle_hashes(normalized: str, size: int) -> Iterator[np.ndarray]:
+    """64-bit hashes of all runs of `size` characters, int64, in order, in blocks of at most BLOCK.
+
+    The hash of 2n characters is made of the hashes of its halves; the last step joins two runs that may overlap.
+    """
+    for start in range(0, len(normalized) - size + 1, BLOCK):
+        characters = normalized[start : start + BLOCK + size - 1].encode("utf-32-le", "surrogatepass")
+        hashes = torch.from_numpy(np.frombuffer(characters, dtype="<u4").astype(np.int64))
+        length = 1
+        while length < size:
+            shift = min(length, size - length)
+            hashes = hash64_tensor(0, hashes[:-shift], hashes[shift:])
+            length += shift
+        yield hashes.numpy()
 
 
 def repetition(normalized: str) -> float:

@@ -68,9 +68,9 @@ def _read_csv(path: Path, delimiter: str, advance: Advance) -> Rows:
         try:
             row = next(rows, None)
         except csv.Error as error:
-            if header is None or "unexpected end of data" in str(error):
-                hint = "; is a quote not closed?" if header else ""
-                raise UserError(f"{where} is not valid CSV: {error}{hint}") from error
+            # Other errors mean a quote that is not closed; what it has swallowed is unknown.
+            if "expected after" not in str(error):
+                raise UserError(f"{where} is not valid CSV: {error}; is a quote not closed?") from error
             yield where, UserError(f"{where} is not valid CSV: {error}")
             continue
         except UnicodeDecodeError as error:

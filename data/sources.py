@@ -25,6 +25,7 @@ from data.parallel_encoding import ExampleSettings
 from data.token_store import TokenStore, is_store, open_store, tokenizer_fingerprint
 
 MAIN = "main"  # name of the source given by data.train and data.validation
+CONTEXT = 64  # tokens before a part of a text that are read with it
 _MOST_TOKENS = 2**32  # more than any item has; the index of a part (Corpus.part) is a Python int of any size
 
 
@@ -83,18 +84,26 @@ class Corpus:
         return tuple(int(n) for n in np.cumsum([0, *(len(source) for source in self.sources)]))
 
     def part(self, item: int, first: int, end: int) -> int:
-        """The index of tokens `first` to `end` (exclusive) of an item, as an item of its own.
+        """The index of the targets after token `first`, up to token `end` (exclusive), of an item as an item of its own.
 
-        Its first token is not a target, because the tokens before it are not there to predict it from.
+        It begins up to `CONTEXT` tokens of the same document earlier: these are read, but are no targets.
         """
-        return len(self) + (item * _MOST_TOKENS + first) * _MOST_TOKENS + end
+        ends = np.cumsum(self.document_lengths(item))
+        document = int(np.searchsorted(ends, first, side="right"))
+        begin = max(first - CONTEXT, 0 if document == 0 else int(ends[document - 1]))
+        index = item
+        for number in (begin, first, end):
+            index = index * _MOST_TOKENS + number
+        return len(self) + index
 
-    def _whole(self, item: int) -> tuple[int, int, int | None]:
-        """(item, first token, end) of an index, which may be that of a part; end None: all tokens."""
+    def _whole(self, item: int) -> tuple[int, slice, int]:
+        """(item, the tokens taken of it, the first of them that may be a target) of an index, which may be that of a part."""
         if item < len(self):
-            return item, 0, None
+            return item, slice(None), 0
         rest, end = divmod(item - len(self), _MOST_TOKENS)
-        return *divmod(rest, _MOST_TOKENS), end
+        rest, first = divmod(rest, _MOST_TOKENS)
+        rest, begin = divmod(rest, _MOST_TOKENS)
+        return rest, slice(begin, end), first + 1
 
     def locate(self, item: int) -> tuple[int, int]:
         """(source, index within the source) of an item."""
@@ -113,18 +122,18 @@ class Corpus:
         """
         source, index = self.locate(item)
         ids, weights = self.sources[source].get(index)
-        _, first, end = self._whole(item)
-        if end is None:
+        _, taken, first = self._whole(item)
+        if taken.start is None:
             return ids, weights
-        weights = weights[first:end].copy()
-        weights[0] = 0
-        return ids[first:end], weights
+        weights = weights[taken].copy()
+        weights[: first - taken.start] = 0
+        return ids[taken], weights
 
     def num_tokens(self, item: int) -> int:
         """Number of tokens in an item."""
-        _, first, end = self._whole(item)
-        if end is not None:
-            return end - first
+        _, taken, _ = self._whole(item)
+        if taken.start is not None:
+            return taken.stop - taken.start
         source, index = self.locate(item)
         return self.sources[source].num_tokens(index)
 
@@ -132,10 +141,10 @@ class Corpus:
         """Number of tokens of each document in an item."""
         source, index = self.locate(item)
         lengths = self.sources[source].document_lengths(index)
-        _, first, end = self._whole(item)
-        if end is None:
+        _, taken, _ = self._whole(item)
+        if taken.start is None:
             return lengths
-        edges = np.unique(np.clip(np.cumsum([0, *lengths]), first, end))
+        edges = np.unique(np.clip(np.cumsum([0, *lengths]), taken.start, taken.stop))
         return tuple(np.diff(edges).tolist())
 
     def num_targets(self, item: int) -> int | float:

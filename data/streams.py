@@ -3,8 +3,8 @@
 A stream consists of epochs, each in its own random order, and is measured in target tokens. It may be cut between two
 documents. A text, that is a document all of whose tokens but the first are targets of weight 1, may also be cut within: it
 consists of equal windows of at most `window` target tokens. So does a window of a token store. What a step takes of a text
-is one item, however many of these windows it covers. It begins with the last token of the part before, so that every
-token is a target exactly once per epoch; it does not see what comes before that token.
+is one item, however many of these windows it covers. Every token is a target exactly once per epoch. A part is read with up
+to 64 tokens before it (data/sources.py), which are no targets; it does not see what comes before them.
 
 Let E be the target tokens that the source brings to a mean step. `window` is E / 4 - 1, where the 1 pays for places that
 are rounded to whole tokens. data/mixing.py proves from this what is promised.

@@ -18,6 +18,7 @@ from common.cores import available_cores
 from common.errors import UserError
 from data.compression import Advance, data_suffix, no_progress, read_chunks
 from data.files import read_file
+from data.formats import kind_of
 from data.token_store import backend
 
 PIECE_CHARACTERS = 2**17  # maximum length of a piece
@@ -64,7 +65,7 @@ def _read_texts(files: list[Path], position: tuple[int, int], advance: Advance) 
         for count, (where, example) in enumerate(read_file(path, advance), 1):
             if "text" not in example:
                 raise UserError(
-                    f"{where} is a chat, but a token store takes only documents with `text`; put chat files into "
+                    f"{where} is {kind_of(example)}, but a token store takes only documents with `text`; put such files into "
                     "data.train directly"
                 )
             if (number, count) <= position:  # these bytes are read again but not tokenised again

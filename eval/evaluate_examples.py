@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from common.dtypes import dtype_name
 from common.errors import UserError
+from data.chat_settings import read_chat_settings
 from data.encoding import ExampleEncoder
 from data.examples import read_examples
 from data.tokens import load_tokenizer
@@ -51,7 +52,7 @@ class EvaluationInputs:
 
     sequences: (token ids, weights of the targets) of all examples; a chat whose template rewrites earlier turns has several,
     and `owners` tells which example each belongs to. asked: indices of the examples that end with an assistant message;
-    prompts: their token ids up to that message. header: the part of the result that identifies model and data.
+    prompts: their token ids up to that message. stop_ids: the tokens that training teaches as the end of an answer. header: the part of the result that identifies model and data.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -61,6 +62,7 @@ class EvaluationInputs:
     owners: list[int]
     asked: list[int]
     prompts: list[list[int]]
+    stop_ids: tuple[int, ...]
     max_new_tokens: int
     max_positions: float  # infinite if config.json names no limit
     header: dict
@@ -81,7 +83,7 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     if not Path(options.model, "config.json").is_file():
         raise UserError(f"{options.model} is not a model directory (no config.json); see scripts/fetch_base_model.py")
     tokenizer = load_tokenizer(options.model)
-    encoder = ExampleEncoder(tokenizer)
+    encoder = ExampleEncoder(tokenizer, read_chat_settings(options.model))
     encoded = []
     for i, (example, outcome) in enumerate(zip(examples, encoder.encode(examples), strict=True), 1):
         if outcome.error:
@@ -111,7 +113,18 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     if before is not None:
         report.check_comparable(before, header)
     return EvaluationInputs(
-        tokenizer, examples, training, sequences, owners, asked, prompts, max_new_tokens, max_positions, header, before
+        tokenizer,
+        examples,
+        training,
+        sequences,
+        owners,
+        asked,
+        prompts,
+        encoder.stop_ids,
+        max_new_tokens,
+        max_positions,
+        header,
+        before,
     )
 
 
@@ -135,7 +148,7 @@ def evaluate_examples(
     losses = compute_over_ranks(
         functools.partial(target_losses, model), inputs.sequences, ranks, "loss of the responses", finish
     )
-    stop_ids = stop_tokens(model, inputs.tokenizer.eos_token_id)
+    stop_ids = stop_tokens(model, inputs.stop_ids)
     answers = compute_over_ranks(
         lambda share, advance: greedy_answers(
             model, share, stop_ids, inputs.max_new_tokens, options.batch_size, advance

@@ -13,6 +13,7 @@ from pydoc_data.topics import topics
 
 from common.errors import UserError
 from data.files import read_file
+from data.formats import kind_of
 
 HELD_OUT_SHARE = 0.12  # of the topics: about 35 kB or 9,000 tokens
 PIECE_BYTES = 1500  # about 375 tokens
@@ -51,7 +52,7 @@ def read_texts(path: Path) -> list[str]:
     texts = []
     for where, example in read_file(path):
         if "text" not in example:
-            raise UserError(f"{where} is a chat; this evaluation needs plain text, with `text`")
+            raise UserError(f"{where} is {kind_of(example)}; this evaluation needs plain text, with `text`")
         texts.append(example["text"])
     return texts
 

@@ -1,7 +1,7 @@
 """Greedy and sampled generation in batches: prompts are padded on the left, and a row leaves its batch when it ends."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -28,10 +28,10 @@ def load_for_generation(path: str, dtype: torch.dtype, device: torch.device) -> 
     return model.to(device).eval()
 
 
-def stop_tokens(model: PreTrainedModel, eos_token_id: int) -> set[int]:
-    """The tokens that end an answer: the tokenizer's EOS, which training teaches, and generation_config.json's."""
+def stop_tokens(model: PreTrainedModel, taught: Iterable[int]) -> set[int]:
+    """The tokens that end an answer: those that training teaches (`ExampleEncoder.stop_ids`) and the model's own."""
     stops = model.generation_config.eos_token_id
-    return {eos_token_id, *(stops if isinstance(stops, list) else [] if stops is None else [stops])}
+    return {*taught, *(stops if isinstance(stops, list) else [] if stops is None else [stops])}
 
 
 @dataclass(frozen=True)

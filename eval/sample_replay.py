@@ -16,13 +16,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from common.durable_files import write_json, write_json_lines
 from common.errors import UserError
+from data.chat_settings import read_chat_settings
 from data.encoding import ExampleEncoder
 from data.files import read_file
-from data.replay_filters import EvaluationTexts, document_text, normalize
+from data.formats import example_text
+from data.replay_filters import EvaluationTexts, normalize
 from data.tokens import bos_ids, load_tokenizer, plain_template
 from distributed.process_group import Ranks, barrier
 from eval.general_text import held_out_texts, training_texts
@@ -41,7 +43,7 @@ def texts_to_exclude(exclude: Sequence[Path]) -> EvaluationTexts:
         yield from held_out_texts()
         yield from (question.prompt + question.options[0] for question in read_questions())
         for path in exclude:
-            yield from (document_text(example) for _, example in read_file(path))
+            yield from (example_text(example) for _, example in read_file(path))
 
     return EvaluationTexts(texts())
 
@@ -97,8 +99,8 @@ class ReplaySampler:
             )
         self.options = options
         self.tokenizer = load_tokenizer(options.model)
-        self.encoder = ExampleEncoder(self.tokenizer)
-        self.form, self.start = form_and_start(options, self.tokenizer)
+        self.encoder = ExampleEncoder(self.tokenizer, read_chat_settings(options.model))
+        self.form, self.start = form_and_start(options, self.encoder)
         # Everything that determines the documents.
         self.settings = asdict(options) | {"form": self.form, "start": self.start}
         self.parts = out.with_name(out.name + ".parts")
@@ -169,18 +171,19 @@ class ReplaySampler:
         options, tokenizer = self.options, self.tokenizer
         sampling = Sampling(options.temperature, options.top_p, options.seed)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        stop_ids = special | {tokenizer.eos_token_id}
+        stop_ids = special | set(self.encoder.stop_ids)
         answers = sampled_answers(model, prompts, sample_numbers, stop_ids, options.max_tokens, sampling)
         return [(tokenizer.decode(answer).strip(), len(answer) < options.max_tokens) for answer in answers]
 
 
-def form_and_start(options: SamplingOptions, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+def form_and_start(options: SamplingOptions, encoder: ExampleEncoder) -> tuple[str, list[int]]:
     """(`chat` or `text`, the token ids that every document is sampled after). Raises UserError if there are none."""
+    tokenizer = encoder.template.tokenizer
     is_chat = options.form == "chat" or (
         options.form == "auto" and tokenizer.chat_template != plain_template(tokenizer) and options.start is None
     )
     if is_chat:
-        rendered = tokenizer.apply_chat_template([{"role": "user", "content": PLACEHOLDER}], tokenize=False)
+        rendered = encoder.template.render([{"role": "user", "content": PLACEHOLDER}])
         start = tokenizer.encode(rendered[: rendered.index(PLACEHOLDER)], add_special_tokens=False)
     elif options.start is not None:
         start = tokenizer.encode(options.start, add_special_tokens=False)

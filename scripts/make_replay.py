@@ -30,7 +30,8 @@ import torch.distributed as dist
 from common.dtypes import add_dtype_option
 from common.durable_files import write_json_lines
 from common.errors import UserError, run_script
-from data.replay_filters import EvaluationTexts, Filters, document_text, filter_sampled
+from data.formats import example_text
+from data.replay_filters import EvaluationTexts, Filters, filter_sampled
 from distributed.process_group import read_on_first, start_process_group
 from eval.general_text import SOURCE
 from eval.load_over_ranks import add_sharding_option
@@ -130,7 +131,7 @@ def write_filtered(out: Path, sampled: list[dict], filters: Filters, evaluation:
     """Write the sampled documents that pass the filters, and print the counts. Raises UserError if there are none."""
     filtered = filter_sampled(sampled, filters, evaluation)
     write_json_lines(out, filtered.documents)
-    characters = sum(len(document_text(document)) for document in filtered.documents)
+    characters = sum(len(example_text(document)) for document in filtered.documents)
     dropped = ", ".join(f"{count} {reason}" for reason, count in filtered.dropped.items() if count) or "none"
     print(
         f"{out}: {len(filtered.documents)} of {len(sampled)} documents, {characters:,} characters; dropped: {dropped}"

@@ -6,6 +6,7 @@ from transformers import PretrainedConfig
 from common.dtypes import dtype_name
 from configs.config import Config
 from data.batches import TrainingPlan
+from model.download import origin
 from model.flops import PeakFlops
 from model.language_model import num_parameters
 from training.inputs import Inputs
@@ -25,6 +26,8 @@ def describe_run(
     count, optimizer = num_parameters(model), config.optimizer
     layer_class = type(layers[0]).__name__.removeprefix("FSDP")  # the prefix that fully_shard adds
     lines = [f"model {config.model.path}: {count:,} parameters, all trained; {len(layers)} x {layer_class}"]
+    base = origin(config.model.path)
+    lines += [f"base model: {base}"] if base else []
     lines += inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
     lines += inputs.plan.promises
     lines += inputs.validation.lines("validation") if inputs.validation else []

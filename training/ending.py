@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +19,7 @@ from distributed.checkpoint_directory import check_whole, checkpoint_name, set_a
 from distributed.export import export_model
 from distributed.process_group import Ranks, read_on_first
 from distributed.saver import Saver
+from training.export_files import write_files
 from training.progress import Progress
 
 RECORD = "export.json"  # in the export: which weights it holds
@@ -134,11 +134,7 @@ def export_run(
         load_checkpoint(best, parameters, None, ranks)
 
     def write_rest(folder: Path) -> None:
-        model_config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        generation = Path(config.model.path) / "generation_config.json"
-        if generation.is_file():
-            shutil.copy(generation, folder)
+        write_files(folder, config, model_config, tokenizer)
         content = json.dumps(record | {"files": _sizes(folder)}, indent=1)
         (folder / RECORD).write_text(content + "\n", encoding="utf-8")
 

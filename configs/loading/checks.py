@@ -8,17 +8,9 @@ import typing
 
 from common.errors import UserError
 from configs.config import Config, Data, Source
+from configs.loading.names import check_fields
 
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "completion", "text")
-# Our names of the keys that data files have (data/formats.py, data/messages.py): what data.fields can rename.
-EXAMPLE_FIELDS = (
-    *("messages", "conversations", "instruction", "input", "output", "history", "system"),
-    *("prompt", "completion", "text", "tools", "weight"),
-)
-MESSAGE_FIELDS = (
-    *("role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name"),
-    *("reasoning_content", "thinking", "weight", "train", "training"),
-)
 CHOICES = {
     "model.compute_dtype": ("bf16", "fp32"),
     "data.too_long": ("drop", "truncate", "error"),
@@ -104,6 +96,9 @@ def check_config(config: Config) -> None:
         value = _get(config, name)
         if value is not None and not 0 <= value < float("inf"):
             raise UserError(f"{name} must be 0 or more, not {value!r}")
+    for name in ("run.seed", "ewc.seed"):
+        if not 0 <= _get(config, name) < 2**63:
+            raise UserError(f"{name} must be at least 0 and below 2^63, not {_get(config, name)!r}")
     _check_data(config.data)
     for name in ("warmup_ratio", "min_lr_ratio"):
         if not 0 <= getattr(optimizer, name) <= 1:
@@ -118,9 +113,9 @@ def check_config(config: Config) -> None:
         raise UserError(
             "sharding.shard_size applies to sharding.strategy=hybrid only; remove it or set sharding.strategy=hybrid"
         )
-    if run.export == "best" and not config.data.validation:
+    if run.export == "best" and not (config.data.validation or config.data.validation_share):
         raise UserError(
-            "run.export=best needs data.validation, because the best checkpoint is the one with the lowest validation loss"
+            "run.export=best needs data.validation or data.validation_share, because the best checkpoint is the one with the lowest validation loss"
         )
     if config.ewc.strength and bool(config.ewc.data) == bool(config.ewc.fisher):
         raise UserError(
@@ -129,6 +124,7 @@ def check_config(config: Config) -> None:
 
 
 def _check_data(data: Data) -> None:
+    check_fields(data.fields, "data.fields")
     if not 0 <= data.validation_share < 1:
         raise UserError(f"data.validation_share must be at least 0 and below 1, not {data.validation_share!r}")
     if data.validation_share and data.validation:
@@ -158,6 +154,7 @@ def _check_mix(mix: tuple[Source, ...]) -> None:
             raise UserError(
                 f"data.mix: `format` of {source.name} must be one of {', '.join(FORMATS)}, not {source.format!r}"
             )
+        check_fields(source.fields, f"data.mix: `fields` of {source.name}")
         if not 0 < source.share < 1:
             raise UserError(f"data.mix: the share of {source.name} must be between 0 and 1, not {source.share!r}")
     names = [source.name for source in mix]

@@ -5,7 +5,6 @@ Values are checked for their types, and error messages suggest the nearest known
 
 import ast
 import dataclasses
-import difflib
 import json
 import re
 import traceback
@@ -18,6 +17,7 @@ import configs.config as schema
 from common.errors import UserError
 from configs.config import Config, Source
 from configs.loading.checks import check_config, check_sections, has_type, type_name
+from configs.loading.names import nearest
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -42,15 +42,6 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         config = _override(config, text)
     check_config(config)
     return config
-
-
-def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
-    """The end of an error message for an unknown name: the most similar of `names`.
-
-    If none is similar, the message ends with `otherwise`, or with all `names` if that is empty.
-    """
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; {otherwise or 'known names: ' + ', '.join(names)}"
 
 
 def _execute(path: Path) -> dict:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from configs.loading.config_file import nearest
+from configs.loading.names import nearest
 
 # Blocks that are flattened to dotted names. The `params` of optimizer and scheduler are not, because their keys depend
 # on the type.

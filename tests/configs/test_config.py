@@ -64,6 +64,13 @@ def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
         ("run.export=best", "needs data.validation"),
         ("run.name=a/b", "plain directory name"),
         ("data.train=", "data.train is empty; name at least one file"),
+        ("data.fields=mesages=dialogue", "data.fields: unknown key 'mesages'; did you mean messages?"),
+        ("data.fields=dialogue=messages", "'dialogue'; write KEY=NAME IN THE FILES: messages=dialogue"),
+        ("data.fields=text=", "data.fields: text has no name; write KEY=NAME IN THE FILES"),
+        ("run.seed=-1", "run.seed must be at least 0 and below 2^63, not -1"),
+        ("ewc.seed=-1", "ewc.seed must be at least 0 and below 2^63, not -1"),
+        (f"run.seed={2**63}", "run.seed must be at least 0 and below 2^63"),
+        (f"run.seed={'1' * 5000}", "run.seed must be an integer"),
     ],
 )
 def test_a_wrong_override_is_a_one_line_error(good, override, words) -> None:
@@ -92,6 +99,13 @@ def test_a_wrong_file_is_a_one_line_error(tmp_path, change, words) -> None:
     listed = "none in" if "konfig" in change[1] else "bad.py"
     with pytest.raises(UserError, match=f"does not exist; available: .*{listed}"):
         load_config(tmp_path / "other.py")
+
+
+def test_the_best_checkpoint_can_be_chosen_by_a_held_out_part(good) -> None:
+    config = load_config(
+        good, ["run.export=best", "data.validation_share=0.02", "data.fields=messages=dialogue,role=who"]
+    )
+    assert config.data.validation_share == 0.02 and config.data.fields == {"messages": "dialogue", "role": "who"}
 
 
 def test_without_packing_the_batch_must_divide_by_the_ranks(good) -> None:

@@ -48,6 +48,7 @@ def test_a_wrong_mix_in_a_config_file_gives_a_one_line_error() -> None:
     for source, words in [
         (Source("a", "a.txt", 0.1), "`paths` of a Source must be a tuple of strings, not 'a.txt'"),
         (Source("a", ("a.txt",), "5%"), "`share` of a Source must be a number, not '5%'"),
+        (Source("a", ("a.txt",), 0.1, fields={"txt": "b"}), "`fields` of a: unknown key 'txt'; did you mean text?"),
     ]:
         data = dataclasses.replace(BASE.data, mix=(source,))
         with pytest.raises(UserError, match=words):

@@ -1,18 +1,28 @@
-"""All types of data files, compressed and uncompressed, and the error messages for damaged ones."""
+"""All types of data files, compressed and uncompressed, folders and globs, and the error messages for damaged ones."""
 
+import csv
 import gzip
+import io
 import json
+import os
+import random
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import data.json_values
 from common.errors import UserError
 from data.examples import load_documents
-from data.files import read_file
+from data.files import Reading, describe_files, describe_form, expand, left_out, read_file
+from data.json_values import read_json_values
+from data.paths import check_paths_exist
 from tests.tiny import tiny_tokenizer
 
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]
 CHAT = [{"role": "user", "content": "LCR?"}, {"role": "assistant", "content": "97.3%"}]
+ROWS = [{"messages": CHAT, "tools": [{"name": "lookup"}]}, {"messages": CHAT[:1], "weight": 0.5}]
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -27,28 +37,63 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-def parquet(column: str, values: list) -> bytes:
+def table(rows: list[dict]):
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return pytest.importorskip("pyarrow").table({key: [row.get(key) for row in rows] for key in keys})
+
+
+def parquet(rows: list[dict], **options) -> bytes:
+    pytest.importorskip("pyarrow.parquet").write_table(table(rows), sink := io.BytesIO(), **options)
+    return sink.getvalue()
+
+
+def arrow(rows: list[dict], kind: str = "stream") -> bytes:
     pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    sink = pyarrow.BufferOutputStream()
-    parquet.write_table(pyarrow.table({"id": list(range(len(values))), column: values}), sink)
-    return sink.getvalue().to_pybytes()
+    sink = io.BytesIO()
+    with getattr(pyarrow.ipc, f"new_{kind}")(sink, table(rows).schema) as writer:
+        writer.write_table(table(rows), max_chunksize=2)
+    return sink.getvalue()
+
+
+def csv_file(rows: list[list], delimiter: str = ",") -> bytes:
+    csv.writer(sink := io.StringIO(), delimiter=delimiter).writerows(rows)
+    return sink.getvalue().encode()
+
+
+def json_lines(rows: list) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def examples(path: Path, **reading) -> list[dict]:
+    return [example for _, example in read_file(path, reading=Reading(**reading))]
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
 def test_every_file_type_is_read(tmp_path, compression) -> None:
-    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS).encode()
-    assert [e["text"] for _, e in read_file(write(tmp_path / f"a.jsonl{compression}", lines))] == TEXTS
+    texts = [{"text": text} for text in TEXTS]
+    assert examples(write(tmp_path / f"a.jsonl{compression}", json_lines(texts))) == texts
     whole = "\ufeff" + "\r\n".join(TEXTS)
-    assert [e for _, e in read_file(write(tmp_path / f"a.txt{compression}", whole.encode()))] == [
-        {"text": "\n".join(TEXTS)}
-    ]
-    path = write(tmp_path / f"a.parquet{compression}", parquet("text", TEXTS))
-    assert list(read_file(path)) == [(f"{path}, row {i}", {"text": text}) for i, text in enumerate(TEXTS, 1)]
-    path = write(tmp_path / f"chat.parquet{compression}", parquet("messages", [CHAT]))
-    assert [e for _, e in read_file(path)] == [{"messages": CHAT}]
+    assert examples(write(tmp_path / f"a.txt{compression}", whole.encode())) == [{"text": "\n".join(TEXTS)}]
+    assert examples(tmp_path / f"a.txt{compression}", fields={"text": "body"}) == [{"text": "\n".join(TEXTS)}]
+    path = write(tmp_path / f"a.parquet{compression}", parquet([{"id": 1} | text for text in texts]))
+    assert list(read_file(path)) == [(f"{path}, row {i}", text) for i, text in enumerate(texts, 1)]
     made = load_documents((str(tmp_path / f"a.jsonl{compression}"), str(path)), tiny_tokenizer(), 512, "error")
-    assert len(made) == 3
+    assert len(made) == 4
+    cells = [
+        ["messages", "tools", "weight"],
+        *([json.dumps(r["messages"]), json.dumps(r.get("tools", [])), r.get("weight")] for r in ROWS),
+    ]
+    for name, content in [
+        ("b.jsonl", json_lines(ROWS)),
+        ("b.json", json.dumps(ROWS, indent=1).encode()),
+        ("lines.json", json_lines(ROWS)),
+        ("b.csv", csv_file(cells)),
+        ("B.TSV", csv_file(cells, "\t")),
+        ("b.parquet", parquet(ROWS)),
+        ("b.arrow", arrow(ROWS)),
+        ("file.arrow", arrow(ROWS, "file")),
+    ]:
+        assert examples(write(tmp_path / f"{name}{compression}", content)) == ROWS, name
 
 
 @pytest.mark.parametrize(
@@ -58,24 +103,289 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-6], "is damaged or not a gzip file"),
         ("a.txt", b"  \n", "contains no examples"),
         ("a.txt", b"\xff\xfe", "a.txt is not UTF-8"),
-        ("a.csv", b"id,text\n", "a.csv contains no examples"),
         ("a.jsonl.zst", b"hello", "is damaged or not a zstd file"),
         ("a.parquet", b"hello", "is damaged or not a parquet file"),
+        ("a.arrow", b"hello", "is damaged or not an Arrow file"),
+        (
+            "a.jsonl",
+            b'[{"text": "a"}]',
+            "line 1 is not an object .*; the name of a file with one array must end in .json",
+        ),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, "line 1 is not valid JSON: it is nested too deeply"),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "line 1 is not valid JSON: .* more than 4,300 digits"),
+        ("a.json", b'[{"text": ' + b"[" * 100_000, "line 1 is not valid JSON: it is nested too deeply"),
+        ("a.json", b'[{"n": ' + b"1" * 5000 + b"}]", "line 1 is not valid JSON: .* more than 4,300 digits"),
+        ("a.json", b'[{"text": "a"},\n{"text": "b', "line 2 is not valid JSON: Unterminated .*; is the file cut off?"),
+        ("a.json", b'[{"text": "a"}\n', "line 2 is not valid JSON: the array is cut off"),
+        ("a.json", b'[{"text": "a"}\n{"text": "b"}]', "line 2 is not valid JSON: Expecting ',' or ']' after an item"),
+        ("a.json", b'[{"text": "a"}]\n\nmore', "line 3 is not valid JSON: there is more after the end"),
+        ("a.json", b'[{"text": "a"},\n\n{"text": a},' + b" " * 99 + b"]", "line 3 is not valid JSON: Expecting value$"),
+        ("a.json", b"[]", "contains no examples"),
+        ("a.json", b"\xe9", "a.json is not UTF-8 text"),
+        ("a.json", b"[3]", "item 1 is not an object"),
+        ("a.csv", b"id,text\n", "contains no examples"),
+        ("a.csv", b"", "contains no examples"),
+        ("a.csv", b'text\na\n"b\nc\n', "line 3 is not valid CSV: unexpected end of data; is a quote not closed"),
+        ("a.csv", b"text,id\na,1\nb\n", "line 3 has 1 cells, but the header has 2"),
+        ("a.csv", b'text\n"a"b\n', "line 2 is not valid CSV: ',' expected after"),
+        ("a.csv", b"text,text\na,b\n", "line 1: the column 'text' occurs twice"),
+        ("a.csv", b"t\0e\0x\0t\0", "it has NUL characters, as UTF-16 files do"),
+        ("a.csv", b"text\ncaf\xe9\n", "is not UTF-8 text: invalid continuation byte near line"),
+        (
+            "a.csv",
+            b"messages\n\"[{'role': 'user'}]\"\n",
+            "line 2: `messages` is text that is not JSON, but looks like Python",
+        ),
     ],
 )
 def test_the_error_names_a_damaged_file(tmp_path, name, data, words) -> None:
-    if "zst" in name:
-        pytest.importorskip("zstandard")
-    if "parquet" in name:
-        pytest.importorskip("pyarrow")
+    for library in {"zst": "zstandard", "parquet": "pyarrow", "arrow": "pyarrow"}.items():
+        if library[0] in name:
+            pytest.importorskip(library[1])
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as error:
         list(read_file(tmp_path / name))
+    assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
 
 
-def test_a_directory_is_refused(tmp_path) -> None:
-    with pytest.raises(UserError, match="is a directory; name the files in it instead"):
-        list(read_file(tmp_path))
+def test_a_huge_cell_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("data.rows.MAX_CELL", 1000)
+    path = write(tmp_path / "a.csv", csv_file([["text"], ["a" * 1001]]))
+    with pytest.raises(UserError, match=r"line 2 is not valid CSV: field larger than field limit \(1000\)"):
+        examples(path)
+    monkeypatch.undo()
+    assert len(examples(path)[0]["text"]) == 1001
+
+
+@pytest.mark.parametrize("kind", ["parquet", "bare.parquet", "stream.arrow", "file.arrow"])
+def test_a_damaged_arrow_or_parquet_file_is_one_sentence_wherever_it_is_damaged(tmp_path, kind) -> None:
+    rows = [{"messages": CHAT, "id": i} for i in range(9)]
+    whole = {
+        "parquet": lambda: parquet(rows),
+        "bare.parquet": lambda: parquet(rows, compression="none", use_dictionary=False),
+        "stream.arrow": lambda: arrow(rows),
+        "file.arrow": lambda: arrow(rows, "file"),
+    }[kind]()
+    path, chosen, refused = tmp_path / f"a.{kind}", random.Random(0), 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        place = chosen.randrange(len(whole))
+        damaged[place] ^= 1 << chosen.randrange(8)
+        path.write_bytes(damaged[: chosen.choice([place, None, None])])
+        try:
+            list(read_file(path, reading=Reading(on_bad="skip"), bad=lambda problem: None))
+        except UserError as error:
+            refused += 1
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+    assert refused > 25  # a flipped bit of a text can make another text
+
+
+def test_keys_that_other_rows_have_are_absent(tmp_path) -> None:
+    """A column of tools has the parameters of all tools; those of the others are null, also inside the tools."""
+    rows = [{"messages": CHAT, "tools": [{"name": "f", "parameters": {name: "int"}}]} for name in ("x", "y")]
+    assert examples(write(tmp_path / "a.parquet", parquet(rows))) == rows
+    assert examples(write(tmp_path / "a.arrow", arrow(rows))) == rows
+
+
+def test_the_checksums_of_a_parquet_file_are_checked(tmp_path) -> None:
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    whole = parquet([{"text": TEXTS[0]}], write_page_checksum=True, **plain)
+    path = write(tmp_path / "a.parquet", whole.replace(b"own funds", b"old funds", 1))
+    with pytest.raises(UserError, match="a.parquet is damaged or not a parquet file: .*checksum"):
+        examples(path)
+
+
+def test_a_string_of_a_parquet_file_that_is_not_text_is_one_bad_row(tmp_path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    column = pyarrow.array([b"fine", b"caf\xe9", b"too"]).view(pyarrow.string())
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    bad = []
+    found = read_file(tmp_path / "a.parquet", reading=Reading(on_bad="skip"), bad=bad.append)
+    assert [example["text"] for _, example in found] == ["fine", "too"]
+    assert bad == [f"{tmp_path / 'a.parquet'}, row 2 is not UTF-8 text"]
+
+
+@given(
+    st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), max_size=5),
+    st.integers(1, 9),
+    st.sampled_from([None, 1]),
+)
+def test_an_array_in_parts_has_the_items_of_the_whole(rows, size, indent) -> None:
+    for whole in (json.dumps(rows, indent=indent), "\n".join(json.dumps(row, indent=indent) for row in rows)):
+        parts = [whole[i : i + size] for i in range(0, len(whole), size)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(data.json_values, "PART", 1)
+            assert list(read_json_values(iter(parts), "a.json")) == rows
+
+
+def test_a_long_array_is_not_in_memory_as_a_whole() -> None:
+    """Reading ahead stops after PART characters, so the last part is not asked for before the items before it."""
+    asked = 0
+
+    def parts():
+        nonlocal asked
+        yield "["
+        for _ in range(100):
+            asked += 1
+            yield json.dumps({"text": "x" * data.json_values.PART}) + ","
+        yield "1]"
+
+    for number, _ in enumerate(read_json_values(parts(), "a.json"), 1):
+        assert asked <= number + 1
+
+
+def test_on_bad_skip_leaves_out_malformed_examples_and_names_each(tmp_path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [
+        b'{"text": "one"}',
+        b"{",
+        b'{"text": ""}',
+        b"\xff",
+        b'{"messages": []}',
+        b'{"text": "two"}',
+        b'{"txt": "a"}',
+    ]
+    path.write_bytes(b"\n".join([*lines, json_lines([{"messages": CHAT, "text": "a"}])]))
+    bad = []
+    found = list(read_file(path, reading=Reading(on_bad="skip"), bad=bad.append))
+    assert found == [(f"{path}, line 1", {"text": "one"}), (f"{path}, line 6", {"text": "two"})]
+    assert [problem.removeprefix(f"{path}, line ")[:12] for problem in bad] == [
+        "2 is not val",
+        "3: `text` mu",
+        "4 is not UTF",
+        "5: `messages",
+        "7 has none o",
+        "8 has the fo",
+    ]
+    path.write_bytes(b"{\n{")
+    with pytest.raises(UserError, match="contains no well-formed example; .*line 1 is not valid JSON"):
+        list(read_file(path, reading=Reading(on_bad="skip"), bad=bad.append))
+
+
+def test_rows_of_different_forms_are_read_if_each_is_clear(tmp_path) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines([{"text": "a", "id": 1}, {"messages": CHAT, "id": 2}]))
+    assert examples(path) == [{"text": "a", "id": 1}, {"messages": CHAT, "id": 2}]
+    assert describe_form(path) == "text and messages (text, messages); ignored: id"
+    alpaca = {"instruction": "Sum", "output": "3", "text": "Below is an instruction: Sum. Response: 3"}
+    lost = alpaca | {"output": None}
+    path = write(tmp_path / "b.jsonl", json_lines([alpaca, lost]))
+    with pytest.raises(UserError, match="line 2 has the form text, but also instruction, and the file began with alp"):
+        examples(path)
+    assert [example["text"] for example in examples(path, format="text")] == [alpaca["text"]] * 2
+
+
+def test_the_form_of_each_file_is_described(tmp_path) -> None:
+    alpaca = {"instruction": "Sum", "output": "3", "text": "Below is an instruction ...", "id": 7}
+    first = write(tmp_path / "a.jsonl", json_lines([{"broken": 1}, alpaca, alpaca | {"input": "1 2"}]))
+    second = write(tmp_path / "b.json", json.dumps([alpaca | {"input": "x"}]).encode())
+    chat = write(tmp_path / "c.parquet", parquet([{"messages": [m | {"date": "today"} for m in CHAT], "id": 1}]))
+    form = "alpaca (instruction, output, input); ignored: text, id"
+    assert describe_form(first) == form
+    assert describe_form(chat) == "messages (messages); ignored: id, messages.date"
+    assert describe_files([first, second, chat]) == [f"{first} and 1 more: {form}", f"{chat}: {describe_form(chat)}"]
+    named = Reading(fields={"text": "output"})
+    assert describe_form(second, Reading("text", {"text": "output"})) == (
+        "text (output); ignored: instruction, text, id, input"
+    )
+    assert describe_form(second, named) == "text (output); ignored: instruction, text, id, input"
+    with pytest.raises(UserError, match="does not exist"):
+        describe_form(tmp_path / "none")
+
+
+def test_folders_and_globs_stand_for_their_files_in_order(tmp_path) -> None:
+    for name in ["b.jsonl", "a.csv.gz", "README.md", "sub/c.PARQUET", "sub/x.bin", ".hidden/d.jsonl", "[e].json"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "sub" / "up").symlink_to(tmp_path / "sub")
+    files = [tmp_path / name for name in ("[e].json", "a.csv.gz", "b.jsonl", "sub/c.PARQUET")]
+    assert expand([tmp_path]) == files
+    assert left_out([tmp_path]) == [tmp_path / "README.md", tmp_path / "sub/x.bin"]
+    assert expand([f"{tmp_path}/*.jsonl", tmp_path / "[e].json"]) == [files[2], files[0]]
+    assert expand([f"{tmp_path}/s*"]) == expand([f"{tmp_path}/**/*.PARQUET"]) == [files[3]]
+    check_paths_exist([tmp_path, f"{tmp_path}/*.jsonl", tmp_path / "[e].json"])
+    for path, words in [
+        (f"{tmp_path}/*.txt", r"\*.txt matches no file; data files are .jsonl, "),
+        (tmp_path / "none", "none does not exist; data files are"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            check_paths_exist([path])
+        with pytest.raises(UserError, match=words):
+            expand([path])
+    (tmp_path / "sub" / "c.PARQUET").unlink()
+    with pytest.raises(UserError, match="sub contains no data files"):
+        expand([tmp_path / "sub"])
+
+
+def test_what_is_not_a_file_is_refused(tmp_path) -> None:
+    (tmp_path / "link.jsonl").symlink_to("nowhere")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name, words in [
+        ("", "is a directory; name the files in it instead"),
+        ("link.jsonl", "link.jsonl is a broken symbolic link"),
+        ("loop.jsonl", "loop.jsonl cannot be read: "),
+        ("pipe.jsonl", "pipe.jsonl is not a regular file"),
+        ("x" * 300, "cannot be read: File name too long"),
+        ("a\0b", "cannot be read: embedded null"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            examples(tmp_path / name)
+    with pytest.raises(UserError, match="link.jsonl is a broken symbolic link"):
+        expand([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "a.arrow"])
+def test_a_file_without_permission_is_one_sentence(tmp_path, monkeypatch, name) -> None:
+    if name.endswith(("parquet", "arrow")):
+        pytest.importorskip("pyarrow")
+    path = write(tmp_path / name, b"data")
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    # As root, any file can be opened.
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("data.arrow_rows._source", refuse)
+    with pytest.raises(UserError, match=f"{path} cannot be read: Permission denied"):
+        examples(path)
+
+
+def save_dataset(folder: Path, parts: list[list[dict]], **state) -> Path:
+    """A folder as `datasets.Dataset.save_to_disk` writes it."""
+    folder.mkdir(parents=True)
+    names = [f"data-{i:05}-of-{len(parts):05}.arrow" for i in range(len(parts))]
+    for name, rows in zip(names, parts, strict=True):
+        (folder / name).write_bytes(arrow(rows))
+    (folder / "dataset_info.json").write_text("{}")
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]} | state))
+    return folder
+
+
+def test_a_saved_dataset_is_read(tmp_path) -> None:
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1}'}}]}
+    rows = [{"messages": [*CHAT, call], "id": 1}, {"messages": CHAT, "id": 2}]
+    folder = save_dataset(tmp_path / "all" / "train", [rows, rows[1:]])
+    files = expand([folder])
+    assert [file.name for file in files] == ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
+    function = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    made = {"role": "assistant", "content": None, "tool_calls": [function]}
+    assert examples(files[0]) == [{"messages": [*CHAT, made]}, {"messages": CHAT}]
+    assert describe_form(files[0]) == "messages (messages); ignored: id"
+    assert expand([tmp_path]) == files  # a dataset below a folder
+    (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    for broken, words in [
+        (tmp_path / "all", f"all is a saved dataset of several splits; name one: {folder}"),
+        (save_dataset(tmp_path / "old", [rows], _indices_data_files=[{}]), "old was saved by an old version"),
+        (save_dataset(tmp_path / "bad", [rows], _data_files=3), "state.json is damaged"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            expand([broken])
+
+
+def test_a_token_store_is_not_a_folder_of_files(tmp_path) -> None:
+    (tmp_path / "store.json").write_text("{}")
+    with pytest.raises(UserError, match="is a token store, which must be the only path of its source"):
+        expand([tmp_path])
 
 
 def test_a_truncated_zst_file_and_a_parquet_file_without_known_columns_are_refused(tmp_path) -> None:
@@ -83,14 +393,33 @@ def test_a_truncated_zst_file_and_a_parquet_file_without_known_columns_are_refus
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(b'{"text": "a"}\n' * 100)[:-4])
     with pytest.raises(UserError, match="ends in the middle of a zstd frame"):
         list(read_file(tmp_path / "a.jsonl.zst"))
-    (tmp_path / "a.parquet").write_bytes(parquet("body", TEXTS))
+    (tmp_path / "a.parquet").write_bytes(parquet([{"id": 1, "body": text} for text in TEXTS]))
     with pytest.raises(UserError, match="no column of a known form .* its columns are id, body; data.fields"):
         list(read_file(tmp_path / "a.parquet"))
+    assert examples(tmp_path / "a.parquet", fields={"text": "body"}) == [{"text": text} for text in TEXTS]
 
 
-@pytest.mark.parametrize("missing, name", [("pyarrow", "a.parquet"), ("zstandard", "a.txt.zst")])
+@pytest.mark.parametrize(
+    "missing, name", [("pyarrow", "a.parquet"), ("pyarrow", "a.arrow"), ("zstandard", "a.txt.zst")]
+)
 def test_a_missing_library_gives_a_one_line_error(tmp_path, monkeypatch, missing, name) -> None:
     monkeypatch.setitem(__import__("sys").modules, missing, None)
     (tmp_path / name).write_bytes(b"data")
     with pytest.raises(UserError, match=f"requires {missing}; pip install {missing}"):
         list(read_file(tmp_path / name))
+
+
+def test_progress_adds_up_to_the_size_of_the_file(tmp_path) -> None:
+    for name, content in [
+        ("a.jsonl", json_lines(ROWS)),
+        ("a.csv.gz", csv_file([["text"], ["a"]])),
+        ("a.parquet", parquet(ROWS)),
+        ("a.arrow", arrow(ROWS)),
+        ("a.json", b"[]"),
+    ]:
+        path, counts = write(tmp_path / name, content), []
+        try:
+            list(read_file(path, counts.append))
+        except UserError:
+            assert name == "a.json"
+        assert sum(counts) == path.stat().st_size, name

@@ -290,15 +290,24 @@ def test_shares_and_divisors_of_weighted_sources() -> None:
             assert size.get("global_tokens", exact) >= exact
 
 
-def test_a_part_of_a_window_begins_with_a_token_that_is_no_target() -> None:
+def test_a_part_is_read_with_the_tokens_before_it_in_its_document() -> None:
     corpus = Corpus((chats([4]), windows(3)), ("main", "store"), (0.5, 0.5))
-    part = corpus.part(2, 3, 13)  # of tokens 16 to 31, where documents begin at 20, 25 and 30: 19 to 28
+    part = corpus.part(2, 7, 13)  # of tokens 16 to 31, where documents begin at 20, 25 and 30: 20 to 28
     ids, weights = corpus.get(part)
-    assert ids.tolist() == list(range(19, 29))
-    assert corpus.document_lengths(part) == (1, 5, 4) and corpus.num_tokens(part) == 10
-    assert ids[weights].tolist() == [21, 22, 23, 24, 26, 27, 28] and corpus.num_targets(part) == 7
+    assert ids.tolist() == list(range(20, 29))
+    assert corpus.document_lengths(part) == (5, 4) and corpus.num_tokens(part) == 9
+    assert ids[weights].tolist() == [24, 26, 27, 28] and corpus.num_targets(part) == 4
     assert corpus.locate(part) == (1, 1)
     assert collate((part,), corpus).target_ids.tolist() == ids[weights].tolist()
+
+
+def test_a_part_of_a_long_text_is_read_with_64_tokens_before_it() -> None:
+    text = InMemory([np.arange(1000)], [np.arange(1000) > 0])
+    corpus = Corpus((text,))
+    for first, begin in ((0, 0), (40, 0), (500, 436)):
+        ids, weights = corpus.get(corpus.part(0, first, 700))
+        assert ids.tolist() == list(range(begin, 700))
+        assert ids[weights].tolist() == list(range(first + 1, 700))
 
 
 def test_a_million_documents_take_little_memory() -> None:

@@ -1,8 +1,10 @@
 import random
 
+import numpy as np
 import pytest
 
 from common.errors import UserError
+from data import replay_filters
 from data.replay_filters import (
     EvaluationTexts,
     Filters,
@@ -10,6 +12,8 @@ from data.replay_filters import (
     filter_texts,
     normalize,
     repetition,
+    shingle_hashes,
+    shingles,
     sketch,
     until_last_sentence,
 )
@@ -60,6 +64,50 @@ def test_a_short_evaluation_text_overlaps_only_as_a_whole_and_between_words():
     assert evaluation.overlaps("so 2 + 2 = 4, as you see")
     assert not evaluation.overlaps("so 2 + 2 = 45")
     assert not evaluation.overlaps("the capital of france is")
+
+
+def test_overlap_is_a_shared_run_of_fifty_characters_wherever_it_stands(monkeypatch):
+    monkeypatch.setattr(replay_filters, "BLOCK", 64)  # the runs lie across the ends of blocks
+    rng = random.Random(0)
+    alphabet = "abcdefgh äö句😀"
+
+    def letters(count: int) -> str:
+        return "x" + "".join(rng.choice(alphabet) for _ in range(count - 2)) + "x"
+
+    held_out = [letters(1000), "a short text", letters(200), letters(49)]
+    evaluation = EvaluationTexts(held_out)
+    expected = {shingle for text in held_out for shingle in shingles(normalize(text), 50)}
+    assert len(evaluation.shingles) == sum(len(normalize(text)) - 49 for text in (held_out[0], held_out[2]))
+    found = 0
+    for trial in range(400):
+        start, length = rng.randrange(900), 40 + trial % 20
+        text = normalize(
+            letters(rng.randrange(150)) + held_out[0][start : start + length] + letters(rng.randrange(150))
+        )
+        overlaps = any(shingle in expected for shingle in shingles(text, 50))
+        assert evaluation.overlaps(text) == overlaps
+        found += overlaps
+    assert 100 < found < 300
+    assert not NOTHING.overlaps(held_out[0])
+
+
+def test_hashes_of_different_shingles_differ_and_those_of_equal_ones_do_not():
+    text = normalize(prose(9, 4000))
+    for size in (1, 2, 3, 24, 50):
+        hashes = np.concatenate(list(shingle_hashes(text, size)))
+        by_shingle = dict(zip(shingles(text, size), hashes.tolist(), strict=True))
+        assert len(set(by_shingle.values())) == len(by_shingle)
+        assert [by_shingle[shingle] for shingle in shingles(text, size)] == hashes.tolist()
+    assert not list(shingle_hashes("short", 50))
+
+
+def test_a_shingle_of_evaluation_texts_takes_eight_bytes():
+    text = prose(10, 20_000)
+    evaluation = EvaluationTexts([text] * 3)
+    count = 3 * (len(normalize(text)) - 49)
+    assert count > 300_000
+    assert evaluation.shingles.nbytes == 8 * count and evaluation.shingles.base is None
+    assert not evaluation.short_texts
 
 
 def test_a_truncated_text_ends_with_its_last_complete_sentence():

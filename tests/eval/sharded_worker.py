@@ -65,7 +65,7 @@ def evaluate(name: str, sharded: bool, dtype: torch.dtype, count: int) -> dict:
     chosen = SEQUENCES[:count]
     losses = compute_over_ranks(functools.partial(target_losses, model), chosen, ranks, "losses", finish)
     prompts = [ids for ids, _ in chosen]
-    stops = stop_tokens(model, 2) | {int(token) for token in (folder / f"{name}.stops").read_text().split()}
+    stops = stop_tokens(model, [2]) | {int(token) for token in (folder / f"{name}.stops").read_text().split()}
     answers = compute_over_ranks(
         lambda share, advance: greedy_answers(model, share, stops, 4, 1, advance), prompts, ranks, "answers", finish
     )

@@ -1,6 +1,7 @@
 """Reading and checking the inputs of an evaluation, and the evaluation on one process."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -54,6 +55,20 @@ def test_answers_may_be_16_tokens_longer_than_the_longest_reference(folder):
     examples = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
     longest = max(sum(encode_one(tokenizer, example)[1]) for example in examples)
     assert read(folder).max_new_tokens == longest + 16
+
+
+def test_chats_are_rendered_as_in_the_run_that_made_the_model(folder, tmp_path):
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    tokenizer = load_tokenizer(model)
+    start = "{{ strftime_now('%Y') }}{{ '' if enable_thinking is not defined else enable_thinking }}"
+    tokenizer.chat_template = start + str(tokenizer.chat_template)
+    tokenizer.save_pretrained(model)
+    write_json(model / "chat.json", {"date": "2019-03-01", "template_options": {"enable_thinking": False}})
+    inputs = read(folder, model=str(model))
+    first = tokenizer.encode("2019False", add_special_tokens=False)
+    assert inputs.prompts and all(prompt[: len(first)] == first for prompt in inputs.prompts)
+    assert all(ids[: len(first)] == first for ids, _ in inputs.sequences)
+    assert inputs.stop_ids == (tokenizer.eos_token_id,)
 
 
 def test_limit_is_a_fixed_choice_in_file_order(evaluate):

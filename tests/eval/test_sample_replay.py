@@ -1,12 +1,13 @@
 """Replay documents: independent of interruptions, dependent on the seed, and without what evaluation uses."""
 
 import json
+import shutil
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from common.durable_files import write_json_lines
+from common.durable_files import write_json, write_json_lines
 from common.errors import UserError
 from data.replay_filters import EvaluationTexts, normalize
 from data.tokens import load_tokenizer
@@ -88,6 +89,16 @@ def test_a_model_with_a_chat_template_writes_chats_by_default(folder, options, f
     sampler = ReplaySampler(SamplingOptions(str(folder / "model"), **options), folder / "none.jsonl")
     tokenizer = load_tokenizer(str(folder / "model"))
     assert (sampler.form, tokenizer.decode(sampler.start)) == (form, start)
+
+
+def test_the_start_of_a_chat_is_rendered_as_in_the_run_that_made_the_model(folder, tmp_path):
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.chat_template = "{{ strftime_now('%Y') }}" + str(tokenizer.chat_template)
+    tokenizer.save_pretrained(model)
+    write_json(model / "chat.json", {"date": "2019-03-01"})
+    sampler = ReplaySampler(SamplingOptions(str(model)), tmp_path / "none.jsonl")
+    assert tokenizer.decode(sampler.start) == "2019<|im_start|>user\n"
 
 
 @pytest.mark.parametrize(

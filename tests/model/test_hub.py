@@ -1,0 +1,274 @@
+"""What is downloaded from the hub, and what its refusals mean. The exceptions are those of the client's own code."""
+
+import json
+import shutil
+import sys
+import types
+
+import pytest
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import filter_repo_objects, hf_raise_for_status
+
+from common.errors import UserError
+from model import download, hub
+from model.download import fetch_or_verify
+from model.hub import HubUnreachable, explain, files_to_fetch
+from tests.tiny import write_tiny_model
+
+SMALL = ["LICENSE", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+INDEX = "model.safetensors.index.json"
+CLIENT = sys.modules[hub_errors.Response.__module__.split(".")[0]]  # httpx, or what the installed version uses instead
+
+
+def index_of(*files):
+    return json.dumps({"metadata": {}, "weight_map": {f"layer.{i}": file for i, file in enumerate(files * 2)}})
+
+
+@pytest.mark.parametrize(
+    ("others", "index", "weights"),
+    [
+        (
+            ["consolidated.safetensors", "params.json", "tokenizer.model.v3", "tekken.json"],
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", INDEX, "tokenizer.model.v3"],
+        ),
+        (["original/consolidated.00.pth", "original/tokenizer.model", "README.md"], None, ["model.safetensors"]),
+        (
+            ["pytorch_model.bin", "model-q4_k.gguf", "onnx/model.onnx", "model.fp16.safetensors", "tf_model.h5"],
+            None,
+            ["model.safetensors"],
+        ),
+        (
+            ["model.safetensors"],
+            ["weights-a.safetensors"],
+            ["weights-a.safetensors", INDEX],
+        ),  # loaders prefer the index
+    ],
+    ids=["mistral", "llama", "copies", "index"],
+)
+def test_each_weight_is_fetched_once(others, index, weights):
+    names = [*SMALL, *others, *([INDEX, *index] if index else ["model.safetensors"])]
+    chosen = files_to_fetch(names, index_of(*index) if index else None, "me/model")
+    assert chosen == sorted([*SMALL, *weights])
+
+
+def test_another_vocabulary_is_fetched_where_there_is_no_tokenizer_json():
+    names = ["config.json", "model.safetensors", "tekken.json", "spiece.model"]
+    assert files_to_fetch(names, None, "me/model") == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "index", "message"),
+    [
+        (["consolidated.safetensors"], None, "me/m has only consolidated.safetensors on the hub, not safetensors in"),
+        (["README.md"], None, "me/m has no weights on the hub"),
+        (
+            [INDEX, "a.safetensors"],
+            index_of("a.safetensors", "b.safetensors"),
+            "names b.safetensors, which is not there",
+        ),
+        ([INDEX], '{"weight_map": {}}', "names no files"),
+        ([INDEX], "[]", "names no files"),
+    ],
+)
+def test_a_repository_without_whole_weights_is_refused(names, index, message):
+    with pytest.raises(UserError, match=message):
+        files_to_fetch(names, index, "me/m")
+
+
+def answer(status, path="api/models/me/m", **headers):
+    """The exception that the client raises for an answer of the hub."""
+    request = CLIENT.Request("GET", f"https://huggingface.co/{path}")
+    named = {"x-request-id": "r1"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    response = CLIENT.Response(status, headers={k: v for k, v in named.items() if v}, content=b"", request=request)
+    with pytest.raises(hub_errors.HfHubHTTPError) as caught:
+        hf_raise_for_status(response)
+    return caught.value
+
+
+def behind(error):
+    """As a download reports it, after it has looked for a copy on the disk."""
+    local = hub_errors.LocalEntryNotFoundError("An error happened while trying to locate the files on the Hub.")
+    local.__cause__ = error
+    return local
+
+
+EXPIRED = {"x_error_message": "Invalid credentials in Authorization header"}
+HF_TOKEN, STORED = "HF_TOKEN", "stored"
+
+
+@pytest.mark.parametrize(
+    ("error", "token", "message"),
+    [
+        (lambda: answer(401, **EXPIRED), HF_TOKEN, "does not accept HF_TOKEN: it is wrong or has expired; set a valid"),
+        (lambda: answer(401, **EXPIRED), STORED, r"has expired; log in again with `hf auth login`, or log out with"),
+        (lambda: behind(answer(401, **EXPIRED)), HF_TOKEN, "does not accept HF_TOKEN"),
+        (lambda: answer(401), None, "the Hugging Face hub has no public model me/m; check the name, or log in with"),
+        (lambda: answer(404, x_error_code="RepoNotFound"), HF_TOKEN, "has no model me/m that HF_TOKEN may read; check"),
+        (
+            lambda: answer(401, x_error_code="GatedRepo"),
+            None,
+            "me/m is gated; accept its terms on https://.*/me/m, then",
+        ),
+        (
+            lambda: answer(403, x_error_code="GatedRepo"),
+            STORED,
+            "is gated, and the token that `hf auth login` has stored",
+        ),
+        (
+            lambda: answer(403, x_error_message="no"),
+            HF_TOKEN,
+            r"refuses me/m \(403\): HF_TOKEN may not read it; give",
+        ),
+        (
+            lambda: behind(answer(403, x_error_message="no")),
+            None,
+            r"refuses me/m without a token \(403\); log in with",
+        ),
+        (lambda: answer(429), None, r"limits the number of requests \(429\); wait"),
+        (
+            lambda: answer(403, x_error_message="Access to this resource is disabled."),
+            None,
+            "has disabled me/m; choose",
+        ),
+        (lambda: hub_errors.HFValidationError("bad"), None, "'me/m' is not the id of a model; write ORGANISATION/NAME"),
+    ],
+)
+def test_a_refusal_says_what_to_do(monkeypatch, error, token, message):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token and "hf_secret")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    if token == HF_TOKEN:
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with pytest.raises(UserError, match=message) as caught:
+        raise explain(error(), "me/m")
+    assert "hf_secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            lambda: CLIENT.ConnectError("[Errno -2] Name or service not known"),
+            "ConnectError: .* Name or service not known",
+        ),
+        (lambda: CLIENT.ProxyError("403 Forbidden"), "ProxyError: 403 Forbidden"),
+        (lambda: CLIENT.ReadTimeout("timed out"), "ReadTimeout: timed out"),
+        (lambda: behind(CLIENT.ConnectError("refused")), "ConnectError: refused"),
+        (lambda: hub_errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"),
+        (lambda: answer(503), "answers with HTTP status 503"),
+        (lambda: answer(403, x_request_id=""), "a proxy on the way, answers with HTTP status 403"),
+        (lambda: ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+    ],
+)
+def test_an_unreachable_hub_is_told_from_a_refusal(monkeypatch, error, reason):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_secret")
+    with pytest.raises(HubUnreachable, match=reason):
+        raise explain(error(), "me/m")
+
+
+@pytest.mark.parametrize("error", [KeyError("sha"), OSError(28, "No space left on device")])
+def test_a_bug_or_a_full_disk_stays_what_it_is(error):
+    assert explain(error, "me/m") is error
+
+
+@pytest.fixture
+def remote(monkeypatch, tmp_path):
+    """Fake a hub with one tiny model in two files, a second copy of its weights, and one more in a folder."""
+    folder = write_tiny_model(tmp_path / "remote")
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    (folder / "model-2.safetensors").write_bytes(b"the other half")
+    (folder / INDEX).write_text(index_of("model-1.safetensors", "model-2.safetensors"))
+    (folder / "consolidated.safetensors").write_bytes(b"a second copy")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.safetensors").write_bytes(b"other")
+
+    def sibling(name):
+        lfs = types.SimpleNamespace(sha256=download.sha256(folder / name)) if name.endswith("safetensors") else None
+        size = 2**30 if name == "consolidated.safetensors" else (folder / name).stat().st_size
+        return types.SimpleNamespace(rfilename=name, lfs=lfs, size=size)
+
+    info = types.SimpleNamespace(sha="c0ffee", siblings=[sibling(name) for name in files_in(folder)], fetched=[])
+
+    def snapshot_download(model_id, revision, local_dir, allow_patterns):
+        assert (model_id, revision) == ("me/tiny", "c0ffee")
+        (local_dir / ".cache").mkdir(exist_ok=True)
+        (local_dir / ".cache" / "notes").write_text("metadata of the client")
+        for name in filter_repo_objects(files_in(folder), allow_patterns=allow_patterns):
+            info.fetched.append(name)
+            shutil.copy(folder / name, local_dir / name)
+
+    monkeypatch.setattr(download, "hub_info", lambda model_id: info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return info
+
+
+def files_in(directory):
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def test_a_download_has_weights_config_and_tokenizer_only(remote, tmp_path, capsys):
+    left = tmp_path / "models" / "tiny.tmp" / "consolidated.safetensors"  # of an earlier attempt
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    assert "is ready" in fetch_or_verify("me/tiny", tmp_path / "models")
+    names = [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model-1.safetensors",
+        "model-2.safetensors",
+    ]
+    names += [INDEX, "tokenizer.json", "tokenizer_config.json"]
+    assert files_in(tmp_path / "models" / "tiny") == sorted([*names, "fetched.json"])
+    assert set(remote.fetched) == set(names)
+    printed = capsys.readouterr().out
+    assert "me/tiny: 8 files" in printed
+    assert "not needed and not downloaded: consolidated.safetensors (1,074 MB)" in printed
+    manifest = json.loads((tmp_path / "models" / "tiny" / "fetched.json").read_text())
+    assert (manifest["source"], manifest["revision"]) == ("Hugging Face hub", "c0ffee")
+    assert "recorded hashes" in fetch_or_verify("me/tiny", tmp_path / "models")
+
+
+def test_weights_with_a_wrong_hash_are_refused(remote, tmp_path):
+    weights = next(sibling for sibling in remote.siblings if sibling.rfilename == "model-1.safetensors")
+    weights.lfs.sha256 = "0" * 64
+    with pytest.raises(UserError, match="does not have the hub's hash"):
+        fetch_or_verify("me/tiny", tmp_path / "models")
+    assert not (tmp_path / "models" / "tiny").exists()
+    assert "model-1.safetensors" not in " ".join(files_in(tmp_path / "models"))
+
+
+def test_a_download_that_breaks_off_says_why_and_that_it_continues(remote, tmp_path, monkeypatch):
+    def broken(*arguments, **keywords):
+        raise behind(CLIENT.ReadTimeout("timed out"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.snapshot_download", broken)
+        with pytest.raises(
+            UserError, match=r"of me/tiny broke off \(ReadTimeout: timed out\); run this again to continue"
+        ):
+            fetch_or_verify("me/tiny", tmp_path)
+        # Without the hub the client is content with any directory that exists.
+        patch.setattr("huggingface_hub.snapshot_download", lambda *arguments, **keywords: None)
+        with pytest.raises(UserError, match=f"is not complete: {INDEX} is missing; run this again"):
+            fetch_or_verify("me/tiny", tmp_path)
+
+
+def test_the_listing_of_the_client_is_explained(monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise answer(401, **EXPIRED)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_secret")
+    with pytest.raises(UserError, match="is wrong or has expired"):
+        hub.hub_info("me/m")
+
+
+def test_a_refusal_leaves_nothing_behind(monkeypatch, tmp_path):
+    def refuse(model_id):
+        raise UserError("no such model")
+
+    monkeypatch.setattr(download, "hub_info", refuse)
+    with pytest.raises(UserError, match="no such model"):
+        fetch_or_verify("me/m", tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,141 @@
+"""What an export has beside its weights: generation stops where training taught the model to stop, and chats render alike."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
+
+from common.errors import UserError
+from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from data.chat_settings import read_chat_settings
+from data.chat_template import ChatSettings
+from data.encoding import ExampleEncoder
+from data.tokens import load_tokenizer
+from eval.generate import greedy_answers, stop_tokens
+from tests.tiny import write_tiny_model
+from training.export_files import write_files
+
+EOS, END_OF_TURN, OTHER = 0, 2, 1  # <|endoftext|>, <|im_end|> of the chat template, and one that only the base knows
+PROMPT, ANSWER = [5, 6, 7], [20, 21, 22]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny model whose EOS is not the token that ends an answer, as with Llama 3, Gemma and Phi-3."""
+    path = write_tiny_model(tmp_path_factory.mktemp("base"))
+    tokenizer = load_tokenizer(str(path))
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(path)
+    generation = {"eos_token_id": OTHER, "do_sample": False, "max_new_tokens": 7, "_from_model_config": True}
+    (path / "generation_config.json").write_text(json.dumps(generation))
+    return path
+
+
+def config_of(base, **data):
+    return Config(Model(str(base)), Data(("a.jsonl",), **data), Batch(1), Optimizer(1e-4), Run("r"))
+
+
+def export(base, folder, config=None, template=None):
+    config = config or config_of(base)
+    folder.mkdir()
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(folder)
+    write_files(folder, config, AutoConfig.from_pretrained(base), load_tokenizer(str(base), template))
+    return folder
+
+
+class Script(LogitsProcessor):
+    """Makes the model say given tokens."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def __call__(self, input_ids, scores):
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self.tokens[input_ids.shape[1] - len(PROMPT)]] = 0.0
+        return forced
+
+
+@pytest.mark.parametrize("stop", [EOS, END_OF_TURN, OTHER])
+def test_transformers_stops_where_training_taught_the_model_to_stop(base, tmp_path, stop):
+    folder = export(base, tmp_path / "export")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    script = Script([*ANSWER, stop, *[30] * 9])
+    ids = model.generate(torch.tensor([PROMPT]), logits_processor=[script])
+    assert ids[0].tolist() == [*PROMPT, *ANSWER, stop]
+    unstopped = Script([*ANSWER, 4, *[30] * 9])
+    ids = model.generate(torch.tensor([PROMPT]), logits_processor=[unstopped])
+    assert len(ids[0]) == len(PROMPT) + 7  # max_new_tokens of the base's file
+
+
+def test_what_the_base_has_is_kept_and_each_token_is_named_once(base, tmp_path):
+    folder = export(base, tmp_path / "export")
+    written = json.loads((folder / "generation_config.json").read_text())
+    assert written == {"eos_token_id": [EOS, END_OF_TURN, OTHER], "do_sample": False, "max_new_tokens": 7}
+    again = write_files_again(folder, tmp_path)
+    assert again["eos_token_id"] == [EOS, END_OF_TURN, OTHER]  # an export is the base of the next run
+
+
+def write_files_again(base, tmp_path):
+    folder = export(base, tmp_path / "again")
+    return json.loads((folder / "generation_config.json").read_text())
+
+
+def test_a_base_without_the_file_gets_one_and_a_damaged_one_is_named(base, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    tokenizer, config = load_tokenizer(str(base)), AutoConfig.from_pretrained(base)
+    write_files(bare, config_of(tmp_path), config, tokenizer)
+    assert json.loads((bare / "generation_config.json").read_text()) == {"eos_token_id": [EOS, END_OF_TURN]}
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(UserError, match="generation_config.json is damaged .*; remove it or copy it again"):
+        write_files(bare, config_of(tmp_path), config, tokenizer)
+
+
+def test_our_own_generation_stops_there_too(base, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(export(base, tmp_path / "export"))
+    taught = ExampleEncoder(load_tokenizer(str(base))).stop_ids
+    assert stop_tokens(model, taught) == {EOS, END_OF_TURN, OTHER}
+    model.generation_config.eos_token_id = None
+    stops = stop_tokens(model, taught)
+    assert stops == {EOS, END_OF_TURN}
+    script = iter([*ANSWER, END_OF_TURN, 30, 30])
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: one_hot(logits, next(script)))
+    assert greedy_answers(model, [PROMPT], stops, 6, 1) == [ANSWER]
+
+
+def one_hot(logits, token):
+    return torch.nn.functional.one_hot(torch.full(logits.shape[:-1], token), logits.shape[-1]).float()
+
+
+def test_chat_json_is_written_only_where_a_setting_is_set_and_read_by_evaluation(base, tmp_path):
+    plain = export(base, tmp_path / "plain")
+    assert not (plain / "chat.json").exists() and read_chat_settings(plain) == ChatSettings()
+    config = config_of(base, chat_date="2025-03-01", chat_template_options={"enable_thinking": False})
+    folder = export(base, tmp_path / "export", config)
+    content = json.loads((folder / "chat.json").read_text())
+    assert content == {"date": "2025-03-01", "template_options": {"enable_thinking": False}}
+    assert read_chat_settings(folder) == ChatSettings({"enable_thinking": False}, "2025-03-01")
+    (folder / "chat.json").write_text('{"date": 2025}')
+    with pytest.raises(UserError, match="chat.json is damaged"):
+        read_chat_settings(folder)
+
+
+def test_the_template_of_the_run_is_that_of_the_exported_tokenizer(base, tmp_path):
+    template = tmp_path / "template.jinja"
+    text = "{% for m in messages %}[{{ m.role }}|{{ enable_thinking }}|{{ strftime_now('%Y') }}]{{ m.content }}{% endfor %}"
+    template.write_text(text)
+    data = {
+        "chat_template": str(template),
+        "chat_date": "2025-03-01",
+        "chat_template_options": {"enable_thinking": False},
+    }
+    folder = export(base, tmp_path / "export", config_of(base, **data), str(template))
+    assert AutoTokenizer.from_pretrained(folder).chat_template == text
+    assert read_chat_settings(folder).date == "2025-03-01"
+    chat = [{"role": "user", "content": "Hi"}]
+    encoder = ExampleEncoder(load_tokenizer(str(folder)), read_chat_settings(folder))
+    assert encoder.template.render(chat) == "[user|False|2025]Hi"
+    other = dataclasses.replace(read_chat_settings(folder), date="2019-03-01")
+    assert ExampleEncoder(load_tokenizer(str(folder)), other).template.render(chat) == "[user|False|2019]Hi"

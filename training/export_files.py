@@ -1,0 +1,51 @@
+"""What an export has beside the weights: config, tokenizer, where generation stops, and how chats are rendered."""
+
+import json
+from pathlib import Path
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from common.durable_files import write_json
+from common.errors import UserError
+from configs.config import Config
+from data.chat_settings import write_chat_settings
+from data.encoding import ExampleEncoder
+from training.chat_settings import chat_settings
+
+GENERATION_CONFIG = "generation_config.json"
+
+
+def write_files(
+    folder: Path, config: Config, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write everything but the weights to `folder`. Raises UserError if generation_config.json of the base is damaged.
+
+    transformers and the servers that read its directories stop at `eos_token_id` of generation_config.json. It becomes a
+    list of what training has taught (EOS, and the token that ends an answer in the chat template, which may be another one)
+    and of what the base's file has.
+    """
+    model_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings = chat_settings(config.data)
+    write_chat_settings(folder, settings)
+    generation = _read(Path(config.model.path, GENERATION_CONFIG))
+    generation.pop("_from_model_config", None)  # some versions would then take `eos_token_id` of config.json
+    before = generation.get("eos_token_id")
+    before = before if isinstance(before, list) else [] if before is None else [before]
+    taught = ExampleEncoder(tokenizer, settings).stop_ids
+    generation["eos_token_id"] = list(dict.fromkeys([*taught, *before]))
+    write_json(folder / GENERATION_CONFIG, generation)
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        return content
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove it or copy it again, and start again to export"
+        ) from error

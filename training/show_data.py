@@ -1,0 +1,108 @@
+"""The data of a config as its run would read it: a summary of all of it, and single examples."""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from common.errors import UserError
+from configs.config import Config, Data
+from data.encoding import ExampleEncoder
+from data.files import expand, read_file
+from data.formats import Reading
+from data.held_out import content_hash, is_held_out
+from data.show import Style, show_outcome
+from data.sources import MAIN
+from data.summary import describe_packing, describe_source
+from data.token_store import STORE_FILE
+from data.token_texts import one_line
+from training.chat_settings import chat_settings
+from training.inputs import Inputs
+
+PACKED_STEPS = 200  # at most so many steps are packed for the summary
+
+
+def summary(config: Config, inputs: Inputs) -> list[str]:
+    """Lines about all training data of a config, and about the packing of the first epoch."""
+    lines = []
+    for name, source in zip(inputs.train.names, inputs.train.sources, strict=True):
+        what = "data.train" if name == MAIN else f"source {name}"
+        lengths, targets = getattr(source, "lengths", None), getattr(source, "targets", None)
+        if lengths is None or targets is None:  # a token store would have to be read as a whole
+            lines += [f"{what}:", f"  {source.report}"]
+        else:
+            lines += describe_source(what, source.report, np.asarray(lengths), np.asarray(targets))
+    if inputs.validation:
+        lines += inputs.validation.lines("validation")
+    steps = inputs.plan.steps_per_epoch[0]
+    chosen = range(steps) if steps <= PACKED_STEPS else [i * steps // PACKED_STEPS for i in range(PACKED_STEPS)]
+    packed = map(inputs.plan.batch, chosen)
+    return [*lines, describe_packing(packed, config.data.sequence_length, steps)]
+
+
+def is_store(path: str) -> bool:
+    """Whether a path of a source is a token store."""
+    return Path(path, STORE_FILE).is_file()
+
+
+class Examples:
+    """The examples of one source of a config, in the order of its files. `index` counts from 0 over all files."""
+
+    def __init__(self, data: Data, name: str = MAIN) -> None:
+        """Raises UserError if there is no such source, or if it is a token store."""
+        sources = {MAIN: (data.train, Reading(data.format, data.fields, data.on_bad))}
+        sources |= {s.name: (s.paths, Reading(s.format, s.fields, data.on_bad)) for s in data.mix}
+        if name not in sources:
+            raise UserError(f"the config has no source {name}; choose one of {', '.join(sources)}")
+        self.paths, self.reading = sources[name]
+        self.what = "data.train" if name == MAIN else f"source {name}"
+        self.validation_share = data.validation_share if name == MAIN else 0.0
+        stores = [path for path in self.paths if is_store(path)]
+        if stores:
+            raise UserError(f"{stores[0]} is a token store, which keeps no examples; name the files it was made from")
+
+    def __iter__(self) -> Iterator[tuple[str, dict]]:
+        """(location, example) of each example that is not malformed."""
+        for file in expand(self.paths):
+            yield from read_file(file, reading=self.reading, bad=lambda sentence: None)
+
+    def find(self, index: int) -> list[tuple[int, str, dict]]:
+        """The example with this index. Raises UserError if there is none."""
+        count = 0
+        for where, example in self:
+            if count == index:
+                return [(index, where, example)]
+            count += 1
+        raise UserError(
+            f"{self.what} has {count:,} examples, so --index must be 0 to {count - 1}, not {index}; choose another one"
+        )
+
+    def choose(self, number: int, rng: random.Random) -> list[tuple[int, str, dict]]:
+        """A random choice of `number` examples, in file order; all if there are no more."""
+        chosen: list[tuple[int, str, dict]] = []
+        for index, (where, example) in enumerate(self):  # reservoir sampling: every set of examples is equally probable
+            place = index if index < number else rng.randrange(index + 1)
+            if place < number:
+                chosen[place : place + 1] = [(index, where, example)]
+        return sorted(chosen, key=lambda item: item[0])
+
+    def show(
+        self,
+        chosen: Sequence[tuple[int, str, dict]],
+        config: Config,
+        tokenizer: PreTrainedTokenizerBase,
+        style: Style,
+    ) -> list[str]:
+        """Lines about each of these examples as the model gets it."""
+        data, lines = config.data, []
+        encoder = ExampleEncoder(tokenizer, chat_settings(data))
+        for index, where, example in chosen:
+            lines += ["", f"=== example {index} of {self.what} ({one_line(where)})"]
+            if self.validation_share and is_held_out(content_hash(example), self.validation_share):
+                lines.append(f"HELD OUT for validation (data.validation_share={self.validation_share:g})")
+            is_text = "text" in example
+            outcome = encoder.encode([example])[0]
+            lines += show_outcome(outcome, tokenizer, is_text, data.sequence_length, data.too_long, style)
+        return lines
