@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import data.compression
@@ -72,8 +72,24 @@ def line_end_tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
+def marking_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with the structure of Llama 2's: a mark before every text, no splitting, line ends as bytes."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    byte_tokens = [f"<0x{i:02X}>" for i in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", "</s>", *byte_tokens], show_progress=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # for training: marks only begin tokens
+    tokenizer.train_from_iterator(LONG.split("\n") * 3, trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+    line_end = made.convert_tokens_to_ids("<0x0A>")
+    assert made.encode("\na")[1] == line_end and made.encode("a")[0] != made.encode("\na")[2]
+    return made
+
+
+@pytest.mark.parametrize("make_tokenizer", [line_end_tokenizer, marking_tokenizer])
 @pytest.mark.parametrize("ending", [".txt", ".jsonl"])
-def test_a_text_cut_into_pieces_has_the_ids_of_the_whole_text(tmp_path, monkeypatch, ending) -> None:
+def test_a_text_cut_into_pieces_has_the_ids_of_the_whole_text(tmp_path, monkeypatch, ending, make_tokenizer) -> None:
     monkeypatch.setattr(data.text_pieces, "PIECE_CHARACTERS", 200)
     monkeypatch.setattr(data.text_pieces, "BATCH_CHARACTERS", 700)
     monkeypatch.setattr(data.compression, "CHUNK", 1)  # splits characters and \r\n pairs
@@ -84,7 +100,7 @@ def test_a_text_cut_into_pieces_has_the_ids_of_the_whole_text(tmp_path, monkeypa
     pieces = list(read_pieces([tmp_path / f"a{ending}"]))
     assert len(pieces) > 20 and max(len(piece.text) for piece in pieces) <= 200
     assert [piece.ends_document for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-    tokenizer = line_end_tokenizer()
+    tokenizer = make_tokenizer()
     build_store([tmp_path / f"a{ending}"], tokenizer, tmp_path / "store", shard_tokens=10)
     assert tokens_of(tmp_path / "store", tokenizer) == encoded([LONG], tokenizer)
 
