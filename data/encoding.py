@@ -241,12 +241,13 @@ class ExampleEncoder:
 
     def _differs(self, before: str, after: str) -> bool:
         """Whether `before` has other tokens when `after` follows it. Prompts end alike, so most are known."""
-        if (before, after) not in self.known_boundaries:
-            if len(self.known_boundaries) == MAX_BOUNDARIES:
+        differs = self.known_boundaries.get((before, after))
+        if differs is None:
+            if len(self.known_boundaries) >= MAX_BOUNDARIES:
                 self.known_boundaries.clear()
             alone, together = self.encoder.encode_batch_fast([before, before + after], add_special_tokens=False)
-            self.known_boundaries[before, after] = together.ids[: len(alone.ids)] != alone.ids
-        return self.known_boundaries[before, after]
+            differs = self.known_boundaries[before, after] = together.ids[: len(alone.ids)] != alone.ids
+        return differs
 
     def _markers_of_template(self) -> EndMarkers:
         """The markers with what the chat template writes after an answer, if it renders a plain chat.

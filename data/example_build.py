@@ -17,7 +17,16 @@ from data.encoding import ExampleEncoder
 from data.example_store import ExampleStore, ExampleWriter
 from data.files import Advance, describe_files, expand, left_out, read_file
 from data.held_out import content_hash, is_held_out, key_of, num_repeated
-from data.parallel_encoding import PARALLEL_BYTES, ExampleSettings, Job, JobEncoder, Result, encode_jobs, make_jobs
+from data.parallel_encoding import (
+    PARALLEL_BYTES,
+    PARALLEL_CORES,
+    ExampleSettings,
+    Job,
+    JobEncoder,
+    Result,
+    encode_jobs,
+    make_jobs,
+)
 
 LISTED = 5  # skipped examples that are named in the report
 
