@@ -19,7 +19,6 @@ from data.files import Advance, describe_files, expand, left_out, read_file
 from data.held_out import content_hash, is_held_out, key_of, num_repeated
 from data.parallel_encoding import (
     PARALLEL_BYTES,
-    PARALLEL_CORES,
     ExampleSettings,
     Job,
     JobEncoder,
