@@ -38,8 +38,9 @@ KINDS = ("library", "first start", "second start")
 
 def measure(kind: str, files: list[Path], tokenizer: PreTrainedTokenizerBase, sequence_length: int, cache: str) -> dict:
     """Time one of KINDS in this process. Returns the times in seconds, and what was done."""
-    encoder, report, size = ExampleEncoder(tokenizer), "", 0
+    report, size = "", 0
     if kind == "library":
+        encoder = ExampleEncoder(tokenizer)
         texts = [_text(encoder, example) for file in files for _, example in read_file(file)]
         size = sum(len(text.encode()) for text in texts)
         times = _time(lambda: _encode(make_encoder(tokenizer), texts))

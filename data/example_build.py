@@ -53,7 +53,7 @@ def build_examples(
         processes = max(1, available_cores() // ranks) if size >= PARALLEL_BYTES else 1
     highest_id = max(tokenizer.get_vocab().values(), default=0)
     writer = ExampleWriter(folder, np.dtype("<u2" if highest_id < 2**16 else "<u4"))
-    job_encoder = JobEncoder(tokenizer, encoder, settings)
+    job_encoder = JobEncoder(encoder, settings)
     counts: Counter = Counter()
     bad: list[str] = []
     with tqdm(

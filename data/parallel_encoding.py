@@ -24,7 +24,6 @@ from sys import platform
 from typing import cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data import text_pieces
@@ -78,7 +77,7 @@ class JobEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: ExampleEncoder, settings: ExampleSettings) -> None:
         self.encoder = encoder
         self.settings = settings
-        self.pieces = PieceEncoder(tokenizer)
+        self.pieces = PieceEncoder(encoder.encoder)
 
     def can_cut(self, example: dict) -> bool:
         """Whether an example is a text so long that its pieces are encoded separately."""

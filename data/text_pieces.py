@@ -104,7 +104,7 @@ def encode_pieces(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[Piece]) -
 
     A thread tokenises the current batch while the caller handles the last one and the next one is read.
     """
-    encoder = PieceEncoder(tokenizer)
+    encoder = PieceEncoder(make_encoder(tokenizer))
     pending: deque = deque()
     with ThreadPoolExecutor(1) as pool:
         for batch in batch_pieces(pieces):
@@ -130,8 +130,9 @@ class PieceEncoder:
     a text is therefore encoded after a line end, whose ids are then taken away.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._encoder = make_encoder(tokenizer)
+    def __init__(self, encoder: Tokenizer) -> None:
+        """`encoder` neither pads nor truncates (`make_encoder`)."""
+        self._encoder = encoder
         self._before, self._num_before = "", 0  # text before a piece that continues another one, and its tokens
         self.can_cut = self._is_exact()
         if not self.can_cut:
