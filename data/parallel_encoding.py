@@ -74,7 +74,7 @@ class Result:
 class JobEncoder:
     """Encodes jobs. A copy of it is in each worker."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: ExampleEncoder, settings: ExampleSettings) -> None:
+    def __init__(self, encoder: ExampleEncoder, settings: ExampleSettings) -> None:
         self.encoder = encoder
         self.settings = settings
         self.pieces = PieceEncoder(encoder.encoder)
