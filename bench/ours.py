@@ -11,7 +11,7 @@ from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 
 config = Config(
     model=Model(path={model!r}, compute_dtype={dtype!r}),
-    data=Data(train=({train!r},), sequence_length={sequence_length}),
+    data=Data(train=({train!r},), sequence_length={sequence_length}, cache=None),
     batch=Batch(global_examples={batch}, micro_batch=8),
     optimizer=Optimizer(
         learning_rate={learning_rate}, epochs=1, max_steps={max_steps}, warmup_ratio={warmup_ratio}, min_lr_ratio={min_lr_ratio},

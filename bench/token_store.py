@@ -16,7 +16,7 @@ from bench.measure import ROOT
 from common.errors import UserError
 from data.batches import collate, micro_batches, plan_training
 from data.sources import Reader
-from data.token_store import STORE_FILE, documents_file, tokens_file
+from data.token_store import STORE_FILE, checksums_file, documents_file, tokens_file
 from data.tokens import load_tokenizer
 
 SEQUENCE_LENGTH = 2048
@@ -40,7 +40,7 @@ def repeat_store(store: Path, copies: int, out: Path) -> None:
     content = json.loads((store / STORE_FILE).read_text(encoding="utf-8"))
     shards = content["shards"]
     for number in range(copies * len(shards)):
-        for name in (tokens_file, documents_file):
+        for name in (tokens_file, documents_file, checksums_file):
             os.link(store / name(number % len(shards)), out / name(number))
     content |= {"shards": shards * copies, "files": content["files"] * copies}
     content |= {name: content[name] * copies for name in ("tokens", "documents")}

@@ -87,7 +87,7 @@ def make_workload(
     )
     examples = [
         {"input_ids": ids.tolist(), "labels": np.where(flags, ids, -100).tolist()}
-        for ids, flags in zip(documents.ids, documents.is_target, strict=True)
+        for ids, flags in zip(documents.ids, documents.weights, strict=True)
     ]
     tokens.write_text(json.dumps({"examples": examples, "steps": order}), encoding="utf-8")
     return Workload(jsonl, tokens, tuple(documents.lengths.tolist()), tuple(documents.targets.tolist()), order, longest)

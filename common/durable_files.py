@@ -20,13 +20,15 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
-def publish(path: Path) -> None:
-    """fsync the file or directory at `temporary_path(path)` and rename it to `path`, replacing an existing one.
+def publish(path: Path, temporary: Path | None = None) -> None:
+    """fsync the file or directory `temporary` and rename it to `path`, replacing an existing one.
+
+    `temporary` is `temporary_path(path)` unless it is given.
 
     A directory cannot be replaced atomically. A crash between the two renames leaves nothing at `path`, and the complete
     new directory under its temporary name. At no moment does `path` name a part of a directory.
     """
-    temporary = temporary_path(path)
+    temporary = temporary or temporary_path(path)
     if temporary.is_dir():
         for part in [*(p for p in temporary.rglob("*") if not p.is_symlink()), temporary]:
             fsync(part)

@@ -1,42 +1,50 @@
-"""Load example files (data/files.py) as tokenised documents in memory, counting dropped, truncated and cut examples."""
+"""The examples of data files as tokenised documents, from the cache of an earlier start, or encoded now."""
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from common.errors import UserError
 from data.encoding import ExampleEncoder
-from data.files import read_file
+from data.example_build import build_examples
+from data.example_cache import Cache, describe
+from data.example_report import example_report
+from data.example_store import ExampleStore, StoredSequence
+from data.files import expand, read_file
+from data.parallel_encoding import ExampleSettings
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Tokenised examples in file order. A chat is one document; a long text may be several.
+    """Tokenised examples in file order. A chat is one document or several; a long text may be several.
 
     ids: int64 `(length,)` for each document.
-    is_target: bool `(length,)` for each document. `is_target[t]` means that the prediction of token t from the tokens
-    before it counts in the loss; index 0 is always False.
-    lengths, targets: int64 `(documents,)`, number of tokens and of target tokens.
+    weights: for each document, the factor of the loss of each of its tokens `(length,)`: bool if all factors are 0 or 1,
+    else float32. `weights[t]` is for the prediction of token t from the tokens before it; that of token 0 is 0.
+    lengths, targets: `(documents,)`, number of tokens and sum of the weights. The sums are int64, or float64 if a weight is
+    not 1. Documents that were read from files map these two from disk and read the others one at a time.
     """
 
-    ids: list[np.ndarray]
-    is_target: list[np.ndarray]
+    ids: Sequence[np.ndarray]
+    weights: Sequence[np.ndarray]
     lengths: np.ndarray
     targets: np.ndarray
-    fingerprint: str  # hash of all tokens and masks in order; a run does not resume with other data
+    fingerprint: str  # hash of all tokens and weights in order; a run does not resume with other data
     report: str  # one line: what was read, truncated and dropped
+    store: ExampleStore | None = None  # the documents that were read from files
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def get(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and target flags of one document."""
-        return self.ids[index], self.is_target[index]
+        """Token ids and weights of one document."""
+        return self.ids[index], self.weights[index]
 
     def num_tokens(self, index: int) -> int:
         """Number of tokens in one document."""
@@ -50,9 +58,17 @@ class Documents:
         """Indices of the documents that have a target token."""
         return np.flatnonzero(self.targets)
 
-    def num_targets(self, index: int) -> int:
-        """Number of target tokens in one document."""
-        return int(self.targets[index])
+    def num_targets(self, index: int) -> int | float:
+        """Sum of the weights of one document: an int unless a weight in the data is not 1."""
+        return self.targets[index].item()
+
+    def highest_token(self) -> int:
+        """The highest token id in all documents."""
+        return int(self.store.info["highest"]) if self.store else max(int(ids.max()) for ids in self.ids)
+
+    def content_keys(self) -> np.ndarray:
+        """A key of the content of each example that was read (data/held_out.py), uint64 `(examples,)`."""
+        return self.store.hashes() if self.store else np.zeros(0, dtype=np.uint64)
 
 
 def read_examples(path: str | Path) -> list[dict]:
@@ -65,89 +81,52 @@ def load_documents(
     tokenizer: PreTrainedTokenizerBase,
     sequence_length: int,
     too_long: str,
-    progress: Callable[[list], Iterable] | None = None,
+    *,
+    encoder: ExampleEncoder | None = None,
+    settings: ExampleSettings | None = None,
+    cache: str | Path | None = None,
+    processes: int | None = None,
+    progress: str | None = None,
+    say: Say = lambda text: None,
 ) -> Documents:
-    """Read and tokenise example files.
+    """Read and tokenise the examples of files.
 
     `too_long` applies to chats of more than `sequence_length` tokens: `drop`, `truncate` (cut off the end) or `error`.
-    Longer texts are cut into pieces so that every token is still a target exactly once. `progress` wraps the list of
-    examples, e.g. tqdm. Raises UserError for a bad file, or if no example or no target token is left.
+    Longer texts are cut into pieces so that every token is still a target exactly once.
+
+    encoder, settings: how chats are rendered, and the other settings of data. Their defaults are those of a config.
+    cache: a directory (data/example_cache.py) in which the result is kept. The processes of a node meet there: one of them
+    tokenises, the others wait for it. None: in memory.
+    processes: number of processes to tokenise with. None: one per available core if the files are large enough.
+    progress: label of a progress bar, drawn by the process that tokenises. say: prints a line about waiting for another
+    process. Neither these nor `processes` change the result.
+
+    Raises UserError for a bad file, or if no example or no target token is left.
     """
-    examples = [(f"{path}, example {i}", example) for path in paths for i, example in enumerate(read_examples(path), 1)]
-    ids, is_target, longest = [], [], 0
-    shortened: Counter[str] = Counter()  # what was done to examples that are too long
-    encoder = ExampleEncoder(tokenizer)
-    for where, example in progress(examples) if progress else examples:
-        for tokens, flags in _encode(encoder, example, where):
-            longest = max(longest, len(tokens))
-            pieces = [(tokens, flags)]
-            if len(tokens) > sequence_length:
-                action = too_long if "messages" in example else "cut"
-                if action == "error":
-                    raise UserError(
-                        f"{where} has {len(tokens)} tokens, more than data.sequence_length={sequence_length}; increase it, or "
-                        "set data.too_long to drop or truncate"
-                    )
-                shortened[action] += 1
-                pieces = _shorten(tokens, flags, sequence_length, action)
-            for piece, weights in pieces:
-                weights[:1] = False  # the first token has no context to be predicted from
-                ids.append(piece)
-                is_target.append(weights)
-    if not ids:
-        raise UserError(
-            f"all {len(examples)} examples in {', '.join(paths)} are longer than data.sequence_length="
-            f"{sequence_length}; increase it (the longest example has {longest} tokens)"
-        )
-    lengths = np.array([len(tokens) for tokens in ids], dtype=np.int64)
-    targets = np.array([flags.sum() for flags in is_target], dtype=np.int64)
-    if not targets.any():
-        raise UserError(
-            f"{', '.join(paths)}: no token carries loss; a chat needs an assistant message within "
-            f"data.sequence_length={sequence_length} tokens"
-        )
-    report = _report(lengths, targets, shortened, sequence_length, longest)
-    return Documents(ids, is_target, lengths, targets, _fingerprint(ids, is_target), report)
-
-
-def _report(lengths: np.ndarray, targets: np.ndarray, shortened: Counter, sequence_length: int, longest: int) -> str:
-    report = (
-        f"{len(lengths)} examples, {lengths.sum():,} tokens ({lengths.mean():.0f} per example, longest {lengths.max()}), "
-        f"{targets.sum():,} of them targets"
+    encoder = encoder or ExampleEncoder(tokenizer)
+    settings = dataclasses.replace(
+        settings or ExampleSettings(sequence_length), sequence_length=sequence_length, too_long=too_long
     )
-    if shortened["drop"]:
-        report += f"; DROPPED {shortened['drop']} longer than {sequence_length} (longest {longest})"
-    if shortened["truncate"]:
-        report += f"; TRUNCATED {shortened['truncate']} to {sequence_length} (longest {longest})"
-    if shortened["cut"]:
-        report += f"; {shortened['cut']} long texts CUT into pieces of {sequence_length}, each counted as an example"
-    without_target = int((targets == 0).sum())
-    return report + (f"; {without_target} without any target token" if without_target else "")
+    start = time.perf_counter()
+
+    def build(folder: Path | None) -> ExampleStore:
+        return build_examples(paths, tokenizer, encoder, settings, folder, processes, progress)
+
+    if cache is None:
+        store = build(None)
+        origin = _tokenised(store, start)
+    else:
+        found = Cache(Path(cache), say).open(paths, describe(paths, tokenizer, encoder, settings), build)
+        store = found.store
+        if found.is_new:
+            origin = f"{_tokenised(store, start)} into {found.folder}{found.remark}"
+        else:
+            origin = f"from the cache {found.folder}, written {found.written}{found.remark}"
+    ids, weights = StoredSequence(store, "ids"), StoredSequence(store, "weights")
+    report = f"{example_report(store.info, settings, expand(paths))}; {origin}"
+    return Documents(ids, weights, store.lengths, store.targets, store.info["fingerprint"], report, store)
 
 
-def _encode(encoder: ExampleEncoder, example: dict, where: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    outcome = encoder.encode([example])[0]
-    if outcome.error:
-        raise UserError(f"{where}: {outcome.error}")
-    return [(sequence.ids, sequence.weights()) for sequence in outcome.sequences]
-
-
-def _shorten(tokens: np.ndarray, flags: np.ndarray, size: int, action: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(token ids, target flags) of what is kept of an example of more than `size` tokens.
-
-    `cut` makes pieces that each begin with the last token of the one before. The first token of a piece cannot be a
-    target, so without this overlap every cut would lose one target.
-    """
-    if action == "drop":
-        return []
-    if action == "truncate":
-        return [(tokens[:size], flags[:size])]
-    pieces = [tokens[i : i + size] for i in range(0, len(tokens) - 1, max(1, size - 1))]
-    return [(piece, np.ones(len(piece), dtype=bool)) for piece in pieces]
-
-
-def _fingerprint(ids: list[np.ndarray], is_target: list[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for tokens, flags in zip(ids, is_target, strict=True):
-        digest.update(len(tokens).to_bytes(8, "little") + tokens.tobytes() + flags.tobytes())
-    return digest.hexdigest()
+def _tokenised(store: ExampleStore, start: float) -> str:
+    processes = store.info["processes"]
+    return f"tokenised in {time.perf_counter() - start:.1f} s" + (f" ({processes} processes)" if processes > 1 else "")

@@ -4,21 +4,25 @@ A source is a `Documents` (data/examples.py) or a `Windows`. Both have `len`, `g
 `document_lengths(i)`, `num_targets(i)`, `items_with_targets()`, `fingerprint` and `report`.
 """
 
+import dataclasses
 import functools
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from configs.config import Source
+from data.encoding import ExampleEncoder
 from data.examples import Documents, load_documents
-from data.token_store import TokenStore, open_store, tokenizer_fingerprint
+from data.formats import DEFAULT, Reading
+from data.held_out import num_shared
+from data.parallel_encoding import ExampleSettings
+from data.token_store import TokenStore, is_store, open_store, tokenizer_fingerprint
 
 MAIN = "main"  # name of the source given by data.train and data.validation
 CONTEXT = 64  # tokens before a part of a text that are read with it
@@ -182,6 +186,20 @@ def mean_losses(corpus: Corpus, sums: Sequence[float], targets: np.ndarray | Seq
     return {name: total / count for name, total, count in zip(corpus.names, sums, targets, strict=True) if count}
 
 
+def with_shared_examples_reported(validation: Corpus, train: Corpus) -> Corpus:
+    """The validation corpus, with a warning in the report of each source whose examples are also trained on."""
+    trained = [source.content_keys() for source in train.sources if isinstance(source, Documents)]
+    keys = np.concatenate([*trained, np.zeros(0, dtype=np.uint64)])
+    sources = []
+    for source in validation.sources:
+        shared = num_shared(source.content_keys(), keys) if isinstance(source, Documents) else 0
+        if shared:
+            warning = f"; WARNING: {shared:,} of its examples are also in the training data"
+            source = dataclasses.replace(source, report=source.report + warning)
+        sources.append(source)
+    return dataclasses.replace(validation, sources=tuple(sources))
+
+
 def as_corpus(source: Corpus | Documents | Windows) -> Corpus:
     """Wrap a single source as a corpus; return a corpus unchanged."""
     return source if isinstance(source, Corpus) else Corpus((source,))
@@ -195,39 +213,78 @@ class Reader:
     vocab_size: int  # number of rows of the model's embedding
     sequence_length: int
     too_long: str  # drop | truncate | error, as in load_documents
-    show_progress: bool = False
+    show_progress: bool = False  # a bar on the process that tokenises
+    encoder: ExampleEncoder | None = None  # how chats are rendered; None: as the tokenizer's template says
+    cache: str | None = None  # directory of tokenised files, as in load_documents
+    reading: Reading = DEFAULT  # of data.train and data.validation; its on_bad holds for all sources
+    validation_share: float = 0.0
+    say: Callable[[str], None] = lambda text: None  # prints a line about waiting
 
     def training(self, train: tuple[str, ...], mix: Sequence[Source]) -> Corpus:
         """The main source followed by the mixed-in ones.
 
         Raises UserError for a bad file and for a token id that has no row in the model's embedding.
         """
-        sources = [self._load(train, "training"), *(self._load(s.paths, s.name) for s in mix)]
+        part = "training" if self.validation_share else "all"
+        main = self._load(train, "training", self.reading, part)
+        others = [self._load(source.paths, source.name, self._reading(source)) for source in mix]
         shares = [s.share for s in mix]
-        return Corpus(tuple(sources), (MAIN, *(s.name for s in mix)), (1 - sum(shares), *shares))
+        return Corpus((main, *others), (MAIN, *(s.name for s in mix)), (1 - sum(shares), *shares))
 
-    def validation(self, validation: tuple[str, ...], mix: Sequence[Source]) -> Corpus | None:
-        """The validation files of all sources that have some, or None if no source has any. The shares are unused."""
-        named = {MAIN: validation} | {s.name: s.validation for s in mix}
-        named = {name: paths for name, paths in named.items() if paths}
-        if not named:
+    def validation(
+        self, validation: tuple[str, ...], mix: Sequence[Source], train: tuple[str, ...] = ()
+    ) -> Corpus | None:
+        """The validation files of all sources that have some, or None if no source has any. The shares are unused.
+
+        With a `validation_share`, those of the main source are the examples that it holds out of `train`.
+        """
+        loaded = {}
+        if self.validation_share:
+            loaded[MAIN] = self._load(train, f"validation of {MAIN}", self.reading, "validation")
+        elif validation:
+            loaded[MAIN] = self._load(validation, f"validation of {MAIN}", self.reading)
+        for source in mix:
+            if source.validation:
+                what = f"validation of {source.name}"
+                loaded[source.name] = self._load(source.validation, what, self._reading(source))
+        if not loaded:
             return None
-        sources = tuple(self._load(paths, f"validation of {name}") for name, paths in named.items())
-        return Corpus(sources, tuple(named), (1 / len(sources),) * len(sources))
+        return Corpus(tuple(loaded.values()), tuple(loaded), (1 / len(loaded),) * len(loaded))
 
-    def _load(self, paths: tuple[str, ...], what: str) -> Documents | Windows:
-        folders = [path for path in paths if Path(path).is_dir()]
-        if folders and len(paths) > 1:
+    def source(self, paths: tuple[str, ...], what: str) -> Documents | Windows:
+        """A single source besides those of training, whole and of any form. `what` is its name in messages."""
+        return self._load(paths, what, Reading(on_bad=self.reading.on_bad))
+
+    def _reading(self, source: Source) -> Reading:
+        return Reading(source.format, source.fields, self.reading.on_bad)
+
+    def _load(self, paths: tuple[str, ...], what: str, reading: Reading, part: str = "all") -> Documents | Windows:
+        stores = [path for path in paths if is_store(path)]
+        if stores and len(paths) > 1:
             raise UserError(
-                f"{folders[0]} is a directory among other files of {what}; a token store must be the only path of its "
+                f"{stores[0]} is a directory among other files of {what}; a token store must be the only path of its "
                 "source, so add it to data.mix as a separate source"
             )
-        if folders:
-            return self._open_store(Path(folders[0]))
-        bar = functools.partial(tqdm, desc=f"tokenise {what}", unit="example", leave=False)
-        progress = bar if self.show_progress else None
-        documents = load_documents(paths, self.tokenizer, self.sequence_length, self.too_long, progress)
-        self._check_highest(max(int(ids.max()) for ids in documents.ids))
+        if stores and part != "all":
+            raise UserError(
+                f"data.validation_share cannot be used with the token store {stores[0]}; build a second store of held-out "
+                "texts and name it in data.validation"
+            )
+        if stores:
+            return self._open_store(Path(stores[0]))
+        settings = ExampleSettings(self.sequence_length, self.too_long, reading, self.validation_share, part)
+        documents = load_documents(
+            paths,
+            self.tokenizer,
+            self.sequence_length,
+            self.too_long,
+            encoder=self.encoder,
+            settings=settings,
+            cache=self.cache,
+            progress=what if self.show_progress else None,
+            say=self.say,
+        )
+        self._check_highest(documents.highest_token())
         return documents
 
     def _open_store(self, path: Path) -> Windows:

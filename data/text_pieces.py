@@ -5,16 +5,16 @@ where the usual pre-tokenizers split anyway, so that its token ids are those of 
 """
 
 import codecs
-import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from common.cores import available_cores
 from common.errors import UserError
 from data.compression import Advance, data_suffix, no_progress, read_chunks
 from data.files import read_file
@@ -23,7 +23,9 @@ from data.token_store import backend
 
 PIECE_CHARACTERS = 2**17  # maximum length of a piece
 # Characters tokenised in one call: one piece per core. Larger batches would overlap less with reading and writing.
-BATCH_CHARACTERS = PIECE_CHARACTERS * max(2, os.cpu_count() or 2)
+BATCH_CHARACTERS = PIECE_CHARACTERS * max(2, available_cores())
+# Cut between lines by `PieceEncoder`, to see what the tokenizer does at the beginning of a text.
+PROBE = ("The bank's own funds, Grüße.\n", "Below 97.3% the LCR (a) ends.\n", "it reports\n", "3 rows")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Piece:
 
     text: str
     ends_document: bool
+    begins_document: bool
     file: int  # index of the source file
     examples: int  # number of examples of that file that have been read, including this one
 
@@ -43,13 +46,21 @@ def read_pieces(
 
     `advance` is called with the number of bytes read. Raises UserError for a bad file or a chat.
     """
+    begins = True
+    for number, count, text, ends in _read_texts(files, position, advance):
+        yield Piece(text, ends, begins, number, count)
+        begins = ends
+
+
+def _read_texts(files: list[Path], position: tuple[int, int], advance: Advance) -> Iterator[tuple[int, int, str, bool]]:
+    """(index of the file, number of its examples so far, piece of text, whether it ends the text)."""
     for number, path in enumerate(files):
         is_text_file = data_suffix(path) == ".txt"
         if number < position[0] or (is_text_file and (number, 1) <= position):
             advance(path.stat().st_size)
             continue
         if is_text_file:
-            yield from (Piece(text, ends, number, 1) for text, ends in _read_text_file(path, advance))
+            yield from ((number, 1, text, ends) for text, ends in _read_text_file(path, advance))
             continue
         for count, (where, example) in enumerate(read_file(path, advance), 1):
             if "text" not in example:
@@ -59,7 +70,7 @@ def read_pieces(
                 )
             if (number, count) <= position:  # these bytes are read again but not tokenised again
                 continue
-            yield from (Piece(text, ends, number, count) for text, ends in cut_text([example["text"]]))
+            yield from ((number, count, text, ends) for text, ends in cut_text([example["text"]]))
 
 
 def cut_text(parts: Iterable[str]) -> Iterator[tuple[str, bool]]:
@@ -93,7 +104,7 @@ def encode_pieces(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[Piece]) -
 
     A thread tokenises the current batch while the caller handles the last one and the next one is read.
     """
-    encoder = make_encoder(tokenizer)
+    encoder = PieceEncoder(make_encoder(tokenizer))
     pending: deque = deque()
     with ThreadPoolExecutor(1) as pool:
         for batch in batch_pieces(pieces):
@@ -112,14 +123,46 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return copy
 
 
-def encode_batch(encoder: Tokenizer, batch: list[Piece]) -> list[Encoding]:
+class PieceEncoder:
+    """Token ids of pieces, without special tokens, such that those of a text's pieces are those of the text.
+
+    A tokenizer with a mark before every text (Llama 2, Mistral) would put one before every piece. A piece that continues
+    a text is therefore encoded after a line end, whose ids are then taken away.
+    """
+
+    def __init__(self, encoder: Tokenizer) -> None:
+        """`encoder` neither pads nor truncates (`make_encoder`)."""
+        self._encoder = encoder
+        self._before, self._num_before = "", 0  # text before a piece that continues another one, and its tokens
+        self.can_cut = self._is_exact()
+        if not self.can_cut:
+            self._before, self._num_before = "\n", len(self._encode(["\n"])[0])
+            self.can_cut = self._is_exact()
+            if not self.can_cut:
+                self._before, self._num_before = "", 0
+
+    def __call__(self, texts: Sequence[str], begins: Sequence[bool]) -> list[list[int]]:
+        """The ids of each piece. `begins`: whether it is the first of its text. Runs on the threads of `tokenizers`."""
+        encoded = self._encode(
+            [text if first else self._before + text for text, first in zip(texts, begins, strict=True)]
+        )
+        return [ids if first else ids[self._num_before :] for ids, first in zip(encoded, begins, strict=True)]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._encoder.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _is_exact(self) -> bool:
+        whole = self._encode(["".join(PROBE)])[0]
+        return whole == [token for ids in self(PROBE, [True, False, False, False]) for token in ids]
+
+
+def encode_batch(encoder: PieceEncoder, batch: list[Piece]) -> list[list[int]]:
     """Tokenise a batch on all cores. `tokenizers` uses its own threads and releases the GIL."""
-    return encoder.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
+    return encoder([piece.text for piece in batch], [piece.begins_document for piece in batch])
 
 
 def _with_ids(batch: list[Piece], future: Future) -> Iterator[tuple[Piece, list[int]]]:
-    for piece, encoding in zip(batch, future.result(), strict=True):
-        yield piece, encoding.ids
+    yield from zip(batch, future.result(), strict=True)
 
 
 def _piece_end(text: str, start: int) -> int:

@@ -7,7 +7,6 @@ same bytes as one built without interruption.
 """
 
 import fcntl
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.durable_files import SUFFIX, publish, temporary_path, write_json
 from common.errors import UserError
+from data.checked_file import CheckedWriter, hash_files
 from data.files import Advance, check_files, no_progress
 from data.text_pieces import Piece, encode_pieces, read_pieces
 from data.token_store import (
@@ -25,11 +25,13 @@ from data.token_store import (
     FORMAT,
     OFFSET,
     STORE_FILE,
+    checksums_file,
     documents_file,
     open_store,
     tokenizer_fingerprint,
     tokens_file,
 )
+from data.tokens import bos_ids
 
 LOCK_FILE = "build.lock"
 SHARD_TOKENS = 2**26  # a shard is complete with the document that reaches this size: 128 MiB in uint16
@@ -82,10 +84,14 @@ def describe(files: list[Path], tokenizer: PreTrainedTokenizerBase, shard_tokens
     return {
         "format": FORMAT,
         "dtype": "<u2" if max(tokenizer.get_vocab().values()) < 2**16 else "<u4",
+        "bos": bos_ids(tokenizer),
         "eos": tokenizer.eos_token_id,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "shard_tokens": shard_tokens,
-        "files": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
+        "files": [
+            {"path": str(path), "bytes": path.stat().st_size, "blake2b": content}
+            for path, content in zip(files, hash_files(files), strict=True)
+        ],
     }
 
 
@@ -99,36 +105,37 @@ class ShardWriter:
 
     def __init__(self, folder: Path, number: int, dtype: np.dtype) -> None:
         self.paths = folder / tokens_file(number), folder / documents_file(number)
+        self.checksums = folder / checksums_file(number)
         self.dtype = dtype
         self.files = [temporary_path(path).open("wb") for path in self.paths]
+        self.writers = [CheckedWriter(file) for file in self.files]
         self.num_tokens = self.num_documents = 0
-        self.digest = hashlib.sha256()
 
     def add_tokens(self, ids: list[int]) -> None:
         """Append token ids to the current document."""
-        self._write(0, np.array(ids, dtype=self.dtype))
+        self.writers[0].write(np.array(ids, dtype=self.dtype))
         self.num_tokens += len(ids)
 
     def end_document(self) -> None:
         """End the current document here."""
-        self._write(1, np.array([self.num_tokens], dtype=OFFSET))
+        self.writers[1].write(np.array([self.num_tokens], dtype=OFFSET))
         self.num_documents += 1
 
     def publish(self) -> dict:
-        """Flush both files to disk and give them their final names. Returns the shard's entry in store.json."""
+        """Flush the files to disk and give them their final names. Returns the shard's entry in store.json."""
         self.close()
-        for path in self.paths:
+        checksums = np.concatenate([writer.checksums() for writer in self.writers])
+        temporary_path(self.checksums).write_bytes(checksums.tobytes())
+        for path in (*self.paths, self.checksums):
             publish(path)
-        return {"tokens": self.num_tokens, "documents": self.num_documents, "sha256": self.digest.hexdigest()}
+        hashes = [writer.digest.hexdigest() for writer in self.writers]
+        sha256 = dict(zip(("tokens", "documents"), hashes, strict=True))
+        return {"tokens": self.num_tokens, "documents": self.num_documents, "sha256": sha256}
 
     def close(self) -> None:
-        """Close both files. Unless the shard was published, they are left behind and removed by the next build."""
+        """Close the files. Unless the shard was published, they are left behind and removed by the next build."""
         for file in self.files:
             file.close()
-
-    def _write(self, file: int, values: np.ndarray) -> None:
-        self.files[file].write(values.tobytes())
-        self.digest.update(values.tobytes())
 
 
 def _write_shards(
@@ -142,7 +149,7 @@ def _write_shards(
         for piece, ids in pieces:
             position = (piece.file, piece.examples)
             shard = shard or ShardWriter(out, number, dtype)
-            shard.add_tokens(ids)
+            shard.add_tokens([*description["bos"], *ids] if piece.begins_document else ids)
             if not piece.ends_document:
                 continue
             shard.add_tokens([description["eos"]])
@@ -168,7 +175,9 @@ def _start_or_resume(out: Path, description: dict) -> tuple[list[dict], Position
         shard = _read_json(marker)
         position = tuple(shard.pop("next"))
         shards.append(shard)
-    complete = {name(i) for i in range(len(shards)) for name in (tokens_file, documents_file, marker_file)}
+    complete = {
+        name(i) for i in range(len(shards)) for name in (tokens_file, documents_file, checksums_file, marker_file)
+    }
     for path in out.iterdir():
         if path.name not in complete and (path.name.startswith("shard-") or path.name.endswith(SUFFIX)):
             path.unlink()

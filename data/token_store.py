@@ -2,14 +2,16 @@
 
 scripts/build_tokens.py builds a store. It is a directory with these files:
 
-- `store.json`: dtype, end-of-sequence id, fingerprint of the tokenizer, source files, shards;
+- `store.json`: dtype, end-of-sequence and beginning-of-sequence ids, fingerprint of the tokenizer, source files, shards;
 - `shard-00000.tokens`: token ids, little-endian uint16 if the vocabulary fits, else uint32. Each document ends with
-  EOS;
+  EOS, and begins with the ids that the tokenizer adds before a text (BOS), if any;
 - `shard-00000.documents`: little-endian uint64, the offset in the shard at which each document ends. No document spans
-  two shards.
+  two shards;
+- `shard-00000.checksums`: the CRC-32 of each block of these two files (data/checked_file.py).
 
-Opening a store reads `store.json` and checks the sizes of the files. Reading a window maps its pages and unmaps them
-afterwards, so memory grows neither with the size of the corpus nor with the amount that has been read.
+Opening a store reads `store.json` and checks the sizes of the files. Reading a window checks the blocks that it reads.
+Nothing stays in memory, which therefore grows neither with the size of the corpus nor with what has been read.
+`verify_store` reads all of a store.
 """
 
 import hashlib
@@ -24,11 +26,13 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
+from data.checked_file import CHECKSUM, CheckedFile, num_blocks
+from data.tokens import bos_ids
 
 STORE_FILE = "store.json"  # written last: a store that has it is complete
 BUILD_FILE = "build.json"  # tokenizer, files and settings of an unfinished build
 OFFSET = np.dtype("<u8")
-FORMAT = 1
+FORMAT = 2
 REBUILD = "remove the directory and build the store again"
 
 
@@ -68,11 +72,9 @@ class TokenStore:
         begin, end = self._span(index)
         ids = np.empty(end - begin, dtype=np.int64)
         for shard, first, last in self._shards(begin, end):
-            start = self.shard_starts[shard]
-            part = np.memmap(
-                self.path / tokens_file(shard), self.dtype, "r", (first - start) * self.dtype.itemsize, (last - first,)
-            )
-            ids[first - begin : last - begin] = part
+            start, size = self.shard_starts[shard], self.dtype.itemsize
+            part = self.tokens(shard).read((first - start) * size, (last - first) * size)
+            ids[first - begin : last - begin] = np.frombuffer(part, self.dtype)
         return ids, self.document_lengths(index)
 
     def document_lengths(self, index: int) -> tuple[int, ...]:
@@ -81,10 +83,7 @@ class TokenStore:
         cuts = [begin]
         for shard, first, last in self._shards(begin, end):
             start = self.shard_starts[shard]
-            ends = np.memmap(self.path / documents_file(shard), OFFSET, "r", 0, (self.shard_documents[shard],))
-            # The keys must have the dtype of `ends`. Otherwise numpy would convert, and so read, the whole array.
-            low, high = np.searchsorted(ends, np.array([first - start, last - start], dtype=OFFSET), side="right")
-            cuts += (np.asarray(ends[low:high]).astype(np.int64) + start).tolist()
+            cuts += (self._ends_between(shard, first - start, last - start) + start).tolist()
         if cuts[-1] != end:
             cuts.append(end)
         return tuple(after - before for before, after in zip(cuts, cuts[1:], strict=False))
@@ -93,6 +92,42 @@ class TokenStore:
         """Number of tokens of a window: `sequence_length`, except for the last. Reads no file."""
         begin, end = self._span(index)
         return end - begin
+
+    def tokens(self, shard: int) -> CheckedFile:
+        """The file with the token ids of a shard."""
+        size = (self.shard_starts[shard + 1] - self.shard_starts[shard]) * self.dtype.itemsize
+        return CheckedFile(self.path / tokens_file(shard), size, self.path / checksums_file(shard), 0, REBUILD)
+
+    def documents(self, shard: int) -> CheckedFile:
+        """The file with the document ends of a shard."""
+        path, size = self.path / documents_file(shard), self.shard_documents[shard] * OFFSET.itemsize
+        return CheckedFile(path, size, self.path / checksums_file(shard), num_blocks(self.tokens(shard).size), REBUILD)
+
+    def ends(self, shard: int, first: int, last: int) -> np.ndarray:
+        """The ends of the documents from `first` to `last` (exclusive) of a shard, int64."""
+        data = self.documents(shard).read(first * OFFSET.itemsize, (last - first) * OFFSET.itemsize)
+        return np.frombuffer(data, OFFSET).astype(np.int64)
+
+    def _ends_between(self, shard: int, first: int, last: int) -> np.ndarray:
+        """The document ends above `first` and up to `last`, all counted in tokens of the shard."""
+        count = self.shard_documents[shard]
+        mapped = np.memmap(self.path / documents_file(shard), OFFSET, "r", 0, (count,))
+        # The keys must have the dtype of `mapped`. Otherwise numpy would convert, and so read, the whole array.
+        low, high = np.searchsorted(mapped, np.array([first, last], dtype=OFFSET), side="right").tolist()
+        # The search reads without checks. That its result is right shows in the checked values around it.
+        before, after = max(0, low - 1), min(count, high + 1)
+        found = self.ends(shard, before, after)
+        inside = found[low - before : high - before]
+        ordered = [*([found[0]] if low else []), first, *inside, last, *([found[-1]] if high < count else [])]
+        steps = np.diff(ordered)
+        if (
+            (steps < 0).any()
+            or (np.diff(found) <= 0).any()
+            or (len(inside) and inside[0] <= first)
+            or (high < count and found[-1] <= last)
+        ):
+            raise UserError(f"{self.documents(shard).path} is damaged: its offsets do not increase; {REBUILD}")
+        return inside
 
     def _span(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -111,6 +146,11 @@ class TokenStore:
         return parts
 
 
+def is_store(path: str | Path) -> bool:
+    """Whether a path is the directory of a token store, complete or not."""
+    return any((Path(path) / name).is_file() for name in (STORE_FILE, BUILD_FILE))
+
+
 def open_store(path: str | Path, tokenizer_fingerprint: str, sequence_length: int) -> TokenStore:
     """Open the store in the directory `path`. `tokenizer_fingerprint` is that of the tokenizer the model uses.
 
@@ -125,39 +165,68 @@ def open_store(path: str | Path, tokenizer_fingerprint: str, sequence_length: in
         raise UserError(
             f"{path} is a directory without {STORE_FILE}; name data files, or a token store made by scripts/build_tokens.py"
         )
-    try:
-        store = json.loads((path / STORE_FILE).read_text(encoding="utf-8"))
-        dtype = np.dtype(store["dtype"])
-        shards = [(int(shard["tokens"]), int(shard["documents"])) for shard in store["shards"]]
-        written_with, version = store["tokenizer"], store["format"]
-        contents = [store["dtype"], *(shard["sha256"] for shard in store["shards"])]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / STORE_FILE} is damaged ({error!r}); {REBUILD}") from error
-    if version != FORMAT:
-        raise UserError(f"{path} has store format {version}, but this version reads format {FORMAT}; {REBUILD}")
-    if written_with != tokenizer_fingerprint:
+    store, found = _read_store(path, sequence_length)
+    if found["tokenizer"] != tokenizer_fingerprint:
         raise UserError(
             f"the token store {path} was made with a different tokenizer from the model's; run scripts/build_tokens.py with "
             "--model set to this model"
         )
-    for shard, (tokens, documents) in enumerate(shards):
-        for name, size in ((tokens_file(shard), tokens * dtype.itemsize), (documents_file(shard), documents * 8)):
-            _check_size(path / name, size)
+    return store
+
+
+def verify_store(path: str | Path) -> TokenStore:
+    """Read and check every byte of a store. Raises UserError at the first damage."""
+    path = Path(path)
+    if not (path / STORE_FILE).is_file():
+        raise UserError(f"{path} has no {STORE_FILE}: it is not a token store, or its build is incomplete")
+    store, content = _read_store(path, 1)
+    for shard, entry in enumerate(content["shards"]):
+        files = {"tokens": store.tokens(shard), "documents": store.documents(shard)}
+        for name, file in files.items():
+            file.verify()
+            with file.path.open("rb") as opened:
+                if hashlib.file_digest(opened, "sha256").hexdigest() != entry["sha256"][name]:
+                    raise UserError(f"{file.path} is not the file that was written; {REBUILD}")
+        if (np.diff(store.ends(shard, 0, entry["documents"]), prepend=0) <= 0).any():
+            raise UserError(f"{files['documents'].path} is damaged: its offsets do not increase; {REBUILD}")
+    return store
+
+
+def _read_store(path: Path, sequence_length: int) -> tuple[TokenStore, dict]:
+    """(the store, the content of store.json), after all checks that read little."""
+    try:
+        content = json.loads((path / STORE_FILE).read_text(encoding="utf-8"))
+        if (version := content["format"]) != FORMAT:
+            raise UserError(f"{path} has store format {version}, but this version reads format {FORMAT}; {REBUILD}")
+        dtype = np.dtype(content["dtype"])
+        shards = [(int(shard["tokens"]), int(shard["documents"])) for shard in content["shards"]]
+        hashes = [content["dtype"], *(shard["sha256"] for shard in content["shards"])]
+        content["tokenizer"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path / STORE_FILE} is damaged ({error!r}); {REBUILD}") from error
     starts = tuple(accumulate((tokens for tokens, _ in shards), initial=0))
     documents = tuple(documents for _, documents in shards)
-    fingerprint = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
-    return TokenStore(path, sequence_length, dtype, starts[-1], sum(documents), starts, documents, fingerprint)
+    fingerprint = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    store = TokenStore(path, sequence_length, dtype, starts[-1], sum(documents), starts, documents, fingerprint)
+    for shard, (tokens, count) in enumerate(shards):
+        files = store.tokens(shard), store.documents(shard)
+        for file in files:
+            _check_size(file.path, file.size)
+        _check_size(path / checksums_file(shard), CHECKSUM.itemsize * sum(num_blocks(file.size) for file in files))
+        if store.ends(shard, count - 1, count).tolist() != [tokens]:
+            raise UserError(f"{files[1].path} is damaged: its last document ends elsewhere than the shard; {REBUILD}")
+    return store, content
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of everything that determines the ids of a text.
 
-    That is vocabulary, merges, added tokens, normaliser, pre-tokenizer and EOS. Raises UserError for a tokenizer without
+    That is vocabulary, merges, added tokens, normaliser, pre-tokenizer, BOS and EOS. Raises UserError for a tokenizer without
     a `tokenizers` backend.
     """
     parts = json.loads(backend(tokenizer).to_str())
     relevant = {name: parts.get(name) for name in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
-    relevant["eos"] = tokenizer.eos_token_id
+    relevant["eos"], relevant["bos"] = tokenizer.eos_token_id, bos_ids(tokenizer)
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
@@ -179,6 +248,11 @@ def tokens_file(shard: int) -> str:
 def documents_file(shard: int) -> str:
     """Name of the file with the document ends of a shard."""
     return f"shard-{shard:05d}.documents"
+
+
+def checksums_file(shard: int) -> str:
+    """Name of the file with the checksums of a shard's blocks: those of the token ids, then of the document ends."""
+    return f"shard-{shard:05d}.checksums"
 
 
 def _check_size(path: Path, expected: int) -> None:

@@ -53,6 +53,7 @@ config = Config(
         validation=({files["validation"]!r},),
         mix=(Source("general", ({files["general"]!r},), 0.2, ({files["general-validation"]!r},)),),
         sequence_length=256,
+        cache={str(directory / "tokens")!r},
     ),
     batch=Batch(global_examples=4, micro_batch=1),
     # 120 examples / 4 = 30 steps per epoch.

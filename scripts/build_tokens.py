@@ -2,7 +2,7 @@
 
 FILES are .txt (one document each), or .jsonl or .parquet with `text`; each may be compressed (.gz, .zst). Every document is
 followed by EOS. After an interruption at any moment, the same command resumes after the last complete shard, and the final
-bytes are those of an uninterrupted build. `--benchmark` compares the speed with that of the `tokenizers` library alone on
+bytes are those of an uninterrupted build. `--verify OUT` reads a whole store and checks every byte. `--benchmark` compares the speed with that of the `tokenizers` library alone on
 the same texts and cores.
 """
 
@@ -20,6 +20,7 @@ from bench.tokenization import compare_with_tokenizers
 from common.errors import UserError, run_script
 from data.files import check_files
 from data.token_build import SHARD_TOKENS, build_store
+from data.token_store import verify_store
 from data.tokens import load_tokenizer
 from model.architectures import check_not_a_run
 
@@ -27,8 +28,8 @@ from model.architectures import check_not_a_run
 def parse_arguments() -> argparse.Namespace:
     """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILES", help="text files, stored in this order")
-    parser.add_argument("--model", required=True, help="model directory or hub id whose tokenizer is used")
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILES", help="text files, stored in this order")
+    parser.add_argument("--model", help="model directory or hub id whose tokenizer is used")
     parser.add_argument("--out", type=Path, help="directory of the store")
     parser.add_argument(
         "--shard-tokens",
@@ -37,7 +38,12 @@ def parse_arguments() -> argparse.Namespace:
         help="a shard ends with the document that reaches this number of tokens (%(default)s)",
     )
     parser.add_argument("--benchmark", action="store_true", help="measure the speed on the first 32 MB; build nothing")
+    parser.add_argument("--verify", type=Path, metavar="OUT", help="check every byte of this store; build nothing")
     arguments = parser.parse_args()
+    if arguments.verify is not None:
+        return arguments
+    if not arguments.files or arguments.model is None:
+        parser.error("FILES and --model are required")
     if arguments.out is None and not arguments.benchmark:
         parser.error("--out is required")
     if arguments.shard_tokens < 1:
@@ -47,8 +53,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Build the store or run the benchmark, and print a summary."""
+    """Build or verify the store, or run the benchmark, and print a summary."""
     arguments = parse_arguments()
+    if arguments.verify is not None:
+        found = verify_store(arguments.verify)
+        print(f"{arguments.verify}: {found.num_tokens:,} tokens of {found.num_documents:,} documents, all as written")
+        return
     check_not_a_run(arguments.model, "--model")
     tokenizer = load_tokenizer(arguments.model)
     if arguments.benchmark:

@@ -3,16 +3,21 @@
 It is read before a process group starts, so that a mistake in a file ends in one sentence.
 """
 
+import functools
 import math
+import sys
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from configs.config import Config
 from data.batches import Plan, TrainingPlan, collate, micro_batches, plan_training, plan_validation
+from data.encoding import ExampleEncoder
 from data.files import check_paths_exist
-from data.sources import Corpus, Reader
+from data.formats import Reading
+from data.sources import Corpus, Reader, with_shared_examples_reported
 from model.ewc.batches import FisherBatches, fisher_batches
+from training.chat_settings import chat_settings
 
 
 @dataclass(frozen=True)
@@ -33,16 +38,30 @@ def read_inputs(
 ) -> Inputs:
     """Read and tokenize all files of a config, and plan the steps.
 
-    `vocab_size` is the number of rows of the model's embedding. A step of validation fills `world_size` micro-batches;
+    The processes of a node share the work in data.cache. The one that tokenises draws a progress bar; `show_progress` says
+    whether this process prints that it waits for another one. `vocab_size` is the number of rows of the model's embedding. A step of validation fills `world_size` micro-batches;
     nothing else depends on the number of ranks. Raises UserError for a missing or bad file.
     """
     data, batch, ewc = config.data, config.batch, config.ewc
     old_domain = ewc.data if ewc.strength else ()
     mixed_in = [path for source in data.mix for path in (*source.paths, *source.validation)]
     check_paths_exist([*data.train, *data.validation, *old_domain, *mixed_in])
-    reader = Reader(tokenizer, vocab_size, data.sequence_length, data.too_long, show_progress)
+    reader = Reader(
+        tokenizer,
+        vocab_size,
+        data.sequence_length,
+        data.too_long,
+        show_progress=True,  # of the process that tokenises, whichever rank it is
+        encoder=ExampleEncoder(tokenizer, chat_settings(data)),
+        cache=data.cache,
+        reading=Reading(data.format, data.fields, data.on_bad),
+        validation_share=data.validation_share,
+        say=functools.partial(print, file=sys.stderr, flush=True) if show_progress else lambda text: None,
+    )
     train = reader.training(data.train, data.mix)
-    validation = reader.validation(data.validation, data.mix)
+    validation = reader.validation(data.validation, data.mix, data.train)
+    if validation:
+        validation = with_shared_examples_reported(validation, train)
     plan = plan_training(
         train,
         epochs=config.optimizer.epochs,
@@ -58,7 +77,7 @@ def read_inputs(
         warmup_steps = math.ceil(config.optimizer.warmup_ratio * total_steps)
     documents = None
     if old_domain:
-        source = reader.training(old_domain, ()).sources[0]
+        source = reader.source(old_domain, "the old domain")
         capacity = batch.micro_batch * data.sequence_length if data.packing else 0
         documents = fisher_batches(source, ewc, capacity, batch.micro_batch, micro_batches, collate)
     validation_plan = None

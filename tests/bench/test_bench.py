@@ -93,7 +93,7 @@ def test_workload_is_deterministic_and_masked_and_follows_our_batch_plan(tmp_pat
     assert all(100 <= n <= 500 for n in first.lengths) and len(set(first.lengths)) > 6
     content = json.loads(first.tokens.read_text())
     documents = load_documents((str(first.jsonl),), tokenizer, 500, "error")
-    for example, ids, flags in zip(content["examples"], documents.ids, documents.is_target, strict=True):
+    for example, ids, flags in zip(content["examples"], documents.ids, documents.weights, strict=True):
         assert example["input_ids"] == ids.tolist()
         assert [label != -100 for label in example["labels"]] == flags.tolist()
         assert 0.2 < flags.mean() < 0.8  # the answer is a target, the question is not

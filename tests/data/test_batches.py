@@ -1,6 +1,7 @@
 """Plans are pure functions of (seed, step), lose and repeat nothing, and do not depend on the number of ranks."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -175,9 +176,11 @@ def test_long_examples_are_dropped_truncated_or_refused_and_always_counted(tmp_p
     dropped = load_documents((str(path),), tokenizer, limit, "drop")
     assert len(dropped) == 20 - longer and f"DROPPED {longer} longer than {limit}" in dropped.report
     truncated = load_documents((str(path),), tokenizer, limit, "truncate")
-    assert len(truncated) == 20 and truncated.lengths.max() == limit
+    empty = int(re.search(r"(\d+) examples? ha\w+ no target left after being truncated to", truncated.report)[1])
+    assert 0 < empty < 20 and len(truncated) == 20 - empty and truncated.targets.all()
+    assert truncated.lengths.max() == limit
     assert f"TRUNCATED {longer} to {limit}" in truncated.report
-    with pytest.raises(UserError, match=r"example \d+ has \d+ tokens, more than data.sequence_length"):
+    with pytest.raises(UserError, match=r"line \d+ has \d+ tokens, more than data.sequence_length"):
         load_documents((str(path),), tokenizer, limit, "error")
     with pytest.raises(UserError, match="all 20 examples"):
         load_documents((str(path),), tokenizer, 3, "drop")
@@ -219,9 +222,9 @@ def test_a_long_text_is_cut_so_that_every_token_is_a_target_exactly_once(tmp_pat
     for size in (2, 16, len(whole.ids[0]) - 1):
         made = load_documents((str(path),), tokenizer, size, "error")
         assert made.lengths.max() == size and made.lengths.min() > 1
-        targets = np.concatenate([ids[flags] for ids, flags in zip(made.ids, made.is_target, strict=True)])
+        targets = np.concatenate([ids[flags] for ids, flags in zip(made.ids, made.weights, strict=True)])
         assert targets.tolist() == whole.ids[0][1:].tolist()
-        assert f"1 long texts CUT into pieces of {size}" in made.report
+        assert f"1 long text CUT into pieces of {size}" in made.report
 
 
 def test_every_token_of_a_text_but_the_first_carries_loss(tmp_path) -> None:

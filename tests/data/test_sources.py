@@ -33,7 +33,5 @@ def test_the_reader_loads_all_sources_and_their_validation_files(tmp_path) -> No
     assert reader.validation((), mix).names == ("general",) and reader.validation((), ()) is None
     with pytest.raises(UserError, match=r"token id \d+ of the tokenizer is outside the model's embedding of 300 rows"):
         Reader(tiny_tokenizer(), 300, 128, "drop").training((chat,), ())
-    with pytest.raises(UserError, match="is a directory without store.json"):
-        reader.training((str(tmp_path),), ())
-    with pytest.raises(UserError, match="is a directory among other files of training"):
-        reader.training((chat, str(tmp_path)), ())
+    folder = reader.training((str(tmp_path),), ())  # all data files in it
+    assert len(folder) == 13 and "from 3 files" in folder.lines("train")[0]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import data.compression
@@ -54,7 +54,12 @@ def test_all_file_types_are_read_in_order(tmp_path) -> None:
     assert tokens_of(tmp_path / "store") == encoded(texts)
     assert (store["documents"], store["tokens"]) == (12, len(encoded(texts)))
     assert sum(progress) == sum(path.stat().st_size for path in files) and len(progress) >= 4
-    assert sorted(contents(tmp_path / "store")) == ["shard-00000.documents", "shard-00000.tokens", "store.json"]
+    assert sorted(contents(tmp_path / "store")) == [
+        "shard-00000.checksums",
+        "shard-00000.documents",
+        "shard-00000.tokens",
+        "store.json",
+    ]
 
 
 def line_end_tokenizer() -> PreTrainedTokenizerFast:
@@ -67,8 +72,24 @@ def line_end_tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
+def marking_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with the structure of Llama 2's: a mark before every text, no splitting, line ends as bytes."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    byte_tokens = [f"<0x{i:02X}>" for i in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", "</s>", *byte_tokens], show_progress=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # for training: marks only begin tokens
+    tokenizer.train_from_iterator(LONG.split("\n") * 3, trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+    line_end = made.convert_tokens_to_ids("<0x0A>")
+    assert made.encode("\na")[1] == line_end and made.encode("a")[0] != made.encode("\na")[2]
+    return made
+
+
+@pytest.mark.parametrize("make_tokenizer", [line_end_tokenizer, marking_tokenizer])
 @pytest.mark.parametrize("ending", [".txt", ".jsonl"])
-def test_a_text_cut_into_pieces_has_the_ids_of_the_whole_text(tmp_path, monkeypatch, ending) -> None:
+def test_a_text_cut_into_pieces_has_the_ids_of_the_whole_text(tmp_path, monkeypatch, ending, make_tokenizer) -> None:
     monkeypatch.setattr(data.text_pieces, "PIECE_CHARACTERS", 200)
     monkeypatch.setattr(data.text_pieces, "BATCH_CHARACTERS", 700)
     monkeypatch.setattr(data.compression, "CHUNK", 1)  # splits characters and \r\n pairs
@@ -79,7 +100,7 @@ def test_a_text_cut_into_pieces_has_the_ids_of_the_whole_text(tmp_path, monkeypa
     pieces = list(read_pieces([tmp_path / f"a{ending}"]))
     assert len(pieces) > 20 and max(len(piece.text) for piece in pieces) <= 200
     assert [piece.ends_document for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-    tokenizer = line_end_tokenizer()
+    tokenizer = make_tokenizer()
     build_store([tmp_path / f"a{ending}"], tokenizer, tmp_path / "store", shard_tokens=10)
     assert tokens_of(tmp_path / "store", tokenizer) == encoded([LONG], tokenizer)
 
@@ -97,7 +118,7 @@ def test_the_pieces_add_up_to_the_text(parts, size) -> None:
 
 def test_a_batch_has_about_the_intended_number_of_characters(monkeypatch) -> None:
     monkeypatch.setattr(data.text_pieces, "BATCH_CHARACTERS", 100)
-    made = list(batch_pieces(Piece("x" * 30, True, 0, i) for i in range(10)))
+    made = list(batch_pieces(Piece("x" * 30, True, True, 0, i) for i in range(10)))
     assert [len(batch) for batch in made] == [4, 4, 2]
 
 
@@ -148,7 +169,7 @@ def test_a_build_resumed_after_an_interruption_anywhere_gives_the_same_bytes(
         build_store(sources, tiny_tokenizer(), out, 700)
         assert contents(out) == whole
         assert all(whole[name] == data for name, data in complete.items())
-    assert interrupted >= 3 * 4 + 2  # tokens, documents and marker of each shard; build.json and store.json
+    assert interrupted >= 4 * 4 + 2  # tokens, documents, checksums and marker of each shard; build.json and store.json
 
 
 def test_a_resumed_build_tokenises_only_what_is_missing(tmp_path, sources, monkeypatch) -> None:
@@ -208,6 +229,9 @@ def test_a_build_with_other_inputs_or_a_damaged_store_is_refused(tmp_path, sourc
     with sources[0].open("a") as file:
         file.write('{"text": "more"}\n')
     with pytest.raises(UserError, match="the files have changed"):
+        build_store(sources, tiny_tokenizer(), out, 700)
+    sources[0].write_text(sources[0].read_text().removesuffix('{"text": "more"}\n').replace("bank", "Bank"))
+    with pytest.raises(UserError, match="the files have changed"):  # at equal size
         build_store(sources, tiny_tokenizer(), out, 700)
     (out / "store.json").write_text("{")
     with pytest.raises(UserError, match="store.json is damaged; remove .*store and build the store again"):

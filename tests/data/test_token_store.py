@@ -1,19 +1,30 @@
 """Reading a token store: windows, documents, targets, errors for damaged stores, constant memory."""
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+import data.text_pieces
 from common.errors import UserError
 from data.batches import plan_training
+from data.checked_file import BLOCK, CHECKSUM, CheckedFile, CheckedWriter
 from data.sources import Reader, Windows
 from data.token_build import build_store
-from data.token_store import TokenStore, documents_file, open_store, tokenizer_fingerprint, tokens_file
-from tests.tiny import WORDS, tiny_tokenizer
+from data.token_store import (
+    TokenStore,
+    checksums_file,
+    documents_file,
+    open_store,
+    tokenizer_fingerprint,
+    tokens_file,
+    verify_store,
+)
+from tests.tiny import SENTENCES, WORDS, tiny_tokenizer
 
 WORDS_OF_A_LARGE_VOCABULARY = {"[UNK]": 0, "<eos>": 1, "first": 2, "last": 2**16 + 7}
 
@@ -138,14 +149,14 @@ def damage(path: Path, kind: str) -> None:
         ("store.json", "[]", "store.json is damaged"),
         (
             "store.json",
-            '{"dtype": "<u2", "shards": [{"tokens": 1}]}',
+            '{"format": 2, "dtype": "<u2", "shards": [{"tokens": 1}]}',
             r"store.json is damaged \(KeyError\('documents'\)",
         ),
-        ("store.json", '{"dtype": "?!", "shards": []}', "store.json is damaged"),
+        ("store.json", '{"format": 2, "dtype": "?!", "shards": []}', "store.json is damaged"),
         (
             "store.json",
-            '{"dtype": "<u2", "shards": [], "tokenizer": "", "format": 2}',
-            "store format 2, but this version reads format 1",
+            '{"dtype": "<u2", "shards": [], "tokenizer": "", "format": 1}',
+            "store format 1, but this version reads format 2; remove the directory and build the store again",
         ),
     ],
 )
@@ -156,6 +167,67 @@ def test_a_damaged_store_gives_a_one_line_error(store_folder, tmp_path, name, ki
     with pytest.raises(UserError, match=words) as caught:
         opened(tmp_path, 64)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [tokens_file(1), documents_file(1), checksums_file(1)])
+@pytest.mark.parametrize("kind", ["bit flip", "zeros"])
+def test_damage_at_equal_size_is_found_when_it_is_read_and_by_verify(store_folder, tmp_path, name, kind) -> None:
+    for path in store_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    whole = verify_store(tmp_path)
+    assert whole.num_tokens == opened(store_folder, 64).num_tokens
+    data = bytearray((tmp_path / name).read_bytes())
+    if kind == "zeros":
+        data[: len(data) // 2] = bytes(len(data) // 2)
+    else:
+        data[len(data) // 2] ^= 4
+    (tmp_path / name).write_bytes(data)
+
+    def read_all() -> None:
+        store = opened(tmp_path, 64)  # finds what is in the last block of the offsets
+        for i in range(len(store)):
+            store.window(i)
+
+    for find in (read_all, lambda: verify_store(tmp_path)):
+        with pytest.raises(
+            UserError, match=r"shard-00001.(tokens|documents) is damaged: its bytes from \d+ on are not"
+        ):
+            find()
+
+
+def test_offsets_that_do_not_increase_are_found_even_with_right_checksums(tmp_path) -> None:
+    """As a store written by other software might have them: 3 documents, two of which change places."""
+    ends = np.array([10, 30, 20, 40, 64], dtype="<u8")
+    with (tmp_path / documents_file(0)).open("wb") as documents, (tmp_path / tokens_file(0)).open("wb") as tokens:
+        writers = [CheckedWriter(tokens), CheckedWriter(documents)]
+        writers[0].write(np.zeros(64, dtype="<u2"))
+        writers[1].write(ends)
+    checksums = np.concatenate([writer.checksums() for writer in writers])
+    (tmp_path / checksums_file(0)).write_bytes(checksums.tobytes())
+    hashes = dict(zip(("tokens", "documents"), (w.digest.hexdigest() for w in writers), strict=True))
+    shard = {"tokens": 64, "documents": 5, "sha256": hashes}
+    (tmp_path / "store.json").write_text(
+        json.dumps({"format": 2, "dtype": "<u2", "tokenizer": "any", "shards": [shard]})
+    )
+    for find in (lambda: open_store(tmp_path, "any", 64).window(0), lambda: verify_store(tmp_path)):
+        with pytest.raises(UserError, match="shard-00000.documents is damaged: its offsets do not increase"):
+            find()
+
+
+def test_each_document_begins_with_the_bos_that_the_tokenizer_adds_at_inference(tmp_path, monkeypatch) -> None:
+    tokenizer = tiny_tokenizer()
+    without = tokenizer_fingerprint(tokenizer)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    monkeypatch.setattr(data.text_pieces, "PIECE_CHARACTERS", 100)  # only the first piece of a text has it
+    texts = [text * 3 for text in SENTENCES[:2]]
+    store = build_store([write_texts(tmp_path / "a.jsonl", texts)], tokenizer, tmp_path / "store")
+    assert store["bos"] == [1] == tokenizer.encode("")
+    ids, _ = open_store(tmp_path / "store", tokenizer_fingerprint(tokenizer), 10**6).window(0)
+    assert ids.tolist() == [t for text in texts for t in [*tokenizer.encode(text), tokenizer.eos_token_id]]
+    with pytest.raises(UserError, match="was made with a different tokenizer"):
+        open_store(tmp_path / "store", without, 64)
 
 
 def test_the_error_for_an_incomplete_build_says_how_to_finish_it(tmp_path) -> None:
@@ -190,14 +262,18 @@ def test_the_reader_accepts_a_store_for_training_and_validation(store_folder, tm
 def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> TokenStore:
     """A store of `tokens` tokens in two shards of documents of equal length. The token files are sparse."""
     folder.mkdir()
-    shards = []
+    shards, size = [], tokens // 2 * 2  # in bytes, for uint16
     for shard in range(2):
         with (folder / tokens_file(shard)).open("wb") as file:
-            file.truncate(tokens // 2 * 2)  # size in bytes for uint16
+            file.truncate(size)
         ends = np.arange(document, tokens // 2 + 1, document, dtype="<u8")
-        (folder / documents_file(shard)).write_bytes(ends.tobytes())
-        shards.append({"tokens": tokens // 2, "documents": len(ends), "sha256": ""})
-    (folder / "store.json").write_text(json.dumps({"format": 1, "dtype": "<u2", "tokenizer": "any", "shards": shards}))
+        writer = CheckedWriter((folder / documents_file(shard)).open("wb"))
+        writer.write(ends)
+        writer.file.close()
+        zeros = np.full(size // BLOCK, zlib.crc32(bytes(BLOCK)), dtype=CHECKSUM)
+        (folder / checksums_file(shard)).write_bytes(np.concatenate([zeros, writer.checksums()]).tobytes())
+        shards.append({"tokens": tokens // 2, "documents": len(ends), "sha256": {}})
+    (folder / "store.json").write_text(json.dumps({"format": 2, "dtype": "<u2", "tokenizer": "any", "shards": shards}))
     return open_store(folder, "any", 2**14)
 
 
@@ -224,11 +300,13 @@ def test_opening_and_planning_read_no_tokens(tmp_path, monkeypatch) -> None:
     """Start-up time therefore does not grow with the corpus: planning 10^15 tokens is as fast as planning ten."""
     store = synthetic_store(tmp_path / "store", 2**20)
 
-    def read(*arguments, **options) -> None:
-        raise AssertionError("a token was read")
+    read = CheckedFile.read
 
-    monkeypatch.setattr(np, "memmap", read)
-    monkeypatch.setattr(np, "fromfile", read)
+    def read_no_tokens(file: CheckedFile, start: int, count: int) -> bytes:
+        assert not file.path.name.endswith(".tokens"), "a token was read"
+        return read(file, start, count)
+
+    monkeypatch.setattr(CheckedFile, "read", read_no_tokens)
     store = open_store(tmp_path / "store", "any", 64)
     huge = TokenStore(store.path, 64, store.dtype, 10**15, 10**12, (0, 10**15), (10**12,))
     plan = plan_training(Windows(huge, "", "", huge.mean_targets), 2, 0, 64, global_examples=512)

@@ -53,6 +53,7 @@ config = Config(
             Source("law", (here + "/law.txt",), 0.1),
         ),
         sequence_length=256,
+        cache=here + "/tokens",
     ),
     batch=Batch(global_examples=4, micro_batch=1),
     optimizer=Optimizer(1e-3, epochs=2, warmup_steps=0),  # a high learning rate, so that a wrong gradient shows

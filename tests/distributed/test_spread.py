@@ -28,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
 from configs.config import *
 config = Config(
     model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
-    data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256, packing=False),
+    data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256, packing=False, cache={str(folder / "tokens")!r}),
     batch=Batch(global_examples=8, micro_batch=1),
     optimizer=Optimizer(1e-3, epochs=2, warmup_steps=0),  # 6 steps
     run=Run("base", directory={str(folder / "runs")!r}, keep_last=9),

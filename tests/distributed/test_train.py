@@ -48,7 +48,10 @@ def folder(tmp_path_factory) -> Path:
 from configs.config import *
 config = Config(
     model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
-    data=Data(({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256, packing=False),
+    data=Data(
+        ({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256, packing=False,
+        cache={str(folder / "tokens")!r},
+    ),
     batch=Batch(global_examples=4, micro_batch=1),
     # A high learning rate without warm-up: with a small one, AdamW would hide a wrong gradient scale.
     optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0, max_grad_norm=1.0),
@@ -314,7 +317,7 @@ def test_the_export_is_a_hugging_face_directory(folder, one) -> None:
     # The same logits: the exported model reproduces the last validation loss of the run, document by document.
     made = load_documents((str(folder / "validation.jsonl"),), exported, 256, "error")
     total = 0.0
-    for ids, flags in zip(made.ids, made.is_target, strict=True):
+    for ids, flags in zip(made.ids, made.weights, strict=True):
         log_p = model(torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
         total -= sum(log_p[t - 1, ids[t]].item() for t in flags.nonzero()[0])
     assert rows(one / "r1", "validation/loss")[STEPS]["validation/loss"] == pytest.approx(

@@ -41,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
 from configs.config import *
 config = Config(
     model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
-    data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256),
+    data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256, cache={str(folder / "tokens")!r}),
     batch=Batch(global_examples=4, micro_batch=1),
     optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0),
     run=Run("whole", directory={str(folder / "runs")!r}, save_every=1, timeout_minutes=0.5),

@@ -43,7 +43,7 @@ def runs(tmp_path_factory) -> Path:
 from configs.config import *
 config = Config(
     model=Model({str(folder / "extended")!r}, compute_dtype="fp32"),
-    data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256, packing=False),
+    data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256, packing=False, cache={str(folder / "tokens")!r}),
     batch=Batch(global_examples=4, micro_batch=1),
     optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0, max_steps={STEPS}),
     run=Run("base", directory={str(folder / "runs")!r}, save_every=2),

@@ -70,7 +70,7 @@ def test_loss_and_gradients_equal_eager_document_by_document(
 
     eager = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
     total = torch.zeros(())
-    for ids, flags in zip(made.ids, made.is_target, strict=True):
+    for ids, flags in zip(made.ids, made.weights, strict=True):
         scores = eager(torch.from_numpy(ids)[None]).logits[0]
         where = torch.from_numpy(np.flatnonzero(flags))
         total = total + torch.nn.functional.cross_entropy(

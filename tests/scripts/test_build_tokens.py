@@ -63,6 +63,13 @@ def test_resuming_after_a_kill_gives_the_bytes_of_an_uninterrupted_build(folder,
     assert contents(folder / "store") == contents(folder / "whole")
     assert f"store: {store['tokens']:,} tokens of 80 documents in {len(store['shards'])} shards, uint16" in done.stdout
     assert "tokenise: 100%" in done.stderr  # the progress bar
+    verified = script(folder, "--verify", "store")
+    assert verified.returncode == 0, verified.stderr
+    assert verified.stdout == f"store: {store['tokens']:,} tokens of 80 documents, all as written\n"
+    tokens = folder / "store" / "shard-00001.tokens"
+    tokens.write_bytes(tokens.read_bytes()[:-1] + b"\xff")
+    verified = script(folder, "--verify", "store")
+    assert verified.returncode == 2 and "shard-00001.tokens is damaged: its bytes from 0 on" in verified.stderr
 
 
 def test_benchmark_prints_the_relative_speed_and_builds_nothing(folder) -> None:

@@ -26,7 +26,7 @@ def test_trains_evaluates_compares_and_skips_what_is_finished(tmp_path):
 from configs.config import *
 config = Config(
     model=Model({str(tmp_path / "model")!r}, compute_dtype="fp32"),
-    data=Data(({str(tmp_path / "train.jsonl")!r},), sequence_length=256),
+    data=Data(({str(tmp_path / "train.jsonl")!r},), sequence_length=256, cache={str(tmp_path / "tokens")!r}),
     batch=Batch(global_examples=4, micro_batch=2),
     optimizer=Optimizer(1e-2, epochs=1),
     run=Run("base"),

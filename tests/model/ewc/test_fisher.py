@@ -20,7 +20,7 @@ def exact(path) -> dict[str, dict[str, torch.Tensor]]:
     parameters = dict(model.named_parameters())
     found = {kind: {n: torch.zeros_like(p) for n, p in parameters.items()} for kind in ("model", "empirical")}
     documents = corpus(1)
-    for ids, flags in zip(documents.ids, documents.is_target, strict=True):
+    for ids, flags in zip(documents.ids, documents.weights, strict=True):
         where = torch.from_numpy(np.flatnonzero(flags))
         log_p = model(torch.from_numpy(ids)[None]).logits[0, where - 1].log_softmax(-1)
         loss = log_p[torch.arange(len(where)), torch.from_numpy(ids)[where]].sum()

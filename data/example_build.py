@@ -1,0 +1,170 @@
+"""Read and encode the examples of data files, on all cores, into a store (data/example_store.py)."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from common.cores import available_cores
+from common.errors import UserError
+from data.encoding import ExampleEncoder
+from data.example_store import ExampleStore, ExampleWriter
+from data.files import Advance, describe_files, expand, left_out, read_file
+from data.held_out import content_hash, is_held_out, key_of, num_repeated
+from data.parallel_encoding import (
+    PARALLEL_BYTES,
+    ExampleSettings,
+    Job,
+    JobEncoder,
+    Result,
+    encode_jobs,
+    make_jobs,
+)
+
+LISTED = 5  # skipped examples that are named in the report
+
+
+def build_examples(
+    paths: tuple[str, ...],
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: ExampleEncoder,
+    settings: ExampleSettings,
+    folder: Path | None,
+    processes: int | None = None,
+    progress: str | None = None,
+) -> ExampleStore:
+    """Encode the examples of `paths` into the empty directory `folder`, or into memory if it is None.
+
+    `processes` and `progress` are as in `load_documents`. Raises UserError for a bad file, for an example that cannot be
+    encoded (unless settings.on_bad is skip), and if nothing is left to train on.
+    """
+    files = expand(paths)
+    size = sum(file.stat().st_size for file in files)
+    if processes is None:
+        ranks = (
+            int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if folder is None else 1
+        )  # in memory, each rank has its own
+        processes = max(1, available_cores() // ranks) if size >= PARALLEL_BYTES else 1
+    highest_id = max(tokenizer.get_vocab().values(), default=0)
+    writer = ExampleWriter(folder, np.dtype("<u2" if highest_id < 2**16 else "<u4"))
+    job_encoder = JobEncoder(encoder, settings)
+    counts: Counter = Counter()
+    bad: list[str] = []
+    with tqdm(
+        desc=f"tokenise {progress}",
+        total=size,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        mininterval=0.5,
+        disable=not progress,
+    ) as bar:
+        read = _read(files, lambda count: cast(None, bar.update(count)), settings, counts, bad)
+        examples = _kept(read, settings, counts, writer)
+        results = _results(make_jobs(examples, job_encoder.can_cut), job_encoder, processes)
+        try:
+            for result in results:
+                _take(result, writer, counts, bad, settings)
+            _check_not_empty(paths, counts, bad, writer, settings)
+            info = {
+                "counts": dict(counts),
+                "bad": bad,
+                "files": len(files),
+                "paths": [str(file) for file in files],
+                "left_out": [str(file) for file in left_out(paths)],
+                "forms": describe_files(files, settings.reading),
+                "repeated": num_repeated(writer.read_hashes()),
+                "processes": processes,
+                "written": time.strftime("%Y-%m-%d"),
+            }
+            return writer.finish(info)
+        finally:
+            results.close()
+            writer.close()
+
+
+def _read(
+    files: list[Path], advance: Advance, settings: ExampleSettings, counts: Counter, bad: list[str]
+) -> Iterator[tuple[str, dict]]:
+    for file in files:
+        yield from read_file(file, advance, settings.reading, lambda sentence: _skip(sentence, counts, bad))
+
+
+def _skip(sentence: str, counts: Counter, bad: list[str]) -> None:
+    counts["skipped"] += 1
+    if len(bad) < LISTED:
+        bad.append(sentence)
+
+
+def _kept(
+    examples: Iterator[tuple[str, dict]], settings: ExampleSettings, counts: Counter, writer: ExampleWriter
+) -> Iterator[tuple[str, dict]]:
+    """The examples of this part (training or validation), with the keys of their content written down."""
+    keys = []
+    for where, example in examples:
+        content = content_hash(example)
+        if settings.part != "all" and is_held_out(content, settings.validation_share) != (
+            settings.part == "validation"
+        ):
+            counts["other_part"] += 1
+            continue
+        counts["examples"] += 1
+        keys.append(key_of(content))
+        yield where, example
+        if len(keys) >= 4096:
+            writer.add_hashes(np.array(keys, dtype=np.uint64))
+            keys.clear()
+    writer.add_hashes(np.array(keys, dtype=np.uint64))
+
+
+def _results(jobs: Iterator[Job], encoder: JobEncoder, processes: int) -> Generator[Result, None, None]:
+    """The results of all jobs. The pieces of a long text, which may be in several jobs, become one result."""
+    parts: list[np.ndarray] = []
+    for job, done in encode_jobs(jobs, encoder, processes):
+        if isinstance(done, Result):
+            yield done
+            continue
+        for (_, _, ends, where, example), ids in zip(job.pieces, done, strict=True):
+            parts.append(ids)
+            if ends:
+                yield encoder.join(parts, where, example)
+                parts = []
+
+
+def _take(result: Result, writer: ExampleWriter, counts: Counter, bad: list[str], settings: ExampleSettings) -> None:
+    for where, sentence in result.bad:
+        if settings.reading.on_bad == "error":
+            raise UserError(f"{where}: {sentence}")
+        _skip(f"{where}: {sentence}", counts, bad)
+    if result.refused:
+        raise UserError(result.refused)
+    longest = max(counts["longest_read"], result.counts.pop("longest", 0))
+    counts.update(result.counts)
+    counts["longest_read"] = longest
+    writer.add(result.sequences)
+
+
+def _check_not_empty(
+    paths: tuple[str, ...], counts: Counter, bad: list[str], writer: ExampleWriter, settings: ExampleSettings
+) -> None:
+    """Raise UserError if there is nothing to train on."""
+    names, limit = ", ".join(paths), f"data.sequence_length={settings.sequence_length}"
+    if writer.num_sequences:
+        return
+    if not counts["examples"]:
+        raise UserError(
+            f"{names}: data.validation_share={settings.validation_share} leaves no example for {settings.part}; change it"
+        )
+    if counts["drop"] and not counts["empty"]:
+        raise UserError(
+            f"all {counts['drop']} examples in {names} are longer than {limit}; increase it (the longest example has "
+            f"{counts['longest_read']} tokens)"
+        )
+    skipped = f"; {counts['skipped']} malformed examples are skipped, the first: {bad[0]}" if bad else ""
+    raise UserError(f"{names}: no token carries loss; a chat needs an assistant message within {limit} tokens{skipped}")

@@ -1,0 +1,215 @@
+"""Encoded examples on disk, so that each node tokenises its files once: the directory `data.cache`.
+
+An entry is a directory (data/example_store.py) named after a hash of everything that determines its content: the bytes of
+the files, the tokenizer, how chats are rendered, and the settings of data. An entry is never changed. Nothing is removed
+but what a killed build left: `rm -r` of the directory is always safe while no run starts or reads from it.
+
+The processes of a node need no process group to share the work. The first takes a lock on the entry and builds it under
+a temporary name; the others wait for the lock, and then find the entry, or the sentence of the error that ended the build.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from common.durable_files import SUFFIX, publish, write_json
+from common.errors import UserError
+from common.node_lock import node_lock
+from data.checked_file import hash_files
+from data.encoding import ExampleEncoder
+from data.example_store import FORMAT, DamagedEntry, ExampleStore, open_entry
+from data.parallel_encoding import ExampleSettings
+from data.paths import expand, left_out
+from data.token_store import tokenizer_fingerprint
+
+RECENT = 2 * 10**9  # ns: a file changed so shortly before it was hashed may change again without a new time stamp
+ABANDONED = 3600.0  # seconds without a change, after which a temporary directory of a dead process is removed
+Stamp = list[int]  # size, times of the last change of content and of the file's entry in ns, inode
+
+
+@dataclass(frozen=True)
+class Found:
+    """An opened entry. folder: None if it could only be kept in memory. remark: what is unusual, to be printed."""
+
+    store: ExampleStore
+    folder: Path | None
+    is_new: bool
+    written: str  # date
+    remark: str
+
+
+def describe(
+    paths: Sequence[str], tokenizer: PreTrainedTokenizerBase, encoder: ExampleEncoder, settings: ExampleSettings
+) -> dict:
+    """What determines an entry besides the bytes of the files, as JSON."""
+    return {
+        "format": FORMAT,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},  # for templates
+        "encoder": encoder.fingerprint(),
+        "settings": asdict(settings),
+        "names": [file.name for file in expand(paths)],  # the suffix says how a file is read
+        "left out": [str(file) for file in left_out(paths)],  # they stand in the report
+    }
+
+
+class Cache:
+    """The entries in one directory. `say` prints a line, on one rank only."""
+
+    def __init__(self, directory: Path, say: Callable[[str], None]) -> None:
+        self.wanted = directory
+        self.say = say
+        self.directory, self.remark = _writable(directory)
+
+    def open(self, paths: Sequence[str], description: dict, build: Callable[[Path | None], ExampleStore]) -> Found:
+        """The entry of these files. If there is none, `build(folder)` fills the new directory `folder`.
+
+        Raises the UserError of `build`, also if it ended the build of another process that this one waited for.
+        """
+        began = time.time()
+        files = expand(paths)
+        stamps = [_stamp(file) for file in files]
+        hashes = self._hashes(files, stamps)
+        key = _key([description, hashes])
+        for directory in dict.fromkeys((self.wanted, self.directory)):
+            if directory and (found := self._existing(directory / key, self.say)):
+                return found
+        if self.directory is None:
+            return Found(build(None), None, True, "", self.remark)
+        with node_lock(self.directory, key, self._waiting):
+            entry, failed = self.directory / key, self.directory / f"{key}.failed.json"
+            if found := self._existing(entry, lambda text: None):
+                return found
+            if (failure := _read(failed)) and failure.get("time", 0) >= began:
+                raise UserError(failure["sentence"])
+            _remove_abandoned(self.directory, key)
+            temporary = self.directory / f"{key}.{socket.gethostname()}-{os.getpid()}{SUFFIX}"
+            temporary.mkdir()
+            try:
+                build(temporary)
+                for file, stamp in zip(files, stamps, strict=True):
+                    if _stamp(file) != stamp:
+                        raise UserError(f"{file} changed while it was tokenised; run the same command again")
+                with suppress(FileExistsError):  # another node published the same entry first
+                    publish(entry, temporary)
+                failed.unlink(missing_ok=True)
+            except UserError as error:
+                write_json(failed, {"sentence": str(error), "time": time.time()})
+                raise
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            return Found(open_entry(entry), entry, True, "", self.remark)
+
+    def _existing(self, entry: Path, say: Callable[[str], None]) -> Found | None:
+        try:
+            store = open_entry(entry)
+        except FileNotFoundError:
+            return None
+        except (DamagedEntry, OSError) as error:
+            say(f"the cache entry {entry} is damaged ({error}): the data are tokenised again")
+            return None
+        return Found(store, entry, False, store.info["written"], self.remark if entry.parent == self.directory else "")
+
+    def _waiting(self) -> None:
+        self.say("waiting for another process of this node, which is tokenising the data")
+
+    def _hashes(self, files: list[Path], stamps: list[Stamp]) -> list[str]:
+        """The hash of each file's bytes. A file whose size, times and inode are as they were is not read again."""
+        name = _key([str(file.absolute()) for file in files])
+        for directory in dict.fromkeys((self.directory, self.wanted)):
+            if directory and (known := _recorded(directory / f"{name}.files.json", stamps)):
+                return known
+        if self.directory is None:
+            return hash_files(files)
+        record = self.directory / f"{name}.files.json"
+        with node_lock(self.directory, name, self._waiting):
+            if known := _recorded(record, stamps):
+                return known
+            now = time.time_ns()
+            hashes = hash_files(files)
+            with suppress(OSError):
+                write_json(record, {"time": now, "stamps": stamps, "hashes": hashes})
+            return hashes
+
+
+def _recorded(record: Path, stamps: list[Stamp]) -> list[str] | None:
+    """The hashes in a record, if they are those of files with these stamps."""
+    known = _read(record)
+    if known.get("stamps") != stamps:
+        return None
+    if any(known["time"] - max(stamp[1:3]) < RECENT for stamp in stamps):
+        return None
+    return known["hashes"]
+
+
+def _key(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _stamp(file: Path) -> Stamp:
+    status = file.stat()
+    # The time of the last change of the file's entry cannot be set back, unlike that of its content.
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _read(path: Path) -> dict:
+    """The content of a small file, or an empty dictionary if it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _writable(directory: Path) -> tuple[Path | None, str]:
+    """(a directory that can be written, remark): `directory`, or one for this user in the temporary directory, or None."""
+    reason = _why_not_writable(directory)
+    if reason is None:
+        return directory, ""
+    other = Path(tempfile.gettempdir()) / f"tokens-{os.getuid()}"
+    with suppress(OSError):
+        other.mkdir(mode=0o700, exist_ok=True)
+        status = other.lstat()
+        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and _why_not_writable(other) is None:
+            return other, f", because {directory} cannot be written ({reason})"
+    return None, f" in memory, because {directory} cannot be written ({reason})"
+
+
+def _why_not_writable(directory: Path) -> str | None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _remove_abandoned(directory: Path, key: str) -> None:
+    """Remove what killed builds left: of this entry, whose lock is held, and old ones of processes that are gone."""
+    host = socket.gethostname()
+    for path in directory.glob(f"*{SUFFIX}"):
+        owner, _, pid = path.name.removesuffix(SUFFIX).partition(".")[2].rpartition("-")
+        is_ours = owner == host and path.name.startswith(key)
+        with suppress(OSError):
+            if is_ours or (time.time() - path.stat().st_mtime > ABANDONED and not (owner == host and _is_alive(pid))):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True

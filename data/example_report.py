@@ -1,0 +1,56 @@
+"""What was read from data files and what was left out, as one line for the log."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.encoding import NOTES
+from data.parallel_encoding import ExampleSettings
+
+
+def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path]) -> str:
+    """One line about a store (data/example_store.py), from the `info` that was written with it.
+
+    `files` are where the files are now. They may have been elsewhere when they were encoded.
+    """
+    counts = info["counts"]
+    size, longest = settings.sequence_length, counts["longest_read"]
+    tokens, sequences = info["tokens"], info["sequences"]
+    targets = f"{info['targets']:,}" if isinstance(info["targets"], int) else f"{info['targets']:,.1f} (by weight)"
+    parts = [
+        f"{sequences:,} example{_s(sequences)} from {info['files']} file{_s(info['files'])}, {tokens:,} tokens "
+        f"({tokens / sequences:.0f} per example, longest {info['longest']}), {targets} of them targets"
+    ]
+
+    def add(key: str, sentence: str) -> None:
+        if count := counts.get(key, 0):
+            parts.append(sentence.format(n=f"{count:,}", s=_s(count), have="has" if count == 1 else "have"))
+
+    parts += info["forms"]
+    if info["left_out"]:
+        names = ", ".join(info["left_out"][:3]) + (", ..." if len(info["left_out"]) > 3 else "")
+        parts.append(f"{len(info['left_out'])} files of another kind LEFT OUT ({names})")
+    add("drop", f"DROPPED {{n}} longer than {size} (longest {longest})")
+    add("truncate", f"TRUNCATED {{n}} to {size} (longest {longest})")
+    add("cut", f"{{n}} long text{{s}} CUT into pieces of {size}, each counted as an example")
+    add(
+        "empty_truncated",
+        f"{{n}} example{{s}} {{have}} no target left after being truncated to {size} tokens; LEFT OUT",
+    )
+    add("empty", "{n} example{s} without any target LEFT OUT")
+    add("skipped", f"SKIPPED {{n}} malformed: {'; '.join(info['bad'])}")
+    add("other_part", "{n} example{s} " + ("held out" if settings.part == "training" else "not held out"))
+    if count := info["repeated"]:
+        parts.append(
+            f"WARNING: {count:,} example{_s(count)} repeat{'s' if count == 1 else ''} the content of an earlier one"
+        )
+    for note, sentence in NOTES.items():
+        add(f"note:{note}", sentence)
+    report = "; ".join(parts)
+    for before, now in zip(info["paths"], map(str, files), strict=True):
+        if before != now:
+            report = report.replace(before, now)
+    return report
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"

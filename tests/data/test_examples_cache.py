@@ -1,0 +1,335 @@
+"""The cache of encoded examples: the same as in memory, built once, complete or absent, and keyed by all that matters."""
+
+import dataclasses
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import common.node_lock
+import data.example_cache
+import data.files
+import data.parallel_encoding
+import data.text_pieces
+from common.errors import UserError
+from data.encoding import Encoded, ExampleEncoder, Outcome, Span
+from data.examples import Documents, load_documents
+from data.formats import Reading
+from data.parallel_encoding import ExampleSettings
+from tests.processes import run_ranks
+from tests.tiny import CHATML, SENTENCES, tiny_tokenizer, write_chat_file
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class WeightedEncoder(ExampleEncoder):
+    """Every third chat has two spans, one of them with weight 0.25."""
+
+    def encode(self, examples) -> list[Outcome]:
+        outcomes = super().encode(examples)
+        for i, (example, outcome) in enumerate(zip(examples, outcomes, strict=True)):
+            ids = outcome.sequences[0].ids
+            if "messages" in example and len(str(example)) % 3 == 0:
+                spans = (Span(1, 3, 0.25), Span(5, len(ids)))
+                outcomes[i] = Outcome((Encoded(ids, spans),))
+        return outcomes
+
+
+@pytest.fixture
+def files(tmp_path) -> tuple[str, ...]:
+    """40 chats, a text that is cut into pieces, and a short text."""
+    (tmp_path / "long.txt").write_text("\n".join(f"{i}. {SENTENCES[i % 4]}" for i in range(60)), encoding="utf-8")
+    (tmp_path / "short.txt").write_text(SENTENCES[0], encoding="utf-8")
+    return tuple(
+        str(path) for path in (write_chat_file(tmp_path / "a.jsonl", 40), tmp_path / "long.txt", tmp_path / "short.txt")
+    )
+
+
+def load(files: tuple[str, ...], cache: Path | None = None, processes: int = 1, **options) -> Documents:
+    return load_documents(files, tiny_tokenizer(), 128, "truncate", cache=cache, processes=processes, **options)
+
+
+def content(documents: Documents) -> tuple:
+    ids = [documents.get(i)[0].tolist() for i in range(len(documents))]
+    weights = [documents.get(i)[1].tolist() for i in range(len(documents))]
+    return ids, weights, documents.lengths.tolist(), documents.targets.tolist(), documents.fingerprint
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted(path.parent for path in cache.glob("*/examples.json"))
+
+
+def test_the_cache_has_what_memory_has_for_any_number_of_processes(files, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(data.parallel_encoding, "JOB_EXAMPLES", 7)
+    monkeypatch.setattr(data.parallel_encoding, "JOB_CHARACTERS", 900)
+    monkeypatch.setattr(data.text_pieces, "PIECE_CHARACTERS", 300)
+    encoder = WeightedEncoder(tiny_tokenizer())
+    memory = load(files, encoder=encoder)
+    one = load(files, tmp_path / "one", encoder=encoder)
+    two = load(files, tmp_path / "two", processes=2, encoder=encoder)
+    again = load(files, tmp_path / "two", encoder=encoder)
+    assert content(memory) == content(one) == content(two) == content(again)
+    assert "tokenised in" in memory.report and memory.report.endswith(" s")
+    assert "(2 processes) into" in two.report and str(entries(tmp_path / "two")[0]) in two.report
+    assert f"from the cache {entries(tmp_path / 'two')[0]}, written 20" in again.report
+    assert isinstance(again.lengths.base, np.memmap) and isinstance(again.targets.base, np.memmap)
+    ids, weights = again.get(0)
+    assert ids.dtype == np.int64 and {again.get(i)[1].dtype for i in range(len(again))} == {
+        np.dtype(bool),
+        np.dtype("f4"),
+    }
+    assert again.targets.dtype == np.float64 and again.targets[0] == weights.sum() == memory.num_targets(0)
+    # A text that is cut into pieces has the ids of the whole text.
+    monkeypatch.setattr(data.text_pieces, "PIECE_CHARACTERS", 10**6)
+    assert content(load(files, encoder=encoder)) == content(memory)
+    assert load(files).targets.dtype == np.int64 and load(files).fingerprint != memory.fingerprint
+
+
+def test_the_second_start_reads_no_text_and_encodes_nothing(files, tmp_path, monkeypatch) -> None:
+    first = load(files, tmp_path / "cache")
+    for path in files:  # as old files: their content is not hashed again
+        os.utime(path, (1e9, 1e9))
+    monkeypatch.setattr(data.example_cache, "RECENT", 0)
+    load(files, tmp_path / "cache")
+
+    def fail(*arguments) -> None:
+        raise AssertionError("a file was read or an example was encoded")
+
+    monkeypatch.setattr(data.example_cache, "hash_files", fail)
+    monkeypatch.setattr(data.files, "read_rows", fail)
+    monkeypatch.setattr(ExampleEncoder, "encode", fail)
+    assert content(load(files, tmp_path / "cache")) == content(first)
+
+
+def test_an_edit_at_equal_size_and_time_is_noticed(files, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(data.example_cache, "RECENT", 0)  # also for files that were just written
+    first, path = load(files, tmp_path / "cache"), Path(files[2])
+    before = path.stat()
+    path.write_text(SENTENCES[0].replace("bank", "Bank"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size and path.stat().st_mtime_ns == before.st_mtime_ns
+    second = load(files, tmp_path / "cache")
+    assert second.fingerprint != first.fingerprint and content(second) == content(load(files))
+    assert len(entries(tmp_path / "cache")) == 2
+
+
+def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_path) -> None:
+    cache = tmp_path / "cache"
+    settings = ExampleSettings(128, "truncate")
+    other_template, other_bos, other_words = tiny_tokenizer(), tiny_tokenizer(), tiny_tokenizer(300)
+    other_template.chat_template = CHATML + "{# of another version #}"
+    other_bos.bos_token = "<|endoftext|>"
+
+    class OtherEncoder(ExampleEncoder):
+        def fingerprint(self) -> dict:
+            return {"version": 2}
+
+    renamed = tmp_path / "a.json"
+    renamed.write_bytes(Path(files[0]).read_bytes())
+    variants = [
+        (files, tiny_tokenizer(), settings, ExampleEncoder),
+        *((files, tokenizer, settings, ExampleEncoder) for tokenizer in (other_template, other_bos, other_words)),
+        (files, tiny_tokenizer(), settings, OtherEncoder),
+        (files[::-1], tiny_tokenizer(), settings, ExampleEncoder),
+        ((str(renamed), *files[1:]), tiny_tokenizer(), settings, ExampleEncoder),
+        *(
+            (files, tiny_tokenizer(), dataclasses.replace(settings, **change), ExampleEncoder)
+            for change in (
+                {"sequence_length": 127},
+                {"too_long": "drop"},
+                {"reading": Reading(on_bad="skip")},
+                {"reading": Reading(fields={"messages": "messages"})},
+                {"validation_share": 0.5, "part": "training"},
+                {"validation_share": 0.5, "part": "validation"},
+                {"validation_share": 0.4, "part": "training"},
+            )
+        ),
+    ]
+    for number, (paths, tokenizer, these, make_encoder) in enumerate(variants, 1):
+        options = {"encoder": make_encoder(tokenizer), "settings": these, "cache": cache}
+        for _ in range(2):
+            load_documents(paths, tokenizer, these.sequence_length, these.too_long, **options)
+            assert len(entries(cache)) == number
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in files:
+        (moved / Path(path).name).write_bytes(Path(path).read_bytes())
+    made = load(tuple(str(moved / Path(path).name) for path in files), cache)
+    assert len(entries(cache)) == len(variants) and f"{moved / 'a.jsonl'}: messages" in made.report
+
+
+def test_the_held_out_part_and_the_rest_are_the_whole(files, tmp_path) -> None:
+    parts = [
+        load(files[:1], settings=ExampleSettings(128, validation_share=0.3, part=part))
+        for part in ("training", "validation")
+    ]
+    whole = load(files[:1])
+    assert sum(len(part) for part in parts) == len(whole) == 40 and min(len(part) for part in parts) > 3
+    assert f"{len(parts[1])} examples held out" in parts[0].report
+    keys = [set(part.content_keys().tolist()) for part in (*parts, whole)]
+    assert not keys[0] & keys[1] and keys[0] | keys[1] == keys[2]
+
+
+def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
+    question, answer = {"role": "user", "content": "a " * 50}, {"role": "assistant", "content": "b " * 50}
+    short = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    chats = [[question, answer], short, short, [question], [short[0]], [question, short[1]]]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats) + '{"messages": 3}\n')
+    with pytest.raises(UserError, match="a.jsonl, line 7"):
+        load((str(path),))
+    made = load_documents(
+        (str(path),), tiny_tokenizer(), 64, "truncate", settings=ExampleSettings(64, reading=Reading(on_bad="skip"))
+    )
+    assert len(made) == 2 and made.targets.all()
+    for words in (
+        "2 examples have no target left after being truncated to 64 tokens; LEFT OUT",
+        "2 chats have no answer of the assistant",
+        "SKIPPED 1 malformed: " + str(path) + ", line 7",
+        "WARNING: 1 example repeats the content of an earlier one",
+        "TRUNCATED 2 to 64",
+    ):
+        assert words in made.report, made.report
+    path.write_text(json.dumps({"messages": [question]}) + "\n")
+    with pytest.raises(UserError, match="a.jsonl: no token carries loss; a chat needs an assistant message within"):
+        load((str(path),))
+
+
+@pytest.mark.parametrize("name", ["ids", "spans", "documents", "lengths", "targets", "checksums", "examples.json"])
+def test_a_damaged_entry_is_built_again(files, tmp_path, name) -> None:
+    said: list[str] = []
+    first = content(load(files[:1], tmp_path / "cache"))
+    damaged = entries(tmp_path / "cache")[0] / name
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 128
+    damaged.write_bytes(data)
+    assert content(load(files[:1], tmp_path / "cache", say=said.append)) == first
+    assert len(said) == 1 and "is damaged" in said[0] and "the data are tokenised again" in said[0]
+    assert "from the cache" in load(files[:1], tmp_path / "cache", say=said.append).report and len(said) == 1
+
+
+def test_damage_that_appears_while_the_entry_is_in_use_is_one_sentence(files, tmp_path) -> None:
+    made = load(files[:1], tmp_path / "cache")
+    ids = entries(tmp_path / "cache")[0] / "ids"
+    ids.write_bytes(bytes(ids.stat().st_size))
+    with pytest.raises(
+        UserError, match=r"ids is damaged: its bytes from 0 on .*; remove .* and run the same command again"
+    ):
+        made.get(0)
+
+
+def test_without_a_writable_directory_the_temporary_one_is_used_and_then_memory(files, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(data.example_cache.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    whole = load(files)
+    for origin in ("tokenised in", "from the cache"):
+        made = load(files, tmp_path / "file" / "cache")
+        assert content(made) == content(whole) and origin in made.report
+        assert f", because {tmp_path / 'file' / 'cache'} cannot be written (Not a directory)" in made.report
+    assert len(entries(tmp_path / "tmp" / f"tokens-{os.getuid()}")) == 1
+    monkeypatch.setattr(data.example_cache.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    made = load(files, tmp_path / "file" / "cache")
+    assert content(made) == content(whole) and "in memory, because" in made.report
+
+
+def test_an_entry_in_a_directory_that_cannot_be_written_is_used(files, tmp_path, monkeypatch) -> None:
+    first = load(files, tmp_path / "cache")
+    monkeypatch.setattr(data.example_cache, "_why_not_writable", lambda directory: "Read-only file system")
+    made = load(files, tmp_path / "cache")
+    assert f"from the cache {tmp_path / 'cache'}" in made.report and content(made) == content(first)
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_file_that_changes_while_it_is_tokenised_is_refused(files, tmp_path, monkeypatch, locks) -> None:
+    if not locks:
+        monkeypatch.setattr(common.node_lock.fcntl, "lockf", no_locks)
+    encode = ExampleEncoder.encode
+
+    def changing(self, examples) -> list[Outcome]:
+        with open(files[2], "a") as file:
+            file.write("more")
+        return encode(self, examples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExampleEncoder, "encode", changing)
+        with pytest.raises(UserError, match="short.txt changed while it was tokenised; run the same command again"):
+            load(files, tmp_path / "cache")
+    assert not entries(tmp_path / "cache") and not list((tmp_path / "cache").glob("*.tmp"))
+    assert content(load(files, tmp_path / "cache")) == content(load(files))
+
+
+def no_locks(*arguments) -> None:
+    raise OSError(37, "No locks available")
+
+
+# Loads one.jsonl on each rank. PLANTED: what is done when the ranks that encode begin.
+WORKER = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from common.errors import exit_code_of
+from data.encoding import ExampleEncoder
+from data.examples import load_documents
+from tests.tiny import tiny_tokenizer
+encode = ExampleEncoder.encode
+def planted(self, examples):
+    with open("encoded", "a") as file:
+        file.write(f"{{os.environ.get('RANK')}}\\n")
+    {planted}
+    return encode(self, examples)
+ExampleEncoder.encode = planted
+def main():
+    made = load_documents(("a.jsonl",), tiny_tokenizer(), 128, "drop", cache="cache", processes={processes})
+    print(made.fingerprint + " " + made.report)
+sys.exit(exit_code_of(main))
+"""
+
+
+def run_worker(folder: Path, ranks: int, planted: str = "pass", processes: int = 1) -> subprocess.CompletedProcess:
+    write_chat_file(folder / "a.jsonl", 20)
+    (folder / "worker.py").write_text(WORKER.format(root=str(ROOT), planted=planted, processes=processes))
+    return run_ranks(ranks, folder / "worker.py", cwd=folder)
+
+
+def test_two_ranks_build_once(tmp_path) -> None:
+    # The builder waits until the other rank has arrived at the lock, or would have begun to encode.
+    wait = "[time.sleep(0.01) for _ in range(100) if len(open('encoded').readlines()) < 2]"
+    done = run_worker(tmp_path, 2, wait)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "encoded").read_text().splitlines()) == 1
+    fingerprints = [line.split()[0] for line in done.stdout.splitlines()]
+    assert len(fingerprints) == 2 and len(set(fingerprints)) == 1
+    assert done.stdout.count("tokenised in") == done.stdout.count("from the cache") == 1
+
+
+def test_the_rank_that_waited_fails_with_the_builders_sentence(tmp_path) -> None:
+    error = "[time.sleep(0.01) for _ in range(100)]; raise __import__('common.errors').errors.UserError('planted')"
+    done = run_worker(tmp_path, 2, error)
+    assert done.returncode == 2 and "error: planted" in done.stderr
+    assert len((tmp_path / "encoded").read_text().splitlines()) == 1
+    assert run_worker(tmp_path, 1).returncode == 0  # a later start tries again
+    assert not list((tmp_path / "cache").glob("*.failed.json"))
+
+
+def test_a_killed_build_leaves_nothing_that_counts_and_nothing_for_ever(tmp_path) -> None:
+    """Killed in a worker's parent: by the worker, while it encodes."""
+    killed = run_worker(tmp_path, 1, "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)", processes=2)
+    assert killed.returncode != 0
+    left = list((tmp_path / "cache").glob("*.tmp"))
+    assert len(left) == 1 and not entries(tmp_path / "cache")
+    done = run_worker(tmp_path, 1)
+    assert done.returncode == 0, done.stderr
+    assert "tokenised in" in done.stdout and not list((tmp_path / "cache").glob("*.tmp"))
+    assert len(entries(tmp_path / "cache")) == 1
+
+
+def test_a_worker_that_is_killed_is_one_sentence(tmp_path) -> None:
+    done = run_worker(tmp_path, 1, "os.kill(os.getpid(), signal.SIGKILL)", processes=2)
+    assert (
+        done.returncode == 2
+        and "a process that tokenises the data was killed, probably for lack of memory" in done.stderr
+    )
