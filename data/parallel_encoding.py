@@ -27,7 +27,7 @@ import numpy as np
 
 from common.errors import UserError
 from data import text_pieces
-from data.encoding import Encoded, ExampleEncoder, Span
+from data.encoding import Encoded, ExampleEncoder, Span, kept_parts
 from data.example_store import SPAN, Sequences
 from data.formats import DEFAULT, Reading
 from data.text_pieces import PieceEncoder, cut_text
@@ -130,23 +130,20 @@ class _Collector:
         self.refused: str | None = None
 
     def add(self, encoded: Encoded, is_text: bool, where: str) -> None:
-        size, length = self.settings.sequence_length, len(encoded.ids)
+        size, too_long, length = self.settings.sequence_length, self.settings.too_long, len(encoded.ids)
         self.counts["longest"] = max(self.counts["longest"], length)
-        reason, pieces = "empty", [encoded]
+        reason = "empty"
         if length > size:
-            action = "cut" if is_text else self.settings.too_long
+            action = "cut" if is_text else too_long
             if action == "error":
                 self.refused = self.refused or (
                     f"{where} has {length} tokens, more than data.sequence_length={size}; increase it, or set "
                     "data.too_long to drop or truncate"
                 )
+            if action == "truncate":
+                reason = "empty_truncated"
             self.counts[action] += 1
-            if action == "cut":
-                # Each piece begins with the last token of the one before: the first token of a piece cannot be a
-                # target, so without this overlap every cut would lose one target.
-                pieces = [clip(encoded, i, i + size) for i in range(0, length - 1, max(1, size - 1))]
-            else:
-                reason, pieces = "empty_truncated", [clip(encoded, 0, size)] if action == "truncate" else []
+        pieces = [encoded.part(*ends) for ends in kept_parts(length, is_text, size, too_long)]
         with_targets = [piece for piece in pieces if piece.spans]
         self.counts[reason] += len(pieces) - len(with_targets)
         self.kept += with_targets
@@ -161,13 +158,6 @@ class _Collector:
             np.array([len(encoded.spans) for encoded in self.kept], dtype=np.int64),
         )
         return Result(sequences, self.counts, self.bad, self.refused)
-
-
-def clip(encoded: Encoded, start: int, end: int) -> Encoded:
-    """The tokens from `start` to `end` (exclusive). The first of them is not a target: it has no context."""
-    end = min(end, len(encoded.ids))
-    spans = (Span(max(s.start - start, 1), min(s.end, end) - start, s.weight) for s in encoded.spans)
-    return Encoded(encoded.ids[start:end], tuple(span for span in spans if span.start < span.end))
 
 
 def make_jobs(examples: Iterable[tuple[str, dict]], can_cut: Callable[[dict], bool]) -> Iterator[Job]:
