@@ -13,7 +13,7 @@ BINS = 10
 
 def describe_source(name: str, report: str, lengths: np.ndarray, targets: np.ndarray) -> list[str]:
     """Lines about one source. lengths, targets: `(sequences,)`, tokens and sums of weights; report: what was read."""
-    lines = [f"{name}:", *(f"  {one_line(part)}" for part in report.split("; "))]
+    lines = [f"{name}:", *(f"  {one_line(part)}" for part in report.split("\n"))]
     lines += ["  length in tokens:", *(f"  {line}" for line in histogram(lengths))]
     least, tenth, median, ninetieth, most = np.quantile(targets, (0, 0.1, 0.5, 0.9, 1))
     share = float(targets.sum()) / max(1, int(lengths.sum()))

@@ -34,8 +34,10 @@ def test_a_narrow_range_is_shown_in_equal_parts():
 
 
 def test_a_source_is_described():
-    lines = describe_source("data.train", "2 examples; DROPPED 1\x1b", np.array([10, 30]), np.array([2.5, 7.5]))
-    assert lines[:3] == ["data.train:", "  2 examples", "  DROPPED 1⟨U+001B⟩"]
+    lines = describe_source(
+        "data.train", "2 examples\nDROPPED 1\x1b; and why", np.array([10, 30]), np.array([2.5, 7.5])
+    )
+    assert lines[:3] == ["data.train:", "  2 examples", "  DROPPED 1⟨U+001B⟩; and why"]
     assert lines[-1].startswith("  targets per sequence: 2.5 to 7.5, median 5") and lines[-1].endswith(
         "25.0% of all tokens"
     )
