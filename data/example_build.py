@@ -160,8 +160,8 @@ def _check_not_empty(
         return
     if not counts["examples"]:
         raise UserError(
-            f"{names}: data.validation_share={settings.validation_share} leaves none of {counts['other_part']} examples for "
-            f"{settings.part}; change it"
+            f"{names}: data.validation_share={settings.validation_share} leaves no example for {settings.part} "
+            f"(examples read: {counts['other_part']}); change it"
         )
     if counts["drop"] and not counts["empty"]:
         raise UserError(

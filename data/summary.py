@@ -35,7 +35,7 @@ def histogram(lengths: np.ndarray) -> list[str]:
         edges = list(range(least, most + 1, size)) + [most + 1]
     else:
         edges = [0, *(2**power for power in range(most.bit_length() + 1))]
-        edges = edges[max(i for i, edge in enumerate(edges) if edge <= least) :]
+        edges = [*edges[max(i for i, edge in enumerate(edges) if edge <= least) : -1], most + 1]
     counts, _ = np.histogram(lengths, edges)
     lines = []
     for low, high, count in zip(edges, edges[1:], counts.tolist(), strict=False):
