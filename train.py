@@ -66,7 +66,7 @@ from training.inputs import Inputs, read_inputs
 from training.meter import Meter
 from training.owner import own_directory
 from training.progress import Progress, find_progress
-from training.provenance import record_start
+from training.provenance import record_start, short_commit
 from training.run_log import RunLog
 from training.skipped_steps import SkippedSteps
 from training.start import agree_on_start, check_disks
@@ -156,7 +156,7 @@ def train(
     log = RunLog(run_directory, ranks, progress.step, progress.evaluated, total_steps)
     record = record_start(run_directory, as_dict(config), progress.step, ranks)
     device = device_line(ranks)  # a collective
-    log.say(f"run {run_directory}, commit {record['git_commit'][:12]}, torch {torch.__version__}, {device}")
+    log.say(f"run {run_directory}, commit {short_commit(record)}, torch {torch.__version__}, {device}")
 
     # --- 3. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----
     compute_dtype = DTYPES[config.model.compute_dtype]

@@ -75,7 +75,7 @@ def compare_starts(arguments: argparse.Namespace) -> Iterator[str]:
         f"  the first start reaches {alone.seconds / first.seconds:.0%} of the library's speed; in CPU time "
         f"{alone.cpu_seconds / first.cpu_seconds:.0%}"
     )
-    yield f"  {done['first start']['report']}"
+    yield from (f"  {line}" for line in done["first start"]["report"].split("\n"))
 
 
 def _text(encoder: ExampleEncoder, example: dict) -> str:

@@ -17,10 +17,10 @@ config = Config(
         validation=("artifacts/quickstart/validation.jsonl",),
         # Replay against forgetting: 5% of the target tokens of every step are general text.
         mix=(Source("replay", ("artifacts/replay/topics.jsonl",), 0.05),),
-        sequence_length=256,  # the longest example has 223 tokens; short rows can be split evenly between the ranks
+        sequence_length=256,  # the longest example has 222 tokens; short rows can be split evenly between the ranks
     ),
     # 88% of 2,300 examples are 2,024 training examples. Steps per epoch: 2,024 / 8 = 253.
-    # Tokens per step: 8 x 124 on average, about 1,000, plus the replay.
+    # Tokens per step: 8 x 122 on average, about 1,000, plus the replay.
     # The loss stays on a plateau until about step 80: the model has learned the form of an answer but does not yet read
     # the figures. With 16 examples per step there are half as many steps, and a run may end on the plateau
     # (docs/results.md, "Leaving the plateau").

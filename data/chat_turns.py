@@ -111,7 +111,9 @@ class Chat:
             self.trained = [i for i in answers[-1:] if i in self.trained]
         if not self.trained:
             self.notes.append("weightless" if answers else "unanswered")
-        elif self.trained[-1] < len(plain) - 1:
+        if any(_is_empty(plain[i]) for i in self.trained):
+            self.notes.append("silent")
+        if self.trained and self.trained[-1] < len(plain) - 1:
             self.notes.append("trailing")
             plain = plain[: self.trained[-1] + 1]
         self.messages = plain
@@ -293,6 +295,12 @@ class Chat:
             places[i] = (position, position + len(form))
             position, done = position + len(form), at + len(mark)
         return places if whole[position:] == skeleton[done:] else None
+
+
+def _is_empty(answer: dict) -> bool:
+    """Whether an answer of the assistant says nothing: no text, no thinking and no call of a tool."""
+    said = (answer.get(key) for key in ("content", "reasoning_content", "thinking", "tool_calls"))
+    return not any(value.strip() if isinstance(value, str) else value for value in said)
 
 
 def _leaves_out(text: str, messages: Sequence[dict]) -> bool:

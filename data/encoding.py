@@ -27,7 +27,7 @@ from data.chat_turns import CharSpan, Chat, EndMarkers, RenderedText
 from data.text_pieces import make_encoder
 from data.tokens import bos_ids, eos_id
 
-VERSION = 1  # of this encoding; a cache of another version is not used
+VERSION = 2  # of this encoding; a cache of another version is not used
 PROBE = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
 MAX_BOUNDARIES = 4096  # remembered
 BEFORE, AFTER = 24, 4  # characters around the beginning of an answer that are tokenised with and without the answer
@@ -91,21 +91,29 @@ class Outcome:
     error: str | None = None  # one sentence without the file and line
 
 
-# What the report of a data file says about the examples that have a note; {n} is their number.
+# What the report of a data file says about the examples that have a note (`note_sentence`); {n} is their number.
 NOTES: dict[str, str] = {
-    "split": "{n} chats are split by answer, because the chat template rewrites earlier turns",
-    "rebuilt": "{n} chats have answers that the template renders differently once they are given; they follow the prompt of "
+    "split": "{n} {chats} {are} split by answer, because the chat template rewrites earlier turns",
+    "rebuilt": "{n} {chats} {have} answers that the template renders differently once they are given; they follow the prompt of "
     "generation",
-    "opening": "{n} chats begin with an assistant message, which answers nothing and carries no loss",
-    "trailing": "{n} chats go on after their last trained answer; the rest is left out",
-    "unanswered": "{n} chats have no answer of the assistant",
-    "weightless": "{n} examples have no weight above 0",
-    "developer": "in {n} chats `developer` messages are rendered as `system`, because the template does not know the role",
-    "tools": "{n} chats have `tools`, which the chat template does not render",
-    "thinking": "{n} chats have answers whose thinking the chat template drops or changes",
-    "left out": "{n} chats have questions or instructions that the chat template leaves out or changes",
-    "boundary": "in {n} examples an answer begins inside a token, or its prompt has other tokens than at generation",
+    "opening": "{n} {chats} {begin} with an assistant message, which answers nothing and carries no loss",
+    "trailing": "{n} {chats} {go} on after the last trained answer; the rest is left out",
+    "unanswered": "{n} {chats} {have} no answer of the assistant",
+    "silent": "{n} {chats} {have} an empty answer, of which only the token that ends it carries loss",
+    "weightless": "in {n} {examples} all that would carry loss has weight 0",
+    "developer": "in {n} {chats} `developer` messages are rendered as `system`, because the template does not know the role",
+    "tools": "{n} {chats} {have} `tools`, which the chat template does not render",
+    "thinking": "{n} {chats} {have} answers whose thinking the chat template drops or changes",
+    "left out": "{n} {chats} {have} questions or instructions that the chat template leaves out or changes",
+    "boundary": "in {n} {examples} an answer begins inside a token, or its prompt has other tokens than at generation",
 }
+
+
+def note_sentence(note: str, count: int | None) -> str:
+    """What the report says about `count` examples that have a note of `NOTES`; None: about those of any number."""
+    words = {"chats": "chat", "examples": "example", "have": "has", "are": "is", "begin": "begins", "go": "goes"}
+    number = "N" if count is None else f"{count:,}"
+    return NOTES[note].format(n=number, **(words if count == 1 else {word: word for word in words}))
 
 
 class ExampleEncoder:

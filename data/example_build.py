@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.cores import available_cores
 from common.errors import UserError
-from data.encoding import ExampleEncoder
+from data.encoding import NOTES, ExampleEncoder, note_sentence
 from data.example_store import ExampleStore, ExampleWriter
 from data.files import Advance, describe_files, expand, left_out, read_file
 from data.held_out import content_hash, is_held_out, key_of, num_repeated
@@ -27,6 +27,7 @@ from data.parallel_encoding import (
     make_jobs,
 )
 
+NO_TARGET = ("unanswered", "weightless")  # notes of examples without any target
 LISTED = 5  # skipped examples that are named in the report
 
 
@@ -159,7 +160,8 @@ def _check_not_empty(
         return
     if not counts["examples"]:
         raise UserError(
-            f"{names}: data.validation_share={settings.validation_share} leaves no example for {settings.part}; change it"
+            f"{names}: data.validation_share={settings.validation_share} leaves no example for {settings.part} "
+            f"(examples read: {counts['other_part']}); change it"
         )
     if counts["drop"] and not counts["empty"]:
         raise UserError(
@@ -167,4 +169,9 @@ def _check_not_empty(
             f"{counts['longest_read']} tokens)"
         )
     skipped = f"; {counts['skipped']} malformed examples are skipped, the first: {bad[0]}" if bad else ""
-    raise UserError(f"{names}: no token carries loss; a chat needs an assistant message within {limit} tokens{skipped}")
+    # Why an example has no target, besides its length.
+    found = [note_sentence(note, count) for note in NOTES if note in NO_TARGET and (count := counts[f"note:{note}"])]
+    why = f" ({'; '.join(found)})" if found else ""
+    raise UserError(
+        f"{names}: no token carries loss; a chat needs an assistant message within {limit} tokens{why}{skipped}"
+    )

@@ -1,14 +1,14 @@
-"""What was read from data files and what was left out, as one line for the log."""
+"""What was read from data files and what was left out, as lines for the log."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.encoding import NOTES
+from data.encoding import NOTES, note_sentence
 from data.parallel_encoding import ExampleSettings
 
 
 def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path]) -> str:
-    """One line about a store (data/example_store.py), from the `info` that was written with it.
+    """Lines about a store (data/example_store.py), from the `info` that was written with it: what it has, then remarks.
 
     `files` are where the files are now. They may have been elsewhere when they were encoded.
     """
@@ -28,24 +28,26 @@ def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path])
     parts += info["forms"]
     if info["left_out"]:
         names = ", ".join(info["left_out"][:3]) + (", ..." if len(info["left_out"]) > 3 else "")
-        parts.append(f"{len(info['left_out'])} files of another kind LEFT OUT ({names})")
+        parts.append(f"{len(info['left_out'])} file{_s(len(info['left_out']))} of another kind LEFT OUT ({names})")
     add("drop", f"DROPPED {{n}} longer than {size} (longest {longest})")
     add("truncate", f"TRUNCATED {{n}} to {size} (longest {longest})")
     add("cut", f"{{n}} long text{{s}} CUT into pieces of {size}, each counted as an example")
     add(
         "empty_truncated",
-        f"{{n}} example{{s}} {{have}} no target left after being truncated to {size} tokens; LEFT OUT",
+        f"{{n}} example{{s}} {{have}} no target left after being truncated to {size} tokens: LEFT OUT",
     )
     add("empty", "{n} example{s} without any target LEFT OUT")
-    add("skipped", f"SKIPPED {{n}} malformed: {'; '.join(info['bad'])}")
+    if count := counts.get("skipped", 0):
+        shown = info["bad"]
+        listed = "" if len(shown) == count else f", the first {len(shown)} of them"
+        parts += [f"SKIPPED {count:,} malformed{listed}:", *(f"  {sentence}" for sentence in shown)]
     add("other_part", "{n} example{s} " + ("held out" if settings.part == "training" else "not held out"))
     if count := info["repeated"]:
         parts.append(
             f"WARNING: {count:,} example{_s(count)} repeat{'s' if count == 1 else ''} the content of an earlier one"
         )
-    for note, sentence in NOTES.items():
-        add(f"note:{note}", sentence)
-    report = "; ".join(parts)
+    parts += [note_sentence(note, count) for note in NOTES if (count := counts.get(f"note:{note}", 0))]
+    report = "\n".join(parts)
     for before, now in zip(info["paths"], map(str, files), strict=True):
         if before != now:
             report = report.replace(before, now)

@@ -36,7 +36,7 @@ class Documents:
     lengths: np.ndarray
     targets: np.ndarray
     fingerprint: str  # hash of all tokens and weights in order; a run does not resume with other data
-    report: str  # one line: what was read, truncated and dropped
+    report: str  # lines: what was read, then remarks such as what was truncated, dropped and skipped
     store: ExampleStore | None = None  # the documents that were read from files
 
     def __len__(self) -> int:
@@ -123,7 +123,7 @@ def load_documents(
         else:
             origin = f"from the cache {found.folder}, written {found.written}{found.remark}"
     ids, weights = StoredSequence(store, "ids"), StoredSequence(store, "weights")
-    report = f"{example_report(store.info, settings, expand(paths))}; {origin}"
+    report = f"{example_report(store.info, settings, expand(paths))}\n{origin}"
     return Documents(ids, weights, store.lengths, store.targets, store.info["fingerprint"], report, store)
 
 

@@ -139,9 +139,13 @@ def _form(row: dict, keys: list, where: str, reading: Reading) -> str:
     for form, needed in REQUIRED.items():
         if all(key in row for key in needed):
             return form
-    raise UserError(
-        f"{where} has none of the forms {', '.join(REQUIRED)} (docs/data.md): {found}; data.fields can name them"
+    named = ", ".join(f"{ours}={theirs}" for ours, theirs in reading.example_names.items())
+    hint = (
+        f"it was read with fields {named}, which hold for the training and validation files of a source alike"
+        if named
+        else "data.fields can name them"
     )
+    raise UserError(f"{where} has none of the forms {', '.join(REQUIRED)} (docs/data.md): {found}; {hint}")
 
 
 def _chat(key: str, row: dict, where: str, names: Mapping[str, str]) -> dict:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from data.encoding import NOTES, Encoded, Outcome, kept_parts
+from data.encoding import Encoded, Outcome, kept_parts, note_sentence
 from data.token_texts import one_line, run_text, visible
 
 GREEN, YELLOW, DIM, RESET = "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
@@ -83,7 +83,7 @@ def show_outcome(
             lines += show_sequence(part, tokenizer, style)
     if not outcome.sequences:
         lines.append("LEFT OUT: nothing of it carries loss")
-    return lines + [f"counted in the report: {NOTES[note].format(n='N')}" for note in outcome.notes]
+    return lines + [f"counted in the report: {note_sentence(note, None)}" for note in outcome.notes]
 
 
 def show_sequence(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, style: Style = Style()) -> list[str]:  # noqa: B008

@@ -163,13 +163,14 @@ class Corpus:
         return [[name, share, source.fingerprint] for name, share, source in parts][1:] or None
 
     def lines(self, what: str, passes: Sequence[float] | None = None) -> list[str]:
-        """One line per source for the log. `passes` is the number of passes that the run makes over each source."""
+        """What is to be logged about each source: a line, and an indented one for each remark. `passes` is the number of passes that the run makes over each source."""
         lines = []
         for number, (name, share, source) in enumerate(zip(self.names, self.shares, self.sources, strict=True)):
             text = what if name == MAIN else f"{what}, {name}"
             if passes and len(self.sources) > 1:
                 text += f" ({share:.1%} of the target tokens, {passes[number]:.2f} passes)"
-            lines.append(f"{text}: {source.report}")
+            report, *remarks = source.report.split("\n")
+            lines += [f"{text}: {report}", *(f"  {remark}" for remark in remarks)]
         return lines
 
 
@@ -194,7 +195,7 @@ def with_shared_examples_reported(validation: Corpus, train: Corpus) -> Corpus:
     for source in validation.sources:
         shared = num_shared(source.content_keys(), keys) if isinstance(source, Documents) else 0
         if shared:
-            warning = f"; WARNING: {shared:,} of its examples are also in the training data"
+            warning = f"\nWARNING: {shared:,} of its examples are also in the training data"
             source = dataclasses.replace(source, report=source.report + warning)
         sources.append(source)
     return dataclasses.replace(validation, sources=tuple(sources))

@@ -13,7 +13,7 @@ BINS = 10
 
 def describe_source(name: str, report: str, lengths: np.ndarray, targets: np.ndarray) -> list[str]:
     """Lines about one source. lengths, targets: `(sequences,)`, tokens and sums of weights; report: what was read."""
-    lines = [f"{name}:", *(f"  {one_line(part)}" for part in report.split("; "))]
+    lines = [f"{name}:", *(f"  {one_line(part)}" for part in report.split("\n"))]
     lines += ["  length in tokens:", *(f"  {line}" for line in histogram(lengths))]
     least, tenth, median, ninetieth, most = np.quantile(targets, (0, 0.1, 0.5, 0.9, 1))
     share = float(targets.sum()) / max(1, int(lengths.sum()))
@@ -35,7 +35,7 @@ def histogram(lengths: np.ndarray) -> list[str]:
         edges = list(range(least, most + 1, size)) + [most + 1]
     else:
         edges = [0, *(2**power for power in range(most.bit_length() + 1))]
-        edges = edges[max(i for i, edge in enumerate(edges) if edge <= least) :]
+        edges = [*edges[max(i for i, edge in enumerate(edges) if edge <= least) : -1], most + 1]
     counts, _ = np.histogram(lengths, edges)
     lines = []
     for low, high, count in zip(edges, edges[1:], counts.tolist(), strict=False):

@@ -51,7 +51,7 @@ class EvaluationInputs:
     """Everything that an evaluation reads, checked.
 
     sequences: (token ids, weights of the targets) of all examples; a chat whose template rewrites earlier turns has several,
-    and `owners` tells which example each belongs to. asked: indices of the examples that end with an assistant message;
+    and `owners` tells which example each belongs to. asked: indices of the examples with an answer (`has_answer`);
     prompts: their token ids up to that message. stop_ids: the tokens that training teaches as the end of an answer. header: the part of the result that identifies model and data.
     """
 
@@ -76,7 +76,7 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
     examples = choose_examples(read_examples(options.data), options.limit)
-    training = read_examples(options.train) if options.train else None
+    training = list(filter(has_answer, read_examples(options.train))) if options.train else None
     before = read_result(options.before) if options.before else None
     if options.json:
         prepare_output(options.json)
@@ -91,10 +91,15 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
         encoded.append([(sequence.ids.tolist(), sequence.weights().tolist()) for sequence in outcome.sequences])
     sequences = [sequence for parts in encoded for sequence in parts]
     owners = [i for i, parts in enumerate(encoded) for _ in parts]
-    asked = [i for i, e in enumerate(examples) if "messages" in e and e["messages"][-1]["role"] == "assistant"]
+    asked = [i for i, example in enumerate(examples) if has_answer(example)]
     prompts = [encoder.prompt(examples[i]["messages"], examples[i].get("tools")) for i in asked]
-    answered = [(encoded[i][-1][0], prompt) for i, prompt in zip(asked, prompts, strict=True) if encoded[i]]
-    max_new_tokens = options.max_new_tokens or 16 + max((len(ids) - len(prompt) for ids, prompt in answered), default=0)
+    lengths = []
+    for i, prompt in zip(asked, prompts, strict=True):
+        length = len(encoded[i][-1][0]) - len(prompt) if encoded[i] else 0
+        if length <= 0:  # the last answer carries no loss, so no sequence ends with it
+            length = len(tokenizer.encode(examples[i]["messages"][-1]["content"], add_special_tokens=False)) + 1
+        lengths.append(length)
+    max_new_tokens = options.max_new_tokens or 16 + max(lengths, default=0)
     max_positions = getattr(AutoConfig.from_pretrained(options.model), "max_position_embeddings", None) or math.inf
     longest = max([len(ids) for ids, _ in sequences] + [len(prompt) + max_new_tokens for prompt in prompts])
     if longest > max_positions:
@@ -126,6 +131,12 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
         header,
         before,
     )
+
+
+def has_answer(example: dict) -> bool:
+    """Whether an example is a chat that ends with a text of the assistant. A call of a tool is not scored as text."""
+    last = example["messages"][-1] if "messages" in example else {}
+    return last.get("role") == "assistant" and last.get("content") is not None and not last.get("tool_calls")
 
 
 def choose_examples(examples: list[dict], limit: int | None) -> list[dict]:

@@ -93,8 +93,10 @@ def compare(before: dict, after: dict, figures: Figures = figures) -> str:
 
 def one_answer(result: dict, index: int = 0) -> str:
     """The model's answer to the `index`-th example (modulo their number), with a heading."""
-    answer = result["answers"][index % len(result["answers"])]
-    return f"answer to example {answer['id']}:\n{answer['answer']}"
+    answers = result["answers"]
+    answer = answers[index % len(answers)]
+    name = f"{index % len(answers) + 1} of {len(answers)}" if answer["id"] is None else answer["id"]
+    return f"answer to example {name}:\n{answer['answer']}"
 
 
 def aligned(rows: Sequence[tuple[str, ...]], last: str = "<") -> list[str]:

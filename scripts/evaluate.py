@@ -34,7 +34,13 @@ def parse_arguments() -> argparse.Namespace:
     """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a Hugging Face directory (config, safetensors, tokenizer)")
-    parser.add_argument("--data", required=True, type=Path, help="the examples to evaluate on: JSONL with `messages`")
+    parser.add_argument(
+        "--data",
+        required=True,
+        type=Path,
+        help="the examples to evaluate on: one file of any form in docs/data.md. Texts, completions and chats that end with a "
+        "call of a tool count for the loss only",
+    )
     parser.add_argument("--train", type=Path, help="the training split, on which the trivial baselines are fitted")
     parser.add_argument(
         "--limit", type=int, help="evaluate at most this many examples, a fixed random choice (default: all)"

@@ -91,6 +91,12 @@ def git_state(root: Path) -> dict:
     return state
 
 
+def short_commit(record: dict) -> str:
+    """The commit of a record in 12 digits, or why it is unknown."""
+    commit = record["git_commit"]
+    return f"unknown ({commit.removeprefix('unknown: ')})" if " " in commit else commit[:12]
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that compute, and of CUDA and NCCL where torch has them."""
     found = {name: metadata.version(name) for name in PACKAGES}

@@ -115,7 +115,7 @@ def _parse(raw: str, hint: object, name: str) -> object:
     if kind is bool and raw.lower() in ("true", "false"):
         return raw.lower() == "true"
     if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is str:
-        return _split(raw)
+        return () if raw.lower() in ("none", "null") else _split(raw)
     if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is Source:
         return () if raw.lower() in ("none", "null") else tuple(_parse_source(part) for part in raw.split(";") if part)
     try:

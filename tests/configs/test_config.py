@@ -106,6 +106,8 @@ def test_the_best_checkpoint_can_be_chosen_by_a_held_out_part(good) -> None:
         good, ["run.export=best", "data.validation_share=0.02", "data.fields=messages=dialogue,role=who"]
     )
     assert config.data.validation_share == 0.02 and config.data.fields == {"messages": "dialogue", "role": "who"}
+    config = load_config(good, ["data.validation=a,b", "data.validation=none", "data.validation_share=0.02"])
+    assert config.data.validation == ()
 
 
 def test_without_packing_the_batch_must_divide_by_the_ranks(good) -> None:

@@ -186,15 +186,19 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
     )
     assert len(made) == 2 and made.targets.all()
     for words in (
-        "2 examples have no target left after being truncated to 64 tokens; LEFT OUT",
+        "2 examples have no target left after being truncated to 64 tokens: LEFT OUT",
         "2 chats have no answer of the assistant",
-        "SKIPPED 1 malformed: " + str(path) + ", line 7",
+        "\nSKIPPED 1 malformed:\n  " + str(path) + ", line 7",
         "WARNING: 1 example repeats the content of an earlier one",
         "TRUNCATED 2 to 64",
     ):
         assert words in made.report, made.report
+    path.write_text(json.dumps({"messages": [short[0], {"role": "assistant", "content": " "}]}) + "\n")
+    assert "\n1 chat has an empty answer, of which only the token that ends it" in load((str(path),)).report
     path.write_text(json.dumps({"messages": [question]}) + "\n")
-    with pytest.raises(UserError, match="a.jsonl: no token carries loss; a chat needs an assistant message within"):
+    with pytest.raises(
+        UserError, match="a.jsonl: no token carries loss; a chat needs an assistant .* \\(1 chat has no answer"
+    ):
         load((str(path),))
 
 
@@ -284,7 +288,7 @@ def planted(self, examples):
 ExampleEncoder.encode = planted
 def main():
     made = load_documents(("a.jsonl",), tiny_tokenizer(), 128, "drop", cache="cache", processes={processes})
-    print(made.fingerprint + " " + made.report)
+    print(made.fingerprint + " " + made.report.replace("\\n", " "))
 sys.exit(exit_code_of(main))
 """
 

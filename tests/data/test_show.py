@@ -137,5 +137,5 @@ def test_split_chats_notes_and_errors_are_shown():
     assert show_outcome(Outcome(error="bad \x1b"), TOKENIZER, False, 9, "drop") == ["REFUSED: bad ⟨U+001B⟩"]
     assert show_outcome(Outcome(notes=("weightless",)), TOKENIZER, True, 9, "drop") == [
         "LEFT OUT: nothing of it carries loss",
-        "counted in the report: N examples have no weight above 0",
+        "counted in the report: in N examples all that would carry loss has weight 0",
     ]

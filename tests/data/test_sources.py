@@ -21,11 +21,12 @@ def test_the_reader_loads_all_sources_and_their_validation_files(tmp_path) -> No
     mix = (Source("general", (text,), 0.05, (held_out,)), Source("law", (text,), 0.1))
     corpus = reader.training((chat,), mix)
     assert corpus.names == ("main", "general", "law") and corpus.shares == pytest.approx((0.85, 0.05, 0.1))
-    assert [line.split(":")[0] for line in corpus.lines("train", (1.0, 2.5, 3.0))] == [
+    assert [line.split(":")[0] for line in corpus.lines("train", (1.0, 2.5, 3.0)) if line[0] != " "] == [
         "train (85.0% of the target tokens, 1.00 passes)",
         "train, general (5.0% of the target tokens, 2.50 passes)",
         "train, law (10.0% of the target tokens, 3.00 passes)",
     ]
+    assert corpus.lines("train")[1] == f"  {chat}: messages (messages); ignored: id"
     assert [part[:2] for part in corpus.mixture()] == [["general", 0.05], ["law", 0.1]]
     assert json.loads(json.dumps(corpus.mixture())) == corpus.mixture()  # as stored in a checkpoint
     assert reader.training((chat,), ()).mixture() is None

@@ -57,6 +57,29 @@ def test_answers_may_be_16_tokens_longer_than_the_longest_reference(folder):
     assert read(folder).max_new_tokens == longest + 16
 
 
+def test_a_tool_call_is_not_scored_and_an_answer_without_loss_is(folder, tmp_path):
+    ask = {"role": "user", "content": "What is the leverage ratio of the bank?"}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "ratio", "arguments": {}}]}
+    text = {"role": "assistant", "content": "3% or more", "weight": 0}
+    said = {"role": "assistant", "content": "none"}
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = str(tokenizer.chat_template).replace(
+        "message['content']", "(message.content or '') + (message.tool_calls | string if message.tool_calls else '')"
+    )
+    tokenizer.save_pretrained(model)
+    chats = [[ask, call], [ask, said, ask, text], [ask, said]]
+    data = tmp_path / "calls.jsonl"
+    data.write_text("".join(json.dumps({"id": i, "messages": chat}) + "\n" for i, chat in enumerate(chats)))
+    inputs = read(folder, model=str(model), data=data, train=data)
+    assert (
+        inputs.asked == [1, 2]
+        and len(inputs.sequences) == 3
+        and inputs.training == [inputs.examples[i] for i in (1, 2)]
+    )
+    assert inputs.max_new_tokens == 16 + 1 + len(tokenizer.encode("3% or more"))
+
+
 def test_chats_are_rendered_as_in_the_run_that_made_the_model(folder, tmp_path):
     model = shutil.copytree(folder / "model", tmp_path / "model")
     tokenizer = load_tokenizer(model)

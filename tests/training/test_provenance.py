@@ -9,7 +9,7 @@ import pytest
 
 from common.durable_files import append_json_line
 from training import provenance
-from training.provenance import devices, git_state, record_start
+from training.provenance import devices, git_state, record_start, short_commit
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -58,9 +58,11 @@ def test_no_checkout_no_commit_and_no_git_are_said(checkout, tmp_path, monkeypat
         "untracked": [],
         "num_untracked": 0,
     }
+    assert short_commit(git_state(outside)) == "unknown (not a git checkout)"
     git(outside, "init")
     assert git_state(outside)["git_commit"] == "unknown: git: fatal: Needed a single revision"
     monkeypatch.setenv("PATH", str(outside))
+    assert short_commit({"git_commit": "0123456789" * 4}) == "012345678901"
     assert git_state(checkout)["git_commit"] == "unknown: git cannot be started: No such file or directory"
 
 
