@@ -107,8 +107,14 @@ class Cache:
                 self._publish(entry, temporary)
                 failed.unlink(missing_ok=True)
             except UserError as error:
-                write_json(failed, {"sentence": str(error), "time": time.time()})
+                with suppress(OSError):  # then each rank finds out for itself
+                    write_json(failed, {"sentence": str(error), "time": time.time()})
                 raise
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                mend = "free some space there, or name another directory in data.cache"
+                raise UserError(f"the disk of {self.directory} is full; {mend}") from error
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             return Found(open_entry(entry), entry, True, "", self.remark)

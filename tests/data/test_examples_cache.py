@@ -1,6 +1,7 @@
 """The cache of encoded examples: the same as in memory, built once, complete or absent, and keyed by all that matters."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 import common.node_lock
 import data.example_cache
+import data.example_store
 import data.examples
 import data.files
 import data.parallel_encoding
@@ -271,6 +273,18 @@ def test_an_entry_that_another_node_published_meanwhile_is_not_replaced(files, t
     made = content(load(files[:1], tmp_path / "cache"))
     assert made == content(load(files[:1])) and len(began) == 2
     assert (entries(tmp_path / "cache")[0] / "ids").stat().st_ino == began[1]
+    assert not list((tmp_path / "cache").glob("*.tmp"))
+
+
+def test_a_full_disk_is_one_sentence_that_names_the_directory(files, tmp_path, monkeypatch) -> None:
+    def full(*arguments) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(data.example_store.CheckedWriter, "write", full)
+    with pytest.raises(
+        UserError, match="the disk of .*cache is full; free some space there, or name another directory"
+    ):
+        load(files, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.tmp"))
 
 
