@@ -22,7 +22,7 @@ def node_lock(directory: Path, key: str, waiting: Callable[[], None]) -> Iterato
     (https://man7.org/linux/man-pages/man2/fcntl_locking.2.html). Where the file system has no locks, the file is in the
     temporary directory of the node. A process may hold only one lock of a directory at a time.
     """
-    here = f"tokens-{os.getuid()}-{zlib.crc32(str(directory.absolute()).encode()):08x}.lock"
+    here = f"tokens-{os.getuid()}-{zlib.crc32(os.fsencode(directory.absolute())):08x}.lock"
     for path in (directory / "lock", Path(tempfile.gettempdir()) / here):
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)

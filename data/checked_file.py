@@ -65,18 +65,21 @@ class CheckedFile:
     mend: str = field(repr=False)  # what to do about damage: the end of the error's sentence
 
     def read(self, start: int, count: int) -> bytes:
-        """`count` bytes from `start` on. Raises UserError if a block of them is damaged."""
+        """`count` bytes from `start` on. Raises UserError if a block of them is damaged or the file cannot be read."""
         if count <= 0:
             return b""
         if start < 0 or start + count > self.size:
             raise UserError(f"{self.path} is damaged: it is read outside its {self.size} bytes; {self.mend}")
         block, end = start // BLOCK, -(-(start + count) // BLOCK)
-        data = _pread(self.path, block * BLOCK, min(end * BLOCK, self.size) - block * BLOCK)
-        expected = np.frombuffer(_pread(self.checksums, 4 * (self.first + block), 4 * (end - block)), CHECKSUM)
-        if len(data) != min(end * BLOCK, self.size) - block * BLOCK or len(expected) != end - block:
+        try:
+            data = _pread(self.path, block * BLOCK, min(end * BLOCK, self.size) - block * BLOCK)
+            sums = _pread(self.checksums, 4 * (self.first + block), 4 * (end - block))
+        except OSError as error:
+            raise UserError(f"{error.filename or self.path} cannot be read: {error.strerror}; {self.mend}") from error
+        if len(data) != min(end * BLOCK, self.size) - block * BLOCK or len(sums) != CHECKSUM.itemsize * (end - block):
             raise UserError(f"{self.path} is damaged: it has become shorter; {self.mend}")
         view = memoryview(data)
-        for number, wanted in enumerate(expected.tolist()):
+        for number, wanted in enumerate(np.frombuffer(sums, CHECKSUM).tolist()):
             if zlib.crc32(view[number * BLOCK : (number + 1) * BLOCK]) != wanted:
                 where = (block + number) * BLOCK
                 raise UserError(

@@ -8,16 +8,18 @@ The processes of a node need no process group to share the work. The first takes
 a temporary name; the others wait for the lock, and then find the entry, or the sentence of the error that ended the build.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -82,14 +84,16 @@ class Cache:
         hashes = self._hashes(files, stamps)
         key = _key([description, hashes])
         for directory in dict.fromkeys((self.wanted, self.directory)):
-            if directory and (found := self._existing(directory / key, self.say)):
+            # Damage in a directory that can be written is said below, by the process that mends it.
+            say = _nothing if directory == self.directory else self.say
+            if directory and (found := self._existing(directory / key, say)):
                 return found
         if self.directory is None:
             return Found(build(None), None, True, "", self.remark)
         with node_lock(self.directory, key, self._waiting):
             entry, failed = self.directory / key, self.directory / f"{key}.failed.json"
-            if found := self._existing(entry, lambda text: None):
-                return found
+            if found := self._existing(entry, _warn):  # by another process since this one began
+                return replace(found, is_new=True)
             if (failure := _read(failed)) and failure.get("time", 0) >= began:
                 raise UserError(failure["sentence"])
             _remove_abandoned(self.directory, key)
@@ -100,19 +104,38 @@ class Cache:
                 for file, stamp in zip(files, stamps, strict=True):
                     if _stamp(file) != stamp:
                         raise UserError(f"{file} changed while it was tokenised; run the same command again")
-                with suppress(FileExistsError):  # another node published the same entry first
-                    publish(entry, temporary)
+                self._publish(entry, temporary)
                 failed.unlink(missing_ok=True)
             except UserError as error:
-                write_json(failed, {"sentence": str(error), "time": time.time()})
+                with suppress(OSError):  # then each rank finds out for itself
+                    write_json(failed, {"sentence": str(error), "time": time.time()})
                 raise
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                mend = "free some space there, or name another directory in data.cache"
+                raise UserError(f"the disk of {self.directory} is full; {mend}") from error
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             return Found(open_entry(entry), entry, True, "", self.remark)
 
+    def _publish(self, entry: Path, temporary: Path) -> None:
+        """Give a new entry its name, unless another node that shares the directory has: its ranks may read theirs."""
+        if self._existing(entry, _nothing):
+            return
+        if entry.is_symlink() or entry.is_file():
+            entry.unlink()
+        try:
+            publish(entry, temporary)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+
     def _existing(self, entry: Path, say: Callable[[str], None]) -> Found | None:
         try:
             store = open_entry(entry)
+            if store.info["entry"] != entry.name:
+                raise DamagedEntry(f"it is the entry {store.info['entry']}")
         except FileNotFoundError:
             return None
         except (DamagedEntry, OSError) as error:
@@ -145,11 +168,20 @@ class Cache:
 def _recorded(record: Path, stamps: list[Stamp]) -> list[str] | None:
     """The hashes in a record, if they are those of files with these stamps."""
     known = _read(record)
-    if known.get("stamps") != stamps:
+    time, hashes = known.get("time"), known.get("hashes")
+    if known.get("stamps") != stamps or not isinstance(time, int) or not isinstance(hashes, list):
         return None
-    if any(known["time"] - max(stamp[1:3]) < RECENT for stamp in stamps):
+    if any(time - max(stamp[1:3]) < RECENT for stamp in stamps):
         return None
-    return known["hashes"]
+    return hashes
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _nothing(text: str) -> None:
+    """Says nothing."""
 
 
 def _key(content: object) -> str:

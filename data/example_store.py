@@ -9,7 +9,8 @@ An entry on disk is a directory with these files, all little-endian:
   weight is not 1);
 - `hashes`: for each example that was read its `content_hash` (data/held_out.py), uint64;
 - `checksums`: the CRC-32 of each block of these files (data/checked_file.py), in this order;
-- `examples.json`: dtype, sizes, hash of the content, and what the report says. It is written last.
+- `examples.json`: dtype, sizes, hash of the content, what the report says, the name of the entry that this is, and a hash of
+  all of this. It is written last.
 
 Every process maps `lengths` and `targets`, which planning needs, and reads the rest a sequence at a time.
 """
@@ -28,7 +29,7 @@ from common.durable_files import write_json
 from common.errors import UserError
 from data.checked_file import BytesInMemory, CheckedFile, CheckedWriter, num_blocks
 
-FORMAT = 1
+FORMAT = 2
 ENTRY_FILE = "examples.json"
 CHECKSUMS_FILE = "checksums"
 SPAN = np.dtype([("start", "<u4"), ("end", "<u4"), ("weight", "<f4")])
@@ -178,10 +179,11 @@ class ExampleWriter:
         if not self.folder:
             parts = {name: BytesInMemory(self._written(name)) for name in NAMES}
             return ExampleStore(self.dtype, dict(parts), np.frombuffer(parts["lengths"].data, "<i8"), targets, info)
+        info["entry"] = self.folder.name.partition(".")[0]  # without what makes the name a temporary one
         checksums = np.concatenate([self.writers[name].checksums() for name in NAMES])
         (self.folder / CHECKSUMS_FILE).write_bytes(checksums.tobytes())
         self.close()
-        write_json(self.folder / ENTRY_FILE, info)
+        write_json(self.folder / ENTRY_FILE, info | {"digest": _digest(info)})
         return open_entry(self.folder)
 
     def close(self) -> None:
@@ -226,6 +228,8 @@ def open_entry(folder: Path) -> ExampleStore:
         info = json.loads(text)
         if info["format"] != FORMAT:
             raise DamagedEntry(f"it has format {info['format']} instead of {FORMAT}")
+        if info.pop("digest") != _digest(info):
+            raise DamagedEntry(f"{ENTRY_FILE} is not what was written")
         sizes = {name: int(info["sizes"][name]) for name in NAMES}
         dtype, targets_dtype = np.dtype(info["dtype"]), np.dtype(info["targets_dtype"])
         mend = f"remove {folder} and run the same command again"
@@ -244,6 +248,10 @@ def open_entry(folder: Path) -> ExampleStore:
     except (ValueError, KeyError, TypeError, OSError, UserError) as error:
         raise DamagedEntry(str(error).removesuffix(f"; remove {folder} and run the same command again")) from error
     return ExampleStore(dtype, parts, lengths, targets, info)
+
+
+def _digest(info: dict) -> str:
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
 def _mapped(path: Path, dtype: np.dtype, size: int) -> np.ndarray:

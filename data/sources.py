@@ -189,16 +189,20 @@ def mean_losses(corpus: Corpus, sums: Sequence[float], targets: np.ndarray | Seq
 
 def with_shared_examples_reported(validation: Corpus, train: Corpus) -> Corpus:
     """The validation corpus, with a warning in the report of each source whose examples are also trained on."""
-    trained = [source.content_keys() for source in train.sources if isinstance(source, Documents)]
-    keys = np.concatenate([*trained, np.zeros(0, dtype=np.uint64)])
-    sources = []
-    for source in validation.sources:
-        shared = num_shared(source.content_keys(), keys) if isinstance(source, Documents) else 0
-        if shared:
-            warning = f"\nWARNING: {shared:,} of its examples are also in the training data"
-            source = dataclasses.replace(source, report=source.report + warning)
-        sources.append(source)
-    return dataclasses.replace(validation, sources=tuple(sources))
+    sources = tuple(_with_shared_reported(source, train.sources, "the") for source in validation.sources)
+    return dataclasses.replace(validation, sources=sources)
+
+
+def _with_shared_reported(
+    source: Documents | Windows, trained: Sequence[Documents | Windows], where: str
+) -> Documents | Windows:
+    """The source, with a warning in its report if some of its examples are in `trained`. Token stores are not compared."""
+    keys = [other.content_keys() for other in trained if isinstance(other, Documents)]
+    if not isinstance(source, Documents) or not keys:
+        return source
+    shared = num_shared(source.content_keys(), np.concatenate(keys))
+    warning = f"\nWARNING: {shared:,} of its examples are also in {where} training data" if shared else ""
+    return dataclasses.replace(source, report=source.report + warning)
 
 
 def as_corpus(source: Corpus | Documents | Windows) -> Corpus:
@@ -229,6 +233,9 @@ class Reader:
         part = "training" if self.validation_share else "all"
         main = self._load(train, "training", self.reading, part)
         others = [self._load(source.paths, source.name, self._reading(source)) for source in mix]
+        others = [
+            _with_shared_reported(source, [main, *others[:i]], "another source of") for i, source in enumerate(others)
+        ]
         shares = [s.share for s in mix]
         return Corpus((main, *others), (MAIN, *(s.name for s in mix)), (1 - sum(shares), *shares))
 

@@ -125,6 +125,8 @@ def check_config(config: Config) -> None:
 
 def _check_data(data: Data) -> None:
     check_fields(data.fields, "data.fields")
+    if data.cache == "":
+        raise UserError("data.cache is empty; name a directory, or set it to None")
     if not 0 <= data.validation_share < 1:
         raise UserError(f"data.validation_share must be at least 0 and below 1, not {data.validation_share!r}")
     if data.validation_share and data.validation:

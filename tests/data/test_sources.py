@@ -1,12 +1,13 @@
 """Reading the sources of a run from files and token stores, for training and validation."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
 from configs.config import Source
-from data.sources import Reader
+from data.sources import Reader, with_shared_examples_reported
 from tests.tiny import tiny_tokenizer, write_chat_file
 
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]
@@ -36,3 +37,19 @@ def test_the_reader_loads_all_sources_and_their_validation_files(tmp_path) -> No
         Reader(tiny_tokenizer(), 300, 128, "drop").training((chat,), ())
     folder = reader.training((str(tmp_path),), ())  # all data files in it
     assert len(folder) == 13 and "from 3 files" in folder.lines("train")[0]
+
+
+def test_examples_that_are_in_two_sources_are_counted(tmp_path) -> None:
+    chat, part, other = (str(tmp_path / f"{name}.jsonl") for name in ("chat", "part", "other"))
+    lines = write_chat_file(chat, 12).read_text().splitlines(keepends=True)
+    Path(part).write_text("".join(lines[:5]))
+    write_chat_file(other, 3, seed=1)
+    reader = Reader(tiny_tokenizer(), 384, 128, "drop")
+    corpus = reader.training(
+        (chat,), (Source("a", (part,), 0.1), Source("b", (other,), 0.1), Source("c", (other,), 0.1))
+    )
+    warned = ["WARNING" in source.report for source in corpus.sources]
+    assert warned == [False, True, False, True]
+    assert "WARNING: 5 of its examples are also in another source of training data" in corpus.sources[1].report
+    validation = with_shared_examples_reported(reader.validation((part,), ()), corpus)
+    assert "WARNING: 5 of its examples are also in the training data" in validation.sources[0].report
