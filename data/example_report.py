@@ -25,7 +25,8 @@ def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path])
         if count := counts.get(key, 0):
             parts.append(sentence.format(n=f"{count:,}", s=_s(count), have="has" if count == 1 else "have"))
 
-    parts += info["forms"]
+    places = {before: now for before, now in zip(info["paths"], map(str, files), strict=True) if before != now}
+    parts += [_moved(line, places) for line in info["forms"]]
     if info["left_out"]:
         names = ", ".join(info["left_out"][:3]) + (", ..." if len(info["left_out"]) > 3 else "")
         parts.append(f"{len(info['left_out'])} files of another kind LEFT OUT ({names})")
@@ -37,7 +38,7 @@ def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path])
         f"{{n}} example{{s}} {{have}} no target left after being truncated to {size} tokens; LEFT OUT",
     )
     add("empty", "{n} example{s} without any target LEFT OUT")
-    add("skipped", f"SKIPPED {{n}} malformed: {'; '.join(info['bad'])}")
+    add("skipped", f"SKIPPED {{n}} malformed: {'; '.join(_moved(line, places) for line in info['bad'])}")
     add("other_part", "{n} example{s} " + ("held out" if settings.part == "training" else "not held out"))
     if count := info["repeated"]:
         parts.append(
@@ -45,11 +46,14 @@ def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path])
         )
     for note, sentence in NOTES.items():
         add(f"note:{note}", sentence)
-    report = "; ".join(parts)
-    for before, now in zip(info["paths"], map(str, files), strict=True):
-        if before != now:
-            report = report.replace(before, now)
-    return report
+    return "; ".join(parts)
+
+
+def _moved(line: str, places: dict[str, str]) -> str:
+    """A line that begins with the path of a file, with the path where the file is now."""
+    found = [path for path in places if line.startswith((f"{path}:", f"{path},", f"{path} "))]
+    path = max(found, key=len, default="")
+    return places.get(path, "") + line[len(path) :]
 
 
 def _s(count: int) -> str:
