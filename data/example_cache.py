@@ -231,9 +231,11 @@ def _remove_abandoned(directory: Path, key: str) -> None:
     host = socket.gethostname()
     for path in directory.glob(f"*{SUFFIX}"):
         owner, _, pid = path.name.removesuffix(SUFFIX).partition(".")[2].rpartition("-")
-        is_ours = owner == host and path.name.startswith(key)
+        if owner == host and _is_alive(pid):
+            continue  # it may have no lock, on a file system without them
         with suppress(OSError):
-            if is_ours or (time.time() - path.stat().st_mtime > ABANDONED and not (owner == host and _is_alive(pid))):
+            is_ours = owner == host and path.name.startswith(key)
+            if is_ours or time.time() - path.stat().st_mtime > ABANDONED:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

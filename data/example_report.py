@@ -25,7 +25,8 @@ def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path])
         if count := counts.get(key, 0):
             parts.append(sentence.format(n=f"{count:,}", s=_s(count), have="has" if count == 1 else "have"))
 
-    parts += info["forms"]
+    places = {before: now for before, now in zip(info["paths"], map(str, files), strict=True) if before != now}
+    parts += [_moved(line, places) for line in info["forms"]]
     if info["left_out"]:
         names = ", ".join(info["left_out"][:3]) + (", ..." if len(info["left_out"]) > 3 else "")
         parts.append(f"{len(info['left_out'])} file{_s(len(info['left_out']))} of another kind LEFT OUT ({names})")
@@ -38,7 +39,7 @@ def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path])
     )
     add("empty", "{n} example{s} without any target LEFT OUT")
     if count := counts.get("skipped", 0):
-        shown = info["bad"]
+        shown = [_moved(line, places) for line in info["bad"]]
         listed = "" if len(shown) == count else f", the first {len(shown)} of them"
         parts += [f"SKIPPED {count:,} malformed{listed}:", *(f"  {sentence}" for sentence in shown)]
     add("other_part", "{n} example{s} " + ("held out" if settings.part == "training" else "not held out"))
@@ -47,11 +48,14 @@ def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path])
             f"WARNING: {count:,} example{_s(count)} repeat{'s' if count == 1 else ''} the content of an earlier one"
         )
     parts += [note_sentence(note, count) for note in NOTES if (count := counts.get(f"note:{note}", 0))]
-    report = "\n".join(parts)
-    for before, now in zip(info["paths"], map(str, files), strict=True):
-        if before != now:
-            report = report.replace(before, now)
-    return report
+    return "\n".join(parts)
+
+
+def _moved(line: str, places: dict[str, str]) -> str:
+    """A line that begins with the path of a file, with the path where the file is now."""
+    found = [path for path in places if line.startswith((f"{path}:", f"{path},", f"{path} "))]
+    path = max(found, key=len, default="")
+    return places.get(path, "") + line[len(path) :]
 
 
 def _s(count: int) -> str:
