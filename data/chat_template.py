@@ -155,11 +155,16 @@ def _on_date(template: str, date: str) -> str:
     if DATE_FUNCTION not in template:
         return template
     day = datetime.datetime.fromisoformat(date)
-    result = "format"
+    result = "format.replace('%%', '\\0')"
     for directive in DIRECTIVES:
         padded = day.strftime(f"%{directive}")
         for flag, text in (("", padded), ("-", padded.lstrip("0") or "0")):
             result += f".replace('%{flag}{directive}', {json.dumps(text)})"
+    # Others depend on the system's strftime. They are few, because a template cannot have a long chain of calls.
+    for directive in sorted(set(re.findall(r"%([-_0^#]?[a-zA-Z])", template))):
+        if (text := day.strftime(f"%{directive}")) != f"%{directive}":
+            result += f".replace('%{directive}', {json.dumps(text)})"
+    result += ".replace('\\0', '%')"
     macro = f"{{% macro {DATE_FUNCTION}(format) %}}{{{{ {result} }}}}{{% endmacro %}}"
     # What Jinja would do with white space before the template's first tag (trim_blocks, lstrip_blocks) is done here,
     # because the macro now stands before it. Nothing is trimmed after a variable.

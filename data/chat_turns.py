@@ -13,6 +13,7 @@ the prompt), the text is P followed by the answer as F writes it.
 What follows the last trained answer is left out: it has no target, and it would change how templates render that answer.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ MANY_KINDS = 4  # of turns in a chat; with more of them each turn is rendered by
 MARK = "qX{}Xq"  # stands in for the content of a message to find where the template puts it
 NEAR = 12  # characters by which the end of a prompt is recognised in another rendering
 MAX_GAP = 64  # characters that a template may write between the prompt and the answer
+OPEN_TAG = re.compile(r"<[^<>\s]*$")
+THOUGHTS = ("reasoning_content", "thinking")  # keys of a message
 OPEN_THINKING = re.compile(r"<(think|thinking|thought|reasoning)>\s*$")
 
 
@@ -76,6 +79,14 @@ class _Turn:
     as_given: bool
 
 
+def as_rendered(template: ChatTemplate, messages: Sequence[dict], with_tools: bool) -> list[dict]:
+    """Messages as they are given to the template: without weights, and `developer` as `system` if it does not know the role."""
+    plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+    if template.knows("developer", with_tools):
+        return plain
+    return [m | {"role": "system"} if m["role"] == "developer" else m for m in plain]
+
+
 class Chat:
     """One chat in the canonical form of data/formats.py, prepared for rendering.
 
@@ -90,10 +101,9 @@ class Chat:
         self.template, self.markers, self.tools = template, markers, tools
         self.notes: list[str] = []
         self.weights = [float(message.get("weight", 1.0)) for message in messages]
-        plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
         with_tools = tools is not None
-        if any(message["role"] == "developer" for message in plain) and not template.knows("developer", with_tools):
-            plain = [m | {"role": "system"} if m["role"] == "developer" else m for m in plain]
+        plain = as_rendered(template, messages, with_tools)
+        if [message["role"] for message in plain] != [message["role"] for message in messages]:
             self.notes.append("developer")
         if tools and not template.knows("tools", True):
             self.notes.append("tools")
@@ -143,10 +153,16 @@ class Chat:
 
         Raises UserError if more is missing, because the model would learn to say less than the assistant said.
         """
-        content = (self.messages[i].get("content") or "").strip()
+        message = self.messages[i]
+        content = (message.get("content") or "").strip()
         text = self.turns[i].answer if i in self.turns else text
+        names = [call["function"]["name"] for call in message.get("tool_calls") or []]
+        if any(text.count(name) < names.count(name) for name in names):
+            raise UserError(
+                f"the chat template leaves out a tool call of message {i + 1}; give another template in data.chat_template"
+            )
         if content in text:
-            return True
+            return all((message.get(key) or "").strip() in text for key in THOUGHTS)
         if (content.rpartition("</think>")[2].strip() or content) in text:
             return False
         raise UserError(
@@ -160,9 +176,38 @@ class Chat:
 
     def _add_turn(self, i: int, prompt: str, given: str) -> None:
         as_given = given.startswith(prompt)
-        rest = given[len(prompt) :] if as_given else _answer_after(prompt, given, self.messages[i], self.markers)
-        end, needs_eos = _end_of_answer(rest, self.messages[i], self.markers)
+        message = self.messages[i]
+        if as_given:
+            rest = given[len(prompt) :]
+        elif message.get("tool_calls") or not (message.get("content") or "").strip():
+            rest = self._call_after(i, prompt, given)
+        else:
+            rest = _answer_after(prompt, given, message, self.messages[i - 1], self.markers)
+        end, needs_eos = _end_of_answer(rest, message, self.markers)
         self.turns[i] = _Turn(prompt, rest[:end], self.weights[i], needs_eos, as_given)
+
+    def _call_after(self, i: int, prompt: str, given: str) -> str:
+        """`_answer_after` of a tool call or of an empty answer, which cannot be found by its content.
+
+        A mark in place of the content before it tells where the prompt's last message ends. From there on, the answer is
+        what differs from the prompt.
+        """
+        message, before, mark = self.messages[i], self.messages[i - 1], MARK.format(i)
+        if (before.get("content") or "").strip():
+            marked = [*self.messages[: i - 1], before | {"content": mark}]
+            with contextlib.suppress(UserError):  # a template may look into a content
+                _, in_prompt, end = self.template.render(marked, self.tools, prompt=True).rpartition(mark)
+                _, in_given, rest = self.template.render([*marked, message], self.tools).rpartition(mark)
+                if in_prompt and in_given and given.endswith(rest):
+                    prompt, given = end, rest
+        opened = OPEN_THINKING.search(prompt)
+        rest = given[_parting(prompt[: opened.start()] if opened else prompt, given, self.markers) :]
+        if not opened:
+            return rest
+        tag, content = opened[1], message.get("content") or ""
+        thought = message.get("reasoning_content") or content.rpartition(f"</{tag}>")[0].replace(f"<{tag}>", "")
+        rest = re.sub(rf"^\s*<{tag}>.*?</{tag}>\s*", "", rest, flags=re.DOTALL)
+        return f"{thought.strip()}\n</{tag}>\n\n{rest}"
 
     def _turn(self, i: int) -> _Turn:
         """The answer of message i, with the prompt that generation sees."""
@@ -319,18 +364,28 @@ def _leaves_out(text: str, messages: Sequence[dict]) -> bool:
     return False
 
 
-def _answer_after(prompt: str, given: str, message: dict, markers: EndMarkers) -> str:
+def _parting(prompt: str, given: str, markers: EndMarkers) -> int:
+    """Where two renderings begin to differ, but not inside a special token or a tag."""
+    end = len(os.path.commonprefix([prompt, given]))
+    for token in markers.special:
+        at = given.find(token, max(0, end - len(token) + 1), end + len(token) - 1)
+        end = end if at < 0 else at
+    tag = OPEN_TAG.search(given[:end])
+    return tag.start() if tag else end
+
+
+def _answer_after(prompt: str, given: str, message: dict, before: dict, markers: EndMarkers) -> str:
     """The answer to append to a prompt that is not a prefix of the chat with the answer.
 
     It is what the template writes from the end of the prompt on, where that end can be found before the content; else the
-    content and what the template writes after it. A thinking block that the prompt opens is closed.
+    content and what the template writes after it. A thinking block that the prompt opens is closed. before: the message
+    before the answer, whose content is no part of it.
     """
     said = (message.get("content") or "").strip()
     content = said
     if "</think>" in said and said not in given:  # the template drops the thinking of an answer that is given
         content = said.rpartition("</think>")[2].strip()
-    # Without a content, as in a tool call, the answer is what differs from the prompt.
-    end = _content_end(given, content, markers) if content else len(os.path.commonprefix([prompt, given]))
+    end = _content_end(given, content, markers)
     if end is None:
         raise UserError(
             "the chat template rewrites the last answer, so what the assistant wrote cannot be found in it; give another "
@@ -338,8 +393,11 @@ def _answer_after(prompt: str, given: str, message: dict, markers: EndMarkers) -
         )
     start = end - len(content)
     opened = OPEN_THINKING.search(prompt)
-    if not opened and content:
+    if not opened:
+        earlier = (before.get("content") or "").strip() if before["role"] == "assistant" else ""
         for gap in range(min(MAX_GAP, start) + 1):
+            if earlier and given.startswith(earlier, start - gap):
+                break  # the template joins two answers
             if given[: start - gap].endswith(prompt[-NEAR:]):
                 return given[start - gap :]
     if not opened:

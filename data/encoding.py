@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data.chat_template import ChatSettings, ChatTemplate
-from data.chat_turns import CharSpan, Chat, EndMarkers, RenderedText
+from data.chat_turns import CharSpan, Chat, EndMarkers, RenderedText, as_rendered
 from data.text_pieces import make_encoder
 from data.tokens import bos_ids, eos_id
 
@@ -185,8 +185,7 @@ class ExampleEncoder:
         """
         if messages[-1]["role"] == "assistant":
             messages = messages[:-1]
-        plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
-        text = self.template.render(plain, tools, prompt=True)
+        text = self.template.render(as_rendered(self.template, messages, tools is not None), tools, prompt=True)
         return self.encoder.encode(text, add_special_tokens=False).ids
 
     def _render(self, examples: Sequence[dict]) -> list[tuple[list[RenderedText], list[str]] | UserError]:

@@ -135,3 +135,20 @@ REFUSED = {
     *((family, "assistant first") for family in ("llama2", "mistral-v1", "mistral-v3", "mistral-tekken", "gemma")),
     *((family, case) for family in ("mistral-v1", "gemma") for case in ("system", "system, multi-turn")),
 }
+
+
+def test_a_call_is_found_where_the_template_moves_the_system_message_or_drops_the_thinking() -> None:
+    chat = {"messages": [SYSTEM, ASK, CALL, RESULT, SAY], "tools": TOOLS}
+    for family, begins in (("mistral-v3", "[TOOL_CALLS]"), ("deepseek-r1", "<|call|>")):
+        tokenizer = tokenizer_of(family)
+        outcome = ExampleEncoder(tokenizer, ChatSettings(date=TODAY)).encode([chat])[0]
+        answer = str(tokenizer.decode(trained_answers(outcome.sequences)[0][1]))
+        assert answer.removeprefix("\n</think>\n\n").startswith(begins)
+
+
+def test_what_a_template_leaves_out_of_an_answer_is_said() -> None:
+    encoder = ExampleEncoder(tokenizer_of("gpt-oss"), ChatSettings(date=TODAY))
+    twice = CALL | {"tool_calls": CALL["tool_calls"] * 2}
+    assert "leaves out a tool call" in str(encoder.encode([{"messages": [ASK, twice]}])[0].error)
+    encoder = ExampleEncoder(tokenizer_of("smollm2"))
+    assert "thinking" in encoder.encode([{"messages": [ASK, SAY | {"reasoning_content": "a reason"}]}])[0].notes
