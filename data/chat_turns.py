@@ -247,7 +247,8 @@ class Chat:
     def _marked(self, text: str, spans: tuple[CharSpan, ...], last: int) -> tuple[CharSpan, ...]:
         """The part of each span that the template marks as written by the assistant, if it marks anything.
 
-        The token that ends an answer belongs to it, even if the template writes it behind its mark. last: index of the last
+        White space after the prompt and the token that ends an answer belong to it, even if the template writes them outside
+        of its mark. last: index of the last
         message in the text.
         """
         if not self.generation:
@@ -256,6 +257,8 @@ class Chat:
         parts = []
         for span in spans:
             for start, end in marks:
+                if not text[span.start : start].strip():
+                    start = span.start
                 if text[end : span.end].strip() in self.markers.special:
                     end = span.end
                 if max(span.start, start) < min(span.end, end):

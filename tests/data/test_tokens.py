@@ -96,6 +96,15 @@ def test_eos_after_a_generation_block_is_a_target() -> None:
     assert spans(tokenizer, ids, is_target) == ["below 100%<|im_end|>", "above 3%<|im_end|>"]
 
 
+def test_the_space_after_the_prompt_is_a_target_even_outside_of_a_generation_block() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'A: ' }}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{{ eos_token }}{% else %}{{ 'Q: ' + m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+    )
+    assert targets(tokenizer, {"messages": CHAT}) == [[" below 100%<|im_end|>", " above 3%<|im_end|>"]]
+
+
 def test_a_generation_block_may_leave_out_a_part_of_the_answer() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
