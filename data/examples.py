@@ -15,6 +15,7 @@ from data.example_cache import Cache, describe
 from data.example_report import example_report
 from data.example_store import ExampleStore, StoredSequence
 from data.files import expand, read_file
+from data.formats import DEFAULT, Reading
 from data.parallel_encoding import ExampleSettings
 
 Say = Callable[[str], None]
@@ -71,9 +72,9 @@ class Documents:
         return self.store.hashes() if self.store else np.zeros(0, dtype=np.uint64)
 
 
-def read_examples(path: str | Path) -> list[dict]:
+def read_examples(path: str | Path, reading: Reading = DEFAULT) -> list[dict]:
     """All examples of a file (data/files.py), checked for shape. Raises UserError with the file and line."""
-    return [example for _, example in read_file(path)]
+    return [example for _, example in read_file(path, reading=reading)]
 
 
 def load_documents(

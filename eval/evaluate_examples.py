@@ -12,9 +12,12 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from common.dtypes import dtype_name
 from common.errors import UserError
+from configs.loading.config_file import parse_dict
+from configs.loading.names import check_fields
 from data.chat_settings import read_chat_settings
 from data.encoding import ExampleEncoder
 from data.examples import read_examples
+from data.formats import Reading
 from data.tokens import load_tokenizer
 from distributed.process_group import Ranks
 from eval import general_text, report
@@ -36,6 +39,8 @@ class EvaluationOptions:
     model: str
     data: Path
     train: Path | None = None
+    format: str = "auto"
+    fields: str = ""
     limit: int | None = None
     batch_size: int = 32
     max_new_tokens: int | None = None
@@ -75,8 +80,11 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
-    examples = choose_examples(read_examples(options.data), options.limit)
-    training = list(filter(has_answer, read_examples(options.train))) if options.train else None
+    fields = {key: str(name) for key, name in parse_dict(options.fields, str, "--fields").items()}
+    check_fields(fields, "--fields")
+    reading = Reading(options.format, fields)
+    examples = choose_examples(read_examples(options.data, reading), options.limit)
+    training = list(filter(has_answer, read_examples(options.train, reading))) if options.train else None
     before = read_result(options.before) if options.before else None
     if options.json:
         prepare_output(options.json)

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
+from configs.loading.checks import FORMATS
 from distributed.process_group import read_on_first, start_process_group
 from eval.evaluate_examples import EvaluationOptions, evaluate_examples, read_inputs
 from eval.load_over_ranks import add_sharding_option
@@ -42,6 +43,8 @@ def parse_arguments() -> argparse.Namespace:
         "call of a tool count for the loss only",
     )
     parser.add_argument("--train", type=Path, help="the training split, on which the trivial baselines are fitted")
+    parser.add_argument("--format", choices=FORMATS, default="auto", help="like data.format of a config (%(default)s)")
+    parser.add_argument("--fields", default="", help="like data.fields of a config: messages=dialogue,role=speaker")
     parser.add_argument(
         "--limit", type=int, help="evaluate at most this many examples, a fixed random choice (default: all)"
     )

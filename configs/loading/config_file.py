@@ -111,7 +111,7 @@ def _parse(raw: str, hint: object, name: str) -> object:
     if kind is str:
         return raw
     if typing.get_origin(kind) is dict:
-        return _parse_dict(raw, typing.get_args(kind)[1], name)
+        return parse_dict(raw, typing.get_args(kind)[1], name)
     if kind is bool and raw.lower() in ("true", "false"):
         return raw.lower() == "true"
     if typing.get_origin(kind) is tuple and typing.get_args(kind)[0] is str:
@@ -131,7 +131,7 @@ def _parse(raw: str, hint: object, name: str) -> object:
     return value
 
 
-def _parse_dict(raw: str, kind: object, name: str) -> dict[str, object]:
+def parse_dict(raw: str, kind: object, name: str) -> dict[str, object]:
     """`key=value,key=value` as a dictionary. Unless only strings are allowed, a value is read as JSON where it is JSON."""
     values: dict[str, object] = {}
     for part in _split(raw):

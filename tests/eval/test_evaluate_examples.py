@@ -57,6 +57,16 @@ def test_answers_may_be_16_tokens_longer_than_the_longest_reference(folder):
     assert read(folder).max_new_tokens == longest + 16
 
 
+def test_the_keys_of_a_file_can_be_named(folder, tmp_path):
+    data = tmp_path / "own.jsonl"
+    lines = (folder / "test.jsonl").read_text().splitlines()
+    own = [{"id": i, "talk": json.loads(line)["messages"]} for i, line in enumerate(lines)]
+    data.write_text("".join(json.dumps(example) + "\n" for example in own))
+    assert read(folder, data=data, fields="messages=talk").prompts == read(folder).prompts
+    with pytest.raises(UserError, match="--fields: unknown key 'mesages'; did you mean messages?"):
+        read(folder, data=data, fields="mesages=talk")
+
+
 def test_a_tool_call_is_not_scored_and_an_answer_without_loss_is(folder, tmp_path):
     ask = {"role": "user", "content": "What is the leverage ratio of the bank?"}
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "ratio", "arguments": {}}]}
