@@ -69,7 +69,8 @@ class Meter:
         if len(self.corpus.sources) > 1:
             means = mean_losses(self.corpus, self.loss_sums.by_source.tolist(), self.targets)
             row |= {f"train/loss/{name}": loss for name, loss in means.items()}
-            row |= _shares(self.corpus.names, progress.targets)
+            row |= _shares("train/share", self.corpus.names, progress.targets)
+            row |= _shares("train/step_share", self.corpus.names, self.targets)
         self._open_window()
         return row
 
@@ -94,6 +95,6 @@ class Meter:
         return " | ".join(parts)
 
 
-def _shares(names: Sequence[str], targets: Sequence[float]) -> dict[str, float]:
-    """Each source's share of the target tokens trained on so far."""
-    return {f"train/share/{name}": count / sum(targets) for name, count in zip(names, targets, strict=True)}
+def _shares(curve: str, names: Sequence[str], targets: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Each source's share of target tokens. `targets`: of each source."""
+    return {f"{curve}/{name}": float(count / sum(targets)) for name, count in zip(names, targets, strict=True)}

@@ -76,6 +76,7 @@ def test_losses_and_shares_by_source_cover_the_window_and_the_run(clock) -> None
     row = meter.row(Progress({}, {}, [12, 4], step=2, tokens=40), epoch=0.1)
     assert row["train/loss/main"] == pytest.approx(12 / 8) and row["train/loss/law"] == pytest.approx(1 / 2)
     assert row["train/share/main"] == 0.75 and row["train/share/law"] == 0.25
+    assert row["train/step_share/main"] == 0.8 and row["train/step_share/law"] == 0.2
 
 
 def test_the_peak_is_the_best_of_several_measurements(monkeypatch) -> None:
