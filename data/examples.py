@@ -130,4 +130,4 @@ def load_documents(
 
 def _tokenised(store: ExampleStore, start: float) -> str:
     processes = store.info["processes"]
-    return f"tokenised in {time.perf_counter() - start:.1f} s" + (f" ({processes} processes)" if processes > 1 else "")
+    return f"tokenised in {time.perf_counter() - start:.1f} s" + (f" (on {processes} cores)" if processes > 1 else "")

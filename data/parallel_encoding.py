@@ -1,13 +1,14 @@
 """Encode examples in batches, on all cores.
 
 The reader makes jobs of some 128k characters; results come back in the order of the jobs, so what is written does not depend
-on who did them. Worker processes do them rather than threads, because rendering a chat template and taking ids out of the
-tokenizers library hold Python's lock: on two cores processes are as fast for texts and a fifth faster for chats, and more
-cores help. They are forked: a spawned process would import transformers first, which takes longer than tokenising 10 MB. A
+on who did them. Worker processes do chats rather than threads, because rendering a chat template holds Python's lock: on two
+cores that is a fifth faster. Texts on few cores are left to threads, which is a tenth faster; taking ids out of the library
+holds the lock too, so on many cores processes do them. Processes are forked: a spawned process would import transformers first, which takes longer than tokenising 10 MB. A
 worker uses nothing but Python, numpy and the tokenizer. Small files are encoded in this process.
 """
 
 import gc
+import itertools
 import os
 import signal
 import threading
@@ -15,7 +16,7 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from data.text_pieces import PieceEncoder, cut_text
 
 JOB_CHARACTERS = 2**17
 JOB_EXAMPLES = 256
+FEW = 4  # cores
 AHEAD = 3  # jobs per worker that are read in advance
 PARALLEL_BYTES = 2**20  # of source files: below this, starting processes takes longer than it saves
 
@@ -192,6 +194,12 @@ def encode_jobs(
     """Yield (job, its result) in order. With one process, or where processes cannot be forked, it is done here."""
     if processes < 2 or platform != "linux":
         yield from ((job, encoder(job)) for job in jobs)
+        return
+    first = next(jobs, None)
+    jobs = itertools.chain([] if first is None else [first], jobs)
+    if first and processes <= FEW and not any("messages" in example for _, example in first.examples):
+        with ThreadPoolExecutor(processes) as pool:
+            yield from _in_order(jobs, lambda job: pool.submit(encoder, job), AHEAD * processes)
         return
     with _workers(encoder, processes) as pool:
         try:

@@ -67,7 +67,9 @@ def entries(cache: Path) -> list[Path]:
     return sorted(path.parent for path in cache.glob("*/examples.json"))
 
 
-def test_the_cache_has_what_memory_has_for_any_number_of_processes(files, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("first", ["chats", "texts"])  # which decides between processes and threads
+def test_the_cache_has_what_memory_has_for_any_number_of_processes(files, tmp_path, monkeypatch, first) -> None:
+    files = files if first == "chats" else files[::-1]
     monkeypatch.setattr(data.parallel_encoding, "JOB_EXAMPLES", 7)
     monkeypatch.setattr(data.parallel_encoding, "JOB_CHARACTERS", 900)
     monkeypatch.setattr(data.text_pieces, "PIECE_CHARACTERS", 300)
@@ -78,15 +80,16 @@ def test_the_cache_has_what_memory_has_for_any_number_of_processes(files, tmp_pa
     again = load(files, tmp_path / "two", encoder=encoder)
     assert content(memory) == content(one) == content(two) == content(again)
     assert "tokenised in" in memory.report and memory.report.endswith(" s")
-    assert "(2 processes) into" in two.report and str(entries(tmp_path / "two")[0]) in two.report
+    assert "(on 2 cores) into" in two.report and str(entries(tmp_path / "two")[0]) in two.report
     assert f"from the cache {entries(tmp_path / 'two')[0]}, written 20" in again.report
     assert isinstance(again.lengths.base, np.memmap) and isinstance(again.targets.base, np.memmap)
-    ids, weights = again.get(0)
+    number = 0 if first == "chats" else len(again) - 40
+    ids, weights = again.get(number)
     assert ids.dtype == np.int64 and {again.get(i)[1].dtype for i in range(len(again))} == {
         np.dtype(bool),
         np.dtype("f4"),
     }
-    assert again.targets.dtype == np.float64 and again.targets[0] == weights.sum() == memory.num_targets(0)
+    assert again.targets.dtype == np.float64 and again.targets[number] == weights.sum() == memory.num_targets(number)
     # A text that is cut into pieces has the ids of the whole text.
     monkeypatch.setattr(data.text_pieces, "PIECE_CHARACTERS", 10**6)
     assert content(load(files, encoder=encoder)) == content(memory)
