@@ -31,21 +31,14 @@ def settle_chat_settings(
     """
     data = config.data
     _check_options(data, ChatTemplate(tokenizer, ChatSettings()))
-    if not writes_date(tokenizer):
-        return _with_date(config, None)
-    if data.chat_date is not None:
-        return config
-    date = _recorded_date(run_directory) or datetime.date.today().isoformat()
-    if world_size > 1:
+    date = data.chat_date or _recorded_date(run_directory) or datetime.date.today().isoformat()
+    if world_size > 1:  # whatever the template: a rank with another tokenizer must not leave the others waiting
         store = join(config.run.timeout_minutes)
         if int(os.environ["RANK"]) == 0:
             store.set("chat_date", date)
-        date = store.get("chat_date").decode()
-    return _with_date(config, date)
-
-
-def _with_date(config: Config, date: str | None) -> Config:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, chat_date=date))
+        date = data.chat_date or store.get("chat_date").decode()
+    chat_date = date if writes_date(tokenizer) else None
+    return dataclasses.replace(config, data=dataclasses.replace(data, chat_date=chat_date))
 
 
 def _recorded_date(run_directory: Path) -> str | None:

@@ -1,6 +1,8 @@
 """Two ranks settle the date of a run, rank 1 after midnight; each writes it to RESULT.rank<rank>.txt.
 
-torchrun --nproc_per_node=2 tests/training/chat_date_worker.py RUN_DIRECTORY RESULT
+torchrun --nproc_per_node=2 tests/training/chat_date_worker.py RUN_DIRECTORY RESULT FAMILY FAMILY
+
+FAMILY: whose tokenizer rank 0 and rank 1 have (tests/chat_families.py).
 """
 
 import datetime
@@ -22,7 +24,8 @@ class Today(datetime.date):
 
 
 chat_settings.datetime.date = Today
-run_directory, result = map(Path, sys.argv[1:])
-config = Config(Model("m"), Data(("a",)), Batch(1), Optimizer(1e-5), Run("r"))
-config = chat_settings.settle_chat_settings(config, family_tokenizer("llama3"), run_directory, 2)
+run_directory, result = map(Path, sys.argv[1:3])
+tokenizer = family_tokenizer(sys.argv[3 + int(os.environ["RANK"])])
+config = Config(Model("m"), Data(("a",)), Batch(1), Optimizer(1e-5), Run("r", timeout_minutes=0.5))
+config = chat_settings.settle_chat_settings(config, tokenizer, run_directory, 2)
 result.with_suffix(f".rank{os.environ['RANK']}.txt").write_text(str(config.data.chat_date))

@@ -40,9 +40,16 @@ def test_a_template_without_a_date_has_none(tmp_path) -> None:
 
 
 def test_ranks_that_start_on_both_sides_of_midnight_agree(tmp_path) -> None:
-    done = run_ranks(2, HERE / "chat_date_worker.py", tmp_path / "run", tmp_path / "date")
+    done = run_ranks(2, HERE / "chat_date_worker.py", tmp_path / "run", tmp_path / "date", "llama3", "llama3")
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / f"date.rank{rank}.txt").read_text() for rank in (0, 1)] == ["2026-01-31"] * 2
+
+
+def test_a_rank_with_another_template_does_not_leave_the_other_waiting(tmp_path) -> None:
+    """All ranks compare their tokenizers later, and say so."""
+    done = run_ranks(2, HERE / "chat_date_worker.py", tmp_path / "run", tmp_path / "date", "llama3", "qwen3")
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"date.rank{rank}.txt").read_text() for rank in (0, 1)] == ["2026-01-31", "None"]
 
 
 def test_an_option_that_the_template_does_not_have_is_refused(tmp_path) -> None:
