@@ -22,8 +22,9 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
+from data.chat_answers import EndMarkers
 from data.chat_template import ChatSettings, ChatTemplate
-from data.chat_turns import CharSpan, Chat, EndMarkers, RenderedText, as_rendered
+from data.chat_turns import CharSpan, Chat, RenderedText, as_rendered
 from data.text_pieces import make_encoder
 from data.tokens import bos_ids, eos_id
 

@@ -132,6 +132,7 @@ class _Collector:
         self.refused: str | None = None
 
     def add(self, encoded: Encoded, is_text: bool, where: str) -> None:
+        """Add one sequence: what is kept of it, and why the rest is not."""
         size, too_long, length = self.settings.sequence_length, self.settings.too_long, len(encoded.ids)
         self.counts["longest"] = max(self.counts["longest"], length)
         reason = "empty"

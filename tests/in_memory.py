@@ -1,43 +1,18 @@
 """A source of training in memory, with the interface of data/sources.py: whatever tokens and weights a test needs."""
 
-from dataclasses import dataclass
-
 import numpy as np
+
+from data.examples import Documents
 
 VOCABULARY = 259  # ids that every tiny model has (tests/tiny.py)
 
 
-@dataclass(frozen=True)
-class InMemory:
+class InMemory(Documents):
     """Documents with given tokens and weights. weights: bool or float32; the first of each document is 0."""
 
-    ids: list[np.ndarray]
-    weights: list[np.ndarray]
-    fingerprint: str = "in memory"
-    report: str = "in memory"
-
-    def __post_init__(self) -> None:
-        sums = [weights.sum(dtype=np.float64 if weights.dtype == np.float32 else np.int64) for weights in self.weights]
-        object.__setattr__(self, "targets", np.array(sums))
-        object.__setattr__(self, "lengths", np.array([len(ids) for ids in self.ids]))
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def get(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.ids[index], self.weights[index]
-
-    def num_tokens(self, index: int) -> int:
-        return int(self.lengths[index])
-
-    def document_lengths(self, index: int) -> tuple[int, ...]:
-        return (int(self.lengths[index]),)
-
-    def num_targets(self, index: int) -> int | float:
-        return self.targets[index].item()
-
-    def items_with_targets(self) -> np.ndarray:
-        return np.flatnonzero(self.targets)
+    def __init__(self, ids: list[np.ndarray], weights: list[np.ndarray], name: str = "in memory") -> None:
+        sums = [w.sum(dtype=np.float64 if w.dtype == np.float32 else np.int64) for w in weights]
+        super().__init__(ids, weights, np.array([len(tokens) for tokens in ids]), np.array(sums), name, name)
 
 
 def texts(lengths) -> InMemory:

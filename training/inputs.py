@@ -15,7 +15,8 @@ from data.batches import Plan, TrainingPlan, collate, micro_batches, plan_traini
 from data.encoding import ExampleEncoder
 from data.files import check_paths_exist
 from data.formats import Reading
-from data.sources import Corpus, Reader, with_shared_examples_reported
+from data.reader import Reader, with_shared_examples_reported
+from data.sources import Corpus
 from model.ewc.batches import FisherBatches, fisher_batches
 from training.chat_settings import chat_settings
 

@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import UserError
 from configs.config import Source
-from data.sources import Reader, with_shared_examples_reported
+from data.reader import Reader, with_shared_examples_reported
 from tests.tiny import tiny_tokenizer, write_chat_file
 
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]

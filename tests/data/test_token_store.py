@@ -13,7 +13,8 @@ import data.text_pieces
 from common.errors import UserError
 from data.batches import plan_training
 from data.checked_file import BLOCK, CHECKSUM, CheckedFile, CheckedWriter
-from data.sources import Reader, Windows
+from data.reader import Reader
+from data.sources import Windows
 from data.token_build import build_store
 from data.token_store import (
     TokenStore,

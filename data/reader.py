@@ -1,0 +1,143 @@
+"""Read the sources of a run: files through the cache, or token stores; and say which examples stand in two of them."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from common.errors import UserError
+from configs.config import Source
+from data.encoding import ExampleEncoder
+from data.examples import Documents, load_documents
+from data.formats import DEFAULT, Reading
+from data.held_out import num_shared
+from data.parallel_encoding import ExampleSettings
+from data.sources import MAIN, Corpus, Windows
+from data.token_store import is_store, open_store, tokenizer_fingerprint
+
+
+def with_shared_examples_reported(validation: Corpus, train: Corpus) -> Corpus:
+    """The validation corpus, with a warning in the report of each source whose examples are also trained on."""
+    sources = tuple(_with_shared_reported(source, train.sources, "the") for source in validation.sources)
+    return dataclasses.replace(validation, sources=sources)
+
+
+def _with_shared_reported(
+    source: Documents | Windows, trained: Sequence[Documents | Windows], where: str
+) -> Documents | Windows:
+    """The source, with a warning in its report if some of its examples are in `trained`. Token stores are not compared."""
+    keys = [other.content_keys() for other in trained if isinstance(other, Documents)]
+    if not isinstance(source, Documents) or not keys:
+        return source
+    shared = num_shared(source.content_keys(), np.concatenate(keys))
+    warning = f"\nWARNING: {shared:,} of its examples are also in {where} training data" if shared else ""
+    return dataclasses.replace(source, report=source.report + warning)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the sources of a run, all with the same tokenizer and sequence length."""
+
+    tokenizer: PreTrainedTokenizerBase
+    vocab_size: int  # number of rows of the model's embedding
+    sequence_length: int
+    too_long: str  # drop | truncate | error, as in load_documents
+    show_progress: bool = False  # a bar on the process that tokenises
+    encoder: ExampleEncoder | None = None  # how chats are rendered; None: as the tokenizer's template says
+    cache: str | None = None  # directory of tokenised files, as in load_documents
+    reading: Reading = DEFAULT  # of data.train and data.validation; its on_bad holds for all sources
+    validation_share: float = 0.0
+    say: Callable[[str], None] = lambda text: None  # prints a line about waiting
+
+    def training(self, train: tuple[str, ...], mix: Sequence[Source]) -> Corpus:
+        """The main source followed by the mixed-in ones.
+
+        Raises UserError for a bad file and for a token id that has no row in the model's embedding.
+        """
+        part = "training" if self.validation_share else "all"
+        main = self._load(train, "training", self.reading, part)
+        others = [self._load(source.paths, source.name, self._reading(source)) for source in mix]
+        others = [
+            _with_shared_reported(source, [main, *others[:i]], "another source of") for i, source in enumerate(others)
+        ]
+        shares = [s.share for s in mix]
+        return Corpus((main, *others), (MAIN, *(s.name for s in mix)), (1 - sum(shares), *shares))
+
+    def validation(
+        self, validation: tuple[str, ...], mix: Sequence[Source], train: tuple[str, ...] = ()
+    ) -> Corpus | None:
+        """The validation files of all sources that have some, or None if no source has any. The shares are unused.
+
+        With a `validation_share`, those of the main source are the examples that it holds out of `train`.
+        """
+        loaded = {}
+        if self.validation_share:
+            loaded[MAIN] = self._load(train, f"validation of {MAIN}", self.reading, "validation")
+        elif validation:
+            loaded[MAIN] = self._load(validation, f"validation of {MAIN}", self.reading)
+        for source in mix:
+            if source.validation:
+                what = f"validation of {source.name}"
+                loaded[source.name] = self._load(source.validation, what, self._reading(source))
+        if not loaded:
+            return None
+        return Corpus(tuple(loaded.values()), tuple(loaded), (1 / len(loaded),) * len(loaded))
+
+    def source(self, paths: tuple[str, ...], what: str) -> Documents | Windows:
+        """A single source besides those of training, whole and of any form. `what` is its name in messages."""
+        return self._load(paths, what, Reading(on_bad=self.reading.on_bad))
+
+    def _reading(self, source: Source) -> Reading:
+        return Reading(source.format, source.fields, self.reading.on_bad)
+
+    def _load(self, paths: tuple[str, ...], what: str, reading: Reading, part: str = "all") -> Documents | Windows:
+        stores = [path for path in paths if is_store(path)]
+        if stores and len(paths) > 1:
+            raise UserError(
+                f"{stores[0]} is a directory among other files of {what}; a token store must be the only path of its "
+                "source, so add it to data.mix as a separate source"
+            )
+        if stores and part != "all":
+            raise UserError(
+                f"data.validation_share cannot be used with the token store {stores[0]}; build a second store of held-out "
+                "texts and name it in data.validation"
+            )
+        if stores:
+            return self._open_store(Path(stores[0]))
+        settings = ExampleSettings(self.sequence_length, self.too_long, reading, self.validation_share, part)
+        documents = load_documents(
+            paths,
+            self.tokenizer,
+            self.sequence_length,
+            self.too_long,
+            encoder=self.encoder,
+            settings=settings,
+            cache=self.cache,
+            progress=what if self.show_progress else None,
+            say=self.say,
+        )
+        self._check_highest(documents.highest_token())
+        return documents
+
+    def _open_store(self, path: Path) -> Windows:
+        store = open_store(path, tokenizer_fingerprint(self.tokenizer), self.sequence_length)
+        if not store.mean_targets:
+            raise UserError(
+                f"no token of {path} carries loss in windows of data.sequence_length={self.sequence_length}; increase it"
+            )
+        self._check_highest(len(self.tokenizer) - 1)  # checking every token of the store would take too long
+        report = (
+            f"token store {path}: {store.num_tokens:,} tokens of {store.num_documents:,} documents in {len(store):,} "
+            f"windows of {self.sequence_length}"
+        )
+        return Windows(store, store.fingerprint, report, store.mean_targets)
+
+    def _check_highest(self, token: int) -> None:
+        if token >= self.vocab_size:
+            raise UserError(
+                f"token id {token} of the tokenizer is outside the model's embedding of {self.vocab_size} rows; use the "
+                "tokenizer of the model"
+            )
