@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.measure import ROOT
 from common.errors import UserError
 from data.batches import collate, micro_batches, plan_training
-from data.sources import Reader
+from data.reader import Reader
 from data.token_store import STORE_FILE, checksums_file, documents_file, tokens_file
 from data.tokens import load_tokenizer
 

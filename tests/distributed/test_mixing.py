@@ -9,7 +9,7 @@ import torch
 
 from configs.config import Source
 from data.batches import Plan, plan_training
-from data.sources import Reader
+from data.reader import Reader
 from data.token_build import build_store
 from model.loss import LossSums, cross_entropy_sum
 from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
