@@ -117,11 +117,11 @@ def main() -> int:
         config.model.path, config.model.rope_type, config.model.rope_factor, config.model.rope_original_length
     )
     tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
-    config = settle_chat_settings(config, tokenizer, run_directory, world_size)
     check_length(config.data.sequence_length, model_config, config.model.path)
     model = build_on_meta(model_config).to(parameter_dtype(config.optimizer.memory))  # shapes without memory
     decoder_layers(model, config.model.layer_class)  # a wrong name ends here
     check_weights(model, config.model.path)
+    config = settle_chat_settings(config, tokenizer, run_directory, world_size)
     inputs = read_inputs(config, tokenizer, model_config.vocab_size, world_size, show_progress=is_first)
     # Processes, which agree on all of this before anything is trained. A run directory has one owner.
     with process_group(config.run.timeout_minutes) as ranks:

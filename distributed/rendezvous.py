@@ -14,18 +14,19 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from common.errors import PeerLost
+from common.errors import PeerLost, UserError
 from distributed.rank_names import minutes, name_ranks
 
 CONNECT = 20.0  # seconds, to torchrun's store; torch may retry for twice as long
 ASK_AGAIN = 2.0  # seconds; the name that a rank has read may be one of an earlier start
 
 
-def join(timeout_minutes: float) -> dist.Store:
+def join(timeout_minutes: float, purpose: str = "start") -> dist.Store:
     """Wait for all ranks of this start, and return a store that only they write to. A collective.
 
     Reads the environment of torchrun (or any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT). Raises
-    PeerLost, with the ranks that have not joined, after `timeout_minutes`.
+    PeerLost, with the ranks that have not joined, after `timeout_minutes`, and UserError on every rank if some have come with
+    another `purpose`.
     """
     timeout = timedelta(minutes=timeout_minutes)
     end = time.monotonic() + timeout.total_seconds()
@@ -43,7 +44,7 @@ def join(timeout_minutes: float) -> dist.Store:
     except dist.DistError as error:
         raise PeerLost(unreachable) from error
     try:
-        name = _first(store, world_size, end) if rank == 0 else _other(store, rank, end)
+        name = _first(store, world_size, end, purpose) if rank == 0 else _other(store, rank, end, purpose)
     except dist.DistNetworkError as error:
         raise PeerLost(unreachable) from error
     except dist.DistStoreError as error:
@@ -52,24 +53,32 @@ def join(timeout_minutes: float) -> dist.Store:
             f"{name_ranks(missing)} of {world_size} did not join within {minutes(60 * timeout_minutes)}: look for an error in "
             "the output of their nodes, and start all nodes again"
         ) from error
+    tokens = [name, *json.loads(store.get(f"{name}/all"))]
+    different = [index for index, token in enumerate(tokens) if token.partition(":")[0] != purpose]
+    if different:
+        raise UserError(
+            f"rank {rank} has come to the {purpose}, but {name_ranks(different)} to the "
+            f"{tokens[different[0]].partition(':')[0]}: give all nodes the same config, model directory and code"
+        )
     store.set_timeout(timeout)
     return dist.PrefixStore(f"start/{name}", store)
 
 
-def _first(store: dist.Store, world_size: int, end: float) -> str:
+def _first(store: dist.Store, world_size: int, end: float, purpose: str) -> str:
     """Rank 0: publish a new name, and wait until every other rank has confirmed it."""
-    name = uuid.uuid4().hex
+    name = f"{purpose}:{uuid.uuid4().hex}"
     store.set("name", name)
     others = [f"{name}/{rank}" for rank in range(1, world_size)]
     if others:
         store.wait(others, _until(end))
-        store.set(f"{name}/all", json.dumps([token.decode() for token in store.multi_get(others)]))
+    tokens = [token.decode() for token in store.multi_get(others)] if others else []
+    store.set(f"{name}/all", json.dumps(tokens))
     return name
 
 
-def _other(store: dist.Store, rank: int, end: float) -> str:
+def _other(store: dist.Store, rank: int, end: float, purpose: str) -> str:
     """Confirm the newest name until rank 0 has seen this rank's own token under it."""
-    token = uuid.uuid4().hex
+    token = f"{purpose}:{uuid.uuid4().hex}"
     while True:
         store.wait(["name"], _until(end))
         name = store.get("name").decode()

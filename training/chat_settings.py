@@ -23,7 +23,9 @@ def chat_settings(data: Data) -> ChatSettings:
 def settle_chat_settings(
     config: Config, tokenizer: PreTrainedTokenizerBase, run_directory: Path, world_size: int
 ) -> Config:
-    """The config with the date of the run in data.chat_date, or None if the chat template writes none. A collective.
+    """The config with the date of the run in data.chat_date, or None if the chat template writes none.
+
+    A collective if the template writes a date and the config sets none.
 
     A template that writes today's date would make other data of the same chats every day: the run could not be resumed. The
     date is therefore that of the run's first start, which its config.json records. Rank 0 tells it to the others, because
@@ -31,14 +33,22 @@ def settle_chat_settings(
     """
     data = config.data
     _check_options(data, ChatTemplate(tokenizer, ChatSettings()))
-    date = data.chat_date or _recorded_date(run_directory) or datetime.date.today().isoformat()
-    if world_size > 1:  # whatever the template: a rank with another tokenizer must not leave the others waiting
-        store = join(config.run.timeout_minutes)
+    if not writes_date(tokenizer):
+        return _with_date(config, None)
+    if data.chat_date is not None:
+        return config
+    date = _recorded_date(run_directory) or datetime.date.today().isoformat()
+    if world_size > 1:
+        # A rank with another template meets the others at the start of the process group: join refuses that on both sides.
+        store = join(config.run.timeout_minutes, "date of the chat template")
         if int(os.environ["RANK"]) == 0:
             store.set("chat_date", date)
-        date = data.chat_date or store.get("chat_date").decode()
-    chat_date = date if writes_date(tokenizer) else None
-    return dataclasses.replace(config, data=dataclasses.replace(data, chat_date=chat_date))
+        date = store.get("chat_date").decode()
+    return _with_date(config, date)
+
+
+def _with_date(config: Config, date: str | None) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, chat_date=date))
 
 
 def _recorded_date(run_directory: Path) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from distributed import rendezvous
 from tests.chat_families import family_tokenizer
 from training import chat_settings
 
@@ -28,4 +29,6 @@ run_directory, result = map(Path, sys.argv[1:3])
 tokenizer = family_tokenizer(sys.argv[3 + int(os.environ["RANK"])])
 config = Config(Model("m"), Data(("a",)), Batch(1), Optimizer(1e-5), Run("r", timeout_minutes=0.5))
 config = chat_settings.settle_chat_settings(config, tokenizer, run_directory, 2)
+if config.data.chat_date is None:
+    rendezvous.join(0.5)  # as train.py does next
 result.with_suffix(f".rank{os.environ['RANK']}.txt").write_text(str(config.data.chat_date))
