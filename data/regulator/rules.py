@@ -62,7 +62,7 @@ class Rule:
         if date and (date < self.applies_from or date > (self.applies_until or date)):
             return None
         legal = next((text for first, text in reversed(self.citations) if first <= date), self.legal)
-        return dataclasses.replace(self, legal=legal) if date else self
+        return self if not date or legal == self.legal else dataclasses.replace(self, legal=legal)
 
 
 @dataclass(frozen=True)
