@@ -7,9 +7,10 @@ import random
 from collections.abc import Sequence
 
 from data.regulator.banks import Bank
+from data.regulator.report import template_of
 from data.regulator.reporting import Figures
 from data.regulator.rules import Rule, built_in_rules
-from data.regulator.trial import template_of, violated
+from data.regulator.trial import violated
 
 # (probability that a bank files the module, its templates). Drawn once per bank.
 MODULES = (
