@@ -170,27 +170,28 @@ def number_of(figure: Figure) -> Number:
     return rounded(figure.value, figure.decimals)
 
 
-def is_ratio(figure: Figure | Fact) -> bool:
-    """Whether a figure has no currency."""
-    return figure.unit in (None, "", "pure", "xbrli:pure")
+def is_ratio(unit: str | None) -> bool:
+    """Whether a unit is that of a ratio or count: no currency."""
+    return unit in (None, "", "pure", "xbrli:pure")
+
+
+def decimals_needed(unit: str | None) -> int:
+    """The `decimals` that EBA filing rules 2.18 demand."""
+    return RATIO_DECIMALS if is_ratio(unit) else AMOUNT_DECIMALS
 
 
 def is_accurate(figure: Figure) -> bool:
     """Whether a figure is as accurate as EBA filing rules 2.18 demand; for a recomputed ratio, whether its parts are."""
     if figure.parts:
         return all(map(is_accurate, figure.parts))
-    return not isinstance(figure.decimals, int) or figure.decimals >= _decimals_needed(figure)
+    return not isinstance(figure.decimals, int) or figure.decimals >= decimals_needed(figure.unit)
 
 
 def as_accurate(figure: Figure) -> Figure:
     """The same figure with at least the accuracy that EBA filing rules 2.18 demand."""
     if figure.parts:
         return replace(figure, parts=tuple(map(as_accurate, figure.parts)))
-    return figure if is_accurate(figure) else replace(figure, decimals=_decimals_needed(figure))
-
-
-def _decimals_needed(figure: Figure) -> int:
-    return RATIO_DECIMALS if is_ratio(figure) else AMOUNT_DECIMALS
+    return figure if is_accurate(figure) else replace(figure, decimals=decimals_needed(figure.unit))
 
 
 def currencies(figures: Iterable[Figure]) -> tuple[str, ...]:
@@ -198,7 +199,7 @@ def currencies(figures: Iterable[Figure]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for figure in figures:
         for part in (figure, *figure.parts):
-            if isinstance(part.value, Decimal) and not is_ratio(part):
+            if isinstance(part.value, Decimal) and not is_ratio(part.unit):
                 found[str(part.unit)] = None
     return tuple(found)
 

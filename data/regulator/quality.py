@@ -9,7 +9,7 @@ The requirements are those of the EBA's filing rules (version 5.5), except where
 - DUPLICATE: a cell with values that contradict each other (2.16).
 - CURRENCY: amounts in more than one currency (3.1).
 - ENTITY, PERIOD: facts of another entity or reference date; the rules do not read them (2.9, 2.13).
-- ACCURACY: a rule is undecided because a figure is coarser than required (2.18).
+- ACCURACY: figures are coarser than required, and each rule that is undecided for this reason (2.18).
 - PLAUSIBLE: a ratio looks as if its decimal point were two places off (3.2). This is a warning.
 """
 
@@ -18,7 +18,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 
 from data.regulator.dpm import Cells
-from data.regulator.figures import Figures, index_facts, is_of_report, is_ratio, read_figure
+from data.regulator.figures import (
+    Figures,
+    decimals_needed,
+    index_facts,
+    is_of_report,
+    is_ratio,
+    read_figure,
+)
 from data.regulator.plausibility import doubtful_ratios
 from data.regulator.reasons import TOO_COARSE, format_value, name_of, why_unfiled
 from data.regulator.render import cell_name, format_fact, format_figure
@@ -57,6 +64,7 @@ def check_quality(report: Report, results: Iterable[RuleResult], cells: Cells) -
         *_duplicates(figures),
         *_currencies(report),
         *_of_others(report),
+        *_coarse(report, cells),
         *_accuracy(results),
         *_doubtful(figures),
     ]
@@ -152,7 +160,7 @@ def _currencies(report: Report) -> Iterator[RuleResult]:
     """Amounts in another currency than the report's. Amounts that are to be in their own currency are left out."""
     amounts: dict[str, list[Fact]] = {}
     for fact in report.facts:
-        if isinstance(fact.value, Decimal) and not is_ratio(fact) and str(fact.unit).startswith("iso4217:"):
+        if isinstance(fact.value, Decimal) and not is_ratio(fact.unit) and str(fact.unit).startswith("iso4217:"):
             currency = str(fact.unit).removeprefix("iso4217:")
             members = fact.dimensions.values()
             if not any(member in OWN_CURRENCY or member.rpartition(":")[2] == currency for member in members):
@@ -176,6 +184,20 @@ def _of_others(report: Report) -> Iterator[RuleResult]:
                 groups.setdefault(("ENTITY", "2.9", f"{fact.entity} instead of {report.entity}"), []).append(fact)
     for (rule_id, rule, text), facts in groups.items():
         yield _finding(rule_id, f"EBA filing rules {rule}", f"{text}: {_named(facts)}", _cell(facts[0]))
+
+
+def _coarse(report: Report, cells: Cells) -> Iterator[RuleResult]:
+    """Figures whose `decimals` are below the required ones: one finding for ratios and one for amounts."""
+    groups: dict[str, list[Fact]] = {}
+    for fact in report.facts:
+        if fact.cell and isinstance(fact.decimals, int) and fact.decimals < decimals_needed(fact.unit):
+            cell = cells.by_cell(*fact.cell)
+            if cell and cell.type in ("monetary", "percentage"):
+                groups.setdefault(cell.type, []).append(fact)
+    for kind, facts in groups.items():
+        found = ", ".join(map(str, sorted({fact.decimals for fact in facts if isinstance(fact.decimals, int)})))
+        text = f"{kind} figures have decimals {found} where at least {decimals_needed(facts[0].unit)} is required"
+        yield _finding("ACCURACY", "EBA filing rules 2.18", f"{text}: {_named(facts)}", _cell(facts[0]))
 
 
 def _accuracy(results: Iterable[RuleResult]) -> Iterator[RuleResult]:

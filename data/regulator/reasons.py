@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from decimal import Decimal
 
-from data.regulator.figures import RECOMPUTED, Figure, currencies, is_accurate, number_of
+from data.regulator.figures import RECOMPUTED, Figure, currencies, is_accurate, is_ratio, number_of
 from data.regulator.render import cell_name, format_figure, table_name
 from data.regulator.report import Report, template_of
 
@@ -20,10 +20,11 @@ def why_unfiled(report: Report, table: str) -> str:
     return f"{table_name(template)} has no filing indicator"
 
 
-def why_unreadable(figures: Mapping[str, Figure], texts: Collection[str]) -> str:
+def why_unreadable(figures: Mapping[str, Figure], texts: Collection[str], recomputes: bool) -> str:
     """Why a formula cannot be computed from its figures; "" if it can.
 
-    `texts` are the names of figures that the formula reads as text.
+    `texts` are the names of figures that the formula reads as text. `recomputes`: whether a missing ratio would have
+    been recomputed from its parts, had they been reported.
     """
     reasons = []
     for name, figure in figures.items():
@@ -31,7 +32,7 @@ def why_unreadable(figures: Mapping[str, Figure], texts: Collection[str]) -> str
             values = " and ".join(f"as {format_value(part)}" for part in figure.parts[:4])
             reasons.append(f"{name_of(figure)} is reported {values}")
         elif figure.source == "not reported":
-            reasons.append(f"{name_of(figure)} is not reported" + _why_not_recomputed(figure))
+            reasons.append(f"{name_of(figure)} is not reported" + (_parts_of(figure) if recomputes else ""))
         elif figure.source == "reported" and name not in texts and not isinstance(figure.value, Decimal):
             reasons.append(f"{name_of(figure)} is {format_value(figure)}, not a number")
     found = currencies(figures.values())
@@ -40,7 +41,7 @@ def why_unreadable(figures: Mapping[str, Figure], texts: Collection[str]) -> str
     return "; ".join(reasons)
 
 
-def _why_not_recomputed(figure: Figure) -> str:
+def _parts_of(figure: Figure) -> str:
     if figure.cell not in RECOMPUTED:
         return ""
     above, below, _ = RECOMPUTED[figure.cell]
@@ -72,7 +73,7 @@ def format_value(figure: Figure, value: Decimal | None = None) -> str:
     if figure.source == "recomputed":
         value = round(value, 6)
     text = format_figure(value, figure.unit, None if figure.source == "recomputed" else figure.decimals)
-    return text if figure.unit in (None, "", "pure", "xbrli:pure") else f"{text} {_currency(figure.unit)}"
+    return text if is_ratio(figure.unit) else f"{text} {_currency(figure.unit)}"
 
 
 def _currency(unit: str) -> str:

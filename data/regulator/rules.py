@@ -98,7 +98,8 @@ class RuleResult:
     title: str = ""
     formula: str = ""  # the condition of a violation, in the language of `formula.py`
     inputs: tuple[Figure, ...] = ()  # the figures of the formula, in its order
-    reason: str = ""  # why the rule is undecided or not applicable
+    parameters: tuple[tuple[str, Decimal], ...] = ()  # the legal parameters of the formula
+    reason: str = ""  # why the rule is undecided, not applicable, or met in spite of a difference
 
     @property
     def known_value(self) -> Decimal:
@@ -255,7 +256,8 @@ def _evaluate_row(rule: Rule, figures: Figures, key: Key, period: str, filed: fr
     inputs = {f"x{index}": _input(rule, figures, cell, key, filed) for index, cell in enumerate(rule.cells)}
     law = {name: exactly(value) for name, value in _parameters(period).items()}
     missing = sorted(rule.formula.names & PARAMETERS - law.keys())
-    reason = why_unreadable(inputs, rule.formula.texts) or ", ".join(f"no {name} on {period}" for name in missing)
+    reason = why_unreadable(inputs, rule.formula.texts, recomputes=rule.kind != "filing")
+    reason = reason or ", ".join(f"the law has no {name} on {period}" for name in missing)
     if reason:
         return _result(rule, "undecided", inputs, reason=reason)
     texts = {name: str(figure.value).rpartition(":")[2] for name, figure in inputs.items()}
@@ -268,7 +270,13 @@ def _evaluate_row(rule: Rule, figures: Figures, key: Key, period: str, filed: fr
     except ZeroDivisionError:
         return _result(rule, "undecided", inputs, reason="a denominator is 0, or may be 0 within its rounding")
     state = "ok" if not violated else "triggered" if rule.kind == "trigger" else "violated"
-    return _result(rule, state, inputs, value, limit)
+    as_filed = {name: exactly(number.value) for name, number in numbers.items()}
+    tolerated = not violated and truth(rule.formula.expression, as_filed, texts) is True
+    reason = "the difference is within the rounding of the figures" if tolerated else ""
+    result = _result(rule, state, inputs, (value, limit), reason)
+    return replace(
+        result, parameters=tuple((name, law[name].value) for name in sorted(rule.formula.names & law.keys()))
+    )
 
 
 def _input(rule: Rule, figures: Figures, cell: CellKey, key: Key, filed: frozenset[str]) -> Figure:
@@ -288,11 +296,12 @@ def _depends_on_accuracy(
 ) -> bool:
     """Whether a rule without a certain result is undecided rather than met.
 
-    A rule that allows for rounding is met unless it would be violated if its figures were as accurate as they must be.
+    A filing rule is met if some choice of values inside the rounding agrees, as with the EBA. A breach that allows for
+    rounding (`interval`) is undecided only if it would be one with figures as accurate as they must be.
     """
     if not rule.interval:
         return True
-    if all(map(is_accurate, inputs.values())):
+    if rule.kind == "filing" or all(map(is_accurate, inputs.values())):
         return False
     numbers = {**law, **numbers_of({name: as_accurate(figure) for name, figure in inputs.items()}, exact=False)}
     return truth(rule.formula.expression, numbers, texts) is True
@@ -302,16 +311,16 @@ def _result(
     rule: Rule,
     state: str,
     inputs: Mapping[str, Figure] | None = None,
-    value: Decimal | None = None,
-    limit: Decimal | None = None,
+    sides: tuple[Decimal, Decimal] | None = None,
     reason: str = "",
 ) -> RuleResult:
-    """The result of a rule. The first figure with a number determines how the value is printed."""
+    """The result of a rule. `sides`: value and limit. The first figure with a number determines how they are printed."""
     figures = tuple((inputs or {}).values())
     first = next((figure for figure in figures if isinstance(figure.value, Decimal)), None)
     decimals = first.decimals if first else None
-    if first and first.source == "recomputed" and value is not None and limit is not None:
-        value, decimals = _round_ratio(value, limit)
+    value, limit = sides or (None, None)
+    if sides and first and first.source == "recomputed":
+        value, decimals = _round_ratio(*sides)
     return RuleResult(
         rule_id=rule.id,
         kind=rule.kind,
