@@ -12,10 +12,15 @@ A rule applies only if all tables that it needs are filed. `absent_cell` defines
 `unknown` the rule is undecided, with `zero` the figure is read as 0. Breaches and triggers recompute a missing ratio
 from its numerator and denominator (`figures.py`). A rule over the rows of an open table (`*`) is evaluated for each row.
 
+The reference date of the report decides which law applies. `applies_from` and `applies_until` (YYYY-MM-DD, both
+inclusive) bound the dates of a rule. `legal` is one citation, or a list of `{"from": date, "text": citation}` in
+ascending order if the citation changes with the date.
+
 No rule is passed over in silence: `evaluate_all` has a result for every rule, with the reason why it does not apply or
 is undecided.
 """
 
+import datetime
 import functools
 import json
 import pathlib
@@ -57,12 +62,31 @@ class Rule:
     id: str
     kind: str  # "breach", "filing" or "trigger"
     title: str
-    legal: str
+    legal: str  # the citation; the latest one if it changes with the reference date
     cells: tuple[CellKey, ...]
     violated_if: str
     absent_cell: str  # "unknown" or "zero"
     interval: bool  # whether figures stand for the interval that their `decimals` allow
     formula: Formula
+    citations: tuple[tuple[str, str], ...] = ()  # (first reference date, citation), if the citation changes
+    applies_from: str = ""  # first reference date of the rule, YYYY-MM-DD; "" if there is none
+    applies_until: str = ""  # last reference date, likewise
+
+    def at(self, date: str) -> "Rule | None":
+        """The rule as it stands at a reference date (YYYY-MM-DD), with the citation of that date.
+
+        None if the rule does not apply then. Without a date ("") it is the rule in its latest form.
+        """
+        if date and (date < self.applies_from or date > (self.applies_until or date)):
+            return None
+        legal = next((text for first, text in reversed(self.citations) if first <= date), self.legal)
+        return replace(self, legal=legal) if date and legal != self.legal else self
+
+    @property
+    def dates(self) -> str:
+        """The reference dates of the rule, in words."""
+        bounds = (("from", self.applies_from), ("until", self.applies_until))
+        return "applies " + " ".join(f"{word} {date}" for word, date in bounds if date)
 
     @functools.cached_property
     def tables(self) -> tuple[str, ...]:
@@ -157,11 +181,13 @@ def _results(report: Report, rules: Iterable[Rule] | None, explain: bool) -> lis
     filed = filed_tables(report, figures.tables)
     results = []
     for rule in built_in_rules() if rules is None else rules:
-        unfiled = [table for table in rule.tables if table not in filed]
-        if any(not rule.recomputes(table, filed) for table in unfiled):
-            results += _not_applicable(rule, report, figures, filed) if explain else ()
+        current = rule.at(report.period)
+        if current is None:
+            results.append(_result(rule, "not applicable", reason=rule.dates))
+        elif any(not current.recomputes(table, filed) for table in current.tables if table not in filed):
+            results += _not_applicable(current, report, figures, filed) if explain else ()
         else:
-            results += _evaluate_rule(rule, figures, report.period, filed)
+            results += _evaluate_rule(current, figures, report.period, filed)
     return results
 
 
@@ -204,9 +230,28 @@ def _parse_rule(row: dict) -> Rule:
         raise ValueError(f"the cells of {row['id']} must be the cells of violated_if, in the same order")
     if row["kind"] not in KINDS or row["absent_cell"] not in ("unknown", "zero"):
         raise ValueError(f"{row['id']}: unknown value of kind or absent_cell")
-    keys = ("id", "kind", "title", "legal", "violated_if", "absent_cell")
+    keys = ("id", "kind", "title", "violated_if", "absent_cell")
     interval = row.get("interval", row["kind"] == "filing")
-    return Rule(**{key: row[key] for key in keys}, cells=cells, interval=interval, formula=formula)
+    return Rule(
+        **{key: row[key] for key in keys},
+        **_parse_versions(row),
+        cells=cells,
+        interval=interval,
+        formula=formula,
+    )
+
+
+def _parse_versions(row: dict) -> dict:
+    """The fields of a `Rule` that depend on the reference date. Raises ValueError for an invalid date or order."""
+    dates = {key: row.get(key, "") for key in ("applies_from", "applies_until")}
+    citations: tuple[tuple[str, str], ...] = ()
+    if isinstance(row["legal"], list):
+        citations = tuple((version["from"], version["text"]) for version in row["legal"])
+    for date in filter(None, (*dates.values(), *(first for first, _ in citations))):
+        datetime.date.fromisoformat(date)
+    if sorted(citations) != list(citations) or (isinstance(row["legal"], list) and not citations):
+        raise ValueError(f"{row['id']}: `legal` must list its versions in ascending order of `from`")
+    return {**dates, "citations": citations, "legal": citations[-1][1] if citations else row["legal"]}
 
 
 def _evaluate_rule(rule: Rule, figures: Figures, period: str, filed: frozenset[str]) -> list[RuleResult]:
