@@ -221,7 +221,7 @@ def with_reporting_accuracy(bank: Bank, seed: int, index: int) -> Bank:
     """
     rng = random.Random(f"dress {seed} {index}")
     pillar2 = bank.pillar2 if rng.random() < 0.9 else Decimal(0)
-    decimals = {"small": (0, -3, -3), "medium": (-3,), "large": (-3, -6, -6)}[bank.size]
+    decimals = {"small": (0, -3, -3), "medium": (-3,), "large": (-3, -4, -4)}[bank.size]
     return replace(bank, pillar2=pillar2, decimals=rng.choice(decimals), ratio_decimals=rng.choice((4, 4, 4, 5, 6)))
 
 

@@ -7,9 +7,10 @@ import random
 from collections.abc import Sequence
 
 from data.regulator.banks import Bank
+from data.regulator.report import template_of
 from data.regulator.reporting import Figures
 from data.regulator.rules import Rule, built_in_rules
-from data.regulator.trial import template_of, violated
+from data.regulator.trial import violated
 
 # (probability that a bank files the module, its templates). Drawn once per bank.
 MODULES = (
@@ -19,8 +20,8 @@ MODULES = (
     (0.6, ("C_26.00", "C_27.00", "C_28.00")),
     (0.45, ("F_01.01", "F_01.02", "F_01.03", "F_02.00")),
 )
-# (probability that a filed template is missing, template). Drawn for each report.
-MISSING_TEMPLATES = ((0.05, "C_01.00"), (0.03, "C_02.00"), (0.10, "C_04.00"), (0.05, "C_22.00"), (0.08, "F_02.00"))
+# (probability that a filed template is missing, template). Drawn for each report. `quality.MANDATORY` has no place here.
+MISSING_TEMPLATES = ((0.05, "C_22.00"),)
 # Figures that rules read but that may be missing without an error: the bank's own requirements and the LCR. Without the
 # CET1 or Tier 1 part of OCR the rules derive it.
 OMITTABLE = (

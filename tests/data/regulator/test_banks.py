@@ -255,7 +255,7 @@ def test_a_planted_error_violates_its_rule_and_changes_few_figures():
             if wrong is not None:
                 planted[rule_id] += 1
                 changed = sum(wrong.get(key) != figures.get(key) for key in set(wrong) | set(figures))
-                assert changed == 1 if rule_id in ERROR_CELLS else changed <= 4, rule_id
+                assert changed == 1 if rule_id in ERROR_CELLS else changed <= 5, rule_id
                 assert rule_id in violated(bank, "2026-03-31", wrong)
     signs = {"CET1_SIGN", "T1_SIGN", "TC_SIGN"}
     assert set(planted) == set(FILING_RULES) - signs  # these three need a deficit, which a sound report does not have
