@@ -106,14 +106,15 @@ def _uncovered(report: Report) -> Iterator[RuleResult]:
         text = "the report has no filing indicators; the rules judge all of its facts"
         yield _finding("FILING_INDICATOR", "EBA filing rules 1.6", f"{text} ({_named(with_cell)})", _cell(with_cell[0]))
         return
-    filed = {template for template, is_filed in report.filing_indicators.items() if is_filed}
+    indicators = report.filing_indicators
     groups: dict[str, list[Fact]] = {}
     for fact in with_cell:
         templates = [template_of(cell[0]) for cell in (_cell(fact), *fact.other_cells)]
-        if not filed & {*templates, _cell(fact)[0]}:
-            groups.setdefault(templates[0], []).append(fact)
-    for facts in groups.values():
-        text = f"{why_unfiled(report, _cell(facts[0])[0])}, yet it has {_named(facts)}"
+        if not any(indicators.get(template) for template in (*templates, _cell(fact)[0])):
+            declared = next((template for template in templates if template in indicators), templates[0])
+            groups.setdefault(declared, []).append(fact)
+    for template, facts in groups.items():
+        text = f"{why_unfiled(report, template)}, yet it has {_named(facts)}"
         yield _finding("FILING_INDICATOR", "EBA filing rules 1.6", text, _cell(facts[0]))
 
 
@@ -125,7 +126,8 @@ def _cell(fact: Fact) -> CellKey:
 def _mandatory(report: Report, cells: Cells) -> Iterator[RuleResult]:
     """Templates that are missing although their module was filed."""
     indicators = report.filing_indicators
-    reported = {template_of(fact.cell[0]) for fact in report.facts if fact.cell}
+    # A fact that several tables show does not tell which module it was filed in.
+    reported = {template_of(fact.cell[0]) for fact in report.facts if fact.cell and not fact.other_cells}
     present = {template for template, filed in indicators.items() if filed} if indicators else reported
     modules = {module for template in indicators.keys() | reported if (module := _module(template, cells))}
     for module, (templates, legal) in MANDATORY.items():

@@ -32,6 +32,7 @@ from decimal import Decimal
 from common.errors import UserError
 from data.regulator.figures import (
     RATIO_DECIMALS,
+    RECOMPUTED,
     Figure,
     Figures,
     Key,
@@ -266,7 +267,9 @@ def _evaluate_rule(rule: Rule, figures: Figures, period: str, filed: frozenset[s
     open_cells = [cell for cell in rule.cells if cell[1] == "*"]
     if not open_cells:
         return [_evaluate_row(rule, figures, (), period, filed)]
-    keys = row_keys(figures, (cell for cell in open_cells if cell[0] == open_cells[0][0]))
+    main = [cell for cell in open_cells if cell[0] == open_cells[0][0]]
+    parts = [RECOMPUTED[cell][0] for cell in main if cell in RECOMPUTED and rule.kind != "filing"]
+    keys = row_keys(figures, (*main, *parts))
     results = [_evaluate_row(rule, figures, key, period, filed) for key in keys]
     if not results:
         return [_result(rule, "not applicable", reason=f"{table_name(open_cells[0][0])} has no rows")]
