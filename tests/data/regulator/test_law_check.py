@@ -119,6 +119,7 @@ def test_the_document_of_the_law_has_every_rule_with_its_citations():
     for rule in stored:
         _, article, meaning, checked, source = listed[rule["id"]]
         versions = rule["legal"] if isinstance(rule["legal"], list) else []
-        dated = [f"{f'from {one['from']}' if one['from'] else 'until then'}: {one['text']}" for one in versions[::-1]]
+        since = [f"from {one['from']}" if one["from"] else "until then" for one in versions[::-1]]
+        dated = [f"{when}: {one['text']}" for when, one in zip(since, versions[::-1], strict=True)]
         assert article == ("; ".join(dated) or rule["legal"]), rule["id"]
         assert checked == rule["checked"] and checked in ("text", "memory") and meaning and source
