@@ -23,7 +23,6 @@ from data.regulator.figures import (
     decimals_needed,
     index_facts,
     is_of_report,
-    is_ratio,
     read_figure,
 )
 from data.regulator.plausibility import doubtful_ratios
@@ -162,8 +161,9 @@ def _currencies(report: Report) -> Iterator[RuleResult]:
     """Amounts in another currency than the report's. Amounts that are to be in their own currency are left out."""
     amounts: dict[str, list[Fact]] = {}
     for fact in report.facts:
-        if isinstance(fact.value, Decimal) and not is_ratio(fact.unit) and str(fact.unit).startswith("iso4217:"):
-            currency = str(fact.unit).removeprefix("iso4217:")
+        unit = fact.unit or ""
+        if isinstance(fact.value, Decimal) and unit.startswith("iso4217:") and "/" not in unit:
+            currency = unit.removeprefix("iso4217:")
             members = fact.dimensions.values()
             if not any(member in OWN_CURRENCY or member.rpartition(":")[2] == currency for member in members):
                 amounts.setdefault(currency, []).append(fact)

@@ -1,5 +1,6 @@
 """Facts and reports, independent of the syntax they were filed in."""
 
+import functools
 import itertools
 import re
 from dataclasses import dataclass, field
@@ -61,6 +62,7 @@ class Report:
     notes: tuple[Note, ...] = ()
 
 
+@functools.cache
 def template_of(table: str) -> str:
     """The template of a table, as named by filing indicators: `C_84.00` for `C_84.00.a`."""
     return re.sub(r"\.[a-z]$", "", table)

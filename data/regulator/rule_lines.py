@@ -61,7 +61,13 @@ def _counts(results: Sequence[RuleResult]) -> str:
 
 
 def _table_lines(result: RuleResult, state: str) -> Iterator[str]:
-    """A line with state, rule, value, limit and article, then indented lines with reason, formula and figures."""
+    """A line with state, rule, value, limit and article, then indented lines with reason, formula and figures.
+
+    A rule that does not apply has one line with the reason, unless it has figures.
+    """
+    if result.state == "not applicable" and not result.inputs:
+        yield f"  {state} | {result.rule_id} | {result.reason}"
+        return
     parts = [state, result.rule_id]
     one_comparison = " and " not in result.formula and " or " not in result.formula
     if result.value is not None and result.limit is not None and (one_comparison or result.state == "violated"):

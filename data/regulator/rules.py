@@ -204,9 +204,14 @@ def filed_tables(report: Report, tables_with_facts: Iterable[str]) -> frozenset[
     """
     if not report.filing_indicators:
         return frozenset(tables_with_facts)
-    known = {*tables_with_facts, *(cell[0] for rule in built_in_rules() for cell in rule.cells)}
+    known = {*tables_with_facts, *_tables_of_rules()}
     indicators = report.filing_indicators
     return frozenset(table for table in known if indicators.get(template_of(table), indicators.get(table, False)))
+
+
+@functools.cache
+def _tables_of_rules() -> frozenset[str]:
+    return frozenset(cell[0] for rule in built_in_rules() for cell in rule.cells)
 
 
 def legal_parameters(year: int) -> dict[str, Decimal]:
@@ -308,7 +313,11 @@ def _evaluate_row(rule: Rule, figures: Figures, key: Key, period: str, filed: fr
     reason = reason or ", ".join(f"the law has no {name} on {period}" for name in missing)
     if reason:
         return _result(rule, "undecided", inputs, reason=reason)
-    texts = {name: str(figure.value).rpartition(":")[2] for name, figure in inputs.items()}
+    if all(figure.source == "read as 0" for figure in inputs.values()):
+        return _result(rule, "not applicable", inputs, reason="none of its figures is reported")
+    texts = {
+        name: str(figure.value).rpartition(":")[2] for name, figure in inputs.items() if name in rule.formula.texts
+    }
     try:
         numbers = law | numbers_of(inputs, exact=not rule.interval)
         violated = truth(rule.formula.expression, numbers, texts)
@@ -319,19 +328,22 @@ def _evaluate_row(rule: Rule, figures: Figures, key: Key, period: str, filed: fr
         return _result(rule, "undecided", inputs, reason="a denominator is 0, or may be 0 within its rounding")
     state = "ok" if not violated else "triggered" if rule.kind == "trigger" else "violated"
     as_filed = {name: exactly(number.value) for name, number in numbers.items()}
-    tolerated = not violated and truth(rule.formula.expression, as_filed, texts) is True
+    tolerated = violated is None and truth(rule.formula.expression, as_filed, texts) is True
     reason = "the difference is within the rounding of the figures" if tolerated else ""
     result = _result(rule, state, inputs, (value, limit), reason)
-    return replace(
-        result, parameters=tuple((name, law[name].value) for name in sorted(rule.formula.names & law.keys()))
-    )
+    used = tuple((name, law[name].value) for name in sorted(rule.formula.names & law.keys()))
+    return replace(result, parameters=used) if used else result
 
 
 def _input(rule: Rule, figures: Figures, cell: CellKey, key: Key, filed: frozenset[str]) -> Figure:
-    """The figure of a cell: reported, else recomputed (not for filing rules), else read as 0 if the rule allows it."""
+    """The figure of a cell: reported, else recomputed (not for filing rules), else read as 0 if the rule allows it.
+
+    Facts of a table that is not filed do not count.
+    """
     figure = read_figure(figures, cell, key)
-    if figure.source != "not reported":
+    if figure.source != "not reported" and cell[0] in filed:
         return figure
+    figure = Figure(cell, figure.row, None, None, None, "not reported")
     ratio = None if rule.kind == "filing" else recompute(figures, cell, key, filed)
     if ratio is not None:
         return ratio
