@@ -10,7 +10,8 @@ The rules are data: `rules.jsonl`, whose formulas are in the language of `formul
 
 A rule applies only if all tables that it needs are filed. `absent_cell` defines how a missing figure is treated: with
 `unknown` the rule is undecided, with `zero` the figure is read as 0. Breaches and triggers recompute a missing ratio
-from its numerator and denominator (`figures.py`). A rule over the rows of an open table (`*`) is evaluated for each row.
+from its numerator and denominator (`figures.py`). `unless_reported` names cells whose figure makes a rule superfluous,
+because another rule reads it: the rule derives what they would say. A rule over the rows of an open table (`*`) is evaluated for each row.
 
 The reference date of the report decides which law applies. `applies_from` and `applies_until` (YYYY-MM-DD, both
 inclusive) bound the dates of a rule. `legal` is one citation, or a list of `{"from": date, "text": citation}` in
@@ -72,6 +73,7 @@ class Rule:
     citations: tuple[tuple[str, str], ...] = ()  # (first reference date, citation), if the citation changes
     applies_from: str = ""  # first reference date of the rule, YYYY-MM-DD; "" if there is none
     applies_until: str = ""  # last reference date, likewise
+    unless_reported: tuple[CellKey, ...] = ()  # the rule stands in for a rule on these cells where they are missing
 
     def at(self, date: str) -> "Rule | None":
         """The rule as it stands at a reference date (YYYY-MM-DD), with the citation of that date.
@@ -244,6 +246,7 @@ def _parse_rule(row: dict) -> Rule:
         cells=cells,
         interval=interval,
         formula=formula,
+        unless_reported=tuple(tuple(cell) for cell in row.get("unless_reported", ())),
     )
 
 
@@ -262,6 +265,10 @@ def _parse_versions(row: dict) -> dict:
 
 def _evaluate_rule(rule: Rule, figures: Figures, period: str, filed: frozenset[str]) -> list[RuleResult]:
     """The results of one rule: one per violated or undecided row, if it is over the rows of an open table."""
+    given = [cell for cell in rule.unless_reported if read_figure(figures, cell).source != "not reported"]
+    if given:
+        reason = f"{' and '.join(map(cell_name, given))} is reported, and another rule reads it"
+        return [_result(rule, "not applicable", reason=reason)]
     open_cells = [cell for cell in rule.cells if cell[1] == "*"]
     if not open_cells:
         return [_evaluate_row(rule, figures, (), period, filed)]
