@@ -30,6 +30,7 @@ BUFFER, TREA = ("C 04.00", "r0740", "c0010"), ("C 02.00.a", "r0010", "c0010")
 UNFLOORED, STANDARDISED = ("C 02.00.a", "r0036", "c0010"), ("C 02.00.b", "r0010", "c0020")
 # Output floor by year: CRR Art. 465(1); from 2030 Art. 92(3). Until 2029 the cap of Art. 465(2) applies.
 FLOOR = {"2025": "0.50", "2026": "0.55", "2027": "0.60", "2028": "0.65", "2029": "0.70"}
+COARSEST = Decimal(10_000)  # amounts may be rounded to tens of thousands: ITS (EU) 2024/3117 Art. 23(1)(b)(i)
 LARGEST_SHARE = Decimal("0.25")  # of Tier 1, CRR Art. 395(1)
 PILLAR_1 = ("CET1_MIN", "T1_MIN", "TC_MIN", "LR_MIN", "LCR_MIN", "NSFR_MIN", "LE_LIMIT", "OUTPUT_FLOOR")
 BELITTLING = (
@@ -47,7 +48,7 @@ class Printed:
     """What a report prints: numbers (0.045 for 4.5%, amounts in units), texts, and its reference date."""
 
     numbers: dict[Cell, Decimal] = field(default_factory=dict)
-    units: dict[Cell, Decimal] = field(default_factory=dict)  # one unit of the last digit of each number
+    units: dict[Cell, Decimal] = field(default_factory=dict)  # what each number may have been rounded to
     texts: dict[Cell, str] = field(default_factory=dict)
     date: str = ""
 
@@ -66,7 +67,9 @@ def read_printed(text: str) -> Printed:
             if number:
                 unit = Decimal(_UNITS[number[2]])
                 printed.numbers[cell] = Decimal(number[1]) * unit
-                printed.units[cell] = unit * Decimal(1).scaleb(-len(number[1].partition(".")[2]))
+                last_digit = unit * Decimal(1).scaleb(-len(number[1].partition(".")[2]))
+                is_coarse = number[2] != "%" and printed.numbers[cell] % COARSEST == 0
+                printed.units[cell] = max(last_digit, COARSEST) if is_coarse else last_digit
             else:
                 printed.texts[cell] = value[3]
         elif header := _TABLE.fullmatch(line):
