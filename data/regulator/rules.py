@@ -316,7 +316,7 @@ def _evaluate_row(rule: Rule, figures: Figures, key: Key, period: str, filed: fr
     inputs = {f"x{index}": _input(rule, figures, cell, key, filed) for index, cell in enumerate(rule.cells)}
     law = {name: exactly(value) for name, value in _parameters(period).items()}
     missing = sorted(rule.formula.names & PARAMETERS - law.keys())
-    reason = why_unreadable(inputs, rule.formula.texts, recomputes=rule.kind != "filing")
+    reason = why_unreadable(inputs, rule.formula.texts)
     reason = reason or ", ".join(f"the law has no {name} on {period}" for name in missing)
     if reason:
         return _result(rule, "undecided", inputs, reason=reason)
@@ -350,12 +350,12 @@ def _input(rule: Rule, figures: Figures, cell: CellKey, key: Key, filed: frozens
     figure = read_figure(figures, cell, key)
     if figure.source != "not reported" and cell[0] in filed:
         return figure
-    figure = Figure(cell, figure.row, None, None, None, "not reported")
-    ratio = None if rule.kind == "filing" else recompute(figures, cell, key, filed)
-    if ratio is not None:
+    missing = Figure(cell, figure.row, None, None, None, "not reported")
+    ratio = missing if rule.kind == "filing" else recompute(figures, cell, key, filed)
+    if ratio.source == "recomputed":
         return ratio
     zero = rule.absent_cell == "zero" or cell in rule.formula.optional
-    return replace(figure, source="read as 0") if zero else figure
+    return replace(missing, source="read as 0") if zero else ratio
 
 
 def _depends_on_accuracy(

@@ -14,6 +14,7 @@ from data.regulator.examples import read_filing
 from data.regulator.figures import RECOMPUTED
 from data.regulator.filing import write_reports
 from data.regulator.quality import QUALITY_RULES, check_quality
+from data.regulator.rule_lines import all_results
 from data.regulator.rules import built_in_rules, evaluate, evaluate_all, violations
 
 CELLS = load_cells(BUILT_IN)
@@ -186,8 +187,8 @@ def test_a_ratio_without_its_parts_is_undecided_and_says_which_cells_are_missing
     result = judged(read(tmp_path, without(LCR, OUTFLOW)))[0]["LCR_MIN"]
     assert (result.state, result.reason) == (
         "undecided",
-        "C 76.00.a r0030 c0010 is not reported and cannot be recomputed as "
-        "C 76.00.a r0010 c0010 / C 76.00.a r0020 c0010",
+        "C 76.00.a r0030 c0010 is not reported and cannot be recomputed: "
+        "C 76.00.a r0010 c0010 is 130000 thousand EUR and C 76.00.a r0020 c0010 is not reported",
     )
 
 
@@ -319,9 +320,14 @@ def test_a_ratio_that_is_a_hundredfold_off_is_doubted(tmp_path, figures, cell, r
     assert not reason or reason in doubts[0].reason
 
 
-def test_a_doubtful_breach_stays_a_breach(tmp_path):
-    report = read(tmp_path, SOUND | {LCR: Decimal("0.0315")})
-    assert judged(report)[0]["LCR_MIN"].state == "violated"
+def test_a_doubtful_breach_stays_a_breach_and_says_so(tmp_path):
+    report = read(tmp_path, SOUND | {LCR: Decimal("0.013")})
+    findings, results = (
+        {result.rule_id: result for result in group} for group in (all_results(report)[:1], all_results(report))
+    )
+    assert list(findings) == ["PLAUSIBLE"]
+    assert (results["LCR_MIN"].state, results["LCR_MIN"].reason) == ("violated", findings["PLAUSIBLE"].reason)
+    assert results["NSFR_MIN"].reason == ""
 
 
 def test_facts_of_another_entity_or_date_are_findings_and_do_not_count(tmp_path):
