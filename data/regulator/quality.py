@@ -41,13 +41,14 @@ QUALITY_RULES = (
     "ACCURACY",
     "PLAUSIBLE",
 )
-# Module -> (templates that every bank files in it, source). Art. 5 and 11 checked in the text; Art. 430 from memory.
+# Module -> (templates that every bank files in it, source). The articles were checked in the text. Art. 5(1) names a
+# section of the annex; its predecessor, Art. 5(2) of (EU) 2021/451, named templates 1 to 5 (5: transitional provisions).
 MANDATORY = {
     "COREP_OF": (("C_01.00", "C_02.00", "C_03.00", "C_04.00"), "Implementing Reg. (EU) 2024/3117 Art. 5(1)"),
     "COREP_LR": (("C_47.00",), "CRR Art. 430(1)(a)"),
     "COREP_LCR_DA": (("C_76.00",), "CRR Art. 415, 430(1)(d)"),
     "COREP_NSFR": (("C_84.00",), "CRR Art. 415, 430(1)(d)"),
-    "FINREP9": (("F_01.01", "F_01.02", "F_01.03", "F_02.00"), "Implementing Reg. (EU) 2024/3117 Art. 11"),
+    "FINREP9": (("F_01.01", "F_01.02", "F_01.03", "F_02.00"), "Implementing Reg. (EU) 2024/3117 Art. 11(a)"),
 }
 # A fact with one of these members is expressed in its own currency (EBA filing rules 3.1).
 OWN_CURRENCY = ("eba_CA:x1", "eba_qCA:qx2000")
