@@ -151,8 +151,7 @@ def recompute(figures: Figures, cell: CellKey, key: Key, tables: frozenset[str])
     numerator, denominator, legal = RECOMPUTED[cell]
     parts = read_figure(figures, numerator, key), read_figure(figures, denominator)
     above, below = (part.value for part in parts)
-    numbers = isinstance(above, Decimal) and isinstance(below, Decimal)
-    if not numbers or not below or parts[0].unit != parts[1].unit:
+    if not isinstance(above, Decimal) or not isinstance(below, Decimal) or not below or parts[0].unit != parts[1].unit:
         return replace(missing, parts=parts)
     return Figure(cell, missing.row, above / below, "xbrli:pure", RATIO_DECIMALS, "recomputed", parts, legal)
 

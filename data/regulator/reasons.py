@@ -65,15 +65,15 @@ def name_of(figure: Figure) -> str:
     return cell_name(figure.cell, figure.row)
 
 
-def format_value(figure: Figure, value: Decimal | None = None) -> str:
-    """The value of a figure, or another `value` of the same unit, as text. An amount has its currency."""
-    value = figure.value if value is None else value
+def format_value(figure: Figure, other: Decimal | None = None) -> str:
+    """The value of a figure, or another value of the same unit, as text. An amount has its currency."""
+    value = figure.value if other is None else other
     if not isinstance(value, Decimal):
         return "nothing" if value is None else repr(str(value))
     if figure.source == "recomputed":
-        value = round(value, 6)
-    text = format_figure(value, figure.unit, None if figure.source == "recomputed" else figure.decimals)
-    return text if is_ratio(figure.unit) else f"{text} {_currency(figure.unit)}"
+        return format_figure(round(value, 6), figure.unit)
+    text = format_figure(value, figure.unit, figure.decimals)
+    return text if is_ratio(figure.unit) else f"{text} {_currency(figure.unit or '')}"
 
 
 def _currency(unit: str) -> str:
