@@ -200,6 +200,31 @@ def test_capital_ratios_are_recomputed_if_their_whole_template_is_missing(tmp_pa
     assert findings == [("MANDATORY", "C 03.00 has no filing indicator, but COREP_OF must contain it")]
 
 
+def test_a_figure_without_a_filing_indicator_gives_way_to_the_recomputed_ratio(tmp_path):
+    edits = [("FilingIndicators.csv", "C_03.00,true", "C_03.00,false")]
+    results, findings = judged(read(tmp_path, SOUND | {("C_01.00", "r0020", "c0010"): Decimal(44_000_000)}, edits))
+    assert (results["CET1_MIN"].state, results["CET1_MIN"].value) == ("violated", Decimal("0.044"))
+    assert [rule_id for rule_id, _ in findings] == ["FILING_INDICATOR", "MANDATORY"]
+
+
+def test_a_filing_rule_allows_for_rounding_and_says_so(tmp_path):
+    results = judged(read(tmp_path, SOUND | {("C_01.00", "r0010", "c0010"): Decimal(150_001_000)}))[0]
+    assert (results["OF_SUM"].state, results["OF_SUM"].value, results["OF_SUM"].limit) == (
+        "ok",
+        150_001_000,
+        150_000_000,
+    )
+    assert results["OF_SUM"].reason == "the difference is within the rounding of the figures"
+    assert (results["T1_SUM"].state, results["T1_SUM"].reason) == ("ok", "")
+    assert (results["AT1_EXCESS"].state, results["AT1_EXCESS"].reason) == (
+        "not applicable",
+        "none of its figures is reported",
+    )
+    bank = dataclasses.replace(BANK, decimals=-6)
+    coarse = judged(read(tmp_path, SOUND | {("C_01.00", "r0010", "c0010"): Decimal(151_000_000)}, bank=bank))[0]
+    assert coarse["OF_SUM"].state == "ok"
+
+
 @pytest.mark.parametrize(
     ("decimals", "value", "state"),
     [
@@ -282,9 +307,20 @@ def test_amounts_in_two_currencies_are_a_finding_and_are_not_mixed(tmp_path):
     lines += [("c_47.00.csv", f"{datapoint(cell)},", f"{datapoint(cell)},,") for cell in figures if cell != LR_TIER1]
     results, findings = judged(read(tmp_path, figures, lines))
     assert findings == [("CURRENCY", "amounts in USD beside 1 in EUR: 1 fact: C 47.00 r0320 c0010 = 120000 thousand")]
-    assert results["LR_MIN"].state == "undecided"
-    assert results["LR_CALC"].state == "undecided"
+    assert (results["LR_MIN"].state, results["LR_CALC"].state) == ("undecided", "undecided")
+    assert results["LR_MIN"].reason.startswith(
+        "C 47.00 r0340 c0010 is not reported and cannot be recomputed: C 47.00 r0320 c0010 is 120000 thousand USD and"
+    )
     assert "its amounts are in different currencies: USD, EUR" in results["LR_CALC"].reason
+
+
+def test_an_amount_that_belongs_in_its_own_currency_is_no_finding(tmp_path):
+    report = read(tmp_path, SOUND)
+    kinds = ({"CUS": "eba_CU:USD"}, {"CCA": "eba_CA:x1"}, {})
+    facts = [dataclasses.replace(report.facts[0], cell=None, unit="iso4217:USD", dimensions=kind) for kind in kinds]
+    for fact, expected in zip(facts, ([], [], ["CURRENCY"]), strict=True):
+        changed = dataclasses.replace(report, facts=(*report.facts, fact))
+        assert [finding.rule_id for finding in check_quality(changed, (), CELLS)] == expected
 
 
 @pytest.mark.parametrize(
