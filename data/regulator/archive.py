@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from data.regulator.report import Report
+from data.regulator.safety import CLUTTER_FOLDERS, is_clutter
 from data.regulator.xbrl import is_package, merge_reports, read_report
 
 REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", ".htm", ".json")
@@ -28,12 +29,12 @@ class Letter:
 def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
     """Sorted (report files and unpacked packages, other files) under a folder, recursively.
 
-    Hidden entries are skipped.
+    Hidden entries and files that an operating system has added are skipped.
     """
     found: list[Path] = []
     others: list[Path] = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+        if path.name.startswith(".") or path.name in CLUTTER_FOLDERS or is_clutter(path.name):
             continue
         if path.is_dir() and not is_package(path):
             nested_reports, nested_others = find_reports(path)
@@ -47,6 +48,8 @@ def find_letters(folder: Path) -> tuple[list[Letter], list[str]]:
     """(letters under a folder, error messages for all other files). A letter is a non-empty UTF-8 .txt or .md file."""
     letters, rejected = [], []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+        if is_clutter(path.relative_to(folder).as_posix()):
+            continue
         if path.suffix.lower() not in LETTER_SUFFIXES:
             rejected.append(f"{path}: not a text file; save the letter as .txt in UTF-8")
             continue

@@ -7,6 +7,7 @@ module imports Arelle, because training does not need it.
 """
 
 import contextlib
+import datetime
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -142,7 +143,7 @@ def _filed_fact(item) -> FiledFact:  # noqa: ANN001
         period = _period(context)
         dimensions, typed = _dimensions(context)
         if not period:
-            problems.append(f"has no readable period in the context {item.contextID}")
+            problems.append(f"has no valid period in the context {item.contextID}, line {context.sourceline}")
     if item.unitID:
         if item.unit is None:
             problems.append(f"refers to the unit {item.unitID}, which the file does not define")
@@ -206,12 +207,12 @@ def _period(context) -> str:  # noqa: ANN001
     """A day, `START/END` with both days inclusive, `forever`, or "" if the dates cannot be parsed."""
     if context.isForeverPeriod:
         return "forever"
-    try:
-        if context.isInstantPeriod:
-            return last_day(context.instantDatetime)
-        return f"{first_day(context.startDatetime)}/{last_day(context.endDatetime)}"
-    except (AttributeError, TypeError, ValueError, OverflowError):
+    instant = context.isInstantPeriod
+    moments = [context.instantDatetime] if instant else [context.startDatetime, context.endDatetime]
+    # Arelle returns None for a malformed date, and the year 9999 for one that does not exist, e.g. 2026-02-30.
+    if any(moment is None or moment.year == datetime.MAXYEAR for moment in moments):
         return ""
+    return last_day(moments[0]) if instant else f"{first_day(moments[0])}/{last_day(moments[1])}"
 
 
 def _dimensions(context) -> tuple[dict[str, str], tuple[str, ...]]:  # noqa: ANN001

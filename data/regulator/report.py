@@ -1,5 +1,6 @@
 """Facts and reports, independent of the syntax they were filed in."""
 
+import datetime
 import itertools
 import re
 from dataclasses import dataclass, field
@@ -78,6 +79,14 @@ def parse_number(text: str) -> Decimal | None:
     """
     text = text.strip()
     return Decimal(text) if NUMBER.fullmatch(text) else None
+
+
+def is_day(text: str) -> bool:
+    """Whether a text is a day that exists, in the form YYYY-MM-DD of `xs:date`."""
+    try:
+        return re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII) is not None and bool(datetime.date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def duplicate_warnings(facts: tuple[Fact, ...]) -> list[str]:

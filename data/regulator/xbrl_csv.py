@@ -7,7 +7,6 @@ type of a datapoint id. The value of an unknown datapoint is a number if it can 
 """
 
 import csv
-import datetime
 import io
 import re
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from data.regulator.dpm import Cell, Cells, local_name
-from data.regulator.report import Fact, Report, describe, duplicate_warnings, parse_number
+from data.regulator.report import Fact, Report, describe, duplicate_warnings, is_day, parse_number
 from data.regulator.safety import Package
 from data.regulator.xbrl_json import load_json
 
@@ -76,7 +75,7 @@ def _check_metadata(path: Path, name: str, content: bytes) -> None:
         )
 
 
-def _rows(package: Package, name: str) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(package: Package, name: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, column -> text) for each row of a CSV member.
 
     Raises UserError for bad encoding or ragged rows.
@@ -112,31 +111,29 @@ def _parameters(package: Package, name: str | None) -> dict[str, str]:
             f"{package.path}: parameters.csv with the entity and the reference period is missing next to report.json"
         )
     parameters = {}
-    for line, row in _rows(package, name):
+    for line, row in csv_rows(package, name):
+        where = f"{package.path}: {name} line {line}"
         if "name" not in row or "value" not in row:
             raise UserError(f"{package.path}: {name} line 1: the columns must be name,value")
-        if row["name"] in parameters:
-            raise UserError(f"{package.path}: {name} line {line}: duplicate parameter {row['name']}")
-        parameters[row["name"]] = row["value"].strip()
+        key, value = row["name"], row["value"].strip()
+        if key in parameters:
+            raise UserError(f"{where}: duplicate parameter {key}")
+        if key == "refPeriod" and value and not is_day(value):
+            raise UserError(
+                f"{where}: refPeriod {value!r} is not a date (YYYY-MM-DD); ask the bank to file the report again"
+            )
+        if key in DECIMALS_PARAMETERS.values() and value and not re.fullmatch(r"INF|[+-]?[0-9]{1,4}", value):
+            raise UserError(f"{where}: {key} {value!r} is neither an integer nor INF")
+        parameters[key] = value
     for key in ("entityID", "refPeriod"):
         if not parameters.get(key):
             raise UserError(f"{package.path}: {name} has no {key}")
-    try:
-        datetime.datetime.strptime(parameters["refPeriod"], "%Y-%m-%d")
-    except ValueError as error:
-        raise UserError(
-            f"{package.path}: {name}: refPeriod {parameters['refPeriod']!r} is not a date (YYYY-MM-DD)"
-        ) from error
-    for key in DECIMALS_PARAMETERS.values():
-        value = parameters.get(key)
-        if value and value != "INF" and not re.fullmatch(r"[+-]?[0-9]{1,4}", value):
-            raise UserError(f"{package.path}: {name}: {key} {value!r} is neither an integer nor INF")
     return parameters
 
 
 def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
     indicators = {}
-    for line, row in _rows(package, name) if name else ():
+    for line, row in csv_rows(package, name) if name else ():
         reported = row.get("reported", "").strip().lower()
         if "templateID" not in row or reported not in ("true", "false", "1", "0"):
             raise UserError(
@@ -160,7 +157,7 @@ def _read_table(
     where = f"{package.path}: {name}"
     entity, period = local_name(parameters["entityID"]), parameters["refPeriod"]
     empty = 0
-    for line, row in _rows(package, name):
+    for line, row in csv_rows(package, name):
         if "datapoint" not in row or "factValue" not in row:
             raise UserError(f"{where} line 1: the columns datapoint and factValue are required")
         datapoint, text = row.pop("datapoint"), row.pop("factValue")

@@ -15,6 +15,8 @@ from data.regulator.dpm import local_name
 from data.regulator.report import Fact
 
 XBRL = "https://xbrl.org/2021"  # namespace of xbrl:note (xBRL-JSON 1.0, 3.3.2)
+# xBRL-JSON periods are date times (OIM 1.0, 4.2). A date alone is ambiguous: its midnight is the end of the day before.
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z?", re.ASCII)
 CORE = ("concept", "entity", "period", "unit", "language", "noteId")
 
 
@@ -123,7 +125,7 @@ def _filed_fact(item: dict, dimensions: dict, namespaces: dict, namespace: str) 
 
 
 def oim_period(text: str) -> tuple[str, str]:
-    """(period with inclusive days, a problem description or "").
+    """(period with inclusive days, "") or ("", a description of the problem).
 
     `2020-10-01T00:00:00` ends 30 September (OIM 1.0, 5.3.2).
     """
@@ -131,11 +133,11 @@ def oim_period(text: str) -> tuple[str, str]:
         return text, ""
     parts = text.split("/")
     try:
-        moments = [datetime.datetime.fromisoformat(part.removesuffix("Z")) for part in parts]
-    except ValueError:
+        moments = [datetime.datetime.fromisoformat(part.removesuffix("Z")) for part in parts if MOMENT.fullmatch(part)]
+    except ValueError:  # a day or a time that does not exist
         moments = []
-    if len(moments) not in (1, 2):
-        return text, f"has the invalid period {text!r}"
+    if len(moments) not in (1, 2) or len(moments) != len(parts):
+        return "", f"has the invalid period {text[:60]!r}"
     if len(moments) == 2:
         return f"{first_day(moments[0])}/{last_day(moments[1])}", ""
     return last_day(moments[0]), ""

@@ -75,3 +75,21 @@ def test_inline_package_of_one_and_of_two_documents(tmp_path):
                 archive.writestr(f"bank/reports/{name}", content)
         report = read_report(package, load_cells(BUILT_IN))
         assert (report.format, values(report)) == ("iXBRL", expected)
+
+
+def test_inline_reports_with_a_local_schema(tmp_path):
+    one = inline('<ix:nonNumeric name="t:A" contextRef="c">a</ix:nonNumeric>').replace(
+        "http://example.org/t.xsd", "foo.xsd"
+    )
+    report = read(
+        tmp_path, one.replace("<html ", '<html xsi:schemaLocation="http://example.org/t foo.xsd" '), "r.xhtml"
+    )
+    assert values(report) == {"t:A": "a"}
+    two = inline('<ix:nonNumeric name="t:B" contextRef="c">b</ix:nonNumeric>', resources=False)
+    with zipfile.ZipFile(tmp_path / "bank.zip", "w") as archive:
+        archive.writestr("bank/reports/one.xhtml", one)
+        archive.writestr("bank/reports/two.xhtml", two)
+    both = read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))
+    assert values(both) == {"t:A": "a", "t:B": "b"}
+    for warnings in (report.warnings, both.warnings):
+        assert len(warnings) == 1 and warnings[0].startswith("the schema 'foo.xsd' is a local file, which is not read")
