@@ -94,7 +94,7 @@ def _parsed_file(path: Path, syntax: str, model, references: int) -> ParsedFile:
     indicators: dict[str, bool] = {}
     for item in _leaf_facts(model.facts):
         references -= item.get("contextRef") is not None
-        if item.namespaceURI.startswith(FILING_INDICATORS):
+        if _namespace(item).startswith(FILING_INDICATORS):
             _add_indicator(item, indicators)
         else:
             facts.append(_filed_fact(item))
@@ -121,7 +121,7 @@ def _add_indicator(item, indicators: dict[str, bool]) -> None:  # noqa: ANN001
 
     `find:filingIndicator` has the template as its text, `fi:filed` as a typed dimension.
     """
-    if item.localName == "filed" and item.context is not None:
+    if item.qname.localName == "filed" and item.context is not None:
         for dimension in item.context.qnameDims.values():
             if dimension.isTyped:
                 indicators[dimension.typedMember.stringValue.strip()] = item.value.strip() in ("true", "1")
@@ -157,7 +157,13 @@ def _filed_fact(item) -> FiledFact:  # noqa: ANN001
     if problem:
         problems.append(problem)
     fact = Fact(str(item.qname), value, unit, decimals, entity, period, dimensions)
-    return FiledFact(fact, item.namespaceURI, numeric and value != _fraction(item), typed, tuple(problems))
+    numeric = numeric and value != _fraction(item)
+    return FiledFact(fact, _namespace(item), numeric, typed, tuple(problems), id=item.id or "")
+
+
+def _namespace(item) -> str:  # noqa: ANN001
+    """The namespace of the concept. The element itself is in that of inline XBRL if the report is inline."""
+    return (item.qname and item.qname.namespaceURI) or ""
 
 
 def _value(item) -> tuple[str | None, str]:  # noqa: ANN001

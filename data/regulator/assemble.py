@@ -19,6 +19,7 @@ from data.regulator.report import (
     is_day,
     parse_number,
 )
+from data.regulator.report_notes import make_notes
 
 EBA_METRICS = "http://www.eba.europa.eu/xbrl/crr/dict/met"  # some releases append a version: .../met/3.5
 FILING_INDICATORS = (
@@ -48,6 +49,7 @@ class FiledFact:
     problems: tuple[str, ...] = ()  # for warnings; each follows the name of the fact, e.g. "names no context"
     default_unit: str | None = None  # unit of a number that was filed without one
     notes: tuple[str, ...] = ()  # ids of the notes that are attached to it
+    id: str = ""  # its id in an XML file, for footnotes
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,12 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
             if name not in attached:
                 warnings.append(f"{describe(fact)} refers to the note {name!r}, which the report does not contain")
             elif fact.cell:
-                attached[name].append(fact.cell)
-    notes = (
-        Note(text, tuple(dict.fromkeys(attached[name])), language) for name, (text, language) in parsed.notes.items()
-    )
+                table, row, column = fact.cell
+                key = " ".join(member for _, member in sorted(fact.keys.items()))
+                attached[name].append((table, key or row if row == "*" else row, column))
+    footnotes = (Note(text, tuple(attached[name]), language) for name, (text, language) in parsed.notes.items())
+    notes, problems = make_notes(footnotes)
+    warnings += problems
     entity = _most_frequent(fact.entity for fact in facts)
     others = sorted({fact.entity for fact in facts} - {entity, ""})
     if others:
@@ -110,7 +114,7 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
         filing_indicators=parsed.indicators,
         facts=tuple(facts),
         warnings=tuple(warnings + duplicate_warnings(tuple(facts))),
-        notes=tuple(notes),
+        notes=notes,
     )
 
 

@@ -43,7 +43,8 @@ class Note:
     """An explanation that the bank gives in its report: a footnote (XBRL 2.1, 4.11; OIM 1.0, 5.4)."""
 
     text: str
-    cells: tuple[CellKey, ...] = ()  # of the facts that it is attached to; empty for the report as a whole
+    # Of the facts that it is attached to; the row of an open table is its key. Empty for the report as a whole.
+    cells: tuple[CellKey, ...] = ()
     language: str = ""
 
 

@@ -10,12 +10,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from data.regulator.arelle_reader import read_concepts, read_with_arelle
 from data.regulator.assemble import Concept, ParsedFile, assemble
 from data.regulator.dpm import Cells, load_cells
+from data.regulator.footnotes import INLINE, add_footnotes
 from data.regulator.report import Fact, Report, describe, duplicate_warnings
+from data.regulator.report_notes import join_notes
 from data.regulator.safety import MAX_MEMBER_BYTES, Package, open_package, strict_xml, without_schema_locations
 from data.regulator.xbrl_csv import read_csv_package
 from data.regulator.xbrl_json import load_json, read_json
@@ -23,7 +26,6 @@ from data.regulator.xbrl_json import load_json, read_json
 __all__ = ["Fact", "Report", "describe", "merge_reports", "read_report"]
 
 INSTANCE = "{http://www.xbrl.org/2003/instance}xbrl"
-INLINE = ("http://www.xbrl.org/2013/inlineXBRL", "http://www.xbrl.org/2008/inlineXBRL")
 SCHEMA_REF = "{http://www.xbrl.org/2003/linkbase}schemaRef"
 HREF = "{http://www.w3.org/1999/xlink}href"
 XML_NAMES = (".xbrl", ".xml", ".xhtml", ".html", ".htm")
@@ -106,7 +108,7 @@ def merge_reports(reports: Iterable[Report]) -> Report:
         filing_indicators=indicators,
         facts=merged,
         warnings=tuple(dict.fromkeys(warnings)),
-        notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+        notes=join_notes(note for report in reports for note in report.notes),
     )
 
 
@@ -202,6 +204,7 @@ class _XmlFile:
     content: bytes  # without hints at schemas
     schemas: tuple[str, ...]  # the schemas that it references: URLs, or paths of local files
     references: int  # number of elements with a contextRef
+    tree: Any  # the lxml tree
 
 
 def _inspect(where: str, content: bytes) -> _XmlFile:
@@ -213,9 +216,9 @@ def _inspect(where: str, content: bytes) -> _XmlFile:
         syntax = "xBRL-XML"
     elif any(next(root.iter(f"{{{namespace}}}*"), None) is not None for namespace in INLINE):
         syntax = "iXBRL"
-    schemas = [element.get(HREF) or "" for element in root.iter(SCHEMA_REF)]
+    schemas = tuple(element.get(HREF) or "" for element in root.iter(SCHEMA_REF))
     references = sum(element.get("contextRef") is not None for element in root.iter("*"))
-    return _XmlFile(syntax, without_schema_locations(tree, content), tuple(schemas), references)
+    return _XmlFile(syntax, without_schema_locations(tree, content), schemas, references, tree)
 
 
 def _parse_xml(path: Path, documents: Sequence[_XmlFile]) -> ParsedFile:
@@ -234,7 +237,8 @@ def _parse_xml(path: Path, documents: Sequence[_XmlFile]) -> ParsedFile:
         for schema in schemas
         if schema not in urls
     )
-    return replace(parsed, taxonomy=urls, warnings=(*warnings, *parsed.warnings))
+    parsed = replace(parsed, taxonomy=urls, warnings=(*warnings, *parsed.warnings))
+    return add_footnotes(parsed, [document.tree.getroot() for document in documents])
 
 
 def _identity(fact: Fact) -> list:

@@ -7,7 +7,7 @@ import pytest
 
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.xbrl import read_report
-from tests.data.regulator.xbrl_documents import inline, read, values
+from tests.data.regulator.xbrl_documents import context, inline, member, read, values
 
 pytest.importorskip("arelle")
 
@@ -93,3 +93,14 @@ def test_inline_reports_with_a_local_schema(tmp_path):
     assert values(both) == {"t:A": "a", "t:B": "b"}
     for warnings in (report.warnings, both.warnings):
         assert len(warnings) == 1 and warnings[0].startswith("the schema 'foo.xsd' is a local file, which is not read")
+
+
+def test_inline_facts_of_the_eba_have_cells_and_filing_indicators(tmp_path):
+    """The namespace is that of the concept, not of the element `ix:nonFraction`."""
+    tier1 = member("eba_dim_4.0:qACK", "eba_qTP:qx2008") + member("eba_dim_4.0:qADT", "eba_qOR:qx2060")
+    body = '<ix:nonFraction name="eba_met:qABJ" contextRef="x" unitRef="eur" decimals="-3">5000</ix:nonFraction>'
+    hidden = '<ix:nonNumeric name="find:filingIndicator" contextRef="c">C_01.00</ix:nonNumeric>'
+    content = inline(body, hidden).replace("<ix:resources>", f"<ix:resources>{context('x', scenario=tier1)}")
+    report = read(tmp_path, content, "r.xhtml")
+    assert [(fact.value, fact.cell) for fact in report.facts] == [(Decimal(5000), ("C_01.00", "r0015", "c0010"))]
+    assert report.filing_indicators == {"C_01.00": True}
