@@ -3,7 +3,7 @@
 import csv
 import datetime
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,10 +65,10 @@ def find_letters(folder: Path) -> tuple[list[Letter], list[str]]:
     return letters, rejected
 
 
-def try_read_report(path: Path) -> tuple[Path, Report | None, str]:
+def try_read_report(path: Path, taxonomy: Sequence[Path] = ()) -> tuple[Path, Report | None, str]:
     """(path, report or None, error message). Never raises, so that worker processes survive bad files."""
     try:
-        report = read_report(path)
+        report = read_report(path, taxonomy=taxonomy)
     except UserError as error:
         return path, None, str(error)
     except Exception as error:  # a bug in this code or in a parser must not stop the other files
@@ -101,12 +101,25 @@ def group_reports(reports: Iterable[Report]) -> tuple[dict[Case, Report], list[s
 
 
 def incomplete_cases(rejected: Iterable[str], cases: Iterable[Case]) -> dict[Case, str]:
-    """Case -> error message of a rejected file that belongs to it. EBA file names contain the entity and the date.
+    """Case -> error message of a rejected file that belongs to it.
 
     The rules cannot check figures of a missing module, so an example from an incomplete case would be mislabelled.
     """
-    names = {line: Path(line.split(": ", 1)[0]).name for line in rejected}
-    return {case: line for case in cases for line, name in names.items() if case[0] in name and case[1] in name}
+    paths = {line: Path(line.split(": ", 1)[0]) for line in rejected}
+    return {case: line for case in cases for line, path in paths.items() if is_named_after(path, *case)}
+
+
+def is_named_after(path: Path, entity: str, period: str) -> bool:
+    """Whether the name of a file says that it belongs to a bank and date: EBA file names begin `LEI.CON_DE_...` and
+    contain the date (EBA filing rules).
+
+    An `entity` with a scope suffix does not match a name with another one.
+    """
+    bank, _, scope = entity.partition(".")
+    if bank not in path.name or period not in path.name:
+        return False
+    named = re.search(rf"{re.escape(bank)}(?:\.([A-Z]+))?(?![A-Z0-9])", path.name)
+    return bool(named) and (not scope or named[1] in (None, scope))
 
 
 def match_letters(

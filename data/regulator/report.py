@@ -61,6 +61,8 @@ class Report:
     facts: tuple[Fact, ...]
     warnings: tuple[str, ...]
     notes: tuple[Note, ...] = ()
+    files: tuple[Path, ...] = ()  # of a merged report
+    incomplete: tuple[str, ...] = ()  # why files of the same bank and date were refused; their figures are missing
 
 
 def describe(fact: Fact) -> str:

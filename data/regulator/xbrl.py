@@ -73,15 +73,15 @@ def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence
 def merge_reports(reports: Iterable[Report]) -> Report:
     """Join the reports that one bank filed for one date (one per module) into a single report.
 
-    Identical duplicates (same cell, same value) are dropped. Inconsistent values are kept and give a warning.
-    Raises UserError if the entity or the period differs.
+    Identical duplicates (same cell, same value) are dropped. Inconsistent values are kept and give a warning, and so do
+    different currencies and contradicting filing indicators. Raises UserError if the entity or the period differs.
     """
     reports = list(reports)
     if not reports:
         raise UserError("no reports to merge")
     first = reports[0]
     facts: dict[str, Fact] = {}
-    indicators: dict[str, bool] = {}
+    indicators: dict[str, Report] = {}
     warnings: list[str] = []
     for report in reports:
         for name in ("entity", "period"):
@@ -94,7 +94,11 @@ def merge_reports(reports: Iterable[Report]) -> Report:
             warnings.append(f"{report.path} is in {report.currency}, but {first.path} is in {first.currency}")
         warnings += report.warnings
         for template, filed in report.filing_indicators.items():
-            indicators[template] = indicators.get(template, False) or filed
+            other = indicators.setdefault(template, report)
+            if other.filing_indicators[template] != filed:
+                yes, no = (report, other) if filed else (other, report)
+                warnings.append(f"{template} is filed according to {yes.path}, but not according to {no.path}")
+                indicators[template] = yes
         for fact in report.facts:
             facts.setdefault(json.dumps(_identity(fact), default=str), fact)
     merged = tuple(facts.values())
@@ -105,10 +109,12 @@ def merge_reports(reports: Iterable[Report]) -> Report:
         entity=first.entity,
         period=first.period,
         currency=next((report.currency for report in reports if report.currency), None),
-        filing_indicators=indicators,
+        filing_indicators={template: report.filing_indicators[template] for template, report in indicators.items()},
         facts=merged,
         warnings=tuple(dict.fromkeys(warnings)),
         notes=join_notes(note for report in reports for note in report.notes),
+        files=tuple(path for report in reports for path in report.files or (report.path,)),
+        incomplete=tuple(dict.fromkeys(reason for report in reports for reason in report.incomplete)),
     )
 
 

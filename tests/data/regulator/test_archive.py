@@ -15,6 +15,7 @@ from data.regulator.archive import (
     find_reports,
     group_reports,
     incomplete_cases,
+    is_named_after,
     match_letters,
     read_pairs,
     try_read_report,
@@ -60,6 +61,21 @@ def test_a_case_with_an_unreadable_file_is_incomplete():
         "in/notes.txt: not a report",
     ]
     assert incomplete_cases(rejected, CASES) == {CASES[0]: rejected[0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "entity", "matches"),
+    [
+        (f"{A}.CON_DE_COREP040200_COREPLR_2026-03-31_1.zip", f"{A}.CON", True),
+        (f"{A}.CON_DE_COREP040200_COREPLR_2026-03-31_1.zip", A, True),
+        (f"{A}.CON_DE_COREP040200_COREPLR_2026-03-31_1.zip", f"{A}.IND", False),
+        (f"{A}_2026-03-31.zip", f"{A}.IND", True),
+        (f"{A}7.CON_2026-03-31.zip", f"{A}.CON", False),
+        (f"{A}.CON_2026-06-30.zip", f"{A}.CON", False),
+    ],
+)
+def test_the_name_of_a_file_says_to_which_bank_and_date_it_belongs(name, entity, matches):
+    assert is_named_after(pathlib.Path("in", name), entity, "2026-03-31") is matches
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,10 @@ def test_two_packages_of_a_bank_are_merged_into_one_report(tmp_path):
     merged = merge_reports([one, two, one])
     assert merged.facts == one.facts + two.facts
     assert merged.filing_indicators == {"C_76.00": True, "C_73.00": True, "C_01.00": True}
-    assert (merged.format, merged.currency, merged.warnings) == ("xBRL-CSV", "EUR", ())
+    assert (merged.format, merged.currency) == ("xBRL-CSV", "EUR")
+    assert merged.files == (one.path, two.path, one.path)
+    of, bank = tmp_path / "of.zip", tmp_path / "bank.zip"
+    assert merged.warnings == (f"C_73.00 is filed according to {of}, but not according to {bank}",)
 
 
 def test_merging_warns_about_inconsistent_values_and_rejects_other_banks(tmp_path):
