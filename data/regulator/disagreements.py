@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from data.regulator.answers import write_violation
-from data.regulator.citations import Citation, find_citations, find_percentages, sentences
 from data.regulator.findings import note_rules
+from data.regulator.letter_text import Citation, find_citations, find_percentages, sentences
 from data.regulator.render import cell_name
 from data.regulator.report import Report
 from data.regulator.rules import RuleResult, built_in_rules

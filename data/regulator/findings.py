@@ -40,6 +40,7 @@ class NoteRule:
     legal: str
     kind: str  # of the notes that show it
     relation: str  # the meaning of the limit for the value: "min" or "max"
+    unit: str = ""  # of value and limit, if they are neither ratios nor amounts: "days"
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,16 @@ def apply_findings(results: Sequence[RuleResult], findings: Iterable[Finding]) -
     return violated
 
 
+def lifted_results(results: Sequence[RuleResult], findings: Iterable[Finding]) -> tuple[RuleResult, ...]:
+    """The engine's violations that `findings` lift, with the article that lifts them."""
+    by_rule = {finding.rule: finding for finding in findings if finding.state == "lifted"}
+    return tuple(
+        replace(result, legal=by_rule[result.rule_id].legal or result.legal)
+        for result in violations(results)
+        if result.rule_id in by_rule
+    )
+
+
 def _corrected(result: RuleResult, finding: Finding) -> RuleResult:
     value = result.value if finding.value is None else finding.value
     limit = result.limit if finding.limit is None else finding.limit
@@ -207,6 +218,7 @@ def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
             raise UserError(
                 f"{finding.where}, column {name}: it is empty, and the engine has no {name} for {finding.rule}; add it"
             )
+    unit = rule.unit if rule else ""
     is_amount = limit is not None and abs(limit) > 100
     return RuleResult(
         rule_id=finding.rule,
@@ -217,8 +229,8 @@ def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
         limit=limit,
         relation=rule.relation if rule else own.relation if own else "min",
         legal=finding.legal or (rule.legal if rule else own.legal if own else _legal_of(finding.rule)),
-        unit=known.unit if known else "iso4217:EUR" if is_amount else "xbrli:pure",
-        decimals=known.decimals if known else None,
+        unit=unit or (known.unit if known else "iso4217:EUR" if is_amount else "xbrli:pure"),
+        decimals=known.decimals if known and not unit else None,
         row=row,
     )
 
