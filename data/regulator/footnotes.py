@@ -46,8 +46,8 @@ def add_footnotes(parsed: ParsedFile, roots: Sequence) -> ParsedFile:
         found = _linkbase_footnotes(roots[0]) if parsed.format == "xBRL-XML" else _inline_footnotes(roots)
     except UserError as error:
         raise UserError(f"{parsed.path}: {error}") from error
-    facts = tuple(replace(fact, notes=tuple(found.attached.get(fact.id, ()))) for fact in parsed.facts)
-    unknown = sorted(found.attached.keys() - {fact.id for fact in facts})
+    facts = tuple(replace(one, notes=tuple(found.attached.get(one.id, ())) if one.id else ()) for one in parsed.facts)
+    unknown = sorted(found.attached.keys() - {fact.id for fact in facts if fact.id})
     warnings = [f"a footnote is attached to {name[:80]!r}, which is not a fact of the report" for name in unknown[:10]]
     if unknown[10:]:
         warnings.append(f"{len(unknown[10:])} more footnotes are attached to something that is not a fact")

@@ -139,6 +139,13 @@ def test_footnotes_on_nothing_give_warnings(tmp_path) -> None:
     )
 
 
+def test_a_footnote_on_an_empty_name_is_not_attached_to_facts_without_an_id(tmp_path) -> None:
+    parts = LOC.format("", "a"), FOOTNOTE.format("x", "en", "Text"), ARC.format("a", "x")
+    report = read(tmp_path, instance(FACTS.replace('id="f1"', "") + extended(*parts), CONTEXTS))
+    assert report.notes == (Note("Text", (), "en"),)
+    assert report.warnings == ("a footnote is attached to '', which is not a fact of the report",)
+
+
 def test_equal_texts_are_one_note_and_modules_are_joined(tmp_path) -> None:
     one = read(tmp_path, xml_document())
     other = replace(
