@@ -18,7 +18,7 @@ import io
 import json
 import pathlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 
@@ -129,7 +129,6 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _parse_finding(where: str, row: dict[str, str]) -> Finding:
     """A finding from its row. Raises `UserError` that names the column."""
-    known = _rule_ids()
     texts = dict.fromkeys(COLUMNS, "") | row
 
     def check(column: str, valid: bool, expected: str) -> None:
@@ -138,19 +137,26 @@ def _parse_finding(where: str, row: dict[str, str]) -> Finding:
 
     check("entity", bool(texts["entity"]), "the code of a bank, as in its reports")
     check("period", is_day(texts["period"]), "a reference date (YYYY-MM-DD)")
-    nothing = texts["state"] == "benign" and not texts["rule"]
-    check(
-        "rule",
-        nothing or texts["rule"] in known,
-        f"a rule of rules.jsonl or note_rules.jsonl{_nearest(texts['rule'], known)}",
-    )
+    if texts["rule"] or texts["state"] != "benign":
+        known = texts["rule"] in _rule_ids()
+        check("rule", known, "" if known else f"a rule of rules.jsonl or note_rules.jsonl{_nearest(texts['rule'])}")
     check("state", texts["state"] in STATES, f"one of {', '.join(STATES)}")
     check("cell", not texts["cell"] or bool(CELL.fullmatch(texts["cell"])), "a cell such as C 76.00.a r0030 c0010")
     numbers = {column: parse_number(texts[column]) for column in ("value", "limit")}
     for column, number in numbers.items():
         check(column, not texts[column] or number is not None, "a number; 0.95 is 95%")
-    texts["entity"] = texts["entity"].partition(".")[0]
-    return Finding(**(texts | numbers), where=where)
+    return Finding(
+        entity=texts["entity"].partition(".")[0],
+        period=texts["period"],
+        rule=texts["rule"],
+        state=texts["state"],
+        cell=texts["cell"],
+        value=numbers["value"],
+        limit=numbers["limit"],
+        legal=texts["legal"],
+        kind=texts["kind"],
+        where=where,
+    )
 
 
 @functools.cache
@@ -158,8 +164,8 @@ def _rule_ids() -> frozenset[str]:
     return frozenset(rule.id for rule in built_in_rules()) | frozenset(note_rules())
 
 
-def _nearest(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, _rule_ids(), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
