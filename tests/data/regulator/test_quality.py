@@ -279,6 +279,12 @@ def test_contradictory_values_of_a_cell_are_a_finding(tmp_path):
     assert [part.value for part in results["LR_MIN"].inputs[0].parts] == [Decimal("0.05"), Decimal("0.02")]
 
 
+def test_a_text_in_the_cell_of_a_figure_is_named(tmp_path):
+    report = read(tmp_path, SOUND, [("c_47.00.csv", f"{datapoint(LR)},0.05", f"{datapoint(LR)},five")])
+    result = judged(report)[0]["LR_MIN"]
+    assert (result.state, result.reason) == ("undecided", "C 47.00 r0340 c0010 is 'five', not a number")
+
+
 def test_of_consistent_values_the_more_accurate_one_counts(tmp_path):
     row = f"{datapoint(LR)},0.03"
     figures = without(keep=("C_47.00",)) | {LR: Decimal("0.03"), LR_TIER1: Decimal(71_040_000)}
