@@ -40,6 +40,25 @@ def write_answer(violated: Iterable[RuleResult], directive: str, style: str = "c
     return "\n".join(["Violations:", *lines, "Directive:", directive])
 
 
+@dataclass(frozen=True)
+class Check:
+    """One line of an answer that checks requirement after requirement: `LCR 93% < 100%: LCR_MIN, CRR Art. 412(1)`."""
+
+    what: str  # the ratio, or what a note is about
+    comparison: str  # "93% < 100%", with its working "104% - 9% = 95% < 100%"; empty if nothing is compared
+    verdict: str = "met"  # or the id of the violated rule, or "lifts LCR_MIN"
+    legal: str = ""  # article, if the verdict is not "met"
+
+    def __str__(self) -> str:
+        head = f"{self.what} {self.comparison}".rstrip()
+        return f"{head}: {self.verdict}" + (f", {self.legal}" if self.legal else "")
+
+
+def write_checks(checks: Iterable[Check], directive: str) -> str:
+    """Format an answer of the second form: every check, then the letter."""
+    return "\n".join(["Checks:", *map(str, checks), "Directive:", directive])
+
+
 def write_violation(result: RuleResult, style: str = "cells") -> str:
     """Format one violation as a line.
 

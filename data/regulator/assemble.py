@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 
 from data.regulator.dpm import Cell, Cells, local_name
-from data.regulator.report import NUMERIC_TYPES, Fact, Report, describe, duplicate_warnings, parse_number
+from data.regulator.report import NUMERIC_TYPES, CellKey, Fact, Note, Report, describe, duplicate_warnings, parse_number
 
 EBA_METRICS = "http://www.eba.europa.eu/xbrl/crr/dict/met"  # some releases append a version: .../met/3.5
 FILING_INDICATORS = (
@@ -36,6 +36,7 @@ class FiledFact:
     typed: tuple[str, ...] = ()  # names of its typed dimensions, with prefix
     problems: tuple[str, ...] = ()  # for warnings; each follows the name of the fact, e.g. "names no context"
     default_unit: str | None = None  # unit of a number that was filed without one
+    notes: tuple[str, ...] = ()  # ids of the notes that are attached to it
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class ParsedFile:
     indicators: dict[str, bool]
     taxonomy: tuple[str, ...] = ()  # entry points (schema URLs) referenced by the file
     warnings: tuple[str, ...] = ()
+    notes: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> (text, language)
 
 
 def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str], Concept] | None = None) -> Report:
@@ -57,12 +59,21 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
     """
     facts: list[Fact] = []
     warnings = list(parsed.warnings)
+    attached: dict[str, list[CellKey]] = {name: [] for name in parsed.notes}
     for filed in parsed.facts:
         concept = (concepts or {}).get((filed.namespace, local_name(filed.fact.concept)))
         found, opened = _find_cells(filed, cells, parsed.indicators)
         fact, problems = _resolve(filed, found, opened, concept)
         warnings += [f"{describe(fact)} {problem}" for problem in (*filed.problems, *problems)]
         facts.append(fact)
+        for name in filed.notes:
+            if name not in attached:
+                warnings.append(f"{describe(fact)} refers to the note {name!r}, which the report does not contain")
+            elif fact.cell:
+                attached[name].append(fact.cell)
+    notes = (
+        Note(text, tuple(dict.fromkeys(attached[name])), language) for name, (text, language) in parsed.notes.items()
+    )
     entity = _most_frequent(fact.entity for fact in facts)
     others = sorted({fact.entity for fact in facts} - {entity, ""})
     if others:
@@ -79,6 +90,7 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
         filing_indicators=parsed.indicators,
         facts=tuple(facts),
         warnings=tuple(warnings + duplicate_warnings(tuple(facts))),
+        notes=tuple(notes),
     )
 
 

@@ -10,22 +10,25 @@ import io
 import json
 import pathlib
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from common.errors import UserError
 from data.regulator.banks import Bank
 from data.regulator.dpm import Cell, Cells, Table
-from data.regulator.report import CellKey
+from data.regulator.report import CellKey, Note
 
 FRAMEWORK = {"COREP": "COREP040200", "FINREP": "FINREP040200"}  # framework and release as written in file names
 Row = tuple[Cell, str, Decimal | str]  # (cell, key of its row in an open table or "", value)
+FOOTNOTE = "http://www.xbrl.org/2003/arcrole/fact-footnote"
+LINK = "http://www.xbrl.org/2003/role/link"
 INDICATORS = "http://www.xbrl.org/taxonomy/int/filing-indicators/REC/2021-02-03"
 NAMESPACES = {
     "eba_met": "http://www.eba.europa.eu/xbrl/crr/dict/met",
     "fi": INDICATORS,
     "iso4217": "http://www.xbrl.org/2003/iso4217",
     "lei": "http://standards.iso.org/iso/17442",
+    "xbrl": "https://xbrl.org/2021",
     "xbrli": "http://www.xbrl.org/2003/instance",
 }
 
@@ -38,8 +41,12 @@ def write_reports(
     cells: Cells,
     unfiled: Iterable[str] = (),
     syntax: str = "csv",
+    notes: Sequence[Note] = (),
 ) -> list[pathlib.Path]:
     """Write the figures of one bank for one reference date into `folder`. Returns the files, one per module.
+
+    `notes` need the syntax "json": EBA xBRL-CSV packages have no place for them. A note stands in the module of the cells
+    that it is attached to.
 
     The templates in `unfiled` are declared as not filed in the file of their module. In a table with open rows, the row
     of a cell is its key. Raises `UserError` for a cell that is not in the DPM.
@@ -59,8 +66,12 @@ def write_reports(
             if table.template in unfiled and table.module == module:
                 indicators.setdefault(table.template, False)
         ordered = [(tables[code], rows) for code, rows in sorted(filed.items())]
-        write = _write_csv if syntax == "csv" else _write_json
-        files.append(write(folder, bank, period, module, ordered, dict(sorted(indicators.items()))))
+        arguments = (folder, bank, period, module, ordered, dict(sorted(indicators.items())))
+        if syntax == "csv":
+            files.append(_write_csv(*arguments))
+        else:
+            of_module = [note for note in notes if any(cell[0] in filed for cell in note.cells)]
+            files.append(_write_json(*arguments, of_module))
     return files
 
 
@@ -131,8 +142,10 @@ def _write_json(
     module: str,
     filed: list[tuple[Table, list[Row]]],
     indicators: dict[str, bool],
+    notes: Sequence[Note],
 ) -> pathlib.Path:
     """Write one module as xBRL-JSON, which identifies a fact by its metric and dimensions instead of its datapoint."""
+    places = {cell: f"note{number}" for number, note in enumerate(notes, start=1) for cell in note.cells}
     core = {"entity": f"lei:{bank.entity}.CON", "period": _instant(period)}
     namespaces, facts = dict(NAMESPACES), []
     for template, reported in indicators.items():
@@ -155,13 +168,22 @@ def _write_json(
             else:
                 namespaces[value.partition(":")[0]] = _namespace(value.partition(":")[0])
             fact["dimensions"] = dimensions
+            name = places.get((table.code, key or cell.row, cell.column))
+            if name:
+                fact["links"] = {"footnote": {"_": [name]}}
             facts.append(fact)
     info = {
         "documentType": "https://xbrl.org/2021/xbrl-json",
         "namespaces": dict(sorted(namespaces.items())),
         "taxonomy": [filed[0][0].entry_point.removesuffix(".json") + ".xsd"],
     }
-    document = {"documentInfo": info, "facts": {f"f{number}": fact for number, fact in enumerate(facts, start=1)}}
+    if notes:
+        info |= {"linkTypes": {"footnote": FOOTNOTE}, "linkGroups": {"_": LINK}}
+    by_id = {f"f{number}": fact for number, fact in enumerate(facts, start=1)}
+    for number, note in enumerate(notes, start=1):
+        dimensions = {"concept": "xbrl:note", "noteId": f"note{number}", "language": note.language or "en"}
+        by_id[f"note{number}"] = {"value": note.text, "dimensions": dimensions}
+    document = {"documentInfo": info, "facts": by_id}
     path = folder / f"{_file_name(bank, period, module)}.json"
     path.write_text(json.dumps(document, indent=0) + "\n", encoding="utf-8")
     return path

@@ -55,7 +55,7 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
     `r0010 c0010 CET1 Capital ratio | 4.31%`. In a table with open rows, each row starts with a line that contains
     its key.
     `style="labels"`: a compact form with lines such as `CET1 ratio 4.31%`.
-    Facts without a cell are included with their concept and dimensions. Raises UserError for an unknown style.
+    Facts without a cell are included with their concept and dimensions. The notes of the bank come last. Raises UserError for an unknown style.
     """
     if style not in STYLES:
         raise UserError(f"unknown report style {style!r}; choose one of {', '.join(STYLES)}")
@@ -63,7 +63,8 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
     if style == "labels":
         facts = _sorted_facts(report.facts)
         lines = [f"{_label_of(fact, cells)} {format_fact(fact, compact=True)}" for fact in facts]
-        return "\n".join([f"{name} {report.period}", *lines])
+        notes = [f"Note: {note.text}" for note in report.notes]
+        return "\n".join([f"{name} {report.period}", *lines, *notes])
     header = [name if not bank else f"{name} ({report.entity})", f"reference date {report.period}"]
     if report.currency:
         header.append(f"amounts in {report.currency.removeprefix('iso4217:')}")
@@ -96,6 +97,9 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
         if (where, keys, line) not in written:
             written.add((where, keys, line))
             lines.append(line)
+    for note in report.notes:
+        place = ", ".join(map(cell_name, note.cells))
+        lines.append(f"note on {place or 'the report'} | {note.text}")
     return "\n".join(lines)
 
 
@@ -189,7 +193,8 @@ def _format_decimal(value: Decimal) -> str:
 
 
 def _label_of(fact: Fact, cells: Cells) -> str:
-    where = "".join(f" {key}={value}" for key, value in sorted(fact.dimensions.items()))
+    members = fact.keys if fact.cell else fact.dimensions  # the other dimensions are part of the cell
+    where = "".join(f" {key}={value}" for key, value in sorted(members.items()))
     if fact.cell is None:
         return f"{fact.concept}{where}"
     cell = cells.by_cell(*fact.cell)

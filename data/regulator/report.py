@@ -38,6 +38,15 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Note:
+    """An explanation that the bank gives in its report: a footnote (XBRL 2.1, 4.11; OIM 1.0, 5.4)."""
+
+    text: str
+    cells: tuple[CellKey, ...] = ()  # of the facts that it is attached to; empty for the report as a whole
+    language: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """One report, or the merged reports of one bank for one reference date."""
 
@@ -49,6 +58,7 @@ class Report:
     filing_indicators: dict[str, bool] = field(hash=False)  # template (`C_76.00`) -> whether it was filed
     facts: tuple[Fact, ...]
     warnings: tuple[str, ...]
+    notes: tuple[Note, ...] = ()
 
 
 def describe(fact: Fact) -> str:

@@ -107,6 +107,7 @@ def merge_reports(reports: Iterable[Report]) -> Report:
         filing_indicators=indicators,
         facts=merged,
         warnings=tuple(dict.fromkeys(warnings)),
+        notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
     )
 
 

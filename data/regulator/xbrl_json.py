@@ -14,6 +14,7 @@ from data.regulator.assemble import FILING_INDICATORS, FiledFact, ParsedFile
 from data.regulator.dpm import local_name
 from data.regulator.report import Fact
 
+XBRL = "https://xbrl.org/2021"  # namespace of xbrl:note (xBRL-JSON 1.0, 3.3.2)
 CORE = ("concept", "entity", "period", "unit", "language", "noteId")
 
 
@@ -55,6 +56,7 @@ def read_json(path: Path, where: str, document: dict) -> ParsedFile:
         raise UserError(f"{where}: facts and documentInfo.namespaces must be JSON objects")
     filed: list[FiledFact] = []
     indicators: dict[str, bool] = {}
+    notes: dict[str, tuple[str, str]] = {}
     for name, item in facts.items():
         dimensions = item.get("dimensions") if isinstance(item, dict) else None
         if not isinstance(dimensions, dict) or not isinstance(dimensions.get("concept"), str) or "value" not in item:
@@ -66,10 +68,24 @@ def read_json(path: Path, where: str, document: dict) -> ParsedFile:
             )
             indicators[template] = str(item["value"]).lower() in ("true", "1")
             continue
+        if namespace == XBRL and local_name(dimensions["concept"]) == "note":
+            # A link names the id of the note's fact, which is its noteId too (OIM 1.0, 5.4).
+            notes[name] = (str(item["value"] or ""), str(dimensions.get("language") or ""))
+            continue
         filed.append(_filed_fact(item, dimensions, namespaces, namespace))
     taxonomy = info.get("taxonomy", [])
     entry_points = tuple(str(url) for url in taxonomy) if isinstance(taxonomy, list) else ()
-    return ParsedFile(path, "xBRL-JSON", tuple(filed), indicators, entry_points)
+    return ParsedFile(path, "xBRL-JSON", tuple(filed), indicators, entry_points, notes=notes)
+
+
+def _note_ids(item: dict) -> tuple[str, ...]:
+    """The notes that a fact is linked to, by any link type and group (OIM 1.0, 4.3). Links of other shapes are ignored."""
+    groups = item.get("links")
+    found = []
+    for group in groups.values() if isinstance(groups, dict) else ():
+        for names in group.values() if isinstance(group, dict) else ():
+            found += [str(name) for name in names] if isinstance(names, list) else []
+    return tuple(dict.fromkeys(found))
 
 
 def _filed_fact(item: dict, dimensions: dict, namespaces: dict, namespace: str) -> FiledFact:
@@ -103,7 +119,7 @@ def _filed_fact(item: dict, dimensions: dict, namespaces: dict, namespace: str) 
         period=period,
         dimensions=others,
     )
-    return FiledFact(fact, namespace, numeric, typed, tuple(problems), "xbrli:pure")
+    return FiledFact(fact, namespace, numeric, typed, tuple(problems), "xbrli:pure", _note_ids(item))
 
 
 def oim_period(text: str) -> tuple[str, str]:
