@@ -34,7 +34,7 @@ def printed_figures(report: str) -> Iterator[PrintedFigure]:
         heading = _TABLE.match(line)
         name, bar, value = line.rpartition(" | ")
         if _NOTE.match(line):
-            yield from (_printed("note", match) for match in _FIGURE.finditer(line))
+            yield from (_printed("note", match) for match in _FIGURE.finditer(value if bar else line))
         elif bar:
             match = _FIGURE.search(value)
             yield _printed(f"{table} {name}", match) if match else PrintedFigure(f"{table} {name}", "", value, None)

@@ -63,8 +63,10 @@ def _percentages(report: str) -> dict[str, float]:
 
 def _features(percentages: Sequence[dict[str, float]], labels: Sequence[str]) -> np.ndarray:
     """`(reports, features)`: each label, then sums and differences of pairs; NaN where a report prints no such figure."""
-    single = np.array([[one.get(label, np.nan) for label in labels] for one in percentages]).reshape(-1, len(labels))
-    columns = [single]
+    single = np.array([[one.get(label, np.nan) for label in labels] for one in percentages]).reshape(
+        len(percentages), len(labels)
+    )
+    columns = [single]  # none at all if no report prints percentages
     for i, j in itertools.combinations(range(min(MAX_PAIRED, len(labels))), 2):
         columns.append(np.stack([single[:, i] + single[:, j], single[:, i] - single[:, j]], axis=1))
     return np.concatenate(columns, axis=1)
@@ -95,7 +97,9 @@ def _best_comparisons(features: np.ndarray, true: np.ndarray) -> list[_Compariso
 
 def _worth_keeping(best: Sequence[_Comparison], totals: np.ndarray) -> set[int]:
     """The rules whose comparisons together have the best micro-averaged F1 on the training reports."""
-    order = sorted(range(len(best)), key=lambda i: -best[i].f1)
+    order = sorted((i for i in range(len(best)) if best[i].f1), key=lambda i: -best[i].f1)
+    if not order:
+        return set()
     positives = np.cumsum([best[i].true_positives for i in order])
     predicted = np.cumsum([best[i].predicted for i in order])
     return set(order[: int(np.argmax(2 * positives / (predicted + totals.sum()))) + 1])

@@ -13,7 +13,6 @@ import pytest
 from common.errors import UserError
 from data.regulator.answers import Answer, parse_answer, write_answer
 from data.regulator.banks import make_bank
-from data.regulator.baselines import micro_f1, nearest_letters, score_baselines
 from data.regulator.corpus import FULL, make_filings
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.examples import example_variants, make_example, read_filing, read_register, write_register
@@ -294,21 +293,6 @@ def test_register(tmp_path):
     path.write_text("entity,name\n")
     with pytest.raises(UserError, match="'country'"):
         read_register(path)
-
-
-def test_baselines():
-    assert micro_f1([("A",), ("A", "B")], [("A",), ("C",)]) == {"precision": 1 / 3, "recall": 1 / 2, "f1": 2 / 5}
-    scores = score_baselines([["B"], ["A", "B"], []], [["A"], []])
-    assert {name: round(score["f1"], 3) for name, score in scores.items()} == {
-        "always clean": 0.0,
-        "flag everything": 0.4,  # precision 1/4, recall 1/1
-        "most frequent violation": 0.0,
-    }
-
-
-def test_the_nearest_letter():
-    training = [("CET1 ratio 4% LCR 90%", "one"), ("NSFR 99% LR 3%", "two")]
-    assert nearest_letters(training, ["LR 3% NSFR 98%", "LCR 90% CET1 5%"]) == ["two", "one"]
 
 
 def make_corpus(out, *more):
