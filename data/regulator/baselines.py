@@ -2,7 +2,7 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from data.regulator.examples import report_of
 from data.regulator.learned_baselines import ngram_predictions, presence_predictions
@@ -64,14 +64,21 @@ def micro_f1(predicted: Sequence[Iterable[str]], true: Sequence[Iterable[str]]) 
     }
 
 
-def score_baselines(training: Sequence[dict], test: Sequence[dict]) -> dict[str, dict[str, float]]:
-    """Precision, recall and F1 of each baseline, fitted on the examples of `training`, on those of `test`."""
-    true = [example["violations"] for example in test]
+def score_baselines(
+    training: Sequence[dict], tests: Mapping[str, Sequence[dict]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Test split -> baseline -> precision, recall and F1. All baselines are fitted once, on the examples of `training`."""
     trivial = trivial_predictions(example["violations"] for example in training)
-    predictions = {name: [answer] * len(test) for name, answer in trivial.items()} | baseline_predictions(
-        training, test
-    )
-    return {name: micro_f1(predicted, true) for name, predicted in predictions.items()}
+    everything = [example for examples in tests.values() for example in examples]
+    learned = baseline_predictions(training, everything)
+    scores, start = {}, 0
+    for split, examples in tests.items():
+        true = [example["violations"] for example in examples]
+        predictions = {name: [answer] * len(true) for name, answer in trivial.items()}
+        predictions |= {name: found[start : start + len(true)] for name, found in learned.items()}
+        scores[split] = {name: micro_f1(predicted, true) for name, predicted in predictions.items()}
+        start += len(true)
+    return scores
 
 
 def nearest_letters(training: Sequence[tuple[str, str]], test: Sequence[str]) -> list[str]:

@@ -62,7 +62,8 @@ def _length_statistics(lengths: Sequence[int]) -> dict[str, float]:
 
 def violation_baselines(splits: dict[str, list[dict]]) -> dict[str, dict]:
     """Test split -> baseline -> precision, recall and F1 on the violations. Baselines are fitted on `train`."""
-    return {split: score_baselines(splits["train"], part) for split, part in splits.items() if split.startswith("test")}
+    tests = {split: examples for split, examples in splits.items() if split.startswith("test")}
+    return score_baselines(splits["train"], tests)
 
 
 def token_counter(model_directory: pathlib.Path | None) -> Callable[[str], int] | None:

@@ -53,7 +53,8 @@ def test_the_engine_is_a_baseline_where_the_examples_say_what_it_finds():
     training = random_examples(1, 20)
     test = random_examples(2, 9, lambda violations: {"engine": [rule for rule in violations if rule == "LCR_MIN"]})
     assert baseline_predictions(training, test)["engine"] == [tuple(one["engine"]) for one in test]
-    scores = score_baselines(training, test)
+    scores = score_baselines(training, {"test": test[:4], "test_words": test})["test_words"]
+    assert scores == score_baselines(training, {"test_words": test})["test_words"]
     assert scores["engine"]["precision"] == 1 > scores["engine"]["recall"]
     assert scores["always clean"]["f1"] == 0 and scores["flag everything"]["recall"] == 1
 
