@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from data.regulator.answers import Answer, parse_answer
+from data.regulator.answer_reader import Answer, parse_answer
 from eval.regulator.violations import baseline_answers, score_violations, true_answers
 from eval.rouge import mean, rouge_l, score_whole_answers
 

@@ -6,7 +6,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from common.errors import UserError
-from data.regulator.answers import Answer, parse_answer
+from data.regulator.answer_reader import Answer, parse_answer
 from data.regulator.baselines import trivial_predictions
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.regulator.answers import Answer
+from data.regulator.answer_reader import Answer
 from eval.regulator.score import fixed_letter, score_answers
 
 CLEAN = "Violations:\nnone\nDirective:\nNo measures."
