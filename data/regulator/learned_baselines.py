@@ -122,6 +122,6 @@ def _count_presence(texts: Sequence[str]) -> "csr_matrix":
     from sklearn.feature_extraction.text import CountVectorizer
 
     def features(text: str) -> list[str]:
-        return [f"{figure.label}|{figure.sign}|{figure.unit}" for figure in printed_figures(text)]
+        return ["any report", *(f"{figure.label}|{figure.sign}|{figure.unit}" for figure in printed_figures(text))]
 
     return CountVectorizer(analyzer=features, dtype=np.float32).fit_transform(texts)
