@@ -16,12 +16,21 @@ FIRST_TRIES = 32  # tokens that are tried before the whole vocabulary is sorted
 
 @dataclass(frozen=True)
 class Grammar:
-    """What an answer may be. `free_after`: once the text contains it, everything may follow."""
+    """What an answer may be. `free_after`: once the text contains it, everything but a special token may follow."""
 
     pattern: str
     free_after: str
     tokenizer: PreTrainedTokenizerBase
     stop_ids: frozenset[int]
+
+    def is_complete(self, text: str) -> bool:
+        """Whether an answer may end here."""
+        return regex.fullmatch(self.pattern, text, flags=regex.DOTALL) is not None
+
+    def can_be_continued(self, text: str) -> bool:
+        """Whether some continuation of a text is a complete answer. A part of a character (U+FFFD) is none."""
+        match = regex.fullmatch(self.pattern, text, flags=regex.DOTALL, partial=True)
+        return match is not None and not text.endswith("\ufffd")
 
 
 @dataclass
@@ -30,30 +39,29 @@ class ConstrainedAnswer:
 
     grammar: Grammar
     ids: list[int] = field(default_factory=list)
-    text: str = ""
+    is_free: bool = False
 
     def choose(self, candidates: Iterable[int]) -> int:
         """Append the first of `candidates` (from the most probable on) that the grammar allows, and return it.
 
         A stop token is allowed where the answer is complete. If nothing is allowed, the answer ends.
         """
+        special = {*self.grammar.tokenizer.all_special_ids, *self.grammar.stop_ids}
         for token in candidates:
-            if token in self.grammar.stop_ids:
-                if self._matches(self.text, partial=False):
-                    return token
-                continue
-            text = self.grammar.tokenizer.decode([*self.ids, token], skip_special_tokens=True)
-            # Special tokens add no text. The bytes of a character may be spread over several tokens.
-            if len(text) > len(self.text) and self._matches(text.rstrip("\ufffd"), partial=True):
+            if token in self.grammar.stop_ids and self.grammar.is_complete(self._text()):
+                return token
+            if token not in special and (self.is_free or self._allows(token)):
                 self.ids.append(token)
-                self.text = text
                 return token
         return min(self.grammar.stop_ids)
 
-    def _matches(self, text: str, partial: bool) -> bool:
-        if self.grammar.free_after in text and partial:
-            return True
-        return regex.fullmatch(self.grammar.pattern, text, flags=regex.DOTALL, partial=partial) is not None
+    def _allows(self, token: int) -> bool:
+        text = self._text(token)
+        self.is_free = self.grammar.free_after in text
+        return self.is_free or self.grammar.can_be_continued(text)
+
+    def _text(self, *more: int) -> str:
+        return self.grammar.tokenizer.decode([*self.ids, *more])
 
 
 def most_probable_allowed(grammar: Grammar):  # noqa: ANN201 (an eval.generate.SelectTokens)
