@@ -28,6 +28,7 @@ SHORT_LABELS: dict[CellKey, str] = {
     ("C_03.00", "r0140", "c0010"): "TSCR CET1",
     ("C_03.00", "r0150", "c0010"): "TSCR Tier 1",
     ("C_03.00", "r0160", "c0010"): "OCR",
+    ("C_28.00", "*", "c350"): "Client",
     ("C_47.00", "r0300", "c0010"): "Leverage exposure",
     ("C_47.00", "r0340", "c0010"): "Leverage ratio",
     ("C_47.00", "r0440", "c0010"): "OLRR",
@@ -64,7 +65,7 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
         facts = _sorted_facts(report.facts)
         lines = [f"{_label_of(fact, cells)} {format_fact(fact, compact=True)}" for fact in facts]
         notes = [f"Note: {note.text}" for note in report.notes]
-        return "\n".join([f"{name} {report.period}", *lines, *notes])
+        return "\n".join([name, *lines, *notes])
     header = [name if not bank else f"{name} ({report.entity})", f"reference date {report.period}"]
     if report.currency:
         header.append(f"amounts in {report.currency.removeprefix('iso4217:')}")
@@ -194,9 +195,9 @@ def _format_decimal(value: Decimal) -> str:
 
 def _label_of(fact: Fact, cells: Cells) -> str:
     members = fact.keys if fact.cell else fact.dimensions  # the other dimensions are part of the cell
-    where = "".join(f" {key}={value}" for key, value in sorted(members.items()))
     if fact.cell is None:
-        return f"{fact.concept}{where}"
+        return fact.concept + "".join(f" {key}={value}" for key, value in sorted(members.items()))
+    where = "".join(f" {value}" for _, value in sorted(members.items()))
     cell = cells.by_cell(*fact.cell)
     return (SHORT_LABELS.get(fact.cell) or (cell.row_label.strip() if cell else cell_name(fact.cell))) + where
 
