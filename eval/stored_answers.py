@@ -30,7 +30,8 @@ def score_stored(
     examples = choose_examples(read_examples(data, Reading("auto", {})), limit)
     asked = [example for example in examples if has_answer(example)]
     training = list(filter(has_answer, read_examples(train, Reading("auto", {})))) if train else None
-    earlier = read_result(before) if before else None
+    # A stored answer says nothing of general text; an earlier result may.
+    earlier = read_result(before) | {"general_source": None} if before else None
     header = {
         "model": str(answers),
         "data": str(data),
@@ -39,7 +40,7 @@ def score_stored(
         "general_source": None,
     }
     if earlier:
-        report.check_comparable({**earlier, "general_source": None}, header)
+        report.check_comparable(earlier, header)
     names = [_name(example, i) for i, example in enumerate(asked)]
     texts = _in_order(names, read_answers(answers), data, answers)
     return header | score_answers(asked, texts, str(data), training, str(train)), earlier
