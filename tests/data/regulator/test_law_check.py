@@ -118,6 +118,8 @@ def test_the_document_of_the_law_has_every_rule_with_its_citations():
     assert list(listed)[1:] == [rule["id"] for rule in stored]
     for rule in stored:
         _, article, meaning, checked, source = listed[rule["id"]]
-        versions = rule["legal"] if isinstance(rule["legal"], list) else [{"from": "", "text": rule["legal"]}]
-        assert all(version["text"] in article and version["from"] in article for version in versions), rule["id"]
+        versions = rule["legal"] if isinstance(rule["legal"], list) else []
+        since = [f"from {one['from']}" if one["from"] else "until then" for one in versions[::-1]]
+        dated = [f"{when}: {one['text']}" for when, one in zip(since, versions[::-1], strict=True)]
+        assert article == ("; ".join(dated) or rule["legal"]), rule["id"]
         assert checked == rule["checked"] and checked in ("text", "memory") and meaning and source

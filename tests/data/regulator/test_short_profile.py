@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-SHA256 = "95fcfa382f176850ed73c07c96841c01ae73def47391485be5ed4ccb055561c2"
+SHA256 = "d7f3864e01ca65f67539a4110a33e981b642159a9d0532d9c946cd60abe0b173"
 
 
 def test_the_bytes_of_the_short_corpus(tmp_path):
