@@ -61,6 +61,7 @@ class Figure:
     source: str
     parts: tuple["Figure", ...] = ()
     legal: str = ""  # definition of a recomputed ratio
+    filed: "Figure | None" = None  # the ratio as filed, if it is recomputed because it is too coarse
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ def _figure_text(figure: Figure) -> str:
     if figure.source == "recomputed":
         values = " / ".join(map(format_value, figure.parts))
         names = " / ".join(map(name_of, figure.parts))
-        return f"{name_of(figure)} = {format_value(figure)} (not reported; {names} = {values}, {figure.legal})"
+        filed = f"filed as {format_value(figure.filed)}" if figure.filed else "not reported"
+        return f"{name_of(figure)} = {format_value(figure)} ({filed}; {names} = {values}, {figure.legal})"
     if figure.source == "not reported" and figure.parts:
         parts = " / ".join("?" if part.value is None else format_value(part) for part in figure.parts)
         return f"{name_of(figure)} = ? (not reported; {' / '.join(map(name_of, figure.parts))} = {parts})"

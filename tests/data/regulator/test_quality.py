@@ -251,6 +251,29 @@ def test_a_coarse_ratio_decides_only_outside_its_rounding(tmp_path, decimals, va
         ]
 
 
+@pytest.mark.parametrize(("tier1", "state", "value"), [(62_400_000, "violated", "0.026"), (76_800_000, "ok", "0.032")])
+def test_where_a_ratio_is_too_coarse_its_parts_decide(tmp_path, tier1, state, value):
+    bank = dataclasses.replace(BANK, ratio_decimals=2)
+    figures = without(("C_47.00", "r0440", "c0010"), keep=("C_47.00",)) | {
+        LR: Decimal("0.03"),
+        LR_TIER1: Decimal(tier1),
+    }
+    results, findings = judged(read(tmp_path, figures, bank=bank))
+    result = results["LR_MIN"]
+    assert (result.state, result.value) == (state, Decimal(value))
+    assert result.reason == (
+        "as filed too coarse to decide: C 47.00 r0340 c0010 is 3% (decimals=2), between 2.5% and 3.5%"
+    )
+    assert result.inputs[0].filed is not None and result.inputs[0].filed.value == Decimal("0.03")
+    assert [rule_id for rule_id, _ in findings] == ["ACCURACY"]
+
+
+def test_parts_that_contradict_a_coarse_ratio_do_not_decide(tmp_path):
+    bank = dataclasses.replace(BANK, ratio_decimals=2)
+    results = judged(read(tmp_path, without(keep=("C_47.00",)) | {LR: Decimal("0.03")}, bank=bank))[0]
+    assert (results["LR_MIN"].state, results["LR_CALC"].state) == ("undecided", "violated")
+
+
 def test_a_ratio_recomputed_from_coarse_amounts_is_undecided_near_its_limit(tmp_path):
     bank = dataclasses.replace(BANK, decimals=-6)
     results, findings = judged(read(tmp_path, without(LCR) | {BUFFER: Decimal(100_000_000)}, bank=bank))
