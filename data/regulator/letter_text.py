@@ -20,7 +20,7 @@ ARTICLES = re.compile(
     rf"\b(?:Art(?:icle)?s?\b\.?|Artikels?n?) ({ARTICLE}(?:(?:, (?:and |or )?| and | or | to | und | oder | bis )(?:Art\. |Article )?{ARTICLE})*)"
 )
 PERCENTAGE = re.compile(r"(?<![\d.,])(-?\d+(?:[.,]\d+)?) ?(?:%|per ?cent\b|Prozent\b)(?! ?(?:points?|-?[Pp]unkte?)\b)")
-SENTENCE = re.compile(r"(?<=[.;:!?])\s+(?=[A-ZÄÖÜ0-9\-*•])|\n+")
+SENTENCE = re.compile(r"(?<=[.;!?])\s+(?=[A-ZÄÖÜ0-9\-*•])|\n+")
 
 
 @dataclass(frozen=True)
