@@ -1,7 +1,7 @@
 """Compare a supervisor's letter with the violations of its report, to find wrong pairs, missing findings and waivers.
 
 The comparison prefers what can be checked: articles, cells, percentages and ids of rules. Words such as "no objection" count only
-where neither the letter nor the labels say anything else. It does not understand the letter, and its limits are these:
+in a letter that demands nothing. It does not understand the letter, and its limits are these:
 
 - A requirement without an article and without its figure is taken as not mentioned.
 - An article that several rules share matches any of them. Articles that give the supervisor its powers, or the bank its
