@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a report, or one folder of reports")
     parser.add_argument("--text", action="store_true", help="print the text that the model reads instead of facts")
     parser.add_argument("--style", choices=STYLES, default="cells", help="the style of --text (default: %(default)s)")
-    parser.add_argument("--rules", action="store_true", help="print the result of each rule instead of facts")
+    parser.add_argument("--rules", action="store_true", help="print the result of every rule; with --text as a table")
     parser.add_argument("--summary", action="store_true", help="print only the summary")
     parser.add_argument("--taxonomy", action="append", default=[], type=Path, metavar="ZIP", help="a taxonomy package")
     parser.add_argument(

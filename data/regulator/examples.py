@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from common.errors import UserError
-from data.regulator.answers import parse_answer, write_answer
+from data.regulator.answer_reader import parse_answer
+from data.regulator.answers import write_answer
 from data.regulator.corpus import Profile, rules_of
 from data.regulator.directives import Context, write_directive
 from data.regulator.dpm import Cells

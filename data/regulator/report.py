@@ -1,6 +1,7 @@
 """Facts and reports, independent of the syntax they were filed in."""
 
 import datetime
+import functools
 import itertools
 import re
 from dataclasses import dataclass, field
@@ -63,6 +64,12 @@ class Report:
     notes: tuple[Note, ...] = ()
     files: tuple[Path, ...] = ()  # of a merged report
     incomplete: tuple[str, ...] = ()  # why files of the same bank and date were refused; their figures are missing
+
+
+@functools.cache
+def template_of(table: str) -> str:
+    """The template of a table, as named by filing indicators: `C_84.00` for `C_84.00.a`."""
+    return re.sub(r"\.[a-z]$", "", table)
 
 
 def describe(fact: Fact) -> str:

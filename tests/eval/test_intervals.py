@@ -1,0 +1,99 @@
+import math
+
+import numpy as np
+import pytest
+
+from eval.intervals import intervals, paired_change, wilson
+
+
+def answer(true, predicted, rouge=0.5):
+    return {"true": true, "predicted": predicted, "rouge_l": rouge}
+
+
+def result(answers, losses=None):
+    return {"answers": answers, "losses": losses or [[1.0, 2]] * len(answers)}
+
+
+def test_changes_are_of_micro_averages_over_the_same_examples():
+    before = result(
+        [answer(["A", "B"], ["A"]), answer([], ["A"], 0.1), answer(["C"], None, 0.0)], [[2.0, 4], [3.0, 1], [1.0, 5]]
+    )
+    after = result(
+        [answer(["A", "B"], ["A", "B"], 0.9), answer([], [], 0.4), answer(["C"], ["A", "C"], 1.0)],
+        [[1.0, 4], [1.0, 1], [1.0, 5]],
+    )
+    change = paired_change(before, after)
+    # before: TP 1 of 3 true and 2 predicted; after: TP 3 of 3 true and 4 predicted.
+    assert change["f1"].value == pytest.approx(6 / 7 - 2 / 5)
+    assert change["rouge_l"].value == pytest.approx((0.9 + 0.4 + 1.0) / 3 - (0.5 + 0.1 + 0.0) / 3)
+    assert change["loss"].value == pytest.approx(3 / 10 - 6 / 10)
+    for interval in change.values():
+        assert interval.low <= interval.value <= interval.high
+
+
+def test_identical_results_have_no_uncertainty_and_independent_ones_have_the_expected_one():
+    rng = np.random.default_rng(0)
+    right = rng.random(400) < 0.7
+    before = result([answer(["A"], ["A"] if r else [], float(r)) for r in right])
+    assert paired_change(before, before)["f1"] == paired_change(before, before)["rouge_l"]
+    assert (paired_change(before, before)["f1"].low, paired_change(before, before)["f1"].high) == (0, 0)
+    other = rng.random(400) < 0.7
+    after = result([answer(["A"], ["A"] if r else [], float(r)) for r in other])
+    interval = paired_change(before, after)["rouge_l"]
+    standard_error = np.std(other.astype(float) - right) / math.sqrt(400)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * standard_error, rel=0.05)
+
+
+def test_only_metrics_that_both_results_have_are_compared():
+    chats = result([{"rouge_l": 0.5, "answer": "yes"}])
+    assert set(paired_change(chats, chats)) == {"rouge_l", "loss"}
+    assert paired_change({"loss": 1.0}, chats) == {}  # the result has only texts, or is from an older version
+    nothing = result([answer([], [])])
+    assert paired_change(nothing, nothing)["f1"].value == 0  # there are no violations at all
+
+
+def test_reports_of_one_bank_are_drawn_together():
+    rng = np.random.default_rng(1)
+    of_bank = rng.random(60) < 0.6  # the eight reports of a bank are all right or all wrong
+    rows = [
+        answer(["A"], ["A"] if right else [], float(right)) | {"cluster": bank}
+        for bank, right in enumerate(of_bank)
+        for _ in range(8)
+    ]
+    found = intervals(result(rows))["rouge_l"]
+    standard_error = of_bank.std() / math.sqrt(60)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * standard_error, rel=0.1)
+    alone = intervals(result([{**row, "cluster": None} for row in rows]))["rouge_l"]
+    assert (found.high - found.low) / (alone.high - alone.low) == pytest.approx(math.sqrt(8), rel=0.08)
+
+
+def test_at_the_bounds_the_interval_is_wilsons():
+    assert wilson(1.0, 40) == (pytest.approx(40 / (40 + 1.96**2), abs=1e-4), 1.0)
+    assert wilson(0.0, 40) == (0.0, pytest.approx(1.96**2 / (40 + 1.96**2), abs=1e-4))
+    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # Wilson's, not 0.402 to 0.598
+    right = result([answer(["A"], ["A"], 1.0) | {"cluster": bank} for bank in range(20) for _ in range(5)])
+    wrong = result([answer(["A"], [], 0.0) | {"cluster": bank} for bank in range(20) for _ in range(5)])
+    for name in ("f1", "exact", "rouge_l"):
+        one = intervals(right)[name]
+        assert (one.value, one.high) == (1, 1) and one.low == pytest.approx(
+            wilson(1, 20)[0]
+        )  # 20 banks, not 100 reports
+        change = paired_change(wrong, right)[name]
+        assert change.value == change.high == 1
+        # Newcombe: both sides are off by at most 3.84 / 23.84.
+        assert change.low == pytest.approx(1 - math.sqrt(2) * 1.96**2 / (20 + 1.96**2), abs=1e-4)
+    assert paired_change(right, right)["f1"].low == 0  # the very same answers
+
+
+def test_pairs_facts_and_unreadable_answers_have_intervals():
+    rows = [
+        answer(["A"], ["A"]) | {"pair": "1", "facts": [1, 1, 1], "cluster": "x"},
+        answer([], []) | {"pair": "1", "facts": [0, 0, 0], "cluster": "x"},
+        answer(["A"], ["A"]) | {"pair": "2", "facts": [0, 1, 1], "cluster": "y"},
+        answer([], []) | {"pair": "2", "facts": [0, 0, 1], "cluster": "y", "unreadable": True},
+        answer([], None) | {"pair": "3", "facts": [0, 0, 1], "cluster": "z", "unreadable": True},
+    ]
+    found = intervals(result(rows))
+    assert found["pairs"].value == 0.5 and found["exact"].value == 3 / 5
+    assert found["f1"].value == pytest.approx(4 / 6)  # two right of two, and two unreadable answers
+    assert found["fact_f1"].value == pytest.approx(2 / 6)
