@@ -169,7 +169,7 @@ def _make_examples(
         examples.append(make_example(report, bank, cells, FULL, earlier, letter.text, findings=stated))
         results = evaluate(report, rules_of(FULL))
         violated = apply_findings(results, stated)
-        contradictions = find_disagreements(letter.text, report, results, violated)
+        contradictions = find_disagreements(letter.text, report, results, violated, earlier)
         disagreements += [f"{entity} {period}: {letter.path}: {one}" for one in contradictions]
         found = {result.rule_id for result in violations(results)}
         unused += [

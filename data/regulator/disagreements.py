@@ -1,19 +1,19 @@
 """Compare a supervisor's letter with the violations of its report, to find wrong pairs, missing findings and waivers.
 
 The comparison prefers what can be checked: articles, cells, percentages and ids of rules. Words such as "no objection" count only
-where neither the letter nor the labels say anything else. It does not understand the letter, and its limits are these:
+in a letter that demands nothing. It does not understand the letter, and its limits are these:
 
 - A requirement without an article and without its figure is taken as not mentioned.
 - An article that several rules share matches any of them. Articles that give the supervisor its powers, or the bank its
   duties to report, are ignored (`POWERS`).
-- A sentence that says that a requirement is met, in words that `MET` does not know, is taken as an objection.
+- A sentence that says that a requirement is met, in words that `MET` and `NOTHING` do not know, is taken as an objection.
 - Amounts are not compared, nor percentages in sentences that name no ratio.
 - Only English and German citations and words are known.
 """
 
+import functools
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 
 from data.regulator.answers import write_violation
@@ -37,8 +37,11 @@ RATIO = re.compile(
 )
 MET = re.compile(
     r"\b(is|are|was|were|remains?|be) (also |still )?(met|satisfied|fulfilled|observed|complied with)\b|\b(meets?|met|satisf(y|ies)|compl(y|ies|ied) with)\b"
-    r"|\bno (violation|breach|infringement)\b|\beingehalten\b|\berfüllt\b",
+    r"|\beingehalten\b|\berfüllt\b",
     re.IGNORECASE,
+)
+NOTHING = re.compile(
+    r"\b(no|keine?n?) (violation|breach|infringement|measures?|action|Verstoß|Maßnahmen?)\b", re.IGNORECASE
 )
 NOT_MET = re.compile(
     r"\b(not|nor|never|fails?|failed|without|misse[sd]|below|short|breach(es|ed)?|until|again|nicht|unter)\b",
@@ -56,35 +59,25 @@ DEMAND = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class _Letter:
-    text: str
-    citations: tuple[Citation, ...]
-    percentages: tuple[tuple[Decimal, int], ...]
-    objecting: str  # the sentences that do not say that a requirement is met
-
-
 def find_disagreements(
-    letter: str, report: Report, results: Sequence[RuleResult], violated: Sequence[RuleResult]
+    letter: str,
+    report: Report,
+    results: Sequence[RuleResult],
+    violated: Sequence[RuleResult],
+    earlier: Sequence[Report] = (),
 ) -> list[str]:
     """How a letter and the labels of its report contradict each other; empty if they do not, as far as can be seen.
 
-    `results` are those of the engine, `violated` the labels, which findings.csv may have changed.
+    `results` are those of the engine, `violated` the labels, which findings.csv may have changed. `earlier` are previous
+    reports of the bank, whose figures the letter may mention.
     """
-    objecting = [part for part in sentences(letter) if NOT_MET.search(part) or not MET.search(part)]
-    read = _Letter(
-        letter,
-        tuple(find_citations(letter)),
-        tuple(find_percentages(letter)),
-        "\n".join(objecting),
-    )
-    known = [result for result in (*results, *violated) if result.state == "triggered"] + list(violated)
+    objections = "\n".join(part for part in sentences(letter) if _objects(part))
     found = [
-        *_only_in_letter(read, known),
-        *_only_in_labels(read, violated),
-        *_unknown_figures(letter, report, results, violated),
+        *_only_in_letter(objections, [result for result in results if result.state == "triggered"] + list(violated)),
+        *_only_in_labels(objections, violated),
+        *_unknown_figures(letter, _known_percentages((report, *earlier), (*results, *violated))),
     ]
-    demands, approves = next(filter(None, map(DEMAND.search, objecting)), None), APPROVAL.search(letter)
+    demands, approves = DEMAND.search(objections), APPROVAL.search(letter)
     if violated and approves and not demands:
         found.insert(0, f"the letter says {approves[0]!r} and demands nothing, but the labels have {_ids(violated)}")
     if not violated and demands and not approves:
@@ -92,56 +85,65 @@ def find_disagreements(
     return found
 
 
-def _only_in_letter(letter: _Letter, known: Sequence[RuleResult]) -> Iterator[str]:
+def _objects(sentence: str) -> bool:
+    """Whether a sentence does not say that a requirement is met or that nothing follows."""
+    return not NOTHING.search(sentence) and bool(NOT_MET.search(sentence) or not MET.search(sentence))
+
+
+def _only_in_letter(objections: str, known: Sequence[RuleResult]) -> Iterator[str]:
     """Articles, cells and ids of rules that the letter names and no label has. `known`: violations and duties of the report."""
     legal = [citation for result in known for citation in find_citations(result.legal)]
     by_rule = _rule_citations()
-    for citation in dict.fromkeys(find_citations(letter.objecting)):
+    for citation in dict.fromkeys(find_citations(objections)):
         rules = [rule for rule, own in by_rule.items() if any(citation.covers(one) for one in own)]
         if rules and not any(citation.covers(one) for one in legal):
             yield f"the letter cites {citation} ({', '.join(rules[:3])}), but the labels have no violation of it"
     places = {cell_name(result.cell) for result in known}
-    for place in dict.fromkeys(PLACE.findall(letter.objecting)):
+    for place in dict.fromkeys(PLACE.findall(objections)):
         if place not in places:
             yield f"the letter names the cell {place}, but no label is on it"
     labels = {result.rule_id for result in known}
-    for rule in dict.fromkeys(NAMED_RULE.findall(letter.text)):
+    for rule in dict.fromkeys(NAMED_RULE.findall(objections)):
         if rule in by_rule and rule not in labels:
             yield f"the letter names {rule}, but the labels do not have it"
 
 
-def _only_in_labels(letter: _Letter, violated: Sequence[RuleResult]) -> Iterator[str]:
+def _only_in_labels(objections: str, violated: Sequence[RuleResult]) -> Iterator[str]:
     """Violations of which the letter has neither the article nor the figure, the cell or the id."""
-    digits = re.sub(r"(?<=\d)[.,\u00a0 '](?=\d{3})", "", letter.text)
+    citations, percentages = find_citations(objections), list(find_percentages(objections))
+    digits = re.sub(r"(?<=\d)[.,\u00a0 '](?=\d{3})", "", objections)
     for result in violated:
-        cited = any(one.covers(other) for one in _citations(result.legal) for other in letter.citations)
+        cited = any(one.covers(other) for one in _citations(result.legal) for other in citations)
         value = result.value
         figure = value is not None and (
-            any(_rounds_to(value * 100, *percentage) for percentage in letter.percentages)
+            any(_rounds_to(value * 100, *percentage) for percentage in percentages)
             or (abs(value) > 100 and any(str(abs(int(value)))[: -zeros or None] in digits for zeros in (0, 3, 6)))
         )
-        named = result.rule_id in letter.text or cell_name(result.cell, result.row) in letter.text
+        named = result.rule_id in objections or cell_name(result.cell, result.row) in objections
         if not cited and not figure and not named:
-            yield f"the labels have {write_violation(result)}, which the letter does not mention"
+            yield f"the labels have {write_violation(result)}, which the letter does not object to"
 
 
-def _unknown_figures(
-    letter: str, report: Report, results: Sequence[RuleResult], violated: Sequence[RuleResult]
-) -> Iterator[str]:
-    """Percentages of ratios that are neither in the report nor a requirement."""
-    values = [
-        fact.value
-        for fact in report.facts
-        if isinstance(fact.value, Decimal) and not (fact.unit or "").startswith("iso4217")
-    ]
-    values += [value for result in (*results, *violated) for value in (result.value, result.limit) if value is not None]
-    titles = " ".join(rule.title for rule in (*built_in_rules(), *note_rules().values()))
-    shown = [value * 100 for value in values] + [percentage for percentage, _ in find_percentages(titles)]
-    noted = {percentage for note in report.notes for percentage in find_percentages(note.text)}
+def _unknown_figures(letter: str, known: Sequence[Decimal]) -> Iterator[str]:
+    """Percentages of ratios that are none of the `known` ones."""
     for part in sentences(letter):
         for percentage in find_percentages(part) if RATIO.search(part) else ():
-            if percentage not in noted and not any(_rounds_to(value, *percentage) for value in shown):
-                yield f"the letter gives {percentage[0]}% for a ratio, which is neither in the report nor a requirement"
+            if not any(_rounds_to(value, *percentage) for value in known):
+                yield f"the letter gives {percentage[0]}% for a ratio, which is neither in the reports nor a requirement"
+
+
+def _known_percentages(reports: Iterable[Report], results: Iterable[RuleResult]) -> list[Decimal]:
+    """The ratios and the percentages in notes of the reports, values and limits of the rules, percentages in their titles."""
+    values, texts = [], [rule.title for rule in (*built_in_rules(), *note_rules().values())]
+    for report in reports:
+        values += [fact.value for fact in report.facts if isinstance(fact.value, Decimal) and not _is_amount(fact.unit)]
+        texts += [note.text for note in report.notes]
+    values += [value for result in results for value in (result.value, result.limit) if value is not None]
+    return [value * 100 for value in values] + [number for text in texts for number, _ in find_percentages(text)]
+
+
+def _is_amount(unit: str | None) -> bool:
+    return (unit or "").startswith("iso4217")
 
 
 def _rounds_to(value: Decimal, percentage: Decimal, places: int) -> bool:
@@ -149,6 +151,7 @@ def _rounds_to(value: Decimal, percentage: Decimal, places: int) -> bool:
     return abs(value - percentage) < Decimal(1).scaleb(-places)
 
 
+@functools.cache
 def _rule_citations() -> dict[str, list[Citation]]:
     """Rule -> the articles by which a letter can mean it."""
     return {rule.id: _citations(rule.legal) for rule in (*built_in_rules(), *note_rules().values())}

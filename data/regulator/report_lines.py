@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 
 from data.regulator.dpm import load_cells
@@ -53,7 +53,12 @@ def fact_fields(fact: Fact) -> dict:
 
 
 def summary(report: Report) -> dict:
-    """Metadata of a report, the number of facts of each kind, the warnings, and the files of a merged report."""
+    """Metadata of a report, the number of facts of each kind, warnings, and if there are any, notes and merged files."""
+    more = {
+        "notes": [asdict(note) for note in report.notes],
+        "files": [str(file) for file in report.files],
+        "incomplete": report.incomplete,
+    }
     return {
         "format": report.format,
         "entity": report.entity,
@@ -64,7 +69,7 @@ def summary(report: Report) -> dict:
         "numeric_facts": sum(isinstance(fact.value, Decimal) for fact in report.facts),
         "facts_with_cell": sum(fact.cell is not None for fact in report.facts),
         "warnings": [*report.warnings, *_quality_warnings(report)],
-    } | {name: list(map(str, found)) for name in ("files", "incomplete") if (found := getattr(report, name))}
+    } | {name: found for name, found in more.items() if found}
 
 
 def _quality_warnings(report: Report) -> list[str]:

@@ -200,7 +200,7 @@ def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_ar
     disagreements = (tmp_path / "out" / "disagreements.txt").read_text().splitlines()
     missing = f"{sound[:20]} {sound[21:]}: {folder / 'letters'}"
     assert any(
-        line.startswith(missing) and "LCR_PLEDGED" in line and "does not mention" in line for line in disagreements
+        line.startswith(missing) and "LCR_PLEDGED" in line and "does not object to" in line for line in disagreements
     )
     card = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert card["disagreements"] == len(disagreements) > 1

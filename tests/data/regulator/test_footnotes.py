@@ -10,6 +10,7 @@ from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.footnotes import MAX_LINKS
 from data.regulator.render import render_report
 from data.regulator.report import Note
+from data.regulator.report_lines import Output, report_lines
 from data.regulator.report_notes import FACT_FOOTNOTE, MAX_NOTE_CHARACTERS, MAX_NOTES, one_line, without_markup
 from data.regulator.xbrl import merge_reports
 from tests.data.regulator.xbrl_documents import context, inline, instance, member, read
@@ -105,6 +106,16 @@ def test_the_three_syntaxes_give_the_same_notes(tmp_path) -> None:
         assert report.warnings == (), name
         text = render_report(report, load_cells(BUILT_IN))
         assert "note on C 01.00 r0015 c0010, C 28.00 LEI7 c040 | Klient und Tochter." in text.splitlines()
+
+
+def test_the_summary_has_the_notes(tmp_path) -> None:
+    lines = report_lines(read(tmp_path, xml_document()), Output(summary_only=True))
+    notes = json.loads("".join(lines))["summary"]["notes"]
+    assert notes[1] == {
+        "text": "Klient und Tochter.",
+        "cells": [list(TIER1_CELL), list(CLIENT_CELL)],
+        "language": "de",
+    }
 
 
 def test_inline_1_0_names_footnotes_at_the_fact(tmp_path) -> None:
