@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from common.errors import UserError
-from data.regulator.answer_reader import parse_answer
+from data.regulator.answer_reader import letter_in
 from data.regulator.answers import write_answer
 from data.regulator.corpus import Profile, rules_of
 from data.regulator.directives import Context, write_directive
@@ -135,9 +135,7 @@ def report_of(example: dict) -> str:
 
 def letter_of(example: dict) -> str:
     """The directive of an example."""
-    answer = parse_answer(example["messages"][-1]["content"])
-    assert answer is not None, "the last message of an example is an answer"
-    return answer.directive
+    return letter_in(example["messages"][-1]["content"])
 
 
 def write_register(path: pathlib.Path, banks: Iterable[Addressee]) -> None:
