@@ -27,7 +27,7 @@ from data.regulator.rules import Rule, built_in_rules
 from data.regulator.trial import violated, violates
 
 FIRST_PERIOD = datetime.date(2026, 3, 31)  # first reference date of the modules of DPM release 4.2
-MAX_VIOLATIONS = 4
+MAX_VIOLATIONS = 9  # rules; one ratio below its minimum misses up to three requirements
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,12 @@ SHORT = Profile(
 PROFILES = {profile.name: profile for profile in (FULL, SHORT)}
 
 HEADROOM = Decimal("0.45")  # below 1, ratios are closer to their limits and move less from quarter to quarter
-RATIO_OF_SIGN_RULE = {"CET1_SIGN": "cet1", "T1_SIGN": "t1", "TC_SIGN": "total"}
+# The levels that a SIGN rule needs: its own ratio below the minimum, and parts that are no larger than the whole.
+LEVELS_OF_SIGN_RULE = {
+    "CET1_SIGN": {"cet1": "minimum"},
+    "T1_SIGN": {"cet1": "overall", "t1": "minimum"},
+    "TC_SIGN": {"cet1": "overall", "t1": "overall", "total": "minimum"},
+}
 
 
 @dataclass(frozen=True)
@@ -180,9 +185,9 @@ def _draw_problems(
     problems = _draw_problem_count(rng, profile)
     error_count = sum(rng.random() < profile.filing_errors for _ in range(problems))
     errors = draw_errors(rng, error_count)
-    sign = next((rule_id for rule_id in errors if rule_id in RATIO_OF_SIGN_RULE), None)
-    if sign:  # needs a ratio below its minimum; the violations that come with it already use up MAX_VIOLATIONS
-        return {RATIO_OF_SIGN_RULE[sign]: "minimum"}, [sign]
+    sign = next((rule_id for rule_id in errors if rule_id in LEVELS_OF_SIGN_RULE), None)
+    if sign:
+        return LEVELS_OF_SIGN_RULE[sign], [sign]
     if previous_levels:
         return previous_levels, errors[: problems - 1]
     return draw_levels(rng, problems - error_count, profile.breaches), errors
@@ -216,7 +221,7 @@ def with_reporting_accuracy(bank: Bank, seed: int, index: int) -> Bank:
     """
     rng = random.Random(f"dress {seed} {index}")
     pillar2 = bank.pillar2 if rng.random() < 0.9 else Decimal(0)
-    decimals = {"small": (0, -3, -3), "medium": (-3,), "large": (-3, -6, -6)}[bank.size]
+    decimals = {"small": (0, -3, -3), "medium": (-3,), "large": (-3, -4, -4)}[bank.size]
     return replace(bank, pillar2=pillar2, decimals=rng.choice(decimals), ratio_decimals=rng.choice((4, 4, 4, 5, 6)))
 
 

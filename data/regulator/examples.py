@@ -16,6 +16,7 @@ from data.regulator.answers import write_answer
 from data.regulator.corpus import Profile, rules_of
 from data.regulator.directives import Context, write_directive
 from data.regulator.dpm import Cells
+from data.regulator.findings import Finding, apply_findings
 from data.regulator.render import Addressee, render_earlier, render_report
 from data.regulator.report import CellKey, Report
 from data.regulator.rules import Rule, RuleResult, evaluate, violations
@@ -45,13 +46,14 @@ def make_example(
     profile: Profile,
     earlier: Sequence[Report] = (),
     letter: str | None = None,
+    findings: Sequence[Finding] = (),
 ) -> dict:
     """Make the example of one report, in the format of `profile`. Its split is not set yet.
 
     `earlier` are previous reports of the same bank, oldest first. `letter` is the supervisor's letter; without one, a
-    letter is generated.
+    letter is generated. `findings` are the lines of findings.csv on this report; they correct what the engine finds.
     """
-    return example_variants(report, bank, cells, profile, earlier, [letter])[0]
+    return example_variants(report, bank, cells, profile, earlier, [letter], findings)[0]
 
 
 def example_variants(
@@ -61,6 +63,7 @@ def example_variants(
     profile: Profile,
     earlier: Sequence[Report] = (),
     letters: Sequence[str | None] = (None,),
+    findings: Sequence[Finding] = (),
 ) -> list[dict]:
     """Make the example of one report once per entry of `letters`; otherwise as `make_example`.
 
@@ -68,7 +71,7 @@ def example_variants(
     """
     rules = rules_of(profile)
     results = evaluate(report, rules)
-    violated = violations(results)
+    violated = apply_findings(results, findings)
     shown = list(earlier)[-MAX_EARLIER:] if profile.style == "cells" else []
     parts = [
         profile.instruction and f"{profile.instruction}\n",

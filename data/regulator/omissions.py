@@ -7,9 +7,10 @@ import random
 from collections.abc import Sequence
 
 from data.regulator.banks import Bank
+from data.regulator.report import template_of
 from data.regulator.reporting import Figures
 from data.regulator.rules import Rule, built_in_rules
-from data.regulator.trial import template_of, violated
+from data.regulator.trial import violated
 
 # (probability that a bank files the module, its templates). Drawn once per bank.
 MODULES = (
@@ -19,14 +20,15 @@ MODULES = (
     (0.6, ("C_26.00", "C_27.00", "C_28.00")),
     (0.45, ("F_01.01", "F_01.02", "F_01.03", "F_02.00")),
 )
-# (probability that a filed template is missing, template). Drawn for each report.
-MISSING_TEMPLATES = ((0.05, "C_01.00"), (0.03, "C_02.00"), (0.10, "C_04.00"), (0.05, "C_22.00"), (0.08, "F_02.00"))
-# Figures that rules read but that may be missing without an error: the bank's own requirements and the LCR.
+# (probability that a filed template is missing, template). Drawn for each report. `quality.MANDATORY` has no place here.
+MISSING_TEMPLATES = ((0.05, "C_22.00"),)
+# Figures that rules read but that may be missing without an error: the bank's own requirements and the LCR. Without the
+# CET1 or Tier 1 part of OCR the rules derive it.
 OMITTABLE = (
-    *(("C_03.00", row, "c0010") for row in ("r0140", "r0150")),
+    *(("C_03.00", row, "c0010") for row in ("r0140", "r0150", "r0170", "r0180", "r0170", "r0180")),
     *(("C_47.00", "r0440", "c0010"), ("C_76.00.a", "r0030", "c0010")),
 )
-MAX_FIGURES = 88  # a report and its answer then fit into 4,096 tokens
+MAX_FIGURES = 74  # a report and its answer then fit into 4,096 tokens
 
 
 def omit_templates(rng: random.Random, bank_rng: random.Random, figures: Figures) -> tuple[Figures, tuple[str, ...]]:
@@ -41,13 +43,17 @@ def omit_templates(rng: random.Random, bank_rng: random.Random, figures: Figures
 def omit_details(bank_rng: random.Random, figures: Figures) -> Figures:
     """Keep only some of the figures that no rule reads.
 
-    The fraction is fixed per bank. `MAX_FIGURES` limits the size of the whole report.
+    The fraction is fixed per bank. `MAX_FIGURES` limits the size of the whole report. A template keeps one figure.
     """
     read = {cell for rule in built_in_rules() for cell in rule.cells}
     others = [key for key in figures if key not in read and (key[0], "*", key[2]) not in read]
     kept = round(len(others) * bank_rng.choice((0.25, 0.5, 0.75, 1.0)))
     kept = max(0, min(kept, MAX_FIGURES - (len(figures) - len(others))))
     order = {key: bank_rng.random() for key in sorted(others)}
+    templates_read = {template_of(key[0]) for key in figures.keys() - set(others)}
+    only = {template_of(key[0]): key for key in others if template_of(key[0]) not in templates_read}
+    order |= dict.fromkeys(only.values(), -1.0)
+    kept = max(kept, len(only))
     omitted = set(sorted(others, key=order.__getitem__)[kept:])
     return {key: value for key, value in figures.items() if key not in omitted}
 
