@@ -2,7 +2,7 @@
 
 Writes OUT/reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), OUT/register.csv (the banks), one
 JSON Lines file per split, and OUT/dataset.json (the data card). The splits of the full profile are train, validation,
-test_banks, test_quarters and test_combinations; those of the short profile are train, validation and test. The same
+test_banks, test_quarters and test_combinations; those of the other profiles are train, validation and test. The same
 arguments always give the same bytes. OUT appears only once it is complete.
 """
 
@@ -35,14 +35,14 @@ def parse_arguments() -> argparse.Namespace:
         "--profile",
         choices=sorted(PROFILES),
         default="full",
-        help="short: a few figures per report and one-sentence letters, for small models (default %(default)s)",
+        help="laptop: few figures, few rules and short letters, for small models (default %(default)s)",
     )
     parser.add_argument(
         "--splits",
         type=float,
         nargs="+",
         metavar="SHARE",
-        help="shares of the splits listed above, in this order (default 0.72 0.06 0.08 0.08 0.06; short: 0.8 0.1 0.1)",
+        help="shares of the splits listed above, in this order (default 0.72 0.06 0.08 0.08 0.06; other profiles: 0.8 0.1 0.1)",
     )
     parser.add_argument(
         "--tokenizer", type=pathlib.Path, help="model directory; the data card then gives lengths in tokens too"
@@ -82,8 +82,8 @@ def print_card(card: dict) -> None:
             f"{split:17} {counts['examples']:6} reports of {counts['banks']} banks, {counts['clean']} clean, "
             f"{counts['combinations']} combinations, violations {counts['violations']}"
         )
-    if card["leak_test"]:
-        print(f"leak test: {card['leak_test']}")
+    for split, shares in card["leak_test"].items():
+        print(f"stands in training of {split}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     for split, scores in card["baselines"].items():
         for name, score in scores.items():
             print(f"baseline on {split}: {name:24} F1 {score['f1']:.3f}")

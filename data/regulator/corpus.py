@@ -4,12 +4,12 @@ Random numbers come from two kinds of streams. `rng` is seeded per report. `bank
 quarters of a bank draw the same values from it.
 """
 
-import datetime
 import random
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from data.regulator.banks import Bank, make_bank
+from data.regulator.dates import quarter_end
 from data.regulator.economics import (
     ALL_BREACHES,
     STEP,
@@ -19,14 +19,16 @@ from data.regulator.economics import (
     draw_economics,
     draw_levels,
 )
+from data.regulator.laptop import RULES as LAPTOP_RULES
+from data.regulator.laptop import laptop_filing
 from data.regulator.mutations import TOLERANCE_CELLS, draw_errors, move_within_tolerance, plant_error
+from data.regulator.notes import PlannedNote
 from data.regulator.omissions import omit_details, omit_optional, omit_ratio, omit_templates
 from data.regulator.positions import draw_positions
 from data.regulator.reporting import Figures, full_figures, short_figures
 from data.regulator.rules import Rule, built_in_rules
 from data.regulator.trial import violated, violates
 
-FIRST_PERIOD = datetime.date(2026, 3, 31)  # first reference date of the modules of DPM release 4.2
 MAX_VIOLATIONS = 4
 
 
@@ -35,8 +37,8 @@ class Profile:
     """Parameters of a corpus: the style of its texts and the distribution of its reports."""
 
     name: str
-    style: str  # style of reports and answers, see render.py
-    letters: str  # style of letters, see directives.py
+    style: str  # style of reports, see render.py
+    letters: str  # style of letters: "full" and "short" of directives.py, "laptop" of laptop_answers.py
     instruction: str  # put before each report; may be empty
     quarters: int  # number of reports per bank
     clean: float  # probability of a report without violations
@@ -46,6 +48,7 @@ class Profile:
     repeats: float = 0.0  # probability that the breaches of a quarter persist in the next quarter
     breaches: WeightedBreaches = field(default=ALL_BREACHES, hash=False)
     rules: tuple[str, ...] = ()  # ids of the rules that answers cover; empty means all rules
+    answers: str = "violations"  # form of answers, see answers.py: "violations" or "checks"
     system: str = ""  # system message; may be empty
 
 
@@ -79,7 +82,19 @@ SHORT = Profile(
     # Shorter than the default system message of SmolLM2's chat template.
     system="Find violations.",
 )
-PROFILES = {profile.name: profile for profile in (FULL, SHORT)}
+LAPTOP = Profile(
+    name="laptop",
+    style="labels",
+    letters="laptop",
+    instruction="",
+    quarters=1,
+    clean=0.5,
+    rules=LAPTOP_RULES,
+    answers="checks",
+    # Shorter than the default system message of SmolLM2's chat template.
+    system="Check the report.",
+)
+PROFILES = {profile.name: profile for profile in (FULL, SHORT, LAPTOP)}
 
 HEADROOM = Decimal("0.45")  # below 1, ratios are closer to their limits and move less from quarter to quarter
 RATIO_OF_SIGN_RULE = {"CET1_SIGN": "cet1", "T1_SIGN": "t1", "TC_SIGN": "total"}
@@ -96,6 +111,8 @@ class Filing:
     period: str  # YYYY-MM-DD
     figures: Figures = field(hash=False)
     unfiled: tuple[str, ...] = ()  # templates declared as not filed
+    violated: frozenset[str] = frozenset()  # ids of the violated rules, those that only a note shows among them
+    note: PlannedNote | None = None
 
 
 def make_filings(seed: int, index: int, count: int, profile: Profile) -> list[Filing]:
@@ -105,6 +122,8 @@ def make_filings(seed: int, index: int, count: int, profile: Profile) -> list[Fi
     """
     if profile.name == "short":
         return [_short_filing(seed, index, quarter, profile) for quarter in range(count)]
+    if profile.name == "laptop":
+        return [_laptop_filing(seed, index, quarter, profile) for quarter in range(count)]
     filings: list[Filing] = []
     previous: tuple[Economics, dict[str, str]] | None = None
     for quarter in range(count):
@@ -112,6 +131,26 @@ def make_filings(seed: int, index: int, count: int, profile: Profile) -> list[Fi
         filings.append(filing)
         previous = economics, levels
     return filings
+
+
+def _laptop_filing(seed: int, index: int, quarter: int, profile: Profile) -> Filing:
+    bank, period, figures, note = laptop_filing(seed, index, quarter, profile.clean)
+    return _filing(bank, period, figures, (), violated(bank, period, figures, rules_of(profile)), note)
+
+
+def _filing(
+    bank: Bank,
+    period: str,
+    figures: Figures,
+    unfiled: tuple[str, ...],
+    found: set[str],
+    note: PlannedNote | None,
+) -> Filing:
+    """The filing; `found` are the rules that the engine finds violated, to which the note adds or from which it takes."""
+    findings = note.findings if note else ()
+    lifted = {finding.rule for finding in findings if finding.state == "lifted"}
+    added = {finding.rule for finding in findings if finding.state == "violated"}
+    return Filing(bank, period, figures, unfiled, frozenset(found - lifted | added), note)
 
 
 def _short_filing(seed: int, index: int, quarter: int, profile: Profile) -> Filing:
@@ -131,7 +170,7 @@ def _short_filing(seed: int, index: int, quarter: int, profile: Profile) -> Fili
         figures = omit_ratio(rng, bank, period, short_figures(economics), rules_of(profile))
         violations = violated(bank, period, figures, rules_of(profile))
         if len(violations) <= MAX_VIOLATIONS and bool(violations) != clean:
-            return Filing(bank, period, figures)
+            return _filing(bank, period, figures, (), violations, None)
 
 
 def _full_filing(
@@ -164,7 +203,7 @@ def _full_filing(
             continue
         violations = violated(bank, period, figures)
         if set(errors) <= violations and len(violations) <= MAX_VIOLATIONS and bool(violations) != clean:
-            return Filing(bank, period, figures, unfiled), economics, levels
+            return _filing(bank, period, figures, unfiled, violations, None), economics, levels
 
 
 def _draw_problem_count(rng: random.Random, profile: Profile) -> int:
@@ -228,13 +267,6 @@ def _period_and_trea(seed: int, index: int, quarter: int, bank: Bank) -> tuple[s
     """(reference date, total risk exposure amount) of a report. Banks start filing in different quarters."""
     number = random.Random(f"quarters {seed} {index}").randrange(4) + quarter
     return quarter_end(number), (bank.trea * (1 + bank.growth) ** number).quantize(Decimal(1))
-
-
-def quarter_end(quarter: int) -> str:
-    """The reference date `quarter` quarters after `FIRST_PERIOD`, YYYY-MM-DD."""
-    month = FIRST_PERIOD.month + 3 * quarter
-    next_day = datetime.date(FIRST_PERIOD.year + month // 12, month % 12 + 1, 1)
-    return (next_day - datetime.timedelta(days=1)).isoformat()
 
 
 def rules_of(profile: Profile) -> tuple[Rule, ...]:

@@ -16,6 +16,7 @@ from data.regulator import phrases
 from data.regulator.render import PURE, Addressee, cell_name, format_figure, format_limit, short_label, table_name
 from data.regulator.report import CellKey
 from data.regulator.rules import RuleResult
+from data.regulator.wordings import Wordings
 
 Option = TypeVar("Option")
 
@@ -76,15 +77,16 @@ def write_directive(
     style: str = "full",
     context: Context = Context(),  # noqa: B008 (frozen)
     variant: int = 0,
+    held_out: bool = False,
 ) -> str:
     """Write the letter on the `violated` results of a report with reference date `date` (YYYY-MM-DD).
 
     `style="full"` gives a complete letter, `style="short"` a single sentence. Different values of `variant` give
-    different wordings of the same full letter.
+    different wordings of the same full letter. `held_out` letters use other wordings than all others.
     """
     if style == "short":
         return _short_letter(violated, bank)
-    choose = random.Random(f"letter {bank.entity} {date} {variant}").choice
+    choose = Wordings(random.Random(f"letter {bank.entity} {date} {variant}"), held_out)
     day = datetime.date.fromisoformat(date)
     names = {"bank": bank.name, "board": phrases.BOARD.get(bank.type, "Management Board")}
     names["date"] = f"{day.day} {day:%B} {day.year}"

@@ -28,6 +28,7 @@ SHORT_LABELS: dict[CellKey, str] = {
     ("C_03.00", "r0140", "c0010"): "TSCR CET1",
     ("C_03.00", "r0150", "c0010"): "TSCR Tier 1",
     ("C_03.00", "r0160", "c0010"): "OCR",
+    ("C_28.00", "*", "c350"): "Client",
     ("C_47.00", "r0300", "c0010"): "Leverage exposure",
     ("C_47.00", "r0340", "c0010"): "Leverage ratio",
     ("C_47.00", "r0440", "c0010"): "OLRR",
@@ -193,10 +194,12 @@ def _format_decimal(value: Decimal) -> str:
 
 
 def _label_of(fact: Fact, cells: Cells) -> str:
-    members = fact.keys if fact.cell else fact.dimensions  # the other dimensions are part of the cell
-    where = "".join(f" {key}={value}" for key, value in sorted(members.items()))
     if fact.cell is None:
+        where = "".join(f" {key}={value}" for key, value in sorted(fact.dimensions.items()))
         return f"{fact.concept}{where}"
+    where = "".join(
+        f" {member}" for _, member in sorted(fact.keys.items())
+    )  # the other dimensions are part of the cell
     cell = cells.by_cell(*fact.cell)
     return (SHORT_LABELS.get(fact.cell) or (cell.row_label.strip() if cell else cell_name(fact.cell))) + where
 

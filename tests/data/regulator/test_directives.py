@@ -31,8 +31,10 @@ CET1 = result("CET1_MIN", "0.0430", "0.045")
 SUM = result("OF_SUM", 90_001_000, 92_000_000, **EURO)
 
 
-def letters(violated, count=30, bank=BANK, context=Context()):  # noqa: B008
-    return [write_directive(violated, bank, "2026-03-31", "full", context, variant) for variant in range(count)]
+def letters(violated, count=30, bank=BANK, context=Context(), held_out=False):  # noqa: B008
+    return [
+        write_directive(violated, bank, "2026-03-31", "full", context, variant, held_out) for variant in range(count)
+    ]
 
 
 def test_a_letter_has_all_its_parts():
@@ -74,9 +76,11 @@ def test_letters_on_every_rule_have_no_unfilled_placeholders():
 
 
 def test_all_wordings_are_used():
-    text = "\n".join(letters([CET1], 200))
-    for sentence in phrases.BASIS:
-        assert sentence.partition("{power}")[0].strip()[:20] in text
+    training, test = ("\n".join(letters([CET1], 200, held_out=held_out)) for held_out in (False, True))
+    for place, sentence in enumerate(phrases.BASIS):
+        start = sentence.partition("{power}")[0].strip()[:20]
+        # The last third is held out for the tests.
+        assert (start in training, start in test) == (place < 6, place >= 6), sentence
 
 
 def test_short_letters():

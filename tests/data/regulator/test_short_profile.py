@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-SHA256 = "48a1b4cc93d2ee51a6924dcc845c984b27a0507c649b690154559b91a9d353a8"
+SHA256 = "33286e21601c6edaaf9e4ba3b4f691c035d1f433629ef8892cd0c98ce0bac2b5"
 
 
 def test_the_bytes_of_the_short_corpus(tmp_path):
