@@ -72,14 +72,16 @@ class Requirements:
     ocr: Decimal  # overall capital requirement: TSCR plus the combined buffer
     ocr_cet1: Decimal
     ocr_t1: Decimal
-    olrr: Decimal  # overall leverage ratio requirement
+    tslrr: Decimal  # total SREP leverage ratio requirement: 3% plus the P2R for excessive leverage
+    olrr: Decimal  # overall leverage ratio requirement: TSLRR plus the leverage ratio buffer of a G-SII
 
 
 def requirements(bank: Bank) -> Requirements:
-    """TSCR, OCR and OLRR of a bank.
+    """TSCR, OCR, TSLRR and OLRR of a bank.
 
-    At least 56.25% of P2R must be CET1 and 75% Tier 1 (CRD Art. 104a(4)). Buffers must be CET1 (CRD Art. 128). OLRR
-    includes half of the G-SII buffer (CRR Art. 92(1a)).
+    At least 56.25% of P2R must be CET1 and 75% Tier 1 (CRD Art. 104a(4)). The combined buffer must be CET1 and comes on
+    top of each of the three TSCR ratios (CRD Art. 128, 141a). The leverage ratio buffer is half of the G-SII buffer (CRR
+    Art. 92(1a)).
     """
     buffer = bank.buffers
     combined = (
@@ -91,6 +93,7 @@ def requirements(bank: Bank) -> Requirements:
     tscr = Decimal("0.08") + bank.pillar2
     tscr_cet1 = _round4(Decimal("0.045") + Decimal("0.5625") * bank.pillar2)
     tscr_t1 = _round4(Decimal("0.06") + Decimal("0.75") * bank.pillar2)
+    tslrr = Decimal("0.03") + bank.leverage_pillar2
     return Requirements(
         tscr=tscr,
         tscr_cet1=tscr_cet1,
@@ -98,7 +101,8 @@ def requirements(bank: Bank) -> Requirements:
         ocr=tscr + combined,
         ocr_cet1=tscr_cet1 + combined,
         ocr_t1=tscr_t1 + combined,
-        olrr=Decimal("0.03") + bank.leverage_pillar2 + buffer["g_sii"] / 2,
+        tslrr=tslrr,
+        olrr=tslrr + buffer["g_sii"] / 2,
     )
 
 
@@ -115,7 +119,7 @@ def make_bank(seed: int, index: int) -> Bank:
     trea = Decimal(round(low * (high / low) ** rng.random() * rate * 1000)) * 1000
     _, name_suffixes, (density_low, density_high) = BUSINESS_MODELS[model]
     large = size == "large"
-    g_sii = rng.choice(("0.01", "0.015")) if large and rng.random() < 0.25 else "0"
+    g_sii = rng.choice(("0.01", "0.015")) if large and rng.random() < 0.4 else "0"
     o_sii = (
         rng.choice(("0.0025", "0.005", "0.01", "0.015", "0.02"))
         if large or (size == "medium" and rng.random() < 0.3)

@@ -29,7 +29,7 @@ from data.regulator.reporting import Figures, full_figures, short_figures
 from data.regulator.rules import Rule, built_in_rules
 from data.regulator.trial import violated, violates
 
-MAX_VIOLATIONS = 4
+MAX_VIOLATIONS = 9  # rules; one ratio below its minimum misses up to three requirements
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,12 @@ LAPTOP = Profile(
 PROFILES = {profile.name: profile for profile in (FULL, SHORT, LAPTOP)}
 
 HEADROOM = Decimal("0.45")  # below 1, ratios are closer to their limits and move less from quarter to quarter
-RATIO_OF_SIGN_RULE = {"CET1_SIGN": "cet1", "T1_SIGN": "t1", "TC_SIGN": "total"}
+# The levels that a SIGN rule needs: its own ratio below the minimum, and parts that are no larger than the whole.
+LEVELS_OF_SIGN_RULE = {
+    "CET1_SIGN": {"cet1": "minimum"},
+    "T1_SIGN": {"cet1": "overall", "t1": "minimum"},
+    "TC_SIGN": {"cet1": "overall", "t1": "overall", "total": "minimum"},
+}
 
 
 @dataclass(frozen=True)
@@ -219,9 +224,9 @@ def _draw_problems(
     problems = _draw_problem_count(rng, profile)
     error_count = sum(rng.random() < profile.filing_errors for _ in range(problems))
     errors = draw_errors(rng, error_count)
-    sign = next((rule_id for rule_id in errors if rule_id in RATIO_OF_SIGN_RULE), None)
-    if sign:  # needs a ratio below its minimum; the violations that come with it already use up MAX_VIOLATIONS
-        return {RATIO_OF_SIGN_RULE[sign]: "minimum"}, [sign]
+    sign = next((rule_id for rule_id in errors if rule_id in LEVELS_OF_SIGN_RULE), None)
+    if sign:
+        return LEVELS_OF_SIGN_RULE[sign], [sign]
     if previous_levels:
         return previous_levels, errors[: problems - 1]
     return draw_levels(rng, problems - error_count, profile.breaches), errors

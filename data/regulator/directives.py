@@ -1,8 +1,8 @@
 """Write the supervisor's letter on a report: addressee, legal basis, findings, measures with deadlines, reporting duty.
 
-The wording comes from `phrases.py`. It depends on the severity of the findings, on whether they are repeated, and on
-the type of the bank. The choice between equivalent sentences is deterministic in the bank, the date and a variant
-number. CRD is Directive 2013/36/EU, CRR is Regulation (EU) No 575/2013.
+`measures.py` decides what is demanded; the wording comes from `phrases.py`. It depends on the legal order of the
+findings, on whether they are repeated, and on the type of the bank. The choice between equivalent sentences is
+deterministic in the bank, the date and a variant number.
 """
 
 import datetime
@@ -10,50 +10,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Protocol, TypeVar
 
 from data.regulator import phrases
+from data.regulator.measures import ORDERS, Measure, plan_measures, requirement_of, severity
 from data.regulator.render import PURE, Addressee, cell_name, format_figure, format_limit, short_label, table_name
 from data.regulator.report import CellKey
 from data.regulator.rules import RuleResult
 from data.regulator.wordings import Wordings
-
-Option = TypeVar("Option")
-
-
-class Choose(Protocol):
-    """The signature of `random.choice`."""
-
-    def __call__(self, options: Sequence[Option], /) -> Option: ...
-
-
-# rule of kind "breach" -> (subject of the letter, name of the limit). All filing errors have the subject "filing".
-_SUBJECT_AND_LIMIT = {
-    "CET1_MIN": ("capital", "minimum"),
-    "T1_MIN": ("capital", "minimum"),
-    "TC_MIN": ("capital", "minimum"),
-    "TSCR_CET1": ("capital", "CET1 share of the total SREP capital requirement"),
-    "TSCR_T1": ("capital", "Tier 1 share of the total SREP capital requirement"),
-    "TSCR_TC": ("capital", "total SREP capital requirement"),
-    "OCR_TC": ("capital", "overall capital requirement"),
-    "LR_MIN": ("leverage", "minimum"),
-    "LR_OLRR": ("leverage", "overall leverage ratio requirement"),
-    "LCR_MIN": ("liquidity", "minimum"),
-    "NSFR_MIN": ("funding", "minimum"),
-    "LE_LIMIT": ("exposure", "large exposure limit"),
-    "OUTPUT_FLOOR": ("floor", "output floor"),
-}
-# subject -> what a short letter asks the bank to file
-_PLAN = {
-    "capital": "a capital plan",
-    "leverage": "a leverage plan",
-    "liquidity": "a liquidity plan",
-    "funding": "a funding plan",
-    "exposure": "a plan for the exposure",
-    "floor": "a corrected report",
-    "filing": "a corrected report",
-}
-_GRADES = ("minor", "moderate", "serious")
 
 
 @dataclass(frozen=True)
@@ -82,105 +45,131 @@ def write_directive(
     """Write the letter on the `violated` results of a report with reference date `date` (YYYY-MM-DD).
 
     `style="full"` gives a complete letter, `style="short"` a single sentence. Different values of `variant` give
-    different wordings of the same full letter. `held_out` letters use other wordings than all others.
+    different wordings of the same full letter, mostly. `held_out` letters use other wordings than all others.
     """
     if style == "short":
         return _short_letter(violated, bank)
     choose = Wordings(random.Random(f"letter {bank.entity} {date} {variant}"), held_out)
+    first = random.Random(f"letter {bank.entity} {date}").randrange(100) + variant  # its sentence differs by variant
     day = datetime.date.fromisoformat(date)
     names = {"bank": bank.name, "board": phrases.BOARD.get(bank.type, "Management Board")}
     names["date"] = f"{day.day} {day:%B} {day.year}"
     lines = [choose(phrases.ADDRESSEE).format(**names), choose(phrases.SUBJECT_LINE).format(**names)]
-    lines += _body(violated, bank, context, choose) if violated else _approval(context, choose)
+    lines += _body(violated, bank, context, choose, first) if violated else _approval(context, choose, first)
     return "\n".join(lines)
 
 
-def severity(violated: Sequence[RuleResult]) -> str:
-    """The severity of the worst finding: "serious", "moderate" or "minor".
+def required_measures(
+    violated: Sequence[RuleResult],
+    context: Context = Context(),  # noqa: B008 (frozen)
+    style: str = "full",
+) -> list[dict[str, str | int]]:
+    """What the letter demands, as data: `[{"subject": "capital", "deadline_days": 10}, ...]`; empty without findings.
 
-    A shortfall of more than 10% of the limit is serious, one of more than 2.5% is moderate. Filing errors are minor.
+    The letter is written from the same structure. The days are working days; calendar days in the style "short".
     """
-    shortfalls = [_shortfall(result) for result in violated if result.kind == "breach" and result.known_limit > 0]
-    worst = max(shortfalls, default=Decimal(0))
-    return "serious" if worst > Decimal("0.1") else "moderate" if worst > Decimal("0.025") else "minor"
+    return [
+        {"subject": measure.subject, "deadline_days": measure.deadline_days}
+        for measure in plan_measures(violated, context.repeated, style)
+    ]
 
 
-def _shortfall(result: RuleResult) -> Decimal:
-    """The shortfall as a fraction of the limit.
-
-    For OCR it is capped at 10%: banks may draw on their buffers, so missing OCR alone is never "serious".
-    """
-    shortfall = abs(result.known_limit - result.known_value) / result.known_limit
-    return min(shortfall, Decimal("0.1")) if result.rule_id == "OCR_TC" else shortfall
-
-
-def _subject(result: RuleResult) -> str:
-    return "filing" if result.kind == "filing" else _SUBJECT_AND_LIMIT[result.rule_id][0]
-
-
-def _body(violated: Sequence[RuleResult], bank: Addressee, context: Context, choose: Choose) -> list[str]:
+def _body(violated: Sequence[RuleResult], bank: Addressee, context: Context, choose: Wordings, first: int) -> list[str]:
     """Lines of a letter with findings: legal basis, findings, measures with deadlines, reporting duty, consequences."""
-    subjects = list(dict.fromkeys(_subject(result) for result in violated))
-    grade = severity(violated)
-    power = _listed(list(dict.fromkeys(phrases.POWER[subject] for subject in subjects)))
-    lines = [_capital(choose(phrases.BASIS).format(power=power)), choose(phrases.FINDINGS_HEAD)]
-    lines += [f"{number}. {_finding(result, context, choose)}" for number, result in enumerate(violated, start=1)]
-    lines += [sentence for sentence in [choose(phrases.JUDGEMENT[grade])] if sentence and any_breach(violated)]
+    measures = plan_measures(violated, context.repeated)
+    power = _listed(list(dict.fromkeys(phrases.POWER[_topic(measure)] for measure in measures)))
+    lines = [_capital(choose.at(phrases.BASIS, first).format(power=power)), choose(phrases.FINDINGS_HEAD)]
+    findings = [_finding(group, context, choose) for group in _by_figure(violated)]
+    lines += [f"{number}. {finding}" for number, finding in enumerate(findings, start=1)]
+    order = severity(violated)
+    lines += filter(None, [choose(phrases.JUDGEMENT[order])])
     lines.append(choose(phrases.MEASURES_HEAD))
-    shortened = False
-    for subject in subjects:
-        text, is_repeated = _measure(subject, violated, bank, context, choose)
-        lines.append(f"- {text}")
-        shortened = shortened or is_repeated
-    if any(result.rule_id == "OCR_TC" for result in violated):
-        lines.append(f"- {choose(phrases.MDA)}")
-    if shortened:
+    lines += [f"- {_demand(measure, bank, choose)}" for measure in measures]
+    repeated = any(measure.repeated for measure in measures)
+    if repeated:
         lines.append(choose(phrases.PERSISTS))
-    named = [phrases.SUBJECT[subject] for subject in subjects if subject != "filing"] or ["the corrected templates"]
-    closing = [choose(phrases.DUTY[grade]).format(subjects=_listed(named)), choose(phrases.CLOSING[grade])]
-    lines.append(" ".join(filter(None, [*closing, choose(phrases.OBJECTION)])))
+    closing = phrases.CLOSING["repeated filing" if order == "filing" and repeated else order]
+    ending = [_duty(measures, order, choose), choose(closing), choose(phrases.OBJECTION)]
+    lines.append(" ".join(filter(None, ending)))
     return lines + _notes(context, choose)
 
 
-def any_breach(violated: Sequence[RuleResult]) -> bool:
-    """Whether a requirement of the law is breached, as opposed to filing errors only."""
-    return any(result.kind == "breach" for result in violated)
+def _topic(measure: Measure) -> str:
+    """The subject in the phrase tables: a measure on distributions only because of the leverage ratio has its own."""
+    if measure.subject == "distributions" and all(
+        requirement_of(result).subject == "leverage" for result in measure.results
+    ):
+        return "leverage distributions"
+    return measure.subject
 
 
-def _measure(
-    subject: str, violated: Sequence[RuleResult], bank: Addressee, context: Context, choose: Choose
-) -> tuple[str, bool]:
-    """(the measure for one subject, whether its deadline is shorter because the violation is repeated)."""
-    of_subject = [result for result in violated if _subject(result) == subject]
-    grade = severity(of_subject)
-    is_repeated = any(context.repeated.get(result.rule_id) for result in of_subject)
-    urgency = min(_GRADES.index(grade) + is_repeated, 2)
-    if subject == "filing":  # several errors are more urgent than one
-        urgency = min(len(of_subject) - 1, 2)
+def _by_figure(violated: Sequence[RuleResult]) -> list[list[RuleResult]]:
+    """The findings, one list for each figure: a breach, and further limits that the same figure misses.
+
+    The first of a list is the most severe.
+    """
+    groups: dict[object, list[RuleResult]] = {}
+    for result in violated:
+        shared = result.kind == "breach" and result.relation == "min"
+        groups.setdefault((result.cell, result.row) if shared else id(result), []).append(result)
+    return [sorted(group, key=lambda one: -ORDERS.index(requirement_of(one).order)) for group in groups.values()]
+
+
+def _duty(measures: Sequence[Measure], order: str, choose: Wordings) -> str:
+    """The duty to report. A bank below its liquidity requirements reports daily, by law (CRR Art. 414)."""
+    subjects = list(dict.fromkeys(measure.subject for measure in measures))
+    daily = [phrases.SUBJECT[subject] for subject in subjects if subject in phrases.DAILY_SUBJECTS]
+    others = [phrases.SUBJECT[subject] for subject in subjects if subject not in (*phrases.DAILY_SUBJECTS, "filing")]
+    parts = [choose(phrases.DAILY_DUTY).format(subjects=_listed(daily))] if daily else []
+    if others or not daily:
+        named = _listed(others or [phrases.SUBJECT["filing"]])
+        parts.append(choose(phrases.DUTY[order]).format(subjects=named))
+    return " ".join(parts)
+
+
+def _demand(measure: Measure, bank: Addressee, choose: Wordings) -> str:
+    """One measure and its deadline."""
+    days = phrases.WORKING_DAYS[measure.deadline_days]
     fields = {
-        "deadline": f"{phrases.DEADLINE[subject][urgency]} {choose(phrases.FROM)}",
-        "templates": _listed(list(dict.fromkeys(table_name(result.cell[0]) for result in of_subject))),
+        "deadline": f"within {days} working days {choose(phrases.FROM)}",
+        "templates": _listed(list(dict.fromkeys(filter(None, (_table(result) for result in measure.results)))))
+        or "the report",
     }
-    text = _capital(choose(phrases.MEASURE[subject, grade]).format(**fields))
-    if grade != "minor" and (subject, bank.type) in phrases.BY_TYPE:
-        text += f" {choose(phrases.BY_TYPE[subject, bank.type])}"
-    return text, is_repeated
+    text = _capital(choose(phrases.MEASURE[_topic(measure), measure.order]).format(**fields))
+    if measure.urgency == 2 and measure.subject in phrases.AT_ONCE:
+        text += f" {choose(phrases.AT_ONCE[measure.subject])}"
+    if (measure.subject, bank.type) in phrases.BY_TYPE:
+        text += f" {choose(phrases.BY_TYPE[measure.subject, bank.type])}"
+    return text
 
 
-def _finding(result: RuleResult, context: Context, choose: Choose) -> str:
-    """One finding: the violation, its trend since the previous report, and whether it is repeated."""
+def _table(result: RuleResult) -> str:
+    return table_name(result.cell[0])
+
+
+def _finding(group: Sequence[RuleResult], context: Context, choose: Wordings) -> str:
+    """One finding: what is missed, by how much, the trend since the previous report, and whether it is repeated."""
+    result, *others = group
     text = _capital(choose(_sentences(result)).format(**_fields(result)))
+    if others:
+        limits = _listed([phrases.OTHER_LIMIT.format(**_fields(other)) for other in others])
+        text += " " + choose(phrases.ALSO_MISSED).format(others=limits)
     previous = context.previous.get(result.cell)
-    if result.rule_id in _SUBJECT_AND_LIMIT and result.relation == "min" and previous is not None and not result.row:
+    if result.kind == "breach" and result.relation == "min" and previous is not None and not result.row:
         trend = "same" if previous == result.value else "fell" if previous > result.known_value else "rose"
         text += " " + choose(phrases.TREND[trend]).format(before=format_figure(previous, result.unit, result.decimals))
-    if context.repeated.get(result.rule_id):
-        text += " " + choose(phrases.REPEATED[min(context.repeated[result.rule_id], 2)])
+    times = max(context.repeated.get(one.rule_id, 0) for one in group)
+    if times:
+        text += " " + choose(phrases.REPEATED[min(times, 2)])
     return text
 
 
 def _sentences(result: RuleResult) -> Sequence[str]:
     """The equivalent sentences that describe this kind of violation."""
+    if result.value is None or result.limit is None:
+        return phrases.WITHOUT_FIGURES
+    if result.kind == "note":
+        return phrases.NOTE[result.relation]
     if result.rule_id == "LE_LIMIT":
         return phrases.EXPOSURE
     if result.rule_id == "OUTPUT_FLOOR":
@@ -198,16 +187,21 @@ def _sentences(result: RuleResult) -> Sequence[str]:
 
 def _fields(result: RuleResult) -> dict[str, str]:
     """Values for the placeholders of a sentence; `phrases.py` lists them."""
-    gap = abs(result.known_limit - result.known_value)
-    points = f"{format_limit(gap, None, result.decimals).removesuffix('%')} percentage points"
-    return {
+    fields = {
         "label": _label(result.cell),
-        "value": format_figure(result.known_value, result.unit, result.decimals),
-        "limit": format_limit(result.known_limit, result.unit, result.decimals),
-        "name_of_limit": _SUBJECT_AND_LIMIT.get(result.rule_id, ("", "limit"))[1],
-        "cell": cell_name(result.cell, result.row),
+        "name_of_limit": requirement_of(result).limit,
+        "cell": cell_name(result.cell, result.row) if result.cell[0] else "the report",
         "legal": result.legal,
         "row": result.row,
+        "rule": result.rule_id,
+    }
+    if result.value is None or result.limit is None:
+        return fields
+    gap = abs(result.limit - result.value)
+    points = f"{format_limit(gap, None, result.decimals).removesuffix('%')} percentage points"
+    return fields | {
+        "value": format_figure(result.value, result.unit, result.decimals),
+        "limit": format_limit(result.limit, result.unit, result.decimals),
         "gap": points if _is_ratio(result) else format_limit(gap, result.unit, result.decimals),
     }
 
@@ -223,10 +217,10 @@ def _label(cell: CellKey) -> str:
     return label[0].lower() + label[1:] if starts_with_word else label
 
 
-def _approval(context: Context, choose: Choose) -> list[str]:
+def _approval(context: Context, choose: Wordings, first: int) -> list[str]:
     """Lines of a letter without findings: what was examined, the tightest margin, a ratio that has changed."""
     templates = _listed([table_name(template) for template in context.templates]) or "the templates filed"
-    lines = [_capital(choose(phrases.CLEAN_OPENING).format(templates=templates))]
+    lines = [_capital(choose.at(phrases.CLEAN_OPENING, first).format(templates=templates))]
     ratios = [result for result in context.margins if result.relation == "min" and _is_ratio(result)]
     if ratios:
         tightest = min(ratios, key=lambda result: (result.known_value - result.known_limit) / result.known_limit)
@@ -240,17 +234,18 @@ def _approval(context: Context, choose: Choose) -> list[str]:
     return [*lines, " ".join(filter(None, closing)), *_notes(context, choose)]
 
 
-def _notes(context: Context, choose: Choose) -> list[str]:
-    """Notes on the duties that the figures trigger. These are not violations."""
+def _notes(context: Context, choose: Wordings) -> list[str]:
+    """Notes on the duties that the figures trigger, and on guidance. These are not violations."""
     notes = []
-    large = [result for result in context.triggers if result.rule_id == "LE_DEF"]
-    if large:
+    by_rule: dict[str, list[RuleResult]] = {}
+    for result in context.triggers:
+        by_rule.setdefault(result.rule_id, []).append(result)
+    if large := by_rule.get("LE_DEF"):
         clients = "one exposure" if len(large) == 1 else f"{len(large)} exposures"
         limit = format_limit(large[0].known_limit, None)
         notes.append(choose(phrases.LARGE_EXPOSURE_NOTE).format(clients=clients, limit=limit, legal=large[0].legal))
-    if any(result.rule_id == "FX_DEMIN" for result in context.triggers):
-        legal = next(result.legal for result in context.triggers if result.rule_id == "FX_DEMIN")
-        notes.append(choose(phrases.FX_NOTE).format(legal=legal))
+    for rule_id, sentences in phrases.TRIGGER_NOTES.items():
+        notes += [choose(sentences).format(**_fields(result)) for result in by_rule.get(rule_id, ())]
     return notes
 
 
@@ -276,9 +271,9 @@ def _short_letter(violated: Sequence[RuleResult], bank: Addressee) -> str:
         f"{short_label(cell)} to {format_limit(result.known_limit, result.unit, result.decimals)}"
         for cell, result in goals.items()
     ]
-    plans = _listed(list(dict.fromkeys(_PLAN[_subject(result)] for result in goals.values())))
-    days = 10 if severity(violated) == "serious" else 30
-    return f"{bank.name} must {verb} {_listed(targets)} and file {plans} within {days} days."
+    measures = plan_measures(violated, {}, "short")
+    plans = _listed(list(dict.fromkeys(phrases.PLAN[measure.subject] for measure in measures)))
+    return f"{bank.name} must {verb} {_listed(targets)} and file {plans} within {measures[0].deadline_days} days."
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -4,8 +4,9 @@ The amounts come first, and every reported ratio is computed from them. A breach
 little capital or too small a buffer, never by editing a ratio.
 
 Each ratio ("cet1", "t1", "total", "leverage", "lcr", "nsfr") has one or more limits: the legal minimum, the bank's own
-requirement, the overall requirement. The *level* of a ratio is the name of the lowest limit that it misses ("minimum",
-"own", "overall"), or "ok". Ratios close to a limit are over-represented, on both sides of it.
+requirement, the overall requirement (with the buffers). The *level* of a ratio is the name of the lowest limit that it
+misses ("minimum", "own", "overall"), or "ok". A bank meets the combined buffer only if CET1, Tier 1 and total capital
+are all "ok" (CRD Art. 141a). Ratios close to a limit are over-represented, on both sides of it.
 """
 
 import random
@@ -16,22 +17,27 @@ from data.regulator.banks import Bank, Requirements, requirements
 
 STEP = Decimal("0.0001")  # one basis point: ratios are reported to four decimal places
 
-# (weight, level of each affected ratio). Ratios that are not listed are "ok".
+# (weight, level of each affected ratio). Ratios that are not listed are "ok". CET1 is part of Tier 1 and Tier 1 of total
+# capital, so that a breach of one ratio mostly takes the buffer away from the others too.
 WeightedBreaches = tuple[tuple[int, dict[str, str]], ...]
 RATIO_BREACHES: WeightedBreaches = (
-    (11, {"cet1": "minimum"}),
-    (5, {"cet1": "own"}),
-    (16, {"t1": "minimum"}),
-    (6, {"t1": "own"}),
-    (24, {"total": "minimum"}),
-    (11, {"total": "own"}),
-    (2, {"total": "overall"}),
-    (2, {"cet1": "own", "t1": "own"}),
-    (2, {"cet1": "minimum", "t1": "minimum"}),
-    (2, {"t1": "own", "total": "overall"}),
-    (2, {"cet1": "own", "total": "overall"}),
+    (9, {"cet1": "overall"}),
+    (9, {"t1": "overall"}),
+    (7, {"total": "overall"}),
+    (4, {"cet1": "overall", "t1": "overall"}),
+    (6, {"cet1": "overall", "t1": "overall", "total": "overall"}),
+    (9, {"cet1": "own"}),
+    (8, {"cet1": "overall", "t1": "own"}),
+    (9, {"cet1": "overall", "t1": "overall", "total": "own"}),
+    (2, {"cet1": "own", "t1": "own", "total": "own"}),
+    (9, {"cet1": "minimum"}),
+    (12, {"cet1": "overall", "t1": "minimum"}),
+    (14, {"cet1": "overall", "t1": "overall", "total": "minimum"}),
+    (2, {"cet1": "own", "t1": "own", "total": "minimum"}),
+    (2, {"cet1": "minimum", "t1": "minimum", "total": "minimum"}),
     (13, {"leverage": "minimum"}),
-    (5, {"leverage": "own"}),
+    (9, {"leverage": "own"}),
+    (24, {"leverage": "overall"}),  # only a G-SII has a leverage ratio buffer
     (13, {"lcr": "minimum"}),
     (13, {"nsfr": "minimum"}),
 )
@@ -150,10 +156,10 @@ def ratios_of(economics: Economics) -> dict[str, Decimal]:
 def ratio_limits(required: Requirements, ratio: str) -> tuple[tuple[str, Decimal], ...]:
     """The limits of a ratio in ascending order, as (name of the level just below the limit, limit)."""
     return {
-        "cet1": (("minimum", Decimal("0.045")), ("own", required.tscr_cet1)),
-        "t1": (("minimum", Decimal("0.06")), ("own", required.tscr_t1)),
+        "cet1": (("minimum", Decimal("0.045")), ("own", required.tscr_cet1), ("overall", required.ocr_cet1)),
+        "t1": (("minimum", Decimal("0.06")), ("own", required.tscr_t1), ("overall", required.ocr_t1)),
         "total": (("minimum", Decimal("0.08")), ("own", required.tscr), ("overall", required.ocr)),
-        "leverage": (("minimum", Decimal("0.03")), ("own", required.olrr)),
+        "leverage": (("minimum", Decimal("0.03")), ("own", required.tslrr), ("overall", required.olrr)),
         "lcr": (("minimum", Decimal(1)),),
         "nsfr": (("minimum", Decimal(1)),),
     }[ratio]
@@ -195,7 +201,7 @@ def _draw_ratios(
         level = levels.get(ratio, "ok")
         drawn = _draw_ratio(rng, (low, high), level, distribution.near_limit, step, ceiling, last.get(ratio))
         if ratio == "cet1" and not has_at1:
-            drawn = ratios["t1"] if low <= ratios["t1"] else None
+            drawn = ratios["t1"] if low <= ratios["t1"] and (level == "ok" or ratios["t1"] < high) else None
         if drawn is None:
             return None
         ratios[ratio] = drawn

@@ -44,6 +44,7 @@ ERROR_CELLS: dict[str, tuple[CellKey, ...]] = {
     "TC_RATIO": (_cell(_RATIO, 50),),
     "CET1_SURPLUS": (_cell(_RATIO, 20),),
     "T1_SURPLUS": (_cell(_RATIO, 40),),
+    "TC_SURPLUS": (_cell(_RATIO, 60),),
     "OCR_CALC": (_cell(_RATIO, 160),),
     "LR_CALC": (_cell(_LEV, 340), _cell(_LEV, 300)),
     "LCR_CALC": (_cell(_LCR, 30), _cell(_LCR, 10), _cell(_LCR, 20)),
@@ -63,6 +64,7 @@ DROPPABLE = (
     "AT1_EXCESS",
     "CET1_SURPLUS",
     "T1_SURPLUS",
+    "TC_SURPLUS",
     "CET1_RATIO",
     "T1_RATIO",
     "TC_RATIO",
@@ -73,7 +75,7 @@ DROPPABLE = (
     "FIN_PL",
 )
 # Rules for which a figure with the wrong sign is a plausible error.
-SIGN_FLIPS = ("AT1_EXCESS", "CET1_SURPLUS", "T1_SURPLUS", "LCR_L1ADJ", "FIN_PL")
+SIGN_FLIPS = ("AT1_EXCESS", "CET1_SURPLUS", "T1_SURPLUS", "TC_SURPLUS", "LCR_L1ADJ", "FIN_PL")
 
 
 def plant_error(rng: random.Random, rule_id: str, figures: Figures, violates: Violates) -> Figures | None:
@@ -197,15 +199,22 @@ def _low_requirement(row: int, floor: str) -> CompoundError:
         key = _cell(_RATIO, row)
         if key not in figures:
             return False
-        value, overall = _number(figures, key), _cell(_RATIO, 160)
+        value = _number(figures, key)
         own = (value - Decimal(floor)).quantize(value)
         figures[key] = own if rng.random() < 0.5 and own > 0 else Decimal(floor) - Decimal(rng.randint(1, 60)) / 10_000
-        if row == 130 and overall in figures and rng.random() < 0.8:
-            # Carry the error into the overall requirement.
-            figures[overall] = _number(figures, overall) - (value - Decimal("0.08"))
+        if row == 130 and rng.random() < 0.8:
+            _raise_overall(figures, Decimal("0.08") - value, (160,))
         return True
 
     return change
+
+
+def _raise_overall(figures: Figures, difference: Decimal, rows: tuple[int, ...] = (160, 170, 180)) -> None:
+    """Carry an error in a part of the overall capital requirement into its ratios: in total, in CET1, in Tier 1."""
+    for key in (_cell(_RATIO, row) for row in rows):
+        if key in figures:
+            requirement = _number(figures, key)
+            figures[key] = (requirement + difference).quantize(requirement)
 
 
 def _wrong_conservation_buffer(rng: random.Random, figures: Figures) -> bool:
@@ -213,7 +222,7 @@ def _wrong_conservation_buffer(rng: random.Random, figures: Figures) -> bool:
 
     The combined buffer and the overall requirement change accordingly.
     """
-    part, total, overall = _cell(_MEMO, 750), _cell(_MEMO, 740), _cell(_RATIO, 160)
+    part, total = _cell(_MEMO, 750), _cell(_MEMO, 740)
     if not {part, total, _TREA} <= set(figures):
         return False
     trea = _number(figures, _TREA)
@@ -222,9 +231,7 @@ def _wrong_conservation_buffer(rng: random.Random, figures: Figures) -> bool:
     difference = wrong - _number(figures, part)
     figures[part] = _number(figures, part) + difference
     figures[total] = _number(figures, total) + difference
-    if overall in figures:
-        requirement = _number(figures, overall)
-        figures[overall] = (requirement + difference / trea).quantize(requirement)
+    _raise_overall(figures, difference / trea)
     return True
 
 
@@ -233,7 +240,7 @@ def _wrong_combined_buffer(rng: random.Random, figures: Figures) -> bool:
 
     The overall requirement changes accordingly.
     """
-    total, overall = _cell(_MEMO, 740), _cell(_RATIO, 160)
+    total = _cell(_MEMO, 740)
     parts = [key for key in (_cell(_MEMO, row) for row in (770, 780, 800, 810)) if key in figures]
     if not {total, _TREA} <= set(figures) or not parts:
         return False
@@ -246,9 +253,7 @@ def _wrong_combined_buffer(rng: random.Random, figures: Figures) -> bool:
     else:
         after = _mistyped(rng, before)
     figures[total] = after
-    if overall in figures:
-        requirement = _number(figures, overall)
-        figures[overall] = (requirement + (after - before) / _number(figures, _TREA)).quantize(requirement)
+    _raise_overall(figures, (after - before) / _number(figures, _TREA))
     return True
 
 
@@ -281,7 +286,16 @@ COMPOUND_ERRORS: dict[str, CompoundError] = {
 FILING_RULES = (*ERROR_CELLS, "LE_PCT", *COMPOUND_ERRORS)
 # Relative frequency of each error: higher if few banks file the template, lower if the error causes further violations.
 WEIGHTS = dict.fromkeys(FILING_RULES, 10) | {"AT1_EXCESS": 60, "LE_PCT": 22, "FX_12_5": 22, "FX_XTAB": 22, "FIN_BS": 18}
-WEIGHTS |= {"FIN_PL": 18, "CET1_SURPLUS": 6, "T1_SURPLUS": 6, "CET1_SIGN": 5, "T1_SIGN": 5, "TC_SIGN": 8, "OCR_CALC": 8}
+WEIGHTS |= {
+    "FIN_PL": 18,
+    "CET1_SURPLUS": 6,
+    "T1_SURPLUS": 6,
+    "TC_SURPLUS": 6,
+    "CET1_SIGN": 5,
+    "T1_SIGN": 5,
+    "TC_SIGN": 8,
+    "OCR_CALC": 8,
+}
 
 
 def draw_errors(rng: random.Random, count: int) -> list[str]:

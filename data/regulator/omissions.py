@@ -21,9 +21,10 @@ MODULES = (
 )
 # (probability that a filed template is missing, template). Drawn for each report.
 MISSING_TEMPLATES = ((0.05, "C_01.00"), (0.03, "C_02.00"), (0.10, "C_04.00"), (0.05, "C_22.00"), (0.08, "F_02.00"))
-# Figures that rules read but that may be missing without an error: the bank's own requirements and the LCR.
+# Figures that rules read but that may be missing without an error: the bank's own requirements and the LCR. Without the
+# CET1 or Tier 1 part of OCR the rules derive it.
 OMITTABLE = (
-    *(("C_03.00", row, "c0010") for row in ("r0140", "r0150")),
+    *(("C_03.00", row, "c0010") for row in ("r0140", "r0150", "r0170", "r0180", "r0170", "r0180")),
     *(("C_47.00", "r0440", "c0010"), ("C_76.00.a", "r0030", "c0010")),
 )
 MAX_FIGURES = 88  # a report and its answer then fit into 4,096 tokens

@@ -6,8 +6,8 @@ corpora.
 
 Placeholders: {label} and {cell} name the figure, {value} is its value, {limit} its limit, {gap} the difference between
 them, {name_of_limit} the name of the limit, {legal} the legal reference, {row} the counterparty, {before} the value in
-the previous report. {bank}, {board}, {date}, {power}, {subjects}, {templates}, {deadline} and {clients} are
-self-explanatory.
+the previous report, {rule} the id of the rule, {others} further limits that the same figure misses. {bank}, {board},
+{date}, {power}, {subjects}, {templates}, {deadline} and {clients} are self-explanatory.
 """
 
 from data.regulator.report import CellKey
@@ -24,6 +24,8 @@ LABELS: dict[CellKey, str] = {
     ("C_03.00", "r0140", "c0010"): "CET1 share of the total SREP capital requirement",
     ("C_03.00", "r0150", "c0010"): "Tier 1 share of the total SREP capital requirement",
     ("C_03.00", "r0160", "c0010"): "overall capital requirement",
+    ("C_03.00", "r0170", "c0010"): "overall capital requirement in CET1",
+    ("C_03.00", "r0180", "c0010"): "overall capital requirement in Tier 1",
     ("C_04.00", "r0740", "c0010"): "combined buffer requirement",
     ("C_04.00", "r0750", "c0010"): "capital conservation buffer",
     ("C_22.00", "r0010", "c0100"): "risk exposure amount for foreign exchange",
@@ -48,15 +50,17 @@ SUBJECT_LINE = (
     *("Report of {date}", "Your supervisory report as of {date}", "Reference date {date}: outcome of our examination"),
     *("Supervisory reporting, reference date {date}", "Concerning the figures that you filed for {date}"),
 )
-# Legal basis of the measures on each subject: CRD Art. 102 and 104; CRR Art. 414 (restoration plans), 396 (large
-# exposures), 92(3) and 465 (output floor), 430 (reporting).
+# Legal basis of the measures on each subject; docs/law.md says what each article provides.
 POWER = {
     "capital": "Articles 102 and 104(1) CRD",
+    "distributions": "Articles 141 to 142 CRD",
+    "leverage distributions": "Articles 141b and 142 CRD",
     "leverage": "Article 104(1) CRD",
     "liquidity": "Article 414 CRR",
-    "funding": "Article 414 CRR",
+    "funding": "Articles 414 and 428b(3) CRR",
     "exposure": "Article 396(1) CRR",
     "floor": "Articles 92(3) and 465 CRR",
+    "items": "Article 104(1) CRD",
     "filing": "Article 430 CRR",
 }
 BASIS = (
@@ -88,6 +92,33 @@ MIN = (
 NEGATIVE = (
     "The {label} in {cell} is negative, {value}: own funds are used up, while {legal} demands {limit}.",
     "{cell} reports a {label} of {value}; the bank has more losses than capital, against {limit} under {legal}.",
+)
+OTHER_LIMIT = "the {name_of_limit} of {limit} ({legal})"
+ALSO_MISSED = (
+    *("It also misses {others}.", "Also missed: {others}.", "The same figure falls short of {others}."),
+    *("Nor does it reach {others}.", "With it the bank misses {others}."),
+)
+NOTE = {
+    "min": (
+        "Read with your note, the {label} is {value} ({cell}), below the {name_of_limit} of {limit} ({legal}).",
+        "Your note takes the {label} in {cell} to {value}; {legal} demands {limit}, so {gap} are missing.",
+        "By your own explanation the {label} ({cell}) comes to {value} and not to what the table shows; the {name_of_limit} is {limit} ({legal}).",
+    ),
+    "max": (
+        "Read with your note, {cell} stands at {value}, above the {name_of_limit} of {limit} ({legal}).",
+        "Your note takes the figure in {cell} to {value}, {gap} over the {name_of_limit} of {limit} under {legal}.",
+        "By your own explanation {value} count in {cell}, where {legal} allows {limit}.",
+    ),
+    "expected": (
+        "Read with your note, {cell} ({label}) should be {limit}; {value} is reported ({legal}).",
+        "Your note contradicts {cell} ({label}): {value} is reported, {limit} follows from it under {legal}.",
+        "By your own explanation {cell} ({label}) is {limit}, and not {value} ({legal}).",
+    ),
+}
+WITHOUT_FIGURES = (
+    "{legal} is not complied with; your note on {cell} shows it ({rule}).",
+    "Your explanation on {cell} describes a violation of {legal} ({rule}).",
+    "What you state on {cell} is not permitted under {legal} ({rule}).",
 )
 TREND = {
     "fell": (
@@ -180,100 +211,71 @@ CAP = (
     "The {label} of {value} in {cell} exceeds three quarters of outflows, that is {limit} ({legal}).",
 )
 MEASURE = {
-    ("capital", "minor"): (
-        "Bring own funds back above the requirement and submit a capital conservation plan {deadline}.",
-        "Submit {deadline} a capital conservation plan that closes the shortfall without new risk exposure.",
-        "Restore the ratios by retaining earnings, and explain to us {deadline} how and when.",
-        "Set out {deadline} in a capital conservation plan how the requirement will be met again.",
-    ),
-    ("capital", "moderate"): (
+    ("capital", "pillar2"): (
         "Submit {deadline} a capital plan that restores own funds by issuance or by reducing risk exposure, and retain all profits until then.",
         "Retain profits in full and present {deadline} a capital plan with the steps, the amounts and the dates of each step.",
         "Raise own funds or shed risk exposure; a capital plan to that end is due {deadline}. Profits stay in the bank until it is carried out.",
-        "File {deadline} a capital plan approved by the supervisory body, and keep back all distributions meanwhile.",
+        "File {deadline} a capital plan approved by the supervisory body, and use net profits to strengthen own funds.",
+        "Restore own funds to your requirement; the plan, with amounts and dates, is due {deadline} (CRD Art. 104(1)(c)).",
     ),
-    ("capital", "serious"): (
+    ("capital", "pillar1"): (
         "Make no distributions and pay no variable remuneration until own funds are restored; submit {deadline} a recapitalisation plan approved by your shareholders' body.",
         "Suspend all distributions at once, stop new business that raises risk exposure, and submit {deadline} a plan to recapitalise the bank.",
         "Convene your owners for a capital increase and bring us {deadline} a plan that states amount, source and date; until then nothing may be distributed.",
         "Freeze dividends, coupons and bonuses, and lodge {deadline} a recapitalisation plan with binding commitments of the investors.",
+        "The minimum must be met at all times: lodge {deadline} a plan that restores it, and distribute nothing before (CRD Art. 104(1)(c) and (i)).",
     ),
-    ("leverage", "minor"): (
-        "Raise Tier 1 or shed exposure so that the leverage requirement is met again, and confirm it {deadline}.",
-        "Submit {deadline} the steps by which the leverage requirement will be met again.",
-        "Show us {deadline} how Tier 1 and the exposure measure will be brought into line.",
+    ("distributions", "buffer"): (
+        "The combined buffer requirement is not met: distributions are limited to the maximum distributable amount, which you shall calculate and notify to us before any distribution (CRD Art. 141), and a capital conservation plan is due {deadline} (CRD Art. 142).",
+        "Calculate the maximum distributable amount and notify it to us; until then pay neither dividends nor AT1 coupons and grant no variable remuneration (CRD Art. 141). Submit {deadline} a capital conservation plan (CRD Art. 142).",
+        "Submit {deadline} a capital conservation plan under CRD Art. 142. Nothing may be distributed before you have calculated the maximum distributable amount and notified us of it, and no more than that amount afterwards (CRD Art. 141).",
+        "Since own funds do not cover the combined buffer, CRD Art. 141 restricts your distributions: compute the maximum distributable amount, report it, and stay within it. The capital conservation plan of CRD Art. 142 is due {deadline}.",
     ),
-    ("leverage", "moderate"): (
+    ("leverage distributions", "buffer"): (
+        "The leverage ratio buffer is not met: calculate the leverage ratio related maximum distributable amount and notify it to us before any distribution (CRD Art. 141b); a capital conservation plan is due {deadline} (CRD Art. 142).",
+        "Submit {deadline} a capital conservation plan (CRD Art. 142). Distributions are limited to the leverage ratio related maximum distributable amount, which you shall compute and report first (CRD Art. 141b).",
+        "CRD Art. 141b restricts your distributions until the leverage ratio buffer is met again: notify us of the amount that may be distributed, and file {deadline} a capital conservation plan (CRD Art. 142).",
+    ),
+    ("leverage", "pillar2"): (
         "Submit {deadline} a plan that reduces the leverage exposure or raises Tier 1 capital.",
         "Let the balance sheet not grow and present {deadline} a plan for reducing leverage.",
         "Present {deadline} a leverage plan; until it is approved, total exposure may not exceed its present amount.",
     ),
-    ("leverage", "serious"): (
+    ("leverage", "pillar1"): (
         "Reduce the leverage exposure without delay, take on no new exposure that is not collateralised in cash, and submit {deadline} a plan to restore the ratio.",
         "Stop the growth of the balance sheet at once and submit {deadline} a plan of asset sales and Tier 1 issuance.",
         "Sell assets or raise Tier 1 now; the plan with amounts and dates is due {deadline}, and no new exposure may be taken on before.",
     ),
-    ("liquidity", "minor"): (
-        "Restore the liquidity coverage ratio and submit {deadline} a plan for its timely restoration.",
-        "Submit {deadline} the restoration plan for the liquidity coverage ratio, with the assets that you will add to the buffer.",
-        "Top up the liquidity buffer and tell us {deadline} by which assets and when.",
-    ),
-    ("liquidity", "moderate"): (
-        "Enlarge the liquidity buffer, lengthen short-term funding, and submit {deadline} a restoration plan.",
+    ("liquidity", "pillar1"): (
+        "Enlarge the liquidity buffer, lengthen short-term funding, and submit {deadline} a plan for the timely restoration of the ratio.",
         "Submit {deadline} a restoration plan that names the liquid assets to be bought and the outflows to be reduced.",
         "Buy eligible liquid assets and cut outflows within 30 days; the restoration plan is due {deadline}.",
+        "Restore the liquidity coverage ratio; the plan of CRR Art. 414 is due {deadline}, with the assets that you will add to the buffer.",
     ),
-    ("liquidity", "serious"): (
-        "Activate your contingency funding plan today, stop lending that is not committed, and submit {deadline} a restoration plan.",
-        "Put the contingency funding plan into effect at once and submit {deadline} a plan to restore the liquidity buffer.",
-        "Draw on your contingency funding now, grant no uncommitted loans, and send us {deadline} a plan day by day.",
-    ),
-    ("funding", "minor"): (
-        "Restore the net stable funding ratio and submit {deadline} a plan for it.",
-        "Submit {deadline} the steps by which stable funding will cover the requirement again.",
-        "Lengthen your funding and report {deadline} how the ratio will be restored.",
-    ),
-    ("funding", "moderate"): (
+    ("funding", "pillar1"): (
         "Replace short-term by stable funding and submit {deadline} a funding plan.",
         "Submit {deadline} a funding plan with the term and the amount of each planned issue.",
         "Present {deadline} a funding plan that closes the gap by term deposits or by issues beyond one year.",
+        "Restore the net stable funding ratio; the plan of CRR Art. 414 is due {deadline}.",
     ),
-    ("funding", "serious"): (
-        "Grant no new long-term loans until stable funding covers them, and submit {deadline} a funding plan.",
-        "Suspend new long-term lending and submit {deadline} a plan to raise stable funding.",
-        "Stop lending beyond one year, issue long-term debt, and send us {deadline} a funding plan with dates.",
-    ),
-    ("exposure", "minor"): (
-        "Bring the exposure back within the limit and confirm it {deadline}.",
-        "Reduce or cover the excess and report {deadline} how.",
-        "Remove the excess over the limit; your confirmation is due {deadline}.",
-    ),
-    ("exposure", "moderate"): (
+    ("exposure", "pillar1"): (
         "Reduce the exposure below the limit by repayment, sale or eligible protection {deadline}, and grant this client nothing new.",
         "Take on no further exposure to this client and bring it under the limit {deadline}.",
         "Cut the exposure to the limit {deadline}; until then no drawing by this client may be honoured that you can refuse.",
+        "Remove the excess over the limit {deadline} and explain how it arose (CRR Art. 396).",
     ),
-    ("exposure", "serious"): (
-        "Lend no more to this client, obtain collateral at once, and bring the exposure under the limit {deadline}.",
-        "Dispose of the excess without delay; the exposure must be under the limit {deadline}, and your credit committee explains how it arose.",
-        "Halt all business with this client that raises the exposure, and reduce it to the limit {deadline}.",
-    ),
-    ("floor", "minor"): (
-        "Apply the output floor, recompute the capital ratios, and file the own funds templates again {deadline}.",
-        "Raise the total risk exposure amount to the floored one and file the own funds templates again {deadline}.",
-        "Recalculate the floor and send us {deadline} the ratios that follow from it.",
-    ),
-    ("floor", "moderate"): (
+    ("floor", "pillar1"): (
         "Apply the output floor, file the own funds templates again {deadline}, and show that every capital requirement is still met on the floored amount.",
         "Correct the total risk exposure amount {deadline} and have internal audit review how the floor is computed.",
         "Recompute all ratios on the floored amount {deadline} and submit the calculation of the standardised total.",
+        "Raise the total risk exposure amount to the floored one and file the own funds templates again {deadline}.",
     ),
-    ("floor", "serious"): (
-        "Apply the output floor without delay, file the own funds templates again {deadline}, and suspend distributions until we have checked the floored ratios.",
-        "Correct the total risk exposure amount {deadline}; until then dividends and bonuses may not be paid.",
-        "Submit {deadline} the floored amount with an auditor's confirmation; distributions are suspended meanwhile.",
+    ("items", "pillar1"): (
+        "Take the item out of own funds, recompute the ratios without it, and file the own funds templates again {deadline}.",
+        "Exclude what does not qualify as own funds and submit {deadline} the corrected templates.",
+        "File own funds and ratios anew {deadline}, without the item that does not qualify.",
     ),
-    ("filing", "minor"): (
+    ("filing", "filing"): (
         "Correct {templates} and file again {deadline}, with an explanation of the error.",
         "File {templates} again {deadline} and state how the error arose and how it will be prevented.",
         "Submit corrected figures for {templates} {deadline} and name the control that failed.",
@@ -281,7 +283,19 @@ MEASURE = {
         "{templates} must be filed anew {deadline}, reconciled with your books.",
     ),
 }
-# Additional measures for a business model, if the findings are at least moderate.
+# Added where the shortfall is large or has lasted.
+AT_ONCE = {
+    "capital": ("Stop today all business that raises risk exposure.", "Until then we shall attend the meetings of your board."),
+    "leverage": ("Total exposure may not grow from today.", "Every new exposure needs our prior consent."),
+    "liquidity": (
+        "Put the contingency funding plan into effect today and grant no uncommitted loans.",
+        "Activate your contingency funding plan at once and stop lending that is not committed.",
+    ),
+    "funding": ("Grant no new long-term loans until stable funding covers them.", "Suspend new lending beyond one year."),
+    "exposure": ("Obtain collateral at once.", "Halt all business with this client that raises the exposure."),
+    "floor": ("Distributions are suspended until we have checked the floored ratios.", "Attach an auditor's confirmation."),
+}  # fmt: skip
+# Additional measures for a business model.
 BY_TYPE = {
     ("capital", "savings bank"): ("Your municipal owners must be informed of this letter.", "Inform your guarantor institutions of the shortfall."),
     ("capital", "cooperative bank"): ("Redeem no member shares until then.", "The redemption of member shares needs our prior consent."),
@@ -297,45 +311,50 @@ BY_TYPE = {
     ("funding", "investment bank"): ("Trading assets must not rest on overnight funding.", "Term out the funding of the trading book."),
     ("leverage", "investment bank"): ("Compress derivatives and repo books first.", "Begin with the matched book of securities financing."),
 }  # fmt: skip
-DEADLINE = {
-    "capital": ("within two months", "within one month", "within five working days"),
-    "leverage": ("within two months", "within one month", "within ten working days"),
-    "liquidity": ("within ten working days", "within five working days", "within two working days"),
-    "funding": ("within two months", "within one month", "within ten working days"),
-    "exposure": ("within one month", "within fifteen working days", "within five working days"),
-    "floor": ("within one month", "within fifteen working days", "within ten working days"),
-    "filing": ("within ten working days", "within five working days", "within three working days"),
-}
+WORKING_DAYS = {2: "two", 3: "three", 5: "five", 7: "seven", 10: "ten", 15: "fifteen", 20: "twenty"}
 FROM = ("of receipt", "of receiving this letter", "from the date of service")
 PERSISTS = (
     "Because the breach persists, we set a shorter term than before.",
     "Since our earlier objection had no effect, the term is shortened.",
     "The repetition weighs heavily; the term is therefore short.",
 )
-MDA = (
-    "Calculate the maximum distributable amount and notify it to us (CRD Art. 141).",
-    "Notify us of your maximum distributable amount under CRD Art. 141.",
-    "Distributions are limited to the maximum distributable amount, which you shall compute and report (CRD Art. 141).",
-)
 SUBJECT = {
     **{"capital": "own funds", "leverage": "leverage", "liquidity": "liquidity", "funding": "stable funding"},
-    **{"exposure": "large exposures", "floor": "the output floor", "filing": "the corrected templates"},
+    **{"exposure": "large exposures", "floor": "the output floor", "items": "own funds"},
+    **{"distributions": "the capital buffers", "filing": "the corrected templates"},
 }
+# What a letter of one sentence asks the bank to file.
+PLAN = {
+    **{"capital": "a capital plan", "distributions": "a capital conservation plan", "leverage": "a leverage plan"},
+    **{"liquidity": "a liquidity plan", "funding": "a funding plan", "exposure": "a plan for the exposure"},
+    **{"floor": "a corrected report", "items": "a corrected report", "filing": "a corrected report"},
+}
+DAILY_SUBJECTS = ("liquidity", "funding")
+DAILY_DUTY = (
+    "Report on {subjects} daily, by the end of each business day, until the requirement is met again (CRR Art. 414).",
+    "Until compliance is restored, the figures on {subjects} are due by the end of every business day (CRR Art. 414).",
+    "CRR Art. 414 requires a daily report on {subjects} until we release you from it.",
+)
 DUTY = {
-    "minor": (
+    "filing": (
         *("Report on progress with the next regular report.", "Inform us of progress with your next filing."),
         *(
             "Add a short note on {subjects} to your next report.",
             "With the next report, state what was done on {subjects}.",
         ),
     ),
-    "moderate": (
-        "Report monthly on {subjects} until compliance is restored.",
-        "Until compliance is restored, send us the figures on {subjects} every month.",
+    "buffer": (
+        "Report monthly on {subjects} until the buffer is met again.",
+        "Until the buffer is full, send us the figures on {subjects} every month.",
         "A monthly report on {subjects} is due by the tenth of each month until further notice.",
-        "Every month you shall report on {subjects}, until we confirm compliance.",
     ),
-    "serious": (
+    "pillar2": (
+        "Report every two weeks on {subjects} until compliance is restored.",
+        "Until compliance is restored, send us the figures on {subjects} on the first and the fifteenth of each month.",
+        "A report on {subjects} is due every second week, until we confirm compliance.",
+        "Every two weeks you shall report on {subjects}, until further notice.",
+    ),
+    "pillar1": (
         "Report weekly on {subjects} until we release you from this duty.",
         "Send us the figures on {subjects} every week until further notice.",
         "Each Monday a report on {subjects} is due, until we confirm compliance.",
@@ -343,23 +362,32 @@ DUTY = {
     ),
 }
 CLOSING = {
-    "minor": (
+    "filing": (
         "",
         "We expect no repetition.",
         "No further measure is intended at present.",
         "The matter is closed once this is done.",
     ),
-    "moderate": (
-        "We may take further measures if the plan is late or insufficient.",
-        "Further measures are reserved.",
-        "Should the term pass without result, we shall order more.",
-        "We shall review the position with you after the term.",
+    "repeated filing": (
+        "We shall have your reporting process examined if the error occurs again.",
+        "Further measures on your reporting are reserved.",
     ),
-    "serious": (
+    "buffer": (
+        "If we do not approve the plan, we may require more own funds by a set date (CRD Art. 142(4)).",
+        "We shall assess whether the plan is likely to restore the buffer (CRD Art. 142(3)).",
+        "Further restrictions on distributions are reserved (CRD Art. 142(4)).",
+    ),
+    "pillar2": (
+        "We may take further measures under CRD Art. 104 if the plan is late or insufficient.",
+        "Further measures under CRD Art. 104 are reserved.",
+        "Should the term pass without result, we shall order more (CRD Art. 104).",
+        "We shall review the position with you after the term; further restrictions are reserved.",
+    ),
+    "pillar1": (
         "Failure to comply may lead to administrative penalties and to the withdrawal of the authorisation.",
-        "We draw your attention to penalties under CRD Art. 66 to 68 and to the conditions of your authorisation.",
-        "If you do not comply, we shall consider a special manager and the withdrawal of the authorisation.",
-        "Non-compliance is subject to periodic penalty payments.",
+        "We draw your attention to penalties under CRD Art. 67 and to the conditions of your authorisation under CRD Art. 18.",
+        "If you do not comply, we shall consider the withdrawal of the authorisation (CRD Art. 18).",
+        "Non-compliance is subject to administrative penalties.",
     ),
 }
 OBJECTION = (
@@ -376,11 +404,23 @@ LARGE_EXPOSURE_NOTE = (
     "Note without measure: {clients} reach {limit} of Tier 1 and are large exposures under {legal}.",
     "We note {clients} of {limit} of Tier 1 or more; {legal} requires that they be reported, which was done.",
 )
-FX_NOTE = (
-    "For information: the net foreign exchange position exceeds the threshold of {legal}, so the own funds requirement applies; this is no violation.",
-    "Note without measure: the foreign exchange position calls for own funds under {legal}.",
-    "We note that {legal} applies to your foreign exchange position; nothing follows from this.",
-)
+# Sentences on triggers that are noted one by one.
+TRIGGER_NOTES = {
+    "LE_GSII": (
+        "State whether {row}, to which you have an exposure of {value} of Tier 1 ({cell}), is a G-SII: between G-SIIs the limit is {limit} ({legal}). The report does not say; this is no violation.",
+        "For examination: {value} of Tier 1 are owed by the institution {row} ({cell}). Should it be a G-SII, {legal} allows {limit}; the report alone does not decide it.",
+    ),
+    "FX_DEMIN": (
+        "For information: the net foreign exchange position exceeds the threshold of {legal}, so the own funds requirement applies; this is no violation.",
+        "Note without measure: the foreign exchange position calls for own funds under {legal}.",
+        "We note that {legal} applies to your foreign exchange position; nothing follows from this.",
+    ),
+    "P2G_TC": (
+        "The {label} of {value} is below our guidance of {limit} ({legal}). Guidance is no requirement: tell us how you intend to return to it.",
+        "Note without measure: the {label} ({value}) uses part of the Pillar 2 guidance, which with the requirements stands at {limit} ({legal}).",
+        "With {value} the {label} meets the requirements but not the guidance of {limit}; {legal} makes that no breach.",
+    ),
+}
 CLEAN_OPENING = (
     "Your report shows no breach of the requirements examined and no contradiction between its figures.",
     "The figures meet the requirements that we examined and agree with each other.",
@@ -423,21 +463,20 @@ CLEAN_RESERVE = (
     *("The examination covered the filed templates only.", "Figures that were not filed have not been judged."),
 )
 JUDGEMENT = {
-    "minor": (
+    "filing": ("",),
+    "buffer": (
+        *("", "The buffer is there to be used in bad times, at the price that the law sets on it."),
+        *("The requirements of both pillars are met; the buffer above them is not.", "Your buffer is used up in part."),
+    ),
+    "pillar2": (
+        *("The bank holds less than we require of it.", "We regard the position as in need of prompt action."),
+        *("This calls for action by the whole board.", "Your own requirement is binding, as the minimum is."),
+    ),
+    "pillar1": (
         *(
-            "",
-            "The deviation is small.",
-            "We regard this as a minor matter.",
-            "The shortfall can be mended by your own means.",
+            "A minimum of the law is not met; that is a grave matter.",
+            "We regard the position of the bank as seriously impaired.",
         ),
-        "We do not doubt your intention to comply.",
-    ),
-    "moderate": (
-        *("We regard the position as in need of prompt action.", "The shortfall is considerable."),
-        *("This calls for action by the whole board.", "The deviation goes beyond a passing fluctuation."),
-    ),
-    "serious": (
-        *("The shortfall is grave.", "We regard the position of the bank as seriously impaired."),
-        *("The safety of the assets entrusted to the bank is at stake.", "The extent of the breach allows no delay."),
+        *("The law demands this minimum at all times.", "The breach allows no delay, whatever its size."),
     ),
 }

@@ -10,6 +10,7 @@ from data.regulator.rounding import share
 from data.regulator.rules import legal_parameters
 
 EXPOSURE_LIMIT = Decimal("0.25")  # limit of a large exposure as a fraction of Tier 1 capital, CRR Art. 395(1)
+G_SII_LIMIT = Decimal("0.15")  # of an exposure of a G-SII to another one, CRR Art. 395(1), fourth subparagraph
 INSTITUTION_LIMIT = Decimal(150_000_000)  # alternative limit for exposures to institutions in euro, CRR Art. 395(1)
 
 

@@ -75,7 +75,7 @@ def _leverage_ratios(bank_rng: random.Random, bank: Bank, economics: Economics) 
     rows = {
         "r0340": ratio(tier1, economics.exposure, places),
         "r0410": Decimal("0.03"),
-        "r0420": Decimal("0.03") + bank.leverage_pillar2,
+        "r0420": requirements(bank).tslrr,
         "r0440": requirements(bank).olrr,
     }
     if bank_rng.random() < 0.4:

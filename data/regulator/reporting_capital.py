@@ -27,15 +27,15 @@ def capital_amounts(bank_rng: random.Random, bank: Bank, economics: Economics, p
 
 
 def capital_ratios(bank_rng: random.Random, bank: Bank, economics: Economics, positions: Positions) -> Amounts:
-    """C 03.00: the three capital ratios, the bank's own requirements, and figures that no rule reads.
+    """C 03.00: the three capital ratios, the bank's own requirements, guidance, and figures that no rule reads.
 
-    The latter are guidance, ratios without the output floor, and fully loaded ratios.
+    The latter are ratios without the output floor and fully loaded ratios.
     """
     need = requirements(bank)
     places = bank.ratio_decimals
     cet1, tier1 = economics.cet1, economics.cet1 + economics.at1
     own_funds = tier1 + economics.t2
-    guidance = Decimal(bank_rng.randint(0, 8)) * Decimal("0.0025")
+    guidance = Decimal(max(0, bank_rng.randint(-4, 4))) * Decimal("0.0025")  # half of the banks have none
     rows = {
         "r0010": ratio(cet1, economics.trea, places),
         "r0030": ratio(tier1, economics.trea, places),

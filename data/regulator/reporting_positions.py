@@ -5,7 +5,7 @@ from decimal import Decimal
 
 from data.regulator.banks import Bank
 from data.regulator.economics import Economics
-from data.regulator.positions import EXPOSURE_LIMIT, Positions
+from data.regulator.positions import EXPOSURE_LIMIT, G_SII_LIMIT, Positions
 from data.regulator.report import CellKey
 from data.regulator.rounding import ratio, rounded, share
 
@@ -22,6 +22,8 @@ def exposure_figures(
         ("C_26.00", "r010", "c010"): rounded(EXPOSURE_LIMIT * tier1, bank.decimals),
         ("C_26.00", "r020", "c010"): rounded(limit * tier1, bank.decimals),
     }
+    if bank.buffers["g_sii"]:
+        figures["C_26.00", "r040", "c010"] = rounded(G_SII_LIMIT * tier1, bank.decimals)
     if limit > EXPOSURE_LIMIT:
         figures["C_26.00", "r030", "c010"] = rounded(limit, bank.ratio_decimals)
     detailed = bank_rng.random() < 0.3

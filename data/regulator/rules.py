@@ -10,8 +10,14 @@ The rules are data: `rules.jsonl`, whose formulas are in the language of `formul
 A rule applies only if all tables that it needs are filed. `absent_cell` defines how a missing figure is treated: with
 `unknown` the rule is undecided, with `zero` the figure is read as 0. A rule over the rows of an open table (`*`) is
 evaluated for each row.
+
+The reference date of the report decides which law applies. `applies_from` and `applies_until` (YYYY-MM-DD, both
+inclusive) bound the dates of a rule. `legal` is one citation, or a list of `{"from": date, "text": citation}` in
+ascending order if the citation changes with the date.
 """
 
+import dataclasses
+import datetime
 import functools
 import json
 import pathlib
@@ -38,12 +44,25 @@ class Rule:
     id: str
     kind: str  # "breach", "filing" or "trigger"
     title: str
-    legal: str
+    legal: str  # the citation; the latest one if it changes with the reference date
     cells: tuple[CellKey, ...]
     violated_if: str
     absent_cell: str  # "unknown" or "zero"
     interval: bool  # whether figures stand for the interval that their `decimals` allow
     formula: Formula
+    citations: tuple[tuple[str, str], ...] = ()  # (first reference date, citation), if the citation changes
+    applies_from: str = ""  # first reference date of the rule, YYYY-MM-DD; "" if there is none
+    applies_until: str = ""  # last reference date, likewise
+
+    def at(self, date: str) -> "Rule | None":
+        """The rule as it stands at a reference date (YYYY-MM-DD), with the citation of that date.
+
+        None if the rule does not apply then. Without a date ("") it is the rule in its latest form.
+        """
+        if date and (date < self.applies_from or date > (self.applies_until or date)):
+            return None
+        legal = next((text for first, text in reversed(self.citations) if first <= date), self.legal)
+        return dataclasses.replace(self, legal=legal) if date else self
 
 
 @dataclass(frozen=True)
@@ -123,11 +142,16 @@ def evaluate(report: Report, rules: Iterable[Rule] | None = None) -> list[RuleRe
     """
     figures = _figures(report)
     results = []
-    for rule in built_in_rules() if rules is None else rules:
+    for rule in in_force(built_in_rules() if rules is None else rules, report.period):
         needed = {table for table, _, _ in set(rule.cells) - rule.formula.optional}
         if all(_is_filed(report, table, figures.tables) for table in needed):
             results += _evaluate_rule(rule, figures, report.period)
     return results
+
+
+def in_force(rules: Iterable[Rule], date: str) -> list[Rule]:
+    """The rules that apply at a reference date (YYYY-MM-DD), each with the citation of that date."""
+    return [current for rule in rules if (current := rule.at(date)) is not None]
 
 
 def violations(results: Iterable[RuleResult]) -> list[RuleResult]:
@@ -157,9 +181,28 @@ def _parse_rule(row: dict) -> Rule:
         raise ValueError(f"the cells of {row['id']} must be the cells of violated_if, in the same order")
     if row["kind"] not in KINDS or row["absent_cell"] not in ("unknown", "zero"):
         raise ValueError(f"{row['id']}: unknown value of kind or absent_cell")
-    keys = ("id", "kind", "title", "legal", "violated_if", "absent_cell")
+    keys = ("id", "kind", "title", "violated_if", "absent_cell")
     interval = row.get("interval", row["kind"] == "filing")
-    return Rule(**{key: row[key] for key in keys}, cells=cells, interval=interval, formula=formula)
+    return Rule(
+        **{key: row[key] for key in keys},
+        **_parse_versions(row),
+        cells=cells,
+        interval=interval,
+        formula=formula,
+    )
+
+
+def _parse_versions(row: dict) -> dict:
+    """The fields of a `Rule` that depend on the reference date. Raises ValueError for an invalid date or order."""
+    dates = {key: row.get(key, "") for key in ("applies_from", "applies_until")}
+    citations: tuple[tuple[str, str], ...] = ()
+    if isinstance(row["legal"], list):
+        citations = tuple((version["from"], version["text"]) for version in row["legal"])
+    for date in filter(None, (*dates.values(), *(first for first, _ in citations))):
+        datetime.date.fromisoformat(date)
+    if sorted(citations) != list(citations) or (isinstance(row["legal"], list) and not citations):
+        raise ValueError(f"{row['id']}: `legal` must list its versions in ascending order of `from`")
+    return {**dates, "citations": citations, "legal": citations[-1][1] if citations else row["legal"]}
 
 
 def _figures(report: Report) -> _Figures:

@@ -19,10 +19,19 @@ class Wordings:
         self._held_out = held_out
 
     def __call__(self, options: Sequence[Option], /) -> Option:
+        """One of the options, at random."""
+        return self._rng.choice(self._part(options))
+
+    def at(self, options: Sequence[Option], number: int) -> Option:
+        """The option with this number, counted round and round: consecutive numbers give different options."""
+        part = self._part(options)
+        return part[number % len(part)]
+
+    def _part(self, options: Sequence[Option]) -> Sequence[Option]:
         if not isinstance(options[0], str) or len(options) == 1:
-            return self._rng.choice(options)
+            return options
         kept = len(options) - max(1, round(len(options) / 3))
-        return self._rng.choice(options[kept:] if self._held_out else options[:kept])
+        return options[kept:] if self._held_out else options[:kept]
 
 
 def is_held_out(split: str) -> bool:

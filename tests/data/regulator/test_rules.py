@@ -186,6 +186,45 @@ def test_the_error_for_an_invalid_rule_names_its_line(tmp_path, changes, message
         load_rules(path)
 
 
+@pytest.mark.parametrize(
+    ("date", "states"),
+    [("2024-12-31", []), ("2025-01-01", ["ok"]), ("2026-06-29", ["ok"]), ("2026-06-30", ["ok"]), ("2026-07-01", [])],
+)
+def test_a_rule_applies_between_its_first_and_its_last_reference_date(tmp_path, date, states):
+    path = tmp_path / "rules.jsonl"
+    path.write_text(rule_line(applies_from="2025-01-01", applies_until="2026-06-30"))
+    report = Report(**{**vars(make_report({CET1: "50%"})), "period": date})
+    assert [result.state for result in evaluate(report, load_rules(path))] == states
+
+
+def test_the_citation_is_the_one_of_the_reference_date(tmp_path):
+    versions = [{"from": "", "text": "first"}, {"from": "2025-01-01", "text": "second"}]
+    path = tmp_path / "rules.jsonl"
+    path.write_text(rule_line(legal=versions))
+    (rule,) = load_rules(path)
+    dates = ("2024-12-31", "2025-01-01", "2030-01-01", "")
+    assert [rule.at(date).legal for date in dates] == ["first", "second", "second", "second"]
+    report = Report(**{**vars(make_report({CET1: "4%"})), "period": "2024-12-31"})
+    assert [result.legal for result in evaluate(report, [rule])] == ["first"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"applies_from": "2025"},
+        {"applies_until": "soon"},
+        {"legal": []},
+        {"legal": [{"from": "2025-01-01", "text": "b"}, {"from": "", "text": "a"}]},
+        {"legal": [{"text": "a"}]},
+    ],
+)
+def test_invalid_versions_of_a_rule_are_refused(tmp_path, changes):
+    path = tmp_path / "rules.jsonl"
+    path.write_text(rule_line(**changes))
+    with pytest.raises(UserError, match=r"line 1: invalid rule"):
+        load_rules(path)
+
+
 def test_the_ids_of_the_built_in_rules_are_distinct():
     ids = [rule.id for rule in built_in_rules()]
     assert len(ids) == len(set(ids)) == 42
