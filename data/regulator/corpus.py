@@ -4,6 +4,7 @@ Random numbers come from two kinds of streams. `rng` is seeded per report. `bank
 quarters of a bank draw the same values from it.
 """
 
+import itertools
 import random
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -22,6 +23,7 @@ from data.regulator.economics import (
 from data.regulator.laptop import RULES as LAPTOP_RULES
 from data.regulator.laptop import laptop_filing
 from data.regulator.mutations import TOLERANCE_CELLS, draw_errors, move_within_tolerance, plant_error
+from data.regulator.note_plans import draw_plan, plan_note, with_guidance
 from data.regulator.notes import PlannedNote
 from data.regulator.omissions import omit_details, omit_optional, omit_ratio, omit_templates
 from data.regulator.positions import draw_positions
@@ -45,6 +47,7 @@ class Profile:
     problem_counts: tuple[int, ...] = (45, 35, 20)  # weights of one, two and three problems in the other reports
     filing_errors: float = 0.0  # probability that a problem is a filing error instead of a breach
     near_limit: float = 0.45  # probability that a ratio is within ten steps of a limit
+    notes: float = 0.0  # share of reports in which the bank explains a figure; at most 0.6
     repeats: float = 0.0  # probability that the breaches of a quarter persist in the next quarter
     breaches: WeightedBreaches = field(default=ALL_BREACHES, hash=False)
     rules: tuple[str, ...] = ()  # ids of the rules that answers cover; empty means all rules
@@ -61,6 +64,7 @@ FULL = Profile(
     clean=0.36,
     problem_counts=(48, 36, 16),
     filing_errors=0.55,
+    notes=0.4,
     repeats=0.35,
 )
 # A few figures per report and one sentence per letter: a model with 135M parameters learns it in minutes on a CPU.
@@ -96,6 +100,7 @@ LAPTOP = Profile(
 )
 PROFILES = {profile.name: profile for profile in (FULL, SHORT, LAPTOP)}
 
+ATTEMPTS = 60  # to find a report that a planned note fits
 HEADROOM = Decimal("0.45")  # below 1, ratios are closer to their limits and move less from quarter to quarter
 # The levels that a SIGN rule needs: its own ratio below the minimum, and parts that are no larger than the whole.
 LEVELS_OF_SIGN_RULE = {
@@ -190,8 +195,12 @@ def _full_filing(
     persists = bool(previous_levels) and rng.random() < profile.repeats
     clean = not persists and rng.random() < profile.clean
     distribution = RatioDistribution(profile.near_limit, headroom=HEADROOM)
-    while True:
-        levels, errors = _draw_problems(rng, profile, clean, previous_levels if persists else {})
+    plan = None
+    for attempt in itertools.count():
+        if attempt % ATTEMPTS == 0:  # some notes are impossible for some banks: another one is drawn
+            plan = draw_plan(rng, bank) if _has_note(seed, index, quarter, profile) else None
+        problems, errors = _draw_problems(rng, profile, clean, previous_levels if persists else {})
+        levels = problems | (plan.levels if plan else {})
         economics = draw_economics(rng, bank, trea, levels, distribution, previous_economics, _has_at1(seed, index))
         if economics is None:
             continue
@@ -203,12 +212,24 @@ def _full_filing(
         figures, unfiled = omit_templates(rng, random.Random(f"modules {seed} {index}"), figures)
         figures = omit_details(random.Random(f"details {seed} {index}"), figures)
         figures = omit_optional(rng, bank, period, figures)
+        figures = with_guidance(plan, figures) if plan else figures
         figures = _plant_errors(rng, bank, period, figures, errors)
         if figures is None:
             continue
-        violations = violated(bank, period, figures)
-        if set(errors) <= violations and len(violations) <= MAX_VIOLATIONS and bool(violations) != clean:
-            return _filing(bank, period, figures, unfiled, violations, None), economics, levels
+        found = violated(bank, period, figures)
+        note = plan_note(rng, plan, bank, period, figures, found) if plan else None
+        if plan and not note:
+            continue
+        others = found - {finding.rule for finding in note.findings} if note else found
+        if set(errors) <= found and len(found) <= MAX_VIOLATIONS and bool(others) != clean:
+            return _filing(bank, period, figures, unfiled, found, note), economics, problems
+    raise AssertionError("unreachable")
+
+
+def _has_note(seed: int, index: int, quarter: int, profile: Profile) -> bool:
+    """Whether this report explains a figure. Six in ten banks do so, most of the time."""
+    explains = random.Random(f"explains {seed} {index}").random() < 0.6
+    return explains and random.Random(f"note {seed} {index} {quarter}").random() < profile.notes / 0.6
 
 
 def _draw_problem_count(rng: random.Random, profile: Profile) -> int:
@@ -254,14 +275,15 @@ def _plant_errors(rng: random.Random, bank: Bank, period: str, figures: Figures,
 
 
 def with_reporting_accuracy(bank: Bank, seed: int, index: int) -> Bank:
-    """The bank with the accuracy (XBRL decimals) of its amounts and ratios.
+    """The bank with the accuracy (XBRL decimals) of its amounts and ratios, and the scope of its reports.
 
     One in ten loses its Pillar 2 requirement.
     """
     rng = random.Random(f"dress {seed} {index}")
     pillar2 = bank.pillar2 if rng.random() < 0.9 else Decimal(0)
     decimals = {"small": (0, -3, -3), "medium": (-3,), "large": (-3, -6, -6)}[bank.size]
-    return replace(bank, pillar2=pillar2, decimals=rng.choice(decimals), ratio_decimals=rng.choice((4, 4, 4, 5, 6)))
+    changed = replace(bank, pillar2=pillar2, decimals=rng.choice(decimals), ratio_decimals=rng.choice((4, 4, 4, 5, 6)))
+    return replace(changed, scope="IND" if rng.random() < 0.4 else "CON")
 
 
 def _has_at1(seed: int, index: int) -> bool:

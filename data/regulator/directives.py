@@ -31,6 +31,7 @@ class Context:
     previous: dict[CellKey, Decimal] = field(default_factory=dict, hash=False)  # figures of the previous report
     repeated: dict[str, int] = field(default_factory=dict, hash=False)
     templates: tuple[str, ...] = ()  # templates that were filed
+    lifted: tuple[RuleResult, ...] = ()  # figures below a limit that does not apply, by a note of the bank
 
 
 def write_directive(
@@ -246,6 +247,7 @@ def _notes(context: Context, choose: Wordings) -> list[str]:
         notes.append(choose(phrases.LARGE_EXPOSURE_NOTE).format(clients=clients, limit=limit, legal=large[0].legal))
     for rule_id, sentences in phrases.TRIGGER_NOTES.items():
         notes += [choose(sentences).format(**_fields(result)) for result in by_rule.get(rule_id, ())]
+    notes += [_capital(choose(phrases.LIFTED).format(**_fields(result))) for result in context.lifted]
     return notes
 
 

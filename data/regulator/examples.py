@@ -15,14 +15,15 @@ Nothing in it comes from the generator but findings.csv: a real archive and an i
 import csv
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 
 from common.errors import UserError
 from data.regulator.answers import write_answer, write_checks, write_violation
 from data.regulator.corpus import Profile, rules_of
-from data.regulator.directives import Context, write_directive
+from data.regulator.directives import Context, required_measures, write_directive
 from data.regulator.dpm import Cells
-from data.regulator.findings import Finding, apply_findings
+from data.regulator.findings import Finding, apply_findings, lifted_results
 from data.regulator.laptop_answers import laptop_checks, laptop_letter, laptop_measures, printed_checks
 from data.regulator.render import Addressee, render_earlier, render_report
 from data.regulator.report import CellKey, Report
@@ -74,7 +75,7 @@ def make_example(
         render_report(report, cells, profile.style, bank),
         render_earlier(shown, EARLIER_CELLS),
     ]
-    context = _context(report, results, shown, rules)
+    context = replace(_context(report, results, shown, rules), lifted=lifted_results(results, findings))
     held_out = is_held_out(split)
 
     def write(variant: int) -> str:
@@ -110,6 +111,8 @@ def make_example(
         example["references"] = _distinct(write, REFERENCES)
     if profile.letters == "laptop":
         example["measures"] = laptop_measures(violated)
+    else:
+        example["measures"] = required_measures(violated, context, profile.letters)
     return example
 
 

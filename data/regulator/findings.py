@@ -38,6 +38,7 @@ class NoteRule:
     legal: str
     kind: str  # of the notes that show it
     relation: str  # the meaning of the limit for the value: "min" or "max"
+    unit: str = ""  # of value and limit, if they are neither ratios nor amounts: "days"
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,16 @@ def apply_findings(results: Sequence[RuleResult], findings: Iterable[Finding]) -
     return violated
 
 
+def lifted_results(results: Sequence[RuleResult], findings: Iterable[Finding]) -> tuple[RuleResult, ...]:
+    """The engine's violations that `findings` lift, with the article that lifts them."""
+    by_rule = {finding.rule: finding for finding in findings if finding.state == "lifted"}
+    return tuple(
+        replace(result, legal=by_rule[result.rule_id].legal or result.legal)
+        for result in violations(results)
+        if result.rule_id in by_rule
+    )
+
+
 def _corrected(result: RuleResult, finding: Finding) -> RuleResult:
     value = result.value if finding.value is None else finding.value
     limit = result.limit if finding.limit is None else finding.limit
@@ -132,6 +143,7 @@ def _corrected(result: RuleResult, finding: Finding) -> RuleResult:
 def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
     """A violation that the engine does not have. Its unit and accuracy are those of the engine's result on the same cell."""
     rule = note_rules().get(finding.rule)
+    unit = rule.unit if rule else ""
     cell, row = parse_cell(finding.cell)
     known = next((result for result in results if result.cell == cell), None)
     is_amount = finding.limit is not None and abs(finding.limit) > 100
@@ -144,8 +156,8 @@ def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
         limit=finding.limit,
         relation=rule.relation if rule else "min",
         legal=finding.legal or (rule.legal if rule else ""),
-        unit=known.unit if known else "iso4217:EUR" if is_amount else "xbrli:pure",
-        decimals=known.decimals if known else None,
+        unit=unit or (known.unit if known else "iso4217:EUR" if is_amount else "xbrli:pure"),
+        decimals=known.decimals if known and not unit else None,
         row=row,
     )
 

@@ -1,6 +1,6 @@
-"""Wordings of the notes in which banks explain their figures: liquid assets, clients, waivers, late filings.
+"""Wordings of the notes in which banks explain their figures: liquid assets, clients, waivers.
 
-note_phrases_capital.py has the notes on own funds. Each kind of note has two tuples of 22 sentences. Those of "holds"
+note_phrases_capital.py has the notes on own funds and late filings. Each kind of note has two tuples of 22 sentences. Those of "holds"
 state the fact that matters in law, those of "fails" state that it is not so, in similar words. The places in a tuple
 belong to families: a report of a split uses only the sentences of its family, so that a test never shows a sentence
 that stands in training. All sentences were written for this project.

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 
 from data.regulator.findings import Finding
 from data.regulator.note_phrases import CONNECTED, FAMILIES, PLEDGED, WAIVER
+from data.regulator.note_phrases_capital import CALLABLE, GUIDANCE, LATE, OWN_SHARES, PROFIT
 from data.regulator.report import CellKey, Note
 
-PHRASES = {"pledged": PLEDGED, "connected": CONNECTED, "waiver": WAIVER}
+PHRASES = {
+    **{"pledged": PLEDGED, "connected": CONNECTED, "callable": CALLABLE, "own_shares": OWN_SHARES},
+    **{"profit": PROFIT, "waiver": WAIVER, "late": LATE, "guidance": GUIDANCE},
+}
 
 
 @dataclass(frozen=True)

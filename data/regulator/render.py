@@ -159,6 +159,8 @@ def format_figure(value: Decimal, unit: str | None, decimals: int | str | None =
     `decimals` determines the number of decimal places. `compact` drops trailing zeros and uses the largest unit that is
     exact: `104.2%`, `12.4 bn`.
     """
+    if unit == "days":
+        return f"{_format_decimal(value)} days"
     if unit in PURE:
         percent = value * 100
         if compact or not isinstance(decimals, int):
