@@ -1,6 +1,6 @@
 """Percentile bootstrap confidence intervals (Efron, 1979): how a metric varies with the sample of documents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,11 @@ class Interval:
 
 
 def bootstrap(
-    values: np.ndarray, metrics: Callable[[np.ndarray], dict[str, np.ndarray]], seed: int = 0, resamples: int = 10_000
+    values: np.ndarray,
+    metrics: Callable[[np.ndarray], dict[str, np.ndarray]],
+    seed: int = 0,
+    resamples: int = 10_000,
+    clusters: Sequence[Hashable] | None = None,
 ) -> dict[str, Interval]:
     """Confidence intervals of metrics that are functions of sums over units (documents, questions).
 

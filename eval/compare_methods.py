@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.bootstrap import Interval
-from eval.paired import paired_change
+from eval.intervals import paired_change
 
 MAX_PERPLEXITY_RISE = 0.02  # relative to the base's perplexity on general text
 MAX_F1_LOSS = 0.01  # absolute, relative to plain training

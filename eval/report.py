@@ -8,20 +8,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.errors import UserError
-from eval.paired import paired_change
+from eval.intervals import intervals, paired_change
 
 
 @dataclass(frozen=True)
 class Figure:
     """One row of a table.
 
-    `change` is the key of this figure in the result of `paired.paired_change`; empty if it has no confidence interval.
+    `metric` is the key of this figure in the result of `eval.intervals`; empty if it has no confidence interval.
     """
 
     name: str
     value: str
     n: str
-    change: str = ""
+    metric: str = ""
 
 
 Figures = Callable[[dict], list[Figure]]
@@ -46,8 +46,9 @@ def run_figures(result: dict) -> list[Figure]:
     """Truncated answers, validation loss, and perplexity on general text, as far as the result has them."""
     rows = []
     loss, general = result.get("loss"), result.get("general")
-    if result.get("answers"):
-        rows.append(Figure("answers cut short", str(result["cut_short"]), f"at {result['max_new_tokens']} tokens"))
+    if "cut_short" in result and result.get("answers"):
+        limit = f"at {result['max_new_tokens']} tokens ({result.get('max_new_tokens_from', 'as given')})"
+        rows.append(Figure("answers cut short", str(result["cut_short"]), limit))
     if loss:
         n = f"{loss['targets']:,} response tokens"
         rows.append(Figure("validation loss (nats/token)", _number(loss["mean"]), n, "loss"))
@@ -59,9 +60,14 @@ def run_figures(result: dict) -> list[Figure]:
 
 
 def table(result: dict, figures: Figures = figures) -> str:
-    """A result as text: each figure with its N."""
-    lines = [f"{result['model']} on {result['data']} ({result['dtype']}, {result['seconds']:.0f} s)", ""]
-    return "\n".join(lines + aligned([("", "", "N"), *((row.name, row.value, row.n) for row in figures(result))]))
+    """A result as text: each figure with its 95% interval, if it has one, and its N."""
+    how = ", ".join([*filter(None, [result.get("dtype")]), f"{result['seconds']:.0f} s"])
+    known = intervals(result)
+    rows = [("", "", "95% interval", "N")]
+    for row in figures(result):
+        bounds = known.get(row.metric)
+        rows.append((row.name, row.value, f"{bounds.low:.3f} to {bounds.high:.3f}" if bounds else "", row.n))
+    return "\n".join([f"{result['model']} on {result['data']} ({how})", "", *aligned(rows)])
 
 
 def check_comparable(before: dict, after: dict) -> None:
@@ -85,7 +91,7 @@ def compare(before: dict, after: dict, figures: Figures = figures) -> str:
     changes = paired_change(before, after)
     rows = [("", "before", "after", "change", "95% interval", "N")]
     for row in figures(after):
-        change = changes.get(row.change)
+        change = changes.get(row.metric)
         interval = (f"{change.value:+.4f}", f"{change.low:+.4f} to {change.high:+.4f}") if change else ("", "")
         rows.append((row.name, values_before.get(row.name, "-"), row.value, *interval, row.n))
     return "\n".join(aligned(rows))

@@ -2,19 +2,58 @@
 
 from collections.abc import Sequence
 
-from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenize import tokenize
 
 
 def rouge_l(references: Sequence[str], predictions: Sequence[str]) -> list[float]:
-    """The ROUGE-L F-measure of each pair, computed by Google's rouge-score without stemming.
+    """The ROUGE-L F-measure of each pair: the values of Google's rouge-score without stemming, and its words.
 
     An empty prediction scores 0.
     """
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    return [
-        scorer.score(reference, prediction)["rougeL"].fmeasure
-        for reference, prediction in zip(references, predictions, strict=True)
-    ]
+    words = [[tokenize(text, None) for text in texts] for texts in (references, predictions)]
+    return [f_measure(reference, prediction) for reference, prediction in zip(*words, strict=True)]
+
+
+def best_rouge_l(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> list[float]:
+    """The ROUGE-L F-measure of each prediction against the best of its references; 0 without references."""
+    scores = []
+    for texts, prediction in zip(references, predictions, strict=True):
+        words = tokenize(prediction, None)
+        scores.append(max((f_measure(tokenize(text, None), words) for text in texts), default=0.0))
+    return scores
+
+
+def ceiling(references: Sequence[Sequence[str]]) -> float | None:
+    """The mean ROUGE-L of a perfect answer in a wording that is none of the references: what a model can hope for.
+
+    Each reference of an example is scored against the best of its others. None if no example has two references.
+    """
+    scores = []
+    for texts in references:
+        words = [tokenize(text, None) for text in texts]
+        for i, one in enumerate(words):
+            others = [f_measure(other, one) for j, other in enumerate(words) if j != i]
+            scores += [max(others)] if others else []
+    return mean(scores) if scores else None
+
+
+def f_measure(reference: Sequence[str], prediction: Sequence[str]) -> float:
+    """The ROUGE-L F-measure of two texts that are split into words."""
+    common = _common_subsequence(reference, prediction)
+    return 2 * common / (len(reference) + len(prediction)) if common else 0.0
+
+
+def _common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
+    """The length of the longest common subsequence: Hyyrö (2004), one bit per word of `one`."""
+    places: dict[str, int] = {}
+    for i, word in enumerate(one):
+        places[word] = places.get(word, 0) | 1 << i
+    every = (1 << len(one)) - 1
+    row = every  # a 0 bit is a step of the subsequence
+    for word in other:
+        matches = row & places.get(word, 0)
+        row = ((row + matches) | (row - matches)) & every
+    return len(one) - row.bit_count()
 
 
 def score_whole_answers(examples: Sequence[dict], texts: Sequence[str]) -> dict:

@@ -22,7 +22,7 @@ SLOW = (
     "data/test_token_store.py::test_reading_a_large_store_takes_no_more_memory_than_reading_a_small_one",
     "eval/test_forgetting.py",
     "eval/test_generate.py::test_a_batch_gives_the_same_answers_as_single_prompts",
-    "eval/test_paired.py::test_identical_results_have_no_uncertainty_and_independent_ones_have_the_expected_one",
+    "eval/test_intervals.py::test_identical_results_have_no_uncertainty_and_independent_ones_have_the_expected_one",
     "eval/test_sample_replay.py::test_a_resumed_command_keeps_finished_batches_and_samples_the_same_rest",
     "eval/test_positions.py::test_the_script_measures_the_model_with_its_own_and_with_scaled_rope",
     "model/ewc/test_fisher.py",

@@ -1,4 +1,4 @@
-"""The text format of an answer. This is the only module that writes or parses it.
+"""The text format of an answer. Written here and nowhere else; `answer_reader.py` reads it.
 
     Violations:
     CET1_MIN | C 03.00 r0010 c0010 | 4.31% | min 4.5% | CRR Art. 92(1)(a)
@@ -15,20 +15,6 @@ from dataclasses import dataclass
 
 from data.regulator.render import cell_name, format_figure, format_limit, short_label
 from data.regulator.rules import RuleResult
-
-RULE_ID = re.compile(r"[A-Z][A-Z0-9]+(_[A-Z0-9]+)*")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A parsed answer.
-
-    `rule_ids` are the rules reported as violated, without duplicates, in the order of the answer. `directive` is the
-    letter; it is empty if the answer ended before the letter.
-    """
-
-    rule_ids: tuple[str, ...]
-    directive: str
 
 
 def write_answer(violated: Iterable[RuleResult], directive: str, style: str = "cells") -> str:
@@ -76,23 +62,3 @@ def write_violation(result: RuleResult, style: str = "cells") -> str:
             re.split(r"[,;]", result.legal)[0] if compact else result.legal,
         )
     )
-
-
-def parse_answer(text: str) -> Answer | None:
-    """Parse an answer. Returns None if the text does not have the format of an answer.
-
-    The text must start with `Violations:`, followed by `none` or by lines that start with a syntactically valid rule
-    id. Only the id of a line is read, so a model that names the right rule with a wrong figure still gets credit for
-    it. An id that matches no rule is kept and counts as a false positive. If `Directive:` is missing because generation
-    was cut short, the directive is empty.
-    """
-    head, marker, directive = text.strip().partition("\nDirective:")
-    lines = [line.strip() for line in head.splitlines() if line.strip()]
-    if not lines or lines[0] != "Violations:" or len(lines) == 1:
-        return None
-    if lines[1:] == ["none"]:
-        return Answer((), directive.strip())
-    ids = [line.partition("|")[0].strip() for line in lines[1:]]
-    if not all(RULE_ID.fullmatch(rule_id) for rule_id in ids):
-        return None
-    return Answer(tuple(dict.fromkeys(ids)), directive.strip())

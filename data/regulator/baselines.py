@@ -1,8 +1,12 @@
-"""Baselines that need no model, for the violations and for the letter."""
+"""Baselines that need no language model, for the violations and for the letter."""
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from data.regulator.examples import report_of
+from data.regulator.learned_baselines import ngram_predictions, presence_predictions
+from data.regulator.threshold_program import threshold_predictions
 
 HASH_BUCKETS = 4096  # the words of a report are hashed into this many buckets
 
@@ -22,6 +26,32 @@ def trivial_predictions(training: Iterable[Sequence[str]]) -> dict[str, tuple[st
     }
 
 
+def baseline_predictions(training: Sequence[dict], test: Sequence[dict]) -> dict[str, list[tuple[str, ...]]]:
+    """Baseline -> the rule ids that it predicts for each test example. Fitted on the examples of `training`.
+
+    - `character n-grams`: a logistic regression on everything that is printed.
+    - `presence and signs`: a logistic regression on which cells are reported and with which sign, without any digit.
+    - `threshold program`: one learned cut per rule on a printed percentage, or on the sum or difference of two.
+    - `nearest report`: the violations of the training report with the most words in common.
+    - `engine`: what the rules find in the reported figures, the field `engine` of the examples; absent without it.
+
+    The examples have a prompt and the field `violations`. Without test examples there are no baselines.
+    """
+    if not test:
+        return {}
+    known, new = [report_of(example) for example in training], [report_of(example) for example in test]
+    violated = [tuple(example["violations"]) for example in training]
+    predictions = {
+        "character n-grams": ngram_predictions(known, violated, new),
+        "presence and signs": presence_predictions(known, violated, new),
+        "threshold program": threshold_predictions(known, violated, new),
+        "nearest report": [violated[index] for index in nearest_reports(known, new)],
+    }
+    if all("engine" in example for example in test):
+        predictions["engine"] = [tuple(example["engine"]) for example in test]
+    return predictions
+
+
 def micro_f1(predicted: Sequence[Iterable[str]], true: Sequence[Iterable[str]]) -> dict[str, float]:
     """Micro-averaged precision, recall and F1 over all (report, rule) pairs; 0 where undefined."""
     pairs = [(set(guess), set(truth)) for guess, truth in zip(predicted, true, strict=True)]
@@ -34,27 +64,37 @@ def micro_f1(predicted: Sequence[Iterable[str]], true: Sequence[Iterable[str]]) 
     }
 
 
-def score_baselines(training: Sequence[Sequence[str]], test: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
-    """Scores of each trivial baseline, fitted on `training` and evaluated on `test`.
-
-    Both arguments have the rule ids of each report.
-    """
-    return {name: micro_f1([answer] * len(test), test) for name, answer in trivial_predictions(training).items()}
+def score_baselines(
+    training: Sequence[dict], tests: Mapping[str, Sequence[dict]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Test split -> baseline -> precision, recall and F1. All baselines are fitted once, on the examples of `training`."""
+    trivial = trivial_predictions(example["violations"] for example in training)
+    everything = [example for examples in tests.values() for example in examples]
+    learned = baseline_predictions(training, everything)
+    scores, start = {}, 0
+    for split, examples in tests.items():
+        true = [example["violations"] for example in examples]
+        predictions = {name: [answer] * len(true) for name, answer in trivial.items()}
+        predictions |= {name: found[start : start + len(true)] for name, found in learned.items()}
+        scores[split] = {name: micro_f1(predicted, true) for name, predicted in predictions.items()}
+        start += len(true)
+    return scores
 
 
 def nearest_letters(training: Sequence[tuple[str, str]], test: Sequence[str]) -> list[str]:
-    """For each test report, the letter of the most similar training report.
+    """For each test report, the letter of the most similar training report. `training` are (report, letter) pairs."""
+    return [training[index][1] for index in nearest_reports([report for report, _ in training], test)]
 
-    `training` are (report, letter) pairs, `test` are reports. Similarity is the Jaccard index of the sets of words.
-    """
-    known = [(_words(report), letter) for report, letter in training]
-    letters = []
+
+def nearest_reports(training: Sequence[str], test: Sequence[str]) -> list[int]:
+    """For each test report, the index of the most similar training report: the Jaccard index of the sets of words."""
+    known = [_words(report) for report in training]
+    indices = []
     for report in test:
         words = _words(report)
-        letters.append(
-            max(known, key=lambda pair: (pair[0] & words).bit_count() / max(1, (pair[0] | words).bit_count()))[1]
-        )
-    return letters
+        likeness = [(other & words).bit_count() / max(1, (other | words).bit_count()) for other in known]
+        indices.append(likeness.index(max(likeness)))
+    return indices
 
 
 def _words(report: str) -> int:

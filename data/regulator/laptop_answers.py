@@ -131,7 +131,8 @@ def printed_checks(checks: Iterable[Check]) -> list[dict[str, str]]:
     lifted = {check.verdict.removeprefix("lifts ") for check in checks if check.verdict.startswith("lifts ")}
     for check in checks:
         if check.legal and check.comparison and check.verdict not in lifted:
-            value, limit = re.fullmatch(r"(?:.* = )?(\S+) [<>]=? (\S+)", check.comparison).groups()  # pyright: ignore[reportOptionalMemberAccess]
+            value, sign, limit = check.comparison.rpartition(" = ")[2].split()
+            limit = f"{'min' if sign == '<' else 'max'} {limit}"
             found.append(
                 {"rule": check.verdict, "cell": check.what, "value": value, "limit": limit, "legal": check.legal}
             )

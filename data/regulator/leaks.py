@@ -15,8 +15,8 @@ _DATE = re.compile(rf"\b\d{{1,2}} (?:{_MONTHS}) \d{{4}}\b|\b\d{{4}}-\d\d-\d\d\b"
 _CODE = re.compile(r"\b[A-Z0-9]{18}[0-9]{2}\b")
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*")
 _CLIENT = re.compile(r"\b[A-Z]\d{2}\b")
-_SENTENCE_END = re.compile(r"(?<=[.:;])\s+")
-_LONG_FIGURE = re.compile(r"\d{5,}(?= (?:thousand|million)$|$)")
+_SENTENCE_END = re.compile(r"(?<!Art\.)(?<=[.:;])\s+")
+_LONG_FIGURE = re.compile(r" \| -?\d{5,}(?: thousand| million)?$")
 _TABLE = re.compile(r"[CF] \d\d\.\d\d\S*")
 
 

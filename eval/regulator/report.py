@@ -1,4 +1,4 @@
-"""Tables of the regulator's task: those of `eval/report.py` with violations, letters and trivial baselines added.
+"""Tables of the regulator's task: those of `eval/report.py` with violations, facts, letters and baselines added.
 
 A result of another task has none of these and gives the same table as `eval/report.py`.
 """
@@ -8,21 +8,24 @@ from eval.report import Figure, aligned, percent
 
 
 def figures(result: dict) -> list[Figure]:
-    """All figures of a result of scripts/evaluate.py."""
+    """All figures of a result of scripts/evaluate.py or scripts/score.py."""
     return [
         *_violation_figures(result),
+        *_part_figures(result),
+        *_fact_figures(result),
         *report.rouge_figures(result),
-        *_letter_baselines(result),
+        *_letter_bounds(result),
+        *_letter_figures(result),
         *report.run_figures(result),
     ]
 
 
 def table(result: dict) -> str:
-    """A result as text: each figure with its N, then one row per rule."""
+    """A result as text: each figure with its interval and N, then one row per rule."""
     lines = [report.table(result, figures)]
     violations = result.get("violations")
     if violations:
-        lines += ["", f"trivial baselines are fitted on {violations['baselines_fitted_on']}"]
+        lines += ["", f"baselines are fitted on {violations['baselines_fitted_on']}"]
     if violations and violations["per_rule"]:
         rows = [("rule", "precision", "recall", "F1", "true", "predicted")]
         for rule, scores in violations["per_rule"].items():
@@ -35,6 +38,13 @@ def table(result: dict) -> str:
 def compare(before: dict, after: dict) -> str:
     """`eval.report.compare` with all figures of this task."""
     return report.compare(before, after, figures)
+
+
+def full_report(result: dict, before: dict | None, show: int) -> str:
+    """The table, the comparison with an earlier result if there is one, and the first `show` answers."""
+    parts = [table(result)] + ([compare(before, result)] if before else [])
+    parts += [one_answer(result, index) for index in range(min(show, len(result.get("answers", ()))))]
+    return "\n\n".join(parts)
 
 
 def one_answer(result: dict, index: int = 0) -> str:
@@ -54,19 +64,81 @@ def _violation_figures(result: dict) -> list[Figure]:
     n = f"{violations['n_violations']} violations in {violations['n_reports']} reports"
     reports = f"{violations['n_reports']} reports"
     micro = violations["micro"]
-    return [
+    rows = [
         Figure("violations F1 (micro)", f"{micro['f1']:.3f}", n, "f1"),
-        *(Figure(f"  trivial: {name}", f"{scores['f1']:.3f}", n) for name, scores in violations["baselines"].items()),
+        *(Figure(f"  baseline: {name}", f"{scores['f1']:.3f}", n) for name, scores in violations["baselines"].items()),
         *(Figure(f"  {name}", f"{micro[name]:.3f}", n) for name in ("precision", "recall")),
-        Figure("  all violations of a report right", percent(violations["exact"]), reports),
-        Figure("  unparsable answers", percent(violations["unparsable"]["share"]), reports),
+    ]
+    if "macro_f1" in violations:  # results of earlier versions have none of these
+        known = sum(scores["n_true"] > 0 for scores in violations["per_rule"].values())
+        rows.append(Figure("  F1, mean over rules (macro)", f"{violations['macro_f1']:.3f}", f"{known} rules"))
+        without = violations["without_implied"]["f1"]
+        rows.append(Figure("  F1 without implied rules", f"{without:.3f}", "the strictest rule of each ratio"))
+    rows.append(Figure("  all violations of a report right", percent(violations["exact"]), reports, "exact"))
+    rows.append(Figure("  unparsable answers", percent(violations["unparsable"]["share"]), reports))
+    if "void_lines" in violations:
+        rows.append(Figure("  void lines in other answers", str(violations["void_lines"]), reports))
+    return rows
+
+
+def _part_figures(result: dict) -> list[Figure]:
+    """Minimal pairs and reports with notes."""
+    violations = result.get("violations") or {}
+    rows = [
+        Figure(
+            f"  F1, notes: {kind}",
+            f"{scores['f1']:.3f}",
+            f"{scores['n_reports']} reports, {percent(scores['exact'])} right",
+        )
+        for kind, scores in violations.get("kinds", {}).items()
+    ]
+    pairs = violations.get("pairs", {"n": 0})
+    if pairs["n"]:
+        rows.append(Figure("  minimal pairs right", percent(pairs["right"]), f"{pairs['n']} pairs", "pairs"))
+    return rows
+
+
+def _fact_figures(result: dict) -> list[Figure]:
+    facts = result.get("facts")
+    if not facts:
+        return []
+    names = {"where": "cell or client", "value": "value", "limit": "limit", "legal": "article"}
+    n = f"{facts['n_named']} of {facts['n_true']} findings whose rule is named"
+    return [
+        Figure("facts F1: all of a finding right", f"{facts['f1']:.3f}", f"{facts['n_true']} findings", "fact_f1"),
+        *(Figure(f"  {name} right", percent(facts["right"][field]), n) for field, name in names.items()),
     ]
 
 
-def _letter_baselines(result: dict) -> list[Figure]:
-    """ROUGE-L of each trivial baseline that sends the same letter to every bank."""
+def _letter_bounds(result: dict) -> list[Figure]:
+    """What ROUGE-L is at most and at least, and that of each baseline that sends the same letter to every bank."""
     rouge = result.get("rouge_l")
     if not rouge:
         return []
     n = f"{rouge['n']} {rouge['of']}s"
-    return [Figure(f"  trivial: the letter of {name}", f"{f:.3f}", n) for name, f in rouge["baselines"].items()]
+    rows = []
+    if rouge.get("ceiling") is not None:
+        rows.append(Figure("  ceiling: right in an unseen wording", f"{rouge['ceiling']:.3f}", n))
+    for name, floor in rouge.get("floor", {}).items():
+        if floor is not None:
+            rows.append(Figure(f"  floor: {'the letter of ' * (name != 'fixed')}{name}", f"{floor:.3f}", n))
+    return rows + [Figure(f"  baseline: the letter of {name}", f"{f:.3f}", n) for name, f in rouge["baselines"].items()]
+
+
+def _letter_figures(result: dict) -> list[Figure]:
+    letters, measures = result.get("letters"), result.get("measures")
+    rows = []
+    if letters and letters["n"]:
+        n = f"{letters['n']} figures, dates and articles"
+        rows.append(Figure("letters: statements with support", percent(letters["supported"]), n))
+        for kind, one in letters["by_kind"].items():
+            if one["n"]:
+                rows.append(Figure(f"  {kind}", percent(one["supported"]), str(one["n"])))
+    if measures and measures["n"]:
+        rows.append(
+            Figure("letters: measures demanded in time", percent(measures["right"]), f"{measures['n']} measures")
+        )
+        rows.append(
+            Figure("  all measures of a letter right", percent(measures["reports"]), f"{measures['n_reports']} reports")
+        )
+    return rows

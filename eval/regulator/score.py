@@ -1,10 +1,16 @@
-"""Score a model's answers to bank reports: violations, ROUGE-L of the letter, and trivial baselines for both."""
+"""Score a model's answers to bank reports: violations, facts, letters, measures, and baselines beside them."""
 
 from collections.abc import Sequence
 
-from data.regulator.answers import Answer, parse_answer
-from eval.regulator.violations import baseline_answers, score_violations, true_answers
-from eval.rouge import mean, rouge_l, score_whole_answers
+from data.regulator.answer_reader import Answer, parse_answer
+from data.regulator.baselines import baseline_predictions
+from eval.regulator.facts import facts_of, score_facts
+from eval.regulator.groups import pairs_right, score_kinds
+from eval.regulator.letters import score_letters
+from eval.regulator.measures import score_measures
+from eval.regulator.references import references_of, score_references
+from eval.regulator.violations import UNREADABLE, baseline_answers, labels_of, micro, score_violations, true_answers
+from eval.rouge import best_rouge_l, mean, score_whole_answers
 
 
 def score_answers(
@@ -12,8 +18,8 @@ def score_answers(
 ) -> dict:
     """Score `texts`, the model's answers to `examples` (conversations that end with the assistant's message).
 
-    An answer that cannot be parsed has no violations and an empty directive. The trivial baselines are fitted on
-    `training`, the training split, if given. Examples of another task, without violations, are scored by
+    An answer that cannot be read has an empty letter, and names the label `UNREADABLE`, which is never true. The baselines
+    are fitted on `training`, the training split, if given. Examples of another task, without violations, are scored by
     `rouge.score_whole_answers` instead.
 
     Raises `UserError` as `violations.true_answers` does; it names the file `where` or `train_where`.
@@ -21,31 +27,51 @@ def score_answers(
     true = true_answers(examples, where)
     if true is None:
         return score_whole_answers(examples, texts)
-    parsed = [parse_answer(text) for text in texts]
-    predicted = [answer or Answer((), "") for answer in parsed]
-    scores = rouge_l([answer.directive for answer in true], [answer.directive for answer in predicted])
+    read = [parse_answer(text) for text in texts]
+    letters = [answer.directive if answer else "" for answer in read]
+    true_rules, labels = [answer.rule_ids for answer in true], [labels_of(answer) for answer in read]
     fitted_on = true_answers(training, train_where) if training else None
-    violations = score_violations(
-        [answer.rule_ids for answer in true], [answer.rule_ids if answer else None for answer in parsed]
-    )
-    violations["unparsable"] = {"n": parsed.count(None), "share": parsed.count(None) / len(parsed)}
-    violations["baselines"], letter_baselines = _score_baselines(true, fitted_on)
-    violations["baselines_fitted_on"] = (
-        f"{len(fitted_on)} training examples" if fitted_on else "the evaluated file itself"
-    )
+    references = [references_of(example, truth.directive) for example, truth in zip(examples, true, strict=True)]
+    fixed = (fitted_on or true)[0].directive
+    rouge = score_references(references, letters, fixed)
+    scores = rouge.pop("scores")
+    pairs = pairs_right(examples, true_rules, labels)
+    baselines, letter_baselines = _score_baselines(examples, true, references, training, fitted_on)
     return {
-        "violations": violations,
-        "rouge_l": {"of": "directive", "n": len(scores), "f": mean(scores), "baselines": letter_baselines},
+        "violations": score_violations(true_rules, labels)
+        | {
+            "unparsable": {"n": read.count(None), "share": read.count(None) / len(read)},
+            "void_lines": sum(answer.void for answer in read if answer),
+            "baselines": baselines,
+            "baselines_fitted_on": (
+                f"{len(fitted_on)} training examples" if fitted_on else "the evaluated file itself"
+            ),
+            "kinds": score_kinds(examples, true_rules, labels),
+            "pairs": {"n": len(pairs), "right": mean(pairs)},
+        },
+        "facts": score_facts(true, read),
+        "letters": score_letters(examples, true, letters),
+        "measures": score_measures(examples, letters),
+        "rouge_l": {"of": "directive", "n": len(scores), **rouge, "baselines": letter_baselines},
         "answers": [
-            {
-                "id": example.get("id"),
-                "true": list(truth.rule_ids),
-                "predicted": list(answer.rule_ids) if answer else None,
-                "rouge_l": score,
-                "answer": text,
-            }
-            for example, truth, answer, score, text in zip(examples, true, parsed, scores, texts, strict=True)
+            _row(example, truth, answer, text) | {"rouge_l": score}
+            for example, truth, answer, text, score in zip(examples, true, read, texts, scores, strict=True)
         ],
+    }
+
+
+def _row(example: dict, truth: Answer, answer: Answer | None, text: str) -> dict:
+    """One answer in the result: what it says, and what intervals and tables need of its example."""
+    facts, claimed = facts_of(truth), facts_of(answer)
+    return {
+        "id": example.get("id"),
+        "cluster": example.get("bank"),
+        "true": list(truth.rule_ids),
+        "predicted": list(answer.rule_ids) if answer else None,
+        "unreadable": UNREADABLE in labels_of(answer),
+        "facts": [len(facts & claimed), len(facts), len(claimed)],  # right, true, claimed
+        **{key: example[key] for key in ("kind", "pair") if example.get(key)},
+        "answer": text,
     }
 
 
@@ -57,14 +83,24 @@ def fixed_letter(rule_ids: Sequence[str], training: Sequence[Answer]) -> str | N
     return next((answer.directive for answer in training if set(answer.rule_ids) == set(rule_ids)), None)
 
 
-def _score_baselines(true: list[Answer], training: list[Answer] | None) -> tuple[dict, dict]:
+def _score_baselines(
+    examples: Sequence[dict],
+    true: Sequence[Answer],
+    references: Sequence[Sequence[str]],
+    training: Sequence[dict] | None,
+    fitted_on: Sequence[Answer] | None,
+) -> tuple[dict, dict]:
     """(baseline -> micro scores of the violations, baseline -> mean ROUGE-L of its fixed letter, if it has one)."""
     violation_scores, letter_scores = {}, {}
-    training_rules = [answer.rule_ids for answer in training] if training else None
+    training_rules = [answer.rule_ids for answer in fitted_on] if fitted_on else None
     true_rules = [answer.rule_ids for answer in true]
     for name, rules in baseline_answers(true_rules, training_rules).items():
-        violation_scores[name] = score_violations(true_rules, [rules] * len(true))["micro"]
-        letter = fixed_letter(rules, training) if training else None
+        violation_scores[name] = micro(true_rules, [rules] * len(true))
+        letter = fixed_letter(rules, fitted_on) if fitted_on else None
         if letter is not None:
-            letter_scores[name] = mean(rouge_l([answer.directive for answer in true], [letter] * len(true)))
+            letter_scores[name] = mean(best_rouge_l(references, [letter] * len(true)))
+    if training and fitted_on:
+        known = [one | {"violations": truth.rule_ids} for one, truth in zip(training, fitted_on, strict=True)]
+        for name, predicted in baseline_predictions(known, examples).items():
+            violation_scores[name] = micro(true_rules, predicted)
     return violation_scores, letter_scores

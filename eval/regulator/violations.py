@@ -1,4 +1,4 @@
-"""Score the violated rules that answers name: precision, recall and F1 (micro-averaged and per rule), trivial baselines."""
+"""Score the violated rules that answers name: micro and macro F1, F1 per rule, without implied rules, exact reports."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,23 @@ from sklearn.metrics import precision_recall_fscore_support
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from common.errors import UserError
-from data.regulator.answers import Answer, parse_answer
+from data.regulator.answer_reader import Answer, claim_of, parse_answer
 from data.regulator.baselines import trivial_predictions
+from eval.regulator.implications import strictest
+
+UNREADABLE = "(unreadable)"  # the label that an answer predicts which is none, or which has a void line
 
 
 def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:
-    """The true violations and directive of each example; None if no example has them (another task).
+    """The true violations, their facts and the directive of each example; None if no example has them (another task).
 
-    Violations come from the example's field `violations`, or else from the assistant's last message.
+    Violations come from the example's field `violations`, or else from the assistant's last message; facts from that message,
+    or else from the field `findings`.
 
-    Raises `UserError` if only some of the examples have violations; it names the file `where` and the first one
-    without.
+    Raises `UserError` if only some of the examples have violations, or if a finding cannot be read; it names the file `where`
+    and the first such example.
     """
-    answers = [_true_answer(example) for example in examples]
+    answers = [_true_answer(example, where) for example in examples]
     missing = [i for i, answer in enumerate(answers) if answer is None]
     if len(missing) == len(answers):
         return None
@@ -28,31 +32,50 @@ def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:
             f"{where}, example {name}: neither a field `violations` nor an answer of the form `Violations: ... "
             f"Directive: ...`, although other examples have one; add it or remove the example."
         )
-    return answers
+    return [answer for answer in answers if answer]
 
 
-def _true_answer(example: dict) -> Answer | None:
+def _true_answer(example: dict, where: str) -> Answer | None:
     message = example["messages"][-1]["content"]
     parsed = parse_answer(message)
-    if "violations" in example:
-        return Answer(tuple(example["violations"]), parsed.directive if parsed else message)
-    return parsed
+    if "violations" not in example:
+        return parsed
+    if parsed:
+        return Answer(tuple(example["violations"]), parsed.directive, parsed.claims)
+    claims = [claim_of(finding) for finding in example.get("findings", ())]
+    if None in claims:
+        raise UserError(
+            f"{where}, example {example.get('id', '?')}: the finding {example['findings'][claims.index(None)]} cannot be "
+            f"read; it needs rule, cell, value, limit and legal as an answer prints them."
+        )
+    return Answer(tuple(example["violations"]), message, tuple(claim for claim in claims if claim))
 
 
-def score_violations(true: Sequence[Sequence[str]], answers: Sequence[Sequence[str] | None]) -> dict:
+def labels_of(answer: Answer | None) -> tuple[str, ...]:
+    """The rules that an answer names. One that cannot be read, in whole or in a line, names `UNREADABLE` too.
+
+    This is a false positive, so that garbage costs on a clean report as well.
+    """
+    if answer is None:
+        return (UNREADABLE,)
+    return (*answer.rule_ids, UNREADABLE) if answer.void else answer.rule_ids
+
+
+def score_violations(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict:
     """Multilabel scores over (report, rule) pairs, computed by scikit-learn; 0 where a ratio is undefined.
 
-    `true` and `answers` have the rule ids of each report. An answer of None (unparsable) names no rule and never counts
-    as `exact`. A rule that occurs only in an answer is a label too, so inventing rules lowers precision.
+    `true` and `predicted` have the labels of each report. A label that occurs only in `predicted` counts too, so inventing
+    rules, and `UNREADABLE`, lower precision. `macro_f1` is the mean F1 of the rules that occur in `true`. `without_implied`
+    compares only the strictest rules on each ratio (`implications.strictest`).
     """
-    predicted = [answer or () for answer in answers]
     labels = sorted({rule for rules in [*true, *predicted] for rule in rules})
-    exact = sum(answer is not None and set(truth) == set(answer) for truth, answer in zip(true, answers, strict=True))
     scores = {
         "n_reports": len(true),
         "n_violations": sum(len(set(rules)) for rules in true),
-        "micro": {"precision": 0.0, "recall": 0.0, "f1": 0.0},
-        "exact": exact / max(1, len(true)),
+        "micro": micro(true, predicted),
+        "macro_f1": 0.0,
+        "without_implied": micro([*map(strictest, true)], [*map(strictest, predicted)]),
+        "exact": sum(set(truth) == set(one) for truth, one in zip(true, predicted, strict=True)) / max(1, len(true)),
         "per_rule": {},
     }
     if not labels:  # scikit-learn rejects an empty matrix
@@ -61,8 +84,6 @@ def score_violations(true: Sequence[Sequence[str]], answers: Sequence[Sequence[s
     # changes no score.
     binarizer = MultiLabelBinarizer(classes=[*labels, ""])
     y_true, y_pred = binarizer.fit_transform(true), binarizer.transform(predicted)
-    precision, recall, f1, _ = precision_recall_fscore_support(y_true, y_pred, average="micro", zero_division=0)
-    scores["micro"] = {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
     columns = precision_recall_fscore_support(y_true, y_pred, average=None, zero_division=0)
     for rule, precision, recall, f1, n_true, n_predicted in zip(labels, *columns, y_pred.sum(axis=0), strict=False):
         scores["per_rule"][rule] = {
@@ -72,7 +93,20 @@ def score_violations(true: Sequence[Sequence[str]], answers: Sequence[Sequence[s
             "n_true": int(n_true),
             "n_predicted": int(n_predicted),
         }
+    known = [one["f1"] for one in scores["per_rule"].values() if one["n_true"]]
+    scores["macro_f1"] = sum(known) / len(known) if known else 0.0
     return scores
+
+
+def micro(true: Sequence[Sequence | set], predicted: Sequence[Sequence | set]) -> dict[str, float]:
+    """Micro-averaged precision, recall and F1 of the items of each report; 0 where undefined."""
+    pairs = [(set(truth), set(one)) for truth, one in zip(true, predicted, strict=True)]
+    hits, n_true, n_predicted = (sum(map(len, sets)) for sets in zip(*((t & p, t, p) for t, p in pairs), strict=True))
+    return {
+        "precision": hits / n_predicted if n_predicted else 0.0,
+        "recall": hits / n_true if n_true else 0.0,
+        "f1": 2 * hits / (n_true + n_predicted) if n_true + n_predicted else 0.0,
+    }
 
 
 def baseline_answers(

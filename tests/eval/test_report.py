@@ -28,8 +28,8 @@ RESULT = {
 
 def test_the_table_has_every_figure_with_its_n():
     text = table(RESULT)
-    assert cells(text, "answer ROUGE-L") == ["answer ROUGE-L (F)", "0.321", "2 answers"]
-    assert cells(text, "answers cut short") == ["answers cut short", "1", "at 80 tokens"]
+    assert cells(text, "answer ROUGE-L") == ["answer ROUGE-L (F)", "0.321", "0.000 to 1.000", "2 answers"]
+    assert cells(text, "answers cut short") == ["answers cut short", "1", "at 80 tokens (as given)"]
     assert cells(text, "validation loss") == ["validation loss (nats/token)", "1.234", "1,234 response tokens"]
     per_token = ["general text: perplexity per token", "11.5", "8,756 tokens of general text"]
     assert cells(text, "general text: perplexity per token") == per_token

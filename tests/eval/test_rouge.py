@@ -1,8 +1,11 @@
 """ROUGE-L, and the score of whole answers."""
 
-import pytest
+import random
 
-from eval.rouge import rouge_l, score_whole_answers
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from eval.rouge import best_rouge_l, ceiling, rouge_l, score_whole_answers
 
 
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence():
@@ -26,3 +29,20 @@ def test_whole_answers_are_compared_with_the_last_message():
     result = score_whole_answers([example], ["it is"])
     assert result["rouge_l"] == {"of": "answer", "n": 1, "f": pytest.approx(2 / 3), "baselines": {}}
     assert result["answers"] == [{"id": "a", "answer": "it is", "rouge_l": pytest.approx(2 / 3)}]
+
+
+def test_the_values_are_those_of_rouge_score():
+    rng = random.Random(0)
+    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    for _ in range(200):
+        one, other = (" ".join(rng.choices(["LCR", "93.1%", "own", "funds", "x"], k=rng.randint(0, 90))) for _ in "ab")
+        expected = scorer.score(one, other)["rougeL"].fmeasure
+        assert rouge_l([one], [other]) == pytest.approx([expected])
+
+
+def test_the_best_of_several_references_and_the_ceiling():
+    references = [["a b c d", "a b x y", "p q"], ["only one"], []]
+    assert best_rouge_l(references, ["a b x", "one", "a"]) == pytest.approx([6 / 7, 2 / 3, 0])
+    # The references of the first example: 0.5 and 0.5 for the first two, 0 for the third. The others have no two.
+    assert ceiling(references) == pytest.approx(1 / 3)
+    assert ceiling(references[1:]) is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.regulator.answers import Answer
+from data.regulator.answer_reader import Answer
 from eval.regulator.score import fixed_letter, score_answers
 
 CLEAN = "Violations:\nnone\nDirective:\nNo measures."
@@ -24,12 +24,18 @@ def test_scores_of_violations_and_letters_with_their_baselines():
     training = [example("t", breach("LCR_MIN", "The bank shall pay.")), example("u", breach("LCR_MIN")), EXAMPLES[2]]
     result = score_answers(EXAMPLES, texts, "test.jsonl", training, "train.jsonl")
     violations = result["violations"]
-    assert violations["micro"] == pytest.approx({"precision": 1.0, "recall": 0.5, "f1": 2 / 3})
+    assert violations["micro"] == pytest.approx(
+        {"precision": 0.5, "recall": 0.5, "f1": 0.5}
+    )  # garbage is a false positive
     assert violations["unparsable"] == {"n": 1, "share": pytest.approx(1 / 3)}
     assert violations["exact"] == pytest.approx(2 / 3)
     # Each baseline gives the same answer to all three reports.
     f1 = {name: scores["f1"] for name, scores in violations["baselines"].items()}
-    assert f1 == pytest.approx({"always clean": 0.0, "flag everything": 0.4, "most frequent violation": 0.4})
+    # All reports are the same text, so those that learn predict what is most frequent in it, and the nearest is the first.
+    trivial = {"always clean": 0.0, "flag everything": 0.4, "most frequent violation": 0.4}
+    assert f1 == pytest.approx(
+        trivial | {"character n-grams": 0.4, "presence and signs": 0.4, "threshold program": 0.0, "nearest report": 0.4}
+    )
     assert violations["baselines_fitted_on"] == "3 training examples"
     # An unparsable answer has no directive. "no measures" (2 words) is a subsequence of the 5 words of the third
     # answer.

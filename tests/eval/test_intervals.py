@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from eval.paired import paired_change
+from eval.intervals import paired_change
 
 
 def answer(true, predicted, rouge=0.5):
