@@ -1,8 +1,8 @@
 """Full fine-tuning of a causal language model: one loop to read from top to bottom, and to edit.
 
     torchrun --nproc_per_node=8 train.py configs/xbrl.py
-    torchrun --nproc_per_node=2 train.py configs/laptop.py optimizer.learning_rate=1e-4 run.name=trial
-    python train.py configs/laptop.py
+    torchrun --nproc_per_node=2 train.py configs/quickstart.py optimizer.learning_rate=1e-4 run.name=trial
+    python train.py configs/quickstart.py
 
 All weights are trained. Parameters, gradients and optimizer state are sharded over the ranks (FSDP2). configs/config.py
 has all settings of a run. A run writes to runs/<name>/; started again, it continues from its last checkpoint.

@@ -27,7 +27,7 @@ def command(spec: Spec, ranks: int) -> list[str]:
     """Write the config of `spec` and return the command that trains with it.
 
     `parity` and `matched`: constant learning rate and fully sharded parameters. `defaults`: the settings of
-    configs/laptop.py except for the batch size, that is a cosine schedule with warm-up and parameters that are gathered
+    configs/quickstart.py except for the batch size, that is a cosine schedule with warm-up and parameters that are gathered
     once per step.
     """
     defaults = spec.setting == "defaults"

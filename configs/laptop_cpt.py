@@ -1,4 +1,4 @@
-"""Continual pre-training before configs/laptop.py: SmolLM2-135M reads part of the EBA's reporting framework.
+"""Continual pre-training before configs/quickstart.py: SmolLM2-135M reads part of the EBA's reporting framework.
 
 It runs on 2 CPU cores.
 
@@ -6,7 +6,7 @@ python scripts/make_cpt_corpus.py --out artifacts/cpt
 awk 'NR % 12 == 0' artifacts/cpt/validation.jsonl > artifacts/cpt/validation_small.jsonl
 python scripts/build_tokens.py artifacts/cpt/train.jsonl --model artifacts/models/SmolLM2-135M-Instruct --out artifacts/tokens/cpt-SmolLM2
 torchrun --nproc_per_node=2 train.py configs/laptop_cpt.py
-torchrun --nproc_per_node=2 train.py configs/laptop.py model.path=runs/laptop_cpt/export run.name=laptop_after_cpt
+torchrun --nproc_per_node=2 train.py configs/quickstart.py model.path=runs/laptop_cpt/export run.name=laptop_after_cpt
 """
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
@@ -24,11 +24,11 @@ config = Config(
     # too, hence micro_batch=3. In total 72 steps x 2,048 = 150,000 tokens, which is 4% of the 3.8M tokens of the corpus
     # and takes about 7 minutes at 350 tokens/s. The whole corpus would take 3 hours.
     batch=Batch(global_examples=4, micro_batch=3),
-    # Warm-up: 10% of 72 steps, rounded up to 8. The learning rate is a third of that in configs/laptop.py. Large models
+    # Warm-up: 10% of 72 steps, rounded up to 8. The learning rate is a third of that in configs/quickstart.py. Large models
     # take at most 1e-5 in this stage.
     optimizer=Optimizer(
         learning_rate=1e-4, epochs=1, max_steps=72, warmup_ratio=0.1, min_lr_ratio=0.1, stage="pre-training"
     ),
-    sharding=Sharding(strategy="grad_op"),  # as in configs/laptop.py
+    sharding=Sharding(strategy="grad_op"),  # as in configs/quickstart.py
     run=Run(name="laptop_cpt", save_every=24, keep_last=1),
 )

@@ -16,7 +16,7 @@ def read_curve(run: Path, key: str) -> tuple[list[int], list[float]]:
     """Steps and values of one curve of a run. Raises UserError if the run has no metrics."""
     path = run / "metrics.jsonl"
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give the directory of a run, e.g. runs/laptop")
+        raise UserError(f"{path} does not exist; give the directory of a run, e.g. runs/quickstart")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     points = [(row["step"], row[key]) for row in rows if key in row]
     return [step for step, _ in points], [value for _, value in points]

@@ -1,7 +1,7 @@
 """Compare methods against forgetting on one task: plain training, low learning rate, replay, EWC, and replay with EWC.
 
     python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl
-    python scripts/compare_forgetting.py configs/laptop.py data.mix=none --test artifacts/quickstart/test.jsonl \\
+    python scripts/compare_forgetting.py configs/quickstart.py data.mix=none --test artifacts/quickstart/test.jsonl \\
         --general artifacts/replay/topics.jsonl --out runs/comparison
 
 Each method is a run of train.py in --out, with the same base, examples, order and number of steps. Its model is

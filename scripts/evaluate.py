@@ -1,7 +1,7 @@
 """Evaluate a model directory on examples: violations F1, ROUGE-L of the directive, loss on response tokens.
 
     python scripts/evaluate.py artifacts/models/SmolLM2-135M-Instruct --data artifacts/quickstart/validation.jsonl
-    torchrun --nproc_per_node=2 scripts/evaluate.py runs/laptop/export --data FILE --train FILE --general --json after.json
+    torchrun --nproc_per_node=2 scripts/evaluate.py runs/quickstart/export --data FILE --train FILE --general --json after.json
 
 Every process generates (greedily) the answers to its share of the examples. Several processes share a large model, as in
 training: each holds a part of it (--sharding). With --before FILE, the JSON of an earlier evaluation of the same data, a

@@ -1,6 +1,6 @@
 """Measure how much general language a tuned model has forgotten: perplexity per byte, KL, agreement, general questions.
 
-    python scripts/evaluate_forgetting.py artifacts/models/SmolLM2-135M-Instruct runs/laptop/export
+    python scripts/evaluate_forgetting.py artifacts/models/SmolLM2-135M-Instruct runs/quickstart/export
     torchrun --nproc_per_node=2 scripts/evaluate_forgetting.py BASE TUNED --texts news.jsonl --json forgetting.json
 
 Every process reads its share of the texts. Several processes share large models, as in training: each holds a part of

@@ -1,6 +1,6 @@
 """Plot the curves of one or more runs from their metrics.jsonl: loss, gradient norm, learning rate.
 
-python scripts/plot_run.py runs/laptop --out docs/curve.png
+python scripts/plot_run.py runs/quickstart --out docs/curve.png
 """
 
 import pathlib

@@ -1,6 +1,6 @@
 """Plot the share that every mixed-in source has in every step of a run, from its config alone; nothing is trained.
 
-python scripts/plot_shares.py configs/laptop.py --out docs/shares.png
+python scripts/plot_shares.py configs/quickstart.py --out docs/shares.png
 
 The upper panel is the plan of the run, where texts are cut; the lower one shows how the same sources would be mixed if
 every document stayed whole (docs/data.md, "Mixing sources").

@@ -1,8 +1,8 @@
 """Show what the model gets of the data of a config: which tokens carry loss, what is cut, and how long everything is.
 
-    python scripts/show_example.py configs/laptop.py
-    python scripts/show_example.py configs/laptop.py --index 3
-    python scripts/show_example.py configs/laptop.py --random 5 data.sequence_length=512
+    python scripts/show_example.py configs/quickstart.py
+    python scripts/show_example.py configs/quickstart.py --index 3
+    python scripts/show_example.py configs/quickstart.py --random 5 data.sequence_length=512
 
 Without --index and --random it prints a summary of all training data and one random example. Settings may follow, as for
 train.py. Only the tokenizer and the config.json of model.path are needed, not its weights. Colour is used on a terminal
@@ -33,7 +33,7 @@ from training.show_data import Examples, is_store, summary
 def parse_arguments() -> argparse.Namespace:
     """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="a config file, e.g. configs/laptop.py")
+    parser.add_argument("config", help="a config file, e.g. configs/quickstart.py")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the config file"
     )

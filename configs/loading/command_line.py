@@ -14,7 +14,7 @@ from configs.loading.deepspeed import from_deepspeed
 def config_from_command_line(description: str | None, world_size: int, say: Callable[[str], None]) -> Config:
     """Parse sys.argv and return the checked config. `say` gets a line per DeepSpeed setting. Raises UserError."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="a config file, e.g. configs/laptop.py")
+    parser.add_argument("config", help="a config file, e.g. configs/quickstart.py")
     parser.add_argument(
         "overrides",
         nargs="*",

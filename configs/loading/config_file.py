@@ -1,4 +1,4 @@
-"""Load a config file such as configs/laptop.py and apply `section.key=value` overrides.
+"""Load a config file such as configs/quickstart.py and apply `section.key=value` overrides.
 
 Values are checked for their types, and error messages suggest the nearest known name.
 """

@@ -65,7 +65,7 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
         facts = _sorted_facts(report.facts)
         lines = [f"{_label_of(fact, cells)} {format_fact(fact, compact=True)}" for fact in facts]
         notes = [f"Note: {note.text}" for note in report.notes]
-        return "\n".join([f"{name} {report.period}", *lines, *notes])
+        return "\n".join([name, *lines, *notes])
     header = [name if not bank else f"{name} ({report.entity})", f"reference date {report.period}"]
     if report.currency:
         header.append(f"amounts in {report.currency.removeprefix('iso4217:')}")
@@ -159,8 +159,6 @@ def format_figure(value: Decimal, unit: str | None, decimals: int | str | None =
     `decimals` determines the number of decimal places. `compact` drops trailing zeros and uses the largest unit that is
     exact: `104.2%`, `12.4 bn`.
     """
-    if unit == "days":
-        return f"{_format_decimal(value)} days"
     if unit in PURE:
         percent = value * 100
         if compact or not isinstance(decimals, int):
@@ -196,12 +194,10 @@ def _format_decimal(value: Decimal) -> str:
 
 
 def _label_of(fact: Fact, cells: Cells) -> str:
+    members = fact.keys if fact.cell else fact.dimensions  # the other dimensions are part of the cell
     if fact.cell is None:
-        where = "".join(f" {key}={value}" for key, value in sorted(fact.dimensions.items()))
-        return f"{fact.concept}{where}"
-    where = "".join(
-        f" {member}" for _, member in sorted(fact.keys.items())
-    )  # the other dimensions are part of the cell
+        return fact.concept + "".join(f" {key}={value}" for key, value in sorted(members.items()))
+    where = "".join(f" {value}" for _, value in sorted(members.items()))
     cell = cells.by_cell(*fact.cell)
     return (SHORT_LABELS.get(fact.cell) or (cell.row_label.strip() if cell else cell_name(fact.cell))) + where
 

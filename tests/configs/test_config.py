@@ -135,7 +135,7 @@ def test_the_configs_of_the_project_load_with_their_documented_settings() -> Non
     assert (xbrl.optimizer.learning_rate, xbrl.optimizer.warmup_ratio, xbrl.optimizer.min_lr_ratio) == (2e-5, 0.05, 0.1)
     assert (xbrl.optimizer.epochs, xbrl.batch.global_examples, xbrl.sharding.strategy) == (3, 64, "grad_op")
     assert xbrl.model.compute_dtype == "bf16"
-    assert load_config(ROOT / "configs" / "laptop.py").model.path.endswith("SmolLM2-135M-Instruct")
+    assert load_config(ROOT / "configs" / "quickstart.py").model.path.endswith("SmolLM2-135M-Instruct")
 
 
 def test_an_unusual_schedule_gives_a_warning(good) -> None:
