@@ -68,17 +68,29 @@ def score_baselines(
     training: Sequence[dict], tests: Mapping[str, Sequence[dict]]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Test split -> baseline -> precision, recall and F1. All baselines are fitted once, on the examples of `training`."""
+    predictions = all_predictions(training, tests)
+    return {
+        split: {
+            name: micro_f1(found, [example["violations"] for example in tests[split]]) for name, found in named.items()
+        }
+        for split, named in predictions.items()
+    }
+
+
+def all_predictions(
+    training: Sequence[dict], tests: Mapping[str, Sequence[dict]]
+) -> dict[str, dict[str, list[tuple[str, ...]]]]:
+    """Test split -> baseline -> the rule ids that it predicts for each example."""
     trivial = trivial_predictions(example["violations"] for example in training)
     everything = [example for examples in tests.values() for example in examples]
     learned = baseline_predictions(training, everything)
-    scores, start = {}, 0
+    predictions, start = {}, 0
     for split, examples in tests.items():
-        true = [example["violations"] for example in examples]
-        predictions = {name: [answer] * len(true) for name, answer in trivial.items()}
-        predictions |= {name: found[start : start + len(true)] for name, found in learned.items()}
-        scores[split] = {name: micro_f1(predicted, true) for name, predicted in predictions.items()}
-        start += len(true)
-    return scores
+        count = len(examples)
+        predictions[split] = {name: [answer] * count for name, answer in trivial.items()}
+        predictions[split] |= {name: found[start : start + count] for name, found in learned.items()}
+        start += count
+    return predictions
 
 
 def nearest_letters(training: Sequence[tuple[str, str]], test: Sequence[str]) -> list[str]:

@@ -13,7 +13,6 @@ from data.regulator.banks import Bank, make_bank
 from data.regulator.dates import quarter_end
 from data.regulator.economics import (
     ALL_BREACHES,
-    STEP,
     Economics,
     RatioDistribution,
     WeightedBreaches,
@@ -25,9 +24,9 @@ from data.regulator.laptop import laptop_filing
 from data.regulator.mutations import TOLERANCE_CELLS, draw_errors, move_within_tolerance, plant_error
 from data.regulator.note_plans import draw_plan, plan_note, with_guidance
 from data.regulator.notes import PlannedNote
-from data.regulator.omissions import omit_details, omit_optional, omit_ratio, omit_templates
+from data.regulator.omissions import omit_details, omit_optional, omit_templates
 from data.regulator.positions import draw_positions
-from data.regulator.reporting import Figures, full_figures, short_figures
+from data.regulator.reporting import Figures, full_figures
 from data.regulator.rules import Rule, built_in_rules
 from data.regulator.trial import violated, violates
 
@@ -40,7 +39,7 @@ class Profile:
 
     name: str
     style: str  # style of reports, see render.py
-    letters: str  # style of letters: "full" and "short" of directives.py, "laptop" of laptop_answers.py
+    letters: str  # style of letters: "full" (directives.py) or "laptop" (laptop_answers.py)
     instruction: str  # put before each report; may be empty
     quarters: int  # number of reports per bank
     clean: float  # probability of a report without violations
@@ -67,25 +66,6 @@ FULL = Profile(
     notes=0.4,
     repeats=0.35,
 )
-# A few figures per report and one sentence per letter: a model with 135M parameters learns it in minutes on a CPU.
-SHORT = Profile(
-    name="short",
-    style="labels",
-    letters="short",
-    instruction="",
-    quarters=1,
-    clean=0.38,
-    problem_counts=(65, 30, 5),
-    near_limit=0.2,
-    breaches=(
-        (12, {"leverage": "minimum"}),
-        (12, {"lcr": "minimum"}),
-        (12, {"nsfr": "minimum"}),
-    ),
-    rules=("LR_MIN", "LCR_MIN", "NSFR_MIN"),
-    # Shorter than the default system message of SmolLM2's chat template.
-    system="Find violations.",
-)
 LAPTOP = Profile(
     name="laptop",
     style="labels",
@@ -98,7 +78,7 @@ LAPTOP = Profile(
     # Shorter than the default system message of SmolLM2's chat template.
     system="Check the report.",
 )
-PROFILES = {profile.name: profile for profile in (FULL, SHORT, LAPTOP)}
+PROFILES = {profile.name: profile for profile in (FULL, LAPTOP)}
 
 ATTEMPTS = 60  # to find a report that a planned note fits
 HEADROOM = Decimal("0.45")  # below 1, ratios are closer to their limits and move less from quarter to quarter
@@ -130,8 +110,6 @@ def make_filings(seed: int, index: int, count: int, profile: Profile) -> list[Fi
 
     Deterministic; report `i` is the same for every `count` greater than `i`.
     """
-    if profile.name == "short":
-        return [_short_filing(seed, index, quarter, profile) for quarter in range(count)]
     if profile.name == "laptop":
         return [_laptop_filing(seed, index, quarter, profile) for quarter in range(count)]
     filings: list[Filing] = []
@@ -161,26 +139,6 @@ def _filing(
     lifted = {finding.rule for finding in findings if finding.state == "lifted"}
     added = {finding.rule for finding in findings if finding.state == "violated"}
     return Filing(bank, period, figures, unfiled, frozenset(found - lifted | added), note)
-
-
-def _short_filing(seed: int, index: int, quarter: int, profile: Profile) -> Filing:
-    """One report of the short profile: three ratios."""
-    bank, rng = make_bank(seed, index), random.Random(f"filing {seed} {index} {quarter}")
-    period, trea = _period_and_trea(seed, index, quarter, bank)
-    trea = round(trea, 3 - len(str(trea))).quantize(Decimal(1))
-    clean = rng.random() < profile.clean
-    while True:
-        problems = 0 if clean else _draw_problem_count(rng, profile)
-        for _ in range(problems):  # unused draws that keep the random stream, and so the reports, unchanged
-            rng.random()
-        levels = draw_levels(rng, problems, profile.breaches)
-        economics = draw_economics(rng, bank, trea, levels, RatioDistribution(profile.near_limit, STEP * 10))
-        if economics is None:
-            continue
-        figures = omit_ratio(rng, bank, period, short_figures(economics), rules_of(profile))
-        violations = violated(bank, period, figures, rules_of(profile))
-        if len(violations) <= MAX_VIOLATIONS and bool(violations) != clean:
-            return _filing(bank, period, figures, (), violations, None)
 
 
 def _full_filing(
@@ -281,7 +239,7 @@ def with_reporting_accuracy(bank: Bank, seed: int, index: int) -> Bank:
     """
     rng = random.Random(f"dress {seed} {index}")
     pillar2 = bank.pillar2 if rng.random() < 0.9 else Decimal(0)
-    decimals = {"small": (0, -3, -3), "medium": (-3,), "large": (-3, -6, -6)}[bank.size]
+    decimals = {"small": (0, -3, -3), "medium": (-3,), "large": (-3, -4, -4)}[bank.size]
     changed = replace(bank, pillar2=pillar2, decimals=rng.choice(decimals), ratio_decimals=rng.choice((4, 4, 4, 5, 6)))
     return replace(changed, scope="IND" if rng.random() < 0.4 else "CON")
 

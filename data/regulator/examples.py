@@ -21,6 +21,7 @@ from decimal import Decimal
 from common.errors import UserError
 from data.regulator.answers import write_answer, write_checks, write_violation
 from data.regulator.corpus import Profile, rules_of
+from data.regulator.dates import long_date
 from data.regulator.directives import Context, required_measures, write_directive
 from data.regulator.dpm import Cells
 from data.regulator.findings import Finding, apply_findings, lifted_results
@@ -72,6 +73,7 @@ def make_example(
     shown = list(earlier)[-MAX_EARLIER:] if profile.style == "cells" else []
     parts = [
         profile.instruction and f"{profile.instruction}\n",
+        long_date(report.period) if profile.style == "labels" else "",
         render_report(report, cells, profile.style, bank),
         render_earlier(shown, EARLIER_CELLS),
     ]

@@ -30,11 +30,22 @@ class Formula:
     cells: tuple[CellKey, ...]
     optional: frozenset[CellKey]  # cells that may be missing, because they occur only in `zero` or `says`
     comparison: ast.Compare  # the first comparison; its left side is the figure that a finding reports
+    texts: frozenset[str]  # names of the cells that are read as text, by `says`
 
     @property
     def relation(self) -> str:
         """How the right side of the first comparison limits the figure: "min", "max" or "expected"."""
         return RELATIONS[type(self.comparison.ops[0])]
+
+    @property
+    def sides(self) -> tuple[ast.expr, ast.expr]:
+        """Both sides of the first comparison."""
+        return self.comparison.left, self.comparison.comparators[0]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of cells (x0, x1, ...) and legal parameters in the expression."""
+        return frozenset(node.id for node in ast.walk(self.expression) if isinstance(node, ast.Name))
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,9 @@ def parse_formula(text: str, parameters: frozenset[str]) -> Formula:
     inside = {id(call.args[0]) for call in calls if _function_name(call) in ("zero", "says")}
     needed = {node.id for node in ast.walk(expression) if isinstance(node, ast.Name) and id(node) not in inside}
     optional = frozenset(cell for name, cell in names.items() if name not in needed)
-    return Formula(expression, tuple(cells), optional, comparison)
+    says = [call.args[0] for call in calls if _function_name(call) == "says"]
+    texts = frozenset(node.id for node in says if isinstance(node, ast.Name))
+    return Formula(expression, tuple(cells), optional, comparison, texts)
 
 
 def _function_name(node: ast.AST) -> str:
@@ -184,6 +197,11 @@ def arithmetic(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str
     if isinstance(node.op, ast.Mult):
         corners = [a * b for a in (left.low, left.high) for b in (right.low, right.high)]
         return Number(left.value * right.value, min(corners), max(corners))
+    return quotient(left, right)
+
+
+def quotient(left: Number, right: Number) -> Number:
+    """`left / right`. Raises ZeroDivisionError if the interval of `right` contains zero."""
     if right.low <= 0 <= right.high:
         raise ZeroDivisionError
     corners = [a / b for a in (left.low, left.high) for b in (right.low, right.high)]

@@ -1,8 +1,8 @@
 """The reports of the profile `laptop`: six ratios, two or three clients, and often one note.
 
-A model with 135M parameters learns this task in an hour or two on a CPU, and not completely: ratios and shares have one
-decimal place, a note decides only together with the figures, and the tests use other wordings than training.
-All figures are in tenths of a percent until they are filed.
+A model with 135M parameters learns this task in an hour or two on a CPU, and not completely: a note decides only together
+with the figures, whose sum or difference the report does not print, and the tests use other wordings than training. All
+figures are in tenths of a percent until they are filed; the liquidity ratios and what notes add up are whole percents.
 """
 
 import random
@@ -19,14 +19,15 @@ from data.regulator.reporting import Figures
 
 SHARE: CellKey = ("C_28.00", "*", "c350")  # exposure to a client as a share of Tier 1
 LIMIT_OF_CLIENT = 250
-# rule -> (cell, minimum, span above it, span below it)
-RATIOS: dict[str, tuple[CellKey, int, int, int]] = {
-    "CET1_MIN": (("C_03.00", "r0010", "c0010"), 45, 90, 25),
-    "T1_MIN": (("C_03.00", "r0030", "c0010"), 60, 90, 30),
-    "TC_MIN": (("C_03.00", "r0050", "c0010"), 80, 90, 35),
-    "LR_MIN": (("C_47.00", "r0340", "c0010"), 30, 40, 15),
-    "LCR_MIN": (("C_76.00.a", "r0030", "c0010"), 1000, 500, 400),
-    "NSFR_MIN": (("C_84.00.a", "r0220", "c0040"), 1000, 300, 250),
+WHOLE = 10  # a whole percent
+# rule -> (cell, minimum, grid, steps above the minimum, steps below it)
+RATIOS: dict[str, tuple[CellKey, int, int, int, int]] = {
+    "CET1_MIN": (("C_03.00", "r0010", "c0010"), 45, 1, 90, 25),
+    "T1_MIN": (("C_03.00", "r0030", "c0010"), 60, 1, 90, 30),
+    "TC_MIN": (("C_03.00", "r0050", "c0010"), 80, 1, 90, 35),
+    "LR_MIN": (("C_47.00", "r0340", "c0010"), 30, 1, 40, 15),
+    "LCR_MIN": (("C_76.00.a", "r0030", "c0010"), 1000, WHOLE, 50, 40),
+    "NSFR_MIN": (("C_84.00.a", "r0220", "c0040"), 1000, WHOLE, 30, 25),
 }
 RULES = (*RATIOS, "LE_LIMIT")
 KINDS = ("pledged", "connected", "waiver")
@@ -35,7 +36,7 @@ LIQUIDITY = {
     "NSFR_MIN": "the stable funding rules (Article 8 CRR)",
 }
 NOTES = 0.75  # share of reports with a note
-NEAR = 0.4  # probability that a figure is within ten tenths of its limit
+NEAR = 0.4  # probability that a figure is within ten steps of its limit
 OMITTED = 0.08  # probability that a ratio is not reported
 
 
@@ -87,12 +88,12 @@ def _draw_ratios(rng: random.Random, broken: set[str]) -> dict[str, int]:
     """rule -> its ratio. CET1 is at most Tier 1, and Tier 1 at most total capital."""
     while True:
         ratios = {}
-        for rule, (_, limit, above, below) in RATIOS.items():
+        for rule, (_, limit, grid, above, below) in RATIOS.items():
             near = rng.random() < NEAR
             if rule in broken:
-                ratios[rule] = limit - rng.randint(1, 10 if near else below)
+                ratios[rule] = limit - grid * rng.randint(1, 10 if near else below)
             else:
-                ratios[rule] = limit + rng.randint(0, 10 if near else above)
+                ratios[rule] = limit + grid * rng.randint(0, 10 if near else above)
         if ratios["CET1_MIN"] <= ratios["T1_MIN"] <= ratios["TC_MIN"]:
             return ratios
 
@@ -102,10 +103,9 @@ def _draw_clients(rng: random.Random, over: bool, reported: bool) -> dict[str, i
     if not (over or reported):
         return {}
     names = sorted(rng.sample([f"{letter}{number}" for letter in "ABDEFGHKLM" for number in range(10, 100)], 3))
-    clients = {name: rng.randint(30, 240) for name in names[: rng.choice((2, 3))]}
+    clients = {name: WHOLE * rng.randint(3, 24) for name in names[: rng.choice((2, 3))]}
     if over:
-        step = rng.randint(1, 10) if rng.random() < NEAR else rng.randint(1, 150)
-        clients[rng.choice(sorted(clients))] = LIMIT_OF_CLIENT + step
+        clients[rng.choice(sorted(clients))] = LIMIT_OF_CLIENT + WHOLE * rng.randint(1, 15)
     return clients
 
 
@@ -120,17 +120,17 @@ def _finding(bank: Bank, period: str, rule: str, cell: str, case: str, value: in
 
 def _pledged(rng: random.Random, bank: Bank, period: str, case: str, ratios: dict[str, int]) -> PlannedNote:
     """Assets of some per cent of net outflows are said to be pledged; without them the LCR is below 100% or not."""
-    cell, limit, _, _ = RATIOS["LCR_MIN"]
-    room = ratios["LCR_MIN"] - limit
+    cell, limit, *_ = RATIOS["LCR_MIN"]
+    room = (ratios["LCR_MIN"] - limit) // WHOLE
     crosses = case == "decides" or (case == "says no" and rng.random() < 0.6)
-    if not crosses and room < 5:  # no amount leaves the ratio at its limit
-        room = rng.randint(5, 250)
-        ratios["LCR_MIN"] = limit + room
-    amount = room + rng.randint(1, 10 if rng.random() < NEAR else 120) if crosses else rng.randint(5, room)
+    if not crosses and room < 2:  # no amount leaves the ratio at its limit
+        room = rng.randint(2, 40)
+        ratios["LCR_MIN"] = limit + WHOLE * room
+    amount = WHOLE * (room + rng.randint(1, 3 if rng.random() < NEAR else 15) if crosses else rng.randint(1, room))
     value = None if case == "says no" else ratios["LCR_MIN"] - amount
     finding = _finding(bank, period, "LCR_PLEDGED", cell_name(cell), case, value, limit)
-    text = f"{Decimal(amount).scaleb(-1):f}% of net outflows"
-    return PlannedNote("pledged", case != "says no", (("amount", text.replace(".0%", "%")),), (cell,), (finding,))
+    text = f"{amount // WHOLE}% of net outflows"
+    return PlannedNote("pledged", case != "says no", (("amount", text),), (cell,), (finding,))
 
 
 def _connected(rng: random.Random, bank: Bank, period: str, case: str, clients: dict[str, int]) -> PlannedNote:
@@ -138,11 +138,9 @@ def _connected(rng: random.Random, bank: Bank, period: str, case: str, clients: 
     one, two = rng.sample(sorted(clients), 2)
     crosses = case == "decides" or (case == "says no" and rng.random() < 0.6)
     near = rng.random() < NEAR
-    if crosses:
-        total = LIMIT_OF_CLIENT + rng.randint(1, 10 if near else 160)
-    else:
-        total = LIMIT_OF_CLIENT - rng.randint(0, 10 if near else 120)
-    clients[one] = rng.randint(max(30, total - 240), min(240, total - 30))
+    steps = rng.randint(1, 3 if near else 15) if crosses else -rng.randint(0, 3 if near else 12)
+    total = LIMIT_OF_CLIENT + WHOLE * steps
+    clients[one] = WHOLE * rng.randint(max(3, total // WHOLE - 24), min(24, total // WHOLE - 3))
     clients[two] = total - clients[one]
     value = None if case == "says no" else total
     cell = cell_name(SHARE, one)

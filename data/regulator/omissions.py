@@ -4,12 +4,12 @@
 """
 
 import random
-from collections.abc import Sequence
 
 from data.regulator.banks import Bank
+from data.regulator.report import template_of
 from data.regulator.reporting import Figures
-from data.regulator.rules import Rule, built_in_rules
-from data.regulator.trial import template_of, violated
+from data.regulator.rules import built_in_rules
+from data.regulator.trial import violated
 
 # (probability that a bank files the module, its templates). Drawn once per bank.
 MODULES = (
@@ -19,15 +19,15 @@ MODULES = (
     (0.6, ("C_26.00", "C_27.00", "C_28.00")),
     (0.45, ("F_01.01", "F_01.02", "F_01.03", "F_02.00")),
 )
-# (probability that a filed template is missing, template). Drawn for each report.
-MISSING_TEMPLATES = ((0.05, "C_01.00"), (0.03, "C_02.00"), (0.10, "C_04.00"), (0.05, "C_22.00"), (0.08, "F_02.00"))
+# (probability that a filed template is missing, template). Drawn for each report. `quality.MANDATORY` has no place here.
+MISSING_TEMPLATES = ((0.05, "C_22.00"),)
 # Figures that rules read but that may be missing without an error: the bank's own requirements and the LCR. Without the
 # CET1 or Tier 1 part of OCR the rules derive it.
 OMITTABLE = (
     *(("C_03.00", row, "c0010") for row in ("r0140", "r0150", "r0170", "r0180", "r0170", "r0180")),
     *(("C_47.00", "r0440", "c0010"), ("C_76.00.a", "r0030", "c0010")),
 )
-MAX_FIGURES = 80  # a report and its answer then fit into 4,096 tokens of SmolLM2
+MAX_FIGURES = 74  # a report and its answer then fit into 4,096 tokens
 
 
 def omit_templates(rng: random.Random, bank_rng: random.Random, figures: Figures) -> tuple[Figures, tuple[str, ...]]:
@@ -59,14 +59,4 @@ def omit_optional(rng: random.Random, bank: Bank, period: str, figures: Figures)
         fewer = {other: value for other, value in figures.items() if other != key}
         if key[0] != "C_76.00.a" or violated(bank, period, figures) == violated(bank, period, fewer):
             figures = fewer
-    return figures
-
-
-def omit_ratio(rng: random.Random, bank: Bank, period: str, figures: Figures, rules: Sequence[Rule]) -> Figures:
-    """Sometimes remove a ratio, unless that changes which of `rules` are violated."""
-    if rng.random() < 0.3:
-        key = rng.choice(list(figures))
-        fewer = {other: value for other, value in figures.items() if other != key}
-        if violated(bank, period, figures, rules) == violated(bank, period, fewer, rules):
-            return fewer
     return figures

@@ -61,6 +61,11 @@ class Report:
     notes: tuple[Note, ...] = ()
 
 
+def template_of(table: str) -> str:
+    """The template of a table, as named by filing indicators: `C_84.00` for `C_84.00.a`."""
+    return re.sub(r"\.[a-z]$", "", table)
+
+
 def describe(fact: Fact) -> str:
     """Identify a fact in a warning: its cell if known, its concept, and its keys."""
     name = fact.concept

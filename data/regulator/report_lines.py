@@ -4,7 +4,7 @@ import json
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,13 @@ from tqdm import tqdm
 from common.errors import UserError
 from data.regulator.archive import REPORT_SUFFIXES, find_reports
 from data.regulator.dpm import load_cells
+from data.regulator.quality import check_quality
 from data.regulator.render import render_report
 from data.regulator.report import Fact, Report
-from data.regulator.rules import evaluate
+from data.regulator.rule_lines import all_results, result_fields, rule_table
 from data.regulator.xbrl import read_report
+
+OF_READERS = ("DUPLICATE", "ENTITY")  # findings that are among the warnings of a report
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Output:
 
     text: bool = False  # the model input instead of facts
     style: str = "cells"  # style of the model input
-    rules: bool = False  # the result of each rule instead of facts
+    rules: bool = False  # the result of every rule instead of facts; with `text` as a table
     summary_only: bool = False
 
 
@@ -39,11 +42,10 @@ def report_lines(report: Report, output: Output, file: str = "") -> Iterator[str
     if output.text:
         if file:
             yield f"== {file}"
-        yield render_report(report, load_cells(), style=output.style)
-        if not output.rules:
-            return
+        yield from rule_table(report) if output.rules else [render_report(report, load_cells(), style=output.style)]
+        return
     if output.rules:
-        yield from (to_json({**extra, **asdict(result)}) for result in evaluate(report))
+        yield from (to_json({**extra, **result_fields(result)}) for result in all_results(report))
     elif not output.summary_only:
         yield from (to_json({**extra, **fact_fields(fact)}) for fact in report.facts)
     yield to_json({**extra, "summary": summary(report)})
@@ -69,8 +71,14 @@ def summary(report: Report) -> dict:
         "facts": len(report.facts),
         "numeric_facts": sum(isinstance(fact.value, Decimal) for fact in report.facts),
         "facts_with_cell": sum(fact.cell is not None for fact in report.facts),
-        "warnings": report.warnings,
+        "warnings": [*report.warnings, *_quality_warnings(report)],
     }
+
+
+def _quality_warnings(report: Report) -> list[str]:
+    """The findings about the report, without duplicates and entities: the readers warn of these."""
+    findings = check_quality(report, (), load_cells())
+    return [f"{finding.reason} ({finding.rule_id})" for finding in findings if finding.rule_id not in OF_READERS]
 
 
 def to_json(value: object) -> str:

@@ -2,33 +2,53 @@
 
 The rules are data: `rules.jsonl`, whose formulas are in the language of `formula.py`. There are three kinds of rules:
 
-- A **breach** is a requirement of the law that the bank does not meet. The reported figures are taken as exact.
+- A **breach** is a requirement of the law that the bank does not meet. Figures that are as accurate as the EBA's filing
+  rules demand count as reported. A coarser one stands for the interval that its `decimals` allow.
 - A **filing** error is a contradiction between figures that rounding cannot explain. Each figure stands for the
   interval that its `decimals` allow. Rules of the other kinds can ask for this with `"interval": true`.
 - A **trigger** is a duty that follows from a figure. It is never a violation.
 
 A rule applies only if all tables that it needs are filed. `absent_cell` defines how a missing figure is treated: with
-`unknown` the rule is undecided, with `zero` the figure is read as 0. A rule over the rows of an open table (`*`) is
-evaluated for each row.
+`unknown` the rule is undecided, with `zero` the figure is read as 0. Breaches and triggers recompute a missing ratio
+from its numerator and denominator (`figures.py`). `unless_reported` names cells whose figure makes a rule superfluous,
+because another rule reads it: the rule derives what they would say. A rule over the rows of an open table (`*`) is evaluated for each row.
 
 The reference date of the report decides which law applies. `applies_from` and `applies_until` (YYYY-MM-DD, both
 inclusive) bound the dates of a rule. `legal` is one citation, or a list of `{"from": date, "text": citation}` in
 ascending order if the citation changes with the date.
+
+No rule is passed over in silence: `evaluate_all` has a result for every rule, with the reason why it does not apply or
+is undecided.
 """
 
-import dataclasses
 import datetime
 import functools
 import json
 import pathlib
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from common.errors import UserError
-from data.regulator.formula import Formula, Number, arithmetic, exactly, parse_formula, rounded, truth
-from data.regulator.report import CellKey, Fact, Report
+from data.regulator.figures import (
+    RATIO_DECIMALS,
+    RECOMPUTED,
+    Figure,
+    Figures,
+    Key,
+    as_accurate,
+    can_recompute,
+    index_facts,
+    is_accurate,
+    numbers_of,
+    read_figure,
+    recompute,
+    row_keys,
+)
+from data.regulator.formula import Formula, Number, arithmetic, exactly, parse_formula, truth
+from data.regulator.reasons import why_too_coarse, why_unfiled, why_unreadable
+from data.regulator.render import cell_name, table_name
+from data.regulator.report import CellKey, Report, template_of
 
 RULES_FILE = pathlib.Path(__file__).with_name("rules.jsonl")
 KINDS = ("breach", "filing", "trigger")
@@ -53,6 +73,7 @@ class Rule:
     citations: tuple[tuple[str, str], ...] = ()  # (first reference date, citation), if the citation changes
     applies_from: str = ""  # first reference date of the rule, YYYY-MM-DD; "" if there is none
     applies_until: str = ""  # last reference date, likewise
+    unless_reported: tuple[CellKey, ...] = ()  # the rule stands in for a rule on these cells where they are missing
 
     def at(self, date: str) -> "Rule | None":
         """The rule as it stands at a reference date (YYYY-MM-DD), with the citation of that date.
@@ -62,19 +83,36 @@ class Rule:
         if date and (date < self.applies_from or date > (self.applies_until or date)):
             return None
         legal = next((text for first, text in reversed(self.citations) if first <= date), self.legal)
-        return dataclasses.replace(self, legal=legal) if date else self
+        return replace(self, legal=legal) if date and legal != self.legal else self
+
+    @property
+    def dates(self) -> str:
+        """The reference dates of the rule, in words."""
+        bounds = (("from", self.applies_from), ("until", self.applies_until))
+        return "applies " + " ".join(f"{word} {date}" for word, date in bounds if date)
+
+    @functools.cached_property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that must be filed."""
+        return tuple(dict.fromkeys(cell[0] for cell in self.cells if cell not in self.formula.optional))
+
+    def recomputes(self, table: str, filed: frozenset[str]) -> bool:
+        """Whether everything that the rule reads in an unfiled table can be recomputed from tables that are filed."""
+        needed = [cell for cell in self.cells if cell[0] == table and cell not in self.formula.optional]
+        return self.kind != "filing" and all(can_recompute(cell, filed) for cell in needed)
 
 
 @dataclass(frozen=True)
 class RuleResult:
     """The result of one rule on one report, or on one row of an open table.
 
-    `value` and `limit` are the two sides of the rule's first comparison; None if undecided.
+    `value` and `limit` are the two sides of the rule's first comparison; None if undecided. If a rule does not apply
+    because its facts are not covered by a filing indicator, they say what it would compare.
     """
 
     rule_id: str
     kind: str
-    state: str  # "violated" ("triggered" for a trigger), "ok", "undecided"
+    state: str  # "violated" ("triggered" for a trigger), "ok", "undecided", "not applicable"
     cell: CellKey
     value: Decimal | None
     limit: Decimal | None
@@ -84,6 +122,11 @@ class RuleResult:
     decimals: int | str | None  # XBRL `decimals` of the value
     row: str = ""  # key of the row in an open table
     missing: bool = False  # whether `cell` was not reported and is read as 0
+    title: str = ""
+    formula: str = ""  # the condition of a violation, in the language of `formula.py`
+    inputs: tuple[Figure, ...] = ()  # the figures of the formula, in its order
+    parameters: tuple[tuple[str, Decimal], ...] = ()  # the legal parameters of the formula
+    reason: str = ""  # why the rule is undecided, not applicable, or met in spite of a difference
 
     @property
     def known_value(self) -> Decimal:
@@ -96,19 +139,6 @@ class RuleResult:
         """The limit of a result that is not undecided."""
         assert self.limit is not None
         return self.limit
-
-
-@dataclass(frozen=True)
-class _Figures:
-    """The facts of a report, by cell.
-
-    `closed`: cells of fixed tables, None if a cell has several facts that disagree. `rows`: cells of open tables, with
-    one fact per row key. `tables`: all tables that have a fact.
-    """
-
-    closed: dict[CellKey, Fact | None]
-    rows: dict[CellKey, dict[tuple[tuple[str, str], ...], Fact]]
-    tables: set[str]
 
 
 def load_rules(path: str | pathlib.Path = RULES_FILE) -> tuple[Rule, ...]:
@@ -137,26 +167,48 @@ def built_in_rules() -> tuple[Rule, ...]:
 def evaluate(report: Report, rules: Iterable[Rule] | None = None) -> list[RuleResult]:
     """Evaluate all applicable rules on one merged report, in the order of the rules.
 
-    A rule whose tables are not filed has no result. A rule over the rows of an open table has one result per violated
-    row, or a single result if no row is violated.
+    A rule that does not apply has no result. A rule over the rows of an open table has one result per row that is
+    violated or undecided, or a single result if there is no such row.
     """
-    figures = _figures(report)
+    return [result for result in _results(report, rules, explain=False) if result.state != "not applicable"]
+
+
+def evaluate_all(report: Report, rules: Iterable[Rule] | None = None) -> list[RuleResult]:
+    """As `evaluate`, with a result "not applicable" and its reason for each rule that does not apply."""
+    return _results(report, rules, explain=True)
+
+
+def _results(report: Report, rules: Iterable[Rule] | None, explain: bool) -> list[RuleResult]:
+    """The results of all rules. Unless `explain`, those of rules that do not apply have no reason."""
+    figures = index_facts(report)
+    filed = filed_tables(report, figures.tables)
     results = []
-    for rule in in_force(built_in_rules() if rules is None else rules, report.period):
-        needed = {table for table, _, _ in set(rule.cells) - rule.formula.optional}
-        if all(_is_filed(report, table, figures.tables) for table in needed):
-            results += _evaluate_rule(rule, figures, report.period)
+    for rule in built_in_rules() if rules is None else rules:
+        current = rule.at(report.period)
+        if current is None:
+            results.append(_result(rule, "not applicable", reason=rule.dates))
+        elif any(not current.recomputes(table, filed) for table in current.tables if table not in filed):
+            results += _not_applicable(current, report, figures, filed) if explain else ()
+        else:
+            results += _evaluate_rule(current, figures, report.period, filed)
     return results
-
-
-def in_force(rules: Iterable[Rule], date: str) -> list[Rule]:
-    """The rules that apply at a reference date (YYYY-MM-DD), each with the citation of that date."""
-    return [current for rule in rules if (current := rule.at(date)) is not None]
 
 
 def violations(results: Iterable[RuleResult]) -> list[RuleResult]:
     """The results that are violated: breaches and filing errors, but not triggers."""
     return [result for result in results if result.state == "violated"]
+
+
+def filed_tables(report: Report, tables_with_facts: Iterable[str]) -> frozenset[str]:
+    """The tables that are filed, by the filing indicators of their templates; without any indicators, all with a fact.
+
+    A table that is filed without a fact is included if it occurs in a rule.
+    """
+    if not report.filing_indicators:
+        return frozenset(tables_with_facts)
+    known = {*tables_with_facts, *(cell[0] for rule in built_in_rules() for cell in rule.cells)}
+    indicators = report.filing_indicators
+    return frozenset(table for table in known if indicators.get(template_of(table), indicators.get(table, False)))
 
 
 def legal_parameters(year: int) -> dict[str, Decimal]:
@@ -189,6 +241,7 @@ def _parse_rule(row: dict) -> Rule:
         cells=cells,
         interval=interval,
         formula=formula,
+        unless_reported=tuple(tuple(cell) for cell in row.get("unless_reported", ())),
     )
 
 
@@ -205,98 +258,124 @@ def _parse_versions(row: dict) -> dict:
     return {**dates, "citations": citations, "legal": citations[-1][1] if citations else row["legal"]}
 
 
-def _figures(report: Report) -> _Figures:
-    """Index the facts of a report by cell."""
-    closed: dict[CellKey, Fact | None] = {}
-    rows: dict[CellKey, dict] = {}
-    tables = set()
-    for fact in report.facts:
-        for cell in (fact.cell, *fact.other_cells) if fact.cell else ():
-            tables.add(cell[0])
-            if cell[1] == "*":
-                rows.setdefault(cell, {}).setdefault(tuple(sorted(fact.keys.items())), fact)
-            elif isinstance(fact.value, Decimal):
-                first = closed.get(cell, fact)
-                closed[cell] = first if first is not None and first.value == fact.value else None
-    return _Figures(closed, rows, tables)
-
-
-def _is_filed(report: Report, table: str, tables_with_facts: set[str]) -> bool:
-    """Whether a table is filed, by its filing indicator; without any indicators, whether it has a fact."""
-    if not report.filing_indicators:
-        return table in tables_with_facts
-    template = re.sub(r"\.[a-z]$", "", table)  # C_76.00.a is a table of template C_76.00
-    return report.filing_indicators.get(template, report.filing_indicators.get(table, False))
-
-
-def _evaluate_rule(rule: Rule, figures: _Figures, period: str) -> list[RuleResult]:
-    """The results of one rule; several if it is violated in several rows of an open table."""
-    parameters = legal_parameters(int(period[:4])) if period[:4].isdigit() else {}
-    if not any(row == "*" for _, row, _ in rule.cells):
-        return [_evaluate_row(rule, figures.closed, "", parameters)]
-    results = [_evaluate_row(rule, facts, name, parameters) for name, facts in _rows(rule, figures)]
-    positive = [result for result in results if result.state in ("violated", "triggered")]
-    if positive or not results:
-        return positive
-    return [next((result for result in results if result.state == "ok"), results[0])]
-
-
-def _rows(rule: Rule, figures: _Figures) -> Iterator[tuple[str, Mapping[CellKey, Fact | None]]]:
-    """Yields (key, facts) for each row of the open table that the rule refers to first.
-
-    Rows of other open tables are joined to it on any part of the key that both have in common.
-    """
+def _evaluate_rule(rule: Rule, figures: Figures, period: str, filed: frozenset[str]) -> list[RuleResult]:
+    """The results of one rule: one per violated or undecided row, if it is over the rows of an open table."""
+    given = [cell for cell in rule.unless_reported if read_figure(figures, cell).source != "not reported"]
+    if given:
+        reason = f"{' and '.join(map(cell_name, given))} is reported, and another rule reads it"
+        return [_result(rule, "not applicable", reason=reason)]
     open_cells = [cell for cell in rule.cells if cell[1] == "*"]
+    if not open_cells:
+        return [_evaluate_row(rule, figures, (), period, filed)]
     main = [cell for cell in open_cells if cell[0] == open_cells[0][0]]
-    keys = dict.fromkeys(key for cell in main for key in figures.rows.get(cell, {}))
-    joined: dict[CellKey, dict] = {}
-    for cell in set(open_cells) - set(main):
-        for key, fact in figures.rows.get(cell, {}).items():
-            for part in key:
-                joined.setdefault(cell, {}).setdefault(part, fact)
-    for key in keys:
-        facts = dict(figures.closed)
-        for cell in open_cells:
-            found = figures.rows.get(cell, {}).get(key)
-            if cell in joined:
-                found = next((joined[cell][part] for part in key if part in joined[cell]), None)
-            if found is not None:
-                facts[cell] = found
-        yield " ".join(member for _, member in key), facts
+    parts = [RECOMPUTED[cell][0] for cell in main if cell in RECOMPUTED and rule.kind != "filing"]
+    keys = row_keys(figures, (*main, *parts))
+    results = [_evaluate_row(rule, figures, key, period, filed) for key in keys]
+    if not results:
+        return [_result(rule, "not applicable", reason=f"{table_name(open_cells[0][0])} has no rows")]
+    return [result for result in results if result.state != "ok"] or results[:1]
 
 
-def _evaluate_row(
-    rule: Rule, facts: Mapping[CellKey, Fact | None], row: str, parameters: dict[str, Decimal]
-) -> RuleResult:
-    """Evaluate the formula of a rule on the facts of one row.
+def _not_applicable(rule: Rule, report: Report, figures: Figures, filed: frozenset[str]) -> list[RuleResult]:
+    """Results of a rule whose tables are not all filed.
 
-    For a rule without cells in open tables, `facts` are those of the whole report and `row` is empty.
+    They name the facts that no filing indicator covers, and what the rule would give if these counted.
     """
-    numbers: dict[str, Number] = {name: exactly(value) for name, value in parameters.items()}
-    texts = {}
-    contradictory = False
-    for index, cell in enumerate(rule.cells):
-        name, fact = f"x{index}", facts.get(cell)
-        if fact is not None and isinstance(fact.value, Decimal):
-            numbers[name] = rounded(fact.value, fact.decimals if rule.interval else None)
-        elif fact is not None and isinstance(fact.value, str):
-            texts[name] = fact.value.rpartition(":")[2]
-        elif cell in facts and fact is None:  # several facts that disagree
-            contradictory = True
-        elif rule.absent_cell == "zero" or cell in rule.formula.optional:
-            numbers[name] = exactly(Decimal(0))
-    reported = [fact for cell in rule.cells if (fact := facts.get(cell)) and isinstance(fact.value, Decimal)]
-    first = reported[0] if reported else None  # determines how the finding is printed
-    state, value, limit = "undecided", None, None
-    comparison = rule.formula.comparison
+    reasons = [why_unfiled(report, table) for table in rule.tables if table not in filed]
+    reason = "; ".join(dict.fromkeys(reasons))
+    covered = {template for template, filed in report.filing_indicators.items() if filed}
+    uncovered = frozenset(
+        cell[0]
+        for fact in report.facts
+        if fact.cell and not any(template_of(cell[0]) in covered for cell in (fact.cell, *fact.other_cells))
+        for cell in (fact.cell, *fact.other_cells)
+    )
+    if not set(rule.tables) - filed <= uncovered:
+        return [_result(rule, "not applicable", reason=reason)]
+    results = _evaluate_rule(rule, figures, report.period, filed | uncovered)
+    return [_as_if_covered(result, reason, filed) for result in results]
+
+
+def _as_if_covered(result: RuleResult, reason: str, filed: frozenset[str]) -> RuleResult:
+    """The result of a rule on facts that are not covered, as a result "not applicable"."""
+    parts = [part for figure in result.inputs for part in (figure, *figure.parts)]
+    cells = [cell_name(part.cell, part.row) for part in parts if part.value is not None and part.cell[0] not in filed]
+    verdict = {"ok": "met", "undecided": f"undecided ({result.reason})"}.get(result.state, result.state)
+    names = ", ".join(dict.fromkeys(cells)) or "its facts"
+    text = f"{reason}, yet {names} is reported; if that counted, the rule would be {verdict}"
+    return replace(result, state="not applicable", reason=text)
+
+
+def _evaluate_row(rule: Rule, figures: Figures, key: Key, period: str, filed: frozenset[str]) -> RuleResult:
+    """Evaluate the formula of a rule on the figures of one row, or of the whole report (`key` is then empty)."""
+    inputs = {f"x{index}": _input(rule, figures, cell, key, filed) for index, cell in enumerate(rule.cells)}
+    law = {name: exactly(value) for name, value in _parameters(period).items()}
+    missing = sorted(rule.formula.names & PARAMETERS - law.keys())
+    reason = why_unreadable(inputs, rule.formula.texts, recomputes=rule.kind != "filing")
+    reason = reason or ", ".join(f"the law has no {name} on {period}" for name in missing)
+    if reason:
+        return _result(rule, "undecided", inputs, reason=reason)
+    texts = {name: str(figure.value).rpartition(":")[2] for name, figure in inputs.items()}
     try:
-        if not contradictory:
-            positive = "triggered" if rule.kind == "trigger" else "violated"
-            state = positive if truth(rule.formula.expression, numbers, texts) is True else "ok"
-            value = arithmetic(comparison.left, numbers, texts).value
-            limit = arithmetic(comparison.comparators[0], numbers, texts).value
-    except (ZeroDivisionError, KeyError):  # division by zero; a figure or a legal parameter is missing
-        state, value, limit = "undecided", None, None
+        numbers = law | numbers_of(inputs, exact=not rule.interval)
+        violated = truth(rule.formula.expression, numbers, texts)
+        value, limit = (arithmetic(side, numbers, texts).value for side in rule.formula.sides)
+        if violated is None and _depends_on_accuracy(rule, inputs, law, texts):
+            return _result(rule, "undecided", inputs, reason=why_too_coarse(inputs))
+    except ZeroDivisionError:
+        return _result(rule, "undecided", inputs, reason="a denominator is 0, or may be 0 within its rounding")
+    state = "ok" if not violated else "triggered" if rule.kind == "trigger" else "violated"
+    as_filed = {name: exactly(number.value) for name, number in numbers.items()}
+    tolerated = not violated and truth(rule.formula.expression, as_filed, texts) is True
+    reason = "the difference is within the rounding of the figures" if tolerated else ""
+    result = _result(rule, state, inputs, (value, limit), reason)
+    return replace(
+        result, parameters=tuple((name, law[name].value) for name in sorted(rule.formula.names & law.keys()))
+    )
+
+
+def _input(rule: Rule, figures: Figures, cell: CellKey, key: Key, filed: frozenset[str]) -> Figure:
+    """The figure of a cell: reported, else recomputed (not for filing rules), else read as 0 if the rule allows it."""
+    figure = read_figure(figures, cell, key)
+    if figure.source != "not reported":
+        return figure
+    ratio = None if rule.kind == "filing" else recompute(figures, cell, key, filed)
+    if ratio is not None:
+        return ratio
+    zero = rule.absent_cell == "zero" or cell in rule.formula.optional
+    return replace(figure, source="read as 0") if zero else figure
+
+
+def _depends_on_accuracy(
+    rule: Rule, inputs: Mapping[str, Figure], law: Mapping[str, Number], texts: Mapping[str, str]
+) -> bool:
+    """Whether a rule without a certain result is undecided rather than met.
+
+    A filing rule is met if some choice of values inside the rounding agrees, as with the EBA. A breach that allows for
+    rounding (`interval`) is undecided only if it would be one with figures as accurate as they must be.
+    """
+    if not rule.interval:
+        return True
+    if rule.kind == "filing" or all(map(is_accurate, inputs.values())):
+        return False
+    numbers = {**law, **numbers_of({name: as_accurate(figure) for name, figure in inputs.items()}, exact=False)}
+    return truth(rule.formula.expression, numbers, texts) is True
+
+
+def _result(
+    rule: Rule,
+    state: str,
+    inputs: Mapping[str, Figure] | None = None,
+    sides: tuple[Decimal, Decimal] | None = None,
+    reason: str = "",
+) -> RuleResult:
+    """The result of a rule. `sides`: value and limit. The first figure with a number determines how they are printed."""
+    figures = tuple((inputs or {}).values())
+    first = next((figure for figure in figures if isinstance(figure.value, Decimal)), None)
+    decimals = first.decimals if first else None
+    value, limit = sides or (None, None)
+    if sides and first and first.source == "recomputed":
+        value, decimals = _round_ratio(*sides)
     return RuleResult(
         rule_id=rule.id,
         kind=rule.kind,
@@ -307,7 +386,24 @@ def _evaluate_row(
         relation=rule.formula.relation,
         legal=rule.legal,
         unit=first.unit if first else None,
-        decimals=first.decimals if first else None,
-        row=row,
-        missing=rule.cells[0] not in facts,
+        decimals=decimals,
+        row=next((figure.row for figure in figures if figure.row), ""),
+        missing=bool(figures) and figures[0].source in ("not reported", "read as 0"),
+        title=rule.title,
+        formula=rule.violated_if,
+        inputs=figures,
+        reason=reason,
     )
+
+
+def _round_ratio(value: Decimal, limit: Decimal) -> tuple[Decimal, int]:
+    """(a recomputed ratio rounded to at least four places, the number of places): on the same side of the limit."""
+    for places in range(RATIO_DECIMALS, 12):
+        rounded = round(value, places)
+        if (rounded < limit, rounded > limit) == (value < limit, value > limit):
+            return rounded, places
+    return value, 12
+
+
+def _parameters(period: str) -> dict[str, Decimal]:
+    return legal_parameters(int(period[:4])) if period[:4].isdigit() else {}

@@ -10,15 +10,10 @@ from collections.abc import Iterable
 from decimal import Decimal
 
 from data.regulator.banks import Bank
-from data.regulator.report import Fact, Report
+from data.regulator.report import Fact, Report, template_of
 from data.regulator.reporting import Figures
 from data.regulator.rounding import exponent
 from data.regulator.rules import Rule, evaluate, violations
-
-
-def template_of(table: str) -> str:
-    """The template of a table, as named by filing indicators: `C_84.00` for `C_84.00.a`."""
-    return re.sub(r"\.[a-z]$", "", table)
 
 
 def violated(bank: Bank, period: str, figures: Figures, rules: Iterable[Rule] | None = None) -> set[str]:

@@ -9,10 +9,17 @@ from functools import partial
 import pytest
 
 from data.regulator import mutations
-from data.regulator.banks import Bank, is_lei, lei, make_bank, requirements
-from data.regulator.corpus import FULL, SHORT, make_filings, quarter_end, with_reporting_accuracy
+from data.regulator.banks import is_lei, lei, make_bank, requirements
+from data.regulator.corpus import (
+    FULL,
+    LEVELS_OF_SIGN_RULE,
+    MAX_VIOLATIONS,
+    make_filings,
+    quarter_end,
+    with_reporting_accuracy,
+)
 from data.regulator.dpm import BUILT_IN, load_cells
-from data.regulator.economics import RatioDistribution, draw_economics, draw_levels
+from data.regulator.economics import RatioDistribution, draw_economics, draw_levels, ratios_of
 from data.regulator.mutations import (
     COMPOUND_ERRORS,
     ERROR_CELLS,
@@ -90,7 +97,9 @@ def test_requirements_of_a_bank():
     need = requirements(bank)
     assert (need.tscr, need.tscr_cet1, need.tscr_t1) == (Decimal("0.10"), Decimal("0.0562"), Decimal("0.075"))
     assert need.ocr == Decimal("0.155")  # 10% + 2.5% + 1% + the larger of 1% and 2%
-    assert need.olrr == Decimal("0.036")  # 3% + 0.1% + half of 1%
+    assert (need.ocr_cet1, need.ocr_t1) == (Decimal("0.1112"), Decimal("0.13"))  # the buffer of 5.5% on top of each
+    assert need.tslrr == Decimal("0.031")  # 3% + 0.1%
+    assert need.olrr == Decimal("0.036")  # and half of 1%
 
 
 def test_sound_figures_add_up_and_violate_no_rule():
@@ -134,21 +143,42 @@ def test_the_output_floor_is_binding_for_some_banks_and_missed_on_request():
 def test_ratios_are_within_the_limits_of_their_level():
     bank = make_bank(0, 1)
     need, rng = requirements(bank), random.Random(0)
-    n_drawn = 0
-    for _ in range(300):
+    limits = {
+        "cet1": ("0.045", need.tscr_cet1, need.ocr_cet1),
+        "t1": ("0.06", need.tscr_t1, need.ocr_t1),
+        "total": ("0.08", need.tscr, need.ocr),
+        "leverage": ("0.03", need.tslrr, need.olrr),
+    }
+    drawn = Counter()
+    for _ in range(600):
         levels = draw_levels(rng, 2)
         economics = draw_economics(rng, bank, bank.trea, levels)
         if economics is None:
             continue
-        n_drawn += 1
-        cet1, total = economics.cet1 / economics.trea, (economics.cet1 + economics.at1 + economics.t2) / economics.trea
-        level = levels.get("cet1", "ok")
-        assert (level == "minimum") == (cet1 < Decimal("0.045"))
-        assert (level == "ok") == (cet1 >= need.tscr_cet1)
-        assert (levels.get("total", "ok") == "ok") == (total >= need.ocr)
+        ratios = ratios_of(economics)
+        for name, (minimum, own, overall) in limits.items():
+            level = levels.get(name, "ok")
+            drawn[name, level] += 1
+            assert (level == "minimum") == (ratios[name] < Decimal(minimum))
+            assert (level in ("minimum", "own")) == (ratios[name] < own)
+            assert (level != "ok") == (ratios[name] < overall)
         assert (levels.get("lcr", "ok") == "ok") == (economics.liquid_assets >= economics.net_outflow)
         assert economics.at1 >= 0 and economics.t2 >= 0
-    assert n_drawn > 150
+    assert sum(drawn.values()) > 4 * 300
+    for name in ("cet1", "t1", "total"):  # every leg is met and missed on purpose
+        assert min(drawn[name, level] for level in ("minimum", "own", "overall", "ok")) >= 10, name
+
+
+def test_a_bank_without_at1_keeps_the_level_of_its_cet1():
+    bank, rng = make_bank(0, 1), random.Random(0)
+    need, drawn = requirements(bank), 0
+    for _ in range(200):
+        economics = draw_economics(rng, bank, bank.trea, {"cet1": "overall", "t1": "overall"}, has_at1=False)
+        if economics is not None:
+            drawn += 1
+            assert economics.at1 == 0
+            assert need.tscr_cet1 <= economics.cet1 / economics.trea < need.ocr_cet1
+    assert drawn > 50
 
 
 def test_every_figure_has_a_cell_of_its_type_in_the_dpm(population):
@@ -169,16 +199,17 @@ def test_every_figure_has_a_cell_of_its_type_in_the_dpm(population):
 def test_the_distribution_of_violations_and_banks(population):
     sizes = Counter(len(ids(results)) for _, results in population)
     assert 0.30 <= sizes[0] / len(population) <= 0.40
-    assert max(sizes) == 4 and min(sizes[count] for count in range(1, 5)) >= 30
+    assert 7 <= max(sizes) <= MAX_VIOLATIONS and min(sizes[count] for count in range(1, 7)) >= 10
     counts = Counter(rule_id for _, results in population for rule_id in ids(results))
     assert set(counts) == {rule.id for rule in built_in_rules() if rule.kind != "trigger"}
     triggered = Counter(
         result.rule_id for _, results in population for result in results if result.state == "triggered"
     )
-    assert set(triggered) == {"LE_DEF", "FX_DEMIN"}
+    assert set(triggered) == {"LE_DEF", "LE_GSII", "FX_DEMIN", "P2G_TC"}
     absent = Counter(result.rule_id for _, results in population for result in results if result.state == "undecided")
-    assert min(absent[rule_id] for rule_id in ("TSCR_CET1", "TSCR_T1", "LR_OLRR", "LCR_MIN", "OUTPUT_FLOOR")) >= 10
-    assert {filing.bank.decimals for filing, _ in population} == {0, -3, -6}
+    assert min(absent[rule_id] for rule_id in ("TSCR_CET1", "TSCR_T1", "LR_OLRR", "LCR_CALC", "OUTPUT_FLOOR")) >= 10
+    assert absent["LCR_MIN"] == 0  # it is recomputed where its row is left out
+    assert {filing.bank.decimals for filing, _ in population} == {0, -3, -4}
     assert {filing.bank.ratio_decimals for filing, _ in population} == {4, 5, 6}
     assert any(filing.unfiled for filing, _ in population)
 
@@ -188,7 +219,8 @@ def test_there_are_near_misses_on_both_sides_of_every_limit(population):
     for _, results in population:
         for result in results:
             if result.kind == "breach" and result.value is not None and result.limit:
-                close = abs(result.value - result.limit) <= result.limit / 50
+                wide = result.rule_id.startswith("CBR")  # few banks leave out the cell that these rules stand in for
+                close = abs(result.value - result.limit) <= result.limit / (10 if wide else 30)
                 near[result.rule_id, result.state] += close
     for rule in built_in_rules():
         if rule.kind == "breach":
@@ -224,16 +256,16 @@ def test_a_planted_error_violates_its_rule_and_changes_few_figures():
             if wrong is not None:
                 planted[rule_id] += 1
                 changed = sum(wrong.get(key) != figures.get(key) for key in set(wrong) | set(figures))
-                assert changed == 1 if rule_id in ERROR_CELLS else changed <= 4, rule_id
+                assert changed == 1 if rule_id in ERROR_CELLS else changed <= 5, rule_id
                 assert rule_id in violated(bank, "2026-03-31", wrong)
     signs = {"CET1_SIGN", "T1_SIGN", "TC_SIGN"}
     assert set(planted) == set(FILING_RULES) - signs  # these three need a deficit, which a sound report does not have
     assert min(planted.values()) >= 2
 
 
-@pytest.mark.parametrize(("rule_id", "ratio"), [("CET1_SIGN", "cet1"), ("T1_SIGN", "t1"), ("TC_SIGN", "total")])
-def test_a_deficit_filed_as_a_surplus(rule_id, ratio):
-    bank, _, _, figures = sound_report(2, 1, **{ratio: "minimum"})
+@pytest.mark.parametrize("rule_id", LEVELS_OF_SIGN_RULE)
+def test_a_deficit_filed_as_a_surplus(rule_id):
+    bank, _, _, figures = sound_report(2, 1, **LEVELS_OF_SIGN_RULE[rule_id])
     wrong = COMPOUND_ERRORS[rule_id](random.Random(0), dict(figures)) and plant_error(
         random.Random(0), rule_id, figures, lambda changed: violates(bank, "2026-03-31", changed, RULES[rule_id])
     )
@@ -254,13 +286,6 @@ def test_boundary_values_differ_by_one_unit_in_the_last_place():
     n_moved = sum(move_within_tolerance(random.Random(seed), "OF_SUM", figures, check) != figures for seed in range(6))
     assert n_moved >= 3
     assert set(ERROR_CELLS) < set(TOLERANCE_CELLS) and set(mutations.WEIGHTS) == set(FILING_RULES)
-
-
-def test_the_short_profile_has_two_or_three_figures_per_report():
-    for index in range(60):
-        (filing,) = make_filings(0, index, 1, SHORT)
-        assert 2 <= len(filing.figures) <= 3
-        assert isinstance(filing.bank, Bank)
 
 
 def test_quarter_ends():

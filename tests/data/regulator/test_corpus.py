@@ -59,11 +59,11 @@ def test_reports_differ_in_their_templates_and_fit_the_window():
     filings = [filing for index in range(80) for filing in make_filings(6, index, 1, FULL)]
     read = {cell for rule in built_in_rules() for cell in rule.cells}
     templates = [{template_of(table) for table, _, _ in filing.figures} for filing in filings]
-    for module in ("C_47.00", "C_76.00", "C_84.00", "C_28.00", "F_01.01", "C_04.00"):
+    for module in ("C_47.00", "C_76.00", "C_84.00", "C_28.00", "F_01.01", "C_22.00"):
         filed = sum(module in one for one in templates)
         assert 0 < filed < len(filings), module
     for filing in filings:
         others = [key for key in filing.figures if key not in read and (key[0], "*", key[2]) not in read]
-        assert not others or len(filing.figures) <= MAX_FIGURES
+        assert not others or len(filing.figures) <= MAX_FIGURES + 1  # an error may add one
         assert not set(filing.unfiled) & {template_of(table) for table, _, _ in filing.figures}
     assert max(len(filing.figures) for filing in filings) > 1.5 * min(len(filing.figures) for filing in filings)

@@ -7,7 +7,9 @@ from decimal import Decimal
 import pytest
 
 from data.regulator import phrases
-from data.regulator.directives import Context, severity, write_directive
+from data.regulator.directives import Context, required_measures, write_directive
+from data.regulator.law_check import BELITTLING
+from data.regulator.measures import DEADLINES, ORDERS, REQUIREMENTS, plan_measures, requirement_of, severity, urgency
 from data.regulator.render import Addressee
 from data.regulator.rules import RuleResult, built_in_rules
 
@@ -50,9 +52,9 @@ def test_a_letter_has_all_its_parts():
             assert part in letter
         for part in ("C 01.00 r0010 c0010", "92000 thousand", "Article 430 CRR", "Articles 102 and 104(1) CRD"):
             assert part in letter
-        assert "\n1. " in letter and "\n2. " in letter and "\n- " in letter
-        assert "within one month" in letter and "within ten working days" in letter
-        assert "month" in letter.splitlines()[-1] or "monthly" in letter.splitlines()[-1]
+        assert "\n1. " in letter and "\n2. " in letter and letter.count("\n- ") == 3
+        assert "within seven working days" in letter and "within ten working days" in letter
+        assert any(word in letter.splitlines()[-1] for word in ("week", "Monday"))
     assert len(set(letters([CET1, SUM]))) == 30
     assert letters([CET1]) == letters([CET1])
 
@@ -94,25 +96,130 @@ def test_short_letters():
     assert "No measure" in write_directive([], BANK, "2026-03-31", "short")
 
 
-def test_severity_follows_the_shortfall():
-    grades = [severity([result("CET1_MIN", value, "0.045")]) for value in ("0.0440", "0.0430", "0.0404", "-0.01")]
-    assert grades == ["minor", "moderate", "serious", "serious"]
-    assert severity([result("OCR_TC", "0.05", "0.13")]) == "moderate"  # banks may draw on their buffers
-    assert severity([SUM]) == "minor"
+P1, P2, BUFFER = (
+    result("TC_MIN", "0.0799", "0.08"),
+    result("TSCR_TC", "0.0900", "0.10"),
+    result("OCR_TC", "0.10", "0.135"),
+)
+
+
+def test_severity_follows_the_legal_order_and_not_the_size():
+    for value in ("0.0449", "0.0430", "0.03", "-0.01"):
+        assert severity([result("CET1_MIN", value, "0.045")]) == "pillar1"
+    assert severity([P2]) == "pillar2" and severity([BUFFER]) == "buffer" and severity([SUM]) == "filing"
+    assert severity([SUM, BUFFER, P2]) == "pillar2" and severity([BUFFER, P1, SUM]) == "pillar1"
+    assert [severity([result(f"{rule}_{leg}", "0.05", "0.09")]) for rule in ("OCR", "CBR") for leg in ("CET1", "T1")] == ["buffer"] * 4  # fmt: skip
+    assert ORDERS == ("filing", "buffer", "pillar2", "pillar1")
+    assert all(REQUIREMENTS[rule.id].order in ORDERS for rule in RULES.values() if rule.kind == "breach")
+
+
+def test_size_and_duration_grade_within_an_order():
+    one = [result("CET1_MIN", value, "0.045") for value in ("0.0440", "0.0430", "0.0404")]
+    assert [urgency([each], {}) for each in one] == [0, 1, 2]
+    assert [urgency([one[0]], {"CET1_MIN": times}) for times in (1, 2, 3)] == [1, 2, 2]
+    for (subject, order), days in DEADLINES.items():
+        assert days[0] >= days[1] >= days[2], (subject, order)
+    for subject in ("capital", "leverage"):  # a graver order never has a longer deadline, whatever the size
+        assert min(DEADLINES[subject, "pillar2"]) >= max(DEADLINES[subject, "pillar1"])
 
 
 @pytest.mark.parametrize(
-    ("value", "deadline"), [("0.0440", "two months"), ("0.0430", "one month"), ("0.03", "five working days")]
+    ("value", "days", "words"), [("0.0449", 10, "ten"), ("0.0430", 7, "seven"), ("0.03", 5, "five")]
 )
-def test_deadlines_follow_severity_and_repetition(value, deadline):
+def test_deadlines_follow_severity_and_repetition(value, days, words):
     one = result("CET1_MIN", value, "0.045")
-    assert all(f"within {deadline}" in letter for letter in letters([one]))
+    expected = [{"subject": "capital", "deadline_days": days}, {"subject": "distributions", "deadline_days": 5}]
+    assert required_measures([one]) == expected
+    assert all(f"within {words} working days" in letter for letter in letters([one]))
     again = Context(repeated={"CET1_MIN": 1})
-    shorter = {"two months": "one month", "one month": "five working days"}.get(deadline, deadline)
+    shorter = {10: 7, 7: 5}.get(days, days)
+    assert required_measures([one], again)[0] == {"subject": "capital", "deadline_days": shorter}
     for letter in letters([one], context=again):
-        assert f"within {shorter}" in letter
+        assert f"within {phrases.WORKING_DAYS[shorter]} working days" in letter
         assert any(sentence in letter for sentence in phrases.PERSISTS)
         assert any(sentence in letter for sentence in phrases.REPEATED[1])
+
+
+def test_a_breach_of_pillar_1_is_never_a_small_matter():
+    minima = [rule_id for rule_id, requirement in REQUIREMENTS.items() if requirement.order == "pillar1"]
+    assert len(minima) == 10
+    for rule_id in minima:
+        smallest = result(rule_id, "0.2501", "0.25") if rule_id == "LE_LIMIT" else result(rule_id, "0.2499", "0.25")
+        for times in (0, 1, 2, 3):
+            for letter in letters([smallest, SUM], 12, context=Context(repeated={rule_id: times})):
+                assert not any(words in letter for words in BELITTLING), letter
+                assert "We expect no repetition" not in letter
+
+
+def test_a_missed_buffer_names_its_consequences():
+    for rule_id in ("OCR_CET1", "OCR_T1", "OCR_TC", "CBR_CET1", "CBR_T1"):
+        missed = result(rule_id, "0.08", "0.09")
+        assert required_measures([missed]) == [{"subject": "distributions", "deadline_days": 5}]
+        for letter in letters([missed], 12):
+            assert "CRD Art. 141a" in letter and "CRD Art. 142" in letter and "CRD Art. 141" in letter
+            assert "maximum distributable amount" in letter and "capital conservation plan" in letter
+            assert "within five working days" in letter
+            assert "recapitalis" not in letter and "weekly" not in letter
+    for letter in letters([result("LR_OLRR", "0.032", "0.035")], 12):
+        assert "CRD Art. 141b" in letter and "CRD Art. 142" in letter
+
+
+def test_the_letter_demands_exactly_the_required_measures():
+    violated = [SUM, result("LCR_MIN", "0.9", "1"), P2, BUFFER, result("LE_LIMIT", "0.3", "0.25", row="CLIENT")]
+    measures = required_measures(violated)
+    assert measures == [
+        {"subject": "liquidity", "deadline_days": 3},
+        {"subject": "exposure", "deadline_days": 5},
+        {"subject": "capital", "deadline_days": 15},
+        {"subject": "distributions", "deadline_days": 5},
+        {"subject": "filing", "deadline_days": 10},
+    ]
+    for letter in letters(violated, 12):
+        demands = [line for line in letter.splitlines() if line.startswith("- ")]
+        assert len(demands) == len(measures)
+        for demand, measure in zip(demands, measures, strict=True):
+            days = phrases.WORKING_DAYS[measure["deadline_days"]]
+            assert demand.count("working days") == 1 and f"within {days} working days" in demand
+        assert "daily" in letter or "every business day" in letter  # CRR Art. 414
+    assert required_measures([]) == []
+    assert required_measures([result("LCR_MIN", "0.8", "1")], style="short") == [
+        {"subject": "liquidity", "deadline_days": 10}
+    ]
+
+
+def test_one_figure_that_misses_several_limits_is_one_finding():
+    missed = [P1, result("TSCR_TC", "0.0799", "0.10"), result("OCR_TC", "0.0799", "0.135")]
+    for letter in letters(missed, 12):
+        (finding,) = [line for line in letter.splitlines() if line[0].isdigit()]
+        for part in ("8%", "10%", "13.5%", "CRR Art. 92(1)(c)", "CRD Art. 104(1)(a)", "CRD Art. 141a(c)"):
+            assert part in finding
+    (capital, distributions) = plan_measures(missed, {})
+    assert (capital.order, distributions.order) == ("pillar1", "buffer")
+
+
+def test_findings_of_notes_are_written_with_and_without_figures():
+    base = dataclasses.replace(result("LCR_MIN", "0.95", "1"), rule_id="LCR_PLEDGED", kind="note")
+    pledged = dataclasses.replace(base, legal="Delegated Reg. (EU) 2015/61 Art. 7(2)")
+    late = dataclasses.replace(
+        pledged, rule_id="LATE", cell=("", "*", ""), value=None, limit=None, legal="ITS (EU) 2024/3117 Art. 3"
+    )
+    assert requirement_of(pledged)[:2] == ("liquidity", "pillar1")
+    assert requirement_of(late)[:2] == ("filing", "filing")
+    for letter in letters([pledged, late], 12):
+        assert "95.00%" in letter and "Art. 7(2)" in letter and "Art. 3" in letter
+        assert "None" not in letter and "{" not in letter
+    owned = dataclasses.replace(pledged, rule_id="OWN_SHARES", cell=("C_03.00", "r0010", "c0010"), value=None)
+    assert requirement_of(owned)[:2] == ("capital", "buffer")
+
+
+@pytest.mark.parametrize("violated", [[], [CET1], [SUM], [BUFFER], [P1, P2, BUFFER, SUM]])
+def test_eight_variants_are_eight_letters(violated):
+    for start in (0, 5):
+        for bank in (BANK, dataclasses.replace(BANK, entity="OTHER")):
+            written = {
+                write_directive(violated, bank, "2026-06-30", variant=variant) for variant in range(start, start + 8)
+            }
+            assert len(written) == 8
 
 
 def test_severe_letters_depend_on_the_type_of_bank():
@@ -132,10 +239,14 @@ def test_the_trend_names_the_previous_figure():
 
 def test_triggers_are_mentioned_but_are_not_violations():
     large = tuple(result("LE_DEF", "0.12", "0.1", state="triggered", row=name) for name in "AB")
-    context = Context(triggers=(*large, result("FX_DEMIN", 500_000, 240_000, state="triggered", **EURO)))
+    guidance = result("P2G_TC", "0.14", "0.15", state="triggered")
+    other = result("LE_GSII", "0.2", "0.15", state="triggered", row="SYNC00OTHER")
+    currency = result("FX_DEMIN", 500_000, 240_000, state="triggered", **EURO)
+    context = Context(triggers=(*large, other, currency, guidance))
     for letter in [*letters([], context=context), *letters([CET1], context=context)]:
         assert "2 exposures" in letter and "CRR Art. 392" in letter and "CRR Art. 351" in letter
         assert "10%" in letter
+        assert "CRD Art. 104b" in letter and "15%" in letter and "SYNC00OTHER" in letter
 
 
 def test_a_letter_without_findings_names_the_tightest_margin():

@@ -1,4 +1,4 @@
-"""Each of the 42 rules: on both sides of its limit, just within and just beyond its tolerance, and with a missing cell."""
+"""Each rule: on both sides of its limit, just within and just beyond its tolerance, and with a missing cell."""
 
 import pathlib
 from decimal import Decimal
@@ -71,8 +71,28 @@ CASES = {
     "TSCR_T1": ({"ratio 30": "7.5%", "ratio 150": "7.5%"}, [{"ratio 150": "7.49%"}], [{"ratio 150": "7.51%"}], {"ratio 30": "undecided", "ratio 150": "undecided"}),
     "TSCR_TC": ({"ratio 50": "10%", "ratio 130": "10%"}, [{"ratio 50": "10.01%"}], [{"ratio 50": "9.99%"}], {"ratio 50": "undecided", "ratio 130": "undecided"}),
     "OCR_TC": ({"ratio 50": "13.5%", "ratio 160": "13.5%"}, [{"ratio 50": "13.51%"}], [{"ratio 50": "13.49%"}], {"ratio 50": "undecided", "ratio 160": "undecided"}),
+    "OCR_CET1": ({"ratio 10": "9%", "ratio 170": "9%"}, [{"ratio 10": "9.01%"}], [{"ratio 10": "8.99%"}], {"ratio 10": "undecided", "ratio 170": "undecided"}),
+    "OCR_T1": ({"ratio 30": "11%", "ratio 180": "11%"}, [{"ratio 180": "10.99%"}], [{"ratio 180": "11.01%"}], {"ratio 30": "undecided", "ratio 180": "undecided"}),
+    "CBR_CET1": (  # 5% + 40,000 / 1,000,000 = 9%; two ratios are rounded by half a basis point
+        {"ratio 10": "9%", "ratio 140": "5%", "memo 740": 40_000, "rea 10": 1_000_000},
+        [{"ratio 10": "8.99%"}],
+        [{"ratio 10": "8.98%"}, {"ratio 140": "5.02%"}, {"memo 740": 40_200}],
+        {"ratio 10": "undecided", "ratio 140": "undecided", "memo 740": "undecided", "rea 10": "undecided"},
+    ),
+    "CBR_T1": (
+        {"ratio 30": "11%", "ratio 150": "7%", "memo 740": 40_000, "rea 10": 1_000_000},
+        [{"ratio 30": "10.99%"}],
+        [{"ratio 30": "10.98%"}, {"rea 10": 995_000}],
+        {"ratio 30": "undecided", "ratio 150": "undecided", "memo 740": "undecided", "rea 10": "undecided"},
+    ),
     "LR_MIN": ({"lev 340": "3%"}, [{"lev 340": "3.01%"}], [{"lev 340": "2.99%"}, {"lev 340": "-1%"}], {"lev 340": "undecided"}),
-    "LR_OLRR": ({"lev 340": "3.1%", "lev 440": "3.1%"}, [{"lev 340": "3.11%"}], [{"lev 340": "3.09%"}], {"lev 340": "undecided", "lev 440": "undecided"}),
+    "LR_TSLRR": ({"lev 340": "3.1%", "lev 420": "3.1%"}, [{"lev 340": "3.11%"}], [{"lev 340": "3.09%"}], {"lev 340": "undecided", "lev 420": "undecided"}),
+    "LR_OLRR": (  # without a buffer it equals TSLRR, which another rule tests
+        {"lev 340": "3.5%", "lev 440": "3.5%", "lev 420": "3%"},
+        [{"lev 340": "3.51%"}, {"lev 340": "3.2%", "lev 420": "3.5%"}],
+        [{"lev 340": "3.49%"}, {"lev 340": "2%"}],
+        {"lev 340": "undecided", "lev 440": "undecided", "lev 420": "ok"},
+    ),
     "LCR_MIN": ({"lcr 30": "100%"}, [{"lcr 30": "100.01%"}], [{"lcr 30": "99.99%"}, {"lcr 30": "-2%"}], {"lcr 30": "undecided"}),
     "NSFR_MIN": ({"nsfr 220 40": "100%"}, [{"nsfr 220 40": "100.01%"}], [{"nsfr 220 40": "99.99%"}], {"nsfr 220 40": "undecided"}),
     "LE_LIMIT": (
@@ -95,6 +115,7 @@ CASES = {
     "TC_RATIO": ({**CAPITAL, "ratio 50": "15%"}, [{"of 10": 149_950}], [{"of 10": 149_949}, {"ratio 50": "15.02%"}], {"ratio 50": "violated"}),
     "CET1_SURPLUS": ({**CAPITAL, "ratio 20": 55_000}, [{"ratio 20": 55_001}, {"ratio 20": 54_999}], [{"ratio 20": 55_002}, {"ratio 20": -55_000}], {"ratio 20": "violated"}),
     "T1_SURPLUS": ({**CAPITAL, "ratio 40": 60_000}, [{"ratio 40": 60_001}, {"ratio 40": 59_999}], [{"ratio 40": 60_002}, {"ratio 40": -60_000}], {"ratio 40": "violated"}),
+    "TC_SURPLUS": ({**CAPITAL, "ratio 60": 70_000}, [{"ratio 60": 70_001}, {"ratio 60": 69_999}], [{"ratio 60": 70_002}, {"ratio 60": -70_000}], {"ratio 60": "violated"}),
     "CET1_SIGN": ({"ratio 10": "4.5%", "ratio 20": 10}, [{"ratio 10": "4.4%", "ratio 20": -10}, {"ratio 10": "4.4%", "ratio 20": 0}], [{"ratio 10": "4.49%"}, {"ratio 10": "-2%"}], {"ratio 10": "violated", "ratio 20": "ok"}),
     "T1_SIGN": ({"ratio 30": "6%", "ratio 40": 10}, [{"ratio 30": "5.9%", "ratio 40": -10}, {"ratio 30": "5.9%", "ratio 40": 0}], [{"ratio 30": "5.99%"}, {"ratio 30": "-2%"}], {"ratio 30": "violated", "ratio 40": "ok"}),
     "TC_SIGN": ({"ratio 50": "8%", "ratio 60": 10}, [{"ratio 50": "7.9%", "ratio 60": -10}, {"ratio 50": "7.9%", "ratio 60": 0}], [{"ratio 50": "7.99%"}, {"ratio 50": "-2%"}], {"ratio 50": "violated", "ratio 60": "ok"}),
@@ -125,27 +146,40 @@ CASES = {
     "FIN_BS": ({"ass 380": 1_000, "equ 300": 90, "lia 300": 910}, [{"ass 380": 1_001}], [{"ass 380": 1_002}, {"lia 300": 908}], {"equ 300": "violated"}),
     "FIN_PL": ({"equ 250": 40, "pl 690": 40}, [{"pl 690": 41}], [{"pl 690": 42}, {"equ 250": -40}], {"pl 690": "violated"}),
     "LE_DEF": ({"le * c230": "9.99%"}, [{"le * c230": "0%"}], [{"le * c230": "10%"}, {"le * c230": "26%"}], {"le * c230": None}),
+    "LE_GSII": (
+        {"le * c350": "15%", "who * c070": "eba_qTE:qx2056", "lelim 040 010": 18_000},
+        [{"le * c350": "14.99%"}, {"le * c350": "24%", "who * c070": "eba_qTE:qx2057"}],
+        [{"le * c350": "15.01%"}, {"le * c350": "24%"}],
+        {"le * c350": None},
+    ),
+    "P2G_TC": (
+        {"ratio 50": "14%", "ratio 190": "14%", "ratio 160": "13%"},
+        [{"ratio 50": "14.01%"}, {"ratio 50": "12.99%"}],
+        [{"ratio 50": "13.99%"}, {"ratio 50": "13%"}],
+        {"ratio 50": "undecided", "ratio 190": "undecided", "ratio 160": "undecided"},
+    ),
     "FX_DEMIN": ({"fx 10 90": 240, "of 10": 150_000}, [{"fx 10 90": 1}], [{"fx 10 90": 241}], {"fx 10 90": "undecided", "of 10": "undecided"}),
 }  # fmt: skip
+TRIGGERS = {"LE_DEF", "LE_GSII", "FX_DEMIN", "P2G_TC"}
 
 
 def test_every_rule_has_a_case_and_its_cells_are_in_the_dpm():
     assert set(CASES) == {rule.id for rule in built_in_rules()}
     cells = load_cells(BUILT_IN)
     for rule in built_in_rules():
-        for key in rule.cells:
+        for key in (*rule.cells, *rule.unless_reported):
             assert cells.by_cell(*key) is not None, (rule.id, key)
     assert [sum(rule.kind == kind for rule in built_in_rules()) for kind in ("breach", "filing", "trigger")] == [
-        13,
-        27,
-        2,
+        18,
+        28,
+        4,
     ]
 
 
 @pytest.mark.parametrize("rule_id", CASES)
 def test_limit_tolerance_and_missing_cells(rule_id):
     base, valid, invalid, missing = CASES[rule_id]
-    positive = "triggered" if rule_id in ("LE_DEF", "FX_DEMIN") else "violated"
+    positive = "triggered" if rule_id in TRIGGERS else "violated"
     assert state(rule_id, base) == "ok"
     for change in valid:
         assert state(rule_id, base | change) == "ok", change
@@ -164,7 +198,7 @@ def test_the_output_floor_is_phased_in(year, share):
     needed = max(floored, 600_000)
     assert state("OUTPUT_FLOOR", {**figures, "rea 10": needed}, f"{year}-12-31") == "ok"
     assert state("OUTPUT_FLOOR", {**figures, "rea 10": needed - 2}, f"{year}-12-31") == "violated"
-    assert state("OUTPUT_FLOOR", {**figures, "rea 10": needed}, "2024-12-31") == "undecided"
+    assert state("OUTPUT_FLOOR", {**figures, "rea 10": needed}, "2024-12-31") is None
 
 
 def test_the_cap_of_the_floor_ends_in_2030():
@@ -201,6 +235,52 @@ def test_without_a_reported_limit_for_institutions_the_limit_is_25_percent():
     assert state("LE_LIMIT", {"le * c350": "25.01%", **who}) == "violated"
 
 
+def test_a_leg_of_the_buffer_is_derived_only_where_it_is_not_reported():
+    missed = {"ratio 10": "5%", "ratio 140": "5%", "memo 740": 40_000, "rea 10": 1_000_000}
+    assert (state("CBR_CET1", missed), state("OCR_CET1", missed)) == ("violated", "undecided")
+    printed = missed | {"ratio 170": "9%"}
+    assert (state("CBR_CET1", printed), state("OCR_CET1", printed)) == (None, "violated")
+
+
+def test_only_a_g_sii_has_a_limit_of_15_percent_for_other_g_siis():
+    exposure = {"le * c350": "20%", "who * c070": "eba_qTE:qx2056"}
+    assert state("LE_GSII", exposure) == "ok"
+    assert state("LE_GSII", exposure | {"memo 800": 1_000}) == "triggered"  # a G-SII buffer
+    assert state("LE_GSII", exposure | {"lelim 040 010": 18_000}) == "triggered"
+    assert state("LE_LIMIT", exposure | {"memo 800": 1_000}) == "ok"  # the report does not say that both are G-SIIs
+
+
+@pytest.mark.parametrize(
+    ("rule_id", "figures", "first"),
+    [
+        ("LCR_MIN", {"lcr 30": "80%"}, "2018-01-01"),
+        ("NSFR_MIN", {"nsfr 220 40": "80%"}, "2021-06-28"),
+        ("LR_MIN", {"lev 340": "2%"}, "2021-06-28"),
+    ],
+)
+def test_a_minimum_applies_from_its_first_day(rule_id, figures, first):
+    assert state(rule_id, figures, first) == "violated"
+    assert state(rule_id, figures, "2017-12-31") is None
+
+
+@pytest.mark.parametrize(
+    ("rule_id", "date", "legal"),
+    [
+        ("FX_12_5", "2024-12-31", "CRR Art. 92(4)(b)"),
+        ("FX_12_5", "2025-03-31", "CRR Art. 92(6)(b)"),
+        ("FX_XTAB", "2025-12-31", "ITS (EU) 2021/451 Annex I"),
+        ("FX_XTAB", "2026-03-31", "ITS (EU) 2024/3117 Annex I"),
+        ("FIN_PL", "2024-12-31", "ITS (EU) 2021/451 Annex III"),
+        ("FIN_PL", "2026-03-31", "ITS (EU) 2024/3117 Art. 11, Annex I"),
+        ("OCR_CET1", "2020-09-30", "CRD Art. 141(1)-(3)"),
+        ("OCR_CET1", "2026-03-31", "CRD Art. 141a(a), 141(2)"),
+    ],
+)
+def test_the_citation_is_that_of_the_reference_date(rule_id, date, legal):
+    rule = next(rule for rule in built_in_rules() if rule.id == rule_id)
+    assert rule.at(date).legal == legal
+
+
 def test_an_insolvent_bank_with_consistent_figures_has_breaches_but_no_filing_errors():
     figures = {"of 10": -50_000, "of 15": -70_000, "of 20": -70_000, "of 750": 20_000, "rea 10": 1_000_000}
     figures |= {"ratio 10": "-7%", "ratio 30": "-7%", "ratio 50": "-5%"}
@@ -212,4 +292,5 @@ def test_an_insolvent_bank_with_consistent_figures_has_breaches_but_no_filing_er
     assert {result.kind for result in violated} == {"breach"}
     assert {result.rule_id for result in violated} == {
         *("CET1_MIN", "T1_MIN", "TC_MIN", "TSCR_CET1", "TSCR_T1", "TSCR_TC", "OCR_TC", "LR_MIN", "LR_OLRR"),
+        *("CBR_CET1", "CBR_T1"),
     }

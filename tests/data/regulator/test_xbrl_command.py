@@ -7,6 +7,8 @@ import zipfile
 from decimal import Decimal
 from pathlib import Path
 
+from data.regulator.rules import built_in_rules
+
 ROOT = Path(__file__).resolve().parents[3]
 REPORT = {
     "documentInfo": {
@@ -49,15 +51,41 @@ def test_prints_facts_and_a_summary(tmp_path):
     assert surplus["value"] == -5000
     summary = last["summary"]
     assert (summary["format"], summary["entity"], summary["period"]) == ("xBRL-CSV", "LEI1", "2026-03-31")
-    assert (summary["facts"], summary["numeric_facts"], summary["warnings"]) == (2, 2, [])
+    assert (summary["facts"], summary["numeric_facts"]) == (2, 2)
+    assert [warning.rpartition("(")[2] for warning in summary["warnings"]] == ["FILING_INDICATOR)", *["MANDATORY)"] * 3]
 
 
 def test_text_and_rules(tmp_path):
     file = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.0431\n"})
     assert "4.31%" in run(file, "--text").stdout
-    results = [json.loads(line) for line in run(file, "--rules").stdout.splitlines()]
-    states = {row["rule_id"]: row["state"] for row in results if "rule_id" in row}
-    assert states["CET1_MIN"] == "violated"
+    *results, last = [json.loads(line, parse_float=Decimal) for line in run(file, "--rules").stdout.splitlines()]
+    assert "summary" in last
+    rows = {row["rule_id"]: row for row in results}
+    assert rows.keys() >= {"FILING_INDICATOR", "MANDATORY", *(rule.id for rule in built_in_rules())}
+    cet1 = rows["CET1_MIN"]
+    assert (cet1["state"], cet1["value"], cet1["limit"], cet1["formula"]) == (
+        *("violated", Decimal("0.0431"), Decimal("0.045")),
+        "{C_03.00,r0010,c0010} < 0.045",
+    )
+    assert [(figure["cell"], figure["value"], figure["source"]) for figure in cet1["inputs"]] == [
+        (["C_03.00", "r0010", "c0010"], Decimal("0.0431"), "reported")
+    ]
+    assert (rows["TSCR_CET1"]["state"], rows["LR_MIN"]["state"]) == ("not decidable", "not applicable")
+
+
+def test_rules_as_a_table(tmp_path):
+    lcr = {"c_76.00.a": "dp3231697,60000000\ndp5435201,100000000\n"}
+    lines = run(package(tmp_path / "a.zip", "LEI1", **lcr), "--rules", "--text").stdout.splitlines()
+    assert lines[0] == "LEI1 | 2026-03-31 | EUR | xBRL-CSV"
+    start = next(number for number, line in enumerate(lines) if "LCR_MIN" in line)
+    assert lines[start].startswith("  violated | LCR_MIN | 60.00% | min 100% | CRR Art. 412(1)")
+    assert lines[start + 1 : start + 4] == [
+        "      Liquidity coverage ratio below 100%",
+        "      violated if C 76.00.a r0030 c0010 < 1",
+        "      C 76.00.a r0030 c0010 = 60% (not reported; C 76.00.a r0010 c0010 / C 76.00.a r0020 c0010 = "
+        "60000 thousand EUR / 100000 thousand EUR, Delegated Reg. (EU) 2015/61 Art. 4(1))",
+    ]
+    assert any(line.startswith("  not applicable | LR_MIN | CRR Art. 92(1)(d)") for line in lines)
 
 
 def test_two_modules_of_one_bank_are_merged(tmp_path):
