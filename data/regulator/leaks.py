@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from data.regulator.examples import EARLIER_CELLS, letter_of, report_of
+from data.regulator.printed_cells import printed_cells
 from data.regulator.render import cell_name, short_label
 from data.regulator.splits import FULL_SPLITS, group_by_split, split_examples
 
@@ -17,7 +18,6 @@ _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*")
 _CLIENT = re.compile(r"\b[A-Z]\d{2}\b")
 _SENTENCE_END = re.compile(r"(?<!Art\.)(?<=[.:;])\s+")
 _LONG_FIGURE = re.compile(r" \| -?\d{5,}(?: thousand| million)?$")
-_TABLE = re.compile(r"[CF] \d\d\.\d\d\S*")
 
 
 def mask(letter: str, names: Iterable[str]) -> str:
@@ -91,13 +91,7 @@ def _parts(example: dict, names: Mapping[str, str]) -> dict[str, list[str]]:
 
 def _ratios(lines: Sequence[str]) -> str:
     """The ratios of a report as one line, in the form in which `render.render_earlier` prints those of an earlier one."""
-    table, figures = "", {}
-    for line in lines:
-        if match := _TABLE.match(line):
-            table = match[0]
-        place, _, value = line.rpartition(" | ")
-        if place:
-            figures[f"{table} {' '.join(place.split()[:2])}"] = value
+    figures = printed_cells("\n".join(lines))
     if not figures:  # the style "labels" prints nothing but ratios
         return ", ".join(line for line in lines if line.endswith("%"))
     return ", ".join(
