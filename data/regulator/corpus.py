@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
-from data.regulator.banks import Bank, make_bank
+from data.regulator.banks import LEI_PREFIX, Bank, lei, make_bank
 from data.regulator.dates import quarter_end
 from data.regulator.economics import (
     ALL_BREACHES,
@@ -20,7 +20,7 @@ from data.regulator.economics import (
     draw_levels,
 )
 from data.regulator.laptop import RULES as LAPTOP_RULES
-from data.regulator.laptop import laptop_filing
+from data.regulator.laptop import laptop_filing, opposite
 from data.regulator.mutations import TOLERANCE_CELLS, draw_errors, move_within_tolerance, plant_error
 from data.regulator.note_plans import draw_plan, plan_note, with_guidance
 from data.regulator.notes import PlannedNote
@@ -103,6 +103,7 @@ class Filing:
     unfiled: tuple[str, ...] = ()  # templates declared as not filed
     violated: frozenset[str] = frozenset()  # ids of the violated rules, those that only a note shows among them
     note: PlannedNote | None = None
+    pair: str = ""  # shared by the two members of a minimal pair
 
 
 def make_filings(seed: int, index: int, count: int, profile: Profile) -> list[Filing]:
@@ -124,6 +125,26 @@ def make_filings(seed: int, index: int, count: int, profile: Profile) -> list[Fi
 def _laptop_filing(seed: int, index: int, quarter: int, profile: Profile) -> Filing:
     bank, period, figures, note = laptop_filing(seed, index, quarter, profile.clean)
     return _filing(bank, period, figures, (), violated(bank, period, figures, rules_of(profile)), note)
+
+
+def twin_of(filing: Filing) -> Filing | None:
+    """The other member of a minimal pair: the same report of a bank of the same name, whose note says the opposite.
+
+    None without a note, or if the opposite changes nothing. The bank has an entity code of its own, which the style "labels"
+    does not print.
+    """
+    note = opposite(filing.note, filing.period, filing.figures) if filing.note else None
+    if note is None or filing.note is None:
+        return None
+    entity = lei(LEI_PREFIX + filing.bank.entity[17:5:-1])
+    own = tuple(replace(finding, entity=entity) for finding in note.findings)
+    by_note = {finding.rule for finding in filing.note.findings}
+    engine = filing.violated - (by_note if filing.note.kind != "waiver" else set())
+    if filing.note.kind == "waiver":
+        engine |= by_note  # the figures break what is waived, or not
+    bank = replace(filing.bank, entity=entity)
+    twin = _filing(bank, filing.period, filing.figures, (), set(engine), replace(note, findings=own))
+    return replace(twin, pair=filing.bank.entity)
 
 
 def _filing(

@@ -7,6 +7,7 @@ evaluation, `id`, `bank`, `period`, `split` and
 - `findings`: rule, cell, value, limit and article of each violation as the answer prints them;
 - `kind`: the kind of the note in the report, or "";
 - `measures`: subject and deadline in days of each measure that the letter demands;
+- `pair`, in some tests: shared by two reports that differ in one note only, the members of a minimal pair;
 - `references`, in the tests: wordings of the letter, the one in the answer first.
 
 Nothing in it comes from the generator but findings.csv: a real archive and an invented one are processed alike.

@@ -12,13 +12,14 @@ import pathlib
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from tqdm import tqdm
 
 from common.durable_files import new_directory, write_json
 from common.errors import UserError
 from data.regulator.card import SOURCES, split_summary, violation_baselines, write_splits
-from data.regulator.corpus import PROFILES, Filing, Profile, make_filings
+from data.regulator.corpus import PROFILES, Filing, Profile, make_filings, twin_of
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.examples import make_example, read_filing, read_register, write_register
 from data.regulator.filing import write_reports
@@ -138,8 +139,27 @@ def plan_filings(request: Request, processes: int) -> tuple[list[list[Filing]], 
     else:
         split_of_bank = split_banks(list(dict.fromkeys(case["bank"] for case in cases)), request.splits, request.seed)
         flat = [split_of_bank[case["bank"]] for case in cases]
+        filings, flat = _with_twins([one for (one,) in filings], flat)
     position = iter(flat)
     return filings, [list(itertools.islice(position, len(of_bank))) for of_bank in filings]
+
+
+def _with_twins(filings: Sequence[Filing], splits: Sequence[str]) -> tuple[list[list[Filing]], list[str]]:
+    """The filings of a profile with one quarter, and their splits.
+
+    Wherever it is possible, the filing of a test comes with its twin, for which the last filings of the test make room.
+    """
+    test = [filing for filing, split in zip(filings, splits, strict=True) if split == "test"]
+    paired: list[Filing] = []
+    for filing in test:
+        twin = twin_of(filing)
+        paired += [filing] if twin is None else [replace(filing, pair=twin.pair), twin]
+    paired = paired[: len(test)]
+    if paired and [filing.pair for filing in paired].count(paired[-1].pair) == 1:  # its twin found no room
+        paired[-1] = replace(paired[-1], pair="")
+    others = [(filing, split) for filing, split in zip(filings, splits, strict=True) if split != "test"]
+    placed = [*others, *((filing, "test") for filing in paired)]
+    return [[filing] for filing, _ in placed], [split for _, split in placed]
 
 
 def _chunk(items: Sequence, processes: int) -> int:
@@ -172,7 +192,8 @@ def _generate_examples(
         files = pool.map(write_files, folder, seeds, filings, splits, profiles, **chunk)
         files = list(tqdm(files, total=len(filings), desc="writing reports", unit="bank"))
         addressees = (register[bank.entity] for bank in banks)
-        read = pool.map(read_examples, files, addressees, splits, of_banks, profiles, **chunk)
+        pairs = [[filing.pair for filing in of_bank] for of_bank in filings]
+        read = pool.map(read_examples, files, addressees, splits, of_banks, pairs, profiles, **chunk)
         examples = list(
             itertools.chain.from_iterable(tqdm(read, total=len(filings), desc="reading reports", unit="bank"))
         )
@@ -193,7 +214,8 @@ def write_files(
     cells = load_cells(BUILT_IN)
     files = []
     for filing, split in zip(filings, splits, strict=True):
-        notes = [write_note(filing.note, split, f"{seed} {entity} {filing.period}")] if filing.note else []
+        seed_of_note = f"{seed} {filing.pair or entity} {filing.period}"
+        notes = [write_note(filing.note, split, seed_of_note)] if filing.note else []
         unfiled = filing.unfiled or ("C_04.00",)
         arguments = (directory, filing.bank, filing.period, filing.figures, cells, unfiled, syntax, notes)
         files.append(write_reports(*arguments))
@@ -205,9 +227,12 @@ def read_examples(
     bank: Addressee,
     splits: Sequence[str],
     findings: Mapping[str, Sequence[Finding]],
+    pairs: Sequence[str],
     profile: str,
 ) -> list[dict]:
     """Read the files of one bank, by reference date, and make the examples. `findings` are those of each date.
+
+    `pairs` has the id of the minimal pair of each report, or "".
 
     Raises `RuntimeError` if a file gives a warning: our own files must read back without one.
     """
@@ -226,6 +251,7 @@ def read_examples(
             findings=findings.get(report.period, ()),
             split=splits[index],
         )
+        | ({"pair": pairs[index]} if pairs[index] else {})
         for index, report in enumerate(reports)
     ]
 

@@ -161,3 +161,32 @@ def _waiver(rng: random.Random, bank: Bank, period: str, case: str, broken: set[
     finding = Finding(bank.entity, period, rule, state, cell_name(cell), legal="CRR Art. 8", kind="waiver")
     fields = (("scope", LIQUIDITY[rule]), ("until", until))
     return PlannedNote("waiver", case != "says no", fields, (cell,), (finding,))
+
+
+def opposite(note: PlannedNote, period: str, figures: Figures) -> PlannedNote | None:
+    """The note that says the opposite about the same figures, if that changes what follows; None if it does not."""
+    (finding,) = note.findings
+    if note.holds:
+        if finding.state == "benign":
+            return None
+        return replace(note, holds=False, findings=(replace(finding, state="benign", value=None, limit=None),))
+    value = limit = None
+    if note.kind == "waiver":
+        decides = dict(note.fields)["until"] in {long_date(quarter_end(quarters, period)) for quarters in range(1, 9)}
+    elif note.kind == "pledged":
+        amount = Decimal(dict(note.fields)["amount"].partition("%")[0]) / 100
+        value, limit = _ratio(figures, RATIOS["LCR_MIN"][0]) - amount, Decimal(1)
+        decides = value < limit
+    else:
+        value, limit = sum((_ratio(figures, cell) for cell in note.cells), Decimal(0)), Decimal("0.25")
+        decides = value > limit
+    if not decides:
+        return None
+    state = "lifted" if note.kind == "waiver" else "violated"
+    return replace(note, holds=True, findings=(replace(finding, state=state, value=value, limit=limit),))
+
+
+def _ratio(figures: Figures, cell: CellKey) -> Decimal:
+    value = figures[cell]
+    assert isinstance(value, Decimal)
+    return value

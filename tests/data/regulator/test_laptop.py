@@ -97,7 +97,7 @@ def test_the_corpus_is_reproducible_and_its_answers_follow_from_the_report(tmp_p
     assert {"findings.csv", "register.csv", "dataset.json", "train.jsonl"} <= {str(file) for file in files}
     card = json.loads((tmp_path / "a" / "dataset.json").read_text())
     assert set(card["leak_test"]["test"].values()) == {0}
-    kinds = Counter()
+    kinds, pairs = Counter(), {}
     for split in ("train", "validation", "test"):
         for line in (tmp_path / "a" / f"{split}.jsonl").read_text().splitlines():
             example = json.loads(line)
@@ -122,4 +122,14 @@ def test_the_corpus_is_reproducible_and_its_answers_follow_from_the_report(tmp_p
                 assert len(set(example["references"])) == 8 and letter == example["references"][0]
             assert ("Note: " in report) == bool(example["kind"])
             kinds[example["kind"]] += 1
+            if "pair" in example:
+                assert split == "test"
+                pairs.setdefault(example["pair"], []).append(example)
     assert set(kinds) == {"", "pledged", "connected", "waiver"}
+    assert len(pairs) >= 4
+    for one, two in pairs.values():
+        texts = [example["messages"][1]["content"].splitlines() for example in (one, two)]
+        different = [lines for lines in zip(*texts, strict=True) if lines[0] != lines[1]]
+        assert len(different) == 1 and different[0][0].startswith("Note: ")
+        assert len(set(one["violations"]) ^ set(two["violations"])) == 1
+        assert one["engine"] == two["engine"]

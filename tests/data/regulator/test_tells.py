@@ -33,8 +33,9 @@ def test_printed_cells_are_named_by_table_row_and_column():
     ],
 )
 def test_a_planted_tell_is_found_unless_it_is_the_violation(line, violation, tell):
-    clean = [example_of("C 03.00 Ratios\nr0010 c0010 Ratio | 12 thousand\nr0020 c0010 Surplus | -1 thousand")] * 40
-    table = f"C 03.00 Ratios\nr0020 c0010 Surplus | -3 thousand\n{line}"
+    rest = "r0020 c0010 Surplus | -1 thousand\nr0700 c0010 Item | 7 thousand"
+    clean = [example_of(f"C 03.00 Ratios\nr0010 c0010 Ratio | 12 thousand\n{rest}")] * 40
+    table = f"C 03.00 Ratios\n{line}\n{rest}"
     tells = find_tells([*clean, *[example_of(table, [violation])] * 40])
     found = {feature for feature in tells if "is not reported" not in feature}
     assert (tell in found) if tell else not found
