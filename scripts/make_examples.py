@@ -2,9 +2,10 @@
 
 A letter belongs to the reports of one bank for one reference date. It names both in its file name or in its first
 lines, or a CSV file of pairs assigns it. Each report that has a letter is labelled by the rules and becomes one
-example. Files that cannot be read, and reports and letters without a counterpart, are listed. OUT has one JSON Lines
-file per split, dataset.json (the data card) and unmatched.txt. The archive is not modified, and nothing is sent over
-the network.
+example. Findings that a supervisor has annotated correct the labels (--findings). Files that cannot be read, and reports
+and letters without a counterpart, are listed, and so are letters that contradict the labels. OUT has one JSON Lines file
+per split, dataset.json (the data card), unmatched.txt and disagreements.txt. The archive is not modified, and nothing is
+sent over the network.
 """
 
 import pathlib
@@ -35,6 +36,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--register", type=pathlib.Path, help="CSV of the banks with the columns entity,name,country,type"
     )
+    parser.add_argument(
+        "--findings",
+        type=pathlib.Path,
+        help="CSV of annotated findings with the columns entity,period,rule,state,cell,value,limit,legal,kind",
+    )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory to create")
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits (default %(default)s)")
     parser.add_argument(
@@ -60,16 +66,17 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Read the archive, write the corpus, and print what was used and what was not."""
     arguments = parse_arguments()
-    archive = Archive(arguments.reports, arguments.letters, arguments.pairs, arguments.register)
+    archive = Archive(arguments.reports, arguments.letters, arguments.pairs, arguments.register, arguments.findings)
     found = read_archive(archive, max(1, arguments.processes or 1))
     recorded = {name: str(value) for name, value in vars(arguments).items() if name != "processes"}
     card = write_archive_corpus(arguments.out, found, arguments.splits, arguments.seed, recorded)
-    for line in found.unmatched_lines:
+    for line in (*found.unmatched_lines, *(f"letter and labels disagree: {line}" for line in found.disagreements)):
         print(line, file=sys.stderr)
     for split, counts in card["splits"].items():
         print(f"{split:17} {counts['examples']:6} reports of {counts['banks']} banks, {counts['clean']} clean")
     print(
-        f"{len(found.examples)} reports with a letter; unmatched: {card['unmatched']}; leak test: {card['leak_test']}"
+        f"{len(found.examples)} reports with a letter; unmatched: {card['unmatched']}; "
+        f"disagreements: {card['disagreements']}; leak test: {card['leak_test']}"
     )
 
 

@@ -4,8 +4,9 @@ FILE is xBRL-XML, inline XBRL, xBRL-JSON, or a report package (a zip or an unpac
 EBA xBRL-CSV. Prints one line per fact, then one line {"summary": ...}. Several FILEs are merged into one report; they
 must be the modules that one bank filed for one reference date.
 
-If FILE is a folder of reports, they are read in parallel and each line contains the file name. A file that cannot be
-read is reported on stderr and does not stop the others. The exit code is 2 if any file was refused.
+If FILE is a folder of reports, its files are read in parallel, the modules of one bank and date are joined, and each
+line names the bank and date. A file that cannot be read is reported on stderr and does not stop the others. If its name
+has a bank and date, their report is marked as incomplete. The exit code is 2 if any file was refused.
 """
 
 import pathlib
@@ -17,11 +18,10 @@ import argparse
 import os
 from pathlib import Path
 
-from tqdm import tqdm
-
 from common.errors import run_script
+from data.regulator.folder import read_folder
 from data.regulator.render import STYLES
-from data.regulator.report_lines import Output, read_folder, report_lines
+from data.regulator.report_lines import Output, report_lines
 from data.regulator.xbrl import is_package, merge_reports, read_report
 
 
@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a report, or one folder of reports")
     parser.add_argument("--text", action="store_true", help="print the text that the model reads instead of facts")
     parser.add_argument("--style", choices=STYLES, default="cells", help="the style of --text (default: %(default)s)")
-    parser.add_argument("--rules", action="store_true", help="print the result of each rule instead of facts")
+    parser.add_argument("--rules", action="store_true", help="print the result of every rule; with --text as a table")
     parser.add_argument("--summary", action="store_true", help="print only the summary")
     parser.add_argument("--taxonomy", action="append", default=[], type=Path, metavar="ZIP", help="a taxonomy package")
     parser.add_argument(
@@ -52,18 +52,22 @@ def main() -> int:
 
 
 def print_folder(folder: Path, output: Output, taxonomy: list[Path], workers: int) -> int:
-    """Print every report of a folder. Returns the exit code."""
-    read = refused = 0
-    for lines, error in read_folder(folder, output, taxonomy, workers):
-        if error:
-            refused += 1
-            tqdm.write(f"error: {error}", file=sys.stderr)
-        else:
-            read += 1
-        for line in lines:
+    """Print the report of each bank and date in a folder. Returns the exit code."""
+    reports, refused = read_folder(folder, output, taxonomy, workers)
+    for error in refused:
+        print(f"error: {error}", file=sys.stderr)
+    files = []
+    incomplete = 0
+    for report in reports:
+        files.append(report.files)
+        incomplete += bool(report.incomplete)
+        for line in report.lines:
             print(line)
     sys.stdout.flush()
-    print(f"{read} reports read, {refused} refused", file=sys.stderr)
+    print(
+        f"{len(files)} reports of {sum(files)} files, {incomplete} incomplete; {len(refused)} files refused",
+        file=sys.stderr,
+    )
     return 2 if refused else 0
 
 

@@ -3,12 +3,13 @@
 import csv
 import datetime
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
 from data.regulator.report import Report
+from data.regulator.safety import CLUTTER_FOLDERS, is_clutter
 from data.regulator.xbrl import is_package, merge_reports, read_report
 
 REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", ".htm", ".json")
@@ -28,12 +29,12 @@ class Letter:
 def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
     """Sorted (report files and unpacked packages, other files) under a folder, recursively.
 
-    Hidden entries are skipped.
+    Hidden entries and files that an operating system has added are skipped.
     """
     found: list[Path] = []
     others: list[Path] = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+        if path.name.startswith(".") or path.name in CLUTTER_FOLDERS or is_clutter(path.name):
             continue
         if path.is_dir() and not is_package(path):
             nested_reports, nested_others = find_reports(path)
@@ -47,6 +48,8 @@ def find_letters(folder: Path) -> tuple[list[Letter], list[str]]:
     """(letters under a folder, error messages for all other files). A letter is a non-empty UTF-8 .txt or .md file."""
     letters, rejected = [], []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+        if is_clutter(path.relative_to(folder).as_posix()):
+            continue
         if path.suffix.lower() not in LETTER_SUFFIXES:
             rejected.append(f"{path}: not a text file; save the letter as .txt in UTF-8")
             continue
@@ -62,10 +65,10 @@ def find_letters(folder: Path) -> tuple[list[Letter], list[str]]:
     return letters, rejected
 
 
-def try_read_report(path: Path) -> tuple[Path, Report | None, str]:
+def try_read_report(path: Path, taxonomy: Sequence[Path] = ()) -> tuple[Path, Report | None, str]:
     """(path, report or None, error message). Never raises, so that worker processes survive bad files."""
     try:
-        report = read_report(path)
+        report = read_report(path, taxonomy=taxonomy)
     except UserError as error:
         return path, None, str(error)
     except Exception as error:  # a bug in this code or in a parser must not stop the other files
@@ -98,12 +101,25 @@ def group_reports(reports: Iterable[Report]) -> tuple[dict[Case, Report], list[s
 
 
 def incomplete_cases(rejected: Iterable[str], cases: Iterable[Case]) -> dict[Case, str]:
-    """Case -> error message of a rejected file that belongs to it. EBA file names contain the entity and the date.
+    """Case -> error message of a rejected file that belongs to it.
 
     The rules cannot check figures of a missing module, so an example from an incomplete case would be mislabelled.
     """
-    names = {line: Path(line.split(": ", 1)[0]).name for line in rejected}
-    return {case: line for case in cases for line, name in names.items() if case[0] in name and case[1] in name}
+    paths = {line: Path(line.split(": ", 1)[0]) for line in rejected}
+    return {case: line for case in cases for line, path in paths.items() if is_named_after(path, *case)}
+
+
+def is_named_after(path: Path, entity: str, period: str) -> bool:
+    """Whether the name of a file says that it belongs to a bank and date: EBA file names begin `LEI.CON_DE_...` and
+    contain the date (EBA filing rules).
+
+    An `entity` with a scope suffix does not match a name with another one.
+    """
+    bank, _, scope = entity.partition(".")
+    if bank not in path.name or period not in path.name:
+        return False
+    named = re.search(rf"{re.escape(bank)}(?:\.([A-Z]+))?(?![A-Z0-9])", path.name)
+    return bool(named) and (not scope or named[1] in (None, scope))
 
 
 def match_letters(

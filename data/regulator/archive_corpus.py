@@ -23,29 +23,37 @@ from data.regulator.archive import (
     try_read_report,
 )
 from data.regulator.card import SOURCES, split_summary, violation_baselines, write_splits
-from data.regulator.corpus import FULL
+from data.regulator.corpus import FULL, rules_of
+from data.regulator.disagreements import find_disagreements
 from data.regulator.dpm import load_cells
 from data.regulator.examples import make_example, read_register
+from data.regulator.findings import Finding, apply_findings, load_findings
 from data.regulator.leaks import place_examples
 from data.regulator.render import Addressee
 from data.regulator.report import Report
+from data.regulator.rules import evaluate, violations
 
-HOW_MADE = "scripts/make_examples.py: report files of an archive, paired with their letters, labelled by data/regulator/rules.jsonl."
+HOW_MADE = (
+    "scripts/make_examples.py: report files of an archive, paired with their letters, labelled by data/regulator/rules.jsonl "
+    "and by findings.csv."
+)
 LIMITS = (
     "Made from a supervisor's own archive. The violations are those that data/regulator/rules.jsonl finds in the reported "
-    "figures, not those that the letters name. A letter in a test split that repeats a training letter except for names, "
+    "figures, corrected by findings.csv if one was given, not those that the letters name: disagreements.txt lists where "
+    "the two contradict each other, as far as articles, cells and percentages show it. A letter in a test split that repeats a training letter except for names, "
     "dates and numbers is left out."
 )
 
 
 @dataclass(frozen=True)
 class Archive:
-    """Where an archive is: directories of report files and of letters, and two optional CSV files."""
+    """Where an archive is: directories of report files and of letters, and three optional CSV files."""
 
     reports: Path
     letters: Path
     pairs: Path | None = None  # columns report,letter
     register: Path | None = None  # columns entity,name,country,type
+    findings: Path | None = None  # findings.csv, annotated by a supervisor
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class ArchiveExamples:
     names: dict[str, str]  # bank -> its name
     unmatched: dict[str, list[str]]
     warnings: int  # number of warnings of the reports
+    disagreements: list[str]  # one line for each contradiction between a letter and the labels of its report
 
     @property
     def unmatched_lines(self) -> list[str]:
@@ -66,6 +75,7 @@ class ArchiveExamples:
 def read_archive(archive: Archive, processes: int) -> ArchiveExamples:
     """Read an archive and make an example of each report that has a letter. Raises `UserError` if there is none."""
     register = read_register(archive.register) if archive.register else {}
+    findings = load_findings(archive.findings) if archive.findings else {}
     names = {entity: bank.name for entity, bank in register.items()}
     found, refused = read_reports(archive.reports, processes)
     reports, other_scopes = group_reports(found)
@@ -75,7 +85,7 @@ def read_archive(archive: Archive, processes: int) -> ArchiveExamples:
         del reports[case]
         letters.pop(case, None)
     without_letter = [f"{entity} {period}: no letter" for entity, period in reports if (entity, period) not in letters]
-    examples = _make_examples(reports, letters, register)
+    examples, disagreements, unused = _make_examples(reports, letters, register, findings)
     if not examples:
         reasons = (refused + without_report + without_letter)[:3]
         raise UserError(f"{archive.reports}: no report has a letter; the first reasons: {'; '.join(reasons)}")
@@ -84,8 +94,10 @@ def read_archive(archive: Archive, processes: int) -> ArchiveExamples:
         "reports left out, a file of theirs is not read": [f"{e} {p}: {why}" for (e, p), why in incomplete.items()],
         "letters without a report": without_report,
         "reports without a letter": without_letter,
+        "findings that change nothing": unused,
     }
-    return ArchiveExamples(examples, names, unmatched, sum(len(report.warnings) for report in reports.values()))
+    warnings = sum(len(report.warnings) for report in reports.values())
+    return ArchiveExamples(examples, names, unmatched, warnings, disagreements)
 
 
 def read_reports(directory: Path, processes: int) -> tuple[list[Report], list[str]]:
@@ -132,17 +144,40 @@ def pair_letters(
 
 
 def _make_examples(
-    reports: Mapping[Case, Report], letters: Mapping[Case, Letter], register: Mapping[str, Addressee]
-) -> list[dict]:
-    """One example for each case that has a report and a letter, sorted by bank and date."""
+    reports: Mapping[Case, Report],
+    letters: Mapping[Case, Letter],
+    register: Mapping[str, Addressee],
+    findings: Mapping[Case, tuple[Finding, ...]],
+) -> tuple[list[dict], list[str], list[str]]:
+    """(an example for each case that has a report and a letter, disagreements of the letters, findings without effect).
+
+    Examples are sorted by bank and date.
+    """
     cells = load_cells()
-    examples = []
+    examples, disagreements = [], []
+    unused = [
+        f"{finding.where}: no report of {entity} {period} has a letter"
+        for (entity, period), stated in findings.items()
+        for finding in stated
+        if (entity, period) not in reports or (entity, period) not in letters
+    ]
     for case in tqdm(sorted(set(reports) & set(letters)), desc="examples", unit="report"):
         entity, period = case
         bank = register.get(entity, Addressee(entity, entity, "", ""))
         earlier = [report for (other, date), report in sorted(reports.items()) if other == entity and date < period]
-        examples.append(make_example(reports[case], bank, cells, FULL, earlier, letters[case].text))
-    return examples
+        report, letter, stated = reports[case], letters[case], findings.get(case, ())
+        examples.append(make_example(report, bank, cells, FULL, earlier, letter.text, findings=stated))
+        results = evaluate(report, rules_of(FULL))
+        violated = apply_findings(results, stated)
+        contradictions = find_disagreements(letter.text, report, results, violated)
+        disagreements += [f"{entity} {period}: {letter.path}: {one}" for one in contradictions]
+        found = {result.rule_id for result in violations(results)}
+        unused += [
+            f"{finding.where}: {finding.rule} is lifted, but the rules do not find it in the report"
+            for finding in stated
+            if finding.state == "lifted" and finding.rule not in found
+        ]
+    return examples, disagreements, unused
 
 
 def write_archive_corpus(
@@ -150,7 +185,7 @@ def write_archive_corpus(
 ) -> dict:
     """Split the examples, write the corpus and return its data card, which records `arguments`.
 
-    Writes one JSON Lines file per split, unmatched.txt and dataset.json. The directory appears only once it is
+    Writes one JSON Lines file per split, unmatched.txt, disagreements.txt and dataset.json. The directory appears only once it is
     complete.
     """
     splits, dropped = place_examples(found.examples, shares, seed, found.names)
@@ -158,6 +193,7 @@ def write_archive_corpus(
         "arguments": arguments,
         "splits": {split: split_summary(members) for split, members in splits.items()},
         "unmatched": {title: len(lines) for title, lines in found.unmatched.items()},
+        "disagreements": len(found.disagreements),
         "warnings": found.warnings,
         "leak_test": {"dropped": dropped},
         "baselines": violation_baselines(splits),
@@ -168,5 +204,6 @@ def write_archive_corpus(
     with new_directory(directory) as draft:
         write_splits(draft, splits)
         write_durably(draft / "unmatched.txt", "".join(line + "\n" for line in found.unmatched_lines))
+        write_durably(draft / "disagreements.txt", "".join(line + "\n" for line in found.disagreements))
         write_json(draft / "dataset.json", card)
     return card

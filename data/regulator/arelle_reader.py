@@ -7,6 +7,7 @@ module imports Arelle, because training does not need it.
 """
 
 import contextlib
+import datetime
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -93,7 +94,7 @@ def _parsed_file(path: Path, syntax: str, model, references: int) -> ParsedFile:
     indicators: dict[str, bool] = {}
     for item in _leaf_facts(model.facts):
         references -= item.get("contextRef") is not None
-        if item.namespaceURI.startswith(FILING_INDICATORS):
+        if _namespace(item).startswith(FILING_INDICATORS):
             _add_indicator(item, indicators)
         else:
             facts.append(_filed_fact(item))
@@ -120,7 +121,7 @@ def _add_indicator(item, indicators: dict[str, bool]) -> None:  # noqa: ANN001
 
     `find:filingIndicator` has the template as its text, `fi:filed` as a typed dimension.
     """
-    if item.localName == "filed" and item.context is not None:
+    if item.qname.localName == "filed" and item.context is not None:
         for dimension in item.context.qnameDims.values():
             if dimension.isTyped:
                 indicators[dimension.typedMember.stringValue.strip()] = item.value.strip() in ("true", "1")
@@ -142,7 +143,7 @@ def _filed_fact(item) -> FiledFact:  # noqa: ANN001
         period = _period(context)
         dimensions, typed = _dimensions(context)
         if not period:
-            problems.append(f"has no readable period in the context {item.contextID}")
+            problems.append(f"has no valid period in the context {item.contextID}, line {context.sourceline}")
     if item.unitID:
         if item.unit is None:
             problems.append(f"refers to the unit {item.unitID}, which the file does not define")
@@ -156,7 +157,13 @@ def _filed_fact(item) -> FiledFact:  # noqa: ANN001
     if problem:
         problems.append(problem)
     fact = Fact(str(item.qname), value, unit, decimals, entity, period, dimensions)
-    return FiledFact(fact, item.namespaceURI, numeric and value != _fraction(item), typed, tuple(problems))
+    numeric = numeric and value != _fraction(item)
+    return FiledFact(fact, _namespace(item), numeric, typed, tuple(problems), id=item.id or "")
+
+
+def _namespace(item) -> str:  # noqa: ANN001
+    """The namespace of the concept. The element itself is in that of inline XBRL if the report is inline."""
+    return (item.qname and item.qname.namespaceURI) or ""
 
 
 def _value(item) -> tuple[str | None, str]:  # noqa: ANN001
@@ -206,12 +213,12 @@ def _period(context) -> str:  # noqa: ANN001
     """A day, `START/END` with both days inclusive, `forever`, or "" if the dates cannot be parsed."""
     if context.isForeverPeriod:
         return "forever"
-    try:
-        if context.isInstantPeriod:
-            return last_day(context.instantDatetime)
-        return f"{first_day(context.startDatetime)}/{last_day(context.endDatetime)}"
-    except (AttributeError, TypeError, ValueError, OverflowError):
+    instant = context.isInstantPeriod
+    moments = [context.instantDatetime] if instant else [context.startDatetime, context.endDatetime]
+    # Arelle returns None for a malformed date, and the year 9999 for one that does not exist, e.g. 2026-02-30.
+    if any(moment is None or moment.year == datetime.MAXYEAR for moment in moments):
         return ""
+    return last_day(moments[0]) if instant else f"{first_day(moments[0])}/{last_day(moments[1])}"
 
 
 def _dimensions(context) -> tuple[dict[str, str], tuple[str, ...]]:  # noqa: ANN001

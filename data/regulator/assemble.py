@@ -6,8 +6,20 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 
+from common.errors import UserError
 from data.regulator.dpm import Cell, Cells, local_name
-from data.regulator.report import NUMERIC_TYPES, CellKey, Fact, Note, Report, describe, duplicate_warnings, parse_number
+from data.regulator.report import (
+    NUMERIC_TYPES,
+    CellKey,
+    Fact,
+    Note,
+    Report,
+    describe,
+    duplicate_warnings,
+    is_day,
+    parse_number,
+)
+from data.regulator.report_notes import make_notes
 
 EBA_METRICS = "http://www.eba.europa.eu/xbrl/crr/dict/met"  # some releases append a version: .../met/3.5
 FILING_INDICATORS = (
@@ -37,6 +49,7 @@ class FiledFact:
     problems: tuple[str, ...] = ()  # for warnings; each follows the name of the fact, e.g. "names no context"
     default_unit: str | None = None  # unit of a number that was filed without one
     notes: tuple[str, ...] = ()  # ids of the notes that are attached to it
+    id: str = ""  # its id in an XML file, for footnotes
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,8 @@ class ParsedFile:
 def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str], Concept] | None = None) -> Report:
     """Assign cells, types and values to the facts and collect warnings.
 
-    `concepts` is keyed by (namespace, local name).
+    `concepts` is keyed by (namespace, local name). Raises `UserError` if periods are filed and none of them is valid: the
+    report then has no reference date.
     """
     facts: list[Fact] = []
     warnings = list(parsed.warnings)
@@ -70,14 +84,24 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
             if name not in attached:
                 warnings.append(f"{describe(fact)} refers to the note {name!r}, which the report does not contain")
             elif fact.cell:
-                attached[name].append(fact.cell)
-    notes = (
-        Note(text, tuple(dict.fromkeys(attached[name])), language) for name, (text, language) in parsed.notes.items()
-    )
+                table, row, column = fact.cell
+                key = " ".join(member for _, member in sorted(fact.keys.items()))
+                attached[name].append((table, key or row if row == "*" else row, column))
+    footnotes = (Note(text, tuple(attached[name]), language) for name, (text, language) in parsed.notes.items())
+    notes, problems = make_notes(footnotes)
+    warnings += problems
     entity = _most_frequent(fact.entity for fact in facts)
     others = sorted({fact.entity for fact in facts} - {entity, ""})
     if others:
         warnings.append(f"facts of entities other than {entity}: {', '.join(others[:5])}")
+    period = _most_frequent(day for fact in facts if is_day(day := fact.period.rpartition("/")[2][:10]))
+    if facts and not period:
+        reason = next((warning for warning in warnings if "period" in warning), "")
+        if reason:
+            raise UserError(
+                f"{parsed.path}: no fact has a valid period ({reason}); ask the bank to file the report again"
+            )
+        warnings.append("no fact has a period that ends, so the report has no reference date")
     currencies = {
         fact.unit for fact in facts if fact.unit and fact.unit.startswith("iso4217:") and "/" not in fact.unit
     }
@@ -85,12 +109,12 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
         path=parsed.path,
         format=parsed.format,
         entity=entity,
-        period=_most_frequent(fact.period.rpartition("/")[2] for fact in facts if fact.period != "forever"),
+        period=period,
         currency=local_name(currencies.pop()) if len(currencies) == 1 else None,
         filing_indicators=parsed.indicators,
         facts=tuple(facts),
         warnings=tuple(warnings + duplicate_warnings(tuple(facts))),
-        notes=tuple(notes),
+        notes=notes,
     )
 
 

@@ -37,7 +37,7 @@ RATIO_BREACHES: WeightedBreaches = (
     (2, {"cet1": "minimum", "t1": "minimum", "total": "minimum"}),
     (13, {"leverage": "minimum"}),
     (9, {"leverage": "own"}),
-    (24, {"leverage": "overall"}),  # only a G-SII has a leverage ratio buffer
+    (60, {"leverage": "overall"}),  # only a G-SII has a leverage ratio buffer
     (13, {"lcr": "minimum"}),
     (13, {"nsfr": "minimum"}),
 )

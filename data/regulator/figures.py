@@ -49,7 +49,8 @@ class Figure:
     """What a report says about one cell.
 
     `source`: "reported"; "recomputed" as the first of `parts` divided by the second; "read as 0" if the cell is not
-    reported and the rule reads it as 0; "not reported"; "contradictory" if it has several inconsistent values (`parts`).
+    reported and the rule reads it as 0; "not reported" (`parts` are those of a ratio that cannot be recomputed);
+    "contradictory" if it has several inconsistent values (`parts`).
     """
 
     cell: CellKey
@@ -139,19 +140,20 @@ def read_figure(figures: Figures, cell: CellKey, key: Key = ()) -> Figure:
     return values[0] if len(values) == 1 else Figure(cell, row, None, None, None, "contradictory", values)
 
 
-def recompute(figures: Figures, cell: CellKey, key: Key, tables: frozenset[str]) -> Figure | None:
-    """The ratio of a cell, recomputed from figures of `tables`; None if that is not possible."""
+def recompute(figures: Figures, cell: CellKey, key: Key, tables: frozenset[str]) -> Figure:
+    """A ratio that is not reported, recomputed from figures of `tables`.
+
+    If that is not possible, the result is "not reported", with the parts that it would be recomputed from.
+    """
+    missing = Figure(cell, read_figure(figures, cell, key).row, None, None, None, "not reported")
     if not can_recompute(cell, tables):
-        return None
+        return missing
     numerator, denominator, legal = RECOMPUTED[cell]
     parts = read_figure(figures, numerator, key), read_figure(figures, denominator)
-    if not all(part.source == "reported" and isinstance(part.value, Decimal) for part in parts):
-        return None
     above, below = (part.value for part in parts)
-    if parts[0].unit != parts[1].unit or not isinstance(above, Decimal) or not isinstance(below, Decimal) or not below:
-        return None
-    row = read_figure(figures, cell, key).row
-    return Figure(cell, row, above / below, "xbrli:pure", RATIO_DECIMALS, "recomputed", parts, legal)
+    if not isinstance(above, Decimal) or not isinstance(below, Decimal) or not below or parts[0].unit != parts[1].unit:
+        return replace(missing, parts=parts)
+    return Figure(cell, missing.row, above / below, "xbrli:pure", RATIO_DECIMALS, "recomputed", parts, legal)
 
 
 def can_recompute(cell: CellKey, tables: frozenset[str]) -> bool:

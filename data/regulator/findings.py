@@ -12,18 +12,20 @@ Rules that only notes can show have no formula; note_rules.jsonl has their title
 """
 
 import csv
+import difflib
 import functools
+import io
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 
 from common.errors import UserError
 from data.regulator.render import cell_name
-from data.regulator.report import CellKey, parse_number
-from data.regulator.rules import RuleResult, violations
+from data.regulator.report import CellKey, is_day, parse_number
+from data.regulator.rules import RuleResult, built_in_rules, violations
 
 NOTE_RULES_FILE = pathlib.Path(__file__).with_name("note_rules.jsonl")
 STATES = ("violated", "lifted", "benign")
@@ -54,9 +56,12 @@ class Finding:
     limit: Decimal | None = None
     legal: str = ""
     kind: str = ""
+    where: str = field(default="", compare=False)  # "FILE, line N", for messages
 
 
-COLUMNS = tuple(field.name for field in fields(Finding))
+COLUMNS = tuple(field.name for field in fields(Finding) if field.name != "where")
+REQUIRED = COLUMNS[:4]
+CELL = re.compile(r"([A-Z] \S+) (?:(.*) )?(\S+)")
 
 
 @functools.cache
@@ -74,34 +79,94 @@ def write_findings(path: pathlib.Path, findings: Iterable[Finding]) -> None:
         writer.writerows(
             [
                 "" if value is None else f"{value:f}" if isinstance(value, Decimal) else value
-                for value in astuple(finding)
+                for value in (getattr(finding, name) for name in COLUMNS)
             ]
             for finding in findings
         )
 
 
 def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ...]]:
-    """Read findings.csv: (entity, period) -> its findings. Raises `UserError` with the line of a mistake."""
+    """Read findings.csv: (entity, period) -> its findings. The entity is without a scope suffix such as `.CON`.
+
+    Raises `UserError` with the line and the column of a mistake.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; findings are a CSV with the columns {','.join(COLUMNS)}")
     found: dict[tuple[str, str], list[Finding]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS[:4] if name not in (reader.fieldnames or [])]
-        if missing:
-            raise UserError(
-                f"{path}, line 1: the column {missing[0]!r} is missing; the columns are {','.join(COLUMNS)}"
-            )
+    stated: dict[tuple[str, ...], Finding] = {}
+    for where, row in _rows(path):
+        finding = _parse_finding(where, row)
+        if finding.state != "benign":
+            first = stated.setdefault((finding.entity, finding.period, finding.rule, finding.cell), finding)
+            if first.state != finding.state:
+                raise UserError(f"{where}, column state: {finding.rule} is {first.state} in {first.where}; keep one")
+        found.setdefault((finding.entity, finding.period), []).append(finding)
+    return {case: tuple(findings) for case, findings in found.items()}
+
+
+def _rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """("FILE, line N", column -> text) of each row."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        names = reader.fieldnames or []
+        missing = [name for name in REQUIRED if name not in names]
+        unknown = [name for name in names if name not in COLUMNS or names.count(name) > 1]
+        if missing or unknown:
+            problem = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is unknown or stands there twice"
+            raise UserError(f"{path}, line 1: the column {problem}; the columns are {','.join(COLUMNS)}")
         for row in reader:
             where = f"{path}, line {reader.line_num}"
-            texts = {name: (row.get(name) or "").strip() for name in COLUMNS}
-            if texts["state"] not in STATES:
-                raise UserError(f"{where}: the state {texts['state']!r} must be one of {', '.join(STATES)}")
-            numbers = {name: parse_number(texts[name]) for name in ("value", "limit")}
-            for name, number in numbers.items():
-                if texts[name] and number is None:
-                    raise UserError(f"{where}: the {name} {texts[name]!r} is not a number; write 0.95 for 95%")
-            finding = Finding(**(texts | numbers))
-            found.setdefault((finding.entity, finding.period), []).append(finding)
-    return {case: tuple(findings) for case, findings in found.items()}
+            if None in row or None in row.values():
+                raise UserError(f"{where}: expected {len(names)} fields, as in the header; quote a text with a comma")
+            yield where, {name: text.strip() for name, text in row.items()}
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.reader.line_num}: invalid CSV ({error})") from error
+
+
+def _parse_finding(where: str, row: dict[str, str]) -> Finding:
+    """A finding from its row. Raises `UserError` that names the column."""
+    texts = dict.fromkeys(COLUMNS, "") | row
+
+    def check(column: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise UserError(f"{where}, column {column}: {texts[column]!r} is not {expected}")
+
+    check("entity", bool(texts["entity"]), "the code of a bank, as in its reports")
+    check("period", is_day(texts["period"]), "a reference date (YYYY-MM-DD)")
+    if texts["rule"] or texts["state"] != "benign":
+        known = texts["rule"] in _rule_ids()
+        check("rule", known, "" if known else f"a rule of rules.jsonl or note_rules.jsonl{_nearest(texts['rule'])}")
+    check("state", texts["state"] in STATES, f"one of {', '.join(STATES)}")
+    check("cell", not texts["cell"] or bool(CELL.fullmatch(texts["cell"])), "a cell such as C 76.00.a r0030 c0010")
+    numbers = {column: parse_number(texts[column]) for column in ("value", "limit")}
+    for column, number in numbers.items():
+        check(column, not texts[column] or number is not None, "a number; 0.95 is 95%")
+    return Finding(
+        entity=texts["entity"].partition(".")[0],
+        period=texts["period"],
+        rule=texts["rule"],
+        state=texts["state"],
+        cell=texts["cell"],
+        value=numbers["value"],
+        limit=numbers["limit"],
+        legal=texts["legal"],
+        kind=texts["kind"],
+        where=where,
+    )
+
+
+@functools.cache
+def _rule_ids() -> frozenset[str]:
+    return frozenset(rule.id for rule in built_in_rules()) | frozenset(note_rules())
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, _rule_ids(), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def apply_findings(results: Sequence[RuleResult], findings: Iterable[Finding]) -> list[RuleResult]:
@@ -141,29 +206,48 @@ def _corrected(result: RuleResult, finding: Finding) -> RuleResult:
 
 
 def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
-    """A violation that the engine does not have. Its unit and accuracy are those of the engine's result on the same cell."""
+    """A violation that the engine does not have.
+
+    What the finding leaves out comes from the engine's result of the same rule, which is then not a violation. The unit and
+    the accuracy are those of the engine's result on the same cell. Raises `UserError` if value, limit or cell are unknown.
+    """
     rule = note_rules().get(finding.rule)
-    unit = rule.unit if rule else ""
     cell, row = parse_cell(finding.cell)
+    own = next((result for result in results if result.rule_id == finding.rule), None)
+    if own and not finding.cell:
+        cell, row = own.cell, own.row
     known = next((result for result in results if result.cell == cell), None)
-    is_amount = finding.limit is not None and abs(finding.limit) > 100
+    value = finding.value if finding.value is not None else own and own.value
+    limit = finding.limit if finding.limit is not None else own and own.limit
+    for name, content in (("cell", cell[0]), ("value", value), ("limit", limit)):
+        if content is None or content == "":
+            raise UserError(
+                f"{finding.where}, column {name}: it is empty, and the engine has no {name} for {finding.rule}; add it"
+            )
+    unit = rule.unit if rule else ""
+    is_amount = limit is not None and abs(limit) > 100
     return RuleResult(
         rule_id=finding.rule,
-        kind="note" if rule else "breach",
+        kind=own.kind if own else "note" if rule else "breach",
         state="violated",
         cell=cell,
-        value=finding.value,
-        limit=finding.limit,
-        relation=rule.relation if rule else "min",
-        legal=finding.legal or (rule.legal if rule else ""),
+        value=value,
+        limit=limit,
+        relation=rule.relation if rule else own.relation if own else "min",
+        legal=finding.legal or (rule.legal if rule else own.legal if own else _legal_of(finding.rule)),
         unit=unit or (known.unit if known else "iso4217:EUR" if is_amount else "xbrli:pure"),
         decimals=known.decimals if known and not unit else None,
         row=row,
     )
 
 
+def _legal_of(rule_id: str) -> str:
+    return next((str(rule.legal) for rule in built_in_rules() if rule.id == rule_id), "")
+
+
 def parse_cell(text: str) -> tuple[CellKey, str]:
     """(cell, key of its open row) of a printed cell: the reverse of `render.cell_name`."""
-    table, row, column = re.fullmatch(r"([A-Z] \S+) (?:(.*) )?(\S+)", text).groups() if text else ("", "", "")
+    found = CELL.fullmatch(text)
+    table, row, column = found.groups() if found else ("", "", "")
     is_row = bool(re.fullmatch(r"r\d+", row or ""))
     return (table.replace(" ", "_"), row if is_row else "*", column), "" if is_row else row or ""

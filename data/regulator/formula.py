@@ -10,6 +10,7 @@ intervals, as in the interval arithmetic of the EBA's filing rules. `a != b` is 
 """
 
 import ast
+import functools
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Formula:
         """Both sides of the first comparison."""
         return self.comparison.left, self.comparison.comparators[0]
 
-    @property
+    @functools.cached_property
     def names(self) -> frozenset[str]:
         """The names of cells (x0, x1, ...) and legal parameters in the expression."""
         return frozenset(node.id for node in ast.walk(self.expression) if isinstance(node, ast.Name))

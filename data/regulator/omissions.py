@@ -42,13 +42,17 @@ def omit_templates(rng: random.Random, bank_rng: random.Random, figures: Figures
 def omit_details(bank_rng: random.Random, figures: Figures) -> Figures:
     """Keep only some of the figures that no rule reads.
 
-    The fraction is fixed per bank. `MAX_FIGURES` limits the size of the whole report.
+    The fraction is fixed per bank. `MAX_FIGURES` limits the size of the whole report. A template keeps one figure.
     """
     read = {cell for rule in built_in_rules() for cell in rule.cells}
     others = [key for key in figures if key not in read and (key[0], "*", key[2]) not in read]
     kept = round(len(others) * bank_rng.choice((0.25, 0.5, 0.75, 1.0)))
     kept = max(0, min(kept, MAX_FIGURES - (len(figures) - len(others))))
     order = {key: bank_rng.random() for key in sorted(others)}
+    templates_read = {template_of(key[0]) for key in figures.keys() - set(others)}
+    only = {template_of(key[0]): key for key in others if template_of(key[0]) not in templates_read}
+    order |= dict.fromkeys(only.values(), -1.0)
+    kept = max(kept, len(only))
     omitted = set(sorted(others, key=order.__getitem__)[kept:])
     return {key: value for key, value in figures.items() if key not in omitted}
 

@@ -229,7 +229,7 @@ MEASURE = {
         "Suspend all distributions at once, stop new business that raises risk exposure, and submit {deadline} a plan to recapitalise the bank.",
         "Convene your owners for a capital increase and bring us {deadline} a plan that states amount, source and date; until then nothing may be distributed.",
         "Freeze dividends, coupons and bonuses, and lodge {deadline} a recapitalisation plan with binding commitments of the investors.",
-        "The minimum must be met at all times: lodge {deadline} a plan that restores it, and distribute nothing before (CRD Art. 104(1)(c) and (i)).",
+        "The minimum must be met at all times: lodge {deadline} a capital plan that restores it, and distribute nothing before (CRD Art. 104(1)(c) and (i)).",
     ),
     ("distributions", "buffer"): (
         "The combined buffer requirement is not met: distributions are limited to the maximum distributable amount, which you shall calculate and notify to us before any distribution (CRD Art. 141), and a capital conservation plan is due {deadline} (CRD Art. 142).",
@@ -250,7 +250,7 @@ MEASURE = {
     ("leverage", "pillar1"): (
         "Reduce the leverage exposure without delay, take on no new exposure that is not collateralised in cash, and submit {deadline} a plan to restore the ratio.",
         "Stop the growth of the balance sheet at once and submit {deadline} a plan of asset sales and Tier 1 issuance.",
-        "Sell assets or raise Tier 1 now; the plan with amounts and dates is due {deadline}, and no new exposure may be taken on before.",
+        "Sell assets or raise Tier 1 now; the leverage plan with amounts and dates is due {deadline}, and no new exposure may be taken on before.",
     ),
     ("liquidity", "pillar1"): (
         "Enlarge the liquidity buffer, lengthen short-term funding, and submit {deadline} a plan for the timely restoration of the ratio.",

@@ -40,7 +40,7 @@ def doubtful_ratios(figures: Figures) -> Iterator[tuple[Figure, Decimal, Figure 
             if not isinstance(figure.value, Decimal) or not is_ratio(figure.unit) or not figure.value:
                 continue
             ratio = recompute(figures, cell, key, figures.tables)
-            if ratio is not None and isinstance(ratio.value, Decimal):
+            if isinstance(ratio.value, Decimal):
                 if any(_about(figure.value * shift, ratio.value) for shift in SHIFTS):
                     yield figure, ratio.value, ratio
             elif (probable := _unusual(cell, figure.value)) is not None:

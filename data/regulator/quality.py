@@ -23,7 +23,6 @@ from data.regulator.figures import (
     decimals_needed,
     index_facts,
     is_of_report,
-    is_ratio,
     read_figure,
 )
 from data.regulator.plausibility import doubtful_ratios
@@ -42,13 +41,14 @@ QUALITY_RULES = (
     "ACCURACY",
     "PLAUSIBLE",
 )
-# Module -> (templates that every bank files in it, source). Art. 5 and 11 checked in the text; Art. 430 from memory.
+# Module -> (templates that every bank files in it, source). The articles were checked in the text. Art. 5(1) names a
+# section of the annex; its predecessor, Art. 5(2) of (EU) 2021/451, named templates 1 to 5 (5: transitional provisions).
 MANDATORY = {
     "COREP_OF": (("C_01.00", "C_02.00", "C_03.00", "C_04.00"), "Implementing Reg. (EU) 2024/3117 Art. 5(1)"),
     "COREP_LR": (("C_47.00",), "CRR Art. 430(1)(a)"),
     "COREP_LCR_DA": (("C_76.00",), "CRR Art. 415, 430(1)(d)"),
     "COREP_NSFR": (("C_84.00",), "CRR Art. 415, 430(1)(d)"),
-    "FINREP9": (("F_01.01", "F_01.02", "F_01.03", "F_02.00"), "Implementing Reg. (EU) 2024/3117 Art. 11"),
+    "FINREP9": (("F_01.01", "F_01.02", "F_01.03", "F_02.00"), "Implementing Reg. (EU) 2024/3117 Art. 11(a)"),
 }
 # A fact with one of these members is expressed in its own currency (EBA filing rules 3.1).
 OWN_CURRENCY = ("eba_CA:x1", "eba_qCA:qx2000")
@@ -162,8 +162,9 @@ def _currencies(report: Report) -> Iterator[RuleResult]:
     """Amounts in another currency than the report's. Amounts that are to be in their own currency are left out."""
     amounts: dict[str, list[Fact]] = {}
     for fact in report.facts:
-        if isinstance(fact.value, Decimal) and not is_ratio(fact.unit) and str(fact.unit).startswith("iso4217:"):
-            currency = str(fact.unit).removeprefix("iso4217:")
+        unit = fact.unit or ""
+        if isinstance(fact.value, Decimal) and unit.startswith("iso4217:") and "/" not in unit:
+            currency = unit.removeprefix("iso4217:")
             members = fact.dimensions.values()
             if not any(member in OWN_CURRENCY or member.rpartition(":")[2] == currency for member in members):
                 amounts.setdefault(currency, []).append(fact)

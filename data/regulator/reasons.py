@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from decimal import Decimal
 
-from data.regulator.figures import RECOMPUTED, Figure, currencies, is_accurate, is_ratio, number_of
+from data.regulator.figures import Figure, currencies, is_accurate, is_ratio, number_of
 from data.regulator.render import cell_name, format_figure, table_name
 from data.regulator.report import Report, template_of
 
@@ -20,11 +20,10 @@ def why_unfiled(report: Report, table: str) -> str:
     return f"{table_name(template)} has no filing indicator"
 
 
-def why_unreadable(figures: Mapping[str, Figure], texts: Collection[str], recomputes: bool) -> str:
+def why_unreadable(figures: Mapping[str, Figure], texts: Collection[str]) -> str:
     """Why a formula cannot be computed from its figures; "" if it can.
 
-    `texts` are the names of figures that the formula reads as text. `recomputes`: whether a missing ratio would have
-    been recomputed from its parts, had they been reported.
+    `texts` are the names of figures that the formula reads as text.
     """
     reasons = []
     for name, figure in figures.items():
@@ -32,7 +31,7 @@ def why_unreadable(figures: Mapping[str, Figure], texts: Collection[str], recomp
             values = " and ".join(f"as {format_value(part)}" for part in figure.parts[:4])
             reasons.append(f"{name_of(figure)} is reported {values}")
         elif figure.source == "not reported":
-            reasons.append(f"{name_of(figure)} is not reported" + (_parts_of(figure) if recomputes else ""))
+            reasons.append(f"{name_of(figure)} is not reported{_why_not_recomputed(figure)}")
         elif figure.source == "reported" and name not in texts and not isinstance(figure.value, Decimal):
             reasons.append(f"{name_of(figure)} is {format_value(figure)}, not a number")
     found = currencies(figures.values())
@@ -41,11 +40,12 @@ def why_unreadable(figures: Mapping[str, Figure], texts: Collection[str], recomp
     return "; ".join(reasons)
 
 
-def _parts_of(figure: Figure) -> str:
-    if figure.cell not in RECOMPUTED:
+def _why_not_recomputed(figure: Figure) -> str:
+    """The parts from which a missing ratio cannot be recomputed."""
+    if not figure.parts:
         return ""
-    above, below, _ = RECOMPUTED[figure.cell]
-    return f" and cannot be recomputed as {cell_name(above, figure.row)} / {cell_name(below)}"
+    parts = [f"{name_of(part)} is {part.source if part.value is None else format_value(part)}" for part in figure.parts]
+    return f" and cannot be recomputed: {' and '.join(parts)}"
 
 
 def why_too_coarse(figures: Mapping[str, Figure]) -> str:
@@ -65,15 +65,15 @@ def name_of(figure: Figure) -> str:
     return cell_name(figure.cell, figure.row)
 
 
-def format_value(figure: Figure, value: Decimal | None = None) -> str:
-    """The value of a figure, or another `value` of the same unit, as text. An amount has its currency."""
-    value = figure.value if value is None else value
+def format_value(figure: Figure, other: Decimal | None = None) -> str:
+    """The value of a figure, or another value of the same unit, as text. An amount has its currency."""
+    value = figure.value if other is None else other
     if not isinstance(value, Decimal):
         return "nothing" if value is None else repr(str(value))
     if figure.source == "recomputed":
-        value = round(value, 6)
-    text = format_figure(value, figure.unit, None if figure.source == "recomputed" else figure.decimals)
-    return text if is_ratio(figure.unit) else f"{text} {_currency(figure.unit)}"
+        return format_figure(round(value, 6), figure.unit)
+    text = format_figure(value, figure.unit, figure.decimals)
+    return text if is_ratio(figure.unit) else f"{text} {_currency(figure.unit or '')}"
 
 
 def _currency(unit: str) -> str:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from common.errors import UserError
 from data.regulator.dpm import Cells
 from data.regulator.report import CellKey, Fact, Report
+from data.regulator.report_notes import one_line
 
 STYLES = ("cells", "labels")
 MAX_LABEL_CHARACTERS = 64
@@ -56,7 +57,8 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
     `r0010 c0010 CET1 Capital ratio | 4.31%`. In a table with open rows, each row starts with a line that contains
     its key.
     `style="labels"`: a compact form with lines such as `CET1 ratio 4.31%`.
-    Facts without a cell are included with their concept and dimensions. The notes of the bank come last. Raises UserError for an unknown style.
+    Facts without a cell are included with their concept and dimensions. The notes of the bank come last. No text of the
+    report can begin a line of its own. Raises UserError for an unknown style.
     """
     if style not in STYLES:
         raise UserError(f"unknown report style {style!r}; choose one of {', '.join(STYLES)}")
@@ -65,7 +67,7 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
         facts = _sorted_facts(report.facts)
         lines = [f"{_label_of(fact, cells)} {format_fact(fact, compact=True)}" for fact in facts]
         notes = [f"Note: {note.text}" for note in report.notes]
-        return "\n".join([name, *lines, *notes])
+        return "\n".join(map(one_line, [name, *lines, *notes]))
     header = [name if not bank else f"{name} ({report.entity})", f"reference date {report.period}"]
     if report.currency:
         header.append(f"amounts in {report.currency.removeprefix('iso4217:')}")
@@ -101,7 +103,7 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
     for note in report.notes:
         place = ", ".join(map(cell_name, note.cells))
         lines.append(f"note on {place or 'the report'} | {note.text}")
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def render_earlier(earlier: Sequence[Report], cells: Iterable[CellKey]) -> str:

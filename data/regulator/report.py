@@ -1,5 +1,7 @@
 """Facts and reports, independent of the syntax they were filed in."""
 
+import datetime
+import functools
 import itertools
 import re
 from dataclasses import dataclass, field
@@ -42,7 +44,8 @@ class Note:
     """An explanation that the bank gives in its report: a footnote (XBRL 2.1, 4.11; OIM 1.0, 5.4)."""
 
     text: str
-    cells: tuple[CellKey, ...] = ()  # of the facts that it is attached to; empty for the report as a whole
+    # Of the facts that it is attached to; the row of an open table is its key. Empty for the report as a whole.
+    cells: tuple[CellKey, ...] = ()
     language: str = ""
 
 
@@ -59,8 +62,11 @@ class Report:
     facts: tuple[Fact, ...]
     warnings: tuple[str, ...]
     notes: tuple[Note, ...] = ()
+    files: tuple[Path, ...] = ()  # of a merged report
+    incomplete: tuple[str, ...] = ()  # why files of the same bank and date were refused; their figures are missing
 
 
+@functools.cache
 def template_of(table: str) -> str:
     """The template of a table, as named by filing indicators: `C_84.00` for `C_84.00.a`."""
     return re.sub(r"\.[a-z]$", "", table)
@@ -83,6 +89,14 @@ def parse_number(text: str) -> Decimal | None:
     """
     text = text.strip()
     return Decimal(text) if NUMBER.fullmatch(text) else None
+
+
+def is_day(text: str) -> bool:
+    """Whether a text is a day that exists, in the form YYYY-MM-DD of `xs:date`."""
+    try:
+        return re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII) is not None and bool(datetime.date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def duplicate_warnings(facts: tuple[Fact, ...]) -> list[str]:

@@ -1,24 +1,15 @@
-"""Format reports as JSON lines or as model input, and read all reports of a folder in parallel."""
+"""Format reports as JSON lines or as model input."""
 
 import json
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
-from pathlib import Path
 
-from tqdm import tqdm
-
-from common.errors import UserError
-from data.regulator.archive import REPORT_SUFFIXES, find_reports
 from data.regulator.dpm import load_cells
 from data.regulator.quality import check_quality
 from data.regulator.render import render_report
 from data.regulator.report import Fact, Report
 from data.regulator.rule_lines import all_results, result_fields, rule_table
-from data.regulator.xbrl import read_report
 
 OF_READERS = ("DUPLICATE", "ENTITY")  # findings that are among the warnings of a report
 
@@ -33,15 +24,16 @@ class Output:
     summary_only: bool = False
 
 
-def report_lines(report: Report, output: Output, file: str = "") -> Iterator[str]:
+def report_lines(report: Report, output: Output, name: str = "") -> Iterator[str]:
     """Yield the output lines of one report.
 
-    `file`, if given, is added to each JSON line and as a header to the text.
+    `name`, if given, is added to each JSON line and, with the files of the report, as a header to the text.
     """
-    extra = {"file": file} if file else {}
+    extra = {"report": name} if name else {}
     if output.text:
-        if file:
-            yield f"== {file}"
+        if name:
+            yield f"== {name} ({', '.join(file.name for file in report.files)})"
+            yield from (f"== incomplete: {reason}" for reason in report.incomplete)
         yield from rule_table(report) if output.rules else [render_report(report, load_cells(), style=output.style)]
         return
     if output.rules:
@@ -61,7 +53,7 @@ def fact_fields(fact: Fact) -> dict:
 
 
 def summary(report: Report) -> dict:
-    """Metadata of a report, the number of facts of each kind, and the warnings."""
+    """Metadata of a report, the number of facts of each kind, the warnings, and the files of a merged report."""
     return {
         "format": report.format,
         "entity": report.entity,
@@ -72,7 +64,7 @@ def summary(report: Report) -> dict:
         "numeric_facts": sum(isinstance(fact.value, Decimal) for fact in report.facts),
         "facts_with_cell": sum(fact.cell is not None for fact in report.facts),
         "warnings": [*report.warnings, *_quality_warnings(report)],
-    }
+    } | {name: list(map(str, found)) for name in ("files", "incomplete") if (found := getattr(report, name))}
 
 
 def _quality_warnings(report: Report) -> list[str]:
@@ -90,33 +82,3 @@ def to_json(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(to_json, value)) + "]"
     return json.dumps(value)
-
-
-def read_folder(
-    folder: Path, output: Output, taxonomy: Sequence[Path], workers: int
-) -> Iterator[tuple[list[str], str]]:
-    """Yield (output lines, error message or "") for each report under `folder`, read by `workers` processes.
-
-    Raises UserError if there is no report.
-    """
-    files, _ = find_reports(folder)
-    if not files:
-        suffixes = ", ".join(REPORT_SUFFIXES)
-        raise UserError(
-            f"{folder}: contains no reports; a report is a file ending in {suffixes}, or an unpacked package"
-        )
-    # Spawn: Arelle and the open DPM database must not be shared with forked processes.
-    context = multiprocessing.get_context("spawn")
-    read = partial(_read_lines, output=output, taxonomy=taxonomy)
-    with ProcessPoolExecutor(min(max(workers, 1), len(files)), mp_context=context) as pool:
-        yield from tqdm(pool.map(read, files, chunksize=4), total=len(files), desc="reports", unit="file")
-
-
-def _read_lines(path: Path, output: Output, taxonomy: Sequence[Path]) -> tuple[list[str], str]:
-    """(output lines, error message) for one file. Never raises, so that worker processes survive bad files."""
-    try:
-        return list(report_lines(read_report(path, taxonomy=taxonomy), output, file=str(path))), ""
-    except UserError as error:
-        return [], str(error)
-    except Exception as error:  # a bug in this code or in a parser must not stop the other files
-        return [], f"{path}: {type(error).__name__}: {error}"

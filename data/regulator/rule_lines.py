@@ -1,8 +1,8 @@
 """Print the result of every rule and the findings about a report: as JSON objects, or as a table for reading."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 
 from data.regulator.dpm import load_cells
 from data.regulator.figures import Figure
@@ -10,7 +10,7 @@ from data.regulator.formula import CELL
 from data.regulator.quality import check_quality
 from data.regulator.reasons import format_value, name_of
 from data.regulator.render import cell_name, format_figure, format_limit
-from data.regulator.report import Report
+from data.regulator.report import CellKey, Report
 from data.regulator.rules import RuleResult, evaluate_all
 
 # The states of results, in the order of the table, and how they are printed.
@@ -26,9 +26,16 @@ SOURCES = {"reported": "", "not reported": " (not reported)", "read as 0": " (no
 
 
 def all_results(report: Report) -> list[RuleResult]:
-    """The findings about a report, then the result of every rule."""
+    """The findings about a report, then the result of every rule. A rule on a doubtful ratio says so."""
     results = evaluate_all(report)
-    return [*check_quality(report, results, load_cells()), *results]
+    findings = check_quality(report, results, load_cells())
+    doubts = {(finding.cell, finding.row): finding.reason for finding in findings if finding.rule_id == "PLAUSIBLE"}
+    return [*findings, *(_with_doubts(result, doubts) for result in results)]
+
+
+def _with_doubts(result: RuleResult, doubts: Mapping[tuple[CellKey, str], str]) -> RuleResult:
+    found = [doubts[figure.cell, figure.row] for figure in result.inputs if (figure.cell, figure.row) in doubts]
+    return replace(result, reason="; ".join(filter(None, (result.reason, *found)))) if found else result
 
 
 def result_fields(result: RuleResult) -> dict:
@@ -61,7 +68,13 @@ def _counts(results: Sequence[RuleResult]) -> str:
 
 
 def _table_lines(result: RuleResult, state: str) -> Iterator[str]:
-    """A line with state, rule, value, limit and article, then indented lines with reason, formula and figures."""
+    """A line with state, rule, value, limit and article, then indented lines with reason, formula and figures.
+
+    A rule that does not apply has one line with the reason, unless it has figures.
+    """
+    if result.state == "not applicable" and not result.inputs:
+        yield f"  {state} | {result.rule_id} | {result.reason}"
+        return
     parts = [state, result.rule_id]
     one_comparison = " and " not in result.formula and " or " not in result.formula
     if result.value is not None and result.limit is not None and (one_comparison or result.state == "violated"):
@@ -93,5 +106,8 @@ def _figure_text(figure: Figure) -> str:
         values = " / ".join(map(format_value, figure.parts))
         names = " / ".join(map(name_of, figure.parts))
         return f"{name_of(figure)} = {format_value(figure)} (not reported; {names} = {values}, {figure.legal})"
+    if figure.source == "not reported" and figure.parts:
+        parts = " / ".join("?" if part.value is None else format_value(part) for part in figure.parts)
+        return f"{name_of(figure)} = ? (not reported; {' / '.join(map(name_of, figure.parts))} = {parts})"
     value = "0" if figure.source == "read as 0" else "?" if figure.value is None else format_value(figure)
     return f"{name_of(figure)} = {value}{SOURCES[figure.source]}"

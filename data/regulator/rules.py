@@ -1,6 +1,6 @@
 """Evaluate prudential rules on the figures that a bank reported.
 
-The rules are data: `rules.jsonl`, whose formulas are in the language of `formula.py`. There are three kinds of rules:
+The rules are data (`rule_file.py`). There are three kinds:
 
 - A **breach** is a requirement of the law that the bank does not meet. Figures that are as accurate as the EBA's filing
   rules demand count as reported. A coarser one stands for the interval that its `decimals` allow.
@@ -8,28 +8,19 @@ The rules are data: `rules.jsonl`, whose formulas are in the language of `formul
   interval that its `decimals` allow. Rules of the other kinds can ask for this with `"interval": true`.
 - A **trigger** is a duty that follows from a figure. It is never a violation.
 
-A rule applies only if all tables that it needs are filed. `absent_cell` defines how a missing figure is treated: with
-`unknown` the rule is undecided, with `zero` the figure is read as 0. Breaches and triggers recompute a missing ratio
-from its numerator and denominator (`figures.py`). `unless_reported` names cells whose figure makes a rule superfluous,
-because another rule reads it: the rule derives what they would say. A rule over the rows of an open table (`*`) is evaluated for each row.
-
-The reference date of the report decides which law applies. `applies_from` and `applies_until` (YYYY-MM-DD, both
-inclusive) bound the dates of a rule. `legal` is one citation, or a list of `{"from": date, "text": citation}` in
-ascending order if the citation changes with the date.
+A rule applies only if all tables that it needs are filed and the law is in force at the reference date. Breaches and
+triggers recompute a missing ratio from its numerator and denominator (`figures.py`). A rule over the rows of an open
+table (`*`) is evaluated for each row.
 
 No rule is passed over in silence: `evaluate_all` has a result for every rule, with the reason why it does not apply or
 is undecided.
 """
 
-import datetime
 import functools
-import json
-import pathlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from common.errors import UserError
 from data.regulator.figures import (
     RATIO_DECIMALS,
     RECOMPUTED,
@@ -37,7 +28,6 @@ from data.regulator.figures import (
     Figures,
     Key,
     as_accurate,
-    can_recompute,
     index_facts,
     is_accurate,
     numbers_of,
@@ -45,61 +35,31 @@ from data.regulator.figures import (
     recompute,
     row_keys,
 )
-from data.regulator.formula import Formula, Number, arithmetic, exactly, parse_formula, truth
+from data.regulator.formula import Number, arithmetic, exactly, truth
 from data.regulator.reasons import why_too_coarse, why_unfiled, why_unreadable
 from data.regulator.render import cell_name, table_name
 from data.regulator.report import CellKey, Report, template_of
+from data.regulator.rule_file import (
+    LEGAL_PARAMETERS,
+    RULES_FILE,
+    Rule,
+    built_in_rules,
+    legal_parameters,
+    load_rules,
+)
 
-RULES_FILE = pathlib.Path(__file__).with_name("rules.jsonl")
-KINDS = ("breach", "filing", "trigger")
-# The output floor is phased in: CRR Art. 465(1), then Art. 92(3). Before 2025 there is none.
-OUTPUT_FLOOR = {2025: "0.5", 2026: "0.55", 2027: "0.6", 2028: "0.65", 2029: "0.7"}
-PARAMETERS = frozenset({"output_floor", "output_floor_cap"})
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule. Findings refer to the first of its `cells`."""
-
-    id: str
-    kind: str  # "breach", "filing" or "trigger"
-    title: str
-    legal: str  # the citation; the latest one if it changes with the reference date
-    cells: tuple[CellKey, ...]
-    violated_if: str
-    absent_cell: str  # "unknown" or "zero"
-    interval: bool  # whether figures stand for the interval that their `decimals` allow
-    formula: Formula
-    citations: tuple[tuple[str, str], ...] = ()  # (first reference date, citation), if the citation changes
-    applies_from: str = ""  # first reference date of the rule, YYYY-MM-DD; "" if there is none
-    applies_until: str = ""  # last reference date, likewise
-    unless_reported: tuple[CellKey, ...] = ()  # the rule stands in for a rule on these cells where they are missing
-
-    def at(self, date: str) -> "Rule | None":
-        """The rule as it stands at a reference date (YYYY-MM-DD), with the citation of that date.
-
-        None if the rule does not apply then. Without a date ("") it is the rule in its latest form.
-        """
-        if date and (date < self.applies_from or date > (self.applies_until or date)):
-            return None
-        legal = next((text for first, text in reversed(self.citations) if first <= date), self.legal)
-        return replace(self, legal=legal) if date and legal != self.legal else self
-
-    @property
-    def dates(self) -> str:
-        """The reference dates of the rule, in words."""
-        bounds = (("from", self.applies_from), ("until", self.applies_until))
-        return "applies " + " ".join(f"{word} {date}" for word, date in bounds if date)
-
-    @functools.cached_property
-    def tables(self) -> tuple[str, ...]:
-        """The tables that must be filed."""
-        return tuple(dict.fromkeys(cell[0] for cell in self.cells if cell not in self.formula.optional))
-
-    def recomputes(self, table: str, filed: frozenset[str]) -> bool:
-        """Whether everything that the rule reads in an unfiled table can be recomputed from tables that are filed."""
-        needed = [cell for cell in self.cells if cell[0] == table and cell not in self.formula.optional]
-        return self.kind != "filing" and all(can_recompute(cell, filed) for cell in needed)
+__all__ = [
+    "RULES_FILE",
+    "Rule",
+    "RuleResult",
+    "built_in_rules",
+    "evaluate",
+    "evaluate_all",
+    "filed_tables",
+    "legal_parameters",
+    "load_rules",
+    "violations",
+]
 
 
 @dataclass(frozen=True)
@@ -139,29 +99,6 @@ class RuleResult:
         """The limit of a result that is not undecided."""
         assert self.limit is not None
         return self.limit
-
-
-def load_rules(path: str | pathlib.Path = RULES_FILE) -> tuple[Rule, ...]:
-    """Read rules from a JSON Lines file, in file order.
-
-    Raises `UserError` with the line number of the first invalid rule.
-    """
-    rules = []
-    for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            try:
-                rules.append(_parse_rule(json.loads(line)))
-            except (ValueError, KeyError, SyntaxError) as error:
-                raise UserError(
-                    f"{path}, line {number}: invalid rule ({error}); data/regulator/rules.py describes the format."
-                ) from error
-    return tuple(rules)
-
-
-@functools.cache
-def built_in_rules() -> tuple[Rule, ...]:
-    """The rules of `rules.jsonl`, cached."""
-    return load_rules()
 
 
 def evaluate(report: Report, rules: Iterable[Rule] | None = None) -> list[RuleResult]:
@@ -206,61 +143,23 @@ def filed_tables(report: Report, tables_with_facts: Iterable[str]) -> frozenset[
     """
     if not report.filing_indicators:
         return frozenset(tables_with_facts)
-    known = {*tables_with_facts, *(cell[0] for rule in built_in_rules() for cell in rule.cells)}
+    known = {*tables_with_facts, *_tables_of_rules()}
     indicators = report.filing_indicators
     return frozenset(table for table in known if indicators.get(template_of(table), indicators.get(table, False)))
 
 
-def legal_parameters(year: int) -> dict[str, Decimal]:
-    """Parameters of the law in a given year; empty before 2025.
-
-    These are the output floor and its cap (CRR Art. 92(3), 465(1) and (2)).
-    """
-    if year < min(OUTPUT_FLOOR):
-        return {}
-    cap = "1.25" if year <= 2029 else "1000000"  # from 2030 there is no cap
-    return {"output_floor": Decimal(OUTPUT_FLOOR.get(year, "0.725")), "output_floor_cap": Decimal(cap)}
-
-
-def _parse_rule(row: dict) -> Rule:
-    """Make a `Rule` from its JSON object. Raises an error if a key is missing or a value is invalid."""
-    try:
-        formula = parse_formula(row["violated_if"], PARAMETERS)
-    except (ValueError, SyntaxError) as error:
-        raise ValueError(f"{row['id']}: {error}") from error
-    cells = tuple(tuple(cell) for cell in row["cells"])
-    if cells != formula.cells:
-        raise ValueError(f"the cells of {row['id']} must be the cells of violated_if, in the same order")
-    if row["kind"] not in KINDS or row["absent_cell"] not in ("unknown", "zero"):
-        raise ValueError(f"{row['id']}: unknown value of kind or absent_cell")
-    keys = ("id", "kind", "title", "violated_if", "absent_cell")
-    interval = row.get("interval", row["kind"] == "filing")
-    return Rule(
-        **{key: row[key] for key in keys},
-        **_parse_versions(row),
-        cells=cells,
-        interval=interval,
-        formula=formula,
-        unless_reported=tuple(tuple(cell) for cell in row.get("unless_reported", ())),
-    )
-
-
-def _parse_versions(row: dict) -> dict:
-    """The fields of a `Rule` that depend on the reference date. Raises ValueError for an invalid date or order."""
-    dates = {key: row.get(key, "") for key in ("applies_from", "applies_until")}
-    citations: tuple[tuple[str, str], ...] = ()
-    if isinstance(row["legal"], list):
-        citations = tuple((version["from"], version["text"]) for version in row["legal"])
-    for date in filter(None, (*dates.values(), *(first for first, _ in citations))):
-        datetime.date.fromisoformat(date)
-    if sorted(citations) != list(citations) or (isinstance(row["legal"], list) and not citations):
-        raise ValueError(f"{row['id']}: `legal` must list its versions in ascending order of `from`")
-    return {**dates, "citations": citations, "legal": citations[-1][1] if citations else row["legal"]}
+@functools.cache
+def _tables_of_rules() -> frozenset[str]:
+    return frozenset(cell[0] for rule in built_in_rules() for cell in rule.cells)
 
 
 def _evaluate_rule(rule: Rule, figures: Figures, period: str, filed: frozenset[str]) -> list[RuleResult]:
     """The results of one rule: one per violated or undecided row, if it is over the rows of an open table."""
-    given = [cell for cell in rule.unless_reported if read_figure(figures, cell).source != "not reported"]
+    given = [
+        cell
+        for cell in rule.unless_reported
+        if cell[0] in filed and read_figure(figures, cell).source != "not reported"
+    ]
     if given:
         reason = f"{' and '.join(map(cell_name, given))} is reported, and another rule reads it"
         return [_result(rule, "not applicable", reason=reason)]
@@ -310,12 +209,16 @@ def _evaluate_row(rule: Rule, figures: Figures, key: Key, period: str, filed: fr
     """Evaluate the formula of a rule on the figures of one row, or of the whole report (`key` is then empty)."""
     inputs = {f"x{index}": _input(rule, figures, cell, key, filed) for index, cell in enumerate(rule.cells)}
     law = {name: exactly(value) for name, value in _parameters(period).items()}
-    missing = sorted(rule.formula.names & PARAMETERS - law.keys())
-    reason = why_unreadable(inputs, rule.formula.texts, recomputes=rule.kind != "filing")
+    missing = sorted(rule.formula.names & LEGAL_PARAMETERS - law.keys())
+    reason = why_unreadable(inputs, rule.formula.texts)
     reason = reason or ", ".join(f"the law has no {name} on {period}" for name in missing)
     if reason:
         return _result(rule, "undecided", inputs, reason=reason)
-    texts = {name: str(figure.value).rpartition(":")[2] for name, figure in inputs.items()}
+    if all(figure.source == "read as 0" for figure in inputs.values()):
+        return _result(rule, "not applicable", inputs, reason="none of its figures is reported")
+    texts = {
+        name: str(figure.value).rpartition(":")[2] for name, figure in inputs.items() if name in rule.formula.texts
+    }
     try:
         numbers = law | numbers_of(inputs, exact=not rule.interval)
         violated = truth(rule.formula.expression, numbers, texts)
@@ -326,24 +229,27 @@ def _evaluate_row(rule: Rule, figures: Figures, key: Key, period: str, filed: fr
         return _result(rule, "undecided", inputs, reason="a denominator is 0, or may be 0 within its rounding")
     state = "ok" if not violated else "triggered" if rule.kind == "trigger" else "violated"
     as_filed = {name: exactly(number.value) for name, number in numbers.items()}
-    tolerated = not violated and truth(rule.formula.expression, as_filed, texts) is True
+    tolerated = violated is None and truth(rule.formula.expression, as_filed, texts) is True
     reason = "the difference is within the rounding of the figures" if tolerated else ""
     result = _result(rule, state, inputs, (value, limit), reason)
-    return replace(
-        result, parameters=tuple((name, law[name].value) for name in sorted(rule.formula.names & law.keys()))
-    )
+    used = tuple((name, law[name].value) for name in sorted(rule.formula.names & law.keys()))
+    return replace(result, parameters=used) if used else result
 
 
 def _input(rule: Rule, figures: Figures, cell: CellKey, key: Key, filed: frozenset[str]) -> Figure:
-    """The figure of a cell: reported, else recomputed (not for filing rules), else read as 0 if the rule allows it."""
+    """The figure of a cell: reported, else recomputed (not for filing rules), else read as 0 if the rule allows it.
+
+    Facts of a table that is not filed do not count.
+    """
     figure = read_figure(figures, cell, key)
-    if figure.source != "not reported":
+    if figure.source != "not reported" and cell[0] in filed:
         return figure
-    ratio = None if rule.kind == "filing" else recompute(figures, cell, key, filed)
-    if ratio is not None:
+    missing = Figure(cell, figure.row, None, None, None, "not reported")
+    ratio = missing if rule.kind == "filing" else recompute(figures, cell, key, filed)
+    if ratio.source == "recomputed":
         return ratio
     zero = rule.absent_cell == "zero" or cell in rule.formula.optional
-    return replace(figure, source="read as 0") if zero else figure
+    return replace(missing, source="read as 0") if zero else ratio
 
 
 def _depends_on_accuracy(

@@ -17,7 +17,12 @@ MAX_MEMBERS = 2_000
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_TOTAL_BYTES = 1024 * 2**20
 MAX_RATIO = 200  # uncompressed / compressed size; real CSV and XML reports have 5 to 40
+# What macOS and Windows add to folders and archives. It is never part of a report.
+CLUTTER_FOLDERS = ("__MACOSX",)
+CLUTTER_FILES = (".ds_store", "thumbs.db", "desktop.ini")
 RATIO_FREE_BYTES = 2**20  # members up to this size may have any compression ratio
+
+SCHEMA_LOCATIONS = ("schemaLocation", "noNamespaceSchemaLocation")
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,17 @@ class Package:
 def open_package(path: Path) -> Package:
     """List the files of a zip file or a directory, after checking their names and sizes.
 
-    Raises `UserError` if the archive is damaged or encrypted, if a member's path leaves the package, if a name occurs
+    Files that an operating system has added (`is_clutter`) are checked like all others and then left out. Raises `UserError` if the archive is damaged or encrypted, if a member's path leaves the package, if a name occurs
     twice, or if the number of members, their size or their compression ratio exceeds the limits.
     """
-    return Package(path, tuple(_folder_names(path) if path.is_dir() else _zip_names(path)))
+    names = _folder_names(path) if path.is_dir() else _zip_names(path)
+    return Package(path, tuple(name for name in names if not is_clutter(name)))
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file was added by macOS (`__MACOSX/`, `.DS_Store`, `._name`) or Windows (`Thumbs.db`, `desktop.ini`)."""
+    *folders, file = name.split("/")
+    return file.startswith("._") or file.lower() in CLUTTER_FILES or any(part in CLUTTER_FOLDERS for part in folders)
 
 
 def _zip_names(path: Path) -> list[str]:
@@ -141,3 +153,21 @@ def strict_xml(where: str, content: bytes):  # noqa: ANN201 (an lxml tree)
     if next(tree.iter(etree.Entity), None) is not None:
         raise UserError(f"{where}: the file uses an entity that it does not define; refused")
     return tree
+
+
+def without_schema_locations(tree, content: bytes) -> bytes:  # noqa: ANN001 (an lxml tree)
+    """The bytes of a document, without the `xsi:schemaLocation` attributes of its `tree`.
+
+    They only hint at where a schema may be. A reader that follows them opens any local file that the sender names, and
+    fails if it is missing.
+    """
+    names = [f"{{http://www.w3.org/2001/XMLSchema-instance}}{name}" for name in SCHEMA_LOCATIONS]
+    found = [element for element in tree.iter("*") if any(name in element.attrib for name in names)]
+    if not found:
+        return content
+    from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
+
+    for element in found:
+        for name in names:
+            element.attrib.pop(name, None)
+    return etree.tostring(tree, encoding="utf-8", xml_declaration=True)

@@ -10,20 +10,22 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from data.regulator.arelle_reader import read_concepts, read_with_arelle
 from data.regulator.assemble import Concept, ParsedFile, assemble
 from data.regulator.dpm import Cells, load_cells
+from data.regulator.footnotes import INLINE, add_footnotes
 from data.regulator.report import Fact, Report, describe, duplicate_warnings
-from data.regulator.safety import MAX_MEMBER_BYTES, Package, open_package, strict_xml
+from data.regulator.report_notes import join_notes
+from data.regulator.safety import MAX_MEMBER_BYTES, Package, open_package, strict_xml, without_schema_locations
 from data.regulator.xbrl_csv import read_csv_package
 from data.regulator.xbrl_json import load_json, read_json
 
 __all__ = ["Fact", "Report", "describe", "merge_reports", "read_report"]
 
 INSTANCE = "{http://www.xbrl.org/2003/instance}xbrl"
-INLINE = ("http://www.xbrl.org/2013/inlineXBRL", "http://www.xbrl.org/2008/inlineXBRL")
 SCHEMA_REF = "{http://www.xbrl.org/2003/linkbase}schemaRef"
 HREF = "{http://www.w3.org/1999/xlink}href"
 XML_NAMES = (".xbrl", ".xml", ".xhtml", ".html", ".htm")
@@ -65,22 +67,21 @@ def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence
     document = _inspect(str(path), content)
     if document.syntax is None:
         raise UserError(f"{path}: this XML file is neither an XBRL instance nor inline XBRL")
-    parsed = read_with_arelle(path, document.syntax, [content], document.references)
-    return _to_report(replace(parsed, taxonomy=document.entry_points), cells, taxonomy)
+    return _to_report(_parse_xml(path, [document]), cells, taxonomy)
 
 
 def merge_reports(reports: Iterable[Report]) -> Report:
     """Join the reports that one bank filed for one date (one per module) into a single report.
 
-    Identical duplicates (same cell, same value) are dropped. Inconsistent values are kept and give a warning.
-    Raises UserError if the entity or the period differs.
+    Identical duplicates (same cell, same value) are dropped. Inconsistent values are kept and give a warning, and so do
+    different currencies and contradicting filing indicators. Raises UserError if the entity or the period differs.
     """
     reports = list(reports)
     if not reports:
         raise UserError("no reports to merge")
     first = reports[0]
     facts: dict[str, Fact] = {}
-    indicators: dict[str, bool] = {}
+    indicators: dict[str, Report] = {}
     warnings: list[str] = []
     for report in reports:
         for name in ("entity", "period"):
@@ -93,7 +94,11 @@ def merge_reports(reports: Iterable[Report]) -> Report:
             warnings.append(f"{report.path} is in {report.currency}, but {first.path} is in {first.currency}")
         warnings += report.warnings
         for template, filed in report.filing_indicators.items():
-            indicators[template] = indicators.get(template, False) or filed
+            other = indicators.setdefault(template, report)
+            if other.filing_indicators[template] != filed:
+                yes, no = (report, other) if filed else (other, report)
+                warnings.append(f"{template} is filed according to {yes.path}, but not according to {no.path}")
+                indicators[template] = yes
         for fact in report.facts:
             facts.setdefault(json.dumps(_identity(fact), default=str), fact)
     merged = tuple(facts.values())
@@ -104,10 +109,12 @@ def merge_reports(reports: Iterable[Report]) -> Report:
         entity=first.entity,
         period=first.period,
         currency=next((report.currency for report in reports if report.currency), None),
-        filing_indicators=indicators,
+        filing_indicators={template: report.filing_indicators[template] for template, report in indicators.items()},
         facts=merged,
         warnings=tuple(dict.fromkeys(warnings)),
-        notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+        notes=join_notes(note for report in reports for note in report.notes),
+        files=tuple(path for report in reports for path in report.files or (report.path,)),
+        incomplete=tuple(dict.fromkeys(reason for report in reports for reason in report.incomplete)),
     )
 
 
@@ -123,7 +130,7 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
     names = [name for name in package.names if "META-INF/" not in f"/{name}"]
     names = [name for name in names if "/reports/" in f"/{name}"] or names
     found: list[tuple[str, str]] = []  # (syntax, member)
-    documents, inspected, contents = {}, {}, {}
+    documents, inspected = {}, {}
     for name in names:
         where = f"{path}: {name}"
         if name.lower().endswith(".json"):
@@ -131,8 +138,7 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
             kind = _document_type(documents[name])
             found += [(kind[kind.rfind("xbrl-") :], name)] if kind.endswith(("xbrl-csv", "xbrl-json")) else []
         elif name.lower().endswith(XML_NAMES):
-            contents[name] = package.read(name)
-            inspected[name] = _inspect(where, contents[name])
+            inspected[name] = _inspect(where, package.read(name))
             found += [(inspected[name].syntax, name)] if inspected[name].syntax else []
     folders = {(syntax, name.rpartition("/")[0]) for syntax, name in found}
     if len(found) != 1 and not (len(folders) == 1 and found[0][0] == "iXBRL"):
@@ -145,10 +151,8 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
         return read_csv_package(package, name, cells)
     if syntax == "xbrl-json":
         return _to_report(_parse_json(path, f"{path}: {name}", documents[name]), cells, taxonomy)
-    references = sum(inspected[name].references for _, name in found)
-    parsed = read_with_arelle(path, syntax, [contents[name] for _, name in found], references)
-    urls = tuple(dict.fromkeys(url for _, name in found for url in inspected[name].entry_points))
-    return _to_report(replace(parsed, taxonomy=urls), cells, _with_own_taxonomy(package, taxonomy))
+    parsed = _parse_xml(path, [inspected[name] for _, name in found])
+    return _to_report(parsed, cells, _with_own_taxonomy(package, taxonomy))
 
 
 def _with_own_taxonomy(package: Package, taxonomy: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -200,24 +204,47 @@ def _document_type(document: dict) -> str:
 
 @dataclass(frozen=True)
 class _XmlFile:
-    """Properties of an XML file."""
+    """An XML file, and what it refers to."""
 
     syntax: str | None  # "xBRL-XML", "iXBRL", or None for other XML
-    entry_points: tuple[str, ...]  # absolute URLs of the schemas that it references
+    content: bytes  # without hints at schemas
+    schemas: tuple[str, ...]  # the schemas that it references: URLs, or paths of local files
     references: int  # number of elements with a contextRef
+    tree: Any  # the lxml tree
 
 
 def _inspect(where: str, content: bytes) -> _XmlFile:
     """Parse an XML file strictly and determine its syntax. Raises UserError, prefixed with `where`, for unsafe XML."""
-    root = strict_xml(where, content).getroot()
+    tree = strict_xml(where, content)
+    root = tree.getroot()
     syntax = None
     if root.tag == INSTANCE:
         syntax = "xBRL-XML"
     elif any(next(root.iter(f"{{{namespace}}}*"), None) is not None for namespace in INLINE):
         syntax = "iXBRL"
-    hrefs = [element.get(HREF) or "" for element in root.iter(SCHEMA_REF)]
+    schemas = tuple(element.get(HREF) or "" for element in root.iter(SCHEMA_REF))
     references = sum(element.get("contextRef") is not None for element in root.iter("*"))
-    return _XmlFile(syntax, tuple(href for href in hrefs if href.startswith(("http://", "https://"))), references)
+    return _XmlFile(syntax, without_schema_locations(tree, content), schemas, references, tree)
+
+
+def _parse_xml(path: Path, documents: Sequence[_XmlFile]) -> ParsedFile:
+    """Read an instance, or the documents of one inline report. Schemas are never fetched or opened.
+
+    A taxonomy package of the user can provide a schema with a URL. A local schema is missing for good: a warning says so.
+    """
+    syntax = documents[0].syntax
+    assert syntax is not None, "the caller has checked that these are XBRL documents"
+    references = sum(document.references for document in documents)
+    parsed = read_with_arelle(path, syntax, [document.content for document in documents], references)
+    schemas = dict.fromkeys(schema for document in documents for schema in document.schemas)
+    urls = tuple(schema for schema in schemas if schema.startswith(("http://", "https://")))
+    warnings = tuple(
+        f"the schema {schema[:80]!r} is a local file, which is not read: the facts have no types and labels of its taxonomy"
+        for schema in schemas
+        if schema not in urls
+    )
+    parsed = replace(parsed, taxonomy=urls, warnings=(*warnings, *parsed.warnings))
+    return add_footnotes(parsed, [document.tree.getroot() for document in documents])
 
 
 def _identity(fact: Fact) -> list:

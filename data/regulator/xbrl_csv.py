@@ -2,32 +2,20 @@
 
 A package contains `reports/report.json`, `parameters.csv`, `FilingIndicators.csv` and one CSV file per table.
 
-Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5. The DPM (`dpm.py`) gives the
-type of a datapoint id. The value of an unknown datapoint is a number if it can be parsed as one.
+Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5.
 """
 
-import csv
-import datetime
-import io
 import re
-from collections.abc import Iterator
-from decimal import Decimal
 from pathlib import Path
 
 from common.errors import UserError
-from data.regulator.dpm import Cell, Cells, local_name
-from data.regulator.report import Fact, Report, describe, duplicate_warnings, parse_number
+from data.regulator.dpm import Cells, local_name
+from data.regulator.report import Fact, Report, duplicate_warnings, is_day
 from data.regulator.safety import Package
+from data.regulator.xbrl_csv_tables import DECIMALS_PARAMETERS, TableFile, csv_rows, read_table
 from data.regulator.xbrl_json import load_json
 
 DOCUMENT_TYPE = re.compile(r"https?://xbrl\.org/((CR|PR|REC|PWD|WGWD)/)?\d{4}(-\d\d-\d\d)?/xbrl-csv/?")
-DECIMALS_PARAMETERS = {  # DPM type -> name of the parameter with its decimals
-    "monetary": "decimalsMonetary",
-    "percentage": "decimalsPercentage",
-    "integer": "decimalsInteger",
-    "decimal": "decimalsDecimal",
-}
-MAX_FIELD_CHARACTERS = 2**20
 
 
 def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report:
@@ -48,7 +36,9 @@ def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report
     facts: list[Fact] = []
     warnings: list[str] = []
     for file, name in sorted(tables.items()):
-        _read_table(package, name, cells.table_code(file), parameters, cells, facts, warnings)
+        filed, problems = read_table(TableFile(package, name, cells.table_code(file), parameters), cells)
+        facts += filed
+        warnings += problems
     if not facts and not indicators:
         raise UserError(f"{path}: the report is empty: no facts and no filing indicators in {folder or 'the package'}")
     currency = parameters.get("baseCurrency")
@@ -76,32 +66,6 @@ def _check_metadata(path: Path, name: str, content: bytes) -> None:
         )
 
 
-def _rows(package: Package, name: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, column -> text) for each row of a CSV member.
-
-    Raises UserError for bad encoding or ragged rows.
-    """
-    where = f"{package.path}: {name}"
-    try:
-        text = package.read(name).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not valid UTF-8 at byte {error.start}; xBRL-CSV requires UTF-8") from error
-    csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        if not header or len(set(header)) != len(header):
-            raise UserError(f"{where} line 1: expected a header with distinct column names")
-        for row in reader:
-            if not any(row):
-                continue
-            if len(row) != len(header):
-                raise UserError(f"{where} line {reader.line_num}: {len(row)} fields, but the header has {len(header)}")
-            yield reader.line_num, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{where} line {reader.line_num}: invalid CSV ({error})") from error
-
-
 def _parameters(package: Package, name: str | None) -> dict[str, str]:
     """Report parameters, name -> value.
 
@@ -112,31 +76,29 @@ def _parameters(package: Package, name: str | None) -> dict[str, str]:
             f"{package.path}: parameters.csv with the entity and the reference period is missing next to report.json"
         )
     parameters = {}
-    for line, row in _rows(package, name):
+    for line, row in csv_rows(package, name):
+        where = f"{package.path}: {name} line {line}"
         if "name" not in row or "value" not in row:
             raise UserError(f"{package.path}: {name} line 1: the columns must be name,value")
-        if row["name"] in parameters:
-            raise UserError(f"{package.path}: {name} line {line}: duplicate parameter {row['name']}")
-        parameters[row["name"]] = row["value"].strip()
+        key, value = row["name"], row["value"].strip()
+        if key in parameters:
+            raise UserError(f"{where}: duplicate parameter {key}")
+        if key == "refPeriod" and value and not is_day(value):
+            raise UserError(
+                f"{where}: refPeriod {value!r} is not a date (YYYY-MM-DD); ask the bank to file the report again"
+            )
+        if key in DECIMALS_PARAMETERS.values() and value and not re.fullmatch(r"INF|[+-]?[0-9]{1,4}", value):
+            raise UserError(f"{where}: {key} {value!r} is neither an integer nor INF")
+        parameters[key] = value
     for key in ("entityID", "refPeriod"):
         if not parameters.get(key):
             raise UserError(f"{package.path}: {name} has no {key}")
-    try:
-        datetime.datetime.strptime(parameters["refPeriod"], "%Y-%m-%d")
-    except ValueError as error:
-        raise UserError(
-            f"{package.path}: {name}: refPeriod {parameters['refPeriod']!r} is not a date (YYYY-MM-DD)"
-        ) from error
-    for key in DECIMALS_PARAMETERS.values():
-        value = parameters.get(key)
-        if value and value != "INF" and not re.fullmatch(r"[+-]?[0-9]{1,4}", value):
-            raise UserError(f"{package.path}: {name}: {key} {value!r} is neither an integer nor INF")
     return parameters
 
 
 def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
     indicators = {}
-    for line, row in _rows(package, name) if name else ():
+    for line, row in csv_rows(package, name) if name else ():
         reported = row.get("reported", "").strip().lower()
         if "templateID" not in row or reported not in ("true", "false", "1", "0"):
             raise UserError(
@@ -145,76 +107,3 @@ def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
             )
         indicators[row["templateID"].strip()] = reported in ("true", "1")
     return indicators
-
-
-def _read_table(
-    package: Package,
-    name: str,
-    table: str,
-    parameters: dict[str, str],
-    cells: Cells,
-    facts: list[Fact],
-    warnings: list[str],
-) -> None:
-    """Append the facts of one table file (one fact per row) to `facts`, and warnings to `warnings`."""
-    where = f"{package.path}: {name}"
-    entity, period = local_name(parameters["entityID"]), parameters["refPeriod"]
-    empty = 0
-    for line, row in _rows(package, name):
-        if "datapoint" not in row or "factValue" not in row:
-            raise UserError(f"{where} line 1: the columns datapoint and factValue are required")
-        datapoint, text = row.pop("datapoint"), row.pop("factValue")
-        if not re.fullmatch(r"dp[0-9]{1,12}", datapoint):
-            raise UserError(f"{where} line {line}: {datapoint!r} is not a datapoint id such as dp5435202")
-        if text == "":
-            empty += 1  # an empty field reports no fact (xBRL-CSV 1.0, 3.1.9)
-            continue
-        cell = cells.by_datapoint(datapoint, table)
-        unit = row.pop("unit", "")
-        value, decimals, number = _parse_value(text, cell, parameters)
-        if number:
-            unit = unit or _default_unit(cell, parameters)
-        dimensions = {key: member for key, member in row.items() if member not in ("", "#none")}
-        if cell and cell.sheet not in ("", "*"):
-            dimensions["sheet"] = cell.sheet
-        place = (cell.table, cell.row, cell.column) if cell else None
-        fact = Fact(datapoint, value, unit or None, decimals, entity, period, dimensions, place)
-        if cell and cell.type in DECIMALS_PARAMETERS and not number and value is not None:
-            warnings.append(f"{name} line {line}: {describe(fact)} has the non-numeric value {text[:40]!r}")
-        facts.append(fact)
-    if empty:
-        warnings.append(f"{name}: {empty} rows have an empty factValue and report no fact")
-
-
-def _parse_value(
-    text: str, cell: Cell | None, parameters: dict[str, str]
-) -> tuple[Decimal | str | bool | None, int | str | None, bool]:
-    """Parse one factValue, including the special values of xBRL-CSV 1.0, 3.1.9.
-
-    Returns (value, decimals, whether it is a number).
-    """
-    if text in ("#nil", "#none"):
-        return None, None, False
-    if text == "#empty":
-        return "", None, False
-    if text.startswith("##"):
-        return text[1:], None, False
-    kind = cell.type if cell else ""
-    if kind and kind not in DECIMALS_PARAMETERS:
-        if kind in ("boolean", "true") and text.lower() in ("true", "false", "1", "0"):
-            return text.lower() in ("true", "1"), None, False
-        return text, None, False
-    number, decimals = text.strip(), parameters.get(DECIMALS_PARAMETERS[kind]) if kind else None
-    suffix = re.fullmatch(r"(.+)d([+-]?[0-9]{1,4}|INF)", number)  # decimals suffix, e.g. 1234d-3
-    if suffix:
-        number, decimals = suffix.groups()
-    value = parse_number(number)
-    if value is None:
-        return text, None, False
-    return value, int(decimals) if decimals and decimals != "INF" else decimals or None, True
-
-
-def _default_unit(cell: Cell | None, parameters: dict[str, str]) -> str | None:
-    if cell is None:
-        return None
-    return parameters.get("baseCurrency") if cell.type == "monetary" else "xbrli:pure"

@@ -7,14 +7,19 @@ reader.
 import datetime
 import json
 import re
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from common.errors import UserError
 from data.regulator.assemble import FILING_INDICATORS, FiledFact, ParsedFile
 from data.regulator.dpm import local_name
 from data.regulator.report import Fact
+from data.regulator.report_notes import FACT_FOOTNOTE, without_markup
 
 XBRL = "https://xbrl.org/2021"  # namespace of xbrl:note (xBRL-JSON 1.0, 3.3.2)
+# xBRL-JSON periods are date times (OIM 1.0, 4.2). A date alone is ambiguous: its midnight is the end of the day before.
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z?", re.ASCII)
 CORE = ("concept", "entity", "period", "unit", "language", "noteId")
 
 
@@ -57,6 +62,8 @@ def read_json(path: Path, where: str, document: dict) -> ParsedFile:
     filed: list[FiledFact] = []
     indicators: dict[str, bool] = {}
     notes: dict[str, tuple[str, str]] = {}
+    types = info.get("linkTypes")
+    footnotes = {name for name, uri in types.items() if uri == FACT_FOOTNOTE} if isinstance(types, dict) else set()
     for name, item in facts.items():
         dimensions = item.get("dimensions") if isinstance(item, dict) else None
         if not isinstance(dimensions, dict) or not isinstance(dimensions.get("concept"), str) or "value" not in item:
@@ -70,21 +77,25 @@ def read_json(path: Path, where: str, document: dict) -> ParsedFile:
             continue
         if namespace == XBRL and local_name(dimensions["concept"]) == "note":
             # A link names the id of the note's fact, which is its noteId too (OIM 1.0, 5.4).
-            notes[name] = (str(item["value"] or ""), str(dimensions.get("language") or ""))
+            notes[name] = (without_markup(str(item["value"] or "")), str(dimensions.get("language") or ""))
             continue
-        filed.append(_filed_fact(item, dimensions, namespaces, namespace))
+        fact = _filed_fact(item, dimensions, namespaces, namespace)
+        filed.append(replace(fact, notes=_note_ids(item, footnotes)))
     taxonomy = info.get("taxonomy", [])
     entry_points = tuple(str(url) for url in taxonomy) if isinstance(taxonomy, list) else ()
     return ParsedFile(path, "xBRL-JSON", tuple(filed), indicators, entry_points, notes=notes)
 
 
-def _note_ids(item: dict) -> tuple[str, ...]:
-    """The notes that a fact is linked to, by any link type and group (OIM 1.0, 4.3). Links of other shapes are ignored."""
-    groups = item.get("links")
+def _note_ids(item: dict, footnotes: Collection[str]) -> tuple[str, ...]:
+    """The notes that a fact is linked to by one of the link types `footnotes` (OIM 1.0, 4.3), in any link group.
+
+    Links of other types lead to facts. Links of another shape are ignored.
+    """
+    links = item.get("links")
     found = []
-    for group in groups.values() if isinstance(groups, dict) else ():
-        for names in group.values() if isinstance(group, dict) else ():
-            found += [str(name) for name in names] if isinstance(names, list) else []
+    for kind, groups in links.items() if isinstance(links, dict) else ():
+        if kind in footnotes and isinstance(groups, dict):
+            found += [str(name) for names in groups.values() if isinstance(names, list) for name in names]
     return tuple(dict.fromkeys(found))
 
 
@@ -119,11 +130,11 @@ def _filed_fact(item: dict, dimensions: dict, namespaces: dict, namespace: str) 
         period=period,
         dimensions=others,
     )
-    return FiledFact(fact, namespace, numeric, typed, tuple(problems), "xbrli:pure", _note_ids(item))
+    return FiledFact(fact, namespace, numeric, typed, tuple(problems), "xbrli:pure")
 
 
 def oim_period(text: str) -> tuple[str, str]:
-    """(period with inclusive days, a problem description or "").
+    """(period with inclusive days, "") or ("", a description of the problem).
 
     `2020-10-01T00:00:00` ends 30 September (OIM 1.0, 5.3.2).
     """
@@ -131,11 +142,11 @@ def oim_period(text: str) -> tuple[str, str]:
         return text, ""
     parts = text.split("/")
     try:
-        moments = [datetime.datetime.fromisoformat(part.removesuffix("Z")) for part in parts]
-    except ValueError:
+        moments = [datetime.datetime.fromisoformat(part.removesuffix("Z")) for part in parts if MOMENT.fullmatch(part)]
+    except ValueError:  # a day or a time that does not exist
         moments = []
-    if len(moments) not in (1, 2):
-        return text, f"has the invalid period {text!r}"
+    if len(moments) not in (1, 2) or len(moments) != len(parts):
+        return "", f"has the invalid period {text[:60]!r}"
     if len(moments) == 2:
         return f"{first_day(moments[0])}/{last_day(moments[1])}", ""
     return last_day(moments[0]), ""

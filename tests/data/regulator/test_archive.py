@@ -15,6 +15,7 @@ from data.regulator.archive import (
     find_reports,
     group_reports,
     incomplete_cases,
+    is_named_after,
     match_letters,
     read_pairs,
     try_read_report,
@@ -60,6 +61,21 @@ def test_a_case_with_an_unreadable_file_is_incomplete():
         "in/notes.txt: not a report",
     ]
     assert incomplete_cases(rejected, CASES) == {CASES[0]: rejected[0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "entity", "matches"),
+    [
+        (f"{A}.CON_DE_COREP040200_COREPLR_2026-03-31_1.zip", f"{A}.CON", True),
+        (f"{A}.CON_DE_COREP040200_COREPLR_2026-03-31_1.zip", A, True),
+        (f"{A}.CON_DE_COREP040200_COREPLR_2026-03-31_1.zip", f"{A}.IND", False),
+        (f"{A}_2026-03-31.zip", f"{A}.IND", True),
+        (f"{A}7.CON_2026-03-31.zip", f"{A}.CON", False),
+        (f"{A}.CON_2026-06-30.zip", f"{A}.CON", False),
+    ],
+)
+def test_the_name_of_a_file_says_to_which_bank_and_date_it_belongs(name, entity, matches):
+    assert is_named_after(pathlib.Path("in", name), entity, "2026-03-31") is matches
 
 
 @pytest.mark.parametrize(
@@ -151,6 +167,53 @@ def test_an_archive_becomes_examples(archive, tmp_path):
     card = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert sum(counts["examples"] for counts in card["splits"].values()) == 23
     assert run(folder, tmp_path / "out").returncode == 2
+
+
+def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_are_listed(archive, tmp_path):
+    folder, filings = archive
+    plain = run(folder, tmp_path / "plain", "--splits", "1", "0", "0", "0", "0")
+    assert plain.returncode == 0, plain.stderr
+    before = {one["id"]: one["violations"] for one in map(json.loads, (tmp_path / "plain" / "train.jsonl").open())}
+    breached, sound = (next(id for id in before if bool(before[id]) is wanted) for wanted in (True, False))
+    lifted, (unread, _) = before[breached][0], (filings[0].bank.entity, filings[0].period)
+    lines = [
+        f"{breached[:20]}.CON,{breached[21:]},{lifted},lifted,,,,CRR Art. 7,waiver",
+        f"{sound[:20]},{sound[21:]},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,pledged",
+        f"{sound[:20]},{sound[21:]},LR_MIN,lifted,,,,,",
+        f"{unread},{filings[0].period},LCR_MIN,lifted,,,,,",
+    ]
+    table = tmp_path / "findings.csv"
+    table.write_text("entity,period,rule,state,cell,value,limit,legal,kind\n" + "\n".join(lines) + "\n")
+    done = run(folder, tmp_path / "out", "--splits", "1", "0", "0", "0", "0", "--findings", table)
+    assert done.returncode == 0, done.stderr
+    examples = {one["id"]: one for one in map(json.loads, (tmp_path / "out" / "train.jsonl").open())}
+    after = {name: one["violations"] for name, one in examples.items()}
+    assert after[breached] == [rule for rule in before[breached] if rule != lifted]
+    assert after[sound] == ["LCR_PLEDGED"]
+    assert "LCR_PLEDGED | C 76.00.a r0030 c0010 | 95" in examples[sound]["messages"][-1]["content"]
+    assert {name: rules for name, rules in after.items() if rules != before[name]}.keys() == {breached, sound}
+    unmatched = [line for line in (tmp_path / "out" / "unmatched.txt").read_text().splitlines() if "findings" in line]
+    assert unmatched == [
+        f"findings that change nothing: {table}, line 5: no report of {unread} {filings[0].period} has a letter",
+        f"findings that change nothing: {table}, line 4: LR_MIN is lifted, but the rules do not find it in the report",
+    ]
+    disagreements = (tmp_path / "out" / "disagreements.txt").read_text().splitlines()
+    missing = f"{sound[:20]} {sound[21:]}: {folder / 'letters'}"
+    assert any(
+        line.startswith(missing) and "LCR_PLEDGED" in line and "does not mention" in line for line in disagreements
+    )
+    card = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert card["disagreements"] == len(disagreements) > 1
+    assert all(f"letter and labels disagree: {line}" in done.stderr for line in disagreements)
+
+
+def test_a_mistake_in_the_findings_ends_in_one_sentence(archive, tmp_path):
+    folder, _ = archive
+    (tmp_path / "findings.csv").write_text("entity,period,rule,state\nX,2026-03-31,LCR,violated\n")
+    done = run(folder, tmp_path / "out", "--findings", tmp_path / "findings.csv")
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert "findings.csv, line 2, column rule: 'LCR' is not a rule" in error and "Traceback" not in done.stderr
 
 
 def test_a_pairs_file_matches_letters_that_name_no_report(archive, tmp_path):

@@ -48,7 +48,7 @@ def make_report(folder, figures=FIGURES, period="2026-03-31", syntax="csv"):
 @pytest.mark.parametrize("syntax", ["csv", "json"])
 def test_there_is_one_file_per_module_and_its_bytes_are_reproducible(tmp_path, syntax):
     filing = next(
-        filing for index in range(30) for filing in make_filings(0, index, 1, FULL) if len(filing.figures) > 70
+        filing for index in range(30) for filing in make_filings(0, index, 1, FULL) if len(filing.figures) > 66
     )
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
@@ -260,7 +260,7 @@ def test_a_missing_figure_is_called_not_reported(tmp_path):
     rules = [rule for rule in built_in_rules() if rule.id in ("CET1_SURPLUS", "CET1_SIGN")]
     assert write_answer(violations(evaluate(report, rules)), "x").splitlines()[1:3] == [
         "CET1_SURPLUS | C 03.00 r0020 c0010 | not reported | expected -3700 thousand | CRR Art. 92(1)(a)",
-        "CET1_SIGN | C 03.00 r0020 c0010 | not reported | max 0 | CRR Art. 92",
+        "CET1_SIGN | C 03.00 r0020 c0010 | not reported | max 0 | CRR Art. 92(1)(a)",
     ]
 
 

@@ -59,20 +59,75 @@ def test_findings_add_replace_and_lift(tmp_path) -> None:
     assert (corrected.value, corrected.limit) == (Decimal("0.5"), 1)
 
 
-def test_findings_csv_round_trip_and_its_mistakes(tmp_path) -> None:
+def test_findings_csv_round_trip(tmp_path) -> None:
     path = tmp_path / "findings.csv"
     findings = (finding("violated", value=Decimal("0.95"), limit=Decimal(1)), finding("benign"))
     write_findings(path, findings)
     assert load_findings(path) == {(BANK.entity, PERIOD): findings}
-    text = path.read_text()
-    for old, new, message in [
-        ("benign", "harmless", "line 3: the state 'harmless' must be one of"),
-        ("0.95", "95%", "line 2: the value '95%' is not a number; write 0.95 for 95%"),
-        ("period,", "date,", "line 1: the column 'period' is missing"),
-    ]:
-        path.write_text(text.replace(old, new))
-        with pytest.raises(UserError, match=message):
-            load_findings(path)
+
+
+ENTITY = "SYNB00AAAAAAAAAAAA11"
+ROW = f"{ENTITY},2026-03-31,LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,pledged"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("period,", "date,", "line 1: the column 'period' is missing; the columns are entity,period,rule,state,"),
+        (",legal,", ",article,", "line 1: the column 'article' is unknown"),
+        (",kind\n", ",kind,value\n", "line 1: the column 'value' is unknown or stands there twice"),
+        (f"{ENTITY},", ",", "line 2, column entity: '' is not the code of a bank"),
+        ("2026-03-31", "31.3.2026", "line 2, column period: '31.3.2026' is not a reference date"),
+        ("2026-03-31", "2026-02-30", "line 2, column period: '2026-02-30' is not a reference date"),
+        ("LCR_PLEDGED", "LCR_PLEGED", "line 2, column rule: 'LCR_PLEGED' is not a rule .*; did you mean LCR_PLEDGED?"),
+        ("violated", "harmless", "line 2, column state: 'harmless' is not one of violated, lifted, benign"),
+        ("C 76.00.a r0030 c0010", "LCR", "line 2, column cell: 'LCR' is not a cell such as C 76.00.a r0030 c0010"),
+        (",0.95,", ",95%,", "line 2, column value: '95%' is not a number; 0.95 is 95%"),
+        (",1,", ',"1,0",', "line 2, column limit: '1,0' is not a number"),
+        (",pledged", ",pledged,more", "line 2: expected 9 fields"),
+        (",pledged", "", "line 2: expected 9 fields"),
+        (",pledged", ',"pledged', "line 2: invalid CSV"),
+        (
+            "pledged\n",
+            f"pledged\n{ROW.replace('violated', 'lifted')}\n",
+            "line 3, column state: LCR_PLEDGED is violated in .*, line 2",
+        ),
+    ],
+)
+def test_mistakes_in_findings_csv_name_line_and_column(tmp_path, old, new, message) -> None:
+    path = tmp_path / "findings.csv"
+    text = "entity,period,rule,state,cell,value,limit,legal,kind\n" + ROW + "\n"
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=f"findings.csv, {message}"):
+        load_findings(path)
+
+
+def test_findings_csv_of_other_programs(tmp_path) -> None:
+    """A byte order mark, spaces, CRLF, an entity with its scope, and only the columns that are needed. Not Latin-1."""
+    path = tmp_path / "findings.csv"
+    path.write_bytes(f"\ufeffperiod,entity,rule,state\r\n 2026-03-31 ,{ENTITY}.CON,LCR_MIN,lifted\r\n".encode())
+    assert load_findings(path) == {(ENTITY, "2026-03-31"): (Finding(ENTITY, "2026-03-31", "LCR_MIN", "lifted"),)}
+    path.write_bytes("entity,period,rule,state,legal\nÄ,,,,".encode("latin-1"))
+    with pytest.raises(UserError, match="findings.csv: not valid UTF-8 at byte 31"):
+        load_findings(path)
+    with pytest.raises(UserError, match="absent.csv: no such file"):
+        load_findings(tmp_path / "absent.csv")
+
+
+def test_a_finding_takes_from_the_engine_what_it_leaves_out(tmp_path) -> None:
+    sound = evaluate(read(tmp_path, "1.04")[0])
+    bare = Finding(BANK.entity, PERIOD, "LCR_MIN", "violated", where="findings.csv, line 2")
+    (added,) = apply_findings(sound, [bare])
+    assert (added.cell, added.value, added.limit, added.kind) == (LCR, Decimal("1.04"), 1, "breach")
+    assert "412(1)" in added.legal
+    for finding_, column in ((replace(bare, rule="LCR_PLEDGED"), "cell"), (replace(bare, rule="NSFR_MIN"), "cell")):
+        with pytest.raises(
+            UserError, match=f"findings.csv, line 2, column {column}: it is empty, and the engine has no"
+        ):
+            apply_findings(sound, [finding_])
+    with pytest.raises(UserError, match="column value: it is empty, and the engine has no value for LCR_PLEDGED"):
+        apply_findings(sound, [replace(bare, rule="LCR_PLEDGED", cell=cell_name(LCR))])
 
 
 @pytest.mark.parametrize("cell, row", [(LCR, ""), (("C_28.00", "*", "c350"), "SYNC00AB")])

@@ -1,6 +1,7 @@
 """No clean report contradicts a requirement that it prints: an independent check, which shares no code with the rules."""
 
 import ast
+import json
 import pathlib
 
 import pytest
@@ -11,7 +12,7 @@ from data.regulator.directives import Context, write_directive
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.law_check import audit, contradictions, read_printed
 from data.regulator.render import Addressee, render_report
-from data.regulator.rules import evaluate, violations
+from data.regulator.rules import RULES_FILE, evaluate, violations
 from data.regulator.trial import as_report
 
 REPORT = """Some Bank (LEI) | reference date 2026-03-31 | amounts in EUR
@@ -107,3 +108,18 @@ def test_no_clean_report_contradicts_a_requirement_that_it_prints():
     assert counts["clean"] >= 60 and counts["pillar1"] >= 60
     breached = [text for text, _, ids in cases if {"OCR_CET1", "OCR_T1", "OCR_TC"} & set(ids)]
     assert len(breached) >= 40 and all(map(contradictions, breached))  # the check is not blind
+
+
+def test_the_document_of_the_law_has_every_rule_with_its_citations():
+    document = (pathlib.Path(law_check.__file__).parents[2] / "docs" / "law.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in document.splitlines() if line.startswith("| ")]
+    listed = {row[0]: row for row in rows if len(row) == 5}
+    stored = [json.loads(line) for line in RULES_FILE.read_text(encoding="utf-8").splitlines()]
+    assert list(listed)[1:] == [rule["id"] for rule in stored]
+    for rule in stored:
+        _, article, meaning, checked, source = listed[rule["id"]]
+        versions = rule["legal"] if isinstance(rule["legal"], list) else []
+        since = [f"from {one['from']}" if one["from"] else "until then" for one in versions[::-1]]
+        dated = [f"{when}: {one['text']}" for when, one in zip(since, versions[::-1], strict=True)]
+        assert article == ("; ".join(dated) or rule["legal"]), rule["id"]
+        assert checked == rule["checked"] and checked in ("text", "memory") and meaning and source

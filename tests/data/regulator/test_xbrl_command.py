@@ -85,7 +85,7 @@ def test_rules_as_a_table(tmp_path):
         "      C 76.00.a r0030 c0010 = 60% (not reported; C 76.00.a r0010 c0010 / C 76.00.a r0020 c0010 = "
         "60000 thousand EUR / 100000 thousand EUR, Delegated Reg. (EU) 2015/61 Art. 4(1))",
     ]
-    assert any(line.startswith("  not applicable | LR_MIN | CRR Art. 92(1)(d)") for line in lines)
+    assert "  not applicable | LR_MIN | C 47.00 has no facts" in lines
 
 
 def test_two_modules_of_one_bank_are_merged(tmp_path):
@@ -97,32 +97,47 @@ def test_two_modules_of_one_bank_are_merged(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_bad_files_in_a_folder_do_not_stop_the_others(tmp_path):
-    for number in range(5):
-        package(tmp_path / f"bank{number}.zip", f"LEI{number}", **{"c_03.00": "dp3221256,0.05\n"})
+LEI = "SYNB00AAAAAAAAAAAA11"
+
+
+def test_a_folder_joins_the_modules_of_a_bank_and_date(tmp_path):
+    """Two modules of one bank that disagree, another scope, another bank as an unpacked folder, and refused files."""
+    (tmp_path / "march").mkdir()
+    ratio = {"c_03.00": "dp3221256,0.0431\n"}
+    package(tmp_path / "march" / "of.zip", f"{LEI}.CON", **ratio)
+    package(tmp_path / "lcr.zip", f"{LEI}.CON", **{"c_76.00.a": "dp5435202,0.9\n", "c_03.00": "dp3221256,0.05\n"})
+    package(tmp_path / "solo.zip", f"{LEI}.IND", **ratio)
     (tmp_path / "deep").mkdir()
-    with zipfile.ZipFile(package(tmp_path / "deep.zip", "LEI9", **{"c_03.00": "dp3221256,0.05\n"})) as archive:
+    with zipfile.ZipFile(package(tmp_path / "deep.zip", "LEI9", **ratio)) as archive:
         archive.extractall(tmp_path / "deep")
     (tmp_path / "deep.zip").unlink()
+    refused = tmp_path / f"{LEI}.CON_DE_COREP040200_COREPLR_2026-03-31_20260501.zip"
+    refused.write_text("not a zip")
     (tmp_path / "bad.xbrl").write_text("<xbrl>")
     (tmp_path / "notes.txt").write_text("not a report")
+    (tmp_path / "Thumbs.db").write_bytes(b"\xd0\xcf")
     done = run(tmp_path, "--workers", 2)
     assert done.returncode == 2
-    assert f"error: {tmp_path / 'bad.xbrl'}: not well-formed" in done.stderr
-    assert "6 reports read, 1 refused" in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert [error.split(": ")[1] for error in errors] == [str(refused), str(tmp_path / "bad.xbrl")]
+    assert "3 reports of 4 files, 1 incomplete; 2 files refused" in done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["summary"]["entity"] for row in rows if "summary" in row] == [
-        "LEI0",
-        "LEI1",
-        "LEI2",
-        "LEI3",
-        "LEI4",
-        "LEI9",
+    assert [row["report"] for row in rows if "summary" in row] == [
+        "LEI9 2026-03-31",
+        f"{LEI}.CON 2026-03-31",
+        f"{LEI}.IND 2026-03-31",
     ]
-    assert sum("concept" in row for row in rows) == 6
-    assert {row["file"] for row in rows} == {str(tmp_path / f"bank{n}.zip") for n in range(5)} | {
-        str(tmp_path / "deep")
-    }
+    joined = rows[-3]["summary"]
+    assert (joined["facts"], joined["files"]) == (3, [str(tmp_path / "lcr.zip"), str(tmp_path / "march" / "of.zip")])
+    assert [warning for warning in joined["warnings"] if "is reported as" in warning] == [
+        "{C_03.00, r0010, c0010} dp3221256 is reported as 0.05 and as 0.0431"
+    ]
+    assert len(joined["incomplete"]) == 1 and joined["incomplete"][0].startswith(f"{refused}: ")
+    assert [row for row in rows if "incomplete" in row.get("summary", {})] == [rows[-3]]
+    text = run(tmp_path, "--text", "--workers", 2).stdout.splitlines()
+    assert f"== {LEI}.CON 2026-03-31 (lcr.zip, of.zip)" in text
+    assert f"== incomplete: {joined['incomplete'][0]}" in text
+    assert f"== {LEI}.IND 2026-03-31 (solo.zip)" in text
 
 
 def test_a_folder_without_reports_is_rejected_with_one_sentence(tmp_path):

@@ -162,7 +162,21 @@ def test_empty_values_report_no_fact_and_are_counted(tmp_path):
         ({"report.json": REPORT_JSON.replace(f'"{EXTENDS}"', "")}, "extends no module"),
         ({"parameters.csv": None}, "parameters.csv with the entity and the reference period is missing"),
         ({"parameters.csv": PARAMETERS.replace("refPeriod", "period")}, "has no refPeriod"),
-        ({"parameters.csv": PARAMETERS.replace("2026-03-31", "2026-02-30")}, "is not a date"),
+        *(
+            (
+                {"parameters.csv": PARAMETERS.replace("2026-03-31", day)},
+                f"parameters.csv line 3: refPeriod '{day}' is not a date (YYYY-MM-DD)",
+            )
+            for day in (
+                "2026-3-31",
+                "2026-02-30",
+                "2026-13-01",
+                "31.03.2026",
+                "20260331",
+                "2026-03-31T00:00:00",
+                "٢026-03-31",
+            )
+        ),
         ({"parameters.csv": PARAMETERS + "refPeriod,2026-06-30\r\n"}, "line 7: duplicate parameter refPeriod"),
         ({"parameters.csv": PARAMETERS.replace(",-3", ",three")}, "decimalsMonetary 'three'"),
         (
@@ -185,6 +199,35 @@ def test_a_malformed_package_is_rejected_with_one_sentence(tmp_path, changes, se
     assert sentence in str(caught.value)
     assert "bank.zip" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_files_of_operating_systems_are_ignored_in_a_zip_and_in_a_folder(tmp_path):
+    path = package(tmp_path)
+    plain = read(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in (
+            "__MACOSX/bank/reports/._report.json",
+            "__MACOSX/bank/reports/report.json",
+            "__MACOSX/._bank",
+            "bank/.DS_Store",
+            "bank/reports/.DS_Store",
+            "bank/reports/Thumbs.db",
+            "bank/reports/._c_76.00.a.csv",
+            "bank/reports/desktop.ini",
+        ):
+            archive.writestr(name, b"\x00\x05\x16\x07")
+    assert (read(path).facts, read(path).warnings) == (plain.facts, ())
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    assert (read(tmp_path / "unpacked").facts, read(tmp_path / "unpacked").warnings) == (plain.facts, ())
+
+
+def test_ignored_files_must_still_be_safe(tmp_path):
+    path = package(tmp_path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__MACOSX/../../evil", "x")
+    with pytest.raises(UserError, match="outside the package"):
+        read(path)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +296,10 @@ def test_two_packages_of_a_bank_are_merged_into_one_report(tmp_path):
     merged = merge_reports([one, two, one])
     assert merged.facts == one.facts + two.facts
     assert merged.filing_indicators == {"C_76.00": True, "C_73.00": True, "C_01.00": True}
-    assert (merged.format, merged.currency, merged.warnings) == ("xBRL-CSV", "EUR", ())
+    assert (merged.format, merged.currency) == ("xBRL-CSV", "EUR")
+    assert merged.files == (one.path, two.path, one.path)
+    of, bank = tmp_path / "of.zip", tmp_path / "bank.zip"
+    assert merged.warnings == (f"C_73.00 is filed according to {of}, but not according to {bank}",)
 
 
 def test_merging_warns_about_inconsistent_values_and_rejects_other_banks(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.xbrl import read_report
-from tests.data.regulator.xbrl_documents import inline, read, values
+from tests.data.regulator.xbrl_documents import context, inline, member, read, values
 
 pytest.importorskip("arelle")
 
@@ -75,3 +75,32 @@ def test_inline_package_of_one_and_of_two_documents(tmp_path):
                 archive.writestr(f"bank/reports/{name}", content)
         report = read_report(package, load_cells(BUILT_IN))
         assert (report.format, values(report)) == ("iXBRL", expected)
+
+
+def test_inline_reports_with_a_local_schema(tmp_path):
+    one = inline('<ix:nonNumeric name="t:A" contextRef="c">a</ix:nonNumeric>').replace(
+        "http://example.org/t.xsd", "foo.xsd"
+    )
+    report = read(
+        tmp_path, one.replace("<html ", '<html xsi:schemaLocation="http://example.org/t foo.xsd" '), "r.xhtml"
+    )
+    assert values(report) == {"t:A": "a"}
+    two = inline('<ix:nonNumeric name="t:B" contextRef="c">b</ix:nonNumeric>', resources=False)
+    with zipfile.ZipFile(tmp_path / "bank.zip", "w") as archive:
+        archive.writestr("bank/reports/one.xhtml", one)
+        archive.writestr("bank/reports/two.xhtml", two)
+    both = read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))
+    assert values(both) == {"t:A": "a", "t:B": "b"}
+    for warnings in (report.warnings, both.warnings):
+        assert len(warnings) == 1 and warnings[0].startswith("the schema 'foo.xsd' is a local file, which is not read")
+
+
+def test_inline_facts_of_the_eba_have_cells_and_filing_indicators(tmp_path):
+    """The namespace is that of the concept, not of the element `ix:nonFraction`."""
+    tier1 = member("eba_dim_4.0:qACK", "eba_qTP:qx2008") + member("eba_dim_4.0:qADT", "eba_qOR:qx2060")
+    body = '<ix:nonFraction name="eba_met:qABJ" contextRef="x" unitRef="eur" decimals="-3">5000</ix:nonFraction>'
+    hidden = '<ix:nonNumeric name="find:filingIndicator" contextRef="c">C_01.00</ix:nonNumeric>'
+    content = inline(body, hidden).replace("<ix:resources>", f"<ix:resources>{context('x', scenario=tier1)}")
+    report = read(tmp_path, content, "r.xhtml")
+    assert [(fact.value, fact.cell) for fact in report.facts] == [(Decimal(5000), ("C_01.00", "r0015", "c0010"))]
+    assert report.filing_indicators == {"C_01.00": True}

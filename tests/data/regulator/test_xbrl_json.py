@@ -130,6 +130,25 @@ def test_periods(text, period):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "2026-03-31",
+        "2026-3-31T00:00:00",
+        "2026-02-30T00:00:00",
+        "2026-W14-2",
+        "20260401T000000",
+        "a/b/c",
+        "x/2026-04-01T00:00:00",
+    ],
+)
+def test_wrong_periods(tmp_path, text):
+    """A date alone is none: as a date time, 2026-03-31 would be the end of 30 March."""
+    assert oim_period(text) == ("", f"has the invalid period {text!r}")
+    with pytest.raises(UserError, match="no fact has a valid period .t:A has the invalid period"):
+        read(tmp_path, document(fact("t:A", "1", 0, period=text)))
+
+
+@pytest.mark.parametrize(
     ("content", "sentence"),
     [
         (b'{"documentInfo": {}, "documentInfo": {}}', "duplicate name"),

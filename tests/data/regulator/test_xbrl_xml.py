@@ -11,6 +11,7 @@ from data.regulator.arelle_reader import read_with_arelle
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.xbrl import read_report
 from tests.data.regulator.xbrl_documents import (
+    INSTANT,
     NAMESPACES,
     context,
     instance,
@@ -47,6 +48,52 @@ def test_instants_at_midnight_belong_to_the_day_before(tmp_path):
     contexts = context("m", midnight) + context("n", noon) + context("f", forever)
     report = read(tmp_path, instance("".join(f'<t:A contextRef="{name}">x</t:A>' for name in "mnf"), contexts))
     assert [fact.period for fact in report.facts] == ["2020-09-30", "2020-10-01T12:00:00", "forever"]
+
+
+@pytest.mark.parametrize("day", ["2026-3-31", "2026-02-30", "2026-13-01", "31.03.2026", "0000-01-01", ""])
+def test_a_report_without_a_valid_date_is_rejected_with_the_line(tmp_path, day):
+    content = instance('<t:A contextRef="c">1</t:A>').replace("2026-03-31", day)
+    with pytest.raises(
+        UserError, match="no fact has a valid period .*t:A has no valid period in the context c, line 10"
+    ):
+        read(tmp_path, content)
+
+
+def test_a_fact_with_an_impossible_date_beside_valid_ones_gives_a_warning(tmp_path):
+    wrong = context("w", INSTANT.replace("2026-03-31", "2026-02-30"))
+    report = read(tmp_path, instance('<t:A contextRef="w">1</t:A><t:B contextRef="c">1</t:B>', wrong))
+    assert (report.period, [fact.period for fact in report.facts]) == ("2026-03-31", ["", "2026-03-31"])
+    assert report.warnings == ("t:A has no valid period in the context w, line 10",)
+
+
+def test_the_reference_date_is_a_day_even_if_periods_end_at_noon(tmp_path):
+    noon = INSTANT.replace("2026-03-31", "2026-03-31T12:00:00")
+    assert read(tmp_path, instance('<t:A contextRef="n">1</t:A>', context("n", noon))).period == "2026-03-31"
+
+
+LOCATION = 'xsi:schemaLocation="http://example.org/t {}" '
+
+
+@pytest.mark.parametrize("href", ["foo.xsd", "../../foo.xsd", "/etc/hostname", "file:///etc/hostname"])
+def test_a_local_schema_is_not_needed_and_not_opened(tmp_path, href):
+    fact = '<t:A contextRef="c" unitRef="eur" decimals="0">5</t:A>'
+    content = instance(fact).replace("http://example.org/t.xsd", href)
+    hints = content.replace("<xbrli:xbrl ", "<xbrli:xbrl " + LOCATION.format(href)).replace(
+        "<t:A ", "<t:A " + LOCATION.format(href)
+    )
+    for document in (content, hints):
+        report = read(tmp_path, document)
+        assert values(report) == {"t:A": Decimal(5)}
+        assert report.warnings == (
+            f"the schema {href!r} is a local file, which is not read: the facts have no types and labels of its taxonomy",
+        )
+
+
+def test_a_hint_at_a_remote_schema_is_ignored(tmp_path):
+    content = instance('<t:A contextRef="c">x é</t:A>')
+    hinted = content.replace("<xbrli:xbrl ", "<xbrli:xbrl " + LOCATION.format("http://example.org/t.xsd"))
+    report = read(tmp_path, b'<?xml version="1.0" encoding="iso-8859-1"?>' + hinted.encode("iso-8859-1"))
+    assert (values(report), report.warnings) == ({"t:A": "x é"}, ())
 
 
 def test_decimals_precision_nil_and_units(tmp_path):
