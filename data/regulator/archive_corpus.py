@@ -23,12 +23,12 @@ from data.regulator.archive import (
     try_read_report,
 )
 from data.regulator.card import SOURCES, split_summary, violation_baselines, write_splits
-from data.regulator.corpus import FULL, rules_of
 from data.regulator.disagreements import find_disagreements
 from data.regulator.dpm import load_cells
 from data.regulator.examples import make_example, read_register
 from data.regulator.findings import Finding, apply_findings, load_findings
 from data.regulator.leaks import place_examples
+from data.regulator.profiles import FULL, rules_of
 from data.regulator.render import Addressee
 from data.regulator.report import Report
 from data.regulator.rules import evaluate, violations

@@ -21,12 +21,12 @@ from decimal import Decimal
 
 from common.errors import UserError
 from data.regulator.answers import write_answer, write_checks, write_violation
-from data.regulator.corpus import Profile, rules_of
 from data.regulator.dates import long_date
 from data.regulator.directives import Context, required_measures, write_directive
 from data.regulator.dpm import Cells
 from data.regulator.findings import Finding, apply_findings, lifted_results
 from data.regulator.laptop_answers import laptop_checks, laptop_letter, laptop_measures, printed_checks
+from data.regulator.profiles import Profile, rules_of
 from data.regulator.render import Addressee, render_earlier, render_report
 from data.regulator.report import CellKey, Report
 from data.regulator.rules import Rule, RuleResult, evaluate, violations

@@ -19,13 +19,14 @@ from tqdm import tqdm
 from common.durable_files import new_directory, write_json
 from common.errors import UserError
 from data.regulator.card import SOURCES, split_summary, violation_baselines, write_splits
-from data.regulator.corpus import PROFILES, Filing, Profile, make_filings, twin_of
+from data.regulator.corpus import Filing, make_filings, twin_of
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.examples import make_example, read_filing, read_register, write_register
 from data.regulator.filing import write_reports
 from data.regulator.findings import Finding, load_findings, write_findings
 from data.regulator.leaks import leak_shares
 from data.regulator.notes import write_note
+from data.regulator.profiles import PROFILES, Profile
 from data.regulator.render import Addressee
 from data.regulator.splits import FULL_SPLITS, SPLITS, group_by_split, split_banks, split_examples
 
@@ -34,14 +35,15 @@ JSON_SHARE = 0.35  # fraction of banks without notes in the full profile that fi
 # The two texts below are part of dataset.json: changing them changes the bytes of a corpus.
 HOW_MADE = (
     "scripts/make_reports.py: invented banks over several quarters file EBA report files (xBRL-CSV packages and xBRL-JSON); "
-    "the examples are read from these files alone and labelled by data/regulator/rules.jsonl."
+    "the examples are read from these files alone and labelled by data/regulator/rules.jsonl. What follows from a bank's note "
+    "was planted with the note and stands in findings.csv."
 )
 LIMITS = (
     "Synthetic. No real institution, filing or supervisory letter is in it; real filings with supervisory labels are not "
     "public. Violations are more frequent, and sit closer to the limits, than in practice; some banks hold more AT1 and "
-    "Tier 2 than real ones do, so that each rule can fail alone; no bank is insolvent; a report has at most four violations. "
-    "A figure whose absence the rules count as zero is absent only as a filing error. Amounts of a report in a test by "
-    "combination may stand, as ratios of an earlier quarter, in a later training report of the same bank."
+    "Tier 2 than real ones do, so that each rule can fail alone; no bank is insolvent; a report violates at most nine rules. "
+    "A report has at most one note, whose sentences were written for this project. What a note changes in other ratios than "
+    "those of its finding is kept within their limits."
 )
 
 

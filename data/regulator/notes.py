@@ -7,8 +7,9 @@ engine derives it from the text.
 
 import random
 from dataclasses import dataclass
+from decimal import Decimal
 
-from data.regulator.findings import Finding
+from data.regulator.findings import Finding, note_rules
 from data.regulator.note_phrases import CONNECTED, FAMILIES, PLEDGED, WAIVER
 from data.regulator.note_phrases_capital import CALLABLE, GUIDANCE, LATE, OWN_SHARES, PROFIT
 from data.regulator.report import CellKey, Note
@@ -28,6 +29,23 @@ class PlannedNote:
     fields: tuple[tuple[str, str], ...]  # values of the placeholders
     cells: tuple[CellKey, ...]  # the note is attached to these; the row of an open table is its key
     findings: tuple[Finding, ...]  # one at least; "benign" if nothing follows
+
+
+NoteParts = tuple[dict[str, str], tuple[CellKey, ...], list[Finding]]  # placeholders, cells, what follows
+
+
+def note_finding(
+    case: str, rule: str, cell: str, value: Decimal | None = None, limit: Decimal | None = None
+) -> Finding:
+    """A line of findings.csv, still without bank and date. Only the case "decides" is a violation.
+
+    In the case "words" nothing is to be computed, so value and limit are left out.
+    """
+    if case == "words":
+        value = limit = None
+    return Finding(
+        "", "", rule, "violated" if case == "decides" else "benign", cell, value, limit, note_rules()[rule].legal
+    )
 
 
 def write_note(planned: PlannedNote, split: str, seed: str) -> Note:

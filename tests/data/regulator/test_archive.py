@@ -20,9 +20,10 @@ from data.regulator.archive import (
     read_pairs,
     try_read_report,
 )
-from data.regulator.corpus import FULL, make_filings
+from data.regulator.corpus import make_filings
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.filing import write_reports
+from data.regulator.profiles import FULL
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 A, B = "SYNB00AAAAAAAAAAAA11", "SYNB00BBBBBBBBBBBB22"

@@ -11,7 +11,6 @@ import pytest
 from data.regulator import mutations
 from data.regulator.banks import is_lei, lei, make_bank, requirements
 from data.regulator.corpus import (
-    FULL,
     LEVELS_OF_SIGN_RULE,
     MAX_VIOLATIONS,
     make_filings,
@@ -30,6 +29,7 @@ from data.regulator.mutations import (
     plant_error,
 )
 from data.regulator.positions import draw_positions
+from data.regulator.profiles import FULL
 from data.regulator.reporting import full_figures
 from data.regulator.rules import built_in_rules, evaluate
 from data.regulator.trial import as_report, violated, violates

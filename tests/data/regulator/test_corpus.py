@@ -5,11 +5,12 @@ import statistics
 from decimal import Decimal
 
 from data.regulator.banks import make_bank
-from data.regulator.corpus import FULL, make_filings
+from data.regulator.corpus import make_filings
 from data.regulator.economics import draw_economics
 from data.regulator.mutations import FILING_RULES, plant_error
 from data.regulator.omissions import MAX_FIGURES
 from data.regulator.positions import EXPOSURE_LIMIT, draw_positions
+from data.regulator.profiles import FULL
 from data.regulator.rules import built_in_rules
 from data.regulator.trial import template_of
 

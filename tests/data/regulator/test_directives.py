@@ -141,8 +141,10 @@ def test_deadlines_follow_severity_and_repetition(value, days, words):
 
 
 def test_a_breach_of_pillar_1_is_never_a_small_matter():
-    minima = [rule_id for rule_id, requirement in REQUIREMENTS.items() if requirement.order == "pillar1"]
-    assert len(minima) == 10
+    minima = [
+        rule_id for rule_id, requirement in REQUIREMENTS.items() if requirement.order == "pillar1" and rule_id in RULES
+    ]
+    assert len(minima) == 8
     for rule_id in minima:
         smallest = result(rule_id, "0.2501", "0.25") if rule_id == "LE_LIMIT" else result(rule_id, "0.2499", "0.25")
         for times in (0, 1, 2, 3):

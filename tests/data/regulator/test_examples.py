@@ -14,10 +14,11 @@ from common.errors import UserError
 from data.regulator.answer_reader import Answer, parse_answer
 from data.regulator.answers import write_answer
 from data.regulator.banks import make_bank
-from data.regulator.corpus import FULL, make_filings
+from data.regulator.corpus import make_filings
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.examples import make_example, read_filing, read_register, write_register
 from data.regulator.filing import write_reports
+from data.regulator.profiles import FULL
 from data.regulator.render import Addressee, format_fact, format_figure, format_limit, render_earlier, render_report
 from data.regulator.report import Fact
 from data.regulator.rules import built_in_rules, evaluate, violations

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from data.regulator.corpus import LAPTOP, make_filings
+from data.regulator.corpus import make_filings
 from data.regulator.note_phrases import FAMILIES, WORDINGS
 from data.regulator.notes import PHRASES, wording
+from data.regulator.profiles import LAPTOP
 
 ROOT = Path(__file__).resolve().parents[3]
 FILINGS = [make_filings(3, index, 1, LAPTOP)[0] for index in range(600)]

@@ -2,9 +2,10 @@
 
 import pytest
 
-from data.regulator.corpus import FULL, make_filings
+from data.regulator.corpus import make_filings
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.printed_cells import printed_cells
+from data.regulator.profiles import FULL
 from data.regulator.render import render_report
 from data.regulator.tells import find_tells
 from data.regulator.trial import as_report
