@@ -1,5 +1,6 @@
 """Percentile bootstrap confidence intervals (Efron, 1979): how a metric varies with the sample of documents."""
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -26,12 +27,23 @@ def bootstrap(
 
     values: `(units, columns)`, the contribution of each unit to each sum. metrics: maps sums `(..., columns)` to named
     metrics `(...)`, e.g. the ratio of two columns. Units are resampled with replacement. All columns of a unit are kept
-    together, so if two models each have their columns, the interval of their difference is a paired one.
+    together, so if two models each have their columns, the interval of their difference is a paired one. clusters: one key
+    per unit; units with the same key (the reports of one bank) are drawn together, because they are alike.
     """
+    if clusters is not None:
+        number = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
+        summed = np.zeros((len(number), values.shape[1]))
+        np.add.at(summed, [number[key] for key in clusters], values)
+        values = summed
     units = len(values)
-    weights = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=resamples)
-    resampled = metrics(weights @ values)
+    resampled = metrics(_draws(units, resamples, seed) @ values)
     return {
         name: Interval(float(value), *(float(bound) for bound in np.percentile(resampled[name], (2.5, 97.5))))
         for name, value in metrics(values.sum(axis=0)).items()
     }
+
+
+@functools.lru_cache(maxsize=1)  # several metrics of one result are resampled one after the other
+def _draws(units: int, resamples: int, seed: int) -> np.ndarray:
+    """`(resamples, units)`: how often each unit is drawn in each resample."""
+    return np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=resamples).astype(float)

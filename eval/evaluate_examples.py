@@ -21,14 +21,19 @@ from data.formats import Reading
 from data.tokens import load_tokenizer
 from distributed.process_group import Ranks
 from eval import general_text, report
+from eval.constrained import Grammar
 from eval.generate import greedy_answers, stop_tokens
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import compute_over_ranks
 from eval.perplexity import LossSum, general_perplexity, target_losses, total
 from eval.results import prepare_output, read_result
+from eval.shots import choose_shots, fitting_prompt
 
 ScoreAnswers = Callable[[list[dict], list[str], str, list[dict] | None, str], dict]
+GrammarOf = Callable[[list[dict]], tuple[str, str]]
 
+DEFAULT_LENGTH = 256  # tokens of an answer, if nothing else is known
+LENGTH_MARGIN = 1.25  # over the longest answer of the training split
 GENERAL_WINDOW = 1024  # maximum context in tokens when the perplexity on general text is measured
 
 
@@ -44,10 +49,13 @@ class EvaluationOptions:
     limit: int | None = None
     batch_size: int = 32
     max_new_tokens: int | None = None
+    shots: int = 0
+    constrained: bool = False
     dtype: str = "auto"
     sharding: str = "auto"
     general: bool = False
     json: Path | None = None
+    answers: Path | None = None
     before: Path | None = None
 
 
@@ -76,18 +84,20 @@ class EvaluationInputs:
 
 def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     """Read, tokenize and check everything. Raises UserError. Not a collective: call it on one rank (`read_on_first`)."""
-    for name in ("limit", "batch_size", "max_new_tokens"):
+    for name, least in (("limit", 1), ("batch_size", 1), ("max_new_tokens", 1), ("shots", 0)):
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} must be {least} or more, not {value}")
     fields = {key: str(name) for key, name in parse_dict(options.fields, str, "--fields").items()}
     check_fields(fields, "--fields")
     reading = Reading(options.format, fields)
     examples = choose_examples(read_examples(options.data, reading), options.limit)
     training = list(filter(has_answer, read_examples(options.train, reading))) if options.train else None
     before = read_result(options.before) if options.before else None
-    if options.json:
-        prepare_output(options.json)
+    if options.shots and not training:
+        raise UserError(f"--shots {options.shots} takes examples from the training split; name it with --train")
+    for output in filter(None, (options.json, options.answers)):
+        prepare_output(output)
     if not Path(options.model, "config.json").is_file():
         raise UserError(f"{options.model} is not a model directory (no config.json); see scripts/fetch_base_model.py")
     tokenizer = load_tokenizer(options.model)
@@ -100,15 +110,19 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     sequences = [sequence for parts in encoded for sequence in parts]
     owners = [i for i, parts in enumerate(encoded) for _ in parts]
     asked = [i for i, example in enumerate(examples) if has_answer(example)]
-    prompts = [encoder.prompt(examples[i]["messages"], examples[i].get("tools")) for i in asked]
-    lengths = []
-    for i, prompt in zip(asked, prompts, strict=True):
-        length = len(encoded[i][-1][0]) - len(prompt) if encoded[i] else 0
-        if length <= 0:  # the last answer carries no loss, so no sequence ends with it
-            length = len(tokenizer.encode(examples[i]["messages"][-1]["content"], add_special_tokens=False)) + 1
-        lengths.append(length)
-    max_new_tokens = options.max_new_tokens or 16 + max(lengths, default=0)
+    max_new_tokens, length_from = answer_length(options, training, tokenizer)
     max_positions = getattr(AutoConfig.from_pretrained(options.model), "max_position_embeddings", None) or math.inf
+    shots = choose_shots(training or [], options.shots)
+    prompts, shots_used = [], []
+    for i in asked:
+        prompt, used = fitting_prompt(
+            examples[i]["messages"],
+            shots,
+            functools.partial(encoder.prompt, tools=examples[i].get("tools")),
+            max_positions - max_new_tokens,
+        )
+        prompts.append(prompt)
+        shots_used.append(used)
     longest = max([len(ids) for ids, _ in sequences] + [len(prompt) + max_new_tokens for prompt in prompts])
     if longest > max_positions:
         raise UserError(
@@ -122,6 +136,10 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
         "n_examples": len(examples),
         "general_source": general_text.SOURCE if options.general else None,
         "max_new_tokens": max_new_tokens,
+        "max_new_tokens_from": length_from,
+        "shots": options.shots,
+        "fewest_shots": min(shots_used, default=0),  # where the context holds no more
+        "constrained": options.constrained,
     }
     if before is not None:
         report.check_comparable(before, header)
@@ -141,6 +159,19 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     )
 
 
+def answer_length(
+    options: EvaluationOptions, training: list[dict] | None, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, str]:
+    """(maximum tokens of an answer, where the number comes from). The references of the evaluated file play no part."""
+    if options.max_new_tokens:
+        return options.max_new_tokens, "--max-new-tokens"
+    if not training:
+        return DEFAULT_LENGTH, "the default without --train"
+    texts = [example["messages"][-1]["content"] for example in training]
+    longest = max(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+    return math.ceil(LENGTH_MARGIN * (longest + 1)), "the longest answer of --train plus 25%"
+
+
 def has_answer(example: dict) -> bool:
     """Whether an example is a chat that ends with a text of the assistant. A call of a tool is not scored as text."""
     last = example["messages"][-1] if "messages" in example else {}
@@ -155,12 +186,19 @@ def choose_examples(examples: list[dict], limit: int | None) -> list[dict]:
 
 
 def evaluate_examples(
-    options: EvaluationOptions, inputs: EvaluationInputs, ranks: Ranks, score_answers: ScoreAnswers
+    options: EvaluationOptions,
+    inputs: EvaluationInputs,
+    ranks: Ranks,
+    score_answers: ScoreAnswers,
+    grammar_of: GrammarOf | None = None,
 ) -> dict:
     """The result as it is written to JSON, without `seconds`. A collective: every rank gets the whole result.
 
-    `score_answers` knows the task; see `eval.regulator.score.score_answers` for its arguments.
+    `score_answers` knows the task; see `eval.regulator.score.score_answers` for its arguments. So does `grammar_of`, which
+    gives the (pattern, text after which everything is allowed) of the answers to examples, for `options.constrained`.
     """
+    asked = [inputs.examples[i] for i in inputs.asked]
+    pattern = grammar_of(asked) if options.constrained and grammar_of and asked else None
     dtype = agreed_dtype(options.dtype, ranks)
     sharded = is_sharded(options.sharding, [options.model], ranks)
     model, finish = load_causal_lm(options.model, dtype, sharded, ranks)
@@ -168,9 +206,10 @@ def evaluate_examples(
         functools.partial(target_losses, model), inputs.sequences, ranks, "loss of the responses", finish
     )
     stop_ids = stop_tokens(model, inputs.stop_ids)
+    grammar = Grammar(*pattern, inputs.tokenizer, frozenset(stop_ids)) if pattern else None
     answers = compute_over_ranks(
         lambda share, advance: greedy_answers(
-            model, share, stop_ids, inputs.max_new_tokens, options.batch_size, advance
+            model, share, stop_ids, inputs.max_new_tokens, options.batch_size, advance, grammar
         ),
         inputs.prompts,
         ranks,
@@ -191,7 +230,6 @@ def evaluate_examples(
     }
     if inputs.asked:
         texts = [inputs.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
-        asked = [inputs.examples[i] for i in inputs.asked]
         result |= score_answers(asked, texts, str(options.data), inputs.training, str(options.train))
     if options.general:
         window = min(GENERAL_WINDOW, inputs.max_positions)

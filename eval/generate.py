@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError
 from common.random_bits import hash64_tensor
+from eval.constrained import Grammar, most_probable_allowed
 from model.label_sampling import sample_labels
 
 CACHE_GROWTH = 64  # tokens by which the buffers of a cache layer grow
@@ -54,17 +55,20 @@ def greedy_answers(
     max_new_tokens: int,
     batch_size: int,
     advance: Callable[[int], object] = lambda finished: None,
+    grammar: Grammar | None = None,
 ) -> list[list[int]]:
     """Greedy decoding of each prompt, up to a stop token (not included) or `max_new_tokens`.
 
     prompts: token ids. Returns the token ids of the answers in the order of the prompts. advance: called with the
-    number of prompts that have just been finished, e.g. a progress bar's `update`.
+    number of prompts that have just been finished, e.g. a progress bar's `update`. grammar: only tokens that it allows
+    are taken (`eval.constrained`).
     """
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths need little padding
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = _generate(model, [prompts[i] for i in chosen], stop_ids, max_new_tokens, _most_probable, advance)
+        select = most_probable_allowed(grammar) if grammar else _most_probable
+        batch = _generate(model, [prompts[i] for i in chosen], stop_ids, max_new_tokens, select, advance)
         for i, answer in zip(chosen, batch, strict=True):
             answers[i] = answer
     return answers

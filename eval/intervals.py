@@ -81,7 +81,7 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
 def _terms(result: dict) -> dict[str, tuple[np.ndarray, Sequence]]:
     """Metric -> (numerator and denominator of each example `(examples, 2)`, cluster of each example)."""
     answers, losses = result.get("answers") or (), result.get("losses") or ()
-    clusters = [answer.get("cluster") or f"example {i}" for i, answer in enumerate(answers)]
+    clusters = [f"example {i}" if a.get("cluster") is None else a["cluster"] for i, a in enumerate(answers)]
     terms: dict[str, tuple[np.ndarray, Sequence]] = {}
     if answers and all("true" in answer for answer in answers):
         terms["f1"] = _array(map(_f1_terms, answers)), clusters

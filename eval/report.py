@@ -46,6 +46,12 @@ def run_figures(result: dict) -> list[Figure]:
     """Truncated answers, validation loss, and perplexity on general text, as far as the result has them."""
     rows = []
     loss, general = result.get("loss"), result.get("general")
+    if "shots" in result:  # "before" may be asked in another way than "after"
+        value = f"{result['shots']} shots" + ", constrained" * result["constrained"]
+        short = result["fewest_shots"] < result["shots"]
+        rows.append(
+            Figure("asked with", value, f"at least {result['fewest_shots']} where the context is short" * short)
+        )
     if "cut_short" in result and result.get("answers"):
         limit = f"at {result['max_new_tokens']} tokens ({result.get('max_new_tokens_from', 'as given')})"
         rows.append(Figure("answers cut short", str(result["cut_short"]), limit))

@@ -1,11 +1,13 @@
-"""Evaluate a model directory on examples: violations F1, ROUGE-L of the directive, loss on response tokens.
+"""Evaluate a model directory on examples: violations and their facts, the directive, loss on response tokens.
 
-    python scripts/evaluate.py artifacts/models/SmolLM2-135M-Instruct --data artifacts/quickstart/validation.jsonl
+    python scripts/evaluate.py artifacts/models/SmolLM2-135M-Instruct --data FILE --train FILE --shots 2 --constrained
     torchrun --nproc_per_node=2 scripts/evaluate.py runs/quickstart/export --data FILE --train FILE --general --json after.json
 
 Every process generates (greedily) the answers to its share of the examples. Several processes share a large model, as in
 training: each holds a part of it (--sharding). With --before FILE, the JSON of an earlier evaluation of the same data, a
-table before | after is printed as well, with 95% confidence intervals of the change (bootstrap over examples, paired).
+table before | after is printed as well, with 95% confidence intervals of the change (bootstrap over banks, paired).
+A base model that never saw the form of the answers is asked fairly with --shots and --constrained: else "before" measures
+the form. docs/measures.md says what each figure means.
 """
 
 import pathlib
@@ -23,12 +25,14 @@ from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
 from configs.loading.checks import FORMATS
+from data.regulator.answer_grammar import LETTER, answer_grammar
 from distributed.process_group import read_on_first, start_process_group
 from eval.evaluate_examples import EvaluationOptions, evaluate_examples, read_inputs
 from eval.load_over_ranks import add_sharding_option
 from eval.over_ranks import TIMEOUT_MINUTES
 from eval.regulator import report
 from eval.regulator.score import score_answers
+from eval.stored_answers import write_answers
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,7 +46,15 @@ def parse_arguments() -> argparse.Namespace:
         help="the examples to evaluate on: one file of any form in docs/data.md. Texts, completions and chats that end with a "
         "call of a tool count for the loss only",
     )
-    parser.add_argument("--train", type=Path, help="the training split, on which the trivial baselines are fitted")
+    parser.add_argument("--train", type=Path, help="the training split, on which the baselines are fitted")
+    parser.add_argument(
+        "--shots", type=int, default=0, metavar="K", help="K examples of --train stand before each prompt (%(default)s)"
+    )
+    parser.add_argument(
+        "--constrained",
+        action="store_true",
+        help="decode inside the grammar of the answers: headings, rule ids and the form of a line are given",
+    )
     parser.add_argument("--format", choices=FORMATS, default="auto", help="like data.format of a config (%(default)s)")
     parser.add_argument("--fields", default="", help="like data.fields of a config: messages=dialogue,role=speaker")
     parser.add_argument(
@@ -50,7 +62,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=32, help="answers generated at once (%(default)s)")
     parser.add_argument(
-        "--max-new-tokens", type=int, help="maximum length of an answer (default: 16 more than the longest in --data)"
+        "--max-new-tokens",
+        type=int,
+        help="maximum length of an answer (default: 25%% more than the longest in --train, or 256)",
     )
     add_dtype_option(parser)
     add_sharding_option(parser)
@@ -58,6 +72,7 @@ def parse_arguments() -> argparse.Namespace:
         "--general", action="store_true", help="also measure perplexity on general text that training never sees"
     )
     parser.add_argument("--json", type=Path, help="write all metrics and answers to this file")
+    parser.add_argument("--answers", type=Path, help="write the answers to this file, for scripts/score.py")
     parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation to compare with")
     parser.add_argument("--show", type=int, default=1, help="number of answers to print (%(default)s)")
     return parser.parse_args()
@@ -71,23 +86,16 @@ def main() -> int:
     options = EvaluationOptions(**arguments)
     ranks = start_process_group(TIMEOUT_MINUTES)
     inputs = read_on_first(lambda: read_inputs(options), ranks)
-    result = evaluate_examples(options, inputs, ranks, score_answers)
+    result = evaluate_examples(options, inputs, ranks, score_answers, lambda asked: (answer_grammar(asked), LETTER))
     result["seconds"] = round(time.perf_counter() - start, 1)
     if ranks.rank == 0:
         if options.json:
             write_json(options.json, result)
-        print_result(result, inputs.before, show)
+        if options.answers:
+            write_answers(options.answers, result)
+        print(report.full_report(result, inputs.before, show))
     dist.destroy_process_group()
     return 0
-
-
-def print_result(result: dict, before: dict | None, show: int) -> None:
-    """Print the table, the comparison with an earlier result, and the first `show` answers."""
-    print(report.table(result))
-    if before is not None:
-        print(f"\n{report.compare(before, result)}")
-    for index in range(min(show, len(result.get("answers", ())))):
-        print(f"\n{report.one_answer(result, index)}")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def print_card(card: dict) -> None:
         print(f"stands in training of {split}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     for split, scores in card["baselines"].items():
         for name, score in scores.items():
-            print(f"baseline on {split}: {name:24} F1 {score['f1']:.3f}, notes {score['note_f1']:.3f}")
+            print(f"baseline on {split}: {name:24} F1 {score['f1']:.3f}, notes {score.get('note_f1', 0):.3f}")
     for split, score in card.get("nearest_training_letter", {}).items():
         print(f"baseline on {split}: nearest training letter  ROUGE-L {score['rouge_l']:.3f} (n={score['n']})")
 

@@ -16,11 +16,10 @@ NOT_REPORTED = "not reported"
 _HEADING = re.compile(r"(violations|checks|directive)\s*(?::\s*(.*)|$)", re.IGNORECASE)
 _MARKS = re.compile(r"^(?:[#>•]+\s*|[-*+]\s+|\(?\d{1,2}[.)]\s+)+")  # headings, quotes, bullets, numbers
 _RELATIONS = {
-    **{"min": "min", "minimum": "min", "at least": "min", ">=": "min", "≥": "min", "<": "min"},
-    **{"max": "max", "maximum": "max", "at most": "max", "<=": "max", "≤": "max", ">": "max"},
-    **{"expected": "expected", "=": "expected", "!=": "expected"},
+    **{"min": "min", "minimum": "min", "at least": "min", ">=": "min", "≥": "min"},
+    **{"max": "max", "maximum": "max", "at most": "max", "<=": "max", "≤": "max", "expected": "expected"},
 }
-_COMPARISON = re.compile(r"\s(<=|>=|!=|≤|≥|<|>)\s")
+_COMPARISON = re.compile(r"\s(<=?|>=?|≤|≥)\s")
 _VALUE = rf"(?:\d{{4}}-\d\d-\d\d|{QUANTITY}(?: days?)?)"
 _CHECKED = re.compile(rf"(?P<what>\S.*?)(?:\s+(?:(?:{QUANTITY} ?[-+\u2212] ?)+{QUANTITY} = )?(?P<value>{_VALUE}))?")
 
@@ -147,10 +146,10 @@ def _law(text: str) -> frozenset[tuple[str, str]]:
 def _read_check(line: str) -> Claim | None:
     head, colon, verdict = line.rpartition(":")
     said = re.fullmatch(rf"(?:(met)|(lifts )?({RULE_ID.pattern}))(?:, (.+))?\.?", verdict.strip(), re.IGNORECASE)
-    left, relation, limit = head.strip(), "", None
+    left, is_below, limit = head.strip(), False, None
     compared = list(_COMPARISON.finditer(left))
     if compared:
-        relation, limit = _RELATIONS[compared[-1][1]], _value(left[compared[-1].end() :])
+        is_below, limit = compared[-1][1][0] in "<≤", _value(left[compared[-1].end() :])
         left = left[: compared[-1].start()]
     figures = _CHECKED.fullmatch(left)
     if not said or not figures or re.search("[<>=]", figures["what"]):
@@ -159,8 +158,8 @@ def _read_check(line: str) -> Claim | None:
     if (compared and (limit is None or not figures["value"])) or not (met or RULE_ID.fullmatch(rule)):
         return None
     state = "met" if met else "lifts" if lifts else "violated"
-    if state == "met":  # a requirement that is met is on the other side of its limit
-        relation = {"min": "max", "max": "min"}.get(relation, relation)
+    # A figure below its limit misses a minimum, or meets a maximum.
+    relation = "" if limit is None else "min" if is_below == (state == "violated") else "max"
     value = _value(figures["value"]) if figures["value"] else None
     return Claim(state, rule or "", _place(figures["what"]), value, relation, limit, _law(legal or ""))
 

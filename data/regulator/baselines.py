@@ -52,6 +52,28 @@ def baseline_predictions(training: Sequence[dict], test: Sequence[dict]) -> dict
     return predictions
 
 
+def decided_by_notes(examples: Sequence[dict]) -> list[frozenset[str]]:
+    """For each example, the rules that its note decides: empty without a note, or without the field `engine`.
+
+    They are the rules on which the truth and the engine differ in any example with a note of the same kind.
+    """
+    rules: dict[str, frozenset[str]] = {}
+    for one in examples:
+        if one.get("kind") and "engine" in one:
+            decided = frozenset(one["violations"]) ^ frozenset(one["engine"])
+            rules[one["kind"]] = rules.get(one["kind"], frozenset()) | decided
+    return [rules.get(one.get("kind", ""), frozenset()) for one in examples]
+
+
+def note_f1(examples: Sequence[dict], predicted: Sequence[Iterable[str]]) -> float | None:
+    """F1 of what notes decide (`decided_by_notes`); None if they decide nothing."""
+    decided = decided_by_notes(examples)
+    if not any(decided):
+        return None
+    true = [rules & set(example["violations"]) for rules, example in zip(decided, examples, strict=True)]
+    return micro_f1([rules & set(one) for rules, one in zip(decided, predicted, strict=True)], true)["f1"]
+
+
 def micro_f1(predicted: Sequence[Iterable[str]], true: Sequence[Iterable[str]]) -> dict[str, float]:
     """Micro-averaged precision, recall and F1 over all (report, rule) pairs; 0 where undefined."""
     pairs = [(set(guess), set(truth)) for guess, truth in zip(predicted, true, strict=True)]
@@ -67,30 +89,25 @@ def micro_f1(predicted: Sequence[Iterable[str]], true: Sequence[Iterable[str]]) 
 def score_baselines(
     training: Sequence[dict], tests: Mapping[str, Sequence[dict]]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Test split -> baseline -> precision, recall and F1. All baselines are fitted once, on the examples of `training`."""
-    predictions = all_predictions(training, tests)
-    return {
-        split: {
-            name: micro_f1(found, [example["violations"] for example in tests[split]]) for name, found in named.items()
-        }
-        for split, named in predictions.items()
-    }
+    """Test split -> baseline -> precision, recall, F1, and `note_f1` where notes decide something.
 
-
-def all_predictions(
-    training: Sequence[dict], tests: Mapping[str, Sequence[dict]]
-) -> dict[str, dict[str, list[tuple[str, ...]]]]:
-    """Test split -> baseline -> the rule ids that it predicts for each example."""
+    All baselines are fitted once, on the examples of `training`.
+    """
     trivial = trivial_predictions(example["violations"] for example in training)
     everything = [example for examples in tests.values() for example in examples]
     learned = baseline_predictions(training, everything)
-    predictions, start = {}, 0
+    scores, start = {}, 0
     for split, examples in tests.items():
-        count = len(examples)
-        predictions[split] = {name: [answer] * count for name, answer in trivial.items()}
-        predictions[split] |= {name: found[start : start + count] for name, found in learned.items()}
-        start += count
-    return predictions
+        true = [example["violations"] for example in examples]
+        predictions = {name: [answer] * len(true) for name, answer in trivial.items()}
+        predictions |= {name: found[start : start + len(true)] for name, found in learned.items()}
+        scores[split] = {}
+        for name, predicted in predictions.items():
+            scores[split][name] = micro_f1(predicted, true)
+            notes = note_f1(examples, predicted)
+            scores[split][name] |= {} if notes is None else {"note_f1": notes}
+        start += len(true)
+    return scores
 
 
 def nearest_letters(training: Sequence[tuple[str, str]], test: Sequence[str]) -> list[str]:

@@ -2,18 +2,16 @@
 
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from common.durable_files import write_json_lines
 from common.errors import UserError
-from data.regulator.baselines import all_predictions, micro_f1
+from data.regulator.baselines import score_baselines
 from data.regulator.dpm import RELEASE
 from data.regulator.examples import report_of
 from data.regulator.findings import note_rules
 from data.regulator.rules import built_in_rules
 
-# Kind of note -> the findings that it may lift.
-LIFTABLE = {"waiver": {"LCR_MIN", "NSFR_MIN", "LE_LIMIT"}, "guidance": {"OCR_TC"}}
 SOURCES = (
     f"Cells and labels: European Banking Authority, Data Point Model, release {RELEASE}. "
     "Thresholds: CRR (EU) 575/2013, CRD 2013/36/EU, Delegated Regulation (EU) 2015/61."
@@ -83,28 +81,7 @@ def violation_baselines(splits: dict[str, list[dict]]) -> dict[str, dict]:
     Baselines are fitted on `train`.
     """
     tests = {split: examples for split, examples in splits.items() if split.startswith("test")}
-    return {
-        split: {
-            name: micro_f1(found, [example["violations"] for example in tests[split]])
-            | {"note_f1": note_f1(found, tests[split])}
-            for name, found in predictions.items()
-        }
-        for split, predictions in all_predictions(splits["train"], tests).items()
-    }
-
-
-def note_f1(predicted: Sequence[Iterable[str]], examples: Sequence[dict]) -> float:
-    """F1 on what only notes decide: (report, rule) pairs that a note adds, or takes from the findings of the engine."""
-    return micro_f1(
-        [_by_note(example, set(found)) for example, found in zip(examples, predicted, strict=True)],
-        [_by_note(example, set(example["violations"])) for example in examples],
-    )["f1"]
-
-
-def _by_note(example: dict, found: set[str]) -> set[str]:
-    """The rules of notes in `found`; in a report with a note that may lift findings, `lifts RULE` for each that is not."""
-    lifted = {f"lifts {rule}" for rule in {*example["engine"]} & LIFTABLE.get(example["kind"], set()) - found}
-    return found & set(note_rules()) | lifted
+    return score_baselines(splits["train"], tests)
 
 
 def token_counter(model_directory: pathlib.Path | None) -> Callable[[str], int] | None:

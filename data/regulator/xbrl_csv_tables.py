@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from common.errors import UserError
-from data.regulator.dora import KEY_COLUMNS, NUMERIC_COLUMNS
+from data.regulator.dora import COLUMN_TYPES, FIXED_ROWS, KEY_COLUMNS
 from data.regulator.dpm import Cells, local_name
 from data.regulator.report import CellKey, Fact, describe, parse_number
 from data.regulator.safety import Package
@@ -118,7 +118,8 @@ def _read_datapoints(file: TableFile, rows: Iterable[Row], cells: Cells) -> tupl
 
 
 def _read_entries(file: TableFile, rows: Iterable[Row], cells: Cells) -> tuple[list[Fact], list[str]]:
-    """A row per entry: a fact per cell that is neither empty nor part of the key. The table's rows are open (`*`)."""
+    """A row per entry: a fact per cell that is neither empty nor part of the key. The rows are open (`*`) if there is a key."""
+    code = FIXED_ROWS.get(file.table, "*")
     facts, warnings, without_fact = [], [], 0
     types: dict[str, str] = {}
     for number, (line, row) in enumerate(rows, start=1):
@@ -133,9 +134,9 @@ def _read_entries(file: TableFile, rows: Iterable[Row], cells: Cells) -> tuple[l
         without_fact += not filed
         for column, text in filed.items():
             if column not in types:
-                cell = cells.by_cell(file.table, "*", column)
-                types[column] = cell.type if cell else NUMERIC_COLUMNS.get((file.table, column), "string")
-            place = (file.table, "*", column)
+                cell = cells.by_cell(file.table, code, column)
+                types[column] = cell.type if cell else COLUMN_TYPES.get((file.table, column), "string")
+            place = (file.table, code, column)
             fact = _fact(file, f"{file.table}.{column}", types[column], text, dict(dimensions), place)
             facts.append(fact)
             warnings += _problems(file, line, fact, types[column])

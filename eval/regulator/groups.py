@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
+from data.regulator.baselines import note_f1
 from eval.regulator.violations import micro
 
 
 def score_kinds(examples: Sequence[dict], true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict:
     """Kind of note -> scores on the reports with such a note (field `kind`); {} if no report has one.
 
-    `with a note` has all of them, `note alone` those in which the engine finds nothing (field `engine` is empty).
+    `with a note` has all of them, `note alone` those in which the engine finds nothing (field `engine` is empty). `note_f1`
+    is the F1 of the rules that notes of this kind decide, None if they decide none.
     """
     groups: dict[str, list[int]] = {}
     for i, example in enumerate(examples):
@@ -22,6 +24,9 @@ def score_kinds(examples: Sequence[dict], true: Sequence[Sequence[str]], predict
             "n_reports": len(members),
             "n_violations": sum(len(set(true[i])) for i in members),
             "exact": sum(set(true[i]) == set(predicted[i]) for i in members) / len(members),
+            "note_f1": note_f1(
+                [examples[i] | {"violations": true[i]} for i in members], [predicted[i] for i in members]
+            ),
             **micro([true[i] for i in members], [predicted[i] for i in members]),
         }
         for name, members in sorted(

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 _SUBJECTS = {
     "capital": r"capital plan|recapitalis|own funds(?! templates| items)|capital increase|capital conservation plan|restore the ratios",
     "distributions": r"distribut|capital conservation plan|dividends",
-    "leverage": r"leverage|balance sheet",
-    "liquidity": r"liquidity|liquid assets|contingency funding",
-    "funding": r"(?<!contingency )funding|long-term lending|term deposits",
+    "leverage": r"leverage|balance sheet|raise tier 1",
+    "liquidity": r"liquidity|liquid assets|contingency funding|\bLCR\b|pledged",
+    "funding": r"(?<!contingency )funding|\bNSFR\b|long-term lending|term deposits",
     "exposure": r"\bexposure\b(?! amount)|\bexcess\b|\bclient",
     "floor": r"output floor|floored|total risk exposure|standardised total|corrected report",
     "items": r"own funds items?|instrument|prudential filter|deduct|CET1 items|eligib",

@@ -82,15 +82,17 @@ def _violation_figures(result: dict) -> list[Figure]:
 
 
 def _part_figures(result: dict) -> list[Figure]:
-    """Minimal pairs and reports with notes."""
+    """Reports with notes, each kind and with the baselines, and minimal pairs."""
     violations = result.get("violations") or {}
-    rows = [
-        Figure(
-            f"  F1, notes: {kind}",
-            f"{scores['f1']:.3f}",
-            f"{scores['n_reports']} reports, {percent(scores['exact'])} right",
-        )
-        for kind, scores in violations.get("kinds", {}).items()
+    rows = []
+    for kind, scores in violations.get("kinds", {}).items():
+        n = f"{scores['n_reports']} reports, {percent(scores['exact'])} right"
+        decided = "" if scores["note_f1"] is None else f", of what notes decide {scores['note_f1']:.3f}"
+        rows.append(Figure(f"  F1, notes: {kind}", f"{scores['f1']:.3f}", n + decided))
+    rows += [
+        Figure(f"  of what notes decide, baseline: {name}", f"{scores['note_f1']:.3f}", "")
+        for name, scores in violations.get("baselines", {}).items()
+        if scores.get("note_f1") is not None
     ]
     pairs = violations.get("pairs", {"n": 0})
     if pairs["n"]:

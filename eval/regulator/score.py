@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from data.regulator.answer_reader import Answer, parse_answer
-from data.regulator.baselines import baseline_predictions
+from data.regulator.baselines import baseline_predictions, note_f1
 from eval.regulator.facts import facts_of, score_facts
 from eval.regulator.groups import pairs_right, score_kinds
 from eval.regulator.letters import score_letters
@@ -101,6 +101,7 @@ def _score_baselines(
             letter_scores[name] = mean(best_rouge_l(references, [letter] * len(true)))
     if training and fitted_on:
         known = [one | {"violations": truth.rule_ids} for one, truth in zip(training, fitted_on, strict=True)]
+        labelled = [one | {"violations": rules} for one, rules in zip(examples, true_rules, strict=True)]
         for name, predicted in baseline_predictions(known, examples).items():
-            violation_scores[name] = micro(true_rules, predicted)
+            violation_scores[name] = micro(true_rules, predicted) | {"note_f1": note_f1(labelled, predicted)}
     return violation_scores, letter_scores

@@ -28,3 +28,10 @@ def test_ratios_are_of_sums_and_depend_on_the_seed():
     more = np.random.default_rng(0).random((30, 3))
     assert bootstrap(more, mean_and_difference, seed=3) == bootstrap(more, mean_and_difference, seed=3)
     assert bootstrap(more, mean_and_difference, seed=3) != bootstrap(more, mean_and_difference, seed=4)
+
+
+def test_units_of_one_cluster_are_drawn_together():
+    values = np.array([[1.0, 0, 1], [1.0, 0, 1], [0.0, 0, 1]])
+    together = bootstrap(values, mean_and_difference, clusters=["x", "x", "x"])["a"]
+    assert (together.value, together.low, together.high) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+    assert bootstrap(values, mean_and_difference, clusters=[1, 2, 3]) == bootstrap(values, mean_and_difference)

@@ -1,11 +1,13 @@
 """Reading and checking the inputs of an evaluation, and the evaluation on one process."""
 
 import json
+import math
 import shutil
 
 import pytest
 import torch
 import torch.distributed as dist
+from transformers import AutoConfig
 
 from common.durable_files import write_json
 from common.errors import UserError
@@ -50,11 +52,42 @@ def read(folder, **options):
         assert not dist.is_initialized()
 
 
-def test_answers_may_be_16_tokens_longer_than_the_longest_reference(folder):
+def test_the_length_of_an_answer_comes_from_training_and_never_from_the_references(folder, tmp_path):
+    assert (read(folder).max_new_tokens, read(folder).header["max_new_tokens_from"]) == (
+        256,
+        "the default without --train",
+    )
     tokenizer = load_tokenizer(folder / "model")
     examples = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
-    longest = max(sum(encode_one(tokenizer, example)[1]) for example in examples)
-    assert read(folder).max_new_tokens == longest + 16
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(json.dumps(example) + "\n" for example in examples[:3]))
+    longest = max(sum(encode_one(tokenizer, example)[1]) for example in examples[:3])
+    inputs = read(folder, train=train)
+    assert inputs.max_new_tokens == math.ceil(1.25 * longest)
+    assert inputs.header["max_new_tokens_from"] == "the longest answer of --train plus 25%"
+    assert read(folder, train=train, max_new_tokens=7).max_new_tokens == 7
+
+
+def test_shots_are_earlier_turns_after_the_system_message_and_as_many_as_fit(folder, tmp_path):
+    system = {"role": "system", "content": "Find violations."}
+
+    def chat(question, answer):
+        return {"messages": [system, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+    examples = [chat("LCR 90%", "low"), chat("LCR 99%", "low"), chat("LCR 120%", "none"), chat("LCR 2", "low")]
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    train.write_text("".join(json.dumps(example) + "\n" for example in examples[:3]))
+    test.write_text(json.dumps(examples[3]) + "\n")
+    inputs = read(folder, data=test, train=train, shots=2, max_new_tokens=9)
+    text = load_tokenizer(folder / "model").decode(inputs.prompts[0])
+    assert [text.count(word) for word in ("Find violations.", "LCR", "<|im_start|>user")] == [1, 3, 3]
+    assert text.index("Find violations.") < text.index("LCR") and "LCR 2<|im_end|>" in text[text.rindex("LCR") :]
+    assert (inputs.header["shots"], inputs.header["fewest_shots"]) == (2, 2)
+    assert inputs.prompts == read(folder, data=test, train=train, shots=2, max_new_tokens=9).prompts
+    assert len(inputs.sequences[0][0]) < len(inputs.prompts[0])  # the loss is that of the plain example
+    room = AutoConfig.from_pretrained(folder / "model").max_position_embeddings - len(inputs.prompts[0])
+    shorter = read(folder, data=test, train=train, shots=2, max_new_tokens=room + 1)
+    assert shorter.header["fewest_shots"] == 1 and len(shorter.prompts[0]) < len(inputs.prompts[0])
 
 
 def test_the_keys_of_a_file_can_be_named(folder, tmp_path):
@@ -87,7 +120,7 @@ def test_a_tool_call_is_not_scored_and_an_answer_without_loss_is(folder, tmp_pat
         and len(inputs.sequences) == 3
         and inputs.training == [inputs.examples[i] for i in (1, 2)]
     )
-    assert inputs.max_new_tokens == 16 + 1 + len(tokenizer.encode("3% or more"))
+    assert inputs.max_new_tokens == math.ceil(1.25 * (1 + len(tokenizer.encode("3% or more"))))
 
 
 def test_chats_are_rendered_as_in_the_run_that_made_the_model(folder, tmp_path):
@@ -116,6 +149,8 @@ def test_limit_is_a_fixed_choice_in_file_order(evaluate):
     ("options", "message"),
     [
         ({"limit": 0}, "--limit must be 1 or more"),
+        ({"shots": -1}, "--shots must be 0 or more"),
+        ({"shots": 2}, "--shots 2 takes examples from the training split; name it with --train"),
         ({"max_new_tokens": 5000}, "positions"),
         ({"before": "nothing.json"}, "nothing.json is not the JSON of an evaluation"),
         ({"before": "model/config.json"}, "is not the JSON of an evaluation"),  # JSON, but not a result

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from eval.intervals import paired_change
+from eval.intervals import intervals, paired_change, wilson
 
 
 def answer(true, predicted, rouge=0.5):
@@ -50,3 +50,50 @@ def test_only_metrics_that_both_results_have_are_compared():
     assert paired_change({"loss": 1.0}, chats) == {}  # the result has only texts, or is from an older version
     nothing = result([answer([], [])])
     assert paired_change(nothing, nothing)["f1"].value == 0  # there are no violations at all
+
+
+def test_reports_of_one_bank_are_drawn_together():
+    rng = np.random.default_rng(1)
+    of_bank = rng.random(60) < 0.6  # the eight reports of a bank are all right or all wrong
+    rows = [
+        answer(["A"], ["A"] if right else [], float(right)) | {"cluster": bank}
+        for bank, right in enumerate(of_bank)
+        for _ in range(8)
+    ]
+    found = intervals(result(rows))["rouge_l"]
+    standard_error = of_bank.std() / math.sqrt(60)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * standard_error, rel=0.1)
+    alone = intervals(result([{**row, "cluster": None} for row in rows]))["rouge_l"]
+    assert (found.high - found.low) / (alone.high - alone.low) == pytest.approx(math.sqrt(8), rel=0.08)
+
+
+def test_at_the_bounds_the_interval_is_wilsons():
+    assert wilson(1.0, 40) == (pytest.approx(40 / (40 + 1.96**2), abs=1e-4), 1.0)
+    assert wilson(0.0, 40) == (0.0, pytest.approx(1.96**2 / (40 + 1.96**2), abs=1e-4))
+    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # Wilson's, not 0.402 to 0.598
+    right = result([answer(["A"], ["A"], 1.0) | {"cluster": bank} for bank in range(20) for _ in range(5)])
+    wrong = result([answer(["A"], [], 0.0) | {"cluster": bank} for bank in range(20) for _ in range(5)])
+    for name in ("f1", "exact", "rouge_l"):
+        one = intervals(right)[name]
+        assert (one.value, one.high) == (1, 1) and one.low == pytest.approx(
+            wilson(1, 20)[0]
+        )  # 20 banks, not 100 reports
+        change = paired_change(wrong, right)[name]
+        assert change.value == change.high == 1
+        # Newcombe: both sides are off by at most 3.84 / 23.84.
+        assert change.low == pytest.approx(1 - math.sqrt(2) * 1.96**2 / (20 + 1.96**2), abs=1e-4)
+    assert paired_change(right, right)["f1"].low == 0  # the very same answers
+
+
+def test_pairs_facts_and_unreadable_answers_have_intervals():
+    rows = [
+        answer(["A"], ["A"]) | {"pair": "1", "facts": [1, 1, 1], "cluster": "x"},
+        answer([], []) | {"pair": "1", "facts": [0, 0, 0], "cluster": "x"},
+        answer(["A"], ["A"]) | {"pair": "2", "facts": [0, 1, 1], "cluster": "y"},
+        answer([], []) | {"pair": "2", "facts": [0, 0, 1], "cluster": "y", "unreadable": True},
+        answer([], None) | {"pair": "3", "facts": [0, 0, 1], "cluster": "z", "unreadable": True},
+    ]
+    found = intervals(result(rows))
+    assert found["pairs"].value == 0.5 and found["exact"].value == 3 / 5
+    assert found["f1"].value == pytest.approx(4 / 6)  # two right of two, and two unreadable answers
+    assert found["fact_f1"].value == pytest.approx(2 / 6)

@@ -34,7 +34,12 @@ def test_the_table_has_every_figure_with_its_n():
     per_token = ["general text: perplexity per token", "11.5", "8,756 tokens of general text"]
     assert cells(text, "general text: perplexity per token") == per_token
     assert cells(text, "general text: perplexity per byte")[1] == "inf"
-    assert "violations" not in text
+    assert "violations" not in text and "asked with" not in text
+    few = table(RESULT | {"shots": 4, "fewest_shots": 2, "constrained": True})
+    assert cells(few, "asked with") == [
+        *("asked with", "4 shots, constrained", "at least 2 where the context is short"),
+    ]
+    assert cells(table(RESULT | {"shots": 4, "fewest_shots": 4, "constrained": False}), "asked with")[1:] == ["4 shots"]
 
 
 def test_figures_that_a_result_lacks_are_left_out():

@@ -56,7 +56,7 @@ def expected_loss(directory):
 
 def test_one_and_two_processes_give_the_same_metrics(files):
     model_and_data = [files / "model", "--data", files / "test.jsonl"]
-    options = ["--train", files / "train.jsonl", "--max-new-tokens", 12, "--dtype", "fp32", "--general"]
+    options = ["--train", files / "train.jsonl", "--max-new-tokens", 12, "--dtype", "fp32", "--general", "--shots", 1]
     done = run_python(SCRIPT, *model_and_data, *options, "--json", files / "out" / "one.json")
     assert done.returncode == 0, done.stderr
     assert "violations F1 (micro)" in done.stdout
@@ -64,7 +64,7 @@ def test_one_and_two_processes_give_the_same_metrics(files):
     one = json.loads((files / "out" / "one.json").read_text())
 
     compared = ["--json", files / "two.json", "--before", files / "out" / "one.json", "--batch-size", 2]
-    compared += ["--sharding", "full"]
+    compared += ["--sharding", "full", "--answers", files / "answers.jsonl"]
     done = run_ranks(2, SCRIPT, *model_and_data, *options, *compared)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("answer to example") == 1  # only rank 0 prints
@@ -83,11 +83,36 @@ def test_one_and_two_processes_give_the_same_metrics(files):
         assert result["violations"]["baselines_fitted_on"] == "2 training examples"
     assert two["answers"] == one["answers"]
     assert two["violations"] == one["violations"]
+    same_answers_scored_without_the_model(files, two)
     assert len({answer["answer"] for answer in one["answers"]}) > 1
     general = one["general"]
     nats = general["tokens"] * math.log(general["perplexity"])
     assert general["perplexity_per_byte"] == pytest.approx(math.exp(nats / general["bytes"]))
     assert general["tokens"] < general["bytes"]
+
+
+def same_answers_scored_without_the_model(files, result):
+    """scripts/score.py agrees with scripts/evaluate.py in everything that needs no model."""
+    arguments = ["--data", files / "test.jsonl", "--train", files / "train.jsonl", "--answers", files / "answers.jsonl"]
+    arguments += ["--json", files / "scored.json", "--before", files / "out" / "one.json"]
+    done = run_python(SCRIPT.with_name("score.py"), *arguments)
+    assert done.returncode == 0, done.stderr
+    scored = json.loads((files / "scored.json").read_text())
+    parts = ("violations", "facts", "letters", "measures", "rouge_l", "answers", "data_sha256", "n_examples")
+    assert {part: scored[part] for part in parts} == {part: result[part] for part in parts}
+    assert "answer to example a" in done.stdout and "before" in done.stdout
+    (files / "answers.jsonl").write_text("")
+    done = run_python(SCRIPT.with_name("score.py"), *arguments)
+    assert (done.returncode, done.stderr.splitlines()[-1][:7]) == (2, "error: ") and "Traceback" not in done.stderr
+
+
+def test_constrained_answers_have_the_form_on_each_process(files):
+    arguments = [SCRIPT, files / "model", "--data", files / "test.jsonl", "--max-new-tokens", 8, "--constrained"]
+    done = run_ranks(2, *arguments, "--limit", 3, "--json", files / "constrained.json")
+    assert done.returncode == 0, done.stderr
+    answers = json.loads((files / "constrained.json").read_text())["answers"]
+    assert answers and all("Violations:".startswith(one["answer"][:11]) for one in answers)
+    assert "0 shots, constrained" in done.stdout
 
 
 def test_a_small_model_is_whole_by_default_and_a_large_one_sharded(files):

@@ -2,7 +2,14 @@
 
 import random
 
-from data.regulator.baselines import baseline_predictions, micro_f1, nearest_letters, score_baselines
+from data.regulator.baselines import (
+    baseline_predictions,
+    decided_by_notes,
+    micro_f1,
+    nearest_letters,
+    note_f1,
+    score_baselines,
+)
 from data.regulator.printed_figures import PrintedFigure, printed_figures
 from data.regulator.threshold_program import threshold_predictions
 
@@ -104,3 +111,14 @@ def test_the_nearest_letter():
 
 def test_no_report_to_predict():
     assert baseline_predictions(random_examples(1, 20), []) == {}
+
+
+def test_what_notes_decide_is_scored_alone():
+    lifted = example("a", [], engine=["LCR_MIN"], kind="waiver")
+    benign = example("b", ["LCR_MIN", "LR_MIN"], engine=["LCR_MIN", "LR_MIN"], kind="waiver")
+    plain = example("c", ["NSFR_MIN"], engine=["NSFR_MIN"], kind="")
+    assert decided_by_notes([lifted, benign, plain]) == [{"LCR_MIN"}, {"LCR_MIN"}, set()]
+    engine = [tuple(one["engine"]) for one in (lifted, benign, plain)]
+    assert note_f1([lifted, benign, plain], engine) == 2 / 3  # one of its two findings of the LCR is right
+    assert note_f1([plain], [()]) is None
+    assert note_f1([example("d", ["A"], kind="pledged")], [("A",)]) is None  # what the engine finds is not known

@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from common.errors import UserError
-from data.regulator.dora import KEY_COLUMNS, NUMERIC_COLUMNS
+from data.regulator.dora import COLUMN_TYPES, FIXED_ROWS, KEY_COLUMNS
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.report import Report
 from data.regulator.xbrl import read_report
@@ -84,9 +84,17 @@ def test_a_row_is_identified_by_all_of_its_key_columns(tmp_path) -> None:
     }
 
 
-def test_every_numeric_column_is_in_a_known_table_and_is_not_a_key() -> None:
+def test_marks_are_true_and_definitions_stand_in_a_fixed_row(tmp_path) -> None:
+    report = read(tmp_path)
+    assert of_table(report, "B_03.01") == {("4711", "c0030"): True}
+    (definition,) = [fact for fact in report.facts if fact.cell[0] == "B_99.01"]
+    assert (definition.cell, definition.dimensions) == (("B_99.01", "r0040", "c0010"), {})
+
+
+def test_the_layout_is_consistent() -> None:
     assert len(KEY_COLUMNS) == 15
-    assert all(column not in KEY_COLUMNS[table] for table, column in NUMERIC_COLUMNS)
+    assert all(column not in KEY_COLUMNS[table] for table, column in COLUMN_TYPES)
+    assert FIXED_ROWS.keys() == {table for table, key in KEY_COLUMNS.items() if not key}
 
 
 def test_oddities_of_a_register_give_warnings(tmp_path) -> None:

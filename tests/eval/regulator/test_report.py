@@ -24,10 +24,10 @@ RESULT = {
         "without_implied": {"f1": 0.7},
         "unparsable": {"n": 1, "share": 0.5},
         "void_lines": 3,
-        "kinds": {"pledged": {"f1": 0.25, "n_reports": 4, "exact": 0.75}},
+        "kinds": {"pledged": {"f1": 0.25, "n_reports": 4, "exact": 0.75, "note_f1": 0.5}},
         "pairs": {"n": 2, "right": 0.5},
         "per_rule": {"LCR_MIN": {"precision": 1.0, "recall": 0.25, "f1": 0.4, "n_true": 4, "n_predicted": 1}},
-        "baselines": {"always clean": {"f1": 0.0}, "flag everything": {"f1": 0.41}},
+        "baselines": {"always clean": {"f1": 0.0}, "flag everything": {"f1": 0.41, "note_f1": 0.125}},
         "baselines_fitted_on": "9 training examples",
     },
     "facts": {"f1": 0.3, "n_true": 5, "n_named": 4, "right": {"where": 1.0, "value": 0.5, "limit": 0.5, "legal": 0.25}},
@@ -72,7 +72,12 @@ def test_the_table_has_every_figure_with_its_n():
         "the strictest rule of each ratio",
     ]
     assert cells(text, "void lines") == ["void lines in other answers", "3", "2 reports"]
-    assert cells(text, "F1, notes: pledged") == ["F1, notes: pledged", "0.250", "4 reports, 75.0% right"]
+    assert cells(text, "F1, notes: pledged") == [
+        "F1, notes: pledged",
+        "0.250",
+        "4 reports, 75.0% right, of what notes decide 0.500",
+    ]
+    assert cells(text, "of what notes decide")[:2] == ["of what notes decide, baseline: flag everything", "0.125"]
     assert cells(text, "minimal pairs") == ["minimal pairs right", "50.0%", "2 pairs"]
     assert cells(text, "facts F1") == ["facts F1: all of a finding right", "0.300", "5 findings"]
     assert cells(text, "article right") == ["article right", "25.0%", "4 of 5 findings whose rule is named"]

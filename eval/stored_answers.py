@@ -1,0 +1,92 @@
+"""Answers in a file: JSON Lines of `id` and `answer`, by any model or service, scored like those of scripts/evaluate.py."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from common.durable_files import write_json_lines
+from common.errors import UserError
+from data.examples import read_examples
+from data.formats import Reading
+from eval import report
+from eval.evaluate_examples import ScoreAnswers, choose_examples, has_answer
+from eval.results import read_result
+
+
+def write_answers(path: Path, result: dict) -> None:
+    """Write the answers of a result of scripts/evaluate.py. An example without an id is named by its place among them."""
+    answers = result.get("answers", ())
+    write_json_lines(path, [{"id": _name(answer, i), "answer": answer["answer"]} for i, answer in enumerate(answers)])
+
+
+def score_stored(
+    data: Path, answers: Path, train: Path | None, limit: int | None, before: Path | None, score_answers: ScoreAnswers
+) -> tuple[dict, dict | None]:
+    """(result of the stored `answers` to the examples of `data`, the result `before`).
+
+    The result has the keys of scripts/evaluate.py that need no model. Raises UserError if an answer is missing, stands twice,
+    or belongs to no example, and as `score_answers` does.
+    """
+    examples = choose_examples(read_examples(data, Reading("auto", {})), limit)
+    asked = [example for example in examples if has_answer(example)]
+    training = list(filter(has_answer, read_examples(train, Reading("auto", {})))) if train else None
+    # A stored answer says nothing of general text; an earlier result may.
+    earlier = read_result(before) | {"general_source": None} if before else None
+    header = {
+        "model": str(answers),
+        "data": str(data),
+        "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
+        "n_examples": len(examples),
+        "general_source": None,
+    }
+    if earlier:
+        report.check_comparable(earlier, header)
+    names = [_name(example, i) for i, example in enumerate(asked)]
+    texts = _in_order(names, read_answers(answers), data, answers)
+    return header | score_answers(asked, texts, str(data), training, str(train)), earlier
+
+
+def read_answers(path: Path) -> dict[str, str]:
+    """Id -> answer. Raises UserError with the line of the first that is not of the form, or that stands twice."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; it has one line per answer: an object with the keys id and answer")
+    found: dict[str, str] = {}
+    for number, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number} is not JSON ({error}); write one object per line") from None
+        if not isinstance(line, dict) or "id" not in line or not isinstance(line.get("answer"), str):
+            raise UserError(f"{path}, line {number}: it needs the keys id and answer, the answer as a text")
+        name = str(line["id"])
+        if name in found:
+            raise UserError(f"{path}, line {number}: the answer to {name} stands twice; keep one of them")
+        found[name] = line["answer"]
+    return found
+
+
+def _in_order(names: list[str], found: dict[str, str], data: Path, answers: Path) -> list[str]:
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    missing = [name for name in names if name not in found]
+    unknown = sorted(set(found) - set(names))
+    if twice:
+        raise UserError(
+            f"{data}: the id {twice} stands twice, so answers cannot be told apart; give each example its own"
+        )
+    if missing:
+        raise UserError(
+            f"{answers}: the answer to {_listed(missing)} of {data} is missing; --limit scores a part of them"
+        )
+    if unknown:
+        raise UserError(f"{answers}: {_listed(unknown)} is no example of {data} that is scored; remove the answer")
+    return [found[name] for name in names]
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+
+
+def _name(example: dict, index: int) -> str:
+    return str(index + 1 if example.get("id") is None else example["id"])

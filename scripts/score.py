@@ -1,0 +1,58 @@
+"""Score stored answers to bank reports without a model: those of any model, service or person.
+
+    python scripts/score.py --data artifacts/xbrl/test_banks.jsonl --train artifacts/xbrl/train.jsonl --answers answers.jsonl
+
+Each line of --answers is an object with the keys id and answer; scripts/evaluate.py --answers writes such a file. The figures
+are those of scripts/evaluate.py (docs/measures.md), without the ones that need a model.
+"""
+
+import pathlib
+import sys
+
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import argparse
+import time
+from pathlib import Path
+
+from common.durable_files import write_json
+from common.errors import run_script
+from eval.regulator.report import full_report
+from eval.regulator.score import score_answers
+from eval.results import prepare_output
+from eval.stored_answers import score_stored
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; see --help."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=Path, help="the examples that were answered")
+    parser.add_argument("--answers", required=True, type=Path, help="JSON Lines with the keys id and answer")
+    parser.add_argument("--train", type=Path, help="the training split, on which the baselines are fitted")
+    parser.add_argument(
+        "--limit", type=int, help="only the examples that scripts/evaluate.py chooses with this --limit"
+    )
+    parser.add_argument("--json", type=Path, help="write all metrics and answers to this file")
+    parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation to compare with")
+    parser.add_argument("--show", type=int, default=1, help="number of answers to print (%(default)s)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Score, write the JSON and print the tables."""
+    start = time.perf_counter()
+    arguments = parse_arguments()
+    if arguments.json:
+        prepare_output(arguments.json)
+    result, before = score_stored(
+        arguments.data, arguments.answers, arguments.train, arguments.limit, arguments.before, score_answers
+    )
+    result["seconds"] = round(time.perf_counter() - start, 1)
+    if arguments.json:
+        write_json(arguments.json, result)
+    print(full_report(result, before, arguments.show))
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,96 @@
+"""Greedy decoding inside a grammar."""
+
+import pytest
+import regex
+import torch
+from transformers import AutoModelForCausalLM
+
+from common.errors import UserError
+from data.regulator.answer_grammar import LETTER, answer_grammar
+from data.regulator.answer_reader import parse_answer
+from data.tokens import load_tokenizer
+from eval.constrained import ConstrainedAnswer, Grammar
+from eval.generate import greedy_answers
+from tests.tiny import write_tiny_model
+
+CELLS = (
+    "Violations:\nCET1_MIN | C 03.00 r0010 c0010 | 4.31% | min 4.5% | CRR Art. 92(1)(a)\n"
+    "OF_SUM | C 01.00 r0010 c0010 | not reported | expected 92000 thousand | CRR Art. 72\nDirective:\nTo the Board é."
+)
+CHECKS = (
+    "Checks:\nTier 1 ratio 5.2% < 6%: T1_MIN, CRR Art. 92(1)(b)\nClients 14% + 13% = 27% > 25%: LE_CONNECTED, CRR Art. 395(1)\n"
+    "Waiver: lifts LCR_MIN, CRR Art. 8\nNSFR 110%: met\nDirective:\nTo the Board."
+)
+NONE = "Violations:\nnone\nDirective:\nNo measures."
+
+
+def examples(*answers):
+    return [{"messages": [{"role": "user", "content": "r"}, {"role": "assistant", "content": one}]} for one in answers]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    directory = write_tiny_model(tmp_path_factory.mktemp("constrained") / "model", seed=3)
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval(), load_tokenizer(directory)
+
+
+def grammar(tokenizer, *answers):
+    return Grammar(answer_grammar(examples(*answers)), LETTER, tokenizer, frozenset({tokenizer.eos_token_id}))
+
+
+@pytest.mark.parametrize("answer", [CELLS, CHECKS, NONE])
+def test_every_prefix_of_an_answer_is_inside_its_grammar(tiny, answer):
+    own = grammar(tiny[1], answer)
+    assert own.is_complete(answer)
+    assert all(own.can_be_continued(answer[:end]) for end in range(len(answer)))
+    assert not any(own.is_complete(answer[:end]) for end in range(answer.index("Directive:") + len("Directive:\n")))
+    assert parse_answer(answer).void == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The bank",
+        "Violations:\nGOLD_MIN",
+        "Violations:\nnone\nLCR",
+        "Violations:\nLCR_MIN | LCR | low",
+        "Violations:\nLCR_MIN | LCR | 93% | about",
+        "Violations:\nLCR_MIN | LCR\n",
+        "Checks:",
+    ],
+)
+def test_what_no_answer_starts_with_is_outside(tiny, text):
+    assert not grammar(tiny[1], CELLS).can_be_continued(text)
+
+
+def test_the_forms_are_those_of_the_examples():
+    both = answer_grammar(examples(CELLS, CHECKS))
+    assert regex.fullmatch(both, CELLS, flags=regex.DOTALL) and regex.fullmatch(both, CHECKS, flags=regex.DOTALL)
+    assert not regex.fullmatch(answer_grammar(examples(CHECKS)), CELLS, flags=regex.DOTALL)
+    with pytest.raises(UserError, match="--constrained knows the answers of this project only"):
+        answer_grammar(examples("forty-two"))
+
+
+def test_the_most_probable_token_inside_the_grammar_is_taken(tiny):
+    tokenizer = tiny[1]
+    wanted = tokenizer.encode(NONE, add_special_tokens=False)
+    answer = ConstrainedAnswer(grammar(tokenizer, CELLS))
+    stop, garbage = tokenizer.eos_token_id, tokenizer.encode("Zz", add_special_tokens=False)
+    # Before each token of the answer, garbage, a special token and the end are more probable. Inside the letter all is free.
+    chosen = [answer.choose([*garbage, *tokenizer.all_special_ids, stop, token]) for token in wanted[:-1]]
+    start_of_letter = len(tokenizer.encode(NONE[: NONE.index("No measures")], add_special_tokens=False))
+    assert chosen[:start_of_letter] == wanted[:start_of_letter]
+    assert set(chosen[start_of_letter:]) <= {garbage[0], stop}
+    assert answer.choose([stop]) == stop
+
+
+def test_batches_of_constrained_answers_are_inside_the_grammar(tiny):
+    model, tokenizer = tiny
+    own = grammar(tokenizer, CELLS)
+    prompts = [[5, 60, 61], [7] * 20, [9, 80, 81]]
+    free = greedy_answers(model, prompts, {tokenizer.eos_token_id}, 40, 3)
+    answers = greedy_answers(model, prompts, {tokenizer.eos_token_id}, 40, 3, grammar=own)
+    for ids in answers:
+        assert own.can_be_continued(tokenizer.decode(ids)) or LETTER in tokenizer.decode(ids)
+    assert not any(own.can_be_continued(tokenizer.decode(ids)) for ids in free)
+    assert answers == greedy_answers(model, prompts, {tokenizer.eos_token_id}, 40, 1, grammar=own)
