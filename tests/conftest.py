@@ -17,7 +17,6 @@ SLOW = (
     "data/regulator/test_archive.py::test_an_archive_becomes_examples",
     "data/regulator/test_archive.py::test_a_pairs_file_matches_letters_that_name_no_report",
     "data/regulator/test_examples.py::test_make_reports_is_reproducible_and_its_card_is_right",
-    "data/regulator/test_short_profile.py",
     "data/regulator/test_xbrl_command.py",
     "data/test_token_store.py::test_reading_a_large_store_takes_no_more_memory_than_reading_a_small_one",
     "eval/test_forgetting.py",
