@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import math
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from data.formats import Reading
 from data.tokens import load_tokenizer
 from distributed.process_group import Ranks
 from eval import general_text, report
+from eval.asked_examples import ScoreAnswers, choose_examples, has_answer
 from eval.constrained import Grammar
 from eval.generate import greedy_answers, stop_tokens
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
@@ -29,7 +29,6 @@ from eval.perplexity import LossSum, general_perplexity, target_losses, total
 from eval.results import prepare_output, read_result
 from eval.shots import choose_shots, fitting_prompt
 
-ScoreAnswers = Callable[[list[dict], list[str], str, list[dict] | None, str], dict]
 GrammarOf = Callable[[list[dict]], tuple[str, str]]
 
 DEFAULT_LENGTH = 256  # tokens of an answer, if nothing else is known
@@ -170,19 +169,6 @@ def answer_length(
     texts = [example["messages"][-1]["content"] for example in training]
     longest = max(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
     return math.ceil(LENGTH_MARGIN * (longest + 1)), "the longest answer of --train plus 25%"
-
-
-def has_answer(example: dict) -> bool:
-    """Whether an example is a chat that ends with a text of the assistant. A call of a tool is not scored as text."""
-    last = example["messages"][-1] if "messages" in example else {}
-    return last.get("role") == "assistant" and last.get("content") is not None and not last.get("tool_calls")
-
-
-def choose_examples(examples: list[dict], limit: int | None) -> list[dict]:
-    """At most `limit` examples in file order: a random choice, because files may be sorted, but always the same one."""
-    if limit is None or limit >= len(examples):
-        return examples
-    return [examples[i] for i in sorted(random.Random(0).sample(range(len(examples)), limit))]
 
 
 def evaluate_examples(

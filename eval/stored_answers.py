@@ -9,7 +9,7 @@ from common.errors import UserError
 from data.examples import read_examples
 from data.formats import Reading
 from eval import report
-from eval.evaluate_examples import ScoreAnswers, choose_examples, has_answer
+from eval.asked_examples import ScoreAnswers, choose_examples, has_answer
 from eval.results import read_result
 
 

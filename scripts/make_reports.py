@@ -1,9 +1,10 @@
 """Generate invented bank reports in the format in which banks file them, and training examples from these files.
 
-Writes OUT/reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), OUT/register.csv (the banks), one
-JSON Lines file per split, and OUT/dataset.json (the data card). The splits of the full profile are train, validation,
-test_banks, test_quarters and test_combinations; those of the short profile are train, validation and test. The same
-arguments always give the same bytes. OUT appears only once it is complete.
+Writes OUT/reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), OUT/register.csv (the banks),
+OUT/findings.csv (what follows from the banks' notes), one JSON Lines file per split, and OUT/dataset.json (the data
+card). The splits of the full profile are train, validation, test_banks, test_quarters and test_combinations; those of
+the others are train, validation and test. The same arguments always give the same bytes. OUT appears only once it is
+complete.
 """
 
 import pathlib
@@ -16,9 +17,16 @@ import os
 
 from common.errors import UserError, run_script
 from data.regulator.card import token_counter
-from data.regulator.corpus import PROFILES
 from data.regulator.generate import Request, generate_corpus, is_generated
+from data.regulator.quickstart_corpus import generate_quickstart
 from data.regulator.splits import DEFAULT_SHARES, FULL_SPLITS, SPLITS
+
+EXAMPLES = {"full": 6800, "laptop": 4000, "quickstart": 760}  # default number of reports of each profile
+SHARES = {
+    "full": DEFAULT_SHARES[FULL_SPLITS],
+    "laptop": DEFAULT_SHARES[SPLITS],
+    "quickstart": (600 / 760, 40 / 760, 120 / 760),
+}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -26,23 +34,28 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory to create")
     parser.add_argument(
-        "--examples", type=int, default=6800, help="number of reports in all splits together (default %(default)s)"
+        "--examples",
+        type=int,
+        help="number of reports in all splits together (default: "
+        + ", ".join(f"{n} {p}" for p, n in EXAMPLES.items())
+        + ")",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="each seed gives a different population of banks (default %(default)s)"
     )
     parser.add_argument(
         "--profile",
-        choices=sorted(PROFILES),
+        choices=list(EXAMPLES),
         default="full",
-        help="short: a few figures per report and one-sentence letters, for small models (default %(default)s)",
+        help="laptop, quickstart: few figures, few rules and short letters, for small models (default %(default)s)",
     )
     parser.add_argument(
         "--splits",
         type=float,
         nargs="+",
         metavar="SHARE",
-        help="shares of the splits listed above, in this order (default 0.72 0.06 0.08 0.08 0.06; short: 0.8 0.1 0.1)",
+        help="shares of the splits listed above, in this order (default: full 0.72 0.06 0.08 0.08 0.06, laptop 0.8 0.1 0.1, "
+        "quickstart 600, 40 and 120 of 760)",
     )
     parser.add_argument(
         "--tokenizer", type=pathlib.Path, help="model directory; the data card then gives lengths in tokens too"
@@ -51,11 +64,13 @@ def parse_arguments() -> argparse.Namespace:
         "--processes", type=int, default=os.cpu_count(), help="worker processes (default: one per core)"
     )
     arguments = parser.parse_args()
+    if arguments.examples is None:
+        arguments.examples = EXAMPLES[arguments.profile]
     for name in ("examples", "processes"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1.")
     if arguments.splits is None:
-        arguments.splits = list(DEFAULT_SHARES[FULL_SPLITS if arguments.profile == "full" else SPLITS])
+        arguments.splits = list(SHARES[arguments.profile])
     return arguments
 
 
@@ -67,12 +82,13 @@ def main() -> None:
     if is_generated(arguments.out, request):
         print(f"{arguments.out}: already made with these arguments")
         return
-    score_nearest = None
-    if arguments.profile == "full":
-        # Imported here because only the full profile needs the evaluation library rouge-score.
-        from eval.regulator.nearest_letter import score_nearest_letters as score_nearest
+    if request.profile == "quickstart":
+        print_card(generate_quickstart(arguments.out, request, count_tokens))
+        return
+    # Imported here because the quickstart does without the evaluation library rouge-score.
+    from eval.regulator.nearest_letter import score_nearest_letters
 
-    print_card(generate_corpus(arguments.out, request, arguments.processes, count_tokens, score_nearest))
+    print_card(generate_corpus(arguments.out, request, arguments.processes, count_tokens, score_nearest_letters))
 
 
 def print_card(card: dict) -> None:
@@ -82,12 +98,12 @@ def print_card(card: dict) -> None:
             f"{split:17} {counts['examples']:6} reports of {counts['banks']} banks, {counts['clean']} clean, "
             f"{counts['combinations']} combinations, violations {counts['violations']}"
         )
-    if card["leak_test"]:
-        print(f"leak test: {card['leak_test']}")
+    for split, shares in card.get("leak_test", {}).items():
+        print(f"stands in training of {split}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     for split, scores in card["baselines"].items():
         for name, score in scores.items():
-            print(f"baseline on {split}: {name:24} F1 {score['f1']:.3f}")
-    for split, score in card["nearest_training_letter"].items():
+            print(f"baseline on {split}: {name:24} F1 {score['f1']:.3f}, notes {score.get('note_f1', 0):.3f}")
+    for split, score in card.get("nearest_training_letter", {}).items():
         print(f"baseline on {split}: nearest training letter  ROUGE-L {score['rouge_l']:.3f} (n={score['n']})")
 
 

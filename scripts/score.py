@@ -2,8 +2,11 @@
 
     python scripts/score.py --data artifacts/xbrl/test_banks.jsonl --train artifacts/xbrl/train.jsonl --answers answers.jsonl
 
+    python scripts/score.py --data artifacts/xbrl/test_banks.jsonl --audit
+
 Each line of --answers is an object with the keys id and answer; scripts/evaluate.py --answers writes such a file. The figures
-are those of scripts/evaluate.py (docs/measures.md), without the ones that need a model.
+are those of scripts/evaluate.py (docs/measures.md), without the ones that need a model. --audit prints what the measures say
+of answers that are wrong in a known way, as a Markdown table.
 """
 
 import pathlib
@@ -17,6 +20,10 @@ from pathlib import Path
 
 from common.durable_files import write_json
 from common.errors import run_script
+from data.examples import read_examples
+from data.formats import Reading
+from eval.asked_examples import choose_examples, has_answer
+from eval.regulator.audit import audit, audit_table
 from eval.regulator.report import full_report
 from eval.regulator.score import score_answers
 from eval.results import prepare_output
@@ -27,7 +34,9 @@ def parse_arguments() -> argparse.Namespace:
     """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="the examples that were answered")
-    parser.add_argument("--answers", required=True, type=Path, help="JSON Lines with the keys id and answer")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--answers", type=Path, help="JSON Lines with the keys id and answer")
+    what.add_argument("--audit", action="store_true", help="score right and wrong answers made from those of --data")
     parser.add_argument("--train", type=Path, help="the training split, on which the baselines are fitted")
     parser.add_argument(
         "--limit", type=int, help="only the examples that scripts/evaluate.py chooses with this --limit"
@@ -42,6 +51,10 @@ def main() -> int:
     """Score, write the JSON and print the tables."""
     start = time.perf_counter()
     arguments = parse_arguments()
+    if arguments.audit:
+        examples = read_examples(arguments.data, Reading("auto", {}))
+        print(audit_table(audit(choose_examples([*filter(has_answer, examples)], arguments.limit))))
+        return 0
     if arguments.json:
         prepare_output(arguments.json)
     result, before = score_stored(

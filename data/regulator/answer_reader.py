@@ -75,6 +75,11 @@ def parse_answer(text: str) -> Answer | None:
     return Answer(tuple(rules), letter, tuple(dict.fromkeys(read)), claims.count(None) + contradicts)
 
 
+def letter_in(text: str) -> str:
+    """The letter of an answer, whatever its lines are; empty if the text has none."""
+    return _sections(text)[1]
+
+
 def read_line(line: str) -> Claim | None:
     """Read one line of either form: `RULE | cell | value | limit | article` or `what value < limit: verdict, article`."""
     return _read_violation(line.strip("| ")) if "|" in line else _read_check(line)
@@ -96,7 +101,7 @@ def _sections(text: str) -> tuple[list[str], str]:
         name = heading[1].casefold() if heading else ""
         rest = (heading[2] or "") if heading else ""
         if name == "directive" and body is not None:
-            return body, "\n".join([rest, *lines[number + 1 :]]).strip(" \n*`")
+            return body, "\n".join([rest, *lines[number + 1 :]]).strip()
         if name in ("violations", "checks"):
             body = [*(body or []), *([rest] if rest else [])]
         elif (

@@ -23,12 +23,12 @@ from data.regulator.archive import (
     try_read_report,
 )
 from data.regulator.card import SOURCES, split_summary, violation_baselines, write_splits
-from data.regulator.corpus import FULL, rules_of
 from data.regulator.disagreements import find_disagreements
 from data.regulator.dpm import load_cells
 from data.regulator.examples import make_example, read_register
 from data.regulator.findings import Finding, apply_findings, load_findings
 from data.regulator.leaks import place_examples
+from data.regulator.profiles import FULL, rules_of
 from data.regulator.render import Addressee
 from data.regulator.report import Report
 from data.regulator.rules import evaluate, violations
@@ -188,15 +188,14 @@ def write_archive_corpus(
     Writes one JSON Lines file per split, unmatched.txt, disagreements.txt and dataset.json. The directory appears only once it is
     complete.
     """
-    # Each example has a single variant, the supervisor's own letter, so one that leaks into a test is dropped.
-    splits, leak_test = place_examples([[one] for one in found.examples], shares, seed, found.names)
+    splits, dropped = place_examples(found.examples, shares, seed, found.names)
     card = {
         "arguments": arguments,
         "splits": {split: split_summary(members) for split, members in splits.items()},
         "unmatched": {title: len(lines) for title, lines in found.unmatched.items()},
         "disagreements": len(found.disagreements),
         "warnings": found.warnings,
-        "leak_test": {"dropped": leak_test["dropped"]},
+        "leak_test": {"dropped": dropped},
         "baselines": violation_baselines(splits),
         "how_made": HOW_MADE,
         "sources": SOURCES,

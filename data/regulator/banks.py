@@ -60,6 +60,7 @@ class Bank:
     leverage_pillar2: Decimal  # P2R for excessive leverage, on top of 3%
     decimals: int  # XBRL `decimals` (accuracy) of its amounts
     ratio_decimals: int = 4  # XBRL `decimals` of its ratios
+    scope: str = "CON"  # of its reports: "CON" (consolidated) or "IND" (individual)
 
 
 @dataclass(frozen=True)

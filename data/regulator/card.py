@@ -9,6 +9,7 @@ from common.errors import UserError
 from data.regulator.baselines import score_baselines
 from data.regulator.dpm import RELEASE
 from data.regulator.examples import report_of
+from data.regulator.findings import note_rules
 from data.regulator.rules import built_in_rules
 
 SOURCES = (
@@ -36,7 +37,10 @@ def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] |
         "clean": sizes[0],
         "reports_by_number_of_violations": {str(size): number for size, number in sorted(sizes.items())},
         "combinations": len({frozenset(example["violations"]) for example in examples}),
-        "violations": {rule.id: counts[rule.id] for rule in built_in_rules() if counts[rule.id]},
+        "violations": {
+            name: counts[name] for name in (*(rule.id for rule in built_in_rules()), *note_rules()) if counts[name]
+        },
+        "notes": _notes(examples),
     }
     texts = {"report": [report_of(example) for example in examples]}
     texts["answer"] = [example["messages"][-1]["content"] for example in examples]
@@ -46,6 +50,17 @@ def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] |
         tokens["together"] = [sum(pair) for pair in zip(*tokens.values(), strict=True)]
         summary["tokens"] = {role: _length_statistics(lengths) for role, lengths in tokens.items()}
     return summary
+
+
+def _notes(examples: Sequence[dict]) -> dict[str, dict[str, int]]:
+    """Kind of note -> what follows from it (violated, lifted, nothing) -> number of reports."""
+    counts: dict[str, Counter[str]] = {}
+    for example in examples:
+        if kind := example["kind"]:
+            found, by_engine = set(example["violations"]), set(example["engine"])
+            outcome = "violated" if found - by_engine else "lifted" if by_engine - found else "nothing"
+            counts.setdefault(kind, Counter())[outcome] += 1
+    return {kind: dict(sorted(outcomes.items())) for kind, outcomes in sorted(counts.items())}
 
 
 def _length_statistics(lengths: Sequence[int]) -> dict[str, float]:
@@ -61,7 +76,10 @@ def _length_statistics(lengths: Sequence[int]) -> dict[str, float]:
 
 
 def violation_baselines(splits: dict[str, list[dict]]) -> dict[str, dict]:
-    """Test split -> baseline -> precision, recall and F1 on the violations. Baselines are fitted on `train`."""
+    """Test split -> baseline -> precision, recall and F1 on the violations, and F1 on what notes decide.
+
+    Baselines are fitted on `train`.
+    """
     tests = {split: examples for split, examples in splits.items() if split.startswith("test")}
     return score_baselines(splits["train"], tests)
 

@@ -4,83 +4,34 @@ Random numbers come from two kinds of streams. `rng` is seeded per report. `bank
 quarters of a bank draw the same values from it.
 """
 
-import datetime
+import itertools
 import random
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
-from data.regulator.banks import Bank, make_bank
+from data.regulator.banks import LEI_PREFIX, Bank, lei, make_bank
+from data.regulator.dates import quarter_end
 from data.regulator.economics import (
-    ALL_BREACHES,
-    STEP,
     Economics,
     RatioDistribution,
-    WeightedBreaches,
     draw_economics,
     draw_levels,
 )
+from data.regulator.laptop import laptop_filing, opposite
 from data.regulator.mutations import TOLERANCE_CELLS, draw_errors, move_within_tolerance, plant_error
-from data.regulator.omissions import omit_details, omit_optional, omit_ratio, omit_templates
+from data.regulator.note_plans import draw_plan, plan_note, with_guidance
+from data.regulator.notes import PlannedNote
+from data.regulator.omissions import omit_details, omit_optional, omit_templates
 from data.regulator.positions import draw_positions
-from data.regulator.reporting import Figures, full_figures, short_figures
-from data.regulator.rules import Rule, built_in_rules
+from data.regulator.profiles import Profile, rules_of
+from data.regulator.reporting import Figures, full_figures
+from data.regulator.rules import built_in_rules
 from data.regulator.trial import violated, violates
 
-FIRST_PERIOD = datetime.date(2026, 3, 31)  # first reference date of the modules of DPM release 4.2
 MAX_VIOLATIONS = 9  # rules; one ratio below its minimum misses up to three requirements
 
 
-@dataclass(frozen=True)
-class Profile:
-    """Parameters of a corpus: the style of its texts and the distribution of its reports."""
-
-    name: str
-    style: str  # style of reports and answers, see render.py
-    letters: str  # style of letters, see directives.py
-    instruction: str  # put before each report; may be empty
-    quarters: int  # number of reports per bank
-    clean: float  # probability of a report without violations
-    problem_counts: tuple[int, ...] = (45, 35, 20)  # weights of one, two and three problems in the other reports
-    filing_errors: float = 0.0  # probability that a problem is a filing error instead of a breach
-    near_limit: float = 0.45  # probability that a ratio is within ten steps of a limit
-    repeats: float = 0.0  # probability that the breaches of a quarter persist in the next quarter
-    breaches: WeightedBreaches = field(default=ALL_BREACHES, hash=False)
-    rules: tuple[str, ...] = ()  # ids of the rules that answers cover; empty means all rules
-    system: str = ""  # system message; may be empty
-
-
-FULL = Profile(
-    name="full",
-    style="cells",
-    letters="full",
-    instruction="Name every violation of prudential rules in this bank report, then write the supervisor's directive.",
-    quarters=4,
-    clean=0.36,
-    problem_counts=(48, 36, 16),
-    filing_errors=0.55,
-    repeats=0.35,
-)
-# A few figures per report and one sentence per letter: a model with 135M parameters learns it in minutes on a CPU.
-SHORT = Profile(
-    name="short",
-    style="labels",
-    letters="short",
-    instruction="",
-    quarters=1,
-    clean=0.38,
-    problem_counts=(65, 30, 5),
-    near_limit=0.2,
-    breaches=(
-        (12, {"leverage": "minimum"}),
-        (12, {"lcr": "minimum"}),
-        (12, {"nsfr": "minimum"}),
-    ),
-    rules=("LR_MIN", "LCR_MIN", "NSFR_MIN"),
-    # Shorter than the default system message of SmolLM2's chat template.
-    system="Find violations.",
-)
-PROFILES = {profile.name: profile for profile in (FULL, SHORT)}
-
+ATTEMPTS = 60  # to find a report that a planned note fits
 HEADROOM = Decimal("0.45")  # below 1, ratios are closer to their limits and move less from quarter to quarter
 # The levels that a SIGN rule needs: its own ratio below the minimum, and parts that are no larger than the whole.
 LEVELS_OF_SIGN_RULE = {
@@ -101,6 +52,9 @@ class Filing:
     period: str  # YYYY-MM-DD
     figures: Figures = field(hash=False)
     unfiled: tuple[str, ...] = ()  # templates declared as not filed
+    violated: frozenset[str] = frozenset()  # ids of the violated rules, those that only a note shows among them
+    note: PlannedNote | None = None
+    pair: str = ""  # shared by the two members of a minimal pair
 
 
 def make_filings(seed: int, index: int, count: int, profile: Profile) -> list[Filing]:
@@ -108,8 +62,8 @@ def make_filings(seed: int, index: int, count: int, profile: Profile) -> list[Fi
 
     Deterministic; report `i` is the same for every `count` greater than `i`.
     """
-    if profile.name == "short":
-        return [_short_filing(seed, index, quarter, profile) for quarter in range(count)]
+    if profile.name == "laptop":
+        return [_laptop_filing(seed, index, quarter, profile) for quarter in range(count)]
     filings: list[Filing] = []
     previous: tuple[Economics, dict[str, str]] | None = None
     for quarter in range(count):
@@ -119,24 +73,44 @@ def make_filings(seed: int, index: int, count: int, profile: Profile) -> list[Fi
     return filings
 
 
-def _short_filing(seed: int, index: int, quarter: int, profile: Profile) -> Filing:
-    """One report of the short profile: three ratios."""
-    bank, rng = make_bank(seed, index), random.Random(f"filing {seed} {index} {quarter}")
-    period, trea = _period_and_trea(seed, index, quarter, bank)
-    trea = round(trea, 3 - len(str(trea))).quantize(Decimal(1))
-    clean = rng.random() < profile.clean
-    while True:
-        problems = 0 if clean else _draw_problem_count(rng, profile)
-        for _ in range(problems):  # unused draws that keep the random stream, and so the reports, unchanged
-            rng.random()
-        levels = draw_levels(rng, problems, profile.breaches)
-        economics = draw_economics(rng, bank, trea, levels, RatioDistribution(profile.near_limit, STEP * 10))
-        if economics is None:
-            continue
-        figures = omit_ratio(rng, bank, period, short_figures(economics), rules_of(profile))
-        violations = violated(bank, period, figures, rules_of(profile))
-        if len(violations) <= MAX_VIOLATIONS and bool(violations) != clean:
-            return Filing(bank, period, figures)
+def _laptop_filing(seed: int, index: int, quarter: int, profile: Profile) -> Filing:
+    bank, period, figures, note = laptop_filing(seed, index, quarter, profile.clean)
+    return _filing(bank, period, figures, (), violated(bank, period, figures, rules_of(profile)), note)
+
+
+def twin_of(filing: Filing) -> Filing | None:
+    """The other member of a minimal pair: the same report of a bank of the same name, whose note says the opposite.
+
+    None without a note, or if the opposite changes nothing. The bank has an entity code of its own, which the style "labels"
+    does not print.
+    """
+    note = opposite(filing.note, filing.period, filing.figures) if filing.note else None
+    if note is None or filing.note is None:
+        return None
+    entity = lei(LEI_PREFIX + filing.bank.entity[17:5:-1])
+    own = tuple(replace(finding, entity=entity) for finding in note.findings)
+    by_note = {finding.rule for finding in filing.note.findings}
+    engine = filing.violated - (by_note if filing.note.kind != "waiver" else set())
+    if filing.note.kind == "waiver":
+        engine |= by_note  # the figures break what is waived, or not
+    bank = replace(filing.bank, entity=entity)
+    twin = _filing(bank, filing.period, filing.figures, (), set(engine), replace(note, findings=own))
+    return replace(twin, pair=filing.bank.entity)
+
+
+def _filing(
+    bank: Bank,
+    period: str,
+    figures: Figures,
+    unfiled: tuple[str, ...],
+    found: set[str],
+    note: PlannedNote | None,
+) -> Filing:
+    """The filing; `found` are the rules that the engine finds violated, to which the note adds or from which it takes."""
+    findings = note.findings if note else ()
+    lifted = {finding.rule for finding in findings if finding.state == "lifted"}
+    added = {finding.rule for finding in findings if finding.state == "violated"}
+    return Filing(bank, period, figures, unfiled, frozenset(found - lifted | added), note)
 
 
 def _full_filing(
@@ -151,8 +125,12 @@ def _full_filing(
     persists = bool(previous_levels) and rng.random() < profile.repeats
     clean = not persists and rng.random() < profile.clean
     distribution = RatioDistribution(profile.near_limit, headroom=HEADROOM)
-    while True:
-        levels, errors = _draw_problems(rng, profile, clean, previous_levels if persists else {})
+    plan = None
+    for attempt in itertools.count():
+        if attempt % ATTEMPTS == 0:  # some notes are impossible for some banks: another one is drawn
+            plan = draw_plan(rng, bank) if _has_note(seed, index, quarter, profile) else None
+        problems, errors = _draw_problems(rng, profile, clean, previous_levels if persists else {})
+        levels = problems | (plan.levels if plan else {})
         economics = draw_economics(rng, bank, trea, levels, distribution, previous_economics, _has_at1(seed, index))
         if economics is None:
             continue
@@ -164,12 +142,24 @@ def _full_filing(
         figures, unfiled = omit_templates(rng, random.Random(f"modules {seed} {index}"), figures)
         figures = omit_details(random.Random(f"details {seed} {index}"), figures)
         figures = omit_optional(rng, bank, period, figures)
+        figures = with_guidance(plan, figures) if plan else figures
         figures = _plant_errors(rng, bank, period, figures, errors)
         if figures is None:
             continue
-        violations = violated(bank, period, figures)
-        if set(errors) <= violations and len(violations) <= MAX_VIOLATIONS and bool(violations) != clean:
-            return Filing(bank, period, figures, unfiled), economics, levels
+        found = violated(bank, period, figures)
+        note = plan_note(rng, plan, bank, period, figures, found) if plan else None
+        if plan and not note:
+            continue
+        others = found - {finding.rule for finding in note.findings} if note else found
+        if set(errors) <= found and len(found) <= MAX_VIOLATIONS and bool(others) != clean:
+            return _filing(bank, period, figures, unfiled, found, note), economics, problems
+    raise AssertionError("unreachable")
+
+
+def _has_note(seed: int, index: int, quarter: int, profile: Profile) -> bool:
+    """Whether this report explains a figure. Six in ten banks do so, most of the time."""
+    explains = random.Random(f"explains {seed} {index}").random() < 0.6
+    return explains and random.Random(f"note {seed} {index} {quarter}").random() < profile.notes / 0.6
 
 
 def _draw_problem_count(rng: random.Random, profile: Profile) -> int:
@@ -215,14 +205,15 @@ def _plant_errors(rng: random.Random, bank: Bank, period: str, figures: Figures,
 
 
 def with_reporting_accuracy(bank: Bank, seed: int, index: int) -> Bank:
-    """The bank with the accuracy (XBRL decimals) of its amounts and ratios.
+    """The bank with the accuracy (XBRL decimals) of its amounts and ratios, and the scope of its reports.
 
     One in ten loses its Pillar 2 requirement.
     """
     rng = random.Random(f"dress {seed} {index}")
     pillar2 = bank.pillar2 if rng.random() < 0.9 else Decimal(0)
     decimals = {"small": (0, -3, -3), "medium": (-3,), "large": (-3, -4, -4)}[bank.size]
-    return replace(bank, pillar2=pillar2, decimals=rng.choice(decimals), ratio_decimals=rng.choice((4, 4, 4, 5, 6)))
+    changed = replace(bank, pillar2=pillar2, decimals=rng.choice(decimals), ratio_decimals=rng.choice((4, 4, 4, 5, 6)))
+    return replace(changed, scope="IND" if rng.random() < 0.4 else "CON")
 
 
 def _has_at1(seed: int, index: int) -> bool:
@@ -233,15 +224,3 @@ def _period_and_trea(seed: int, index: int, quarter: int, bank: Bank) -> tuple[s
     """(reference date, total risk exposure amount) of a report. Banks start filing in different quarters."""
     number = random.Random(f"quarters {seed} {index}").randrange(4) + quarter
     return quarter_end(number), (bank.trea * (1 + bank.growth) ** number).quantize(Decimal(1))
-
-
-def quarter_end(quarter: int) -> str:
-    """The reference date `quarter` quarters after `FIRST_PERIOD`, YYYY-MM-DD."""
-    month = FIRST_PERIOD.month + 3 * quarter
-    next_day = datetime.date(FIRST_PERIOD.year + month // 12, month % 12 + 1, 1)
-    return (next_day - datetime.timedelta(days=1)).isoformat()
-
-
-def rules_of(profile: Profile) -> tuple[Rule, ...]:
-    """The rules that the answers of a profile cover."""
-    return tuple(rule for rule in built_in_rules() if not profile.rules or rule.id in profile.rules)

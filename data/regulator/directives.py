@@ -10,21 +10,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Protocol, TypeVar
 
 from data.regulator import phrases
 from data.regulator.measures import ORDERS, Measure, plan_measures, requirement_of, severity
 from data.regulator.render import PURE, Addressee, cell_name, format_figure, format_limit, short_label, table_name
 from data.regulator.report import CellKey
 from data.regulator.rules import RuleResult
-
-Option = TypeVar("Option")
-
-
-class Choose(Protocol):
-    """The signature of `random.choice`."""
-
-    def __call__(self, options: Sequence[Option], /) -> Option: ...
+from data.regulator.wordings import Wordings
 
 
 @dataclass(frozen=True)
@@ -39,6 +31,7 @@ class Context:
     previous: dict[CellKey, Decimal] = field(default_factory=dict, hash=False)  # figures of the previous report
     repeated: dict[str, int] = field(default_factory=dict, hash=False)
     templates: tuple[str, ...] = ()  # templates that were filed
+    lifted: tuple[RuleResult, ...] = ()  # figures below a limit that does not apply, by a note of the bank
 
 
 def write_directive(
@@ -48,15 +41,16 @@ def write_directive(
     style: str = "full",
     context: Context = Context(),  # noqa: B008 (frozen)
     variant: int = 0,
+    held_out: bool = False,
 ) -> str:
     """Write the letter on the `violated` results of a report with reference date `date` (YYYY-MM-DD).
 
     `style="full"` gives a complete letter, `style="short"` a single sentence. Different values of `variant` give
-    different wordings of the same full letter; eight consecutive values give eight different letters.
+    different wordings of the same full letter, mostly. `held_out` letters use other wordings than all others.
     """
     if style == "short":
         return _short_letter(violated, bank)
-    choose = random.Random(f"letter {bank.entity} {date} {variant}").choice
+    choose = Wordings(random.Random(f"letter {bank.entity} {date} {variant}"), held_out)
     first = random.Random(f"letter {bank.entity} {date}").randrange(100) + variant  # its sentence differs by variant
     day = datetime.date.fromisoformat(date)
     names = {"bank": bank.name, "board": phrases.BOARD.get(bank.type, "Management Board")}
@@ -81,12 +75,11 @@ def required_measures(
     ]
 
 
-def _body(violated: Sequence[RuleResult], bank: Addressee, context: Context, choose: Choose, first: int) -> list[str]:
+def _body(violated: Sequence[RuleResult], bank: Addressee, context: Context, choose: Wordings, first: int) -> list[str]:
     """Lines of a letter with findings: legal basis, findings, measures with deadlines, reporting duty, consequences."""
     measures = plan_measures(violated, context.repeated)
     power = _listed(list(dict.fromkeys(phrases.POWER[_topic(measure)] for measure in measures)))
-    basis = phrases.BASIS[first % len(phrases.BASIS)]
-    lines = [_capital(basis.format(power=power)), choose(phrases.FINDINGS_HEAD)]
+    lines = [_capital(choose.at(phrases.BASIS, first).format(power=power)), choose(phrases.FINDINGS_HEAD)]
     findings = [_finding(group, context, choose) for group in _by_figure(violated)]
     lines += [f"{number}. {finding}" for number, finding in enumerate(findings, start=1)]
     order = severity(violated)
@@ -123,7 +116,7 @@ def _by_figure(violated: Sequence[RuleResult]) -> list[list[RuleResult]]:
     return [sorted(group, key=lambda one: -ORDERS.index(requirement_of(one).order)) for group in groups.values()]
 
 
-def _duty(measures: Sequence[Measure], order: str, choose: Choose) -> str:
+def _duty(measures: Sequence[Measure], order: str, choose: Wordings) -> str:
     """The duty to report. A bank below its liquidity requirements reports daily, by law (CRR Art. 414)."""
     subjects = list(dict.fromkeys(measure.subject for measure in measures))
     daily = [phrases.SUBJECT[subject] for subject in subjects if subject in phrases.DAILY_SUBJECTS]
@@ -135,7 +128,7 @@ def _duty(measures: Sequence[Measure], order: str, choose: Choose) -> str:
     return " ".join(parts)
 
 
-def _demand(measure: Measure, bank: Addressee, choose: Choose) -> str:
+def _demand(measure: Measure, bank: Addressee, choose: Wordings) -> str:
     """One measure and its deadline."""
     days = phrases.WORKING_DAYS[measure.deadline_days]
     fields = {
@@ -155,7 +148,7 @@ def _table(result: RuleResult) -> str:
     return table_name(result.cell[0])
 
 
-def _finding(group: Sequence[RuleResult], context: Context, choose: Choose) -> str:
+def _finding(group: Sequence[RuleResult], context: Context, choose: Wordings) -> str:
     """One finding: what is missed, by how much, the trend since the previous report, and whether it is repeated."""
     result, *others = group
     text = _capital(choose(_sentences(result)).format(**_fields(result)))
@@ -225,11 +218,10 @@ def _label(cell: CellKey) -> str:
     return label[0].lower() + label[1:] if starts_with_word else label
 
 
-def _approval(context: Context, choose: Choose, first: int) -> list[str]:
+def _approval(context: Context, choose: Wordings, first: int) -> list[str]:
     """Lines of a letter without findings: what was examined, the tightest margin, a ratio that has changed."""
     templates = _listed([table_name(template) for template in context.templates]) or "the templates filed"
-    opening = phrases.CLEAN_OPENING[first % len(phrases.CLEAN_OPENING)]
-    lines = [_capital(opening.format(templates=templates))]
+    lines = [_capital(choose.at(phrases.CLEAN_OPENING, first).format(templates=templates))]
     ratios = [result for result in context.margins if result.relation == "min" and _is_ratio(result)]
     if ratios:
         tightest = min(ratios, key=lambda result: (result.known_value - result.known_limit) / result.known_limit)
@@ -243,7 +235,7 @@ def _approval(context: Context, choose: Choose, first: int) -> list[str]:
     return [*lines, " ".join(filter(None, closing)), *_notes(context, choose)]
 
 
-def _notes(context: Context, choose: Choose) -> list[str]:
+def _notes(context: Context, choose: Wordings) -> list[str]:
     """Notes on the duties that the figures trigger, and on guidance. These are not violations."""
     notes = []
     by_rule: dict[str, list[RuleResult]] = {}
@@ -255,6 +247,7 @@ def _notes(context: Context, choose: Choose) -> list[str]:
         notes.append(choose(phrases.LARGE_EXPOSURE_NOTE).format(clients=clients, limit=limit, legal=large[0].legal))
     for rule_id, sentences in phrases.TRIGGER_NOTES.items():
         notes += [choose(sentences).format(**_fields(result)) for result in by_rule.get(rule_id, ())]
+    notes += [_capital(choose(phrases.LIFTED).format(**_fields(result))) for result in context.lifted]
     return notes
 
 

@@ -1,25 +1,37 @@
 """Make training examples from report files: read the files, evaluate the rules, write the answer.
 
 An example is a JSON object with `messages` (user: the report; assistant: the answer of `answers.py`) and, for the
-evaluation, `id`, `bank`, `period`, `violations` (rule ids) and `split`. Nothing in it comes from the generator: a real
-archive and an invented one are processed alike.
+evaluation, `id`, `bank`, `period`, `split` and
+
+- `violations`: the ids of the violated rules, and `engine`: those that the engine finds without reading notes;
+- `findings`: rule, cell, value, limit and article of each violation as the answer prints them;
+- `kind`: the kind of the note in the report, or "";
+- `measures`: subject and deadline in days of each measure that the letter demands;
+- `pair`, in some tests: shared by two reports that differ in one note only, the members of a minimal pair;
+- `references`, in the tests: wordings of the letter, the one in the answer first.
+
+Nothing in it comes from the generator but findings.csv: a real archive and an invented one are processed alike.
 """
 
 import csv
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 
 from common.errors import UserError
-from data.regulator.answer_reader import parse_answer
-from data.regulator.answers import write_answer
-from data.regulator.corpus import Profile, rules_of
-from data.regulator.directives import Context, write_directive
+from data.regulator.answer_reader import letter_in
+from data.regulator.answers import write_answer, write_checks, write_violation
+from data.regulator.dates import long_date
+from data.regulator.directives import Context, required_measures, write_directive
 from data.regulator.dpm import Cells
-from data.regulator.findings import Finding, apply_findings
+from data.regulator.findings import Finding, apply_findings, lifted_results
+from data.regulator.laptop_answers import laptop_checks, laptop_letter, laptop_measures, printed_checks
+from data.regulator.profiles import Profile, rules_of
 from data.regulator.render import Addressee, render_earlier, render_report
 from data.regulator.report import CellKey, Report
 from data.regulator.rules import Rule, RuleResult, evaluate, violations
+from data.regulator.wordings import is_held_out
 from data.regulator.xbrl import merge_reports, read_report
 
 REGISTER_COLUMNS = ("entity", "name", "country", "type")
@@ -29,6 +41,8 @@ EARLIER_CELLS: tuple[CellKey, ...] = (
     *(("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010"), ("C_84.00.a", "r0220", "c0040")),
 )
 MAX_EARLIER = 2  # earlier reports shown
+REFERENCES = 8  # wordings of a letter in a test
+PRINTED = ("rule", "cell", "value", "limit", "legal")  # parts of a printed violation
 
 
 def read_filing(paths: Iterable[pathlib.Path], cells: Cells) -> Report:
@@ -47,27 +61,13 @@ def make_example(
     earlier: Sequence[Report] = (),
     letter: str | None = None,
     findings: Sequence[Finding] = (),
+    split: str = "train",
 ) -> dict:
-    """Make the example of one report, in the format of `profile`. Its split is not set yet.
+    """Make the example of one report, in the format of `profile`.
 
     `earlier` are previous reports of the same bank, oldest first. `letter` is the supervisor's letter; without one, a
-    letter is generated. `findings` are the lines of findings.csv on this report; they correct what the engine finds.
-    """
-    return example_variants(report, bank, cells, profile, earlier, [letter], findings)[0]
-
-
-def example_variants(
-    report: Report,
-    bank: Addressee,
-    cells: Cells,
-    profile: Profile,
-    earlier: Sequence[Report] = (),
-    letters: Sequence[str | None] = (None,),
-    findings: Sequence[Finding] = (),
-) -> list[dict]:
-    """Make the example of one report once per entry of `letters`; otherwise as `make_example`.
-
-    For each None in `letters` a letter is generated, with a different wording each time.
+    letter is generated. `findings` are the lines of findings.csv on this report; they correct what the engine finds. The
+    generated letters of a test `split` use wordings that no other split has, and come with `REFERENCES` of them.
     """
     rules = rules_of(profile)
     results = evaluate(report, rules)
@@ -75,30 +75,55 @@ def example_variants(
     shown = list(earlier)[-MAX_EARLIER:] if profile.style == "cells" else []
     parts = [
         profile.instruction and f"{profile.instruction}\n",
+        long_date(report.period) if profile.style == "labels" else "",
         render_report(report, cells, profile.style, bank),
         render_earlier(shown, EARLIER_CELLS),
     ]
-    prompt = "\n".join(filter(None, parts))
-    context = _context(report, results, shown, rules)
-    written = [
-        write_directive(violated, bank, report.period, profile.letters, context, variant) if letter is None else letter
-        for variant, letter in enumerate(letters)
-    ]
+    context = replace(_context(report, results, shown, rules), lifted=lifted_results(results, findings))
+    held_out = is_held_out(split)
+
+    def write(variant: int) -> str:
+        if profile.letters == "laptop":
+            return laptop_letter(violated, bank, report.period, variant, held_out)
+        return write_directive(violated, bank, report.period, profile.letters, context, variant, held_out)
+
+    directive = write(0) if letter is None else letter
+    if profile.answers == "checks":
+        checks = laptop_checks(report, results, findings)
+        answer, printed = write_checks(checks, directive), printed_checks(checks)
+    else:
+        answer = write_answer(violated, directive, profile.style)
+        printed = [
+            dict(zip(PRINTED, write_violation(one, profile.style).split(" | "), strict=True)) for one in violated
+        ]
     entity = entity_code(report.entity)
-    return [
-        {
-            "messages": [
-                *([{"role": "system", "content": profile.system}] if profile.system else []),
-                {"role": "user", "content": prompt},
-                {"role": "assistant", "content": write_answer(violated, letter, profile.style)},
-            ],
-            "id": f"{entity}-{report.period}",
-            "bank": entity,
-            "period": report.period,
-            "violations": list(dict.fromkeys(result.rule_id for result in violated)),
-        }
-        for letter in written
-    ]
+    example = {
+        "messages": [
+            *([{"role": "system", "content": profile.system}] if profile.system else []),
+            {"role": "user", "content": "\n".join(filter(None, parts))},
+            {"role": "assistant", "content": answer},
+        ],
+        "id": f"{entity}-{report.period}",
+        "bank": entity,
+        "period": report.period,
+        "violations": list(dict.fromkeys(result.rule_id for result in violated)),
+        "engine": list(dict.fromkeys(result.rule_id for result in violations(results))),
+        "findings": printed,
+        "kind": next((finding.kind for finding in findings if finding.kind), ""),
+    }
+    if letter is None and held_out:
+        example["references"] = _distinct(write, REFERENCES)
+    if profile.letters == "laptop":
+        example["measures"] = laptop_measures(violated)
+    else:
+        example["measures"] = required_measures(violated, context, profile.letters)
+    return example
+
+
+def _distinct(write: Callable[[int], str], count: int) -> list[str]:
+    """The first `count` different texts of `write(0)`, `write(1)`, ...; fewer if hardly any are different."""
+    texts = dict.fromkeys(write(variant) for variant in range(4 * count))
+    return list(texts)[:count]
 
 
 def _context(
@@ -138,9 +163,7 @@ def report_of(example: dict) -> str:
 
 def letter_of(example: dict) -> str:
     """The directive of an example."""
-    answer = parse_answer(example["messages"][-1]["content"])
-    assert answer is not None, "the last message of an example is an answer"
-    return answer.directive
+    return letter_in(example["messages"][-1]["content"])
 
 
 def write_register(path: pathlib.Path, banks: Iterable[Addressee]) -> None:

@@ -93,7 +93,7 @@ def _file_name(bank: Bank, period: str, module: str) -> str:
     """
     sent = datetime.date.fromisoformat(period) + datetime.timedelta(days=42)
     framework = FRAMEWORK[module[:6] if module.startswith("FINREP") else "COREP"]
-    return f"{bank.entity}.CON_{bank.country}_{framework}_{module.replace('_', '')}_{period}_{sent:%Y%m%d}120000000"
+    return f"{bank.entity}.{bank.scope}_{bank.country}_{framework}_{module.replace('_', '')}_{period}_{sent:%Y%m%d}120000000"
 
 
 def _write_csv(
@@ -106,7 +106,7 @@ def _write_csv(
 ) -> pathlib.Path:
     name = _file_name(bank, period, module)
     parameters = {
-        "entityID": f"rs:{bank.entity}.CON",
+        "entityID": f"rs:{bank.entity}.{bank.scope}",
         "refPeriod": period,
         "baseCurrency": f"iso4217:{bank.currency}",
         "decimalsMonetary": bank.decimals,
@@ -146,7 +146,7 @@ def _write_json(
 ) -> pathlib.Path:
     """Write one module as xBRL-JSON, which identifies a fact by its metric and dimensions instead of its datapoint."""
     places = {cell: f"note{number}" for number, note in enumerate(notes, start=1) for cell in note.cells}
-    core = {"entity": f"lei:{bank.entity}.CON", "period": _instant(period)}
+    core = {"entity": f"lei:{bank.entity}.{bank.scope}", "period": _instant(period)}
     namespaces, facts = dict(NAMESPACES), []
     for template, reported in indicators.items():
         facts.append(

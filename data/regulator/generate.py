@@ -11,35 +11,39 @@ import json
 import pathlib
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from tqdm import tqdm
 
 from common.durable_files import new_directory, write_json
 from common.errors import UserError
 from data.regulator.card import SOURCES, split_summary, violation_baselines, write_splits
-from data.regulator.corpus import PROFILES, make_filings
+from data.regulator.corpus import Filing, make_filings, twin_of
 from data.regulator.dpm import BUILT_IN, load_cells
-from data.regulator.examples import example_variants, read_filing, read_register, write_register
+from data.regulator.examples import make_example, read_filing, read_register, write_register
 from data.regulator.filing import write_reports
-from data.regulator.leaks import place_examples
+from data.regulator.findings import Finding, load_findings, write_findings
+from data.regulator.leaks import leak_shares
+from data.regulator.notes import write_note
+from data.regulator.profiles import PROFILES, Profile
 from data.regulator.render import Addressee
-from data.regulator.splits import SPLITS, group_by_split, split_banks
+from data.regulator.splits import FULL_SPLITS, SPLITS, group_by_split, split_banks, split_examples
 
 Splits = dict[str, list[dict]]  # split -> its examples
-JSON_SHARE = 0.35  # fraction of banks in the full profile that file xBRL-JSON; the others file xBRL-CSV
-VARIANTS = 6  # wordings of each full letter; a test uses one that does not occur in training
+JSON_SHARE = 0.35  # fraction of banks without notes in the full profile that file xBRL-JSON; the others file xBRL-CSV
 # The two texts below are part of dataset.json: changing them changes the bytes of a corpus.
 HOW_MADE = (
     "scripts/make_reports.py: invented banks over several quarters file EBA report files (xBRL-CSV packages and xBRL-JSON); "
-    "the examples are read from these files alone and labelled by data/regulator/rules.jsonl."
+    "the examples are read from these files alone and labelled by data/regulator/rules.jsonl. What follows from a bank's note "
+    "was planted with the note and stands in findings.csv."
 )
 LIMITS = (
     "Synthetic. No real institution, filing or supervisory letter is in it; real filings with supervisory labels are not "
     "public. Violations are more frequent, and sit closer to the limits, than in practice; some banks hold more AT1 and "
-    "Tier 2 than real ones do, so that each rule can fail alone; no bank is insolvent; a report has at most four violations. "
-    "A figure whose absence the rules count as zero is absent only as a filing error. Amounts of a report in a test by "
-    "combination may stand, as ratios of an earlier quarter, in a later training report of the same bank."
+    "Tier 2 than real ones do, so that each rule can fail alone; no bank is insolvent; a report violates at most nine rules. "
+    "A report has at most one note, whose sentences were written for this project. What a note changes in other ratios than "
+    "those of its finding is kept within their limits."
 )
 
 
@@ -75,22 +79,21 @@ def generate_corpus(
     `count_tokens` returns the number of tokens of a text; the card then has lengths in tokens. `score_nearest` scores
     the nearest training letter as a baseline, from the splits and the seed.
     """
-    full = request.profile == "full"
+    profile = PROFILES[request.profile]
     with new_directory(directory) as draft:
         (draft / "reports").mkdir()
-        examples, names, files_by_suffix = _generate_examples(draft, request, processes)
-        if full:
-            splits, leak_test = place_examples(examples, request.splits, request.seed, names)
-        else:
-            splits, leak_test = _split_by_bank([variants[0] for variants in examples], request), {}
-        write_splits(draft, splits)
+        filings, splits = plan_filings(request, processes)
+        examples, files_by_suffix = _generate_examples(draft, request, filings, splits, processes)
+        by_split = group_by_split(examples, [split for of_bank in splits for split in of_bank], names_of(profile))
+        write_splits(draft, by_split)
+        names = {filing.bank.entity: filing.bank.name for of_bank in filings for filing in of_bank}
         card = {
             "arguments": dataclasses.asdict(request),
-            "splits": {split: split_summary(members, count_tokens) for split, members in splits.items()},
+            "splits": {split: split_summary(members, count_tokens) for split, members in by_split.items()},
             "files": {"xBRL-CSV": files_by_suffix[".zip"], "xBRL-JSON": files_by_suffix[".json"]},
-            "leak_test": leak_test,
-            "baselines": violation_baselines(splits),
-            "nearest_training_letter": score_nearest(splits, request.seed) if full and score_nearest else {},
+            "leak_test": leak_shares(by_split, names),
+            "baselines": violation_baselines(by_split),
+            "nearest_training_letter": score_nearest(by_split, request.seed) if score_nearest else {},
             "how_made": HOW_MADE,
             "sources": SOURCES,
             "limits": LIMITS,
@@ -99,52 +102,139 @@ def generate_corpus(
     return card
 
 
-def _generate_examples(
-    draft: pathlib.Path, request: Request, processes: int
-) -> tuple[list[list[dict]], dict[str, str], Counter]:
-    """Write all report files and the register, then read the files back.
+def names_of(profile: Profile) -> tuple[str, ...]:
+    """The splits of a profile."""
+    return FULL_SPLITS if profile.name == "full" else SPLITS
 
-    Returns (the variants of each example, bank -> its name, number of files by suffix).
+
+def plan_filings(request: Request, processes: int) -> tuple[list[list[Filing]], list[list[str]]]:
+    """(the filings of each bank, the split of each filing).
+
+    The splits are known before anything is written, because the notes and the letters of a test have wordings of their
+    own.
     """
-    quarters = PROFILES[request.profile].quarters
-    full_banks, remainder = divmod(request.examples, quarters)
-    quarters_of_bank = [quarters] * full_banks + [remainder] * (remainder > 0)
-    n_banks = len(quarters_of_bank)
+    profile = PROFILES[request.profile]
+    full_banks, remainder = divmod(request.examples, profile.quarters)
+    counts = [profile.quarters] * full_banks + [remainder] * (remainder > 0)
     repeat = itertools.repeat
     with concurrent.futures.ProcessPoolExecutor(processes) as pool:
-        chunk = {"chunksize": max(1, min(50, n_banks // (4 * processes)))}
-        seeds, profiles = repeat(request.seed), repeat(request.profile)
-        written = pool.map(
-            write_files, repeat(draft / "reports"), seeds, range(n_banks), quarters_of_bank, profiles, **chunk
+        drawn = pool.map(
+            make_filings,
+            repeat(request.seed),
+            range(len(counts)),
+            counts,
+            repeat(profile),
+            chunksize=_chunk(counts, processes),
         )
-        banks, files = zip(*tqdm(written, total=n_banks, desc="writing reports", unit="bank"), strict=True)
-        write_register(draft / "register.csv", banks)
-        register = read_register(draft / "register.csv")
-        read = pool.map(read_examples, files, (register[bank.entity] for bank in banks), profiles, **chunk)
-        per_bank = tqdm(read, total=n_banks, desc="reading reports", unit="bank")
-        examples = list(itertools.chain.from_iterable(per_bank))
-    suffixes = Counter(path.suffix for files_of_bank in files for paths in files_of_bank for path in paths)
-    return examples, {bank.entity: bank.name for bank in banks}, suffixes
+        filings = list(tqdm(drawn, total=len(counts), desc="drawing reports", unit="bank"))
+    cases = [
+        {
+            "id": f"{filing.bank.entity}-{filing.period}",
+            "bank": filing.bank.entity,
+            "period": filing.period,
+            "violations": sorted(filing.violated),
+        }
+        for filing in itertools.chain.from_iterable(filings)
+    ]
+    if profile.name == "full":
+        flat = split_examples(cases, request.splits, request.seed)
+    else:
+        split_of_bank = split_banks(list(dict.fromkeys(case["bank"] for case in cases)), request.splits, request.seed)
+        flat = [split_of_bank[case["bank"]] for case in cases]
+        filings, flat = _with_twins([one for (one,) in filings], flat)
+    position = iter(flat)
+    return filings, [list(itertools.islice(position, len(of_bank))) for of_bank in filings]
+
+
+def _with_twins(filings: Sequence[Filing], splits: Sequence[str]) -> tuple[list[list[Filing]], list[str]]:
+    """The filings of a profile with one quarter, and their splits.
+
+    Wherever it is possible, the filing of a test comes with its twin, for which the last filings of the test make room.
+    """
+    test = [filing for filing, split in zip(filings, splits, strict=True) if split == "test"]
+    paired: list[Filing] = []
+    for filing in test:
+        twin = twin_of(filing)
+        paired += [filing] if twin is None else [replace(filing, pair=twin.pair), twin]
+    paired = paired[: len(test)]
+    if paired and [filing.pair for filing in paired].count(paired[-1].pair) == 1:  # its twin found no room
+        paired[-1] = replace(paired[-1], pair="")
+    others = [(filing, split) for filing, split in zip(filings, splits, strict=True) if split != "test"]
+    placed = [*others, *((filing, "test") for filing in paired)]
+    return [[filing] for filing, _ in placed], [split for _, split in placed]
+
+
+def _chunk(items: Sequence, processes: int) -> int:
+    return max(1, min(50, len(items) // (4 * processes)))
+
+
+def _generate_examples(
+    draft: pathlib.Path, request: Request, filings: list[list[Filing]], splits: list[list[str]], processes: int
+) -> tuple[list[dict], Counter]:
+    """Write all report files, the register and findings.csv, then read the files back.
+
+    Returns (the examples, number of files by suffix).
+    """
+    repeat = itertools.repeat
+    banks = [of_bank[0].bank for of_bank in filings]
+    write_register(draft / "register.csv", [Addressee(one.entity, one.name, one.country, one.model) for one in banks])
+    findings = [finding for of_bank in filings for filing in of_bank if filing.note for finding in filing.note.findings]
+    write_findings(draft / "findings.csv", findings)
+    register, truth = read_register(draft / "register.csv"), load_findings(draft / "findings.csv")
+    of_banks = [
+        {period: truth[entity, period] for entity, period in cases}
+        for cases in (
+            [case for case in [(f.bank.entity, f.period) for f in of_bank] if case in truth] for of_bank in filings
+        )
+    ]
+    with concurrent.futures.ProcessPoolExecutor(processes) as pool:
+        chunk = {"chunksize": _chunk(filings, processes)}
+        folder, profiles = repeat(draft / "reports"), repeat(request.profile)
+        seeds = repeat(request.seed)
+        files = pool.map(write_files, folder, seeds, filings, splits, profiles, **chunk)
+        files = list(tqdm(files, total=len(filings), desc="writing reports", unit="bank"))
+        addressees = (register[bank.entity] for bank in banks)
+        pairs = [[filing.pair for filing in of_bank] for of_bank in filings]
+        read = pool.map(read_examples, files, addressees, splits, of_banks, pairs, profiles, **chunk)
+        examples = list(
+            itertools.chain.from_iterable(tqdm(read, total=len(filings), desc="reading reports", unit="bank"))
+        )
+    return examples, Counter(path.suffix for of_bank in files for paths in of_bank for path in paths)
 
 
 def write_files(
-    directory: pathlib.Path, seed: int, index: int, quarters: int, profile: str
-) -> tuple[Addressee, list[list[pathlib.Path]]]:
-    """Write the reports of bank `index`. Returns its row of the register and the files of each reference date."""
-    filings = make_filings(seed, index, quarters, PROFILES[profile])
-    as_json = profile == "full" and random.Random(f"syntax {seed} {index}").random() < JSON_SHARE
-    syntax = "json" if as_json else "csv"
+    directory: pathlib.Path, seed: int, filings: Sequence[Filing], splits: Sequence[str], profile: str
+) -> list[list[pathlib.Path]]:
+    """Write the reports of one bank. Returns the files of each reference date.
+
+    A bank that ever explains a figure in a note files xBRL-JSON, because EBA xBRL-CSV has no place for notes.
+    """
+    entity = filings[0].bank.entity
+    has_notes = any(filing.note for filing in filings)
+    chosen = profile == "full" and random.Random(f"syntax {seed} {entity}").random() < JSON_SHARE
+    syntax = "json" if has_notes or chosen else "csv"
     cells = load_cells(BUILT_IN)
     files = []
-    for filing in filings:
+    for filing, split in zip(filings, splits, strict=True):
+        seed_of_note = f"{seed} {filing.pair or entity} {filing.period}"
+        notes = [write_note(filing.note, split, seed_of_note)] if filing.note else []
         unfiled = filing.unfiled or ("C_04.00",)
-        files.append(write_reports(directory, filing.bank, filing.period, filing.figures, cells, unfiled, syntax))
-    bank = filings[0].bank
-    return Addressee(bank.entity, bank.name, bank.country, bank.model), files
+        arguments = (directory, filing.bank, filing.period, filing.figures, cells, unfiled, syntax, notes)
+        files.append(write_reports(*arguments))
+    return files
 
 
-def read_examples(files: Sequence[Sequence[pathlib.Path]], bank: Addressee, profile: str) -> list[list[dict]]:
-    """Read the files of one bank, by reference date, and make the variants of each example.
+def read_examples(
+    files: Sequence[Sequence[pathlib.Path]],
+    bank: Addressee,
+    splits: Sequence[str],
+    findings: Mapping[str, Sequence[Finding]],
+    pairs: Sequence[str],
+    profile: str,
+) -> list[dict]:
+    """Read the files of one bank, by reference date, and make the examples. `findings` are those of each date.
+
+    `pairs` has the id of the minimal pair of each report, or "".
 
     Raises `RuntimeError` if a file gives a warning: our own files must read back without one.
     """
@@ -153,15 +243,29 @@ def read_examples(files: Sequence[Sequence[pathlib.Path]], bank: Addressee, prof
     for report in reports:
         if report.warnings:
             raise RuntimeError(f"{report.path}: {report.warnings[0]}")
-    letters = [None] * (VARIANTS if profile == "full" else 1)
     return [
-        example_variants(report, bank, cells, PROFILES[profile], reports[:index], letters)
+        make_example(
+            report,
+            bank,
+            cells,
+            PROFILES[profile],
+            [reports[place] for place in shown_earlier(splits, index)],
+            findings=findings.get(report.period, ()),
+            split=splits[index],
+        )
+        | ({"pair": pairs[index]} if pairs[index] else {})
         for index, report in enumerate(reports)
     ]
 
 
-def _split_by_bank(examples: list[dict], request: Request) -> Splits:
-    """The three splits of the short profile."""
-    banks = list(dict.fromkeys(example["bank"] for example in examples))
-    split_of_bank = split_banks(banks, request.splits, request.seed)
-    return group_by_split(examples, [split_of_bank[example["bank"]] for example in examples], SPLITS)
+def shown_earlier(splits: Sequence[str], index: int) -> list[int]:
+    """Places of the earlier reports that report `index` of a bank may show.
+
+    Below a training report no report of a test stands, and none before it: its figures must not be seen in training.
+    """
+    places: list[int] = []
+    for place in range(index - 1, -1, -1):
+        if splits[index] == "train" and splits[place] != "train":
+            break
+        places.insert(0, place)
+    return places

@@ -49,6 +49,12 @@ REQUIREMENTS = {
     "NSFR_MIN": Requirement("funding", "pillar1", "minimum"),
     "LE_LIMIT": Requirement("exposure", "pillar1", "large exposure limit"),
     "OUTPUT_FLOOR": Requirement("floor", "pillar1", "output floor"),
+    "LCR_PLEDGED": Requirement("liquidity", "pillar1", "minimum"),
+    "LE_CONNECTED": Requirement("exposure", "pillar1", "limit for connected clients"),
+    **dict.fromkeys(
+        ("T2_CALLABLE", "OWN_SHARES", "INTERIM_PROFIT"), Requirement("capital", "buffer", "overall capital requirement")
+    ),
+    "LATE_FILING": Requirement("filing", "filing", "term for the first submission"),
 }
 # Rules that are not listed above, such as those of notes: template -> subject. They are requirements of the CRR.
 _SUBJECT_OF_TEMPLATE = {

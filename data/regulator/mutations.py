@@ -57,14 +57,12 @@ ERROR_CELLS: dict[str, tuple[CellKey, ...]] = {
 }
 # rule -> figures that can be moved within the tolerance of the rule
 TOLERANCE_CELLS = ERROR_CELLS | {"CCB": (_cell(_MEMO, 750),), "CBR": (_cell(_MEMO, 740),)}
-# Rules that read a missing figure as 0, so that leaving it out is an error too.
+# Rules that read a missing figure as 0, so that leaving it out is an error too. The surplus rows are not among them: they
+# would be missing in reports with violations alone.
 DROPPABLE = (
     "OF_SUM",
     "T1_SUM",
     "AT1_EXCESS",
-    "CET1_SURPLUS",
-    "T1_SURPLUS",
-    "TC_SURPLUS",
     "CET1_RATIO",
     "T1_RATIO",
     "TC_RATIO",
@@ -157,7 +155,7 @@ def _mistyped(rng: random.Random, value: Decimal) -> Decimal:
     unit = _unit_in_last_place(value)
     kind = rng.random()
     if kind < 0.12 and unit >= 1000 and abs(value) >= 1_000_000:
-        return (value / 1000).quantize(unit)  # filed in thousands instead of units
+        return (value / 1000 / unit).quantize(Decimal(1)) * unit  # filed in thousands instead of units
     if kind < 0.35:
         digits = str(int(value / unit))
         places = [
@@ -178,14 +176,11 @@ def _hidden_deficit(ratio_row: int, surplus_row: int) -> CompoundError:
     """
 
     def change(rng: random.Random, figures: Figures) -> bool:
-        """File a deficit as a surplus, or not at all."""
+        """File a deficit as a surplus."""
         key = _cell(_RATIO, surplus_row)
         if key not in figures or _number(figures, key) >= 0 or _cell(_RATIO, ratio_row) not in figures:
             return False
-        if rng.random() < 0.4:
-            del figures[key]
-        else:
-            figures[key] = -_number(figures, key)
+        figures[key] = -_number(figures, key)
         return True
 
     return change

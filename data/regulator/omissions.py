@@ -4,12 +4,11 @@
 """
 
 import random
-from collections.abc import Sequence
 
 from data.regulator.banks import Bank
 from data.regulator.report import template_of
 from data.regulator.reporting import Figures
-from data.regulator.rules import Rule, built_in_rules
+from data.regulator.rules import built_in_rules
 from data.regulator.trial import violated
 
 # (probability that a bank files the module, its templates). Drawn once per bank.
@@ -64,14 +63,4 @@ def omit_optional(rng: random.Random, bank: Bank, period: str, figures: Figures)
         fewer = {other: value for other, value in figures.items() if other != key}
         if key[0] != "C_76.00.a" or violated(bank, period, figures) == violated(bank, period, fewer):
             figures = fewer
-    return figures
-
-
-def omit_ratio(rng: random.Random, bank: Bank, period: str, figures: Figures, rules: Sequence[Rule]) -> Figures:
-    """Sometimes remove a ratio, unless that changes which of `rules` are violated."""
-    if rng.random() < 0.3:
-        key = rng.choice(list(figures))
-        fewer = {other: value for other, value in figures.items() if other != key}
-        if violated(bank, period, figures, rules) == violated(bank, period, fewer, rules):
-            return fewer
     return figures

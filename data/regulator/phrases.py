@@ -120,6 +120,12 @@ WITHOUT_FIGURES = (
     "Your explanation on {cell} describes a violation of {legal} ({rule}).",
     "What you state on {cell} is not permitted under {legal} ({rule}).",
 )
+LIFTED = (
+    "The {label} of {value} ({cell}) does not keep to {limit}; as you explain, this limit does not bind you here ({legal}).",
+    "We take note of your explanation on {cell}: {value} against {limit} is no breach under {legal}.",
+    "No measure follows from the {label} of {value} in {cell}, since your note shows that {limit} does not apply ({legal}).",
+    "Given your note, {value} in {cell} is not objected to, although {limit} is missed ({legal}).",
+)
 TREND = {
     "fell": (
         *(

@@ -38,16 +38,6 @@ def full_figures(
     return {key: value for key, value in sorted(figures.items()) if value != 0}
 
 
-def short_figures(economics: Economics) -> Figures:
-    """The three ratios of the short profile: leverage ratio, LCR and NSFR."""
-    tier1 = economics.cet1 + economics.at1
-    return {
-        ("C_47.00", "r0340", "c0010"): ratio(tier1, economics.exposure, 4),
-        ("C_76.00.a", "r0030", "c0010"): ratio(economics.liquid_assets, economics.net_outflow, 3),
-        ("C_84.00.a", "r0220", "c0040"): ratio(economics.available_funding, economics.required_funding, 3),
-    }
-
-
 def _leverage_exposure(bank_rng: random.Random, bank: Bank, economics: Economics) -> Amounts:
     """C 47.00: the exposure measure, its parts, and Tier 1 capital."""
     exposure, tier1 = economics.exposure, economics.cet1 + economics.at1

@@ -6,6 +6,7 @@ A measure that cannot tell a wrong answer from a right one would reward a model 
 import re
 from collections.abc import Callable, Sequence
 
+from common.errors import UserError
 from data.regulator.answer_reader import RULE_ID
 from data.regulator.quantities import QUANTITY
 from eval.regulator.references import references_of
@@ -29,8 +30,12 @@ def audit(examples: Sequence[dict]) -> dict[str, dict[str, float | None]]:
     - `right, in Markdown`: a preamble, bold headings and a numbered list.
     - `none for every report`, `garbage for every report`: no content at all.
     - `right, garbage on clean reports`: the own answers where something is violated.
+
+    Raises `UserError` if the examples are of another task.
     """
-    truths = true_answers(examples, "the examples of the audit") or []
+    truths = true_answers(examples, "the examples of the audit")
+    if truths is None:
+        raise UserError("the audit needs examples of bank reports; none of these has violations")
     own = [example["messages"][-1]["content"] for example in examples]
     letters = [references_of(example, truth.directive) for example, truth in zip(examples, truths, strict=True)]
     answers: dict[str, list[str]] = {

@@ -19,13 +19,18 @@ def facts_of(answer: Answer | None) -> frozenset[Claim | str]:
     return claims | {UNREADABLE} if answer.void else claims
 
 
+def true_facts(truth: Answer) -> frozenset[Claim | str]:
+    """The facts of an example. Lines of its own answer that cannot be read are left out (and counted by `score_answers`)."""
+    return facts_of(truth) - {UNREADABLE}
+
+
 def score_facts(true: Sequence[Answer], answers: Sequence[Answer | None]) -> dict:
     """Micro-averaged scores over claims that are right in every field, and each field on its own.
 
     `right`: for the true claims whose rule the answer names, the share whose value (and so on) is right. `n_true` counts the
     true claims, `n_named` those whose rule is named.
     """
-    pairs = [(facts_of(truth), facts_of(answer)) for truth, answer in zip(true, answers, strict=True)]
+    pairs = [(true_facts(truth), facts_of(answer)) for truth, answer in zip(true, answers, strict=True)]
     named = [
         (claim, best)
         for claims, predicted in pairs

@@ -5,33 +5,20 @@ from collections.abc import Iterator, Sequence
 
 # subject of a measure -> words by which a demand is recognised
 _SUBJECTS = {
-    "capital": r"capital plan|recapitalis|own funds(?! templates| items)|capital increase|capital conservation plan|restore the ratios",
+    "capital": r"\bcapital\b(?! requirement| ratio)|recapitalis|own funds(?! templates| items)|restore the ratios",
     "distributions": r"distribut|capital conservation plan|dividends",
-    "leverage": r"leverage|balance sheet|raise tier 1",
-    "liquidity": r"liquidity|liquid assets|contingency funding|\bLCR\b|pledged",
+    "leverage": r"leverage|balance sheet|raise tier 1|reduce exposure",
+    "liquidity": r"liquidity|liquid assets|\bbuffer\b|contingency funding|\bLCR\b|pledged",
     "funding": r"(?<!contingency )funding|\bNSFR\b|long-term lending|term deposits",
-    "exposure": r"\bexposure\b(?! amount)|\bexcess\b|\bclient",
+    "exposure": r"\b(?:the|joint|this) exposure\b(?! amount)|\bexcess\b|\bclient|over the limit",
     "floor": r"output floor|floored|total risk exposure|standardised total|corrected report",
     "items": r"own funds items?|instrument|prudential filter|deduct|CET1 items|eligib",
     "filing": r"\bfil(?:e|ed|ing)\b|correct|resubmit",
 }
-_WORDS = [
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-]
+_WORDS = (
+    *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen"),
+)
 _NUMBERS = {"a": 1, "an": 1, "twenty": 20, "thirty": 30, "sixty": 60, "ninety": 90}
 _NUMBERS |= {word: number for number, word in enumerate(_WORDS, start=1)}
 _TERM = re.compile(

@@ -78,6 +78,10 @@ def _violation_figures(result: dict) -> list[Figure]:
     rows.append(Figure("  unparsable answers", percent(violations["unparsable"]["share"]), reports))
     if "void_lines" in violations:
         rows.append(Figure("  void lines in other answers", str(violations["void_lines"]), reports))
+    if violations.get("void_true_lines"):
+        rows.append(
+            Figure("  true lines that cannot be read", str(violations["void_true_lines"]), "left out of the facts")
+        )
     return rows
 
 
@@ -124,7 +128,7 @@ def _letter_bounds(result: dict) -> list[Figure]:
     for name, floor in rouge.get("floor", {}).items():
         if floor is not None:
             rows.append(Figure(f"  floor: {'the letter of ' * (name != 'fixed')}{name}", f"{floor:.3f}", n))
-    return rows + [Figure(f"  baseline: the letter of {name}", f"{f:.3f}", n) for name, f in rouge["baselines"].items()]
+    return rows + [Figure(f"  baseline: {name}", f"{f:.3f}", n) for name, f in rouge["baselines"].items()]
 
 
 def _letter_figures(result: dict) -> list[Figure]:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from data.regulator.answer_reader import Answer, parse_answer
-from data.regulator.baselines import baseline_predictions, note_f1
-from eval.regulator.facts import facts_of, score_facts
+from data.regulator.baselines import baseline_predictions, nearest_letters, note_f1
+from data.regulator.examples import report_of
+from eval.regulator.facts import facts_of, score_facts, true_facts
 from eval.regulator.groups import pairs_right, score_kinds
 from eval.regulator.letters import score_letters
 from eval.regulator.measures import score_measures
@@ -42,6 +43,7 @@ def score_answers(
         | {
             "unparsable": {"n": read.count(None), "share": read.count(None) / len(read)},
             "void_lines": sum(answer.void for answer in read if answer),
+            "void_true_lines": sum(truth.void for truth in true),
             "baselines": baselines,
             "baselines_fitted_on": (
                 f"{len(fitted_on)} training examples" if fitted_on else "the evaluated file itself"
@@ -62,7 +64,7 @@ def score_answers(
 
 def _row(example: dict, truth: Answer, answer: Answer | None, text: str) -> dict:
     """One answer in the result: what it says, and what intervals and tables need of its example."""
-    facts, claimed = facts_of(truth), facts_of(answer)
+    facts, claimed = true_facts(truth), facts_of(answer)
     return {
         "id": example.get("id"),
         "cluster": example.get("bank"),
@@ -90,7 +92,7 @@ def _score_baselines(
     training: Sequence[dict] | None,
     fitted_on: Sequence[Answer] | None,
 ) -> tuple[dict, dict]:
-    """(baseline -> micro scores of the violations, baseline -> mean ROUGE-L of its fixed letter, if it has one)."""
+    """(baseline -> micro scores of the violations, letter that is sent -> mean ROUGE-L)."""
     violation_scores, letter_scores = {}, {}
     training_rules = [answer.rule_ids for answer in fitted_on] if fitted_on else None
     true_rules = [answer.rule_ids for answer in true]
@@ -98,10 +100,13 @@ def _score_baselines(
         violation_scores[name] = micro(true_rules, [rules] * len(true))
         letter = fixed_letter(rules, fitted_on) if fitted_on else None
         if letter is not None:
-            letter_scores[name] = mean(best_rouge_l(references, [letter] * len(true)))
+            letter_scores[f"the letter of {name}"] = mean(best_rouge_l(references, [letter] * len(true)))
     if training and fitted_on:
         known = [one | {"violations": truth.rule_ids} for one, truth in zip(training, fitted_on, strict=True)]
         labelled = [one | {"violations": rules} for one, rules in zip(examples, true_rules, strict=True)]
         for name, predicted in baseline_predictions(known, examples).items():
             violation_scores[name] = micro(true_rules, predicted) | {"note_f1": note_f1(labelled, predicted)}
+        pairs = [(report_of(one), truth.directive) for one, truth in zip(training, fitted_on, strict=True)]
+        nearest = nearest_letters(pairs, [report_of(example) for example in examples])
+        letter_scores["the letter of the nearest report"] = mean(best_rouge_l(references, nearest))
     return violation_scores, letter_scores

@@ -6,7 +6,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from common.errors import UserError
-from data.regulator.answer_reader import Answer, claim_of, parse_answer
+from data.regulator.answer_reader import Answer, claim_of, letter_in, parse_answer
 from data.regulator.baselines import trivial_predictions
 from eval.regulator.implications import strictest
 
@@ -41,14 +41,16 @@ def _true_answer(example: dict, where: str) -> Answer | None:
     if "violations" not in example:
         return parsed
     if parsed:
-        return Answer(tuple(example["violations"]), parsed.directive, parsed.claims)
+        return Answer(tuple(example["violations"]), parsed.directive, parsed.claims, parsed.void)
     claims = [claim_of(finding) for finding in example.get("findings", ())]
     if None in claims:
         raise UserError(
             f"{where}, example {example.get('id', '?')}: the finding {example['findings'][claims.index(None)]} cannot be "
             f"read; it needs rule, cell, value, limit and legal as an answer prints them."
         )
-    return Answer(tuple(example["violations"]), message, tuple(claim for claim in claims if claim))
+    return Answer(
+        tuple(example["violations"]), letter_in(message) or message, tuple(claim for claim in claims if claim)
+    )
 
 
 def labels_of(answer: Answer | None) -> tuple[str, ...]:

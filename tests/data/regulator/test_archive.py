@@ -20,9 +20,10 @@ from data.regulator.archive import (
     read_pairs,
     try_read_report,
 )
-from data.regulator.corpus import FULL, make_filings
+from data.regulator.corpus import make_filings
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.filing import write_reports
+from data.regulator.profiles import FULL
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 A, B = "SYNB00AAAAAAAAAAAA11", "SYNB00BBBBBBBBBBBB22"
@@ -255,8 +256,8 @@ def test_errors_in_a_pairs_file_name_the_line(archive, tmp_path, text, message):
 def test_consolidation_scopes_of_one_bank_are_not_merged(archive):
     folder, filings = archive
     reports = [try_read_report(path)[1] for path in find_reports(folder / "reports")[0][:3]]
-    solo = [type(one)(**{**vars(one), "entity": one.entity.replace(".CON", ".IND")}) for one in reports[:1]]
+    solo = [type(one)(**{**vars(one), "entity": one.entity.partition(".")[0] + ".SUB"}) for one in reports[:1]]
     merged, rejected = group_reports([*reports, *solo])
     assert len(rejected) == 1 and "differs from" in rejected[0]
-    assert all(report.entity.endswith(".CON") for report in merged.values())
+    assert not any(report.entity.endswith(".SUB") for report in merged.values())
     assert "not valid JSON" in try_read_report(folder / "reports" / "broken.json")[2]

@@ -9,12 +9,10 @@ from functools import partial
 import pytest
 
 from data.regulator import mutations
-from data.regulator.banks import Bank, is_lei, lei, make_bank, requirements
+from data.regulator.banks import is_lei, lei, make_bank, requirements
 from data.regulator.corpus import (
-    FULL,
     LEVELS_OF_SIGN_RULE,
     MAX_VIOLATIONS,
-    SHORT,
     make_filings,
     quarter_end,
     with_reporting_accuracy,
@@ -31,6 +29,7 @@ from data.regulator.mutations import (
     plant_error,
 )
 from data.regulator.positions import draw_positions
+from data.regulator.profiles import FULL
 from data.regulator.reporting import full_figures
 from data.regulator.rules import built_in_rules, evaluate
 from data.regulator.trial import as_report, violated, violates
@@ -224,7 +223,7 @@ def test_there_are_near_misses_on_both_sides_of_every_limit(population):
         for result in results:
             if result.kind == "breach" and result.value is not None and result.limit:
                 wide = result.rule_id.startswith("CBR")  # few banks leave out the cell that these rules stand in for
-                close = abs(result.value - result.limit) <= result.limit / (10 if wide else 50)
+                close = abs(result.value - result.limit) <= result.limit / (10 if wide else 30)
                 near[result.rule_id, result.state] += close
     for rule in built_in_rules():
         if rule.kind == "breach":
@@ -290,13 +289,6 @@ def test_boundary_values_differ_by_one_unit_in_the_last_place():
     n_moved = sum(move_within_tolerance(random.Random(seed), "OF_SUM", figures, check) != figures for seed in range(6))
     assert n_moved >= 3
     assert set(ERROR_CELLS) < set(TOLERANCE_CELLS) and set(mutations.WEIGHTS) == set(FILING_RULES)
-
-
-def test_the_short_profile_has_two_or_three_figures_per_report():
-    for index in range(60):
-        (filing,) = make_filings(0, index, 1, SHORT)
-        assert 2 <= len(filing.figures) <= 3
-        assert isinstance(filing.bank, Bank)
 
 
 def test_quarter_ends():

@@ -5,11 +5,12 @@ import statistics
 from decimal import Decimal
 
 from data.regulator.banks import make_bank
-from data.regulator.corpus import FULL, make_filings
+from data.regulator.corpus import make_filings
 from data.regulator.economics import draw_economics
 from data.regulator.mutations import FILING_RULES, plant_error
 from data.regulator.omissions import MAX_FIGURES
 from data.regulator.positions import EXPOSURE_LIMIT, draw_positions
+from data.regulator.profiles import FULL
 from data.regulator.rules import built_in_rules
 from data.regulator.trial import template_of
 
@@ -64,6 +65,6 @@ def test_reports_differ_in_their_templates_and_fit_the_window():
         assert 0 < filed < len(filings), module
     for filing in filings:
         others = [key for key in filing.figures if key not in read and (key[0], "*", key[2]) not in read]
-        assert not others or len(filing.figures) <= MAX_FIGURES
+        assert not others or len(filing.figures) <= MAX_FIGURES + 1  # an error may add one
         assert not set(filing.unfiled) & {template_of(table) for table, _, _ in filing.figures}
     assert max(len(filing.figures) for filing in filings) > 1.4 * min(len(filing.figures) for filing in filings)

@@ -14,10 +14,11 @@ from common.errors import UserError
 from data.regulator.answer_reader import Answer, parse_answer
 from data.regulator.answers import write_answer
 from data.regulator.banks import make_bank
-from data.regulator.corpus import FULL, make_filings
+from data.regulator.corpus import make_filings
 from data.regulator.dpm import BUILT_IN, load_cells
-from data.regulator.examples import example_variants, make_example, read_filing, read_register, write_register
+from data.regulator.examples import make_example, read_filing, read_register, write_register
 from data.regulator.filing import write_reports
+from data.regulator.profiles import FULL
 from data.regulator.render import Addressee, format_fact, format_figure, format_limit, render_earlier, render_report
 from data.regulator.report import Fact
 from data.regulator.rules import built_in_rules, evaluate, violations
@@ -96,7 +97,7 @@ def test_files_of_both_syntaxes_read_back_the_same_figures(tmp_path, syntax):
         shown_twice = ("C_47.00", "r0320", "c0010")  # Tier 1 is one fact that is shown in two tables
         expected = {key: value for key, value in filing.figures.items() if key != shown_twice}
         assert {key: read.get(key) for key in expected} == expected
-        assert (report.entity, report.period) == (f"{filing.bank.entity}.CON", filing.period)
+        assert (report.entity, report.period) == (f"{filing.bank.entity}.{filing.bank.scope}", filing.period)
         assert report.currency == filing.bank.currency
         assert [template for template, filed in report.filing_indicators.items() if not filed] == list(filing.unfiled)
     assert open_rows > 20
@@ -219,14 +220,16 @@ def test_earlier_reports_are_shown_and_letters_mention_them(tmp_path):
         for date, ratio in zip(dates, ("0.05", "0.0440", "0.0435", "0.0430"), strict=True)
     ]
     cells = load_cells(BUILT_IN)
-    examples = example_variants(reports[3], BANK, cells, PROFILE, reports[:3], [None] * 8)
-    assert examples[0]["messages"][0]["content"].endswith(
+    example = make_example(reports[3], BANK, cells, PROFILE, reports[:3], split="test_banks")
+    assert example["messages"][0]["content"].endswith(
         "Earlier reports\n2025-12-31: CET1 ratio 4.40%, LCR 104.20%\n2026-03-31: CET1 ratio 4.35%, LCR 104.20%"
     )
-    answers = [example["messages"][1]["content"] for example in examples]
-    assert len(set(answers)) == 8
-    assert any("third report in a row" in answer or "three quarters" in answer for answer in answers)
-    assert all("4.35%" in answer for answer in answers)
+    letters = example["references"]
+    assert len(set(letters)) == 8 and example["messages"][1]["content"].endswith(letters[0])
+    assert any(
+        "third report in a row" in letter or "three quarters" in letter or "last two" in letter for letter in letters
+    )
+    assert all("4.35%" in letter for letter in letters)
     alone = make_example(reports[3], BANK, cells, PROFILE)["messages"]
     assert "Earlier reports" not in alone[0]["content"] and "4.35%" not in alone[1]["content"]
     assert render_earlier([], [key]) == ""
@@ -296,8 +299,9 @@ def test_make_reports_is_reproducible_and_its_card_is_right(tmp_path):
         split: [json.loads(line) for line in (tmp_path / "a" / f"{split}.jsonl").read_text().splitlines()]
         for split in card["splits"]
     }
-    assert sum(map(len, examples.values())) == 44 - sum(card["leak_test"]["dropped"].values())
-    assert set(card["leak_test"]["leaks_left"].values()) == {0}
+    assert sum(map(len, examples.values())) == 44
+    for shares_known in card["leak_test"].values():
+        assert {shares_known[name] for name in ("letters", "notes", "ratios")} == {0}
     assert {split: counts["examples"] for split, counts in card["splits"].items()} == {
         split: len(part) for split, part in examples.items()
     }

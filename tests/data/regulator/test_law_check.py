@@ -7,10 +7,11 @@ import pathlib
 import pytest
 
 from data.regulator import law_check
-from data.regulator.corpus import FULL, make_filings
+from data.regulator.corpus import make_filings
 from data.regulator.directives import Context, write_directive
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.law_check import audit, contradictions, read_printed
+from data.regulator.profiles import FULL
 from data.regulator.render import Addressee, render_report
 from data.regulator.rules import RULES_FILE, evaluate, violations
 from data.regulator.trial import as_report

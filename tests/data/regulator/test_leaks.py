@@ -1,6 +1,6 @@
-"""Letters of the tests that repeat a training letter: found, reworded, or dropped."""
+"""What of a test stands in training: found, counted, and for letters of an archive dropped."""
 
-from data.regulator.leaks import leaks, mask, place_examples
+from data.regulator.leaks import leak_shares, leaks, mask, place_examples
 from data.regulator.splits import FULL_SPLITS
 
 
@@ -18,60 +18,77 @@ def test_a_leak_is_found_despite_different_names_and_figures():
     assert leaks(training, test[1:]) == []
 
 
-def variants_of(bank, period, *letters):
-    """One example with one variant per letter."""
-    return [
-        {
-            "id": f"{bank}-{period}",
-            "bank": bank,
-            "period": period,
-            "violations": [],
-            "messages": [{"role": "assistant", "content": f"Violations:\nnone\nDirective:\n{letter}"}],
-        }
-        for letter in letters
-    ]
+def example_of(bank, period, letter, report="", violations=()):
+    answer = f"Violations:\nnone\nDirective:\n{letter}"
+    messages = [{"role": "user", "content": report}, {"role": "assistant", "content": answer}]
+    return {"id": f"{bank}-{period}", "bank": bank, "period": period, "violations": violations, "messages": messages}
 
 
-def place(letters_of_quarter, seed=0):
-    """Place two quarters of 20 banks. Half of the second quarters go to `test_quarters`.
-
-    `letters_of_quarter` has the wordings of the first and of the second quarter.
-    """
-    banks = [f"B{number}" for number in range(20)]
+def place(first, second, names):
+    """Place two quarters of 20 banks. Half of the second quarters go to `test_quarters`."""
     examples = [
-        variants_of(bank, period, *(letter.format(bank=bank) for letter in letters))
-        for bank in banks
-        for period, letters in zip(("2026-03-31", "2026-06-30"), letters_of_quarter, strict=True)
+        example_of(f"B{number}", period, letter.format(bank=names.get(f"B{number}", f"B{number}")))
+        for number in range(20)
+        for period, letter in (("2026-03-31", first), ("2026-06-30", second))
     ]
-    return place_examples(examples, (0.75, 0, 0, 0.25, 0), seed, {bank: f"Bank {bank}" for bank in banks})
+    return place_examples(examples, (0.75, 0, 0, 0.25, 0), 0, names)
 
 
-def last_words(examples):
-    return {example["messages"][-1]["content"].split()[-1] for example in examples}
-
-
-def test_a_test_letter_that_leaks_is_reworded():
-    same, other = "Bank {bank}, raise 4.5% now", "Bank {bank}, raise 4.5% soon"
-    splits, counts = place([(same, other), (same, other)])
-    assert list(splits) == list(FULL_SPLITS)
-    assert [len(splits[name]) for name in FULL_SPLITS] == [30, 0, 0, 10, 0]
-    assert last_words(splits["train"]) == {"now"} and last_words(splits["test_quarters"]) == {"soon"}
-    assert counts["reworded"] == {"test_banks": 0, "test_quarters": 10, "test_combinations": 0}
-    assert set(counts["dropped"].values()) == set(counts["leaks_left"].values()) == {0}
-
-
-def test_a_test_example_without_a_wording_of_its_own_is_dropped():
-    splits, counts = place([("Bank {bank}, raise 4.5%", "x"), ("Bank {bank}, raise 7%", "Bank {bank}, raise 8%")])
+def test_a_test_example_whose_letter_leaks_is_dropped():
+    names = {f"B{number}": f"Bank {number}" for number in range(20)}
+    splits, dropped = place("{bank}, raise 4.5%", "{bank}, raise 7%", names)
     assert [len(splits[name]) for name in FULL_SPLITS] == [30, 0, 0, 0, 0]
-    assert counts["dropped"]["test_quarters"] == 10
-    assert counts["reworded"]["test_quarters"] == 10  # once for each variant but the last
+    assert dropped == {"test_banks": 0, "test_quarters": 10, "test_combinations": 0}
 
 
 def test_banks_without_a_name_go_by_their_id():
-    examples = [
-        variants_of(f"B{number}", period, f"B{number} is sound")
-        for number in range(4)
-        for period in ("2026-03-31", "2026-06-30")
-    ]
-    splits, counts = place_examples(examples, (0.5, 0, 0, 0.5, 0), 0, {})
-    assert counts["dropped"]["test_quarters"] == 4 and splits["test_quarters"] == []
+    _, dropped = place("{bank} is sound", "{bank} is sound", {})
+    assert dropped["test_quarters"] == 10
+
+
+REPORT = """Bank A (A) | reference date 2026-06-30
+C 01.00 Own funds
+r0010 c0010 OWN FUNDS | 90001 thousand
+C 03.00 Ratios
+r0010 c0010 CET1 Capital ratio | 4.31%
+r0030 c0010 T1 Capital ratio | 6.20%
+note on C 03.00 r0010 c0010 | Profit of 12345 is included."""
+
+
+def shares(
+    training_report,
+    test_report=REPORT,
+    training_letter="x",
+    test_letter="Bank A shall raise capital. Do it within 3 days.",
+):
+    splits = {
+        "train": [example_of("B", "2026-03-31", training_letter, training_report)],
+        "test_banks": [example_of("A", "2026-06-30", test_letter, test_report)],
+    }
+    return leak_shares(splits, {"A": "Bank A", "B": "Bank B"})["test_banks"]
+
+
+def test_shares_of_a_test_that_stand_in_training():
+    nothing = {"letters": 0, "sentences": 0, "notes": 0, "figures": 0, "ratios": 0}
+    assert shares("") == nothing
+    assert shares("r0010 c0010 OWN FUNDS | 90001 thousand") == nothing | {"figures": 1}
+    assert shares("note on C 03.00 r0010 c0010 | Profit of 678 is included.") == nothing | {"notes": 1}
+    letter = "Bank B shall raise capital. Write to us."
+    assert shares("", training_letter=letter) == nothing | {"sentences": 0.5}
+    assert shares("", training_letter="Bank B shall raise capital. Do it within 30 days.") == nothing | {
+        "letters": 1,
+        "sentences": 1,
+    }
+
+
+def test_ratios_are_found_as_those_of_an_earlier_quarter():
+    own = REPORT.replace("90001", "90002").partition("\nnote")[0]
+    assert shares(own)["ratios"] == 1 and shares(own.replace("4.31", "4.32"))["ratios"] == 0
+    earlier = "{}\nEarlier reports\n2026-06-30: CET1 ratio 4.31%, Tier 1 ratio {}%"
+    assert (
+        shares(earlier.format("Bank B", "6.20"))["ratios"] == 1
+        and shares(earlier.format("Bank B", "6.21"))["ratios"] == 0
+    )
+    compact = "Bank {}\nCET1 ratio 4.3%\nLCR 104%\nNote: {}"
+    assert shares(compact.format("B", "x"), compact.format("A", "y"))["ratios"] == 1
+    assert shares(compact.format("B", "x"), compact.format("A", "y").replace("104", "105"))["ratios"] == 0

@@ -8,11 +8,12 @@ from decimal import Decimal
 import pytest
 
 from data.regulator.banks import make_bank
-from data.regulator.corpus import FULL, make_filings
+from data.regulator.corpus import make_filings
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.examples import read_filing
 from data.regulator.figures import RECOMPUTED
 from data.regulator.filing import write_reports
+from data.regulator.profiles import FULL
 from data.regulator.quality import QUALITY_RULES, check_quality
 from data.regulator.report import CellKey
 from data.regulator.rule_lines import all_results

@@ -24,6 +24,7 @@ RESULT = {
         "without_implied": {"f1": 0.7},
         "unparsable": {"n": 1, "share": 0.5},
         "void_lines": 3,
+        "void_true_lines": 2,
         "kinds": {"pledged": {"f1": 0.25, "n_reports": 4, "exact": 0.75, "note_f1": 0.5}},
         "pairs": {"n": 2, "right": 0.5},
         "per_rule": {"LCR_MIN": {"precision": 1.0, "recall": 0.25, "f1": 0.4, "n_true": 4, "n_predicted": 1}},
@@ -42,7 +43,7 @@ RESULT = {
     },
     "measures": {"right": 0.5, "n": 4, "reports": 0.5, "n_reports": 2},
     "rouge_l": {
-        **{"of": "directive", "n": 2, "f": 0.321, "baselines": {"always clean": 0.2}},
+        **{"of": "directive", "n": 2, "f": 0.321, "baselines": {"the letter of always clean": 0.2}},
         **{"ceiling": 0.65, "floor": {"another report": 0.15, "fixed": None}},
     },
     "loss": {"mean": 1.2345, "targets": 1234},
@@ -72,6 +73,8 @@ def test_the_table_has_every_figure_with_its_n():
         "the strictest rule of each ratio",
     ]
     assert cells(text, "void lines") == ["void lines in other answers", "3", "2 reports"]
+    assert cells(text, "true lines")[1:] == ["2", "left out of the facts"]
+    assert cells(text, "baseline: the letter of always clean")[1] == "0.200"
     assert cells(text, "F1, notes: pledged") == [
         "F1, notes: pledged",
         "0.250",

@@ -46,8 +46,9 @@ def test_scores_of_violations_and_letters_with_their_baselines():
     # "No measures." for all three scores 0 + 0 + 1. "The bank shall pay." has 3 words in common with two of the
     # letters, which have 6 words; it has 4.
     pay = 2 * (3 / 6) * (3 / 4) / (3 / 6 + 3 / 4)
-    letters = {"always clean": 1 / 3, "flag everything": 2 * pay / 3, "most frequent violation": 2 * pay / 3}
-    assert result["rouge_l"]["baselines"] == pytest.approx(letters)
+    sent = {"always clean": 1 / 3, "flag everything": 2 * pay / 3, "most frequent violation": 2 * pay / 3}
+    sent |= {"the nearest report": 2 * pay / 3}
+    assert result["rouge_l"]["baselines"] == pytest.approx({f"the letter of {k}": v for k, v in sent.items()})
     assert [answer["predicted"] for answer in result["answers"]] == [["LCR_MIN"], None, []]
     assert [answer["true"] for answer in result["answers"]] == [["LCR_MIN"], ["NSFR_MIN"], []]
 
@@ -77,3 +78,11 @@ def test_fixed_letter_is_the_first_with_exactly_these_rules():
     assert fixed_letter(("B_2", "A_1"), training) == "both"
     assert fixed_letter((), training) == "clean"
     assert fixed_letter(("C_3",), training) is None
+
+
+def test_lines_of_an_example_that_cannot_be_read_are_counted_and_left_out():
+    odd = example("a", breach("LCR_MIN").replace("\nDirective", "\nOF_SUM | a sum\nDirective")) | {
+        "violations": ["LCR_MIN"]
+    }
+    result = score_answers([odd], [breach("LCR_MIN")], "test.jsonl", None)
+    assert result["violations"]["void_true_lines"] == 1 and result["facts"]["f1"] == 1

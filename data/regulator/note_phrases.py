@@ -1,0 +1,178 @@
+"""Wordings of the notes in which banks explain their figures: liquid assets, clients, waivers.
+
+note_phrases_capital.py has the notes on own funds and late filings. Each kind of note has two tuples of 22 sentences. Those of "holds"
+state the fact that matters in law, those of "fails" state that it is not so, in similar words. The places in a tuple
+belong to families: a report of a split uses only the sentences of its family, so that a test never shows a sentence
+that stands in training. All sentences were written for this project.
+
+Placeholders: {amount} is an amount of money or a share, {one} and {two} are clients, {scope} are the requirements that
+a waiver covers, {until} and {sent} are dates.
+"""
+
+# split -> places in a tuple of wordings. The three tests of the full profile have a family each.
+FAMILIES = {
+    "train": range(0, 8),
+    "validation": range(8, 10),
+    "test": range(10, 22),
+    "test_banks": range(10, 14),
+    "test_quarters": range(14, 18),
+    "test_combinations": range(18, 22),
+}
+WORDINGS = 22
+
+# Delegated Regulation (EU) 2015/61 Art. 7(2): liquid assets are free from encumbrance. Assets in a pool for credit lines
+# that are not drawn, and collateral received that may be reused, count as free.
+PLEDGED = {
+    "holds": (
+        "Liquid assets worth {amount} in the buffer are pledged as security for a loan that we have taken.",
+        "Of the buffer, {amount} serves as collateral for repo borrowing and cannot be sold before it matures.",
+        "Bonds worth {amount} that we count as liquid assets are blocked in favour of a clearing house.",
+        "The buffer contains securities worth {amount} that a lender holds as margin.",
+        "Government bonds worth {amount} in this figure lie in an account over which a creditor has a lien.",
+        "We counted securities worth {amount} although they secure covered bonds that we have issued.",
+        "A third party has a charge over assets worth {amount} shown here; it has not been lifted.",
+        "Paper worth {amount} in the buffer remains pledged to the central bank against a loan that has been drawn.",
+        "Assets worth {amount} in this figure are encumbered and will be free again only next year.",
+        "Securities worth {amount}, included in the buffer, back our derivatives and may not be withdrawn.",
+        "Counterparties keep {amount} of the reported stock as security; we cannot call it back within 30 days.",
+        "Included are treasury bills worth {amount} that we gave as a guarantee and that are still tied up.",
+        "We may not dispose of {amount} of these holdings, since they are earmarked for a secured creditor.",
+        "Within the buffer, {amount} has been assigned to a lender until his loan is repaid.",
+        "A court has frozen securities worth {amount} that we reported as liquid.",
+        "The stock includes {amount} lodged with an exchange to cover our positions there, which stay open.",
+        "Notes worth {amount} counted here are subject to a security interest that ends in two years.",
+        "We lent out bonds worth {amount} of the buffer for six months and cannot recall them.",
+        "Another bank has a right of retention over {amount} of the assets in this row, and it still exists.",
+        "This row comprises {amount} deposited with a pension fund as cover, not available to us for sale.",
+        "The figure has not been reduced by {amount} which stands as surety for a subsidiary's borrowing.",
+        "Covered bonds worth {amount} in the buffer were transferred to a trustee who keeps them for our creditors.",
+    ),
+    "fails": (
+        "Liquid assets worth {amount} in the buffer were pledged as security for a loan that we have since repaid.",
+        "Collateral worth {amount} came back into the buffer when the repo borrowing matured and can be sold.",
+        "Bonds worth {amount} are blocked in favour of a clearing house; we do not count them as liquid assets.",
+        "Securities worth {amount} that a lender holds as margin had been deducted from the buffer.",
+        "The lien of a creditor over government bonds worth {amount} in this figure was cancelled before this date.",
+        "Securities worth {amount} that secure the covered bonds issued by us are left out of this figure.",
+        "The charge of a third party over assets worth {amount} shown here has been lifted.",
+        "Paper worth {amount} in the buffer lies in the pool of the central bank, where no loan has been drawn.",
+        "Assets worth {amount} in this figure will be encumbered only next year and are free now.",
+        "Securities worth {amount}, which back our derivatives, may not be withdrawn and are not in the buffer.",
+        "Counterparties returned {amount} of the reported stock that they had kept as security.",
+        "Treasury bills worth {amount} that we gave as a guarantee are still tied up, hence not included.",
+        "We may dispose freely of {amount} of these holdings; they are no longer earmarked for any creditor.",
+        "The assignment of {amount} within the buffer to a lender lapsed when his loan was repaid.",
+        "A court had frozen securities worth {amount} that we report as liquid; the order has been annulled.",
+        "The stock excludes {amount} lodged with an exchange to cover our positions there.",
+        "Notes worth {amount} counted here came to us as collateral, and we may sell them at any time.",
+        "Bonds worth {amount} of the buffer, which we had lent out, were recalled and delivered last month.",
+        "Another bank gave up its right of retention over {amount} of the assets in this row.",
+        "This row does not comprise {amount} deposited with a pension fund as cover.",
+        "The figure has already been reduced by {amount} which stands as surety for a subsidiary's borrowing.",
+        "Covered bonds worth {amount} in the buffer were given back by the trustee who used to keep them.",
+    ),
+}
+
+# CRR Art. 4(1)(39): clients are connected by control, or because trouble of one would make another unable to repay.
+CONNECTED = {
+    "holds": (
+        "{one} and {two} are both controlled by the same holding company.",
+        "{one} owns the majority of the shares in {two}.",
+        "The same family holds more than half of the votes in {one} and in {two}.",
+        "{two} is a wholly owned subsidiary of {one}.",
+        "{one} appoints most of the directors of {two} and directs its business.",
+        "If {one} failed, {two} could not repay us, since it sells to nobody else.",
+        "{one} and {two} belong to one group with a common parent.",
+        "Financial trouble of {one} would spread to {two}, which has no other source of funds.",
+        "One investor has controlled {one} as well as {two} since last year.",
+        "By agreement {one} decides on the management of {two}.",
+        "Behind {one} and {two} stands one and the same majority owner.",
+        "{two} is consolidated in the accounts of {one} as a subsidiary.",
+        "{one} has pledged all of its assets for {two}, so that neither would survive the default of the other.",
+        "Voting rights of 70% in {two} lie with {one}.",
+        "{one} and {two} are managed as a single enterprise by one owner.",
+        "The founder of {one} also holds three quarters of {two}.",
+        "{two} was taken over by {one} during the quarter.",
+        "Almost the whole income of {two} is rent paid by {one}; it could not be replaced in time.",
+        "A trust with sole control of {one} has sole control of {two} too.",
+        "{one} holds a golden share with which it can outvote every other member of {two}.",
+        "Both {one} and {two} are in the hands of a single state fund that dominates their boards.",
+        "{one} is the parent company of {two}.",
+    ),
+    "fails": (
+        "{one} and {two} are no longer controlled by the same holding company.",
+        "{one} sold the majority of the shares in {two} before this date.",
+        "The same family holds less than a tenth of the votes in {one} and in {two}.",
+        "{two} is not a subsidiary of {one}; they merely have similar names.",
+        "{one} appoints one of nine directors of {two} and does not direct its business.",
+        "If {one} failed, {two} could still repay us, since it sells to many others.",
+        "{one} and {two} left their common group and have no parent in common.",
+        "Financial trouble of {one} would not spread to {two}, which has other sources of funds.",
+        "The investor who controlled {one} as well as {two} gave up {two} last year.",
+        "The agreement by which {one} decided on the management of {two} has ended.",
+        "{one} and {two} have different majority owners, who do not act together.",
+        "{two} has left the accounts of {one} and is now independent of it.",
+        "{one} has pledged nothing for {two}, and each would survive the default of the other.",
+        "Voting rights of 7% in {two} lie with {one}, the rest with others.",
+        "{one} and {two} are separate enterprises that share only an office building.",
+        "The founder of {one} parted with the three quarters of {two} that he held.",
+        "{two} was to be taken over by {one}, but the purchase was called off.",
+        "A small part of the income of {two} is rent paid by {one}; it could be replaced at once.",
+        "A trust has sole control of {one}, while {two} belongs to the employees.",
+        "{one} used to hold a golden share in {two}; it was abolished.",
+        "A state fund has a minor stake in {one} and in {two} without a seat on their boards.",
+        "{one} was the parent company of {two} until the demerger.",
+    ),
+}
+
+# CRR Art. 7 (own funds and large exposures) and 8 (liquidity): requirements may be waived on an individual basis.
+WAIVER = {
+    "holds": (
+        "The supervisor has waived {scope} for us; the decision is valid until {until}.",
+        "We are exempt from {scope} until {until}.",
+        "By decision of the competent authority {scope} do not apply to us individually until {until}.",
+        "A waiver of {scope} was granted to us and remains in force until {until}.",
+        "Until {until} we need not meet {scope} on an individual basis, as the authority has confirmed.",
+        "The waiver of {scope} that we hold runs until {until}.",
+        "As a subsidiary we have been released from {scope} until {until}.",
+        "The authority approved our request: {scope} are waived until {until}.",
+        "The exemption from {scope} has been extended to {until}.",
+        "With effect up to {until} the supervisor dispensed us from {scope}.",
+        "Our parent meets {scope} for us under a derogation that was granted up to {until}.",
+        "{until} is the last day of the derogation from {scope} which the supervisor gave us.",
+        "We make use of the permission to disregard {scope} individually; it ends on {until}.",
+        "The renewed waiver decision relieves us of {scope} through {until}.",
+        "Pursuant to the authority's letter, we stand outside {scope} up to and including {until}.",
+        "The derogation from {scope} was prolonged and now lasts until {until}.",
+        "For the period ending {until}, {scope} have been lifted for our bank by the supervisor.",
+        "We hold a written dispensation from {scope}, good until {until}.",
+        "{scope} have been set aside for us as a group member up to {until}; the decision is final.",
+        "The competent authority decided that {scope} shall not bind us before {until} has passed.",
+        "Our individual duty to meet {scope} is suspended by decision until {until}.",
+        "Approval has been received to apply {scope} at group level only, until {until}.",
+    ),
+    "fails": (
+        "The supervisor has been asked to waive {scope} for us until {until}; the decision is pending.",
+        "We were exempt from {scope} until the exemption, meant to last until {until}, was withdrawn.",
+        "By decision of the competent authority {scope} continue to apply to us; a waiver until {until} was refused.",
+        "A waiver of {scope} until {until} was granted to our sister bank, but not to us.",
+        "Until {until} we must meet {scope} on an individual basis, as the authority has confirmed.",
+        "The waiver of {scope} until {until} that we held has been revoked.",
+        "As a subsidiary we hope to be released from {scope} until {until}.",
+        "The authority rejected our request that {scope} be waived until {until}.",
+        "The exemption from {scope} was not extended to {until}.",
+        "We intend to ask the supervisor to dispense us from {scope} up to {until}.",
+        "Our parent applied for a derogation from {scope} up to {until} and withdrew the application.",
+        "{until} was proposed as the last day of a derogation from {scope}; the supervisor did not agree.",
+        "We had permission to disregard {scope} individually; it was to end on {until} but was cancelled earlier.",
+        "The renewed request for relief from {scope} through {until} has not been answered.",
+        "Pursuant to the authority's letter, {scope} bind us again; the relief up to {until} was taken back.",
+        "The derogation from {scope} could have been prolonged until {until}, which was not done.",
+        "For the period ending {until}, {scope} have been lifted for other members of our group only.",
+        "We are drafting an application for dispensation from {scope} until {until}.",
+        "{scope} have not been set aside for us; a court annulled the decision that did so up to {until}.",
+        "The competent authority will decide later whether {scope} shall bind us before {until}.",
+        "Our individual duty to meet {scope} is unchanged; a suspension until {until} was discussed.",
+        "Approval to apply {scope} at group level only until {until} is still outstanding.",
+    ),
+}

@@ -1,0 +1,20 @@
+"""Which examples of a file are asked, and what scores their answers."""
+
+import random
+from collections.abc import Callable
+
+# (examples, answers, name of the file, training examples, name of their file) -> scores
+ScoreAnswers = Callable[[list[dict], list[str], str, list[dict] | None, str], dict]
+
+
+def has_answer(example: dict) -> bool:
+    """Whether an example is a chat that ends with a text of the assistant. A call of a tool is not scored as text."""
+    last = example["messages"][-1] if "messages" in example else {}
+    return last.get("role") == "assistant" and last.get("content") is not None and not last.get("tool_calls")
+
+
+def choose_examples(examples: list[dict], limit: int | None) -> list[dict]:
+    """At most `limit` examples in file order: a random choice, because files may be sorted, but always the same one."""
+    if limit is None or limit >= len(examples):
+        return examples
+    return [examples[i] for i in sorted(random.Random(0).sample(range(len(examples)), limit))]
