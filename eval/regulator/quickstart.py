@@ -7,12 +7,12 @@ from pathlib import Path
 from common.errors import UserError
 from data.regulator.baselines import baseline_predictions, micro_f1
 from data.regulator.examples import report_of
+from eval.regulator.groups import pairs_right, score_kinds
 from eval.report import aligned
 
-# Kind of note -> the rule that the note decides, together with a figure.
-DECIDES = {"pledged": "LCR_PLEDGED", "connected": "LE_CONNECTED", "waiver": "LCR_MIN"}
 PROGRAMS = {"character n-grams": "n-grams", "threshold program": "thresholds", "engine": "engine"}  # as columns
-Violations = Mapping[str, Sequence[str]]  # id of a report -> the rules that are named as violated
+PAIRS = ("in words", "in figures")  # how the names of minimal pairs end
+Column = tuple[list[dict], list[Sequence[str]]]  # test examples, and the rules that are named for each of them
 
 
 def screen(run: Path, data: Path) -> str:
@@ -24,27 +24,72 @@ def screen(run: Path, data: Path) -> str:
     test, training = (
         [json.loads(line) for line in _text(data / f"{split}.jsonl").splitlines()] for split in ("test", "train")
     )
-    per_byte = forgetting["perplexity_per_byte"]
-    questions = forgetting["questions"]["all"]
-    rouge, facts = after["rouge_l"]["f"], after["facts"]["f1"]
-    return "\n".join(
-        [
-            "One report of the test and the tuned model's answer:\n",
-            one_report(after, test),
-            "",
-            table(columns(before, after, test, training)),
-            "",
-            f"facts of the violations (rule, figure, limit, article)  F1 {facts:.3f};  directive ROUGE-L {rouge:.3f}",
-            f"general text, perplexity per byte  {per_byte['base']['value']:.3f} -> {per_byte['tuned']['value']:.3f};  "
-            f"KL {forgetting['kl']['value']:.2f} nats/token;  "
-            f"general questions {questions['base']['value']:.0%} -> {questions['tuned']['value']:.0%}",
-            f"""
+    per_byte, questions = forgetting["perplexity_per_byte"], forgetting["questions"]["all"]
+    return f"""One report of the test, and the tuned model's answer:
+
+{one_report(after, test)}
+
+{table(columns(before, after, test, training))}
+
+tuned model: F1 of rule, figure, limit and article together {after["facts"]["f1"]:.3f}, directive ROUGE-L {after["rouge_l"]["f"]:.3f}
+general text, perplexity per byte: {per_byte["base"]["value"]:.3f} -> {per_byte["tuned"]["value"]:.3f}; \
+KL {forgetting["kl"]["value"]:.2f} nats per token; \
+general questions right: {questions["base"]["value"]:.0%} -> {questions["tuned"]["value"]:.0%}
+
 curves          tensorboard --logdir {run}/tensorboard     (after: source .venv/bin/activate)
 exported model  {run}/export                (a Hugging Face directory)
 figures         {run}/eval/before.json, after.json, forgetting.json
-next            a corpus that this model does not solve: configs/xbrl_laptop.py; your own data: README.md""",
-        ]
+next            a task that this model does not solve in minutes: configs/xbrl_laptop.py; your own data: README.md"""
+
+
+def columns(before: dict, after: dict, test: Sequence[dict], training: Sequence[dict]) -> dict[str, Column]:
+    """The columns of the table, by name.
+
+    `before` and `after` are results of scripts/evaluate.py on all or some of the `test` examples. The programs are fitted on
+    `training`.
+    """
+    found = {"base model": _of_result(before, test), "tuned model": _of_result(after, test)}
+    predictions = baseline_predictions(training, test)
+    return found | {title: (list(test), list(predictions[name])) for name, title in PROGRAMS.items()}
+
+
+def table(found: Mapping[str, Column]) -> str:
+    """One row per measure, one column per model or program."""
+    scores = [_scores(*column) for column in found.values()]
+    return "\n".join(aligned([("", *found), *((name, *(s[name] for s in scores)) for name in scores[0])], last=">"))
+
+
+def one_report(after: dict, test: Sequence[dict]) -> str:
+    """The first report whose violation only its note shows, and the tuned model's answer."""
+    answers = {answer["id"]: answer["answer"] for answer in after["answers"]}
+    answered = [example for example in test if example["id"] in answers]
+    shown = next((one for one in answered if set(one["violations"]) - set(one["engine"])), answered[0])
+    return (
+        f"{report_of(shown)}\n\n{answers[shown['id']]}\n(true violations: {', '.join(shown['violations']) or 'none'})"
     )
+
+
+def _scores(examples: list[dict], predicted: list[Sequence[str]]) -> dict[str, str]:
+    true = [example["violations"] for example in examples]
+    kinds = score_kinds(examples, true, predicted)
+    rows = {"reports": str(len(examples)), "F1, all rules": f"{micro_f1(predicted, true)['f1']:.3f}"}
+    for kind in ("with a note", "pledged", "connected", "waiver"):
+        f1 = kinds.get(kind, {}).get("note_f1")
+        name = "F1, what notes decide (unseen wordings)" if kind == "with a note" else f"  {kind}"
+        rows[name] = "-" if f1 is None else f"{f1:.3f}"
+    for part in PAIRS:
+        chosen = [i for i, example in enumerate(examples) if example.get("pair", "").endswith(part)]
+        right = pairs_right(*([some[i] for i in chosen] for some in (examples, true, predicted)))
+        rows[f"minimal pairs {part}, both right"] = f"{sum(right)} of {len(right)}"
+    return rows
+
+
+def _of_result(result: dict, test: Sequence[dict]) -> Column:
+    """An answer that cannot be read names a rule that does not exist."""
+    said = {
+        answer["id"]: ["unreadable"] if answer["unreadable"] else answer["predicted"] for answer in result["answers"]
+    }
+    return [example for example in test if example["id"] in said], [said[e["id"]] for e in test if e["id"] in said]
 
 
 def _text(path: Path) -> str:
@@ -56,74 +101,3 @@ def _text(path: Path) -> str:
 
 def _read(path: Path) -> dict:
     return json.loads(_text(path))
-
-
-def columns(
-    before: dict, after: dict, test: Sequence[dict], training: Sequence[dict]
-) -> dict[str, tuple[list[dict], Violations]]:
-    """Column -> (the test reports that it has an answer to, its answers).
-
-    `before` and `after` are results of scripts/evaluate.py on all or some of the `test` examples. The programs are fitted on
-    `training`.
-    """
-    found = {"base model": _of_result(before, test), "tuned model": _of_result(after, test)}
-    for name, predicted in baseline_predictions(training, test).items():
-        if name in PROGRAMS:
-            ids = [example["id"] for example in test]
-            found[PROGRAMS[name]] = list(test), dict(zip(ids, predicted, strict=True))
-    return found
-
-
-def table(found: Mapping[str, tuple[list[dict], Violations]]) -> str:
-    """One row per measure, one column per model or program."""
-    rows = [("", *found), ("reports", *(str(len(examples)) for examples, _ in found.values()))]
-    rows.append(("F1, all rules", *(f"{_f1(*column):.3f}" for column in found.values())))
-    rows.append(("F1, what notes decide (unseen wordings)", *(f"{_note_f1(*column):.3f}" for column in found.values())))
-    for kind in DECIDES:
-        cells = (
-            f"{_note_f1([e for e in examples if e.get('kind') == kind], said):.3f}" for examples, said in found.values()
-        )
-        rows.append((f"  {kind} ({DECIDES[kind]})", *cells))
-    for part in ("in words", "in figures"):
-        rows.append((f"minimal pairs {part}", *(_pairs(part, *column) for column in found.values())))
-    return "\n".join(aligned(rows, last=">"))
-
-
-def one_report(after: dict, test: Sequence[dict]) -> str:
-    """The first report whose violation only its note shows, and the tuned model's answer."""
-    answers = {answer["id"]: answer["answer"] for answer in after["answers"]}
-    shown = next((e for e in test if e["id"] in answers and set(e["violations"]) - set(e["engine"])), test[0])
-    true = ", ".join(shown["violations"]) or "none"
-    return f"{report_of(shown)}\n\n{answers[shown['id']]}\n(true violations: {true})"
-
-
-def _of_result(result: dict, test: Sequence[dict]) -> tuple[list[dict], Violations]:
-    said = {answer["id"]: tuple(answer["predicted"] or ("unreadable",)) for answer in result["answers"]}
-    for answer in result["answers"]:
-        if answer["predicted"] == []:
-            said[answer["id"]] = ()
-    return [example for example in test if example["id"] in said], said
-
-
-def _f1(examples: Sequence[dict], said: Violations) -> float:
-    return micro_f1([said[e["id"]] for e in examples], [e["violations"] for e in examples])["f1"]
-
-
-def _note_f1(examples: Sequence[dict], said: Violations) -> float:
-    """F1 over the one rule of each report that its note decides."""
-
-    def of_note(example: dict, rules: Sequence[str]) -> set[str]:
-        return {DECIDES[example["kind"]]} & set(rules)
-
-    noted = [example for example in examples if example.get("kind")]
-    return micro_f1([of_note(e, said[e["id"]]) for e in noted], [of_note(e, e["violations"]) for e in noted])["f1"]
-
-
-def _pairs(part: str, examples: Sequence[dict], said: Violations) -> str:
-    """`27 of 30`: the pairs of which both reports are right."""
-    members: dict[str, list[bool]] = {}
-    for example in examples:
-        if example.get("pair", "").endswith(part):
-            members.setdefault(example["pair"], []).append(set(said[example["id"]]) == set(example["violations"]))
-    complete = [all(right) for right in members.values() if len(right) == 2]
-    return f"{sum(complete)} of {len(complete)}"
