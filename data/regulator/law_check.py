@@ -91,7 +91,7 @@ def audit(examples: Iterable[tuple[str, str, list[str]]]) -> dict[str, int]:
     `contradicted`: reports without violations whose figures miss a requirement. `belittled`: letters on a breach of
     Pillar 1 that call it a small matter or announce no further measure.
     """
-    counts = dict.fromkeys(("clean", "contradicted", "pillar1", "belittled"), 0)
+    counts: dict[str, int] = dict.fromkeys(("clean", "contradicted", "pillar1", "belittled"), 0)
     for text, letter, violated in examples:
         if not violated:
             counts["clean"] += 1
