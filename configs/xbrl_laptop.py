@@ -17,10 +17,10 @@ config = Config(
         validation=("artifacts/xbrl_laptop/validation.jsonl",),
         # Replay against forgetting: 5% of the target tokens of every step are general text.
         mix=(Source("replay", ("artifacts/replay/topics.jsonl",), 0.05),),
-        sequence_length=512,  # the longest example has about 450 tokens; short rows can be split evenly between the ranks
+        sequence_length=512,  # the longest example has about 430 tokens; short rows can be split evenly between the ranks
     ),
     # 80% of 4,000 examples are 3,200 training examples. Steps per epoch: 3,200 / 8 = 400.
-    # Tokens per step: 8 x 310 on average, about 2,500, plus the replay: a million tokens in the epoch.
+    # Tokens per step: 8 x 300 on average, about 2,400, plus the replay: a million tokens in the epoch.
     batch=Batch(global_examples=8, micro_batch=8),
     # Warm-up: 5% of 400 steps are 20. A small model takes a larger learning rate than an 8B one (2e-5).
     optimizer=Optimizer(learning_rate=3e-4, epochs=1, warmup_ratio=0.05, min_lr_ratio=0.1),

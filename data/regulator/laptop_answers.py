@@ -14,7 +14,7 @@ from data.regulator.rules import RuleResult
 from data.regulator.wordings import Wordings
 
 # rule -> (subject of the measure, days to the deadline, days if the shortfall is more than a tenth of the limit)
-MEASURES = {
+MEASURES: dict[str, tuple[str, int, int]] = {
     **dict.fromkeys(("CET1_MIN", "T1_MIN", "TC_MIN"), ("capital", 30, 10)),
     "LR_MIN": ("leverage", 30, 10),
     **dict.fromkeys(("LCR_MIN", "LCR_PLEDGED"), ("liquidity", 10, 2)),

@@ -16,7 +16,7 @@ _DATE = re.compile(rf"\b\d{{1,2}} (?:{_MONTHS}) \d{{4}}\b|\b\d{{4}}-\d\d-\d\d\b"
 _CODE = re.compile(r"\b[A-Z0-9]{18}[0-9]{2}\b")
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*")
 _CLIENT = re.compile(r"\b[A-Z]\d{2}\b")
-_SENTENCE_END = re.compile(r"(?<!Art\.)(?<=[.:;])\s+")
+_SENTENCE_END = re.compile(r"(?<!Art\.)(?<!Reg\.)(?<=[.:])\s+")
 _LONG_FIGURE = re.compile(r" \| -?\d{5,}(?: thousand| million)?$")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.regulator.corpus import make_filings
+from data.regulator.corpus import make_filings, twin_of
 from data.regulator.note_phrases import FAMILIES, WORDINGS
 from data.regulator.notes import PHRASES, wording
 from data.regulator.profiles import LAPTOP
@@ -59,6 +59,31 @@ def test_each_note_decides_or_not_by_its_words_or_by_the_figures():
         assert counts[kind, False, True, False] > 20  # the figures say no
         assert counts[kind, False, False, True] > 20 and counts[kind, False, False, False] > 10  # the words say no
     assert counts["waiver", True, True, True] > 40 and counts["waiver", False, True, True] > 20
+
+
+def test_the_opposite_note_flips_what_follows_where_the_figures_allow_it():
+    flips = Counter()
+    for filing in FILINGS:
+        if filing.note is None:
+            continue
+        (before,) = filing.note.findings
+        twin = twin_of(filing)
+        if twin is None:
+            assert before.state == "benign"
+            flips[filing.note.kind, None] += 1
+            continue
+        (after,) = twin.note.findings
+        assert twin.figures == filing.figures and twin.note.holds != filing.note.holds
+        assert (before.state == "benign") != (after.state == "benign")
+        assert after.entity == twin.bank.entity != filing.bank.entity and twin.bank.name == filing.bank.name
+        assert twin.violated ^ filing.violated == {before.rule}
+        if after.state == "violated":
+            assert (after.value > after.limit) == (filing.note.kind == "connected")
+            assert (after.value < after.limit) == (filing.note.kind == "pledged")
+        flips[filing.note.kind, after.state] += 1
+    for kind in ("pledged", "connected", "waiver"):
+        assert flips[kind, "benign"] > 20 and flips[kind, "lifted" if kind == "waiver" else "violated"] > 10
+        assert flips[kind, None] > 20
 
 
 @pytest.mark.parametrize("kind", PHRASES)

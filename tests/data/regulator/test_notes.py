@@ -1,5 +1,6 @@
 """The notes of the full profile: what follows from each is computed again from its words and the figures."""
 
+import random
 import re
 from collections import Counter
 from datetime import datetime
@@ -7,11 +8,12 @@ from decimal import Decimal
 
 import pytest
 
+from data.regulator.banks import make_bank
 from data.regulator.corpus import make_filings
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.examples import make_example, read_filing
 from data.regulator.filing import write_reports
-from data.regulator.note_amounts import DEDUCTIONS, money
+from data.regulator.note_amounts import DEDUCTIONS, amount_note, money
 from data.regulator.notes import PHRASES, wording, write_note
 from data.regulator.profiles import FULL
 from data.regulator.render import Addressee, cell_name
@@ -109,6 +111,25 @@ def test_a_note_goes_through_the_file_into_the_example(filings, tmp_path):
                 value = Decimal(re.sub("[%a-z ]", "", printed["value"]))
                 assert value == finding.value * (1 if finding.rule == "LATE_FILING" else 100)
     assert seen == set(PHRASES)
+
+
+def test_a_call_after_five_years_or_a_small_amount_does_not_matter():
+    figures = {
+        ("C_01.00", "r0010", "c0010"): Decimal(150_000_000),
+        ("C_01.00", "r0750", "c0010"): Decimal(30_000_000),
+        ("C_02.00.a", "r0010", "c0010"): Decimal(1_000_000_000),
+        ("C_03.00", "r0050", "c0010"): Decimal("0.15"),
+        ("C_03.00", "r0160", "c0010"): Decimal("0.14"),
+    }
+    seen = Counter()
+    for seed in range(200):
+        parts = amount_note(random.Random(seed), "callable", "figures", make_bank(0, 0), figures)
+        if parts:
+            fields, _, (finding,) = parts
+            late, large = int(fields["years"]) >= 5, amount_of(fields["amount"]) > 10_000_000
+            assert finding.state == "benign" and late == large
+            seen[late] += 1
+    assert min(seen.values()) > 20
 
 
 def test_the_family_of_a_split_decides_the_sentence(filings):
