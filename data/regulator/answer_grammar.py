@@ -12,7 +12,9 @@ from data.regulator.rules import built_in_rules
 
 LETTER = "\nDirective:\n"  # what follows it is free
 MAX_LINES = 12
-_FIGURE = r"-?\d{1,9}(?:\.\d{1,6})?(?:%| thousand| million| bn| mn| k)?"
+_NAME = r"[A-Za-z0-9 ,()/&'*+_-]"  # a character of a cell, a client or a ratio
+_LEGAL = r"[A-Z0-9][A-Za-z0-9 ,;()/.-]{2,100}"
+_FIGURE = r"-?\d{1,15}(?:\.\d{1,6})?(?:%| thousand| million| bn| mn| k)?"
 
 
 def answer_grammar(examples: Sequence[dict]) -> str:
@@ -24,10 +26,12 @@ def answer_grammar(examples: Sequence[dict]) -> str:
     answers = [example["messages"][-1]["content"].lstrip() for example in examples]
     rules = [rule.id for rule in built_in_rules() if rule.kind != "trigger"] + list(note_rules())
     ids = "|".join(map(re.escape, rules))
-    violation = rf"(?:{ids}) \| [^|\n]{{1,60}} \| (?:not reported|{_FIGURE}) \| (?:min|max|expected) {_FIGURE} \| [A-Z][^|\n]{{2,100}}"
-    what, terms = r"[A-Z][^|\n:<>=]{0,40}?", rf"(?:{_FIGURE} [-+] ){{0,3}}{_FIGURE}"
-    compared = rf"(?: {terms}(?: = {_FIGURE})?(?: [<>] {_FIGURE})?)?"
-    check = rf"{what}{compared}: (?:met|(?:lifts )?(?:{ids}), [A-Z][^|\n:]{{2,100}})"
+    violation = (
+        rf"(?:{ids}) \| (?:{_NAME}|\.){{1,60}} \| (?:not reported|{_FIGURE}) \| (?:min|max|expected) {_FIGURE} \| {_LEGAL}"
+    )
+    value = rf"(?:{_FIGURE}|{_FIGURE}(?: [-+] {_FIGURE}){{1,3}} = {_FIGURE})"
+    verdict = rf"(?:met|(?:lifts )?(?:{ids}), {_LEGAL})"
+    check = rf"[A-Z]{_NAME}{{1,40}}?(?: {value}(?: [<>]=? {_FIGURE})?)?: {verdict}"
     forms = {
         "Violations:": rf"Violations:\n(?:none|{violation}(?:\n{violation}){{0,{MAX_LINES - 1}}})",
         "Checks:": rf"Checks:\n{check}(?:\n{check}){{0,{MAX_LINES - 1}}}",

@@ -4,22 +4,22 @@
 `presence and signs` sees which cells are reported, in which unit and with which sign, and no digit of a figure.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from data.regulator.printed_figures import printed_figures
 
-if TYPE_CHECKING:  # scikit-learn and scipy are slow to import
-    from scipy.sparse import csr_matrix
+Matrix = Any  # a scipy.sparse.csr_matrix; scipy is slow to import, and its types are those of newer classes
 
 MAX_CHARACTERS = 10_000_000  # of training reports from which n-grams are learned; more take minutes
 NGRAMS = range(2, 6)  # lengths in bytes
 BUCKET_BITS = 18  # n-grams are hashed into 2**18 columns
 MAX_FEATURES = 3000  # of each regression: those with the highest chi-squared statistic
 CUTS = np.linspace(0.1, 0.9, 17)  # candidates for the probability from which a rule counts as violated
-Vectorize = Callable[[Sequence[str]], "csr_matrix"]
+Vectorize = Callable[[Sequence[str]], Matrix]
 
 
 def ngram_predictions(
@@ -63,7 +63,7 @@ def _predictions(
     return [tuple(rule for rule, hit in zip(rules, row, strict=True) if hit) for row in found]
 
 
-def _probabilities(known: "csr_matrix", true: np.ndarray, new: "csr_matrix") -> np.ndarray:
+def _probabilities(known: Matrix, true: np.ndarray, new: Matrix) -> np.ndarray:
     """`(new reports, rules)`: the probability of each rule. A rule without examples of both kinds is never predicted."""
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.linear_model import LogisticRegression
@@ -80,7 +80,7 @@ def _probabilities(known: "csr_matrix", true: np.ndarray, new: "csr_matrix") -> 
     return columns
 
 
-def _best_features(known: "csr_matrix", true: np.ndarray) -> np.ndarray:
+def _best_features(known: Matrix, true: np.ndarray) -> np.ndarray:
     """`(rules, features)`: the columns whose presence has the highest chi-squared statistic with each rule."""
     present = known > 0
     total = present.sum(axis=0).A1.astype(np.float32)
@@ -96,11 +96,9 @@ def _f1(predicted: np.ndarray, true: np.ndarray) -> float:
     return 2 * (predicted & true).sum() / max(1, predicted.sum() + true.sum())
 
 
-def _count_ngrams(texts: Sequence[str]) -> "csr_matrix":
+def _count_ngrams(texts: Sequence[str]) -> Matrix:
     """Counts of hashed n-grams of bytes, `(texts, 2**BUCKET_BITS)`. An n-gram may cross spaces and lines."""
-    from scipy.sparse import csr_matrix
-
-    columns, counts, starts = [], [], [0]
+    rows = []
     for text in texts:
         data = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint64)
         code = np.zeros(len(data) + 1, dtype=np.uint64)
@@ -109,19 +107,27 @@ def _count_ngrams(texts: Sequence[str]) -> "csr_matrix":
             code = code[:-1] * np.uint64(257) + data[length - 1 :] + np.uint64(1)
             if length in NGRAMS:  # Fibonacci hashing: the high bits of a product with 2**64 / golden ratio
                 hashed.append((code * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - BUCKET_BITS))
-        found, number = np.unique(np.concatenate(hashed), return_counts=True)
-        columns.append(found.astype(np.int32))
-        counts.append(number.astype(np.float32))
-        starts.append(starts[-1] + len(found))
-    shape = len(texts), 2**BUCKET_BITS
-    return csr_matrix((np.concatenate(counts), np.concatenate(columns), np.array(starts)), shape=shape)
+        rows.append(np.unique(np.concatenate(hashed), return_counts=True))
+    return _matrix(rows, 2**BUCKET_BITS)
 
 
-def _count_presence(texts: Sequence[str]) -> "csr_matrix":
-    """Counts of (label, sign, unit), `(texts, features)`."""
-    from sklearn.feature_extraction.text import CountVectorizer
+def _count_presence(texts: Sequence[str]) -> Matrix:
+    """Counts of (label, sign, unit), `(texts, features)`; the first feature is 1 in every text."""
+    number: dict[tuple[str, str, str], int] = {("any report", "", ""): 0}
+    rows = []
+    for text in texts:
+        counts = Counter({0: 1})
+        for figure in printed_figures(text):
+            counts[number.setdefault((figure.label, figure.sign, figure.unit), len(number))] += 1
+        columns = np.array(sorted(counts))
+        rows.append((columns, np.array([counts[column] for column in columns])))
+    return _matrix(rows, len(number))
 
-    def features(text: str) -> list[str]:
-        return ["any report", *(f"{figure.label}|{figure.sign}|{figure.unit}" for figure in printed_figures(text))]
 
-    return CountVectorizer(analyzer=features, dtype=np.float32).fit_transform(texts)
+def _matrix(rows: Sequence[tuple[np.ndarray, np.ndarray]], width: int) -> Matrix:
+    """The sparse matrix with these (columns, counts), `(rows, width)`."""
+    from scipy.sparse import csr_matrix
+
+    starts = np.cumsum([0, *(len(columns) for columns, _ in rows)])
+    columns, counts = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    return csr_matrix((counts.astype(np.float32), columns.astype(np.int32), starts), shape=(len(rows), width))

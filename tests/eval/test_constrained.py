@@ -3,6 +3,7 @@
 import pytest
 import regex
 import torch
+from hypothesis import given, settings, strategies
 from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
@@ -61,6 +62,17 @@ def test_every_prefix_of_an_answer_is_inside_its_grammar(tiny, answer):
 )
 def test_what_no_answer_starts_with_is_outside(tiny, text):
     assert not grammar(tiny[1], CELLS).can_be_continued(text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    text=strategies.from_regex(
+        answer_grammar(examples(CELLS, CHECKS)).removesuffix(".+") + "[a-z]{1,9}", fullmatch=True
+    )
+)
+def test_the_reader_reads_whatever_the_grammar_allows(text):
+    answer = parse_answer(text)
+    assert answer is not None and answer.void == 0 and answer.directive
 
 
 def test_the_forms_are_those_of_the_examples():
