@@ -8,7 +8,7 @@ from data.regulator.examples import entity_code
 from data.regulator.findings import Finding, apply_findings, note_rules
 from data.regulator.quickstart_notes import KINDS
 from data.regulator.render import Addressee, format_figure, render_report, short_label
-from data.regulator.report import Report
+from data.regulator.report import Note, Report
 from data.regulator.rules import RuleResult, built_in_rules, evaluate, violations
 
 RULES = tuple(rule for rule in built_in_rules() if rule.id in ("LR_MIN", "LCR_MIN"))
@@ -29,7 +29,7 @@ def quickstart_example(
     results = evaluate(report, RULES)
     violated = apply_findings(results, findings)
     rules = list(dict.fromkeys(result.rule_id for result in violated))
-    checks = [*map(_ratio_check, results), *map(_note_check, findings)]
+    checks = [*map(_ratio_check, results), *(_note_check(*pair) for pair in zip(findings, report.notes, strict=True))]
     return {
         "messages": [
             {"role": "system", "content": SYSTEM},
@@ -59,18 +59,20 @@ def _ratio_check(result: RuleResult) -> Check:
     return Check(short_label(result.cell), f"{value} >= {limit}")
 
 
-def _note_check(finding: Finding) -> Check:
+def _note_check(finding: Finding, note: Note) -> Check:
+    """What a note means. The line repeats the words that decide, so that the model reads them right before it judges."""
     kind = next(kind for kind in KINDS if kind.name == finding.kind)
+    words = note.text.partition(";")[0].rstrip(".")
     if finding.state == "lifted":
-        return Check(kind.subject, "", f"lifts {finding.rule}", "CRR Art. 8")
+        return Check(f"{words}, so {kind.subject}", "", f"lifts {finding.rule}", "CRR Art. 8")
     if finding.value is None or finding.limit is None:  # the note changes nothing
-        return Check(kind.other_subject, "")
+        return Check(f"{words}, so {kind.other_subject}", "")
     rule = note_rules()[finding.rule]
     missed, met = ("<", ">=") if rule.relation == "min" else (">", "<=")
     comparison = f"{_percent(finding.value)} {missed if finding.state == 'violated' else met} {_percent(finding.limit)}"
     if finding.state == "violated":
-        return Check(kind.subject, comparison, finding.rule, _short_legal(finding.legal))
-    return Check(kind.subject, comparison)
+        return Check(f"{words}, so {kind.subject}", comparison, finding.rule, _short_legal(finding.legal))
+    return Check(f"{words}, so {kind.subject}", comparison)
 
 
 def _percent(value) -> str:  # noqa: ANN001

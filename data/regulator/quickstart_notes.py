@@ -27,8 +27,8 @@ class NoteKind:
 
 PLEDGED = NoteKind(
     "pledged",
-    "Pledged assets",
-    "Free assets",
+    "pledged assets",
+    "free assets",
     (
         "Bonds in the buffer {status}; without them LCR {figure}.",
         "Some securities {status}; LCR without them {figure}.",
@@ -89,8 +89,8 @@ PLEDGED = NoteKind(
 )
 CONNECTED = NoteKind(
     "connected",
-    "Connected clients",
-    "Separate clients",
+    "connected clients",
+    "separate clients",
     (
         "{clients} {status}; together {figure} of Tier 1.",
         "Clients {clients} {status}; they owe us {figure} of Tier 1 in all.",
@@ -147,9 +147,9 @@ CONNECTED = NoteKind(
 )
 WAIVER = NoteKind(
     "waiver",
-    "Waiver",
-    "No waiver",
-    ("{status}.", "For this bank: {status}.", "{status}, as filed with you."),
+    "waiver",
+    "no waiver",
+    ("{status}.", "At this bank {status}.", "{status}, as filed with you."),
     {
         "train": (
             ("a waiver of the LCR has been granted", "a waiver of the LCR has been refused"),
