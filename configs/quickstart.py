@@ -18,9 +18,9 @@ config = Config(
         mix=(Source("replay", ("artifacts/replay/topics.jsonl",), 0.05),),
         sequence_length=256,  # the longest example has 245 tokens; short rows can be split evenly between the ranks
     ),
-    # 552 examples make 69 steps of 8. Tokens per step: 8 x 153 on average, about 1,230, plus the replay.
+    # 544 examples make 68 steps of 8. Tokens per step: 8 x 153 on average, about 1,230, plus the replay.
     batch=Batch(global_examples=8, micro_batch=8),
-    # Warm-up: 5% of 69 steps, rounded up to 4. A small model takes a larger learning rate than an 8B one (2e-5).
+    # Warm-up: 5% of 68 steps, rounded up to 4. A small model takes a larger learning rate than an 8B one (2e-5).
     optimizer=Optimizer(learning_rate=3e-4, epochs=1, warmup_ratio=0.05, min_lr_ratio=0.1),
     # The gathered bf16 parameters are small (270 MB), and grad_op gathers them once per step instead of twice.
     sharding=Sharding(strategy="grad_op"),

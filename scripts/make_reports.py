@@ -21,11 +21,11 @@ from data.regulator.generate import Request, generate_corpus, is_generated
 from data.regulator.quickstart_corpus import generate_quickstart
 from data.regulator.splits import DEFAULT_SHARES, FULL_SPLITS, SPLITS
 
-EXAMPLES = {"full": 6800, "laptop": 4000, "quickstart": 696}  # default number of reports of each profile
+EXAMPLES = {"full": 6800, "laptop": 4000, "quickstart": 688}  # default number of reports of each profile
 SHARES = {
     "full": DEFAULT_SHARES[FULL_SPLITS],
     "laptop": DEFAULT_SHARES[SPLITS],
-    "quickstart": (552 / 696, 40 / 696, 104 / 696),
+    "quickstart": (544 / 688, 40 / 688, 104 / 688),
 }
 
 
@@ -55,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         metavar="SHARE",
         help="shares of the splits listed above, in this order (default: full 0.72 0.06 0.08 0.08 0.06, laptop 0.8 0.1 0.1, "
-        "quickstart 552, 40 and 104 of 696)",
+        "quickstart 544, 40 and 104 of 688)",
     )
     parser.add_argument(
         "--tokenizer", type=pathlib.Path, help="model directory; the data card then gives lengths in tokens too"
