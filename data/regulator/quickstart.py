@@ -26,6 +26,8 @@ from data.regulator.report import CellKey, Note
 
 PERIODS = ("2026-03-31", "2026-06-30", "2026-09-30", "2026-12-31")
 LEVERAGE, LCR, SHARE = ("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010"), ("C_28.00", "*", "c350")
+# The kinds of the notes, in turn: pledged assets are learned from fewer examples than the others.
+TURNS = (PLEDGED, CONNECTED, WAIVER, CONNECTED, WAIVER, PLEDGED, CONNECTED, WAIVER)
 PERCENT = Decimal("0.01")
 LIMIT = {"pledged": Decimal(1), "connected": Decimal("0.25")}  # of the note's figure
 NOTE_RULE = {"pledged": "LCR_PLEDGED", "connected": "LE_CONNECTED"}
@@ -89,7 +91,7 @@ def make_cases(seed: int, split: str, first_bank: int, count: int) -> list[Case]
     """The reports of one split; each has a bank of its own. A test consists of minimal pairs."""
     rng = random.Random(f"quickstart {seed} {split}")
     if split != "test":
-        return [_draw(rng, seed, split, first_bank + index, KINDS[index % 3]) for index in range(count)]
+        return [_draw(rng, seed, split, first_bank + index, TURNS[index % len(TURNS)]) for index in range(count)]
     return [case for index in range(count // 2) for case in _draw_pair(rng, seed, first_bank + index, index)]
 
 
@@ -103,8 +105,8 @@ def _draw(rng: random.Random, seed: int, split: str, index: int, kind: NoteKind)
         kind=kind,
         frame=rng.choice(kind.frames),
         statuses=rng.choice(kind.pairs[split]),
-        applies=rng.random() < 0.5,
-        figure=_draw_figure(rng, kind, rng.random() < 0.6),
+        applies=rng.random() < (0.6 if kind is CONNECTED else 0.5),
+        figure=_draw_figure(rng, kind, rng.random() < (0.5 if kind is CONNECTED else 0.6)),
         clients=(f"A{rng.randint(10, 99)}", f"B{rng.randint(10, 99)}"),
     )
 
@@ -148,6 +150,8 @@ def _draw_lcr(rng: random.Random, low: bool) -> Decimal:
 def _draw_figure(rng: random.Random, kind: NoteKind, missed: bool) -> Decimal:
     if kind is PLEDGED:
         return Decimal(rng.randint(90, 99) + (0 if missed else 10)) / 100
-    if kind is CONNECTED:
-        return Decimal(rng.randint(26, 34) if missed else rng.randint(17, 25)) / 100
+    if kind is CONNECTED:  # mostly between 21% and 29%, where the second digit decides
+        near = rng.random() < 0.85
+        low, high = ((26, 29) if near else (30, 34)) if missed else ((21, 25) if near else (17, 20))
+        return Decimal(rng.randint(low, high)) / 100
     return Decimal(0)
