@@ -417,9 +417,9 @@ OBJECTION = (
     "An appeal has no suspensive effect.",
 )
 LARGE_EXPOSURE_NOTE = (
-    "For information: {clients} at or above {limit} of Tier 1 must be reported as large exposures ({legal}); this is no violation.",
-    "Note without measure: {clients} reach {limit} of Tier 1 and are large exposures under {legal}.",
-    "We note {clients} of {limit} of Tier 1 or more; {legal} requires that they be reported, which was done.",
+    "For information: {clients} at or above {limit} of Tier 1 must be reported ({legal}); this is no violation.",
+    "Note without measure: {legal} applies to {clients} of {limit} of Tier 1 or more.",
+    "We note {clients} of {limit} of Tier 1 or more; {legal} requires a report, which was made.",
 )
 # Sentences on triggers that are noted one by one.
 TRIGGER_NOTES = {
