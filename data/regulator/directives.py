@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from data.regulator import phrases
+from data.regulator.figures import Figure
 from data.regulator.measures import ORDERS, Measure, plan_measures, requirement_of, severity
 from data.regulator.render import PURE, Addressee, cell_name, format_figure, format_limit, short_label, table_name
 from data.regulator.report import CellKey
@@ -176,7 +177,7 @@ def _sentences(result: RuleResult) -> Sequence[str]:
     if result.rule_id == "OUTPUT_FLOOR":
         return phrases.FLOOR
     if result.kind == "breach":
-        return phrases.NEGATIVE if result.known_value < 0 else phrases.MIN
+        return phrases.NEGATIVE if result.known_value < 0 else phrases.RECOMPUTED if _parts(result) else phrases.MIN
     if result.rule_id.endswith("_SIGN"):
         return phrases.MISSING_SIGN if result.missing else phrases.SIGN
     if result.missing:
@@ -198,6 +199,8 @@ def _fields(result: RuleResult) -> dict[str, str]:
     }
     if result.value is None or result.limit is None:
         return fields
+    if parts := _parts(result):
+        fields["parts"] = _listed([cell_name(part.cell, part.row) for part in parts])
     gap = abs(result.limit - result.value)
     points = f"{format_limit(gap, None, result.decimals).removesuffix('%')} percentage points"
     return fields | {
@@ -205,6 +208,14 @@ def _fields(result: RuleResult) -> dict[str, str]:
         "limit": format_limit(result.limit, result.unit, result.decimals),
         "gap": points if _is_ratio(result) else format_limit(gap, result.unit, result.decimals),
     }
+
+
+def _parts(result: RuleResult) -> tuple[Figure, ...]:
+    """The parts of a ratio that is not reported and was recomputed from them; empty if it is reported."""
+    for figure in result.inputs:
+        if figure.cell == result.cell and figure.source == "recomputed" and figure.filed is None:
+            return figure.parts
+    return ()
 
 
 def _is_ratio(result: RuleResult) -> bool:

@@ -45,7 +45,8 @@ def laptop_filing(seed: int, index: int, quarter: int, clean: float) -> tuple[Ba
 
     `clean` is the probability that no ratio and no client breaks its limit.
     """
-    bank = replace(make_bank(seed, index), ratio_decimals=3, scope="IND")
+    # Four decimals are what the EBA's filing rules demand: with three, a ratio at its limit would be undecided.
+    bank = replace(make_bank(seed, index), ratio_decimals=4, scope="IND")
     rng = random.Random(f"laptop {seed} {index} {quarter}")
     period = quarter_end(random.Random(f"quarters {seed} {index}").randrange(8) + quarter)
     kind = rng.choice(KINDS) if rng.random() < NOTES else ""

@@ -95,6 +95,19 @@ CLOSING = (
     "Until it is done, write to us weekly.",
     "More severe steps may follow.",
 )
+# Below its LCR or NSFR a bank reports by the end of each business day (CRR Art. 414, 428b(3)).
+DAILY = ("liquidity", "funding")
+DAILY_CLOSING = (
+    "Report daily until then.",
+    "Report to us every business day.",
+    "Keep us informed each day.",
+    "A daily report is due until compliance.",
+    "Further measures are reserved; report daily.",
+    "We may order more if this fails; report each day.",
+    "Tell us every evening how far you are.",
+    "Until it is done, write to us daily.",
+    "Report every day; more severe steps may follow.",
+)
 CLEAN_OPENING = (
     "To {bank}: the report of {date} meets the requirements.",
     "{bank} met its requirements on {date}.",
@@ -213,5 +226,7 @@ def laptop_letter(
     names = {"bank": bank.name, "date": long_date(date)}
     if not violated:
         return f"{choose(CLEAN_OPENING)} {choose(CLEAN_CLOSING)}".format(**names)
-    measures = [choose(MEASURE[one["subject"]]).format(days=one["deadline_days"]) for one in laptop_measures(violated)]
-    return " ".join([choose(OPENING).format(**names), *measures, choose(CLOSING)])
+    demanded = laptop_measures(violated)
+    measures = [choose(MEASURE[one["subject"]]).format(days=one["deadline_days"]) for one in demanded]
+    closing = DAILY_CLOSING if any(one["subject"] in DAILY for one in demanded) else CLOSING
+    return " ".join([choose(OPENING).format(**names), *measures, choose(closing)])

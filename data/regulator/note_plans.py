@@ -111,7 +111,7 @@ def plan_note(
     elif plan.kind == "late":
         planned = _late(rng, plan, period, figures)
     elif _allows_guidance(plan, figures, found):
-        planned = _guidance(plan)
+        planned = _guidance(plan, figures)
     if planned is None:
         return None
     fields, cells, findings = planned
@@ -176,8 +176,15 @@ def _allows_guidance(plan: NotePlan, figures: Figures, found: set[str]) -> bool:
     return (ratio >= true) == (plan.case == "decides")
 
 
-def _guidance(plan: NotePlan) -> NoteParts:
-    """Guidance that is reported as part of the requirement, or not; without it the requirement is met, or not."""
-    state = "lifted" if plan.case == "decides" else "benign"
-    finding = Finding("", "", "OCR_TC", state, cell_name(TOTAL.ratio), legal="CRD Art. 104b")
+def _guidance(plan: NotePlan, figures: Figures) -> NoteParts:
+    """Guidance that is reported as part of the requirement, or not; without it the requirement is met, or not.
+
+    If it is not met even without the guidance, the finding has the true requirement.
+    """
+    cell, requirement = cell_name(TOTAL.ratio), number(figures, cell_of(RATIO, 160))
+    if plan.case == "figures":
+        finding = Finding("", "", "OCR_TC", "violated", cell, limit=requirement - plan.guidance)
+    else:
+        state = "lifted" if plan.case == "decides" else "benign"
+        finding = Finding("", "", "OCR_TC", state, cell, legal="CRD Art. 104b")
     return {"share": f"{(plan.guidance * 100).normalize():f}%"}, (cell_of(RATIO, 160),), [finding]

@@ -6,14 +6,16 @@ corpora.
 
 Placeholders: {label} and {cell} name the figure, {value} is its value, {limit} its limit, {gap} the difference between
 them, {name_of_limit} the name of the limit, {legal} the legal reference, {row} the counterparty, {before} the value in
-the previous report, {rule} the id of the rule, {others} further limits that the same figure misses. {bank}, {board},
-{date}, {power}, {subjects}, {templates}, {deadline} and {clients} are self-explanatory.
+the previous report, {rule} the id of the rule, {others} further limits that the same figure misses, {parts} the cells
+from which a ratio is computed. {bank}, {board}, {date}, {power}, {subjects}, {templates}, {deadline} and {clients} are
+self-explanatory.
 """
 
 from data.regulator.report import CellKey
 
 # The name of a figure in a sentence, where the short label of render.py would not read well.
 LABELS: dict[CellKey, str] = {
+    ("C_01.00", "r0010", "c0010"): "total of own funds",
     ("C_01.00", "r0440", "c0010"): "excess of AT1 deductions taken from CET1",
     ("C_02.00.a", "r0010", "c0010"): "total risk exposure amount",
     ("C_02.00.a", "r0560", "c0010"): "risk exposure amount for foreign exchange",
@@ -88,6 +90,15 @@ MIN = (
     "A {label} of {value} in {cell} does not satisfy {legal}, whose {name_of_limit} stands at {limit}.",
     "The {name_of_limit} of {limit} ({legal}) is not met: the {label} in {cell} reaches {value} only.",
     "Measured against the {name_of_limit} of {limit}, the {label} of {value} ({cell}) falls short by {gap} ({legal}).",
+)
+# A ratio whose row is left out, so that the parts give it. {parts} names their cells.
+RECOMPUTED = (
+    "{cell} is not reported; {parts} give the {label} as {value}, below the {name_of_limit} of {limit} ({legal}).",
+    "You left out {cell}. From {parts} the {label} is {value}, {gap} short of the {name_of_limit} of {limit} ({legal}).",
+    "The {label}, computed from {parts} because {cell} is missing, is {value}; {legal} demands {limit}.",
+    "No figure stands in {cell}. By {parts} the {label} comes to {value}, short of the {name_of_limit} of {limit} ({legal}) by {gap}.",
+    "Computed from {parts}, the {label} is {value} and misses the {name_of_limit} of {limit} ({legal}); {cell} was not filed.",
+    "{legal} demands {limit}. The {label} is {value} by {parts}, since {cell} holds no figure.",
 )
 NEGATIVE = (
     "The {label} in {cell} is negative, {value}: own funds are used up, while {legal} demands {limit}.",
@@ -406,9 +417,9 @@ OBJECTION = (
     "An appeal has no suspensive effect.",
 )
 LARGE_EXPOSURE_NOTE = (
-    "For information: {clients} at or above {limit} of Tier 1 must be reported as large exposures ({legal}); this is no violation.",
-    "Note without measure: {clients} reach {limit} of Tier 1 and are large exposures under {legal}.",
-    "We note {clients} of {limit} of Tier 1 or more; {legal} requires that they be reported, which was done.",
+    "For information: {clients} at or above {limit} of Tier 1 must be reported ({legal}); this is no violation.",
+    "Note without measure: {legal} applies to {clients} of {limit} of Tier 1 or more.",
+    "We note {clients} of {limit} of Tier 1 or more; {legal} requires a report, which was made.",
 )
 # Sentences on triggers that are noted one by one.
 TRIGGER_NOTES = {

@@ -59,13 +59,14 @@ def score_measures(examples: Sequence[dict], letters: Sequence[str]) -> dict | N
 
     A measure `{"subject", "deadline_days"}` is right if a sentence names its subject and sets its deadline, and no sentence
     on this subject alone sets another one. `reports` is the share of the letters that are right as a whole: every measure,
-    and on a report that requires none, no demand with a deadline. `n` counts measures, `n_reports` letters.
+    and on a report that requires none, no demand with a deadline. An empty letter (that of an unparsable answer) is wrong.
+    `n` counts measures, `n_reports` letters.
     """
     pairs = [(one["measures"], letter) for one, letter in zip(examples, letters, strict=True) if "measures" in one]
     if not pairs:
         return None
     right = [[_is_demanded(measure, list(demands(letter))) for measure in required] for required, letter in pairs]
-    silent = [bool(required) or not list(demands(letter)) for required, letter in pairs]
+    silent = [bool(required) or (letter.strip() != "" and not list(demands(letter))) for required, letter in pairs]
     n = sum(map(len, right))
     return {
         "right": sum(map(sum, right)) / n if n else None,

@@ -109,7 +109,7 @@ def _fact_figures(result: dict) -> list[Figure]:
     if not facts:
         return []
     names = {"where": "cell or client", "value": "value", "limit": "limit", "legal": "article"}
-    n = f"{facts['n_named']} of {facts['n_true']} findings whose rule is named"
+    n = f"{facts['n_named']} findings whose rule is named, of {facts['n_true']}"
     return [
         Figure("facts F1: all of a finding right", f"{facts['f1']:.3f}", f"{facts['n_true']} findings", "fact_f1"),
         *(Figure(f"  {name} right", percent(facts["right"][field]), n) for field, name in names.items()),

@@ -8,6 +8,7 @@ import pytest
 
 from data.regulator import phrases
 from data.regulator.directives import Context, required_measures, write_directive
+from data.regulator.figures import Figure
 from data.regulator.law_check import BELITTLING
 from data.regulator.measures import DEADLINES, ORDERS, REQUIREMENTS, plan_measures, requirement_of, severity, urgency
 from data.regulator.render import Addressee
@@ -83,6 +84,24 @@ def test_all_wordings_are_used():
         start = sentence.partition("{power}")[0].strip()[:20]
         # The last third is held out for the tests.
         assert (start in training, start in test) == (place < 6, place >= 6), sentence
+
+
+def test_a_ratio_whose_row_is_left_out_is_said_to_be_computed():
+    rule = RULES["LCR_MIN"]
+    buffer, outflow = (
+        Figure(("C_76.00.a", row, "c0010"), "", Decimal(value), "iso4217:EUR", -4, "reported")
+        for row, value in (("r0010", 750_000), ("r0020", 1_000_000))
+    )
+    ratio = Figure(rule.cells[0], "", Decimal("0.75"), "xbrli:pure", 4, "recomputed", (buffer, outflow))
+    computed = result("LCR_MIN", "0.75", "1", inputs=(ratio,))
+    parts = "C 76.00.a r0010 c0010 and C 76.00.a r0020 c0010"
+    for held_out in (False, True):
+        for letter in letters([computed], held_out=held_out):
+            assert parts in letter and "C 76.00.a r0030 c0010" in letter
+            assert "75.00%" in letter and "100%" in letter and "CRR Art. 412(1)" in letter
+            assert "c0010 shows" not in letter and "You report" not in letter
+    too_coarse = dataclasses.replace(computed, inputs=(dataclasses.replace(ratio, filed=ratio),))
+    assert not any(parts in letter for letter in letters([too_coarse]))
 
 
 def test_short_letters():

@@ -129,6 +129,10 @@ def test_the_corpus_is_reproducible_and_its_answers_follow_from_the_report(tmp_p
             example = json.loads(line)
             report, answer = (message["content"] for message in example["messages"][-2:])
             checks, _, letter = answer.removeprefix("Checks:\n").partition("\nDirective:\n")
+            printed = re.findall(
+                r"^((?:CET1|Tier 1|Total capital|Leverage) ratio|LCR|NSFR) [\d.]+%$", report, re.MULTILINE
+            )
+            assert printed == [name for name in printed if f"\n{name} " in f"\n{checks}"]  # also a ratio at its limit
             for check in checks.splitlines():
                 compared = re.search(r"([\d.]+)% ([<>]=?) ([\d.]+)%: (.*)", check)
                 if compared:
@@ -143,6 +147,11 @@ def test_the_corpus_is_reproducible_and_its_answers_follow_from_the_report(tmp_p
             assert [rule for rule in stated if rule not in lifted] == example["violations"]
             assert {finding["rule"] for finding in example["findings"]} == set(example["violations"])
             assert bool(example["measures"]) == bool(example["violations"])
+            subjects = {measure["subject"] for measure in example["measures"]}
+            is_daily = any(
+                word in letter for word in ("daily", "each day", "every day", "every business day", "evening")
+            )
+            assert is_daily == bool(subjects & {"liquidity", "funding"}), letter  # CRR Art. 414
             assert ("references" in example) == (split == "test")
             if split == "test":
                 assert len(set(example["references"])) == 8 and letter == example["references"][0]

@@ -86,9 +86,9 @@ def test_measures_and_deadlines():
     for letter, (right, reports) in letters.items():
         scores = score_measures([example(measures=required)], [letter])
         assert (scores["right"], scores["reports"]) == (right, reports), letter
-    clean = [example(measures=[])] * 2
-    scores = score_measures(clean, ["No measures.", "Restore the liquidity buffer within 10 days."])
-    assert (scores["right"], scores["reports"], scores["n_reports"]) == (None, 0.5, 2)
+    clean = [example(measures=[])] * 4
+    scores = score_measures(clean, ["No measures.", "Restore the liquidity buffer within 10 days.", "", " "])
+    assert (scores["right"], scores["reports"], scores["n_reports"]) == (None, 0.25, 4)
     assert score_measures([example()], ["x"]) is None
 
 

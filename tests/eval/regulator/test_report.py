@@ -83,7 +83,7 @@ def test_the_table_has_every_figure_with_its_n():
     assert cells(text, "of what notes decide")[:2] == ["of what notes decide, baseline: flag everything", "0.125"]
     assert cells(text, "minimal pairs") == ["minimal pairs right", "50.0%", "2 pairs"]
     assert cells(text, "facts F1") == ["facts F1: all of a finding right", "0.300", "5 findings"]
-    assert cells(text, "article right") == ["article right", "25.0%", "4 of 5 findings whose rule is named"]
+    assert cells(text, "article right") == ["article right", "25.0%", "4 findings whose rule is named, of 5"]
     assert cells(text, "ceiling") == ["ceiling: right in an unseen wording", "0.650", "2 directives"]
     assert cells(text, "floor: the letter of another") == [
         "floor: the letter of another report",
