@@ -238,3 +238,8 @@ def test_a_figure_of_an_absurd_size_is_printed():
     assert format_limit(huge, "xbrli:pure", 6) == f"{10**402}%"
     assert format_figure(Decimal("0.5"), "xbrli:pure", 9999) == "50%"
     assert format_figure(Decimal("0.035"), "xbrli:pure", 6) == "3.5000%"
+
+
+@pytest.mark.parametrize("outflow", [Decimal("1e-300"), Decimal("1e300")])
+def test_a_recomputed_ratio_of_an_absurd_size_is_judged(outflow):
+    assert state("LCR_MIN", {BUFFER: 100_000_000, OUTFLOW: outflow}) == ("ok" if outflow < 1 else "violated")
