@@ -51,16 +51,25 @@ def read_answers(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; it has one line per answer: an object with the keys id and answer")
     found: dict[str, str] = {}
-    for number, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    # Not splitlines(): a line separator (U+2028) may stand unescaped in a JSON text.
+    for number, text in enumerate(content.split("\n"), start=1):
         if not text.strip():
             continue
         try:
             line = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number} is not JSON ({error}); write one object per line") from None
         if not isinstance(line, dict) or "id" not in line or not isinstance(line.get("answer"), str):
             raise UserError(f"{path}, line {number}: it needs the keys id and answer, the answer as a text")
         name = str(line["id"])
+        if any("\ud800" <= character <= "\udfff" for character in name + line["answer"]):
+            raise UserError(
+                f"{path}, line {number}: half of a surrogate pair (\\ud800 to \\udfff) is no character; remove it"
+            )
         if name in found:
             raise UserError(f"{path}, line {number}: the answer to {name} stands twice; keep one of them")
         found[name] = line["answer"]

@@ -15,7 +15,7 @@ sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 import argparse
 import json
 
-from common.errors import run_script
+from common.errors import UserError, run_script
 from data.examples import read_examples
 from data.regulator.examples import letter_of, report_of
 from data.regulator.law_check import audit, contradictions
@@ -27,6 +27,10 @@ def main() -> int:
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="example files (JSON Lines)")
     args = parser.parse_args()
     examples = [example for path in args.data for example in read_examples(path)]
+    if any("violations" not in example for example in examples):
+        raise UserError(
+            f"{', '.join(args.data)}: an example has no violations; name files of scripts/make_reports.py or make_examples.py"
+        )
     silent = [example for example in examples if not example.get("kind")]
     counts = audit((report_of(one), letter_of(one), one["violations"]) for one in silent)
     print(json.dumps(counts | {"with_notes_left_out": len(examples) - len(silent)}))

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from common.durable_files import write_json
-from common.errors import run_script
+from common.errors import UserError, run_script
 from data.examples import read_examples
 from data.formats import Reading
 from eval.asked_examples import choose_examples, has_answer
@@ -31,7 +31,7 @@ from eval.stored_answers import score_stored
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; see --help."""
+    """The command line; see --help. Raises UserError for a --limit below 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="the examples that were answered")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -44,7 +44,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write all metrics and answers to this file")
     parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation to compare with")
     parser.add_argument("--show", type=int, default=1, help="number of answers to print (%(default)s)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UserError(f"--limit is {arguments.limit}; it must be at least 1.")
+    return arguments
 
 
 def main() -> int:

@@ -91,8 +91,10 @@ def score_baselines(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Test split -> baseline -> precision, recall, F1, and `note_f1` where notes decide something.
 
-    All baselines are fitted once, on the examples of `training`.
+    All baselines are fitted once, on the examples of `training`; without any, there are none.
     """
+    if not training:
+        return {}
     trivial = trivial_predictions(example["violations"] for example in training)
     everything = [example for examples in tests.values() for example in examples]
     learned = baseline_predictions(training, everything)

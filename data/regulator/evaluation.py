@@ -183,6 +183,8 @@ def result_of(
 
 def _round_ratio(value: Decimal, limit: Decimal) -> tuple[Decimal, int]:
     """(a recomputed ratio rounded to at least four places, the number of places): on the same side of the limit."""
+    if value.adjusted() > 12:  # of an absurd size; rounding would need more digits than decimal arithmetic has
+        return value, RATIO_DECIMALS
     for places in range(RATIO_DECIMALS, 12):
         rounded = round(value, places)
         if (rounded < limit, rounded > limit) == (value < limit, value > limit):

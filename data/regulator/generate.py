@@ -62,7 +62,11 @@ def is_generated(directory: pathlib.Path, request: Request) -> bool:
     if not directory.exists():
         return False
     card = directory / "dataset.json"
-    if card.is_file() and json.loads(card.read_text(encoding="utf-8")).get("arguments") == dataclasses.asdict(request):
+    try:
+        found = json.loads(card.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not a corpus
+        found = None
+    if isinstance(found, dict) and found.get("arguments") == dataclasses.asdict(request):
         return True
     raise UserError(f"{directory} exists and was not made with these arguments; remove it or choose another --out.")
 

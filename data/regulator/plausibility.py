@@ -3,7 +3,7 @@
 Ratios are filed as decimal fractions, 9.31% as 0.0931 (EBA filing rules 3.2; EBA Q&A 2014_1564). A ratio is doubtful
 
 - if it is about 100 times, or a hundredth of, the ratio that its numerator and denominator give;
-- without these, if it is more than 10 times or less than a 30th of its usual size, and would not be if its decimal
+- if these are missing or give neither, if it is more than 10 times or less than a 30th of its usual size, and would not be if its decimal
   point were moved by two places.
 
 The usual sizes are rounded averages of the banks in the EU (EBA Risk Dashboard, Q2 2022: CET1 15%, LCR 165%, NSFR
@@ -41,9 +41,12 @@ def doubtful_ratios(figures: Figures) -> Iterator[tuple[Figure, Decimal, Figure 
                 continue
             ratio = recompute(figures, cell, key, figures.tables)
             if isinstance(ratio.value, Decimal):
+                if _about(figure.value, ratio.value):
+                    continue
                 if any(_about(figure.value * shift, ratio.value) for shift in SHIFTS):
                     yield figure, ratio.value, ratio
-            elif (probable := _unusual(cell, figure.value)) is not None:
+                    continue
+            if (probable := _unusual(cell, figure.value)) is not None:
                 yield figure, probable, None
 
 

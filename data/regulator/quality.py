@@ -27,7 +27,7 @@ from data.regulator.figures import (
 )
 from data.regulator.plausibility import doubtful_ratios
 from data.regulator.reasons import TOO_COARSE, format_value, name_of, why_unfiled
-from data.regulator.render import cell_name, format_fact, format_figure
+from data.regulator.render import cell_name, format_fact, format_limit
 from data.regulator.report import CellKey, Fact, Report, template_of
 from data.regulator.rules import RuleResult
 
@@ -223,4 +223,4 @@ def _doubtful(figures: Figures) -> Iterator[RuleResult]:
 
 
 def _percent(value: Decimal) -> str:
-    return format_figure(round(value, 4), None, compact=True)
+    return format_limit(value, "xbrli:pure", 4)

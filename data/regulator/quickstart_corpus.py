@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.durable_files import new_directory, write_json
+from common.errors import UserError
 from data.regulator.card import SOURCES, split_summary, violation_baselines, write_splits
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.examples import entity_code, read_filing, read_register, write_register
@@ -15,6 +16,7 @@ from data.regulator.generate import Request
 from data.regulator.quickstart import Case, make_cases
 from data.regulator.quickstart_examples import quickstart_example
 from data.regulator.render import Addressee
+from data.regulator.splits import SPLITS, check_shares
 
 HOW_MADE = (
     "scripts/make_reports.py: invented banks file xBRL-JSON reports with a note each; the examples are read from these files. "
@@ -36,9 +38,17 @@ class Counts:
 
     @classmethod
     def of(cls, examples: int, shares: list[float]) -> "Counts":
-        """Counts of a number of reports in all; a test has an even number, because it consists of pairs."""
+        """Counts of a number of reports in all; a test has an even number, because it consists of pairs.
+
+        Raises `UserError` if the shares do not add up to 1, or if a split with a share above 0 would get no report.
+        """
+        check_shares(shares, SPLITS)
         train, validation, test = (round(examples * share) for share in shares)
-        return cls(train, validation, test - test % 2)
+        counts = cls(train, validation, test - test % 2)
+        for (split, count), share in zip(dataclasses.asdict(counts).items(), shares, strict=True):
+            if share > 0 and not count:
+                raise UserError(f"{examples} examples are too few for a share of {share:.3g} in {split!r}; give more.")
+        return counts
 
 
 def generate_quickstart(

@@ -11,6 +11,7 @@ from data.regulator.report import CellKey, Fact, Report
 from data.regulator.report_notes import one_line
 
 STYLES = ("cells", "labels")
+MAX_DIGITS = 27  # of a number that is rounded: one less than the precision of decimal arithmetic
 MAX_LABEL_CHARACTERS = 64
 
 PURE = (None, "", "pure", "xbrli:pure")  # units of a dimensionless figure
@@ -166,6 +167,8 @@ def format_figure(value: Decimal, unit: str | None, decimals: int | str | None =
         if compact or not isinstance(decimals, int):
             return f"{_format_decimal(percent)}%"
         places = max(decimals - 2, 0)
+        if percent.adjusted() + places >= MAX_DIGITS:  # of an absurd size; it cannot be rounded
+            return f"{_format_decimal(percent)}%"
         rounded = percent.quantize(Decimal(1).scaleb(-places))
         return f"{rounded:f}%" if rounded == percent else f"{_format_decimal(percent)}%"
     if compact:
@@ -182,7 +185,7 @@ def format_limit(value: Decimal, unit: str | None, decimals: int | str | None = 
     """Format a limit or an expected figure without trailing zeros: `4.5%`, `100%`. Rounds to `decimals` if given."""
     if value == 0:
         return "0"
-    if isinstance(decimals, int):
+    if isinstance(decimals, int) and value.adjusted() + decimals < MAX_DIGITS:
         value = round(value, decimals)
     if unit in PURE:
         return format_figure(value, unit, compact=True)

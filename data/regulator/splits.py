@@ -20,13 +20,21 @@ def group_by_split(examples: Sequence, splits: Sequence[str], names: Sequence[st
     return {name: [one for one, split in zip(examples, splits, strict=True) if split == name] for name in names}
 
 
+def check_shares(shares: Sequence[float], names: Sequence[str]) -> None:
+    """Raises `UserError` unless there is one share for each name, none is negative, and they add up to 1."""
+    # A share that is not a number fails the comparison, which is why it is not written the other way round.
+    if len(shares) != len(names) or not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-9):
+        raise UserError(
+            f"the splits {list(shares)} must be {len(names)} shares ({', '.join(names)}), none negative, that add up to 1."
+        )
+
+
 def split_banks(banks: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, str]:
     """Bank -> split, at random. `shares` are the fractions of the banks for train, validation and test.
 
     Raises `UserError` if they do not add up to 1, or if a split with a share above 0 would get no bank.
     """
-    if len(shares) != len(SPLITS) or any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-9:
-        raise UserError(f"the splits {list(shares)} must be three shares ({', '.join(SPLITS)}) that add up to 1.")
+    check_shares(shares, SPLITS)
     order = list(banks)
     random.Random(f"splits {seed}").shuffle(order)
     first = round(len(order) * shares[0])
@@ -52,8 +60,7 @@ def split_examples(examples: Sequence[dict], shares: Sequence[float], seed: int)
 
     Raises `UserError` if the shares do not add up to 1, or if a split with a share above 0 would get no example.
     """
-    if len(shares) != len(FULL_SPLITS) or any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-9:
-        raise UserError(f"the splits {list(shares)} must be five shares ({', '.join(FULL_SPLITS)}) that add up to 1.")
+    check_shares(shares, FULL_SPLITS)
     share_of = dict(zip(FULL_SPLITS, shares, strict=True))
     rng = random.Random(f"splits {seed}")
     banks = sorted({example["bank"] for example in examples})

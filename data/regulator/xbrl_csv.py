@@ -105,5 +105,9 @@ def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
                 f"{package.path}: {name} line {line}: expected the columns templateID,reported; "
                 "reported must be true or false"
             )
-        indicators[row["templateID"].strip()] = reported in ("true", "1")
+        template, filed = row["templateID"].strip(), reported in ("true", "1")
+        if indicators.setdefault(template, filed) != filed:
+            raise UserError(
+                f"{package.path}: {name} line {line}: {template} is both filed and not filed; ask the bank which is right"
+            )
     return indicators

@@ -14,6 +14,8 @@ def score_nearest_letters(splits: dict[str, list[dict]], seed: int) -> dict[str,
 
     Scores a random sample of up to `SAMPLE` examples of each split. `splits` maps a split to its examples.
     """
+    if not splits["train"]:
+        return {}
     training = [(report_of(example), letter_of(example)) for example in splits["train"]]
     scores = {}
     for split, examples in splits.items():

@@ -11,6 +11,11 @@ from eval.regulator.groups import pairs_right, score_kinds
 from eval.report import aligned
 
 PROGRAMS = {"character n-grams": "n-grams", "threshold program": "thresholds", "engine": "engine"}  # as columns
+RESULTS = {  # file in eval/ -> what the screen shows of it
+    "before": ("answers",),
+    "after": ("answers", "facts", "rouge_l"),
+    "forgetting": ("perplexity_per_byte", "questions", "kl"),
+}
 PAIRS = ("in words", "in figures")  # how the names of minimal pairs end
 Column = tuple[list[dict], list[Sequence[str]]]  # test examples, and the rules that are named for each of them
 
@@ -18,9 +23,9 @@ Column = tuple[list[dict], list[Sequence[str]]]  # test examples, and the rules 
 def screen(run: Path, data: Path) -> str:
     """All of the last screen, from the results in `run`/eval and the corpus in `data`.
 
-    Raises UserError if a file is missing.
+    Raises UserError if a file is missing, or if it is not what the quickstart writes.
     """
-    before, after, forgetting = (_read(run / "eval" / f"{name}.json") for name in ("before", "after", "forgetting"))
+    before, after, forgetting = (_read(run / "eval" / f"{name}.json", keys) for name, keys in RESULTS.items())
     test, training = (
         [json.loads(line) for line in _text(data / f"{split}.jsonl").splitlines()] for split in ("test", "train")
     )
@@ -99,5 +104,13 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: {error.strerror}; run scripts/quickstart.sh") from error
 
 
-def _read(path: Path) -> dict:
-    return json.loads(_text(path))
+def _read(path: Path, keys: Sequence[str]) -> dict:
+    """The JSON of one result. Raises UserError if it is not JSON or lacks one of `keys`."""
+    try:
+        result = json.loads(_text(path))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); remove it and run scripts/quickstart.sh") from error
+    missing = [key for key in keys if not isinstance(result, dict) or key not in result]
+    if missing:
+        raise UserError(f"{path} has no {missing[0]}; remove it and run scripts/quickstart.sh")
+    return result

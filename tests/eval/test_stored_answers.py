@@ -75,9 +75,24 @@ def test_files_that_cannot_be_read(data, tmp_path):
     (tmp_path / "text.jsonl").write_text("no json\n")
     with pytest.raises(UserError, match=r"text\.jsonl, line 1 is not JSON"):
         score(data, tmp_path / "text.jsonl")
+    (tmp_path / "text.jsonl").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"text\.jsonl, line 1 is not JSON"):
+        score(data, tmp_path / "text.jsonl")
+    (tmp_path / "text.jsonl").write_bytes('{"id": "a", "answer": "\u00fc"}'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"text\.jsonl: not valid UTF-8 at byte 23"):
+        score(data, tmp_path / "text.jsonl")
     twice = lines(tmp_path / "twice.jsonl", [json.loads(data.read_text().splitlines()[0])] * 2)
     with pytest.raises(UserError, match=r"twice\.jsonl: the id a stands twice"):
         score(twice, lines(tmp_path / "answers.jsonl", [{"id": "a", "answer": "x"}]))
+
+
+def test_only_line_feeds_end_a_line(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes('\ufeff{"id": "a", "answer": "x\u2028y"}\r\n{"id": "b", "answer": "z"}\r\n'.encode())
+    assert read_answers(path) == {"a": "x\u2028y", "b": "z"}
+    path.write_text('{"id": "a", "answer": "\\ud800"}\n')
+    with pytest.raises(UserError, match="line 1: half of a surrogate pair"):
+        read_answers(path)
 
 
 def test_an_earlier_result_of_other_data_is_refused(data, tmp_path):

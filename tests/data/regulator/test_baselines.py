@@ -122,3 +122,7 @@ def test_what_notes_decide_is_scored_alone():
     assert note_f1([lifted, benign, plain], engine) == 2 / 3  # one of its two findings of the LCR is right
     assert note_f1([plain], [()]) is None
     assert note_f1([example("d", ["A"], kind="pledged")], [("A",)]) is None  # what the engine finds is not known
+
+
+def test_without_training_reports_there_are_no_baselines():
+    assert score_baselines([], {"test": random_examples(0, 3)}) == {}

@@ -360,7 +360,9 @@ def test_an_amount_that_belongs_in_its_own_currency_is_no_finding(tmp_path):
         ({LR: "0.0004"}, LR, "C 47.00 r0340 c0010 = 0.0004 means 0.04%; probably 4% is meant"),
         ({LCR: "315"}, LCR, "C 76.00.a r0030 c0010 = 315 means 31500.00%; probably 315% is meant"),
         ({LCR: "0.0315"}, LCR, "C 76.00.a r0030 c0010 = 0.0315 means 3.15%; probably 315% is meant"),
+        ({LR: "1e40"}, LR, "000000%; probably 1"),
         ({LCR: "20", BUFFER: 2_000, OUTFLOW: 100}, LCR, None),
+        ({LCR: "24", BUFFER: 1_800, OUTFLOW: 1_000}, LCR, "= 24 means 2400.00%; probably 24% is meant"),
         (
             {LCR: "0.0315", BUFFER: 315, OUTFLOW: 100},
             LCR,

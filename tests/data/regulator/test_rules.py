@@ -7,6 +7,7 @@ from decimal import Decimal
 import pytest
 
 from common.errors import UserError
+from data.regulator.render import format_figure, format_limit
 from data.regulator.report import Fact, Report
 from data.regulator.rules import built_in_rules, evaluate, load_rules, violations
 
@@ -229,3 +230,16 @@ def test_the_ids_of_the_built_in_rules_are_distinct():
     ids = [rule.id for rule in built_in_rules()]
     assert len(ids) == len(set(ids)) == 50
     assert ids[0] == "CET1_MIN"
+
+
+def test_a_figure_of_an_absurd_size_is_printed():
+    huge = Decimal("1e400")
+    assert format_figure(huge, "xbrli:pure", 6) == f"{10**402}%"
+    assert format_limit(huge, "xbrli:pure", 6) == f"{10**402}%"
+    assert format_figure(Decimal("0.5"), "xbrli:pure", 9999) == "50%"
+    assert format_figure(Decimal("0.035"), "xbrli:pure", 6) == "3.5000%"
+
+
+@pytest.mark.parametrize("outflow", [Decimal("1e-300"), Decimal("1e300")])
+def test_a_recomputed_ratio_of_an_absurd_size_is_judged(outflow):
+    assert state("LCR_MIN", {BUFFER: 100_000_000, OUTFLOW: outflow}) == ("ok" if outflow < 1 else "violated")

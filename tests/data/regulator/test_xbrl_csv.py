@@ -183,6 +183,10 @@ def test_empty_values_report_no_fact_and_are_counted(tmp_path):
             {"FilingIndicators.csv": "templateID,reported\r\nC_76.00,yes\r\n"},
             "line 2: expected the columns templateID,reported",
         ),
+        (
+            {"FilingIndicators.csv": "templateID,reported\r\nC_76.00,true\r\nC_76.00,false\r\n"},
+            "line 3: C_76.00 is both filed and not filed",
+        ),
         ({"c_76.00.a.csv": "datapoint,factValue\r\ndp1\r\n"}, "line 2: 1 fields, but the header has 2"),
         ({"c_76.00.a.csv": "datapoint,value\r\ndp1,2\r\n"}, "line 1: the columns datapoint and factValue"),
         ({"c_76.00.a.csv": "datapoint,factValue\r\nx1,2\r\n"}, "line 2: 'x1' is not a datapoint"),

@@ -15,3 +15,7 @@ def test_each_test_split_is_scored_against_the_nearest_training_letters():
     test = [example("CET1 ratio 5% LCR 90%", "raise capital now"), example("NSFR 99% LR 2%", "raise capital")]
     scores = score_nearest_letters({"train": training, "validation": test, "test_banks": test, "test_quarters": []}, 0)
     assert scores == {"test_banks": {"rouge_l": pytest.approx((1 + 1 / 2) / 2), "n": 2}}
+
+
+def test_without_training_reports_there_is_no_nearest_letter():
+    assert score_nearest_letters({"train": [], "test": [{}]}, 0) == {}

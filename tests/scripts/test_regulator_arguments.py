@@ -1,0 +1,23 @@
+"""scripts/score.py and scripts/check_law.py: a mistake in the arguments is one sentence and exit code 2."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["scripts/score.py", "--audit", "--limit", "-3"], "error: --limit is -3; it must be at least 1."),
+        (["scripts/check_law.py"], "data.jsonl: an example has no violations; name files of scripts/make_reports.py"),
+    ],
+)
+def test_a_mistake_is_one_sentence(tmp_path, arguments, sentence):
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps(CHAT) + "\n")
+    run = subprocess.run([sys.executable, *arguments, "--data", str(data)], capture_output=True, text=True)
+    assert run.returncode == 2 and sentence in run.stderr and run.stderr.count("\n") == 1
