@@ -71,7 +71,7 @@ def format_value(figure: Figure, other: Decimal | None = None) -> str:
     if not isinstance(value, Decimal):
         return "nothing" if value is None else repr(str(value))
     if figure.source == "recomputed":
-        return format_figure(round(value, 6), figure.unit)
+        return format_figure(round(value, 6) if value.adjusted() < 20 else value, figure.unit)
     text = format_figure(value, figure.unit, figure.decimals)
     return text if is_ratio(figure.unit) else f"{text} {_currency(figure.unit or '')}"
 
