@@ -58,8 +58,14 @@ class Request:
 
 
 def is_generated(directory: pathlib.Path, request: Request) -> bool:
-    """Whether `directory` has the corpus of this request. Raises `UserError` if it exists with other content."""
+    """Whether `directory` has the corpus of this request.
+
+    Raises `UserError` if it exists with other content, or cannot be made because a parent is a file.
+    """
     if not directory.exists():
+        file = next((parent for parent in directory.parents if parent.exists() and not parent.is_dir()), None)
+        if file is not None:
+            raise UserError(f"{directory} cannot be made: {file} is a file, not a directory; choose another --out.")
         return False
     card = directory / "dataset.json"
     try:

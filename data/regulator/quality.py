@@ -2,7 +2,8 @@
 
 The rules judge what a bank reported. These findings say where that judgement may be wrong, so that nothing odd passes
 as clean. They have the kind "quality" and are never labels of training examples: `rules.evaluate` does not return them.
-The requirements are those of the EBA's filing rules (version 5.5), except where a finding names another source.
+The requirements are those of the EBA's filing rules, read in a validator's specification of version 5.7 and in a notice of De
+Nederlandsche Bank, not in the rules themselves, except where a finding names another source.
 
 - FILING_INDICATOR: facts of a template without a filing indicator, or of one that is declared as not filed (1.6).
 - MANDATORY: a template is missing that every bank files in its module.

@@ -4,9 +4,13 @@ import random
 import statistics
 from decimal import Decimal
 
+import pytest
+
+from common.errors import UserError
 from data.regulator.banks import make_bank
 from data.regulator.corpus import make_filings
 from data.regulator.economics import draw_economics
+from data.regulator.generate import Request, is_generated
 from data.regulator.mutations import FILING_RULES, plant_error
 from data.regulator.omissions import MAX_FIGURES
 from data.regulator.positions import EXPOSURE_LIMIT, draw_positions
@@ -68,3 +72,9 @@ def test_reports_differ_in_their_templates_and_fit_the_window():
         assert not others or len(filing.figures) <= MAX_FIGURES + 1  # an error may add one
         assert not set(filing.unfiled) & {template_of(table) for table, _, _ in filing.figures}
     assert max(len(filing.figures) for filing in filings) > 1.4 * min(len(filing.figures) for filing in filings)
+
+
+def test_a_corpus_below_a_file_is_refused(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file, not a directory; choose another --out"):
+        is_generated(tmp_path / "file" / "corpus", Request(10, 0, "laptop", [0.8, 0.1, 0.1]))
