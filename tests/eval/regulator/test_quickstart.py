@@ -55,9 +55,18 @@ def test_an_answer_with_an_unreadable_line_is_not_right(data) -> None:
     assert row(text, "minimal pairs in words, both right")[0] == "0 of 15"
 
 
-def test_a_missing_file_is_one_sentence(data, tmp_path) -> None:
+def test_a_result_that_is_missing_or_of_another_form_is_one_sentence(tmp_path):
+    folder = tmp_path / "eval"
+    folder.mkdir()
     with pytest.raises(UserError, match=r"before\.json: No such file or directory; run scripts/quickstart\.sh"):
-        screen(tmp_path, data)
+        screen(tmp_path, tmp_path)
+    (folder / "before.json").write_text("{")
+    with pytest.raises(UserError, match=r"before\.json is not JSON"):
+        screen(tmp_path, tmp_path)
+    (folder / "before.json").write_text(json.dumps({"answers": []}))
+    (folder / "after.json").write_text(json.dumps({"answers": [], "rouge_l": {}}))
+    with pytest.raises(UserError, match=r"after\.json has no facts; remove it"):
+        screen(tmp_path, tmp_path)
 
 
 def test_the_whole_screen(data, tmp_path) -> None:
