@@ -24,9 +24,9 @@ ASK_AGAIN = 2.0  # seconds; the name that a rank has read may be one of an earli
 def join(timeout_minutes: float, purpose: str = "start") -> dist.Store:
     """Wait for all ranks of this start, and return a store that only they write to. A collective.
 
-    Reads the environment of torchrun (or any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT). Raises
-    PeerLost, with the ranks that have not joined, after `timeout_minutes`, and UserError on every rank if some have come with
-    another `purpose`.
+    Reads the environment of torchrun (or any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT). `purpose`
+    says what the ranks meet for. Raises PeerLost, with the ranks that have not joined, after `timeout_minutes`, and UserError
+    on every rank if their purposes differ.
     """
     timeout = timedelta(minutes=timeout_minutes)
     end = time.monotonic() + timeout.total_seconds()
@@ -44,7 +44,7 @@ def join(timeout_minutes: float, purpose: str = "start") -> dist.Store:
     except dist.DistError as error:
         raise PeerLost(unreachable) from error
     try:
-        name = _first(store, world_size, end, purpose) if rank == 0 else _other(store, rank, end, purpose)
+        name, tokens = _first(store, world_size, end, purpose) if rank == 0 else _other(store, rank, end, purpose)
     except dist.DistNetworkError as error:
         raise PeerLost(unreachable) from error
     except dist.DistStoreError as error:
@@ -53,19 +53,19 @@ def join(timeout_minutes: float, purpose: str = "start") -> dist.Store:
             f"{name_ranks(missing)} of {world_size} did not join within {minutes(60 * timeout_minutes)}: look for an error in "
             "the output of their nodes, and start all nodes again"
         ) from error
-    tokens = [name, *json.loads(store.get(f"{name}/all"))]
-    different = [index for index, token in enumerate(tokens) if token.partition(":")[0] != purpose]
+    purposes = [token.partition(":")[0] for token in (name, *tokens)]  # in the order of the ranks
+    different = [other for other in range(world_size) if purposes[other] != purpose]
     if different:
         raise UserError(
-            f"rank {rank} has come to the {purpose}, but {name_ranks(different)} to the "
-            f"{tokens[different[0]].partition(':')[0]}: give all nodes the same config, model directory and code"
+            f"rank {rank} has come to the {purpose}, but {name_ranks(different)} to the {purposes[different[0]]}: give all "
+            "nodes the same config, model directory and code"
         )
     store.set_timeout(timeout)
     return dist.PrefixStore(f"start/{name}", store)
 
 
-def _first(store: dist.Store, world_size: int, end: float, purpose: str) -> str:
-    """Rank 0: publish a new name, and wait until every other rank has confirmed it."""
+def _first(store: dist.Store, world_size: int, end: float, purpose: str) -> tuple[str, list[str]]:
+    """Rank 0: publish a new name, and wait until every other rank has confirmed it. (The name, the others' tokens.)"""
     name = f"{purpose}:{uuid.uuid4().hex}"
     store.set("name", name)
     others = [f"{name}/{rank}" for rank in range(1, world_size)]
@@ -73,11 +73,11 @@ def _first(store: dist.Store, world_size: int, end: float, purpose: str) -> str:
         store.wait(others, _until(end))
     tokens = [token.decode() for token in store.multi_get(others)] if others else []
     store.set(f"{name}/all", json.dumps(tokens))
-    return name
+    return name, tokens
 
 
-def _other(store: dist.Store, rank: int, end: float, purpose: str) -> str:
-    """Confirm the newest name until rank 0 has seen this rank's own token under it."""
+def _other(store: dist.Store, rank: int, end: float, purpose: str) -> tuple[str, list[str]]:
+    """Confirm the newest name until rank 0 has seen this rank's own token under it. (The name, all tokens but rank 0's.)"""
     token = f"{purpose}:{uuid.uuid4().hex}"
     while True:
         store.wait(["name"], _until(end))
@@ -90,8 +90,9 @@ def _other(store: dist.Store, rank: int, end: float, purpose: str) -> str:
                 if time.monotonic() > end:
                     raise
                 continue
-            if token in json.loads(store.get(f"{name}/all")):
-                return name
+            tokens = json.loads(store.get(f"{name}/all"))
+            if token in tokens:
+                return name, tokens
         elif time.monotonic() > end:
             raise dist.DistStoreError("rank 0 has not started again")
         time.sleep(0.2)
