@@ -9,8 +9,8 @@ together with a figure:
   they are separate.
 - `waiver`: the bank need not meet the LCR (CRR Art. 8), so that a low LCR is no violation; or the waiver was not given.
 
-The base model cannot add or subtract two-digit numbers (13% and 2% right with six examples), so each note gives the sum or
-the remaining ratio itself. Half of the test consists of minimal pairs in words, half of minimal pairs in figures: one
+The base model hardly adds or subtracts two-digit numbers (docs/bank_reports.md), so each note gives the sum or the remaining
+ratio itself. Half of the test consists of minimal pairs in words, half of minimal pairs in figures: one
 change across a legal limit. The answers of the two members differ.
 """
 
@@ -30,7 +30,6 @@ LEVERAGE, LCR, SHARE = ("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0
 TURNS = (PLEDGED, CONNECTED, WAIVER, CONNECTED, WAIVER, PLEDGED, CONNECTED, WAIVER)
 PERCENT = Decimal("0.01")
 LIMIT = {"pledged": Decimal(1), "connected": Decimal("0.25")}  # of the note's figure
-NOTE_RULE = {"pledged": "LCR_PLEDGED", "connected": "LE_CONNECTED"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Case:
             return Finding(
                 entity, self.period, "LCR_MIN", "lifted" if self.applies else "benign", cell_name(LCR), kind=kind
             )
-        limit, rule = LIMIT[kind], note_rules()[NOTE_RULE[kind]]
+        limit, rule = LIMIT[kind], next(rule for rule in note_rules().values() if rule.kind == kind)
         if not self.applies:
             return Finding(entity, self.period, rule.id, "benign", kind=kind)
         missed = self.figure < limit if rule.relation == "min" else self.figure > limit
