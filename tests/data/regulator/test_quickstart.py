@@ -70,6 +70,23 @@ def test_labels_follow_from_the_words_and_the_figures(corpus) -> None:
     assert any(set(e["violations"]) - set(e["engine"]) for e in examples)  # shown by a note alone
 
 
+def test_answers_repeat_the_note_and_compare_as_it_is(corpus) -> None:
+    deadlines = {"LR_MIN": 30, "LCR_MIN": 10, "LCR_PLEDGED": 10, "LE_CONNECTED": 30}
+    for example in [example for members in corpus[1].values() for example in members]:
+        report, answer = texts(example)
+        checks = answer.partition("\nDirective:\n")[0].splitlines()[1:]
+        words = report.partition("Note: ")[2].partition(";")[0].rstrip(".")
+        assert checks[2].startswith(f"{words}, so ")
+        for line in checks:
+            for value, sign, limit in re.findall(r"([\d.]+)% (<|>|<=|>=) ([\d.]+)%", line):
+                one, other = float(value), float(limit)
+                assert {"<": one < other, ">": one > other, "<=": one <= other, ">=": one >= other}[sign], line
+                assert (sign in "<>") == (": met" not in line)
+        assert [measure["deadline_days"] for measure in example["measures"]] == [
+            deadlines[rule] for rule in example["violations"]
+        ]
+
+
 def test_a_test_has_other_banks_and_other_wordings(corpus) -> None:
     splits = corpus[1]
     banks = {name: {example["bank"] for example in members} for name, members in splits.items()}
@@ -79,9 +96,12 @@ def test_a_test_has_other_banks_and_other_wordings(corpus) -> None:
         assert len(wordings["train"]) >= 40 and len(wordings["test"]) == 16 and len(wordings["validation"]) == 8
         for one, other in (("train", "test"), ("validation", "test"), ("train", "validation")):
             assert not wordings[one] & wordings[other]
-    seen = " ".join(texts(example)[0].lower() for example in splits["train"])
-    for kind in KINDS:
-        assert not [wording for pair in kind.pairs["test"] for wording in pair if wording.lower() in seen]
+    for name, members in splits.items():
+        seen = " ".join(texts(example)[0].lower() for example in members)
+        for kind in KINDS:
+            for other, pairs in kind.pairs.items():
+                used = [pair for pair in pairs if any(wording.lower() in seen for wording in pair)]
+                assert len(used) == len(pairs) if name == other == "test" else bool(used) == (name == other)
 
 
 def test_negations_alone_do_not_decide() -> None:
