@@ -26,7 +26,8 @@ from common.errors import run_script
 from configs.config import Config, as_dict
 from configs.loading.checks import check_world
 from configs.loading.command_line import config_from_command_line
-from data.batches import MicroBatch, Plan, collate, micro_batches, prefetch
+from data.batches import MicroBatch, Plan, collate, prefetch
+from data.dealing import Dealer
 from data.sources import MAIN, Corpus, mean_losses
 from data.tokens import load_tokenizer
 from distributed.checkpoint import load_checkpoint
@@ -84,7 +85,7 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, m
 
 
 def validate(
-    model: torch.nn.Module, plan: Plan, corpus: Corpus, micro_batch: int, stop: StopSignal
+    model: torch.nn.Module, plan: Plan, corpus: Corpus, dealer: Dealer, stop: StopSignal
 ) -> dict[str, float] | None:
     """Mean loss in nats per target token, for each source. A collective. None after a signal."""
     ranks = stop.ranks
@@ -93,7 +94,7 @@ def validate(
     with evaluating(model):
         for batch in map(plan.batch, range(plan.num_steps)):
             targets += batch.targets_by_source
-            for items in micro_batches(batch.rows, corpus, ranks.rank, ranks.world_size, micro_batch):
+            for items in dealer.deal(batch.items, corpus, ranks.world_size).of_rank(ranks.rank):
                 if stop.agreed():  # the same on every rank
                     return None
                 loss_sums.total.add_(model(collate(items, corpus).to(ranks.device), loss_sums))
@@ -122,7 +123,8 @@ def main() -> int:
     decoder_layers(model, config.model.layer_class)  # a wrong name ends here
     check_weights(model, config.model.path)
     config = settle_chat_settings(config, tokenizer, run_directory, world_size)
-    inputs = read_inputs(config, tokenizer, model_config.vocab_size, world_size, show_progress=is_first)
+    costs = count_work(model, model_config).costs
+    inputs = read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=is_first)
     # Processes, which agree on all of this before anything is trained. A run directory has one owner.
     with process_group(config.run.timeout_minutes) as ranks:
         fresh = agree_on_start(config, inputs, model_config, tokenizer, ranks)
@@ -144,7 +146,6 @@ def train(
     run_directory = Path(config.run.directory) / config.run.name
     checkpoints, export_directory = run_directory / "checkpoints", run_directory / "export"
     plan, corpus, total_steps = inputs.plan, inputs.train, inputs.total_steps
-    micro_batch_rows = config.batch.micro_batch
     stop = StopSignal(ranks)
     torch.manual_seed(config.run.seed + ranks.rank)
     if config.run.deterministic:
@@ -181,12 +182,10 @@ def train(
     evaluations = {}
     validation, validation_plan = inputs.validation, inputs.validation_plan
     if validation and validation_plan:
-        evaluations["validation"] = lambda: validate(model, validation_plan, validation, micro_batch_rows, stop)
+        evaluations["validation"] = lambda: validate(model, validation_plan, validation, inputs.dealer, stop)
     new_row = first_new_row(config.model.path)
     if config.run.eval_general:
-        base = start_forgetting(
-            model, tokenizer, config.data.sequence_length, micro_batch_rows, stop, shared_tokens=new_row
-        )
+        base = start_forgetting(model, tokenizer, inputs.dealer, stop, shared_tokens=new_row)
         log.say(base.line())
         evaluations["forgetting"] = lambda: measure_forgetting(base, model, stop)
     ewc = None
@@ -209,8 +208,8 @@ def train(
     # --- 4. The loop. What is due after a step is done before the next one starts -------------------------------------
     def micro_batches_from(first_step: int) -> Iterator[tuple[MicroBatch, bool]]:
         """Yields (micro_batch, is_last_in_step); every rank gets the same number."""
-        for batch in map(plan.batch, range(first_step, total_steps)):
-            dealt = micro_batches(batch.rows, corpus, ranks.rank, ranks.world_size, micro_batch_rows)
+        for deal in map(inputs.deal, range(first_step, total_steps)):
+            dealt = deal.of_rank(ranks.rank)
             for i, items in enumerate(dealt, 1):
                 yield collate(items, corpus), i == len(dealt)
 
@@ -244,7 +243,7 @@ def train(
             finished = progress.step == total_steps
             if finished and not (stopping or too_many_bad_steps):
                 stopping = not check_last_weights(
-                    progress, plan, saver, lambda last: validate(model, last, corpus, micro_batch_rows, stop)
+                    progress, plan, saver, lambda last: validate(model, last, corpus, inputs.dealer, stop)
                 )
             is_due = finished or stopping or improved or progress.is_save_due(config.run.save_every)
             if is_due and progress.step > progress.saved_step:
@@ -305,7 +304,7 @@ def train(
         # --------------------------------------------------------------------------------------------------------------
 
         progress.finish_step(batch)
-        meter.add(batch, loss_sums)
+        meter.add(batch, inputs.deal(progress.step - 1), loss_sums)
         log.advance(progress.step)
         if progress.step % COLLECT_GARBAGE_EVERY == 0:
             gc.collect(1)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from bench.measure import ROOT
 from common.errors import UserError
-from data.batches import collate, micro_batches, plan_training
+from data.batches import collate, plan_training
+from data.dealing import Dealer, one_per_token
 from data.reader import Reader
 from data.token_store import STORE_FILE, checksums_file, documents_file, tokens_file
 from data.tokens import load_tokenizer
@@ -56,16 +57,16 @@ def read_steps(store: Path, model: str, steps: int) -> dict:
     memory_before = peak_memory()
     start = time.perf_counter()
     corpus = Reader(tokenizer, len(tokenizer), SEQUENCE_LENGTH, "drop").training((str(store),), ())
-    plan = plan_training(corpus, 1, 0, SEQUENCE_LENGTH, global_examples=WINDOWS_PER_STEP)
+    plan = plan_training(corpus, 1, 0, global_examples=WINDOWS_PER_STEP)
     plan.batch(0)
     first = time.perf_counter() - start
     start = time.perf_counter()
     plan.batch(plan.num_steps // 2)
     middle = time.perf_counter() - start
-    start, tokens = time.perf_counter(), 0
+    start, tokens, dealer = time.perf_counter(), 0, Dealer(MICRO_BATCH * SEQUENCE_LENGTH, one_per_token)
     for step in range(min(steps, plan.num_steps)):
-        for rows in micro_batches(plan.batch(step).rows, corpus, 0, 1, MICRO_BATCH):
-            tokens += collate(rows, corpus).input_ids.numel()
+        for items in dealer.deal(plan.batch(step).items, corpus, 1).of_rank(0):
+            tokens += collate(items, corpus).input_ids.numel()
     return {
         "tokens": sum(source.store.num_tokens for source in corpus.sources),
         "steps": plan.num_steps,

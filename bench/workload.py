@@ -81,10 +81,8 @@ def make_workload(
     jsonl, tokens = directory / "train.jsonl", directory / "tokens.json"
     jsonl.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
     documents = load_documents((str(jsonl),), tokenizer, longest, "error")
-    plan = plan_training(documents, epochs=1, seed=seed, sequence_length=longest, global_examples=batch)
-    order = tuple(
-        tuple(int(i) for row in rows for i in row) for rows in (plan.batch(s).rows for s in range(plan.num_steps))
-    )
+    plan = plan_training(documents, epochs=1, seed=seed, global_examples=batch)
+    order = tuple(plan.batch(step).items for step in range(plan.num_steps))
     examples = [
         {"input_ids": ids.tolist(), "labels": np.where(flags, ids, -100).tolist()}
         for ids, flags in zip(documents.ids, documents.weights, strict=True)

@@ -1,11 +1,10 @@
-"""The documents of each optimizer step and how they are packed, as a pure function of (seed, step).
+"""The documents of each optimizer step, as a pure function of (seed, step).
 
 There is no data loader state: the step number determines the batch, so resuming is immediate. A plan does not depend on
-the number of ranks; `micro_batches` distributes the rows of a step over the ranks.
+the number of ranks; data/dealing.py distributes the documents of a step over ranks and micro-batches.
 """
 
 import functools
-import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,21 +14,20 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from data.dealing import Items
 from data.examples import Documents
 from data.mixing import main_order, mean_step_targets, total_targets
 from data.sources import Corpus, Windows, as_corpus, exact_sum
 from data.streams import make_stream, parts, promise
 
 T = TypeVar("T")
-# Items packed into one sequence of up to `sequence_length` tokens. An item is a document or a window of a token store.
-Row = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class StepBatch:
     """One optimizer step over all ranks and micro-batches."""
 
-    rows: tuple[Row, ...]
+    items: Items  # documents, or windows of a token store
     # Divisor of the step's loss: the number of target tokens, or with weights their sum. Never 0: windows of a token store
     # may have no target, and the loss of such a step is 0 / 1
     num_target_tokens: int | float
@@ -100,10 +98,8 @@ def plan_training(
     source: Corpus | Documents | Windows,
     epochs: int,
     seed: int,
-    sequence_length: int,
     global_examples: int | None = None,
     global_tokens: int | None = None,
-    packing: bool = True,
 ) -> TrainingPlan:
     """Plan `epochs` passes over the main source, with the other sources mixed in (data/mixing.py).
 
@@ -127,7 +123,7 @@ def plan_training(
         for offset, stream in zip(corpus.offsets[1:-1], streams, strict=True):
             for index, first, end in parts(stream, before, after):
                 items.append(offset + index if end is None else corpus.part(offset + index, first, end))
-        return _step_batch(items, _pack(items, corpus, sequence_length if packing else 0), corpus)
+        return _step_batch(items, corpus)
 
     def passes(steps: int) -> tuple[float, ...]:
         targets = order.targets_before(steps)
@@ -151,67 +147,26 @@ def plan_training(
     return TrainingPlan(sum(order.steps_per_epoch), batch, order.steps_per_epoch, passes, windows, tuple(promises))
 
 
-def plan_validation(
-    source: Corpus | Documents | Windows, sequence_length: int, world_size: int, micro_batch: int
-) -> Plan:
-    """Plan one pass over every item of every source, in file order, in steps of one micro-batch per rank.
+def plan_pass(source: Corpus | Documents | Windows, tokens_per_step: int) -> Plan:
+    """Plan one pass over every item of every source, in file order.
 
-    A step has at most `world_size * micro_batch` rows, so the number of steps falls as ranks are added. Each item goes
-    into the row with the most room, and the item that fits into none begins the next step. Items and target tokens of
-    the whole pass are the same for any number of ranks.
+    A step has at most `tokens_per_step` tokens, over all ranks, or one item that has more.
     """
     corpus = as_corpus(source)
-    num_rows = world_size * micro_batch
-    # Only the first item of each step is kept; rows are packed again, in the same way, when a step is asked for.
-    starts = [0]
-    fill = _EvenFill(num_rows, sequence_length)
+    starts, tokens = [0], 0  # only the first item of each step is kept
     for item in range(len(corpus)):
         length = corpus.num_tokens(item)
-        if fill.place(length) is None:
+        if tokens and tokens + length > tokens_per_step:
             starts.append(item)
-            fill = _EvenFill(num_rows, sequence_length)
-            fill.place(length)
+            tokens = 0
+        tokens += length
     bounds = [*starts, len(corpus)]
 
     @functools.lru_cache(maxsize=16)
     def batch(step: int) -> StepBatch:
-        items = list(range(bounds[step], bounds[step + 1]))
-        rows: list[list[int]] = [[] for _ in range(num_rows)]
-        fill = _EvenFill(num_rows, sequence_length)
-        for item in items:
-            row = fill.place(corpus.num_tokens(item))
-            assert row is not None
-            rows[row].append(item)
-        return _step_batch(items, tuple(tuple(row) for row in rows if row), corpus)
+        return _step_batch(list(range(bounds[step], bounds[step + 1])), corpus)
 
     return Plan(len(starts) if len(corpus) else 0, batch)
-
-
-def plan_one_step(source: Corpus | Documents | Windows, sequence_length: int) -> Plan:
-    """A plan with every item in a single step, packed into as few rows as best-fit finds. For small sources."""
-    corpus = as_corpus(source)
-    items = list(range(len(corpus)))
-    return Plan(1, lambda step: _step_batch(items, _pack(items, corpus, sequence_length), corpus))
-
-
-def micro_batches(
-    rows: tuple[Row, ...], source: Corpus | Documents | Windows, rank: int, world_size: int, size: int
-) -> list[Row]:
-    """The items of each of this rank's micro-batches in a step. A micro-batch has up to `size` rows.
-
-    Every rank gets the same number of micro-batches; some may be empty (`()`). Rows are assigned, the longest first, to
-    the rank with the fewest tokens so far, so that ranks finish together. Each rank computes the whole assignment.
-    """
-    count = -(-len(rows) // (world_size * size))
-    load, assigned = [0] * world_size, [[] for _ in range(world_size)]
-    tokens = [sum(source.num_tokens(item) for item in row) for row in rows]
-    for i in sorted(range(len(rows)), key=lambda i: (-tokens[i], i)):
-        chosen = min((r for r in range(world_size) if len(assigned[r]) < count * size), key=lambda r: (load[r], r))
-        assigned[chosen].append(i)
-        load[chosen] += tokens[i]
-    mine = assigned[rank]
-    # Round-robin, so that the micro-batches have similar sizes and peak memory stays low.
-    return [tuple(item for i in mine[m::count] for item in rows[i]) for m in range(count)]
 
 
 def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
@@ -223,7 +178,7 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
             yield item
 
 
-def collate(items: Row, source: Corpus | Documents | Windows) -> MicroBatch:
+def collate(items: Items, source: Corpus | Documents | Windows) -> MicroBatch:
     """Concatenate the documents of `items` into tensors. An empty micro-batch becomes two tokens without a target.
 
     A rank with an empty micro-batch still runs forward and backward, because all ranks take part in the all-gathers.
@@ -252,50 +207,17 @@ def collate(items: Row, source: Corpus | Documents | Windows) -> MicroBatch:
     )
 
 
-def _step_batch(items: list[int], rows: tuple[Row, ...], corpus: Corpus) -> StepBatch:
+def _step_batch(items: list[int], corpus: Corpus) -> StepBatch:
     targets = [[] for _ in corpus.sources]
     for item in items:
         targets[corpus.locate(item)[0]].append(corpus.num_targets(item))
     sums = tuple(exact_sum(weights) for weights in targets)
     documents = tuple(length for item in items for length in corpus.document_lengths(item))
-    return StepBatch(rows, exact_sum(sums) or 1, len(items), sums, documents)
+    return StepBatch(tuple(items), exact_sum(sums) or 1, len(items), sums, documents)
 
 
 def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _pack(items: list[int], corpus: Corpus, capacity: int) -> tuple[Row, ...]:
-    """Best-fit decreasing bin packing: longest item first, each into the fullest row that has room for it."""
-    lengths = {item: corpus.num_tokens(item) for item in items}
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for item in sorted(items, key=lambda i: (-lengths[i], i)):
-        length = lengths[item]
-        best = min((r for r in range(len(rows)) if room[r] >= length), key=lambda r: (room[r], r), default=None)
-        if best is None:
-            rows.append([item])
-            room.append(capacity - length)
-        else:
-            rows[best].append(item)
-            room[best] -= length
-    return tuple(tuple(row) for row in rows)
-
-
-class _EvenFill:
-    """A fixed number of rows, filled evenly: each item goes into the row with the most room, the first of equal ones."""
-
-    def __init__(self, num_rows: int, capacity: int) -> None:
-        self.capacity = capacity
-        self.heap = [(-capacity, row) for row in range(num_rows)]  # (-room, row), in heap order
-
-    def place(self, length: int) -> int | None:
-        """The row that takes an item of `length` tokens, or None if no row has room. An empty row takes any item."""
-        room, row = -self.heap[0][0], self.heap[0][1]
-        if length > room and room < self.capacity:
-            return None
-        heapq.heapreplace(self.heap, (length - room, row))
-        return row
 
 
 def _num_epochs(step: int, steps_per_epoch: tuple[int, ...]) -> float:

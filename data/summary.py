@@ -45,13 +45,12 @@ def histogram(lengths: np.ndarray) -> list[str]:
     return lines
 
 
-def describe_packing(steps: Iterable[StepBatch], sequence_length: int, of_steps: int) -> str:
-    """How full the packed rows of some steps are. of_steps: number of steps of which these were chosen."""
-    rows = tokens = count = 0
-    for step in steps:
-        rows, tokens, count = rows + len(step.rows), tokens + sum(step.document_lengths), count + 1
-    which = f"all {count:,}" if count == of_steps else f"{count:,} of {of_steps:,}"
+def describe_steps(steps: Iterable[StepBatch], sequence_length: int, of_steps: int) -> str:
+    """How many tokens some steps have. of_steps: number of steps of which these were chosen."""
+    tokens = [sum(step.document_lengths) for step in steps]
+    which = f"all {len(tokens):,}" if len(tokens) == of_steps else f"{len(tokens):,} of {of_steps:,}"
+    mean = sum(tokens) / len(tokens)
     return (
-        f"packing: {rows:,} rows in {which} steps of the first epoch; {1 - tokens / (rows * sequence_length):.1%} of their room "
-        f"of {sequence_length:,} tokens is unused; it is not filled with padding and costs no computation"
+        f"steps: {min(tokens):,} to {max(tokens):,} tokens in {which} steps of the first epoch, {mean:,.0f} on average, which is "
+        f"{mean / sequence_length:.1f} times data.sequence_length; nothing is padded"
     )

@@ -24,13 +24,14 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from data.batches import micro_batches, plan_one_step
+from data.dealing import Deal, Dealer
 from data.examples import Documents
 from distributed.process_group import StopSignal
 from eval.bootstrap import bootstrap
 from eval.forgetting import as_documents, encode_texts, kl_divergence, visit_documents
 from eval.in_step import in_turns
 from eval.questions import Question, encode_options, right_answers, start_tokens
+from model.flops import count_work
 from model.language_model import PackedLanguageModel
 
 FORWARD_TOKENS = 2048
@@ -118,13 +119,12 @@ def compare_distributions(
             one.append((start + tokens, [False] * len(start) + [True] * len(tokens)))
     documents = [as_documents(one) for one in sequences]
     sums = torch.zeros(len(texts), 3, dtype=torch.float64)
-    first_texts = range(0, len(texts), ranks.world_size) if base_ids else ()
-    for first in in_turns(first_texts, stop, "KL and agreement"):
-        text = first + ranks.rank
-        items = (text,) if text < len(texts) else ()  # without a text left, the forwards are empty ones
+    # One text in each forward. A rank without a text left has empty forwards.
+    one_by_one = _deal(base, documents[0], ranks.world_size, capacity=1, packing=False).of_rank(ranks.rank)
+    for items in in_turns(one_by_one if base_ids else (), stop, "KL and agreement"):
         text_sums = _compare_text((base.model, tuned.model), documents, columns, items, ranks.device)
         if items:
-            sums[text] = text_sums
+            sums[items[0]] = text_sums
     dist.all_reduce(sums, group=ranks.flags)
     return *sums.T.numpy(), len(base_ids)
 
@@ -169,11 +169,17 @@ def _nats(
         losses = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
         nats.index_add_(0, torch.from_numpy(owners), losses.double().cpu())
 
-    rows = plan_one_step(documents, FORWARD_TOKENS).batch(0).rows
-    for items in in_turns(micro_batches(rows, documents, ranks.rank, ranks.world_size, 1), stop, description):
+    deal = _deal(one, documents, ranks.world_size, capacity=FORWARD_TOKENS)
+    for items in in_turns(deal.of_rank(ranks.rank), stop, description):
         visit_documents(one.model, documents, items, ranks.device, add_losses)
     dist.all_reduce(nats, group=ranks.flags)
     return nats.numpy()
+
+
+def _deal(one: ModelAndTokenizer, documents: Documents, ranks: int, capacity: int, packing: bool = True) -> Deal:
+    """All documents, dealt to the ranks by the FLOPs of this model (data/dealing.py)."""
+    costs = count_work(one.model, one.model.causal_lm.config).costs
+    return Dealer(capacity, costs, packing).deal(range(len(documents)), documents, ranks)
 
 
 def _perplexities(sums: np.ndarray) -> dict[str, np.ndarray]:

@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from data.batches import Plan, collate, micro_batches, plan_one_step
+from data.batches import collate
+from data.dealing import Deal, Dealer
 from data.examples import Documents
 from distributed.process_group import StopSignal
 from distributed.sharding import evaluating
@@ -53,12 +54,11 @@ class ForgettingReference:
     """The texts and questions to measure on, and the base's distributions on the texts."""
 
     texts: Documents
-    text_plan: Plan
+    text_deal: Deal
     num_bytes: int  # of the texts
     questions: list[Question]
     options: Documents  # of all questions, in order
-    option_plan: Plan
-    micro_batch: int
+    option_deal: Deal
     shared_tokens: int
     base: list[Distributions] = field(default_factory=list)  # of this rank's chunks, in the order of the forwards
 
@@ -79,15 +79,13 @@ class ForgettingReference:
 def start_forgetting(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    sequence_length: int,
-    micro_batch: int,
+    dealer: Dealer,
     stop: StopSignal,
     shared_tokens: int | None = None,
 ) -> ForgettingReference:
     """Compute the base's distributions. A collective; call it while the model has the base's weights.
 
-    sequence_length, micro_batch: the size of one forward, as in training. shared_tokens: the number of tokens before
-    the vocabulary was extended (`model.vocabulary.rows.first_new_row`). KL and agreement are then computed on the
+    dealer: how large one forward is, as in training. shared_tokens: the number of tokens before the vocabulary was extended (`model.vocabulary.rows.first_new_row`). KL and agreement are then computed on the
     distribution over these tokens, renormalized, because the untrained rows of new tokens contain nothing that could be
     forgotten. Default: all tokens of the tokenizer. A signal stops it early; `measure_forgetting` then returns None.
     """
@@ -97,12 +95,11 @@ def start_forgetting(
     options = as_documents(encode_options(tokenizer, questions))
     reference = ForgettingReference(
         texts,
-        plan_one_step(texts, sequence_length),
+        dealer.deal(range(len(texts)), texts, stop.ranks.world_size),
         sum(len(piece.encode()) for piece in pieces),
         questions,
         options,
-        plan_one_step(options, sequence_length),
-        micro_batch,
+        dealer.deal(range(len(options)), options, stop.ranks.world_size),
         shared_tokens or len(tokenizer),
     )
 
@@ -110,7 +107,7 @@ def start_forgetting(
         log_p = logits[:, : reference.shared_tokens].log_softmax(-1)
         reference.base.append(Distributions(log_p.half().cpu(), log_p.argmax(-1).cpu()))
 
-    _visit_all(model, reference.text_plan, texts, micro_batch, stop, remember)
+    _visit_all(model, reference.text_deal, texts, stop, remember)
     return reference
 
 
@@ -138,11 +135,11 @@ def measure_forgetting(
         nats = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
         option_nats.index_add_(0, torch.from_numpy(owners), nats.double().cpu())
 
-    for plan, documents, visit in (
-        (reference.text_plan, reference.texts, compare),
-        (reference.option_plan, reference.options, add_option_losses),
+    for deal, documents, visit in (
+        (reference.text_deal, reference.texts, compare),
+        (reference.option_deal, reference.options, add_option_losses),
     ):
-        if not _visit_all(model, plan, documents, reference.micro_batch, stop, visit):
+        if not _visit_all(model, deal, documents, stop, visit):
             return None
     sums = torch.cat([text_sums, option_nats])
     dist.all_reduce(sums, group=stop.ranks.flags)
@@ -201,18 +198,15 @@ def visit_documents(
         model(micro_batch, visit=visit_chunk)
 
 
-def _visit_all(
-    model: torch.nn.Module, plan: Plan, documents: Documents, micro_batch: int, stop: StopSignal, visit: VisitChunk
-) -> bool:
+def _visit_all(model: torch.nn.Module, deal: Deal, documents: Documents, stop: StopSignal, visit: VisitChunk) -> bool:
     """Forward over all documents, each on one rank, in the same order every time. A collective.
 
     Returns False after a signal, on all ranks.
     """
     ranks = stop.ranks
     with evaluating(model):
-        for batch in map(plan.batch, range(plan.num_steps)):
-            for items in micro_batches(batch.rows, documents, ranks.rank, ranks.world_size, micro_batch):
-                if stop.agreed():  # the same on every rank
-                    return False
-                visit_documents(model, documents, items, ranks.device, visit)
+        for items in deal.of_rank(ranks.rank):
+            if stop.agreed():  # the same on every rank
+                return False
+            visit_documents(model, documents, items, ranks.device, visit)
     return True

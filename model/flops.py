@@ -56,6 +56,18 @@ class Work:
     per_pair: float  # query x key, in one layer
     windows: tuple[tuple[int | None, int], ...]  # (sliding window in tokens or None, number of layers that have it)
 
+    def costs(self, lengths: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Costs of documents relative to each other, int64 `(documents,)`, for data/dealing.py.
+
+        lengths, targets: int64 `(documents,)`, in tokens. The unit is 2**-24 of the FLOPs of one token's matrices, rounded
+        up to a whole FLOP: integers have the same sums on every processor, and a sum over a step stays below 2**63.
+        """
+        unit = (int(self.per_token) >> 24) + 1
+        costs = int(self.per_token) // unit * lengths + int(self.per_target) // unit * targets
+        for window, layers in self.windows:
+            costs += int(self.per_pair * layers) // unit * _pairs(lengths, window)
+        return costs
+
 
 def count_work(model: PackedLanguageModel, config: PretrainedConfig) -> Work:
     """Count the FLOPs of a model, which may be on meta or sharded.
@@ -85,12 +97,15 @@ def layer_windows(config: PretrainedConfig) -> list[int | None]:
 
 def step_flops(work: Work, document_lengths: Sequence[int], num_targets: float) -> float:
     """FLOPs of a step over documents of these lengths (tokens) with `num_targets` target tokens in total."""
-    lengths = np.asarray(document_lengths, dtype=np.float64)
-    pairs = 0.0
-    for window, layers in work.windows:
-        full = lengths if window is None else np.minimum(lengths, window)  # tokens that see all tokens before them
-        pairs += layers * (full * (full + 1) / 2 + (lengths - full) * full).sum()
+    lengths = np.asarray(document_lengths, dtype=np.int64)
+    pairs = sum(layers * float(_pairs(lengths, window).sum()) for window, layers in work.windows)
     return float(work.per_token * lengths.sum() + work.per_target * num_targets + work.per_pair * pairs)
+
+
+def _pairs(lengths: np.ndarray, window: int | None) -> np.ndarray:
+    """Number of (query, key) pairs of each document in a layer, int64 `(documents,)`."""
+    full = lengths if window is None else np.minimum(lengths, window)  # tokens that see all tokens before them
+    return full * (full + 1) // 2 + (lengths - full) * full
 
 
 def data_sheet_peak(device_name: str) -> float | None:

@@ -20,6 +20,7 @@ import numpy as np
 from common.errors import UserError, run_script
 from configs.loading.config_file import load_config, override
 from data.batches import TrainingPlan, plan_training
+from data.dealing import one_per_token
 from data.sources import Corpus
 from data.tokens import load_tokenizer
 from eval.plots import plot_shares
@@ -58,7 +59,7 @@ def main() -> int:
     if not config.data.mix:
         raise UserError(f"{arguments.config} mixes no source in; name one in data.mix")
     vocabulary = read_model_config(config.model.path).vocab_size
-    inputs = read_inputs(config, load_tokenizer(config.model.path), vocabulary, 1, show_progress=True)
+    inputs = read_inputs(config, load_tokenizer(config.model.path), vocabulary, one_per_token, 1, show_progress=True)
     corpus = inputs.train
     # A token store has no `targets`; its windows stay cut.
     uncut: list[Any] = [Whole(source) if hasattr(source, "targets") else source for source in corpus.sources[1:]]
@@ -66,7 +67,6 @@ def main() -> int:
         Corpus((corpus.sources[0], *uncut), corpus.names, corpus.shares),
         config.optimizer.epochs,
         config.run.seed,
-        config.data.sequence_length,
         config.batch.global_examples,
         config.batch.global_tokens,
     )

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from common.errors import UserError, run_script
 from configs.loading.config_file import load_config
+from data.dealing import one_per_token
 from data.show import MAX_TOKENS, Style
 from data.sources import MAIN
 from data.tokens import load_tokenizer
@@ -68,7 +69,7 @@ def show(arguments: argparse.Namespace) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     if arguments.index is None and arguments.random is None:
         model_config = read_model_config(config.model.path)
-        inputs = read_inputs(config, tokenizer, model_config.vocab_size, 1, show_progress=True)
+        inputs = read_inputs(config, tokenizer, model_config.vocab_size, one_per_token, 1, show_progress=True)
         print("\n".join(summary(config, inputs)), flush=True)
         if arguments.source == MAIN and any(map(is_store, config.data.train)):
             print("a token store keeps no examples to show", flush=True)

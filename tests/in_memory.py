@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from data.dealing import Dealer
 from data.examples import Documents
 
 VOCABULARY = 259  # ids that every tiny model has (tests/tiny.py)
@@ -36,3 +37,8 @@ def weighted(choices: tuple[float, ...], count: int = 18, seed: int = 0) -> InMe
     for weights in factors:
         weights[0], weights[-1] = 0, choices[-1]
     return InMemory(ids, factors)
+
+
+def micro_batches(items, source, capacity: int, rank: int = 0, ranks: int = 1) -> list[tuple[int, ...]]:
+    """The micro-batches of one rank, of at most `capacity` tokens; the cost of a document is its length squared."""
+    return Dealer(capacity, lambda lengths, targets: lengths**2).deal(items, source, ranks).of_rank(rank)

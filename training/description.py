@@ -5,10 +5,11 @@ from transformers import PretrainedConfig
 
 from common.dtypes import dtype_name
 from configs.config import Config
-from data.batches import TrainingPlan
+from data.dealing import Deal
 from model.download import origin
 from model.flops import PeakFlops
 from model.language_model import num_parameters
+from training.balance import balance_line, balance_warnings, steps_looked_at
 from training.inputs import Inputs
 
 
@@ -31,8 +32,9 @@ def describe_run(
     lines += inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
     lines += inputs.plan.promises
     lines += inputs.validation.lines("validation") if inputs.validation else []
-    rows = rows_of_steps(inputs.plan, inputs.total_steps)
-    lines.append(_batch_line(config, len(inputs.plan.batch(0).rows), world_size))
+    lines.append(_batch_line(config, inputs.deal(0), world_size))
+    deals = [inputs.deal(step) for step in steps_looked_at(inputs)]
+    lines += [balance_line(deals)] if world_size > 1 else []
     rope = config.model.rope_type or "as in config.json"
     lines.append(
         f"sharding {config.sharding.strategy}{' in host memory' if config.sharding.cpu_offload else ''}, compute "
@@ -56,7 +58,7 @@ def describe_run(
             f"optimizer.max_steps={optimizer.max_steps} has no effect, because optimizer.epochs={optimizer.epochs} has only "
             f"{inputs.total_steps} steps; raise optimizer.epochs to train longer"
         )
-    warnings += idle_warnings(config, rows, world_size)
+    warnings += balance_warnings(config, inputs, deals, world_size)
     return lines + [f"warning: {warning}" for warning in warnings]
 
 
@@ -88,47 +90,22 @@ def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps
     return warnings
 
 
-def rows_of_steps(plan: TrainingPlan, total_steps: int, at_most: int = 20) -> list[int]:
-    """Packed rows of up to `at_most` steps, evenly spaced over the run.
-
-    The last step of an epoch may be smaller and is left out, unless it is the only one of its epoch.
-    """
-    ends = {sum(plan.steps_per_epoch[: epoch + 1]) - 1 for epoch, steps in enumerate(plan.steps_per_epoch) if steps > 1}
-    count = min(at_most, total_steps)
-    steps = {i * total_steps // count for i in range(count)}
-    # The step before a left-out one stands for it; it is of the same epoch.
-    return [len(plan.batch(step).rows) for step in sorted({step - (step in ends) for step in steps})]
-
-
-def idle_warnings(config: Config, rows: list[int], world_size: int) -> list[str]:
-    """A warning if steps have fewer packed rows than there are ranks. `rows`: of some steps (`rows_of_steps`)."""
-    short = [count for count in rows if count < world_size]
-    if not short:
-        return []
-    idle, fewest, most = world_size - min(short), min(rows), max(rows)
-    packed = counted(fewest, "packed row") if fewest == most else f"{fewest} to {most} packed rows"
-    where = "in every step" if len(short) == len(rows) else f"in {len(short)} of {len(rows)} steps looked at"
-    up_to = "" if fewest == most else "up to "
-    size = "batch.global_tokens" if config.batch.global_tokens else "batch.global_examples"
-    return [
-        f"the steps have {packed} for {counted(world_size, 'rank')}: {up_to}{counted(idle, 'rank')} "
-        f"{'is' if idle == 1 else 'are'} idle {where}; raise {size}, lower data.sequence_length or use fewer ranks"
-    ]
-
-
 def counted(number: int, noun: str) -> str:
-    """`1 rank`, `2 ranks`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """`1 rank`, `2 ranks`, `2 batches`."""
+    plural = "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
-def _batch_line(config: Config, rows: int, world_size: int) -> str:
-    """How a step is made up; `rows`: packed rows of the first step."""
-    batch = config.batch
+def _batch_line(config: Config, first: Deal, world_size: int) -> str:
+    """How a step is made up; `first`: the deal of the first step."""
+    batch, data = config.batch, config.data
     examples = counted(batch.global_examples or 0, "example")
     if batch.global_tokens:
         examples = f"as many examples as fit into {counted(batch.global_tokens, 'target token')}"
+    size = f"{counted(batch.micro_batch * data.sequence_length, 'token')} at most"
+    if not data.packing:
+        size = f"{counted(batch.micro_batch, 'example')} at most"
     return (
-        f"step: {examples}; the first is packed into {counted(rows, 'row')} of {config.data.sequence_length} tokens, on "
-        f"{counted(world_size, 'rank')} x micro-batches of {counted(batch.micro_batch, 'row')}: accumulation "
-        f"{-(-rows // (world_size * batch.micro_batch))}"
+        f"step: {examples}; the first is dealt to {counted(world_size, 'rank')} x "
+        f"{counted(len(first.items), 'micro-batch')} of {size}"
     )

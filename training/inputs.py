@@ -6,12 +6,14 @@ It is read before a process group starts, so that a mistake in a file ends in on
 import functools
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from configs.config import Config
-from data.batches import Plan, TrainingPlan, collate, micro_batches, plan_training, plan_validation
+from data.batches import Plan, TrainingPlan, collate, plan_pass, plan_training
+from data.dealing import Costs, Deal, Dealer
 from data.encoding import ExampleEncoder
 from data.files import check_paths_exist
 from data.formats import Reading
@@ -19,6 +21,8 @@ from data.reader import Reader, with_shared_examples_reported
 from data.sources import Corpus
 from model.ewc.batches import FisherBatches, fisher_batches
 from training.chat_settings import chat_settings
+
+MICRO_BATCHES_DEALT = 8  # micro-batches of a validation whose documents are dealt together
 
 
 @dataclass(frozen=True)
@@ -31,17 +35,25 @@ class Inputs:
     warmup_steps: int
     validation: Corpus | None
     validation_plan: Plan | None
+    dealer: Dealer
+    deal: Callable[[int], Deal]  # step -> its documents, dealt to the ranks
     fisher_batches: FisherBatches | None  # the documents from which EWC estimates its Fisher diagonal
 
 
 def read_inputs(
-    config: Config, tokenizer: PreTrainedTokenizerBase, vocab_size: int, world_size: int, show_progress: bool
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    costs: Costs,
+    world_size: int,
+    show_progress: bool,
 ) -> Inputs:
     """Read and tokenize all files of a config, and plan the steps.
 
     The processes of a node share the work in data.cache. The one that tokenises draws a progress bar; `show_progress` says
-    whether this process prints that it waits for another one. `vocab_size` is the number of rows of the model's embedding. A step of validation fills `world_size` micro-batches;
-    nothing else depends on the number of ranks. Raises UserError for a missing or bad file.
+    whether this process prints that it waits for another one. `vocab_size` is the number of rows of the model's embedding,
+    `costs` are the FLOPs of documents (`model.flops.Work.costs`). The deals depend on `world_size`, and so do the steps of
+    validation; nothing else does. Raises UserError for a missing or bad file.
     """
     data, batch, ewc = config.data, config.batch, config.ewc
     old_domain = ewc.data if ewc.strength else ()
@@ -67,21 +79,24 @@ def read_inputs(
         train,
         epochs=config.optimizer.epochs,
         seed=config.run.seed,
-        sequence_length=data.sequence_length,
         global_examples=batch.global_examples,
         global_tokens=batch.global_tokens,
-        packing=data.packing,
     )
     total_steps = min(plan.num_steps, config.optimizer.max_steps or plan.num_steps)
     warmup_steps = config.optimizer.warmup_steps
     if warmup_steps is None:
         warmup_steps = math.ceil(config.optimizer.warmup_ratio * total_steps)
+    tokens = batch.micro_batch * data.sequence_length  # of one micro-batch
+    dealer = Dealer(tokens if data.packing else batch.micro_batch, costs, data.packing)
     documents = None
     if old_domain:
-        source = reader.source(old_domain, "the old domain")
-        capacity = batch.micro_batch * data.sequence_length if data.packing else 0
-        documents = fisher_batches(source, ewc, capacity, batch.micro_batch, micro_batches, collate)
+        documents = fisher_batches(reader.source(old_domain, "the old domain"), ewc, dealer, collate)
     validation_plan = None
     if validation:
-        validation_plan = plan_validation(validation, data.sequence_length, world_size, batch.micro_batch)
-    return Inputs(train, plan, total_steps, warmup_steps, validation, validation_plan, documents)
+        validation_plan = plan_pass(validation, MICRO_BATCHES_DEALT * world_size * tokens)
+
+    @functools.lru_cache(maxsize=16)  # called by the thread that makes micro-batches, then by the training loop
+    def deal(step: int) -> Deal:
+        return dealer.deal(plan.batch(step).items, train, world_size)
+
+    return Inputs(train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, documents)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from data.batches import StepBatch
+from data.dealing import Deal, balance
 from data.sources import Corpus, mean_losses
 from model.flops import Work, step_flops
 from model.loss import LossSums
@@ -28,6 +29,7 @@ class Meter:
     def _open_window(self) -> None:
         self.start = time.perf_counter()
         self.steps, self.tokens, self.flops = 0, 0, 0.0
+        self.deals: list[Deal] = []
         self.loss_sums = LossSums(len(self.corpus.sources), self.device)
         self.targets = np.zeros(len(self.corpus.sources))  # sums of weights
 
@@ -38,12 +40,13 @@ class Meter:
         yield
         self.start += time.perf_counter() - begin
 
-    def add(self, batch: StepBatch, loss_sums: LossSums) -> None:
+    def add(self, batch: StepBatch, deal: Deal, loss_sums: LossSums) -> None:
         """Add a finished step; `loss_sums` are over all ranks. Does not wait for the device.
 
         The FLOPs of the head count a target by its weight; the plan does not know their number.
         """
         self.steps += 1
+        self.deals.append(deal)
         self.tokens += sum(batch.document_lengths)
         self.flops += step_flops(self.work, batch.document_lengths, batch.num_target_tokens)
         self.loss_sums.values.add_(loss_sums.values)
@@ -59,6 +62,7 @@ class Meter:
         row = {
             "train/tokens_per_second": self.tokens / seconds,
             "train/mfu": self.flops / seconds / self.peak_flops,
+            "train/balance": balance(self.deals),
             "train/memory_gib": peak_memory_gib(self.device),
             "train/epoch": epoch,
             "train/tokens": progress.tokens,

@@ -15,7 +15,7 @@ from data.formats import Reading
 from data.held_out import content_hash, is_held_out
 from data.show import Style, show_outcome
 from data.sources import MAIN
-from data.summary import describe_packing, describe_source
+from data.summary import describe_source, describe_steps
 from data.token_store import STORE_FILE
 from data.token_texts import one_line
 from training.chat_settings import chat_settings
@@ -39,7 +39,7 @@ def summary(config: Config, inputs: Inputs) -> list[str]:
     steps = inputs.plan.steps_per_epoch[0]
     chosen = range(steps) if steps <= PACKED_STEPS else [i * steps // PACKED_STEPS for i in range(PACKED_STEPS)]
     packed = map(inputs.plan.batch, chosen)
-    return [*lines, describe_packing(packed, config.data.sequence_length, steps)]
+    return [*lines, describe_steps(packed, config.data.sequence_length, steps)]
 
 
 def is_store(path: str) -> bool:

@@ -1,12 +1,12 @@
 """The documents of the old domain from which the Fisher diagonal is estimated, in groups.
 
 A group is a fixed set of documents whose gradients are added before they are squared (model/ewc/fisher.py). It depends
-neither on the number of ranks nor on packing. The functions of data/batches.py come in as arguments, because model and
-data do not import each other.
+neither on the number of ranks nor on packing. Dealer and `collate` of data/ come in as arguments, because model and data do
+not import each other.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +19,6 @@ from model.language_model import PackedInputs
 
 _DOCUMENT_BITS = 20  # for a document's number within its item; a window has at most as many documents as tokens
 
-Deal = Callable[..., list[tuple[int, ...]]]  # data.batches.micro_batches
 Collate = Callable[..., Any]  # data.batches.collate
 
 
@@ -34,6 +33,12 @@ class Source(Protocol):
     def items_with_targets(self) -> np.ndarray | range: ...
 
 
+class Dealer(Protocol):
+    """data.dealing.Dealer."""
+
+    def deal(self, items: Sequence[int], source: Any, ranks: int) -> Any: ...
+
+
 @dataclass(frozen=True)
 class FisherBatches:
     """Items of a source in groups of `group_size`: group g is items[g * group_size : (g + 1) * group_size]."""
@@ -42,9 +47,7 @@ class FisherBatches:
     items: tuple[int, ...]
     num_targets: int | float  # of all items, or the sum of their weights
     group_size: int
-    capacity: int  # tokens of a micro-batch on one rank; 0: `micro_batch` items, whatever their length
-    micro_batch: int
-    deal: Deal
+    dealer: Dealer
     collate: Collate
 
     @property
@@ -60,14 +63,10 @@ class FisherBatches:
     def micro_batches(self, group: int, rank: int, world_size: int) -> list[tuple[PackedInputs, torch.Tensor]]:
         """This rank's micro-batches of a group; every rank gets the same number.
 
-        Each comes with the numbers of its documents in the whole data, int64 `(documents,)`. Documents are dealt to the
-        ranks before they are packed, so that every rank gets its share however short they are.
+        Each comes with the numbers of its documents in the whole data, int64 `(documents,)`.
         """
         items = self.items[group * self.group_size : (group + 1) * self.group_size]
-        size = self.micro_batch
-        if self.capacity:
-            size = max(1, self.capacity // max(self.source.num_tokens(item) for item in items))
-        dealt = self.deal(tuple((item,) for item in items), self.source, rank, world_size, size)
+        dealt = self.dealer.deal(items, self.source, world_size).of_rank(rank)
         return [(self.collate(mine, self.source), self._document_numbers(mine)) for mine in dealt]
 
     def _document_numbers(self, items: tuple[int, ...]) -> torch.Tensor:
@@ -79,16 +78,13 @@ class FisherBatches:
         return torch.tensor(numbers or [0])
 
 
-def fisher_batches(
-    source: Source, settings: EWC, capacity: int, micro_batch: int, deal: Deal, collate: Collate
-) -> FisherBatches:
+def fisher_batches(source: Source, settings: EWC, dealer: Dealer, collate: Collate) -> FisherBatches:
     """`settings.documents` items of a source, drawn without replacement (all items if it has fewer), in groups.
 
-    Items without a target are left out, because their gradient is zero. A forward on one rank takes items of together at
-    most `capacity` tokens, or with capacity 0 (no packing) `micro_batch` items.
+    Items without a target are left out, because their gradient is zero. `dealer` deals a group to the ranks.
     """
     usable = source.items_with_targets()
     count = min(settings.documents, len(usable))
     items = tuple(int(usable[permuted(i, len(usable), (settings.seed,))]) for i in range(count))
     num_targets = math.fsum(source.num_targets(item) for item in items)
-    return FisherBatches(source, items, num_targets, settings.batch, capacity, micro_batch, deal, collate)
+    return FisherBatches(source, items, num_targets, settings.batch, dealer, collate)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from data.batches import Plan, StepBatch, collate, micro_batches, plan_one_step, plan_training, plan_validation
+from data.batches import Plan, StepBatch, collate, plan_pass, plan_training
 from data.examples import load_documents
 from tests.in_memory import InMemory
 from tests.tiny import tiny_tokenizer, write_chat_file
@@ -27,136 +27,85 @@ def batches(plan: Plan) -> list[StepBatch]:
     return [plan.batch(step) for step in range(plan.num_steps)]
 
 
-def flat(rows) -> list[int]:
-    return [d for row in rows for d in row]
-
-
 @settings(max_examples=60, deadline=None)
 @given(lengths_of, st.integers(1, 9), st.integers(0, 5))
-def test_an_epoch_contains_every_document_once_in_rows_that_fit(lengths, size, seed) -> None:
+def test_an_epoch_contains_every_document_once(lengths, size, seed) -> None:
     made = documents(lengths)
-    plan = plan_training(made, epochs=2, seed=seed, sequence_length=64, global_examples=size)
+    plan = plan_training(made, epochs=2, seed=seed, global_examples=size)
     per_epoch = -(-len(lengths) // size)
     assert plan.steps_per_epoch == (per_epoch, per_epoch) and plan.num_steps == 2 * per_epoch
     for epoch in range(2):
         steps = batches(plan)[epoch * per_epoch : (epoch + 1) * per_epoch]
-        assert sorted(d for batch in steps for d in flat(batch.rows)) == list(range(len(lengths)))
+        assert sorted(d for batch in steps for d in batch.items) == list(range(len(lengths)))
         assert [batch.num_examples for batch in steps[:-1]] == [size] * (per_epoch - 1)
     for batch in batches(plan):
-        assert all(made.lengths[list(row)].sum() <= 64 for row in batch.rows)
-        assert batch.num_target_tokens == made.targets[flat(batch.rows)].sum() == sum(batch.targets_by_source)
-        assert sorted(batch.document_lengths) == sorted(made.lengths[flat(batch.rows)])
+        assert batch.num_target_tokens == made.targets[list(batch.items)].sum() == sum(batch.targets_by_source)
+        assert sorted(batch.document_lengths) == sorted(made.lengths[list(batch.items)])
     assert [plan.passes(step)[0] for step in (0, per_epoch, 2 * per_epoch)] == [0.0, 1.0, 2.0]
-
-
-@settings(max_examples=60, deadline=None)
-@given(lengths_of, st.integers(1, 5), st.integers(1, 4))
-def test_ranks_partition_a_step_and_get_equal_numbers_of_micro_batches(lengths, world_size, size) -> None:
-    made = documents(lengths)
-    rows = plan_training(made, 1, 0, 64, global_examples=len(lengths)).batch(0).rows
-    shares = [micro_batches(rows, made, rank, world_size, size) for rank in range(world_size)]
-    assert len({len(share) for share in shares}) == 1
-    assert len(shares[0]) == -(-len(rows) // (world_size * size))
-    assert sorted(d for share in shares for micro in share for d in micro) == list(range(len(lengths)))
-    assert all(made.lengths[list(micro)].sum() <= 64 * size for share in shares for micro in share)
 
 
 @settings(max_examples=40, deadline=None)
 @given(lengths_of, st.integers(1, 200))
 def test_global_tokens_limits_the_targets_of_every_step(lengths, tokens) -> None:
     made = documents(lengths)
-    plan = plan_training(made, 1, 3, 64, global_tokens=tokens)
-    assert sorted(d for batch in batches(plan) for d in flat(batch.rows)) == list(range(len(lengths)))
+    plan = plan_training(made, 1, 3, global_tokens=tokens)
+    assert sorted(d for batch in batches(plan) for d in batch.items) == list(range(len(lengths)))
     for batch in batches(plan):
         assert batch.num_target_tokens <= tokens or batch.num_examples == 1
 
 
 def test_a_plan_is_pure_and_epochs_differ() -> None:
     made = documents([5, 9, 3, 12, 7, 7, 2, 30])
-    plan = plan_training(made, 2, 0, 64, global_examples=3)
-    assert batches(plan) == batches(plan_training(made, 2, 0, 64, global_examples=3))
-    assert batches(plan) != batches(plan_training(made, 2, 1, 64, global_examples=3))
+    plan = plan_training(made, 2, 0, global_examples=3)
+    assert batches(plan) == batches(plan_training(made, 2, 0, global_examples=3))
+    assert batches(plan) != batches(plan_training(made, 2, 1, global_examples=3))
     assert batches(plan)[:3] != batches(plan)[3:]
-    longer = plan_training(made, 3, 0, 64, global_examples=3)
+    longer = plan_training(made, 3, 0, global_examples=3)
     assert batches(longer)[: plan.num_steps] == batches(plan)  # more epochs do not change the earlier ones
 
 
 def test_the_order_of_a_single_source_has_not_changed() -> None:
-    """Runs stopped under an earlier version can resume: same documents, same rows, same order within rows."""
+    """Runs stopped under an earlier version can resume: the same documents in every step."""
     made = documents([5, 9, 3, 12, 7, 7, 2, 30, 11, 6])
-    assert [batch.rows for batch in batches(plan_training(made, 2, 0, 40, global_examples=4))] == [
-        ((7, 4, 2), (6,)),
-        ((3, 5, 9, 0),),
-        ((8, 1),),
-        ((3, 8, 1, 9),),
-        ((7, 4, 6), (0,)),
-        ((5, 2),),
+    assert [sorted(batch.items) for batch in batches(plan_training(made, 2, 0, global_examples=4))] == [
+        [2, 4, 6, 7],
+        [0, 3, 5, 9],
+        [1, 8],
+        [1, 3, 8, 9],
+        [0, 4, 6, 7],
+        [2, 5],
     ]
-    assert [len(flat(b.rows)) for b in batches(plan_training(made, 1, 1, 40, global_tokens=20))] == [2, 2, 5, 1]
-
-
-def test_best_fit_packing_wastes_little() -> None:
-    lengths = np.random.default_rng(0).integers(10, 200, 64).tolist()
-    plan = plan_one_step(documents(lengths), 512)
-    assert plan.num_steps == 1 and len(plan.batch(0).rows) == -(-sum(lengths) // 512)
+    assert [batch.num_examples for batch in batches(plan_training(made, 1, 1, global_tokens=20))] == [2, 2, 5, 1]
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths_of, st.integers(1, 5), st.integers(1, 3))
-def test_a_step_of_validation_is_one_micro_batch_per_rank(lengths, world_size, size) -> None:
+@given(lengths_of, st.integers(1, 300))
+def test_a_pass_takes_every_item_once_in_file_order_in_steps_that_are_full(lengths, tokens) -> None:
     made = documents(lengths)
-    plan = plan_validation(made, 64, world_size, size)
-    taken = [sorted(flat(batch.rows)) for batch in batches(plan)]
-    assert [d for items in taken for d in items] == list(range(len(lengths)))  # in file order, each once
-    assert sum(batch.num_target_tokens for batch in batches(plan)) == made.targets.sum()
-    for batch, items in zip(batches(plan), taken, strict=True):
-        assert batch.num_examples == len(items) and len(batch.rows) <= world_size * size
-        assert all(made.lengths[list(row)].sum() <= 64 for row in batch.rows)
-        assert [len(micro_batches(batch.rows, made, rank, world_size, size)) for rank in range(world_size)] == (
-            [1] * world_size
-        )
-    for batch, (first, *_) in zip(batches(plan), taken[1:], strict=False):  # closed only when an item fits nowhere
-        assert len(batch.rows) == world_size * size
-        assert all(made.lengths[list(row)].sum() + made.lengths[first] > 64 for row in batch.rows)
-    assert batches(plan) == batches(plan_validation(made, 64, world_size, size))
+    steps = batches(plan_pass(made, tokens))
+    assert [item for batch in steps for item in batch.items] == list(range(len(lengths)))
+    assert sum(batch.num_target_tokens for batch in steps) == made.targets.sum()
+    sizes = [sum(batch.document_lengths) for batch in steps]
+    assert all(size <= tokens or batch.num_examples == 1 for size, batch in zip(sizes, steps, strict=True))
+    for size, following in zip(sizes, steps[1:], strict=False):  # a step ends only before an item that does not fit
+        assert size + following.document_lengths[0] > tokens
+    assert batches(plan_pass(made, tokens)) == steps
 
 
-def test_rows_of_validation_are_filled_evenly_and_steps_become_fewer_with_more_ranks() -> None:
-    made = documents([30, 20, 10, 10, 25, 20, 64, 1])
-    # Rows of 60 and 55 tokens; the item of 64 tokens fits into neither and begins the second step.
-    assert [batch.rows for batch in batches(plan_validation(made, 64, 1, 2))] == [((0, 3, 5), (1, 2, 4)), ((6,), (7,))]
-    lengths = np.random.default_rng(0).integers(10, 200, 2000).tolist()
-    steps = {ranks: plan_validation(documents(lengths), 512, ranks, 4).num_steps for ranks in (1, 2, 4, 8)}
-    full = sum(lengths) / (512 * 4)
-    assert all(full / ranks <= count <= 1.25 * full / ranks + 1 for ranks, count in steps.items())
-
-
-def test_an_item_longer_than_a_row_has_a_row_of_its_own() -> None:
-    rows = [batch.rows for batch in batches(plan_validation(documents([10, 100, 10, 30]), 64, 1, 2))]
-    assert rows == [((0, 2, 3), (1,))]
-
-
-def test_validation_of_a_large_corpus_is_planned_in_steps_and_packed_when_asked_for() -> None:
+def test_a_pass_over_a_large_corpus_reads_the_lengths_once_and_a_step_when_asked_for() -> None:
     lengths = np.random.default_rng(0).integers(2, 1000, 100_000)
     calls = []
 
     class Counted(InMemory):
-        def num_tokens(self, index: int) -> int:
+        def document_lengths(self, index: int) -> tuple[int, ...]:
             calls.append(index)
-            return super().num_tokens(index)
+            return super().document_lengths(index)
 
     ids = np.zeros(1000, dtype=np.int64)
     large = Counted([ids[:n] for n in lengths], [ids[:n] > 0 for n in lengths])
-    plan = plan_validation(large, 4096, 64, 8)
-    assert len(calls) == 100_000 and 20 < plan.num_steps < 40
-    calls.clear()
-    batch = plan.batch(3)
-    assert len(calls) == batch.num_examples < 6000 and len(batch.rows) == 512
-
-
-def test_without_packing_each_example_is_a_row() -> None:
-    rows = plan_training(documents([3, 4, 5]), 1, 0, 64, global_examples=3, packing=False).batch(0).rows
-    assert sorted(rows) == [(0,), (1,), (2,)]
+    plan = plan_pass(large, 8 * 4096 * 64)
+    assert calls == [] and plan.num_steps == 24
+    assert len(plan.batch(3).items) == len(calls) < 4500
 
 
 def test_collate_predicts_within_the_document_and_restarts_positions() -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.batches import collate, micro_batches, plan_training
+from data.batches import collate, plan_training
 from data.example_store import SPAN, ExampleWriter, Sequences, StoredSequence, open_entry
 from data.examples import Documents
+from tests.in_memory import micro_batches
 
 
 def write_entry(folder: Path, count: int) -> Documents:
@@ -53,9 +54,9 @@ def test_a_plan_over_many_examples_takes_no_more_memory_of_its_own_than_one_over
         store = open_entry(tmp_path / str(count))
         ids, weights = StoredSequence(store, "ids"), StoredSequence(store, "weights")
         made = Documents(ids, weights, store.lengths, store.targets, "", "", store)
-        plan = plan_training(made, 2, 0, 64, global_examples=64)
+        plan = plan_training(made, 2, 0, global_examples=64)
         for step in range(5):
-            for items in micro_batches(plan.batch(step).rows, made, 0, 1, 8):
+            for items in micro_batches(plan.batch(step).items, made, 512):
                 collate(items, made)
         growth.append(anonymous() - before)
     assert growth[1] < growth[0] + 12 * 2**20  # as Python objects they would take 300 bytes each

@@ -6,10 +6,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from data.batches import Plan, collate, micro_batches, plan_training, plan_validation
+from data.batches import Plan, collate, plan_pass, plan_training
 from data.sources import Corpus, Windows
 from data.streams import USEFUL
-from tests.in_memory import InMemory, chats, texts, weighted
+from tests.in_memory import InMemory, chats, micro_batches, texts, weighted
 
 
 def ragged(low: int, high: int, count: int, seed: int, make=chats) -> InMemory:
@@ -50,7 +50,7 @@ def windows(count: int) -> Windows:
 @pytest.mark.parametrize("size", [{"global_examples": 32}, {"global_tokens": 4000}])
 def test_shares_are_within_one_percent_over_100_steps(size) -> None:
     corpus = three_sources()
-    plan = plan_training(corpus, 2, 0, 512, **size)
+    plan = plan_training(corpus, 2, 0, **size)
     counts = np.array([plan.batch(step).targets_by_source for step in range(plan.num_steps)])
     assert plan.num_steps >= 140
     for start in (0, 37, plan.num_steps - 100):  # any 100 steps, across epoch boundaries
@@ -60,42 +60,42 @@ def test_shares_are_within_one_percent_over_100_steps(size) -> None:
         assert 0.97 < counts[:100].sum() / (100 * 4000) <= 1.0
     # The check must notice a source whose share is 10% too large.
     wrong = dataclasses.replace(corpus, shares=(0.675, 0.275, 0.05))
-    plan = plan_training(wrong, 2, 0, 512, **size)
+    plan = plan_training(wrong, 2, 0, **size)
     counts = np.array([plan.batch(step).targets_by_source for step in range(100)]).sum(0)
     assert np.abs(counts / counts.sum() / corpus.shares - 1).max() > 0.05
 
 
 def test_mixing_does_not_change_the_order_of_the_main_source() -> None:
     corpus = three_sources()
-    alone, mixed = (plan_training(source, 1, 3, 512, global_examples=16) for source in (corpus.sources[0], corpus))
+    alone, mixed = (plan_training(source, 1, 3, global_examples=16) for source in (corpus.sources[0], corpus))
     assert alone.num_steps == mixed.num_steps
     for step in (0, 1, 100, alone.num_steps - 1):
-        own = {item for row in alone.batch(step).rows for item in row}
-        assert {item for row in mixed.batch(step).rows for item in row if item < 2500} == own
+        own = set(alone.batch(step).items)
+        assert {item for item in mixed.batch(step).items if item < 2500} == own
         assert mixed.batch(step).targets_by_source[0] == alone.batch(step).num_target_tokens
-        assert all(sum(corpus.document_lengths(i)[0] for i in row) <= 512 for row in mixed.batch(step).rows)
+        assert all(corpus.num_tokens(item) <= 512 for item in mixed.batch(step).items)
 
 
 def test_a_step_does_not_depend_on_earlier_calls_or_on_the_number_of_ranks() -> None:
-    in_sequence = plan_training(three_sources(), 1, 0, 512, global_examples=32)
+    in_sequence = plan_training(three_sources(), 1, 0, global_examples=32)
     steps = [in_sequence.batch(step) for step in range(in_sequence.num_steps)]
     for step in (0, 63, 77, in_sequence.num_steps - 1):
         corpus = three_sources()
-        batch = plan_training(corpus, 1, 0, 512, global_examples=32).batch(step)
+        batch = plan_training(corpus, 1, 0, global_examples=32).batch(step)
         assert batch == steps[step]
-        items = sorted(item for row in batch.rows for item in row)
+        items = sorted(batch.items)
         for ranks in (1, 2, 4):
-            dealt = [m for rank in range(ranks) for m in micro_batches(batch.rows, corpus, rank, ranks, 3)]
+            dealt = [m for rank in range(ranks) for m in micro_batches(batch.items, corpus, 3 * 512, rank, ranks)]
             assert sorted(item for micro in dealt for item in micro) == items
-    assert plan_training(three_sources(), 1, 1, 512, global_examples=32).batch(0) != steps[0]
+    assert plan_training(three_sources(), 1, 1, global_examples=32).batch(0) != steps[0]
 
 
 def test_a_stream_repeats_a_document_only_after_taking_all_others() -> None:
     other = chats([7, 1, 9, 4])  # a document of one token has no target and is skipped
     corpus = Corpus((ragged(20, 60, 500, 0), other), ("main", "other"), (0.9, 0.1))
-    plan = plan_training(corpus, 1, 0, 64, global_examples=1)
+    plan = plan_training(corpus, 1, 0, global_examples=1)
     # Items within a step are sorted by length, so use steps that take at most one document of the other source.
-    taken = [item - 500 for s in range(plan.num_steps) for row in plan.batch(s).rows for item in row if item >= 500]
+    taken = [item - 500 for s in range(plan.num_steps) for item in plan.batch(s).items if item >= 500]
     assert len(taken) > 60 and set(taken) == {0, 2, 3}
     assert all(sorted(taken[i : i + 3]) == [0, 2, 3] for i in range(0, len(taken) - 3, 3))
     assert len({tuple(taken[i : i + 3]) for i in range(0, len(taken) - 3, 3)}) > 1  # every epoch has its own order
@@ -105,8 +105,8 @@ def test_a_stream_repeats_a_document_only_after_taking_all_others() -> None:
 
 def test_a_stream_repeats_a_window_only_after_taking_all_others() -> None:
     corpus = Corpus((ragged(20, 60, 900, 0), windows(7)), ("main", "store"), (0.9, 0.1))
-    plan = plan_training(corpus, 1, 0, 64, global_examples=1)
-    taken = [item - 900 for s in range(plan.num_steps) for row in plan.batch(s).rows for item in row if item >= 900]
+    plan = plan_training(corpus, 1, 0, global_examples=1)
+    taken = [item - 900 for s in range(plan.num_steps) for item in plan.batch(s).items if item >= 900]
     epochs = [tuple(taken[i : i + 7]) for i in range(0, len(taken) - 6, 7)]
     assert len(epochs) > 15 and all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len(set(epochs)) > 10  # every epoch has its own order
@@ -115,15 +115,15 @@ def test_a_stream_repeats_a_window_only_after_taking_all_others() -> None:
 @pytest.mark.parametrize("size", [{"global_examples": 7}, {"global_tokens": 90}])
 def test_every_window_of_a_store_is_visited_once_per_epoch(size) -> None:
     source = windows(103)
-    plan = plan_training(source, 3, 5, 16, **size)
+    plan = plan_training(source, 3, 5, **size)
     orders = []
     for epoch in range(3):
         steps = range(epoch * plan.steps_per_epoch[0], (epoch + 1) * plan.steps_per_epoch[0])
-        orders.append([item for s in steps for row in plan.batch(s).rows for item in row])
+        orders.append([item for s in steps for item in plan.batch(s).items])
         assert sorted(orders[-1]) == list(range(103))
     assert orders[0] != orders[1] != orders[2]
     batch = plan.batch(4)
-    exact = sum(source.num_targets(item) for row in batch.rows for item in row)
+    exact = sum(source.num_targets(item) for item in batch.items)
     assert batch.num_target_tokens == exact < 16 * batch.num_examples
     assert sum(batch.document_lengths) == 16 * batch.num_examples
 
@@ -132,7 +132,7 @@ def test_every_window_of_a_store_is_visited_once_per_epoch(size) -> None:
 def test_the_shares_of_a_store_are_exact(store_is_main) -> None:
     parts = (windows(4000), ragged(8, 17, 300, 0))
     corpus = Corpus(parts if store_is_main else parts[::-1], ("main", "other"), (0.9, 0.1))
-    plan = plan_training(corpus, 14, 0, 16, global_examples=40)
+    plan = plan_training(corpus, 14, 0, global_examples=40)
     counts = sum(np.array(plan.batch(s).targets_by_source) for s in range(100))
     assert np.abs(counts / counts.sum() / corpus.shares - 1).max() < 0.01
 
@@ -151,9 +151,9 @@ def test_collate_separates_the_documents_of_a_window_and_gives_the_source_of_eac
 @pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 1), (2, 3), (64, 8)])
 def test_validation_contains_every_item_of_every_source_once(world_size, micro_batch) -> None:
     corpus = Corpus((ragged(2, 60, 90, 0), windows(50)), ("main", "store"), (0.5, 0.5))
-    plan = plan_validation(corpus, 64, world_size, micro_batch)
+    plan = plan_pass(corpus, 64 * world_size * micro_batch)
     batches = [plan.batch(step) for step in range(plan.num_steps)]
-    assert sorted(item for batch in batches for row in batch.rows for item in row) == list(range(140))
+    assert sorted(item for batch in batches for item in batch.items) == list(range(140))
     counts = np.sum([batch.targets_by_source for batch in batches], axis=0)
     exact = sum(corpus.sources[1].num_targets(i) for i in range(50))
     assert counts.tolist() == [corpus.sources[0].targets.sum(), exact]
@@ -175,7 +175,7 @@ LONG = ragged(200, 900, 60, 3, texts)
 def test_long_texts_have_their_share_in_every_step(main, share, size) -> None:
     """The bound of data/mixing.py, on every step of two epochs, the smaller last ones included."""
     corpus = Corpus((main, LONG), ("main", "texts"), (1 - share, share))
-    plan = plan_training(corpus, 2, 0, 900, **size)
+    plan = plan_training(corpus, 2, 0, **size)
     own, texts_of = brought(plan)
     ratio, (window,) = share / (1 - share), plan.windows
     assert np.abs(texts_of - ratio * own).max() <= window + 1
@@ -198,9 +198,7 @@ def test_long_texts_have_their_share_in_every_step(main, share, size) -> None:
 def test_without_windows_most_steps_would_have_nothing() -> None:
     """The same texts as chats, which are not cut: what the test above would see if texts were not either."""
     whole = InMemory(LONG.ids, [np.arange(len(ids)) > 1 for ids in LONG.ids])
-    plan = plan_training(
-        Corpus((ragged(60, 300, 700, 0), whole), ("main", "chats"), (0.95, 0.05)), 2, 0, 900, **SIZES[0]
-    )
+    plan = plan_training(Corpus((ragged(60, 300, 700, 0), whole), ("main", "chats"), (0.95, 0.05)), 2, 0, **SIZES[0])
     assert (brought(plan)[1] == 0).mean() > 0.7
     assert "chats: 5.0% over any 61 steps, within a factor of two, but not of every step" in plan.promises[0]
 
@@ -209,7 +207,7 @@ def test_without_windows_most_steps_would_have_nothing() -> None:
 def test_windows_of_a_store_have_their_share_in_every_step(size) -> None:
     store = Windows(Store(60, 1024), "", "", 1024 * 0.8)  # 819 targets in 1,024 tokens, in documents of 5 tokens
     corpus = Corpus((ragged(60, 300, 700, 0), store), ("main", "store"), (0.95, 0.05))
-    plan = plan_training(corpus, 2, 0, 1024, **size)
+    plan = plan_training(corpus, 2, 0, **size)
     own, other = brought(plan)
     realised = (other / (own + other))[own >= 0.5 * own.mean()]
     assert realised.min() >= 0.025 and realised.max() <= 0.1
@@ -218,17 +216,17 @@ def test_windows_of_a_store_have_their_share_in_every_step(size) -> None:
 
 def test_every_token_of_a_cut_text_is_a_target_once_per_pass_and_predicted_from_the_one_before() -> None:
     corpus = Corpus((ragged(60, 300, 700, 0), LONG), ("main", "texts"), (0.7, 0.3))
-    plan = plan_training(corpus, 2, 0, 900, global_examples=12)
+    plan = plan_training(corpus, 2, 0, global_examples=12)
     seen, parts = [], 0
     for step in range(plan.num_steps):
-        for row in plan.batch(step).rows:
-            batch = collate(row, corpus)
+        for items in micro_batches(plan.batch(step).items, corpus, 900):
+            batch = collate(items, corpus)
             of_texts = batch.target_sources == 1
             ids = batch.target_ids[of_texts]
             assert (batch.input_ids[0, batch.target_positions[of_texts]] == ids - 1).all()
             assert sum(batch.document_lengths) <= 900
             seen.append(ids.numpy())
-            parts += sum(item >= len(corpus) for item in row)
+            parts += sum(item >= len(corpus) for item in items)
     counts = np.bincount(np.concatenate(seen), minlength=LONG.lengths.sum())
     targets = np.concatenate(LONG.weights)
     assert (counts[~targets] == 0).all()
@@ -242,8 +240,8 @@ def test_an_example_with_a_token_that_is_no_target_or_weighs_more_is_not_cut() -
     half = InMemory(LONG.ids, [np.where(w, np.float32(0.5), np.float32(0)) for w in LONG.weights])
     for whole in (chats(LONG.lengths.tolist()), half):
         corpus = Corpus((ragged(60, 300, 700, 0), whole), ("main", "other"), (0.9, 0.1))
-        plan = plan_training(corpus, 1, 0, 900, global_examples=12)
-        items = [item for step in range(plan.num_steps) for row in plan.batch(step).rows for item in row]
+        plan = plan_training(corpus, 1, 0, global_examples=12)
+        items = [item for step in range(plan.num_steps) for item in plan.batch(step).items]
         assert max(items) < len(corpus) and sum(item >= 700 for item in items) > 5
         own, other = brought(plan)
         assert np.abs(other - own / 9).max() <= whole.targets.max()
@@ -258,7 +256,7 @@ def test_no_step_has_more_than_global_tokens(main, used) -> None:
     others = LONG, ragged(100, 500, 80, 4), Windows(Store(60, 256), "", "", 256 * 0.8)
     for parts, shares in ((others, (0.1, 0.2, 0.1)), (others[1:2], (0.05,))):
         corpus = Corpus((main, *parts), ("main", "a", "b", "c")[: len(parts) + 1], (1 - sum(shares), *shares))
-        plan = plan_training(corpus, 2, 0, 900, global_tokens=1500)
+        plan = plan_training(corpus, 2, 0, global_tokens=1500)
         totals = np.array([plan.batch(step).num_target_tokens for step in range(plan.num_steps)])
         assert totals.max() <= 1500 and not any("global_tokens" in line for line in plan.promises)
         lasts = np.cumsum(plan.steps_per_epoch) - 1
@@ -268,7 +266,7 @@ def test_no_step_has_more_than_global_tokens(main, used) -> None:
 def test_steps_above_global_tokens_are_announced() -> None:
     main = chats([100] * 200 + [700] * 3)
     corpus = Corpus((main, LONG), ("main", "texts"), (0.9, 0.1))
-    plan = plan_training(corpus, 2, 0, 900, global_tokens=300)
+    plan = plan_training(corpus, 2, 0, global_tokens=300)
     totals = [plan.batch(step).num_target_tokens for step in range(plan.num_steps)]
     above = [total for total in totals if total > 300]
     assert len(above) == 6 and plan.promises[-1].startswith(f"warning: 6 of {plan.num_steps} steps may have more than")
@@ -279,12 +277,12 @@ def test_shares_and_divisors_of_weighted_sources() -> None:
     main, other = weighted((0.0, 0.25, 1.0, 3.0), 300), weighted((0.5, 1.0), 100, seed=1)
     corpus = Corpus((main, other), ("main", "other"), (0.8, 0.2))
     for size in ({"global_examples": 8}, {"global_tokens": 700}):
-        plan = plan_training(corpus, 2, 0, 128, **size)
+        plan = plan_training(corpus, 2, 0, **size)
         own, others = brought(plan)
         assert np.abs(others - own / 4).max() <= other.targets.max()
         for step in range(plan.num_steps):
             batch = plan.batch(step)
-            micro = [collate(row, corpus) for row in batch.rows]
+            micro = [collate((item,), corpus) for item in batch.items]
             exact = sum(m.target_weights.values.double().sum().item() for m in micro)
             assert batch.num_target_tokens == exact == sum(batch.targets_by_source)
             assert size.get("global_tokens", exact) >= exact
@@ -323,7 +321,7 @@ def test_a_million_documents_take_little_memory() -> None:
 
     corpus = Corpus((Lengths(10**6), Lengths(10**6)), ("main", "other"), (0.9, 0.1))
     tracemalloc.start()
-    plan = plan_training(corpus, 3, 0, 512, global_examples=64)
+    plan = plan_training(corpus, 3, 0, global_examples=64)
     assert plan.batch(30_000).num_examples > 64
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

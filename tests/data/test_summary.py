@@ -1,7 +1,7 @@
 import numpy as np
 
 from data.batches import plan_training
-from data.summary import BAR, describe_packing, describe_source, histogram
+from data.summary import BAR, describe_source, describe_steps, histogram
 from tests.data.test_batches import documents
 
 
@@ -43,10 +43,11 @@ def test_a_source_is_described():
     )
 
 
-def test_unused_room_is_that_of_the_packed_rows():
-    plan = plan_training(documents([60, 60, 30, 30]), epochs=1, seed=0, sequence_length=64, global_examples=4)
-    line = describe_packing([plan.batch(0)], 64, 1)
-    assert line.startswith(
-        "packing: 3 rows in all 1 steps of the first epoch; 6.2% of their room of 64 tokens"
-    )  # 12 of 192
-    assert "2 of 9 steps" in describe_packing([plan.batch(0)] * 2, 64, 9)
+def test_tokens_of_steps_are_compared_with_the_sequence_length():
+    plan = plan_training(documents([60, 60, 30, 30, 20]), epochs=1, seed=0, global_examples=4)
+    steps = [plan.batch(0), plan.batch(1)]
+    least, most = sorted(sum(step.document_lengths) for step in steps)
+    assert describe_steps(steps, 50, 2).startswith(
+        f"steps: {least} to {most} tokens in all 2 steps of the first epoch, 100 on average, which is 2.0 times data.sequ"
+    )
+    assert "2 of 9 steps" in describe_steps(steps, 64, 9)

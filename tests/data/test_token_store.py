@@ -310,5 +310,5 @@ def test_opening_and_planning_read_no_tokens(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(CheckedFile, "read", read_no_tokens)
     store = open_store(tmp_path / "store", "any", 64)
     huge = TokenStore(store.path, 64, store.dtype, 10**15, 10**12, (0, 10**15), (10**12,))
-    plan = plan_training(Windows(huge, "", "", huge.mean_targets), 2, 0, 64, global_examples=512)
+    plan = plan_training(Windows(huge, "", "", huge.mean_targets), 2, 0, global_examples=512)
     assert plan.num_steps == 2 * -(-len(huge) // 512) and plan.passes(plan.num_steps // 2) == (1.0,)

@@ -19,7 +19,8 @@ from torch.distributed.tensor import DTensor
 import distributed.sharding
 from common.errors import exit_process
 from configs.config import EWC
-from data.batches import collate, micro_batches
+from data.batches import collate
+from data.dealing import Dealer, one_per_token
 from data.examples import load_documents
 from data.tokens import load_tokenizer
 from distributed.gradients import gradient_norm
@@ -89,8 +90,8 @@ def run(case: dict, ranks: Ranks) -> None:
     settings = EWC(**({"strength": 20.0, "data": ("old",), "documents": 16} | case.get("ewc", {})))
     batches = None
     if not settings.fisher:
-        capacity = 256 if case.get("packing", True) else 0
-        batches = fisher_batches(documents, settings, capacity, 1, micro_batches, collate)
+        packing = case.get("packing", True)
+        batches = fisher_batches(documents, settings, Dealer(256 if packing else 1, one_per_token, packing), collate)
     log = []
     stop = Stop(case.get("stop_after"), ranks)
     penalty = start_penalty(model, settings, folder / "ewc", batches, strategy, stop, log.append)

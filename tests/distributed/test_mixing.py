@@ -9,7 +9,9 @@ import torch
 
 from configs.config import Source
 from data.batches import Plan, plan_training
+from data.dealing import Dealer, one_per_token
 from data.reader import Reader
+from data.sources import Corpus
 from data.token_build import build_store
 from model.loss import LossSums, cross_entropy_sum
 from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
@@ -82,30 +84,47 @@ def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, e
     return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": expect}
 
 
+def forwards(plan: Plan, corpus: Corpus, sequence_length: int, steps: int) -> int:
+    """Forwards of one of two ranks in the first steps."""
+    dealer = Dealer(sequence_length, one_per_token)
+    return sum(len(dealer.deal(plan.batch(step).items, corpus, 2).items) for step in range(steps))
+
+
 @pytest.fixture(scope="module")
-def plan(folder) -> Plan:
-    """The plan of the runs, computed in this process."""
+def corpus(folder) -> Corpus:
+    """The sources of the runs, read in this process."""
     reader = Reader(tiny_tokenizer(), 384, 256, "drop")
     mix = (Source("general", (f"{folder}/general.jsonl",), 0.3), Source("law", (f"{folder}/law.txt",), 0.1))
-    return plan_training(reader.training((f"{folder}/main.jsonl",), mix), 2, 0, 256, global_examples=4)
+    return reader.training((f"{folder}/main.jsonl",), mix)
 
 
 @pytest.fixture(scope="module")
-def store_plan(folder) -> Plan:
-    """The plan of the runs whose main source is a store."""
+def plan(corpus) -> Plan:
+    """The plan of the runs."""
+    return plan_training(corpus, 2, 0, global_examples=4)
+
+
+@pytest.fixture(scope="module")
+def store_corpus(folder) -> Corpus:
+    """The sources of the runs whose main source is a store."""
     reader = Reader(tiny_tokenizer(), 384, 64, "drop")
-    corpus = reader.training((f"{folder}/store",), (Source("law", (f"{folder}/law.txt",), 0.25),))
-    return plan_training(corpus, 2, 0, 64, global_examples=3)
+    return reader.training((f"{folder}/store",), (Source("law", (f"{folder}/law.txt",), 0.25),))
 
 
 @pytest.fixture(scope="module")
-def two(folder, plan, store_plan) -> Path:
+def store_plan(store_corpus) -> Plan:
+    """The plan of these runs."""
+    return plan_training(store_corpus, 2, 0, global_examples=3)
+
+
+@pytest.fixture(scope="module")
+def two(folder, corpus, plan, store_corpus, store_plan) -> Path:
     """World size 2. `stopped` is stopped in step 6, the first of the second epoch, and resumed."""
     # The validation at the start has one forward per rank; then come the forwards of five steps.
-    signal = f"signal_at_micro_batch:{1 + sum(-(-len(plan.batch(step).rows) // 2) for step in range(5))}"
+    signal = f"signal_at_micro_batch:{1 + forwards(plan, corpus, 256, 5)}"
     untied = (f"model.path={folder}/untied", "model.compute_dtype=bf16", "optimizer.max_steps=2")
     store = store_is_main(folder)
-    fourth = f"signal_at_micro_batch:{sum(-(-len(store_plan.batch(step).rows) // 2) for step in range(3))}"
+    fourth = f"signal_at_micro_batch:{forwards(store_plan, store_corpus, 64, 3)}"
     launch(
         folder,
         "two",

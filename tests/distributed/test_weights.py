@@ -55,7 +55,7 @@ config = Config(
 def reference(folder) -> tuple[float, float]:
     """Loss and gradient norm of the first step: sum of w nll over sum of w, one document after the other."""
     source = weighted(WEIGHTS)
-    items = [item for row in plan_training(source, 1, 0, 96, global_examples=6).batch(0).rows for item in row]
+    items = plan_training(source, 1, 0, global_examples=6).batch(0).items
     model = AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="eager", dtype=torch.float32)
     total, divisor = torch.zeros(()), 0.0
     for ids, factors in (map(torch.from_numpy, source.get(item)) for item in items):

@@ -27,6 +27,7 @@ import train
 import training.inputs
 from common.errors import exit_code_of, exit_process
 from data.batches import MicroBatch
+from data.dealing import Deal, Dealer, one_per_token
 from data.sources import Corpus
 from model.language_model import PackedLanguageModel
 from tests.in_memory import weighted
@@ -84,8 +85,8 @@ def plant(name: str | None, set_attribute) -> None:
         set_attribute(PackedLanguageModel, "forward", watched)
     elif kind == "mean_of_means":
         # Average the means of the micro-batches: loss_m / targets_m, divided by the number of micro-batches. The argument
-        # is the rows per micro-batch.
-        world_size, rows = int(os.environ.get("WORLD_SIZE", 1)), int(argument)
+        # is the examples of a micro-batch.
+        world_size, capacity = int(os.environ.get("WORLD_SIZE", 1)), int(argument)
         forward, plan_training = PackedLanguageModel.forward, training.inputs.plan_training
 
         def mean(self, batch: MicroBatch, *by_source, **options) -> torch.Tensor:
@@ -96,8 +97,8 @@ def plant(name: str | None, set_attribute) -> None:
 
             def batch(step: int) -> object:
                 right = made.batch(step)
-                micro = -(-len(right.rows) // (world_size * rows)) * world_size
-                return dataclasses.replace(right, num_target_tokens=micro)
+                deal = Dealer(capacity, one_per_token, packing=False).deal(right.items, arguments[0], world_size)
+                return dataclasses.replace(right, num_target_tokens=len(deal.items) * world_size)
 
             return dataclasses.replace(made, batch=batch)
 
@@ -114,7 +115,7 @@ def plant(name: str | None, set_attribute) -> None:
 
             def counted_batch(step: int) -> object:
                 right = made.batch(step)
-                count = sum(int((source.get(item)[1] > 0).sum()) for row in right.rows for item in row)
+                count = sum(int((source.get(item)[1] > 0).sum()) for item in right.items)
                 return dataclasses.replace(right, num_target_tokens=count)
 
             return dataclasses.replace(made, batch=counted_batch)
@@ -146,12 +147,12 @@ def plant(name: str | None, set_attribute) -> None:
         set_attribute(PackedLanguageModel, "forward", killed_in_forward)
     elif kind == "endless_step":
         # From the step with this number on, a step has a million times as many micro-batches: it never ends.
-        steps, micro_batches = iter(range(10**9)), train.micro_batches
+        steps, of_rank = iter(range(10**9)), Deal.of_rank
 
         def endless(*arguments) -> list:
-            return micro_batches(*arguments) * (10**6 if next(steps) >= int(argument) else 1)
+            return of_rank(*arguments) * (10**6 if next(steps) >= int(argument) else 1)
 
-        set_attribute(train, "micro_batches", endless)
+        set_attribute(Deal, "of_rank", endless)
     elif kind == "not_finite":
         # "3,4": a NaN loss in the forwards with these numbers, on the last rank only.
         bad, count, forward = {int(n) for n in argument.split(",")}, iter(range(10**9)), PackedLanguageModel.forward

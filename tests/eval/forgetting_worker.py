@@ -14,6 +14,7 @@ sys.path[0] = str(root)
 import torch.distributed as dist
 
 from common.errors import exit_process
+from data.dealing import Dealer, one_per_token
 from data.tokens import load_tokenizer
 from distributed.process_group import StopSignal, start_process_group
 from eval import forgetting
@@ -37,7 +38,7 @@ for name, strategy, offload in [*cases, ("untied", "full", False), ("extended", 
     load_weights(model, path, ranks.device)
     model.train()
     tokenizer = load_tokenizer(path)
-    reference = forgetting.start_forgetting(model, tokenizer, 64, 2, stop, first_new_row(path))
+    reference = forgetting.start_forgetting(model, tokenizer, Dealer(128, one_per_token), stop, first_new_row(path))
     unchanged = forgetting.measure_forgetting(reference, model, stop)
     load_weights(model, f"{path}-tuned", ranks.device)
     tuned = forgetting.measure_forgetting(reference, model, stop)
@@ -53,7 +54,7 @@ for name, strategy, offload in [*cases, ("untied", "full", False), ("extended", 
 stop.name = "SIGTERM" if ranks.rank == ranks.world_size - 1 else None  # only one rank receives the signal
 results["stopped"] = forgetting.measure_forgetting(reference, model, stop)
 results["stopped at the start"] = forgetting.measure_forgetting(
-    forgetting.start_forgetting(model, tokenizer, 64, 2, stop), model, stop
+    forgetting.start_forgetting(model, tokenizer, Dealer(128, one_per_token), stop), model, stop
 )
 (folder / f"{ranks.world_size}.{ranks.rank}.json").write_text(json.dumps(results))
 dist.destroy_process_group()

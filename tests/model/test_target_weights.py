@@ -16,7 +16,7 @@ from model.architectures import read_model_config
 from model.ewc.fisher import estimate_fisher
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights
 from model.loss import LossSums
-from tests.in_memory import InMemory, weighted
+from tests.in_memory import InMemory, micro_batches, weighted
 from tests.model.ewc.tiny_ewc import batches_of, corpus, signal_is, write_model
 from tests.tiny import write_tiny_model
 
@@ -42,11 +42,12 @@ def test_loss_and_gradients_of_a_weighted_step_equal_a_plain_loop_over_transform
     """Sum of w nll over sum of w, in several micro-batches. The count of targets as the divisor would be noticed."""
     path = write_tiny_model(tmp_path / "model")
     source = weighted((0.0, 0.25, 1.0, 3.0))
-    batch = plan_training(source, 1, 0, 128, global_examples=9, packing=packing).batch(0)
-    items = [item for row in batch.rows for item in row]
+    batch = plan_training(source, 1, 0, global_examples=9).batch(0)
+    items = batch.items
+    dealt = micro_batches(items, source, 128) if packing else [(item,) for item in items]
     packed, loss = load(path), 0.0
-    for row in batch.rows:
-        part = packed(collate(row, source)) / batch.num_target_tokens
+    for part_of_step in dealt:
+        part = packed(collate(part_of_step, source)) / batch.num_target_tokens
         part.backward()
         loss += part.item()
 
@@ -60,7 +61,7 @@ def test_loss_and_gradients_of_a_weighted_step_equal_a_plain_loop_over_transform
     (total / divisor).backward()
 
     assert batch.num_target_tokens == divisor and abs(divisor / count - 1) > 0.1
-    assert len(items) == 9 and len(batch.rows) > 2
+    assert len(items) == 9 and len(dealt) > 2
     assert loss == pytest.approx(total.item() / divisor, rel=1e-6)
     assert loss != pytest.approx(total.item() / count, rel=1e-2)
     expected = dict(eager.named_parameters())
@@ -78,9 +79,9 @@ def test_weights_of_one_change_no_bit() -> None:
     mixed = collate((0, 1), InMemory(ones.ids, [plain.weights[0], 3 * ones.weights[1], plain.weights[2]]))
     lengths = [len(ids) - 1 for ids in ones.ids[:2]]
     assert mixed.target_weights.values.tolist() == [1.0] * lengths[0] + [3.0] * lengths[1]
-    batch = plan_training(plain, 1, 0, 64, global_examples=3).batch(0)
+    batch = plan_training(plain, 1, 0, global_examples=3).batch(0)
     assert type(batch.num_target_tokens) is int
-    assert plan_training(ones, 1, 0, 64, global_examples=3).batch(0).num_target_tokens == batch.num_target_tokens
+    assert plan_training(ones, 1, 0, global_examples=3).batch(0).num_target_tokens == batch.num_target_tokens
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -4,10 +4,12 @@ import math
 from itertools import chain, count
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from data.batches import StepBatch
+from data.dealing import Deal
 from model import flops
 from model.flops import PeakFlops, Work
 from model.loss import LossSums
@@ -28,10 +30,12 @@ def clock(monkeypatch):
     return clock
 
 
-def step(lengths: tuple[int, ...], targets: tuple[int, ...], losses: list[float]) -> tuple[StepBatch, LossSums]:
+def step(
+    lengths: tuple[int, ...], targets: tuple[int, ...], losses: list[float], costs: tuple = ((1,),)
+) -> tuple[StepBatch, Deal, LossSums]:
     sums = LossSums(len(targets), CPU)
     sums.values.copy_(torch.tensor(losses))
-    return StepBatch((), sum(targets), len(lengths), targets, lengths), sums
+    return StepBatch((), sum(targets), len(lengths), targets, lengths), Deal((), np.array(costs)), sums
 
 
 def test_speed_counts_the_tokens_of_all_steps_and_no_pauses(clock) -> None:
@@ -53,6 +57,15 @@ def test_speed_counts_the_tokens_of_all_steps_and_no_pauses(clock) -> None:
     clock.now += 1.0
     meter.add(*step((10,), (1,), [1.0]))  # the next row covers only the steps after the last one
     assert meter.row(Progress({}, {}, [21], step=3, tokens=210), epoch=0.6)["train/tokens_per_second"] == 10.0
+
+
+def test_the_balance_of_a_window_weighs_steps_by_their_time(clock) -> None:
+    meter = Meter(ONE_SOURCE, WORK, peak_flops=20_000.0, device=CPU)
+    clock.now += 1.0
+    meter.add(*step((10,), (1,), [1.0], ((9, 1), (4, 4))))  # two micro-batches on two ranks: 9 of 13 busy
+    meter.add(*step((10,), (1,), [1.0], ((27, 27),)))
+    row = meter.row(Progress({}, {}, [2], step=2, tokens=20), epoch=0.1)
+    assert row["train/balance"] == pytest.approx((9 + 27) / (9 + 4 + 27)) == 0.9
 
 
 def test_mfu_above_100_percent_is_not_reported(clock) -> None:

@@ -1,0 +1,179 @@
+"""Which rank computes which documents of a step, in which micro-batch: the deal.
+
+Under FSDP all ranks meet in every layer of every micro-batch, so a micro-batch takes as long as its slowest rank. A step's
+items are therefore dealt into `micro-batches x ranks` bins by their FLOPs, and not by their number or tokens. The deal has
+the smallest number of micro-batches that holds the step, because each of them gathers the parameters once more.
+
+The time of a step is the sum over its micro-batches of the largest bin. Three rules propose bins, and the fastest proposal
+wins: none of them is the best for every step (docs/performance.md has the figures).
+
+- Longest processing time first (Graham, 1969, doi:10.1137/0117039): each item, the costliest first, goes into the bin with
+  the least cost that has room. The bins are then sorted, so that bins of one micro-batch are alike. It is the best for many
+  items of similar cost.
+- Least increase: each item goes where it lengthens the step least. It is the best where a few items are much longer than
+  the others, because it fills up the other ranks of their micro-batch.
+- Best fit: each item, the longest first, goes into the fullest bin that has room. It needs the fewest bins, and so it sets
+  the number of micro-batches. The other two may find no room for all items in so few.
+
+All ranks compute the whole deal. It is made of integers alone, so that processors of different kinds agree on it.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+# Items of one micro-batch on one rank: documents, or windows of a token store.
+Items = tuple[int, ...]
+Bins = list[list[int]]  # positions in the list of items
+_FULL = np.iinfo(np.int64).max
+
+
+class Source(Protocol):
+    """The part of a source (data/sources.py) that is used here."""
+
+    def num_tokens(self, item: int, /) -> int: ...
+    def num_targets(self, item: int, /) -> int | float: ...
+    def document_lengths(self, item: int, /) -> tuple[int, ...]: ...
+
+
+# (lengths of documents in tokens int64 (documents,), number of target tokens int64 (documents,)) -> cost int64 (documents,)
+Costs = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def one_per_token(lengths: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Costs where no model is at hand: the number of tokens."""
+    return lengths
+
+
+@dataclass(frozen=True)
+class Deal:
+    """The micro-batches of a step. items: `[micro-batch][rank]`; costs: int64 `(micro-batches, ranks)`."""
+
+    items: tuple[tuple[Items, ...], ...]
+    costs: np.ndarray
+
+    def of_rank(self, rank: int) -> list[Items]:
+        """The micro-batches of one rank. Every rank gets the same number; some may be empty (`()`)."""
+        return [micro_batch[rank] for micro_batch in self.items]
+
+    @property
+    def mean(self) -> float:
+        """Cost of a mean rank: the time of the step if all ranks were equally busy."""
+        return float(self.costs.sum(dtype=np.float64)) / self.costs.shape[1]
+
+    @property
+    def slowest(self) -> float:
+        """Cost of the slowest rank of each micro-batch, summed: the time of the step."""
+        return float(self.costs.max(axis=1).sum(dtype=np.float64))
+
+
+def balance(deals: Iterable[Deal]) -> float:
+    """Share of the time in which a mean rank computes, by cost. 1: no rank ever waits for another one."""
+    pairs = [(deal.mean, deal.slowest) for deal in deals]
+    slowest = sum(slowest for _, slowest in pairs)
+    return sum(mean for mean, _ in pairs) / slowest if slowest else 1.0
+
+
+@dataclass(frozen=True)
+class Dealer:
+    """How micro-batches are made.
+
+    capacity: a micro-batch on one rank has at most so many tokens, or with `packing` off so many items. An item that is
+    longer has a micro-batch of its own.
+    costs: the FLOPs of documents (`model.flops.Work.costs`).
+    """
+
+    capacity: int
+    costs: Costs
+    packing: bool = True
+
+    def deal(self, items: Sequence[int], source: Source, ranks: int) -> Deal:
+        """Deal the items of a step to `ranks` ranks. A pure function, the same on every rank."""
+        sizes = np.ones(len(items), dtype=np.int64)
+        if self.packing:
+            sizes = np.array([source.num_tokens(item) for item in items], dtype=np.int64).clip(max=self.capacity)
+        costs = self.costs_of_items(items, source)
+        bins = _fewest_bins(sizes, costs, ranks, self.capacity)
+        totals = np.array([costs[bin].sum() for bin in bins], dtype=np.int64).reshape(-1, ranks)
+        dealt = [tuple(items[i] for i in bin) for bin in bins]
+        return Deal(tuple(tuple(dealt[m : m + ranks]) for m in range(0, len(dealt), ranks)), totals)
+
+    def costs_of_items(self, items: Sequence[int], source: Source) -> np.ndarray:
+        """The cost of each item, int64 `(items,)`."""
+        lengths = [source.document_lengths(item) for item in items]
+        first = np.cumsum([0, *(len(documents) for documents in lengths)])[:-1]  # first document of each item
+        targets = np.zeros(sum(map(len, lengths)), dtype=np.int64)
+        # How the targets are spread over an item's documents makes no difference: the head's cost is linear.
+        targets[first] = [int(source.num_targets(item)) for item in items]
+        costs = self.costs(np.array([n for documents in lengths for n in documents], dtype=np.int64), targets)
+        return np.add.reduceat(costs, first) if len(items) else costs
+
+
+def _fewest_bins(sizes: np.ndarray, costs: np.ndarray, ranks: int, capacity: int) -> Bins:
+    """Bins of the fastest proposal for the smallest number of micro-batches; bins of one micro-batch are neighbours."""
+    fullest = _best_fit(sizes, capacity)
+    micro_batches = max(1, -(-len(fullest) // ranks))
+    fullest += [[] for _ in range(micro_batches * ranks - len(fullest))]
+    rules = (_longest_first, _least_increase)
+    proposals = [rule(sizes, costs, (micro_batches, ranks), capacity) for rule in rules] + [_alike(fullest, costs)]
+    return min((bins for bins in proposals if bins is not None), key=lambda bins: _time(bins, costs, ranks))
+
+
+def _best_fit(sizes: np.ndarray, capacity: int) -> Bins:
+    bins: Bins = []
+    room = np.full(len(sizes), capacity, dtype=np.int64)  # of `bins`, and of empty ones after them
+    for i in _descending(sizes):
+        open_room = room[: len(bins) + 1]
+        chosen = int(np.where(open_room >= sizes[i], open_room, _FULL).argmin())
+        if chosen == len(bins):
+            bins.append([])
+        bins[chosen].append(i)
+        room[chosen] -= sizes[i]
+    return bins
+
+
+def _alike(bins: Bins, costs: np.ndarray) -> Bins:
+    """The bins in order of their cost, so that those of one micro-batch are alike."""
+    return [bins[b] for b in _descending(np.array([costs[bin].sum() for bin in bins]))]
+
+
+def _time(bins: Bins, costs: np.ndarray, ranks: int) -> int:
+    return sum(max(int(costs[bin].sum()) for bin in bins[m : m + ranks]) for m in range(0, len(bins), ranks))
+
+
+def _longest_first(sizes: np.ndarray, costs: np.ndarray, shape: tuple[int, int], capacity: int) -> Bins | None:
+    bins: Bins = [[] for _ in range(shape[0] * shape[1])]
+    loads, room = np.zeros(len(bins), dtype=np.int64), np.full(len(bins), capacity, dtype=np.int64)
+    for i in _descending(costs):
+        chosen = int(np.where(room >= sizes[i], loads, _FULL).argmin())
+        if room[chosen] < sizes[i]:
+            return None
+        bins[chosen].append(i)
+        loads[chosen] += costs[i]
+        room[chosen] -= sizes[i]
+    return _alike(bins, costs)
+
+
+def _least_increase(sizes: np.ndarray, costs: np.ndarray, shape: tuple[int, int], capacity: int) -> Bins | None:
+    bins: Bins = [[] for _ in range(shape[0] * shape[1])]
+    loads, room = np.zeros(shape, dtype=np.int64), np.full(shape, capacity, dtype=np.int64)
+    largest = np.zeros((shape[0], 1), dtype=np.int64)  # of each micro-batch
+    for i in _descending(costs):
+        increase = np.where(room >= sizes[i], np.maximum(loads + costs[i] - largest, 0), _FULL)
+        # Of equal increases the bin with the least cost.
+        chosen = int(np.where(increase == increase.min(), loads, _FULL).argmin())
+        m, rank = divmod(chosen, shape[1])
+        if room[m, rank] < sizes[i]:
+            return None
+        bins[chosen].append(i)
+        loads[m, rank] += costs[i]
+        room[m, rank] -= sizes[i]
+        largest[m] = max(largest[m, 0], loads[m, rank])
+    return bins
+
+
+def _descending(values: np.ndarray) -> list[int]:
+    """Positions of the largest values first; of equal ones the first."""
+    return np.argsort(-values, kind="stable").tolist()
