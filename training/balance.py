@@ -45,7 +45,7 @@ def balance_warnings(config: Config, inputs: Inputs, deals: list[Deal], ranks: i
         f"batch.{key}={(size or 0) * factor} would make it {value:.2f}"
         for factor, value in _first_enough(_with_larger_batch(inputs, factor, ranks) for factor in FACTORS)
     ] + [
-        f"{ranks // factor} ranks would make it {value:.2f}"
+        f"{ranks // factor} rank{'s' if ranks > factor else ''} would make it {value:.2f}"
         for factor, value in _first_enough(_with_fewer_ranks(inputs, factor, ranks) for factor in FACTORS)
     ]
     return [

@@ -50,7 +50,7 @@ def test_the_warning_names_a_batch_size_that_mends_it(size, key) -> None:
 
 def test_where_nothing_mends_it_the_warning_says_what_to_try() -> None:
     (warning,) = warnings_of([64, *[2] * 3], 3, global_examples=4)
-    assert warning.endswith("lengths for 3 ranks; 1 ranks would make it 1.00")
+    assert warning.endswith("lengths for 3 ranks; 1 rank would make it 1.00")
     (warning,) = warnings_of([64], 17, global_examples=4)
     assert warning.endswith("for 17 ranks; raise batch.global_examples or use fewer ranks")
 
