@@ -65,6 +65,7 @@ from training.description import describe_run, memory_line
 from training.ending import check_last_weights, export_run, is_finished, stop_for_bad_weights
 from training.inputs import Inputs, read_inputs
 from training.meter import Meter
+from training.micro_batch import settle_micro_batch
 from training.owner import own_directory
 from training.progress import Progress, find_progress
 from training.provenance import record_start, short_commit
@@ -109,7 +110,8 @@ def main() -> int:
     keep_freed_memory()  # before tokenising starts threads
     world_size, ranks_per_node = world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
-    config = config_from_command_line(__doc__, world_size, print if is_first else lambda text: None)
+    say = print if is_first else lambda text: None
+    config = config_from_command_line(__doc__, world_size, say)
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)
     run_directory = Path(config.run.directory) / config.run.name
@@ -123,6 +125,7 @@ def main() -> int:
     decoder_layers(model, config.model.layer_class)  # a wrong name ends here
     check_weights(model, config.model.path)
     config = settle_chat_settings(config, tokenizer, run_directory, world_size)
+    config = settle_micro_batch(config, model, model_config, run_directory, world_size, say)
     costs = count_work(model, model_config).costs
     inputs = read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=is_first)
     # Processes, which agree on all of this before anything is trained. A run directory has one owner.

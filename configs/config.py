@@ -72,7 +72,15 @@ class Batch:
     global_tokens: int | None = (
         None  # or: maximum number of target tokens per optimizer step, over all sources and ranks
     )
-    micro_batch: int = 1  # packed rows per forward pass on one rank; gradient accumulation follows from it
+    # Size of one forward pass on one rank: at most so many times data.sequence_length tokens (with data.packing=False: so
+    # many examples). Gradient accumulation follows from it. auto: the largest that memory holds (training/micro_batch.py)
+    micro_batch: int | str = 1
+
+    @property
+    def rows(self) -> int:
+        """`micro_batch` as a number. A run replaces `auto` before it reads any data."""
+        assert isinstance(self.micro_batch, int)
+        return self.micro_batch
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from data.tokens import load_tokenizer
 from eval.plots import plot_shares
 from model.architectures import read_model_config
 from training.inputs import read_inputs
+from training.micro_batch import with_rows
 
 
 class Whole:
@@ -59,7 +60,9 @@ def main() -> int:
     if not config.data.mix:
         raise UserError(f"{arguments.config} mixes no source in; name one in data.mix")
     vocabulary = read_model_config(config.model.path).vocab_size
-    inputs = read_inputs(config, load_tokenizer(config.model.path), vocabulary, one_per_token, 1, show_progress=True)
+    inputs = read_inputs(
+        with_rows(config, 1), load_tokenizer(config.model.path), vocabulary, one_per_token, 1, show_progress=True
+    )
     corpus = inputs.train
     # A token store has no `targets`; its windows stay cut.
     uncut: list[Any] = [Whole(source) if hasattr(source, "targets") else source for source in corpus.sources[1:]]

@@ -28,6 +28,7 @@ from data.tokens import load_tokenizer
 from model.architectures import read_model_config
 from training.chat_settings import settle_chat_settings
 from training.inputs import read_inputs
+from training.micro_batch import with_rows
 from training.show_data import Examples, is_store, summary
 
 
@@ -69,7 +70,9 @@ def show(arguments: argparse.Namespace) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     if arguments.index is None and arguments.random is None:
         model_config = read_model_config(config.model.path)
-        inputs = read_inputs(config, tokenizer, model_config.vocab_size, one_per_token, 1, show_progress=True)
+        inputs = read_inputs(
+            with_rows(config, 1), tokenizer, model_config.vocab_size, one_per_token, 1, show_progress=True
+        )
         print("\n".join(summary(config, inputs)), flush=True)
         if arguments.source == MAIN and any(map(is_store, config.data.train)):
             print("a token store keeps no examples to show", flush=True)

@@ -102,9 +102,9 @@ def _batch_line(config: Config, first: Deal, world_size: int) -> str:
     examples = counted(batch.global_examples or 0, "example")
     if batch.global_tokens:
         examples = f"as many examples as fit into {counted(batch.global_tokens, 'target token')}"
-    size = f"{counted(batch.micro_batch * data.sequence_length, 'token')} at most"
+    size = f"{counted(batch.rows * data.sequence_length, 'token')} at most"
     if not data.packing:
-        size = f"{counted(batch.micro_batch, 'example')} at most"
+        size = f"{counted(batch.rows, 'example')} at most"
     return (
         f"step: {examples}; the first is dealt to {counted(world_size, 'rank')} x "
         f"{counted(len(first.items), 'micro-batch')} of {size}"

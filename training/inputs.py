@@ -86,8 +86,8 @@ def read_inputs(
     warmup_steps = config.optimizer.warmup_steps
     if warmup_steps is None:
         warmup_steps = math.ceil(config.optimizer.warmup_ratio * total_steps)
-    tokens = batch.micro_batch * data.sequence_length  # of one micro-batch
-    dealer = Dealer(tokens if data.packing else batch.micro_batch, costs, data.packing)
+    tokens = batch.rows * data.sequence_length  # of one micro-batch
+    dealer = Dealer(tokens if data.packing else batch.rows, costs, data.packing)
     documents = None
     if old_domain:
         documents = fisher_batches(reader.source(old_domain, "the old domain"), ewc, dealer, collate)

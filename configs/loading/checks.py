@@ -80,6 +80,8 @@ def check_config(config: Config) -> None:
             if name in CHOICES and value not in CHOICES[name]:
                 raise UserError(f"{name} must be one of {', '.join(CHOICES[name])}, not {value!r}")
     batch, optimizer, run = config.batch, config.optimizer, config.run
+    if isinstance(batch.micro_batch, str) and batch.micro_batch != "auto":
+        raise UserError(f"batch.micro_batch must be an integer or auto, not {batch.micro_batch!r}")
     if (batch.global_examples is None) == (batch.global_tokens is None):
         raise UserError(
             "set exactly one of batch.global_examples (examples per step) and batch.global_tokens (target tokens per step), "
@@ -90,7 +92,7 @@ def check_config(config: Config) -> None:
     _check_mix(config.data.mix)
     for name in ABOVE_ZERO:
         value = _get(config, name)
-        if value is not None and not 0 < value < float("inf"):
+        if value is not None and value != "auto" and not 0 < value < float("inf"):
             raise UserError(f"{name} must be above 0, not {value!r}")
     for name in ZERO_OR_MORE:
         value = _get(config, name)
@@ -179,9 +181,11 @@ def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:
             f"sharding.strategy=hybrid: {world_size} ranks cannot be divided into groups of sharding.shard_size={shard_size}; "
             f"set it to one of {divisors}"
         )
-    rows = world_size * config.batch.micro_batch
     examples = config.batch.global_examples
-    if not config.data.packing and examples is not None and examples % rows:
+    if config.data.packing or examples is None or config.batch.micro_batch == "auto":
+        return
+    rows = world_size * config.batch.rows
+    if examples % rows:
         raise UserError(
             f"data.packing=False: batch.global_examples={examples} is not divisible by {world_size} ranks x batch.micro_batch="
             f"{config.batch.micro_batch}; set it to {max(1, examples // rows) * rows}, for example"

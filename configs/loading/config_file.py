@@ -127,6 +127,8 @@ def _parse(raw: str, hint: object, name: str) -> object:
     if kind is int and type(value) is float and value.is_integer() and "e" in raw.lower():
         value = int(value)  # e.g. 1e6 tokens
     if not has_type(value, kind):
+        if str in options:
+            return raw
         raise UserError(f"{name} must be {type_name(hint)}, not {raw!r}")
     return value
 

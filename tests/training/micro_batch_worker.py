@@ -1,0 +1,47 @@
+"""Two ranks with unequal free memory settle the micro-batch; each writes it to RESULT.rank<rank>.json.
+
+torchrun --nproc_per_node=2 tests/training/micro_batch_worker.py MODEL RESULT
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from model.architectures import read_model_config
+from model.language_model import build_on_meta
+from tests.tiny import write_tiny_model
+from training import micro_batch
+
+rank, (folder, result) = int(os.environ["RANK"]), map(Path, sys.argv[1:3])
+path = str(write_tiny_model(folder.with_suffix(f".rank{rank}")))
+shape = read_model_config(path)
+config = Config(
+    Model(path, compute_dtype="fp32"),
+    Data(("a",), sequence_length=100),
+    Batch(global_examples=64, micro_batch="auto"),
+    Optimizer(1e-5),
+    Run("r", timeout_minutes=0.5),
+)
+fixed, per_token = micro_batch.expected_bytes(config, build_on_meta(shape), shape, 2, 2)
+rows = 9 if rank == 0 else 3
+free = int((fixed + (rows + 0.5) * 100 * per_token) / micro_batch.USABLE["cpu"])
+micro_batch.free_bytes = lambda device, local_world: free
+
+
+def settle(directory: Path) -> int:
+    settled = micro_batch.settle_micro_batch(config, build_on_meta(shape), shape, directory, 2, lambda text: None)
+    return settled.batch.rows
+
+
+found = {"rows": settle(folder / "none")}
+resumed = folder.with_name(f"run.rank{rank}")  # rank 1 sees another record than rank 0, or an old one
+(resumed / "checkpoints").mkdir(parents=True)
+(resumed / "checkpoints" / "latest").write_text("step-000001")
+record = {"config": {"batch": {"micro_batch": 4 + rank}}, "world_size": 2}
+(resumed / "config.json").write_text(json.dumps(record))
+found["resumed"] = settle(resumed)
+result.with_suffix(f".rank{rank}.json").write_text(json.dumps(found))

@@ -1,0 +1,122 @@
+"""batch.micro_batch=auto: what is counted, which number is taken, and that all ranks take the same."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from configs.config import EWC, Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
+from model.activations import SavedBytes
+from model.architectures import read_model_config
+from model.language_model import build_on_meta, num_parameters
+from tests.processes import run_ranks
+from tests.tiny import write_tiny_model
+from training import micro_batch
+from training.micro_batch import bytes_per_token, expected_bytes, largest_useful, settle_micro_batch
+
+HERE = Path(__file__).parent
+CONFIG = Config(
+    model=Model("m", compute_dtype="fp32"),
+    data=Data(("a.jsonl",), sequence_length=100),
+    batch=Batch(global_examples=64, micro_batch="auto"),
+    optimizer=Optimizer(1e-5),
+    run=Run("r"),
+    sharding=Sharding(strategy="none"),
+)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> str:
+    return str(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny", layers=4))
+
+
+def settled(tmp_path, path: str, config: Config = CONFIG) -> tuple[Config, list[str]]:
+    said: list[str] = []
+    shape = read_model_config(path)
+    return settle_micro_batch(config, build_on_meta(shape), shape, tmp_path, 1, said.append), said
+
+
+def with_(**sections) -> Config:
+    return dataclasses.replace(CONFIG, **sections)
+
+
+def test_memory_that_is_left_is_filled_with_rows(tmp_path, path, monkeypatch) -> None:
+    shape = read_model_config(path)
+    fixed, per_token = expected_bytes(CONFIG, build_on_meta(shape), shape, 1, 1)
+    for rows in (1, 7, 63):
+        free = (fixed + (rows + 0.5) * 100 * per_token) / micro_batch.USABLE["cpu"]
+        monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world, free=free: int(free))
+        config, said = settled(tmp_path, path)
+        assert config.batch.micro_batch == rows and len(said) == 1
+        assert said[0].startswith(f"batch.micro_batch=auto: {rows} of data.sequence_length=100 tokens; of ")
+    monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: 1 << 40)
+    assert settled(tmp_path, path)[0].batch.micro_batch == 64  # a step has no more
+    monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: fixed)
+    config, said = settled(tmp_path, path)
+    assert config.batch.micro_batch == 1 and said[1].startswith(
+        "warning: not even one row is expected to fit into memory"
+    )
+
+
+def test_a_number_stays_as_it_is(tmp_path, path) -> None:
+    config = with_(batch=Batch(global_examples=64, micro_batch=3))
+    assert settled(tmp_path, path, config) == (config, [])
+
+
+def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start(tmp_path, path, monkeypatch) -> None:
+    monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: 1 << 40)
+    record = {"config": {"batch": {"micro_batch": 5}}, "world_size": 1}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert settled(tmp_path, path)[0].batch.micro_batch == 64  # nothing to resume
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("step-000001")
+    assert settled(tmp_path, path)[0].batch.micro_batch == 5
+    for other in ({"world_size": 2}, {"config": {}}, {"config": {"batch": {"micro_batch": "auto"}}}):
+        (tmp_path / "config.json").write_text(json.dumps(record | other))
+        assert settled(tmp_path, path)[0].batch.micro_batch == 64
+
+
+def test_state_is_counted_by_optimizer_memory_sharding_and_ewc(path) -> None:
+    shape = read_model_config(path)
+    model = build_on_meta(shape)
+    count = num_parameters(model)
+
+    def fixed(ranks: int = 4, **sections) -> int:
+        return expected_bytes(with_(**sections), model, shape, ranks, 2)[0]
+
+    def difference(ranks: int = 4, **sections) -> float:
+        return (fixed(ranks, **sections) - fixed(ranks, sharding=Sharding(strategy="grad_op"))) / count
+
+    assert difference() == 16 - 16 / 4  # a copy on every rank
+    assert difference(sharding=Sharding(strategy="grad_op"), optimizer=Optimizer(1e-5, memory="8N")) == -8 / 4
+    assert difference(sharding=Sharding(strategy="grad_op"), ewc=EWC(strength=1.0, data=("b",))) == 8 / 4
+    assert difference(sharding=Sharding(strategy="grad_op"), ewc=EWC(strength=1.0, data=("b",), device="cpu")) == 0
+    hybrid = fixed(sharding=Sharding(strategy="hybrid", shard_size=2)) - fixed(sharding=Sharding(strategy="full"))
+    assert hybrid / count == 16 / 2 - 16 / 4
+    assert difference(sharding=Sharding(strategy="full")) < 0  # only two layers are gathered
+
+
+def test_checkpointing_keeps_the_inputs_of_layers() -> None:
+    saved = SavedBytes(layer=1000, layer_input=10, rest=7)
+
+    def per_token(**model) -> int:
+        return bytes_per_token(saved, 10, with_(model=Model("m", **model)))
+
+    assert per_token() == per_token(activation_checkpointing="selective") == 10 * 1000 + 7 + 1000
+    assert per_token(activation_checkpointing="full") == 10 * 10 + 7 + 2000
+    assert per_token(activation_checkpointing="full", checkpoint_every=2) == 5 * 1000 + 5 * 10 + 7 + 2000
+
+
+def test_a_micro_batch_need_not_hold_more_than_a_ranks_part_of_a_step() -> None:
+    assert largest_useful(CONFIG, 8) == 8 and largest_useful(CONFIG, 100) == 1
+    mixed = with_(data=Data(("a",), mix=(Source("b", ("c",), 0.5),)))
+    assert largest_useful(mixed, 8) == 16
+    assert largest_useful(with_(batch=Batch(global_tokens=5, micro_batch="auto")), 8) > 10**6
+
+
+def test_all_ranks_take_the_smallest_number(tmp_path) -> None:
+    done = run_ranks(2, HERE / "micro_batch_worker.py", tmp_path / "model", tmp_path / "result")
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"result.rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second == {"rows": 3, "resumed": 4}
