@@ -48,11 +48,11 @@ class Data:
     # Sources to mix in; the main source gets the remaining share. On the command line:
     # data.mix=NAME:SHARE:FILE,FILE[:VALIDATION FILES];NAME:...
     mix: tuple[Source, ...] = ()
-    sequence_length: int = 2048  # maximum number of tokens in a packed row, and therefore in an example
+    sequence_length: int = 2048  # maximum number of tokens in an example; the unit of batch.micro_batch
     # drop | truncate | error: what to do with longer chats; they are counted. Longer texts are cut into several
     # examples
     too_long: str = "drop"
-    packing: bool = True  # False: one example per row
+    packing: bool = True  # False: a micro-batch has batch.micro_batch examples, whatever their length
     # Chats (docs/data.md). A file with the Jinja template to use in place of the tokenizer's own
     chat_template: str | None = None
     chat_template_options: dict[str, object] = field(

@@ -20,8 +20,8 @@ config = Config(
         mix=(Source("general", ("artifacts/cpt/general.jsonl",), 0.05, ("artifacts/cpt/general_held_out.jsonl",)),),
         sequence_length=512,  # a document has about 420 tokens
     ),
-    # Tokens per step: 4 windows x 512 = 2,048, two windows on each of 2 ranks. Some steps have a row of general text
-    # too, hence micro_batch=3. In total 72 steps x 2,048 = 150,000 tokens, which is 4% of the 3.8M tokens of the corpus
+    # Tokens per step: 4 windows x 512 = 2,048, two windows on each of 2 ranks. Some steps have general text too, hence
+    # micro_batch=3. In total 72 steps x 2,048 = 150,000 tokens, which is 4% of the 3.8M tokens of the corpus
     # and takes about 7 minutes at 350 tokens/s. The whole corpus would take 3 hours.
     batch=Batch(global_examples=4, micro_batch=3),
     # Warm-up: 10% of 72 steps, rounded up to 8. The learning rate is a third of that in configs/quickstart.py. Large models

@@ -16,7 +16,7 @@ config = Config(
         validation=("artifacts/quickstart/validation.jsonl",),
         # Replay against forgetting: 5% of the target tokens of every step are general text.
         mix=(Source("replay", ("artifacts/replay/topics.jsonl",), 0.05),),
-        sequence_length=256,  # the longest training example has 235 tokens; short rows can be split evenly between the ranks
+        sequence_length=256,  # the longest training example has 235 tokens
     ),
     # 544 examples make 68 steps of 8. Tokens per step: 8 x 153 on average, about 1,230, plus the replay.
     batch=Batch(global_examples=8, micro_batch=8),

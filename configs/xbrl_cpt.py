@@ -23,7 +23,7 @@ config = Config(
         sequence_length=8192,
     ),
     # Tokens per step: 15 windows x 8,192 = 123,000, and 5% general text makes it 130,000. The general text usually fits
-    # into one row, so a step has 16 rows: two for each of 8 GPUs. With 16 windows most steps would have 17 rows, and
+    # into one micro-batch, so that a step has 16: two for each of 8 GPUs. With 16 windows most steps would have 17, and
     # nearly all GPUs would be idle in a third micro-batch.
     # Steps: the corpus has 3.8M tokens (counted with SmolLM2's tokenizer), which are 462 windows. 462 / 15 = 31 steps
     # per epoch, 62 in two epochs.

@@ -17,7 +17,7 @@ config = Config(
         validation=("artifacts/xbrl_laptop/validation.jsonl",),
         # Replay against forgetting: 5% of the target tokens of every step are general text.
         mix=(Source("replay", ("artifacts/replay/topics.jsonl",), 0.05),),
-        sequence_length=512,  # the longest example has about 430 tokens; short rows can be split evenly between the ranks
+        sequence_length=512,  # the longest example has about 430 tokens
     ),
     # 80% of 4,000 examples are 3,200 training examples. Steps per epoch: 3,200 / 8 = 400.
     # Tokens per step: 8 x 300 on average, about 2,400, plus the replay: a million tokens in the epoch.

@@ -73,7 +73,7 @@ LONG = ("optimizer.epochs=2", "run.save_every=2", "run.eval_every=2")  # 10 step
 @pytest.fixture(scope="module")
 def two(folder) -> Path:
     """World size 2. `stopped-N` is stopped in step 6, the first of the second epoch, and resumed on N ranks."""
-    stop = "signal_at_micro_batch:16"  # 3 validations (steps 0, 2, 4) and 5 steps of 2 forwards: the first of step 6
+    stop = "signal_at_micro_batch:19"  # 3 validations (steps 0, 2, 4) of 3 forwards, 5 steps of 2: the first of step 6
     launch(
         folder,
         "two",
@@ -86,11 +86,11 @@ def two(folder) -> Path:
             run_of(folder, "r2-division", plant="fsdp_division_on"),
             run_of(folder, "r2-long", *LONG),
             run_of(folder, "stopped-2", *LONG, plant=stop),
-            run_of(folder, "stopped-validating", *SHORT, plant="signal_at_micro_batch:6"),  # in the last validation
+            run_of(folder, "stopped-validating", *SHORT, plant="signal_at_micro_batch:7"),  # in the last validation
             run_of(
                 folder, "r2-full-disk", "run.save_every=2", plant="disk_full:3", expect=2
             ),  # in the second save: step 4
-            run_of(folder, "r2-nan", plant="not_finite:2"),
+            run_of(folder, "r2-nan", plant="not_finite:3"),
             run_of(folder, "r2-half-bf16", *BF16, plant="native_bf16:0"),
             run_of(folder, "r2-nans", "optimizer.epochs=2", "run.save_every=1", plant=f"not_finite:{NANS}", expect=2),
         ],
@@ -107,8 +107,8 @@ def two(folder) -> Path:
     return folder / "runs"
 
 
-# The validation at the start and every step have 2 forwards. Not finite from step 3 on.
-NANS = ",".join(str(n) for n in range(2 + 2 * 2, 40))
+# The validation at the start has 3 forwards, and every step 2. Not finite from step 3 on.
+NANS = ",".join(str(n) for n in range(3 + 2 * 2, 40))
 
 
 @pytest.fixture(scope="module")
