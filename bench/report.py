@@ -29,7 +29,7 @@ def describe_machine(benchmark: Benchmark) -> dict:
         "threads": int(benchmark.environment["OMP_NUM_THREADS"]),
         "dtype": benchmark.dtype,
         "model": Path(benchmark.model).name,
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
         "warmup": benchmark.warmup,
         "steps": benchmark.steps,
         "rounds": benchmark.rounds,
@@ -54,14 +54,16 @@ def describe_table(benchmark: Benchmark, setting: str, machine: dict, workload: 
     dtype = "fp32" if setting == "parity" or benchmark.dtype == "fp32" else "bf16 products over fp32 weights"
     used = {name for arm in benchmark.arms if setting in arm.settings for name in arm.distributions()}
     versions = ", ".join(
-        f"{name} {version}"
-        for name, version in machine["versions"].items()
-        if version and (name in used or name in ALWAYS_USED)
+        f"{name} {found}"
+        for name, found in machine["versions"].items()
+        if found and (name in used or name in ALWAYS_USED)
     )
-    rounds = "" if setting == "parity" else f", {machine['rounds']} rounds"
+    whose = " (ours)" if setting == "defaults" else ""
+    rounds = "" if setting == "parity" else f"; rounds: {machine['rounds']}"
     return (
-        f"{machine['processor']}, {machine['threads']} threads; {machine['model']}, {dtype}; {workload.shape.examples} examples "
-        f"of {min(workload.lengths)} to {max(workload.lengths)} tokens per step{rounds}\n{versions}"
+        f"{machine['processor']}, {machine['threads']} threads; {machine['model']}, {dtype}; "
+        f"{workload.shape.examples} examples per step{whose}, {min(workload.lengths)} to {max(workload.lengths)} tokens each"
+        f"{rounds}\n{versions}"
     )
 
 
@@ -121,9 +123,9 @@ def summarize_setting(
 
 
 def setting_report(entries: dict[str, Summary | str], rounds: dict[str, list[Result]]) -> dict:
-    """A setting in the JSON report: arm name -> its summary and rounds, or the reason why there are none."""
+    """A setting in the JSON report: arm name -> its summary and the result of each round, or why there are none."""
     return {
-        name: entry if isinstance(entry, str) else asdict(entry) | {"rounds": [asdict(r) for r in rounds[name]]}
+        name: entry if isinstance(entry, str) else asdict(entry) | {"results": [asdict(r) for r in rounds[name]]}
         for name, entry in entries.items()
     }
 
@@ -145,7 +147,8 @@ def setting_passed(benchmark: Benchmark, entries: dict[str, Summary | str], meas
     return not any(isinstance(entries.get(name), str) for name in own)
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """The version of an installed package, or None."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
