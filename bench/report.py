@@ -61,7 +61,7 @@ def describe_table(benchmark: Benchmark, setting: str, machine: dict, workload: 
     whose = " (ours)" if setting == "defaults" else ""
     rounds = "" if setting == "parity" else f"; rounds: {machine['rounds']}"
     return (
-        f"{machine['processor']}, {machine['threads']} threads; {machine['model']}, {dtype}; "
+        f"{machine['processor']}, {machine['threads']} threads; {machine['model']}, {dtype}\n"
         f"{workload.shape.examples} examples per step{whose}, {min(workload.lengths)} to {max(workload.lengths)} tokens each"
         f"{rounds}\n{versions}"
     )
