@@ -2,8 +2,7 @@
 
 LitGPT's own `setup` runs unchanged on its own model code. We only replace its logger and its data module, which returns our
 tokens. LitGPT pads and cannot pack.
-matched, skewed: the examples of our step, `micro_batch` of them in one forward pass, bf16-mixed, constant learning rate.
-With several forward passes per step LitGPT averages their means; a token in a short batch counts more.
+matched: the examples of our step in one forward pass, bf16-mixed, constant learning rate.
 defaults: 16 examples per step, one per forward pass, bf16-mixed, the defaults of torch's AdamW, 100 warm-up steps, as in
 litgpt/finetune/full.py.
 
@@ -124,9 +123,9 @@ def main() -> None:
         )  # fmt: skip
         options = {}
     else:
-        log = StepLog(spec, accumulation=spec.batch // spec.micro_batch)
+        log = StepLog(spec)
         train = TrainArgs(
-            save_interval=None, log_interval=1, global_batch_size=spec.batch, micro_batch_size=spec.micro_batch, epochs=1,
+            save_interval=None, log_interval=1, global_batch_size=spec.batch, micro_batch_size=spec.batch, epochs=1,
             lr_warmup_steps=0, max_steps=spec.max_steps,
         )  # fmt: skip
         settings = {

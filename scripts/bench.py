@@ -1,7 +1,11 @@
 """Compare speed and memory with other trainers in one command: losses first, then A/B/A/B rounds with medians and spread.
 
     pip install -r requirements-bench.txt          # the other trainers; without them only our own arms run
-    python scripts/bench.py --json bench.json      # about 28 minutes on 2 cores; --quick takes a few minutes, as a test
+    python scripts/bench.py --json bench.json      # all settings; --quick takes a few minutes, as a test
+    python scripts/bench.py --arms ours,trainer --rounds 1      # a short comparison, in matched and defaults
+    python scripts/bench.py --settings skewed --arms ours,ours-2,ours-4 --steps 6      # our own arms alone
+
+It prints first how much work it is (runs, steps, tokens), and how many minutes that usually takes.
 
 Each line of the tables is an arm: one trainer, run in its own processes. All arms get the same examples, tokenised once,
 with loss on the assistant's tokens only.
@@ -11,10 +15,11 @@ a loss of 1, relative above). A larger difference is excused only by a missing f
 matched: the same examples in each step, bf16 matrix products over fp32 weights (ours through FSDP2's mixed precision, the
 others through autocast, which keeps the residual stream in fp32), the same AdamW, no activation checkpointing. Examples
 are packed if the trainer can pack without cross-document attention.
+skewed: as matched, with 16 examples per step whose lengths are spread 1:100. Those who pad, pad.
 defaults: each trainer as in its own quick start. The steps differ, so the losses cannot be compared.
 
-    tokens/s    real tokens per second, without padding, counted in the same way for every arm. Measured after 2 warm-up
-                steps; in defaults after 1, because a step is larger there
+    tokens/s    real tokens per second, without padding, counted in the same way for every arm. Measured after --warmup
+                steps
     spread      (max - min) / median over the rounds; smaller differences between arms are noise
     ours is     our tokens/s divided by those of the line: 2.00x means that ours takes half the time
     MFU         necessary FLOPs (head for target tokens only, attention within documents, no recomputation) per second,
