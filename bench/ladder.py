@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from transformers import LlamaConfig
 
 from bench.peak import measured_peak
-from common.dtypes import choose_dtype
+from bench.report import processor_name, version
+from common.dtypes import choose_dtype, dtype_name
 from configs.config import Model, Optimizer, Sharding
 from data.batches import MicroBatch, collate
 from data.examples import Documents
@@ -198,7 +199,11 @@ def main() -> None:
         else:
             lines.append(json.loads(arguments.out.read_text(encoding="utf-8")))
     arguments.out.write_text(json.dumps({"peak": peak, "lines": lines}, indent=1), encoding="utf-8")
-    print(f"\n{render(lines, peak)}")
+    versions = ", ".join(f"{name} {found}" for name in ("torch", "transformers", "torchao") if (found := version(name)))
+    dtype = dtype_name(choose_dtype("auto", device))
+    print(
+        f"\n{render(lines, peak)}\n{processor_name(device.type)}; {dtype}, peak {peak / 1e12:.2f} TFLOP/s; {versions}"
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 config = Config(
     model=Model(path={model!r}, compute_dtype={dtype!r}),
     data=Data(train=({train!r},), sequence_length={sequence_length}, cache=None),
-    batch=Batch(global_examples={batch}, micro_batch=8),
+    batch=Batch(global_examples={batch}, micro_batch={rows}),
     optimizer=Optimizer(
         learning_rate={learning_rate}, epochs=1, max_steps={max_steps}, warmup_ratio={warmup_ratio}, min_lr_ratio={min_lr_ratio},
         weight_decay={weight_decay}, betas={betas}, eps={eps}, max_grad_norm={max_grad_norm},
@@ -26,7 +26,7 @@ config = Config(
 def command(spec: Spec, ranks: int) -> list[str]:
     """Write the config of `spec` and return the command that trains with it.
 
-    `parity` and `matched`: constant learning rate and fully sharded parameters. `defaults`: the settings of
+    `parity`, `matched` and `skewed`: constant learning rate and fully sharded parameters. `defaults`: the settings of
     configs/quickstart.py except for the batch size, that is a cosine schedule with warm-up and parameters that are gathered
     once per step.
     """
@@ -37,6 +37,7 @@ def command(spec: Spec, ranks: int) -> list[str]:
         train=spec.jsonl,
         sequence_length=spec.sequence_length,
         batch=spec.batch,
+        rows=spec.rows,
         learning_rate=3e-4 if defaults else spec.learning_rate,
         max_steps=spec.max_steps,
         warmup_ratio=0.05 if defaults else 0.0,

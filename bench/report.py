@@ -12,29 +12,59 @@ import torch
 from bench.arms import OURS
 from bench.runner import Benchmark, Measurements
 from bench.table import Result, Summary, parity_difference, render, run_result, summarize
+from bench.workload import Workload
 from model.flops import step_flops
 
 PARITY_TOLERANCE = 1e-3
-PACKAGES = ("torch", "transformers", "trl", "litgpt", "lightning", "accelerate", "datasets", "torchao")
+ALWAYS_USED = ("torch", "transformers", "torchao")
+PACKAGES = ("torch", "transformers", "trl", "litgpt", "lightning", "ai2-olmo-core", "accelerate", "datasets", "torchao")
+# What of a processor decides the speed of products; processors of one name may differ in it.
+INSTRUCTIONS = {"amx_tile": "AMX", "avx512_bf16": "AVX512-BF16", "avx512_f": "AVX512", "avx2": "AVX2"}
 
 
 def describe_machine(benchmark: Benchmark) -> dict:
     """Processor, threads, package versions and settings of the benchmark, for the report."""
-    processor = platform.processor() or platform.machine()
-    if benchmark.device == "cuda":
-        processor = torch.cuda.get_device_name(0)
-    elif os.path.isfile("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), processor)
     return {
-        "processor": processor,
+        "processor": processor_name(benchmark.device),
         "threads": int(benchmark.environment["OMP_NUM_THREADS"]),
         "dtype": benchmark.dtype,
         "model": Path(benchmark.model).name,
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
         "warmup": benchmark.warmup,
+        "steps": benchmark.steps,
         "rounds": benchmark.rounds,
     }
+
+
+def processor_name(device: str) -> str:
+    """The name of the GPU, or of the processor with the best of INSTRUCTIONS that it has. `device`: cpu | cuda."""
+    if device == "cuda":
+        return torch.cuda.get_device_name(0)
+    name = platform.processor() or platform.machine()
+    if os.path.isfile("/proc/cpuinfo"):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), name)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    best = next((text for key, text in INSTRUCTIONS.items() if capabilities.get(key)), "")
+    return f"{name} with {best}" if best else name
+
+
+def describe_table(benchmark: Benchmark, setting: str, machine: dict, workload: Workload) -> str:
+    """The lines below each table, which make it complete on its own: processor, model, dtype, work and versions."""
+    dtype = "fp32" if setting == "parity" or benchmark.dtype == "fp32" else "bf16 products over fp32 weights"
+    used = {name for arm in benchmark.arms if setting in arm.settings for name in arm.distributions()}
+    versions = ", ".join(
+        f"{name} {found}"
+        for name, found in machine["versions"].items()
+        if found and (name in used or name in ALWAYS_USED)
+    )
+    whose = " (ours)" if setting == "defaults" else ""
+    rounds = "" if setting == "parity" else f"; rounds: {machine['rounds']}"
+    return (
+        f"{machine['processor']}, {machine['threads']} threads; {machine['model']}, {dtype}\n"
+        f"{workload.shape.examples} examples per step{whose}, {min(workload.lengths)} to {max(workload.lengths)} tokens each"
+        f"{rounds}\n{versions}"
+    )
 
 
 def compare_losses(benchmark: Benchmark, measured: Measurements) -> list[dict]:
@@ -57,12 +87,12 @@ def compare_losses(benchmark: Benchmark, measured: Measurements) -> list[dict]:
     return comparisons
 
 
-def render_parity(benchmark: Benchmark, comparisons: list[dict]) -> str:
-    """The table of parity as text."""
+def render_parity(benchmark: Benchmark, comparisons: list[dict], description: str) -> str:
+    """The table of parity as text, with `description` below it."""
     steps, bound = benchmark.parity_steps, PARITY_TOLERANCE
     text = [f"parity: largest difference of a loss from ours, fp32, {steps} steps, bound {bound:g}"]
     text += [f"  {found['arm']:<34}{found['difference']:>10.1e}  {found['verdict']}" for found in comparisons]
-    return "\n".join(text)
+    return "\n".join([*text, description])
 
 
 def parity_passed(benchmark: Benchmark, comparisons: list[dict]) -> bool:
@@ -86,28 +116,28 @@ def summarize_setting(
         if measured.unavailable[arm.name] or failed:
             entries[arm.name] = measured.unavailable[arm.name] or f"failed: {failed}"
             continue
-        warmup, on_cuda = benchmark.warmup_steps(setting), benchmark.device == "cuda"
-        rounds[arm.name] = [run_result(run, warmup, flops, on_cuda) for run in runs]
-        entries[arm.name] = summarize(rounds[arm.name], max(measured.peaks), benchmark.warmup + benchmark.steps)
+        on_cuda = benchmark.device == "cuda"
+        rounds[arm.name] = [run_result(run, benchmark.warmup, flops, on_cuda) for run in runs]
+        entries[arm.name] = summarize(rounds[arm.name], max(measured.peaks), benchmark.num_steps(setting))
     return entries, rounds
 
 
 def setting_report(entries: dict[str, Summary | str], rounds: dict[str, list[Result]]) -> dict:
-    """A setting in the JSON report: arm name -> its summary and rounds, or the reason why there are none."""
+    """A setting in the JSON report: arm name -> its summary and the result of each round, or why there are none."""
     return {
-        name: entry if isinstance(entry, str) else asdict(entry) | {"rounds": [asdict(r) for r in rounds[name]]}
+        name: entry if isinstance(entry, str) else asdict(entry) | {"results": [asdict(r) for r in rounds[name]]}
         for name, entry in entries.items()
     }
 
 
-def render_setting(setting: str, entries: dict[str, Summary | str], machine: dict, peaks: list[float]) -> str:
-    """The table of a setting as text, with a line about the machine below it."""
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+def render_setting(
+    setting: str, entries: dict[str, Summary | str], description: str, dtype: str, peaks: list[float]
+) -> str:
+    """The table of a setting as text, with `description` and the peaks (FLOP/s in `dtype`) below it."""
+    measured = ", ".join(f"{peak / 1e12:.2f}" for peak in peaks)
     return (
-        f"{render(setting, entries, OURS)}\n"
-        f"{machine['processor']}, {machine['threads']} threads, {machine['rounds']} rounds, "
-        f"peak {max(peaks) / 1e12:.2f} TFLOP/s: the largest of {', '.join(f'{p / 1e12:.2f}' for p in peaks)} "
-        f"({machine['dtype']}); {versions}"
+        f"{render(setting, entries, OURS)}\n{description}\n"
+        f"peak in {dtype} {max(peaks) / 1e12:.2f} TFLOP/s, the largest of {measured}"
     )
 
 
@@ -117,7 +147,8 @@ def setting_passed(benchmark: Benchmark, entries: dict[str, Summary | str], meas
     return not any(isinstance(entries.get(name), str) for name in own)
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """The version of an installed package, or None."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +19,11 @@ from bench.arms import NOT_INSTALLED, Arm
 from bench.measure import ROOT, Run, watch
 from bench.spec import Spec
 from bench.table import has_enough_steps
-from bench.workload import Workload, make_workload
+from bench.workload import Shape, Workload, make_workload
 from data.tokens import load_tokenizer
 from model.flops import Work
 
-SETTINGS = ("parity", "matched", "defaults")
+SETTINGS = ("parity", "matched", "skewed", "defaults")
 PARITY_LEARNING_RATE, MATCHED_LEARNING_RATE = 1e-4, 2e-5
 
 
@@ -31,7 +33,7 @@ class Benchmark:
 
     model: str  # model directory
     device: str  # cpu | cuda
-    dtype: str  # bf16 | fp32, in `matched` and `defaults`; `parity` always runs in fp32
+    dtype: str  # bf16 | fp32, except in `parity`, which always runs in fp32
     directory: Path  # for examples, logs and the converted model
     environment: dict[str, str]  # of every process that is started
     arms: tuple[Arm, ...]
@@ -40,13 +42,14 @@ class Benchmark:
     warmup: int  # steps before the measured ones
     steps: int  # measured steps
     parity_steps: int
-    seconds: float  # `defaults`: stop after two measured steps if they took this long
+    seconds: float  # `defaults`: stop after two measured steps that took this long, or one that took four times as long
+    patience: float  # seconds; an arm whose first round took longer in a setting is not run again in it
     timeout: float  # seconds per run
     flops: Work  # FLOPs of the model per token, target and query-key pair
 
-    def warmup_steps(self, setting: str) -> int:
-        """Steps before the measured ones: one fewer in `defaults`, where steps are larger."""
-        return max(min(1, self.warmup), self.warmup - 1) if setting == "defaults" else self.warmup
+    def num_steps(self, setting: str) -> int:
+        """Steps of a run, warm-up included; in `defaults` fewer if they are slow."""
+        return self.parity_steps if setting == "parity" else self.warmup + self.steps
 
 
 @dataclass
@@ -73,39 +76,64 @@ def process_environment(threads: int | None) -> dict[str, str]:
     }
 
 
-def make_workloads(benchmark: Benchmark, shortest: int, longest: int) -> dict[str, Workload]:
-    """Setting -> its examples of `shortest` to `longest` tokens; `parity` uses short ones."""
-    steps = benchmark.warmup + benchmark.steps + 1  # one more than needed, because ours saves after its last step
-    shapes = {  # (steps, examples per step, shortest, longest); `defaults`: of our own arm
-        "parity": (benchmark.parity_steps + 1, 2, shortest, min(longest, shortest + 30)),
-        "matched": (steps, 8, shortest, longest),
-        "defaults": (steps, 16, shortest, longest),
+def make_shapes(lengths: tuple[int, int], skewed_lengths: tuple[int, int]) -> dict[str, Shape]:
+    """Setting -> its shape, from the ranges of example lengths; `parity` uses the shortest of `lengths`.
+
+    In `skewed` a forward pass of any arm has at most about four times the longest example, padding included.
+    """
+    shortest, longest = lengths
+    parity = shortest, min(longest, shortest + 30)
+    row = 1 << (skewed_lengths[1] - 1).bit_length()  # the next power of two
+    return {
+        "parity": Shape(2, parity, parity[1], rows=8, micro_batch=2),
+        "matched": Shape(8, lengths, longest, rows=8, micro_batch=8),
+        "skewed": Shape(16, skewed_lengths, row, rows=2, micro_batch=4, skewed=True),
+        "defaults": Shape(16, lengths, longest, rows=8, micro_batch=8),
     }
+
+
+def make_workloads(benchmark: Benchmark, shapes: dict[str, Shape]) -> dict[str, Workload]:
+    """Setting -> its examples. One step more than needed, because ours saves after its last step."""
     tokenizer = load_tokenizer(benchmark.model)
     return {
-        name: make_workload(benchmark.directory / "data" / name, tokenizer, *shapes[name])
+        name: make_workload(benchmark.directory / "data" / name, tokenizer, benchmark.num_steps(name) + 1, shapes[name])
         for name in benchmark.settings
     }
 
 
-def run_all(benchmark: Benchmark, workloads: dict[str, Workload]) -> Measurements:
-    """Run all available arms: first `parity` once, then the other settings in rounds (A/B/A/B)."""
-    shutil.rmtree(benchmark.directory / "runs", ignore_errors=True)
-    unavailable = {arm.name: why_unavailable(benchmark, arm) for arm in benchmark.arms}
-    available = [arm for arm in benchmark.arms if not unavailable[arm.name]]
-    jobs = [("parity", 0, arm) for arm in available if "parity" in benchmark.settings]
+def plan_jobs(benchmark: Benchmark, unavailable: dict[str, str]) -> list[tuple[str, int, Arm]]:
+    """(setting, round, arm) of every run in order: `parity` once, then the other settings in rounds (A/B/A/B).
+
+    unavailable: arm name -> why it cannot run here, "" if it can.
+    """
+    arms = [arm for arm in benchmark.arms if not unavailable[arm.name]]
     timed = [setting for setting in benchmark.settings if setting != "parity"]
-    for number in range(benchmark.rounds):
-        jobs += [(setting, number, arm) for setting in timed for arm in available if setting in arm.settings]
+    order = [("parity", 0)] if "parity" in benchmark.settings else []
+    order += [(setting, number) for number in range(benchmark.rounds) for setting in timed]
+    return [(setting, number, arm) for setting, number in order for arm in arms if setting in arm.settings]
+
+
+def run_all(
+    benchmark: Benchmark,
+    jobs: Sequence[tuple[str, int, Arm]],
+    workloads: dict[str, Workload],
+    unavailable: dict[str, str],
+    peak: float,
+) -> Measurements:
+    """Run all jobs in order. `peak`: FLOP/s before the first of them."""
+    shutil.rmtree(benchmark.directory / "runs", ignore_errors=True)
     runs: dict[str, dict[str, list[Run]]] = {setting: {} for setting in benchmark.settings}
-    peaks = [measure_peak(benchmark)]
+    peaks, seconds = [peak], {}
     bar = tqdm(jobs, unit="run", dynamic_ncols=True)
     for i, (setting, number, arm) in enumerate(bar):
         bar.set_description(f"{setting}, {arm.name}")
-        run = run_arm(benchmark, arm, setting, workloads[setting], number)
-        runs[setting].setdefault(arm.name, []).append(run)
-        if run.failed:
-            tqdm.write(f"{setting}, {arm.name}: {run.failed}", file=sys.stderr)
+        if seconds.get((setting, arm.key), 0.0) <= benchmark.patience:
+            start = time.monotonic()
+            run = run_arm(benchmark, arm, setting, workloads[setting], number)
+            seconds[setting, arm.key] = time.monotonic() - start
+            runs[setting].setdefault(arm.name, []).append(run)
+            if run.failed:
+                tqdm.write(f"{setting}, {arm.name}: {run.failed}", file=sys.stderr)
         if i + 1 == len(jobs) or jobs[i + 1][1] != number:
             peaks.append(measure_peak(benchmark))
     return Measurements(runs, unavailable, peaks)
@@ -115,7 +143,7 @@ def run_arm(benchmark: Benchmark, arm: Arm, setting: str, workload: Workload, nu
     """Run one arm once, in round `number`. Its output stays in its own directory under `benchmark.directory`."""
     directory = benchmark.directory / "runs" / f"{setting}-{number}" / arm.key
     directory.mkdir(parents=True)
-    steps = benchmark.parity_steps if setting == "parity" else benchmark.warmup + benchmark.steps
+    steps = benchmark.num_steps(setting)
     spec = Spec(
         setting=setting,
         packed=arm.packed,
@@ -129,14 +157,16 @@ def run_arm(benchmark: Benchmark, arm: Arm, setting: str, workload: Workload, nu
         steps=workload.steps,
         lengths=workload.lengths,
         targets=workload.targets,
-        sequence_length=workload.sequence_length,
-        batch=len(workload.steps[0]),
+        sequence_length=workload.shape.sequence_length,
+        batch=workload.shape.examples,
+        rows=workload.shape.rows,
+        micro_batch=workload.shape.micro_batch,
         max_steps=steps + 1,
         learning_rate=PARITY_LEARNING_RATE if setting == "parity" else MATCHED_LEARNING_RATE,
     )
     if setting == "defaults":
         limits = {
-            "warmup": benchmark.warmup_steps(setting),
+            "warmup": benchmark.warmup,
             "steps": benchmark.steps,
             "seconds": benchmark.seconds,
         }

@@ -10,7 +10,7 @@ class Spec:
     """One run of one arm."""
 
     setting: (
-        str  # parity (fp32, same examples per step) | matched (same examples per step) | defaults (the trainer's own)
+        str  # parity | matched | skewed (the same examples per step, parity in fp32) | defaults (the trainer's own)
     )
     packed: bool  # concatenate the documents of a batch into one row, if the trainer can
     with_missing_features: bool  # add the features that LitGPT lacks (see bench/litgpt.py)
@@ -25,6 +25,8 @@ class Spec:
     targets: tuple[int, ...]  # target tokens of each example
     sequence_length: int
     batch: int  # examples per step
+    rows: int  # our own arm: packed rows of up to `sequence_length` tokens in one forward pass
+    micro_batch: int  # other trainers: examples in one forward pass, except in `defaults`
     max_steps: int
     learning_rate: float
     weight_decay: float = 0.1

@@ -22,6 +22,7 @@ class Result:
 class Summary:
     """One arm in one setting: medians over its rounds, and spread = (max - min) / median."""
 
+    rounds: int
     tokens_per_second: float
     spread: float
     mfu: float
@@ -32,9 +33,11 @@ class Summary:
 
 
 def has_enough_steps(rows: Sequence[dict], warmup: int, steps: int, seconds: float) -> bool:
-    """Whether there are `steps` steps after the warm-up, or at least 2 that took `seconds` in total."""
+    """Whether there are `steps` steps after the warm-up, or 2 that took `seconds` in total, or 1 that took 4 times as long."""
     measured = rows[warmup:]
-    return len(measured) >= steps or (len(measured) >= 2 and sum(row["seconds"] for row in measured) >= seconds)
+    total = sum(row["seconds"] for row in measured)
+    is_long = (len(measured) >= 2 and total >= seconds) or (len(measured) == 1 and total >= 4 * seconds)
+    return len(measured) >= steps or is_long
 
 
 def run_result(run: Run, warmup: int, flops: Callable[[list[int], int], float], on_cuda: bool) -> Result:
@@ -63,6 +66,7 @@ def summarize(results: Sequence[Result], peak: float, loss_step: int) -> Summary
     median_rate = statistics.median(rates)
     step = min(loss_step, *(len(r.losses) for r in results))
     return Summary(
+        rounds=len(rates),
         tokens_per_second=median_rate,
         spread=(max(rates) - min(rates)) / median_rate,
         mfu=statistics.median(r.flops_per_second for r in results) / peak,
@@ -90,8 +94,9 @@ def render(setting: str, entries: dict[str, Summary | str], reference: str) -> s
             text.append(f"{name:<34}  {entry}")
             continue
         ratio = f"{base.tokens_per_second / entry.tokens_per_second:.2f}x" if isinstance(base, Summary) else "-"
+        spread = f"{entry.spread:.1%}" if entry.rounds > 1 else "-"
         text.append(
-            f"{name:<34}{entry.tokens_per_second:>9,.0f}{entry.spread:>8.1%}{ratio:>9}{entry.mfu:>7.1%}"
+            f"{name:<34}{entry.tokens_per_second:>9,.0f}{spread:>8}{ratio:>9}{entry.mfu:>7.1%}"
             f"{entry.memory_gib:>7.2f}{entry.first_step_seconds:>8.1f} s{entry.loss:>9.4f}{entry.loss_step:>9}"
         )
     return "\n".join(text)

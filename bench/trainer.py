@@ -1,6 +1,6 @@
 """The arm `transformers.Trainer`: python -m bench.trainer SPEC.json
 
-matched: the examples of our step in one forward pass, bf16 autocast over fp32 weights (`bf16=True`), no activation
+matched, skewed: the examples of our step, `micro_batch` of them in one forward pass, bf16 autocast over fp32 weights (`bf16=True`), no activation
 checkpointing. The examples are padded to the longest of the batch, or flattened into one row
 (`DataCollatorWithFlattening`). Under SDPA transformers infers the documents from the position ids and masks them from each
 other, so there is no cross-document attention, but the mask has (tokens of the row)^2 elements.
@@ -47,7 +47,8 @@ class StepLogCallback(TrainerCallback):
 def matched_arguments(spec: Spec) -> dict:
     """`TrainingArguments` for the same optimizer, schedule, order of examples and batch as ours."""
     return {
-        "per_device_train_batch_size": spec.batch,
+        "per_device_train_batch_size": spec.micro_batch,
+        "gradient_accumulation_steps": spec.batch // spec.micro_batch,
         "train_sampling_strategy": "sequential",
         "gradient_checkpointing": False,
         "bf16": spec.dtype == "bf16",

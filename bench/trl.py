@@ -1,8 +1,8 @@
 """The arm TRL `SFTTrainer`: python -m bench.trl SPEC.json
 
-matched: as in bench/trainer.py. The packed arm sets `padding_free=True`, which flattens the examples of our step into one
-row. TRL recommends flash attention for this and warns without it; under SDPA transformers masks the documents from each
-other, so there is no cross-document attention.
+matched, skewed: as in bench/trainer.py. The packed arm sets `padding_free=True`, which flattens the examples of a forward
+pass into one row. TRL recommends flash attention for this and warns without it; under SDPA transformers masks the documents
+from each other, so there is no cross-document attention.
 defaults: `SFTConfig()` unchanged: 8 rows per step, bf16, gradient checkpointing, learning rate 2e-5. The packed arm adds only
 `packing=True`, which fills rows of max_length=1024 by best-fit decreasing (8 rows per step, flattened into one).
 """
@@ -25,7 +25,7 @@ def main() -> None:
         arguments = {"packing": spec.packed}
     else:
         arguments = matched_arguments(spec) | {"padding_free": spec.packed, "max_length": None}
-    log = StepLog(spec)
+    log = StepLog(spec, arguments.get("gradient_accumulation_steps", 1))
     trainer = SFTTrainer(
         model=spec.model,
         args=SFTConfig(**arguments, **output_arguments(spec)),
