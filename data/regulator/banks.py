@@ -6,7 +6,6 @@ with a prefix that no LEI issuer uses. The names are combinations of syllables.
 
 import functools
 import random
-import re
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -154,11 +153,6 @@ def make_bank(seed: int, index: int) -> Bank:
 def lei(first_18: str) -> str:
     """Complete an LEI: append the two ISO 17442 check digits (ISO/IEC 7064, MOD 97-10) to 18 characters 0-9A-Z."""
     return f"{first_18}{98 - int(_digits(first_18) + '00') % 97:02d}"
-
-
-def is_lei(text: str) -> bool:
-    """True if `text` is 18 characters 0-9A-Z followed by the correct two check digits."""
-    return re.fullmatch(r"[0-9A-Z]{18}[0-9]{2}", text) is not None and int(_digits(text)) % 97 == 1
 
 
 def _digits(text: str) -> str:

@@ -74,8 +74,8 @@ def note_f1(examples: Sequence[dict], predicted: Sequence[Iterable[str]]) -> flo
     return micro_f1([rules & set(one) for rules, one in zip(decided, predicted, strict=True)], true)["f1"]
 
 
-def micro_f1(predicted: Sequence[Iterable[str]], true: Sequence[Iterable[str]]) -> dict[str, float]:
-    """Micro-averaged precision, recall and F1 over all (report, rule) pairs; 0 where undefined."""
+def micro_f1(predicted: Sequence[Iterable], true: Sequence[Iterable]) -> dict[str, float]:
+    """Micro-averaged precision, recall and F1 of the items of each report, for example its rules; 0 where undefined."""
     pairs = [(set(guess), set(truth)) for guess, truth in zip(predicted, true, strict=True)]
     true_positives = sum(len(guess & truth) for guess, truth in pairs)
     n_predicted, n_true = sum(len(guess) for guess, _ in pairs), sum(len(truth) for _, truth in pairs)

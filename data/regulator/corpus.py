@@ -180,7 +180,7 @@ def _draw_problems(
         return LEVELS_OF_SIGN_RULE[sign], [sign]
     if previous_levels:
         return previous_levels, errors[: problems - 1]
-    return draw_levels(rng, problems - error_count, profile.breaches), errors
+    return draw_levels(rng, problems - error_count), errors
 
 
 def _plant_errors(rng: random.Random, bank: Bank, period: str, figures: Figures, errors: list[str]) -> Figures | None:

@@ -39,18 +39,15 @@ def write_directive(
     violated: Sequence[RuleResult],
     bank: Addressee,
     date: str,
-    style: str = "full",
     context: Context = Context(),  # noqa: B008 (frozen)
     variant: int = 0,
     held_out: bool = False,
 ) -> str:
     """Write the letter on the `violated` results of a report with reference date `date` (YYYY-MM-DD).
 
-    `style="full"` gives a complete letter, `style="short"` a single sentence. Different values of `variant` give
-    different wordings of the same full letter, mostly. `held_out` letters use other wordings than all others.
+    Different values of `variant` give different wordings of the same letter, mostly. `held_out` letters use other wordings
+    than all others.
     """
-    if style == "short":
-        return _short_letter(violated, bank)
     choose = Wordings(random.Random(f"letter {bank.entity} {date} {variant}"), held_out)
     first = random.Random(f"letter {bank.entity} {date}").randrange(100) + variant  # its sentence differs by variant
     day = datetime.date.fromisoformat(date)
@@ -64,15 +61,14 @@ def write_directive(
 def required_measures(
     violated: Sequence[RuleResult],
     context: Context = Context(),  # noqa: B008 (frozen)
-    style: str = "full",
 ) -> list[dict[str, str | int]]:
     """What the letter demands, as data: `[{"subject": "capital", "deadline_days": 10}, ...]`; empty without findings.
 
-    The letter is written from the same structure. The days are working days; calendar days in the style "short".
+    The letter is written from the same structure. The days are working days.
     """
     return [
         {"subject": measure.subject, "deadline_days": measure.deadline_days}
-        for measure in plan_measures(violated, context.repeated, style)
+        for measure in plan_measures(violated, context.repeated)
     ]
 
 
@@ -184,6 +180,8 @@ def _sentences(result: RuleResult) -> Sequence[str]:
         return phrases.MISSING
     if result.relation == "expected" and result.limit == 0:
         return phrases.NIL
+    if _absent_part(result):
+        return phrases.PART_MISSING
     return {"min": phrases.TSCR, "max": phrases.CAP, "expected": phrases.EXPECTED}[result.relation]
 
 
@@ -201,6 +199,8 @@ def _fields(result: RuleResult) -> dict[str, str]:
         return fields
     if parts := _parts(result):
         fields["parts"] = _listed([cell_name(part.cell, part.row) for part in parts])
+    if absent := _absent_part(result):
+        fields["absent"] = cell_name(absent.cell, absent.row)
     gap = abs(result.limit - result.value)
     points = f"{format_limit(gap, None, result.decimals).removesuffix('%')} percentage points"
     return fields | {
@@ -216,6 +216,13 @@ def _parts(result: RuleResult) -> tuple[Figure, ...]:
         if figure.cell == result.cell and figure.source == "recomputed" and figure.filed is None:
             return figure.parts
     return ()
+
+
+def _absent_part(result: RuleResult) -> Figure | None:
+    """The only part of a sum that is not reported and counts as nil, if the parts that are reported fall short of the sum."""
+    absent = [figure for figure in result.inputs[1:] if figure.source == "read as 0"]
+    is_short = result.relation == "expected" and result.known_value > result.known_limit
+    return absent[0] if len(absent) == 1 and is_short else None
 
 
 def _is_ratio(result: RuleResult) -> bool:
@@ -265,28 +272,6 @@ def _notes(context: Context, choose: Wordings) -> list[str]:
 def _capital(text: str) -> str:
     """Capitalise the first letter only."""
     return text[:1].upper() + text[1:]
-
-
-def _short_letter(violated: Sequence[RuleResult], bank: Addressee) -> str:
-    """A letter of one sentence: the ratios to restore, the plans to file, and the deadline.
-
-    Each ratio must be restored to the highest limit that it misses.
-    """
-    if not violated:
-        return f"{bank.name} meets the requirements. No measures."
-    goals: dict[tuple, RuleResult] = {}
-    for result in violated:
-        other = goals.get(result.cell)
-        if other is None or result.known_limit > other.known_limit:
-            goals[result.cell] = result
-    verb = "restore" if all(result.relation == "min" for result in goals.values()) else "correct"
-    targets = [
-        f"{short_label(cell)} to {format_limit(result.known_limit, result.unit, result.decimals)}"
-        for cell, result in goals.items()
-    ]
-    measures = plan_measures(violated, {}, "short")
-    plans = _listed(list(dict.fromkeys(phrases.PLAN[measure.subject] for measure in measures)))
-    return f"{bank.name} must {verb} {_listed(targets)} and file {plans} within {measures[0].deadline_days} days."
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """Compare a supervisor's letter with the violations of its report, to find wrong pairs, missing findings and waivers.
 
-The comparison prefers what can be checked: articles, cells, percentages and ids of rules. Words such as "no objection" count only
-in a letter that demands nothing. It does not understand the letter, and its limits are these:
+The comparison prefers what can be checked: articles, cells, percentages and ids of rules. Words such as "no objection"
+count only in a letter that demands nothing. It does not understand the letter, and its limits are these:
 
 - A requirement without an article and without its figure is taken as not mentioned.
 - An article that several rules share matches any of them. Articles that give the supervisor its powers, or the bank its
@@ -17,8 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 
 from data.regulator.answers import write_violation
+from data.regulator.citations import Citation, find_citations
 from data.regulator.findings import note_rules
-from data.regulator.letter_text import Citation, find_citations, find_percentages, sentences
+from data.regulator.letter_text import find_percentages, sentences
 from data.regulator.render import cell_name
 from data.regulator.report import Report
 from data.regulator.rules import RuleResult, built_in_rules

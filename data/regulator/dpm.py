@@ -45,7 +45,6 @@ create table tables (id integer primary key, code text unique, label, template, 
 create table labels (id integer primary key, text unique);
 create table cells (datapoint integer, table_id integer, row, col, sheet, type, row_label integer, column_label integer,
   metric, members, current integer, signature integer);
-create table rules (code text primary key, expression, severity);
 create index by_datapoint on cells (datapoint);
 create index by_table on cells (table_id, row);
 create index by_signature on cells (signature);
@@ -160,13 +159,6 @@ class Cells:
                     if places:
                         return tuple(reversed(places.values())), (*typed, *opened)
         return (), ()
-
-    def eba_rule(self, code: str) -> tuple[str, str] | None:
-        """(DPM-XL expression, severity) of an EBA validation rule.
-
-        None if unknown, and always None for the built-in tables.
-        """
-        return self.database.execute("select expression, severity from rules where code = ?", (code,)).fetchone()
 
 
 @functools.lru_cache(maxsize=4)

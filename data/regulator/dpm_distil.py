@@ -1,4 +1,4 @@
-"""Extract the cells, labels and validation rules that `dpm.py` needs from the EBA's DPM 2.0 database (326 MB).
+"""Extract the cells and labels that `dpm.py` needs from the EBA's DPM 2.0 database (326 MB).
 
 Tables, variables and headers of that database have versions, each valid from one release to another. A datapoint id in
 xBRL-CSV is the id of a variable version. Reports from before DPM 2.0 use the id of the variable itself.
@@ -63,12 +63,6 @@ left join TableVersionHeader k on k.TableVID = tv.TableVID and k.HeaderID = ce.C
 left join HeaderVersion ch on ch.HeaderVID = k.HeaderVID
 where tv.StartReleaseID <= ?1
 order by tv.StartReleaseID desc, tv.Code, r."Order", k."Order", c.CellCode"""
-EXPRESSIONS = """
-select o.Code, ov.Expression, coalesce(group_concat(distinct s.Severity), '') from Operation o
-join OperationVersion ov using (OperationID)
-left join OperationScope s on s.OperationVID = ov.OperationVID and s.IsActive = 1
-where o.Code glob 'v[0-9]*' and ov.StartReleaseID <= ?1 and (ov.EndReleaseID is null or ov.EndReleaseID > ?1)
-group by o.Code order by o.Code"""
 
 
 def release_id(database: sqlite3.Connection) -> int:
@@ -84,7 +78,7 @@ def release_id(database: sqlite3.Connection) -> int:
 
 
 def distil(database: sqlite3.Connection, target: Path) -> str:
-    """Write all cells up to release 4.2 and the EBA's validation rules to `target`. Returns a summary of the contents.
+    """Write all cells up to release 4.2 to `target`. Returns a summary of the contents.
 
     `target` appears only when it is complete.
     """
@@ -110,15 +104,11 @@ def distil(database: sqlite3.Connection, target: Path) -> str:
                 continue
             seen.add(key)
             add_cell(out, {**cell, "datapoint": datapoint}, cell["current"] and not alias, cell["signature"])
-    expressions = database.execute(EXPRESSIONS, (release,)).fetchall()
-    out.executemany(
-        "insert into rules values (?,?,?)", [(code, clean(text), level) for code, text, level in expressions]
-    )
     out.commit()
     out.execute("vacuum")
     out.close()
     publish(target)
-    return f"{len(known)} tables, {len(seen)} cells, {len(expressions)} validation rules"
+    return f"{len(known)} tables, {len(seen)} cells"
 
 
 def write_built_in(database: sqlite3.Connection) -> None:

@@ -20,7 +20,7 @@ STEP = Decimal("0.0001")  # one basis point: ratios are reported to four decimal
 # (weight, level of each affected ratio). Ratios that are not listed are "ok". CET1 is part of Tier 1 and Tier 1 of total
 # capital, so that a breach of one ratio mostly takes the buffer away from the others too.
 WeightedBreaches = tuple[tuple[int, dict[str, str]], ...]
-RATIO_BREACHES: WeightedBreaches = (
+BREACHES: WeightedBreaches = (
     (9, {"cet1": "overall"}),
     (9, {"t1": "overall"}),
     (7, {"total": "overall"}),
@@ -38,12 +38,9 @@ RATIO_BREACHES: WeightedBreaches = (
     (13, {"leverage": "minimum"}),
     (9, {"leverage": "own"}),
     (60, {"leverage": "overall"}),  # only a G-SII has a leverage ratio buffer
-    (13, {"lcr": "minimum"}),
-    (13, {"nsfr": "minimum"}),
-)
-# Adds large exposures and the output floor. positions.py implements these two; they do not affect the amounts here.
-ALL_BREACHES: WeightedBreaches = (
-    *((weight * 2 if "lcr" in levels or "nsfr" in levels else weight, levels) for weight, levels in RATIO_BREACHES),
+    (26, {"lcr": "minimum"}),
+    (26, {"nsfr": "minimum"}),
+    # Large exposures and the output floor. positions.py implements these two; they do not affect the amounts here.
     (24, {"exposure": "over"}),
     (50, {"floor": "missed"}),
 )
@@ -79,19 +76,18 @@ class RatioDistribution:
     """How ratios are distributed within their levels."""
 
     near_limit: float = 0.45  # probability that a ratio is within 10 steps of a limit
-    liquidity_step: Decimal = STEP  # grid of LCR and NSFR; the other ratios are on a grid of STEP
     headroom: Decimal = Decimal(1)  # factor on MAX_HEADROOM
 
 
-def draw_levels(rng: random.Random, count: int, breaches: WeightedBreaches = RATIO_BREACHES) -> dict[str, str]:
-    """Levels of a bank with up to `count` of `breaches`; 0 is a sound bank.
+def draw_levels(rng: random.Random, count: int) -> dict[str, str]:
+    """Levels of a bank with up to `count` of `BREACHES`; 0 is a sound bank.
 
     No two breaches affect the same ratio. The three capital ratios count as one for this purpose.
     """
     levels: dict[str, str] = {}
     taken: set[str] = set()
     for _ in range(count):
-        possible = [(weight, breach) for weight, breach in breaches if not set(breach) & taken]
+        possible = [(weight, breach) for weight, breach in BREACHES if not set(breach) & taken]
         if possible:
             breach = rng.choices([breach for _, breach in possible], [weight for weight, _ in possible])[0]
             levels |= breach
@@ -197,9 +193,8 @@ def _draw_ratios(
         for part in {"total": ("cet1", "t1"), "t1": ("cet1",)}.get(ratio, ()):  # a sum is at least each of its parts
             low = max(low, bounds[part][0])
         ceiling = {"t1": ratios.get("total"), "cet1": ratios.get("t1")}.get(ratio)
-        step = distribution.liquidity_step if ratio in ("lcr", "nsfr") else STEP
         level = levels.get(ratio, "ok")
-        drawn = _draw_ratio(rng, (low, high), level, distribution.near_limit, step, ceiling, last.get(ratio))
+        drawn = _draw_ratio(rng, (low, high), level, distribution.near_limit, ceiling, last.get(ratio))
         if ratio == "cet1" and not has_at1:
             drawn = ratios["t1"] if low <= ratios["t1"] and (level == "ok" or ratios["t1"] < high) else None
         if drawn is None:
@@ -213,32 +208,31 @@ def _draw_ratio(
     bounds: tuple[Decimal, Decimal],
     level: str,
     near_limit: float,
-    step: Decimal,
     ceiling: Decimal | None,
     previous: Decimal | None,
 ) -> Decimal | None:
-    """Draw a multiple of `step` in [low, high) that is at most `ceiling`; None if there is none.
+    """Draw a multiple of `STEP` in [low, high) that is at most `ceiling`; None if there is none.
 
     With probability `near_limit` it is within 10 steps of a limit. A sound ratio with a ceiling (CET1 below Tier 1,
     Tier 1 below the total) is usually close to the ceiling.
     """
     low, high = bounds
-    first, last = _ceil(low / step), _ceil(high / step) - 1
+    first, last = _ceil(low / STEP), _ceil(high / STEP) - 1
     if ceiling is not None:
-        last = min(last, int(ceiling / step))
+        last = min(last, int(ceiling / STEP))
     if first > last:
         return None
-    if previous is not None and rng.random() < (0.7 if first <= previous / step <= last else 0.5):
+    if previous is not None and rng.random() < (0.7 if first <= previous / STEP <= last else 0.5):
         width = max(3, (last - first) // 40)
-        middle = min(max(int(previous / step), first), last)  # a ratio that changes its level stays near the limit
-        return step * rng.randint(max(first, middle - width), min(last, middle + width))
+        middle = min(max(int(previous / STEP), first), last)  # a ratio that changes its level stays near the limit
+        return STEP * rng.randint(max(first, middle - width), min(last, middle + width))
     if ceiling is not None and level == "ok" and rng.random() >= near_limit / 2:
-        return step * rng.randint(max(first, last - 300), last)
+        return STEP * rng.randint(max(first, last - 300), last)
     between_limits = level not in ("minimum", "ok")  # there are two limits to be close to
     if rng.random() < (1.5 * near_limit if between_limits else near_limit):
         at_top = level == "minimum" or (between_limits and rng.random() < 0.5)
-        return step * (rng.randint(max(first, last - 9), last) if at_top else rng.randint(first, min(last, first + 9)))
-    return step * rng.randint(first, last)
+        return STEP * (rng.randint(max(first, last - 9), last) if at_top else rng.randint(first, min(last, first + 9)))
+    return STEP * rng.randint(first, last)
 
 
 def _ceil(value: Decimal) -> int:

@@ -85,7 +85,7 @@ def make_example(
     def write(variant: int) -> str:
         if profile.letters == "laptop":
             return laptop_letter(violated, bank, report.period, variant, held_out)
-        return write_directive(violated, bank, report.period, profile.letters, context, variant, held_out)
+        return write_directive(violated, bank, report.period, context, variant, held_out)
 
     directive = write(0) if letter is None else letter
     if profile.answers == "checks":
@@ -116,7 +116,7 @@ def make_example(
     if profile.letters == "laptop":
         example["measures"] = laptop_measures(violated)
     else:
-        example["measures"] = required_measures(violated, context, profile.letters)
+        example["measures"] = required_measures(violated, context)
     return example
 
 

@@ -1,8 +1,8 @@
 """The reports of the profile `laptop`: six ratios, two or three clients, and often one note.
 
-A model with 135M parameters learns this task in an hour or two on a CPU, and not completely: a note decides only together
-with the figures, whose sum or difference the report does not print, and the tests use other wordings than training. All
-figures are in tenths of a percent until they are filed; the liquidity ratios and what notes add up are whole percents.
+The task is meant for a model with 135M parameters, and harder than the quickstart's: a note decides only together with the
+figures, whose sum or difference the report does not print, and the tests use other wordings than training. All figures are
+in tenths of a percent until they are filed; the liquidity ratios and what notes add up are whole percents.
 """
 
 import random

@@ -76,7 +76,6 @@ DEADLINES = {
     ("filing", "filing"): (10, 5, 3),
     ("distributions", "buffer"): (5, 5, 5),
 }
-SHORT_DEADLINES = (30, 30, 10)  # of letters of one sentence, in calendar days
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Measure:
     subject: str
     order: str
     urgency: int  # 0, 1 or 2
-    deadline_days: int  # working days from receipt; calendar days in a letter of one sentence
+    deadline_days: int  # working days from receipt
     results: tuple[RuleResult, ...]  # the findings that it answers
     repeated: bool  # whether one of them was found before
 
@@ -118,12 +117,11 @@ def urgency(results: Iterable[RuleResult], repeated: Mapping[str, int]) -> int:
     return min(size + max((repeated.get(result.rule_id, 0) for result in results), default=0), 2)
 
 
-def plan_measures(violated: Sequence[RuleResult], repeated: Mapping[str, int], style: str = "full") -> list[Measure]:
+def plan_measures(violated: Sequence[RuleResult], repeated: Mapping[str, int]) -> list[Measure]:
     """The measures that a letter demands, the most severe first. `repeated` is as in `urgency`.
 
     Whoever misses a capital requirement of any order also misses the combined buffer, which comes on top of all others
-    (CRD Art. 141a): the measure on distributions follows. A letter in the style "short" has one term for all measures
-    and names the buffer only if nothing worse is found.
+    (CRD Art. 141a): the measure on distributions follows.
     """
     by_subject: dict[str, list[RuleResult]] = {}
     distributions = []
@@ -133,13 +131,8 @@ def plan_measures(violated: Sequence[RuleResult], repeated: Mapping[str, int], s
             by_subject.setdefault(subject, []).append(result)
         if order == "buffer" or subject == "capital":
             distributions.append(result)
-    if distributions and (style == "full" or "capital" not in by_subject):
+    if distributions:
         by_subject["distributions"] = distributions
-    if style == "short":
-        return [
-            Measure(subject, severity(results), urgency(violated, {}), _short_term(violated), tuple(results), False)
-            for subject, results in by_subject.items()
-        ]
     measures = [_measure(subject, results, repeated) for subject, results in by_subject.items()]
     return sorted(measures, key=lambda measure: -ORDERS.index(measure.order))
 
@@ -151,10 +144,6 @@ def _measure(subject: str, results: Sequence[RuleResult], repeated: Mapping[str,
         urgent = min(max(len(results) - 1, urgent), 2)
     is_repeated = any(repeated.get(result.rule_id) for result in results)
     return Measure(subject, order, urgent, DEADLINES[subject, order][urgent], tuple(results), is_repeated)
-
-
-def _short_term(violated: Sequence[RuleResult]) -> int:
-    return SHORT_DEADLINES[urgency(violated, {})]
 
 
 def _shortfall(result: RuleResult) -> Decimal:

@@ -1,9 +1,9 @@
 """Wordings of the notes in which banks explain their figures: liquid assets, clients, waivers.
 
-note_phrases_capital.py has the notes on own funds and late filings. Each kind of note has two tuples of 22 sentences. Those of "holds"
-state the fact that matters in law, those of "fails" state that it is not so, in similar words. The places in a tuple
-belong to families: a report of a split uses only the sentences of its family, so that a test never shows a sentence
-that stands in training. All sentences were written for this project.
+note_phrases_capital.py has the notes on own funds and late filings. Each kind of note has two tuples of 22 sentences.
+Those of "holds" state the fact that matters in law, those of "fails" state that it is not so, in similar words. The
+places in a tuple belong to families: a report of a split uses only the sentences of its family, so that a test never
+shows a sentence that stands in training. All sentences were written for this project.
 
 Placeholders: {amount} is an amount of money or a share, {one} and {two} are clients, {scope} are the requirements that
 a waiver covers, {until} and {sent} are dates.
@@ -18,7 +18,6 @@ FAMILIES = {
     "test_quarters": range(14, 18),
     "test_combinations": range(18, 22),
 }
-WORDINGS = 22
 
 # Delegated Regulation (EU) 2015/61 Art. 7(2): liquid assets are free from encumbrance. Assets in a pool for credit lines
 # that are not drawn, and collateral received that may be reused, count as free.

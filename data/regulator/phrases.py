@@ -7,8 +7,8 @@ corpora.
 Placeholders: {label} and {cell} name the figure, {value} is its value, {limit} its limit, {gap} the difference between
 them, {name_of_limit} the name of the limit, {legal} the legal reference, {row} the counterparty, {before} the value in
 the previous report, {rule} the id of the rule, {others} further limits that the same figure misses, {parts} the cells
-from which a ratio is computed. {bank}, {board}, {date}, {power}, {subjects}, {templates}, {deadline} and {clients} are
-self-explanatory.
+from which a ratio is computed, {absent} the cell of a part that is not reported. {bank}, {board}, {date}, {power},
+{subjects}, {templates}, {deadline} and {clients} are self-explanatory.
 """
 
 from data.regulator.report import CellKey
@@ -210,6 +210,13 @@ SIGN = (
     "By {legal} a ratio under its minimum comes with a negative {label}; {cell} reads {value}.",
     "{value} in {cell} ({label}) cannot be right while the ratio lies below its minimum ({legal}).",
 )
+# A sum that is too large for its parts, of which one is not reported: {absent}.
+PART_MISSING = (
+    "{absent} is not reported and counts as nil, so that {cell} ({label}) should read {limit}; you filed {value} ({legal}).",
+    "{cell} ({label}) reports {value}. The report leaves out {absent}, and the other parts come to {limit} ({legal}).",
+    "{legal}: the parts of {cell} ({label}) give {limit}, since nothing is filed in {absent}; the report says {value}.",
+    "By {legal} the {label} of {value} in {cell} needs a figure in {absent}; without one the sum is {limit}.",
+)
 MISSING_SIGN = (
     "{cell} ({label}) is not reported although the ratio is below its minimum; a deficit belongs there ({legal}).",
     "The ratio misses its minimum, yet the {label} in {cell} is left out, where {legal} calls for a deficit.",
@@ -339,12 +346,6 @@ SUBJECT = {
     **{"capital": "own funds", "leverage": "leverage", "liquidity": "liquidity", "funding": "stable funding"},
     **{"exposure": "large exposures", "floor": "the output floor", "items": "own funds"},
     **{"distributions": "the capital buffers", "filing": "the corrected templates"},
-}
-# What a letter of one sentence asks the bank to file.
-PLAN = {
-    **{"capital": "a capital plan", "distributions": "a capital conservation plan", "leverage": "a leverage plan"},
-    **{"liquidity": "a liquidity plan", "funding": "a funding plan", "exposure": "a plan for the exposure"},
-    **{"floor": "a corrected report", "items": "a corrected report", "filing": "a corrected report"},
 }
 DAILY_SUBJECTS = ("liquidity", "funding")
 DAILY_DUTY = (

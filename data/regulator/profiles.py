@@ -1,8 +1,7 @@
 """The profiles of a corpus: how its texts look, and which reports it has."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from data.regulator.economics import ALL_BREACHES, WeightedBreaches
 from data.regulator.laptop import RULES as LAPTOP_RULES
 from data.regulator.rules import Rule, built_in_rules
 
@@ -22,7 +21,6 @@ class Profile:
     near_limit: float = 0.45  # probability that a ratio is within ten steps of a limit
     notes: float = 0.0  # share of reports in which the bank explains a figure; at most 0.6
     repeats: float = 0.0  # probability that the breaches of a quarter persist in the next quarter
-    breaches: WeightedBreaches = field(default=ALL_BREACHES, hash=False)
     rules: tuple[str, ...] = ()  # ids of the rules that answers cover; empty means all rules
     answers: str = "violations"  # form of answers, see answers.py: "violations" or "checks"
     system: str = ""  # system message; may be empty

@@ -32,16 +32,6 @@ from data.regulator.render import cell_name, format_fact, format_limit
 from data.regulator.report import CellKey, Fact, Report, template_of
 from data.regulator.rules import RuleResult
 
-QUALITY_RULES = (
-    "FILING_INDICATOR",
-    "MANDATORY",
-    "DUPLICATE",
-    "CURRENCY",
-    "ENTITY",
-    "PERIOD",
-    "ACCURACY",
-    "PLAUSIBLE",
-)
 # Module -> (templates that every bank files in it, source). The articles were checked in the text. Art. 5(1) names a
 # section of the annex; its predecessor, Art. 5(2) of (EU) 2021/451, named templates 1 to 5 (5: transitional provisions).
 MANDATORY = {
@@ -57,7 +47,7 @@ MAX_NAMED = 5  # facts that a finding names
 
 
 def check_quality(report: Report, results: Iterable[RuleResult], cells: Cells) -> list[RuleResult]:
-    """The findings about a report, in the order of `QUALITY_RULES`. `results` are those of `rules.evaluate_all`."""
+    """The findings about a report, in a fixed order. `results` are those of `rules.evaluate_all`."""
     figures = index_facts(report)
     return [
         *_uncovered(report),

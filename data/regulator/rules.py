@@ -25,16 +25,14 @@ from data.regulator.figures import RECOMPUTED, Figures, index_facts, read_figure
 from data.regulator.reasons import why_unfiled
 from data.regulator.render import cell_name, table_name
 from data.regulator.report import Report, template_of
-from data.regulator.rule_file import RULES_FILE, Rule, built_in_rules, legal_parameters, load_rules
+from data.regulator.rule_file import Rule, built_in_rules, legal_parameters, load_rules
 
 __all__ = [
-    "RULES_FILE",
     "Rule",
     "RuleResult",
     "built_in_rules",
     "evaluate",
     "evaluate_all",
-    "filed_tables",
     "legal_parameters",
     "load_rules",
     "violations",
@@ -58,7 +56,7 @@ def evaluate_all(report: Report, rules: Iterable[Rule] | None = None) -> list[Ru
 def _results(report: Report, rules: Iterable[Rule] | None, explain: bool) -> list[RuleResult]:
     """The results of all rules. Unless `explain`, those of rules that do not apply have no reason."""
     figures = index_facts(report)
-    filed = filed_tables(report, figures.tables)
+    filed = _filed_tables(report, figures.tables)
     results = []
     for rule in built_in_rules() if rules is None else rules:
         current = rule.at(report.period)
@@ -76,7 +74,7 @@ def violations(results: Iterable[RuleResult]) -> list[RuleResult]:
     return [result for result in results if result.state == "violated" and result.kind != "quality"]
 
 
-def filed_tables(report: Report, tables_with_facts: Iterable[str]) -> frozenset[str]:
+def _filed_tables(report: Report, tables_with_facts: Iterable[str]) -> frozenset[str]:
     """The tables that are filed, by the filing indicators of their templates; without any indicators, all with a fact.
 
     A table that is filed without a fact is included if it occurs in a rule.

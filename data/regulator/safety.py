@@ -48,8 +48,10 @@ class Package:
 def open_package(path: Path) -> Package:
     """List the files of a zip file or a directory, after checking their names and sizes.
 
-    Files that an operating system has added (`is_clutter`) are checked like all others and then left out. Raises `UserError` if the archive is damaged or encrypted, if a member's path leaves the package, if a name occurs
-    twice, or if the number of members, their size or their compression ratio exceeds the limits.
+    Files that an operating system has added (`is_clutter`) are checked like all others and then left out.
+
+    Raises `UserError` if the archive is damaged or encrypted, if a member's path leaves the package, if a name occurs twice,
+    or if the number of members, their size or their compression ratio exceeds the limits.
     """
     names = _folder_names(path) if path.is_dir() else _zip_names(path)
     return Package(path, tuple(name for name in names if not is_clutter(name)))

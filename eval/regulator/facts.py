@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from data.regulator.answer_reader import Answer, Claim
-from eval.regulator.violations import UNREADABLE, micro
+from data.regulator.baselines import micro_f1
+from eval.regulator.violations import UNREADABLE
 
 FIELDS = ("where", "value", "limit", "legal")
 
@@ -37,7 +38,7 @@ def score_facts(true: Sequence[Answer], answers: Sequence[Answer | None]) -> dic
         for claim in claims
         if isinstance(claim, Claim) and (best := _closest(claim, predicted))
     ]
-    return micro([t for t, _ in pairs], [p for _, p in pairs]) | {
+    return micro_f1([claimed for _, claimed in pairs], [facts for facts, _ in pairs]) | {
         "n_true": sum(len(claims) for claims, _ in pairs),
         "n_named": len(named),
         "right": {

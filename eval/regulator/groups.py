@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from data.regulator.baselines import note_f1
-from eval.regulator.violations import micro
+from data.regulator.baselines import micro_f1, note_f1
 
 
 def score_kinds(examples: Sequence[dict], true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict:
@@ -27,7 +26,7 @@ def score_kinds(examples: Sequence[dict], true: Sequence[Sequence[str]], predict
             "note_f1": note_f1(
                 [examples[i] | {"violations": true[i]} for i in members], [predicted[i] for i in members]
             ),
-            **micro([true[i] for i in members], [predicted[i] for i in members]),
+            **micro_f1([predicted[i] for i in members], [true[i] for i in members]),
         }
         for name, members in sorted(
             groups.items(), key=lambda item: (item[0] in ("with a note", "note alone"), item[0])

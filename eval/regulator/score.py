@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 from data.regulator.answer_reader import Answer, parse_answer
-from data.regulator.baselines import baseline_predictions, nearest_letters, note_f1
+from data.regulator.baselines import baseline_predictions, micro_f1, nearest_letters, note_f1
 from data.regulator.examples import report_of
 from eval.regulator.facts import facts_of, score_facts, true_facts
 from eval.regulator.groups import pairs_right, score_kinds
 from eval.regulator.letters import score_letters
 from eval.regulator.measures import score_measures
 from eval.regulator.references import references_of, score_references
-from eval.regulator.violations import UNREADABLE, baseline_answers, labels_of, micro, score_violations, true_answers
+from eval.regulator.violations import UNREADABLE, baseline_answers, labels_of, score_violations, true_answers
 from eval.rouge import best_rouge_l, mean, score_whole_answers
 
 
@@ -97,7 +97,7 @@ def _score_baselines(
     training_rules = [answer.rule_ids for answer in fitted_on] if fitted_on else None
     true_rules = [answer.rule_ids for answer in true]
     for name, rules in baseline_answers(true_rules, training_rules).items():
-        violation_scores[name] = micro(true_rules, [rules] * len(true))
+        violation_scores[name] = micro_f1([rules] * len(true), true_rules)
         letter = fixed_letter(rules, fitted_on) if fitted_on else None
         if letter is not None:
             letter_scores[f"the letter of {name}"] = mean(best_rouge_l(references, [letter] * len(true)))
@@ -105,7 +105,7 @@ def _score_baselines(
         known = [one | {"violations": truth.rule_ids} for one, truth in zip(training, fitted_on, strict=True)]
         labelled = [one | {"violations": rules} for one, rules in zip(examples, true_rules, strict=True)]
         for name, predicted in baseline_predictions(known, examples).items():
-            violation_scores[name] = micro(true_rules, predicted) | {"note_f1": note_f1(labelled, predicted)}
+            violation_scores[name] = micro_f1(predicted, true_rules) | {"note_f1": note_f1(labelled, predicted)}
         pairs = [(report_of(one), truth.directive) for one, truth in zip(training, fitted_on, strict=True)]
         nearest = nearest_letters(pairs, [report_of(example) for example in examples])
         letter_scores["the letter of the nearest report"] = mean(best_rouge_l(references, nearest))

@@ -7,7 +7,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from common.errors import UserError
 from data.regulator.answer_reader import Answer, claim_of, letter_in, parse_answer
-from data.regulator.baselines import trivial_predictions
+from data.regulator.baselines import micro_f1, trivial_predictions
 from eval.regulator.implications import strictest
 
 UNREADABLE = "(unreadable)"  # the label that an answer predicts which is none, or which has a void line
@@ -74,9 +74,9 @@ def score_violations(true: Sequence[Sequence[str]], predicted: Sequence[Sequence
     scores = {
         "n_reports": len(true),
         "n_violations": sum(len(set(rules)) for rules in true),
-        "micro": micro(true, predicted),
+        "micro": micro_f1(predicted, true),
         "macro_f1": 0.0,
-        "without_implied": micro([*map(strictest, true)], [*map(strictest, predicted)]),
+        "without_implied": micro_f1([*map(strictest, predicted)], [*map(strictest, true)]),
         "exact": sum(set(truth) == set(one) for truth, one in zip(true, predicted, strict=True)) / max(1, len(true)),
         "per_rule": {},
     }
@@ -98,17 +98,6 @@ def score_violations(true: Sequence[Sequence[str]], predicted: Sequence[Sequence
     known = [one["f1"] for one in scores["per_rule"].values() if one["n_true"]]
     scores["macro_f1"] = sum(known) / len(known) if known else 0.0
     return scores
-
-
-def micro(true: Sequence[Sequence | set], predicted: Sequence[Sequence | set]) -> dict[str, float]:
-    """Micro-averaged precision, recall and F1 of the items of each report; 0 where undefined."""
-    pairs = [(set(truth), set(one)) for truth, one in zip(true, predicted, strict=True)]
-    hits, n_true, n_predicted = (sum(map(len, sets)) for sets in zip(*((t & p, t, p) for t, p in pairs), strict=True))
-    return {
-        "precision": hits / n_predicted if n_predicted else 0.0,
-        "recall": hits / n_true if n_true else 0.0,
-        "f1": 2 * hits / (n_true + n_predicted) if n_true + n_predicted else 0.0,
-    }
 
 
 def baseline_answers(

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from data.regulator import mutations
-from data.regulator.banks import is_lei, lei, make_bank, requirements
+from data.regulator.banks import lei, make_bank, requirements
 from data.regulator.corpus import (
     LEVELS_OF_SIGN_RULE,
     MAX_VIOLATIONS,
@@ -70,9 +70,8 @@ def ids(results):
 
 def test_lei_check_digits():
     assert lei("5493000IBP32UQZ0KL") == "5493000IBP32UQZ0KL24"  # an example of ISO 17442
-    assert is_lei("5493000IBP32UQZ0KL24")
-    assert not is_lei("5493000IBP32UQZ0KL42")
-    assert all(is_lei(make_bank(3, index).entity) for index in range(50))
+    for entity in (make_bank(3, index).entity for index in range(50)):
+        assert int("".join(str(int(character, 36)) for character in entity)) % 97 == 1
 
 
 def test_banks_are_reproducible_and_have_different_names():
@@ -153,7 +152,7 @@ def test_ratios_are_within_the_limits_of_their_level():
         "leverage": ("0.03", need.tslrr, need.olrr),
     }
     drawn = Counter()
-    for _ in range(600):
+    for _ in range(800):
         levels = draw_levels(rng, 2)
         economics = draw_economics(rng, bank, bank.trea, levels)
         if economics is None:

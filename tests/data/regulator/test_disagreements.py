@@ -6,12 +6,13 @@ from decimal import Decimal
 import pytest
 
 from data.regulator.banks import make_bank
+from data.regulator.citations import Citation, find_citations
 from data.regulator.corpus import make_filings
 from data.regulator.disagreements import find_disagreements
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.examples import letter_of, make_example, read_filing
 from data.regulator.filing import write_reports
-from data.regulator.letter_text import Citation, find_citations, find_percentages, sentences
+from data.regulator.letter_text import find_percentages, sentences
 from data.regulator.profiles import FULL
 from data.regulator.render import Addressee
 from data.regulator.report import Note

@@ -119,11 +119,6 @@ def dpm_database(path: Path) -> sqlite3.Connection:
     insert into ItemCategory values (50, 1, 1002, 'old-pi1', null), (50, 1, 1002, 'pi1', null), (51, 1, 1002, 'pi2', null),
       (52, 1, 1002, 'INC', null), (53, 1, 1002, 'BAS', null), (54, 1, 3, 'x17', 'eba_BA:x17');
     create table ContextComposition (ContextID, PropertyID, ItemID); insert into ContextComposition values (60, 53, 54);
-    create table Operation (Code, OperationID); insert into Operation values ('v1_m', 1), ('v2_m', 2), ('e1_n', 3);
-    create table OperationVersion (OperationVID, OperationID, StartReleaseID, EndReleaseID, Expression);
-    insert into OperationVersion values (1, 1, 1, 5, 'old'), (2, 1, 5, null, '{r0030}
-      >= 1'), (3, 2, 9, null, 'later'), (4, 3, 1, null, 'existence');
-    create table OperationScope (OperationVID, IsActive, Severity); insert into OperationScope values (2, 1, 'warning'), (2, 0, 'error');
     """)
     database.commit()
     return database
@@ -131,7 +126,7 @@ def dpm_database(path: Path) -> sqlite3.Connection:
 
 def test_a_database_is_distilled(tmp_path):
     target = tmp_path / "dpm.sqlite"
-    assert distil(dpm_database(tmp_path / "source.sqlite"), target) == "2 tables, 6 cells, 1 validation rules"
+    assert distil(dpm_database(tmp_path / "source.sqlite"), target) == "2 tables, 6 cells"
     cells = load_cells(target)
     ratio = cells.by_cell("C_76.00.a", "r0030", "c0010")
     assert (ratio.datapoint, ratio.type, ratio.row_label, ratio.column_label) == (
@@ -161,8 +156,6 @@ def test_a_database_is_distilled(tmp_path):
     assert table.entry_point == "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/corep/4.2/mod/corep_of.json"
     assert cells.table("X_28.00").keys == ("INC",)
     assert cells.table("X_99.00") is None
-    assert cells.eba_rule("v1_m") == ("{r0030} >= 1", "warning")
-    assert cells.eba_rule("v2_m") is None and cells.eba_rule("e1_n") is None
 
 
 def test_an_unsuitable_database_is_rejected_with_one_sentence(tmp_path):

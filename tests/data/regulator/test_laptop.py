@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.regulator.corpus import make_filings, twin_of
-from data.regulator.note_phrases import FAMILIES, WORDINGS
+from data.regulator.note_phrases import FAMILIES
 from data.regulator.notes import PHRASES, wording
 from data.regulator.profiles import LAPTOP
 
@@ -89,7 +89,7 @@ def test_the_opposite_note_flips_what_follows_where_the_figures_allow_it():
 @pytest.mark.parametrize("kind", PHRASES)
 def test_wordings_of_a_kind_are_different_and_fill_all_families(kind):
     for side in ("holds", "fails"):
-        assert len(set(PHRASES[kind][side])) == len(PHRASES[kind][side]) == WORDINGS
+        assert len(set(PHRASES[kind][side])) == len(PHRASES[kind][side]) == 22
         placeholders = {frozenset(re.findall(r"{(\w+)}", text)) for text in PHRASES[kind][side]}
         assert len(placeholders) == 1
     assert not set(PHRASES[kind]["holds"]) & set(PHRASES[kind]["fails"])
@@ -98,14 +98,14 @@ def test_wordings_of_a_kind_are_different_and_fill_all_families(kind):
 def test_families_are_disjoint():
     tests = [FAMILIES[f"test_{name}"] for name in ("banks", "quarters", "combinations")]
     parts = [FAMILIES["train"], FAMILIES["validation"], *tests]
-    assert sorted(place for part in parts for place in part) == list(range(WORDINGS))
+    assert sorted(place for part in parts for place in part) == list(range(22))
     assert sorted(place for part in tests for place in part) == list(FAMILIES["test"])
     assert len(FAMILIES["train"]) >= 8 and min(map(len, tests)) >= 4
 
 
 def test_a_sentence_starts_with_a_capital_letter():
     notes = [filing.note for filing in FILINGS if filing.note]
-    assert all(not wording(note, place)[0].islower() for note in notes[:60] for place in range(WORDINGS))
+    assert all(not wording(note, place)[0].islower() for note in notes[:60] for place in range(22))
 
 
 def make_corpus(out):

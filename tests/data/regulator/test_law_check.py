@@ -13,7 +13,8 @@ from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.law_check import audit, contradictions, read_printed
 from data.regulator.profiles import FULL
 from data.regulator.render import Addressee, render_report
-from data.regulator.rules import RULES_FILE, evaluate, violations
+from data.regulator.rule_file import RULES_FILE
+from data.regulator.rules import evaluate, violations
 from data.regulator.trial import as_report
 
 REPORT = """Some Bank (LEI) | reference date 2026-03-31 | amounts in EUR

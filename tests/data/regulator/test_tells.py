@@ -7,8 +7,8 @@ from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.printed_cells import printed_cells
 from data.regulator.profiles import FULL
 from data.regulator.render import render_report
-from data.regulator.tells import find_tells
 from data.regulator.trial import as_report
+from tests.data.regulator.tells import find_tells
 
 SURPLUS = ("C_03.00", "r0020", "c0010")
 
