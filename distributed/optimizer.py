@@ -24,7 +24,7 @@ from distributed.rounding import Noise, stochastic_round_
 from distributed.sharding import flat_shard, local
 
 # Elements processed at once. Bounds the fp32 copies; on a CPU they stay in its cache.
-CHUNK = {"cpu": 2**17, "cuda": 2**24}
+CHUNK = {"cpu": 2**18, "cuda": 2**24}
 LANES = 16  # fp32 numbers in the widest vector register of a CPU
 
 
