@@ -10,18 +10,22 @@
 bf16 weights are rounded stochastically (distributed/rounding.py).
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
 from common.errors import UserError
 from configs.config import Optimizer
 from distributed.gradients import gradient_of
-from distributed.moments import KEYS, Moments, make_code_maps, new_moments
-from distributed.rounding import noise_key, stochastic_round_
+from distributed.moments import Moments, make_code_maps, new_moments
+from distributed.rounding import Noise, stochastic_round_
 from distributed.sharding import flat_shard, local
 
 # Elements processed at once. Bounds the fp32 copies; on a CPU they stay in its cache.
-CHUNK = {"cpu": 2**16, "cuda": 2**24}
+CHUNK = {"cpu": 2**18, "cuda": 2**24}
+LANES = 16  # fp32 numbers in the widest vector register of a CPU
 
 
 def parameter_dtype(memory: str) -> torch.dtype:
@@ -72,7 +76,7 @@ def make_optimizer(parameters: dict[str, nn.Parameter], settings: Optimizer, see
 
 
 class LowMemoryAdamW(torch.optim.Optimizer):
-    """AdamW on bf16 weights: fp32 arithmetic in chunks, stochastic rounding, no device wait.
+    """AdamW on bf16 weights: torch's fused fp32 kernel in chunks, stochastic rounding, no device wait.
 
     It updates this rank's rows of sharded parameters (or plain tensors). `found_inf` and `grad_scale` (None, or
     one-element fp32 tensors that the loop sets) have the meaning they have for torch's fused AdamW: skip the step, and
@@ -97,6 +101,8 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         self.order = {parameter: index for index, parameter in enumerate(order)}
         device = order[0].device
         self.code_maps = make_code_maps(device) if memory == "6N" else {}
+        largest = max(local(parameter).numel() for parameter in order)
+        self.buffer_size = min(max(CHUNK[device.type], LANES * 256), -(-largest // LANES) * LANES)
         # One counter for all, because every parameter takes part in every step.
         self.steps = torch.zeros((), dtype=torch.float32, device=device)
         for parameter in order:
@@ -112,80 +118,80 @@ class LowMemoryAdamW(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """Update every parameter that has a gradient. Where `found_inf` is 1, not a bit changes."""
         device = self.steps.device
-        bad = torch.zeros((), dtype=torch.bool, device=device)
-        if self.found_inf is not None:
-            bad = self.found_inf.to(device).reshape(()) != 0
-        scale = torch.ones((), device=device) if self.grad_scale is None else self.grad_scale.to(device).reshape(())
-        self.steps += ~bad
+        found_inf = None if self.found_inf is None else self.found_inf.to(device)
+        grad_scale = None if self.grad_scale is None else self.grad_scale.to(device)
+        noise_steps = {group["noise_step"] for group in self.param_groups}
+        if len(noise_steps) != 1 or None in noise_steps:
+            raise ValueError("set one noise_step in every group before each step: it selects the noise of the rounding")
+        noise = Noise(self.seed, noise_steps.pop(), device)
+        step = _Step(torch.zeros((4, self.buffer_size), device=device), noise, found_inf, grad_scale)
+        self.steps += 1 if found_inf is None else (found_inf == 0).reshape(())
         for group in self.param_groups:
-            if group["noise_step"] is None:
-                raise ValueError("set noise_step in every group before each step: it selects the noise of the rounding")
-            scalars = _scalars(group, self.steps, scale, bad)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group, scalars, bad)
+                    self._update(parameter, group, step)
 
-    def _update(self, parameter: nn.Parameter, group: dict, scalars: dict, bad: torch.Tensor) -> None:
+    def _update(self, parameter: nn.Parameter, group: dict, step: "_Step") -> None:
         weight, first = flat_shard(parameter)
         if weight.numel() == 0:  # more ranks than rows
             return
         grad = local(gradient_of(parameter)).reshape(-1)
         moments = Moments(self.state[parameter], self.code_maps)
-        # The weight and its two moments have a noise stream each.
-        streams = range(3 * self.order[parameter], 3 * self.order[parameter] + 3)
-        weight_key, *moment_keys = (noise_key(self.seed, stream, group["noise_step"]) for stream in streams)
-        size = CHUNK["cuda" if weight.is_cuda else "cpu"] // moments.block * moments.block
+        stream = 3 * self.order[parameter]  # the weight and its two moments have a noise stream each
+        unit = math.lcm(LANES, moments.block)
+        size = max(1, CHUNK[weight.device.type] // unit) * unit
         for start in range(0, weight.numel(), size):
             part = slice(start, min(start + size, weight.numel()))
-            # In a bad step the gradient must become zero. NaN times zero would not.
-            g = torch.nan_to_num(grad[part].float(), nan=0.0, posinf=0.0, neginf=0.0).mul_(scalars["gradient"])
-            exp_avg, exp_avg_sq = (moments.read(key, part) for key in KEYS)
-            value = weight[part].float()
-            adamw_(value, g, exp_avg, exp_avg_sq, group, scalars)
-            weight[part].copy_(stochastic_round_(value, weight_key, first + start))
-            for key, new, noise in zip(KEYS, (exp_avg, exp_avg_sq), moment_keys, strict=True):
-                moments.write(key, part, new, noise, first + start, bad)
+            count = part.stop - start
+            # What does not fill a register torch computes with other roundings, and which elements those are would depend
+            # on the number of ranks. Hence the last register is filled with elements that do not count.
+            value, g, exp_avg, exp_avg_sq = step.buffers[:, : -(-count // LANES) * LANES]
+            value[:count].copy_(weight[part])
+            g[:count].copy_(grad[part])
+            exp_avg, exp_avg_sq = moments.read("exp_avg", part, exp_avg), moments.read("exp_avg_sq", part, exp_avg_sq)
+            self._adamw_(value, g, exp_avg, exp_avg_sq, group, step)
+            weight[part].copy_(stochastic_round_(value[:count], step.noise, stream, first + start))
+            for number, (key, moment) in enumerate((("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)), 1):
+                moments.write(key, part, moment, step.noise, stream + number, first + start, step.found_inf)
+
+    def _adamw_(
+        self,
+        value: torch.Tensor,
+        grad: torch.Tensor,
+        exp_avg: torch.Tensor,
+        exp_avg_sq: torch.Tensor,
+        group: dict,
+        step: "_Step",
+    ) -> None:
+        """Update flat fp32 tensors in place with the kernel of torch.optim.AdamW(fused=True), which passes over them once."""
+        beta1, beta2 = group["betas"]
+        torch._fused_adamw_(
+            [value],
+            [grad],
+            [exp_avg],
+            [exp_avg_sq],
+            [],
+            [self.steps],
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=step.grad_scale,
+            found_inf=step.found_inf,
+        )
 
 
-def adamw_(
-    value: torch.Tensor,
-    grad: torch.Tensor,
-    exp_avg: torch.Tensor,
-    exp_avg_sq: torch.Tensor,
-    group: dict,
-    scalars: dict[str, torch.Tensor],
-) -> None:
-    """torch.optim.AdamW's update of flat fp32 tensors, in place, with `_scalars` on the device."""
-    beta1, beta2 = group["betas"]
-    exp_avg.mul_(scalars["beta1"]).add_(grad, alpha=1 - beta1)  # in a bad step the gradient is already zero
-    exp_avg_sq.mul_(scalars["beta2"]).addcmul_(grad, grad, value=1 - beta2)
-    denominator = exp_avg_sq.sqrt().div_(scalars["root"]).add_(group["eps"])
-    if group["weight_decay"]:
-        value.mul_(scalars["decay"])
-    value.addcmul_(torch.div(exp_avg, denominator, out=denominator), scalars["rate"], value=-1)
+@dataclass(frozen=True)
+class _Step:
+    """What all chunks of a step share."""
 
-
-def _scalars(group: dict, steps: torch.Tensor, scale: torch.Tensor, bad: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The step's factors as fp32 scalars on the device. In a bad step they are chosen so that nothing changes.
-
-    Numbers get there by fill kernels: torch.tensor(number, device=...) and torch.where(bad, number, ...) would make the
-    host wait.
-    """
-    (beta1, beta2), steps = group["betas"], steps.double()
-    values = {  # name: (value, value in a bad step)
-        "gradient": (1 / scale, 0.0),
-        "beta1": (beta1, 1.0),
-        "beta2": (beta2, 1.0),
-        "decay": (1 - group["lr"] * group["weight_decay"], 1.0),
-        "root": ((1 - beta2**steps).sqrt(), 1.0),
-        "rate": (group["lr"] / (1 - beta1**steps), 0.0),
-    }
-    return {
-        name: (value if isinstance(value, torch.Tensor) else torch.full_like(steps, value))
-        .masked_fill(bad, if_bad)
-        .float()
-        for name, (value, if_bad) in values.items()
-    }
+    buffers: torch.Tensor  # fp32 (4, elements): weights, gradients and moments of a chunk, allocated once per step
+    noise: Noise
+    found_inf: torch.Tensor | None
+    grad_scale: torch.Tensor | None
 
 
 def _keep_fp32_gradient(parameter: nn.Parameter) -> None:

@@ -9,33 +9,55 @@ import torch
 
 from common.random_bits import MASK32, hash64, mix32_, signed32
 
-NoiseKey = tuple[int, int]  # two 32-bit words
+COLUMNS = ROWS = 4096
 
 
-def noise_key(seed: int, stream: int, step: int) -> NoiseKey:
-    """The key of one tensor's noise in one step. `stream` numbers the tensor in the whole model."""
-    key = hash64(seed, stream, step)
-    return key & MASK32, key >> 32
+class Noise:
+    """The noise of one step: 16 random bits for every element of every tensor, however the tensor is sharded.
 
-
-def noise(key: NoiseKey, first: int, count: int, device: torch.device) -> torch.Tensor:
-    """int32 `(count,)`, uniform in 0 ... 65535: a pure function of the key and the global indices first, first + 1, ...
-
-    The noise is therefore the same however a tensor is sharded. One 32-bit word, hashed from half the index, serves two
-    neighbours; beyond 2^33 elements of one tensor the noise repeats.
+    A tensor, flattened, is seen as rows of 4,096 elements. The bits of an element are the upper half of the 32-bit word
+    `a[column] + b[column] * factor(tensor, row)`. `a`, `b` and the factors come from a hash of the seed and the step, so
+    that an element costs a multiplication and an addition, and not a hash. The words of any two elements are independent,
+    since `a` and `b` are, and factors differ. The mean of the rounding is therefore exact, and the variance of every sum
+    of rounding errors is that of independent noise. Words of three elements of one column depend on each other.
     """
-    words = torch.arange((first + count + 1) // 2 - first // 2, dtype=torch.int32, device=device)
-    words.add_(signed32(first // 2 + key[0]))
-    mix32_(words, signed32(key[1]))
-    return words.view(torch.int16)[first % 2 : first % 2 + count].int().bitwise_and_(0xFFFF)
+
+    def __init__(self, seed: int, step: int, device: torch.device) -> None:
+        key = hash64(seed, step)
+        words = torch.arange(2 * COLUMNS + ROWS, dtype=torch.int32, device=device).add_(signed32(key & MASK32))
+        a, b, self.factors = mix32_(words, signed32(key >> 32)).split((COLUMNS, COLUMNS, ROWS))
+        self.a, self.b, self.factors = a, b, self.factors.unsqueeze(1)
+        self.scratch = words.new_empty(0)
+
+    def bits(self, stream: int, first: int, count: int) -> torch.Tensor:
+        """int32 `(count,)`, uniform in 0 ... 65535, of the elements first, first + 1, ... of the tensor number `stream`.
+
+        The next call overwrites the result. `first` counts in the whole flattened tensor.
+        """
+        row, skipped = divmod(first, COLUMNS)
+        words = self._words(-(-(skipped + count) // COLUMNS))
+        done = 0
+        while done < len(words):  # 2^24 elements have factors of their own; then they repeat, times another number
+            panel, start = divmod(row + done, ROWS)
+            factors = self.factors[start : start + len(words) - done] * signed32(hash64(stream, panel) | 1)
+            torch.addcmul(self.a, factors, self.b, out=words[done : done + len(factors)])
+            done += len(factors)
+        # The shift copies the sign, which the mask removes. The lower half of a product is less random.
+        bits = words.view(-1)[skipped : skipped + count]
+        return bits.bitwise_right_shift_(16).bitwise_and_(0xFFFF)
+
+    def _words(self, rows: int) -> torch.Tensor:
+        """Memory for `rows` rows, the same in every call of a step."""
+        if self.scratch.numel() < rows * COLUMNS:
+            self.scratch = self.scratch.new_empty(rows * COLUMNS)
+        return self.scratch[: rows * COLUMNS].view(rows, COLUMNS)
 
 
-def stochastic_round_(value: torch.Tensor, key: NoiseKey, first: int) -> torch.Tensor:
+def stochastic_round_(value: torch.Tensor, noise: Noise, stream: int, first: int) -> torch.Tensor:
     """Round flat fp32 values to bf16 values in place, up or down so that the mean is exact.
 
-    `first` is the global index of value[0]. Adds 16 random bits to the 16 bits that bf16 lacks and cuts them off after
-    the carry. A value that bf16 holds exactly is unchanged.
+    `stream` numbers the tensor in the whole model, and `first` is the index of value[0] in it. Adds 16 random bits to the
+    16 bits that bf16 lacks and cuts them off after the carry. A value that bf16 holds exactly is unchanged.
     """
-    bits = value.view(torch.int32)
-    bits.add_(noise(key, first, value.numel(), value.device)).bitwise_and_(-0x10000)
+    value.view(torch.int32).add_(noise.bits(stream, first, value.numel())).bitwise_and_(-0x10000)
     return value

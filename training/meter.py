@@ -23,6 +23,7 @@ class Meter:
     def __init__(self, corpus: Corpus, work: Work, peak_flops: float, device: torch.device) -> None:
         """`work`: FLOPs per unit of this model; `peak_flops`: FLOP/s of all ranks together."""
         self.corpus, self.work, self.peak_flops, self.device = corpus, work, peak_flops, device
+        self.peak_note, self.was_raised = "", False  # a note for the next line, once in a run
         self.seconds_per_step = math.nan  # mean over the last closed window
         self._open_window()
 
@@ -53,12 +54,10 @@ class Meter:
         self.targets += np.array(batch.targets_by_source)
 
     def row(self, progress: Progress, epoch: float) -> dict[str, float]:
-        """The window's curves, then a new window. Read the step's loss first: it waits for the device.
-
-        An MFU above 100% means that the peak was measured while the processor was busy; such a row has no train/mfu.
-        """
+        """The window's curves, then a new window. Read the step's loss first: it waits for the device."""
         seconds = time.perf_counter() - self.start
         self.seconds_per_step = seconds / self.steps
+        self._raise_peak(self.flops / seconds)
         row = {
             "train/tokens_per_second": self.tokens / seconds,
             "train/mfu": self.flops / seconds / self.peak_flops,
@@ -68,8 +67,6 @@ class Meter:
             "train/tokens": progress.tokens,
             "train/skipped_steps": progress.skipped_steps,
         }
-        if row["train/mfu"] > 1:
-            del row["train/mfu"]
         if len(self.corpus.sources) > 1:
             means = mean_losses(self.corpus, self.loss_sums.by_source.tolist(), self.targets)
             row |= {f"train/loss/{name}": loss for name, loss in means.items()}
@@ -77,6 +74,21 @@ class Meter:
             row |= _shares("train/step_share", self.corpus.names, self.targets)
         self._open_window()
         return row
+
+    def _raise_peak(self, reached: float) -> None:
+        """The peak is at least what a window reached, so that MFU is at most 100%.
+
+        The peak was then measured while the processor was busy. Each rank has its own clock, and raises its own peak: only
+        the log of rank 0 shows it, and nothing is decided by it.
+        """
+        if reached <= self.peak_flops:
+            return
+        if not self.was_raised:
+            self.peak_note = (
+                f"the peak is raised from {self.peak_flops / 1e12:.3g} to {reached / 1e12:.3g} TFLOP/s, which these steps "
+                "reached (a busy processor is measured too low)"
+            )
+        self.peak_flops, self.was_raised = reached, True
 
     def line(self, row: dict[str, float], step: int, total_steps: int, was_skipped: bool) -> str:
         """A row in one line: loss, gradient norm, learning rate, speed, memory, time left, and whether it was skipped."""
@@ -86,12 +98,15 @@ class Meter:
             f"grad norm {row['train/grad_norm']:.3f}",
             f"lr {row['train/learning_rate']:.2e}",
             f"{row['train/tokens_per_second']:,.0f} tok/s",
-            f"MFU {row['train/mfu']:.1%}" if "train/mfu" in row else "MFU n/a",
+            f"MFU {row['train/mfu']:.1%}",
             f"{row['train/memory_gib']:.1f} GiB",
             f"ETA {self.seconds_per_step * (total_steps - step) / 60:.1f} min",
         ]
         if "ewc/penalty" in row:
             parts.append(f"EWC {row['ewc/penalty']:.3g}, {row['ewc/time']:.1%} of the step")
+        if self.peak_note:
+            parts.append(self.peak_note)
+            self.peak_note = ""
         if was_skipped:
             is_finite = math.isfinite(row["train/loss"]) and math.isfinite(row["train/grad_norm"])
             why = "a spike of the gradient norm" if is_finite else "not finite"

@@ -20,7 +20,7 @@ from torch import nn
 
 from distributed.gradients import gradient_of
 from distributed.optimizer import CHUNK
-from distributed.rounding import noise_key, stochastic_round_
+from distributed.rounding import Noise, stochastic_round_
 from distributed.sharding import flat_shard, local, local_shard, sum_over_shards
 from model.ewc.anchor import Anchor
 
@@ -49,6 +49,7 @@ class Penalty:
         self.timer.start(self.sums.device)
         if measure:
             self.sums.zero_()
+        noise = Noise(self.seed, step, self.sums.device)
         for index, (name, parameter) in enumerate(self.parameters.items()):
             weight, first = flat_shard(parameter)
             if weight.numel() == 0:  # more ranks than rows
@@ -56,7 +57,7 @@ class Penalty:
             gradient = local(gradient_of(parameter)).view(-1)
             fisher, reference = self.anchor.fisher[name].view(-1), self.anchor.reference[name].view(-1)
             factor = self.strength * 2.0 ** self.anchor.exponents[name]
-            key = noise_key(self.seed, -1 - index, step)  # the optimizer's noise streams are 0 and above
+            stream = -1 - index  # the optimizer's streams are 0 and above
             sums = self.sums[self.groups.index(group_of(name))]
             size = CHUNK["cuda" if weight.is_cuda else "cpu"]
             for start in range(0, weight.numel(), size):
@@ -73,7 +74,7 @@ class Penalty:
                     gradient[part].add_(pull)
                 else:
                     pull.add_(gradient[part].float())
-                    gradient[part].copy_(stochastic_round_(pull, key, first + start))
+                    gradient[part].copy_(stochastic_round_(pull, noise, stream, first + start))
         self.timer.stop()
 
     def curves(self, seconds_per_step: float | None = None) -> dict[str, float]:

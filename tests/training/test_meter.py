@@ -68,16 +68,24 @@ def test_the_balance_of_a_window_weighs_steps_by_their_time(clock) -> None:
     assert row["train/balance"] == pytest.approx((9 + 27) / (9 + 4 + 27)) == 0.9
 
 
-def test_mfu_above_100_percent_is_not_reported(clock) -> None:
-    meter = Meter(ONE_SOURCE, WORK, peak_flops=1000.0, device=CPU)
-    clock.now += 1.0
-    meter.add(*step((100,), (10,), [5.0]))  # 10,000 FLOP/s
-    row = meter.row(Progress({}, {}, [10], step=1, tokens=100), epoch=0.1)
-    assert "train/mfu" not in row
-    row |= {"train/loss": math.nan, "train/grad_norm": 1.0, "train/learning_rate": 1e-4}
-    line = meter.line(row, 1, 2, was_skipped=True)
-    assert "| MFU n/a |" in line and "%" not in line.split("SKIPPED")[0]
-    assert line.endswith("SKIPPED, not finite (0 so far)")
+def test_the_peak_is_never_below_what_steps_reached_and_the_line_says_so_once(clock) -> None:
+    meter = Meter(ONE_SOURCE, WORK, peak_flops=1e12, device=CPU)
+    lines, curves = [], []
+    for number, seconds in enumerate((2.0, 0.5, 1.0, 0.25, 0.5), 1):  # reaches 0.5, 2, 1, 4 and 2 TFLOP/s
+        clock.now += seconds
+        meter.add(*step((10**10,), (10,), [5.0]))
+        row = meter.row(Progress({}, {}, [10], step=number, tokens=100), epoch=0.1)
+        curves.append(row["train/mfu"])
+        row |= {"train/loss": math.nan, "train/grad_norm": 1.0, "train/learning_rate": 1e-4}
+        lines.append(meter.line(row, number, 5, was_skipped=True))
+    assert curves == [0.5, 1.0, 0.5, 1.0, 0.5] and meter.peak_flops == 4e12
+    assert "| MFU 50.0% |" in lines[0] and "| MFU 100.0% |" in lines[1] and "| MFU 100.0% |" in lines[3]
+    note = (
+        "| the peak is raised from 1 to 2 TFLOP/s, which these steps reached (a busy processor is measured too low) |"
+    )
+    assert [note in line for line in lines] == [False, True, False, False, False]
+    assert "the peak is raised" not in lines[3]
+    assert lines[0].endswith("SKIPPED, not finite (0 so far)")
 
 
 def test_losses_and_shares_by_source_cover_the_window_and_the_run(clock) -> None:
