@@ -10,6 +10,9 @@ has all settings of a run. A run writes to runs/<name>/; started again, it conti
 # torch's stubs do not declare AdamW's found_inf and grad_scale.
 # pyright: reportAttributeAccessIssue=false
 
+from common.lean_imports import begin_imports, end_imports
+
+begin_imports()
 import gc
 import math
 import os
@@ -21,7 +24,6 @@ import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from common.dtypes import DTYPES, has_native_bf16
 from common.errors import run_script
 from configs.config import Config, as_dict
 from configs.loading.checks import check_world
@@ -34,14 +36,7 @@ from distributed.checkpoint import load_checkpoint
 from distributed.gradients import bytes_per_parameter, gradient_norm
 from distributed.host_memory import keep_freed_memory
 from distributed.optimizer import check_memory, make_optimizer, parameter_dtype
-from distributed.process_group import (
-    Ranks,
-    StopSignal,
-    agree_any,
-    device_line,
-    process_group,
-    world_size_from_environment,
-)
+from distributed.process_group import Ranks, StopSignal, device_line, process_group, world_size_from_environment
 from distributed.saver import Saver
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
 from eval.forgetting import measure_forgetting, start_forgetting
@@ -71,7 +66,10 @@ from training.progress import Progress, find_progress
 from training.provenance import record_start, short_commit
 from training.run_log import RunLog
 from training.skipped_steps import SkippedSteps
-from training.start import agree_on_start, check_disks
+from training.start import agree_on_dtype, agree_on_start, check_disks
+from training.start_times import StartTimes
+
+end_imports()
 
 STOP_AFTER_BAD_STEPS = 5  # in a row, with a loss or gradient norm that is not finite
 COLLECT_GARBAGE_EVERY = 50  # steps
@@ -107,6 +105,7 @@ def validate(
 def main() -> int:
     """One run, from its config to the exported model."""
     # --- 1. Config, model shape, data, plan: before a process group, so that a mistake ends in one sentence -----------
+    start = StartTimes()
     keep_freed_memory()  # before tokenising starts threads
     world_size, ranks_per_node = world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
@@ -126,13 +125,15 @@ def main() -> int:
     check_weights(model, config.model.path)
     config = settle_chat_settings(config, tokenizer, run_directory, world_size)
     config = settle_micro_batch(config, model, model_config, run_directory, world_size, say)
+    start.lap("config and tokenizer")
     costs = count_work(model, model_config).costs
     inputs = read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=is_first)
+    start.lap("data")
     # Processes, which agree on all of this before anything is trained. A run directory has one owner.
     with process_group(config.run.timeout_minutes) as ranks:
         fresh = agree_on_start(config, inputs, model_config, tokenizer, ranks)
         with own_directory(run_directory, ranks):
-            return train(config, inputs, model, model_config, tokenizer, fresh, ranks)
+            return train(config, inputs, model, model_config, tokenizer, fresh, ranks, start)
 
 
 def train(
@@ -143,6 +144,7 @@ def train(
     tokenizer: PreTrainedTokenizerBase,
     fresh: Progress,
     ranks: Ranks,
+    start: StartTimes,
 ) -> int:
     """Continue a run from its last checkpoint, or start it as `fresh`. Returns the exit code. Every rank runs this."""
     # --- 2. Where the run stands --------------------------------------------------------------------------------------
@@ -161,18 +163,15 @@ def train(
     record = record_start(run_directory, as_dict(config), progress.step, ranks)
     device = device_line(ranks)  # a collective
     log.say(f"run {run_directory}, commit {short_commit(record)}, torch {torch.__version__}, {device}")
+    start.lap("processes")
 
     # --- 3. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----
-    compute_dtype = DTYPES[config.model.compute_dtype]
-    if compute_dtype == torch.bfloat16 and agree_any(not has_native_bf16(ranks.device), ranks):
-        compute_dtype = torch.float32
-        log.say("not every rank has native bf16: all ranks compute in fp32 instead")
+    compute_dtype = agree_on_dtype(config.model.compute_dtype, ranks, log.say)
     ranks.watch.at("the loading of the model")
     peak = PeakFlops(ranks.device, compute_dtype)
     peak.measure(ranks)
     layers = decoder_layers(model, config.model.layer_class)
-    ranks_per_node = world_size_from_environment()[1]
-    mesh = make_mesh(ranks.device.type, ranks_per_node, ranks.world_size, config.sharding)
+    mesh = make_mesh(ranks.device.type, world_size_from_environment()[1], ranks.world_size, config.sharding)
     parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
     parameter_device = torch.device("cpu") if config.sharding.cpu_offload else ranks.device
     materialize(model, config.model.path, parameter_device, ranks.device)
@@ -181,6 +180,7 @@ def train(
         read_weights(model, config.model.path)
     model.train()
     peak.measure(ranks)
+    start.lap("model")
     # What follows may need the base's weights. A signal ends it early; the loop then takes no step.
     evaluations = {}
     validation, validation_plan = inputs.validation, inputs.validation_plan
@@ -195,6 +195,7 @@ def train(
     if config.ewc.strength:
         strategy, directory = config.sharding.strategy, run_directory / "ewc"
         ewc = start_penalty(model, config.ewc, directory, inputs.fisher_batches, strategy, stop, log.say, new_row)
+    start.lap("evaluations")
     parameters = parameter_names(model)
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
     if resume_from:
@@ -207,6 +208,7 @@ def train(
     lines += check_disks(config, parameters, optimizer, model_config, ranks) + found
     for line in lines + [f"resumed from {resume_from}"] * bool(resume_from):
         log.say(line)
+    start.lap("model")
 
     # --- 4. The loop. What is due after a step is done before the next one starts -------------------------------------
     def micro_batches_from(first_step: int) -> Iterator[tuple[MicroBatch, bool]]:
@@ -226,7 +228,7 @@ def train(
     saver = Saver(checkpoints, config.run.keep_last, config.run.async_save, config.run.timeout_minutes, ranks)
     meter = Meter(corpus, count_work(model, model_config), peak_flops, ranks.device)
     peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
-    stopping = memory_measured = too_many_bad_steps = False
+    stopping = too_many_bad_steps = False
     while True:
         with meter.paused():
             improved = False
@@ -265,6 +267,7 @@ def train(
             stop_for_bad_weights(what, progress, saver)
         if stopping or finished:
             break
+        start.lap("evaluations")  # before the first step of this start; no-op from then on
 
         # ---- one optimizer step --------------------------------------------------------------------------------------
         batch = plan.batch(progress.step)
@@ -300,8 +303,8 @@ def train(
         # Clipping: AdamW divides the gradients by this as it reads them.
         optimizer.grad_scale = (grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0).to(parameter_device)
         optimizer.step()
-        if not memory_measured:
-            memory_measured = True
+        if start.is_running:
+            start.finish(progress.step + 1, log, ranks)
             log.say(memory_line(config.optimizer.memory, bytes_per_parameter(parameters, optimizer)))
         optimizer.zero_grad()
         # --------------------------------------------------------------------------------------------------------------

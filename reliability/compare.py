@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 # Curves that measure this machine at this moment, and differ between any two runs.
 MEASURED = {"train/tokens_per_second", "train/mfu", "train/memory_gib", "ewc/time"}
-# Rows about the saves of a process, e.g. their seconds. The row of a save that a kill cut off is rightly missing.
-OF_SAVES = "save"
+# Rows about a process: the seconds of its saves and of its start. The row of a save that a kill cut off is rightly missing.
+OF_A_PROCESS = {"save", "start"}
 
 
 def differences(run: Path, reference: Path) -> list[str]:
@@ -43,7 +43,7 @@ def read_rows(run: Path) -> list[dict]:
 
 
 def kind(row: dict) -> str:
-    """train, validation, forgetting, save: the first word of a row's curves."""
+    """train, validation, forgetting, save, start: the first word of a row's curves."""
     return next(name for name in row if name != "step").partition("/")[0]
 
 
@@ -69,7 +69,7 @@ def _rows(run: Path, reference: Path) -> list[str]:
         if count > 1
     ]
     found_rows, expected_rows = (
-        {(row["step"], kind(row)): row for row in some if kind(row) != OF_SAVES} for some in (rows, expected)
+        {(row["step"], kind(row)): row for row in some if kind(row) not in OF_A_PROCESS} for some in (rows, expected)
     )
     for step, name in sorted(found_rows.keys() ^ expected_rows.keys()):
         what = "is missing" if (step, name) in expected_rows else "should not be there"

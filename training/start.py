@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from common.dtypes import DTYPES, has_native_bf16
 from common.errors import UserError
 from configs.config import Config
 from distributed.agreement import check_agreement, library_versions
@@ -31,6 +33,15 @@ def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:
     restarted = agree_any(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0", ranks)
     if resume == "never" and not restarted and read_on_first(run_directory.exists, ranks):
         raise UserError(f"{run_directory} exists and run.resume=never; choose another run.name or remove it")
+
+
+def agree_on_dtype(name: str, ranks: Ranks, say: Callable[[str], None]) -> torch.dtype:
+    """The compute dtype called `name`; fp32, and `say` says so, if a rank has no native bf16. A collective."""
+    dtype = DTYPES[name]
+    if dtype == torch.bfloat16 and agree_any(not has_native_bf16(ranks.device), ranks):
+        say("not every rank has native bf16: all ranks compute in fp32 instead")
+        return torch.float32
+    return dtype
 
 
 def source_digest() -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import run_python
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {path.stem for path in (ROOT / "scripts").glob("*.py")}
 LIBRARY = {"common", "configs", "data", "distributed", "eval", "model", "training"}
@@ -65,3 +67,36 @@ def test_no_test_loads_a_script_by_its_path() -> None:
         if name.split(".")[0] in ("importlib", "runpy") and not name.startswith("importlib.metadata")
     ]
     assert not wrong, "\n".join(wrong)
+
+
+# Slow to import, and not needed before the first step of a run on a CPU without optimizer.memory=6N.
+NOT_FOR_TRAINING = (
+    "arelle",
+    "gguf",
+    "lxml",
+    "matplotlib",
+    "pandas",
+    "peft",
+    "pyarrow",
+    "rouge_score",
+    "scipy",
+    "sklearn",
+    "tensorboard",  # rank 0 imports it later
+    "torchao",
+    "torch._inductor.decomposition",
+    "torchvision",
+)
+
+
+@pytest.mark.slow
+def test_train_imports_nothing_that_it_does_not_use() -> None:
+    program = f"""
+import gc, importlib.util, sys
+import train
+print("loaded", *sorted(set({NOT_FOR_TRAINING!r}) & sys.modules.keys()))
+assert gc.isenabled()
+assert importlib.util.find_spec("scipy") and importlib.util.find_spec("torchao")  # hidden from transformers alone
+"""
+    done = run_python("-c", program, fresh=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split() == ["loaded"]

@@ -25,6 +25,7 @@ import distributed.sharding
 import model.flops
 import train
 import training.inputs
+import training.start
 from common.errors import exit_code_of, exit_process
 from data.batches import MicroBatch
 from data.dealing import Deal, Dealer, one_per_token
@@ -47,7 +48,7 @@ def plant(name: str | None, set_attribute) -> None:
         # "yes": compute bf16 in bf16 on every processor (torch emulates it without hardware support). "no": never.
         # A number: only that rank has the hardware.
         native = argument in ("yes", os.environ.get("RANK"))
-        set_attribute(train, "has_native_bf16", lambda device: native)
+        set_attribute(training.start, "has_native_bf16", lambda device: native)
     elif kind == "count_collectives":
         # Collectives with more than one element: FSDP's, but not flags and sums of a single number.
         counts = {"all_gather": 0, "reduce_scatter": 0, "all_reduce": 0}
