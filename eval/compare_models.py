@@ -119,7 +119,8 @@ def compare_distributions(
     documents = [as_documents(one) for one in sequences]
     sums = torch.zeros(len(texts), 3, dtype=torch.float64)
     first_texts = range(0, len(texts), ranks.world_size) if base_ids else ()
-    for first in in_turns(first_texts, stop, "KL and agreement"):
+    tokens = [2 * int(documents[0].lengths[ranks.rank :][first : first + 1].sum()) for first in first_texts]
+    for first in in_turns(first_texts, tokens, stop, "KL and agreement"):
         text = first + ranks.rank
         items = (text,) if text < len(texts) else ()  # without a text left, the forwards are empty ones
         text_sums = _compare_text((base.model, tuned.model), documents, columns, items, ranks.device)
@@ -170,7 +171,9 @@ def _nats(
         nats.index_add_(0, torch.from_numpy(owners), losses.double().cpu())
 
     rows = plan_one_step(documents, FORWARD_TOKENS).batch(0).rows
-    for items in in_turns(micro_batches(rows, documents, ranks.rank, ranks.world_size, 1), stop, description):
+    turns = list(micro_batches(rows, documents, ranks.rank, ranks.world_size, 1))
+    tokens = [int(documents.lengths[list(items)].sum()) for items in turns]
+    for items in in_turns(turns, tokens, stop, description):
         visit_documents(one.model, documents, items, ranks.device, add_losses)
     dist.all_reduce(nats, group=ranks.flags)
     return nats.numpy()
