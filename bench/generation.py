@@ -106,7 +106,7 @@ def measure(arms: dict[str, Answer], prompts: list[list[int]], rounds: int) -> t
             start = time.perf_counter()
             answers[name] = answer(prompts)
             seconds[name].append(time.perf_counter() - start)
-    return seconds, answers
+    return seconds, {name: answers[name] for name in arms}
 
 
 def table(seconds: dict[str, list[float]], answers: dict) -> list[str]:

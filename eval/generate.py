@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.random_bits import hash64_tensor
 from eval.constrained import Grammar, most_probable_allowed
 from eval.packed_weights import pack_weights
-from eval.row_cache import RowCache, bytes_per_token, has_windows, holds_rows
+from eval.row_cache import RowCache, bytes_per_token, holds_rows, smallest_window
 from model.label_sampling import sample_labels
 
 PREFILL_TOKENS = 4096  # of prompts that are read in one forward, with padding; bounds the memory of the activations
@@ -135,11 +135,14 @@ def _most_probable(logits: torch.Tensor, rows: list[int], steps: list[int]) -> t
     return logits.argmax(-1)
 
 
-def shared_prefix(model: PreTrainedModel, prompts: Sequence[list[int]]) -> list[int]:
+def shared_prefix(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int) -> list[int]:
     """The tokens that all prompts begin with, if it pays to read them only once; each prompt has at least one more."""
     common = os.path.commonprefix([prompt[:-1] for prompt in prompts]) if len(prompts) > 1 else []
-    # Behind the prefix, short prompts are padded. A window that counts columns would count the padding.
-    return common if len(common) >= LEAST_SHARED and holds_rows(model) and not has_windows(model) else []
+    if len(common) < LEAST_SHARED or not holds_rows(model):
+        return []
+    # Between the prefix and the rest of a short prompt is padding. A window smaller than all columns would count it.
+    columns = max(map(len, prompts)) + max_new_tokens
+    return common if smallest_window(model) >= columns else []
 
 
 class _Answers:
@@ -185,11 +188,10 @@ def _generate(
     growing = _Answers(prompts, stop_ids, max_new_tokens, select, advance)
     # The longest first: no later prompt needs more columns.
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
-    prefix = shared_prefix(model, prompts)
+    prefix, at_once = shared_prefix(model, prompts, max_new_tokens), most_rows if holds_rows(model) else 1
 
     def rows_for(columns: int) -> int:
-        most = most_rows if holds_rows(model) else 1
-        return min(most, len(prompts), max(1, budget // columns) if budget else most)
+        return min(at_once, len(prompts), max(1, budget // columns) if budget else at_once)
 
     while waiting:
         columns = answer_work(prompts[waiting[0]], max_new_tokens)
@@ -221,7 +223,7 @@ def _fill_and_extend(cache: RowCache, growing: _Answers, waiting: deque[int], ro
         if filling and growing.rows:
             filling = rows_for(answer_work(prompts[waiting[0]], growing.max_new_tokens)) < 2 * capacity
         if filling:
-            number = max(1, PREFILL_TOKENS // len(prompts[waiting[0]]))
+            number = max(1, PREFILL_TOKENS // (len(prompts[waiting[0]]) - cache.prefix_length))
             group = [waiting.popleft() for _ in range(min(number, free, len(waiting)))]
             first = len(growing.rows)
             growing.rows += group

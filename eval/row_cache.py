@@ -5,6 +5,7 @@ left. transformers' DynamicCache copies everything for each token, and for each 
 """
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -195,13 +196,14 @@ def holds_rows(model: PreTrainedModel) -> bool:
     return all(type(layer) in known for layer in DynamicCache(config=model.config).layers)
 
 
-def has_windows(model: PreTrainedModel) -> bool:
-    """Whether some layer sees a limited number of columns."""
-    return any(getattr(layer, "is_sliding", False) for layer in DynamicCache(config=model.config).layers)
+def smallest_window(model: PreTrainedModel) -> float:
+    """The fewest columns that a layer sees; infinite if no layer has a window."""
+    layers = DynamicCache(config=model.config).layers
+    return min((layer.sliding_window for layer in layers if layer.is_sliding), default=math.inf)
 
 
 def bytes_per_token(model: PreTrainedModel) -> int:
-    """Of keys and values of all layers, on the CPU or one GPU."""
+    """Of the keys and values of one token in all layers."""
     config = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

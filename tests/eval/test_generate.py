@@ -2,7 +2,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from eval.generate import Sampling, answer_work, greedy_answers, load_for_generation, nucleus, sampled_answers
+from eval.generate import (
+    Sampling,
+    answer_work,
+    greedy_answers,
+    load_for_generation,
+    nucleus,
+    sampled_answers,
+    shared_prefix,
+)
 from eval.row_cache import SPARE_COLUMNS, RowCache, holds_rows, left_padded
 from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 
@@ -126,6 +134,18 @@ def test_the_next_prompt_takes_the_place_of_a_row_that_has_ended(tiny, monkeypat
         hook.remove()
         assert max(rows for rows, _ in seen) == 2
         monkeypatch.undo()
+
+
+def test_a_common_start_is_read_once_unless_a_window_would_count_the_padding(tiny):
+    model, start = tiny("mistral_sliding"), list(range(30, 50))
+    prompts = [[*start, 5], [*start, 6, 7, 8]]
+    assert shared_prefix(model, prompts, 3) == []  # the window has 8 columns
+    for one in model.config, *(layer.self_attn.config for layer in model.model.layers):
+        one.sliding_window = 26
+    assert shared_prefix(model, prompts, 3) == start and shared_prefix(model, prompts, 4) == []
+    assert greedy_answers(model, prompts, {383}, 3, 2) == [generate_single(model, one, {383}, 3) for one in prompts]
+    assert shared_prefix(tiny("llama"), [start, start[:17]], 3) == start[:16]  # each has one more
+    assert shared_prefix(tiny("llama"), [start[:16]] * 2, 3) == [] == shared_prefix(tiny("llama"), [start], 3)
 
 
 def test_short_prompts_behind_a_long_one_get_more_rows(tiny, monkeypatch):
