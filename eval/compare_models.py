@@ -120,8 +120,10 @@ def compare_distributions(
     documents = [as_documents(one) for one in sequences]
     sums = torch.zeros(len(texts), 3, dtype=torch.float64)
     # One text in each forward. A rank without a text left has empty forwards.
-    one_by_one = _deal(base, documents[0], ranks.world_size, capacity=1, packing=False).of_rank(ranks.rank)
-    for items in in_turns(one_by_one if base_ids else (), stop, "KL and agreement"):
+    deal = _deal(base, documents[0], ranks.world_size, capacity=1, packing=False)
+    turns = deal.of_rank(ranks.rank) if base_ids else []
+    tokens = [2 * int(documents[0].lengths[list(items)].sum()) for items in turns]  # both models read them
+    for items in in_turns(turns, tokens, stop, "KL and agreement"):
         text_sums = _compare_text((base.model, tuned.model), documents, columns, items, ranks.device)
         if items:
             sums[items[0]] = text_sums
@@ -169,8 +171,9 @@ def _nats(
         losses = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
         nats.index_add_(0, torch.from_numpy(owners), losses.double().cpu())
 
-    deal = _deal(one, documents, ranks.world_size, capacity=FORWARD_TOKENS)
-    for items in in_turns(deal.of_rank(ranks.rank), stop, description):
+    turns = _deal(one, documents, ranks.world_size, capacity=FORWARD_TOKENS).of_rank(ranks.rank)
+    tokens = [int(documents.lengths[list(items)].sum()) for items in turns]
+    for items in in_turns(turns, tokens, stop, description):
         visit_documents(one.model, documents, items, ranks.device, add_losses)
     dist.all_reduce(nats, group=ranks.flags)
     return nats.numpy()

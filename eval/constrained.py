@@ -65,10 +65,10 @@ class ConstrainedAnswer:
 
 
 def most_probable_allowed(grammar: Grammar):  # noqa: ANN201 (an eval.generate.SelectTokens)
-    """The token selection of one batch: the most probable token of each row that `grammar` allows."""
+    """The token selection of one set of prompts: the most probable token of each row that `grammar` allows."""
     answers: dict[int, ConstrainedAnswer] = {}
 
-    def select(logits: torch.Tensor, rows: list[int], step: int) -> torch.Tensor:
+    def select(logits: torch.Tensor, rows: list[int], steps: list[int]) -> torch.Tensor:
         tokens = [
             answers.setdefault(row, ConstrainedAnswer(grammar)).choose(_by_probability(scores))
             for row, scores in zip(rows, logits, strict=True)

@@ -1,22 +1,31 @@
-"""Greedy and sampled generation in batches: prompts are padded on the left, and a row leaves its batch when it ends."""
+"""Greedy and sampled generation in batches: when a row ends, the next prompt takes its place (continuous batching)."""
 
-import inspect
-from collections.abc import Callable, Iterable
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError
 from common.random_bits import hash64_tensor
 from eval.constrained import Grammar, most_probable_allowed
+from eval.packed_weights import pack_weights
+from eval.row_cache import RowCache, bytes_per_token, holds_rows, smallest_window
 from model.label_sampling import sample_labels
 
-CACHE_GROWTH = 64  # tokens by which the buffers of a cache layer grow
-# (logits (rows, vocabulary), index of each row's prompt, step) -> next token of each row (rows,)
-SelectTokens = Callable[[torch.Tensor, list[int], int], torch.Tensor]
+PREFILL_TOKENS = 4096  # of prompts that are read in one forward, with padding; bounds the memory of the activations
+LEAST_SHARED = 16  # tokens at the start of all prompts from which on they are read only once
+MEMORY_SHARE = 0.25  # of the memory of the GPU, or of the host divided by its processes, for keys and values
+# (logits (rows, vocabulary), index of each row's prompt, tokens so far of each row) -> next token of each row (rows,)
+SelectTokens = Callable[[torch.Tensor, list[int], list[int]], torch.Tensor]
+Advance = Callable[[int], object]
+
+
+def no_progress(tokens: int) -> None:
+    """An `Advance` that shows nothing."""
 
 
 def load_for_generation(path: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -26,7 +35,7 @@ def load_for_generation(path: str, dtype: torch.dtype, device: torch.device) -> 
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be loaded as a causal language model: {str(error).splitlines()[0]}") from error
-    return model.to(device).eval()
+    return pack_weights(model.to(device).eval())
 
 
 def stop_tokens(model: PreTrainedModel, taught: Iterable[int]) -> set[int]:
@@ -54,24 +63,21 @@ def greedy_answers(
     stop_ids: set[int],
     max_new_tokens: int,
     batch_size: int,
-    advance: Callable[[int], object] = lambda finished: None,
+    advance: Advance = no_progress,
     grammar: Grammar | None = None,
 ) -> list[list[int]]:
     """Greedy decoding of each prompt, up to a stop token (not included) or `max_new_tokens`.
 
-    prompts: token ids. Returns the token ids of the answers in the order of the prompts. advance: called with the
-    number of prompts that have just been finished, e.g. a progress bar's `update`. grammar: only tokens that it allows
-    are taken (`eval.constrained`).
+    prompts: token ids. Returns the token ids of the answers in the order of the prompts. batch_size: prompts that are
+    answered at once, fewer where memory holds no more. advance: called with the number of tokens of the `answer_work` that
+    is now done, e.g. a progress bar's `update`. grammar: only tokens that it allows are taken (`eval.constrained`).
+
+    In fp32 an answer does not depend on the other prompts, unless two tokens are equally probable to the last digits. In bf16
+    the products of another batch are rounded differently, which occasionally changes a token.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # similar lengths need little padding
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        select = most_probable_allowed(grammar) if grammar else _most_probable
-        batch = _generate(model, [prompts[i] for i in chosen], stop_ids, max_new_tokens, select, advance)
-        for i, answer in zip(chosen, batch, strict=True):
-            answers[i] = answer
-    return answers
+    select = most_probable_allowed(grammar) if grammar else _most_probable
+    budget = cache_tokens(model)
+    return _generate(model, prompts, stop_ids, max_new_tokens, select, batch_size, budget, advance)
 
 
 def sampled_answers(
@@ -81,7 +87,7 @@ def sampled_answers(
     stop_ids: set[int],
     max_new_tokens: int,
     sampling: Sampling,
-    advance: Callable[[int], object] = lambda finished: None,
+    advance: Advance = no_progress,
 ) -> list[list[int]]:
     """Sampled answers for one batch of prompts. Arguments and result are otherwise those of `greedy_answers`.
 
@@ -90,12 +96,30 @@ def sampled_answers(
     logits are rounded differently, which occasionally changes a token.
     """
 
-    def select(logits: torch.Tensor, rows: list[int], step: int) -> torch.Tensor:
+    def select(logits: torch.Tensor, rows: list[int], steps: list[int]) -> torch.Tensor:
         logits = nucleus(logits.float() / sampling.temperature, sampling.top_p)
-        number = torch.tensor([sample_numbers[row] for row in rows], device=logits.device)
-        return sample_labels(logits, hash64_tensor(sampling.seed, number, torch.full_like(number, step)))
+        numbers = torch.tensor([sample_numbers[row] for row in rows], device=logits.device)
+        return sample_labels(logits, hash64_tensor(sampling.seed, numbers, torch.tensor(steps, device=numbers.device)))
 
-    return _generate(model, prompts, stop_ids, max_new_tokens, select, advance)
+    return _generate(model, prompts, stop_ids, max_new_tokens, select, max(1, len(prompts)), None, advance)
+
+
+def answer_work(prompt: Sequence[int], max_new_tokens: int) -> int:
+    """The most tokens that reading a prompt and answering it takes. An answer that ends early counts in full when it ends."""
+    return len(prompt) + max_new_tokens
+
+
+def cache_tokens(model: PreTrainedModel) -> int:
+    """How many tokens of prompts and answers may be in the cache at once: a fixed share of the machine's memory.
+
+    It does not depend on what is free at the moment, because the batches, and with them the rounding, would.
+    """
+    if model.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(model.device).total_memory
+    else:
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = pages // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return int(MEMORY_SHARE * memory) // bytes_per_token(model)
 
 
 def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -107,46 +131,47 @@ def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     return logits.masked_fill(torch.zeros_like(left_out).scatter(-1, order, left_out), -torch.inf)
 
 
-def _most_probable(logits: torch.Tensor, rows: list[int], step: int) -> torch.Tensor:
+def _most_probable(logits: torch.Tensor, rows: list[int], steps: list[int]) -> torch.Tensor:
     return logits.argmax(-1)
 
 
-def left_padded(sequences: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids, attention mask and position ids, each `(batch, longest)`. Every sequence ends in the last column."""
-    width = max(len(sequence) for sequence in sequences)
-    ids = torch.tensor([[0] * (width - len(s)) + s for s in sequences], device=device)  # the mask hides the padding
-    mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
-    return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)
+def shared_prefix(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int) -> list[int]:
+    """The tokens that all prompts begin with, if it pays to read them only once; each prompt has at least one more."""
+    common = os.path.commonprefix([prompt[:-1] for prompt in prompts]) if len(prompts) > 1 else []
+    if len(common) < LEAST_SHARED or not holds_rows(model):
+        return []
+    # Between the prefix and the rest of a short prompt is padding. A window smaller than all columns would count it.
+    columns = max(map(len, prompts)) + max_new_tokens
+    return common if smallest_window(model) >= columns else []
 
 
-class PreallocatedLayer(DynamicLayer):
-    """The KV cache of one layer, `(batch, heads, tokens, head size)`, in buffers with free space for further tokens.
+class _Answers:
+    """The answers of all prompts while they grow, and the number of the prompt in each row of the cache."""
 
-    DynamicLayer copies the whole cache for every new token. With 32 short reports on a CPU that took half of the time.
-    """
+    def __init__(
+        self, prompts: list[list[int]], stop_ids: set[int], max_new_tokens: int, select: SelectTokens, advance: Advance
+    ) -> None:
+        self.prompts, self.stop_ids, self.max_new_tokens = prompts, stop_ids, max_new_tokens
+        self.select, self.advance = select, advance
+        self.answers: list[list[int]] = [[] for _ in prompts]
+        self.rows: list[int] = []
 
-    buffers: list[torch.Tensor] | None = None
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs) -> tuple:
-        """Append the keys and values of new tokens; return those of all tokens."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        length = self.get_seq_length()
-        end = length + key_states.shape[-2]
-        if self.buffers is None or self.buffers[0].shape[-2] < end:
-            cached = [self.keys, self.values] if length else [key_states[..., :0, :], value_states[..., :0, :]]
-            self.buffers = [
-                torch.cat([c, c.new_empty(*c.shape[:2], end - length + CACHE_GROWTH, c.shape[-1])], -2) for c in cached
-            ]
-        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[..., length:end, :] = states
-        self.keys, self.values = (buffer[..., :end, :] for buffer in self.buffers)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep only these rows of the batch."""
-        super().batch_select_indices(indices)
-        self.buffers = None  # the next update allocates buffers for the remaining rows
+    def take(self, logits: torch.Tensor, first: int) -> tuple[torch.Tensor, list[int]]:
+        """Choose the next token of the rows from `first` on; (the tokens `(rows,)`, the rows that have ended)."""
+        rows = self.rows[first:]
+        tokens = self.select(logits, rows, [len(self.answers[row]) for row in rows])
+        ended, done = [], 0
+        for row, (prompt, token) in enumerate(zip(rows, tokens.tolist(), strict=True), first):
+            answer = self.answers[prompt]
+            if token not in self.stop_ids:
+                answer.append(token)
+                done += 1
+                if len(answer) < self.max_new_tokens:
+                    continue
+            ended.append(row)
+            done += self.max_new_tokens - len(answer)
+        self.advance(done)
+        return tokens, ended
 
 
 @torch.no_grad()  # as in distributed.sharding.evaluating, because the model may be sharded
@@ -156,39 +181,54 @@ def _generate(
     stop_ids: set[int],
     max_new_tokens: int,
     select: SelectTokens,
-    advance: Callable[[int], object],
+    most_rows: int,
+    budget: int | None,
+    advance: Advance,
 ) -> list[list[int]]:
-    answers: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # index of the prompt of each row in the shrinking batch
-    input_ids, mask, positions = left_padded(prompts, model.device)
-    cache = DynamicCache(config=model.config)
-    # Layers of another type, e.g. for a sliding window, stay as they are.
-    cache.layers = [PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    # transformers renamed this argument between 5.17 and 5.24.
-    cache_argument = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-    for step in range(max_new_tokens):
-        logits = model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=1,
-            **{cache_argument: cache},
-        ).logits[:, -1]
-        tokens = select(logits, rows, step)
-        unfinished = [row for row, token in enumerate(tokens.tolist()) if token not in stop_ids]
-        if len(unfinished) < len(rows):
-            advance(len(rows) - len(unfinished))
-            rows = [rows[row] for row in unfinished]
-            if not rows:
-                break
-            kept = torch.tensor(unfinished, device=mask.device)
-            cache.batch_select_indices(kept)
-            tokens, mask, positions = tokens[kept], mask[kept], positions[kept]
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            answers[row].append(token)
-        input_ids, positions = tokens[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-    else:
-        advance(len(rows))
-    return answers
+    growing = _Answers(prompts, stop_ids, max_new_tokens, select, advance)
+    # The longest first: no later prompt needs more columns.
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
+    prefix, at_once = shared_prefix(model, prompts, max_new_tokens), most_rows if holds_rows(model) else 1
+
+    def rows_for(columns: int) -> int:
+        return min(at_once, len(prompts), max(1, budget // columns) if budget else at_once)
+
+    while waiting:
+        columns = answer_work(prompts[waiting[0]], max_new_tokens)
+        cache = RowCache(model, rows_for(columns), columns)
+        if prefix:
+            cache.read_prefix(prefix)
+        _fill_and_extend(cache, growing, waiting, rows_for)
+    return growing.answers
+
+
+def _fill_and_extend(cache: RowCache, growing: _Answers, waiting: deque[int], rows_for: Callable[[int], int]) -> None:
+    """Answer prompts until none is left, or until those that wait are so short that another cache holds twice as many."""
+    prompts, capacity = growing.prompts, len(cache.mask)
+    tokens = torch.zeros(capacity, dtype=torch.int64, device=cache.mask.device)  # the newest of each row
+
+    def take(logits: torch.Tensor, first: int) -> None:
+        new, ended = growing.take(logits, first)
+        tokens[first : first + len(new)] = new
+        if ended:
+            order = cache.drop(ended)
+            tokens[: len(order)] = tokens[torch.tensor(order, dtype=torch.int64, device=tokens.device)]
+            growing.rows = [growing.rows[row] for row in order]
+
+    filling = True
+    while growing.rows or filling:
+        free = capacity - len(growing.rows)
+        # A few prompts are not read by themselves: the weights would be read for little.
+        filling = bool(waiting) and free > 0 and (filling or not growing.rows or free >= capacity / 8)
+        if filling and growing.rows:
+            filling = rows_for(answer_work(prompts[waiting[0]], growing.max_new_tokens)) < 2 * capacity
+        if filling:
+            number = max(1, PREFILL_TOKENS // (len(prompts[waiting[0]]) - cache.prefix_length))
+            group = [waiting.popleft() for _ in range(min(number, free, len(waiting)))]
+            first = len(growing.rows)
+            growing.rows += group
+            logits = cache.admit([prompts[i] for i in group])
+            growing.advance(sum(len(prompts[i]) for i in group))
+            take(logits, first)
+        elif growing.rows:
+            take(cache.extend(tokens[: len(growing.rows)]), 0)

@@ -1,7 +1,7 @@
 """Ranks that share a sharded model run every forward together, because each forward gathers parameters from all ranks."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from distributed.process_group import Ranks, StopSignal
+from eval.over_ranks import token_bar
 
 Turn = TypeVar("Turn")
 IDLE, WORKING, STOPPING = range(3)
@@ -51,15 +52,17 @@ class InStep:
         return bool(answer == WORKING)
 
 
-def in_turns(turns: Iterable[Turn], stop: StopSignal, description: str) -> Iterator[Turn]:
+def in_turns(turns: Iterable[Turn], tokens: Sequence[int], stop: StopSignal, description: str) -> Iterator[Turn]:
     """Yield each of `turns`, of which every rank has the same number, and stop all ranks together after a signal.
 
-    Rank 0 shows a progress bar. A collective.
+    tokens: those of each turn of this rank, for the progress bar of rank 0. A collective.
     """
-    for turn in tqdm(list(turns), desc=description, unit="batch", disable=stop.ranks.rank != 0):
-        if stop.agreed():
-            stop_all(stop.ranks)
-        yield turn
+    with token_bar(sum(tokens), description, stop.ranks) as bar:
+        for turn, number in zip(turns, tokens, strict=True):
+            if stop.agreed():
+                stop_all(stop.ranks)
+            yield turn
+            bar.update(number)
 
 
 def stop_all(ranks: Ranks) -> None:

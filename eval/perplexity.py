@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data.tokens import bos_ids
 from distributed.process_group import Ranks
 from eval import general_text
-from eval.generate import left_padded
 from eval.over_ranks import compute_over_ranks
+from eval.row_cache import left_padded
 
 TOKENS_PER_BATCH = 4096  # including padding; bounds the memory of the logits
 
@@ -39,12 +39,12 @@ def total(losses: list[LossSum]) -> LossSum:
 def target_losses(
     model: PreTrainedModel,
     sequences: Sequence[tuple[list[int], Sequence[float]]],
-    advance: Callable[[int], object] = lambda finished: None,
+    advance: Callable[[int], object] = lambda tokens: None,
 ) -> list[LossSum]:
     """The loss of the target tokens of each (token ids, weights): bool, or factors of the tokens' losses.
 
-    The first weight is treated as 0, because nothing precedes the first token. advance: called with the number of
-    sequences that have just been finished, e.g. a progress bar's `update`.
+    The first weight is treated as 0, because nothing precedes the first token. advance: called with the number of tokens
+    that have just been finished (`loss_work`), e.g. a progress bar's `update`.
     """
     losses = [LossSum(0.0, 0)] * len(sequences)
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i][0]))
@@ -53,14 +53,19 @@ def target_losses(
         # The first sequence of a batch is its longest and determines the width.
         rows = max(1, TOKENS_PER_BATCH // max(1, len(sequences[order[start]][0])))
         chosen = order[start : start + rows]
-        with_targets = [i for i in chosen if any(sequences[i][1][1:])]
+        with_targets = [i for i in chosen if loss_work(sequences[i])]
         if with_targets:
             batch = _batch_losses(model, [sequences[i] for i in with_targets])
             for i, loss in zip(with_targets, batch, strict=True):
                 losses[i] = loss
-        advance(len(chosen))
+        advance(sum(loss_work(sequences[i]) for i in chosen))
         start += rows
     return losses
+
+
+def loss_work(sequence: tuple[list[int], Sequence[float]]) -> int:
+    """The tokens that the loss of a sequence takes: none without targets."""
+    return len(sequence[0]) if any(sequence[1][1:]) else 0
 
 
 @torch.no_grad()  # as in eval/generate.py
@@ -114,7 +119,8 @@ def general_perplexity(
     start = bos_ids(tokenizer)
     encoded = [start + tokenizer.encode(text, add_special_tokens=False) for text in texts]
     sequences = [sequence for ids in encoded for sequence in windows(ids, window)]
-    losses = compute_over_ranks(functools.partial(target_losses, model), sequences, ranks, "general text", finish)
+    work = [loss_work(sequence) for sequence in sequences]
+    losses = compute_over_ranks(functools.partial(target_losses, model), sequences, work, ranks, "general text", finish)
     loss = total(losses)
     # The first token of a text is not predicted, so its bytes do not count. BOS has none.
     first_bytes = 0 if start else sum(len(tokenizer.decode(ids[:1]).encode()) for ids in encoded)

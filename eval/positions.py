@@ -98,7 +98,9 @@ def losses_over_ranks(
     Every rank gets all losses. A signal ends all ranks with KeyboardInterrupt.
     """
     ranks, packed, mine = stop.ranks, _with_targets(documents), []
-    for first in in_turns(range(0, len(documents), ranks.world_size), stop, description):
+    firsts = range(0, len(documents), ranks.world_size)
+    tokens = [sum(map(len, documents[first + ranks.rank :][:1])) for first in firsts]
+    for first in in_turns(firsts, tokens, stop, description):
         item = first + ranks.rank
         if item < len(documents):
             mine.append(_losses(model, packed, (item,), ranks.device))

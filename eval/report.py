@@ -67,7 +67,9 @@ def run_figures(result: dict) -> list[Figure]:
 
 def table(result: dict, figures: Figures = figures) -> str:
     """A result as text: each figure with its 95% interval, if it has one, and its N."""
-    how = ", ".join([*filter(None, [result.get("dtype")]), f"{result['seconds']:.0f} s"])
+    chosen, everything = result["n_examples"], result.get("n_in_file")  # results of earlier versions lack the second
+    part = f"{chosen} of {everything} examples" if chosen != (everything or chosen) else ""
+    how = ", ".join([*filter(None, [part, result.get("dtype")]), f"{result['seconds']:.0f} s"])
     known = intervals(result)
     rows = [("", "", "95% interval", "N")]
     for row in figures(result):

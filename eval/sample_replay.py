@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from common.durable_files import write_json, write_json_lines
@@ -28,9 +27,9 @@ from data.replay_filters import EvaluationTexts, normalize
 from data.tokens import bos_ids, load_tokenizer, plain_template
 from distributed.process_group import Ranks, barrier
 from eval.general_text import held_out_texts, training_texts
-from eval.generate import Sampling, sampled_answers
+from eval.generate import Advance, Sampling, answer_work, no_progress, sampled_answers
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
-from eval.over_ranks import label_of_first_rank
+from eval.over_ranks import token_bar
 from eval.questions import read_questions
 
 PLACEHOLDER = "here the user's words begin"  # marks the start of the user's message in a rendered chat template
@@ -129,11 +128,12 @@ class ReplaySampler:
         starts = range(0, options.documents, options.batch_size)
         files = [self.parts / f"{start:09}.jsonl" for start in starts]
         mine = range(ranks.rank, len(starts), ranks.world_size)
-        label = label_of_first_rank("batches", ranks)
-        for batch in tqdm(mine, desc=label, unit="batch", disable=ranks.rank != 0, mininterval=1):
-            if not files[batch].exists():
-                indices = range(starts[batch], min(options.documents, starts[batch] + options.batch_size))
-                write_json_lines(files[batch], self.sample_batch(model, list(indices)))
+        indices = [range(start, min(options.documents, start + options.batch_size)) for start in starts]
+        missing = [batch for batch in mine if not files[batch].exists()]
+        total, left = (self._work(sum(len(indices[batch]) for batch in some)) for some in (mine, missing))
+        with token_bar(total, "sampling", ranks, done=total - left) as bar:
+            for batch in missing:
+                write_json_lines(files[batch], self.sample_batch(model, list(indices[batch]), bar.update))
         finish()
         barrier(ranks)
         if ranks.rank != 0:
@@ -142,15 +142,24 @@ class ReplaySampler:
         lines = (line for file in files for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n"))
         return [json.loads(line) for line in lines]
 
-    def sample_batch(self, model: PreTrainedModel, indices: list[int]) -> list[dict]:
-        """The documents with these indices, generated in one batch, before any filter."""
-        first = self._generate(model, [self.start] * len(indices), [2 * index for index in indices])
+    def sample_batch(self, model: PreTrainedModel, indices: list[int], advance: Advance = no_progress) -> list[dict]:
+        """The documents with these indices, generated in one batch, before any filter. advance: as in `sampled_answers`."""
+        left = self._work(len(indices))
+
+        def count(tokens: int) -> None:  # the length of the second prompt of a chat is not known beforehand
+            nonlocal left
+            tokens = min(tokens, left)
+            left -= tokens
+            advance(tokens)
+
+        first = self._generate(model, [self.start] * len(indices), [2 * index for index in indices], count)
         if self.form == "text":
             return [{"text": text, "finished": finished} for text, finished in first]
         user_messages = [{"role": "user", "content": text} for text, _ in first]
         asked = [i for i, (text, finished) in enumerate(first) if text and finished]
         prompts = [self.encoder.prompt([user_messages[i]]) for i in asked]
-        answers = self._generate(model, prompts, [2 * indices[i] + 1 for i in asked])
+        answers = self._generate(model, prompts, [2 * indices[i] + 1 for i in asked], count)
+        count(left)
         replies = dict(zip(asked, answers, strict=True))
         documents = []
         for i, user_message in enumerate(user_messages):
@@ -158,12 +167,16 @@ class ReplaySampler:
             documents.append({"messages": [user_message, {"role": "assistant", "content": text}], "finished": finished})
         return documents
 
+    def _work(self, documents: int) -> int:
+        """The tokens of so many documents, at most; of a chat, without what the second prompt has more than the first."""
+        return documents * answer_work(self.start, self.options.max_tokens) * (2 if self.form == "chat" else 1)
+
     def remove_parts(self) -> None:
         """Remove OUT.parts/, once the output file has been written."""
         shutil.rmtree(self.parts)
 
     def _generate(
-        self, model: PreTrainedModel, prompts: list[list[int]], sample_numbers: list[int]
+        self, model: PreTrainedModel, prompts: list[list[int]], sample_numbers: list[int], advance: Advance
     ) -> list[tuple[str, bool]]:
         """(text, finished) for each prompt."""
         if not prompts:
@@ -172,7 +185,7 @@ class ReplaySampler:
         sampling = Sampling(options.temperature, options.top_p, options.seed)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         stop_ids = special | set(self.encoder.stop_ids)
-        answers = sampled_answers(model, prompts, sample_numbers, stop_ids, options.max_tokens, sampling)
+        answers = sampled_answers(model, prompts, sample_numbers, stop_ids, options.max_tokens, sampling, advance)
         return [(tokenizer.decode(answer).strip(), len(answer) < options.max_tokens) for answer in answers]
 
 

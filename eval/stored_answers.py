@@ -27,7 +27,8 @@ def score_stored(
     The result has the keys of scripts/evaluate.py that need no model. Raises UserError if an answer is missing, stands twice,
     or belongs to no example, and as `score_answers` does.
     """
-    examples = choose_examples(read_examples(data, Reading("auto", {})), limit)
+    everything = read_examples(data, Reading("auto", {}))
+    examples = choose_examples(everything, limit)
     asked = [example for example in examples if has_answer(example)]
     training = list(filter(has_answer, read_examples(train, Reading("auto", {})))) if train else None
     # A stored answer says nothing of general text; an earlier result may.
@@ -37,6 +38,7 @@ def score_stored(
         "data": str(data),
         "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
         "n_examples": len(examples),
+        "n_in_file": len(everything),
         "general_source": None,
     }
     if earlier:

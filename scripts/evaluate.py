@@ -23,14 +23,16 @@ import torch.distributed as dist
 
 from common.dtypes import add_dtype_option
 from common.durable_files import write_json
-from common.errors import run_script
+from common.errors import UserError, run_script
 from configs.loading.checks import FORMATS
 from data.regulator.answer_grammar import LETTER, answer_grammar
 from distributed.process_group import read_on_first, start_process_group
-from eval.evaluate_examples import EvaluationOptions, evaluate_examples, read_inputs
+from eval.evaluate_examples import evaluate_examples
+from eval.inputs import EvaluationInputs, EvaluationOptions, read_inputs
 from eval.load_over_ranks import add_sharding_option
 from eval.over_ranks import TIMEOUT_MINUTES
 from eval.regulator import report
+from eval.regulator.fields import check_scored_fields
 from eval.regulator.score import score_answers
 from eval.stored_answers import write_answers
 
@@ -60,7 +62,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=int, help="evaluate at most this many examples, a fixed random choice (default: all)"
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="answers generated at once (%(default)s)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=EvaluationOptions.batch_size,
+        help="answers generated at once, fewer where a quarter of the memory does not hold their tokens (%(default)s)",
+    )
     parser.add_argument(
         "--max-new-tokens",
         type=int,
@@ -78,14 +85,24 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def read_checked(options: EvaluationOptions) -> EvaluationInputs:
+    """`read_inputs`, and what the scores of this task need: a mistake is reported before the answers are generated."""
+    inputs = read_inputs(options)
+    check_scored_fields(inputs.examples, str(options.data))
+    check_scored_fields(inputs.training or (), str(options.train))
+    return inputs
+
+
 def main() -> int:
     """Evaluate; on rank 0 write the JSON and print the tables."""
     start = time.perf_counter()
     arguments = vars(parse_arguments())
     show = arguments.pop("show")
+    if show < 0:
+        raise UserError(f"--show must be 0 or more, not {show}")
     options = EvaluationOptions(**arguments)
     ranks = start_process_group(TIMEOUT_MINUTES)
-    inputs = read_on_first(lambda: read_inputs(options), ranks)
+    inputs = read_on_first(lambda: read_checked(options), ranks)
     result = evaluate_examples(options, inputs, ranks, score_answers, lambda asked: (answer_grammar(asked), LETTER))
     result["seconds"] = round(time.perf_counter() - start, 1)
     if ranks.rank == 0:

@@ -24,6 +24,7 @@ from data.examples import read_examples
 from data.formats import Reading
 from eval.asked_examples import choose_examples, has_answer
 from eval.regulator.audit import audit, audit_table
+from eval.regulator.fields import check_scored_fields
 from eval.regulator.report import full_report
 from eval.regulator.score import score_answers
 from eval.results import prepare_output
@@ -31,7 +32,7 @@ from eval.stored_answers import score_stored
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; see --help. Raises UserError for a --limit below 1."""
+    """The command line; see --help. Raises UserError for a number that is out of range."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="the examples that were answered")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -45,8 +46,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation to compare with")
     parser.add_argument("--show", type=int, default=1, help="number of answers to print (%(default)s)")
     arguments = parser.parse_args()
-    if arguments.limit is not None and arguments.limit < 1:
-        raise UserError(f"--limit is {arguments.limit}; it must be at least 1.")
+    for name, least in (("limit", 1), ("show", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} must be {least} or more, not {value}")
     return arguments
 
 
@@ -55,8 +58,9 @@ def main() -> int:
     start = time.perf_counter()
     arguments = parse_arguments()
     if arguments.audit:
-        examples = read_examples(arguments.data, Reading("auto", {}))
-        print(audit_table(audit(choose_examples([*filter(has_answer, examples)], arguments.limit))))
+        examples = [*filter(has_answer, read_examples(arguments.data, Reading("auto", {})))]
+        check_scored_fields(examples, str(arguments.data))
+        print(audit_table(audit(choose_examples(examples, arguments.limit))))
         return 0
     if arguments.json:
         prepare_output(arguments.json)

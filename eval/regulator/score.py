@@ -6,6 +6,7 @@ from data.regulator.answer_reader import Answer, parse_answer
 from data.regulator.baselines import baseline_predictions, micro_f1, nearest_letters, note_f1
 from data.regulator.examples import report_of
 from eval.regulator.facts import facts_of, score_facts, true_facts
+from eval.regulator.fields import check_scored_fields
 from eval.regulator.groups import pairs_right, score_kinds
 from eval.regulator.letters import score_letters
 from eval.regulator.measures import score_measures
@@ -23,8 +24,11 @@ def score_answers(
     are fitted on `training`, the training split, if given. Examples of another task, without violations, are scored by
     `rouge.score_whole_answers` instead.
 
-    Raises `UserError` as `violations.true_answers` does; it names the file `where` or `train_where`.
+    Raises `UserError` as `violations.true_answers` and `fields.check_scored_fields` do; it names the file `where` or
+    `train_where`.
     """
+    check_scored_fields(examples, where)
+    check_scored_fields(training or (), train_where)
     true = true_answers(examples, where)
     if true is None:
         return score_whole_answers(examples, texts)

@@ -63,11 +63,17 @@ def evaluate(name: str, sharded: bool, dtype: torch.dtype, count: int) -> dict:
     model, finish = load_causal_lm(str(folder / name), dtype, sharded, ranks)
     before, seen = held_bytes(model), watch(model) if sharded else []
     chosen = SEQUENCES[:count]
-    losses = compute_over_ranks(functools.partial(target_losses, model), chosen, ranks, "losses", finish)
     prompts = [ids for ids, _ in chosen]
+    lengths = [len(ids) for ids in prompts]
+    losses = compute_over_ranks(functools.partial(target_losses, model), chosen, lengths, ranks, "losses", finish)
     stops = stop_tokens(model, [2]) | {int(token) for token in (folder / f"{name}.stops").read_text().split()}
     answers = compute_over_ranks(
-        lambda share, advance: greedy_answers(model, share, stops, 4, 1, advance), prompts, ranks, "answers", finish
+        lambda share, advance: greedy_answers(model, share, stops, 4, 2, advance),
+        prompts,
+        [length + 4 for length in lengths],
+        ranks,
+        "answers",
+        finish,
     )
     return {
         "losses": [loss.nats for loss in losses],
@@ -95,14 +101,18 @@ def stopped(sharded: bool) -> str:
     model.register_forward_hook(lambda *_: forwards.append(1))
 
     def generate(share: list, advance: object) -> list:
+        tokens: list[int] = []
+
         def finished(number: int) -> None:
-            if ranks.rank == ranks.world_size - 1:
+            tokens.append(number)
+            if ranks.rank == ranks.world_size - 1 and len(tokens) == 4:  # a prompt and three tokens: the first answer
                 os.kill(os.getpid(), signal.SIGTERM)
 
         return greedy_answers(model, share, set(), 3, 1, finished)
 
     try:
-        compute_over_ranks(generate, [ids for ids, _ in SEQUENCES] * 2, ranks, "answers", finish)
+        prompts = [ids for ids, _ in SEQUENCES] * 2
+        compute_over_ranks(generate, prompts, [len(ids) + 3 for ids in prompts], ranks, "answers", finish)
     except KeyboardInterrupt:
         return f"stopped after {len(forwards)} forwards"
     return "not stopped"

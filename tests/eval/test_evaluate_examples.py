@@ -13,7 +13,8 @@ from common.durable_files import write_json
 from common.errors import UserError
 from data.tokens import load_tokenizer
 from distributed.process_group import start_process_group
-from eval.evaluate_examples import EvaluationOptions, evaluate_examples, read_inputs
+from eval.evaluate_examples import evaluate_examples
+from eval.inputs import EvaluationOptions, read_inputs
 from eval.regulator.score import score_answers
 from tests.tiny import encode_one, write_chat_file, write_tiny_model
 

@@ -1,17 +1,18 @@
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from eval.generate import (
-    CACHE_GROWTH,
-    PreallocatedLayer,
     Sampling,
+    answer_work,
     greedy_answers,
-    left_padded,
+    load_for_generation,
     nucleus,
     sampled_answers,
+    shared_prefix,
 )
-from tests.tiny import FAMILIES, write_tiny_model
+from eval.row_cache import SPARE_COLUMNS, RowCache, holds_rows, left_padded
+from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 
 PROMPTS = [[5, 60, 61], [7] * 20, [9, 80, 81, 82, 83, 84, 85], [11, 90], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]]
 
@@ -35,7 +36,7 @@ def generate_single(model, prompt, stop_ids, max_new_tokens):
     return [token for token in output.tolist() if token not in stop_ids]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES | OTHER_FAMILIES)
 def test_a_batch_gives_the_same_answers_as_single_prompts(tiny, family):
     model = tiny(family)
     free = [generate_single(model, prompt, {383}, 30) for prompt in PROMPTS]
@@ -47,14 +48,14 @@ def test_a_batch_gives_the_same_answers_as_single_prompts(tiny, family):
         assert greedy_answers(model, PROMPTS, stop_ids, 30, batch_size) == expected
 
 
-def test_progress_counts_every_prompt_exactly_once(tiny):
+def test_progress_counts_every_token_exactly_once(tiny):
     model = tiny("llama")
     free = greedy_answers(model, PROMPTS, set(), 6, 5)
     assert [len(answer) for answer in free] == [6] * 5
     for stop_ids in (set(), {free[0][2]}, {answer[0] for answer in free}):
         finished = []
         answers = greedy_answers(model, PROMPTS, stop_ids, 6, 2, finished.append)
-        assert sum(finished) == len(PROMPTS)
+        assert sum(finished) == sum(map(len, PROMPTS)) + 6 * len(PROMPTS)
         assert not any(token in stop_ids for answer in answers for token in answer)
     assert answers == [[]] * 5
 
@@ -71,22 +72,132 @@ def test_no_prompts_give_no_answers(tiny):
     assert greedy_answers(tiny("llama"), [], {2}, 8, 4) == []
 
 
-def test_a_preallocated_layer_caches_the_same_as_a_dynamic_layer():
-    generator = torch.Generator().manual_seed(0)
-    plain, preallocated = DynamicCache(), DynamicCache()
-    plain.layers, preallocated.layers = [type(DynamicCache().layer_class_to_replicate())()], [PreallocatedLayer()]
-    rows = 4
-    for step, tokens in enumerate([7, 1, 1, CACHE_GROWTH, 3, 1, 2 * CACHE_GROWTH, 1]):
-        keys = torch.randn(rows, 2, tokens, 8, generator=generator)
-        values = torch.randn(rows, 2, tokens, 8, generator=generator)
-        for one, other in zip(plain.update(keys, values, 0), preallocated.update(keys, values, 0), strict=True):
-            assert torch.equal(one, other)
-        assert preallocated.get_seq_length() == plain.get_seq_length()
-        if step in (2, 4):
-            kept = torch.tensor([2, 0, 1][: rows - 1])
-            rows = len(kept)
-            plain.batch_select_indices(kept)
-            preallocated.batch_select_indices(kept)
+def test_rows_that_come_move_and_go_have_the_logits_of_their_own_tokens(tiny):
+    """Each row of the cache against one forward over its tokens, while rows end, others take their place, columns move."""
+    for family, prefix in (("llama", 0), ("llama", 17), ("gemma2", 0), ("mistral_sliding", 0)):
+        model = tiny(family)
+        drawn = torch.Generator().manual_seed(1)
+        shared = torch.randint(3, 380, (prefix,), generator=drawn).tolist()
+        prompts = [shared + torch.randint(3, 380, (n,), generator=drawn).tolist() for n in (9, 8, 8, 5, 5, 4, 2, 1)]
+        cache, texts = RowCache(model, 4, prefix + 9 + SPARE_COLUMNS), []
+        if prefix:
+            cache.read_prefix(shared)
+
+        def check(logits, texts, first=0, model=model):
+            for row, text in enumerate(texts[first:]):
+                expected = model(torch.tensor([text])).logits[0, -1]
+                torch.testing.assert_close(logits[row], expected, atol=2e-4, rtol=1e-4)
+
+        with torch.no_grad():
+            for step in range(2 * SPARE_COLUMNS):
+                ended = {5: [0], 6: [2], 20: [0, 1, 3], 40: [0], 50: [1]}.get(step, [])
+                texts = [texts[row] for row in cache.drop(ended)] if ended else texts
+                if step in (0, 7, 20) and prompts:
+                    group, prompts = prompts[: 4 - len(texts)], prompts[4 - len(texts) :]
+                    texts = texts + group
+                    check(cache.admit(group), texts, len(texts) - len(group))
+                tokens = torch.randint(3, 380, (len(texts),), generator=drawn)
+                texts = [[*text, token] for text, token in zip(texts, tokens.tolist(), strict=True)]
+                logits = cache.extend(tokens)
+                if step % 9 == 0 or step in (5, 6, 7, 20, 40, 50):
+                    check(logits, texts)
+        assert len(texts) == 1 and not prompts and cache.region.end < 3 * SPARE_COLUMNS
+
+
+def test_the_next_prompt_takes_the_place_of_a_row_that_has_ended(tiny, monkeypatch):
+    """17 prompts in 4 rows, with and without a common start: the answers of each alone, in fewer forwards than by fours."""
+    model = tiny("llama")
+    prompts = [[*range(40, 60), 3 * i + 5, 7, i + 100][-(i % 5 + 3) :] for i in range(17)]
+    for start in ([], list(range(200, 230))):
+        asked = [start + prompt for prompt in prompts]
+        stop_ids = {generate_single(model, asked[0], {383}, 12)[2], generate_single(model, asked[4], {383}, 12)[7]}
+        expected = [generate_single(model, prompt, stop_ids, 12) for prompt in asked]
+        assert len({len(answer) for answer in expected}) > 2
+        seen = []
+        hook = model.register_forward_hook(
+            lambda module, arguments, kwargs, _, seen=seen: seen.append(kwargs["input_ids"].shape), with_kwargs=True
+        )
+        done = []
+        assert greedy_answers(model, asked, stop_ids, 12, 4, done.append) == expected
+        hook.remove()
+        assert sum(done) == sum(answer_work(prompt, 12) for prompt in asked)
+        assert max(rows for rows, _ in seen) == 4
+        assert seen.count(torch.Size([1, 30])) == bool(start)  # the common start is read once
+        assert max(width for _, width in seen) == (30 if start else 7)
+        # Memory for the tokens of two answers only.
+        monkeypatch.setattr("eval.generate.cache_tokens", lambda model, asked=asked: 2 * (max(map(len, asked)) + 12))
+        seen.clear()
+        hook = model.register_forward_hook(
+            lambda module, arguments, kwargs, _, seen=seen: seen.append(kwargs["input_ids"].shape), with_kwargs=True
+        )
+        assert greedy_answers(model, asked, stop_ids, 12, 4) == expected
+        hook.remove()
+        assert max(rows for rows, _ in seen) == 2
+        monkeypatch.undo()
+
+
+def test_a_common_start_is_read_once_unless_a_window_would_count_the_padding(tiny):
+    model, start = tiny("mistral_sliding"), list(range(30, 50))
+    prompts = [[*start, 5], [*start, 6, 7, 8]]
+    assert shared_prefix(model, prompts, 3) == []  # the window has 8 columns
+    for one in model.config, *(layer.self_attn.config for layer in model.model.layers):
+        one.sliding_window = 26
+    assert shared_prefix(model, prompts, 3) == start and shared_prefix(model, prompts, 4) == []
+    assert greedy_answers(model, prompts, {383}, 3, 2) == [generate_single(model, one, {383}, 3) for one in prompts]
+    assert shared_prefix(tiny("llama"), [start, start[:17]], 3) == start[:16]  # each has one more
+    assert shared_prefix(tiny("llama"), [start[:16]] * 2, 3) == [] == shared_prefix(tiny("llama"), [start], 3)
+
+
+def test_short_prompts_behind_a_long_one_get_more_rows(tiny, monkeypatch):
+    model = tiny("llama")
+    prompts = [[5 + i % 9] * (100 if i == 7 else 4) for i in range(12)]
+    monkeypatch.setattr("eval.generate.cache_tokens", lambda model: 110)
+    rows = []
+    hook = model.register_forward_hook(
+        lambda module, arguments, kwargs, _: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    answers = greedy_answers(model, prompts, set(), 6, 32)
+    hook.remove()
+    assert (rows[0], max(rows)) == (1, 11)
+    assert answers == [generate_single(model, prompt, {383}, 6) for prompt in prompts]
+
+
+def test_a_cache_with_other_layers_takes_one_prompt_at_a_time(tmp_path):
+    """LFM2: convolutions beside attention."""
+    config = AutoConfig.for_model(
+        "lfm2",
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention", "conv"],
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    prompts = [[5, 6, 7], [8] * 9, [1, 2]]
+    assert not holds_rows(model)
+    assert greedy_answers(model, prompts, {63}, 8, 4) == [generate_single(model, one, {63}, 8) for one in prompts]
+
+
+@pytest.mark.parametrize("family", ["llama_biased", "llama", "gemma2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_with_packed_weights_computes_the_same(tmp_path, family, dtype):
+    directory = write_tiny_model(tmp_path / "model", family, tied=family != "llama", seed=3)
+    plain, exact = (AutoModelForCausalLM.from_pretrained(directory, dtype=d).eval() for d in (dtype, torch.float32))
+    packed = load_for_generation(str(directory), dtype, torch.device("cpu"))
+    ids = torch.tensor(PROMPTS[1:2])
+    with torch.no_grad():
+        expected, logits, right = plain(ids).logits, packed(ids).logits, exact(ids).logits
+    if dtype == torch.float32:
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+    else:  # as far from the exact logits as the plain model in bf16
+        assert (logits - right).abs().mean() < 1.05 * (expected - right).abs().mean()
+    weight = packed.model.layers[0].mlp.up_proj.weight
+    assert weight.layout != torch.strided and torch.equal(weight.to_dense(), plain.model.layers[0].mlp.up_proj.weight)
+    held = [sum(p.numel() * p.element_size() for p in model.parameters()) for model in (plain, packed)]
+    assert held[0] == held[1]  # a weight is kept once
 
 
 def test_samples_follow_the_distribution(tiny):

@@ -28,6 +28,10 @@ RESULT = {
 
 def test_the_table_has_every_figure_with_its_n():
     text = table(RESULT)
+    assert text.splitlines()[0] == "runs/x/export on test.jsonl (bfloat16, 12 s)"
+    limited = table(RESULT | {"n_in_file": 104}).splitlines()[0]
+    assert limited == "runs/x/export on test.jsonl (2 of 104 examples, bfloat16, 12 s)"
+    assert table(RESULT | {"n_in_file": 2}) == text
     assert cells(text, "answer ROUGE-L") == ["answer ROUGE-L (F)", "0.321", "0.000 to 1.000", "2 answers"]
     assert cells(text, "answers cut short") == ["answers cut short", "1", "at 80 tokens (as given)"]
     assert cells(text, "validation loss") == ["validation loss (nats/token)", "1.234", "1,234 response tokens"]

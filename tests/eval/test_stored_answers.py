@@ -5,7 +5,9 @@ import json
 import pytest
 
 from common.errors import UserError
+from eval.asked_examples import choose_examples
 from eval.regulator.score import score_answers
+from eval.report import table
 from eval.stored_answers import read_answers, score_stored, write_answers
 
 BREACH = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nRestore the LCR."
@@ -40,6 +42,14 @@ def test_answers_are_found_by_their_ids(data, tmp_path):
     )
     write_answers(tmp_path / "again.jsonl", result)
     assert read_answers(tmp_path / "again.jsonl") == read_answers(answers)
+
+
+def test_a_part_of_the_examples_is_said_to_be_one(data, tmp_path):
+    chosen = choose_examples([json.loads(line) for line in data.read_text().splitlines()], 2)
+    answers = [{"id": one["id"], "answer": CLEAN} for one in chosen if "id" in one]
+    result, _ = score(data, lines(tmp_path / "answers.jsonl", answers), limit=2)
+    assert (result["n_examples"], result["n_in_file"]) == (2, 3)
+    assert "(2 of 3 examples, 0 s)" in table(result | {"seconds": 0}).splitlines()[0]
 
 
 def test_examples_without_an_id_are_counted(tmp_path):

@@ -141,3 +141,29 @@ def test_a_mistake_ends_in_one_line(files):
     done = run_python(SCRIPT, files / "model", "--data", files / "test.jsonl", "--limit", 0)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "error: --limit must be 1 or more, not 0" and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("evaluate.py", ["--show", -1], "--show must be 0 or more, not -1"),
+        ("score.py", ["--answers", "a.jsonl", "--show", -1], "--show must be 0 or more, not -1"),
+        ("score.py", ["--answers", "a.jsonl", "--limit", 0], "--limit must be 1 or more, not 0"),
+        ("score.py", ["--audit"], "odd.jsonl, example a: `violations` must be a list of ids of rules, not 'LCR_MIN'"),
+        (
+            "score.py",
+            ["--answers", "a.jsonl"],
+            "odd.jsonl, example a: `violations` must be a list of ids of rules, not",
+        ),
+        ("evaluate.py", [], "odd.jsonl, example a: `violations` must be a list of ids of rules, not 'LCR_MIN'"),
+    ],
+)
+def test_odd_numbers_and_fields_end_in_one_line(files, script, arguments, message):
+    (files / "odd.jsonl").write_text(json.dumps(EXAMPLES[0] | {"violations": "LCR_MIN"}) + "\n")
+    (files / "a.jsonl").write_text(json.dumps({"id": "a", "answer": CLEAN}) + "\n")
+    arguments = [files / one if one == "a.jsonl" else one for one in arguments]
+    model = [files / "model"] if script == "evaluate.py" else []
+    done = run_python(SCRIPT.with_name(script), *model, "--data", files / "odd.jsonl", *arguments)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and message in last
