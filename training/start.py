@@ -74,7 +74,12 @@ def agree_on_start(
         {
             **settings,
             **{f"{key} (as read)": value for key, value in meaning.items()},
-            "the plan": {"steps": inputs.total_steps, "warm-up steps": inputs.warmup_steps},
+            "the plan": {
+                "steps": inputs.total_steps,
+                "warm-up steps": inputs.warmup_steps,
+                # Every rank deals for itself: if two did not agree, documents would be trained twice or never.
+                "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
+            },
             "the data of data.validation": fresh.validation,
             "the tokenizer of model.path": fingerprint_of_tokenizer(tokenizer),
             "the config.json of model.path": model_config.to_dict(),
