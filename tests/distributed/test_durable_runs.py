@@ -247,7 +247,7 @@ def test_each_start_that_trains_is_recorded_and_one_that_does_nothing_is_not(fol
 
 def test_a_run_killed_before_its_first_checkpoint_has_each_row_once(folder, first) -> None:
     arguments = ("run.eval_every=1", "optimizer.max_steps=4")
-    plan = write_plan(folder, "killed", [run_of(folder, "killed", *arguments, plant="kill_at_micro_batch:13")])
+    plan = write_plan(folder, "killed", [run_of(folder, "killed", *arguments, plant="kill_at_micro_batch:21")])
     assert run_python(WORKER, plan, **ENVIRONMENT).returncode == -signal.SIGKILL
     run = folder / "runs" / "killed"
     assert len(rows(run)) == 2
