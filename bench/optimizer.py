@@ -102,12 +102,12 @@ def table(best: dict[tuple[str, tuple[int, ...]], tuple[float, float, float]]) -
     """A line per form: over the whole model, and nanoseconds per parameter of each shape."""
     sizes = {shape: count * math.prod(shape) for shape, count in SHAPES.items()}
     total = sum(sizes.values())
-    names = "".join(f"{'x'.join(map(str, shape)):>11}" for shape in SHAPES)
+    names = "".join(f"{'x'.join(map(str, shape)):>10}" for shape in SHAPES)
     lines = [f"{'':6}{'bytes':>6}{'ns':>7}{'GB/s':>7}{'x 16N':>7}{'norm':>7}  |{names}"]
     reference = sum(best[FORMS[0], shape][0] for shape in SHAPES)
     for memory in FORMS:
         step, norm, moved = (sum(best[memory, shape][i] for shape in SHAPES) for i in range(3))
-        by_shape = "".join(f"{best[memory, shape][0] / size * 1e9:>11.2f}" for shape, size in sizes.items())
+        by_shape = "".join(f"{best[memory, shape][0] / size * 1e9:>10.2f}" for shape, size in sizes.items())
         lines.append(
             f"{memory:6}{moved / total:>6.1f}{step / total * 1e9:>7.2f}{moved / step / 1e9:>7.1f}"
             f"{step / reference:>7.2f}{norm / total * 1e9:>7.2f}  |{by_shape}"
