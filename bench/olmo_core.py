@@ -3,8 +3,12 @@
 OLMo-core's own loop (`Trainer.fit`) runs unchanged with its `TransformerTrainModule`, on its own model code, with the
 weights converted by its `convert_state_from_hf`. We only supply a data loader that returns our tokens.
 matched, skewed: the examples of our step, padded to the longest of the step, in forward passes of as many tokens as
-`micro_batch` of the longest example have; autocast to bf16, no compilation. Packed rows need its flash attention: under SDPA it refuses document boundaries.
+`micro_batch` of the longest example have; autocast to bf16, no compilation. Packed rows need its flash attention: under
+SDPA it refuses document boundaries.
 defaults: none. Its examples train from scratch, or need flash attention.
+
+The embedding of the padding token (SmolLM2: <|im_end|>) gets a gradient from the input; in transformers' models, and
+therefore in ours, it does not.
 """
 
 import sys
