@@ -137,7 +137,7 @@ def _most_probable(logits: torch.Tensor, rows: list[int], steps: list[int]) -> t
 
 def shared_prefix(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int) -> list[int]:
     """The tokens that all prompts begin with, if it pays to read them only once; each prompt has at least one more."""
-    common = os.path.commonprefix([prompt[:-1] for prompt in prompts]) if len(prompts) > 1 else []
+    common = list(os.path.commonprefix([prompt[:-1] for prompt in prompts])) if len(prompts) > 1 else []
     if len(common) < LEAST_SHARED or not holds_rows(model):
         return []
     # Between the prefix and the rest of a short prompt is padding. A window smaller than all columns would count it.

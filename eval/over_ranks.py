@@ -8,7 +8,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from common.errors import UserError
-from distributed.process_group import Ranks
+from distributed.process_group import Ranks, gather_objects
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,8 +34,7 @@ def compute_over_ranks(
     with token_bar(sum(work[i] for i in mine), description, ranks) as bar:
         share = list(zip(mine, compute([items[i] for i in mine], bar.update), strict=True))
     finish()
-    gathered = [None] * ranks.world_size
-    dist.all_gather_object(gathered, share, group=ranks.flags)
+    gathered = gather_objects(share, ranks)
     return [result for _, result in sorted((pair for part in gathered for pair in part), key=lambda pair: pair[0])]
 
 
