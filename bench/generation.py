@@ -13,12 +13,14 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from bench.tokenization import Times
 from common.dtypes import add_dtype_option, choose_dtype, dtype_name
 from common.durable_files import write_json
 from common.errors import UserError, run_script
@@ -90,9 +92,9 @@ def make_arms(arguments: argparse.Namespace, stop_ids: set[int], new_tokens: int
     return {name: arms[name] for name in ARMS if name in arguments.arms.split(",")}
 
 
-def measure(arms: dict[str, Answer], prompts: list[list[int]], rounds: int) -> tuple[dict[str, list[float]], dict]:
-    """(arm -> seconds of each round, arm -> its answers). An arm that fails is named, with the reason as its answers."""
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+def measure(arms: dict[str, Answer], prompts: list[list[int]], rounds: int) -> tuple[dict[str, list[Times]], dict]:
+    """(arm -> times of each round, arm -> its answers). An arm that fails is named, with the reason as its answers."""
+    times: dict[str, list[Times]] = {name: [] for name in arms}
     answers: dict[str, Answers | str] = {}
     for name, answer in arms.items():
         try:
@@ -103,26 +105,36 @@ def measure(arms: dict[str, Answer], prompts: list[list[int]], rounds: int) -> t
         for name, answer in arms.items():
             if isinstance(answers.get(name), str):
                 continue
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             answers[name] = answer(prompts)
-            seconds[name].append(time.perf_counter() - start)
-    return seconds, {name: answers[name] for name in arms}
+            times[name].append(Times(time.perf_counter() - wall, time.process_time() - cpu))
+    return times, {name: answers[name] for name in arms}
 
 
-def table(seconds: dict[str, list[float]], answers: dict) -> list[str]:
-    """One line per arm, compared with the first: tokens are those of the answers; the spread is over the rounds."""
+def table(times: dict[str, list[Times]], answers: dict) -> list[str]:
+    """One line per arm, compared with the first: tokens are those of the answers; the spread is over the rounds.
+
+    On a machine that is busy all the time, compare the CPU times. On a GPU they say little.
+    """
     first = next(iter(answers))
-    lines = [f"{'':12}{'seconds':>9}{'spread':>8}{'tokens':>9}{'tokens/s':>10}{first + ' is':>10}  the same answers"]
-    medians = {name: statistics.median(times) for name, times in seconds.items() if times}
+    lines = [
+        f"{'':12}{'seconds':>9}{'spread':>8}{'CPU s':>8}{'tokens':>8}{'tokens/s':>10}{first + ' is':>10}{'in CPU s':>10}"
+        "  the same answers"
+    ]
+    wall, cpu = (
+        {name: statistics.median(getattr(one, field) for one in some) for name, some in times.items() if some}
+        for field in ("seconds", "cpu_seconds")
+    )
     for name, found in answers.items():
         if isinstance(found, str):
             lines.append(f"{name:12}{found}")
             continue
-        tokens, median = sum(map(len, found)), medians[name]
-        spread = (max(seconds[name]) - min(seconds[name])) / median
+        tokens = sum(map(len, found))
+        spread = (max(one.seconds for one in times[name]) - min(one.seconds for one in times[name])) / wall[name]
         same, share = agreement(found, answers[first])
         lines.append(
-            f"{name:12}{median:>9.1f}{spread:>8.1%}{tokens:>9}{tokens / median:>10.0f}{median / medians[first]:>9.2f}x  "
+            f"{name:12}{wall[name]:>9.1f}{spread:>8.1%}{cpu[name]:>8.1f}{tokens:>8}{tokens / wall[name]:>10.0f}"
+            f"{wall[name] / wall[first]:>9.2f}x{cpu[name] / cpu[first]:>9.2f}x  "
             f"{same} of {len(found)}; {share:.1%} of the tokens before the first difference"
         )
     return lines
@@ -142,7 +154,7 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS), help="some of them, separated by commas (%(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="(%(default)s)")
     parser.add_argument("--threads", type=int, help="of the CPU; default: all cores")
-    parser.add_argument("--json", type=Path, help="write seconds and answers to this file")
+    parser.add_argument("--json", type=Path, help="write times and answers to this file")
     arguments = parser.parse_args()
     arguments.device = str(choose_device(0, 1))
     if arguments.threads:
@@ -158,10 +170,12 @@ def main() -> None:
         f"{dtype}, {arguments.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers "
         f"{transformers.__version__}"
     )
-    seconds, answers = measure(arms, inputs.prompts, arguments.rounds)
-    print("\n".join(table(seconds, answers)))
+    times, answers = measure(arms, inputs.prompts, arguments.rounds)
+    print("\n".join(table(times, answers)))
     if arguments.json:
-        write_json(arguments.json, {"seconds": seconds, "answers": answers})
+        write_json(
+            arguments.json, {"times": {name: [*map(asdict, some)] for name, some in times.items()}, "answers": answers}
+        )
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def evaluate_examples(
             model, share, stop_ids, inputs.max_new_tokens, options.batch_size, advance, grammar
         ),
         inputs.prompts,
-        [answer_work(prompt, inputs.max_new_tokens) for prompt in inputs.prompts],
+        answer_work(model, inputs.prompts, inputs.max_new_tokens),
         ranks,
         "answers",
         finish,

@@ -104,9 +104,13 @@ def sampled_answers(
     return _generate(model, prompts, stop_ids, max_new_tokens, select, max(1, len(prompts)), None, advance)
 
 
-def answer_work(prompt: Sequence[int], max_new_tokens: int) -> int:
-    """The most tokens that reading a prompt and answering it takes. An answer that ends early counts in full when it ends."""
-    return len(prompt) + max_new_tokens
+def answer_work(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int) -> list[int]:
+    """The most tokens that each prompt takes: those of its answer, and its own behind the common start.
+
+    An answer that ends early counts in full when it ends. Some of the prompts alone may have a longer common start, and take less.
+    """
+    shared = len(shared_prefix(model, prompts, max_new_tokens))
+    return [len(prompt) - shared + max_new_tokens for prompt in prompts]
 
 
 def cache_tokens(model: PreTrainedModel) -> int:
@@ -137,7 +141,7 @@ def _most_probable(logits: torch.Tensor, rows: list[int], steps: list[int]) -> t
 
 def shared_prefix(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int) -> list[int]:
     """The tokens that all prompts begin with, if it pays to read them only once; each prompt has at least one more."""
-    common = os.path.commonprefix([prompt[:-1] for prompt in prompts]) if len(prompts) > 1 else []
+    common = list(os.path.commonprefix([prompt[:-1] for prompt in prompts])) if len(prompts) > 1 else []
     if len(common) < LEAST_SHARED or not holds_rows(model):
         return []
     # Between the prefix and the rest of a short prompt is padding. A window smaller than all columns would count it.
@@ -194,7 +198,7 @@ def _generate(
         return min(at_once, len(prompts), max(1, budget // columns) if budget else at_once)
 
     while waiting:
-        columns = answer_work(prompts[waiting[0]], max_new_tokens)
+        columns = len(prompts[waiting[0]]) + max_new_tokens
         cache = RowCache(model, rows_for(columns), columns)
         if prefix:
             cache.read_prefix(prefix)
@@ -221,14 +225,14 @@ def _fill_and_extend(cache: RowCache, growing: _Answers, waiting: deque[int], ro
         # A few prompts are not read by themselves: the weights would be read for little.
         filling = bool(waiting) and free > 0 and (filling or not growing.rows or free >= capacity / 8)
         if filling and growing.rows:
-            filling = rows_for(answer_work(prompts[waiting[0]], growing.max_new_tokens)) < 2 * capacity
+            filling = rows_for(len(prompts[waiting[0]]) + growing.max_new_tokens) < 2 * capacity
         if filling:
             number = max(1, PREFILL_TOKENS // (len(prompts[waiting[0]]) - cache.prefix_length))
             group = [waiting.popleft() for _ in range(min(number, free, len(waiting)))]
             first = len(growing.rows)
             growing.rows += group
             logits = cache.admit([prompts[i] for i in group])
-            growing.advance(sum(len(prompts[i]) for i in group))
+            growing.advance(sum(len(prompts[i]) - cache.prefix_length for i in group))
             take(logits, first)
         elif growing.rows:
             take(cache.extend(tokens[: len(growing.rows)]), 0)

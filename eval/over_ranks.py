@@ -8,7 +8,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from common.errors import UserError
-from distributed.process_group import Ranks
+from distributed.process_group import Ranks, gather_objects
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,15 +27,15 @@ def compute_over_ranks(
 
     Every rank gets all results, in the order of `items`. work: the tokens of each item, by which the items are dealt
     (`deal`). `compute` returns one result per item and calls `advance` with the number of tokens it has just finished, which
-    add up to the work of the share; rank 0 shows a progress bar. `finish` is called when the share is done
+    add up to the work of the share or less; rank 0 shows a progress bar. `finish` is called when the share is done
     (eval/load_over_ranks.py).
     """
     mine = deal(work, ranks.world_size)[ranks.rank]
     with token_bar(sum(work[i] for i in mine), description, ranks) as bar:
         share = list(zip(mine, compute([items[i] for i in mine], bar.update), strict=True))
+        bar.update(bar.total - bar.n)
     finish()
-    gathered = [None] * ranks.world_size
-    dist.all_gather_object(gathered, share, group=ranks.flags)
+    gathered = gather_objects(share, ranks)
     return [result for _, result in sorted((pair for part in gathered for pair in part), key=lambda pair: pair[0])]
 
 

@@ -84,17 +84,17 @@ class RowCache:
 
     def __init__(self, model: PreTrainedModel, max_rows: int, max_columns: int) -> None:
         self.model, self.columns = model, max_columns + SPARE_COLUMNS
-        self.region, self.lengths = Region(), []  # lengths: columns of each row, on the host
-        self.prefix_length = 0
+        self.region, self.prefix_length = Region(), 0
+        self.lengths: list[int] = []  # columns of each row
+        self.layers: list[RowLayer] = []
         self.mask = torch.zeros(max_rows, self.columns, dtype=torch.bool, device=model.device)
         self.positions = torch.zeros(max_rows, dtype=torch.int64, device=model.device)
         self.cache = DynamicCache(config=model.config)
         self.holds_rows = holds_rows(model)
         if self.holds_rows:
-            self.cache.layers = [
-                RowLayer(self.region, max_rows, self.columns, getattr(one, "sliding_window", None))
-                for one in self.cache.layers
-            ]
+            windows = [getattr(layer, "sliding_window", None) for layer in self.cache.layers]
+            self.layers = [RowLayer(self.region, max_rows, self.columns, window) for window in windows]
+            self.cache.layers = list(self.layers)
         # transformers renamed this argument between 5.17 and 5.24.
         self.argument = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
@@ -105,7 +105,7 @@ class RowCache:
         self.mask[0, : len(ids)] = True
         tokens = torch.tensor([ids], device=self.mask.device)
         self._forward(tokens, torch.arange(len(ids), device=self.mask.device)[None])
-        for layer in self.cache.layers:
+        for layer in self.layers:
             layer.prefix = [buffer[:1, :, : len(ids)].clone() for buffer in layer.buffers]
 
     def admit(self, prompts: Sequence[list[int]]) -> torch.Tensor:
@@ -128,7 +128,7 @@ class RowCache:
         self.mask[region.chosen_rows, region.end : end] = mask.bool()
         self.positions[region.chosen_rows] = positions[:, -1] + prefix + 1
         if prefix:
-            for layer in self.cache.layers:
+            for layer in self.layers:
                 for buffer, states in zip(layer.buffers, layer.prefix, strict=True):
                     buffer[region.chosen_rows, :, region.start : region.end] = states
         # Between the prefix and a short prompt is padding, so each of these rows takes all of the columns.
@@ -180,7 +180,7 @@ class RowCache:
         return logits
 
     def _buffers(self) -> list[torch.Tensor]:
-        return [buffer for layer in self.cache.layers for buffer in layer.buffers] if self.holds_rows else []
+        return [buffer for layer in self.layers for buffer in layer.buffers]
 
     def _move_to_front(self, columns: int) -> None:
         rows, end = len(self.lengths), self.region.end
@@ -198,8 +198,8 @@ def holds_rows(model: PreTrainedModel) -> bool:
 
 def smallest_window(model: PreTrainedModel) -> float:
     """The fewest columns that a layer sees; infinite if no layer has a window."""
-    layers = DynamicCache(config=model.config).layers
-    return min((layer.sliding_window for layer in layers if layer.is_sliding), default=math.inf)
+    windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=model.config).layers]
+    return min(filter(None, windows), default=math.inf)
 
 
 def bytes_per_token(model: PreTrainedModel) -> int:

@@ -27,7 +27,7 @@ from data.replay_filters import EvaluationTexts, normalize
 from data.tokens import bos_ids, load_tokenizer, plain_template
 from distributed.process_group import Ranks, barrier
 from eval.general_text import held_out_texts, training_texts
-from eval.generate import Advance, Sampling, answer_work, no_progress, sampled_answers
+from eval.generate import Advance, Sampling, no_progress, sampled_answers
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import token_bar
 from eval.questions import read_questions
@@ -146,7 +146,7 @@ class ReplaySampler:
         """The documents with these indices, generated in one batch, before any filter. advance: as in `sampled_answers`."""
         left = self._work(len(indices))
 
-        def count(tokens: int) -> None:  # the length of the second prompt of a chat is not known beforehand
+        def count(tokens: int) -> None:  # how long the prompts of the answers will be is not known beforehand
             nonlocal left
             tokens = min(tokens, left)
             left -= tokens
@@ -154,6 +154,7 @@ class ReplaySampler:
 
         first = self._generate(model, [self.start] * len(indices), [2 * index for index in indices], count)
         if self.form == "text":
+            count(left)
             return [{"text": text, "finished": finished} for text, finished in first]
         user_messages = [{"role": "user", "content": text} for text, _ in first]
         asked = [i for i, (text, finished) in enumerate(first) if text and finished]
@@ -168,8 +169,8 @@ class ReplaySampler:
         return documents
 
     def _work(self, documents: int) -> int:
-        """The tokens of so many documents, at most; of a chat, without what the second prompt has more than the first."""
-        return documents * answer_work(self.start, self.options.max_tokens) * (2 if self.form == "chat" else 1)
+        """The most tokens that are sampled for so many documents."""
+        return documents * self.options.max_tokens * (2 if self.form == "chat" else 1)
 
     def remove_parts(self) -> None:
         """Remove OUT.parts/, once the output file has been written."""

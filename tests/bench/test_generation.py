@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bench.generation import agreement, measure, table, until_stop
+from bench.tokenization import Times
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 
@@ -27,9 +28,10 @@ def test_an_arm_that_fails_is_a_line_with_its_reason():
 
     seconds, answers = measure({"ours": good, "continuous": bad, "static": good}, [[3]] * 5, rounds=2)
     assert calls == [2, 2, 5, 5, 5, 5] and list(map(len, seconds.values())) == [2, 0, 2]
-    lines = table({"ours": [1.0, 2.0, 3.0], "static": [5.0], "continuous": []}, answers)
-    assert lines[1].split()[:5] == ["ours", "2.0", "100.0%", "10", "5"]
-    assert "2.50x  5 of 5; 100.0% of the tokens" in lines[3]
+    times = {"ours": [Times(1, 4), Times(2, 3), Times(3, 4)], "static": [Times(5, 10)], "continuous": []}
+    lines = table(times, answers)
+    assert lines[1].split()[:5] == ["ours", "2.0", "100.0%", "4.0", "10"]
+    assert "2.50x     2.50x  5 of 5; 100.0% of the tokens" in lines[3]
     assert lines[2] == "continuous  ValueError: no CPU"
 
 

@@ -120,7 +120,7 @@ def test_the_next_prompt_takes_the_place_of_a_row_that_has_ended(tiny, monkeypat
         done = []
         assert greedy_answers(model, asked, stop_ids, 12, 4, done.append) == expected
         hook.remove()
-        assert sum(done) == sum(answer_work(prompt, 12) for prompt in asked)
+        assert sum(done) == sum(answer_work(model, asked, 12)) == sum(map(len, prompts)) + 12 * len(prompts)
         assert max(rows for rows, _ in seen) == 4
         assert seen.count(torch.Size([1, 30])) == bool(start)  # the common start is read once
         assert max(width for _, width in seen) == (30 if start else 7)

@@ -57,8 +57,7 @@ def test_the_bar_counts_the_tokens_of_the_share(ranks, capsys, monkeypatch):
     monkeypatch.setattr("eval.over_ranks.tqdm", watched)
 
     def compute(share, advance):
-        for item in share:
-            advance(len(item))
+        advance(len(share))  # fewer tokens than they could have taken
         return [sum(item) for item in share]
 
     items = [[1, 2], [3], [4, 5, 6]]
