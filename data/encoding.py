@@ -10,6 +10,7 @@ token there, because its text ends before the answer.
 
 import bisect
 import contextlib
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from data.chat_answers import EndMarkers
 from data.chat_template import ChatSettings, ChatTemplate
 from data.chat_turns import CharSpan, Chat, RenderedText, as_rendered
 from data.text_pieces import make_encoder
+from data.token_store import tokenizer_fingerprint
 from data.tokens import bos_ids, eos_id
 
 VERSION = 2  # of this encoding; a cache of another version is not used
@@ -122,7 +124,7 @@ class ExampleEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings | None = None) -> None:
         """Raises UserError for a tokenizer without a `tokenizers` backend (tokenizer.json)."""
-        self.settings = settings or ChatSettings()
+        self.tokenizer, self.settings = tokenizer, settings or ChatSettings()
         self.template = ChatTemplate(tokenizer, self.settings)
         self.encoder = make_encoder(tokenizer)
         self.encoder.post_processor = None  # offsets then keep the space before a word
@@ -138,6 +140,11 @@ class ExampleEncoder:
         """The tokens that end an answer: EOS, and the one that the chat template writes."""
         ids = [self.encoder.token_to_id(text) for text in self.markers.stops]
         return tuple(dict.fromkeys([self.eos, *(i for i in ids if i is not None)]))
+
+    @functools.cached_property
+    def of_tokenizer(self) -> str:
+        """The tokenizer's fingerprint (data/token_store.py), computed once for all sources of a run."""
+        return tokenizer_fingerprint(self.tokenizer)
 
     def fingerprint(self) -> dict[str, object]:
         """Everything besides the example and the tokenizer's vocabulary that determines an outcome, as plain JSON."""

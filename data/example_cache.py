@@ -32,7 +32,6 @@ from data.encoding import ExampleEncoder
 from data.example_store import FORMAT, DamagedEntry, ExampleStore, open_entry
 from data.parallel_encoding import ExampleSettings
 from data.paths import expand, left_out
-from data.token_store import tokenizer_fingerprint
 
 RECENT = 2 * 10**9  # ns: a file changed so shortly before it was hashed may change again without a new time stamp
 ABANDONED = 3600.0  # seconds without a change, after which a temporary directory of a dead process is removed
@@ -56,7 +55,7 @@ def describe(
     """What determines an entry besides the bytes of the files, as JSON."""
     return {
         "format": FORMAT,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "tokenizer": encoder.of_tokenizer,
         "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},  # for templates
         "encoder": encoder.fingerprint(),
         "settings": asdict(settings),

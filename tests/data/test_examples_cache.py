@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import common.node_lock
+import data.encoding
 import data.example_cache
 import data.example_store
 import data.examples
@@ -437,3 +438,14 @@ def test_a_worker_that_is_killed_is_one_sentence(tmp_path) -> None:
         done.returncode == 2
         and "a process that tokenises the data was killed, probably for lack of memory" in done.stderr
     )
+
+
+def test_sources_that_share_an_encoder_take_the_fingerprint_of_the_tokenizer_once(files, tmp_path, monkeypatch) -> None:
+    taken = []
+    original = data.encoding.tokenizer_fingerprint
+    monkeypatch.setattr(data.encoding, "tokenizer_fingerprint", lambda t: taken.append(t) or original(t))
+    tokenizer = tiny_tokenizer()
+    encoder = ExampleEncoder(tokenizer)
+    for name in files[:2]:
+        load((name,), tmp_path / "cache", encoder=encoder)
+    assert len(taken) == 1 and taken[0] is tokenizer and len(entries(tmp_path / "cache")) == 2
