@@ -42,7 +42,15 @@ from distributed.process_group import (
     world_size_from_environment,
 )
 from distributed.saver import Saver
-from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
+from distributed.sharding import (
+    before_micro_batch,
+    decoder_layers,
+    evaluating,
+    gathering_strategy,
+    make_mesh,
+    parallelize,
+    reshard,
+)
 from eval.forgetting import measure_forgetting, start_forgetting
 from model.architectures import check_model_directory, read_model_config
 from model.ewc.start import start_penalty
@@ -169,6 +177,7 @@ def train(
     layers = decoder_layers(model, config.model.layer_class)
     ranks_per_node = world_size_from_environment()[1]
     mesh = make_mesh(ranks.device.type, ranks_per_node, ranks.world_size, config.sharding)
+    strategy = gathering_strategy(config.sharding, mesh)
     parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
     parameter_device = torch.device("cpu") if config.sharding.cpu_offload else ranks.device
     materialize(model, config.model.path, parameter_device, ranks.device)
@@ -191,7 +200,7 @@ def train(
         evaluations["forgetting"] = lambda: measure_forgetting(base, model, stop)
     ewc = None
     if config.ewc.strength:
-        strategy, directory = config.sharding.strategy, run_directory / "ewc"
+        directory = run_directory / "ewc"
         ewc = start_penalty(model, config.ewc, directory, inputs.fisher_batches, strategy, stop, log.say, new_row)
     parameters = parameter_names(model)
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
@@ -277,7 +286,7 @@ def train(
             stopping = stop.agreed()
             if stopping:
                 break
-            before_micro_batch(model, config.sharding.strategy, is_last)
+            before_micro_batch(model, strategy, is_last)
             loss_sum = model(micro_batch.to(ranks.device), loss_sums)  # adds to the sums by source, not to the total
             # Divided once, by the targets of the whole step. FSDP sums over ranks and does not average.
             (loss_sum / num_targets).backward()
