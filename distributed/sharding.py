@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
+from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Model, Sharding
 from distributed.activation_checkpointing import checkpoint_activations
@@ -93,12 +94,13 @@ def shard(
 ) -> None:
     """`fully_shard` each layer, each of `extra_units`, then the root with the rest (norm; tied embedding and head).
 
-    Computation is in `compute_dtype`, reduction in fp32. `full` and `hybrid` gather parameters for each
+    Computation is in `compute_dtype`, reduction in `sharding.reduce_dtype`. `full` and `hybrid` gather parameters for each
     use and free them again (ZeRO-3). For `grad_op` and `none` see `before_micro_batch`. `extra_units` are an untied
     embedding and head: as separate units they halve the peak memory of the vocabulary's gradients (Automodel#3708).
     """
-    # On a single rank nothing is added up, so the dtype of the weights holds the same gradients.
-    reduce_dtype = next(model.parameters()).dtype if mesh.size() == 1 else torch.float32
+    reduce_dtype = DTYPES[sharding.reduce_dtype]
+    if mesh.size() == 1:  # nothing is added up, so the dtype of the weights holds the same gradients
+        reduce_dtype = next(model.parameters()).dtype
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if sharding.cpu_offload else OffloadPolicy()
     options: dict[str, Any] = {
         "mesh": mesh,
