@@ -1,4 +1,4 @@
-"""Causal attention of short and medium documents in bf16 on a CPU, as matrix products.
+"""Causal attention in bf16 on a CPU, as matrix products.
 
 torch's CPU flash kernel is fast in forward only. Its backward is parallel over heads alone, computes in fp32, and is no
 faster in bf16. Here blocks of 128 queries are multiplied with the keys up to their last query, so little is computed above
@@ -11,8 +11,9 @@ docs/performance.md has the times.
 import torch
 
 BLOCK = 128  # queries
-# Probabilities of documents of up to so many tokens are kept for backward. They then take no more memory than the fp32
-# copies of query, key, value and output that SDPA keeps. Those of longer documents are computed again.
+# Probabilities of documents of up to so many tokens are kept for backward; those of longer documents are computed again. At
+# 512 tokens what is kept takes as much memory as the fp32 query, key, value and output that SDPA keeps if a head has 128
+# dimensions, and 1.4 times as much if it has 64.
 KEEP_PROBABILITIES = 512  # tokens
 
 
