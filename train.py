@@ -172,7 +172,8 @@ def train(
     peak.measure(ranks)
     layers = decoder_layers(model, config.model.layer_class)
     mesh = make_mesh(ranks.device.type, world_size_from_environment()[1], ranks.world_size, config.sharding)
-    parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
+    units, sharding = model.extra_fsdp_units(), config.sharding
+    strategy = parallelize(model, layers, units, mesh, compute_dtype, config.model, sharding)
     parameter_device = torch.device("cpu") if config.sharding.cpu_offload else ranks.device
     materialize(model, config.model.path, parameter_device, ranks.device)
     # A resume reads the base's weights only where something is measured against them.
@@ -193,8 +194,8 @@ def train(
         evaluations["forgetting"] = lambda: measure_forgetting(base, model, stop)
     ewc = None
     if config.ewc.strength:
-        strategy, directory = config.sharding.strategy, run_directory / "ewc"
-        ewc = start_penalty(model, config.ewc, directory, inputs.fisher_batches, strategy, stop, log.say, new_row)
+        fisher = inputs.fisher_batches
+        ewc = start_penalty(model, config.ewc, run_directory / "ewc", fisher, strategy, stop, log.say, new_row)
     start.lap("evaluations")
     parameters = parameter_names(model)
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
@@ -282,7 +283,7 @@ def train(
             stopping = stop.agreed()
             if stopping:
                 break
-            before_micro_batch(model, config.sharding.strategy, is_last)
+            before_micro_batch(model, strategy, is_last)
             loss_sum = model(micro_batch.to(ranks.device), loss_sums)  # adds to the sums by source, not to the total
             # Divided once, by the targets of the whole step. FSDP sums over ranks and does not average.
             (loss_sum / num_targets).backward()

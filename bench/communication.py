@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node=2 -m bench.communication --parameters 134515008
 
-Measures one all-gather of all weights in bf16 and one reduce-scatter of all gradients in fp32, each as a single
-operation, with the default backend of the process group.
+Measures one all-gather of all weights in bf16 and one reduce-scatter of all gradients in fp32 and in bf16, each as a
+single operation, with the default backend of the process group. GB/s: the bytes that one rank sends, per second.
 """
 
 import argparse
@@ -29,6 +29,7 @@ def main() -> None:
     for name, dtype, collective, output_size, input_size in (
         ("all-gather of bf16 weights", torch.bfloat16, dist.all_gather_into_tensor, full, shard),
         ("reduce-scatter of fp32 gradients", torch.float32, dist.reduce_scatter_tensor, shard, full),
+        ("reduce-scatter of bf16 gradients", torch.bfloat16, dist.reduce_scatter_tensor, shard, full),
     ):
         output, values = (torch.ones(size, dtype=dtype, device=ranks.device) for size in (output_size, input_size))
         seconds = []
@@ -40,8 +41,12 @@ def main() -> None:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
         if ranks.rank == 0:
-            megabytes = full * dtype.itemsize / 1e6
-            print(f"{name}, {megabytes:,.0f} MB on {ranks.world_size} ranks: {sorted(seconds)[ROUNDS // 2]:.2f} s")
+            median = sorted(seconds)[ROUNDS // 2]
+            sent = shard * (ranks.world_size - 1) * dtype.itemsize / 1e9
+            print(
+                f"{name}, {full * dtype.itemsize / 1e6:,.0f} MB on {ranks.world_size} ranks: {median:.2f} s, "
+                f"{sent / median:.2f} GB/s"
+            )
     dist.destroy_process_group()
     exit_process(0)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 class Model:
     path: str  # a Hugging Face model directory; scripts/fetch_base_model.py downloads one to artifacts/models/NAME
     layer_class: str | None = None  # class name of the decoder layers, to shard by; None: as declared by the model
-    compute_dtype: str = "bf16"  # bf16 | fp32; gradients are reduced in fp32 either way
+    compute_dtype: str = "bf16"  # bf16 | fp32, of matrix products and activations
     # none | full | selective | offload (distributed/activation_checkpointing.py)
     activation_checkpointing: str = "none"
     checkpoint_every: int = 1  # checkpoint every k-th decoder layer only
@@ -125,6 +125,8 @@ class Sharding:
     strategy: str = "full"
     shard_size: int | None = None  # hybrid: number of ranks that share one copy of the model; None: the ranks of a node
     cpu_offload: bool = False  # keep parameters, gradients and moments in host memory and run AdamW there
+    # fp32 | bf16: gradients are added up over ranks in it. bf16 halves what is sent and rounds (docs/performance.md)
+    reduce_dtype: str = "fp32"
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,18 @@
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
+from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Model, Sharding
 from distributed.activation_checkpointing import checkpoint_activations
@@ -46,9 +48,10 @@ def parallelize(
     compute_dtype: torch.dtype,
     model_settings: Model,
     sharding: Sharding,
-) -> None:
+) -> str:
     """Apply activation checkpointing, then compile, then shard, all in place. Parameters may still be on `meta`.
 
+    Returns the strategy for `before_micro_batch`.
     The order matters: compiled code must contain the recomputation, and FSDP's hooks must stay outside of it.
     """
     checkpoint_activations(layers[:: model_settings.checkpoint_every], model_settings.activation_checkpointing)
@@ -56,6 +59,7 @@ def parallelize(
         for layer in layers:
             layer.compile()
     shard(model, layers, extra_units, mesh, compute_dtype, sharding)
+    return gathering_strategy(sharding, mesh)
 
 
 def make_mesh(device_type: str, ranks_per_node: int, world_size: int, sharding: Sharding) -> DeviceMesh:
@@ -71,6 +75,17 @@ def make_mesh(device_type: str, ranks_per_node: int, world_size: int, sharding: 
     return init_device_mesh(device_type, (world_size // shards, shards), mesh_dim_names=("replicate", "shard"))
 
 
+def gathering_strategy(sharding: Sharding, mesh: DeviceMesh) -> str:
+    """`sharding.strategy`, but `grad_op` in place of `full` on a single CPU rank.
+
+    A single rank gathers nothing, it only casts and copies its weights. In the memory of a host there is room for the
+    copy, and one cast per step takes less time than two per micro-batch. On a single GPU the copy would take memory from
+    the activations, and the cast takes next to no time.
+    """
+    alone = mesh.size() == 1 and mesh.device_type == "cpu"
+    return "grad_op" if sharding.strategy == "full" and alone else sharding.strategy
+
+
 def shard(
     model: nn.Module,
     layers: list[nn.Module],
@@ -81,17 +96,20 @@ def shard(
 ) -> None:
     """`fully_shard` each layer, each of `extra_units`, then the root with the rest (norm; tied embedding and head).
 
-    Computation is in `compute_dtype`, reduction in fp32. `full` and `hybrid` gather parameters for each use and free them
-    again (ZeRO-3). For `grad_op` and `none` see `before_micro_batch`. `extra_units` are an untied embedding and head: as
-    separate units they halve the peak memory of the vocabulary's gradients (Automodel#3708).
+    Computation is in `compute_dtype`, reduction in `sharding.reduce_dtype`. `full` and `hybrid` gather parameters for each
+    use and free them again (ZeRO-3). For `grad_op` and `none` see `before_micro_batch`. `extra_units` are an untied
+    embedding and head: as separate units they halve the peak memory of the vocabulary's gradients (Automodel#3708).
     """
+    reduce_dtype = DTYPES[sharding.reduce_dtype]
+    if mesh.size() == 1:  # nothing is added up, so the dtype of the weights holds the same gradients
+        reduce_dtype = next(model.parameters()).dtype
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if sharding.cpu_offload else OffloadPolicy()
     options: dict[str, Any] = {
         "mesh": mesh,
-        "mp_policy": MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype),
         "offload_policy": offload,
     }
-    free = sharding.strategy in ("full", "hybrid")
+    free = gathering_strategy(sharding, mesh) in ("full", "hybrid")
     for unit in [*layers, *extra_units]:
         # Our head computes its gradients in forward, so freeing it after forward would gather it twice for nothing.
         is_head = bool(extra_units) and unit is extra_units[-1]
@@ -101,6 +119,37 @@ def shard(
     fully_shard(model, reshard_after_forward=free, **options)
     if mesh.size() > 1:  # a single rank does not divide, and the switch would cost a copy of every gradient
         sum_gradients(model)
+    elif mesh.device_type == "cpu":
+        for unit in _units(model):
+            unit.set_custom_reduce_scatter(_KeepInPlace())  # pyright: ignore[reportArgumentType]  its base is private
+
+
+class _KeepInPlace:
+    """The reduce-scatter of a single rank: its input is its output, so FSDP's copy between them is a no-op.
+
+    Not for CUDA, where FSDP frees the input before a second stream has added the output to the gradient.
+    """
+
+    def __init__(self) -> None:
+        self._input: torch.Tensor | None = None
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """FSDP asks for the input, then for the output of the same size."""
+        buffer, self._input = self._input, None
+        if buffer is None or (buffer.shape, buffer.dtype, buffer.device) != (torch.Size(size), dtype, device):
+            buffer = self._input = torch.empty(*size, dtype=dtype, device=device)
+        return buffer
+
+    def __call__(
+        self,
+        output_tensor: torch.Tensor,
+        input_tensor: torch.Tensor,
+        group: dist.ProcessGroup,
+        op: dist.ReduceOp | dist.ReduceOp.RedOpType,
+        async_op: bool = False,
+    ) -> None:
+        """FSDP does not call it on a single rank (torch 2.13); it is right if another version does."""
+        output_tensor.copy_(input_tensor)
 
 
 def sum_gradients(model: nn.Module) -> None:
@@ -108,14 +157,19 @@ def sum_gradients(model: nn.Module) -> None:
 
     gloo has no pre-multiplied sum, hence the second switch.
     """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+    for unit in _units(model):
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)
+
+
+def _units(model: nn.Module) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def before_micro_batch(model: nn.Module, strategy: str, is_last: bool) -> None:
     """Set what this micro-batch communicates. Call it before every forward of a step, on every rank.
+
+    strategy: `gathering_strategy`.
 
     `grad_op` and `none` keep parameters gathered until the last backward. ZeRO-2 is two switches: no resharding after
     forward (set once, in `shard`), and resharding after the last backward only. `hybrid` and `none` all-reduce gradients
@@ -136,9 +190,8 @@ def reshard(model: nn.Module) -> None:
     Under `grad_op` a forward without backward (an evaluation) leaves parameters gathered. Everything that reads
     parameters afterwards (optimizer, checkpoint, export) must see shards.
     """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    for unit in _units(model):
+        unit.reshard()
 
 
 @contextmanager
@@ -184,5 +237,5 @@ def sum_over_shards(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tenso
     """Add up, in place, a sum over this rank's shards with those of the other ranks that hold a part of the same copy."""
     if isinstance(parameter, DTensor):
         mesh = parameter.device_mesh  # if there are two dimensions, the first one replicates
-        torch.distributed.all_reduce(value, group=mesh.get_group(mesh.ndim - 1))
+        dist.all_reduce(value, group=mesh.get_group(mesh.ndim - 1))
     return value

@@ -17,6 +17,8 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
+from model.product_attention import product_attention
+
 NAME = "packed"
 CHUNK_QUERIES = 512  # scores of one chunk: heads x 512 x keys
 _VARLEN_SUPPORTS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 may not
@@ -52,8 +54,9 @@ def packed_attention(
     Returns `(1, tokens, heads, head_dim)` and None in place of attention weights. transformers dictates the signature.
     Raises ValueError for an attention mask, attention sinks or dropout.
 
-    On CUDA in half precision it runs torch's varlen flash kernel (`torch.nn.attention.varlen`). Otherwise it runs
-    scaled_dot_product_attention for each document, or, for documents longer than the sliding window, for chunks of queries.
+    On CUDA in half precision it runs torch's varlen flash kernel (`torch.nn.attention.varlen`), on a CPU in bf16 matrix
+    products (model/product_attention.py). Otherwise, and for documents longer than the sliding window, it runs
+    scaled_dot_product_attention for each document, or for chunks of its queries.
     No kernel in torch supports a softcap. With a softcap the scores are plain matrix products for chunks of queries,
     recomputed in backward, which is slow but needs the memory of one chunk only.
     """
@@ -61,25 +64,31 @@ def packed_attention(
         raise ValueError("packed attention does not support attention masks, attention sinks or dropout")
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
         return _varlen(query, key, value, documents.cu_seq_lens, max(documents.lengths), scaling, sliding_window), None
-    dtype = query.dtype
-    if query.device.type == "cpu":  # in bf16, the backward of torch's CPU flash kernel takes 3 times as long as in fp32
-        query, key, value = query.float(), key.float(), value.float()
+    window = sliding_window or max(documents.lengths)
+    by_products = query.device.type == "cpu" and query.dtype == torch.bfloat16 and softcap is None
+    if by_products and max(documents.lengths) <= window:
+        return product_attention(query, key, value, documents.lengths, scaling), None
     outputs = [
-        _document(q, k, v, scaling, sliding_window, softcap)
+        product_attention(q, k, v, (q.shape[2],), scaling)
+        if by_products and q.shape[2] <= window
+        else _document(q, k, v, scaling, sliding_window, softcap)
         for q, k, v in zip(*(x.split(documents.lengths, dim=2) for x in (query, key, value)), strict=True)
     ]
-    return torch.cat(outputs, dim=2).transpose(1, 2).to(dtype), None
+    return torch.cat(outputs, dim=1), None
 
 
 def _document(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, window: int | None, softcap: float | None
 ) -> torch.Tensor:
-    """Causal attention of one document; `(1, heads, tokens, head_dim)`."""
-    length = q.shape[2]
+    """Causal attention of one document, `(1, tokens, heads, head_dim)`."""
+    length, dtype = q.shape[2], q.dtype
+    if q.device.type == "cpu":  # in bf16, the backward of torch's CPU kernel takes up to 3 times as long as in fp32
+        q, k, v = q.float(), k.float(), v.float()
     window = window or length
     if softcap is None and length <= window:
         grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+        output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+        return output.transpose(1, 2).to(dtype)
     chunks = []
     for start in range(0, length, CHUNK_QUERIES):
         end = min(length, start + CHUNK_QUERIES)
@@ -94,7 +103,7 @@ def _document(
                 preserve_rng_state=False,
             )
         )
-    return torch.cat(chunks, dim=2)
+    return torch.cat(chunks, dim=2).transpose(1, 2).to(dtype)
 
 
 def _chunk(q, k, v, offset, scaling, window, softcap) -> torch.Tensor:  # noqa: ANN001

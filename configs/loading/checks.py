@@ -23,6 +23,7 @@ CHOICES = {
     "ewc.estimator": ("model", "empirical"),
     "ewc.dtype": ("fp32", "bf16"),
     "ewc.device": ("device", "cpu"),
+    "sharding.reduce_dtype": ("fp32", "bf16"),
     "sharding.strategy": ("full", "grad_op", "hybrid", "none"),
     "run.resume": ("auto", "previous", "never"),
     "run.export": ("last", "best"),

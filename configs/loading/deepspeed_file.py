@@ -60,7 +60,7 @@ _IGNORED_ZERO = """
 
 # Key -> (the value with which it has no effect, what to do about any other value).
 ONLY_AS = {
-    "communication_data_type": ("fp32", "gradients are reduced in fp32; remove it"),
+    "communication_data_type": ("fp32", "remove it; sharding.reduce_dtype says in which dtype gradients are reduced"),
     "prescale_gradients": (False, "the loss is divided once, by the target tokens of the step; remove it"),
     "gradient_predivide_factor": (1, "the loss is divided once, by the target tokens of the step; remove it"),
     "gradient_allreduce_op": ("mean", "the loss of a step is the mean over its target tokens; remove it"),

@@ -67,7 +67,12 @@ def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, e
 
 SHORT = ("optimizer.max_steps=2",)
 BF16 = ("model.compute_dtype=bf16",)
+REDUCED = "sharding.reduce_dtype=bf16"
 LONG = ("optimizer.epochs=2", "run.save_every=2", "run.eval_every=2")  # 10 steps; steps 6 to 10 are the second epoch
+
+
+def memory_of(memory: str) -> str:
+    return f"optimizer.memory={memory}"
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +87,9 @@ def two(folder) -> Path:
             run_of(folder, "r2"),
             run_of(folder, "r2-grad-op", "sharding.strategy=grad_op", "run.eval_every=1"),
             run_of(folder, "r2-packed", "data.packing=True"),
+            run_of(folder, "r2-reduced-bf16", REDUCED),
+            *(run_of(folder, f"r2-{memory}", memory_of(memory)) for memory in ("12N", "14N")),
+            *(run_of(folder, f"r2-{memory}-reduced-bf16", memory_of(memory), REDUCED) for memory in ("12N", "14N")),
             run_of(folder, "r2-means", plant="mean_of_means:1"),
             run_of(folder, "r2-division", plant="fsdp_division_on"),
             run_of(folder, "r2-long", *LONG),
@@ -189,6 +197,15 @@ def test_grad_op_gives_the_same_update_with_a_validation_between_steps(one, two)
     assert largest_difference(weights(one / "r1"), weights(two / "r2-grad-op")) < 1e-5
     assert relative_difference(rows(one / "r1"), rows(two / "r2-grad-op"), "train/grad_norm") < 1e-5
     assert len(rows(two / "r2-grad-op", "validation/loss")) == STEPS + 1
+
+
+@pytest.mark.parametrize("memory", ["16N", "12N", "14N"])
+def test_gradients_reduced_in_bf16_differ_by_its_rounding(two, memory) -> None:
+    """bf16 has 8 bits: each gradient is rounded by up to 2^-9 = 2e-3 before it is added, and so is the sum."""
+    name = "r2" if memory == "16N" else f"r2-{memory}"
+    exact, rounded = rows(two / name), rows(two / f"{name}-reduced-bf16")
+    assert 1e-6 < relative_difference(exact, rounded, "train/grad_norm") < 1e-3
+    assert 0 < relative_difference(exact, rounded, "train/loss") < 1e-3
 
 
 def test_packing_does_not_change_the_update(one, two) -> None:

@@ -1,0 +1,104 @@
+"""Causal attention in bf16 on a CPU, as matrix products.
+
+torch's CPU flash kernel is fast in forward only. Its backward is parallel over heads alone, computes in fp32, and is no
+faster in bf16. Here blocks of 128 queries are multiplied with the keys up to their last query, so little is computed above
+the diagonal, and all query heads that share a key are one product. As in flash attention (arXiv:2205.14135, algorithms 1
+and 4) scores and softmax are fp32, and the probabilities are rounded to the dtype of the values before they are multiplied.
+
+docs/performance.md has the times.
+"""
+
+import torch
+
+BLOCK = 128  # queries
+# Probabilities of documents of up to so many tokens are kept for backward; those of longer documents are computed again. At
+# 512 tokens what is kept takes as much memory as the fp32 query, key, value and output that SDPA keeps if a head has 128
+# dimensions, and 1.4 times as much if it has 64.
+KEEP_PROBABILITIES = 512  # tokens
+
+
+def product_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...], scaling: float
+) -> torch.Tensor:
+    """Causal attention within documents of `lengths` tokens. query `(1, heads, tokens, head_dim)`, key and value
+    `(1, kv_heads, tokens, head_dim)`. Returns `(1, tokens, heads, head_dim)`.
+
+    The result of a document does not depend on the others, to the bit.
+    """
+    return _ProductAttention.apply(query, key, value, lengths, scaling)  # pyright: ignore[reportReturnType]
+
+
+def _blocks(lengths: tuple[int, ...]) -> list[tuple[int, int, int, bool]]:
+    """(start of the document, start and end of a block of its queries, whether its probabilities are kept)."""
+    blocks, first = [], 0
+    for length in lengths:
+        for start in range(first, first + length, BLOCK):
+            blocks.append((first, start, min(first + length, start + BLOCK), length <= KEEP_PROBABILITIES))
+        first += length
+    return blocks
+
+
+def _mask(lengths: tuple[int, ...]) -> torch.Tensor:
+    """fp32 `(BLOCK, longest + BLOCK)`: 0, and -inf above the diagonal of the last BLOCK columns."""
+    longest = max(lengths)
+    return torch.full((BLOCK, longest + BLOCK), -torch.inf).triu_(longest + 1)
+
+
+def _probabilities(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """softmax(q k^T) in `dtype`, `(kv_heads, group x queries, keys)`. The queries are those of the last keys.
+
+    q: fp32, scaled, `(heads, queries, head_dim)`. k: fp32 `(kv_heads, keys, head_dim)`.
+    """
+    queries, end = q.shape[1], mask.shape[1] - BLOCK + q.shape[1]
+    unseen = mask[:queries, end - k.shape[1] : end].repeat(len(q) // len(k), 1)
+    # Not bmm and an addition in place: selective checkpointing keeps what bmm returns.
+    scores = torch.baddbmm(unseen, _grouped(q, len(k)), k.transpose(1, 2))
+    return torch.softmax(scores, dim=2).to(dtype)
+
+
+def _grouped(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """`(heads, queries, head_dim)` -> `(kv_heads, group x queries, head_dim)`: the heads that share a key are rows."""
+    return x.reshape(kv_heads, -1, x.shape[-1])
+
+
+class _ProductAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, lengths, scaling):  # noqa: ANN001, ANN205
+        """Arguments and result as in `product_attention`."""
+        q, k, v, dtype = query[0], key[0].contiguous(), value[0].contiguous(), query.dtype
+        scaled, k32, mask = q.float().mul_(scaling), k.float(), _mask(lengths)
+        output = torch.empty((q.shape[1], *q.shape[::2]), dtype=dtype)
+        kept = []
+        for first, start, end, keeps in _blocks(lengths):
+            p = _probabilities(scaled[:, start:end], k32[:, first:end], mask, dtype)
+            product = torch.bmm(p, v[:, first:end]).view(len(q), end - start, -1)
+            output[start:end].copy_(product.transpose(0, 1))
+            if keeps and any(ctx.needs_input_grad):
+                kept.append(p)
+        ctx.save_for_backward(q, k, v, output, *kept)
+        ctx.lengths, ctx.scaling = lengths, scaling
+        return output[None]
+
+    @staticmethod
+    def backward(ctx, grad_output):  # noqa: ANN001, ANN205
+        """The gradients of query, key and value. Those of key and value are sums over blocks, in fp32."""
+        q, k, v, output, *kept = ctx.saved_tensors
+        kv_heads, dtype, kept = len(k), q.dtype, iter(kept)
+        grad = grad_output[0]
+        # The sum over keys of probability x its gradient, `(heads, tokens, 1)`
+        delta = (grad.float() * output.float()).sum(-1, keepdim=True).to(dtype).transpose(0, 1)
+        grad = grad.transpose(0, 1)
+        scaled, k32, mask = q.float().mul_(ctx.scaling), k.float(), _mask(ctx.lengths)
+        grad_q = torch.empty((q.shape[1], *q.shape[::2]), dtype=dtype)
+        grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32) for x in (k, v))
+        for first, start, end, keeps in _blocks(ctx.lengths):
+            seen, block = slice(first, end), slice(start, end)
+            p = next(kept) if keeps else _probabilities(scaled[:, block], k32[:, seen], mask, dtype)
+            rows, grad_rows, delta_rows = (_grouped(x[:, block], kv_heads) for x in (q, grad, delta))
+            grad_scores = torch.bmm(grad_rows, v[:, seen].transpose(1, 2)).sub_(delta_rows).mul_(p)
+            product = torch.bmm(grad_scores, k[:, seen]).view(len(q), end - start, -1)
+            grad_q[block].copy_(product.transpose(0, 1))
+            grad_k[:, seen] += torch.bmm(grad_scores.transpose(1, 2), rows)
+            grad_v[:, seen] += torch.bmm(p.transpose(1, 2), grad_rows)
+        grad_q = grad_q.mul_(ctx.scaling).transpose(0, 1)
+        return grad_q[None], grad_k.mul_(ctx.scaling).to(dtype)[None], grad_v.to(dtype)[None], None, None

@@ -1,0 +1,114 @@
+"""Attention by matrix products in bf16 against exact attention in float64, and the isolation of its documents."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from distributed.activation_checkpointing import checkpoint_activations
+from model import product_attention
+
+LENGTHS = (1, 127, 128, 129, 300, 600)  # blocks of 128 queries; probabilities are kept up to 512 tokens
+HEADS, KV_HEADS, HEAD_DIM = 6, 2, 24
+
+
+def inputs(seed: int = 0, tokens: int = sum(LENGTHS), sharpness: float = 1.0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    # As the models make them: `(1, tokens, heads, head_dim)` transposed.
+    shapes = [(1, tokens, heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    q, k, v = (torch.randn(shape, generator=generator) for shape in shapes)
+    return [x.to(torch.bfloat16).transpose(1, 2).detach().requires_grad_() for x in (q * sharpness, k, v)]
+
+
+def attend(q, k, v, lengths=LENGTHS, scaling=0.3) -> torch.Tensor:
+    return product_attention.product_attention(q, k, v, lengths, scaling)
+
+
+def exact(q, k, v, lengths=LENGTHS, scaling=0.3) -> torch.Tensor:
+    """In the dtype of its arguments, from the definition."""
+    k, v = (x.repeat_interleave(HEADS // KV_HEADS, dim=1) for x in (k, v))
+    outputs = []
+    for a, b, c in zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True):
+        scores = (a @ b.transpose(2, 3) * scaling).masked_fill(
+            torch.ones(a.shape[2], a.shape[2]).triu(1) == 1, -torch.inf
+        )
+        outputs.append((scores.softmax(-1) @ c).transpose(1, 2))
+    return torch.cat(outputs, dim=1)
+
+
+def gradients(function, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    output = function(*tensors)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(9)).to(torch.bfloat16)
+    return [output, *torch.autograd.grad(output, tensors, weights.to(output.dtype))]
+
+
+def error(found: torch.Tensor, reference: torch.Tensor) -> float:
+    return ((found.double() - reference).norm() / reference.norm()).item()
+
+
+@pytest.mark.parametrize("sharpness, bound", [(1.0, 6e-3), (20.0, 1.5e-2)])
+def test_output_and_gradients_are_exact_up_to_the_rounding_of_bf16(sharpness, bound) -> None:
+    """bf16 rounds by up to 2^-9 = 2e-3. A sharp softmax gives nearly all weight to one key, and gradients cancel there."""
+    tensors = inputs(sharpness=sharpness)
+    reference = gradients(exact, [x.detach().double().requires_grad_() for x in tensors])
+    found = gradients(attend, tensors)
+    errors = [error(a, b) for a, b in zip(found, reference, strict=True)]
+    assert found[0].shape == (1, sum(LENGTHS), HEADS, HEAD_DIM)
+    assert errors[0] < 3e-3 and errors[3] < 4e-3, errors
+    assert max(errors) < bound, errors
+
+
+def test_a_document_does_not_depend_on_the_others_to_the_bit() -> None:
+    """The first document changes its content, and then its length."""
+    q, k, v = inputs()
+    tensors = [x.detach().clone() for x in (q, k, v)]
+    for x in tensors:
+        x[:, :, : LENGTHS[0] + LENGTHS[1]] += 1.0
+    changed = [x.detach().requires_grad_() for x in tensors]
+    before, after = gradients(attend, [q, k, v]), gradients(attend, changed)
+    first = LENGTHS[0] + LENGTHS[1]
+    assert torch.equal(before[0][:, first:], after[0][:, first:])
+    assert not torch.equal(before[0][:, :first], after[0][:, :first])
+    for a, b in zip(before[1:], after[1:], strict=True):
+        assert torch.equal(a[:, :, first:], b[:, :, first:])
+    alone = attend(*(x[:, :, first + 128 :] for x in (q, k, v)), LENGTHS[3:])
+    assert torch.equal(before[0][:, first + 128 :], alone)
+
+
+def test_probabilities_that_are_computed_again_are_the_kept_ones_to_the_bit(monkeypatch) -> None:
+    kept = gradients(attend, inputs())
+    monkeypatch.setattr(product_attention, "KEEP_PROBABILITIES", 0)
+    again = gradients(attend, inputs())
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+class Products(TorchDispatchMode):
+    """Counts the elements of the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.baddbmm.default:
+            self.scores += out.numel()
+        return out
+
+
+def test_little_is_computed_above_the_diagonal() -> None:
+    """A document of 600 tokens: blocks of 128 queries see 128, 256, 384, 512 and the last 88 see 600 keys."""
+    with Products() as products, torch.no_grad():
+        attend(*inputs(tokens=600), (600,))
+    assert products.scores == HEADS * (128 * (128 + 256 + 384 + 512) + 88 * 600)
+
+
+@pytest.mark.parametrize("mode", ["full", "selective", "offload"])
+def test_activation_checkpointing_changes_no_bit(mode) -> None:
+    class Layer(torch.nn.Module):
+        def forward(self, q, k, v):
+            return attend(q, k, v)
+
+    layer = Layer()
+    checkpoint_activations([layer], mode)
+    plain, checkpointed = gradients(attend, inputs()), gradients(layer, inputs())
+    assert all(torch.equal(a, b) for a, b in zip(plain, checkpointed, strict=True))
