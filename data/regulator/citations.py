@@ -76,9 +76,8 @@ def _articles_of_clause(clause: str) -> set[tuple[str, str]]:
     for token in tokens:
         if token["act"]:
             act = _ACTS.get(token["act"], token["act"].upper())
-            if not act_first:
-                found |= {(act, number) for number in waiting}
-                waiting = []
+            found |= {(act, number) for number in waiting}
+            waiting = []
             continue
         numbers = [token["annex"]] if token["annex"] else re.findall(_NUMBER, f"{token['first']}{token['more']}")
         numbers = [re.sub(r"\s", "", number) if not token["annex"] else number for number in numbers]

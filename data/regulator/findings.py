@@ -175,11 +175,7 @@ def apply_findings(results: Sequence[RuleResult], findings: Iterable[Finding]) -
     for finding in findings:
         if finding.state == "benign":
             continue
-        same = [
-            result
-            for result in violated
-            if result.rule_id == finding.rule and finding.cell in ("", cell_name(result.cell, result.row))
-        ]
+        same = [result for result in violated if _concerns(finding, result)]
         if finding.state == "lifted":
             violated = [result for result in violated if result not in same]
         elif same:
@@ -191,12 +187,14 @@ def apply_findings(results: Sequence[RuleResult], findings: Iterable[Finding]) -
 
 def lifted_results(results: Sequence[RuleResult], findings: Iterable[Finding]) -> tuple[RuleResult, ...]:
     """The engine's violations that `findings` lift, with the article that lifts them."""
-    by_rule = {finding.rule: finding for finding in findings if finding.state == "lifted"}
-    return tuple(
-        replace(result, legal=by_rule[result.rule_id].legal or result.legal)
-        for result in violations(results)
-        if result.rule_id in by_rule
-    )
+    lifting = [finding for finding in findings if finding.state == "lifted"]
+    pairs = ((result, next((one for one in lifting if _concerns(one, result)), None)) for result in violations(results))
+    return tuple(replace(result, legal=finding.legal or result.legal) for result, finding in pairs if finding)
+
+
+def _concerns(finding: Finding, result: RuleResult) -> bool:
+    """Whether a finding is on this result: on its rule and, if the finding names a cell, on its cell."""
+    return result.rule_id == finding.rule and finding.cell in ("", cell_name(result.cell, result.row))
 
 
 def _corrected(result: RuleResult, finding: Finding) -> RuleResult:

@@ -96,6 +96,7 @@ note on C 76.00 r0030 c0010 | Assets of 9% are pledged."""
     assert figures[-3:-1] == [("CET ratio", "", "%", 4.5), ("LCR", "", "%", 131.0)]
     assert figures[-1] == ("note", "", "%", 9.0)
     assert list(printed_figures("LCR 99.5%")) == [PrintedFigure("LCR", "", "%", 99.5)]
+    assert list(printed_figures("CET1 -1,234.5%")) == [PrintedFigure("CET", "-", "%", -1234.5)]
 
 
 def test_the_cut_lies_between_the_reports_and_a_rule_that_no_cut_fits_is_left_out():

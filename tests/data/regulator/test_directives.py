@@ -121,7 +121,7 @@ def test_a_sum_that_lacks_one_part_names_the_part():
     too_small = dataclasses.replace(one, value=Decimal(89_000_000))
     two_missing = dataclasses.replace(one, inputs=(total, dataclasses.replace(tier1, source="read as 0"), tier2))
     for other in (too_small, two_missing):
-        assert not any("r0750" in letter for letter in letters([other]))
+        assert not any("r0750" in letter or "r0015" in letter for letter in letters([other]))
 
 
 P1, P2, BUFFER = (
@@ -147,6 +147,8 @@ def test_size_and_duration_grade_within_an_order():
     assert [urgency([one[0]], {"CET1_MIN": times}) for times in (1, 2, 3)] == [1, 2, 2]
     for (subject, order), days in DEADLINES.items():
         assert days[0] >= days[1] >= days[2], (subject, order)
+    errors = [SUM, *(result(rule, 1_000_000, 1_000_001, **EURO) for rule in ("T1_SUM", "FX_XTAB", "FIN_PL"))]
+    assert [required_measures(errors[:count])[0]["deadline_days"] for count in (1, 2, 3, 4)] == [10, 5, 3, 3]
     for subject in ("capital", "leverage"):  # a graver order never has a longer deadline, whatever the size
         assert min(DEADLINES[subject, "pillar2"]) >= max(DEADLINES[subject, "pillar1"])
 

@@ -10,7 +10,14 @@ from data.regulator.banks import make_bank
 from data.regulator.dpm import BUILT_IN, load_cells
 from data.regulator.examples import read_filing
 from data.regulator.filing import write_reports
-from data.regulator.findings import Finding, apply_findings, load_findings, parse_cell, write_findings
+from data.regulator.findings import (
+    Finding,
+    apply_findings,
+    lifted_results,
+    load_findings,
+    parse_cell,
+    write_findings,
+)
 from data.regulator.render import cell_name, render_report
 from data.regulator.report import Note
 from data.regulator.rules import evaluate
@@ -57,6 +64,27 @@ def test_findings_add_replace_and_lift(tmp_path) -> None:
     assert apply_findings(low, [replace(finding("lifted"), rule="LCR_MIN")]) == []
     (corrected,) = apply_findings(low, [replace(finding("violated", value=Decimal("0.5")), rule="LCR_MIN")])
     assert (corrected.value, corrected.limit) == (Decimal("0.5"), 1)
+
+
+def test_a_finding_on_one_client_leaves_the_others_as_they_are(tmp_path) -> None:
+    shares = {("C_28.00", client, "c350"): Decimal(share) for client, share in (("AA", "0.31"), ("BB", "0.42"))}
+    files = write_reports(tmp_path, BANK, PERIOD, {LCR: Decimal("0.93"), **shares}, load_cells(BUILT_IN), (), "json")
+    results = evaluate(read_filing(files, load_cells(BUILT_IN)))
+    assert [(one.rule_id, one.row) for one in apply_findings(results, [])] == [
+        ("LCR_MIN", ""), ("LE_LIMIT", "AA"), ("LE_LIMIT", "BB"),
+    ]  # fmt: skip
+    waived = Finding(
+        BANK.entity, PERIOD, "LE_LIMIT", "lifted", cell_name(("C_28.00", "*", "c350"), "AA"), legal="CRR Art. 7"
+    )
+    assert [one.row for one in apply_findings(results, [waived])] == ["", "BB"]
+    assert [(one.row, one.legal) for one in lifted_results(results, [waived])] == [("AA", "CRR Art. 7")]
+    everywhere = replace(waived, cell="", legal="")
+    assert [one.rule_id for one in apply_findings(results, [everywhere])] == ["LCR_MIN"]
+    assert [(one.row, one.legal) for one in lifted_results(results, [everywhere])] == [
+        ("AA", "CRR Art. 395(1)"), ("BB", "CRR Art. 395(1)"),
+    ]  # fmt: skip
+    other = replace(waived, state="violated", value=Decimal("0.5"))
+    assert [one.value for one in apply_findings(results, [other])] == [Decimal("0.93"), Decimal("0.5"), Decimal("0.42")]
 
 
 def test_findings_csv_round_trip(tmp_path) -> None:

@@ -18,3 +18,5 @@ def test_a_directory_of_something_else_is_refused(tmp_path, card):
         is_generated(tmp_path, REQUEST)
     (tmp_path / "dataset.json").write_text(json.dumps({"arguments": dataclasses.asdict(REQUEST)}))
     assert is_generated(tmp_path, REQUEST) and not is_generated(tmp_path / "new", REQUEST)
+    with pytest.raises(UserError, match=r"corpus cannot be made: .*dataset\.json is a file, not a directory"):
+        is_generated(tmp_path / "dataset.json" / "more" / "corpus", REQUEST)

@@ -92,6 +92,23 @@ def test_the_check_knows_the_output_floor_of_the_year():
     assert len(contradictions(floored.format(1_819_000))) == 1
     assert len(contradictions(floored.format(1_700_000).replace("2026-03-31", "2027-03-31"))) == 1  # 60%
     assert contradictions(floored.format(1_700_000).replace("2026-03-31", "2024-12-31")) == []
+    # Until 2029 the floor is at most 125% of 900 million; from 2030 it is 72.5% without a cap.
+    capped = floored.format(3_000_000).replace("AMOUNT | 1000000", "AMOUNT | 1125000")
+    assert contradictions(capped) == contradictions(capped.replace("2026-03-31", "2029-12-31")) == []
+    assert len(contradictions(capped.replace("2026-03-31", "2030-03-31"))) == 1
+    assert len(contradictions(capped.replace("AMOUNT | 1125000", "AMOUNT | 1124000"))) == 1
+
+
+def test_an_institution_may_have_a_higher_limit():
+    limits = REPORT.replace("C 27.00 Identification", "C 26.00 Limits\nr030 c010 % | 40.00%\nC 27.00 Identification")
+    assert contradictions(limits.replace("| 24.00%", "| 40.00%")) == []
+    assert len(contradictions(limits.replace("| 24.00%", "| 40.01%"))) == 1
+    assert len(contradictions(limits.replace("| 25.00%", "| 30.00%"))) == 1  # no institution
+
+
+def test_rounded_amounts_are_no_contradiction():
+    assert contradictions(REPORT.replace("outflow | 99 million", "outflow | 102 million")) == []  # 101 each
+    assert len(contradictions(REPORT.replace("outflow | 99 million", "outflow | 103 million"))) == 1
 
 
 def test_no_clean_report_contradicts_a_requirement_that_it_prints():

@@ -312,8 +312,11 @@ def test_a_text_in_the_cell_of_a_figure_is_named(tmp_path):
 def test_of_consistent_values_the_more_accurate_one_counts(tmp_path):
     row = f"{datapoint(LR)},0.03"
     figures = without(keep=("C_47.00",)) | {LR: Decimal("0.03"), LR_TIER1: Decimal(71_040_000)}
-    results, findings = judged(read(tmp_path, figures, [("c_47.00.csv", row, f"{row}d2\n{datapoint(LR)},0.0296")]))
-    assert (results["LR_MIN"].state, results["LR_MIN"].value) == ("violated", Decimal("0.0296"))
+    coarse, fine = f"{row}d2", f"{datapoint(LR)},0.0296"
+    for first, second in ((coarse, fine), (fine, coarse)):
+        results, findings = judged(read(tmp_path, figures, [("c_47.00.csv", row, f"{first}\n{second}")]))
+        assert (results["LR_MIN"].state, results["LR_MIN"].value) == ("violated", Decimal("0.0296"))
+        assert results["LR_MIN"].inputs[0].source == "reported"  # and not recomputed because the first is too coarse
     assert findings == [
         (
             "ACCURACY",

@@ -29,13 +29,11 @@ def texts(example) -> tuple[str, str]:
     return example["messages"][1]["content"], example["messages"][2]["content"]
 
 
-def violated_by_hand(report: str) -> set[str]:
-    """The violations, from the printed report and the lists of wordings alone."""
-    figures = dict(re.findall(r"^(LCR|Leverage ratio) ([\d.]+)%$", report, re.MULTILINE))
-    note = report.partition("Note: ")[2]
-    ((kind, applies),) = {
-        (kind.name, place == 0)
-        for kind in KINDS
+def meaning(note: str):
+    """(kind of a note, whether it has the first wording of a pair)."""
+    ((number, applies),) = {
+        (number, place == 0)
+        for number, kind in enumerate(KINDS)
         for pairs in kind.pairs.values()
         for pair in pairs
         for place in (0, 1)
@@ -43,13 +41,21 @@ def violated_by_hand(report: str) -> set[str]:
         if pair[place].lower() in note.lower()
         and not (pair[place] in pair[1 - place] and pair[1 - place].lower() in note.lower())
     }
+    return KINDS[number], applies
+
+
+def violated_by_hand(report: str) -> set[str]:
+    """The violations, from the printed report and the lists of wordings alone."""
+    figures = dict(re.findall(r"^(LCR|Leverage ratio) ([\d.]+)%$", report, re.MULTILINE))
+    note = report.partition("Note: ")[2]
+    kind, applies = meaning(note)
     found = {"LR_MIN"} if float(figures["Leverage ratio"]) < 3 else set()
-    if float(figures["LCR"]) < 100 and not (kind == "waiver" and applies):
+    if float(figures["LCR"]) < 100 and not (kind.name == "waiver" and applies):
         found.add("LCR_MIN")
     percent = [float(number) for number in re.findall(r"([\d.]+)%", note)]
-    if kind == "pledged" and applies and percent[0] < 100:
+    if kind.name == "pledged" and applies and percent[0] < 100:
         found.add("LCR_PLEDGED")
-    if kind == "connected" and applies and percent[0] > 25:
+    if kind.name == "connected" and applies and percent[0] > 25:
         found.add("LE_CONNECTED")
     return found
 
@@ -76,7 +82,9 @@ def test_answers_repeat_the_note_and_compare_as_it_is(corpus) -> None:
         report, answer = texts(example)
         checks = answer.partition("\nDirective:\n")[0].splitlines()[1:]
         words = report.partition("Note: ")[2].partition(";")[0].rstrip(".")
-        assert checks[2].startswith(f"{words}, so ")
+        kind, applies = meaning(report.partition("Note: ")[2])
+        said = re.split(r": | \d", checks[2].removeprefix(f"{words}, so "))[0]
+        assert said == (kind.subject if applies else kind.other_subject)
         for line in checks:
             for value, sign, limit in re.findall(r"([\d.]+)% (<|>|<=|>=) ([\d.]+)%", line):
                 one, other = float(value), float(limit)

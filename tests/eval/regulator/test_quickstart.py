@@ -45,6 +45,7 @@ def test_right_answers_stand_beside_the_programs(data) -> None:
         pairs = row(text, f"minimal pairs {part}, both right")
         assert pairs[:2] == ["0 of 15", "15 of 15"]
     assert row(text, "minimal pairs in words, both right")[4] == "0 of 15"  # the engine reads no words
+    assert row(text, "minimal pairs in figures, both right")[4] == "5 of 15"  # those whose note is on a waiver
 
 
 def test_an_answer_with_an_unreadable_line_is_not_right(data) -> None:

@@ -36,6 +36,10 @@ def test_scores_of_violations_and_letters_with_their_baselines():
     assert f1 == pytest.approx(
         trivial | {"character n-grams": 0.4, "presence and signs": 0.4, "threshold program": 0.0, "nearest report": 0.4}
     )
+    everything = violations["baselines"]["flag everything"]  # LCR_MIN for all three; it is in one, of two violations
+    assert (everything["precision"], everything["recall"]) == (pytest.approx(1 / 3), 0.5)
+    ngrams = violations["baselines"]["character n-grams"]
+    assert (ngrams["precision"], ngrams["recall"]) == (pytest.approx(1 / 3), 0.5)
     assert violations["baselines_fitted_on"] == "3 training examples"
     # An unparsable answer has no directive. "no measures" (2 words) is a subsequence of the 5 words of the third
     # answer.
@@ -48,6 +52,9 @@ def test_scores_of_violations_and_letters_with_their_baselines():
     pay = 2 * (3 / 6) * (3 / 4) / (3 / 6 + 3 / 4)
     sent = {"always clean": 1 / 3, "flag everything": 2 * pay / 3, "most frequent violation": 2 * pay / 3}
     sent |= {"the nearest report": 2 * pay / 3}
+    assert result["rouge_l"]["floor"]["fixed"] == pytest.approx(
+        2 * pay / 3
+    )  # the first letter of training, sent to all
     assert result["rouge_l"]["baselines"] == pytest.approx({f"the letter of {k}": v for k, v in sent.items()})
     assert [answer["predicted"] for answer in result["answers"]] == [["LCR_MIN"], None, []]
     assert [answer["true"] for answer in result["answers"]] == [["LCR_MIN"], ["NSFR_MIN"], []]

@@ -73,6 +73,8 @@ def test_rules_that_a_stricter_one_implies_are_left_out():
     scores = score_violations([("TC_MIN", "TSCR_TC", "OCR_TC")], [("TC_MIN",)])
     assert (scores["without_implied"]["f1"], scores["micro"]["recall"]) == (1, pytest.approx(1 / 3))
     assert score_violations([("TC_MIN", "OCR_TC")], [("OCR_TC",)])["without_implied"]["f1"] == 0
+    more = score_violations([("TC_MIN", "OCR_TC")], [("TC_MIN", "LCR_MIN")])["without_implied"]
+    assert (more["precision"], more["recall"]) == (0.5, 1)
 
 
 def test_the_field_violations_overrides_the_text():
