@@ -152,7 +152,8 @@ class Heartbeat:
         if not self.speaking.acquire(blocking=False):  # the main thread has found out by itself
             return None
         if self._speaks_for_node():
-            print(f"error: {sentence}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # whoever read it may be gone; this process has to end all the same
+                print(f"error: {sentence}", file=sys.stderr, flush=True)
         self.leave(sentence, follows=True)
         os._exit(PeerLost.EXIT_CODE)
 

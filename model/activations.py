@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from model.language_model import PackedLanguageModel, build_on_meta
 
-TOKENS = 256  # of the counted forward; saved bytes grow in proportion to it
+TOKENS = 512  # of the counted document: of this length attention on a CPU keeps most for a token (model/product_attention.py)
 
 
 @dataclass(frozen=True)

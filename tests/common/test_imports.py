@@ -92,15 +92,9 @@ NOT_FOR_TRAINING = (
 def test_train_imports_nothing_that_it_does_not_use() -> None:
     program = f"""
 import gc, importlib.util, sys
-listed = []
-def note(event, arguments):
-    if event == "open" and "transformers/models/" in str(arguments[0]) and str(arguments[0]).endswith(".py"):
-        listed.append(str(arguments[0]))
-sys.addaudithook(note)
 import train
 print("loaded", *sorted(set({NOT_FOR_TRAINING!r}) & sys.modules.keys()))
 assert gc.isenabled()
-assert 500 < len(listed) < 1.2 * len(set(listed)), (len(listed), len(set(listed)))  # transformers reads its models once
 assert importlib.util.find_spec("scipy") and importlib.util.find_spec("torchao")  # hidden from transformers alone
 """
     done = run_python("-c", program, fresh=True)

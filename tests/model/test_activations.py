@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.activations import saved_by_forward, saved_bytes
+from model.activations import TOKENS, saved_by_forward, saved_bytes
 from model.architectures import read_model_config
 from model.language_model import build_on_meta, load_weights
 from tests.tiny import write_tiny_model
@@ -18,6 +18,6 @@ def test_the_count_is_that_of_a_real_forward_of_all_layers(tmp_path, family, dty
     load_weights(model, str(path), torch.device("cpu"))
     saved = saved_bytes(config, dtype)
     expected = config.num_hidden_layers * saved.layer + saved.rest
-    real = saved_by_forward(model, 100) / 100
+    real = saved_by_forward(model, TOKENS) / TOKENS
     assert real == pytest.approx(expected, rel=0.03)
     assert saved.layer > 4 * saved.layer_input > 0
