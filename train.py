@@ -42,7 +42,7 @@ from distributed.sharding import before_micro_batch, decoder_layers, evaluating,
 from eval.forgetting import measure_forgetting, start_forgetting
 from model.architectures import check_model_directory, read_model_config
 from model.ewc.start import start_penalty
-from model.flops import PeakFlops, count_work
+from model.flops import PeakFlops, count_work, document_costs
 from model.language_model import (
     PackedLanguageModel,
     build_on_meta,
@@ -126,7 +126,7 @@ def main() -> int:
     config = settle_chat_settings(config, tokenizer, run_directory, world_size)
     config = settle_micro_batch(config, model, model_config, run_directory, world_size, say)
     start.lap("config and tokenizer")
-    costs = count_work(model, model_config).costs
+    costs = document_costs(count_work(model, model_config))
     inputs = read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=is_first)
     start.lap("data")
     # Processes, which agree on all of this before anything is trained. A run directory has one owner.

@@ -31,7 +31,7 @@ from eval.bootstrap import bootstrap
 from eval.forgetting import as_documents, encode_texts, kl_divergence, visit_documents
 from eval.in_step import in_turns
 from eval.questions import Question, encode_options, right_answers, start_tokens
-from model.flops import count_work
+from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel
 
 FORWARD_TOKENS = 2048
@@ -181,7 +181,7 @@ def _nats(
 
 def _deal(one: ModelAndTokenizer, documents: Documents, ranks: int, capacity: int, packing: bool = True) -> Deal:
     """All documents, dealt to the ranks by the FLOPs of this model (data/dealing.py)."""
-    costs = count_work(one.model, one.model.causal_lm.config).costs
+    costs = document_costs(count_work(one.model, one.model.causal_lm.config))
     return Dealer(capacity, costs, packing).deal(range(len(documents)), documents, ranks)
 
 

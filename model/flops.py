@@ -4,9 +4,10 @@ Only the necessary work counts: the head for target tokens only, attention withi
 second forward of activation checkpointing. This is "model FLOPs utilization" (PaLM, arXiv:2204.02311, appendix B).
 """
 
+import functools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,10 @@ CUDA_BF16_PEAKS = {
     "GeForce RTX 5090": 209.5e12,
 }
 
+# How many times as long a FLOP of attention takes as one of a matrix product. On a CPU, SmolLM2's attention took 3.3 to 3.5
+# times as long, in bf16 and fp32, for documents of 500 to 2,000 tokens (`python -m bench.attention`). On CUDA it is not measured.
+PAIR_WEIGHTS = {"cpu": 3, "cuda": 1}
+
 
 @dataclass(frozen=True)
 class Work:
@@ -56,16 +61,17 @@ class Work:
     per_pair: float  # query x key, in one layer
     windows: tuple[tuple[int | None, int], ...]  # (sliding window in tokens or None, number of layers that have it)
 
-    def costs(self, lengths: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    def costs(self, lengths: np.ndarray, targets: np.ndarray, pair_weight: int = 1) -> np.ndarray:
         """Costs of documents relative to each other, int64 `(documents,)`, for data/dealing.py.
 
-        lengths, targets: int64 `(documents,)`, in tokens. The unit is 2**-24 of the FLOPs of one token's matrices, rounded
-        up to a whole FLOP: integers have the same sums on every processor, and a sum over a step stays below 2**63.
+        lengths, targets: int64 `(documents,)`, in tokens. pair_weight: how many times as long a FLOP of attention takes as
+        one of a matrix (`PAIR_WEIGHTS`). The unit is 2**-24 of the FLOPs of one token's matrices, rounded up to a whole FLOP:
+        integers have the same sums on every processor, and a sum over a step stays below 2**63.
         """
         unit = (int(self.per_token) >> 24) + 1
         costs = int(self.per_token) // unit * lengths + int(self.per_target) // unit * targets
         for window, layers in self.windows:
-            costs += int(self.per_pair * layers) // unit * _pairs(lengths, window)
+            costs += pair_weight * int(self.per_pair * layers) // unit * _pairs(lengths, window)
         return costs
 
 
@@ -84,6 +90,12 @@ def count_work(model: PackedLanguageModel, config: PretrainedConfig) -> Work:
         per_pair=12.0 * heads * head_dim,
         windows=tuple(Counter(layer_windows(config)).items()),
     )
+
+
+def document_costs(work: Work) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """`Work.costs` on the kind of device that this process will compute on."""
+    weight = PAIR_WEIGHTS["cuda" if torch.cuda.device_count() else "cpu"]
+    return functools.partial(work.costs, pair_weight=weight)
 
 
 def layer_windows(config: PretrainedConfig) -> list[int | None]:

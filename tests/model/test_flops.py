@@ -1,5 +1,6 @@
 """The FLOPs of MFU against torch's own counter, and the windows against those that the layers request."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.batches import collate
 from model import flops, packed_attention
 from model.architectures import read_model_config
-from model.flops import PeakFlops, Work, count_work, data_sheet_peak, layer_windows, step_flops
+from model.flops import PeakFlops, Work, count_work, data_sheet_peak, document_costs, layer_windows, step_flops
 from model.language_model import build_on_meta
 from tests.model.test_equivalence import documents, load
 from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
@@ -43,6 +44,23 @@ def test_only_pairs_within_the_window_count() -> None:
     pairs = sum(3 * (i + 1) + 2 * min(i + 1, 4) for n in (3, 4, 9) for i in range(n))
     assert step_flops(work, [3, 4, 9], 10) == 16e9 + 10e6 + pairs
     assert step_flops(work, [], 0) == 0.0
+
+
+def test_costs_are_whole_numbers_in_the_proportions_of_flops_with_attention_weighed(monkeypatch) -> None:
+    work = Work(per_token=6e9, per_target=1e9, per_pair=400_000.0, windows=((None, 30), (512, 6)))
+    lengths, targets = np.array([10, 1000, 30_000]), np.array([0, 500, 3])
+    expected = np.array([step_flops(work, [n], t) for n, t in zip(lengths, targets, strict=True)])
+    costs = work.costs(lengths, targets)
+    assert costs.dtype == np.int64 and costs / costs[0] == pytest.approx(expected / expected[0], rel=1e-4)
+    attention = expected - 6e9 * lengths - 1e9 * targets
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    weighed = document_costs(work)(lengths, targets)
+    assert weighed / costs == pytest.approx((expected + 2 * attention) / expected, rel=1e-4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert document_costs(work)(lengths, targets).tolist() == costs.tolist()
+    # A step of 64 documents of a million tokens on a 70B model: no sum overflows.
+    huge = Work(per_token=4.2e11, per_target=6.3e9, per_pair=12.0 * 64 * 128, windows=((None, 80),))
+    assert 0 < huge.costs(np.full(64, 10**6), np.full(64, 10**6), 3).sum() < 2**62
 
 
 @pytest.mark.parametrize(
