@@ -172,8 +172,7 @@ def train(
     peak.measure(ranks)
     layers = decoder_layers(model, config.model.layer_class)
     mesh = make_mesh(ranks.device.type, world_size_from_environment()[1], ranks.world_size, config.sharding)
-    units, sharding = model.extra_fsdp_units(), config.sharding
-    strategy = parallelize(model, layers, units, mesh, compute_dtype, config.model, sharding)
+    strategy = parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
     parameter_device = torch.device("cpu") if config.sharding.cpu_offload else ranks.device
     materialize(model, config.model.path, parameter_device, ranks.device)
     # A resume reads the base's weights only where something is measured against them.

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from common.dtypes import DTYPES
+from common.dtypes import DTYPES, has_native_bf16
 from configs.config import Config
 from distributed.host_memory import free_bytes
 from distributed.rendezvous import join
@@ -46,7 +46,10 @@ def settle_micro_batch(
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     free = free_bytes(device, local_world)
-    fixed, per_token = expected_bytes(config, model, model_config, world_size, local_world)
+    dtype = DTYPES[config.model.compute_dtype]
+    if dtype == torch.bfloat16 and not has_native_bf16(device):
+        dtype = torch.float32  # all ranks will compute in it (training/start.py: agree_on_dtype)
+    fixed, per_token = expected_bytes(config, model, model_config, dtype, world_size, local_world)
     usable = USABLE[device.type] * free
     fits = int((usable - fixed) / (per_token * config.data.sequence_length))
     rows, fits = _agree(
@@ -71,17 +74,27 @@ def with_rows(config: Config, rows: int) -> Config:
 
 
 def expected_bytes(
-    config: Config, model: PackedLanguageModel, model_config: PretrainedConfig, world_size: int, local_world: int
+    config: Config,
+    model: PackedLanguageModel,
+    model_config: PretrainedConfig,
+    dtype: torch.dtype,
+    world_size: int,
+    local_world: int,
 ) -> tuple[int, int]:
-    """(bytes on this rank's device whatever the micro-batch, bytes for each of its tokens). `model` may be on meta."""
-    sharding, dtype = config.sharding, DTYPES[config.model.compute_dtype]
+    """(bytes on this rank's device whatever the micro-batch, bytes for each of its tokens). `model` may be on meta.
+
+    dtype: of the products.
+    """
+    sharding = config.sharding
     count = num_parameters(model)
     shards = {"none": 1, "hybrid": sharding.shard_size or local_world}.get(sharding.strategy, world_size)
     layers = decoder_layers(model, config.model.layer_class)
     layer = max(sum(p.numel() for p in one.parameters()) for one in layers)
     root = count - sum(p.numel() for one in layers for p in one.parameters())
     # Under `full` the root's own parameters and two layers are gathered: the one that runs, and the next one.
-    gathered = count if sharding.strategy in ("grad_op", "none") else min(count, root + 2 * layer)
+    # On a single CPU rank everything is (distributed/sharding.py: gathering_strategy).
+    alone = world_size == 1 and not torch.cuda.is_available()
+    gathered = count if alone or sharding.strategy in ("grad_op", "none") else min(count, root + 2 * layer)
     largest = max(root, layer)
     fixed = gathered * dtype.itemsize + largest * (dtype.itemsize + 4)  # a unit's gradient, and its sum in fp32
     fixed += LOGITS_COPIES * CHUNK_TOKENS * model.num_tokens * 4

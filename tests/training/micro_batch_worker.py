@@ -8,6 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
@@ -26,7 +28,7 @@ config = Config(
     Optimizer(1e-5),
     Run("r", timeout_minutes=0.5),
 )
-fixed, per_token = micro_batch.expected_bytes(config, build_on_meta(shape), shape, 2, 2)
+fixed, per_token = micro_batch.expected_bytes(config, build_on_meta(shape), shape, torch.float32, 2, 2)
 rows = 9 if rank == 0 else 3
 free = int((fixed + (rows + 0.5) * 100 * per_token) / micro_batch.USABLE["cpu"])
 micro_batch.free_bytes = lambda device, local_world: free

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from configs.config import EWC, Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
 from model.activations import SavedBytes
@@ -43,7 +44,7 @@ def with_(**sections) -> Config:
 
 def test_memory_that_is_left_is_filled_with_rows(tmp_path, path, monkeypatch) -> None:
     shape = read_model_config(path)
-    fixed, per_token = expected_bytes(CONFIG, build_on_meta(shape), shape, 1, 1)
+    fixed, per_token = expected_bytes(CONFIG, build_on_meta(shape), shape, torch.float32, 1, 1)
     for rows in (1, 7, 63):
         free = (fixed + (rows + 0.5) * 100 * per_token) / micro_batch.USABLE["cpu"]
         monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world, free=free: int(free))
@@ -57,6 +58,15 @@ def test_memory_that_is_left_is_filled_with_rows(tmp_path, path, monkeypatch) ->
     assert config.batch.micro_batch == 1 and said[1].startswith(
         "warning: not even one row is expected to fit into memory"
     )
+
+
+def test_without_native_bf16_the_activations_are_those_of_fp32(tmp_path, path, monkeypatch) -> None:
+    counted = []
+    monkeypatch.setattr(micro_batch, "saved_bytes", lambda shape, dtype: counted.append(dtype) or SavedBytes(9, 1, 1))
+    for native in (True, False):
+        monkeypatch.setattr(micro_batch, "has_native_bf16", lambda device, native=native: native)
+        settled(tmp_path, path, with_(model=Model("m", compute_dtype="bf16")))
+    assert counted == [torch.bfloat16, torch.float32]
 
 
 def test_a_number_stays_as_it_is(tmp_path, path) -> None:
@@ -83,7 +93,7 @@ def test_state_is_counted_by_optimizer_memory_sharding_and_ewc(path) -> None:
     count = num_parameters(model)
 
     def fixed(ranks: int = 4, **sections) -> int:
-        return expected_bytes(with_(**sections), model, shape, ranks, 2)[0]
+        return expected_bytes(with_(**sections), model, shape, torch.float32, ranks, 2)[0]
 
     def difference(ranks: int = 4, **sections) -> float:
         return (fixed(ranks, **sections) - fixed(ranks, sharding=Sharding(strategy="grad_op"))) / count
