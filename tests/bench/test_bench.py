@@ -136,7 +136,8 @@ def test_our_arm_end_to_end_and_a_trainer_that_is_not_installed(tmp_path):
     assert answer.returncode == 0, answer.stderr
     for setting in ("matched", "skewed"):
         found = json.loads(report.read_text())[setting]
-        assert found["LitGPT full"] == "not installed: pip install -r requirements-bench.txt"
+        missing = "not installed: pip install -r requirements-bench.txt"
+        assert found.get("LitGPT full") == (missing if setting == "matched" else None)  # it has no skewed
         ours = found["ours"]
         assert ours["loss_step"] == 3 and ours["rounds"] == 1 and len(ours["results"][0]["losses"]) == 3
         keys = ("tokens_per_second", "mfu", "memory_gib", "loss", "first_step_seconds")

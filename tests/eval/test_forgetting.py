@@ -204,7 +204,7 @@ def evaluate(world_size: int, folder: Path, base: str, tuned: str, *options: obj
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.count("questions answered correctly") == 1  # only rank 0 prints
     # Every bar ends at 100%, whatever share of the documents rank 0 has; beyond its total a bar would have no percentage.
-    bars = re.findall(r"([\w ]+): 100%\S* (\d+)/(\d+) [^\r\n]*batch", done.stderr)
+    bars = re.findall(r"([\w ]+)(?: \(rank 0 of \d\))?: 100%\S* ([\d.k]+)/([\d.k]+) [^\r\n]*tok", done.stderr)
     assert {name for name, number, total in bars if number == total} == set(PHASES)
     return json.loads(out.read_text())
 

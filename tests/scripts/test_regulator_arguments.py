@@ -12,7 +12,7 @@ CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "co
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["scripts/score.py", "--audit", "--limit", "-3"], "error: --limit is -3; it must be at least 1."),
+        (["scripts/score.py", "--audit", "--limit", "-3"], "error: --limit must be 1 or more, not -3"),
         (["scripts/check_law.py"], "data.jsonl: an example has no violations; name files of scripts/make_reports.py"),
     ],
 )
