@@ -5,6 +5,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,7 +49,7 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         sentence = str(error)
     except PeerLost as error:
         if not error.quiet:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            _print_error(str(error))
         return PeerLost.EXIT_CODE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -58,8 +59,13 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return 130
     if _is_first_to_say(sentence):
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        _print_error(sentence)
     return 2
+
+
+def _print_error(sentence: str) -> None:
+    with suppress(OSError):  # whoever read it may be gone; the exit code still says it
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
 
 
 def _is_first_to_say(sentence: str) -> bool:

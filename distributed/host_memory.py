@@ -23,6 +23,9 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 2**28)
 
 
+CGROUP = Path("/sys/fs/cgroup")
+
+
 def free_bytes(device: torch.device, local_world: int) -> int:
     """Memory that this process may still take: what is free on its GPU, or its share of what is available on the host.
 
@@ -39,14 +42,22 @@ def _available_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     lines = dict(line.split(":", 1) for line in information.read_text(encoding="utf-8").splitlines())
     available = int(lines["MemAvailable"].split()[0]) * 1024
-    for limit, used in (
-        ("memory.max", "memory.current"),  # cgroup v2
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),  # v1
+    for names in (
+        ("memory.max", "memory.current", "memory.stat"),  # cgroup v2
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),  # v1
     ):
         try:
-            texts = [(Path("/sys/fs/cgroup") / name).read_text(encoding="ascii").strip() for name in (limit, used)]
+            limit, used, figures = ((CGROUP / name).read_text(encoding="ascii").strip() for name in names)
         except OSError:
             continue
-        if texts[0] != "max":
-            available = min(available, max(0, int(texts[0]) - int(texts[1])))
+        if limit != "max":
+            available = min(available, max(0, int(limit) - int(used) + _cached_bytes(figures)))
     return available
+
+
+def _cached_bytes(figures: str) -> int:
+    """Pages of files, which the kernel counts as used and gives up when memory is needed. figures: a memory.stat."""
+    values = dict(line.split() for line in figures.splitlines() if line.count(" ") == 1)
+    return sum(
+        max(int(values.get(name, 0)), int(values.get(f"total_{name}", 0))) for name in ("inactive_file", "active_file")
+    )

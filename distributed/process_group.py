@@ -236,7 +236,8 @@ class StopSignal:
 
     def _say(self, text: str) -> None:
         rank = f"rank {self.ranks.rank}: " if self.ranks.world_size > 1 else ""
-        print(f"{rank}{text}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # whoever read it may be gone; this thread must live to end the process
+            print(f"{rank}{text}", file=sys.stderr, flush=True)
 
 
 def _end_listener(wakeup_fd: int) -> None:

@@ -40,7 +40,7 @@ def join(timeout_minutes: float, purpose: str = "start") -> dist.Store:
         "of rank 0's node has ended, or its network cannot be reached; start all nodes again"
     )
     try:
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=connect))
+        store, rank, world_size = _connect(address, connect)
     except dist.DistError as error:
         raise PeerLost(unreachable) from error
     try:
@@ -62,6 +62,16 @@ def join(timeout_minutes: float, purpose: str = "start") -> dist.Store:
         )
     store.set_timeout(timeout)
     return dist.PrefixStore(f"start/{name}", store)
+
+
+_CONNECTED: dict[str, tuple[dist.Store, int, int]] = {}
+
+
+def _connect(address: str, timeout: timedelta) -> tuple[dist.Store, int, int]:
+    """(store, rank, world size), one connection per process: without torchrun rank 0 holds the store, and it ends with it."""
+    if address not in _CONNECTED:
+        _CONNECTED[address] = next(dist.rendezvous("env://", timeout=timeout))
+    return _CONNECTED[address]
 
 
 def _first(store: dist.Store, world_size: int, end: float, purpose: str) -> tuple[str, list[str]]:

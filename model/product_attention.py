@@ -75,27 +75,28 @@ class _ProductAttention(torch.autograd.Function):
             output[start:end].copy_(product.transpose(0, 1))
             if keeps and any(ctx.needs_input_grad):
                 kept.append(p)
-        ctx.save_for_backward(q, k, v, output, *kept)
+        ctx.save_for_backward(q, k, v, *kept)
         ctx.lengths, ctx.scaling = lengths, scaling
         return output[None]
 
     @staticmethod
     def backward(ctx, grad_output):  # noqa: ANN001, ANN205
         """The gradients of query, key and value. Those of key and value are sums over blocks, in fp32."""
-        q, k, v, output, *kept = ctx.saved_tensors
+        q, k, v, *kept = ctx.saved_tensors
         kv_heads, dtype, kept = len(k), q.dtype, iter(kept)
-        grad = grad_output[0]
-        # The sum over keys of probability x its gradient, `(heads, tokens, 1)`
-        delta = (grad.float() * output.float()).sum(-1, keepdim=True).to(dtype).transpose(0, 1)
-        grad = grad.transpose(0, 1)
+        grad = grad_output[0].transpose(0, 1)
         scaled, k32, mask = q.float().mul_(ctx.scaling), k.float(), _mask(ctx.lengths)
         grad_q = torch.empty((q.shape[1], *q.shape[::2]), dtype=dtype)
         grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32) for x in (k, v))
         for first, start, end, keeps in _blocks(ctx.lengths):
             seen, block = slice(first, end), slice(start, end)
             p = next(kept) if keeps else _probabilities(scaled[:, block], k32[:, seen], mask, dtype)
-            rows, grad_rows, delta_rows = (_grouped(x[:, block], kv_heads) for x in (q, grad, delta))
-            grad_scores = torch.bmm(grad_rows, v[:, seen].transpose(1, 2)).sub_(delta_rows).mul_(p)
+            rows, grad_rows = (_grouped(x[:, block], kv_heads) for x in (q, grad))
+            grad_p, p32 = torch.bmm(grad_rows, v[:, seen].transpose(1, 2)).float(), p.float()
+            # The mean gradient of a row, from the same rounded numbers as the row itself: where one key has nearly all of
+            # the probability (an attention sink), the difference is small and would otherwise be rounding alone.
+            mean = (p32 * grad_p).sum(-1, keepdim=True).div_(p32.sum(-1, keepdim=True))
+            grad_scores = grad_p.sub_(mean).mul_(p32).to(dtype)
             product = torch.bmm(grad_scores, k[:, seen]).view(len(q), end - start, -1)
             grad_q[block].copy_(product.transpose(0, 1))
             grad_k[:, seen] += torch.bmm(grad_scores.transpose(1, 2), rows)

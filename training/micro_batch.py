@@ -52,18 +52,25 @@ def settle_micro_batch(
     fixed, per_token = expected_bytes(config, model, model_config, dtype, world_size, local_world)
     usable = USABLE[device.type] * free
     fits = int((usable - fixed) / (per_token * config.data.sequence_length))
-    rows, fits = _agree(
-        max(1, fits), fits, _recorded(run_directory, world_size), config.run.timeout_minutes, world_size
-    )
-    rows = min(rows, largest_useful(config, world_size))
+    recorded = _recorded(run_directory, world_size)
+    chosen, fits, recorded = _agree(max(1, fits), fits, recorded, config.run.timeout_minutes, world_size)
+    rows = min(chosen, largest_useful(config, world_size))
+    why = "as at the last start" if recorded else "a rank's part of any step" if rows < chosen else "what memory holds"
+    of = f"{rows * config.data.sequence_length:,} tokens" if config.data.packing else f"{rows} examples"
     say(
-        f"batch.micro_batch=auto: {rows} of data.sequence_length={config.data.sequence_length} tokens; of {free / 2**30:.1f} "
-        f"GiB free for a rank, {fixed / 2**30:.1f} GiB are needed in any case and {per_token / 2**10:.0f} KiB for each token"
+        f"batch.micro_batch=auto: {rows} ({of} at most), {why}; memory holds {max(0, fits)}: {USABLE[device.type]:.0%} of "
+        f"{free / 2**30:.1f} GiB free for a rank, less {fixed / 2**30:.1f} GiB, at {per_token / 2**10:.0f} KiB for a token"
     )
     if fits < 1:
+        more = "more ranks" if device.type == "cuda" else "fewer processes on this machine"
         say(
-            "warning: not even one row is expected to fit into memory: use model.activation_checkpointing=full, lower "
-            "data.sequence_length or use more ranks"
+            f"warning: not even {config.data.sequence_length} tokens are expected to fit into memory: use "
+            f"model.activation_checkpointing=full, lower data.sequence_length or use {more}"
+        )
+    elif rows > fits:
+        say(
+            f"warning: only {fits} are expected to fit into memory now; set batch.micro_batch={fits} if it runs out (the sums of "
+            "a resumed run then differ by rounding)"
         )
     return with_rows(config, rows)
 
@@ -99,7 +106,7 @@ def expected_bytes(
     fixed = gathered * dtype.itemsize + largest * (dtype.itemsize + 4)  # a unit's gradient, and its sum in fp32
     fixed += LOGITS_COPIES * CHUNK_TOKENS * model.num_tokens * 4
     state = int(config.optimizer.memory.removesuffix("N"))
-    if config.ewc.strength and config.ewc.device == "device":
+    if config.ewc.strength and (config.ewc.device == "device" or not torch.cuda.is_available()):
         state += 2 * DTYPES[config.ewc.dtype].itemsize
     if not (sharding.cpu_offload and torch.cuda.is_available()):
         fixed += math.ceil(count / shards) * state
@@ -128,15 +135,18 @@ def largest_useful(config: Config, world_size: int) -> int:
     return max(1, math.ceil(config.batch.global_examples / own / world_size))
 
 
-def _agree(rows: int, fits: int, recorded: int | None, timeout_minutes: float, world_size: int) -> tuple[int, int]:
-    """(the recorded number if rank 0 has one, else the smallest over all ranks; the smallest that fits). A collective."""
+def _agree(
+    rows: int, fits: int, recorded: int | None, timeout_minutes: float, world_size: int
+) -> tuple[int, int, int | None]:
+    """(the number recorded on rank 0, else the smallest over all ranks; the smallest that fits; rank 0's). A collective."""
     if world_size == 1:
-        return recorded or rows, fits
+        return recorded or rows, fits, recorded
     store = join(timeout_minutes, "size of the micro-batch")
     rank = int(os.environ["RANK"])
     store.set(f"micro_batch/{rank}", json.dumps([rows, fits, recorded]))
     found = [json.loads(store.get(f"micro_batch/{other}")) for other in range(world_size)]
-    return found[0][2] or min(one[0] for one in found), min(one[1] for one in found)
+    recorded = found[0][2]
+    return recorded or min(one[0] for one in found), min(one[1] for one in found), recorded
 
 
 def _recorded(run_directory: Path, world_size: int) -> int | None:

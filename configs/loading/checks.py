@@ -91,6 +91,11 @@ def check_config(config: Config) -> None:
     if not config.data.train:
         raise UserError("data.train is empty; name at least one file")
     _check_mix(config.data.mix)
+    if config.sharding.reduce_dtype != "fp32" and config.sharding.strategy in ("none", "hybrid"):
+        raise UserError(
+            f"sharding.reduce_dtype={config.sharding.reduce_dtype} needs sharding.strategy=full or grad_op: under "
+            f"{config.sharding.strategy} the gradients of a step's micro-batches would be added up in it too"
+        )
     for name in ABOVE_ZERO:
         value = _get(config, name)
         if value is not None and value != "auto" and not 0 < value < float("inf"):

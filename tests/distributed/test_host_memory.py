@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
+from distributed import host_memory
 from model.language_model import build_on_meta, parameter_names
 from tests.processes import CAN_FORK, ROOT, run_python, run_ranks
 
@@ -95,3 +96,15 @@ def test_a_thread_reuses_128_mib_without_faults_if_the_allocator_was_set_before_
     pages = 2**27 // 4096
     assert [int(faults) < pages / 100 for faults in first] == [False, True, True, True]
     assert all(int(faults) > pages / 2 for faults in late)  # what is avoided
+
+
+def test_pages_of_files_are_free_in_a_container(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(host_memory, "CGROUP", tmp_path)
+    before = host_memory.free_bytes(torch.device("cpu"), 2)
+    assert 0 < before < 2**50
+    (tmp_path / "memory.max").write_text("2000000\n")
+    (tmp_path / "memory.current").write_text("1500000\n")
+    (tmp_path / "memory.stat").write_text("anon 400000\ninactive_file 700000\nactive_file 300000\n")
+    assert host_memory.free_bytes(torch.device("cpu"), 2) == (2_000_000 - 1_500_000 + 1_000_000) // 2
+    (tmp_path / "memory.max").write_text("max\n")
+    assert host_memory.free_bytes(torch.device("cpu"), 2) > 1_500_000

@@ -112,3 +112,18 @@ def test_activation_checkpointing_changes_no_bit(mode) -> None:
     checkpoint_activations([layer], mode)
     plain, checkpointed = gradients(attend, inputs()), gradients(layer, inputs())
     assert all(torch.equal(a, b) for a, b in zip(plain, checkpointed, strict=True))
+
+
+def test_gradients_are_exact_where_one_key_has_nearly_all_of_the_probability() -> None:
+    """An attention sink, and values with a common part: the gradients of the scores are small differences of large numbers."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 300, HEAD_DIM, generator=generator) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    direction = torch.nn.functional.normalize(torch.randn(HEAD_DIM, generator=generator), dim=0)
+    q += 8 * direction
+    k[:, :, 0] += 6 * direction
+    v += 10 * torch.randn(1, 1, 1, HEAD_DIM, generator=generator)
+    tensors = [x.to(torch.bfloat16).detach().requires_grad_() for x in (q, k, v)]
+    reference = gradients(lambda *x: exact(*x, lengths=(300,)), [x.detach().double().requires_grad_() for x in tensors])
+    found = gradients(lambda *x: attend(*x, lengths=(300,)), tensors)
+    errors = [error(a, b) for a, b in zip(found, reference, strict=True)]
+    assert max(errors) < 0.05, errors

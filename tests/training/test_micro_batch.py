@@ -50,13 +50,17 @@ def test_memory_that_is_left_is_filled_with_rows(tmp_path, path, monkeypatch) ->
         monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world, free=free: int(free))
         config, said = settled(tmp_path, path)
         assert config.batch.micro_batch == rows and len(said) == 1
-        assert said[0].startswith(f"batch.micro_batch=auto: {rows} of data.sequence_length=100 tokens; of ")
+        start = f"batch.micro_batch=auto: {rows} ({rows * 100:,} tokens at most), what memory holds; memory holds {rows}: 70% of"
+        assert said[0].startswith(start)
     monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: 1 << 40)
-    assert settled(tmp_path, path)[0].batch.micro_batch == 64  # a step has no more
+    config, (line,) = settled(tmp_path, path)
+    assert (
+        config.batch.micro_batch == 64 and "64 (6,400 tokens at most), a rank's part of any step; memory holds " in line
+    )
     monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: fixed)
     config, said = settled(tmp_path, path)
     assert config.batch.micro_batch == 1 and said[1].startswith(
-        "warning: not even one row is expected to fit into memory"
+        "warning: not even 100 tokens are expected to fit into memory: use"
     )
 
 
@@ -81,7 +85,17 @@ def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start
     assert settled(tmp_path, path)[0].batch.micro_batch == 64  # nothing to resume
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest").write_text("step-000001")
-    assert settled(tmp_path, path)[0].batch.micro_batch == 5
+    config, (line,) = settled(tmp_path, path)
+    assert config.batch.micro_batch == 5 and "auto: 5 (500 tokens at most), as at the last start; memory holds " in line
+    shape = read_model_config(path)
+    fixed, per_token = expected_bytes(CONFIG, build_on_meta(shape), shape, torch.float32, 1, 1)
+    free = int((fixed + 350 * per_token) / micro_batch.USABLE["cpu"])
+    with monkeypatch.context() as less:
+        less.setattr(micro_batch, "free_bytes", lambda device, local_world: free)
+        config, said = settled(tmp_path, path)
+    assert config.batch.micro_batch == 5 and said[1].startswith(
+        "warning: only 3 are expected to fit into memory now; set"
+    )
     for other in ({"world_size": 2}, {"config": {}}, {"config": {"batch": {"micro_batch": "auto"}}}):
         (tmp_path / "config.json").write_text(json.dumps(record | other))
         assert settled(tmp_path, path)[0].batch.micro_batch == 64
@@ -101,7 +115,7 @@ def test_state_is_counted_by_optimizer_memory_sharding_and_ewc(path) -> None:
     assert difference() == 16 - 16 / 4  # a copy on every rank
     assert difference(sharding=Sharding(strategy="grad_op"), optimizer=Optimizer(1e-5, memory="8N")) == -8 / 4
     assert difference(sharding=Sharding(strategy="grad_op"), ewc=EWC(strength=1.0, data=("b",))) == 8 / 4
-    assert difference(sharding=Sharding(strategy="grad_op"), ewc=EWC(strength=1.0, data=("b",), device="cpu")) == 0
+    assert difference(sharding=Sharding(strategy="grad_op"), ewc=EWC(strength=1.0, data=("b",), device="cpu")) == 8 / 4
     hybrid = fixed(sharding=Sharding(strategy="hybrid", shard_size=2)) - fixed(sharding=Sharding(strategy="full"))
     assert hybrid / count == 16 / 2 - 16 / 4
     assert difference(sharding=Sharding(strategy="full")) < 0  # only two layers are gathered
