@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from common.errors import run_script
 from distributed.host_memory import keep_freed_memory
 from model.architectures import read_model_config
 from model.product_attention import product_attention
@@ -76,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -89,7 +89,10 @@ def make_arms(arguments: argparse.Namespace, stop_ids: set[int], new_tokens: int
         "static": functools.partial(static_answers, plain, settings, rows),
         "continuous": functools.partial(continuous_answers, plain, settings),
     }
-    return {name: arms[name] for name in ARMS if name in arguments.arms.split(",")}
+    chosen = arguments.arms.split(",")
+    if unknown := [name for name in chosen if name not in arms]:
+        raise UserError(f"--arms: {unknown[0]!r} is unknown; choose from {', '.join(arms)}")
+    return {name: arms[name] for name in arms if name in chosen}
 
 
 def measure(arms: dict[str, Answer], prompts: list[list[int]], rounds: int) -> tuple[dict[str, list[Times]], dict]:

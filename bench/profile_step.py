@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench.peak import measured_peak
 from common.dtypes import DTYPES
-from common.errors import exit_process
+from common.errors import run_script
 from configs.config import Model, Optimizer, Sharding
 from data.batches import MicroBatch, collate
 from data.examples import Documents
@@ -183,7 +183,6 @@ def main() -> None:
     if ranks.rank == 0:
         report(arguments, ranks, figures, flops)
     dist.destroy_process_group()
-    exit_process(0)
 
 
 def report(arguments: argparse.Namespace, ranks: Ranks, figures: torch.Tensor, flops: float) -> None:
@@ -200,4 +199,4 @@ def report(arguments: argparse.Namespace, ranks: Ranks, figures: torch.Tensor, f
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

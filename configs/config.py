@@ -73,7 +73,8 @@ class Batch:
         None  # or: maximum number of target tokens per optimizer step, over all sources and ranks
     )
     # Size of one forward pass on one rank: at most so many times data.sequence_length tokens (with data.packing=False: so
-    # many examples). Gradient accumulation follows from it. auto: the largest that memory holds (training/micro_batch.py)
+    # many examples). Gradient accumulation follows from it. "auto": the largest that
+    # memory is expected to hold, and no more than a step needs (training/micro_batch.py)
     micro_batch: int | str = 1
 
     @property

@@ -6,7 +6,8 @@ from configs.config import Config
 from data.dealing import Deal, balance
 from training.inputs import Inputs
 
-ENOUGH = 0.9
+ENOUGH = 0.9  # a run warns below it
+AIM = 0.95  # of what the warning proposes, with room for the steps that were not looked at
 FACTORS = (2, 3, 4, 6, 8, 12, 16)  # of the batch size, and divisors of the number of ranks, that are tried
 
 
@@ -25,39 +26,37 @@ def steps_looked_at(inputs: Inputs, at_most: int = 20) -> list[int]:
 
 def balance_line(deals: list[Deal]) -> str:
     """The balance of the steps looked at, which the curve `train/balance` shows for all steps."""
-    least = min(balance([deal]) for deal in deals)
-    return (
-        f"balance {balance(deals):.2f}: the share of a step in which a mean rank computes, by FLOPs (the least of "
-        f"{len(deals)} steps: {least:.2f})"
-    )
+    found, least = balance(deals), min(balance([deal]) for deal in deals)
+    steps = f" (the least of {len(deals)} steps: {least:.2f})" if len(deals) > 1 else ""
+    return f"balance {found:.2f}: by FLOPs, a mean rank waits for others in {1 - found:.0%} of a step{steps}"
 
 
 def balance_warnings(config: Config, inputs: Inputs, deals: list[Deal], ranks: int) -> list[str]:
     """A warning if ranks wait for each other, with a batch size and a number of ranks that mend it."""
     found = balance(deals)
-    if found >= ENOUGH:
+    if round(found, 2) >= ENOUGH:
         return []
     batch, examples = config.batch, inputs.plan.batch(0).num_examples
     key, size = (
         ("global_tokens", batch.global_tokens) if batch.global_tokens else ("global_examples", batch.global_examples)
     )
     mends = [
-        f"batch.{key}={(size or 0) * factor} would make it {value:.2f}"
+        f"batch.{key}={(size or 0) * factor} would make it about {value:.2f}"
         for factor, value in _first_enough(_with_larger_batch(inputs, factor, ranks) for factor in FACTORS)
     ] + [
-        f"{ranks // factor} rank{'s' if ranks > factor else ''} would make it {value:.2f}"
+        f"{ranks // factor} rank{'s' if ranks > factor else ''} would make it about {value:.2f}"
         for factor, value in _first_enough(_with_fewer_ranks(inputs, factor, ranks) for factor in FACTORS)
     ]
     return [
-        f"the ranks wait for each other: the balance is {found:.2f}, because a step has {examples:,} examples of different "
-        f"lengths for {ranks} ranks; {', and '.join(mends) or 'raise batch.' + key + ' or use fewer ranks'}"
+        f"the ranks wait for each other: the balance is {found:.2f}, because a step has {examples:,} example{'' if examples == 1 else 's'} of "
+        f"different lengths for {ranks} ranks; {', and '.join(mends) or 'raise batch.' + key + ' or use fewer ranks'}"
     ]
 
 
 def _first_enough(tried: Iterator[float | None]) -> list[tuple[int, float]]:
     """[(factor, balance)] of the first factor whose balance is enough, or []."""
     for factor, value in zip(FACTORS, tried, strict=False):
-        if value is not None and value >= ENOUGH:
+        if value is not None and value >= AIM:
             return [(factor, value)]
     return []
 
@@ -66,7 +65,7 @@ def _with_larger_batch(inputs: Inputs, factor: int, ranks: int) -> float | None:
     """The balance of steps that have the documents of `factor` steps; None if an epoch has fewer."""
     if inputs.plan.steps_per_epoch[0] < factor:
         return None
-    starts = [i for i in steps_looked_at(inputs, 5) if i + factor <= inputs.plan.num_steps]
+    starts = [i for i in steps_looked_at(inputs, 10) if i + factor <= inputs.plan.num_steps]
     merged = [[item for step in range(i, i + factor) for item in inputs.plan.batch(step).items] for i in starts]
     return balance([inputs.dealer.deal(items, inputs.train, ranks) for items in merged])
 
@@ -74,5 +73,5 @@ def _with_larger_batch(inputs: Inputs, factor: int, ranks: int) -> float | None:
 def _with_fewer_ranks(inputs: Inputs, factor: int, ranks: int) -> float | None:
     if ranks % factor:
         return None
-    steps = map(inputs.plan.batch, steps_looked_at(inputs, 5))
+    steps = map(inputs.plan.batch, steps_looked_at(inputs, 10))
     return balance([inputs.dealer.deal(step.items, inputs.train, ranks // factor) for step in steps])

@@ -36,9 +36,10 @@ def describe_run(
     deals = [inputs.deal(step) for step in steps_looked_at(inputs)]
     lines += [balance_line(deals)] if world_size > 1 else []
     rope = config.model.rope_type or "as in config.json"
+    reduced = f", gradients reduced in {config.sharding.reduce_dtype}" if config.sharding.reduce_dtype != "fp32" else ""
     lines.append(
         f"sharding {config.sharding.strategy}{' in host memory' if config.sharding.cpu_offload else ''}, compute "
-        f"{dtype_name(peak.dtype)}, optimizer memory {optimizer.memory}, peak {peak_flops / 1e12:.2f} TFLOP/s "
+        f"{dtype_name(peak.dtype)}{reduced}, optimizer memory {optimizer.memory}, peak {peak_flops / 1e12:.2f} TFLOP/s "
         f"({peak.source}), window {model_config.max_position_embeddings} positions, RoPE {rope}"
     )
     every = config.model.checkpoint_every
@@ -105,7 +106,9 @@ def _batch_line(config: Config, first: Deal, world_size: int) -> str:
     size = f"{counted(batch.rows * data.sequence_length, 'token')} at most"
     if not data.packing:
         size = f"{counted(batch.rows, 'example')} at most"
+    if data.mix:
+        examples += " and what is mixed in"
     return (
-        f"step: {examples}; the first is dealt to {counted(world_size, 'rank')} x "
+        f"step: {examples}; step 1 is dealt to {counted(world_size, 'rank')} x "
         f"{counted(len(first.items), 'micro-batch')} of {size}"
     )

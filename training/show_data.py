@@ -21,11 +21,11 @@ from data.token_texts import one_line
 from training.chat_settings import chat_settings
 from training.inputs import Inputs
 
-PACKED_STEPS = 200  # at most so many steps are packed for the summary
+SHOWN_STEPS = 200  # at most so many steps are counted for the summary
 
 
 def summary(config: Config, inputs: Inputs) -> list[str]:
-    """Lines about all training data of a config, and about the packing of the first epoch."""
+    """Lines about all training data of a config, and about the steps of the first epoch."""
     lines = []
     for name, source in zip(inputs.train.names, inputs.train.sources, strict=True):
         what = "data.train" if name == MAIN else f"source {name}"
@@ -37,9 +37,8 @@ def summary(config: Config, inputs: Inputs) -> list[str]:
     if inputs.validation:
         lines += inputs.validation.lines("validation")
     steps = inputs.plan.steps_per_epoch[0]
-    chosen = range(steps) if steps <= PACKED_STEPS else [i * steps // PACKED_STEPS for i in range(PACKED_STEPS)]
-    packed = map(inputs.plan.batch, chosen)
-    return [*lines, describe_steps(packed, config.data.sequence_length, steps)]
+    chosen = range(steps) if steps <= SHOWN_STEPS else [i * steps // SHOWN_STEPS for i in range(SHOWN_STEPS)]
+    return [*lines, describe_steps(map(inputs.plan.batch, chosen), config.data.sequence_length, steps)]
 
 
 def is_store(path: str) -> bool:

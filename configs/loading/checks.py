@@ -70,6 +70,8 @@ def check_sections(config: Config) -> None:
 def check_config(config: Config) -> None:
     """Check types, choices and ranges. Raises UserError for the first wrong value."""
     check_sections(config)
+    if type(config.batch.micro_batch) is not int and config.batch.micro_batch != "auto":
+        raise UserError(f'batch.micro_batch must be an integer or "auto", not {config.batch.micro_batch!r}')
     for section in dataclasses.fields(config):
         values = getattr(config, section.name)
         hints = typing.get_type_hints(type(values))
@@ -81,8 +83,6 @@ def check_config(config: Config) -> None:
             if name in CHOICES and value not in CHOICES[name]:
                 raise UserError(f"{name} must be one of {', '.join(CHOICES[name])}, not {value!r}")
     batch, optimizer, run = config.batch, config.optimizer, config.run
-    if isinstance(batch.micro_batch, str) and batch.micro_batch != "auto":
-        raise UserError(f"batch.micro_batch must be an integer or auto, not {batch.micro_batch!r}")
     if (batch.global_examples is None) == (batch.global_tokens is None):
         raise UserError(
             "set exactly one of batch.global_examples (examples per step) and batch.global_tokens (target tokens per step), "

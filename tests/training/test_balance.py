@@ -43,14 +43,14 @@ def test_the_warning_names_a_batch_size_that_mends_it(size, key) -> None:
     (warning,) = warnings_of([60] * 48, 4, **size)
     assert warning == (
         "the ranks wait for each other: the balance is 0.75, because a step has 6 examples of different lengths for 4 ranks; "
-        f"batch.{key}={2 * size[key]} would make it 1.00, and 2 ranks would make it 1.00"
+        f"batch.{key}={2 * size[key]} would make it about 1.00, and 2 ranks would make it about 1.00"
     )
     assert warnings_of([60] * 48, 4, **{key: 2 * size[key]}) == [] and warnings_of([60] * 48, 2, **size) == []
 
 
 def test_where_nothing_mends_it_the_warning_says_what_to_try() -> None:
     (warning,) = warnings_of([64, *[2] * 3], 3, global_examples=4)
-    assert warning.endswith("lengths for 3 ranks; 1 rank would make it 1.00")
+    assert warning.endswith("lengths for 3 ranks; 1 rank would make it about 1.00")
     (warning,) = warnings_of([64], 17, global_examples=4)
     assert warning.endswith("for 17 ranks; raise batch.global_examples or use fewer ranks")
 

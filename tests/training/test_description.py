@@ -25,16 +25,16 @@ DEAL = Deal((((0,),),), np.array([[1]]))  # one item, on one rank
 
 def test_the_line_on_a_step_counts_ranks_micro_batches_and_tokens() -> None:
     assert _batch_line(CONFIG, DEAL, 1) == (
-        "step: 8 examples; the first is dealt to 1 rank x 1 micro-batch of 64 tokens at most"
+        "step: 8 examples; step 1 is dealt to 1 rank x 1 micro-batch of 64 tokens at most"
     )
     config = dataclasses.replace(CONFIG, batch=Batch(global_examples=1, micro_batch=2))
     two = Deal((((0,), ()), ((1,), ())), np.ones((2, 2)))
     assert _batch_line(config, two, 2) == (
-        "step: 1 example; the first is dealt to 2 ranks x 2 micro-batches of 128 tokens at most"
+        "step: 1 example; step 1 is dealt to 2 ranks x 2 micro-batches of 128 tokens at most"
     )
     config = dataclasses.replace(CONFIG, data=Data(("a.jsonl",), packing=False), batch=Batch(global_tokens=9))
     assert _batch_line(config, DEAL, 1).endswith(
-        "9 target tokens; the first is dealt to 1 rank x 1 micro-batch of 1 example at most"
+        "9 target tokens; step 1 is dealt to 1 rank x 1 micro-batch of 1 example at most"
     )
 
 
