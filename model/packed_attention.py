@@ -1,4 +1,4 @@
-"""Causal attention within each document of a packed row, without cross-document attention.
+"""Causal attention within each document of a micro-batch, without cross-document attention.
 
 It is registered with transformers as the attention implementation `packed`. The model's own code computes queries, keys,
 values and RoPE, and calls `packed_attention` with the document lengths, which we pass through its keyword arguments.

@@ -127,7 +127,7 @@ def check_length(sequence_length: int, config: PretrainedConfig, path: str) -> N
 
 
 def check_document_isolation(config: PretrainedConfig) -> None:
-    """Raise UserError if the frequencies of RoPE depend on the other documents in a packed row."""
+    """Raise UserError if the frequencies of RoPE depend on the other documents of a micro-batch."""
     parts = config.rope_parameters or {}
     for part in parts.values() if _differs_by_layer(config) else (parts,):
         kind = (part or {}).get("rope_type")

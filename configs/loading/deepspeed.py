@@ -159,11 +159,11 @@ def _batch(config: Config, file: DeepSpeedFile, world_size: int, notes: list[str
     if micro:
         config = _set(config, "batch", micro_batch=micro)
         packed = (
-            "; a packed row may contain several examples, so there may be fewer accumulation steps, but the number of examples "
+            " x data.sequence_length; examples are packed, so there may be fewer accumulation steps, but the number of examples "
             "per step is the same"
         )
         notes.append(
-            f"micro-batches of {micro} -> batch.micro_batch={micro} rows{packed if config.data.packing else ''}"
+            f"micro-batches of {micro} -> batch.micro_batch={micro}{packed if config.data.packing else ' examples'}"
         )
     return config
 
