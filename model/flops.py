@@ -47,8 +47,9 @@ CUDA_BF16_PEAKS = {
     "GeForce RTX 5090": 209.5e12,
 }
 
-# How many times as long a FLOP of attention takes as one of a matrix product. On a CPU, SmolLM2's attention took 3.3 to 3.5
-# times as long, in bf16 and fp32, for documents of 500 to 2,000 tokens (`python -m bench.attention`). On CUDA it is not measured.
+# How many times as long a FLOP of attention takes as one of a matrix product. On an EPYC whose bf16 products reach 0.9 TFLOP/s
+# SmolLM2's attention took 5 to 6 times as long for documents of 500 to 2,000 tokens (bench.attention, bench.profile_step). Where
+# products are slower it is less: 3 is between. On CUDA it is not measured.
 PAIR_WEIGHTS = {"cpu": 3, "cuda": 1}
 
 
