@@ -60,7 +60,7 @@ def test_the_line_gives_the_mean_and_the_least_balanced_step() -> None:
     deals = [inputs.deal(step) for step in range(inputs.plan.num_steps)]
     assert [round(balance([deal]), 3) for deal in deals] == [1.0, 1.0, 0.667]
     assert balance_line(deals).startswith(
-        "balance 0.89: the share of a step"
+        "balance 0.89: by FLOPs, a mean rank waits for others in 11% of a step"
     ) and "least of 3 steps: 0.67" in balance_line(deals)
 
 

@@ -208,10 +208,10 @@ def test_batch_keeps_the_examples_of_a_step(tmp_path, micro, accumulation, total
     assert apply(tmp_path, file, world_size=4)[0].batch == expected
 
 
-def test_rows_are_explained_only_if_they_are_packed(tmp_path) -> None:
+def test_packing_is_explained_only_if_there_is_any(tmp_path) -> None:
     plain = dataclasses.replace(OURS, data=Data(("a.jsonl",), packing=False))
-    assert "may contain several examples" in apply(tmp_path, USUAL)[1]
-    assert "may contain several examples" not in apply(tmp_path, USUAL, ours=plain)[1]
+    assert "examples are packed, so there may be fewer" in apply(tmp_path, USUAL)[1]
+    assert "examples are packed, so there may be fewer" not in apply(tmp_path, USUAL, ours=plain)[1]
 
 
 @pytest.mark.parametrize(
