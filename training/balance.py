@@ -47,9 +47,10 @@ def balance_warnings(config: Config, inputs: Inputs, deals: list[Deal], ranks: i
         f"{ranks // factor} rank{'s' if ranks > factor else ''} would make it about {value:.2f}"
         for factor, value in _first_enough(_with_fewer_ranks(inputs, factor, ranks) for factor in FACTORS)
     ]
+    what = "1 example" if examples == 1 else f"{examples:,} examples"
     return [
-        f"the ranks wait for each other: the balance is {found:.2f}, because a step has {examples:,} example{'' if examples == 1 else 's'} of "
-        f"different lengths for {ranks} ranks; {', and '.join(mends) or 'raise batch.' + key + ' or use fewer ranks'}"
+        f"the ranks wait for each other: the balance is {found:.2f}, because a step has {what} of different lengths for "
+        f"{ranks} ranks; {', and '.join(mends) or 'raise batch.' + key + ' or use fewer ranks'}"
     ]
 
 

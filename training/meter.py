@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from data.batches import StepBatch
-from data.dealing import Deal, balance
+from data.dealing import Deal
 from data.sources import Corpus, mean_losses
 from model.flops import Work, step_flops
 from model.loss import LossSums
@@ -30,7 +30,7 @@ class Meter:
     def _open_window(self) -> None:
         self.start = time.perf_counter()
         self.steps, self.tokens, self.flops = 0, 0, 0.0
-        self.deals: list[Deal] = []
+        self.mean_cost = self.slowest_cost = 0.0  # of a mean and of the slowest rank, summed over the steps
         self.loss_sums = LossSums(len(self.corpus.sources), self.device)
         self.targets = np.zeros(len(self.corpus.sources))  # sums of weights
 
@@ -47,7 +47,8 @@ class Meter:
         The FLOPs of the head count a target by its weight; the plan does not know their number.
         """
         self.steps += 1
-        self.deals.append(deal)
+        self.mean_cost += deal.mean
+        self.slowest_cost += deal.slowest
         self.tokens += sum(batch.document_lengths)
         self.flops += step_flops(self.work, batch.document_lengths, batch.num_target_tokens)
         self.loss_sums.values.add_(loss_sums.values)
@@ -61,7 +62,7 @@ class Meter:
         row = {
             "train/tokens_per_second": self.tokens / seconds,
             "train/mfu": self.flops / seconds / self.peak_flops,
-            "train/balance": balance(self.deals),
+            "train/balance": self.mean_cost / self.slowest_cost if self.slowest_cost else 1.0,
             "train/memory_gib": peak_memory_gib(self.device),
             "train/epoch": epoch,
             "train/tokens": progress.tokens,
