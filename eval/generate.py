@@ -236,7 +236,6 @@ def _fill_and_extend(cache: RowCache, growing: _Answers, waiting: deque[int], ro
             take(logits, first)
         elif growing.rows:
             take(cache.extend(tokens[: len(growing.rows)]), 0)
-        if (
-            waiting and not growing.rows
-        ):  # all rows ended together: go on in this cache, unless another holds twice as many
+        if waiting and not growing.rows:
+            # All rows ended together: go on in this cache, unless another holds twice as many.
             filling = rows_for(len(prompts[waiting[0]]) + growing.max_new_tokens) < 2 * capacity

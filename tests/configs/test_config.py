@@ -26,6 +26,14 @@ def good(tmp_path) -> Path:
     return path
 
 
+def test_gradients_in_bf16_are_refused_where_micro_batches_would_be_added_in_it(good) -> None:
+    for strategy in ("none", "hybrid"):
+        with pytest.raises(UserError, match="sharding.reduce_dtype=bf16 needs sharding.strategy=full or grad_op"):
+            load_config(good, ["sharding.reduce_dtype=bf16", f"sharding.strategy={strategy}"])
+    for strategy in ("full", "grad_op"):
+        assert load_config(good, ["sharding.reduce_dtype=bf16", f"sharding.strategy={strategy}"])
+
+
 def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
     config = load_config(
         good,

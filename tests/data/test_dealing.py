@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.dealing import Deal, Dealer, balance, one_per_token
+from data.dealing import Deal, Dealer, _alike, balance, one_per_token
 from tests.data.test_batches import documents
 
 
@@ -45,6 +45,7 @@ def test_the_number_of_micro_batches_is_that_of_the_fewest_rows() -> None:
 def test_an_item_longer_than_a_micro_batch_has_one_of_its_own() -> None:
     deal = one_step([10, 100, 10, 30], 1, 64)
     assert sorted(deal.of_rank(0)) == [(1,), (3, 0, 2)]
+    assert sorted(one_step([100, 100, 10], 1, 64).of_rank(0)) == [(0,), (1,), (2,)]
 
 
 def test_without_packing_a_micro_batch_has_so_many_examples_whatever_their_length() -> None:
@@ -99,3 +100,7 @@ def test_the_balance_of_several_steps_weighs_them_by_their_time() -> None:
     idle = Deal((((0,), ()),), np.array([[30, 0]]))
     busy = Deal((((0,), (1,)),), np.array([[10, 10]]))
     assert balance([idle]) == 0.5 and balance([idle, busy]) == 25 / 40 and balance([]) == 1.0
+
+
+def test_bins_of_one_micro_batch_are_alike() -> None:
+    assert _alike([[0], [1], [2], [3]], np.array([1, 9, 2, 8])) == [[1], [3], [2], [0]]

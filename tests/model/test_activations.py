@@ -21,3 +21,11 @@ def test_the_count_is_that_of_a_real_forward_of_all_layers(tmp_path, family, dty
     real = saved_by_forward(model, TOKENS) / TOKENS
     assert real == pytest.approx(expected, rel=0.03)
     assert saved.layer > 4 * saved.layer_input > 0
+
+
+def test_parameters_are_not_counted(tmp_path) -> None:
+    """Attention in fp32 keeps as much for each token of a longer document, so twice the tokens keep twice the bytes."""
+    path = write_tiny_model(tmp_path / "model")
+    model = build_on_meta(read_model_config(str(path)))
+    load_weights(model, str(path), torch.device("cpu"))
+    assert saved_by_forward(model, 200) == pytest.approx(2 * saved_by_forward(model, 100), rel=1e-3)

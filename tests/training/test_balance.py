@@ -77,3 +77,9 @@ def test_at_most_twenty_steps_are_looked_at() -> None:
     _, inputs = inputs_of([60] * 1001, 1, global_examples=2)
     steps = steps_looked_at(inputs)
     assert steps[0] == 0 and steps[-1] > 470 and len(set(steps)) == 20
+
+
+def test_the_batch_size_that_is_named_has_room_above_the_threshold() -> None:
+    """9 documents for 8 ranks. Four times as many give 36 / 40, which is 0.90 and too close; six times 54 / 56."""
+    (warning,) = warnings_of([60] * 720, 8, global_examples=9)
+    assert "the balance is 0.56" in warning and "batch.global_examples=54 would make it about 0.96" in warning
