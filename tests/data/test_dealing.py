@@ -104,3 +104,4 @@ def test_the_balance_of_several_steps_weighs_them_by_their_time() -> None:
 
 def test_bins_of_one_micro_batch_are_alike() -> None:
     assert _alike([[0], [1], [2], [3]], np.array([1, 9, 2, 8])) == [[1], [3], [2], [0]]
+    assert one_step([4, 5, 6, 8, 10], 2, 14, one_per_token).slowest == 18  # 19 if the bins stayed as they were filled

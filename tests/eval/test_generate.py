@@ -148,6 +148,23 @@ def test_a_common_start_is_read_once_unless_a_window_would_count_the_padding(tin
     assert shared_prefix(tiny("llama"), [start[:16]] * 2, 3) == [] == shared_prefix(tiny("llama"), [start], 3)
 
 
+def test_a_common_start_is_read_once_although_all_rows_end_together(tiny):
+    """One prompt at a time, and two that both reach the token limit: the cache, with the start in it, is kept."""
+    model, start = tiny("llama"), list(range(200, 230))
+    prompts = [[*start, 5, i] for i in range(6)]
+    expected = [generate_single(model, prompt, {383}, 3) for prompt in prompts]
+    for rows in (1, 2):
+        widths = []
+        hook = model.register_forward_hook(
+            lambda module, arguments, kwargs, _, widths=widths: widths.append(kwargs["input_ids"].shape[1]),
+            with_kwargs=True,
+        )
+        answers = greedy_answers(model, prompts, set(), 3, rows)
+        hook.remove()
+        assert answers == expected
+        assert widths.count(len(start) + 1) == 1  # the 5 is common, too
+
+
 def test_short_prompts_behind_a_long_one_get_more_rows(tiny, monkeypatch):
     model = tiny("llama")
     prompts = [[5 + i % 9] * (100 if i == 7 else 4) for i in range(12)]
