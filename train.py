@@ -27,7 +27,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.errors import run_script
 from configs.config import Config, as_dict
 from configs.loading.checks import check_world
-from configs.loading.command_line import config_from_command_line
+from configs.loading.command_line import read_command_line
 from data.batches import MicroBatch, Plan, collate, prefetch
 from data.dealing import Dealer
 from data.sources import MAIN, Corpus, mean_losses
@@ -54,6 +54,7 @@ from model.language_model import (
 from model.loss import LossSums
 from model.rope import check_length
 from model.vocabulary.rows import first_new_row
+from preflight.start import check_run
 from training.best import judge_best_again
 from training.chat_settings import settle_chat_settings
 from training.description import describe_run, memory_line
@@ -110,7 +111,10 @@ def main() -> int:
     world_size, ranks_per_node = world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
     say = print if is_first else lambda text: None
-    config = config_from_command_line(__doc__, world_size, say)
+    command = read_command_line(__doc__, world_size, say)
+    if command.check:
+        return check_run(command, world_size)
+    config = command.config
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)
     run_directory = Path(config.run.directory) / config.run.name
