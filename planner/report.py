@@ -73,11 +73,19 @@ def as_json(report: Report) -> dict[str, Any]:
         "own": _setting(found.own, report),
         "settings": [_setting(setting, report) for setting in found.settings],
         "proposals": {name: setting and _setting(setting, report) for name, setting in proposals.items()},
-        "nearest": report.nearest
-        and {"setting": _setting(report.nearest.setting, report), "devices": report.nearest.devices},
+        "nearest": report.nearest and _nearest(report.nearest, report),
         "disk": dataclasses.asdict(report.disk),
         "save_seconds": report.save_seconds,
         "simulated": report.simulated and dataclasses.asdict(report.simulated),
+    }
+
+
+def _nearest(found: Nearest, report: Report) -> dict[str, Any]:
+    more = found.with_more_host
+    return {
+        "setting": _setting(found.setting, report),
+        "devices": found.devices,
+        "with_more_host": more and _setting(more, report),
     }
 
 

@@ -190,22 +190,29 @@ def overrides(config: Config, base: Config) -> list[str]:
 
 @dataclass(frozen=True)
 class Nearest:
-    """If nothing fits: the setting that needs the least memory, and what it would fit on. devices: None if not even 64 times as many are enough."""
+    """If nothing fits. setting: the one that needs least of a device, with the user's bytes per parameter or more.
+
+    devices: how many of them it would fit on; None if 64 times as many are too few. with_more_host: what would fit if the host
+    had its memory.
+    """
 
     setting: Setting
     devices: int | None
+    with_more_host: Setting | None
 
 
 def nearest(search: Search, found: Found) -> Nearest:
-    """What comes closest to fitting, with the precision of the user's config, and how many devices it would fit on."""
+    """What comes closest to fitting."""
     kept = [s for s in found.settings if s.bytes_per_parameter >= found.own.bytes_per_parameter]
     closest = min(kept, key=lambda setting: (not setting.fits_host, setting.memory.total))
+    on_device = [setting for setting in kept if setting.fits_device]
+    more_host = min(on_device, key=lambda setting: setting.host.total, default=None)
     cluster, load = search.cluster, search.workloads(closest.config.batch.rows).worst
     for factor in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
         larger = _larger(cluster, factor)
         if _fits_on(search.shape, kept, larger, load):
-            return Nearest(closest, larger.devices)
-    return Nearest(closest, None)
+            return Nearest(closest, larger.devices, more_host)
+    return Nearest(closest, None, more_host)
 
 
 def _fits_on(shape: ModelShape, settings: list[Setting], cluster: Cluster, load: Load) -> bool:

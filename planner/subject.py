@@ -79,7 +79,9 @@ def of_inputs(config: Config, shape: ModelShape, inputs: Inputs) -> Subject:
 
         return of_rows
 
-    return Subject(config, shape, workloads, ", ".join(config.data.train))
+    return Subject(
+        config, shape, workloads, f"{', '.join(config.data.train)}: {inputs.train.sources[0].report.splitlines()[0]}"
+    )
 
 
 def from_name(name: str, assumed: Assumed, overrides: list[str]) -> Subject:

@@ -59,7 +59,7 @@ def _subject(report: Report) -> list[str]:
     lines += _labelled(
         "plan",
         f"{counted(workload.total_steps, 'step')} of {mean:,.0f} tokens on average ({targets:.0%} of them targets), in "
-        f"{_range([step.micro_batches for step in steps])} micro-batches on each of "
+        f"{_counted_range([step.micro_batches for step in steps], 'micro-batch')} on each of "
         f"{counted(cluster.devices, 'rank')}; {mean * workload.total_steps / 1e6:,.1f}M tokens in total",
     )
     lines += _labelled(
@@ -82,7 +82,7 @@ def _subject(report: Report) -> list[str]:
 def _own_memory(report: Report) -> list[str]:
     own = report.found.own
     return [
-        *_labelled("settings", " ".join(_described(own))),
+        *_labelled("settings", " ".join(_described(own, report.subject.config.batch.micro_batch))),
         "",
         "Memory of the fullest GPU at the peak of a step, GiB",
         *_terms(own.memory, TERMS),
@@ -156,12 +156,12 @@ def _grid(report: Report) -> list[str]:
     ]
     for strategy in sorted({name for name, _ in cells}, key=_order):
         best = [_best(cells[strategy, memory]) for memory in MEMORIES if (strategy, memory) in cells]
-        lines.append(f"  {strategy:18}" + "".join(f"{_cell(setting):<16}" for setting in best).rstrip())
-        lines.append(f"  {'':18}" + "".join(f"{_speed_cell(setting):<16}" for setting in best).rstrip())
-    lines.append(
-        "  Checkpointing: none, sel (selective), full, full/2 and full/4 (every 2nd, 4th layer), off (offload)"
-    )
-    return [line.rstrip() for line in lines]
+        lines.append(f"  {strategy:18}" + "".join(f"{_cell(setting):<16}" for setting in best))
+        lines.append(f"  {'':18}" + "".join(f"{_speed_cell(setting, report):<16}" for setting in best))
+    lines.append("  Checkpointing: none, sel (selective), full, full/2 and full/4 (every 2nd, 4th layer), off (offload)")
+    if any(" mb" in line for line in lines):
+        lines.append("  mbN: with batch.micro_batch=N, because yours does not fit")
+    return [line.rstrip() for line in lines if line.strip()]
 
 
 def _order(strategy: str) -> tuple[bool, int]:
@@ -180,10 +180,12 @@ def _cell(setting: Setting) -> str:
     return f"{_gib(setting.memory.total)} {_checkpointing(setting)}{'' if setting.fits else ' x'}"
 
 
-def _speed_cell(setting: Setting) -> str:
+def _speed_cell(setting: Setting, report: Report) -> str:
     if setting.fits:
         rows = setting.config.batch.rows
-        return f"{setting.tokens_per_second:,.0f}/s" + (f" mb{rows}" if rows > 1 else "")
+        return f"{setting.tokens_per_second:,.0f}/s" + (
+            f" mb{rows}" if rows < report.found.own.config.batch.rows else ""
+        )
     return "host too small" if setting.fits_device else ""
 
 
@@ -235,27 +237,35 @@ def _paste(setting: Setting, report: Report) -> list[str]:
     needs += f", {_gib(setting.host.total)} GiB of a node's host" if setting.host.total else ""
     gpu_hours = [report.cluster.devices * hours for hours in setting.speed.hours]
     lines = [f"  ({needs}; {_tokens(setting.speed)} tokens/s per GPU, {_hours(gpu_hours)} GPU-hours)"]
-    wrapped = textwrap.wrap(" ".join(changed) or "(as in the config)", WIDTH - 6, break_long_words=False)
-    return lines + ["    " + line for line in wrapped]
+    return [*lines, *_indented(" ".join(changed) or "(as in the config)")]
 
 
 def _nothing_fits(report: Report) -> list[str]:
     assert report.nearest
-    setting, devices = report.nearest.setting, report.nearest.devices
-    lines = ["No setting fits with the precision you asked for or less. The nearest:"]
-    needs = f"{_gib(setting.memory.total)} GiB per GPU where {_gib(report.cluster.device.memory)} are usable"
-    if not setting.fits_host:
-        needs += f", and {_gib(setting.host.total)} GiB of a host that has {_gib(report.cluster.host_memory)}"
-    changed = " ".join(overrides(setting.config, report.subject.config)) or "(as in the config)"
-    lines += [f"  ({needs})", *("    " + line for line in textwrap.wrap(changed, WIDTH - 6, break_long_words=False))]
-    name = report.cluster.device.name
-    lines.append(
-        f"It would fit on {devices} x {name}." if devices else f"Not even 64 times as many {name} would be enough."
-    )
+    setting, devices, device = report.nearest.setting, report.nearest.devices, report.cluster.device
+    lines = [
+        "No setting fits, not even with fewer bytes per parameter. With yours, the nearest needs",
+        f"  {_gib(setting.memory.total)} GiB per GPU where {_gib(device.memory)} are usable:",
+        *_indented(" ".join(overrides(setting.config, report.subject.config)) or "(as in the config)"),
+    ]
+    if devices:
+        lines.append(f"It would fit on {devices} GPUs of this kind.")
+    else:
+        lines.append("Not even 64 times as many GPUs of this kind would be enough.")
+    if report.nearest.with_more_host:
+        larger = report.nearest.with_more_host
+        lines += [
+            f"Or it would fit here if a node's host had {_gib(larger.host.total)} GiB of memory:",
+            *_indented(" ".join(overrides(larger.config, report.subject.config))),
+        ]
     return lines
 
 
-def _described(setting: Setting) -> list[str]:
+def _indented(words: str) -> list[str]:
+    return ["    " + line for line in textwrap.wrap(words, WIDTH - 6, break_long_words=False)]
+
+
+def _described(setting: Setting, asked_rows: int | str) -> list[str]:
     """The settings that memory depends on, as on a command line."""
     config = setting.config
     every = config.model.checkpoint_every
@@ -265,7 +275,7 @@ def _described(setting: Setting) -> list[str]:
         f"optimizer.memory={config.optimizer.memory}",
         f"model.activation_checkpointing={config.model.activation_checkpointing}",
         *([f"model.checkpoint_every={every}"] if every > 1 else []),
-        f"batch.micro_batch={config.batch.micro_batch}",
+        f"batch.micro_batch={config.batch.micro_batch}" + (" (auto)" if asked_rows == "auto" else ""),
         f"data.sequence_length={config.data.sequence_length}",
     ]
 
@@ -312,6 +322,11 @@ def _hours(values: Iterable[float]) -> str:
     low, high = values
     digits = 0 if high >= 100 else 1 if high >= 1 else 2
     return f"{low:,.{digits}f}-{high:,.{digits}f}"
+
+
+def _counted_range(values: Sequence[int], noun: str) -> str:
+    low, high = min(values), max(values)
+    return counted(high, noun) if low == high else f"{low:,}-{counted(high, noun)}"
 
 
 def _range(values: Sequence[float]) -> str:

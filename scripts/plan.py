@@ -125,7 +125,9 @@ def read_subject(arguments: argparse.Namespace, cluster: Cluster) -> Subject:
         if value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value} must be 1 or more")
     if arguments.model:
-        return from_name(arguments.model, Assumed(**given), arguments.what)
+        subject = from_name(arguments.model, Assumed(**given), arguments.what)
+        check_world(subject.config, cluster.devices, cluster.per_node)
+        return subject
     if not arguments.what:
         raise UserError(f"name a config, e.g. configs/xbrl.py, or a model: --model with one of {', '.join(SHAPES)}")
     if given:
@@ -154,6 +156,7 @@ def main() -> int:
     print(text(report, arguments.all))
     if arguments.json:
         write_json(arguments.json, as_json(report))
+        print(f"\nwrote {arguments.json}")
     return 0
 
 
