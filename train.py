@@ -179,6 +179,7 @@ def train(
     ranks.watch.at("the loading of the model")
     peak = PeakFlops(ranks.device, compute_dtype)
     peak.measure(ranks)
+    forecast = make_forecast(config, inputs, model_config, peak.over_all_ranks(ranks), ranks.world_size)
     layers = decoder_layers(model, config.model.layer_class)
     mesh = make_mesh(ranks.device.type, world_size_from_environment()[1], ranks.world_size, config.sharding)
     strategy = parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
@@ -214,7 +215,6 @@ def train(
     peak.measure(ranks)
     peak_flops = peak.over_all_ranks(ranks)
     lines = describe_run(config, inputs, model, layers, model_config, ranks.world_size, peak, peak_flops)
-    forecast = make_forecast(config, inputs, model_config, peak_flops, ranks.world_size)
     lines += forecast.lines()
     lines += check_disks(config, parameters, optimizer, model_config, ranks) + found
     for line in lines + [f"resumed from {resume_from}"] * bool(resume_from):

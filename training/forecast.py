@@ -79,7 +79,8 @@ class Forecast:
         speed = meter.measured_tokens / meter.measured_seconds
         low, high = (value * ranks.world_size for value in self.speed.tokens_per_second)
         measured = {"steps": meter.measured_steps, "tokens_per_second": speed, "memory_gib": peak}
-        read_on_first(lambda: write_json(directory / FILE, {"planned": self.as_json(), "measured": measured}), ranks)
+        both = {"planned": self.as_json(), "measured": measured}
+        read_on_first(lambda: write_json(log.path.with_name(FILE), both), ranks)
         planned = self.peak_bytes / 2**30
         where = "in" if low <= speed <= high else "outside of"
         log.say(
@@ -91,7 +92,7 @@ class Forecast:
 def make_forecast(
     config: Config, inputs: Inputs, model_config: PretrainedConfig, peak_flops: float, world_size: int
 ) -> Forecast:
-    """The expectation on the devices of this process. peak_flops: FLOP/s of all ranks.
+    """The expectation on the devices of this process, which holds no weights yet. peak_flops: FLOP/s of all ranks.
 
     Each rank computes its own: what a CPU process holds already differs, and nothing is decided by it.
     """
