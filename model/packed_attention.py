@@ -34,6 +34,8 @@ class DocumentLengths:
 
     lengths: tuple[int, ...]
     cu_seq_lens: torch.Tensor  # int32 (documents + 1), on the device
+    # Whether torch's varlen kernel runs; None: where it exists. The planner counts it on fake tensors of a CPU.
+    varlen: bool | None = None
 
 
 @torch.compiler.disable  # document lengths differ in every micro-batch, so it would be recompiled every time
@@ -62,7 +64,8 @@ def packed_attention(
     """
     if attention_mask is not None or kwargs.get("s_aux") is not None or kwargs.get("dropout"):
         raise ValueError("packed attention does not support attention masks, attention sinks or dropout")
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
+    on_cuda = query.is_cuda if documents.varlen is None else documents.varlen
+    if on_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
         return _varlen(query, key, value, documents.cu_seq_lens, max(documents.lengths), scaling, sliding_window), None
     window = sliding_window or max(documents.lengths)
     by_products = query.device.type == "cpu" and query.dtype == torch.bfloat16 and softcap is None
