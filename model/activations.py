@@ -78,10 +78,9 @@ def count_activations(
     on_host = mode == "offload" and device_type == "cuda"
     checkpointed = [layer for layer, index in zip(layers, chosen, strict=True) if index % every == 0]
     checkpoint_activations(checkpointed, "full" if mode == "offload" else mode)  # a fake tensor has no other memory
-    varlen = device_type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
-        counted = run_layers(model, layers, lengths, varlen)
+        counted = run_layers(model, layers, lengths, device_type)
     second = range(len(distinct), 2 * len(distinct))
     kept = {kind: counted.kept(index) for kind, index in zip(distinct, second, strict=True)}
     in_backward = {kind: counted.in_backward(index) for kind, index in zip(distinct, second, strict=True)}
@@ -137,11 +136,11 @@ class LayerCounts:
 
 
 def run_layers(
-    model: PackedLanguageModel, layers: Sequence[nn.Module], lengths: Sequence[int], varlen: bool | None = None
+    model: PackedLanguageModel, layers: Sequence[nn.Module], lengths: Sequence[int], kernels: str | None = None
 ) -> LayerCounts:
     """Forward and backward of everything but the head over documents of `lengths` tokens, on the model's (CPU) tensors.
 
-    varlen: whether attention is counted as on CUDA; None: that of the device.
+    kernels: cuda | cpu: whose attention is counted; None: that of the device.
     """
     live = LiveBytes([*model.parameters(), *model.buffers()])
     counts, order = LayerCounts([], 0, {}, {}), {layer: index for index, layer in enumerate(layers)}
@@ -162,7 +161,7 @@ def run_layers(
     handles = [layer.register_forward_pre_hook(before) for layer in layers]
     handles += [layer.register_forward_hook(after) for layer in layers]
     with live:
-        loss = _hidden_states(model, tuple(lengths), varlen).sum()  # keeps no tensor
+        loss = _hidden_states(model, tuple(lengths), kernels).sum()  # keeps no tensor
         counts.saved = live.now
         loss.backward()
     counts.peaks[0] = live.peak
@@ -173,13 +172,13 @@ def run_layers(
     return counts
 
 
-def _hidden_states(model: PackedLanguageModel, lengths: tuple[int, ...], varlen: bool | None) -> torch.Tensor:
+def _hidden_states(model: PackedLanguageModel, lengths: tuple[int, ...], kernels: str | None) -> torch.Tensor:
     ends = torch.tensor([0, *lengths]).cumsum(0)
     return model.causal_lm.base_model(
         input_ids=torch.zeros(1, sum(lengths), dtype=torch.int64),
         position_ids=torch.arange(sum(lengths))[None],  # of one document: only their number matters
         use_cache=False,
-        documents=DocumentLengths(lengths, ends.to(torch.int32), varlen),
+        documents=DocumentLengths(lengths, ends.to(torch.int32), kernels),
     ).last_hidden_state
 
 
