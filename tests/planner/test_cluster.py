@@ -48,6 +48,11 @@ def test_an_unknown_gpu_is_one_sentence_with_the_nearest_name():
         cluster_of(8, 1, 0)
 
 
+def test_links_to_the_host_are_those_of_pcie():
+    assert named_device("A100-80").host_link == named_device("L40S").link == 25e9
+    assert named_device("H100").host_link == named_device("H100-PCIe").link == 50e9
+
+
 def test_a_power_cap_lowers_what_products_reach():
     capped, full = named_device("H100-500W"), named_device("H100")
     assert capped.flops == full.flops
