@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from common.durable_files import write_json
 from common.errors import UserError, run_script
 from configs.loading.command_line import read_command_line
+from distributed.device import choose_device
 from distributed.host_memory import keep_freed_memory
 from preflight.data import check_data
 from preflight.layers import note
@@ -69,7 +70,7 @@ def main() -> int:
         config = read_command_line(__doc__, options.world_size, lambda text: None).config
         if options.layers_model:
             config = with_model(config, options.layers_model)
-        run = read_run(config, options.world_size, lambda text: None)
+        run = read_run(config, options.world_size, choose_device(0, 1), lambda text: None)
     except UserError as error:
         report.add(Result("data", "inputs", FAILS, str(error)))
         return 0

@@ -12,7 +12,6 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.dtypes import DTYPES, has_native_bf16
 from configs.config import Config
 from data.tokens import load_tokenizer
-from distributed.device import choose_device
 from distributed.optimizer import check_memory, parameter_dtype
 from distributed.sharding import decoder_layers
 from model.architectures import check_model_directory, read_model_config
@@ -36,10 +35,10 @@ class RunInputs:
     compute_dtype: torch.dtype  # of the run on this device
 
 
-def read_run(config: Config, world_size: int, say: Callable[[str], None]) -> RunInputs:
+def read_run(config: Config, world_size: int, device: torch.device, say: Callable[[str], None]) -> RunInputs:
     """Read config, tokenizer, headers of the weights and data. Not a collective, whatever `world_size` is.
 
-    world_size: of the run; the deal of a step to micro-batches depends on it. Raises UserError as train.py does.
+    world_size: of the run; the deal of a step to micro-batches depends on it. device: where the checks will compute. Raises UserError as train.py does.
     """
     check_memory(config.optimizer.memory)
     path = config.model.path
@@ -57,7 +56,6 @@ def read_run(config: Config, world_size: int, say: Callable[[str], None]) -> Run
     config = settle_micro_batch(config, model, model_config, run_directory, 1, say)
     costs = document_costs(count_work(model, model_config))
     inputs = read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=False)
-    device = choose_device(0, 1)
     dtype = DTYPES[config.model.compute_dtype]
     if dtype == torch.bfloat16 and not has_native_bf16(device):
         dtype = torch.float32  # as training/start.py decides

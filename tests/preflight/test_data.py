@@ -152,7 +152,7 @@ def test_steps_with_few_targets_and_empty_micro_batches_warn(tmp_path) -> None:
     figures = found["padding"].figures
     assert found["padding"].status == WARNING and figures["empty"] > 0.5 * figures["micro_batches"]
     assert found["targets"].status == OK and found["targets"].figures["few"] == 0
-    long = " ".join(WORDS * 4)
+    long = " ".join(WORDS * 3)
     data = {"train": (write_examples(tmp_path / "few.jsonl", [(f"{i} {long}", "a") for i in range(12)]),)}
     found = results(tiny_config(tmp_path, data | {"sequence_length": 512}))
     share = found["targets"].figures["share"]

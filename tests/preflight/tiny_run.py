@@ -4,6 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+import torch
+
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Source
 from preflight.read import RunInputs, read_run
 from tests.tiny import write_chat_file, write_tiny_model
@@ -41,7 +43,7 @@ def tiny_config(tmp_path: Path, data: dict | None = None, optimizer: dict | None
 
 def read(config: Config, ranks: int = 1) -> RunInputs:
     """The run of a config."""
-    return read_run(config, ranks, lambda text: None)
+    return read_run(config, ranks, torch.device("cpu"), lambda text: None)
 
 
 def with_mix(config: Config, path: str, share: float = 0.2) -> Config:
