@@ -140,6 +140,8 @@ def check_ends(samples: list[Sampled], encoder: ExampleEncoder, config: Config) 
             elif last and last[0][1] < sequence.spans[-1].end:
                 cut += 1
     figures = {"examples": total, "without_end": len(unended), "truncated": cut, "stop_ids": sorted(stops)}
+    if not total:
+        return Result("data", "EOS", SKIPPED, "data.train is a token store, whose documents end as they were built")
     if unended:
         text = (
             f"{len(unended)} of {total} examples do not end with a token at which generation stops ({names}), the first in "

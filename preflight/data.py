@@ -24,7 +24,7 @@ from training.show_data import Examples
 
 SHOWN, SHOWN_CHARACTERS, SHOWN_BEFORE = 3, 100, 12  # examples; characters of a target at each end; tokens before it
 STEPS, DEALS = 200, 50  # first steps whose targets are counted, and whose micro-batches are
-FEW_TARGETS = 0.01  # of the tokens of a step
+FEW_TARGETS = 0.01  # of the tokens of a step, or of the targets of the mean step
 COMPARED = 20_000  # examples of each side whose prompts are compared
 LOST = {  # counts of data/example_build.py -> what happened
     "drop": "dropped as too long",
@@ -190,7 +190,7 @@ def check_targets(inputs: Inputs) -> Result:
     targets = np.array([batch.num_target_tokens for batch in batches], dtype=np.float64)
     tokens = np.array([sum(batch.document_lengths) for batch in batches])
     shares, mean = targets / np.maximum(1, tokens), float(targets.mean())
-    few = int(((shares < FEW_TARGETS) | (targets < MANY * mean)).sum())
+    few = int(((shares < FEW_TARGETS) | (targets < FEW_TARGETS * mean)).sum())
     figures = {
         "steps": len(batches),
         "least": float(targets.min()),
@@ -200,7 +200,9 @@ def check_targets(inputs: Inputs) -> Result:
     }
     text = f"{targets.min():,.0f} to {targets.max():,.0f} a step, {shares.mean():.1%} of its tokens, in {len(batches)} steps"
     if few:
-        text += f"; {few} steps have few (under {FEW_TARGETS:.0%} of their tokens or {MANY:.0%} of the mean): use batch.global_tokens"
+        text += (
+            f"; {few} of them have few, under {FEW_TARGETS:.0%} of their tokens or of the mean: use batch.global_tokens"
+        )
     return Result("data", "targets", WARNING if few else OK, text, figures)
 
 

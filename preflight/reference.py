@@ -13,10 +13,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
 from distributed.host_memory import free_bytes
+from distributed.optimizer import parameter_dtype
 from preflight.read import RunInputs
 
 USABLE = 0.8  # of the free memory
@@ -103,14 +104,14 @@ def load_reference(run: RunInputs, documents: list[Document]) -> Reference | Non
 
     None if it does not fit at all. Raises UserError if transformers cannot load it.
     """
+    longest = max((len(document.ids) for document in documents), default=0)
     count = sum(p.numel() for p in _on_meta(run).parameters())
-    free = USABLE * free_bytes(run.device, 1)
+    free = USABLE * free_bytes(run.device, 1) - _working_bytes(run.model_config, longest)
     for dtype, gradient in ((torch.float32, True), (run.compute_dtype, True), (run.compute_dtype, False)):
         if count * dtype.itemsize * (2 if gradient else 1) <= free:
             break
     else:
         return None
-    longest = max((len(document.ids) for document in documents), default=0)
     softcap = getattr(run.model_config, "attn_logit_softcapping", None)
     attention = "eager" if longest <= EAGER_TOKENS or softcap else "sdpa"
     path = run.config.model.path
@@ -124,9 +125,19 @@ def load_reference(run: RunInputs, documents: list[Document]) -> Reference | Non
         PreTrainedModel, nn.Module.to(model, run.device)
     ).train()  # no model that can be trained here has dropout
     model.requires_grad_(gradient)
+    if dtype == torch.float32 and parameter_dtype(run.config.optimizer.memory) == torch.bfloat16:
+        with torch.no_grad():  # the run's own weights are these
+            for parameter in model.parameters():
+                parameter.copy_(parameter.bfloat16())
     if gradient and longest > RECOMPUTED_TOKENS:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Reference(model, documents, has_gradient=gradient)
+
+
+def _working_bytes(config: PretrainedConfig, longest: int) -> int:
+    """Bytes of the logits and of one layer's scores of a document, in fp32, four of each: forward, backward and temporaries."""
+    scores = config.num_attention_heads * longest**2 if longest <= EAGER_TOKENS else 0
+    return 4 * 4 * (longest * config.vocab_size + scores)
 
 
 def _on_meta(run: RunInputs) -> PreTrainedModel:
@@ -142,14 +153,31 @@ def compute(reference: Reference, seconds: float) -> None:
     divisor = sum(document.divisor for document in reference.documents) or 1.0
     clock = _clock(reference.model.device)
     end = clock() + seconds
-    with torch.set_grad_enabled(reference.has_gradient):
-        for document in reference.documents:
-            loss = document_loss(reference.model, document)
-            if reference.has_gradient and loss.requires_grad:
-                (loss / divisor).backward()
-            reference.losses.append(loss.item())
-            if clock() > end:
+    for document in reference.documents:
+        try:
+            loss = _take(reference, document, divisor)
+        except torch.OutOfMemoryError:
+            if not reference.has_gradient:
+                return  # what was computed before still counts
+            reference.has_gradient = False
+            reference.model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            try:
+                loss = _take(reference, document, divisor)
+            except torch.OutOfMemoryError:
                 return
+        reference.losses.append(loss)
+        if clock() > end:
+            return
+
+
+def _take(reference: Reference, document: Document, divisor: float) -> float:
+    """The loss of one document; its gradient is added to that of the others."""
+    with torch.set_grad_enabled(reference.has_gradient):
+        loss = document_loss(reference.model, document)
+        if loss.requires_grad:
+            (loss / divisor).backward()
+    return loss.item()
 
 
 def _clock(device: torch.device) -> Callable[[], float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from preflight.data import check_data
-from preflight.result import FAILS, OK, WARNING, Result
+from preflight.result import FAILS, OK, SKIPPED, WARNING, Result
 from tests.preflight.tiny_run import read, tiny_config, with_mix, write_examples
 from tests.tiny import CHATML, WORDS, write_chat_file
 
@@ -168,3 +168,13 @@ def test_padding_counts_tokens_or_examples(tmp_path) -> None:
     assert full == pytest.approx(tokens / (sum(len(deal.items) for deal in deals) * 2 * 256))
     unpacked = tiny_config(tmp_path, {"packing": False})  # micro-batches of two; 20 examples in steps of 6, 6, 6 and 2
     assert results(unpacked)["padding"].figures["fill"] == 1.0
+
+
+def test_texts_have_no_prompt_and_end_with_eos(tmp_path) -> None:
+    file = tmp_path / "texts.jsonl"
+    lines = [json.dumps({"text": f"{i} " + " ".join(WORDS)}) for i in range(12)]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = results(tiny_config(tmp_path, {"train": (str(file),), "validation": (), "sequence_length": 64}))
+    statuses = {name: result.status for name, result in found.items()}
+    assert statuses == dict.fromkeys(found, OK) | dict.fromkeys(("prompt", "validation", "validation prompts"), SKIPPED)
+    assert found["EOS"].figures["examples"] == 12 and found["EOS"].figures["truncated"] == 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
+import preflight.reference as reference_module
 from data.batches import collate
 from model import packed_attention
 from model.packed_attention import DocumentLengths
@@ -128,6 +129,7 @@ def test_without_memory_for_the_gradient_the_loss_is_still_compared(tmp_path, mo
     run = dataclasses.replace(run, compute_dtype=torch.bfloat16)
     documents, losses = packed_losses(run, load_packed(run))
     count = sum(p.numel() for p in load_packed(run).parameters())
+    monkeypatch.setattr("preflight.reference._working_bytes", lambda config, longest: 0)
     for room, dtype, gradient in ((8, "float32", True), (4, "bfloat16", True), (2, "bfloat16", False)):
         monkeypatch.setattr("preflight.reference.free_bytes", lambda device, ranks, room=room: count * room / 0.8 + 1)
         reference = reference_of(run, documents)
@@ -136,3 +138,29 @@ def test_without_memory_for_the_gradient_the_loss_is_still_compared(tmp_path, mo
     assert reference.as_json()["grad_norm"] is None and describe_gradient(reference).status == SKIPPED
     monkeypatch.setattr("preflight.reference.free_bytes", lambda device, ranks: count)
     assert load_reference(run, documents) is None
+
+
+def test_a_gradient_that_memory_does_not_hold_is_given_up_and_the_losses_are_kept(tmp_path, monkeypatch) -> None:
+    run = read(tiny_config(tmp_path))
+    documents, losses = packed_losses(run, load_packed(run))
+    exact, calls = reference_module.document_loss, []
+
+    def full(model, document):
+        calls.append(torch.is_grad_enabled())
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("full")
+        return exact(model, document)
+
+    monkeypatch.setattr(reference_module, "document_loss", full)
+    reference = reference_of(run, documents)
+    assert calls == [True, True, True, False, False, False, False]
+    assert reference.complete and reference.gradient_norm() is None
+    assert compare_losses(run, losses, reference).status == OK
+
+
+def test_the_reference_has_the_bf16_weights_of_a_run_that_trains_them(tmp_path) -> None:
+    run = read(tiny_config(tmp_path, optimizer={"memory": "12N"}))
+    documents, _ = packed_losses(run, load_packed(run))
+    reference = load_reference(run, documents)
+    assert all(torch.equal(p, p.bfloat16().float()) for p in reference.model.parameters())
+    assert not all(torch.equal(p, p.bfloat16().float()) for p in load_packed(run).parameters())
