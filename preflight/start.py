@@ -129,7 +129,7 @@ def prepared(context: Context, command: Command) -> Context:
 def probe(context: Context, command: Command) -> tuple[list[Result], dict | None]:
     """The results of data, model and precision, from a child of rank 0 alone, and the reference of step 1. A collective."""
     out = context.scratch / "probe.json"
-    arguments = ("-m", "preflight.probe", "--out", str(out))
+    arguments = ("-m", "preflight.probe", "--out", str(out), "--world-size", str(context.ranks.world_size))
     arguments += ("--layers-model", str(context.model)) if context.model else ()
     ended = context.run("probe", (*arguments, *command.arguments), 0)
 
