@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,40 +80,39 @@ def difference(found: Path, expected: Path, before: Path) -> Difference:
     Weights are read one by one, evenly chosen, up to `READ_AT_MOST` bytes of each checkpoint.
     """
     readers = [dcp.FileSystemReader(path) for path in (found, expected, before)]
-    stored = readers[1].read_metadata().state_dict_metadata
-    names = [name for name in _chosen(stored) if name in readers[0].read_metadata().state_dict_metadata]
+    weights = _chosen(readers[1].read_metadata().state_dict_metadata)
     largest = square = update = 0.0
-    for name in names:
-        one, other, old = (_read(reader, name, stored[name]) for reader in readers)
+    for name, meta in weights.items():
+        one, other, old = (_read(reader, name, meta) for reader in readers)
         delta = one - other
         largest = max(largest, delta.abs().max().item()) if bool(torch.isfinite(delta).all()) else math.inf
         square += delta.square().sum().item()
         update += (other - old).square().sum().item()
     relative = math.sqrt(square / update) if update else (0.0 if square == 0 else math.inf)
-    return Difference(largest, relative, len(names))
+    return Difference(largest, relative, len(weights))
 
 
 def moved(after: Path, before: Path) -> float:
     """Share of the weights that an optimizer step has changed, of those that are read."""
     readers = [dcp.FileSystemReader(path) for path in (after, before)]
-    stored = readers[0].read_metadata().state_dict_metadata
     changed = total = 0
-    for name in _chosen(stored):
-        one, other = (_read(reader, name, stored[name]) for reader in readers)
+    for name, meta in _chosen(readers[0].read_metadata().state_dict_metadata).items():
+        one, other = (_read(reader, name, meta) for reader in readers)
         changed += int((one != other).sum())
         total += one.numel()
     return changed / total if total else 0.0
 
 
-def _chosen(stored: dict) -> list[str]:
-    """Names of weights, evenly spread, that hold at most `READ_AT_MOST` bytes together."""
-    sizes = {
-        name: torch.Size(meta.size).numel() * meta.properties.dtype.itemsize
+def _chosen(stored: Mapping[str, object]) -> dict[str, TensorStorageMetadata]:
+    """Weights by name, evenly spread, that hold at most `READ_AT_MOST` bytes together."""
+    weights = {
+        name: meta
         for name, meta in stored.items()
         if name.startswith(WEIGHTS) and isinstance(meta, TensorStorageMetadata)
     }
-    every = max(1, math.ceil(sum(sizes.values()) / READ_AT_MOST))
-    return list(sizes)[::every]
+    size = sum(torch.Size(meta.size).numel() * meta.properties.dtype.itemsize for meta in weights.values())
+    every = max(1, math.ceil(size / READ_AT_MOST))
+    return dict(list(weights.items())[::every])
 
 
 def _read(reader: dcp.FileSystemReader, name: str, meta: TensorStorageMetadata) -> torch.Tensor:

@@ -164,7 +164,9 @@ class Room:
 def disk(config: Config, room: Room | None, ranks: Ranks) -> Result:
     """Whether all checkpoints that the real run keeps, the one being written and the export fit. A collective."""
     if room is None:
-        return Result(GROUP, "disk", SKIPPED, "the size of a checkpoint is not known, because the three steps have not run")
+        return Result(
+            GROUP, "disk", SKIPPED, "the size of a checkpoint is not known, because the three steps have not run"
+        )
     directory = Path(config.run.directory, config.run.name)
     figures = {"checkpoint": room.checkpoint, "export": room.export, "keep_last": config.run.keep_last}
     try:
@@ -183,7 +185,9 @@ def save_in_time(measured: Measured | None) -> Result:
     """Whether a save fits into the time that torchrun leaves a run after a signal."""
     grace = torchrun_grace()
     if measured is None or grace is None:
-        why = "the three steps have not run" if grace else "torchrun has not started this, so nothing limits a last save"
+        why = (
+            "the three steps have not run" if grace else "torchrun has not started this, so nothing limits a last save"
+        )
         return Result(GROUP, "time to save", SKIPPED, why)
     figures = {"seconds": measured.save_seconds, "grace": grace}
     text = f"a save takes {measured.save_seconds:.1f} s, torchrun leaves {grace:g} s after a signal"
@@ -191,5 +195,3 @@ def save_in_time(measured: Measured | None) -> Result:
         return Result(GROUP, "time to save", OK, text, figures)
     wanted = 10 * round(0.3 * measured.save_seconds + 1.5)
     return Result(GROUP, "time to save", WARNING, f"{text}: start torchrun with --shutdown-timeout={wanted}", figures)
-
-

@@ -108,11 +108,11 @@ def measure(run: Path) -> Measured | None:
     rows, saves = read_rows(run, LOSS), read_rows(run, "save/total_seconds")
     starts = read_rows(run, "start/total")
     config = read_config(run)
-    timed = [row for step, row in rows.items() if step > 1 and row.get("train/tokens_per_second")]
+    timed = {step: row for step, row in rows.items() if step - 1 in rows and row.get("train/tokens_per_second")}
     if not timed:
         return None
-    tokens = [row["train/tokens"] - rows[row["step"] - 1]["train/tokens"] for row in timed]
-    seconds = sum(count / row["train/tokens_per_second"] for count, row in zip(tokens, timed, strict=True))
+    tokens = [row["train/tokens"] - rows[step - 1]["train/tokens"] for step, row in timed.items()]
+    seconds = sum(count / row["train/tokens_per_second"] for count, row in zip(tokens, timed.values(), strict=True))
     return Measured(
         seconds_per_step=seconds / len(timed),
         tokens_per_second=sum(tokens) / seconds,
@@ -179,7 +179,9 @@ def judge_checkpoint(context: Context) -> Result:
         return Result(GROUP, "checkpoint", SKIPPED, "the three steps have not logged their saves")
     size, seconds = measured.checkpoint_bytes, measured.save_seconds
     figures = {"bytes": size, "seconds": seconds}
-    text = f"{size / 2**20:,.0f} MiB, saved in {seconds:.1f} s ({size / 2**20 / seconds:,.0f} MiB/s, checksums included)"
+    text = (
+        f"{size / 2**20:,.0f} MiB, saved in {seconds:.1f} s ({size / 2**20 / seconds:,.0f} MiB/s, checksums included)"
+    )
     return Result(GROUP, "checkpoint", OK, text, figures)
 
 
@@ -194,11 +196,11 @@ def judge_export(context: Context) -> Result:
     model, loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
     wrong = {key: sorted(map(str, names)) for key, names in loaded.items() if names}
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    count = sum(parameter.numel() for parameter in model.parameters())
+    count = model.num_parameters()
     figures = {"bytes": size, "parameters": count, "problems": wrong}
     if wrong:
         return Result(GROUP, "export", FAILS, f"transformers finds {wrong} in the exported model", figures)
-    bad = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    bad = [name for name, parameter in model.state_dict().items() if not bool(torch.isfinite(parameter).all())]
     if bad:
         return Result(GROUP, "export", FAILS, f"{bad[0]} is not finite in the exported model", figures)
     text = f"transformers loads it: {count:,} parameters, {size / 2**20:,.0f} MiB, {type(tokenizer).__name__}"
@@ -293,7 +295,7 @@ def compare_runs(context: Context, run: str, name: str, said: str, is_exact: boo
     if is_exact and same_files(*files) and not any(apart.values()):
         text = f"{said}: weights, moments, loss and gradient norm equal those of the other run to the bit"
         return Result(GROUP, name, OK, text, {"largest": 0.0, "relative": 0.0})
-    found = difference(*files, checkpoint_of(straight, KILLED_AFTER))
+    found = difference(files[0], files[1], checkpoint_of(straight, KILLED_AFTER))
     allowed, dtype = ALLOWED_UPDATE, context.config.model.compute_dtype
     figures = dataclasses.asdict(found) | {"loss": apart[LOSS], "gradient_norm": apart[NORM]}
     text = f"{said}: loss {apart[LOSS]:.2g} and gradient norm {apart[NORM]:.2g} apart (relative), weights {found.relative:.2g} of the step's length"

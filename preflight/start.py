@@ -33,6 +33,7 @@ from preflight import machine, report
 from preflight.context import Context
 from preflight.launch import Interrupted
 from preflight.layers import cut_model
+from preflight.plan import Plan, memory_fits, peak_memory, read_plan, run_time
 from preflight.result import FAILS, OK, SKIPPED, Result
 from preflight.runs import Measured, run_checks
 from training.owner import LOCK_FILE, own_directory
@@ -99,18 +100,25 @@ def all_checks(command: Command, ranks: Ranks, stop: StopSignal, say: Callable[[
             results.append(shared)
             clean(context.scratch, ranks)
             context = prepared(context, command)
+            plan, fits = planned(context)
+            results.append(fits)
             say("  data, model and precision")
             found, reference = probe(context, command)
             results += found
             if shared.status == FAILS:
-                results.append(Result("run", "three steps", SKIPPED, f"see {SHARED}: all ranks must see the same files"))
+                results.append(
+                    Result("run", "three steps", SKIPPED, f"see {SHARED}: all ranks must see the same files")
+                )
+                measured = None
+            elif fits.status == FAILS and not context.model:
+                why = "the whole model does not fit this machine (planned memory): add --layers 2"
+                results.append(Result("run", "three steps", SKIPPED, why))
                 measured = None
             else:
                 found, measured = run_checks(context, reference)
                 results += found
             results.append(machine.all_reduce(context))
-            clean(context.scratch, ranks)
-            results += machine_results(context, measured)
+            results += machine_results(context, plan, measured)
     finally:
         remove(context.scratch, ranks, existed)
     return results
@@ -139,17 +147,41 @@ def probe(context: Context, command: Command) -> tuple[list[Result], dict | None
 
     results, reference = context.on_first(read)
     if ended.problem:
-        results.append(Result("model", "probe", FAILS, f"data, model and precision were not all checked: {ended.problem}"))
+        results.append(
+            Result("model", "probe", FAILS, f"data, model and precision were not all checked: {ended.problem}")
+        )
     return results, reference
 
 
-def machine_results(context: Context, measured: Measured | None) -> list[Result]:
-    """The checks that need the measurements of the runs. A collective."""
-    config, ranks = context.config, context.ranks
+def planned(context: Context) -> tuple[Plan | None, Result]:
+    """The plan of the real run, on rank 0, and on all ranks whether it fits. A collective."""
+    plans: list[Plan] = []
+
+    def look() -> Result:
+        local_world = world_size_from_environment()[1]
+        plans.append(read_plan(context.config, context.ranks.world_size, local_world))
+        fits = memory_fits(plans[0])
+        return replace(fits, status=SKIPPED) if fits.status == FAILS and context.model else fits
+
+    result = context.result_on_first("machine", "planned memory", look)
+    return (plans[0] if plans else None), result
+
+
+def machine_results(context: Context, plan: Plan | None, measured: Measured | None) -> list[Result]:
+    """The checks that need the measurements of the runs. A collective. plan: on rank 0."""
+    run = context.scratch / "straight"
+    results = []
+    if measured:
+        results.append(context.result_on_first("machine", "peak memory", lambda: peak_memory(run)))
+    if measured and not context.model:
+        results.append(context.result_on_first("machine", "time", lambda: run_time(plan, run, measured)))
+    clean(context.scratch, context.ranks)  # the disk as the real run finds it
     room = None
     if measured and not context.model:
         room = machine.Room(measured.checkpoint_bytes, measured.export_bytes, "measured")
-    return [machine.disk(config, room, ranks), machine.save_in_time(measured)]
+    else:
+        room = context.on_first(lambda: plan and machine.Room(plan.disk.checkpoint, plan.disk.export, "planned"))
+    return [*results, machine.disk(context.config, room, context.ranks), machine.save_in_time(measured)]
 
 
 def clean(scratch: Path, ranks: Ranks) -> None:
