@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 LLM_FOUNDRY = "https://github.com/mosaicml/llm-foundry/blob/main/scripts/train/benchmarking/README.md"
 TORCHTITAN_H100 = "https://github.com/pytorch/torchtitan/blob/main/benchmarks/llama3_h100_202412_torchtitan.md"
-TORCHTITAN_A100 = "https://github.com/pytorch/torchtitan/blob/041336434916bdc0f88c1f89fda176fd3c2092e4/docs/performance.md"
+TORCHTITAN_A100 = (
+    "https://github.com/pytorch/torchtitan/blob/041336434916bdc0f88c1f89fda176fd3c2092e4/docs/performance.md"
+)
 PYTORCH_IBM = "https://pytorch.org/blog/maximizing-training/"
 FMS_FSDP = "https://github.com/foundation-model-stack/fms-fsdp/blob/main/README.md"
 KEMPNER = "https://github.com/KempnerInstitute/KempnerForge/blob/main/benchmarks/mfu_scaling/mfu_scaling_2026-04-05.md"
@@ -57,7 +59,9 @@ class Row:
     note: str = ""
 
 
-def _foundry(model: str, sequence: int, gpus: int, gpu: str, rows: int, micro_batches: int, kept: str, speed: int) -> Row:
+def _foundry(
+    model: str, sequence: int, gpus: int, gpu: str, rows: int, micro_batches: int, kept: str, speed: int
+) -> Row:
     """MosaicML's "PURE" mixed precision, which all rows on 40 GB have, reduces in bf16, "DEFAULT" in fp32."""
     is_pure = gpu == "A100-40" or (gpu, model) == ("A100-80", "MPT 70B")
     reduce_dtype = "bf16" if is_pure else "fp32"
@@ -116,8 +120,36 @@ ROWS = (
     Row(KEMPNER, "Llama 3 8B", 4096, 1, "H200", 4, 2, "full", 10471, True, 1, memory="8N"),
     Row(KEMPNER, "Llama 3 8B", 4096, 2, "H200", 4, 2, "full", 9364, True, 2, memory="8N"),
     Row(KEMPNER, "Llama 3 8B", 4096, 4, "H200", 4, 2, "full", 9746, True, 4, memory="8N"),
-    Row(KEMPNER, "Llama 3 14.8B", 4096, 8, "H200", 4, 4, "full", 4426, False, 4, 1600, memory="8N", note="network not stated"),
-    Row(AUTOMODEL, "Llama 3 70B", 8192, 64, "H100", 0.5, 4, "full", 866.77, True, memory="12N", note="a sequence on two GPUs"),
+    Row(
+        KEMPNER,
+        "Llama 3 14.8B",
+        4096,
+        8,
+        "H200",
+        4,
+        4,
+        "full",
+        4426,
+        False,
+        4,
+        1600,
+        memory="8N",
+        note="network not stated",
+    ),
+    Row(
+        AUTOMODEL,
+        "Llama 3 70B",
+        8192,
+        64,
+        "H100",
+        0.5,
+        4,
+        "full",
+        866.77,
+        True,
+        memory="12N",
+        note="a sequence on two GPUs",
+    ),
 )
 
 # What was found and is not compared, with the reason.

@@ -158,7 +158,9 @@ def _grid(report: Report) -> list[str]:
         best = [_best(cells[strategy, memory]) for memory in MEMORIES if (strategy, memory) in cells]
         lines.append(f"  {strategy:18}" + "".join(f"{_cell(setting):<16}" for setting in best))
         lines.append(f"  {'':18}" + "".join(f"{_speed_cell(setting, report):<16}" for setting in best))
-    lines.append("  Checkpointing: none, sel (selective), full, full/2 and full/4 (every 2nd, 4th layer), off (offload)")
+    lines.append(
+        "  Checkpointing: none, sel (selective), full, full/2 and full/4 (every 2nd, 4th layer), off (offload)"
+    )
     if any(" mb" in line for line in lines):
         lines.append("  mbN: with batch.micro_batch=N, because yours does not fit")
     return [line.rstrip() for line in lines if line.strip()]
