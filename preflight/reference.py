@@ -5,7 +5,7 @@ documents is divided once by the sum of all weights, which is what the loop must
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -135,17 +135,28 @@ def _on_meta(run: RunInputs) -> PreTrainedModel:
 
 
 def compute(reference: Reference, seconds: float) -> None:
-    """Losses of the documents one by one, and their gradient, until `seconds` have passed; at least one document."""
+    """Losses of the documents one by one, and their gradient, for about `seconds`; at least one document.
+
+    On a CPU they are seconds of this process's threads, so that other work on the machine does not change what is computed.
+    """
     divisor = sum(document.divisor for document in reference.documents) or 1.0
-    end = time.monotonic() + seconds
+    clock = _clock(reference.model.device)
+    end = clock() + seconds
     with torch.set_grad_enabled(reference.has_gradient):
         for document in reference.documents:
             loss = document_loss(reference.model, document)
             if reference.has_gradient and loss.requires_grad:
                 (loss / divisor).backward()
             reference.losses.append(loss.item())
-            if time.monotonic() > end:
+            if clock() > end:
                 return
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    if device.type != "cpu":
+        return time.monotonic
+    threads = torch.get_num_threads()
+    return lambda: time.process_time() / threads
 
 
 def document_loss(model: PreTrainedModel, document: Document) -> torch.Tensor:
