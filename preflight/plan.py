@@ -17,11 +17,13 @@ from planner.workload import Workload
 from preflight.machine import GROUP
 from preflight.result import FAILS, OK, SKIPPED, WARNING, Result
 from preflight.runs import Measured
+from training.description import counted
 from training.forecast import FILE, own_cluster
 from training.micro_batch import with_rows
 
 # The planner aims at 10%; AdamW's and the allocator's own habits differ on a CPU, where libraries count as well.
 MEMORY_APART = 0.25
+WORTH_A_WARNING = 0.5  # hours; a shorter run is over before anybody has found out why it is slow
 GIB = 2**30
 
 
@@ -114,10 +116,10 @@ def run_time(plan: Plan | None, run: Path, measured: Measured) -> Result:
     hours = (tokens / measured.tokens_per_second + saves * measured.save_seconds) / 3600
     figures = {"steps": steps, "tokens": tokens, "hours": hours, "planned_hours": [short, long], "saves": saves}
     text = (
-        f"{steps:,} steps of {tokens / steps:,.0f} tokens at {measured.tokens_per_second:,.0f} tokens/s and {saves} saves: "
+        f"{counted(steps, 'step')} of {tokens / steps:,.0f} tokens at {measured.tokens_per_second:,.0f} tokens/s, {counted(saves, 'save')}: "
         f"{_time(hours)} without evaluations; {planned}"
     )
-    if hours <= 1.5 * long:
+    if hours <= max(1.5 * long, WORTH_A_WARNING):
         return Result(GROUP, name, OK, text, figures)
     return Result(GROUP, name, WARNING, f"{text}: look for what slows the steps down (docs/performance.md)", figures)
 

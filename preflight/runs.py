@@ -13,6 +13,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -193,8 +194,9 @@ def judge_export(context: Context) -> Result:
     logging.disable_progress_bar()
     folder = context.scratch / "straight" / "export"
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    model, loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    wrong = {key: sorted(map(str, names)) for key, names in loaded.items() if names}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    model, information = loaded
+    wrong = {key: sorted(map(str, names)) for key, names in information.items() if names}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     count = model.num_parameters()
     figures = {"bytes": size, "parameters": count, "problems": wrong}
