@@ -1,11 +1,59 @@
-"""The time of a step by a roofline of compute, memory traffic and communication, as a range."""
+"""The time of a step by a roofline of compute, memory traffic and communication, as a range.
 
+    products         matrix products of the layers and the head, at a share of the peak that grows with their size
+    attention        FLOPs within documents, at the share of the peak that its kernel reaches
+    memory           norms, activations, RoPE, residuals, softmax of the head, FSDP's casts and copies
+    communication    what of the all-gathers and reductions the computation does not hide
+    optimizer        norm of the gradients and AdamW
+    offload          copies to and from the host, and AdamW there
+    balance          waiting for the slowest rank
+    host             Python, where it starts kernels more slowly than the device runs them
+
+Evaluations, saves, compilation and reading of data are not in it (docs/planning.md has the errors against published runs).
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.dtypes import DTYPES
 from configs.config import Config
 from planner.cluster import Cluster
+from planner.communication import Collectives, collectives, shard_ranks
 from planner.shape import ModelShape
-from planner.workload import Workload
+from planner.traffic import STATE_BYTES, Widths, copies_bytes, head_bytes, layers_bytes, optimizer_bytes
+from planner.workload import StepWork, Workload
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What no data sheet says. The same for all models and machines."""
+
+    products: float  # share of `Device.sustained` that large products inside of a model reach
+    attention: float  # the same of the attention kernel, for long documents
+    bandwidth: float  # share of the memory bandwidth that elementwise kernels reach
+    link: float  # share of a link's bandwidth that collectives reach
+    contention: float  # share of a hidden collective's time by which it slows the computation that hides it
+
+
+# Fitted to the half of planner/published.py that is meant for it (`is_fitted`), and not to single rows.
+MIDDLE = Assumptions(products=0.90, attention=0.50, bandwidth=0.80, link=0.75, contention=0.15)
+# The range: what fast and slow runs of that half have.
+FAST = Assumptions(products=1.0, attention=0.65, bandwidth=0.90, link=0.85, contention=0.0)
+SLOW = Assumptions(products=0.78, attention=0.35, bandwidth=0.60, link=0.55, contention=0.3)
+
+HALF_HIDDEN, HALF_TOKENS = 150, 400  # size of a product at which it reaches half of its rate; fitted
+HALF_LENGTH = (
+    512  # tokens of a document for which attention reaches half of its rate (FlashAttention-2, arXiv:2307.08691)
+)
+BACKWARD_ATTENTION = 2.5  # flash attention recomputes the scores: 5 products in backward, 2 in forward
+# Seconds in which Python starts forward and backward of a layer: about 150 kernels of 5 us, and FSDP's hooks.
+HOST_PER_LAYER = 1.5e-3
+# On a CPU attention writes scores to memory: bytes per pair and head, so that an EPYC needs 5 to 6 times as long for a
+# FLOP of it as for one of a product, as measured (docs/performance.md).
+CPU_PAIR_BYTES = 144
+# bytes/s at which AdamW runs on the host for one GPU's shard: one core (torchrun sets OMP_NUM_THREADS=1) to eight.
+HOST_BANDWIDTH = (10e9, 25e9, 60e9)  # slow, middle, fast
 
 
 @dataclass(frozen=True)
@@ -15,8 +63,193 @@ class Speed:
     tokens_per_second: tuple[float, float]  # of one device, low and high
     hours: tuple[float, float]  # of the run, short and long
     parts: dict[str, float]  # seconds of a mean step: compute, memory traffic, communication in the open, ...
+    middle: float = 0.0  # tokens per second and device in `sum(parts)` seconds
 
 
 def expected_speed(shape: ModelShape, config: Config, cluster: Cluster, workload: Workload) -> Speed:
     """The speed of a run of `config`."""
-    raise NotImplementedError
+    steps = workload.steps
+    mean_tokens = sum(step.tokens for step in steps) / len(steps) / cluster.devices
+    slow, middle, fast = (
+        _mean_parts(shape, config, cluster, steps, assumptions, host)
+        for assumptions, host in zip((SLOW, MIDDLE, FAST), HOST_BANDWIDTH, strict=True)
+    )
+    slow_seconds, fast_seconds = sum(slow.values()), sum(fast.values())
+    hours = workload.total_steps / 3600
+    return Speed(
+        tokens_per_second=(mean_tokens / slow_seconds, mean_tokens / fast_seconds),
+        hours=(hours * fast_seconds, hours * slow_seconds),
+        parts=middle,
+        middle=mean_tokens / sum(middle.values()),
+    )
+
+
+def _mean_parts(
+    shape: ModelShape,
+    config: Config,
+    cluster: Cluster,
+    steps: Sequence[StepWork],
+    assumptions: Assumptions,
+    host_bandwidth: float,
+) -> dict[str, float]:
+    """Seconds of each part of a mean step."""
+    model = _Model(shape, config, cluster, assumptions, host_bandwidth)
+    parts = [model.parts(step) for step in steps]
+    return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
+
+
+@dataclass(frozen=True)
+class _Compute:
+    """Seconds of forward or backward of a micro-batch on a mean rank."""
+
+    products: float
+    attention: float
+    memory: float
+
+    @property
+    def total(self) -> float:
+        return self.products + self.attention + self.memory
+
+
+class _Model:
+    """The model of one run under one set of assumptions."""
+
+    def __init__(
+        self, shape: ModelShape, config: Config, cluster: Cluster, assumptions: Assumptions, host_bandwidth: float
+    ) -> None:
+        self.shape, self.config, self.cluster = shape, config, cluster
+        self.device, self.assumptions, self.host_bandwidth = cluster.device, assumptions, host_bandwidth
+        self.is_cuda = cluster.device.kind == "cuda"
+        self.parameters = shape.num_parameters
+        self.shards = shard_ranks(config, cluster)
+        self.local = self.parameters / self.shards
+        self.bandwidth = self.device.bandwidth * (assumptions.bandwidth if self.is_cuda else 1.0)
+        self.collectives = collectives(
+            shape, config, cluster, self.parameters, assumptions.link if self.is_cuda else 1.0
+        )
+        layers, settings = len(shape.layers), config.model
+        share = math.ceil(layers / settings.checkpoint_every) / layers
+        mode = settings.activation_checkpointing
+        self.recomputed = 0.0 if mode in ("none", "selective") else share  # of products and attention
+        self.repeated = 0.0 if mode == "none" else share  # of what is elementwise
+        self.kept_on_host = share * layers if mode == "offload" else 0.0  # layers
+
+    def parts(self, step: StepWork) -> dict[str, float]:
+        """Seconds of each part of a step."""
+        count = step.micro_batches
+        forward, backward = self._compute(step)
+        copies = self._copies(count)
+        compute = count * (forward.total + backward.total) + copies
+        host = max(0.0, count * HOST_PER_LAYER * len(self.shape.layers) - compute) if self.is_cuda else 0.0
+        offload = self._offload(step)
+        optimizer = 0.0
+        if not (self.config.sharding.cpu_offload and self.is_cuda):
+            optimizer = self.local * optimizer_bytes(self.config) / self.bandwidth
+        return {
+            "products": count * (forward.products + backward.products),
+            "attention": count * (forward.attention + backward.attention),
+            "memory": count * (forward.memory + backward.memory) + copies,
+            "communication": self._communication(count, forward.total, backward.total),
+            "optimizer": optimizer,
+            "offload": offload,
+            "balance": compute * (1 / step.balance - 1),
+            "host": host,
+        }
+
+    def _compute(self, step: StepWork) -> tuple[_Compute, _Compute]:
+        """Forward and backward of a micro-batch."""
+        work = self.shape.work
+        rows = self.cluster.devices * step.micro_batches
+        tokens, targets = step.tokens / rows, step.targets / rows
+        layers, head = work.per_token * tokens, work.per_target * targets
+        pairs = max(0.0, step.flops / rows - layers - head)
+        rate = self._products_rate(tokens)
+        memory = layers_bytes(self.config, self.shape.config, len(self.shape.layers), self.repeated)
+        attention = self._attention(pairs, tokens)
+        # The head computes its gradients in forward (model/loss.py).
+        forward = _Compute(
+            (layers / 3 + head) / rate,
+            attention,
+            (memory[0] * tokens + head_bytes(self.shape.config, self.shape.num_tokens) * targets) / self.bandwidth,
+        )
+        backward = _Compute(
+            layers / 3 * (2 + self.recomputed) / rate,
+            attention * (BACKWARD_ATTENTION + self.recomputed),
+            memory[1] * tokens / self.bandwidth,
+        )
+        return forward, backward
+
+    def _products_rate(self, tokens: float) -> float:
+        """FLOP/s of the products of a micro-batch of so many tokens."""
+        peak = self.device.flops * self.device.sustained
+        if not self.is_cuda:
+            return peak * 0.9  # docs/performance.md: "the products alone run near the peak"
+        hidden = self.shape.config.hidden_size
+        size = hidden / (hidden + HALF_HIDDEN) * tokens / (tokens + HALF_TOKENS)
+        return peak * self.assumptions.products * size
+
+    def _attention(self, flops: float, tokens: float) -> float:
+        """Seconds of attention's forward. flops: of forward and backward, as counted."""
+        if not flops:
+            return 0.0
+        work, peak = self.shape.work, self.device.flops * self.device.sustained
+        if not self.is_cuda:
+            heads = self.shape.config.num_attention_heads
+            pairs = flops / work.per_pair * heads
+            seconds = flops / peak + pairs * CPU_PAIR_BYTES / self.bandwidth
+            return seconds / (1 + BACKWARD_ATTENTION)
+        layers = sum(count for _, count in work.windows)
+        length = 2 * flops / (work.per_pair * layers * tokens)  # of documents, as the pairs of a token say
+        return flops / 3 / (peak * self.assumptions.attention * length / (length + HALF_LENGTH))
+
+    def _copies(self, count: int) -> float:
+        """Seconds of FSDP's casts and copies in a step."""
+        plan = self.collectives
+        gathers = plan.forward_gathers + plan.backward_gathers
+        ranks = self.cluster.devices
+        once = copies_bytes(self.config, self.parameters, self.shards, ranks, gathers, self.is_cuda)
+        later = copies_bytes(self.config, self.parameters, self.shards, ranks, 0.0, self.is_cuda)
+        repeated = later if plan.is_gathered_once else once
+        return (once + (count - 1) * repeated) / self.bandwidth
+
+    def _communication(self, count: int, forward: float, backward: float) -> float:
+        """Seconds of a step's collectives that delay it."""
+        plan = self.collectives
+        first = self._exposed(plan, forward, backward, gathers=True, last=count == 1)
+        if count == 1:
+            return first
+        again = not plan.is_gathered_once
+        middle = self._exposed(plan, forward, backward, gathers=again, last=False)
+        return first + (count - 2) * middle + self._exposed(plan, forward, backward, gathers=again, last=True)
+
+    def _exposed(self, plan: Collectives, forward: float, backward: float, gathers: bool, last: bool) -> float:
+        """Of one micro-batch. gathers: it gathers the parameters; last: of the step."""
+        ahead = plan.gather * plan.forward_gathers if gathers else 0.0
+        behind = plan.reduce + (plan.gather * plan.backward_gathers if gathers else 0.0) + plan.all_reduce * last
+        if not self.is_cuda:
+            return ahead + behind  # gloo runs on the processors that compute
+        open_ends = (plan.first_gather if gathers else 0.0) + (plan.last_reduce if last or not plan.all_reduce else 0.0)
+        hidden = min(ahead, forward) + min(behind, backward)
+        excess = max(0.0, ahead - forward) + max(0.0, behind - backward)
+        return max(excess, min(open_ends, ahead + behind)) + self.assumptions.contention * hidden
+
+    def _offload(self, step: StepWork) -> float:
+        """Seconds of copies over the link to the host, and of AdamW there."""
+        if not self.is_cuda:
+            return 0.0
+        count, seconds = step.micro_batches, 0.0
+        if self.config.sharding.cpu_offload:
+            weight, gradient, _ = STATE_BYTES[self.config.optimizer.memory]
+            plan = self.collectives
+            gathers = (plan.forward_gathers + plan.backward_gathers) * (1 if plan.is_gathered_once else count)
+            copied = self.local * (gathers * weight + count * gradient)
+            # Of several micro-batches the gradients are added on the host.
+            added = self.local * 3 * gradient * (count - 1)
+            host = self.local * optimizer_bytes(self.config) + added
+            seconds += copied / self.device.host_link + host / self.host_bandwidth
+        if self.kept_on_host:
+            tokens = step.tokens / self.cluster.devices
+            size = DTYPES[self.config.model.compute_dtype].itemsize
+            kept = 2 * tokens * Widths.of(self.shape.config).hidden * size * self.kept_on_host  # there and back
+            seconds += kept / self.device.host_link
+        return seconds
