@@ -174,7 +174,7 @@ class Step:
 
     def layers_in_backward(self) -> Iterator[Moment]:
         """Each layer in backward, then the reduction of its gradients, which no longer needs its activations."""
-        acts, kept = self.activations, self.activations.saved
+        acts, kept = self.activations, self.activations.saved - self.activations.final
         before = self.head if self.shape.extra else None
         for index, layer in reversed(list(enumerate(self.shape.layers))):
             following = self.shape.layers[max(0, index - 1)]
