@@ -144,7 +144,10 @@ class _Model:
         forward, backward = self._compute(step)
         copies = self._copies(count)
         compute = count * (forward.total + backward.total) + copies
-        host = max(0.0, count * HOST_PER_LAYER * len(self.shape.layers) - compute) if self.is_cuda else 0.0
+        communication = self._communication(count, forward.total, backward.total)
+        # Python waits for neither, so it delays only what both leave idle.
+        busy = compute + communication
+        host = max(0.0, count * HOST_PER_LAYER * len(self.shape.layers) - busy) if self.is_cuda else 0.0
         offload = self._offload(step)
         optimizer = 0.0
         if not (self.config.sharding.cpu_offload and self.is_cuda):
@@ -153,7 +156,7 @@ class _Model:
             "products": count * (forward.products + backward.products),
             "attention": count * (forward.attention + backward.attention),
             "memory": count * (forward.memory + backward.memory) + copies,
-            "communication": self._communication(count, forward.total, backward.total),
+            "communication": communication,
             "optimizer": optimizer,
             "offload": offload,
             "balance": compute * (1 / step.balance - 1),
