@@ -57,6 +57,7 @@ ASSUMPTIONS = {
 HALF_LENGTH = (
     512  # tokens of a document for which attention reaches half of its rate (FlashAttention-2, arXiv:2307.08691)
 )
+FP32_ON_CUDA = 1 / 16  # FLOP/s in fp32 over those in bf16, of an A100 or H100 without TF32; data sheets
 BACKWARD_ATTENTION = 2.5  # flash attention recomputes the scores: 5 products in backward, 2 in forward
 # On a CPU attention writes its scores to memory: bytes per pair and head, so that an EPYC needs 5 to 6 times as long for a
 # FLOP of it as for one of a product, as measured (docs/performance.md).
@@ -189,6 +190,8 @@ class _Model:
     def _products_rate(self, tokens: float) -> float:
         """FLOP/s of the products of a micro-batch of so many tokens."""
         peak = self.device.flops * self.device.sustained
+        if self.is_cuda and self.config.model.compute_dtype == "fp32":
+            peak *= FP32_ON_CUDA
         return peak * self.assumptions.products * tokens / (tokens + self.assumptions.half_tokens)
 
     def _attention(self, flops: float, tokens: float) -> float:

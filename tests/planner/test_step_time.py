@@ -192,6 +192,7 @@ def test_elements_and_bytes_are_counted_from_the_code():
     # Llama 2 7B, in units of the hidden size 4096: 38 + RoPE 20 + attention 4 + MLP 5 x 2.6875.
     assert layer_elements(named_config("7B"), False) == 4096 * 62 + 5 * 11008
     assert layer_elements(named_config("7B"), True) == 4096 * (8 + 4 + 4) + 3 * 11008
+    assert speed(model__compute_dtype="fp32").parts["products"] == pytest.approx(16 * speed().parts["products"])
     compiled = speed(model__compile=True)
     assert compiled.middle > 1.05 * speed().middle
 
