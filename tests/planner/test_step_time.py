@@ -7,11 +7,12 @@ import pytest
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 from model.flops import step_flops
+from planner.assumptions import ASSUMPTIONS
 from planner.cluster import Cluster, cluster_of, cpu_cluster, named_device
 from planner.communication import LOCAL_LATENCY, NODE_LATENCY, collectives
 from planner.published import band, compare
 from planner.shape import ModelShape, named_config, shape_of
-from planner.step_time import ASSUMPTIONS, Speed, expected_speed
+from planner.step_time import Speed, expected_speed
 from planner.traffic import STATE_BYTES, layer_elements
 from planner.workload import Load, StepWork, Workload
 
