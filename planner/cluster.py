@@ -60,7 +60,7 @@ class _Card:
 
 
 _PCIE4, _PCIE5 = 25.0, 50.0  # of x16: 32 and 64 GB/s less the protocol, as copies from pinned memory reach
-_TEN = 100.0  # one card of 100 Gb/s in a node without NVLink
+_ONE_CARD = 100.0  # one card of 100 Gb/s in a node without NVLink (the NVLink of NVL and PCIe cards joins pairs only)
 
 # Bandwidths: NVIDIA's data sheets (https://www.nvidia.com/en-us/data-center/ h100, h200, a100, l40s, l4, a10) and the
 # architecture whitepapers of the GeForce and RTX cards. Memory: the "total capacity" of torch's out-of-memory messages, the
@@ -72,20 +72,20 @@ _TEN = 100.0  # one card of 100 Gb/s in a node without NVLink
 _CARDS = {
     "A100-40": _Card("A100-SXM4-40GB", 40, 39.38, 1555, 300, _PCIE4, 1600, 0.869),
     "A100-80": _Card("A100-SXM4-80GB", 80, 79.14, 2039, 300, _PCIE4, 1600, 0.869),
-    "A100-PCIe-80": _Card("A100 80GB PCIe", 80, 79.14, 1935, _PCIE4, _PCIE4, _TEN, 0.811),
+    "A100-PCIe-80": _Card("A100 80GB PCIe", 80, 79.14, 1935, _PCIE4, _PCIE4, _ONE_CARD, 0.811),
     "H100": _Card("H100 80GB HBM3", 80, 79.1, 3350, 450, _PCIE5, 3200, 0.803, 0.35),
-    "H100-NVL": _Card("H100 NVL", 94, 93.0, 3938, 300, _PCIE5, _TEN, 0.8, 0.35),
-    "H100-PCIe": _Card("H100 PCIe", 80, 79.1, 2000, _PCIE5, _PCIE5, _TEN, 0.8, 0.35),
+    "H100-NVL": _Card("H100 NVL", 94, 93.0, 3938, _PCIE5, _PCIE5, _ONE_CARD, 0.8, 0.35),
+    "H100-PCIe": _Card("H100 PCIe", 80, 79.1, 2000, _PCIE5, _PCIE5, _ONE_CARD, 0.8, 0.35),
     "H200": _Card("H200", 141, 139.7, 4800, 450, _PCIE5, 3200, 0.803, 0.35),
     "B200": _Card("B200", 180, 178.3, 8000, 900, _PCIE5, 3200, 0.776, 0.2),
-    "L40S": _Card("L40S", 48, 44.3, 864, _PCIE4, _PCIE4, _TEN),
-    "L4": _Card("L4", 24, 22.0, 300, _PCIE4, _PCIE4, _TEN),
-    "A10": _Card("A10", 24, 22.0, 600, _PCIE4, _PCIE4, _TEN),
-    "A10G": _Card("A10G", 24, 22.0, 600, _PCIE4, _PCIE4, _TEN),
-    "A40": _Card("A40", 48, 44.3, 696, _PCIE4, _PCIE4, _TEN),
-    "A6000": _Card("RTX A6000", 48, 47.3, 768, _PCIE4, _PCIE4, _TEN),
-    "RTX-4090": _Card("GeForce RTX 4090", 24, 23.5, 1008, _PCIE4, _PCIE4, _TEN),
-    "RTX-5090": _Card("GeForce RTX 5090", 32, 31.3, 1792, _PCIE5, _PCIE5, _TEN),
+    "L40S": _Card("L40S", 48, 44.3, 864, _PCIE4, _PCIE4, _ONE_CARD),
+    "L4": _Card("L4", 24, 22.0, 300, _PCIE4, _PCIE4, _ONE_CARD),
+    "A10": _Card("A10", 24, 22.0, 600, _PCIE4, _PCIE4, _ONE_CARD),
+    "A10G": _Card("A10G", 24, 22.0, 600, _PCIE4, _PCIE4, _ONE_CARD),
+    "A40": _Card("A40", 48, 44.3, 696, _PCIE4, _PCIE4, _ONE_CARD),
+    "A6000": _Card("RTX A6000", 48, 47.3, 768, _PCIE4, _PCIE4, _ONE_CARD),
+    "RTX-4090": _Card("GeForce RTX 4090", 24, 23.5, 1008, _PCIE4, _PCIE4, _ONE_CARD),
+    "RTX-5090": _Card("GeForce RTX 5090", 32, 31.3, 1792, _PCIE5, _PCIE5, _ONE_CARD),
 }
 # Some operators cap an SXM H100 at 500 W instead of 700 W. The cap lowers its clock, whatever the data sheet says. That its
 # products slow down with the square root of the power is an assumption.

@@ -21,7 +21,7 @@ class Compared:
 
     row: Row
     speed: Speed
-    is_fitted: bool  # whether the constants of planner/step_time.py were fitted to it
+    is_fitted: bool  # whether the constants of planner/assumptions.py were fitted to it
 
     @property
     def error(self) -> float:
