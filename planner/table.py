@@ -127,18 +127,13 @@ def _simulated(report: Report) -> list[str]:
     if found is None:
         return []
     memory = report.found.own.memory
-    pairs = {
-        "parameters": (memory.parameters, found.parameters),
-        "gradients": (memory.gradients + memory.reduction, found.gradients),
-        "gathered": (memory.gathered, found.gathered),
-        "activations": (memory.activations + memory.logits, found.activations),
-    }
-    counted_terms = memory.total - memory.optimizer - memory.ewc - memory.other - memory.headroom
-    pairs["peak"] = (counted_terms, found.peak)
-    lines = ["Both engines, GiB; the simulation has no optimizer, EWC, other and headroom"]
+    names = ("parameters", "gradients", "optimizer", "gathered", "reduction", "activations", "logits")
+    pairs = {name: (getattr(memory, name), getattr(found, name)) for name in names}
+    pairs["sum"] = (memory.tensors - memory.ewc, found.peak)
+    lines = ["Both engines at the peak, GiB; the simulation has no EWC, other and headroom"]
     lines.append(f"  {'':12}{'arithmetic':>12}{'simulated':>12}{'difference':>12}")
     for name, (computed, simulated) in pairs.items():
-        difference = f"{computed / simulated - 1:+.0%}" if simulated else ""
+        difference = f"{computed / simulated - 1:+.0%}" if simulated > 2**26 else ""
         lines.append(f"  {name:12}{_gib(computed):>12}{_gib(simulated):>12}{difference:>12}")
     lines.append(f"  saved activations at the end of forward: {_gib(found.saved_activations)}; {found.seconds:.0f} s")
     return lines
