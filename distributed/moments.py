@@ -13,7 +13,7 @@ SMALLEST_SCALE = 1e-12  # of a block of 8-bit moments
 
 def new_moments(parameter: nn.Parameter, memory: str) -> dict[str, torch.Tensor]:
     """Zero moments of a parameter, by the name they have in a checkpoint. `memory` is optimizer.memory."""
-    block = _block_size(parameter) if memory == "6N" else None
+    block = block_size(parameter.shape) if memory == "6N" else None
     moments = {}
     for key in KEYS:
         if block:
@@ -139,11 +139,12 @@ def make_code_maps(device: torch.device) -> dict[str, CodeMap]:
     }
 
 
-def _block_size(parameter: nn.Parameter) -> int | None:
-    """Elements that share a scale: the largest divisor of a row from 256 down to 32, so that no block spans two ranks."""
-    if parameter.dim() < 2 or parameter.numel() == 0:
-        return None  # vectors, a thousandth of the model, keep fp32 moments
-    row = parameter.numel() // parameter.shape[0]
+def block_size(shape: torch.Size) -> int | None:
+    """Elements of a parameter of this shape that share a scale: the largest divisor of a row from 256 down to 32, so that no
+    block spans two ranks. None: the moments stay fp32."""
+    if len(shape) < 2 or shape.numel() == 0:
+        return None  # vectors, a thousandth of the model
+    row = shape.numel() // shape[0]
     return next((size for size in range(256, 31, -1) if row % size == 0), None)
 
 

@@ -108,7 +108,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         for parameter in order:
             self.state[parameter] = {"step": self.steps} | new_moments(parameter, memory)
             if self.keeps_gradients:
-                _keep_fp32_gradient(parameter)
+                keep_fp32_gradient(parameter)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Under 14N gradients stay allocated and are filled with zeros: FSDP adds to an existing gradient in its dtype."""
@@ -194,7 +194,7 @@ class _Step:
     grad_scale: torch.Tensor | None
 
 
-def _keep_fp32_gradient(parameter: nn.Parameter) -> None:
+def keep_fp32_gradient(parameter: nn.Parameter) -> None:
     """14N: allocate an fp32 gradient. FSDP reduces in fp32 but casts to the parameter's dtype unless it can add to one.
 
     The contribution of a micro-batch has been rounded to bf16 once; the sum over micro-batches is fp32.

@@ -34,7 +34,10 @@ class TargetWeights(Protocol):
 
 
 class PackedInputs(Protocol):
-    """The part of a micro-batch that the model reads (data.batches.MicroBatch: model and data do not import each other)."""
+    """The part of a micro-batch that the model reads (data.batches.MicroBatch: model and data do not import each other).
+
+    A batch for a simulation also has `kernels` (model.packed_attention.DocumentLengths).
+    """
 
     input_ids: torch.Tensor  # (1, tokens)
     position_ids: torch.Tensor  # (1, tokens), from 0 in each document
@@ -108,7 +111,9 @@ class PackedLanguageModel(nn.Module):
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
-            documents=packed_attention.DocumentLengths(batch.document_lengths, batch.cu_seq_lens),
+            documents=packed_attention.DocumentLengths(
+                batch.document_lengths, batch.cu_seq_lens, getattr(batch, "kernels", None)
+            ),
         ).last_hidden_state
 
 

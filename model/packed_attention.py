@@ -8,7 +8,6 @@ W - 1 tokens before it.
 """
 
 import inspect
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -24,16 +23,17 @@ CHUNK_QUERIES = 512  # scores of one chunk: heads x 512 x keys
 _VARLEN_SUPPORTS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 may not
 
 
-@dataclass(frozen=True)
 class DocumentLengths:
     """The boundaries of the documents in a row, as an object that is opaque to torch.compile.
 
+    lengths: in tokens. cu_seq_lens: int32 `(documents + 1)`, on the device. kernels: cuda | cpu, whose kernels run; None:
+    those of the queries' device (a simulation of a GPU on fake CPU tensors names them).
     If a layer had a tuple as argument, torch.compile would guard on its length and recompile the layer for every new
-    number of documents.
+    number of documents. Not a frozen dataclass, because torch 2.11 reads and guards all fields of one.
     """
 
-    lengths: tuple[int, ...]
-    cu_seq_lens: torch.Tensor  # int32 (documents + 1), on the device
+    def __init__(self, lengths: tuple[int, ...], cu_seq_lens: torch.Tensor, kernels: str | None = None) -> None:
+        self.lengths, self.cu_seq_lens, self.kernels = lengths, cu_seq_lens, kernels
 
 
 @torch.compiler.disable  # document lengths differ in every micro-batch, so it would be recompiled every time
@@ -62,27 +62,34 @@ def packed_attention(
     """
     if attention_mask is not None or kwargs.get("s_aux") is not None or kwargs.get("dropout"):
         raise ValueError("packed attention does not support attention masks, attention sinks or dropout")
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
+    kernels = documents.kernels or query.device.type
+    if kernels == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
         return _varlen(query, key, value, documents.cu_seq_lens, max(documents.lengths), scaling, sliding_window), None
     window = sliding_window or max(documents.lengths)
-    by_products = query.device.type == "cpu" and query.dtype == torch.bfloat16 and softcap is None
+    by_products = kernels == "cpu" and query.dtype == torch.bfloat16 and softcap is None
     if by_products and max(documents.lengths) <= window:
         return product_attention(query, key, value, documents.lengths, scaling), None
     outputs = [
         product_attention(q, k, v, (q.shape[2],), scaling)
         if by_products and q.shape[2] <= window
-        else _document(q, k, v, scaling, sliding_window, softcap)
+        else _document(q, k, v, kernels, scaling, sliding_window, softcap)
         for q, k, v in zip(*(x.split(documents.lengths, dim=2) for x in (query, key, value)), strict=True)
     ]
     return torch.cat(outputs, dim=1), None
 
 
 def _document(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, window: int | None, softcap: float | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kernels: str,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
 ) -> torch.Tensor:
     """Causal attention of one document, `(1, tokens, heads, head_dim)`."""
     length, dtype = q.shape[2], q.dtype
-    if q.device.type == "cpu":  # in bf16, the backward of torch's CPU kernel takes up to 3 times as long as in fp32
+    if kernels == "cpu":  # in bf16, the backward of torch's CPU kernel takes up to 3 times as long as in fp32
         q, k, v = q.float(), k.float(), v.float()
     window = window or length
     if softcap is None and length <= window:

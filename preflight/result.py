@@ -1,5 +1,6 @@
 """What one check found."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 OK, WARNING, FAILS, SKIPPED = "ok", "warning", "fails", "skipped"
@@ -13,4 +14,4 @@ class Result:
     name: str
     status: str  # ok | warning | fails | skipped
     text: str
-    figures: dict[str, object] = field(default_factory=dict)
+    figures: Mapping[str, object] = field(default_factory=dict)

@@ -19,11 +19,11 @@ def describe_run(
     model: torch.nn.Module,
     layers: list[torch.nn.Module],
     model_config: PretrainedConfig,
-    peak: PeakFlops,
-    peak_flops: float,
     world_size: int,
+    peak: PeakFlops | None = None,
+    peak_flops: float = 0.0,
 ) -> list[str]:
-    """The lines at the start of a run. `peak_flops` is the sum over all ranks."""
+    """The lines at the start of a run. `peak_flops` is the sum over all ranks. Without a `peak` nothing runs yet."""
     count, optimizer = num_parameters(model), config.optimizer
     layer_class = type(layers[0]).__name__.removeprefix("FSDP")  # the prefix that fully_shard adds
     lines = [f"model {config.model.path}: {count:,} parameters, all trained; {len(layers)} x {layer_class}"]
@@ -39,8 +39,9 @@ def describe_run(
     reduced = f", gradients reduced in {config.sharding.reduce_dtype}" if config.sharding.reduce_dtype != "fp32" else ""
     lines.append(
         f"sharding {config.sharding.strategy}{' in host memory' if config.sharding.cpu_offload else ''}, compute "
-        f"{dtype_name(peak.dtype)}{reduced}, optimizer memory {optimizer.memory}, peak {peak_flops / 1e12:.2f} TFLOP/s "
-        f"({peak.source}), window {model_config.max_position_embeddings} positions, RoPE {rope}"
+        f"{dtype_name(peak.dtype) if peak else config.model.compute_dtype}{reduced}, optimizer memory {optimizer.memory}, "
+        + (f"peak {peak_flops / 1e12:.2f} TFLOP/s ({peak.source}), " if peak else "")
+        + f"window {model_config.max_position_embeddings} positions, RoPE {rope}"
     )
     every = config.model.checkpoint_every
     lines.append(

@@ -1,10 +1,7 @@
-"""batch.micro_batch=auto: the largest micro-batch that the memory of every rank holds.
-
-The estimate adds up the bytes of the tensors that this rank will have: parameters, gradients and moments, what is gathered
-and reduced, EWC, one chunk of logits, and what each token leaves for backward (model/activations.py).
-"""
+"""batch.micro_batch=auto: the largest micro-batch that the memory of every rank holds, by the planner's arithmetic."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -14,18 +11,17 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from common.dtypes import DTYPES, has_native_bf16
+from common.dtypes import has_native_bf16
 from configs.config import Config
 from distributed.host_memory import free_bytes
 from distributed.rendezvous import join
-from distributed.sharding import decoder_layers
-from model.activations import SavedBytes, saved_bytes
-from model.language_model import PackedLanguageModel, num_parameters
-from model.loss import CHUNK_TOKENS
+from model.language_model import PackedLanguageModel
+from planner.cluster import Cluster, Device
+from planner.memory import full_memory, largest_that
+from planner.shape import ModelShape, shape_of_model
 
 # Of the free memory: the rest is for fragments and for what is not counted.
 USABLE = {"cuda": 0.85, "cpu": 0.7}
-LOGITS_COPIES = 3  # of a chunk of logits in fp32: logits, their gradient, and a temporary
 
 
 def settle_micro_batch(
@@ -46,12 +42,13 @@ def settle_micro_batch(
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     free = free_bytes(device, local_world)
-    dtype = DTYPES[config.model.compute_dtype]
-    if dtype == torch.bfloat16 and not has_native_bf16(device):
-        dtype = torch.float32  # all ranks will compute in it (training/start.py: agree_on_dtype)
-    fixed, per_token = expected_bytes(config, model, model_config, dtype, world_size, local_world)
-    usable = USABLE[device.type] * free
-    fits = int((usable - fixed) / (per_token * config.data.sequence_length))
+    planned = config
+    if not has_native_bf16(device):  # all ranks will compute in fp32 (training/start.py: agree_on_dtype)
+        planned = dataclasses.replace(config, model=dataclasses.replace(config.model, compute_dtype="fp32"))
+    shape = shape_of_model(config.model.path, model, model_config, config.model.layer_class)
+    cluster = this_machine(world_size, local_world, int(USABLE[device.type] * free))
+    fits = rows_that_fit(shape, planned, cluster)
+    fixed, per_token = fixed_and_per_token(shape, planned, cluster, max(1, fits))
     recorded = _recorded(run_directory, world_size)
     chosen, fits, recorded = _agree(max(1, fits), fits, recorded, config.run.timeout_minutes, world_size)
     rows = min(chosen, largest_useful(config, world_size))
@@ -80,51 +77,27 @@ def with_rows(config: Config, rows: int) -> Config:
     return dataclasses.replace(config, batch=dataclasses.replace(config.batch, micro_batch=rows))
 
 
-def expected_bytes(
-    config: Config,
-    model: PackedLanguageModel,
-    model_config: PretrainedConfig,
-    dtype: torch.dtype,
-    world_size: int,
-    local_world: int,
-) -> tuple[int, int]:
-    """(bytes on this rank's device whatever the micro-batch, bytes for each of its tokens). `model` may be on meta.
-
-    dtype: of the products.
-    """
-    sharding = config.sharding
-    count = num_parameters(model)
-    shards = {"none": 1, "hybrid": sharding.shard_size or local_world}.get(sharding.strategy, world_size)
-    layers = decoder_layers(model, config.model.layer_class)
-    layer = max(sum(p.numel() for p in one.parameters()) for one in layers)
-    root = count - sum(p.numel() for one in layers for p in one.parameters())
-    # Under `full` the root's own parameters and two layers are gathered: the one that runs, and the next one.
-    # On a single CPU rank everything is (distributed/sharding.py: gathering_strategy).
-    alone = world_size == 1 and not torch.cuda.is_available()
-    gathered = count if alone or sharding.strategy in ("grad_op", "none") else min(count, root + 2 * layer)
-    largest = max(root, layer)
-    fixed = gathered * dtype.itemsize + largest * (dtype.itemsize + 4)  # a unit's gradient, and its sum in fp32
-    fixed += LOGITS_COPIES * CHUNK_TOKENS * model.num_tokens * 4
-    state = int(config.optimizer.memory.removesuffix("N"))
-    if config.ewc.strength and (config.ewc.device == "device" or not torch.cuda.is_available()):
-        state += 2 * DTYPES[config.ewc.dtype].itemsize
-    if not (sharding.cpu_offload and torch.cuda.is_available()):
-        fixed += math.ceil(count / shards) * state
-    return fixed, bytes_per_token(saved_bytes(model_config, dtype), len(layers), config)
+def this_machine(world_size: int, local_world: int, memory: int) -> Cluster:
+    """The ranks of this run, each with `memory` bytes on its device, as the planner sees them."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return Cluster(Device("this machine", kind, memory, 0.0, 0.0, 0.0), world_size, max(1, world_size // local_world))
 
 
-def bytes_per_token(saved: SavedBytes, layers: int, config: Config) -> int:
-    """Bytes that a token keeps until its layer's backward, and one layer's worth of gradients while that runs.
+def rows_that_fit(shape: ModelShape, config: Config, cluster: Cluster) -> int:
+    """Rows of the largest micro-batch whose tensors fit the memory of `cluster.device`; 0 if not even one row does."""
+    fits = functools.partial(_tensors_fit, shape, config, cluster)
+    return largest_that(fits, at_most=2**20)
 
-    `selective` is counted like `none`, because it keeps the large tensors.
-    """
-    recomputed = -(-layers // config.model.checkpoint_every)
-    kept_input = {"full": saved.layer_input, "offload": 0}.get(config.model.activation_checkpointing)
-    if kept_input is None or (kept_input == 0 and not torch.cuda.is_available()):  # on a CPU nothing leaves its memory
-        recomputed = 0 if kept_input is None else recomputed
-        kept_input = kept_input or saved.layer_input
-    in_backward = 2 * saved.layer if recomputed else saved.layer
-    return (layers - recomputed) * saved.layer + recomputed * kept_input + saved.rest + in_backward
+
+def _tensors_fit(shape: ModelShape, config: Config, cluster: Cluster, rows: int) -> bool:
+    return full_memory(shape, config, cluster, rows).tensors <= cluster.device.memory
+
+
+def fixed_and_per_token(shape: ModelShape, config: Config, cluster: Cluster, rows: int) -> tuple[float, float]:
+    """The line through the memory of `rows` and of twice as many rows: bytes without any token, and bytes of a token."""
+    tokens = rows * config.data.sequence_length
+    one, two = (full_memory(shape, config, cluster, factor * rows).tensors for factor in (1, 2))
+    return 2 * one - two, (two - one) / tokens
 
 
 def largest_useful(config: Config, world_size: int) -> int:

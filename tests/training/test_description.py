@@ -49,7 +49,7 @@ def test_a_base_that_was_converted_is_named_in_the_first_lines(tmp_path) -> None
     peak = SimpleNamespace(dtype=torch.float32, source="measured")
 
     def lines() -> list[str]:
-        return describe_run(config, inputs, layer, [layer], shape, peak, 1e12, world_size=1)
+        return describe_run(config, inputs, layer, [layer], shape, 1, peak, 1e12)
 
     assert lines()[1] == "train: 8 examples"
     record = {"model": "me/tiny", "source": "PyPI", "revision": "tiny==1"}
