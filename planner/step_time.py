@@ -133,7 +133,7 @@ class _Model:
         """Forward and backward of a micro-batch."""
         work = self.shape.work
         rows = self.cluster.devices * step.micro_batches
-        tokens, targets = step.tokens / rows, step.targets / rows
+        tokens, targets = max(step.tokens, 1) / rows, step.targets / rows
         layers, head = work.per_token * tokens, work.per_target * targets
         pairs = max(0.0, step.flops / rows - layers - head)
         rate = self._products_rate(tokens)

@@ -57,17 +57,21 @@ def speed(model: str = "7B", cluster: Cluster | None = None, work: Workload | No
 
 def test_the_errors_against_published_runs_stay_within_the_stated_band():
     compared = compare()
-    fitted, held_out = ([one for one in compared if one.is_fitted is flag] for flag in (True, False))
-    assert (len(fitted), len(held_out)) == (27, 24)
-    for chosen in (fitted, held_out):
-        result = band(chosen)
-        assert result.median < 0.035
-        assert result.inside > 0.95
+    # group -> (rows, median error, worst error, share inside the range): the band that docs/planning.md states
+    stated = {"fitted": (27, 0.03, 0.22, 0.95), "held out": (24, 0.03, 0.14, 0.95), "blind": (16, 0.045, 0.29, 0.80)}
+    for group, (rows, median, worst, inside) in stated.items():
+        result = band([one for one in compared if one.group == group])
+        assert result.rows == rows
+        assert result.median < median
+        assert result.worst < worst
+        assert result.inside >= inside
     for one in compared:
-        assert abs(one.error) < 0.22, one.row
         low, high = one.speed.tokens_per_second
         assert low <= one.speed.middle <= high, one.row
         assert high < 2.1 * low, one.row  # a range, not a shrug
+    # Every term is needed.
+    for part in ("attention", "memory", "communication"):
+        assert sum(abs(one.error_without(part)) for one in compared) > 1.2 * sum(abs(one.error) for one in compared)
     # Neither too fast nor too slow as a whole.
     assert abs(sum(one.error for one in compared) / len(compared)) < 0.04
 
