@@ -51,5 +51,19 @@ def _keep_expensive(
 
 
 def _inputs_on_host(forward: Callable, *arguments: object, **options: object) -> object:
-    with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
+    """As torch.autograd.graph.save_on_cpu, whose copies to the host make it wait for the device."""
+    with torch.autograd.graph.saved_tensors_hooks(_to_host, _to_device):
         return forward(*arguments, **options)
+
+
+def _to_host(tensor: torch.Tensor) -> tuple[torch.device, torch.Tensor]:
+    """The copy runs in the stream of the forward, before that of `_to_device`; only the device reads it."""
+    if not tensor.is_cuda:
+        return tensor.device, tensor
+    held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return tensor.device, held.copy_(tensor, non_blocking=True)
+
+
+def _to_device(saved: tuple[torch.device, torch.Tensor]) -> torch.Tensor:
+    device, held = saved
+    return held.to(device, non_blocking=True)

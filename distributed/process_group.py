@@ -63,15 +63,17 @@ def world_size_from_environment() -> tuple[int, int]:
 
 
 @contextmanager
-def process_group(timeout_minutes: float = 30.0) -> Iterator[Ranks]:
+def process_group(timeout_minutes: float = 30.0, device: torch.device | None = None) -> Iterator[Ranks]:
     """Join torchrun's processes, or start a group of one; destroyed at the end. A collective, at both ends.
+
+    `device` is that of the ranks; None chooses this rank's GPU, or the CPU. With the CPU a rank takes no memory on its GPU.
 
     `timeout_minutes` bounds the start, every collective, and the time that the main thread may spend without
     `ranks.watch.at` or `StopSignal.agreed`. Raises PeerLost, or ends the process with its exit code and sentence, if
     another rank ends first, hangs or cannot be reached. Raises UserError if the node has too few GPUs.
     """
     watch, heartbeat = Watch(), None
-    device = _device()
+    device = device or _device()
     store = join(timeout_minutes) if "RANK" in os.environ else None
     failed = True
     try:

@@ -30,27 +30,29 @@ class Activations:
     """Bytes of one micro-batch, without the head.
 
     kept: by each layer from its forward to its backward. in_backward: most that the backward of each layer takes beside
-    what was kept before: the gradients of its input, output and weights, and what is recomputed. rest: embedding, RoPE and
-    final norm. on_host: kept in host memory (checkpointing `offload` on CUDA). gradient: of a layer's output.
+    what was kept before: the gradients of its input, output and weights, and what is recomputed. rest: embedding and RoPE.
+    final: the final norm, until its backward. on_host: kept in host memory (checkpointing `offload` on CUDA). gradient: of a
+    layer's output.
     """
 
     kept: tuple[int, ...]
     in_backward: tuple[int, ...]
     rest: int
+    final: int
     on_host: int
     gradient: int
 
     @property
     def saved(self) -> int:
         """Bytes on the device at the end of forward."""
-        return sum(self.kept) + self.rest
+        return sum(self.kept) + self.rest + self.final
 
     def scaled(self, factor: float) -> "Activations":
         """Those of `factor` as many documents of the same lengths; `in_backward` is then an upper bound if factor > 1."""
         return Activations(
             tuple(round(factor * size) for size in self.kept),
             tuple(round(factor * size) for size in self.in_backward),
-            *(round(factor * size) for size in (self.rest, self.on_host, self.gradient)),
+            *(round(factor * size) for size in (self.rest, self.final, self.on_host, self.gradient)),
         )
 
 
@@ -84,13 +86,15 @@ def count_activations(
     second = range(len(distinct), 2 * len(distinct))
     kept = {kind: counted.kept(index) for kind, index in zip(distinct, second, strict=True)}
     in_backward = {kind: counted.in_backward(index) for kind, index in zip(distinct, second, strict=True)}
-    rest = counted.saved - sum(kept[kinds[index]] for index in chosen)
+    of_layers = sum(kept[kinds[index]] for index in chosen)
     inputs = config.hidden_size * dtype.itemsize * sum(lengths)
+    rest = counted.at_backward[len(chosen) - 1] - of_layers - inputs  # with the gradient of the final norm's weight
     moved = {kind: inputs if on_host and kind[-1] else 0 for kind in distinct}
     return Activations(
         tuple(kept[kind] - moved[kind] for kind in kinds),
         tuple(in_backward[kind] + moved[kind] for kind in kinds),  # it comes back for the recomputation
         rest,
+        counted.saved - of_layers - rest,
         sum(moved[kind] for kind in kinds),
         inputs,
     )
@@ -148,10 +152,9 @@ def run_layers(
     def before(layer: nn.Module, *_: object) -> None:
         counts.before.append(live.now)
 
-    def after(layer: nn.Module, _: object, output: object) -> None:
-        (output if isinstance(output, torch.Tensor) else output[0]).register_hook(
-            lambda _: start_backward(order[layer])
-        )
+    def after(layer: nn.Module, _: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        hidden.register_hook(lambda _: start_backward(order[layer]))
 
     def start_backward(index: int) -> None:
         if counts.at_backward:

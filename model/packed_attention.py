@@ -8,7 +8,6 @@ W - 1 tokens before it.
 """
 
 import inspect
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -24,18 +23,17 @@ CHUNK_QUERIES = 512  # scores of one chunk: heads x 512 x keys
 _VARLEN_SUPPORTS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 may not
 
 
-@dataclass(frozen=True)
 class DocumentLengths:
     """The boundaries of the documents in a row, as an object that is opaque to torch.compile.
 
+    lengths: in tokens. cu_seq_lens: int32 `(documents + 1)`, on the device. kernels: cuda | cpu, whose kernels run; None:
+    those of the queries' device (a simulation of a GPU on fake CPU tensors names them).
     If a layer had a tuple as argument, torch.compile would guard on its length and recompile the layer for every new
-    number of documents.
+    number of documents. Not a frozen dataclass, because torch 2.11 reads and guards all fields of one.
     """
 
-    lengths: tuple[int, ...]
-    cu_seq_lens: torch.Tensor  # int32 (documents + 1), on the device
-    # cuda | cpu: whose kernels run. None: those of the queries' device. A simulation of a GPU on fake CPU tensors names them.
-    kernels: str | None = None
+    def __init__(self, lengths: tuple[int, ...], cu_seq_lens: torch.Tensor, kernels: str | None = None) -> None:
+        self.lengths, self.cu_seq_lens, self.kernels = lengths, cu_seq_lens, kernels
 
 
 @torch.compiler.disable  # document lengths differ in every micro-batch, so it would be recompiled every time

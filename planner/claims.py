@@ -258,4 +258,4 @@ def _fit_line(fit: Fit) -> str:
 
 
 def _middle(speed: Speed) -> float:
-    return sum(speed.tokens_per_second) / 2
+    return speed.middle

@@ -23,6 +23,7 @@ class Device:
     link: float  # bytes/s in one direction to the other devices of the node (NVLink, PCIe; on a CPU gloo)
     host_link: float = 25e9  # bytes/s in one direction to the host's memory
     sustained: float = 0.8  # share of `flops` that the best large matrix product reaches
+    attention: float = 0.7  # share of `flops` that FlashAttention-2 reaches at best
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class _Card:
     host_link: float
     network: float
     sustained: float = 0.8
+    attention: float = 0.7
 
 
 _PCIE4, _PCIE5 = 25.0, 50.0  # of x16: 32 and 64 GB/s less the protocol, as copies from pinned memory reach
@@ -64,16 +66,18 @@ _TEN = 100.0  # one card of 100 Gb/s in a node without NVLink
 # architecture whitepapers of the GeForce and RTX cards. Memory: the "total capacity" of torch's out-of-memory messages, the
 # smallest figure found for a card; it varies by 0.2 GiB with the driver. `sustained`: "maximum achievable matmul FLOPS"
 # of https://github.com/stas00/ml-engineering/tree/master/compute/accelerator; 0.8 where it lists none. `network`: DGX A100
-# has eight cards of 200 Gb/s beside its GPUs, DGX H100, H200 and B200 eight of 400 Gb/s.
+# has eight cards of 200 Gb/s beside its GPUs, DGX H100, H200 and B200 eight of 400 Gb/s. `attention`: 0.5 to 0.73 of an A100
+# (arXiv:2307.08691, section 4.1), 0.35 of an H100, whose newer instructions the kernel does not use (arXiv:2407.08608,
+# abstract). For the B200 it is an assumption: 1.3 times the FLOP/s of an H100.
 _CARDS = {
     "A100-40": _Card("A100-SXM4-40GB", 40, 39.38, 1555, 300, _PCIE4, 1600, 0.869),
     "A100-80": _Card("A100-SXM4-80GB", 80, 79.14, 2039, 300, _PCIE4, 1600, 0.869),
     "A100-PCIe-80": _Card("A100 80GB PCIe", 80, 79.14, 1935, _PCIE4, _PCIE4, _TEN, 0.811),
-    "H100": _Card("H100 80GB HBM3", 80, 79.1, 3350, 450, _PCIE5, 3200, 0.803),
-    "H100-NVL": _Card("H100 NVL", 94, 93.0, 3938, 300, _PCIE5, _TEN),
-    "H100-PCIe": _Card("H100 PCIe", 80, 79.1, 2000, _PCIE5, _PCIE5, _TEN),
-    "H200": _Card("H200", 141, 139.7, 4800, 450, _PCIE5, 3200, 0.803),
-    "B200": _Card("B200", 180, 178.3, 8000, 900, _PCIE5, 3200, 0.776),
+    "H100": _Card("H100 80GB HBM3", 80, 79.1, 3350, 450, _PCIE5, 3200, 0.803, 0.35),
+    "H100-NVL": _Card("H100 NVL", 94, 93.0, 3938, 300, _PCIE5, _TEN, 0.8, 0.35),
+    "H100-PCIe": _Card("H100 PCIe", 80, 79.1, 2000, _PCIE5, _PCIE5, _TEN, 0.8, 0.35),
+    "H200": _Card("H200", 141, 139.7, 4800, 450, _PCIE5, 3200, 0.803, 0.35),
+    "B200": _Card("B200", 180, 178.3, 8000, 900, _PCIE5, 3200, 0.776, 0.2),
     "L40S": _Card("L40S", 48, 44.3, 864, _PCIE4, _PCIE4, _TEN),
     "L4": _Card("L4", 24, 22.0, 300, _PCIE4, _PCIE4, _TEN),
     "A10": _Card("A10", 24, 22.0, 600, _PCIE4, _PCIE4, _TEN),
@@ -110,7 +114,7 @@ def named_device(name: str) -> Device:
     capped = next((_CAPPED[key] for key in _CAPPED if _plain(key) == wanted), None)
     if capped:
         base = named_device(capped[0])
-        return replace(base, name=name, sustained=base.sustained * capped[1])
+        return replace(base, name=name, sustained=base.sustained * capped[1], attention=base.attention * capped[1])
     for key, card in _CARDS.items():
         if wanted in (_plain(key), _plain(card.cuda)):
             return Device(
@@ -122,6 +126,7 @@ def named_device(name: str) -> Device:
                 link=card.link * 1e9,
                 host_link=card.host_link * 1e9,
                 sustained=card.sustained,
+                attention=card.attention,
             )
     raise UserError(f"no GPU named {name} is known{_nearest(name, GPU_NAMES)}; there are {', '.join(GPU_NAMES)}")
 

@@ -1,16 +1,11 @@
 """The memory of a run by arithmetic: each term is a function with its source. Bytes on the fullest rank."""
 
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
-from transformers import PretrainedConfig
-
-from common.dtypes import DTYPES
 from configs.config import Config
-from model.activations import Activations, count_activations
-from model.product_attention import KEEP_PROBABILITIES
+from model.activations import Activations
+from planner.activations import activations_of, full_lengths
 from planner.cluster import Cluster
 from planner.peak import Moment, Step
 from planner.shape import ModelShape
@@ -134,41 +129,6 @@ def _device_memory(
     )
 
 
-def activations_of(shape: ModelShape, config: Config, cluster: Cluster, lengths: tuple[int, ...]) -> Activations:
-    """The activations of a micro-batch with documents of `lengths` tokens on the cluster's kind of device."""
-    model = config.model
-    return _counted(
-        _Architecture(shape.config.to_json_string(use_diff=False), shape.config),
-        DTYPES[model.compute_dtype],
-        lengths,
-        cluster.device.kind,
-        model.activation_checkpointing,
-        model.checkpoint_every,
-        model.layer_class,
-    )
-
-
-@dataclass(frozen=True)
-class _Architecture:
-    """A model's configuration that is compared by value."""
-
-    text: str
-    config: PretrainedConfig = field(compare=False)
-
-
-@functools.lru_cache(maxsize=128)  # a table asks for the same micro-batch at many strategies
-def _counted(
-    architecture: _Architecture,
-    dtype: torch.dtype,
-    lengths: tuple[int, ...],
-    device_type: str,
-    mode: str,
-    every: int,
-    layer_class: str | None,
-) -> Activations:
-    return count_activations(architecture.config, dtype, lengths, device_type, mode, every, layer_class)
-
-
 def other_bytes(config: Config, cluster: Cluster) -> int:
     """What is not tensors: the CUDA context and NCCL's buffers, or on a CPU the process itself.
 
@@ -263,18 +223,6 @@ def full_memory(shape: ModelShape, config: Config, cluster: Cluster, rows: int) 
     activations = activations_of(shape, config, cluster, full_lengths(config, cluster, counted))
     tokens = rows * config.data.sequence_length
     return _device_memory(shape, config, cluster, activations.scaled(rows / counted), tokens)
-
-
-def full_lengths(config: Config, cluster: Cluster, rows: int) -> tuple[int, ...]:
-    """Lengths of documents that fill `rows` rows and keep most: as long as a row, on a CPU in bf16 at most 512 tokens.
-
-    Up to that length the probabilities of attention are kept (model/product_attention.py).
-    """
-    length = config.data.sequence_length
-    if cluster.device.kind == "cuda" or config.model.compute_dtype != "bf16":
-        return (length,) * rows
-    whole, rest = divmod(rows * length, min(length, KEEP_PROBABILITIES))
-    return (min(length, KEEP_PROBABILITIES),) * whole + ((rest,) if rest else ())
 
 
 def _power_of_two(size: int) -> int:

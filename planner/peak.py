@@ -76,10 +76,25 @@ class Step:
         """The input of a unit's reduce-scatter."""
         return shard_elements(unit, self.spread.shards) * self.spread.shards * self.reduce
 
-    def reducing(self, unit: Unit) -> int:
-        """Input and output of a unit's reduce-scatter. On a single CPU rank they are one (distributed/sharding.py)."""
+    def clone(self, unit: Unit | None) -> int:
+        """gloo reduces a copy of the input, which a thread of its own frees at some later time."""
+        return self.scatter_input(unit) if unit and self.spread.shards > 1 and not self.spread.on_cuda else 0
+
+    def in_flight(self, unit: Unit | None) -> int:
+        """What remains of a unit's reduction while the next unit is in backward."""
+        return self.scatter_input(unit) + self.clone(unit) if unit else 0
+
+    def reducing(self, unit: Unit, before: Unit | None) -> int:
+        """Most that the reduction of a unit's gradients takes: whole gradients with the input, then input and output.
+
+        `before` was reduced before. On a single CPU rank input and output are one (distributed/sharding.py).
+        """
+        elements = shard_elements(unit, self.spread.shards)
         one = self.spread.ranks == 1 and not self.spread.on_cuda
-        return self.scatter_input(unit) + (0 if one else shard_elements(unit, self.spread.shards) * self.reduce)
+        own = parameter_dtype(self.memory).itemsize
+        output = 0 if one else elements * (self.reduce + (own if own != self.reduce else 0))
+        scatter = self.scatter_input(unit)
+        return max(self.gradients(unit) + scatter, scatter + self.clone(unit) + output) + self.clone(before)
 
     def partial_sums(self, at_the_end: bool) -> int:
         """hybrid, none: what the micro-batches before the last one have reduced, or the inputs of the all-reduces."""
@@ -99,7 +114,7 @@ class Step:
         yield from self.layers_in_backward()
         if self.shape.extra:
             yield self.head_in_backward()
-        yield self.end_of_backward()
+        yield from self.end_of_backward()
         yield self.update()
 
     def head_in_forward(self) -> Moment:
@@ -117,23 +132,27 @@ class Step:
 
     def chunk(self) -> int:
         """Most that the chunks of model/loss.py take: copies of their logits, and the gradient of the head."""
-        rows, chunks = min(CHUNK_TOKENS, self.targets), -(-self.targets // CHUNK_TOKENS)
         vocabulary, width = self.head_shape()
         settings = head_settings(self.shape.config, self.shape.num_tokens)
         slope = FP32 if settings.softcap is not None else 0
         cast = self.compute if self.compute < FP32 else 0  # what a product in bf16 takes beside its fp32 copy
-        product = FP32 + cast
-        if settings.scale != 1.0 or settings.softcap is not None:
-            product = 2 * FP32 if settings.softcap is None else 3 * FP32
-        # Bytes of a logit (while they are made; at log_softmax; when the head is multiplied), and of an element of the head.
-        makes, softmax, multiplies = product, 2 * FP32 + slope, FP32 + cast + slope
-        previous = FP32 + cast + slope if chunks > 1 else 0  # the chunk before lives until its names are bound again
-        head = {0: 0, 1: 0, 2: self.compute}.get(chunks, FP32 + self.compute)
-        head_at_end = {0: 0, 1: self.compute}.get(chunks, FP32 + 2 * self.compute)
-        logits, weights = rows * vocabulary, vocabulary * width
-        return max(
-            logits * max(makes + previous, softmax) + weights * head, logits * multiplies + weights * head_at_end
-        )
+        copies = 3 if settings.softcap is not None else 2 if settings.scale != 1.0 else 1
+        makes = max(FP32 + cast, copies * FP32)
+        peak = before = before_gradient = 0  # of the chunk before, which lives until its names are bound again
+        whole, rest = divmod(self.targets, CHUNK_TOKENS)
+        for number, rows in enumerate([CHUNK_TOKENS] * min(whole, 3) + [rest] * (rest > 0)):
+            logits, weights = rows * vocabulary, vocabulary * width
+            # The gradient of the head: its sum in fp32, the part of the chunk before, and the part of this one.
+            head = (0, self.compute)[number] if number < 2 else FP32 + self.compute
+            head_at_end = FP32 + 2 * self.compute if number else self.compute
+            peak = max(
+                peak,
+                logits * makes + before + weights * head,
+                logits * (2 * FP32 + slope) + before_gradient + weights * head,  # log_softmax
+                logits * (FP32 + cast + slope) + weights * head_at_end,
+            )
+            before, before_gradient = logits * (FP32 + cast + slope), logits * (cast or FP32)
+        return peak
 
     def head_shape(self) -> tuple[int, ...]:
         """(vocabulary, hidden size), with rows of padding."""
@@ -149,22 +168,21 @@ class Step:
         return Moment(
             "head in backward",
             self.gathered(self.shape.root, buffer=self.shape.layers[-1]),
-            self.gradients(self.head) + self.reducing(self.head) + self.partial_sums(False),
+            self.reducing(self.head, None) + self.partial_sums(False),
             self.activations.saved + self.activations.gradient,
         )
 
     def layers_in_backward(self) -> Iterator[Moment]:
         """Each layer in backward, then the reduction of its gradients, which no longer needs its activations."""
-        acts, kept = self.activations, self.activations.saved
+        acts, kept = self.activations, self.activations.saved - self.activations.final
         before = self.head if self.shape.extra else None
         for index, layer in reversed(list(enumerate(self.shape.layers))):
             following = self.shape.layers[max(0, index - 1)]
-            in_flight = self.scatter_input(before) if before else 0
             weights = min(self.gradients(layer), acts.in_backward[index])
             yield Moment(
                 f"{layer.name} in backward",
                 self.gathered(self.shape.root, layer, buffer=following),
-                in_flight + weights + self.partial_sums(False),
+                self.in_flight(before) + weights + self.partial_sums(False),
                 kept + acts.gradient + acts.in_backward[index] - weights,
                 self.head_gradient(),
             )
@@ -172,22 +190,28 @@ class Step:
             yield Moment(
                 f"gradients of {layer.name}",
                 self.gathered(self.shape.root, buffer=following),
-                self.gradients(layer) + self.reducing(layer) + self.partial_sums(False),
+                self.reducing(layer, before) + self.partial_sums(False),
                 kept + acts.gradient,
                 self.head_gradient(),
             )
             before = layer
 
-    def end_of_backward(self) -> Moment:
-        """The gradient of the embedding, and its reduction. Tied, it is added to that of the head."""
-        last = self.shape.extra[0] if self.shape.extra else self.shape.root
-        added = self.gradients(last) + self.head_gradient() + self.scatter_input(self.shape.layers[0])
-        return Moment(
-            "end of backward",
-            self.gathered(self.shape.root),
-            max(added, self.gradients(last) + self.reducing(last)) + self.partial_sums(True),
-            self.activations.rest + self.activations.gradient,
-        )
+    def end_of_backward(self) -> Iterator[Moment]:
+        """The gradient of the embedding, and its reduction, in the last micro-batch and in those before it.
+
+        Tied, it is added to that of the head. Only the last micro-batch frees parameters that stay gathered till then.
+        """
+        last, before = self.shape.extra[0] if self.shape.extra else self.shape.root, self.shape.layers[0]
+        added = self.gradients(last) + self.head_gradient() + self.in_flight(before)
+        reduction = max(added, self.reducing(last, before))
+        remaining = self.parameters(self.shape.root) + (self.parameters(last) if self.spread.keeps_gathered else 0)
+        for is_last in (False, True):
+            yield Moment(
+                "end of backward",
+                remaining if is_last else self.gathered(self.shape.root),
+                reduction + self.partial_sums(is_last),
+                self.activations.rest + self.activations.gradient,
+            )
 
     def update(self) -> Moment:
         """The optimizer's buffers (distributed/optimizer.py); torch's fused AdamW under 16N has none."""

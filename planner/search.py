@@ -4,7 +4,7 @@
 
 1. The user's own setting, if it fits.
 2. Else, of the settings that fit and store at least as many bytes per parameter as the user's, the one with the highest
-   expected tokens per second.
+   expected tokens per second; of those within 1% of it the one that needs the least memory.
 3. Else the same of 14N, then of 12N, 8N and 6N: as little precision as possible is given up.
 """
 
@@ -26,6 +26,7 @@ MEMORIES = ("16N", "14N", "12N", "8N", "6N")
 CHECKPOINTING = (("none", 1), ("selective", 1), ("full", 4), ("full", 2), ("full", 1), ("offload", 1))
 MOST_ROWS = 1024  # no larger micro-batch is tried
 WORTH_IT = 1.05  # a faster setting is proposed if it is at least so many times as fast
+AS_FAST = 0.99  # settings at least so many times as fast as another are as fast
 WORTH_THE_PRECISION = 1.25  # and one with fewer bytes per parameter only then
 
 Workloads = Callable[[int], Workload]  # batch.micro_batch -> what the ranks compute
@@ -50,8 +51,8 @@ class Setting:
 
     @property
     def tokens_per_second(self) -> float:
-        """The middle of the expected range, of one device; 0 if it does not fit."""
-        return sum(self.speed.tokens_per_second) / 2 if self.speed else 0.0
+        """Expected of one device, in the middle of the range; 0 if it does not fit."""
+        return self.speed.middle if self.speed else 0.0
 
     @property
     def bytes_per_parameter(self) -> int:
@@ -102,11 +103,9 @@ class Search:
         best = best if best is own else self._fastest([best]) or best
         fitting = [setting for setting in settings if setting.fits]
         faster = self._fastest([s for s in fitting if s.bytes_per_parameter >= best.bytes_per_parameter])
-        lighter = self._fastest([s for s in fitting if s.bytes_per_parameter < best.bytes_per_parameter])
         if faster and _speed(faster) < WORTH_IT * _speed(best):
             faster = None
-        if lighter and _speed(lighter) < WORTH_THE_PRECISION * _speed(faster or best):
-            lighter = None
+        lighter = self._lighter(fitting, best.bytes_per_parameter, WORTH_THE_PRECISION * _speed(faster or best))
         return Found(own, settings, best, faster, lighter)
 
     def _with_rows(self, config: Config, rows: int, largest: int) -> Setting:
@@ -118,10 +117,17 @@ class Search:
         speed = expected_speed(self.shape, config, self.cluster, workload) if fits_device and fits_host else None
         return Setting(config, memory, host, fits_device, fits_host, largest, speed)
 
+    def _lighter(self, settings: list[Setting], below: int, speed: float) -> Setting | None:
+        """The fastest with fewer bytes per parameter, of the most bytes with which that reaches `speed`."""
+        for size in sorted({s.bytes_per_parameter for s in settings if s.bytes_per_parameter < below}, reverse=True):
+            found = self._fastest(s for s in settings if s.bytes_per_parameter == size)
+            if found and _speed(found) >= speed:
+                return found
+        return None
+
     def _fastest(self, settings: Iterable[Setting]) -> Setting | None:
         """The fastest setting, with the micro-batch at which it is fastest; None of none."""
-        best = [self._with_larger_rows(setting) for setting in sorted(settings, key=_speed)[-3:]]
-        return max(best, key=_speed, default=None)
+        return _fastest([self._with_larger_rows(setting) for setting in sorted(settings, key=_speed)[-3:]])
 
     def _with_larger_rows(self, setting: Setting) -> Setting:
         """With a larger micro-batch if that is faster: fewer micro-batches gather the parameters less often."""
@@ -144,7 +150,13 @@ def cheapest(own: Setting, settings: Iterable[Setting]) -> Setting | None:
     if not kept and fitting:
         most = max(setting.bytes_per_parameter for setting in fitting)
         kept = [setting for setting in fitting if setting.bytes_per_parameter == most]
-    return max(kept, key=_speed, default=None)
+    return _fastest(kept)
+
+
+def _fastest(settings: list[Setting]) -> Setting | None:
+    """Of the settings that are as fast as the fastest, the one that needs the least memory; None of none."""
+    enough = AS_FAST * max(map(_speed, settings), default=0.0)
+    return min((s for s in settings if _speed(s) >= enough), key=lambda s: s.memory.total, default=None)
 
 
 def candidates(config: Config, cluster: Cluster) -> list[Config]:

@@ -27,33 +27,45 @@ from planner.workload import StepWork, Workload
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What no data sheet says. The same for all models and machines."""
+    """What no data sheet says. The same for all models and machines of a kind."""
 
     products: float  # share of `Device.sustained` that large products inside of a model reach
-    attention: float  # the same of the attention kernel, for long documents
+    half_tokens: float  # of a micro-batch, at which products reach half of that
+    attention: float  # share of `Device.attention` that its kernel reaches for long documents
     bandwidth: float  # share of the memory bandwidth that elementwise kernels reach
     link: float  # share of a link's bandwidth that collectives reach
     contention: float  # share of a hidden collective's time by which it slows the computation that hides it
+    host: float  # bytes/s of AdamW on the host, for the shard of one rank
 
 
-# Fitted to the half of planner/published.py that is meant for it (`is_fitted`), and not to single rows.
-MIDDLE = Assumptions(products=0.90, attention=0.50, bandwidth=0.80, link=0.75, contention=0.15)
-# The range: what fast and slow runs of that half have.
-FAST = Assumptions(products=1.0, attention=0.65, bandwidth=0.90, link=0.85, contention=0.0)
-SLOW = Assumptions(products=0.78, attention=0.35, bandwidth=0.60, link=0.55, contention=0.3)
-
-HALF_HIDDEN, HALF_TOKENS = 150, 400  # size of a product at which it reaches half of its rate; fitted
+# kind of device -> slow, middle, fast. On CUDA the middle is fitted to the half of the published runs that is meant for it
+# (planner/published.py), and slow and fast are what bounds nine tenths of that half. The host's bandwidth is that of one core
+# (torchrun sets OMP_NUM_THREADS=1), of three and of eight. On a CPU the middle is what docs/performance.md measured; slow has
+# a busy or slower memory.
+ASSUMPTIONS = {
+    "cuda": (
+        Assumptions(0.88, 1200, 0.45, 0.75, 0.50, 0.40, 10e9),
+        Assumptions(1.00, 750, 0.58, 0.90, 0.65, 0.25, 25e9),
+        Assumptions(1.00, 300, 1.10, 0.95, 0.85, 0.00, 60e9),
+    ),
+    "cpu": (
+        Assumptions(0.70, 0, 1.0, 0.40, 0.6, 0.0, 0.0),
+        Assumptions(0.85, 0, 1.0, 0.75, 0.8, 0.0, 0.0),
+        Assumptions(1.00, 0, 1.0, 1.00, 1.0, 0.0, 0.0),
+    ),
+}
 HALF_LENGTH = (
     512  # tokens of a document for which attention reaches half of its rate (FlashAttention-2, arXiv:2307.08691)
 )
 BACKWARD_ATTENTION = 2.5  # flash attention recomputes the scores: 5 products in backward, 2 in forward
+# On a CPU attention writes its scores to memory: bytes per pair and head, so that an EPYC needs 5 to 6 times as long for a
+# FLOP of it as for one of a product, as measured (docs/performance.md).
+CPU_PAIR_BYTES = 144
 # Seconds in which Python starts forward and backward of a layer: about 150 kernels of 5 us, and FSDP's hooks.
 HOST_PER_LAYER = 1.5e-3
 # On a CPU attention writes scores to memory: bytes per pair and head, so that an EPYC needs 5 to 6 times as long for a
 # FLOP of it as for one of a product, as measured (docs/performance.md).
 CPU_PAIR_BYTES = 144
-# bytes/s at which AdamW runs on the host for one GPU's shard: one core (torchrun sets OMP_NUM_THREADS=1) to eight.
-HOST_BANDWIDTH = (10e9, 25e9, 60e9)  # slow, middle, fast
 
 
 @dataclass(frozen=True)
@@ -71,8 +83,7 @@ def expected_speed(shape: ModelShape, config: Config, cluster: Cluster, workload
     steps = workload.steps
     mean_tokens = sum(step.tokens for step in steps) / len(steps) / cluster.devices
     slow, middle, fast = (
-        _mean_parts(shape, config, cluster, steps, assumptions, host)
-        for assumptions, host in zip((SLOW, MIDDLE, FAST), HOST_BANDWIDTH, strict=True)
+        _mean_parts(shape, config, cluster, steps, assumptions) for assumptions in ASSUMPTIONS[cluster.device.kind]
     )
     slow_seconds, fast_seconds = sum(slow.values()), sum(fast.values())
     hours = workload.total_steps / 3600
@@ -85,15 +96,10 @@ def expected_speed(shape: ModelShape, config: Config, cluster: Cluster, workload
 
 
 def _mean_parts(
-    shape: ModelShape,
-    config: Config,
-    cluster: Cluster,
-    steps: Sequence[StepWork],
-    assumptions: Assumptions,
-    host_bandwidth: float,
+    shape: ModelShape, config: Config, cluster: Cluster, steps: Sequence[StepWork], assumptions: Assumptions
 ) -> dict[str, float]:
     """Seconds of each part of a mean step."""
-    model = _Model(shape, config, cluster, assumptions, host_bandwidth)
+    model = _Model(shape, config, cluster, assumptions)
     parts = [model.parts(step) for step in steps]
     return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
 
@@ -114,16 +120,14 @@ class _Compute:
 class _Model:
     """The model of one run under one set of assumptions."""
 
-    def __init__(
-        self, shape: ModelShape, config: Config, cluster: Cluster, assumptions: Assumptions, host_bandwidth: float
-    ) -> None:
+    def __init__(self, shape: ModelShape, config: Config, cluster: Cluster, assumptions: Assumptions) -> None:
         self.shape, self.config, self.cluster = shape, config, cluster
-        self.device, self.assumptions, self.host_bandwidth = cluster.device, assumptions, host_bandwidth
+        self.device, self.assumptions = cluster.device, assumptions
         self.is_cuda = cluster.device.kind == "cuda"
         self.parameters = shape.num_parameters
         self.shards = shard_ranks(config, cluster)
         self.local = self.parameters / self.shards
-        self.bandwidth = self.device.bandwidth * (assumptions.bandwidth if self.is_cuda else 1.0)
+        self.bandwidth = self.device.bandwidth * assumptions.bandwidth
         self.collectives = collectives(
             shape, config, cluster, self.parameters, assumptions.link if self.is_cuda else 1.0
         )
@@ -182,17 +186,13 @@ class _Model:
     def _products_rate(self, tokens: float) -> float:
         """FLOP/s of the products of a micro-batch of so many tokens."""
         peak = self.device.flops * self.device.sustained
-        if not self.is_cuda:
-            return peak * 0.9  # docs/performance.md: "the products alone run near the peak"
-        hidden = self.shape.config.hidden_size
-        size = hidden / (hidden + HALF_HIDDEN) * tokens / (tokens + HALF_TOKENS)
-        return peak * self.assumptions.products * size
+        return peak * self.assumptions.products * tokens / (tokens + self.assumptions.half_tokens)
 
     def _attention(self, flops: float, tokens: float) -> float:
         """Seconds of attention's forward. flops: of forward and backward, as counted."""
         if not flops:
             return 0.0
-        work, peak = self.shape.work, self.device.flops * self.device.sustained
+        work, peak = self.shape.work, self.device.flops
         if not self.is_cuda:
             heads = self.shape.config.num_attention_heads
             pairs = flops / work.per_pair * heads
@@ -200,7 +200,8 @@ class _Model:
             return seconds / (1 + BACKWARD_ATTENTION)
         layers = sum(count for _, count in work.windows)
         length = 2 * flops / (work.per_pair * layers * tokens)  # of documents, as the pairs of a token say
-        return flops / 3 / (peak * self.assumptions.attention * length / (length + HALF_LENGTH))
+        kernel = self.device.attention * self.assumptions.attention * length / (length + HALF_LENGTH)
+        return flops / 3 / (peak * kernel)
 
     def _copies(self, count: int) -> float:
         """Seconds of FSDP's casts and copies in a step."""
@@ -246,7 +247,7 @@ class _Model:
             # Of several micro-batches the gradients are added on the host.
             added = self.local * 3 * gradient * (count - 1)
             host = self.local * optimizer_bytes(self.config) + added
-            seconds += copied / self.device.host_link + host / self.host_bandwidth
+            seconds += copied / self.device.host_link + host / self.assumptions.host
         if self.kept_on_host:
             tokens = step.tokens / self.cluster.devices
             size = DTYPES[self.config.model.compute_dtype].itemsize

@@ -5,6 +5,7 @@ parameter (distributed/sharding.py: local_shard; https://docs.pytorch.org/docs/s
 The dtypes are those of distributed/optimizer.py.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -52,6 +53,7 @@ def local_elements(shape: tuple[int, ...], shards: int) -> int:
     return -(-shape[0] // shards) * torch.Size(shape[1:]).numel()
 
 
+@functools.lru_cache(maxsize=4096)  # every moment of a step asks for every unit
 def shard_elements(unit: Unit, shards: int) -> int:
     """Elements of a unit on rank 0."""
     return sum(local_elements(shape, shards) for shape in unit.shapes)

@@ -108,9 +108,11 @@ def uniform_workload(
         flops = step_flops(shape.work, [length] * documents, documents * length)
         tokens = documents * length
         steps.append(StepWork(step, tokens, float(tokens), flops, len(deal.items), balance([deal])))
-    largest = _uniform_deal(max(epoch), rows, ranks)
-    documents = len(largest.items[0][0])
-    return Workload(total, steps, Load((length,) * documents, documents * length), is_exact=True)
+    # A smaller step in fewer micro-batches may have the fullest of them.
+    kinds = {documents: step for step, documents in reversed(list(enumerate(epoch)))}  # the first step of each size
+    fullest = [(len(_uniform_deal(documents, rows, ranks).items[0][0]), -step) for documents, step in kinds.items()]
+    documents, step = max(fullest)
+    return Workload(total, steps, Load((length,) * documents, documents * length, -step), is_exact=True)
 
 
 def _uniform_deal(documents: int, rows: int, ranks: int) -> Deal:

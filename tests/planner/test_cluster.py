@@ -1,0 +1,92 @@
+"""Named machines: what a name finds, and the sentence for one that is not known."""
+
+import pytest
+
+from common.errors import UserError
+from model.flops import CUDA_BF16_PEAKS
+from planner.cluster import GIB, GPU_NAMES, cluster_of, cpu_cluster, generic_device, named_device
+
+
+def test_every_name_is_a_gpu_with_all_its_speeds():
+    for name in GPU_NAMES:
+        device = named_device(name)
+        assert device.kind == "cuda"
+        assert 20 * GIB < device.memory < 180 * GIB
+        assert device.flops in CUDA_BF16_PEAKS.values()
+        assert 0.3e12 <= device.bandwidth <= 8e12
+        assert 25e9 <= device.link <= 900e9
+        assert device.host_link in (25e9, 50e9)
+        assert 0.6 < device.sustained < 0.9
+        assert 0.2 <= device.attention <= 0.7
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("h100", "H100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40"),
+        ("a100 80", "A100-80"),
+        ("rtx 4090", "RTX-4090"),
+        ("NVIDIA GeForce RTX 5090", "RTX-5090"),
+        ("RTX A6000", "A6000"),
+        ("H100-SXM", "H100"),
+    ],
+)
+def test_a_gpu_is_found_by_any_of_its_names(name: str, known: str):
+    assert named_device(name).name == known
+
+
+def test_an_unknown_gpu_is_one_sentence_with_the_nearest_name():
+    with pytest.raises(UserError, match=r"no GPU named H10 is known \(did you mean H100\?\)"):
+        named_device("H10")
+    with pytest.raises(UserError, match="no network named 8x4000 is known .did you mean 8x400"):
+        cluster_of(16, 2, "H100", "8x4000")
+    with pytest.raises(UserError, match="9 GPUs cannot be spread evenly over 2 nodes"):
+        cluster_of(9, 2, "H100")
+    with pytest.raises(UserError, match="must be positive"):
+        cluster_of(8, 1, 0)
+
+
+def test_links_to_the_host_are_those_of_pcie():
+    assert named_device("A100-80").host_link == named_device("L40S").link == 25e9
+    assert named_device("H100").host_link == named_device("H100-PCIe").link == 50e9
+
+
+def test_a_power_cap_lowers_what_products_reach():
+    capped, full = named_device("H100-500W"), named_device("H100")
+    assert capped.flops == full.flops
+    assert capped.sustained == pytest.approx(full.sustained * (5 / 7) ** 0.5)
+
+
+def test_a_card_of_which_only_the_memory_is_known():
+    assert generic_device(80).memory == int(79.1 * GIB)
+    assert generic_device(40).memory == named_device("A100-40").memory
+    assert generic_device(24).memory == int(22.0 * GIB)
+    assert generic_device(16).memory == int(0.92 * 16 * GIB)
+    assert generic_device(80).flops == named_device("A100-80").flops
+    assert generic_device(141).bandwidth == named_device("H200").bandwidth
+    assert generic_device(180).flops == named_device("B200").flops
+    assert cluster_of(8, 1, "40").device == cluster_of(8, 1, 40.0).device
+    assert cluster_of(8).device == generic_device(80)
+
+
+def test_networks_are_those_of_a_whole_node():
+    assert cluster_of(8, 1, "H100").network == 0
+    assert cluster_of(16, 2, "H100").network == 400e9
+    assert cluster_of(16, 2, "H100-500W").network == 400e9
+    assert cluster_of(16, 2, "A100-80").network == 200e9
+    assert cluster_of(16, 2, 80).network == 200e9
+    assert cluster_of(16, 2, "L40S").network == 12.5e9
+    assert cluster_of(16, 2, "H100", "hdr").network == 25e9
+    assert cluster_of(16, 2, "H100", "800").network == cluster_of(16, 2, "H100", 800).network == 100e9
+    assert cluster_of(16, 2, "H100").per_node == 8
+
+
+def test_cpu_processes_share_a_machine():
+    cluster = cpu_cluster(2, 1e12, 24 * GIB, cores=4)
+    assert (cluster.devices, cluster.nodes, cluster.host_memory) == (2, 1, 24 * GIB)
+    assert cluster.device.kind == "cpu"
+    assert cluster.device.memory == 12 * GIB
+    assert cluster.device.flops == 0.5e12
+    assert cluster.device.bandwidth == 40e9

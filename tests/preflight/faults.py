@@ -1,0 +1,67 @@
+"""Faults in a training loop, planted as a user makes them: by editing a copy of train.py."""
+
+from pathlib import Path
+
+from tests.processes import ROOT
+
+BACKWARD = "(loss_sum / num_targets).backward()"
+# Name -> (what a user replaces in train.py, by what).
+EDITS = {
+    "micro-batches averaged": (
+        BACKWARD,
+        "(loss_sum / max(1, micro_batch.target_ids.numel()) / len(inputs.deal(progress.step).items)).backward()",
+    ),
+    "wrong divisor": (BACKWARD, "(loss_sum / sum(batch.document_lengths)).backward()"),
+    "last micro-batch dropped": (
+        "            before_micro_batch(model",
+        "            if is_last:\n                break\n            before_micro_batch(model",
+    ),
+    "leak in the loop": (
+        "loss_sum = model(micro_batch.to(ranks.device), loss_sums)",
+        "micro_batch = one_document(micro_batch)\n            "
+        "loss_sum = model(micro_batch.to(ranks.device), loss_sums)",
+    ),
+    "optimizer not restored": (
+        "load_checkpoint(resume_from, parameters, optimizer, ranks)",
+        "load_checkpoint(resume_from, parameters, None, ranks)",
+    ),
+    "data by the number of ranks": (
+        "for deal in map(inputs.deal, range(first_step, total_steps)):",
+        "for deal in (inputs.deal(step * ranks.world_size % 4) for step in range(first_step, total_steps)):",
+    ),
+    "nothing is trained": ("        optimizer.step()\n", "        pass\n"),
+}
+# At the end of every copy: small matrices to measure the peak, one thread, and what the edits call.
+END = '''
+import dataclasses
+import model.flops
+
+measured_flops = model.flops.measured_flops
+model.flops.measured_flops = lambda device, dtype, size: measured_flops(device, dtype, 64)
+torch.set_num_threads(1)
+torch.set_num_threads = lambda count: None
+
+
+def one_document(micro_batch: MicroBatch) -> MicroBatch:
+    """As if all documents of a row were one."""
+    total = sum(micro_batch.document_lengths)
+    cu_seq_lens = torch.tensor([0, total], dtype=torch.int32)
+    return dataclasses.replace(micro_batch, document_lengths=(total,), cu_seq_lens=cu_seq_lens)
+
+
+if __name__ == "__main__":
+'''
+
+
+def write_train(folder: Path, fault: str | None = None) -> Path:
+    """A copy of train.py with the fault `fault` of EDITS."""
+    text = (ROOT / "train.py").read_text(encoding="utf-8")
+    if fault:
+        old, new = EDITS[fault]
+        assert text.count(old) == 1, f"train.py has {old!r} {text.count(old)} times"
+        text = text.replace(old, new)
+    body, _, end = text.rpartition('if __name__ == "__main__":\n')
+    path = folder / (f"train_{fault.replace(' ', '_')}" if fault else "train") / "train.py"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(body + END + end, encoding="utf-8")
+    return path

@@ -1,0 +1,102 @@
+"""What a build of torch for CPUs lacks of torch.cuda, for a run on a pretended GPU."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+
+from tests.rehearsal.fake_cuda import Event
+from tests.rehearsal.pretend_device import CPU, Names, Operators, PretendDevice, is_cuda
+
+
+class _Stream:
+    """A stream in which everything has already run."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        pass
+
+    def __getattr__(self, name: str):
+        return lambda *args, **kwargs: Event()
+
+
+class _Event(Event):
+    def record(self, stream: object = None) -> "_Event":
+        return self
+
+    def wait(self, stream: object = None) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+
+@contextmanager
+def pretend_device() -> Iterator[PretendDevice]:
+    """Run as if this process had a GPU."""
+    device, stream = PretendDevice(), _Stream()
+
+    @contextmanager
+    def on_stream(stream: object) -> Iterator[None]:
+        yield
+
+    group = torch.optim.Optimizer._group_tensors_by_device_and_dtype
+
+    def grouped(lists, with_indices=False):
+        made = group(lists, with_indices)
+        where = device.place if device.has(next(t for t in lists[0] if t is not None)) else CPU
+        return {(where, dtype): value for (_, dtype), value in made.items()}
+
+    wrapper = torch.Tensor._make_wrapper_subclass
+
+    def made_of(*args, **kwargs):
+        return wrapper(*args, **(kwargs | ({"device": CPU} if is_cuda(kwargs.get("device")) else {})))
+
+    start = torch.distributed.init_process_group
+
+    def gloo(backend, *args, **kwargs):
+        assert backend == "cpu:gloo,cuda:nccl"
+        return start("gloo", *args, **kwargs)
+
+    pretended = {
+        "Event": _Event,
+        "Stream": _Stream,
+        "stream": on_stream,
+        "current_stream": lambda *args: stream,
+        "is_available": lambda: True,
+        "device_count": lambda: int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        "current_device": lambda: device.place.index,
+        "set_device": lambda device: None,
+        "is_initialized": lambda: True,
+        "is_bf16_supported": lambda including_emulation=True: True,
+        "get_device_name": lambda device=None: "pretended GPU",
+        "get_device_properties": lambda device: SimpleNamespace(total_memory=80 * 10**9),
+        "mem_get_info": lambda device=None: (70 * 10**9, 80 * 10**9),
+        "max_memory_allocated": lambda device=None: 0,
+        "synchronize": lambda device=None: device_waits(device),
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: None,
+    }
+
+    def device_waits(_: object) -> None:
+        device.wait("synchronize")
+
+    plain = torch._C.TensorBase.device
+    place = property(lambda tensor: device.place if device.has(tensor) else plain.__get__(tensor))
+    with ExitStack() as stack:
+        for name, value in pretended.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        for owner, name, value in (
+            (torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(grouped)),
+            (torch.Tensor, "_make_wrapper_subclass", made_of),
+            (torch.distributed, "init_process_group", gloo),
+            (torch.Tensor, "device", place),
+            (torch.Tensor, "is_cuda", property(device.has)),
+            (torch.Tensor, "is_cpu", property(lambda tensor: tensor.device.type == "cpu")),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, value))
+        stack.enter_context(Operators(device))
+        stack.enter_context(Names(device))
+        yield device

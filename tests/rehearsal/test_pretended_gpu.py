@@ -1,0 +1,122 @@
+"""The whole of train.py on a pretended GPU (pretend_device.py): the CUDA path with real numbers, and what makes the host wait."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
+from tests.processes import run_python, run_ranks
+from tests.tiny import write_chat_file, write_tiny_model
+
+pytestmark = pytest.mark.slow
+WORKER = Path(__file__).with_name("pretend_worker.py")
+QUIET = ("step 2", "step 3", "step 4")  # not logged, hence without any wait
+EWC = ("ewc.strength=1.0", "ewc.documents=3", "ewc.batch=2")
+BF16 = "model.compute_dtype=bf16"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pretended")
+    write_tiny_model(folder / "model", family="mistral_sliding", tied=False, vocab_size=391)
+    write_chat_file(folder / "train.jsonl", 24, seed=0)
+    write_chat_file(folder / "other.jsonl", 4, seed=1)
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
+    data=Data(({str(folder / "train.jsonl")!r},), validation=({str(folder / "other.jsonl")!r},), sequence_length=256, cache=None),
+    batch=Batch(global_examples=4, micro_batch=1),
+    optimizer=Optimizer(1e-3, max_steps=5, warmup_steps=0, max_grad_norm=0.5),
+    ewc=EWC(data=({str(folder / "other.jsonl")!r},)),
+    run=Run("base", directory={str(folder / "runs")!r}, log_every=100),
+)
+""")
+    return folder
+
+
+def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None) -> dict:
+    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant}
+
+
+def pretend(folder: Path, name: str, runs: list[dict], world_size: int = 1) -> dict[str, dict]:
+    """By run.name: code, error, waits and operators on the last rank."""
+    plan = folder / f"{name}.json"
+    plan.write_text(json.dumps(runs))
+    done = run_python(WORKER, plan) if world_size == 1 else run_ranks(world_size, WORKER, plan)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-6000:]
+    reports = json.loads(plan.with_suffix(f".{world_size - 1}.waits.json").read_text())
+    for run, report in zip(runs, reports, strict=True):
+        assert run["plant"] or report["code"] == 0, output[-6000:]
+    return {run["arguments"][1].removeprefix("run.name="): report for run, report in zip(runs, reports, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def one(folder) -> dict[str, dict]:
+    return pretend(
+        folder,
+        "one",
+        [
+            run_of(folder, "fp32"),
+            run_of(folder, "bf16", BF16, "optimizer.skip_spikes=9", "model.activation_checkpointing=selective"),
+            run_of(folder, "ewc", BF16, *EWC, "optimizer.memory=12N", "run.eval_general=True"),
+            run_of(folder, "14N", BF16, *EWC, "ewc.device=cpu", "ewc.estimator=empirical", "optimizer.memory=14N"),
+            run_of(folder, "8N", BF16, "optimizer.memory=8N", "model.activation_checkpointing=full"),
+            run_of(folder, "6N", BF16, "optimizer.memory=6N", "model.activation_checkpointing=offload"),
+            run_of(folder, "offload", BF16, "sharding.cpu_offload=True"),
+            run_of(folder, "item", BF16, plant="item"),
+            run_of(folder, "host sums", BF16, plant="host_sums"),
+        ],
+    )
+
+
+def waits(report: dict) -> list[list[str]]:
+    return [wait for wait in report["waits"] if wait[0] in QUIET]
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "ewc", "14N", "8N", "6N"])
+def test_a_step_that_is_not_logged_never_waits_for_the_device(one, name) -> None:
+    assert waits(one[name]) == []
+    logged = {place.split(":")[0] for phase, _, place in one[name]["waits"] if phase == "step 5"}
+    assert "train.py" in logged  # the net sees the waits where they are due
+
+
+def test_bf16_runs_the_varlen_kernel_and_its_backward(one) -> None:
+    kernels = {"torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"}
+    assert kernels.isdisjoint(one["fp32"]["operators"])
+    assert all(kernels <= set(one[name]["operators"]) for name in ("bf16", "ewc", "14N", "8N", "6N", "offload"))
+
+
+def test_host_offload_waits_only_where_the_host_needs_the_gradients(one) -> None:
+    """FSDP adds the gradients of all but the first micro-batch on the host; the norm and the two scalars of AdamW."""
+    places = {place.split(":")[0] for _, _, place in waits(one["offload"])}
+    assert places == {"train.py"}
+    per_step = [place for phase, _, place in waits(one["offload"]) if phase == "step 3"]
+    assert len(set(per_step)) == 4
+
+
+def test_planted_faults_are_seen(one) -> None:
+    assert [(phase, what) for phase, what, _ in waits(one["item"])] == [
+        (phase, "aten::_local_scalar_dense") for phase in QUIET
+    ]
+    assert one["host sums"]["code"] == 1 and "expected all tensors on cuda:0" in one["host sums"]["error"]
+
+
+def test_the_cuda_path_gives_the_update_of_the_cpu_path(folder, one) -> None:
+    """fp32 to rounding; bf16 by the mathematics of the varlen kernel (windows, grouped heads) against torch's own products."""
+    launch(folder, "cpu", 1, [run_of(folder, "cpu"), run_of(folder, "cpu-bf16", BF16)])
+    runs = folder / "runs"
+    assert largest_difference(weights(runs / "cpu"), weights(runs / "fp32")) < 1e-6
+    assert relative_difference(rows(runs / "cpu"), rows(runs / "fp32"), "train/loss") < 1e-5
+    assert relative_difference(rows(runs / "cpu-bf16"), rows(runs / "bf16"), "train/loss") < 1e-2
+    assert relative_difference(rows(runs / "cpu-bf16"), rows(runs / "bf16"), "train/grad_norm") < 5e-2
+
+
+def test_two_ranks_with_gradients_that_are_reduced(folder, one) -> None:
+    strategies = ("full", "grad_op", "none")
+    two = pretend(folder, "two", [run_of(folder, s, f"sharding.strategy={s}") for s in strategies], world_size=2)
+    for strategy in strategies:
+        assert waits(two[strategy]) == []
+        assert largest_difference(weights(folder / "runs" / "fp32"), weights(folder / "runs" / strategy)) < 1e-5

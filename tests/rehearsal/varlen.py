@@ -1,0 +1,62 @@
+"""The mathematics of torch's varlen kernel (torch.nn.attention.varlen), forward and backward, for tensors of a CPU."""
+
+from collections.abc import Iterator
+
+import torch
+
+
+def varlen_forward(query, key, value, cu_q, cu_k, max_q, max_k, is_causal=False, scale=None, window_size=None, *rest):
+    """(output, logsumexp, rng state), shapes as those of torch_attn::_varlen_attn. Refuses what the kernel refuses."""
+    for tensor in (query, key, value):
+        assert tensor.dtype in (torch.bfloat16, torch.float16) and tensor.dim() == 3 and tensor.stride(-1) == 1
+    assert cu_q.dtype == cu_k.dtype == torch.int32 and cu_q.is_contiguous() and cu_k.is_contiguous()
+    assert isinstance(max_q, int) and max_q == int(cu_q.diff().max())
+    output = torch.empty_like(query)
+    lse = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
+    for part, probabilities, sums in _documents(query, key, cu_q, scale, is_causal, window_size):
+        output[part] = (probabilities @ _heads(value[part], query)).transpose(0, 1).to(query.dtype)
+        lse[:, part] = sums
+    return output, lse, query.new_zeros(2, dtype=torch.int64)
+
+
+def varlen_backward(
+    grad, query, key, value, out, lse, cu_q, cu_k, max_q, max_k, is_causal, rng, scale=None, window=None
+):
+    """Gradients of query, key and value, as of torch_attn::_varlen_attn_backward."""
+    grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
+    groups = query.shape[1] // key.shape[1]
+    for part, probabilities, _ in _documents(query, key, cu_q, scale, is_causal, window):
+        upper, keys, values = _heads(grad[part], query), _heads(key[part], query), _heads(value[part], query)
+        grad_scores = upper @ values.transpose(1, 2)
+        grad_scores = probabilities * (grad_scores - (grad_scores * probabilities).sum(-1, keepdim=True))
+        grad_scores = grad_scores * (scale or query.shape[-1] ** -0.5)
+        of_query = grad_scores @ keys
+        of_key = grad_scores.transpose(1, 2) @ _heads(query[part], query)
+        of_value = probabilities.transpose(1, 2) @ upper
+        for made, found in zip(grads, (of_query, of_key, of_value), strict=True):
+            if made.shape[1] != found.shape[0]:  # the queries of a group share a key
+                found = found.unflatten(0, (-1, groups)).sum(1)
+            made[part] = found.transpose(0, 1).to(made.dtype)
+    return tuple(grads)
+
+
+def _heads(tensor: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """fp32 `(heads of the query, tokens, head_dim)`."""
+    return tensor.float().transpose(0, 1).repeat_interleave(query.shape[1] // tensor.shape[1], dim=0)
+
+
+def _documents(query, key, cu, scale, is_causal, window) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """(tokens, probabilities `(heads, tokens, tokens)`, log of their sums) of each document."""
+    left, right = window or (-1, -1)
+    for start, end in zip(cu.tolist(), cu.tolist()[1:], strict=False):
+        part, length = slice(start, end), end - start
+        scores = _heads(query[part], query) @ _heads(key[part], query).transpose(1, 2)
+        scores = scores * (scale or query.shape[-1] ** -0.5)
+        distance = torch.arange(length)[:, None] - torch.arange(length)
+        seen = torch.ones(length, length, dtype=torch.bool)
+        if is_causal or right == 0:
+            seen &= distance >= 0
+        if left >= 0:
+            seen &= distance <= left
+        scores = scores.masked_fill(~seen, -torch.inf)
+        yield part, scores.softmax(-1), scores.logsumexp(-1)

@@ -1,0 +1,157 @@
+"""scripts/plan.py as a user starts it: with a config whose model has no weights, with a size, and with mistakes."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import exit_code_of
+from tests.processes import ROOT, run_python
+from tests.tiny import write_chat_file, write_tiny_model
+
+CONFIG = """
+from configs.config import *
+config = Config(
+    Model("model", activation_checkpointing="full"),
+    Data(("train.jsonl",), sequence_length=256, cache=None),
+    Batch(global_examples=8),
+    Optimizer(1e-4, epochs=2),
+    Run("r"),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A config, its data, and a model directory without weights."""
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "config.py").write_text(CONFIG)
+    write_chat_file(folder / "train.jsonl", 20)
+    write_tiny_model(folder / "model")
+    (folder / "model" / "model.safetensors").unlink()
+    return folder
+
+
+@pytest.fixture
+def plan(folder, monkeypatch, capsys):
+    """Run the script in this process: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("plan_script", ROOT / "scripts" / "plan.py")
+    assert spec and spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["plan.py", *arguments])
+        code = exit_code_of(script.main)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_config_is_planned_from_its_own_data(folder) -> None:
+    arguments = ("config.py", "--gpus", "4", "--gpu", "A100-40", "--json", "plan.json")
+    done = run_python(ROOT / "scripts" / "plan.py", *arguments, "batch.micro_batch=2", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    written = json.loads((folder / "plan.json").read_text())
+    workload = written["workload"]
+    assert workload["total_steps"] == 6 and [step["step"] for step in workload["steps"]] == list(range(6))
+    worst = workload["worst"]
+    line = f"{sum(worst['lengths'])} tokens in {len(worst['lengths'])} documents, {worst['targets']} targets"
+    said = " ".join(done.stdout.split())  # lines may break anywhere
+    assert f"{line}: step {worst['step'] + 1}, rank {worst['rank']} (all steps looked at)" in said
+    own = written["own"]
+    terms = dict(own["memory"])
+    assert terms.pop("total") == sum(terms.values()) <= written["cluster"]["device"]["memory"] and own["fits"]
+    for name, size in terms.items():
+        assert (re.search(rf"^  {name} +{size / 2**30:.1f}  ", done.stdout, re.MULTILINE) is not None) == (size > 0)
+    assert f"a checkpoint {written['disk']['checkpoint'] / 2**30:.1f} GiB" in said
+    for setting in written["settings"]:
+        assert setting["fits"] == (setting["fits_device"] and setting["fits_host"]) == (setting["speed"] is not None)
+        assert setting["fits_device"] == (setting["memory"]["total"] <= written["cluster"]["device"]["memory"])
+
+
+def tight(plan, folder, *more: str) -> tuple[str, dict]:
+    """A 1B model on one small GPU, which holds it only with other settings."""
+    arguments = ("--model", "1B", "--sequence", "512", "--gpus", "1", "--gpu-memory", "24", "--json", "tight.json")
+    code, out, err = plan(*arguments, *more)
+    assert code == 0, err
+    return out, json.loads((folder / "tight.json").read_text())
+
+
+@pytest.mark.slow
+def test_pasted_lines_give_a_setting_that_fits(plan, folder) -> None:
+    out, written = tight(plan, folder, "--micro-batch", "64", "model.activation_checkpointing=none")
+    assert (
+        "does not fit" in out
+        and "Your settings do not fit. The cheapest that do:" in out
+        and not written["own"]["fits"]
+    )
+    lines = written["proposals"]["cheapest"]["overrides"]
+    assert " ".join(lines) in " ".join(out.split())
+    again, found = tight(plan, folder, "--micro-batch", "64", "model.activation_checkpointing=none", *lines)
+    assert "Your settings fit" in again and found["own"]["memory"] == written["proposals"]["cheapest"]["memory"]
+
+
+@pytest.mark.slow
+def test_every_setting_is_listed(plan, folder) -> None:
+    out, written = tight(plan, folder, "--all")
+    rows = re.findall(
+        r"^  (\S.*?) {2,}(\d+N) +(\S+) +([\d.,]+) +([\d.,]+) +(\d+) .*  (yes|no|no \(host\))$", out, re.MULTILINE
+    )
+    assert len(rows) == len(written["settings"]) == 2 * 5 * 6 + ("every" in str(rows))
+    assert max(map(len, out.splitlines())) <= 100
+    assert sum(row[-1] == "yes" for row in rows) == sum(setting["fits"] for setting in written["settings"])
+
+
+@pytest.mark.slow
+def test_nothing_fits(plan, folder) -> None:
+    code, out, _ = plan("--model", "70B", "--gpus", "1", "--gpu", "L4", "--host-memory", "64", "--json", "no.json")
+    written = json.loads((folder / "no.json").read_text())
+    assert code == 0 and "No setting fits" in out and written["proposals"]["cheapest"] is None
+    assert f"It would fit on {written['nearest']['devices']} GPUs of this kind." in out
+    assert "if a node's host had" in out
+
+
+@pytest.mark.parametrize(
+    "arguments,sentence",
+    [
+        ([], "name a config, e.g. configs/xbrl.py, or a model"),
+        (["config.py", "--gpus", "0"], "--gpus 0: a run needs at least one GPU"),
+        (["config.py", "--gpus", "8", "--nodes", "3"], "--gpus 8 cannot be spread evenly over 3 nodes"),
+        (["config.py", "--gpu", "H10"], "did you mean H100"),
+        (["config.py", "--gpu-memory", "-1"], "--gpu-memory -1 must be above 0"),
+        (["config.py", "--save-bandwidth", "0"], "--save-bandwidth 0 must be above 0"),
+        (["config.py", "--host-memory", "-2"], "--host-memory -2 must be 0 (unknown) or more"),
+        (["config.py", "--gpus", "16", "--network", "slow"], "no network named slow"),
+        (["config.py", "--sequence", "512"], "--sequence goes with --model"),
+        (["nothing.py"], "config file nothing.py does not exist"),
+        (["config.py", "optimizer.memry=12N"], "did you mean optimizer.memory?"),
+        (["config.py", "model.path=elsewhere"], "or plan without it: scripts/plan.py --model"),
+        (["config.py", "data.train=elsewhere.jsonl"], "or plan without it: scripts/plan.py --model"),
+        (["config.py", "sharding.strategy=hybrid", "sharding.shard_size=3"], "8 ranks cannot be divided into groups"),
+        (["--model", "9B"], "9B is neither a model directory nor one of"),
+        (["--model", "7B", "--sequence", "0"], "--sequence 0 must be 1 or more"),
+        (["--model", "7B", "--length", "9999"], "--length 9999 is longer than --sequence 4096"),
+        (["--model", "7B", "batch.global_examples=none", "batch.global_tokens=9"], "set --global-examples"),
+        (["--model", "organisation/model"], "its config.json cannot be fetched, because the Hugging Face hub"),
+    ],
+)
+def test_a_mistake_is_one_sentence(plan, monkeypatch, arguments, sentence) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, out, err = plan(*arguments)
+    assert code == 2 and out == "" and sentence in err and err.count("\n") == 1
+
+
+def test_names_of_sizes_in_lower_case_and_directories_without_data(plan, folder) -> None:
+    from planner.subject import Assumed, from_name
+
+    assert from_name("7b", Assumed(), []).shape.num_parameters == from_name("7B", Assumed(), []).shape.num_parameters
+    subject = from_name("model", Assumed(sequence=256, length=100), [])
+    assert subject.workloads(2, "cuda")(1).worst.lengths == (100, 100)
