@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from bench.ladder import EXTRA, RUNGS
 
 Result = dict[str, object]  # ok: bool; text: what was found, in one line; and the figures
@@ -80,7 +82,14 @@ def read_tests(out: Path) -> Result:
     text = f"{passed} passed, {len(failed)} failed, {count['skipped']} skipped" + "".join(
         f"; {name}" for name in failed
     )
-    return {"ok": not failed, "text": text, "passed": passed, "failed": failed, "skipped": count["skipped"]}
+    nothing = torch.cuda.is_available() and not passed  # without a GPU all are skipped, which a rehearsal expects
+    return {
+        "ok": not failed and not nothing,
+        "text": text,
+        "passed": passed,
+        "failed": failed,
+        "skipped": count["skipped"],
+    }
 
 
 def read_peak(out: Path) -> Result:
