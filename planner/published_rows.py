@@ -13,7 +13,7 @@ TORCHTITAN_A100 = (
     "https://github.com/pytorch/torchtitan/blob/041336434916bdc0f88c1f89fda176fd3c2092e4/docs/performance.md"
 )
 PYTORCH_IBM = "https://pytorch.org/blog/maximizing-training/"
-FMS_FSDP = "https://github.com/foundation-model-stack/fms-fsdp/blob/main/README.md"
+FMS_FSDP = "https://github.com/foundation-model-stack/fms-fsdp/blob/0d319983c4b3b7f7b3b5e2c5e7f746746b6f73a9/README.md"
 KEMPNER = "https://github.com/KempnerInstitute/KempnerForge/blob/main/benchmarks/mfu_scaling/mfu_scaling_2026-04-05.md"
 AUTOMODEL = "https://docs.nvidia.com/nemo/automodel/performance/performance-summary.md"
 
