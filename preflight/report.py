@@ -23,6 +23,8 @@ def lines(results: Sequence[Result], seconds: float) -> list[str]:
         for result in results:
             if result.group == group:
                 first, *more = result.text.splitlines() or [""]
+                shown = result.figures.get("lines")  # examples to look at
+                more += map(str, shown) if isinstance(shown, list) else ()
                 said.append(f"{result.status:<7}  {group:<{groups}}  {result.name:<{names}}  {first}".rstrip())
                 said += [" " * (7 + 2 + groups + 2 + names + 2) + line for line in more]
     return [*said, total(results, seconds)]

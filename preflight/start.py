@@ -39,6 +39,7 @@ from preflight.runs import Measured, run_checks
 from training.owner import LOCK_FILE, own_directory
 
 SHARED = "shared disk"
+REFERENCE_SECONDS = 45  # for the losses and the gradient of step 1, document by document
 
 
 def check_run(command: Command, world_size: int) -> int:
@@ -138,6 +139,7 @@ def probe(context: Context, command: Command) -> tuple[list[Result], dict | None
     """The results of data, model and precision, from a child of rank 0 alone, and the reference of step 1. A collective."""
     out = context.scratch / "probe.json"
     arguments = ("-m", "preflight.probe", "--out", str(out), "--world-size", str(context.ranks.world_size))
+    arguments += ("--seconds", str(REFERENCE_SECONDS))
     arguments += ("--layers-model", str(context.model)) if context.model else ()
     ended = context.run("probe", (*arguments, *command.arguments), 0)
 

@@ -14,7 +14,7 @@ from preflight.result import FAILS, OK, SKIPPED, WARNING, Result
 
 RESULTS = [
     Result("machine", "disk", OK, "room"),
-    Result("data", "EOS", FAILS, "no end\nsecond line", {"examples": 3}),
+    Result("data", "EOS", FAILS, "no end\nsecond line", {"examples": 3, "lines": ["shown"]}),
     Result("run", "loss", SKIPPED, "no reference"),
 ]
 
@@ -23,6 +23,7 @@ def test_lines_stand_in_the_order_of_the_groups_and_the_last_one_counts() -> Non
     assert lines(RESULTS, 61.4) == [
         "fails    data       EOS   no end",
         "                          second line",
+        "                          shown",
         "skipped  run        loss  no reference",
         "ok       machine    disk  room",
         "3 checks in 61 s: 1 ok, 0 warning, 1 fails, 1 skipped; do not start this run before what fails is mended",
