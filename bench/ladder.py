@@ -77,6 +77,14 @@ RUNGS = {
     "12N": Rung("+ 12 bytes per parameter", checkpointing="full", memory="12N"),
     "6N": Rung("+ 8-bit moments", checkpointing="full", memory="6N"),
 }
+# Not rungs of the ladder, but runs of the same kind, against which scripts/gpu_proof.sh holds the planner.
+EXTRA = {
+    "uncompiled": Rung("chunked loss, without compile", compiled=False),
+    "full": Rung("checkpointing, without compile", compiled=False, checkpointing="full"),
+    "selective": Rung("selective checkpointing, without compile", compiled=False, checkpointing="selective"),
+    "offload": Rung("activations on the host, without compile", compiled=False, checkpointing="offload"),
+    "8N": Rung("8 bytes per parameter, without compile", compiled=False, checkpointing="full", memory="8N"),
+}
 
 
 def all_logits_at_once(
@@ -180,10 +188,10 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="JSON file for the measurements")
     parser.add_argument("--device", default="cuda", choices=tuple(SHAPES))
     parser.add_argument("--rungs", default=",".join(RUNGS), help="which rungs to run, in this order (%(default)s)")
-    parser.add_argument("--rung", choices=tuple(RUNGS), help="run only this rung, in this process")
+    parser.add_argument("--rung", choices=tuple(RUNGS | EXTRA), help="run only this rung, in this process")
     arguments = parser.parse_args()
     if arguments.rung:
-        arguments.out.write_text(json.dumps(run_rung(RUNGS[arguments.rung])), encoding="utf-8")
+        arguments.out.write_text(json.dumps(run_rung((RUNGS | EXTRA)[arguments.rung])), encoding="utf-8")
         return
     device = torch.device(arguments.device)
     peak = measured_peak(device, choose_dtype("auto", device))

@@ -6,6 +6,7 @@ that quotes them (docs/planning.md) can be made again.
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from planner.step_time import Speed, expected_speed
 from planner.subject import Assumed, Subject, from_name
 from planner.workload import Workload
 
+WIDTH = 100  # columns
 MEMORIES = ("16N", "12N", "8N")
 PER_NODE = 8
 SEQUENCE = 4096  # tokens of each example and of a micro-batch
@@ -146,7 +148,7 @@ def _fit(model: str, gpus: int, card: str, offload: bool, memory: str) -> Fit:
     shape, config, workload = _parts(model, cluster)
     plain, moved = _with(config, memory), _with(config, memory, offload=True)
     return Fit(
-        f"{model} on {gpus} x {card}{' with offload' if offload else ''}",
+        f"{model} on {gpus} x {card}{' + offload' if offload else ''}",
         memory,
         offload,
         device_memory(shape, plain, cluster, workload.worst).total,
@@ -190,14 +192,12 @@ def figures() -> Iterator[Figure]:
         device_memory(shape, _with(config, "16N", checkpointing=mode), cluster, workload.worst).activations
         for mode in ("none", "full")
     ]
-    yield Figure(
-        "activations without checkpointing over those with it (7B)", 4, (kept[0] / kept[1], kept[0] / kept[1]), "x"
-    )
+    yield Figure("activations without and with checkpointing, 7B", 4, (kept[0] / kept[1], kept[0] / kept[1]), "x")
     speeds = [
         expected_speed(shape, _with(config, "16N", checkpointing=mode), cluster, workload) for mode in ("none", "full")
     ]
     cost = 100 * (_middle(speeds[0]) / _middle(speeds[1]) - 1)
-    yield Figure("time that checkpointing adds (7B on 8 x A100-80)", 20, (cost, cost), "%")
+    yield Figure("time that checkpointing adds, 7B on 8 x A100-80", 20, (cost, cost), "%")
     yield _reports()
 
 
@@ -206,9 +206,7 @@ def _reports() -> Figure:
     subject, cluster = _subject("8B", 6800, 2860), _cluster(8, "A100-80")
     workload = subject.workloads(cluster.devices, "cuda")(1)
     speed = expected_speed(subject.shape, _with(subject.config, "16N"), cluster, workload)
-    return Figure(
-        "6,800 examples of 2,860 tokens x 3 epochs, 8B on 8 x A100-80", 14, speed.hours, "hours", at_most=True
-    )
+    return Figure("6,800 examples (2,860 tokens) x 3, 8B on 8 x A100-80", 14, speed.hours, "hours", at_most=True)
 
 
 def instead_of_eight() -> Iterator[Fit]:
@@ -220,39 +218,45 @@ def instead_of_eight() -> Iterator[Fit]:
 def published_table() -> str:
     """All judgements as text of at most 100 columns."""
     lines = [
-        "Does it fit? sharding.strategy=full, activation_checkpointing=full, micro_batch=1, sequences of",
-        f"{SEQUENCE:,} tokens. GiB per GPU without and with sharding.cpu_offload; host: GiB of a node for it",
-        f"  {'claim':32}{'memory':>7}{'without':>9}{'offload':>9}{'usable':>8}{'host':>7}  verdict",
+        *textwrap.wrap(
+            "Does it fit? sharding.strategy=full, activation_checkpointing=full, micro_batch=1, sequences of "
+            f"{SEQUENCE:,} tokens. GiB per GPU without and with sharding.cpu_offload; host: GiB of a node for it",
+            WIDTH,
+        ),
+        f"  {'claim':29}{'memory':>7}{'without':>9}{'offload':>9}{'usable':>8}{'host':>7}  verdict",
     ]
     lines += [_fit_line(fit) for fit in fits()]
     lines += ["", '"7B on 4 x 40 GB with ZeRO-3 and CPU offload, instead of 8"']
     lines += [_fit_line(fit) for fit in instead_of_eight()]
     lines += [
         "",
-        f"Hours of {EPOCHS} epochs of {EXAMPLES:,} examples of {SEQUENCE:,} tokens, and the tokens of an example with which the",
-        "claimed hours would pass",
-        f"  {'claim':24}{'memory':>7}{'claimed':>10}{'expected':>12}{'tokens':>17}  verdict",
+        *textwrap.wrap(
+            f"Hours of {EPOCHS} epochs of {EXAMPLES:,} examples of {SEQUENCE:,} tokens, and tokens of an example with which "
+            "the claimed hours would pass",
+            WIDTH,
+        ),
+        f"  {'claim':19}{'memory':>7}{'claimed':>9}{'expected':>11}{'tokens':>16}  verdict",
     ]
     for row in durations():
         expected = f"{row.expected[0]:.1f}-{row.expected[1]:.1f}" if row.expected else ""
         length = f"{row.length[0]:,.0f}-{row.length[1]:,.0f}" if row.length else ""
-        with_offload = " (with offload)" if row.offload and row.expected else ""
+        with_offload = " (offload)" if row.offload and row.expected else ""
         claimed = f"{row.claimed[0]:g}-{row.claimed[1]:g}"
         lines.append(
-            f"  {row.claim:24}{row.memory:>7}{claimed:>10}{expected:>12}{length:>17}  {row.verdict}{with_offload}"
+            f"  {row.claim:19}{row.memory:>7}{claimed:>9}{expected:>11}{length:>16}  {row.verdict}{with_offload}"
         )
-    lines += ["", f"Single figures (about: within {ABOUT:.0%})", f"  {'claim':62}{'claimed':>9}{'ours':>11}  verdict"]
+    lines += ["", f"Single figures (about: within {ABOUT:.0%})", f"  {'claim':54}{'claimed':>9}{'ours':>10}  verdict"]
     for figure in figures():
         low, high = figure.found
         ours = f"{low:.1f}" if low == high else f"{low:.1f}-{high:.1f}"
         claimed = f"{figure.claimed:g} {figure.unit}"
-        lines.append(f"  {figure.claim:62}{claimed:>9}{ours:>11}  {figure.verdict}")
+        lines.append(f"  {figure.claim:54}{claimed:>9}{ours:>10}  {figure.verdict}")
     return "\n".join(lines)
 
 
 def _fit_line(fit: Fit) -> str:
     return (
-        f"  {fit.claim:32}{fit.memory:>7}{fit.without / GIB:>9,.1f}{fit.offloaded / GIB:>9,.1f}{fit.usable / GIB:>8.1f}"
+        f"  {fit.claim:29}{fit.memory:>7}{fit.without / GIB:>9,.1f}{fit.offloaded / GIB:>9,.1f}{fit.usable / GIB:>8.1f}"
         f"{fit.host / GIB:>7,.0f}  {fit.verdict}"
     )
 

@@ -24,6 +24,7 @@ class Device:
     host_link: float = 25e9  # bytes/s in one direction to the host's memory
     sustained: float = 0.8  # share of `flops` that the best large matrix product reaches
     attention: float = 0.7  # share of `flops` that FlashAttention-2 reaches at best
+    network: float = 12.5e9  # bytes/s of the network cards of a node of such GPUs, where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class _Card:
 
 
 _PCIE4, _PCIE5 = 25.0, 50.0  # of x16: 32 and 64 GB/s less the protocol, as copies from pinned memory reach
-_TEN = 100.0  # one card of 100 Gb/s in a node without NVLink
+_ONE_CARD = 100.0  # one card of 100 Gb/s in a node without NVLink (the NVLink of NVL and PCIe cards joins pairs only)
 
 # Bandwidths: NVIDIA's data sheets (https://www.nvidia.com/en-us/data-center/ h100, h200, a100, l40s, l4, a10) and the
 # architecture whitepapers of the GeForce and RTX cards. Memory: the "total capacity" of torch's out-of-memory messages, the
@@ -72,20 +73,20 @@ _TEN = 100.0  # one card of 100 Gb/s in a node without NVLink
 _CARDS = {
     "A100-40": _Card("A100-SXM4-40GB", 40, 39.38, 1555, 300, _PCIE4, 1600, 0.869),
     "A100-80": _Card("A100-SXM4-80GB", 80, 79.14, 2039, 300, _PCIE4, 1600, 0.869),
-    "A100-PCIe-80": _Card("A100 80GB PCIe", 80, 79.14, 1935, _PCIE4, _PCIE4, _TEN, 0.811),
+    "A100-PCIe-80": _Card("A100 80GB PCIe", 80, 79.14, 1935, _PCIE4, _PCIE4, _ONE_CARD, 0.811),
     "H100": _Card("H100 80GB HBM3", 80, 79.1, 3350, 450, _PCIE5, 3200, 0.803, 0.35),
-    "H100-NVL": _Card("H100 NVL", 94, 93.0, 3938, 300, _PCIE5, _TEN, 0.8, 0.35),
-    "H100-PCIe": _Card("H100 PCIe", 80, 79.1, 2000, _PCIE5, _PCIE5, _TEN, 0.8, 0.35),
+    "H100-NVL": _Card("H100 NVL", 94, 93.0, 3938, _PCIE5, _PCIE5, _ONE_CARD, 0.8, 0.35),
+    "H100-PCIe": _Card("H100 PCIe", 80, 79.1, 2000, _PCIE5, _PCIE5, _ONE_CARD, 0.8, 0.35),
     "H200": _Card("H200", 141, 139.7, 4800, 450, _PCIE5, 3200, 0.803, 0.35),
     "B200": _Card("B200", 180, 178.3, 8000, 900, _PCIE5, 3200, 0.776, 0.2),
-    "L40S": _Card("L40S", 48, 44.3, 864, _PCIE4, _PCIE4, _TEN),
-    "L4": _Card("L4", 24, 22.0, 300, _PCIE4, _PCIE4, _TEN),
-    "A10": _Card("A10", 24, 22.0, 600, _PCIE4, _PCIE4, _TEN),
-    "A10G": _Card("A10G", 24, 22.0, 600, _PCIE4, _PCIE4, _TEN),
-    "A40": _Card("A40", 48, 44.3, 696, _PCIE4, _PCIE4, _TEN),
-    "A6000": _Card("RTX A6000", 48, 47.3, 768, _PCIE4, _PCIE4, _TEN),
-    "RTX-4090": _Card("GeForce RTX 4090", 24, 23.5, 1008, _PCIE4, _PCIE4, _TEN),
-    "RTX-5090": _Card("GeForce RTX 5090", 32, 31.3, 1792, _PCIE5, _PCIE5, _TEN),
+    "L40S": _Card("L40S", 48, 44.3, 864, _PCIE4, _PCIE4, _ONE_CARD),
+    "L4": _Card("L4", 24, 22.0, 300, _PCIE4, _PCIE4, _ONE_CARD),
+    "A10": _Card("A10", 24, 22.0, 600, _PCIE4, _PCIE4, _ONE_CARD),
+    "A10G": _Card("A10G", 24, 22.0, 600, _PCIE4, _PCIE4, _ONE_CARD),
+    "A40": _Card("A40", 48, 44.3, 696, _PCIE4, _PCIE4, _ONE_CARD),
+    "A6000": _Card("RTX A6000", 48, 47.3, 768, _PCIE4, _PCIE4, _ONE_CARD),
+    "RTX-4090": _Card("GeForce RTX 4090", 24, 23.5, 1008, _PCIE4, _PCIE4, _ONE_CARD),
+    "RTX-5090": _Card("GeForce RTX 5090", 32, 31.3, 1792, _PCIE5, _PCIE5, _ONE_CARD),
 }
 # Some operators cap an SXM H100 at 500 W instead of 700 W. The cap lowers its clock, whatever the data sheet says. That its
 # products slow down with the square root of the power is an assumption.
@@ -127,6 +128,7 @@ def named_device(name: str) -> Device:
                 host_link=card.host_link * 1e9,
                 sustained=card.sustained,
                 attention=card.attention,
+                network=card.network * 1e9 / 8,
             )
     raise UserError(f"no GPU named {name} is known{_nearest(name, GPU_NAMES)}; there are {', '.join(GPU_NAMES)}")
 
@@ -145,25 +147,43 @@ def generic_device(gigabytes: float) -> Device:
     return replace(named_device(like), name=f"{gigabytes:g} GB, as fast as {like}", memory=int(memory * GIB))
 
 
+def found_device(name: str, memory: int, flops: float) -> Device:
+    """The GPU of a process: CUDA tells its name and memory (bytes), and its data sheet the speeds.
+
+    flops: measured in bf16, for a GPU that is not listed. It is taken to have PCIe 4.0 and no NVLink, and as many FLOP per
+    byte of its memory as an A100.
+    """
+    try:
+        return replace(named_device(name), name=name, memory=memory)
+    except UserError:
+        a100 = named_device("A100-40")
+        bandwidth = flops * a100.bandwidth / a100.flops
+        return Device(name, "cuda", memory, flops, bandwidth, link=_PCIE4 * 1e9, sustained=1.0)
+
+
 def cluster_of(
     gpus: int,
     nodes: int = 1,
-    gpu: str | float | None = None,
+    gpu: str | float | Device | None = None,
     network: str | float | None = None,
     host_memory: int = 0,
 ) -> Cluster:
     """`gpus` GPUs in total on `nodes` nodes.
 
-    gpu: a name (`named_device`) or the memory in GB (`generic_device`); None: 80 GB. network: a name from `NETWORKS` or the
+    gpu: a name (`named_device`), the memory in GB (`generic_device`), or a device; None: 80 GB. network: a name from `NETWORKS` or the
     Gb/s of a node in one direction; None: that of the DGX with this GPU, or one card of 100 Gb/s where the GPUs have no NVLink.
     host_memory: bytes of one node's host. Raises UserError.
     """
     if gpus < 1 or nodes < 1 or gpus % nodes:
         raise UserError(f"{gpus} GPUs cannot be spread evenly over {nodes} nodes")
-    is_number = not isinstance(gpu, str) or gpu.replace(".", "", 1).isdigit()
-    device = generic_device(float(80 if gpu is None else gpu)) if is_number else named_device(str(gpu))
-    gigabits = 0.0 if nodes == 1 else _gigabits(device, network)
-    return Cluster(device, gpus, nodes, gigabits * 1e9 / 8, host_memory)
+    if isinstance(gpu, Device):
+        device = gpu
+    elif isinstance(gpu, str) and not _is_number(gpu):
+        device = named_device(gpu)
+    else:
+        device = generic_device(float(80 if gpu is None else gpu))
+    between = 0.0 if nodes == 1 else _network(device, network)
+    return Cluster(device, gpus, nodes, between, host_memory)
 
 
 def cpu_cluster(processes: int, peak_flops: float, memory: int, cores: int | None = None) -> Cluster:
@@ -185,23 +205,25 @@ def cpu_cluster(processes: int, peak_flops: float, memory: int, cores: int | Non
     return Cluster(device, processes, host_memory=memory)
 
 
-def _gigabits(device: Device, network: str | float | None) -> float:
-    """Gb/s of a node."""
+def _network(device: Device, network: str | float | None) -> float:
+    """Bytes/s of a node."""
     if network is None:
-        like = device.name.rsplit(" ", 1)[-1]  # of a generic device
-        like = _CAPPED[like][0] if like in _CAPPED else like
-        return _CARDS[like].network
-    if isinstance(network, str) and not network.replace(".", "", 1).isdigit():
+        return device.network
+    if isinstance(network, str) and not _is_number(network):
         for key, gigabits in NETWORKS.items():
             if _plain(key) == _plain(network):
-                return gigabits
+                return gigabits * 1e9 / 8
         near = _nearest(network, NETWORKS)
         raise UserError(
             f"no network named {network} is known{near}; give one of {', '.join(NETWORKS)} or the Gb/s of a node"
         )
     if float(network) <= 0:
         raise UserError(f"a network of {network} Gb/s cannot connect nodes")
-    return float(network)
+    return float(network) * 1e9 / 8
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
 
 
 def _plain(name: str) -> str:

@@ -2,7 +2,7 @@
 
 Every row is sharded data parallelism alone (FSDP), because that is what the planner plans. Documents fill the sequence, all
 tokens are targets, and attention sees the whole sequence. Rows of one source stand together; within a source every second
-one is held out from the fit (`Row.is_fitted`). `LEFT_OUT` says what was found and does not compare.
+one is held out from the fit (planner/published.py). `LEFT_OUT` says what was found and does not compare.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ TORCHTITAN_A100 = (
     "https://github.com/pytorch/torchtitan/blob/041336434916bdc0f88c1f89fda176fd3c2092e4/docs/performance.md"
 )
 PYTORCH_IBM = "https://pytorch.org/blog/maximizing-training/"
-FMS_FSDP = "https://github.com/foundation-model-stack/fms-fsdp/blob/main/README.md"
+FMS_FSDP = "https://github.com/foundation-model-stack/fms-fsdp/blob/0d319983c4b3b7f7b3b5e2c5e7f746746b6f73a9/README.md"
 KEMPNER = "https://github.com/KempnerInstitute/KempnerForge/blob/main/benchmarks/mfu_scaling/mfu_scaling_2026-04-05.md"
 AUTOMODEL = "https://docs.nvidia.com/nemo/automodel/performance/performance-summary.md"
 
@@ -152,6 +152,26 @@ ROWS = (
     ),
 )
 
+# More of llm-foundry's rows, which were looked at only when the model was finished: long and short sequences, other numbers of GPUs.
+BLIND_ROWS = (
+    _foundry("MPT 30B", 2048, 16, "H100", 10, 3, "full", 2263),
+    _foundry("MPT 13B", 4096, 8, "H100", 10, 3, "full", 4717),
+    _foundry("MPT 13B", 16384, 8, "H100", 3, 3, "full", 2985),
+    _foundry("MPT 7B", 4096, 8, "H100", 16, 2, "full", 8611),
+    _foundry("MPT 7B", 65536, 8, "H100", 1, 2, "full", 1956),
+    _foundry("MPT 3B", 8192, 8, "H100", 3, 6, "none", 16578),
+    _foundry("MPT 1B", 2048, 64, "H100", 20, 1, "none", 44402),
+    _foundry("MPT 1B", 512, 8, "H100", 56, 4, "none", 52275),
+    _foundry("MPT 30B", 8192, 8, "A100-80", 1, 21, "full", 574),
+    _foundry("MPT 13B", 16384, 8, "A100-80", 3, 3, "full", 1431),
+    _foundry("MPT 1B", 512, 8, "A100-80", 56, 4, "none", 23148),
+    _foundry("MPT 350M", 2048, 8, "A100-80", 32, 2, "none", 58782),
+    _foundry("MPT 30B", 2048, 32, "A100-40", 4, 1, "full", 857),
+    _foundry("MPT 7B", 16384, 8, "A100-40", 1, 4, "full", 2249),
+    _foundry("MPT 3B", 2048, 64, "A100-40", 6, 1, "none", 9736),
+    _foundry("MPT 350M", 8192, 8, "A100-40", 4, 4, "none", 34933),
+)
+
 # What was found and is not compared, with the reason.
 LEFT_OUT = (
     ("Megatron-Bridge, Llama 3 70B SFT, 32 x H100: 1,638", "its products are in FP8, and it splits layers over GPUs (tensor and pipeline parallelism)"),
@@ -160,5 +180,5 @@ LEFT_OUT = (
     ("torchtitan, 70B and 405B", "tensor and pipeline parallelism"),
     ("KempnerForge, rows with TP", "tensor parallelism"),
     ("NeMo AutoModel, Llama 3 8B and 70B with LoRA", "the weights' gradients and the optimizer are missing"),
-    ("llm-foundry, rows in FP8, and the other 100 rows in bf16", "FP8; and of the others a choice of sizes, lengths and numbers of GPUs is enough"),
+    ("llm-foundry, rows in FP8, and more rows in bf16", "FP8; of the others a choice of sizes, lengths and numbers of GPUs is enough"),
 )  # fmt: skip

@@ -18,54 +18,20 @@ from dataclasses import dataclass
 
 from common.dtypes import DTYPES
 from configs.config import Config
+from planner.assumptions import (
+    ASSUMPTIONS,
+    BACKWARD_ATTENTION,
+    CPU_PAIR_BYTES,
+    FP32_ON_CUDA,
+    HALF_LENGTH,
+    HOST_PER_LAYER,
+    Assumptions,
+)
 from planner.cluster import Cluster
 from planner.communication import Collectives, collectives, shard_ranks
 from planner.shape import ModelShape
 from planner.traffic import STATE_BYTES, Widths, copies_bytes, head_bytes, layers_bytes, optimizer_bytes
 from planner.workload import StepWork, Workload
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """What no data sheet says. The same for all models and machines of a kind."""
-
-    products: float  # share of `Device.sustained` that large products inside of a model reach
-    half_tokens: float  # of a micro-batch, at which products reach half of that
-    attention: float  # share of `Device.attention` that its kernel reaches for long documents
-    bandwidth: float  # share of the memory bandwidth that elementwise kernels reach
-    link: float  # share of a link's bandwidth that collectives reach
-    contention: float  # share of a hidden collective's time by which it slows the computation that hides it
-    host: float  # bytes/s of AdamW on the host, for the shard of one rank
-
-
-# kind of device -> slow, middle, fast. On CUDA the middle is fitted to the half of the published runs that is meant for it
-# (planner/published.py), and slow and fast are what bounds nine tenths of that half. The host's bandwidth is that of one core
-# (torchrun sets OMP_NUM_THREADS=1), of three and of eight. On a CPU the middle is what docs/performance.md measured; slow has
-# a busy or slower memory.
-ASSUMPTIONS = {
-    "cuda": (
-        Assumptions(0.88, 1200, 0.45, 0.75, 0.50, 0.40, 10e9),
-        Assumptions(1.00, 750, 0.58, 0.90, 0.65, 0.25, 25e9),
-        Assumptions(1.00, 300, 1.10, 0.95, 0.85, 0.00, 60e9),
-    ),
-    "cpu": (
-        Assumptions(0.70, 0, 1.0, 0.40, 0.6, 0.0, 0.0),
-        Assumptions(0.85, 0, 1.0, 0.75, 0.8, 0.0, 0.0),
-        Assumptions(1.00, 0, 1.0, 1.00, 1.0, 0.0, 0.0),
-    ),
-}
-HALF_LENGTH = (
-    512  # tokens of a document for which attention reaches half of its rate (FlashAttention-2, arXiv:2307.08691)
-)
-BACKWARD_ATTENTION = 2.5  # flash attention recomputes the scores: 5 products in backward, 2 in forward
-# On a CPU attention writes its scores to memory: bytes per pair and head, so that an EPYC needs 5 to 6 times as long for a
-# FLOP of it as for one of a product, as measured (docs/performance.md).
-CPU_PAIR_BYTES = 144
-# Seconds in which Python starts forward and backward of a layer: about 150 kernels of 5 us, and FSDP's hooks.
-HOST_PER_LAYER = 1.5e-3
-# On a CPU attention writes scores to memory: bytes per pair and head, so that an EPYC needs 5 to 6 times as long for a
-# FLOP of it as for one of a product, as measured (docs/performance.md).
-CPU_PAIR_BYTES = 144
 
 
 @dataclass(frozen=True)
@@ -144,7 +110,10 @@ class _Model:
         forward, backward = self._compute(step)
         copies = self._copies(count)
         compute = count * (forward.total + backward.total) + copies
-        host = max(0.0, count * HOST_PER_LAYER * len(self.shape.layers) - compute) if self.is_cuda else 0.0
+        communication = self._communication(count, forward.total, backward.total)
+        # Python waits for neither, so it delays only what both leave idle.
+        busy = compute + communication
+        host = max(0.0, count * HOST_PER_LAYER * len(self.shape.layers) - busy) if self.is_cuda else 0.0
         offload = self._offload(step)
         optimizer = 0.0
         if not (self.config.sharding.cpu_offload and self.is_cuda):
@@ -153,7 +122,7 @@ class _Model:
             "products": count * (forward.products + backward.products),
             "attention": count * (forward.attention + backward.attention),
             "memory": count * (forward.memory + backward.memory) + copies,
-            "communication": self._communication(count, forward.total, backward.total),
+            "communication": communication,
             "optimizer": optimizer,
             "offload": offload,
             "balance": compute * (1 / step.balance - 1),
@@ -164,7 +133,7 @@ class _Model:
         """Forward and backward of a micro-batch."""
         work = self.shape.work
         rows = self.cluster.devices * step.micro_batches
-        tokens, targets = step.tokens / rows, step.targets / rows
+        tokens, targets = max(step.tokens, 1) / rows, step.targets / rows
         layers, head = work.per_token * tokens, work.per_target * targets
         pairs = max(0.0, step.flops / rows - layers - head)
         rate = self._products_rate(tokens)
@@ -186,6 +155,8 @@ class _Model:
     def _products_rate(self, tokens: float) -> float:
         """FLOP/s of the products of a micro-batch of so many tokens."""
         peak = self.device.flops * self.device.sustained
+        if self.is_cuda and self.config.model.compute_dtype == "fp32":
+            peak *= FP32_ON_CUDA
         return peak * self.assumptions.products * tokens / (tokens + self.assumptions.half_tokens)
 
     def _attention(self, flops: float, tokens: float) -> float:

@@ -127,18 +127,13 @@ def _simulated(report: Report) -> list[str]:
     if found is None:
         return []
     memory = report.found.own.memory
-    pairs = {
-        "parameters": (memory.parameters, found.parameters),
-        "gradients": (memory.gradients + memory.reduction, found.gradients),
-        "gathered": (memory.gathered, found.gathered),
-        "activations": (memory.activations + memory.logits, found.activations),
-    }
-    counted_terms = memory.total - memory.optimizer - memory.ewc - memory.other - memory.headroom
-    pairs["peak"] = (counted_terms, found.peak)
-    lines = ["Both engines, GiB (without optimizer, EWC, other and headroom, which the simulation does not hold)"]
+    names = ("parameters", "gradients", "optimizer", "gathered", "reduction", "activations", "logits")
+    pairs = {name: (getattr(memory, name), getattr(found, name)) for name in names}
+    pairs["sum"] = (memory.tensors - memory.ewc, found.peak)
+    lines = ["Both engines at the peak, GiB; the simulation has no EWC, other and headroom"]
     lines.append(f"  {'':12}{'arithmetic':>12}{'simulated':>12}{'difference':>12}")
     for name, (computed, simulated) in pairs.items():
-        difference = f"{computed / simulated - 1:+.0%}" if simulated else ""
+        difference = f"{computed / simulated - 1:+.0%}" if simulated > 2**26 else ""
         lines.append(f"  {name:12}{_gib(computed):>12}{_gib(simulated):>12}{difference:>12}")
     lines.append(f"  saved activations at the end of forward: {_gib(found.saved_activations)}; {found.seconds:.0f} s")
     return lines
@@ -150,17 +145,18 @@ def _grid(report: Report) -> list[str]:
     for setting in report.found.settings:
         cells.setdefault((_strategy(setting), setting.config.optimizer.memory), []).append(setting)
     lines = [
-        "Every strategy and optimizer.memory: GiB per GPU, checkpointing, tokens/s per GPU. For each the fastest",
-        "checkpointing that fits, else the one that needs least; x: does not fit",
+        *textwrap.wrap(
+            "Every strategy and optimizer.memory: GiB per GPU, checkpointing, and tokens/s per GPU. Of all kinds of "
+            "checkpointing the fastest that fits, else the one that needs least; x: does not fit",
+            WIDTH,
+        ),
         f"  {'':18}" + "".join(f"{memory:<16}" for memory in MEMORIES),
     ]
     for strategy in sorted({name for name, _ in cells}, key=_order):
         best = [_best(cells[strategy, memory]) for memory in MEMORIES if (strategy, memory) in cells]
         lines.append(f"  {strategy:18}" + "".join(f"{_cell(setting):<16}" for setting in best))
         lines.append(f"  {'':18}" + "".join(f"{_speed_cell(setting, report):<16}" for setting in best))
-    lines.append(
-        "  Checkpointing: none, sel (selective), full, full/2 and full/4 (every 2nd, 4th layer), off (offload)"
-    )
+    lines.append("  sel: selective; full/2, full/4: full in every 2nd, 4th layer; off: offload")
     if any(" mb" in line for line in lines):
         lines.append("  mbN: with batch.micro_batch=N, because yours does not fit")
     return [line.rstrip() for line in lines if line.strip()]
@@ -193,14 +189,18 @@ def _speed_cell(setting: Setting, report: Report) -> str:
 
 def _every_setting(report: Report) -> list[str]:
     lines = [
-        "Every setting, the fastest first; GiB per GPU and of a node's host, largest batch.micro_batch, tokens/s per GPU",
-        f"  {'strategy':18}{'memory':8}{'checkpointing':15}{'GPU':>8}{'host':>9}{'micro_batch':>13}{'tokens/s':>14}  fits",
+        *textwrap.wrap(
+            "Every setting, the fastest first: GiB per GPU and of a node's host, the largest batch.micro_batch that fits, and "
+            "tokens/s per GPU",
+            WIDTH,
+        ),
+        f"  {'strategy':18}{'memory':8}{'checkpointing':14}{'GPU':>9}{'host':>8}{'largest':>9}{'tokens/s':>14}  fits",
     ]
     for setting in sorted(report.found.settings, key=lambda s: (-s.tokens_per_second, s.memory.total)):
         speed = _tokens(setting.speed) if setting.speed else ""
         lines.append(
-            f"  {_strategy(setting):18}{setting.config.optimizer.memory:8}{_checkpointing(setting):15}"
-            f"{_gib(setting.memory.total):>8}{_gib(setting.host.total):>9}{setting.largest_rows:>13}{speed:>14}  "
+            f"  {_strategy(setting):18}{setting.config.optimizer.memory:8}{_checkpointing(setting):14}"
+            f"{_gib(setting.memory.total):>9}{_gib(setting.host.total):>8}{setting.largest_rows:>9}{speed:>14}  "
             f"{'yes' if setting.fits else 'no' if not setting.fits_device else 'no (host)'}"
         )
     return lines

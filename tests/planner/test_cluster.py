@@ -4,7 +4,7 @@ import pytest
 
 from common.errors import UserError
 from model.flops import CUDA_BF16_PEAKS
-from planner.cluster import GIB, GPU_NAMES, cluster_of, cpu_cluster, generic_device, named_device
+from planner.cluster import GIB, GPU_NAMES, cluster_of, cpu_cluster, found_device, generic_device, named_device
 
 
 def test_every_name_is_a_gpu_with_all_its_speeds():
@@ -69,6 +69,15 @@ def test_a_card_of_which_only_the_memory_is_known():
     assert generic_device(180).flops == named_device("B200").flops
     assert cluster_of(8, 1, "40").device == cluster_of(8, 1, 40.0).device
     assert cluster_of(8).device == generic_device(80)
+
+
+def test_the_gpu_of_a_process_keeps_what_was_found():
+    known = found_device("NVIDIA H100 80GB HBM3", 70 * GIB, 5e14)
+    assert (known.memory, known.flops, known.link) == (70 * GIB, 989.5e12, 450e9)
+    unknown = found_device("NVIDIA T1000", 8 * GIB, 1e13)
+    assert (unknown.memory, unknown.flops, unknown.link) == (8 * GIB, 1e13, 25e9)
+    assert unknown.bandwidth == pytest.approx(1555e9 / 31.2)
+    assert cluster_of(4, 2, unknown).device == unknown
 
 
 def test_networks_are_those_of_a_whole_node():

@@ -7,11 +7,12 @@ import pytest
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 from model.flops import step_flops
+from planner.assumptions import ASSUMPTIONS
 from planner.cluster import Cluster, cluster_of, cpu_cluster, named_device
 from planner.communication import LOCAL_LATENCY, NODE_LATENCY, collectives
 from planner.published import band, compare
 from planner.shape import ModelShape, named_config, shape_of
-from planner.step_time import ASSUMPTIONS, Speed, expected_speed
+from planner.step_time import Speed, expected_speed
 from planner.traffic import STATE_BYTES, layer_elements
 from planner.workload import Load, StepWork, Workload
 
@@ -56,17 +57,21 @@ def speed(model: str = "7B", cluster: Cluster | None = None, work: Workload | No
 
 def test_the_errors_against_published_runs_stay_within_the_stated_band():
     compared = compare()
-    fitted, held_out = ([one for one in compared if one.is_fitted is flag] for flag in (True, False))
-    assert (len(fitted), len(held_out)) == (27, 24)
-    for chosen in (fitted, held_out):
-        result = band(chosen)
-        assert result.median < 0.035
-        assert result.inside > 0.95
+    # group -> (rows, median error, worst error, share inside the range): the band that docs/planning.md states
+    stated = {"fitted": (27, 0.03, 0.22, 0.95), "held out": (24, 0.03, 0.14, 0.95), "blind": (16, 0.045, 0.29, 0.80)}
+    for group, (rows, median, worst, inside) in stated.items():
+        result = band([one for one in compared if one.group == group])
+        assert result.rows == rows
+        assert result.median < median
+        assert result.worst < worst
+        assert result.inside >= inside
     for one in compared:
-        assert abs(one.error) < 0.22, one.row
         low, high = one.speed.tokens_per_second
         assert low <= one.speed.middle <= high, one.row
         assert high < 2.1 * low, one.row  # a range, not a shrug
+    # Every term is needed.
+    for part in ("attention", "memory", "communication"):
+        assert sum(abs(one.error_without(part)) for one in compared) > 1.2 * sum(abs(one.error) for one in compared)
     # Neither too fast nor too slow as a whole.
     assert abs(sum(one.error for one in compared) / len(compared)) < 0.04
 
@@ -85,7 +90,8 @@ def test_recomputation_costs_a_third_of_the_products_and_15_to_35_percent_of_the
 
 @pytest.mark.parametrize("strategy", ["full", "grad_op", "hybrid", "none"])
 @pytest.mark.parametrize("changed", ["flops", "bandwidth", "link", "host_link", "network"])
-def test_a_faster_machine_is_never_slower(strategy: str, changed: str):
+@pytest.mark.parametrize(("model", "length"), [("7B", 2048), ("1B", 64)])  # the second one waits for Python
+def test_a_faster_machine_is_never_slower(strategy: str, changed: str, model: str, length: int):
     cluster = cluster_of(16, 2, "A100-80", "HDR")
     if changed == "network":
         faster = dataclasses.replace(cluster, network=2 * cluster.network)
@@ -97,12 +103,16 @@ def test_a_faster_machine_is_never_slower(strategy: str, changed: str):
         "sharding__cpu_offload": True,
         "model__activation_checkpointing": "offload",
     }
-    before, after = (speed("7B", machine, workload("7B", [2048] * 64, 4), **options) for machine in (cluster, faster))
-    assert after.middle >= before.middle
-    assert after.tokens_per_second[0] >= before.tokens_per_second[0]
-    assert after.tokens_per_second[1] >= before.tokens_per_second[1]
-    if changed in ("bandwidth", "host_link") or (changed == "flops" and strategy in ("hybrid", "none")):
-        assert after.middle > before.middle
+    before, after = (
+        speed(model, machine, workload(model, [length] * 64, 4), **options) for machine in (cluster, faster)
+    )
+    for now, then in zip(
+        (after.middle, *after.tokens_per_second), (before.middle, *before.tokens_per_second), strict=True
+    ):
+        assert now > (1 - 1e-9) * then
+    is_seen = changed in ("bandwidth", "host_link") or (changed == "flops" and strategy in ("hybrid", "none"))
+    if is_seen and model == "7B":
+        assert after.middle > 1.001 * before.middle
 
 
 def test_collectives_are_those_of_a_ring():
@@ -187,6 +197,7 @@ def test_elements_and_bytes_are_counted_from_the_code():
     # Llama 2 7B, in units of the hidden size 4096: 38 + RoPE 20 + attention 4 + MLP 5 x 2.6875.
     assert layer_elements(named_config("7B"), False) == 4096 * 62 + 5 * 11008
     assert layer_elements(named_config("7B"), True) == 4096 * (8 + 4 + 4) + 3 * 11008
+    assert speed(model__compute_dtype="fp32").parts["products"] == pytest.approx(16 * speed().parts["products"])
     compiled = speed(model__compile=True)
     assert compiled.middle > 1.05 * speed().middle
 

@@ -181,7 +181,7 @@ class Operators(TorchDispatchMode):
         device.operators.add(name.partition(".")[0])
         if any(on):
             self._check(function, name, tensors, on, args, kwargs)
-        if name.startswith("torch_attn::_varlen_attn"):
+        if any(on) and name.startswith("torch_attn::_varlen_attn"):
             made = (varlen_backward if "backward" in name else varlen_forward)(*args, **kwargs)
         else:
             made = function(*args, **kwargs)

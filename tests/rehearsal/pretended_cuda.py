@@ -72,7 +72,7 @@ def pretend_device() -> Iterator[PretendDevice]:
         "is_initialized": lambda: True,
         "is_bf16_supported": lambda including_emulation=True: True,
         "get_device_name": lambda device=None: "pretended GPU",
-        "get_device_properties": lambda device: SimpleNamespace(total_memory=80 * 10**9),
+        "get_device_properties": lambda device: SimpleNamespace(name="pretended GPU", total_memory=80 * 10**9),
         "mem_get_info": lambda device=None: (70 * 10**9, 80 * 10**9),
         "max_memory_allocated": lambda device=None: 0,
         "synchronize": lambda device=None: device_waits(device),

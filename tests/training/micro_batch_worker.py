@@ -8,13 +8,13 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from model.architectures import read_model_config
 from model.language_model import build_on_meta
+from planner.memory import full_memory
+from planner.shape import shape_of
 from tests.tiny import write_tiny_model
 from training import micro_batch
 
@@ -28,9 +28,10 @@ config = Config(
     Optimizer(1e-5),
     Run("r", timeout_minutes=0.5),
 )
-fixed, per_token = micro_batch.expected_bytes(config, build_on_meta(shape), shape, torch.float32, 2, 2)
+cluster = micro_batch.this_machine(2, 2, 0)
 rows = 9 if rank == 0 else 3
-free = int((fixed + (rows + 0.5) * 100 * per_token) / micro_batch.USABLE["cpu"])
+between = [full_memory(shape_of(path, shape), config, cluster, count).tensors for count in (rows, rows + 1)]
+free = int(sum(between) / 2 / micro_batch.USABLE["cpu"])
 micro_batch.free_bytes = lambda device, local_world: free
 
 

@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from configs.config import EWC, Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
-from model.activations import SavedBytes
+from model.activations import count_activations
 from model.architectures import read_model_config
-from model.language_model import build_on_meta, num_parameters
+from model.language_model import build_on_meta
+from planner import activations
+from planner.memory import full_memory
+from planner.shape import ModelShape, shape_of
 from tests.processes import run_ranks
 from tests.tiny import write_tiny_model
 from training import micro_batch
-from training.micro_batch import bytes_per_token, expected_bytes, largest_useful, settle_micro_batch
+from training.micro_batch import fixed_and_per_token, largest_useful, settle_micro_batch, this_machine
 
 HERE = Path(__file__).parent
 CONFIG = Config(
@@ -42,22 +45,36 @@ def with_(**sections) -> Config:
     return dataclasses.replace(CONFIG, **sections)
 
 
+def tensors(shape: ModelShape, rows: int, config: Config = CONFIG, ranks: int = 1) -> int:
+    """Bytes that the planner expects of a micro-batch of so many rows."""
+    return full_memory(shape, config, this_machine(ranks, ranks, 0), rows).tensors
+
+
+def free_for(shape: ModelShape, rows: float) -> int:
+    """Free memory that holds so many rows."""
+    whole = int(rows)
+    part = rows - whole
+    size = (1 - part) * tensors(shape, whole) + part * tensors(shape, whole + 1)
+    return int(size / micro_batch.USABLE["cpu"])
+
+
 def test_memory_that_is_left_is_filled_with_rows(tmp_path, path, monkeypatch) -> None:
-    shape = read_model_config(path)
-    fixed, per_token = expected_bytes(CONFIG, build_on_meta(shape), shape, torch.float32, 1, 1)
+    shape = shape_of(path, read_model_config(path))
     for rows in (1, 7, 63):
-        free = (fixed + (rows + 0.5) * 100 * per_token) / micro_batch.USABLE["cpu"]
-        monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world, free=free: int(free))
+        free = free_for(shape, rows + 0.5)
+        monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world, free=free: free)
         config, said = settled(tmp_path, path)
         assert config.batch.micro_batch == rows and len(said) == 1
         start = f"batch.micro_batch=auto: {rows} ({rows * 100:,} tokens at most), what memory holds; memory holds {rows}: 70% of"
         assert said[0].startswith(start)
+    fixed, per_token = fixed_and_per_token(shape, CONFIG, this_machine(1, 1, 0), 7)
+    assert fixed + 700 * per_token == tensors(shape, 7) and per_token > 0
     monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: 1 << 40)
     config, (line,) = settled(tmp_path, path)
     assert (
         config.batch.micro_batch == 64 and "64 (6,400 tokens at most), a rank's part of any step; memory holds " in line
     )
-    monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: fixed)
+    monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: tensors(shape, 1) - 1)
     config, said = settled(tmp_path, path)
     assert config.batch.micro_batch == 1 and said[1].startswith(
         "warning: not even 100 tokens are expected to fit into memory: use"
@@ -66,10 +83,16 @@ def test_memory_that_is_left_is_filled_with_rows(tmp_path, path, monkeypatch) ->
 
 def test_without_native_bf16_the_activations_are_those_of_fp32(tmp_path, path, monkeypatch) -> None:
     counted = []
-    monkeypatch.setattr(micro_batch, "saved_bytes", lambda shape, dtype: counted.append(dtype) or SavedBytes(9, 1, 1))
+
+    def count(config, dtype, *rest) -> object:  # noqa: ANN001
+        counted.append(dtype)
+        return count_activations(config, dtype, *rest)
+
+    monkeypatch.setattr(activations, "count_activations", count)
     for native in (True, False):
         monkeypatch.setattr(micro_batch, "has_native_bf16", lambda device, native=native: native)
-        settled(tmp_path, path, with_(model=Model("m", compute_dtype="bf16")))
+        data = dataclasses.replace(CONFIG.data, sequence_length=90 + native)  # not counted before
+        settled(tmp_path, path, with_(model=Model("m", compute_dtype="bf16"), data=data))
     assert counted == [torch.bfloat16, torch.float32]
 
 
@@ -87,9 +110,7 @@ def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start
     (tmp_path / "checkpoints" / "latest").write_text("step-000001")
     config, (line,) = settled(tmp_path, path)
     assert config.batch.micro_batch == 5 and "auto: 5 (500 tokens at most), as at the last start; memory holds " in line
-    shape = read_model_config(path)
-    fixed, per_token = expected_bytes(CONFIG, build_on_meta(shape), shape, torch.float32, 1, 1)
-    free = int((fixed + 350 * per_token) / micro_batch.USABLE["cpu"])
+    free = free_for(shape_of(path, read_model_config(path)), 3.5)
     with monkeypatch.context() as less:
         less.setattr(micro_batch, "free_bytes", lambda device, local_world: free)
         config, said = settled(tmp_path, path)
@@ -101,35 +122,22 @@ def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start
         assert settled(tmp_path, path)[0].batch.micro_batch == 64
 
 
-def test_state_is_counted_by_optimizer_memory_sharding_and_ewc(path) -> None:
-    shape = read_model_config(path)
-    model = build_on_meta(shape)
-    count = num_parameters(model)
+def test_memory_depends_on_optimizer_sharding_and_checkpointing(path) -> None:
+    shape = shape_of(path, read_model_config(path))
+    count = shape.num_parameters
 
-    def fixed(ranks: int = 4, **sections) -> int:
-        return expected_bytes(with_(**sections), model, shape, torch.float32, ranks, 2)[0]
+    def bytes_of(ranks: int = 4, **sections) -> float:
+        return tensors(shape, 8, with_(**({"sharding": Sharding(strategy="full")} | sections)), ranks) / count
 
-    def difference(ranks: int = 4, **sections) -> float:
-        return (fixed(ranks, **sections) - fixed(ranks, sharding=Sharding(strategy="grad_op"))) / count
-
-    assert difference() == 16 - 16 / 4  # a copy on every rank
-    assert difference(sharding=Sharding(strategy="grad_op"), optimizer=Optimizer(1e-5, memory="8N")) == -8 / 4
-    assert difference(sharding=Sharding(strategy="grad_op"), ewc=EWC(strength=1.0, data=("b",))) == 8 / 4
-    assert difference(sharding=Sharding(strategy="grad_op"), ewc=EWC(strength=1.0, data=("b",), device="cpu")) == 8 / 4
-    hybrid = fixed(sharding=Sharding(strategy="hybrid", shard_size=2)) - fixed(sharding=Sharding(strategy="full"))
-    assert hybrid / count == 16 / 2 - 16 / 4
-    assert difference(sharding=Sharding(strategy="full")) < 0  # only two layers are gathered
-
-
-def test_checkpointing_keeps_the_inputs_of_layers() -> None:
-    saved = SavedBytes(layer=1000, layer_input=10, rest=7)
-
-    def per_token(**model) -> int:
-        return bytes_per_token(saved, 10, with_(model=Model("m", **model)))
-
-    assert per_token() == per_token(activation_checkpointing="selective") == 10 * 1000 + 7 + 1000
-    assert per_token(activation_checkpointing="full") == 10 * 10 + 7 + 2000
-    assert per_token(activation_checkpointing="full", checkpoint_every=2) == 5 * 1000 + 5 * 10 + 7 + 2000
+    assert bytes_of() - bytes_of(optimizer=Optimizer(1e-5, memory="8N")) == pytest.approx(8 / 4, rel=0.02)
+    assert bytes_of(ewc=EWC(strength=1.0, data=("b",), device="cpu")) - bytes_of() == pytest.approx(8 / 4, rel=0.02)
+    assert bytes_of(sharding=Sharding(strategy="none")) - bytes_of() > 16 - 16 / 4  # a copy on every rank
+    checkpointed = bytes_of(model=Model("m", compute_dtype="fp32", activation_checkpointing="full"))
+    assert (
+        checkpointed
+        < bytes_of(model=Model("m", compute_dtype="fp32", activation_checkpointing="selective"))
+        < bytes_of()
+    )
 
 
 def test_a_micro_batch_need_not_hold_more_than_a_ranks_part_of_a_step() -> None:
