@@ -41,7 +41,7 @@ class Context:
         self, name: str, command: tuple[str, ...], world_size: int, kill_when: Callable[[], bool] | None = None
     ) -> Ended:
         """Run a command as children. A collective."""
-        self.ranks.watch.at(f"the check's {name}")
+        self.ranks.watch.at(f"the check's run '{name}'")
         job = Job(name, command, world_size, self.limit)
         return run_job(job, self.ranks, self.stop, self.scratch / "outputs", self.say, kill_when)
 

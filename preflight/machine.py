@@ -20,8 +20,8 @@ from distributed.host_memory import free_bytes
 from distributed.process_group import Ranks, barrier, gather_objects
 from distributed.rank_names import host_name
 from preflight.context import Context
+from preflight.judge import Measured
 from preflight.result import FAILS, OK, SKIPPED, WARNING, Result
-from preflight.runs import Measured
 from training.start import source_digest
 
 GROUP = "machine"

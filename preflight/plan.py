@@ -14,9 +14,9 @@ from planner.shape import ModelShape
 from planner.step_time import expected_speed
 from planner.subject import from_config
 from planner.workload import Workload
+from preflight.judge import Measured
 from preflight.machine import GROUP
 from preflight.result import FAILS, OK, SKIPPED, WARNING, Result
-from preflight.runs import Measured
 from training.description import counted
 from training.forecast import FILE, own_cluster
 from training.micro_batch import with_rows

@@ -31,11 +31,12 @@ from distributed.process_group import (
 from model.architectures import check_model_directory
 from preflight import machine, report
 from preflight.context import Context
+from preflight.judge import Measured
 from preflight.launch import Interrupted
 from preflight.layers import cut_model
 from preflight.plan import Plan, memory_fits, peak_memory, read_plan, run_time
 from preflight.result import FAILS, OK, SKIPPED, Result
-from preflight.runs import Measured, run_checks
+from preflight.runs import run_checks
 from training.owner import LOCK_FILE, own_directory
 
 SHARED = "shared disk"

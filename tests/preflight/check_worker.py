@@ -155,15 +155,15 @@ def parts(plan_file: Path, plan: dict, zygote: Zygote) -> int:
 
 def straight(context, part: dict) -> list:
     """Three steps, and their first one against the reference."""
-    from preflight import runs
+    from preflight import judge, runs
 
     command = runs.train_command(context, "straight")
     ended = context.run("straight", command, context.ranks.world_size)
     if ended.problem:
-        return [runs.Result("run", "three steps", "fails", ended.problem)]
-    judged = [runs.judge_steps(context, ended.seconds)] if context.ranks.rank == 0 else []
-    for key in (runs.LOSS, runs.NORM):
-        judged += [runs.judge_first(context, part["reference"], key)] if context.ranks.rank == 0 else []
+        return [judge.Result("run", "three steps", "fails", ended.problem)]
+    judged = [judge.judge_steps(context, ended.seconds)] if context.ranks.rank == 0 else []
+    for key in (judge.LOSS, judge.NORM):
+        judged += [judge.judge_first(context, part["reference"], key)] if context.ranks.rank == 0 else []
     return judged
 
 
@@ -208,7 +208,7 @@ def other_code(context, part: dict) -> list:
 def interrupted(context, part: dict) -> list:
     """A SIGTERM to the last rank while the children run. The children are gone when the check has ended."""
     import preflight.launch
-    from preflight import runs
+    from preflight import judge, runs
     from preflight.launch import Interrupted
 
     children = []
@@ -230,7 +230,7 @@ def interrupted(context, part: dict) -> list:
     finally:
         preflight.launch.start_process = start
     context.stop.name = None
-    return [runs.Result("run", "interrupted", "ok", said, {"codes": [child.poll() for child in children]})]
+    return [judge.Result("run", "interrupted", "ok", said, {"codes": [child.poll() for child in children]})]
 
 
 PARTS = {function.__name__: function for function in (straight, resumed, fewer, small_disk, other_code, interrupted)}

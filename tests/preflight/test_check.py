@@ -18,10 +18,10 @@ from configs.config import Config
 from configs.loading.config_file import load_config
 from preflight.model import load_packed, packed_losses
 from preflight.probe import Report, check
-from preflight.read import read_run
 from preflight.reference import compute, load_reference
 from preflight.result import FAILS, OK, SKIPPED
 from tests.preflight.faults import EDITS, write_train
+from tests.preflight.tiny_run import read
 from tests.processes import ROOT, run_ranks
 from tests.tiny import CHATML, write_chat_file, write_tiny_model
 
@@ -55,7 +55,7 @@ config = Config(
 @pytest.fixture(scope="module")
 def reference(folder) -> dict:
     """Loss and gradient norm of step 1, as the probe computes them."""
-    run = read_run(load_config(folder / "config.py"), 1, lambda text: None)
+    run = read(load_config(folder / "config.py"))
     torch.set_num_threads(1)
     documents, _ = packed_losses(run, load_packed(run))
     found = load_reference(run, documents)
@@ -217,7 +217,7 @@ def test_a_directory_that_the_nodes_do_not_share(folder) -> None:
 def check_config(folder: Path, config: Config) -> dict[str, str]:
     """name -> status of everything that the probe finds."""
     report = Report(folder / "probe.json")
-    run = read_run(config, 1, lambda text: None)
+    run = read(config)
     torch.set_num_threads(1)
     check(run, report, 60.0)
     return {f"{result.group} {result.name}": result.status for result in report.results}
