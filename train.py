@@ -164,7 +164,7 @@ def train(
     torch.manual_seed(config.run.seed + ranks.rank)
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward on CUDA would only warn
     progress, resume_from, found = find_progress(checkpoints, fresh, config.run.resume, total_steps, ranks)
     if is_finished(config, progress, fresh, model_config, export_directory, total_steps, ranks):
         return 0

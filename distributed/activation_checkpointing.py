@@ -51,7 +51,7 @@ def _keep_expensive(
 
 
 def _inputs_on_host(forward: Callable, *arguments: object, **options: object) -> object:
-    """As torch.autograd.graph.save_on_cpu, whose copies to the host make it wait for the device."""
+    """As torch.autograd.graph.save_on_cpu, whose copies to the host make it wait for the device in torch 2.11."""
     with torch.autograd.graph.saved_tensors_hooks(_to_host, _to_device):
         return forward(*arguments, **options)
 

@@ -22,7 +22,16 @@ from model.activations import Activations
 from model.architectures import head_settings
 from model.loss import CHUNK_TOKENS
 from planner.shape import ModelShape, Unit
-from planner.terms import FP32, Layout, all_shapes, gradient_itemsize, local_elements, model_elements, shard_elements
+from planner.terms import (
+    FP32,
+    Layout,
+    all_shapes,
+    gradient_bytes,
+    gradient_itemsize,
+    local_elements,
+    model_elements,
+    shard_elements,
+)
 
 # fp32 tensors of a chunk of weights in LowMemoryAdamW.step: weights, gradients, two moments, and those of the rounding.
 OPTIMIZER_COPIES = 7
@@ -58,15 +67,23 @@ class Step:
         self.reduce = alone if spread.ranks == 1 else DTYPES[config.sharding.reduce_dtype].itemsize
         self.head = shape.extra[1] if shape.extra else shape.root
         self.all_gathered = sum(self.parameters(unit) for unit in shape.units)
+        always = self.memory == "14N" or spread.offloads  # the device has the same gradients in every micro-batch
+        self.later_gradients = 0 if always else gradient_bytes(shape, self.memory, spread.shards)
 
     def parameters(self, unit: Unit) -> int:
         """A gathered unit in the compute dtype, with the rows that fill up the last rank."""
         return shard_elements(unit, self.spread.shards) * self.spread.shards * self.compute
 
     def gathered(self, *units: Unit, buffer: Unit | None = None) -> int:
-        """Gathered units, and the buffer of a unit between its all-gather and its copy-out."""
-        held = self.all_gathered if self.spread.keeps_gathered else sum(map(self.parameters, units))
-        return held + (self.parameters(buffer) if buffer and self.spread.shards > 1 else 0)
+        """Gathered units, and the buffer of a unit between its all-gather and its copy-out.
+
+        Where parameters stay gathered, only the first forward of a step gathers, before there are gradients: the buffer
+        then counts for as much as it exceeds them.
+        """
+        size = self.parameters(buffer) if buffer and self.spread.shards > 1 else 0
+        if self.spread.keeps_gathered:
+            return self.all_gathered + max(0, size - self.later_gradients)
+        return sum(map(self.parameters, units)) + size
 
     def gradients(self, unit: Unit) -> int:
         """Whole gradients of a unit as autograd makes them."""

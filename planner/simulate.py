@@ -28,6 +28,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore  # its import 
 from common.dtypes import DTYPES
 from configs.config import Config
 from data.batches import MicroBatch
+from distributed import activation_checkpointing
 from distributed.moments import new_moments
 from distributed.optimizer import keep_fp32_gradient, parameter_dtype
 from distributed.sharding import before_micro_batch, decoder_layers, make_mesh, parallelize
@@ -197,18 +198,19 @@ def _attributed(live: LiveBytes, model: PackedLanguageModel, kernels: str) -> It
             patches.enter_context(patch.object(FSDPParamGroup, name, function))
         patches.enter_context(patch.object(model.head, "forward", making("logits", model.head.forward)))
         if kernels == "cuda":
-            patches.enter_context(patch.object(torch.autograd.graph, "save_on_cpu", _save_on_host(live)))
+            for name, function in _host_copies(live).items():
+                patches.enter_context(patch.object(activation_checkpointing, name, function))
         yield
 
 
-def _save_on_host(live: LiveBytes) -> Callable:
-    """In place of `torch.autograd.graph.save_on_cpu`, which would not copy what is on a CPU already."""
+def _host_copies(live: LiveBytes) -> dict[str, Callable]:
+    """In place of the functions by which activations leave the device: of what is on a CPU they would make no copy."""
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    def to_host(tensor: torch.Tensor) -> torch.Tensor:
         with live.making("host"):
             return tensor.detach().clone()
 
-    return lambda pin_memory: torch.autograd.graph.saved_tensors_hooks(pack, lambda on_host: on_host.clone())
+    return {"_to_host": to_host, "_to_device": lambda on_host: on_host.clone()}
 
 
 def _say(what: str, shape: ModelShape, cluster: Cluster, start: float) -> None:

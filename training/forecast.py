@@ -11,12 +11,11 @@ import torch
 from transformers import PretrainedConfig
 
 from common.durable_files import write_json
-from common.errors import UserError
 from configs.config import Config
 from distributed.host_memory import free_bytes, resident_bytes
 from distributed.process_group import Ranks, gather_objects, read_on_first, world_size_from_environment
 from model.flops import data_sheet_peak, measured_flops
-from planner.cluster import GPU_NAMES, Cluster, cluster_of, cpu_cluster, generic_device, named_device
+from planner.cluster import Cluster, cluster_of, cpu_cluster, found_device
 from planner.memory import DeviceMemory, device_memory
 from planner.shape import shape_of
 from planner.step_time import Speed, expected_speed
@@ -43,8 +42,7 @@ class Forecast:
     @property
     def peak_bytes(self) -> int:
         """Expected peak of the fullest rank: of the device's allocator, or of a CPU process."""
-        own = self.memory.total - self.memory.other - self.memory.headroom
-        return own + self.process_bytes
+        return self.memory.tensors + self.process_bytes
 
     def lines(self) -> list[str]:
         """The expectation in words, for the start of a run."""
@@ -110,14 +108,8 @@ def own_cluster(peak_flops: float, world_size: int, local_world: int) -> Cluster
         cpu = torch.device("cpu")
         return cpu_cluster(world_size, peak_flops, free_bytes(cpu, 1))
     properties = torch.cuda.get_device_properties(0)
-    try:
-        gpu = named_device(properties.name)
-    except UserError:  # a card that is not listed
-        gpu = generic_device(properties.total_memory / 1e9)
-    gpu = dataclasses.replace(gpu, memory=properties.total_memory, flops=peak_flops / world_size)
-    nodes = max(1, world_size // local_world)
-    known = cluster_of(world_size, nodes, gpu.name if gpu.name in GPU_NAMES else None)
-    return dataclasses.replace(known, device=gpu)
+    gpu = found_device(properties.name, properties.total_memory, peak_flops / world_size)
+    return cluster_of(world_size, max(1, world_size // local_world), gpu)
 
 
 def expected_peak(dtype: torch.dtype, world_size: int) -> float:

@@ -1,4 +1,5 @@
-"""The planner's bytes: equal to those of real tensors, and the peak of a real step."""
+"""The planner's bytes: equal to those of real tensors, and the peak of a real step. tests/planner/test_simulate.py compares it
+with a simulated step of many GPUs."""
 
 import dataclasses
 import functools
@@ -17,7 +18,6 @@ from planner import memory as planner_memory
 from planner.cluster import Cluster, Device
 from planner.memory import device_memory, disk, full_lengths, host_memory, largest_rows, largest_that, save_seconds
 from planner.shape import ModelShape, named_config, shape_of
-from planner.simulate import simulate
 from planner.workload import Load
 from tests.processes import run_ranks
 from tests.tiny import write_tiny_model
@@ -54,8 +54,11 @@ def models(tmp_path_factory) -> dict[str, str]:
 
 
 def cases_of(ranks: int, models: dict[str, str]) -> list[dict]:
-    every = [("untied", *one, "none", [5, 3], False) for one in itertools.product(STRATEGIES, MEMORIES)]
-    every += [("tied", "full", memory, "none", [5, 3], False) for memory in MEMORIES]
+    memories = MEMORIES if ranks > 1 else ("16N", "6N")  # on a single rank all strategies hold the same
+    every = [("untied", *one, "none", [5, 3], False) for one in itertools.product(STRATEGIES, memories)]
+    every += [
+        ("tied", "full", memory, "none", [5, 3], False) for memory in MEMORIES if ranks == 1 or memory in ("16N", "6N")
+    ]
     if ranks == 1:  # without threads of gloo, which free at some later time
         lengths = [700, 400]  # two chunks of the head
         every += [
@@ -63,7 +66,6 @@ def cases_of(ranks: int, models: dict[str, str]) -> list[dict]:
             for name, strategy, memory, mode in (
                 ("untied", "full", "16N", "none"),
                 ("tied", "hybrid", "12N", "full"),
-                ("untied", "hybrid", "16N", "selective"),
             )
         ]
     return [
@@ -121,7 +123,7 @@ def test_bytes_equal_those_of_the_tensors(tmp_path, models, ranks) -> None:
 TINY = LlamaConfig(
     hidden_size=256,
     intermediate_size=768,
-    num_hidden_layers=4,
+    num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=2,
     vocab_size=1201,
@@ -132,21 +134,6 @@ TINY = LlamaConfig(
 @pytest.fixture(scope="module")
 def tiny() -> ModelShape:
     return shape_of("tiny", TINY)
-
-
-@pytest.mark.parametrize(
-    ("strategy", "memory", "mode"),
-    [("full", "16N", "full"), ("full", "12N", "none"), ("hybrid", "12N", "selective"), ("none", "8N", "full")],
-)
-def test_the_peak_agrees_with_a_simulated_step_of_many_gpus(tiny, strategy, memory, mode) -> None:
-    config = with_(
-        model={"activation_checkpointing": mode},
-        optimizer={"memory": memory},
-        sharding={"strategy": strategy, "shard_size": 4 if strategy == "hybrid" else None},
-    )
-    cluster, load = cluster_of("cuda", 8), Load((90, 30), 120)
-    simulated = simulate(tiny, config, cluster, load)
-    assert device_memory(tiny, config, cluster, load).tensors == pytest.approx(simulated.peak, rel=0.05)
 
 
 def test_offload_moves_parameters_gradients_and_moments_to_the_host_of_a_gpu_only(tiny) -> None:
@@ -174,7 +161,7 @@ def test_what_is_kept_on_the_host(tiny) -> None:
         cluster_of("cuda", 2),
         load,
     )
-    assert host.activations == 2 * 4 * 64 * 256 * 2  # ranks, layers, tokens, hidden size in bf16
+    assert host.activations == 2 * 3 * 64 * 256 * 2  # ranks, layers, tokens, hidden size in bf16
     assert host.async_save == pytest.approx(12 * tiny.num_parameters, rel=0.01)  # fp32 weights and moments
     assert host.ewc == pytest.approx(8 * tiny.num_parameters, rel=0.01)
     assert host.forgetting == 2048 * (2 * 1201 + 8)

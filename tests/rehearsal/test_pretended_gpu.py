@@ -14,6 +14,17 @@ WORKER = Path(__file__).with_name("pretend_worker.py")
 QUIET = ("step 2", "step 3", "step 4")  # not logged, hence without any wait
 EWC = ("ewc.strength=1.0", "ewc.documents=3", "ewc.batch=2")
 BF16 = "model.compute_dtype=bf16"
+# What raises on CUDA under run.deterministic: https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html
+NOT_DETERMINISTIC = (
+    "put_",
+    "histc",
+    "bincount",
+    "kthvalue",
+    "median",
+    "cumsum",
+    "nll_loss2d_forward",
+    "scatter_reduce",
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +71,14 @@ def one(folder) -> dict[str, dict]:
         "one",
         [
             run_of(folder, "fp32"),
-            run_of(folder, "bf16", BF16, "optimizer.skip_spikes=9", "model.activation_checkpointing=selective"),
+            run_of(
+                folder,
+                "bf16",
+                BF16,
+                "run.deterministic=True",
+                "optimizer.skip_spikes=9",
+                "model.activation_checkpointing=selective",
+            ),
             run_of(folder, "ewc", BF16, *EWC, "optimizer.memory=12N", "run.eval_general=True"),
             run_of(folder, "14N", BF16, *EWC, "ewc.device=cpu", "ewc.estimator=empirical", "optimizer.memory=14N"),
             run_of(folder, "8N", BF16, "optimizer.memory=8N", "model.activation_checkpointing=full"),
@@ -87,6 +105,11 @@ def test_bf16_runs_the_varlen_kernel_and_its_backward(one) -> None:
     kernels = {"torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"}
     assert kernels.isdisjoint(one["fp32"]["operators"])
     assert all(kernels <= set(one[name]["operators"]) for name in ("bf16", "ewc", "14N", "8N", "6N", "offload"))
+
+
+def test_a_deterministic_run_has_no_operator_that_cuda_refuses(one) -> None:
+    refused = {f"aten::{name}" for name in NOT_DETERMINISTIC}
+    assert all(refused.isdisjoint(one[name]["operators"]) for name in ("fp32", "bf16", "ewc", "14N", "8N", "6N"))
 
 
 def test_host_offload_waits_only_where_the_host_needs_the_gradients(one) -> None:

@@ -23,6 +23,8 @@ def varlen_backward(
     grad, query, key, value, out, lse, cu_q, cu_k, max_q, max_k, is_causal, rng, scale=None, window=None
 ):
     """Gradients of query, key and value, as of torch_attn::_varlen_attn_backward."""
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not warns, "with warn_only the kernel of CUDA is not deterministic (attention_backward.cu)"
     grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
     groups = query.shape[1] // key.shape[1]
     for part, probabilities, _ in _documents(query, key, cu_q, scale, is_causal, window):
