@@ -11,10 +11,10 @@ import functools
 import json
 import multiprocessing
 import os
-import runpy
 import signal
 import sys
 import traceback
+import types
 from contextlib import suppress
 from pathlib import Path
 
@@ -85,11 +85,18 @@ def become(command: list[str], environment: dict[str, str], output: str) -> None
     if command[0] == "-m":
         sys.argv = command[1:]
         sys.path[0] = str(root)
-        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        run(root / f"{command[1].replace('.', '/')}.py")
     else:
         sys.argv = list(command)
         sys.path[:1] = [str(Path(command[0]).parent), str(root)]
-        runpy.run_path(command[0], run_name="__main__")
+        run(Path(command[0]))
+
+
+def run(script: Path) -> None:
+    """Run a program as `__main__`."""
+    program = sys.modules["__main__"] = types.ModuleType("__main__")
+    program.__file__ = str(script)
+    exec(compile(script.read_bytes(), script, "exec"), program.__dict__)
 
 
 def main() -> None:
@@ -111,7 +118,7 @@ def main() -> None:
     if "check" in plan:
         sys.argv = plan["check"]
         sys.path[:1] = [str(Path(sys.argv[0]).parent), str(root)]
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        run(Path(sys.argv[0]))
         return
     from common.errors import run_script
 
