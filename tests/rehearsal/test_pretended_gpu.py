@@ -38,7 +38,7 @@ from configs.config import *
 config = Config(
     model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
     data=Data(({str(folder / "train.jsonl")!r},), validation=({str(folder / "other.jsonl")!r},), sequence_length=256, packing=False, cache=None),
-    batch=Batch(global_examples=3, micro_batch=1),
+    batch=Batch(global_examples=4, micro_batch=1),
     optimizer=Optimizer(1e-3, max_steps=4, warmup_steps=0, max_grad_norm=0.5),
     ewc=EWC(data=({str(folder / "other.jsonl")!r},)),
     run=Run("base", directory={str(folder / "runs")!r}, log_every=100),
