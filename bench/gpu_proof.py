@@ -13,9 +13,11 @@ are good; 1: a step failed or is left; 2: there is no GPU. --rehearse runs the s
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -57,21 +59,42 @@ def run_step(step: Step, rehearse: bool, seconds: float) -> Result:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     step.out.unlink(missing_ok=True)
     begin, log = time.monotonic(), step.out.with_suffix(".log")
-    try:
-        done = subprocess.run(
-            step.command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=max(1.0, seconds)
-        )
-    except subprocess.TimeoutExpired:
-        return {"ok": False, "text": f"not finished in {seconds / 60:.1f} minutes", "seconds": seconds}
-    log.write_text(done.stdout + done.stderr, encoding="utf-8")
-    if str(step.out) not in " ".join(step.command) and done.returncode == 0:
-        step.out.write_text(done.stdout, encoding="utf-8")
+    code, output, errors = run_program(step.command, environment, max(1.0, seconds))
+    log.write_text(output + errors, encoding="utf-8")
+    if code is None:
+        return {"ok": False, "text": f"not finished in {seconds / 60:.1f} minutes", "seconds": round(seconds, 1)}
+    if str(step.out) not in " ".join(step.command) and code == 0:
+        step.out.write_text(output, encoding="utf-8")
     if step.out.is_file():  # pytest has an exit code for failed tests, and its report all the same
         result = step.read(step.out)
     else:
-        lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+        lines = (errors.strip() or output.strip() or f"exit code {code}").splitlines()
         result = {"ok": False, "text": f"{lines[-1][:300]} (all in {log})"}
     return result | {"seconds": round(time.monotonic() - begin, 1)}
+
+
+def run_program(command: tuple[str, ...], environment: dict[str, str], seconds: float) -> tuple[int | None, str, str]:
+    """(exit code, standard output, standard error); the code is None if time ran out. Nothing that it started outlives it."""
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=seconds)
+            return process.returncode, output, errors
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)  # tests.gpu.resume ends its runs, which have sessions of their own
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=20)
+            return None, "", ""
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def run_part(part: int, steps: list[Step], report: dict, out: Path, minutes: float) -> bool:

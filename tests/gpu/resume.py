@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -55,9 +57,21 @@ def start(config: Path, ranks: int, log: Path, *overrides: str) -> subprocess.Po
         return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
 
 
+@contextmanager
+def ended_at_last(process: subprocess.Popen) -> Iterator[None]:
+    """Whatever happens inside, no process of the run outlives it."""
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def finish(process: subprocess.Popen, log: Path) -> None:
     """Wait for a run that must succeed."""
-    code = process.wait(TIMEOUT)
+    with ended_at_last(process):
+        code = process.wait(TIMEOUT)
     if code:
         raise SystemExit(f"train.py ended with {code}: {log.read_text(encoding='utf-8')[-1500:]}")
 
@@ -65,14 +79,14 @@ def finish(process: subprocess.Popen, log: Path) -> None:
 def end(process: subprocess.Popen, run: Path, number: int) -> int:
     """Send the signal `number` once step END_AFTER is logged. Returns the last logged step, STEPS if it came too late."""
     metrics, begin = run / "metrics.jsonl", time.monotonic()
-    while process.poll() is None and last_step(metrics) < END_AFTER:
-        if time.monotonic() - begin > TIMEOUT:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise SystemExit(f"step {END_AFTER} was not reached in {TIMEOUT:.0f} s")
-        time.sleep(0.01)
-    if process.poll() is None:
-        os.killpg(process.pid, number)
-    process.wait(TIMEOUT)
+    with ended_at_last(process):
+        while process.poll() is None and last_step(metrics) < END_AFTER:
+            if time.monotonic() - begin > TIMEOUT:
+                raise SystemExit(f"step {END_AFTER} was not reached in {TIMEOUT:.0f} s")
+            time.sleep(0.01)
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+        process.wait(TIMEOUT)
     return last_step(metrics)
 
 
@@ -93,6 +107,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def main() -> None:
     case, out, folder, ranks, size = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
     folder = folder.resolve()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the runs are ended too
     config = prepare(folder, size)
     straight, ended, log = folder / "runs" / "straight", folder / "runs" / case, folder / f"{case}.log"
     if not (straight / "export").is_dir():

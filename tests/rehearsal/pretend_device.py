@@ -178,8 +178,8 @@ class Operators(TorchDispatchMode):
             with device.making(True):
                 return self.__torch_dispatch__(function, types, args, kwargs | {"device": CPU})
         name = function.name()
-        device.operators.add(name.partition(".")[0])
         if any(on):
+            device.operators.add(name.partition(".")[0])
             self._check(function, name, tensors, on, args, kwargs)
         if any(on) and name.startswith("torch_attn::_varlen_attn"):
             made = (varlen_backward if "backward" in name else varlen_forward)(*args, **kwargs)

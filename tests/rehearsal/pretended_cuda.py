@@ -66,6 +66,7 @@ def pretend_device() -> Iterator[PretendDevice]:
         "stream": on_stream,
         "current_stream": lambda *args: stream,
         "is_available": lambda: True,
+        "is_current_stream_capturing": lambda: False,
         "device_count": lambda: int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         "current_device": lambda: device.place.index,
         "set_device": lambda device: None,
