@@ -96,7 +96,8 @@ def make_forecast(
     """
     shape = shape_of(config.model.path, model_config, config.model.layer_class)
     cluster = own_cluster(peak_flops, world_size, world_size_from_environment()[1])
-    workload = planned_workload(inputs, shape, config.batch.rows, config.data.sequence_length, world_size)
+    rows, length, kind = config.batch.rows, config.data.sequence_length, cluster.device.kind
+    workload = planned_workload(inputs, shape, rows, length, world_size, kind)
     process = 0 if cluster.device.kind == "cuda" else resident_bytes()
     memory = device_memory(shape, config, cluster, workload.worst)
     return Forecast(cluster, workload, memory, expected_speed(shape, config, cluster, workload), process)

@@ -1,6 +1,5 @@
 """scripts/plan.py as a user starts it: with a config whose model has no weights, with a size, and with mistakes."""
 
-import importlib.util
 import json
 import re
 import sys
@@ -10,6 +9,7 @@ import pytest
 from transformers import LlamaConfig
 
 from common.errors import exit_code_of
+from planner.command_line import main
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
 
@@ -40,15 +40,10 @@ def folder(tmp_path_factory) -> Path:
 def plan(folder, monkeypatch, capsys):
     """Run the script in this process: (exit code, stdout, stderr)."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    spec = importlib.util.spec_from_file_location("plan_script", ROOT / "scripts" / "plan.py")
-    assert spec and spec.loader
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["plan.py", *arguments])
-        code = exit_code_of(script.main)
+        code = exit_code_of(main)
         return code, *capsys.readouterr()
 
     return run
