@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-# Outputs that `selective` keeps, because they are expensive to recompute. Norms, activations and RoPE are cheap.
+# Outputs that `selective` keeps, because they are expensive to recompute. Norms, activations and RoPE are cheap. Batched
+# products are those of attention without a kernel of its own (softcap; a CPU in bf16), whose scores are quadratic in a
+# document's length.
 _EXPENSIVE = (
     "aten::mm",
     "aten::addmm",
-    "aten::bmm",
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_efficient_attention",

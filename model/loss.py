@@ -164,10 +164,12 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
             if weights is not None:
                 grad_scores.mul_(weights[chunk, None])
             grad_scores = grad_scores.to(hidden.dtype)
+            del scores, losses, slope  # with a large vocabulary what follows is the peak of the step
             grad_hidden[chunk] = grad_scores @ head_weight
             part = grad_scores.T @ rows
             # Chunks are added in fp32, because bf16 would lose the small ones.
             grad_weight = part if grad_weight is None else grad_weight.float().add_(part)
+            del grad_scores, part  # else they would live until the next chunk has made its own
         if grad_weight is not None:
             ctx.gradients = grad_hidden, grad_weight.to(head_weight.dtype)
         return loss

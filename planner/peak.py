@@ -155,20 +155,21 @@ class Step:
         cast = self.compute if self.compute < FP32 else 0  # what a product in bf16 takes beside its fp32 copy
         copies = 3 if settings.softcap is not None else 2 if settings.scale != 1.0 else 1
         makes = max(FP32 + cast, copies * FP32)
-        peak = before = before_gradient = 0  # of the chunk before, which lives until its names are bound again
+        peak = 0
         whole, rest = divmod(self.targets, CHUNK_TOKENS)
         for number, rows in enumerate([CHUNK_TOKENS] * min(whole, 3) + [rest] * (rest > 0)):
             logits, weights = rows * vocabulary, vocabulary * width
-            # The gradient of the head: its sum in fp32, the part of the chunk before, and the part of this one.
-            head = (0, self.compute)[number] if number < 2 else FP32 + self.compute
-            head_at_end = FP32 + 2 * self.compute if number else self.compute
+            # The gradient of the head: that of the first chunk, then its sum in fp32; at the end of a chunk its part as well,
+            # and in the second chunk the first one until it is in the sum.
+            head = (0, self.compute)[number] if number < 2 else FP32
+            head_at_end = (self.compute, FP32 + 2 * self.compute)[number] if number < 2 else FP32 + self.compute
             peak = max(
                 peak,
-                logits * makes + before + weights * head,
-                logits * (2 * FP32 + slope) + before_gradient + weights * head,  # log_softmax
-                logits * (FP32 + cast + slope) + weights * head_at_end,
+                logits * makes + weights * head,
+                logits * (2 * FP32 + slope) + weights * head,  # log_softmax
+                logits * (FP32 + cast + slope) + weights * head,  # the gradient of the scores in both dtypes
+                logits * (cast or FP32) + weights * head_at_end,
             )
-            before, before_gradient = logits * (FP32 + cast + slope), logits * (cast or FP32)
         return peak
 
     def head_shape(self) -> tuple[int, ...]:

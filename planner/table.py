@@ -41,7 +41,13 @@ def text(report: Report, show_all: bool = False) -> str:
         every_setting(report) if show_all else grid(report),
         proposals(report),
     ]
-    return "\n\n".join("\n".join(block) for block in blocks if block)
+    words = "\n\n".join("\n".join(block) for block in blocks if block)
+    return words if report.cluster.device.kind == "cuda" else _of_processes(words)
+
+
+def _of_processes(words: str) -> str:
+    """On a CPU a rank has no GPU."""
+    return words.replace(TERMS["other"], "code and libraries").replace("GPU", "process")
 
 
 def _subject(report: Report) -> list[str]:
@@ -70,8 +76,8 @@ def _subject(report: Report) -> list[str]:
     network = f", {cluster.network / 1e9:.0f} GB/s between nodes" if cluster.nodes > 1 else ""
     lines += _labelled(
         "machine",
-        f"{cluster.devices} x {device.name}{where}: {gib(device.memory)} GiB usable, {device.flops / 1e12:.0f} TFLOP/s, "
-        f"{device.bandwidth / 1e12:.2f} TB/s memory, {device.link / 1e9:.0f} GB/s to each other{network}",
+        f"{cluster.devices} x {device.name}{where}: {gib(device.memory)} GiB usable, {device.flops / 1e12:.3g} TFLOP/s, "
+        f"{device.bandwidth / 1e12:.2g} TB/s memory, {device.link / 1e9:.3g} GB/s to each other{network}",
     )
     for line in report.assumed:
         lines += _labelled("assumed", line)

@@ -5,6 +5,7 @@ Both are kept in runs/NAME/plan.json. `train.py CONFIG --dry-run` prints the exp
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 
 import torch
@@ -115,10 +116,10 @@ def own_cluster(peak_flops: float, world_size: int, local_world: int) -> Cluster
 
 def expected_peak(dtype: torch.dtype, world_size: int) -> float:
     """FLOP/s of all ranks before there is a process group: of data sheets, or of one measured product."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":  # all processes share its cores
-        return measured_flops(device, dtype, 1024)
-    sheet = data_sheet_peak(torch.cuda.get_device_name(0)) if dtype == torch.bfloat16 else None
+    if not torch.cuda.is_available():  # all processes share the cores
+        return measured_flops(torch.device("cpu"), dtype, 1024)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    sheet = data_sheet_peak(torch.cuda.get_device_name(device)) if dtype == torch.bfloat16 else None
     return world_size * (sheet or measured_flops(device, dtype, 8192))
 
 
