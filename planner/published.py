@@ -4,13 +4,11 @@ import statistics
 from dataclasses import dataclass
 from functools import cache
 
-from transformers import LlamaConfig
-
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 from model.flops import step_flops
 from planner.cluster import cluster_of
 from planner.published_rows import BLIND_ROWS, LEFT_OUT, ROWS, SHAPES, Row
-from planner.shape import ModelShape, shape_of
+from planner.shape import ModelShape, llama_config, shape_of
 from planner.step_time import Speed, expected_speed
 from planner.workload import Load, StepWork, Workload
 
@@ -86,17 +84,7 @@ def band(compared: list[Compared]) -> Band:
 
 @cache
 def _shape(name: str) -> ModelShape:
-    hidden, intermediate, layers, heads, kv_heads, vocabulary, tied = SHAPES[name]
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-    )
-    return shape_of(name, config)
+    return shape_of(name, llama_config(SHAPES[name]))
 
 
 def _config(row: Row) -> Config:

@@ -64,7 +64,12 @@ def named_config(name: str) -> PretrainedConfig:
     """The configuration of one of `SHAPES`. Raises UserError for another name."""
     if name not in SHAPES:
         raise UserError(f"{name} is neither a model directory nor one of {', '.join(SHAPES)}")
-    hidden, intermediate, layers, heads, kv_heads, vocabulary, tied = SHAPES[name]
+    return llama_config(SHAPES[name])
+
+
+def llama_config(numbers: tuple[int, int, int, int, int, int, bool]) -> PretrainedConfig:
+    """A Llama with the numbers of a row of `SHAPES`."""
+    hidden, intermediate, layers, heads, kv_heads, vocabulary, tied = numbers
     return LlamaConfig(
         hidden_size=hidden,
         intermediate_size=intermediate,
