@@ -182,8 +182,8 @@ def cluster_of(
         device = named_device(gpu)
     else:
         device = generic_device(float(80 if gpu is None else gpu))
-    between = 0.0 if nodes == 1 else _network(device, network)
-    return Cluster(device, gpus, nodes, between, host_memory)
+    between = _network(device, network)  # a wrong name is an error on one node, too
+    return Cluster(device, gpus, nodes, between if nodes > 1 else 0.0, host_memory)
 
 
 def cpu_cluster(processes: int, peak_flops: float, memory: int, cores: int | None = None) -> Cluster:

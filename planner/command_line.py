@@ -85,7 +85,7 @@ def read_cluster(arguments: argparse.Namespace) -> tuple[Cluster, list[str]]:
         value = getattr(arguments, option)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{option.replace('_', '-')} {value:g} must be above 0")
-    if arguments.host_memory < 0:
+    if not 0 <= arguments.host_memory < float("inf"):
         raise UserError(f"--host-memory {arguments.host_memory:g} must be 0 (unknown) or more")
     gpu = arguments.gpu or arguments.gpu_memory
     cluster = cluster_of(arguments.gpus, nodes, gpu, arguments.network, int(arguments.host_memory * GIB))

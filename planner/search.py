@@ -12,7 +12,9 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from common.errors import UserError
 from configs.config import Config
+from configs.loading.checks import check_world
 from planner.cluster import Cluster
 from planner.memory import DeviceMemory, HostMemory, device_memory, host_memory, largest_rows
 from planner.shape import ModelShape
@@ -88,7 +90,7 @@ class Search:
             return self._with_rows(config, max(1, min(largest, at_most)), largest)
         setting = self._with_rows(config, rows, largest)
         if not setting.fits_device and largest < rows:
-            return self._with_rows(config, max(1, largest), largest)
+            return self._with_rows(config, self._smaller_rows(config, max(1, largest)), largest)
         return setting
 
     def find(self, config: Config) -> Found:
@@ -133,12 +135,31 @@ class Search:
         """With a larger micro-batch if that is faster: fewer micro-batches gather the parameters less often."""
         at_most = min(setting.largest_rows, largest_useful(setting.config, self.cluster.devices))
         best, rows = setting, setting.config.batch.rows
-        while rows < at_most and max(step.micro_batches for step in self.workloads(rows).steps) > 1:
-            rows = min(2 * rows, at_most)
+        while max(step.micro_batches for step in self.workloads(rows).steps) > 1:
+            before, rows = rows, self._larger_rows(setting.config, rows, at_most)
+            if rows == before:
+                break
             larger = self._with_rows(setting.config, rows, setting.largest_rows)
             if larger.fits and larger.tokens_per_second >= WORTH_IT * best.tokens_per_second:
                 best = larger
         return best
+
+    def _smaller_rows(self, config: Config, rows: int) -> int:
+        """The largest micro-batch up to `rows` that a run accepts; 1 if it accepts none."""
+        return next((fewer for fewer in range(rows, 0, -1) if self._is_accepted(config, fewer)), 1)
+
+    def _larger_rows(self, config: Config, rows: int, at_most: int) -> int:
+        """Twice as many rows, or the next number that a run accepts, or the last one; `rows` if there is none."""
+        more = [larger for larger in range(rows + 1, at_most + 1) if self._is_accepted(config, larger)]
+        return next((larger for larger in more if larger >= 2 * rows), more[-1] if more else rows)
+
+    def _is_accepted(self, config: Config, rows: int) -> bool:
+        """Whether a run starts with this micro-batch: without packing a step must fill all of them."""
+        try:
+            check_world(with_rows(config, rows), self.cluster.devices, self.cluster.per_node)
+        except UserError:
+            return False
+        return True
 
 
 def cheapest(own: Setting, settings: Iterable[Setting]) -> Setting | None:

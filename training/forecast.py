@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from common.durable_files import write_json
 from configs.config import Config
 from distributed.host_memory import free_bytes, resident_bytes
-from distributed.process_group import Ranks, gather_objects, read_on_first, world_size_from_environment
+from distributed.process_group import Ranks, gather_objects, world_size_from_environment
 from model.flops import data_sheet_peak, measured_flops
 from planner.cluster import Cluster, cluster_of, cpu_cluster, found_device
 from planner.memory import DeviceMemory, device_memory
@@ -29,31 +29,30 @@ ENOUGH_STEPS = 20  # that are measured before they are compared with the plan
 FILE = "plan.json"
 
 
-@dataclass
-class Forecast:
-    """The expectation of a run on its own cluster."""
+@dataclass(frozen=True)
+class Expectation:
+    """What is expected of a run on its own cluster."""
 
     cluster: Cluster
     workload: Workload
     memory: DeviceMemory
     speed: Speed
     process_bytes: int = 0  # what a CPU process holds before the model is loaded: code, libraries, data
-    is_compared: bool = field(default=False, init=False)
 
     @property
     def peak_bytes(self) -> int:
         """Expected peak of the fullest rank: of the device's allocator, or of a CPU process."""
         return self.memory.tensors + self.process_bytes
 
-    def lines(self) -> list[str]:
+    def line(self) -> str:
         """The expectation in words, for the start of a run."""
         worst, (low, high), (short, long) = self.workload.worst, self.speed.tokens_per_second, self.speed.hours
         ranks = self.cluster.devices
-        return [
+        return (
             f"plan: peak memory {self.peak_bytes / 2**30:.1f} GiB on the fullest rank, in step {worst.step + 1} "
             f"({worst.tokens:,} tokens in a micro-batch); {low * ranks:,.0f} to {high * ranks:,.0f} tokens/s, "
             f"{_hours(short)} to {_hours(long)} for all steps (docs/planning.md)"
-        ]
+        )
 
     def as_json(self) -> dict:
         """What is expected, as plain JSON."""
@@ -66,6 +65,22 @@ class Forecast:
             "seconds_of_a_step": self.speed.parts,
         }
 
+
+@dataclass
+class Forecast:
+    """The expectation of a run, and whether it has been compared. A run goes on without one if it cannot be computed.
+
+    words: the line of the start, with the reason if expectation is None.
+    """
+
+    expectation: Expectation | None
+    words: str
+    is_compared: bool = field(default=False, init=False)
+
+    def lines(self) -> list[str]:
+        """What the start of a run prints."""
+        return [self.words]
+
     def compare(self, meter: Meter, memory_gib: float, is_last: bool, log: RunLog, ranks: Ranks) -> None:
         """Planned beside measured, once, after enough steps or the last one. A collective; the same steps on all ranks.
 
@@ -74,34 +89,50 @@ class Forecast:
         if self.is_compared or meter.measured_steps < (1 if is_last else ENOUGH_STEPS):
             return
         self.is_compared = True
-        peak = max(gather_objects(memory_gib, ranks))
+        peak = max(gather_objects(memory_gib, ranks))  # also by ranks without an expectation
+        if ranks.rank != 0 or self.expectation is None:
+            return
         speed = meter.measured_tokens / meter.measured_seconds
-        low, high = (value * ranks.world_size for value in self.speed.tokens_per_second)
+        low, high = (value * ranks.world_size for value in self.expectation.speed.tokens_per_second)
         measured = {"steps": meter.measured_steps, "tokens_per_second": speed, "memory_gib": peak}
-        both = {"planned": self.as_json(), "measured": measured}
-        read_on_first(lambda: write_json(log.path.with_name(FILE), both), ranks)
-        planned = self.peak_bytes / 2**30
+        planned = self.expectation.peak_bytes / 2**30
         where = "in" if low <= speed <= high else "outside of"
         log.say(
             f"planned against measured ({meter.measured_steps} steps): peak memory {planned:.1f} and {peak:.1f} GiB "
             f"({planned / peak - 1:+.0%}); {low:,.0f} to {high:,.0f} and {speed:,.0f} tokens/s, {where} the range"
         )
+        try:
+            write_json(log.path.with_name(FILE), {"planned": self.expectation.as_json(), "measured": measured})
+        except OSError as error:
+            log.say(f"warning: {FILE} could not be written: {error.strerror or error}")
 
 
 def make_forecast(
     config: Config, inputs: Inputs, model_config: PretrainedConfig, peak_flops: float, world_size: int
 ) -> Forecast:
-    """The expectation on the devices of this process, which holds no weights yet. peak_flops: FLOP/s of all ranks.
+    """The forecast for the devices of this process, which holds no weights yet. peak_flops: FLOP/s of all ranks.
 
-    Each rank computes its own: what a CPU process holds already differs, and nothing is decided by it.
+    Each rank computes its own: what a CPU process holds already differs, and nothing is decided by it. A forecast never ends
+    a run: whatever goes wrong becomes a warning.
     """
+    try:
+        expectation = _expectation(config, inputs, model_config, peak_flops, world_size)
+        return Forecast(expectation, expectation.line())
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return Forecast(None, f"warning: no plan of memory and time for this run, which goes on without one ({reason})")
+
+
+def _expectation(
+    config: Config, inputs: Inputs, model_config: PretrainedConfig, peak_flops: float, world_size: int
+) -> Expectation:
     shape = shape_of(config.model.path, model_config, config.model.layer_class)
     cluster = own_cluster(peak_flops, world_size, world_size_from_environment()[1])
     rows, length, kind = config.batch.rows, config.data.sequence_length, cluster.device.kind
     workload = planned_workload(inputs, shape, rows, length, world_size, kind)
     process = 0 if cluster.device.kind == "cuda" else resident_bytes()
     memory = device_memory(shape, config, cluster, workload.worst)
-    return Forecast(cluster, workload, memory, expected_speed(shape, config, cluster, workload), process)
+    return Expectation(cluster, workload, memory, expected_speed(shape, config, cluster, workload), process)
 
 
 def own_cluster(peak_flops: float, world_size: int, local_world: int) -> Cluster:

@@ -104,6 +104,25 @@ def test_candidates_are_distinct_valid_and_start_with_the_users(cluster, strateg
         assert override(CONFIG, overrides(config, CONFIG)) == config  # what is printed gives the setting
 
 
+def test_without_packing_only_micro_batches_that_a_run_accepts_are_proposed(stand_ins, shape) -> None:
+    """8 examples of a step for each rank: 3 rows of `selective` fit, and 2 are proposed."""
+    stand_ins.scale, stand_ins.gain = 3.0, 2.0
+    cluster = Cluster(DEVICE, 6)
+    own = changed(CONFIG, data={"packing": False}, batch={"global_examples": 48, "micro_batch": 8})
+    own = changed(own, model={"activation_checkpointing": "none"})
+    found = search_of(shape, cluster).find(own)
+    rows = {
+        setting.config.model.activation_checkpointing: (setting.largest_rows, setting.config.batch.micro_batch)
+        for setting in found.settings
+        if setting.config.sharding == own.sharding and setting.config.optimizer.memory == "16N"
+    }
+    assert rows["selective"] == (3, 2)
+    proposed = [setting for setting in (found.cheapest, found.faster, found.lighter) if setting]
+    assert proposed
+    for setting in (*found.settings[1:], *proposed):
+        check_world(setting.config, 6, 6)
+
+
 def test_candidates_keep_what_the_user_chose_where_it_is_valid() -> None:
     own = changed(CONFIG, sharding={"strategy": "hybrid", "shard_size": 4}, model={"compile": True})
     found = candidates(own, CLUSTER)

@@ -18,7 +18,7 @@ from planner.workload import Load, Workload
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from training.dry_run import changed_keys
-from training.forecast import Forecast
+from training.forecast import Expectation, Forecast, make_forecast
 from training.run_log import RunLog
 
 GIB = 2**30
@@ -30,7 +30,8 @@ def forecast(process: int = GIB) -> Forecast:
     """2 GiB of tensors in a process of `process` bytes, 100 to 200 tokens/s."""
     workload = Workload(40, [], Load((300, 200), 90, step=6), True)
     speed = Speed((100.0, 200.0), (0.5, 2.0), {"products": 1.0})
-    return Forecast(cpu_cluster(1, 1e12, 8 * GIB, 2), workload, MEMORY, speed, process)
+    expectation = Expectation(cpu_cluster(1, 1e12, 8 * GIB, 2), workload, MEMORY, speed, process)
+    return Forecast(expectation, expectation.line())
 
 
 def meter(steps: int, tokens: int, seconds: float) -> SimpleNamespace:
@@ -69,6 +70,30 @@ def test_a_shorter_run_compares_at_its_last_step(tmp_path, ranks, capsys, steps,
     log.close()
     assert (tmp_path / "plan.json").exists() == is_compared
     assert ("50 tokens/s, outside of the range" in capsys.readouterr().out) == is_compared
+
+
+def test_a_forecast_that_cannot_be_computed_is_a_warning_and_ends_no_run(tmp_path, monkeypatch, ranks, capsys) -> None:
+    def fails(*arguments: object) -> None:
+        raise RuntimeError("an operator without a fake kernel\nand its stack")
+
+    monkeypatch.setattr(training.forecast, "shape_of", fails)
+    config = Config(Model("m"), Data(("a",)), Batch(global_examples=8), Optimizer(1e-3), Run("r"))
+    failed = make_forecast(config, None, None, 0.0, 1)  # pyright: ignore[reportArgumentType]
+    assert failed.lines() == [
+        "warning: no plan of memory and time for this run, which goes on without one (RuntimeError: an operator without a "
+        "fake kernel)"
+    ]
+    log = RunLog(tmp_path, ranks, 0, {}, total_steps=40)
+    failed.compare(
+        meter(20, 1500, 10.0), 4.0, False, log, ranks
+    )  # other ranks may have one: it takes part, says nothing
+    assert failed.is_compared and capsys.readouterr().out == "" and not (tmp_path / "plan.json").exists()
+    (tmp_path / "plan.json").mkdir()  # what is compared but cannot be written is said, too
+    forecast().compare(meter(20, 1500, 10.0), 4.0, False, log, ranks)
+    log.close()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("planned against measured (20 steps)")
+    assert said[1:] == ["warning: plan.json could not be written: Is a directory"]
 
 
 def test_all_processes_of_a_machine_share_its_processors(monkeypatch) -> None:
