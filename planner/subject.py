@@ -5,17 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 from configs.loading.config_file import override
 from data.files import check_paths_exist
 from data.tokens import load_tokenizer
-from model.architectures import check_model_directory, check_supported, read_model_config
+from model.architectures import check_model_directory, read_model_config
 from model.flops import document_costs
 from model.hub import HUB_TIMEOUT, HubUnreachable, explain
-from model.rope import check_length
+from model.rope import check_length, scaled_config
 from planner.search import Workloads
 from planner.shape import SHAPES, ModelShape, named_config, shape_of
 from planner.workload import planned_workload, uniform_workload
@@ -96,7 +96,9 @@ def from_name(name: str, assumed: Assumed, overrides: list[str]) -> Subject:
         run=Run(name="plan"),
     )
     config = override(config, overrides)
-    shape = shape_of(name, _configuration(name), config.model.layer_class)
+    model_config = _configuration(config.model)
+    check_length(config.data.sequence_length, model_config, name)
+    shape = shape_of(name, model_config, config.model.layer_class)
     length = assumed.length or config.data.sequence_length
     if length > config.data.sequence_length:
         raise UserError(f"--length {length} is longer than --sequence {config.data.sequence_length}; lower it")
@@ -117,18 +119,19 @@ def from_name(name: str, assumed: Assumed, overrides: list[str]) -> Subject:
     )
 
 
-def _configuration(name: str) -> PretrainedConfig:
+def _configuration(model: Model) -> PretrainedConfig:
     """Of a name in `SHAPES`, of a directory, or of a model on the hub, of which only config.json is fetched."""
-    if name in SHAPES:
-        return named_config(name)
+    name, rope = model.path, (model.rope_type, model.rope_factor, model.rope_original_length)
     if Path(name).is_dir():
-        return read_model_config(name)
-    if "/" not in name:
-        return named_config(name.upper())
-    return _from_hub(name)
+        return read_model_config(name, *rope)
+    if "/" in name:
+        return read_model_config(_from_hub(name), *rope)
+    known = {size.lower(): size for size in SHAPES}
+    return scaled_config(named_config(known.get(name.lower(), name)), *rope)
 
 
-def _from_hub(model_id: str) -> PretrainedConfig:
+def _from_hub(model_id: str) -> str:
+    """The directory of a config.json."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -141,6 +144,4 @@ def _from_hub(model_id: str) -> PretrainedConfig:
             f"{model_id} is not a directory here, and its config.json cannot be fetched, because the Hugging Face hub cannot "
             f"be reached ({reason}); give a directory with a config.json, or one of {', '.join(SHAPES)}"
         ) from error
-    config = AutoConfig.from_pretrained(Path(path).parent)
-    check_supported(config)
-    return config
+    return str(Path(path).parent)

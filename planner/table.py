@@ -8,6 +8,7 @@ from planner.search import Setting
 from planner.settings_table import every_setting, grid, proposals
 from planner.words import WIDTH, counted_range, gib, hours, tokens
 from training.description import counted
+from training.micro_batch import largest_useful
 
 TERMS = {
     "parameters": "this rank's part of the weights",
@@ -85,14 +86,15 @@ def _subject(report: Report) -> list[str]:
 
 
 def _own_memory(report: Report) -> list[str]:
-    own = report.found.own
+    own, whole = report.found.own, largest_useful(report.found.own.config, report.cluster.devices)
+    why = " (a rank's part of any step)" if own.largest_rows == whole else ""
     return [
         *_labelled("settings", " ".join(_described(own, report.subject.config.batch.micro_batch))),
         "",
         "Memory of the fullest GPU at the peak of a step, GiB",
         *_terms(own.memory, TERMS),
         f"  {'total':12}{gib(own.memory.total):>8}  {_verdict(own.memory.total, report.cluster.device.memory)}",
-        f"  largest batch.micro_batch that fits: {own.largest_rows or 'none'}",
+        f"  largest batch.micro_batch that fits: {own.largest_rows or 'none'}{why}",
     ]
 
 

@@ -16,7 +16,10 @@ def gib(size: float) -> str:
 
 def tokens(speed: Speed) -> str:
     """Tokens per second of one device, from low to high."""
-    return ranged([round(value, -1 if value >= 1000 else 0) for value in speed.tokens_per_second])
+    low, high = speed.tokens_per_second
+    if high < 10:
+        return f"{low:.2g}-{high:.2g}"
+    return ranged([round(value, -1 if value >= 1000 else 0) for value in (low, high)])
 
 
 def hours(values: Iterable[float]) -> str:
