@@ -78,7 +78,12 @@ def wide(tmp_path_factory) -> Path:
     """The config.json of a model with large matrices and few layers."""
     folder = tmp_path_factory.mktemp("wide")
     LlamaConfig(
-        hidden_size=4096, intermediate_size=12288, num_hidden_layers=2, num_attention_heads=32, vocab_size=32000
+        max_position_embeddings=4096,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=2,
+        num_attention_heads=32,
+        vocab_size=32000,
     ).save_pretrained(folder)
     return folder
 
