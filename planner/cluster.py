@@ -182,7 +182,9 @@ def cluster_of(
         device = named_device(gpu)
     else:
         device = generic_device(float(80 if gpu is None else gpu))
-    between = 0.0 if nodes == 1 else _network(device, network)
+    between = _network(device, network)  # a mistake in it is one on a single node too
+    if nodes == 1:
+        between = 0.0
     return Cluster(device, gpus, nodes, between, host_memory)
 
 
