@@ -18,7 +18,7 @@ def explain_json_error(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return "it has a number with more than 4,300 digits" if "digits" in str(error) else str(error)
 
 

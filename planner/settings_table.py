@@ -13,9 +13,10 @@ def grid(report: Report) -> list[str]:
     cells: dict[tuple[str, str], list[Setting]] = {}
     for setting in report.found.settings:
         cells.setdefault((_strategy(setting), setting.config.optimizer.memory), []).append(setting)
+    device = "GPU" if report.cluster.device.kind == "cuda" else "process"
     lines = [
         *textwrap.wrap(
-            "Every strategy and optimizer.memory: GiB per GPU, checkpointing, and tokens/s per GPU. Of all kinds of "
+            f"Every strategy and optimizer.memory: GiB per {device}, checkpointing, and tokens/s per {device}. Of all kinds of "
             "checkpointing the fastest that fits, else the one that needs least; x: does not fit",
             WIDTH,
         ),

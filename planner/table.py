@@ -62,11 +62,12 @@ def _subject(report: Report) -> list[str]:
         "model", f"{shape.name}: {shape.num_parameters / 1e9:.2f}B parameters, {len(shape.layers)} layers"
     )
     lines += _labelled("data", report.subject.data)
+    ranks = f"each of {cluster.devices:,} ranks" if cluster.devices > 1 else "1 rank"
     lines += _labelled(
         "plan",
         f"{counted(workload.total_steps, 'step')} of {mean:,.0f} tokens on average ({targets:.0%} of them targets), in "
-        f"{counted_range([step.micro_batches for step in steps], 'micro-batch')} on each of "
-        f"{counted(cluster.devices, 'rank')}; {mean * workload.total_steps / 1e6:,.1f}M tokens in total",
+        f"{counted_range([step.micro_batches for step in steps], 'micro-batch')} on {ranks}; "
+        f"{mean * workload.total_steps / 1e6:,.1f}M tokens in total",
     )
     lines += _labelled(
         "worst",
@@ -75,10 +76,11 @@ def _subject(report: Report) -> list[str]:
     )
     where = f" on {counted(cluster.nodes, 'node')}"
     network = f", {cluster.network / 1e9:.0f} GB/s between nodes" if cluster.nodes > 1 else ""
+    link = f", {device.link / 1e9:.3g} GB/s to each other" if cluster.devices > 1 else ""
     lines += _labelled(
         "machine",
         f"{cluster.devices} x {device.name}{where}: {gib(device.memory)} GiB usable, {device.flops / 1e12:.3g} TFLOP/s, "
-        f"{device.bandwidth / 1e12:.2g} TB/s memory, {device.link / 1e9:.3g} GB/s to each other{network}",
+        f"{device.bandwidth / 1e12:.2g} TB/s memory{link}{network}",
     )
     for line in report.assumed:
         lines += _labelled("assumed", line)

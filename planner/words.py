@@ -25,7 +25,7 @@ def tokens(speed: Speed) -> str:
 def hours(values: Iterable[float]) -> str:
     """Two numbers of hours."""
     low, high = values
-    digits = 0 if high >= 100 else 1 if high >= 1 else 2
+    digits = 0 if high >= 100 else 1 if high >= 1 else 2 if high >= 0.1 else 3 if high >= 0.01 else 4
     return f"{low:,.{digits}f}-{high:,.{digits}f}"
 
 

@@ -119,7 +119,7 @@ def _guarded(report: Report, group: str, do: Callable[[], None]) -> None:
         _free()
         text = "memory holds no more checks of the model on one device: use --layers 2"
         report.add(Result(group, "memory", SKIPPED, text))
-    print(f"{group}: {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+    print(f"{group} checked in {time.perf_counter() - started:.1f} s, going on", file=sys.stderr, flush=True)
 
 
 def _free() -> None:

@@ -115,6 +115,11 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
         ("a.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "line 1 is not valid JSON: .* more than 4,300 digits"),
         ("a.json", b'[{"text": ' + b"[" * 100_000, "line 1 is not valid JSON: it is nested too deeply"),
         ("a.json", b'[{"n": ' + b"1" * 5000 + b"}]", "line 1 is not valid JSON: .* more than 4,300 digits"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": "b',
+            "line 2 is not valid JSON: Unterminated string starting at column 10$",
+        ),
         ("a.json", b'[{"text": "a"},\n{"text": "b', "line 2 is not valid JSON: Unterminated .*; is the file cut off?"),
         ("a.json", b'[{"text": "a"}\n', "line 2 is not valid JSON: the array is cut off"),
         ("a.json", b'[{"text": "a"}\n{"text": "b"}]', "line 2 is not valid JSON: Expecting ',' or ']' after an item"),

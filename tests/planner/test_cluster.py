@@ -82,6 +82,8 @@ def test_the_gpu_of_a_process_keeps_what_was_found():
 
 def test_networks_are_those_of_a_whole_node():
     assert cluster_of(8, 1, "H100").network == 0
+    with pytest.raises(UserError, match="no network named 200Gb is known"):  # also where one node does not use it
+        cluster_of(8, 1, "H100", "200Gb")
     assert cluster_of(16, 2, "H100").network == 400e9
     assert cluster_of(16, 2, "H100-500W").network == 400e9
     assert cluster_of(16, 2, "A100-80").network == 200e9
