@@ -5,6 +5,7 @@ The ranks of the check hold no memory on a GPU and train nothing. They start rea
 """
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -82,6 +83,12 @@ def check_inputs(command: Command, world_size: int) -> None:
     check_paths_exist([*config.data.train, *config.data.validation, *config.ewc.data, *mixed_in])
     if command.json and not Path(command.json).absolute().parent.is_dir():
         raise UserError(f"--json {command.json}: its directory does not exist")
+    if command.json and not _can_write(Path(command.json)):
+        raise UserError(f"--json {command.json}: name a file that can be written")
+
+
+def _can_write(path: Path) -> bool:
+    return not path.is_dir() and os.access(path if path.exists() else path.absolute().parent, os.W_OK)
 
 
 def all_checks(command: Command, ranks: Ranks, stop: StopSignal, say: Callable[[str], None]) -> list[Result]:
