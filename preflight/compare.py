@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from common.errors import UserError
 from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints, read_manifest
+from model.weight_files import stored_tensors
 
 READ_AT_MOST = 2 * 2**30  # bytes of weights that are read from each checkpoint
 WEIGHTS = "model."
@@ -83,7 +85,7 @@ def difference(found: Path, expected: Path, before: Path) -> Difference:
     weights = _chosen(readers[1].read_metadata().state_dict_metadata)
     largest = square = update = 0.0
     for name, meta in weights.items():
-        one, other, old = (_read(reader, name, meta) for reader in readers)
+        one, other, old = (read_tensor(reader, name, meta) for reader in readers)
         delta = one - other
         largest = max(largest, delta.abs().max().item()) if bool(torch.isfinite(delta).all()) else math.inf
         square += delta.square().sum().item()
@@ -97,10 +99,26 @@ def moved(after: Path, before: Path) -> float:
     readers = [dcp.FileSystemReader(path) for path in (after, before)]
     changed = total = 0
     for name, meta in _chosen(readers[0].read_metadata().state_dict_metadata).items():
-        one, other = (_read(reader, name, meta) for reader in readers)
+        one, other = (read_tensor(reader, name, meta) for reader in readers)
         changed += int((one != other).sum())
         total += one.numel()
     return changed / total if total else 0.0
+
+
+def exported_otherwise(export: Path, checkpoint: Path) -> list[str]:
+    """Names of the exported weights that are not those of a checkpoint in the dtype of the export, of those that are read."""
+    reader, wrong = dcp.FileSystemReader(checkpoint), []
+    stored = stored_tensors(export)
+    for key, meta in _chosen(reader.read_metadata().state_dict_metadata).items():
+        name = key.removeprefix(WEIGHTS)
+        if name not in stored:  # transformers has loaded what the model needs
+            continue
+        with safe_open(stored[name].file, framework="pt") as file:
+            weight = file.get_tensor(name)
+        expected = read_tensor(reader, key, meta)[: len(weight)]  # rows of padding are not exported
+        if not torch.equal(weight, expected.to(weight.dtype)):
+            wrong.append(name)
+    return wrong
 
 
 def _chosen(stored: Mapping[str, object]) -> dict[str, TensorStorageMetadata]:
@@ -115,8 +133,8 @@ def _chosen(stored: Mapping[str, object]) -> dict[str, TensorStorageMetadata]:
     return dict(list(weights.items())[::every])
 
 
-def _read(reader: dcp.FileSystemReader, name: str, meta: TensorStorageMetadata) -> torch.Tensor:
-    """One whole tensor in fp32."""
+def read_tensor(reader: dcp.FileSystemReader, name: str, meta: TensorStorageMetadata) -> torch.Tensor:
+    """One whole tensor of a checkpoint in fp32."""
     target = {name: torch.empty(meta.size, dtype=meta.properties.dtype)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that there is no process group, which is what no_dist says

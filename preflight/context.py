@@ -12,6 +12,7 @@ from preflight.launch import Ended, Job, run_job
 from preflight.result import FAILS, Result
 
 T = TypeVar("T")
+SAMPLE = "gradients.safetensors"
 PREFIX = ".check-"  # of the scratch directory; no run may have such a name
 
 
@@ -31,6 +32,11 @@ class Context:
     def scratch(self) -> Path:
         """Where the runs of the check write: on the disk of the real run, beside it."""
         return scratch_directory(self.config)
+
+    @property
+    def sample(self) -> Path:
+        """The gradients of the documents of step 1 (preflight/shares.py), if the probe had time and memory for all of them."""
+        return self.scratch / SAMPLE
 
     @property
     def limit(self) -> float:

@@ -11,9 +11,19 @@ import torch
 
 from distributed.host_memory import free_bytes
 from model.weight_files import stored_tensors
-from preflight.compare import checkpoint_bytes, checkpoint_of, difference, moved, read_rows, same_files, saved_steps
+from preflight.compare import (
+    checkpoint_bytes,
+    checkpoint_of,
+    difference,
+    exported_otherwise,
+    moved,
+    read_rows,
+    same_files,
+    saved_steps,
+)
 from preflight.context import Context
 from preflight.result import FAILS, OK, SKIPPED, WARNING, Result
+from preflight.shares import find_shares
 
 GROUP = "run"
 STEPS, KILLED_AFTER = 3, 2  # the kill falls into the last step
@@ -24,6 +34,8 @@ ALLOWED = {"fp32": 1e-3, "bf16": 2e-2}
 # Of the weights after one more step, relative to the length of that step. AdamW turns a small gradient's rounding into a
 # large part of its update; a lost moment changes the update by about its own length.
 ALLOWED_UPDATE = {"fp32": 0.05, "bf16": 0.4}
+# Of a micro-batch's share of the gradient (preflight/shares.py), beside what the rounding of this gradient explains.
+ALLOWED_SHARE = {"fp32": 0.01, "bf16": 0.02}
 GROWTH = 1.5  # of the loss over three steps, above which it is suspicious
 
 
@@ -112,6 +124,40 @@ def judge_first(context: Context, reference: dict | None, key: str) -> Result:
     return Result(GROUP, name, FAILS, f"{said}, only {allowed:.2%} allowed): {what}", figures)
 
 
+def judge_shares(context: Context, reference: dict | None) -> Result:
+    """Whether all micro-batches of step 1 count by their targets in the gradient that AdamW has seen, which is clipped once."""
+    name, run = "shares", context.scratch / "straight"
+    norm, expected = read_rows(run, LOSS).get(1, {}).get(NORM), (reference or {}).get("grad_norm")
+    checkpoint = checkpoint_of(run, 1)
+    if not (context.sample.exists() and norm and expected and checkpoint.is_dir()):
+        return Result(GROUP, name, SKIPPED, "there are no gradients of all documents of step 1 to compare with")
+    settings = read_config(run)["optimizer"]
+    clip = max(1.0, norm / settings["max_grad_norm"])
+    shares = find_shares(context.sample, checkpoint, (1 - settings["betas"][0]) / clip)
+    if shares is None:
+        return Result(GROUP, name, SKIPPED, f"optimizer.memory={settings['memory']} stores no moments to compare")
+    if not shares.mean:
+        return Result(
+            GROUP, name, FAILS, "AdamW's first moment is zero after step 1: call optimizer.step() after backward()"
+        )
+    allowed = ALLOWED_SHARE[context.config.model.compute_dtype]
+    figures = dataclasses.asdict(shares) | {"mean": shares.mean, "allowed": allowed}
+    found = [share / shares.mean for share in shares.micro_batches.values()]
+    said = f"{len(found)} micro-batches of step 1 count {min(found):.3f} to {max(found):.3f} times their targets"
+    if any(abs(share - 1) > allowed + noise for share, noise in zip(found, shares.noise.values(), strict=True)):
+        what = (
+            "divide the sum of all losses once, by the targets of the whole step: no mean over micro-batches or ranks"
+        )
+        return Result(GROUP, name, FAILS, f"{said} in the gradient: {what}", figures)
+    length = shares.mean / (norm / expected)  # 1, whatever the gradient was divided by
+    figures["length"] = length
+    if abs(length - 1) > allowed + max(shares.noise.values()):
+        text = f"AdamW's first moment is {length:.3g} times (1 - beta1) x the clipped gradient"
+        what = f"clip it once, to optimizer.max_grad_norm={settings['max_grad_norm']:g}, by the norm that train/grad_norm shows"
+        return Result(GROUP, name, FAILS, f"{text}: {what}", figures)
+    return Result(GROUP, name, OK, f"{said}, {length:.3f} times the clipped gradient in all", figures)
+
+
 def judge_checkpoint(context: Context) -> Result:
     """Size and time of a save."""
     measured = measure(context.scratch / "straight")
@@ -151,6 +197,14 @@ def judge_export(context: Context) -> Result:
     figures = {"bytes": size, "parameters": model.num_parameters(), "problems": wrong}
     if wrong:
         text = f"transformers does not read the exported model as it was trained ({'; '.join(wrong[:3])})"
+        return Result(GROUP, "export", FAILS, text, figures)
+    steps = saved_steps(context.scratch / "straight")
+    if steps and (others := exported_otherwise(folder, checkpoint_of(context.scratch / "straight", steps[-1]))):
+        figures["otherwise"] = others[:10]
+        text = (
+            f"{len(others)} of the exported tensors are not those of step {steps[-1]}, the last checkpoint, the first is "
+            f"{others[0]}: export the weights of the last step"
+        )
         return Result(GROUP, "export", FAILS, text, figures)
     text = f"{how}: {model.num_parameters():,} parameters, {size / 2**20:,.0f} MiB, {type(tokenizer).__name__}"
     return Result(GROUP, "export", OK, text, figures)

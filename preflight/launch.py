@@ -220,7 +220,8 @@ def _problem(job: Job, states: list[_State], words: list[tuple[str, str]], late:
     if code < 0:
         name = signal.Signals(-code).name
         why = ", which the kernel sends when memory runs out" if -code == signal.SIGKILL else ""
-        return f"{where}killed by {name}{why}; its last line: {said}"
+        last = f"; its last line: {said}" if said else ""
+        return f"{where}killed by {name}{why}{last}"
     return f"{where}{said or f'exit code {code}'}"
 
 

@@ -26,13 +26,15 @@ from common.errors import UserError, run_script
 from configs.loading.command_line import read_command_line
 from distributed.device import choose_device
 from distributed.host_memory import keep_freed_memory
+from preflight.context import SAMPLE
 from preflight.data import check_data
 from preflight.layers import note
 from preflight.model import check_leak, compare_losses, describe_gradient, load_packed, packed_losses
 from preflight.precision import check_precision
 from preflight.read import RunInputs, read_run, with_model, without_launcher
-from preflight.reference import compute, load_reference
+from preflight.reference import compute, load_reference, micro_batches_of_documents
 from preflight.result import FAILS, OK, SKIPPED, Result
+from preflight.shares import write_sample
 
 end_imports()
 
@@ -97,6 +99,8 @@ def check(run: RunInputs, report: Report, seconds: float) -> None:
         if reference is not None:
             compute(reference, seconds)
             report.reference = reference.as_json()
+            if reference.sample and reference.complete:
+                write_sample(report.path.with_name(SAMPLE), reference.sample, micro_batches_of_documents(run))
             report.add(compare_losses(run, losses, reference), describe_gradient(reference))
         else:
             report.add(Result("model", "loss", SKIPPED, "transformers' model does not fit into memory: use --layers 2"))

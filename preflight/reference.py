@@ -19,6 +19,7 @@ from common.errors import UserError
 from distributed.host_memory import free_bytes
 from distributed.optimizer import parameter_dtype
 from preflight.read import RunInputs
+from preflight.shares import Sample, choose
 
 USABLE = 0.8  # of the free memory
 EAGER_TOKENS = 4096  # the scores of a longer document are not held; sdpa computes it
@@ -49,6 +50,7 @@ class Reference:
     documents: list[Document]
     losses: list[float] = field(default_factory=list)
     has_gradient: bool = True
+    sample: Sample | None = None  # of the gradients of the documents, one by one
 
     @property
     def complete(self) -> bool:
@@ -97,6 +99,11 @@ def _documents(run: RunInputs, item: int) -> Iterator[Document]:
 def bins_of_first_step(run: RunInputs) -> list[tuple[int, ...]]:
     """The items of each micro-batch of step 1 on each rank, without empty ones."""
     return [items for micro_batch in run.inputs.deal(0).items for items in micro_batch if items]
+
+
+def micro_batches_of_documents(run: RunInputs) -> list[int]:
+    """The number of the micro-batch of each document of step 1, over all ranks."""
+    return [i for i, items in enumerate(bins_of_first_step(run)) for _ in documents_of_items(run, items)]
 
 
 def load_reference(run: RunInputs, documents: list[Document]) -> Reference | None:
@@ -151,6 +158,8 @@ def compute(reference: Reference, seconds: float) -> None:
     On a CPU they are seconds of this process's threads, so that other work on the machine does not change what is computed.
     """
     divisor = sum(document.divisor for document in reference.documents) or 1.0
+    parameters = dict(reference.model.named_parameters())
+    reference.sample = choose(parameters, len(reference.documents)) if reference.has_gradient else None
     clock = _clock(reference.model.device)
     end = clock() + seconds
     for document in reference.documents:
@@ -159,7 +168,7 @@ def compute(reference: Reference, seconds: float) -> None:
         except torch.OutOfMemoryError:
             if not reference.has_gradient:
                 return  # what was computed before still counts
-            reference.has_gradient = False
+            reference.has_gradient, reference.sample = False, None
             reference.model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             try:
@@ -167,6 +176,8 @@ def compute(reference: Reference, seconds: float) -> None:
             except torch.OutOfMemoryError:
                 return
         reference.losses.append(loss)
+        if reference.sample:
+            reference.sample.take(parameters)
         if clock() > end:
             return
 

@@ -28,6 +28,7 @@ from preflight.judge import (
     judge_checkpoint,
     judge_export,
     judge_first,
+    judge_shares,
     judge_steps,
     measure,
 )
@@ -44,7 +45,7 @@ def train_command(context: Context, name: str) -> tuple[str, ...]:
         "run.name": name,
         "run.resume": "auto",
         "run.log_every": 1,
-        "run.save_every": KILLED_AFTER,
+        "run.save_every": 1 if name == "straight" and context.sample.exists() else KILLED_AFTER,
         "run.keep_last": STEPS,
         "run.eval_every": 0,
         "run.eval_general": False,
@@ -76,9 +77,11 @@ def run_checks(context: Context, reference: dict | None) -> tuple[list[Result], 
         context.result_on_first(GROUP, "three steps", lambda: judge_steps(context, ended.seconds)),
         context.result_on_first(GROUP, "loss", lambda: judge_first(context, reference, LOSS)),
         context.result_on_first(GROUP, "gradient norm", lambda: judge_first(context, reference, NORM)),
+        context.result_on_first(GROUP, "shares", lambda: judge_shares(context, reference)),
         context.result_on_first(GROUP, "checkpoint", lambda: judge_checkpoint(context)),
         context.result_on_first(GROUP, "export", lambda: judge_export(context)),
     ]
+    context.remove(str(checkpoint_of(straight, 1)))
     steps = context.on_first(lambda: saved_steps(straight))
     if steps[-2:] != [KILLED_AFTER, STEPS]:
         why = f"the plan has fewer than {STEPS} steps" if len(steps) < 2 else f"it saved steps {steps}"

@@ -5,6 +5,7 @@ The ranks of the check hold no memory on a GPU and train nothing. They start rea
 """
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -40,6 +41,7 @@ from preflight.runs import run_checks
 from training.owner import LOCK_FILE, own_directory
 
 SHARED = "shared disk"
+NOT_SHARED = "not the same directory"  # in the sentence of check_shared_directory
 REFERENCE_SECONDS = 45  # for the losses and the gradient of step 1, document by document
 
 
@@ -82,6 +84,12 @@ def check_inputs(command: Command, world_size: int) -> None:
     check_paths_exist([*config.data.train, *config.data.validation, *config.ewc.data, *mixed_in])
     if command.json and not Path(command.json).absolute().parent.is_dir():
         raise UserError(f"--json {command.json}: its directory does not exist")
+    if command.json and not _can_write(Path(command.json)):
+        raise UserError(f"--json {command.json}: name a file that can be written")
+
+
+def _can_write(path: Path) -> bool:
+    return not path.is_dir() and os.access(path if path.exists() else path.absolute().parent, os.W_OK)
 
 
 def all_checks(command: Command, ranks: Ranks, stop: StopSignal, say: Callable[[str], None]) -> list[Result]:
@@ -91,6 +99,7 @@ def all_checks(command: Command, ranks: Ranks, stop: StopSignal, say: Callable[[
     context = Context(config, script, command.arguments, ranks, stop, say)
     say(f"checking {' '.join(command.arguments)}: the runs of the check go to {context.scratch} and are removed")
     results = [machine.agreement(config, script, ranks), machine.clocks(ranks), *machine.free_memory(ranks)]
+    owned = True
     existed = gather_objects(Path(config.run.directory).exists(), ranks)[0]
     try:
         with ExitStack() as stack:
@@ -98,6 +107,9 @@ def all_checks(command: Command, ranks: Ranks, stop: StopSignal, say: Callable[[
                 stack.enter_context(own_directory(context.scratch, ranks))
                 shared = Result("machine", SHARED, OK, f"every node sees {config.run.directory}")
             except UserError as error:
+                if NOT_SHARED not in str(error):  # another check owns it, whose files stay, or it cannot be written
+                    owned = False
+                    raise
                 shared = Result("machine", SHARED, FAILS, str(error))
             results.append(shared)
             clean(context.scratch, ranks)
@@ -122,7 +134,8 @@ def all_checks(command: Command, ranks: Ranks, stop: StopSignal, say: Callable[[
             results.append(machine.all_reduce(context))
             results += machine_results(context, plan, measured)
     finally:
-        remove(context.scratch, ranks, existed)
+        if owned:
+            remove(context.scratch, ranks, existed)
     return results
 
 

@@ -11,6 +11,7 @@ import functools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -164,6 +165,9 @@ def straight(context, part: dict) -> list:
     """Three steps, and their first one against the reference."""
     from preflight import judge, runs
 
+    if "sample" in part and context.ranks.rank == 0:
+        context.scratch.mkdir(parents=True)
+        shutil.copy(part["sample"], context.sample)
     command = runs.train_command(context, "straight")
     ended = context.run("straight", command, context.ranks.world_size)
     if ended.problem:
@@ -171,6 +175,7 @@ def straight(context, part: dict) -> list:
     judged = [judge.judge_steps(context, ended.seconds)] if context.ranks.rank == 0 else []
     for key in (judge.LOSS, judge.NORM):
         judged += [judge.judge_first(context, part["reference"], key)] if context.ranks.rank == 0 else []
+    judged += [judge.judge_shares(context, part["reference"])] if context.ranks.rank == 0 else []
     return judged
 
 
@@ -190,8 +195,6 @@ def fewer(context, part: dict) -> list:
 
 def small_disk(context, part: dict) -> list:
     """A disk with so much room, for three checkpoints of 1 GiB and an export of 256 MiB."""
-    import shutil
-
     from preflight.machine import Room, disk
 
     usage = shutil.disk_usage

@@ -29,6 +29,7 @@ EDITS = {
         "for deal in map(inputs.deal, range(first_step, total_steps)):",
         "for deal in (inputs.deal(step * ranks.world_size % 4) for step in range(first_step, total_steps)):",
     ),
+    "not clipped": ("(grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0)", "torch.ones(())"),
     "nothing is trained": ("        optimizer.step()\n", "        pass\n"),
 }
 # At the end of every copy: small matrices to measure the peak, one thread, and what the edits call.

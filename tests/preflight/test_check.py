@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from common.errors import UserError
 from configs.config import Config
 from configs.loading.config_file import load_config
+from preflight.context import SAMPLE
 from preflight.model import load_packed, packed_losses
 from preflight.probe import Report, check
-from preflight.reference import compute, load_reference
+from preflight.reference import compute, load_reference, micro_batches_of_documents
 from preflight.result import FAILS, OK, SKIPPED
+from preflight.shares import write_sample
 from tests.preflight.faults import EDITS, write_train
 from tests.preflight.tiny_run import read
 from tests.processes import ROOT, run_ranks
@@ -27,6 +29,7 @@ from tests.tiny import CHATML, write_chat_file, write_tiny_model
 
 WORKER = Path(__file__).with_name("check_worker.py")
 RESUME, OTHER_RANKS, STEPS, LOSS, NORM = "kill and resume", "other ranks", "three steps", "loss", "gradient norm"
+SHARES = "shares"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,8 @@ def reference(folder) -> dict:
     found = load_reference(run, documents)
     assert found is not None
     compute(found, 60.0)
+    assert found.sample is not None
+    write_sample(folder / SAMPLE, found.sample, micro_batches_of_documents(run))
     return dict(found.as_json())
 
 
@@ -115,6 +120,7 @@ def loops(folder, reference) -> dict[str, dict[str, dict]]:
                     "do": kinds.get(name, "straight"),
                     "script": str(write_train(folder, name)),
                     "reference": reference,
+                    "sample": str(folder / SAMPLE),
                 }
                 for name in EDITS
                 if name != "data by the number of ranks"
@@ -128,12 +134,13 @@ def loops(folder, reference) -> dict[str, dict[str, dict]]:
 @pytest.mark.parametrize(
     "fault, wrong, words",
     [
-        ("micro-batches averaged", {NORM}, "divide the sum of all losses once"),
+        ("micro-batches averaged", {NORM, SHARES}, "divide the sum of all losses once"),
         ("wrong divisor", {NORM}, "by the targets of the whole step"),
-        ("last micro-batch dropped", {LOSS, NORM}, "a micro-batch is left out"),
+        ("last micro-batch dropped", {LOSS, NORM, SHARES}, "a micro-batch is left out"),
         ("leak in the loop", {LOSS, NORM}, "see each other"),
         ("optimizer not restored", {RESUME}, "not all state is saved and restored"),
-        ("nothing is trained", {STEPS}, "no weight has changed"),
+        ("nothing is trained", {STEPS, SHARES}, "no weight has changed"),
+        ("not clipped", {SHARES}, "clip it once, to optimizer.max_grad_norm=1"),
     ],
 )
 def test_faults_of_a_loop(loops, fault, wrong, words) -> None:
