@@ -102,8 +102,10 @@ class Search:
         best = cheapest(own, settings)
         if best is None:
             return Found(own, settings, None, None, None)
-        best = best if best is own else self._fastest([best]) or best
         fitting = [setting for setting in settings if setting.fits]
+        if best is not own:
+            least = min(own.bytes_per_parameter, best.bytes_per_parameter)
+            best = self._fastest(setting for setting in fitting if setting.bytes_per_parameter >= least) or best
         faster = self._fastest([s for s in fitting if s.bytes_per_parameter >= best.bytes_per_parameter])
         if faster and _speed(faster) < WORTH_IT * _speed(best):
             faster = None
@@ -128,8 +130,16 @@ class Search:
         return None
 
     def _fastest(self, settings: Iterable[Setting]) -> Setting | None:
-        """The fastest setting, with the micro-batch at which it is fastest; None of none."""
-        return _fastest([self._with_larger_rows(setting) for setting in sorted(settings, key=_speed)[-3:]])
+        """The fastest setting, with the micro-batch at which it is fastest; None of none.
+
+        A larger micro-batch gains the more, the more each one copies and gathers. So one setting of every kind of
+        checkpointing and offload is tried with larger ones, and not only those that are fast with the user's.
+        """
+        of_kind: dict[tuple, Setting] = {}
+        for setting in sorted(settings, key=_speed):
+            model, sharding = setting.config.model, setting.config.sharding
+            of_kind[model.activation_checkpointing, model.checkpoint_every, sharding.cpu_offload] = setting
+        return _fastest([self._with_larger_rows(setting) for setting in of_kind.values()])
 
     def _with_larger_rows(self, setting: Setting) -> Setting:
         """With a larger micro-batch if that is faster: fewer micro-batches gather the parameters less often."""

@@ -23,6 +23,7 @@ from training.micro_batch import with_rows
 
 # The planner aims at 10%; AdamW's and the allocator's own habits differ on a CPU, where libraries count as well.
 MEMORY_APART = 0.25
+SMALL = 0.25  # GiB by which a process may exceed its plan in any case: libraries, the allocator
 WORTH_A_WARNING = 0.5  # hours; a shorter run is over before anybody has found out why it is slow
 GIB = 2**30
 
@@ -90,7 +91,7 @@ def peak_memory(run: Path) -> Result:
         return Result(GROUP, name, SKIPPED, f"{run.name}/{FILE} is missing: train.py does not compare them")
     figures = {"planned_gib": planned, "measured_gib": measured}
     text = f"planned {planned:.2f} GiB, measured {measured:.2f} GiB in three steps ({measured / planned - 1:+.0%})"
-    if measured <= (1 + MEMORY_APART) * planned:
+    if measured <= (1 + MEMORY_APART) * planned + SMALL:
         return Result(GROUP, name, OK, text, figures)
     return Result(GROUP, name, WARNING, f"{text}: leave room for what the plan does not know", figures)
 

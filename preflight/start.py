@@ -29,7 +29,7 @@ from distributed.process_group import (
     process_group,
     world_size_from_environment,
 )
-from model.architectures import check_model_directory
+from model.architectures import check_model_directory, read_model_config
 from preflight import machine, report
 from preflight.context import Context
 from preflight.judge import Measured
@@ -82,6 +82,11 @@ def check_inputs(command: Command, world_size: int) -> None:
     check_model_directory(config.model.path, "model.path")
     mixed_in = [path for source in config.data.mix for path in (*source.paths, *source.validation)]
     check_paths_exist([*config.data.train, *config.data.validation, *config.ewc.data, *mixed_in])
+    whole = read_model_config(config.model.path).num_hidden_layers
+    if command.layers and command.layers >= whole:
+        raise UserError(
+            f"--layers {command.layers}: the model has {whole} layers; leave the option out to check them all"
+        )
     if command.json and not Path(command.json).absolute().parent.is_dir():
         raise UserError(f"--json {command.json}: its directory does not exist")
     if command.json and not _can_write(Path(command.json)):

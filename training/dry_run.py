@@ -41,7 +41,10 @@ def show_plan(
     peak = expected_peak(DTYPES[config.model.compute_dtype], world_size)
     cluster = own_cluster(peak, world_size, world_size_from_environment()[1])
     report = make_report(of_inputs(config, shape, inputs), cluster, SAVE_BANDWIDTH)
-    say(f"\n{text(report)}\n\ndry run: no weights were read and nothing was trained")
+    words = (
+        text(report).replace(" (--save-bandwidth)", "").replace(" (--host-memory GiB)", "")
+    )  # options of scripts/plan.py
+    say(f"\n{words}\n\ndry run: no weights were read and nothing was trained")
     if file and int(os.environ.get("RANK", 0)) == 0:
         write_json(Path(file), as_json(report))
     return 0

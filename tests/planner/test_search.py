@@ -36,6 +36,7 @@ class StandIns:
 
     scale: float = 8
     gain: float = 1.0  # of more than one row
+    gain_of: dict[str, float] = dataclasses.field(default_factory=dict)  # the same, of one kind of checkpointing alone
     speeds: dict[str, float] = dataclasses.field(
         default_factory=lambda: {"none": 100.0, "selective": 95.0, "full": 80.0, "offload": 60.0}
     )
@@ -58,7 +59,8 @@ class StandIns:
 
     def expected_speed(self, shape, config, cluster, workload) -> Speed:
         tokens = self.speeds[config.model.activation_checkpointing] * (0.1 if config.sharding.cpu_offload else 1)
-        tokens *= self.gain if config.batch.rows > 1 else 1
+        if config.batch.rows > 1:
+            tokens *= self.gain_of.get(config.model.activation_checkpointing, self.gain)
         tokens += {"full": 2, "hybrid": 1}.get(config.sharding.strategy, 0)
         return Speed((tokens, tokens), (1.0, 1.0), {}, tokens)
 
@@ -182,6 +184,15 @@ def test_fewer_bytes_only_if_nothing_else_fits_and_then_as_many_as_possible(shap
     assert with_host.cheapest and with_host.cheapest.config.sharding.cpu_offload
     assert with_host.cheapest.config.optimizer.memory == "16N"
     assert with_host.lighter and with_host.lighter.config.optimizer.memory == "12N"
+
+
+def test_what_is_slow_with_the_users_micro_batch_may_be_the_cheapest_with_a_larger_one(shape, stand_ins) -> None:
+    stand_ins.scale = 112  # 16N fits with host offload alone, where `full` is the slowest but one with one row
+    stand_ins.gain_of["full"] = 3.0
+    found = search_of(shape).find(CONFIG)
+    assert found.cheapest and found.cheapest.config.sharding.cpu_offload
+    assert found.cheapest.config.model.activation_checkpointing == "full" and found.cheapest.config.batch.rows > 1
+    assert found.faster is None
 
 
 def test_a_user_of_12n_gets_12n_or_more(shape, stand_ins) -> None:
