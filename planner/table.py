@@ -80,7 +80,7 @@ def _subject(report: Report) -> list[str]:
     lines += _labelled(
         "machine",
         f"{cluster.devices} x {device.name}{where}: {gib(device.memory)} GiB usable, {device.flops / 1e12:.3g} TFLOP/s, "
-        f"{device.bandwidth / 1e12:.2g} TB/s memory{link}{network}",
+        f"{device.bandwidth / 1e12:.3g} TB/s memory{link}{network}",
     )
     for line in report.assumed:
         lines += _labelled("assumed", line)
