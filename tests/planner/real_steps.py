@@ -4,6 +4,7 @@ The model is small, and its rows do not divide over the ranks. A real step runs 
 exist: FSDP allocates what it always does, and only values are wrong.
 """
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ def real_step(case: Case, ranks: int) -> dict[str, int]:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         held = _storage_bytes([*model.parameters(), *moments, *gradients])
         batch, saved = _micro_batch(), 0
+        gc.collect()  # else what an earlier test has left may be freed within the record
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
             for number in range(1, MICRO_BATCHES + 1):
                 before_micro_batch(model, strategy, number == MICRO_BATCHES)
