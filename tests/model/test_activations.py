@@ -153,3 +153,14 @@ def test_parameters_are_not_counted(tmp_path) -> None:
     layers = decoder_layers(model)
     one, two = (run_layers(model, layers, (length,)).saved for length in (100, 200))
     assert two == pytest.approx(2 * one, rel=1e-3)
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_selective_keeps_no_scores_of_softcapped_attention(tmp_path, device_type) -> None:
+    """What a layer keeps is linear in the length of a document; its scores would be quadratic."""
+    config = read_model_config(str(write_tiny_model(tmp_path / "model", family="gemma2")))
+    assert config.attn_logit_softcapping
+    short, long = (
+        count_activations(config, torch.bfloat16, (length,), device_type, "selective").kept[0] for length in (256, 1024)
+    )
+    assert long == pytest.approx(4 * short, rel=0.01)

@@ -63,6 +63,14 @@ def test_planned_stands_beside_measured_once_after_twenty_steps(tmp_path, ranks,
     assert kept["planned"]["worst_micro_batch"] == {"step": 7, "tokens": 500}
 
 
+def test_the_fullest_rank_is_compared(tmp_path, ranks, monkeypatch) -> None:
+    monkeypatch.setattr(training.forecast, "gather_objects", lambda value, ranks: [value, 6.0, 1.0])
+    log = RunLog(tmp_path, ranks, 0, {}, total_steps=40)
+    forecast().compare(meter(20, 1500, 10.0), 4.0, False, log, ranks)
+    log.close()
+    assert json.loads((tmp_path / "plan.json").read_text())["measured"]["memory_gib"] == 6.0
+
+
 @pytest.mark.parametrize(("steps", "is_compared"), [(0, False), (1, True)])
 def test_a_shorter_run_compares_at_its_last_step(tmp_path, ranks, capsys, steps, is_compared) -> None:
     log = RunLog(tmp_path, ranks, 0, {}, total_steps=2)
