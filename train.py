@@ -3,6 +3,8 @@
     torchrun --nproc_per_node=8 train.py configs/xbrl.py
     torchrun --nproc_per_node=2 train.py configs/quickstart.py optimizer.learning_rate=1e-4 run.name=trial
     python train.py configs/quickstart.py
+    python train.py configs/quickstart.py --dry-run    # print the plan, its memory and its time, and end
+    python train.py configs/quickstart.py --check      # prove the run before it is paid for (docs/preflight.md)
 
 All weights are trained. Parameters, gradients and optimizer state are sharded over the ranks (FSDP2). configs/config.py
 has all settings of a run. A run writes to runs/<name>/; started again, it continues from its last checkpoint.

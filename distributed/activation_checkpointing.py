@@ -28,8 +28,8 @@ _EXPENSIVE = (
 def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
     """Checkpoint each of `layers`, in place.
 
-    `full` keeps only the layer's input. `selective` also keeps the outputs of matrix products and attention, so only
-    cheap operations are recomputed. `offload` is `full` with the kept inputs in host memory. `none` changes nothing.
+    `full` keeps only the layer's input. `selective` also keeps the outputs of matrix products and of kernels of
+    attention, so only cheap operations are recomputed. `offload` is `full` with the kept inputs in host memory. `none` changes nothing.
 
     This wraps the layer's forward instead of the layer, so parameter names do not change and FSDP's hooks stay outside.
     """
