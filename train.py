@@ -217,7 +217,7 @@ def train(
     peak.measure(ranks)
     peak_flops = peak.over_all_ranks(ranks)
     lines = describe_run(config, inputs, model, layers, model_config, ranks.world_size, peak, peak_flops)
-    lines += forecast.lines()
+    lines.append(forecast.words)
     lines += check_disks(config, parameters, optimizer, model_config, ranks) + found
     for line in lines + [f"resumed from {resume_from}"] * bool(resume_from):
         log.say(line)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from common.errors import UserError
+
 SUFFIX = ".tmp"
 
 
@@ -64,6 +66,15 @@ def write_durably(path: Path, text: str) -> None:
     """Write a small UTF-8 file. After a crash it has either the old content or the new, never a part of it."""
     temporary_path(path).write_text(text, encoding="utf-8")
     publish(path)
+
+
+def check_can_write(path: Path, option: str) -> None:
+    """Raise UserError if no file can be written at `path`, which the user gave as `option`: before the work, not after it."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{option} {path}: its directory does not exist")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise UserError(f"{option} {path}: name a file that can be written")
 
 
 def write_json(path: Path, value: object) -> None:

@@ -21,8 +21,12 @@ _POLL_SECONDS = 0.1
 _TOKEN, _PROBE = ".shared-{}", ".write-speed-{}"
 
 
+class NotShared(UserError):
+    """A directory is not the same one on every node."""
+
+
 def check_shared_directory(directory: Path, ranks: Ranks, wait_seconds: float = WAIT_SECONDS) -> None:
-    """Raise UserError on all ranks if a node does not see what rank 0 writes to `directory`. A collective.
+    """Raise NotShared on all ranks if a node does not see what rank 0 writes to `directory`. A collective.
 
     Rank 0 writes a token, which the first rank of each node must read within `wait_seconds`; then it is removed. Returns
     at once on one node. The directory must exist.
@@ -46,7 +50,7 @@ def check_shared_directory(directory: Path, ranks: Ranks, wait_seconds: float = 
         if ranks.rank == 0:
             _remove(directory, _TOKEN)
     if any(problems):
-        raise UserError(
+        raise NotShared(
             f"{directory} is not the same directory on every node: a file that rank 0 wrote there is not seen by "
             f"{', '.join(filter(None, problems))}; checkpoints of several nodes need a shared file system: set "
             "run.directory to a directory on one"

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from common.durable_files import write_json
+from common.durable_files import check_can_write, write_json
 from common.errors import UserError
 from configs.loading.checks import check_world
 from configs.loading.config_file import load_config
@@ -123,6 +123,9 @@ def read_subject(arguments: argparse.Namespace, cluster: Cluster) -> Subject:
 def main(description: str | None = None) -> int:
     """Print the plan that sys.argv asks for. Returns the exit code; raises UserError."""
     arguments = parse_arguments(description)
+    for option, path in (("--json", arguments.json), ("--chart", arguments.chart)):
+        if path:
+            check_can_write(path, option)
     if arguments.chart:
         from planner.chart import draw_memory  # matplotlib takes a second to import
 

@@ -156,6 +156,8 @@ def child_environment(job: Job, folder: Path) -> dict[str, str]:
     }
     # `python -m preflight...` works from any directory.
     mine["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
+    if job.command[:1] == ("-m",):  # else Python would look for modules in the user's directory first
+        mine["PYTHONSAFEPATH"] = "1"
     launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
     if not job.world_size or "RANK" not in os.environ:
         return {key: value for key, value in mine.items() if key not in launchers}

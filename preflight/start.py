@@ -5,7 +5,6 @@ The ranks of the check hold no memory on a GPU and train nothing. They start rea
 """
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -20,6 +19,7 @@ from common.errors import UserError
 from configs.loading.checks import check_world
 from configs.loading.command_line import Command
 from data.files import check_paths_exist
+from distributed.disks import NotShared
 from distributed.optimizer import check_memory
 from distributed.process_group import (
     Ranks,
@@ -41,7 +41,6 @@ from preflight.runs import run_checks
 from training.owner import LOCK_FILE, own_directory
 
 SHARED = "shared disk"
-NOT_SHARED = "not the same directory"  # in the sentence of check_shared_directory
 REFERENCE_SECONDS = 45  # for the losses and the gradient of step 1, document by document
 
 
@@ -87,14 +86,6 @@ def check_inputs(command: Command, world_size: int) -> None:
         raise UserError(
             f"--layers {command.layers}: the model has {whole} layers; leave the option out to check them all"
         )
-    if command.json and not Path(command.json).absolute().parent.is_dir():
-        raise UserError(f"--json {command.json}: its directory does not exist")
-    if command.json and not _can_write(Path(command.json)):
-        raise UserError(f"--json {command.json}: name a file that can be written")
-
-
-def _can_write(path: Path) -> bool:
-    return not path.is_dir() and os.access(path if path.exists() else path.absolute().parent, os.W_OK)
 
 
 def all_checks(command: Command, ranks: Ranks, stop: StopSignal, say: Callable[[str], None]) -> list[Result]:
@@ -111,11 +102,11 @@ def all_checks(command: Command, ranks: Ranks, stop: StopSignal, say: Callable[[
             try:
                 stack.enter_context(own_directory(context.scratch, ranks))
                 shared = Result("machine", SHARED, OK, f"every node sees {config.run.directory}")
-            except UserError as error:
-                if NOT_SHARED not in str(error):  # another check owns it, whose files stay, or it cannot be written
-                    owned = False
-                    raise
+            except NotShared as error:
                 shared = Result("machine", SHARED, FAILS, str(error))
+            except UserError:  # another check owns it, whose files stay, or it cannot be written
+                owned = False
+                raise
             results.append(shared)
             clean(context.scratch, ranks)
             context = prepared(context, command)

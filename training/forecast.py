@@ -77,10 +77,6 @@ class Forecast:
     words: str
     is_compared: bool = field(default=False, init=False)
 
-    def lines(self) -> list[str]:
-        """What the start of a run prints."""
-        return [self.words]
-
     def compare(self, meter: Meter, memory_gib: float, is_last: bool, log: RunLog, ranks: Ranks) -> None:
         """Planned beside measured, once, after enough steps or the last one. A collective; the same steps on all ranks.
 

@@ -4,9 +4,12 @@ The DeepSpeed settings are applied to the config before the overrides.
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from common.durable_files import check_can_write
 from common.errors import UserError
 from configs.config import Config
 from configs.loading.config_file import load_config, override
@@ -71,3 +74,5 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise UserError(f"--layers must be 1 or more, not {arguments.layers}")
     if arguments.json and not (arguments.check or arguments.dry_run):
         raise UserError("--json is an option of --check and --dry-run: a run writes its curves to metrics.jsonl")
+    if arguments.json and int(os.environ.get("RANK", 0)) == 0:  # which writes it; other nodes may lack the directory
+        check_can_write(Path(arguments.json), "--json")

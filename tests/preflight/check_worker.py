@@ -59,9 +59,11 @@ def serve(pipe: multiprocessing.connection.Connection) -> None:
             pid, status = os.waitpid(arguments[0], os.WNOHANG)
             pipe.send(os.waitstatus_to_exitcode(status) if pid else None)
             continue
+        ready, has_session = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.setsid()
+            os.close(has_session)
             code = 1
             try:
                 become(*arguments)
@@ -73,6 +75,9 @@ def serve(pipe: multiprocessing.connection.Connection) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+        os.close(has_session)
+        os.read(ready, 1)  # Popen, too, returns when the child can be killed by its group
+        os.close(ready)
         pipe.send(pid)
 
 

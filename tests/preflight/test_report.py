@@ -87,7 +87,9 @@ def test_a_child_gets_its_rank_the_store_of_the_launcher_and_nothing_else_of_tor
     }
     assert found["TORCHELASTIC_RESTART_COUNT"] == "0" and found["TORCHELASTIC_USE_AGENT_STORE"] == "True"
     assert not {"TORCHELASTIC_RUN_ID", "PET_NNODES"} & found.keys()
-    alone = child_environment(Job("probe", (), 0, 1.0), tmp_path)
+    assert "PYTHONSAFEPATH" not in found  # an edited train.py may have modules beside it
+    alone = child_environment(Job("probe", ("-m", "preflight.probe"), 0, 1.0), tmp_path)
+    assert alone["PYTHONSAFEPATH"] == "1"  # a re.py in the user's directory is not a library
     assert not {*launcher, "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"} & alone.keys()
 
 

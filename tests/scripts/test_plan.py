@@ -131,6 +131,8 @@ def test_nothing_fits(plan, folder, wide) -> None:
         ([], "name a config, e.g. configs/xbrl.py, or a model"),
         (["--model", "8B", "--sequence", "131073"], "data.sequence_length=131073 exceeds the 131072 positions of 8B"),
         (["--model", "model", "model.rope_factor=2"], "rope_factor and rope_original_length need a rope_type"),
+        (["config.py", "--json", "missing/x.json"], "--json missing/x.json: its directory does not exist"),
+        (["--chart", "missing/x.png"], "--chart missing/x.png: its directory does not exist"),
         (["config.py", "--gpus", "0"], "--gpus 0: a run needs at least one GPU"),
         (["config.py", "--gpus", "8", "--nodes", "3"], "--gpus 8 cannot be spread evenly over 3 nodes"),
         (["config.py", "--gpu", "H10"], "did you mean H100"),

@@ -39,7 +39,7 @@ def meter(steps: int, tokens: int, seconds: float) -> SimpleNamespace:
 
 
 def test_the_expectation_names_the_fullest_step_and_leaves_out_what_no_allocator_reports() -> None:
-    (line,) = forecast().lines()
+    line = forecast().words
     assert "peak memory 3.0 GiB" in line and "in step 7 (500 tokens" in line
     assert "100 to 200 tokens/s" in line and "30 min to 2.0 h" in line
 
@@ -87,7 +87,7 @@ def test_a_forecast_that_cannot_be_computed_is_a_warning_and_ends_no_run(tmp_pat
     monkeypatch.setattr(training.forecast, "shape_of", fails)
     config = Config(Model("m"), Data(("a",)), Batch(global_examples=8), Optimizer(1e-3), Run("r"))
     failed = make_forecast(config, None, None, 0.0, 1)  # pyright: ignore[reportArgumentType]
-    assert failed.lines() == [
+    assert [failed.words] == [
         "warning: no plan of memory and time for this run, which goes on without one (RuntimeError: an operator without a "
         "fake kernel)"
     ]
@@ -158,6 +158,8 @@ config = Config(
         (["--layers", "2"], "--layers is an option of --check: a run trains all layers"),
         (["--check", "--layers", "0"], "--layers must be 1 or more, not 0"),
         (["--json", "x.json"], "--json is an option of --check and --dry-run"),
+        (["--check", "--json", "missing/x.json"], "--json missing/x.json: its directory does not exist"),
+        (["--dry-run", "--json", "."], "--json .: name a file that can be written"),
     ],
 )
 def test_options_without_what_they_belong_to(monkeypatch, arguments, sentence) -> None:
@@ -165,3 +167,9 @@ def test_options_without_what_they_belong_to(monkeypatch, arguments, sentence) -
     monkeypatch.setattr("sys.argv", ["train.py", "configs/quickstart.py", *arguments])
     with pytest.raises(UserError, match=sentence):
         read_command_line(None, 1, print)
+
+
+def test_only_rank_0_needs_the_directory_of_the_json(monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("sys.argv", ["train.py", "configs/quickstart.py", "--check", "--json", "missing/x.json"])
+    assert read_command_line(None, 2, print).json == "missing/x.json"
