@@ -8,9 +8,13 @@ import sys
 import pytest
 
 from common.errors import UserError
+from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from configs.loading.command_line import Command
 from preflight.launch import Job, _problem, _State, child_environment, last_words, start_process
 from preflight.report import exit_code, lines, write_report
 from preflight.result import FAILS, OK, SKIPPED, WARNING, Result
+from preflight.start import check_inputs
+from tests.tiny import write_chat_file, write_tiny_model
 
 RESULTS = [
     Result("machine", "disk", OK, "room"),
@@ -116,3 +120,18 @@ def test_a_child_has_a_group_of_its_own_and_dies_with_its_parent(tmp_path) -> No
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
     assert poller.poll(20_000), "the child outlives its parent"
+
+
+def test_more_layers_than_the_model_has_are_refused(tmp_path) -> None:
+    write_tiny_model(tmp_path / "model", layers=2)
+    write_chat_file(tmp_path / "train.jsonl", 4)
+    config = Config(
+        Model(str(tmp_path / "model")),
+        Data((str(tmp_path / "train.jsonl"),)),
+        Batch(global_examples=4),
+        Optimizer(1e-3),
+        Run("r"),
+    )
+    check_inputs(Command(config, (), check=True, layers=1), 1)
+    with pytest.raises(UserError, match="--layers 2: the model has 2 layers"):
+        check_inputs(Command(config, (), check=True, layers=2), 1)
