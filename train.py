@@ -37,7 +37,7 @@ from data.tokens import load_tokenizer
 from distributed.checkpoint import load_checkpoint
 from distributed.gradients import bytes_per_parameter, gradient_norm
 from distributed.host_memory import keep_freed_memory
-from distributed.optimizer import check_memory, make_optimizer, parameter_dtype
+from distributed.optimizer import check_memory, make_optimizer
 from distributed.process_group import Ranks, StopSignal, device_line, process_group, world_size_from_environment
 from distributed.saver import Saver
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
@@ -47,12 +47,12 @@ from model.ewc.start import start_penalty
 from model.flops import PeakFlops, count_work, document_costs
 from model.language_model import (
     PackedLanguageModel,
-    build_on_meta,
     check_weights,
     materialize,
-    parameter_names,
     read_weights,
+    trained_parameters,
 )
+from model.lora import build_to_train, init_adapters
 from model.loss import LossSums
 from model.rope import check_length
 from model.vocabulary.rows import first_new_row
@@ -128,7 +128,7 @@ def main() -> int:
     )
     tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
     check_length(config.data.sequence_length, model_config, config.model.path)
-    model = build_on_meta(model_config).to(parameter_dtype(config.optimizer.memory))  # shapes without memory
+    model = build_to_train(config, model_config)  # on meta: shapes without memory
     decoder_layers(model, config.model.layer_class)  # a wrong name ends here
     if not command.dry_run:
         check_weights(model, config.model.path)
@@ -187,9 +187,10 @@ def train(
     strategy = parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
     parameter_device = torch.device("cpu") if config.sharding.cpu_offload else ranks.device
     materialize(model, config.model.path, parameter_device, ranks.device)
-    # A resume reads the base's weights only where something is measured against them.
-    if resume_from is None or config.run.eval_general or config.ewc.strength:
+    # A resume reads the base's weights only where something is measured against them, or beside them (LoRA).
+    if resume_from is None or config.run.eval_general or config.ewc.strength or config.lora.rank:
         read_weights(model, config.model.path)
+        init_adapters(model, config.run.seed)  # no-op without LoRA
     model.train()
     peak.measure(ranks)
     start.lap("model")
@@ -208,7 +209,7 @@ def train(
         fisher = inputs.fisher_batches
         ewc = start_penalty(model, config.ewc, run_directory / "ewc", fisher, strategy, stop, log.say, new_row)
     start.lap("evaluations")
-    parameters = parameter_names(model)
+    parameters = trained_parameters(model)
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
     if resume_from:
         found += judge_best_again(progress, fresh.validation, checkpoints, parameters, evaluations, ranks)
@@ -218,7 +219,7 @@ def train(
     peak_flops = peak.over_all_ranks(ranks)
     lines = describe_run(config, inputs, model, layers, model_config, ranks.world_size, peak, peak_flops)
     lines.append(forecast.words)
-    lines += check_disks(config, parameters, optimizer, model_config, ranks) + found
+    lines += check_disks(config, model, optimizer, model_config, ranks) + found
     for line in lines + [f"resumed from {resume_from}"] * bool(resume_from):
         log.say(line)
     start.lap("model")
@@ -348,7 +349,7 @@ def train(
         log.say(f"{stop.name or 'signal'}: {progress.stopped(total_steps)}; start again to continue")
     else:
         ranks.watch.at("the export")
-        for line in export_run(config, progress, export_directory, parameters, model_config, tokenizer, ranks):
+        for line in export_run(config, progress, export_directory, model, model_config, tokenizer, ranks):
             log.say(line)
         log.say(f"curves: tensorboard --logdir {run_directory / 'tensorboard'}")
     log.close()

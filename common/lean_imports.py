@@ -11,10 +11,13 @@ The figures are in docs/performance.md, "The start of a run".
 
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-# transformers imports these wherever they are installed: torchao for quantised models, which cannot be trained here, and
-# scipy for the losses of object detection. Our own imports of them work as always.
-NOT_FOR_TRANSFORMERS = ("torchao", "scipy")
+# transformers imports these wherever they are installed: torchao for quantised models, which cannot be trained here, scipy
+# for the losses of object detection, and accelerate, which peft brings along, for models split over devices. Our own imports
+# of them work as always.
+NOT_FOR_TRANSFORMERS = ("torchao", "scipy", "accelerate")
 
 
 def begin_imports() -> None:
@@ -44,8 +47,18 @@ def _hide_from_transformers(package: str) -> None:
     if is_available is None or not hasattr(is_available, "cache_clear") or package in sys.modules:
         return
     is_available.cache_clear()
+    with hidden(package):
+        is_available()
+
+
+@contextmanager
+def hidden(package: str) -> Iterator[None]:
+    """Inside the block `package` seems not to be installed. No-op if it is loaded already."""
+    if package in sys.modules:
+        yield
+        return
     sys.modules[package] = None  # pyright: ignore[reportArgumentType]  # find_spec then finds nothing
     try:
-        is_available()
+        yield
     finally:
         del sys.modules[package]

@@ -120,6 +120,22 @@ class EWC:
 
 
 @dataclass(frozen=True)
+class LoRA:
+    # Train low-rank adapters beside frozen matrices (docs/lora.md). Columns of A and B; 0: full fine-tuning
+    rank: int = 0
+    # Adapters are multiplied by alpha / rank. None: 2 x rank, as "LoRA Learns Less and Forgets Less" recommends
+    # (arXiv:2405.09673)
+    alpha: float | None = None
+    dropout: float = 0.0  # of the adapters' inputs
+    targets: str = "all-linear"  # all-linear (every matrix but the head), or names of matrices: q_proj,v_proj
+
+    @property
+    def scale_numerator(self) -> float:
+        """`alpha` as a number."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+
+@dataclass(frozen=True)
 class Sharding:
     # full: ZeRO-3 | grad_op: like ZeRO-2, parameters stay gathered until the last micro-batch
     # | hybrid: shard within a node, replicate across nodes | none: replicate everything (DDP)
@@ -159,6 +175,7 @@ class Config:
     run: Run
     sharding: Sharding = field(default_factory=Sharding)
     ewc: EWC = field(default_factory=EWC)
+    lora: LoRA = field(default_factory=LoRA)
 
 
 def as_dict(config: Config) -> dict:

@@ -24,11 +24,12 @@ def export_model(
     ranks: Ranks,
     write_rest: Callable[[Path], None],
     max_file_bytes: int = 5 * 2**30,
+    added: Callable[[str], torch.Tensor | None] = lambda name: None,
 ) -> None:
     """Write `directory`, replacing an older export; it is complete or absent. A collective: all ranks gather, rank 0 writes.
 
     A parameter with the attribute `unpadded_rows` (model/language_model.py) is cut to that many rows, since padding is
-    for training only. `write_rest(folder)` adds configuration and tokenizer on rank 0. The layout is that of
+    for training only. `added(name)`, a collective, is added to a whole weight in fp32. `write_rest(folder)` adds configuration and tokenizer on rank 0. The layout is that of
     `save_pretrained`: model.safetensors, or numbered files with model.safetensors.index.json. Raises UserError on all ranks
     if it cannot be written.
     """
@@ -43,6 +44,8 @@ def export_model(
         for name in names:
             whole = parameters[name].detach()
             whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
+            change = added(name)
+            whole = whole if change is None else whole.float() + change
             if ranks.rank == 0:
                 shape = _unpadded_shape(parameters[name])
                 tensors[name] = (whole if whole.shape == shape else whole[: shape[0]]).to("cpu", dtype).contiguous()

@@ -105,7 +105,7 @@ def shard(
     """
     reduce_dtype = DTYPES[sharding.reduce_dtype]
     if mesh.size() == 1:  # nothing is added up, so the dtype of the weights holds the same gradients
-        reduce_dtype = next(model.parameters()).dtype
+        reduce_dtype = next(parameter for parameter in model.parameters() if parameter.requires_grad).dtype
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if sharding.cpu_offload else OffloadPolicy()
     options: dict[str, Any] = {
         "mesh": mesh,

@@ -79,18 +79,23 @@ class Work:
 def count_work(model: PackedLanguageModel, config: PretrainedConfig) -> Work:
     """Count the FLOPs of a model, which may be on meta or sharded.
 
-    Per token, a matrix parameter costs 2 FLOPs in forward and 4 in backward. Attention costs 4 per pair, head dimension and
+    Per token, a matrix parameter costs 2 FLOPs in forward and 4 in backward; 2 if it is frozen, because nobody needs its
+    gradient. (The first layer's input needs none either then, which is not counted.) Attention costs 4 per pair, head dimension and
     head in forward (two products) and twice that in backward, over the pairs that a query may see.
     """
     matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.head]
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Work(
-        per_token=6.0 * sum(m.weight.numel() for m in matrices),
-        per_target=6.0 * model.head.weight.numel(),
+        per_token=sum(map(_matrix_flops, matrices)),
+        per_target=_matrix_flops(model.head),
         per_pair=12.0 * heads * head_dim,
         windows=tuple(Counter(layer_windows(config)).items()),
     )
+
+
+def _matrix_flops(matrix: torch.nn.Linear) -> float:
+    return (6.0 if matrix.weight.requires_grad else 4.0) * matrix.weight.numel()
 
 
 def document_costs(work: Work) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

@@ -241,9 +241,20 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def num_trained(model: nn.Module) -> int:
+    """`num_parameters` of those that are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def parameter_names(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
-    """Hugging Face name -> parameter, tied ones once: the names in checkpoints and exports."""
-    return dict(model.causal_lm.named_parameters())
+    """Hugging Face name -> parameter, tied ones once: the names in checkpoints and exports. Without adapters of LoRA."""
+    named = model.causal_lm.named_parameters()
+    return {name.replace(".base_layer.", "."): parameter for name, parameter in named if ".lora_" not in name}
+
+
+def trained_parameters(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
+    """Name -> parameter that a run trains: all of `parameter_names`, or with LoRA the adapters (model/lora.py)."""
+    return {name: parameter for name, parameter in model.causal_lm.named_parameters() if parameter.requires_grad}
 
 
 def _stored_shape(model: PackedLanguageModel, parameter: nn.Parameter) -> tuple[int, ...]:

@@ -131,6 +131,7 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden if needs_grad else hidden[:0])
+        trains_head = ctx.needs_input_grad[1]  # not with LoRA
         grad_weight = None
         for start in range(0, len(target_ids), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
@@ -166,16 +167,19 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
             grad_scores = grad_scores.to(hidden.dtype)
             del scores, losses, slope  # with a large vocabulary what follows is the peak of the step
             grad_hidden[chunk] = grad_scores @ head_weight
-            part = grad_scores.T @ rows
-            # Chunks are added in fp32, because bf16 would lose the small ones.
-            grad_weight = part if grad_weight is None else grad_weight.float().add_(part)
-            del grad_scores, part  # else they would live until the next chunk has made its own
-        if grad_weight is not None:
-            ctx.gradients = grad_hidden, grad_weight.to(head_weight.dtype)
+            if trains_head:
+                part = grad_scores.T @ rows
+                # Chunks are added in fp32, because bf16 would lose the small ones.
+                grad_weight = part if grad_weight is None else grad_weight.float().add_(part)
+                del part
+            del grad_scores  # else it would live until the next chunk has made its own
+        if needs_grad:
+            ctx.gradients = grad_hidden, None if grad_weight is None else grad_weight.to(head_weight.dtype)
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):  # noqa: ANN001, ANN205
         # Scaled in place and handed over: a second copy of the vocabulary's gradient would be the peak of the step.
         (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None
-        return grad_hidden.mul_(grad_output), grad_weight.mul_(grad_output), *(None,) * 6
+        grad_weight = None if grad_weight is None else grad_weight.mul_(grad_output)
+        return grad_hidden.mul_(grad_output), grad_weight, *(None,) * 6

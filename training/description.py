@@ -8,7 +8,7 @@ from configs.config import Config
 from data.dealing import Deal
 from model.download import origin
 from model.flops import PeakFlops
-from model.language_model import num_parameters
+from model.language_model import num_parameters, num_trained
 from training.balance import balance_line, balance_warnings, steps_looked_at
 from training.inputs import Inputs
 
@@ -26,7 +26,7 @@ def describe_run(
     """The lines at the start of a run. `peak_flops` is the sum over all ranks. Without a `peak` nothing runs yet."""
     count, optimizer = num_parameters(model), config.optimizer
     layer_class = type(layers[0]).__name__.removeprefix("FSDP")  # the prefix that fully_shard adds
-    lines = [f"model {config.model.path}: {count:,} parameters, all trained; {len(layers)} x {layer_class}"]
+    lines = [f"model {config.model.path}: {_parameters(config, model)}; {len(layers)} x {layer_class}"]
     base = origin(config.model.path)
     lines += [f"base model: {base}"] if base else []
     lines += inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
@@ -62,6 +62,19 @@ def describe_run(
         )
     warnings += balance_warnings(config, inputs, deals, world_size)
     return lines + [f"warning: {warning}" for warning in warnings]
+
+
+def _parameters(config: Config, model: torch.nn.Module) -> str:
+    """How many parameters the model has, and which of them are trained."""
+    count, trained = num_parameters(model), num_trained(model)
+    if not config.lora.rank:
+        return f"{count:,} parameters, all trained"
+    lora = config.lora
+    dropout = f", dropout {lora.dropout:g}" if lora.dropout else ""
+    return (
+        f"{count - trained:,} parameters frozen in {config.model.compute_dtype}, {trained:,} trained ({trained / count:.2%}: "
+        f"LoRA on {lora.targets}, rank {lora.rank}, alpha {lora.scale_numerator:g}{dropout})"
+    )
 
 
 def memory_line(memory: str, measured: dict[str, float]) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.dtypes import dtype_name
@@ -19,9 +18,12 @@ from distributed.checkpoint_directory import check_whole, checkpoint_name, set_a
 from distributed.export import export_model
 from distributed.process_group import Ranks, read_on_first
 from distributed.saver import Saver
+from model.language_model import PackedLanguageModel, parameter_names, trained_parameters
+from model.lora import adapters_sum, save_adapter
 from training.export_files import write_files
 from training.progress import Progress
 
+ADAPTER_DIRECTORY = "adapter"  # beside the export, with LoRA
 RECORD = "export.json"  # in the export: which weights it holds
 
 
@@ -116,7 +118,7 @@ def export_run(
     config: Config,
     progress: Progress,
     export_directory: Path,
-    parameters: dict[str, nn.Parameter],
+    model: PackedLanguageModel,
     model_config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     ranks: Ranks,
@@ -124,14 +126,14 @@ def export_run(
     """Write the Hugging Face directory of a finished run, and return lines that say what it holds. A collective.
 
     The dtype is that of config.json. With `run.export=best` the parameters are first overwritten with those of the best
-    checkpoint.
+    checkpoint. With LoRA, adapters are merged in it, and `adapter/` beside it has them alone, as peft reads them.
     """
     checkpoints = export_directory.with_name("checkpoints")
     record = read_on_first(lambda: export_record(config, progress, model_config, checkpoints), ranks)
     if record["weights"] == "best":
         best = checkpoints / checkpoint_name(record["step"])
         check_whole(best, ranks, "the best checkpoint cannot be exported: start again with run.export=last")
-        load_checkpoint(best, parameters, None, ranks)
+        load_checkpoint(best, trained_parameters(model), None, ranks)
 
     def write_rest(folder: Path) -> None:
         write_files(folder, config, model_config, tokenizer)
@@ -140,7 +142,10 @@ def export_run(
 
     if config.model.rope_type:
         tokenizer.model_max_length = model_config.max_position_embeddings  # other tools warn or truncate there
-    export_model(export_directory, parameters, getattr(torch, record["dtype"]), ranks, write_rest)
+    if config.lora.rank:
+        save_adapter(export_directory.with_name(ADAPTER_DIRECTORY), model, config.lora, config.model.path, ranks)
+    dtype = getattr(torch, record["dtype"])
+    export_model(export_directory, parameter_names(model), dtype, ranks, write_rest, added=adapters_sum(model))
     return _lines(config, progress, record, export_directory)
 
 

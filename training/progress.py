@@ -116,6 +116,7 @@ def step_meaning(config: Config, inputs: Inputs, model_config: PretrainedConfig,
         "optimizer.memory": config.optimizer.memory,
         "ewc.strength": config.ewc.strength,
         "ewc": anchor_settings(config.ewc, inputs.fisher_batches) if config.ewc.strength else None,
+        "lora": dataclasses.asdict(config.lora) if config.lora.rank else None,
         "model.rope_type, rope_factor or rope_original_length": model_config.rope_parameters,
     }
 

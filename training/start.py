@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.dtypes import DTYPES, has_native_bf16
@@ -17,6 +16,7 @@ from distributed.checkpoint import checkpoint_tensors, stored_bytes
 from distributed.disks import check_room_for_run, measure_write_speed, save_line, torchrun_grace
 from distributed.process_group import Ranks, agree_any, read_on_first
 from model.fingerprint import fingerprint_of_base, fingerprint_of_tokenizer
+from model.language_model import PackedLanguageModel, parameter_names, trained_parameters
 from training.inputs import Inputs
 from training.progress import Progress, fresh_progress, run_settings, step_meaning
 
@@ -95,7 +95,7 @@ def agree_on_start(
 
 def check_disks(
     config: Config,
-    parameters: dict[str, nn.Parameter],
+    model: PackedLanguageModel,
     optimizer: torch.optim.Optimizer,
     model_config: PretrainedConfig,
     ranks: Ranks,
@@ -105,9 +105,9 @@ def check_disks(
     Raises UserError on all ranks if there is no room for a checkpoint.
     """
     directory = Path(config.run.directory, config.run.name)
-    checkpoint = stored_bytes(checkpoint_tensors(parameters, optimizer, ranks))
+    checkpoint = stored_bytes(checkpoint_tensors(trained_parameters(model), optimizer, ranks))
     dtype = getattr(model_config, "dtype", None) or torch.bfloat16
-    export = sum(parameter.numel() for parameter in parameters.values()) * dtype.itemsize
+    export = sum(parameter.numel() for parameter in parameter_names(model).values()) * dtype.itemsize
     lines = check_room_for_run(directory, checkpoint, export, config.run.keep_last, ranks)
     # Where the checkpoints will be: what is wrong there is noticed before the first step.
     checkpoints = directory / "checkpoints"

@@ -7,7 +7,7 @@ import types
 import typing
 
 from common.errors import UserError
-from configs.config import Config, Data, Source
+from configs.config import Config, Data, LoRA, Source
 from configs.loading.names import check_fields
 
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "completion", "text")
@@ -41,6 +41,7 @@ ABOVE_ZERO = (
     "optimizer.max_grad_norm",
     "optimizer.eps",
     "optimizer.skip_spikes",
+    "lora.alpha",
     "ewc.documents",
     "ewc.batch",
     "run.log_every",
@@ -51,6 +52,7 @@ ZERO_OR_MORE = (
     "optimizer.weight_decay",
     "optimizer.warmup_steps",
     "ewc.strength",
+    "lora.rank",
     "run.eval_every",
     "run.save_every",
 )
@@ -125,6 +127,7 @@ def check_config(config: Config) -> None:
         raise UserError(
             "run.export=best needs data.validation or data.validation_share, because the best checkpoint is the one with the lowest validation loss"
         )
+    _check_lora(config)
     if config.ewc.strength and bool(config.ewc.data) == bool(config.ewc.fisher):
         raise UserError(
             "ewc.strength above 0 needs either ewc.data (old-domain files) or ewc.fisher (runs/NAME/ewc of another run)"
@@ -144,6 +147,27 @@ def _check_data(data: Data) -> None:
             datetime.date.fromisoformat(data.chat_date)
         except ValueError as error:
             raise UserError(f"data.chat_date must be a date like 2026-01-31, not {data.chat_date!r}") from error
+
+
+def _check_lora(config: Config) -> None:
+    lora, off = config.lora, LoRA()
+    if not lora.rank:
+        for name in ("alpha", "dropout", "targets"):
+            if getattr(lora, name) != getattr(off, name):
+                raise UserError(f"lora.{name} applies to LoRA only; set lora.rank above 0, or remove lora.{name}")
+        return
+    if not 0 <= lora.dropout < 1:
+        raise UserError(f"lora.dropout must be at least 0 and below 1, not {lora.dropout!r}")
+    if lora.dropout and config.model.activation_checkpointing != "none":
+        raise UserError(
+            f"lora.dropout={lora.dropout:g} needs model.activation_checkpointing=none, because the second forward would drop "
+            "other elements; set one of the two back"
+        )
+    if config.ewc.strength:
+        raise UserError(
+            "ewc.strength above 0 needs lora.rank=0: the penalty holds trained weights at the base model's, and LoRA trains "
+            "none of the base model's weights"
+        )
 
 
 def _check_mix(mix: tuple[Source, ...]) -> None:
