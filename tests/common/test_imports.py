@@ -79,6 +79,7 @@ def test_no_test_loads_a_script_by_its_path() -> None:
 
 # Slow to import, and not needed before the first step of a run on a CPU without optimizer.memory=6N.
 NOT_FOR_TRAINING = (
+    "accelerate",
     "arelle",
     "gguf",
     "lxml",
