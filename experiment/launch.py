@@ -7,6 +7,7 @@ scripts). The children have sessions of their own, so that Ctrl-C in a terminal 
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -213,6 +214,9 @@ class _Signals:
         if self._count == self._passed_on or self.first is None:
             return
         self._passed_on = self._count
+        name = signal.Signals(self.first).name
+        words = {1: "the running scripts save and end; a second signal ends them at once", 2: "ending them at once"}
+        print(f"{name}: {words.get(self._count, 'killing them')}", file=sys.stderr, flush=True)
         for child in children:
             with suppress(ProcessLookupError, PermissionError):
                 if self._count < 3:
