@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from common.child_process import tied_to_parent
 from distributed.process_group import Ranks, StopSignal, gather_objects, world_size_from_environment
 from distributed.rank_names import host_name, minutes
 
@@ -24,16 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 POLL, POLL_CLOSELY = 0.2, 0.01  # seconds between two looks at the children
 GRACE = 10.0  # seconds that the other children have to end, and to say why, after one has failed
 SAY_EVERY = 15.0  # seconds
-# prctl(PR_SET_PDEATHSIG, SIGKILL) holds on across exec: https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
-_DIE_WITH_PARENT = """
-import os, signal, sys
-if sys.platform == "linux":
-    import ctypes
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != int(sys.argv[1]):
-        os._exit(1)
-os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
-"""
 
 
 class Process(Protocol):
@@ -177,7 +167,7 @@ def start_process(command: list[str], environment: dict[str, str], output: Path)
     """Start `python COMMAND` in a session of its own, with all output in one file."""
     with output.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
+            tied_to_parent(command),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=file,

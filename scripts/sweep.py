@@ -1,0 +1,76 @@
+"""Try values of settings: train every combination, and choose by validation data. The test is never read.
+
+    python scripts/sweep.py configs/quickstart.py optimizer.learning_rate=1e-4,3e-4,1e-3 --list
+    python scripts/sweep.py configs/quickstart.py optimizer.learning_rate=1e-4,3e-4,1e-3 --seeds 3
+    python scripts/sweep.py configs/quickstart.py optimizer.learning_rate=1e-4,3e-4 optimizer.epochs=1,2 data.mix=none
+
+`key=a,b,c` is swept, `key=a` is fixed. Where a value has commas of its own (lists, pairs), | separates values:
+"optimizer.betas=0.9,0.95|0.9,0.99". --list prints the runs and what they cost, and trains nothing.
+
+Every run is a run of train.py in --out, with the same data and the same tokenised files. If the sweep is interrupted (Ctrl-C
+lets every run save a checkpoint), the same command continues it; finished runs are kept, also if the grid is made larger.
+The value of a run is that of the weights it exports (run.export). The result is the table (also in sweep.md) and sweep.json,
+whose best.overrides are the settings to train with.
+"""
+
+import pathlib
+import sys
+
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import argparse
+
+from common.errors import UserError, run_script
+from experiment.grid import FOLDER, make_grid
+from experiment.launch import Interrupted
+from experiment.metric import parse_metric
+from experiment.sweep import Sweep, interrupted_words
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; see --help."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a config file with data.validation")
+    parser.add_argument("values", nargs="*", metavar="section.key=a,b,c", help="values to try; one value is fixed")
+    parser.add_argument("--seeds", type=int, metavar="K", help="train every point with run.seed 0 to K - 1")
+    parser.add_argument(
+        "--by",
+        default="validation/loss",
+        metavar="CURVE",
+        help="the validation curve that decides: validation/loss, f1 ..., NAME:max or NAME:min (%(default)s)",
+    )
+    parser.add_argument("--parallel", type=int, default=1, metavar="P", help="runs at the same time (%(default)s)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes of each run (%(default)s)")
+    parser.add_argument("--out", help=f"directory of the runs and results (default: {FOLDER}/NAME, by run.name)")
+    parser.add_argument(
+        "--remove-checkpoints", action="store_true", help="remove the checkpoints of a finished run; its export is kept"
+    )
+    parser.add_argument("--list", action="store_true", help="print the runs and their cost, and train nothing")
+    return parser.parse_intermixed_args()
+
+
+def main() -> int:
+    """Train what is left of the grid and print the table."""
+    arguments = parse_arguments()
+    grid = make_grid(arguments.config, arguments.values, arguments.seeds, arguments.out)
+    metric = parse_metric(arguments.by)
+    sweep = Sweep(grid, metric, arguments.processes, arguments.parallel, not arguments.remove_checkpoints)
+    if arguments.list:
+        plans = sweep.plans()
+        for name, plan in plans.items():
+            print(f"{name}: {sweep.standing.results[name].state}, {plan.steps:,} steps, {plan.tokens:,} tokens")
+        print("\n".join(sweep.cost(plans)))
+        return 0
+    try:
+        sweep.run()
+    except Interrupted as error:
+        print(interrupted_words(sweep, error))
+        return error.exit_code
+    print(f"\n{sweep.report()}\n\nin {grid.out}: sweep.md, sweep.json, logs/*.log, and the runs")
+    if not any(result.state == "finished" for result in sweep.standing.results.values()):
+        raise UserError("every run diverged; try lower values of optimizer.learning_rate")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
