@@ -36,10 +36,10 @@ def export_model(
     size = sum(_unpadded_shape(p).numel() for p in parameters.values()) * dtype.itemsize
     check_free_space(directory.parent, size, ranks, "the export")
     temporary = read_on_first(lambda: start_directory(directory), ranks)
-    groups = _groups_of_files(parameters, dtype, max_file_bytes)
-    weight_map = {}
-    for number, names in enumerate(groups, 1):
-        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors" if len(groups) > 1 else "model.safetensors"
+    groups = files_of(
+        {name: _unpadded_shape(p).numel() * dtype.itemsize for name, p in parameters.items()}, max_file_bytes
+    )
+    for file, names in groups.items():
         tensors = {}
         for name in names:
             whole = parameters[name].detach()
@@ -49,36 +49,45 @@ def export_model(
             if ranks.rank == 0:
                 shape = _unpadded_shape(parameters[name])
                 tensors[name] = (whole if whole.shape == shape else whole[: shape[0]]).to("cpu", dtype).contiguous()
-            weight_map[name] = file
-        read_on_first(functools.partial(_write_file, tensors, temporary / file), ranks)
+        read_on_first(functools.partial(write_file, tensors, temporary / file), ranks)
 
     def complete() -> None:
-        if len(groups) > 1:
-            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-            (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+        write_index(temporary, groups, size)
         write_rest(temporary)
         publish(directory)  # fsyncs every file before the rename
 
     read_on_first(complete, ranks)
 
 
-def _write_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+def write_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write one safetensors file. Raises UserError if it cannot be written."""
     try:
         save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(0o644)  # safetensors creates files that only their owner can read
     except SafetensorError as error:
         raise UserError(f"{path} could not be written ({error}); mend the disk and start again") from error
 
 
-def _groups_of_files(parameters: dict[str, nn.Parameter], dtype: torch.dtype, max_bytes: int) -> list[list[str]]:
+def write_index(folder: Path, files: dict[str, list[str]], size: int) -> None:
+    """Write model.safetensors.index.json, which several files need. `size`: bytes of all tensors."""
+    if len(files) > 1:
+        weight_map = {name: file for file, names in files.items() for name in names}
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+def files_of(sizes: dict[str, int], max_bytes: int) -> dict[str, list[str]]:
+    """File name -> the tensors in it, for tensors of these bytes in this order: at most `max_bytes`, or a single tensor."""
     groups, size = [[]], 0
-    for name, parameter in parameters.items():
-        num_bytes = _unpadded_shape(parameter).numel() * dtype.itemsize
+    for name, num_bytes in sizes.items():
         if groups[-1] and size + num_bytes > max_bytes:
             groups.append([])
             size = 0
         groups[-1].append(name)
         size += num_bytes
-    return groups
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, 1)}
 
 
 def _unpadded_shape(parameter: nn.Parameter) -> torch.Size:

@@ -181,7 +181,7 @@ def materialize(
     model.to_empty(device=device)
     model.causal_lm.tie_weights()  # to_empty makes two tensors of a tied one (verl#7834)
     for parameter in model.parameters():
-        rows = _stored_shape(model, parameter)[:1]
+        rows = stored_shape(model, parameter)[:1]
         if rows and rows[0] < parameter.shape[0]:
             parameter.unpadded_rows = rows[0]  # pyright: ignore[reportAttributeAccessIssue]
             local, start = local_shard(parameter)
@@ -215,7 +215,7 @@ def check_weights(model: PackedLanguageModel, path: str) -> dict[str, tuple[str,
     sources = {}
     for name, parameter in parameter_names(model).items():
         stored_name = _stored_name(name, parameter, model.causal_lm, stored, path)
-        tensor, shape = stored[stored_name], _stored_shape(model, parameter)
+        tensor, shape = stored[stored_name], stored_shape(model, parameter)
         if tensor.shape != shape:
             raise UserError(f"{tensor.file}: {stored_name} has shape {tensor.shape}, but config.json needs {shape}")
         if tensor.dtype not in TRAINABLE:
@@ -257,7 +257,7 @@ def trained_parameters(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.causal_lm.named_parameters() if parameter.requires_grad}
 
 
-def _stored_shape(model: PackedLanguageModel, parameter: nn.Parameter) -> tuple[int, ...]:
+def stored_shape(model: PackedLanguageModel, parameter: nn.Parameter) -> tuple[int, ...]:
     """The shape of a parameter without rows of padding."""
     shape = tuple(parameter.shape)
     if any(parameter is weight for weight in model.vocabulary_weights()):

@@ -1,0 +1,135 @@
+"""Tensors of a model by name, read one at a time, so that a model of any size can be converted in the memory of one file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from common.dtypes import dtype_name
+from common.errors import UserError
+from distributed.export import files_of, write_file, write_index
+from model.language_model import PackedLanguageModel, check_weights, parameter_names, stored_shape
+
+MAX_FILE_BYTES = 5 * 2**30
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a model.
+
+    shapes: by name, without rows of padding. read: returns a tensor, on the CPU, in the dtype in which it is stored.
+    vocabulary: the names of those with one row per token.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], torch.Tensor]
+    vocabulary: frozenset[str] = frozenset()
+
+
+def weights_of_directory(path: str | Path, model: PackedLanguageModel) -> Weights:
+    """The parameters of `model`, which may be on meta, in a model directory. Raises UserError as `check_weights` does."""
+    sources = check_weights(model, str(path))
+
+    def read(name: str) -> torch.Tensor:
+        stored_name, tensor = sources[name]
+        with safe_open(tensor.file, framework="pt") as tensors:
+            return tensors.get_tensor(stored_name)
+
+    return Weights({name: tensor.shape for name, (_, tensor) in sources.items()}, read, _vocabulary(model))
+
+
+def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel) -> Weights:
+    """The parameters of `model`, which may be on meta, in a checkpoint of any number of ranks.
+
+    Needs a process group, which may be of one rank. Raises UserError if the checkpoint belongs to another model.
+    """
+    reader = dcp.FileSystemReader(checkpoint)
+    stored = reader.read_metadata().state_dict_metadata
+    shapes = {}
+    for name, parameter in parameter_names(model).items():
+        metadata = stored.get(f"model.{name}")
+        if not isinstance(metadata, TensorStorageMetadata):
+            raise UserError(f"{checkpoint} has no tensor {name}: it belongs to another model than its run's model.path")
+        if tuple(metadata.size) != tuple(parameter.shape):
+            raise UserError(
+                f"{checkpoint}: {name} has shape {tuple(metadata.size)}, but the model has {tuple(parameter.shape)}; "
+                "export with the model.path that the run was started with"
+            )
+        shapes[name] = stored_shape(model, parameter)
+
+    def read(name: str) -> torch.Tensor:
+        metadata = stored[f"model.{name}"]
+        assert isinstance(metadata, TensorStorageMetadata)
+        whole = torch.empty(tuple(metadata.size), dtype=metadata.properties.dtype)
+        dcp.load({f"model.{name}": whole}, storage_reader=dcp.FileSystemReader(checkpoint))
+        shape = shapes[name]
+        return whole[: shape[0]] if shape and shape[0] < whole.shape[0] else whole
+
+    return Weights(shapes, read, _vocabulary(model))
+
+
+def average(base: Weights, tuned: Weights, share: float, new_row: int | None = None) -> Weights:
+    """W = (1 - share) * base + share * tuned in fp32, tensor by tensor: WiSE-FT (arXiv:2109.01903, section 3).
+
+    Rows of new tokens have no counterpart in the base and are the tuned ones: those from `new_row` on, and those beyond the
+    rows of the base. Raises UserError if the models have other tensors or shapes.
+    """
+    if not 0 <= share <= 1:
+        raise UserError(
+            f"the share of the tuned weights must be from 0 (the base) to 1 (the tuned model), not {share:g}"
+        )
+    for name in tuned.shapes.keys() ^ base.shapes.keys():
+        which = "base" if name in tuned.shapes else "tuned model"
+        raise UserError(
+            f"the {which} has no tensor {name}: the models cannot be averaged; name the base of the tuned model"
+        )
+    for name, shape in tuned.shapes.items():
+        before = base.shapes[name]
+        if before[1:] != shape[1:] or before[:1] > shape[:1] or (before != shape and name not in tuned.vocabulary):
+            raise UserError(
+                f"{name} has shape {before} in the base and {shape} in the tuned model: they cannot be averaged; name the "
+                "base of the tuned model"
+            )
+
+    def read(name: str) -> torch.Tensor:
+        old, mixed = base.read(name), tuned.read(name).to(torch.float32, copy=True)
+        rows = old.shape[0] if old.dim() else None
+        if new_row is not None and rows is not None and name in tuned.vocabulary:
+            rows = min(rows, new_row)
+        common = mixed if rows is None else mixed[:rows]
+        common.mul_(share).add_((old if rows is None else old[:rows]).float(), alpha=1 - share)
+        return mixed
+
+    return Weights(tuned.shapes, read, tuned.vocabulary)
+
+
+def _vocabulary(model: PackedLanguageModel) -> frozenset[str]:
+    weights = model.vocabulary_weights()
+    return frozenset(n for n, p in parameter_names(model).items() if any(p is weight for weight in weights))
+
+
+def write_weights(folder: Path, weights: Weights, dtype: torch.dtype, max_file_bytes: int = MAX_FILE_BYTES) -> int:
+    """Write the safetensors files of a model directory in `dtype`, holding one file's tensors at a time. Returns the bytes.
+
+    Raises UserError if a tensor has values that are not finite, or that `dtype` cannot hold, or if a file cannot be written.
+    """
+    sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in weights.shapes.items()}
+    files = files_of(sizes, max_file_bytes)
+    for file, names in files.items():
+        write_file({name: _converted(name, weights.read(name), dtype) for name in names}, folder / file)
+    write_index(folder, files, sum(sizes.values()))
+    return sum(sizes.values())
+
+
+def _converted(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    converted = tensor.to(dtype).contiguous()
+    if not torch.isfinite(converted).all():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{name} has values that are not finite; export another step")
+        largest = tensor.abs().max().item()
+        raise UserError(f"{name} has a value of {largest:.3g}, which {dtype_name(dtype)} cannot hold; use --dtype bf16")
+    return converted

@@ -1,0 +1,83 @@
+"""Export a checkpoint of a run, or a model directory, as a Hugging Face directory with a model card.
+
+    python scripts/export.py runs/xbrl --best --dtype bf16 --out release/xbrl
+    python scripts/export.py runs/xbrl --average-with-base 0.5 --out release/averaged
+    python scripts/export.py MODEL --base BASE --average-with-base 0.5 --out release/averaged
+
+One process; the weights are read and written file by file. --average-with-base A writes (1 - A) x base + A x tuned
+(WiSE-FT, arXiv:2109.01903), which forgets less. The directory is complete or absent.
+"""
+
+import pathlib
+import sys
+
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from common.lean_imports import begin_imports, end_imports
+
+begin_imports()
+import argparse
+from pathlib import Path
+
+import torch
+
+from common.errors import UserError, run_script
+from distributed.process_group import process_group, world_size_from_environment
+from training.export.subject import Subject, read_subject
+from training.export.write import DTYPES, Request, base_warning, final_weights, find_export, record_of, write_export
+
+end_imports()
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; see --help."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run, or of a model")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="the checkpoint of this step (default: the one that the run exports)")
+    which.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss")
+    parser.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="of the files; auto: as in the base's config.json"
+    )
+    parser.add_argument("--base", type=Path, help="the base model, if it is not where the run found it")
+    parser.add_argument(
+        "--average-with-base", type=float, metavar="A", help="(1 - A) x base + A x tuned, in fp32; A from 0 to 1"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the directory to write (default: RUN/export-..., named after the options)"
+    )
+    return parser.parse_args()
+
+
+def default_out(subject: Subject, record: dict) -> Path:
+    """RUN/export-step-000120-bfloat16 and the like. Raises UserError if the subject is no run."""
+    if subject.run is None:
+        raise UserError("name the directory to write with --out")
+    parts = ["export", *([f"step-{record['step']:06d}"] if record.get("step") else []), record["dtype"]]
+    if record["averaged"]:
+        parts.append(f"average-{record['averaged']['share_of_tuned']:g}")
+    return subject.run.directory / "-".join(parts)
+
+
+def main() -> None:
+    """Export, unless it has been done."""
+    arguments = parse_arguments()
+    if world_size_from_environment()[0] > 1:
+        raise UserError("an export is one process; start it as python scripts/export.py, without torchrun")
+    request = Request(arguments.dtype, arguments.average_with_base)
+    with process_group(device=torch.device("cpu")) as ranks:
+        subject = read_subject(arguments.run, arguments.step, arguments.best, arguments.base, ranks)
+        weights = final_weights(subject, request)
+        record = record_of(subject, request)
+        out = arguments.out or default_out(subject, record)
+        if warning := base_warning(subject, record):
+            print(warning)
+        if find_export(out, record):
+            print(f"{out} already holds {subject.words}")
+            return
+        size = write_export(out, subject, weights, record, "")
+    print(f"{subject.words} -> {out}: {size / 2**20:,.0f} MiB in {record['dtype']}")
+
+
+if __name__ == "__main__":
+    run_script(main)

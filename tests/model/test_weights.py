@@ -1,0 +1,83 @@
+"""Averaged weights are equal to their definition, and what cannot be averaged or converted is refused by name."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from common.errors import UserError
+from model.language_model import build_on_meta
+from model.weights import Weights, average, weights_of_directory, write_weights
+from tests.tiny import write_tiny_model
+
+
+def given(vocabulary=("embed",), **tensors) -> Weights:
+    tensors = {name: torch.tensor(values) for name, values in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return Weights(shapes, lambda name: tensors[name], frozenset(vocabulary))
+
+
+def test_an_average_is_its_definition_in_fp32() -> None:
+    base, tuned = given(norm=[1.0, -2.0]), given(norm=[3.0, 2.0])
+    assert average(base, tuned, 0.25).read("norm").tolist() == [1.5, -1.0]
+    assert average(base, tuned, 0.0).read("norm").tolist() == [1.0, -2.0]
+    assert average(base, tuned, 1.0).read("norm").tolist() == [3.0, 2.0]
+    assert tuned.read("norm").tolist() == [3.0, 2.0]  # what was read has not changed
+    coarse = Weights(base.shapes, lambda name: torch.tensor([1.0, 2.0]).bfloat16())
+    mixed = average(coarse, Weights(base.shapes, lambda name: torch.tensor([1.0078125, 2.0]).bfloat16()), 0.5)
+    assert mixed.read("norm").tolist() == [1.00390625, 2.0]  # bf16 has no such number
+
+
+def test_rows_of_new_tokens_are_the_tuned_ones() -> None:
+    base, tuned = given(embed=[[0.0], [0.0]]), given(embed=[[2.0], [4.0], [6.0]])
+    assert average(base, tuned, 0.5).read("embed").tolist() == [[1.0], [2.0], [6.0]]
+    extended = given(embed=[[0.0], [0.0], [0.0]])  # the base with new rows, which hold initial values
+    assert average(extended, tuned, 0.5, new_row=1).read("embed").tolist() == [[1.0], [4.0], [6.0]]
+    assert average(extended, tuned, 0.5).read("embed").tolist() == [[1.0], [2.0], [3.0]]
+
+
+@pytest.mark.parametrize(
+    ("base", "share", "sentence"),
+    [
+        (given(norm=[1.0, 1.0, 1.0]), 0.5, r"norm has shape \(3,\) in the base and \(2,\) in the tuned model"),
+        (given(norm=[1.0]), 0.5, r"norm has shape \(1,\) in the base"),  # only a vocabulary has new rows
+        (given(other=[1.0, 1.0]), 0.5, "the (base|tuned model) has no tensor (norm|other)"),
+        (given(norm=[1.0, 1.0]), 1.5, "must be from 0 .* to 1 .*, not 1.5"),
+        (given(norm=[1.0, 1.0]), float("nan"), "not nan"),
+    ],
+)
+def test_what_does_not_fit_is_refused(base, share, sentence) -> None:
+    with pytest.raises(UserError, match=sentence):
+        average(base, given(norm=[1.0, 1.0]), share)
+
+
+def test_a_vocabulary_may_not_shrink() -> None:
+    with pytest.raises(UserError, match=r"embed has shape \(2, 1\) in the base and \(1, 1\)"):
+        average(given(embed=[[0.0], [0.0]]), given(embed=[[2.0]]), 0.5)
+
+
+def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path) -> None:
+    write_weights(tmp_path, given(norm=[70000.0]), torch.bfloat16)
+    with pytest.raises(UserError, match="norm has a value of 7e.04, which float16 cannot hold; use --dtype bf16"):
+        write_weights(tmp_path, given(norm=[70000.0]), torch.float16)
+    with pytest.raises(UserError, match="norm has values that are not finite; export another step"):
+        write_weights(tmp_path, given(norm=[float("inf")]), torch.float32)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_directory_is_rewritten_in_several_files_that_transformers_loads(tmp_path, tied) -> None:
+    path = write_tiny_model(tmp_path / "model", tied=tied)
+    config = AutoConfig.from_pretrained(path)
+    out = tmp_path / "out"
+    out.mkdir()
+    size = write_weights(out, weights_of_directory(path, build_on_meta(config)), torch.bfloat16, 50_000)
+    config.save_pretrained(out)
+    files = sorted(out.glob("*.safetensors"))
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert len(files) > 2 and index["metadata"]["total_size"] == size
+    assert sum(2 * t.numel() for f in files for t in load_file(f).values()) == size
+    written, before = (AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32) for p in (out, path))
+    for name, parameter in before.named_parameters():
+        assert torch.equal(written.get_parameter(name), parameter.bfloat16().float()), name

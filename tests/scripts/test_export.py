@@ -1,0 +1,119 @@
+"""scripts/export.py on a run with an extended vocabulary and on model directories."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.distributed.test_vocabulary import NEW, extend
+from tests.processes import ROOT, run_python
+from tests.tiny import write_chat_file, write_tiny_model
+
+SCRIPT = ROOT / "scripts" / "export.py"
+
+
+def export(*arguments: object, code: int = 0, cwd: Path = ROOT) -> str:
+    done = run_python(SCRIPT, *arguments, cwd=cwd)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """runs/trial: 4 steps, the checkpoints 2 and 4, its export; `model`, of which `base` is the extension."""
+    folder = tmp_path_factory.mktemp("export")
+    write_tiny_model(folder / "model")
+    extend(folder / "model", folder / "base", NEW)
+    record = {"base": str(folder / "model"), "first_id": 384}  # of scripts/extend_vocabulary.py
+    (folder / "base" / "new_tokens.json").write_text(json.dumps(record))
+    write_chat_file(folder / "train.jsonl", 8)
+    write_chat_file(folder / "validation.jsonl", 4, seed=1)
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(folder / "base")!r}, compute_dtype="fp32"),
+    data=Data(({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256, cache=None),
+    batch=Batch(global_examples=4),
+    optimizer=Optimizer(1e-3, epochs=2, warmup_steps=0, weight_decay=0.0),
+    run=Run("trial", directory={str(folder / "runs")!r}, save_every=2, eval_every=2),
+)
+""")
+    done = run_python(ROOT / "train.py", folder / "config.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "model.safetensors")
+
+
+def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
+    run, out = folder / "runs" / "trial", folder / "out" / "last"
+    said = export(run, "--out", out)
+    assert f"the last weights of {run} (step 4) -> {out}: " in said
+    before, after = weights(run / "export"), weights(out)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    same = {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"}
+    for name in same:
+        assert json_or_text(run / "export" / name) == json_or_text(out / name), name
+    record = json.loads((out / "export.json").read_text())
+    mine = json.loads((run / "export" / "export.json").read_text())
+    assert [record[key] for key in ("weights", "step", "checkpoint", "dtype")] == [
+        "last",
+        4,
+        mine["checkpoint"],
+        "float32",
+    ]
+    assert f"{out} already holds the last weights" in export(run, "--out", out)
+    said = export(run, "--step", 2, "--out", out, code=2)
+    assert f"error: {out} is an export of other weights; remove it, or name another directory with --out" in said
+    (out / "model.safetensors").write_bytes(b"cut")
+    assert "is a damaged export of these weights" in export(run, "--out", out, code=2)
+
+
+def json_or_text(path: Path) -> object:
+    text = path.read_text()
+    return json.loads(text) if path.suffix == ".json" else text
+
+
+def test_a_step_is_averaged_with_its_base_in_another_dtype(folder) -> None:
+    run = folder / "runs" / "trial"
+    said = export(run, "--step", 2, "--average-with-base", 0.25, "--dtype", "bf16")
+    out = run / "export-step-000002-bfloat16-average-0.25"
+    assert "the chosen weights" in said and not (run / f"{out.name}.tmp").exists()
+    exact = folder / "out" / "step2"
+    export(run, "--step", 2, "--out", exact)
+    base, tuned, averaged = weights(folder / "base"), weights(exact), weights(out)
+    assert not torch.equal(tuned["model.norm.weight"], weights(run / "export")["model.norm.weight"])
+    for name, tensor in averaged.items():
+        expected = 0.75 * base[name].float() + 0.25 * tuned[name].float()
+        if "embed_tokens" in name:
+            expected[384:] = tuned[name][384:].float()
+        assert torch.equal(tensor, expected.bfloat16()), name
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert model.dtype == torch.bfloat16 and len(tokenizer) == model.config.vocab_size == 384 + len(NEW)
+
+
+def test_a_model_directory_is_averaged_with_a_base_of_fewer_tokens(folder) -> None:
+    tuned, out = folder / "runs" / "trial" / "export", folder / "out" / "directory"
+    export(tuned, "--base", folder / "model", "--average-with-base", 0.5, "--out", out)
+    name = "model.embed_tokens.weight"
+    old, new, mixed = (weights(path)[name].float() for path in (folder / "model", tuned, out))
+    assert torch.allclose(mixed[:384], 0.5 * old + 0.5 * new[:384], atol=1e-7)
+    assert torch.equal(mixed[384:], new[384:])
+
+
+def test_mistakes_end_in_one_sentence(folder, tmp_path) -> None:
+    run = folder / "runs" / "trial"
+    assert "has no checkpoint of step 3; those that it has: 2, 4" in export(run, "--step", 3, code=2)
+    assert "neither the directory of a run nor that of a model" in export(tmp_path, code=2)
+    assert "is a model directory, which has no steps" in export(run / "export", "--step", 2, code=2)
+    plain = [folder / "model", "--out", tmp_path / "out", "--average-with-base", 0.5]
+    assert "the base model of" in export(*plain, code=2)
+    write_tiny_model(tmp_path / "wide", hidden=32)
+    assert "in the tuned model: they cannot be averaged" in export(*plain, "--base", tmp_path / "wide", code=2)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.tmp").exists()

@@ -1,0 +1,117 @@
+"""Write an export: complete or absent, never over another one."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from common.dtypes import dtype_name
+from common.durable_files import new_directory
+from common.errors import UserError
+from model.architectures import read_model_config
+from model.fingerprint import fingerprint_of_base
+from model.language_model import build_on_meta
+from model.vocabulary.rows import first_new_row
+from model.weights import Weights, average, weights_of_directory, write_weights
+from training.ending import RECORD
+from training.export.subject import Subject
+
+CARD = "README.md"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Request:
+    """How the weights are changed on their way. dtype: a key of DTYPES or auto, that of config.json."""
+
+    dtype: str = "auto"
+    average_with_base: float | None = None
+
+
+def torch_dtype(name: str, subject: Subject) -> torch.dtype:
+    """The dtype of the exported weights."""
+    if name != "auto":
+        return DTYPES[name]
+    return getattr(subject.model_config, "dtype", None) or torch.bfloat16
+
+
+def record_of(subject: Subject, request: Request) -> dict:
+    """What export.json says, without the list of files: two exports with the same record hold the same weights."""
+    averaged = None
+    if request.average_with_base is not None:
+        averaged = {"share_of_tuned": request.average_with_base, "base": fingerprint_of_base(base_of(subject))}
+    return subject.identity | {"dtype": dtype_name(torch_dtype(request.dtype, subject)), "averaged": averaged}
+
+
+def base_of(subject: Subject) -> Path:
+    """The directory of the base model. Raises UserError if it is unknown or gone."""
+    if subject.base is None:
+        raise UserError(f"the base model of {subject.path} is unknown; name its directory with --base")
+    if not (subject.base / "config.json").is_file():
+        raise UserError(f"the base model, {subject.base}, is not there; name its directory with --base")
+    return subject.base
+
+
+def final_weights(subject: Subject, request: Request) -> Weights:
+    """The weights to write. Raises UserError if they cannot be averaged."""
+    if request.average_with_base is None:
+        return subject.weights
+    path = base_of(subject)
+    base = weights_of_directory(path, build_on_meta(read_model_config(str(path))))
+    return average(base, subject.weights, request.average_with_base, first_new_row(path))
+
+
+def base_warning(subject: Subject, record: dict) -> str | None:
+    """A warning if the weights are averaged with another base than the run was started from."""
+    trained_from = subject.run and subject.run.state.get("meaning", {}).get("the weights of model.path")
+    if not (record["averaged"] and trained_from) or record["averaged"]["base"] == trained_from:
+        return None
+    return f"warning: the weights in {subject.base} are not those that the run was started from"
+
+
+def find_export(out: Path, record: dict) -> bool:
+    """Whether `out` already is this export. Raises UserError if something else is there."""
+    if not out.exists():
+        return False
+    try:
+        written = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        sizes = written.pop("files")
+        whole = all((out / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{out} exists and is not an export of this script; name another directory with --out"
+        ) from None
+    if written != record or not whole:
+        what = "an export of other weights" if written != record else "a damaged export of these weights"
+        raise UserError(f"{out} is {what}; remove it, or name another directory with --out")
+    return True
+
+
+def write_export(out: Path, subject: Subject, weights: Weights, record: dict, card: str) -> int:
+    """Write the directory `out`, which is complete or absent. Returns the bytes of the weights."""
+    dtype = getattr(torch, record["dtype"])
+    needed = sum(torch.Size(shape).numel() for shape in weights.shapes.values()) * dtype.itemsize
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(out.absolute().parent).free
+    if free < needed:
+        raise UserError(
+            f"{out}: the export needs {needed / 2**20:,.0f} MiB, but the disk has {free / 2**20:,.0f} MiB free; free some space"
+        )
+    with new_directory(out) as folder:
+        size = write_weights(folder, weights, dtype)
+        subject.write_rest(folder)
+        _set_dtype(folder / "config.json", record["dtype"])
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        (folder / RECORD).write_text(json.dumps(record | {"files": sizes}, indent=1) + "\n", encoding="utf-8")
+        if card:
+            (folder / CARD).write_text(card, encoding="utf-8")
+    return size
+
+
+def _set_dtype(path: Path, dtype: str) -> None:
+    """Let config.json name the dtype of the files, in which servers load them."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    old = [key for key in ("dtype", "torch_dtype") if key in content]
+    path.write_text(json.dumps(content | dict.fromkeys(old or ["dtype"], dtype), indent=2) + "\n", encoding="utf-8")
