@@ -1,0 +1,98 @@
+"""Run the steps of the experiment that are left, one after the other, and say what they have cost and what is left."""
+
+import json
+import random
+from collections.abc import Sequence
+
+from common.durable_files import append_json_line, write_durably
+from common.errors import UserError
+from experiment.cost import duration
+from experiment.launch import Ended, run_jobs
+from experiment.setup import Experiment
+from experiment.steps import Step, all_steps, choose_steps
+from experiment.sweep import owned
+
+DIVERGED = "not finite"  # in the error of a run that stops for its weights (training/ending.py)
+
+_SEED = 0  # of the draw of the examples of the learning curve
+
+
+def run_experiment(experiment: Experiment, only: Sequence[str] | None = None) -> None:
+    """Run what is left. Raises Interrupted after a signal, when the running step has saved; UserError if a step fails."""
+    experiment.out.mkdir(parents=True, exist_ok=True)
+    with owned(experiment.out):
+        while True:
+            if experiment.split("train").is_file():
+                write_subsets(experiment)
+            steps = all_steps(experiment)
+            left = [step for step in choose_steps(steps, only) if not step.is_done]
+            ready = [step for step in left if step.job]
+            if not ready:
+                break
+            print(f"{len(steps) - len(left) if not only else '?'} of {len(steps)} done | {ready[0].name}", flush=True)
+            run_step(experiment, ready[0])
+    if left:
+        raise UserError(f"{left[0].name} waits for a step that --only leaves out; start again without --only")
+
+
+def run_step(experiment: Experiment, step: Step) -> None:
+    """Run one step and record its time. Raises UserError if it failed."""
+    assert step.job
+    ends: list[Ended] = []
+    run_jobs([step.job], on_end=ends.append)
+    ended = ends[0]
+    append_json_line(experiment.rows, {"step": step.name, "kind": step.kind, "seconds": ended.seconds})
+    if not step.is_done and step.diverges and DIVERGED in ended.last_words:
+        write_durably(step.diverged, ended.last_words + "\n")  # a learning rate that is too high is a result
+        print(f"{step.name} diverged: {ended.last_words}", flush=True)
+        return
+    if not step.is_done:
+        raise UserError(f"{step.name} failed: {ended.last_words}; its log is {step.job.log}; start again to continue")
+    if ended.code:
+        raise UserError(f"{step.name} ended with exit code {ended.code}: {ended.last_words}; its log is {step.job.log}")
+
+
+def write_subsets(experiment: Experiment) -> None:
+    """The files of the learning curve: the first examples of one order, so that a larger share contains a smaller one."""
+    lines = experiment.split("train").read_text(encoding="utf-8").splitlines(keepends=True)
+    random.Random(_SEED).shuffle(lines)
+    for share in experiment.size.shares:
+        path = experiment.subset(share)
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(path, "".join(lines[: max(1, round(share * len(lines)))]))
+
+
+def seconds_of(experiment: Experiment) -> list[dict]:
+    """The times of all steps that have run: one record per start, with `step`, `kind` and `seconds`."""
+    if not experiment.rows.is_file():
+        return []
+    return [json.loads(line) for line in experiment.rows.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def list_steps(experiment: Experiment, only: Sequence[str] | None = None) -> str:
+    """A table of the steps, and what is left in time. A step that has not run takes as long as the mean of its kind."""
+    steps, records = choose_steps(all_steps(experiment), only), seconds_of(experiment)
+    by_step: dict[str, float] = {}
+    for record in records:
+        by_step[record["step"]] = by_step.get(record["step"], 0.0) + record["seconds"]
+    lines = []
+    for step in steps:
+        state = "done" if step.is_done else "to do" if step.job else "waits for a choice"
+        time = duration(by_step[step.name]) if step.name in by_step else ""
+        lines.append(f"{step.name:45} {state:18} {time}".rstrip())
+    return "\n".join([*lines, "", _left(steps, by_step)])
+
+
+def _left(steps: Sequence[Step], by_step: dict[str, float]) -> str:
+    times: dict[str, list[float]] = {}
+    for step in steps:
+        if step.is_done and step.name in by_step:
+            times.setdefault(step.kind.partition(" ")[0], []).append(by_step[step.name])
+    left = [step for step in steps if not step.is_done]
+    kinds = [step.kind.partition(" ")[0].replace("test", "score") for step in left]
+    known = [sum(times[kind]) / len(times[kind]) for kind in kinds if kind in times]
+    spent = duration(sum(by_step.values()))
+    unknown = len(left) - len(known)
+    more = f", and {unknown} steps of kinds that have not run yet" if unknown else ""
+    return f"{len(steps) - len(left)} of {len(steps)} steps done in {spent}; left: about {duration(sum(known))}{more}"

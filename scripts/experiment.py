@@ -1,0 +1,73 @@
+"""The experiment behind docs/results.md: LoRA against full fine-tuning, and full fine-tuning with its remedies.
+
+    python scripts/experiment.py --list          # every step, what is done, and what is left
+    python scripts/experiment.py                 # run what is left, then compare
+    python scripts/experiment.py --size full --processes 8      # on 8 GPUs
+
+It makes the data, sweeps the learning rate of LoRA and of full fine-tuning on validation, trains every arm with several
+seeds, scores every model once on the test, measures what each has forgotten, and compares. experiment/setup.py defines the
+sizes and the arms. Interrupted at any point (Ctrl-C lets a training save a checkpoint), the same command goes on. --only
+runs the steps with these words in their names, e.g. to use several machines. OUT/results.md has the tables.
+"""
+
+import pathlib
+import sys
+
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import argparse
+from pathlib import Path
+
+from common.errors import UserError, run_script
+from experiment.launch import Interrupted
+from experiment.report import write_results
+from experiment.run import list_steps, run_experiment
+from experiment.setup import SIZES, Experiment
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; see --help."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=list(SIZES), default="laptop", help="see experiment/setup.py (%(default)s)")
+    parser.add_argument("--out", type=Path, help="directory of the runs and results (default: runs/experiment[_SIZE])")
+    parser.add_argument("--data", type=Path, help="directory of the reports (default: artifacts/experiment[_SIZE])")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm (%(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="processes of each launch (%(default)s)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", help="only the steps with one of these words in their names"
+    )
+    parser.add_argument("--list", action="store_true", help="print the steps and what is left, and exit")
+    parser.add_argument("--report", action="store_true", help="write the tables of what is done, and exit")
+    arguments = parser.parse_args()
+    for name in ("seeds", "processes"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} must be 1 or more, not {getattr(arguments, name)}")
+    return arguments
+
+
+def main() -> int:
+    """List, run or report."""
+    arguments = parse_arguments()
+    suffix = "" if arguments.size == "laptop" else f"_{arguments.size}"
+    experiment = Experiment(
+        size=SIZES[arguments.size],
+        out=arguments.out or Path(f"runs/experiment{suffix}"),
+        data=arguments.data or Path(f"artifacts/experiment{suffix}"),
+        seeds=arguments.seeds,
+        processes=arguments.processes,
+    )
+    if arguments.list:
+        print(list_steps(experiment, arguments.only))
+        return 0
+    if not arguments.report:
+        try:
+            run_experiment(experiment, arguments.only)
+        except Interrupted as signal:
+            print(f"stopped; start again to continue\n{list_steps(experiment).splitlines()[-1]}")
+            return signal.exit_code
+    print(write_results(experiment))
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
