@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 
 from common.durable_files import append_json_line, write_durably
@@ -50,6 +51,8 @@ def run_step(experiment: Experiment, step: Step) -> None:
         raise UserError(f"{step.name} failed: {ended.last_words}; its log is {step.job.log}; start again to continue")
     if ended.code:
         raise UserError(f"{step.name} ended with exit code {ended.code}: {ended.last_words}; its log is {step.job.log}")
+    if step.kind.startswith("train ") and step.kind != "train full":
+        shutil.rmtree(step.output.parents[1] / "checkpoints", ignore_errors=True)  # the averages need those of `full`
 
 
 def write_subsets(experiment: Experiment) -> None:

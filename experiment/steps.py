@@ -14,7 +14,7 @@ from pathlib import Path
 from common.errors import UserError
 from experiment.launch import Job
 from experiment.run_files import check_settings, exported_step, read_rows, value_at
-from experiment.setup import Arm, Experiment
+from experiment.setup import METHODS, Arm, Experiment
 
 RESULT = "export/export.json"
 WITHIN = 0.01  # of F1 on validation: what an average with the base may lose
@@ -56,23 +56,25 @@ def all_steps(experiment: Experiment) -> list[Step]:
     """Every step, done or not. Raises UserError if a run in `out` was started with other settings."""
     choices = read_choices(experiment)
     arms = {arm.name: arm for arm in experiment.arms()}
-    first, *others = range(experiment.seeds)
     steps = [*_prepare(experiment), *_sweep(experiment, arms)]
-    for seed in (first, *others):
+    # One seed of everything first, then the question itself, then the rest: a part of the experiment is a result, too.
+    for arm in arms.values():
+        steps += _arm(experiment, choices, arm, 0)
+    steps += _search_alpha(experiment, choices, arms["full"])
+    steps += _average(experiment, choices, arms["full"], 0)
+    steps += _base(experiment)
+    later = range(1, experiment.seeds)
+    for seed in later:
+        steps += [*_arm(experiment, choices, arms["full"], seed), *_arm(experiment, choices, arms["lora"], seed)]
+    steps += _curve(experiment, choices, arms, 0)
+    for seed in later:
         for arm in arms.values():
             steps += _arm(experiment, choices, arm, seed)
-        if seed == first:
-            steps += _search_alpha(experiment, choices, arms["full"])
         steps += _average(experiment, choices, arms["full"], seed)
-        if seed == first:
-            steps += _base(experiment)
-    for share in experiment.size.shares:
-        for seed in (first, *others):
-            for method in ("full", "lora"):
-                steps += _arm(experiment, choices, arms[method], seed, share)
-    unique = {
-        step.name: step for step in reversed(steps)
-    }  # the chosen run of a sweep is also the arm's: keep the first
+    for seed in later:
+        steps += _curve(experiment, choices, arms, seed)
+    # The chosen run of a sweep is also the arm's: the first of two steps with one name counts.
+    unique = {step.name: step for step in reversed(steps)}
     return [unique[name] for name in dict.fromkeys(step.name for step in steps)]
 
 
@@ -152,7 +154,7 @@ def _arm(experiment: Experiment, choices: Choices, arm: Arm, seed: int, share: f
     chosen = choices.rates.get(arm.method)
     if chosen is None or (share < 1 and not choices.steps):
         part = "" if share == 1 else f" on {100 * share:g}%"
-        for kind in ("train", "test", "general"):
+        for kind in ("train", "test", "general") if share == 1 else ("train", "test"):
             nowhere = experiment.out / "no rate is chosen yet"
             yield Step(f"{kind} {arm.name}{part}, seed {seed}", f"{kind} {arm.name}", nowhere)
         return
@@ -162,6 +164,12 @@ def _arm(experiment: Experiment, choices: Choices, arm: Arm, seed: int, share: f
     yield _score(experiment, run.name, run / "export", run, experiment.split(experiment.size.test))
     if share == 1:
         yield _forgetting(experiment, run.name, run / "export", run)
+
+
+def _curve(experiment: Experiment, choices: Choices, arms: dict[str, Arm], seed: int) -> Iterator[Step]:
+    for share in experiment.size.shares:
+        for method in METHODS:
+            yield from _arm(experiment, choices, arms[method], seed, share)
 
 
 def _score(experiment: Experiment, name: str, model: Path | str, directory: Path, data: Path, *more: object) -> Step:
