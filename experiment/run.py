@@ -44,6 +44,7 @@ def run_step(experiment: Experiment, step: Step) -> None:
     ended = ends[0]
     append_json_line(experiment.rows, {"step": step.name, "kind": step.kind, "seconds": ended.seconds})
     if not step.is_done and step.diverges and DIVERGED in ended.last_words:
+        step.diverged.parent.mkdir(parents=True, exist_ok=True)
         write_durably(step.diverged, ended.last_words + "\n")  # a learning rate that is too high is a result
         print(f"{step.name} diverged: {ended.last_words}", flush=True)
         return

@@ -1,0 +1,201 @@
+"""The experiment: its steps in order, what validation chooses, interruption and continuation, and its tables."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from experiment import run
+from experiment.launch import Ended, Interrupted, Job
+from experiment.report import write_results
+from experiment.run import list_steps, run_experiment, write_subsets
+from experiment.setup import SIZES, Experiment
+from experiment.steps import all_steps, choose_steps, read_choices
+
+LOSSES = {  # validation loss by learning rate
+    "3e-4": 0.5,
+    "6e-4": 0.2,
+    "1.2e-3": 0.3,
+    "1e-3": 0.25,
+    "3e-3": 0.24,
+}
+VALIDATION_F1 = {"0.5": 0.60, "0.7": 0.795, "0.85": 0.80}  # of the averages; the tuned model has 0.8
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, count in (("train", 20), ("validation", 2), ("test", 4)):
+        text = "".join(f'{{"id": {i}}}\n' for i in range(count))
+        (data / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    return Experiment(SIZES["laptop"], tmp_path / "out", data, seeds=2)
+
+
+class Machine:
+    """Stands in for the children: writes what each would write. `failing`: name of a step -> its last words."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment, self.names = experiment, []
+        self.failing: dict[str, str] = {}
+        self.interrupt_at: str | None = None
+
+    def __call__(self, jobs: list[Job], on_end) -> None:  # noqa: ANN001
+        [job] = jobs
+        step = next(step for step in all_steps(self.experiment) if step.job == job)
+        self.names.append(step.name)
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        if step.name == self.interrupt_at:
+            raise Interrupted(15)
+        if step.name in self.failing:
+            job.log.write_text(f"\n$ x\nerror: {self.failing[step.name]}\n", encoding="utf-8")
+            on_end(Ended(job, 2, False, 1.0))
+            return
+        step.output.parent.mkdir(parents=True, exist_ok=True)
+        if job.script == "train.py":
+            options = dict(option.split("=", 1) for option in job.options[1:])
+            rate = options["optimizer.learning_rate"]
+            rows = [
+                {"step": 50, "train/tokens": 1000, "train/tokens_per_second": 100.0, "train/memory_gib": 2.0},
+                {"step": 50, "validation/loss": LOSSES.get(rate, 0.4)},
+            ]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (step.output.parents[1] / "metrics.jsonl").write_text(text, encoding="utf-8")
+            (step.output.parents[1] / "checkpoints").mkdir(exist_ok=True)
+            step.output.write_text('{"step": 50}', encoding="utf-8")
+        elif job.script == "scripts/evaluate.py":
+            alpha = next((alpha for alpha in VALIDATION_F1 if f"average-a{alpha}-" in job.options[0]), None)
+            f1 = VALIDATION_F1[alpha] if alpha else 0.8
+            step.output.write_text(json.dumps(scores(f1)), encoding="utf-8")
+        else:
+            step.output.write_text(json.dumps(general()), encoding="utf-8")
+        on_end(Ended(job, 0, False, 10.0))
+
+
+def scores(f1: float) -> dict:
+    return {"violations": {"micro": {"f1": f1}}, "rouge_l": {"f": 0.5}, "facts": {"f1": 0.7}, "loss": {"mean": 0.05}}
+
+
+def general() -> dict:
+    return {
+        "perplexity_per_byte": {"tuned": {"value": 2.1}},
+        "kl": {"value": 0.3},
+        "questions": {"all": {"tuned": {"value": 0.75}}},
+    }
+
+
+@pytest.fixture
+def machine(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine(experiment)
+    monkeypatch.setattr(run, "run_jobs", machine)
+    return machine
+
+
+def test_it_runs_every_step_once_in_order_and_then_nothing(experiment, machine) -> None:
+    run_experiment(experiment)
+    names = [step.name for step in all_steps(experiment)]
+    assert sorted(machine.names) == sorted(names)
+    assert all(step.is_done for step in all_steps(experiment))
+    first_test = next(i for i, name in enumerate(machine.names) if name.startswith("test "))
+    swept = [f"full-lr{rate}-s0" for rate in ("3e-4", "6e-4", "1.2e-3")] + [
+        f"lora-lr{rate}-s0" for rate in ("1e-3", "3e-3")
+    ]
+    assert set(swept) <= set(machine.names[:first_test])  # every choice of a rate comes before any test
+    ran = len(machine.names)
+    run_experiment(experiment)
+    assert len(machine.names) == ran
+
+
+def test_rates_and_the_average_are_chosen_on_validation(experiment, machine) -> None:
+    run_experiment(experiment)
+    choices = read_choices(experiment)
+    assert choices.rates == {"full": "6e-4", "lora": "3e-3"}
+    assert choices.alpha == "0.7"  # the smallest that loses at most a point: 0.795 of 0.8
+    assert choices.steps == 50
+    assert "low-lr-lr0.0002-s1" in machine.names
+    assert "test average-a0.7-s1" in machine.names
+    assert "full-10pc-lr6e-4-s1" in machine.names
+
+
+def test_no_choice_is_made_as_long_as_a_run_is_missing(experiment, machine) -> None:
+    machine.interrupt_at = "full-lr1.2e-3-s0"
+    with pytest.raises(Interrupted):
+        run_experiment(experiment)
+    assert read_choices(experiment).rates == {}
+    waiting = [step for step in all_steps(experiment) if step.job is None]
+    assert "train full, seed 0" in [step.name for step in waiting]
+    assert "waits for a choice" in list_steps(experiment)
+
+
+def test_an_interrupted_experiment_continues_with_the_same_step(experiment, machine) -> None:
+    machine.interrupt_at = "general lora-lr3e-3-s0"
+    with pytest.raises(Interrupted):
+        run_experiment(experiment)
+    before, machine.interrupt_at = len(machine.names), None
+    run_experiment(experiment)
+    assert machine.names[before] == "general lora-lr3e-3-s0"
+    assert [name for name in set(machine.names) if machine.names.count(name) > 1] == ["general lora-lr3e-3-s0"]
+
+
+def test_a_rate_that_diverges_is_a_result_and_any_other_failure_stops(experiment, machine) -> None:
+    machine.failing = {"full-lr1.2e-3-s0": "loss or gradient norm was not finite in 5 steps in a row"}
+    run_experiment(experiment)
+    assert read_choices(experiment).rates["full"] == "6e-4"
+    assert "inf" in write_results(experiment)
+    gone = experiment.run(experiment.arms()[0], "6e-4", 1) / "eval" / "general.json"
+    gone.unlink()
+    machine.failing = {"general full-lr6e-4-s1": "no memory"}
+    with pytest.raises(UserError, match="general full-lr6e-4-s1 failed: no memory; its log is"):
+        run_experiment(experiment)
+
+
+def test_other_settings_of_a_run_are_refused(experiment, machine) -> None:
+    run_experiment(experiment)
+    run_of = experiment.run(experiment.arms()[0], "6e-4", 0)
+    config = {"optimizer": {"epochs": 7}}
+    (run_of / "config.json").write_text(json.dumps({"config": config}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"optimizer\.epochs=7, now it is 1"):
+        all_steps(experiment)
+
+
+def test_checkpoints_are_kept_only_where_an_average_needs_them(experiment, machine) -> None:
+    run_experiment(experiment)
+    kept = {path.parent.name.partition("-")[0] for path in experiment.out.glob("*/checkpoints")}
+    assert kept == {"full"}
+
+
+def test_a_larger_share_of_the_examples_contains_the_smaller(experiment) -> None:
+    write_subsets(experiment)
+    small, large = (experiment.subset(share).read_text(encoding="utf-8").splitlines() for share in (0.1, 0.3))
+    assert (len(small), len(large)) == (2, 6)
+    assert large[:2] == small
+
+
+def test_the_tables_have_means_and_the_value_of_each_seed(experiment, machine) -> None:
+    run_experiment(experiment)
+    seed_1 = experiment.run(experiment.arms()[0], "6e-4", 1)
+    [file] = (seed_1 / "eval").glob("test-*.json")
+    file.write_text(json.dumps(scores(0.9)), encoding="utf-8")
+    text = write_results(experiment)
+    assert "| full | 6e-4 | 0.2000 | chosen |" in text
+    assert "| full fine-tuning, lr 6e-4 | 2 | 0.850 (0.800, 0.900) |" in text
+    assert "| LoRA, rank 64 on all linear layers, lr 3e-3 | 1,000 | 10 s | 100 | 2.0 |" in text
+    assert "| full fine-tuning | 0.800 (0.800, 0.800) | 0.800 (0.800, 0.800) | 0.850 (0.800, 0.900) |" in text
+
+
+def test_the_list_says_what_is_left_from_the_times_of_the_same_kind(experiment, machine) -> None:
+    machine.interrupt_at = "lora-lr1e-3-s0"
+    with pytest.raises(Interrupted):
+        run_experiment(experiment)
+    last = list_steps(experiment).splitlines()[-1]
+    left = [step for step in all_steps(experiment) if not step.is_done]
+    trainings = [step for step in left if step.kind.startswith("train ")]
+    assert f"left: about {10 * len(trainings) / 60:.0f} min" in last
+
+
+def test_only_takes_words_of_step_names(experiment) -> None:
+    steps = all_steps(experiment)
+    assert [step.name for step in choose_steps(steps, ["topics", "self"])][:2] == ["topics", "self"]
+    with pytest.raises(UserError, match="--only nothing: no step has this in its name"):
+        choose_steps(steps, ["nothing"])
