@@ -28,19 +28,31 @@ def bootstrap(
     values: `(units, columns)`, the contribution of each unit to each sum. metrics: maps sums `(..., columns)` to named
     metrics `(...)`, e.g. the ratio of two columns. Units are resampled with replacement. All columns of a unit are kept
     together, so if two models each have their columns, the interval of their difference is a paired one. clusters: one key
-    per unit; units with the same key (the reports of one bank) are drawn together, because they are alike.
+    per unit; units with the same key (the reports of one bank) are drawn together, because they are alike. Resamples in
+    which a metric is not a number (the recall of a rule that was not drawn) are left out of its interval.
     """
     if clusters is not None:
-        number = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
-        summed = np.zeros((len(number), values.shape[1]))
-        np.add.at(summed, [number[key] for key in clusters], values)
-        values = summed
+        values = sum_clusters(values, clusters)
     units = len(values)
     resampled = metrics(_draws(units, resamples, seed) @ values)
     return {
-        name: Interval(float(value), *(float(bound) for bound in np.percentile(resampled[name], (2.5, 97.5))))
+        name: Interval(float(value), *_percentiles(resampled[name]))
         for name, value in metrics(values.sum(axis=0)).items()
     }
+
+
+def sum_clusters(values: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray:
+    """The sums over the units of each cluster, `(clusters, columns)`, in the order in which the clusters occur."""
+    number = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
+    summed = np.zeros((len(number), values.shape[1]))
+    np.add.at(summed, [number[key] for key in clusters], values)
+    return summed
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    known = values[~np.isnan(values)]
+    low, high = np.percentile(known, (2.5, 97.5)) if len(known) else (np.nan, np.nan)
+    return float(low), float(high)
 
 
 @functools.lru_cache(maxsize=1)  # several metrics of one result are resampled one after the other

@@ -56,7 +56,8 @@ def compare_models(
     """All metrics, ready for JSON. A collective: every rank gets the same result.
 
     Each metric has its `value` and the bounds `low` and `high` of a 95% bootstrap interval over texts or questions.
-    Every rank runs the same number of forwards. A signal ends all ranks with KeyboardInterrupt.
+    `per_text` and `per_question` have what they are computed from, for paired tests between several tuned models
+    (eval/comparison). Every rank runs the same number of forwards. A signal ends all ranks with KeyboardInterrupt.
     """
     kl, agreements, compared, num_shared = compare_distributions(base, tuned, texts, stop)
     both = (("base", base), ("tuned", tuned))
@@ -82,6 +83,14 @@ def compare_models(
     for kind in dict.fromkeys(question.kind for question in questions):
         chosen = [i for i, question in enumerate(questions) if question.kind == kind]
         result["questions"][kind] = _accuracies(chosen, [[one[i] for i in chosen] for one in right], seed)
+    result["per_text"] = {
+        "base_nats": nats[0].tolist(),
+        "tuned_nats": nats[1].tolist(),
+        "bytes": num_bytes.tolist(),
+        "kl": kl.tolist(),
+        "compared": compared.tolist(),
+    }
+    result["per_question"] = {"base": [*map(bool, right[0])], "tuned": [*map(bool, right[1])]}
     return result
 
 

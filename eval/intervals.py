@@ -6,14 +6,40 @@ as if each bank were either right or wrong.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from eval.bootstrap import Interval, bootstrap
 
 Z = 1.959964  # two-sided 95% of the normal distribution
-BOUNDED = ("f1", "fact_f1", "exact", "pairs", "rouge_l")  # between 0 and 1
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A metric as a function of sums over units (reports, texts, questions).
+
+    rows: `(units, columns)`, what each unit adds to each sum. clusters: one key per unit. metric: sums `(..., columns)` ->
+    values `(...)`. bounded: whether it lies between 0 and 1. observations: the clusters that say something about it, for
+    Wilson's interval; 0 stands for all.
+    """
+
+    rows: np.ndarray
+    clusters: Sequence[Hashable]
+    metric: Callable[[np.ndarray], np.ndarray]
+    bounded: bool = True
+    observations: int = 0
+
+    @property
+    def n(self) -> int:
+        """The number of independent observations."""
+        return self.observations or len(set(self.clusters))
+
+    @property
+    def value(self) -> float:
+        """The metric over all units."""
+        return float(self.metric(self.rows.sum(axis=0)))
 
 
 def wilson(value: float, n: int) -> tuple[float, float]:
@@ -25,38 +51,48 @@ def wilson(value: float, n: int) -> tuple[float, float]:
 
 def intervals(result: dict, seed: int = 0) -> dict[str, Interval]:
     """The metrics of a result of scripts/evaluate.py that are known per example, each with its interval."""
-    found = {}
-    for name, (terms, clusters) in _terms(result).items():
-        interval = bootstrap(terms, lambda sums, name=name: {name: _ratio(sums)}, seed, clusters=clusters)[name]
-        found[name] = _widened(name, interval, len(set(clusters)))
-    return found
+    return {name: interval(terms, seed) for name, terms in terms_of(result).items()}
 
 
 def paired_change(before: dict, after: dict, seed: int = 0) -> dict[str, Interval]:
-    """The change of each metric that both results have, with the interval of a paired bootstrap.
+    """The change of each metric that both results have, with the interval of a paired bootstrap (`change`).
+
+    The caller makes sure that the examples are the same.
+    """
+    old, new = terms_of(before), terms_of(after)
+    same_answers = before.get("answers") == after.get("answers")
+    return {
+        name: change(old[name], new[name], seed, same_answers)
+        for name in old
+        if name in new and len(old[name].rows) == len(new[name].rows)
+    }
+
+
+def interval(terms: Terms, seed: int = 0) -> Interval:
+    """The metric with its bootstrap interval over clusters; with Wilson's where a bounded metric is 0 or 1."""
+    found = bootstrap(terms.rows, lambda sums: {"value": terms.metric(sums)}, seed, clusters=terms.clusters)["value"]
+    return _widened(terms, found)
+
+
+def change(before: Terms, after: Terms, seed: int = 0, same_answers: bool = False) -> Interval:
+    """The change of a metric between two results on the same units, with the interval of a paired bootstrap.
 
     Where one of the two values is 0 or 1, pairing says nothing about its uncertainty: the interval is then that of Newcombe
-    (1998, method 10), made of the intervals of both values. Results with the very same answers differ by exactly 0. The
-    caller makes sure that the examples are the same.
+    (1998, method 10, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8%3C873::AID-SIM779%3E3.0.CO;2-I), made of the
+    intervals of both values. With the `same_answers` the change is exactly 0.
     """
-    found = {}
-    same_answers = before.get("answers") == after.get("answers")
-    terms = _terms(before), _terms(after)
-    for name in terms[0]:
-        if name not in terms[1] or len(terms[0][name][0]) != len(terms[1][name][0]):
-            continue
-        both = np.concatenate([side[name][0] for side in terms], axis=1)
-        clusters = terms[1][name][1]
+    columns = before.rows.shape[1]
 
-        def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-            one, other = _ratio(sums[..., :2]), _ratio(sums[..., 2:])
-            return {"before": one, "after": other, "change": other - one}
+    def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
+        one, other = before.metric(sums[..., :columns]), after.metric(sums[..., columns:])
+        return {"before": one, "after": other, "change": other - one}
 
-        three = bootstrap(both, metrics, seed, clusters=clusters)
-        old, new = (_widened(name, three[side], len(set(clusters))) for side in ("before", "after"))
-        at_bound = name in BOUNDED and bool({three["before"].value, three["after"].value} & {0.0, 1.0})
-        found[name] = _newcombe(old, new) if at_bound and not same_answers else three["change"]
-    return found
+    both = np.concatenate([before.rows, after.rows], axis=1)
+    three = bootstrap(both, metrics, seed, clusters=after.clusters)
+    at_bound = after.bounded and bool({three["before"].value, three["after"].value} & {0.0, 1.0})
+    if not at_bound or same_answers:
+        return three["change"]
+    return _newcombe(_widened(before, three["before"]), _widened(after, three["after"]))
 
 
 def _newcombe(old: Interval, new: Interval) -> Interval:
@@ -66,38 +102,41 @@ def _newcombe(old: Interval, new: Interval) -> Interval:
     return Interval(change, max(-1.0, change - low), min(1.0, change + high))
 
 
-def _widened(name: str, interval: Interval, n: int) -> Interval:
-    """The interval; Wilson's if the value is 0 or 1."""
-    if name not in BOUNDED or interval.value not in (0.0, 1.0):
-        return interval
-    return Interval(interval.value, *wilson(interval.value, n))
+def _widened(terms: Terms, found: Interval) -> Interval:
+    """The interval; Wilson's if a bounded metric is 0 or 1."""
+    if not terms.bounded or found.value not in (0.0, 1.0):
+        return found
+    return Interval(found.value, *wilson(found.value, terms.n))
 
 
-def _ratio(sums: np.ndarray) -> np.ndarray:
+def ratio(sums: np.ndarray) -> np.ndarray:
     """The ratio of two sums `(..., 2)`; 0 if the second is 0."""
     return sums[..., 0] / np.maximum(sums[..., 1], 1e-9)
 
 
-def _terms(result: dict) -> dict[str, tuple[np.ndarray, Sequence]]:
-    """Metric -> (numerator and denominator of each example `(examples, 2)`, cluster of each example)."""
+def terms_of(result: dict) -> dict[str, Terms]:
+    """Those of `f1`, `exact`, `fact_f1`, `pairs`, `rouge_l`, `loss` that a result of scripts/evaluate.py has, per example."""
     answers, losses = result.get("answers") or (), result.get("losses") or ()
-    clusters = [f"example {i}" if a.get("cluster") is None else a["cluster"] for i, a in enumerate(answers)]
-    terms: dict[str, tuple[np.ndarray, Sequence]] = {}
+    clusters = clusters_of(answers)
+    terms: dict[str, Terms] = {}
     if answers and all("true" in answer for answer in answers):
-        terms["f1"] = _array(map(_f1_terms, answers)), clusters
-        terms["exact"] = _array((_is_exact(answer), 1) for answer in answers), clusters
+        terms["f1"] = Terms(_array(map(_f1_terms, answers)), clusters, ratio)
+        terms["exact"] = Terms(_array((_is_exact(answer), 1) for answer in answers), clusters, ratio)
         if all("facts" in answer for answer in answers):
-            terms["fact_f1"] = (
-                _array((2 * right, true + said) for right, true, said in (a["facts"] for a in answers)),
-                clusters,
-            )
+            facts = _array((2 * right, true + said) for right, true, said in (a["facts"] for a in answers))
+            terms["fact_f1"] = Terms(facts, clusters, ratio)
         terms |= _pair_terms(answers, clusters)
-    if answers:
-        terms["rouge_l"] = _array((answer["rouge_l"], 1) for answer in answers), clusters
+    if answers and all("rouge_l" in answer for answer in answers):
+        terms["rouge_l"] = Terms(_array((answer["rouge_l"], 1) for answer in answers), clusters, ratio)
     if losses:
         same = clusters if len(clusters) == len(losses) else [f"example {i}" for i in range(len(losses))]
-        terms["loss"] = _array(losses), same
+        terms["loss"] = Terms(_array(losses), same, ratio, bounded=False)
     return terms
+
+
+def clusters_of(answers: Sequence[dict]) -> list[Hashable]:
+    """The cluster of each answer; one of its own where the example names none."""
+    return [f"example {i}" if a.get("cluster") is None else a["cluster"] for i, a in enumerate(answers)]
 
 
 def _array(rows) -> np.ndarray:  # noqa: ANN001
@@ -115,7 +154,7 @@ def _is_exact(answer: dict) -> bool:
     return readable and set(answer["true"]) == set(answer["predicted"])
 
 
-def _pair_terms(answers: Sequence[dict], clusters: Sequence) -> dict[str, tuple[np.ndarray, Sequence]]:
+def _pair_terms(answers: Sequence[dict], clusters: Sequence) -> dict[str, Terms]:
     """The terms of `pairs`: one row per minimal pair, in the cluster of its first report. Empty without pairs."""
     members: dict[str, list[int]] = {}
     for i, answer in enumerate(answers):
@@ -123,4 +162,4 @@ def _pair_terms(answers: Sequence[dict], clusters: Sequence) -> dict[str, tuple[
             members.setdefault(answer["pair"], []).append(i)
     pairs = [pair for pair in members.values() if len(pair) == 2]
     rows = [(all(_is_exact(answers[i]) for i in pair), 1) for pair in pairs]
-    return {"pairs": (_array(rows), [clusters[pair[0]] for pair in pairs])} if pairs else {}
+    return {"pairs": Terms(_array(rows), [clusters[pair[0]] for pair in pairs], ratio)} if pairs else {}

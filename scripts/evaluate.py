@@ -35,6 +35,7 @@ from eval.regulator import report
 from eval.regulator.fields import check_scored_fields
 from eval.regulator.score import score_answers
 from eval.stored_answers import write_answers
+from model.fingerprint import fingerprint_of_base
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -106,6 +107,7 @@ def main() -> int:
     result = evaluate_examples(options, inputs, ranks, score_answers, lambda asked: (answer_grammar(asked), LETTER))
     result["seconds"] = round(time.perf_counter() - start, 1)
     if ranks.rank == 0:
+        result["weights"] = fingerprint_of_base(options.model)  # so that a later comparison knows what was evaluated
         if options.json:
             write_json(options.json, result)
         if options.answers:

@@ -34,6 +34,7 @@ from eval.over_ranks import TIMEOUT_MINUTES
 from eval.questions import Question, read_questions
 from eval.results import prepare_output
 from model.architectures import read_model_config
+from model.fingerprint import fingerprint_of_base
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,6 +92,7 @@ def main() -> int:
         result = {
             "base": arguments.base,
             "tuned": arguments.tuned,
+            "weights": {"base": fingerprint_of_base(arguments.base), "tuned": fingerprint_of_base(arguments.tuned)},
             "text": text_source,
             "dtype": dtype_used,
             "processes": ranks.world_size,

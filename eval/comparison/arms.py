@@ -1,0 +1,140 @@
+"""The arms of a comparison: which runs, models or results the user names, and what is known of each.
+
+An arm is a training recipe; its seeds are runs of it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One seed of an arm, as named on the command line.
+
+    kind: "run", "model" (a Hugging Face directory) or "result" (the JSON of an evaluation).
+    """
+
+    path: Path
+    kind: str
+
+    @property
+    def model(self) -> Path:
+        """The model directory of a run or a model."""
+        return self.path / "export" if self.kind == "run" else self.path
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The results of one seed: on the task, on general text (or None), and the tokens trained on (None if unknown)."""
+
+    source: Source
+    task: dict
+    general: dict | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """All seeds of one recipe."""
+
+    name: str
+    seeds: tuple[Seed, ...]
+
+
+def parse_arms(texts: Sequence[str]) -> dict[str, list[Source]]:
+    """Arm name -> its seeds, from `NAME=PATH[,PATH...]` or `PATH`. Raises UserError for what cannot be compared."""
+    found: dict[str, list[Source]] = {}
+    for text in texts:
+        name, equals, paths = text.partition("=")
+        if not equals or "/" in name:
+            name, paths = "", text
+        sources = [_source(Path(path)) for path in paths.split(",") if path]
+        if not sources:
+            raise UserError(f"{text!r} names no run; write NAME=PATH or NAME=PATH,PATH for several seeds")
+        name = name.strip() or _name(sources[0])
+        if name in found:
+            raise UserError(f"two arms have the name {name}; write NAME=PATH, with another name for each")
+        found[name] = sources
+    if len(found) < 2:
+        raise UserError("a comparison needs two arms or more; name a second run, model or result")
+    return found
+
+
+def _source(path: Path) -> Source:
+    if path.name == "export" and (path / "export.json").is_file():
+        path = path.parent  # the export of a run
+    if path.is_file():
+        return Source(path, "result")
+    if any((path / name).exists() for name in ("starts.jsonl", "metrics.jsonl", "checkpoints", "export/export.json")):
+        return _finished(path)
+    if (path / "config.json").is_file():
+        return Source(path, "model")
+    raise UserError(
+        f"{path} is neither the directory of a run nor a model directory nor the JSON of scripts/evaluate.py"
+        + ("" if path.exists() else "; it does not exist")
+    )
+
+
+def _finished(run: Path) -> Source:
+    """The run, if its training is finished. Raises UserError otherwise."""
+    record = run / "export" / "export.json"
+    try:
+        steps = json.loads(record.read_text(encoding="utf-8"))["steps_in_total"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{run} is not finished: it has no complete export; start its train.py command again, which continues it"
+        ) from None
+    trained = max((row["step"] for row in metric_rows(run)), default=0)
+    if trained > steps:
+        raise UserError(
+            f"{run} is not finished: its export is of step {steps}, and it has trained to step {trained} since; start its "
+            "train.py command again, which continues it"
+        )
+    return Source(run, "run")
+
+
+def _name(source: Source) -> str:
+    if source.kind != "result":
+        return source.path.resolve().name
+    inside_run = source.path.parent.name == "eval"  # RUN/eval/test-0123abcd.json
+    return source.path.resolve().parents[1].name if inside_run else source.path.stem
+
+
+def metric_rows(run: Path) -> list[dict]:
+    """The rows of metrics.jsonl; none without the file. A last line that was cut off is left out."""
+    path, rows = run / "metrics.jsonl", []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        elif number < len(lines):
+            raise UserError(f"{path}, line {number} is not a row of curves; remove the line")
+    return rows
+
+
+def tokens_of(run: Path) -> int | None:
+    """The tokens that a run has trained on, targets or not; None if it does not say."""
+    return next((row["train/tokens"] for row in reversed(metric_rows(run)) if "train/tokens" in row), None)
+
+
+def find_base(arms: dict[str, list[Source]]) -> str:
+    """The base model of all runs, from their config.json. Raises UserError if it is not one and the same."""
+    found: dict[str, Path] = {}
+    for source in (source for sources in arms.values() for source in sources if source.kind == "run"):
+        try:
+            record = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+            found.setdefault(record["config"]["model"]["path"], source.path)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    if len(found) != 1:
+        what = " and ".join(f"{path} ({run})" for path, run in found.items()) or "no run names one"
+        raise UserError(f"--general needs one base model, and the arms have {what}; name it with --base")
+    return next(iter(found))

@@ -1,0 +1,186 @@
+"""The comparison as one dictionary, ready for JSON: every table, figure and sentence is made from it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from itertools import combinations
+
+import numpy as np
+
+from eval.bootstrap import Interval
+from eval.comparison.arms import Arm
+from eval.comparison.baselines import ENGINE
+from eval.comparison.confusion import NONE, confusion
+from eval.comparison.disagreements import worst_disagreements
+from eval.comparison.measures import (
+    MEASURES,
+    arm_terms,
+    averaged,
+    general_terms,
+    label_terms,
+    labels,
+    rule_terms,
+    seed_terms,
+    true_rules,
+)
+from eval.intervals import Terms, change, interval, terms_of
+from eval.permutation import enough_exchanges, exchange_test, holm
+
+BASE = "base model"
+Pair = tuple[str, str]  # (arm, what it is compared with)
+
+
+def compare(
+    arms: Sequence[Arm],
+    baselines: dict[str, dict],
+    examples: Sequence[dict],
+    all_pairs: bool = False,
+    number: int = 10,
+    seed: int = 0,
+) -> dict:
+    """Everything that is known of the arms on the same `examples` (the asked ones). The first arm is the reference.
+
+    baselines: name -> result (`baseline_tasks`). Families of tests, each corrected with Holm's method: `arms` (every metric
+    of every pair of arms), `forgetting` (every arm against the base), `baselines` (each against the reference), `rules` (the
+    F1 of every rule for every pair of arms).
+    """
+    terms, per_answer = arm_terms(arms)
+    rules = true_rules([arms[0].seeds[0].task])
+    names = [arm.name for arm in arms]
+    pairs = list(combinations(names, 2)) if all_pairs else [(names[0], name) for name in names[1:]]
+    others = {name: _baseline_terms(task, rules) for name, task in baselines.items()}
+    general = next((s.general for arm in arms for s in arm.seeds if s.general), None)
+    base = {BASE: general_terms(general, "base")} if general else {}
+    pairs = [(after, before) for before, after in pairs]
+    differences = [
+        *_differences("arms", pairs, terms, seed),
+        *_differences("forgetting", [(name, BASE) for name in names if base], terms | base, seed),
+        *_differences("baselines", [(name, names[0]) for name in others], terms | others, seed),
+    ]
+    task = arms[0].seeds[0].task
+    rows = [_arm_row(arm, terms[arm.name], rules, per_answer, seed) for arm in arms]
+    rows += [_row(name, "base", base[name], seed) for name in base]
+    rows += [
+        _row(name, "engine" if name == ENGINE else "baseline", others[name], seed)
+        | _rules_of([baselines[name]], rules, seed)
+        for name in others
+    ]
+    answers = task.get("answers") or ()
+    return {
+        "data": task["data"],
+        "data_sha256": task["data_sha256"],
+        "examples": len(answers),
+        "examples_in_file": task.get("n_in_file"),
+        "clusters": len({a.get("cluster") or f"example {i}" for i, a in enumerate(answers)}),
+        "general": None if general is None else {key: general[key] for key in ("text", "texts", "bytes", "base")},
+        "reference": names[0],
+        "main": next((name for name in ("f1", "rouge_l", "loss") if name in terms[names[0]]), None),
+        "loss_per": "answer" if per_answer else "token",
+        "letters": (task.get("rouge_l") or {}) if isinstance(task.get("rouge_l"), dict) else {},
+        "rules": rules,
+        "rows": rows,
+        "differences": differences,
+        "rule_differences": _rule_differences(pairs, arms, rules, seed),
+        "disagreements": worst_disagreements(arms, examples, number) if len(examples) == len(answers) else [],
+    }
+
+
+def _baseline_terms(task: dict, rules: Sequence[str]) -> dict[str, Terms]:
+    return terms_of(task) | label_terms(task, rules)
+
+
+def _row(name: str, kind: str, terms: dict[str, Terms], seed: int) -> dict:
+    known = {metric: _json(interval(terms[metric], seed)) for metric in MEASURES if metric in terms}
+    return {"name": name, "kind": kind, "metrics": known}
+
+
+def _arm_row(arm: Arm, terms: dict[str, Terms], rules: Sequence[str], per_answer: bool, seed: int) -> dict:
+    of_seeds = [seed_terms(one, rules, per_answer) for one in arm.seeds]
+    row = _row(arm.name, "arm", terms, seed)
+    for metric in row["metrics"]:
+        row["metrics"][metric]["seeds"] = [one[metric].value for one in of_seeds]
+    return row | {
+        "seeds": [
+            {
+                "path": str(one.source.path),
+                "model": one.task["model"],
+                "weights": one.task.get("weights"),
+                "tokens": one.tokens,
+                **{key: one.task.get(key) for key in ("shots", "constrained", "max_new_tokens", "cut_short", "dtype")},
+            }
+            for one in arm.seeds
+        ],
+        **_rules_of([one.task for one in arm.seeds], rules, seed),
+    }
+
+
+def _rules_of(tasks: Sequence[dict], rules: Sequence[str], seed: int) -> dict:
+    """`per_rule` and `confusion` of the answers of all seeds; nothing for another task."""
+    if not rules:
+        return {}
+    pairs = [labels(answer) for task in tasks for answer in task["answers"]]
+    said = [name for _, names in pairs for name in names]
+    invented = sorted(set(said) - set(rules))
+    per_rule = {}
+    for rule in [*rules, *invented]:
+        of_seeds = [rule_terms(task, rule) for task in tasks]
+        measured = {name: interval(averaged([one[name] for one in of_seeds]), seed) for name in of_seeds[0]}
+        counts = {"n_true": sum(rule in true for true, _ in pairs), "n_predicted": said.count(rule)}
+        per_rule[rule] = {name: _json(one) for name, one in measured.items()} | {
+            name: count / len(tasks) for name, count in counts.items()
+        }
+    names = [*rules, *invented]
+    matrix = np.mean([confusion(task["answers"], names) for task in tasks], axis=0)
+    return {"per_rule": per_rule, "confusion": {"names": [*names, NONE], "counts": matrix.tolist()}}
+
+
+def _differences(family: str, pairs: Iterable[Pair], terms: dict[str, dict[str, Terms]], seed: int) -> list[dict]:
+    """Each metric's change from the second to the first of each pair, with its p-value where it is tested."""
+    compared = [
+        (
+            {"family": family, "of": after, "against": before, "metric": metric},
+            terms[before][metric],
+            terms[after][metric],
+        )
+        for after, before in pairs
+        for metric in MEASURES
+        if metric in terms[after] and metric in terms[before]
+    ]
+    return _tested(compared, seed)
+
+
+def _rule_differences(pairs: Iterable[Pair], arms: Sequence[Arm], rules: Sequence[str], seed: int) -> list[dict]:
+    terms = {
+        (arm.name, rule): averaged([rule_terms(one.task, rule)["f1"] for one in arm.seeds])
+        for arm in arms
+        for rule in rules
+    }
+    compared = [
+        (
+            {"family": "rules", "of": after, "against": before, "metric": "f1", "rule": rule},
+            terms[before, rule],
+            terms[after, rule],
+        )
+        for after, before in pairs
+        for rule in rules
+    ]
+    return _tested(compared, seed)
+
+
+def _tested(compared: Sequence[tuple[dict, Terms, Terms]], seed: int) -> list[dict]:
+    """Each entry with the change from its first to its second terms, and the p-values of one family."""
+    tested = [i for i, (entry, _, _) in enumerate(compared) if MEASURES[entry["metric"]].tested]
+    found = []
+    for entry, before, after in compared:
+        same = before.rows.shape == after.rows.shape and bool((before.rows == after.rows).all())
+        found.append(entry | _json(change(before, after, seed, same)))
+    exchanges = enough_exchanges(len(tested))
+    p_values = {i: exchange_test(compared[i][1], compared[i][2], seed, exchanges) for i in tested}
+    corrected = holm(p_values)
+    for i in tested:
+        found[i] |= {"p": p_values[i], "p_holm": corrected[i], "tests": len(tested)}
+    return found
+
+
+def _json(found: Interval) -> dict:
+    """An interval with None where there is no number, since JSON has none."""
+    return {key: value if np.isfinite(value) else None for key, value in asdict(found).items()}

@@ -1,0 +1,151 @@
+"""The results of every arm. Those that exist are used if they are of the same data and weights; missing ones are measured
+by scripts/evaluate.py and scripts/evaluate_forgetting.py, as child processes.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError
+from eval.comparison.arms import Arm, Seed, Source, tokens_of
+from eval.results import prepare_output, read_result
+from eval.run_methods import launch
+from model.fingerprint import fingerprint_of_base
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How missing results are measured. base: None if general text is not asked for."""
+
+    data: Path
+    train: Path | None
+    base: str | None
+    general: bool
+    out: Path
+    processes: int = 1
+
+    @property
+    def data_sha256(self) -> str:
+        """The digest that a result of the same data records."""
+        return hashlib.sha256(self.data.read_bytes()).hexdigest()
+
+
+def measure_arms(sources: dict[str, list[Source]], how: Measuring) -> list[Arm]:
+    """The results of every seed: read where they exist, measured where not. Raises UserError if they do not belong together."""
+    arms = []
+    for name, seeds in sources.items():
+        measured = []
+        for number, source in enumerate(seeds, 1):
+            folder, stem = _folder(name, number, source, how.out)
+            task = _task_result(source, folder, stem, how)
+            general = _general_result(source, folder, stem, task, how)
+            tokens = tokens_of(source.path) if source.kind == "run" else _tokens_beside(source.path)
+            measured.append(Seed(source, task, general, tokens))
+        arms.append(Arm(name, tuple(measured)))
+    check_arms(arms, how)
+    return arms
+
+
+def _folder(name: str, number: int, source: Source, out: Path) -> tuple[Path, str]:
+    """(directory of the results of a seed, beginning of their names). A model directory of someone else stays as it is."""
+    if source.kind == "run":
+        return source.path / "eval", ""
+    if source.kind == "result":
+        return source.path.parent, ""
+    return out / "eval", f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}-{number}-"
+
+
+def _tokens_beside(result: Path) -> int | None:
+    """The tokens of the run RUN, if a result is RUN/eval/FILE."""
+    return tokens_of(result.parents[1]) if result.is_file() and result.parent.name == "eval" else None
+
+
+def _task_result(source: Source, folder: Path, stem: str, how: Measuring) -> dict:
+    if source.kind == "result":
+        result = read_result(source.path)
+        if result["data_sha256"] != how.data_sha256:
+            raise UserError(
+                f"{source.path} was measured on other data ({result.get('data')}) than {how.data}: name the file that was "
+                "evaluated, or evaluate again"
+            )
+        return result
+    path = folder / f"{stem}{how.data.stem}-{how.data_sha256[:8]}.json"
+    if path.is_file():
+        result = read_result(path)
+        if result["data_sha256"] == how.data_sha256 and _is_of(result.get("weights"), source.model):
+            return result
+        print(f"{path} is of other weights than {source.model}, or of other data: it is measured again", flush=True)
+    prepare_output(path)
+    options = ["--data", how.data, "--json", path, "--show", 0] + (["--train", how.train] if how.train else [])
+    launch(how.processes, "scripts/evaluate.py", source.model, *options)
+    return read_result(path)
+
+
+def _general_result(source: Source, folder: Path, stem: str, task: dict, how: Measuring) -> dict | None:
+    path = folder / f"{stem}general.json"
+    if source.kind == "result":
+        found = _read_general(path) if path.is_file() else None
+        return found if found and found["weights"]["tuned"] == task.get("weights") else None
+    if path.is_file():
+        found = _read_general(path)
+        if found and _is_of(found["weights"]["tuned"], source.model) and _same_base(found, how.base):
+            return found
+        if not how.general:
+            return None
+        print(f"{path} is of other weights or another base: it is measured again", flush=True)
+    if not how.general:
+        return None
+    prepare_output(path)
+    launch(how.processes, "scripts/evaluate_forgetting.py", how.base, source.model, "--json", path)
+    return _read_general(path)
+
+
+def _read_general(path: Path) -> dict | None:
+    """The result of scripts/evaluate_forgetting.py; None if an older version wrote it. Raises UserError if it is damaged."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return result if {"per_text", "per_question", "weights"} <= result.keys() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it, and it is measured again with --general") from None
+
+
+def _is_of(weights: str | None, model: Path) -> bool:
+    return weights is not None and weights == fingerprint_of_base(model)
+
+
+def _same_base(found: dict, base: str | None) -> bool:
+    return base is None or found["weights"]["base"] == fingerprint_of_base(base)
+
+
+def check_arms(arms: Sequence[Arm], how: Measuring) -> None:
+    """Raise UserError unless all results are of the same examples and, where known, of the same general text and base."""
+    seeds = [seed for arm in arms for seed in arm.seeds]
+    first = seeds[0]
+    for seed in seeds:
+        for key, mend in (("data_sha256", "--data"), ("n_examples", "--limit")):
+            if seed.task[key] != first.task[key]:
+                raise UserError(
+                    f"{seed.source.path} and {first.source.path} were evaluated on different examples ({key} differs): "
+                    f"evaluate both with the same {mend} of scripts/evaluate.py"
+                )
+        if _truth(seed.task) != _truth(first.task):
+            raise UserError(
+                f"{seed.source.path} and {first.source.path} do not agree on the true answers: evaluate both again with the "
+                "same version of scripts/evaluate.py"
+            )
+    general = [seed for seed in seeds if seed.general]
+    for seed in general:
+        one, other = ((s.general or {}) for s in (seed, general[0]))
+        same_text = all(one.get(key) == other.get(key) for key in ("text", "bytes", "texts"))
+        if not same_text or one["weights"]["base"] != other["weights"]["base"]:
+            raise UserError(
+                f"the general text, or the base model, of {seed.source.path} differs from that of {general[0].source.path}: "
+                "remove their general.json and compare again with --general"
+            )
+
+
+def _truth(task: dict) -> list:
+    return [(answer.get("id"), answer.get("cluster"), answer.get("true")) for answer in task.get("answers", ())]

@@ -1,0 +1,140 @@
+"""What is compared: each metric of an arm as sums over reports, texts or questions, averaged over the seeds of the arm."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from eval.comparison.arms import Arm, Seed
+from eval.intervals import Terms, clusters_of, ratio, terms_of
+from eval.regulator.violations import UNREADABLE
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a metric is shown and judged. tested: it has p-values. better: +1 if more is better, -1 if less is."""
+
+    heading: str
+    tested: bool = True
+    better: int = 1
+    digits: int = 3
+
+
+MEASURES = {
+    "f1": Measure("F1"),
+    "macro_f1": Measure("macro-F1"),
+    "fact_f1": Measure("fact-F1"),
+    "precision": Measure("precision", tested=False),
+    "recall": Measure("recall", tested=False),
+    "exact": Measure("reports all right", tested=False),
+    "rouge_l": Measure("ROUGE-L"),
+    "loss": Measure("loss, nats/token", better=-1, digits=4),
+    "perplexity": Measure("general perplexity/byte", better=-1),
+    "kl": Measure("KL from base, nats/token", better=-1),
+    "questions": Measure("general questions"),
+}
+
+
+def arm_terms(arms: Sequence[Arm]) -> tuple[dict[str, dict[str, Terms]], bool]:
+    """(arm -> metric -> its terms averaged over the seeds, whether the loss is per answer instead of per token).
+
+    Models with different tokenizers split the same answers into different numbers of tokens. Nats per token cannot be
+    compared then, nats per answer can.
+    """
+    targets = {seed.task["loss"]["targets"] for arm in arms for seed in arm.seeds if seed.task.get("loss")}
+    per_answer = len(targets) > 1
+    rules = true_rules([seed.task for arm in arms for seed in arm.seeds])
+    found = {}
+    for arm in arms:
+        of_seeds = [seed_terms(seed, rules, per_answer) for seed in arm.seeds]
+        known = [name for name in of_seeds[0] if all(name in terms for terms in of_seeds)]
+        found[arm.name] = {name: averaged([terms[name] for terms in of_seeds]) for name in known}
+    return found, per_answer
+
+
+def seed_terms(seed: Seed, rules: Sequence[str], per_answer: bool = False) -> dict[str, Terms]:
+    """The terms of every metric in `MEASURES` that one seed has. rules: those of `true_rules`."""
+    terms = terms_of(seed.task)
+    if per_answer and "loss" in terms:
+        nats = terms["loss"].rows[:, :1]
+        terms["loss"] = replace(terms["loss"], rows=np.concatenate([nats, np.ones_like(nats)], axis=1))
+    terms |= label_terms(seed.task, rules)
+    return terms | (general_terms(seed.general, "tuned") if seed.general else {})
+
+
+def averaged(terms: Sequence[Terms]) -> Terms:
+    """The mean of the terms of several seeds: a report counts once, however many seeds answered it."""
+    return replace(terms[0], rows=np.mean([one.rows for one in terms], axis=0))
+
+
+def true_rules(tasks: Sequence[dict]) -> list[str]:
+    """The rules that occur in the truth, sorted."""
+    return sorted({rule for task in tasks for answer in task.get("answers", ()) for rule in answer.get("true", ())})
+
+
+def labels(answer: dict) -> tuple[set[str], set[str]]:
+    """(true rules, predicted rules) of an answer; one that cannot be read predicts `UNREADABLE`."""
+    predicted = set(answer["predicted"] or ())
+    return set(answer["true"]), predicted | ({UNREADABLE} if answer.get("unreadable") else set())
+
+
+def label_terms(task: dict, rules: Sequence[str]) -> dict[str, Terms]:
+    """Micro precision and recall, and F1 as the mean over the rules that occur (macro). Empty for another task."""
+    answers = task.get("answers") or ()
+    if not answers or not all("true" in answer for answer in answers):
+        return {}
+    clusters, pairs = clusters_of(answers), [labels(answer) for answer in answers]
+    right = np.array([[len(true & said), len(said), len(true)] for true, said in pairs], dtype=float)
+    return {
+        "precision": Terms(right[:, [0, 1]], clusters, ratio),
+        "recall": Terms(right[:, [0, 2]], clusters, ratio),
+        "macro_f1": Terms(_counts(pairs, rules).reshape(len(pairs), -1), clusters, _macro_f1),
+    }
+
+
+def rule_terms(task: dict, rule: str) -> dict[str, Terms]:
+    """precision, recall and f1 of one rule. Not a number where a ratio is undefined (a rule that no answer names)."""
+    answers = task["answers"]
+    counts = _counts([labels(answer) for answer in answers], [rule])[:, 0]  # (reports, [right, said, true])
+    clusters = clusters_of(answers)
+
+    def terms(numerator: np.ndarray, denominator: np.ndarray) -> Terms:
+        banks = {cluster for cluster, count in zip(clusters, denominator, strict=True) if count}
+        return Terms(np.stack([numerator, denominator], axis=1), clusters, _defined_ratio, observations=len(banks))
+
+    right, said, true = counts.T
+    return {"precision": terms(right, said), "recall": terms(right, true), "f1": terms(2 * right, said + true)}
+
+
+def general_terms(general: dict, side: str) -> dict[str, Terms]:
+    """perplexity (per byte), questions and, for the `tuned` model, KL from the `base`. Units are texts and questions."""
+    texts, questions = general["per_text"], general["per_question"][side]
+    each = range(len(texts["bytes"]))
+    perplexity = np.array([texts[f"{side}_nats"], texts["bytes"]], dtype=float).T
+    right = np.array([[float(one), 1.0] for one in questions])
+    terms = {
+        "perplexity": Terms(perplexity, each, lambda sums: np.exp(ratio(sums)), bounded=False),
+        "questions": Terms(right, range(len(questions)), ratio),
+    }
+    if side == "tuned" and any(texts["compared"]):
+        terms["kl"] = Terms(np.array([texts["kl"], texts["compared"]], dtype=float).T, each, ratio, bounded=False)
+    return terms
+
+
+def _counts(pairs: Sequence[tuple[set[str], set[str]]], rules: Sequence[str]) -> np.ndarray:
+    """`(reports, rules, 3)`: found, predicted, true."""
+    rows = [[[rule in true & said, rule in said, rule in true] for rule in rules] for true, said in pairs]
+    return np.array(rows, dtype=float).reshape(len(pairs), len(rules), 3)
+
+
+def _macro_f1(sums: np.ndarray) -> np.ndarray:
+    """sums `(..., 3 x rules)`: the mean F1 of the rules that occur in these reports."""
+    right, said, true = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
+    occurs = true > 0
+    f1 = 2 * right / np.maximum(said + true, 1e-9)
+    return (f1 * occurs).sum(axis=-1) / np.maximum(occurs.sum(axis=-1), 1)
+
+
+def _defined_ratio(sums: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums[..., 0] / sums[..., 1]

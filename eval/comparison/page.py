@@ -1,0 +1,70 @@
+"""The comparison as one HTML page that needs nothing else: no network, no script, figures inside the file.
+
+Everything that a model, a report or a user wrote is escaped: Jinja's autoescape is on for the whole template.
+"""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from eval.comparison.pictures import Picture
+from eval.comparison.tables import all_tables
+from eval.comparison.words import limits, listed, verdict, warnings
+
+TEMPLATE = Path(__file__).with_name("page.html")
+MOST_TEXT = 20_000  # characters of one report or answer on the page; comparison.json has all of it
+
+
+def page(result: dict, pictures: Sequence[Picture]) -> str:
+    """The page, in UTF-8 text."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    arms = [row for row in result["rows"] if row["kind"] == "arm"]
+    tables = [(f"table-{number}", table) for number, table in enumerate(all_tables(result), 1)]
+    contents = [("limits", "What this does not say"), ("figures", "Figures")]
+    contents += [(anchor, table.title) for anchor, table in tables]
+    widest = max((len(table.head) for _, table in tables), default=0)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=f"{arms[0]['name']} compared with {listed([row['name'] for row in arms[1:]])}",
+        subtitle=f"Compared on the same {result['examples']} reports of {result['clusters']} banks.",
+        verdict=verdict(result),
+        warnings=warnings(result),
+        limits=limits(result),
+        contents=[*contents, ("disagreements", "Where the arms differ most")],
+        pictures=[
+            {
+                "light": _base64(one.svg()),
+                "dark": _base64(one.svg(dark=True)),
+                "caption": one.caption,
+                "words": one.words,
+            }
+            for one in pictures
+        ],
+        tables=tables,
+        text_columns=("metric", "rule", "each seed"),
+        disagreements=[_beside(one) for one in result["disagreements"]],
+        data=result["data"],
+        sha=result["data_sha256"],
+        arms=arms,
+        print_points=8 if widest <= 8 else 6.5,  # so that the widest table fits on A4
+    )
+
+
+def _beside(one: dict) -> dict:
+    """A disagreement for the page: arms with the very same answer share a column."""
+    groups: dict[str, dict] = {}
+    for name, answer in one["answers"].items():
+        group = groups.setdefault(answer["text"], {"names": [], "judgement": answer["judgement"]})
+        group["names"].append(name)
+    answers = [group | {"text": _shortened(text)} for text, group in groups.items()]
+    return one | {key: _shortened(one[key]) for key in ("report", "reference")} | {"answers": answers}
+
+
+def _shortened(text: str) -> str:
+    left = len(text) - MOST_TEXT
+    return text if left <= 0 else f"{text[:MOST_TEXT]}\n[{left:,} more characters in comparison.json]"
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

@@ -1,0 +1,84 @@
+"""Compare trained models on the same examples: intervals, paired tests, figures, and one page for people.
+
+    python scripts/compare.py full=runs/full lora=runs/lora --data artifacts/xbrl/test_banks.jsonl --train artifacts/xbrl/train.jsonl \\
+        --general --out runs/full-or-lora
+    python scripts/compare.py full=runs/full-1,runs/full-2,runs/full-3 lora=runs/lora-1,runs/lora-2,runs/lora-3 --data FILE
+
+An arm is NAME=PATH or PATH; several paths are seeds of one arm. PATH is the directory of a finished run, a model directory, or
+the JSON of scripts/evaluate.py. The first arm is the reference. Results that are missing are measured first and kept in
+RUN/eval (of a model directory: in OUT/eval), so that the same command continues after an interruption. The baselines and
+the rule engine are rows too. docs/comparing.md says how to read the tables, and what the tests are.
+"""
+
+import pathlib
+import sys
+
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import argparse
+from pathlib import Path
+
+from common.errors import UserError, run_script
+from data.examples import read_examples
+from data.formats import Reading
+from eval.asked_examples import choose_examples, has_answer
+from eval.comparison.arms import find_base, parse_arms
+from eval.comparison.baselines import baseline_tasks
+from eval.comparison.comparison import compare
+from eval.comparison.measured import Measuring, measure_arms
+from eval.comparison.outputs import write_outputs
+from eval.comparison.words import verdict, warnings
+from eval.results import prepare_output
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; see --help."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arms", nargs="+", metavar="[NAME=]PATH[,PATH...]", help="a run, a model or a result")
+    parser.add_argument("--data", required=True, type=Path, help="the examples that no arm trained on")
+    parser.add_argument("--train", type=Path, help="the training split, on which the baselines are fitted")
+    parser.add_argument("--base", help="the model before training (default: that of the runs)")
+    parser.add_argument(
+        "--general", action="store_true", help="also measure what was forgotten: perplexity, KL, general questions"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/comparison"), help="directory of the outputs (%(default)s)"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="processes of each evaluation (%(default)s)")
+    parser.add_argument(
+        "--pairs", action="store_true", help="compare every arm with every other, not only with the first"
+    )
+    parser.add_argument(
+        "--worst", type=int, default=10, metavar="N", help="reports shown with all answers (%(default)s)"
+    )
+    arguments = parser.parse_args()
+    for name, least in (("processes", 1), ("worst", 0)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name} must be {least} or more, not {getattr(arguments, name)}")
+    return arguments
+
+
+def main() -> int:
+    """Measure what is missing, compare, write, and print the verdict."""
+    arguments = parse_arguments()
+    sources = parse_arms(arguments.arms)
+    examples = read_examples(arguments.data, Reading("auto", {}))
+    training = read_examples(arguments.train, Reading("auto", {})) if arguments.train else None
+    prepare_output(arguments.out / "comparison.json")
+    base = arguments.base or (find_base(sources) if arguments.general else None)
+    how = Measuring(arguments.data, arguments.train, base, arguments.general, arguments.out, arguments.processes)
+    arms = measure_arms(sources, how)
+    asked = [*filter(has_answer, choose_examples(examples, arms[0].seeds[0].task["n_examples"]))]
+    baselines = baseline_tasks(asked, training, str(arguments.data))
+    result = compare(arms, baselines, asked, arguments.pairs, arguments.worst)
+    written = write_outputs(result, arms, arguments.out)
+    for group, sentences in verdict(result).items():
+        print("\n".join([f"{group}:", *sentences]))
+    for sentence in warnings(result):
+        print(f"warning: {sentence}")
+    print("wrote", *written)
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
