@@ -81,7 +81,7 @@ def count_activations(
     chosen = [kinds.index(kind) for kind in distinct + distinct + distinct[:1]]
     model = build_on_meta(_with_layers(config, chosen))
     if lora.rank:
-        add_adapters(model, lora, "")
+        add_adapters(model.causal_lm, lora, "")
     model.to(dtype)
     layers = decoder_layers(model, layer_class)
     on_host = mode == "offload" and device_type == "cuda"
