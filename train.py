@@ -190,7 +190,7 @@ def train(
     # A resume reads the base's weights only where something is measured against them, or beside them (LoRA).
     if resume_from is None or config.run.eval_general or config.ewc.strength or config.lora.rank:
         read_weights(model, config.model.path)
-        init_adapters(model, config.run.seed)  # no-op without LoRA
+        init_adapters(trained_parameters(model), config.run.seed)  # no-op without LoRA
     model.train()
     peak.measure(ranks)
     start.lap("model")

@@ -17,11 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 
+from configs.config import LoRA
 from distributed.activation_checkpointing import checkpoint_activations
 from distributed.sharding import decoder_layers
 from model.language_model import PackedLanguageModel, build_on_meta
+from model.lora import add_adapters
 from model.packed_attention import DocumentLengths
 
+FULL = LoRA()  # all weights are trained
 Kind = tuple  # what makes two layers alike: their values in the config's lists, and whether they are checkpointed
 
 
@@ -64,18 +67,22 @@ def count_activations(
     mode: str = "none",
     every: int = 1,
     layer_class: str | None = None,
+    lora: LoRA = FULL,
 ) -> Activations:
     """Count the activations of a micro-batch with documents of `lengths` tokens, in eager mode, at any model size.
 
     dtype: of the products. device_type: `cuda` in bf16 counts torch's varlen kernel, everything else the kernels of a CPU
     (model/packed_attention.py). mode, every: `model.activation_checkpointing` and `model.checkpoint_every`. Every storage
-    counts once; parameters do not count, their gradients do (`in_backward`).
+    counts once; parameters do not count, their gradients do (`in_backward`). lora: with adapters beside frozen matrices.
     """
     kinds = layer_kinds(config, mode, every)
     distinct = list(dict.fromkeys(kinds))
     # What all layers share (RoPE) is made or first kept by the first layer of a kind, and the last layer has no successor.
     chosen = [kinds.index(kind) for kind in distinct + distinct + distinct[:1]]
-    model = build_on_meta(_with_layers(config, chosen)).to(dtype)
+    model = build_on_meta(_with_layers(config, chosen))
+    if lora.rank:
+        add_adapters(model.causal_lm, lora, "")
+    model.to(dtype)
     layers = decoder_layers(model, layer_class)
     on_host = mode == "offload" and device_type == "cuda"
     checkpointed = [layer for layer, index in zip(layers, chosen, strict=True) if index % every == 0]

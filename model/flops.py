@@ -61,6 +61,7 @@ class Work:
     per_target: float  # in the head
     per_pair: float  # query x key, in one layer
     windows: tuple[tuple[int | None, int], ...]  # (sliding window in tokens or None, number of layers that have it)
+    forward: float = 1 / 3  # share of `per_token` in forward; more if weights are frozen
 
     def costs(self, lengths: np.ndarray, targets: np.ndarray, pair_weight: int = 1) -> np.ndarray:
         """Costs of documents relative to each other, int64 `(documents,)`, for data/dealing.py.
@@ -86,11 +87,13 @@ def count_work(model: PackedLanguageModel, config: PretrainedConfig) -> Work:
     matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.head]
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    per_token = sum(map(_matrix_flops, matrices))
     return Work(
-        per_token=sum(map(_matrix_flops, matrices)),
+        per_token=per_token,
         per_target=_matrix_flops(model.head),
         per_pair=12.0 * heads * head_dim,
         windows=tuple(Counter(layer_windows(config)).items()),
+        forward=2.0 * sum(m.weight.numel() for m in matrices) / per_token,
     )
 
 

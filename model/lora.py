@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from common.dtypes import DTYPES
 from common.durable_files import publish, start_directory
@@ -49,7 +49,7 @@ def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLang
             f"lora.rank={config.lora.rank}: {config.model.path} has new tokens, whose rows of embedding and head LoRA would "
             "leave untrained; set lora.rank=0, or model.path to the base model without new tokens"
         )
-    add_adapters(model, config.lora, config.model.path)
+    add_adapters(model.causal_lm, config.lora, config.model.path)
     model.to(DTYPES[config.model.compute_dtype])
     for layer in adapter_layers(model).values():
         layer.lora_A.to(parameter_dtype(config.optimizer.memory))
@@ -57,32 +57,33 @@ def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLang
     return model
 
 
-def add_adapters(model: PackedLanguageModel, settings: LoRA, path: str) -> None:
-    """Freeze all parameters and put adapters beside the matrices of `settings.targets`, in place. The model is on `meta`.
+def add_adapters(causal_lm: PreTrainedModel, settings: LoRA, path: str) -> None:
+    """Freeze all parameters and put adapters beside the matrices of `settings.targets`, in place.
 
-    Raises UserError if peft is missing, or if a target is not the name of a matrix inside the layers.
+    The model may be on `meta`; otherwise `init_adapters` follows. path: of the base model, for peft's own records. Raises
+    UserError if peft is missing, or if a target is not the name of a matrix inside the layers.
     """
-    targets = targets_of(model, settings.targets)
+    targets = targets_of(causal_lm, settings.targets)
     try:
         with hidden("torchao"):  # peft imports it for quantised models
             from peft import inject_adapter_in_model
 
-            inject_adapter_in_model(_peft_config(settings, targets, path), model.causal_lm)
+            inject_adapter_in_model(_peft_config(settings, targets, path), causal_lm)
     except ImportError as error:
         raise UserError(f"lora.rank={settings.rank} needs peft ({error}): pip install peft") from error
-    for name, parameter in model.named_parameters():
+    for name, parameter in causal_lm.named_parameters():
         parameter.requires_grad_(".lora_" in name)
 
 
-def targets_of(model: PackedLanguageModel, targets: str) -> list[str]:
+def targets_of(causal_lm: PreTrainedModel, targets: str) -> list[str]:
     """The names of the modules that get an adapter, such as `q_proj`, sorted. Raises UserError for an unknown name.
 
     `all-linear` means every matrix but the head, as in peft.
     """
     linear = {
         name.rpartition(".")[2]
-        for name, module in model.causal_lm.named_modules()
-        if isinstance(module, nn.Linear) and module is not model.head
+        for name, module in causal_lm.named_modules()
+        if isinstance(module, nn.Linear) and module is not causal_lm.get_output_embeddings()
     }
     wanted = linear if targets == ALL_LINEAR else {name.strip() for name in targets.split(",")}
     for name in sorted(wanted - linear):
@@ -106,13 +107,13 @@ def _peft_config(settings: LoRA, targets: list[str], path: str) -> Any:
     )
 
 
-def init_adapters(model: PackedLanguageModel, seed: int) -> None:
-    """Draw A and set B to zero, in place, so that the model is the base model. No-op without adapters.
+def init_adapters(parameters: dict[str, nn.Parameter], seed: int) -> None:
+    """Draw A and set B to zero, in place, so that the model is the base model. No-op for parameters that are no adapters.
 
     A is uniform in +-1 / sqrt(columns), which is peft's Kaiming initialisation. Each element is a function of the seed, the
     parameter's name and the element's place, so it is the same for any number of ranks and any sharding.
     """
-    for name, parameter in trained_parameters(model).items():
+    for name, parameter in parameters.items():
         if ".lora_" not in name:
             continue
         flat, first = flat_shard(parameter)

@@ -7,7 +7,7 @@ import torch
 from transformers import PretrainedConfig
 
 from common.dtypes import DTYPES
-from configs.config import Config
+from configs.config import Config, LoRA
 from model.activations import Activations, count_activations
 from model.product_attention import KEEP_PROBABILITIES
 from planner.cluster import Cluster
@@ -25,6 +25,7 @@ def activations_of(shape: ModelShape, config: Config, cluster: Cluster, lengths:
         model.activation_checkpointing,
         model.checkpoint_every,
         model.layer_class,
+        config.lora,
     )
 
 
@@ -45,8 +46,9 @@ def _counted(
     mode: str,
     every: int,
     layer_class: str | None,
+    lora: LoRA,
 ) -> Activations:
-    return count_activations(architecture.config, dtype, lengths, device_type, mode, every, layer_class)
+    return count_activations(architecture.config, dtype, lengths, device_type, mode, every, layer_class, lora)
 
 
 def full_lengths(config: Config, cluster: Cluster, rows: int) -> tuple[int, ...]:

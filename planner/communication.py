@@ -53,11 +53,12 @@ def collectives(shape: ModelShape, config: Config, cluster: Cluster, parameters:
     outer = _Ring(cluster, copies, min(copies, cluster.nodes), link, sharing=min(shards, cluster.per_node))
     slower = 1 / GLOO_REDUCES_AT if cluster.device.kind == "cpu" else 1.0
     gather = inner.seconds(parameters * compute, units)
-    reduce = inner.seconds(parameters * reduced, units) * slower
+    reduce = inner.seconds(shape.num_trained * reduced, units) * slower
     # An all-reduce is a reduce-scatter and an all-gather of what this rank holds.
-    all_reduce = outer.seconds(parameters * reduced / shards, units) * (1 + slower)
-    vocabulary = shape.extra[0].num_parameters if shape.extra else shape.root.num_parameters
-    first = vocabulary + shape.layers[0].num_parameters
+    all_reduce = outer.seconds(shape.num_trained * reduced / shards, units) * (1 + slower)
+    vocabulary = shape.extra[0] if shape.extra else shape.root
+    first = vocabulary.num_parameters + shape.layers[0].num_parameters
+    last = vocabulary.num_trained or shape.layers[0].num_trained  # LoRA trains no vocabulary
     once = config.sharding.strategy in ("grad_op", "none") or _is_alone(cluster)
     # The units of an untied embedding and head are gathered once, the others also for backward (distributed/sharding.py).
     twice = 1 - sum(unit.num_parameters for unit in shape.extra) / parameters
@@ -66,7 +67,7 @@ def collectives(shape: ModelShape, config: Config, cluster: Cluster, parameters:
         reduce=reduce,
         all_reduce=all_reduce,
         first_gather=gather * first / parameters,
-        last_reduce=(reduce + all_reduce) * vocabulary / parameters,
+        last_reduce=(reduce + all_reduce) * last / shape.num_trained,
         forward_gathers=1.0,
         backward_gathers=0.0 if once else twice,
         is_gathered_once=once,

@@ -1,16 +1,17 @@
 """The memory of a run by arithmetic: each term is a function with its source. Bytes on the fullest rank."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from configs.config import Config
+from distributed.optimizer import parameter_dtype
 from model.activations import Activations
 from planner.activations import activations_of, full_lengths
 from planner.cluster import Cluster
 from planner.peak import Moment, Step
 from planner.shape import ModelShape
 from planner.terms import (
-    all_shapes,
     ewc_bytes,
     gradient_bytes,
     gradient_itemsize,
@@ -20,6 +21,8 @@ from planner.terms import (
     optimizer_bytes,
     parameter_bytes,
     stored_dtype,
+    trained_bytes,
+    trained_shapes,
 )
 from planner.workload import Load
 
@@ -148,8 +151,8 @@ def host_memory(shape: ModelShape, config: Config, cluster: Cluster, load: Load)
     spread, memory, ranks = layout(config, cluster), config.optimizer.memory, cluster.per_node
     on_host = spread.on_cuda and (config.ewc.device == "cpu" or spread.offloads)
     activations = activations_of(shape, config, cluster, load.lengths)
-    checkpoint = parameter_bytes(shape, memory, spread.shards) + sum(
-        moment_bytes(one, memory, spread.shards) for one in all_shapes(shape)
+    checkpoint = trained_bytes(shape, memory, spread.shards) + sum(
+        moment_bytes(one, memory, spread.shards) for one in trained_shapes(shape)
     )
     return HostMemory(
         offload=ranks * offloaded_bytes(shape, memory, spread.shards) if spread.offloads else 0,
@@ -165,10 +168,12 @@ def offloaded_bytes(shape: ModelShape, memory: str, shards: int) -> int:
 
     torch rounds every pinned tensor up to a power of two (pytorch#150517).
     """
-    itemsizes = parameter_bytes(shape, memory, 1) // max(1, shape.num_parameters), gradient_itemsize(memory)
-    pinned = sum(
-        _power_of_two(local_elements(one, shards) * itemsize) for one in all_shapes(shape) for itemsize in itemsizes
-    )
+    itemsizes = parameter_dtype(memory).itemsize, gradient_itemsize(memory)
+    trained = list(trained_shapes(shape))
+    pinned = sum(_power_of_two(local_elements(one, shards) * itemsize) for one in trained for itemsize in itemsizes)
+    for unit in shape.units:
+        frozen = Counter(unit.shapes) - Counter(unit.trained)
+        pinned += sum(_power_of_two(local_elements(one, shards) * shape.frozen_itemsize) for one in frozen.elements())
     return pinned + optimizer_bytes(shape, memory, shards)
 
 
@@ -184,9 +189,9 @@ def forgetting_bytes(shape: ModelShape, cluster: Cluster) -> int:
 def disk(shape: ModelShape, config: Config) -> Disk:
     """Room for checkpoints and export (distributed/disks.py: check_room_for_run), and for EWC's anchor."""
     memory = config.optimizer.memory
-    checkpoint = parameter_bytes(shape, memory, 1) + sum(moment_bytes(one, memory, 1) for one in all_shapes(shape))
+    checkpoint = trained_bytes(shape, memory, 1) + sum(moment_bytes(one, memory, 1) for one in trained_shapes(shape))
     checkpoint += 4 + RANDOM_STATE  # the step counter, and a rank's random state
-    export = shape.num_parameters * stored_dtype(shape).itemsize
+    export = shape.num_exported * stored_dtype(shape).itemsize
     kept = (config.run.keep_last + 1) * checkpoint  # and the best one
     return Disk(checkpoint, kept + max(checkpoint, export) + ewc_bytes(shape, config.ewc, memory, 1), export)
 

@@ -25,12 +25,13 @@ from planner.shape import ModelShape, Unit
 from planner.terms import (
     FP32,
     Layout,
-    all_shapes,
     gradient_bytes,
     gradient_itemsize,
     local_elements,
     model_elements,
     shard_elements,
+    trained_elements,
+    trained_shapes,
 )
 
 # fp32 tensors of a chunk of weights in LowMemoryAdamW.step: weights, gradients, two moments, and those of the rounding.
@@ -87,11 +88,11 @@ class Step:
 
     def gradients(self, unit: Unit) -> int:
         """Whole gradients of a unit as autograd makes them."""
-        return unit.num_parameters * self.compute
+        return unit.num_trained * self.compute
 
     def scatter_input(self, unit: Unit) -> int:
         """The input of a unit's reduce-scatter."""
-        return shard_elements(unit, self.spread.shards) * self.spread.shards * self.reduce
+        return trained_elements(unit, self.spread.shards) * self.spread.shards * self.reduce
 
     def clone(self, unit: Unit | None) -> int:
         """gloo reduces a copy of the input, which a thread of its own frees at some later time."""
@@ -106,7 +107,7 @@ class Step:
 
         `before` was reduced before. On a single CPU rank input and output are one (distributed/sharding.py).
         """
-        elements = shard_elements(unit, self.spread.shards)
+        elements = trained_elements(unit, self.spread.shards)
         one = self.spread.ranks == 1 and not self.spread.on_cuda
         own = parameter_dtype(self.memory).itemsize
         output = 0 if one else elements * (self.reduce + (own if own != self.reduce else 0))
@@ -158,7 +159,7 @@ class Step:
         peak = 0
         whole, rest = divmod(self.targets, CHUNK_TOKENS)
         for number, rows in enumerate([CHUNK_TOKENS] * min(whole, 3) + [rest] * (rest > 0)):
-            logits, weights = rows * vocabulary, vocabulary * width
+            logits, weights = rows * vocabulary, vocabulary * width if self.head.trained else 0
             # The gradient of the head: that of the first chunk, then its sum in fp32; at the end of a chunk its part as well,
             # and in the second chunk the first one until it is in the sum.
             head = (0, self.compute)[number] if number < 2 else FP32
@@ -179,7 +180,7 @@ class Step:
     def head_gradient(self) -> int:
         """A tied head's gradient waits in the root for that of the embedding."""
         vocabulary, width = self.head_shape()
-        return 0 if self.shape.extra else vocabulary * width * self.compute
+        return 0 if self.shape.extra or not self.head.trained else vocabulary * width * self.compute
 
     def head_in_backward(self) -> Moment:
         """The reduction of an untied head's gradient, when its parameters are freed."""
@@ -235,6 +236,6 @@ class Step:
         """The optimizer's buffers (distributed/optimizer.py); torch's fused AdamW under 16N has none."""
         if self.memory == "16N" or self.spread.offloads:
             return Moment("update")
-        largest = max(local_elements(shape, self.spread.shards) for shape in all_shapes(self.shape))
+        largest = max(local_elements(shape, self.spread.shards) for shape in trained_shapes(self.shape))
         chunk = min(CHUNK["cuda" if self.spread.on_cuda else "cpu"], largest)
         return Moment("update", reduction=OPTIMIZER_COPIES * FP32 * chunk)

@@ -60,7 +60,11 @@ def as_json(report: Report) -> dict[str, Any]:
     proposals = {name: getattr(found, name) for name in ("cheapest", "faster", "lighter")}
     return {
         "config": dataclasses.asdict(base),
-        "model": {"name": report.subject.shape.name, "parameters": report.subject.shape.num_parameters},
+        "model": {
+            "name": report.subject.shape.name,
+            "parameters": report.subject.shape.num_parameters,
+            "trained": report.subject.shape.num_trained,
+        },
         "data": report.subject.data,
         "cluster": dataclasses.asdict(report.cluster),
         "assumed": list(report.assumed),

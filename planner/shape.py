@@ -1,5 +1,6 @@
 """A model as the planner sees it: the shapes of its parameters, unit by unit, without any weights."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -7,9 +8,11 @@ from torch import nn
 from transformers import LlamaConfig, PretrainedConfig
 
 from common.errors import UserError
+from configs.config import Config
 from distributed.sharding import decoder_layers
 from model.flops import Work, count_work
 from model.language_model import PackedLanguageModel, build_on_meta
+from model.lora import build_to_train
 
 # Shapes by name, for a plan before any model has been chosen. Sources: the config.json of each model.
 # name -> (hidden, intermediate, layers, heads, key-value heads, vocabulary, tied)
@@ -26,15 +29,21 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Unit:
-    """Parameters that FSDP gathers together. shapes: of each parameter."""
+    """Parameters that FSDP gathers together. shapes: of each parameter; trained: of those that are not frozen."""
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
+    trained: tuple[tuple[int, ...], ...]
 
     @property
     def num_parameters(self) -> int:
         """Number of elements."""
         return sum(torch.Size(shape).numel() for shape in self.shapes)
+
+    @property
+    def num_trained(self) -> int:
+        """Number of elements that have gradients and moments."""
+        return sum(torch.Size(shape).numel() for shape in self.trained)
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class ModelShape:
     root: Unit  # the rest: the final norm, and a tied embedding
     num_tokens: int  # rows of the head that are tokens
     work: Work
+    frozen_itemsize: int  # bytes of an element of a frozen weight; 0 if all are trained
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -58,6 +68,24 @@ class ModelShape:
     def num_parameters(self) -> int:
         """Number of parameters of the whole model."""
         return sum(unit.num_parameters for unit in self.units)
+
+    @property
+    def num_trained(self) -> int:
+        """Number of parameters that have gradients and moments: all, or those of LoRA's adapters."""
+        return sum(unit.num_trained for unit in self.units)
+
+    @property
+    def num_exported(self) -> int:
+        """Number of parameters of the model that is exported, in which adapters are merged."""
+        frozen = self.num_parameters - self.num_trained
+        return frozen or self.num_parameters
+
+    @property
+    def adapter_outputs(self) -> int:
+        """Elements per token that LoRA's adapters add to the outputs of matrices, in all layers."""
+        if not self.frozen_itemsize:
+            return 0
+        return sum(rows for unit in self.layers for rows, _ in unit.trained[1::2])  # B; A comes before it
 
 
 def named_config(name: str) -> PretrainedConfig:
@@ -87,6 +115,12 @@ def shape_of(name: str, config: PretrainedConfig, layer_class: str | None = None
     return shape_of_model(name, build_on_meta(config), config, layer_class)
 
 
+def shape_of_run(config: Config, model_config: PretrainedConfig) -> ModelShape:
+    """The shape of a run's model, with LoRA's adapters if it has any."""
+    model = build_to_train(config, model_config)
+    return shape_of_model(config.model.path, model, model_config, config.model.layer_class)
+
+
 def shape_of_model(
     name: str, model: PackedLanguageModel, config: PretrainedConfig, layer_class: str | None = None
 ) -> ModelShape:
@@ -95,16 +129,19 @@ def shape_of_model(
     extra = model.extra_fsdp_units()
     used = {id(parameter) for module in [*layers, *extra] for parameter in module.parameters()}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in used]
+    frozen = [parameter.dtype.itemsize for parameter in model.parameters() if not parameter.requires_grad]
     return ModelShape(
         name,
         config,
-        tuple(_unit(f"layer {number}", module) for number, module in enumerate(layers)),
-        tuple(_unit(what, module) for what, module in zip(("embedding", "head"), extra, strict=False)),
-        Unit("root", tuple(tuple(parameter.shape) for parameter in rest)),
+        tuple(_unit(f"layer {number}", module.parameters()) for number, module in enumerate(layers)),
+        tuple(_unit(what, module.parameters()) for what, module in zip(("embedding", "head"), extra, strict=False)),
+        _unit("root", rest),
         model.num_tokens,
         count_work(model, config),
+        max(frozen, default=0),
     )
 
 
-def _unit(name: str, module: nn.Module) -> Unit:
-    return Unit(name, tuple(tuple(parameter.shape) for parameter in module.parameters()))
+def _unit(name: str, parameters: Iterable[nn.Parameter]) -> Unit:
+    shapes = [(tuple(parameter.shape), parameter.requires_grad) for parameter in parameters]
+    return Unit(name, tuple(shape for shape, _ in shapes), tuple(shape for shape, is_trained in shapes if is_trained))

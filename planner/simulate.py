@@ -30,9 +30,10 @@ from configs.config import Config
 from data.batches import MicroBatch
 from distributed import activation_checkpointing
 from distributed.moments import new_moments
-from distributed.optimizer import keep_fp32_gradient, parameter_dtype
+from distributed.optimizer import keep_fp32_gradient
 from distributed.sharding import before_micro_batch, decoder_layers, make_mesh, parallelize
-from model.language_model import PackedLanguageModel, build_on_meta
+from model.language_model import PackedLanguageModel
+from model.lora import build_to_train
 from planner.cluster import Cluster
 from planner.live_bytes import LiveBytes
 from planner.shape import ModelShape
@@ -105,7 +106,7 @@ def _fake_ranks(world_size: int) -> Iterator[None]:
 
 def _sharded_model(shape: ModelShape, config: Config, cluster: Cluster) -> tuple[PackedLanguageModel, str]:
     """The model on meta, sharded for the device of `cluster`, and the strategy for `before_micro_batch`."""
-    model = build_on_meta(shape.config).to(parameter_dtype(config.optimizer.memory))
+    model = build_to_train(config, shape.config)
     mesh = make_mesh("cpu", cluster.per_node, cluster.devices, config.sharding)
     strategy = parallelize(
         model,
@@ -133,6 +134,8 @@ def _materialize(model: PackedLanguageModel, config: Config, live: LiveBytes) ->
     kept: dict[str, list[torch.Tensor]] = {"parameters": [], "optimizer": [], "gradients": []}
     for parameter in model.parameters():
         kept["parameters"].append(parameter)
+        if not parameter.requires_grad:
+            continue
         kept["optimizer"] += new_moments(parameter, config.optimizer.memory).values()
         if config.optimizer.memory == "14N":
             keep_fp32_gradient(parameter)

@@ -92,7 +92,8 @@ class _Model:
         self.is_cuda = cluster.device.kind == "cuda"
         self.parameters = shape.num_parameters
         self.shards = shard_ranks(config, cluster)
-        self.local = self.parameters / self.shards
+        self.trained = shape.num_trained
+        self.local = self.trained / self.shards
         self.bandwidth = self.device.bandwidth * assumptions.bandwidth
         self.collectives = collectives(
             shape, config, cluster, self.parameters, assumptions.link if self.is_cuda else 1.0
@@ -137,16 +138,18 @@ class _Model:
         layers, head = work.per_token * tokens, work.per_target * targets
         pairs = max(0.0, step.flops / rows - layers - head)
         rate = self._products_rate(tokens)
-        memory = layers_bytes(self.config, self.shape.config, len(self.shape.layers), self.repeated)
+        outputs = self.shape.adapter_outputs
+        memory = layers_bytes(self.config, self.shape.config, len(self.shape.layers), self.repeated, outputs)
+        head_traffic = head_bytes(self.shape.config, self.shape.num_tokens, is_trained=not self.shape.frozen_itemsize)
         attention = self._attention(pairs, tokens)
         # The head computes its gradients in forward (model/loss.py).
         forward = _Compute(
-            (layers / 3 + head) / rate,
+            (layers * work.forward + head) / rate,
             attention,
-            (memory[0] * tokens + head_bytes(self.shape.config, self.shape.num_tokens) * targets) / self.bandwidth,
+            (memory[0] * tokens + head_traffic * targets) / self.bandwidth,
         )
         backward = _Compute(
-            layers / 3 * (2 + self.recomputed) / rate,
+            layers * (1 - work.forward * (1 - self.recomputed)) / rate,
             attention * (BACKWARD_ATTENTION + self.recomputed),
             memory[1] * tokens / self.bandwidth,
         )
@@ -179,8 +182,8 @@ class _Model:
         plan = self.collectives
         gathers = plan.forward_gathers + plan.backward_gathers
         ranks = self.cluster.devices
-        once = copies_bytes(self.config, self.parameters, self.shards, ranks, gathers, self.is_cuda)
-        later = copies_bytes(self.config, self.parameters, self.shards, ranks, 0.0, self.is_cuda)
+        numbers = self.config, self.parameters, self.trained, self.shards, ranks
+        once, later = (copies_bytes(*numbers, often, self.is_cuda) for often in (gathers, 0.0))
         repeated = later if plan.is_gathered_once else once
         return (once + (count - 1) * repeated) / self.bandwidth
 
@@ -214,7 +217,8 @@ class _Model:
             weight, gradient, _ = STATE_BYTES[self.config.optimizer.memory]
             plan = self.collectives
             gathers = (plan.forward_gathers + plan.backward_gathers) * (1 if plan.is_gathered_once else count)
-            copied = self.local * (gathers * weight + count * gradient)
+            frozen = (self.parameters - self.trained) / self.shards * self.shape.frozen_itemsize
+            copied = gathers * (self.local * weight + frozen) + count * self.local * gradient
             # Of several micro-batches the gradients are added on the host.
             added = self.local * 3 * gradient * (count - 1)
             host = self.local * optimizer_bytes(self.config) + added

@@ -17,7 +17,7 @@ from model.flops import document_costs
 from model.hub import HUB_TIMEOUT, HubUnreachable, explain
 from model.rope import check_length, scaled_config
 from planner.search import Workloads
-from planner.shape import SHAPES, ModelShape, named_config, shape_of
+from planner.shape import SHAPES, ModelShape, named_config, shape_of_run
 from planner.workload import planned_workload, uniform_workload
 from training.chat_settings import settle_chat_settings
 from training.inputs import Inputs, read_inputs
@@ -61,7 +61,7 @@ def from_config(config: Config) -> Subject:
     model_config = read_model_config(model.path, model.rope_type, model.rope_factor, model.rope_original_length)
     tokenizer = load_tokenizer(model.path, config.data.chat_template)
     check_length(config.data.sequence_length, model_config, model.path)
-    shape = shape_of(model.path, model_config, model.layer_class)
+    shape = shape_of_run(config, model_config)
     config = settle_chat_settings(config, tokenizer, Path(config.run.directory) / config.run.name, world_size=1)
     # The plan is the same for any number of ranks and any micro-batch; only the deals differ.
     readable = config if isinstance(config.batch.micro_batch, int) else with_rows(config, 1)
@@ -98,7 +98,7 @@ def from_name(name: str, assumed: Assumed, overrides: list[str]) -> Subject:
     config = override(config, overrides)
     model_config = _configuration(config.model)
     check_length(config.data.sequence_length, model_config, name)
-    shape = shape_of(name, model_config, config.model.layer_class)
+    shape = shape_of_run(config, model_config)
     length = assumed.length or config.data.sequence_length
     if length > config.data.sequence_length:
         raise UserError(f"--length {length} is longer than --sequence {config.data.sequence_length}; lower it")

@@ -58,9 +58,9 @@ def _subject(report: Report) -> list[str]:
     targets = sum(step.targets for step in steps) / sum(step.tokens for step in steps)
     found = "all steps looked at" if workload.is_exact else "not all steps looked at"
     documents = f"{len(worst.lengths)} documents" if len(worst.lengths) > 1 else "1 document"
-    lines = _labelled(
-        "model", f"{shape.name}: {shape.num_parameters / 1e9:.2f}B parameters, {len(shape.layers)} layers"
-    )
+    trained = f", {shape.num_trained / 1e6:,.1f}M of them trained (LoRA)" if shape.frozen_itemsize else ""
+    size = f"{shape.num_parameters / 1e9:.2f}B parameters{trained}, {len(shape.layers)} layers"
+    lines = _labelled("model", f"{shape.name}: {size}")
     lines += _labelled("data", report.subject.data)
     ranks = f"each of {cluster.devices:,} ranks" if cluster.devices > 1 else "1 rank"
     lines += _labelled(

@@ -59,14 +59,31 @@ def shard_elements(unit: Unit, shards: int) -> int:
     return sum(local_elements(shape, shards) for shape in unit.shapes)
 
 
+@functools.lru_cache(maxsize=4096)
+def trained_elements(unit: Unit, shards: int) -> int:
+    """Those of a unit's elements on rank 0 that have gradients and moments: all but LoRA's frozen ones."""
+    return sum(local_elements(shape, shards) for shape in unit.trained)
+
+
 def model_elements(shape: ModelShape, shards: int) -> int:
-    """Elements of the whole model on rank 0."""
-    return sum(shard_elements(unit, shards) for unit in shape.units)
+    """Elements of the whole model on rank 0 that have gradients and moments."""
+    return sum(trained_elements(unit, shards) for unit in shape.units)
+
+
+def trained_bytes(shape: ModelShape, memory: str, shards: int) -> int:
+    """Sharded weights that are trained: fp32 under 16N, else bf16."""
+    return model_elements(shape, shards) * parameter_dtype(memory).itemsize
+
+
+def frozen_bytes(shape: ModelShape, shards: int) -> int:
+    """Sharded weights beside LoRA's adapters, in the dtype of the products (model/lora.py: build_to_train)."""
+    everything = sum(shard_elements(unit, shards) for unit in shape.units)
+    return (everything - model_elements(shape, shards)) * shape.frozen_itemsize
 
 
 def parameter_bytes(shape: ModelShape, memory: str, shards: int) -> int:
-    """Sharded weights: fp32 under 16N, else bf16."""
-    return model_elements(shape, shards) * parameter_dtype(memory).itemsize
+    """Sharded weights, trained and frozen."""
+    return trained_bytes(shape, memory, shards) + frozen_bytes(shape, shards)
 
 
 def gradient_itemsize(memory: str) -> int:
@@ -93,7 +110,7 @@ def moment_bytes(shape: tuple[int, ...], memory: str, shards: int) -> int:
 
 def optimizer_bytes(shape: ModelShape, memory: str, shards: int) -> int:
     """The tensors of the optimizer's state on rank 0, with AdamW's step counters: one for each parameter under 16N."""
-    shapes = list(all_shapes(shape))
+    shapes = list(trained_shapes(shape))
     return sum(moment_bytes(one, memory, shards) for one in shapes) + FP32 * (len(shapes) if memory == "16N" else 1)
 
 
@@ -115,6 +132,6 @@ def stored_dtype(shape: ModelShape) -> torch.dtype:
     return getattr(shape.config, "dtype", None) or torch.bfloat16
 
 
-def all_shapes(shape: ModelShape) -> Iterable[tuple[int, ...]]:
-    """The shapes of all parameters, tied ones once."""
-    return (one for unit in shape.units for one in unit.shapes)
+def trained_shapes(shape: ModelShape) -> Iterable[tuple[int, ...]]:
+    """The shapes of all trained parameters, tied ones once."""
+    return (one for unit in shape.units for one in unit.trained)

@@ -51,27 +51,35 @@ def layer_elements(config: PretrainedConfig, is_compiled: bool) -> float:
     return (2 * 16 + 2 * 3) * widths.hidden + 10 * rotated + attention + 5 * widths.intermediate
 
 
-def layers_bytes(config: Config, model: PretrainedConfig, layers: int, recomputed: float) -> tuple[float, float]:
+def layers_bytes(
+    config: Config, model: PretrainedConfig, layers: int, recomputed: float, adapter_outputs: int = 0
+) -> tuple[float, float]:
     """(forward, backward) bytes per token in all layers. recomputed: share of the layers whose forward runs twice.
+
+    adapter_outputs: elements that LoRA's adapters add to the outputs of matrices. They are scaled (2), then added (3).
 
     Backward moves twice what forward does: it reads what was kept and the gradients, and writes gradients.
     """
     size = DTYPES[config.model.compute_dtype].itemsize
-    forward = layer_elements(model, config.model.compile) * layers * size
+    forward = (layer_elements(model, config.model.compile) * layers + 5 * adapter_outputs) * size
     return forward, (2 + recomputed) * forward
 
 
-def head_bytes(model: PretrainedConfig, num_tokens: int) -> float:
+def head_bytes(model: PretrainedConfig, num_tokens: int, is_trained: bool = True) -> float:
     """Bytes per target of logits and loss (model/loss.py).
 
     For each logit: written (2), cast to fp32 (2 + 4), log_softmax (8), exp (8), cast back (4 + 2), read by two products (4).
     For each weight of the head and chunk: a part of its gradient is written (2), and added in fp32 (10).
     """
-    return 34 * num_tokens + 12 * num_tokens * model.hidden_size / CHUNK_TOKENS
+    return 34 * num_tokens + is_trained * 12 * num_tokens * model.hidden_size / CHUNK_TOKENS
 
 
-def copies_bytes(config: Config, parameters: int, shards: int, ranks: int, gathers: float, is_cuda: bool) -> float:
+def copies_bytes(
+    config: Config, parameters: int, trained: int, shards: int, ranks: int, gathers: float, is_cuda: bool
+) -> float:
     """Bytes of one micro-batch for FSDP's casts and copies. gathers: how often it gathers all `parameters`.
+
+    trained: how many of the parameters have gradients. Frozen ones have the compute dtype already.
 
     A gather casts this rank's shard to the compute dtype and copies the gathered tensors out of a buffer. A gradient is
     copied into the buffer of its reduction and added to the shard's gradient. A single CPU rank reduces in place.
@@ -79,9 +87,9 @@ def copies_bytes(config: Config, parameters: int, shards: int, ranks: int, gathe
     weight = parameter_dtype(config.optimizer.memory).itemsize
     size = DTYPES[config.model.compute_dtype].itemsize
     reduced = DTYPES[config.sharding.reduce_dtype].itemsize
-    gather = (weight + size) / shards + (2 * size if shards > 1 else 0)
+    gather = parameters * (2 * size / shards + (2 * size if shards > 1 else 0)) + trained * (weight - size) / shards
     gradient = size + reduced if ranks > 1 or is_cuda else 0
-    return parameters * (gathers * gather + gradient + 3 * reduced / shards)
+    return gathers * gather + trained * (gradient + 3 * reduced / shards)
 
 
 def optimizer_bytes(config: Config) -> float:

@@ -198,6 +198,8 @@ def judge_export(context: Context) -> Result:
     if wrong:
         text = f"transformers does not read the exported model as it was trained ({'; '.join(wrong[:3])})"
         return Result(GROUP, "export", FAILS, text, figures)
+    if context.config.lora.rank:
+        how += ", adapters merged (so its tensors are not compared with the checkpoint's)"
     steps = saved_steps(context.scratch / "straight")
     if steps and (others := exported_otherwise(folder, checkpoint_of(context.scratch / "straight", steps[-1]))):
         figures["otherwise"] = others[:10]

@@ -12,11 +12,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.dtypes import DTYPES, has_native_bf16
 from configs.config import Config
 from data.tokens import load_tokenizer
-from distributed.optimizer import check_memory, parameter_dtype
+from distributed.optimizer import check_memory
 from distributed.sharding import decoder_layers
 from model.architectures import check_model_directory, read_model_config
 from model.flops import count_work, document_costs
-from model.language_model import build_on_meta, check_weights
+from model.language_model import check_weights
+from model.lora import build_to_train
 from model.rope import check_length
 from training.chat_settings import settle_chat_settings
 from training.inputs import Inputs, read_inputs
@@ -49,7 +50,7 @@ def read_run(config: Config, world_size: int, device: torch.device, say: Callabl
     )
     tokenizer = load_tokenizer(path, config.data.chat_template)
     check_length(config.data.sequence_length, model_config, path)
-    model = build_on_meta(model_config).to(parameter_dtype(config.optimizer.memory))
+    model = build_to_train(config, model_config)
     decoder_layers(model, config.model.layer_class)
     check_weights(model, path)
     config = settle_chat_settings(config, tokenizer, run_directory, world_size=1)

@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from common.dtypes import DTYPES
 from common.errors import UserError
 from distributed.host_memory import free_bytes
 from distributed.optimizer import parameter_dtype
+from model.lora import add_adapters, init_adapters
 from preflight.read import RunInputs
 from preflight.shares import Sample, choose
 
@@ -128,17 +130,27 @@ def load_reference(run: RunInputs, documents: list[Document]) -> Reference | Non
         )
     except (OSError, ValueError) as error:
         raise UserError(f"transformers cannot load {path}: {str(error).splitlines()[0]}") from error
-    model = cast(
-        PreTrainedModel, nn.Module.to(model, run.device)
-    ).train()  # no model that can be trained here has dropout
-    model.requires_grad_(gradient)
-    if dtype == torch.float32 and parameter_dtype(run.config.optimizer.memory) == torch.bfloat16:
+    if run.config.lora.rank:
+        add_adapters(model, run.config.lora, path)
+        init_adapters(dict(model.named_parameters()), run.config.run.seed)
+    # No model that can be trained here has dropout, and that of LoRA is left out: it is random.
+    model = cast(PreTrainedModel, nn.Module.to(model, run.device)).train(not run.config.lora.dropout)
+    if not gradient:
+        model.requires_grad_(False)
+    if dtype == torch.float32:
         with torch.no_grad():  # the run's own weights are these
             for parameter in model.parameters():
-                parameter.copy_(parameter.bfloat16())
+                parameter.copy_(parameter.to(_stored_dtype(run, parameter)))
     if gradient and longest > RECOMPUTED_TOKENS:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Reference(model, documents, has_gradient=gradient)
+
+
+def _stored_dtype(run: RunInputs, parameter: nn.Parameter) -> torch.dtype:
+    """The dtype in which the run keeps a parameter (model/lora.py: build_to_train)."""
+    if run.config.lora.rank and not parameter.requires_grad:
+        return DTYPES[run.config.model.compute_dtype]
+    return parameter_dtype(run.config.optimizer.memory)
 
 
 def _working_bytes(config: PretrainedConfig, longest: int) -> int:
@@ -158,7 +170,9 @@ def compute(reference: Reference, seconds: float) -> None:
     On a CPU they are seconds of this process's threads, so that other work on the machine does not change what is computed.
     """
     divisor = sum(document.divisor for document in reference.documents) or 1.0
-    parameters = dict(reference.model.named_parameters())
+    # The gradient of LoRA's A is zero as long as B is.
+    named = reference.model.named_parameters()
+    parameters = {name: p for name, p in named if p.requires_grad and ".lora_A." not in name}
     reference.sample = choose(parameters, len(reference.documents)) if reference.has_gradient else None
     clock = _clock(reference.model.device)
     end = clock() + seconds

@@ -18,7 +18,7 @@ from distributed.process_group import Ranks, gather_objects, world_size_from_env
 from model.flops import data_sheet_peak, measured_flops
 from planner.cluster import Cluster, cluster_of, cpu_cluster, found_device
 from planner.memory import DeviceMemory, device_memory
-from planner.shape import shape_of
+from planner.shape import shape_of_run
 from planner.step_time import Speed, expected_speed
 from planner.workload import Workload, planned_workload
 from training.inputs import Inputs
@@ -122,7 +122,7 @@ def make_forecast(
 def _expectation(
     config: Config, inputs: Inputs, model_config: PretrainedConfig, peak_flops: float, world_size: int
 ) -> Expectation:
-    shape = shape_of(config.model.path, model_config, config.model.layer_class)
+    shape = shape_of_run(config, model_config)
     cluster = own_cluster(peak_flops, world_size, world_size_from_environment()[1])
     rows, length, kind = config.batch.rows, config.data.sequence_length, cluster.device.kind
     workload = planned_workload(inputs, shape, rows, length, world_size, kind)

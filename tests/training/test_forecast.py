@@ -84,7 +84,7 @@ def test_a_forecast_that_cannot_be_computed_is_a_warning_and_ends_no_run(tmp_pat
     def fails(*arguments: object) -> None:
         raise RuntimeError("an operator without a fake kernel\nand its stack")
 
-    monkeypatch.setattr(training.forecast, "shape_of", fails)
+    monkeypatch.setattr(training.forecast, "shape_of_run", fails)
     config = Config(Model("m"), Data(("a",)), Batch(global_examples=8), Optimizer(1e-3), Run("r"))
     failed = make_forecast(config, None, None, 0.0, 1)  # pyright: ignore[reportArgumentType]
     assert [failed.words] == [
