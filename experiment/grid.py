@@ -79,13 +79,13 @@ def make_grid(config_file: str, arguments: Sequence[str], seeds: int | None, out
             raise UserError(f"{key} cannot be swept: {_NOT_SWEPT[key]}")
         else:
             axes[key] = parts
+    base = load_config(config_file, fixed)
     if seeds and any(text.startswith("run.seed=") for text in fixed):
         raise UserError("run.seed and --seeds are both given; leave one of them out")
     if not axes and not seeds:
         raise UserError(
             "nothing is swept; give several values, e.g. optimizer.learning_rate=1e-4,3e-4,1e-3, or --seeds K"
         )
-    base = load_config(config_file, fixed)
     out = out or f"{FOLDER}/{base.run.name}"
     values = {key: [_value(override(base, [f"{key}={part}"]), key) for part in parts] for key, parts in axes.items()}
     for key, found in values.items():

@@ -1,0 +1,109 @@
+"""scripts/sweep.py on a tiny model: stopped in the middle and continued, it prints the table of uninterrupted runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ROOT, run_python
+from tests.tiny import write_chat_file, write_tiny_model
+
+pytestmark = [pytest.mark.beside, pytest.mark.slow]
+VALUES = ("optimizer.learning_rate=1e-2,1e30", "run.save_every=1", "--parallel", "2")
+STEPS = 24  # enough to be stopped in the middle
+PATIENCE = 300  # seconds; far above what it takes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model, data with a test file beside them, and a config."""
+    folder = tmp_path_factory.mktemp("sweep")
+    write_tiny_model(folder / "model")
+    for name, count in (("train", 16), ("validation", 6), ("test", 4)):
+        write_chat_file(folder / f"{name}.jsonl", count, seed=count)
+    os.utime(folder / "test.jsonl", (0, time.time()))  # reading it would set the first of the two
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
+    data=Data(
+        ({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},),
+        sequence_length=256, cache={str(folder / "tokens")!r},
+    ),
+    batch=Batch(global_examples=4, micro_batch=2),
+    optimizer=Optimizer(1e-2, epochs={STEPS // 4}),
+    run=Run("tiny"),
+)
+""")
+    return folder
+
+
+def stop_in_the_middle(folder: Path, out: Path) -> str:
+    """Start the sweep, send SIGINT when its first run has saved a step, and return what it printed."""
+    run = out / "learning_rate-0.01_seed-0"
+    command = [sys.executable, "scripts/sweep.py", str(folder / "config.py"), *VALUES, "--out", str(out)]
+    with (folder / "stopped.out").open("w+") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        end = time.monotonic() + PATIENCE
+        while process.poll() is None and time.monotonic() < end and not (run / "checkpoints" / "latest").exists():
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        try:
+            code = process.wait(PATIENCE)
+        finally:
+            process.kill()
+        file.seek(0)
+        text = file.read()
+    assert code == 130, text
+    assert not (run / "export").exists(), text
+    return text
+
+
+def test_stopped_continued_and_repeated(folder) -> None:
+    out = folder / "out"
+    stopped = stop_in_the_middle(folder, out)
+    assert "SIGINT: the running scripts save and end" in stopped
+    assert f"left: 2 of 2 runs, {2 * STEPS} steps" in stopped
+    assert "1 have been stopped on the way; run the same command again to continue" in stopped
+    before = json.loads((out / "sweep.json").read_text())
+    assert before["best"] is None and not before["is_complete"] and before["cost"]["process_hours"] > 0
+
+    command = ("scripts/sweep.py", folder / "config.py", *VALUES, "--out", out)
+    continued = run_python(*command)
+    assert continued.returncode == 0, continued.stdout + continued.stderr
+    assert "learning_rate-0.01_seed-0: continues" in continued.stdout
+    assert "planning" not in continued.stdout  # the plan is kept
+    assert "learning_rate-1e+30_seed-0 diverged after step" in continued.stdout
+    written = json.loads((out / "sweep.json").read_text())
+    assert written["is_complete"] and written["cost"]["runs_finished"] == 1
+    assert written["cost"]["process_hours"] > before["cost"]["process_hours"]
+    assert [[run["state"] for run in point["runs"]] for point in written["points"]] == [["finished"], ["diverged"]]
+    assert written["best"]["overrides"] == ["optimizer.learning_rate=1e-2"]
+    # The run was stopped after a few steps, and its curve has every step once.
+    run = out / "learning_rate-0.01_seed-0"
+    starts = [json.loads(line)["start_step"] for line in (run / "starts.jsonl").read_text().splitlines()]
+    assert len(starts) == 2 and 0 < starts[1] < STEPS
+    # The same run without an interruption.
+    overrides = ("optimizer.learning_rate=1e-2", "run.save_every=1", f"run.directory={folder}", "run.name=whole")
+    whole = run_python("train.py", folder / "config.py", *overrides)
+    assert whole.returncode == 0, whole.stderr
+    record = json.loads((folder / "whole" / "export" / "export.json").read_text())
+    assert written["best"]["mean"] == pytest.approx(record["validation_loss"], abs=1e-6)
+    assert written["best"]["runs"][0]["step"] == record["step"] == STEPS
+    # Both runs used the files that the dry run had tokenised, and none read the test.
+    assert len([path for path in (folder / "tokens").iterdir() if path.is_dir()]) == 2
+    assert os.stat(folder / "test.jsonl").st_atime == 0
+
+    repeated = run_python(*command)
+    assert repeated.returncode == 0 and "starts" not in repeated.stdout and "continues" not in repeated.stdout
+    assert repeated.stdout.partition("\n| ")[2] == continued.stdout.partition("\n| ")[2] != ""
+    refused = run_python(*command, "optimizer.epochs=3")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert refused.stderr == (
+        f"error: {run} was trained with optimizer.epochs={STEPS // 4}, now it is 3; set it back, or choose another --out\n"
+    )
