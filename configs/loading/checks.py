@@ -9,6 +9,7 @@ import typing
 from common.errors import UserError
 from configs.config import Config, Data, Source
 from configs.loading.names import check_fields
+from configs.loading.watching import check_watching
 
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "completion", "text")
 CHOICES = {
@@ -43,6 +44,7 @@ ABOVE_ZERO = (
     "optimizer.skip_spikes",
     "ewc.documents",
     "ewc.batch",
+    "eval.max_new_tokens",
     "run.log_every",
     "run.keep_last",
     "run.timeout_minutes",
@@ -52,7 +54,9 @@ ZERO_OR_MORE = (
     "optimizer.warmup_steps",
     "ewc.strength",
     "run.eval_every",
+    "run.eval_generate",
     "run.save_every",
+    "run.stop_after_no_gain",
 )
 
 
@@ -121,10 +125,7 @@ def check_config(config: Config) -> None:
         raise UserError(
             "sharding.shard_size applies to sharding.strategy=hybrid only; remove it or set sharding.strategy=hybrid"
         )
-    if run.export == "best" and not (config.data.validation or config.data.validation_share):
-        raise UserError(
-            "run.export=best needs data.validation or data.validation_share, because the best checkpoint is the one with the lowest validation loss"
-        )
+    check_watching(config)
     if config.ewc.strength and bool(config.ewc.data) == bool(config.ewc.fisher):
         raise UserError(
             "ewc.strength above 0 needs either ewc.data (old-domain files) or ewc.fisher (runs/NAME/ewc of another run)"
