@@ -57,6 +57,7 @@ from model.loss import LossSums
 from model.rope import check_length
 from model.vocabulary.rows import first_new_row
 from preflight.start import check_run
+from training.answers import Answers, start_answers
 from training.best import judge_best_again
 from training.chat_settings import settle_chat_settings
 from training.description import describe_run, memory_line
@@ -70,6 +71,7 @@ from training.owner import own_directory
 from training.progress import Progress, find_progress
 from training.provenance import record_start, short_commit
 from training.run_log import RunLog
+from training.sinks import check_sinks
 from training.skipped_steps import SkippedSteps
 from training.start import agree_on_dtype, agree_on_start, check_disks
 from training.start_times import StartTimes
@@ -89,9 +91,9 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, m
 
 
 def validate(
-    model: torch.nn.Module, plan: Plan, corpus: Corpus, dealer: Dealer, stop: StopSignal
+    model: torch.nn.Module, plan: Plan, corpus: Corpus, dealer: Dealer, stop: StopSignal, answers: Answers | None = None
 ) -> dict[str, float] | None:
-    """Mean loss in nats per target token, for each source. A collective. None after a signal."""
+    """Mean loss in nats per target token of each source, and the scores of `answers`. A collective. None after a signal."""
     ranks = stop.ranks
     loss_sums = LossSums(len(corpus.sources), ranks.device)
     targets = np.zeros(len(corpus.sources))  # sums of weights
@@ -104,7 +106,8 @@ def validate(
                 loss_sums.total.add_(model(collate(items, corpus).to(ranks.device), loss_sums))
     dist.all_reduce(loss_sums.values)
     means = mean_losses(corpus, loss_sums.by_source.tolist(), targets)
-    return {"validation/loss" + (f"/{name}" if name != MAIN else ""): loss for name, loss in means.items()}
+    figures = {"validation/loss" + (f"/{name}" if name != MAIN else ""): loss for name, loss in means.items()}
+    return answers.added_to(figures) if answers else figures
 
 
 def main() -> int:
@@ -121,6 +124,7 @@ def main() -> int:
     config = command.config
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)
+    check_sinks(config.run.log_to if is_first else ())
     run_directory = Path(config.run.directory) / config.run.name
     check_model_directory(config.model.path, "model.path")
     model_config = read_model_config(
@@ -170,8 +174,9 @@ def train(
     progress, resume_from, found = find_progress(checkpoints, fresh, config.run.resume, total_steps, ranks)
     if is_finished(config, progress, fresh, model_config, export_directory, total_steps, ranks):
         return 0
-    log = RunLog(run_directory, ranks, progress.step, progress.evaluated, total_steps)
-    record = record_start(run_directory, as_dict(config), progress.step, ranks)
+    settings, log_to = as_dict(config), config.run.log_to
+    log = RunLog(run_directory, ranks, progress.step, progress.evaluated, total_steps, log_to, settings)
+    record = record_start(run_directory, settings, progress.step, ranks)
     device = device_line(ranks)  # a collective
     log.say(f"run {run_directory}, commit {short_commit(record)}, torch {torch.__version__}, {device}")
     start.lap("processes")
@@ -197,8 +202,9 @@ def train(
     # What follows may need the base's weights. A signal ends it early; the loop then takes no step.
     evaluations = {}
     validation, validation_plan = inputs.validation, inputs.validation_plan
+    answers = start_answers(config, inputs.asked, model, model_config, compute_dtype, tokenizer, stop, log.say)
     if validation and validation_plan:
-        evaluations["validation"] = lambda: validate(model, validation_plan, validation, inputs.dealer, stop)
+        evaluations["validation"] = lambda: validate(model, validation_plan, validation, inputs.dealer, stop, answers)
     new_row = first_new_row(config.model.path)
     if config.run.eval_general:
         base = start_forgetting(model, tokenizer, inputs.dealer, stop, shared_tokens=new_row)
@@ -212,7 +218,7 @@ def train(
     parameters = trained_parameters(model)
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
     if resume_from:
-        found += judge_best_again(progress, fresh.validation, checkpoints, parameters, evaluations, ranks)
+        found += judge_best_again(progress, fresh, checkpoints, parameters, evaluations, ranks)
         load_checkpoint(resume_from, parameters, optimizer, ranks)
     ranks.watch.at("the last preparations")
     peak.measure(ranks)
@@ -259,7 +265,7 @@ def train(
                             log.sync()
                             saver.update_state(progress.as_json())
             stopping = stopping or stop.agreed()
-            finished = progress.step == total_steps
+            finished = progress.is_finished(total_steps, config.run.stop_after_no_gain)
             if finished and not (stopping or too_many_bad_steps):
                 stopping = not check_last_weights(
                     progress, plan, saver, lambda last: validate(model, last, corpus, inputs.dealer, stop)
@@ -351,7 +357,7 @@ def train(
         ranks.watch.at("the export")
         for line in export_run(config, progress, export_directory, model, model_config, tokenizer, ranks):
             log.say(line)
-        log.say(f"curves: tensorboard --logdir {run_directory / 'tensorboard'}")
+        log.say(log.where())
     log.close()
     return 0
 

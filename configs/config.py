@@ -153,9 +153,11 @@ class Run:
     seed: int = 0
     log_every: int = 1  # steps; on CUDA a logged step waits for the device
     eval_every: int = 0  # steps; 0: only before the first step and after the last
+    # Each evaluation also answers so many examples of data.validation, greedily, and scores the answers (docs/runs.md)
+    eval_generate: int = 0
     eval_general: bool = False  # each evaluation also measures forgetting against the base model (docs/forgetting.md)
     save_every: int = 0  # steps; 0: only at the end and on a signal
-    # Number of checkpoints to keep, in addition to the best by validation loss and the last one that is known to be good
+    # Number of checkpoints to keep, in addition to the best (run.best_by) and the last one that is known to be good
     keep_last: int = 2
     async_save: bool = False  # write checkpoints in the background; needs host memory for a copy (docs/runs.md)
     # auto: continue from the last checkpoint | previous: from the newest one that is not damaged | never: refuse to touch
@@ -164,6 +166,21 @@ class Run:
     timeout_minutes: float = 30.0  # a rank that does not answer for so long ends the run (docs/many_nodes.md)
     deterministic: bool = False  # resume bit-identically on CUDA too; slower
     export: str = "last"  # last | best: which checkpoint is exported as a Hugging Face directory
+    # The curve of an evaluation that decides which checkpoint is the best: validation/loss | f1 | fact_f1 | forgetting/kl ...
+    # NAME:max or NAME:min says what is better where it is not known
+    best_by: str = "validation/loss"
+    stop_after_no_gain: int = 0  # end the run after so many evaluations in a row without a new best; 0: never
+    # Where curves are shown, beside metrics.jsonl: tensorboard | wandb | mlflow, the last two where they are installed
+    log_to: tuple[str, ...] = ("tensorboard",)
+
+
+@dataclass(frozen=True)
+class Eval:
+    # MODULE:FUNCTION, which scores the answers of run.eval_generate in place of our own scores: it gets (answers, examples)
+    # and returns a number or a dictionary of numbers (docs/runs.md)
+    metric: str | None = None
+    # Most tokens of an answer; None: 25% more than the longest in data.train
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +193,7 @@ class Config:
     sharding: Sharding = field(default_factory=Sharding)
     ewc: EWC = field(default_factory=EWC)
     lora: LoRA = field(default_factory=LoRA)
+    eval: Eval = field(default_factory=Eval)
 
 
 def as_dict(config: Config) -> dict:

@@ -88,6 +88,11 @@ class ExampleStore:
         """Content hash of each example, uint64 `(examples,)`."""
         return self._read("hashes", HASH, 0, self.info["sizes"]["hashes"] // HASH.itemsize)
 
+    def longest_span(self) -> int:
+        """Tokens of the longest span of targets, 0 without any: of an answer with the token that ends it."""
+        spans = self._read("spans", SPAN, 0, self.info["sizes"]["spans"] // SPAN.itemsize)
+        return int((spans["end"].astype(np.int64) - spans["start"]).max(initial=0))
+
     def _bounds(self, index: int) -> tuple[tuple[int, int], tuple[int, int]]:
         before = max(0, index - 1)
         rows = self._read("documents", DOCUMENT, before, index + 1)

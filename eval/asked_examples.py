@@ -3,6 +3,9 @@
 import random
 from collections.abc import Callable
 
+DEFAULT_LENGTH = 256  # tokens of an answer, if nothing else is known
+LENGTH_MARGIN = 1.25  # over the longest answer of the training split
+
 # (examples, answers, name of the file, training examples, name of their file) -> scores
 ScoreAnswers = Callable[[list[dict], list[str], str, list[dict] | None, str], dict]
 

@@ -1,4 +1,4 @@
-"""Ranks that share a sharded model run every forward together, because each forward gathers parameters from all ranks."""
+"""Ranks that generate at the same time: together before every forward of a sharded model, now and then if each has it whole."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,6 +50,42 @@ class InStep:
         if answer == STOPPING:
             stop_all(self.ranks)
         return bool(answer == WORKING)
+
+
+class Stopped(Exception):
+    """A signal has been agreed on by all ranks, in the middle of their answers."""
+
+
+class Together:
+    """Ranks with different numbers of forwards that agree now and then whether a signal has come. None waits for long.
+
+    Each calls `advance` after every forward, and `finish` when it has none left. Agreements are on the CPU, and all ranks
+    take part in all of them, also a rank without any forward.
+    """
+
+    FORWARDS = 8  # between two agreements
+
+    def __init__(self, stop: StopSignal) -> None:
+        self.stop, self.forwards = stop, 0
+
+    def advance(self, tokens: int) -> None:
+        """One forward more (an `eval.generate.Advance`). Raises Stopped on all ranks after a signal on any."""
+        self.forwards += 1
+        if self.forwards % self.FORWARDS == 0:
+            self._agree(WORKING)
+
+    def finish(self) -> None:
+        """Wait for the ranks that still have forwards. Raises Stopped as `advance` does."""
+        while self._agree(IDLE) == WORKING:
+            pass
+
+    def _agree(self, state: int) -> int:
+        self.stop.ranks.watch.tick()
+        answer = torch.tensor(STOPPING if self.stop.name else state)
+        dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=self.stop.ranks.flags)
+        if answer == STOPPING:
+            raise Stopped
+        return int(answer)
 
 
 def in_turns(turns: Iterable[Turn], tokens: Sequence[int], stop: StopSignal, description: str) -> Iterator[Turn]:

@@ -18,12 +18,10 @@ from data.examples import read_examples
 from data.formats import Reading
 from data.tokens import load_tokenizer
 from eval import general_text, report
-from eval.asked_examples import choose_examples, has_answer
+from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, choose_examples, has_answer
 from eval.results import prepare_output, read_result
 from eval.shots import choose_shots, fitting_prompt
 
-DEFAULT_LENGTH = 256  # tokens of an answer, if nothing else is known
-LENGTH_MARGIN = 1.25  # over the longest answer of the training split
 Sequences = list[tuple[list[int], list[float]]]  # token ids, weights of the targets
 
 

@@ -1,4 +1,4 @@
-"""The best checkpoint, judged again when data.validation has changed since it was found."""
+"""The best checkpoint, judged again when data.validation or run.best_by has changed since it was found."""
 
 import math
 from collections.abc import Callable
@@ -10,26 +10,33 @@ from common.errors import UserError
 from distributed.checkpoint import load_checkpoint
 from distributed.checkpoint_directory import check_whole, checkpoint_name
 from distributed.process_group import Ranks
+from training.criterion import curve_of
 from training.progress import Progress
 
 
 def judge_best_again(
     progress: Progress,
-    judged_on: list[str],
+    fresh: Progress,
     checkpoints: Path,
     parameters: dict[str, nn.Parameter],
     evaluations: dict[str, Callable[[], dict[str, float] | None]],
     ranks: Ranks,
 ) -> list[str]:
-    """Evaluate the best checkpoint on the validation data of this start, if it is other data. A collective.
+    """Evaluate the best checkpoint by the criterion and on the validation data of this start, if one has changed.
 
-    `judged_on`: the fingerprints of this start's validation data, empty if it has none. Overwrites the parameters. Returns
-    lines for the user. After a signal nothing is changed, and the next start judges again.
+    `fresh`: the progress of this start before any step. A collective, which overwrites the parameters. Returns lines for the
+    user. After a signal nothing is changed, and the next start judges again.
     """
-    if not judged_on or progress.validation == judged_on:
+    changed = []
+    if fresh.validation and progress.validation != fresh.validation:
+        changed.append("data.validation has changed")
+    if progress.best_by != fresh.best_by or (progress.best_step is not None and progress.best_value is None):
+        changed.append(f"run.best_by has changed ({progress.best_by} -> {fresh.best_by})")
+    if not changed:
         return []
-    figures, damage = {}, []
-    if progress.best_step is not None:
+    curve, figures, damage = curve_of(fresh.best_by), {}, []
+    evaluate = evaluations.get(curve.partition("/")[0])
+    if progress.best_step is not None and evaluate:
         best = checkpoints / checkpoint_name(progress.best_step)
         try:
             check_whole(best, ranks, "no checkpoint counts as the best now")
@@ -37,17 +44,19 @@ def judge_best_again(
             damage = [f"warning: {error}"]
         else:
             load_checkpoint(best, parameters, None, ranks)
-            figures = evaluations["validation"]()
+            figures = evaluate()
             if figures is None:
                 return []
-    loss = figures.get("validation/loss", math.nan)
-    before = progress.best_loss
-    progress.validation, progress.base_loss = judged_on, None
-    if not math.isfinite(loss):
-        progress.best_loss = progress.best_step = None
-        return [*damage, "data.validation has changed: the next evaluation is the first on the new data"]
-    progress.best_loss = loss
-    return [
-        f"data.validation has changed: the best checkpoint, of step {progress.best_step}, was judged again: validation loss "
-        f"{loss:.4g}, {before:.4g} on the old data"
-    ]
+    value, loss, before = figures.get(curve, math.nan), figures.get("validation/loss"), progress.best_value
+    if progress.validation != fresh.validation:
+        progress.base_loss = progress.best_loss = None
+    progress.validation, progress.best_by, progress.base_value = fresh.validation, fresh.best_by, None
+    progress.without_gain = 0
+    why = "; ".join(changed)
+    if not math.isfinite(value):
+        progress.best_value = progress.best_loss = progress.best_step = None
+        return [*damage, f"{why}: the next evaluation is the first that counts"]
+    progress.best_value, progress.best_loss = value, progress.best_loss if loss is None else loss
+    name = "validation loss" if curve == "validation/loss" else curve
+    old = f", {before:.4g} before" if before is not None else ""
+    return [f"{why}: the best checkpoint, of step {progress.best_step}, was judged again: {name} {value:.4g}{old}"]

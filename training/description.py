@@ -32,6 +32,8 @@ def describe_run(
     lines += inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
     lines += inputs.plan.promises
     lines += inputs.validation.lines("validation") if inputs.validation else []
+    dtype = config.model.compute_dtype if not peak else "fp32" if peak.dtype == torch.float32 else "bf16"
+    lines += [inputs.asked.cost_line(count, dtype)] if inputs.asked else []
     lines.append(_batch_line(config, inputs.deal(0), world_size))
     deals = [inputs.deal(step) for step in steps_looked_at(inputs)]
     lines += [balance_line(deals)] if world_size > 1 else []

@@ -20,6 +20,7 @@ from distributed.process_group import Ranks, read_on_first
 from distributed.saver import Saver
 from model.language_model import PackedLanguageModel, parameter_names, trained_parameters
 from model.lora import adapters_sum, save_adapter
+from training.criterion import best_in_words, curve_of, is_better
 from training.export_files import write_files
 from training.progress import Progress
 
@@ -38,7 +39,7 @@ def export_record(config: Config, progress: Progress, model_config: PretrainedCo
     best = progress.best_step if config.run.export == "best" else None
     step = progress.step if best is None else best
     loss = progress.loss if progress.evaluated.get("validation") == progress.step else None
-    return {
+    record = {
         "weights": "last" if best is None else "best",
         "step": step,
         "checkpoint": weights_digest(checkpoints / checkpoint_name(step)),
@@ -46,6 +47,9 @@ def export_record(config: Config, progress: Progress, model_config: PretrainedCo
         "validation_loss": loss if best is None else progress.best_loss,
         "dtype": dtype_name(getattr(model_config, "dtype", None) or torch.bfloat16),
     }
+    if best is not None and curve_of(progress.best_by) != "validation/loss":
+        record |= {"best_by": progress.best_by, "best_value": progress.best_value}
+    return record
 
 
 def is_exported(export_directory: Path, record: dict) -> bool:
@@ -73,20 +77,29 @@ def is_finished(
     ranks: Ranks,
 ) -> bool:
     """Whether all steps are taken, and the export that exists is the one that is asked for. A collective; says so."""
-    judged = not fresh.validation or progress.validation == fresh.validation
+    judged = progress.best_by == fresh.best_by and (not fresh.validation or progress.validation == fresh.validation)
     record = read_on_first(
         lambda: export_record(config, progress, model_config, export_directory.with_name("checkpoints")), ranks
     )
-    finished = progress.step == total_steps and judged
+    stalled = progress.is_stalled(config.run.stop_after_no_gain)
+    finished = progress.is_finished(total_steps, config.run.stop_after_no_gain) and judged
     if not (finished and read_on_first(lambda: is_exported(export_directory, record), ranks)):
         return False
     if ranks.rank == 0:
         print(
-            f"already finished: {total_steps} steps; {export_directory} holds the {record['weights']} weights (step "
+            f"already finished: {early_end(progress) if stalled else f'{total_steps} steps'}; {export_directory} holds the {record['weights']} weights (step "
             f"{record['step']}, {record['dtype']}); nothing to do{_no_more_steps(config, total_steps)}",
             flush=True,
         )
     return True
+
+
+def early_end(progress: Progress) -> str:
+    """Why a run has ended before its last step, in words."""
+    return (
+        f"ended early after step {progress.step}: {progress.without_gain} evaluations in a row have found nothing better than "
+        f"{best_in_words(progress.best_by)}, {progress.best_value:.4g} at step {progress.best_step}"
+    )
 
 
 def _no_more_steps(config: Config, total_steps: int) -> str:
@@ -166,23 +179,26 @@ def stop_for_bad_weights(what: str, progress: Progress, saver: Saver) -> NoRetur
 
 
 def _lines(config: Config, progress: Progress, record: dict, export_directory: Path) -> list[str]:
-    loss, base = record["validation_loss"], progress.base_loss
+    loss, base, best = record["validation_loss"], progress.base_value, progress.best_value
+    words = best_in_words(progress.best_by)
     judged = "" if loss is None else f", validation loss {loss:.4g}"
-    lines = [
+    judged += f", {curve_of(progress.best_by)} {best:.4g}" if "best_by" in record else ""
+    lines = [early_end(progress)] if progress.is_stalled(config.run.stop_after_no_gain) else []
+    lines.append(
         f"exported the {record['weights']} weights (step {record['step']}{judged}, {record['dtype']}) to {export_directory}"
-    ]
+    )
     if config.run.export == "best" and record["weights"] == "last":
-        lines.append("warning: run.export=best, but no evaluation of a trained model gave a finite loss")
+        what = "loss" if words.endswith("loss") else curve_of(progress.best_by)
+        lines.append(f"warning: run.export=best, but no evaluation of a trained model gave a finite {what}")
     if config.run.export == "last" and progress.best_step not in (None, progress.step):
         lines.append(
-            f"the lowest validation loss, {progress.best_loss:.4g}, was that of step {progress.best_step}: start again with "
-            "run.export=best to export it"
+            f"{words}, {best:.4g}, was that of step {progress.best_step}: start again with run.export=best to export it"
         )
     if progress.updates == 0:
         lines.append("warning: no step has changed the weights: the export is the base model")
-    if base is not None and progress.best_loss is not None and not progress.best_loss < base and math.isfinite(base):
+    if base is not None and best is not None and not is_better(progress.best_by, best, base):
         lines.append(
-            f"warning: no trained checkpoint is better than the base model on data.validation: {progress.best_loss:.4g} at "
-            f"step {progress.best_step}, {base:.4g} at step 0"
+            f"warning: no trained checkpoint is better than the base model on data.validation: {best:.4g} at step "
+            f"{progress.best_step}, {base:.4g} at step 0"
         )
     return lines

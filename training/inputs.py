@@ -20,6 +20,7 @@ from data.formats import Reading
 from data.reader import Reader, with_shared_examples_reported
 from data.sources import Corpus
 from model.ewc.batches import FisherBatches, fisher_batches
+from training.asked import Asked, read_asked
 from training.chat_settings import chat_settings
 
 MICRO_BATCHES_DEALT = 8  # micro-batches of a validation whose documents are dealt together
@@ -38,6 +39,7 @@ class Inputs:
     dealer: Dealer
     deal: Callable[[int], Deal]  # step -> its documents, dealt to the ranks
     fisher_batches: FisherBatches | None  # the documents from which EWC estimates its Fisher diagonal
+    asked: Asked | None = None  # what run.eval_generate answers
 
 
 def read_inputs(
@@ -99,4 +101,5 @@ def read_inputs(
     def deal(step: int) -> Deal:
         return dealer.deal(plan.batch(step).items, train, world_size)
 
-    return Inputs(train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, documents)
+    asked = read_asked(config, reader, train.sources[0], is_first=show_progress) if config.run.eval_generate else None
+    return Inputs(train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, documents, asked)

@@ -17,6 +17,7 @@ from data.sources import Corpus
 from distributed.checkpoint_directory import find_checkpoint, read_manifest
 from distributed.process_group import Ranks, read_on_first
 from model.ewc.start import anchor_settings
+from training.criterion import curve_of, is_better
 from training.inputs import Inputs
 
 
@@ -37,8 +38,12 @@ class Progress:
     validation: list[str] = field(default_factory=list)  # fingerprints of the data that the next losses are of
     loss: float | None = None  # the last validation loss
     base_loss: float | None = None  # validation loss of the base model
-    best_loss: float | None = None  # lowest validation loss of a trained checkpoint
-    best_step: int | None = None  # whose checkpoint is the best
+    best_by: str = "validation/loss:min"  # the criterion of the best checkpoint (training/criterion.py)
+    base_value: float | None = None  # what it is for the base model
+    best_value: float | None = None  # the best of a trained checkpoint
+    best_loss: float | None = None  # validation loss of that checkpoint
+    best_step: int | None = None  # and its step
+    without_gain: int = 0  # evaluations of trained models since then
     saved_step: int = 0  # of the newest checkpoint
     saved_updates: int = 0
     # The newest checkpoint from whose weights a finite loss and gradient norm have been computed; 0: the base model
@@ -54,17 +59,34 @@ class Progress:
         return due and self.evaluated.get(evaluation) != self.step
 
     def finish_evaluation(self, evaluation: str, figures: dict[str, float]) -> bool:
-        """Record that an evaluation finished at this step; True if it found the lowest validation loss of a trained model."""
+        """Record that an evaluation finished at this step; True if it found a trained model better than all before.
+
+        Evaluations without a finite value of the criterion are not counted.
+        """
         self.evaluated[evaluation] = self.step
-        loss = figures.get("validation/loss", math.nan)
+        loss, value = figures.get("validation/loss", math.nan), figures.get(curve_of(self.best_by), math.nan)
         if evaluation == "validation":
             self.loss = loss if math.isfinite(loss) else None
-        if self.updates == 0 and math.isfinite(loss):  # still the base model, at step 0 or after skipped steps
-            self.base_loss = loss
-        improved = self.updates > 0 and math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss)
+        if self.updates == 0:  # still the base model, at step 0 or after skipped steps
+            self.base_loss = loss if math.isfinite(loss) else self.base_loss
+            self.base_value = value if math.isfinite(value) else self.base_value
+            return False
+        if not math.isfinite(value):
+            return False
+        improved = self.best_value is None or is_better(self.best_by, value, self.best_value)
+        self.without_gain = 0 if improved else self.without_gain + 1
         if improved:
-            self.best_loss, self.best_step = loss, self.step
+            self.best_value, self.best_step = value, self.step
+            self.best_loss = self.loss if self.evaluated.get("validation") == self.step else None
         return improved
+
+    def is_stalled(self, evaluations: int) -> bool:
+        """Whether so many evaluations in a row have found nothing better (run.stop_after_no_gain); 0: never."""
+        return 0 < evaluations <= self.without_gain
+
+    def is_finished(self, total_steps: int, stop_after_no_gain: int) -> bool:
+        """Whether no step is left to take: all are taken, or the run ends early."""
+        return self.step == total_steps or self.is_stalled(stop_after_no_gain)
 
     def finish_step(self, batch: StepBatch) -> None:
         """Count one step, taken or skipped, and its tokens."""
@@ -128,10 +150,10 @@ def run_settings(config: Config, total_steps: int, world_size: int) -> dict:
     return settings | {"steps in total": total_steps, "ranks": world_size, "torch": torch.__version__}
 
 
-def fresh_progress(meaning: dict, settings: dict, train: Corpus, validation: Corpus | None) -> Progress:
+def fresh_progress(meaning: dict, settings: dict, train: Corpus, validation: Corpus | None, best_by: str) -> Progress:
     """A run that has taken no step."""
     judged_on = [source.fingerprint for source in validation.sources] if validation else []
-    return Progress(meaning, settings, targets=[0] * len(train.sources), validation=judged_on)
+    return Progress(meaning, settings, targets=[0] * len(train.sources), validation=judged_on, best_by=best_by)
 
 
 def find_progress(
@@ -189,7 +211,10 @@ def find_progress(
         lines += [f"    {key}: {before} -> {now}" for key, before, now in changes]
     if any(key.startswith("optimizer.") for key, _, _ in changes):
         progress.bad_steps_in_a_row = 0  # another learning rate starts with a clean record
+    # What is evaluated at this step is due again (training/best.py).
     if fresh.validation and progress.validation != fresh.validation:
-        progress.evaluated.pop("validation", None)  # what is evaluated at this step is due again (training/best.py)
+        progress.evaluated.pop("validation", None)
+    if progress.best_by != fresh.best_by:
+        progress.evaluated.pop(fresh.best_by.partition("/")[0], None)
     progress.meaning, progress.settings = fresh.meaning, fresh.settings
     return progress, checkpoint, lines

@@ -1,60 +1,68 @@
-"""What a run shows while it trains: metrics.jsonl, TensorBoard and lines on the terminal. Only rank 0 writes."""
+"""What a run shows while it trains: metrics.jsonl, its sinks and lines on the terminal. Only rank 0 writes."""
 
 import json
 import os
 import resource
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from common.durable_files import fsync, write_durably
+from common.durable_files import write_durably
 from common.errors import UserError
 from distributed.checkpoint import SaveTimes
 from distributed.disks import torchrun_grace
 from distributed.process_group import Ranks, read_on_first
+from training.sinks import Sink, Values, open_sinks
 
 EVALUATIONS = {"validation", "forgetting"}  # names before the slash in the curves of an evaluation
-EVENT_FILES = "events.out.tfevents.*"
-_MAX_CLOCK_SKEW = 5.0  # seconds
 
 
 class RunLog:
     """Curves of one run, with every row once. On ranks other than 0 every method is a no-op.
 
     Rows are dropped that the run will write again: those of steps after `start_step`, and at `start_step` those of an
-    evaluation that the checkpoint does not record. TensorBoard gets the same rows.
+    evaluation that the checkpoint does not record. The sinks (training/sinks.py) get the same rows.
     """
 
     def __init__(
-        self, directory: Path, ranks: Ranks, start_step: int, evaluated: dict[str, int], total_steps: int
+        self,
+        directory: Path,
+        ranks: Ranks,
+        start_step: int,
+        evaluated: dict[str, int],
+        total_steps: int,
+        log_to: Sequence[str] = ("tensorboard",),
+        config: dict | None = None,
     ) -> None:
         """Open the files for a run that continues at `start_step`; 0 starts anew. A collective.
 
-        `evaluated`: evaluation -> the last step at which it finished, as in the checkpoint. Raises UserError on all ranks
-        if rank 0 cannot write to `directory`, or if metrics.jsonl is damaged before a row that is kept.
+        `evaluated`: evaluation -> the last step at which it finished, as in the checkpoint. log_to: names of sinks; config:
+        section -> key -> value, for those that show it. Raises UserError on all ranks if rank 0 cannot write to `directory`,
+        or if metrics.jsonl is damaged before a row that is kept.
         """
-        self.enabled = ranks.rank == 0
-        read_on_first(lambda: self._open(directory, start_step, evaluated), ranks)
+        self.enabled, self.log_to, self.sinks = ranks.rank == 0, log_to, list[Sink]()
+        read_on_first(lambda: self._open(directory, start_step, evaluated, config or {}), ranks)
         if self.enabled:
             terminal = sys.stderr.isatty()
             self.bar = tqdm(
                 total=total_steps, initial=start_step, unit="step", disable=not terminal, dynamic_ncols=True
             )
 
-    def row(self, step: int, values: dict[str, float]) -> None:
-        """Add one row of curves. Names like `train/loss` are grouped by TensorBoard."""
+    def row(self, step: int, values: Values) -> None:
+        """Add one row of curves, and of texts such as a sample of the answers."""
         if self.enabled:
-            self.file.write(json.dumps({"step": step} | values) + "\n")
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
             self.file.flush()
-            self._plot(step, values)
+            for sink in self.sinks:
+                sink.plot(step, values)
 
-    def evaluation(self, step: int, total_steps: int, figures: dict[str, float], is_best: bool) -> None:
+    def evaluation(self, step: int, total_steps: int, figures: Values, is_best: bool) -> None:
         """Add the curves of an evaluation and print them in one line."""
         self.row(step, figures)
-        values = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        values = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if not isinstance(value, str))
         self.say(f"step {step}/{total_steps} | {values}{' (best)' if is_best else ''}")
 
     def save(self, times: SaveTimes) -> None:
@@ -77,46 +85,54 @@ class RunLog:
         """Flush all rows to disk. Before a checkpoint is saved: the rows of a saved step are not written again."""
         if self.enabled:
             os.fsync(self.file.fileno())
-            self.tensorboard.flush()
-            fsync(max(self.folder.glob(EVENT_FILES)))
+            for sink in self.sinks:
+                sink.flush()
 
     def close(self) -> None:
         """Flush and close all outputs."""
         if self.enabled:
             self.file.close()
-            self.tensorboard.close()
+            for sink in self.sinks:
+                sink.close()
             self.bar.close()
 
-    def _open(self, directory: Path, start_step: int, evaluated: dict[str, int]) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, so only on rank 0
+    def where(self) -> str:
+        """Where the curves are, in words."""
+        others = [name for name in self.log_to if name != "tensorboard"]
+        here = (
+            f"tensorboard --logdir {self.path.with_name('tensorboard')}"
+            if len(others) < len(self.log_to)
+            else self.path
+        )
+        return f"curves: {' and '.join([str(here), *others])}"
 
-        self.path, self.folder = directory / "metrics.jsonl", directory / "tensorboard"
+    def _open(self, directory: Path, start_step: int, evaluated: dict[str, int], config: dict) -> None:
+        self.path = directory / "metrics.jsonl"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            at_start = self._drop_rows(start_step, evaluated)
-            if start_step == 0:
-                for path in self.folder.glob(EVENT_FILES):
-                    path.unlink()
+            directory.mkdir(parents=True, exist_ok=True)
+            at_start, dropped = self._drop_rows(start_step, evaluated)
             self.file = self.path.open("a", encoding="utf-8")
-            self._wait_for_a_later_name()
-            # TensorBoard then ignores what earlier event files have from this step on.
-            self.tensorboard = SummaryWriter(self.folder, purge_step=start_step or None)
+            # What is kept of the first step is in the services already; TensorBoard forgets it (purge_step).
+            sent = {(row["step"], name) for row in [*at_start, *dropped] for name in row}
+            self.sinks = open_sinks(self.log_to, directory, start_step, config, sent, self.say)
             for row in at_start:
-                self._plot(start_step, {name: value for name, value in row.items() if name != "step"})
-            self.tensorboard.flush()
+                for sink in self.sinks:
+                    sink.plot(start_step, {name: value for name, value in row.items() if name != "step"})
+            for sink in self.sinks:
+                sink.flush()
         except OSError as error:
             raise UserError(
                 f"{error.filename or directory}: {error.strerror}; run.directory must be on a disk that can be written to"
             ) from error
 
-    def _drop_rows(self, start_step: int, evaluated: dict[str, int]) -> list[dict]:
-        """Remove the rows that will be written again; returns the kept rows of `start_step`.
+    def _drop_rows(self, start_step: int, evaluated: dict[str, int]) -> tuple[list[dict], list[dict]]:
+        """Remove the rows that will be written again; returns (the kept rows of `start_step`, the rows that are removed).
 
         A line that is not a row was being written when the process or the machine died, so it is dropped like the rows
         behind it. If a row that is kept stands behind it, the file was damaged in another way: UserError.
         """
         content = self.path.read_bytes() if self.path.is_file() else b""
-        kept, at_start, broken = [], [], 0
+        kept, at_start, dropped, broken = [], [], [], 0
         for number, line in enumerate(content.splitlines(), 1):
             row = _parse(line)
             if row is None:
@@ -129,26 +145,14 @@ class RunLog:
                 kept.append(line + b"\n")
                 if row["step"] == start_step:
                     at_start.append(row)
+            else:
+                dropped.append(row)
         text = b"".join(kept)
         if text != content:
             write_durably(self.path, text.decode())
             if start_step == 0:
                 self.say(f"{self.path}: the rows of an earlier start, which left no checkpoint, are removed")
-        return at_start
-
-    def _wait_for_a_later_name(self) -> None:
-        """TensorBoard reads event files in the order of their names, which begin with the second they were made in."""
-        names = [path.name.split(".")[3] for path in self.folder.glob(EVENT_FILES)]
-        seconds = [int(name) for name in names if name.isdigit()]
-        ahead = max(seconds, default=0) + 1 - time.time()
-        if ahead > 0:
-            time.sleep(min(ahead, _MAX_CLOCK_SKEW))
-        if ahead > _MAX_CLOCK_SKEW:
-            self.say(f"the clock is {ahead:.0f} s behind the last start's: TensorBoard may show steps twice")
-
-    def _plot(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.tensorboard.add_scalar(name, value, step)
+        return at_start, dropped
 
 
 def peak_memory_gib(device: torch.device) -> float:

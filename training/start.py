@@ -17,6 +17,7 @@ from distributed.disks import check_room_for_run, measure_write_speed, save_line
 from distributed.process_group import Ranks, agree_any, read_on_first
 from model.fingerprint import fingerprint_of_base, fingerprint_of_tokenizer
 from model.language_model import PackedLanguageModel, parameter_names, trained_parameters
+from training.criterion import criterion_of
 from training.inputs import Inputs
 from training.progress import Progress, fresh_progress, run_settings, step_meaning
 
@@ -69,7 +70,7 @@ def agree_on_start(
     """
     meaning = step_meaning(config, inputs, model_config, fingerprint_of_base(config.model.path))
     settings = run_settings(config, inputs.total_steps, ranks.world_size)
-    fresh = fresh_progress(meaning, settings, inputs.train, inputs.validation)
+    fresh = fresh_progress(meaning, settings, inputs.train, inputs.validation, criterion_of(config))
     check_agreement(
         {
             **settings,
@@ -81,6 +82,7 @@ def agree_on_start(
                 "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
             },
             "the data of data.validation": fresh.validation,
+            "the questions of run.eval_generate": inputs.asked.digest() if inputs.asked else None,
             "the tokenizer of model.path": fingerprint_of_tokenizer(tokenizer),
             "the config.json of model.path": model_config.to_dict(),
             "versions": library_versions(),

@@ -9,6 +9,7 @@ import typing
 from common.errors import UserError
 from configs.config import Config, Data, LoRA, Source
 from configs.loading.names import check_fields
+from configs.loading.watching import check_watching
 
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "completion", "text")
 CHOICES = {
@@ -44,6 +45,7 @@ ABOVE_ZERO = (
     "lora.alpha",
     "ewc.documents",
     "ewc.batch",
+    "eval.max_new_tokens",
     "run.log_every",
     "run.keep_last",
     "run.timeout_minutes",
@@ -54,7 +56,9 @@ ZERO_OR_MORE = (
     "ewc.strength",
     "lora.rank",
     "run.eval_every",
+    "run.eval_generate",
     "run.save_every",
+    "run.stop_after_no_gain",
 )
 
 
@@ -123,11 +127,8 @@ def check_config(config: Config) -> None:
         raise UserError(
             "sharding.shard_size applies to sharding.strategy=hybrid only; remove it or set sharding.strategy=hybrid"
         )
-    if run.export == "best" and not (config.data.validation or config.data.validation_share):
-        raise UserError(
-            "run.export=best needs data.validation or data.validation_share, because the best checkpoint is the one with the lowest validation loss"
-        )
     _check_lora(config)
+    check_watching(config)
     if config.ewc.strength and bool(config.ewc.data) == bool(config.ewc.fisher):
         raise UserError(
             "ewc.strength above 0 needs either ewc.data (old-domain files) or ewc.fisher (runs/NAME/ewc of another run)"

@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 
-from sklearn.metrics import precision_recall_fscore_support
-from sklearn.preprocessing import MultiLabelBinarizer
-
 from common.errors import UserError
 from data.regulator.answer_reader import Answer, claim_of, letter_in, parse_answer
 from data.regulator.baselines import micro_f1, trivial_predictions
@@ -70,6 +67,10 @@ def score_violations(true: Sequence[Sequence[str]], predicted: Sequence[Sequence
     rules, and `UNREADABLE`, lower precision. `macro_f1` is the mean F1 of the rules that occur in `true`. `without_implied`
     compares only the strictest rules on each ratio (`implications.strictest`).
     """
+    # Here, because a run reads true answers and needs no scikit-learn.
+    from sklearn.metrics import precision_recall_fscore_support
+    from sklearn.preprocessing import MultiLabelBinarizer
+
     labels = sorted({rule for rules in [*true, *predicted] for rule in rules})
     scores = {
         "n_reports": len(true),

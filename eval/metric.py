@@ -1,0 +1,93 @@
+"""Scores of answers for any task: a function of the user's, or exact match and ROUGE-L."""
+
+import importlib
+import importlib.util
+import math
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+
+from common.errors import UserError
+
+# (answers, examples) -> name -> score. An example is a dictionary as in docs/data.md; its last message is the reference.
+Metric = Callable[[list[str], list[dict]], dict[str, float]]
+WRITE = "it gets (answers, examples) and must return a number or a dictionary of numbers"
+
+
+def reference_of(example: dict) -> str:
+    """The answer in the data: the last message of a chat."""
+    return example["messages"][-1]["content"]
+
+
+def load_metric(name: str) -> Metric:
+    """The function MODULE:FUNCTION, whose results are checked at every call. Raises UserError.
+
+    A number is the score `metric`. The module is looked for as by an import in train.py: in its directory and in PYTHONPATH.
+    """
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = f"module {error.name}" if error.name else str(error)
+        raise UserError(
+            f"eval.metric={name}: {missing} is not found; put it beside train.py or its folder into PYTHONPATH"
+        ) from error
+    except Exception as error:
+        raise UserError(f"eval.metric={name}: importing {module_name} fails: {explain(error)}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UserError(f"eval.metric={name}: {module.__file__ or module_name} has no function {function_name}")
+
+    def metric(answers: list[str], examples: list[dict]) -> dict[str, float]:
+        try:
+            result = function(answers, examples)
+        except Exception as error:
+            raise UserError(f"eval.metric={name} fails: {explain(error)}") from error
+        return checked_scores(name, result)
+
+    return metric
+
+
+def checked_scores(name: str, result: object) -> dict[str, float]:
+    """The result of a metric as name -> finite float. Raises UserError if it is anything else."""
+    scores = result if isinstance(result, Mapping) else {"metric": result}
+    if not scores:
+        raise UserError(f"eval.metric={name} returns no score; {WRITE}")
+    checked = {}
+    for key, value in scores.items():
+        if not isinstance(key, str) or not re.fullmatch(r"[\w.-]+", key) or key in ("loss", "sample"):
+            raise UserError(
+                f"eval.metric={name} returns the name {key!r}; use letters, digits, `_`, `.` and `-`, but not loss or sample"
+            )
+        try:
+            number = float(value)  # pyright: ignore[reportArgumentType]  # NumPy's and torch's numbers too
+        except (TypeError, ValueError):
+            raise UserError(f"eval.metric={name} returns {reprlib.repr(value)} for {key}; {WRITE}") from None
+        if not math.isfinite(number):
+            raise UserError(f"eval.metric={name} returns {number} for {key}; a score must be finite")
+        checked[key] = number
+    return checked
+
+
+def plain_scores(answers: list[str], examples: list[dict]) -> dict[str, float]:
+    """`exact_match`, the share of answers that are the reference but for white space, and `rouge_l` where it can be computed.
+
+    ROUGE-L needs the package rouge-score.
+    """
+    references = [reference_of(example) for example in examples]
+    exact = [a.split() == b.split() for a, b in zip(answers, references, strict=True)]
+    scores = {"exact_match": sum(exact) / len(exact)}
+    if importlib.util.find_spec("rouge_score"):
+        from eval.rouge import mean, rouge_l  # training needs no evaluation library
+
+        scores["rouge_l"] = mean(rouge_l(references, answers))
+    return scores
+
+
+def explain(error: Exception) -> str:
+    """An exception of a user's code in one line, with the place where it was raised."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    where = f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})" if trace else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -1,0 +1,156 @@
+"""Answers to examples of data.validation while a model trains: generated, scored, and shown as curves."""
+
+import gc
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from common.dtypes import dtype_name
+from common.errors import UserError
+from configs.config import Config
+from distributed.host_memory import free_bytes
+from distributed.process_group import StopSignal, gather_objects, read_on_first, world_size_from_environment
+from distributed.sharding import local
+from eval.generate import answer_work, greedy_answers, stop_tokens
+from eval.in_step import Stopped, Together
+from eval.metric import reference_of
+from eval.over_ranks import deal
+from eval.packed_weights import pack_weights
+from eval.row_cache import bytes_per_token
+from model.language_model import PackedLanguageModel, num_parameters, parameter_names
+from model.whole_copy import whole_copy
+from training.asked import Asked
+
+BATCH_SIZE = 16  # answers that a rank generates at once
+SHOWN = 1500  # characters of each part of the sample
+SAMPLE = "validation/sample"  # the name of its text in TensorBoard
+
+
+@dataclass(frozen=True)
+class Answers:
+    """`Asked`, with the model that answers. `figures` is a collective of all ranks."""
+
+    asked: Asked
+    model: PackedLanguageModel
+    model_config: PretrainedConfig
+    path: str
+    dtype: torch.dtype
+    tokenizer: PreTrainedTokenizerBase
+    stop: StopSignal
+    say: Callable[[str], None]
+
+    def added_to(self, figures: dict) -> dict | None:
+        """The curves with the scores of the answers and one of them as a text; None after a signal. A collective.
+
+        Where the metric fails its scores are missing, which is said, and training goes on.
+        """
+        begin = time.perf_counter()
+        answers = self._generate()
+        if answers is None:
+            return None
+        limit = self.asked.max_new_tokens
+        texts = [str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
+        cut = sum(len(answer) == limit for answer in answers)
+        self.say(
+            f"{len(answers)} answers of {sum(map(len, answers)):,} tokens in {time.perf_counter() - begin:.1f} s (limit {limit} "
+            f"tokens, reached by {cut})"
+        )
+        scores, warning = read_on_first(lambda: self._score(texts), self.stop.ranks)
+        if warning:
+            self.say(warning)
+        scores = {f"validation/{name}": value for name, value in scores.items()}
+        return figures | scores | {SAMPLE: self._sample(texts[0])}
+
+    def _score(self, texts: list[str]) -> tuple[dict[str, float], str]:
+        """(the scores, a warning). Rank 0 alone: a metric may take long, or give another value every time."""
+        assert self.asked.metric is not None
+        try:
+            return self.asked.metric(texts, self.asked.examples), ""
+        except UserError as error:
+            return {}, f"warning: {error}; the scores of this evaluation are missing"
+
+    def _generate(self) -> list[list[int]] | None:
+        """The token ids of all answers, on every rank; None after a signal."""
+        if self.stop.agreed():
+            return None
+        parameters, device = parameter_names(self.model), self.stop.ranks.device
+        model = whole_copy(self.model_config, parameters, self.path, self.dtype, device)
+        try:
+            return self._answer(pack_weights(_with_generation_config(model, self.path)))
+        except Stopped:
+            return None
+        finally:
+            del model
+            gc.collect()  # the garbage collector is off while a model trains (train.py)
+
+    def _answer(self, model: PreTrainedModel) -> list[list[int]]:
+        ranks, asked, together = self.stop.ranks, self.asked, Together(self.stop)
+        mine = deal(answer_work(model, asked.prompts, asked.max_new_tokens), ranks.world_size)[ranks.rank]
+        prompts, stops = [asked.prompts[i] for i in mine], stop_tokens(model, asked.stop_ids)
+        answers = greedy_answers(model, prompts, stops, asked.max_new_tokens, BATCH_SIZE, together.advance)
+        together.finish()
+        gathered = gather_objects(dict(zip(mine, answers, strict=True)), ranks)
+        every = {number: answer for part in gathered for number, answer in part.items()}
+        return [every[number] for number in range(len(asked.prompts))]
+
+    def _sample(self, answer: str) -> str:
+        """One example as Markdown: the same at every evaluation."""
+        prompt = self.tokenizer.decode(self.asked.prompts[0])[-SHOWN:]
+        parts = {"End of the prompt": prompt, "Reference": reference_of(self.asked.examples[0]), "Answer": answer}
+        return "\n\n".join(
+            f"**{title}**\n\n{textwrap.indent(text[:SHOWN], '    ', lambda line: True)}"
+            for title, text in parts.items()
+        )
+
+
+def start_answers(
+    config: Config,
+    asked: Asked | None,
+    model: PackedLanguageModel,
+    model_config: PretrainedConfig,
+    dtype: torch.dtype,
+    tokenizer: PreTrainedTokenizerBase,
+    stop: StopSignal,
+    say: Callable[[str], None],
+) -> Answers | None:
+    """What answers at each evaluation; None without run.eval_generate. A collective; the first step has not been taken.
+
+    Raises UserError on all ranks if on one of them the whole model does not fit beside what training keeps.
+    """
+    if asked is None:
+        return None
+    columns = max(map(len, asked.prompts)) + asked.max_new_tokens
+    rows = min(BATCH_SIZE, -(-len(asked.prompts) // stop.ranks.world_size))
+    cache = rows * columns * bytes_per_token(model.causal_lm) // model.causal_lm.dtype.itemsize  # elements
+    needed = (num_parameters(model) + cache) * dtype.itemsize
+    device = stop.ranks.device
+    free = free_bytes(device, world_size_from_environment()[1])
+    if device.type == "cuda":  # what the allocator keeps is free too
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "cpu" or not config.sharding.cpu_offload:
+        shards = [local(parameter) for parameter in model.parameters()]
+        kept = int(config.optimizer.memory.removesuffix("N")) * sum(shard.numel() for shard in shards)
+        free -= kept - sum(shard.nbytes for shard in shards)  # gradients and moments are not there yet
+    lacking = [
+        f"rank {rank} needs {need / 2**30:.1f} GiB for it and has {rest / 2**30:.1f} GiB beside weights and optimizer state"
+        for rank, (need, rest) in enumerate(gather_objects((needed, free), stop.ranks))
+        if need > rest
+    ]
+    if lacking:
+        raise UserError(
+            f"run.eval_generate={config.run.eval_generate} gathers the whole model in {dtype_name(dtype)} on each rank: "
+            f"{lacking[0]}; set it to 0, and evaluate checkpoints with scripts/evaluate.py"
+        )
+    return Answers(asked, model, model_config, config.model.path, dtype, tokenizer, stop, say)
+
+
+def _with_generation_config(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """The tokens that end an answer of the base model are those of its file, as in an export."""
+    if Path(path, "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model
