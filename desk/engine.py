@@ -61,10 +61,15 @@ def describe_result(result: RuleResult) -> dict:
         "title": result.title,
         "cell": cell_name(result.cell, result.row) if any(result.cell) else "",
         "value": "not reported" if has_sides and result.missing else value,
-        "limit": f"{result.relation} {format_limit(result.known_limit, result.unit, result.decimals)}" if has_sides else "",
+        "limit": f"{result.relation} {format_limit(result.known_limit, result.unit, result.decimals)}"
+        if has_sides
+        else "",
         "legal": result.legal,
         "formula": f"violated if {readable(result.formula)}" if result.formula else "",
-        "inputs": [*map(figure_text, result.inputs), *(f"{name} = {_plain(value)} (law)" for name, value in result.parameters)],
+        "inputs": [
+            *map(figure_text, result.inputs),
+            *(f"{name} = {_plain(value)} (law)" for name, value in result.parameters),
+        ],
         "reason": result.reason,
     }
 

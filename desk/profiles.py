@@ -23,7 +23,7 @@ from data.regulator.render import Addressee, cell_name
 from data.regulator.report import CellKey, Report
 from data.regulator.rules import Rule, RuleResult, built_in_rules
 
-QUICKSTART_CELLS = frozenset(RATIOS[rule.id][0] for rule in quickstart_examples.RULES)
+QUICKSTART_CELLS = frozenset(RATIOS[rule.id][0] for rule in quickstart_examples.RULES) | {SHARE}
 LAPTOP_CELLS = frozenset(cell for cell, *_ in RATIOS.values()) | {SHARE}
 DATA_CARD = "dataset.json"  # beside the examples of a run; scripts/make_reports.py writes it
 

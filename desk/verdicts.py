@@ -8,6 +8,7 @@ formula: it is not decidable by rule until the desk has decided it (findings.csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 from data.regulator.answer_reader import Claim
 from data.regulator.findings import Finding, note_rules
@@ -34,12 +35,13 @@ class Verdict:
     claim: Claim | None = None
     result: RuleResult | None = None
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """All of it as texts. Value and limit are the engine's where it has them."""
+        known: dict[str, Any] = dict.fromkeys(("kind", "title", "cell", "value", "limit", "legal", "formula"), "")
         if self.result:
             known = describe_result(self.result)
         else:
-            known = dict.fromkeys(("kind", "title", "cell", "value", "limit", "legal", "formula"), "") | {"inputs": []}
+            known["inputs"] = []
             if rule := note_rules().get(self.rule):
                 known |= {"kind": "note", "title": rule.title, "legal": rule.legal}
         reason = "; ".join(filter(None, (self.reason, known.pop("reason", ""))))
@@ -53,10 +55,17 @@ class _Judge:
     report: Report
     engine: Examination
     profile: Profile
+    lifts_of_answer: frozenset[str]  # rules that the answer says a note lifts
 
     def claims(self, rule: str) -> list[tuple[Claim | None, RuleResult]]:
-        """The violations of a rule, as a right answer prints them."""
-        return [(self.profile.claim_of(self.report, one), one) for one in self.engine.violated if one.rule_id == rule]
+        """The violations of a rule, as a right answer prints them.
+
+        If the answer itself says that a note lifts the rule, its line on the rule only says what the figures say.
+        """
+        found = [one for one in self.engine.violated if one.rule_id == rule]
+        if not found and rule in self.lifts_of_answer:
+            found = [one for one in self.engine.of_state("violated") if one.rule_id == rule]
+        return [(self.profile.claim_of(self.report, one), one) for one in found]
 
     def decisions(self, rule: str) -> list[Finding]:
         return [one for one in self.engine.decisions if one.rule == rule]
@@ -84,7 +93,8 @@ class _Judge:
         wrong = _differences(claim, truth, result)
         if wrong:
             return Verdict(REFUTED, claim.rule, f"the rule is violated, but {'; '.join(wrong)}", line, claim, result)
-        return Verdict(CONFIRMED, claim.rule, "", line, claim, result)
+        reason = "by the figures; the answer says that a note lifts it" if claim.rule in self.lifts_of_answer else ""
+        return Verdict(CONFIRMED, claim.rule, reason, line, claim, result)
 
     def _of_note(self, claim: Claim, line: str) -> Verdict:
         rule = note_rules()[claim.rule]
@@ -125,10 +135,11 @@ class _Judge:
             state = CONFIRMED if decided[0].state == "lifted" else REFUTED
             reason = f"the desk has decided: {decided[0].state} ({decided[0].where})"
             return Verdict(state, claim.rule, reason, line, claim, found)
-        if found is None:
-            return Verdict(REFUTED, claim.rule, "there is no violation that could be lifted", line, claim)
         if not self.report.notes:
             return Verdict(REFUTED, claim.rule, "only a note can lift it, and the report has none", line, claim, found)
+        if found is None:
+            reason = "only a note shows it; it changes nothing, for the rule is not violated"
+            return Verdict(OPEN, claim.rule, reason, line, claim)
         reason = f"the model says that a note lifts this violation; read {_notes(self.report)} and decide in a file for --findings"
         return Verdict(OPEN, claim.rule, reason, line, claim, found)
 
@@ -141,7 +152,9 @@ class _Judge:
             if truth is None or truth.where != claim.where or claim.value is None:
                 continue
             if result.state == "violated" and result in self.engine.violated:
-                yield Verdict(REFUTED, result.rule_id, "the model calls the rule met, but it is violated", line, claim, result)
+                yield Verdict(
+                    REFUTED, result.rule_id, "the model calls the rule met, but it is violated", line, claim, result
+                )
             elif claim.value != truth.value or claim.limit != truth.limit:
                 wrong = "; ".join(_differences(claim, truth, result)[:2])
                 yield Verdict(REFUTED, result.rule_id, f"the rule is met, but {wrong}", line, claim, result)
@@ -169,9 +182,10 @@ def judge_answer(
     report: Report, engine: Examination, profile: Profile, lines: Iterable[tuple[str, Claim | None]]
 ) -> list[Verdict]:
     """The verdicts on the readable `lines` of an answer, then the findings that the model missed or was not asked about."""
-    judge = _Judge(report, engine, profile)
-    found: list[Verdict] = []
     read = list(dict.fromkeys((line, claim) for line, claim in lines if claim))
+    lifts = frozenset(claim.rule for _, claim in read if claim.state == "lifts")
+    judge = _Judge(report, engine, profile, lifts)
+    found: list[Verdict] = []
     for line, claim in read:
         if claim.state == "violated":
             found.append(judge.violated(claim, line))

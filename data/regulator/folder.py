@@ -70,8 +70,8 @@ def _format(report: Report, output: Output) -> FolderReport:
 
 
 def in_parallel(function, items: Sequence, workers: int, unit: str) -> Iterator:  # noqa: ANN001 (any function)
-    """`map` in worker processes, in the order of `items`, with a progress bar. A single item needs no process."""
-    if len(items) < 2:
+    """`map` in worker processes, in the order of `items`, with a progress bar. One item or one worker needs no process."""
+    if len(items) < 2 or workers < 2:
         yield from map(function, items)
         return
     # Spawn: Arelle and the open DPM database must not be shared with forked processes.

@@ -23,11 +23,12 @@ ALLOWED = {
     "planner": LIBRARY - {"eval"},
     "training": LIBRARY,
     "preflight": LIBRARY | {"preflight"},
+    "desk": LIBRARY - {"planner", "training"} | {"desk"},
     "train": LIBRARY | {"preflight"},
     "bench": LIBRARY | {"bench", "train"},
     "reliability": {"common", "reliability"},
-    "scripts": LIBRARY | {"bench", "reliability", "train"},
-    "tests": LIBRARY | {"bench", "preflight", "reliability", "tests", "train"},
+    "scripts": LIBRARY | {"bench", "desk", "reliability", "train"},
+    "tests": LIBRARY | {"bench", "desk", "preflight", "reliability", "tests", "train"},
 }
 
 
