@@ -75,6 +75,11 @@ def parse_answer(text: str) -> Answer | None:
     return Answer(tuple(rules), letter, tuple(dict.fromkeys(read)), claims.count(None) + contradicts)
 
 
+def read_lines(text: str) -> list[tuple[str, Claim | None]]:
+    """The lines of an answer above its letter, each with its claim, or None if it cannot be read; `none` is left out."""
+    return [(line, read_line(line)) for line in _sections(text)[0] if not _is_none(line)]
+
+
 def letter_in(text: str) -> str:
     """The letter of an answer, whatever its lines are; empty if the text has none."""
     return _sections(text)[1]

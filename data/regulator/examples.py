@@ -72,14 +72,7 @@ def make_example(
     rules = rules_of(profile)
     results = evaluate(report, rules)
     violated = apply_findings(results, findings)
-    shown = list(earlier)[-MAX_EARLIER:] if profile.style == "cells" else []
-    parts = [
-        profile.instruction and f"{profile.instruction}\n",
-        long_date(report.period) if profile.style == "labels" else "",
-        render_report(report, cells, profile.style, bank),
-        render_earlier(shown, EARLIER_CELLS),
-    ]
-    context = replace(_context(report, results, shown, rules), lifted=lifted_results(results, findings))
+    context = letter_context(report, results, earlier, profile, findings)
     held_out = is_held_out(split)
 
     def write(variant: int) -> str:
@@ -99,8 +92,7 @@ def make_example(
     entity = entity_code(report.entity)
     example = {
         "messages": [
-            *([{"role": "system", "content": profile.system}] if profile.system else []),
-            {"role": "user", "content": "\n".join(filter(None, parts))},
+            *question(report, bank, cells, profile, earlier),
             {"role": "assistant", "content": answer},
         ],
         "id": f"{entity}-{report.period}",
@@ -118,6 +110,40 @@ def make_example(
     else:
         example["measures"] = required_measures(violated, context)
     return example
+
+
+def question(
+    report: Report, bank: Addressee, cells: Cells, profile: Profile, earlier: Sequence[Report] = ()
+) -> list[dict]:
+    """The messages that ask about a report, before the answer: those of training, and of everyone who asks the model later.
+
+    `earlier` are previous reports of the same bank, oldest first.
+    """
+    parts = [
+        profile.instruction and f"{profile.instruction}\n",
+        long_date(report.period) if profile.style == "labels" else "",
+        render_report(report, cells, profile.style, bank),
+        render_earlier(shown_earlier(earlier, profile), EARLIER_CELLS),
+    ]
+    system = [{"role": "system", "content": profile.system}] if profile.system else []
+    return [*system, {"role": "user", "content": "\n".join(filter(None, parts))}]
+
+
+def shown_earlier(earlier: Sequence[Report], profile: Profile) -> list[Report]:
+    """Those of the `earlier` reports, oldest first, that are shown below a report."""
+    return list(earlier)[-MAX_EARLIER:] if profile.style == "cells" else []
+
+
+def letter_context(
+    report: Report,
+    results: Sequence[RuleResult],
+    earlier: Sequence[Report],
+    profile: Profile,
+    findings: Sequence[Finding] = (),
+) -> Context:
+    """What the letter on a report may mention besides the violations. The arguments are those of `make_example`."""
+    context = _context(report, results, shown_earlier(earlier, profile), rules_of(profile))
+    return replace(context, lifted=lifted_results(results, findings))
 
 
 def _distinct(write: Callable[[int], str], count: int) -> list[str]:

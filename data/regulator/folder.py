@@ -38,7 +38,7 @@ def read_folder(
         raise UserError(
             f"{folder}: contains no reports; a report is a file ending in {suffixes}, or an unpacked package"
         )
-    results = _in_parallel(partial(try_read_report, taxonomy=taxonomy), files, workers, "files")
+    results = in_parallel(partial(try_read_report, taxonomy=taxonomy), files, workers, "files")
     reports, refused = [], {}
     for path, report, error in results:
         if report is None:
@@ -46,7 +46,7 @@ def read_folder(
         else:
             reports.append(report)
     joined = join_modules(reports, refused)
-    return _in_parallel(partial(_format, output=output), joined, workers, "reports"), list(refused.values())
+    return in_parallel(partial(_format, output=output), joined, workers, "reports"), list(refused.values())
 
 
 def join_modules(reports: Iterable[Report], refused: dict[Path, str]) -> list[Report]:
@@ -69,8 +69,11 @@ def _format(report: Report, output: Output) -> FolderReport:
     return FolderReport(lines, len(report.files), report.incomplete)
 
 
-def _in_parallel(function, items: Sequence, workers: int, unit: str) -> Iterator:  # noqa: ANN001 (any function)
-    """`map` in worker processes, in the order of `items`."""
+def in_parallel(function, items: Sequence, workers: int, unit: str) -> Iterator:  # noqa: ANN001 (any function)
+    """`map` in worker processes, in the order of `items`, with a progress bar. One item or one worker needs no process."""
+    if len(items) < 2 or workers < 2:
+        yield from map(function, items)
+        return
     # Spawn: Arelle and the open DPM database must not be shared with forked processes.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(max(workers, 1), max(len(items), 1)), mp_context=context) as pool:

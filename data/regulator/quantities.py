@@ -34,9 +34,15 @@ def quantities(text: str) -> Iterator[tuple[str, Decimal]]:
 
     Bare whole numbers are not figures: they count, enumerate, or belong to an article or a name.
     """
-    for match in _IN_TEXT.finditer(" ".join(text.split())):
+    for match, number in find_quantities(" ".join(text.split())):
+        yield match[0].strip(), number
+
+
+def find_quantities(text: str) -> Iterator[tuple[re.Match, Decimal]]:
+    """As `quantities`, with the match of each figure in `text` instead of its printed form."""
+    for match in _IN_TEXT.finditer(text):
         if match["unit"] or "." in match["number"]:
-            yield match[0].strip(), _number(match)
+            yield match, _number(match)
 
 
 def _number(match: re.Match) -> Decimal:

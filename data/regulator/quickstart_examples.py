@@ -29,11 +29,10 @@ def quickstart_example(
     results = evaluate(report, RULES)
     violated = apply_findings(results, findings)
     rules = list(dict.fromkeys(result.rule_id for result in violated))
-    checks = [*map(_ratio_check, results), *(_note_check(*pair) for pair in zip(findings, report.notes, strict=True))]
+    checks = [*map(ratio_check, results), *(note_check(*pair) for pair in zip(findings, report.notes, strict=True))]
     return {
         "messages": [
-            {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": render_report(report, cells, "labels", bank)},
+            *quickstart_question(report, bank, cells),
             {"role": "assistant", "content": write_checks(checks, write_letter(rules))},
         ],
         "id": f"{entity_code(report.entity)}-{report.period}",
@@ -47,19 +46,28 @@ def quickstart_example(
     }
 
 
+def quickstart_question(report: Report, bank: Addressee, cells: Cells) -> list[dict]:
+    """The messages that ask about a report, before the answer: those of training, and of everyone who asks later."""
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": render_report(report, cells, "labels", bank)},
+    ]
+
+
 def write_letter(rules: Sequence[str]) -> str:
     """A letter of one sentence per violated rule."""
     return " ".join(f"{MEASURES[rule][1]} within {MEASURES[rule][2]} days." for rule in rules) or "No measures."
 
 
-def _ratio_check(result: RuleResult) -> Check:
+def ratio_check(result: RuleResult) -> Check:
+    """The line of an answer on a ratio with a value and a limit."""
     value, limit = (_percent(number) for number in (result.known_value, result.known_limit))
     if result.state == "violated":
         return Check(short_label(result.cell), f"{value} < {limit}", result.rule_id, _short_legal(result.legal))
     return Check(short_label(result.cell), f"{value} >= {limit}")
 
 
-def _note_check(finding: Finding, note: Note) -> Check:
+def note_check(finding: Finding, note: Note) -> Check:
     """What a note means. The line repeats the words that decide, so that the model reads them right before it judges."""
     kind = next(kind for kind in KINDS if kind.name == finding.kind)
     words = note.text.partition(";")[0].rstrip(".")

@@ -88,17 +88,17 @@ def _table_lines(result: RuleResult, state: str) -> Iterator[str]:
             yield f"      {text}"
     if result.formula:
         word = "triggered" if result.kind == "trigger" else "violated"
-        yield f"      {word} if {_readable(result.formula)}"
-    yield from (f"      {_figure_text(figure)}" for figure in result.inputs)
+        yield f"      {word} if {readable(result.formula)}"
+    yield from (f"      {figure_text(figure)}" for figure in result.inputs)
     yield from (f"      {name} = {value:f} (law)" for name, value in result.parameters)
 
 
-def _readable(formula: str) -> str:
+def readable(formula: str) -> str:
     """A formula with cells as they are printed elsewhere: `C 47.00 r0340 c0010 < 0.03`."""
     return CELL.sub(lambda match: cell_name((match[1], match[2], match[3])), formula)
 
 
-def _figure_text(figure: Figure) -> str:
+def figure_text(figure: Figure) -> str:
     """A figure with its value and where it comes from."""
     if figure.source == "contradictory":
         return f"{name_of(figure)} = {' or '.join(map(format_value, figure.parts))} (contradictory)"

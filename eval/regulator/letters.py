@@ -2,7 +2,7 @@
 
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 from data.regulator.answer_reader import Answer
@@ -23,9 +23,15 @@ def statements(text: str) -> dict[str, set]:
     plain = _TABLE.sub(" ", _DATE.sub(" ", text))
     return {
         "figures": {value for _, value in quantities(plain)},
-        "dates": {_iso(match) for match in _DATE.finditer(text)},
+        "dates": {day for _, day in find_dates(text)},
         "articles": set(articles(plain)),
     }
+
+
+def find_dates(text: str) -> Iterator[tuple[re.Match, str]]:
+    """Yield each date of a text, as (its match, YYYY-MM-DD)."""
+    for match in _DATE.finditer(text):
+        yield match, _iso(match)
 
 
 def score_letters(examples: Sequence[dict], true: Sequence[Answer], letters: Sequence[str]) -> dict:

@@ -36,13 +36,16 @@ def deadlines(text: str) -> list[frozenset[int]]:
     `within ten working days` is 10, `within 30 days` is 30. Two weeks are 14 days or 10 working days, a month is 30 days or 20
     working days.
     """
-    terms = []
+    return [days for _, days in find_terms(text)]
+
+
+def find_terms(text: str) -> Iterator[tuple[re.Match, frozenset[int]]]:
+    """Yield each term that a text sets, as (its match, the numbers of days that it may stand for)."""
     for match in _TERM.finditer(text):
         number = match["number"].casefold()
         count = int(number) if number.isdigit() else _NUMBERS[number]
         days = {"day": {1}, "week": {7, 5}, "month": {30, 20}}[match["unit"].casefold()]
-        terms.append(frozenset(count * one for one in days))
-    return terms
+        yield match, frozenset(count * one for one in days)
 
 
 def demands(letter: str) -> Iterator[tuple[frozenset[str], frozenset[int]]]:

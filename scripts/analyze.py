@@ -1,0 +1,93 @@
+"""Analyse bank reports as the supervisor's desk: findings judged by the rules, and a checked letter (docs/desk.md).
+
+    python scripts/analyze.py MODEL FILE|DIR ... --out DIR [--register register.csv]
+    python scripts/analyze.py --engine-only FILE|DIR ... --out DIR
+
+A FILE is a report in any XBRL syntax, a DIR is an unpacked package or a folder of reports. The modules of one bank and date
+are joined. Each finding of the model is confirmed, refuted or not decidable by rule, and what it missed is listed. Every
+figure, date, article and deadline of the letter is checked; an unsupported one blocks the letter, unless --draft is given.
+
+OUT/index.html lists the reports, and OUT/findings.csv the findings. Each report has a folder with report.html, report.md,
+report.json, audit.json and its letter. Reports that were analysed before and have not changed are left alone. The exit code
+is 0 without findings, 1 with findings, and 2 if a file was refused; the others are analysed nevertheless.
+"""
+
+import pathlib
+import sys
+
+sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import argparse
+import os
+from pathlib import Path
+
+from common.errors import UserError, run_script
+from desk.analysis import Options, analyse
+from desk.audit import versions
+from desk.profiles import PROFILES, choose_profile
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; see --help. Raises UserError for a number that is out of range."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="MODEL FILE|DIR", help="the model, then the reports")
+    parser.add_argument("--engine-only", action="store_true", help="without a model: the first path is a report, too")
+    parser.add_argument("--out", type=Path, default=Path("analysis"), help="output directory (default: %(default)s)")
+    parser.add_argument("--draft", action="store_true", help="write a blocked letter as a draft with marks")
+    parser.add_argument("--register", type=Path, help="a CSV with the names of the banks: entity,name,country,type")
+    parser.add_argument("--findings", type=Path, help="the desk's decisions on notes, in the form of findings.csv")
+    parser.add_argument("--taxonomy", action="append", default=[], type=Path, metavar="ZIP", help="a taxonomy package")
+    parser.add_argument(
+        "--profile",
+        choices=list(PROFILES),
+        help="the profile that the model was trained on (default: that of the data card of its run)",
+    )
+    parser.add_argument("--max-new-tokens", type=int, help="maximum length of an answer (default: by profile)")
+    parser.add_argument("--batch-size", type=int, default=64, help="answers generated at once (%(default)s)")
+    parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="of the model (%(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="worker processes (default: %(default)s)")
+    arguments = parser.parse_args()
+    for name in ("max_new_tokens", "batch_size", "workers"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(arguments, name)}")
+    return arguments
+
+
+def main() -> int:
+    """Analyse the reports; with a model on every rank."""
+    arguments = parse_arguments()
+    model, files = (None, arguments.paths) if arguments.engine_only else (arguments.paths[0], arguments.paths[1:])
+    options = Options(
+        files=tuple(files),
+        out=arguments.out,
+        draft=arguments.draft,
+        register=arguments.register,
+        findings=arguments.findings,
+        taxonomy=tuple(arguments.taxonomy),
+        workers=arguments.workers,
+    )
+    if model is None:
+        return analyse(options, versions(), {})[0]
+    if not (model / "config.json").is_file():
+        raise UserError(
+            f"{model} is not a model directory (no config.json); name the model first, or give --engine-only"
+        )
+    if not files:
+        raise UserError("no report is named after the model; give a file or a folder of reports")
+    profile, source = choose_profile(arguments.profile, model)
+    # Imported here because an analysis without a model needs no torch.
+    from desk.model_answers import Asking, analyse_over_ranks
+
+    asking = Asking(
+        model,
+        profile,
+        source,
+        arguments.max_new_tokens or profile.answer_tokens,
+        arguments.batch_size,
+        arguments.dtype,
+    )
+    return analyse_over_ranks(options, asking)
+
+
+if __name__ == "__main__":
+    run_script(main)
