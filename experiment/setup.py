@@ -15,7 +15,7 @@ class Size:
 
     configs: method -> config file. profile, examples, splits: of make_reports.py; the splits are train, validation and those
     of `tests`, of which only the first is scored. overrides: of every run. rates: method -> learning rates that the sweep
-    tries, as written on the command line. low: the rate of `low-lr` relative to the chosen one. shots: examples before the
+    tries from low to high, as written on the command line. shots: examples before the
     prompts of the base model. replay: share of the target tokens. new_tokens: of the extended vocabulary.
     """
 
@@ -26,7 +26,6 @@ class Size:
     test: str
     rates: dict[str, tuple[str, ...]]
     overrides: tuple[str, ...] = ()
-    low: float = 1 / 3
     shots: int = 4
     replay: float = 0.05
     replay_documents: int = 64
@@ -69,7 +68,9 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train. method: whose config and learning rate it takes. overrides: of its runs. low: at the low rate."""
+    """One way to train. method: whose config and learning rate it takes. overrides: of its runs. low: at the next lower
+    rate of the sweep, so that its first seed is trained already.
+    """
 
     name: str
     words: str
@@ -132,7 +133,7 @@ class Experiment:
                 "full",
                 (replay(self.topics), *size.ewc, f"ewc.data={self.topics}"),
             ),
-            Arm("low-lr", "full, at a third of the learning rate", "full", low=True),
+            Arm("low-lr", "full, at the next lower learning rate", "full", low=True),
         ]
 
     def overrides(self, arm: Arm, rate: str, seed: int, share: float = 1.0, steps: int = 0) -> list[str]:
@@ -158,12 +159,17 @@ class Experiment:
         ]
 
     def rate_of(self, arm: Arm, chosen: str) -> str:
-        """The learning rate of an arm, from the one that was chosen for its method."""
-        return f"{float(chosen) * self.size.low:.4g}" if arm.low else chosen
+        """The learning rate of an arm, from the one that was chosen for its method; a third of it if none was lower."""
+        if not arm.low:
+            return chosen
+        tried = self.size.rates[arm.method]
+        place = tried.index(chosen)
+        return tried[place - 1] if place else f"{float(chosen) / 3:.4g}"
 
     def run(self, arm: Arm, rate: str, seed: int, share: float = 1.0) -> Path:
-        """The directory of a run."""
-        return self.out / f"{arm.name}{'' if share == 1 else f'-{100 * share:g}pc'}-lr{rate}-s{seed}"
+        """The directory of a run, named after what trains: another rate of the sweep is a run of `full`."""
+        name = arm.method if arm.low else arm.name
+        return self.out / f"{name}{'' if share == 1 else f'-{100 * share:g}pc'}-lr{rate}-s{seed}"
 
     def average(self, alpha: str, seed: int) -> Path:
         """The model whose weights are (1 - alpha) x base + alpha x full."""

@@ -113,7 +113,11 @@ def test_rates_and_the_average_are_chosen_on_validation(experiment, machine) -> 
     assert choices.rates == {"full": "6e-4", "lora": "3e-3"}
     assert choices.alpha == "0.7"  # the smallest that loses at most a point: 0.795 of 0.8
     assert choices.steps == 50
-    assert "low-lr-lr0.0002-s1" in machine.names
+    low = next(arm for arm in experiment.arms() if arm.low)
+    assert experiment.rate_of(low, "6e-4") == "3e-4"  # its first seed is a run of the sweep
+    assert experiment.rate_of(low, "3e-4") == "0.0001"
+    assert machine.names.count("full-lr3e-4-s0") == machine.names.count("full-lr3e-4-s1") == 1
+    assert "test full-lr3e-4-s1" in machine.names
     assert "test average-a0.7-s1" in machine.names
     assert "full-10pc-lr6e-4-s1" in machine.names
 
