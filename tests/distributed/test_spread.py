@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
+from transformers import AutoModelForCausalLM
 
 from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
 from tests.tiny import write_chat_file, write_tiny_model
@@ -37,8 +41,8 @@ config = Config(
     return folder
 
 
-def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None) -> dict:
-    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant}
+def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
+    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": expect}
 
 
 ONE_STEP = ("optimizer.max_steps=1",)
@@ -46,6 +50,7 @@ VALIDATED = ("run.eval_every=1",)
 COMPILER = shutil.which("g++") or shutil.which("clang++")  # on a CPU, inductor generates C++
 COMPILED = ("model.compile=True", "model.activation_checkpointing=full", *ONE_STEP)
 LOW = ("optimizer.memory=12N", "run.save_every=3")
+LORA = ("lora.rank=4", "run.save_every=3")
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +74,24 @@ def two(folder) -> Path:
             run_of(folder, "stopped-12N", *LOW, plant="signal_at_micro_batch:13"),
             run_of(folder, "r2-14N", "optimizer.memory=14N"),
             run_of(folder, "r2-6N", "optimizer.memory=6N"),
+            run_of(folder, "r2-lora", *LORA, *validated, "sharding.strategy=grad_op"),
+            run_of(folder, "r2-lora-none", *LORA, "sharding.strategy=none"),
+            run_of(folder, "r2-lora-offload", *LORA, "sharding.cpu_offload=True"),
+            run_of(folder, "stopped-lora", *LORA, plant="signal_at_micro_batch:13"),
         ],
     )
     for ranks in (1, 4):
         shutil.copytree(folder / "runs" / "stopped", folder / "runs" / f"stopped-{ranks}")
-    launch(folder, "two-resumed", 2, [run_of(folder, "stopped-12N", *LOW)])
+    launch(
+        folder,
+        "two-resumed",
+        2,
+        [
+            run_of(folder, "stopped-12N", *LOW),
+            run_of(folder, "stopped-lora", "lora.rank=8", expect=2),
+            run_of(folder, "stopped-lora", *LORA),
+        ],
+    )
     return folder / "runs"
 
 
@@ -96,6 +114,7 @@ def one(folder, two) -> Path:
             run_of(folder, "r1-14N", "optimizer.memory=14N"),
             run_of(folder, "r1-6N", "optimizer.memory=6N"),
             run_of(folder, "stopped-1"),
+            run_of(folder, "r1-lora", *LORA, "model.activation_checkpointing=full", "run.eval_general=True"),
             *([run_of(folder, "r1-compile", *COMPILED)] if COMPILER else []),
         ],
     )
@@ -112,6 +131,7 @@ def four(folder, two) -> Path:
         [
             run_of(folder, "r4-hybrid", *hybrid, plant="count_collectives"),
             run_of(folder, "stopped-4", *hybrid),
+            run_of(folder, "r4-lora-hybrid", *LORA, *hybrid),
         ],
     )
     return folder / "runs"
@@ -187,6 +207,62 @@ def test_bf16_weights_resume_bitwise(two) -> None:
     assert largest_difference(weights(two / "r2-12N"), weights(two / "stopped-12N")) == 0.0
     curve = {step: row["train/loss"] for step, row in rows(two / "r2-12N").items()}
     assert curve == {step: row["train/loss"] for step, row in rows(two / "stopped-12N").items()}
+
+
+@pytest.mark.parametrize("name", ["r2-lora", "r2-lora-none", "r2-lora-offload", "r4-lora-hybrid", "stopped-lora"])
+def test_lora_gives_the_same_update_under_every_sharding(one, two, four, name) -> None:
+    """Against one rank with recomputed activations: the same A at the start, the same adapters at the end."""
+    reference, run = one / "r1-lora", one / name
+    assert len(rows(run)) == STEPS
+    assert largest_difference(adapters(reference), adapters(run)) < 1e-5
+    assert largest_difference(weights(reference), weights(run)) < 1e-5
+    for key in ("train/loss", "train/grad_norm"):
+        assert relative_difference(rows(reference), rows(run), key) < 1e-5
+
+
+def test_lora_resumes_bitwise_and_only_with_its_own_settings(folder, two) -> None:
+    straight, resumed = adapters(two / "r2-lora-offload"), adapters(two / "stopped-lora")  # both are sharded fully
+    assert largest_difference(straight, resumed) == 0.0
+    assert largest_difference(weights(two / "r2-lora-offload"), weights(two / "stopped-lora")) == 0.0
+    output = (folder / "two-resumed.out").read_text()
+    before, now = ({"rank": n, "alpha": None, "dropout": 0.0, "targets": "all-linear"} for n in (4, 8))
+    assert f"was made with lora={before}, now it is {now}; set it back" in output
+
+
+def test_lora_saves_adapters_and_exports_them_merged_and_alone(folder, one, two) -> None:
+    """The export is base + alpha / rank x B A: the adapter in peft on the base has its logits, and the run had its loss."""
+    base, merged, found = (
+        load_file(folder / "model" / "model.safetensors"),
+        weights(one / "r1-lora"),
+        adapters(one / "r1-lora"),
+    )
+    changed = 0
+    assert merged.keys() == base.keys()
+    for name, weight in merged.items():
+        prefix = f"base_model.model.{name.removesuffix('.weight')}"
+        a, b = (found.get(f"{prefix}.lora_{side}.weight") for side in "AB")
+        expected = base[name] if a is None or b is None else base[name] + 2.0 * b @ a
+        torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6)
+        changed += not torch.equal(weight, base[name])
+    assert changed == 4 * 7 and len(found) == 2 * changed
+    ids = torch.arange(40)[None] % 300
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    with torch.no_grad():
+        before = model(ids).logits
+        alone = PeftModel.from_pretrained(model, one / "r1-lora" / "adapter")(ids).logits
+        together = AutoModelForCausalLM.from_pretrained(one / "r1-lora" / "export")(ids).logits
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-4)
+    assert (before - together).abs().max() > 0.01
+    # In the checkpoint: A and B, two moments of each, the step, the random state of the rank.
+    stored = FileSystemReader(one / "r1-lora" / "checkpoints" / "step-000006").read_metadata().state_dict_metadata
+    assert len(stored) == 3 * len(found) + 2 and not any("base_layer" in name for name in stored)
+    forgetting = [row["forgetting/kl"] for row in rows(one / "r1-lora", "forgetting/kl").values()]
+    assert forgetting[0] == pytest.approx(0, abs=1e-6) and forgetting[-1] > 1e-4
+
+
+def adapters(run: Path) -> dict:
+    """The tensors that peft reads."""
+    return load_file(run / "adapter" / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("memory", ["14N", "12N", "6N"])

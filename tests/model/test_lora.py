@@ -1,0 +1,166 @@
+"""LoRA's adapters: which matrices have one, in which dtype, how they begin, what they cost, and what is refused.
+
+Parity over ranks, resume and export are in tests/distributed/test_spread.py.
+"""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from common.errors import UserError
+from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run
+from configs.loading.checks import check_config
+from data.batches import collate
+from model.architectures import read_model_config
+from model.flops import count_work
+from model.language_model import (
+    PackedLanguageModel,
+    build_on_meta,
+    load_weights,
+    num_parameters,
+    num_trained,
+    parameter_names,
+    trained_parameters,
+)
+from model.lora import build_to_train, init_adapters
+from tests.model.test_equivalence import documents, load
+from tests.tiny import write_tiny_model
+
+HIDDEN, LAYERS, RANK = 64, 2, 4
+ON = LoRA(rank=RANK)
+# Query, key, value and output, then gate, up and down: 4 heads share 2 key-value heads.
+MATRICES = ((64, 64), (32, 64), (32, 64), (64, 64), (128, 64), (128, 64), (64, 128))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> str:
+    return str(write_tiny_model(tmp_path_factory.mktemp("lora") / "model", tied=False))
+
+
+def config_of(path: str, lora: LoRA = ON, compute_dtype: str = "bf16", **sections: object) -> Config:
+    return Config(
+        Model(path, compute_dtype=compute_dtype),
+        Data(("a.jsonl",)),
+        Batch(global_examples=4),
+        Optimizer(1e-3),
+        Run("r"),
+        lora=lora,
+        **sections,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def loaded(path: str, lora: LoRA = ON, seed: int = 0) -> PackedLanguageModel:
+    model = build_to_train(config_of(path, lora, "fp32"), read_model_config(path))
+    load_weights(model, path, torch.device("cpu"))
+    init_adapters(trained_parameters(model), seed)
+    return model
+
+
+def test_only_adapters_are_trained_and_the_base_keeps_its_names(path) -> None:
+    shape = read_model_config(path)
+    plain, model = build_on_meta(shape), build_to_train(config_of(path), shape)
+    trained = trained_parameters(model)
+    assert num_trained(model) == LAYERS * sum(RANK * (rows + columns) for rows, columns in MATRICES)
+    assert num_parameters(model) == num_parameters(plain) + num_trained(model)
+    assert len(trained) == LAYERS * 7 * 2 and {p.dtype for p in trained.values()} == {torch.float32}
+    base = parameter_names(model)
+    assert {n: p.shape for n, p in base.items()} == {n: p.shape for n, p in parameter_names(plain).items()}
+    assert {p.dtype for p in base.values()} == {torch.bfloat16} and not any(p.requires_grad for p in base.values())
+    assert trained_parameters(plain).keys() == parameter_names(plain).keys()  # without LoRA all are trained
+    assert all(p.dtype == torch.float32 for p in build_to_train(config_of(path, LoRA()), shape).parameters())
+
+
+def test_the_adapters_begin_as_the_base_model_and_their_scale_is_alpha_over_rank(path) -> None:
+    model, plain = loaded(path), load(path)
+    batch = collate((0, 1), documents([30, 50]))
+    assert model(batch).item() == plain(batch).item()
+    assert {layer.scaling["default"] for layer in model.modules() if hasattr(layer, "lora_A")} == {2.0}
+    half = loaded(path, LoRA(rank=RANK, alpha=2.0, targets="q_proj, v_proj"))
+    layers = {name: layer for name, layer in half.named_modules() if hasattr(layer, "lora_A")}
+    assert len(layers) == 2 * LAYERS and all(name.endswith(("q_proj", "v_proj")) for name in layers)
+    assert {layer.scaling["default"] for layer in layers.values()} == {0.5}
+
+
+def test_a_is_uniform_and_a_function_of_seed_name_and_place(path) -> None:
+    first, again, other = (trained_parameters(loaded(path, seed=seed)) for seed in (0, 0, 1))
+    a = {name: p.detach() for name, p in first.items() if ".lora_A." in name}
+    assert all(torch.equal(p, again[name]) and not torch.equal(p, other[name]) for name, p in a.items())
+    assert all(not p.any() for name, p in first.items() if ".lora_B." in name)
+    values = torch.cat([(p * p.shape[1] ** 0.5).flatten() for p in a.values()])  # uniform in +-1
+    assert values.abs().max() <= 1 and values.abs().max() > 0.99
+    assert abs(values.mean()) < 0.05 and values.square().mean() == pytest.approx(1 / 3, rel=0.05)
+    assert values.unique().numel() > 0.99 * values.numel()  # no two matrices alike
+    # A rank that holds the rows from the third on draws the same numbers there.
+    name, whole = next(iter(a.items()))
+    part = torch.nn.Parameter(torch.empty(RANK - 2, whole.shape[1]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.lora.flat_shard", lambda p: (p.detach().view(-1), 2 * whole.shape[1]))
+        init_adapters({name: part}, 0)
+    assert torch.equal(part.detach(), whole[2:])
+
+
+def test_the_flops_are_those_of_frozen_matrices(path) -> None:
+    model, made = loaded(path), documents([30, 50])
+    work = count_work(model, read_model_config(path))
+    whole = LAYERS * sum(rows * columns for rows, columns in MATRICES)
+    assert work.per_token == 4 * whole + 6 * num_trained(model)  # 6 of each without LoRA
+    assert work.per_target == 4 * 384 * HIDDEN
+    assert work.forward * work.per_token == pytest.approx(2 * (whole + num_trained(model)))
+    with FlopCounterMode(display=False) as counter:
+        model(collate((0, 1), made)).backward()
+    counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    # Nothing is trained before the first layer, whose query, key and value need no gradient of their input.
+    unneeded = 2 * sum(rows * columns + RANK * columns for rows, columns in MATRICES[:3])
+    expected = (work.per_token - unneeded) * 80 + work.per_target * made.targets.sum()
+    assert counted["aten.mm"] == expected
+
+
+def test_the_head_gradient_is_not_computed_and_the_others_are_those_of_full_training(path) -> None:
+    """d loss / d B = scale * (d loss / d W) A^T at B = 0, matrix by matrix."""
+    model, plain, batch = loaded(path), load(path), collate((0, 1), documents([30, 50]))
+    model(batch).backward()
+    plain(batch).backward()
+    whole = {name: p.grad for name, p in parameter_names(plain).items()}
+    for name, layer in model.causal_lm.named_modules():
+        if hasattr(layer, "lora_A"):
+            expected = 2.0 * whole[f"{name}.weight"] @ layer.lora_A["default"].weight.T
+            torch.testing.assert_close(layer.lora_B["default"].weight.grad, expected, rtol=1e-4, atol=1e-5)
+    assert model.head.weight.grad is None and model.embedding.weight.grad is None
+
+
+def test_an_unknown_matrix_and_new_tokens_are_refused(path, tmp_path) -> None:
+    shape = read_model_config(path)
+    words = "lora.targets: the model has no matrix 'lm_head' in its layers; it has down_proj, gate_proj, k_proj"
+    with pytest.raises(UserError, match=words):
+        build_to_train(config_of(path, LoRA(rank=RANK, targets="q_proj,lm_head")), shape)
+    (tmp_path / "new_tokens.json").write_text(json.dumps({"first_id": 380}))
+    with pytest.raises(UserError, match="has new tokens, whose rows of embedding and head LoRA would leave untrained"):
+        build_to_train(config_of(str(tmp_path)), shape)
+
+
+@pytest.mark.parametrize(
+    "lora, sections, words",
+    [
+        (LoRA(rank=-1), {}, "lora.rank must be 0 or more"),
+        (LoRA(rank=4, alpha=0.0), {}, "lora.alpha must be above 0"),
+        (LoRA(alpha=4.0), {}, "lora.alpha applies to LoRA only; set lora.rank above 0"),
+        (LoRA(targets="q_proj"), {}, "lora.targets applies to LoRA only"),
+        (LoRA(rank=4, dropout=1.0), {}, "lora.dropout must be at least 0 and below 1"),
+    ],
+)
+def test_wrong_settings_are_refused(lora, sections, words) -> None:
+    with pytest.raises(UserError, match=words):
+        check_config(config_of("m", lora, **sections))
+
+
+def test_what_lora_does_not_go_with_is_refused() -> None:
+    config = config_of("m", LoRA(rank=4, dropout=0.1))
+    check_config(config)
+    recomputed = dataclasses.replace(config.model, activation_checkpointing="full")
+    with pytest.raises(UserError, match=r"lora.dropout=0.1 needs model.activation_checkpointing=none"):
+        check_config(dataclasses.replace(config, model=recomputed))
+    with pytest.raises(UserError, match="ewc.strength above 0 needs lora.rank=0"):
+        check_config(dataclasses.replace(config, ewc=dataclasses.replace(config.ewc, strength=1.0, data=("b",))))
