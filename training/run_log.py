@@ -43,7 +43,8 @@ class RunLog:
         section -> key -> value, for those that show it. Raises UserError on all ranks if rank 0 cannot write to `directory`,
         or if metrics.jsonl is damaged before a row that is kept.
         """
-        self.enabled, self.log_to, self.sinks = ranks.rank == 0, log_to, list[Sink]()
+        self.enabled, self.path = ranks.rank == 0, directory / "metrics.jsonl"
+        self.log_to, self.sinks = log_to, list[Sink]()
         read_on_first(lambda: self._open(directory, start_step, evaluated, config or {}), ranks)
         if self.enabled:
             terminal = sys.stderr.isatty()
@@ -107,7 +108,6 @@ class RunLog:
         return f"curves: {' and '.join([str(here), *others])}"
 
     def _open(self, directory: Path, start_step: int, evaluated: dict[str, int], config: dict) -> None:
-        self.path = directory / "metrics.jsonl"
         try:
             directory.mkdir(parents=True, exist_ok=True)
             at_start, dropped = self._drop_rows(start_step, evaluated)

@@ -54,7 +54,7 @@ def open_sinks(
     of them can take a row back.
     """
     sinks: list[Sink] = []
-    file = directory / REMOTE_RUNS
+    file, lock = directory / REMOTE_RUNS, threading.Lock()
     known = json.loads(file.read_text(encoding="utf-8")) if start_step and file.is_file() else {}
     for name in names:
         if name == "tensorboard":
@@ -63,8 +63,9 @@ def open_sinks(
         kind = {"wandb": WandB, "mlflow": MLflow}[name]
 
         def remember(run_id: str, name: str = name) -> None:
-            known[name] = run_id
-            write_json(file, known)
+            with lock:  # every service has a thread of its own
+                known[name] = run_id
+                write_json(file, known)
 
         def connect(kind: type = kind, run_id: str | None = known.get(name), remember: Say = remember) -> Sink:
             return kind(directory, config, run_id, remember)

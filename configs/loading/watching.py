@@ -33,7 +33,7 @@ def parse_best_by(text: str) -> tuple[str, str]:
         return curve, "max"
     raise UserError(
         f"run.best_by={text}: it is not known whether a high or a low {curve} is better; write run.best_by={name}:max or "
-        f"run.best_by={name}:min{nearest(name, (*LOWER_IS_BETTER, *HIGHER_IS_BETTER))}"
+        f"run.best_by={name}:min{nearest(curve, (*LOWER_IS_BETTER, *HIGHER_IS_BETTER))}"
     )
 
 

@@ -22,6 +22,7 @@ import torch
 
 import distributed.checkpoint
 import distributed.sharding
+import eval.in_step
 import model.flops
 import train
 import training.inputs
@@ -133,6 +134,16 @@ def plant(name: str | None, set_attribute) -> None:
             return forward(self, batch, *by_source, **options)
 
         set_attribute(PackedLanguageModel, "forward", signalled)
+    elif kind == "signal_at_answer":
+        # A real SIGTERM to the last rank only, after the forward with this number of generating answers.
+        answered, advance = iter(range(10**9)), eval.in_step.Together.advance
+
+        def signalled_in_answer(self, tokens: int) -> None:
+            if next(answered) == int(argument) and int(os.environ.get("WORLD_SIZE", 1)) - 1 == RANK:
+                os.kill(os.getpid(), signal.SIGTERM)
+            advance(self, tokens)
+
+        set_attribute(eval.in_step.Together, "advance", signalled_in_answer)
     elif kind == "on_last_rank":
         # Another setting on the last rank, as on a node with other files.
         if int(os.environ.get("WORLD_SIZE", 1)) - 1 == RANK:

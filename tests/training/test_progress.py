@@ -56,6 +56,31 @@ def test_a_model_that_no_step_has_changed_is_the_base_model_at_any_step() -> Non
     assert (progress.base_loss, progress.best_step) == (1.0, None)
 
 
+def test_the_best_by_a_score_is_the_highest_and_an_evaluation_without_it_does_not_count() -> None:
+    progress, improved = Progress({}, {}, [0], best_by="validation/f1:max of 8 answers"), []
+    figures = [{"validation/f1": 0.9}, {"validation/f1": 0.2}, {}, {"validation/f1": 0.2}, {"validation/f1": 0.5}]
+    for progress.step, scores in enumerate(figures):
+        progress.updates = progress.step
+        improved.append(progress.finish_evaluation("validation", {"validation/loss": 1.0 - progress.step / 8} | scores))
+        assert not progress.finish_evaluation("forgetting", {"forgetting/kl": 0.1})
+    assert improved == [False, True, False, False, True]
+    best = (progress.base_value, progress.best_value, progress.best_step, progress.best_loss, progress.base_loss)
+    assert best == (0.9, 0.5, 4, 0.5, 1.0)
+
+
+def test_a_run_is_finished_after_so_many_evaluations_without_gain_and_says_so_in_its_state() -> None:
+    progress, finished = Progress({}, {}, [0]), []
+    for progress.step, loss in enumerate((9.0, 3.0, 4.0, 2.0, 2.0, math.nan, 2.5, 2.5)):
+        progress.updates = progress.step
+        progress.finish_evaluation("validation", {"validation/loss": loss})
+        again = Progress(**json.loads(json.dumps(progress.as_json())))
+        finished.append([again.is_finished(7, without) for without in (0, 1, 2, 3)])
+    assert [row[0] for row in finished] == [False] * 7 + [True]  # all steps are taken
+    assert [row[1] for row in finished] == [False, False, True, False, True, True, True, True]
+    assert [row[2] for row in finished] == [False] * 6 + [True, True]
+    assert [row[3] for row in finished] == [False] * 7 + [True]
+
+
 def test_an_export_without_checkpoints_is_not_trained_over(tmp_path, ranks) -> None:
     (tmp_path / "export").mkdir()
     with pytest.raises(UserError, match="export exists, but the checkpoints of its run are gone; to train again"):

@@ -1,0 +1,63 @@
+"""run.best_by, run.eval_generate, run.log_to and eval.metric: what is refused, in which words, and what a name means."""
+
+import pytest
+
+from common.errors import UserError
+from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from configs.loading.config_file import override
+from configs.loading.watching import parse_best_by
+
+CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
+VALIDATED = "data.validation=v"
+ANSWERS = (VALIDATED, "run.eval_generate=4")
+
+
+@pytest.mark.parametrize(
+    ("text", "curve", "direction"),
+    [
+        ("validation/loss", "validation/loss", "min"),
+        ("loss", "validation/loss", "min"),
+        ("validation/loss/general", "validation/loss/general", "min"),
+        ("f1", "validation/f1", "max"),
+        ("validation/fact_f1", "validation/fact_f1", "max"),
+        ("forgetting/kl", "forgetting/kl", "min"),
+        ("forgetting/questions", "forgetting/questions", "max"),
+        ("errors:min", "validation/errors", "min"),
+        ("f1:min", "validation/f1", "min"),
+    ],
+)
+def test_a_name_has_a_curve_and_a_direction(text, curve, direction):
+    assert parse_best_by(text) == (curve, direction)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (("run.export=best",), "run.export=best needs data.validation or data.validation_share"),
+        (("run.stop_after_no_gain=2", "run.eval_every=5"), "run.stop_after_no_gain needs data.validation"),
+        (("run.stop_after_no_gain=2", VALIDATED), "run.stop_after_no_gain counts evaluations; set run.eval_every"),
+        (("run.eval_generate=4",), "run.eval_generate answers examples of data.validation; set it or"),
+        (("run.best_by=f1", VALIDATED), "run.best_by=f1 needs run.eval_generate"),
+        (("run.best_by=forgetting/kl",), "run.best_by=forgetting/kl needs run.eval_general=True"),
+        (("run.best_by=validation/loss/x",), "needs a source of data.mix with that name and validation files"),
+        (("run.best_by=fi", *ANSWERS), "write run.best_by=fi:max or run.best_by=fi:min; did you mean validation/f1?"),
+        (("run.best_by=f1:best", *ANSWERS), "must be the name of a curve, NAME:max or NAME:min, not 'f1:best'"),
+        (("run.best_by=:max", *ANSWERS), "must be the name of a curve, NAME:max or NAME:min, not ':max'"),
+        (("run.log_to=tensorboard,wanb",), "run.log_to must name each of tensorboard, wandb, mlflow at most once"),
+        (("run.log_to=wandb,wandb",), "run.log_to must name each of tensorboard, wandb, mlflow at most once"),
+        (("eval.metric=scores", *ANSWERS), "eval.metric must be MODULE:FUNCTION, not 'scores'"),
+        (("eval.metric=a:b:c", *ANSWERS), "eval.metric must be MODULE:FUNCTION, not 'a:b:c'"),
+        (("eval.metric=a:b",), "eval.metric scores the answers of run.eval_generate"),
+        (("eval.max_new_tokens=0",), "eval.max_new_tokens must be above 0"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(overrides, sentence):
+    with pytest.raises(UserError) as error:
+        override(CONFIG, overrides)
+    assert sentence in str(error.value)
+
+
+def test_what_can_work_is_accepted():
+    config = override(CONFIG, (*ANSWERS, "run.best_by=mine:max", "eval.metric=pkg.scores:mine", "run.log_to=none"))
+    assert (config.run.log_to, config.eval.metric) == ((), "pkg.scores:mine")
+    override(CONFIG, ("run.export=best", "run.best_by=forgetting/kl", "run.eval_general=True"))

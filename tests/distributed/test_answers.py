@@ -1,0 +1,148 @@
+"""Answers at evaluations: the same on 1 and 2 ranks and as scripts/evaluate.py gives, and runs that are ended by their scores.
+
+The model of the tests learns two answers by heart within 40 steps, so that scores rise from 0 and stay.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.distributed.launch import largest_difference, launch, rows, weights
+from tests.processes import run_python
+from tests.tiny import write_tiny_model
+
+pytestmark = pytest.mark.slow
+EVALUATE = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
+BREACH = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nThe bank shall restore its LCR."
+CLEAN = "Violations:\nnone\nDirective:\nNo measures."
+EVERY = 8  # steps between evaluations
+# 40 steps; the best by f1 is found early, because a later one is not better.
+WATCHED = (f"run.eval_every={EVERY}", "run.eval_generate=3", "run.best_by=f1", "run.stop_after_no_gain=2")
+SHORT = ("optimizer.max_steps=2",)
+
+
+def chat(name: int, question: str, answer: str) -> dict:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"id": f"example-{name}", "messages": messages}
+
+
+def write(path: Path, examples: list[dict]) -> None:
+    path.write_text("".join(json.dumps(example) + "\n" for example in examples))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("answers")
+    write_tiny_model(folder / "model")
+    both = (("LCR low", BREACH), ("LCR high", CLEAN))
+    write(folder / "train.jsonl", [chat(i, *both[i % 2]) for i in range(8)])
+    write(folder / "validation.jsonl", [chat(i, f"{both[i % 2][0]} ", both[i % 2][1]) for i in range(5)])
+    (folder / "metric_of_mine.py").write_text(
+        "def length(answers, examples):\n    return sum(map(len, answers)) / len(answers)\n"
+    )
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
+    data=Data(
+        ({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256,
+        cache={str(folder / "tokens")!r},
+    ),
+    batch=Batch(global_examples=8, micro_batch=2),
+    optimizer=Optimizer(5e-3, epochs=40, warmup_steps=0),
+    run=Run("base", directory={str(folder / "runs")!r}),
+)
+""")
+    return folder
+
+
+def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None) -> dict:
+    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": 0}
+
+
+@pytest.fixture(scope="module")
+def outputs(folder) -> tuple[str, str]:
+    """What the runs on 2 ranks and then those on 1 rank have printed."""
+    two = launch(
+        folder,
+        "two",
+        2,
+        [
+            run_of(folder, "two", *WATCHED),
+            run_of(folder, "one-question", *SHORT, "run.eval_generate=1"),  # a rank has none
+            run_of(folder, "unwatched", *SHORT),
+            run_of(folder, "stopped", *WATCHED, plant="signal_at_answer:9"),
+        ],
+    )
+    one = launch(
+        folder,
+        "one",
+        0,
+        [
+            run_of(folder, "one", *WATCHED),
+            run_of(folder, "two", *WATCHED),  # has ended early
+            run_of(folder, "stopped", *WATCHED[:2], f"optimizer.max_steps={EVERY}"),  # now by the loss
+            run_of(folder, "stopped", *WATCHED[:2], f"optimizer.max_steps={2 * EVERY}", "run.best_by=f1"),
+        ],
+    )
+    return two, one
+
+
+def test_answers_do_not_depend_on_the_number_of_ranks_and_are_those_of_the_export(folder, outputs):
+    one, two = (rows(folder / "runs" / name, "validation/f1") for name in ("one", "two"))
+    names = ("validation/f1", "validation/fact_f1", "validation/sample")
+    assert {step: [row[name] for name in names] for step, row in one.items()} == {
+        step: [row[name] for name in names] for step, row in two.items()
+    }
+    assert one[0]["validation/f1"] == 0 and max(row["validation/f1"] for row in one.values()) == 1
+    options = [
+        "--data",
+        folder / "validation.jsonl",
+        "--train",
+        folder / "train.jsonl",
+        "--limit",
+        3,
+        "--dtype",
+        "fp32",
+    ]
+    done = run_python(EVALUATE, folder / "runs" / "one" / "export", *options, "--json", folder / "evaluated.json")
+    assert done.returncode == 0, done.stderr
+    result, last = json.loads((folder / "evaluated.json").read_text()), one[max(one)]
+    assert f"limit {result['max_new_tokens']} tokens" in outputs[1]
+    assert last["validation/f1"] == result["violations"]["micro"]["f1"]
+    assert last["validation/fact_f1"] == result["facts"]["f1"]
+    answer = last["validation/sample"].partition("**Answer**\n\n")[2]
+    assert [line.removeprefix("    ") for line in answer.splitlines()] == result["answers"][0]["answer"].splitlines()
+    events = EventAccumulator(str(folder / "runs" / "one" / "tensorboard")).Reload()
+    shown = events.Tensors("validation/sample/text_summary")
+    assert [event.step for event in shown] == sorted(one)
+    assert shown[-1].tensor_proto.string_val[0].decode() == last["validation/sample"]
+
+
+def test_a_run_without_gain_ends_early_as_finished_and_does_not_continue(folder, outputs):
+    curve = {step: row["validation/f1"] for step, row in rows(folder / "runs" / "two", "validation/f1").items()}
+    trained = sorted(step for step in curve if step)
+    best = max(trained, key=lambda step: (curve[step], -step))
+    assert trained[-1] == best + 2 * EVERY < 40
+    line = f"ended early after step {trained[-1]}: 2 evaluations in a row have found nothing better than the highest validation/f1"
+    assert f"{line}, {curve[best]:.4g} at step {best}" in outputs[0]
+    assert f"already finished: {line}" in outputs[1]
+    assert json.loads((folder / "runs" / "two" / "export" / "export.json").read_text())["step"] == trained[-1]
+    assert max(rows(folder / "runs" / "two")) == trained[-1]
+
+
+def test_answering_changes_nothing_of_the_training_also_where_a_rank_has_no_question(folder, outputs):
+    assert "1 answers of" in outputs[0]
+    pair = (weights(folder / "runs" / name) for name in ("one-question", "unwatched"))
+    assert largest_difference(*pair) == 0
+
+
+def test_a_signal_ends_the_answers_on_all_ranks_and_the_next_start_gives_them(folder, outputs):
+    """The first start was stopped at its first evaluation; the third one chooses the best checkpoint by another curve."""
+    assert "stopped after step 0/40; start again to continue" in outputs[0]
+    curve = rows(folder / "runs" / "stopped", "validation/f1")
+    assert sorted(curve) == [0, EVERY, 2 * EVERY]
+    changed = "run.best_by has changed (validation/loss:min -> validation/f1:max of 3 answers): the best checkpoint, of step 8,"
+    assert f"{changed} was judged again: validation/f1 {curve[EVERY]['validation/f1']:.4g}" in outputs[1]

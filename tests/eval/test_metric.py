@@ -1,0 +1,88 @@
+"""Scores of answers: a function of the user's, what is wrong with it in one sentence, and the scores without one."""
+
+import importlib.util
+import math
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from eval.metric import load_metric, plain_scores
+
+EXAMPLES = [
+    {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]} for text in ("a b", "c")
+]
+MODULE = """
+def number(answers, examples):
+    return sum(a == e["messages"][-1]["content"] for a, e in zip(answers, examples)) / len(answers)
+
+def several(answers, examples):
+    return {"right": 1, "length.mean": 2.5}
+
+def fails(answers, examples):
+    return answers[7]
+
+def not_finite(answers, examples):
+    return {"right": float("nan")}
+
+def nothing(answers, examples):
+    return None
+
+def taken(answers, examples):
+    return {"loss": 1.0}
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def scores(tmp_path, monkeypatch):
+    (tmp_path / "scores_of_mine.py").write_text(MODULE)
+    (tmp_path / "broken_scores.py").write_text("import nothing_of_that_name")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "scores_of_mine", raising=False)
+
+
+def test_a_number_is_called_metric_and_a_dictionary_has_its_own_names(scores):
+    assert load_metric("scores_of_mine:number")(["a b", "d"], EXAMPLES) == {"metric": 0.5}
+    result = load_metric("scores_of_mine:several")(["", ""], EXAMPLES)
+    assert result == {"right": 1.0, "length.mean": 2.5} and type(result["right"]) is float
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        (
+            "scores_of_yours:f",
+            "module scores_of_yours is not found; put it beside train.py or its folder into PYTHONPATH",
+        ),
+        ("broken_scores:f", "module nothing_of_that_name is not found"),
+        ("scores_of_mine:f", "scores_of_mine.py has no function f"),
+        ("scores_of_mine:constant", "scores_of_mine.py has no function constant"),
+        ("scores_of_mine:fails", "fails: IndexError: list index out of range ("),
+        ("scores_of_mine:not_finite", "returns nan for right; a score must be finite"),
+        ("scores_of_mine:nothing", "returns None for metric; it gets (answers, examples) and must return a number"),
+        ("scores_of_mine:taken", "returns the name 'loss'; use letters"),
+    ],
+)
+def test_a_mistake_is_one_sentence(scores, name, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)) as error:
+        load_metric(name)(["", ""], EXAMPLES)
+    assert str(error.value).startswith(f"eval.metric={name}") and "\n" not in str(error.value)
+    if name.endswith("fails"):
+        assert str(error.value).endswith("scores_of_mine.py, line 9)")
+
+
+def test_without_a_metric_answers_are_compared_with_the_reference(monkeypatch):
+    assert plain_scores(["a\n b ", "d"], EXAMPLES) == {"exact_match": 0.5, "rouge_l": 0.5}
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rouge_score" else find_spec(name))
+    assert plain_scores(["a b", "d"], EXAMPLES) == {"exact_match": 0.5}
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path, monkeypatch):
+    (tmp_path / "numpy_scores.py").write_text("import numpy as np\ndef f(answers, examples): return np.float32(0.5)")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_metric("numpy_scores:f")([], []) == {"metric": 0.5} and math.isclose(np.float32(0.5), 0.5)

@@ -1,0 +1,111 @@
+"""Which examples run.eval_generate asks, how long answers may be, and what is refused before a run starts."""
+
+import dataclasses
+import json
+
+import pytest
+
+from common.errors import UserError
+from configs.config import Batch, Config, Data, Eval, Model, Optimizer, Run
+from data.held_out import content_hash, is_held_out
+from data.tokens import load_tokenizer
+from eval.asked_examples import choose_examples
+from tests.tiny import write_chat_file, write_tiny_model
+from training.asked import Asked
+from training.inputs import read_inputs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("asked")
+    write_tiny_model(folder / "model")
+    write_chat_file(folder / "train.jsonl", 12, seed=0)
+    write_chat_file(folder / "validation.jsonl", 9, seed=1)
+    (folder / "texts.jsonl").write_text('{"text": "The bank shall report."}\n')
+    return folder
+
+
+def read(
+    folder, is_first: bool = True, max_new_tokens: int | None = None, metric: str | None = None, **changes
+) -> Asked:
+    data = {"validation": (str(folder / "validation.jsonl"),)} | changes.pop("data", {})
+    config = Config(
+        Model(str(folder / "model")),
+        Data((str(folder / "train.jsonl"),), **data, sequence_length=256, cache=None),
+        Batch(4),
+        Optimizer(1e-3),
+        Run("r", **{"eval_generate": 4} | changes),
+        eval=Eval(metric, max_new_tokens),
+    )
+    tokenizer = load_tokenizer(str(folder / "model"))
+    inputs = read_inputs(config, tokenizer, 384, lambda *numbers: 1.0, 1, is_first)
+    assert inputs.asked
+    return inputs.asked
+
+
+def examples(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_examples_are_those_of_evaluate_and_answers_may_be_a_quarter_longer_than_in_training(folder):
+    asked, tokenizer = read(folder), load_tokenizer(str(folder / "model"))
+    expected = choose_examples(examples(folder / "validation.jsonl"), 4)
+    assert [example["id"] for example in asked.examples] == [example["id"] for example in expected]
+    for prompt, example in zip(asked.prompts, expected, strict=True):
+        question = tokenizer.apply_chat_template(example["messages"][:1], add_generation_prompt=True, tokenize=False)
+        assert tokenizer.decode(prompt) == question
+    answers = [example["messages"][-1]["content"] for example in examples(folder / "train.jsonl")]
+    longest = max(len(ids) for ids in tokenizer(answers, add_special_tokens=False)["input_ids"])
+    assert asked.max_new_tokens == -(-5 * (longest + 1) // 4)
+    assert asked.ideal == {"exact_match": 1.0, "rouge_l": 1.0}
+    tokens = sum(map(len, asked.prompts))
+    line = (
+        f"4 of 9 chats of data.validation: {tokens} tokens of prompts and at most {4 * asked.max_new_tokens} of answers"
+    )
+    assert line in asked.cost_line(2**30, "bf16") and "whole model in bf16, 2.00 GiB" in asked.cost_line(2**30, "bf16")
+    assert len(read(folder, eval_generate=99).prompts) == 9
+
+
+def test_all_ranks_ask_the_same_and_only_the_first_scores(folder):
+    first, other = read(folder), read(folder, is_first=False, metric="module_that:does_not_exist")
+    assert other.metric is None and first.metric is not None
+    assert first.digest() == other.digest() != dataclasses.replace(other, max_new_tokens=7).digest()
+
+
+def test_with_a_share_the_held_out_chats_of_the_training_data_are_asked(folder):
+    asked = read(folder, eval_generate=99, data={"validation": (), "validation_share": 0.4})
+    held_out = [one for one in examples(folder / "train.jsonl") if is_held_out(content_hash(one), 0.4)]
+    assert [one["id"] for one in asked.examples] == [one["id"] for one in held_out] != []
+
+
+def test_a_prompt_without_room_for_an_answer_is_left_out_and_counted(folder):
+    lengths = sorted(len(prompt) for prompt in read(folder, eval_generate=9).prompts)
+    limit = 512 - lengths[-2]  # the window has 512 positions
+    asked = read(folder, eval_generate=9, max_new_tokens=limit)
+    assert sorted(map(len, asked.prompts)) == lengths[:-1]
+    assert "8 of 9 chats of data.validation, 1 more leave no room for an answer" in asked.line
+    with pytest.raises(UserError, match="no prompt of data.validation leaves room for an answer of 512 tokens"):
+        read(folder, max_new_tokens=512)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"data": {"validation": ("texts.jsonl",)}},
+            "run.eval_generate: data.validation has no chat that ends with an answer",
+        ),
+        ({"best_by": "f1"}, "run.best_by=f1: the data's own scores are exact_match, rouge_l; choose one of them"),
+        ({"metric": "no_such_module:f"}, "eval.metric=no_such_module:f: module no_such_module is not found"),
+        ({"metric": "math:hypot"}, "eval.metric=math:hypot fails: TypeError"),
+        ({"metric": "operator:eq"}, "eval.metric=operator:eq scores metric; choose one of them"),
+    ],
+)
+def test_what_cannot_be_asked_or_scored_is_one_sentence(folder, changes, sentence):
+    if "data" in changes:
+        changes = {"data": {"validation": tuple(str(folder / name) for name in changes["data"]["validation"])}}
+    if changes.get("metric") == "operator:eq":
+        changes["best_by"] = "mine:max"
+    with pytest.raises(UserError) as error:
+        read(folder, **changes)
+    assert sentence in str(error.value)
