@@ -115,6 +115,7 @@ class Standing:
         steps, tokens, _ = trained(rows)
         cost = {"steps": steps, "tokens": tokens, "seconds": record.get("seconds", 0.0)}
         base = value_at(rows, self.metric.curve, 0)
+        base = base if is_finite(base) else None
         identity = (run.name, run.overrides, run.seed)
         if step is not None:
             value = final_value(directory, rows, self.metric.curve, step)

@@ -194,8 +194,8 @@ def interrupted_words(sweep: Sweep, error: Interrupted) -> str:
     states = [result.state for result in sweep.standing.results.values()]
     done = states.count("finished") + states.count("diverged")
     return (
-        f"{error}: {done} of {len(states)} runs are done, {states.count('stopped')} have been stopped on the way; run the same "
-        "command again to continue"
+        f"{error}: {done} of {len(states)} runs are done, {states.count('stopped')} stopped on the way; run the same command "
+        "again to continue"
     )
 
 

@@ -69,7 +69,7 @@ def test_stopped_continued_and_repeated(folder) -> None:
     stopped = stop_in_the_middle(folder, out)
     assert "SIGINT: the running scripts save and end" in stopped
     assert f"left: 2 of 2 runs, {2 * STEPS} steps" in stopped
-    assert "1 have been stopped on the way; run the same command again to continue" in stopped
+    assert "1 stopped on the way; run the same command again to continue" in stopped
     before = json.loads((out / "sweep.json").read_text())
     assert before["best"] is None and not before["is_complete"] and before["cost"]["process_hours"] > 0
 
