@@ -120,16 +120,17 @@ def write_weights(folder: Path, weights: Weights, dtype: torch.dtype, max_file_b
     sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in weights.shapes.items()}
     files = files_of(sizes, max_file_bytes)
     for file, names in files.items():
-        write_file({name: _converted(name, weights.read(name), dtype) for name in names}, folder / file)
+        write_file({name: converted(name, weights.read(name), dtype) for name in names}, folder / file)
     write_index(folder, files, sum(sizes.values()))
     return sum(sizes.values())
 
 
-def _converted(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    converted = tensor.to(dtype).contiguous()
-    if not torch.isfinite(converted).all():
+def converted(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor in `dtype`. Raises UserError if a value is not finite, or if `dtype` cannot hold it."""
+    changed = tensor.to(dtype).contiguous()
+    if not torch.isfinite(changed).all():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{name} has values that are not finite; export another step")
         largest = tensor.abs().max().item()
         raise UserError(f"{name} has a value of {largest:.3g}, which {dtype_name(dtype)} cannot hold; use --dtype bf16")
-    return converted
+    return changed

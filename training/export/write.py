@@ -8,14 +8,16 @@ from pathlib import Path
 import torch
 
 from common.dtypes import dtype_name
-from common.durable_files import new_directory
+from common.durable_files import new_directory, write_durably
 from common.errors import UserError
+from model.adapter import write_adapter
 from model.architectures import read_model_config
 from model.fingerprint import fingerprint_of_base
 from model.language_model import build_on_meta
 from model.vocabulary.rows import first_new_row
-from model.weights import Weights, average, weights_of_directory, write_weights
+from model.weights import Weights, average, converted, weights_of_directory, write_weights
 from training.ending import RECORD
+from training.export.base_model import BaseModel
 from training.export.subject import Subject
 
 CARD = "README.md"
@@ -30,19 +32,16 @@ class Request:
     average_with_base: float | None = None
 
 
-def torch_dtype(name: str, subject: Subject) -> torch.dtype:
-    """The dtype of the exported weights."""
-    if name != "auto":
-        return DTYPES[name]
-    return getattr(subject.model_config, "dtype", None) or torch.bfloat16
-
-
 def record_of(subject: Subject, request: Request) -> dict:
     """What export.json says, without the list of files: two exports with the same record hold the same weights."""
-    averaged = None
+    averaged, dtype = None, DTYPES.get(request.dtype)
     if request.average_with_base is not None:
         averaged = {"share_of_tuned": request.average_with_base, "base": fingerprint_of_base(base_of(subject))}
-    return subject.identity | {"dtype": dtype_name(torch_dtype(request.dtype, subject)), "averaged": averaged}
+    if dtype is None:
+        of_adapter = torch.float32  # what adapters are trained in; they are small
+        dtype = getattr(subject.model_config, "dtype", None) or torch.bfloat16 if subject.weights else of_adapter
+    kind = "model" if subject.adapter is None else "merged" if subject.weights else "adapter"
+    return subject.identity | {"kind": kind, "dtype": dtype_name(dtype), "averaged": averaged}
 
 
 def base_of(subject: Subject) -> Path:
@@ -55,7 +54,12 @@ def base_of(subject: Subject) -> Path:
 
 
 def final_weights(subject: Subject, request: Request) -> Weights:
-    """The weights to write. Raises UserError if they cannot be averaged."""
+    """The weights to write, or those of the adapter. Raises UserError if they cannot be averaged."""
+    if subject.weights is None:
+        assert subject.adapter is not None
+        if request.average_with_base is not None:
+            raise UserError(f"{subject.path} has an adapter: --average-with-base needs --merge-lora")
+        return subject.adapter.weights
     if request.average_with_base is None:
         return subject.weights
     path = base_of(subject)
@@ -64,9 +68,10 @@ def final_weights(subject: Subject, request: Request) -> Weights:
 
 
 def base_warning(subject: Subject, record: dict) -> str | None:
-    """A warning if the weights are averaged with another base than the run was started from."""
+    """A warning if weights are averaged with another base, or an adapter merged into another, than that of the run."""
     trained_from = subject.run and subject.run.state.get("meaning", {}).get("the weights of model.path")
-    if not (record["averaged"] and trained_from) or record["averaged"]["base"] == trained_from:
+    is_used = record["averaged"] or record["kind"] == "merged"
+    if not (is_used and trained_from) or fingerprint_of_base(base_of(subject)) == trained_from:
         return None
     return f"warning: the weights in {subject.base} are not those that the run was started from"
 
@@ -89,8 +94,11 @@ def find_export(out: Path, record: dict) -> bool:
     return True
 
 
-def write_export(out: Path, subject: Subject, weights: Weights, record: dict, card: str) -> int:
-    """Write the directory `out`, which is complete or absent. Returns the bytes of the weights."""
+def write_export(out: Path, subject: Subject, weights: Weights, record: dict, base: BaseModel, card: str) -> int:
+    """Write the directory `out`, which is complete or absent. Returns the bytes of the weights.
+
+    `weights` comes from `final_weights`, `record` from `record_of`. `card` is the text of the model card.
+    """
     dtype = getattr(torch, record["dtype"])
     needed = sum(torch.Size(shape).numel() for shape in weights.shapes.values()) * dtype.itemsize
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -100,14 +108,29 @@ def write_export(out: Path, subject: Subject, weights: Weights, record: dict, ca
             f"{out}: the export needs {needed / 2**20:,.0f} MiB, but the disk has {free / 2**20:,.0f} MiB free; free some space"
         )
     with new_directory(out) as folder:
-        size = write_weights(folder, weights, dtype)
+        if record["kind"] == "adapter":
+            assert subject.adapter is not None
+            named = base.hub_id or str(base_of(subject))
+            size = write_adapter(folder, subject.adapter, named, lambda name, tensor: converted(name, tensor, dtype))
+        else:
+            size = write_weights(folder, weights, dtype)
         subject.write_rest(folder)
-        _set_dtype(folder / "config.json", record["dtype"])
+        if record["kind"] != "adapter":
+            _set_dtype(folder / "config.json", record["dtype"])
+        base.copy_licences(folder)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         (folder / RECORD).write_text(json.dumps(record | {"files": sizes}, indent=1) + "\n", encoding="utf-8")
-        if card:
-            (folder / CARD).write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
     return size
+
+
+def renew_card(out: Path, card: str) -> bool:
+    """Replace the card of an existing export, as results may have been added. Returns whether it has changed."""
+    path = out / CARD
+    if path.is_file() and path.read_text(encoding="utf-8") == card:
+        return False
+    write_durably(path, card)
+    return True
 
 
 def _set_dtype(path: Path, dtype: str) -> None:
