@@ -53,19 +53,20 @@ def examine(report: Report, earlier: Sequence[Report], decisions: Sequence[Findi
 
 def describe_result(result: RuleResult) -> dict:
     """A result as texts that a person can check: cell, formula, inputs, value, limit, article, reason."""
+    word = "triggered" if result.kind == "trigger" else "violated"
     has_sides = result.value is not None and result.limit is not None
     value = "" if result.value is None else format_figure(result.value, result.unit, result.decimals)
     return {
         "rule": result.rule_id,
         "kind": result.kind,
         "title": result.title,
-        "cell": cell_name(result.cell, result.row) if any(result.cell) else "",
+        "cell": cell_name(result.cell, result.row).strip(),
         "value": "not reported" if has_sides and result.missing else value,
         "limit": f"{result.relation} {format_limit(result.known_limit, result.unit, result.decimals)}"
         if has_sides
         else "",
         "legal": result.legal,
-        "formula": f"violated if {readable(result.formula)}" if result.formula else "",
+        "formula": f"{word} if {readable(result.formula)}" if result.formula else "",
         "inputs": [
             *map(figure_text, result.inputs),
             *(f"{name} = {_plain(value)} (law)" for name, value in result.parameters),

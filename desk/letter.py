@@ -72,7 +72,7 @@ def _reasons(report: Report, engine: Examination, verdicts: Sequence[Verdict]) -
         what = f"{one.rule}{place}"
         figures = ", ".join(filter(None, (known["value"], known["limit"], known["legal"])))
         if one.verdict == REFUTED:
-            yield f"refuted: {what}: {one.reason}; strike it from the letter, or correct it"
+            yield f"refuted: {what}: {known['reason']}; strike it from the letter, or correct it"
         elif one.verdict == MISSED or (one.verdict == NOT_COVERED and known["kind"] == "breach"):
             yield f"{one.verdict}: {what} ({figures}); add it to the letter{f', unless {one.reason}' if one.reason else ''}"
     yield from (
@@ -80,6 +80,8 @@ def _reasons(report: Report, engine: Examination, verdicts: Sequence[Verdict]) -
     )
     objects = engine.violated or any(one.verdict in (CONFIRMED, OPEN) for one in verdicts)
     if not objects:
+        if not engine.of_state("ok", "violated"):
+            yield "the letter objects to nothing, but no rule could be evaluated on this report: nothing was examined"
         for one in engine.contradictions:
             yield (
                 f"the letter objects to nothing, but the report is doubtful ({one.rule_id}: {one.reason}); ask the bank to "

@@ -104,6 +104,6 @@ def _about(one: dict) -> str:
 
 def _text(text: str) -> str:
     """A text of a report or a model inside Markdown: it can begin no row, heading or tag of its own."""
-    for character, escaped in (("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\["), ("\n", " ")):
+    for character, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\["), ("\n", " ")):
         text = text.replace(character, escaped)
     return text

@@ -14,6 +14,7 @@ from desk.letter import Letter, check, engine_letter
 from desk.profiles import PROFILES
 from desk.support import support_for
 from desk.verdicts import CONFIRMED, OPEN, REFUTED, VERDICTS, Verdict, engine_verdicts, judge_answer
+from eval.regulator.measures import not_demanded
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ def make_record(case: Case, draft: bool) -> dict:
         verdicts, unread, text, problems = _judge_reply(case, engine, case.reply)
     profile = PROFILES[case.reply.profile if case.reply else "full"]
     open_claims = [one.claim for one in verdicts if one.verdict == OPEN and one.claim and one.claim.state == "violated"]
+    if text and not any(one.verdict == OPEN for one in verdicts):  # an open finding may change a measure
+        required = profile.measures(engine.violated, engine.context)
+        for one in not_demanded(required, text):
+            demanded = f"the measure on {one['subject']} within {one['deadline_days']} days"
+            problems.append(f"the letter does not demand {demanded}; add it")
     support = support_for(case.report, case.bank, engine, case.earlier, profile, open_claims)
     named = None if profile.name == "quickstart" else case.bank
     letter = check(text, case.report, named, engine, verdicts, support, problems, draft)

@@ -57,6 +57,12 @@ def demands(letter: str) -> Iterator[tuple[frozenset[str], frozenset[int]]]:
             yield subjects, frozenset().union(*terms)
 
 
+def not_demanded(required: Sequence[dict], letter: str) -> list[dict]:
+    """Those of the `required` measures (as in `score_measures`) that a letter does not demand in time."""
+    said = list(demands(letter))
+    return [measure for measure in required if not _is_demanded(measure, said)]
+
+
 def score_measures(examples: Sequence[dict], letters: Sequence[str]) -> dict | None:
     """The share of the required measures that a letter demands in time; None if no example has the field `measures`.
 

@@ -1,0 +1,98 @@
+"""scripts/analyze.py as a process: by the engine alone, and with a tiny model on one and on two ranks."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.desk.reports import BANK, LCR, LR, SMALL, contradict, write
+from tests.processes import run_python, run_ranks
+from tests.tiny import write_tiny_model
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "analyze.py"
+
+
+def entity(number):
+    from dataclasses import replace
+
+    return replace(BANK, entity=f"SYNT{number:016}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """21 reports: 18 sound, one with a breach, one that contradicts itself, one with a damaged module."""
+    folder = tmp_path_factory.mktemp("analyze")
+    for number in range(18):
+        write(folder / "reports", {LCR: f"1.{number + 10}"}, SMALL, bank=entity(number))
+    write(folder / "reports", {LCR: "0.93", LR: "0.02"}, SMALL, bank=entity(18))
+    contradict(write(folder / "reports", {}, SMALL, bank=entity(19)))
+    damaged = write(folder / "reports", {}, SMALL, bank=entity(20))[0]
+    damaged.write_text(damaged.read_text()[:300])
+    return folder
+
+
+def records(out):
+    found = [json.loads(path.read_text()) for path in sorted(out.glob("*/report.json"))]
+    return {record["entity"].partition(".")[0]: record for record in found}
+
+
+def test_a_folder_by_the_engine_alone_and_again(folder):
+    out = folder / "engine"
+    done = run_python(SCRIPT, "--engine-only", folder / "reports", "--out", out, "--workers", 2)
+    assert done.returncode == 2, done.stderr
+    assert "error: " in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout.splitlines() == [
+        "21 reports: 2 found by rule; letters: 2 blocked, 19 ready to be signed",
+        "21 analysed, 0 unchanged; 1 files refused",
+        f"{out}/index.html",
+    ]
+    found = records(out)
+    assert [one["rule"] for one in found[entity(18).entity]["findings"]] == ["LR_MIN", "LCR_MIN"]
+    assert found[entity(19).entity]["letter"]["state"] == found[entity(20).entity]["letter"]["state"] == "blocked"
+    audit = json.loads(next(out.glob(f"{entity(18).entity}*/audit.json")).read_text())
+    for one in audit["inputs"]:
+        assert one["sha256"] == hashlib.sha256((folder / "reports" / one["file"]).read_bytes()).hexdigest()
+    assert len(audit["inputs"]) == 3 and audit["question"] is None
+    again = run_python(SCRIPT, "--engine-only", folder / "reports", "--out", out, "--workers", 1)
+    assert again.stdout.splitlines()[1] == "0 analysed, 21 unchanged; 1 files refused"
+    rows = list(csv.DictReader((out / "findings.csv").open()))
+    assert [(row["verdict"], row["rule"]) for row in rows] == [
+        ("found by rule", "LR_MIN"),
+        ("found by rule", "LCR_MIN"),
+        ("about the report", "DUPLICATE"),
+    ]
+
+
+def test_exit_codes_of_single_reports(folder):
+    sound = sorted((folder / "reports").glob(f"{entity(3).entity}*"))
+    breach = sorted((folder / "reports").glob(f"{entity(18).entity}*"))
+    for files, code in ((sound, 0), (breach, 1)):
+        done = run_python(SCRIPT, "--engine-only", *files, "--out", folder / f"single{code}")
+        assert done.returncode == code, done.stderr
+    done = run_python(SCRIPT, folder / "reports", sound[0])
+    assert done.returncode == 2 and "is not a model directory" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_tiny_model_end_to_end(folder):
+    """It says nothing of use, so what is breached is missed; the same on one and on two ranks."""
+    model = write_tiny_model(folder / "model")
+    files = [*(folder / "reports").glob(f"{entity(3).entity}*"), *(folder / "reports").glob(f"{entity(18).entity}*")]
+    options = ["--profile", "laptop", "--max-new-tokens", 12, "--dtype", "fp32", "--workers", 1]
+    one = run_python(SCRIPT, model, *files, *options, "--out", folder / "one")
+    assert one.returncode == 1, one.stderr
+    assert "profile laptop (from --profile); 2 reports to ask about" in one.stdout
+    found = records(folder / "one")
+    missed = [(finding["verdict"], finding["rule"]) for finding in found[entity(18).entity]["findings"]]
+    assert missed == [("missed", "LR_MIN"), ("missed", "LCR_MIN")]
+    assert all(record["letter"]["state"] == "none" for record in found.values())
+    audits = [json.loads(path.read_text()) for path in sorted((folder / "one").glob("*/audit.json"))]
+    assert all(audit["question"]["answer"] and audit["question"]["cut_short"] for audit in audits)
+    assert len(audits[0]["versions"]["model"]["fingerprint"]) == 64
+    assert audits[0]["question"]["prompt"][0] == {"role": "system", "content": "Check the report."}
+    assert audits[0]["question"]["prompt"][1]["content"].splitlines()[:2] == ["31 March 2026", entity(3).entity]
+    two = run_ranks(2, SCRIPT, model, *files, *options, "--out", folder / "two")
+    assert two.returncode == 0, two.stderr  # torchrun takes any other code for a failure
+    for path in (folder / "one").glob("*/report.json"):
+        assert path.read_bytes() == (folder / "two" / path.relative_to(folder / "one")).read_bytes()
