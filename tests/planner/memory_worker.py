@@ -16,16 +16,17 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 import torch
 
 from common.dtypes import DTYPES
-from configs.config import Model, Optimizer, Sharding
+from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run, Sharding
 from distributed.checkpoint import checkpoint_tensors, stored_bytes
 from distributed.gradients import gradient_norm, gradient_of
-from distributed.optimizer import make_optimizer, parameter_dtype
+from distributed.optimizer import make_optimizer
 from distributed.process_group import Ranks, gather_objects, process_group
 from distributed.sharding import before_micro_batch, decoder_layers, local, local_shard, make_mesh, parallelize
 from model.architectures import read_model_config
 from model.ewc.anchor import Anchor, scaled_to_dtype
 from model.ewc.penalty import make_penalty
-from model.language_model import build_on_meta, load_weights, parameter_names
+from model.language_model import load_weights, trained_parameters
+from model.lora import build_to_train, init_adapters
 
 MICRO_BATCHES = 2
 
@@ -58,16 +59,29 @@ def peak_of(run: torch.profiler.profile) -> int:
     return peak
 
 
+def config_of(case: dict) -> Config:
+    return Config(
+        Model(case["model"], compute_dtype=case["compute_dtype"]),
+        Data(("-",)),
+        Batch(global_examples=1),
+        Optimizer(1e-5, memory=case["memory"]),
+        Run("r"),
+        lora=LoRA(rank=case["rank"]),
+    )
+
+
 def measure(case: dict, ranks: Ranks) -> dict[str, int]:
     memory, sharding = case["memory"], Sharding(strategy=case["strategy"], shard_size=case["shard_size"])
-    model = build_on_meta(read_model_config(case["model"])).to(parameter_dtype(memory))
+    model = build_to_train(config_of(case), read_model_config(case["model"]))
     mesh = make_mesh("cpu", ranks.world_size, ranks.world_size, sharding)
     settings = Model(case["model"], activation_checkpointing=case["checkpointing"])
     units = model.extra_fsdp_units()
     compute = DTYPES[case["compute_dtype"]]
     strategy = parallelize(model, decoder_layers(model), units, mesh, compute, settings, sharding)
     load_weights(model, case["model"], torch.device("cpu"))
-    parameters = parameter_names(model)
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    parameters = trained_parameters(model)
+    init_adapters(parameters, 0)
     optimizer = make_optimizer(parameters, Optimizer(1e-5, memory=memory), seed=0)
 
     def step() -> None:
@@ -79,19 +93,19 @@ def measure(case: dict, ranks: Ranks) -> dict[str, int]:
     step()
     states = [value for parameter in parameters.values() for value in optimizer.state[parameter].values()]
     found = {
-        "parameters": size(list(parameters.values())),
+        "parameters": size([*parameters.values(), *frozen]),
         "gradients": size([gradient_of(parameter) for parameter in parameters.values()]),
         "optimizer": size(states),
         "checkpoint": stored_bytes(checkpoint_tensors(parameters, optimizer, ranks)),
     }
     shards = {name: local_shard(parameter)[0].clone() for name, parameter in parameters.items()}
     fisher = {name: torch.zeros_like(shard, dtype=torch.float32) for name, shard in shards.items()}
-    for dtype in ("fp32", "bf16"):
+    for dtype in () if case["rank"] else ("fp32", "bf16"):
         raw = Anchor({n: t.clone() for n, t in fisher.items()}, dict.fromkeys(fisher, 0), shards, {})
         anchor = scaled_to_dtype(raw, DTYPES[dtype], ranks)
         found[f"ewc {dtype}"] = make_penalty(1.0, parameters, anchor).num_bytes()
     if case["peak"]:
-        del raw, anchor, fisher, shards
+        raw = anchor = fisher = shards = None
         optimizer.zero_grad()
         held = found["parameters"] + found["optimizer"]
         with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as run:

@@ -17,13 +17,14 @@ from model.architectures import read_model_config
 from planner import memory as planner_memory
 from planner.cluster import Cluster, Device
 from planner.memory import device_memory, disk, full_lengths, host_memory, largest_rows, largest_that, save_seconds
-from planner.shape import ModelShape, named_config, shape_of
+from planner.shape import ModelShape, named_config, shape_of, shape_of_run
 from planner.workload import Load
 from tests.processes import run_ranks
 from tests.tiny import write_tiny_model
 
 HERE = Path(__file__).parent
 STRATEGIES, MEMORIES = ("full", "grad_op", "hybrid", "none"), ("16N", "14N", "12N", "8N", "6N")
+RANK = 3  # of LoRA, which no number of ranks divides
 MODELS = {"untied": ("qwen2", False, 391), "tied": ("llama", True, 387)}  # rows that no number of ranks divides
 CONFIG = Config(
     model=Model("m"),
@@ -55,17 +56,22 @@ def models(tmp_path_factory) -> dict[str, str]:
 
 def cases_of(ranks: int, models: dict[str, str]) -> list[dict]:
     memories = MEMORIES if ranks > 1 else ("16N", "6N")  # on a single rank all strategies hold the same
-    every = [("untied", *one, "none", [5, 3], False) for one in itertools.product(STRATEGIES, memories)]
+    every = [("untied", *one, "none", [5, 3], False, 0) for one in itertools.product(STRATEGIES, memories)]
+    every += [("untied", "full", memory, "none", [5, 3], False, RANK) for memory in memories]
     every += [
-        ("tied", "full", memory, "none", [5, 3], False) for memory in MEMORIES if ranks == 1 or memory in ("16N", "6N")
+        ("tied", "full", memory, "none", [5, 3], False, 0)
+        for memory in MEMORIES
+        if ranks == 1 or memory in ("16N", "6N")
     ]
     if ranks == 1:  # without threads of gloo, which free at some later time
         lengths = [700, 400]  # two chunks of the head
         every += [
-            (name, strategy, memory, mode, lengths, True)
-            for name, strategy, memory, mode in (
-                ("untied", "full", "16N", "none"),
-                ("tied", "hybrid", "12N", "full"),
+            (name, strategy, memory, mode, lengths, True, rank)
+            for name, strategy, memory, mode, rank in (
+                ("untied", "full", "16N", "none", 0),
+                ("tied", "hybrid", "12N", "full", 0),
+                ("untied", "full", "16N", "none", RANK),
+                ("tied", "hybrid", "12N", "full", RANK),
             )
         ]
     return [
@@ -78,28 +84,30 @@ def cases_of(ranks: int, models: dict[str, str]) -> list[dict]:
             "compute_dtype": "bf16",
             "lengths": lengths,
             "peak": peak,
+            "rank": rank,
         }
-        for name, strategy, memory, mode, lengths, peak in every
+        for name, strategy, memory, mode, lengths, peak, rank in every
     ]
 
 
 @functools.cache
-def shape_at(path: str) -> ModelShape:
-    return shape_of("m", read_model_config(path))
+def shape_at(path: str, rank: int) -> ModelShape:
+    return shape_of_run(with_(model={"path": path}, lora={"rank": rank}), read_model_config(path))
 
 
 def predicted(case: dict, ranks: int) -> dict[str, int]:
-    shape = shape_at(case["model"])
+    shape = shape_at(case["model"], case["rank"])
     config = with_(
         model={"activation_checkpointing": case["checkpointing"]},
         optimizer={"memory": case["memory"]},
         sharding={"strategy": case["strategy"], "shard_size": case["shard_size"]},
+        lora={"rank": case["rank"]},
     )
     load, cluster = Load(tuple(case["lengths"]), sum(case["lengths"])), cluster_of("cpu", ranks)
     found = device_memory(shape, config, cluster, load)
     result = {key: getattr(found, key) for key in ("parameters", "gradients", "optimizer")}
     result["checkpoint"] = disk(shape, config).checkpoint
-    for dtype in ("fp32", "bf16"):
+    for dtype in () if case["rank"] else ("fp32", "bf16"):
         with_ewc = with_(config, ewc={"strength": 1.0, "data": ("b",), "dtype": dtype})
         result[f"ewc {dtype}"] = device_memory(shape, with_ewc, cluster, load).ewc
     return result | ({"peak": found.tensors} if case["peak"] else {})
@@ -211,6 +219,28 @@ def test_known_figures_of_large_models() -> None:
         < 40e9
         < device_memory(shape, with_(config, optimizer={"memory": "16N"}), cluster_of("cuda", 2), load).total
     )
+
+
+def test_lora_trains_two_percent_of_8b_and_keeps_the_rest_in_bf16() -> None:
+    """Rank 64 on Llama 3.1 8B: 64 x (rows + columns) of 7 matrices in each of 32 layers; FLOPs 4 and 6 per weight."""
+    config = with_(lora={"rank": 64}, model={"activation_checkpointing": "full"})
+    shape, load = shape_of_run(config, named_config("8B")), Load((4096,), 4096)
+    adapters = 32 * 64 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    base = shape.num_parameters - adapters
+    assert (shape.num_trained, shape.num_exported) == (adapters, base) and base == pytest.approx(8.03e9, rel=1e-3)
+    alone = device_memory(shape, config, cluster_of("cuda", 1), load)
+    counters = 4 * 32 * 14  # AdamW's, one for each A and B
+    assert alone.parameters == 2 * base + 4 * adapters
+    assert (alone.gradients, alone.optimizer) == (4 * adapters, 8 * adapters + counters)
+    size = disk(shape, config)
+    assert (size.checkpoint, size.export) == (12 * adapters + 4 + len(torch.get_rng_state()), 2 * base)
+    head = 128256 * 4096
+    assert shape.work.per_token == 4 * (base - 2 * head - 65 * 4096) + 6 * adapters  # without embedding and norms
+    assert shape.work.per_target == 4 * head
+    full = device_memory(
+        shape_of("8B", named_config("8B")), with_(config, lora={"rank": 0}), cluster_of("cuda", 1), load
+    )
+    assert alone.total < 30e9 < 128e9 < full.total
 
 
 def test_nccl_buffers_count_for_each_communicator(tiny) -> None:
