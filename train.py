@@ -119,12 +119,12 @@ def main() -> int:
     is_first = int(os.environ.get("RANK", 0)) == 0
     say = print if is_first else lambda text: None
     command = read_command_line(__doc__, world_size, say)
+    check_sinks(command.config.run.log_to if is_first else ())
     if command.check:
         return check_run(command, world_size)
     config = command.config
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)
-    check_sinks(config.run.log_to if is_first else ())
     run_directory = Path(config.run.directory) / config.run.name
     check_model_directory(config.model.path, "model.path")
     model_config = read_model_config(

@@ -47,7 +47,9 @@ def judge_best_again(
             figures = evaluate()
             if figures is None:
                 return []
-    value, loss, before = figures.get(curve, math.nan), figures.get("validation/loss"), progress.best_value
+    value, loss = figures.get(curve, math.nan), figures.get("validation/loss")
+    comparable = progress.best_by == fresh.best_by and progress.best_value is not None
+    old = f", {progress.best_value:.4g} on the old data" if comparable else ""
     if progress.validation != fresh.validation:
         progress.base_loss = progress.best_loss = None
     progress.validation, progress.best_by, progress.base_value = fresh.validation, fresh.best_by, None
@@ -58,5 +60,4 @@ def judge_best_again(
         return [*damage, f"{why}: the next evaluation is the first that counts"]
     progress.best_value, progress.best_loss = value, progress.best_loss if loss is None else loss
     name = "validation loss" if curve == "validation/loss" else curve
-    old = f", {before:.4g} before" if before is not None else ""
     return [f"{why}: the best checkpoint, of step {progress.best_step}, was judged again: {name} {value:.4g}{old}"]
