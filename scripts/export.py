@@ -29,9 +29,11 @@ from training.export.base_model import read_base_model
 from training.export.card import CardInputs, Statements, model_card
 from training.export.results import read_results
 from training.export.subject import Choice, Subject, read_subject
+from training.export.verify import verify_adapter, verify_model
 from training.export.write import (
     DTYPES,
     Request,
+    base_of,
     base_warning,
     final_weights,
     find_export,
@@ -63,6 +65,14 @@ def parse_arguments() -> argparse.Namespace:
         "--merge-lora", action="store_true", help="add the adapters to the weights (default: export them for peft)"
     )
     parser.add_argument("--out", type=Path, help="the directory (default: RUN/export-..., named after the options)")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="load it in transformers; compare names and shapes with vLLM's and llama.cpp's",
+    )
+    parser.add_argument(
+        "--converter", type=Path, help="with --verify, run this convert_hf_to_gguf.py of llama.cpp as well"
+    )
     card = parser.add_argument_group("the model card", "which of RUN/eval/*.json are of these weights is found out")
     card.add_argument(
         "--results", type=Path, nargs="+", default=[], metavar="JSON", help="further results of these weights"
@@ -86,8 +96,8 @@ def default_out(subject: Subject, record: dict) -> Path:
     return subject.run.directory / "-".join(parts)
 
 
-def main() -> None:
-    """Export, unless it has been done; the card is renewed in any case."""
+def main() -> int:
+    """Export, unless it has been done; the card is renewed in any case. Returns 1 if a check of --verify fails."""
     arguments = parse_arguments()
     if world_size_from_environment()[0] > 1:
         raise UserError("an export is one process; start it as python scripts/export.py, without torchrun")
@@ -119,6 +129,14 @@ def main() -> None:
             print(warning)
     for why in results.left_out:
         print(f"not in the card: {why}")
+    if not arguments.verify:
+        return 0
+    if record["kind"] == "adapter":
+        good, lines = verify_adapter(out, base_of(subject))
+    else:
+        good, lines = verify_model(out, arguments.converter)
+    print(*lines, sep="\n")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

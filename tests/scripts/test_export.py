@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from distributed.checkpoint_directory import checksums, write_manifest
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
@@ -100,11 +102,55 @@ def test_a_step_is_averaged_with_its_base_in_another_dtype(folder) -> None:
 
 def test_a_model_directory_is_averaged_with_a_base_of_fewer_tokens(folder) -> None:
     tuned, out = folder / "runs" / "trial" / "export", folder / "out" / "directory"
-    export(tuned, "--base", folder / "model", "--average-with-base", 0.5, "--out", out)
+    said = export(tuned, "--base", folder / "model", "--average-with-base", 0.5, "--out", out, "--verify")
+    for part in (
+        "transformers: loads as LlamaForCausalLM in float32",
+        "vLLM: names and shapes of 20",
+        "llama.cpp: each of 20",
+    ):
+        assert part in said, said
     name = "model.embed_tokens.weight"
     old, new, mixed = (weights(path)[name].float() for path in (folder / "model", tuned, out))
     assert torch.allclose(mixed[:384], 0.5 * old + 0.5 * new[:384], atol=1e-7)
     assert torch.equal(mixed[384:], new[384:])
+
+
+def write_lora_run(folder: Path) -> Path:
+    """A copy of the run whose one checkpoint holds an adapter of q_proj, as a LoRA run saves it."""
+    run = folder / "runs" / "lora"
+    checkpoint = run / "checkpoints" / "step-000004"
+    record = json.loads((folder / "runs" / "trial" / "config.json").read_text())
+    record["config"]["lora"] = {"rank": 2, "alpha": None, "dropout": 0.0, "targets": "q_proj"}
+    record["config"]["model"]["path"] = str(folder / "model")
+    tensors = {}
+    for layer in range(2):
+        name = f"model.model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{name}.lora_A.default.weight"] = torch.full((2, 64), 0.01)
+        tensors[f"{name}.lora_B.default.weight"] = torch.full((64, 2), 0.5)
+    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(checkpoint), no_dist=True)
+    write_manifest(checkpoint, {"step": 4}, checksums(sorted(checkpoint.iterdir())))
+    (run / "config.json").write_text(json.dumps(record))
+    return run
+
+
+def test_an_adapter_is_exported_for_peft_or_merged(folder) -> None:
+    run, adapter, merged = write_lora_run(folder), folder / "out" / "adapter", folder / "out" / "merged"
+    said = export(run, "--out", adapter, "--verify")
+    assert "an adapter" in said and "2 pairs of matrices fit the base model" in said
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    assert (settings["r"], settings["lora_alpha"], settings["target_modules"]) == (2, 4.0, ["q_proj"])
+    assert "library_name: peft" in (adapter / "README.md").read_text()
+    export(run, "--merge-lora", "--average-with-base", 0.5, "--out", merged)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    base, after = weights(folder / "model"), weights(merged)
+    change = 2.0 * 2 * 0.01 * 0.5  # alpha / r = 2; each element of B @ A is the sum of two products
+    assert torch.allclose(after[name], base[name] + 0.5 * change, atol=1e-6)
+    assert torch.equal(after["model.norm.weight"], base["model.norm.weight"])
+    again = folder / "out" / "merged again"
+    export(adapter, "--merge-lora", "--base", folder / "model", "--out", again)
+    assert torch.allclose(weights(again)[name], base[name] + change, atol=1e-6)
+    assert "needs --merge-lora" in export(run, "--average-with-base", 0.5, code=2)
+    assert "not an adapter; leave out --merge-lora" in export(folder / "runs" / "trial", "--merge-lora", code=2)
 
 
 def test_mistakes_end_in_one_sentence(folder, tmp_path) -> None:

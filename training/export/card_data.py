@@ -30,12 +30,12 @@ def _sources(run: Run) -> str:
     files = [data.train, *(source.paths for source in data.mix)]
     targets = state.get("targets") or ["not recorded"] * len(names)
     rows = [
-        (name, ", ".join(Path(path).name for path in paths), f"{share:.1%}", f"{count:,}" if count == count else count)
-        for name, paths, share, count in zip(names, files, shares, _numbers(targets), strict=False)
+        (name, ", ".join(Path(path).name for path in paths), f"{share:.1%}", _count(count))
+        for name, paths, share, count in zip(names, files, shares, targets, strict=False)
     ]
     lines = [table(("source", "files", "share of target tokens asked for", "target tokens trained on"), rows), ""]
     tokens = state.get("tokens")
-    lines.append(f"- Tokens trained on, repeats included: {f'{tokens:,}' if tokens is not None else 'not recorded'}.")
+    lines.append(f"- Tokens trained on, repeats included: {_count(tokens or 'not recorded')}.")
     fingerprint = state.get("meaning", {}).get("data.train")
     lines.append(f"- Fingerprint of the tokenised main source: {_code(fingerprint)}.")
     validation = ", ".join(Path(path).name for path in data.validation)
@@ -45,9 +45,9 @@ def _sources(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _numbers(values: list) -> list:
-    """Counts without a fraction as integers: sums of weights may have one."""
-    return [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+def _count(value: object) -> str:
+    """A number of tokens; sums of weights may have a fraction."""
+    return f"{value:,.10g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _code(value: object) -> str:

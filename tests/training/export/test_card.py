@@ -1,5 +1,7 @@
 """The model card: figures equal those of the JSON, nothing is invented, and text from files stays text."""
 
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportOptionalIterable=false
+
 import json
 import os
 import re
