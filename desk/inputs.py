@@ -20,6 +20,7 @@ from data.regulator.render import Addressee
 from data.regulator.report import Report
 from data.regulator.xbrl import is_package
 from desk.audit import AUDIT_FILE, hash_of_input
+from desk.output import folder_name
 from desk.record import Case
 
 
@@ -77,7 +78,9 @@ def collect(
     by_content: dict[tuple[str, str], list[Path]] = {}
     for path, value in hashes.items():
         by_content.setdefault((path.name, value), []).append(path)
-    finished = {folder: audit for folder, audit in _audits(out) if _is_current(audit, key, by_content, knowledge)}
+    finished = {
+        folder: audit for folder, audit in _audits(out) if _is_current(folder, audit, key, by_content, knowledge)
+    }
     reports: list[Report] = []
     while True:
         kept = {path for audit in finished.values() for one in audit["inputs"] for path in by_content[_content(one)]}
@@ -125,13 +128,14 @@ def _audits(out: Path) -> list[tuple[Path, dict]]:
     return found
 
 
-def _is_current(audit: dict, key: str, present: Container[tuple[str, str]], knowledge: Knowledge) -> bool:
+def _is_current(folder: Path, audit: dict, key: str, present: Container[tuple[str, str]], knowledge: Knowledge) -> bool:
     """Whether an analysis was made by the same code, with the same options, from the same files."""
     try:
         wanted = [_content(one) for one in (*audit["inputs"], *audit["earlier"])]
         case = audit["entity"], audit["period"]
         known = json.loads(json.dumps(knowledge.describe(*case)))
         is_same = audit["key"] == key and audit["knowledge"] == known
+        is_same = is_same and folder.name == folder_name(*case)  # not a folder that an interruption left unfinished
     except (KeyError, TypeError):
         return False
     return is_same and all(one in present for one in wanted)

@@ -49,7 +49,7 @@ def make_record(case: Case, draft: bool) -> dict:
     engine = examine(case.report, case.earlier, case.decisions)
     if case.reply is None:
         verdicts, unread = engine_verdicts(engine), []
-        text, problems = engine_letter(case.report, case.bank, engine), []
+        text, problems = engine_letter(case.report, case.bank, engine), _unread_notes(case)
     else:
         verdicts, unread, text, problems = _judge_reply(case, engine, case.reply)
     profile = PROFILES[case.reply.profile if case.reply else "full"]
@@ -63,6 +63,14 @@ def make_record(case: Case, draft: bool) -> dict:
     named = None if profile.name == "quickstart" else case.bank
     letter = check(text, case.report, named, engine, verdicts, support, problems, draft)
     return _as_json(case, engine, verdicts, unread, letter)
+
+
+def _unread_notes(case: Case) -> list[str]:
+    """The notes that nobody has read: without a model, and without a decision of the desk on this report."""
+    if case.decisions:
+        return []
+    ending = "no rule reads it; decide in a file for --findings what follows from it (state benign: nothing)"
+    return [f"a note of the bank: {note.text[:200]!r}: {ending}" for note in case.report.notes]
 
 
 def _judge_reply(case: Case, engine: Examination, reply: Reply) -> tuple[list[Verdict], list[str], str, list[str]]:

@@ -74,7 +74,7 @@ def _take_articles(segment: re.Match, text: str, support: Support, take) -> None
     for citation in find_citations(segment[0]):
         start, end = _place(citation, segment[0], taken)
         taken.add((start, end))
-        source = next((source for known, source in support.articles if _supports(known, citation)), "")
+        source = next((f"{citation}: {source}" for known, source in support.articles if _supports(known, citation)), "")
         problem = f"{citation} is no article of a finding, of a measure or of a duty of this report"
         take("article", segment.start() + start, segment.start() + end, source, problem)
 

@@ -81,6 +81,8 @@ def support_for(
     `open_claims` are findings of the model that no rule decides: their figures count as stated by the model.
     """
     support = Support()
+    for count in _counts(engine):
+        support.numbers.setdefault(Decimal(count), "a count of findings, exposures or templates")
     lifted = engine.context.lifted
     for result in (*engine.violated, *lifted, *engine.of_state("triggered", "ok")):
         _add_result(support, result)
@@ -101,8 +103,6 @@ def support_for(
     provisional = [*engine.violated, *map(_as_result, open_claims)]
     for measure in profile.measures(provisional, engine.context):
         support.days.setdefault(measure["deadline_days"], f"the measure on {measure['subject']}")
-    for count in _counts(engine):
-        support.numbers.setdefault(Decimal(count), "a count of findings, exposures or templates")
     support.add_all(_standing(frozenset(_excluded(provisional, engine))))
     return support
 

@@ -76,9 +76,10 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_redone(tmp_path, quarte
     run(tmp_path, tmp_path / "moved", ask)
     assert len(asked) == 3
     asked.clear()
-    shutil.rmtree(next((tmp_path / "out").glob("*2026-03-31")))  # as after an interruption
+    last = next((tmp_path / "out").glob("*2026-03-31"))
+    last.rename(f"{last}.tmp")  # as if interrupted just before the end
     run(tmp_path, tmp_path / "moved", ask)
-    assert len(asked) == 3  # the bank is analysed as a whole
+    assert len(asked) == 3 and not list((tmp_path / "out").glob("*.tmp"))  # the bank is analysed as a whole
     asked.clear()
     other[0].write_text(other[0].read_text()[:200])
     assert run(tmp_path, tmp_path / "moved", ask)[0] == 2

@@ -1,6 +1,9 @@
 """What blocks a letter, and the marks of a draft."""
 
+from dataclasses import replace
+
 from data.regulator.dpm import load_cells
+from data.regulator.findings import Finding
 from data.regulator.xbrl import read_report
 from desk.letter import DRAFT_LINE
 from tests.data.regulator.xbrl_documents import instance
@@ -78,9 +81,18 @@ def test_a_report_that_no_rule_reads_gets_no_letter(tmp_path):
     assert made["letter"]["state"] == "blocked" and "nothing was examined" in made["letter"]["reasons"][0]
 
 
-def test_a_report_with_a_refused_module_is_incomplete(tmp_path):
-    from dataclasses import replace
+def test_without_a_model_a_note_must_be_decided(tmp_path):
+    report = read(tmp_path, {LCR: "0.93"}, notes=["Part of the buffer is pledged."])
+    letter = record(report)["letter"]
+    assert letter["state"] == "blocked" and letter["reasons"] == [
+        "a note of the bank: 'Part of the buffer is pledged.': no rule reads it; decide in a file for --findings what follows "
+        "from it (state benign: nothing)"
+    ]
+    benign = Finding(BANK.entity, "2026-03-31", "LCR_PLEDGED", "benign")
+    assert record(report, decisions=[benign])["letter"]["state"] == "ready"
 
+
+def test_a_report_with_a_refused_module_is_incomplete(tmp_path):
     made = record(replace(read(tmp_path, {LCR: "0.93"}), incomplete=("x.zip: damaged",)))
     assert made["letter"]["state"] == "blocked"
     assert made["letter"]["reasons"] == ["the report is incomplete: x.zip: damaged; obtain the file and analyse again"]
