@@ -78,7 +78,12 @@ def is_finished(
         lambda: export_record(config, progress, model_config, export_directory.with_name("checkpoints")), ranks
     )
     finished = progress.step == total_steps and judged
-    if not (finished and read_on_first(lambda: is_exported(export_directory, record), ranks)):
+    adapter = export_directory.with_name(ADAPTER_DIRECTORY)
+
+    def all_there() -> bool:
+        return is_exported(export_directory, record) and (adapter.is_dir() or not config.lora.rank)
+
+    if not (finished and read_on_first(all_there, ranks)):
         return False
     if ranks.rank == 0:
         print(
