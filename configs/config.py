@@ -129,8 +129,8 @@ class LoRA:
     targets: str = "all-linear"  # all-linear (every matrix but the head), or names of matrices: q_proj,v_proj
 
     @property
-    def scale_numerator(self) -> float:
-        """`alpha` as a number."""
+    def effective_alpha(self) -> float:
+        """`alpha`, or its default for this rank."""
         return 2.0 * self.rank if self.alpha is None else self.alpha
 
 

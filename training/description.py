@@ -73,7 +73,7 @@ def _parameters(config: Config, model: torch.nn.Module) -> str:
     dropout = f", dropout {lora.dropout:g}" if lora.dropout else ""
     return (
         f"{count - trained:,} parameters frozen in {config.model.compute_dtype}, {trained:,} trained ({trained / count:.2%}: "
-        f"LoRA on {lora.targets}, rank {lora.rank}, alpha {lora.scale_numerator:g}{dropout})"
+        f"LoRA on {lora.targets}, rank {lora.rank}, alpha {lora.effective_alpha:g}{dropout})"
     )
 
 
