@@ -123,15 +123,14 @@ class EWC:
 class LoRA:
     # Train low-rank adapters beside frozen matrices (docs/lora.md). Columns of A and B; 0: full fine-tuning
     rank: int = 0
-    # Adapters are multiplied by alpha / rank. None: 2 x rank, as "LoRA Learns Less and Forgets Less" recommends
-    # (arXiv:2405.09673)
+    # Adapters are multiplied by alpha / rank. None: 2 x rank, so the factor is 2 for any rank (arXiv:2405.09673)
     alpha: float | None = None
     dropout: float = 0.0  # of the adapters' inputs
     targets: str = "all-linear"  # all-linear (every matrix but the head), or names of matrices: q_proj,v_proj
 
     @property
-    def scale_numerator(self) -> float:
-        """`alpha` as a number."""
+    def effective_alpha(self) -> float:
+        """`alpha`, or its default for this rank."""
         return 2.0 * self.rank if self.alpha is None else self.alpha
 
 

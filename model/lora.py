@@ -100,7 +100,7 @@ def _peft_config(settings: LoRA, targets: list[str], path: str) -> Any:
         task_type="CAUSAL_LM",
         base_model_name_or_path=path,
         r=settings.rank,
-        lora_alpha=settings.scale_numerator,
+        lora_alpha=settings.effective_alpha,  # pyright: ignore[reportArgumentType]  # peft divides it, whatever it is
         lora_dropout=settings.dropout,
         target_modules=targets,
         bias="none",

@@ -175,7 +175,10 @@ def describe_gradient(reference: Reference) -> Result:
     """The norm of the first step's gradient from transformers alone, with which the run's own is compared."""
     norm, json = reference.gradient_norm(), reference.as_json()
     if norm is None:
-        text = "memory holds no gradient of transformers' model here: run the check on a larger device for it"
+        text = (
+            "no gradient of transformers' model is computed here, because memory does not hold it (run the check on a larger "
+            "device for it) or lora.dropout makes the run's own random"
+        )
         return Result("model", "gradient", SKIPPED, text, json)
     if not np.isfinite(norm):
         return Result("model", "gradient", FAILS, f"the gradient of step 1 is {norm}: check weights and data", json)

@@ -50,7 +50,12 @@ def check_precision(run: RunInputs, reference: Reference | None) -> list[Result]
     if not parts:
         return [
             *results,
-            Result("precision", "updates", SKIPPED, "memory holds no gradient here, so no update is known"),
+            Result(
+                "precision",
+                "updates",
+                SKIPPED,
+                "no gradient is computed here (see model, gradient), so no update is known",
+            ),
         ]
     settings = run.config.optimizer
     steps, warmup = run.inputs.total_steps, run.inputs.warmup_steps

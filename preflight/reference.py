@@ -116,7 +116,10 @@ def load_reference(run: RunInputs, documents: list[Document]) -> Reference | Non
     longest = max((len(document.ids) for document in documents), default=0)
     count = sum(p.numel() for p in _on_meta(run).parameters())
     free = USABLE * free_bytes(run.device, 1) - _working_bytes(run.model_config, longest)
-    for dtype, gradient in ((torch.float32, True), (run.compute_dtype, True), (run.compute_dtype, False)):
+    choices = [(torch.float32, True), (run.compute_dtype, True), (run.compute_dtype, False)]
+    if run.config.lora.dropout:  # the run's gradient is random
+        choices = [(torch.float32, False), (run.compute_dtype, False)]
+    for dtype, gradient in choices:
         if count * dtype.itemsize * (2 if gradient else 1) <= free:
             break
     else:

@@ -75,7 +75,7 @@ def _parameters(config: Config, model: torch.nn.Module) -> str:
     dropout = f", dropout {lora.dropout:g}" if lora.dropout else ""
     return (
         f"{count - trained:,} parameters frozen in {config.model.compute_dtype}, {trained:,} trained ({trained / count:.2%}: "
-        f"LoRA on {lora.targets}, rank {lora.rank}, alpha {lora.scale_numerator:g}{dropout})"
+        f"LoRA on {lora.targets}, rank {lora.rank}, alpha {lora.effective_alpha:g}{dropout})"
     )
 
 
@@ -91,11 +91,13 @@ def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps
     """Warnings about a learning rate outside the usual range of its stage (above 1B parameters), or never reached."""
     rate, stage = config.optimizer.learning_rate, config.optimizer.stage
     warnings = []
-    if count >= 1e9 and stage == "pre-training" and rate > 1e-5:
+    if count >= 1e9 and stage == "pre-training" and not config.lora.rank and rate > 1e-5:
         warnings.append(
             f"learning rate {rate:g} is above 1e-5, the usual maximum for continual pre-training: expect forgetting"
         )
-    if count >= 1e9 and stage == "fine-tuning" and not 1e-5 <= rate <= 5e-5:
+    if count >= 1e9 and config.lora.rank and not 5e-5 <= rate <= 5e-4:
+        warnings.append(f"learning rate {rate:g} is outside 5e-5 to 5e-4, the usual range for LoRA above 1B parameters")
+    if count >= 1e9 and stage == "fine-tuning" and not config.lora.rank and not 1e-5 <= rate <= 5e-5:
         warnings.append(
             f"learning rate {rate:g} is outside 1e-5 to 5e-5, the usual range for full fine-tuning above 1B parameters"
         )

@@ -83,7 +83,12 @@ def is_finished(
     )
     stalled = progress.is_stalled(config.run.stop_after_no_gain)
     finished = progress.is_finished(total_steps, config.run.stop_after_no_gain) and judged
-    if not (finished and read_on_first(lambda: is_exported(export_directory, record), ranks)):
+    adapter = export_directory.with_name(ADAPTER_DIRECTORY)
+
+    def all_there() -> bool:
+        return is_exported(export_directory, record) and (adapter.is_dir() or not config.lora.rank)
+
+    if not (finished and read_on_first(all_there, ranks)):
         return False
     if ranks.rank == 0:
         print(
