@@ -20,7 +20,7 @@ CLEAN = "Violations:\nnone\nDirective:\nNo measures."
 EVERY = 8  # steps between evaluations
 # 40 steps; the best by f1 is found early, because a later one is not better.
 WATCHED = (f"run.eval_every={EVERY}", "run.eval_generate=3", "run.best_by=f1", "run.stop_after_no_gain=2")
-SHORT = ("optimizer.max_steps=2",)
+SHORT = ("optimizer.max_steps=2", "sharding.strategy=none")
 
 
 def chat(name: int, question: str, answer: str) -> dict:
@@ -81,7 +81,7 @@ def outputs(folder) -> tuple[str, str]:
         "one",
         0,
         [
-            run_of(folder, "one", *WATCHED),
+            run_of(folder, "one", *WATCHED, "run.export=best"),
             run_of(folder, "two", *WATCHED),  # has ended early
             run_of(folder, "stopped", *WATCHED[:2], f"optimizer.max_steps={EVERY}"),  # now by the loss
             run_of(folder, "stopped", *WATCHED[:2], f"optimizer.max_steps={2 * EVERY}", "run.best_by=f1"),
@@ -109,16 +109,22 @@ def test_answers_do_not_depend_on_the_number_of_ranks_and_are_those_of_the_expor
     ]
     done = run_python(EVALUATE, folder / "runs" / "one" / "export", *options, "--json", folder / "evaluated.json")
     assert done.returncode == 0, done.stderr
-    result, last = json.loads((folder / "evaluated.json").read_text()), one[max(one)]
+    result = json.loads((folder / "evaluated.json").read_text())
+    record = json.loads((folder / "runs" / "one" / "export" / "export.json").read_text())
+    best = one[record["step"]]
+    assert (record["weights"], record["best_by"]) == ("best", "validation/f1:max of 3 answers")
+    assert record["best_value"] == best["validation/f1"] == result["violations"]["micro"]["f1"]
+    assert best["validation/fact_f1"] == result["facts"]["f1"]
+    assert record["validation_loss"] == best["validation/loss"]
     assert f"limit {result['max_new_tokens']} tokens" in outputs[1]
-    assert last["validation/f1"] == result["violations"]["micro"]["f1"]
-    assert last["validation/fact_f1"] == result["facts"]["f1"]
-    answer = last["validation/sample"].partition("**Answer**\n\n")[2]
+    answer = best["validation/sample"].partition("**Answer**\n\n")[2]
     assert [line.removeprefix("    ") for line in answer.splitlines()] == result["answers"][0]["answer"].splitlines()
     events = EventAccumulator(str(folder / "runs" / "one" / "tensorboard")).Reload()
     shown = events.Tensors("validation/sample/text_summary")
     assert [event.step for event in shown] == sorted(one)
-    assert shown[-1].tensor_proto.string_val[0].decode() == last["validation/sample"]
+    assert [event.tensor_proto.string_val[0].decode() for event in shown] == [
+        one[step]["validation/sample"] for step in sorted(one)
+    ]
 
 
 def test_a_run_without_gain_ends_early_as_finished_and_does_not_continue(folder, outputs):

@@ -43,7 +43,7 @@ def test_a_base_that_was_converted_is_named_in_the_first_lines(tmp_path) -> None
     plan = plan_training(documents([60] * 8), epochs=1, seed=0, global_examples=8)
     train = SimpleNamespace(lines=lambda what, passes: [f"{what}: 8 examples"])
     inputs = SimpleNamespace(
-        train=train, validation=None, plan=plan, total_steps=1, warmup_steps=0, deal=lambda step: DEAL
+        train=train, validation=None, plan=plan, total_steps=1, warmup_steps=0, asked=None, deal=lambda step: DEAL
     )
     layer, shape = torch.nn.Linear(2, 2), SimpleNamespace(max_position_embeddings=64)
     peak = SimpleNamespace(dtype=torch.float32, source="measured")
