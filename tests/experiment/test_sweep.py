@@ -193,4 +193,5 @@ def test_cost_so_far_and_what_is_left() -> None:
     )
     # The first run alone: 125,000 tokens at 100 tokens/s.
     assert time_left(plans, {"a": waiting, "b": running, "c": waiting}, 1)[0] == "about 21 min"
+    assert time_left(plans, {"a": finished, "b": running, "c": waiting}, 2)[0] == "about 12 min"  # 1,500 s / 2
     assert len(cost_lines(plans, dict.fromkeys("abc", finished), 1, 0.0)) == 1
