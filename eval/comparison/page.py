@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 
-from eval.comparison.pictures import Picture
+from eval.comparison.pictures import Drawn
 from eval.comparison.tables import all_tables
 from eval.comparison.words import limits, listed, verdict, warnings
 
@@ -17,7 +17,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 MOST_TEXT = 20_000  # characters of one report or answer on the page; comparison.json has all of it
 
 
-def page(result: dict, pictures: Sequence[Picture]) -> str:
+def page(result: dict, pictures: Sequence[Drawn]) -> str:
     """The page, in UTF-8 text."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     arms = [row for row in result["rows"] if row["kind"] == "arm"]
@@ -34,8 +34,8 @@ def page(result: dict, pictures: Sequence[Picture]) -> str:
         contents=[*contents, ("disagreements", "Where the arms differ most")],
         pictures=[
             {
-                "light": _base64(one.svg()),
-                "dark": _base64(one.svg(dark=True)),
+                "light": _base64(one.light),
+                "dark": _base64(one.dark),
                 "caption": one.caption,
                 "words": one.words,
             }
