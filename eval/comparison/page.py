@@ -27,7 +27,7 @@ def page(result: dict, pictures: Sequence[Drawn]) -> str:
     widest = max((len(table.head) for _, table in tables), default=0)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=f"{arms[0]['name']} compared with {listed([row['name'] for row in arms[1:]])}",
-        subtitle=f"Compared on the same {result['examples']} reports of {result['clusters']} banks.",
+        subtitle=f"Compared on the same {result['sample']}.",
         verdict=verdict(result),
         warnings=warnings(result),
         limits=limits(result),

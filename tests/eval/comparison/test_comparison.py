@@ -48,6 +48,7 @@ def test_differences_are_paired_and_corrected():
     assert row_of["always clean"]["metrics"]["recall"]["value"] == 0
     assert difference(result, "f1", "rule engine", "baselines")["against"] == "weak"
     assert [one["rule"] for one in result["rule_differences"]] == ["LCR_MIN"]
+    assert result["sample"] == "12 reports of 12 banks"
 
 
 def test_the_same_answers_differ_by_exactly_nothing():
@@ -142,7 +143,7 @@ def test_another_task_is_compared_by_rouge_and_loss():
     chats = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}] * 3
     rows = [[{"id": None, "answer": "a", "rouge_l": score}] * 3 for score in (0.5, 0.9)]
     result = compare([arm("a", task(rows[0])), arm("b", task(rows[1]))], baseline_tasks(chats, None, "d"), chats)
-    assert result["main"] == "rouge_l" and result["rules"] == []
+    assert result["main"] == "rouge_l" and result["rules"] == [] and result["sample"] == "3 examples"
     assert [one["metric"] for one in result["differences"]] == ["rouge_l", "loss"]
     assert verdict(result)["Learning"][0].startswith("No difference between b and a is shown in ROUGE-L: ")
     assert "| b | 0.900" in markdown(result)
