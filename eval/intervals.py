@@ -78,7 +78,7 @@ def change(before: Terms, after: Terms, seed: int = 0, same_answers: bool = Fals
     """The change of a metric between two results on the same units, with the interval of a paired bootstrap.
 
     Where one of the two values is 0 or 1, pairing says nothing about its uncertainty: the interval is then that of Newcombe
-    (1998, method 10, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8%3C873::AID-SIM779%3E3.0.CO;2-I), made of the
+    (1998, method 10, https://pubmed.ncbi.nlm.nih.gov/9595617/), made of the
     intervals of both values. With the `same_answers` the change is exactly 0.
     """
     columns = before.rows.shape[1]

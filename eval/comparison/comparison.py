@@ -71,6 +71,7 @@ def compare(
         "examples": len(answers),
         "examples_in_file": task.get("n_in_file"),
         "clusters": len({a.get("cluster") or f"example {i}" for i, a in enumerate(answers)}),
+        "sample": _sample(answers),
         "general": None if general is None else {key: general[key] for key in ("text", "texts", "bytes", "base")},
         "reference": names[0],
         "main": next((name for name in ("f1", "rouge_l", "loss") if name in terms[names[0]]), None),
@@ -82,6 +83,12 @@ def compare(
         "rule_differences": _rule_differences(pairs, arms, rules, seed),
         "disagreements": worst_disagreements(arms, examples, number) if len(examples) == len(answers) else [],
     }
+
+
+def _sample(answers: Sequence[dict]) -> str:
+    """What the intervals are over, in words."""
+    banks = {answer.get("cluster") for answer in answers}
+    return f"{len(answers)} examples" if None in banks or not banks else f"{len(answers)} reports of {len(banks)} banks"
 
 
 def _baseline_terms(task: dict, rules: Sequence[str]) -> dict[str, Terms]:

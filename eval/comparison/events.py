@@ -1,16 +1,18 @@
 """The comparison in TensorBoard: metrics and hyper-parameters of each arm, and the figures."""
 
+import io
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.image import imread
 from torch.utils.tensorboard import SummaryWriter
 
-from eval.comparison.pictures import Picture
+from eval.comparison.pictures import Drawn
 
 
-def write_events(result: dict, pictures: Sequence[Picture], folder: Path) -> None:
+def write_events(result: dict, pictures: Sequence[Drawn], folder: Path) -> None:
     """Write event files to `folder`, which is this comparison's own and is emptied first.
 
     Each row is a run of TensorBoard: a scalar per metric and, of an arm, one row of the HPARAMS tab. The pictures are
@@ -32,5 +34,5 @@ def write_events(result: dict, pictures: Sequence[Picture], folder: Path) -> Non
                 writer.add_hparams(settings, {f"hparams/{name}": value for name, value in values.items()}, run_name=".")
     with SummaryWriter(folder / "figures") as writer:
         for picture in pictures:
-            writer.add_figure(picture.name, picture.figure(), 0)
+            writer.add_image(picture.name, imread(io.BytesIO(picture.png))[..., :3], 0, dataformats="HWC")
             writer.add_text(picture.name, picture.caption, 0)

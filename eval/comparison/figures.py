@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from eval.comparison.arms import Arm, metric_rows
 from eval.comparison.measures import MEASURES
-from eval.comparison.pictures import COLORS, MARKERS, Picture
+from eval.comparison.pictures import COLORS, MARKERS, Picture, shortened
 from eval.comparison.words import heading
 
 
@@ -56,7 +56,7 @@ def _forgetting(result: dict, rows: Sequence[dict], style: dict, main: str) -> P
                         fmt=marker,
                         color=color,
                         capsize=2,
-                        label=row["name"],
+                        label=shortened(row["name"]),
                     )
             if best:
                 axes.axhline(
@@ -64,7 +64,7 @@ def _forgetting(result: dict, rows: Sequence[dict], style: dict, main: str) -> P
                     color="grey",
                     linestyle="--",
                     linewidth=0.9,
-                    label=f"best baseline: {best['name']}",
+                    label=f"best baseline: {shortened(best['name'])}",
                 )
             base = next(
                 (
@@ -116,10 +116,14 @@ def _rules(result: dict, rows: Sequence[dict], style: dict) -> Picture:
                     color=color,
                     markersize=4,
                     linewidth=1,
-                    label=row["name"] if place == 0 else None,
+                    label=shortened(row["name"]) if place == 0 else None,
                 )
         axes.set(
-            yticks=range(len(rules)), yticklabels=rules, xlim=(-0.02, 1.02), xlabel="F1", ylim=(len(rules) - 0.5, -0.5)
+            yticks=range(len(rules)),
+            yticklabels=[*map(shortened, rules)],
+            xlim=(-0.02, 1.02),
+            xlabel="F1",
+            ylim=(len(rules) - 0.5, -0.5),
         )
         axes.grid(axis="x", linewidth=0.4)
         for place in range(1, len(rules)):
@@ -166,7 +170,7 @@ def _losses(curves: dict[str, list[Curve]], style: dict) -> Picture:
                         linewidth=1,
                         marker=marker,
                         markersize=3,
-                        label=name if number == 0 else None,
+                        label=shortened(name) if number == 0 else None,
                     )
             axes.set(title=f"{kind} loss", xlabel="step", yscale="log")
         panels[0][0].set(ylabel="nats per target token")
@@ -211,9 +215,9 @@ def _confusions(rows: Sequence[dict]) -> Picture:
                             color="white" if dark else "black",
                         )
             axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-            axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-            axes.set_yticks(range(len(names)), names, fontsize=6)
-            axes.set_title(row["name"], fontsize=9)
+            axes.set_xticks(range(len(names)), [*map(shortened, names)], rotation=90, fontsize=6)
+            axes.set_yticks(range(len(names)), [*map(shortened, names)], fontsize=6)
+            axes.set_title(shortened(row["name"]), fontsize=9)
         figure.supylabel("true rule", fontsize=8)
         figure.supxlabel("rule in the answer", fontsize=8)
         return figure

@@ -77,7 +77,7 @@ def _task_result(source: Source, folder: Path, stem: str, how: Measuring) -> dic
         result = read_result(path)
         if result["data_sha256"] == how.data_sha256 and _is_of(result.get("weights"), source.model):
             return result
-        print(f"{path} is of other weights than {source.model}, or of other data: it is measured again", flush=True)
+        print(f"{path} is not of {how.data} and the weights of {source.model}: it is measured again", flush=True)
     prepare_output(path)
     options = ["--data", how.data, "--json", path, "--show", 0] + (["--train", how.train] if how.train else [])
     launch(how.processes, "scripts/evaluate.py", source.model, *options)
@@ -95,7 +95,7 @@ def _general_result(source: Source, folder: Path, stem: str, task: dict, how: Me
             return found
         if not how.general:
             return None
-        print(f"{path} is of other weights or another base: it is measured again", flush=True)
+        print(f"{path} is not of the weights of {source.model} and of the base: it is measured again", flush=True)
     if not how.general:
         return None
     prepare_output(path)

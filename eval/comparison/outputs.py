@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-
 from common.durable_files import write_durably, write_json
 from eval.comparison.arms import Arm
 from eval.comparison.events import write_events
@@ -19,14 +17,13 @@ PAGE = "comparison.html"
 def write_outputs(result: dict, arms: Sequence[Arm], out: Path) -> list[Path]:
     """Write comparison.json, .md and .html, one PNG per figure, and tensorboard/. Returns the paths, the page first."""
     out.mkdir(parents=True, exist_ok=True)
-    drawn = pictures(result, arms)
+    drawn = [picture.drawn() for picture in pictures(result, arms)]
     sentences = {"verdict": verdict(result), "warnings": warnings(result), "limits": limits(result)}
     write_json(out / "comparison.json", result | sentences)
     write_durably(out / "comparison.md", markdown(result))
     write_durably(out / PAGE, page(result, drawn))
     images = [out / f"{picture.name}.png" for picture in drawn]
     for picture, path in zip(drawn, images, strict=True):
-        picture.png(path)
+        picture.write(path)
     write_events(result, drawn, out / "tensorboard")
-    plt.close("all")
     return [out / PAGE, out / "comparison.md", out / "comparison.json", *images, out / "tensorboard"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 
-from eval.comparison.pictures import Picture
+from eval.comparison.pictures import Drawn
 from eval.comparison.tables import all_tables
 from eval.comparison.words import limits, listed, verdict, warnings
 
@@ -17,7 +17,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 MOST_TEXT = 20_000  # characters of one report or answer on the page; comparison.json has all of it
 
 
-def page(result: dict, pictures: Sequence[Picture]) -> str:
+def page(result: dict, pictures: Sequence[Drawn]) -> str:
     """The page, in UTF-8 text."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     arms = [row for row in result["rows"] if row["kind"] == "arm"]
@@ -27,15 +27,15 @@ def page(result: dict, pictures: Sequence[Picture]) -> str:
     widest = max((len(table.head) for _, table in tables), default=0)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=f"{arms[0]['name']} compared with {listed([row['name'] for row in arms[1:]])}",
-        subtitle=f"Compared on the same {result['examples']} reports of {result['clusters']} banks.",
+        subtitle=f"Compared on the same {result['sample']}.",
         verdict=verdict(result),
         warnings=warnings(result),
         limits=limits(result),
         contents=[*contents, ("disagreements", "Where the arms differ most")],
         pictures=[
             {
-                "light": _base64(one.svg()),
-                "dark": _base64(one.svg(dark=True)),
+                "light": _base64(one.light),
+                "dark": _base64(one.dark),
                 "caption": one.caption,
                 "words": one.words,
             }

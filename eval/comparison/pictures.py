@@ -19,8 +19,10 @@ from matplotlib.figure import Figure
 
 COLORS = ("#1F87D0", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
 MARKERS = "os^Dv<>*P"
+MOST = 28  # characters of a name in a figure
 _STYLE = {
     "svg.fonttype": "path",
+    "text.parse_math": False,  # a name may have a dollar sign
     "svg.hashsalt": "comparison",
     "font.size": 9,
     "axes.spines.top": False,
@@ -48,25 +50,43 @@ class Picture:
     words: str
     draw: Callable[[], Figure]
 
-    def figure(self, dark: bool = False) -> Figure:
-        """The figure; the caller closes it."""
-        with plt.rc_context({**_STYLE, **(_DARK if dark else {})}):
-            return self.draw()
+    def drawn(self) -> "Drawn":
+        """The figure in all of its forms."""
+        with plt.rc_context(_STYLE):
+            figure = self.draw()
+            light = _saved(figure, "svg")
+            figure.set_layout_engine("none")  # as it is laid out now: that takes as long as drawing
+            png = _saved(figure, "png")
+        with plt.rc_context({**_STYLE, **_DARK}):
+            dark = _saved(self.draw(), "svg")
+        plt.close("all")
+        return Drawn(self.name, self.caption, self.words, light, dark, png)
 
-    def png(self, path: Path) -> None:
-        """Write the light figure to `path`."""
-        figure = self.figure()
-        figure.savefig(temporary_path(path), dpi=130, format="png")
-        plt.close(figure)
+
+@dataclass(frozen=True)
+class Drawn:
+    """A drawn figure: files in memory. The letters of the SVG files are outlines, so that they need no font."""
+
+    name: str
+    caption: str
+    words: str
+    light: bytes
+    dark: bytes
+    png: bytes
+
+    def write(self, path: Path) -> None:
+        """Write the PNG file to `path`."""
+        temporary_path(path).write_bytes(self.png)
         publish(path)
 
-    def svg(self, dark: bool = False) -> bytes:
-        """The figure as an SVG file, with letters as outlines: it needs no font."""
-        content = io.BytesIO()
-        with plt.rc_context({**_STYLE, **(_DARK if dark else {})}):
-            figure = self.draw()
-            figure.savefig(
-                content, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-            )
-        plt.close(figure)
-        return content.getvalue()
+
+def shortened(name: str) -> str:
+    """A name that fits beside a figure."""
+    return name if len(name) <= MOST else f"{name[: MOST - 1]}\u2026"
+
+
+def _saved(figure: Figure, kind: str) -> bytes:
+    content = io.BytesIO()
+    no_date = {"Date": None, "Creator": None, "Format": None, "Type": None} if kind == "svg" else {}
+    figure.savefig(content, format=kind, dpi=130, metadata=no_date)
+    return content.getvalue()

@@ -116,7 +116,7 @@ def seed_table(result: dict) -> Table:
     for row in result["rows"]:
         for metric, found in row["metrics"].items():
             values = found.get("seeds", ())
-            if len(values) > 1:
+            if len(values) > 1 and MEASURES[metric].tested:
                 digits = MEASURES[metric].digits
                 each = ", ".join(f"{value:.{digits}f}" for value in values)
                 rows.append([row["name"], heading(result, metric), each, f"{deviation(values):.{digits}f}"])

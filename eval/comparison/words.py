@@ -173,8 +173,8 @@ def limits(result: dict) -> list[str]:
     arms = [row for row in result["rows"] if row["kind"] == "arm"]
     seeds = {row["name"]: len(row["seeds"]) for row in arms}
     found = [
-        f"The intervals and p-values are for {result['examples']} reports of {result['clusters']} banks: they say how the "
-        "figures would vary with other reports of this kind, not with another kind of report or another training run."
+        f"The intervals and p-values are for {result['sample']}: they say how the figures would vary with others of this "
+        "kind, not with another kind and not with another training run."
     ]
     if min(seeds.values()) == 1:
         single = [name for name, count in seeds.items() if count == 1]

@@ -1,0 +1,73 @@
+import math
+
+import numpy as np
+import pytest
+
+from eval.comparison.measures import arm_terms, averaged, general_terms, label_terms, rule_terms, seed_terms
+from eval.intervals import interval, wilson
+from eval.regulator.violations import score_violations
+from tests.comparisons import arm, general, row, task
+
+ANSWERS = [
+    row(["A", "B"], ["A", "C"], "x"),
+    row(["B"], ["B"], "x"),
+    row([], [], "y"),
+    row(["A"], [], "z"),
+    row(["A"], None or [], "z", unreadable=True),
+]
+
+
+def test_the_values_are_those_of_the_evaluation():
+    predicted = [answer["predicted"] + ["(unreadable)"] * answer.get("unreadable", False) for answer in ANSWERS]
+    expected = score_violations([answer["true"] for answer in ANSWERS], predicted)
+    found = label_terms(task(ANSWERS), ["A", "B"])
+    assert found["precision"].value == pytest.approx(expected["micro"]["precision"])
+    assert found["recall"].value == pytest.approx(expected["micro"]["recall"])
+    assert found["macro_f1"].value == pytest.approx(expected["macro_f1"])
+    for rule in ("A", "B", "C"):
+        one = {name: terms.value for name, terms in rule_terms(task(ANSWERS), rule).items()}
+        known = {name: expected["per_rule"][rule][name] for name in one}
+        if rule == "C":  # no report has it: scikit-learn writes 0
+            assert math.isnan(one.pop("recall")) and known.pop("recall") == 0
+        assert one == pytest.approx(known)
+
+
+def test_macro_f1_of_a_resample_is_over_the_rules_that_it_has():
+    terms = label_terms(task([row(["A"], ["A"]), row(["B"], [])]), ["A", "B"])["macro_f1"]
+    assert terms.value == 0.5
+    assert terms.metric(2 * terms.rows[0]) == 1 and terms.metric(np.stack([terms.rows[0], terms.rows[1]])).tolist() == [
+        1,
+        0,
+    ]
+
+
+def test_the_interval_of_a_rule_at_the_ceiling_counts_the_banks_that_have_it():
+    answers = [row(["A"], ["A"], bank) for bank in "vwxyz"] + [row([], [], f"clean {i}") for i in range(95)]
+    found = interval(rule_terms(task(answers), "A")["recall"])
+    assert (found.value, found.low) == (1, pytest.approx(wilson(1, 5)[0]))
+
+
+def test_seeds_are_averaged_for_each_report():
+    both = arm("both", task([row(["A"], ["A"]), row(["A"], [])]), task([row(["A"], ["A"]), row(["A"], ["A"])]))
+    terms = arm_terms([both])[0]["both"]
+    assert len(terms["f1"].rows) == 2  # reports, not answers
+    assert terms["recall"].value == 3 / 4
+    assert terms["f1"].value == pytest.approx(2 * 1.5 / (2 + 1.5))
+    wide = averaged([seed_terms(seed, ["A"])["exact"] for seed in both.seeds])
+    assert wide.rows[:, 0].tolist() == [1, 0.5]
+
+
+def test_the_loss_is_per_answer_where_tokenizers_differ():
+    answers = [row(["A"], ["A"])] * 3
+    same, per_answer = arm_terms([arm("a", task(answers, 6.0, 2)), arm("b", task(answers, 6.0, 2))])
+    assert (same["b"]["loss"].value, per_answer) == (3.0, False)
+    other, per_answer = arm_terms([arm("a", task(answers, 6.0, 2)), arm("b", task(answers, 6.0, 3))])
+    assert (other["a"]["loss"].value, other["b"]["loss"].value, per_answer) == (6.0, 6.0, True)
+
+
+def test_general_text_and_questions():
+    tuned, base = (general_terms(general(rise=0.1, right=7), side) for side in ("tuned", "base"))
+    assert base["perplexity"].value == pytest.approx(math.exp(0.8)) and "kl" not in base
+    assert tuned["perplexity"].value == pytest.approx(math.exp(0.8 + 0.1 + 0.01))
+    assert tuned["kl"].value == pytest.approx((1 + 0.5) / 20)
+    assert (tuned["questions"].value, base["questions"].value) == (0.7, 1.0)

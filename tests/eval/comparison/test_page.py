@@ -1,0 +1,112 @@
+"""The page needs nothing else, and shows whatever a model or a user wrote as text."""
+
+import html.parser
+import re
+
+import matplotlib.pyplot as plt
+import pytest
+
+from eval.comparison.comparison import compare
+from eval.comparison.figures import pictures
+from eval.comparison.page import page
+from eval.comparison.pictures import Picture
+from eval.comparison.tables import all_tables, markdown
+from tests.comparisons import arm, example, general, row, task
+
+ATTACK = "</pre></style><script>alert(1)</script><img src=http://evil.example/x.png onerror=alert(2)>\" onload='x' {{ 7*7 }} $x_"
+
+
+class Elements(html.parser.HTMLParser):
+    """All elements, and the text of all of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements, self.text = [], ""
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def made():
+    rules = [ATTACK, "LCR_MIN"]
+    answers = [row(rules, said, ATTACK, text=ATTACK) for said in (rules, ["LCR_MIN", ATTACK + "2"], [])]
+    other = [row(rules, [], ATTACK, text="none")] * 3
+    arms = [
+        arm(ATTACK, task(answers, model=ATTACK, data=ATTACK), general=general() | {"text": ATTACK, "base": ATTACK}),
+        arm("b", task(other), task(answers), general=general(0.3) | {"text": ATTACK, "base": ATTACK}),
+    ]
+    examples = [example(ATTACK, ATTACK, ["LCR_MIN"], report=ATTACK) for _ in range(3)]
+    result = compare(arms, {ATTACK + " baseline": {"answers": other}}, examples)
+    # The outlines of letters are slow to draw, and the same for every text.
+    drawn = [one.drawn() for one in pictures(result, arms) if one.name in ("forgetting", "rules")]
+    found = Elements()
+    found.feed(page(result, drawn))
+    return result, drawn, found
+
+
+def test_the_page_loads_nothing_and_runs_nothing(made):
+    _, drawn, found = made
+    assert not {tag for tag, _ in found.elements} & {
+        "script",
+        "link",
+        "iframe",
+        "object",
+        "embed",
+        "form",
+        "base",
+        "svg",
+    }
+    for tag, attributes in found.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("src", "srcset", "href", "action", "data", "poster"):
+                assert re.match(r"data:image/svg\+xml;base64,[A-Za-z0-9+/=]+$|#[a-z0-9-]+$", value), (
+                    tag,
+                    name,
+                    value[:50],
+                )
+    images = [attributes for tag, attributes in found.elements if tag == "img"]
+    assert len(images) == len(drawn) == 2 and all(image["alt"] for image in images)
+    style = re.sub(r"\s", "", found.text)
+    assert "@import" not in style and "url(" not in style
+    policy = next(attributes["content"] for tag, attributes in found.elements if "http-equiv" in attributes)
+    assert "default-src 'none'" in policy
+
+
+def test_every_text_stands_there_as_it_was_written(made):
+    result, _, found = made
+    for what in (f"{ATTACK} compared with b", f"Report {ATTACK}", f"invented {ATTACK}2"):
+        assert what in found.text
+    assert found.text.count(ATTACK) > 20  # {{ 7*7 }} is not evaluated either
+    assert result["disagreements"][0]["report"] == ATTACK
+    assert "<script>" not in markdown(result) and "<img" not in markdown(result)
+
+
+def test_it_can_be_read_without_seeing_it(made):
+    result, _, found = made
+    tags = [tag for tag, _ in found.elements]
+    assert ("html", {"lang": "en"}) in found.elements and tags.count("h1") == tags.count("main") == tags.count(
+        "title"
+    ) == 1
+    assert tags.count("table") == tags.count("caption") == len(all_tables(result))
+    assert all(attributes.get("scope") in ("row", "col") for tag, attributes in found.elements if tag == "th")
+    anchors = {attributes["href"][1:] for tag, attributes in found.elements if tag == "a"}
+    assert anchors <= {attributes.get("id") for _, attributes in found.elements}
+    assert "prefers-color-scheme: dark" in found.text and "size: A4" in found.text
+
+
+def test_figures_are_files_of_their_own_and_the_same_every_time():
+    def draw():
+        figure, axes = plt.subplots(figsize=(2, 1))
+        axes.set_title("costs $5 and $6_")  # not a formula
+        return figure
+
+    first, again = (Picture("name", "caption", "words", draw).drawn() for _ in range(2))
+    assert first == again and first.light != first.dark
+    for content in (first.light, first.dark):
+        assert b"<script" not in content and b'href="http' not in content and b"<text" not in content
+    assert first.png.startswith(b"\x89PNG")
