@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.durable_files import write_durably
 from experiment.cost import duration
+from experiment.launch import Job
 from experiment.run_files import read_rows
 from experiment.setup import METHODS, Experiment
 from experiment.steps import Choices, final_loss, read_choices, result_file
@@ -41,6 +42,36 @@ def models(experiment: Experiment, choices: Choices) -> Iterator[Model]:
             words = f"full, weights averaged with the base, {choices.alpha} of the tuned"
             run = experiment.run(arms[0], choices.rates["full"], seed)
             yield Model("average", words, seed, experiment.average(choices.alpha, seed), run)
+
+
+def comparison_job(experiment: Experiment) -> Job | None:
+    """scripts/compare.py over everything that has been scored, the arms first; None if that is fewer than two.
+
+    Every arm has the seeds that have been scored. `full` comes first: it is the reference.
+    """
+    choices, test = read_choices(experiment), experiment.split(experiment.size.test)
+    arms: dict[str, list[Path]] = {}
+    for model in models(experiment, choices):
+        result = result_file(model.directory, test)
+        if result.is_file():
+            arms.setdefault(model.arm, []).append(result)
+    for asked in ("fewshot", "constrained"):
+        result = result_file(experiment.out / "base", test)
+        result = result.with_stem(f"{result.stem}-{asked}")
+        if result.is_file():
+            arms[f"base, {asked}"] = [result]
+    if len(arms) < 2:
+        return None
+    named = [f"{name}={','.join(map(str, files))}" for name, files in arms.items()]
+    options = (
+        "--data",
+        str(test),
+        "--train",
+        str(experiment.split("train")),
+        "--out",
+        str(experiment.out / "comparison"),
+    )
+    return Job("scripts/compare.py", (*named, *options), experiment.out / "logs" / "comparison.log")
 
 
 def figures(directory: Path, test: Path, asked: str = "") -> dict[str, float]:

@@ -7,7 +7,8 @@
 It makes the data, sweeps the learning rate of LoRA and of full fine-tuning on validation, trains every arm with several
 seeds, scores every model once on the test, measures what each has forgotten, and compares. experiment/setup.py defines the
 sizes and the arms. Interrupted at any point (Ctrl-C lets a training save a checkpoint), the same command goes on. --only
-runs the steps with these words in their names, e.g. to use several machines. OUT/results.md has the tables.
+runs the steps with these words in their names, e.g. to use several machines. OUT/results.md has the tables, and
+OUT/comparison the intervals, tests and the page of scripts/compare.py.
 """
 
 import pathlib
@@ -19,8 +20,8 @@ import argparse
 from pathlib import Path
 
 from common.errors import UserError, run_script
-from experiment.launch import Interrupted
-from experiment.report import write_results
+from experiment.launch import Interrupted, launch
+from experiment.report import comparison_job, write_results
 from experiment.run import list_steps, run_experiment
 from experiment.setup import SIZES, Experiment
 
@@ -66,6 +67,12 @@ def main() -> int:
             print(f"stopped; start again to continue\n{list_steps(experiment).splitlines()[-1]}")
             return signal.exit_code
     print(write_results(experiment))
+    job = comparison_job(experiment)
+    if job:
+        code = launch(job.script, job.options, log=job.log)
+        if code:
+            raise UserError(f"the comparison failed: its log is {job.log}; start again to repeat it")
+        print(f"\nthe comparison of all arms: {experiment.out / 'comparison'}")
     return 0
 
 

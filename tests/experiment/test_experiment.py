@@ -8,7 +8,7 @@ import pytest
 from common.errors import UserError
 from experiment import run
 from experiment.launch import Ended, Interrupted, Job
-from experiment.report import write_results
+from experiment.report import comparison_job, write_results
 from experiment.run import list_steps, run_experiment, write_subsets
 from experiment.setup import SIZES, Experiment
 from experiment.steps import all_steps, choose_steps, read_choices
@@ -203,3 +203,18 @@ def test_only_takes_words_of_step_names(experiment) -> None:
     assert [step.name for step in choose_steps(steps, ["topics", "self"])][:2] == ["topics", "self"]
     with pytest.raises(UserError, match="--only nothing: no step has this in its name"):
         choose_steps(steps, ["nothing"])
+
+
+def test_everything_that_was_scored_is_compared_with_full_first(experiment, machine) -> None:
+    assert comparison_job(experiment) is None
+    run_experiment(experiment)
+    job = comparison_job(experiment)
+    assert job
+    names = [option.partition("=")[0] for option in job.options if "=" in option]
+    assert names == [
+        *("full", "lora", "vocabulary", "replay-topics", "replay-self", "replay-ewc", "low-lr", "average"),
+        *("base, fewshot", "base, constrained"),
+    ]
+    files = [file for option in job.options if "=" in option for file in option.partition("=")[2].split(",")]
+    assert len(files) == 2 * 8 + 2
+    assert all(Path(file).is_file() for file in files)
