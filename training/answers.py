@@ -23,6 +23,7 @@ from eval.over_ranks import deal
 from eval.packed_weights import pack_weights
 from eval.row_cache import bytes_per_token
 from model.language_model import PackedLanguageModel, num_parameters, parameter_names
+from model.lora import adapters_sum
 from model.whole_copy import whole_copy
 from training.asked import Asked
 
@@ -79,7 +80,7 @@ class Answers:
         if self.stop.agreed():
             return None
         parameters, device = parameter_names(self.model), self.stop.ranks.device
-        model = whole_copy(self.model_config, parameters, self.path, self.dtype, device)
+        model = whole_copy(self.model_config, parameters, self.path, self.dtype, device, adapters_sum(self.model))
         try:
             return self._answer(pack_weights(_with_generation_config(model, self.path)))
         except Stopped:

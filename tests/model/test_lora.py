@@ -25,7 +25,8 @@ from model.language_model import (
     parameter_names,
     trained_parameters,
 )
-from model.lora import build_to_train, init_adapters
+from model.lora import adapters_sum, build_to_train, init_adapters
+from model.whole_copy import whole_copy
 from tests.model.test_equivalence import documents, load
 from tests.tiny import write_tiny_model
 
@@ -164,3 +165,18 @@ def test_what_lora_does_not_go_with_is_refused() -> None:
         check_config(dataclasses.replace(config, model=recomputed))
     with pytest.raises(UserError, match="ewc.strength above 0 needs lora.rank=0"):
         check_config(dataclasses.replace(config, ewc=dataclasses.replace(config.ewc, strength=1.0, data=("b",))))
+
+
+def test_a_whole_copy_to_generate_with_has_the_adapters_in_its_matrices(path) -> None:
+    model, shape = loaded(path), read_model_config(path)
+    with torch.no_grad():
+        for name, parameter in trained_parameters(model).items():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.05)
+    copied = whole_copy(shape, parameter_names(model), path, torch.float32, torch.device("cpu"), adapters_sum(model))
+    matrix = "model.layers.1.mlp.up_proj"
+    layer = model.get_submodule(f"causal_lm.{matrix}")
+    change = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    assert change.abs().max() > 0.01
+    torch.testing.assert_close(copied.get_submodule(matrix).weight, layer.base_layer.weight + change)
+    torch.testing.assert_close(copied.lm_head.weight, model.head.weight)
