@@ -120,6 +120,8 @@ def _summary(inputs: CardInputs) -> str:
     subject, record, run = inputs.subject, inputs.record, inputs.subject.run
     how = "LoRA adapters on" if subject.adapter else "All weights were fine-tuned, starting from"
     text = f"{how} {inputs.base.origin}."
+    if run is None and subject.adapter is None:
+        text = f"Exported from the directory `{subject.path.name}`; how it was trained is not recorded."
     if "step" in record:
         total = run.state.get("settings", {}).get("steps in total") if run else None
         text += f" These are the {record['weights']} weights of the run, after step {record['step']}"

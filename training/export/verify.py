@@ -4,9 +4,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError
 from data.chat_settings import read_chat_settings
@@ -29,7 +30,8 @@ def verify_model(out: Path, converter: Path | None = None) -> tuple[bool, list[s
     """
     config = AutoConfig.from_pretrained(out)
     shapes = {name: tensor.shape for name, tensor in stored_tensors(out).items()}
-    model, info = AutoModelForCausalLM.from_pretrained(out, dtype="auto", output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(out, dtype="auto", output_loading_info=True)
+    model, info = loaded
     checks = [_transformers_line(out, model, info), vllm_line(config, shapes), gguf_line(config, shapes)]
     if converter is not None:
         checks.append(_converted_line(out, model, converter))
@@ -46,7 +48,7 @@ def verify_adapter(out: Path, base: Path) -> tuple[bool, list[str]]:
     return True, [f"adapter: {len(adapter.modules)} pairs of matrices fit the base model by names and shapes"]
 
 
-def _transformers_line(out: Path, model: PreTrainedModel, info: dict) -> tuple[bool, str]:
+def _transformers_line(out: Path, model: Any, info: dict) -> tuple[bool, str]:
     wrong = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind]]
     if wrong:
         return False, f"transformers: {len(wrong)} tensors are missing, unexpected or of another shape: {wrong[0]}"
@@ -55,7 +57,7 @@ def _transformers_line(out: Path, model: PreTrainedModel, info: dict) -> tuple[b
     if len(tokenizer) > rows:
         return False, f"transformers: the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows"
     stated = model.generation_config.eos_token_id if model.generation_config else None
-    stops = set(stated if isinstance(stated, list) else [stated])
+    stops: set[int] = set(stated if isinstance(stated, list) else [] if stated is None else [stated])
     taught = set(ExampleEncoder(tokenizer, read_chat_settings(out)).stop_ids)
     if not taught <= stops:
         return False, f"transformers: generation does not stop at {sorted(taught - stops)}, which end an answer"
@@ -78,7 +80,7 @@ def _prompt(out: Path) -> torch.Tensor:
     ]
 
 
-def _converted_line(out: Path, model: PreTrainedModel, converter: Path) -> tuple[bool, str]:
+def _converted_line(out: Path, model: Any, converter: Path) -> tuple[bool, str]:
     """Run the converter, load its file with transformers, and compare the logits of a short chat in fp32."""
     if not converter.is_file():
         raise UserError(f"--converter {converter}: no such file; name convert_hf_to_gguf.py of llama.cpp")
@@ -92,7 +94,7 @@ def _converted_line(out: Path, model: PreTrainedModel, converter: Path) -> tuple
             return False, f"llama.cpp: its converter failed: {last}"
         size = file.stat().st_size / 2**20
         try:
-            again = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
+            again: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
         except (ImportError, ValueError) as error:
             return True, f"llama.cpp: converted to {size:,.0f} MiB; transformers cannot read it back here ({error})"
         ids = _prompt(out)

@@ -174,6 +174,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(made) -> None:
     data = ModelCard(text).data
     assert (data.license, data.base_model, data.language, data.datasets, data.eval_results) == ("unknown", *[None] * 4)
     without_run = replace(made.inputs, subject=replace(made.inputs.subject, run=None, base=None))
+    assert "how it was trained is not recorded" in model_card(without_run)
     assert model_card(without_run).count("Not recorded: the weights were exported from a model directory") == 2
 
 
