@@ -180,7 +180,7 @@ def _attributed(live: LiveBytes, model: PackedLanguageModel, kernels: str) -> It
             wait(group)
         for parameter in group.fsdp_params:
             whole = getattr(parameter, "_unsharded_param", None)
-            if whole is not None and parameter not in hooked:  # made when the unit is first gathered
+            if whole is not None and whole.requires_grad and parameter not in hooked:  # made when first gathered
                 hooked.add(parameter)
                 whole.register_post_accumulate_grad_hook(lambda p: live.set_kind(p.grad, "reduction"))
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from configs.config import LoRA
 from planner.cluster import Cluster, Device
 from planner.live_bytes import LiveBytes
 from planner.memory import activations_of, device_memory
-from planner.shape import named_config, shape_of
+from planner.shape import named_config, shape_of, shape_of_run
 from planner.simulate import Simulated, simulate
 from planner.workload import Load
 from tests.planner.real_steps import LENGTHS, Case, real_step
@@ -62,6 +63,20 @@ def test_checkpointing_keeps_the_inputs_of_layers_and_offload_moves_them_to_the_
     assert offload[1].saved_activations == offload[0].saved_activations
     assert full[1].saved_activations - offload[1].saved_activations == 4 * layer_input
     assert layer_input <= offload[1].host <= 4 * layer_input  # at the peak; backward gives one after the other back
+
+
+def test_a_step_with_lora_has_gradients_of_the_adapters_alone() -> None:
+    """And its peak is that of the plan."""
+    case = Case(checkpointing="full")
+    config = dataclasses.replace(case.config, lora=LoRA(rank=8))
+    shape, load = shape_of_run(config, case.shape.config), Load(LENGTHS, TOKENS)
+    found, planned = (
+        simulate(shape, config, cluster("cuda", 2), load),
+        device_memory(shape, config, cluster("cuda", 2), load),
+    )
+    assert (found.parameters, found.gradients) == (planned.parameters, planned.gradients)
+    assert 0 < found.gradients < 0.2 * simulated(case).gradients
+    assert found.peak == pytest.approx(planned.tensors, rel=0.01)
 
 
 def test_attention_is_that_of_the_cluster_s_device() -> None:
