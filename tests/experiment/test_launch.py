@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiment.launch import Interrupted, Job, launch, run_jobs
+from experiment.launch import Ended, Interrupted, Job, launch, run_jobs
 from tests.processes import ROOT
 
 # Says that it runs, then waits for a signal, writes its name and ends. FOLDER NAME
@@ -49,7 +49,10 @@ def test_an_exit_code_and_a_log_that_is_added_to(tmp_path) -> None:
     assert lines == [f"$ {path} 0 two words", "said 0 two words", f"$ {path} 3 two words", "said 3 two words"]
 
 
-def test_a_signal_reaches_all_children_once_and_nothing_is_started_after_it(script, tmp_path) -> None:
+def test_a_signal_reaches_all_children_once_and_nothing_is_started_after_it(
+    script, tmp_path, monkeypatch, capfd
+) -> None:
+    monkeypatch.setattr("experiment.launch.SAME_SIGNAL", 1000.0)  # however slow this machine is
     jobs = [Job(script, (str(tmp_path), name), tmp_path / f"{name}.log") for name in "abc"]
     ended, sent = [], []
 
@@ -57,10 +60,14 @@ def test_a_signal_reaches_all_children_once_and_nothing_is_started_after_it(scri
         if is_ready(tmp_path, "a", "b") and not sent:
             sent.append(True)
             os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)  # the terminal and a launcher may both send it
+
+    def end(child: Ended) -> None:
+        ended.append(child)
+        os.kill(os.getpid(), signal.SIGINT)  # the terminal and a launcher may both send it
 
     with pytest.raises(Interrupted) as interrupted:
-        run_jobs(jobs, parallel=2, on_end=ended.append, on_tick=interrupt)
+        run_jobs(jobs, parallel=2, on_end=end, on_tick=interrupt)
+    assert capfd.readouterr().err.count("SIGINT: ") == 1
     assert interrupted.value.exit_code == 130
     assert sorted((end.job.options[1], end.code, end.stopped) for end in ended) == [("a", 7, True), ("b", 7, True)]
     assert {end.last_words for end in ended} == {"ended by a signal"}
