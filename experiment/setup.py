@@ -28,7 +28,7 @@ class Size:
     overrides: tuple[str, ...] = ()
     shots: int = 4
     replay: float = 0.05
-    replay_documents: int = 64
+    replay_documents: int = 128
     replay_tokens: int = 256
     new_tokens: int = 200
     ewc: tuple[str, ...] = ("ewc.strength=10", "ewc.documents=64", "ewc.batch=4")
