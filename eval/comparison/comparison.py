@@ -51,10 +51,12 @@ def compare(
     general = next((s.general for arm in arms for s in arm.seeds if s.general), None)
     base = {BASE: general_terms(general, "base")} if general else {}
     pairs = [(after, before) for before, after in pairs]
+    said = {arm.name: [one.task.get("answers") for one in arm.seeds] for arm in arms}
+    same = {pair for pair in pairs if said[pair[0]] == said[pair[1]]}
     differences = [
-        *_differences("arms", pairs, terms, seed),
-        *_differences("forgetting", [(name, BASE) for name in names if base], terms | base, seed),
-        *_differences("baselines", [(name, names[0]) for name in others], terms | others, seed),
+        *_differences("arms", pairs, terms, same, seed),
+        *_differences("forgetting", [(name, BASE) for name in names if base], terms | base, set(), seed),
+        *_differences("baselines", [(name, names[0]) for name in others], terms | others, set(), seed),
     ]
     task = arms[0].seeds[0].task
     rows = [_arm_row(arm, terms[arm.name], rules, per_answer, seed) for arm in arms]
@@ -80,7 +82,7 @@ def compare(
         "rules": rules,
         "rows": rows,
         "differences": differences,
-        "rule_differences": _rule_differences(pairs, arms, rules, seed),
+        "rule_differences": _rule_differences(pairs, arms, rules, same, seed),
         "disagreements": worst_disagreements(arms, examples, number) if len(examples) == len(answers) else [],
     }
 
@@ -140,7 +142,9 @@ def _rules_of(tasks: Sequence[dict], rules: Sequence[str], seed: int) -> dict:
     return {"per_rule": per_rule, "confusion": {"names": [*names, NONE], "counts": matrix.tolist()}}
 
 
-def _differences(family: str, pairs: Iterable[Pair], terms: dict[str, dict[str, Terms]], seed: int) -> list[dict]:
+def _differences(
+    family: str, pairs: Iterable[Pair], terms: dict[str, dict[str, Terms]], same: set[Pair], seed: int
+) -> list[dict]:
     """Each metric's change from the second to the first of each pair, with its p-value where it is tested."""
     compared = [
         (
@@ -152,10 +156,12 @@ def _differences(family: str, pairs: Iterable[Pair], terms: dict[str, dict[str, 
         for metric in MEASURES
         if metric in terms[after] and metric in terms[before]
     ]
-    return _tested(compared, seed)
+    return _tested(compared, same, seed)
 
 
-def _rule_differences(pairs: Iterable[Pair], arms: Sequence[Arm], rules: Sequence[str], seed: int) -> list[dict]:
+def _rule_differences(
+    pairs: Iterable[Pair], arms: Sequence[Arm], rules: Sequence[str], same: set[Pair], seed: int
+) -> list[dict]:
     terms = {
         (arm.name, rule): averaged([rule_terms(one.task, rule)["f1"] for one in arm.seeds])
         for arm in arms
@@ -170,16 +176,19 @@ def _rule_differences(pairs: Iterable[Pair], arms: Sequence[Arm], rules: Sequenc
         for after, before in pairs
         for rule in rules
     ]
-    return _tested(compared, seed)
+    return _tested(compared, same, seed)
 
 
-def _tested(compared: Sequence[tuple[dict, Terms, Terms]], seed: int) -> list[dict]:
-    """Each entry with the change from its first to its second terms, and the p-values of one family."""
+def _tested(compared: Sequence[tuple[dict, Terms, Terms]], same: set[Pair], seed: int) -> list[dict]:
+    """Each entry with the change from its first to its second terms, and the p-values of one family.
+
+    same: the pairs with the very same answers, which differ by exactly 0. Other models with the same scores may differ on
+    other reports.
+    """
     tested = [i for i, (entry, _, _) in enumerate(compared) if MEASURES[entry["metric"]].tested]
     found = []
     for entry, before, after in compared:
-        same = before.rows.shape == after.rows.shape and bool((before.rows == after.rows).all())
-        found.append(entry | _json(change(before, after, seed, same)))
+        found.append(entry | _json(change(before, after, seed, (entry["of"], entry["against"]) in same)))
     exchanges = enough_exchanges(len(tested))
     p_values = {i: exchange_test(compared[i][1], compared[i][2], seed, exchanges) for i in tested}
     corrected = holm(p_values)

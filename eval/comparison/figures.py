@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from eval.comparison.arms import Arm, metric_rows
 from eval.comparison.measures import MEASURES
@@ -173,6 +174,8 @@ def _losses(curves: dict[str, list[Curve]], style: dict) -> Picture:
                         label=shortened(name) if number == 0 else None,
                     )
             axes.set(title=f"{kind} loss", xlabel="step", yscale="log")
+            axes.yaxis.set_major_formatter("{x:g}")  # powers of ten would be formulas, which are off
+            axes.yaxis.set_minor_formatter(NullFormatter())
         panels[0][0].set(ylabel="nats per target token")
         panels[0][-1].legend(fontsize=8)
         return figure
@@ -208,7 +211,7 @@ def _confusions(rows: Sequence[dict]) -> Picture:
                         dark = total and value / total > 0.5
                         axes.text(
                             *place,
-                            f"{value:.0f}",
+                            f"{int(value + 0.5)}",
                             ha="center",
                             va="center",
                             fontsize=6,

@@ -61,6 +61,15 @@ def test_the_same_answers_differ_by_exactly_nothing():
     )
 
 
+def test_two_models_at_the_ceiling_may_still_differ():
+    other = [one | {"text": "other words", "answer": "other words"} for one in answers(12)]
+    result = compared(arm("one", task(answers(12))), arm("two", task(other)))
+    half = 1.959964**2 / (BANKS + 1.959964**2)  # of Wilson's interval, from 1 down
+    for found in (difference(result, "f1", "two"), result["rule_differences"][0]):
+        assert (found["value"], found["p"]) == (0, 1)
+        assert (found["low"], found["high"]) == pytest.approx((-half, half))
+
+
 def test_all_pairs_and_seeds():
     seeds = arm("seeds", task(answers(4)), task(answers(8)))
     result = compared(seeds, arm("b", task(answers(12))), arm("c", task(answers(12))), all_pairs=True)
