@@ -94,7 +94,7 @@ def _left(steps: Sequence[Step], by_step: dict[str, float]) -> str:
         if step.is_done and step.name in by_step:
             times.setdefault(step.kind.partition(" ")[0], []).append(by_step[step.name])
     left = [step for step in steps if not step.is_done]
-    kinds = [step.kind.partition(" ")[0].replace("test", "score") for step in left]
+    kinds = [step.kind.partition(" ")[0] for step in left]
     known = [sum(times[kind]) / len(times[kind]) for kind in kinds if kind in times]
     spent = duration(sum(by_step.values()))
     unknown = len(left) - len(known)

@@ -13,13 +13,14 @@ METHODS = ("full", "lora")  # each with a config and learning rates of its own
 class Size:
     """One size of the experiment.
 
-    configs: method -> config file. profile, examples, splits: of make_reports.py; the splits are train, validation and those
+    configs: method -> config file. settings: method -> overrides of its runs. profile, examples, splits: of make_reports.py; the splits are train, validation and those
     of `tests`, of which only the first is scored. overrides: of every run. rates: method -> learning rates that the sweep
     tries from low to high, as written on the command line. shots: examples before the
     prompts of the base model. replay: share of the target tokens. new_tokens: of the extended vocabulary.
     """
 
     configs: dict[str, str]
+    settings: dict[str, tuple[str, ...]]
     profile: str
     examples: int
     splits: tuple[float, ...]
@@ -40,19 +41,33 @@ class Size:
 
 
 SIZES = {
-    # 400 reports are 50 steps of 8, about 114,000 tokens a run.
+    # 400 reports are 50 steps of 8, about 62,000 tokens a run: two to three minutes on 2 cores with AMX.
+    "quickstart": Size(
+        configs={"full": "configs/quickstart.py", "lora": "configs/quickstart.py"},
+        settings={"full": (), "lora": ("lora.rank=64",)},
+        profile="quickstart",
+        examples=544,
+        splits=(400 / 544, 40 / 544, 104 / 544),
+        test="test",
+        rates={"full": ("1.5e-4", "3e-4", "6e-4"), "lora": ("5e-4", "1e-3", "2e-3")},
+        overrides=("run.eval_every=25", "run.save_every=0"),
+    ),
+    # 3,200 reports are 400 steps of 8, about a million tokens a run: more than half an hour on the same machine.
     "laptop": Size(
         configs={"full": "configs/xbrl_laptop.py", "lora": "configs/xbrl_lora_laptop.py"},
+        settings={"full": (), "lora": ()},
         profile="laptop",
-        examples=608,
-        splits=(0.65789, 0.07895, 0.26316),  # 400, 48 and 160 reports
+        examples=4000,
+        splits=(0.8, 0.1, 0.1),
         test="test",
-        rates={"full": ("3e-4", "6e-4", "1.2e-3"), "lora": ("1e-3", "3e-3")},
-        overrides=("run.eval_every=25", "run.save_every=0"),
+        rates={"full": ("3e-4", "6e-4", "1.2e-3"), "lora": ("5e-4", "1e-3", "2e-3")},
+        overrides=("run.eval_every=100", "run.save_every=100"),
+        replay_documents=1000,
     ),
     # The reference: 6,800 reports, 3 epochs of 64 a step. Needs 8 GPUs; it has not been run.
     "full": Size(
         configs={"full": "configs/xbrl.py", "lora": "configs/xbrl_lora.py"},
+        settings={"full": (), "lora": ()},
         profile="full",
         examples=6800,
         splits=(0.72, 0.06, 0.08, 0.08, 0.06),
@@ -150,6 +165,7 @@ class Experiment:
             *mix,
             *("run.eval_general=False", "run.keep_last=1"),
             *self.size.overrides,
+            *self.size.settings[arm.method],
             *arm.overrides,
             *repeated,
             f"optimizer.learning_rate={rate}",

@@ -65,7 +65,8 @@ def all_steps(experiment: Experiment) -> list[Step]:
     steps += _base(experiment)
     later = range(1, experiment.seeds)
     for seed in later:
-        steps += [*_arm(experiment, choices, arms["full"], seed), *_arm(experiment, choices, arms["lora"], seed)]
+        question = [*_arm(experiment, choices, arms["full"], seed), *_arm(experiment, choices, arms["lora"], seed)]
+        steps += [step for step in question if step.kind != "general"]  # what a seed forgets comes with the rest
     steps += _curve(experiment, choices, arms, 0)
     for seed in later:
         for arm in arms.values():
@@ -156,7 +157,8 @@ def _arm(experiment: Experiment, choices: Choices, arm: Arm, seed: int, share: f
         part = "" if share == 1 else f" on {100 * share:g}%"
         for kind in ("train", "test", "general") if share == 1 else ("train", "test"):
             nowhere = experiment.out / "no rate is chosen yet"
-            yield Step(f"{kind} {arm.name}{part}, seed {seed}", f"{kind} {arm.name}", nowhere)
+            full_kind = f"train {arm.name}" if kind == "train" else "score" if kind == "test" else kind
+            yield Step(f"{kind} {arm.name}{part}, seed {seed}", full_kind, nowhere)
         return
     rate = experiment.rate_of(arm, chosen)
     yield _train(experiment, arm, rate, seed, share, choices.steps)

@@ -29,7 +29,9 @@ from experiment.setup import SIZES, Experiment
 def parse_arguments() -> argparse.Namespace:
     """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=list(SIZES), default="laptop", help="see experiment/setup.py (%(default)s)")
+    parser.add_argument(
+        "--size", choices=list(SIZES), default="quickstart", help="see experiment/setup.py (%(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="directory of the runs and results (default: runs/experiment[_SIZE])")
     parser.add_argument("--data", type=Path, help="directory of the reports (default: artifacts/experiment[_SIZE])")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each arm (%(default)s)")
@@ -49,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """List, run or report."""
     arguments = parse_arguments()
-    suffix = "" if arguments.size == "laptop" else f"_{arguments.size}"
+    suffix = "" if arguments.size == "quickstart" else f"_{arguments.size}"
     experiment = Experiment(
         size=SIZES[arguments.size],
         out=arguments.out or Path(f"runs/experiment{suffix}"),
