@@ -18,42 +18,60 @@ DIVERGED = "not finite"  # in the error of a run that stops for its weights (tra
 _SEED = 0  # of the draw of the examples of the learning curve
 
 
-def run_experiment(experiment: Experiment, only: Sequence[str] | None = None) -> None:
-    """Run what is left. Raises Interrupted after a signal, when the running step has saved; UserError if a step fails."""
+def run_experiment(experiment: Experiment, only: Sequence[str] | None = None, parallel: int = 1) -> None:
+    """Run what is left, `parallel` steps at once, each on its share of the cores and GPUs.
+
+    Raises Interrupted after a signal, when the running steps have saved; UserError if a step fails.
+    """
     experiment.out.mkdir(parents=True, exist_ok=True)
     with owned(experiment.out):
         while True:
             if experiment.split("train").is_file():
                 write_subsets(experiment)
-            steps = all_steps(experiment)
-            left = [step for step in choose_steps(steps, only) if not step.is_done]
-            ready = [step for step in left if step.job]
+            steps = choose_steps(all_steps(experiment), only)
+            ready = [step for step in steps if step.is_ready][:parallel]
             if not ready:
                 break
-            print(f"{len(steps) - len(left) if not only else '?'} of {len(steps)} done | {ready[0].name}", flush=True)
-            run_step(experiment, ready[0])
-    if left:
+            names = " and ".join(step.name for step in ready)
+            print(f"{sum(step.is_done for step in steps)} of {len(steps)} done | {names}", flush=True)
+            run_steps(experiment, ready)
+    if left := [step for step in steps if not step.is_done]:
         raise UserError(f"{left[0].name} waits for a step that --only leaves out; start again without --only")
 
 
-def run_step(experiment: Experiment, step: Step) -> None:
-    """Run one step and record its time. Raises UserError if it failed."""
-    assert step.job
-    ends: list[Ended] = []
-    run_jobs([step.job], on_end=ends.append)
-    ended = ends[0]
-    append_json_line(experiment.rows, {"step": step.name, "kind": step.kind, "seconds": ended.seconds})
+def run_steps(experiment: Experiment, steps: Sequence[Step]) -> None:
+    """Run some steps at once and record their times. Raises UserError if one failed, when all have ended."""
+    by_job = {step.job: step for step in steps if step.job}
+    failures: list[UserError] = []
+
+    def end(ended: Ended) -> None:
+        step = by_job[ended.job]
+        record = {"step": step.name, "kind": step.kind, "seconds": ended.seconds, "at_once": len(steps)}
+        append_json_line(experiment.rows, record)
+        if not ended.stopped:
+            failures.extend(_finish(step, ended))
+
+    run_jobs(list(by_job), len(by_job), on_end=end)
+    if failures:
+        raise failures[0]
+
+
+def _finish(step: Step, ended: Ended) -> list[UserError]:
+    """Look at what a step has left; why it failed, if it did."""
     if not step.is_done and step.diverges and DIVERGED in ended.last_words:
         step.diverged.parent.mkdir(parents=True, exist_ok=True)
         write_durably(step.diverged, ended.last_words + "\n")  # a learning rate that is too high is a result
         print(f"{step.name} diverged: {ended.last_words}", flush=True)
-        return
-    if not step.is_done:
-        raise UserError(f"{step.name} failed: {ended.last_words}; its log is {step.job.log}; start again to continue")
-    if ended.code:
-        raise UserError(f"{step.name} ended with exit code {ended.code}: {ended.last_words}; its log is {step.job.log}")
-    if step.kind.startswith("train ") and step.kind != "train full":
+    elif not step.is_done:
+        return [
+            UserError(f"{step.name} failed: {ended.last_words}; its log is {ended.job.log}; start again to continue")
+        ]
+    elif ended.code:
+        code, log = ended.code, ended.job.log
+        return [UserError(f"{step.name} ended with exit code {code}: {ended.last_words}; its log is {log}")]
+    elif step.kind.startswith("train ") and step.kind != "train full":
         shutil.rmtree(step.output.parents[1] / "checkpoints", ignore_errors=True)  # the averages need those of `full`
+    return []
 
 
 def write_subsets(experiment: Experiment) -> None:

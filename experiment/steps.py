@@ -23,19 +23,25 @@ WITHIN = 0.01  # of F1 on validation: what an average with the base may lose
 @dataclass(frozen=True)
 class Step:
     """One step. kind: steps of one kind take about as long. output: the file that exists when it is done.
-    diverges: whether it is a training of the sweep, which may diverge.
+    needs: files of other steps that must exist. diverges: whether it is a training of the sweep, which may diverge.
     """
 
     name: str
     kind: str
     output: Path
     job: Job | None = None
+    needs: tuple[Path, ...] = ()
     diverges: bool = False
 
     @property
     def diverged(self) -> Path:
         """The file that says that a training of the sweep has diverged, in the directory of the run."""
         return self.output.parents[1] / "diverged.txt"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be run now."""
+        return not self.is_done and self.job is not None and all(path.exists() for path in self.needs)
 
     @property
     def is_done(self) -> bool:
@@ -133,7 +139,8 @@ def _prepare(experiment: Experiment) -> Iterator[Step]:
         *(base, *words, "--out", experiment.vocabulary),
         processes=1,
     )
-    yield Step("vocabulary", "vocabulary", experiment.vocabulary / "config.json", job)
+    needs = (experiment.split("train"),)
+    yield Step("vocabulary", "vocabulary", experiment.vocabulary / "config.json", job, needs)
 
 
 def _train(experiment: Experiment, arm: Arm, rate: str, seed: int, share: float = 1.0, steps: int = 0) -> Step:
@@ -141,7 +148,17 @@ def _train(experiment: Experiment, arm: Arm, rate: str, seed: int, share: float 
     run = experiment.run(arm, rate, seed, share)
     check_settings(run, experiment.config(arm, overrides))
     job = _job(experiment, run.name, "train.py", experiment.size.configs[arm.method], *overrides)
-    return Step(run.name, f"train {arm.name}", run / RESULT, job)
+    config = experiment.config(arm, overrides)
+    files = [
+        *config.data.train,
+        *config.data.validation,
+        *config.ewc.data,
+        *(p for m in config.data.mix for p in m.paths),
+    ]
+    needs = tuple(map(Path, files)) + (
+        (experiment.vocabulary,) if config.model.path == str(experiment.vocabulary) else ()
+    )
+    return Step(run.name, f"train {arm.name}", run / RESULT, job, needs)
 
 
 def _sweep(experiment: Experiment, arms: dict[str, Arm]) -> Iterator[Step]:
@@ -180,14 +197,14 @@ def _score(experiment: Experiment, name: str, model: Path | str, directory: Path
         output = output.with_stem(f"{output.stem}-{name.rpartition(' ')[2]}")
     options = ("--data", data, "--train", experiment.split("train"), "--json", output, "--show", 0)
     job = _job(experiment, f"{data.stem} {name}", "scripts/evaluate.py", model, *options, *more)
-    return Step(f"{data.stem} {name}", "score", output, job)
+    return Step(f"{data.stem} {name}", "score", output, job, (Path(model, "config.json"), data))
 
 
 def _forgetting(experiment: Experiment, name: str, model: Path, directory: Path) -> Step:
     output = directory / "eval" / "general.json"
     options = (experiment.base, model, "--json", output)
     job = _job(experiment, f"general {name}", "scripts/evaluate_forgetting.py", *options)
-    return Step(f"general {name}", "general", output, job)
+    return Step(f"general {name}", "general", output, job, (model / "config.json",))
 
 
 def _base(experiment: Experiment) -> Iterator[Step]:
@@ -226,7 +243,7 @@ def _make_average(experiment: Experiment, alpha: str, run: Path, seed: int) -> S
     out = experiment.average(alpha, seed)
     options = (run, "--average-with-base", alpha, "--out", out)
     job = _job(experiment, f"make {out.name}", "scripts/export.py", *options, processes=1)
-    return Step(f"make {out.name}", "average", out / "config.json", job)
+    return Step(f"make {out.name}", "average", out / "config.json", job, (run / RESULT,))
 
 
 def _choose_alpha(experiment: Experiment, full: Arm, rate: str | None) -> str | None:

@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the steps and what is left, and exit")
     parser.add_argument("--report", action="store_true", help="write the tables of what is done, and exit")
     arguments = parser.parse_args()
-    for name in ("seeds", "processes"):
+    for name in ("seeds", "processes", "parallel"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be 1 or more, not {getattr(arguments, name)}")
     return arguments
@@ -64,7 +64,7 @@ def main() -> int:
         return 0
     if not arguments.report:
         try:
-            run_experiment(experiment, arguments.only)
+            run_experiment(experiment, arguments.only, arguments.parallel)
         except Interrupted as signal:
             print(f"stopped; start again to continue\n{list_steps(experiment).splitlines()[-1]}")
             return signal.exit_code

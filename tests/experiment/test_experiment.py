@@ -42,8 +42,15 @@ class Machine:
         self.failing: dict[str, str] = {}
         self.interrupt_at: str | None = None
 
-    def __call__(self, jobs: list[Job], on_end) -> None:  # noqa: ANN001
-        [job] = jobs
+    def __call__(self, jobs: list[Job], parallel: int, on_end) -> None:  # noqa: ANN001
+        assert len(jobs) == parallel
+        steps = all_steps(self.experiment)
+        for job in jobs:  # none of them may need another one
+            assert next(step for step in steps if step.job == job).is_ready
+        for job in jobs:
+            self.run(job, on_end)
+
+    def run(self, job: Job, on_end) -> None:  # noqa: ANN001
         step = next(step for step in all_steps(self.experiment) if step.job == job)
         self.names.append(step.name)
         job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +72,7 @@ class Machine:
             (step.output.parents[1] / "metrics.jsonl").write_text(text, encoding="utf-8")
             (step.output.parents[1] / "checkpoints").mkdir(exist_ok=True)
             step.output.write_text('{"step": 50}', encoding="utf-8")
+            step.output.with_name("config.json").write_text("{}", encoding="utf-8")
         elif job.script == "scripts/evaluate.py":
             alpha = next((alpha for alpha in VALIDATION_F1 if f"average-a{alpha}-" in job.options[0]), None)
             f1 = VALIDATION_F1[alpha] if alpha else 0.8
@@ -219,3 +227,9 @@ def test_everything_that_was_scored_is_compared_with_full_first(experiment, mach
     files = [file for option in job.options if "=" in option for file in option.partition("=")[2].split(",")]
     assert len(files) == 2 * 8 + 2
     assert all(Path(file).is_file() for file in files)
+
+
+def test_steps_run_at_once_only_if_none_needs_another(experiment, machine) -> None:
+    run_experiment(experiment, parallel=3)
+    assert sorted(machine.names) == sorted(step.name for step in all_steps(experiment))
+    assert read_choices(experiment).rates == {"full": "3e-4", "lora": "2e-3"}
