@@ -10,6 +10,7 @@ from desk.engine import Examination
 from desk.statements import Statement, check_letter, marked, unsupported
 from desk.support import Support
 from desk.verdicts import CONFIRMED, MISSED, NOT_COVERED, OPEN, REFUTED, Verdict
+from eval.regulator.letters import find_dates
 
 READY, BLOCKED, DRAFT, NONE = "ready", "blocked", "draft", "none"
 DRAFT_LINE = "DRAFT: not to be sent"
@@ -57,6 +58,11 @@ def check(
     reasons = [*problems, *_reasons(report, engine, verdicts)]
     if text and bank and bank.name.casefold() not in text.casefold():
         reasons.append(f"the letter does not name the bank {bank.name}: correct the addressee")
+    dates = {date for _, date in find_dates(text)}
+    if dates and report.period not in dates:
+        reasons.append(
+            f"the letter names {', '.join(sorted(dates))} but not the reference date {report.period}; correct it"
+        )
     for one in unsupported(statements):
         reasons.append(f"unsupported {one.kind} {one.text!r}: {one.problem}; correct it against the report")
     if not text:
