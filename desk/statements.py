@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from data.regulator.citations import Citation, find_citations
 from data.regulator.quantities import find_quantities
 from data.regulator.render import cell_name
 from data.regulator.report import CellKey
+from desk.roles import misplaced
 from desk.support import ACT, PUNCTUATION, Support
 from desk.worded import find_periods, find_worded
 from eval.regulator.letters import find_dates
@@ -80,7 +81,13 @@ def check_letter(letter: str, support: Support) -> list[Statement]:
             take("cell", *match.span(), "", "neither the report nor a rule has this cell")
     for pattern in (ACT, _CELL, _NAMES):
         _hide(pattern, masked)
-    _take_figures(letter, masked, support, take)
+    cited = {one.text for one in found if one.kind == "article" and one.source}  # again in the same clause
+    _take_figures(letter, masked, replace(support, words=support.words | cited), take)
+    wrong = misplaced(letter, support.results)
+    for place, one in enumerate(found):
+        problem = next((text for start, end, text in wrong if start < one.end and one.start < end), "")
+        if problem and one.source and one.kind in ("figure", "number"):
+            found[place] = replace(one, source="", problem=problem)
     return sorted(found, key=lambda one: one.start)
 
 
@@ -92,8 +99,9 @@ def _hide(pattern: re.Pattern, masked: list[str]) -> None:
 
 def _take_figures(letter: str, masked: list[str], support: Support, take) -> None:  # noqa: ANN001 (a closure)
     """Figures, whole numbers and numbers in words. What has a digit and is none of these is unsupported, never passed over."""
-    for match in _BRACKET.finditer("".join(masked)):
-        masked[match.start()] = " "
+    for match in _BRACKET.finditer(letter):
+        if masked[match.start()] == "(":
+            masked[match.start()] = " "
     for match, value in find_quantities("".join(masked)):
         start, end = match.start() + len(match[0]) - len(match[0].lstrip()), match.start() + len(match[0].rstrip())
         take("figure", start, end, *_figure(value, _cells_beside(letter, start, end), support))

@@ -45,6 +45,7 @@ class Support:
     acts: set[str] = field(default_factory=lambda: {"575/2013", "2013/36"})  # CRR and CRD
     cells: set[CellKey] = field(default_factory=set)
     tables: set[str] = field(default_factory=set)
+    results: list[RuleResult] = field(default_factory=list)
     words: set[str] = field(default_factory=set)  # with digits: names of clients, texts of notes
 
     def add_figure(self, value: object, source: str, cells: Iterable[CellKey] = ()) -> None:
@@ -103,6 +104,7 @@ def support_for(
     for count in _counts(engine):
         support.numbers.setdefault(Decimal(count), "a count of findings, exposures or templates")
     lifted = engine.context.lifted
+    support.results += [*engine.violated, *lifted, *engine.of_state("triggered", "ok"), *map(_as_result, open_claims)]
     for result in (*engine.violated, *lifted, *engine.of_state("triggered", "ok")):
         _add_result(support, result)
     for claim in open_claims:
