@@ -13,6 +13,7 @@ from desk.verdicts import CONFIRMED, MISSED, NOT_COVERED, OPEN, REFUTED, Verdict
 from eval.regulator.letters import find_dates
 
 READY, BLOCKED, DRAFT, NONE = "ready", "blocked", "draft", "none"
+UNREADABLE = "has the non-numeric value"  # in a warning of the reader
 DRAFT_LINE = "DRAFT: not to be sent"
 
 
@@ -59,7 +60,8 @@ def check(
     if text and bank and bank.name.casefold() not in text.casefold():
         reasons.append(f"the letter does not name the bank {bank.name}: correct the addressee")
     dates = {date for _, date in find_dates(text)}
-    if dates and report.period not in dates:
+    is_supported = all(one.source for one in statements if one.kind == "date")
+    if dates and is_supported and report.period not in dates:
         reasons.append(
             f"the letter names {', '.join(sorted(dates))} but not the reference date {report.period}; correct it"
         )
@@ -88,6 +90,9 @@ def _reasons(report: Report, engine: Examination, verdicts: Sequence[Verdict]) -
     if not objects:
         if not engine.of_state("ok", "violated"):
             yield "the letter objects to nothing, but no rule could be evaluated on this report: nothing was examined"
+        for warning in report.warnings:
+            if UNREADABLE in warning:
+                yield f"the letter objects to nothing, but a figure cannot be read ({warning}); ask the bank to correct it first"
         for one in engine.contradictions:
             yield (
                 f"the letter objects to nothing, but the report is doubtful ({one.rule_id}: {one.reason}); ask the bank to "

@@ -81,7 +81,7 @@ def check_letter(letter: str, support: Support) -> list[Statement]:
             take("cell", *match.span(), "", "neither the report nor a rule has this cell")
     for pattern in (ACT, _CELL, _NAMES):
         _hide(pattern, masked)
-    cited = {one.text for one in found if one.kind == "article" and one.source}  # again in the same clause
+    cited = {one.text.strip("()") for one in found if one.kind == "article" and one.source}  # again in the same clause
     _take_figures(letter, masked, replace(support, words=support.words | cited), take)
     wrong = misplaced(letter, support.results)
     for place, one in enumerate(found):
@@ -132,7 +132,7 @@ def _take_figures(letter: str, masked: list[str], support: Support, take) -> Non
 def _token_around(letter: str, start: int, end: int) -> str:
     """What stands around a place without a space, as `131(14)-(15)` around its 15."""
     before, after = re.search(r"\S*$", letter[:start]), re.match(r"\S*", letter[end:])
-    return f"{before[0]}{letter[start:end]}{after[0]}".strip(PUNCTUATION)  # type: ignore[index]
+    return f"{before[0]}{letter[start:end]}{after[0]}".strip(PUNCTUATION + "()")  # type: ignore[index]
 
 
 def _number_source(value: Decimal, support: Support) -> str:

@@ -107,6 +107,7 @@ def support_for(
     support.results += [*engine.violated, *lifted, *engine.of_state("triggered", "ok"), *map(_as_result, open_claims)]
     for result in (*engine.violated, *lifted, *engine.of_state("triggered", "ok")):
         _add_result(support, result)
+    support.tables |= set(engine.context.templates)
     for claim in open_claims:
         _add_claim(support, claim)
     for fact in report.facts:
@@ -142,7 +143,7 @@ def _add_result(support: Support, result: RuleResult) -> None:
                     support.add_figure(round(number, result.decimals), f"{result.rule_id}, rounded", cells)
     support.cells |= cells
     support.acts |= {match[1] for match in ACT.finditer(result.legal)}
-    support.words |= {word.strip(PUNCTUATION) for word in result.legal.split() if "(" in word}
+    support.words |= {word.strip(PUNCTUATION + "()") for word in result.legal.split() if "(" in word}
     for citation in find_citations(result.legal):
         support.articles.append((citation, result.rule_id))
 
