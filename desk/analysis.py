@@ -12,6 +12,7 @@ from data.regulator.findings import load_findings
 from data.regulator.folder import in_parallel
 from desk.audit import hash_of_file, key_of
 from desk.inputs import Inputs, Knowledge, collect, find_files
+from desk.letter import READY
 from desk.output import RECORD_FILE, Job, finish
 from desk.overview import totals, write_overview
 from desk.record import Case, Reply
@@ -53,7 +54,7 @@ class Analysis:
     def prepare(self) -> tuple[Case, ...]:
         """Find and read the reports; those that are to be analysed. Writes nothing but the output directory."""
         options = self.options
-        files = find_files(options.files)
+        files = find_files(options.files, options.out)
         register = read_register(options.register) if options.register else {}
         decisions = load_findings(options.findings) if options.findings else {}
         self.knowledge = Knowledge(register, dict(decisions))
@@ -68,7 +69,10 @@ class Analysis:
         self.records += list(in_parallel(finish, jobs, self.options.workers, "reports"))
 
     def end(self) -> int:
-        """Write the overview, print the summary, and return the exit code: 0, 1 with findings, 2 with refused files."""
+        """Write the overview, print the summary, and return the exit code: 0, 1 if a person must act, 2 with refused files.
+
+        A person must act on findings, and on a letter that is not ready, whatever keeps it back.
+        """
         write_overview(self.options.out, self.records, self.inputs.refused)
         for sentence in self.inputs.refused:
             print(f"error: {sentence}", file=sys.stderr)
@@ -80,7 +84,7 @@ class Analysis:
         print(f"{self.options.out / 'index.html'}")
         if self.inputs.refused:
             return 2
-        return int(any(record["has_findings"] for record in self.records))
+        return int(any(one["has_findings"] or one["letter"]["state"] != READY for one in self.records))
 
     def _audit(self, case: Case) -> dict:
         return {

@@ -56,10 +56,15 @@ class Knowledge:
         return [[bank.name, bank.country, bank.type], [_plain(one) for one in self.decided(entity, period)]]
 
 
-def find_files(paths: Iterable[Path]) -> list[Path]:
-    """The report files and packages that the command line names, without repetition. Raises UserError for a wrong path."""
+def find_files(paths: Iterable[Path], out: Path) -> list[Path]:
+    """The report files and packages that the command line names, without repetition.
+
+    Raises UserError for a wrong path, and for an output directory inside a folder of reports: its pages would be read as reports.
+    """
     found: dict[Path, Path] = {}
     for path in paths:
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"--out {out} lies inside the reports ({path}); name a directory outside of them")
         if not path.exists():
             raise UserError(f"{path} does not exist; name a report, a package or a folder of reports")
         files = find_reports(path)[0] if path.is_dir() and not is_package(path) else [path]
@@ -89,6 +94,10 @@ def collect(
         for path, report, error in in_parallel(partial(try_read_report, taxonomy=taxonomy), unread, workers, "files"):
             if report is None:
                 refused[path] = error
+            elif not report.entity.isprintable():
+                refused[path] = (
+                    f"{path}: the entity {report.entity!a} is no identifier; ask the bank to file the report again"
+                )
             else:
                 reports.append(report)
         banks = {report.entity for report in reports}

@@ -10,8 +10,10 @@ from desk.engine import Examination
 from desk.statements import Statement, check_letter, marked, unsupported
 from desk.support import Support
 from desk.verdicts import CONFIRMED, MISSED, NOT_COVERED, OPEN, REFUTED, Verdict
+from eval.regulator.letters import find_dates
 
 READY, BLOCKED, DRAFT, NONE = "ready", "blocked", "draft", "none"
+UNREADABLE = "has the non-numeric value"  # in a warning of the reader
 DRAFT_LINE = "DRAFT: not to be sent"
 
 
@@ -57,6 +59,12 @@ def check(
     reasons = [*problems, *_reasons(report, engine, verdicts)]
     if text and bank and bank.name.casefold() not in text.casefold():
         reasons.append(f"the letter does not name the bank {bank.name}: correct the addressee")
+    dates = {date for _, date in find_dates(text)}
+    is_supported = all(one.source for one in statements if one.kind == "date")
+    if dates and is_supported and report.period not in dates:
+        reasons.append(
+            f"the letter names {', '.join(sorted(dates))} but not the reference date {report.period}; correct it"
+        )
     for one in unsupported(statements):
         reasons.append(f"unsupported {one.kind} {one.text!r}: {one.problem}; correct it against the report")
     if not text:
@@ -73,6 +81,8 @@ def _reasons(report: Report, engine: Examination, verdicts: Sequence[Verdict]) -
         figures = ", ".join(filter(None, (known["value"], known["limit"], known["legal"])))
         if one.verdict == REFUTED:
             yield f"refuted: {what}: {known['reason']}; strike it from the letter, or correct it"
+        elif one.verdict == OPEN and one.claim and one.claim.state == "lifts" and one.result:
+            yield f"{what} is violated, and only the model's reading of a note lifts it: {one.reason}"
         elif one.verdict == MISSED or (one.verdict == NOT_COVERED and known["kind"] == "breach"):
             yield f"{one.verdict}: {what} ({figures}); add it to the letter{f', unless {one.reason}' if one.reason else ''}"
     yield from (
@@ -82,6 +92,9 @@ def _reasons(report: Report, engine: Examination, verdicts: Sequence[Verdict]) -
     if not objects:
         if not engine.of_state("ok", "violated"):
             yield "the letter objects to nothing, but no rule could be evaluated on this report: nothing was examined"
+        for warning in report.warnings:
+            if UNREADABLE in warning:
+                yield f"the letter objects to nothing, but a figure cannot be read ({warning}); ask the bank to correct it first"
         for one in engine.contradictions:
             yield (
                 f"the letter objects to nothing, but the report is doubtful ({one.rule_id}: {one.reason}); ask the bank to "

@@ -21,11 +21,15 @@ from data.regulator.report import CellKey, Fact, Report
 from data.regulator.rules import RuleResult
 from desk.engine import Examination
 from desk.profiles import Profile
+from desk.worded import find_periods, find_worded
 from eval.regulator.letters import find_dates
 from eval.regulator.measures import find_terms
 
 STANDING = "standing text of letters"
 NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+|\d+")
+ACT = re.compile(r"(?:\(EU\) )?(?:No )?\b(\d{3,4}/\d{2,4})(?:/[A-Z]+)?\b")
+PUNCTUATION = ".,:;!?'\""
+WORD = re.compile(r"[^\s()]*\d[^\s()]*")
 PLACEHOLDER = re.compile(r"\{\w+\}")
 
 
@@ -38,6 +42,11 @@ class Support:
     articles: list[tuple[Citation, str]] = field(default_factory=list)
     days: dict[int, str] = field(default_factory=dict)
     numbers: dict[Decimal, str] = field(default_factory=dict)  # bare whole numbers
+    acts: set[str] = field(default_factory=lambda: {"575/2013", "2013/36"})  # CRR and CRD
+    cells: set[CellKey] = field(default_factory=set)
+    tables: set[str] = field(default_factory=set)
+    results: list[RuleResult] = field(default_factory=list)
+    words: set[str] = field(default_factory=set)  # with digits: names of clients, texts of notes
 
     def add_figure(self, value: object, source: str, cells: Iterable[CellKey] = ()) -> None:
         """A number as a source states it."""
@@ -57,6 +66,15 @@ class Support:
                 self.days.setdefault(one, source)
         for match in NUMBER.finditer(text):
             self.numbers.setdefault(Decimal(match[0].replace(",", "")), source)
+        for _, number, is_count in find_worded(text):
+            if number is not None and is_count:
+                self.numbers.setdefault(number, source)
+        for _, days in find_periods(text):
+            self.days.setdefault(days, source)
+        self.acts |= {match[1] for match in ACT.finditer(text)}
+        self.words |= {
+            match[0].strip(PUNCTUATION) for match in WORD.finditer(text) if not match[0].strip(PUNCTUATION).isdigit()
+        }
 
     def add_all(self, other: "Support") -> None:
         """Everything that another one has."""
@@ -66,6 +84,8 @@ class Support:
         self.dates = other.dates | self.dates
         self.days = other.days | self.days
         self.numbers = other.numbers | self.numbers
+        self.acts |= other.acts
+        self.words |= other.words
 
 
 def support_for(
@@ -84,8 +104,10 @@ def support_for(
     for count in _counts(engine):
         support.numbers.setdefault(Decimal(count), "a count of findings, exposures or templates")
     lifted = engine.context.lifted
+    support.results += [*engine.violated, *lifted, *engine.of_state("triggered", "ok"), *map(_as_result, open_claims)]
     for result in (*engine.violated, *lifted, *engine.of_state("triggered", "ok")):
         _add_result(support, result)
+    support.tables |= set(engine.context.templates)
     for claim in open_claims:
         _add_claim(support, claim)
     for fact in report.facts:
@@ -119,6 +141,9 @@ def _add_result(support: Support, result: RuleResult) -> None:
             for number in (value, limit, abs(value - limit)):
                 if number.adjusted() + result.decimals < 27:
                     support.add_figure(round(number, result.decimals), f"{result.rule_id}, rounded", cells)
+    support.cells |= cells
+    support.acts |= {match[1] for match in ACT.finditer(result.legal)}
+    support.words |= {word.strip(PUNCTUATION + "()") for word in result.legal.split() if "(" in word}
     for citation in find_citations(result.legal):
         support.articles.append((citation, result.rule_id))
 
@@ -139,6 +164,8 @@ def _add_fact(support: Support, fact: Fact, prefix: str = "") -> None:
             support.add_text(str(fact.value)[:1000], f"{prefix}{_name(fact)}")
         return
     cells = () if fact.cell is None else (fact.cell, *fact.other_cells)
+    support.cells |= set(cells)
+    support.words |= {word for key in fact.keys.values() for word in (key, *key.split())}
     support.add_figure(fact.value, f"{prefix}{_name(fact)}", cells)
     support.add_figure(parse_quantity(format_fact(fact)), f"{prefix}{_name(fact)}", cells)
     for key in fact.keys.values():  # the name of a client may be a number

@@ -9,7 +9,8 @@ figure, date, article and deadline of the letter is checked; an unsupported one 
 
 OUT/index.html lists the reports, and OUT/findings.csv the findings. Each report has a folder with report.html, report.md,
 report.json, audit.json and its letter. Reports that were analysed before and have not changed are left alone. The exit code
-is 0 without findings, 1 with findings, and 2 if a file was refused; the others are analysed nevertheless.
+is 0 without findings, 1 with findings or a letter that is not ready, and 2 if a file was refused; the others are analysed
+nevertheless.
 """
 
 import pathlib

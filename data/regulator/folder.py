@@ -1,8 +1,10 @@
 """Read all report files of a folder in parallel, and join the modules that a bank has filed for one date."""
 
 import multiprocessing
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -77,4 +79,20 @@ def in_parallel(function, items: Sequence, workers: int, unit: str) -> Iterator:
     # Spawn: Arelle and the open DPM database must not be shared with forked processes.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(max(workers, 1), max(len(items), 1)), mp_context=context) as pool:
-        yield from tqdm(pool.map(function, items, chunksize=4), total=len(items), desc=unit, unit=unit[:-1])
+        with _interrupts_held():
+            results = pool.map(function, items, chunksize=4)  # starts the workers
+        yield from tqdm(results, total=len(items), desc=unit, unit=unit[:-1])
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold back Ctrl-C in this thread, and for good in the processes and threads that are started meanwhile.
+
+    A terminal sends Ctrl-C to every process. Workers that die of it print their tracebacks, and the pool may wait for them
+    forever. They end with the pool.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

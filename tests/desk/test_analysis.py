@@ -110,6 +110,33 @@ def test_a_damaged_file_is_refused_and_the_others_are_analysed(tmp_path, capsys)
     assert "damaged.xbrl: not well-formed XML" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_a_letter_that_is_not_ready_is_no_success(tmp_path):
+    """Without a finding, but with a note that nobody has decided: a person must act, and the code says so."""
+    write(tmp_path / "files", {}, SMALL, notes=["Part of the buffer is pledged."])
+    code, (made,) = run(tmp_path, tmp_path / "files")
+    assert (code, made["has_findings"], made["letter"]["state"]) == (1, False, "blocked")
+
+
+def test_an_entity_with_strange_characters_is_refused(tmp_path, capsys):
+    for path in write(tmp_path / "files", {}, SMALL):
+        text = path.read_text()
+        assert BANK.entity in text
+        path.write_text(text.replace(BANK.entity, BANK.entity[:5] + "\\ud800"))
+    assert run(tmp_path, tmp_path / "files") == (2, [])
+    assert "\\ud800.CON' is no identifier; ask the bank to file the report again" in capsys.readouterr().err.replace(
+        ".IND", ".CON"
+    )
+
+
+def test_pages_are_not_written_among_the_reports(tmp_path):
+    """They would be read as reports by the next run."""
+    write(tmp_path / "files", {}, SMALL)
+    for out in (tmp_path / "files", tmp_path / "files" / "analysis"):
+        with pytest.raises(UserError, match="lies inside the reports .*; name a directory outside of them"):
+            analyse(Options((tmp_path / "files",), out), {}, {})
+        assert not (out / "index.html").exists()
+
+
 def test_mistakes_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="nothing.xbrl does not exist"):
         run(tmp_path, tmp_path / "nothing.xbrl")

@@ -1,5 +1,6 @@
 """Every figure, date, article, deadline and number of a letter, checked against the report and the rules."""
 
+import itertools
 import re
 
 import pytest
@@ -68,6 +69,60 @@ def test_a_figure_beside_a_cell_must_be_that_of_the_cell(support):
     assert wrong.problem == "this figure is that of LR_MIN, value, not of C 76.00.a r0030 c0010"
 
 
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        *(
+            "(94%)",
+            "17-18%",
+            "94.5pp",
+            ".945",
+            "1.200.000 EUR",
+            "USD 77m",
+            "1e9",
+            "250bps",
+            "17x",
+            "Tier 94.5%",
+            "Stage 17",
+        ),
+        *("ninety-four per cent", "ninety four percent", "seventeen clients", "twice the limit", "half of it"),
+        *(
+            "31.12.2031",
+            "12/31/2031",
+            "2031-06",
+            "by tomorrow",
+            "within a fortnight",
+            "two calendar days",
+            "14-day term",
+        ),
+        *("C 99.00 r9999 c9999", "{C 99.00, r0010, c0010}", "C 47.00 r0340 c0990", "C 99.00"),
+        *("Regulation (EU) 2099/111", "Directive 1999/77/EU", "Article 412(1) CRR, 412(9)", "exposures: 17/18"),
+    ],
+)
+def test_no_form_of_writing_hides_a_statement(support, hidden):
+    found = check_letter(f"We note {hidden} here.", support)
+    assert [one for one in found if not one.source], found
+
+
+def test_a_ratio_that_is_named_without_its_cell_binds_its_figures(support):
+    assert kinds("Your LCR was 93.00%, not 100%.", support) == [("figure", "93.00%", True), ("figure", "100%", True)]
+    assert kinds("Your LCR was 5.00%.", support) == [("figure", "5.00%", False)]
+    assert kinds("Your leverage ratio was 93.00%.", support) == [("figure", "93.00%", False)]
+
+
+def test_figures_that_changed_places_in_a_known_sentence_are_found(support):
+    right = "1. Client A12: 27.00% of Tier 1 in C 28.00 A12 c350, 2 percentage points above the limit of 25% under CRR Art. 395(1)."
+    assert unsupported(check_letter(right, support)) == []
+    swapped = right.replace("27.00%", "x").replace("25%", "27.00%").replace("x", "25%")
+    (first, *_) = unsupported(check_letter(swapped, support))
+    assert (
+        first.problem
+        == "no result has the value 25%, the limit 27.00%, the gap 2 percentage points, as the sentence says"
+    )
+    other = right.replace("A12", "B34")
+    assert [one.text for one in unsupported(check_letter(other, support))] == ["27.00%", "2 percentage points", "25%"]
+
+
 def test_articles_of_other_subjects_are_not_supported(support):
     assert kinds("CRR Art. 414", support) == [("article", "414", True)]  # liquidity
     assert kinds("CRD Art. 141", support) == [("article", "141", False)]  # distributions
@@ -83,7 +138,7 @@ def test_the_pieces_are_the_letter(support):
 def test_right_letters_are_supported_and_wrong_ones_are_not():
     """Of 16 generated letters nothing is unsupported; each changed figure, article, date and deadline is found."""
     changed = dict.fromkeys(("figure", "article", "date", "deadline"), 0)
-    letters = 0
+    letters = swaps = caught = 0
     for index in range(8):
         filings = make_filings(5, index, 2, FULL)
         reports = [as_report(one.bank, one.period, one.figures, one.figures) for one in filings]
@@ -94,11 +149,22 @@ def test_right_letters_are_supported_and_wrong_ones_are_not():
             known = support_for(reports[place], bank, engine, reports[:place], PROFILES["full"])
             assert unsupported(check_letter(letter, known)) == []
             letters += 1
+            swaps += len(pairs := list(swapped_figures(letter, known)))
+            caught += sum(bool(unsupported(check_letter(wrong, known))) for wrong in pairs)
             for kind, wrong in wrong_letters(letter).items():
                 new = [one for one in check_letter(wrong, known) if one.kind == kind and one.text not in letter]
                 changed[kind] += len(new)
                 assert all(not one.source for one in new), new
     assert letters == 16 and all(count > 4 for count in changed.values()), changed
+    assert swaps > 20 and caught >= 0.85 * swaps, (swaps, caught)
+
+
+def swapped_figures(letter, known):
+    """The letter with two neighbouring figures in each other's place."""
+    figures = [one for one in check_letter(letter, known) if one.kind == "figure"]
+    for one, two in itertools.pairwise(figures):
+        if one.text != two.text:
+            yield f"{letter[: one.start]}{two.text}{letter[one.end : two.start]}{one.text}{letter[two.end :]}"
 
 
 def wrong_letters(letter):
