@@ -12,6 +12,7 @@ from experiment.report import comparison_job, write_results
 from experiment.run import list_steps, run_experiment, write_subsets
 from experiment.setup import SIZES, Experiment
 from experiment.steps import all_steps, choose_steps, read_choices
+from experiment.sweep import owned
 
 LOSSES = {  # validation loss by learning rate
     "3e-4": 0.5,
@@ -218,3 +219,17 @@ def test_everything_that_was_scored_is_compared_with_full_first(experiment, mach
     files = [file for option in job.options if "=" in option for file in option.partition("=")[2].split(",")]
     assert len(files) == 2 * 8 + 2
     assert all(Path(file).is_file() for file in files)
+
+
+def test_without_a_rate_that_trains_nothing_is_scored(experiment, machine) -> None:
+    machine.failing = {f"lora-lr{rate}-s0": "loss was not finite in 5 steps" for rate in ("1e-3", "3e-3")}
+    with pytest.raises(UserError, match="every learning rate of lora diverged, so none can be chosen; add lower ones"):
+        run_experiment(experiment)
+    assert read_choices(experiment).rates == {"full": "6e-4"}
+    assert not any("lora" in name for name in machine.names if name.startswith(("test ", "general ")))
+
+
+def test_two_experiments_cannot_share_a_directory(experiment, machine) -> None:
+    with owned(experiment.out), pytest.raises(UserError, match="another experiment is running in"):
+        run_experiment(experiment)
+    assert machine.names == []
