@@ -1,5 +1,6 @@
 """Scores of answers for any task: a function of the user's, or exact match and ROUGE-L."""
 
+import copy
 import importlib
 import importlib.util
 import math
@@ -32,7 +33,7 @@ def load_metric(name: str) -> Metric:
         raise UserError(
             f"eval.metric={name}: {missing} is not found; put it beside train.py or its folder into PYTHONPATH"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"eval.metric={name}: importing {module_name} fails: {explain(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -40,8 +41,8 @@ def load_metric(name: str) -> Metric:
 
     def metric(answers: list[str], examples: list[dict]) -> dict[str, float]:
         try:
-            result = function(answers, examples)
-        except Exception as error:
+            result = function(list(answers), copy.deepcopy(examples))  # it may change what it gets
+        except (Exception, SystemExit) as error:  # rank 0 must not leave the others alone
             raise UserError(f"eval.metric={name} fails: {explain(error)}") from error
         return checked_scores(name, result)
 
@@ -60,8 +61,10 @@ def checked_scores(name: str, result: object) -> dict[str, float]:
                 f"eval.metric={name} returns the name {key!r}; use letters, digits, `_`, `.` and `-`, but not loss or sample"
             )
         try:
+            if isinstance(value, str | bytes):
+                raise TypeError
             number = float(value)  # pyright: ignore[reportArgumentType]  # NumPy's and torch's numbers too
-        except (TypeError, ValueError):
+        except Exception:  # the value may be of any class
             raise UserError(f"eval.metric={name} returns {reprlib.repr(value)} for {key}; {WRITE}") from None
         if not math.isfinite(number):
             raise UserError(f"eval.metric={name} returns {number} for {key}; a score must be finite")
@@ -84,7 +87,7 @@ def plain_scores(answers: list[str], examples: list[dict]) -> dict[str, float]:
     return scores
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """An exception of a user's code in one line, with the place where it was raised."""
     trace = error.__traceback__
     while trace and trace.tb_next:

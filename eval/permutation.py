@@ -17,7 +17,7 @@ from eval.intervals import Terms
 
 EXACT = 13  # clusters that differ, up to which all 2^13 exchanges are counted; above, `resamples` random ones
 BLOCK = 10_000  # exchanges at once: memory
-TIE = 1e-12  # two differences this close are equal: the same sums in another order
+TIE = 1e-12  # of the larger value: two differences this close are equal, the same sums in another order
 Key = TypeVar("Key")
 
 
@@ -25,19 +25,20 @@ def exchange_test(one: Terms, other: Terms, seed: int = 0, resamples: int = 10_0
     """The two-sided p-value of the difference of a metric between two results on the same units and clusters.
 
     Whole clusters are exchanged. Clusters in which both results are the same are left out: exchanging them changes nothing.
-    1.0 if there is no difference at all.
+    1.0 if there is no difference at all, or one that is not finite.
     """
     first, second = (sum_clusters(terms.rows, one.clusters) for terms in (one, other))
     differ = (first != second).any(axis=1)
     middle, half = (first + second).sum(axis=0) / 2, (first - second)[differ] / 2
     count = int(differ.sum())
     observed = abs(one.value - other.value)
+    tie = TIE * max(1.0, abs(one.value), abs(other.value))
 
     def as_large(signs: np.ndarray) -> int:
         moved = signs @ half
-        return int((np.abs(one.metric(middle + moved) - other.metric(middle - moved)) >= observed - TIE).sum())
+        return int((np.abs(one.metric(middle + moved) - other.metric(middle - moved)) >= observed - tie).sum())
 
-    if not count:
+    if not count or not np.isfinite(observed):
         return 1.0
     if count <= EXACT:
         return as_large(1.0 - 2.0 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)) / 2**count

@@ -10,7 +10,7 @@ from common.errors import UserError
 from experiment.cost import duration
 from experiment.launch import Ended, run_jobs
 from experiment.setup import Experiment
-from experiment.steps import Step, all_steps, choose_steps
+from experiment.steps import Step, all_steps, choose_steps, read_choices
 from experiment.sweep import owned
 
 DIVERGED = "not finite"  # in the error of a run that stops for its weights (training/ending.py)
@@ -24,7 +24,7 @@ def run_experiment(experiment: Experiment, only: Sequence[str] | None = None, pa
     Raises Interrupted after a signal, when the running steps have saved; UserError if a step fails.
     """
     experiment.out.mkdir(parents=True, exist_ok=True)
-    with owned(experiment.out):
+    with owned(experiment.out, "experiment"):
         while True:
             if experiment.split("train").is_file():
                 write_subsets(experiment)
@@ -35,7 +35,14 @@ def run_experiment(experiment: Experiment, only: Sequence[str] | None = None, pa
             names = " and ".join(step.name for step in ready)
             print(f"{sum(step.is_done for step in steps)} of {len(steps)} done | {names}", flush=True)
             run_steps(experiment, ready)
-    if left := [step for step in steps if not step.is_done]:
+    left = [step for step in steps if not step.is_done]
+    if left and not only:  # every choice has been made that can be made
+        chosen = read_choices(experiment).rates
+        failed = " and of ".join(method for method in experiment.size.rates if method not in chosen)
+        raise UserError(
+            f"every learning rate of {failed} diverged, so none can be chosen; add lower ones in experiment/setup.py"
+        )
+    if left:
         raise UserError(f"{left[0].name} waits for a step that --only leaves out; start again without --only")
 
 

@@ -91,7 +91,8 @@ def read_choices(experiment: Experiment) -> Choices:
     rates = {}
     for method, tried in experiment.size.rates.items():
         losses = {rate: final_loss(experiment.run(arms[method], rate, 0)) for rate in tried}
-        if all(loss is not None for loss in losses.values()):
+        known = [loss for loss in losses.values() if loss is not None]
+        if len(known) == len(tried) and min(known) < math.inf:
             rates[method] = min(losses, key=lambda rate: losses[rate] or math.inf)
     steps = 0
     if "full" in rates:

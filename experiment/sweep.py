@@ -172,8 +172,8 @@ def check_yardstick(grid: Grid, metric: Metric) -> None:
 
 
 @contextmanager
-def owned(out: Path) -> Iterator[None]:
-    """Create the directory of a sweep and hold its lock. Raises UserError if another sweep has it."""
+def owned(out: Path, what: str = "sweep") -> Iterator[None]:
+    """Create the directory of a sweep, or of an experiment, and hold its lock. Raises UserError if another one has it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / "sweep.lock").open("a")
@@ -183,7 +183,7 @@ def owned(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another sweep is running in {out}; wait for it, or choose another --out") from None
+            raise UserError(f"another {what} is running in {out}; wait for it, or choose another --out") from None
         except OSError:
             pass  # the file system has no locks; each run has its own (training/owner.py)
         yield

@@ -7,8 +7,8 @@
 It makes the data, sweeps the learning rate of LoRA and of full fine-tuning on validation, trains every arm with several
 seeds, scores every model once on the test, measures what each has forgotten, and compares. experiment/setup.py defines the
 sizes and the arms. Interrupted at any point (Ctrl-C lets a training save a checkpoint), the same command goes on. --only
-runs the steps with these words in their names, e.g. to use several machines. OUT/results.md has the tables, and
-OUT/comparison the intervals, tests and the page of scripts/compare.py.
+runs the steps with these words in their names; several machines need an --out each, because one process owns it. OUT/results.md
+has the tables, and OUT/comparison the intervals, tests and the page of scripts/compare.py.
 """
 
 import pathlib

@@ -35,6 +35,7 @@ from training.export.write import (
     Request,
     base_of,
     base_warning,
+    check_out,
     final_weights,
     find_export,
     record_of,
@@ -108,6 +109,7 @@ def main() -> int:
         weights = final_weights(subject, request)
         record = record_of(subject, request)
         out = arguments.out or default_out(subject, record)
+        check_out(out, subject.run.directory if subject.run else None)
         exists = find_export(out, record)
         base = read_base_model(subject.base)
         results = read_results(subject.run.directory if subject.run else None, arguments.results, record, out)

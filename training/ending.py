@@ -81,7 +81,7 @@ def is_finished(
     record = read_on_first(
         lambda: export_record(config, progress, model_config, export_directory.with_name("checkpoints")), ranks
     )
-    stalled = progress.is_stalled(config.run.stop_after_no_gain)
+    stalled = has_ended_early(progress, config)
     finished = progress.is_finished(total_steps, config.run.stop_after_no_gain) and judged
     adapter = export_directory.with_name(ADAPTER_DIRECTORY)
 
@@ -97,6 +97,11 @@ def is_finished(
             flush=True,
         )
     return True
+
+
+def has_ended_early(progress: Progress, config: Config) -> bool:
+    """Whether a finished run has ended for want of a gain; not if that was at its last step."""
+    return progress.is_stalled(config.run.stop_after_no_gain) and progress.step < progress.settings["steps in total"]
 
 
 def early_end(progress: Progress) -> str:
@@ -188,7 +193,7 @@ def _lines(config: Config, progress: Progress, record: dict, export_directory: P
     words = best_in_words(progress.best_by)
     judged = "" if loss is None else f", validation loss {loss:.4g}"
     judged += f", {curve_of(progress.best_by)} {best:.4g}" if "best_by" in record else ""
-    lines = [early_end(progress)] if progress.is_stalled(config.run.stop_after_no_gain) else []
+    lines = [early_end(progress)] if has_ended_early(progress, config) else []
     lines.append(
         f"exported the {record['weights']} weights (step {record['step']}{judged}, {record['dtype']}) to {export_directory}"
     )

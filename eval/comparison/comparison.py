@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
+from common.errors import UserError
 from eval.bootstrap import Interval
 from eval.comparison.arms import Arm
 from eval.comparison.baselines import ENGINE
@@ -18,11 +19,12 @@ from eval.comparison.measures import (
     general_terms,
     label_terms,
     labels,
+    not_finite,
     rule_terms,
     seed_terms,
     true_rules,
 )
-from eval.intervals import Terms, change, interval, terms_of
+from eval.intervals import Terms, change, clusters_of, interval, terms_of
 from eval.permutation import enough_exchanges, exchange_test, holm
 
 BASE = "base model"
@@ -41,11 +43,13 @@ def compare(
 
     baselines: name -> result (`baseline_tasks`). Families of tests, each corrected with Holm's method: `arms` (every metric
     of every pair of arms), `forgetting` (every arm against the base), `baselines` (each against the reference), `rules` (the
-    F1 of every rule for every pair of arms).
+    F1 of every rule for every pair of arms). Raises UserError if an arm has the name of another row.
     """
     terms, per_answer = arm_terms(arms)
     rules = true_rules([arms[0].seeds[0].task])
     names = [arm.name for arm in arms]
+    for name in {BASE, *baselines} & {*names}:
+        raise UserError(f"an arm cannot be called {name!r}, which is another row of the tables; write NAME=PATH")
     pairs = list(combinations(names, 2)) if all_pairs else [(names[0], name) for name in names[1:]]
     others = {name: _baseline_terms(task, rules) for name, task in baselines.items()}
     general = next((s.general for arm in arms for s in arm.seeds if s.general), None)
@@ -72,7 +76,7 @@ def compare(
         "data_sha256": task["data_sha256"],
         "examples": len(answers),
         "examples_in_file": task.get("n_in_file"),
-        "clusters": len({a.get("cluster") or f"example {i}" for i, a in enumerate(answers)}),
+        "clusters": len(set(clusters_of(answers))),
         "sample": _sample(answers),
         "general": None if general is None else {key: general[key] for key in ("text", "texts", "bytes", "base")},
         "reference": names[0],
@@ -108,6 +112,7 @@ def _arm_row(arm: Arm, terms: dict[str, Terms], rules: Sequence[str], per_answer
     for metric in row["metrics"]:
         row["metrics"][metric]["seeds"] = [one[metric].value for one in of_seeds]
     return row | {
+        "not_finite": sorted({name for one in arm.seeds for name in not_finite(one, rules)}),
         "seeds": [
             {
                 "path": str(one.source.path),

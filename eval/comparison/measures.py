@@ -38,6 +38,7 @@ MEASURES = {
 def arm_terms(arms: Sequence[Arm]) -> tuple[dict[str, dict[str, Terms]], bool]:
     """(arm -> metric -> its terms averaged over the seeds, whether the loss is per answer instead of per token).
 
+    A metric that a seed lacks, or that is not finite for one, is left out (`not_finite`).
     Models with different tokenizers split the same answers into different numbers of tokens. Nats per token cannot be
     compared then, nats per answer can.
     """
@@ -48,8 +49,15 @@ def arm_terms(arms: Sequence[Arm]) -> tuple[dict[str, dict[str, Terms]], bool]:
     for arm in arms:
         of_seeds = [seed_terms(seed, rules, per_answer) for seed in arm.seeds]
         known = [name for name in of_seeds[0] if all(name in terms for terms in of_seeds)]
-        found[arm.name] = {name: averaged([terms[name] for terms in of_seeds]) for name in known}
+        means = {name: averaged([terms[name] for terms in of_seeds]) for name in known}
+        found[arm.name] = {name: terms for name, terms in means.items() if np.isfinite(terms.value)}
     return found, per_answer
+
+
+def not_finite(seed: Seed, rules: Sequence[str]) -> list[str]:
+    """The metrics of a seed that are NaN or infinite: those of a model whose weights are damaged."""
+    terms = seed_terms(seed, rules)
+    return [name for name in MEASURES if name in terms and not np.isfinite(terms[name].value)]
 
 
 def seed_terms(seed: Seed, rules: Sequence[str], per_answer: bool = False) -> dict[str, Terms]:

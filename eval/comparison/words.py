@@ -8,6 +8,7 @@ from eval.comparison.measures import MEASURES
 
 ALPHA = 0.05
 FEW = 2  # differences of the arms on general text that are spelled out
+FEW_CLUSTERS = 20  # below, bootstrap intervals are clearly too narrow: with 8 clusters 89% instead of 95%
 MANY_TOKENS = 1.01  # arms whose tokens differ by more than 1% did not have equal training
 # metric -> (what the better arm does, what an arm without a shown difference is not different in)
 _WORDS = {
@@ -134,6 +135,12 @@ def warnings(result: dict) -> list[str]:
             found.append(
                 f"{cut} answers of {row['name']} were cut at the longest length allowed and count as they are."
             )
+    for row in arms:
+        if row["not_finite"]:
+            metrics = listed([heading(result, name) for name in row["not_finite"]])
+            found.append(
+                f"Not a finite number for {row['name']}, so neither shown nor compared: {metrics}. Its weights may be damaged."
+            )
     if result["loss_per"] == "answer":
         found.append(
             "The arms have different tokenizers: the loss is given per answer, because nats per token cannot be compared."
@@ -142,13 +149,29 @@ def warnings(result: dict) -> list[str]:
         found.append(
             f"General text is not measured for {', '.join(general_missing(result))}: use --general and --base, or give a run."
         )
+    if 0 < result["clusters"] < FEW_CLUSTERS:
+        found.append(_few_clusters(result))
     return found
+
+
+def _few_clusters(result: dict) -> str:
+    """What few banks (or examples) do to the intervals and tests."""
+    if result["clusters"] == 1:
+        return (
+            "All examples are of one bank: the intervals say nothing about others, and no test can show a difference."
+        )
+    least = 2 / 2 ** result["clusters"]
+    return (
+        f"The test has {result['clusters']} independent banks or examples. With fewer than {FEW_CLUSTERS} the intervals of the "
+        "task are too narrow"
+        + (f", and no p-value of it can be below {least:.2g}." if least > 0.001 else "; the p-values are right.")
+    )
 
 
 def general_missing(result: dict) -> list[str]:
     """The arms without measures of forgetting, if others have some."""
     arms = [row for row in result["rows"] if row["kind"] == "arm"]
-    missing = [row["name"] for row in arms if "perplexity" not in row["metrics"]]
+    missing = [row["name"] for row in arms if "perplexity" not in {*row["metrics"], *row["not_finite"]}]
     return missing if len(missing) < len(arms) else []
 
 

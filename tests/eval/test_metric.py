@@ -1,5 +1,6 @@
 """Scores of answers: a function of the user's, what is wrong with it in one sentence, and the scores without one."""
 
+import copy
 import math
 import re
 import sys
@@ -32,6 +33,18 @@ def nothing(answers, examples):
 def taken(answers, examples):
     return {"loss": 1.0}
 
+def text(answers, examples):
+    return "0.5"
+
+def huge(answers, examples):
+    return 10**400
+
+def leaves(answers, examples):
+    raise SystemExit(3)
+
+def spoils(answers, examples):
+    return len(answers.pop()) + len(examples.pop()["messages"].pop())
+
 constant = 3
 """
 
@@ -63,6 +76,9 @@ def test_a_number_is_called_metric_and_a_dictionary_has_its_own_names(scores):
         ("scores_of_mine:fails", "fails: IndexError: list index out of range ("),
         ("scores_of_mine:not_finite", "returns nan for right; a score must be finite"),
         ("scores_of_mine:nothing", "returns None for metric; it gets (answers, examples) and must return a number"),
+        ("scores_of_mine:text", "returns '0.5' for metric; it gets (answers, examples) and must return a number"),
+        ("scores_of_mine:huge", "for metric; it gets (answers, examples) and must return a number"),
+        ("scores_of_mine:leaves", "fails: SystemExit: 3 ("),
         ("scores_of_mine:taken", "returns the name 'loss'; use letters"),
     ],
 )
@@ -72,6 +88,13 @@ def test_a_mistake_is_one_sentence(scores, name, sentence):
     assert str(error.value).startswith(f"eval.metric={name}") and "\n" not in str(error.value)
     if name.endswith("fails"):
         assert str(error.value).endswith("scores_of_mine.py, line 9)")
+
+
+def test_a_metric_cannot_change_the_examples_of_the_next_evaluation(scores):
+    """Rank 0 alone calls it, and all ranks go on with the same examples."""
+    answers, examples, metric = ["a b", "d"], copy.deepcopy(EXAMPLES), load_metric("scores_of_mine:spoils")
+    assert metric(answers, examples) == metric(answers, examples) == {"metric": 3.0}
+    assert (answers, examples) == (["a b", "d"], EXAMPLES)
 
 
 def test_without_a_metric_answers_are_compared_with_the_reference(monkeypatch):

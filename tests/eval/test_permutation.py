@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -76,3 +77,27 @@ def test_a_large_family_gets_enough_exchanges_to_show_anything():
     for tests in (1, 24, 840, 5000):
         smallest = 1 / (enough_exchanges(tests) + 1)
         assert smallest * tests <= 0.0101
+
+
+def test_a_result_that_is_not_finite_shows_nothing():
+    assert exchange_test(scores([1.0] * 8), scores([math.nan] * 8)) == 1.0
+    assert exchange_test(scores([1.0] * 20), scores([0.0] * 19 + [math.inf])) == 1.0
+
+
+def test_the_observed_exchange_counts_whatever_the_size_of_the_values():
+    """Sums of large values in another order differ in their last digits."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        one, other = ([[value, 3.0] for value in 1e6 * (rng.normal(size=8) + shift)] for shift in (0, 20))
+        assert exchange_test(*(Terms(np.array(rows), range(8), ratio, False) for rows in (one, other))) == 2 / 2**8
+
+
+def test_equal_recipes_are_found_to_differ_in_at_most_5_of_100_tests():
+    """Reports of one bank are alike, which a test over reports would take for evidence: it finds 16 differences in 100."""
+    rng, found = np.random.default_rng(0), {"banks": 0, "reports": 0}
+    banks = np.repeat(np.arange(12), 6)
+    for _ in range(300):
+        one, other = (rng.normal(size=72) + rng.normal(size=12)[banks] for _ in range(2))
+        found["banks"] += exchange_test(scores(one, list(banks)), scores(other, list(banks))) < 0.05
+        found["reports"] += exchange_test(scores(one), scores(other), resamples=400) < 0.05
+    assert 4 <= found["banks"] <= 25 < 45 <= found["reports"]  # of 300: 15 are expected

@@ -12,6 +12,7 @@ from experiment.report import comparison_job, write_results
 from experiment.run import list_steps, run_experiment, write_subsets
 from experiment.setup import SIZES, Experiment
 from experiment.steps import all_steps, choose_steps, read_choices
+from experiment.sweep import owned
 
 LOSSES = {  # validation loss by learning rate
     "1.5e-4": 0.5,
@@ -233,3 +234,17 @@ def test_steps_run_at_once_only_if_none_needs_another(experiment, machine) -> No
     run_experiment(experiment, parallel=3)
     assert sorted(machine.names) == sorted(step.name for step in all_steps(experiment))
     assert read_choices(experiment).rates == {"full": "3e-4", "lora": "2e-3"}
+
+
+def test_without_a_rate_that_trains_nothing_is_scored(experiment, machine) -> None:
+    machine.failing = {f"lora-lr{rate}-s0": "loss was not finite in 5 steps" for rate in ("5e-4", "1e-3", "2e-3")}
+    with pytest.raises(UserError, match="every learning rate of lora diverged, so none can be chosen; add lower ones"):
+        run_experiment(experiment)
+    assert read_choices(experiment).rates == {"full": "3e-4"}
+    assert not any("lora" in name for name in machine.names if name.startswith(("test ", "general ")))
+
+
+def test_two_experiments_cannot_share_a_directory(experiment, machine) -> None:
+    with owned(experiment.out), pytest.raises(UserError, match="another experiment is running in"):
+        run_experiment(experiment)
+    assert machine.names == []

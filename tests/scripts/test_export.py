@@ -157,6 +157,9 @@ def test_mistakes_end_in_one_sentence(folder, tmp_path) -> None:
     run = folder / "runs" / "trial"
     assert "has no checkpoint of step 3; those that it has: 2, 4" in export(run, "--step", 3, code=2)
     assert "neither the directory of a run nor that of a model" in export(tmp_path, code=2)
+    for name in ("eval", "checkpoints/step-000009", "../trial/tensorboard/x"):
+        assert "belongs to the run; name another directory with --out" in export(run, "--out", run / name, code=2)
+        assert not (run / name).exists()
     assert "is not the directory of a run, so it has no steps" in export(run / "export", "--step", 2, code=2)
     plain = [folder / "model", "--out", tmp_path / "out", "--average-with-base", 0.5]
     assert "the base model of" in export(*plain, code=2)

@@ -9,7 +9,7 @@ import torch
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from distributed.checkpoint_directory import write_manifest
-from training.ending import RECORD, export_record, is_exported
+from training.ending import RECORD, export_record, has_ended_early, is_exported
 from training.progress import Progress
 
 CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
@@ -59,3 +59,9 @@ def test_an_export_with_a_missing_or_cut_file_does_not_count(tmp_path) -> None:
 
 def test_without_an_evaluation_of_a_trained_model_the_last_weights_stand_in_for_the_best(tmp_path) -> None:
     assert export_record(BEST, Progress({}, {}, [0], step=8), MODEL, tmp_path)["weights"] == "last"
+
+
+def test_a_run_that_stalls_at_its_last_step_has_not_ended_early() -> None:
+    config = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1.0), Run("r", stop_after_no_gain=1))
+    for step, early in ((8, True), (10, False)):
+        assert has_ended_early(Progress({}, {"steps in total": 10}, [0], step=step, without_gain=1), config) is early

@@ -21,6 +21,8 @@ from training.export.base_model import BaseModel
 from training.export.subject import Subject
 
 CARD = "README.md"
+# In the directory of a run. What is written there would be taken for its own export, checkpoint or results.
+OF_A_RUN = ("adapter", "checkpoints", "eval", "ewc", "export", "tensorboard")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -74,6 +76,15 @@ def base_warning(subject: Subject, record: dict) -> str | None:
     if not (is_used and trained_from) or fingerprint_of_base(base_of(subject)) == trained_from:
         return None
     return f"warning: the weights in {subject.base} are not those that the run was started from"
+
+
+def check_out(out: Path, run: Path | None) -> None:
+    """Raise UserError if `out` is in a place where a run keeps, or will look for, something else."""
+    if run is None or not out.resolve().is_relative_to(run.resolve()):
+        return
+    inside = out.resolve().relative_to(run.resolve()).parts
+    if inside and inside[0] in OF_A_RUN:
+        raise UserError(f"{run / inside[0]} belongs to the run; name another directory with --out")
 
 
 def find_export(out: Path, record: dict) -> bool:

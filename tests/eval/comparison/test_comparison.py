@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from common.errors import UserError
 from eval.comparison.baselines import baseline_tasks
 from eval.comparison.comparison import compare
 from eval.comparison.tables import all_tables, markdown
@@ -120,7 +121,7 @@ def test_seeds_that_overlap_are_a_reason_for_caution():
 
 def test_unequal_arms_are_warned_of():
     equal = compared(arm("a", task(answers(4)), tokens=1000), arm("b", task(answers(5)), tokens=1005))
-    assert warnings(equal) == []
+    assert [warning for warning in warnings(equal) if "12 independent banks" not in warning] == []
     found = warnings(
         compared(
             arm("a", task(answers(4), shots=2, cut_short=3), tokens=1000, general=general()),
@@ -156,3 +157,32 @@ def test_another_task_is_compared_by_rouge_and_loss():
     assert [one["metric"] for one in result["differences"]] == ["rouge_l", "loss"]
     assert verdict(result)["Learning"][0].startswith("No difference between b and a is shown in ROUGE-L: ")
     assert "| b | 0.900" in markdown(result)
+
+
+def test_a_metric_that_is_not_finite_is_neither_compared_nor_a_finding():
+    damaged = task(answers(12), loss=math.nan)
+    forgotten = general()
+    forgotten["per_text"]["tuned_nats"][2] = math.inf
+    result = compared(arm("one", task(answers(4)), general=general()), arm("two", damaged, general=forgotten))
+    metrics = {one["metric"] for one in result["differences"] if one["family"] == "arms"}
+    assert "f1" in metrics and not metrics & {"loss", "perplexity"}
+    assert next(row for row in result["rows"] if row["name"] == "two")["not_finite"] == ["loss", "perplexity"]
+    sentence = (
+        "Not a finite number for two, so neither shown nor compared: loss, nats/token and general perplexity/byte."
+    )
+    assert any(warning.startswith(sentence) for warning in warnings(result))
+    assert not any("General text is not measured" in warning for warning in warnings(result))
+
+
+@pytest.mark.parametrize("name", ["base model", "rule engine"])
+def test_an_arm_cannot_have_the_name_of_another_row(name):
+    with pytest.raises(UserError, match=f"an arm cannot be called '{name}'"):
+        compared(arm("one", task(answers(4))), arm(name, task(answers(12))))
+
+
+def test_few_banks_are_a_warning():
+    one = task([row(["LCR_MIN"], [], "the bank")] * BANKS)
+    assert "All examples are of one bank" in warnings(compared(arm("one", one), arm("two", one)))[-1]
+    assert "12 independent banks" in warnings(compared(arm("one", task(answers(4))), arm("two", task(answers(12)))))[-1]
+    few = [task([row(["LCR_MIN"], said, f"bank {i % 8}") for i in range(BANKS)]) for said in ([], ["LCR_MIN"])]
+    assert "no p-value of it can be below 0.0078" in warnings(compared(arm("one", few[0]), arm("two", few[1])))[-1]
