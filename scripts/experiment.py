@@ -36,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="directory of the reports (default: artifacts/experiment[_SIZE])")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each arm (%(default)s)")
     parser.add_argument("--processes", type=int, default=1, help="processes of each launch (%(default)s)")
+    parser.add_argument("--parallel", type=int, default=1, help="steps at once, each on its share (%(default)s)")
     parser.add_argument(
         "--only", nargs="+", metavar="WORD", help="only the steps with one of these words in their names"
     )
