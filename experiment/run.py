@@ -110,7 +110,12 @@ def list_steps(experiment: Experiment, only: Sequence[str] | None = None) -> str
         state = "done" if step.is_done else "to do" if step.job else "waits for a choice"
         time = duration(by_step[step.name]) if step.name in by_step else ""
         lines.append(f"{step.name:45} {state:18} {time}".rstrip())
-    return "\n".join([*lines, "", _left(steps, by_step)])
+    lines.append("")
+    if any(step.job is None and not step.is_done for step in steps):
+        lines.append(
+            "waits for a choice: of a learning rate or of an average, made by steps above it on validation data"
+        )
+    return "\n".join([*lines, _left(steps, by_step)])
 
 
 def _left(steps: Sequence[Step], by_step: dict[str, float]) -> str:
@@ -123,5 +128,6 @@ def _left(steps: Sequence[Step], by_step: dict[str, float]) -> str:
     known = [sum(times[kind]) / len(times[kind]) for kind in kinds if kind in times]
     spent = duration(sum(by_step.values()))
     unknown = len(left) - len(known)
-    more = f", and {unknown} steps of kinds that have not run yet" if unknown else ""
-    return f"{len(steps) - len(left)} of {len(steps)} steps done in {spent}; left: about {duration(sum(known))}{more}"
+    parts = [f"about {duration(sum(known))}"] if known or not left else []
+    parts += [f"{unknown} steps of kinds that have not run yet, so their time is not known"] if unknown else []
+    return f"{len(steps) - len(left)} of {len(steps)} steps done in {spent}; left: {', and '.join(parts)}"

@@ -110,7 +110,11 @@ def notes(ordered: Sequence[Point], grid: Grid, metric: Metric) -> list[str]:
     best = best_point(ordered)
     lines = []
     if best:
-        lines += _edges(best, grid) + _difference(ordered, grid) + _against_base(best, metric)
+        lines += _edges(best, ordered, grid) + _difference(ordered, grid) + _against_base(best, metric)
+        unfinished = sum(not result.is_done for point in ordered for result in point.results)
+        if unfinished:
+            runs = "1 run is" if unfinished == 1 else f"{unfinished} runs are"
+            lines.append(f"{runs} not finished: the best point can still change")
     tokens = [result.tokens for point in ordered for result in point.results if result.state == "finished"]
     if tokens and max(tokens) > (1 + SAME_TOKENS) * min(tokens):
         lines.append(
@@ -129,13 +133,16 @@ def notes(ordered: Sequence[Point], grid: Grid, metric: Metric) -> list[str]:
     return lines
 
 
-def _edges(best: Point, grid: Grid) -> list[str]:
-    """A sentence for each number whose best value is the smallest or largest of the grid."""
+def _edges(best: Point, ordered: Sequence[Point], grid: Grid) -> list[str]:
+    """A sentence for each number whose best value is the smallest or largest of the grid, once every value has a result."""
+    known = {
+        override for point in ordered if any(result.is_done for result in point.results) for override in point.overrides
+    }
     lines = []
     for key, text in (override.split("=", 1) for override in best.overrides):
         values = grid.values[key]
         numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-        if len(numbers) < len(values):
+        if len(numbers) < len(values) or not known.issuperset(f"{key}={axis}" for axis in grid.axes[key]):
             continue
         own = numbers[grid.axes[key].index(text)]
         for extreme, name, more in ((min(numbers), "smallest", "smaller"), (max(numbers), "largest", "larger")):

@@ -74,7 +74,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--converter", type=Path, help="with --verify, run this convert_hf_to_gguf.py of llama.cpp as well"
     )
-    card = parser.add_argument_group("the model card", "which of RUN/eval/*.json are of these weights is found out")
+    card = parser.add_argument_group(
+        "the model card", "results in RUN/eval/*.json are used if they are of these weights"
+    )
     card.add_argument(
         "--results", type=Path, nargs="+", default=[], metavar="JSON", help="further results of these weights"
     )
@@ -126,7 +128,9 @@ def main() -> int:
             print(f"{out} already holds {subject.words}; its card {'was renewed' if renewed else 'is up to date'}")
         else:
             size = write_export(out, subject, weights, record, base, card)
-            print(f"{subject.words} -> {out}: {size / 2**20:,.0f} MiB in {record['dtype']}")
+            share = request.average_with_base
+            averaged = f", {share:g} x tuned + {1 - share:g} x base" if share is not None else ""
+            print(f"{subject.words}{averaged} -> {out}: {size / 2**20:,.0f} MiB in {record['dtype']}")
         if warning := base_warning(subject, record):
             print(warning)
     for why in results.left_out:

@@ -106,8 +106,10 @@ def has_ended_early(progress: Progress, config: Config) -> bool:
 
 def early_end(progress: Progress) -> str:
     """Why a run has ended before its last step, in words."""
+    count = progress.without_gain
+    found = "1 evaluation has" if count == 1 else f"{count} evaluations in a row have"
     return (
-        f"ended early after step {progress.step}: {progress.without_gain} evaluations in a row have found nothing better than "
+        f"ended early after step {progress.step}: {found} found nothing better than "
         f"{best_in_words(progress.best_by)}, {progress.best_value:.4g} at step {progress.best_step}"
     )
 

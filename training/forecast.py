@@ -51,7 +51,7 @@ class Expectation:
         return (
             f"plan: peak memory {self.peak_bytes / 2**30:.1f} GiB on the fullest rank, in step {worst.step + 1} "
             f"({worst.tokens:,} tokens in a micro-batch); {low * ranks:,.0f} to {high * ranks:,.0f} tokens/s, "
-            f"{_hours(short)} to {_hours(long)} for all steps (docs/planning.md)"
+            f"{_range(short, long)} for all steps (docs/planning.md)"
         )
 
     def as_json(self) -> dict:
@@ -148,6 +148,12 @@ def expected_peak(dtype: torch.dtype, world_size: int) -> float:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     sheet = data_sheet_peak(torch.cuda.get_device_name(device)) if dtype == torch.bfloat16 else None
     return world_size * (sheet or measured_flops(device, dtype, 8192))
+
+
+def _range(short: float, long: float) -> str:
+    """ "30 min to 2.0 h", or "about 1 min" where both ends round to the same words. Hours."""
+    low, high = _hours(short), _hours(long)
+    return f"about {low}" if low == high else f"{low} to {high}"
 
 
 def _hours(hours: float) -> str:

@@ -139,7 +139,13 @@ def test_no_choice_is_made_as_long_as_a_run_is_missing(experiment, machine) -> N
     assert read_choices(experiment).rates == {}
     waiting = [step for step in all_steps(experiment) if step.job is None]
     assert "train full, seed 0" in [step.name for step in waiting]
-    assert "waits for a choice" in list_steps(experiment)
+    listed = list_steps(experiment)
+    assert "waits for a choice\n" in listed and "waits for a choice: of a learning rate" in listed
+
+
+def test_no_time_is_named_before_a_step_has_run(experiment) -> None:
+    listed = list_steps(experiment)
+    assert "left: about" not in listed and "steps of kinds that have not run yet, so their time is not known" in listed
 
 
 def test_an_interrupted_experiment_continues_with_the_same_step(experiment, machine) -> None:

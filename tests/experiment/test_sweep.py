@@ -99,6 +99,13 @@ def test_the_best_at_the_edge_of_the_grid_is_said(make) -> None:
     Path(grid.out, grid.runs[0].name, "export", "export.json").unlink()
     sweep = Sweep(grid, LOSS)  # a point that is not done changes nothing about the best
     assert sentences(sweep)[0] == found[0] and len(sweep.standing.left()) == 1
+    assert sentences(sweep)[-1] == "1 run is not finished: the best point can still change"
+
+
+def test_an_edge_is_not_judged_before_every_value_has_a_result(make) -> None:
+    grid = make(["optimizer.learning_rate=1e-4,3e-4"])
+    write_run(grid.runs[0], 1.0)
+    assert sentences(Sweep(grid, LOSS)) == ["1 run is not finished: the best point can still change"]
 
 
 def test_a_higher_score_is_better_and_the_exported_step_counts(make) -> None:

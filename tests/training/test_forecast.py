@@ -44,6 +44,12 @@ def test_the_expectation_names_the_fullest_step_and_leaves_out_what_no_allocator
     assert "100 to 200 tokens/s" in line and "30 min to 2.0 h" in line
 
 
+def test_a_range_that_rounds_to_one_number_is_one_number() -> None:
+    expectation = forecast().expectation
+    short = dataclasses.replace(expectation, speed=dataclasses.replace(expectation.speed, hours=(0.001, 0.002)))
+    assert "tokens/s, about 1 min for all steps" in short.line()
+
+
 def test_planned_stands_beside_measured_once_after_twenty_steps(tmp_path, ranks, capsys) -> None:
     planned, log = forecast(), RunLog(tmp_path, ranks, 0, {}, total_steps=40)
     planned.compare(meter(19, 19, 1.0), 4.0, False, log, ranks)

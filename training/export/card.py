@@ -153,6 +153,8 @@ inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_
 answer = model.generate(**inputs, max_new_tokens=512)[0, inputs["input_ids"].shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True))"""
     ends = "Generation stops at the tokens in `generation_config.json`, which training taught as the end of an answer."
+    if inputs.record["kind"] == "adapter":
+        ends = "Generation stops at the tokens in the `generation_config.json` of the base model."
     return f"{block(code, 'python')}\n\nHere `{name}` stands for the path of this directory. {ends}"
 
 

@@ -58,7 +58,7 @@ def forgetting_section(results: Results, out: Path, subject: Subject) -> str:
     if results.forgetting is None:
         base = shlex.quote(str(subject.base or "BASE"))
         where = "--json " + shlex.quote(str(_folder(subject) / "general.json"))
-        command = f"python scripts/evaluate_forgetting.py {base} {shlex.quote(str(out))} {where}"
+        command = f"python scripts/evaluate_forgetting.py {base} {shlex.quote(str(_measured(out, subject)))} {where}"
         return f"Not measured. This command measures what the model has forgotten:\n\n{block(command, 'bash')}"
     content = results.forgetting.content
     said = (
@@ -81,13 +81,18 @@ def evaluate_command(out: Path, subject: Subject) -> str:
     return " ".join(
         [
             "python scripts/evaluate.py",
-            shlex.quote(str(out)),
+            shlex.quote(str(_measured(out, subject))),
             "--data",
             shlex.quote(data),
             "--json",
             shlex.quote(str(file)),
         ]
     )
+
+
+def _measured(out: Path, subject: Subject) -> Path:
+    """The directory that the scripts can load: for an adapter the run's export, which is the adapter merged."""
+    return subject.run.directory / "export" if subject.weights is None and subject.run else out
 
 
 def _folder(subject: Subject) -> Path:
