@@ -139,8 +139,10 @@ def test_an_adapter_is_exported_for_peft_or_merged(folder) -> None:
     assert "an adapter" in said and "2 pairs of matrices fit the base model" in said
     settings = json.loads((adapter / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["target_modules"]) == (2, 4.0, ["q_proj"])
-    assert "library_name: peft" in (adapter / "README.md").read_text()
-    export(run, "--merge-lora", "--average-with-base", 0.5, "--out", merged)
+    card = (adapter / "README.md").read_text()
+    assert "library_name: peft" in card and "`generation_config.json` of the base model" in card
+    assert f"evaluate.py '{run}/export'" in card or f"evaluate.py {run}/export" in card  # the scripts load no adapter
+    assert ", 0.5 x tuned + 0.5 x base -> " in export(run, "--merge-lora", "--average-with-base", 0.5, "--out", merged)
     name = "model.layers.1.self_attn.q_proj.weight"
     base, after = weights(folder / "model"), weights(merged)
     change = 2.0 * 2 * 0.01 * 0.5  # alpha / r = 2; each element of B @ A is the sum of two products
