@@ -5,6 +5,7 @@ The questions come from the functions that make the training examples, so that a
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,13 +104,16 @@ PROFILES = {
 
 
 def choose_profile(option: str | None, model: Path) -> tuple[Profile, str]:
-    """(the profile that a model was trained on, where that stands): `--profile`, or the data card of its run.
+    """(the profile that a model was trained on, where that stands): `--profile`, its export.json, or the data card of its run.
 
-    An export lies in its run's directory. The run's config.json names the training file, and the data card beside that
-    names the profile. Raises UserError if this chain is broken.
+    scripts/export.py records the profile. The export of a run lies in the run's directory: the run's config.json names the
+    training file, and the data card beside that names the profile. Raises UserError if this chain is broken.
     """
     if option:
         return PROFILES[option], "--profile"
+    record = model / "export.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return PROFILES[json.loads(record.read_text(encoding="utf-8"))["profile"]], str(record)
     config = model.resolve().parent / "config.json"
     try:
         content = json.loads(config.read_text(encoding="utf-8"))

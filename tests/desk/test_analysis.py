@@ -160,6 +160,12 @@ def test_the_profile_comes_from_the_option_or_from_the_data_card_of_the_run(tmp_
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     assert choose_profile(None, export)[0].name == "laptop"
     assert choose_profile("full", export)[0].name == "full"
+    (export / "export.json").write_text(json.dumps({"step": 1}))  # of train.py, which does not record it
+    assert choose_profile(None, export)[0].name == "laptop"
+    released = tmp_path / "release" / "model"  # of scripts/export.py
+    released.mkdir(parents=True)
+    (released / "export.json").write_text(json.dumps({"profile": "quickstart"}))
+    assert choose_profile(None, released) == (PROFILES["quickstart"], str(released / "export.json"))
 
 
 def test_the_question_is_that_of_training_and_the_right_answer_is_confirmed(tmp_path):

@@ -23,6 +23,17 @@ def data_section(subject: Subject) -> str:
     return "\n\n".join([_sources(run), *_data_cards(run), _chat(subject)])
 
 
+def profile_of(run: Run) -> str | None:
+    """The profile of the task that a run was trained on, from the data card of scripts/make_reports.py; None without one."""
+    for path in run.config.data.train:
+        try:
+            card = json.loads(Path(path).with_name(DATA_CARD).read_text(encoding="utf-8"))
+            return str(card["arguments"]["profile"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
 def _sources(run: Run) -> str:
     data, state = run.config.data, run.state
     names = ["data.train", *(source.name for source in data.mix)]

@@ -92,7 +92,8 @@ def evaluate_command(out: Path, subject: Subject) -> str:
 
 def _measured(out: Path, subject: Subject) -> Path:
     """The directory that the scripts can load: for an adapter the run's export, which is the adapter merged."""
-    return subject.run.directory / "export" if subject.weights is None and subject.run else out
+    is_adapter = subject.adapter is not None and subject.weights is None
+    return subject.run.directory / "export" if is_adapter and subject.run else out
 
 
 def _folder(subject: Subject) -> Path:

@@ -18,6 +18,7 @@ from model.vocabulary.rows import first_new_row
 from model.weights import Weights, average, converted, weights_of_directory, write_weights
 from training.ending import RECORD
 from training.export.base_model import BaseModel
+from training.export.card_data import profile_of
 from training.export.subject import Subject
 
 CARD = "README.md"
@@ -43,7 +44,8 @@ def record_of(subject: Subject, request: Request) -> dict:
         of_adapter = torch.float32  # what adapters are trained in; they are small
         dtype = getattr(subject.model_config, "dtype", None) or torch.bfloat16 if subject.weights else of_adapter
     kind = "model" if subject.adapter is None else "merged" if subject.weights else "adapter"
-    return subject.identity | {"kind": kind, "dtype": dtype_name(dtype), "averaged": averaged}
+    profile = profile_of(subject.run) if subject.run else None  # how scripts/analyze.py must ask
+    return subject.identity | {"kind": kind, "dtype": dtype_name(dtype), "averaged": averaged, "profile": profile}
 
 
 def base_of(subject: Subject) -> Path:

@@ -19,6 +19,7 @@ from eval.intervals import intervals
 from tests.tiny import tiny_tokenizer
 from training.export.base_model import read_base_model
 from training.export.card import CardInputs, Statements, model_card
+from training.export.card_data import profile_of
 from training.export.markdown import block, escape, table
 from training.export.results import Results, read_results
 from training.export.run import Run
@@ -224,3 +225,13 @@ def test_text_from_files_cannot_become_markup() -> None:
     assert escape("a|b\n<i> `c` *d* [e](f)") == r"a\|b &lt;i&gt; \`c\` \*d\* \[e\](f)"
     assert table(("x", "y"), [("a|b", 1)]).splitlines()[2] == r"| a\|b | 1 |"
     assert block("```\nx\n```").startswith("````text\n")
+
+
+def test_the_profile_of_the_task_is_that_of_the_data_card(made) -> None:
+    run = made.inputs.subject.run
+    card = made.root / "data" / "dataset.json"
+    assert profile_of(run) == json.loads(card.read_text())["arguments"].get("profile")
+    card.write_text(json.dumps({"arguments": {"profile": "laptop"}}))
+    assert profile_of(run) == "laptop"
+    card.write_text("damaged")
+    assert profile_of(run) is None
