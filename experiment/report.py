@@ -141,9 +141,22 @@ def _arm_rows(experiment: Experiment, choices: Choices) -> Iterator[list[str]]:
         ("constrained", f"base, {experiment.size.shots} examples, answers inside the grammar"),
     ):
         yield [words, "", *_cells([figures(experiment.out / "base", test, asked)])]
+    for name, f1 in _baselines(experiment, choices).items():
+        yield [f"without a model: {name}", "", f"{f1:.3f}", *[""] * (len(COLUMNS) - 1)]
     for words, found in _by_arm(experiment, choices).items():
         measured = [one for one in found if one]
         yield [words, str(len(measured)), *_cells(measured)]
+
+
+def _baselines(experiment: Experiment, choices: Choices) -> dict[str, float]:
+    """F1 of the programs without a language model, from any score on the test."""
+    test = experiment.split(experiment.size.test)
+    for model in models(experiment, choices):
+        file = result_file(model.directory, test)
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))["violations"].get("baselines", {})
+            return {name: one["f1"] for name, one in found.items()}
+    return {}
 
 
 def _by_arm(experiment: Experiment, choices: Choices) -> dict[str, list[dict[str, float]]]:

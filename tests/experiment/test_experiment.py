@@ -85,7 +85,8 @@ class Machine:
 
 
 def scores(f1: float) -> dict:
-    return {"violations": {"micro": {"f1": f1}}, "rouge_l": {"f": 0.5}, "facts": {"f1": 0.7}, "loss": {"mean": 0.05}}
+    violations = {"micro": {"f1": f1}, "baselines": {"engine": {"f1": 0.69}}}
+    return {"violations": violations, "rouge_l": {"f": 0.5}, "facts": {"f1": 0.7}, "loss": {"mean": 0.05}}
 
 
 def general() -> dict:
@@ -200,6 +201,7 @@ def test_the_tables_have_means_and_the_value_of_each_seed(experiment, machine) -
     file.write_text(json.dumps(scores(0.9)), encoding="utf-8")
     text = write_results(experiment)
     assert "| full | 3e-4 | 0.2000 | chosen |" in text
+    assert "| without a model: engine |  | 0.690 |" in text
     assert "| full fine-tuning, lr 3e-4 | 2 | 0.850 (0.800, 0.900) |" in text
     assert "| LoRA, rank 64 on all linear layers, lr 2e-3 | 1,000 | 10 s | 100 | 2.0 |" in text
     assert "| full fine-tuning | 0.800 (0.800, 0.800) | 0.800 (0.800, 0.800) | 0.850 (0.800, 0.900) |" in text
