@@ -1,5 +1,6 @@
 """What the experiment compares: the sizes it can have, and its arms."""
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -197,4 +198,9 @@ class Experiment:
 
     def config(self, arm: Arm, overrides: list[str]) -> Config:
         """The resolved config of a run. Raises UserError if a setting is refused."""
-        return override(load_config(self.size.configs[arm.method], []), overrides)
+        return _resolved(self.size.configs[arm.method], tuple(overrides))
+
+
+@functools.cache  # the steps are listed anew before each of them
+def _resolved(file: str, overrides: tuple[str, ...]) -> Config:
+    return override(load_config(file, []), overrides)

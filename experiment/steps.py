@@ -147,9 +147,9 @@ def _prepare(experiment: Experiment) -> Iterator[Step]:
 def _train(experiment: Experiment, arm: Arm, rate: str, seed: int, share: float = 1.0, steps: int = 0) -> Step:
     overrides = experiment.overrides(arm, rate, seed, share, steps)
     run = experiment.run(arm, rate, seed, share)
-    check_settings(run, experiment.config(arm, overrides))
-    job = _job(experiment, run.name, "train.py", experiment.size.configs[arm.method], *overrides)
     config = experiment.config(arm, overrides)
+    check_settings(run, config)
+    job = _job(experiment, run.name, "train.py", experiment.size.configs[arm.method], *overrides)
     files = [
         *config.data.train,
         *config.data.validation,
