@@ -36,14 +36,15 @@ def run_experiment(experiment: Experiment, only: Sequence[str] | None = None, pa
             print(f"{sum(step.is_done for step in steps)} of {len(steps)} done | {names}", flush=True)
             run_steps(experiment, ready)
     left = [step for step in steps if not step.is_done]
-    if left and not only:  # every choice has been made that can be made
-        chosen = read_choices(experiment).rates
-        failed = " and of ".join(method for method in experiment.size.rates if method not in chosen)
+    chosen = read_choices(experiment).rates
+    failed = [method for method in experiment.size.rates if method not in chosen]
+    if left and failed and not only:  # every choice has been made that can be made
         raise UserError(
-            f"every learning rate of {failed} diverged, so none can be chosen; add lower ones in experiment/setup.py"
+            f"every learning rate of {' and of '.join(failed)} diverged, so none can be chosen; add lower ones in "
+            "experiment/setup.py"
         )
     if left:
-        raise UserError(f"{left[0].name} waits for a step that --only leaves out; start again without --only")
+        raise UserError(f"{left[0].name} waits for files of another step; start again without --only")
 
 
 def run_steps(experiment: Experiment, steps: Sequence[Step]) -> None:

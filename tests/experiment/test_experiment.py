@@ -245,9 +245,7 @@ def test_steps_run_at_once_only_if_none_needs_another(experiment, machine) -> No
 
 
 def test_without_a_rate_that_trains_nothing_is_scored(experiment, machine) -> None:
-    machine.failing = {
-        f"lora-lr{rate}-s0": "loss was not finite in 5 steps" for rate in ("5e-4", "1e-3", "2e-3")
-    }
+    machine.failing = {f"lora-lr{rate}-s0": "loss was not finite in 5 steps" for rate in ("5e-4", "1e-3", "2e-3")}
     with pytest.raises(UserError, match="every learning rate of lora diverged, so none can be chosen; add lower ones"):
         run_experiment(experiment)
     assert read_choices(experiment).rates == {"full": "3e-4"}

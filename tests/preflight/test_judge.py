@@ -19,7 +19,7 @@ from tests.tiny import write_tiny_model
 def context(tmp_path) -> SimpleNamespace:
     """A context whose straight run has exported a tiny model."""
     write_tiny_model(tmp_path / "straight" / "export")
-    config = SimpleNamespace(model=SimpleNamespace(compute_dtype="fp32"))
+    config = SimpleNamespace(model=SimpleNamespace(compute_dtype="fp32"), lora=SimpleNamespace(rank=0))
     return SimpleNamespace(scratch=tmp_path, config=config)
 
 

@@ -15,7 +15,7 @@ def probe(tmp_path, monkeypatch, *arguments: object) -> dict:
     monkeypatch.setattr("preflight.probe.choose_device", lambda rank, ranks: torch.device("cpu"))  # sets no threads
     monkeypatch.setattr("preflight.probe.keep_freed_memory", lambda: None)
     monkeypatch.setattr("preflight.probe.without_launcher", lambda: None)
-    names = ("Batch", "Config", "Data", "EWC", "Model", "Optimizer", "Run", "Sharding")
+    names = ("Batch", "Config", "Data", "EWC", "Eval", "LoRA", "Model", "Optimizer", "Run", "Sharding")
     file.write_text(f"from configs.config import {', '.join(names)}\nconfig = {config!r}\n", encoding="utf-8")
     out = tmp_path / "results.json"
     train = f"data.train={tmp_path / 'train.jsonl'}"
