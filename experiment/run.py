@@ -24,11 +24,13 @@ def run_experiment(experiment: Experiment, only: Sequence[str] | None = None, pa
     Raises Interrupted after a signal, when the running steps have saved; UserError if a step fails.
     """
     experiment.out.mkdir(parents=True, exist_ok=True)
+    is_checked = False
     with owned(experiment.out, "experiment"):
         while True:
             if experiment.split("train").is_file():
                 write_subsets(experiment)
-            steps = choose_steps(all_steps(experiment), only)
+            steps = choose_steps(all_steps(experiment), only, is_checked)
+            is_checked = True  # a choice that is made renames the steps that have waited for it
             ready = [step for step in steps if step.is_ready][:parallel]
             if not ready:
                 break

@@ -256,3 +256,10 @@ def test_two_experiments_cannot_share_a_directory(experiment, machine) -> None:
     with owned(experiment.out), pytest.raises(UserError, match="another experiment is running in"):
         run_experiment(experiment)
     assert machine.names == []
+
+
+def test_a_word_of_only_may_name_a_step_that_a_choice_renames(experiment, machine) -> None:
+    run_experiment(
+        experiment, ["s0", "reports", "topics", "self", "vocabulary", "average, seed 0", "averages on validation"]
+    )
+    assert "test average-a0.7-s0" in machine.names
