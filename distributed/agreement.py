@@ -12,7 +12,7 @@ from common.errors import UserError
 from distributed.process_group import Ranks, gather_objects
 from distributed.rank_names import host_name, ranks_on_hosts
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "peft")
 MISSING = "nothing"
 WIDTH = 48  # characters of a value in a message
 SHOWN = 4  # items, and groups of ranks, in a message

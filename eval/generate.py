@@ -4,9 +4,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError
@@ -36,6 +37,13 @@ def load_for_generation(path: str, dtype: torch.dtype, device: torch.device) -> 
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be loaded as a causal language model: {str(error).splitlines()[0]}") from error
     return pack_weights(model.to(device).eval())
+
+
+def with_own_stops(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """The model, which was built from config.json alone, with the tokens of generation_config.json that end its answers."""
+    if Path(path, "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model
 
 
 def stop_tokens(model: PreTrainedModel, taught: Iterable[int]) -> set[int]:

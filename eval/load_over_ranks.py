@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 from torch.distributed.fsdp import FSDPModule
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.dtypes import choose_dtype
 from common.errors import UserError
 from configs.config import Sharding
 from distributed.process_group import Ranks, agree_any, read_on_first
 from distributed.sharding import decoder_layers, make_mesh, shard
-from eval.generate import load_for_generation
+from eval.generate import load_for_generation, with_own_stops
 from eval.in_step import InStep
 from eval.over_ranks import on_every_rank
 from model.architectures import read_model_config
@@ -109,9 +109,7 @@ def _causal_lm_on_meta(path: str, dtype: torch.dtype) -> PreTrainedModel:
         raise UserError(f"{error}; --sharding none evaluates models that transformers alone supports") from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=dtype)
-    if Path(path, "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(path)
-    return model
+    return with_own_stops(model, path)
 
 
 def _shard(model: torch.nn.Module, extra_units: list[torch.nn.Module], dtype: torch.dtype, ranks: Ranks) -> None:

@@ -1,19 +1,18 @@
 """Run the steps of the experiment that are left, one after the other, and say what they have cost and what is left."""
 
+import hashlib
 import json
 import random
 import shutil
 from collections.abc import Sequence
 
-from common.durable_files import append_json_line, write_durably
+from common.durable_files import append_json_line, write_durably, write_json
 from common.errors import UserError
 from experiment.cost import duration
 from experiment.launch import Ended, run_jobs
 from experiment.setup import Experiment
 from experiment.steps import Step, all_steps, choose_steps, read_choices
-from experiment.sweep import owned
-
-DIVERGED = "not finite"  # in the error of a run that stops for its weights (training/ending.py)
+from experiment.sweep import DIVERGED, owned
 
 _SEED = 0  # of the draw of the examples of the learning curve
 
@@ -28,6 +27,7 @@ def run_experiment(experiment: Experiment, only: Sequence[str] | None = None, pa
     with owned(experiment.out, "experiment"):
         while True:
             if experiment.split("train").is_file():
+                check_data(experiment)
                 write_subsets(experiment)
             steps = choose_steps(all_steps(experiment), only, is_checked)
             is_checked = True  # a choice that is made renames the steps that have waited for it
@@ -82,6 +82,21 @@ def _finish(step: Step, ended: Ended) -> list[UserError]:
     elif step.kind.startswith("train ") and step.kind != "train full":
         shutil.rmtree(step.output.parents[1] / "checkpoints", ignore_errors=True)  # the averages need those of `full`
     return []
+
+
+def check_data(experiment: Experiment) -> None:
+    """Raise UserError if a split has changed since the first step: its runs and scores could not be compared."""
+    names = ("train", "validation", experiment.size.test)
+    now = {name: hashlib.sha256(experiment.split(name).read_bytes()).hexdigest() for name in names}
+    file = experiment.out / "data.json"
+    if not file.is_file():
+        write_json(file, now)
+    before = json.loads(file.read_text(encoding="utf-8"))
+    for name in names:
+        if before.get(name) != now[name]:
+            raise UserError(
+                f"{experiment.split(name)} has changed since {experiment.out} was begun; put it back, or choose another --out"
+            )
 
 
 def write_subsets(experiment: Experiment) -> None:

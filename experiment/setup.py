@@ -42,7 +42,7 @@ class Size:
 
 
 SIZES = {
-    # 400 reports are 50 steps of 8, about 62,000 tokens a run: two to three minutes on 2 cores with AMX.
+    # 400 reports are 50 steps of 8, about 62,000 tokens a run.
     "quickstart": Size(
         configs={"full": "configs/quickstart.py", "lora": "configs/quickstart.py"},
         settings={"full": (), "lora": ("lora.rank=64",)},
@@ -53,7 +53,7 @@ SIZES = {
         rates={"full": ("1.5e-4", "3e-4", "6e-4"), "lora": ("5e-4", "1e-3", "2e-3")},
         overrides=("run.eval_every=25", "run.save_every=0"),
     ),
-    # 3,200 reports are 400 steps of 8, about a million tokens a run: more than half an hour on the same machine.
+    # 3,200 reports are 400 steps of 8, about a million tokens a run. It has not been run.
     "laptop": Size(
         configs={"full": "configs/xbrl_laptop.py", "lora": "configs/xbrl_lora_laptop.py"},
         settings={"full": (), "lora": ()},

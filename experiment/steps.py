@@ -173,10 +173,9 @@ def _arm(experiment: Experiment, choices: Choices, arm: Arm, seed: int, share: f
     chosen = choices.rates.get(arm.method)
     if chosen is None or (share < 1 and not choices.steps):
         part = "" if share == 1 else f" on {100 * share:g}%"
-        for kind in ("train", "test", "general") if share == 1 else ("train", "test"):
-            nowhere = experiment.out / "no rate is chosen yet"
-            full_kind = f"train {arm.name}" if kind == "train" else "score" if kind == "test" else kind
-            yield Step(f"{kind} {arm.name}{part}, seed {seed}", full_kind, nowhere)
+        kinds = {"train": f"train {arm.name}", "test": "score"} | ({"general": "general"} if share == 1 else {})
+        for word, kind in kinds.items():
+            yield Step(f"{word} {arm.name}{part}, seed {seed}", kind, experiment.out / "no rate is chosen yet")
         return
     rate = experiment.rate_of(arm, chosen)
     yield _train(experiment, arm, rate, seed, share, choices.steps)

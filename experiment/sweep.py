@@ -24,7 +24,7 @@ from experiment.table import Point, best_point, notes, table
 
 FILE = "sweep.json"
 SAVE_EVERY, SAY_EVERY = 10.0, 60.0  # seconds
-_DIVERGED = "not finite"  # in the error of a run that stops for its weights (training/ending.py, train.py)
+DIVERGED = "not finite"  # in the error of a run that stops for its weights (training/ending.py, train.py)
 _TEST = re.compile(r"(^|[^a-z])tests?([^a-z]|$)")
 
 
@@ -110,7 +110,7 @@ class Sweep:
         name = ended.job.log.stem
         finished = ended.code == 0 and exported_step(self.out / name) is not None
         failed = not finished and not ended.stopped
-        has_diverged = failed and _DIVERGED in ended.last_words
+        has_diverged = failed and DIVERGED in ended.last_words
         result = self.standing.end(name, ended.last_words if has_diverged else None)
         self.write()
         if failed and not has_diverged:

@@ -5,10 +5,9 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.dtypes import dtype_name
 from common.errors import UserError
@@ -16,7 +15,7 @@ from configs.config import Config
 from distributed.host_memory import free_bytes
 from distributed.process_group import StopSignal, gather_objects, read_on_first, world_size_from_environment
 from distributed.sharding import local
-from eval.generate import answer_work, greedy_answers, stop_tokens
+from eval.generate import answer_work, greedy_answers, stop_tokens, with_own_stops
 from eval.in_step import Stopped, Together
 from eval.metric import reference_of
 from eval.over_ranks import deal
@@ -82,7 +81,7 @@ class Answers:
         parameters, device = parameter_names(self.model), self.stop.ranks.device
         model = whole_copy(self.model_config, parameters, self.path, self.dtype, device, adapters_sum(self.model))
         try:
-            return self._answer(pack_weights(_with_generation_config(model, self.path)))
+            return self._answer(pack_weights(with_own_stops(model, self.path)))
         except Stopped:
             return None
         finally:
@@ -148,10 +147,3 @@ def start_answers(
             f"{lacking[0]}; set it to 0, and evaluate checkpoints with scripts/evaluate.py"
         )
     return Answers(asked, model, model_config, config.model.path, dtype, tokenizer, stop, say)
-
-
-def _with_generation_config(model: PreTrainedModel, path: str) -> PreTrainedModel:
-    """The tokens that end an answer of the base model are those of its file, as in an export."""
-    if Path(path, "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(path)
-    return model

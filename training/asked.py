@@ -35,8 +35,8 @@ class Asked:
     ideal: dict[str, float]
 
     def digest(self) -> str:
-        """A hash of all prompts and of the limit, by which ranks compare them."""
-        return hashlib.sha256(repr((self.prompts, self.max_new_tokens)).encode()).hexdigest()
+        """A hash of all prompts, of the limit and of what ends an answer, by which ranks compare them."""
+        return hashlib.sha256(repr((self.prompts, self.max_new_tokens, sorted(self.stop_ids))).encode()).hexdigest()
 
     def cost_line(self, parameters: int, dtype: str) -> str:
         """The tokens of each evaluation and the memory that it takes. dtype: bf16 | fp32, in which the model computes."""

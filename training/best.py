@@ -27,10 +27,12 @@ def judge_best_again(
     `fresh`: the progress of this start before any step. A collective, which overwrites the parameters. Returns lines for the
     user. After a signal nothing is changed, and the next start judges again.
     """
+    if progress.best_value is None and progress.best_loss is not None:  # a checkpoint from before run.best_by
+        progress.base_value, progress.best_value = progress.base_loss, progress.best_loss
     changed = []
     if fresh.validation and progress.validation != fresh.validation:
         changed.append("data.validation has changed")
-    if progress.best_by != fresh.best_by or (progress.best_step is not None and progress.best_value is None):
+    if progress.best_by != fresh.best_by:
         changed.append(f"run.best_by has changed ({progress.best_by} -> {fresh.best_by})")
     if not changed:
         return []

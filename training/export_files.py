@@ -28,7 +28,8 @@ def write_files(
     tokenizer.save_pretrained(folder)
     settings = chat_settings(config.data)
     write_chat_settings(folder, settings)
-    generation = _read(Path(config.model.path, GENERATION_CONFIG))
+    file = Path(config.model.path, GENERATION_CONFIG)
+    generation = read_json(file, "remove it or copy it again, and start again to export") if file.is_file() else {}
     generation.pop("_from_model_config", None)  # some versions would then take `eos_token_id` of config.json
     before = generation.get("eos_token_id")
     before = before if isinstance(before, list) else [] if before is None else [before]
@@ -37,15 +38,12 @@ def write_files(
     write_json(folder / GENERATION_CONFIG, generation)
 
 
-def _read(path: Path) -> dict:
-    if not path.is_file():
-        return {}
+def read_json(path: Path, mend: str) -> dict:
+    """The JSON object in a file. Raises UserError, which says what to do about it, if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
         return content
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); remove it or copy it again, and start again to export"
-        ) from error
+        raise UserError(f"{path} is damaged ({error}); {mend}") from error

@@ -138,7 +138,8 @@ def step_meaning(config: Config, inputs: Inputs, model_config: PretrainedConfig,
         "optimizer.memory": config.optimizer.memory,
         "ewc.strength": config.ewc.strength,
         "ewc": anchor_settings(config.ewc, inputs.fisher_batches) if config.ewc.strength else None,
-        "lora": dataclasses.asdict(config.lora) if config.lora.rank else None,
+        # With the alpha that holds: another default of a later version must not pass as the same run.
+        "lora": dataclasses.asdict(config.lora) | {"alpha": config.lora.effective_alpha} if config.lora.rank else None,
         "model.rope_type, rope_factor or rope_original_length": model_config.rope_parameters,
     }
 

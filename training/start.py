@@ -18,6 +18,7 @@ from distributed.process_group import Ranks, agree_any, read_on_first
 from model.fingerprint import fingerprint_of_base, fingerprint_of_tokenizer
 from model.language_model import PackedLanguageModel, parameter_names, trained_parameters
 from training.criterion import criterion_of
+from training.export_files import GENERATION_CONFIG
 from training.inputs import Inputs
 from training.progress import Progress, fresh_progress, run_settings, step_meaning
 
@@ -83,6 +84,7 @@ def agree_on_start(
             },
             "the data of data.validation": fresh.validation,
             "the questions of run.eval_generate": inputs.asked.digest() if inputs.asked else None,
+            "the generation_config.json of model.path": _generation_config(config.model.path),
             "the tokenizer of model.path": fingerprint_of_tokenizer(tokenizer),
             "the config.json of model.path": model_config.to_dict(),
             "versions": library_versions(),
@@ -93,6 +95,12 @@ def agree_on_start(
     )
     check_resume(config.run.resume, Path(config.run.directory, config.run.name), ranks)
     return fresh
+
+
+def _generation_config(path: str) -> str | None:
+    """The digest of what the base's directory says of the tokens that end an answer; None without such a file."""
+    file = Path(path, GENERATION_CONFIG)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def check_disks(

@@ -180,6 +180,19 @@ def test_other_settings_of_a_run_are_refused(experiment, machine) -> None:
         all_steps(experiment)
 
 
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_other_data_are_refused_in_the_middle(experiment, machine, split) -> None:
+    machine.interrupt_at = "lora-lr5e-4-s0"
+    with pytest.raises(Interrupted):
+        run_experiment(experiment)
+    machine.interrupt_at, before = None, len(machine.names)
+    with experiment.split(split).open("a", encoding="utf-8") as file:
+        file.write('{"id": 99}\n')
+    with pytest.raises(UserError, match=f"{split}.jsonl has changed since .* was begun; put it back"):
+        run_experiment(experiment)
+    assert len(machine.names) == before
+
+
 def test_checkpoints_are_kept_only_where_an_average_needs_them(experiment, machine) -> None:
     run_experiment(experiment)
     kept = {path.parent.name.partition("-")[0] for path in experiment.out.glob("*/checkpoints")}

@@ -8,8 +8,9 @@ from pathlib import Path
 from common.errors import UserError
 from configs.config import Config, Source
 from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints, latest_checkpoint, read_manifest
+from training.export_files import read_json
 
-CHOOSE_STEP = "name a step with --step"
+CHOOSE_STEP, COPY_AGAIN = "name a step with --step", "copy it again"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def is_run(record: dict) -> bool:
 def read_run(directory: Path) -> Run | None:
     """The run in `directory`, or None if it is not that of a run. Raises UserError if its config.json is damaged."""
     path = directory / "config.json"
-    record = read_json(path) if path.is_file() else {}
+    record = read_json(path, COPY_AGAIN) if path.is_file() else {}
     if not is_run(record):
         return None
     lora = record["config"].get("lora") or {}
@@ -112,14 +113,3 @@ def config_of_record(sections: dict, where: Path) -> Config:
 def _with_tuples(values: dict) -> dict[str, typing.Any]:
     """Settings from JSON, whose lists were tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def read_json(path: Path) -> dict:
-    """The JSON object in a file. Raises UserError if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-        return content
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy it again") from error

@@ -19,8 +19,8 @@ from model.hub import sha256
 from model.language_model import build_on_meta
 from model.weights import Weights, weights_of_checkpoint, weights_of_directory
 from training.ending import RECORD
-from training.export.run import CHOOSE_STEP, Run, choose_checkpoint, is_run, read_json, read_run
-from training.export_files import write_files
+from training.export.run import CHOOSE_STEP, COPY_AGAIN, Run, choose_checkpoint, is_run, read_run
+from training.export_files import read_json, write_files
 
 # Of a model directory: the weights, and what describes other weights or was made for the directory as a whole.
 NOT_COPIED = (
@@ -147,7 +147,7 @@ def _of_directory(path: Path, run: Run | None, choice: Choice) -> Subject:
                 f"the base model of {path}, {named}, is not a directory here; name its directory with --base"
             )
         home = base
-    if is_run(read_json(home / "config.json")):
+    if is_run(read_json(home / "config.json", COPY_AGAIN)):
         raise UserError(f"{home} is the directory of a run, not of a model; the run's model is {home / 'export'}")
     model_config = read_model_config(str(home))
     tokenizer = load_tokenizer(str(path if _has_tokenizer(path) else home))
@@ -155,7 +155,7 @@ def _of_directory(path: Path, run: Run | None, choice: Choice) -> Subject:
     if adapter is None or choice.merge_lora:
         weights = weights_of_directory(home, build_on_meta(model_config))
         weights = weights if adapter is None else merge(weights, adapter)
-    exported = read_json(path / RECORD) if (path / RECORD).is_file() else {}
+    exported = read_json(path / RECORD, COPY_AGAIN) if (path / RECORD).is_file() else {}
     identity = {key: exported[key] for key in ("weights", "step", "checkpoint") if key in exported}
     if run and run.state.get("step") != identity.get("step"):  # the newest checkpoint is not the one in the export
         run = replace(run, state={key: run.state[key] for key in ("meaning", "settings") if key in run.state})
