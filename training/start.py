@@ -84,7 +84,7 @@ def agree_on_start(
             },
             "the data of data.validation": fresh.validation,
             "the questions of run.eval_generate": inputs.asked.digest() if inputs.asked else None,
-            "the generation_config.json of model.path": _generation_config(config.model.path),
+            "the generation_config.json of model.path": generation_config_digest(config.model.path),
             "the tokenizer of model.path": fingerprint_of_tokenizer(tokenizer),
             "the config.json of model.path": model_config.to_dict(),
             "versions": library_versions(),
@@ -97,7 +97,7 @@ def agree_on_start(
     return fresh
 
 
-def _generation_config(path: str) -> str | None:
+def generation_config_digest(path: str) -> str | None:
     """The digest of what the base's directory says of the tokens that end an answer; None without such a file."""
     file = Path(path, GENERATION_CONFIG)
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None

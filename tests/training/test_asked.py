@@ -70,6 +70,7 @@ def test_all_ranks_ask_the_same_and_only_the_first_scores(folder):
     first, other = read(folder), read(folder, is_first=False, metric="module_that:does_not_exist")
     assert other.metric is None and first.metric is not None
     assert first.digest() == other.digest() != dataclasses.replace(other, max_new_tokens=7).digest()
+    assert first.digest() != dataclasses.replace(other, stop_ids=(*other.stop_ids, 9)).digest()
 
 
 def test_with_a_share_the_held_out_chats_of_the_training_data_are_asked(folder):
