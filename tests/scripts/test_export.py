@@ -54,7 +54,10 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
     run, out = folder / "runs" / "trial", folder / "out" / "last"
+    card = folder / "dataset.json"  # of scripts/make_reports.py
+    card.write_text(json.dumps({"arguments": {"profile": "laptop"}}))
     said = export(run, "--out", out)
+    card.unlink()  # which makes it no other export
     assert f"the last weights of {run} (step 4) -> {out}: " in said
     before, after = weights(run / "export"), weights(out)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -69,6 +72,7 @@ def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
         mine["checkpoint"],
         "float32",
     ]
+    assert record["profile"] == "laptop"
     assert f"{out} already holds the last weights" in export(run, "--out", out)
     said = export(run, "--step", 2, "--out", out, code=2)
     assert f"error: {out} is an export of other weights; remove it, or name another directory with --out" in said

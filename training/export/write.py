@@ -36,7 +36,7 @@ class Request:
 
 
 def record_of(subject: Subject, request: Request) -> dict:
-    """What export.json says, without the list of files: two exports with the same record hold the same weights."""
+    """What export.json says of the weights: two exports with the same record hold the same weights."""
     averaged, dtype = None, DTYPES.get(request.dtype)
     if request.average_with_base is not None:
         averaged = {"share_of_tuned": request.average_with_base, "base": fingerprint_of_base(base_of(subject))}
@@ -44,8 +44,7 @@ def record_of(subject: Subject, request: Request) -> dict:
         of_adapter = torch.float32  # what adapters are trained in; they are small
         dtype = getattr(subject.model_config, "dtype", None) or torch.bfloat16 if subject.weights else of_adapter
     kind = "model" if subject.adapter is None else "merged" if subject.weights else "adapter"
-    profile = profile_of(subject.run) if subject.run else None  # how scripts/analyze.py must ask
-    return subject.identity | {"kind": kind, "dtype": dtype_name(dtype), "averaged": averaged, "profile": profile}
+    return subject.identity | {"kind": kind, "dtype": dtype_name(dtype), "averaged": averaged}
 
 
 def base_of(subject: Subject) -> Path:
@@ -95,7 +94,7 @@ def find_export(out: Path, record: dict) -> bool:
         return False
     try:
         written = json.loads((out / RECORD).read_text(encoding="utf-8"))
-        sizes = written.pop("files")
+        sizes, _ = written.pop("files"), written.pop("profile", None)
         whole = all((out / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
@@ -132,7 +131,10 @@ def write_export(out: Path, subject: Subject, weights: Weights, record: dict, ba
             _set_dtype(folder / "config.json", record["dtype"])
         base.copy_licences(folder)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        (folder / RECORD).write_text(json.dumps(record | {"files": sizes}, indent=1) + "\n", encoding="utf-8")
+        # The profile says how scripts/analyze.py must ask. It is no part of the weights: its data card may be gone later.
+        profile = profile_of(subject.run) if subject.run else None
+        content = json.dumps(record | {"profile": profile, "files": sizes}, indent=1)
+        (folder / RECORD).write_text(content + "\n", encoding="utf-8")
         (folder / CARD).write_text(card, encoding="utf-8")
     return size
 
