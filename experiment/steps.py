@@ -197,7 +197,8 @@ def _score(experiment: Experiment, name: str, model: Path | str, directory: Path
         output = output.with_stem(f"{output.stem}-{name.rpartition(' ')[2]}")
     options = ("--data", data, "--train", experiment.split("train"), "--json", output, "--show", 0)
     job = _job(experiment, f"{data.stem} {name}", "scripts/evaluate.py", model, *options, *more)
-    return Step(f"{data.stem} {name}", "score", output, job, (Path(model, "config.json"), data))
+    made = () if model == experiment.base else (Path(model, "config.json"),)  # no step makes the base model
+    return Step(f"{data.stem} {name}", "score", output, job, (data, *made))
 
 
 def _forgetting(experiment: Experiment, name: str, model: Path, directory: Path) -> Step:
