@@ -71,7 +71,7 @@ def test_long_values_are_cut_around_what_differs_and_many_items_are_counted() ->
 
 def test_versions_are_those_of_the_installed_libraries() -> None:
     versions = library_versions()
-    assert list(versions) == ["python", "torch", "transformers", "tokenizers", "safetensors", "numpy"]
+    assert list(versions) == ["python", "torch", "transformers", "tokenizers", "safetensors", "numpy", "peft"]
     assert versions["python"] == platform.python_version() and all(
         version[0].isdigit() for version in versions.values()
     )
