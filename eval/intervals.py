@@ -22,7 +22,8 @@ class Terms:
 
     rows: `(units, columns)`, what each unit adds to each sum. clusters: one key per unit. metric: sums `(..., columns)` ->
     values `(...)`. bounded: whether it lies between 0 and 1. observations: the clusters that say something about it, for
-    Wilson's interval; 0 stands for all.
+    Wilson's interval; 0 stands for all. seeds: the values of the single training runs that `rows` are the mean of; empty for
+    what is not trained.
     """
 
     rows: np.ndarray
@@ -30,6 +31,7 @@ class Terms:
     metric: Callable[[np.ndarray], np.ndarray]
     bounded: bool = True
     observations: int = 0
+    seeds: tuple[float, ...] = ()
 
     @property
     def n(self) -> int:

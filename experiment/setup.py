@@ -50,7 +50,7 @@ SIZES = {
         examples=544,
         splits=(400 / 544, 40 / 544, 104 / 544),
         test="test",
-        rates={"full": ("1.5e-4", "3e-4", "6e-4"), "lora": ("5e-4", "1e-3", "2e-3")},
+        rates={"full": ("1.5e-4", "3e-4", "6e-4"), "lora": ("5e-4", "1e-3", "2e-3", "4e-3")},
         overrides=("run.eval_every=25", "run.save_every=0"),
     ),
     # 3,200 reports are 400 steps of 8, about a million tokens a run. It has not been run.

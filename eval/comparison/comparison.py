@@ -21,9 +21,9 @@ from eval.comparison.measures import (
     labels,
     not_finite,
     rule_terms,
-    seed_terms,
     true_rules,
 )
+from eval.comparison.recipes import knows_seeds, over_seeds
 from eval.intervals import Terms, change, clusters_of, interval, terms_of
 from eval.permutation import enough_exchanges, exchange_test, holm
 
@@ -63,7 +63,7 @@ def compare(
         *_differences("baselines", [(name, names[0]) for name in others], terms | others, set(), seed),
     ]
     task = arms[0].seeds[0].task
-    rows = [_arm_row(arm, terms[arm.name], rules, per_answer, seed) for arm in arms]
+    rows = [_arm_row(arm, terms[arm.name], rules, seed) for arm in arms]
     rows += [_row(name, "base", base[name], seed) for name in base]
     rows += [
         _row(name, "engine" if name == ENGINE else "baseline", others[name], seed)
@@ -106,11 +106,10 @@ def _row(name: str, kind: str, terms: dict[str, Terms], seed: int) -> dict:
     return {"name": name, "kind": kind, "metrics": known}
 
 
-def _arm_row(arm: Arm, terms: dict[str, Terms], rules: Sequence[str], per_answer: bool, seed: int) -> dict:
-    of_seeds = [seed_terms(one, rules, per_answer) for one in arm.seeds]
+def _arm_row(arm: Arm, terms: dict[str, Terms], rules: Sequence[str], seed: int) -> dict:
     row = _row(arm.name, "arm", terms, seed)
     for metric in row["metrics"]:
-        row["metrics"][metric]["seeds"] = [one[metric].value for one in of_seeds]
+        row["metrics"][metric]["seeds"] = list(terms[metric].seeds)
     return row | {
         "not_finite": sorted({name for one in arm.seeds for name in not_finite(one, rules)}),
         "seeds": [
@@ -188,17 +187,25 @@ def _tested(compared: Sequence[tuple[dict, Terms, Terms]], same: set[Pair], seed
     """Each entry with the change from its first to its second terms, and the p-values of one family.
 
     same: the pairs with the very same answers, which differ by exactly 0. Other models with the same scores may differ on
-    other reports.
+    other reports. With several seeds on both sides, interval and p-value are those of the recipes (`over_seeds`).
     """
-    tested = [i for i, (entry, _, _) in enumerate(compared) if MEASURES[entry["metric"]].tested]
-    found = []
-    for entry, before, after in compared:
-        found.append(entry | _json(change(before, after, seed, (entry["of"], entry["against"]) in same)))
-    exchanges = enough_exchanges(len(tested))
-    p_values = {i: exchange_test(compared[i][1], compared[i][2], seed, exchanges) for i in tested}
+    exchanges = enough_exchanges(sum(MEASURES[entry["metric"]].tested for entry, _, _ in compared))
+    found, p_values = [], {}
+    for i, (entry, before, after) in enumerate(compared):
+        is_same, tested = (entry["of"], entry["against"]) in same, MEASURES[entry["metric"]].tested
+        moved = change(before, after, seed, is_same)
+        p = exchange_test(before, after, seed, exchanges) if tested else 1.0
+        known = not is_same and knows_seeds(before, after) and np.isfinite([moved.low, moved.high]).all()
+        these = _json(moved) | ({"p": p} if tested else {})
+        if known:
+            moved, p = over_seeds(moved, p, before, after)
+            entry |= {"these_models": {key: these[key] for key in these if key != "value"}}
+        found.append(entry | _json(moved))
+        if tested:
+            p_values[i] = p
     corrected = holm(p_values)
-    for i in tested:
-        found[i] |= {"p": p_values[i], "p_holm": corrected[i], "tests": len(tested)}
+    for i, p in p_values.items():
+        found[i] |= {"p": p, "p_holm": corrected[i], "tests": len(p_values)}
     return found
 
 

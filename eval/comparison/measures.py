@@ -71,8 +71,9 @@ def seed_terms(seed: Seed, rules: Sequence[str], per_answer: bool = False) -> di
 
 
 def averaged(terms: Sequence[Terms]) -> Terms:
-    """The mean of the terms of several seeds: a report counts once, however many seeds answered it."""
-    return replace(terms[0], rows=np.mean([one.rows for one in terms], axis=0))
+    """The mean of the terms of an arm's seeds: a report counts once, however many seeds answered it."""
+    rows = np.mean([one.rows for one in terms], axis=0)
+    return replace(terms[0], rows=rows, seeds=tuple(one.value for one in terms))
 
 
 def true_rules(tasks: Sequence[dict]) -> list[str]:

@@ -50,7 +50,8 @@ def difference_table(result: dict) -> Table:
     """The differences between the arms."""
     note = (
         "The first arm minus the one that it is compared with, on the same reports. p is two-sided, and corrected (Holm) for "
-        "all tests of this table; a difference is shown if it is below 0.05."
+        "all tests of this table; a difference is shown if it is below 0.05. Between arms with several seeds, interval and p "
+        "contain the spread over seeds."
     )
     return _differences(result, "arms", "Differences between the arms", note)
 
@@ -120,7 +121,7 @@ def seed_table(result: dict) -> Table:
                 digits = MEASURES[metric].digits
                 each = ", ".join(f"{value:.{digits}f}" for value in values)
                 rows.append([row["name"], heading(result, metric), each, f"{deviation(values):.{digits}f}"])
-    note = "A seed is another training run of the same recipe. The intervals above do not contain this spread."
+    note = "A seed is another training run of the same recipe. Differences contain this spread, the intervals of values do not."
     return Table("Spread over seeds", note, ["arm", "metric", "each seed", "standard deviation"], rows)
 
 

@@ -76,7 +76,7 @@ def difference_sentence(result: dict, one: dict) -> str:
     difference, low, high = (f"{value:+z.{measure.digits}f}" for value in (sign * one["value"], low, high))
     return (
         f"{says}: {heading(result, metric)} {values[0]} against {values[1]}, difference {difference} (95% interval {low} to "
-        f"{high}, {p_text(one)}).{_seed_caution(result, one, shown)}"
+        f"{high}{', seeds included' if 'these_models' in one else ''}, {p_text(one)})."
     )
 
 
@@ -100,15 +100,6 @@ def value_of(result: dict, name: str, metric: str) -> float:
 def row_of(result: dict, name: str) -> dict:
     """The row `name`. Names of arms are unique, and the arms come first."""
     return next(row for row in result["rows"] if row["name"] == name)
-
-
-def _seed_caution(result: dict, one: dict, shown: bool) -> str:
-    """What the spread over seeds says of a difference that is shown."""
-    spreads = [row_of(result, name)["metrics"][one["metric"]].get("seeds", ()) for name in (one["of"], one["against"])]
-    if not shown or min(map(len, spreads)) < 2:
-        return ""
-    overlap = max(map(min, spreads)) <= min(map(max, spreads))
-    return " The values of single seeds overlap, so the difference may be one of seeds." * overlap
 
 
 def _baseline_sentences(result: dict) -> list[str]:
@@ -197,16 +188,19 @@ def limits(result: dict) -> list[str]:
     seeds = {row["name"]: len(row["seeds"]) for row in arms}
     found = [
         f"The intervals and p-values are for {result['sample']}: they say how the figures would vary with others of this "
-        "kind, not with another kind and not with another training run."
+        "kind, not with another kind."
     ]
     if min(seeds.values()) == 1:
         single = [name for name, count in seeds.items() if count == 1]
         found.append(
             f"There is one training run of {listed(single)}: how much another seed would change is not known for "
-            f"{'it' if len(single) == 1 else 'them'}."
+            f"{'it' if len(single) == 1 else 'them'}. Differences to {'it' if len(single) == 1 else 'them'} are of these very models."
         )
     if max(seeds.values()) > 1:
-        found.append("The spread over seeds stands in a table of its own; it is not part of the intervals.")
+        found.append(
+            "Differences between arms with several seeds are of recipes: interval and p-value contain the spread over seeds. "
+            "The interval of a single value does not."
+        )
     found.append("Where no difference is shown, the arms need not be equal: the interval says how large it may be.")
     if any(one["family"] == "forgetting" for one in result["differences"]):
         general = result["general"]

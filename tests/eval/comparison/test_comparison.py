@@ -1,12 +1,17 @@
 import math
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from common.errors import UserError
+from eval.bootstrap import Interval
 from eval.comparison.baselines import baseline_tasks
 from eval.comparison.comparison import compare
+from eval.comparison.recipes import over_seeds
 from eval.comparison.tables import all_tables, markdown
 from eval.comparison.words import limits, verdict, warnings
+from eval.intervals import Terms, Z, ratio
 from tests.comparisons import arm, example, general, row, task
 
 BANKS = 12
@@ -111,12 +116,46 @@ def test_the_verdict_says_who_is_better_and_who_forgets():
     assert verdict(reverse)["Forgetting"][0] == said["Forgetting"][0]
 
 
-def test_seeds_that_overlap_are_a_reason_for_caution():
-    one = arm("one", task(answers(2)), task(answers(5)))
-    other = arm("other", task(answers(4)), task(answers(12)))
-    assert "seeds overlap" in verdict(compared(one, other))["Learning"][0]
-    apart = arm("other", task(answers(11)), task(answers(12)))
-    assert "seeds overlap" not in verdict(compared(one, apart))["Learning"][0]
+def test_the_spread_over_seeds_is_part_of_a_difference_between_recipes():
+    one = arm("one", *(task(answers(right)) for right in (1, 2, 12)))
+    other = arm("other", *(task(answers(right)) for right in (9, 11, 12)))
+    result = compared(one, other)
+    f1, single = difference(result, "f1", "other"), compared(one, arm("other", task(answers(11))))
+    assert f1["these_models"]["p"] < 0.01 < 0.1 < f1["p"]
+    assert f1["low"] < 0 < f1["these_models"]["low"]
+    assert ", seeds included, p = " in verdict(result)["Learning"][0]
+    assert "these_models" not in difference(single, "f1", "other")
+    assert "Differences to it are of these very models." in limits(single)[1]
+    close = [
+        arm(name, *(task(answers(right)) for right in rights))
+        for name, rights in (("a", (3, 4, 4)), ("b", (11, 12, 12)))
+    ]
+    assert difference(compared(*close), "f1", "b")["p"] < 0.01
+    baseline = difference(result, "f1", "always clean", "baselines")
+    assert baseline["p"] > baseline["these_models"]["p"]
+    same = arm("same", *(one.task for one in other.seeds))
+    assert difference(compared(other, same), "f1", "same")["high"] == 0
+
+
+def test_equal_seeds_leave_the_interval_of_the_reports_and_student_widens_it():
+    rows = np.array([[1.0, 1.0], [0.0, 1.0]] * 10)
+    before = Terms(rows, range(20), ratio, seeds=(0.5, 0.5))
+    after = Terms(rows, range(20), ratio, seeds=(0.7, 0.7))
+    wide = 2.0930 / Z  # Student's quantile with 19 degrees of freedom
+    found, p = over_seeds(Interval(0.2, 0.1, 0.3), 0.0005, before, after)
+    assert (found.low, found.high) == pytest.approx((0.2 - 0.1 * wide, 0.2 + 0.1 * wide), abs=1e-5)
+    assert p == pytest.approx(2 * stats.t.sf(0.2 * Z / 0.1, 19))
+    assert over_seeds(Interval(0.2, 0.1, 0.3), 0.25, before, after)[1] == 0.25  # the exchange test sees less
+
+
+def test_welchs_test_is_what_is_left_without_a_spread_over_reports():
+    first, second = (0.61, 0.66, 0.58), (0.80, 0.71, 0.90, 0.84)
+    before, after = (Terms(np.ones((20, 2)), range(20), ratio, seeds=values) for values in (first, second))
+    value = float(np.mean(second) - np.mean(first))
+    welch = stats.ttest_ind(second, first, equal_var=False)
+    found, p = over_seeds(Interval(value, value, value), 0.0, before, after)
+    assert p == pytest.approx(welch.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(welch.confidence_interval()))
 
 
 def test_unequal_arms_are_warned_of():
