@@ -103,12 +103,17 @@ def test_a_report_that_contradicts_itself_decides_nothing(tmp_path):
     made, found = judge(report, "Leverage ratio 2% < 3%: LR_MIN, CRR Art. 92(1)(d)")
     assert verdicts(made) == [("not decidable by rule", "LR_MIN")]
     assert "C 47.00 r0340 c0010 is reported as 5.00% and as 2.00%" in found["LR_MIN"]["reason"]
+    assert any(one.startswith("not decided: LR_MIN at C 47.00 r0340") for one in made["letter"]["reasons"])
 
 
 def test_a_note_is_not_decidable_by_rule_until_the_desk_decides(noted):
     line = "Pledged assets 130% - 31% = 99% < 100%: LCR_PLEDGED, 2015/61 Art. 7(2)"
     made, found = judge(noted, line)
-    assert verdicts(made) == [("not decidable by rule", "LCR_PLEDGED")] and made["letter"]["state"] == "ready"
+    assert verdicts(made) == [("not decidable by rule", "LCR_PLEDGED")] and made["letter"]["state"] == "blocked"
+    assert made["letter"]["reasons"] == [
+        f"not decided: LCR_PLEDGED: only a note shows it; read the note {PLEDGED!r} and decide in a file for --findings; strike "
+        "it from the letter unless the desk decides that it is violated"
+    ]
     assert PLEDGED in found["LCR_PLEDGED"]["reason"]
     made, _ = judge(noted, line, decisions=[decision("LCR_PLEDGED", "violated", "0.99", "1")])
     assert verdicts(made) == [("confirmed", "LCR_PLEDGED")] and made["letter"]["state"] == "ready"
