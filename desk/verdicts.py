@@ -38,12 +38,15 @@ class Verdict:
     def describe(self) -> dict[str, Any]:
         """All of it as texts. Value and limit are the engine's where it has them."""
         known: dict[str, Any] = dict.fromkeys(("kind", "title", "cell", "value", "limit", "legal", "formula"), "")
+        of_note = note_rules().get(self.rule)
         if self.result:
             known = describe_result(self.result)
         else:
             known["inputs"] = []
-            if rule := note_rules().get(self.rule):
-                known |= {"kind": "note", "title": rule.title, "legal": rule.legal}
+            if of_note:
+                known |= {"kind": "note", "legal": of_note.legal}
+        if of_note:
+            known["title"] = of_note.title
         reason = "; ".join(filter(None, (self.reason, known.pop("reason", ""))))
         return {"verdict": self.verdict, **known, "rule": self.rule, "line": self.line, "reason": reason}
 
@@ -94,6 +97,8 @@ class _Judge:
         if wrong:
             return Verdict(REFUTED, claim.rule, f"the rule is violated, but {'; '.join(wrong)}", line, claim, result)
         reason = "by the figures; the answer says that a note lifts it" if claim.rule in self.lifts_of_answer else ""
+        if decided := [one for one in self.decisions(claim.rule) if one.state == "violated"]:
+            reason = f"the desk has decided: violated ({decided[0].where})"
         return Verdict(CONFIRMED, claim.rule, reason, line, claim, result)
 
     def _of_note(self, claim: Claim, line: str) -> Verdict:

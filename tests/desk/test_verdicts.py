@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from data.regulator.findings import Finding
+from data.regulator.findings import Finding, note_rules
 from tests.desk.reports import (
     BANK,
     CELLS,
@@ -115,8 +115,10 @@ def test_a_note_is_not_decidable_by_rule_until_the_desk_decides(noted):
         "it from the letter unless the desk decides that it is violated"
     ]
     assert PLEDGED in found["LCR_PLEDGED"]["reason"]
-    made, _ = judge(noted, line, decisions=[decision("LCR_PLEDGED", "violated", "0.99", "1")])
+    made, found = judge(noted, line, decisions=[decision("LCR_PLEDGED", "violated", "0.99", "1")])
     assert verdicts(made) == [("confirmed", "LCR_PLEDGED")] and made["letter"]["state"] == "ready"
+    assert found["LCR_PLEDGED"]["reason"] == "the desk has decided: violated (findings.csv, line 2)"
+    assert found["LCR_PLEDGED"]["title"] == note_rules()["LCR_PLEDGED"].title
     made, found = judge(noted, line, decisions=[decision("LCR_PLEDGED", "violated", "0.95", "1")])
     assert (
         verdicts(made) == [("refuted", "LCR_PLEDGED")]
