@@ -131,6 +131,9 @@ def test_the_spread_over_seeds_is_part_of_a_difference_between_recipes():
         for name, rights in (("a", (3, 4, 4)), ("b", (11, 12, 12)))
     ]
     assert difference(compared(*close), "f1", "b")["p"] < 0.01
+    far = [arm(name, *(task(answers(right)) for right in (1, 12))) for name in ("a", "b")]
+    far[1].seeds[1].task["answers"][0]["answer"] = "other words"
+    assert [difference(compared(*far), "f1", "b")[bound] for bound in ("low", "high")] == [-1, 1]
     baseline = difference(result, "f1", "always clean", "baselines")
     assert baseline["p"] > baseline["these_models"]["p"]
     same = arm("same", *(one.task for one in other.seeds))
