@@ -93,6 +93,17 @@ def figures(directory: Path, test: Path, asked: str = "") -> dict[str, float]:
     return found
 
 
+def base_figures(experiment: Experiment, choices: Choices) -> dict[str, float]:
+    """General language of the base model, which every measurement of a tuned one has beside it. Empty without any."""
+    for model in models(experiment, choices):
+        file = model.directory / "eval" / "general.json"
+        if file.is_file():
+            result = json.loads(file.read_text(encoding="utf-8"))
+            perplexity, questions = result["perplexity_per_byte"]["base"], result["questions"]["all"]["base"]
+            return {"perplexity/byte": perplexity["value"], "KL": 0.0, "questions, %": 100 * questions["value"]}
+    return {}
+
+
 def cost(run: Path) -> tuple[int, float, float]:
     """(tokens, seconds of the optimizer steps, peak memory in GiB) of a run, from its curves."""
     rows = [row for row in read_rows(run) if "train/tokens" in row]
@@ -140,7 +151,7 @@ def _arm_rows(experiment: Experiment, choices: Choices) -> Iterator[list[str]]:
         ("fewshot", f"base, {experiment.size.shots} examples before the prompt"),
         ("constrained", f"base, {experiment.size.shots} examples, answers inside the grammar"),
     ):
-        yield [words, "", *_cells([figures(experiment.out / "base", test, asked)])]
+        yield [words, "", *_cells([base_figures(experiment, choices) | figures(experiment.out / "base", test, asked)])]
     for name, f1 in _baselines(experiment, choices).items():
         yield [f"without a model: {name}", "", f"{f1:.3f}", *[""] * (len(COLUMNS) - 1)]
     for words, found in _by_arm(experiment, choices).items():

@@ -91,9 +91,9 @@ def scores(f1: float) -> dict:
 
 def general() -> dict:
     return {
-        "perplexity_per_byte": {"tuned": {"value": 2.1}},
+        "perplexity_per_byte": {"tuned": {"value": 2.1}, "base": {"value": 1.9}},
         "kl": {"value": 0.3},
-        "questions": {"all": {"tuned": {"value": 0.75}}},
+        "questions": {"all": {"tuned": {"value": 0.75}, "base": {"value": 0.8}}},
     }
 
 
@@ -215,6 +215,7 @@ def test_the_tables_have_means_and_the_value_of_each_seed(experiment, machine) -
     text = write_results(experiment)
     assert "| full | 3e-4 | 0.2000 | chosen |" in text
     assert "| without a model: engine |  | 0.690 |" in text
+    assert "| base, 4 examples before the prompt |  | 0.800 | 0.700 | 0.500 | 0.0500 | 1.900 | 0.000 | 80.0 |" in text
     assert "| full fine-tuning, lr 3e-4 | 2 | 0.850 (0.800, 0.900) |" in text
     assert "| LoRA, rank 64 on all linear layers, lr 2e-3 | 1,000 | 10 s | 100 | 2.0 |" in text
     assert "| full fine-tuning | 0.800 (0.800, 0.800) | 0.800 (0.800, 0.800) | 0.850 (0.800, 0.900) |" in text
