@@ -84,7 +84,7 @@ def _reasons(report: Report, engine: Examination, verdicts: Sequence[Verdict]) -
         elif one.verdict == OPEN and one.claim and one.claim.state == "lifts" and one.result:
             yield f"{what} is violated, and only the model's reading of a note lifts it: {one.reason}"
         elif one.verdict == OPEN and one.claim and one.claim.state == "violated":
-            yield f"not decided: {what}: {known['reason']}; strike it from the letter unless the desk decides that it is violated"
+            yield f"not decided: {what}: {known['reason']}; remove it from the letter unless the desk confirms it"
         elif one.verdict == MISSED or (one.verdict == NOT_COVERED and known["kind"] == "breach"):
             yield f"{one.verdict}: {what} ({figures}); add it to the letter{f', unless {one.reason}' if one.reason else ''}"
     yield from (

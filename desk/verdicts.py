@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from data.regulator.answer_reader import Claim
-from data.regulator.findings import Finding, note_rules
+from data.regulator.findings import Finding, concerns, note_rules
 from data.regulator.render import cell_name, format_limit
 from data.regulator.report import Report
 from data.regulator.rules import RuleResult, built_in_rules
@@ -97,8 +97,9 @@ class _Judge:
         if wrong:
             return Verdict(REFUTED, claim.rule, f"the rule is violated, but {'; '.join(wrong)}", line, claim, result)
         reason = "by the figures; the answer says that a note lifts it" if claim.rule in self.lifts_of_answer else ""
-        if decided := [one for one in self.decisions(claim.rule) if one.state == "violated"]:
-            reason = f"the desk has decided: violated ({decided[0].where})"
+        for one in self.decisions(claim.rule):
+            if one.state == "violated" and concerns(one, result):
+                reason = f"the desk has decided: violated ({one.where})"
         return Verdict(CONFIRMED, claim.rule, reason, line, claim, result)
 
     def _of_note(self, claim: Claim, line: str) -> Verdict:

@@ -146,12 +146,12 @@ def _sweep_rows(experiment: Experiment, choices: Choices) -> Iterator[list[str]]
 
 def _arm_rows(experiment: Experiment, choices: Choices) -> Iterator[list[str]]:
     yield ["arm", "seeds", *COLUMNS]
-    test = experiment.split(experiment.size.test)
+    test, base = experiment.split(experiment.size.test), base_figures(experiment, choices)
     for asked, words in (
         ("fewshot", f"base, {experiment.size.shots} examples before the prompt"),
         ("constrained", f"base, {experiment.size.shots} examples, answers inside the grammar"),
     ):
-        yield [words, "", *_cells([base_figures(experiment, choices) | figures(experiment.out / "base", test, asked)])]
+        yield [words, "", *_cells([base | figures(experiment.out / "base", test, asked)])]
     for name, f1 in _baselines(experiment, choices).items():
         yield [f"without a model: {name}", "", f"{f1:.3f}", *[""] * (len(COLUMNS) - 1)]
     for words, found in _by_arm(experiment, choices).items():

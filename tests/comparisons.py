@@ -84,7 +84,8 @@ def write_run(folder, result, forgotten, data, tokens=1000):
     sha = hashlib.sha256(data.read_bytes()).hexdigest()
     for name in ("eval", "export"):
         (folder / name).mkdir(parents=True)
-    result = result | {"data_sha256": sha, "weights": "w"}
+    result = result | {"data_sha256": sha, "weights": folder.name}
+    forgotten = forgotten | {"weights": {"base": "b", "tuned": folder.name}}
     (folder / "eval" / f"{data.stem}-{sha[:8]}.json").write_text(json.dumps(result))
     (folder / "eval" / "general.json").write_text(json.dumps(forgotten))
     (folder / "export" / "export.json").write_text(json.dumps({"steps_in_total": 2}))

@@ -175,7 +175,7 @@ def apply_findings(results: Sequence[RuleResult], findings: Iterable[Finding]) -
     for finding in findings:
         if finding.state == "benign":
             continue
-        same = [result for result in violated if _concerns(finding, result)]
+        same = [result for result in violated if concerns(finding, result)]
         if finding.state == "lifted":
             violated = [result for result in violated if result not in same]
         elif same:
@@ -188,11 +188,11 @@ def apply_findings(results: Sequence[RuleResult], findings: Iterable[Finding]) -
 def lifted_results(results: Sequence[RuleResult], findings: Iterable[Finding]) -> tuple[RuleResult, ...]:
     """The engine's violations that `findings` lift, with the article that lifts them."""
     lifting = [finding for finding in findings if finding.state == "lifted"]
-    pairs = ((result, next((one for one in lifting if _concerns(one, result)), None)) for result in violations(results))
+    pairs = ((result, next((one for one in lifting if concerns(one, result)), None)) for result in violations(results))
     return tuple(replace(result, legal=finding.legal or result.legal) for result, finding in pairs if finding)
 
 
-def _concerns(finding: Finding, result: RuleResult) -> bool:
+def concerns(finding: Finding, result: RuleResult) -> bool:
     """Whether a finding is on this result: on its rule and, if the finding names a cell, on its cell."""
     return result.rule_id == finding.rule and finding.cell in ("", cell_name(result.cell, result.row))
 

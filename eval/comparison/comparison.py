@@ -50,6 +50,7 @@ def compare(
     names = [arm.name for arm in arms]
     for name in {BASE, *baselines} & {*names}:
         raise UserError(f"an arm cannot be called {name!r}, which is another row of the tables; write NAME=PATH")
+    _check_seeds(arms)
     pairs = list(combinations(names, 2)) if all_pairs else [(names[0], name) for name in names[1:]]
     others = {name: _baseline_terms(task, rules) for name, task in baselines.items()}
     general = next((s.general for arm in arms for s in arm.seeds if s.general), None)
@@ -89,6 +90,19 @@ def compare(
         "rule_differences": _rule_differences(pairs, arms, rules, same, seed),
         "disagreements": worst_disagreements(arms, examples, number) if len(examples) == len(answers) else [],
     }
+
+
+def _check_seeds(arms: Sequence[Arm]) -> None:
+    """Raise UserError if an arm has one training run twice: its seeds would seem to agree."""
+    for arm in arms:
+        seen: dict[str, object] = {}
+        for path, task in ((one.source.path, one.task) for one in arm.seeds):
+            weights = task.get("weights") or str(path.resolve())
+            if weights in seen:
+                raise UserError(
+                    f"{arm.name}: {seen[weights]} and {path} are the same weights; name each training run once"
+                )
+            seen[weights] = path
 
 
 def _sample(answers: Sequence[dict]) -> str:

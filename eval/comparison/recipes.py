@@ -1,6 +1,7 @@
-"""Differences between recipes, not only between the very models that were trained: the spread over seeds is part of them."""
+"""Differences between training recipes: the spread over seeds is part of their uncertainty."""
 
 import math
+from statistics import variance
 
 from scipy import stats
 
@@ -19,17 +20,17 @@ def over_seeds(found: Interval, p: float, before: Terms, after: Terms) -> tuple[
 
     found, p: how the change between these very models varies with the reports (`change`, `exchange_test`). The variance of the
     mean over the seeds of each side is added to that of the reports. A side without seeds is not trained and has none. All
-    are estimates, those of the seeds from very few, so the quantiles are of Student's t with the degrees of freedom of
-    Satterthwaite (1946, https://doi.org/10.2307/3002019). What depends on seed and report together counts on both
-    sides of the sum, so the result is conservative where seeds hardly differ. The p-value is at least the given one.
+    variances are estimates, so the quantiles are of Student's t with the degrees of freedom of Satterthwaite (1946,
+    https://doi.org/10.2307/3002019). The interaction of seed and report is in both variances, so the result is
+    conservative where seeds hardly differ. The p-value is at least the given one.
     """
-    spreads = [(_variance(one.seeds) / len(one.seeds), len(one.seeds) - 1) for one in (before, after) if one.seeds]
+    spreads = [(variance(one.seeds) / len(one.seeds), len(one.seeds) - 1) for one in (before, after) if one.seeds]
 
     def side(bound: float) -> tuple[float, float]:
         """(standard error, degrees of freedom), as seen from one bound of the interval over the reports."""
         parts = [(((bound - found.value) / Z) ** 2, max(1, after.n - 1)), *spreads]
-        total = sum(variance for variance, _ in parts)
-        return math.sqrt(total), total**2 / max(sum(variance**2 / df for variance, df in parts), 1e-300)
+        total = sum(part for part, _ in parts)
+        return math.sqrt(total), total**2 / max(sum(part**2 / df for part, df in parts), 1e-300)
 
     below, above = side(found.low), side(found.high)
     half = [error * float(stats.t.ppf(0.975, df)) if error else 0.0 for error, df in (below, above)]
@@ -40,8 +41,3 @@ def over_seeds(found: Interval, p: float, before: Terms, after: Terms) -> tuple[
     if error:
         p = max(p, float(2 * stats.t.sf(abs(found.value) / error, df)))
     return Interval(found.value, low, high), p
-
-
-def _variance(values: tuple[float, ...]) -> float:
-    mean = sum(values) / len(values)
-    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)

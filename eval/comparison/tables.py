@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import stdev
 
 from eval.comparison.measures import MEASURES
 from eval.comparison.words import ALPHA, heading, limits, listed, verdict, warnings
@@ -120,15 +121,9 @@ def seed_table(result: dict) -> Table:
             if len(values) > 1 and MEASURES[metric].tested:
                 digits = MEASURES[metric].digits
                 each = ", ".join(f"{value:.{digits}f}" for value in values)
-                rows.append([row["name"], heading(result, metric), each, f"{deviation(values):.{digits}f}"])
+                rows.append([row["name"], heading(result, metric), each, f"{stdev(values):.{digits}f}"])
     note = "A seed is another training run of the same recipe. Differences contain this spread, the intervals of values do not."
     return Table("Spread over seeds", note, ["arm", "metric", "each seed", "standard deviation"], rows)
-
-
-def deviation(values: Sequence[float]) -> float:
-    """The sample standard deviation of two values or more."""
-    mean = sum(values) / len(values)
-    return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
 
 
 def rule_tables(result: dict) -> list[Table]:

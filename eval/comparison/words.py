@@ -192,9 +192,10 @@ def limits(result: dict) -> list[str]:
     ]
     if min(seeds.values()) == 1:
         single = [name for name, count in seeds.items() if count == 1]
+        them, their = ("it", "Its") if len(single) == 1 else ("them", "Their")
         found.append(
-            f"There is one training run of {listed(single)}: how much another seed would change is not known for "
-            f"{'it' if len(single) == 1 else 'them'}. Differences to {'it' if len(single) == 1 else 'them'} are of these very models."
+            f"There is one training run of {listed(single)}: how much another seed would change is not known for {them}. "
+            f"{their} differences hold for these models, not for other runs of the recipe."
         )
     if max(seeds.values()) > 1:
         found.append(

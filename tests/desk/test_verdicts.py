@@ -1,5 +1,6 @@
 """Each verdict on real files: confirmed, refuted, not decidable by rule, missed, not covered."""
 
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -111,8 +112,8 @@ def test_a_note_is_not_decidable_by_rule_until_the_desk_decides(noted):
     made, found = judge(noted, line)
     assert verdicts(made) == [("not decidable by rule", "LCR_PLEDGED")] and made["letter"]["state"] == "blocked"
     assert made["letter"]["reasons"] == [
-        f"not decided: LCR_PLEDGED: only a note shows it; read the note {PLEDGED!r} and decide in a file for --findings; strike "
-        "it from the letter unless the desk decides that it is violated"
+        f"not decided: LCR_PLEDGED: only a note shows it; read the note {PLEDGED!r} and decide in a file for --findings; remove "
+        "it from the letter unless the desk confirms it"
     ]
     assert PLEDGED in found["LCR_PLEDGED"]["reason"]
     made, found = judge(noted, line, decisions=[decision("LCR_PLEDGED", "violated", "0.99", "1")])
@@ -130,6 +131,15 @@ def test_a_note_is_not_decidable_by_rule_until_the_desk_decides(noted):
     assert verdicts(made) == [("missed", "LCR_PLEDGED")]
     made, found = judge(noted, "Pledged assets 130% - 31% = 101% < 100%: LCR_PLEDGED, 2015/61 Art. 7(2)")
     assert verdicts(made) == [("refuted", "LCR_PLEDGED")] and "meets its own limit" in found["LCR_PLEDGED"]["reason"]
+
+
+def test_a_decision_on_another_client_is_not_the_reason(breach):
+    other = replace(decision("LE_LIMIT", "violated", "0.3", "0.25", "CRR Art. 395(1)"), cell="C 28.00 B34 c350")
+    lines = [f"Client {client}% > 25%: LE_LIMIT, CRR Art. 395(1)" for client in ("A12 27", "B34 30")]
+    made, _ = judge(breach, LCR_LINE, *lines, decisions=[other])
+    reasons = {one["cell"]: (one["verdict"], one["reason"]) for one in made["findings"]}
+    assert reasons["C 28.00 A12 c350"] == ("confirmed", "")
+    assert reasons["C 28.00 B34 c350"] == ("confirmed", "the desk has decided: violated (findings.csv, line 2)")
 
 
 def test_a_waiver_lifts_a_violation_if_the_desk_says_so(tmp_path):

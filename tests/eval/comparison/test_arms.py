@@ -97,7 +97,7 @@ def test_results_are_used_if_they_are_of_the_same_data_and_weights(tmp_path, dat
         measured, "fingerprint_of_base", lambda path: "b" if path == "base" else weights[path.parent.name]
     )
     stored = [write_run(tmp_path / name, RESULT, general(), data) for name in ("one", "two")]
-    weights = {"one": "w", "two": "w"}
+    weights = {"one": "one", "two": "two"}
     sources = parse_arms([str(tmp_path / "one"), str(tmp_path / "two")])
     how = measuring(data, base="base", general=True, train=data, processes=2)
     arms = measure_arms(sources, how)
@@ -140,7 +140,7 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path, data):
     refused(stored | {"data_sha256": "1" * 64}, "was measured on other data .test.jsonl. than")
     second.write_text(json.dumps(stored))
     other = second.with_name("general.json")
-    other.write_text(json.dumps(general() | {"text": "news"}))
+    other.write_text(json.dumps(general(weights="two") | {"text": "news"}))
     with pytest.raises(UserError, match="the general text, or the base model, of .* differs"):
         measure_arms(sources, measuring(data))
     other.write_text(json.dumps({"base": "b"}))  # of an older version: no forgetting is compared

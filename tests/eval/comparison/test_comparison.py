@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from scipy import stats
 
 from common.errors import UserError
 from eval.bootstrap import Interval
+from eval.comparison.arms import Arm
 from eval.comparison.baselines import baseline_tasks
 from eval.comparison.comparison import compare
 from eval.comparison.recipes import over_seeds
@@ -125,7 +127,7 @@ def test_the_spread_over_seeds_is_part_of_a_difference_between_recipes():
     assert f1["low"] < 0 < f1["these_models"]["low"]
     assert ", seeds included, p = " in verdict(result)["Learning"][0]
     assert "these_models" not in difference(single, "f1", "other")
-    assert "Differences to it are of these very models." in limits(single)[1]
+    assert "Its differences hold for these models," in limits(single)[1]
     close = [
         arm(name, *(task(answers(right)) for right in rights))
         for name, rights in (("a", (3, 4, 4)), ("b", (11, 12, 12)))
@@ -138,6 +140,15 @@ def test_the_spread_over_seeds_is_part_of_a_difference_between_recipes():
     assert baseline["p"] > baseline["these_models"]["p"]
     same = arm("same", *(one.task for one in other.seeds))
     assert difference(compared(other, same), "f1", "same")["high"] == 0
+
+
+def test_a_training_run_counts_once():
+    twice = arm("a", *(task(answers(right), weights="1f") for right in (4, 5)))
+    with pytest.raises(UserError, match="a: a-0.json and a-1.json are the same weights; name each training run once"):
+        compared(twice, arm("b", task(answers(12))))
+    one = arm("a", task(answers(4))).seeds[0]
+    with pytest.raises(UserError, match="are the same weights"):
+        compared(Arm("a", (one, replace(one))), arm("b", task(answers(12))))
 
 
 def test_equal_seeds_leave_the_interval_of_the_reports_and_student_widens_it():
