@@ -104,7 +104,7 @@ def speed(output: Path, rehearse: bool, settings: tuple[str, ...]) -> dict:
     if not ok or not plan.is_file():
         return {"ok": False, "text": f"{text}; there is no {plan}"}
     both = json.loads(plan.read_text(encoding="utf-8"))
-    rows = map(json.loads, (runs / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    rows = map(json.loads, (runs / name / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1])
     mfu = max((row.get("train/mfu") or 0.0 for row in rows), default=0.0)
     found, (low, high) = both["measured"], both["planned"]["tokens_per_second"]
     planned = both["planned"]["memory_bytes"]["peak"] / 2**30
