@@ -1,34 +1,4 @@
-"""Compare speed and memory with transformers' Trainer and TRL: losses first, then A/B/A/B rounds with medians and spread.
-
-    pip install -r requirements-bench.txt          # the other trainers; without them only our own arms run
-    python scripts/bench.py --json bench.json      # all settings; --quick takes a few minutes, as a test
-    python scripts/bench.py --settings matched --arms ours,trainer --rounds 1      # a short comparison
-    python scripts/bench.py --settings skewed --arms ours,ours-2,ours-4 --steps 6      # our own arms alone
-
-Each line of the tables is an arm: one trainer, run in its own processes. All arms get the same examples, tokenised once,
-with loss on the assistant's tokens only.
-
-parity: in fp32, with the same examples in each step, the loss of every step must agree with ours to 1e-3 (absolute below
-a loss of 1, relative above).
-matched: the same examples in each step, bf16 matrix products over fp32 weights (ours through FSDP2's mixed precision, the
-others through autocast, which keeps the residual stream in fp32), the same AdamW, no activation checkpointing. Examples
-are packed if the trainer can pack without cross-document attention.
-skewed: as matched, with 16 examples per step whose lengths are spread 1:100. Those who pad, pad.
-defaults: each trainer as in its own quick start. The steps differ, so the losses cannot be compared.
-
-    tokens/s    real tokens per second, without padding, counted in the same way for every arm, after --warmup steps
-    spread      (max - min) / median over the rounds; smaller differences between arms are noise
-    ours is     our tokens/s divided by those of the line: 2.00x means that ours takes half the time
-    MFU         necessary FLOPs (head for target tokens only, attention within documents, no recomputation) per second,
-                divided by those of the fastest matrix product measured in this run, with all threads. All lines use the
-                same peak
-    GiB         peak memory: resident memory of all processes of the arm together; on CUDA what rank 0 allocated
-    1st step    seconds from the start of the process to the end of its first step: imports, loading, tokenising, warm-up
-    loss        at the step in the next column
-
-An arm is stopped after its last measured step, before it would save anything. tools/bench_peers.py says how the others are
-configured. The exit code is 1 if an arm of ours failed or a loss differs. Linux only.
-"""
+"""The command of the benchmark (tools/bench.py): options, and which cores it uses."""
 
 import pathlib
 import sys
@@ -43,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+import tools.bench
 from common.dtypes import has_native_bf16
 from common.errors import UserError, run_script
 from tools.bench import ARMS, SETTINGS, Benchmark, make_shapes, run_all
@@ -54,7 +25,9 @@ QUICK_SETTINGS = "parity,matched"
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; see --help. Raises UserError for values that do not fit."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=tools.bench.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     full, quick = (" ".join(f"--{n.replace('_', '-')} {v}" for n, v in values.items()) for values in (FULL, QUICK))
     add = parser.add_argument
     add("--json", type=Path, metavar="FILE", help="write all measurements of all runs to FILE")

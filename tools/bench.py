@@ -1,8 +1,34 @@
-"""Speed and memory of train.py beside transformers' Trainer and TRL's SFTTrainer, on the same tokens. scripts/bench.py is the command.
+"""Compare speed and memory with transformers' Trainer and TRL's SFTTrainer: losses first, then A/B/A/B rounds.
 
-An arm is one trainer in one configuration: one line of a table. All arms get the same examples, tokenised once by our own
-code. Each run of an arm is a process of its own (ours: train.py itself; the others: tools/bench_peers.py), which is killed after
-its last measured step, because saving and exporting are not compared.
+    pip install -r requirements-bench.txt          # the other trainers; without them only our own arms run
+    python scripts/bench.py --json bench.json      # all settings; --quick takes a few minutes, as a test
+    python scripts/bench.py --settings matched --arms ours,trainer --rounds 1      # a short comparison
+    python scripts/bench.py --settings skewed --arms ours,ours-2,ours-4 --steps 6      # our own arms alone
+
+Each line of the tables is an arm: one trainer in one configuration. All arms get the same examples, tokenised once by our own
+code, with loss on the assistant's tokens only. Each run of an arm is a process of its own (ours: train.py itself; the others:
+tools/bench_peers.py, which says how they are configured), which is killed after its last measured step, because saving and
+exporting are not compared.
+
+parity: in fp32, with the same examples in each step, the loss of every step must agree with ours to 1e-3 (absolute below
+a loss of 1, relative above).
+matched: the same examples in each step, bf16 matrix products over fp32 weights (ours through FSDP2's mixed precision, the
+others through autocast, which keeps the residual stream in fp32), the same AdamW, no activation checkpointing. Examples
+are packed if the trainer can pack without cross-document attention.
+skewed: as matched, with 16 examples per step whose lengths are spread 1:100. Those who pad, pad.
+defaults: each trainer as in its own quick start. The steps differ, so the losses cannot be compared.
+
+    tokens/s    real tokens per second, without padding, counted in the same way for every arm, after --warmup steps
+    spread      (max - min) / median over the rounds; smaller differences between arms are noise
+    ours is     our tokens/s divided by those of the line: 2.00x means that ours takes half the time
+    MFU         necessary FLOPs (head for target tokens only, attention within documents, no recomputation) per second,
+                divided by those of the fastest matrix product measured in this run, with all threads. All lines use the
+                same peak
+    GiB         peak memory: resident memory of all processes of the arm together; on CUDA what rank 0 allocated
+    1st step    seconds from the start of the process to the end of its first step: imports, loading, tokenising, warm-up
+    loss        at the step in the next column
+
+The exit code is 1 if an arm of ours failed or a loss differs. Linux only.
 """
 
 import bisect
@@ -368,27 +394,25 @@ def run_all(benchmark: Benchmark, shapes: dict[str, Shape]) -> tuple[dict, bool]
             tqdm.write(f"{setting}, {arm.name}: {run.failed}", file=sys.stderr)
         if i + 1 == len(jobs) or jobs[i + 1][1] != number:
             peaks.append(measured_peak(benchmark.device, benchmark.dtype))
-    report, passed = {"machine": describe_machine(benchmark), "peaks": peaks}, True
+    report, passed = {"machine": processor_name(benchmark.device), "versions": versions(PACKAGES), "peaks": peaks}, True
     config = read_model_config(benchmark.model)
     work = count_work(build_on_meta(config), config)
     for setting, runs in found.items():
         if setting == "parity":
-            report[setting] = compare_losses(benchmark, missing, {key: some[0] for key, some in runs.items()})
-            print(f"\n{render_parity(report[setting], benchmark.parity_steps)}")
+            entries = compare_losses(benchmark, missing, {key: some[0] for key, some in runs.items()})
+            text = render_parity(entries, benchmark.parity_steps)
+            passed &= all(entry["verdict"] != "DIFFERS" for entry in entries.values())
         else:
-            report[setting] = {
+            entries = {
                 arm.name: missing[arm.key] or summarize(benchmark, runs[arm.key], work, max(peaks))
                 for arm in benchmark.arms
                 if setting in arm.settings
             }
-            print(f"\n{render(setting, report[setting])}")
-            peak = f"; peak in {benchmark.dtype} {max(peaks) / 1e12:.2f} TFLOP/s, the largest of {len(peaks)}"
-        print(describe_table(benchmark, setting, report["machine"], workloads[setting]), end="")
-        print(peak if setting != "parity" else "")
-        for arm in benchmark.arms:
-            entry = report[setting].get(arm.name)
-            own_failed = not arm.packages and not missing[arm.key] and any(run.failed for run in runs[arm.key])
-            passed &= not own_failed and not (setting == "parity" and entry["verdict"] == "DIFFERS")
+            text = render(setting, entries)
+        print(f"\n{text}\n{describe(benchmark, setting, workloads[setting], report)}", flush=True)
+        report[setting] = entries
+        own = [arm.key for arm in benchmark.arms if not arm.packages and not missing[arm.key]]
+        passed &= not any(run.failed for key in own for run in runs[key])
     return report, passed
 
 
@@ -474,22 +498,18 @@ def render_parity(entries: dict[str, dict], steps: int) -> str:
     return "\n".join([head, *rows])
 
 
-def describe_machine(benchmark: Benchmark) -> dict:
-    """Processor, versions and settings, for the report."""
-    settings = {name: getattr(benchmark, name) for name in ("threads", "dtype", "warmup", "steps", "rounds")}
-    return settings | {"processor": processor_name(benchmark.device), "versions": versions(PACKAGES)}
-
-
-def describe_table(benchmark: Benchmark, setting: str, machine: dict, workload: Workload) -> str:
-    """The lines below a table, which make it complete on its own: processor, model, dtype, work and versions."""
-    dtype = "fp32" if setting == "parity" or benchmark.dtype == "fp32" else "bf16 products over fp32 weights"
-    whose = " (ours)" if setting == "defaults" else ""
-    rounds = "" if setting == "parity" else f"; rounds: {benchmark.rounds}"
-    return (
-        f"{machine['processor']}, {benchmark.threads} threads; {Path(benchmark.model).name}, {dtype}\n"
-        f"{workload.shape.examples} examples per step{whose}, {min(workload.lengths)} to {max(workload.lengths)} tokens each"
-        f"{rounds}\n{', '.join(f'{name} {found}' for name, found in machine['versions'].items())}"
-    )
+def describe(benchmark: Benchmark, setting: str, workload: Workload, report: dict) -> str:
+    """The lines below a table, which make it complete on its own: processor, model, dtype, work, versions and peak."""
+    in_fp32, peaks = setting == "parity" or benchmark.dtype == "fp32", report["peaks"]
+    lines = [
+        f"{report['machine']}, {benchmark.threads} threads; {Path(benchmark.model).name}, "
+        + ("fp32" if in_fp32 else "bf16 products over fp32 weights"),
+        f"{workload.shape.examples} examples per step{' (ours)' if setting == 'defaults' else ''}, {min(workload.lengths)} to "
+        f"{max(workload.lengths)} tokens each; rounds: {1 if setting == 'parity' else benchmark.rounds}",
+        ", ".join(f"{name} {found}" for name, found in report["versions"].items()),
+        f"peak in {benchmark.dtype} {max(peaks) / 1e12:.2f} TFLOP/s, the largest of {len(peaks)}",
+    ]
+    return "\n".join(lines[:3] if setting == "parity" else lines)
 
 
 def processor_name(device: str) -> str:
