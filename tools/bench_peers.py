@@ -63,7 +63,8 @@ class StepLog(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # noqa: ANN001, ANN003
         """Called by Trainer."""
-        if "loss" not in (logs or {}):
+        loss = (logs or {}).get("loss")
+        if loss is None:
             return
         if self.cuda:
             torch.cuda.synchronize()
@@ -72,7 +73,7 @@ class StepLog(TrainerCallback):
         counted = [self.micro_batches.popleft() for _ in range(self.accumulation)]
         row = {
             "step": self.step,
-            "loss": float(logs["loss"]),
+            "loss": float(loss),
             "seconds": now - self.last,
             "lengths": [n for lengths, _ in counted for n in lengths],
             "targets": sum(targets for _, targets in counted),

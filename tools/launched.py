@@ -59,7 +59,8 @@ class Launch:
             with suppress(OSError):  # it has ended, or belongs to another user
                 variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
                 if mark in variables:
-                    yield pid, dict(part.decode(errors="replace").partition("=")[::2] for part in variables)
+                    parts = (part.decode(errors="replace").partition("=") for part in variables)
+                    yield pid, {name: value for name, _, value in parts}
 
     def ranks(self) -> dict[int, int]:
         """Rank -> process id. A rank's own process is older than those that it starts, so it is the last to be entered."""
