@@ -43,7 +43,9 @@ def reference(model_directory: Path, data: Path) -> tuple[list[tuple[float, floa
         ids = tokenizer.apply_chat_template(messages, return_dict=False)
         weights = torch.zeros(len(ids))
         for i, message in enumerate(messages):
-            if message["role"] == "assistant":  # from behind the generation prompt to <|im_end|>, which a newline follows
+            if (
+                message["role"] == "assistant"
+            ):  # from behind the generation prompt to <|im_end|>, which a newline follows
                 prompt = tokenizer.apply_chat_template(messages[:i], add_generation_prompt=True, return_dict=False)
                 answered = tokenizer.apply_chat_template(messages[: i + 1], return_dict=False)
                 weights[len(prompt) : len(answered) - 1] = example.get("weight", 1.0)
@@ -79,7 +81,9 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
     write_tiny_model(folder / "tied")
     write_tiny_model(folder / "untied", tied=False)
-    turns = [json.loads(x)["messages"] for x in write_chat_file(folder / "turns", 2 * EXAMPLES).read_text().splitlines()]
+    turns = [
+        json.loads(x)["messages"] for x in write_chat_file(folder / "turns", 2 * EXAMPLES).read_text().splitlines()
+    ]
     chats = [{"messages": turns[2 * i] + turns[2 * i + 1]} for i in range(EXAMPLES)]
     weighted = [{**chat, "weight": 0.25 + i % 3} for i, chat in enumerate(chats)]
     for name, examples in (("chats", chats), ("weighted", weighted)):
