@@ -1,6 +1,6 @@
 """Compare initialisations of new token embeddings: the same steps on passages of bank reports for each initialisation.
 
-docs/long_context.md says how to make the models and the passages. Then run this for INIT = subtokens, mean and random:
+docs/vocabulary.md says how to make the models and the passages. Then run this for INIT = subtokens, mean and random:
 
 python train.py configs/vocabulary.py model.path=artifacts/vocabulary/INIT run.name=vocabulary-INIT
 """
