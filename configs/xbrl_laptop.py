@@ -5,7 +5,7 @@ python scripts/make_replay.py --source topics --out artifacts/replay/topics.json
 torchrun --nproc_per_node=2 train.py configs/xbrl_laptop.py
 
 The reports have six ratios, some clients and often a note whose wording decides; the tests use other wordings
-(docs/bank_reports.md). This run has not been trained to the end yet.
+(docs/xbrl.md). This run has not been trained to the end yet.
 """
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, Source

@@ -1,4 +1,4 @@
-"""configs/xbrl_laptop.py with LoRA in place of full fine-tuning: SmolLM2-135M on 2 CPU cores (docs/lora.md).
+"""configs/xbrl_laptop.py with LoRA in place of full fine-tuning: SmolLM2-135M on 2 CPU cores (docs/results.md).
 
 python scripts/make_reports.py --profile laptop --examples 4000 --out artifacts/xbrl_laptop
 python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl

@@ -7,7 +7,7 @@
 An arm is NAME=PATH or PATH; several paths are seeds of one arm. PATH is the directory of a finished run, a model directory, or
 the JSON of scripts/evaluate.py. The first arm is the reference. Results that are missing are measured first and kept in
 RUN/eval (of a model directory: in OUT/eval), so that the same command continues after an interruption. The baselines and
-the rule engine are rows too. docs/comparing.md says how to read the tables, and what the tests are.
+the rule engine are rows too. docs/results.md says how to read the tables, and what the tests are.
 """
 
 import pathlib

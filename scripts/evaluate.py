@@ -7,7 +7,7 @@ Every process generates (greedily) the answers to its share of the examples. Sev
 training: each holds a part of it (--sharding). With --before FILE, the JSON of an earlier evaluation of the same data, a
 table before | after is printed as well, with 95% confidence intervals of the change (bootstrap over banks, paired).
 A base model that never saw the form of the answers is asked fairly with --shots and --constrained: else "before" measures
-the form. docs/measures.md says what each figure means.
+the form. docs/xbrl.md says what each figure means.
 """
 
 import pathlib

@@ -5,7 +5,7 @@
     python scripts/score.py --data artifacts/xbrl/test_banks.jsonl --audit
 
 Each line of --answers is an object with the keys id and answer; scripts/evaluate.py --answers writes such a file. The figures
-are those of scripts/evaluate.py (docs/measures.md), without the ones that need a model. --audit prints what the measures say
+are those of scripts/evaluate.py (docs/xbrl.md), without the ones that need a model. --audit prints what the measures say
 of answers that are wrong in a known way, as a Markdown table.
 """
 
