@@ -91,7 +91,7 @@ def main() -> int:
         out = arguments.out or default_out(subject, record)
         exists = is_written(out, record, subject.run)
         base = base_model(subject.base)
-        results = read_results(subject.run.directory if subject.run else None, arguments.results, record, out)
+        results = read_results(subject.run, arguments.results, record, out)
         card = model_card(out, subject, record, base, results, arguments)
         if exists:
             path = out / "README.md"

@@ -58,8 +58,8 @@ def model_card(out: Path, subject: "Subject", record: dict, base: dict, results:
 
     options: the command line of scripts/export.py, whose license replaces what the base model says.
     """
-    run, name = subject.run, options.name or out.absolute().name
-    tests = sorted(Path(run.config.data.train[0]).parent.glob("test*.jsonl")) if run else []
+    config, name = subject.config, options.name or out.absolute().name
+    tests = sorted(Path(config.data.train[0]).parent.glob("test*.jsonl")) if config else []
     context = {
         "name": name,
         "options": options,
@@ -67,22 +67,22 @@ def model_card(out: Path, subject: "Subject", record: dict, base: dict, results:
         "record": record,
         "base": base,
         "results": results,
-        "run": run,
+        "run": subject.run,
+        "state": subject.state,
         # What the scripts can load: for an adapter the run's export, which is the adapter merged.
-        "measured": out if subject.weights is not None else subject.run.directory / "export",
+        "measured": out if subject.weights is not None else subject.run / "export",
         "test_file": tests[0] if tests else Path("TEST.jsonl"),
-        "results_folder": run.directory / "eval" if run else Path("results"),
+        "results_folder": subject.run / "eval" if subject.run else Path("results"),
         "today": datetime.now(UTC).date().isoformat(),
         "git": git_state(ROOT),
         "versions": versions(),
     }
-    if run:
+    if config:
         context |= {
-            "data": run.config.data,
-            "state": run.state,
-            "data_cards": _data_cards(run.config),
-            "settings": _without_folders(as_dict(run.config)),
-            "starts": _starts(run.directory),
+            "data": config.data,
+            "data_cards": _data_cards(config),
+            "settings": _without_folders(as_dict(config)),
+            "starts": _starts(subject.run),
             "chat_template": hashlib.sha256(subject.tokenizer.get_chat_template().encode()).hexdigest(),
             "chat": _chat(subject),
         }
@@ -303,7 +303,7 @@ def _chat(subject: "Subject") -> str | None:
     """A chat of one question and one answer as the template of the run renders it; None if it refuses such a chat."""
     messages = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}]
     try:
-        return ChatTemplate(subject.tokenizer, chat_settings(subject.run.config.data)).render(messages)
+        return ChatTemplate(subject.tokenizer, chat_settings(subject.config.data)).render(messages)
     except (TemplateError, ValueError, TypeError):
         return None
 

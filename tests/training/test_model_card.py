@@ -20,7 +20,7 @@ from configs.config import Run as RunSettings
 from eval.intervals import intervals
 from model.weights import Weights
 from tests.tiny import tiny_tokenizer
-from training.export import Run, Subject
+from training.export import Subject
 from training.model_card import Results, base_model, code, escape, model_card, profile_of, read_results
 
 RECORD = {"weights": "best", "step": 2, "checkpoint": "abc", "kind": "model", "dtype": "bfloat16", "averaged": None}
@@ -129,9 +129,10 @@ def made(tmp_path) -> SimpleNamespace:
         None,
         {},
         "",
-        lambda folder: None,
-        Run(run, config, state),
         base,
+        run,
+        config,
+        state,
     )
     inputs = Inputs(tmp_path / "out", subject, RECORD, base_model(base), Results(), options())
     return SimpleNamespace(run=run, base=base, inputs=inputs, root=tmp_path)
@@ -189,7 +190,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(made) -> None:
     assert "Licence: unknown" in text and "does not say where it is from: check" in text
     data = ModelCard(text).data
     assert (data.license, data.base_model, data.language, data.datasets, data.eval_results) == ("unknown", *[None] * 4)
-    without_run = replace(made.inputs, subject=replace(made.inputs.subject, run=None, base=None))
+    without_run = replace(made.inputs, subject=replace(made.inputs.subject, run=None, config=None, state={}, base=None))
     assert "how it was trained is not recorded" in without_run.card()
     assert without_run.card().count("Not recorded: the weights were exported from a model directory") == 2
 
@@ -248,7 +249,7 @@ def test_text_from_files_cannot_become_markup(made) -> None:
 
 
 def test_the_profile_of_the_task_is_that_of_the_data_card(made) -> None:
-    config = made.inputs.subject.run.config
+    config = made.inputs.subject.config
     card = made.root / "data" / "dataset.json"
     card.write_text(json.dumps({"arguments": {"profile": "laptop"}}))
     assert profile_of(config) == "laptop"
