@@ -167,48 +167,39 @@ def base_model(directory: Path | None) -> dict:
     `unknown`. license_from: what says so, in words. license_more: `license_name` and `license_link`. files: the texts of
     the licence. extended: number of tokens that scripts/extend_vocabulary.py added.
     """
+    base = {"hub_id": None, "license": "unknown", "license_more": {}, "files": [], "extended": 0}
     if directory is None or not directory.is_dir():
         where = "unknown: check" if directory is None else f"{directory.name}, a directory that is gone: check"
-        known = {"license": "unknown", "license_from": "the base model is not there", "license_more": {}}
-        return known | {"hub_id": None, "origin": where, "files": [], "extended": 0}
+        return base | {"origin": where, "license_from": "the base model is not there"}
     extension = _read_json(directory / "new_tokens.json")
-    source = Path(str(extension.get("base", "")))
-    source = source if extension and source.is_dir() else directory
+    source = Path(extension["base"]) if Path(str(extension.get("base"))).is_dir() else directory
     try:
         card = (metadata_load(source / "README.md") if (source / "README.md").is_file() else None) or {}
     except Exception:  # what the YAML parser raises for a damaged card
         card = {}
-    hub_id, where = _read_json(source / MANIFEST).get("model"), origin(source)
-    if where is None:
-        parent = card.get("base_model")
-        said = (
-            f"itself made from {parent} according to its card"
-            if parent
-            else "a local directory that does not say where it is from: check"
-        )
-        hub_id, where = None, f"{source.name}, {said}"
-    files = sorted(file for pattern in LICENCE_FILES for file in source.glob(pattern) if file.is_file())
-    known = {"hub_id": hub_id, "origin": where, "files": files, "extended": len(extension.get("tokens", ()))}
-    return known | _licence(card, files)
-
-
-def _licence(card: dict, files: list[Path]) -> dict:
-    named = card.get("license")
+    base["extended"] = len(extension.get("tokens", ()))
+    base["files"] = sorted(file for pattern in LICENCE_FILES for file in source.glob(pattern) if file.is_file())
+    base["origin"] = origin(source)
+    if base["origin"]:
+        base["hub_id"] = _read_json(source / MANIFEST)["model"]
+    elif card.get("base_model"):
+        base["origin"] = f"{source.name}, itself made from {card['base_model']} according to its card"
+    else:
+        base["origin"] = f"{source.name}, a local directory that does not say where it is from: check"
+    named, texts = card.get("license"), [file for file in base["files"] if file.name.startswith(("LICENSE", "LICENCE"))]
+    text = texts[0].read_text(encoding="utf-8", errors="replace") if texts else ""
+    known = next((name for heading, name in HEADINGS.items() if re.match(heading, text)), None)
     if isinstance(named, str) and named not in ("", "unknown"):
-        more = {key: str(card[key]) for key in ("license_name", "license_link") if card.get(key)}
-        return {"license": named, "license_from": "the card of the base model", "license_more": more}
-    texts = [file for file in files if file.name.startswith(("LICENSE", "LICENCE"))]
-    for file in texts:
-        text = file.read_text(encoding="utf-8", errors="replace")
-        for heading, name in HEADINGS.items():
-            if re.match(heading, text):
-                return {"license": name, "license_from": f"{file.name} of the base model", "license_more": {}}
-    if texts:
-        more = {"license_name": "see-file", "license_link": texts[0].name}
-        said = f"{texts[0].name} of the base model: read it"
-        return {"license": "other", "license_from": said, "license_more": more}
-    said = "neither a card nor a LICENSE file is in the base model's directory: check"
-    return {"license": "unknown", "license_from": said, "license_more": {}}
+        base |= {"license": named, "license_from": "the card of the base model"}
+        base["license_more"] = {key: str(card[key]) for key in ("license_name", "license_link") if card.get(key)}
+    elif known:
+        base |= {"license": known, "license_from": f"{texts[0].name} of the base model"}
+    elif texts:
+        base |= {"license": "other", "license_from": f"{texts[0].name} of the base model: read it"}
+        base["license_more"] = {"license_name": "see-file", "license_link": texts[0].name}
+    else:
+        base["license_from"] = "neither a card nor a LICENSE file is in the base model's directory: check"
+    return base
 
 
 def _read_json(path: Path) -> dict:

@@ -86,6 +86,12 @@ def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
     assert "is a damaged export of these weights" in export(run, "--out", out, code=2)
 
 
+def test_the_best_step_is_exported(folder) -> None:
+    run = folder / "runs" / "trial"
+    best = json.loads((run / "checkpoints" / "step-000004" / "manifest.json").read_text())["state"]["best_step"]
+    assert f"the best weights of {run} (step {best})" in export(run, "--best", "--out", folder / "out" / "best")
+
+
 def json_or_text(path: Path) -> object:
     text = path.read_text()
     return json.loads(text) if path.suffix == ".json" else text
