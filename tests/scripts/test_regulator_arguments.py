@@ -1,4 +1,4 @@
-"""scripts/score.py and scripts/check_law.py: a mistake in the arguments is one sentence and exit code 2."""
+"""scripts/score.py and scripts/regulator.py: a mistake in the arguments is one sentence and exit code 2."""
 
 import json
 import subprocess
@@ -13,7 +13,10 @@ CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "co
     ("arguments", "sentence"),
     [
         (["scripts/score.py", "--audit", "--limit", "-3"], "error: --limit must be 1 or more, not -3"),
-        (["scripts/check_law.py"], "data.jsonl: an example has no violations; name files of scripts/make_reports.py"),
+        (
+            ["scripts/regulator.py", "law"],
+            "data.jsonl: an example has no violations; name files of scripts/make_reports.py",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path, arguments, sentence):

@@ -54,11 +54,11 @@ def _validation(subject: Subject) -> list[str]:
 
 
 def forgetting_section(results: Results, out: Path, subject: Subject) -> str:
-    """The table of scripts/evaluate_forgetting.py, or the command that makes it."""
+    """The table of scripts/measure.py forgetting, or the command that makes it."""
     if results.forgetting is None:
         base = shlex.quote(str(subject.base or "BASE"))
         where = "--json " + shlex.quote(str(_folder(subject) / "general.json"))
-        command = f"python scripts/evaluate_forgetting.py {base} {shlex.quote(str(_measured(out, subject)))} {where}"
+        command = f"python scripts/measure.py forgetting {base} {shlex.quote(str(_measured(out, subject)))} {where}"
         return f"Not measured. This command measures what the model has forgotten:\n\n{block(command, 'bash')}"
     content = results.forgetting.content
     said = (

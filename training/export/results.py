@@ -1,4 +1,4 @@
-"""Which results of scripts/evaluate.py and scripts/evaluate_forgetting.py are those of the exported weights."""
+"""Which results of scripts/evaluate.py and scripts/measure.py forgetting are those of the exported weights."""
 
 import json
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def _read(file: Path) -> dict:
     is_evaluation = isinstance(content, dict) and {"model", "data_sha256", "n_examples"} <= content.keys()
     is_forgetting = isinstance(content, dict) and {"base", "tuned", "perplexity_per_byte"} <= content.keys()
     if not (is_evaluation or is_forgetting):
-        raise UserError(f"{file} is not the JSON of scripts/evaluate.py or scripts/evaluate_forgetting.py")
+        raise UserError(f"{file} is not the JSON of scripts/evaluate.py or scripts/measure.py forgetting")
     return content
 
 

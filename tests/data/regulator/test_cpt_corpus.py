@@ -71,7 +71,7 @@ def test_the_corpus_has_disjoint_splits_and_cites_its_source(tmp_path, database_
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/make_cpt_corpus.py", *map(str, arguments)]
+    command = [sys.executable, "scripts/regulator.py", "cpt", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -98,7 +98,7 @@ def test_a_user_error_is_one_sentence(tmp_path, database_file) -> None:
     sqlite3.connect(tmp_path / "other.sqlite").execute("create table x (y)")
     out = tmp_path / "out"
     for arguments, message in [
-        (("--out", tmp_path), "already exists; remove it or choose another --out"),
+        (("--out", tmp_path), "exists; remove it or choose another --out"),
         (("--out", out, "--held-out", "0.5"), "--held-out must be at least 0 and less than 0.5, not 0.5"),
         (("--out", out, "--database", tmp_path / "absent"), "absent: no such file"),
         (("--out", out, "--database", tmp_path / "other.sqlite"), "this is not a DPM 2.0 database"),

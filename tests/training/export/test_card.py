@@ -169,7 +169,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(made) -> None:
         and f"python scripts/evaluate.py {made.root}/out --data TEST.jsonl" in text
     )
     assert (
-        f"python scripts/evaluate_forgetting.py {made.base} {made.root}/out --json {made.run}/eval/general.json" in text
+        f"python scripts/measure.py forgetting {made.base} {made.root}/out --json {made.run}/eval/general.json" in text
     )
     assert "Licence: unknown" in text and "does not say where it is from: check" in text
     data = ModelCard(text).data

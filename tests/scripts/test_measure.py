@@ -1,4 +1,4 @@
-"""scripts/compare_forgetting.py on a tiny model: two methods, the same command again, and a bad share."""
+"""`scripts/measure.py methods` on a tiny model: two methods, the same command again, and a bad share."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,9 @@ pytestmark = pytest.mark.beside
 OVERRIDES = ["ewc.documents=8", "run.save_every=0", "run.eval_every=0"]
 
 
-def compare(folder: Path, *options: str) -> CompletedProcess:
+def measure(folder: Path, *options: str) -> CompletedProcess:
     files = ("--test", folder / "test.jsonl", "--general", folder / "old.jsonl", "--out", folder / "out")
-    return run_python("scripts/compare_forgetting.py", folder / "config.py", *OVERRIDES, *files, *options)
+    return run_python("scripts/measure.py", "methods", folder / "config.py", *OVERRIDES, *files, *options)
 
 
 def test_trains_evaluates_compares_and_skips_what_is_finished(tmp_path):
@@ -33,7 +33,7 @@ config = Config(
 )
 """)
     out = tmp_path / "out"
-    listed = compare(tmp_path, "--list")
+    listed = measure(tmp_path, "--list")
     methods = [line.split() for line in listed.stdout.splitlines()]
     assert [method[0] for method in methods] == [
         "plain",
@@ -48,12 +48,12 @@ config = Config(
     ]
     assert methods[-1][2:] == ["ewc.strength=100", f"ewc.fisher={out / 'ewc-1' / 'ewc'}"]
     assert methods[1][1] == "optimizer.learning_rate=0.00333333"
-    refused = compare(tmp_path, "--shares", "1.5")  # the override is checked before the first run
+    refused = measure(tmp_path, "--shares", "1.5")  # the override is checked before the first run
     assert refused.returncode == 2 and "share" in refused.stderr and "Traceback" not in refused.stderr
     assert not out.exists()
 
     # With so large a strength, an effect is visible even on a random model.
-    done = compare(tmp_path, "--strengths", "1e6", "--only", "plain", "ewc-1e+06")
+    done = measure(tmp_path, "--strengths", "1e6", "--only", "plain", "ewc-1e+06")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (out / "comparison.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["base", "plain", "ewc-1e+06"]
@@ -64,8 +64,8 @@ config = Config(
     assert (out / "comparison.png").stat().st_size > 10_000
 
     before = (out / "plain" / "export" / "model.safetensors").stat().st_mtime_ns
-    again = compare(tmp_path, "--strengths", "1e6", "--only", "plain")
+    again = measure(tmp_path, "--strengths", "1e6", "--only", "plain")
     assert again.returncode == 0 and "already finished: 2 steps" in again.stdout
-    assert "== scripts/evaluate" not in again.stdout  # all results exist
+    assert "== scripts/" not in again.stdout  # all results exist
     assert (out / "plain" / "export" / "model.safetensors").stat().st_mtime_ns == before
     assert again.stdout.split("\n\n")[-2] == done.stdout.split("\n\n")[-2]
