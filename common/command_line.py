@@ -21,7 +21,7 @@ def new_parser(description: str | None, prog: str | None = None) -> argparse.Arg
     )
 
 
-def run_command(
+def main_of(
     description: str | None, *commands: Callable[[argparse.ArgumentParser], int | None]
 ) -> Callable[[], int | None]:
     """The `main` of a script with several commands, of which the first word of the command line names one.

@@ -7,7 +7,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 
-from common.command_line import add_number, check_new, reader_may_leave, run_command
+from common.command_line import add_number, check_new, main_of, reader_may_leave
 from common.errors import run_script
 
 
@@ -115,4 +115,4 @@ def clean(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    run_script(run_command(__doc__, show, build, replay, clean))
+    run_script(main_of(__doc__, show, build, replay, clean))

@@ -42,8 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line; see --help."""
     parser = new_parser(__doc__)
     parser.add_argument("model", help="a Hugging Face directory (config, safetensors, tokenizer)")
-    data = "the examples to evaluate on: one file of any form in docs/data.md. Texts, completions and chats that end with a "
-    data += "call of a tool count for the loss only"
+    data = "one file of any form in docs/data.md; texts, completions and last calls of tools count for the loss only"
     parser.add_argument("--data", required=True, type=Path, help=data)
     parser.add_argument("--train", type=Path, help="the training split, on which the baselines are fitted")
     add_number(parser, "--shots", "K examples of --train stand before each prompt", 0, metavar="K")

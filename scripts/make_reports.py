@@ -39,10 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     add_number(parser, "--seed", "each seed gives a different population of banks", 0)
     profile = "laptop, quickstart: few figures, few rules and short letters, for small models (%(default)s)"
     parser.add_argument("--profile", choices=list(EXAMPLES), default="full", help=profile)
-    shares = (
-        "shares of the splits listed above, in this order (default: full 0.72 0.06 0.08 0.08 0.06, laptop 0.8 0.1 0.1, "
-    )
-    shares += "quickstart 544, 40 and 104 of 688)"
+    shares = "shares of these splits, in their order (default: full 0.72 0.06 0.08 0.08 0.06, laptop 0.8 0.1 0.1)"
     parser.add_argument("--splits", type=float, nargs="+", metavar="SHARE", help=shares)
     tokenizer = "model directory; the data card then gives lengths in tokens too"
     parser.add_argument("--tokenizer", type=Path, help=tokenizer)

@@ -7,7 +7,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 
-from common.command_line import add_number, run_command
+from common.command_line import add_number, main_of
 from common.dtypes import add_dtype_option
 from common.errors import run_script
 from eval.load_over_ranks import add_sharding_option
@@ -101,4 +101,4 @@ def methods(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    run_script(run_command(__doc__, forgetting, positions, methods))
+    run_script(main_of(__doc__, forgetting, positions, methods))

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 
-from common.command_line import add_number, check_new, run_command
+from common.command_line import add_number, check_new, main_of
 from common.errors import UserError, run_script
 
 
@@ -116,4 +116,4 @@ def examples(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    run_script(run_command(__doc__, law, dpm, cpt, examples))
+    run_script(main_of(__doc__, law, dpm, cpt, examples))

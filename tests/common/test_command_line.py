@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from common.command_line import add_number, check_new, new_parser, run_command
+from common.command_line import add_number, check_new, main_of, new_parser
 from common.errors import UserError
 from tests.processes import ROOT
 
@@ -37,7 +37,7 @@ def test_the_first_word_names_the_command_and_its_docstring_is_the_help(monkeypa
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["scripts/tool.py", *words])
-        return run_command("A tool.", show)()
+        return main_of("A tool.", show)()
 
     assert run("show", "three") == 3
     for words, said in ((["--help"], "show         Show something."), (["show", "--help"], "At length.")):

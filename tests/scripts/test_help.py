@@ -7,7 +7,7 @@ import pytest
 from tests.processes import ROOT, run_python
 
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
-COMMANDS = re.compile(r"run_command\(__doc__, (.*)\)\)")
+COMMANDS = re.compile(r"main_of\(__doc__, (.*)\)\)")
 # All of them in one new interpreter, because each process would import the same libraries. Each is started like by Python.
 DRIVER = """
 import os, runpy, sys
