@@ -32,7 +32,9 @@ def main_of(
 
     def main() -> int | None:
         known = {command.__name__: command for command in commands}
-        summaries = [f"  {name:12} {(inspect.getdoc(command) or name).splitlines()[0]}" for name, command in known.items()]
+        summaries = [
+            f"  {name:12} {(inspect.getdoc(command) or name).splitlines()[0]}" for name, command in known.items()
+        ]
         parser = new_parser("\n".join([inspect.cleandoc(description or ""), "", "commands:", *summaries]))
         parser.add_argument("command", choices=list(known), help="its options: COMMAND --help")
         name = parser.parse_args(sys.argv[1:2]).command
