@@ -120,5 +120,12 @@ def _read(path: Path, keys: Sequence[str]) -> dict:
     return result
 
 
+def main() -> None:
+    """Print the screen of the run and the corpus that the command line names."""
+    if len(sys.argv) != 3:
+        raise UserError("name the directory of the run and that of the corpus, as scripts/quickstart.sh does")
+    print(screen(Path(sys.argv[1]), Path(sys.argv[2])))
+
+
 if __name__ == "__main__":
-    run_script(lambda: print(screen(Path(sys.argv[1]), Path(sys.argv[2]))))
+    run_script(main)
