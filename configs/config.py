@@ -36,7 +36,7 @@ class Source:
 @dataclass(frozen=True)
 class Data:
     # The main source: files, folders or globs of any form in docs/data.md. Or one directory: a token store
-    # (scripts/build_tokens.py)
+    # (scripts/data.py build)
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
     validation_share: float = 0.0  # or: hold out this fraction of data.train, chosen by a hash of each example

@@ -1,7 +1,7 @@
 """The banking supervisor's task at a size for a laptop: fine-tune SmolLM2-135M on 2 CPU cores.
 
 python scripts/make_reports.py --profile laptop --examples 4000 --out artifacts/xbrl_laptop
-python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl
+python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl
 torchrun --nproc_per_node=2 train.py configs/xbrl_laptop.py
 
 The reports have six ratios, some clients and often a note whose wording decides; the tests use other wordings
