@@ -14,7 +14,7 @@ from common.errors import UserError, run_script
 
 
 def law(parser: argparse.ArgumentParser) -> int:
-    """Audit a corpus of bank reports with an independent check of the law (docs/law.md).
+    """Audit a corpus of bank reports with an independent check of the law (docs/xbrl.md).
 
     Prints how many reports without violations contradict a requirement that they print, how many letters call a breach of
     Pillar 1 a small matter, and the first contradictions in words. Examples whose report carries a note of the bank are
