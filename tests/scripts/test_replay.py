@@ -1,4 +1,4 @@
-"""scripts/make_replay.py as processes: topics, chats from one and two processes, and mistakes on the command line."""
+"""scripts/data.py replay as processes: topics, chats from one and two processes, and mistakes on the command line."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.processes import run_python, run_ranks
 from tests.tiny import encode_one, write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "make_replay.py"
+SCRIPT = (ROOT / "scripts" / "data.py", "replay")
 # A random model writes noise, whose documents are short and unlike each other.
 SAMPLING = ("--max-tokens", 150, "--batch-size", 3, "--dtype", "fp32", "--temperature", 1.5)
 
@@ -24,20 +24,20 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_topics_are_written_without_what_evaluation_uses_and_never_overwritten(folder):
-    done = run_python(SCRIPT, "--source", "topics", "--out", folder / "topics.jsonl")
+    done = run_python(*SCRIPT, "--source", "topics", "--out", folder / "topics.jsonl")
     assert done.returncode == 0, done.stderr
     texts = [example["text"] for _, example in read_file(folder / "topics.jsonl")]
     assert texts == topic_texts(texts_to_exclude([]))[0]
     assert f"{len(texts)} documents" in done.stdout
-    again = run_python(SCRIPT, "--source", "topics", "--out", folder / "topics.jsonl")
+    again = run_python(*SCRIPT, "--source", "topics", "--out", folder / "topics.jsonl")
     assert again.returncode == 2 and "topics.jsonl exists; remove it" in again.stderr
 
 
 def test_one_process_and_two_that_share_the_model_write_the_same_chats(folder):
     options = ("--source", "model", "--model", folder / "model", "--documents", 8, "--min-characters", 5, *SAMPLING)
-    one = run_python(SCRIPT, "--out", folder / "one.jsonl", *options)
+    one = run_python(*SCRIPT, "--out", folder / "one.jsonl", *options)
     assert one.returncode == 0, one.stderr[-6000:]
-    two = run_ranks(2, SCRIPT, "--out", folder / "two.jsonl", "--sharding", "full", *options)
+    two = run_ranks(2, *SCRIPT, "--out", folder / "two.jsonl", "--sharding", "full", *options)
     assert two.returncode == 0, two.stderr[-6000:]
     assert (folder / "two.jsonl").read_bytes() == (folder / "one.jsonl").read_bytes()
     chats = [example["messages"] for _, example in read_file(folder / "one.jsonl")]
@@ -54,5 +54,5 @@ def test_one_process_and_two_that_share_the_model_write_the_same_chats(folder):
 
 
 def test_a_missing_model_is_reported(folder):
-    done = run_python(SCRIPT, "--out", folder / "none.jsonl", "--source", "model")
+    done = run_python(*SCRIPT, "--out", folder / "none.jsonl", "--source", "model")
     assert done.returncode == 2 and "error: --source model needs a --model" in done.stderr

@@ -5,28 +5,43 @@
 import json
 import os
 import re
-from dataclasses import replace
+from argparse import Namespace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from common.errors import UserError
-from configs.config import Batch, Config, Data, Model, Optimizer, as_dict
+from configs.config import Batch, Config, Data, Model, Optimizer
 from configs.config import Run as RunSettings
 from eval.intervals import intervals
+from model.weights import Weights
 from tests.tiny import tiny_tokenizer
-from training.export.base_model import read_base_model
-from training.export.card import CardInputs, Statements, model_card
-from training.export.card_data import profile_of
-from training.export.markdown import block, escape, table
-from training.export.results import Results, read_results
-from training.export.run import Run
-from training.export.subject import Subject
+from training.export import Subject
+from training.model_card import Results, base_model, code, escape, model_card, profile_of, read_results
 
 RECORD = {"weights": "best", "step": 2, "checkpoint": "abc", "kind": "model", "dtype": "bfloat16", "averaged": None}
 INTERVAL = {"value": 1.5, "low": 1.25, "high": 1.75}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    out: Path
+    subject: Subject
+    record: dict
+    base: dict
+    results: Results
+    options: Namespace
+
+    def card(self) -> str:
+        return model_card(self.out, self.subject, self.record, self.base, self.results, self.options)
+
+
+def options(name: str = "my model", **stated) -> Namespace:
+    return Namespace(**({"name": name, "license": None, "language": [], "dataset": [], "author": None} | stated))
 
 
 def answer(bank: str, true: list[str], predicted: list[str]) -> dict:
@@ -76,7 +91,6 @@ def made(tmp_path) -> SimpleNamespace:
         Optimizer(1e-3),
         RunSettings("trial", str(tmp_path)),
     )
-    settings = json.loads(json.dumps(as_dict(config)))
     (run / "export" / "config.json").write_text("{}")
     (run / "export" / "export.json").write_text(json.dumps({"checkpoint": "abc", "dtype": "float32"}))
     os.utime(run / "export" / "export.json", (1, 1))
@@ -107,35 +121,33 @@ def made(tmp_path) -> SimpleNamespace:
         "devices": [{"host": "secret", "device": "cpu", "ranks": [0, 1]}],
     }
     (run / "starts.jsonl").write_text(json.dumps(start) + "\n")
-    record_of_run = {"config": settings, "start_step": 0}
     subject = Subject(
         run,
         SimpleNamespace(max_position_embeddings=512),
         tiny_tokenizer(),
-        None,
+        Weights({}, lambda name: torch.zeros(0)),
         None,
         {},
         "",
-        lambda folder: None,
-        Run(run, record_of_run, config, {}, state),
         base,
+        run,
+        config,
+        state,
     )
-    inputs = CardInputs(
-        tmp_path / "out", subject, RECORD, read_base_model(base), Results((), None, ()), Statements("my model")
-    )
+    inputs = Inputs(tmp_path / "out", subject, RECORD, base_model(base), Results(), options())
     return SimpleNamespace(run=run, base=base, inputs=inputs, root=tmp_path)
 
 
-def with_results(made, record: dict = RECORD) -> CardInputs:
+def with_results(made, record: dict = RECORD) -> Inputs:
     (made.run / "eval" / "test-ffffffff.json").write_text(json.dumps(evaluation(made.run / "export")))
     (made.run / "eval" / "general.json").write_text(json.dumps(forgetting(made.run / "export")))
     results = read_results(made.run, [], record, made.inputs.out)
-    return replace(made.inputs, record=record, results=results, base=read_base_model(made.base))
+    return replace(made.inputs, record=record, results=results, base=base_model(made.base))
 
 
 def test_figures_and_intervals_are_those_of_the_json(made) -> None:
     inputs = with_results(made)
-    text = model_card(inputs)
+    text = inputs.card()
     known = intervals(evaluation(made.run / "export"))
     for metric, name in (("rouge_l", r"directive ROUGE-L \(F\)"), ("loss", r"validation loss \(nats/token\)")):
         row = re.search(rf"\| {name} \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|", text)
@@ -154,54 +166,60 @@ def test_figures_and_intervals_are_those_of_the_json(made) -> None:
 
 
 def test_what_is_recorded_is_said_and_paths_and_hosts_are_not(made) -> None:
-    text = model_card(made.inputs)
+    text = made.inputs.card()
     for part in ("12,345", "678", "0123abcd", "3200", "by \\| hand &lt;b&gt;", "Synthetic.", "c0ffeec0ffee", "2 x cpu"):
         assert part in text, part
-    assert "with uncommitted changes" in text and "after step 2 of 4" in text and "<|im_start|>user\nQUESTION" in text
-    body = re.sub(r"```bash.*?```", "", text, flags=re.DOTALL)  # commands have paths
+    assert (
+        "with uncommitted changes" in text
+        and "after step 2 of 4" in text
+        and "    <|im_start|>user\n    QUESTION" in text
+    )
+    body = re.sub(r"    python scripts/.*", "", text)  # commands have paths
     assert str(made.root) not in body and "secret" not in text
 
 
 def test_what_is_missing_is_said_with_the_command_that_makes_it(made) -> None:
-    text = model_card(made.inputs)
+    text = made.inputs.card()
     assert (
         "Not measured on a test set." in text
         and f"python scripts/evaluate.py {made.root}/out --data TEST.jsonl" in text
     )
     assert (
-        f"python scripts/evaluate_forgetting.py {made.base} {made.root}/out --json {made.run}/eval/general.json" in text
+        f"python scripts/measure.py forgetting {made.base} {made.root}/out --json {made.run}/eval/general.json" in text
     )
     assert "Licence: unknown" in text and "does not say where it is from: check" in text
     data = ModelCard(text).data
     assert (data.license, data.base_model, data.language, data.datasets, data.eval_results) == ("unknown", *[None] * 4)
-    without_run = replace(made.inputs, subject=replace(made.inputs.subject, run=None, base=None))
-    assert "how it was trained is not recorded" in model_card(without_run)
-    assert model_card(without_run).count("Not recorded: the weights were exported from a model directory") == 2
+    without_run = replace(made.inputs, subject=replace(made.inputs.subject, run=None, config=None, state={}, base=None))
+    assert "how it was trained is not recorded" in without_run.card()
+    assert without_run.card().count("Not recorded: the weights were exported from a model directory") == 2
 
 
 def test_the_licence_and_the_id_of_the_base_are_those_that_its_directory_states(made) -> None:
     fetched = {"model": "org/base", "source": "Hugging Face hub", "revision": "1", "files": {}}
     (made.base / "fetched.json").write_text(json.dumps(fetched))
     (made.base / "LICENSE").write_text("\n      Apache License\n   Version 2.0, January 2004\n")
-    data = ModelCard(model_card(with_results(made))).data
+    data = ModelCard(with_results(made).card()).data
     assert (data.license, data.base_model, data["base_model_relation"]) == ("apache-2.0", "org/base", "finetune")
     averaged = RECORD | {"averaged": {"share_of_tuned": 0.25, "base": "x"}}
-    text = model_card(with_results(made, averaged))
+    text = with_results(made, averaged).card()
     assert ModelCard(text).data["base_model_relation"] == "merge" and "0.75 of the base and 0.25 of the tuned" in text
     assert (
         "Not measured on a test set" in text and "0.4321" not in text
     )  # results of the run are not those of an average
     (made.base / "LICENSE").write_text("SOME COMMUNITY LICENSE")
-    data = ModelCard(model_card(with_results(made))).data
+    data = ModelCard(with_results(made).card()).data
     assert (data.license, data.license_name, data.license_link) == ("other", "see-file", "LICENSE")
     (made.base / "README.md").write_text("---\nlicense: gemma\n---\n")
-    stated = replace(with_results(made), stated=Statements("m", "mit", ("de",), ("org/data",), "A & B"))
-    text = model_card(stated)
+    stated = replace(
+        with_results(made), options=options("m", license="mit", language=["de"], dataset=["org/data"], author="A & B")
+    )
+    text = stated.card()
     data = ModelCard(text).data
     assert (data.license, data.language, data.datasets) == ("mit", ["de"], ["org/data"])
     assert "The base model's own licence: gemma" in text and "Made by: A &amp; B." in text
     (made.base / "README.md").write_text("---\nlicense: [\n---\n")
-    assert read_base_model(made.base).license == "other"
+    assert base_model(made.base)["license"] == "other"
 
 
 def test_results_of_other_weights_are_left_out_with_the_reason(made) -> None:
@@ -221,16 +239,19 @@ def test_results_of_other_weights_are_left_out_with_the_reason(made) -> None:
     assert "is not the JSON of" in read_results(made.run, [], RECORD, made.inputs.out).left_out[0]
 
 
-def test_text_from_files_cannot_become_markup() -> None:
+def test_text_from_files_cannot_become_markup(made) -> None:
     assert escape("a|b\n<i> `c` *d* [e](f)") == r"a\|b &lt;i&gt; \`c\` \*d\* \[e\](f)"
-    assert table(("x", "y"), [("a|b", 1)]).splitlines()[2] == r"| a\|b | 1 |"
-    assert block("```\nx\n```").startswith("````text\n")
+    assert code("```\n\n# x\n") == "    ```\n    \n    # x"
+    name = "# <script> ```\n\n| x"
+    text = replace(made.inputs, options=options(name, author=name)).card()
+    assert "<script>" not in re.sub(r'name = ".*"', "", text) and "\n# <" not in text
+    assert r"Made by: \# &lt;script&gt; \`\`\` \| x." in text and r"# \# &lt;script&gt;" in text
 
 
 def test_the_profile_of_the_task_is_that_of_the_data_card(made) -> None:
-    run = made.inputs.subject.run
+    config = made.inputs.subject.config
     card = made.root / "data" / "dataset.json"
     card.write_text(json.dumps({"arguments": {"profile": "laptop"}}))
-    assert profile_of(run) == "laptop"
+    assert profile_of(config) == "laptop"
     card.write_text("damaged")
-    assert profile_of(run) is None
+    assert profile_of(config) is None
