@@ -1,5 +1,6 @@
-"""One thread for PyTorch, and the list of slow tests."""
+"""One thread for PyTorch, the list of slow tests, and the order in which two processes share the files."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = f"{item.path.relative_to(root).as_posix()}::{getattr(item, 'originalname', item.name)}"
         if any(name == slow or name.startswith((f"{slow}::", f"{slow}/")) for slow in SLOW):
             item.add_marker(pytest.mark.slow)
+    # Two processes take the next file when they are done with one (scripts/test.sh): the long files come first.
+    slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (-slow_tests[item.path], item.path))
