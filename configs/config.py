@@ -36,7 +36,7 @@ class Source:
 @dataclass(frozen=True)
 class Data:
     # The main source: files, folders or globs of any form in docs/data.md. Or one directory: a token store
-    # (scripts/build_tokens.py)
+    # (scripts/data.py build)
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
     validation_share: float = 0.0  # or: hold out this fraction of data.train, chosen by a hash of each example
@@ -104,7 +104,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class EWC:
-    # Elastic weight consolidation (docs/ewc.md). lambda: how many nats per new-domain token one nat per old-domain
+    # Elastic weight consolidation (docs/forgetting.md). lambda: how many nats per new-domain token one nat per old-domain
     # token is worth. 0: off
     strength: float = 0.0
     data: tuple[str, ...] = ()  # old-domain files, like Data.train, from which the Fisher diagonal is estimated
@@ -121,7 +121,7 @@ class EWC:
 
 @dataclass(frozen=True)
 class LoRA:
-    # Train low-rank adapters beside frozen matrices (docs/lora.md). Columns of A and B; 0: full fine-tuning
+    # Train low-rank adapters beside frozen matrices (docs/results.md). Columns of A and B; 0: full fine-tuning
     rank: int = 0
     # Adapters are multiplied by alpha / rank. None: 2 x rank, so the factor is 2 for any rank (arXiv:2405.09673)
     alpha: float | None = None

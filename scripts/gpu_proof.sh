@@ -16,4 +16,4 @@ if ! "$python" -c 'import torch, transformers' 2> /dev/null; then
   echo "error: $python has no torch and transformers; name a python that has them with PYTHON=..." >&2
   exit 2
 fi
-exec "$python" -m bench.gpu_proof "$@"
+exec "$python" -m tools.gpu_proof "$@"

@@ -23,14 +23,13 @@ ALLOWED = {
     "planner": LIBRARY - {"eval"},
     "training": LIBRARY,
     "preflight": LIBRARY | {"preflight"},
+    "tools": LIBRARY | {"tools"},
     "desk": LIBRARY - {"planner", "training"} | {"desk"},
     "train": LIBRARY | {"preflight"},
-    "bench": LIBRARY | {"bench", "train"},
     # They start train.py and the scripts as children, and read what these leave.
     "experiment": {"common", "configs", "experiment"},
-    "reliability": {"common", "reliability"},
-    "scripts": LIBRARY | {"bench", "desk", "experiment", "reliability", "train"},
-    "tests": LIBRARY | {"bench", "desk", "experiment", "preflight", "reliability", "tests", "train"},
+    "scripts": LIBRARY | {"desk", "experiment", "tools", "train"},
+    "tests": LIBRARY | {"desk", "experiment", "preflight", "tests", "tools", "train"},
 }
 
 
