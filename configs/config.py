@@ -162,7 +162,7 @@ class Run:
     # auto: continue from the last checkpoint | previous: from the newest one that is not damaged | never: refuse to touch
     # an existing run
     resume: str = "auto"
-    timeout_minutes: float = 30.0  # a rank that does not answer for so long ends the run (docs/many_nodes.md)
+    timeout_minutes: float = 30.0  # a rank that does not answer for so long ends the run (docs/runs.md)
     deterministic: bool = False  # resume bit-identically on CUDA too; slower
     export: str = "last"  # last | best: which checkpoint is exported as a Hugging Face directory
     # The curve of an evaluation that decides which checkpoint is the best: validation/loss | f1 | fact_f1 | forgetting/kl ...

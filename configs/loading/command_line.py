@@ -41,7 +41,7 @@ def read_command_line(description: str | None, world_size: int, say: Callable[[s
     parser.add_argument(
         "--deepspeed",
         metavar="FILE",
-        help="apply the settings of a DeepSpeed JSON file to the config (docs/migrating.md)",
+        help="apply the settings of a DeepSpeed JSON file to the config (docs/runs.md)",
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
