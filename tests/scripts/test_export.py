@@ -165,8 +165,7 @@ def test_an_export_of_other_weights_is_found(verified, fault) -> None:
     save_file(tensors, file, {"format": "pt"})
     good, (line,) = verification()
     file.write_bytes(whole)
-    expected = "finds 1 tensors missing" if fault is lose else "is NOT the weights that were trained"
-    assert not good and expected in line, line
+    assert not good and "is NOT the weights that were trained" in line, line
 
 
 SETTINGS = {
@@ -183,7 +182,7 @@ def test_an_export_with_another_architecture_is_found(verified, setting) -> None
     (out / "config.json").write_text(json.dumps(json.loads(whole) | SETTINGS[setting]))
     good, (line,) = verification()
     (out / "config.json").write_bytes(whole)
-    assert not good and ("lm_head" if setting == "tied head" else "is NOT the weights that were trained") in line, line
+    assert not good and "is NOT the weights that were trained" in line, line
 
 
 def write_lora_run(folder: Path, name: str = "lora") -> Path:
