@@ -155,7 +155,13 @@ def one_row(tensors: dict) -> None:
     tensors["model.embed_tokens.weight"][301] = 0.5
 
 
-@pytest.mark.parametrize("fault", [scale, swap, transpose, lose, one_row])
+def smallest(tensors: dict) -> None:
+    """A change that no logit shows."""
+    elements = tensors["model.layers.0.mlp.down_proj.weight"].view(-1)
+    elements[elements.abs().argmin()] *= 1.01
+
+
+@pytest.mark.parametrize("fault", [scale, swap, transpose, lose, one_row, smallest])
 def test_an_export_of_other_weights_is_found(verified, fault) -> None:
     out, verification = verified
     file = out / "model.safetensors"
