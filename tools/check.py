@@ -373,13 +373,36 @@ def changed_settings(check: Check, name: str) -> dict[str, object]:
 
 def run_checks(check: Check, reference: dict | None) -> tuple[list[Result], Measured | None]:
     """All lines of the group `run`. A collective. reference: of the first step, from `probe`."""
+    results, measured = three_steps(check, reference)
+    if results[0].status == FAILS and len(results) == 1:
+        names = ("kill and resume", "other ranks", "export")
+        return results + [Result(GROUP, name, SKIPPED, "the three steps must succeed first") for name in names], None
+    steps = check.on_first(lambda: saved_steps(check.scratch / "straight"))
+    check.remove(checkpoint_of(Path("straight"), 1))
+    if steps[-2:] != [KILLED_AFTER, STEPS]:
+        why = f"the plan has fewer than {STEPS} steps" if len(steps) < STEPS else f"it saved steps {steps}"
+        return [*results, Result(GROUP, "kill and resume", SKIPPED, why)], measured
+    allowed = {result.name: result.figures.get("allowed") for result in results}
+    dtype = compute_dtype(check.config)
+    fixed = 1e-3 if dtype == torch.float32 else 2e-2  # where no reference could measure the rounding of this model
+    limits = {
+        LOSS: allowed["loss"] or fixed,
+        NORM: allowed["gradient norm"] or fixed,
+        "weights": ALLOWED_UPDATE[dtype],
+    }
+    results.append(kill_and_resume(check, measured, limits))
+    check.remove("killed")
+    results.append(fewer_ranks(check, limits))
+    return results, measured
+
+
+def three_steps(check: Check, reference: dict | None) -> tuple[list[Result], Measured | None]:
+    """The straight run, and all lines about it; one alone if it failed. A collective."""
     ranks, straight = check.ranks.world_size, check.scratch / "straight"
-    check.say(f"  {STEPS} steps on {ranks} rank{'s' if ranks > 1 else ''} of {check.script.name}")
+    check.say(f"  {STEPS} steps on {counted(ranks, 'rank')} of {check.script.name}")
     ended = run_children(check, "straight", train_command(check, "straight"), ranks)
     if ended.problem:
-        names = ("kill and resume", "other ranks", "export")
-        rest = [Result(GROUP, name, SKIPPED, "the three steps must succeed first") for name in names]
-        return [Result(GROUP, "three steps", FAILS, ended.problem), *rest], None
+        return [Result(GROUP, "three steps", FAILS, ended.problem)], None
     results = [check.line(GROUP, "three steps", lambda: judge_steps(straight, ended.seconds))]
     results += judge_first_step(check, reference)
     measured = check.on_first(lambda: measure(straight))
@@ -391,18 +414,6 @@ def run_checks(check: Check, reference: dict | None) -> tuple[list[Result], Meas
         check.line(GROUP, "checkpoint", lambda: judge_checkpoint(measured)),
         check.line(GROUP, "export", lambda: judge_export(straight, check.config, others())),
     ]
-    check.remove(checkpoint_of(straight, 1).relative_to(check.scratch))
-    if steps[-2:] != [KILLED_AFTER, STEPS]:
-        why = f"the plan has fewer than {STEPS} steps" if len(steps) < STEPS else f"it saved steps {steps}"
-        return [*results, Result(GROUP, "kill and resume", SKIPPED, why)], measured
-    loss = next((result.figures.get("allowed") for result in results if result.name == "loss"), None)
-    norm = next((result.figures.get("allowed") for result in results if result.name == "gradient norm"), None)
-    dtype = compute_dtype(check.config)
-    fixed = 1e-3 if dtype == torch.float32 else 2e-2  # where no reference could measure the rounding of this model
-    limits = {LOSS: loss or fixed, NORM: norm or fixed, "weights": ALLOWED_UPDATE[dtype]}
-    results.append(kill_and_resume(check, measured, limits))
-    check.remove("killed")
-    results.append(fewer_ranks(check, limits))
     return results, measured
 
 
@@ -479,7 +490,7 @@ def fewer_ranks(check: Check, limits: Mapping[str, float]) -> Result:
     world_size, why = half_of_ranks(check.config, *world_size_from_environment())
     if not world_size:
         return Result(GROUP, name, SKIPPED, why)
-    check.say(f"  resume on {world_size} rank{'s' if world_size > 1 else ''}")
+    check.say(f"  resume on {counted(world_size, 'rank')}")
     check.on_first(lambda: link_checkpoint(check.scratch / "straight", run))
     ended = run_children(check, "fewer", train_command(check, "fewer"), world_size)
     said = f"step {STEPS} again from the checkpoint of step {KILLED_AFTER}, on {world_size} instead of {check.ranks.world_size} ranks"

@@ -295,7 +295,7 @@ def judge_gradient(
         )
     elif abs(length - 1) > allowed:
         text = f"AdamW's first moment is {length:.3g} times (1 - beta1) x the clipped gradient"
-        what = f"clip it once, to optimizer.max_grad_norm={settings['max_grad_norm']:g}, by the norm that train/grad_norm shows"
+        what = f"clip it once, to optimizer.max_grad_norm={settings['max_grad_norm']:g}, by the norm that train/grad_norm shows, and lose no part of the gradient"
         first = Result(GROUP, "shares", FAILS, f"{text}: {what}", figures)
     else:
         text = f"{said}, {length:.3f} times the clipped gradient in all (rounding explains {allowed:.2g})"
@@ -462,6 +462,14 @@ def judge_moves(run: Path, moves: Sequence[Moved], peak: float) -> Result:
         "ratios": [min(ratios.values(), default=1.0), max(ratios.values(), default=1.0)],
     }
     figures |= {"lost_in_bf16": lost}
+    betas = [square for moved in moves for square in moved.squares]
+    worst_beta = max(betas, key=lambda square: abs(square - 1), default=1.0)
+    if abs(worst_beta - 1) > 0.02 + fixed:
+        text = f"the second moment is {worst_beta:.3g} times what the first one says: the optimizer has other betas than optimizer.betas"
+        return Result(GROUP, name, FAILS, text, figures)
+    decay = _judge_decay(moves, settings["weight_decay"])
+    if decay and abs(whole - 1) < 0.2:  # another learning rate would look like another decay
+        return Result(GROUP, name, FAILS, decay, figures)
     wrong = [moved for moved in moves if abs(moved.ratio - 1) > fixed + ROUNDINGS * moved.noise]
     if wrong or abs(whole - 1) > fixed + ROUNDINGS * whole_noise:
         worst = max(wrong or moves, key=lambda moved: abs(moved.ratio - 1))
@@ -471,14 +479,6 @@ def judge_moves(run: Path, moves: Sequence[Moved], peak: float) -> Result:
             "updates, and see that the dtype of the weights holds an update of this size (optimizer.memory=16N)"
         )
         return Result(GROUP, name, FAILS, text, figures)
-    betas = [square for moved in moves for square in moved.squares]
-    if betas and max(abs(square - 1) for square in betas) > 0.02 + fixed:
-        worst_beta = max(betas, key=lambda square: abs(square - 1))
-        text = f"the second moment is {worst_beta:.3g} times what the first one says: optimizer.betas are not those of the optimizer"
-        return Result(GROUP, name, FAILS, text, figures)
-    decay = _judge_decay(moves, settings["weight_decay"])
-    if decay:
-        return Result(GROUP, name, FAILS, decay, figures)
     low, high = min(ratios.values(), default=whole), max(ratios.values(), default=whole)
     how = "fp32 weights keep them" if settings["memory"] == "16N" else "stochastic rounding keeps their mean"
     text = (

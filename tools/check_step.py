@@ -161,7 +161,7 @@ def check(run: RunInputs, report: Report, seconds: float) -> None:
     documents, losses = list[Document](), list[float]()
 
     def own_model() -> None:
-        packed = load_for_evaluation(run.model_config, run.config.model.path, run.compute_dtype, run.device)
+        packed = load_packed(run)
         report.add(check_isolation(run, packed))
         found, sums = packed_losses(run, packed)
         documents.extend(found)
@@ -320,6 +320,15 @@ def documents_of_items(run: RunInputs, items: tuple[int, ...], micro_batch: int 
         parts = zip(np.split(ids, ends), np.split(weights, ends), strict=True)
         documents += [Document(part, factors, micro_batch) for part, factors in parts]
     return documents
+
+
+def load_packed(run: RunInputs) -> PackedLanguageModel:
+    """Our own model as the run computes it: its stored weights, unsharded, in the compute dtype."""
+    packed = load_for_evaluation(run.model_config, run.config.model.path, run.compute_dtype, run.device)
+    with torch.no_grad():
+        for parameter in packed.parameters():
+            parameter.copy_(parameter.to(parameter_dtype(run.config.optimizer.memory)))
+    return packed
 
 
 def packed_losses(run: RunInputs, packed: PackedLanguageModel) -> tuple[list[Document], list[float]]:
@@ -552,7 +561,7 @@ def compare_losses(run: RunInputs, losses: list[float], reference: Reference) ->
         "of_documents": len(reference.documents),
     }
     text = (
-        f"step 0: {mean_ours:.4f} nats a target, transformers {mean:.4f} ({dtype_name(run.compute_dtype)} against fp32, "
+        f"step 0: {mean_ours:.4f} nats a target, transformers {mean:.4f} ({dtype_name(run.compute_dtype)} against float32, "
         f"{mean_allowed:.2g} allowed); over {len(done)} of {len(reference.documents)} documents the largest difference is "
         f"{figures['largest_relative']:.2%}"
     )

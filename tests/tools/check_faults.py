@@ -5,6 +5,9 @@ from pathlib import Path
 from tests.processes import ROOT
 
 BACKWARD = "(loss_sum / num_targets).backward()"
+STEP = "        optimizer.step()\n"
+RATE = 'group["lr"], group["noise_step"] = rate, progress.step'
+MAKE = "make_optimizer(parameters, config.optimizer, config.run.seed)"
 # Name -> (what a user replaces in train.py, by what).
 EDITS = {
     "micro-batches averaged": (
@@ -30,7 +33,36 @@ EDITS = {
         "for deal in (inputs.deal(step * ranks.world_size % 4) for step in range(first_step, total_steps)):",
     ),
     "not clipped": ("(grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0)", "torch.ones(())"),
-    "nothing is trained": ("        optimizer.step()\n", "        pass\n"),
+    "ranks averaged": (BACKWARD, "(loss_sum / num_targets / ranks.world_size).backward()"),
+    "nothing is trained": (STEP, "        pass\n"),
+    "vectors not updated": (RATE, RATE.replace("rate,", 'rate * (group["params"][0].dim() >= 2),')),
+    "dropout before the head": ("    model.train()\n", "    model.train()\n    add_dropout(model)\n"),
+    "doubled rate": (RATE, RATE.replace("rate,", "2 * rate,")),
+    "doubled schedule": (
+        "    progress = (step - warmup_steps)",
+        "    peak = 2 * peak\n    progress = (step - warmup_steps)",
+    ),
+    "no weight decay": (
+        MAKE,
+        MAKE.replace("config.optimizer,", "dataclasses.replace(config.optimizer, weight_decay=0.0),"),
+    ),
+    "decay of vectors": (MAKE, f"decayed({MAKE})"),
+    "other betas": (
+        MAKE,
+        MAKE.replace("config.optimizer,", "dataclasses.replace(config.optimizer, betas=(0.9, 0.999)),"),
+    ),
+    "gradient of a layer lost": (
+        STEP,
+        f'        parameters["model.layers.1.mlp.down_proj.weight"].grad.zero_()\n{STEP}',
+    ),
+    "two steps in one": (STEP, STEP + STEP),
+    "weights rounded to bf16": (STEP, f"{STEP}        round_to_bf16(parameters)\n"),
+    "gradient kept": ("        optimizer.zero_grad()\n        # ---", "        # ---"),
+    "targets of the next token but one": (
+        "for micro_batch, is_last in upcoming:",
+        "for micro_batch, is_last in ((shifted(m), last) for m, last in upcoming):",
+    ),
+    "export of other weights": ('        ranks.watch.at("the export")\n', "        round_to_bf16(parameters)\n"),
 }
 # At the end of every copy: small matrices to measure the peak, one thread, and what the edits call.
 END = '''
@@ -48,6 +80,27 @@ def one_document(micro_batch: MicroBatch) -> MicroBatch:
     total = sum(micro_batch.document_lengths)
     cu_seq_lens = torch.tensor([0, total], dtype=torch.int32)
     return dataclasses.replace(micro_batch, document_lengths=(total,), cu_seq_lens=cu_seq_lens)
+
+
+def add_dropout(model: torch.nn.Module) -> None:
+    hidden = model.hidden_states
+    model.hidden_states = lambda batch: torch.nn.functional.dropout(hidden(batch), 0.1)
+
+
+def decayed(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.1
+    return optimizer
+
+
+def round_to_bf16(parameters: dict) -> None:
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.copy_(parameter.bfloat16())
+
+
+def shifted(micro_batch: MicroBatch) -> MicroBatch:
+    return dataclasses.replace(micro_batch, target_positions=(micro_batch.target_positions - 1).clamp(min=0))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""One rank of a check in a test: `train.py --check`, or parts of it with planted faults. Its children are forked.
+"""One rank of a check in a test: scripts/check.py, or parts of it with planted faults. Its children are forked.
 
     check_worker.py PLAN.json
 
-PLAN.json: {"check": arguments of train.py} or {"parts": [...]}, see `PARTS`. Rank 0 writes the results of the parts to
+PLAN.json: {"check": arguments of scripts/check.py} or {"parts": [...]}, see `PARTS`. Rank 0 writes the results of the parts to
 PLAN.results.json.
 """
 
@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import traceback
 import types
@@ -88,14 +87,9 @@ def become(command: list[str], environment: dict[str, str], output: str) -> None
     os.dup2(descriptor, 2)
     os.environ.clear()
     os.environ.update(environment)
-    if command[0] == "-m":
-        sys.argv = command[1:]
-        sys.path[0] = str(root)
-        run(root / f"{command[1].replace('.', '/')}.py")
-    else:
-        sys.argv = list(command)
-        sys.path[:1] = [str(Path(command[0]).parent), str(root)]
-        run(Path(command[0]))
+    sys.argv = list(command)
+    sys.path[:1] = [str(Path(command[0]).parent), str(root)]
+    run(Path(command[0]))
 
 
 def run(script: Path) -> None:
@@ -116,14 +110,13 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import preflight.launch
+    import tools.check
 
-    preflight.launch.start_process = zygote.start
+    tools.check.start_process = zygote.start
     if plan.get("alone"):
         each_rank_is_a_node()
     if "check" in plan:
-        sys.argv = plan["check"]
-        sys.path[:1] = [str(Path(sys.argv[0]).parent), str(root)]
+        sys.argv = [str(root / "scripts" / "check.py"), *plan["check"]]
         run(Path(sys.argv[0]))
         return
     from common.errors import run_script
@@ -133,13 +126,13 @@ def main() -> None:
 
 def each_rank_is_a_node() -> None:
     """As on a node of its own, and no probe, which would only take time."""
-    import preflight.start
+    import tools.check
     import training.owner
 
     os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     look = training.owner.check_shared_directory
     training.owner.check_shared_directory = functools.partial(look, wait_seconds=0.5)
-    preflight.start.probe = lambda *arguments: ([], None)
+    tools.check.probe = lambda check: ([], None)
 
 
 def parts(plan_file: Path, plan: dict, zygote: Zygote) -> int:
@@ -147,108 +140,88 @@ def parts(plan_file: Path, plan: dict, zygote: Zygote) -> int:
     import torch
 
     from configs.loading.config_file import load_config
-    from distributed.process_group import StopSignal, process_group
-    from preflight.context import Context
+    from distributed.process_group import process_group
+    from tools.check import Check
 
-    config = load_config(plan["config"])
     found = {}
     with process_group(2.0, torch.device("cpu")) as ranks:
-        stop = StopSignal(ranks)
         for part in plan["parts"]:
-            own = dataclasses.replace(config, run=dataclasses.replace(config.run, name=part["name"].replace(" ", "-")))
-            arguments = (plan["config"], f"run.name={own.run.name}")
-            context = Context(own, Path(part.get("script", "train.py")), arguments, ranks, stop, lambda text: None)
-            results = PARTS[part["do"]](context, part)
-            found[part["name"]] = [vars(result) for result in results]
-        stop.close()
+            arguments = (plan["config"], *part.get("overrides", ()), f"run.name={part['name'].replace(' ', '-')}")
+            config = load_config(plan["config"], arguments[1:])
+            script = Path(part.get("script", "train.py"))
+            check = Check(config, script, arguments, ranks, lambda text: None)
+            found[part["name"]] = [vars(result) for result in PARTS[part["do"]](check, part)]
+            if ranks.rank == 0:
+                shutil.rmtree(check.scratch, ignore_errors=True)
         if ranks.rank == 0:
             plan_file.with_suffix(".results.json").write_text(json.dumps(found))
     return 0
 
 
-def straight(context, part: dict) -> list:
-    """Three steps, and their first one against the reference."""
-    from preflight import judge, runs
+def straight(check, part: dict) -> list:
+    """Three steps, and all lines about them."""
+    from tools.check import three_steps
 
-    if "sample" in part and context.ranks.rank == 0:
-        context.scratch.mkdir(parents=True)
-        shutil.copy(part["sample"], context.sample)
-    command = runs.train_command(context, "straight")
-    ended = context.run("straight", command, context.ranks.world_size)
-    if ended.problem:
-        return [judge.Result("run", "three steps", "fails", ended.problem)]
-    judged = [judge.judge_steps(context, ended.seconds)] if context.ranks.rank == 0 else []
-    for key in (judge.LOSS, judge.NORM):
-        judged += [judge.judge_first(context, part["reference"], key)] if context.ranks.rank == 0 else []
-    judged += [judge.judge_shares(context, part["reference"])] if context.ranks.rank == 0 else []
-    return judged
+    reference = None
+    if "reference" in part:
+        reference = json.loads(Path(part["reference"], "step.json").read_text())["reference"]
+        if check.ranks.rank == 0:
+            check.scratch.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(part["reference"], "step.safetensors"), check.scratch)
+    return three_steps(check, reference)[0]
 
 
-def resumed(context, part: dict) -> list:
+def limits() -> dict:
+    from tools.check_runs import LOSS, NORM
+
+    return {LOSS: 1e-4, NORM: 1e-3, "weights": 0.05}
+
+
+def resumed(check, part: dict) -> list:
     """The straight run, then the killed one."""
-    from preflight import runs
+    from tools.check import kill_and_resume
 
-    return [*straight(context, part), runs.kill_and_resume(context, None)]
+    return [*straight(check, part), kill_and_resume(check, None, limits())]
 
 
-def fewer(context, part: dict) -> list:
+def fewer(check, part: dict) -> list:
     """The straight run, then on half of the ranks."""
-    from preflight import runs
+    from tools.check import fewer_ranks
 
-    return [*straight(context, part), runs.fewer_ranks(context)]
+    return [*straight(check, part), fewer_ranks(check, limits())]
 
 
-def small_disk(context, part: dict) -> list:
+def small_disk(check, part: dict) -> list:
     """A disk with so much room, for three checkpoints of 1 GiB and an export of 256 MiB."""
-    from preflight.machine import Room, disk
+    from tools.check import disk_room
 
     usage = shutil.disk_usage
     results = []
     for free in part["free"]:
         shutil.disk_usage = lambda path, free=free: usage(path)._replace(free=free)
-        found = disk(context.config, Room(2**30, 2**28, "measured"), context.ranks)
+        found = disk_room(check.config, (2**30, 2**28, "measured"), check.ranks)
         results.append(dataclasses.replace(found, name=f"{free / 2**30:g} GiB"))
     shutil.disk_usage = usage
     return results
 
 
-def other_code(context, part: dict) -> list:
+def other_code(check, part: dict) -> list:
     """Rank 1 has another train.py."""
-    from preflight.machine import agreement
+    from tools.check import agreement
 
-    script = Path(part["scripts"][context.ranks.rank])
-    return [agreement(context.config, script, context.ranks)]
-
-
-def interrupted(context, part: dict) -> list:
-    """A SIGTERM to the last rank while the children run. The children are gone when the check has ended."""
-    import preflight.launch
-    from preflight import judge, runs
-    from preflight.launch import Interrupted
-
-    children = []
-    start = preflight.launch.start_process
-
-    def signalled(*arguments) -> object:
-        child = start(*arguments)
-        children.append(child)
-        if context.ranks.rank == context.ranks.world_size - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return child
-
-    preflight.launch.start_process = signalled
-    try:
-        context.run("interrupted", runs.train_command(context, "interrupted"), context.ranks.world_size)
-        said = "not interrupted"
-    except Interrupted as error:
-        said = str(error)
-    finally:
-        preflight.launch.start_process = start
-    context.stop.name = None
-    return [judge.Result("run", "interrupted", "ok", said, {"codes": [child.poll() for child in children]})]
+    return [agreement(dataclasses.replace(check, script=Path(part["scripts"][check.ranks.rank])))]
 
 
-PARTS = {function.__name__: function for function in (straight, resumed, fewer, small_disk, other_code, interrupted)}
+def one_fails(check, part: dict) -> list:
+    """The child of the last rank fails while the other would wait for ever: it is ended, and the line is that of the failure."""
+    import tools.check
+
+    tools.check.GRACE = 0.5
+    ended = tools.check.run_children(check, "fails", (part["script"],), check.ranks.world_size)
+    return [tools.check.Result("run", "one fails", "fails", ended.problem)]
+
+
+PARTS = {function.__name__: function for function in (straight, resumed, fewer, small_disk, other_code, one_fails)}
 
 if __name__ == "__main__":
     main()
