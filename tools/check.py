@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import safe_open
@@ -36,7 +36,6 @@ from configs.loading.command_line import read_command_line
 from configs.loading.config_file import override
 from distributed.agreement import check_agreement, library_versions
 from distributed.disks import NotShared, check_room_for_run, torchrun_grace
-from distributed.host_memory import free_bytes
 from distributed.process_group import (
     Ranks,
     barrier,
@@ -89,21 +88,12 @@ FISHER_DOCUMENTS = 8
 POLL, POLL_CLOSELY = 0.2, 0.01  # seconds between two looks at the children
 GRACE = 10.0  # seconds that the other children have to end, and to say why, after one has failed
 SAY_EVERY = 15.0  # seconds
-CLOCKS_APART = 5.0  # seconds; TensorBoard orders the files of a run by their time
 BUSY = 2**30  # bytes of a GPU that others hold, above which a line says so
 MEMORY_APART, SMALL = 0.25, 2**28  # of a plan, or bytes, by which the measured peak may exceed it
 WORTH_A_WARNING = 0.5  # hours; a shorter run is over before anybody has found out why it is slow
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 COPIED_BYTES = 200_000_000  # a larger file is no tokenizer
-
-
-class Process(Protocol):
-    """What is used of subprocess.Popen. `pid` is also the number of its process group."""
-
-    pid: int
-
-    def poll(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -250,7 +240,7 @@ def all_checks(check: Check, layers: int | None) -> list[Result]:
     """All results, the same on every rank. A collective. Leaves nothing behind."""
     config, ranks = check.config, check.ranks
     check.say(f"checking {' '.join(check.arguments)}: the runs of the check go to {check.scratch} and are removed")
-    results = [agreement(check), clocks(ranks), host_memory(ranks)]
+    results = [agreement(check)]
     owned = True
     existed = gather_objects(Path(config.run.directory).exists(), ranks)[0]
     try:
@@ -411,7 +401,7 @@ def three_steps(check: Check, reference: dict | None) -> tuple[list[Result], Mea
     last = checkpoint_of(straight, steps[-1]) if steps else straight
     others = check.of_tensors(last, lambda names: exported_otherwise(straight / "export", last, names))
     results += [
-        check.line(GROUP, "checkpoint", lambda: judge_checkpoint(measured)),
+        check.line(GROUP, "checkpoint", lambda: judge_checkpoint(measured, torchrun_grace())),
         check.line(GROUP, "export", lambda: judge_export(straight, check.config, others())),
     ]
     return results, measured
@@ -491,7 +481,7 @@ def fewer_ranks(check: Check, limits: Mapping[str, float]) -> Result:
     if not world_size:
         return Result(GROUP, name, SKIPPED, why)
     check.say(f"  resume on {counted(world_size, 'rank')}")
-    check.on_first(lambda: link_checkpoint(check.scratch / "straight", run))
+    check.on_first(lambda: move_checkpoint(check.scratch / "straight", run))
     ended = run_children(check, "fewer", train_command(check, "fewer"), world_size)
     said = f"step {STEPS} again from the checkpoint of step {KILLED_AFTER}, on {world_size} instead of {check.ranks.world_size} ranks"
     if ended.problem:
@@ -502,8 +492,12 @@ def fewer_ranks(check: Check, limits: Mapping[str, float]) -> Result:
 def compared(check: Check, run: Path, name: str, said: str, limits: Mapping[str, float], is_exact: bool) -> Result:
     """Step 3 of a run against that of the straight run. A collective."""
     straight = check.scratch / "straight"
-    files = [checkpoint_of(path, step) for path, step in ((run, STEPS), (straight, STEPS), (straight, KILLED_AFTER))]
-    apart = check.of_tensors(files[1], lambda names: measure_difference(files[0], files[1], files[2], names))
+    found, expected, before = (
+        checkpoint_of(run, STEPS),
+        checkpoint_of(straight, STEPS),
+        checkpoint_of(run, KILLED_AFTER),
+    )
+    apart = check.of_tensors(expected, lambda names: measure_difference(found, expected, before, names))
     return check.line(GROUP, name, lambda: compare_runs(straight, run, name, said, apart(), limits, is_exact))
 
 
@@ -523,20 +517,14 @@ def half_of_ranks(config: Config, total: int, per_node: int) -> tuple[int, str]:
     return half, "sharding.shard_size needs all ranks" if not half else ""
 
 
-def link_checkpoint(source: Path, target: Path) -> None:
-    """A new run that stands where `source` stood after step 2. Files are linked where the disk can, and never changed."""
-
-    def link(one: str, other: str) -> None:
-        try:
-            os.link(one, other)
-        except OSError:
-            shutil.copy2(one, other)
-
+def move_checkpoint(source: Path, target: Path) -> None:
+    """Make a new run that stands where `source` stood after step 2, of whose checkpoint it takes the files."""
     folder = checkpoint_of(source, KILLED_AFTER)
-    shutil.copytree(folder, target / "checkpoints" / folder.name, copy_function=link)
+    (target / "checkpoints").mkdir(parents=True)
+    shutil.move(folder, target / "checkpoints")
     (target / "checkpoints" / "latest").write_text(folder.name, encoding="utf-8")
     if (source / "ewc").is_dir():
-        shutil.copytree(source / "ewc", target / "ewc", copy_function=link)
+        shutil.move(source / "ewc", target)
 
 
 # --- Children ---------------------------------------------------------------------------------------------------------
@@ -618,7 +606,7 @@ def child_environment(world_size: int, folder: Path) -> dict[str, str]:
     }
 
 
-def start_process(command: list[str], environment: dict[str, str], output: Path) -> Process:
+def start_process(command: list[str], environment: dict[str, str], output: Path) -> subprocess.Popen:
     """Start `python COMMAND` in a session of its own, with all output in one file."""
     with output.open("wb") as file:
         return subprocess.Popen(
@@ -718,28 +706,6 @@ def agreement(check: Check) -> Result:
         return Result(MACHINE, name, FAILS, str(error))
     what = "config, code, versions and device type; the runs compare data, plan and weights"
     return Result(MACHINE, name, OK, f"all {check.ranks.world_size} ranks: {what}")
-
-
-def clocks(ranks: Ranks) -> Result:
-    """How far the clocks of the nodes are apart. A collective."""
-    barrier(ranks)
-    times = gather_objects((host_name(), time.time()), ranks)
-    hosts = {host for host, _ in times}
-    apart = max(now for _, now in times) - min(now for _, now in times)
-    if len(hosts) == 1:
-        return Result(MACHINE, "clocks", SKIPPED, "there is one node")
-    status = OK if apart < CLOCKS_APART else WARNING
-    mend = "" if status == OK else "; synchronise them (chrony, ntpd): logs of the nodes will not match"
-    text = f"the clocks of {len(hosts)} nodes are {apart:.2f} s apart at most{mend}"
-    return Result(MACHINE, "clocks", status, text, {"seconds": apart})
-
-
-def host_memory(ranks: Ranks) -> Result:
-    """Free memory of the hosts. A collective."""
-    nodes = gather_objects((free_bytes(torch.device("cpu"), 1), host_name()), ranks)
-    smallest, host = min(nodes)
-    text = f"{smallest / 2**30:.1f} GiB free{f' on host {host}' if len(set(nodes)) > 1 else ''}"
-    return Result(MACHINE, "host memory", OK, text, {host: free for free, host in nodes})
 
 
 def devices(check: Check) -> list[Result]:
@@ -857,7 +823,7 @@ def machine_lines(check: Check, plan: Plan | str, measured: Measured | None) -> 
     room = (whole.checkpoint_bytes, whole.export_bytes, "measured") if whole else None
     if room is None and isinstance(plan, Plan):
         room = (plan.checkpoint, plan.export, "planned")
-    return [*results, disk_room(check.config, room, check.ranks), save_in_time(measured)]
+    return [*results, disk_room(check.config, room, check.ranks)]
 
 
 def peak_memory(plan: Plan | str, measured: float) -> Result:
@@ -926,19 +892,3 @@ def disk_room(config: Config, room: tuple[int, int, str] | None, ranks: Ranks) -
     needed = (keep + 2) * checkpoint + export
     text = f"room for {keep + 2} checkpoints and the export, {needed / 2**30:.1f} GiB ({source})"
     return Result(MACHINE, "disk", OK, text, figures)
-
-
-def save_in_time(measured: Measured | None) -> Result:
-    """Whether a save fits into the time that torchrun leaves a run after a signal."""
-    grace = torchrun_grace()
-    if measured is None or grace is None:
-        why = (
-            "the three steps have not run" if grace else "torchrun has not started this, so nothing limits a last save"
-        )
-        return Result(MACHINE, "time to save", SKIPPED, why)
-    figures = {"seconds": measured.save_seconds, "grace": grace}
-    text = f"a save takes {measured.save_seconds:.1f} s, torchrun leaves {grace:g} s after a signal"
-    if 3 * measured.save_seconds <= grace:
-        return Result(MACHINE, "time to save", OK, text, figures)
-    wanted = 10 * round(0.3 * measured.save_seconds + 1.5)
-    return Result(MACHINE, "time to save", WARNING, f"{text}: start torchrun with --shutdown-timeout={wanted}", figures)

@@ -1,11 +1,10 @@
 """What a check says about the data of a run: what is shown, what ends an answer, what is lost, repeated or shared."""
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,6 @@ def check_data(run: RunInputs) -> list[Result]:
         check_prompts_apart(data),
         check_targets(inputs),
         check_padding(inputs, data.packing),
-        check_vocabulary(inputs, run.model_config.vocab_size),
     ]
 
 
@@ -349,11 +347,8 @@ def check_prompts_apart(data: Data) -> Result:
     if not (data.validation or share):
         return Result("data", name, SKIPPED, "the run has no validation of its main source")
     try:
-        trained = _asked(data, lambda content: not (share and is_held_out(content, share)))
-        if share:
-            held = _asked(data, lambda content: is_held_out(content, share))
-        else:
-            held = _asked(dataclasses.replace(data, train=data.validation), lambda content: True)
+        trained = _asked(data, held_out=False)
+        held = _asked(data, held_out=True) if share else _asked(dataclasses.replace(data, train=data.validation), False)
     except UserError as error:  # a token store
         return Result("data", name, SKIPPED, str(error))
     known, contents = {prompt for prompt, _ in trained}, {content for _, content in trained}
@@ -366,24 +361,18 @@ def check_prompts_apart(data: Data) -> Result:
     return Result("data", name, WARNING, text, figures)
 
 
-def _asked(data: Data, belongs: Callable[[bytes], bool]) -> list[tuple[bytes, bytes]]:
-    """(hash of what stands before the last answer, hash of the content) of the first COMPARED examples that have both."""
+def _asked(data: Data, held_out: bool) -> list[tuple[str, bytes]]:
+    """(what stands before the last answer, hash of the content) of the first COMPARED examples that have both."""
 
-    def pairs() -> Iterator[tuple[bytes, bytes]]:
+    def pairs() -> Iterator[tuple[str, bytes]]:
         for _, example in Examples(data):
-            content, prompt = content_hash(example), _prompt(example)
-            if prompt is not None and belongs(content):
-                yield hashlib.blake2b(json.dumps(prompt, sort_keys=True).encode(), digest_size=16).digest(), content
+            content, prompt = content_hash(example), example.get("prompt")
+            if example.get("messages") and example["messages"][-1]["role"] == "assistant":
+                prompt = [{**message, "weight": None} for message in example["messages"][:-1]]
+            if prompt and is_held_out(content, data.validation_share) == held_out:
+                yield json.dumps(prompt, sort_keys=True), content
 
     return list(itertools.islice(pairs(), COMPARED))
-
-
-def _prompt(example: dict) -> object:
-    """What stands before the last answer; None for a text."""
-    messages = example.get("messages", ())
-    if messages and messages[-1]["role"] == "assistant":
-        return [{key: value for key, value in message.items() if key != "weight"} for message in messages[:-1]]
-    return example.get("prompt") or None
 
 
 def check_targets(inputs: Inputs) -> Result:
@@ -421,17 +410,6 @@ def check_padding(inputs: Inputs, packing: bool) -> Result:
     if empty > MANY * len(bins):
         return Result("data", "padding", WARNING, f"{text}: use fewer ranks or larger steps", figures)
     return Result("data", "padding", OK, text, figures)
-
-
-def check_vocabulary(inputs: Inputs, vocab_size: int) -> Result:
-    """Whether every token id has a row in the embedding."""
-    corpora = [corpus for corpus in (inputs.train, inputs.validation) if corpus]
-    highest = max((source.highest_token() for corpus in corpora for _, source in _stores(corpus)), default=0)
-    figures = {"highest": highest, "rows": vocab_size}
-    if highest >= vocab_size:
-        text = f"token id {highest} has no row in the embedding ({vocab_size} rows): use the model's own tokenizer"
-        return Result("data", "vocabulary", FAILS, text, figures)
-    return Result("data", "vocabulary", OK, f"token ids up to {highest:,}, embedding of {vocab_size:,} rows", figures)
 
 
 def _stores(corpus: Corpus) -> list[tuple[str, Documents]]:

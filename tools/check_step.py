@@ -171,7 +171,7 @@ def check(run: RunInputs, report: Report, seconds: float) -> None:
         reference = load_reference(run, documents)
         if reference is None:
             text = "memory does not hold transformers' model in fp32: use --layers 2, or a larger device"
-            report.add(*(Result("model", name, SKIPPED, text) for name in ("loss", "gradient")))
+            report.add(Result("model", "loss", SKIPPED, text))
             return
         finite = check_finite(reference)
         report.add(finite)
@@ -182,7 +182,7 @@ def check(run: RunInputs, report: Report, seconds: float) -> None:
         report.reference = reference.as_json(run)
         if reference.complete and reference.has_gradient:
             write_sample(reference, report.path.with_suffix(".safetensors"))
-        report.add(compare_losses(run, losses, reference), describe_gradient(reference))
+        report.add(compare_losses(run, losses, reference))
 
     _guarded(report, "data", lambda: report.add(*check_data(run)))
     report.add(check_bf16(run))
@@ -574,26 +574,6 @@ def compare_losses(run: RunInputs, losses: list[float], reference: Reference) ->
         f"{allowed[worst]:.2g}: the packed model does not compute what transformers computes; do not train before this is explained"
     )
     return Result("model", "loss", FAILS, text, figures)
-
-
-def describe_gradient(reference: Reference) -> Result:
-    """The norm of the first step's gradient from transformers alone, with which the run's own is compared."""
-    norm = reference.gradient_norm
-    figures = {"norm": norm, "documents": len(reference.losses)}
-    if not reference.has_gradient or norm is None:
-        text = (
-            "no gradient of transformers' model is computed here, because memory does not hold it (run the check on a larger "
-            "device for it) or lora.dropout makes the run's own random"
-        )
-        return Result("model", "gradient", SKIPPED, text, figures)
-    if not math.isfinite(norm):
-        return Result("model", "gradient", FAILS, f"the gradient of step 1 is {norm}: check weights and data", figures)
-    if not reference.complete:
-        text = f"norm of {len(reference.losses)} of {len(reference.documents)} documents: {norm:.4f}; the rest is left out for time"
-        return Result("model", "gradient", SKIPPED, text, figures)
-    return Result(
-        "model", "gradient", OK, f"norm of step 1 from transformers, document by document: {norm:.4f}", figures
-    )
 
 
 # --- Precision --------------------------------------------------------------------------------------------------------

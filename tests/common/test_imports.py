@@ -22,15 +22,15 @@ ALLOWED = {
     # The planner reads a run's data as the run does, and a run prints what the planner expects: they are one layer.
     "planner": LIBRARY - {"eval"},
     "training": LIBRARY,
-    "preflight": LIBRARY | {"preflight"},
+    "tools": LIBRARY | {"tools"},
     "desk": LIBRARY - {"planner", "training"} | {"desk"},
-    "train": LIBRARY | {"preflight"},
+    "train": LIBRARY,
     "bench": LIBRARY | {"bench", "train"},
     # They start train.py and the scripts as children, and read what these leave.
     "experiment": {"common", "configs", "experiment"},
     "reliability": {"common", "reliability"},
-    "scripts": LIBRARY | {"bench", "desk", "experiment", "reliability", "train"},
-    "tests": LIBRARY | {"bench", "desk", "experiment", "preflight", "reliability", "tests", "train"},
+    "scripts": LIBRARY | {"bench", "desk", "experiment", "reliability", "tools", "train"},
+    "tests": LIBRARY | {"bench", "desk", "experiment", "reliability", "tests", "tools", "train"},
 }
 
 
@@ -66,7 +66,7 @@ def test_a_module_imports_only_what_its_directory_may_import(directory) -> None:
 
 
 # Runs copies of train.py that a user has edited.
-RUNS_FILES = "tests/preflight/check_worker.py"
+RUNS_FILES = "tests/tools/check_worker.py"
 
 
 def test_no_test_loads_a_script_by_its_path() -> None:
