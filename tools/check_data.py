@@ -195,33 +195,37 @@ def check_ends(run: RunInputs, samples: Mapping[str, list[Sampled]], encoder: Ex
             "is added, teaches where to stop: write eos_token after the assistant's content (data.chat_template)"
         )
         return Result("data", "EOS", FAILS, text)
-    total = answers = cut = 0
+    # A mixed-in source may give a part of a document to a step: the whole one is read.
+    items = (item for step in range(min(STEPS, run.inputs.total_steps)) for item in plan.batch(step).items)
+    places = list(dict.fromkeys(map(train.locate, itertools.islice(items, COMPARED))))
+    documents = answers = cut = 0
     unended: list[str] = []
-    for step in range(min(STEPS, run.inputs.total_steps)):
-        for item in plan.batch(step).items if total < COMPARED else ():
-            number, _ = train.locate(item)
-            if not isinstance(train.sources[number], Documents):
-                continue
-            ids, weights = train.get(item)
-            ends = [end for _, end in _runs(weights)]
-            ends = ends if train.names[number] in chats else ends[-1:]
-            missed = [end for end in ends if int(ids[end - 1]) not in stops]
-            total, answers = total + 1, answers + len(ends)
-            if missed and len(ids) >= length and missed == [len(ids)]:
-                cut += train.names[number] not in texts
-            elif missed:
-                tail = one_line(run_text(encoder.tokenizer, ids.tolist(), max(0, missed[0] - 8), missed[0]))
-                unended.append(f"step {step + 1} ends an answer with '...{tail}'")
+    for number, index in places:
+        source, name = train.sources[number], train.names[number]
+        if not isinstance(source, Documents):
+            continue
+        ids, weights = source.get(index)
+        ends = [end for _, end in _runs(weights)]
+        ends = ends if name in chats else ends[-1:]
+        missed = [end for end in ends if int(ids[end - 1]) not in stops]
+        documents, answers = documents + 1, answers + len(ends)
+        if missed and len(ids) >= length and missed == [len(ids)]:
+            cut += name not in texts
+        elif missed:
+            tail = one_line(run_text(encoder.tokenizer, ids.tolist(), max(0, missed[0] - 8), missed[0]))
+            unended.append(
+                f"sequence {index} of {'data.train' if name == MAIN else name} ends an answer with '...{tail}'"
+            )
     figures = {
-        "documents": total,
+        "documents": documents,
         "answers": answers,
         "without_end": len(unended),
         "cut": cut,
         "stop_ids": sorted(stops),
     }
-    if not total:
+    if not documents:
         return Result("data", "EOS", SKIPPED, "data.train is a token store, whose documents end as they were built")
-    of = f"of {total:,} documents of the first steps"
+    of = f"of {documents:,} documents of the first steps"
     if unended:
         text = (
             f"{len(unended):,} {of} have an answer whose end token ({names}) is no target ({unended[0]}): correct the chat "
@@ -229,12 +233,12 @@ def check_ends(run: RunInputs, samples: Mapping[str, list[Sampled]], encoder: Ex
         )
         return Result("data", "EOS", FAILS, text, figures)
     if cut:
-        status = FAILS if cut > MOST * total else WARNING if cut > MANY * total else OK
+        status = FAILS if cut > MOST * documents else WARNING if cut > MANY * documents else OK
         text = (
             f"{cut:,} {of} lose the end of their answer to data.sequence_length={length}{': raise it' * (status != OK)}"
         )
         return Result("data", "EOS", status, text, figures)
-    text = f"the last target of {answers:,} answers in {total:,} documents is an end token ({names})"
+    text = f"the last target of {answers:,} answers in {documents:,} documents is an end token ({names})"
     return Result("data", "EOS", OK, text, figures)
 
 

@@ -64,7 +64,7 @@ end_imports()
 
 SECONDS = 45.0  # for transformers' fp32 losses and gradient, and again for bf16; the documents after that are left out
 REDUCED, REDUCTIONS = 64 * 2**20, 5  # bytes that the ranks add up, and how often: the fastest counts
-EDITED, EDITED_TOKENS = (3, 6), 2048  # documents of the row whose documents are edited in turn, and its tokens at most
+EDITED, EDITED_TOKENS = (3, 4), 2048  # documents of the row whose documents are edited in turn, and its tokens at most
 POSITIONS = 256  # of that row, whose logits are compared
 USABLE = 0.8  # of the free memory
 EAGER_TOKENS, RECOMPUTED_TOKENS = 4096, 512  # longer documents: attention by sdpa; layers computed again in backward

@@ -38,15 +38,10 @@ EDITS = {
     "vectors not updated": (RATE, RATE.replace("rate,", 'rate * (group["params"][0].dim() >= 2),')),
     "dropout before the head": ("    model.train()\n", "    model.train()\n    add_dropout(model)\n"),
     "doubled rate": (RATE, RATE.replace("rate,", "2 * rate,")),
-    "doubled schedule": (
-        "    progress = (step - warmup_steps)",
-        "    peak = 2 * peak\n    progress = (step - warmup_steps)",
-    ),
     "no weight decay": (
         MAKE,
         MAKE.replace("config.optimizer,", "dataclasses.replace(config.optimizer, weight_decay=0.0),"),
     ),
-    "decay of vectors": (MAKE, f"decayed({MAKE})"),
     "other betas": (
         MAKE,
         MAKE.replace("config.optimizer,", "dataclasses.replace(config.optimizer, betas=(0.9, 0.999)),"),
@@ -55,7 +50,6 @@ EDITS = {
         STEP,
         f'        parameters["model.layers.1.mlp.down_proj.weight"].grad.zero_()\n{STEP}',
     ),
-    "two steps in one": (STEP, STEP + STEP),
     "weights rounded to bf16": (STEP, f"{STEP}        round_to_bf16(parameters)\n"),
     "gradient kept": ("        optimizer.zero_grad()\n        # ---", "        # ---"),
     "targets of the next token but one": (
@@ -85,12 +79,6 @@ def one_document(micro_batch: MicroBatch) -> MicroBatch:
 def add_dropout(model: torch.nn.Module) -> None:
     hidden = model.hidden_states
     model.hidden_states = lambda batch: torch.nn.functional.dropout(hidden(batch), 0.1)
-
-
-def decayed(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    for group in optimizer.param_groups:
-        group["weight_decay"] = 0.1
-    return optimizer
 
 
 def round_to_bf16(parameters: dict) -> None:

@@ -2,7 +2,7 @@
 
     check_worker.py PLAN.json
 
-PLAN.json: {"check": arguments of scripts/check.py} or {"parts": [...]}, see `PARTS`. Rank 0 writes the results of the parts to
+PLAN.json: {"check": arguments of scripts/check.py}, {"checks": [arguments, ...], "parts": []} or {"parts": [...]}, see `PARTS`. Rank 0 writes the results of the parts to
 PLAN.results.json.
 """
 
@@ -80,11 +80,12 @@ def serve(pipe: multiprocessing.connection.Connection) -> None:
         pipe.send(pid)
 
 
-def become(command: list[str], environment: dict[str, str], output: str) -> None:
+def become(command: list[str], environment: dict[str, str], output: str | None) -> None:
     """Turn into `python COMMAND`."""
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    if output:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = list(command)
@@ -104,24 +105,28 @@ def main() -> None:
     plan = json.loads(plan_file.read_text())
     if "folders" in plan:  # another working directory on each rank, as nodes without a shared file system have
         os.chdir(plan["folders"][int(os.environ["RANK"])])
-    zygote = Zygote()
     sys.path[0] = str(root)
+    import tools.check
+    import tools.check_step  # noqa: F401  what the children would import, each for itself
+    import train  # noqa: F401
+
+    for arguments in plan.get("checks", ()):  # one after the other; a check ends its process
+        if os.fork() == 0:
+            become([str(root / "scripts" / "check.py"), *arguments], dict(os.environ), None)
+        print("exit code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+    zygote = Zygote()  # after the imports, which start no thread
 
     import torch
 
     torch.set_num_threads(1)
-    import tools.check
-
     tools.check.start_process = zygote.start
     if plan.get("alone"):
         each_rank_is_a_node()
     if "check" in plan:
-        sys.argv = [str(root / "scripts" / "check.py"), *plan["check"]]
-        run(Path(sys.argv[0]))
-        return
+        become([str(root / "scripts" / "check.py"), *plan["check"]], dict(os.environ), None)
     from common.errors import run_script
 
-    run_script(lambda: parts(plan_file, plan, zygote))
+    run_script(lambda: parts(plan_file, plan))
 
 
 def each_rank_is_a_node() -> None:
@@ -135,7 +140,7 @@ def each_rank_is_a_node() -> None:
     tools.check.probe = lambda check: ([], None)
 
 
-def parts(plan_file: Path, plan: dict, zygote: Zygote) -> int:
+def parts(plan_file: Path, plan: dict) -> int:
     """Do the parts one after the other in one process group; write what each has found."""
     import torch
 
@@ -146,8 +151,9 @@ def parts(plan_file: Path, plan: dict, zygote: Zygote) -> int:
     found = {}
     with process_group(2.0, torch.device("cpu")) as ranks:
         for part in plan["parts"]:
-            arguments = (plan["config"], *part.get("overrides", ()), f"run.name={part['name'].replace(' ', '-')}")
-            config = load_config(plan["config"], arguments[1:])
+            file = part.get("config", plan["config"])
+            arguments = (file, *part.get("overrides", ()), f"run.name={part['name'].replace(' ', '-')}")
+            config = load_config(file, arguments[1:])
             script = Path(part.get("script", "train.py"))
             check = Check(config, script, arguments, ranks, lambda text: None)
             found[part["name"]] = [vars(result) for result in PARTS[part["do"]](check, part)]
@@ -171,24 +177,18 @@ def straight(check, part: dict) -> list:
     return three_steps(check, reference)[0]
 
 
-def limits() -> dict:
-    from tools.check_runs import LOSS, NORM
-
-    return {LOSS: 1e-4, NORM: 1e-3, "weights": 0.05}
-
-
 def resumed(check, part: dict) -> list:
     """The straight run, then the killed one."""
     from tools.check import kill_and_resume
 
-    return [*straight(check, part), kill_and_resume(check, None, limits())]
+    return [*straight(check, part), kill_and_resume(check, None)]
 
 
 def fewer(check, part: dict) -> list:
     """The straight run, then on half of the ranks."""
     from tools.check import fewer_ranks
 
-    return [*straight(check, part), fewer_ranks(check, limits())]
+    return [*straight(check, part), fewer_ranks(check)]
 
 
 def small_disk(check, part: dict) -> list:

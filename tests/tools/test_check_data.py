@@ -27,12 +27,12 @@ def test_sound_data_pass_every_check(tmp_path) -> None:
     assert len(lines) == 3 and all("<|im_start|>assistant⏎⟦" in line and line.endswith("<|im_end|>⟧") for line in lines)
     assert found["prompt"].figures == {"examples": 20, "different": 0}
     ends = {
-        "documents": 47,
-        "answers": 47,
+        "documents": 27,
+        "answers": 27,
         "without_end": 0,
         "cut": 0,
         "stop_ids": [2],
-    }  # of two epochs and the other source
+    }  # with the other source
     assert found["EOS"].figures == ends
     assert found["validation"].figures == {"validation": 6, "shared": 0}
     assert found["targets"].figures["steps"] == 8
@@ -105,8 +105,8 @@ def test_an_end_that_is_not_trained_in_some_examples_fails(tmp_path, monkeypatch
     file.write_text("".join(json.dumps(turn) + "\n" for turn in turns))
     found = results(tiny_config(tmp_path, {"train": (str(file),)}))
     assert set(calls) == {2}
-    assert found["EOS"].status == FAILS and found["EOS"].figures["without_end"] == 2  # in each of two epochs
-    assert found["EOS"].figures["answers"] == 80 and "is no target" in found["EOS"].text
+    assert found["EOS"].status == FAILS and found["EOS"].figures["without_end"] == 1
+    assert found["EOS"].figures["answers"] == 40 and "is no target" in found["EOS"].text
 
 
 def test_bos_twice_fails(tmp_path) -> None:
@@ -159,7 +159,7 @@ def test_lost_examples_are_counted(tmp_path, too_long, key) -> None:
     found = results(tiny_config(tmp_path, data))
     assert found["lost"].status == WARNING and found["lost"].figures["data.train"] == {"read": 20, key: 10}
     assert found["EOS"].status == (WARNING if too_long == "truncate" else OK)
-    assert found["EOS"].figures["cut"] == (20 if too_long == "truncate" else 0)
+    assert found["EOS"].figures["cut"] == (10 if too_long == "truncate" else 0)
 
 
 def test_more_than_half_of_the_answers_cut_off_fails(tmp_path) -> None:
@@ -167,7 +167,7 @@ def test_more_than_half_of_the_answers_cut_off_fails(tmp_path) -> None:
     train = (write_examples(tmp_path / "long.jsonl", pairs),)
     data = {"train": train, "validation": (), "sequence_length": 64, "too_long": "truncate"}
     found = results(tiny_config(tmp_path, data))
-    assert (found["EOS"].status, found["EOS"].figures["cut"]) == (FAILS, 38)
+    assert (found["EOS"].status, found["EOS"].figures["cut"]) == (FAILS, 19)
     assert found["lost"].status == FAILS and "raise data.sequence_length" in found["lost"].text
 
 

@@ -61,7 +61,7 @@ def test_a_sound_model_passes(tmp_path, family, dtype) -> None:
     run = read(tiny_config(tmp_path, compute_dtype=dtype))
     found = check_isolation(run, load_packed(run))
     assert (found.status, found.figures["leak"], found.figures["later"]) == (OK, 0, 0), found.text
-    assert found.figures["moved"] > 0 and found.figures["documents"] == 6
+    assert found.figures["moved"] > 0 and found.figures["documents"] == 4
     _, result = compared(run)
     assert result.status == OK, result.text
     assert result.figures["documents"] == 6 and result.figures["largest_excess"] < (0.5 if dtype == "fp32" else 1)
@@ -83,12 +83,12 @@ def merged(lengths: tuple[int, ...], first: int, last: int):
 
 @pytest.mark.parametrize(
     "first, last, words",
-    [(0, 5, "changing document"), (4, 5, "changing document 5 of 6 moves the logits of document 6")],
+    [(0, 3, "changing document"), (2, 3, "changing document 3 of 4 moves the logits of document 4")],
 )
 def test_documents_that_see_each_other_are_found(tmp_path, attention, first, last, words) -> None:
     """All documents of a row, or only the last two of it."""
     run = read(tiny_config(tmp_path))
-    attention(merged((1,) * 6, first, last))
+    attention(merged((1,) * 4, first, last))
     result = check_isolation(run, load_packed(run))
     assert result.status == FAILS and words in result.text and result.figures["leak"] > 0.01, result.text
 
