@@ -39,7 +39,7 @@ from tools.plan import (
     this_machine,
 )
 from tools.plan_text import GIB, as_json, beside, text
-from tools.step_time import GPU_NAMES, NETWORKS, Cluster, cluster_of, generic_device
+from tools.machines import GPU_NAMES, NETWORKS, Cluster, cluster_of, generic_device
 
 end_imports()
 

@@ -57,7 +57,8 @@ from model.memory import (
     trained_elements,
 )
 from model.rope import check_length, scaled_config
-from tools.step_time import Cluster, Speed, StepWork, cluster_of, cpu_cluster, expected_speed, found_device
+from tools.machines import Cluster, cluster_of, cpu_cluster, found_device
+from tools.step_time import Speed, StepWork, expected_speed
 from training.chat_settings import settle_chat_settings
 from training.description import schedule_warnings
 from training.inputs import Inputs, read_inputs
