@@ -27,6 +27,7 @@ from common.errors import UserError, run_script
 from configs.config import Config
 from configs.loading.config_file import load_config, override
 from configs.loading.deepspeed import from_deepspeed
+from tools.machines import GPU_NAMES, NETWORKS, Cluster, cluster_of, generic_device
 from tools.plan import (
     SHAPES,
     Assumed,
@@ -39,7 +40,6 @@ from tools.plan import (
     this_machine,
 )
 from tools.plan_text import GIB, as_json, beside, text
-from tools.machines import GPU_NAMES, NETWORKS, Cluster, cluster_of, generic_device
 
 end_imports()
 
