@@ -156,7 +156,8 @@ class _Run:
         self.reduced = DTYPES[config.sharding.reduce_dtype].itemsize
         layout = layout_of(config, cluster.devices, cluster.per_node, self.device.kind)
         self.shards, self.is_gathered_once = layout.shards, layout.keeps_gathered  # in a step
-        self.local = shape.num_trained / self.shards
+        self.parameters, self.trained = shape.num_parameters, shape.num_trained
+        self.local = self.trained / self.shards
         mode, layers = config.model.activation_checkpointing, len(shape.layers)
         share = 0.0 if mode == "none" else math.ceil(layers / config.model.checkpoint_every) / layers
         self.repeated = share  # of what is elementwise
@@ -164,14 +165,18 @@ class _Run:
         self.kept_on_host = share * layers if mode == "offload" else 0.0  # layers
         self.is_compiled = config.model.compile and (mode == "none" or COMPILES_CHECKPOINTED_LAYERS)
         # Gathers of the model by a micro-batch: an untied embedding and head are gathered once, the rest also for backward.
-        vocabulary = sum(unit.num_parameters for unit in shape.extra)
-        self.gathers = 1.0 if self.is_gathered_once else 2 - vocabulary / shape.num_parameters
+        once = sum(unit.num_parameters for unit in shape.extra) / self.parameters
+        self.gathers = 1.0 if self.is_gathered_once else 2 - once
         # Seconds of one gather of all parameters, and of one reduction of all gradients among the ranks of a copy and, as a
         # reduce-scatter and an all-gather of what each rank holds, among the copies.
         slower = 1.0 if self.is_cuda else 1 / GLOO_REDUCES_AT
-        self.gather = self._ring(shape.num_parameters * self.itemsize, inner=True)
-        self.reduce = self._ring(shape.num_trained * self.reduced, inner=True) * slower
+        self.gather = self._ring(self.parameters * self.itemsize, inner=True)
+        self.reduce = self._ring(self.trained * self.reduced, inner=True) * slower
         self.all_reduce = self._ring(self.local * self.reduced, inner=False) * (1 + slower)
+        # Shares of the first gather and of the last reduction, which nothing hides. LoRA trains no vocabulary.
+        vocabulary, layer = shape.extra[0] if shape.extra else shape.root, shape.layers[0]
+        self.first = (vocabulary.num_parameters + layer.num_parameters) / self.parameters
+        self.last = (vocabulary.num_trained or layer.num_trained) / self.trained
 
     def _ring(self, size: float, inner: bool) -> float:
         """Seconds in which rings gather or reduce `size` bytes, one collective for each unit of the model.
@@ -236,9 +241,7 @@ class _Run:
         if self.is_cuda and self.config.model.compute_dtype == "fp32":
             peak *= FP32_ON_CUDA
         rate = peak * self.assumptions.products
-        return (
-            rate * tokens / (tokens + rate / self.bandwidth)
-        )  # each product also reads its weights, 2 bytes for 2 FLOPs
+        return rate * tokens / (tokens + rate / self.bandwidth)  # the products read their weights, too
 
     def _attention(self, flops: float, tokens: float) -> float:
         """Seconds of attention's forward in a micro-batch. flops: of forward and backward, as counted."""
@@ -260,12 +263,11 @@ class _Run:
         copied into the buffer of its reduction and added to the shard's gradient. A single CPU rank reduces in place. Frozen
         parameters have the compute dtype already.
         """
-        parameters, trained, size = self.shape.num_parameters, self.shape.num_trained, self.itemsize
-        weight, _, _ = _state_bytes(self.config)
+        size, (weight, _, _) = self.itemsize, _state_bytes(self.config)
         copied_out = 2 * size if self.shards > 1 else 0
-        gather = parameters * (2 * size / self.shards + copied_out) + trained * (weight - size) / self.shards
+        gather = self.parameters * (2 * size / self.shards + copied_out) + self.trained * (weight - size) / self.shards
         in_buffer = size + self.reduced if self.cluster.devices > 1 or self.is_cuda else 0
-        gradient = trained * (in_buffer + 3 * self.reduced / self.shards)
+        gradient = self.trained * (in_buffer + 3 * self.reduced / self.shards)
         return (self._gathers_of_step(count) * gather + count * gradient) / self.bandwidth
 
     def _gathers_of_step(self, count: int) -> float:
@@ -287,13 +289,8 @@ class _Run:
         behind = self.reduce + ahead * (self.gathers - 1) + self.all_reduce * last
         if not self.is_cuda:
             return ahead + behind  # gloo runs on the processors that compute
-        # Nothing hides the first gather and the last reduction. LoRA trains no vocabulary.
-        shape = self.shape
-        vocabulary = shape.extra[0] if shape.extra else shape.root
-        first = (vocabulary.num_parameters + shape.layers[0].num_parameters) / shape.num_parameters
-        trained = (vocabulary.num_trained or shape.layers[0].num_trained) / shape.num_trained
         reduced = self.reduce + self.all_reduce if last or not self.all_reduce else 0.0
-        open_ends = ahead * first + reduced * trained
+        open_ends = ahead * self.first + reduced * self.last
         hidden = min(ahead, forward) + min(behind, backward)
         excess = max(0.0, ahead - forward) + max(0.0, behind - backward)
         return max(excess, min(open_ends, ahead + behind)) + self.assumptions.contention * hidden
@@ -314,7 +311,7 @@ class _Run:
         count, seconds, shape = step.micro_batches, 0.0, self.shape
         if self.config.sharding.cpu_offload:
             weight, gradient, _ = _state_bytes(self.config)
-            frozen = (shape.num_parameters - shape.num_trained) / self.shards * shape.frozen_itemsize
+            frozen = (self.parameters - self.trained) / self.shards * shape.frozen_itemsize
             copied = self._gathers_of_step(count) * (self.local * weight + frozen) + count * self.local * gradient
             added = self.local * 3 * gradient * (count - 1)  # the gradients of several micro-batches, on the host
             host = self.local * self._optimizer_bytes() + added
