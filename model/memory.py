@@ -58,7 +58,6 @@ COUNTED_ROWS = 8  # of a full micro-batch, on CUDA; more are extrapolated
 class Unit:
     """Parameters that FSDP gathers together. shapes: of each parameter; trained: of those that are not frozen."""
 
-    name: str
     shapes: tuple[tuple[int, ...], ...]
     trained: tuple[tuple[int, ...], ...]
 
@@ -125,18 +124,18 @@ def shape_of(model: PackedLanguageModel, config: PretrainedConfig, layer_class: 
     frozen = [parameter.dtype.itemsize for parameter in model.parameters() if not parameter.requires_grad]
     return ModelShape(
         config,
-        tuple(_unit(f"layer {number}", module.parameters()) for number, module in enumerate(layers)),
-        tuple(_unit(what, module.parameters()) for what, module in zip(("embedding", "head"), extra, strict=False)),
-        _unit("root", [parameter for parameter in model.parameters() if id(parameter) not in used]),
+        tuple(_unit(module.parameters()) for module in layers),
+        tuple(_unit(module.parameters()) for module in extra),
+        _unit(parameter for parameter in model.parameters() if id(parameter) not in used),
         model.num_tokens,
         count_work(model, config),
         max(frozen, default=0),
     )
 
 
-def _unit(name: str, parameters: Iterable[nn.Parameter]) -> Unit:
+def _unit(parameters: Iterable[nn.Parameter]) -> Unit:
     shapes = [(tuple(parameter.shape), parameter.requires_grad) for parameter in parameters]
-    return Unit(name, tuple(shape for shape, _ in shapes), tuple(shape for shape, is_trained in shapes if is_trained))
+    return Unit(tuple(shape for shape, _ in shapes), tuple(shape for shape, is_trained in shapes if is_trained))
 
 
 # ---- What a rank holds during the whole run ------------------------------------------------------------------------------
@@ -146,11 +145,16 @@ def _unit(name: str, parameters: Iterable[nn.Parameter]) -> Unit:
 class Layout:
     """How a run is spread: what distributed/sharding.py makes of the settings."""
 
+    kind: str  # cuda | cpu
     ranks: int
     shards: int  # ranks that share one copy of the model
     keeps_gathered: bool  # parameters stay gathered from the first forward of a step to its last backward
     offloads: bool  # parameters, gradients and moments are in host memory, and forward and backward are not
-    on_cuda: bool
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the ranks are GPUs."""
+        return self.kind == "cuda"
 
     @property
     def replicates(self) -> bool:
@@ -165,10 +169,10 @@ def shard_ranks(config: Config, ranks: int, per_node: int) -> int:
 
 def layout_of(config: Config, ranks: int, per_node: int, kind: str) -> Layout:
     """The layout of a run on so many ranks (distributed/sharding.py: gathering_strategy). kind: cuda | cpu."""
-    on_cuda, strategy = kind == "cuda", config.sharding.strategy
-    keeps = strategy in ("grad_op", "none") or (ranks == 1 and not on_cuda and strategy == "full")
-    offloads = config.sharding.cpu_offload and on_cuda
-    return Layout(ranks, shard_ranks(config, ranks, per_node), keeps, offloads, on_cuda)
+    strategy = config.sharding.strategy
+    keeps = strategy in ("grad_op", "none") or (ranks == 1 and kind == "cpu" and strategy == "full")
+    offloads = config.sharding.cpu_offload and kind == "cuda"
+    return Layout(kind, ranks, shard_ranks(config, ranks, per_node), keeps, offloads)
 
 
 def local_elements(shape: tuple[int, ...], shards: int) -> int:
@@ -440,17 +444,15 @@ def step_memory(
     The peak is that of a micro-batch other than the first: the gradients of those before it are there. Layers are counted
     as eager code; torch.compile keeps less. `other` and `headroom` are estimates, everything else is tensors.
     """
-    kind = "cuda" if layout.on_cuda else "cpu"
-    return _step_memory(
-        shape, config, layout, count_activations(shape, config.model, config.lora, kind, lengths), targets
-    )
+    counts = count_activations(shape, config.model, config.lora, layout.kind, lengths)
+    return _step_memory(shape, config, layout, counts, targets)
 
 
 def full_memory(shape: ModelShape, config: Config, layout: Layout, rows: int) -> StepMemory:
     """`step_memory` of a micro-batch of `rows` full rows, all of it targets, of the lengths that need the most."""
     counted = min(rows, COUNTED_ROWS if layout.on_cuda else 1)
-    kind = "cuda" if layout.on_cuda else "cpu"
-    counts = count_activations(shape, config.model, config.lora, kind, _full_lengths(config, layout, counted))
+    lengths = _full_lengths(config, layout, counted)
+    counts = count_activations(shape, config.model, config.lora, layout.kind, lengths)
     return _step_memory(shape, config, layout, counts.scaled(rows / counted), rows * config.data.sequence_length)
 
 

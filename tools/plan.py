@@ -57,7 +57,7 @@ from model.memory import (
     trained_elements,
 )
 from model.rope import check_length, scaled_config
-from tools.machines import Cluster, cluster_of, cpu_cluster, found_device
+from tools.machines import GIB, GPU_NAMES, Cluster, cluster_of, cpu_cluster, found_device, generic_device
 from tools.step_time import Speed, StepWork, expected_speed
 from training.chat_settings import settle_chat_settings
 from training.description import schedule_warnings
@@ -68,6 +68,7 @@ STRATEGIES = ("full", "grad_op", "hybrid", "none")
 MEMORIES = ("16N", "14N", "12N", "8N", "6N")
 # (model.activation_checkpointing, model.checkpoint_every), the least recomputation first
 CHECKPOINTING = (("none", 1), ("selective", 1), ("full", 4), ("full", 2), ("full", 1), ("offload", 1))
+PER_NODE = 8  # GPUs of a node, if nobody says how many
 MOST_ROWS = 1024  # no larger micro-batch is tried
 WORTH_IT = 1.05  # a faster setting is proposed if it is at least so many times as fast
 AS_FAST = 0.99  # settings at least so many times as fast as another are as fast
@@ -82,7 +83,10 @@ RANDOM_STATE = 5056  # bytes of torch.get_rng_state()
 FORGETTING_BYTES, BYTES_PER_TOKEN = 8192, 4
 
 # Shapes by name, for a plan before any model has been chosen. Sources: the config.json of each model.
-# name -> (hidden, intermediate, layers, heads, key-value heads, vocabulary, tied)
+SHAPE_KEYS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("vocab_size", "tie_word_embeddings"),
+)
 SHAPES = {
     "135M": (576, 1536, 30, 9, 3, 49152, True),  # SmolLM2-135M
     "1B": (2048, 8192, 16, 32, 8, 128256, True),  # Llama 3.2 1B
@@ -297,17 +301,8 @@ def named_config(name: str) -> PretrainedConfig:
     known = {size.lower(): numbers for size, numbers in SHAPES.items()}
     if name.lower() not in known:
         raise UserError(f"{name} is neither a model directory nor one of {', '.join(SHAPES)}")
-    hidden, intermediate, layers, heads, kv_heads, vocabulary, tied = known[name.lower()]
-    return LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-        max_position_embeddings=131072,
-    )
+    numbers = zip(SHAPE_KEYS, known[name.lower()], strict=True)
+    return LlamaConfig(**dict(numbers), max_position_embeddings=131072)
 
 
 def named_shape(name: str) -> ModelShape:
@@ -338,6 +333,28 @@ def _from_hub(model_id: str) -> str:
             f"{model_id} is not a directory here, and its config.json cannot be fetched, because the Hugging Face hub cannot "
             f"be reached ({reason}); give a directory with a config.json, or one of {', '.join(SHAPES)}"
         ) from error
+
+
+def described_cluster(
+    gpus: int,
+    nodes: int | None,
+    gpu: str | None,
+    gpu_memory: float | None,
+    network: str | None,
+    host_memory: float | None,
+) -> tuple[Cluster, list[str]]:
+    """The machine that the options of scripts/plan.py describe (GB, GiB), and what was assumed of it. Raises UserError."""
+    count = nodes or -(-gpus // PER_NODE)
+    cluster = cluster_of(gpus, count, gpu or gpu_memory, network, int((host_memory or 0) * GIB))
+    if gpu and gpu_memory:
+        device = dataclasses.replace(cluster.device, memory=generic_device(gpu_memory).memory)
+        cluster = dataclasses.replace(cluster, device=device)
+    assumed = []
+    if not gpu:
+        assumed.append(f"speeds of a card of that memory (--gpu NAME knows {', '.join(GPU_NAMES[:6])} and others)")
+    if nodes is None and count > 1:
+        assumed.append(f"{count} nodes of {cluster.per_node} GPUs (--nodes)")
+    return cluster, assumed
 
 
 def this_machine(config: Config) -> tuple[Config, Cluster]:
@@ -392,7 +409,7 @@ class Plan:
     @property
     def layout(self) -> Layout:
         """How the run is spread."""
-        return layout_of(self.config, self.cluster.devices, self.cluster.per_node, self.cluster.device.kind)
+        return _layout(self.config, self.cluster)
 
     @cached_property
     def workload(self) -> Workload:
@@ -410,8 +427,7 @@ class Plan:
         """Bytes of one node's host beside its processes, by what they are for. On a CPU none are counted again."""
         config, layout, ranks = self.config, self.layout, self.cluster.per_node
         on_host = layout.on_cuda and (config.ewc.device == "cpu" or layout.offloads)
-        kind = self.cluster.device.kind
-        counted = count_activations(self.shape, config.model, config.lora, kind, self.workload.worst.lengths)
+        counted = count_activations(self.shape, config.model, config.lora, layout.kind, self.workload.worst.lengths)
         tokens = -(-FORGETTING_BYTES // BYTES_PER_TOKEN // self.cluster.nodes)  # the texts are dealt to all ranks
         return {
             "offload": ranks * _pinned_bytes(self.shape, config, layout.shards) if layout.offloads else 0,
@@ -482,6 +498,10 @@ class Plan:
         ]
 
 
+def _layout(config: Config, cluster: Cluster) -> Layout:
+    return layout_of(config, cluster.devices, cluster.per_node, cluster.device.kind)
+
+
 def _saved_bytes(shape: ModelShape, config: Config, shards: int) -> int:
     """Trained weights and moments of a rank: what a checkpoint holds."""
     memory = config.optimizer.memory
@@ -527,7 +547,7 @@ def own_plan(subject: Subject) -> Plan:
 def plan_setting(subject: Subject, config: Config) -> Plan:
     """The plan of a setting with the micro-batch of the config, or the largest that fits if that is smaller."""
     cluster, rows = subject.cluster, config.batch.micro_batch
-    layout = layout_of(config, cluster.devices, cluster.per_node, cluster.device.kind)
+    layout = _layout(config, cluster)
     available = cluster.device.memory / (1 if layout.on_cuda else CPU_EXCESS)
     useful = min(MOST_ROWS, largest_useful(config, cluster.devices))
     at_most = max(useful, rows) if isinstance(rows, int) else useful
@@ -542,12 +562,9 @@ def plan_setting(subject: Subject, config: Config) -> Plan:
 
 
 def _is_accepted(config: Config, rows: int, cluster: Cluster) -> bool:
-    """Whether a run starts with this micro-batch: without packing a step must fill all of them."""
-    try:
-        check_world(with_rows(config, rows), cluster.devices, cluster.per_node)
-    except UserError:
-        return False
-    return True
+    """Whether a run starts with this micro-batch (configs.loading.checks.check_world): without packing a step fills all."""
+    examples = config.batch.global_examples
+    return config.data.packing or examples is None or examples % (rows * cluster.devices) == 0
 
 
 # ---- The search ----------------------------------------------------------------------------------------------------------
@@ -679,8 +696,8 @@ def _larger(cluster: Cluster, factor: int) -> Cluster:
 # ---- A plan beside a run -------------------------------------------------------------------------------------------------
 
 
-def cluster_of_run(run: Path, config: Config) -> Cluster:
-    """The machine on which a run has started last, as its config.json records it. Raises UserError."""
+def plan_of_run(config: Config, run: Path) -> Plan:
+    """The plan of a config on the machine of the run's last start, as its config.json records it. Raises UserError."""
     try:
         record = json.loads((run / "config.json").read_text(encoding="utf-8"))
         ranks, devices = record["world_size"], record["devices"]
@@ -690,9 +707,10 @@ def cluster_of_run(run: Path, config: Config) -> Cluster:
             f"{run}/config.json says nothing of the run's machine ({error}); give a run of train.py"
         ) from None
     if name.startswith("cpu"):
-        flops = measured_flops(torch.device("cpu"), DTYPES[config.model.compute_dtype], 1024)
-        return cpu_cluster(ranks, flops, free_bytes(torch.device("cpu"), 1))
-    return cluster_of(ranks, nodes, name.removeprefix("NVIDIA "))
+        config, here = this_machine(config)
+        device = dataclasses.replace(here.device, flops=here.device.flops * here.devices / ranks)
+        return plan_of(config, dataclasses.replace(here, device=device, devices=ranks))
+    return plan_of(config, cluster_of(ranks, nodes, name))
 
 
 def measured(run: Path) -> dict[str, float]:

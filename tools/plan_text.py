@@ -29,6 +29,7 @@ HOST_TERMS = {
     "async_save": "copies of what is being written (run.async_save)",
     "forgetting": "the base's distributions (run.eval_general)",
 }
+PROPOSALS = ("cheapest", "faster", "lighter", "with_more_host")
 SHORT = {"selective": "sel", "offload": "off"}
 
 
@@ -323,14 +324,8 @@ def as_json(found: Found, assumed: Iterable[str], save_bandwidth: float) -> dict
         "workload": dataclasses.asdict(own.workload),
         "own": _plan_json(own),
         "settings": [_plan_json(plan) for plan in found.plans],
-        "proposals": {name: _plan_json(getattr(found, name)) for name in ("cheapest", "faster", "lighter")},
-        "nearest": None
-        if found.cheapest
-        else {
-            "setting": _plan_json(found.nearest),
-            "devices": found.devices,
-            "with_more_host": _plan_json(found.with_more_host),
-        },
+        "proposals": {name: _plan_json(getattr(found, name)) for name in PROPOSALS},
+        "nearest": found.nearest and {"setting": _plan_json(found.nearest), "devices": found.devices},
         "disk": dataclasses.asdict(own.disk),
         "save_seconds": own.disk.checkpoint / save_bandwidth,
     }
@@ -339,21 +334,16 @@ def as_json(found: Found, assumed: Iterable[str], save_bandwidth: float) -> dict
 def _plan_json(plan: Plan | None) -> dict[str, Any] | None:
     if plan is None:
         return None
-    model, gpus = plan.config.model, plan.cluster.devices
-    speed = dataclasses.asdict(plan.speed) | {"gpu_hours": [gpus * h for h in plan.speed.hours]} if plan.fits else None
+    gpu_hours = [plan.cluster.devices * hours for hours in plan.speed.hours]
     return {
         "overrides": plan.overrides,
-        "strategy": plan.config.sharding.strategy,
-        "cpu_offload": plan.config.sharding.cpu_offload,
-        "optimizer_memory": plan.config.optimizer.memory,
-        "checkpointing": model.activation_checkpointing,
-        "checkpoint_every": model.checkpoint_every,
         "micro_batch": plan.config.batch.rows,
         "memory": vars(plan.memory) | {"total": plan.memory.total},
+        "needed": plan.needed,
         "host": plan.host | {"total": sum(plan.host.values())},
         "fits": plan.fits,
         "fits_device": plan.fits_device,
         "fits_host": plan.fits_host,
         "largest_micro_batch": plan.largest_rows,
-        "speed": speed,
+        "speed": dataclasses.asdict(plan.speed) | {"gpu_hours": gpu_hours} if plan.fits else None,
     }

@@ -107,7 +107,9 @@ def test_pasted_lines_give_a_setting_that_fits(plan, folder, wide) -> None:
     assert "does not fit" in out and "Your settings do not fit. The cheapest that do:" in out
     assert not written["own"]["fits"]
     proposed = written["proposals"]["cheapest"]
-    assert " ".join(proposed["overrides"]) in " ".join(out.split()) and proposed["optimizer_memory"] == "16N"
+    assert " ".join(proposed["overrides"]) in " ".join(out.split()) and "optimizer.memory" not in str(
+        proposed["overrides"]
+    )
     again, found = tight(plan, folder, wide, *own, *proposed["overrides"], "--all")
     assert "Your settings fit" in again and found["own"]["memory"] == proposed["memory"]
     # --all lists every setting.
@@ -134,14 +136,14 @@ def test_nothing_fits(plan, folder, wide) -> None:
         (["--model", "8B", "--sequence", "131073"], "data.sequence_length=131073 exceeds the 131072 positions of 8B"),
         (["--model", "model", "model.rope_factor=2"], "rope_factor and rope_original_length need a rope_type"),
         (["config.py", "--json", "missing/x.json"], "--json missing/x.json: its directory does not exist"),
-        (["config.py", "--gpus", "0"], "--gpus 0: a run needs at least one GPU"),
-        (["config.py", "--gpus", "8", "--nodes", "3"], "--gpus 8 cannot be spread evenly over 3 nodes"),
+        (["config.py", "--gpus", "0"], "--gpus 0 must be above 0"),
+        (["config.py", "--gpus", "8", "--nodes", "3"], "8 GPUs cannot be spread evenly over 3 nodes"),
         (["config.py", "--gpu", "H10"], "did you mean H100"),
         (["config.py", "--gpu-memory", "-1"], "--gpu-memory -1 must be above 0"),
         (["config.py", "--save-bandwidth", "0"], "--save-bandwidth 0 must be above 0"),
-        (["config.py", "--host-memory", "-2"], "--host-memory -2 must be 0 (unknown) or more"),
-        (["config.py", "--host-memory", "nan"], "--host-memory nan must be 0 (unknown) or more"),
-        (["config.py", "--host-memory", "inf"], "--host-memory inf must be 0 (unknown) or more"),
+        (["config.py", "--host-memory", "-2"], "--host-memory -2 must be above 0"),
+        (["config.py", "--host-memory", "nan"], "--host-memory nan must be above 0"),
+        (["config.py", "--host-memory", "inf"], "--host-memory inf must be above 0"),
         (["config.py", "--gpus", "16", "--network", "slow"], "no network named slow"),
         (["config.py", "--gpus", "8", "--network", "slow"], "no network named slow"),
         (["config.py", "--sequence", "512"], "--sequence goes with --model"),
@@ -151,7 +153,7 @@ def test_nothing_fits(plan, folder, wide) -> None:
         (["config.py", "data.train=elsewhere.jsonl"], "or plan without it: scripts/plan.py --model"),
         (["config.py", "sharding.strategy=hybrid", "sharding.shard_size=3"], "8 ranks cannot be divided into groups"),
         (["--model", "9B"], "9B is neither a model directory nor one of"),
-        (["--model", "7B", "--sequence", "0"], "--sequence 0 must be 1 or more"),
+        (["--model", "7B", "--sequence", "0"], "--sequence 0 must be above 0"),
         (["--model", "7B", "--length", "9999"], "--length 9999 is longer than --sequence 4096"),
         (["--model", "7B", "batch.global_examples=none", "batch.global_tokens=9"], "set --global-examples"),
         (["--model", "organisation/model"], "its config.json cannot be fetched, because the Hugging Face hub"),
