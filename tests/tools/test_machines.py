@@ -57,7 +57,9 @@ def test_figures_of_data_sheets():
     for name, (gigabytes, peak, bandwidth, link) in sheets.items():
         device = named_device(name)
         assert 0.92 * gigabytes * GIB < device.memory < gigabytes * GIB
-        assert (device.flops, device.bandwidth, device.link) == pytest.approx((peak * 1e12, bandwidth * 1e12, link * 1e9))
+        assert (device.flops, device.bandwidth, device.link) == pytest.approx(
+            (peak * 1e12, bandwidth * 1e12, link * 1e9)
+        )
 
 
 def test_an_unknown_gpu_is_one_sentence_with_the_nearest_name():
