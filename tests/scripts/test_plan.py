@@ -9,11 +9,11 @@ import pytest
 from transformers import LlamaConfig
 
 from common.errors import exit_code_of
-from scripts.plan import main
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from tools.machines import cluster_of
 from tools.plan import Assumed, assumed_subject
+from tools.plan_command import main
 
 CONFIG = """
 from configs.config import *

@@ -35,7 +35,7 @@ from tools.plan import (
     search,
     uniform_workload,
 )
-from tools.plan_text import beside
+from tools.plan_command import beside
 from tools.step_time import Speed
 from training.inputs import Inputs
 

@@ -1,15 +1,40 @@
-"""A plan as text of at most 100 columns, and as JSON."""
+"""The command of scripts/plan.py: its options, and the plan as text of at most 100 columns and as JSON."""
 
+import argparse
 import dataclasses
+import os
 import textwrap
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from tools.plan import MEMORIES, STRATEGIES, Found, Plan
+from common.durable_files import check_can_write, write_json
+from common.errors import UserError
+from configs.loading.config_file import load_config, override
+from configs.loading.deepspeed import from_deepspeed
+from distributed.process_group import world_size_from_environment
+from tools.machines import GIB, GPU_NAMES, NETWORKS
+from tools.plan import (
+    MEMORIES,
+    PER_NODE,
+    SHAPES,
+    STRATEGIES,
+    Assumed,
+    Found,
+    Plan,
+    assumed_subject,
+    described_cluster,
+    measured,
+    plan_of_run,
+    read_subject,
+    search,
+    this_machine,
+)
 from training.description import counted
 from training.micro_batch import largest_useful
 
-GIB, WIDTH = 2**30, 100
+WIDTH = 100
+MACHINE = ("gpus", "nodes", "gpu", "gpu_memory", "network", "host_memory")
 TERMS = {
     "parameters": "this rank's part of the weights",
     "gradients": "this rank's part of them, from backward to the optimizer's step",
@@ -147,7 +172,7 @@ def _time(own: Plan) -> list[str]:
     if own.layout.on_cuda:  # on a CPU the middle of the range says little
         total = sum(speed.parts.values())
         parts = [f"{name} {part / total:.0%}" for name, part in speed.parts.items() if part / total > 0.005]
-        lines += _wrapped(f"Where a mean step's time goes: {', '.join(parts)}")
+        lines += _wrapped(f"Where a mean step's time goes: {', '.join(parts)}", "  ")
     return lines
 
 
@@ -160,7 +185,7 @@ def _grid(found: Found) -> list[str]:
         "Every strategy and optimizer.memory: GiB per GPU, checkpointing, and tokens/s per GPU. Of all kinds of checkpointing the "
         "fastest that fits, else the one that needs least; x: does not fit"
     )
-    lines.append(f"  {'':18}" + "".join(f"{memory:<16}" for memory in MEMORIES))
+    lines.append((f"  {'':18}" + "".join(f"{memory:<16}" for memory in MEMORIES)).rstrip())
     smaller = ""
     for strategy in [f"{name}{offload}" for offload in ("", " + offload") for name in STRATEGIES]:
         first, second = f"  {strategy:18}", f"  {'':18}"
@@ -270,7 +295,7 @@ def _checkpointing(plan: Plan) -> str:
     return SHORT.get(mode, mode) + (f"/{every}" if every > 1 and mode != "none" else "")
 
 
-def _wrapped(words: str, indent: str = "  ") -> list[str]:
+def _wrapped(words: str, indent: str = "") -> list[str]:
     return textwrap.wrap(words, WIDTH, subsequent_indent=indent, break_long_words=False)
 
 
@@ -347,3 +372,80 @@ def _plan_json(plan: Plan | None) -> dict[str, Any] | None:
         "largest_micro_batch": plan.largest_rows,
         "speed": dataclasses.asdict(plan.speed) | {"gpu_hours": gpu_hours} if plan.fits else None,
     }
+
+
+def parse_arguments(description: str | None) -> argparse.Namespace:
+    """Parse sys.argv."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("what", nargs="*", metavar="CONFIG or section.key=value", help="a config, and settings that replace its own")
+    add("--deepspeed", metavar="FILE", help="apply the settings of a DeepSpeed JSON file to the config")
+    add = parser.add_argument_group("the machine").add_argument
+    add("--gpus", type=int, default=8, help="GPUs of all nodes together (%(default)s)")
+    add("--nodes", type=int, help=f"nodes (as many as {PER_NODE} GPUs a node need)")
+    add("--gpu", metavar="NAME", help=f"one of {', '.join(GPU_NAMES)}, or the name CUDA gives it")
+    add("--gpu-memory", type=float, metavar="GB", help="of the data sheet (that of --gpu, or 80)")
+    add("--network", metavar="NAME|Gb/s", help=f"a node's cards together: a number or one of {', '.join(NETWORKS)}")
+    add("--host-memory", type=float, metavar="GiB", help="of a node's host")
+    add("--save-bandwidth", type=float, default=1.0, metavar="GB/s", help="of the disk (%(default)s)")
+    add("--here", action="store_true", help="this machine and torchrun's ranks, or one: as train.py --dry-run")
+    add = parser.add_argument_group("in place of a config").add_argument
+    add("--model", help=f"{', '.join(SHAPES)}, a directory with a config.json, or an id on the hub")
+    for key in dataclasses.fields(Assumed):
+        words = f"{key.metadata['help']} ({key.default or 'as --sequence'})"
+        add("--" + key.name.replace("_", "-"), type=int, metavar="N", help=words)
+    add = parser.add_argument_group("output").add_argument
+    add("--all", action="store_true", help="list every setting in place of the compact table")
+    add("--json", type=Path, metavar="FILE", help="write everything to FILE as well")
+    against = "only compare the plan with the metrics of this run of the config, on the machine that it ran on"
+    add("--against", type=Path, metavar="runs/NAME", help=against)
+    return parser.parse_intermixed_args()
+
+
+def check_numbers(arguments: argparse.Namespace) -> dict[str, int]:
+    """The options that go with --model and were given. Raises UserError for a number that makes no sense."""
+    given = {key.name: getattr(arguments, key.name) for key in dataclasses.fields(Assumed)}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in ("gpus", "nodes", "gpu_memory", "host_memory", "save_bandwidth", *given):
+        value, option = getattr(arguments, name), "--" + name.replace("_", "-")
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"{option} {value:g} must be above 0")
+        if name in given and not arguments.model:
+            raise UserError(
+                f"{option} goes with --model; a config says it itself (section.key=value replaces a setting)"
+            )
+    if not (arguments.model or arguments.what):
+        raise UserError(f"name a config, e.g. configs/xbrl.py, or a model: --model with one of {', '.join(SHAPES)}")
+    return given
+
+
+def main(description: str | None = None) -> int:
+    """Print the plan that sys.argv asks for. Returns the exit code; raises UserError."""
+    arguments = parse_arguments(description)
+    if arguments.here and int(os.environ.get("RANK", 0)):
+        return 0  # rank 0 plans for all
+    given, bandwidth = check_numbers(arguments), arguments.save_bandwidth * 1e9
+    if arguments.json:
+        check_can_write(arguments.json, "--json")
+    machine = {name: getattr(arguments, name) for name in MACHINE}
+    cluster, assumed = described_cluster(**machine)
+    if arguments.model:
+        subject = assumed_subject(arguments.model, Assumed(**given), arguments.what, cluster)
+    else:
+        config = load_config(arguments.what[0])
+        if arguments.deepspeed:
+            ranks = world_size_from_environment()[0] if arguments.here else cluster.devices
+            config, _ = from_deepspeed(config, arguments.deepspeed, ranks)
+        config = override(config, arguments.what[1:])
+        if arguments.against:
+            print(beside(plan_of_run(config, arguments.against), measured(arguments.against)))
+            return 0
+        if arguments.here:
+            (config, cluster), assumed = this_machine(config), []
+        subject = read_subject(config, cluster)
+    found = search(subject)
+    print(text(found, assumed, bandwidth, arguments.all))
+    if arguments.json:
+        write_json(arguments.json, as_json(found, assumed, bandwidth))
+        print(f"\nwrote {arguments.json}")
+    return 0
