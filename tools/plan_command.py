@@ -15,7 +15,6 @@ from configs.loading.deepspeed import from_deepspeed
 from distributed.process_group import world_size_from_environment
 from tools.machines import GIB, GPU_NAMES, NETWORKS
 from tools.plan import (
-    MEMORIES,
     PER_NODE,
     SHAPES,
     STRATEGIES,
@@ -55,17 +54,16 @@ HOST_TERMS = {
     "forgetting": "the base's distributions (run.eval_general)",
 }
 PROPOSALS = ("cheapest", "faster", "lighter", "with_more_host")
-SHORT = {"selective": "sel", "offload": "off"}
 
 
 def text(found: Found, assumed: Iterable[str], save_bandwidth: float, show_all: bool = False) -> str:
-    """The whole plan. assumed: what nobody said of the machine, in words. show_all: every setting in place of the grid."""
+    """The whole plan. assumed: what nobody said of the machine, in words. show_all: every setting."""
     blocks = [
         _subject(found.own, assumed),
         _memory(found.own),
         _host_and_disk(found.own, save_bandwidth),
         _time(found.own) if found.own.fits else [],
-        _every_setting(found) if show_all else _grid(found),
+        _table(found, show_all),
         _proposals(found),
     ]
     words = "\n\n".join("\n".join(block) for block in blocks if block)
@@ -176,49 +174,30 @@ def _time(own: Plan) -> list[str]:
     return lines
 
 
-def _grid(found: Found) -> list[str]:
-    """Strategies x optimizer memories, each with its best checkpointing: the fastest that fits, else the smallest."""
-    cells: dict[tuple[str, str], list[Plan]] = {}
-    for plan in found.plans:
-        cells.setdefault((_strategy(plan), plan.config.optimizer.memory), []).append(plan)
+def _table(found: Found, show_all: bool) -> list[str]:
+    """One line for each strategy and optimizer.memory, with its best checkpointing; show_all: for each setting."""
+    plans = sorted(found.plans, key=lambda plan: (-plan.rate, not plan.fits_host, plan.memory.total))
+    what = "setting, the fastest first"
+    if not show_all:
+        best = {}
+        for plan in plans:  # the fastest that fits, else the one that needs least
+            best.setdefault((_strategy(plan), plan.bytes_per_parameter), plan)
+        plans = [best[key] for key in sorted(best, key=lambda key: (_order(key[0]), -key[1]))]
+        what = "strategy and optimizer.memory with its best checkpointing (--all: every kind)"
+    device = "GPU" if found.own.layout.on_cuda else "process"
     lines = _wrapped(
-        "Every strategy and optimizer.memory: GiB per GPU, checkpointing, and tokens/s per GPU. Of all kinds of checkpointing the "
-        "fastest that fits, else the one that needs least; x: does not fit"
-    )
-    lines.append((f"  {'':18}" + "".join(f"{memory:<16}" for memory in MEMORIES)).rstrip())
-    smaller = ""
-    for strategy in [f"{name}{offload}" for offload in ("", " + offload") for name in STRATEGIES]:
-        first, second = f"  {strategy:18}", f"  {'':18}"
-        for plans in (cells[strategy, memory] for memory in MEMORIES if (strategy, memory) in cells):
-            best = max(plans, key=lambda plan: (plan.rate, plan.fits_host, -plan.memory.total))
-            rows, speed = best.config.batch.rows, "host too small" if best.fits_device else ""
-            if best.fits:
-                speed = f"{best.rate:,.0f}/s"
-                if rows < found.own.config.batch.rows:
-                    speed += f" mb{rows}"
-                    smaller = "  mbN: with batch.micro_batch=N, because yours does not fit"
-            first += f"{gib(best.memory.total) + ' ' + _checkpointing(best) + ('' if best.fits else ' x'):<16}"
-            second += f"{speed:<16}"
-        lines += [first.rstrip(), second.rstrip()] if (strategy, MEMORIES[0]) in cells else []
-    lines += ["  sel: selective; full/2, full/4: full in every 2nd, 4th layer; off: offload", smaller]
-    return [line for line in lines if line.strip()]
-
-
-def _every_setting(found: Found) -> list[str]:
-    """One line for each."""
-    lines = _wrapped(
-        "Every setting, the fastest first: GiB per GPU and of a node's host, the largest batch.micro_batch that fits, and "
-        "tokens/s per GPU"
+        f"Every {what}: batch.micro_batch, or a smaller one if yours does not fit, and the largest that fits; GiB per GPU and of a "
+        "node's host; tokens/s per GPU"
     )
     lines.append(
-        f"  {'strategy':18}{'memory':8}{'checkpointing':14}{'GPU':>9}{'host':>8}{'largest':>9}{'tokens/s':>14}  fits"
+        f"  {'strategy':18}{'memory':8}{'checkpointing':14}{'mb':>5}{'largest':>9}{device:>9}{'host':>8}{'tokens/s':>15}  fits"
     )
-    for plan in sorted(found.plans, key=lambda plan: (-plan.rate, plan.memory.total)):
+    for plan in plans:
+        speed = _tokens(plan) if plan.fits else ""
+        fits = "yes" if plan.fits else "no" if not plan.fits_device else "no (host)"
         lines.append(
-            f"  {_strategy(plan):18}{plan.config.optimizer.memory:8}{_checkpointing(plan):14}"
-            f"{gib(plan.memory.total):>9}{gib(sum(plan.host.values())):>8}{plan.largest_rows:>9}"
-            f"{_tokens(plan) if plan.fits else '':>14}  "
-            f"{'yes' if plan.fits else 'no' if not plan.fits_device else 'no (host)'}"
+            f"  {_strategy(plan):18}{plan.config.optimizer.memory:8}{_checkpointing(plan):14}{plan.config.batch.rows:>5}"
+            f"{plan.largest_rows:>9}{gib(plan.memory.total):>9}{gib(sum(plan.host.values())):>8}{speed:>15}  {fits}"
         )
     return lines
 
@@ -228,18 +207,18 @@ def _proposals(found: Found) -> list[str]:
     best = found.cheapest
     if best is None:
         return _nothing_fits(found)
-    lines = ["Your settings fit; nothing needs to change."]
+    lines, memory = (
+        ["Your settings fit; nothing needs to change."],
+        found.lighter and found.lighter.config.optimizer.memory,
+    )
     if best is not found.own:
         lines = ["Your settings do not fit. The cheapest that do:", *_paste(best)]
-    if found.faster:
-        lines.append(f"About {found.faster.rate / best.rate:.1f} times as fast, with the same precision or more:")
-        lines += _paste(found.faster)
-    if found.lighter:
-        gain, memory = found.lighter.rate / best.rate, found.lighter.config.optimizer.memory
-        lines.append(
-            f"About {gain:.1f} times as fast with {memory}, whose rounding changes the training (docs/performance.md):"
-        )
-        lines += _paste(found.lighter)
+    for other, how in (
+        (found.faster, "the same precision or more"),
+        (found.lighter, f"{memory}, whose rounding changes the training (docs/performance.md)"),
+    ):
+        if other:
+            lines += [f"About {other.rate / best.rate:.1f} times as fast, with {how}:", *_paste(other)]
     if best is found.own and not (found.faster or found.lighter):
         lines.append("No other setting is expected to be much faster.")
     return lines
@@ -290,9 +269,14 @@ def _strategy(plan: Plan) -> str:
     return plan.config.sharding.strategy + (" + offload" if plan.config.sharding.cpu_offload else "")
 
 
+def _order(strategy: str) -> tuple[bool, int]:
+    name, *offload = strategy.split(" + ")
+    return bool(offload), STRATEGIES.index(name)
+
+
 def _checkpointing(plan: Plan) -> str:
     mode, every = plan.config.model.activation_checkpointing, plan.config.model.checkpoint_every
-    return SHORT.get(mode, mode) + (f"/{every}" if every > 1 and mode != "none" else "")
+    return mode + (f"/{every}" if every > 1 and mode != "none" else "")
 
 
 def _wrapped(words: str, indent: str = "") -> list[str]:
@@ -395,7 +379,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
         words = f"{key.metadata['help']} ({key.default or 'as --sequence'})"
         add("--" + key.name.replace("_", "-"), type=int, metavar="N", help=words)
     add = parser.add_argument_group("output").add_argument
-    add("--all", action="store_true", help="list every setting in place of the compact table")
+    add("--all", action="store_true", help="list every setting, and not only the best of each strategy and memory")
     add("--json", type=Path, metavar="FILE", help="write everything to FILE as well")
     against = "only compare the plan with the metrics of this run of the config, on the machine that it ran on"
     add("--against", type=Path, metavar="runs/NAME", help=against)
