@@ -260,10 +260,12 @@ class Activations:
 
     def scaled(self, factor: float) -> "Activations":
         """Those of `factor` as many documents of the same lengths; `in_backward` is then an upper bound if factor > 1."""
-        lists = (tuple(round(factor * size) for size in sizes) for sizes in (self.kept, self.in_backward))
-        return Activations(
-            *lists, *(round(factor * size) for size in (self.rest, self.final, self.on_host, self.gradient))
-        )
+
+        def times(*sizes: int) -> tuple[int, ...]:
+            return tuple(round(factor * size) for size in sizes)
+
+        scalars = times(self.rest, self.final, self.on_host, self.gradient)
+        return Activations(times(*self.kept), times(*self.in_backward), *scalars)
 
 
 @functools.lru_cache(maxsize=256)  # a table of settings asks for the same micro-batch at many strategies

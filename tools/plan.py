@@ -279,13 +279,14 @@ def assumed_subject(name: str, assumed: Assumed, overrides: list[str], cluster: 
     shape, length = _shape(config, model_config), assumed.length or sequence
     if length > sequence:
         raise UserError(f"--length {length} is longer than --sequence {sequence}; lower it")
-    if batch.global_examples is None:
+    of_step = batch.global_examples
+    if of_step is None:
         raise UserError("batch.global_tokens needs data; with --model set --global-examples")
 
     @functools.cache
     def workload_of(rows: int) -> Workload:
         fitting = max(1, rows * sequence // length) if config.data.packing else rows
-        numbers = assumed.examples, length, batch.global_examples, config.optimizer.epochs
+        numbers = assumed.examples, length, of_step, config.optimizer.epochs
         return uniform_workload(shape, *numbers, fitting, cluster.devices)
 
     lines = [f"assumed: {assumed.examples:,} examples of {length:,} tokens, all targets"]
@@ -302,7 +303,7 @@ def named_config(name: str) -> PretrainedConfig:
     if name.lower() not in known:
         raise UserError(f"{name} is neither a model directory nor one of {', '.join(SHAPES)}")
     numbers = zip(SHAPE_KEYS, known[name.lower()], strict=True)
-    return LlamaConfig(**dict(numbers), max_position_embeddings=131072)
+    return LlamaConfig.from_dict(dict(numbers) | {"max_position_embeddings": 131072})
 
 
 def named_shape(name: str) -> ModelShape:
