@@ -75,6 +75,7 @@ from tools.check_runs import (
     saved_steps,
     trained,
 )
+from tools.plan import Plan, plan_of
 from training.description import counted
 from training.owner import LOCK_FILE, own_directory
 from training.start import source_digest
@@ -263,8 +264,8 @@ def all_checks(check: Check, layers: int | None) -> list[Result]:
             check.say("  data, model and precision")
             found, reference = probe(check)
             results += found
-            plan = check.on_first(lambda: plan_or_problem(check.config, ranks.world_size))
-            fits = judge_plan(plan, bool(check.model))
+            plan = plan_or_problem(check.config) if ranks.rank == 0 else ""  # it holds the data, and stays on rank 0
+            fits = check.line(MACHINE, "planned memory", lambda: judge_plan(plan, bool(check.model)))
             results.append(fits)
             measured = None
             if shared.status == FAILS or (fits.status == FAILS and not check.model):
@@ -732,59 +733,10 @@ def devices(check: Check) -> list[Result]:
 # --- The plan ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is planned of a run on this machine. Bytes of the fullest rank; `step` counts from 1; hours: (short, long)."""
-
-    needed: int
-    available: int
-    step: int
-    micro_batch_tokens: int
-    steps: int
-    tokens: float
-    hours: tuple[float, float]
-    checkpoint: int
-    export: int
-
-
-def make_plan(config: Config, world_size: int) -> Plan:
-    """The plan of a config on the devices of this machine; no weights are read. Raises UserError.
-
-    This is the one place of the check that knows the planner.
-    """
-    from distributed.host_memory import resident_bytes
-    from planner.memory import device_memory, disk
-    from planner.step_time import expected_speed
-    from planner.subject import from_config
-    from training.forecast import expected_peak, own_cluster
-    from training.micro_batch import with_rows
-
-    if not isinstance(config.batch.micro_batch, int):
-        config = with_rows(config, 1)
-    peak = expected_peak(compute_dtype(config), world_size)
-    cluster = own_cluster(peak, world_size, world_size_from_environment()[1])
-    subject = from_config(config)
-    workload = subject.workloads(world_size, cluster.device.kind)(config.batch.rows)
-    needed = device_memory(subject.shape, config, cluster, workload.worst).total
-    needed += resident_bytes() if cluster.device.kind == "cpu" else 0
-    files = disk(subject.shape, config)
-    return Plan(
-        needed=needed,
-        available=cluster.device.memory,
-        step=workload.worst.step + 1,
-        micro_batch_tokens=workload.worst.tokens,
-        steps=workload.total_steps,
-        tokens=workload.total_steps * sum(step.tokens for step in workload.steps) / len(workload.steps),
-        hours=expected_speed(subject.shape, config, cluster, workload).hours,
-        checkpoint=files.checkpoint,
-        export=files.export,
-    )
-
-
-def plan_or_problem(config: Config, world_size: int) -> Plan | str:
-    """The plan, or why there is none: a check goes on without one."""
+def plan_or_problem(config: Config, rows: int | None = None) -> Plan | str:
+    """The plan of a run on this machine, or why there is none: a check goes on without one. rows: see `plan_of`."""
     try:
-        return make_plan(config, world_size)
+        return plan_of(config, rows=rows)
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
@@ -793,70 +745,69 @@ def judge_plan(plan: Plan | str, is_cut: bool) -> Result:
     """Whether the worst micro-batch of the real plan fits, by arithmetic. is_cut: another model is run."""
     if isinstance(plan, str):
         return Result(MACHINE, "planned memory", WARNING, f"there is no plan of this run: {plan}")
+    worst, available = plan.workload.worst, plan.cluster.device.memory
     text = (
-        f"{plan.needed / 2**30:.1f} of {plan.available / 2**30:.1f} GiB on the fullest rank, in step {plan.step} of "
-        f"{plan.steps} ({plan.micro_batch_tokens:,} tokens in a micro-batch)"
+        f"{_gib(plan.needed)} of {available / 2**30:.1f} GiB on the fullest rank, in step {worst.step + 1} of "
+        f"{plan.workload.total_steps} ({worst.tokens:,} tokens in a micro-batch)"
     )
-    if plan.needed <= plan.available:
-        return Result(MACHINE, "planned memory", OK, text, vars(plan))
+    figures = {"needed": plan.needed, "available": available, "steps": plan.workload.total_steps}
+    if plan.needed[0] <= available:
+        status = OK if plan.fits_device else WARNING  # on a CPU a process may hold more than its tensors
+        return Result(MACHINE, "planned memory", status, text, figures)
     text = f"it needs {text}, which does not fit: python scripts/plan.py CONFIG lists settings that do"
-    return Result(MACHINE, "planned memory", SKIPPED if is_cut else FAILS, text, vars(plan))
+    return Result(MACHINE, "planned memory", SKIPPED if is_cut else FAILS, text, figures)
 
 
 def machine_lines(check: Check, plan: Plan | str, measured: Measured | None) -> list[Result]:
-    """The lines that need the measurements of the runs. A collective."""
+    """The lines that need the measurements of the runs. A collective. plan: that of rank 0 counts."""
     results, whole = [], measured if not check.model else None
     if measured:
         settings = [f"{key}={value}" for key, value in changed_settings(check, "straight").items()]
-        short = check.on_first(lambda: plan_or_problem(override(check.config, settings), check.ranks.world_size))
-        results.append(peak_memory(short, measured.memory))
+        short, rows = override(check.config, settings), measured.micro_batch
+        look = lambda: peak_memory(plan_or_problem(short, rows), measured.memory)  # noqa: E731
+        results.append(check.line(MACHINE, "peak memory", look))
     if whole:
-        results.append(run_time(plan, check.config, whole))
+        results.append(check.line(MACHINE, "time", lambda: run_time(plan, check.config, whole)))
     clean(check)  # the disk as the real run finds it
     room = (whole.checkpoint_bytes, whole.export_bytes, "measured") if whole else None
-    if room is None and isinstance(plan, Plan):
-        room = (plan.checkpoint, plan.export, "planned")
+    if room is None:
+        room = check.on_first(
+            lambda: None if isinstance(plan, str) else (plan.disk.checkpoint, plan.disk.export, "planned")
+        )
     return [*results, disk_room(check.config, room, check.ranks)]
 
 
 def peak_memory(plan: Plan | str, measured: float) -> Result:
     """Planned and measured peak of the three steps."""
-    name = "peak memory"
+    said = f"measured {measured / 2**30:.2f} GiB in three steps"
     if isinstance(plan, str):
-        return Result(
-            MACHINE, name, SKIPPED, f"{measured / 2**30:.2f} GiB measured in three steps; there is no plan ({plan})"
-        )
-    figures = {"planned": plan.needed, "measured": measured}
-    text = f"planned {plan.needed / 2**30:.2f} GiB, measured {measured / 2**30:.2f} GiB in three steps ({measured / plan.needed - 1:+.0%})"
-    if measured <= max((1 + MEMORY_APART) * plan.needed, plan.needed + SMALL):
-        return Result(MACHINE, name, OK, text, figures)
-    return Result(MACHINE, name, WARNING, f"{text}: leave room for what the plan does not know", figures)
+        return Result(MACHINE, "peak memory", SKIPPED, f"{said}; there is no plan ({plan})")
+    figures, text = {"planned": plan.needed, "measured": measured}, f"planned {_gib(plan.needed)} GiB, {said}"
+    if measured <= max((1 + MEMORY_APART) * plan.needed[1], plan.needed[1] + SMALL):
+        return Result(MACHINE, "peak memory", OK, text, figures)
+    return Result(MACHINE, "peak memory", WARNING, f"{text}: leave room for what the plan does not know", figures)
+
+
+def _gib(needed: tuple[int, int]) -> str:
+    return " to ".join(dict.fromkeys(f"{size / 2**30:.2f}" for size in needed))
 
 
 def run_time(plan: Plan | str, config: Config, measured: Measured) -> Result:
     """The time of the whole run: as planned, and as the steps and saves that were measured go on."""
     if isinstance(plan, str):
         return Result(MACHINE, "time", SKIPPED, "there is no plan of the run (planned memory)")
-    every = config.run.save_every
-    saves = 1 + (plan.steps - 1) // every if every else 1
-    hours = (plan.tokens / measured.tokens_per_second + saves * measured.save_seconds) / 3600
-    short, long = plan.hours
-    figures = {
-        "steps": plan.steps,
-        "tokens": plan.tokens,
-        "hours": hours,
-        "planned_hours": [short, long],
-        "saves": saves,
-    }
+    every, steps, (short, long) = config.run.save_every, plan.workload.total_steps, plan.speed.hours
+    saves = 1 + (steps - 1) // every if every else 1
+    hours = (plan.workload.tokens / measured.tokens_per_second + saves * measured.save_seconds) / 3600
+    figures = {"steps": steps, "hours": hours, "planned_hours": [short, long], "saves": saves}
     text = (
-        f"{counted(plan.steps, 'step')} of {plan.tokens / plan.steps:,.0f} tokens at {measured.tokens_per_second:,.0f} tokens/s, "
+        f"{counted(steps, 'step')} of {plan.workload.mean_tokens:,.0f} tokens at {measured.tokens_per_second:,.0f} tokens/s, "
         f"{counted(saves, 'save')}: {_time(hours)} without evaluations; {_time(short)} to {_time(long)} planned"
     )
     if hours <= max(1.5 * long, WORTH_A_WARNING):
         return Result(MACHINE, "time", OK, text, figures)
-    return Result(
-        MACHINE, "time", WARNING, f"{text}: look for what slows the steps down (docs/performance.md)", figures
-    )
+    text += ": look for what slows the steps down (docs/performance.md)"
+    return Result(MACHINE, "time", WARNING, text, figures)
 
 
 def _time(hours: float) -> str:

@@ -4,13 +4,9 @@ The DeepSpeed settings are applied to the config before the overrides.
 """
 
 import argparse
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from common.durable_files import check_can_write
-from common.errors import UserError
 from configs.config import Config
 from configs.loading.config_file import load_config, override
 from configs.loading.deepspeed import from_deepspeed
@@ -18,13 +14,11 @@ from configs.loading.deepspeed import from_deepspeed
 
 @dataclass(frozen=True)
 class Command:
-    """What train.py was asked for. It trains unless `dry_run` is set."""
+    """What train.py, or a program that starts it, was asked for."""
 
     config: Config
     arguments: tuple[str, ...]  # that give this config again: the file, the overrides, --deepspeed FILE
-    dry_run: bool = False  # print plan, memory and time, and end (planner/)
-    json: str | None = None  # dry_run: the file for the results
-    options: argparse.Namespace | None = None  # all arguments, with those of `add_options`
+    options: argparse.Namespace  # all arguments, with those of `add_options`
 
 
 def read_command_line(
@@ -49,12 +43,12 @@ def read_command_line(
     )
     if add_options:
         add_options(parser)
-    else:
-        parser.add_argument("--dry-run", action="store_true", help="print the plan, its memory and its time, and end")
-        parser.add_argument("--json", metavar="FILE", help="with --dry-run: also write the results to FILE")
+    else:  # train.py hands these two over before it comes here
+        plan = "print the plan, its memory and its time, and end: scripts/plan.py --here, which has more options"
+        parser.add_argument("--dry-run", action="store_true", help=plan)
+        check = "prove the run and end, training nothing: scripts/check.py, which has more options"
+        parser.add_argument("--check", action="store_true", help=check)
     arguments = parser.parse_intermixed_args()
-    if not add_options:
-        _check_json(arguments)
     config = load_config(arguments.config)
     again = [arguments.config, *arguments.overrides]
     if arguments.deepspeed:
@@ -65,13 +59,4 @@ def read_command_line(
         for note in notes:
             say(f"deepspeed: {note}")
     config = override(config, arguments.overrides)
-    if add_options:
-        return Command(config, tuple(again), options=arguments)
-    return Command(config, tuple(again), arguments.dry_run, arguments.json)
-
-
-def _check_json(arguments: argparse.Namespace) -> None:
-    if arguments.json and not arguments.dry_run:
-        raise UserError("--json is an option of --check and --dry-run: a run writes its curves to metrics.jsonl")
-    if arguments.json and int(os.environ.get("RANK", 0)) == 0:  # which writes it; other nodes may lack the directory
-        check_can_write(Path(arguments.json), "--json")
+    return Command(config, tuple(again), arguments)

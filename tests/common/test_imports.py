@@ -10,7 +10,7 @@ from tests.processes import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {path.stem for path in (ROOT / "scripts").glob("*.py")}
-LIBRARY = {"common", "configs", "data", "distributed", "eval", "model", "planner", "training"}
+LIBRARY = {"common", "configs", "data", "distributed", "eval", "model", "training"}
 # Directory, or module in the root -> which of them its modules may import. Nothing may import scripts.
 ALLOWED = {
     "common": {"common"},
@@ -18,12 +18,11 @@ ALLOWED = {
     "data": {"common", "configs", "data"},
     "distributed": {"common", "configs", "distributed"},
     "model": {"common", "configs", "distributed", "model"},
-    "eval": LIBRARY - {"planner", "training"},
-    # The planner reads a run's data as the run does, and a run prints what the planner expects: they are one layer.
-    "planner": LIBRARY - {"eval"},
+    "eval": LIBRARY - {"training"},
     "training": LIBRARY,
+    # What surrounds the core: it may use all of it, and the core none of it.
     "tools": LIBRARY | {"tools"},
-    "desk": LIBRARY - {"planner", "training"} | {"desk"},
+    "desk": LIBRARY - {"training"} | {"desk"},
     "train": LIBRARY,
     "bench": LIBRARY | {"bench", "train"},
     # They start train.py and the scripts as children, and read what these leave.
