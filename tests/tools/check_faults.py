@@ -19,11 +19,6 @@ EDITS = {
         "            before_micro_batch(model",
         "            if is_last:\n                break\n            before_micro_batch(model",
     ),
-    "leak in the loop": (
-        "loss_sum = model(micro_batch.to(ranks.device), loss_sums)",
-        "micro_batch = one_document(micro_batch)\n            "
-        "loss_sum = model(micro_batch.to(ranks.device), loss_sums)",
-    ),
     "optimizer not restored": (
         "load_checkpoint(resume_from, parameters, optimizer, ranks)",
         "load_checkpoint(resume_from, parameters, None, ranks)",
@@ -34,7 +29,6 @@ EDITS = {
     ),
     "not clipped": ("(grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0)", "torch.ones(())"),
     "ranks averaged": (BACKWARD, "(loss_sum / num_targets / ranks.world_size).backward()"),
-    "nothing is trained": (STEP, "        pass\n"),
     "vectors not updated": (RATE, RATE.replace("rate,", 'rate * (group["params"][0].dim() >= 2),')),
     "dropout before the head": ("    model.train()\n", "    model.train()\n    add_dropout(model)\n"),
     "doubled rate": (RATE, RATE.replace("rate,", "2 * rate,")),
@@ -50,16 +44,10 @@ EDITS = {
         STEP,
         f'        parameters["model.layers.1.mlp.down_proj.weight"].grad.zero_()\n{STEP}',
     ),
-    "weights rounded to bf16": (STEP, f"{STEP}        round_to_bf16(parameters)\n"),
-    "gradient kept": ("        optimizer.zero_grad()\n        # ---", "        # ---"),
-    "targets of the next token but one": (
-        "for micro_batch, is_last in upcoming:",
-        "for micro_batch, is_last in ((shifted(m), last) for m, last in upcoming):",
-    ),
     "export of other weights": ('        ranks.watch.at("the export")\n', "        round_to_bf16(parameters)\n"),
 }
 # At the end of every copy: small matrices to measure the peak, one thread, and what the edits call.
-END = '''
+END = """
 import dataclasses
 import model.flops
 
@@ -67,13 +55,6 @@ measured_flops = model.flops.measured_flops
 model.flops.measured_flops = lambda device, dtype, size: measured_flops(device, dtype, 64)
 torch.set_num_threads(1)
 torch.set_num_threads = lambda count: None
-
-
-def one_document(micro_batch: MicroBatch) -> MicroBatch:
-    """As if all documents of a row were one."""
-    total = sum(micro_batch.document_lengths)
-    cu_seq_lens = torch.tensor([0, total], dtype=torch.int32)
-    return dataclasses.replace(micro_batch, document_lengths=(total,), cu_seq_lens=cu_seq_lens)
 
 
 def add_dropout(model: torch.nn.Module) -> None:
@@ -87,12 +68,8 @@ def round_to_bf16(parameters: dict) -> None:
             parameter.copy_(parameter.bfloat16())
 
 
-def shifted(micro_batch: MicroBatch) -> MicroBatch:
-    return dataclasses.replace(micro_batch, target_positions=(micro_batch.target_positions - 1).clamp(min=0))
-
-
 if __name__ == "__main__":
-'''
+"""
 
 
 def write_train(folder: Path, fault: str | None = None) -> Path:

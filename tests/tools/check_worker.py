@@ -110,10 +110,6 @@ def main() -> None:
     import tools.check_step  # noqa: F401  what the children would import, each for itself
     import train  # noqa: F401
 
-    for arguments in plan.get("checks", ()):  # one after the other; a check ends its process
-        if os.fork() == 0:
-            become([str(root / "scripts" / "check.py"), *arguments], dict(os.environ), None)
-        print("exit code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
     zygote = Zygote()  # after the imports, which start no thread
 
     import torch
@@ -122,6 +118,10 @@ def main() -> None:
     tools.check.start_process = zygote.start
     if plan.get("alone"):
         each_rank_is_a_node()
+    for arguments in plan.get("checks", ()):  # one after the other; a check ends its process
+        if os.fork() == 0:
+            become([str(root / "scripts" / "check.py"), *arguments], dict(os.environ), None)
+        print("exit code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
     if "check" in plan:
         become([str(root / "scripts" / "check.py"), *plan["check"]], dict(os.environ), None)
     from common.errors import run_script
@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def each_rank_is_a_node() -> None:
-    """As on a node of its own, and no probe, which would only take time."""
+    """As on a node of its own, and without what would only take time."""
     import tools.check
     import training.owner
 
@@ -138,6 +138,7 @@ def each_rank_is_a_node() -> None:
     look = training.owner.check_shared_directory
     training.owner.check_shared_directory = functools.partial(look, wait_seconds=0.5)
     tools.check.probe = lambda check: ([], None)
+    tools.check.devices = lambda check: []
 
 
 def parts(plan_file: Path, plan: dict) -> int:

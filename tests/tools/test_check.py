@@ -100,25 +100,18 @@ def test_a_sound_run_passes_on_two_ranks_and_leaves_nothing(folder) -> None:
 # Fault of check_faults.py -> (the lines that fail, words of one of them).
 LOOPS = {
     "micro-batches averaged": ({"gradient norm", "shares", "gradient"}, "divide the sum of all losses once"),
-    "wrong divisor": ({"gradient norm"}, "by the targets of the whole step"),
     "last micro-batch dropped": ({"loss", "gradient norm", "shares", "gradient"}, "a micro-batch is left out"),
-    "leak in the loop": ({"loss", "gradient norm", "shares", "gradient"}, "see each other"),
     "optimizer not restored": ({"kill and resume"}, "not all state is saved and restored"),
-    "gradient kept": ({"kill and resume"}, "not all state is saved and restored"),
-    "nothing is trained": ({"shares", "updates"}, "did not move"),
     "not clipped": ({"shares"}, "clip it once, to optimizer.max_grad_norm=1"),
     "vectors not updated": ({"updates"}, "5 of 20 trained tensors did not move"),
     "doubled rate": ({"updates"}, "2 times as far"),
     "no weight decay": ({"updates"}, "where 0.1 is expected"),
     "other betas": ({"updates"}, "optimizer.betas"),
     "gradient of a layer lost": ({"shares", "gradient"}, "model.layers.1.mlp.down_proj.weight"),
-    "weights rounded to bf16": ({"updates"}, "did not move"),
-    "targets of the next token but one": ({"loss", "gradient norm", "shares", "gradient"}, "computes something else"),
     "export of other weights": ({"export"}, "of the exported tensors are not those"),
 }
 SOUND = {  # name -> overrides: no line fails in other precisions
     "bf16": ["model.compute_dtype=bf16"],
-    "8N": ["model.compute_dtype=bf16", "optimizer.memory=8N"],
     "6N": ["model.compute_dtype=bf16", "optimizer.memory=6N"],
 }
 
