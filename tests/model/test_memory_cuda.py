@@ -1,6 +1,6 @@
-"""The planned peak of a step against torch.cuda.max_memory_allocated. Needs a GPU of 12 GiB or more. On a GPU machine:
+"""The computed peak of a step against torch.cuda.max_memory_allocated. Needs a GPU of 12 GiB or more. On a GPU machine:
 
-    PLANNER_ROWS=rows.jsonl bash scripts/test.sh -m gpu tests/planner
+    PLANNER_ROWS=rows.jsonl bash scripts/test.sh -m gpu tests/model
 
 With two GPUs also FSDP's buffers. The rows, one JSON line for each case, are appended to the file that PLANNER_ROWS names.
 """

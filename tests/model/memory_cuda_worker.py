@@ -1,6 +1,6 @@
 """The peak of a step on GPUs against the planner. Rank 0 writes a JSON line for each case.
 
-    torchrun --nproc_per_node=N tests/planner/memory_cuda_worker.py rows.jsonl
+    torchrun --nproc_per_node=N tests/model/memory_cuda_worker.py rows.jsonl
 
 The model has 0.3B parameters and random weights, so that the terms are large beside the workspaces of cuBLAS.
 """
@@ -23,10 +23,7 @@ from distributed.optimizer import make_optimizer, parameter_dtype
 from distributed.process_group import Ranks, gather_objects, process_group
 from distributed.sharding import before_micro_batch, decoder_layers, local, make_mesh, parallelize
 from model.language_model import build_on_meta, parameter_names
-from planner.cluster import Cluster, Device
-from planner.memory import device_memory
-from planner.shape import shape_of
-from planner.workload import Load
+from model.memory import layout_of, shape_of, step_memory
 
 SHAPE = LlamaConfig(
     hidden_size=1024,
@@ -87,9 +84,7 @@ def measured(config: Config, ranks: Ranks) -> int:
 
 
 with process_group(5.0) as ranks:
-    shape, load = shape_of("0.3B", SHAPE), Load(LENGTHS, sum(LENGTHS))
-    card = torch.cuda.get_device_name()
-    cluster = Cluster(Device(card, "cuda", 0, 0.0, 0.0, 0.0), ranks.world_size)
+    shape, card = shape_of(build_on_meta(SHAPE), SHAPE), torch.cuda.get_device_name()
     base = Config(Model("0.3B"), Data(("a",)), Batch(global_examples=8), Optimizer(1e-5), Run("r"))
     rows = []
     for strategy in STRATEGIES if ranks.world_size > 1 else STRATEGIES[:1]:
@@ -100,7 +95,8 @@ with process_group(5.0) as ranks:
                 optimizer=Optimizer(1e-5, memory=memory),
                 sharding=Sharding(strategy=strategy),
             )
-            expected = device_memory(shape, config, cluster, load)
+            layout = layout_of(config, ranks.world_size, ranks.world_size, "cuda")
+            expected = step_memory(shape, config, layout, LENGTHS, sum(LENGTHS))
             row = {"card": card, "ranks": ranks.world_size, "strategy": strategy, "memory": memory}
             row |= {"checkpointing": checkpointing, "planned": expected.tensors, "measured": measured(config, ranks)}
             rows.append(row | {"terms": vars(expected), "torch": torch.__version__})

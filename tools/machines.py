@@ -1,4 +1,4 @@
-"""The machines of a plan: their number, memory, and speeds."""
+"""Named machines: GPUs with the figures of their data sheets, networks, and clusters of them."""
 
 import difflib
 import os
@@ -43,55 +43,70 @@ class Cluster:
         return self.devices // self.nodes
 
 
-@dataclass(frozen=True)
-class _Card:
-    """cuda: its name in CUDA_BF16_PEAKS. gigabytes: of the data sheet. memory: GiB that CUDA reports (`mem_get_info`).
-    bandwidth and link: GB/s of the data sheet; a link in one direction is half of the figure that NVIDIA prints. network:
-    Gb/s of a node's cards together, where nothing else is said."""
-
-    cuda: str
-    gigabytes: int
-    memory: float
-    bandwidth: float
-    link: float
-    host_link: float
-    network: float
-    sustained: float = 0.8
-    attention: float = 0.7
+def _gpu(
+    cuda: str,
+    memory: float,
+    bandwidth: float,
+    link: float,
+    host_link: float,
+    network: float,
+    sustained: float = 0.8,
+    attention: float = 0.7,
+) -> Device:
+    """cuda: its name in CUDA_BF16_PEAKS. memory: GiB that a process may allocate. bandwidth and link: GB/s of the data sheet; a
+    link in one direction is half of the figure that NVIDIA prints. network: Gb/s of a node's cards together."""
+    peak, size = CUDA_BF16_PEAKS[cuda], int(memory * GIB)
+    speeds = (bandwidth * 1e9, link * 1e9, host_link * 1e9, sustained, attention, network * 1e9 / 8)
+    return Device(cuda, "cuda", size, peak, *speeds)
 
 
 _PCIE4, _PCIE5 = 25.0, 50.0  # of x16: 32 and 64 GB/s less the protocol, as copies from pinned memory reach
 _ONE_CARD = 100.0  # one card of 100 Gb/s in a node without NVLink (the NVLink of NVL and PCIe cards joins pairs only)
 
-# Bandwidths: NVIDIA's data sheets (https://www.nvidia.com/en-us/data-center/ h100, h200, a100, l40s, l4, a10) and the
-# architecture whitepapers of the GeForce and RTX cards. Memory: the "total capacity" of torch's out-of-memory messages, the
-# smallest figure found for a card; it varies by 0.2 GiB with the driver. `sustained`: "maximum achievable matmul FLOPS"
-# of https://github.com/stas00/ml-engineering/tree/master/compute/accelerator; 0.8 where it lists none. `network`: DGX A100
-# has eight cards of 200 Gb/s beside its GPUs, DGX H100, H200 and B200 eight of 400 Gb/s. `attention`: 0.5 to 0.73 of an A100
-# (arXiv:2307.08691, section 4.1), 0.35 of an H100, whose newer instructions the kernel does not use (arXiv:2407.08608,
-# abstract). For the B200 it is an assumption: 1.3 times the FLOP/s of an H100.
+# bandwidth, link: NVIDIA's data sheets (https://www.nvidia.com/en-us/data-center/ h100, h200, a100, l40s, l4, a10, gb200-nvl72; DGX
+# B200 and B300) and the architecture whitepapers of the GeForce, RTX and RTX Blackwell PRO cards; AMD's page
+# (https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html; seven links of 64 GB/s each way). NVIDIA publishes no
+# data sheet of the H20: its figures are those that resellers print.
+# memory: the "total capacity" of torch's out-of-memory messages, the smallest one found for a card; it varies by 0.2 GiB with the
+# driver. For GB200, B300 and H20 what nvidia-smi prints (189,471, 275,040 and 97,871 MiB), less 0.7 GiB as on other cards.
+# host_link: of a GB200 NVLink-C2C, 450 GB/s each way for two GPUs, of which copies are taken to reach 0.8; else PCIe.
+# network: DGX A100 has eight cards of 200 Gb/s, DGX H100, H200 and B200 of 400, DGX B300 of 800. GB200 (four in a node; up to 72 are
+# one node to NVLink), H20 and MI300X are taken to have 400 Gb/s for each GPU.
+# sustained: "maximum achievable matmul FLOPS" of https://github.com/stas00/ml-engineering/tree/master/compute/accelerator; 0.8
+# where it lists none.
+# attention: 0.5 to 0.73 of an A100 (arXiv:2307.08691, section 4.1), 0.35 of an H100, whose newer instructions the kernel does not
+# use (arXiv:2407.08608, abstract). The rest is assumed: Blackwell 1.3 times the FLOP/s of an H100, MI300X as many; what limits an
+# H100 does not limit an H20, whose peak is a seventh.
 _CARDS = {
-    "A100-40": _Card("A100-SXM4-40GB", 40, 39.38, 1555, 300, _PCIE4, 1600, 0.869),
-    "A100-80": _Card("A100-SXM4-80GB", 80, 79.14, 2039, 300, _PCIE4, 1600, 0.869),
-    "A100-PCIe-80": _Card("A100 80GB PCIe", 80, 79.14, 1935, _PCIE4, _PCIE4, _ONE_CARD, 0.811),
-    "H100": _Card("H100 80GB HBM3", 80, 79.1, 3350, 450, _PCIE5, 3200, 0.803, 0.35),
-    "H100-NVL": _Card("H100 NVL", 94, 93.0, 3938, _PCIE5, _PCIE5, _ONE_CARD, 0.8, 0.35),
-    "H100-PCIe": _Card("H100 PCIe", 80, 79.1, 2000, _PCIE5, _PCIE5, _ONE_CARD, 0.8, 0.35),
-    "H200": _Card("H200", 141, 139.7, 4800, 450, _PCIE5, 3200, 0.803, 0.35),
-    "B200": _Card("B200", 180, 178.3, 8000, 900, _PCIE5, 3200, 0.776, 0.2),
-    "L40S": _Card("L40S", 48, 44.3, 864, _PCIE4, _PCIE4, _ONE_CARD),
-    "L4": _Card("L4", 24, 22.0, 300, _PCIE4, _PCIE4, _ONE_CARD),
-    "A10": _Card("A10", 24, 22.0, 600, _PCIE4, _PCIE4, _ONE_CARD),
-    "A10G": _Card("A10G", 24, 22.0, 600, _PCIE4, _PCIE4, _ONE_CARD),
-    "A40": _Card("A40", 48, 44.3, 696, _PCIE4, _PCIE4, _ONE_CARD),
-    "A6000": _Card("RTX A6000", 48, 47.3, 768, _PCIE4, _PCIE4, _ONE_CARD),
-    "RTX-4090": _Card("GeForce RTX 4090", 24, 23.5, 1008, _PCIE4, _PCIE4, _ONE_CARD),
-    "RTX-5090": _Card("GeForce RTX 5090", 32, 31.3, 1792, _PCIE5, _PCIE5, _ONE_CARD),
+    "A100-40": _gpu("A100-SXM4-40GB", 39.38, 1555, 300, _PCIE4, 1600, 0.869),
+    "A100-80": _gpu("A100-SXM4-80GB", 79.14, 2039, 300, _PCIE4, 1600, 0.869),
+    "A100-PCIe-80": _gpu("A100 80GB PCIe", 79.14, 1935, _PCIE4, _PCIE4, _ONE_CARD, 0.811),
+    "H100": _gpu("H100 80GB HBM3", 79.1, 3350, 450, _PCIE5, 3200, 0.803, 0.35),
+    "H100-NVL": _gpu("H100 NVL", 93.0, 3938, _PCIE5, _PCIE5, _ONE_CARD, 0.8, 0.35),
+    "H100-PCIe": _gpu("H100 PCIe", 79.1, 2000, _PCIE5, _PCIE5, _ONE_CARD, 0.8, 0.35),
+    "H200": _gpu("H200", 139.7, 4800, 450, _PCIE5, 3200, 0.803, 0.35),
+    "H20": _gpu("H20", 94.9, 4000, 450, _PCIE5, 3200),
+    "B200": _gpu("B200", 178.3, 8000, 900, _PCIE5, 3200, 0.776, 0.2),
+    "B300": _gpu("B300 SXM6 AC", 267.9, 8000, 900, _PCIE5, 6400, 0.786, 0.2),
+    "GB200": _gpu("GB200", 184.3, 8000, 900, 180.0, 1600, 0.729, 0.18),
+    "MI300X": _gpu("AMD Instinct MI300X", 191.9, 5300, 448, _PCIE5, 3200, 0.514, 0.26),
+    "L40S": _gpu("L40S", 44.3, 864, _PCIE4, _PCIE4, _ONE_CARD),
+    "L4": _gpu("L4", 22.0, 300, _PCIE4, _PCIE4, _ONE_CARD),
+    "A10": _gpu("A10", 22.0, 600, _PCIE4, _PCIE4, _ONE_CARD),
+    "A10G": _gpu("A10G", 22.0, 600, _PCIE4, _PCIE4, _ONE_CARD),
+    "A40": _gpu("A40", 44.3, 696, _PCIE4, _PCIE4, _ONE_CARD),
+    "A6000": _gpu("RTX A6000", 47.3, 768, _PCIE4, _PCIE4, _ONE_CARD),
+    "RTX-PRO-6000": _gpu("RTX PRO 6000 Blackwell Workstation Edition", 94.97, 1792, _PCIE5, _PCIE5, _ONE_CARD),
+    "RTX-4090": _gpu("GeForce RTX 4090", 23.5, 1008, _PCIE4, _PCIE4, _ONE_CARD),
+    "RTX-5090": _gpu("GeForce RTX 5090", 31.3, 1792, _PCIE5, _PCIE5, _ONE_CARD),
 }
 # Some operators cap an SXM H100 at 500 W instead of 700 W. The cap lowers its clock, whatever the data sheet says. That its
 # products slow down with the square root of the power is an assumption.
-_CAPPED = {"H100-500W": ("H100", (500 / 700) ** 0.5)}
-GPU_NAMES = (*_CARDS, *_CAPPED)
+_h100, _slower = _CARDS["H100"], (500 / 700) ** 0.5
+_CARDS["H100-500W"] = replace(
+    _h100, name="H100-500W", sustained=_slower * _h100.sustained, attention=_slower * _h100.attention
+)
+GPU_NAMES = tuple(_CARDS)
 
 # Gb/s in one direction of all network cards of a node together.
 NETWORKS = {
@@ -101,10 +116,11 @@ NETWORKS = {
     "4x100": 400.0,  # AWS p4d
     "8x200": 1600.0,  # one for each GPU: DGX A100
     "8x400": 3200.0,  # one for each GPU: DGX H100, H200, B200; AWS p5
+    "8x800": 6400.0,  # one for each GPU: DGX B300
 }
 
-# A CPU: SmolLM2-135M on two cores of an AMD EPYC (docs/performance.md, "Where the time goes"). Elementwise operations, casts
-# and AdamW move about 20 GB/s for each core, partly from its cache; gloo moves 1.47 GB/s.
+# A CPU: SmolLM2-135M on two cores of an AMD EPYC. Elementwise operations, casts and AdamW move about 20 GB/s for each core,
+# partly from its cache; gloo moves 1.47 GB/s.
 _CORE_BANDWIDTH = 20e9
 _GLOO_LINK = 1.47e9
 
@@ -112,24 +128,9 @@ _GLOO_LINK = 1.47e9
 def named_device(name: str) -> Device:
     """The GPU with this name: one of `GPU_NAMES`, or the name that CUDA gives it. Raises UserError for another one."""
     wanted = _plain(name)
-    capped = next((_CAPPED[key] for key in _CAPPED if _plain(key) == wanted), None)
-    if capped:
-        base = named_device(capped[0])
-        return replace(base, name=name, sustained=base.sustained * capped[1], attention=base.attention * capped[1])
-    for key, card in _CARDS.items():
-        if wanted in (_plain(key), _plain(card.cuda)):
-            return Device(
-                name=key,
-                kind="cuda",
-                memory=int(card.memory * GIB),
-                flops=CUDA_BF16_PEAKS[card.cuda],
-                bandwidth=card.bandwidth * 1e9,
-                link=card.link * 1e9,
-                host_link=card.host_link * 1e9,
-                sustained=card.sustained,
-                attention=card.attention,
-                network=card.network * 1e9 / 8,
-            )
+    for key, device in _CARDS.items():
+        if wanted in (_plain(key), _plain(device.name)):
+            return replace(device, name=key)
     raise UserError(f"no GPU named {name} is known{_nearest(name, GPU_NAMES)}; there are {', '.join(GPU_NAMES)}")
 
 
@@ -137,14 +138,15 @@ def generic_device(gigabytes: float) -> Device:
     """A GPU of which only the memory is known, in the GB of a data sheet.
 
     It has the speeds of the oldest data-centre card with NVLink and so much memory: A100, then H200, then B200. Of the memory a
-    process can allocate what the stingiest listed card of this size leaves it, else 92%, which a card of 16 GB does.
+    process can allocate what the stingiest listed card of about this size leaves it, else 92%, which a card of 16 GB does.
     """
     if gigabytes <= 0:
         raise UserError(f"the memory of a GPU must be positive, and not {gigabytes:g} GB")
-    like = next((key for key in ("A100-40", "A100-80", "H200", "B200") if gigabytes <= _CARDS[key].gigabytes), "B200")
-    alike = [card.memory for card in _CARDS.values() if card.gigabytes == gigabytes]
-    memory = min(alike) if alike else 0.92 * gigabytes
-    return replace(named_device(like), name=f"{gigabytes:g} GB, as fast as {like}", memory=int(memory * GIB))
+    least = 0.9 * gigabytes  # GiB that a card with so many GB leaves at the least
+    alike = [device.memory for device in _CARDS.values() if least * GIB <= device.memory <= gigabytes * GIB]
+    like = next((key for key in ("A100-40", "A100-80", "H200") if least * GIB <= _CARDS[key].memory), "B200")
+    memory = min(alike, default=int(0.92 * gigabytes * GIB))
+    return replace(_CARDS[like], name=f"{gigabytes:g} GB, as fast as {like}", memory=memory)
 
 
 def found_device(name: str, memory: int, flops: float) -> Device:
@@ -170,9 +172,9 @@ def cluster_of(
 ) -> Cluster:
     """`gpus` GPUs in total on `nodes` nodes.
 
-    gpu: a name (`named_device`), the memory in GB (`generic_device`), or a device; None: 80 GB. network: a name from `NETWORKS` or the
-    Gb/s of a node in one direction; None: that of the DGX with this GPU, or one card of 100 Gb/s where the GPUs have no NVLink.
-    host_memory: bytes of one node's host. Raises UserError.
+    gpu: a name (`named_device`), the memory in GB (`generic_device`), or a device; None: 80 GB. network: a name from `NETWORKS`
+    or the Gb/s of a node in one direction; None: that of the DGX with this GPU, or one card of 100 Gb/s where the GPUs have no
+    NVLink. host_memory: bytes of one node's host. Raises UserError.
     """
     if gpus < 1 or nodes < 1 or gpus % nodes:
         raise UserError(f"{gpus} GPUs cannot be spread evenly over {nodes} nodes")
