@@ -115,7 +115,7 @@ def write_model(directory: Path, dtype: str = "float32", **shape: int) -> None:
 
 
 class Chaos:
-    """Runs of one config, which are killed. Raises Failed.
+    """Runs of one config, which are killed. Its methods raise Failed.
 
     folder: has the config, and gets the runs. ranks: of a run. rng: decides victims and moments.
     """
@@ -146,8 +146,8 @@ class Chaos:
         checkpoints = self.folder / "runs" / name / "checkpoints"
         with self.start(name) as launch:
             aim = self._await_moment(checkpoints, launch)
-            doing = f"in {', '.join(_temporary(checkpoints))}" if _temporary(checkpoints) else "not in a save"
-            ranks, code = launch.ranks(), launch.wait(0)
+            ranks, code, temporary = launch.ranks(), launch.wait(0), _temporary(checkpoints)
+            doing = f"in {', '.join(temporary)}" if temporary else "not in a save"
             if code == 0:
                 return None
             if code is not None:
@@ -170,25 +170,19 @@ class Chaos:
                     raise Failed(f"{name}: {PATIENCE:.0f} s after the kill ({victim}) the other processes still run")
             ended = time.monotonic() - begin
         left = _temporary(checkpoints)
-        self.hits.update(
-            [victim, *(["in a save"] if doing != "not in a save" else []), *(["cut off a save"] if left else [])]
-        )
+        self.hits.update([victim] + ["in a save"] * bool(temporary) + ["cut off a save"] * bool(left))
         for folder in complete_checkpoints(checkpoints):
             for file, stated in read_manifest(folder)["files"].items():
                 if not (folder / file).is_file() or (folder / file).stat().st_size != stated["size"]:
                     raise Failed(f"{folder / file} is missing or has another size, and the checkpoint looks complete")
         latest = (checkpoints / "latest").read_text() if (checkpoints / "latest").is_file() else "none"
-        return f"{victim:8} | aimed at {aim:5} | {doing:24} | latest {latest:11} | all ended after {ended:.1f} s" + (
-            f"; left {', '.join(left)}" if left else ""
-        )
+        what = f"; left {', '.join(left)}" if left else ""
+        return f"{victim:8} | aimed at {aim:5} | {doing:24} | latest {latest:11} | all ended after {ended:.1f} s{what}"
 
     def _await_moment(self, checkpoints: Path, launch: Launch) -> str:
         """Wait for a random moment, or for the end: half of them in a save or just after it, a third between steps."""
-        aim, begin, started = (
-            self.rng.choice(["save"] * 3 + ["steps"] * 2 + ["start"]),
-            time.monotonic(),
-            time.time_ns(),
-        )
+        aim = self.rng.choice(["save"] * 3 + ["steps"] * 2 + ["start"])
+        begin, started = time.monotonic(), time.time_ns()
         if aim == "start":
             launch.wait(self.rng.uniform(0, START_SECONDS))
             return aim

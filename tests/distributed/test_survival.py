@@ -19,7 +19,7 @@ from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, la
 from tests.processes import run_ranks
 from tools.chaos import differences, exported, write_workload
 
-pytestmark = [pytest.mark.slow, pytest.mark.beside]
+pytestmark = pytest.mark.slow
 STEPS = 12
 DATA, OTHER_DATA, INDEX, MANIFEST = "__0_0.distcp", "__1_0.distcp", ".metadata", "manifest.json"
 # Short runs without mixture of losses, for the damage: only how they resume matters.

@@ -11,7 +11,7 @@ from eval import run_methods
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
 
-pytestmark = pytest.mark.beside
+pytestmark = pytest.mark.slow
 OVERRIDES = ["ewc.documents=8", "run.save_every=0", "run.eval_every=0"]
 
 

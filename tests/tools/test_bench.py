@@ -145,7 +145,6 @@ def test_rounds_alternate_and_a_run_that_fails_is_a_line_and_an_exit_code(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.beside
 def test_our_arm_end_to_end(tmp_path) -> None:
     model, report = write_tiny_model(tmp_path / "model", vocab_size=300), tmp_path / "bench.json"
     options = ["--settings", "skewed", "--arms", "ours", "--rounds", 1, "--warmup", 1, "--steps", 2, "--threads", 1]

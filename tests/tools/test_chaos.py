@@ -6,7 +6,6 @@ from tests.processes import run_python
 
 
 @pytest.mark.slow
-@pytest.mark.beside
 def test_one_kill_with_torchrun(tmp_path) -> None:
     out = tmp_path / "out"
     done = run_python("scripts/chaos.py", "--kills", 1, "--steps", 10, "--out", out, "run.keep_last=3", fresh=True)

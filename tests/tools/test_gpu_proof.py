@@ -46,7 +46,6 @@ def test_good_steps_are_kept_and_failed_ones_are_done_again(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.beside
 def test_a_rehearsal_of_the_speed_step(tmp_path) -> None:
     out = tmp_path / "proof.json"
     done = run_python("-m", "tools.gpu_proof", "--rehearse", "--only", "speed-12N", "--out", out, fresh=True)
