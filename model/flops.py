@@ -53,7 +53,7 @@ CUDA_BF16_PEAKS = {
 }
 
 # How many times as long a FLOP of attention takes as one of a matrix product. On an EPYC whose bf16 products reach 0.9 TFLOP/s
-# SmolLM2's attention took 5 to 6 times as long for documents of 500 to 2,000 tokens (bench.attention, bench.profile_step). Where
+# SmolLM2's attention took 5 to 6 times as long for documents of 500 to 2,000 tokens (docs/LOG.md). Where
 # products are slower it is less: 3 is between. On CUDA it is not measured.
 PAIR_WEIGHTS = {"cpu": 3, "cuda": 1}
 

@@ -5,17 +5,13 @@ cd "$(dirname "$0")/.."
 source scripts/setup.sh requirements-dev.txt
 ruff check .
 ruff format --check .
-report=$(mktemp) beside=$(mktemp)
-trap 'kill $(jobs -p) 2> /dev/null || true; rm -f "$report" "$beside"' EXIT
-basedpyright > "$report" 2>&1 & # on another core, while the tests run
+report=$(mktemp)
+trap 'kill $(jobs -p) 2> /dev/null || true; rm -f "$report"' EXIT
+basedpyright > "$report" 2>&1 & # while the tests run
 types=$!
 tests=0
 if [ $# -eq 0 ]; then
-  python -m pytest -m beside > "$beside" 2>&1 & # on another core, too
-  pid=$!
-  python -m pytest -m "not beside" || tests=$?
-  wait "$pid" || tests=$?
-  cat "$beside"
+  python -m pytest -n 2 --dist loadfile || tests=$? # two processes; the tests of a file share what they start
 else
   python -m pytest "$@" || tests=$?
 fi

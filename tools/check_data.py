@@ -308,7 +308,7 @@ def check_lost(train: Corpus) -> Result:
             sentences.append(f"{parts} of {read:,} in {name}")
     status = FAILS if worst > MOST else WARNING if worst > MANY else OK
     text = "; ".join(sentences) or "no example is dropped, truncated or left out"
-    mend = ": raise data.sequence_length, or look at the examples that are lost" if status != OK else ""
+    mend = ": raise data.sequence_length, or look at them with scripts/data.py show" if status != OK else ""
     return Result("data", "lost", status, text + mend, figures)
 
 

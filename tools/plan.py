@@ -603,10 +603,10 @@ def search(subject: Subject) -> Found:
     faster = _fastest([plan for plan in fitting if plan.bytes_per_parameter >= best.bytes_per_parameter]) or best
     faster = faster if faster.rate >= WORTH_IT * best.rate else None
     lighter = None
-    for size in sorted({plan.bytes_per_parameter for plan in fitting}, reverse=True):
+    fewer = {plan.bytes_per_parameter for plan in fitting if plan.bytes_per_parameter < best.bytes_per_parameter}
+    for size in sorted(fewer, reverse=True):
         candidate = _fastest([plan for plan in fitting if plan.bytes_per_parameter == size])
-        worth = WORTH_THE_PRECISION * (faster or best).rate
-        if size < best.bytes_per_parameter and candidate.rate >= worth:
+        if candidate.rate >= WORTH_THE_PRECISION * (faster or best).rate:
             lighter = candidate
             break
     return Found(own, plans, best, faster, lighter)
@@ -663,7 +663,7 @@ def _with_larger_rows(plan: Plan) -> Plan:
             break
         rows = next((larger for larger in more if larger >= 2 * rows), more[-1])
         larger = Plan(plan.subject, with_rows(config, rows), plan.largest_rows)
-        if larger.fits and larger.rate >= WORTH_IT * best.rate:
+        if larger.rate >= WORTH_IT * best.rate:
             best = larger
     return best
 

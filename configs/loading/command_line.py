@@ -39,7 +39,7 @@ def read_command_line(
     parser.add_argument(
         "--deepspeed",
         metavar="FILE",
-        help="apply the settings of a DeepSpeed JSON file to the config (docs/migrating.md)",
+        help="apply the settings of a DeepSpeed JSON file to the config (docs/runs.md)",
     )
     if add_options:
         add_options(parser)

@@ -13,7 +13,7 @@ from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, la
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.beside]
+pytestmark = pytest.mark.slow
 EVERY_STEP = ("run.save_every=1", "run.eval_every=1")
 # The forwards of a run on 2 ranks: 2 rows of validation on each rank at step 0, then 2 rows per step.
 HIGH = "optimizer.learning_rate=1e30"

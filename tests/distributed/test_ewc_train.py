@@ -10,7 +10,7 @@ import pytest
 from tests.distributed.launch import largest_difference, launch, rows, weights
 from tests.tiny import write_chat_file, write_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.beside]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tests.tiny import SENTENCES, tiny_tokenizer, write_chat_file, write_tiny_mo
 NAMES = ("main", "general", "law")
 SHARES = (0.6, 0.3, 0.1)
 STEPS = 10
-pytestmark = [pytest.mark.slow, pytest.mark.beside]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

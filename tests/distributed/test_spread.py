@@ -18,7 +18,7 @@ from tests.distributed.launch import largest_difference, launch, relative_differ
 from tests.tiny import write_chat_file, write_tiny_model
 
 STEPS = 6
-pytestmark = [pytest.mark.slow, pytest.mark.beside]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 
 STEPS = 5
-pytestmark = [pytest.mark.slow, pytest.mark.beside]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

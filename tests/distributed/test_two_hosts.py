@@ -22,7 +22,6 @@ from tests.tiny import write_chat_file, write_tiny_model
 RESTART = "start the same command again"  # the end of every sentence about a lost rank
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.beside,
     pytest.mark.skipif(sys.platform != "linux", reason="Linux namespaces"),
 ]
 WORKER = Path(__file__).with_name("host_worker.py")

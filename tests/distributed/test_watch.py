@@ -33,7 +33,6 @@ def end(fault: str, world_size: int = 2, timeout_minutes: float = 1.0, **options
     return done.stdout, pids, "".join(line for line in done.stderr.splitlines(True) if not line.startswith("["))
 
 
-@pytest.mark.beside
 @pytest.mark.slow
 def test_a_killed_rank_is_named_by_all_others_once_per_node() -> None:
     output, pids, errors = end("kill", world_size=3)
@@ -45,7 +44,6 @@ def test_a_killed_rank_is_named_by_all_others_once_per_node() -> None:
     assert "rank 0 exits with 3" in output and "rank 2 exits with 3" in output
 
 
-@pytest.mark.beside
 @pytest.mark.slow
 def test_a_rank_with_an_error_of_its_own_is_quoted() -> None:
     output, pids, errors = end("user_error")
@@ -54,7 +52,6 @@ def test_a_rank_with_an_error_of_its_own_is_quoted() -> None:
     assert "rank 0 exits with 3" in output and "rank 1 exits with 2" in output
 
 
-@pytest.mark.beside
 @pytest.mark.slow
 def test_a_bug_keeps_its_traceback_and_the_others_quote_it() -> None:
     _, pids, errors = end("error")
@@ -64,7 +61,6 @@ def test_a_bug_keeps_its_traceback_and_the_others_quote_it() -> None:
     assert errors.count("RuntimeError: inconsistent tensor size") == 2 and "heartbeat" not in errors
 
 
-@pytest.mark.beside
 @pytest.mark.slow
 def test_a_rank_that_never_comes_ends_all_within_the_timeout_and_is_shown_where_it_stands() -> None:
     _, _, errors = end("wait", timeout_minutes=0.1)
@@ -75,7 +71,6 @@ def test_a_rank_that_never_comes_ends_all_within_the_timeout_and_is_shown_where_
     ), errors
 
 
-@pytest.mark.beside
 @pytest.mark.slow
 def test_a_stopped_process_is_lost_after_the_timeout() -> None:
     _, pids, errors = end("stop", timeout_minutes=0.1)
@@ -83,7 +78,6 @@ def test_a_stopped_process_is_lost_after_the_timeout() -> None:
     assert f"no heartbeat for 1.5 s (killed, crashed, stopped or cut off); rank 0 waited{RESTART}" in errors
 
 
-@pytest.mark.beside
 @pytest.mark.slow
 def test_a_second_signal_ends_a_rank_that_waits_in_a_collective() -> None:
     output, pids, errors = end("signals")
@@ -93,7 +87,6 @@ def test_a_second_signal_ends_a_rank_that_waits_in_a_collective() -> None:
     assert "rank 0 exits" not in output and "rank 1 exits with 3" in output
 
 
-@pytest.mark.beside
 @pytest.mark.slow
 def test_a_rank_that_never_joins_is_named() -> None:
     output, _, errors = end("never_joins", world_size=3, timeout_minutes=0.05)
@@ -101,7 +94,6 @@ def test_a_rank_that_never_joins_is_named() -> None:
     assert errors.count(sentence) == 2 and "rank 0 exits with 3" in output and "rank 2 exits with 3" in output
 
 
-@pytest.mark.beside
 @pytest.mark.slow
 def test_ranks_whose_launcher_is_killed_end_themselves() -> None:
     _, _, errors = end("launcher", fresh=True, OMP_NUM_THREADS="1")
@@ -110,7 +102,6 @@ def test_ranks_whose_launcher_is_killed_end_themselves() -> None:
     assert "the launcher of rank 0's node has ended, or the network to it is cut" in errors
 
 
-@pytest.mark.beside
 @pytest.mark.slow
 def test_one_launch_can_start_several_groups_and_their_threads_end() -> None:
     done = run_ranks(2, WORKER, "groups", 1)

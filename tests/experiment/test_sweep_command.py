@@ -14,7 +14,7 @@ import pytest
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
 
-pytestmark = [pytest.mark.beside, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 VALUES = ("optimizer.learning_rate=1e-2,1e30", "run.save_every=1", "--parallel", "2")
 STEPS = 24  # enough to be stopped in the middle
 PATIENCE = 300  # seconds; far above what it takes
