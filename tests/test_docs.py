@@ -50,12 +50,20 @@ def commands(page: Path) -> Iterator[str]:
     yield from re.findall(r"^ *((?:python|torchrun) .*)$", text, re.MULTILINE)
 
 
+def sources(file: Path, depth: int) -> Iterator[str]:
+    """The source of a module and of our modules that it imports, `depth` imports away."""
+    text = file.read_text(encoding="utf-8")
+    yield text
+    for name in IMPORT.findall(text) if depth else ():
+        imported = ROOT / f"{name.replace('.', '/')}.py"
+        if imported.exists():
+            yield from sources(imported, depth - 1)
+
+
 def has_option(script: str, option: str) -> bool:
-    """Whether a script, or a module of ours that it imports, writes an option out or has a field of its name."""
-    source = (ROOT / script).read_text(encoding="utf-8")
-    modules = (ROOT / f"{name.replace('.', '/')}.py" for name in IMPORT.findall(source))
-    source += "".join(module.read_text(encoding="utf-8") for module in modules if module.exists())
-    return f'"{option}"' in source or bool(re.search(rf"^    {option[2:].replace('-', '_')}: ", source, re.MULTILINE))
+    """Whether a script, or a module near it, writes an option out or has a field of its name."""
+    field = re.compile(rf"^    {option[2:].replace('-', '_')}: ", re.MULTILINE)
+    return any(f'"{option}"' in text or field.search(text) for text in sources(ROOT / script, 2))
 
 
 def test_there_are_at_most_twelve_pages_for_users() -> None:

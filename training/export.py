@@ -49,9 +49,9 @@ class Export:
     """A checkpoint of a run, and the weights that are written of it.
 
     run: the directory. start: its config.json, the record of its newest start. config: its settings, with the directory of
-    the base in model.path. state: of the checkpoint. weights: of the whole model, in the dtype in which they are computed.
-    adapter: if it is written in place of the whole model. record: what export.json says of the weights; two exports with
-    the same record hold the same weights.
+    the base in model.path. state: of the checkpoint. weights: of the whole model, before they are converted to the dtype of
+    the files. adapter: if it is written in place of the whole model. record: what export.json says of the weights; two
+    exports with the same record hold the same weights.
     """
 
     run: Path

@@ -1,0 +1,86 @@
+"""Faults in a training loop, planted as a user makes them: by editing a copy of train.py."""
+
+from pathlib import Path
+
+from tests.processes import ROOT
+
+BACKWARD = "(loss_sum / num_targets).backward()"
+STEP = "        optimizer.step()\n"
+RATE = 'group["lr"], group["noise_step"] = rate, progress.step'
+MAKE = "make_optimizer(parameters, config.optimizer, config.run.seed)"
+# Name -> (what a user replaces in train.py, by what).
+EDITS = {
+    "micro-batches averaged": (
+        BACKWARD,
+        "(loss_sum / max(1, micro_batch.target_ids.numel()) / len(inputs.deal(progress.step).items)).backward()",
+    ),
+    "wrong divisor": (BACKWARD, "(loss_sum / sum(batch.document_lengths)).backward()"),
+    "last micro-batch dropped": (
+        "            before_micro_batch(model",
+        "            if is_last:\n                break\n            before_micro_batch(model",
+    ),
+    "optimizer not restored": (
+        "load_checkpoint(resume_from, parameters, optimizer, ranks)",
+        "load_checkpoint(resume_from, parameters, None, ranks)",
+    ),
+    "data by the number of ranks": (
+        "for deal in map(inputs.deal, range(first_step, total_steps)):",
+        "for deal in (inputs.deal(step * ranks.world_size % 4) for step in range(first_step, total_steps)):",
+    ),
+    "not clipped": ("(grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0)", "torch.ones(())"),
+    "ranks averaged": (BACKWARD, "(loss_sum / num_targets / ranks.world_size).backward()"),
+    "vectors not updated": (RATE, RATE.replace("rate,", 'rate * (group["params"][0].dim() >= 2),')),
+    "dropout before the head": ("    model.train()\n", "    model.train()\n    add_dropout(model)\n"),
+    "doubled rate": (RATE, RATE.replace("rate,", "2 * rate,")),
+    "no weight decay": (
+        MAKE,
+        MAKE.replace("config.optimizer,", "dataclasses.replace(config.optimizer, weight_decay=0.0),"),
+    ),
+    "other betas": (
+        MAKE,
+        MAKE.replace("config.optimizer,", "dataclasses.replace(config.optimizer, betas=(0.9, 0.999)),"),
+    ),
+    "gradient of a layer lost": (
+        STEP,
+        f'        parameters["model.layers.1.mlp.down_proj.weight"].grad.zero_()\n{STEP}',
+    ),
+    "export of other weights": ('        ranks.watch.at("the export")\n', "        round_to_bf16(parameters)\n"),
+}
+# At the end of every copy: small matrices to measure the peak, one thread, and what the edits call.
+END = """
+import dataclasses
+import model.flops
+
+measured_flops = model.flops.measured_flops
+model.flops.measured_flops = lambda device, dtype, size: measured_flops(device, dtype, 64)
+torch.set_num_threads(1)
+torch.set_num_threads = lambda count: None
+
+
+def add_dropout(model: torch.nn.Module) -> None:
+    hidden = model.hidden_states
+    model.hidden_states = lambda batch: torch.nn.functional.dropout(hidden(batch), 0.1)
+
+
+def round_to_bf16(parameters: dict) -> None:
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.copy_(parameter.bfloat16())
+
+
+if __name__ == "__main__":
+"""
+
+
+def write_train(folder: Path, fault: str | None = None) -> Path:
+    """A copy of train.py with the fault `fault` of EDITS."""
+    text = (ROOT / "train.py").read_text(encoding="utf-8")
+    if fault:
+        old, new = EDITS[fault]
+        assert text.count(old) == 1, f"train.py has {old!r} {text.count(old)} times"
+        text = text.replace(old, new)
+    body, _, end = text.rpartition('if __name__ == "__main__":\n')
+    path = folder / (f"train_{fault.replace(' ', '_')}" if fault else "train") / "train.py"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(body + END + end, encoding="utf-8")
+    return path
