@@ -10,8 +10,7 @@ code, with loss on the assistant's tokens only. Each run of an arm is a process 
 tools/bench_peers.py, which says how they are configured), which is killed after its last measured step, because saving and
 exporting are not compared. An arm uses all cores that this process may use.
 
-parity: in fp32, with the same examples in each step, the loss of each of 20 steps must agree with ours to 1e-3 (absolute below
-a loss of 1, relative above).
+parity: in fp32, with the same examples in each step, the loss of each of 20 steps must agree with ours to 1e-3.
 matched: the same examples in each step, bf16 matrix products over fp32 weights (ours through FSDP2's mixed precision, the
 others through autocast, which keeps the residual stream in fp32), the same AdamW, no activation checkpointing. Examples
 are packed if the trainer can pack without cross-document attention.
@@ -24,6 +23,7 @@ defaults: each trainer as in its own quick start. The steps differ, so the losse
     GiB         peak memory of rank 0 times the ranks: resident, or on CUDA allocated
     1st step    seconds from the start of the process to the end of its first step: imports, loading, tokenising, warm-up
     loss        of the last step
+    differs by  largest difference of a step's loss from ours in the first round, absolute below a loss of 1, relative above
 
 The exit code is 1 if an arm of ours failed or a loss differs. Linux only.
 """
@@ -38,7 +38,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -67,7 +67,6 @@ class Arm:
     name: str
     ranks: int = 1
     packages: tuple[str, ...] = ()  # that it needs; none: it is our own train.py
-    settings: tuple[str, ...] = ("parity", "matched", "skewed", "defaults")
     packed: bool = False  # the documents of a forward pass in one row
 
 
@@ -86,11 +85,8 @@ ARMS = {
     "ours": Arm("ours"),
     "ours-2": Arm("ours, 2 ranks", ranks=2),
     "trainer": Arm("transformers.Trainer", packages=("accelerate",)),
-    "trainer-flat": Arm(
-        "transformers.Trainer, flattened", 1, ("accelerate",), ("parity", "matched", "skewed"), packed=True
-    ),
-    # In skewed Trainer stands for those that pad; TRL would pad as much and take as long again.
-    "trl": Arm("TRL SFTTrainer", 1, TRL, ("parity", "matched", "defaults")),
+    "trainer-flat": Arm("transformers.Trainer, flattened", packages=("accelerate",), packed=True),
+    "trl": Arm("TRL SFTTrainer", packages=TRL),
     "trl-packed": Arm("TRL SFTTrainer, packed", packages=TRL, packed=True),
 }
 SETTINGS = {
@@ -205,9 +201,32 @@ class Run:
     losses: list[float]
     tokens: list[int]
     seconds: list[float]
-    memory_gib: float = math.nan
+    memory_gib: float = 0.0
+    mfu: float = 0.0  # of the best step; ours only
     first_step_seconds: float = math.nan
     failed: str = ""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """After the warm-up."""
+        return sum(self.tokens[WARMUP:]) / sum(self.seconds[WARMUP:])
+
+
+def read_run(metrics: Path, steps: int, ranks: int) -> Run:
+    """The first `steps` steps of a metrics.jsonl that is being written; that of the others has the same curves as ours."""
+    text = metrics.read_text(encoding="utf-8") if metrics.is_file() else ""
+    found = list(map(json.loads, text.split("\n")[:-1]))  # what stands behind the last line break is not written yet
+    rows = [row for row in found if "train/loss" in row][:steps]
+    totals = [0, *(row["train/tokens"] for row in rows)]
+    tokens = [after - before for before, after in zip(totals, totals[1:], strict=False)]
+    return Run(
+        losses=[row["train/loss"] for row in rows],
+        tokens=tokens,
+        seconds=[count / row["train/tokens_per_second"] for count, row in zip(tokens, rows, strict=True)],
+        memory_gib=ranks * max((row["train/memory_gib"] for row in rows), default=0.0),
+        mfu=max((row.get("train/mfu", 0.0) for row in rows), default=0.0),
+        first_step_seconds=next((row["start/total"] for row in found if "start/total" in row), math.nan),
+    )
 
 
 def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> Run:
@@ -241,36 +260,14 @@ def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> Run:
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     threads = str(max(1, len(os.sched_getaffinity(0)) // arm.ranks))
     with Launch([*command, path], directory / "output.txt", OMP_NUM_THREADS=threads, **offline) as launch:
-        code, rows = None, []
-        while code is None and len(rows) < steps:
+        metrics, code = directory / "run" / "metrics.jsonl", None
+        run = read_run(metrics, steps, arm.ranks)
+        while code is None and len(run.losses) < steps:
             code = launch.wait(0.1)  # before reading, so that the last row is not missed
-            start, rows = read_metrics(directory / "run" / "metrics.jsonl")
-    failed = "" if len(rows) >= steps else f"exit code {code}, {len(rows)} steps; see {launch.output}"
-    # A fast arm may have taken more steps before it was killed.
-    return measured(rows[:steps], start, arm.ranks) if not failed else Run([], [], [], failed=failed)
-
-
-def read_metrics(path: Path) -> tuple[float, list[dict]]:
-    """Seconds of the start, and the rows of the steps, of a file that is being written; the peers' has the same curves as ours."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    rows = [
-        json.loads(line) for line in text.split("\n")[:-1]
-    ]  # what stands behind the last line break is not written yet
-    start = next((row["start/total"] for row in rows if "start/total" in row), math.nan)
-    return start, [row for row in rows if "train/loss" in row]
-
-
-def measured(rows: list[dict], start: float, ranks: int) -> Run:
-    """What the rows of a run say."""
-    totals = [0, *(row["train/tokens"] for row in rows)]
-    tokens = [after - before for before, after in zip(totals, totals[1:], strict=False)]
-    return Run(
-        losses=[row["train/loss"] for row in rows],
-        tokens=tokens,
-        seconds=[count / row["train/tokens_per_second"] for count, row in zip(tokens, rows, strict=True)],
-        memory_gib=ranks * max(row["train/memory_gib"] for row in rows),
-        first_step_seconds=start,
-    )
+            run = read_run(metrics, steps, arm.ranks)
+    if len(run.losses) < steps:
+        run = replace(run, failed=f"exit code {code}, {len(run.losses)} steps; see {launch.output}")
+    return run
 
 
 # ---- all runs ----------------------------------------------------------------------------------------------------------
@@ -297,42 +294,34 @@ def run_all(benchmark: Benchmark) -> tuple[dict, bool]:
     for number in range(benchmark.rounds):
         for name in benchmark.settings:
             for arm in benchmark.arms:
-                if why_unavailable(arm) or name not in arm.settings or (name == "parity" and number):
+                if why_unavailable(arm) or (name == "parity" and number):
                     continue
                 run = run_arm(benchmark, arm, name, number)
                 found[name].setdefault(arm.name, []).append(run)
                 print(f"round {number + 1}, {name}, {arm.name}: {run.failed or 'done'}", flush=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    report: dict = {"model": Path(benchmark.model).name, "machine": device_name(device), "versions": versions(PACKAGES)}
+    report: dict = {"model": Path(benchmark.model).name, "machine": machine(PACKAGES)}
     passed = True
     for name, runs in found.items():
-        summarized = summarize_parity if name == "parity" else summarize
         ours = runs[benchmark.arms[0].name]
-        report[name] = {
-            arm.name: why_unavailable(arm) or summarized(runs[arm.name], ours)
-            for arm in benchmark.arms
-            if name in arm.settings
-        }
+        report[name] = {arm.name: why_unavailable(arm) or summarize(runs[arm.name], ours) for arm in benchmark.arms}
         print("\n" + table(name, report[name]))
         for arm in benchmark.arms:
-            entry = report[name].get(arm.name)
+            entry = report[name][arm.name]
             if isinstance(entry, dict):
-                passed &= name != "parity" or entry["agrees"]
+                passed &= name != "parity" or entry["difference"] <= PARITY_TOLERANCE
             elif not arm.packages and not why_unavailable(arm):
                 passed = False
-    print("\n" + ", ".join([report["model"], report["machine"], *map(" ".join, report["versions"].items())]))
+    print(f"\n{report['model']}, {report['machine']}")
     return report, passed
 
 
 def summarize(runs: Sequence[Run], ours: Sequence[Run]) -> dict | str:
-    """Medians over the rounds of an arm, without warm-up steps, or why there are none."""
+    """Medians over the rounds of an arm, without warm-up steps, or why there are none. Without a run of ours ratios are NaN."""
     if failed := next((run.failed for run in runs if run.failed), ""):
         return f"failed: {failed}"
     median = statistics.median
-    rates, own = (
-        [sum(run.tokens[WARMUP:]) / sum(run.seconds[WARMUP:]) for run in some if not run.failed]
-        for some in (runs, ours)
-    )
+    rates, own = ([run.tokens_per_second for run in some if not run.failed] for some in (runs, ours))
+    pairs = zip(runs[0].losses, ours[0].losses, strict=True) if own else [(math.nan, math.nan)]
     return {
         "tokens_per_second": median(rates),
         "spread": (max(rates) - min(rates)) / median(rates),
@@ -340,39 +329,28 @@ def summarize(runs: Sequence[Run], ours: Sequence[Run]) -> dict | str:
         "memory_gib": median(run.memory_gib for run in runs),
         "first_step_seconds": median(run.first_step_seconds for run in runs),
         "loss": median(run.losses[-1] for run in runs),
+        "difference": max(abs(loss - own) / max(1.0, abs(own)) for loss, own in pairs),
         "runs": [asdict(run) for run in runs],
     }
 
 
-def summarize_parity(runs: Sequence[Run], ours: Sequence[Run]) -> dict | str:
-    """How far the losses of an arm are from ours, or why there are none."""
-    if failed := runs[0].failed or ours[0].failed:
-        return f"failed: {failed}"
-    pairs = list(zip(runs[0].losses, ours[0].losses, strict=True))
-    difference = max(abs(loss - own) / max(1.0, abs(own)) for loss, own in pairs)
-    return {"difference": difference, "agrees": difference <= PARITY_TOLERANCE, "losses": runs[0].losses}
-
-
 def table(name: str, entries: dict[str, dict | str]) -> str:
     """The table of a setting. entries: arm name -> its summary, or why there is none."""
-    heads = ["tokens/s", "spread", "ours is", "GiB", "1st step", "loss"]
-    lines = [["difference", "verdict", "first loss", "last loss"] if name == "parity" else heads]
-    for entry in entries.values():
+    heads = ("tokens/s", "spread", "ours is", "GiB", "1st step", "loss", "differs by")
+    lines = [f"{name:<32}" + "".join(f"{head:>11}" for head in heads)]
+    for arm, entry in entries.items():
         if isinstance(entry, str):
-            lines.append([f"  {entry}"])
-        elif name == "parity":
-            verdict, losses = "agrees" if entry["agrees"] else "DIFFERS", entry["losses"]
-            lines.append([f"{entry['difference']:.1e}", verdict, f"{losses[0]:.4f}", f"{losses[-1]:.4f}"])
-        else:
-            speed = [f"{entry['tokens_per_second']:,.0f}", f"{entry['spread']:.1%}", f"{entry['ours_is']:.2f}x"]
-            cost = [f"{entry['memory_gib']:.2f}", f"{entry['first_step_seconds']:.1f} s", f"{entry['loss']:.4f}"]
-            lines.append(speed + cost)
-    names = [name, *entries]
-    return "\n".join(
-        f"{first:<32}" + "".join(f"{cell:>11}" for cell in line) for first, line in zip(names, lines, strict=True)
-    )
+            lines.append(f"{arm:<32}  {entry}")
+            continue
+        line = (
+            f"{arm:<32}{entry['tokens_per_second']:>11,.0f}{entry['spread']:>11.1%}{entry['ours_is']:>10.2f}x"
+            f"{entry['memory_gib']:>11.2f}{entry['first_step_seconds']:>9.1f} s{entry['loss']:>11.4f}{entry['difference']:>11.1e}"
+        )
+        lines.append(line + (" TOO FAR" if name == "parity" and not entry["difference"] <= PARITY_TOLERANCE else ""))
+    return "\n".join(lines)
 
 
-def versions(packages: Sequence[str]) -> dict[str, str]:
-    """The versions of those packages that are installed."""
-    return {name: metadata.version(name) for name in packages if importlib.util.find_spec(name)}
+def machine(packages: Sequence[str]) -> str:
+    """The GPU or processor of this machine, and the versions of those packages that are installed."""
+    name = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return ", ".join([name, *(f"{one} {metadata.version(one)}" for one in packages if importlib.util.find_spec(one))])

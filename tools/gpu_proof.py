@@ -22,10 +22,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from common.errors import UserError, run_script
-from distributed.device import device_name
 from tests.distributed.workload import write_workload
 from tests.tiny import tiny_tokenizer
-from tools.bench import measured, read_metrics, versions
+from tools.bench import machine, read_run
 from tools.launched import ROOT, Launch, torchrun
 
 SMOLLM2 = ROOT / "artifacts" / "models" / "SmolLM2-135M-Instruct"
@@ -91,15 +90,14 @@ def speed(output: Path, rehearse: bool, *settings: str) -> tuple[bool, str]:
         write_speed_run(folder, 64 if rehearse else 4096, steps + 1, TINY if rehearse else LLAMA_1B)
     shutil.rmtree(metrics.parent, ignore_errors=True)
     command = torchrun(1, config, f"run.name={name}", *settings)
-    ok, text = run(command, output, rehearse, lambda: len(read_metrics(metrics)[1]) >= steps)
-    start, rows = read_metrics(metrics)
-    if not ok or len(rows) < steps:
+    ok, text = run(command, output, rehearse, lambda: len(read_run(metrics, steps, 1).losses) >= steps)
+    found = read_run(metrics, steps, 1)
+    if not ok or len(found.losses) < steps:
         return False, text
-    found, mfu = measured(rows, start, ranks=1), max(row.get("train/mfu") or 0.0 for row in rows)
-    rate = sum(found.tokens[1:]) / sum(found.seconds[1:])
     command = [sys.executable, "scripts/plan.py", config, *settings, "--against", metrics.parent]
     ok, text = run(command, output.with_suffix(".plan.txt"), rehearse)
-    return ok, f"{rate:,.0f} tokens/s, MFU {mfu:.1%} in the best step, {found.memory_gib:.2f} GiB; {text}"
+    speed = f"{found.tokens_per_second:,.0f} tokens/s, MFU {found.mfu:.1%} in the best step"
+    return ok, f"{speed}, {found.memory_gib:.2f} GiB; {text}"
 
 
 def write_speed_run(folder: Path, length: int, steps: int, shape: dict[str, int]) -> None:
@@ -129,16 +127,15 @@ STEPS: dict[str, tuple[Callable[..., tuple[bool, str]], tuple[str, ...]]] = {
 }
 
 
-def machine(rehearse: bool) -> str:
-    """Card, driver and versions."""
-    found = versions(("torch", "transformers", "torchao"))
-    if rehearse:
-        return ", ".join([device_name(torch.device("cpu")), *map(" ".join, found.items())])
+def about_machine() -> str:
+    """Card, versions and driver."""
+    words = machine(("torch", "transformers", "torchao"))
+    if not torch.cuda.is_available():
+        return words
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-    found["driver"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
-    found |= {"CUDA": str(torch.version.cuda), "NCCL": ".".join(map(str, torch.cuda.nccl.version()))}
-    cards = f"{torch.cuda.device_count()} x {device_name(torch.device('cuda', 0))}"
-    return ", ".join([cards, *map(" ".join, found.items())])
+    driver = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    nccl = ".".join(map(str, torch.cuda.nccl.version()))
+    return f"{torch.cuda.device_count()} x {words}, CUDA {torch.version.cuda}, NCCL {nccl}, driver {driver}"
 
 
 def main() -> int:
@@ -159,7 +156,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     passed, report = True, folder / f"{arguments.only or 'report'}.md"
     lines = ["**A rehearsal on a CPU with tiny sizes: it proves nothing about a GPU.**", ""] if rehearse else []
-    lines += [machine(rehearse), "", "| step | result | seconds | found |", "|---|---|---|---|"]
+    lines += [about_machine(), "", "| step | result | seconds | found |", "|---|---|---|---|"]
     for name, (step, settings) in chosen.items():
         begin = time.monotonic()
         ok, text = step(folder / f"{name}.txt", rehearse, *settings)

@@ -17,21 +17,17 @@ from tools.bench import (
     Run,
     Setting,
     find_arm,
-    measured,
-    read_metrics,
+    read_run,
     summarize,
     table,
     write_examples,
 )
 
 
-def run_of(rates: list[float], loss: float = 1.0, gib: float = 1.0) -> Run:
-    """Steps of 1 s on 2 ranks: one of 9 tokens as warm-up, and then one per rate, in tokens of a second."""
-    rows = [
-        {"train/loss": 9.0 if i == 0 else loss, "train/tokens": total, "train/tokens_per_second": rate}
-        for i, (rate, total) in enumerate(zip([9.0, *rates], itertools.accumulate([9.0, *rates]), strict=True))
-    ]
-    return measured([row | {"train/memory_gib": gib / 2} for row in rows], start=3.0, ranks=2)
+def run_of(rates: list[int], loss: float = 1.0, gib: float = 1.0) -> Run:
+    """Steps of 1 s: one of 9 tokens as warm-up, and then one per rate, in tokens of a second."""
+    steps = len(rates)
+    return Run([9.0] + [loss] * steps, [9, *rates], [1.0] * (1 + steps), memory_gib=gib, first_step_seconds=3.0)
 
 
 def test_a_summary_has_medians_over_rounds_without_warm_up() -> None:
@@ -41,18 +37,29 @@ def test_a_summary_has_medians_over_rounds_without_warm_up() -> None:
     assert (ours["tokens_per_second"], ours["ours_is"], ours["spread"]) == (100.0, 1.0, pytest.approx((120 - 90) / 100))
     assert (ours["loss"], ours["memory_gib"], ours["first_step_seconds"]) == (2.0, 2.0, 3.0)
     other = summarize([run_of([40, 60])], runs)
-    assert isinstance(other, dict) and other["ours_is"] == 2.0
+    assert isinstance(other, dict) and other["ours_is"] == 2.0 and other["difference"] == 0.0
+    far = summarize([run_of([40, 60], loss=0.9)], [run_of([40, 60], loss=0.8)])
+    assert isinstance(far, dict) and far["difference"] == pytest.approx(0.1)  # 0.125 would be relative
+    assert "TOO FAR" in table("parity", {"b": far}) and "TOO FAR" not in table("matched", {"b": far})
     assert summarize([*runs, Run([], [], [], failed="exit code 3")], runs) == "failed: exit code 3"
     lines = table("matched", {"ours": ours, "b": other, "c": "not here"}).splitlines()
-    assert lines[1].split() == ["ours", "100", "30.0%", "1.00x", "2.00", "3.0", "s", "2.0000"]
+    assert lines[1].split() == ["ours", "100", "30.0%", "1.00x", "2.00", "3.0", "s", "2.0000", "0.0e+00"]
     assert "2.00x" in lines[2] and lines[3].split(maxsplit=1) == ["c", "not here"]
 
 
 def test_only_whole_lines_of_a_file_that_is_being_written_are_read(tmp_path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    assert read_metrics(path)[1] == []
-    path.write_text('{"start/total": 2.5}\n{"train/loss": 1.0}\n{"train/lo')
-    assert read_metrics(path) == (2.5, [{"train/loss": 1.0}])
+    path, row = (
+        tmp_path / "metrics.jsonl",
+        '{"train/loss": %s, "train/tokens": %s, "train/tokens_per_second": %s, "train/memory_gib": %s}\n',
+    )
+    assert read_run(path, 2, 1).losses == []
+    path.write_text(
+        '{"start/total": 2.5}\n' + row % (3.0, 100, 50.0, 0.5) + row % (2.0, 300, 100.0, 0.7) + '{"train/lo'
+    )
+    found = read_run(path, 3, ranks=2)
+    assert (found.losses, found.tokens, found.seconds) == ([3.0, 2.0], [100, 200], [2.0, 2.0])
+    assert (found.memory_gib, found.first_step_seconds, found.tokens_per_second) == (1.4, 2.5, 100.0)
+    assert read_run(path, 1, ranks=2).memory_gib == 1.0  # what a fast arm did before it was killed does not count
 
 
 @pytest.mark.parametrize("longest", [2000, 500])
@@ -81,7 +88,7 @@ def test_rounds_alternate_and_a_run_that_fails_is_a_line_and_an_exit_code(tmp_pa
     ran, path = [], write_tiny_model(tmp_path / "model")
     arms = tuple(find_arm(key) for key in ("ours", "ours-3", "trainer"))
     monkeypatch.setattr(tools.bench.importlib.util, "find_spec", lambda name: None if name == "accelerate" else 1)
-    monkeypatch.setattr(tools.bench, "versions", lambda packages: {"torch": "2.1"})
+    monkeypatch.setattr(tools.bench, "machine", lambda packages: "this machine")
     monkeypatch.setattr(tools.bench, "PARITY_STEPS", 3)
     second_loss, failed = 1.0, ""
 
@@ -102,7 +109,7 @@ def test_rounds_alternate_and_a_run_that_fails_is_a_line_and_an_exit_code(tmp_pa
         assert report["matched"]["transformers.Trainer"] == "not installed: pip install -r requirements-bench.txt"
     printed = capsys.readouterr().out
     assert "round 2, matched, ours, 3 ranks: exit code 9" in printed and "failed: exit code 9" in printed
-    assert "ours, 3 ranks                       1.1e-03    DIFFERS" in printed and ", torch 2.1\n" in printed
+    assert "1.1e-03 TOO FAR\n" in printed and "9.0e-04\n" in printed and "\nmodel, this machine\n" in printed
 
 
 def test_an_unknown_arm_is_one_sentence() -> None:
