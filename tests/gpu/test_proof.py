@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from tests.processes import run_python
 from tests.gpu import proof
+from tests.processes import run_python
 
 
 def test_without_a_gpu_it_says_so(monkeypatch) -> None:
@@ -39,5 +39,5 @@ def test_a_step_that_fails_is_a_line_and_an_exit_code(tmp_path, monkeypatch, cap
 def test_a_rehearsal_of_the_speed_step(tmp_path) -> None:
     done = run_python("-m", "tests.gpu.proof", "--rehearse", "--only", "speed-12N", "--out", tmp_path, fresh=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "ok    speed-12N: " in done.stdout and " GiB; planned against measured (3 steps): " in done.stdout
+    assert "ok    speed-12N: " in done.stdout and " GiB; planned against measured (" in done.stdout
     assert "proves nothing about a GPU" in done.stdout and not list(tmp_path.rglob("export"))

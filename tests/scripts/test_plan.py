@@ -113,7 +113,9 @@ def test_pasted_lines_give_a_setting_that_fits(plan, folder, wide) -> None:
     again, found = tight(plan, folder, wide, *own, *proposed["overrides"], "--all")
     assert "Your settings fit" in again and found["own"]["memory"] == proposed["memory"]
     # --all lists every setting.
-    rows = re.findall(r"^  \S.*? {2,}\d+N +\S+ +\d+ +\d+ +[\d.,]+ +[\d.,]+ .*  (yes|no|no \(host\))$", again, re.MULTILINE)
+    rows = re.findall(
+        r"^  \S.*? {2,}\d+N +\S+ +\d+ +\d+ +[\d.,]+ +[\d.,]+ .*  (yes|no|no \(host\))$", again, re.MULTILINE
+    )
     assert len(rows) == len(found["settings"]) >= 2 * 5 * 6
     assert rows.count("yes") == sum(setting["fits"] for setting in found["settings"])
 
