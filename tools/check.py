@@ -6,7 +6,6 @@ looked at by one more child (tools/check_step.py).
 """
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -16,7 +15,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -34,8 +33,8 @@ from configs.config import Config, as_dict
 from configs.loading.checks import check_world
 from configs.loading.command_line import read_command_line
 from configs.loading.config_file import override
-from distributed.agreement import check_agreement, library_versions
-from distributed.disks import NotShared, check_room_for_run, torchrun_grace
+from distributed.agreement import library_versions
+from distributed.disks import NotShared, torchrun_grace
 from distributed.process_group import (
     Ranks,
     barrier,
@@ -56,7 +55,6 @@ from tools.check_runs import (
     RATE,
     STEPS,
     STORED,
-    Measured,
     checkpoint_of,
     compare_runs,
     exported_otherwise,
@@ -78,32 +76,26 @@ from tools.check_runs import (
 from tools.plan import Plan, plan_of
 from training.description import counted
 from training.owner import LOCK_FILE, own_directory
-from training.start import source_digest
 
 T = TypeVar("T")
+
+
+class ChildFailed(Exception):
+    """A child of the check failed: which rank, and why it says so."""
+
+
 ROOT = Path(__file__).resolve().parents[1]
 STEP_PROGRAM = ROOT / "tools" / "check_step.py"
-MACHINE, SHARED = "machine", "shared disk"
+MACHINE = "machine"
 FISHER_DOCUMENTS = 8
 POLL, POLL_CLOSELY = 0.2, 0.01  # seconds between two looks at the children
 GRACE = 10.0  # seconds that the other children have to end, and to say why, after one has failed
 SAY_EVERY = 15.0  # seconds
-BUSY = 2**30  # bytes of a GPU that others hold, above which a line says so
 MEMORY_APART, SMALL = 0.25, 2**28  # of a plan, or bytes, by which the measured peak may exceed it
 WORTH_A_WARNING = 0.5  # hours; a shorter run is over before anybody has found out why it is slow
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 COPIED_BYTES = 200_000_000  # a larger file is no tokenizer
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How children ended, the same on every rank. problem: a sentence if one failed. mistake: the user's, in one sentence."""
-
-    seconds: float
-    killed: bool  # by `kill_when`
-    problem: str | None = None
-    mistake: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,15 +178,13 @@ def main(description: str | None) -> int:
     if options.json and is_first:  # which writes it; other nodes may lack the directory
         check_can_write(options.json, "--json")
     with process_group(config.run.timeout_minutes, torch.device("cpu")) as ranks:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: it removes the runs of the check
 
         def say(text: str) -> None:
             if ranks.rank == 0:
                 print(text, flush=True)
 
         check = Check(config, options.train.resolve(), command.arguments, ranks, say)
-        signal.signal(
-            signal.SIGTERM, signal.default_int_handler
-        )  # as Ctrl-C: it ends and removes the runs of the check
         results = all_checks(check, options.layers)
         seconds = time.monotonic() - begin
         for line in report_lines(results, seconds):
@@ -222,12 +212,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def report_lines(results: Sequence[Result], seconds: float) -> list[str]:
     """The report in words. The groups stand in their order, a group's results in the order in which they were found."""
-    groups = ("data", "model", "precision", GROUP, MACHINE)
+    groups = ("data", "model", GROUP, MACHINE)
     names = max(len(result.name) for result in results)
     said = []
     for result in sorted(results, key=lambda result: groups.index(result.group)):
-        shown = result.figures.get("lines")  # examples to look at
-        more = [" " * (20 + names) + str(line) for line in shown] if isinstance(shown, list) else []
+        more = [" " * (20 + names) + str(line) for line in result.lines]
         said += [f"{result.status:<7}  {result.group:<9}  {result.name:<{names}}  {result.text}", *more]
     count = {status: sum(result.status == status for result in results) for status in (OK, WARNING, FAILS, SKIPPED)}
     counts = ", ".join(f"{number} {status}" for status, number in count.items())
@@ -237,57 +226,53 @@ def report_lines(results: Sequence[Result], seconds: float) -> list[str]:
 
 
 def all_checks(check: Check, layers: int | None) -> list[Result]:
-    """All results, the same on every rank. A collective. Leaves nothing behind."""
-    config, ranks = check.config, check.ranks
+    """All results, the same on every rank. A collective. Leaves nothing behind.
+
+    Raises UserError if another check owns the scratch directory, or if the nodes do not share it.
+    """
+    ranks = check.ranks
     check.say(f"checking {' '.join(check.arguments)}: the runs of the check go to {check.scratch} and are removed")
-    results = [agreement(check)]
-    owned = True
-    existed = gather_objects(Path(config.run.directory).exists(), ranks)[0]
+    is_own = False
     try:
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(own_directory(check.scratch, ranks))
-                shared = Result(MACHINE, SHARED, OK, f"every node sees {config.run.directory}")
-            except NotShared as error:
-                shared = Result(MACHINE, SHARED, FAILS, str(error))
-            except UserError:  # another check owns it, whose files stay, or it cannot be written
-                owned = False
-                raise
-            results.append(shared)
-            clean(check)
-            if layers:
-                out = check.scratch / "model"
-                check.say(f"  a model of the first {layers} layers")
-                said = check.on_first(lambda: cut_model(Path(config.model.path), layers, out))
-                results.append(Result("model", "layers", OK, said))
-                check = replace(check, model=out)
-            check.say("  data, model and precision")
-            found, reference = probe(check)
-            results += found
-            plan = plan_or_problem(check.config) if ranks.rank == 0 else ""  # it holds the data, and stays on rank 0
-            fits = check.line(MACHINE, "planned memory", lambda: judge_plan(plan, bool(check.model)))
-            results.append(fits)
-            measured = None
-            if shared.status == FAILS or (fits.status == FAILS and not check.model):
-                why = f"see {SHARED}: all ranks must see the same files"
-                if shared.status == OK:
-                    why = "the whole model does not fit this machine (planned memory): add --layers 2"
-                results.append(Result(GROUP, "three steps", SKIPPED, why))
-            else:
-                found, measured = run_checks(check, reference)
-                results += found
-            results += [*devices(check), *machine_lines(check, plan, measured)]
+        with own_directory(check.scratch, ranks):
+            is_own = True
+            return owned_checks(check, layers)
+    except NotShared:
+        is_own = True
+        raise
     finally:
-        if owned and ranks.local_rank == 0:
-            shutil.rmtree(check.scratch, ignore_errors=True)
-            if not existed:
-                with suppress(OSError):  # not empty, or gone
-                    check.scratch.parent.rmdir()
-    return results
+        if ranks.local_rank == 0:
+            if is_own:
+                shutil.rmtree(check.scratch, ignore_errors=True)
+            with suppress(OSError):  # not empty, or gone
+                check.scratch.parent.rmdir()
+
+
+def owned_checks(check: Check, layers: int | None) -> list[Result]:
+    """All results, in a scratch directory that belongs to this check. A collective."""
+    config, ranks = check.config, check.ranks
+    clean(check)  # an earlier check that was killed may have left something
+    results = []
+    if layers:
+        check.say(f"  a model of the first {layers} layers")
+        out = check.scratch / "model"
+        said = check.on_first(lambda: cut_model(Path(config.model.path), layers, out))
+        results.append(Result("model", "layers", OK, said))
+        check = replace(check, model=out)
+    check.say("  data and model")
+    found, reference = probe(check)
+    plan = plan_or_problem(config) if ranks.rank == 0 else ""  # it holds the data, and stays on rank 0
+    fits = check.line(MACHINE, "planned memory", lambda: judge_plan(plan, bool(check.model)))
+    results += [*found, fits]
+    if fits.status == FAILS:
+        why = "the whole model does not fit this machine (planned memory): add --layers 2"
+        return [*results, Result(GROUP, "three steps", SKIPPED, why)]
+    found, measured = run_checks(check, reference)
+    return [*results, *found, *machine_lines(check, plan, measured)]
 
 
 def clean(check: Check) -> None:
-    """Remove what is in the scratch directory, except its lock: an earlier check that was killed may have left it. A collective."""
+    """Remove what is in the scratch directory, except its lock. A collective."""
     if check.ranks.local_rank == 0:
         for path in check.scratch.glob("*"):
             if path.name != LOCK_FILE:
@@ -295,28 +280,26 @@ def clean(check: Check) -> None:
     barrier(check.ranks)
 
 
-def probe(check: Check) -> tuple[list[Result], dict | None]:
-    """The results of data, model and precision, from a child of rank 0 alone, and the reference of step 1. A collective.
+def probe(check: Check) -> tuple[list[Result], dict]:
+    """The results of data and model, from a child of rank 0 alone, and the reference of step 1. A collective.
 
     Raises UserError for a config that cannot be run, or whose data cannot be read.
     """
     out = check.scratch / "step.json"
     arguments = (str(STEP_PROGRAM), "--out", str(out), "--world-size", str(check.ranks.world_size))
     arguments += ("--model", str(check.model)) if check.model else ()
-    ended = run_children(check, "step", (*arguments, *check.arguments), 0)
-    if ended.mistake:
-        raise UserError(ended.problem or "")
+    problem = []
+    try:
+        run_children(check, "step", (*arguments, *check.arguments), 0)
+    except ChildFailed as error:
+        problem = [Result("model", "probe", FAILS, f"data and model were not all checked: {error}")]
 
-    def read() -> tuple[list[Result], dict | None]:
+    def read() -> tuple[list[Result], dict]:
         content = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-        return [Result(**result) for result in content.get("results", [])], content.get("reference")
+        return [Result(**result) for result in content.get("results", [])], content.get("reference", {})
 
     results, reference = check.on_first(read)
-    if ended.problem:
-        results.append(
-            Result("model", "probe", FAILS, f"data, model and precision were not all checked: {ended.problem}")
-        )
-    return results, reference
+    return results + problem, reference
 
 
 # --- Three steps, a kill and a resume, fewer ranks --------------------------------------------------------------------
@@ -325,11 +308,8 @@ def probe(check: Check) -> tuple[list[Result], dict | None]:
 def train_command(check: Check, name: str) -> tuple[str, ...]:
     """`train.py CONFIG ...` of one of the check's runs: the real config, data, plan and ranks; three steps at the peak learning rate,
     without what takes time and proves nothing here."""
-    return (
-        str(check.script),
-        *check.arguments,
-        *(f"{key}={value}" for key, value in changed_settings(check, name).items()),
-    )
+    changes = (f"{key}={value}" for key, value in changed_settings(check, name).items())
+    return (str(check.script), *check.arguments, *changes)
 
 
 def changed_settings(check: Check, name: str) -> dict[str, object]:
@@ -361,39 +341,42 @@ def changed_settings(check: Check, name: str) -> dict[str, object]:
     return settings
 
 
-def run_checks(check: Check, reference: dict | None) -> tuple[list[Result], Measured | None]:
-    """All lines of the group `run`. A collective. reference: of the first step, from `probe`."""
-    results, measured = three_steps(check, reference)
-    if results[0].status == FAILS and len(results) == 1:
-        names = ("kill and resume", "other ranks", "export")
-        return results + [Result(GROUP, name, SKIPPED, "the three steps must succeed first") for name in names], None
+def run_checks(check: Check, reference: dict) -> tuple[list[Result], dict]:
+    """All lines of the group `run`, and what the straight run measured. A collective. reference: of step 1, from `probe`."""
+    try:
+        results, measured = three_steps(check, reference)
+    except (ChildFailed, UserError) as error:
+        return [Result(GROUP, "three steps", FAILS, str(error))], {}
     steps = check.on_first(lambda: saved_steps(check.scratch / "straight"))
     check.remove(checkpoint_of(Path("straight"), 1))
     if steps[-2:] != [KILLED_AFTER, STEPS]:
         why = f"the plan has fewer than {STEPS} steps" if len(steps) < STEPS else f"it saved steps {steps}"
         return [*results, Result(GROUP, "kill and resume", SKIPPED, why)], measured
-    results.append(kill_and_resume(check, measured))
-    check.remove("killed")
-    results.append(fewer_ranks(check))
+    for name, look in (("kill and resume", kill_and_resume), ("other ranks", fewer_ranks)):
+        try:
+            results.append(look(check, measured))
+        except (ChildFailed, UserError) as error:
+            results.append(Result(GROUP, name, FAILS, str(error)))
+        check.remove("killed")
     return results, measured
 
 
-def three_steps(check: Check, reference: dict | None) -> tuple[list[Result], Measured | None]:
-    """The straight run, and all lines about it; one alone if it failed. A collective."""
-    ranks, straight = check.ranks.world_size, check.scratch / "straight"
+def three_steps(check: Check, reference: dict) -> tuple[list[Result], dict]:
+    """The straight run, and all lines about it. A collective. Raises ChildFailed or UserError if it does not come to its end."""
+    ranks, straight, begin = check.ranks.world_size, check.scratch / "straight", time.monotonic()
     check.say(f"  {STEPS} steps on {counted(ranks, 'rank')} of {check.script.name}")
-    ended = run_children(check, "straight", train_command(check, "straight"), ranks)
-    if ended.problem:
-        return [Result(GROUP, "three steps", FAILS, ended.problem)], None
-    results = [check.line(GROUP, "three steps", lambda: judge_steps(straight, ended.seconds))]
+    run_children(check, "straight", train_command(check, "straight"), ranks)
+    seconds = time.monotonic() - begin
+    results = [check.line(GROUP, "three steps", lambda: judge_steps(straight, seconds))]
     results += judge_first_step(check, reference)
     measured = check.on_first(lambda: measure(straight))
     steps = check.on_first(lambda: saved_steps(straight))
     results.append(judge_updates(check, steps))
     last = checkpoint_of(straight, steps[-1]) if steps else straight
     others = check.of_tensors(last, lambda names: exported_otherwise(straight / "export", last, names))
+    keep = check.config.run.keep_last
     results += [
-        check.line(GROUP, "checkpoint", lambda: judge_checkpoint(measured, torchrun_grace())),
+        check.line(GROUP, "checkpoint", lambda: judge_checkpoint(check.scratch, measured, keep, torchrun_grace())),
         check.line(GROUP, "export", lambda: judge_export(straight, check.config, others())),
     ]
     return results, measured
@@ -405,31 +388,26 @@ def compute_dtype(config: Config) -> torch.dtype:
     return DTYPES[config.model.compute_dtype] if has_native_bf16(device) else torch.float32
 
 
-def judge_first_step(check: Check, reference: dict | None) -> list[Result]:
-    """Loss, gradient norm, shares and gradient of step 1 against the reference. A collective."""
+def judge_first_step(check: Check, reference: dict) -> list[Result]:
+    """Loss, gradient norm and gradient of step 1 against the reference. A collective."""
     straight, config = check.scratch / "straight", check.config
-    eps = reference["eps"] if reference else 0.0
-    sample = read_sample(check.scratch / "step.safetensors", eps) if check.ranks.rank == 0 else None
+    read = lambda: read_sample(check.scratch / "step.safetensors", reference.get("eps", 0.0))  # noqa: E731
+    sample = read() if check.ranks.rank == 0 else None
     tensors = check.on_first(lambda: sample.tensors if sample else {})
     floor = STORED[config.optimizer.memory] + (2**-8 if config.sharding.reduce_dtype == "bf16" else 0)
     first = checkpoint_of(straight, 1)
     moments = check.of_tensors(
         first, lambda names: first_moments(first, tensors, [name for name in names if name in tensors])
     )
-    results = [check.line(GROUP, "loss", lambda: judge_first(straight, reference, sample, floor, LOSS))]
-    results += [check.line(GROUP, "gradient norm", lambda: judge_first(straight, reference, sample, floor, NORM))]
-    both: list[Result] = []
-
-    def judge() -> Result:
-        both.extend(judge_gradient(straight, reference, sample, floor, moments()))
-        return both[0]
-
-    results.append(check.line(GROUP, "shares", judge))
-    return [*results, *check.on_first(lambda: both[1:])]
+    return [
+        check.line(GROUP, "loss", lambda: judge_first(straight, reference, sample, floor, LOSS)),
+        check.line(GROUP, "gradient norm", lambda: judge_first(straight, reference, sample, floor, NORM)),
+        check.line(GROUP, "gradient", lambda: judge_gradient(straight, reference, sample, floor, moments())),
+    ]
 
 
 def judge_updates(check: Check, steps: Sequence[int]) -> Result:
-    """The line *updates*: every tensor moves as AdamW says. A collective."""
+    """The line *updates*: every tensor moves, and as AdamW says if that is the optimizer. A collective."""
     straight = check.scratch / "straight"
     if list(steps) != list(range(1, STEPS + 1)):
         return Result(GROUP, "updates", SKIPPED, f"it saved steps {list(steps)}, and every step is needed")
@@ -439,11 +417,11 @@ def judge_updates(check: Check, steps: Sequence[int]) -> Result:
     return check.line(GROUP, "updates", lambda: judge_moves(straight, moves(), settings["learning_rate"]))
 
 
-def kill_and_resume(check: Check, measured: Measured | None) -> Result:
-    """The same run again, killed in step 3 and started again. A collective."""
+def kill_and_resume(check: Check, measured: dict) -> Result:
+    """The same run again, killed in step 3 and started again. A collective. Raises ChildFailed or UserError."""
     name, ranks, run = "kill and resume", check.ranks.world_size, check.scratch / "killed"
     check.say(f"  the same, with SIGKILL in step {STEPS}")
-    delay = min(10.0, measured.seconds_per_step / 2) if measured else 0.0
+    delay = min(10.0, measured["seconds_per_step"] / 2) if measured else 0.0
     seen: list[float] = []
 
     def in_last_step() -> bool:
@@ -452,32 +430,24 @@ def kill_and_resume(check: Check, measured: Measured | None) -> Result:
         return bool(seen) and time.monotonic() - seen[0] >= delay
 
     command = train_command(check, "killed")
-    ended = run_children(check, "killed", command, ranks, in_last_step)
-    if ended.problem:
-        return Result(GROUP, name, FAILS, f"the run before the kill: {ended.problem}")
-    if not ended.killed:
+    if not run_children(check, "killed", command, ranks, in_last_step):
         return Result(GROUP, name, SKIPPED, "the run ended before it could be killed")
     check.say("  resume after the kill")
-    ended = run_children(check, "resumed", command, ranks)
-    if ended.problem:
-        return Result(GROUP, name, FAILS, f"the resume after a SIGKILL: {ended.problem}")
+    run_children(check, "resumed", command, ranks)
     is_exact = not torch.cuda.is_available() or check.config.run.deterministic
-    said = f"SIGKILL to all {ranks} ranks in step {STEPS}" if ranks > 1 else f"SIGKILL in step {STEPS}"
-    return compared(check, run, name, said, is_exact)
+    return compared(check, run, name, f"SIGKILL to {counted(ranks, 'rank')} in step {STEPS}", is_exact)
 
 
-def fewer_ranks(check: Check) -> Result:
-    """Continue the straight run from step 2 on half as many ranks. A collective."""
+def fewer_ranks(check: Check, measured: dict) -> Result:
+    """Continue the straight run from step 2 on half as many ranks. A collective. Raises ChildFailed or UserError."""
     name, run = "other ranks", check.scratch / "fewer"
     world_size, why = half_of_ranks(check.config, *world_size_from_environment())
     if not world_size:
         return Result(GROUP, name, SKIPPED, why)
     check.say(f"  resume on {counted(world_size, 'rank')}")
     check.on_first(lambda: move_checkpoint(check.scratch / "straight", run))
-    ended = run_children(check, "fewer", train_command(check, "fewer"), world_size)
+    run_children(check, "fewer", train_command(check, "fewer"), world_size)
     said = f"step {STEPS} again from the checkpoint of step {KILLED_AFTER}, on {world_size} instead of {check.ranks.world_size} ranks"
-    if ended.problem:
-        return Result(GROUP, name, FAILS, f"{said}: {ended.problem}")
     return compared(check, run, name, said, is_exact=False)
 
 
@@ -526,13 +496,14 @@ def move_checkpoint(source: Path, target: Path) -> None:
 
 def run_children(
     check: Check, name: str, command: tuple[str, ...], world_size: int, kill_when: Callable[[], bool] | None = None
-) -> Ended:
+) -> bool:
     """Run `python COMMAND` on the first `world_size` ranks, each as a child of its rank, to the end. A collective.
 
     world_size 0: on rank 0, as if there were no launcher. A child has the rank, the world size and the store of its
     parent's launcher, so that it is what torchrun would have started. When `kill_when()` is true, a rank's child gets
-    SIGKILL; when a child fails, so do the others after a while. No child is left, whatever happens: each has a process
-    group of its own, and the kernel kills it when its parent dies.
+    SIGKILL; when a child fails, so do the others after a while. No child is left, whatever happens.
+
+    Returns whether it was killed. Raises UserError on all ranks for a mistake of the user, and ChildFailed if a child fails.
     """
     ranks, begin = check.ranks, time.monotonic()
     ranks.watch.at(f"the check's run '{name}'")
@@ -548,35 +519,29 @@ def run_children(
             killed = bool(kill_when and kill_when())
             if time.monotonic() - begin > said:
                 said += SAY_EVERY
-                check.say(f"    {time.monotonic() - begin:.0f} s: {(_lines(output) or ['starting'])[-1][:100]}")
+                check.say(f"    {time.monotonic() - begin:.0f} s: {last_line(output)[:100]}")
             time.sleep(POLL_CLOSELY if kill_when else POLL)
             patience -= POLL if failed.exists() else 0
         code = process.poll() if process else None
         if code and not kill_when:
             failed.touch()
     finally:
-        if process:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            end = time.monotonic() + GRACE
-            while process.poll() is None and time.monotonic() < end:
-                time.sleep(0.01)
+        if process and process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            while process.poll() is None:
+                time.sleep(POLL_CLOSELY)
     ended = gather_objects((killed, code, host_name(), last_words(output) if process else ""), ranks)
-    killed = any(one[0] for one in ended)  # the ranks that lost this one have ended by themselves
     codes = {rank: code for rank, (_, code, *_) in enumerate(ended) if code}
-    if killed or not codes:
-        return Ended(time.monotonic() - begin, killed)
-    # 2: a mistake, in one sentence. 3: another rank was lost, which is what the others say. A signal: by the kernel.
-    order = {2: 0, 1: 1, 3: 3}
-    rank = min(codes, key=lambda rank: order.get(codes[rank], 2))
+    if not codes or any(one[0] for one in ended):  # the ranks that lost the killed one have ended by themselves
+        return any(one[0] for one in ended)
+    rank = min(codes, key=lambda rank: (codes[rank] != 2, codes[rank] == 3))  # 2: a mistake; 3: another rank was lost
     code, (_, _, host, words) = codes[rank], ended[rank]
     if code == 2:
-        return Ended(time.monotonic() - begin, False, words, mistake=True)
-    if code < 0:
-        why = ", which the kernel sends when memory runs out" if -code == signal.SIGKILL else ""
-        words = f"killed by {signal.Signals(-code).name}{why}; its last line: {words}"
+        raise UserError(words)
     where = f"rank {rank} on host {host}: " if ranks.world_size > 1 else ""
-    return Ended(time.monotonic() - begin, False, f"{where}{words or f'exit code {code}'}")
+    why = " (the kernel sends it when memory runs out)" if -code == signal.SIGKILL else ""
+    signalled = f"killed by {signal.Signals(-code).name}{why}; its last line: " if code < 0 else ""
+    raise ChildFailed(f"{where}{signalled}{words or f'exit code {code}'}")
 
 
 def child_environment(world_size: int, folder: Path) -> dict[str, str]:
@@ -588,10 +553,9 @@ def child_environment(world_size: int, folder: Path) -> dict[str, str]:
     launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
     if not world_size or "RANK" not in os.environ:
         return {key: value for key, value in mine.items() if key not in launcher}
-    local_world = world_size_from_environment()[1]
     return mine | {
         "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(min(local_world, world_size)),
+        "LOCAL_WORLD_SIZE": str(min(world_size_from_environment()[1], world_size)),
         # The store of the launcher, or that of the parent of rank 0, which a child must not try to open itself.
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
@@ -601,7 +565,7 @@ def child_environment(world_size: int, folder: Path) -> dict[str, str]:
 
 
 def start_process(command: list[str], environment: dict[str, str], output: Path) -> subprocess.Popen:
-    """Start `python COMMAND` in a session of its own, with all output in one file."""
+    """Start `python COMMAND` in a session of its own, with all output in one file. It ends when its parent ends."""
     with output.open("wb") as file:
         return subprocess.Popen(
             tied_to_parent(command),
@@ -615,22 +579,18 @@ def start_process(command: list[str], environment: dict[str, str], output: Path)
 
 def last_words(output: Path) -> str:
     """Why a process says that it ended: its `error:` line, else the exception of a traceback, else its last line."""
-    lines = _lines(output)
-    for line in reversed(lines):
-        if line.startswith("error: "):
-            return line.removeprefix("error: ")
-    for line in reversed(lines):
-        if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt|Exit)\b", line):
-            return line
-    return lines[-1] if lines else ""
+    lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+    for pattern in (r"error: (.*)", r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)"):
+        found = [match[1] for line in lines if (match := re.match(pattern, line))]
+        if found:
+            return found[-1]
+    return last_line(output)
 
 
-def _lines(output: Path) -> list[str]:
-    try:
-        text = output.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return [line for line in re.split(r"[\r\n]+", text) if line.strip()]
+def last_line(output: Path) -> str:
+    """The last line of a process so far."""
+    lines = re.split(r"[\r\n]+", output.read_text(encoding="utf-8", errors="replace").strip())
+    return lines[-1]
 
 
 # --- A model of the first layers --------------------------------------------------------------------------------------
@@ -682,57 +642,6 @@ def cut_model(path: Path, layers: int, out: Path) -> str:
 # --- The machine ------------------------------------------------------------------------------------------------------
 
 
-def agreement(check: Check) -> Result:
-    """Whether all ranks have the same config, train.py, code and libraries. A collective."""
-    name = "ranks agree"
-    if check.ranks.world_size == 1:
-        return Result(MACHINE, name, SKIPPED, "there is one rank")
-    try:
-        values = {
-            "the config": as_dict(check.config),
-            check.script.name: hashlib.sha256(check.script.read_bytes()).hexdigest(),
-            "the code": source_digest(),
-            "versions": library_versions(),
-            "the device type": "cuda" if torch.cuda.is_available() else "cpu",
-        }
-        check_agreement(values, check.ranks)
-    except UserError as error:
-        return Result(MACHINE, name, FAILS, str(error))
-    what = "config, code, versions and device type; the runs compare data, plan and weights"
-    return Result(MACHINE, name, OK, f"all {check.ranks.world_size} ranks: {what}")
-
-
-def devices(check: Check) -> list[Result]:
-    """What else is on the GPUs, and the time in which the ranks add up a gradient on their devices, in children. A collective."""
-    ranks, out = check.ranks, check.scratch / "devices.json"
-    ended = run_children(check, "devices", (str(STEP_PROGRAM), "--devices", str(out)), ranks.world_size)
-    if ended.problem:
-        return [Result(MACHINE, "all-reduce", FAILS, ended.problem)]
-    found = check.on_first(lambda: json.loads(out.read_text(encoding="utf-8")))
-    results, taken = [], [(used, f"GPU {gpu} on host {host}") for host, gpu, used, _ in found["gpus"]]
-    if taken:
-        used, where = max(taken)
-        text = f"{len(taken)} GPUs, {used / 2**30:.1f} GiB taken by others on the fullest"
-        busy = WARNING if used > BUSY else OK
-        text += f": {where}; end what runs there (nvidia-smi)" if busy == WARNING else ""
-        results.append(Result(MACHINE, "GPU memory", busy, text, found))
-    if ranks.world_size == 1:
-        return [*results, Result(MACHINE, "all-reduce", SKIPPED, "there is one rank")]
-    size, seconds, nodes = found["bytes"], found["seconds"], len(set(gather_objects(host_name(), ranks)))
-    # A ring sends 2 (n - 1) / n of the bytes from each rank: NCCL's "bus bandwidth"
-    # (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
-    bandwidth = 2 * (ranks.world_size - 1) / ranks.world_size * size / seconds
-    text = (
-        f"{size / 2**20:.0f} MiB over {ranks.world_size} ranks on {counted(nodes, 'node')} in {1000 * seconds:.1f} ms, "
-        f"{bandwidth / 1e9:.2f} GB/s ({'NCCL' if taken else 'gloo'})"
-    )
-    figures = {"seconds": seconds, "bus_bandwidth": bandwidth, "nodes": nodes}
-    return [*results, Result(MACHINE, "all-reduce", OK, text, figures)]
-
-
-# --- The plan ---------------------------------------------------------------------------------------------------------
-
-
 def plan_or_problem(config: Config, rows: int | None = None) -> Plan | str:
     """The plan of a run on this machine, or why there is none: a check goes on without one. rows: see `plan_of`."""
     try:
@@ -758,23 +667,17 @@ def judge_plan(plan: Plan | str, is_cut: bool) -> Result:
     return Result(MACHINE, "planned memory", SKIPPED if is_cut else FAILS, text, figures)
 
 
-def machine_lines(check: Check, plan: Plan | str, measured: Measured | None) -> list[Result]:
-    """The lines that need the measurements of the runs. A collective. plan: that of rank 0 counts."""
-    results, whole = [], measured if not check.model else None
-    if measured:
-        settings = [f"{key}={value}" for key, value in changed_settings(check, "straight").items()]
-        short, rows = override(check.config, settings), measured.micro_batch
-        look = lambda: peak_memory(plan_or_problem(short, rows), measured.memory)  # noqa: E731
-        results.append(check.line(MACHINE, "peak memory", look))
-    if whole:
-        results.append(check.line(MACHINE, "time", lambda: run_time(plan, check.config, whole)))
-    clean(check)  # the disk as the real run finds it
-    room = (whole.checkpoint_bytes, whole.export_bytes, "measured") if whole else None
-    if room is None:
-        room = check.on_first(
-            lambda: None if isinstance(plan, str) else (plan.disk.checkpoint, plan.disk.export, "planned")
-        )
-    return [*results, disk_room(check.config, room, check.ranks)]
+def machine_lines(check: Check, plan: Plan | str, measured: dict) -> list[Result]:
+    """The lines that compare the plan with what the runs measured. A collective. plan: that of rank 0 counts."""
+    if not measured:
+        return []
+    settings = [f"{key}={value}" for key, value in changed_settings(check, "straight").items()]
+    short, rows = override(check.config, settings), measured["micro_batch"]
+    look = lambda: peak_memory(plan_or_problem(short, rows), measured["memory"])  # noqa: E731
+    results = [check.line(MACHINE, "peak memory", look)]
+    if not check.model:
+        results.append(check.line(MACHINE, "time", lambda: run_time(plan, check.config, measured)))
+    return results
 
 
 def peak_memory(plan: Plan | str, measured: float) -> Result:
@@ -792,47 +695,20 @@ def _gib(needed: tuple[int, int]) -> str:
     return " to ".join(dict.fromkeys(f"{size / 2**30:.2f}" for size in needed))
 
 
-def run_time(plan: Plan | str, config: Config, measured: Measured) -> Result:
+def run_time(plan: Plan | str, config: Config, measured: dict) -> Result:
     """The time of the whole run: as planned, and as the steps and saves that were measured go on."""
     if isinstance(plan, str):
         return Result(MACHINE, "time", SKIPPED, "there is no plan of the run (planned memory)")
     every, steps, (short, long) = config.run.save_every, plan.workload.total_steps, plan.speed.hours
     saves = 1 + (steps - 1) // every if every else 1
-    hours = (plan.workload.tokens / measured.tokens_per_second + saves * measured.save_seconds) / 3600
+    speed = measured["tokens_per_second"]
+    hours = (plan.workload.tokens / speed + saves * measured["save_seconds"]) / 3600
     figures = {"steps": steps, "hours": hours, "planned_hours": [short, long], "saves": saves}
     text = (
-        f"{counted(steps, 'step')} of {plan.workload.mean_tokens:,.0f} tokens at {measured.tokens_per_second:,.0f} tokens/s, "
-        f"{counted(saves, 'save')}: {_time(hours)} without evaluations; {_time(short)} to {_time(long)} planned"
+        f"{counted(steps, 'step')} of {plan.workload.mean_tokens:,.0f} tokens at {speed:,.0f} tokens/s, "
+        f"{counted(saves, 'save')}: {hours:.2f} h without evaluations; {short:.2f} to {long:.2f} h planned"
     )
     if hours <= max(1.5 * long, WORTH_A_WARNING):
         return Result(MACHINE, "time", OK, text, figures)
     text += ": look for what slows the steps down (docs/performance.md)"
     return Result(MACHINE, "time", WARNING, text, figures)
-
-
-def _time(hours: float) -> str:
-    return f"{hours:,.1f} h" if hours >= 1.5 else f"{60 * hours:,.1f} min"
-
-
-def disk_room(config: Config, room: tuple[int, int, str] | None, ranks: Ranks) -> Result:
-    """Whether all checkpoints that the real run keeps, the one being written and the export fit. A collective.
-
-    room: bytes of a checkpoint and of the export, and where the figures come from.
-    """
-    if room is None:
-        return Result(
-            MACHINE, "disk", SKIPPED, "the size of a checkpoint is not known, because the three steps have not run"
-        )
-    checkpoint, export, source = room
-    directory, keep = Path(config.run.directory, config.run.name), config.run.keep_last
-    figures = {"checkpoint": checkpoint, "export": export, "keep_last": keep}
-    try:
-        warnings = check_room_for_run(directory, checkpoint, export, keep, ranks)
-    except UserError as error:
-        return Result(MACHINE, "disk", FAILS, str(error), figures)
-    if warnings:
-        text = warnings[0].removeprefix("warning: ")
-        return Result(MACHINE, "disk", FAILS, f"{text}; free some space or lower run.keep_last", figures)
-    needed = (keep + 2) * checkpoint + export
-    text = f"room for {keep + 2} checkpoints and the export, {needed / 2**30:.1f} GiB ({source})"
-    return Result(MACHINE, "disk", OK, text, figures)

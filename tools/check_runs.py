@@ -8,15 +8,17 @@ is m(1) / (1 - beta1).
 import functools
 import json
 import math
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from configs.config import Config
 from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints
@@ -29,6 +31,7 @@ GROUP = "run"
 STEPS, KILLED_AFTER = 3, 2  # the kill falls into the last step
 LOSS, NORM, RATE = "train/loss", "train/grad_norm", "train/learning_rate"
 WEIGHTS, MOMENTS = "model.", ("exp_avg", "exp_avg_sq")
+UNKNOWN = "transformers' loss and gradient of step 1 are not known: see the lines of the model"
 GROWTH = 1.5  # of the loss over three steps, above which it is suspicious
 LOADED, ELEMENTS = 2**28, 2**22  # bytes that are read at once; elements of a tensor that are looked at, evenly chosen
 # Relative error of a gradient from storing it and its moments, by optimizer.memory. It comes on top of the measured rounding.
@@ -134,37 +137,27 @@ def read_config(run: Path) -> dict:
 # --- Three steps ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the straight run has shown, for the lines of the machine. Memory is that of rank 0."""
+def measure(run: Path) -> dict:
+    """What the straight run has shown, for the lines of the machine; empty if it has not logged what train.py logs.
 
-    seconds_per_step: float
-    tokens_per_second: float
-    memory: float  # bytes, at the peak
-    checkpoint_bytes: int
-    save_seconds: float
-    micro_batch: int
-    export_bytes: int
-
-
-def measure(run: Path) -> Measured | None:
-    """The figures of a finished run; None if it has not logged what train.py logs."""
+    Bytes and seconds; memory is the peak of rank 0.
+    """
     rows, saves = read_rows(run, LOSS), read_rows(run, "save/total_seconds")
     timed = {step: row for step, row in rows.items() if step - 1 in rows and row.get("train/tokens_per_second")}
     steps = saved_steps(run)
-    if not timed or not steps:
-        return None
+    if not timed or not steps or not saves:
+        return {}
     tokens = [row["train/tokens"] - rows[step - 1]["train/tokens"] for step, row in timed.items()]
     seconds = sum(count / row["train/tokens_per_second"] for count, row in zip(tokens, timed.values(), strict=True))
-    return Measured(
-        seconds_per_step=seconds / len(timed),
-        tokens_per_second=sum(tokens) / seconds,
-        memory=max(row["train/memory_gib"] for row in rows.values()) * 2**30,
-        checkpoint_bytes=sum(path.stat().st_size for path in checkpoint_of(run, steps[-1]).iterdir()),
-        save_seconds=max((row["save/total_seconds"] for row in saves.values()), default=math.nan),
-        micro_batch=read_config(run)["batch"]["micro_batch"],
-        export_bytes=sum(path.stat().st_size for path in (run / "export").glob("*.safetensors")),
-    )
+    return {
+        "seconds_per_step": seconds / len(timed),
+        "tokens_per_second": sum(tokens) / seconds,
+        "memory": max(row["train/memory_gib"] for row in rows.values()) * 2**30,
+        "checkpoint": sum(path.stat().st_size for path in checkpoint_of(run, steps[-1]).iterdir()),
+        "save_seconds": max(row["save/total_seconds"] for row in saves.values()),
+        "micro_batch": read_config(run)["batch"]["micro_batch"],
+        "export": sum(path.stat().st_size for path in (run / "export").glob("*.safetensors")),
+    }
 
 
 def judge_steps(run: Path, seconds: float) -> Result:
@@ -192,19 +185,15 @@ class Sample:
     """Some elements of the reference's gradient of step 1, tensor by tensor, fp64 on the CPU (tools/check_step.py wrote them)."""
 
     tensors: dict[str, tuple[int, int]]  # name -> (elements of the tensor, the stride in which they are looked at)
-    micro_batches: torch.Tensor  # (micro-batches, elements): the gradient of each
-    rounding: torch.Tensor  # (elements,): the error of their sum in the compute dtype, as it was measured
-
-    @property
-    def total(self) -> torch.Tensor:
-        """The gradient of the step, `(elements,)`."""
-        return self.micro_batches.sum(0)
+    total: torch.Tensor  # (elements,)
+    rounding: torch.Tensor  # (elements,): its error in the compute dtype, as it was measured
+    eps: float  # of the compute dtype
 
     def norm_rounding(self) -> float:
-        """How far rounding may move the norm, relative to it."""
+        """How far rounding may move the norm, relative to it: what was measured, and a little more, as it is one random number."""
         length = self.total.norm()
         along, across = abs(self.rounding @ self.total) / length**2, self.rounding.norm() / length
-        return float(ROUNDINGS * (along + across**2))
+        return float(ROUNDINGS * (along + across**2)) + self.eps / 4
 
 
 def read_sample(path: Path, eps: float) -> Sample | None:
@@ -213,8 +202,8 @@ def read_sample(path: Path, eps: float) -> Sample | None:
         return None
     with safe_open(path, framework="pt") as file:
         tensors = {name: tuple(pair) for name, pair in json.loads(file.metadata()["tensors"]).items()}
-        gradients, rounding = file.get_tensor("gradients").double(), file.get_tensor("rounding").double()
-    return Sample(tensors, gradients, rounding * eps / EPS[torch.bfloat16])
+        total, rounding = file.get_tensor("gradient").double(), file.get_tensor("rounding").double()
+    return Sample(tensors, total, rounding * eps / EPS[torch.bfloat16], eps)
 
 
 def first_moments(checkpoint: Path, tensors: Mapping[str, tuple[int, int]], names: Sequence[str]) -> list:
@@ -228,19 +217,15 @@ def first_moments(checkpoint: Path, tensors: Mapping[str, tuple[int, int]], name
     return found
 
 
-def judge_first(run: Path, reference: dict | None, sample: Sample | None, floor: float, key: str) -> Result:
+def judge_first(run: Path, reference: dict, sample: Sample | None, floor: float, key: str) -> Result:
     """The loss or the gradient norm of step 1 against the same documents, computed one by one without the loop."""
-    name = "loss" if key == LOSS else "gradient norm"
-    found = read_rows(run, LOSS).get(1, {}).get(key)
-    expected = (reference or {}).get("loss" if key == LOSS else "grad_norm")
-    if reference and not reference["complete"]:
-        why = f"the reference had time for {reference['documents']} of the {reference['of_documents']} documents of step 1"
-        return Result(GROUP, name, SKIPPED, why)
-    if reference is None or found is None or expected is None or (key == NORM and sample is None):
-        why = "transformers' loss or gradient is not known: memory does not hold it, or lora.dropout makes it random"
-        return Result(GROUP, name, SKIPPED, why)
-    allowed = reference["loss_allowed"] / expected if key == LOSS or sample is None else floor + sample.norm_rounding()
-    relative = abs(found - expected) / max(abs(expected), 1e-12)
+    name, field = ("loss", "loss") if key == LOSS else ("gradient norm", "grad_norm")
+    found, expected = read_rows(run, LOSS).get(1, {}).get(key), reference.get(field)
+    if found is None or expected is None or sample is None:
+        return Result(GROUP, name, SKIPPED, UNKNOWN)
+    size = max(abs(expected), 1e-12)
+    allowed = reference["loss_allowed"] / size if key == LOSS else floor + sample.norm_rounding()
+    relative = abs(found - expected) / size
     figures = {"found": found, "expected": expected, "relative": relative, "allowed": allowed}
     said = f"step 1: {found:.5g}; {expected:.5g} from its documents one by one ({relative:.2g} apart, relative"
     if relative <= allowed:
@@ -254,78 +239,53 @@ def judge_first(run: Path, reference: dict | None, sample: Sample | None, floor:
     return Result(GROUP, name, FAILS, f"{said}; rounding explains only {allowed:.2g}): {what}", figures)
 
 
-def judge_gradient(
-    run: Path, reference: dict | None, sample: Sample | None, floor: float, moments: list
-) -> list[Result]:
-    """*shares*: all micro-batches of step 1 count by their targets in AdamW's first moment, which is clipped once. *gradient*:
-    tensor by tensor the moment has the direction and length of the reference's gradient."""
-    names = ("shares", "gradient")
-    norm, expected = read_rows(run, LOSS).get(1, {}).get(NORM), (reference or {}).get("grad_norm")
+def judge_gradient(run: Path, reference: dict, sample: Sample | None, floor: float, moments: list) -> Result:
+    """Whether AdamW's first moment after step 1 is that of the reference's gradient, tensor by tensor and clipped once.
+
+    Each tensor may be apart by a multiple of its own rounding, or of the median tensor's.
+    """
+    norm, expected = read_rows(run, LOSS).get(1, {}).get(NORM), reference.get("grad_norm")
     if sample is None or not norm or not expected or not moments:
-        text = "there are no gradients of all documents of step 1 to compare with"
-        return [Result(GROUP, name, SKIPPED, text) for name in names]
-    settings = read_config(run)["optimizer"]
+        return Result(GROUP, "gradient", SKIPPED, UNKNOWN)
     if any(moment is None for _, moment in moments):
         text = "the optimizer stores no first moments to compare"
-        return [Result(GROUP, name, SKIPPED, text) for name in names]
-    found = dict(moments)
+        return Result(GROUP, "gradient", SKIPPED, text)
+    settings, found, total = read_config(run)["optimizer"], dict(moments), sample.total
     clip = max(1.0, norm / settings["max_grad_norm"])
     gradient = torch.cat([found[name] for name in sample.tensors]).double() * clip / (1 - settings["betas"][0])
     if not bool(gradient.any()):
         text = "AdamW's first moment is zero after step 1: call optimizer.step() after backward()"
-        return [Result(GROUP, "shares", FAILS, text), Result(GROUP, "gradient", SKIPPED, "see shares")]
-    # Least squares: how often each micro-batch counts, and how far rounding moves these numbers. Micro-batches without targets and
-    # equal ones cannot be told apart, so the pseudo-inverse of their products is taken.
-    sums = sample.micro_batches
-    inverse = torch.linalg.pinv(sums @ sums.T, hermitian=True, rtol=1e-10)
-    fitted, rounded = inverse @ (sums @ gradient), inverse @ (sums @ sample.rounding)
-    counted = sums.norm(dim=1) > 0
-    mean = float(fitted[counted].mean())
-    shares = (fitted[counted] / mean).tolist()
-    allowed = float(floor + ROUNDINGS * rounded.square().mean().sqrt())
-    length = mean / (norm / expected)  # 1, whatever the gradient was divided by
-    figures = {"shares": shares, "allowed": allowed, "length": length}
-    said = f"{len(shares)} micro-batches of step 1 count {min(shares):.3f} to {max(shares):.3f} times their targets"
-    if max(abs(share - 1) for share in shares) > allowed:
-        what = (
-            "divide the sum of all losses once, by the targets of the whole step: no mean over micro-batches or ranks"
-        )
-        first = Result(
-            GROUP, "shares", FAILS, f"{said} in the gradient, where rounding explains {allowed:.2g}: {what}", figures
-        )
-    elif abs(length - 1) > allowed:
-        text = f"AdamW's first moment is {length:.3g} times (1 - beta1) x the clipped gradient"
-        what = f"clip it once, to optimizer.max_grad_norm={settings['max_grad_norm']:g}, by the norm that train/grad_norm shows, and lose no part of the gradient"
-        first = Result(GROUP, "shares", FAILS, f"{text}: {what}", figures)
-    else:
-        text = f"{said}, {length:.3f} times the clipped gradient in all (rounding explains {allowed:.2g})"
-        first = Result(GROUP, "shares", OK, text, figures)
-    return [first, _judge_tensors(sample, gradient / mean, floor)]
-
-
-def _judge_tensors(sample: Sample, gradient: torch.Tensor, floor: float) -> Result:
-    """Whether the gradient of each tensor is the reference's, up to a multiple of the rounding of this tensor, or of the median one."""
-    total, worst, start = sample.total, (0.0, "", 0.0, 0.0), 0
-    rows = []
-    for name, (numel, stride) in sample.tensors.items():
-        part = slice(start, start + -(-numel // stride))
-        start = part.stop
-        rows.append((name, *(float(x[part].norm()) for x in (gradient - total, sample.rounding, total))))
-    usual = float(torch.tensor([rounding / size for *_, rounding, size in rows if size]).median())
+        return Result(GROUP, "gradient", FAILS, text)
+    scale = float(gradient @ total / total.norm() ** 2)  # an other divisor is the matter of the gradient norm
+    length, allowed_length = scale / (norm / expected), floor + sample.norm_rounding()
+    parts = [-(-numel // stride) for numel, stride in sample.tensors.values()]
+    rows = [
+        tuple(float(part.norm()) for part in tensors)
+        for tensors in zip(*(x.split(parts) for x in (gradient / scale - total, sample.rounding, total)), strict=True)
+    ]
+    usual = float(torch.tensor([rounding / size for _, rounding, size in rows if size]).median())
     # A gradient that is zero but for rounding, as that of the bias of the keys, is measured by the length of the whole.
     tiny = 1e-6 * float(total.norm())
-    for name, apart, rounding, size in rows:
-        allowed = ROUNDINGS * max(rounding, usual * size) + floor * size + tiny
-        worst = max(worst, (apart / allowed, name, apart / max(size, tiny), allowed / max(size, tiny)))
-    excess, name, apart, allowed = worst
-    figures = {"tensors": len(rows), "worst": name, "apart": apart, "allowed": allowed, "usual_rounding": usual}
-    text = f"of {len(rows)} tensors {name} is the farthest from transformers' gradient: {apart:.2g} of its length"
-    if excess <= 1:
-        return Result(GROUP, "gradient", OK, f"{text}, rounding explains {allowed:.2g}", figures)
-    what = (
-        "the model computes something else in training (dropout, another attention), or a part of the gradient is lost"
+    limits = [ROUNDINGS * max(rounding, usual * size) + floor * size + tiny for _, rounding, size in rows]
+    excess, name, size, apart, limit = max(
+        (apart / limit, name, max(size, tiny), apart, limit)
+        for name, (apart, _, size), limit in zip(sample.tensors, rows, limits, strict=True)
     )
-    return Result(GROUP, "gradient", FAILS, f"{text}, where rounding explains {allowed:.2g}: {what}", figures)
+    figures = {"tensors": len(rows), "worst": name, "apart": apart / size, "allowed": limit / size, "length": length}
+    text = (
+        f"of {len(rows)} tensors {name} is the farthest from transformers' gradient: {apart / size:.2g} of its length, where rounding "
+        f"explains {limit / size:.2g}; all are {length:.3f} times as long as the clipped gradient"
+    )
+    if excess > 1:
+        text += (
+            ": divide the sum of all losses once, by the targets of the whole step (no mean over micro-batches), lose no part of the "
+            "gradient, and compute the same model in training (no dropout)"
+        )
+        return Result(GROUP, "gradient", FAILS, text, figures)
+    if abs(length - 1) > allowed_length:
+        text += f": clip it once, to optimizer.max_grad_norm={settings['max_grad_norm']:g}, by the norm that train/grad_norm shows"
+        return Result(GROUP, "gradient", FAILS, text, figures)
+    return Result(GROUP, "gradient", OK, text, figures)
 
 
 # --- Every tensor moves as AdamW says ---------------------------------------------------------------------------------
@@ -333,13 +293,14 @@ def _judge_tensors(sample: Sample, gradient: torch.Tensor, floor: float) -> Resu
 
 @dataclass
 class Moved:
-    """Sums over the elements of one tensor and over the steps that were looked at.
+    """Sums over the elements of one tensor and over steps 2 and 3.
 
     `made` is the change of the weights, `intended` what AdamW makes of the stored moments; variances are those of rounding.
     """
 
     name: str
     is_matrix: bool
+    is_adamw: bool
     changed: int = 0  # elements that moved
     along: float = 0.0  # made x intended
     square: float = 0.0  # intended^2
@@ -347,15 +308,12 @@ class Moved:
     decay: float = 0.0  # (what the moments do not explain) x weight x rate
     decay_square: float = 0.0  # (weight x rate)^2
     decay_variance: float = 0.0
-    lost: int = 0  # elements whose update bf16 would lose if it rounded to nearest
-    elements: int = 0
-    squares: list[float] = field(default_factory=list)  # of each step: second moment of the gradient / (first moment)^2
-    has_moments: bool = True
+    betas: float = 1.0  # of step 1: what the second moment says of the squared gradient, over what the first one says
 
     @property
     def ratio(self) -> float:
         """How far the tensor moved, as a multiple of what AdamW intended."""
-        return self.along / self.square if self.square else float(self.changed > 0)
+        return self.along / self.square if self.square else 1.0
 
     @property
     def noise(self) -> float:
@@ -367,35 +325,26 @@ def measure_moves(run: Path, settings: Mapping, rates: Mapping[int, float], name
     """How the tensors `names` moved in the steps after the first. settings: `optimizer` of the config; rates: by step."""
     (beta1, beta2), moves = settings["betas"], []
     for group in groups(checkpoint_of(run, 1), names):
-        found = {name: Moved(name, len(stored(checkpoint_of(run, 1))[WEIGHTS + name].size) >= 2) for name in group}
         before: dict[str, dict[str, torch.Tensor]] = {}
+        found: dict[str, Moved] = {}
         for step in range(1, STEPS + 1):
             states = load_state(checkpoint_of(run, step), group)
             for name, state in states.items():
-                dtype = stored(checkpoint_of(run, step))[WEIGHTS + name].properties.dtype
+                meta = stored(checkpoint_of(run, step))[WEIGHTS + name]
                 stride = -(-state["weight"].numel() // ELEMENTS)
                 now = states[name] = {key: value.flatten()[::stride].double() for key, value in state.items()}
-                moved, past = found[name], before.get(name)
-                if not all(key in now for key in MOMENTS):
-                    moved.has_moments = False
-                else:
-                    m, v = (
-                        now[key] - (past[key] * beta if past else 0)
-                        for key, beta in zip(MOMENTS, (beta1, beta2), strict=True)
+                if step > 1:
+                    _add_step(
+                        found[name], before[name]["weight"], now, meta.properties.dtype, settings, rates[step], step
                     )
-                    is_exact = step == 1 or _has_exact_moments(checkpoint_of(run, step), name)
-                    if is_exact and (first := float(m.square().sum())):
-                        moved.squares.append(float(v.sum()) / (1 - beta2) / (first / (1 - beta1) ** 2))
-                if past:
-                    _add_step(moved, past["weight"], now, dtype, settings, rates[step], step)
+                    continue
+                has_moments = all(key in now for key in MOMENTS)
+                moved = found[name] = Moved(name, len(meta.size) >= 2, has_moments)
+                if has_moments and (first := float((now["exp_avg"] / (1 - beta1)).square().sum())):
+                    moved.betas = float(now["exp_avg_sq"].sum()) / (1 - beta2) / first
             before = states
         moves += found.values()
     return moves
-
-
-def _has_exact_moments(checkpoint: Path, name: str) -> bool:
-    meta = stored(checkpoint).get(f"exp_avg_sq.{name}")
-    return meta is not None and meta.properties.dtype == torch.float32
 
 
 def _add_step(
@@ -404,8 +353,7 @@ def _add_step(
     """Add one step of a tensor: AdamW with decoupled weight decay on matrices (arXiv:1711.05101)."""
     made = before - now["weight"]
     moved.changed += int(made.count_nonzero())
-    moved.elements += made.numel()
-    if not moved.has_moments:
+    if not moved.is_adamw:
         return
     (beta1, beta2), weight_decay = settings["betas"], settings["weight_decay"] if moved.is_matrix else 0.0
     first, second = now["exp_avg"] / (1 - beta1**step), now["exp_avg_sq"] / (1 - beta2**step)
@@ -420,8 +368,6 @@ def _add_step(
     moved.decay += float((made - by_moments) @ before) * rate
     moved.decay_square += float(before @ before) * rate**2
     moved.decay_variance += float(before.square() @ variance) * rate**2
-    nearest = before.bfloat16()
-    moved.lost += int(((nearest.double() - intended).bfloat16() == nearest).sum())
 
 
 def judge_moves(run: Path, moves: Sequence[Moved], peak: float) -> Result:
@@ -429,103 +375,91 @@ def judge_moves(run: Path, moves: Sequence[Moved], peak: float) -> Result:
 
     peak: optimizer.learning_rate, which all three steps of a check have.
     """
-    name, rows = "updates", read_rows(run, RATE)
-    settings = read_config(run)["optimizer"]
-    rates = [row[RATE] for row in rows.values()]
-    still = [moved.name for moved in moves if not moved.changed and moved.square]
-    still += [moved.name for moved in moves if not moved.changed and not moved.has_moments]
-    ratios = {moved.name: moved.ratio for moved in moves if moved.square and moved.noise < 0.25}
-    figures: dict[str, object] = {"tensors": len(moves), "still": still[:10], "rates": rates}
+    settings, rate = read_config(run)["optimizer"], max(row[RATE] for row in read_rows(run, RATE).values())
+    still = [moved.name for moved in moves if not moved.changed and (moved.square or not moved.is_adamw)]
+    figures: dict[str, object] = {"tensors": len(moves), "still": still[:10], "rate": rate}
+    whole = sum(moved.along for moved in moves) / max(1e-300, sum(moved.square for moved in moves))
+    noise = math.sqrt(sum(moved.variance for moved in moves)) / max(1e-300, sum(moved.square for moved in moves))
+    counter = "optimizer.step"
+    steps = [int(load(checkpoint_of(run, step), [counter])[counter]) for step in range(1, STEPS + 1)]
+    betas = max((moved.betas for moved in moves), key=lambda beta: abs(beta - 1))
+    fixed = 0.1 if settings["memory"] == "6N" else NOT_MOVED_BY_ADAMW
+    decays = [(True, settings["weight_decay"], "matrices"), (False, 0.0, "vectors (norms, biases)")]
+    decay = next(filter(None, (_wrong_decay(moves, *one) for one in decays)), None)
+    wrong = [moved for moved in moves if abs(moved.ratio - 1) > fixed + ROUNDINGS * moved.noise]
+    worst = max(wrong or moves, key=lambda moved: abs(moved.ratio - 1))
+    status = FAILS
     if still:
         text = (
             f"{len(still)} of {len(moves)} trained tensors did not move in steps 2 and 3, the first is {still[0]}: call optimizer.step() "
             "with every trained parameter, and with a learning rate that the dtype of the weights can hold"
         )
-        return Result(GROUP, name, FAILS, text, figures)
-    steps = [int(load(checkpoint_of(run, step), ["optimizer.step"])["optimizer.step"]) for step in range(1, STEPS + 1)]
-    if steps != list(range(1, STEPS + 1)):
-        text = f"the optimizer counts {steps} steps after steps 1, 2 and 3: call optimizer.step() once in each step"
-        return Result(GROUP, name, FAILS, text, figures)
-    if any(rate > peak * (1 + 1e-6) for rate in rates):
-        text = f"train/learning_rate is {max(rates):g}, more than optimizer.learning_rate={peak:g}"
-        return Result(GROUP, name, FAILS, text, figures)
-    if not all(moved.has_moments for moved in moves):
-        text = f"all {len(moves)} tensors moved; the optimizer stores other moments than AdamW, so no more is compared"
-        return Result(GROUP, name, OK, text, figures)
-    fixed = 0.1 if settings["memory"] == "6N" else NOT_MOVED_BY_ADAMW
-    whole = sum(moved.along for moved in moves) / max(1e-300, sum(moved.square for moved in moves))
-    whole_noise = math.sqrt(sum(moved.variance for moved in moves)) / max(1e-300, sum(moved.square for moved in moves))
-    lost = sum(moved.lost for moved in moves) / max(1, sum(moved.elements for moved in moves))
-    figures |= {
-        "whole": whole,
-        "noise": whole_noise,
-        "ratios": [min(ratios.values(), default=1.0), max(ratios.values(), default=1.0)],
-    }
-    figures |= {"lost_in_bf16": lost}
-    betas = [square for moved in moves for square in moved.squares]
-    worst_beta = max(betas, key=lambda square: abs(square - 1), default=1.0)
-    if abs(worst_beta - 1) > 0.02 + fixed:
-        text = f"the second moment is {worst_beta:.3g} times what the first one says: the optimizer has other betas than optimizer.betas"
-        return Result(GROUP, name, FAILS, text, figures)
-    decay = _judge_decay(moves, settings["weight_decay"])
-    if decay and abs(whole - 1) < 0.2:  # another learning rate would look like another decay
-        return Result(GROUP, name, FAILS, decay, figures)
-    wrong = [moved for moved in moves if abs(moved.ratio - 1) > fixed + ROUNDINGS * moved.noise]
-    if wrong or abs(whole - 1) > fixed + ROUNDINGS * whole_noise:
-        worst = max(wrong or moves, key=lambda moved: abs(moved.ratio - 1))
+    elif rate > peak * (1 + 1e-6):
+        text = f"train/learning_rate is {rate:g}, more than optimizer.learning_rate={peak:g}"
+    elif not all(moved.is_adamw for moved in moves):
+        status = OK
         text = (
-            f"{len(wrong)} of {len(moves)} tensors moved otherwise than AdamW's stored moments say at learning rate {rates[-1]:g}, "
+            f"all {len(moves)} trained tensors moved, and only that was checked: the optimizer of this train.py is not AdamW, whose "
+            "updates follow from the moments that it stores"
+        )
+    elif steps != list(range(1, STEPS + 1)):
+        text = f"the optimizer counts {steps} steps after steps 1, 2 and 3: call optimizer.step() once in each step"
+    elif abs(betas - 1) > 0.02 + fixed:
+        text = f"the second moment is {betas:.3g} times what the first one says: the optimizer has other betas than optimizer.betas"
+    elif decay and abs(whole - 1) < 0.2:  # another learning rate would look like another decay
+        text = decay
+    elif wrong or abs(whole - 1) > fixed + ROUNDINGS * noise:
+        text = (
+            f"{len(wrong)} of {len(moves)} tensors moved otherwise than AdamW's stored moments say at learning rate {rate:g}, "
             f"{worst.name} {worst.ratio:.3g} times as far: set the rate in every group before optimizer.step(), clip gradients and not "
             "updates, and see that the dtype of the weights holds an update of this size (optimizer.memory=16N)"
         )
-        return Result(GROUP, name, FAILS, text, figures)
-    low, high = min(ratios.values(), default=whole), max(ratios.values(), default=whole)
-    how = "fp32 weights keep them" if settings["memory"] == "16N" else "stochastic rounding keeps their mean"
-    text = (
-        f"all {len(moves)} tensors moved {low:.3f} to {high:.3f} times as far as AdamW's stored moments say at learning rate "
-        f"{rates[-1]:g}; bf16 weights rounded to nearest would lose {lost:.1%} of the updates; {how} (optimizer.memory={settings['memory']})"
-    )
-    if min(rates) < peak * (1 - 1e-6):
-        text += (
-            f"; warning: the schedule of this train.py starts at {min(rates):g}, below optimizer.learning_rate={peak:g}"
-        )
-        return Result(GROUP, name, WARNING, text, figures)
-    if whole_noise > 0.3:
-        text += "; the update of a step is smaller than the noise of rounding: raise the learning rate"
-        return Result(GROUP, name, WARNING, text, figures)
-    return Result(GROUP, name, OK, text, figures)
+    else:
+        status = OK
+        text = f"all {len(moves)} tensors moved {whole:.3f} times as far as AdamW's stored moments say at learning rate {rate:g}"
+        if noise > 0.3:
+            status = WARNING
+            text += "; the update of a step is smaller than the noise of rounding: raise the learning rate, or set optimizer.memory=16N"
+    return Result(GROUP, "updates", status, text, figures | {"whole": whole, "noise": noise})
 
 
-def _judge_decay(moves: Sequence[Moved], weight_decay: float) -> str | None:
+def _wrong_decay(moves: Sequence[Moved], is_matrix: bool, expected: float, what: str) -> str | None:
     """A sentence if matrices do not shrink by optimizer.weight_decay, or vectors shrink."""
-    for is_matrix, expected in ((True, weight_decay), (False, 0.0)):
-        chosen = [moved for moved in moves if moved.is_matrix == is_matrix and moved.decay_square]
-        total = sum(moved.decay_square for moved in chosen)
-        if not total:
-            continue
-        found = sum(moved.decay for moved in chosen) / total
-        noise = math.sqrt(sum(moved.decay_variance for moved in chosen)) / total
-        if abs(found - expected) > 0.005 + 0.2 * expected + ROUNDINGS * noise:
-            what = "matrices" if is_matrix else "vectors (norms, biases)"
-            return f"{what} shrink by a weight decay of {found:.3g}, where {expected:g} is expected (optimizer.weight_decay, on matrices only)"
-    return None
+    chosen = [moved for moved in moves if moved.is_matrix == is_matrix]
+    total = sum(moved.decay_square for moved in chosen)
+    if not total:
+        return None
+    found = sum(moved.decay for moved in chosen) / total
+    noise = math.sqrt(sum(moved.decay_variance for moved in chosen)) / total
+    if abs(found - expected) <= 0.005 + 0.2 * expected + ROUNDINGS * noise:
+        return None
+    return f"{what} shrink by a weight decay of {found:.3g}, where {expected:g} is expected (optimizer.weight_decay, on matrices only)"
 
 
 # --- Checkpoints, export, resumes -------------------------------------------------------------------------------------
 
 
-def judge_checkpoint(measured: Measured | None, grace: float | None) -> Result:
-    """Size and time of a save, and whether it fits three times into the `grace` seconds that torchrun leaves a run after a signal."""
-    if measured is None:
+def judge_checkpoint(scratch: Path, measured: dict, keep: int, grace: float | None) -> Result:
+    """Size and time of a save; whether the disk has room for `keep` checkpoints, the best, the one being written and the export; and
+    whether a save fits three times into the `grace` seconds that torchrun leaves a run after a signal."""
+    if not measured:
         return Result(GROUP, "checkpoint", SKIPPED, "the three steps have not logged their saves")
-    size, seconds = measured.checkpoint_bytes / 2**20, measured.save_seconds
-    figures = {"bytes": measured.checkpoint_bytes, "seconds": seconds, "grace": grace}
-    text = f"{size:,.0f} MiB, saved in {seconds:.1f} s ({size / seconds:,.0f} MiB/s, checksums included)"
-    if grace is None or 3 * seconds <= grace:
-        return Result(GROUP, "checkpoint", OK, text, figures)
-    wanted = 10 * math.ceil(0.3 * seconds + 1)
-    text += f", and torchrun leaves {grace:g} s after a signal: start it with --shutdown-timeout={wanted}"
-    return Result(GROUP, "checkpoint", WARNING, text, figures)
+    size, seconds = measured["checkpoint"], measured["save_seconds"]
+    needed = (keep + 2) * size + measured["export"]
+    held = sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())  # which the check gives back
+    free = shutil.disk_usage(scratch).free + held
+    figures = {"bytes": size, "seconds": seconds, "grace": grace, "needed": needed, "free": free}
+    text = (
+        f"{size / 2**20:,.0f} MiB, saved in {seconds:.1f} s, checksums included; {keep + 2} of them and the export need "
+        f"{needed / 2**30:.1f} of {free / 2**30:.1f} GiB free"
+    )
+    if needed > free:
+        return Result(GROUP, "checkpoint", FAILS, f"{text}: free some space or lower run.keep_last", figures)
+    if grace is not None and 3 * seconds > grace:
+        wanted = 10 * math.ceil(0.3 * seconds + 1)
+        text += f"; torchrun leaves {grace:g} s after a signal: start it with --shutdown-timeout={wanted}"
+        return Result(GROUP, "checkpoint", WARNING, text, figures)
+    return Result(GROUP, "checkpoint", OK, text, figures)
 
 
 def exported_otherwise(export: Path, checkpoint: Path, names: Sequence[str]) -> list[str]:
@@ -545,48 +479,43 @@ def exported_otherwise(export: Path, checkpoint: Path, names: Sequence[str]) -> 
 def judge_export(run: Path, config: Config, others: Sequence[str]) -> Result:
     """Whether transformers can read what the run has exported: the tokenizer, and every weight by its name and shape.
 
-    others: the tensors that `exported_otherwise` found. The model is built without memory, so that one of any size is compared.
+    others: the tensors that `exported_otherwise` found; after LoRA, whose adapters are merged, they are not compared. The model is
+    built without memory, so that one of any size is compared.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
     folder = run / "export"
-    tokenizer, size = (
-        AutoTokenizer.from_pretrained(folder),
-        sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     shapes = {name: tuple(tensor.shape) for name, tensor in stored_tensors(folder).items()}
     named = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     wrong = [f"{name} is {shapes.get(name, 'missing')}" for name, shape in named.items() if shapes.get(name) != shape]
-    figures = {"bytes": size, "parameters": model.num_parameters(), "problems": wrong, "otherwise": list(others[:10])}
+    others = [] if config.lora.rank else others
+    figures = {"parameters": model.num_parameters(), "problems": wrong, "otherwise": list(others[:10])}
     if wrong:
         text = f"transformers does not read the exported model as it was trained ({'; '.join(wrong[:3])})"
         return Result(GROUP, "export", FAILS, text, figures)
-    how = "adapters are merged, so its tensors are not compared with the checkpoint's"
-    if not config.lora.rank:
-        how = "its tensors are those of the last checkpoint"
-        if others:
-            text = (
-                f"{len(others)} of the exported tensors are not those of the last checkpoint, the first is {others[0]}: export the "
-                "weights of the last step"
-            )
-            return Result(GROUP, "export", FAILS, text, figures)
-    text = f"transformers has a place for all of it: {model.num_parameters():,} parameters, {size / 2**20:,.0f} MiB, {type(tokenizer).__name__}; {how}"
+    if others:
+        text = (
+            f"{len(others)} of the exported tensors are not those of the last checkpoint, the first is {others[0]}: export the "
+            "weights of the last step"
+        )
+        return Result(GROUP, "export", FAILS, text, figures)
+    how = (
+        "adapters are merged, so values are not compared"
+        if config.lora.rank
+        else "its tensors are those of the last checkpoint"
+    )
+    text = f"transformers has a place for all of it: {model.num_parameters():,} parameters, {type(tokenizer).__name__}; {how}"
     return Result(GROUP, "export", OK, text, figures)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Of a tensor in two checkpoints of the same step: squares of the weights' difference, and of the step's own length."""
+def measure_difference(
+    found: Path, expected: Path, before: Path, names: Sequence[str]
+) -> list[tuple[float, float, bool]]:
+    """How far the tensors `names` of `found` are from `expected`, and these from `before`, a step earlier.
 
-    square: float
-    update: float
-    same: bool  # weights and moments are equal to the bit
-
-
-def measure_difference(found: Path, expected: Path, before: Path, names: Sequence[str]) -> list[Difference]:
-    """How far the tensors `names` of `found` are from `expected`, and these from `before`, a step earlier."""
+    Of each tensor: squares of the two lengths, and whether weights and moments are equal to the bit.
+    """
     differences = []
     for group in groups(expected, names):
         ones, others, olds = (load_state(checkpoint, group) for checkpoint in (found, expected, before))
@@ -595,7 +524,7 @@ def measure_difference(found: Path, expected: Path, before: Path, names: Sequenc
             square = (one["weight"] - other["weight"]).double().square().sum().item()
             update = (other["weight"] - olds[name]["weight"]).double().square().sum().item()
             same = all(torch.equal(one[key], other[key]) for key in other)
-            differences.append(Difference(square if math.isfinite(square) else math.inf, update, same))
+            differences.append((square if math.isfinite(square) else math.inf, update, same))
     return differences
 
 
@@ -604,7 +533,7 @@ def compare_runs(
     other: Path,
     name: str,
     said: str,
-    differences: Sequence[Difference],
+    differences: Sequence[tuple[float, float, bool]],
     dtype: torch.dtype,
     is_exact: bool,
 ) -> Result:
@@ -616,10 +545,10 @@ def compare_runs(
     if rows.get(STEPS) is None or not math.isfinite(rows[STEPS][LOSS]):
         return Result(GROUP, name, FAILS, f"{said}: step {STEPS} is missing in metrics.jsonl, twice, or not finite")
     apart = {key: abs(rows[STEPS][key] / expected[STEPS][key] - 1) for key in (LOSS, NORM)}
-    if is_exact and all(one.same for one in differences) and not any(apart.values()):
+    if is_exact and all(same for *_, same in differences) and not any(apart.values()):
         text = f"{said}: weights, moments, loss and gradient norm equal those of the other run to the bit"
         return Result(GROUP, name, OK, text, {"relative": 0.0})
-    square, update = (sum(getattr(one, key) for one in differences) for key in ("square", "update"))
+    square, update = (sum(one[i] for one in differences) for i in (0, 1))
     relative = math.sqrt(square / update) if update else math.inf if square else 0.0
     figures = {"relative": relative, "loss": apart[LOSS], "gradient_norm": apart[NORM]}
     text = f"{said}: loss {apart[LOSS]:.2g} and gradient norm {apart[NORM]:.2g} apart (relative), weights {relative:.2g} of the step's length"

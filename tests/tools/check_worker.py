@@ -6,7 +6,6 @@ PLAN.json: {"check": arguments of scripts/check.py}, {"checks": [arguments, ...]
 PLAN.results.json.
 """
 
-import dataclasses
 import functools
 import json
 import multiprocessing
@@ -137,8 +136,7 @@ def each_rank_is_a_node() -> None:
     os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     look = training.owner.check_shared_directory
     training.owner.check_shared_directory = functools.partial(look, wait_seconds=0.5)
-    tools.check.probe = lambda check: ([], None)
-    tools.check.devices = lambda check: []
+    tools.check.probe = lambda check: ([], {})
 
 
 def parts(plan_file: Path, plan: dict) -> int:
@@ -167,50 +165,33 @@ def parts(plan_file: Path, plan: dict) -> int:
 
 def straight(check, part: dict) -> list:
     """Three steps, and all lines about them."""
-    from tools.check import three_steps
+    from common.errors import UserError
+    from tools.check import Result, three_steps
 
-    reference = None
+    reference = {}
     if "reference" in part:
         reference = json.loads(Path(part["reference"], "step.json").read_text())["reference"]
         if check.ranks.rank == 0:
             check.scratch.mkdir(parents=True, exist_ok=True)
             shutil.copy(Path(part["reference"], "step.safetensors"), check.scratch)
-    return three_steps(check, reference)[0]
+    try:
+        return three_steps(check, reference)[0]
+    except UserError as error:
+        return [Result("run", "three steps", "fails", str(error))]
 
 
 def resumed(check, part: dict) -> list:
     """The straight run, then the killed one."""
     from tools.check import kill_and_resume
 
-    return [*straight(check, part), kill_and_resume(check, None)]
+    return [*straight(check, part), kill_and_resume(check, {})]
 
 
 def fewer(check, part: dict) -> list:
     """The straight run, then on half of the ranks."""
     from tools.check import fewer_ranks
 
-    return [*straight(check, part), fewer_ranks(check)]
-
-
-def small_disk(check, part: dict) -> list:
-    """A disk with so much room, for three checkpoints of 1 GiB and an export of 256 MiB."""
-    from tools.check import disk_room
-
-    usage = shutil.disk_usage
-    results = []
-    for free in part["free"]:
-        shutil.disk_usage = lambda path, free=free: usage(path)._replace(free=free)
-        found = disk_room(check.config, (2**30, 2**28, "measured"), check.ranks)
-        results.append(dataclasses.replace(found, name=f"{free / 2**30:g} GiB"))
-    shutil.disk_usage = usage
-    return results
-
-
-def other_code(check, part: dict) -> list:
-    """Rank 1 has another train.py."""
-    from tools.check import agreement
-
-    return [agreement(dataclasses.replace(check, script=Path(part["scripts"][check.ranks.rank])))]
+    return [*straight(check, part), fewer_ranks(check, {})]
 
 
 def one_fails(check, part: dict) -> list:
@@ -218,11 +199,13 @@ def one_fails(check, part: dict) -> list:
     import tools.check
 
     tools.check.GRACE = 0.5
-    ended = tools.check.run_children(check, "fails", (part["script"],), check.ranks.world_size)
-    return [tools.check.Result("run", "one fails", "fails", ended.problem)]
+    try:
+        tools.check.run_children(check, "fails", (part["script"],), check.ranks.world_size)
+    except tools.check.ChildFailed as error:
+        return [tools.check.Result("run", "one fails", "fails", str(error))]
 
 
-PARTS = {function.__name__: function for function in (straight, resumed, fewer, small_disk, other_code, one_fails)}
+PARTS = {function.__name__: function for function in (straight, resumed, fewer, one_fails)}
 
 if __name__ == "__main__":
     main()

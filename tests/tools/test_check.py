@@ -4,6 +4,7 @@ Faults that the check's own process finds in data, model and precision are in te
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from tests.processes import ROOT, run_ranks
 from tests.tiny import write_chat_file, write_tiny_model
 from tests.tools.check_faults import write_train
 from tests.tools.tiny_run import read
-from tools.check_data import FAILS, OK
-from tools.check_step import Report, check
+from tools.check_data import FAILS, OK, WARNING
+from tools.check_runs import judge_checkpoint
+from tools.check_step import check
 
 WORKER = Path(__file__).with_name("check_worker.py")
 pytestmark = pytest.mark.slow
@@ -51,9 +53,9 @@ def reference(folder: Path, *overrides: str) -> str:
     out.mkdir()
     torch.set_num_threads(1)
     config: Config = load_config(folder / "config.py", list(overrides))
-    report = Report(out / "step.json")
-    check(read(config), report, 60.0)
-    assert FAILS not in {result.status for result in report.results}, report.results
+    check(read(config), out / "step.json")
+    results = json.loads((out / "step.json").read_text())["results"]
+    assert FAILS not in {result["status"] for result in results}, results
     return str(out)
 
 
@@ -99,15 +101,15 @@ def test_a_sound_run_passes_on_two_ranks_and_leaves_nothing(folder) -> None:
 
 # Fault of check_faults.py -> (the lines that fail, words of one of them).
 LOOPS = {
-    "micro-batches averaged": ({"gradient norm", "shares", "gradient"}, "divide the sum of all losses once"),
-    "last micro-batch dropped": ({"loss", "gradient norm", "shares", "gradient"}, "a micro-batch is left out"),
+    "micro-batches averaged": ({"gradient norm", "gradient"}, "divide the sum of all losses once"),
+    "last micro-batch dropped": ({"loss", "gradient norm", "gradient"}, "a micro-batch is left out"),
     "optimizer not restored": ({"kill and resume"}, "not all state is saved and restored"),
-    "not clipped": ({"shares"}, "clip it once, to optimizer.max_grad_norm=1"),
+    "not clipped": ({"gradient"}, "clip it once, to optimizer.max_grad_norm=1"),
     "vectors not updated": ({"updates"}, "5 of 20 trained tensors did not move"),
     "doubled rate": ({"updates"}, "2 times as far"),
     "no weight decay": ({"updates"}, "where 0.1 is expected"),
     "other betas": ({"updates"}, "optimizer.betas"),
-    "gradient of a layer lost": ({"shares", "gradient"}, "model.layers.1.mlp.down_proj.weight"),
+    "gradient of a layer lost": ({"gradient"}, "model.layers.1.mlp.down_proj.weight"),
     "export of other weights": ({"export"}, "of the exported tensors are not those"),
 }
 SOUND = {  # name -> overrides: no line fails in other precisions
@@ -134,7 +136,6 @@ def loops(folder) -> dict[str, dict[str, dict]]:
         todo.append({"name": name, "script": sound, **part})
         if name == "bf16":
             todo.append({"name": "dropout", "script": str(write_train(folder, "dropout before the head")), **part})
-    todo.append({"name": "disk", "do": "small_disk", "free": [1.5 * 2**30, 2.5 * 2**30, 4 * 2**30]})
     return parts(folder, "loops", 1, {"parts": todo})
 
 
@@ -157,17 +158,21 @@ def test_dropout_before_the_head_is_beyond_the_rounding_of_bf16(loops) -> None:
     }
 
 
-def test_a_disk_that_is_too_small(loops) -> None:
+def test_a_disk_that_is_too_small(tmp_path, monkeypatch) -> None:
     """run.keep_last=1: that one, the best and the one being written are 3 GiB; the export is 0.25 GiB."""
-    found = loops["disk"]
-    statuses = {name: result["status"] for name, result in found.items()}
-    assert statuses == {"1.5 GiB": FAILS, "2.5 GiB": FAILS, "4 GiB": OK}
-    assert "the last one stays until a new one is complete" in found["1.5 GiB"]["text"]
-    assert "lower run.keep_last" in found["2.5 GiB"]["text"]
+    measured = {"checkpoint": 2**30, "save_seconds": 12.0, "export": 2**28}
+    usage = shutil.disk_usage(tmp_path)
+    found = []
+    for free, grace in ((3, None), (4, None), (4, 30.0)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free * 2**30))
+        found.append(judge_checkpoint(tmp_path, measured, 1, grace))
+    assert [result.status for result in found] == [FAILS, OK, WARNING]
+    assert "3.2 of 3.0 GiB free: free some space or lower run.keep_last" in found[0].text
+    assert found[2].text.endswith("--shutdown-timeout=50")
 
 
 def test_faults_of_two_ranks(folder) -> None:
-    """Data that depend on the number of ranks, another train.py and stale data on rank 1, a child that fails alone."""
+    """Data that depend on the number of ranks, a mean over ranks, stale data on rank 1, a child that fails alone."""
     places = [folder / "node-0", folder / "node-1"]
     for rank, place in enumerate(places):
         place.mkdir()
@@ -178,7 +183,6 @@ def test_faults_of_two_ranks(folder) -> None:
     fails.write_text(
         "import os, time\nif os.environ['RANK'] == '1':\n    raise ValueError('only here')\ntime.sleep(600)\n"
     )
-    scripts = [str(write_train(folder)), str(write_train(folder, "wrong divisor"))]
     todo = [
         {"name": "by ranks", "do": "fewer", "script": str(write_train(folder, "data by the number of ranks"))},
         {
@@ -187,18 +191,13 @@ def test_faults_of_two_ranks(folder) -> None:
             "script": str(write_train(folder, "ranks averaged")),
             "reference": reference(folder),
         },
-        {"name": "code", "do": "other_code", "scripts": scripts},
         {"name": "fails", "do": "one_fails", "script": str(fails)},
     ]
-    todo.append({"name": "stale", "do": "straight", "script": scripts[0], "config": str(relative)})
+    todo.append({"name": "stale", "do": "straight", "script": str(write_train(folder)), "config": str(relative)})
     found = parts(folder, "ranks", 2, {"folders": [str(place) for place in places], "parts": todo})
     assert failing(found["by ranks"]) == {"other ranks"}
     assert "depends on the number of ranks" in found["by ranks"]["other ranks"]["text"]
     assert failing(found["averaged"]) == {"gradient norm"}
-    assert failing(found["code"]) == {"ranks agree"}
-    assert (
-        "rank 1 on host" in found["code"]["ranks agree"]["text"] and "train.py" in found["code"]["ranks agree"]["text"]
-    )
     assert "rank 1 on host" in found["fails"]["one fails"]["text"]
     assert found["fails"]["one fails"]["text"].endswith("ValueError: only here")
     stale = found["stale"]["three steps"]
@@ -212,9 +211,9 @@ def test_a_directory_that_the_nodes_do_not_share(folder) -> None:
     arguments = ["--train", str(write_train(folder)), str(folder / "config.py"), "run.directory=runs"]
     plan = {"check": arguments, "folders": [str(place) for place in places], "alone": True}
     code, output = launch(folder, "unshared", 2, plan)
-    assert code == 1, output[-5000:]
-    line = next(line for line in output.splitlines() if "shared disk" in line and line.startswith("fails"))
-    assert "not the same directory on every node" in line and "rank 1" in line
+    assert code != 0, output[-5000:]
+    errors = {line for line in output.splitlines() if line.startswith("error: ")}  # each node says it
+    assert len(errors) == 1 and "not the same directory on every node" in errors.pop(), output
     assert [list(place.iterdir()) for place in places] == [[], []]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.tiny import CHATML, WORDS, write_chat_file
 from tests.tools.tiny_run import read, tiny_config, with_mix, write_examples
-from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result, check_data
+from tools.check_data import FAILS, OK, SKIPPED, Result, check_data
 
 
 def results(config, ranks: int = 1) -> dict[str, Result]:
@@ -23,9 +23,9 @@ def template(tmp_path, text: str) -> dict:
 def test_sound_data_pass_every_check(tmp_path) -> None:
     found = results(with_mix(tiny_config(tmp_path), str(write_chat_file(tmp_path / "other.jsonl", 8, seed=2))))
     assert {name: result.status for name, result in found.items()} == dict.fromkeys(found, OK)
-    lines = found["examples"].figures["lines"]
+    lines = found["examples"].lines
     assert len(lines) == 3 and all("<|im_start|>assistant⏎⟦" in line and line.endswith("<|im_end|>⟧") for line in lines)
-    assert found["prompt"].figures == {"examples": 20, "different": 0}
+    assert found["prompt"].figures == {"examples": 20, "different": 0, "doubled_bos": 0}
     ends = {
         "documents": 27,
         "answers": 27,
@@ -35,14 +35,16 @@ def test_sound_data_pass_every_check(tmp_path) -> None:
     }  # with the other source
     assert found["EOS"].figures == ends
     assert found["validation"].figures == {"validation": 6, "shared": 0}
-    assert found["targets"].figures["steps"] == 8
 
 
 def test_a_template_that_drops_eos_fails(tmp_path) -> None:
     without = CHATML.replace("<|im_end|>", "")
     assert without != CHATML
-    found = results(tiny_config(tmp_path, template(tmp_path, without)))
-    assert found["EOS"].status == FAILS and "writes no end token (<|im_end|>)" in found["EOS"].text
+    turns = {"messages": [{"role": role, "content": "the bank"} for role in ("user", "assistant") * 2]}
+    (tmp_path / "turns.jsonl").write_text(json.dumps(turns) + "\n")
+    data = {"train": (str(tmp_path / "turns.jsonl"),), "validation": ()}
+    found = results(tiny_config(tmp_path, data | template(tmp_path, without)))
+    assert found["EOS"].status == FAILS and "whose end token (<|im_end|>) is no target" in found["EOS"].text
 
 
 def test_a_prompt_that_ends_inside_a_token_fails(tmp_path) -> None:
@@ -67,7 +69,10 @@ def test_targets_that_begin_late_are_another_prompt(tmp_path, monkeypatch) -> No
 
     monkeypatch.setattr(ExampleEncoder, "_sequence", late)
     found = results(tiny_config(tmp_path))
-    assert found["prompt"].status == FAILS and found["prompt"].figures == {"examples": 20, "different": 20}
+    assert found["prompt"].status == FAILS and (
+        found["prompt"].figures["examples"],
+        found["prompt"].figures["different"],
+    ) == (20, 20)
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -111,13 +116,7 @@ def test_an_end_that_is_not_trained_in_some_examples_fails(tmp_path, monkeypatch
 
 def test_bos_twice_fails(tmp_path) -> None:
     found = results(tiny_config(tmp_path, template(tmp_path, "{{ bos_token }}" + CHATML)))
-    assert found["tokens"].status == FAILS and found["tokens"].figures["doubled_bos"] == 20
-
-
-def test_an_end_token_within_an_answer_warns(tmp_path) -> None:
-    pairs = [(f"question {i}", "the bank<|im_end|> shall" if i == 3 else "the bank shall") for i in range(12)]
-    found = results(tiny_config(tmp_path, {"train": (write_examples(tmp_path / "odd.jsonl", pairs),)}))
-    assert found["tokens"].status == WARNING and found["tokens"].figures["end_inside"] == 1
+    assert found["prompt"].status == FAILS and found["prompt"].figures["doubled_bos"] == 20
 
 
 @pytest.mark.parametrize("shared, status", [(0, OK), (1, FAILS), (6, FAILS)])
@@ -127,18 +126,6 @@ def test_validation_in_training(tmp_path, shared, status) -> None:
         file.writelines(Path(config.data.validation[0]).read_text(encoding="utf-8").splitlines(True)[:shared])
     found = results(config)
     assert (found["validation"].status, found["validation"].figures["shared"]) == (status, shared)
-    assert found["validation prompts"].figures["shared"] == 0  # the same content is counted once
-
-
-def test_a_validation_prompt_with_another_answer_in_training_warns(tmp_path) -> None:
-    config = tiny_config(tmp_path)
-    example = json.loads(Path(config.data.validation[0]).read_text(encoding="utf-8").splitlines()[0])
-    example["messages"][-1]["content"] = "something else"
-    with open(config.data.train[0], "a", encoding="utf-8") as file:
-        file.write(json.dumps(example) + "\n")
-    found = results(config)
-    assert found["validation"].status == OK
-    assert (found["validation prompts"].status, found["validation prompts"].figures["shared"]) == (WARNING, 1)
 
 
 def test_held_out_examples_are_compared_with_the_rest(tmp_path) -> None:
@@ -147,19 +134,6 @@ def test_held_out_examples_are_compared_with_the_rest(tmp_path) -> None:
     found = results(tiny_config(tmp_path, {"train": train, "validation": (), "validation_share": 0.3}))
     held = found["validation"].figures["validation"]
     assert 0 < held < 30 and found["validation"].status == OK
-    assert found["validation prompts"].figures == {"training": 30 - held, "validation": held, "shared": held}
-
-
-@pytest.mark.parametrize("too_long, key", [("truncate", "truncate"), ("drop", "drop")])
-def test_lost_examples_are_counted(tmp_path, too_long, key) -> None:
-    long = " ".join(WORDS[:40])
-    pairs = [(f"question {i}", long if i % 2 else "the bank") for i in range(20)]
-    data = {"train": (write_examples(tmp_path / "long.jsonl", pairs),), "sequence_length": 64, "too_long": too_long}
-    data["validation"] = ()
-    found = results(tiny_config(tmp_path, data))
-    assert found["lost"].status == WARNING and found["lost"].figures["data.train"] == {"read": 20, key: 10}
-    assert found["EOS"].status == (WARNING if too_long == "truncate" else OK)
-    assert found["EOS"].figures["cut"] == (10 if too_long == "truncate" else 0)
 
 
 def test_more_than_half_of_the_answers_cut_off_fails(tmp_path) -> None:
@@ -168,37 +142,7 @@ def test_more_than_half_of_the_answers_cut_off_fails(tmp_path) -> None:
     data = {"train": train, "validation": (), "sequence_length": 64, "too_long": "truncate"}
     found = results(tiny_config(tmp_path, data))
     assert (found["EOS"].status, found["EOS"].figures["cut"]) == (FAILS, 19)
-    assert found["lost"].status == FAILS and "raise data.sequence_length" in found["lost"].text
-
-
-def test_duplicates_warn(tmp_path) -> None:
-    pairs = [(f"question {i // 2}", f"answer {i // 2}") for i in range(20)]
-    found = results(tiny_config(tmp_path, {"train": (write_examples(tmp_path / "twice.jsonl", pairs),)}))
-    assert (found["duplicates"].status, found["duplicates"].figures) == (WARNING, {"data.train": 10})
-
-
-def test_steps_with_few_targets_and_empty_micro_batches_warn(tmp_path) -> None:
-    """13 examples in steps of 6: the last step of each epoch has one. In every second example 1 of 100 tokens is a target."""
-    found = results(tiny_config(tmp_path), ranks=16)  # six examples for 16 ranks
-    figures = found["padding"].figures
-    assert found["padding"].status == WARNING and figures["empty"] > 0.5 * figures["micro_batches"]
-    assert found["targets"].status == OK and found["targets"].figures["few"] == 0
-    long = " ".join(WORDS * 3)
-    data = {"train": (write_examples(tmp_path / "few.jsonl", [(f"{i} {long}", "a") for i in range(12)]),)}
-    found = results(tiny_config(tmp_path, data | {"sequence_length": 512}))
-    share = found["targets"].figures["share"]
-    assert (found["targets"].status, found["targets"].figures["few"], share < 0.01) == (WARNING, 4, True), share
-
-
-def test_padding_counts_tokens_or_examples(tmp_path) -> None:
-    config = tiny_config(tmp_path)
-    run = read(config)
-    deals = [run.inputs.deal(step) for step in range(8)]
-    tokens = sum(sum(run.inputs.plan.batch(step).document_lengths) for step in range(8))
-    full = results(config)["padding"].figures["fill"]
-    assert full == pytest.approx(tokens / (sum(len(deal.items) for deal in deals) * 2 * 256))
-    unpacked = tiny_config(tmp_path, {"packing": False})  # micro-batches of two; 20 examples in steps of 6, 6, 6 and 2
-    assert results(unpacked)["padding"].figures["fill"] == 1.0
+    assert "raise it" in found["EOS"].text
 
 
 def test_texts_have_no_prompt_and_end_with_eos(tmp_path) -> None:
@@ -207,5 +151,5 @@ def test_texts_have_no_prompt_and_end_with_eos(tmp_path) -> None:
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     found = results(tiny_config(tmp_path, {"train": (str(file),), "validation": (), "sequence_length": 64}))
     statuses = {name: result.status for name, result in found.items()}
-    assert statuses == dict.fromkeys(found, OK) | dict.fromkeys(("prompt", "validation", "validation prompts"), SKIPPED)
+    assert statuses == dict.fromkeys(found, OK) | dict.fromkeys(("prompt", "validation"), SKIPPED)
     assert found["EOS"].figures["documents"] > 12 and found["EOS"].figures["cut"] == 0
