@@ -40,4 +40,4 @@ def test_a_rehearsal_of_the_speed_step(tmp_path) -> None:
     done = run_python("-m", "tests.gpu.proof", "--rehearse", "--only", "speed-12N", "--out", tmp_path, fresh=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok    speed-12N: " in done.stdout and " GiB; planned against measured (" in done.stdout
-    assert "proves nothing about a GPU" in done.stdout and not list(tmp_path.rglob("export"))
+    assert "proves nothing about a GPU" in done.stdout
