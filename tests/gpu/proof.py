@@ -3,7 +3,7 @@
     tests         the tests that need a GPU, among them losses and gradients against the CPU in fp32 and bf16 (tests/gpu)
     resume        scripts/chaos.py on all GPUs with run.deterministic: ended by signals and kills, equal to the bit
     resume-async  the same with run.async_save=True
-    speed-...     a random model of 1B under train.py, 2 x 4,096 tokens a step: speed, MFU and memory, measured and planned
+    speed-...     a random model of 1B under train.py, 2 x 4,096 tokens per step: speed, MFU and memory, measured and planned
 
 Results go to report.md (with --only to NAME.md), a table with the card, driver and versions; what each step printed stands beside
 it. Exit code 0: all chosen steps are good; 1: one failed; 2: there is no GPU. --rehearse runs all of it with tiny sizes on the CPU.
