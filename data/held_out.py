@@ -6,8 +6,6 @@ the same side of the split.
 
 import hashlib
 import json
-from array import array
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -40,26 +38,6 @@ def is_held_out(content: bytes, share: float) -> bool:
 def key_of(content: bytes) -> int:
     """The unsigned 64-bit key of a content hash, by which duplicates are found."""
     return int.from_bytes(content[:KEY_BYTES], "little")
-
-
-class Keys:
-    """The keys of many examples in KEY_BYTES bytes each."""
-
-    def __init__(self, contents: Iterable[bytes] = ()) -> None:
-        self._keys = array("Q")
-        for content in contents:
-            self.add(content)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def add(self, content: bytes) -> None:
-        """Add the key of an example, given its content hash."""
-        self._keys.append(key_of(content))
-
-    def as_array(self) -> np.ndarray:
-        """All keys in order, uint64 `(examples,)`: a copy."""
-        return np.array(self._keys, dtype=np.uint64)
 
 
 def num_repeated(keys: np.ndarray) -> int:

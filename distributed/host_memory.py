@@ -2,8 +2,6 @@
 
 import ctypes
 import os
-import resource
-import sys
 from pathlib import Path
 
 import torch
@@ -36,15 +34,6 @@ def free_bytes(device: torch.device, local_world: int) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return _available_bytes() // local_world
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now. Off Linux, the most it has held so far."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _available_bytes() -> int:

@@ -38,7 +38,6 @@ from distributed.process_group import world_size_from_environment
 from model.architectures import check_model_directory, read_model_config
 from model.flops import PAIR_WEIGHTS, data_sheet_peak, document_costs, measured_flops, step_flops
 from model.hub import HUB_TIMEOUT, HubUnreachable, explain
-from model.language_model import build_on_meta
 from model.lora import build_to_train
 from model.memory import (
     Layout,
@@ -304,12 +303,6 @@ def named_config(name: str) -> PretrainedConfig:
         raise UserError(f"{name} is neither a model directory nor one of {', '.join(SHAPES)}")
     numbers = zip(SHAPE_KEYS, known[name.lower()], strict=True)
     return LlamaConfig.from_dict(dict(numbers) | {"max_position_embeddings": 131072})
-
-
-def named_shape(name: str) -> ModelShape:
-    """The shape of one of `SHAPES`."""
-    config = named_config(name)
-    return shape_of(build_on_meta(config), config)
 
 
 def _model_config(model: Model) -> PretrainedConfig:

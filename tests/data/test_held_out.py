@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from data.held_out import HASH_BYTES, Keys, content_hash, is_held_out, num_repeated, num_shared
+from data.held_out import HASH_BYTES, content_hash, is_held_out, key_of, num_repeated, num_shared
 
 CHAT = [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "97.3%"}]
 HASHES = [content_hash({"text": f"document {i}"}) for i in range(20_000)]
@@ -48,19 +48,21 @@ def test_the_held_out_part_has_its_share_and_grows_with_it() -> None:
     assert is_held_out(b"\0" * HASH_BYTES, 1e-9) and not is_held_out(b"\xff" * HASH_BYTES, 0.999_999)
 
 
+def keys_of(hashes: list[bytes]) -> np.ndarray:
+    return np.array([key_of(one) for one in hashes], dtype=np.uint64)
+
+
 def test_the_split_is_independent_of_the_keys() -> None:
     """Keys are the other half of a hash: the held-out part is not a range of them."""
-    keys = Keys(h for h in HASHES if is_held_out(h, 0.1)).as_array()
+    keys = keys_of([h for h in HASHES if is_held_out(h, 0.1)])
     quarters = np.histogram(keys / 2**64, bins=4, range=(0, 1))[0]
     assert quarters.min() > 0.8 * len(keys) / 4
 
 
 def test_repeated_and_shared_examples_are_counted() -> None:
-    keys = Keys([*HASHES[:100], *HASHES[:7], HASHES[0]])
-    assert len(keys) == 108 and keys.as_array().dtype == np.uint64
-    training, validation = keys.as_array(), Keys(HASHES[98:103]).as_array()
+    training, validation = keys_of([*HASHES[:100], *HASHES[:7], HASHES[0]]), keys_of(HASHES[98:103])
     assert num_repeated(training) == 8 and num_repeated(validation) == 0
     assert num_shared(training, validation) == 2 and num_shared(validation, training) == 2
-    assert num_shared(training, Keys(HASHES[:1]).as_array()) == 3
-    nothing = Keys().as_array()
+    assert num_shared(training, keys_of(HASHES[:1])) == 3
+    nothing = keys_of([])
     assert num_repeated(nothing) == num_shared(training, nothing) == num_shared(nothing, training) == 0

@@ -7,11 +7,12 @@ import pytest
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 from model.flops import step_flops
-from model.memory import ModelShape
+from model.language_model import build_on_meta
+from model.memory import ModelShape, shape_of
 from tests.tools import published
 from tools import step_time
 from tools.machines import Cluster, cluster_of, cpu_cluster
-from tools.plan import named_shape
+from tools.plan import named_config
 from tools.step_time import ASSUMPTIONS, LOCAL_LATENCY, NODE_LATENCY, Speed, StepWork, expected_speed, layer_elements
 
 MIDDLE = ASSUMPTIONS["cuda"][1]
@@ -19,7 +20,8 @@ MIDDLE = ASSUMPTIONS["cuda"][1]
 
 @cache
 def shape(name: str) -> ModelShape:
-    return named_shape(name)
+    config = named_config(name)
+    return shape_of(build_on_meta(config), config)
 
 
 def settings(**changes: object) -> Config:
