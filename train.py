@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.errors import run_script
@@ -53,7 +54,7 @@ from model.language_model import (
     trained_parameters,
 )
 from model.lora import build_to_train, init_adapters
-from model.loss import LossSums
+from model.loss import LossSums, chunked
 from model.rope import check_length
 from model.vocabulary.rows import first_new_row
 from preflight.start import check_run
@@ -90,8 +91,21 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, m
     return peak * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The loss of each target token: logits fp32 `(targets, vocabulary)`, targets `(targets,)` -> fp32 `(targets,)`.
+
+    Any differentiable function. The loop adds the losses up and divides them once by the number of targets of the step.
+    """
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
 def validate(
-    model: torch.nn.Module, plan: Plan, corpus: Corpus, dealer: Dealer, stop: StopSignal, answers: Answers | None = None
+    model: PackedLanguageModel,
+    plan: Plan,
+    corpus: Corpus,
+    dealer: Dealer,
+    stop: StopSignal,
+    answers: Answers | None = None,
 ) -> dict[str, float] | None:
     """Mean loss in nats per target token of each source, and the scores of `answers`. A collective. None after a signal."""
     ranks = stop.ranks
@@ -103,7 +117,8 @@ def validate(
             for items in dealer.deal(batch.items, corpus, ranks.world_size).of_rank(ranks.rank):
                 if stop.agreed():  # the same on every rank
                     return None
-                loss_sums.total.add_(model(collate(items, corpus).to(ranks.device), loss_sums))
+                micro_batch = collate(items, corpus).to(ranks.device)
+                loss_sums.total.add_(chunked(model.head, model(micro_batch), micro_batch, token_losses, loss_sums))
     dist.all_reduce(loss_sums.values)
     means = mean_losses(corpus, loss_sums.by_source.tolist(), targets)
     figures = {"validation/loss" + (f"/{name}" if name != MAIN else ""): loss for name, loss in means.items()}
@@ -303,7 +318,9 @@ def train(
             if stopping:
                 break
             before_micro_batch(model, strategy, is_last)
-            loss_sum = model(micro_batch.to(ranks.device), loss_sums)  # adds to the sums by source, not to the total
+            micro_batch = micro_batch.to(ranks.device)
+            hidden = model(micro_batch)  # (targets, hidden_size): the states that predict
+            loss_sum = chunked(model.head, hidden, micro_batch, token_losses, loss_sums)
             # Divided once, by the targets of the whole step. FSDP sums over ranks and does not average.
             (loss_sum / num_targets).backward()
             loss_sums.total.add_(loss_sum.detach())

@@ -119,7 +119,8 @@ def shard(
         sharded = fully_shard(unit, reshard_after_forward=free and not is_head, **options)
         if isinstance(unit, nn.Embedding):
             sharded.set_unshard_in_backward(False)  # its gradient is a sum of rows and needs no weights
-    fully_shard(model, reshard_after_forward=free, **options)
+    # The root holds a tied head, which the loss needs after the model's forward, and the norm: backward begins with them.
+    fully_shard(model, reshard_after_forward=False, **options)
     if mesh.size() > 1:  # a single rank does not divide, and the switch would cost a copy of every gradient
         sum_gradients(model)
     elif (kernels or mesh.device_type) == "cpu":
