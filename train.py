@@ -9,8 +9,6 @@
 All weights are trained. Parameters, gradients and optimizer state are sharded over the ranks (FSDP2). configs/config.py
 has all settings of a run. A run writes to runs/<name>/; started again, it continues from its last checkpoint.
 """
-# torch's stubs do not declare AdamW's found_inf and grad_scale.
-# pyright: reportAttributeAccessIssue=false
 
 from common.lean_imports import begin_imports, end_imports
 
@@ -28,17 +26,17 @@ import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.errors import run_script
-from configs.config import Config, as_dict
+from configs.config import Config, Optimizer, as_dict
 from configs.loading.checks import check_world
 from configs.loading.command_line import read_command_line
 from data.batches import MicroBatch, Plan, collate, prefetch
 from data.dealing import Dealer
 from data.sources import MAIN, Corpus, mean_losses
 from data.tokens import load_tokenizer
-from distributed.checkpoint import load_checkpoint
-from distributed.gradients import bytes_per_parameter, gradient_norm
+from distributed.checkpoint import allocate_state, load_checkpoint
+from distributed.gradients import bytes_per_parameter, clip_gradients, gradient_norm
 from distributed.host_memory import keep_freed_memory
-from distributed.optimizer import check_memory, make_optimizer
+from distributed.optimizer import adamw, check_memory
 from distributed.process_group import Ranks, StopSignal, device_line, process_group, world_size_from_environment
 from distributed.saver import Saver
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
@@ -73,7 +71,7 @@ from training.progress import Progress, find_progress
 from training.provenance import record_start, short_commit
 from training.run_log import RunLog
 from training.sinks import check_sinks
-from training.skipped_steps import SkippedSteps
+from training.skipped_steps import is_spike
 from training.start import agree_on_dtype, agree_on_start, check_disks
 from training.start_times import StartTimes
 
@@ -97,6 +95,14 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     Any differentiable function. The loop adds the losses up and divides them once by the number of targets of the step.
     """
     return F.cross_entropy(logits, targets, reduction="none")
+
+
+def make_optimizer(parameters: dict[str, torch.nn.Parameter], settings: Optimizer, seed: int) -> torch.optim.Optimizer:
+    """The optimizer of `parameters`, which are this rank's shards by name. Any optimizer of torch can stand here.
+
+    The loop sets `lr` in its groups before every step. AdamW here takes 16 to 6 bytes per parameter (optimizer.memory).
+    """
+    return adamw(parameters, settings, seed)
 
 
 def validate(
@@ -232,6 +238,7 @@ def train(
     start.lap("evaluations")
     parameters = trained_parameters(model)
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
+    allocate_state(model.causal_lm, optimizer)
     if resume_from:
         found += judge_best_again(progress, fresh, checkpoints, parameters, evaluations, ranks)
         load_checkpoint(resume_from, parameters, optimizer, ranks)
@@ -259,7 +266,6 @@ def train(
     gc.collect()
     gc.freeze()
     gc.disable()
-    skipped_steps = SkippedSteps(progress, STOP_AFTER_BAD_STEPS, config.optimizer.skip_spikes, ranks.device)
     saver = Saver(checkpoints, config.run.keep_last, config.run.async_save, config.run.timeout_minutes, ranks)
     meter = Meter(corpus, count_work(model, model_config), peak_flops, ranks.device)
     peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
@@ -272,7 +278,6 @@ def train(
                     ranks.watch.at(f"{name} after step {progress.step}")
                     figures = evaluate()
                     if figures is not None:  # not cut short by a signal
-                        too_many_bad_steps = skipped_steps.update(progress)
                         is_best = progress.finish_evaluation(name, figures)
                         improved |= is_best
                         log.evaluation(progress.step, total_steps, figures, is_best)
@@ -287,7 +292,6 @@ def train(
                 )
             is_due = finished or stopping or improved or progress.is_save_due(config.run.save_every)
             if is_due and progress.step > progress.saved_step:
-                too_many_bad_steps = skipped_steps.update(progress)
                 # After a step that was not finite the weights may be bad: they are saved when a step is good again.
                 is_checked = finished and not (stopping or too_many_bad_steps)
                 if is_checked or improved or not progress.bad_steps_in_a_row:
@@ -333,35 +337,36 @@ def train(
         dist.all_reduce(loss_sums.values)
         if ewc:
             ewc.add_gradient(progress.step, measure=is_logged)
-        grad_norm = gradient_norm(parameters.values()).to(ranks.device)
-        # The same on every rank, because both are sums over all ranks. AdamW reads it on the device and skips the step.
-        skip = skipped_steps.judge(loss_sums.total, grad_norm)
-        optimizer.found_inf = skip.float().to(parameter_device)
-        # Clipping: AdamW divides the gradients by this as it reads them.
-        optimizer.grad_scale = (grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0).to(parameter_device)
-        optimizer.step()
+        norm = gradient_norm(parameters.values())
+        # The one wait for the device. Both are sums over all ranks: every rank takes the same branch.
+        step_loss, grad_norm = torch.stack([loss_sums.total / num_targets, norm.to(ranks.device)]).tolist()
+        is_finite = math.isfinite(step_loss) and math.isfinite(grad_norm)
+        skip = not is_finite or is_spike(progress.norms, grad_norm, config.optimizer.skip_spikes)
+        if not skip:
+            clip_gradients(parameters.values(), config.optimizer.max_grad_norm, norm)
+            optimizer.step()
         if start.is_running:
             start.finish(progress.step + 1, log, ranks)
             log.say(memory_line(config.optimizer.memory, bytes_per_parameter(parameters, optimizer)))
         optimizer.zero_grad()
         # --------------------------------------------------------------------------------------------------------------
 
-        progress.finish_step(batch)
+        progress.finish_step(batch, grad_norm, is_finite, skip)
+        too_many_bad_steps = progress.bad_steps_in_a_row >= STOP_AFTER_BAD_STEPS
         meter.add(batch, inputs.deal(progress.step - 1), loss_sums)
         log.advance(progress.step)
         if progress.step % COLLECT_GARBAGE_EVERY == 0:
             gc.collect(1)
         if is_logged:
-            row = {  # here the host waits for the device
-                "train/loss": loss_sums.total.item() / num_targets,
-                "train/grad_norm": grad_norm.item(),
+            row = {
+                "train/loss": step_loss,
+                "train/grad_norm": grad_norm,
                 "train/learning_rate": rate,
             }
-            too_many_bad_steps = skipped_steps.update(progress)
             row |= meter.row(progress, plan.passes(progress.step)[0])
             row |= ewc.curves(meter.seconds_per_step) if ewc else {}
             log.row(progress.step, row)
-            log.say(meter.line(row, progress.step, total_steps, was_skipped=bool(skip)))
+            log.say(meter.line(row, progress.step, total_steps, was_skipped=skip))
             forecast.compare(meter, row["train/memory_gib"], progress.step == total_steps, log, ranks)
 
     # --- 5. The end: stopped by a signal, or finished and exported ----------------------------------------------------

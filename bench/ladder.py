@@ -26,7 +26,7 @@ from common.dtypes import choose_dtype, dtype_name
 from configs.config import Model, Optimizer, Sharding
 from data.batches import MicroBatch, collate
 from data.examples import Documents
-from distributed.optimizer import make_optimizer, parameter_dtype
+from distributed.optimizer import adamw, parameter_dtype
 from distributed.process_group import start_process_group
 from distributed.sharding import decoder_layers, local_shard, make_mesh, parallelize
 from model import language_model
@@ -134,7 +134,7 @@ def run_rung(rung: Rung) -> dict:
     initialize_randomly(model, ranks.device)
     model.train()
     parameters = language_model.parameter_names(model)
-    optimizer = make_optimizer(parameters, Optimizer(learning_rate=1e-5, memory=rung.memory), seed=0)
+    optimizer = adamw(parameters, Optimizer(learning_rate=1e-5, memory=rung.memory), seed=0)
     batch = random_batch(config).to(ranks.device)
     targets = batch.target_ids.numel()
     work = count_work(model, config)

@@ -22,7 +22,7 @@ from torch import nn
 
 from distributed.gradients import bytes_per_parameter, gradient_norm
 from distributed.host_memory import keep_freed_memory
-from distributed.optimizer import make_optimizer, parameter_dtype
+from distributed.optimizer import adamw, parameter_dtype
 
 FORMS = ("16N", "14N", "12N", "8N", "6N")
 SHAPES = {(49152, 576): 1, (1536, 576): 90, (576, 576): 60, (192, 576): 60, (576,): 61}  # SmolLM2-135M; shape: how many
@@ -64,7 +64,7 @@ def measure(
     parameters = make_parameters(memory, shape, count, device)
     gradients = {name: parameter.grad for name, parameter in parameters.items()}
     settings = SimpleNamespace(memory=memory, learning_rate=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-    optimizer = make_optimizer(parameters, settings, seed=0)
+    optimizer = adamw(parameters, settings, seed=0)
     for name, parameter in parameters.items():  # 14N has allocated gradients of its own
         parameter.grad = gradients[name]
     for group in optimizer.param_groups:

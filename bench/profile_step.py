@@ -27,7 +27,7 @@ from data.batches import MicroBatch, collate
 from data.examples import Documents
 from distributed.gradients import gradient_norm
 from distributed.host_memory import keep_freed_memory
-from distributed.optimizer import make_optimizer, parameter_dtype
+from distributed.optimizer import adamw, parameter_dtype
 from distributed.process_group import Ranks, start_process_group
 from distributed.sharding import before_micro_batch, decoder_layers, gathering_strategy, make_mesh, parallelize
 from model.architectures import read_model_config
@@ -102,7 +102,7 @@ def prepare(arguments: argparse.Namespace, ranks: Ranks) -> tuple[Run, float]:
     settings = Model(path=arguments.model, compile=arguments.compile)
     parallelize(model, layers, model.extra_fsdp_units(), mesh, DTYPES[arguments.dtype], settings, sharding)
     load_weights(model, arguments.model, ranks.device)
-    optimizer = make_optimizer(parameter_names(model), Optimizer(learning_rate=1e-5, memory=arguments.memory), seed=0)
+    optimizer = adamw(parameter_names(model), Optimizer(learning_rate=1e-5, memory=arguments.memory), seed=0)
     documents = random_documents(arguments.tokens, config.vocab_size)
     # Documents are dealt like cards, to ranks and micro-batches at once.
     parts = ranks.world_size * arguments.micro_batches

@@ -13,6 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from common.dtypes import dtype_name
 from common.durable_files import publish, start_directory, temporary_path
@@ -154,8 +155,6 @@ def load_checkpoint(
     random_state = {name: value for name, value in _random_state(ranks).items() if name in stored} if optimizer else {}
     dcp.load(tensors | random_state, storage_reader=dcp.FileSystemReader(checkpoint))
     if optimizer:
-        for parameter in parameters.values():
-            optimizer.state[parameter]["step"].copy_(tensors["optimizer.step"])
         _set_random_state(random_state, ranks)
 
 
@@ -171,13 +170,24 @@ def stored_bytes(tensors: dict[str, torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
+def allocate_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer of torch allocate the state that it makes in its first step, so that a checkpoint can be read into it.
+
+    torch does that with a step of learning rate 0 and gradients of 0. Nothing happens if there is a state already.
+    """
+    get_optimizer_state_dict(model, optimizer)
+
+
 def _tensors(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
+    """The tensors themselves, not copies. Those of an optimizer are named KEY.PARAMETER, such as exp_avg.lm_head.weight."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
-    if optimizer is not None:
-        for name, parameter in parameters.items():
-            tensors |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items() if key != "step"}
-        # All parameters have taken the same number of steps, because a skipped step counts for none of them.
-        tensors["optimizer.step"] = optimizer.state[next(iter(parameters.values()))]["step"].clone()
+    for name, parameter in parameters.items() if optimizer is not None else ():
+        for key, value in optimizer.state[parameter].items():
+            if not isinstance(value, torch.Tensor):
+                raise UserError(
+                    f"{type(optimizer).__name__} keeps {key} of a parameter as {type(value).__name__}; a checkpoint stores tensors"
+                )
+            tensors[f"{key}.{name}"] = value
     return tensors
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from common.dtypes import DTYPES, has_native_bf16
 from configs.config import Optimizer
-from distributed.optimizer import make_optimizer, parameter_dtype
+from distributed.optimizer import adamw, parameter_dtype
 from preflight.read import RunInputs
 from preflight.reference import Reference
 from preflight.result import FAILS, OK, SKIPPED, WARNING, Result
@@ -150,7 +150,7 @@ def realised_share(parts: list[Part], settings: Optimizer, clip: float, seed: in
     dtype = parameter_dtype(settings.memory)
     parameters = {f"part {i}": nn.Parameter(part.weight.to(dtype)) for i, part in enumerate(parts)}
     before = [parameter.detach().clone() for parameter in parameters.values()]
-    optimizer = make_optimizer(parameters, settings, seed)
+    optimizer = adamw(parameters, settings, seed)
     for parameter, part in zip(parameters.values(), parts, strict=True):
         if parameter.grad is None:
             parameter.grad = part.gradient.to(dtype, copy=True)  # the step divides it in place

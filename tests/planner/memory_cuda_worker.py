@@ -19,7 +19,7 @@ from transformers import LlamaConfig
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 from distributed.gradients import gradient_norm
-from distributed.optimizer import make_optimizer, parameter_dtype
+from distributed.optimizer import adamw, parameter_dtype
 from distributed.process_group import Ranks, gather_objects, process_group
 from distributed.sharding import before_micro_batch, decoder_layers, local, make_mesh, parallelize
 from model.language_model import build_on_meta, parameter_names
@@ -69,7 +69,7 @@ def measured(config: Config, ranks: Ranks) -> int:
         for tensor in (*model.parameters(), *model.buffers()):
             local(tensor).fill_(0.02)
     parameters = parameter_names(model)
-    optimizer = make_optimizer(parameters, config.optimizer, seed=0)
+    optimizer = adamw(parameters, config.optimizer, seed=0)
     batch = batch_of(LENGTHS, ranks.device)
     for step in range(2):
         torch.cuda.synchronize()

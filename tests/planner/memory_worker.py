@@ -19,7 +19,7 @@ from common.dtypes import DTYPES
 from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run, Sharding
 from distributed.checkpoint import checkpoint_tensors, stored_bytes
 from distributed.gradients import gradient_norm, gradient_of
-from distributed.optimizer import make_optimizer
+from distributed.optimizer import adamw
 from distributed.process_group import Ranks, gather_objects, process_group
 from distributed.sharding import before_micro_batch, decoder_layers, local, local_shard, make_mesh, parallelize
 from model.architectures import read_model_config
@@ -82,7 +82,7 @@ def measure(case: dict, ranks: Ranks) -> dict[str, int]:
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     parameters = trained_parameters(model)
     init_adapters(parameters, 0)
-    optimizer = make_optimizer(parameters, Optimizer(1e-5, memory=memory), seed=0)
+    optimizer = adamw(parameters, Optimizer(1e-5, memory=memory), seed=0)
 
     def step() -> None:
         for number in range(MICRO_BATCHES):

@@ -12,7 +12,7 @@ from configs.config import Optimizer
 from data.batches import TargetWeights, collate
 from distributed.gradients import gradient_norm
 from distributed.moments import make_code_maps
-from distributed.optimizer import make_optimizer, parameter_dtype
+from distributed.optimizer import adamw, parameter_dtype
 from eval.forgetting import visit_documents
 from eval.generate import Sampling, greedy_answers, sampled_answers
 from model.ewc.anchor import Anchor
@@ -63,7 +63,7 @@ def test_every_optimizer_memory_takes_a_step(memory, monkeypatch) -> None:
         )
     with fake_cuda():
         parameters = make_weights(memory)
-        optimizer = make_optimizer(parameters, Optimizer(1e-3, memory=memory), seed=0)
+        optimizer = adamw(parameters, Optimizer(1e-3, memory=memory), seed=0)
         give_gradients(parameters)
         assert parameters["norm"].grad.dtype == (torch.float32 if memory in ("16N", "14N") else torch.bfloat16)
         for group in optimizer.param_groups:

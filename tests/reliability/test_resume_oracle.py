@@ -17,7 +17,7 @@ import torch
 from common.errors import exit_process
 from data.batches import MicroBatch
 from distributed.checkpoint import load_checkpoint, save_checkpoint
-from distributed.optimizer import make_optimizer, parameter_dtype
+from distributed.optimizer import adamw, parameter_dtype
 from distributed.process_group import Ranks, start_process_group
 from distributed.sharding import flat_shard, local
 from model.architectures import read_model_config
@@ -128,7 +128,7 @@ def work(folder: Path, name: str) -> None:
         load_weights(model, folder / "model", ranks.device, ranks.device)
         parameters = parameter_names(model)
         settings = SimpleNamespace(memory=memory, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-        optimizer = make_optimizer(parameters, settings, seed=0)
+        optimizer = adamw(parameters, settings, seed=0)
         checkpoint = folder / memory
         if name == "saved":
             for step in range(STEPS):
