@@ -17,6 +17,7 @@ from model.ewc.fisher import estimate_fisher
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights
 from model.loss import LossSums
 from tests.in_memory import InMemory, micro_batches, weighted
+from tests.losses import loss_of
 from tests.model.ewc.tiny_ewc import batches_of, corpus, signal_is, write_model
 from tests.tiny import write_tiny_model
 
@@ -96,12 +97,14 @@ def test_fsdp_does_not_round_the_weights_to_bf16(tmp_path, ranks, tied) -> None:
     plain = collate((0, 1, 2, 3), source)
     third = torch.full(plain.target_ids.shape, 1 / 3)
     sums = LossSums(1, CPU)
-    whole = model(plain, sums).item()
-    assert model(dataclasses.replace(plain, target_weights=TargetWeights(third)), sums).item() == pytest.approx(
-        whole / 3, rel=1e-6
-    )
+    whole = loss_of(model, plain, sums).item()
+    assert loss_of(
+        model, dataclasses.replace(plain, target_weights=TargetWeights(third)), sums
+    ).item() == pytest.approx(whole / 3, rel=1e-6)
     rounded = TargetWeights(third.bfloat16().float())
-    assert model(dataclasses.replace(plain, target_weights=rounded), sums).item() != pytest.approx(whole / 3, rel=1e-3)
+    assert loss_of(model, dataclasses.replace(plain, target_weights=rounded), sums).item() != pytest.approx(
+        whole / 3, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("estimator", ["model", "empirical"])
