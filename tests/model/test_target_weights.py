@@ -48,7 +48,7 @@ def test_loss_and_gradients_of_a_weighted_step_equal_a_plain_loop_over_transform
     dealt = micro_batches(items, source, 128) if packing else [(item,) for item in items]
     packed, loss = load(path), 0.0
     for part_of_step in dealt:
-        part = packed(collate(part_of_step, source)) / batch.num_target_tokens
+        part = loss_of(packed, collate(part_of_step, source)) / batch.num_target_tokens
         part.backward()
         loss += part.item()
 
