@@ -18,6 +18,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ from model.language_model import (
     PackedLanguageModel,
     check_weights,
     materialize,
+    parameter_names,
     read_weights,
     trained_parameters,
 )
@@ -214,7 +216,8 @@ def train(
     parameter_device = torch.device("cpu") if config.sharding.cpu_offload else ranks.device
     materialize(model, config.model.path, parameter_device, ranks.device)
     # A resume reads the base's weights only where something is measured against them, or beside them (LoRA).
-    if resume_from is None or config.run.eval_general or config.ewc.strength or config.lora.rank:
+    is_partly_frozen = len(trained_parameters(model)) < len(parameter_names(model))
+    if resume_from is None or config.run.eval_general or config.ewc.strength or config.lora.rank or is_partly_frozen:
         read_weights(model, config.model.path)
         init_adapters(trained_parameters(model), config.run.seed)  # no-op without LoRA
     model.train()
@@ -239,9 +242,15 @@ def train(
     parameters = trained_parameters(model)
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
     allocate_state(model.causal_lm, optimizer)
+    registered = {}
+
+    def register(name: str, thing: Any) -> None:
+        """Keep in every checkpoint what else has a `state_dict()` of tensors, such as an average of the weights."""
+        registered[name] = thing
+
     if resume_from:
         found += judge_best_again(progress, fresh, checkpoints, parameters, evaluations, ranks)
-        load_checkpoint(resume_from, parameters, optimizer, ranks)
+        load_checkpoint(resume_from, parameters, optimizer, ranks, registered)
     ranks.watch.at("the last preparations")
     peak.measure(ranks)
     peak_flops = peak.over_all_ranks(ranks)
@@ -298,7 +307,7 @@ def train(
                     ranks.watch.at(f"the save of step {progress.step}")
                     log.sync()  # the rows of a saved step are durable
                     with stop.saving():
-                        saver.save(progress.finish_save(), parameters, optimizer)
+                        saver.save(progress.finish_save(), parameters, optimizer, registered)
             for times in saver.poll():
                 log.save(times)
         if too_many_bad_steps:
