@@ -1,7 +1,5 @@
 """What the CUDA path does below autograd, on fake CUDA tensors: no operand of another device, nothing the host waits for."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
@@ -19,9 +17,9 @@ from model.ewc.anchor import Anchor
 from model.ewc.penalty import make_penalty
 from model.label_sampling import draw, sample_labels
 from model.language_model import build_on_meta
-from model.loss import HeadSettings, LossSums, _ChunkedSum, chunked, negative_log_likelihood
+from model.loss import HeadSettings, LossSums, chunked
 from tests.in_memory import texts
-from tests.losses import loss_of, loss_sum, targets_of
+from tests.losses import loss_of, loss_sum
 from tests.rehearsal.fake_cuda import CUDA, fake_cuda, on_cuda
 from tests.tiny import FAMILIES, OTHER_FAMILIES
 
@@ -107,22 +105,17 @@ def test_the_penalty_of_ewc_adds_its_gradient(dtype) -> None:
 
 @pytest.mark.parametrize("softcap", [None, 30.0])
 @pytest.mark.parametrize("sources", [1, 3])
-def test_the_loss_and_both_gradients_stay_on_the_device(softcap, sources) -> None:
+def test_the_loss_stays_on_the_device(softcap, sources) -> None:
+    """Without gradients, which autograd does not compute on fake tensors; test_pretended_gpu.py has them."""
     settings = HeadSettings(scale=0.5, softcap=softcap, num_tokens=380)
     with fake_cuda():
         hidden = torch.empty(70, 64, dtype=torch.bfloat16, device=CUDA)
         head = torch.empty(384, 64, dtype=torch.bfloat16, device=CUDA)
         ids = torch.empty(70, dtype=torch.int64, device=CUDA)
         sums = LossSums(sources, CUDA)
-        context = SimpleNamespace(needs_input_grad=(True, True), gradients=None)
-        weights = torch.empty(70, device=CUDA)
-        targets = targets_of(ids, ids, weights)
-        loss = _ChunkedSum.forward(context, hidden, head, targets, negative_log_likelihood, sums, settings)
+        loss = loss_sum(hidden, head, ids, settings, ids, sums, torch.empty(70, device=CUDA))
         sums.total.add_(loss)
-        grad_hidden, grad_head, *_ = _ChunkedSum.backward(context, torch.ones_like(loss))
-        assert (grad_hidden.shape, grad_head.shape) == (hidden.shape, head.shape)
-        assert {t.device for t in (loss, grad_hidden, grad_head, sums.values)} == {CUDA}
-        assert (loss.dtype, grad_head.dtype) == (torch.float32, torch.bfloat16)
+        assert {loss.device, sums.values.device} == {CUDA} and loss.dtype == torch.float32
         assert loss_sum(hidden[:0], head, ids[:0], settings).device == CUDA
 
 
