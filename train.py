@@ -10,14 +10,25 @@ All weights are trained. Parameters, gradients and optimizer state are sharded o
 has all settings of a run. A run writes to runs/<name>/; started again, it continues from its last checkpoint.
 """
 
+import os
+import sys
+from pathlib import Path
+
+# Another program answers these, in place of this one, before anything heavy is imported.
+INSTEAD = {"--dry-run": ("plan.py", "--here")}
+if __name__ == "__main__":
+    for option in [option for option in INSTEAD if option in sys.argv[1:]]:
+        script, *options = INSTEAD[option]
+        others = [argument for argument in sys.argv[1:] if argument != option]
+        path = Path(__file__).resolve().parent / "scripts" / script
+        os.execv(sys.executable, [sys.executable, str(path), *options, *others])
+
 from common.lean_imports import begin_imports, end_imports
 
 begin_imports()
 import gc
 import math
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,9 +73,7 @@ from training.answers import Answers, start_answers
 from training.best import judge_best_again
 from training.chat_settings import settle_chat_settings
 from training.description import describe_run, memory_line
-from training.dry_run import show_plan
 from training.ending import check_last_weights, export_run, is_finished, stop_for_bad_weights
-from training.forecast import make_forecast
 from training.inputs import Inputs, read_inputs
 from training.meter import Meter
 from training.micro_batch import settle_micro_batch
@@ -157,15 +166,12 @@ def main() -> int:
     check_length(config.data.sequence_length, model_config, config.model.path)
     model = build_to_train(config, model_config)  # on meta: shapes without memory
     decoder_layers(model, config.model.layer_class)  # a wrong name ends here
-    if not command.dry_run:
-        check_weights(model, config.model.path)
+    check_weights(model, config.model.path)
     config = settle_chat_settings(config, tokenizer, run_directory, world_size)
     config = settle_micro_batch(config, model, model_config, run_directory, world_size, say)
     start.lap("config and tokenizer")
     costs = document_costs(count_work(model, model_config))
     inputs = read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=is_first)
-    if command.dry_run:
-        return show_plan(config, inputs, model, model_config, world_size, command.json, say)
     start.lap("data")
     # Processes, which agree on all of this before anything is trained. A run directory has one owner.
     with process_group(config.run.timeout_minutes) as ranks:
@@ -209,7 +215,6 @@ def train(
     ranks.watch.at("the loading of the model")
     peak = PeakFlops(ranks.device, compute_dtype)
     peak.measure(ranks)
-    forecast = make_forecast(config, inputs, model_config, peak.over_all_ranks(ranks), ranks.world_size)
     layers = decoder_layers(model, config.model.layer_class)
     mesh = make_mesh(ranks.device.type, world_size_from_environment()[1], ranks.world_size, config.sharding)
     strategy = parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
@@ -255,7 +260,6 @@ def train(
     peak.measure(ranks)
     peak_flops = peak.over_all_ranks(ranks)
     lines = describe_run(config, inputs, model, layers, model_config, ranks.world_size, peak, peak_flops)
-    lines.append(forecast.words)
     lines += check_disks(config, model, optimizer, model_config, ranks) + found
     for line in lines + [f"resumed from {resume_from}"] * bool(resume_from):
         log.say(line)
@@ -376,7 +380,6 @@ def train(
             row |= ewc.curves(meter.seconds_per_step) if ewc else {}
             log.row(progress.step, row)
             log.say(meter.line(row, progress.step, total_steps, was_skipped=skip))
-            forecast.compare(meter, row["train/memory_gib"], progress.step == total_steps, log, ranks)
 
     # --- 5. The end: stopped by a signal, or finished and exported ----------------------------------------------------
     with stop.saving():

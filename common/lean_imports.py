@@ -6,7 +6,7 @@
     import torch ...
     end_imports()
 
-The figures are in docs/performance.md, "The start of a run".
+The figures are in docs/LOG.md, "the start of a run".
 """
 
 import gc

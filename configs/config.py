@@ -36,7 +36,7 @@ class Source:
 @dataclass(frozen=True)
 class Data:
     # The main source: files, folders or globs of any form in docs/data.md. Or one directory: a token store
-    # (scripts/build_tokens.py)
+    # (scripts/data.py build)
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
     validation_share: float = 0.0  # or: hold out this fraction of data.train, chosen by a hash of each example
@@ -104,7 +104,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class EWC:
-    # Elastic weight consolidation (docs/ewc.md). lambda: how many nats per new-domain token one nat per old-domain
+    # Elastic weight consolidation (docs/forgetting.md). lambda: how many nats per new-domain token one nat per old-domain
     # token is worth. 0: off
     strength: float = 0.0
     data: tuple[str, ...] = ()  # old-domain files, like Data.train, from which the Fisher diagonal is estimated
@@ -121,7 +121,7 @@ class EWC:
 
 @dataclass(frozen=True)
 class LoRA:
-    # Train low-rank adapters beside frozen matrices (docs/lora.md). Columns of A and B; 0: full fine-tuning
+    # Train low-rank adapters beside frozen matrices (docs/results.md). Columns of A and B; 0: full fine-tuning
     rank: int = 0
     # Adapters are multiplied by alpha / rank. None: 2 x rank, so the factor is 2 for any rank (arXiv:2405.09673)
     alpha: float | None = None
@@ -162,7 +162,7 @@ class Run:
     # auto: continue from the last checkpoint | previous: from the newest one that is not damaged | never: refuse to touch
     # an existing run
     resume: str = "auto"
-    timeout_minutes: float = 30.0  # a rank that does not answer for so long ends the run (docs/many_nodes.md)
+    timeout_minutes: float = 30.0  # a rank that does not answer for so long ends the run (docs/runs.md)
     deterministic: bool = False  # resume bit-identically on CUDA too; slower
     export: str = "last"  # last | best: which checkpoint is exported as a Hugging Face directory
     # The curve of an evaluation that decides which checkpoint is the best: validation/loss | f1 | fact_f1 | forgetting/kl ...

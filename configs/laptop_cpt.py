@@ -2,9 +2,9 @@
 
 It runs on 2 CPU cores.
 
-python scripts/make_cpt_corpus.py --out artifacts/cpt
+python scripts/regulator.py cpt --out artifacts/cpt
 awk 'NR % 12 == 0' artifacts/cpt/validation.jsonl > artifacts/cpt/validation_small.jsonl
-python scripts/build_tokens.py artifacts/cpt/train.jsonl --model artifacts/models/SmolLM2-135M-Instruct --out artifacts/tokens/cpt-SmolLM2
+python scripts/data.py build artifacts/cpt/train.jsonl --model artifacts/models/SmolLM2-135M-Instruct --out artifacts/tokens/cpt-SmolLM2
 torchrun --nproc_per_node=2 train.py configs/laptop_cpt.py
 torchrun --nproc_per_node=2 train.py configs/quickstart.py model.path=runs/laptop_cpt/export run.name=laptop_after_cpt
 """

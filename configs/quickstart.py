@@ -1,7 +1,7 @@
 """The quickstart: fine-tune SmolLM2-135M on short bank reports on 2 CPU cores. scripts/quickstart.sh does all of this.
 
 python scripts/make_reports.py --profile quickstart --seed 0 --out artifacts/quickstart
-python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl
+python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl
 torchrun --nproc_per_node=2 train.py configs/quickstart.py
 
 With data.mix=none there is no replay: general text is forgotten faster (docs/results.md).

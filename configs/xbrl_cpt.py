@@ -1,8 +1,8 @@
 """Continual pre-training before configs/xbrl.py: an 8B model reads the EBA's reporting framework on 8 GPUs of 80 GB.
 
-python scripts/make_cpt_corpus.py --out artifacts/cpt
+python scripts/regulator.py cpt --out artifacts/cpt
 python scripts/fetch_base_model.py Qwen/Qwen3-8B
-python scripts/build_tokens.py artifacts/cpt/train.jsonl --model artifacts/models/Qwen3-8B --out artifacts/tokens/cpt-Qwen3-8B
+python scripts/data.py build artifacts/cpt/train.jsonl --model artifacts/models/Qwen3-8B --out artifacts/tokens/cpt-Qwen3-8B
 torchrun --nproc_per_node=8 train.py configs/xbrl_cpt.py
 torchrun --nproc_per_node=8 train.py configs/xbrl.py model.path=runs/xbrl_cpt/export
 """
@@ -13,7 +13,7 @@ config = Config(
     model=Model(path="artifacts/models/Qwen3-8B", compute_dtype="bf16", activation_checkpointing="full"),
     data=Data(
         # A token store: an example is a window of sequence_length tokens. To add your own texts, pass their files to
-        # build_tokens.py too; memory use stays the same.
+        # data.py build too; memory use stays the same.
         train=("artifacts/tokens/cpt-Qwen3-8B",),
         validation=("artifacts/cpt/validation.jsonl",),  # tables that are not in the training data
         # General text against forgetting. 5% is 0.2M tokens per epoch, but this file has only 0.08M, so two epochs read

@@ -1,11 +1,11 @@
 """The banking supervisor's task at a size for a laptop: fine-tune SmolLM2-135M on 2 CPU cores.
 
 python scripts/make_reports.py --profile laptop --examples 4000 --out artifacts/xbrl_laptop
-python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl
+python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl
 torchrun --nproc_per_node=2 train.py configs/xbrl_laptop.py
 
 The reports have six ratios, some clients and often a note whose wording decides; the tests use other wordings
-(docs/bank_reports.md). This run has not been trained to the end yet.
+(docs/xbrl.md). This run has not been trained to the end yet.
 """
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, Source

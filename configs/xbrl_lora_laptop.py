@@ -1,7 +1,7 @@
-"""configs/xbrl_laptop.py with LoRA in place of full fine-tuning: SmolLM2-135M on 2 CPU cores (docs/lora.md).
+"""configs/xbrl_laptop.py with LoRA in place of full fine-tuning: SmolLM2-135M on 2 CPU cores (docs/results.md).
 
 python scripts/make_reports.py --profile laptop --examples 4000 --out artifacts/xbrl_laptop
-python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl
+python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl
 torchrun --nproc_per_node=2 train.py configs/xbrl_lora_laptop.py
 
 The data, their order, the batches and the schedule are those of configs/xbrl_laptop.py, so that the two can be compared.

@@ -18,7 +18,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from common.errors import UserError
 
-# For base models without a chat template. Documented in docs/models.md. The space before an answer belongs to the answer,
+# For base models without a chat template. Documented in docs/chats.md. The space before an answer belongs to the answer,
 # because tokenizers join a word and the space before it: a prompt that ended in a space would be one that no text contains.
 PLAIN_CHAT_TEMPLATE = (
     "{% if tools %}{{ 'Tools: ' + tools | tojson + '\n\n' }}{% endif %}"

@@ -10,7 +10,7 @@ from common.errors import UserError
 
 COMPRESSIONS = (".gz", ".zst")
 CHUNK = 1 << 20  # bytes
-Advance = Callable[[int], None]  # progress callback: number of bytes of the file read since the last call
+Advance = Callable[[int], object]  # progress callback: number of bytes of the file read since the last call
 
 
 def no_progress(count: int) -> None:

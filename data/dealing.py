@@ -5,7 +5,7 @@ items are therefore dealt into `micro-batches x ranks` bins by their FLOPs, and 
 the smallest number of micro-batches that holds the step, because each of them gathers the parameters once more.
 
 The time of a step is the sum over its micro-batches of the largest bin. Three rules propose bins, and the fastest proposal
-wins: none of them is the best for every step (docs/performance.md has the figures).
+wins: none of them is the best for every step (docs/LOG.md has the figures).
 
 - Longest processing time first (Graham, 1969, doi:10.1137/0117039): each item, the costliest first, goes into the bin with
   the least cost that has room. The bins are then sorted, so that bins of one micro-batch are alike. It is the best for many

@@ -1,6 +1,6 @@
 """Examples -> token ids and the spans of tokens that carry loss.
 
-This is the one place where training, evaluation and scripts/show_example.py turn an example into what the model gets.
+This is the one place where training, evaluation and scripts/data.py show turn an example into what the model gets.
 
 The text of an example is tokenised in one piece, with the character offsets of its tokens, and never in parts: its ids are
 those that inference makes of the same text. A token with any character of an answer is a target. Where an answer begins

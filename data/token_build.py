@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from common.durable_files import SUFFIX, publish, temporary_path, write_json
@@ -31,7 +32,7 @@ from data.token_store import (
     tokenizer_fingerprint,
     tokens_file,
 )
-from data.tokens import bos_ids
+from data.tokens import bos_ids, load_tokenizer
 
 LOCK_FILE = "build.lock"
 SHARD_TOKENS = 2**26  # a shard is complete with the document that reaches this size: 128 MiB in uint16
@@ -220,3 +221,16 @@ def _exclusive(out: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks: the user must not start two builds at once
         yield
+
+
+def build_and_describe(files: list[Path], model: str, out: Path, shard_tokens: int) -> str:
+    """`build_store` with the tokenizer of a model, behind a progress bar. Returns what was built, as a sentence."""
+    check_files(files)
+    size = sum(path.stat().st_size for path in files)
+    tokenizer = load_tokenizer(model)
+    with tqdm(desc="tokenise", total=size, unit="B", unit_scale=True, mininterval=0.5) as bar:
+        store = build_store(files, tokenizer, out, shard_tokens, bar.update)
+    return (
+        f"{out}: {store['tokens']:,} tokens of {store['documents']:,} documents in {len(store['shards'])} shards, "
+        f"{'uint16' if store['dtype'] == '<u2' else 'uint32'}, tokenizer {store['tokenizer'][:12]}"
+    )

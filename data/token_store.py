@@ -1,6 +1,6 @@
 """A corpus larger than memory: token ids in memory-mapped shards on disk, read as windows of a fixed length.
 
-scripts/build_tokens.py builds a store. It is a directory with these files:
+scripts/data.py build builds a store. It is a directory with these files:
 
 - `store.json`: dtype, end-of-sequence and beginning-of-sequence ids, fingerprint of the tokenizer, source files, shards;
 - `shard-00000.tokens`: token ids, little-endian uint16 if the vocabulary fits, else uint32. Each document ends with
@@ -160,15 +160,15 @@ def open_store(path: str | Path, tokenizer_fingerprint: str, sequence_length: in
     if not (path / STORE_FILE).is_file():
         if (path / BUILD_FILE).is_file():
             raise UserError(
-                f"the token store {path} is incomplete; run the same scripts/build_tokens.py command again to finish it"
+                f"the token store {path} is incomplete; run the same scripts/data.py build command again to finish it"
             )
         raise UserError(
-            f"{path} is a directory without {STORE_FILE}; name data files, or a token store made by scripts/build_tokens.py"
+            f"{path} is a directory without {STORE_FILE}; name data files, or a token store made by scripts/data.py build"
         )
     store, found = _read_store(path, sequence_length)
     if found["tokenizer"] != tokenizer_fingerprint:
         raise UserError(
-            f"the token store {path} was made with a different tokenizer from the model's; run scripts/build_tokens.py with "
+            f"the token store {path} was made with a different tokenizer from the model's; run scripts/data.py build with "
             "--model set to this model"
         )
     return store

@@ -69,7 +69,7 @@ def find_files(paths: Iterable[Path], out: Path) -> list[Path]:
             raise UserError(f"{path} does not exist; name a report, a package or a folder of reports")
         files = find_reports(path)[0] if path.is_dir() and not is_package(path) else [path]
         if not files:
-            raise UserError(f"{path} contains no reports; docs/bank_reports.md lists what a report is")
+            raise UserError(f"{path} contains no reports; docs/xbrl.md lists what a report is")
         for file in files:
             found.setdefault(file.resolve(), file)
     return list(found.values())

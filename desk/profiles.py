@@ -31,7 +31,7 @@ DATA_CARD = "dataset.json"  # beside the examples of a run; scripts/make_reports
 
 @dataclass(frozen=True)
 class Profile:
-    """One of the three forms of the task (docs/bank_reports.md)."""
+    """One of the three forms of the task (docs/xbrl.md)."""
 
     name: str
     answer_tokens: int  # the default limit of an answer

@@ -164,7 +164,7 @@ def save_line(checkpoint_bytes: int, bytes_per_second: float, grace_seconds: flo
     return (
         f"warning: {line}, which does not safely fit the {grace_seconds:g} s that torchrun grants after a signal: start "
         f"torchrun with --shutdown-timeout={wanted}, and let a scheduler send its signal at least that long before its "
-        "limit (docs/reliability.md); unless that is done already, a run that is stopped loses the steps since its last save"
+        "limit (docs/runs.md); unless that is done already, a run that is stopped loses the steps since its last save"
     )
 
 

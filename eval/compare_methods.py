@@ -1,6 +1,6 @@
 """Training methods compared on one task: what each learned (vs. plain training) and what it forgot (vs. the base).
 
-The metrics come from the JSON of scripts/evaluate.py (the task) and of scripts/evaluate_forgetting.py (general
+The metrics come from the JSON of scripts/evaluate.py (the task) and of `scripts/measure.py forgetting` (general
 language). Intervals are 95% confidence intervals, paired by example, by text or by question.
 """
 

@@ -15,22 +15,32 @@ summed over the same bytes. KL and agreement need the same tokens in both models
 If the vocabulary was only extended, the shared tokens are the whole old vocabulary and every target is compared.
 """
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
+from common.durable_files import write_json
 from data.dealing import Deal, Dealer
 from data.examples import Documents
-from distributed.process_group import StopSignal
+from data.tokens import load_tokenizer
+from distributed.process_group import StopSignal, read_on_first, start_process_group
 from eval.bootstrap import bootstrap
 from eval.forgetting import as_documents, encode_texts, kl_divergence, visit_documents
+from eval.general_text import SOURCE, evaluation_texts
 from eval.in_step import in_turns
-from eval.questions import Question, encode_options, right_answers, start_tokens
+from eval.load_over_ranks import agreed_dtype, is_sharded, load_packed
+from eval.over_ranks import TIMEOUT_MINUTES
+from eval.questions import Question, encode_options, read_questions, right_answers, start_tokens
+from eval.results import prepare_output
+from model.architectures import read_model_config
+from model.fingerprint import fingerprint_of_base
 from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel
 
@@ -43,6 +53,61 @@ class ModelAndTokenizer:
 
     model: PackedLanguageModel
     tokenizer: PreTrainedTokenizerBase
+
+
+def measure_forgetting(
+    base: str,
+    tuned: str,
+    texts: Sequence[Path] | None = None,
+    max_bytes: int = 200_000,
+    seed: int = 0,
+    dtype: str = "auto",
+    sharding: str = "auto",
+    json: Path | None = None,
+) -> str | None:
+    """`compare_models` of two model directories: writes the result to `json`, and returns it as a table on rank 0.
+
+    texts: files of general text; None stands for the text of `eval.general_text`. max_bytes: about how much of it is read.
+    dtype, sharding: the values of the options of these names. Starts and ends the process group. Raises UserError, on all
+    ranks, if a file or a model cannot be read or written.
+    """
+    start = time.perf_counter()
+    ranks = start_process_group(TIMEOUT_MINUTES)
+    paths = (base, tuned)
+
+    def read() -> tuple:
+        if json:
+            prepare_output(json)
+        found = evaluation_texts(texts, max_bytes), read_questions()
+        return *found, [read_model_config(path) for path in paths], [load_tokenizer(path) for path in paths]
+
+    read_texts, questions, configs, tokenizers = read_on_first(read, ranks)
+    compute_dtype = agreed_dtype(dtype, ranks)
+    sharded = is_sharded(sharding, paths, ranks)
+    models = [
+        ModelAndTokenizer(load_packed(config, path, compute_dtype, sharded, ranks), tokenizer)
+        for config, path, tokenizer in zip(configs, paths, tokenizers, strict=True)
+    ]
+    metrics = compare_models(*models, read_texts, questions, StopSignal(ranks), seed)
+    shown = None
+    if ranks.rank == 0:
+        result = {
+            "base": base,
+            "tuned": tuned,
+            "weights": {"base": fingerprint_of_base(base), "tuned": fingerprint_of_base(tuned)},
+            "text": ", ".join(map(str, texts)) if texts else SOURCE,
+            "dtype": "bf16" if compute_dtype == torch.bfloat16 else "fp32",
+            "processes": ranks.world_size,
+            "sharding": "full" if sharded else "none",
+            "seconds": round(time.perf_counter() - start, 1),
+            **metrics,
+        }
+        where = f"{result['text']} ({result['dtype']}, {result['seconds']:.0f} s)"
+        shown = f"{tuned} against {base} on {where}\n\n{table(result)}"
+        if json:
+            write_json(json, result)
+    dist.destroy_process_group()
+    return shown
 
 
 def compare_models(

@@ -1,4 +1,4 @@
-"""Figures of runs, of plans and of training methods, drawn with matplotlib into image files."""
+"""Figures of runs and of training methods, drawn with matplotlib into image files."""
 
 import json
 from pathlib import Path
@@ -39,28 +39,6 @@ def plot_runs(runs: list[Path], path: Path) -> None:
     axes[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def plot_shares(panels: dict[str, dict[str, list[float]]], asked: dict[str, float], path: Path) -> None:
-    """Share of every source in every step, one panel above the other; a line for the share that was asked for.
-
-    panels: title -> name of the source -> fraction of the target tokens of each step. asked: name -> fraction.
-    """
-    figure, axes = plt.subplots(
-        len(panels), 1, figsize=(9, 1.9 * len(panels)), layout="constrained", sharex=True, sharey=True, squeeze=False
-    )
-    for axis, (title, sources) in zip(axes[:, 0], panels.items(), strict=True):
-        for i, (name, shares) in enumerate(sources.items()):
-            steps, percent = range(1, len(shares) + 1), [100 * share for share in shares]
-            axis.vlines(steps, 0, percent, color=f"C{i}", linewidth=1.2, label=f"{name}, {asked[name]:.0%} asked for")
-            axis.axhline(100 * asked[name], color="black", linewidth=0.8)
-            axis.axhspan(50 * asked[name], 200 * asked[name], color="black", alpha=0.1, linewidth=0)
-        axis.set(title=title, ylabel="% of a step")
-    axes[0, 0].legend(loc="upper right")
-    axes[-1, 0].set(xlabel="step (grey: within a factor of two)", xlim=(0, None), ylim=(0, None))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 

@@ -14,15 +14,20 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from common.durable_files import write_json
 from common.errors import UserError
 from data.examples import Documents
-from data.tokens import bos_ids
-from distributed.process_group import StopSignal
+from data.tokens import bos_ids, load_tokenizer
+from distributed.process_group import StopSignal, read_on_first, start_process_group
 from eval.forgetting import as_documents, visit_documents
-from eval.general_text import read_texts, training_texts
+from eval.general_text import SOURCE, read_texts, training_texts
 from eval.in_step import in_turns
+from eval.load_over_ranks import agreed_dtype, is_sharded, load_packed
+from eval.over_ranks import TIMEOUT_MINUTES
+from eval.results import prepare_output
+from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel
 
 
@@ -39,6 +44,64 @@ class Bucket:
     def mean(self) -> float:
         """Nats per token; NaN without tokens."""
         return self.nats / self.tokens if self.tokens else math.nan
+
+
+def measure_positions(
+    model: str,
+    data: Sequence[Path] | None,
+    length: int,
+    bucket: int,
+    documents: int,
+    rope_type: Sequence[str],
+    rope_factor: float | None,
+    rope_original_length: int | None,
+    dtype: str,
+    sharding: str,
+    json: Path | None,
+) -> str | None:
+    """The losses by position of a model directory, with its own RoPE and with each type of scaling: a table on rank 0.
+
+    The arguments are the options of `scripts/measure.py positions`, which documents them. Starts and ends the process group.
+    Raises UserError, on all ranks, for a mistake in them or in the files.
+    """
+    if (rope_factor, rope_original_length) != (None, None) and not rope_type:
+        raise UserError("--rope-factor and --rope-original-length need a --rope-type")
+    ranks = start_process_group(TIMEOUT_MINUTES)
+
+    def read() -> tuple[dict[str, PretrainedConfig], list[list[int]]]:
+        if json:
+            prepare_output(json)
+        configs = {"as it is": read_model_config(model)}
+        for name in rope_type:
+            config = read_model_config(model, name, rope_factor, rope_original_length)
+            configs[f"{name} x{rope_factor:g}"] = config
+        return configs, read_long_documents(data, load_tokenizer(model), length, documents)
+
+    configs, chosen = read_on_first(read, ranks)
+    compute_dtype = agreed_dtype(dtype, ranks)
+    sharded = is_sharded(sharding, [model], ranks)
+    stop, columns = StopSignal(ranks), {}
+    for name, config in configs.items():
+        packed = load_packed(config, model, compute_dtype, sharded, ranks)
+        columns[name] = buckets(losses_over_ranks(packed, chosen, stop, name), bucket)
+        del packed  # before the next one is loaded
+    dist.destroy_process_group()
+    if ranks.rank != 0:
+        return None
+    result = {
+        "model": model,
+        "source": ", ".join(map(str, data)) if data else SOURCE,
+        "length": length,
+        "documents": len(chosen),
+        "dtype": "bf16" if compute_dtype == torch.bfloat16 else "fp32",
+        "windows": {name: config.max_position_embeddings for name, config in configs.items()},
+        "buckets": {name: [vars(b) | {"mean": b.mean} for b in column] for name, column in columns.items()},
+    }
+    if json:
+        write_json(json, result)
+    windows = ", ".join(f"{name} {window}" for name, window in result["windows"].items())
+    where = f"{len(chosen)} documents of {length} tokens from {result['source']} ({result['dtype']})"
+    return f"{model} on {where}\nwindows: {windows}\n{table(columns)}"
 
 
 def read_long_documents(

@@ -2,7 +2,7 @@
 
 The methods are plain training, a low learning rate, replay, EWC, and replay with EWC. They share the base model, the
 examples, their order and the number of steps. Each is a run of train.py in `Comparison.out`, followed by
-scripts/evaluate.py and scripts/evaluate_forgetting.py. Results that exist are kept, so that an interrupted comparison
+scripts/evaluate.py and scripts/measure.py. Results that exist are kept, so that an interrupted comparison
 can resume.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common.durable_files import write_durably
 from common.errors import UserError
+from configs.loading.config_file import load_config, override
 from eval.compare_methods import Method, compare_methods, markdown
 from eval.plots import plot_methods
 from eval.results import prepare_output, read_result
@@ -54,10 +55,46 @@ class Comparison:
         return self.results / f"{name}-{kind}.json"
 
 
+def compare(
+    config: str,
+    overrides: Sequence[str],
+    test: Path,
+    general: str,
+    out: Path,
+    low: float,
+    shares: Sequence[float],
+    strengths: Sequence[float],
+    both: Sequence[tuple[float, float]] | None,
+    processes: int,
+    only: Sequence[str] | None,
+    plan_only: bool,
+) -> str:
+    """Train, evaluate and compare: the options of `scripts/measure.py methods`, which documents them.
+
+    Returns what is to be printed. Raises UserError for a mistake in any of them before the first run.
+    """
+    loaded = load_config(config, overrides)
+    if loaded.data.mix or loaded.ewc.strength:
+        raise UserError(
+            f"{config} has data.mix or ewc.strength, which the methods set: add data.mix=none ewc.strength=0"
+        )
+    base, train, rate = loaded.model.path, loaded.data.train[0], loaded.optimizer.learning_rate
+    comparison = Comparison(config, overrides, base, rate, train, test, general, out, processes)
+    check_comparison(comparison)
+    methods = plan_methods(comparison, low, shares, strengths, both or [(0.05, 10), (0.05, 100)])
+    for options in methods.values():  # a mistake in the last method must not show only after hours of the others
+        override(loaded, options)
+    if plan_only:
+        return "\n".join(f"{name:20} {' '.join(options)}" for name, options in methods.items())
+    run_methods(comparison, methods, choose_methods(comparison, methods, only))
+    table = write_comparison(comparison, list(methods))
+    if table is None:
+        return f"\nthe results are in {comparison.results}; the table also needs {PLAIN}, the reference of the others"
+    return f"\n{table}\n\nin {out}: comparison.md, comparison.png, results/*.json"
+
+
 def check_comparison(comparison: Comparison) -> None:
-    """Raise UserError if a file is missing or a number is out of range."""
-    if comparison.processes < 1:
-        raise UserError(f"--processes must be 1 or more, not {comparison.processes}")
+    """Raise UserError if a file is missing."""
     for path in (comparison.test, Path(comparison.general), Path(comparison.train)):
         if not path.exists():
             raise UserError(f"{path} does not exist")
@@ -111,9 +148,9 @@ def choose_methods(comparison: Comparison, methods: dict[str, list[str]], only: 
         raise UserError(f"--only {unknown[0]}: the methods are {', '.join(methods)}")
     chosen = [name for name in methods if not only or name in only]
     for name in chosen:
-        for override in methods[name]:
-            if override.startswith("ewc.fisher="):
-                fisher = Path(override.removeprefix("ewc.fisher="))
+        for setting in methods[name]:
+            if setting.startswith("ewc.fisher="):
+                fisher = Path(setting.removeprefix("ewc.fisher="))
                 estimator = fisher.parent.name
                 if estimator not in chosen and not (fisher / "settings.json").is_file():
                     raise UserError(
@@ -144,8 +181,8 @@ def evaluate(comparison: Comparison, model: str, name: str) -> None:
         options = ("--data", comparison.test, "--train", comparison.train, "--json", task, "--show", 0)
         launch(comparison.processes, "scripts/evaluate.py", model, *options)
     if model != comparison.base and not general.is_file():
-        options = (comparison.base, model, "--json", general)
-        launch(comparison.processes, "scripts/evaluate_forgetting.py", *options)
+        options = ("forgetting", comparison.base, model, "--json", general)
+        launch(comparison.processes, "scripts/measure.py", *options)
 
 
 def launch(processes: int, script: str, *options: object) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from common.durable_files import write_json, write_json_lines
@@ -23,14 +24,15 @@ from data.chat_settings import read_chat_settings
 from data.encoding import ExampleEncoder
 from data.files import read_file
 from data.formats import example_text
-from data.replay_filters import EvaluationTexts, normalize
+from data.replay_filters import EvaluationTexts, Filters, filter_sampled, normalize
 from data.tokens import bos_ids, load_tokenizer, plain_template
-from distributed.process_group import Ranks, barrier
-from eval.general_text import held_out_texts, training_texts
+from distributed.process_group import Ranks, barrier, read_on_first, start_process_group
+from eval.general_text import SOURCE, held_out_texts, training_texts
 from eval.generate import Advance, Sampling, no_progress, sampled_answers
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
-from eval.over_ranks import token_bar
+from eval.over_ranks import TIMEOUT_MINUTES, on_every_rank, token_bar
 from eval.questions import read_questions
+from eval.results import prepare_output
 
 PLACEHOLDER = "here the user's words begin"  # marks the start of the user's message in a rendered chat template
 
@@ -60,7 +62,7 @@ def topic_texts(evaluation: EvaluationTexts) -> tuple[list[str], int]:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """What to sample: the options of scripts/make_replay.py, which documents them."""
+    """What to sample: the options of `scripts/data.py replay`, which documents them."""
 
     model: str | None
     documents: int = 1000
@@ -75,6 +77,8 @@ class SamplingOptions:
 
     def check(self) -> None:
         """Raise UserError for the first number that is out of range."""
+        if self.model is None:
+            raise UserError("--source model needs a --model")
         for name in ("documents", "max_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(self, name)}")
@@ -206,3 +210,43 @@ def form_and_start(options: SamplingOptions, encoder: ExampleEncoder) -> tuple[s
     if not start:
         raise UserError(f"--start {options.start!r} has no tokens; give at least one, e.g. {tokenizer.eos_token!r}")
     return "chat" if is_chat else "text", start
+
+
+def write_topics(out: Path, exclude: Sequence[Path]) -> str:
+    """Write the topics that are not held out to a JSONL file. Returns the counts, as a sentence."""
+    prepare_output(out)
+    texts, num_dropped = topic_texts(texts_to_exclude(exclude))
+    write_json_lines(out, [{"text": text} for text in texts])
+    return (
+        f"{out}: {len(texts)} documents, {sum(map(len, texts)):,} characters, {SOURCE}; dropped: {num_dropped} "
+        "paragraphs that overlap with evaluation"
+    )
+
+
+def write_samples(
+    options: SamplingOptions, filters: Filters, out: Path, exclude: Sequence[Path], sharding: str
+) -> str | None:
+    """Sample documents on all ranks, and write those that pass the filters to a JSONL file. A collective.
+
+    sharding: the value of `--sharding`, which does not change the documents. Returns the counts, as sentences, on rank 0.
+    Raises UserError if nothing passes.
+    """
+    prepare_output(out)
+    options.check()
+    ranks = start_process_group(TIMEOUT_MINUTES)
+    sampler = read_on_first(lambda: ReplaySampler(options, out), ranks)
+    # Only rank 0 filters. The files are read now, so that a mistake in them is reported before the work.
+    evaluation = on_every_rank(lambda: texts_to_exclude(exclude) if ranks.rank == 0 else None, ranks)
+    sampled = sampler.sample(ranks, sharding)
+    report = None
+    if sampled is not None and evaluation is not None:  # on rank 0
+        filtered = filter_sampled(sampled, filters, evaluation)
+        write_json_lines(out, filtered.documents)
+        sampler.remove_parts()
+        characters = sum(len(example_text(document)) for document in filtered.documents)
+        dropped = ", ".join(f"{count} {reason}" for reason, count in filtered.dropped.items() if count) or "none"
+        report = f"{out}: {len(filtered.documents)} of {len(sampled)} documents, {characters:,} characters; dropped: {dropped}"
+        if filtered.num_truncated:
+            report += f"\n{filtered.num_truncated} texts reached --max-tokens and end with their last complete sentence"
+    dist.destroy_process_group()
+    return report

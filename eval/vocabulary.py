@@ -15,18 +15,11 @@ from data.tokens import bos_ids, load_tokenizer
 from eval.positions import losses_by_position
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, load_for_evaluation
+from model.vocabulary.candidates import NewToken
 from model.vocabulary.rows import METHODS, Initialisation, new_rows
 
 PASSAGE_CHARACTERS = 6000  # the loss of a text is measured on its beginning only
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenCount:
-    """Tokens of several documents in total, before and after the extension."""
-
-    before: int
-    after: int
-    documents: int
+NUM_SHOWN = 20  # new tokens in a table
 
 
 def read_texts(path: Path) -> list[str]:
@@ -34,16 +27,46 @@ def read_texts(path: Path) -> list[str]:
     return [example_text(example) for _, example in read_file(path)]
 
 
-def count_tokens(texts: list[str], before: Tokenizer, after: Tokenizer) -> TokenCount:
-    """Count the tokens of texts with two tokenizers, without special tokens."""
-    totals = [sum(len(t.encode(text, add_special_tokens=False).ids) for text in texts) for t in (before, after)]
-    return TokenCount(*totals, len(texts))
-
-
 def select_passages(texts: list[str], num_bytes: int) -> list[str]:
     """Beginnings of texts that are evenly spaced in `texts`, about `num_bytes` bytes in total."""
     count = max(1, num_bytes // PASSAGE_CHARACTERS)
     return [text[:PASSAGE_CHARACTERS] for text in texts[:: max(1, len(texts) // count)]][:count]
+
+
+def token_table(texts: dict[str, list[str]], before: Tokenizer, after: Tokenizer) -> str:
+    """Tokens per document with two tokenizers, without special tokens. texts: kind of text -> documents."""
+    lines = ["", f"{'tokens per document':40} {'before':>9} {'after':>9} {'change':>8} {'documents':>10}"]
+    for kind, documents in texts.items():
+        old, new = (
+            sum(len(t.encode(text, add_special_tokens=False).ids) for text in documents) for t in (before, after)
+        )
+        means = f"{old / len(documents):9.1f} {new / len(documents):9.1f}"
+        lines.append(f"{kind[-40:]:40} {means} {new / max(1, old) - 1:+8.2%} {len(documents):10}")
+    return "\n".join(lines)
+
+
+def best_table(found: list[NewToken]) -> str:
+    """The tokens that save most in the corpus."""
+    lines = ["", f"{'tokens that save most':56} {'count':>8} {'saved':>9}"]
+    lines += [f"{token.text!r:56} {token.count:8,} {token.saved:9,}" for token in found[:NUM_SHOWN]]
+    return "\n".join(lines)
+
+
+def loss_table(
+    old: Path,
+    new: Path,
+    first_id: int,
+    sub_tokens: list[list[int]],
+    init: Initialisation,
+    texts: dict[str, list[str]],
+    num_bytes: int,
+) -> str:
+    """`initial_losses` on about `num_bytes` of each kind of text: a row for each initialisation, a column for each kind."""
+    passages = {kind: select_passages(part, num_bytes) for kind, part in texts.items()}
+    losses = initial_losses(old, new, first_id, sub_tokens, init, passages)
+    lines = ["", f"{'loss per byte at step 0 (nats)':32}" + "".join(f"{Path(kind).name[-24:]:>26}" for kind in texts)]
+    lines += [f"{row:32}" + "".join(f"{values[kind]:26.4f}" for kind in texts) for row, values in losses.items()]
+    return "\n".join(lines)
 
 
 def initial_losses(

@@ -127,10 +127,10 @@ def _prepare(experiment: Experiment) -> Iterator[Step]:
     job = _job(experiment, "reports", "scripts/make_reports.py", *reports, "--tokenizer", base, *out, processes=1)
     yield Step("reports", "reports", experiment.data / "dataset.json", job)
     topics = ("--source", "topics", "--out", experiment.topics)
-    job = _job(experiment, "topics", "scripts/make_replay.py", *topics, processes=1)
+    job = _job(experiment, "topics", "scripts/data.py", "replay", *topics, processes=1)
     yield Step("topics", "topics", experiment.topics, job)
     samples = ("--source", "model", "--model", base, "--documents", size.replay_documents, "--out", experiment.samples)
-    job = _job(experiment, "self", "scripts/make_replay.py", *samples, "--max-tokens", size.replay_tokens)
+    job = _job(experiment, "self", "scripts/data.py", "replay", *samples, "--max-tokens", size.replay_tokens)
     yield Step("self", "self", experiment.samples, job)
     words = ("--corpus", experiment.split("train"), "--new-tokens", size.new_tokens, "--loss-bytes", 0)
     job = _job(
@@ -203,8 +203,8 @@ def _score(experiment: Experiment, name: str, model: Path | str, directory: Path
 
 def _forgetting(experiment: Experiment, name: str, model: Path, directory: Path) -> Step:
     output = directory / "eval" / "general.json"
-    options = (experiment.base, model, "--json", output)
-    job = _job(experiment, f"general {name}", "scripts/evaluate_forgetting.py", *options)
+    options = ("forgetting", experiment.base, model, "--json", output)
+    job = _job(experiment, f"general {name}", "scripts/measure.py", *options)
     return Step(f"general {name}", "general", output, job, (model / "config.json",))
 
 

@@ -21,13 +21,16 @@ from model.language_model import PackedLanguageModel
 
 # Peaks of bf16 matrix products that accumulate in fp32, in FLOP/s without sparsity, by the name that CUDA gives the device
 # (without "NVIDIA ", which older drivers leave out). A figure that is printed with sparsity alone is halved. Sources are
-# NVIDIA's data sheets of each device; for the RTX A6000 the GA102, for the RTX 4090 the Ada and for the RTX 5090 the RTX
-# Blackwell architecture whitepaper. A name is listed only if its own figure is known: NVL and PCIe cards, MIG slices,
+# NVIDIA's data sheets of each device, the architecture whitepapers GA102 for the RTX A6000, Ada for the RTX 4090, RTX Blackwell
+# for the RTX 5090 and RTX Blackwell PRO for the RTX PRO 6000, and AMD's page of the MI300X. Of the H20 there is no data sheet: its
+# figure is the one that resellers print. A name is listed only if its own figure is known: NVL and PCIe cards, MIG slices,
 # laptop and "D" variants differ from the device whose name they begin with.
 CUDA_BF16_PEAKS = {
     "GB200": 2500e12,
+    "B300 SXM6 AC": 2250e12,
     "B200": 2250e12,
     "H200": 989.5e12,
+    "H20": 148e12,
     "H100 80GB HBM3": 989.5e12,  # SXM
     "H100 NVL": 835.5e12,
     "H100 PCIe": 756.5e12,
@@ -43,12 +46,14 @@ CUDA_BF16_PEAKS = {
     "A10": 125e12,
     "A10G": 70e12,
     "RTX A6000": 154.8e12,
+    "RTX PRO 6000 Blackwell Workstation Edition": 503.8e12,
     "GeForce RTX 4090": 165.2e12,
     "GeForce RTX 5090": 209.5e12,
+    "AMD Instinct MI300X": 1307.4e12,
 }
 
 # How many times as long a FLOP of attention takes as one of a matrix product. On an EPYC whose bf16 products reach 0.9 TFLOP/s
-# SmolLM2's attention took 5 to 6 times as long for documents of 500 to 2,000 tokens (bench.attention, bench.profile_step). Where
+# SmolLM2's attention took 5 to 6 times as long for documents of 500 to 2,000 tokens (docs/LOG.md). Where
 # products are slower it is less: 3 is between. On CUDA it is not measured.
 PAIR_WEIGHTS = {"cpu": 3, "cuda": 1}
 

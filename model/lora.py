@@ -1,7 +1,7 @@
 """LoRA (arXiv:2106.09685) in the same loop: frozen matrices, each with a trained product `alpha / rank * B @ A` beside it.
 
 The layers are those of peft (`peft.tuners.lora.Linear`), put into the model while it is on `meta`, so sharding, checkpoints
-and the loss work as for any other parameters. peft is imported only if `lora.rank` is set. docs/lora.md says what is frozen
+and the loss work as for any other parameters. peft is imported only if `lora.rank` is set. docs/results.md says what is frozen
 in which dtype and how the learning rate is chosen.
 """
 

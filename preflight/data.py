@@ -95,7 +95,7 @@ def check_lost(train: Corpus) -> Result:
         figures[name] = {"read": read, **lost}
     status = FAILS if worst > MOST else WARNING if worst > MANY else OK
     text = "; ".join(sentences) or "no example is dropped, truncated or left out"
-    mend = ": raise data.sequence_length, or look at them with scripts/show_example.py" if status != OK else ""
+    mend = ": raise data.sequence_length, or look at them with scripts/data.py show" if status != OK else ""
     return Result("data", "lost", status, text + mend, figures)
 
 

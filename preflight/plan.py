@@ -3,46 +3,22 @@
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 from configs.config import Config
-from distributed.host_memory import resident_bytes
-from planner.cluster import Cluster
-from planner.memory import Disk, device_memory, disk, full_memory
-from planner.shape import ModelShape
-from planner.step_time import expected_speed
-from planner.subject import from_config
-from planner.workload import Workload
 from preflight.judge import Measured
 from preflight.machine import GROUP
 from preflight.result import FAILS, OK, SKIPPED, WARNING, Result
+from tools.plan import Plan, plan_of
+from tools.step_time import expected_speed
 from training.description import counted
-from training.forecast import FILE, own_cluster
-from training.micro_batch import with_rows
 
 # The planner aims at 10%; AdamW's and the allocator's own habits differ on a CPU, where libraries count as well.
 MEMORY_APART = 0.25
 SMALL = 0.25  # GiB by which a process may exceed its plan in any case: libraries, the allocator
 WORTH_A_WARNING = 0.5  # hours; a shorter run is over before anybody has found out why it is slow
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The real run, all of its layers and steps. needed: bytes of the fullest rank at the peak, with what its process holds."""
-
-    config: Config
-    shape: ModelShape
-    cluster: Cluster
-    workload: Workload
-    needed: int
-    disk: Disk
-
-    @property
-    def fits(self) -> bool:
-        """Whether the fullest rank has so much memory."""
-        return self.needed <= self.cluster.device.memory
+FILE = "plan.json"
 
 
 def read_plan(config: Config, world_size: int, local_world: int, rows: int | None = None) -> Plan:
@@ -50,33 +26,25 @@ def read_plan(config: Config, world_size: int, local_world: int, rows: int | Non
 
     rows: what `batch.micro_batch` says, where that is a word and not a number.
     """
-    if not isinstance(config.batch.micro_batch, int):
-        config = with_rows(config, rows or 1)
-    cluster = own_cluster(world_size * 1e12, world_size, local_world)  # its FLOP/s are measured later
-    subject = from_config(config)
-    workload = subject.workloads(world_size, cluster.device.kind)(config.batch.rows)
-    memory = device_memory(subject.shape, config, cluster, workload.worst)
-    process = resident_bytes() if cluster.device.kind == "cpu" else 0
-    return Plan(config, subject.shape, cluster, workload, memory.total + process, disk(subject.shape, config))
+    return plan_of(config, rows=rows)
 
 
 def memory_fits(plan: Plan) -> Result:
     """Whether the worst micro-batch of the real plan fits, by arithmetic."""
     worst, available = plan.workload.worst, plan.cluster.device.memory
     text = (
-        f"{plan.needed / GIB:.1f} of {available / GIB:.1f} GiB on the fullest rank, in step {worst.step + 1} of "
+        f"{plan.needed[1] / GIB:.1f} of {available / GIB:.1f} GiB on the fullest rank, in step {worst.step + 1} of "
         f"{plan.workload.total_steps} ({worst.tokens:,} tokens in a micro-batch)"
     )
     figures = {
-        "needed": plan.needed,
+        "needed": plan.needed[1],
         "available": available,
         "step": worst.step + 1,
         "steps": plan.workload.total_steps,
     }
     if plan.fits:
         return Result(GROUP, "planned memory", OK, text, figures)
-    full = full_memory(plan.shape, plan.config, plan.cluster, 1).total
-    more = "" if full <= available else ", and not even a micro-batch of one row does"
+    more = ""
     text = f"it needs {text}, which does not fit{more}: python scripts/plan.py CONFIG lists settings that do"
     return Result(GROUP, "planned memory", FAILS, text, figures)
 
@@ -106,7 +74,8 @@ def run_time(plan: Plan | None, run: Path, measured: Measured) -> Result:
         cluster = dataclasses.replace(
             plan.cluster, device=dataclasses.replace(plan.cluster.device, flops=device["flops"])
         )
-        short, long = expected_speed(plan.shape, plan.config, cluster, plan.workload).hours
+        workload = plan.workload
+        short, long = expected_speed(plan.shape, plan.config, cluster, workload.steps, workload.total_steps).hours
         planned = f"{_time(short)} to {_time(long)} planned"
     except (OSError, KeyError, ValueError):
         short, long, planned = 0.0, math.inf, "no plan of the time"

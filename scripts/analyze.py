@@ -13,15 +13,15 @@ is 0 without findings, 1 with findings or a letter that is not ready, and 2 if a
 nevertheless.
 """
 
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import os
-from pathlib import Path
 
+from common.command_line import add_number, new_parser
 from common.errors import UserError, run_script
 from desk.analysis import Options, analyse
 from desk.audit import versions
@@ -30,7 +30,7 @@ from desk.profiles import PROFILES, choose_profile
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; see --help. Raises UserError for a number that is out of range."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("paths", nargs="+", type=Path, metavar="MODEL FILE|DIR", help="the model, then the reports")
     parser.add_argument("--engine-only", action="store_true", help="without a model: the first path is a report, too")
     parser.add_argument("--out", type=Path, default=Path("analysis"), help="output directory (default: %(default)s)")
@@ -38,20 +38,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--register", type=Path, help="a CSV with the names of the banks: entity,name,country,type")
     parser.add_argument("--findings", type=Path, help="the desk's decisions on notes, in the form of findings.csv")
     parser.add_argument("--taxonomy", action="append", default=[], type=Path, metavar="ZIP", help="a taxonomy package")
-    parser.add_argument(
-        "--profile",
-        choices=list(PROFILES),
-        help="the profile that the model was trained on (default: that of the data card of its run)",
-    )
-    parser.add_argument("--max-new-tokens", type=int, help="maximum length of an answer (default: by profile)")
-    parser.add_argument("--batch-size", type=int, default=64, help="answers generated at once (%(default)s)")
+    profile = "the profile that the model was trained on (default: that of the data card of its run)"
+    parser.add_argument("--profile", choices=list(PROFILES), help=profile)
+    add_number(parser, "--max-new-tokens", "maximum length of an answer (default: by profile)", least=1)
+    add_number(parser, "--batch-size", "answers generated at once", 64, least=1)
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="of the model (%(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="worker processes (default: %(default)s)")
-    arguments = parser.parse_args()
-    for name in ("max_new_tokens", "batch_size", "workers"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(arguments, name)}")
-    return arguments
+    add_number(parser, "--workers", "worker processes", os.cpu_count(), least=1)
+    return parser.parse_args()
 
 
 def main() -> int:

@@ -7,18 +7,18 @@
 An arm is NAME=PATH or PATH; several paths are seeds of one arm. PATH is the directory of a finished run, a model directory, or
 the JSON of scripts/evaluate.py. The first arm is the reference. Results that are missing are measured first and kept in
 RUN/eval (of a model directory: in OUT/eval), so that the same command continues after an interruption. The baselines and
-the rule engine are rows too. docs/comparing.md says how to read the tables, and what the tests are.
+the rule engine are rows too. docs/results.md says how to read the tables, and what the tests are.
 """
 
-import pathlib
 import sys
-
-sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
-
-import argparse
 from pathlib import Path
 
-from common.errors import UserError, run_script
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+
+from common.command_line import add_number, new_parser
+from common.errors import run_script
 from data.examples import read_examples
 from data.formats import Reading
 from eval.asked_examples import choose_examples, has_answer
@@ -33,29 +33,20 @@ from eval.results import prepare_output
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; see --help."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("arms", nargs="+", metavar="[NAME=]PATH[,PATH...]", help="a run, a model or a result")
     parser.add_argument("--data", required=True, type=Path, help="the examples that no arm trained on")
     parser.add_argument("--train", type=Path, help="the training split, on which the baselines are fitted")
     parser.add_argument("--base", help="the model before training (default: that of the runs)")
-    parser.add_argument(
-        "--general", action="store_true", help="also measure what was forgotten: perplexity, KL, general questions"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/comparison"), help="directory of the outputs (%(default)s)"
-    )
-    parser.add_argument("--processes", type=int, default=1, help="processes of each evaluation (%(default)s)")
-    parser.add_argument(
-        "--pairs", action="store_true", help="compare every arm with every other, not only with the first"
-    )
-    parser.add_argument(
-        "--worst", type=int, default=10, metavar="N", help="reports shown with all answers (%(default)s)"
-    )
-    arguments = parser.parse_args()
-    for name, least in (("processes", 1), ("worst", 0)):
-        if getattr(arguments, name) < least:
-            raise UserError(f"--{name} must be {least} or more, not {getattr(arguments, name)}")
-    return arguments
+    general = "also measure what was forgotten: perplexity, KL, general questions"
+    parser.add_argument("--general", action="store_true", help=general)
+    out = Path("runs/comparison")
+    parser.add_argument("--out", type=Path, default=out, help="directory of the outputs (%(default)s)")
+    add_number(parser, "--processes", "processes of each evaluation", 1, least=1)
+    pairs = "compare every arm with every other, not only with the first"
+    parser.add_argument("--pairs", action="store_true", help=pairs)
+    add_number(parser, "--worst", "reports shown with all answers", 10, least=0, metavar="N")
+    return parser.parse_args()
 
 
 def main() -> int:

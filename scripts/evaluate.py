@@ -7,23 +7,23 @@ Every process generates (greedily) the answers to its share of the examples. Sev
 training: each holds a part of it (--sharding). With --before FILE, the JSON of an earlier evaluation of the same data, a
 table before | after is printed as well, with 95% confidence intervals of the change (bootstrap over banks, paired).
 A base model that never saw the form of the answers is asked fairly with --shots and --constrained: else "before" measures
-the form. docs/measures.md says what each figure means.
+the form. docs/xbrl.md says what each figure means.
 """
 
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import time
-from pathlib import Path
 
 import torch.distributed as dist
 
+from common.command_line import add_number, new_parser
 from common.dtypes import add_dtype_option
 from common.durable_files import write_json
-from common.errors import UserError, run_script
+from common.errors import run_script
 from configs.loading.checks import FORMATS
 from data.regulator.answer_grammar import LETTER, answer_grammar
 from distributed.process_group import read_on_first, start_process_group
@@ -40,49 +40,29 @@ from model.fingerprint import fingerprint_of_base
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; see --help."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("model", help="a Hugging Face directory (config, safetensors, tokenizer)")
-    parser.add_argument(
-        "--data",
-        required=True,
-        type=Path,
-        help="the examples to evaluate on: one file of any form in docs/data.md. Texts, completions and chats that end with a "
-        "call of a tool count for the loss only",
-    )
+    data = "one file of any form in docs/data.md; texts, completions and last calls of tools count for the loss only"
+    parser.add_argument("--data", required=True, type=Path, help=data)
     parser.add_argument("--train", type=Path, help="the training split, on which the baselines are fitted")
-    parser.add_argument(
-        "--shots", type=int, default=0, metavar="K", help="K examples of --train stand before each prompt (%(default)s)"
-    )
-    parser.add_argument(
-        "--constrained",
-        action="store_true",
-        help="decode inside the grammar of the answers: headings, rule ids and the form of a line are given",
-    )
+    add_number(parser, "--shots", "K examples of --train stand before each prompt", 0, metavar="K")
+    constrained = "decode inside the grammar of the answers: headings, rule ids and the form of a line are given"
+    parser.add_argument("--constrained", action="store_true", help=constrained)
     parser.add_argument("--format", choices=FORMATS, default="auto", help="like data.format of a config (%(default)s)")
     parser.add_argument("--fields", default="", help="like data.fields of a config: messages=dialogue,role=speaker")
-    parser.add_argument(
-        "--limit", type=int, help="evaluate at most this many examples, a fixed random choice (default: all)"
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=EvaluationOptions.batch_size,
-        help="answers generated at once, fewer where a quarter of the memory does not hold their tokens (%(default)s)",
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        help="maximum length of an answer (default: 25%% more than the longest in --train, or 256)",
-    )
+    add_number(parser, "--limit", "evaluate at most this many examples, a fixed random choice (default: all)")
+    batch = "answers generated at once, fewer where a quarter of the memory does not hold their tokens"
+    add_number(parser, "--batch-size", batch, EvaluationOptions.batch_size)
+    longest = "maximum length of an answer (default: 25%% more than the longest in --train, or 256)"
+    add_number(parser, "--max-new-tokens", longest)
     add_dtype_option(parser)
     add_sharding_option(parser)
-    parser.add_argument(
-        "--general", action="store_true", help="also measure perplexity on general text that training never sees"
-    )
+    general = "also measure perplexity on general text that training never sees"
+    parser.add_argument("--general", action="store_true", help=general)
     parser.add_argument("--json", type=Path, help="write all metrics and answers to this file")
     parser.add_argument("--answers", type=Path, help="write the answers to this file, for scripts/score.py")
     parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation to compare with")
-    parser.add_argument("--show", type=int, default=1, help="number of answers to print (%(default)s)")
+    add_number(parser, "--show", "number of answers to print", 1, least=0)
     return parser.parse_args()
 
 
@@ -99,8 +79,6 @@ def main() -> int:
     start = time.perf_counter()
     arguments = vars(parse_arguments())
     show = arguments.pop("show")
-    if show < 0:
-        raise UserError(f"--show must be 0 or more, not {show}")
     options = EvaluationOptions(**arguments)
     ranks = start_process_group(TIMEOUT_MINUTES)
     inputs = read_on_first(lambda: read_checked(options), ranks)

@@ -11,14 +11,14 @@ runs the steps with these words in their names; several machines need an --out e
 has the tables, and OUT/comparison the intervals, tests and the page of scripts/compare.py.
 """
 
-import pathlib
 import sys
-
-sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
-
-import argparse
 from pathlib import Path
 
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+
+from common.command_line import add_number, new_parser
 from common.errors import UserError, run_script
 from experiment.launch import Interrupted, launch
 from experiment.report import comparison_job, write_results
@@ -28,25 +28,18 @@ from experiment.setup import SIZES, Experiment
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; see --help."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--size", choices=list(SIZES), default="quickstart", help="see experiment/setup.py (%(default)s)"
-    )
+    parser = new_parser(__doc__)
+    size = "see experiment/setup.py (%(default)s)"
+    parser.add_argument("--size", choices=list(SIZES), default="quickstart", help=size)
     parser.add_argument("--out", type=Path, help="directory of the runs and results (default: runs/experiment[_SIZE])")
     parser.add_argument("--data", type=Path, help="directory of the reports (default: artifacts/experiment[_SIZE])")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm (%(default)s)")
-    parser.add_argument("--processes", type=int, default=1, help="processes of each launch (%(default)s)")
-    parser.add_argument("--parallel", type=int, default=1, help="steps at once, each on its share (%(default)s)")
-    parser.add_argument(
-        "--only", nargs="+", metavar="WORD", help="only the steps with one of these words in their names"
-    )
+    add_number(parser, "--seeds", "runs of each arm", 3, least=1)
+    add_number(parser, "--processes", "processes of each launch", 1, least=1)
+    add_number(parser, "--parallel", "steps at once, each on its share", 1, least=1)
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="only the steps with one of these in their names")
     parser.add_argument("--list", action="store_true", help="print the steps and what is left, and exit")
     parser.add_argument("--report", action="store_true", help="write the tables of what is done, and exit")
-    arguments = parser.parse_args()
-    for name in ("seeds", "processes", "parallel"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be 1 or more, not {getattr(arguments, name)}")
-    return arguments
+    return parser.parse_args()
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Export a checkpoint of a run, a model directory or an adapter as a Hugging Face directory with a model card.
+"""Export a checkpoint of a run or a model directory as a Hugging Face directory with a model card.
 
     python scripts/export.py runs/xbrl --best --dtype bf16 --out release/xbrl
     python scripts/export.py runs/xbrl --average-with-base 0.5 --out release/averaged
@@ -23,25 +23,21 @@ from pathlib import Path
 
 import torch
 
+from common.durable_files import write_durably
 from common.errors import UserError, run_script
 from distributed.process_group import process_group, world_size_from_environment
-from training.export.base_model import read_base_model
-from training.export.card import CardInputs, Statements, model_card
-from training.export.results import read_results
-from training.export.subject import Choice, Subject, read_subject
-from training.export.verify import verify_adapter, verify_model
-from training.export.write import (
+from training.export import (
     DTYPES,
-    Request,
-    base_of,
     base_warning,
-    check_out,
+    default_out,
     final_weights,
-    find_export,
+    is_written,
+    read_subject,
     record_of,
-    renew_card,
+    verify,
     write_export,
 )
+from training.model_card import base_model, model_card, read_results
 
 end_imports()
 
@@ -49,9 +45,7 @@ end_imports()
 def parse_arguments() -> argparse.Namespace:
     """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "run", type=Path, metavar="RUN", help="the directory of a run, of a model, or of an adapter of peft"
-    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run or of a model")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="the checkpoint of this step (default: the one that the run exports)")
     which.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss")
@@ -69,10 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="load it in transformers; compare names and shapes with vLLM's and llama.cpp's",
-    )
-    parser.add_argument(
-        "--converter", type=Path, help="with --verify, run this convert_hf_to_gguf.py of llama.cpp as well"
+        help="load it with transformers, and compare its logits with the trained weights'",
     )
     card = parser.add_argument_group(
         "the model card", "results in RUN/eval/*.json are used if they are of these weights"
@@ -88,60 +79,35 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def default_out(subject: Subject, record: dict) -> Path:
-    """RUN/export-step-000120-bfloat16 and the like. Raises UserError if the subject is no run."""
-    if subject.run is None:
-        raise UserError("name the directory to write with --out")
-    parts = ["export", *([f"step-{record['step']:06d}"] if record.get("step") else []), record["dtype"]]
-    parts += [record["kind"]] * (record["kind"] != "model")
-    if record["averaged"]:
-        parts.append(f"average-{record['averaged']['share_of_tuned']:g}")
-    return subject.run.directory / "-".join(parts)
-
-
 def main() -> int:
-    """Export, unless it has been done; the card is renewed in any case. Returns 1 if a check of --verify fails."""
+    """Export, unless it has been done; the card is renewed in any case. Returns 1 if --verify finds other weights."""
     arguments = parse_arguments()
     if world_size_from_environment()[0] > 1:
         raise UserError("an export is one process; start it as python scripts/export.py, without torchrun")
-    request = Request(arguments.dtype, arguments.average_with_base)
-    choice = Choice(arguments.step, arguments.best, arguments.base, arguments.merge_lora)
+    share, good = arguments.average_with_base, True
     with process_group(device=torch.device("cpu")) as ranks:
-        subject = read_subject(arguments.run, choice, ranks)
-        weights = final_weights(subject, request)
-        record = record_of(subject, request)
+        subject = read_subject(arguments.run, arguments, ranks)
+        weights, record = final_weights(subject, arguments), record_of(subject, arguments)
         out = arguments.out or default_out(subject, record)
-        check_out(out, subject.run.directory if subject.run else None)
-        exists = find_export(out, record)
-        base = read_base_model(subject.base)
-        results = read_results(subject.run.directory if subject.run else None, arguments.results, record, out)
-        stated = Statements(
-            arguments.name or out.absolute().name,
-            arguments.license,
-            tuple(arguments.language),
-            tuple(arguments.dataset),
-            arguments.author,
-        )
-        card = model_card(CardInputs(out, subject, record, base, results, stated))
+        exists = is_written(out, record, subject.run)
+        base = base_model(subject.base)
+        results = read_results(subject.run, arguments.results, record, out)
+        card = model_card(out, subject, record, base, results, arguments)
         if exists:
-            renewed = renew_card(out, card)
-            print(f"{out} already holds {subject.words}; its card {'was renewed' if renewed else 'is up to date'}")
+            path = out / "README.md"
+            is_old = not path.is_file() or path.read_text(encoding="utf-8") != card
+            if is_old:
+                write_durably(path, card)
+            print(f"{out} already holds {subject.words}; its card {'was renewed' if is_old else 'is up to date'}")
         else:
             size = write_export(out, subject, weights, record, base, card)
-            share = request.average_with_base
             averaged = f", {share:g} x tuned + {1 - share:g} x base" if share is not None else ""
             print(f"{subject.words}{averaged} -> {out}: {size / 2**20:,.0f} MiB in {record['dtype']}")
-        if warning := base_warning(subject, record):
-            print(warning)
-    for why in results.left_out:
-        print(f"not in the card: {why}")
-    if not arguments.verify:
-        return 0
-    if record["kind"] == "adapter":
-        good, lines = verify_adapter(out, base_of(subject))
-    else:
-        good, lines = verify_model(out, arguments.converter)
-    print(*lines, sep="\n")
+        notes = [base_warning(subject, record), *(f"not in the card: {why}" for why in results.left_out)]
+        if arguments.verify:
+            good, lines = verify(out, subject, weights, record)
+            notes += lines
+    print(*filter(None, notes), sep="\n")
     return 0 if good else 1
 
 

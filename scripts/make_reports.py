@@ -7,15 +7,16 @@ the others are train, validation and test. The same arguments always give the sa
 complete.
 """
 
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import os
 
-from common.errors import UserError, run_script
+from common.command_line import add_number, new_parser
+from common.errors import run_script
 from data.regulator.card import token_counter
 from data.regulator.generate import Request, generate_corpus, is_generated
 from data.regulator.quickstart_corpus import generate_quickstart
@@ -31,44 +32,21 @@ SHARES = {
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line. Raises UserError for a number below 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="directory to create")
-    parser.add_argument(
-        "--examples",
-        type=int,
-        help="number of reports in all splits together (default: "
-        + ", ".join(f"{n} {p}" for p, n in EXAMPLES.items())
-        + ")",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="each seed gives a different population of banks (default %(default)s)"
-    )
-    parser.add_argument(
-        "--profile",
-        choices=list(EXAMPLES),
-        default="full",
-        help="laptop, quickstart: few figures, few rules and short letters, for small models (default %(default)s)",
-    )
-    parser.add_argument(
-        "--splits",
-        type=float,
-        nargs="+",
-        metavar="SHARE",
-        help="shares of the splits listed above, in this order (default: full 0.72 0.06 0.08 0.08 0.06, laptop 0.8 0.1 0.1, "
-        "quickstart 544, 40 and 104 of 688)",
-    )
-    parser.add_argument(
-        "--tokenizer", type=pathlib.Path, help="model directory; the data card then gives lengths in tokens too"
-    )
-    parser.add_argument(
-        "--processes", type=int, default=os.cpu_count(), help="worker processes (default: one per core)"
-    )
+    parser = new_parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="directory to create")
+    usual = ", ".join(f"{number} {profile}" for profile, number in EXAMPLES.items())
+    add_number(parser, "--examples", f"number of reports in all splits together (default: {usual})", least=1)
+    add_number(parser, "--seed", "each seed gives a different population of banks", 0)
+    profile = "laptop, quickstart: few figures, few rules and short letters, for small models (%(default)s)"
+    parser.add_argument("--profile", choices=list(EXAMPLES), default="full", help=profile)
+    shares = "shares of these splits, in their order (default: full 0.72 0.06 0.08 0.08 0.06, laptop 0.8 0.1 0.1)"
+    parser.add_argument("--splits", type=float, nargs="+", metavar="SHARE", help=shares)
+    tokenizer = "model directory; the data card then gives lengths in tokens too"
+    parser.add_argument("--tokenizer", type=Path, help=tokenizer)
+    add_number(parser, "--processes", "worker processes", os.cpu_count(), least=1)
     arguments = parser.parse_args()
     if arguments.examples is None:
         arguments.examples = EXAMPLES[arguments.profile]
-    for name in ("examples", "processes"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1.")
     if arguments.splits is None:
         arguments.splits = list(SHARES[arguments.profile])
     return arguments

@@ -3,6 +3,7 @@
 python scripts/plan.py configs/xbrl.py --gpus 8 --gpu-memory 80
 python scripts/plan.py configs/xbrl.py --gpus 8 --gpu H100 sharding.strategy=full batch.micro_batch=2
 python scripts/plan.py --model 70B --sequence 4096 --gpus 16 --gpu H200
+python scripts/plan.py configs/quickstart.py --against runs/quickstart
 
 The config's data is read and its real steps are dealt to the GPUs; of the model only config.json and the tokenizer are
 needed. With --model there need be no data: all examples then have the same length. docs/planning.md explains the output.
@@ -17,7 +18,7 @@ from common.lean_imports import begin_imports, end_imports
 
 begin_imports()
 from common.errors import run_script
-from planner.command_line import main
+from tools.plan_command import main
 
 end_imports()
 

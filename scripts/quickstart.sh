@@ -22,7 +22,7 @@ python scripts/fetch_base_model.py
 
 echo "== 3/6 bank reports: files as banks file them, and examples made from the files"
 python scripts/make_reports.py --profile quickstart --seed "$seed" --out "$data"
-[ -e artifacts/replay/topics.jsonl ] || python scripts/make_replay.py --source topics --out artifacts/replay/topics.jsonl
+[ -e artifacts/replay/topics.jsonl ] || python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl
 
 evaluate() { # MODEL RESULT [options]
   torchrun --standalone --nproc_per_node="$processes" scripts/evaluate.py "$1" --json "$2" --data "$data/test.jsonl" \
@@ -40,6 +40,6 @@ torchrun --standalone --nproc_per_node="$processes" train.py configs/quickstart.
 
 echo "== 6/6 the tuned model on 104 reports of other banks, whose notes use other words"
 evaluate "$run/export" "$run/eval/after.json"
-torchrun --standalone --nproc_per_node="$processes" scripts/evaluate_forgetting.py "$model" "$run/export" \
+torchrun --standalone --nproc_per_node="$processes" scripts/measure.py forgetting "$model" "$run/export" \
   --max-bytes 8000 --json "$run/eval/forgetting.json" > /dev/null
-python scripts/show_quickstart.py "$run" --data "$data"
+python -m eval.regulator.quickstart "$run" "$data"

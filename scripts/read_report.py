@@ -9,15 +9,14 @@ line names the bank and date. A file that cannot be read is reported on stderr a
 has a bank and date, their report is marked as incomplete. The exit code is 2 if any file was refused.
 """
 
-import pathlib
 import sys
-
-sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
-
-import argparse
-import os
 from pathlib import Path
 
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import os
+
+from common.command_line import add_number, new_parser, reader_may_leave
 from common.errors import run_script
 from data.regulator.folder import read_folder
 from data.regulator.render import STYLES
@@ -27,27 +26,22 @@ from data.regulator.xbrl import is_package, merge_reports, read_report
 
 def main() -> int:
     """Read one report, or every report of a folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a report, or one folder of reports")
     parser.add_argument("--text", action="store_true", help="print the text that the model reads instead of facts")
     parser.add_argument("--style", choices=STYLES, default="cells", help="the style of --text (default: %(default)s)")
     parser.add_argument("--rules", action="store_true", help="print the result of every rule; with --text as a table")
     parser.add_argument("--summary", action="store_true", help="print only the summary")
     parser.add_argument("--taxonomy", action="append", default=[], type=Path, metavar="ZIP", help="a taxonomy package")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="number of processes for a folder (default: %(default)s)"
-    )
+    add_number(parser, "--workers", "number of processes for a folder", os.cpu_count(), least=1)
     args = parser.parse_args()
     output = Output(args.text, args.style, args.rules, args.summary)
-    try:
+    with reader_may_leave():
         if len(args.files) == 1 and args.files[0].is_dir() and not is_package(args.files[0]):
             return print_folder(args.files[0], output, args.taxonomy, args.workers)
         reports = [read_report(file, taxonomy=args.taxonomy) for file in args.files]
         for line in report_lines(merge_reports(reports) if len(reports) > 1 else reports[0], output):
             print(line)
-        sys.stdout.flush()
-    except BrokenPipeError:  # e.g. piped to `head`: avoid a second error when Python flushes stdout at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

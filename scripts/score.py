@@ -5,21 +5,21 @@
     python scripts/score.py --data artifacts/xbrl/test_banks.jsonl --audit
 
 Each line of --answers is an object with the keys id and answer; scripts/evaluate.py --answers writes such a file. The figures
-are those of scripts/evaluate.py (docs/measures.md), without the ones that need a model. --audit prints what the measures say
+are those of scripts/evaluate.py (docs/xbrl.md), without the ones that need a model. --audit prints what the measures say
 of answers that are wrong in a known way, as a Markdown table.
 """
 
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import time
-from pathlib import Path
 
+from common.command_line import add_number, new_parser
 from common.durable_files import write_json
-from common.errors import UserError, run_script
+from common.errors import run_script
 from data.examples import read_examples
 from data.formats import Reading
 from eval.asked_examples import choose_examples, has_answer
@@ -33,24 +33,17 @@ from eval.stored_answers import score_stored
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; see --help. Raises UserError for a number that is out of range."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--data", required=True, type=Path, help="the examples that were answered")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--answers", type=Path, help="JSON Lines with the keys id and answer")
     what.add_argument("--audit", action="store_true", help="score right and wrong answers made from those of --data")
     parser.add_argument("--train", type=Path, help="the training split, on which the baselines are fitted")
-    parser.add_argument(
-        "--limit", type=int, help="only the examples that scripts/evaluate.py chooses with this --limit"
-    )
+    add_number(parser, "--limit", "only the examples that scripts/evaluate.py chooses with this --limit", least=1)
     parser.add_argument("--json", type=Path, help="write all metrics and answers to this file")
     parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation to compare with")
-    parser.add_argument("--show", type=int, default=1, help="number of answers to print (%(default)s)")
-    arguments = parser.parse_args()
-    for name, least in (("limit", 1), ("show", 0)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} must be {least} or more, not {value}")
-    return arguments
+    add_number(parser, "--show", "number of answers to print", 1, least=0)
+    return parser.parse_args()
 
 
 def main() -> int:

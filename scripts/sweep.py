@@ -13,13 +13,14 @@ The value of a run is that of the weights it exports (run.export). The result is
 whose best.overrides are the settings to train with.
 """
 
-import pathlib
 import sys
+from pathlib import Path
 
-sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 
+from common.command_line import add_number, new_parser
 from common.errors import UserError, run_script
 from experiment.grid import FOLDER, make_grid
 from experiment.launch import Interrupted
@@ -29,22 +30,17 @@ from experiment.sweep import Sweep, interrupted_words
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; see --help."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("config", help="a config file with data.validation")
     parser.add_argument("values", nargs="*", metavar="section.key=a,b,c", help="values to try; one value is fixed")
-    parser.add_argument("--seeds", type=int, metavar="K", help="train every point with run.seed 0 to K - 1")
-    parser.add_argument(
-        "--by",
-        default="validation/loss",
-        metavar="CURVE",
-        help="the validation curve that decides: validation/loss, f1 ..., NAME:max or NAME:min (%(default)s)",
-    )
-    parser.add_argument("--parallel", type=int, default=1, metavar="P", help="runs at the same time (%(default)s)")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes of each run (%(default)s)")
+    add_number(parser, "--seeds", "train every point with run.seed 0 to K - 1", metavar="K")
+    by = "the validation curve that decides: validation/loss, f1 ..., NAME:max or NAME:min (%(default)s)"
+    parser.add_argument("--by", default="validation/loss", metavar="CURVE", help=by)
+    add_number(parser, "--parallel", "runs at the same time", 1, metavar="P")
+    add_number(parser, "--processes", "processes of each run", 1, metavar="N")
     parser.add_argument("--out", help=f"directory of the runs and results (default: {FOLDER}/NAME, by run.name)")
-    parser.add_argument(
-        "--remove-checkpoints", action="store_true", help="remove the checkpoints of a finished run; its export is kept"
-    )
+    remove = "remove the checkpoints of a finished run; its export is kept"
+    parser.add_argument("--remove-checkpoints", action="store_true", help=remove)
     parser.add_argument("--list", action="store_true", help="print the runs and their cost, and train nothing")
     return parser.parse_intermixed_args()
 

@@ -1,4 +1,4 @@
-"""Fake results of scripts/evaluate.py and scripts/evaluate_forgetting.py, and the data that they belong to."""
+"""Fake results of scripts/evaluate.py and scripts/measure.py forgetting, and the data that they belong to."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def task(answers, loss=1.0, targets=2, sha="0" * 64, **more):
 
 
 def general(rise=0.1, right=8, weights="w", texts=12):
-    """The result of scripts/evaluate_forgetting.py: nats per byte 0.8, and `rise` above it after training."""
+    """The result of scripts/measure.py forgetting: nats per byte 0.8, and `rise` above it after training."""
     return {
         "base": "base",
         "text": "topics",

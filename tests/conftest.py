@@ -11,10 +11,6 @@ torch.set_num_threads(1)  # on matrices this small, threads only wait for each o
 # Folders, files and tests that start processes or take more than about two seconds; `-m "not slow"` leaves them out. Files
 # may also use the mark themselves, as those in distributed/ do.
 SLOW = (
-    "bench/test_bench.py::test_our_arm_end_to_end_and_a_trainer_that_is_not_installed",
-    "bench/test_bench.py::test_missing_model_is_reported_in_one_sentence",
-    "bench/test_bench.py::test_ladder_rungs_compute_the_same_loss",
-    "bench/test_generation.py::test_static_batches_give_our_answers",
     "data/regulator/test_banks.py",
     "data/regulator/test_archive.py::test_an_archive_becomes_examples",
     "data/regulator/test_archive.py::test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_are_listed",

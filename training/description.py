@@ -20,10 +20,10 @@ def describe_run(
     layers: list[torch.nn.Module],
     model_config: PretrainedConfig,
     world_size: int,
-    peak: PeakFlops | None = None,
-    peak_flops: float = 0.0,
+    peak: PeakFlops,
+    peak_flops: float,
 ) -> list[str]:
-    """The lines at the start of a run. `peak_flops` is the sum over all ranks. Without a `peak` nothing runs yet."""
+    """The lines at the start of a run. `peak_flops` is the sum over all ranks."""
     count, optimizer = num_parameters(model), config.optimizer
     layer_class = type(layers[0]).__name__.removeprefix("FSDP")  # the prefix that fully_shard adds
     lines = [f"model {config.model.path}: {_parameters(config, model)}; {len(layers)} x {layer_class}"]
@@ -32,7 +32,7 @@ def describe_run(
     lines += inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
     lines += inputs.plan.promises
     lines += inputs.validation.lines("validation") if inputs.validation else []
-    dtype = config.model.compute_dtype if not peak else "fp32" if peak.dtype == torch.float32 else "bf16"
+    dtype = "fp32" if peak.dtype == torch.float32 else "bf16"
     lines += [inputs.asked.cost_line(count, dtype)] if inputs.asked else []
     lines.append(_batch_line(config, inputs.deal(0), world_size))
     deals = [inputs.deal(step) for step in steps_looked_at(inputs)]
@@ -41,9 +41,9 @@ def describe_run(
     reduced = f", gradients reduced in {config.sharding.reduce_dtype}" if config.sharding.reduce_dtype != "fp32" else ""
     lines.append(
         f"sharding {config.sharding.strategy}{' in host memory' if config.sharding.cpu_offload else ''}, compute "
-        f"{dtype_name(peak.dtype) if peak else config.model.compute_dtype}{reduced}, optimizer memory {optimizer.memory}, "
-        + (f"peak {peak_flops / 1e12:.2f} TFLOP/s ({peak.source}), " if peak else "")
-        + f"window {model_config.max_position_embeddings} positions, RoPE {rope}"
+        f"{dtype_name(peak.dtype)}{reduced}, optimizer memory {optimizer.memory}, "
+        f"peak {peak_flops / 1e12:.2f} TFLOP/s ({peak.source}), "
+        f"window {model_config.max_position_embeddings} positions, RoPE {rope}"
     )
     every = config.model.checkpoint_every
     lines.append(

@@ -25,9 +25,6 @@ class Meter:
         self.corpus, self.work, self.peak_flops, self.device = corpus, work, peak_flops, device
         self.peak_note, self.was_raised = "", False  # a note for the next line, once in a run
         self.seconds_per_step = math.nan  # mean over the last closed window
-        self.windows = 0  # closed ones
-        # Over all closed windows but the first, which holds what happens once: allocation, compilation.
-        self.measured_steps, self.measured_tokens, self.measured_seconds = 0, 0, 0.0
         self._open_window()
 
     def _open_window(self) -> None:
@@ -61,11 +58,6 @@ class Meter:
         """The window's curves, then a new window. Read the step's loss first: it waits for the device."""
         seconds = time.perf_counter() - self.start
         self.seconds_per_step = seconds / self.steps
-        if self.windows:
-            self.measured_steps += self.steps
-            self.measured_tokens += self.tokens
-            self.measured_seconds += seconds
-        self.windows += 1
         self._raise_peak(self.flops / seconds)
         row = {
             "train/tokens_per_second": self.tokens / seconds,

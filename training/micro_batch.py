@@ -1,7 +1,6 @@
-"""batch.micro_batch=auto: the largest micro-batch that the memory of every rank holds, by the planner's arithmetic."""
+"""batch.micro_batch=auto: the largest micro-batch that the memory of every rank holds, by model/memory.py."""
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -16,12 +15,11 @@ from configs.config import Config
 from distributed.host_memory import free_bytes
 from distributed.rendezvous import join
 from model.language_model import PackedLanguageModel
-from planner.cluster import Cluster, Device
-from planner.memory import full_memory, largest_that
-from planner.shape import ModelShape, shape_of_model
+from model.memory import largest_rows, layout_of, shape_of
 
 # Of the free memory: the rest is for fragments and for what is not counted.
 USABLE = {"cuda": 0.85, "cpu": 0.7}
+MOST_ROWS = 2**20
 
 
 def settle_micro_batch(
@@ -45,10 +43,9 @@ def settle_micro_batch(
     planned = config
     if not has_native_bf16(device):  # all ranks will compute in fp32 (training/start.py: agree_on_dtype)
         planned = dataclasses.replace(config, model=dataclasses.replace(config.model, compute_dtype="fp32"))
-    shape = shape_of_model(config.model.path, model, model_config, config.model.layer_class)
-    cluster = this_machine(world_size, local_world, int(USABLE[device.type] * free))
-    fits = rows_that_fit(shape, planned, cluster)
-    fixed, per_token = fixed_and_per_token(shape, planned, cluster, max(1, fits))
+    layout, usable = layout_of(config, world_size, local_world, device.type), int(USABLE[device.type] * free)
+    shape = shape_of(model, model_config, config.model.layer_class)
+    fits = largest_rows(shape, planned, layout, lambda memory: memory.tensors <= usable, MOST_ROWS)
     recorded = _recorded(run_directory, world_size)
     chosen, fits, recorded = _agree(max(1, fits), fits, recorded, config.run.timeout_minutes, world_size)
     rows = min(chosen, largest_useful(config, world_size))
@@ -56,7 +53,7 @@ def settle_micro_batch(
     of = f"{rows * config.data.sequence_length:,} tokens" if config.data.packing else f"{rows} examples"
     say(
         f"batch.micro_batch=auto: {rows} ({of} at most), {why}; memory holds {max(0, fits)}: {USABLE[device.type]:.0%} of "
-        f"{free / 2**30:.1f} GiB free for a rank, less {fixed / 2**30:.1f} GiB, at {per_token / 2**10:.0f} KiB for a token"
+        f"{free / 2**30:.1f} GiB free for a rank"
     )
     if fits < 1:
         more = "more ranks" if device.type == "cuda" else "fewer processes on this machine"
@@ -77,33 +74,10 @@ def with_rows(config: Config, rows: int) -> Config:
     return dataclasses.replace(config, batch=dataclasses.replace(config.batch, micro_batch=rows))
 
 
-def this_machine(world_size: int, local_world: int, memory: int) -> Cluster:
-    """The ranks of this run, each with `memory` bytes on its device, as the planner sees them."""
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    return Cluster(Device("this machine", kind, memory, 0.0, 0.0, 0.0), world_size, max(1, world_size // local_world))
-
-
-def rows_that_fit(shape: ModelShape, config: Config, cluster: Cluster) -> int:
-    """Rows of the largest micro-batch whose tensors fit the memory of `cluster.device`; 0 if not even one row does."""
-    fits = functools.partial(_tensors_fit, shape, config, cluster)
-    return largest_that(fits, at_most=2**20)
-
-
-def _tensors_fit(shape: ModelShape, config: Config, cluster: Cluster, rows: int) -> bool:
-    return full_memory(shape, config, cluster, rows).tensors <= cluster.device.memory
-
-
-def fixed_and_per_token(shape: ModelShape, config: Config, cluster: Cluster, rows: int) -> tuple[float, float]:
-    """The line through the memory of `rows` and of twice as many rows: bytes without any token, and bytes of a token."""
-    tokens = rows * config.data.sequence_length
-    one, two = (full_memory(shape, config, cluster, factor * rows).tensors for factor in (1, 2))
-    return 2 * one - two, (two - one) / tokens
-
-
 def largest_useful(config: Config, world_size: int) -> int:
     """Rows of a micro-batch that holds this rank's part of any step. With `global_tokens` there is no such bound."""
     if not config.batch.global_examples:
-        return 2**20
+        return MOST_ROWS
     own = 1 - sum(source.share for source in config.data.mix)
     return max(1, math.ceil(config.batch.global_examples / own / world_size))
 

@@ -1,27 +1,61 @@
 """The data of a config as its run would read it: a summary of all of it, and single examples."""
 
-import random
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from configs.config import Config, Data
+from configs.loading.config_file import load_config
+from data.dealing import one_per_token
 from data.encoding import ExampleEncoder
 from data.files import expand, read_file
 from data.formats import Reading
 from data.held_out import content_hash, is_held_out
-from data.show import Style, show_outcome
+from data.show import MAX_TOKENS, Style, show_outcome
 from data.sources import MAIN
 from data.summary import describe_source, describe_steps
-from data.token_store import STORE_FILE
+from data.token_store import is_store
 from data.token_texts import one_line
-from training.chat_settings import chat_settings
-from training.inputs import Inputs
+from data.tokens import load_tokenizer
+from model.architectures import read_model_config
+from training.chat_settings import chat_settings, settle_chat_settings
+from training.inputs import Inputs, read_inputs
+from training.micro_batch import with_rows
 
 SHOWN_STEPS = 200  # at most so many steps are counted for the summary
+
+
+def show_data(
+    config: str, overrides: Sequence[str], index: int | None, random: int | None, source: str = MAIN, full: bool = False
+) -> None:
+    """Print a summary of a config's data and one example, or example `index`, or as many examples as `random` says.
+
+    config, overrides: as on the command line of train.py. source: `main` is data.train, other names are those of data.mix.
+    full: print all tokens. Raises UserError for a mistake in the config, its files or the other arguments.
+    """
+    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    settings = load_config(config, overrides)
+    tokenizer = load_tokenizer(settings.model.path, settings.data.chat_template)
+    settings = settle_chat_settings(settings, tokenizer, Path(settings.run.directory, settings.run.name), world_size=1)
+    if index is None and random is None:
+        vocabulary = read_model_config(settings.model.path).vocab_size
+        inputs = read_inputs(with_rows(settings, 1), tokenizer, vocabulary, one_per_token, 1, show_progress=True)
+        print("\n".join(summary(settings, inputs)), flush=True)
+        if source == MAIN and any(map(is_store, settings.data.train)):
+            print("a token store keeps no examples to show", flush=True)
+            return
+    examples = Examples(settings.data, source)
+    # The index of a random choice is printed, for --index.
+    chosen = examples.choose(random or 1, Random()) if index is None else examples.find(index)
+    style = Style(sys.stdout.isatty() and not os.environ.get("NO_COLOR"), None if full else MAX_TOKENS)
+    print(style.legend())
+    print("\n".join(examples.show(chosen, settings, tokenizer, style)))
 
 
 def summary(config: Config, inputs: Inputs) -> list[str]:
@@ -39,11 +73,6 @@ def summary(config: Config, inputs: Inputs) -> list[str]:
     steps = inputs.plan.steps_per_epoch[0]
     chosen = range(steps) if steps <= SHOWN_STEPS else [i * steps // SHOWN_STEPS for i in range(SHOWN_STEPS)]
     return [*lines, describe_steps(map(inputs.plan.batch, chosen), config.data.sequence_length, steps)]
-
-
-def is_store(path: str) -> bool:
-    """Whether a path of a source is a token store."""
-    return Path(path, STORE_FILE).is_file()
 
 
 class Examples:
@@ -78,7 +107,7 @@ class Examples:
             f"{self.what} has {count:,} examples, so --index must be 0 to {count - 1}, not {index}; choose another one"
         )
 
-    def choose(self, number: int, rng: random.Random) -> list[tuple[int, str, dict]]:
+    def choose(self, number: int, rng: Random) -> list[tuple[int, str, dict]]:
         """A random choice of `number` examples, in file order; all if there are no more."""
         chosen: list[tuple[int, str, dict]] = []
         for index, (where, example) in enumerate(self):  # reservoir sampling: every set of examples is equally probable

@@ -18,14 +18,13 @@ from configs.loading.deepspeed import from_deepspeed
 
 @dataclass(frozen=True)
 class Command:
-    """What train.py was asked for. It trains unless one of `check` and `dry_run` is set."""
+    """What train.py was asked for. It trains unless `check` is set."""
 
     config: Config
     arguments: tuple[str, ...]  # that give this config again: the file, the overrides, --deepspeed FILE
     check: bool = False  # prove the run before it is paid for (preflight/)
-    dry_run: bool = False  # print plan, memory and time, and end (planner/)
     layers: int | None = None  # check: only the first decoder layers, at full width
-    json: str | None = None  # check, dry_run: the file for the results
+    json: str | None = None  # check: the file for the results
 
 
 def read_command_line(description: str | None, world_size: int, say: Callable[[str], None]) -> Command:
@@ -41,13 +40,14 @@ def read_command_line(description: str | None, world_size: int, say: Callable[[s
     parser.add_argument(
         "--deepspeed",
         metavar="FILE",
-        help="apply the settings of a DeepSpeed JSON file to the config (docs/migrating.md)",
+        help="apply the settings of a DeepSpeed JSON file to the config (docs/runs.md)",
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--check", action="store_true", help="train nothing: check data, model, precision, resume and machine"
     )
-    instead.add_argument("--dry-run", action="store_true", help="print the plan, its memory and its time, and end")
+    plan = "print the plan, its memory and its time, and end: scripts/plan.py --here, which has more options"
+    instead.add_argument("--dry-run", action="store_true", help=plan)
     parser.add_argument(
         "--layers", type=int, metavar="N", help="with --check: a model of the first N decoder layers, at full width"
     )
@@ -64,7 +64,7 @@ def read_command_line(description: str | None, world_size: int, say: Callable[[s
         for note in notes:
             say(f"deepspeed: {note}")
     config = override(config, arguments.overrides)
-    return Command(config, tuple(again), arguments.check, arguments.dry_run, arguments.layers, arguments.json)
+    return Command(config, tuple(again), arguments.check, arguments.layers, arguments.json)
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
@@ -72,7 +72,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise UserError("--layers is an option of --check: a run trains all layers")
     if arguments.layers is not None and arguments.layers < 1:
         raise UserError(f"--layers must be 1 or more, not {arguments.layers}")
-    if arguments.json and not (arguments.check or arguments.dry_run):
+    if arguments.json and not arguments.check:
         raise UserError("--json is an option of --check and --dry-run: a run writes its curves to metrics.jsonl")
     if arguments.json and int(os.environ.get("RANK", 0)) == 0:  # which writes it; other nodes may lack the directory
         check_can_write(Path(arguments.json), "--json")

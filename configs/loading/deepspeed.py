@@ -2,8 +2,7 @@
 
 There are three kinds of keys. Some have a counterpart and become settings of ours. Some change only speed, memory or
 logging and are ignored. Some would change the result of training and have no counterpart; these are refused. The value
-"auto", which Hugging Face fills in from its own arguments, keeps our value. docs/migrating.md lists all keys for users;
-configs/loading/deepspeed_file.py has them for the program.
+"auto", which Hugging Face fills in from its own arguments, keeps our value. configs/loading/deepspeed_file.py has all keys.
 """
 
 import dataclasses

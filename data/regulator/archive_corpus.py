@@ -1,6 +1,7 @@
 """Make a corpus from a supervisor's archive: read its report files and letters, pair them, and write the examples."""
 
 import multiprocessing
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from data.regulator.report import Report
 from data.regulator.rules import evaluate, violations
 
 HOW_MADE = (
-    "scripts/make_examples.py: report files of an archive, paired with their letters, labelled by data/regulator/rules.jsonl "
+    "scripts/regulator.py examples: report files of an archive, paired with their letters, labelled by data/regulator/rules.jsonl "
     "and by findings.csv."
 )
 LIMITS = (
@@ -70,6 +71,28 @@ class ArchiveExamples:
     def unmatched_lines(self) -> list[str]:
         """All of `unmatched`, as lines `title: what`."""
         return [f"{title}: {line}" for title, lines in self.unmatched.items() for line in lines]
+
+
+def make_archive_corpus(
+    archive: Archive, out: Path, shares: Sequence[float], seed: int, processes: int, arguments: dict[str, str]
+) -> None:
+    """Read the archive, write the corpus, and print what was used, and on stderr what was not.
+
+    Raises UserError if a directory is missing, or if no report has a letter.
+    """
+    for name, folder in (("reports", archive.reports), ("letters", archive.letters)):
+        if not folder.is_dir():
+            raise UserError(f"--{name} {folder}: no such directory.")
+    found = read_archive(archive, processes)
+    card = write_archive_corpus(out, found, shares, seed, arguments)
+    for line in (*found.unmatched_lines, *(f"letter and labels disagree: {line}" for line in found.disagreements)):
+        print(line, file=sys.stderr)
+    for split, counts in card["splits"].items():
+        print(f"{split:17} {counts['examples']:6} reports of {counts['banks']} banks, {counts['clean']} clean")
+    print(
+        f"{len(found.examples)} reports with a letter; unmatched: {card['unmatched']}; "
+        f"disagreements: {card['disagreements']}; leak test: {card['leak_test']}"
+    )
 
 
 def read_archive(archive: Archive, processes: int) -> ArchiveExamples:

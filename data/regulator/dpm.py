@@ -1,8 +1,8 @@
 """Look up cells and labels of the EBA Data Point Model (DPM), release 4.2, for example by datapoint id.
 
-Source: European Banking Authority, DPM 2.0 database, release 4.2 of 31 October 2025. `scripts/fetch_dpm.py` distils the
+Source: European Banking Authority, DPM 2.0 database, release 4.2 of 31 October 2025. `scripts/regulator.py dpm` distils the
 complete model into one SQLite file under `artifacts/dpm/`. The two small tables next to this module, `dpm_cells.csv`
-and `dpm_tables.csv`, contain only the cells used by the rules and by the bank generator; `scripts/fetch_dpm.py
+and `dpm_tables.csv`, contain only the cells used by the rules and by the bank generator; `scripts/regulator.py dpm
 --builtin` generates them.
 
 A datapoint id is `dp` followed by the id of a variable version. The same datapoint can appear in several cells; the
@@ -163,7 +163,7 @@ class Cells:
 
 @functools.lru_cache(maxsize=4)
 def load_cells(path: Path | None = None) -> Cells:
-    """Open the distilled DPM at `path` (default: `artifacts/dpm/` if fetch_dpm.py was run, else the built-in tables).
+    """Open the distilled DPM at `path` (default: `artifacts/dpm/` if `regulator.py dpm` was run, else the built-in tables).
 
     Code whose output must not depend on a previous fetch calls `load_cells(BUILT_IN)`. Raises UserError if the file is
     missing or invalid.
@@ -171,14 +171,14 @@ def load_cells(path: Path | None = None) -> Cells:
     if path is None:
         path = DISTILLED if DISTILLED.is_file() else BUILT_IN
     if not path.is_file():
-        raise UserError(f"{path}: no such file; run scripts/fetch_dpm.py to create it")
+        raise UserError(f"{path}: no such file; run scripts/regulator.py dpm to create it")
     if path.suffix == ".csv":
         return _with_open_keys(_from_csv(path))
     database = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
     try:
         database.execute("select datapoint, signature from cells limit 1")
     except sqlite3.DatabaseError as error:
-        raise UserError(f"{path}: not a distilled DPM ({error}); delete it and run scripts/fetch_dpm.py") from error
+        raise UserError(f"{path}: not a distilled DPM ({error}); delete it and run scripts/regulator.py dpm") from error
     return _with_open_keys(database)
 
 

@@ -24,9 +24,11 @@ from data.regulator.dpm import (
     TABLE_COLUMNS,
     add_cell,
     add_table,
+    load_cells,
     local_name,
     signature,
 )
+from data.regulator.dpm_download import open_dpm_database
 
 ENTRY_POINT = "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/{framework}/{release}/mod/{module}.json"
 BUILT_IN_CODES = [  # tables that the rules read and the bank generator fills
@@ -75,6 +77,23 @@ def release_id(database: sqlite3.Connection) -> int:
     if row is None:
         raise UserError(f"the database does not contain DPM release {RELEASE}")
     return row[0]
+
+
+def fetch(out: Path, database: Path | None, builtin: bool) -> str:
+    """Distil the DPM database at `database`, or a downloaded one, to `out` unless it exists. Returns a sentence.
+
+    builtin: make the tables in this folder instead. Raises UserError if a file is not what it should be.
+    """
+    if out.is_file() and not builtin:
+        load_cells(out)
+        return f"{out} already exists."
+    with open_dpm_database(database) as opened:
+        if builtin:
+            write_built_in(opened)
+            return f"wrote {BUILT_IN} and {BUILT_IN_TABLES}"
+        contents = distil(opened, out)
+    size = out.stat().st_size / 2**20
+    return f"{out}: {contents}, {size:.0f} MiB. Source: European Banking Authority, DPM {RELEASE}."
 
 
 def distil(database: sqlite3.Connection, target: Path) -> str:

@@ -1,7 +1,7 @@
 """Check examples against the law, apart from the rules: no clean report may contradict a requirement that it prints.
 
 This module shares no code with the rules and imports none of the others: it reads the text of a report as a model sees
-it, with a reader of its own, and compares decimals as the articles say. The articles are listed in docs/law.md.
+it, with a reader of its own, and compares decimals as the articles say. The articles are listed in docs/xbrl.md.
 """
 
 import re

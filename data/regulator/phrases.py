@@ -52,7 +52,7 @@ SUBJECT_LINE = (
     *("Report of {date}", "Your supervisory report as of {date}", "Reference date {date}: outcome of our examination"),
     *("Supervisory reporting, reference date {date}", "Concerning the figures that you filed for {date}"),
 )
-# Legal basis of the measures on each subject; docs/law.md says what each article provides.
+# Legal basis of the measures on each subject; docs/xbrl.md says what each article provides.
 POWER = {
     "capital": "Articles 102 and 104(1) CRD",
     "distributions": "Articles 141 to 142 CRD",

@@ -9,7 +9,7 @@ together with a figure:
   they are separate.
 - `waiver`: the bank need not meet the LCR (CRR Art. 8), so that a low LCR is no violation; or the waiver was not given.
 
-The base model hardly adds or subtracts two-digit numbers (docs/bank_reports.md), so each note gives the sum or the remaining
+The base model hardly adds or subtracts two-digit numbers (docs/LOG.md), so each note gives the sum or the remaining
 ratio itself. Half of the test consists of minimal pairs in words, half of minimal pairs in figures: one
 change across a legal limit. The answers of the two members differ.
 """

@@ -1,5 +1,5 @@
 """The results of every arm. Those that exist are used if they are of the same data and weights; missing ones are measured
-by scripts/evaluate.py and scripts/evaluate_forgetting.py, as child processes.
+by scripts/evaluate.py and `scripts/measure.py forgetting`, as child processes.
 """
 
 import hashlib
@@ -99,12 +99,12 @@ def _general_result(source: Source, folder: Path, stem: str, task: dict, how: Me
     if not how.general:
         return None
     prepare_output(path)
-    launch(how.processes, "scripts/evaluate_forgetting.py", how.base, source.model, "--json", path)
+    launch(how.processes, "scripts/measure.py", "forgetting", how.base, source.model, "--json", path)
     return _read_general(path)
 
 
 def _read_general(path: Path) -> dict | None:
-    """The result of scripts/evaluate_forgetting.py; None if an older version wrote it. Raises UserError if it is damaged."""
+    """The result of `scripts/measure.py forgetting`; None if an older version wrote it. Raises UserError if it is damaged."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         return result if {"per_text", "per_question", "weights"} <= result.keys() else None

@@ -1,10 +1,14 @@
-"""The last screen of the quickstart: the tuned model beside the base model and the programs that cost nothing."""
+"""The last screen of the quickstart: the tuned model beside the base model and the programs that cost nothing.
+
+python -m eval.regulator.quickstart runs/quickstart artifacts/quickstart
+"""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import UserError, run_script
 from data.regulator.baselines import baseline_predictions, micro_f1
 from data.regulator.examples import report_of
 from eval.regulator.groups import pairs_right, score_kinds
@@ -114,3 +118,14 @@ def _read(path: Path, keys: Sequence[str]) -> dict:
     if missing:
         raise UserError(f"{path} has no {missing[0]}; remove it and run scripts/quickstart.sh")
     return result
+
+
+def main() -> None:
+    """Print the screen of the run and the corpus that the command line names."""
+    if len(sys.argv) != 3:
+        raise UserError("name the directory of the run and that of the corpus, as scripts/quickstart.sh does")
+    print(screen(Path(sys.argv[1]), Path(sys.argv[2])))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation (Kirkpatrick et al., arXiv:1612.00796) on sharded parameters. docs/ewc.md
+"""Elastic weight consolidation (Kirkpatrick et al., arXiv:1612.00796) on sharded parameters. docs/forgetting.md
 
     penalty(theta) = lambda / 2 * sum_i F_i (theta_i - theta_ref_i)^2
 

@@ -233,9 +233,7 @@ def test_each_document_begins_with_the_bos_that_the_tokenizer_adds_at_inference(
 
 def test_the_error_for_an_incomplete_build_says_how_to_finish_it(tmp_path) -> None:
     (tmp_path / "build.json").write_text("{}")
-    with pytest.raises(
-        UserError, match="is incomplete; run the same scripts/build_tokens.py command again to finish it"
-    ):
+    with pytest.raises(UserError, match="is incomplete; run the same scripts/data.py build command again to finish it"):
         opened(tmp_path, 64)
 
 

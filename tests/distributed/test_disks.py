@@ -155,7 +155,7 @@ def test_the_line_says_how_long_a_save_takes_and_what_to_do_if_it_does_not_fit()
     assert slow.startswith(
         f"warning: {start}40 s at the 51 MiB/s measured here with a short write, which does not safely fit the 30 s"
     )
-    assert "--shutdown-timeout=130" in slow and "docs/reliability.md" in slow
+    assert "--shutdown-timeout=130" in slow and "docs/runs.md" in slow
     assert "does not safely fit" in save_line(11 * GIB, GIB, 30.0)  # 11 s, and three times as long if it is busy
 
 

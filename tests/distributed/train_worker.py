@@ -196,6 +196,17 @@ def plant(name: str | None, set_attribute) -> None:
                 set_latest(directory, checkpoint)
 
             set_attribute(distributed.checkpoint, "set_latest", killed_before_latest)
+    elif kind == "count_files_and_threads":
+        # After every save rank 0 notes how many files are open and how many threads there are.
+        run = next(a for a in sys.argv if a.startswith("run.name=")).removeprefix("run.name=")
+        note, notes, latest = Path(sys.argv[1]).parent / f"{run}.counts.json", [], distributed.checkpoint.set_latest
+
+        def counted_latest(directory: Path, checkpoint: Path) -> None:
+            latest(directory, checkpoint)
+            notes.append([len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task")])
+            note.write_text(json.dumps(notes))
+
+        set_attribute(distributed.checkpoint, "set_latest", counted_latest)
     elif kind == "disk_full":
         # Rank 0, and no other rank, finds the disk full when it looks for the time with this number: twice before the first
         # step, then once before each save.

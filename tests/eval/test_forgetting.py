@@ -197,10 +197,10 @@ def test_kl_divergence_is_exact_and_tolerates_rounding():
 
 def evaluate(world_size: int, folder: Path, base: str, tuned: str, *options: object) -> dict:
     out = folder / f"{base}-{tuned}-{world_size}.json"
-    script = ROOT / "scripts" / "evaluate_forgetting.py"
+    script = (ROOT / "scripts" / "measure.py", "forgetting")
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     arguments = (folder / base, folder / tuned, "--texts", folder / "texts.jsonl", "--dtype", "fp32", "--json", out)
-    done = run_ranks(world_size, script, *arguments, *options)
+    done = run_ranks(world_size, *script, *arguments, *options)
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.count("questions answered correctly") == 1  # only rank 0 prints
     # Every bar ends at 100%, whatever share of the documents rank 0 has; beyond its total a bar would have no percentage.

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from common.errors import UserError
-from eval.plots import plot_runs, plot_shares, read_curve
+from eval.plots import plot_runs, read_curve
 
 
 def test_the_curves_of_a_run_are_read_and_plotted(tmp_path):
@@ -21,9 +21,3 @@ def test_the_curves_of_a_run_are_read_and_plotted(tmp_path):
     assert read_curve(run, "validation/loss") == ([0], [3.0])
     plot_runs([run], tmp_path / "figures" / "curve.png")
     assert (tmp_path / "figures" / "curve.png").stat().st_size > 10_000
-
-
-def test_shares_of_every_step_are_plotted(tmp_path):
-    panels = {"cut": {"law": [0.05] * 30}, "whole": {"law": [0.0] * 29 + [0.4]}}
-    plot_shares(panels, {"law": 0.05}, tmp_path / "figures" / "shares.png")
-    assert (tmp_path / "figures" / "shares.png").stat().st_size > 5_000

@@ -66,7 +66,7 @@ def test_each_document_starts_with_the_prefix_and_a_short_text_gives_none() -> N
 
 
 def run(*arguments) -> CompletedProcess:
-    return run_python("scripts/evaluate_positions.py", *arguments)
+    return run_python("scripts/measure.py", "positions", *arguments)
 
 
 def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_path) -> None:
@@ -90,7 +90,7 @@ def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_pat
     assert abs(means["as it is"][2] - means["yarn x2"][2]) > 1e-3
 
     # Three ranks share the model; one of them has no document.
-    sharded = run_ranks(3, "scripts/evaluate_positions.py", path, *options, "--sharding", "full")
+    sharded = run_ranks(3, "scripts/measure.py", "positions", path, *options, "--sharding", "full")
     assert sharded.returncode == 0, sharded.stderr[-6000:]
     assert sharded.stdout.count("positions  tokens") == 1
     column = json.loads((tmp_path / "losses.json").read_text())["buckets"]["as it is"]

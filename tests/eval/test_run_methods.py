@@ -80,12 +80,11 @@ def test_numbers_out_of_range_are_refused(comparison, options, message):
         plan_methods(comparison, **DEFAULTS | options)
 
 
-def test_missing_files_and_bad_numbers_of_processes_are_refused(comparison, tmp_path):
+def test_missing_files_are_refused(comparison, tmp_path):
     check_comparison(comparison)
     for change, message in (
         ({"general": str(tmp_path / "no.jsonl")}, "no.jsonl does not exist"),
         ({"test": tmp_path}, "is a directory; give the file"),
-        ({"processes": 0}, "--processes must be 1 or more, not 0"),
     ):
         with pytest.raises(UserError, match=message):
             check_comparison(replace(comparison, **change))
@@ -121,7 +120,7 @@ def test_every_run_is_launched_and_evaluated_and_results_are_not_measured_twice(
 
     def general(name):
         json_path = str(out / "results" / f"{name}-general.json")
-        return ("scripts/evaluate_forgetting.py", "BASE", str(out / name / "export"), "--json", json_path)
+        return ("scripts/measure.py", "forgetting", "BASE", str(out / name / "export"), "--json", json_path)
 
     expected = [task("BASE", "base")]
     for name in ("plain", "low-lr"):

@@ -175,7 +175,7 @@ def test_transformers_computes_the_same_from_the_export(tmp_path, family, kind) 
     """Frequencies and attention scaling are bitwise equal, and fp32 even with bf16 weights; logits beyond the old window."""
     transformers_logging.set_verbosity_error()
     export, config = write_scaled(tmp_path, kind, family)
-    again = read_model_config(str(export))  # as in another run or scripts/evaluate_positions.py
+    again = read_model_config(str(export))  # as in another run or scripts/measure.py positions
     assert again.rope_parameters == config.rope_parameters and again.max_position_embeddings == 256
     theirs = AutoModelForCausalLM.from_pretrained(export, attn_implementation="eager")
     for dtype in (torch.float32, torch.bfloat16):

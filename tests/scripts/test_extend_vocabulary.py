@@ -101,8 +101,7 @@ def test_printed_loss_is_that_of_the_written_model(folder) -> None:
     [
         (("--patterns", "r("), "is not a regular expression"),
         (("--min-count", "1000"), "lower --min-count"),
-        (("--new-tokens", "0"), "--new-tokens must be 1 or more"),
-        (("--noise", "-1"), "must not be negative"),
+        (("--noise", "-1"), "--noise must be 0 or more, not -1.0"),
         (("--out", "model"), "exists; remove it"),
     ],
 )

@@ -9,9 +9,11 @@ import pytest
 from transformers import LlamaConfig
 
 from common.errors import exit_code_of
-from planner.command_line import main
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
+from tools.machines import cluster_of
+from tools.plan import Assumed, assumed_subject
+from tools.plan_command import main
 
 CONFIG = """
 from configs.config import *
@@ -105,11 +107,15 @@ def test_pasted_lines_give_a_setting_that_fits(plan, folder, wide) -> None:
     assert "does not fit" in out and "Your settings do not fit. The cheapest that do:" in out
     assert not written["own"]["fits"]
     proposed = written["proposals"]["cheapest"]
-    assert " ".join(proposed["overrides"]) in " ".join(out.split()) and proposed["optimizer_memory"] == "16N"
+    assert " ".join(proposed["overrides"]) in " ".join(out.split()) and "optimizer.memory" not in str(
+        proposed["overrides"]
+    )
     again, found = tight(plan, folder, wide, *own, *proposed["overrides"], "--all")
     assert "Your settings fit" in again and found["own"]["memory"] == proposed["memory"]
     # --all lists every setting.
-    rows = re.findall(r"^  \S.*? {2,}\d+N +\S+ +[\d.,]+ +[\d.,]+ +\d+ .*  (yes|no|no \(host\))$", again, re.MULTILINE)
+    rows = re.findall(
+        r"^  \S.*? {2,}\d+N +\S+ +\d+ +\d+ +[\d.,]+ +[\d.,]+ .*  (yes|no|no \(host\))$", again, re.MULTILINE
+    )
     assert len(rows) == len(found["settings"]) >= 2 * 5 * 6
     assert rows.count("yes") == sum(setting["fits"] for setting in found["settings"])
 
@@ -132,15 +138,14 @@ def test_nothing_fits(plan, folder, wide) -> None:
         (["--model", "8B", "--sequence", "131073"], "data.sequence_length=131073 exceeds the 131072 positions of 8B"),
         (["--model", "model", "model.rope_factor=2"], "rope_factor and rope_original_length need a rope_type"),
         (["config.py", "--json", "missing/x.json"], "--json missing/x.json: its directory does not exist"),
-        (["--chart", "missing/x.png"], "--chart missing/x.png: its directory does not exist"),
-        (["config.py", "--gpus", "0"], "--gpus 0: a run needs at least one GPU"),
-        (["config.py", "--gpus", "8", "--nodes", "3"], "--gpus 8 cannot be spread evenly over 3 nodes"),
+        (["config.py", "--gpus", "0"], "--gpus 0 must be above 0"),
+        (["config.py", "--gpus", "8", "--nodes", "3"], "8 GPUs cannot be spread evenly over 3 nodes"),
         (["config.py", "--gpu", "H10"], "did you mean H100"),
         (["config.py", "--gpu-memory", "-1"], "--gpu-memory -1 must be above 0"),
         (["config.py", "--save-bandwidth", "0"], "--save-bandwidth 0 must be above 0"),
-        (["config.py", "--host-memory", "-2"], "--host-memory -2 must be 0 (unknown) or more"),
-        (["config.py", "--host-memory", "nan"], "--host-memory nan must be 0 (unknown) or more"),
-        (["config.py", "--host-memory", "inf"], "--host-memory inf must be 0 (unknown) or more"),
+        (["config.py", "--host-memory", "-2"], "--host-memory -2 must be above 0"),
+        (["config.py", "--host-memory", "nan"], "--host-memory nan must be above 0"),
+        (["config.py", "--host-memory", "inf"], "--host-memory inf must be above 0"),
         (["config.py", "--gpus", "16", "--network", "slow"], "no network named slow"),
         (["config.py", "--gpus", "8", "--network", "slow"], "no network named slow"),
         (["config.py", "--sequence", "512"], "--sequence goes with --model"),
@@ -150,7 +155,7 @@ def test_nothing_fits(plan, folder, wide) -> None:
         (["config.py", "data.train=elsewhere.jsonl"], "or plan without it: scripts/plan.py --model"),
         (["config.py", "sharding.strategy=hybrid", "sharding.shard_size=3"], "8 ranks cannot be divided into groups"),
         (["--model", "9B"], "9B is neither a model directory nor one of"),
-        (["--model", "7B", "--sequence", "0"], "--sequence 0 must be 1 or more"),
+        (["--model", "7B", "--sequence", "0"], "--sequence 0 must be above 0"),
         (["--model", "7B", "--length", "9999"], "--length 9999 is longer than --sequence 4096"),
         (["--model", "7B", "batch.global_examples=none", "batch.global_tokens=9"], "set --global-examples"),
         (["--model", "organisation/model"], "its config.json cannot be fetched, because the Hugging Face hub"),
@@ -162,9 +167,43 @@ def test_a_mistake_is_one_sentence(plan, monkeypatch, arguments, sentence) -> No
     assert code == 2 and out == "" and sentence in err and err.count("\n") == 1
 
 
-def test_names_of_sizes_in_lower_case_and_directories_without_data(plan, folder) -> None:
-    from planner.subject import Assumed, from_name
+def test_names_of_sizes_in_lower_case_and_directories_without_data(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    cluster = cluster_of(2)
+    lower, upper = (assumed_subject(name, Assumed(), [], cluster).shape.num_parameters for name in ("7b", "7B"))
+    assert lower == upper
+    subject = assumed_subject("model", Assumed(sequence=256, length=100), [], cluster)
+    assert subject.workload_of(1).worst.lengths == (100, 100)
 
-    assert from_name("7b", Assumed(), []).shape.num_parameters == from_name("7B", Assumed(), []).shape.num_parameters
-    subject = from_name("model", Assumed(sequence=256, length=100), [])
-    assert subject.workloads(2, "cuda")(1).worst.lengths == (100, 100)
+
+@pytest.mark.slow
+def test_a_dry_run_of_train_is_the_plan_of_this_machine_and_leaves_no_run(folder) -> None:
+    arguments = (folder / "config.py", "--dry-run", "--json", folder / "here.json", "optimizer.epochs=3")
+    done = run_python(ROOT / "train.py", *arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((folder / "here.json").read_text())
+    assert written["workload"]["total_steps"] == 9 and written["cluster"]["device"]["kind"] == "cpu"
+    assert written["own"]["fits"] and "1 x CPU" in done.stdout and "a process holds" in done.stdout
+    assert not (folder / "runs").exists()
+
+
+def test_a_run_is_compared_on_the_machine_that_its_record_names(plan, folder) -> None:
+    run = folder / "done"
+    run.mkdir(exist_ok=True)
+    record = {"world_size": 2, "devices": [{"host": "a", "device": "NVIDIA L4", "ranks": [0, 1]}]}
+    (run / "config.json").write_text(json.dumps(record))
+    rows = [
+        {"step": step, "train/tokens": 100 * step, "train/tokens_per_second": 50.0, "train/memory_gib": 0.5}
+        for step in (1, 2, 3)
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, out, err = plan("config.py", "--against", str(run))
+    assert code == 0, err
+    assert re.fullmatch(
+        r"planned against measured \(2 steps\): peak memory 0.0 and 0.5 GiB \(-\d+%\); [\d,]+ to [\d,]+ and 50 tokens/s, "
+        r"outside of the range\n",
+        out,
+    )
+    (run / "metrics.jsonl").unlink()
+    code, _, err = plan("config.py", "--against", str(run))
+    assert code == 2 and "metrics.jsonl cannot be read" in err and err.count("\n") == 1

@@ -1,10 +1,10 @@
-"""scripts/score.py and scripts/check_law.py: a mistake in the arguments is one sentence and exit code 2."""
+"""scripts/score.py and scripts/regulator.py: a mistake in the arguments is one sentence and exit code 2."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+
+from tests.processes import run_python
 
 CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 
@@ -13,11 +13,14 @@ CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "co
     ("arguments", "sentence"),
     [
         (["scripts/score.py", "--audit", "--limit", "-3"], "error: --limit must be 1 or more, not -3"),
-        (["scripts/check_law.py"], "data.jsonl: an example has no violations; name files of scripts/make_reports.py"),
+        (
+            ["scripts/regulator.py", "law"],
+            "data.jsonl: an example has no violations; name files of scripts/make_reports.py",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path, arguments, sentence):
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps(CHAT) + "\n")
-    run = subprocess.run([sys.executable, *arguments, "--data", str(data)], capture_output=True, text=True)
+    run = run_python(*arguments, "--data", data)
     assert run.returncode == 2 and sentence in run.stderr and run.stderr.count("\n") == 1

@@ -13,8 +13,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from model.architectures import read_model_config
 from model.language_model import build_on_meta
-from planner.memory import full_memory
-from planner.shape import shape_of
+from model.memory import full_memory, layout_of, shape_of
 from tests.tiny import write_tiny_model
 from training import micro_batch
 
@@ -28,9 +27,9 @@ config = Config(
     Optimizer(1e-5),
     Run("r", timeout_minutes=0.5),
 )
-cluster = micro_batch.this_machine(2, 2, 0)
+layout, model_shape = layout_of(config, 2, 2, "cpu"), shape_of(build_on_meta(shape), shape)
 rows = 9 if rank == 0 else 3
-between = [full_memory(shape_of(path, shape), config, cluster, count).tensors for count in (rows, rows + 1)]
+between = [full_memory(model_shape, config, layout, count).tensors for count in (rows, rows + 1)]
 free = int(sum(between) / 2 / micro_batch.USABLE["cpu"])
 micro_batch.free_bytes = lambda device, local_world: free
 

@@ -13,7 +13,7 @@ from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from training.show_data import Examples
 
-SCRIPT = "scripts/show_example.py"
+SCRIPT = ("scripts/data.py", "show")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_a_token_store_has_no_examples(folder, tmp_path):
 
 
 def test_the_command_shows_a_summary_and_one_example_without_the_weights(folder):
-    done = run_python(SCRIPT, folder / "config.py", "data.too_long=truncate")
+    done = run_python(*SCRIPT, folder / "config.py", "data.too_long=truncate")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("data.train:\n  20 examples") and "source extra:\n  1 example" in done.stdout
     assert "length in tokens:" in done.stdout and re.search(
@@ -89,13 +89,13 @@ def test_the_command_shows_a_summary_and_one_example_without_the_weights(folder)
     )
     shown = re.search(r"=== example (\d+) of data.train \((.*)\)\n", done.stdout)
     assert shown, done.stdout
-    again = run_python(SCRIPT, folder / "config.py", "--index", shown[1], "data.too_long=truncate")
+    again = run_python(*SCRIPT, folder / "config.py", "--index", shown[1], "data.too_long=truncate")
     assert again.returncode == 0 and done.stdout.endswith(again.stdout)
     assert "\x1b" not in done.stdout and "⟦" in again.stdout and shown[2] in again.stdout
 
 
 def test_control_characters_of_the_data_do_not_reach_the_terminal(folder):
-    done = run_python(SCRIPT, folder / "config.py", "--source", "extra", "--random", 3)
+    done = run_python(*SCRIPT, folder / "config.py", "--source", "extra", "--random", 3)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout and "⟨U+001B⟩[31m" in done.stdout
 
@@ -111,5 +111,5 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal(folder):
     ],
 )
 def test_mistakes_are_one_sentence(folder, arguments, message):
-    done = run_python(SCRIPT, folder / "config.py", *arguments)
+    done = run_python(*SCRIPT, folder / "config.py", *arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

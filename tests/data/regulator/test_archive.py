@@ -137,7 +137,8 @@ def archive(tmp_path_factory):
 def run(folder, out, *more):
     command = [
         sys.executable,
-        "scripts/make_examples.py",
+        "scripts/regulator.py",
+        "examples",
         "--reports",
         folder / "reports",
         "--letters",

@@ -2,9 +2,8 @@
 
 import json
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -14,8 +13,7 @@ from data.regulator.dpm_corpus_split import distinctive_lines
 from data.regulator.dpm_download import open_dpm_database
 from eval.general_text import held_out_texts, training_texts
 from tests.data.regulator.dpm_database import Maker
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.processes import run_python
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +68,8 @@ def test_the_corpus_has_disjoint_splits_and_cites_its_source(tmp_path, database_
     assert not any(line in known for row in own for line in distinctive_lines(row["text"]) if "filed in" not in line)
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/make_cpt_corpus.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def run(*arguments: object) -> CompletedProcess:
+    return run_python("scripts/regulator.py", "cpt", *arguments)
 
 
 def test_the_script_writes_general_text_and_prints_a_line_per_file(tmp_path, database_file) -> None:
@@ -98,7 +95,7 @@ def test_a_user_error_is_one_sentence(tmp_path, database_file) -> None:
     sqlite3.connect(tmp_path / "other.sqlite").execute("create table x (y)")
     out = tmp_path / "out"
     for arguments, message in [
-        (("--out", tmp_path), "already exists; remove it or choose another --out"),
+        (("--out", tmp_path), "exists; remove it or choose another --out"),
         (("--out", out, "--held-out", "0.5"), "--held-out must be at least 0 and less than 0.5, not 0.5"),
         (("--out", out, "--database", tmp_path / "absent"), "absent: no such file"),
         (("--out", out, "--database", tmp_path / "other.sqlite"), "this is not a DPM 2.0 database"),

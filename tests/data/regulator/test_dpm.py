@@ -69,7 +69,7 @@ def test_open_rows_have_the_code_star(cells):
 def test_an_invalid_distilled_file_is_rejected_with_one_sentence(tmp_path):
     file = tmp_path / "dpm-4.2.sqlite"
     file.write_bytes(b"SQLite format 3\0 nonsense")
-    with pytest.raises(UserError, match="fetch_dpm.py"):
+    with pytest.raises(UserError, match="regulator.py dpm"):
         load_cells(file)
     sqlite3.connect(tmp_path / "other.sqlite").execute("create table x (y)")
     with pytest.raises(UserError, match="not a distilled DPM"):

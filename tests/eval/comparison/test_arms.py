@@ -108,7 +108,7 @@ def test_results_are_used_if_they_are_of_the_same_data_and_weights(tmp_path, dat
     export = tmp_path / "two" / "export"
     assert launched == [
         (2, "scripts/evaluate.py", export, "--data", data, "--json", stored[1], "--show", 0, "--train", data),
-        (2, "scripts/evaluate_forgetting.py", "base", export, "--json", stored[1].with_name("general.json")),
+        (2, "scripts/measure.py", "forgetting", "base", export, "--json", stored[1].with_name("general.json")),
     ]
     assert arms[1].seeds[0].general["weights"]["tuned"] == "new"
     measure_arms(sources, how)

@@ -1,0 +1,86 @@
+"""What the scripts have in common on the command line: help from docstrings, commands of one script, limits of numbers."""
+
+import argparse
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+
+
+def new_parser(description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser whose --help shows a docstring as it is written."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=inspect.cleandoc(description or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def main_of(
+    description: str | None, *commands: Callable[[argparse.ArgumentParser], int | None]
+) -> Callable[[], int | None]:
+    """The `main` of a script with several commands, of which the first word of the command line names one.
+
+    A command is a function with that name. It gets a parser that shows its docstring, adds its options, parses, and acts. It
+    imports what it needs itself, so that no command waits for the libraries of another.
+    """
+
+    def main() -> int | None:
+        known = {command.__name__: command for command in commands}
+        summaries = [
+            f"  {name:12} {(inspect.getdoc(command) or name).splitlines()[0]}" for name, command in known.items()
+        ]
+        parser = new_parser("\n".join([inspect.cleandoc(description or ""), "", "commands:", *summaries]))
+        parser.add_argument("command", choices=list(known), help="its options: COMMAND --help")
+        name = parser.parse_args(sys.argv[1:2]).command
+        del sys.argv[1]
+        return known[name](new_parser(known[name].__doc__, f"{parser.prog} {name}"))
+
+    return main
+
+
+def add_number(
+    parser: argparse._ActionsContainer,
+    name: str,
+    help: str,
+    default: float | None = None,
+    least: float | None = None,
+    kind: type[int] | type[float] | None = None,
+    **more: Any,
+) -> None:
+    """Add an option with a number, of the kind of its default, or an integer. Parsing raises UserError below `least`.
+
+    more: as for `add_argument`.
+    """
+    kind = kind or (float if isinstance(default, float) else int)
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if least is not None and not value >= least:
+            raise UserError(f"{name} must be {least} or more, not {value}")
+        return value
+
+    number.__name__ = kind.__name__  # argparse says: invalid int value
+    shown = "" if default is None else " (%(default)s)"
+    parser.add_argument(name, type=number, default=default, help=help + shown, **more)
+
+
+def check_new(out: Path) -> None:
+    """Raise UserError if the path given as --out exists."""
+    if out.exists():
+        raise UserError(f"{out} exists; remove it or choose another --out")
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Inside the block, it is no error that the reader of the output, such as `head`, has seen enough."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the process

@@ -1,0 +1,615 @@
+"""The memory of a training step on the fullest rank, by arithmetic over the model's shapes and its layers on fake tensors.
+
+    what a rank holds during the whole run   shards of weights, gradients, moments, EWC: exact, from the shapes
+    activations of a micro-batch             a few of the model's own layers run on fake tensors, each kind of layer once
+    what comes and goes within a step        the moments at which the peak can be; the fullest one counts
+
+FSDP2 splits dimension 0 like torch.chunk, so no rank holds more than rank 0: ceil(rows / shards) rows of every parameter.
+https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
+"""
+
+import copy
+import functools
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PretrainedConfig
+
+from common.dtypes import DTYPES
+from configs.config import Config, LoRA, Model
+from distributed.activation_checkpointing import checkpoint_activations
+from distributed.moments import block_size
+from distributed.optimizer import parameter_dtype
+from distributed.sharding import decoder_layers
+from model.architectures import head_settings
+from model.flops import Work, count_work
+from model.language_model import PackedLanguageModel, build_on_meta
+from model.lora import add_adapters
+from model.loss import CHUNK_TOKENS, LOSS_TOKENS
+from model.packed_attention import DocumentLengths
+from model.product_attention import KEEP_PROBABILITIES
+
+FP32, MIB = 4, 2**20  # bytes
+# With lazy loading of kernels (CUDA >= 11.7) about 300 MB, on a GPU that a PyTorch maintainer looked at (pytorch#107667);
+# more kernels are loaded as they are used. Uncertain by a factor of 1.5.
+CUDA_CONTEXT = 400 * MIB
+# 544 MB for 2 and 688 MB for more A100s with NVLink (nccl#964). It depends on the number of channels: uncertain by a factor
+# of 2, and more with NVLink SHARP.
+NCCL_COMMUNICATOR = 688 * MIB
+# Python, torch and transformers before any tensor, on a CPU.
+CPU_PROCESS = 380 * MIB
+# Of what comes and goes in a step. The caching allocator rounds blocks up (to 2 MiB above 1 MiB), does not join blocks of
+# different segments, and keeps those of FSDP's streams apart.
+# https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-cuda-alloc-conf
+FRAGMENTATION = 0.1
+COUNTED_ROWS = 8  # of a full micro-batch, on CUDA; more are extrapolated
+
+
+# ---- The model -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Parameters that FSDP gathers together. shapes: of each parameter; trained: of those that are not frozen."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    trained: tuple[tuple[int, ...], ...]
+
+    @functools.cached_property
+    def num_parameters(self) -> int:
+        """Number of elements."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes)
+
+    @functools.cached_property
+    def num_trained(self) -> int:
+        """Number of elements that have gradients and moments."""
+        return sum(torch.Size(shape).numel() for shape in self.trained)
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be the key of a cache
+class ModelShape:
+    """What memory and time depend on. Tied parameters count once."""
+
+    config: PretrainedConfig
+    layers: tuple[Unit, ...]  # decoder layers, in order
+    extra: tuple[Unit, ...]  # (embedding, head) if they are not tied, else ()
+    root: Unit  # the rest: the final norm, and a tied embedding
+    num_tokens: int  # rows of the head that are tokens
+    work: Work
+    frozen_itemsize: int  # bytes of an element of a frozen weight; 0 if all are trained
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """All units, the root last."""
+        return *self.layers, *self.extra, self.root
+
+    @property
+    def trained(self) -> Iterable[tuple[int, ...]]:
+        """The shapes of all trained parameters."""
+        return (shape for unit in self.units for shape in unit.trained)
+
+    @functools.cached_property
+    def num_parameters(self) -> int:
+        """Number of parameters of the whole model."""
+        return sum(unit.num_parameters for unit in self.units)
+
+    @functools.cached_property
+    def num_trained(self) -> int:
+        """Number of parameters that have gradients and moments: all, or those of LoRA's adapters."""
+        return sum(unit.num_trained for unit in self.units)
+
+    @functools.cached_property
+    def adapter_outputs(self) -> int:
+        """Elements per token that LoRA's adapters add to the outputs of matrices, in all layers."""
+        if not self.frozen_itemsize:
+            return 0
+        return sum(rows for unit in self.layers for rows, _ in unit.trained[1::2])  # B; A comes before it
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of the base model's files and of the export; bf16 if config.json names none."""
+        return getattr(self.config, "dtype", None) or torch.bfloat16
+
+
+def shape_of(model: PackedLanguageModel, config: PretrainedConfig, layer_class: str | None = None) -> ModelShape:
+    """The shape of a model that is not sharded yet; it may be on `meta`."""
+    layers, extra = decoder_layers(model, layer_class), model.extra_fsdp_units()
+    used = {id(parameter) for module in [*layers, *extra] for parameter in module.parameters()}
+    frozen = [parameter.dtype.itemsize for parameter in model.parameters() if not parameter.requires_grad]
+    return ModelShape(
+        config,
+        tuple(_unit(module.parameters()) for module in layers),
+        tuple(_unit(module.parameters()) for module in extra),
+        _unit(parameter for parameter in model.parameters() if id(parameter) not in used),
+        model.num_tokens,
+        count_work(model, config),
+        max(frozen, default=0),
+    )
+
+
+def _unit(parameters: Iterable[nn.Parameter]) -> Unit:
+    shapes = [(tuple(parameter.shape), parameter.requires_grad) for parameter in parameters]
+    return Unit(tuple(shape for shape, _ in shapes), tuple(shape for shape, is_trained in shapes if is_trained))
+
+
+# ---- What a rank holds during the whole run ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is spread: what distributed/sharding.py makes of the settings."""
+
+    kind: str  # cuda | cpu
+    ranks: int
+    shards: int  # ranks that share one copy of the model
+    keeps_gathered: bool  # parameters stay gathered from the first forward of a step to its last backward
+    offloads: bool  # parameters, gradients and moments are in host memory, and forward and backward are not
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the ranks are GPUs."""
+        return self.kind == "cuda"
+
+    @property
+    def replicates(self) -> bool:
+        """Whether the mesh has a second dimension, over which gradients are all-reduced."""
+        return self.shards != self.ranks
+
+
+def shard_ranks(config: Config, ranks: int, per_node: int) -> int:
+    """Ranks that share one copy of the model (distributed/sharding.py: make_mesh)."""
+    return {"hybrid": config.sharding.shard_size or per_node, "none": 1}.get(config.sharding.strategy, ranks)
+
+
+def layout_of(config: Config, ranks: int, per_node: int, kind: str) -> Layout:
+    """The layout of a run on so many ranks (distributed/sharding.py: gathering_strategy). kind: cuda | cpu."""
+    strategy = config.sharding.strategy
+    keeps = strategy in ("grad_op", "none") or (ranks == 1 and kind == "cpu" and strategy == "full")
+    offloads = config.sharding.cpu_offload and kind == "cuda"
+    return Layout(kind, ranks, shard_ranks(config, ranks, per_node), keeps, offloads)
+
+
+def local_elements(shape: tuple[int, ...], shards: int) -> int:
+    """Elements of a parameter on rank 0."""
+    return -(-shape[0] // shards) * torch.Size(shape[1:]).numel() if shape else 1
+
+
+@functools.lru_cache(maxsize=1024)  # every moment of a step asks for every unit
+def _elements(shapes: tuple[tuple[int, ...], ...], shards: int) -> int:
+    return sum(local_elements(shape, shards) for shape in shapes)
+
+
+def trained_elements(shape: ModelShape, shards: int) -> int:
+    """Elements on rank 0 that have gradients and moments."""
+    return sum(_elements(unit.trained, shards) for unit in shape.units)
+
+
+def parameter_bytes(shape: ModelShape, memory: str, shards: int) -> int:
+    """Sharded weights: trained ones in fp32 under 16N, else bf16; those beside LoRA's adapters in the compute dtype."""
+    trained = trained_elements(shape, shards)
+    frozen = sum(_elements(unit.shapes, shards) for unit in shape.units) - trained
+    return trained * parameter_dtype(memory).itemsize + frozen * shape.frozen_itemsize
+
+
+def gradient_itemsize(memory: str) -> int:
+    """Bytes of an element of a sharded gradient, which is there from the first backward to the end of the step."""
+    return FP32 if memory in ("16N", "14N") else 2
+
+
+def moment_bytes(shape: ModelShape, memory: str, shards: int) -> int:
+    """Both moments of all parameters on rank 0: fp32, bf16 under 8N, under 6N 8-bit codes and a scale per block of a row.
+
+    6N: vectors, and matrices whose rows have no suitable divisor, keep fp32 (distributed/moments.py).
+    """
+    total = 0
+    for one in shape.trained:
+        elements = local_elements(one, shards)
+        block = block_size(torch.Size(one)) if memory == "6N" else None
+        total += 2 * (elements + elements // block * FP32 if block else elements * (2 if memory == "8N" else FP32))
+    return total
+
+
+def optimizer_bytes(shape: ModelShape, memory: str, shards: int) -> int:
+    """The moments, with AdamW's step counters: one for each parameter under 16N, else one."""
+    return moment_bytes(shape, memory, shards) + FP32 * (len(list(shape.trained)) if memory == "16N" else 1)
+
+
+def ewc_bytes(shape: ModelShape, config: Config, shards: int) -> int:
+    """The Fisher diagonal and the reference on rank 0 (model/ewc/anchor.py); 0 without EWC.
+
+    The reference is stored in `ewc.dtype` if that is exact. For bf16 this is taken to depend on the dtype in which the base
+    model is stored; a file whose fp32 tensors hold bf16 numbers takes less.
+    """
+    if not config.ewc.strength:
+        return 0
+    itemsize = DTYPES[config.ewc.dtype].itemsize
+    is_exact = torch.bfloat16 in (parameter_dtype(config.optimizer.memory), shape.stored_dtype)
+    return trained_elements(shape, shards) * (itemsize + (itemsize if is_exact else FP32))
+
+
+# ---- Activations ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one micro-batch, without the head.
+
+    kept: by each layer from its forward to its backward. in_backward: most that the backward of each layer takes beside
+    what was kept before: the gradients of its input, output and weights, and what is recomputed. rest: embedding and RoPE.
+    final: the final norm, until its backward. on_host: kept in host memory (checkpointing `offload` on CUDA). gradient: of a
+    layer's output.
+    """
+
+    kept: tuple[int, ...]
+    in_backward: tuple[int, ...]
+    rest: int
+    final: int
+    on_host: int
+    gradient: int
+
+    @property
+    def saved(self) -> int:
+        """Bytes on the device at the end of forward."""
+        return sum(self.kept) + self.rest + self.final
+
+    def scaled(self, factor: float) -> "Activations":
+        """Those of `factor` as many documents of the same lengths; `in_backward` is then an upper bound if factor > 1."""
+
+        def times(*sizes: int) -> tuple[int, ...]:
+            return tuple(round(factor * size) for size in sizes)
+
+        scalars = times(self.rest, self.final, self.on_host, self.gradient)
+        return Activations(times(*self.kept), times(*self.in_backward), *scalars)
+
+
+@functools.lru_cache(maxsize=256)  # a table of settings asks for the same micro-batch at many strategies
+def count_activations(
+    shape: ModelShape, settings: Model, lora: LoRA, kind: str, lengths: tuple[int, ...]
+) -> Activations:
+    """Count the activations of a micro-batch with documents of `lengths` tokens, in eager mode, at any model size.
+
+    The model's own layers run forward and backward on fake tensors, which have shapes and no memory, under the run's
+    activation checkpointing. Each kind of layer (sliding window, no RoPE, checkpointed or not) runs once and counts for all
+    of its kind. kind: `cuda` in bf16 counts torch's varlen kernel, everything else the kernels of a CPU
+    (model/packed_attention.py). Every storage counts once; parameters do not count, their gradients do (`in_backward`).
+    """
+    dtype, mode = DTYPES[settings.compute_dtype], settings.activation_checkpointing
+    kinds = _layer_kinds(shape.config, mode, settings.checkpoint_every)
+    distinct = list(dict.fromkeys(kinds))
+    # What all layers share (RoPE) is made or first kept by the first layer of a kind, and the last layer has no successor.
+    chosen = [kinds.index(kind) for kind in distinct + distinct + distinct[:1]]
+    model = build_on_meta(_with_layers(shape.config, chosen))
+    if lora.rank:
+        add_adapters(model.causal_lm, lora, "")
+    model.to(dtype)
+    layers = decoder_layers(model, settings.layer_class)
+    checkpointed = [layer for layer, index in zip(layers, chosen, strict=True) if kinds[index][-1]]
+    checkpoint_activations(checkpointed, "full" if mode == "offload" else mode)  # a fake tensor has no other memory
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        live = _run_layers(model, layers, lengths, kind)
+    kept, in_backward = {}, {}
+    for index, one in enumerate(distinct, len(distinct)):
+        kept[one] = live.before[index + 1] - live.before[index]
+        in_backward[one] = live.peaks[index] - live.at_backward[index]
+    of_layers = sum(kept[kinds[index]] for index in chosen)
+    inputs = shape.config.hidden_size * dtype.itemsize * sum(lengths)
+    rest = live.at_backward[len(chosen) - 1] - of_layers - inputs  # with the gradient of the final norm's weight
+    # An input that is kept on the host comes back for the recomputation.
+    moved = [inputs if mode == "offload" and kind == "cuda" and is_checkpointed else 0 for *_, is_checkpointed in kinds]
+    return Activations(
+        tuple(kept[one] - away for one, away in zip(kinds, moved, strict=True)),
+        tuple(in_backward[one] + away for one, away in zip(kinds, moved, strict=True)),
+        rest,
+        live.saved - of_layers - rest,
+        sum(moved),
+        inputs,
+    )
+
+
+def _layer_kinds(config: PretrainedConfig, mode: str, every: int) -> list[tuple]:
+    """The kind of each layer, its values in the config's lists and whether it is checkpointed: two of one kind keep the same."""
+    count = config.num_hidden_layers
+    lists = [value for _, value in sorted(vars(config).items()) if _is_per_layer(value, count)]
+    return [(*(value[i] for value in lists), mode != "none" and i % every == 0) for i in range(count)]
+
+
+def _is_per_layer(value: object, count: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == count
+
+
+def _with_layers(config: PretrainedConfig, chosen: Sequence[int]) -> PretrainedConfig:
+    """The configuration of a model with these layers of `config` only."""
+    short, count = copy.deepcopy(config), config.num_hidden_layers
+    for name, value in vars(config).items():
+        if _is_per_layer(value, count):
+            setattr(short, name, [value[index] for index in chosen])
+    short.num_hidden_layers = len(chosen)
+    return short
+
+
+def _run_layers(
+    model: PackedLanguageModel, layers: Sequence[nn.Module], lengths: tuple[int, ...], kernels: str
+) -> "_LiveBytes":
+    """Forward and backward of everything but the head over documents of `lengths` tokens, by the kernels of cuda or cpu."""
+    live, order = _LiveBytes([*model.parameters(), *model.buffers()]), {layer: i for i, layer in enumerate(layers)}
+
+    def before(layer: nn.Module, *_: object) -> None:
+        live.before.append(live.now)
+
+    def after(layer: nn.Module, _: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        hidden.register_hook(lambda _: start_backward(order[layer]))
+
+    def start_backward(index: int) -> None:
+        if live.at_backward:
+            live.peaks[min(live.at_backward)] = live.peak
+        live.at_backward[index] = live.peak = live.now
+
+    for layer in layers:
+        layer.register_forward_pre_hook(before)
+        layer.register_forward_hook(after)
+    ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    with live:
+        hidden = model.causal_lm.base_model(
+            input_ids=torch.zeros(1, sum(lengths), dtype=torch.int64),
+            position_ids=torch.arange(sum(lengths))[None],  # of one document: only their number matters
+            use_cache=False,
+            documents=DocumentLengths(lengths, ends, kernels),
+        ).last_hidden_state
+        loss = hidden.sum()  # keeps no tensor
+        del hidden
+        live.saved = live.now
+        loss.backward()
+    live.peaks[0] = live.peak
+    return live
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Sums the bytes of all storages that operations make while it is entered, for as long as something refers to them.
+
+    Storages of `others` do not count.
+    """
+
+    def __init__(self, others: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = self.saved = (
+            0  # saved: at the end of forward, when the last layer's output has been used
+        )
+        self.before: list[int] = []  # when the forward of each layer starts
+        self.at_backward: dict[int, int] = {}  # when the backward of a layer starts
+        self.peaks: dict[int, int] = {}  # the most during the backward of a layer
+        self._others = {tensor.untyped_storage()._cdata for tensor in others}
+        self._known: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or key in self._others:
+            return
+
+        def free(_: weakref.ref) -> None:
+            del self._known[key]
+            self.now -= size
+
+        self._known[key] = weakref.ref(storage, free)  # torch keeps the Python object as long as the storage lives
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+# ---- The peak of a step --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes on the device of the fullest rank at the peak of a step."""
+
+    parameters: int  # this rank's shards
+    gradients: int
+    optimizer: int  # moments and their scales
+    ewc: int  # Fisher diagonal and reference, where ewc.device=device
+    gathered: int  # whole parameters in the compute dtype
+    reduction: int  # gradients of a unit before and while they are reduced
+    activations: int  # of the worst micro-batch, with what one recomputed layer needs
+    logits: int  # chunk of the head, gradient of hidden states and head
+    other: int  # CUDA context, NCCL buffers; on a CPU the process itself
+    headroom: int  # for fragmentation
+
+    @property
+    def total(self) -> int:
+        """Sum of all terms."""
+        return sum(vars(self).values())
+
+    @property
+    def tensors(self) -> int:
+        """Sum of all terms that are tensors: what torch.cuda.max_memory_allocated reports."""
+        return self.total - self.other - self.headroom
+
+
+def step_memory(
+    shape: ModelShape, config: Config, layout: Layout, lengths: tuple[int, ...], targets: int
+) -> StepMemory:
+    """Peak memory of a step whose worst micro-batch has documents of `lengths` tokens, `targets` of them targets.
+
+    The peak is that of a micro-batch other than the first: the gradients of those before it are there. Layers are counted
+    as eager code; torch.compile keeps less. `other` and `headroom` are estimates, everything else is tensors.
+    """
+    counts = count_activations(shape, config.model, config.lora, layout.kind, lengths)
+    return _step_memory(shape, config, layout, counts, targets)
+
+
+def full_memory(shape: ModelShape, config: Config, layout: Layout, rows: int) -> StepMemory:
+    """`step_memory` of a micro-batch of `rows` full rows, all of it targets, of the lengths that need the most."""
+    counted = min(rows, COUNTED_ROWS if layout.on_cuda else 1)
+    lengths = _full_lengths(config, layout, counted)
+    counts = count_activations(shape, config.model, config.lora, layout.kind, lengths)
+    return _step_memory(shape, config, layout, counts.scaled(rows / counted), rows * config.data.sequence_length)
+
+
+def _full_lengths(config: Config, layout: Layout, rows: int) -> tuple[int, ...]:
+    """Lengths of documents that fill `rows` rows and keep most: as long as a row, on a CPU in bf16 at most 512 tokens.
+
+    Up to that length the probabilities of attention are kept (model/product_attention.py).
+    """
+    length = config.data.sequence_length
+    if layout.on_cuda or config.model.compute_dtype != "bf16":
+        return (length,) * rows
+    whole, rest = divmod(rows * length, min(length, KEEP_PROBABILITIES))
+    return (min(length, KEEP_PROBABILITIES),) * whole + ((rest,) if rest else ())
+
+
+def largest_rows(
+    shape: ModelShape, config: Config, layout: Layout, fits: Callable[[StepMemory], bool], at_most: int
+) -> int:
+    """The largest `batch.micro_batch` up to `at_most` whose full micro-batches fit; 0 if not even 1 does."""
+    low, high = 0, 1
+    while high <= at_most and fits(full_memory(shape, config, layout, high)):
+        low, high = high, 2 * high
+    high = min(high, at_most + 1)  # does not fit, or must not be taken
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(full_memory(shape, config, layout, middle)) else (low, middle)
+    return low
+
+
+def _step_memory(
+    shape: ModelShape, config: Config, layout: Layout, activations: Activations, targets: int
+) -> StepMemory:
+    memory, shards = config.optimizer.memory, layout.shards
+    gathered, reduction, kept, logits = max(_moments(shape, config, layout, activations, targets), key=sum)
+    on_device = 0 if layout.offloads else 1
+    ewc_on_device = config.ewc.device == "device" and not layout.offloads or not layout.on_cuda
+    if layout.on_cuda:
+        # A mesh of one dimension uses the default group; of two, it adds a group for each one that has several ranks.
+        groups = 0 if layout.ranks == 1 else 1 + (layout.replicates and 1 + (shards > 1))
+        other = CUDA_CONTEXT + groups * NCCL_COMMUNICATOR
+    else:
+        other = CPU_PROCESS
+    return StepMemory(
+        parameters=on_device * parameter_bytes(shape, memory, shards),
+        gradients=on_device * trained_elements(shape, shards) * gradient_itemsize(memory),
+        optimizer=on_device * optimizer_bytes(shape, memory, shards),
+        ewc=ewc_bytes(shape, config, shards) if ewc_on_device else 0,
+        gathered=gathered,
+        reduction=reduction,
+        activations=kept,
+        logits=logits,
+        other=other,
+        headroom=round(FRAGMENTATION * (gathered + reduction + kept + logits)),
+    )
+
+
+def _moments(
+    shape: ModelShape, config: Config, layout: Layout, acts: Activations, targets: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """(gathered, reduction, activations, logits) in bytes at each moment of a step that can be its peak.
+
+    FSDP2's part is read from its source (torch 2.13, torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py and
+    _fsdp_collectives.py):
+
+    - A unit is gathered into one flat buffer, then copied out into its parameters. In backward the buffer of the next unit is
+      gathered while a unit runs (prefetch). In forward the buffer of a unit lives until the next one has been copied out.
+      A unit that is not sharded has no buffer, only a copy in the compute dtype.
+    - Gradients of a unit are copied into a flat input of the reduce-scatter in `sharding.reduce_dtype`, which lives until
+      the next unit has its gradients. gloo reduces a copy of it, which a thread of its own frees at some later time.
+    - Where gradients are also all-reduced (hybrid, none), what was reduced of earlier micro-batches is kept in the reduce
+      dtype until the last one, and the inputs of the all-reduces until backward has ended.
+    """
+    shards, memory = layout.shards, config.optimizer.memory
+    compute, own = DTYPES[config.model.compute_dtype].itemsize, parameter_dtype(memory).itemsize
+    # A single rank reduces in the dtype of the weights (distributed/sharding.py: shard), on a CPU in place.
+    reduce = own if layout.ranks == 1 else DTYPES[config.sharding.reduce_dtype].itemsize
+    in_place = layout.ranks == 1 and not layout.on_cuda
+    copies = 2 if shards > 1 and not layout.on_cuda else 1  # of the input of a reduction, with gloo's
+    root, head = shape.root, shape.extra[1] if shape.extra else shape.root
+    vocabulary, width = max(head.shapes, key=lambda one: one[0] * len(one))  # with rows of padding
+
+    def whole(unit: Unit) -> int:  # gathered, with the rows that fill up the last rank
+        return _elements(unit.shapes, shards) * shards * compute
+
+    # Where parameters stay gathered, only the first forward of a step gathers, before there are gradients: the buffer then
+    # counts for as much as it exceeds them. Under 14N and offload the device has the same gradients all the time.
+    everything = sum(map(whole, shape.units))
+    later = trained_elements(shape, shards) * gradient_itemsize(memory)
+    later = 0 if memory == "14N" or layout.offloads else later
+
+    def gathered(*units: Unit, buffer: Unit | None = None) -> int:
+        size = whole(buffer) if buffer and shards > 1 else 0
+        return everything + max(0, size - later) if layout.keeps_gathered else sum(map(whole, units)) + size
+
+    def gradients(unit: Unit) -> int:  # whole ones, as autograd makes them
+        return unit.num_trained * compute
+
+    def scatter(unit: Unit | None) -> int:  # the input of a unit's reduction
+        return _elements(unit.trained, shards) * shards * reduce if unit else 0
+
+    def reducing(unit: Unit, before: Unit | None) -> int:  # gradients with the input, then input and output
+        output = 0 if in_place else _elements(unit.trained, shards) * (reduce + (own if own != reduce else 0))
+        most = max(gradients(unit) + scatter(unit), copies * scatter(unit) + output)
+        return most + (copies - 1) * scatter(before)
+
+    sums = sums_at_end = 0  # of earlier micro-batches; and of all, or the inputs of their all-reduces
+    if layout.replicates:
+        elements = trained_elements(shape, shards)
+        sums = elements * (reduce if memory == "14N" else max(0, reduce - gradient_itemsize(memory)))
+        sums_at_end = elements * (reduce if memory == "14N" or own != reduce else 0)
+    # A tied head's gradient waits in the root for that of the embedding.
+    tied = 0 if shape.extra or not head.trained else vocabulary * width * compute
+
+    # The loss computes its gradients in forward. The last buffer of forward is still there.
+    units, buffer = ((root, head), head) if shape.extra else ((root,), shape.layers[-1])
+    hidden = 2 * targets * shape.config.hidden_size * compute  # of the targets, and its gradient
+    chunk = _loss_chunk(shape, targets, vocabulary, width if head.trained else 0, compute)
+    yield gathered(*units, buffer=buffer), sums, acts.saved, chunk + hidden
+    before = None
+    if shape.extra:  # the reduction of the head's gradient, when its parameters are freed
+        before = head
+        yield gathered(root, buffer=shape.layers[-1]), reducing(head, None) + sums, acts.saved + acts.gradient, 0
+    kept = acts.saved - acts.final
+    for index, layer in reversed(list(enumerate(shape.layers))):
+        following = shape.layers[max(0, index - 1)]
+        weights = min(gradients(layer), acts.in_backward[index])
+        in_backward = kept + acts.gradient + acts.in_backward[index] - weights
+        yield gathered(root, layer, buffer=following), copies * scatter(before) + weights + sums, in_backward, tied
+        # The reduction of the layer's gradients no longer needs its activations.
+        kept -= acts.kept[index]
+        yield gathered(root, buffer=following), reducing(layer, before) + sums, kept + acts.gradient, tied
+        before = layer
+    # The gradient of the embedding; tied, it is added to that of the head. Only the last micro-batch frees parameters that
+    # stay gathered until then.
+    last = shape.extra[0] if shape.extra else root
+    reduction = max(gradients(last) + tied + copies * scatter(before), reducing(last, before))
+    remaining = whole(root) + (whole(last) if layout.keeps_gathered else 0)
+    yield gathered(root), reduction + sums, acts.rest + acts.gradient, 0
+    yield remaining, reduction + sums_at_end, acts.rest + acts.gradient, 0
+
+
+def _loss_chunk(shape: ModelShape, targets: int, vocabulary: int, width: int, compute: int) -> int:
+    """Most that the chunks of model/loss.py take: copies of their logits, and the gradient of the head.
+
+    width: of the head, 0 if it is not trained. compute: bytes of an element of a product.
+    """
+    settings = head_settings(shape.config, shape.num_tokens)
+    # In fp32, of LOSS_TOKENS targets: the product, its log-softmax and the gradients of both; the cap keeps its input and tanh.
+    copies = 4 - (compute == FP32) + 2 * (settings.softcap is not None) + (settings.scale != 1.0)
+    peak, (whole, rest) = 0, divmod(targets, CHUNK_TOKENS)
+    for number, rows in enumerate([CHUNK_TOKENS] * min(whole, 3) + [rest] * (rest > 0)):
+        product, losses = rows * vocabulary * compute, min(rows, LOSS_TOKENS) * vocabulary * FP32 * copies
+        # The gradient of the head: that of the first chunk, then its sum in fp32; at the end of a chunk its part as well,
+        # and in the second chunk the first one until it is in the sum.
+        head, head_at_end = [(0, compute), (compute, FP32 + 2 * compute), (FP32, FP32 + compute)][min(number, 2)]
+        weights = vocabulary * width
+        peak = max(peak, product + losses + weights * head, product + weights * head_at_end)
+    return peak

@@ -1,0 +1,118 @@
+"""Look at the data of a config, build token stores, make general text for replay, and empty caches."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+
+from common.command_line import add_number, check_new, main_of, reader_may_leave
+from common.errors import run_script
+
+
+def show(parser: argparse.ArgumentParser) -> None:
+    """Show what the model gets of the data of a config: which tokens carry loss, what is cut, how long everything is.
+
+        python scripts/data.py show configs/quickstart.py
+        python scripts/data.py show configs/quickstart.py --index 3
+        python scripts/data.py show configs/quickstart.py --random 5 data.sequence_length=512
+
+    Without --index and --random it prints a summary of all training data and one random example. The model's weights are
+    not needed. Colour is used on a terminal unless NO_COLOR is set.
+    """
+    from training.show_data import MAIN, MAX_TOKENS, show_data
+
+    parser.add_argument("config", help="a config file, e.g. configs/quickstart.py")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings, as for train.py")
+    which = parser.add_mutually_exclusive_group()
+    add_number(which, "--index", "show example N of the source; the first is 0", least=0, metavar="N")
+    add_number(which, "--random", "show K random examples", least=1, metavar="K")
+    parser.add_argument("--source", default=MAIN, help="a source of data.mix instead of data.train")
+    parser.add_argument("--full", action="store_true", help=f"show all tokens, not only {MAX_TOKENS} of a sequence")
+    arguments = parser.parse_intermixed_args()
+    with reader_may_leave():
+        show_data(**vars(arguments))
+
+
+def build(parser: argparse.ArgumentParser) -> None:
+    """Tokenise text files into a token store, from which training reads with constant memory: data.train=("OUT",).
+
+    FILES are .txt (one document each), or .jsonl or .parquet with `text`; each may be compressed (.gz, .zst). Every document
+    is followed by EOS. After an interruption the same command goes on; the bytes are those of an uninterrupted build.
+    """
+    from data.token_build import SHARD_TOKENS, build_and_describe
+    from data.token_store import verify_store
+    from model.architectures import check_not_a_run
+
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILES", help="text files, stored in this order")
+    parser.add_argument("--model", help="model directory or hub id whose tokenizer is used")
+    parser.add_argument("--out", type=Path, help="directory of the store")
+    add_number(parser, "--shard-tokens", "a shard ends with the document that reaches this", SHARD_TOKENS, 1)
+    parser.add_argument("--verify", type=Path, metavar="OUT", help="check every byte of this store; build nothing")
+    arguments = parser.parse_args()
+    if arguments.verify:
+        found = verify_store(arguments.verify)
+        print(f"{arguments.verify}: {found.num_tokens:,} tokens of {found.num_documents:,} documents, all as written")
+    elif arguments.files and arguments.model and arguments.out:
+        check_not_a_run(arguments.model, "--model")
+        print(build_and_describe(arguments.files, arguments.model, arguments.out, arguments.shard_tokens))
+    else:
+        parser.error("FILES, --model and --out are required")
+
+
+def replay(parser: argparse.ArgumentParser) -> None:
+    """Make general text to mix into training on a domain (replay), so that the model does not forget it.
+
+        python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl
+        torchrun --nproc_per_node=8 scripts/data.py replay --source model --model DIR --out artifacts/replay/NAME.jsonl
+
+    `topics`: the language reference that comes with Python, without the part that evaluation holds out. `model`: text that
+    the model writes itself, for when its training data is not available (eval/sample_replay.py); documents that are too
+    short, repeat themselves, resemble an earlier one or overlap with evaluation texts are dropped and counted. The file does
+    not depend on the number of processes. After an interruption the same command goes on. OUT appears only when complete.
+    """
+    from common.dtypes import add_dtype_option
+    from eval.load_over_ranks import add_sharding_option
+    from eval.sample_replay import Filters, SamplingOptions, write_samples, write_topics
+
+    parser.add_argument("--source", choices=("topics", "model"), required=True, help="where the text comes from")
+    parser.add_argument("--out", type=Path, required=True, help="the JSONL file to write")
+    parser.add_argument("--exclude", nargs="+", type=Path, default=[], metavar="FILE", help="more texts of evaluations")
+    parser.add_argument("--model", help="the base model: a Hugging Face directory")
+    parser.add_argument("--form", choices=("auto", "text", "chat"), default="auto", help="auto: by the chat template")
+    parser.add_argument("--start", help="the text that a document is sampled after (default: BOS, else EOS)")
+    add_number(parser, "--documents", "documents to sample before filtering", SamplingOptions.documents)
+    add_number(parser, "--max-tokens", "longest text, question or answer", SamplingOptions.max_tokens)
+    add_number(parser, "--temperature", "1 is the model's own distribution", SamplingOptions.temperature)
+    add_number(parser, "--top-p", "nucleus sampling", SamplingOptions.top_p)
+    add_number(parser, "--seed", "seed of the sampling", SamplingOptions.seed)
+    add_number(parser, "--batch-size", "documents generated at once", SamplingOptions.batch_size)
+    add_number(parser, "--min-characters", "drop shorter documents", Filters.min_characters)
+    add_dtype_option(parser)
+    add_sharding_option(parser)
+    arguments = vars(parser.parse_args())
+    source, out, exclude, sharding = (arguments.pop(name) for name in ("source", "out", "exclude", "sharding"))
+    filters = Filters(arguments.pop("min_characters"))
+    check_new(out)
+    if source == "topics":
+        print(write_topics(out, exclude))
+    elif report := write_samples(SamplingOptions(**arguments), filters, out, exclude, sharding):
+        print(report)
+
+
+def clean(parser: argparse.ArgumentParser) -> None:
+    """Say which tokenised examples (data.cache) and token stores are below a directory, and delete them with --yes.
+
+    The next run tokenises its examples again; a token store has to be built again. No run may be using them.
+    """
+    from data.clean import clean_tokens
+
+    parser.add_argument("directory", type=Path, help="e.g. artifacts/tokens")
+    parser.add_argument("--yes", action="store_true", help="delete them")
+    arguments = parser.parse_args()
+    print(clean_tokens(arguments.directory, arguments.yes))
+
+
+if __name__ == "__main__":
+    run_script(main_of(__doc__, show, build, replay, clean))

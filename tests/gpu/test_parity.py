@@ -1,0 +1,114 @@
+"""Losses and gradients of our packed model on a device against fp32 on the CPU, and no document sees another.
+
+With a GPU the device is CUDA, and bf16 runs the varlen kernel. On the CPU the same comparison runs for two families, so that it
+is known to work, and to fail where attention leaks. A gradient's error is the norm of the difference over the norm of the
+gradient, over all parameters. bf16 passes if its gradient is about as near to the fp32 gradient as transformers' own eager
+attention in bf16, one document after the other.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+import model.packed_attention
+from data.batches import collate
+from model.architectures import read_model_config
+from model.language_model import PackedLanguageModel, load_for_evaluation, parameter_names
+from tests.in_memory import InMemory
+from tests.tiny import FAMILIES, write_tiny_model
+
+SMOLLM2 = Path(__file__).resolve().parents[2] / "artifacts" / "models" / "SmolLM2-135M-Instruct"
+LENGTHS = [37, 5, 90, 64]
+Gradients = dict[str, torch.Tensor]
+cuda = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+CASES = [("cpu", "llama"), ("cpu", "gemma2")]
+CASES += [pytest.param("cuda", family, marks=cuda) for family in [*FAMILIES, "SmolLM2, or a random model of 135M"]]
+
+
+def load(path: str, dtype: torch.dtype, device: str) -> PackedLanguageModel:
+    return load_for_evaluation(read_model_config(path), path, dtype, torch.device(device))
+
+
+def packed(found: PackedLanguageModel, documents: InMemory, device: str) -> tuple[float, Gradients]:
+    """Mean loss and gradients of all documents in one micro-batch."""
+    batch = collate(tuple(range(len(documents))), documents).to(torch.device(device))
+    loss = found(batch) / batch.target_ids.numel()
+    loss.backward()
+    return loss.item(), {name: p.grad.float().cpu() for name, p in parameter_names(found).items()}
+
+
+def eager_gradients(path: str, documents: InMemory, device: str, names: Gradients) -> Gradients:
+    """Those of transformers' eager attention in bf16, each document alone."""
+    found = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="eager").to(device)
+    targets = sum(len(ids) - 1 for ids in documents.ids)
+    for tokens in documents.ids:
+        ids = torch.from_numpy(tokens)[None].to(device)
+        logits = found(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        (F.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets).backward()
+    return {name: p.grad.float().cpu() for name, p in found.named_parameters() if name in names}
+
+
+def error(found: Gradients, expected: Gradients) -> float:
+    """Relative error of all gradients together."""
+    assert found.keys() == expected.keys()
+    squares = sum((found[name] - expected[name]).double().square().sum() for name in expected)
+    return float((squares / sum(g.double().square().sum() for g in expected.values())).sqrt())
+
+
+def is_isolated(found: PackedLanguageModel, documents: InMemory, vocabulary: int, device: str) -> bool:
+    """Whether the states of the second document keep their bits when the first one changes."""
+    edited = InMemory([(documents.ids[0] + 1) % vocabulary, *documents.ids[1:]], documents.weights)
+    states = []
+    with torch.no_grad():
+        for source in (documents, edited):
+            batch = collate((0, 1), source).to(torch.device(device))
+            states.append(found(batch)[batch.target_positions >= len(documents.ids[0])])
+    return torch.equal(*states)
+
+
+def compare(path: str, lengths: list[int], device: str) -> dict[str, float | bool]:
+    """Relative errors against fp32 on the CPU, and whether documents are isolated."""
+    vocabulary, rng = min(259, read_model_config(path).vocab_size), np.random.default_rng(0)
+    documents = InMemory([rng.integers(3, vocabulary, n) for n in lengths], [np.arange(n) > 0 for n in lengths])
+    expected, reference = packed(load(path, torch.float32, "cpu"), documents, "cpu")
+    row: dict[str, float | bool] = {"eager": error(eager_gradients(path, documents, device, reference), reference)}
+    for dtype, key in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        found = load(path, dtype, device)
+        loss, gradients = packed(found, documents, device)
+        row[f"{key} loss"], row[f"{key} gradient"] = abs(loss / expected - 1), error(gradients, reference)
+        row[f"{key} isolated"] = is_isolated(found, documents, vocabulary, device)
+    return row
+
+
+def is_good(row: dict[str, float | bool]) -> bool:
+    fp32 = row["fp32 loss"] < 1e-5 and row["fp32 gradient"] < 1e-3 and row["fp32 isolated"]
+    bf16 = row["bf16 loss"] < 2e-2 and row["bf16 gradient"] < 1.5 * row["eager"] + 1e-3 and row["bf16 isolated"]
+    return bool(fp32 and bf16)
+
+
+@pytest.mark.parametrize(("device", "family"), CASES)
+def test_losses_and_gradients_are_those_of_fp32_on_the_cpu(tmp_path, device, family) -> None:
+    if family in FAMILIES:
+        row = compare(str(write_tiny_model(tmp_path, family)), LENGTHS, device)
+    elif SMOLLM2.is_dir():
+        row = compare(str(SMOLLM2), [300, 512, 64, 148], device)
+    else:
+        path = write_tiny_model(tmp_path, vocab_size=32768, hidden=768, layers=12)
+        row = compare(str(path), [300, 512, 64, 148], device)
+    assert is_good(row), json.dumps(row, indent=1)
+
+
+def test_the_comparison_fails_where_attention_leaks(tmp_path, monkeypatch) -> None:
+    products = model.packed_attention.product_attention
+    monkeypatch.setattr(
+        model.packed_attention,
+        "product_attention",
+        lambda q, k, v, lengths, scale: products(q, k, v, (sum(lengths),), scale),
+    )
+    row = compare(str(write_tiny_model(tmp_path)), LENGTHS, "cpu")
+    assert not is_good(row) and not row["bf16 isolated"] and row["bf16 gradient"] > 2 * row["eager"]

@@ -1,0 +1,80 @@
+"""What torch allocates in a real step of a small model, whose rows do not divide over the ranks.
+
+It runs on real tensors as rank 0 of ranks that do not exist: FSDP allocates what it always does, and only values are wrong.
+"""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import PretrainedConfig
+
+from configs.config import Config
+from data.batches import MicroBatch
+from distributed.moments import new_moments
+from distributed.optimizer import keep_fp32_gradient
+from distributed.sharding import before_micro_batch, decoder_layers, local, make_mesh, parallelize
+from model.lora import build_to_train
+from tests.losses import loss_of
+
+MICRO_BATCHES = 2
+
+
+def peak_of_a_step(config: Config, shape: PretrainedConfig, ranks: int, lengths: tuple[int, ...]) -> int:
+    """Bytes of rank 0 at the peak of two micro-batches, by torch's own record of allocations."""
+    with absent_ranks(ranks):
+        model = build_to_train(config, shape)
+        mesh = make_mesh("cpu", ranks, ranks, config.sharding)
+        layers, extra = decoder_layers(model), model.extra_fsdp_units()
+        strategy = parallelize(model, layers, extra, mesh, torch.bfloat16, config.model, config.sharding)
+        model.to_empty(device="cpu")
+        model.causal_lm.tie_weights()
+        for tensor in [*map(local, model.parameters()), *model.buffers()]:
+            tensor.fill_(0.1)
+        model.unshard()  # FSDP pads uneven shards when a unit is first gathered
+        model.reshard()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        held = [moment for one in trained for moment in new_moments(one, config.optimizer.memory).values()]
+        if config.optimizer.memory == "14N":
+            for parameter in trained:
+                keep_fp32_gradient(parameter)
+                held.append(parameter.grad)
+        storages = [local(tensor).untyped_storage() for tensor in [*model.parameters(), *held]]
+        batch = micro_batch(lengths)
+        gc.collect()  # else what an earlier test has left may be freed within the record
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            for number in range(1, MICRO_BATCHES + 1):
+                before_micro_batch(model, strategy, number == MICRO_BATCHES)
+                (loss_of(model, batch) / sum(lengths)).backward()
+        return sum({one._cdata: one.nbytes() for one in storages}.values()) + highest(recorded)
+
+
+@contextmanager
+def absent_ranks(count: int) -> Iterator[None]:
+    """A process group whose other ranks do not exist."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def micro_batch(lengths: tuple[int, ...]) -> MicroBatch:
+    ids = torch.arange(sum(lengths)) % 7
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return MicroBatch(ids[None], positions[None], lengths, ends, torch.arange(len(ids)), ids.clone())
+
+
+def highest(recorded: profile) -> int:
+    """The highest sum of allocations less releases since the start of the record."""
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak

@@ -1,0 +1,355 @@
+"""The bytes of model/memory.py: equal to those of real tensors, and the peak of a real step."""
+
+import dataclasses
+import functools
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, PretrainedConfig
+
+from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from distributed.activation_checkpointing import checkpoint_activations
+from distributed.sharding import decoder_layers
+from model import memory as engine
+from model.architectures import read_model_config
+from model.language_model import PackedLanguageModel, build_on_meta, load_weights
+from model.lora import build_to_train
+from model.memory import (
+    Activations,
+    ModelShape,
+    count_activations,
+    ewc_bytes,
+    full_memory,
+    largest_rows,
+    layout_of,
+    moment_bytes,
+    shape_of,
+    step_memory,
+)
+from model.packed_attention import DocumentLengths
+from tests.model.real_step import highest, peak_of_a_step
+from tests.processes import run_ranks
+from tests.tiny import write_tiny_model
+
+HERE = Path(__file__).parent
+STRATEGIES, MEMORIES = ("full", "grad_op", "hybrid", "none"), ("16N", "14N", "12N", "8N", "6N")
+RANK = 3  # of LoRA, which no number of ranks divides
+MODELS = {"untied": ("qwen2", False, 391), "tied": ("llama", True, 387)}  # rows that no number of ranks divides
+CONFIG = Config(
+    model=Model("m"),
+    data=Data(("a.jsonl",), sequence_length=100),
+    batch=Batch(global_examples=64),
+    optimizer=Optimizer(1e-5),
+    run=Run("r"),
+)
+LLAMA = LlamaConfig(
+    hidden_size=512,
+    intermediate_size=1408,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    vocab_size=1000,
+    max_position_embeddings=8192,
+)
+
+
+def with_(config: Config = CONFIG, **sections: dict) -> Config:
+    """The config with keys changed in sections: with_(optimizer={"memory": "8N"})."""
+    changed = {name: dataclasses.replace(getattr(config, name), **keys) for name, keys in sections.items()}
+    return dataclasses.replace(config, **changed)
+
+
+def shape_for(config: Config, model_config: PretrainedConfig) -> ModelShape:
+    return shape_of(build_to_train(config, model_config), model_config)
+
+
+def memory_of(shape: ModelShape, config: Config, kind: str, ranks: int, tokens: int = 64) -> engine.StepMemory:
+    return step_memory(shape, config, layout_of(config, ranks, min(8, ranks), kind), (tokens,), tokens)
+
+
+# ---- What a rank holds ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        name: str(write_tiny_model(folder / name, family, tied=tied, vocab_size=vocabulary))
+        for name, (family, tied, vocabulary) in MODELS.items()
+    }
+
+
+@functools.cache
+def shape_at(path: str, rank: int) -> ModelShape:
+    return shape_for(with_(model={"path": path}, lora={"rank": rank}), read_model_config(path))
+
+
+@pytest.mark.slow
+def test_bytes_equal_those_of_the_tensors(tmp_path, models) -> None:
+    """Four real ranks: parameters, gradients, moments, checkpoint and EWC's anchor, to the byte."""
+    chosen = [("untied", *one, 0) for one in itertools.product(STRATEGIES, MEMORIES)]
+    chosen += [("untied", "full", memory, RANK) for memory in MEMORIES]
+    chosen += [("tied", "full", memory, 0) for memory in ("16N", "6N")]
+    keys = ("model", "strategy", "memory", "rank")
+    cases = [dict(zip(keys, (models[name], *rest), strict=True), shard_size=2) for name, *rest in chosen]
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    done = run_ranks(4, HERE / "memory_worker.py", tmp_path / "cases.json", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    for case, found in zip(cases, json.loads((tmp_path / "result.json").read_text()), strict=True):
+        shape, memory = shape_at(case["model"], case["rank"]), case["memory"]
+        config = with_(
+            optimizer={"memory": memory},
+            sharding={"strategy": case["strategy"], "shard_size": 2},
+            lora={"rank": case["rank"]},
+        )
+        expected = memory_of(shape, config, "cpu", 4)
+        result = {key: getattr(expected, key) for key in ("parameters", "gradients", "optimizer")}
+        itemsize = 4 if memory == "16N" else 2
+        result["checkpoint"] = shape.num_trained * itemsize + moment_bytes(shape, memory, 1)
+        result["checkpoint"] += 4 + len(torch.get_rng_state())  # the step counter
+        for dtype in () if case["rank"] else ("fp32", "bf16"):
+            with_ewc = with_(config, ewc={"strength": 1.0, "data": ("b",), "dtype": dtype})
+            result[f"ewc {dtype}"] = memory_of(shape, with_ewc, "cpu", 4).ewc
+        assert found == result, case
+
+
+def test_offload_moves_parameters_gradients_and_moments_to_the_host_of_a_gpu_only() -> None:
+    shape, config = shape_for(CONFIG, LLAMA), with_(sharding={"cpu_offload": True})
+    gpu = memory_of(shape, config, "cuda", 4)
+    assert (gpu.parameters, gpu.gradients, gpu.optimizer) == (0, 0, 0)
+    assert memory_of(shape, config, "cpu", 4) == memory_of(shape, CONFIG, "cpu", 4)
+
+
+def test_lora_trains_two_percent_of_8b_and_keeps_the_rest_in_bf16() -> None:
+    """Rank 64 on Llama 3.1 8B: 64 x (rows + columns) of 7 matrices in each of 32 layers; FLOPs 4 and 6 per weight."""
+    config = with_(lora={"rank": 64}, model={"activation_checkpointing": "full"})
+    llama = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        tie_word_embeddings=False,
+    )
+    shape = shape_for(config, llama)
+    adapters = 32 * 64 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    base = shape.num_parameters - adapters
+    assert shape.num_trained == adapters and base == pytest.approx(8.03e9, rel=1e-3)
+    alone = memory_of(shape, config, "cuda", 1, 4096)
+    counters = 4 * 32 * 14  # AdamW's, one for each A and B
+    assert alone.parameters == 2 * base + 4 * adapters
+    assert (alone.gradients, alone.optimizer) == (4 * adapters, 8 * adapters + counters)
+    head = 128256 * 4096
+    assert shape.work.per_token == 4 * (base - 2 * head - 65 * 4096) + 6 * adapters  # without embedding and norms
+    assert shape.work.per_target == 4 * head
+    # Full training of the same model: 12N of 8.03B parameters, the inputs of 32 layers, and ceil(rows / ranks).
+    full = with_(config, lora={"rank": 0}, optimizer={"memory": "12N"})
+    whole = shape_for(full, llama)
+    one, four = (memory_of(whole, full, "cuda", ranks, 4096) for ranks in (1, 4))
+    assert one.parameters + one.gradients + one.optimizer == pytest.approx(12 * 8.03e9, rel=1e-3)
+    assert four.parameters == pytest.approx(2 * 8.03e9 / 4, rel=1e-3)
+    assert four.activations > 32 * 4096 * 4096 * 2
+    assert alone.total < 30e9 < one.total
+
+
+def test_nccl_buffers_count_for_each_communicator() -> None:
+    shape, one = shape_for(CONFIG, LLAMA), engine.NCCL_COMMUNICATOR
+
+    def other(ranks: int, **sharding: object) -> int:
+        return memory_of(shape, with_(sharding=sharding), "cuda", ranks).other - engine.CUDA_CONTEXT
+
+    assert [other(1), other(8), other(8, strategy="none")] == [0, one, 2 * one]
+    assert other(8, strategy="hybrid", shard_size=4) == 3 * one
+
+
+def test_the_reference_of_ewc_is_in_its_dtype_only_where_that_is_exact() -> None:
+    config = with_(ewc={"strength": 1.0, "data": ("b",), "dtype": "bf16"})
+    shape = shape_for(config, LLAMA)
+    assert shape.stored_dtype == torch.bfloat16 and ewc_bytes(shape, config, 1) == 4 * shape.num_parameters
+    fp32 = dataclasses.replace(shape, config=LlamaConfig(dtype="float32"))
+    assert ewc_bytes(fp32, config, 1) == 6 * shape.num_parameters
+    assert ewc_bytes(shape, CONFIG, 1) == 0
+
+
+# ---- Activations ---------------------------------------------------------------------------------------------------------
+
+LENGTHS = (150, 40, 7)
+
+
+def counted(
+    config: PretrainedConfig, kind: str = "cpu", lengths: tuple[int, ...] = LENGTHS, **model: object
+) -> Activations:
+    settings = with_(model=model)
+    return count_activations(shape_for(settings, config), settings.model, settings.lora, kind, lengths)
+
+
+def load(path: str, dtype: str) -> PackedLanguageModel:
+    model = build_on_meta(read_model_config(path)).to({"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+    load_weights(model, path, torch.device("cpu"))
+    return model
+
+
+def hidden_states(model: PackedLanguageModel) -> torch.Tensor:
+    total = sum(LENGTHS)
+    return model.causal_lm.base_model(
+        input_ids=torch.zeros(1, total, dtype=torch.int64),
+        position_ids=torch.arange(total)[None],
+        use_cache=False,
+        documents=DocumentLengths(LENGTHS, torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)),
+    ).last_hidden_state
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("llama", "bf16"), ("gemma3_text", "bf16"), ("phi3", "bf16"), ("olmo2", "fp32")]
+)
+def test_as_many_bytes_as_autograd_saves_in_a_real_forward(tmp_path, family, dtype) -> None:
+    path = str(write_tiny_model(tmp_path / "model", family))
+    model = load(path, dtype)
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage  # alive, so that its address is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden_states(model)
+    saved = sum(storage.nbytes() for storage in kept.values())
+    assert counted(read_model_config(path), compute_dtype=dtype).saved == pytest.approx(saved, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "mode", "every"), [("llama", "full", 1), ("qwen3", "selective", 1), ("phi3", "full", 2)]
+)
+def test_as_many_bytes_as_a_real_checkpointed_forward_leaves_allocated(tmp_path, family, mode, every) -> None:
+    path = str(write_tiny_model(tmp_path / "model", family))
+    model = load(path, "bf16")
+    checkpoint_activations(decoder_layers(model)[::every], mode)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as run:
+        loss = hidden_states(model).sum()
+    del loss
+    allocated = sum(event.nbytes() for event in run.profiler.kineto_results.events() if event.name() == "[memory]")
+    assert 0 < allocated <= highest(run)
+    found = counted(read_model_config(path), activation_checkpointing=mode, checkpoint_every=every)
+    assert found.saved == pytest.approx(allocated, rel=0.01)
+
+
+def test_a_layer_of_llama_keeps_what_a_closed_form_says() -> None:
+    """In the manner of Korthikanti et al., arXiv:2205.05198, section 4.1, for T tokens in bf16 on CUDA.
+
+    h: hidden size, a: width of all query heads, k: of all key heads, f: intermediate size. Bytes of a token:
+
+    two norms       fp32 input, its normalised bf16 copy (the product with the weight saves it): 2 (4h + 2h); 2 x 4 of 1/rms
+    q, k, v         their input: 2h. q and k after RoPE and v, contiguous for the kernel: 2 (a + 2k)
+    attention       output 2a, log-sum-exp 4 of each head; the projection's input is that output
+    gate, up        input 2h; both outputs 4f, silu(gate) 2f, the product 2f as input of the last matrix
+    """
+    h, f, heads, kv_heads = 512, 1408, 8, 2
+    a, k = h, h // heads * kv_heads
+    per_token = 2 * (4 * h + 2 * h + 4) + 2 * h + 2 * (a + 2 * k) + 2 * a + 4 * heads + 2 * h + 8 * f
+    plain = counted(LLAMA, "cuda", (700, 300))
+    assert plain.kept[0] == pytest.approx(1000 * per_token, rel=0.03)
+    # `selective` keeps the layer's input and the outputs of all products and of attention
+    products = 2 * (a + 2 * k) + 2 * h + 2 * (2 * f) + 2 * h
+    selective = counted(LLAMA, "cuda", (700, 300), activation_checkpointing="selective")
+    assert selective.kept[0] == pytest.approx(1000 * (2 * h + products + 2 * a + 4 * heads), rel=0.03)
+    full = counted(LLAMA, "cuda", (700, 300), activation_checkpointing="full")
+    assert full.kept == (1000 * 2 * h,) * 8
+    # one layer again, and the gradients of its tensors and weights
+    assert plain.kept[0] < full.in_backward[0] < 2.5 * plain.kept[0]
+
+
+def test_every_kth_layer_is_checkpointed_and_offload_leaves_the_device() -> None:
+    plain = counted(LLAMA, "cuda", (100,))
+    every = counted(LLAMA, "cuda", (100,), activation_checkpointing="full", checkpoint_every=3)
+    layer_input = 100 * 512 * 2
+    assert every.kept == tuple(layer_input if index % 3 == 0 else plain.kept[0] for index in range(8))
+    offload = counted(LLAMA, "cuda", (100,), activation_checkpointing="offload", checkpoint_every=3)
+    assert offload.on_host == 3 * layer_input and offload.kept[0] == 0 and offload.kept[1] == plain.kept[0]
+    assert offload.in_backward[0] == every.in_backward[0] + layer_input
+    assert plain.scaled(3).saved == pytest.approx(counted(LLAMA, "cuda", (300,)).saved, rel=1e-3)
+
+
+def test_attention_counts_as_its_kernel_keeps_it(tmp_path) -> None:
+    """Of CUDA the same for any lengths; of a CPU more for short documents; the scores of a softcap are never kept."""
+    long, short = (counted(LLAMA, "cuda", lengths) for lengths in ((2048,), (256,) * 8))
+    assert long.saved == pytest.approx(short.saved, rel=1e-3)
+    cpu = [counted(LLAMA, "cpu", lengths).kept[0] for lengths in ((1024,), (512, 512))]
+    assert cpu[1] > 1.2 * cpu[0]
+    gemma = read_model_config(str(write_tiny_model(tmp_path / "model", family="gemma2")))
+    assert gemma.attn_logit_softcapping
+    for kind in ("cpu", "cuda"):
+        one, four = (
+            counted(gemma, kind, (length,), activation_checkpointing="selective").kept[0] for length in (256, 1024)
+        )
+        assert four == pytest.approx(4 * one, rel=0.01)  # and not 16 times
+
+
+# ---- The peak of a step --------------------------------------------------------------------------------------------------
+
+STEP = (600, 300, 124)  # tokens of the documents; in the first one attention is computed again in backward
+
+
+@pytest.mark.parametrize(
+    ("ranks", "strategy", "checkpointing", "memory", "tied", "rank"),
+    [
+        (4, "full", "none", "16N", False, 0),
+        (4, "none", "full", "8N", True, 0),
+        (4, "grad_op", "none", "6N", True, 0),
+        (4, "hybrid", "full", "12N", True, 8),
+        (1, "full", "full", "14N", False, 0),
+        (1, "full", "selective", "16N", False, 0),
+    ],
+)
+def test_the_peak_is_that_of_a_real_step(ranks, strategy, checkpointing, memory, tied, rank) -> None:
+    model_config = LlamaConfig(
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=1001,
+        tie_word_embeddings=tied,
+    )
+    config = with_(
+        model={"activation_checkpointing": checkpointing},
+        optimizer={"memory": memory},
+        sharding={"strategy": strategy, "shard_size": min(2, ranks)},
+        lora={"rank": rank},
+    )
+    layout = layout_of(config, ranks, ranks, "cpu")
+    found = step_memory(shape_for(config, model_config), config, layout, STEP, sum(STEP)).tensors
+    assert found == pytest.approx(peak_of_a_step(config, model_config, ranks, STEP), rel=0.01)
+
+
+def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
+    shape, layout = shape_for(CONFIG, LLAMA), layout_of(CONFIG, 2, 2, "cuda")
+
+    def total(rows: int) -> int:
+        return full_memory(shape, CONFIG, layout, rows).total
+
+    def largest(available: float, at_most: int = 64) -> int:
+        return largest_rows(shape, CONFIG, layout, lambda memory: memory.total <= available, at_most)
+
+    for rows in (1, 5):
+        assert largest((total(rows) + total(rows + 1)) / 2) == rows
+        assert total(rows) == step_memory(shape, CONFIG, layout, (100,) * rows, 100 * rows).total
+    assert (largest(total(1) - 1), largest(80e9)) == (0, 64)
+    large = largest(4 * 2**30, 10**6)
+    assert total(large) <= 4 * 2**30 < total(large + 1)  # extrapolated from a few rows
+    real = step_memory(shape, CONFIG, layout, (100,) * 40, 4000).total
+    assert total(40) == pytest.approx(real, rel=0.02)
+
+
+def test_documents_of_512_tokens_keep_most_on_a_cpu_in_bf16() -> None:
+    shape = shape_for(CONFIG, LLAMA)
+    for dtype, lengths in (("bf16", (512,) * 2 + (276,)), ("fp32", (1300,))):
+        config = with_(data={"sequence_length": 1300}, model={"compute_dtype": dtype})
+        layout = layout_of(config, 1, 1, "cpu")
+        assert full_memory(shape, config, layout, 1) == step_memory(shape, config, layout, lengths, 1300)

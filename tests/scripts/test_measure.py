@@ -1,0 +1,94 @@
+"""`scripts/measure.py methods` on a tiny model: two methods, the same command again, and a bad share."""
+
+import json
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from common.errors import UserError
+from eval import run_methods
+from tests.processes import ROOT, run_python
+from tests.tiny import write_chat_file, write_tiny_model
+
+pytestmark = pytest.mark.slow
+OVERRIDES = ["ewc.documents=8", "run.save_every=0", "run.eval_every=0"]
+
+
+def measure(folder: Path, *options: str) -> CompletedProcess:
+    files = ("--test", folder / "test.jsonl", "--general", folder / "old.jsonl", "--out", folder / "out")
+    return run_python("scripts/measure.py", "methods", folder / "config.py", *OVERRIDES, *files, *options)
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch):
+    """What the command calls, with the scripts in processes that need not import the libraries: (printed, launched)."""
+    launched = []
+
+    def launch(processes, script, *options):
+        assert processes == 1
+        launched.append(script)
+        done = run_python(ROOT / script, *options)
+        if done.returncode:
+            raise UserError(done.stderr)
+
+    def run(only):
+        launched.clear()
+        files = {"test": tmp_path / "test.jsonl", "general": str(tmp_path / "old.jsonl"), "out": tmp_path / "out"}
+        how = {"low": 0.1, "shares": [], "strengths": [1e6], "both": None, "processes": 1, "plan_only": False}
+        return run_methods.compare(str(tmp_path / "config.py"), OVERRIDES, **files, **how, only=only), list(launched)
+
+    monkeypatch.setattr(run_methods, "launch", launch)
+    return run
+
+
+def test_trains_evaluates_compares_and_skips_what_is_finished(tmp_path, compare):
+    write_tiny_model(tmp_path / "model")
+    for name, count in (("train", 8), ("test", 6), ("old", 12)):
+        write_chat_file(tmp_path / f"{name}.jsonl", count, seed=count)
+    (tmp_path / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(tmp_path / "model")!r}, compute_dtype="fp32"),
+    data=Data(({str(tmp_path / "train.jsonl")!r},), sequence_length=256, cache={str(tmp_path / "tokens")!r}),
+    batch=Batch(global_examples=4, micro_batch=2),
+    optimizer=Optimizer(1e-2, epochs=1),
+    run=Run("base"),
+)
+""")
+    out = tmp_path / "out"
+    listed = measure(tmp_path, "--list")
+    methods = [line.split() for line in listed.stdout.splitlines()]
+    assert [method[0] for method in methods] == [
+        "plain",
+        "low-lr",
+        "replay-5",
+        "replay-25",
+        "ewc-1",
+        "ewc-10",
+        "ewc-100",
+        "replay-5-ewc-10",
+        "replay-5-ewc-100",
+    ]
+    assert methods[-1][2:] == ["ewc.strength=100", f"ewc.fisher={out / 'ewc-1' / 'ewc'}"]
+    assert methods[1][1] == "optimizer.learning_rate=0.00333333"
+    refused = measure(tmp_path, "--shares", "1.5")  # the override is checked before the first run
+    assert refused.returncode == 2 and "share" in refused.stderr and "Traceback" not in refused.stderr
+    assert not out.exists()
+
+    # With so large a strength, an effect is visible even on a random model.
+    printed, launched = compare(["plain", "ewc-1e+06"])
+    lines = (out / "comparison.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["base", "plain", "ewc-1e+06"]
+    method = ["train.py", "scripts/evaluate.py", "scripts/measure.py"]
+    assert launched == ["scripts/evaluate.py", *method, *method]
+    results = [json.loads((out / "results" / f"{name}-general.json").read_text()) for name in ("plain", "ewc-1e+06")]
+    plain, ewc = (result["kl"]["value"] for result in results)
+    assert 0 < ewc < 0.7 * plain  # measured: 0.60
+    assert (out / "comparison.png").stat().st_size > 10_000
+
+    before = (out / "plain" / "export" / "model.safetensors").stat().st_mtime_ns
+    again, launched = compare(["plain"])
+    assert launched == ["train.py"]  # which finds that the run is finished; all results exist
+    assert (out / "plain" / "export" / "model.safetensors").stat().st_mtime_ns == before
+    assert again == printed

@@ -1,0 +1,58 @@
+"""scripts/data.py replay as processes: topics, chats from one and two processes, and mistakes on the command line."""
+
+from pathlib import Path
+
+import pytest
+
+from data.files import read_file
+from data.tokens import load_tokenizer
+from eval.sample_replay import texts_to_exclude, topic_texts
+from tests.processes import run_python, run_ranks
+from tests.tiny import encode_one, write_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = (ROOT / "scripts" / "data.py", "replay")
+# A random model writes noise, whose documents are short and unlike each other.
+SAMPLING = ("--max-tokens", 150, "--batch-size", 3, "--dtype", "fp32", "--temperature", 1.5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("replay")
+    write_tiny_model(folder / "model")
+    return folder
+
+
+def test_topics_are_written_without_what_evaluation_uses_and_never_overwritten(folder):
+    done = run_python(*SCRIPT, "--source", "topics", "--out", folder / "topics.jsonl")
+    assert done.returncode == 0, done.stderr
+    texts = [example["text"] for _, example in read_file(folder / "topics.jsonl")]
+    assert texts == topic_texts(texts_to_exclude([]))[0]
+    assert f"{len(texts)} documents" in done.stdout
+    again = run_python(*SCRIPT, "--source", "topics", "--out", folder / "topics.jsonl")
+    assert again.returncode == 2 and "topics.jsonl exists; remove it" in again.stderr
+
+
+def test_one_process_and_two_that_share_the_model_write_the_same_chats(folder):
+    options = ("--source", "model", "--model", folder / "model", "--documents", 8, "--min-characters", 5, *SAMPLING)
+    one = run_python(*SCRIPT, "--out", folder / "one.jsonl", *options)
+    assert one.returncode == 0, one.stderr[-6000:]
+    two = run_ranks(2, *SCRIPT, "--out", folder / "two.jsonl", "--sharding", "full", *options)
+    assert two.returncode == 0, two.stderr[-6000:]
+    assert (folder / "two.jsonl").read_bytes() == (folder / "one.jsonl").read_bytes()
+    chats = [example["messages"] for _, example in read_file(folder / "one.jsonl")]
+    assert f"{len(chats)} of 8 documents" in one.stdout
+    assert not (folder / "one.jsonl.parts").exists()
+    tokenizer = load_tokenizer(str(folder / "model"))
+    assert len({chat[0]["content"] for chat in chats}) == len(chats) >= 2
+    for chat in chats:
+        assert [message["role"] for message in chat] == ["user", "assistant"]
+        ids, is_target = encode_one(tokenizer, {"messages": chat})
+        last = max(i for i, flag in enumerate(is_target) if flag)
+        assert ids[last] == tokenizer.eos_token_id and last > 0
+    assert all("<|" not in message["content"] for chat in chats for message in chat)
+
+
+def test_a_missing_model_is_reported(folder):
+    done = run_python(*SCRIPT, "--out", folder / "none.jsonl", "--source", "model")
+    assert done.returncode == 2 and "error: --source model needs a --model" in done.stderr

@@ -1,0 +1,121 @@
+"""Named machines: what a name finds, and the sentence for one that is not known."""
+
+import pytest
+
+from common.errors import UserError
+from model.flops import CUDA_BF16_PEAKS
+from tools.machines import GIB, GPU_NAMES, cluster_of, cpu_cluster, found_device, generic_device, named_device
+
+
+def test_every_name_is_a_gpu_with_all_its_speeds():
+    for name in GPU_NAMES:
+        device = named_device(name)
+        assert (device.kind, device.name) == ("cuda", name)
+        assert 20 * GIB < device.memory < 270 * GIB
+        assert device.flops in CUDA_BF16_PEAKS.values()
+        assert 0.3e12 <= device.bandwidth <= 8e12
+        assert 25e9 <= device.link <= 900e9
+        assert 25e9 <= device.host_link <= 180e9
+        assert 0.5 < device.sustained < 0.9
+        assert 0.15 <= device.attention <= device.sustained
+        assert 12.5e9 <= device.network <= 800e9
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("h100", "H100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40"),
+        ("a100 80", "A100-80"),
+        ("rtx 4090", "RTX-4090"),
+        ("NVIDIA GeForce RTX 5090", "RTX-5090"),
+        ("RTX A6000", "A6000"),
+        ("H100-SXM", "H100"),
+        ("NVIDIA B300 SXM6 AC", "B300"),
+        ("NVIDIA GB200", "GB200"),
+        ("AMD Instinct MI300X", "MI300X"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX-PRO-6000"),
+        ("rtx pro 6000", "RTX-PRO-6000"),
+        ("h20", "H20"),
+    ],
+)
+def test_a_gpu_is_found_by_any_of_its_names(name: str, known: str):
+    assert named_device(name).name == known
+
+
+def test_figures_of_data_sheets():
+    # GB, dense bf16 TFLOP/s, TB/s of memory, GB/s to each other in one direction
+    sheets = {
+        "B300": (288, 2250, 8.0, 900),
+        "GB200": (186, 2500, 8.0, 900),
+        "H20": (96, 148, 4.0, 450),
+        "MI300X": (192, 1307.4, 5.3, 448),
+        "RTX-PRO-6000": (96, 503.8, 1.792, 50),
+        "H100": (80, 989.5, 3.35, 450),
+    }
+    for name, (gigabytes, peak, bandwidth, link) in sheets.items():
+        device = named_device(name)
+        assert 0.92 * gigabytes * GIB < device.memory < gigabytes * GIB
+        assert (device.flops, device.bandwidth, device.link) == pytest.approx(
+            (peak * 1e12, bandwidth * 1e12, link * 1e9)
+        )
+
+
+def test_an_unknown_gpu_is_one_sentence_with_the_nearest_name():
+    with pytest.raises(UserError, match=r"no GPU named H101 is known \(did you mean H100\?\)"):
+        named_device("H101")
+    with pytest.raises(UserError, match="no network named 8x4000 is known .did you mean 8x400"):
+        cluster_of(16, 2, "H100", "8x4000")
+    with pytest.raises(UserError, match="9 GPUs cannot be spread evenly over 2 nodes"):
+        cluster_of(9, 2, "H100")
+    with pytest.raises(UserError, match="must be positive"):
+        cluster_of(8, 1, 0)
+
+
+def test_a_power_cap_lowers_what_products_reach():
+    capped, full = named_device("H100-500W"), named_device("H100")
+    assert capped.flops == full.flops
+    assert capped.sustained == pytest.approx(full.sustained * (5 / 7) ** 0.5)
+    assert capped.attention == pytest.approx(full.attention * (5 / 7) ** 0.5)
+
+
+def test_a_card_of_which_only_the_memory_is_known():
+    assert generic_device(80).memory == int(79.1 * GIB)
+    assert generic_device(40).memory == named_device("A100-40").memory
+    assert generic_device(24).memory == int(22.0 * GIB)
+    assert generic_device(16).memory == int(0.92 * 16 * GIB)
+    assert generic_device(80).flops == named_device("A100-80").flops
+    assert generic_device(141).bandwidth == named_device("H200").bandwidth
+    assert generic_device(180).flops == generic_device(400).flops == named_device("B200").flops
+    assert cluster_of(8, 1, "40").device == cluster_of(8, 1, 40.0).device
+    assert cluster_of(8).device == generic_device(80)
+
+
+def test_the_gpu_of_a_process_keeps_what_was_found():
+    known = found_device("NVIDIA H100 80GB HBM3", 70 * GIB, 5e14)
+    assert (known.memory, known.flops, known.link) == (70 * GIB, 989.5e12, 450e9)
+    unknown = found_device("NVIDIA T1000", 8 * GIB, 1e13)
+    assert (unknown.memory, unknown.flops, unknown.link) == (8 * GIB, 1e13, 25e9)
+    assert unknown.bandwidth == pytest.approx(1555e9 / 31.2)
+    assert cluster_of(4, 2, unknown).device == unknown
+
+
+def test_networks_are_those_of_a_whole_node():
+    assert cluster_of(8, 1, "H100").network == 0
+    with pytest.raises(UserError, match="no network named 200Gb is known"):  # also where one node does not use it
+        cluster_of(8, 1, "H100", "200Gb")
+    assert cluster_of(16, 2, "H100").network == cluster_of(16, 2, "H100-500W").network == 400e9
+    assert cluster_of(16, 2, "A100-80").network == cluster_of(16, 2, 80).network == 200e9
+    assert cluster_of(16, 2, "B300").network == 800e9
+    assert cluster_of(16, 2, "L40S").network == 12.5e9
+    assert cluster_of(16, 2, "H100", "hdr").network == 25e9
+    assert cluster_of(16, 2, "H100", "800").network == cluster_of(16, 2, "H100", 800).network == 100e9
+    assert cluster_of(16, 2, "H100").per_node == 8
+
+
+def test_cpu_processes_share_a_machine():
+    cluster = cpu_cluster(2, 1e12, 24 * GIB, cores=4)
+    assert (cluster.devices, cluster.nodes, cluster.host_memory) == (2, 1, 24 * GIB)
+    assert (cluster.device.kind, cluster.device.memory) == ("cpu", 12 * GIB)
+    assert (cluster.device.flops, cluster.device.bandwidth) == (0.5e12, 40e9)

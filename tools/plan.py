@@ -1,0 +1,735 @@
+"""The plan of a run: its memory, time and disk on a cluster, and which settings fit. Nothing is trained, no weights are read.
+
+Memory is that of model/memory.py for the largest micro-batch that occurs, time that of tools/step_time.py for the steps that
+the ranks of such a run compute. "Cheapest" is defined as follows, because bf16 weights and moments change what is trained, and
+no other setting here does:
+
+1. The user's own setting, if it fits.
+2. Else, of the settings that fit and store at least as many bytes per parameter as the user's, the one with the highest
+   expected tokens per second; of those within 1% of it the one that needs the least memory.
+3. Else the same of 14N, then of 12N, 8N and 6N: as little precision as possible is given up.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, PretrainedConfig
+
+from common.dtypes import DTYPES, has_native_bf16
+from common.errors import UserError
+from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
+from configs.loading.checks import check_world
+from configs.loading.config_file import override
+from data.dealing import Dealer, balance
+from data.files import check_paths_exist
+from data.tokens import load_tokenizer
+from distributed.host_memory import free_bytes
+from distributed.optimizer import parameter_dtype
+from distributed.process_group import world_size_from_environment
+from model.architectures import check_model_directory, read_model_config
+from model.flops import PAIR_WEIGHTS, data_sheet_peak, document_costs, measured_flops, step_flops
+from model.hub import HUB_TIMEOUT, HubUnreachable, explain
+from model.language_model import build_on_meta
+from model.lora import build_to_train
+from model.memory import (
+    Layout,
+    ModelShape,
+    StepMemory,
+    count_activations,
+    ewc_bytes,
+    gradient_itemsize,
+    largest_rows,
+    layout_of,
+    local_elements,
+    moment_bytes,
+    optimizer_bytes,
+    shape_of,
+    step_memory,
+    trained_elements,
+)
+from model.rope import check_length, scaled_config
+from tools.machines import GIB, GPU_NAMES, Cluster, cluster_of, cpu_cluster, found_device, generic_device
+from tools.step_time import Speed, StepWork, expected_speed
+from training.chat_settings import settle_chat_settings
+from training.description import schedule_warnings
+from training.inputs import Inputs, read_inputs
+from training.micro_batch import largest_useful, with_rows
+
+STRATEGIES = ("full", "grad_op", "hybrid", "none")
+MEMORIES = ("16N", "14N", "12N", "8N", "6N")
+# (model.activation_checkpointing, model.checkpoint_every), the least recomputation first
+CHECKPOINTING = (("none", 1), ("selective", 1), ("full", 4), ("full", 2), ("full", 1), ("offload", 1))
+PER_NODE = 8  # GPUs of a node, if nobody says how many
+MOST_ROWS = 1024  # no larger micro-batch is tried
+WORTH_IT = 1.05  # a faster setting is proposed if it is at least so many times as fast
+AS_FAST = 0.99  # settings at least so many times as fast as another are as fast
+WORTH_THE_PRECISION = 1.25  # and one with fewer bytes per parameter only then
+MOST_DEALS = 2000  # steps that are dealt in search of the worst micro-batch
+MOST_ITEMS = 150_000  # documents of these steps together: about ten seconds
+MOST_STEPS = 200  # steps whose work is kept
+# Of what a CPU process holds, over its tensors: pages of mapped weights and data, libraries, what the allocator keeps.
+CPU_EXCESS = 2.2
+RANDOM_STATE = 5056  # bytes of torch.get_rng_state()
+# The texts of eval/forgetting.py, and what a token of English has on average in the vocabularies of today's models.
+FORGETTING_BYTES, BYTES_PER_TOKEN = 8192, 4
+
+# Shapes by name, for a plan before any model has been chosen. Sources: the config.json of each model.
+SHAPE_KEYS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("vocab_size", "tie_word_embeddings"),
+)
+SHAPES = {
+    "135M": (576, 1536, 30, 9, 3, 49152, True),  # SmolLM2-135M
+    "1B": (2048, 8192, 16, 32, 8, 128256, True),  # Llama 3.2 1B
+    "3B": (3072, 8192, 28, 24, 8, 128256, True),  # Llama 3.2 3B
+    "7B": (4096, 11008, 32, 32, 32, 32000, False),  # Llama 2 7B
+    "8B": (4096, 14336, 32, 32, 8, 128256, False),  # Llama 3.1 8B
+    "13B": (5120, 13824, 40, 40, 40, 32000, False),  # Llama 2 13B
+    "70B": (8192, 28672, 80, 64, 8, 128256, False),  # Llama 3.1 70B
+}
+
+
+# ---- What the ranks of a run compute -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Load:
+    """Forward and backward of one micro-batch on one rank. lengths: of its documents, in tokens. step: 0-based."""
+
+    lengths: tuple[int, ...]
+    targets: int
+    step: int = 0
+    rank: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all documents."""
+        return sum(self.lengths)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """steps: those that were looked at, evenly spaced over `total_steps`. worst: the micro-batch with the most tokens."""
+
+    total_steps: int
+    steps: Sequence[StepWork]
+    worst: Load
+    is_exact: bool  # whether all steps were looked at for `worst`
+
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens of a mean step, over all ranks."""
+        return sum(step.tokens for step in self.steps) / len(self.steps)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of the whole run."""
+        return self.mean_tokens * self.total_steps
+
+
+def planned_workload(
+    inputs: Inputs, shape: ModelShape, rows: int, sequence_length: int, ranks: int, kind: str = "cuda"
+) -> Workload:
+    """The workload of a run's real plan, dealt to `ranks` ranks with micro-batches of `rows * sequence_length` tokens.
+
+    The plan does not depend on the number of ranks; the deals do, and they are what the ranks of such a run will compute.
+    kind: of the planned device, whose cost of attention decides the deals (`model.flops.PAIR_WEIGHTS`). Without
+    packing a micro-batch has `rows` documents. All steps are looked at where that is cheap, else evenly spaced ones.
+    """
+    packs, corpus, total = inputs.dealer.packing, inputs.train, inputs.total_steps
+    costs = functools.partial(shape.work.costs, pair_weight=PAIR_WEIGHTS[kind])
+    dealer = Dealer(rows * sequence_length if packs else rows, costs, packs)
+    items_per_step = max(1, inputs.plan.batch(0).num_examples)
+    looked_at = _evenly_spaced(total, min(MOST_DEALS, max(20, MOST_ITEMS // items_per_step)))
+    kept = {looked_at[i] for i in _evenly_spaced(len(looked_at), MOST_STEPS)}
+    steps: list[StepWork] = []
+    most, worst = -1, (0, 0, ())  # tokens; step, rank, items
+    for step in looked_at:
+        batch = inputs.plan.batch(step)
+        deal = dealer.deal(batch.items, corpus, ranks)
+        for micro_batch in deal.items:
+            tokens = [sum(map(corpus.num_tokens, items)) for items in micro_batch]
+            rank = int(np.argmax(tokens))
+            if tokens[rank] > most:  # of equal ones the first
+                most, worst = tokens[rank], (step, rank, micro_batch[rank])
+        if step in kept:
+            targets, tokens = sum(batch.targets_by_source), sum(batch.document_lengths)
+            flops = step_flops(shape.work, batch.document_lengths, targets)
+            steps.append(StepWork(step, tokens, targets, flops, len(deal.items), balance([deal])))
+    step, rank, items = worst
+    lengths = tuple(length for item in items for length in corpus.document_lengths(item))
+    targets = sum(int(np.count_nonzero(corpus.get(item)[1])) for item in items)
+    return Workload(total, steps, Load(lengths, targets, step, rank), is_exact=len(looked_at) == total)
+
+
+def uniform_workload(
+    shape: ModelShape, examples: int, length: int, global_examples: int, epochs: int, rows: int, ranks: int
+) -> Workload:
+    """A workload before there is data: `examples` documents of `length` tokens, all of them targets.
+
+    rows: documents of one micro-batch on one rank. As in training, an epoch ends with a smaller step, and a step has the
+    fewest micro-batches that hold it, with documents spread as evenly as possible.
+    """
+    whole, rest = divmod(examples, global_examples)
+    epoch = [global_examples] * whole + [rest] * bool(rest)
+    steps, most, worst = [], 0, 0
+    for documents in dict.fromkeys(epoch):  # a smaller step in fewer micro-batches may have the fullest of them
+        fullest = -(-documents // (-(-documents // (rows * ranks)) * ranks))
+        if fullest > most:
+            most, worst = fullest, epoch.index(documents)
+    for step in _evenly_spaced(len(epoch) * epochs, MOST_STEPS):
+        documents = epoch[step % len(epoch)]
+        micro_batches = -(-documents // (rows * ranks))
+        less, more = divmod(documents, micro_batches * ranks)  # the first `more` of the parts have one document more
+        slowest = micro_batches * less + -(-more // ranks)
+        flops = step_flops(shape.work, [length] * documents, documents * length)
+        tokens = documents * length
+        steps.append(StepWork(step, tokens, tokens, flops, micro_batches, documents / ranks / slowest))
+    return Workload(len(epoch) * epochs, steps, Load((length,) * most, most * length, worst), is_exact=True)
+
+
+def _evenly_spaced(count: int, at_most: int) -> list[int]:
+    """Up to `at_most` of the numbers below `count`, the first one and the last one among them."""
+    if count <= at_most:
+        return list(range(count))
+    return [round(i * (count - 1) / (at_most - 1)) for i in range(at_most)]
+
+
+# ---- What is planned -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A run and its machine. workload_of: `batch.micro_batch` -> what the ranks compute. lines: about its data, in words."""
+
+    config: Config
+    shape: ModelShape
+    cluster: Cluster
+    workload_of: Callable[[int], Workload]
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """A run before there is data. The words of each key are those of its option of scripts/plan.py."""
+
+    sequence: int = field(default=4096, metadata={"help": "data.sequence_length"})
+    examples: int = field(default=5000, metadata={"help": "number of examples"})
+    length: int | None = field(default=None, metadata={"help": "tokens of each example"})
+    epochs: int = field(default=3, metadata={"help": "optimizer.epochs"})
+    global_examples: int = field(default=64, metadata={"help": "batch.global_examples"})
+    micro_batch: int = field(default=1, metadata={"help": "batch.micro_batch"})
+
+
+def read_subject(config: Config, cluster: Cluster) -> Subject:
+    """A config whose model directory has config.json and a tokenizer; weights are not read. Raises UserError."""
+    model = config.model
+    check_world(config, cluster.devices, cluster.per_node)
+    try:
+        check_model_directory(model.path, "model.path")
+        check_paths_exist(config.data.train)
+    except UserError as error:
+        advice = "scripts/plan.py --model ID_OR_DIRECTORY_OR_SIZE --sequence TOKENS in place of the config"
+        raise UserError(f"{error}; or plan without it: {advice}") from error
+    model_config = read_model_config(model.path, model.rope_type, model.rope_factor, model.rope_original_length)
+    tokenizer = load_tokenizer(model.path, config.data.chat_template)
+    check_length(config.data.sequence_length, model_config, model.path)
+    shape = _shape(config, model_config)
+    config = settle_chat_settings(config, tokenizer, Path(config.run.directory) / config.run.name, world_size=1)
+    # The plan of steps is the same for any number of ranks and any micro-batch; only the deals differ.
+    readable = config if isinstance(config.batch.micro_batch, int) else with_rows(config, 1)
+    inputs = read_inputs(readable, tokenizer, model_config.vocab_size, document_costs(shape.work), 1, True)
+
+    @functools.cache
+    def workload_of(rows: int) -> Workload:
+        kind, length = cluster.device.kind, config.data.sequence_length
+        return planned_workload(inputs, shape, rows, length, cluster.devices, kind)
+
+    lines = [*inputs.train.lines("train", inputs.plan.passes(inputs.total_steps)), *inputs.plan.promises]
+    lines += inputs.validation.lines("validation") if inputs.validation else []
+    warnings = schedule_warnings(config, shape.num_parameters, inputs.total_steps, inputs.warmup_steps)
+    return Subject(config, shape, cluster, workload_of, lines + [f"warning: {warning}" for warning in warnings])
+
+
+def assumed_subject(name: str, assumed: Assumed, overrides: list[str], cluster: Cluster) -> Subject:
+    """A model by its size (`SHAPES`), directory or id on the hub, with examples of equal length. Raises UserError."""
+    config = Config(
+        # Checkpointing is what every run of this size starts from; without it activations dwarf all other terms.
+        model=Model(path=name, activation_checkpointing="full"),
+        data=Data(train=("-",), sequence_length=assumed.sequence),
+        batch=Batch(global_examples=assumed.global_examples, micro_batch=assumed.micro_batch),
+        optimizer=Optimizer(learning_rate=2e-5, epochs=assumed.epochs),
+        sharding=Sharding(),
+        run=Run(name="plan"),
+    )
+    config = override(config, overrides)
+    check_world(config, cluster.devices, cluster.per_node)
+    model_config = _model_config(config.model)
+    sequence, batch = config.data.sequence_length, config.batch
+    check_length(sequence, model_config, name)
+    shape, length = _shape(config, model_config), assumed.length or sequence
+    if length > sequence:
+        raise UserError(f"--length {length} is longer than --sequence {sequence}; lower it")
+    of_step = batch.global_examples
+    if of_step is None:
+        raise UserError("batch.global_tokens needs data; with --model set --global-examples")
+
+    @functools.cache
+    def workload_of(rows: int) -> Workload:
+        fitting = max(1, rows * sequence // length) if config.data.packing else rows
+        numbers = assumed.examples, length, of_step, config.optimizer.epochs
+        return uniform_workload(shape, *numbers, fitting, cluster.devices)
+
+    lines = [f"assumed: {assumed.examples:,} examples of {length:,} tokens, all targets"]
+    return Subject(config, shape, cluster, workload_of, lines)
+
+
+def _shape(config: Config, model_config: PretrainedConfig) -> ModelShape:
+    return shape_of(build_to_train(config, model_config), model_config, config.model.layer_class)
+
+
+def named_config(name: str) -> PretrainedConfig:
+    """The configuration of one of `SHAPES`, in any case. Raises UserError for another name."""
+    known = {size.lower(): numbers for size, numbers in SHAPES.items()}
+    if name.lower() not in known:
+        raise UserError(f"{name} is neither a model directory nor one of {', '.join(SHAPES)}")
+    numbers = zip(SHAPE_KEYS, known[name.lower()], strict=True)
+    return LlamaConfig.from_dict(dict(numbers) | {"max_position_embeddings": 131072})
+
+
+def named_shape(name: str) -> ModelShape:
+    """The shape of one of `SHAPES`."""
+    config = named_config(name)
+    return shape_of(build_on_meta(config), config)
+
+
+def _model_config(model: Model) -> PretrainedConfig:
+    """Of a name in `SHAPES`, of a directory, or of a model on the hub, of which only config.json is fetched."""
+    name, rope = model.path, (model.rope_type, model.rope_factor, model.rope_original_length)
+    if not Path(name).is_dir() and "/" not in name:
+        return scaled_config(named_config(name), *rope)
+    return read_model_config(name if Path(name).is_dir() else _from_hub(name), *rope)
+
+
+def _from_hub(model_id: str) -> str:
+    """The directory of a config.json."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return str(Path(hf_hub_download(model_id, "config.json", etag_timeout=HUB_TIMEOUT)).parent)
+    except Exception as error:  # every HTTP client has its own exception classes
+        reason = explain(error, model_id)
+        if not isinstance(reason, HubUnreachable):
+            raise reason from error
+        raise UserError(
+            f"{model_id} is not a directory here, and its config.json cannot be fetched, because the Hugging Face hub cannot "
+            f"be reached ({reason}); give a directory with a config.json, or one of {', '.join(SHAPES)}"
+        ) from error
+
+
+def described_cluster(
+    gpus: int,
+    nodes: int | None,
+    gpu: str | None,
+    gpu_memory: float | None,
+    network: str | None,
+    host_memory: float | None,
+) -> tuple[Cluster, list[str]]:
+    """The machine that the options of scripts/plan.py describe (GB, GiB), and what was assumed of it. Raises UserError."""
+    count = nodes or -(-gpus // PER_NODE)
+    cluster = cluster_of(gpus, count, gpu or gpu_memory, network, int((host_memory or 0) * GIB))
+    if gpu and gpu_memory:
+        device = dataclasses.replace(cluster.device, memory=generic_device(gpu_memory).memory)
+        cluster = dataclasses.replace(cluster, device=device)
+    assumed = []
+    if not gpu:
+        assumed.append(f"speeds of a card of that memory (--gpu NAME knows {', '.join(GPU_NAMES[:6])} and others)")
+    if nodes is None and count > 1:
+        assumed.append(f"{count} nodes of {cluster.per_node} GPUs (--nodes)")
+    return cluster, assumed
+
+
+def this_machine(config: Config) -> tuple[Config, Cluster]:
+    """The config as this machine computes it, and the ranks that torchrun has started here, or one.
+
+    A CPU's FLOP/s are those of a measured product, and so are those of a GPU without a data sheet.
+    """
+    ranks, per_node = world_size_from_environment()
+    on_cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_cuda else torch.device("cpu")
+    if not has_native_bf16(device):  # all ranks then compute in fp32 (training/start.py: agree_on_dtype)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, compute_dtype="fp32"))
+    dtype = DTYPES[config.model.compute_dtype]
+    if not on_cuda:  # all processes share the cores
+        return config, cpu_cluster(ranks, measured_flops(device, dtype, 1024), free_bytes(device, 1))
+    card = torch.cuda.get_device_properties(device)
+    flops = data_sheet_peak(card.name) or measured_flops(device, dtype, 8192)
+    gpu = found_device(card.name, card.total_memory, flops)
+    return config, cluster_of(ranks, max(1, ranks // per_node), gpu)
+
+
+# ---- The plan of one setting ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes on the run's disk. checkpoint: of one; run: of all that are kept, the one being written, and the export."""
+
+    checkpoint: int
+    run: int
+    export: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One setting of a run and what it needs. largest_rows: `batch.micro_batch` that would fit, or 0."""
+
+    subject: Subject
+    config: Config  # with a number in batch.micro_batch
+    largest_rows: int = 0
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model."""
+        return self.subject.shape
+
+    @property
+    def cluster(self) -> Cluster:
+        """The machine."""
+        return self.subject.cluster
+
+    @property
+    def layout(self) -> Layout:
+        """How the run is spread."""
+        return _layout(self.config, self.cluster)
+
+    @cached_property
+    def workload(self) -> Workload:
+        """The steps of the run."""
+        return self.subject.workload_of(self.config.batch.rows)
+
+    @cached_property
+    def memory(self) -> StepMemory:
+        """Of the fullest rank's device, at the peak of the step with the worst micro-batch."""
+        worst = self.workload.worst
+        return step_memory(self.shape, self.config, self.layout, worst.lengths, worst.targets)
+
+    @cached_property
+    def host(self) -> dict[str, int]:
+        """Bytes of one node's host beside its processes, by what they are for. On a CPU none are counted again."""
+        config, layout, ranks = self.config, self.layout, self.cluster.per_node
+        on_host = layout.on_cuda and (config.ewc.device == "cpu" or layout.offloads)
+        counted = count_activations(self.shape, config.model, config.lora, layout.kind, self.workload.worst.lengths)
+        tokens = -(-FORGETTING_BYTES // BYTES_PER_TOKEN // self.cluster.nodes)  # the texts are dealt to all ranks
+        return {
+            "offload": ranks * _pinned_bytes(self.shape, config, layout.shards) if layout.offloads else 0,
+            "activations": ranks * counted.on_host,
+            "ewc": ranks * ewc_bytes(self.shape, config, layout.shards) if on_host else 0,
+            "async_save": ranks * _saved_bytes(self.shape, config, layout.shards) if config.run.async_save else 0,
+            # The base's distributions: fp16 log-probabilities and an int64 a token.
+            "forgetting": tokens * (2 * self.shape.num_tokens + 8) if config.run.eval_general else 0,
+        }
+
+    @cached_property
+    def speed(self) -> Speed:
+        """Expected, whether it fits or not."""
+        workload = self.workload
+        return expected_speed(self.shape, self.config, self.cluster, workload.steps, workload.total_steps)
+
+    @property
+    def disk(self) -> Disk:
+        """Room for checkpoints, EWC's anchor and the export (distributed/disks.py: check_room_for_run)."""
+        shape, run = self.shape, self.config.run
+        checkpoint = _saved_bytes(shape, self.config, 1) + 4 + RANDOM_STATE  # the step counter, a rank's random state
+        frozen = shape.num_parameters - shape.num_trained  # adapters are merged into the export
+        export = (frozen or shape.num_parameters) * shape.stored_dtype.itemsize
+        kept = (run.keep_last + 1) * checkpoint  # and the best one
+        return Disk(checkpoint, kept + max(checkpoint, export) + ewc_bytes(shape, self.config, 1), export)
+
+    @property
+    def needed(self) -> tuple[int, int]:
+        """Bytes of device memory, at least and at most. On a CPU a process holds more than its tensors."""
+        total = self.memory.total
+        return total, total if self.layout.on_cuda else round(CPU_EXCESS * total)
+
+    @property
+    def fits_device(self) -> bool:
+        """Whether the device holds the most that is needed."""
+        return self.needed[1] <= self.cluster.device.memory
+
+    @property
+    def fits_host(self) -> bool:
+        """Whether a node's host does; True if its memory is unknown."""
+        return not self.cluster.host_memory or sum(self.host.values()) <= self.cluster.host_memory
+
+    @property
+    def fits(self) -> bool:
+        """Whether it runs."""
+        return self.fits_device and self.fits_host
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens per second of one device, in the middle of the range; 0 if it does not fit."""
+        return self.speed.middle if self.fits else 0.0
+
+    @property
+    def bytes_per_parameter(self) -> int:
+        """Of `optimizer.memory`."""
+        return int(self.config.optimizer.memory.removesuffix("N"))
+
+    @property
+    def overrides(self) -> list[str]:
+        """The `section.key=value` that turn the user's config into this one."""
+        base = self.subject.config
+        return [
+            f"{section.name}.{key.name}={value}"
+            for section in dataclasses.fields(base)
+            for key in dataclasses.fields(getattr(base, section.name))
+            if (value := getattr(getattr(self.config, section.name), key.name))
+            != getattr(getattr(base, section.name), key.name)
+        ]
+
+
+def _layout(config: Config, cluster: Cluster) -> Layout:
+    return layout_of(config, cluster.devices, cluster.per_node, cluster.device.kind)
+
+
+def _saved_bytes(shape: ModelShape, config: Config, shards: int) -> int:
+    """Trained weights and moments of a rank: what a checkpoint holds."""
+    memory = config.optimizer.memory
+    weights = trained_elements(shape, shards) * parameter_dtype(memory).itemsize
+    return weights + moment_bytes(shape, memory, shards)
+
+
+def _pinned_bytes(shape: ModelShape, config: Config, shards: int) -> int:
+    """Host memory of one rank under sharding.cpu_offload. Weights and gradients are pinned, moments are not.
+
+    torch rounds every pinned tensor up to a power of two (pytorch#150517).
+    """
+    memory = config.optimizer.memory
+    total = optimizer_bytes(shape, memory, shards)
+    for unit in shape.units:
+        frozen = (Counter(unit.shapes) - Counter(unit.trained)).elements()
+        sizes = [local_elements(one, shards) * shape.frozen_itemsize for one in frozen]
+        for itemsize in (parameter_dtype(memory).itemsize, gradient_itemsize(memory)):
+            sizes += [local_elements(one, shards) * itemsize for one in unit.trained]
+        total += sum(1 << (size - 1).bit_length() for size in sizes if size)
+    return total
+
+
+def plan_of(config: Config, cluster: Cluster | None = None, rows: int | None = None) -> Plan:
+    """The plan of a run as its config says, without a search; its data is read. Raises UserError.
+
+    cluster: None is this machine (`this_machine`). rows: what `batch.micro_batch=auto` stands for; None: the largest that
+    fits by this plan.
+    """
+    if cluster is None:
+        config, cluster = this_machine(config)
+    subject = read_subject(config if rows is None else with_rows(config, rows), cluster)
+    return own_plan(subject)
+
+
+def own_plan(subject: Subject) -> Plan:
+    """The plan of the user's setting as it is written, whether it fits or not."""
+    plan = plan_setting(subject, subject.config)
+    rows = subject.config.batch.micro_batch
+    return Plan(subject, with_rows(plan.config, rows), plan.largest_rows) if isinstance(rows, int) else plan
+
+
+def plan_setting(subject: Subject, config: Config) -> Plan:
+    """The plan of a setting with the micro-batch of the config, or the largest that fits if that is smaller."""
+    cluster, rows = subject.cluster, config.batch.micro_batch
+    layout = _layout(config, cluster)
+    available = cluster.device.memory / (1 if layout.on_cuda else CPU_EXCESS)
+    useful = min(MOST_ROWS, largest_useful(config, cluster.devices))
+    at_most = max(useful, rows) if isinstance(rows, int) else useful
+    largest = largest_rows(subject.shape, config, layout, lambda memory: memory.total <= available, at_most)
+    if not isinstance(rows, int):  # auto
+        return Plan(subject, with_rows(config, max(1, min(largest, useful))), largest)
+    plan = Plan(subject, config, largest)
+    if plan.fits_device or largest >= rows:
+        return plan
+    fewer = next((one for one in range(max(1, largest), 0, -1) if _is_accepted(config, one, cluster)), 1)
+    return Plan(subject, with_rows(config, fewer), largest)
+
+
+def _is_accepted(config: Config, rows: int, cluster: Cluster) -> bool:
+    """Whether a run starts with this micro-batch (configs.loading.checks.check_world): without packing a step fills all."""
+    examples = config.batch.global_examples
+    return config.data.packing or examples is None or examples % (rows * cluster.devices) == 0
+
+
+# ---- The search ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of a search. faster, lighter: further proposals, with the same and with fewer bytes per parameter.
+
+    If nothing fits, nearest is the setting that needs least of a device, devices how many of them would hold one (None if 64
+    times as many are too few), and with_more_host what would fit if the host had its memory.
+    """
+
+    own: Plan
+    plans: list[Plan]  # of all candidates
+    cheapest: Plan | None = None
+    faster: Plan | None = None
+    lighter: Plan | None = None
+    nearest: Plan | None = None
+    devices: int | None = None
+    with_more_host: Plan | None = None
+
+
+def search(subject: Subject) -> Found:
+    """Plan the user's setting and all candidates, and choose."""
+    plans = [plan_setting(subject, config) for config in candidates(subject.config, subject.cluster)]
+    own = own_plan(subject)
+    fitting = [plan for plan in plans if plan.fits]
+    if not fitting and not own.fits:
+        return _nothing_fits(own, plans)
+    best, least = own, own.bytes_per_parameter
+    if not own.fits:
+        least = min(least, max(plan.bytes_per_parameter for plan in fitting))
+        best = _fastest([plan for plan in fitting if plan.bytes_per_parameter >= least])
+    faster = _fastest([plan for plan in fitting if plan.bytes_per_parameter >= best.bytes_per_parameter]) or best
+    faster = faster if faster.rate >= WORTH_IT * best.rate else None
+    lighter = None
+    fewer = {plan.bytes_per_parameter for plan in fitting if plan.bytes_per_parameter < best.bytes_per_parameter}
+    for size in sorted(fewer, reverse=True):
+        candidate = _fastest([plan for plan in fitting if plan.bytes_per_parameter == size])
+        if candidate.rate >= WORTH_THE_PRECISION * (faster or best).rate:
+            lighter = candidate
+            break
+    return Found(own, plans, best, faster, lighter)
+
+
+def candidates(config: Config, cluster: Cluster) -> list[Config]:
+    """The user's config first, then every other combination that differs on this cluster."""
+    own, on_cuda = config.sharding, cluster.device.kind == "cuda"
+    differs = {"full": True, "hybrid": cluster.nodes > 1}  # from `full` on this cluster
+    found = [config]
+    for strategy in STRATEGIES:
+        if strategy != own.strategy and not differs.get(strategy, cluster.devices > 1):
+            continue
+        for offload in (False, True) if on_cuda else (own.cpu_offload,):
+            sharding = dataclasses.replace(
+                own,
+                strategy=strategy,
+                cpu_offload=offload,
+                shard_size=own.shard_size if strategy == "hybrid" else None,
+                reduce_dtype="fp32" if strategy in ("hybrid", "none") else own.reduce_dtype,
+            )
+            for memory in MEMORIES:
+                optimizer = dataclasses.replace(config.optimizer, memory=memory)
+                for mode, every in CHECKPOINTING:
+                    model = dataclasses.replace(config.model, activation_checkpointing=mode, checkpoint_every=every)
+                    other = dataclasses.replace(config, model=model, optimizer=optimizer, sharding=sharding)
+                    if other != config and (on_cuda or mode != "offload"):
+                        found.append(other)
+    return found
+
+
+def _fastest(plans: Iterable[Plan]) -> Plan:
+    """Of the plans that are as fast as the fastest, the one that needs the least memory, with the best micro-batch.
+
+    A larger micro-batch gains the more, the more each one copies and gathers. So one setting of every kind of checkpointing
+    and offload is tried with larger ones, and not only those that are fast with the user's.
+    """
+    of_kind: dict[tuple, Plan] = {}
+    for plan in sorted(plans, key=lambda plan: plan.rate):
+        model = plan.config.model
+        of_kind[model.activation_checkpointing, model.checkpoint_every, plan.layout.offloads] = plan
+    larger = [_with_larger_rows(plan) for plan in of_kind.values()]
+    enough = AS_FAST * max(plan.rate for plan in larger)
+    return min((plan for plan in larger if plan.rate >= enough), key=lambda plan: plan.memory.total)
+
+
+def _with_larger_rows(plan: Plan) -> Plan:
+    """With a larger micro-batch if that is faster: fewer micro-batches gather the parameters less often."""
+    best, cluster, config, rows = plan, plan.cluster, plan.config, plan.config.batch.rows
+    at_most = min(plan.largest_rows, largest_useful(config, cluster.devices))
+    while max(step.micro_batches for step in plan.subject.workload_of(rows).steps) > 1:
+        more = [larger for larger in range(rows + 1, at_most + 1) if _is_accepted(config, larger, cluster)]
+        if not more:
+            break
+        rows = next((larger for larger in more if larger >= 2 * rows), more[-1])
+        larger = Plan(plan.subject, with_rows(config, rows), plan.largest_rows)
+        if larger.rate >= WORTH_IT * best.rate:
+            best = larger
+    return best
+
+
+def _nothing_fits(own: Plan, plans: list[Plan]) -> Found:
+    """What comes closest to fitting, with the user's bytes per parameter or more."""
+    kept = [plan for plan in plans if plan.bytes_per_parameter >= own.bytes_per_parameter]
+    closest = min(kept, key=lambda plan: (not plan.fits_host, plan.memory.total))
+    on_device = [plan for plan in kept if plan.fits_device]
+    more_host = min(on_device, key=lambda plan: sum(plan.host.values()), default=None)
+    worst = closest.workload.worst
+    for factor in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
+        cluster = _larger(own.cluster, factor)
+        # The same micro-batch: what more devices change is the part of the model that each one holds.
+        subject = dataclasses.replace(
+            own.subject, cluster=cluster, workload_of=lambda rows: Workload(1, [], worst, True)
+        )
+        if any(Plan(subject, plan.config).fits for plan in kept):
+            return Found(own, plans, nearest=closest, devices=cluster.devices, with_more_host=more_host)
+    return Found(own, plans, nearest=closest, with_more_host=more_host)
+
+
+def _larger(cluster: Cluster, factor: int) -> Cluster:
+    """So many times as many devices: nodes of up to 8 of them, then more nodes."""
+    devices = factor * cluster.devices
+    per_node = cluster.per_node if cluster.nodes > 1 or cluster.per_node >= 8 else min(8, devices)
+    nodes = -(-devices // per_node)
+    return dataclasses.replace(cluster, devices=nodes * per_node, nodes=nodes)
+
+
+# ---- A plan beside a run -------------------------------------------------------------------------------------------------
+
+
+def plan_of_run(config: Config, run: Path) -> Plan:
+    """The plan of a config on the machine of the run's last start, as its config.json records it. Raises UserError."""
+    try:
+        record = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        ranks, devices = record["world_size"], record["devices"]
+        nodes, name = len({one["host"] for one in devices}), devices[0]["device"]
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(
+            f"{run}/config.json says nothing of the run's machine ({error}); give a run of train.py"
+        ) from None
+    if name.startswith("cpu"):
+        config, here = this_machine(config)
+        device = dataclasses.replace(here.device, flops=here.device.flops * here.devices / ranks)
+        return plan_of(config, dataclasses.replace(here, device=device, devices=ranks))
+    return plan_of(config, cluster_of(ranks, nodes, name))
+
+
+def measured(run: Path) -> dict[str, float]:
+    """steps, tokens per second and GiB of rank 0's peak, by the rows of a run's metrics.jsonl. Raises UserError.
+
+    The first row of the run is left out: it holds what happens only once.
+    """
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [row for row in map(json.loads, lines) if "train/tokens_per_second" in row]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run}/metrics.jsonl cannot be read ({error}); give the directory of a run") from None
+    if len(rows) < 2:
+        raise UserError(f"{run}/metrics.jsonl has {len(rows)} rows of steps; the comparison needs two or more")
+    tokens = [after["train/tokens"] - before["train/tokens"] for before, after in zip(rows, rows[1:], strict=False)]
+    seconds = [count / row["train/tokens_per_second"] for count, row in zip(tokens, rows[1:], strict=True)]
+    return {
+        "steps": rows[-1]["step"] - rows[0]["step"],
+        "tokens_per_second": sum(tokens) / sum(seconds),
+        "memory_gib": max(row["train/memory_gib"] for row in rows),
+    }

@@ -1,0 +1,322 @@
+"""The time of a step on a named machine, as a range: a roofline of products, memory traffic and communication.
+
+    products         matrix products of the layers and the head, at a share of the peak that grows with the micro-batch
+    attention        FLOPs within documents, at the share of the peak that its kernel reaches
+    memory           norms, activations, RoPE, residuals, softmax of the head, FSDP's casts and copies
+    communication    what of the all-gathers and reductions the computation does not hide
+    optimizer        norm of the gradients and AdamW
+    offload          copies to and from the host, and AdamW there
+    balance          waiting for the slowest rank
+    host             Python, where it starts kernels more slowly than the device runs them
+
+Evaluations, saves, compilation and reading of data are not in it. docs/planning.md has its errors against published runs;
+tests/tools/published.py fits its constants to them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from common.dtypes import DTYPES
+from configs.config import Config
+from distributed.optimizer import parameter_dtype
+from model.loss import CHUNK_TOKENS
+from model.memory import ModelShape, gradient_itemsize, layout_of
+from tools.machines import Cluster
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """A few constants, the same for all models and machines of a kind."""
+
+    products: float  # share of `Device.sustained` that products of many tokens reach
+    attention: float  # share of `Device.attention` that its kernel reaches for long documents
+    bandwidth: float  # counted bytes over those that the memory could move; kernels move more than is counted
+    link: float  # share of a link's bandwidth that collectives reach
+    contention: float  # share of a hidden collective's time by which it slows the computation that hides it
+    host: float  # bytes/s of AdamW on the host, for the shard of one rank
+
+
+# kind of device -> slow, middle, fast. On CUDA attention, bandwidth, link and contention of the middle are fitted, and slow and fast
+# hold nine tenths of the fitted rows (tests/tools/published.py). Fast has the attention kernels of a newer generation. The host's
+# bandwidth is that of one core (torchrun sets OMP_NUM_THREADS=1), of three and of eight. On a CPU slow and fast hold what was
+# measured with AVX2, AVX512-BF16 and AMX, and the middle is not meant to be printed.
+ASSUMPTIONS = {
+    "cuda": (
+        Assumptions(0.90, 0.70, 0.42, 0.50, 0.50, 10e9),
+        Assumptions(1.00, 0.94, 0.56, 0.82, 0.32, 25e9),
+        Assumptions(1.05, 1.75, 0.80, 0.95, 0.10, 60e9),
+    ),
+    "cpu": (
+        Assumptions(0.45, 1.0, 0.30, 0.6, 0.0, 0.0),
+        Assumptions(0.85, 1.0, 0.75, 0.8, 0.0, 0.0),
+        Assumptions(1.00, 1.0, 1.00, 1.0, 0.0, 0.0),
+    ),
+}
+BLOCK = 128  # tokens: of the blocks of pairs on the diagonal flash attention computes both halves
+FP32_ON_CUDA = 1 / 16  # FLOP/s in fp32 over those in bf16, of an A100 or H100 without TF32; data sheets
+BACKWARD_ATTENTION = 2.5  # flash attention recomputes the scores: 5 products in backward, 2 in forward
+CPU_PAIR_BYTES = 144  # per pair and head: on a CPU attention writes its scores to memory, as measured on an EPYC
+# Seconds in which Python starts forward and backward of a layer: about 150 kernels of 5 us, and FSDP's hooks.
+HOST_PER_LAYER = 1.5e-3
+# Seconds that a collective takes for each further node of its ring (fitted: with it runs on 128 to 512 GPUs are as slow as
+# published, so it also stands for waiting), and inside of a node (what NCCL's tests print for small messages).
+NODE_LATENCY, LOCAL_LATENCY = 120e-6, 20e-6
+GLOO_REDUCES_AT = 0.5  # gloo adds on the processor: 0.77 GB/s where it gathers 1.47 GB/s
+# Bytes per logit in model/loss.py: written (2), cast to fp32 (2 + 4), log_softmax (8), exp (8), cast back (4 + 2), read by two
+# products (4).
+LOGIT_BYTES = 34
+# torch.utils.checkpoint around a layer leaves nothing to torch.compile; checkpointing the compiled layer would.
+COMPILES_CHECKPOINTED_LAYERS = False
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """One step over all ranks."""
+
+    step: int  # 0-based
+    tokens: int
+    targets: float
+    flops: float  # that are necessary (model.flops.step_flops)
+    micro_batches: int  # of each rank
+    balance: float  # share of the time in which a mean rank computes (data.dealing.balance)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """low and high bound of the tokens per second and device, and the hours of the whole run that follow from them."""
+
+    tokens_per_second: tuple[float, float]  # of one device, low and high
+    hours: tuple[float, float]  # of the run, short and long
+    parts: dict[str, float]  # seconds of a mean step: compute, memory traffic, communication in the open, ...
+    middle: float  # tokens per second and device in `sum(parts)` seconds
+
+
+def expected_speed(
+    shape: ModelShape, config: Config, cluster: Cluster, steps: Sequence[StepWork], total_steps: int
+) -> Speed:
+    """The speed of a run of `total_steps` steps, of which `steps` are a sample."""
+    mean_tokens = sum(step.tokens for step in steps) / len(steps) / cluster.devices
+    slow, middle, fast = (
+        _mean_parts(shape, config, cluster, steps, assumptions) for assumptions in ASSUMPTIONS[cluster.device.kind]
+    )
+    slow_seconds, fast_seconds = sum(slow.values()), sum(fast.values())
+    hours = total_steps / 3600
+    return Speed(
+        tokens_per_second=(mean_tokens / slow_seconds, mean_tokens / fast_seconds),
+        hours=(hours * fast_seconds, hours * slow_seconds),
+        parts=middle,
+        middle=mean_tokens / sum(middle.values()),
+    )
+
+
+def layer_elements(config: PretrainedConfig, is_compiled: bool) -> float:
+    """Elements per token that the forward of a decoder layer reads and writes outside of its products.
+
+    Eager: two norms that compute in fp32 (16 each, in elements of bf16), two residual additions (3 each), RoPE (10 for
+    each element of queries and keys), attention (1 each), SiLU and gate (5 for each intermediate element). Compiled: each
+    group reads its inputs and writes its outputs once.
+    """
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    keys = (getattr(config, "num_key_value_heads", None) or heads) * head_dim
+    intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    rotated, attention = heads * head_dim + keys, 2 * heads * head_dim + 2 * keys
+    if is_compiled:
+        return 8 * config.hidden_size + 2 * rotated + attention + 3 * intermediate
+    return (2 * 16 + 2 * 3) * config.hidden_size + 10 * rotated + attention + 5 * intermediate
+
+
+def _mean_parts(
+    shape: ModelShape, config: Config, cluster: Cluster, steps: Sequence[StepWork], assumptions: Assumptions
+) -> dict[str, float]:
+    """Seconds of each part of a mean step."""
+    run = _Run(shape, config, cluster, assumptions)
+    parts = [run.parts(step) for step in steps]
+    return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
+
+
+def _state_bytes(config: Config) -> tuple[int, int, int]:
+    """Bytes of a parameter, its gradient, and its two moments, all of them N of `optimizer.memory`."""
+    memory = config.optimizer.memory
+    weight, gradient = parameter_dtype(memory).itemsize, gradient_itemsize(memory)
+    return weight, gradient, int(memory.removesuffix("N")) - weight - gradient
+
+
+class _Run:
+    """One run under one set of assumptions."""
+
+    def __init__(self, shape: ModelShape, config: Config, cluster: Cluster, assumptions: Assumptions) -> None:
+        self.shape, self.config, self.cluster, self.assumptions = shape, config, cluster, assumptions
+        self.device, self.is_cuda = cluster.device, cluster.device.kind == "cuda"
+        self.bandwidth = self.device.bandwidth * assumptions.bandwidth
+        self.itemsize = DTYPES[config.model.compute_dtype].itemsize
+        self.reduced = DTYPES[config.sharding.reduce_dtype].itemsize
+        layout = layout_of(config, cluster.devices, cluster.per_node, self.device.kind)
+        self.shards, self.is_gathered_once = layout.shards, layout.keeps_gathered  # in a step
+        self.parameters, self.trained = shape.num_parameters, shape.num_trained
+        self.local = self.trained / self.shards
+        mode, layers = config.model.activation_checkpointing, len(shape.layers)
+        share = 0.0 if mode == "none" else math.ceil(layers / config.model.checkpoint_every) / layers
+        self.repeated = share  # of what is elementwise
+        self.recomputed = 0.0 if mode == "selective" else share  # of products and attention
+        self.kept_on_host = share * layers if mode == "offload" else 0.0  # layers
+        self.is_compiled = config.model.compile and (mode == "none" or COMPILES_CHECKPOINTED_LAYERS)
+        # Gathers of the model by a micro-batch: an untied embedding and head are gathered once, the rest also for backward.
+        once = sum(unit.num_parameters for unit in shape.extra) / self.parameters
+        self.gathers = 1.0 if self.is_gathered_once else 2 - once
+        # Seconds of one gather of all parameters, and of one reduction of all gradients among the ranks of a copy and, as a
+        # reduce-scatter and an all-gather of what each rank holds, among the copies.
+        slower = 1.0 if self.is_cuda else 1 / GLOO_REDUCES_AT
+        self.gather = self._ring(self.parameters * self.itemsize, inner=True)
+        self.reduce = self._ring(self.trained * self.reduced, inner=True) * slower
+        self.all_reduce = self._ring(self.local * self.reduced, inner=False) * (1 + slower)
+        # Shares of the first gather and of the last reduction, which nothing hides. LoRA trains no vocabulary.
+        vocabulary, layer = shape.extra[0] if shape.extra else shape.root, shape.layers[0]
+        self.first = (vocabulary.num_parameters + layer.num_parameters) / self.parameters
+        self.last = (vocabulary.num_trained or layer.num_trained) / self.trained
+
+    def _ring(self, size: float, inner: bool) -> float:
+        """Seconds in which rings gather or reduce `size` bytes, one collective for each unit of the model.
+
+        (n - 1) / n of a tensor passes each link (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md), and
+        the slowest link counts: NVLink or PCIe inside of a node, all of a node's cards together between nodes, because
+        NCCL makes a ring for each of them. inner: among the ranks of one copy of the model, else among the copies.
+        """
+        cluster, copies = self.cluster, self.cluster.devices // self.shards
+        ranks = self.shards if inner else copies
+        if ranks == 1:
+            return 0.0
+        nodes = -(-self.shards // cluster.per_node) if inner else min(copies, cluster.nodes)
+        sharing = 1 if inner else min(self.shards, cluster.per_node)  # rings that share a node's network
+        bandwidth = self.device.link if nodes == 1 else min(self.device.link, cluster.network / sharing)
+        latency = (len(self.shape.layers) + len(self.shape.extra) + 1) * (LOCAL_LATENCY + NODE_LATENCY * (nodes - 1))
+        return size * (ranks - 1) / ranks / (bandwidth * self.assumptions.link) + latency
+
+    def parts(self, step: StepWork) -> dict[str, float]:
+        """Seconds of each part of a step."""
+        count, work, model = step.micro_batches, self.shape.work, self.shape.config
+        rows = self.cluster.devices * count
+        tokens, targets = max(step.tokens, 1) / rows, step.targets / rows
+        layers, head = work.per_token * tokens, work.per_target * targets
+        pairs = self._attention(max(0.0, step.flops / rows - layers - head), tokens)
+        rate = self._products_rate(tokens)
+        # LoRA's adapters are scaled (2 elements of each output), then added (3).
+        elements = layer_elements(model, self.is_compiled) * len(self.shape.layers) + 5 * self.shape.adapter_outputs
+        moved = elements * self.itemsize * tokens / self.bandwidth
+        # For each chunk of targets a part of the head's gradient is written (2) and added in fp32 (10).
+        chunk = 0 if self.shape.frozen_itemsize else 12 * model.hidden_size / CHUNK_TOKENS
+        logits = (LOGIT_BYTES + chunk) * self.shape.num_tokens * targets / self.bandwidth
+        # The head computes its gradients in forward. Backward of what is elementwise reads what was kept and the gradients,
+        # and writes gradients.
+        forward = (layers * work.forward + head) / rate, pairs, moved + logits
+        backward = (
+            layers * (1 - work.forward * (1 - self.recomputed)) / rate,
+            pairs * (BACKWARD_ATTENTION + self.recomputed),
+            moved * (2 + self.repeated),
+        )
+        products, attention, memory = (count * (a + b) for a, b in zip(forward, backward, strict=True))
+        memory += self._copies(count)
+        compute = products + attention + memory
+        communication = self._communication(count, sum(forward), sum(backward))
+        # Python waits for neither, so it delays only what both leave idle.
+        host = count * HOST_PER_LAYER * len(self.shape.layers) if self.is_cuda else 0.0
+        updates_on_host = self.config.sharding.cpu_offload and self.is_cuda
+        return {
+            "products": products,
+            "attention": attention,
+            "memory": memory,
+            "communication": communication,
+            "optimizer": 0.0 if updates_on_host else self.local * self._optimizer_bytes() / self.bandwidth,
+            "offload": self._offload(step) if self.is_cuda else 0.0,
+            "balance": compute * (1 / step.balance - 1),
+            "host": max(0.0, host - compute - communication),
+        }
+
+    def _products_rate(self, tokens: float) -> float:
+        """FLOP/s of the products of a micro-batch of so many tokens."""
+        peak = self.device.flops * self.device.sustained
+        if self.is_cuda and self.config.model.compute_dtype == "fp32":
+            peak *= FP32_ON_CUDA
+        rate = peak * self.assumptions.products
+        return rate * tokens / (tokens + rate / self.bandwidth)  # the products read their weights, too
+
+    def _attention(self, flops: float, tokens: float) -> float:
+        """Seconds of attention's forward in a micro-batch. flops: of forward and backward, as counted."""
+        work, peak = self.shape.work, self.device.flops
+        if not flops:
+            return 0.0
+        if not self.is_cuda:
+            pairs = flops / work.per_pair * self.shape.config.num_attention_heads
+            return (flops / peak + pairs * CPU_PAIR_BYTES / self.bandwidth) / (1 + BACKWARD_ATTENTION)
+        layers = sum(count for _, count in work.windows)
+        length = 2 * flops / (work.per_pair * layers * tokens)  # of documents, as the pairs of a token say
+        kernel = min(self.device.attention * self.assumptions.attention, self.device.sustained)
+        return flops / 3 * (1 + BLOCK / length) / (peak * kernel)
+
+    def _copies(self, count: int) -> float:
+        """Seconds of FSDP's casts and copies in a step of `count` micro-batches.
+
+        A gather casts this rank's shard to the compute dtype and copies the gathered tensors out of a buffer. A gradient is
+        copied into the buffer of its reduction and added to the shard's gradient. A single CPU rank reduces in place. Frozen
+        parameters have the compute dtype already.
+        """
+        size, (weight, _, _) = self.itemsize, _state_bytes(self.config)
+        copied_out = 2 * size if self.shards > 1 else 0
+        gather = self.parameters * (2 * size / self.shards + copied_out) + self.trained * (weight - size) / self.shards
+        in_buffer = size + self.reduced if self.cluster.devices > 1 or self.is_cuda else 0
+        gradient = self.trained * (in_buffer + 3 * self.reduced / self.shards)
+        return (self._gathers_of_step(count) * gather + count * gradient) / self.bandwidth
+
+    def _gathers_of_step(self, count: int) -> float:
+        """How often a step of `count` micro-batches gathers the model."""
+        return self.gathers * (1 if self.is_gathered_once else count)
+
+    def _communication(self, count: int, forward: float, backward: float) -> float:
+        """Seconds by which collectives delay a step. forward, backward: of computation in a micro-batch."""
+        again = not self.is_gathered_once
+        if count == 1:
+            return self._exposed(forward, backward, gathers=True, last=True)
+        first = self._exposed(forward, backward, gathers=True, last=False)
+        middle = self._exposed(forward, backward, gathers=again, last=False)
+        return first + (count - 2) * middle + self._exposed(forward, backward, gathers=again, last=True)
+
+    def _exposed(self, forward: float, backward: float, gathers: bool, last: bool) -> float:
+        """Of one micro-batch. gathers: it gathers the parameters; last: of the step."""
+        ahead = self.gather if gathers else 0.0
+        behind = self.reduce + ahead * (self.gathers - 1) + self.all_reduce * last
+        if not self.is_cuda:
+            return ahead + behind  # gloo runs on the processors that compute
+        reduced = self.reduce + self.all_reduce if last or not self.all_reduce else 0.0
+        open_ends = ahead * self.first + reduced * self.last
+        hidden = min(ahead, forward) + min(behind, backward)
+        excess = max(0.0, ahead - forward) + max(0.0, behind - backward)
+        return max(excess, min(open_ends, ahead + behind)) + self.assumptions.contention * hidden
+
+    def _optimizer_bytes(self) -> float:
+        """Bytes per local parameter of one update: norm of the gradients, then AdamW, which reads and writes weight and moments.
+
+        Other memories than 16N convert what is not fp32 in buffers: 4 bytes are written and read before and after.
+        """
+        weight, gradient, moments = _state_bytes(self.config)
+        converted = (weight < 4) * 2 + (gradient < 4) + 2 * (moments < 8) * 2
+        ewc = self.config.ewc
+        penalty = 2 * DTYPES[ewc.dtype].itemsize + weight + 2 * gradient if ewc.strength else 0
+        return 2 * weight + 2 * gradient + 2 * moments + 8 * converted + penalty
+
+    def _offload(self, step: StepWork) -> float:
+        """Seconds of copies over the link to the host, and of AdamW there."""
+        count, seconds, shape = step.micro_batches, 0.0, self.shape
+        if self.config.sharding.cpu_offload:
+            weight, gradient, _ = _state_bytes(self.config)
+            frozen = (self.parameters - self.trained) / self.shards * shape.frozen_itemsize
+            copied = self._gathers_of_step(count) * (self.local * weight + frozen) + count * self.local * gradient
+            added = self.local * 3 * gradient * (count - 1)  # the gradients of several micro-batches, on the host
+            host = self.local * self._optimizer_bytes() + added
+            seconds += copied / self.device.host_link + host / self.assumptions.host
+        if self.kept_on_host:
+            size = step.tokens / self.cluster.devices * shape.config.hidden_size * self.itemsize
+            seconds += 2 * size * self.kept_on_host / self.device.host_link  # there and back
+        return seconds
