@@ -171,12 +171,10 @@ class _ChunkedSum(torch.autograd.Function):
             for first in range(0, len(rows), LOSS_TOKENS):
                 part = product[first : first + LOSS_TOKENS]
                 targets = slice(start + first, start + first + len(part))
-                losses, grad = _losses(part, targets, batch, token_losses, settings, needs_grad)
+                losses = _losses(part, targets, batch, token_losses, settings, needs_grad)
                 loss += losses.sum()
                 if loss_sums is not None and batch.target_sources is not None:
                     loss_sums.add_by_source(losses, batch.target_sources[targets])
-                if grad is not None:
-                    part.copy_(grad)  # from here on the product is the gradient of the product
             if not needs_grad:
                 continue
             grad_hidden[start : start + len(rows)] = product @ tokens
@@ -184,6 +182,8 @@ class _ChunkedSum(torch.autograd.Function):
                 of_rows = product.T @ rows
                 # Chunks are added in fp32, because bf16 would lose the small ones.
                 grad_weight = of_rows if grad_weight is None else grad_weight.float().add_(of_rows)
+                del of_rows
+            del product, part  # else they would live until the next chunk has made its own
         if needs_grad:
             ctx.gradients = grad_hidden, None if grad_weight is None else _padded(grad_weight, weight)
         return loss
@@ -203,8 +203,8 @@ def _losses(
     token_losses: TokenLosses,
     settings: HeadSettings,
     needs_grad: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(weighted losses fp32 `(targets,)`, their sum's gradient with respect to `product` in fp32 if it is needed)."""
+) -> torch.Tensor:
+    """The weighted losses, fp32 `(targets,)`. If `needs_grad`, `product` becomes the gradient of their sum."""
     with torch.set_grad_enabled(needs_grad):
         leaf = product.detach().float().requires_grad_(needs_grad)
         losses = token_losses(settings.logits(leaf), batch.target_ids[targets])
@@ -215,8 +215,9 @@ def _losses(
             )
         if batch.target_weights is not None:
             losses = losses * batch.target_weights.values[targets]
-        grad = torch.autograd.grad(losses.sum(), leaf)[0] if needs_grad else None
-    return losses.detach(), grad
+        if needs_grad:
+            product.copy_(torch.autograd.grad(losses.sum(), leaf)[0])
+    return losses.detach()
 
 
 def _padded(grad_weight: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
