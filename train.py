@@ -4,7 +4,7 @@
     torchrun --nproc_per_node=2 train.py configs/quickstart.py optimizer.learning_rate=1e-4 run.name=trial
     python train.py configs/quickstart.py
     python train.py configs/quickstart.py --dry-run    # print the plan, its memory and its time, and end
-    python train.py configs/quickstart.py --check      # prove the run before it is paid for (docs/preflight.md)
+    python train.py configs/quickstart.py --check      # prove the run before it is paid for (docs/check.md)
 
 All weights are trained. Parameters, gradients and optimizer state are sharded over the ranks (FSDP2). configs/config.py
 has all settings of a run. A run writes to runs/<name>/; started again, it continues from its last checkpoint.
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 # Another program answers these, in place of this one, before anything heavy is imported.
-INSTEAD = {"--dry-run": ("plan.py", "--here")}
+INSTEAD = {"--dry-run": ("plan.py", "--here"), "--check": ("check.py", "--train", __file__)}
 if __name__ == "__main__":
     for option in [option for option in INSTEAD if option in sys.argv[1:]]:
         script, *options = INSTEAD[option]
@@ -68,7 +68,6 @@ from model.lora import build_to_train, init_adapters
 from model.loss import LossSums, chunked
 from model.rope import check_length
 from model.vocabulary.rows import first_new_row
-from preflight.start import check_run
 from training.answers import Answers, start_answers
 from training.best import judge_best_again
 from training.chat_settings import settle_chat_settings
@@ -152,8 +151,6 @@ def main() -> int:
     say = print if is_first else lambda text: None
     command = read_command_line(__doc__, world_size, say)
     check_sinks(command.config.run.log_to if is_first else ())
-    if command.check:
-        return check_run(command, world_size)
     config = command.config
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)

@@ -5,6 +5,9 @@ from pathlib import Path
 from tests.processes import ROOT
 
 BACKWARD = "(loss_sum / num_targets).backward()"
+STEP = "        optimizer.step()\n"
+RATE = 'group["lr"], group["noise_step"] = rate, progress.step'
+MAKE = "make_optimizer(parameters, config.optimizer, config.run.seed)"
 # Name -> (what a user replaces in train.py, by what).
 EDITS = {
     "micro-batches averaged": (
@@ -16,11 +19,6 @@ EDITS = {
         "            before_micro_batch(model",
         "            if is_last:\n                break\n            before_micro_batch(model",
     ),
-    "leak in the loop": (
-        "loss_sum = model(micro_batch.to(ranks.device), loss_sums)",
-        "micro_batch = one_document(micro_batch)\n            "
-        "loss_sum = model(micro_batch.to(ranks.device), loss_sums)",
-    ),
     "optimizer not restored": (
         "load_checkpoint(resume_from, parameters, optimizer, ranks)",
         "load_checkpoint(resume_from, parameters, None, ranks)",
@@ -30,10 +28,26 @@ EDITS = {
         "for deal in (inputs.deal(step * ranks.world_size % 4) for step in range(first_step, total_steps)):",
     ),
     "not clipped": ("(grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0)", "torch.ones(())"),
-    "nothing is trained": ("        optimizer.step()\n", "        pass\n"),
+    "ranks averaged": (BACKWARD, "(loss_sum / num_targets / ranks.world_size).backward()"),
+    "vectors not updated": (RATE, RATE.replace("rate,", 'rate * (group["params"][0].dim() >= 2),')),
+    "dropout before the head": ("    model.train()\n", "    model.train()\n    add_dropout(model)\n"),
+    "doubled rate": (RATE, RATE.replace("rate,", "2 * rate,")),
+    "no weight decay": (
+        MAKE,
+        MAKE.replace("config.optimizer,", "dataclasses.replace(config.optimizer, weight_decay=0.0),"),
+    ),
+    "other betas": (
+        MAKE,
+        MAKE.replace("config.optimizer,", "dataclasses.replace(config.optimizer, betas=(0.9, 0.999)),"),
+    ),
+    "gradient of a layer lost": (
+        STEP,
+        f'        parameters["model.layers.1.mlp.down_proj.weight"].grad.zero_()\n{STEP}',
+    ),
+    "export of other weights": ('        ranks.watch.at("the export")\n', "        round_to_bf16(parameters)\n"),
 }
 # At the end of every copy: small matrices to measure the peak, one thread, and what the edits call.
-END = '''
+END = """
 import dataclasses
 import model.flops
 
@@ -43,15 +57,19 @@ torch.set_num_threads(1)
 torch.set_num_threads = lambda count: None
 
 
-def one_document(micro_batch: MicroBatch) -> MicroBatch:
-    """As if all documents of a row were one."""
-    total = sum(micro_batch.document_lengths)
-    cu_seq_lens = torch.tensor([0, total], dtype=torch.int32)
-    return dataclasses.replace(micro_batch, document_lengths=(total,), cu_seq_lens=cu_seq_lens)
+def add_dropout(model: torch.nn.Module) -> None:
+    hidden = model.hidden_states
+    model.hidden_states = lambda batch: torch.nn.functional.dropout(hidden(batch), 0.1)
+
+
+def round_to_bf16(parameters: dict) -> None:
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.copy_(parameter.bfloat16())
 
 
 if __name__ == "__main__":
-'''
+"""
 
 
 def write_train(folder: Path, fault: str | None = None) -> Path:

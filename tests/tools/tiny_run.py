@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Source
-from preflight.read import RunInputs, read_run
 from tests.tiny import write_chat_file, write_tiny_model
+from tools.check_data import RunInputs
+from tools.check_step import read_run
 
 
 def write_examples(path: Path, examples: list[tuple[str, str]], **keys: object) -> str:
@@ -43,7 +44,7 @@ def tiny_config(tmp_path: Path, data: dict | None = None, optimizer: dict | None
 
 def read(config: Config, ranks: int = 1) -> RunInputs:
     """The run of a config."""
-    return read_run(config, ranks, torch.device("cpu"), lambda text: None)
+    return read_run(config, ranks, torch.device("cpu"))
 
 
 def with_mix(config: Config, path: str, share: float = 0.2) -> Config:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from preflight.data import check_data
-from preflight.result import FAILS, OK, SKIPPED, WARNING, Result
-from tests.preflight.tiny_run import read, tiny_config, with_mix, write_examples
 from tests.tiny import CHATML, WORDS, write_chat_file
+from tests.tools.tiny_run import read, tiny_config, with_mix, write_examples
+from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result, check_data
 
 
 def results(config, ranks: int = 1) -> dict[str, Result]:
@@ -27,7 +26,14 @@ def test_sound_data_pass_every_check(tmp_path) -> None:
     lines = found["examples"].figures["lines"]
     assert len(lines) == 3 and all("<|im_start|>assistant⏎⟦" in line and line.endswith("<|im_end|>⟧") for line in lines)
     assert found["prompt"].figures == {"examples": 20, "different": 0}
-    assert found["EOS"].figures == {"examples": 20, "without_end": 0, "truncated": 0, "stop_ids": [2]}
+    ends = {
+        "documents": 27,
+        "answers": 27,
+        "without_end": 0,
+        "cut": 0,
+        "stop_ids": [2],
+    }  # with the other source
+    assert found["EOS"].figures == ends
     assert found["validation"].figures == {"validation": 6, "shared": 0}
     assert found["targets"].figures["steps"] == 8
 
@@ -64,18 +70,43 @@ def test_targets_that_begin_late_are_another_prompt(tmp_path, monkeypatch) -> No
     assert found["prompt"].status == FAILS and found["prompt"].figures == {"examples": 20, "different": 20}
 
 
-def test_targets_that_end_early_do_not_teach_the_end(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("last", [True, False])
+def test_an_end_that_is_not_trained_in_some_examples_fails(tmp_path, monkeypatch, last) -> None:
+    """In one of twenty chats of two answers, the last or the first answer loses its end token as a target."""
     from data.encoding import ExampleEncoder, Span
 
-    exact = ExampleEncoder._sequence
+    exact, calls = ExampleEncoder._sequence, []
 
     def early(self, text, encoding, is_chat):
         encoded = exact(self, text, encoding, is_chat)
-        return type(encoded)(encoded.ids, tuple(Span(s.start, s.end - 1, s.weight) for s in encoded.spans))
+        if "question 7 " not in text.text:
+            return encoded
+        calls.append(len(encoded.spans))
+        cut = len(encoded.spans) - 1 if last else 0
+        spans = (Span(s.start, s.end - (i == cut), s.weight) for i, s in enumerate(encoded.spans))
+        return type(encoded)(encoded.ids, tuple(spans))
 
     monkeypatch.setattr(ExampleEncoder, "_sequence", early)
-    found = results(tiny_config(tmp_path))
-    assert found["EOS"].status == FAILS and found["EOS"].figures["without_end"] == 20
+    turns = [
+        {
+            "messages": [
+                {"role": role, "content": f"{words} {i} "}
+                for words, role in (
+                    ("question", "user"),
+                    ("the bank", "assistant"),
+                    ("and", "user"),
+                    ("the ratio", "assistant"),
+                )
+            ]
+        }
+        for i in range(20)
+    ]
+    file = tmp_path / "turns.jsonl"
+    file.write_text("".join(json.dumps(turn) + "\n" for turn in turns))
+    found = results(tiny_config(tmp_path, {"train": (str(file),)}))
+    assert set(calls) == {2}
+    assert found["EOS"].status == FAILS and found["EOS"].figures["without_end"] == 1
+    assert found["EOS"].figures["answers"] == 40 and "is no target" in found["EOS"].text
 
 
 def test_bos_twice_fails(tmp_path) -> None:
@@ -128,7 +159,7 @@ def test_lost_examples_are_counted(tmp_path, too_long, key) -> None:
     found = results(tiny_config(tmp_path, data))
     assert found["lost"].status == WARNING and found["lost"].figures["data.train"] == {"read": 20, key: 10}
     assert found["EOS"].status == (WARNING if too_long == "truncate" else OK)
-    assert found["EOS"].figures["truncated"] == (10 if too_long == "truncate" else 0)
+    assert found["EOS"].figures["cut"] == (10 if too_long == "truncate" else 0)
 
 
 def test_more_than_half_of_the_answers_cut_off_fails(tmp_path) -> None:
@@ -136,7 +167,7 @@ def test_more_than_half_of_the_answers_cut_off_fails(tmp_path) -> None:
     train = (write_examples(tmp_path / "long.jsonl", pairs),)
     data = {"train": train, "validation": (), "sequence_length": 64, "too_long": "truncate"}
     found = results(tiny_config(tmp_path, data))
-    assert (found["EOS"].status, found["EOS"].figures["truncated"]) == (FAILS, 19)
+    assert (found["EOS"].status, found["EOS"].figures["cut"]) == (FAILS, 19)
     assert found["lost"].status == FAILS and "raise data.sequence_length" in found["lost"].text
 
 
@@ -177,4 +208,4 @@ def test_texts_have_no_prompt_and_end_with_eos(tmp_path) -> None:
     found = results(tiny_config(tmp_path, {"train": (str(file),), "validation": (), "sequence_length": 64}))
     statuses = {name: result.status for name, result in found.items()}
     assert statuses == dict.fromkeys(found, OK) | dict.fromkeys(("prompt", "validation", "validation prompts"), SKIPPED)
-    assert found["EOS"].figures["examples"] == 12 and found["EOS"].figures["truncated"] == 0
+    assert found["EOS"].figures["documents"] > 12 and found["EOS"].figures["cut"] == 0

@@ -1,0 +1,228 @@
+"""One rank of a check in a test: scripts/check.py, or parts of it with planted faults. Its children are forked.
+
+    check_worker.py PLAN.json
+
+PLAN.json: {"check": arguments of scripts/check.py}, {"checks": [arguments, ...], "parts": []} or {"parts": [...]}, see `PARTS`. Rank 0 writes the results of the parts to
+PLAN.results.json.
+"""
+
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import traceback
+import types
+from contextlib import suppress
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[2]
+
+
+class Forked:
+    """A child of `Zygote`, with what is used of subprocess.Popen."""
+
+    def __init__(self, pid: int, pipe: multiprocessing.connection.Connection) -> None:
+        self.pid, self.pipe, self.code = pid, pipe, None
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            self.pipe.send(("poll", self.pid))
+            self.code = self.pipe.recv()
+        return self.code
+
+
+class Zygote:
+    """A process with the libraries imported and one thread, which forks the children: the check itself has threads."""
+
+    def __init__(self) -> None:
+        self.pipe, other = multiprocessing.Pipe()
+        if os.fork() == 0:
+            self.pipe.close()
+            with suppress(EOFError):
+                serve(other)
+            os._exit(0)
+        other.close()
+
+    def start(self, command: list[str], environment: dict[str, str], output: Path) -> Forked:
+        self.pipe.send(("start", command, environment, str(output)))
+        return Forked(self.pipe.recv(), self.pipe)
+
+
+def serve(pipe: multiprocessing.connection.Connection) -> None:
+    while True:
+        what, *arguments = pipe.recv()
+        if what == "poll":
+            pid, status = os.waitpid(arguments[0], os.WNOHANG)
+            pipe.send(os.waitstatus_to_exitcode(status) if pid else None)
+            continue
+        ready, has_session = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.close(has_session)
+            code = 1
+            try:
+                become(*arguments)
+                code = 0
+            except SystemExit as error:
+                code = error.code if isinstance(error.code, int) else 0
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        os.close(has_session)
+        os.read(ready, 1)  # Popen, too, returns when the child can be killed by its group
+        os.close(ready)
+        pipe.send(pid)
+
+
+def become(command: list[str], environment: dict[str, str], output: str | None) -> None:
+    """Turn into `python COMMAND`."""
+    if output:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = list(command)
+    sys.path[:1] = [str(Path(command[0]).parent), str(root)]
+    run(Path(command[0]))
+
+
+def run(script: Path) -> None:
+    """Run a program as `__main__`."""
+    program = sys.modules["__main__"] = types.ModuleType("__main__")
+    program.__file__ = str(script)
+    exec(compile(script.read_bytes(), script, "exec"), program.__dict__)
+
+
+def main() -> None:
+    plan_file = Path(sys.argv[1])
+    plan = json.loads(plan_file.read_text())
+    if "folders" in plan:  # another working directory on each rank, as nodes without a shared file system have
+        os.chdir(plan["folders"][int(os.environ["RANK"])])
+    sys.path[0] = str(root)
+    import tools.check
+    import tools.check_step  # noqa: F401  what the children would import, each for itself
+    import train  # noqa: F401
+
+    zygote = Zygote()  # after the imports, which start no thread
+
+    import torch
+
+    torch.set_num_threads(1)
+    tools.check.start_process = zygote.start
+    if plan.get("alone"):
+        each_rank_is_a_node()
+    for arguments in plan.get("checks", ()):  # one after the other; a check ends its process
+        if os.fork() == 0:
+            become([str(root / "scripts" / "check.py"), *arguments], dict(os.environ), None)
+        print("exit code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+    if "check" in plan:
+        become([str(root / "scripts" / "check.py"), *plan["check"]], dict(os.environ), None)
+    from common.errors import run_script
+
+    run_script(lambda: parts(plan_file, plan))
+
+
+def each_rank_is_a_node() -> None:
+    """As on a node of its own, and without what would only take time."""
+    import tools.check
+    import training.owner
+
+    os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    look = training.owner.check_shared_directory
+    training.owner.check_shared_directory = functools.partial(look, wait_seconds=0.5)
+    tools.check.probe = lambda check: ([], None)
+    tools.check.devices = lambda check: []
+
+
+def parts(plan_file: Path, plan: dict) -> int:
+    """Do the parts one after the other in one process group; write what each has found."""
+    import torch
+
+    from configs.loading.config_file import load_config
+    from distributed.process_group import process_group
+    from tools.check import Check
+
+    found = {}
+    with process_group(2.0, torch.device("cpu")) as ranks:
+        for part in plan["parts"]:
+            file = part.get("config", plan["config"])
+            arguments = (file, *part.get("overrides", ()), f"run.name={part['name'].replace(' ', '-')}")
+            config = load_config(file, arguments[1:])
+            script = Path(part.get("script", "train.py"))
+            check = Check(config, script, arguments, ranks, lambda text: None)
+            found[part["name"]] = [vars(result) for result in PARTS[part["do"]](check, part)]
+            if ranks.rank == 0:
+                shutil.rmtree(check.scratch, ignore_errors=True)
+        if ranks.rank == 0:
+            plan_file.with_suffix(".results.json").write_text(json.dumps(found))
+    return 0
+
+
+def straight(check, part: dict) -> list:
+    """Three steps, and all lines about them."""
+    from tools.check import three_steps
+
+    reference = None
+    if "reference" in part:
+        reference = json.loads(Path(part["reference"], "step.json").read_text())["reference"]
+        if check.ranks.rank == 0:
+            check.scratch.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(part["reference"], "step.safetensors"), check.scratch)
+    return three_steps(check, reference)[0]
+
+
+def resumed(check, part: dict) -> list:
+    """The straight run, then the killed one."""
+    from tools.check import kill_and_resume
+
+    return [*straight(check, part), kill_and_resume(check, None)]
+
+
+def fewer(check, part: dict) -> list:
+    """The straight run, then on half of the ranks."""
+    from tools.check import fewer_ranks
+
+    return [*straight(check, part), fewer_ranks(check)]
+
+
+def small_disk(check, part: dict) -> list:
+    """A disk with so much room, for three checkpoints of 1 GiB and an export of 256 MiB."""
+    from tools.check import disk_room
+
+    usage = shutil.disk_usage
+    results = []
+    for free in part["free"]:
+        shutil.disk_usage = lambda path, free=free: usage(path)._replace(free=free)
+        found = disk_room(check.config, (2**30, 2**28, "measured"), check.ranks)
+        results.append(dataclasses.replace(found, name=f"{free / 2**30:g} GiB"))
+    shutil.disk_usage = usage
+    return results
+
+
+def other_code(check, part: dict) -> list:
+    """Rank 1 has another train.py."""
+    from tools.check import agreement
+
+    return [agreement(dataclasses.replace(check, script=Path(part["scripts"][check.ranks.rank])))]
+
+
+def one_fails(check, part: dict) -> list:
+    """The child of the last rank fails while the other would wait for ever: it is ended, and the line is that of the failure."""
+    import tools.check
+
+    tools.check.GRACE = 0.5
+    ended = tools.check.run_children(check, "fails", (part["script"],), check.ranks.world_size)
+    return [tools.check.Result("run", "one fails", "fails", ended.problem)]
+
+
+PARTS = {function.__name__: function for function in (straight, resumed, fewer, small_disk, other_code, one_fails)}
+
+if __name__ == "__main__":
+    main()

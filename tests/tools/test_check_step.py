@@ -1,0 +1,282 @@
+"""What the check's own process finds in sound models, and in planted faults of attention, weights, memory and precision."""
+
+import dataclasses
+import json
+import math
+import sys
+
+import pytest
+import torch
+from transformers import AttentionInterface, AutoModelForCausalLM
+
+from configs.config import Optimizer
+from data.batches import collate
+from data.tokens import load_tokenizer
+from model import packed_attention
+from model.architectures import read_model_config
+from model.language_model import build_on_meta, check_weights
+from model.packed_attention import DocumentLengths
+from tests.tiny import write_tiny_model
+from tests.tools.tiny_run import read, tiny_config, with_mix, write_examples
+from tools import check_step
+from tools.check import cut_model
+from tools.check_data import FAILS, OK, WARNING
+from tools.check_step import (
+    Reference,
+    Report,
+    check,
+    check_finite,
+    check_isolation,
+    check_movement,
+    compare_losses,
+    compute,
+    load_packed,
+    load_reference,
+    packed_losses,
+    sum_of_rates,
+    ulp,
+)
+
+
+def compared(run, packed=None, seconds: float = 60.0) -> tuple[Reference, check_step.Result]:
+    """The reference of a run, and the line that compares our losses with it."""
+    documents, losses = packed_losses(run, packed or load_packed(run))
+    reference = load_reference(run, documents)
+    assert reference is not None
+    compute(reference, seconds)
+    return reference, compare_losses(run, losses, reference)
+
+
+@pytest.fixture
+def attention():
+    """Registers another packed attention, and the real one again at the end."""
+    yield lambda function: AttentionInterface.register(packed_attention.NAME, function)
+    AttentionInterface.register(packed_attention.NAME, packed_attention.packed_attention)
+
+
+@pytest.mark.parametrize(
+    "family, dtype",
+    [("llama", "fp32"), ("gemma2", "fp32"), ("llama", "bf16"), ("granite", "bf16"), ("cohere2", "bf16")],
+)
+def test_a_sound_model_passes(tmp_path, family, dtype) -> None:
+    write_tiny_model(tmp_path / "model", family=family)
+    run = read(tiny_config(tmp_path, compute_dtype=dtype))
+    found = check_isolation(run, load_packed(run))
+    assert (found.status, found.figures["leak"], found.figures["later"]) == (OK, 0, 0), found.text
+    assert found.figures["moved"] > 0 and found.figures["documents"] == 4
+    _, result = compared(run)
+    assert result.status == OK, result.text
+    assert result.figures["documents"] == 6 and result.figures["largest_excess"] < (0.5 if dtype == "fp32" else 1)
+
+
+def merged(lengths: tuple[int, ...], first: int, last: int):
+    """Attention in which the documents first to last of a row of `lengths` documents are one."""
+
+    def attention(module, query, key, value, mask, scaling, documents, **kwargs):
+        found = list(documents.lengths)
+        if len(found) >= len(lengths):
+            found[first : last + 1] = [sum(found[first : last + 1])]
+        ends = torch.tensor([0, *found]).cumsum(0).int()
+        whole = DocumentLengths(tuple(found), ends)
+        return packed_attention.packed_attention(module, query, key, value, mask, scaling, whole, **kwargs)
+
+    return attention
+
+
+@pytest.mark.parametrize(
+    "first, last, words",
+    [(0, 3, "changing document"), (2, 3, "changing document 3 of 4 moves the logits of document 4")],
+)
+def test_documents_that_see_each_other_are_found(tmp_path, attention, first, last, words) -> None:
+    """All documents of a row, or only the last two of it."""
+    run = read(tiny_config(tmp_path))
+    attention(merged((1,) * 4, first, last))
+    result = check_isolation(run, load_packed(run))
+    assert result.status == FAILS and words in result.text and result.figures["leak"] > 0.01, result.text
+
+
+def test_a_leak_is_found_by_the_loss_too(tmp_path, attention) -> None:
+    run = read(tiny_config(tmp_path, compute_dtype="bf16"))
+    attention(merged((1, 1), 0, 1))
+    assert compared(run)[1].status == FAILS
+
+
+def test_attention_to_later_tokens_is_found(tmp_path, attention) -> None:
+    def both_ways(module, query, key, value, mask, scaling, documents, **kwargs):
+        parts = (x.split(documents.lengths, dim=2) for x in (query, key, value))
+        sdpa = torch.nn.functional.scaled_dot_product_attention
+        out = [sdpa(q, k, v, scale=scaling, enable_gqa=True) for q, k, v in zip(*parts, strict=True)]
+        return torch.cat(out, dim=2).transpose(1, 2), None
+
+    attention(both_ways)
+    run = read(tiny_config(tmp_path))
+    result = check_isolation(run, load_packed(run))
+    assert result.status == FAILS and "sees later ones" in result.text and result.figures["leak"] == 0
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_wrong_weights_are_found_by_the_loss(tmp_path, dtype) -> None:
+    run = read(tiny_config(tmp_path, compute_dtype=dtype))
+    packed = load_packed(run)
+    with torch.no_grad():
+        packed.causal_lm.base_model.layers[0].mlp.down_proj.weight.mul_(1.1)
+    assert compared(run, packed)[1].status == FAILS
+
+
+def test_the_reference_is_the_loss_and_gradient_of_the_whole_step(tmp_path) -> None:
+    """With a mixed-in source and with weights: the same as one backward through all micro-batches of the step."""
+    other = write_examples(
+        tmp_path / "other.jsonl", [(f"why {i}", "the bank shall " * 3) for i in range(8)], weight=0.5
+    )
+    run = read(with_mix(tiny_config(tmp_path), other), ranks=2)
+    packed = load_packed(run)
+    documents, losses = packed_losses(run, packed)
+    reference, result = compared(run)
+    batch = run.inputs.plan.batch(0)
+    assert len(documents) == batch.num_examples > 6
+    assert sum(document.divisor for document in documents) == pytest.approx(batch.num_target_tokens)
+    assert batch.num_target_tokens != sum((document.weights > 0).sum() for document in documents)
+    packed.train()
+    for micro_batch in run.inputs.deal(0).items:
+        for items in filter(None, micro_batch):
+            (packed(collate(items, run.inputs.train)) / batch.num_target_tokens).backward()
+    norm = torch.stack([p.grad.square().sum() for p in packed.parameters()]).sum().sqrt().item()
+    assert reference.complete and len(reference.losses) == batch.num_examples and result.status == OK
+    assert reference.loss == pytest.approx(sum(losses) / batch.num_target_tokens, rel=1e-5)
+    assert reference.gradient_norm == pytest.approx(norm, rel=1e-5)
+
+
+def test_what_is_left_out_for_time_is_said(tmp_path) -> None:
+    reference, result = compared(read(tiny_config(tmp_path)), seconds=-1.0)
+    assert (result.status, result.figures["documents"], result.figures["of_documents"]) == (OK, 1, 6)
+    assert not reference.complete
+
+
+def test_without_memory_for_the_gradient_the_loss_is_still_compared(tmp_path, monkeypatch) -> None:
+    run = read(tiny_config(tmp_path))
+    exact, calls = check_step._document_losses, []
+
+    def full(reference, document, divisor):
+        calls.append(reference.has_gradient)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("full")
+        return exact(reference, document, divisor)
+
+    monkeypatch.setattr(check_step, "_document_losses", full)
+    reference, result = compared(run)
+    assert calls == [True, True, True] + 4 * [False] + 6 * [False]
+    assert (reference.complete, reference.gradient_norm, result.status) == (True, None, OK)
+    monkeypatch.setattr(check_step, "free_bytes", lambda device, ranks: 0)
+    assert load_reference(run, reference.documents) is None
+
+
+def test_the_reference_has_the_bf16_weights_of_a_run_that_trains_them(tmp_path) -> None:
+    run = read(tiny_config(tmp_path, optimizer={"memory": "12N"}))
+    reference, result = compared(run)
+    assert result.status == OK, result.text
+    reference = load_reference(run, reference.documents)
+    assert all(torch.equal(p, p.bfloat16().float()) for p in reference.model.parameters())
+
+
+def test_results_are_written_and_weights_that_are_not_finite_fail(tmp_path) -> None:
+    run = read(tiny_config(tmp_path, compute_dtype="bf16"))
+    report = Report(tmp_path / "step.json")
+    check(run, report, 60.0)
+    written = json.loads((tmp_path / "step.json").read_text())
+    assert {result["group"] for result in written["results"]} == {"data", "model", "precision"}
+    assert written["reference"]["complete"] and (tmp_path / "step.safetensors").is_file()
+    reference = load_reference(run, packed_losses(run, load_packed(run))[0])
+    with torch.no_grad():
+        reference.model.model.layers[1].mlp.up_proj.weight[0, 0] = math.nan
+    result = check_finite(reference)
+    assert result.status == FAILS and "layers.1.mlp.up_proj" in result.text
+
+
+def test_ulp_is_the_gap_to_the_next_number() -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        values = torch.tensor([0.02, 1.0, 1.5, -3.0, 2.0**-20, 0.999], dtype=dtype)
+        away = torch.nextafter(values.abs(), torch.full_like(values, torch.inf))
+        assert torch.equal(ulp(values.float(), dtype), (away.float() - values.abs().float()))
+
+
+@pytest.mark.parametrize(
+    "rate, memory, status",
+    [(1e-3, "16N", OK), (1e-3, "12N", OK), (1e-7, "16N", FAILS), (1e-7, "8N", FAILS), (1e-5, "12N", WARNING)],
+)
+def test_a_run_that_cannot_leave_its_bf16_numbers_fails(tmp_path, rate, memory, status) -> None:
+    """100 steps at 1e-7 move a weight of 0.1 by 1e-5, below half of its gap of 4.9e-4."""
+    run = read(tiny_config(tmp_path, compute_dtype="bf16"))
+    settings = Optimizer(rate, memory=memory, min_lr_ratio=1.0)
+    inputs = dataclasses.replace(run.inputs, total_steps=100, warmup_steps=0)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, optimizer=settings), inputs=inputs)
+    result = check_movement(run, load_reference(run, packed_losses(run, load_packed(run))[0]))
+    assert result.status == status, result.text
+
+
+def test_the_rates_of_a_run_add_up_to_those_of_its_schedule() -> None:
+    from train import learning_rate
+
+    for steps, warmup, ratio in ((100, 10, 0.1), (1000, 0, 0.0), (7, 3, 1.0)):
+        exact = sum(learning_rate(step, steps, warmup, 3e-4, ratio) for step in range(steps))
+        assert sum_of_rates(3e-4, ratio, steps, warmup) == pytest.approx(exact, rel=0.12)
+
+
+IDS = torch.arange(3, 43)[None]
+
+
+def logits(path, layers: int | None = None) -> torch.Tensor:
+    """Of transformers' model; of its first `layers` only, if given."""
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32).eval()
+    if layers is not None:
+        model.base_model.layers = model.base_model.layers[:layers]
+        model.config.num_hidden_layers = layers
+    with torch.no_grad():
+        return model(IDS, use_cache=False).logits
+
+
+# Those whose config lists something layer by layer, and some without.
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "qwen2_sliding", "smollm3", "cohere2", "exaone4"])
+def test_a_cut_model_computes_what_its_first_layers_compute(tmp_path, family) -> None:
+    whole = write_tiny_model(tmp_path / "whole", family=family, tied=family != "llama")
+    assert cut_model(whole, 1, tmp_path / "cut") == "the first 1 of 2 decoder layers at full width, real weights"
+    config = read_model_config(str(tmp_path / "cut"))
+    assert config.num_hidden_layers == 1 and len(getattr(config, "layer_types", None) or [0]) == 1
+    check_weights(build_on_meta(config), str(tmp_path / "cut"))
+    assert torch.equal(logits(tmp_path / "cut"), logits(whole, 1))
+    assert load_tokenizer(str(tmp_path / "cut")).eos_token == "<|im_end|>"
+
+
+def test_without_weights_they_are_random_and_this_is_said(tmp_path) -> None:
+    whole = write_tiny_model(tmp_path / "whole", layers=3)
+    (whole / "model.safetensors").unlink()
+    for name in ("cut", "again"):
+        assert "random initial weights" in cut_model(whole, 2, tmp_path / name)
+    check_weights(build_on_meta(read_model_config(str(tmp_path / "cut"))), str(tmp_path / "cut"))
+    assert torch.equal(logits(tmp_path / "cut"), logits(tmp_path / "again"))
+
+
+def test_train_hands_over_before_anything_is_imported(monkeypatch) -> None:
+    """`train.py --check` becomes scripts/check.py in the same process, with the same arguments and this train.py."""
+    from tests.processes import ROOT
+
+    called = []
+
+    def execv(program, arguments):
+        called.append((program, arguments))
+        raise SystemExit
+
+    monkeypatch.setattr("os.execv", execv)
+    monkeypatch.setattr(sys, "argv", ["train.py", "configs/quickstart.py", "--check", "run.seed=1"])
+    source = (ROOT / "train.py").read_text()
+    with pytest.raises(SystemExit):
+        exec(compile(source, "train.py", "exec"), {"__name__": "__main__", "__file__": str(ROOT / "train.py")})
+    expected = [
+        sys.executable,
+        str(ROOT / "scripts/check.py"),
+        "--train",
+        str(ROOT / "train.py"),
+        "configs/quickstart.py",
+        "run.seed=1",
+    ]
+    assert called == [(sys.executable, expected)]
+    assert source.index("os.execv") < source.index("import torch")
