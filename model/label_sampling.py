@@ -9,7 +9,7 @@ import dataclasses
 import torch
 
 from common.random_bits import hash64_tensor, mix32_
-from data.batches import MicroBatch, TargetWeights
+from data.batches import MicroBatch
 from model.loss import TokenLosses, negative_log_likelihood
 
 ESTIMATORS = ("model", "empirical")
@@ -28,15 +28,14 @@ def draw(estimator: str, batch: MicroBatch, documents: torch.Tensor, seed: int) 
         raise ValueError(f"{estimator!r} is none of {', '.join(ESTIMATORS)}")
     targets = batch.target_positions
     document = documents[torch.searchsorted(batch.cu_seq_lens[1:].contiguous(), targets.int(), right=True)]
-    factors = batch.target_weights.values.sqrt() if batch.target_weights else None
+    factors = None if batch.target_weights is None else batch.target_weights.sqrt()
     if estimator == "empirical":
         sign = hash64_tensor(seed, document, torch.full_like(document, -1)) & 1  # -1 is not a position
         signs = (1 - 2 * sign).float()
         factors = signs if factors is None else signs * factors
-        return dataclasses.replace(batch, target_weights=TargetWeights(factors)), negative_log_likelihood
+        return dataclasses.replace(batch, target_weights=factors), negative_log_likelihood
     keys = hash64_tensor(seed, document, batch.position_ids[0, targets])
-    weights = None if factors is None else TargetWeights(factors)
-    return dataclasses.replace(batch, target_ids=keys, target_weights=weights), _loss_of_sampled_labels
+    return dataclasses.replace(batch, target_ids=keys, target_weights=factors), _loss_of_sampled_labels
 
 
 def _loss_of_sampled_labels(logits: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

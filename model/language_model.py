@@ -7,7 +7,7 @@ The order is: build on meta -> activation checkpointing -> shard -> materialize 
 
 import copy
 from collections.abc import Container
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
+from data.batches import MicroBatch
 from distributed.sharding import local_shard
 from model import packed_attention
 from model.architectures import head_settings
@@ -24,21 +25,6 @@ from model.weight_files import StoredTensor, stored_tensors
 
 # Names of dtypes in safetensors files. Others are quantised (I8, U8, F8_E4M3, ...) and mean nothing without their scales.
 TRAINABLE = ("BF16", "F16", "F32", "F64")
-
-
-class PackedInputs(Protocol):
-    """The part of a micro-batch that the model reads (data.batches.MicroBatch: model and data do not import each other).
-
-    A batch for a simulation also has `kernels` (model.packed_attention.DocumentLengths).
-    """
-
-    input_ids: torch.Tensor  # (1, tokens)
-    position_ids: torch.Tensor  # (1, tokens), from 0 in each document
-    document_lengths: tuple[int, ...]
-    cu_seq_lens: torch.Tensor  # int32 (documents + 1)
-    target_positions: torch.Tensor  # (targets,): positions of the states that predict
-
-    def to(self, device: torch.device) -> "PackedInputs": ...
 
 
 class PackedLanguageModel(nn.Module):
@@ -61,15 +47,13 @@ class PackedLanguageModel(nn.Module):
         """The output projection, weight `(vocabulary, hidden_size)`; the embedding's own weight if they are tied."""
         return cast(nn.Linear, self.causal_lm.get_output_embeddings())
 
-    def forward(self, batch: PackedInputs) -> torch.Tensor:
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
         """The hidden states that predict the targets, `(targets, hidden_size)`: the input of `model.loss.chunked`."""
         hidden = self.causal_lm.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
-            documents=packed_attention.DocumentLengths(
-                batch.document_lengths, batch.cu_seq_lens, getattr(batch, "kernels", None)
-            ),
+            documents=packed_attention.DocumentLengths(batch.document_lengths, batch.cu_seq_lens),
         ).last_hidden_state
         return hidden[0, batch.target_positions]
 

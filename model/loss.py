@@ -8,11 +8,13 @@ step (all ranks, all micro-batches). A mean per micro-batch gives a token more w
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from data.batches import MicroBatch
 
 CHUNK_TOKENS = 1024  # targets whose logits exist at once, in the compute dtype: 1024 x 151,936 x 2 bytes = 311 MB
 LOSS_TOKENS = 256  # targets whose fp32 logits exist at once, with what their loss makes of them: 4 x 155 MB
@@ -42,20 +44,6 @@ class HeadSettings:
         if self.softcap is not None:
             product = self.softcap * torch.tanh(product / self.softcap)
         return product
-
-
-class Targets(Protocol):
-    """The part of a micro-batch (data.batches.MicroBatch) that a loss reads."""
-
-    target_ids: torch.Tensor  # (targets,)
-    target_sources: torch.Tensor | None  # (targets,): source of each target, if there are several
-
-    @property
-    def target_weights(self) -> "Weights | None": ...  # factors of the targets' losses; None: all 1
-
-
-class Weights(Protocol):
-    values: torch.Tensor  # fp32 (targets,)
 
 
 class LossSums:
@@ -99,7 +87,7 @@ def lend_weight(head: nn.Linear, settings: HeadSettings) -> None:
 def chunked(
     head: nn.Module,
     hidden: torch.Tensor,
-    batch: Targets,
+    batch: MicroBatch,
     token_losses: TokenLosses,
     loss_sums: LossSums | None = None,
 ) -> torch.Tensor:
@@ -114,7 +102,11 @@ def chunked(
     Raises ValueError if `token_losses` does not return one loss per target.
     """
     function = functools.partial(
-        _sum_of_losses, batch=batch, token_losses=token_losses, loss_sums=loss_sums, settings=head.settings
+        _sum_of_losses,
+        batch=batch,
+        token_losses=token_losses,
+        loss_sums=loss_sums,
+        settings=cast(HeadSettings, head.settings),
     )
     return head(hidden, function)
 
@@ -136,7 +128,7 @@ def visit_logits(head: nn.Module, hidden: torch.Tensor, visit: Visit) -> None:
 def _sum_of_losses(
     hidden: torch.Tensor,
     weight: torch.Tensor,
-    batch: Targets,
+    batch: MicroBatch,
     token_losses: TokenLosses,
     loss_sums: LossSums | None,
     settings: HeadSettings,
@@ -199,7 +191,7 @@ class _ChunkedSum(torch.autograd.Function):
 def _losses(
     product: torch.Tensor,
     targets: slice,
-    batch: Targets,
+    batch: MicroBatch,
     token_losses: TokenLosses,
     settings: HeadSettings,
     needs_grad: bool,
@@ -214,7 +206,7 @@ def _losses(
                 f"{tuple(batch.target_ids[targets].shape)}"
             )
         if batch.target_weights is not None:
-            losses = losses * batch.target_weights.values[targets]
+            losses = losses * batch.target_weights[targets]
         if needs_grad:
             product.copy_(torch.autograd.grad(losses.sum(), leaf)[0])
     return losses.detach()

@@ -25,8 +25,7 @@ def head_of(weight: torch.Tensor, settings: HeadSettings | None = None) -> nn.Mo
 
 def targets_of(ids: torch.Tensor, sources: torch.Tensor | None = None, weights: torch.Tensor | None = None):
     """What a loss reads of a micro-batch."""
-    held = None if weights is None else SimpleNamespace(values=weights)
-    return SimpleNamespace(target_ids=ids, target_sources=sources, target_weights=held)
+    return SimpleNamespace(target_ids=ids, target_sources=sources, target_weights=weights)
 
 
 def loss_sum(hidden, weight, ids, settings=None, sources=None, loss_sums=None, weights=None) -> torch.Tensor:

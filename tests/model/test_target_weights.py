@@ -9,7 +9,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from configs.config import Model, Sharding
-from data.batches import TargetWeights, collate, plan_training
+from data.batches import collate, plan_training
 from distributed.process_group import Ranks
 from distributed.sharding import decoder_layers, make_mesh, parallelize
 from model.architectures import read_model_config
@@ -79,7 +79,7 @@ def test_weights_of_one_change_no_bit() -> None:
         assert collate((0, 2), source).target_weights is None
     mixed = collate((0, 1), InMemory(ones.ids, [plain.weights[0], 3 * ones.weights[1], plain.weights[2]]))
     lengths = [len(ids) - 1 for ids in ones.ids[:2]]
-    assert mixed.target_weights.values.tolist() == [1.0] * lengths[0] + [3.0] * lengths[1]
+    assert mixed.target_weights.tolist() == [1.0] * lengths[0] + [3.0] * lengths[1]
     batch = plan_training(plain, 1, 0, global_examples=3).batch(0)
     assert type(batch.num_target_tokens) is int
     assert plan_training(ones, 1, 0, global_examples=3).batch(0).num_target_tokens == batch.num_target_tokens
@@ -98,10 +98,10 @@ def test_fsdp_does_not_round_the_weights_to_bf16(tmp_path, ranks, tied) -> None:
     third = torch.full(plain.target_ids.shape, 1 / 3)
     sums = LossSums(1, CPU)
     whole = loss_of(model, plain, sums).item()
-    assert loss_of(
-        model, dataclasses.replace(plain, target_weights=TargetWeights(third)), sums
-    ).item() == pytest.approx(whole / 3, rel=1e-6)
-    rounded = TargetWeights(third.bfloat16().float())
+    assert loss_of(model, dataclasses.replace(plain, target_weights=third), sums).item() == pytest.approx(
+        whole / 3, rel=1e-6
+    )
+    rounded = third.bfloat16().float()
     assert loss_of(model, dataclasses.replace(plain, target_weights=rounded), sums).item() != pytest.approx(
         whole / 3, rel=1e-3
     )

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import distributed.optimizer
 from configs.config import Optimizer
-from data.batches import TargetWeights, collate
+from data.batches import collate
 from distributed.gradients import clip_gradients, gradient_norm
 from distributed.moments import make_code_maps
 from distributed.optimizer import adamw, parameter_dtype
@@ -143,9 +143,9 @@ def test_forward_and_validation_of_a_family(family, dtype) -> None:
 
 def test_weights_of_targets_move_with_their_batch() -> None:
     batch = collate((0, 1), texts([9, 7]))
-    object.__setattr__(batch, "target_weights", TargetWeights(torch.ones(len(batch.target_ids))))
+    object.__setattr__(batch, "target_weights", torch.ones(len(batch.target_ids)))
     with fake_cuda():
-        assert batch.to(CUDA).target_weights.values.device == CUDA
+        assert batch.to(CUDA).target_weights.device == CUDA
 
 
 @pytest.mark.parametrize("estimator", ["model", "empirical"])

@@ -128,7 +128,7 @@ def test_documents_of_a_window_have_independent_signs() -> None:
     ((batch, numbers),) = batches.micro_batches(0, 0, 1)
     assert len(set(numbers.tolist())) == 3 and sorted(n >> 20 for n in numbers.tolist()) == [0, 0, 1]
     for seed in range(20):
-        signs = draw("empirical", batch, numbers, seed)[0].target_weights.values
+        signs = draw("empirical", batch, numbers, seed)[0].target_weights
         of_documents = signs.split([n - 1 for n in batch.document_lengths])
         assert all(len(set(part.tolist())) == 1 for part in of_documents)
         if len({part[0].item() for part in of_documents}) == 2:
