@@ -21,6 +21,7 @@ HUB_TIMEOUT = 5.0  # seconds after which the hub counts as unreachable
 # Besides the weights. Only files in the root of the repository are fetched.
 SMALL_FILES = ["config.json", "generation_config.json", "tokenizer*", "vocab.json", "merges.txt", "LICENSE*", "NOTICE*"]
 SMALL_FILES += ["special_tokens_map.json", "added_tokens.json", "chat_template*", "USE_POLICY*"]
+SMALL_FILES += ["README.md"]  # names the licence, which the card of an export states
 OTHER_VOCABULARIES = ["tekken.json", "vocab.txt", "*.model", "*.tiktoken"]  # needed where there is no tokenizer.json
 LARGE = 100 * 2**20  # bytes; larger files that are left out are named
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"

@@ -1,13 +1,12 @@
-"""Export a checkpoint of a run or a model directory as a Hugging Face directory with a model card.
+"""Export a checkpoint of a run as a Hugging Face directory with a model card.
 
-    python scripts/export.py runs/xbrl --best --dtype bf16 --out release/xbrl
+    python scripts/export.py runs/xbrl --best --dtype bf16 --out release/xbrl --verify
     python scripts/export.py runs/xbrl --average-with-base 0.5 --out release/averaged
-    python scripts/export.py MODEL --base BASE --average-with-base 0.5 --out release/averaged
     python scripts/export.py runs/xbrl_lora --merge-lora --out release/merged
 
 One process; the weights are read and written file by file. --average-with-base A writes (1 - A) x base + A x tuned
-(WiSE-FT, arXiv:2109.01903), which forgets less. The directory is complete or absent. Once it has been evaluated, the same
-command adds the results to its card.
+(WiSE-FT, arXiv:2109.01903), which forgets less. The directory is complete or absent. Once it has been evaluated with a
+JSON in RUN/eval, the same command adds the results to its card.
 """
 
 import pathlib
@@ -26,18 +25,8 @@ import torch
 from common.durable_files import write_durably
 from common.errors import UserError, run_script
 from distributed.process_group import process_group, world_size_from_environment
-from training.export import (
-    DTYPES,
-    base_warning,
-    default_out,
-    final_weights,
-    is_written,
-    read_subject,
-    record_of,
-    verify,
-    write_export,
-)
-from training.model_card import base_model, model_card, read_results
+from training.export import DTYPES, is_written, read_export, verify, write_export
+from training.model_card import base_model, model_card, read_data_card, read_results
 
 end_imports()
 
@@ -45,7 +34,7 @@ end_imports()
 def parse_arguments() -> argparse.Namespace:
     """The command line; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run or of a model")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="the checkpoint of this step (default: the one that the run exports)")
     which.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss")
@@ -59,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--merge-lora", action="store_true", help="add the adapters to the weights (default: export them for peft)"
     )
-    parser.add_argument("--out", type=Path, help="the directory (default: RUN/export-..., named after the options)")
+    parser.add_argument("--out", type=Path, required=True, help="the directory to write")
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -67,9 +56,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     card = parser.add_argument_group(
         "the model card", "results in RUN/eval/*.json are used if they are of these weights"
-    )
-    card.add_argument(
-        "--results", type=Path, nargs="+", default=[], metavar="JSON", help="further results of these weights"
     )
     card.add_argument("--name", help="of the model (default: the name of the directory)")
     card.add_argument("--license", help="the hub's name of the licence, in place of the base model's")
@@ -84,30 +70,29 @@ def main() -> int:
     arguments = parse_arguments()
     if world_size_from_environment()[0] > 1:
         raise UserError("an export is one process; start it as python scripts/export.py, without torchrun")
-    share, good = arguments.average_with_base, True
+    out, good = arguments.out, True
     with process_group(device=torch.device("cpu")) as ranks:
-        subject = read_subject(arguments.run, arguments, ranks)
-        weights, record = final_weights(subject, arguments), record_of(subject, arguments)
-        out = arguments.out or default_out(subject, record)
-        exists = is_written(out, record, subject.run)
-        base = base_model(subject.base)
-        results = read_results(subject.run, arguments.results, record, out)
-        card = model_card(out, subject, record, base, results, arguments)
+        export = read_export(arguments.run, arguments, ranks)
+        exists = is_written(out, export.record)
+        results = read_results(out, export)
+        card = model_card(out, export, results, arguments)
+        what = f"the {export.record['weights']} weights of {arguments.run} (step {export.record['step']})"
         if exists:
-            path = out / "README.md"
-            is_old = not path.is_file() or path.read_text(encoding="utf-8") != card
-            if is_old:
-                write_durably(path, card)
-            print(f"{out} already holds {subject.words}; its card {'was renewed' if is_old else 'is up to date'}")
+            write_durably(out / "README.md", card)
+            print(f"{out} already holds {what}; its card was renewed")
         else:
-            size = write_export(out, subject, weights, record, base, card)
+            profile = read_data_card(export.config).get("arguments", {}).get("profile")
+            base_name = base_model(export.base)["hub_id"] or str(export.base)
+            size = write_export(out, export, profile, base_name, card)
+            kind = {"model": "", "merged": ", merged", "adapter": ", an adapter"}[export.record["kind"]]
+            share = arguments.average_with_base
             averaged = f", {share:g} x tuned + {1 - share:g} x base" if share is not None else ""
-            print(f"{subject.words}{averaged} -> {out}: {size / 2**20:,.0f} MiB in {record['dtype']}")
-        notes = [base_warning(subject, record), *(f"not in the card: {why}" for why in results.left_out)]
+            print(f"{what}{kind}{averaged} -> {out}: {size / 2**20:,.0f} MiB in {export.record['dtype']}")
+        for why in results.left_out:
+            print(f"not in the card: {why}")
         if arguments.verify:
-            good, lines = verify(out, subject, weights, record)
-            notes += lines
-    print(*filter(None, notes), sep="\n")
+            good, lines = verify(out, export)
+            print(*lines, sep="\n")
     return 0 if good else 1
 
 

@@ -1,4 +1,4 @@
-"""Train with transformers' Trainer or TRL's SFTTrainer, as one arm of tools/bench.py: python tools/bench_peers.py SPEC.json
+"""Train with transformers' Trainer or TRL's SFTTrainer, as one arm of tools/bench.py: python -m tools.bench_peers SPEC.json
 
 matched and skewed: the examples of our step, `micro_batch` of them in a forward pass, bf16 autocast over fp32 weights, the same
 AdamW, no activation checkpointing. Examples are padded to the longest of the batch, or flattened into one row (Trainer's
@@ -10,7 +10,6 @@ checkpointing; packed adds `packing=True`, which fills rows of 1,024 tokens.
 """
 
 import json
-import resource
 import sys
 import time
 from collections import deque
@@ -29,6 +28,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from training.run_log import peak_memory_gib
+from training.start_times import seconds_since_process_start
+
 TUTORIAL = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 8,
@@ -39,24 +41,24 @@ TUTORIAL = {
 
 
 class StepLog(TrainerCallback):
-    """Writes one line of JSON per optimizer step. `micro_batches` counts what the collator made, in order.
+    """Writes the curves of train.py's metrics.jsonl that tools/bench.py reads. `counts`: tokens of the micro-batches, in order.
 
     Trainer logs a loss for every step (logging_steps=1), and calls `on_log` then.
     """
 
     def __init__(self, spec: SimpleNamespace, accumulation: int) -> None:
-        self.file = Path(spec.rows_file).open("w", encoding="utf-8")  # noqa: SIM115
-        self.cuda, self.accumulation, self.step = spec.device == "cuda", accumulation, 0
-        self.micro_batches: deque[tuple[list[int], int]] = deque()  # (lengths, number of targets)
+        directory = Path(spec.directory, "run")
+        directory.mkdir()
+        self.file = (directory / "metrics.jsonl").open("w", encoding="utf-8")  # noqa: SIM115
+        self.device, self.accumulation, self.tokens = torch.device(spec.device), accumulation, 0
+        self.counts: deque[int] = deque()
         self.last = time.perf_counter()
 
     def counting(self, collate: Callable) -> Callable:
         """`collate`, which also notes the real tokens of each micro-batch."""
 
         def counted(examples: list[dict]) -> object:
-            lengths = [n for example in examples for n in example.get("seq_lengths") or [len(example["input_ids"])]]
-            targets = sum(int((torch.as_tensor(example["labels"]) != -100).sum()) for example in examples)
-            self.micro_batches.append((lengths, targets))
+            self.counts.append(sum(len(example["input_ids"]) for example in examples))
             return collate(examples)
 
         return counted
@@ -66,24 +68,27 @@ class StepLog(TrainerCallback):
         loss = (logs or {}).get("loss")
         if loss is None:
             return
-        if self.cuda:
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
-        self.step += 1
-        counted = [self.micro_batches.popleft() for _ in range(self.accumulation)]
-        row = {
-            "step": self.step,
-            "loss": float(loss),
-            "seconds": now - self.last,
-            "lengths": [n for lengths, _ in counted for n in lengths],
-            "targets": sum(targets for _, targets in counted),
-            "memory_gib": torch.cuda.max_memory_allocated() / 2**30
-            if self.cuda
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        }
+        tokens = sum(self.counts.popleft() for _ in range(self.accumulation))
+        if not self.tokens:
+            self.write({"start/total": seconds_since_process_start()})
+        self.tokens += tokens
+        self.write(
+            {
+                "train/loss": float(loss),
+                "train/tokens": self.tokens,
+                "train/tokens_per_second": tokens / (now - self.last),
+                "train/memory_gib": peak_memory_gib(self.device),
+            }
+        )
+        self.last = now
+
+    def write(self, row: dict) -> None:
+        """Write a line."""
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
-        self.last = now
 
 
 def matched_arguments(spec: SimpleNamespace) -> dict:
@@ -156,7 +161,7 @@ def make_sft_trainer(spec: SimpleNamespace, examples: list[dict]) -> Trainer:
 
 if __name__ == "__main__":
     spec = SimpleNamespace(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    content = json.loads(Path(spec.tokens).read_text(encoding="utf-8"))
+    content = json.loads(Path(spec.data, "tokens.json").read_text(encoding="utf-8"))
     examples = content["examples"]
     if spec.setting != "defaults":  # in the order of our steps; in defaults in that of the file
         examples = [examples[i] for step in content["steps"] for i in step]

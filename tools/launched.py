@@ -18,7 +18,6 @@ from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "LAUNCHED_AS"
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Launch:
@@ -65,14 +64,6 @@ class Launch:
     def ranks(self) -> dict[int, int]:
         """Rank -> process id. A rank's own process is older than those that it starts, so it is the last to be entered."""
         return {int(variables["RANK"]): pid for pid, variables in self.processes() if "RANK" in variables}
-
-    def resident_bytes(self) -> int:
-        """Resident memory of all its processes together."""
-        total = 0
-        for pid, _ in self.processes():
-            with suppress(OSError):
-                total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
-        return total
 
     def wait(self, seconds: float) -> int | None:
         """The exit code, or None if it has not ended after so many seconds."""

@@ -1,13 +1,14 @@
-"""Export a checkpoint of a run or a model directory: what is written, and the proof that it is what was trained.
+"""Export a checkpoint of a run: what is written, and the proof that it is what was trained.
 
 The model card beside it is training/model_card.py. The export that a run itself writes at its end is training/ending.py.
 """
 
+import dataclasses
 import json
 import shutil
 import typing
 from argparse import Namespace
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,8 +21,6 @@ from common.durable_files import new_directory
 from common.errors import UserError
 from configs.config import Config, Source
 from data.batches import MicroBatch
-from data.chat_settings import read_chat_settings
-from data.encoding import ExampleEncoder
 from data.tokens import load_tokenizer
 from distributed.checkpoint_directory import (
     check_whole,
@@ -41,82 +40,119 @@ from model.vocabulary.rows import first_new_row
 from model.weights import Weights, average, converted, weights_of_checkpoint, weights_of_directory, write_weights
 from training.ending import RECORD
 from training.export_files import read_json, write_files
-from training.model_card import profile_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-CHOOSE_STEP, COPY_AGAIN = "name a step with --step", "copy it again"
-# In the directory of a run. What is written there would be taken for its own export, checkpoint or results.
-OF_A_RUN = ("adapter", "checkpoints", "eval", "ewc", "export", "tensorboard")
-# Of a model directory: the weights, and what describes other weights or was made for the directory as a whole.
-NOT_COPIED = ("*.safetensors", "*.index.json", "*.bin", "*.gguf", "*.tmp", "README.md", RECORD, "fetched.json")
+LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 @dataclass(frozen=True)
-class Subject:
-    """Weights to export and what goes with them.
+class Export:
+    """A checkpoint of a run, and the weights that are written of it.
 
-    path: a checkpoint, or the directory of a model. weights: of the model, with adapters merged; None if an adapter is
-    exported as it is. adapter: of a LoRA run. identity: plain JSON that tells the weights from others, kept in export.json.
-    words: the same for people. base: the directory of the base model, if known. run, config: the directory and the settings
-    of the run. state: that of its exported checkpoint; empty if it is not known.
+    run: the directory. start: its config.json, the record of its newest start. config: its settings, with the directory of
+    the base in model.path. state: of the checkpoint. weights: of the whole model, before they are converted to the dtype of
+    the files. adapter: if it is written in place of the whole model. record: what export.json says of the weights; two
+    exports with the same record hold the same weights.
     """
 
-    path: Path
+    run: Path
+    start: dict
+    config: Config
+    state: dict
     model_config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
-    weights: Weights | None
+    weights: Weights
     adapter: Adapter | None
-    identity: dict
-    words: str
-    base: Path | None
-    run: Path | None = None
-    config: Config | None = None
-    state: dict = field(default_factory=dict)
+    record: dict
+
+    @property
+    def base(self) -> Path:
+        """The directory of the base model."""
+        return Path(self.config.model.path)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the files."""
+        return getattr(torch, self.record["dtype"])
 
 
-def read_subject(path: Path, options: Namespace, ranks: Ranks) -> Subject:
-    """The run or the model directory at `path`. Raises UserError if it is neither, or damaged.
+def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
+    """The checkpoint of the run that the command line of scripts/export.py asks for; no weights are read yet.
 
-    options: the command line of scripts/export.py. A run whose checkpoints are gone is represented by its `export/`. The
-    base is that of --base, or the run's model.path.
+    Raises UserError if there is no such checkpoint or base, if they do not fit the options, or if they are damaged.
     """
-    config = read_run_config(path)
-    if config is None:
-        if options.step is not None or options.best:
-            raise UserError(f"{path} is not the directory of a run, so it has no steps; leave out --step and --best")
-        inside = read_run_config(path.parent) if path.name == "export" else None
-        return _of_directory(path, path.parent if inside else None, inside, options)
-    checkpoint, kind = _choose_checkpoint(path, config, options)
-    if checkpoint is not None:
-        check_whole(checkpoint, ranks, f"{CHOOSE_STEP}, or train again")
-        return _of_checkpoint(checkpoint, kind, path, config, options)
-    if not (path / "export").is_dir():
-        raise UserError(f"{path} has neither a checkpoint nor an export: let the run finish first")
-    return _of_directory(path / "export", path, config, options)
+    start, config = read_run(run)
+    checkpoint, which = _choose_checkpoint(run, config, options)
+    check_whole(checkpoint, ranks, "name a step with --step, or train again")
+    state = read_manifest(checkpoint)["state"]
+    base = options.base or Path(config.model.path)
+    if not (base / "config.json").is_file():
+        raise UserError(f"the base model of {run}, {base}, is not there; name its directory with --base")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(base)))
+    settings, lora = config.model, config.lora
+    model_config = read_model_config(str(base), settings.rope_type, settings.rope_factor, settings.rope_original_length)
+    tokenizer = load_tokenizer(str(base), config.data.chat_template)
+    if settings.rope_type:
+        tokenizer.model_max_length = model_config.max_position_embeddings
+    model = build_on_meta(model_config)
 
-
-def read_run_config(directory: Path) -> Config | None:
-    """The settings of the run in `directory`; None if it is not that of a run.
-
-    Raises UserError if its config.json is damaged, or has keys that this version of the code does not have.
-    """
-    path = directory / "config.json"
-    record = read_json(path, COPY_AGAIN) if path.is_file() else {}
-    if not {"config", "start_step"} <= record.keys():  # that of a model
-        return None
-    parts = {}
-    for section, kind in typing.get_type_hints(Config).items():
-        values = _with_tuples(record["config"].get(section, {}))
-        unknown = sorted(values.keys() - {key.name for key in fields(kind)})
-        if unknown:
+    def base_weights() -> Weights:
+        trained_from = state.get("meaning", {}).get("the weights of model.path")
+        if trained_from not in (None, fingerprint_of_base(base)):
             raise UserError(
-                f"{path}: {section}.{unknown[0]} is no setting of this version of the code; export with the version that "
-                "trained the run"
+                f"the weights in {base} are not those that {run} was started from; name its base with --base"
             )
-        if section == "data":
-            values["mix"] = tuple(Source(**_with_tuples(source)) for source in values.get("mix", ()))
-        parts[section] = kind(**values)
-    return Config(**parts)
+        return weights_of_directory(base, model)
+
+    kind, adapter = "model", None
+    if lora.rank:
+        adapter = adapter_of_checkpoint(checkpoint, lora.rank, lora.effective_alpha, lora.dropout)
+        # peft adds an adapter to the base as it is stored; a merged one is added to what training has computed with.
+        dtype = COMPUTE_DTYPES.get(settings.compute_dtype) if options.merge_lora else None
+        weights = merge(base_weights(), adapter, dtype)
+        kind, adapter = ("merged", None) if options.merge_lora else ("adapter", adapter)
+    elif options.merge_lora:
+        raise UserError(f"{run} trained all weights, not an adapter; leave out --merge-lora")
+    else:
+        weights = weights_of_checkpoint(checkpoint, model)
+    averaged = None
+    if options.average_with_base is not None:
+        if adapter:
+            raise UserError(f"{run} has an adapter: --average-with-base needs --merge-lora")
+        averaged = {"share_of_tuned": options.average_with_base, "base": fingerprint_of_base(base)}
+        weights = average(base_weights(), weights, options.average_with_base, first_new_row(base))
+    stored = getattr(model_config, "dtype", None) or torch.bfloat16
+    record = {
+        "weights": which,
+        "step": state["step"],
+        "checkpoint": weights_digest(checkpoint),
+        "kind": kind,
+        # Adapters are small, and are kept in what they were trained in.
+        "dtype": dtype_name(DTYPES.get(options.dtype, torch.float32 if adapter else stored)),
+        "averaged": averaged,
+    }
+    return Export(run, start, config, state, model_config, tokenizer, weights, adapter, record)
+
+
+def read_run(run: Path) -> tuple[dict, Config]:
+    """(the record of the newest start of a run, its settings).
+
+    Raises UserError if `run` is not the directory of a run, or has settings that this version of the code does not have.
+    """
+    path = run / "config.json"
+    start = read_json(path, "copy it again") if path.is_file() else {}
+    if not {"config", "start_step"} <= start.keys():  # that of a model has neither
+        raise UserError(f"{run} is not the directory of a run; name one, such as runs/quickstart")
+    parts = {}
+    try:
+        for section, kind in typing.get_type_hints(Config).items():
+            values = _with_tuples(start["config"].get(section, {}))
+            if section == "data":
+                values["mix"] = tuple(Source(**_with_tuples(source)) for source in values.get("mix", ()))
+            parts[section] = kind(**values)
+    except TypeError as error:  # names a key that is unknown or missing
+        raise UserError(f"{path}: {error}; export with the version of the code that trained the run") from error
+    return start, Config(**parts)
 
 
 def _with_tuples(values: dict) -> dict[str, typing.Any]:
@@ -124,188 +160,62 @@ def _with_tuples(values: dict) -> dict[str, typing.Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[Path | None, str]:
-    """(the checkpoint to export, what it is: last, best or chosen); (None, "") if the run has none and none is named.
+def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[Path, str]:
+    """(the checkpoint to export, what it is: last, best or chosen). Raises UserError if there is no such checkpoint.
 
-    Without --step and --best it is the one that the run itself exports. Raises UserError if there is no such checkpoint.
+    Without --step and --best it is the one that the run itself exports.
     """
     folder = run / "checkpoints"
     complete = complete_checkpoints(folder) if folder.is_dir() else []
-    names = ", ".join(str(int(path.name.removeprefix("step-"))) for path in complete) or "none"
-    if options.step is not None:
-        if folder / checkpoint_name(options.step) not in complete:
-            raise UserError(f"{run} has no checkpoint of step {options.step}; those that it has: {names}")
-        return folder / checkpoint_name(options.step), "chosen"
-    newest = latest_checkpoint(folder) if complete else None
-    best = read_manifest(newest, CHOOSE_STEP)["state"].get("best_step") if newest else None
-    if (
-        best is not None
-        and (options.best or config.run.export == "best")
-        and folder / checkpoint_name(best) in complete
-    ):
-        return folder / checkpoint_name(best), "best"
-    if options.best:
-        why = "no evaluation of a trained model" if best is None else f"no longer the best checkpoint, step {best}"
-        raise UserError(f"{run} has {why}; {CHOOSE_STEP}: {names}")
-    return newest, "last"
+    if not complete:
+        raise UserError(f"{run} has no checkpoint; what a finished run has exported is in {run / 'export'}")
+    names = ", ".join(str(int(path.name.removeprefix("step-"))) for path in complete)
+    step, which = options.step, "chosen"
+    if step is None:
+        newest = latest_checkpoint(folder)
+        assert newest is not None
+        step, which = read_manifest(newest, "name a step with --step")["state"].get("best_step"), "best"
+        if not options.best and (config.run.export == "last" or step is None):
+            return newest, "last"
+        if step is None:
+            raise UserError(f"{run} has no evaluation of a trained model; name a step with --step: {names}")
+    if folder / checkpoint_name(step) not in complete:
+        raise UserError(f"{run} has no checkpoint of step {step}; those that it has: {names}")
+    return folder / checkpoint_name(step), which
 
 
-def _of_checkpoint(checkpoint: Path, kind: str, run: Path, config: Config, options: Namespace) -> Subject:
-    settings, lora = config.model, config.lora
-    if options.merge_lora and not lora.rank:
-        raise UserError(f"{run} trained all weights, not an adapter; leave out --merge-lora")
-    base = options.base or Path(settings.path)
-    if not (base / "config.json").is_file():
-        raise UserError(f"the base model of {run}, {base}, is not there; name its directory with --base")
-    model_config = read_model_config(str(base), settings.rope_type, settings.rope_factor, settings.rope_original_length)
-    model = build_on_meta(model_config)
-    tokenizer = load_tokenizer(str(base), config.data.chat_template)
-    if settings.rope_type:
-        tokenizer.model_max_length = model_config.max_position_embeddings
-    weights, adapter = None, None
-    if lora.rank:
-        adapter = adapter_of_checkpoint(checkpoint, lora.rank, lora.effective_alpha, lora.dropout)
-        if options.merge_lora:
-            weights = merge(weights_of_directory(base, model), adapter, COMPUTE_DTYPES.get(settings.compute_dtype))
-    else:
-        weights = weights_of_checkpoint(checkpoint, model)
-    state = read_manifest(checkpoint)["state"]
-    identity = {"weights": kind, "step": state["step"], "checkpoint": weights_digest(checkpoint)}
-    words = f"the {kind} weights of {run} (step {state['step']}){', an adapter' if weights is None else ''}"
-    return Subject(checkpoint, model_config, tokenizer, weights, adapter, identity, words, base, run, config, state)
-
-
-def _of_directory(path: Path, run: Path | None, config: Config | None, options: Namespace) -> Subject:
-    if not (path / "config.json").is_file():
-        raise UserError(f"{path} is neither the directory of a run nor that of a model: it has no config.json")
-    if options.merge_lora:
-        raise UserError(f"{path} has no checkpoint of an adapter; leave out --merge-lora")
-    model_config = read_model_config(str(path))
-    exported = read_json(path / RECORD, COPY_AGAIN) if (path / RECORD).is_file() else {}
-    identity = {key: exported[key] for key in ("weights", "step", "checkpoint") if key in exported}
-    checkpoint = run / "checkpoints" / checkpoint_name(identity["step"]) if run and "step" in identity else None
-    return Subject(
-        path,
-        model_config,
-        load_tokenizer(str(path)),
-        weights_of_directory(path, build_on_meta(model_config)),
-        None,
-        identity | {"fingerprint": fingerprint_of_base(path)},
-        f"the weights of {path}",
-        options.base or (Path(config.model.path) if config else None),
-        run,
-        config,
-        read_manifest(checkpoint)["state"] if checkpoint and checkpoint.is_dir() else {},
-    )
-
-
-def base_of(subject: Subject) -> Path:
-    """The directory of the base model. Raises UserError if it is unknown or gone."""
-    if subject.base is None or not (subject.base / "config.json").is_file():
-        gone = "is unknown" if subject.base is None else f"is not at {subject.base}"
-        raise UserError(f"the base model of {subject.path} {gone}; name its directory with --base")
-    return subject.base
-
-
-def final_weights(subject: Subject, options: Namespace) -> Weights:
-    """The weights to write: of the model, or of the adapter. Raises UserError if they cannot be averaged."""
-    if options.average_with_base is None:
-        return subject.weights or typing.cast(Adapter, subject.adapter).weights
-    if subject.weights is None:
-        raise UserError(f"{subject.path} has an adapter: --average-with-base needs --merge-lora")
-    path = base_of(subject)
-    base = weights_of_directory(path, build_on_meta(read_model_config(str(path))))
-    return average(base, subject.weights, options.average_with_base, first_new_row(path))
-
-
-def record_of(subject: Subject, options: Namespace) -> dict:
-    """What export.json says of the weights: two exports with the same record hold the same weights."""
-    averaged, dtype = None, DTYPES.get(options.dtype)
-    if options.average_with_base is not None:
-        averaged = {"share_of_tuned": options.average_with_base, "base": fingerprint_of_base(base_of(subject))}
-    if dtype is None:  # auto; adapters are small, and are kept in what they were trained in
-        stored = getattr(subject.model_config, "dtype", None) or torch.bfloat16
-        dtype = stored if subject.weights else torch.float32
-    kind = "model" if subject.adapter is None else "merged" if subject.weights else "adapter"
-    return subject.identity | {"kind": kind, "dtype": dtype_name(dtype), "averaged": averaged}
-
-
-def default_out(subject: Subject, record: dict) -> Path:
-    """RUN/export-step-000120-bfloat16 and the like. Raises UserError if the subject is no run."""
-    if subject.run is None:
-        raise UserError("name the directory to write with --out")
-    parts = ["export", *([f"step-{record['step']:06d}"] if record.get("step") else []), record["dtype"]]
-    parts += [record["kind"]] * (record["kind"] != "model")
-    parts += [f"average-{record['averaged']['share_of_tuned']:g}"] if record["averaged"] else []
-    return subject.run / "-".join(parts)
-
-
-def is_written(out: Path, record: dict, run: Path | None) -> bool:
-    """Whether `out` already is this export. Raises UserError if something else is there, or belongs there."""
-    inside = (
-        out.resolve().relative_to(run.resolve()).parts[:1] if run and run.resolve() in out.resolve().parents else ()
-    )
-    if inside and inside[0] in OF_A_RUN:
-        raise UserError(f"{out} lies where the run keeps its own {inside[0]}; name another directory with --out")
+def is_written(out: Path, record: dict) -> bool:
+    """Whether `out` already is the export of this record. Raises UserError if something else is there."""
     if not out.exists():
         return False
-    written = read_json(out / RECORD, "name another directory with --out, or remove what is there")
-    sizes = written.pop("files", {})
-    written.pop("profile", None)
-    if written != record:
-        raise UserError(f"{out} is an export of other weights; remove it, or name another directory with --out")
-    gone = [name for name, size in sizes.items() if not (out / name).is_file() or (out / name).stat().st_size != size]
-    if gone:
-        raise UserError(f"{out} is a damaged export of these weights ({gone[0]}); remove it, and export again")
+    written = read_json(out / RECORD, "name another directory with --out") if (out / RECORD).is_file() else {}
+    if any(key not in written or written[key] != value for key, value in record.items()):
+        raise UserError(f"{out} exists and holds other weights; remove it, or name another directory with --out")
     return True
 
 
-def write_export(out: Path, subject: Subject, weights: Weights, record: dict, base: dict, card: str) -> int:
+def write_export(out: Path, export: Export, profile: str | None, base_name: str, card: str) -> int:
     """Write the directory `out`, which is complete or absent. Returns the bytes of the weights.
 
-    weights, record: from `final_weights` and `record_of`. base, card: from training/model_card.py.
+    profile: how scripts/analyze.py must ask the model. base_name: the base in the settings of an adapter.
     """
-    dtype = getattr(torch, record["dtype"])
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with new_directory(out) as folder:
-        if subject.weights is None:
-            named, adapter = base["hub_id"] or str(base_of(subject)), typing.cast(Adapter, subject.adapter)
-            size = write_adapter(folder, adapter, named, lambda name, tensor: converted(name, tensor, dtype))
+        if export.adapter:
+            size = write_adapter(
+                folder, export.adapter, base_name, lambda name, tensor: converted(name, tensor, export.dtype)
+            )
+            export.tokenizer.save_pretrained(folder)
         else:
-            size = write_weights(folder, weights, dtype)
-        if subject.weights is None:
-            subject.tokenizer.save_pretrained(folder)
-        elif subject.config and not (subject.path / "config.json").is_file():  # a checkpoint
-            write_files(folder, subject.config, subject.model_config, subject.tokenizer)
-        else:
-            for file in sorted(subject.path.iterdir()):
-                if file.is_file() and not any(file.match(pattern) for pattern in NOT_COPIED):
-                    shutil.copyfile(file, folder / file.name)
-        if subject.weights is not None:
-            # Servers load the weights in the dtype that config.json names.
-            path = folder / "config.json"
-            content = json.loads(path.read_text(encoding="utf-8"))
-            keys = [key for key in ("dtype", "torch_dtype") if key in content] or ["dtype"]
-            path.write_text(json.dumps(content | dict.fromkeys(keys, record["dtype"]), indent=2) + "\n")
-        for file in base["files"]:  # many licences ask to keep their text with the weights
-            if not (folder / file.name).exists():
-                shutil.copyfile(file, folder / file.name)
-        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        # The profile says how scripts/analyze.py must ask. It is no part of the weights: its data card may be gone later.
-        profile = profile_of(subject.config) if subject.config else None
-        content = json.dumps(record | {"profile": profile, "files": sizes}, indent=1)
-        (folder / RECORD).write_text(content + "\n", encoding="utf-8")
+            size = write_weights(folder, export.weights, export.dtype)
+            export.model_config.dtype = export.dtype  # in which servers load the weights
+            write_files(folder, export.config, export.model_config, export.tokenizer)
+        # Many licences ask to keep their text with the weights.
+        for file in [file for pattern in LICENCE_FILES for file in export.base.glob(pattern)]:
+            shutil.copyfile(file, folder / file.name)
+        (folder / RECORD).write_text(json.dumps(export.record | {"profile": profile}, indent=1) + "\n")
         (folder / "README.md").write_text(card, encoding="utf-8")
     return size
-
-
-def base_warning(subject: Subject, record: dict) -> str | None:
-    """A warning if weights are averaged with another base, or an adapter merged into another, than that of the run."""
-    trained_from = subject.state.get("meaning", {}).get("the weights of model.path")
-    is_used = record["averaged"] or record["kind"] == "merged"
-    if not (is_used and trained_from) or fingerprint_of_base(base_of(subject)) == trained_from:
-        return None
-    return f"warning: the weights in {subject.base} are not those that the run was started from"
 
 
 # ---- the proof ----------------------------------------------------------------------------------------------------------
@@ -323,65 +233,64 @@ TEXTS = (
 SWEEP = 64  # tokens spread evenly over the vocabulary: their rows of the embedding are compared too
 
 
-def verify(out: Path, subject: Subject, weights: Weights, record: dict) -> tuple[bool, list[str]]:
+def verify(out: Path, export: Export) -> tuple[bool, list[str]]:
     """(whether `out` is what was trained and is ready to be used, one line for each finding).
 
     transformers, for an adapter with peft, loads `out`. Its logits in fp32 must be those of the trained weights, rounded to
     the dtype of the export and put into the model as it is trained here. What that rounding costs is said beside it: the
     logits of the export as it is served against those of the trained weights. Needs the memory of one model in fp32.
     """
-    dtype = getattr(torch, record["dtype"])
-    tokenizer = load_tokenizer(str(out))
-    rows = subject.model_config.vocab_size
-    if len(tokenizer) > rows:
-        return False, [f"the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows"]
+    tokenizer, rows = load_tokenizer(str(out)), export.model_config.vocab_size
     documents = [torch.tensor(tokenizer(text)["input_ids"]) for text in TEXTS]
     documents.append(torch.linspace(0, rows - 1, min(SWEEP, rows)).long())
-    model = build_on_meta(subject.model_config)
-    home = subject.path if (subject.path / "config.json").is_file() else base_of(subject)  # of the same shapes
-    materialize(model, str(home), torch.device("cpu"))
-    stored = weights  # of the model, or of the adapter alone
-    rounded = Weights(stored.shapes, lambda name: converted(name, stored.read(name), dtype))
-    if subject.weights is None:
-        adapter, base = typing.cast(Adapter, subject.adapter), weights_of_directory(base_of(subject), model)
-        weights, rounded = merge(base, adapter), merge(base, replace(adapter, weights=rounded))
-    trained, expected = (_logits_as_trained(model, each, documents) for each in (weights, rounded))
+    model = build_on_meta(export.model_config)
+    materialize(model, str(export.base), torch.device("cpu"))
+    if export.adapter:
+        base = weights_of_directory(export.base, model)
+        rounded_adapter = _rounded(export.adapter.weights, export.dtype)
+        rounded = merge(base, dataclasses.replace(export.adapter, weights=rounded_adapter))
+    else:
+        rounded = _rounded(export.weights, export.dtype)
+    trained, expected = (_logits_as_trained(model, each, documents) for each in (export.weights, rounded))
     del model
-    loaded, problem = _load(out, subject, torch.float32)
-    if problem:
-        return False, [problem]
+    loaded = _load(out, export, torch.float32)
     found = _logits(loaded, documents)
     difference, tolerance = (found - expected).abs().max().item(), FP32_ROUNDING * expected.abs().max().item()
-    other = [name for name in rounded.shapes if subject.weights and not _holds(loaded, name, rounded)]
+    # The logits show how the weights are used; a row of a token that no document has is seen in the tensors alone.
+    other = [
+        name
+        for name in rounded.shapes
+        if not export.adapter and not torch.equal(loaded.get_parameter(name), rounded.read(name).float())
+    ]
     if not difference <= tolerance or other:
         which = f"; {len(other)} tensors are not the trained ones: {', '.join(other[:3])}" if other else ""
         return False, [
             f"{out} is NOT the weights that were trained: its logits, computed in fp32 by transformers, differ by up to "
             f"{difference:.3g} from theirs, where rounding explains {tolerance:.1g}{which}; remove it and export again"
         ]
-    if subject.weights is not None:  # an adapter has no generation_config.json of its own
-        stops = loaded.generation_config.eos_token_id
-        untaught = set(ExampleEncoder(tokenizer, read_chat_settings(out)).stop_ids) - set(_as_list(stops))
-        if untaught:
-            return False, [f"generation from {out} does not stop at {sorted(untaught)}, which end an answer"]
-    if dtype != torch.float32:
+    dtype = export.record["dtype"]
+    if export.dtype != torch.float32:
         del loaded
-        found = _logits(_load(out, subject, dtype)[0], documents)
+        found = _logits(_load(out, export, export.dtype), documents)
     if not torch.isfinite(found).all():
-        return False, [f"the logits of {out} are not finite in {record['dtype']}; export with --dtype bf16"]
+        return False, [f"the logits of {out} are not finite in {dtype}; export with --dtype bf16"]
     texts = slice(sum(map(len, documents[:-1])))  # the sweep is no text
     found, expected, trained = found[texts], expected[texts], trained[texts]
     kl = F.kl_div(found.log_softmax(-1), trained.log_softmax(-1), log_target=True, reduction="batchmean").item()
     agreement = (found.argmax(-1) == trained.argmax(-1)).float().mean().item()
     of_weights, as_served = ((each - trained).abs().max().item() for each in (expected, found))
-    whose = "the trained weights" if record["averaged"] is None else "the averaged weights"
+    whose = "the averaged weights" if export.record["averaged"] else "the trained weights"
     return True, [
-        f"verified: transformers computes from {out} the logits of {whose} in {record['dtype']}: in fp32 they differ by at "
-        f"most {difference:.2g}, where rounding explains {tolerance:.1g}",
+        f"verified: transformers computes from {out} the logits of {whose} in {dtype}: in fp32 they differ by at most "
+        f"{difference:.2g}, where rounding explains {tolerance:.1g}",
         f"against {whose} in fp32, over {len(found)} tokens of text: rounding the weights changes a logit by at most "
-        f"{of_weights:.2g}, computing in {record['dtype']} as well by {as_served:.2g}; then KL {kl:.2g} nats per token, the same "
-        f"most probable token at {agreement:.1%}",
+        f"{of_weights:.2g}, computing in {dtype} as well by {as_served:.2g}; then KL {kl:.2g} nats per token, the same most "
+        f"probable token at {agreement:.1%}",
     ]
+
+
+def _rounded(weights: Weights, dtype: torch.dtype) -> Weights:
+    return Weights(weights.shapes, lambda name: converted(name, weights.read(name), dtype))
 
 
 def _logits_as_trained(model: PackedLanguageModel, weights: Weights, documents: list[torch.Tensor]) -> torch.Tensor:
@@ -411,27 +320,13 @@ def _logits(model: torch.nn.Module, documents: list[torch.Tensor]) -> torch.Tens
         return torch.cat([model(input_ids=document[None]).logits[0].float() for document in documents])
 
 
-def _load(out: Path, subject: Subject, dtype: torch.dtype) -> tuple[typing.Any, str | None]:
-    """(the model that transformers, or peft, makes of `out`, what is wrong with its tensors by name)."""
-    home = out if subject.weights is not None else base_of(subject)
-    loaded: typing.Any = AutoModelForCausalLM.from_pretrained(
-        home, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    model, info = loaded
-    wrong = [str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind]]
-    if wrong:
-        found = f"{len(wrong)} tensors missing, unexpected or of another shape: {wrong[0]}"
-        return model, f"{home} is NOT what was trained: transformers finds {found}"
-    if subject.weights is None:
+def _load(out: Path, export: Export, dtype: torch.dtype) -> torch.nn.Module:
+    """The model that transformers, for an adapter with peft, makes of `out`. It warns of tensors that are missing."""
+    # Tensors that are missing or of another shape get initial values, which the comparison finds.
+    home = export.base if export.adapter else out
+    model = AutoModelForCausalLM.from_pretrained(home, dtype=dtype, ignore_mismatched_sizes=True)
+    if export.adapter:
         from peft import PeftModel  # needed for adapters alone
 
         model = PeftModel.from_pretrained(model, out)
-    return model.eval(), None
-
-
-def _holds(model: torch.nn.Module, name: str, weights: Weights) -> bool:
-    return torch.equal(model.get_parameter(name), weights.read(name).float())
-
-
-def _as_list(value: object) -> list:
-    return value if isinstance(value, list) else [] if value is None else [value]
+    return model.eval()

@@ -62,7 +62,7 @@ def test_a_module_imports_only_what_its_directory_may_import(directory) -> None:
 
 
 # Runs copies of train.py that a user has edited.
-RUNS_FILES = "tests/tools/check_worker.py"
+RUNS_FILES = "tests/preflight/check_worker.py"
 
 
 def test_no_test_loads_a_script_by_its_path() -> None:

@@ -15,7 +15,7 @@ from model.download import fetch_or_verify
 from model.hub import HubUnreachable, explain, files_to_fetch
 from tests.tiny import write_tiny_model
 
-SMALL = ["LICENSE", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+SMALL = ["LICENSE", "README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 INDEX = "model.safetensors.index.json"
 CLIENT = sys.modules[hub_errors.Response.__module__.split(".")[0]]  # httpx, or what the installed version uses instead
 
@@ -32,7 +32,7 @@ def index_of(*files):
             ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
             ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", INDEX, "tokenizer.model.v3"],
         ),
-        (["original/consolidated.00.pth", "original/tokenizer.model", "README.md"], None, ["model.safetensors"]),
+        (["original/consolidated.00.pth", "original/tokenizer.model"], None, ["model.safetensors"]),
         (
             ["pytorch_model.bin", "model-q4_k.gguf", "onnx/model.onnx", "model.fp16.safetensors", "tf_model.h5"],
             None,

@@ -1,161 +1,135 @@
-"""The benchmark without other trainers: its examples, its arithmetic, the processes it watches, and our own arm end to end."""
+"""The benchmark without other trainers: its examples, its arithmetic, and our own arm end to end."""
 
 import itertools
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
 
 import tools.bench
+from common.errors import UserError
 from data.examples import load_documents
-from model.flops import Work
 from tests.processes import run_python
 from tests.tiny import tiny_tokenizer, write_tiny_model
 from tools.bench import (
     ARMS,
     Benchmark,
     Run,
-    Shape,
-    Workload,
-    make_workload,
-    parity_difference,
-    render,
+    Setting,
+    find_arm,
+    read_run,
     summarize,
-    watch,
+    table,
+    write_examples,
 )
 
-SHAPE = Shape(examples=4, lengths=(100, 500), sequence_length=500, rows=8, micro_batch=4)
 
-
-def benchmark(**values) -> Benchmark:
-    usual = {"model": "m", "device": "cpu", "dtype": "bf16", "directory": Path("d"), "threads": 1, "arms": ARMS}
-    usual |= {"settings": ("parity", "matched"), "rounds": 2, "warmup": 1, "steps": 2, "parity_steps": 5}
-    return Benchmark(**(usual | {"seconds": 60.0, "timeout": 60.0} | values))
-
-
-def run_of(rates: list[float], loss: float = 1.0, gib: float = 1.0) -> Run:
-    """A step of 1 s and 9 tokens as warm-up, and then one per rate, in tokens of a second."""
-    rows = [{"step": 1, "loss": 9.0, "seconds": 1.0, "lengths": [9], "targets": 1, "memory_gib": 0.5}]
-    rows += [rows[0] | {"step": 2 + i, "loss": loss, "lengths": [n], "targets": 0} for i, n in enumerate(rates)]
-    return Run(rows, first_step_seconds=3.0, peak_rss_gib=gib)
+def run_of(rates: list[int], loss: float = 1.0, gib: float = 1.0) -> Run:
+    """Steps of 1 s: one of 9 tokens as warm-up, and then one per rate, in tokens of a second."""
+    steps = len(rates)
+    return Run([9.0] + [loss] * steps, [9, *rates], [1.0] * (1 + steps), memory_gib=gib, first_step_seconds=3.0)
 
 
 def test_a_summary_has_medians_over_rounds_without_warm_up() -> None:
-    work = Work(per_token=7.0, per_target=0.0, per_pair=0.0, windows=())
     runs = [run_of([100, 140], 1.0, 1.0), run_of([90, 90], 2.0, 3.0), run_of([100, 100], 3.0, 2.0)]
-    found = summarize(benchmark(), runs, work, peak=1400.0)
-    assert (found["tokens_per_second"], found["mfu"]) == (100.0, pytest.approx(0.5))
-    assert found["spread"] == pytest.approx((120 - 90) / 100)
-    assert (found["loss"], found["loss_step"], found["memory_gib"], found["first_step_seconds"]) == (2.0, 3, 2.0, 3.0)
-    assert summarize(benchmark(device="cuda"), runs, work, 1.0)["memory_gib"] == 0.5
-    assert summarize(benchmark(), [*runs, Run(failed="exit code 3")], work, 1.0) == "failed: exit code 3"
-    table = render("matched", {"ours": found, "b": found | {"tokens_per_second": 50.0}, "c": "not here"}).splitlines()
-    assert "1.00x" in table[2] and "2.00x" in table[3] and table[4].split(maxsplit=1) == ["c", "not here"]
+    ours = summarize(runs, runs)
+    assert isinstance(ours, dict)
+    assert (ours["tokens_per_second"], ours["ours_is"], ours["spread"]) == (100.0, 1.0, pytest.approx((120 - 90) / 100))
+    assert (ours["loss"], ours["memory_gib"], ours["first_step_seconds"]) == (2.0, 2.0, 3.0)
+    other = summarize([run_of([40, 60])], runs)
+    assert isinstance(other, dict) and other["ours_is"] == 2.0 and other["difference"] == 0.0
+    far = summarize([run_of([40, 60], loss=0.9)], [run_of([40, 60], loss=0.8)])
+    assert isinstance(far, dict) and far["difference"] == pytest.approx(0.1)  # 0.125 would be relative
+    assert "TOO FAR" in table("parity", {"b": far}) and "TOO FAR" not in table("matched", {"b": far})
+    assert summarize([*runs, Run([], [], [], failed="exit code 3")], runs) == "failed: exit code 3"
+    lines = table("matched", {"ours": ours, "b": other, "c": "not here"}).splitlines()
+    assert lines[1].split() == ["ours", "100", "30.0%", "1.00x", "2.00", "3.0", "s", "2.0000", "0.0e+00"]
+    assert "2.00x" in lines[2] and lines[3].split(maxsplit=1) == ["c", "not here"]
 
 
-def test_parity_difference_is_absolute_below_one_and_relative_above() -> None:
-    assert parity_difference([4.0, 0.5], [4.004, 0.5005]) == pytest.approx(1e-3)
-    assert parity_difference([0.5], [0.502]) == pytest.approx(2e-3)
-    assert math.isnan(parity_difference([1.0, 2.0], [1.0]))
-
-
-@pytest.mark.parametrize("skewed", [False, True])
-def test_the_examples_have_the_asked_lengths_and_the_targets_and_steps_of_our_data(tmp_path, skewed) -> None:
-    tokenizer, shape = tiny_tokenizer(), Shape(4, (100, 2000 if skewed else 500), 2048, 8, 4, skewed)
-    first, again = (make_workload(tmp_path / name, tokenizer, 6, shape) for name in "ab")
-    assert (
-        first.jsonl.read_bytes() == again.jsonl.read_bytes() and first.tokens.read_bytes() == again.tokens.read_bytes()
+def test_only_whole_lines_of_a_file_that_is_being_written_are_read(tmp_path) -> None:
+    path, row = (
+        tmp_path / "metrics.jsonl",
+        '{"train/loss": %s, "train/tokens": %s, "train/tokens_per_second": %s, "train/memory_gib": %s}\n',
     )
-    assert sorted(i for step in first.steps for i in step) == list(range(24)) and first.steps == again.steps
-    low, high = shape.lengths
-    for i, length in enumerate(
-        sorted(first.lengths)
-    ):  # one of each of 24 equal parts of the scale, less at most two words
-        edges = [low * (high / low) ** (k / 24) if skewed else low + (high - low) * k / 24 for k in (i, i + 1)]
-        assert edges[0] - 40 <= length <= round(edges[1])
-    ordered = sum(first.lengths[a] < first.lengths[b] for step in first.steps for a, b in itertools.pairwise(step))
+    assert read_run(path, 2, 1).losses == []
+    path.write_text(
+        '{"start/total": 2.5}\n' + row % (3.0, 100, 50.0, 0.5) + row % (2.0, 300, 100.0, 0.7) + '{"train/lo'
+    )
+    found = read_run(path, 3, ranks=2)
+    assert (found.losses, found.tokens, found.seconds) == ([3.0, 2.0], [100, 200], [2.0, 2.0])
+    assert (found.memory_gib, found.first_step_seconds, found.tokens_per_second) == (1.4, 2.5, 100.0)
+    assert read_run(path, 1, ranks=2).memory_gib == 1.0  # what a fast arm did before it was killed does not count
+
+
+@pytest.mark.parametrize("longest", [2000, 500])
+def test_the_examples_have_the_asked_lengths_and_the_targets_and_steps_of_our_data(tmp_path, longest) -> None:
+    tokenizer, setting = tiny_tokenizer(), Setting(4, (100, longest), 2048, rows=8, micro_batch=4)
+    for name in "ab":
+        write_examples(tmp_path / name, tokenizer, 6, setting)
+    for file in ("train.jsonl", "tokens.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    documents = load_documents((str(tmp_path / "a" / "train.jsonl"),), tokenizer, 2048, "error")
+    content = json.loads((tmp_path / "a" / "tokens.json").read_text())
+    assert sorted(i for step in content["steps"] for i in step) == list(range(24))
+    assert all(step == sorted(step) and len(step) == 4 for step in content["steps"])
+    lengths = documents.lengths.tolist()
+    for i, length in enumerate(sorted(lengths)):  # evenly on a logarithmic scale, less at most two words
+        most = round(100 * (longest / 100) ** (i / 23))
+        assert most - 40 <= length <= most
+    ordered = sum(lengths[a] < lengths[b] for step in content["steps"] for a, b in itertools.pairwise(step))
     assert 3 < ordered < 15  # of 18 neighbours within a step: the order is not that of the lengths
-    content = json.loads(first.tokens.read_text())
-    documents = load_documents((str(first.jsonl),), tokenizer, 2048, "error")
     for example, ids, flags in zip(content["examples"], documents.ids, documents.weights, strict=True):
         assert example["input_ids"] == ids.tolist() and 0.2 < flags.mean() < 0.8
         assert example["labels"] == [token if flag else -100 for token, flag in zip(ids.tolist(), flags, strict=True)]
 
 
-PARENT = """
-import json, subprocess, sys, time
-memory = bytearray(200 * 2**20)
-grown = "import time; memory = bytearray(200 * 2**20); print(flush=True); time.sleep(600)"
-child = subprocess.Popen([sys.executable, "-c", grown], start_new_session=True, stdout=subprocess.PIPE)
-child.stdout.readline()
-with open(sys.argv[1], "w") as file:
-    print(*(json.dumps({"step": step, "pid": child.pid}) for step in range(1, 6)), sep=chr(10), file=file, flush=True)
-time.sleep(600)
-"""
-
-
-def test_all_processes_of_a_run_are_measured_and_killed(tmp_path) -> None:
-    rows = tmp_path / "rows.jsonl"
-    command = [sys.executable, "-c", PARENT, str(rows)]
-    run = watch(command, tmp_path / "log", 1, rows, json.loads, lambda found: len(found) >= 3, timeout=60)
-    assert [row["step"] for row in run.rows] == [1, 2, 3] and not run.failed  # the other two rows are dropped
-    assert 0.4 < run.peak_rss_gib < 2  # both processes
-    with pytest.raises(OSError):  # gone, or a zombie that init has not reaped yet
-        if Path(f"/proc/{run.rows[0]['pid']}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            raise ProcessLookupError
-    failed = watch(
-        [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log", 1, tmp_path / "x", json.loads, bool, 60
-    )
-    assert failed.failed.startswith("exit code 3, 0 steps")
-
-
 def test_rounds_alternate_and_a_run_that_fails_is_a_line_and_an_exit_code(tmp_path, monkeypatch, capsys) -> None:
     ran, path = [], write_tiny_model(tmp_path / "model")
-    arms = tuple(arm for arm in ARMS if arm.key in ("ours", "ours-2", "trainer"))
-    monkeypatch.setattr(tools.bench, "measured_peak", lambda device, dtype: 1e12)
+    arms = tuple(find_arm(key) for key in ("ours", "ours-3", "trainer"))
     monkeypatch.setattr(tools.bench.importlib.util, "find_spec", lambda name: None if name == "accelerate" else 1)
-    monkeypatch.setattr(tools.bench, "versions", lambda packages: {"torch": "2.1"})
+    monkeypatch.setattr(tools.bench, "machine", lambda packages: "this machine")
+    monkeypatch.setattr(tools.bench, "PARITY_STEPS", 3)
+    second_loss, failed = 1.0, ""
 
-    def run_arm(benchmark, arm, setting, workload: Workload, number: int) -> Run:
-        ran.append((setting, number, arm.key))
-        loss = 1.1 if arm.key == "ours-2" and benchmark.steps == 1 else 1.0
-        return (
-            Run(failed="exit code 9")
-            if benchmark.rounds == 3
-            else run_of([100] * (benchmark.num_steps(setting) - 1), loss)
-        )
+    def run_arm(benchmark, arm, name: str, number: int) -> Run:
+        ran.append((name, number, arm.name))
+        loss = second_loss if arm.ranks == 3 else 1.0
+        return Run([], [], [], failed=failed) if failed and arm.ranks == 3 else run_of([100, 100], loss)
 
     monkeypatch.setattr(tools.bench, "run_arm", run_arm)
-    shapes = {"parity": SHAPE, "matched": SHAPE}
-    for changed, good in (({}, True), ({"steps": 1}, False), ({"rounds": 3}, False)):
+    for second_loss, failed, good in ((1.0009, "", True), (1.0011, "", False), (1.0, "exit code 9", False)):
         ran.clear()
         report, passed = tools.bench.run_all(
-            benchmark(model=str(path), directory=tmp_path, arms=arms, **changed), shapes
+            Benchmark(str(path), tmp_path, arms, ("parity", "matched"), rounds=2, steps=2)
         )
-        assert passed == good, changed
-        rounds = range(changed.get("rounds", 2))
-        assert ran[:2] == [("parity", 0, "ours"), ("parity", 0, "ours-2")]
-        assert ran[2:] == [("matched", number, key) for number in rounds for key in ("ours", "ours-2")]
+        assert passed == good, (second_loss, failed)
+        both = ("ours", "ours, 3 ranks")
+        assert ran == [("parity", 0, name) for name in both] + [("matched", i, name) for i in (0, 1) for name in both]
         assert report["matched"]["transformers.Trainer"] == "not installed: pip install -r requirements-bench.txt"
     printed = capsys.readouterr().out
-    assert "ours, 2 ranks                        1.0e-01  DIFFERS" in printed and "failed: exit code 9" in printed
-    assert "matched: 4 runs of 3 steps, " in printed and "4 examples per step, " in printed and "\ntorch 2.1" in printed
+    assert "round 2, matched, ours, 3 ranks: exit code 9" in printed and "failed: exit code 9" in printed
+    assert "1.1e-03 TOO FAR\n" in printed and "9.0e-04\n" in printed and "\nmodel, this machine\n" in printed
+
+
+def test_an_unknown_arm_is_one_sentence() -> None:
+    assert find_arm("ours-16").ranks == 16 and find_arm("trl") is ARMS["trl"]
+    for key in ("ours-1", "ours-x", "litgpt"):
+        with pytest.raises(UserError, match=f"--arms: '{key}' is unknown; choose from ours, ours-2, "):
+            find_arm(key)
 
 
 @pytest.mark.slow
 def test_our_arm_end_to_end(tmp_path) -> None:
     model, report = write_tiny_model(tmp_path / "model", vocab_size=300), tmp_path / "bench.json"
-    options = ["--settings", "skewed", "--arms", "ours", "--rounds", 1, "--warmup", 1, "--steps", 2, "--threads", 1]
-    options += ["--skewed-lengths", "40,400", "--work", tmp_path / "work", "--model", model, "--json", report]
-    done = run_python("scripts/bench.py", *options)
+    options = ["--settings", "matched", "--arms", "ours", "--rounds", 1, "--steps", 2]
+    done = run_python("scripts/bench.py", *options, "--work", tmp_path / "work", "--model", model, "--json", report)
     assert done.returncode == 0, done.stderr
-    ours = json.loads(report.read_text())["skewed"]["ours"]
-    assert ours["loss_step"] == 3 and len(ours["runs"]) == 1
-    keys = ("tokens_per_second", "mfu", "memory_gib", "loss", "first_step_seconds")
-    assert all(math.isfinite(ours[key]) and ours[key] > 0 for key in keys) and ours["mfu"] < 1
-    assert done.stdout.startswith("skewed: 1 runs of 3 steps, ")
+    ours = json.loads(report.read_text())["matched"]["ours"]
+    assert len(ours["runs"]) == 1 and len(ours["runs"][0]["losses"]) == 3 and ours["ours_is"] == 1.0
+    keys = ("tokens_per_second", "memory_gib", "loss", "first_step_seconds")
+    assert all(math.isfinite(ours[key]) and ours[key] > 0 for key in keys)
+    assert not list((tmp_path / "work").rglob("export"))  # it was killed before it ended
 
 
 @pytest.mark.slow

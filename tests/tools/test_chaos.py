@@ -2,16 +2,18 @@
 
 import pytest
 
+from tests.distributed.workload import write_workload
 from tests.processes import run_python
 
 
 @pytest.mark.slow
 def test_one_kill_with_torchrun(tmp_path) -> None:
-    out = tmp_path / "out"
-    done = run_python("scripts/chaos.py", "--kills", 1, "--steps", 10, "--out", out, "run.keep_last=3", fresh=True)
+    config = write_workload(tmp_path, 10)
+    command = ("scripts/chaos.py", config, "run.keep_last=3", "--kills", 1)
+    done = run_python(*command, fresh=True, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("1 kills, seed 0: 10 steps on 2 ranks, run.keep_last=3 run.async_save=False")
-    assert sum(line.startswith("kill ") for line in lines) == 1 and lines[-1].endswith("; no difference")
-    again = run_python("scripts/chaos.py", "--out", out)
-    assert again.returncode == 2 and "exists; choose another name or remove it" in again.stderr
+    assert lines[0].startswith("kill   1 | chaos-1 | ") and lines[-1].endswith("; no difference")
+    assert len(list((tmp_path / "runs").glob("chaos-1.*.txt"))) == 2  # the launch that was killed, and the one after it
+    again = run_python(*command)
+    assert again.returncode == 2 and "chaos-0 exists; remove it, or choose another place" in again.stderr

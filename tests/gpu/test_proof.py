@@ -1,0 +1,43 @@
+"""The GPU proof without a GPU: what it keeps and prints, and a rehearsal of its speed step."""
+
+import sys
+
+import pytest
+import torch
+
+from common.errors import UserError
+from tests.gpu import proof
+from tests.processes import run_python
+
+
+def test_without_a_gpu_it_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu_proof"])
+    with pytest.raises(UserError, match="there is no GPU that torch can use here"):
+        proof.main()
+
+
+def test_a_step_that_fails_is_a_line_and_an_exit_code(tmp_path, monkeypatch, capsys) -> None:
+    def step(output, rehearse: bool, code: str) -> tuple[bool, str]:
+        return proof.run([sys.executable, "-c", code], output, rehearse)
+
+    steps = {"good": (step, ("print('fine | well')",)), "bad": (step, ("exit('it broke')",))}
+    monkeypatch.setattr(proof, "STEPS", steps)
+    command = ["gpu_proof", "--rehearse", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert proof.main() == 1
+    assert "FAILS bad: exit code 1: it broke; see " in capsys.readouterr().out
+    table = (tmp_path / "report.md").read_text()
+    assert "it proves nothing about a GPU" in table and "| good | good | 0 | fine / well |" in table
+    assert "| bad | **fails** | " in table and (tmp_path / "bad.txt").read_text() == "it broke\n"
+    monkeypatch.setattr(sys, "argv", [*command, "--only", "go"])
+    assert proof.main() == 0
+    assert "| bad " not in (tmp_path / "go.md").read_text() and (tmp_path / "report.md").read_text() == table
+
+
+@pytest.mark.slow
+def test_a_rehearsal_of_the_speed_step(tmp_path) -> None:
+    done = run_python("-m", "tests.gpu.proof", "--rehearse", "--only", "speed-12N", "--out", tmp_path, fresh=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok    speed-12N: " in done.stdout and " GiB; planned against measured (" in done.stdout
+    assert "proves nothing about a GPU" in done.stdout and not list(tmp_path.rglob("export"))
