@@ -197,7 +197,9 @@ def allocate_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 def _tensors(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
     """The tensors themselves, not copies. Those of an optimizer are named KEY.PARAMETER, such as exp_avg.lm_head.weight."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
-    for name, parameter in parameters.items() if optimizer is not None else ():
+    if optimizer is None:
+        return tensors
+    for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
             if not isinstance(value, torch.Tensor):
                 raise UserError(

@@ -141,8 +141,8 @@ def make_trainer(spec: SimpleNamespace, examples: list[dict]) -> Trainer:
 
 def make_sft_trainer(spec: SimpleNamespace, examples: list[dict]) -> Trainer:
     """The same for TRL."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
     arguments = {"packing": spec.packed}
     if spec.setting != "defaults":
