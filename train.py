@@ -48,7 +48,7 @@ from data.tokens import load_tokenizer
 from distributed.checkpoint import allocate_state, load_checkpoint
 from distributed.gradients import bytes_per_parameter, clip_gradients, gradient_norm
 from distributed.host_memory import keep_freed_memory
-from distributed.optimizer import adamw, check_memory
+from distributed.optimizer import adamw, check_format, check_memory
 from distributed.process_group import Ranks, StopSignal, device_line, process_group, world_size_from_environment
 from distributed.saver import Saver
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
@@ -243,6 +243,7 @@ def train(
     start.lap("evaluations")
     parameters = trained_parameters(model)
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
+    check_format(optimizer, config.optimizer.memory)
     allocate_state(model.causal_lm, optimizer)
     registered = {}
 
@@ -325,7 +326,7 @@ def train(
         ranks.watch.at(f"step {progress.step + 1}")
         rate = learning_rate(progress.step, total_steps, inputs.warmup_steps, peak_rate, min_lr_ratio)
         for group in optimizer.param_groups:
-            group["lr"], group["noise_step"] = rate, progress.step
+            group["lr"], group["noise_step"] = rate, progress.step  # the step selects the noise of bf16 rounding
         loss_sums = LossSums(len(corpus.sources), ranks.device)
         for micro_batch, is_last in upcoming:  # the same number on every rank
             stopping = stop.agreed()

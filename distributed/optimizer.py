@@ -75,6 +75,15 @@ def adamw(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -
     return LowMemoryAdamW(groups, **options, memory=settings.memory, seed=seed, order=list(parameters.values()))
 
 
+def check_format(optimizer: torch.optim.Optimizer, memory: str) -> None:
+    """Raise UserError if bf16 weights meet an optimizer that rounds small updates away."""
+    if memory != "16N" and not isinstance(optimizer, LowMemoryAdamW):
+        raise UserError(
+            f"optimizer.memory={memory} is a format of this project's AdamW; with {type(optimizer).__name__} set "
+            "optimizer.memory=16N"
+        )
+
+
 class LowMemoryAdamW(torch.optim.Optimizer):
     """AdamW on bf16 weights: torch's fused fp32 kernel in chunks, stochastic rounding, no device wait.
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.errors import UserError
 from data.batches import MicroBatch
 
 CHUNK_TOKENS = 1024  # targets whose logits exist at once, in the compute dtype: 1024 x 151,936 x 2 bytes = 311 MB
@@ -99,7 +100,7 @@ def chunked(
     Head and `token_losses` are called chunk by chunk, and the gradients of hidden states and head are computed at once,
     so that beside inputs and gradients the memory is that of one chunk's logits, whatever the number of targets.
     Without any target the loss is 0 and all gradients exist and are 0, so that all ranks reduce the same parameters.
-    Raises ValueError if `token_losses` does not return one loss per target.
+    Raises UserError if `token_losses` does not return one loss per target.
     """
     function = functools.partial(
         _sum_of_losses,
@@ -201,8 +202,8 @@ def _losses(
         leaf = product.detach().float().requires_grad_(needs_grad)
         losses = token_losses(settings.logits(leaf), batch.target_ids[targets])
         if losses.shape != batch.target_ids[targets].shape:
-            raise ValueError(
-                f"token_losses returned the shape {tuple(losses.shape)}; it must return one loss per target, "
+            raise UserError(
+                f"token_losses in train.py returned the shape {tuple(losses.shape)}; it must return one loss per target, "
                 f"{tuple(batch.target_ids[targets].shape)}"
             )
         if batch.target_weights is not None:

@@ -114,7 +114,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     elif options.merge_lora:
         raise UserError(f"{run} trained all weights, not an adapter; leave out --merge-lora")
     else:
-        weights = weights_of_checkpoint(checkpoint, model)
+        weights = weights_of_checkpoint(checkpoint, model, base)
     averaged = None
     if options.average_with_base is not None:
         if adapter:
