@@ -9,8 +9,6 @@
 All weights are trained. Parameters, gradients and optimizer state are sharded over the ranks (FSDP2). configs/config.py
 has all settings of a run. A run writes to runs/<name>/; started again, it continues from its last checkpoint.
 """
-# torch's stubs do not declare AdamW's found_inf and grad_scale.
-# pyright: reportAttributeAccessIssue=false
 
 import os
 import sys
@@ -31,24 +29,26 @@ begin_imports()
 import gc
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.errors import run_script
-from configs.config import Config, as_dict
+from configs.config import Config, Optimizer, as_dict
 from configs.loading.checks import check_world
 from configs.loading.command_line import read_command_line
 from data.batches import MicroBatch, Plan, collate, prefetch
 from data.dealing import Dealer
 from data.sources import MAIN, Corpus, mean_losses
 from data.tokens import load_tokenizer
-from distributed.checkpoint import load_checkpoint
-from distributed.gradients import bytes_per_parameter, gradient_norm
+from distributed.checkpoint import allocate_state, load_checkpoint
+from distributed.gradients import bytes_per_parameter, clip_gradients, gradient_norm
 from distributed.host_memory import keep_freed_memory
-from distributed.optimizer import check_memory, make_optimizer
+from distributed.optimizer import adamw, check_format, check_memory
 from distributed.process_group import Ranks, StopSignal, device_line, process_group, world_size_from_environment
 from distributed.saver import Saver
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
@@ -60,11 +60,12 @@ from model.language_model import (
     PackedLanguageModel,
     check_weights,
     materialize,
+    parameter_names,
     read_weights,
     trained_parameters,
 )
 from model.lora import build_to_train, init_adapters
-from model.loss import LossSums
+from model.loss import LossSums, chunked
 from model.rope import check_length
 from model.vocabulary.rows import first_new_row
 from training.answers import Answers, start_answers
@@ -80,7 +81,7 @@ from training.progress import Progress, find_progress
 from training.provenance import record_start, short_commit
 from training.run_log import RunLog
 from training.sinks import check_sinks
-from training.skipped_steps import SkippedSteps
+from training.skipped_steps import is_spike
 from training.start import agree_on_dtype, agree_on_start, check_disks
 from training.start_times import StartTimes
 
@@ -98,8 +99,29 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, m
     return peak * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The loss of each target token: logits fp32 `(targets, vocabulary)`, targets `(targets,)` -> fp32 `(targets,)`.
+
+    Any differentiable function. The loop adds the losses up and divides them once by the number of targets of the step.
+    """
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def make_optimizer(parameters: dict[str, torch.nn.Parameter], settings: Optimizer, seed: int) -> torch.optim.Optimizer:
+    """The optimizer of `parameters`, which are this rank's shards by name. Any optimizer of torch can stand here.
+
+    The loop sets `lr` in its groups before every step. AdamW here takes 16 to 6 bytes per parameter (optimizer.memory).
+    """
+    return adamw(parameters, settings, seed)
+
+
 def validate(
-    model: torch.nn.Module, plan: Plan, corpus: Corpus, dealer: Dealer, stop: StopSignal, answers: Answers | None = None
+    model: PackedLanguageModel,
+    plan: Plan,
+    corpus: Corpus,
+    dealer: Dealer,
+    stop: StopSignal,
+    answers: Answers | None = None,
 ) -> dict[str, float] | None:
     """Mean loss in nats per target token of each source, and the scores of `answers`. A collective. None after a signal."""
     ranks = stop.ranks
@@ -111,7 +133,8 @@ def validate(
             for items in dealer.deal(batch.items, corpus, ranks.world_size).of_rank(ranks.rank):
                 if stop.agreed():  # the same on every rank
                     return None
-                loss_sums.total.add_(model(collate(items, corpus).to(ranks.device), loss_sums))
+                micro_batch = collate(items, corpus).to(ranks.device)
+                loss_sums.total.add_(chunked(model.head, model(micro_batch), micro_batch, token_losses, loss_sums))
     dist.all_reduce(loss_sums.values)
     means = mean_losses(corpus, loss_sums.by_source.tolist(), targets)
     figures = {"validation/loss" + (f"/{name}" if name != MAIN else ""): loss for name, loss in means.items()}
@@ -195,7 +218,8 @@ def train(
     parameter_device = torch.device("cpu") if config.sharding.cpu_offload else ranks.device
     materialize(model, config.model.path, parameter_device, ranks.device)
     # A resume reads the base's weights only where something is measured against them, or beside them (LoRA).
-    if resume_from is None or config.run.eval_general or config.ewc.strength or config.lora.rank:
+    is_partly_frozen = len(trained_parameters(model)) < len(parameter_names(model))
+    if resume_from is None or config.run.eval_general or config.ewc.strength or config.lora.rank or is_partly_frozen:
         read_weights(model, config.model.path)
         init_adapters(trained_parameters(model), config.run.seed)  # no-op without LoRA
     model.train()
@@ -219,9 +243,17 @@ def train(
     start.lap("evaluations")
     parameters = trained_parameters(model)
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
+    check_format(optimizer, config.optimizer.memory)
+    allocate_state(model.causal_lm, optimizer)
+    registered = {}
+
+    def register(name: str, thing: Any) -> None:
+        """Keep in every checkpoint what else has a `state_dict()` of tensors, such as an average of the weights."""
+        registered[name] = thing
+
     if resume_from:
         found += judge_best_again(progress, fresh, checkpoints, parameters, evaluations, ranks)
-        load_checkpoint(resume_from, parameters, optimizer, ranks)
+        load_checkpoint(resume_from, parameters, optimizer, ranks, registered)
     ranks.watch.at("the last preparations")
     peak.measure(ranks)
     peak_flops = peak.over_all_ranks(ranks)
@@ -245,7 +277,6 @@ def train(
     gc.collect()
     gc.freeze()
     gc.disable()
-    skipped_steps = SkippedSteps(progress, STOP_AFTER_BAD_STEPS, config.optimizer.skip_spikes, ranks.device)
     saver = Saver(checkpoints, config.run.keep_last, config.run.async_save, config.run.timeout_minutes, ranks)
     meter = Meter(corpus, count_work(model, model_config), peak_flops, ranks.device)
     peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
@@ -258,7 +289,6 @@ def train(
                     ranks.watch.at(f"{name} after step {progress.step}")
                     figures = evaluate()
                     if figures is not None:  # not cut short by a signal
-                        too_many_bad_steps = skipped_steps.update(progress)
                         is_best = progress.finish_evaluation(name, figures)
                         improved |= is_best
                         log.evaluation(progress.step, total_steps, figures, is_best)
@@ -273,14 +303,13 @@ def train(
                 )
             is_due = finished or stopping or improved or progress.is_save_due(config.run.save_every)
             if is_due and progress.step > progress.saved_step:
-                too_many_bad_steps = skipped_steps.update(progress)
                 # After a step that was not finite the weights may be bad: they are saved when a step is good again.
                 is_checked = finished and not (stopping or too_many_bad_steps)
                 if is_checked or improved or not progress.bad_steps_in_a_row:
                     ranks.watch.at(f"the save of step {progress.step}")
                     log.sync()  # the rows of a saved step are durable
                     with stop.saving():
-                        saver.save(progress.finish_save(), parameters, optimizer)
+                        saver.save(progress.finish_save(), parameters, optimizer, registered)
             for times in saver.poll():
                 log.save(times)
         if too_many_bad_steps:
@@ -297,14 +326,16 @@ def train(
         ranks.watch.at(f"step {progress.step + 1}")
         rate = learning_rate(progress.step, total_steps, inputs.warmup_steps, peak_rate, min_lr_ratio)
         for group in optimizer.param_groups:
-            group["lr"], group["noise_step"] = rate, progress.step
+            group["lr"], group["noise_step"] = rate, progress.step  # the step selects the noise of bf16 rounding
         loss_sums = LossSums(len(corpus.sources), ranks.device)
         for micro_batch, is_last in upcoming:  # the same number on every rank
             stopping = stop.agreed()
             if stopping:
                 break
             before_micro_batch(model, strategy, is_last)
-            loss_sum = model(micro_batch.to(ranks.device), loss_sums)  # adds to the sums by source, not to the total
+            micro_batch = micro_batch.to(ranks.device)
+            hidden = model(micro_batch)  # (targets, hidden_size): the states that predict
+            loss_sum = chunked(model.head, hidden, micro_batch, token_losses, loss_sums)
             # Divided once, by the targets of the whole step. FSDP sums over ranks and does not average.
             (loss_sum / num_targets).backward()
             loss_sums.total.add_(loss_sum.detach())
@@ -317,35 +348,36 @@ def train(
         dist.all_reduce(loss_sums.values)
         if ewc:
             ewc.add_gradient(progress.step, measure=is_logged)
-        grad_norm = gradient_norm(parameters.values()).to(ranks.device)
-        # The same on every rank, because both are sums over all ranks. AdamW reads it on the device and skips the step.
-        skip = skipped_steps.judge(loss_sums.total, grad_norm)
-        optimizer.found_inf = skip.float().to(parameter_device)
-        # Clipping: AdamW divides the gradients by this as it reads them.
-        optimizer.grad_scale = (grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0).to(parameter_device)
-        optimizer.step()
+        norm = gradient_norm(parameters.values())
+        # The one wait for the device. Both are sums over all ranks: every rank takes the same branch.
+        step_loss, grad_norm = torch.stack([loss_sums.total / num_targets, norm.to(ranks.device)]).tolist()
+        is_finite = math.isfinite(step_loss) and math.isfinite(grad_norm)
+        skip = not is_finite or is_spike(progress.norms, grad_norm, config.optimizer.skip_spikes)
+        if not skip:
+            clip_gradients(parameters.values(), config.optimizer.max_grad_norm, norm)
+            optimizer.step()
         if start.is_running:
             start.finish(progress.step + 1, log, ranks)
             log.say(memory_line(config.optimizer.memory, bytes_per_parameter(parameters, optimizer)))
         optimizer.zero_grad()
         # --------------------------------------------------------------------------------------------------------------
 
-        progress.finish_step(batch)
+        progress.finish_step(batch, grad_norm, is_finite, skip)
+        too_many_bad_steps = progress.bad_steps_in_a_row >= STOP_AFTER_BAD_STEPS
         meter.add(batch, inputs.deal(progress.step - 1), loss_sums)
         log.advance(progress.step)
         if progress.step % COLLECT_GARBAGE_EVERY == 0:
             gc.collect(1)
         if is_logged:
-            row = {  # here the host waits for the device
-                "train/loss": loss_sums.total.item() / num_targets,
-                "train/grad_norm": grad_norm.item(),
+            row = {
+                "train/loss": step_loss,
+                "train/grad_norm": grad_norm,
                 "train/learning_rate": rate,
             }
-            too_many_bad_steps = skipped_steps.update(progress)
             row |= meter.row(progress, plan.passes(progress.step)[0])
             row |= ewc.curves(meter.seconds_per_step) if ewc else {}
             log.row(progress.step, row)
-            log.say(meter.line(row, progress.step, total_steps, was_skipped=bool(skip)))
+            log.say(meter.line(row, progress.step, total_steps, was_skipped=skip))
 
     # --- 5. The end: stopped by a signal, or finished and exported ----------------------------------------------------
     with stop.saving():

@@ -54,13 +54,6 @@ class TrainingPlan(Plan):
     promises: tuple[str, ...]  # for the log: how evenly the sources are mixed, and steps above `global_tokens`
 
 
-class TargetWeights:
-    """`values`: float32 `(targets,)`. A plain class on purpose: FSDP would cast a dataclass's field to the compute dtype."""
-
-    def __init__(self, values: torch.Tensor) -> None:
-        self.values = values
-
-
 @dataclass(frozen=True)
 class MicroBatch:
     """The input of one forward pass on one rank: documents concatenated without padding.
@@ -69,7 +62,7 @@ class MicroBatch:
     document_lengths: in tokens, as Python ints, so that reading them does not synchronise with the device.
     target_positions: int64 `(targets,)`, indices of the hidden states that predict `target_ids` `(targets,)`.
     target_sources: int64 `(targets,)`, index of each target's source. None if there is only one source.
-    target_weights: the factor of each target's loss. None if all are 1.
+    target_weights: fp32 `(targets,)`, the factor of each target's loss. None if all are 1.
     """
 
     input_ids: torch.Tensor
@@ -79,7 +72,7 @@ class MicroBatch:
     target_positions: torch.Tensor
     target_ids: torch.Tensor
     target_sources: torch.Tensor | None = None
-    target_weights: TargetWeights | None = None
+    target_weights: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same micro-batch on another device. The copy to CUDA is asynchronous."""
@@ -89,8 +82,6 @@ class MicroBatch:
             name: _to_device(value, device) if isinstance(value, torch.Tensor) else value
             for name, value in vars(self).items()
         }
-        if self.target_weights:
-            moved["target_weights"] = TargetWeights(_to_device(self.target_weights.values, device))
         return MicroBatch(**moved)
 
 
@@ -203,7 +194,7 @@ def collate(items: Items, source: Corpus | Documents | Windows) -> MicroBatch:
         target_positions=torch.from_numpy(target_indices - 1),  # position t - 1 predicts token t of the same document
         target_ids=torch.from_numpy(flat[target_indices]),
         target_sources=target_sources,
-        target_weights=None if (weights == 1).all() else TargetWeights(torch.from_numpy(weights)),
+        target_weights=None if (weights == 1).all() else torch.from_numpy(weights),
     )
 
 

@@ -8,11 +8,13 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from common.dtypes import dtype_name
 from common.durable_files import publish, start_directory, temporary_path
@@ -20,6 +22,9 @@ from common.errors import UserError
 from distributed.checkpoint_directory import checkpoint_name, checksums, prune, set_latest, write_manifest
 from distributed.disks import check_free_space
 from distributed.process_group import Ranks, gather_objects, read_on_first
+
+Registered = dict[str, Any]
+"""Name -> an object with `state_dict()`, a flat dictionary of tensors, and `load_state_dict(state)`."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,14 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     ranks: Ranks,
     keep_last: int,
+    registered: Registered | None = None,
 ) -> SaveTimes:
     """Save step `state["step"]`, prune older checkpoints beyond `keep_last`, and return when it is durable. A collective.
 
     Raises UserError on all ranks, and leaves the existing checkpoints as they are, if it cannot be written.
     """
     begin = time.perf_counter()
-    tensors = checkpoint_tensors(parameters, optimizer, ranks)
+    tensors = checkpoint_tensors(parameters, optimizer, ranks, registered)
     start_save(directory, state["step"], tensors, ranks)
     checksum = write_checkpoint(directory, state, tensors, ranks, keep_last)
     seconds = time.perf_counter() - begin
@@ -122,9 +128,13 @@ def write_checkpoint(
 
 
 def load_checkpoint(
-    checkpoint: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None, ranks: Ranks
+    checkpoint: Path,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer | None,
+    ranks: Ranks,
+    registered: Registered | None = None,
 ) -> None:
-    """Read parameters, moments and random state in place, for any number of ranks.
+    """Read parameters, the optimizer's state, what is registered and random state in place, for any number of ranks.
 
     With `optimizer=None` only the parameters are read (evaluation, export). Nothing is converted: a checkpoint of another
     `optimizer.memory` is refused. (14N and 12N store the same tensors; train.py tells them apart by the saved state.)
@@ -134,7 +144,7 @@ def load_checkpoint(
         stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     except Exception as error:
         raise UserError(f"{checkpoint} is not a complete checkpoint: {error}") from error
-    tensors = _tensors(parameters, optimizer)
+    tensors = _tensors(parameters, optimizer) | _registered_tensors(registered)
     for name, tensor in tensors.items():
         if optimizer and not _same_format(stored, name, tensor):
             raise UserError(
@@ -144,7 +154,8 @@ def load_checkpoint(
         metadata = stored.get(name)
         if not isinstance(metadata, TensorStorageMetadata):
             raise UserError(
-                f"{checkpoint} has no tensor {name}: it belongs to another model; remove it or use another run.name"
+                f"{checkpoint} has no tensor {name}: it belongs to another model, optimizer or version of train.py; use another "
+                "run.name"
             )
         if tuple(metadata.size) != tuple(tensor.shape):
             raise UserError(
@@ -153,17 +164,21 @@ def load_checkpoint(
             )
     random_state = {name: value for name, value in _random_state(ranks).items() if name in stored} if optimizer else {}
     dcp.load(tensors | random_state, storage_reader=dcp.FileSystemReader(checkpoint))
+    for name, thing in (registered or {}).items():
+        prefix = f"registered.{name}."
+        thing.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     if optimizer:
-        for parameter in parameters.values():
-            optimizer.state[parameter]["step"].copy_(tensors["optimizer.step"])
         _set_random_state(random_state, ranks)
 
 
 def checkpoint_tensors(
-    parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, ranks: Ranks
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks,
+    registered: Registered | None = None,
 ) -> dict[str, torch.Tensor]:
-    """What a checkpoint stores, by name: parameters, moments, the step counter, and this rank's random state."""
-    return _tensors(parameters, optimizer) | _random_state(ranks)
+    """What a checkpoint stores, by name: parameters, the optimizer's state, what is registered, this rank's random state."""
+    return _tensors(parameters, optimizer) | _registered_tensors(registered) | _random_state(ranks)
 
 
 def stored_bytes(tensors: dict[str, torch.Tensor]) -> int:
@@ -171,13 +186,37 @@ def stored_bytes(tensors: dict[str, torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
+def allocate_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer of torch allocate the state that it makes in its first step, so that a checkpoint can be read into it.
+
+    torch does that with a step of learning rate 0 and gradients of 0. Nothing happens if there is a state already.
+    """
+    get_optimizer_state_dict(model, optimizer)
+
+
 def _tensors(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
+    """The tensors themselves, not copies. Those of an optimizer are named KEY.PARAMETER, such as exp_avg.lm_head.weight."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
-    if optimizer is not None:
-        for name, parameter in parameters.items():
-            tensors |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items() if key != "step"}
-        # All parameters have taken the same number of steps, because a skipped step counts for none of them.
-        tensors["optimizer.step"] = optimizer.state[next(iter(parameters.values()))]["step"].clone()
+    if optimizer is None:
+        return tensors
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state[parameter].items():
+            if not isinstance(value, torch.Tensor):
+                raise UserError(
+                    f"{type(optimizer).__name__} keeps {key} of a parameter as {type(value).__name__}; a checkpoint stores tensors"
+                )
+            tensors[f"{key}.{name}"] = value
+    return tensors
+
+
+def _registered_tensors(registered: Registered | None) -> dict[str, torch.Tensor]:
+    """The tensors of the state_dict of each registered object, named registered.NAME.KEY. Raises ValueError for others."""
+    tensors = {}
+    for name, thing in (registered or {}).items():
+        for key, value in thing.state_dict().items():
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(f"{name}.state_dict() has {key}, a {type(value).__name__}; register tensors")
+            tensors[f"registered.{name}.{key}"] = value.detach()
     return tensors
 
 

@@ -17,12 +17,17 @@ def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """Euclidean norm of all gradients together, fp32 scalar, the same on every rank. A collective; clips nothing.
 
-    torch's `clip_grad_norm_` computes in the dtype of the gradients, which is too coarse in bf16, and scales them in
-    another pass. Our optimizers divide by `grad_scale` as they read the gradients.
+    torch's `get_total_norm` computes in the dtype of the gradients, which is too coarse in bf16.
     """
     gradients = [gradient_of(parameter) for parameter in parameters]
     norms = torch._foreach_norm([local(gradient) for gradient in gradients], 2, dtype=torch.float32)
     return sum_over_shards(torch.stack(norms).square().sum(), gradients[0]).sqrt()
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: torch.Tensor) -> None:
+    """Scale this rank's gradients so that their global norm is at most `max_norm`. `norm`: `gradient_norm`, finite."""
+    gradients = [local(gradient_of(parameter)) for parameter in parameters]
+    torch._foreach_div_(gradients, (norm / max_norm).clamp(min=1.0).to(gradients[0].device))
 
 
 def bytes_per_parameter(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, float]:

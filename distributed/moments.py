@@ -51,20 +51,11 @@ class Moments:
             value.square_()
         return buffer
 
-    def write(
-        self,
-        key: str,
-        part: slice,
-        value: torch.Tensor,
-        noise: Noise,
-        stream: int,
-        first: int,
-        found_inf: torch.Tensor | None,
-    ) -> None:
-        """Store a chunk of a moment that `read` returned and AdamW has updated, or left as it was where `found_inf` is 1.
+    def write(self, key: str, part: slice, value: torch.Tensor, noise: Noise, stream: int, first: int) -> None:
+        """Store a chunk of a moment that `read` returned and AdamW has updated.
 
         `stream` and `first` select the noise: bf16 moments are rounded stochastically, like the weights, because at beta
-        0.999 they would otherwise never decay. Where `found_inf` is 1, nothing changes.
+        0.999 they would otherwise never decay.
         """
         value = value[: part.stop - part.start]
         if key in self.tensors:
@@ -78,16 +69,9 @@ class Moments:
         # square of a small gradient would become 0 where the first moment does not, and the update m / eps. Hence also
         # the floor of the scale.
         value = (value.sqrt_() if key == "exp_avg_sq" else value).view(-1, self.block)
-        new_scale = value.abs().amax(-1).clamp_(min=SMALLEST_SCALE)
-        new_codes = self.code_maps[key].encode(value.div_(new_scale.unsqueeze(1)).view(-1))
-        # Writing back what was read is not the identity: the most negative code stands for -0.993 of the scale.
         codes, scale = self._codes(key, part)
-        if found_inf is None:
-            codes.copy_(new_codes)
-            scale.copy_(new_scale)
-        else:  # torch.where on bytes takes 16 times as long
-            codes.bitwise_xor_(new_codes.bitwise_xor_(codes).mul_(found_inf == 0))
-            torch.where(found_inf == 0, new_scale, scale, out=scale)
+        torch.amax(value.abs(), -1, out=scale).clamp_(min=SMALLEST_SCALE)
+        codes.copy_(self.code_maps[key].encode(value.div_(scale.unsqueeze(1)).view(-1)))
 
     def _codes(self, key: str, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
         block = self.block

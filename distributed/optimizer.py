@@ -47,12 +47,12 @@ def check_memory(memory: str) -> None:
             raise UserError("optimizer.memory=6N needs torchao for its 8-bit moments: pip install torchao") from error
 
 
-def make_optimizer(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -> torch.optim.Optimizer:
+def adamw(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101) with weight decay on matrices only and its moments allocated.
 
     `parameters` are all parameters of the model by name, in the same order on every rank, in
     `parameter_dtype(settings.memory)`. Before every step the loop sets in each group `lr` and `noise_step` (0-based, for
-    the noise of the rounding), and on the optimizer `found_inf`: where it is 1, the step changes nothing.
+    the noise of the rounding).
     """
     expected = parameter_dtype(settings.memory)
     wrong = [name for name, parameter in parameters.items() if parameter.dtype != expected]
@@ -75,12 +75,20 @@ def make_optimizer(parameters: dict[str, nn.Parameter], settings: Optimizer, see
     return LowMemoryAdamW(groups, **options, memory=settings.memory, seed=seed, order=list(parameters.values()))
 
 
+def check_format(optimizer: torch.optim.Optimizer, memory: str) -> None:
+    """Raise UserError if bf16 weights meet an optimizer that rounds small updates away."""
+    if memory != "16N" and not isinstance(optimizer, LowMemoryAdamW):
+        raise UserError(
+            f"optimizer.memory={memory} is a format of this project's AdamW; with {type(optimizer).__name__} set "
+            "optimizer.memory=16N"
+        )
+
+
 class LowMemoryAdamW(torch.optim.Optimizer):
     """AdamW on bf16 weights: torch's fused fp32 kernel in chunks, stochastic rounding, no device wait.
 
-    It updates this rank's rows of sharded parameters (or plain tensors). `found_inf` and `grad_scale` (None, or
-    one-element fp32 tensors that the loop sets) have the meaning they have for torch's fused AdamW: skip the step, and
-    divide the gradients. `order` lists all parameters; the position selects a parameter's noise.
+    It updates this rank's rows of sharded parameters (or plain tensors). `order` lists all parameters; the position
+    selects a parameter's noise.
     """
 
     def __init__(
@@ -94,8 +102,6 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         order: list[nn.Parameter],
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "noise_step": None})
-        self.found_inf: torch.Tensor | None = None
-        self.grad_scale: torch.Tensor | None = None
         self.keeps_gradients = memory == "14N"
         self.seed = seed
         self.order = {parameter: index for index, parameter in enumerate(order)}
@@ -116,16 +122,14 @@ class LowMemoryAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Update every parameter that has a gradient. Where `found_inf` is 1, not a bit changes."""
+        """Update every parameter that has a gradient."""
         device = self.steps.device
-        found_inf = None if self.found_inf is None else self.found_inf.to(device)
-        grad_scale = None if self.grad_scale is None else self.grad_scale.to(device)
         noise_steps = {group["noise_step"] for group in self.param_groups}
         if len(noise_steps) != 1 or None in noise_steps:
             raise ValueError("set one noise_step in every group before each step: it selects the noise of the rounding")
         noise = Noise(self.seed, noise_steps.pop(), device)
-        step = _Step(torch.zeros((4, self.buffer_size), device=device), noise, found_inf, grad_scale)
-        self.steps += 1 if found_inf is None else (found_inf == 0).reshape(())
+        step = _Step(torch.zeros((4, self.buffer_size), device=device), noise)
+        self.steps += 1
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -149,10 +153,10 @@ class LowMemoryAdamW(torch.optim.Optimizer):
             value[:count].copy_(weight[part])
             g[:count].copy_(grad[part])
             exp_avg, exp_avg_sq = moments.read("exp_avg", part, exp_avg), moments.read("exp_avg_sq", part, exp_avg_sq)
-            self._adamw_(value, g, exp_avg, exp_avg_sq, group, step)
+            self._adamw_(value, g, exp_avg, exp_avg_sq, group)
             weight[part].copy_(stochastic_round_(value[:count], step.noise, stream, first + start))
             for number, (key, moment) in enumerate((("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)), 1):
-                moments.write(key, part, moment, step.noise, stream + number, first + start, step.found_inf)
+                moments.write(key, part, moment, step.noise, stream + number, first + start)
 
     def _adamw_(
         self,
@@ -161,7 +165,6 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         exp_avg: torch.Tensor,
         exp_avg_sq: torch.Tensor,
         group: dict,
-        step: "_Step",
     ) -> None:
         """Update flat fp32 tensors in place with the kernel of torch.optim.AdamW(fused=True), which passes over them once."""
         beta1, beta2 = group["betas"]
@@ -179,8 +182,6 @@ class LowMemoryAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             amsgrad=False,
             maximize=False,
-            grad_scale=step.grad_scale,
-            found_inf=step.found_inf,
         )
 
 
@@ -190,8 +191,6 @@ class _Step:
 
     buffers: torch.Tensor  # fp32 (4, elements): weights, gradients and moments of a chunk, allocated once per step
     noise: Noise
-    found_inf: torch.Tensor | None
-    grad_scale: torch.Tensor | None
 
 
 def keep_fp32_gradient(parameter: nn.Parameter) -> None:

@@ -16,7 +16,14 @@ import torch.distributed as dist
 from torch import nn
 
 from common.errors import UserError
-from distributed.checkpoint import SaveTimes, checkpoint_tensors, save_checkpoint, start_save, write_checkpoint
+from distributed.checkpoint import (
+    Registered,
+    SaveTimes,
+    checkpoint_tensors,
+    save_checkpoint,
+    start_save,
+    write_checkpoint,
+)
 from distributed.checkpoint_directory import checkpoint_name, replace_state
 from distributed.process_group import Ranks, gather_objects, read_on_first
 
@@ -37,7 +44,13 @@ class Saver:
             self.background = replace(ranks, flags=group)
             self.pool = ThreadPoolExecutor(1, thread_name_prefix="save")
 
-    def save(self, state: dict, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    def save(
+        self,
+        state: dict,
+        parameters: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        registered: Registered | None = None,
+    ) -> None:
         """Save step `state["step"]`; in the background, return when the tensors have been copied. A collective.
 
         Waits for the previous save first. Raises UserError on all ranks if either save fails.
@@ -45,10 +58,12 @@ class Saver:
         begin = time.perf_counter()
         self.wait()
         if not self.pool:
-            times = save_checkpoint(self.directory, state, parameters, optimizer, self.ranks, self.keep_last)
+            times = save_checkpoint(
+                self.directory, state, parameters, optimizer, self.ranks, self.keep_last, registered
+            )
             self.finished.append(times)
             return
-        tensors = checkpoint_tensors(parameters, optimizer, self.ranks)
+        tensors = checkpoint_tensors(parameters, optimizer, self.ranks, registered)
         start_save(self.directory, state["step"], tensors, self.ranks)
         copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         self.running = self.pool.submit(self._write, state, copies, begin, time.perf_counter() - begin)

@@ -48,20 +48,18 @@ def parallelize(
     compute_dtype: torch.dtype,
     model_settings: Model,
     sharding: Sharding,
-    kernels: str | None = None,
 ) -> str:
     """Apply activation checkpointing, then compile, then shard, all in place. Parameters may still be on `meta`.
 
-    Returns the strategy for `before_micro_batch`. kernels: cuda | cpu, on whose terms a single rank is sharded; None: those
-    of the mesh. A simulation of a GPU on a mesh of fake CPU tensors names them.
+    Returns the strategy for `before_micro_batch`.
     The order matters: compiled code must contain the recomputation, and FSDP's hooks must stay outside of it.
     """
     checkpoint_activations(layers[:: model_settings.checkpoint_every], model_settings.activation_checkpointing)
     if model_settings.compile:
         for layer in layers:
             layer.compile()
-    shard(model, layers, extra_units, mesh, compute_dtype, sharding, kernels)
-    return gathering_strategy(sharding, mesh, kernels)
+    shard(model, layers, extra_units, mesh, compute_dtype, sharding)
+    return gathering_strategy(sharding, mesh)
 
 
 def make_mesh(device_type: str, ranks_per_node: int, world_size: int, sharding: Sharding) -> DeviceMesh:
@@ -77,14 +75,14 @@ def make_mesh(device_type: str, ranks_per_node: int, world_size: int, sharding: 
     return init_device_mesh(device_type, (world_size // shards, shards), mesh_dim_names=("replicate", "shard"))
 
 
-def gathering_strategy(sharding: Sharding, mesh: DeviceMesh, kernels: str | None = None) -> str:
+def gathering_strategy(sharding: Sharding, mesh: DeviceMesh) -> str:
     """`sharding.strategy`, but `grad_op` in place of `full` on a single CPU rank.
 
     A single rank gathers nothing, it only casts and copies its weights. In the memory of a host there is room for the
     copy, and one cast per step takes less time than two per micro-batch. On a single GPU the copy would take memory from
     the activations, and the cast takes next to no time.
     """
-    alone = mesh.size() == 1 and (kernels or mesh.device_type) == "cpu"
+    alone = mesh.size() == 1 and mesh.device_type == "cpu"
     return "grad_op" if sharding.strategy == "full" and alone else sharding.strategy
 
 
@@ -95,7 +93,6 @@ def shard(
     mesh: DeviceMesh,
     compute_dtype: torch.dtype,
     sharding: Sharding,
-    kernels: str | None = None,
 ) -> None:
     """`fully_shard` each layer, each of `extra_units`, then the root with the rest (norm; tied embedding and head).
 
@@ -112,17 +109,18 @@ def shard(
         "mp_policy": MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype),
         "offload_policy": offload,
     }
-    free = gathering_strategy(sharding, mesh, kernels) in ("full", "hybrid")
+    free = gathering_strategy(sharding, mesh) in ("full", "hybrid")
     for unit in [*layers, *extra_units]:
         # Our head computes its gradients in forward, so freeing it after forward would gather it twice for nothing.
         is_head = bool(extra_units) and unit is extra_units[-1]
         sharded = fully_shard(unit, reshard_after_forward=free and not is_head, **options)
         if isinstance(unit, nn.Embedding):
             sharded.set_unshard_in_backward(False)  # its gradient is a sum of rows and needs no weights
-    fully_shard(model, reshard_after_forward=free, **options)
+    # The root holds a tied head, which the loss needs after the model's forward, and the norm: backward begins with them.
+    fully_shard(model, reshard_after_forward=False, **options)
     if mesh.size() > 1:  # a single rank does not divide, and the switch would cost a copy of every gradient
         sum_gradients(model)
-    elif (kernels or mesh.device_type) == "cpu":
+    elif mesh.device_type == "cpu":
         for unit in _units(model):
             unit.set_custom_reduce_scatter(_KeepInPlace())  # pyright: ignore[reportArgumentType]  its base is private
 

@@ -28,6 +28,7 @@ from distributed.process_group import StopSignal
 from distributed.sharding import evaluating
 from eval.general_text import held_out_texts, sample_evenly, split_into_pieces
 from eval.questions import Question, encode_options, read_questions, right_answers, start_tokens
+from model.loss import visit_logits
 
 # Called for each chunk of targets with: logits fp32 (targets, vocabulary), target_ids (targets,), and owners int64
 # (targets,), the index of each target's document.
@@ -117,7 +118,7 @@ def measure_forgetting(
     """The four metrics, by the names of their curves; None after a signal. A collective.
 
     Every rank runs the same number of forwards. The base's distributions are moved to the device one chunk at a
-    time, so the extra device memory is a few times the logits of model.loss.VISIT_TOKENS tokens.
+    time, so the extra device memory is a few times the logits of model.loss.LOSS_TOKENS tokens.
     """
     text_sums = torch.zeros(3, dtype=torch.float64)  # nats, KL, agreements
     option_nats = torch.zeros(len(reference.options), dtype=torch.float64)
@@ -195,7 +196,7 @@ def visit_documents(
         visit(logits, micro_batch.target_ids[chunk], owners[chunk])
 
     with torch.no_grad():
-        model(micro_batch, visit=visit_chunk)
+        visit_logits(model.head, model(micro_batch), visit_chunk)
 
 
 def _visit_all(model: torch.nn.Module, deal: Deal, documents: Documents, stop: StopSignal, visit: VisitChunk) -> bool:

@@ -117,4 +117,5 @@ def _shard(model: torch.nn.Module, extra_units: list[torch.nn.Module], dtype: to
     mesh = make_mesh(ranks.device.type, ranks.world_size, ranks.world_size, sharding)
     shard(model, decoder_layers(model), extra_units, mesh, dtype, sharding)
     assert isinstance(model, FSDPModule)
-    model.set_reshard_after_forward(True)  # the head too, which training keeps gathered for its backward
+    for unit in extra_units:  # the head, which training keeps gathered for its backward
+        unit.set_reshard_after_forward(True)

@@ -1,13 +1,13 @@
-"""The pretrained model as it is trained: built on `meta`, loaded slice by slice, and returning the sum of losses.
+"""The pretrained model as it is trained: built on `meta`, loaded slice by slice, and returning the hidden
+states that predict the targets.
 
 The order is: build on meta -> activation checkpointing -> shard -> materialize -> load each rank's own slices -> recompute
 `inv_freq` in fp32. Everything that changes shapes comes before sharding.
 """
 
 import copy
-import functools
 from collections.abc import Container
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -15,42 +15,16 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
+from data.batches import MicroBatch
 from distributed.sharding import local_shard
 from model import packed_attention
 from model.architectures import head_settings
-from model.label_sampling import Draw
-from model.loss import HeadSettings, LossSums, Visit, cross_entropy_sum, visit_logits
+from model.loss import lend_weight
 from model.rope import fix_frequencies
 from model.weight_files import StoredTensor, stored_tensors
 
 # Names of dtypes in safetensors files. Others are quantised (I8, U8, F8_E4M3, ...) and mean nothing without their scales.
 TRAINABLE = ("BF16", "F16", "F32", "F64")
-
-
-class TargetWeights(Protocol):
-    """data.batches.TargetWeights. The tensor stays inside until the head reads it, because FSDP casts plain arguments."""
-
-    values: torch.Tensor  # fp32 (targets,)
-
-
-class PackedInputs(Protocol):
-    """The part of a micro-batch that the model reads (data.batches.MicroBatch: model and data do not import each other).
-
-    A batch for a simulation also has `kernels` (model.packed_attention.DocumentLengths).
-    """
-
-    input_ids: torch.Tensor  # (1, tokens)
-    position_ids: torch.Tensor  # (1, tokens), from 0 in each document
-    document_lengths: tuple[int, ...]
-    cu_seq_lens: torch.Tensor  # int32 (documents + 1)
-    target_positions: torch.Tensor  # (targets,): positions of the states that predict
-    target_ids: torch.Tensor  # (targets,)
-    target_sources: torch.Tensor | None  # (targets,): source of each target, if there are several
-
-    @property
-    def target_weights(self) -> TargetWeights | None: ...  # factors of the targets' losses; None: all 1
-
-    def to(self, device: torch.device) -> "PackedInputs": ...
 
 
 class PackedLanguageModel(nn.Module):
@@ -61,11 +35,7 @@ class PackedLanguageModel(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self.num_tokens = num_tokens or causal_lm.config.vocab_size
-        # The head's forward returns the loss, because FSDP gathers the weight of a head that is its own unit in that
-        # forward and nowhere else.
-        settings = head_settings(causal_lm.config, self.num_tokens)
-        loss = functools.partial(_head_loss, self.head, settings)
-        self.head.forward = loss  # pyright: ignore[reportAttributeAccessIssue]
+        lend_weight(self.head, head_settings(causal_lm.config, self.num_tokens))
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -77,21 +47,15 @@ class PackedLanguageModel(nn.Module):
         """The output projection, weight `(vocabulary, hidden_size)`; the embedding's own weight if they are tied."""
         return cast(nn.Linear, self.causal_lm.get_output_embeddings())
 
-    def forward(
-        self,
-        batch: PackedInputs,
-        loss_sums: LossSums | None = None,
-        visit: Visit | None = None,
-        draw: Draw | None = None,
-    ) -> torch.Tensor:
-        """The sum of the losses of the micro-batch's target tokens times their weights, fp32 scalar, in nats.
-
-        loss_sums: also receives each loss by source. visit: for evaluation; it gets the logits instead
-        (`model.loss.visit_logits`), and the result is 0. draw: for the Fisher diagonal; signs of losses, or labels sampled
-        from the model in place of the data's, with the roots of the weights (`Draw.factors`).
-        """
-        hidden = self.hidden_states(batch)[0, batch.target_positions]
-        return self.head(hidden, batch.target_ids, batch.target_sources, loss_sums, visit, draw, batch.target_weights)
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
+        """The hidden states that predict the targets, `(targets, hidden_size)`: the input of `model.loss.chunked`."""
+        hidden = self.causal_lm.base_model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            documents=packed_attention.DocumentLengths(batch.document_lengths, batch.cu_seq_lens),
+        ).last_hidden_state
+        return hidden[0, batch.target_positions]
 
     def extra_fsdp_units(self) -> list[nn.Module]:
         """[embedding, head] to shard separately before the root, or [] if they are tied and must stay in one unit.
@@ -104,39 +68,6 @@ class PackedLanguageModel(nn.Module):
         """The weights with one row per token: embedding and head, or the one weight they share."""
         embedding, head = self.embedding.weight, self.head.weight
         return [embedding] if embedding is head else [embedding, head]
-
-    def hidden_states(self, batch: PackedInputs) -> torch.Tensor:
-        """The input of the head, `(1, tokens, hidden_size)`."""
-        return self.causal_lm.base_model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            documents=packed_attention.DocumentLengths(
-                batch.document_lengths, batch.cu_seq_lens, getattr(batch, "kernels", None)
-            ),
-        ).last_hidden_state
-
-
-def _head_loss(
-    head: nn.Linear,
-    settings: HeadSettings,
-    hidden: torch.Tensor,
-    target_ids: torch.Tensor,
-    target_sources: torch.Tensor | None,
-    loss_sums: LossSums | None,
-    visit: Visit | None,
-    draw: Draw | None,
-    target_weights: TargetWeights | None,
-) -> torch.Tensor:
-    """The head's forward: the sum of losses instead of logits. It reads the weight here, where FSDP has gathered it."""
-    if visit is not None:
-        return visit_logits(hidden, head.weight, visit, settings)
-    weights = None if target_weights is None else target_weights.values
-    if draw is not None:
-        target_ids, weights = draw.labels(hidden, head.weight, target_ids, settings), draw.factors(weights)
-    return cross_entropy_sum(
-        hidden, head.weight, target_ids, settings, target_sources=target_sources, loss_sums=loss_sums, weights=weights
-    )
 
 
 def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:

@@ -5,15 +5,23 @@ step (all ranks, all micro-batches). A mean per micro-batch gives a token more w
 (transformers#34191).
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-CHUNK_TOKENS = 1024  # fp32 logits of one chunk: 1024 x 49,152 x 4 bytes = 201 MB, 1024 x 151,936 x 4 bytes = 622 MB
-VISIT_TOKENS = 256  # chunk size where an evaluation reads the logits, since it makes several tensors of their size
+from common.errors import UserError
+from data.batches import MicroBatch
 
+CHUNK_TOKENS = 1024  # targets whose logits exist at once, in the compute dtype: 1024 x 151,936 x 2 bytes = 311 MB
+LOSS_TOKENS = 256  # targets whose fp32 logits exist at once, with what their loss makes of them: 4 x 155 MB
+
+TokenLosses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logits fp32 `(targets, vocabulary)`, targets int64 `(targets,)`) -> losses fp32 `(targets,)`, by differentiable operations."""
 Visit = Callable[[torch.Tensor, int], None]  # (logits fp32 (rows, vocabulary), index of the first target)
 
 
@@ -22,24 +30,25 @@ class HeadSettings:
     """How a model turns the product of hidden state and head into logits.
 
     scale: `logit_scale` of Cohere, 1 / `logits_scaling` of Granite. softcap: c * tanh(x / c) (Gemma 2, arXiv:2408.00118,
-    section 2). num_tokens: rows of the head that are tokens; those after them are padding, which the softmax never sees.
-    None: all rows.
+    section 2). num_tokens: rows of the head that are tokens; those after them are padding, which no loss sees. None: all
+    rows.
     """
 
     scale: float = 1.0
     softcap: float | None = None
     num_tokens: int | None = None
 
-
-PLAIN_HEAD = HeadSettings()
+    def logits(self, product: torch.Tensor) -> torch.Tensor:
+        """The input of the softmax, from the fp32 product of hidden states and head."""
+        if self.scale != 1.0:
+            product = product * self.scale
+        if self.softcap is not None:
+            product = self.softcap * torch.tanh(product / self.softcap)
+        return product
 
 
 class LossSums:
-    """Sums of target-token losses in nats, fp32 on the device: in total, and by source.
-
-    A plain class on purpose: FSDP casts fp32 tensors among a forward's arguments to the compute dtype, also inside a
-    dataclass, and sums added to a cast copy would be lost.
-    """
+    """Sums of target-token losses in nats, fp32 on the device: in total, and by source."""
 
     def __init__(self, num_sources: int, device: torch.device) -> None:
         self.num_sources = num_sources
@@ -62,119 +71,114 @@ class LossSums:
             self.by_source.index_add_(0, sources, losses)
 
 
-def logits(hidden: torch.Tensor, head_weight: torch.Tensor, settings: HeadSettings = PLAIN_HEAD) -> torch.Tensor:
-    """The input of the softmax, fp32 `(rows, vocabulary)`: the product in the dtype of `hidden`, scaled, then capped."""
-    product = F.linear(hidden, head_weight).float()
-    if settings.scale != 1.0:
-        product = product * settings.scale
-    if settings.softcap is not None:
-        product = settings.softcap * torch.tanh(product / settings.softcap)
-    return product
+def negative_log_likelihood(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-log p(target) of each target in nats: what measures a model, whatever loss trains it."""
+    return F.cross_entropy(logits, targets, reduction="none")
 
 
-def visit_logits(
-    hidden: torch.Tensor, head_weight: torch.Tensor, visit: Visit, settings: HeadSettings = PLAIN_HEAD
-) -> torch.Tensor:
-    """Call `visit(logits, start)` for each chunk of targets, without the head's padding; never if there is no target.
+def lend_weight(head: nn.Linear, settings: HeadSettings) -> None:
+    """Replace the forward of `head`: it calls a function with the hidden states and its weight.
 
-    hidden `(targets, hidden_size)`, head_weight `(vocabulary, hidden_size)`. Returns 0 in place of a loss.
+    FSDP gathers the weight of a head that is a unit of its own around this call and nowhere else.
     """
-    tokens = head_weight[: settings.num_tokens]
-    for start in range(0, len(hidden), VISIT_TOKENS):
-        visit(logits(hidden[start : start + VISIT_TOKENS], tokens, settings), start)
-    return hidden.new_zeros((), dtype=torch.float32)
+    head.settings = settings  # pyright: ignore[reportArgumentType]
+    head.forward = lambda hidden, function: function(hidden, head.weight)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def cross_entropy_sum(
+def chunked(
+    head: nn.Module,
     hidden: torch.Tensor,
-    head_weight: torch.Tensor,
-    target_ids: torch.Tensor,
-    settings: HeadSettings = PLAIN_HEAD,
-    *,
-    target_sources: torch.Tensor | None = None,
+    batch: MicroBatch,
+    token_losses: TokenLosses,
     loss_sums: LossSums | None = None,
-    weights: torch.Tensor | None = None,
-    chunk_tokens: int | None = None,
 ) -> torch.Tensor:
-    """Sum over targets of -log p(target), in nats, as an fp32 scalar. The softmax is fp32.
+    """The sum of `token_losses` over the targets of a micro-batch times their weights, fp32 scalar.
 
-    hidden `(targets, hidden_size)`: the states that predict. head_weight `(vocabulary, hidden_size)`. target_ids
-    `(targets,)`. With target_sources `(targets,)` and loss_sums, each loss is also added to the sum of its source; loss and
-    gradients do not depend on them. weights: fp32 `(targets,)`, a factor of each target's loss. chunk_tokens: default
-    CHUNK_TOKENS.
+    head: `PackedLanguageModel.head`. hidden `(targets, hidden_size)`: the states that predict, from the model. loss_sums
+    also receives each loss by source; the result does not depend on it.
 
+    Head and `token_losses` are called chunk by chunk, and the gradients of hidden states and head are computed at once,
+    so that beside inputs and gradients the memory is that of one chunk's logits, whatever the number of targets.
     Without any target the loss is 0 and all gradients exist and are 0, so that all ranks reduce the same parameters.
-    Besides inputs and gradients the memory is that of one chunk's logits, whatever the number of targets.
+    Raises UserError if `token_losses` does not return one loss per target.
     """
-    if target_ids.numel() == 0:
-        return (hidden.sum() + head_weight[:1].sum()).float() * 0.0
-    chunk_tokens = chunk_tokens or CHUNK_TOKENS
-    return _ChunkedCrossEntropySum.apply(
-        hidden, head_weight, target_ids, settings, target_sources, loss_sums, weights, chunk_tokens
+    function = functools.partial(
+        _sum_of_losses,
+        batch=batch,
+        token_losses=token_losses,
+        loss_sums=loss_sums,
+        settings=cast(HeadSettings, head.settings),
     )
+    return head(hidden, function)
 
 
-# Why not F.linear_cross_entropy with its chunking options (torch >= 2.13 only)? For SmolLM2's head (576 x 49,152), 1,024
-# targets, forward and backward on one CPU thread beside other work, this class took 1.0-1.2 s and that function 17-28 s in
-# bf16 (1.2-2.2 s and 9-23 s in fp32). Peak memory grew by 245 and 410 MB (297 and 195 MB in fp32). Its bf16 loss is
-# rounded to bf16 (11,904 for 11,796.5).
-class _ChunkedCrossEntropySum(torch.autograd.Function):
+def visit_logits(head: nn.Module, hidden: torch.Tensor, visit: Visit) -> None:
+    """Call `visit(logits, start)` for each `LOSS_TOKENS` rows of hidden `(rows, hidden_size)`, without gradients."""
+    settings = cast(HeadSettings, head.settings)
+
+    def visit_chunks(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        for start in range(0, len(hidden), LOSS_TOKENS):
+            product = F.linear(hidden[start : start + LOSS_TOKENS], weight[: settings.num_tokens])
+            visit(settings.logits(product.float()), start)
+        return hidden
+
+    with torch.no_grad():
+        head(hidden, visit_chunks)
+
+
+def _sum_of_losses(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    batch: MicroBatch,
+    token_losses: TokenLosses,
+    loss_sums: LossSums | None,
+    settings: HeadSettings,
+) -> torch.Tensor:
+    if batch.target_ids.numel() == 0:
+        return (hidden.sum() + weight[:1].sum()).float() * 0.0
+    return _ChunkedSum.apply(hidden, weight, batch, token_losses, loss_sums, settings)  # pyright: ignore[reportReturnType]
+
+
+# Why not F.linear_cross_entropy with its chunking options (torch >= 2.13 only)? It knows one loss. For SmolLM2's head
+# (576 x 49,152), 1,024 targets, forward and backward on one CPU thread it took 17-28 s in bf16, this class 1.0-1.2 s.
+class _ChunkedSum(torch.autograd.Function):
     """Computes both gradients in forward, chunk by chunk, so that no chunk's logits outlive it.
 
     The loss is a scalar, so backward only scales the gradients. The head is multiplied three times, which is the minimum;
-    recomputing the logits in backward would be a fourth time.
+    recomputing the logits in backward would be a fourth time. Autograd differentiates from the losses to the product with
+    the head; the two products behind it are written here, in larger chunks and in place.
     """
 
     @staticmethod
-    def forward(ctx, hidden, head_weight, target_ids, settings, target_sources, loss_sums, weights, chunk_tokens):  # noqa: ANN001, ANN205
-        """Arguments and result as in `cross_entropy_sum`. Keeps both gradients for backward."""
-        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    def forward(ctx, hidden, weight, batch, token_losses, loss_sums, settings):  # noqa: ANN001, ANN205
+        """Arguments and result as in `chunked`. Keeps both gradients for backward."""
+        trains_head = ctx.needs_input_grad[1]  # not with LoRA
+        needs_grad = ctx.needs_input_grad[0] or trains_head
+        tokens = weight[: settings.num_tokens]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden if needs_grad else hidden[:0])
-        trains_head = ctx.needs_input_grad[1]  # not with LoRA
         grad_weight = None
-        for start in range(0, len(target_ids), chunk_tokens):
-            chunk = slice(start, start + chunk_tokens)
-            rows, ids = hidden[chunk], target_ids[chunk]
-            scores = logits(rows, head_weight, settings)
-            # The derivative of the cap, 1 - tanh(x / c)^2, before the scores are overwritten.
-            slope = None
-            if needs_grad and settings.softcap is not None:
-                slope = (scores / settings.softcap).square_().neg_().add_(1.0)
-            if settings.num_tokens is not None:
-                scores[:, settings.num_tokens :] = -torch.inf
-            if needs_grad:
-                scores = torch.log_softmax(scores, dim=-1)
-                losses = -scores.gather(1, ids[:, None])[:, 0]
-            else:
-                losses = F.cross_entropy(scores, ids, reduction="none")
-            if weights is not None:
-                losses *= weights[chunk]
-            loss += losses.sum()
-            if loss_sums is not None and target_sources is not None:
-                loss_sums.add_by_source(losses, target_sources[chunk])
+        for start in range(0, len(hidden), CHUNK_TOKENS):
+            rows = hidden[start : start + CHUNK_TOKENS]
+            product = F.linear(rows, tokens)
+            for first in range(0, len(rows), LOSS_TOKENS):
+                part = product[first : first + LOSS_TOKENS]
+                targets = slice(start + first, start + first + len(part))
+                losses = _losses(part, targets, batch, token_losses, settings, needs_grad)
+                loss += losses.sum()
+                if loss_sums is not None and batch.target_sources is not None:
+                    loss_sums.add_by_source(losses, batch.target_sources[targets])
             if not needs_grad:
                 continue
-            # d loss / d scores = softmax - one_hot, written over the log-probabilities.
-            grad_scores = scores.exp_()
-            grad_scores[torch.arange(len(ids), device=ids.device), ids] -= 1.0
-            if slope is not None:
-                grad_scores.mul_(slope)
-            if settings.scale != 1.0:
-                grad_scores.mul_(settings.scale)
-            if weights is not None:
-                grad_scores.mul_(weights[chunk, None])
-            grad_scores = grad_scores.to(hidden.dtype)
-            del scores, losses, slope  # with a large vocabulary what follows is the peak of the step
-            grad_hidden[chunk] = grad_scores @ head_weight
+            grad_hidden[start : start + len(rows)] = product @ tokens
             if trains_head:
-                part = grad_scores.T @ rows
+                of_rows = product.T @ rows
                 # Chunks are added in fp32, because bf16 would lose the small ones.
-                grad_weight = part if grad_weight is None else grad_weight.float().add_(part)
-                del part
-            del grad_scores  # else it would live until the next chunk has made its own
+                grad_weight = of_rows if grad_weight is None else grad_weight.float().add_(of_rows)
+                del of_rows
+            del product, part  # else they would live until the next chunk has made its own
         if needs_grad:
-            ctx.gradients = grad_hidden, None if grad_weight is None else grad_weight.to(head_weight.dtype)
+            ctx.gradients = grad_hidden, None if grad_weight is None else _padded(grad_weight, weight)
         return loss
 
     @staticmethod
@@ -182,4 +186,37 @@ class _ChunkedCrossEntropySum(torch.autograd.Function):
         # Scaled in place and handed over: a second copy of the vocabulary's gradient would be the peak of the step.
         (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None
         grad_weight = None if grad_weight is None else grad_weight.mul_(grad_output)
-        return grad_hidden.mul_(grad_output), grad_weight, *(None,) * 6
+        return grad_hidden.mul_(grad_output), grad_weight, *(None,) * 4
+
+
+def _losses(
+    product: torch.Tensor,
+    targets: slice,
+    batch: MicroBatch,
+    token_losses: TokenLosses,
+    settings: HeadSettings,
+    needs_grad: bool,
+) -> torch.Tensor:
+    """The weighted losses, fp32 `(targets,)`. If `needs_grad`, `product` becomes the gradient of their sum."""
+    with torch.set_grad_enabled(needs_grad):
+        leaf = product.detach().float().requires_grad_(needs_grad)
+        losses = token_losses(settings.logits(leaf), batch.target_ids[targets])
+        if losses.shape != batch.target_ids[targets].shape:
+            raise UserError(
+                f"token_losses in train.py returned the shape {tuple(losses.shape)}; it must return one loss per target, "
+                f"{tuple(batch.target_ids[targets].shape)}"
+            )
+        if batch.target_weights is not None:
+            losses = losses * batch.target_weights[targets]
+        if needs_grad:
+            product.copy_(torch.autograd.grad(losses.sum(), leaf)[0])
+    return losses.detach()
+
+
+def _padded(grad_weight: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The gradient in the weight's dtype, with zeros for its rows of padding."""
+    if len(grad_weight) == len(weight):
+        return grad_weight.to(weight.dtype)
+    padded = torch.zeros_like(weight)
+    padded[: len(grad_weight)] = grad_weight
+    return padded

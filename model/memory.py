@@ -31,7 +31,7 @@ from model.architectures import head_settings
 from model.flops import Work, count_work
 from model.language_model import PackedLanguageModel, build_on_meta
 from model.lora import add_adapters
-from model.loss import CHUNK_TOKENS
+from model.loss import CHUNK_TOKENS, LOSS_TOKENS
 from model.packed_attention import DocumentLengths
 from model.product_attention import KEEP_PROBABILITIES
 
@@ -602,15 +602,14 @@ def _loss_chunk(shape: ModelShape, targets: int, vocabulary: int, width: int, co
     width: of the head, 0 if it is not trained. compute: bytes of an element of a product.
     """
     settings = head_settings(shape.config, shape.num_tokens)
-    slope = FP32 if settings.softcap is not None else 0
-    cast = compute if compute < FP32 else 0  # what a product in bf16 takes beside its fp32 copy
-    copies = 3 if settings.softcap is not None else 2 if settings.scale != 1.0 else 1
+    # In fp32, of LOSS_TOKENS targets: the product, its log-softmax and the gradients of both; the cap keeps its input and tanh.
+    copies = 4 - (compute == FP32) + 2 * (settings.softcap is not None) + (settings.scale != 1.0)
     peak, (whole, rest) = 0, divmod(targets, CHUNK_TOKENS)
     for number, rows in enumerate([CHUNK_TOKENS] * min(whole, 3) + [rest] * (rest > 0)):
-        logits, weights = rows * vocabulary, vocabulary * width
+        product, losses = rows * vocabulary * compute, min(rows, LOSS_TOKENS) * vocabulary * FP32 * copies
         # The gradient of the head: that of the first chunk, then its sum in fp32; at the end of a chunk its part as well,
         # and in the second chunk the first one until it is in the sum.
         head, head_at_end = [(0, compute), (compute, FP32 + 2 * compute), (FP32, FP32 + compute)][min(number, 2)]
-        makes = max(FP32 + cast, copies * FP32, 2 * FP32 + slope, FP32 + cast + slope)  # scores, softmax, its gradient
-        peak = max(peak, logits * makes + weights * head, logits * (cast or FP32) + weights * head_at_end)
+        weights = vocabulary * width
+        peak = max(peak, product + losses + weights * head, product + weights * head_at_end)
     return peak

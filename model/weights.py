@@ -42,19 +42,24 @@ def weights_of_directory(path: str | Path, model: PackedLanguageModel) -> Weight
     return Weights({name: tensor.shape for name, (_, tensor) in sources.items()}, read, _vocabulary(model))
 
 
-def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel) -> Weights:
+def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: str | Path) -> Weights:
     """The parameters of `model`, which may be on meta, in a checkpoint of any number of ranks.
 
-    Needs a process group, which may be of one rank. Raises UserError if the checkpoint belongs to another model.
+    A checkpoint holds what is trained; what was frozen comes from `base`, the directory that the run started from. Needs a
+    process group, which may be of one rank. Raises UserError if the checkpoint belongs to another model.
     """
     reader = dcp.FileSystemReader(checkpoint)
     stored = reader.read_metadata().state_dict_metadata
-    shapes = {}
-    for name, parameter in parameter_names(model).items():
+    shapes, parameters = {}, parameter_names(model)
+    frozen = [name for name in parameters if not isinstance(stored.get(f"model.{name}"), TensorStorageMetadata)]
+    if len(frozen) == len(parameters):
+        raise UserError(
+            f"{checkpoint} has no tensor {frozen[0]}: it belongs to another model than its run's model.path"
+        )
+    started_from = weights_of_directory(base, model) if frozen else None
+    for name, parameter in parameters.items():
         metadata = stored.get(f"model.{name}")
-        if not isinstance(metadata, TensorStorageMetadata):
-            raise UserError(f"{checkpoint} has no tensor {name}: it belongs to another model than its run's model.path")
-        if tuple(metadata.size) != tuple(parameter.shape):
+        if isinstance(metadata, TensorStorageMetadata) and tuple(metadata.size) != tuple(parameter.shape):
             raise UserError(
                 f"{checkpoint}: {name} has shape {tuple(metadata.size)}, but the model has {tuple(parameter.shape)}; "
                 "export with the model.path that the run was started with"
@@ -62,6 +67,8 @@ def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel) -> Weigh
         shapes[name] = stored_shape(model, parameter)
 
     def read(name: str) -> torch.Tensor:
+        if started_from and name in frozen:
+            return started_from.read(name)
         metadata = stored[f"model.{name}"]
         assert isinstance(metadata, TensorStorageMetadata)
         whole = torch.empty(tuple(metadata.size), dtype=metadata.properties.dtype)

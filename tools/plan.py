@@ -442,7 +442,8 @@ class Plan:
     def disk(self) -> Disk:
         """Room for checkpoints, EWC's anchor and the export (distributed/disks.py: check_room_for_run)."""
         shape, run = self.shape, self.config.run
-        checkpoint = _saved_bytes(shape, self.config, 1) + 4 + RANDOM_STATE  # the step counter, a rank's random state
+        counters = 4 * len(list(shape.trained))  # of steps, one for each tensor
+        checkpoint = _saved_bytes(shape, self.config, 1) + counters + RANDOM_STATE  # a rank's
         frozen = shape.num_parameters - shape.num_trained  # adapters are merged into the export
         export = (frozen or shape.num_parameters) * shape.stored_dtype.itemsize
         kept = (run.keep_last + 1) * checkpoint  # and the best one

@@ -70,7 +70,7 @@ def _parameters(config: Config, model: torch.nn.Module) -> str:
     """How many parameters the model has, and which of them are trained."""
     count, trained = num_parameters(model), num_trained(model)
     if not config.lora.rank:
-        return f"{count:,} parameters, all trained"
+        return f"{count:,} parameters, {'all' if trained == count else f'{trained:,}'} trained"
     lora = config.lora
     dropout = f", dropout {lora.dropout:g}" if lora.dropout else ""
     return (

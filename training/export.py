@@ -35,6 +35,7 @@ from model.adapter import Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.architectures import read_model_config
 from model.fingerprint import fingerprint_of_base
 from model.language_model import PackedLanguageModel, build_on_meta, materialize, parameter_names
+from model.loss import visit_logits
 from model.vocabulary.rows import first_new_row
 from model.weights import Weights, average, converted, weights_of_checkpoint, weights_of_directory, write_weights
 from training.ending import RECORD
@@ -113,7 +114,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     elif options.merge_lora:
         raise UserError(f"{run} trained all weights, not an adapter; leave out --merge-lora")
     else:
-        weights = weights_of_checkpoint(checkpoint, model)
+        weights = weights_of_checkpoint(checkpoint, model, base)
     averaged = None
     if options.average_with_base is not None:
         if adapter:
@@ -309,7 +310,7 @@ def _logits_as_trained(model: PackedLanguageModel, weights: Weights, documents: 
         target_ids=ids,  # of no meaning: no loss is computed
     )
     with torch.no_grad():
-        model.eval()(batch, visit=lambda logits, start: found.append(logits))
+        visit_logits(model.head, model.eval()(batch), lambda logits, start: found.append(logits))
     return torch.cat(found)
 
 

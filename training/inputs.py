@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from configs.config import Config
-from data.batches import Plan, TrainingPlan, collate, plan_pass, plan_training
+from data.batches import Plan, TrainingPlan, plan_pass, plan_training
 from data.dealing import Costs, Deal, Dealer
 from data.encoding import ExampleEncoder
 from data.files import check_paths_exist
@@ -92,7 +92,7 @@ def read_inputs(
     dealer = Dealer(tokens if data.packing else batch.rows, costs, data.packing)
     documents = None
     if old_domain:
-        documents = fisher_batches(reader.source(old_domain, "the old domain"), ewc, dealer, collate)
+        documents = fisher_batches(reader.source(old_domain, "the old domain"), ewc, dealer)
     validation_plan = None
     if validation:
         validation_plan = plan_pass(validation, MICRO_BATCHES_DEALT * world_size * tokens)

@@ -19,6 +19,7 @@ from distributed.process_group import Ranks, read_on_first
 from model.ewc.start import anchor_settings
 from training.criterion import curve_of, is_better
 from training.inputs import Inputs
+from training.skipped_steps import WINDOW
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Progress:
     tokens: int = 0  # trained on, targets or not
     skipped_steps: int = 0  # with a loss or gradient norm that was not finite, or a spike
     bad_steps_in_a_row: int = 0  # not finite, since the last good step
-    norms: list[float] = field(default_factory=list)  # the last gradient norms, if optimizer.skip_spikes is set
+    norms: list[float] = field(default_factory=list)  # the last finite gradient norms, for optimizer.skip_spikes
     evaluated: dict[str, int] = field(default_factory=dict)  # evaluation -> the last step at which it finished
     validation: list[str] = field(default_factory=list)  # fingerprints of the data that the next losses are of
     loss: float | None = None  # the last validation loss
@@ -88,9 +89,14 @@ class Progress:
         """Whether no step is left to take: all are taken, or the run ends early."""
         return self.step == total_steps or self.is_stalled(stop_after_no_gain)
 
-    def finish_step(self, batch: StepBatch) -> None:
-        """Count one step, taken or skipped, and its tokens."""
+    def finish_step(self, batch: StepBatch, grad_norm: float, is_finite: bool, was_skipped: bool) -> None:
+        """Count one step, taken or skipped, and its tokens. A step that was not finite is a bad one."""
         self.step += 1
+        self.updates += not was_skipped
+        self.skipped_steps += was_skipped
+        self.bad_steps_in_a_row = 0 if is_finite else self.bad_steps_in_a_row + 1
+        if is_finite:
+            self.norms = [*self.norms, grad_norm][-WINDOW:]
         self.tokens += sum(batch.document_lengths)
         self.targets = [a + b for a, b in zip(self.targets, batch.targets_by_source, strict=True)]
 
@@ -99,7 +105,7 @@ class Progress:
         return every > 0 and self.step // every > self.saved_step // every
 
     def finish_save(self) -> dict:
-        """The state to save at this step, after `SkippedSteps.update`. The previous checkpoint may be proven by now."""
+        """The state to save at this step. The previous checkpoint may be proven by now."""
         if self.updates > self.saved_updates:
             self.proven_step = self.saved_step
         self.saved_step, self.saved_updates = self.step, self.updates

@@ -1,54 +1,33 @@
 """The documents of the old domain from which the Fisher diagonal is estimated, in groups.
 
 A group is a fixed set of documents whose gradients are added before they are squared (model/ewc/fisher.py). It depends
-neither on the number of ranks nor on packing. Dealer and `collate` of data/ come in as arguments, because model and data do
-not import each other.
+neither on the number of ranks nor on packing.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from common.permutation import permuted
 from configs.config import EWC
-from model.language_model import PackedInputs
+from data.batches import MicroBatch, collate
+from data.dealing import Dealer
+from data.examples import Documents
+from data.sources import Windows
 
 _DOCUMENT_BITS = 20  # for a document's number within its item; a window has at most as many documents as tokens
-
-Collate = Callable[..., Any]  # data.batches.collate
-
-
-class Source(Protocol):
-    """The part of a source (data/sources.py) that is used here. An item is a document, or a window of a token store."""
-
-    @property
-    def fingerprint(self) -> str: ...
-    def num_tokens(self, index: int) -> int: ...
-    def document_lengths(self, index: int) -> tuple[int, ...]: ...
-    def num_targets(self, index: int) -> int | float: ...
-    def items_with_targets(self) -> np.ndarray | range: ...
-
-
-class Dealer(Protocol):
-    """data.dealing.Dealer."""
-
-    def deal(self, items: Sequence[int], source: Any, ranks: int) -> Any: ...
 
 
 @dataclass(frozen=True)
 class FisherBatches:
     """Items of a source in groups of `group_size`: group g is items[g * group_size : (g + 1) * group_size]."""
 
-    source: Source
+    source: Documents | Windows
     items: tuple[int, ...]
     num_targets: int | float  # of all items, or the sum of their weights
     group_size: int
     dealer: Dealer
-    collate: Collate
 
     @property
     def num_documents(self) -> int:
@@ -60,14 +39,14 @@ class FisherBatches:
         """Number of groups. The last one may be smaller."""
         return -(-len(self.items) // self.group_size)
 
-    def micro_batches(self, group: int, rank: int, world_size: int) -> list[tuple[PackedInputs, torch.Tensor]]:
+    def micro_batches(self, group: int, rank: int, world_size: int) -> list[tuple[MicroBatch, torch.Tensor]]:
         """This rank's micro-batches of a group; every rank gets the same number.
 
         Each comes with the numbers of its documents in the whole data, int64 `(documents,)`.
         """
         items = self.items[group * self.group_size : (group + 1) * self.group_size]
         dealt = self.dealer.deal(items, self.source, world_size).of_rank(rank)
-        return [(self.collate(mine, self.source), self._document_numbers(mine)) for mine in dealt]
+        return [(collate(mine, self.source), self._document_numbers(mine)) for mine in dealt]
 
     def _document_numbers(self, items: tuple[int, ...]) -> torch.Tensor:
         numbers = [
@@ -78,7 +57,7 @@ class FisherBatches:
         return torch.tensor(numbers or [0])
 
 
-def fisher_batches(source: Source, settings: EWC, dealer: Dealer, collate: Collate) -> FisherBatches:
+def fisher_batches(source: Documents | Windows, settings: EWC, dealer: Dealer) -> FisherBatches:
     """`settings.documents` items of a source, drawn without replacement (all items if it has fewer), in groups.
 
     Items without a target are left out, because their gradient is zero. `dealer` deals a group to the ranks.
@@ -87,4 +66,4 @@ def fisher_batches(source: Source, settings: EWC, dealer: Dealer, collate: Colla
     count = min(settings.documents, len(usable))
     items = tuple(int(usable[permuted(i, len(usable), (settings.seed,))]) for i in range(count))
     num_targets = math.fsum(source.num_targets(item) for item in items)
-    return FisherBatches(source, items, num_targets, settings.batch, dealer, collate)
+    return FisherBatches(source, items, num_targets, settings.batch, dealer)

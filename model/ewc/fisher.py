@@ -29,8 +29,9 @@ from distributed.gradients import gradient_of
 from distributed.process_group import StopSignal, agree_any
 from distributed.sharding import before_micro_batch, local, local_shard, reshard
 from model.ewc.batches import FisherBatches
-from model.label_sampling import make_draw
+from model.label_sampling import draw
 from model.language_model import PackedLanguageModel, parameter_names
+from model.loss import chunked
 
 REPORT_EVERY = 30.0  # seconds
 
@@ -65,8 +66,8 @@ def estimate_fisher(
                 return None
             before_micro_batch(model, strategy, number == len(dealt))
             batch = batch.to(ranks.device)
-            draw = make_draw(estimator, batch, documents.to(ranks.device), seed)
-            model(batch, draw=draw).backward()
+            drawn, token_losses = draw(estimator, batch, documents.to(ranks.device), seed)
+            chunked(model.head, model(drawn), drawn, token_losses).backward()
         for name, parameter in parameters.items():
             gradient = local(gradient_of(parameter)).float()
             sums[name].addcmul_(gradient, gradient)

@@ -31,6 +31,7 @@ from model.ewc.batches import fisher_batches
 from model.ewc.penalty import Penalty
 from model.ewc.start import start_penalty
 from model.language_model import build_on_meta, load_weights, parameter_names
+from tests.losses import loss_of
 from tests.sharded import shard_model
 
 COLLECTIVES = (
@@ -86,7 +87,7 @@ def run(case: dict, ranks: Ranks) -> None:
     documents = load_documents((case["data"],), load_tokenizer(case["model"]), 256, "error")
     if case.get("evaluate_before"):  # leaves the parameters gathered
         with torch.no_grad():
-            model(collate((0, 1), documents))
+            loss_of(model, collate((0, 1), documents))
     settings = EWC(**({"strength": 20.0, "data": ("old",), "documents": 16} | case.get("ewc", {})))
     batches = None
     if not settings.fisher:
@@ -109,12 +110,12 @@ def run(case: dict, ranks: Ranks) -> None:
                 local += (0.01 * torch.sin(rows.double() + index)).to(local.dtype)
         if case.get("evaluate"):
             with torch.no_grad():
-                model(collate((0, 1), documents))
+                loss_of(model, collate((0, 1), documents))
         collectives = count_collectives()
         for last in (False, True):
             before_micro_batch(model, strategy, last)
             mine = range(4 * last + ranks.rank, 4 * last + 4, ranks.world_size)
-            (model(collate(tuple(mine), documents)) / 100).backward()
+            (loss_of(model, collate(tuple(mine), documents)) / 100).backward()
         plain = {n: local_shard(p.grad)[0].clone() for n, p in parameters.items()}
         assert collectives or ranks.world_size == 1
         collectives.clear()

@@ -22,7 +22,7 @@ from distributed.checkpoint_directory import (
     replace_state,
     set_aside_after,
 )
-from distributed.optimizer import make_optimizer
+from distributed.optimizer import adamw
 from distributed.process_group import Ranks
 
 
@@ -35,7 +35,7 @@ def ranks():
 
 def weight_and_optimizer(value: float) -> tuple[dict, torch.optim.Optimizer]:
     weight = torch.nn.Parameter(torch.full((5000,), value))
-    return {"weight": weight}, make_optimizer({"weight": weight}, Optimizer(1.0), seed=0)
+    return {"weight": weight}, adamw({"weight": weight}, Optimizer(1.0), seed=0)
 
 
 def save(folder: Path, ranks: Ranks, step: int, keep_last: int = 9, **state: object) -> None:

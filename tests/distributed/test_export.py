@@ -15,7 +15,7 @@ from configs.config import Optimizer
 from distributed.checkpoint import load_checkpoint, save_checkpoint
 from distributed.checkpoint_directory import latest_checkpoint
 from distributed.export import export_model
-from distributed.optimizer import make_optimizer
+from distributed.optimizer import adamw
 from distributed.process_group import Ranks
 from tests.tiny import write_tiny_model
 
@@ -53,7 +53,7 @@ def test_a_large_model_is_exported_in_files_with_an_index(tmp_path, ranks) -> No
 def weight_and_optimizer(size: int) -> tuple[dict, torch.optim.Optimizer]:
     weight = torch.nn.Parameter(torch.arange(float(size)))
     settings = Optimizer(1.0)
-    return {"weight": weight}, make_optimizer({"weight": weight}, settings, seed=0)
+    return {"weight": weight}, adamw({"weight": weight}, settings, seed=0)
 
 
 def test_a_full_disk_is_an_error_and_keeps_what_was_saved(tmp_path, ranks, monkeypatch) -> None:

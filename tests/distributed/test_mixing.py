@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+import model.loss
 from configs.config import Source
 from data.batches import Plan, plan_training
 from data.dealing import Dealer, one_per_token
 from data.reader import Reader
 from data.sources import Corpus
 from data.token_build import build_store
-from model.loss import LossSums, cross_entropy_sum
+from model.loss import LossSums
 from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
+from tests.losses import loss_sum
 from tests.tiny import SENTENCES, tiny_tokenizer, write_chat_file, write_tiny_model
 
 NAMES = ("main", "general", "law")
@@ -281,7 +283,8 @@ def test_a_window_of_whole_documents_trains_like_the_separate_documents(one) -> 
 
 
 @pytest.mark.parametrize("chunk", [3, 1024])
-def test_losses_by_source_do_not_change_the_loss_or_the_gradients(chunk) -> None:
+def test_losses_by_source_do_not_change_the_loss_or_the_gradients(monkeypatch, chunk) -> None:
+    monkeypatch.setattr(model.loss, "CHUNK_TOKENS", chunk)
     generator = torch.Generator().manual_seed(0)
     hidden, head = (torch.randn(n, 8, generator=generator) for n in (10, 20))
     ids = torch.randint(20, (10,), generator=generator)
@@ -289,7 +292,7 @@ def test_losses_by_source_do_not_change_the_loss_or_the_gradients(chunk) -> None
     found = []
     for sums in (None, LossSums(3, torch.device("cpu"))):
         inputs = hidden.clone().requires_grad_(), head.clone().requires_grad_()
-        loss = cross_entropy_sum(*inputs, ids, chunk_tokens=chunk, target_sources=sources, loss_sums=sums)
+        loss = loss_sum(*inputs, ids, sources=sources, loss_sums=sums)
         loss.backward()
         found.append((loss.item(), inputs[0].grad, inputs[1].grad))
     assert found[0][0] == found[1][0]
@@ -298,6 +301,6 @@ def test_losses_by_source_do_not_change_the_loss_or_the_gradients(chunk) -> None
     expected = torch.stack([expected[sources == source].sum() for source in range(3)])
     torch.testing.assert_close(sums.by_source, expected)
     with torch.no_grad():  # the path of validation
-        cross_entropy_sum(hidden, head, ids, chunk_tokens=chunk, target_sources=sources, loss_sums=sums)
+        loss_sum(hidden, head, ids, sources=sources, loss_sums=sums)
     torch.testing.assert_close(sums.by_source, 2 * expected)
     assert sums.total == 0.0  # the training loop adds the total

@@ -17,12 +17,12 @@ import torch
 from common.errors import exit_process
 from data.batches import MicroBatch
 from distributed.checkpoint import load_checkpoint, save_checkpoint
-from distributed.optimizer import make_optimizer, parameter_dtype
+from distributed.optimizer import adamw, parameter_dtype
 from distributed.process_group import Ranks, start_process_group
 from distributed.sharding import flat_shard, local
 from model.architectures import read_model_config
 from model.language_model import build_on_meta, load_weights, parameter_names
-from model.loss import LossSums
+from tests.losses import loss_of
 from tests.processes import ROOT, run_ranks
 from tests.sharded import shard_model
 from tests.tiny import write_tiny_model
@@ -111,10 +111,9 @@ def take_step(model, parameters: dict, optimizer: torch.optim.Optimizer, step: i
         target_positions=torch.arange(23),
         target_ids=ids[0, 1:],
     )
-    (model(batch, LossSums(1, ranks.device)) / 23).backward()
+    (loss_of(model, batch) / 23).backward()
     for group in optimizer.param_groups:
         group["noise_step"] = step
-    optimizer.found_inf, optimizer.grad_scale = torch.zeros(()), None
     optimizer.step()
     optimizer.zero_grad()
 
@@ -128,7 +127,7 @@ def work(folder: Path, name: str) -> None:
         load_weights(model, folder / "model", ranks.device, ranks.device)
         parameters = parameter_names(model)
         settings = SimpleNamespace(memory=memory, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-        optimizer = make_optimizer(parameters, settings, seed=0)
+        optimizer = adamw(parameters, settings, seed=0)
         checkpoint = folder / memory
         if name == "saved":
             for step in range(STEPS):

@@ -11,7 +11,7 @@ from common.errors import UserError
 from configs.config import Optimizer
 from distributed.checkpoint import load_checkpoint
 from distributed.checkpoint_directory import check_whole, latest_checkpoint, read_manifest
-from distributed.optimizer import make_optimizer
+from distributed.optimizer import adamw
 from distributed.process_group import Ranks
 from distributed.saver import Saver
 
@@ -25,7 +25,7 @@ def ranks():
 
 def weight_and_optimizer(value: float) -> tuple[dict, torch.optim.Optimizer]:
     weight = torch.nn.Parameter(torch.full((64,), value))
-    return {"weight": weight}, make_optimizer({"weight": weight}, Optimizer(1.0), seed=0)
+    return {"weight": weight}, adamw({"weight": weight}, Optimizer(1.0), seed=0)
 
 
 @pytest.fixture

@@ -78,21 +78,21 @@ def plant(name: str | None, set_attribute) -> None:
         first, last = (int(n) for n in argument.split(","))
         count, forward = iter(range(10**9)), PackedLanguageModel.forward
 
-        def watched(self, batch: MicroBatch, *by_source, **options) -> torch.Tensor:
+        def watched(self, batch: MicroBatch) -> torch.Tensor:
             number = next(count)
             if number in (first, last):
                 torch.cuda.set_sync_debug_mode("error" if number == first else "default")
-            return forward(self, batch, *by_source, **options)
+            return forward(self, batch)
 
         set_attribute(PackedLanguageModel, "forward", watched)
     elif kind == "mean_of_means":
         # Average the means of the micro-batches: loss_m / targets_m, divided by the number of micro-batches. The argument
         # is the examples of a micro-batch.
         world_size, capacity = int(os.environ.get("WORLD_SIZE", 1)), int(argument)
-        forward, plan_training = PackedLanguageModel.forward, training.inputs.plan_training
+        chunked, plan_training = train.chunked, training.inputs.plan_training
 
-        def mean(self, batch: MicroBatch, *by_source, **options) -> torch.Tensor:
-            return forward(self, batch, *by_source, **options) / max(1, batch.target_ids.numel())
+        def mean(head, hidden, batch: MicroBatch, *options) -> torch.Tensor:
+            return chunked(head, hidden, batch, *options) / max(1, batch.target_ids.numel())
 
         def plan(*arguments, **options) -> object:
             made = plan_training(*arguments, **options)
@@ -104,7 +104,7 @@ def plant(name: str | None, set_attribute) -> None:
 
             return dataclasses.replace(made, batch=batch)
 
-        set_attribute(PackedLanguageModel, "forward", mean)
+        set_attribute(train, "chunked", mean)
         set_attribute(training.inputs, "plan_training", plan)
     elif kind in ("weighted", "weighted_by_count"):
         # Train on weighted documents in memory. weighted_by_count: divide by the number of targets, not by their weights.
@@ -128,10 +128,10 @@ def plant(name: str | None, set_attribute) -> None:
         # A real SIGTERM to the last rank only, before the forward with this number.
         count, forward, last = iter(range(10**9)), PackedLanguageModel.forward, int(os.environ.get("WORLD_SIZE", 1)) - 1
 
-        def signalled(self, batch: MicroBatch, *by_source, **options) -> torch.Tensor:
+        def signalled(self, batch: MicroBatch) -> torch.Tensor:
             if next(count) == int(argument) and last == RANK:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return forward(self, batch, *by_source, **options)
+            return forward(self, batch)
 
         set_attribute(PackedLanguageModel, "forward", signalled)
     elif kind == "signal_at_answer":
@@ -151,10 +151,10 @@ def plant(name: str | None, set_attribute) -> None:
     elif kind == "kill_at_micro_batch":
         killed_count, killed_forward = iter(range(10**9)), PackedLanguageModel.forward
 
-        def killed_in_forward(self, batch: MicroBatch, *by_source, **options) -> torch.Tensor:
+        def killed_in_forward(self, batch: MicroBatch) -> torch.Tensor:
             if next(killed_count) == int(argument):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return killed_forward(self, batch, *by_source, **options)
+            return killed_forward(self, batch)
 
         set_attribute(PackedLanguageModel, "forward", killed_in_forward)
     elif kind == "endless_step":
@@ -170,9 +170,9 @@ def plant(name: str | None, set_attribute) -> None:
         bad, count, forward = {int(n) for n in argument.split(",")}, iter(range(10**9)), PackedLanguageModel.forward
         last = int(os.environ.get("WORLD_SIZE", 1)) - 1
 
-        def broken(self, batch: MicroBatch, *by_source, **options) -> torch.Tensor:
-            loss = forward(self, batch, *by_source, **options)
-            return loss * float("nan") if next(count) in bad and last == RANK else loss
+        def broken(self, batch: MicroBatch) -> torch.Tensor:
+            hidden = forward(self, batch)
+            return hidden * float("nan") if next(count) in bad and last == RANK else hidden
 
         set_attribute(PackedLanguageModel, "forward", broken)
     elif kind == "kill":

@@ -24,7 +24,7 @@ def load(path, *rope):
 @pytest.mark.parametrize("chunk", [7, 512])
 def test_losses_equal_those_of_transformers_at_every_position(tmp_path, monkeypatch, family, chunk) -> None:
     """The reference is eager attention: SDPA in transformers ignores Gemma 2's softcap. Windows have 8 tokens."""
-    monkeypatch.setattr(loss, "VISIT_TOKENS", chunk)
+    monkeypatch.setattr(loss, "LOSS_TOKENS", chunk)
     path = write_tiny_model(tmp_path / "model", family=family)
     documents = [torch.randint(0, 259, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (50, 2, 90)]
     finished = []

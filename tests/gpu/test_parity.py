@@ -67,7 +67,7 @@ def is_isolated(found: PackedLanguageModel, documents: InMemory, vocabulary: int
     with torch.no_grad():
         for source in (documents, edited):
             batch = collate((0, 1), source).to(torch.device(device))
-            states.append(found.hidden_states(batch)[0, len(documents.ids[0]) :])
+            states.append(found(batch)[batch.target_positions >= len(documents.ids[0])])
     return torch.equal(*states)
 
 

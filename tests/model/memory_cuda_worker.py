@@ -19,11 +19,12 @@ from transformers import LlamaConfig
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 from distributed.gradients import gradient_norm
-from distributed.optimizer import make_optimizer, parameter_dtype
+from distributed.optimizer import adamw, parameter_dtype
 from distributed.process_group import Ranks, gather_objects, process_group
 from distributed.sharding import before_micro_batch, decoder_layers, local, make_mesh, parallelize
 from model.language_model import build_on_meta, parameter_names
 from model.memory import layout_of, shape_of, step_memory
+from tests.losses import loss_of
 
 SHAPE = LlamaConfig(
     hidden_size=1024,
@@ -66,14 +67,14 @@ def measured(config: Config, ranks: Ranks) -> int:
         for tensor in (*model.parameters(), *model.buffers()):
             local(tensor).fill_(0.02)
     parameters = parameter_names(model)
-    optimizer = make_optimizer(parameters, config.optimizer, seed=0)
+    optimizer = adamw(parameters, config.optimizer, seed=0)
     batch = batch_of(LENGTHS, ranks.device)
     for step in range(2):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         for is_last in (False, True):
             before_micro_batch(model, strategy, is_last)
-            model(batch).backward()
+            loss_of(model, batch).backward()
         gradient_norm(parameters.values())
         for group in optimizer.param_groups:
             group["noise_step"] = step

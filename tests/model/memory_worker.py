@@ -18,7 +18,7 @@ from common.dtypes import DTYPES
 from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run, Sharding
 from distributed.checkpoint import checkpoint_tensors, stored_bytes
 from distributed.gradients import gradient_of
-from distributed.optimizer import make_optimizer
+from distributed.optimizer import adamw
 from distributed.process_group import Ranks, gather_objects, process_group
 from distributed.sharding import before_micro_batch, decoder_layers, local, local_shard, make_mesh, parallelize
 from model.architectures import read_model_config
@@ -26,6 +26,7 @@ from model.ewc.anchor import Anchor, scaled_to_dtype
 from model.ewc.penalty import make_penalty
 from model.language_model import load_weights, trained_parameters
 from model.lora import build_to_train, init_adapters
+from tests.losses import loss_of
 from tests.model.real_step import micro_batch
 
 
@@ -55,11 +56,11 @@ def measure(case: dict, ranks: Ranks) -> dict[str, int]:
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     parameters = trained_parameters(model)
     init_adapters(parameters, 0)
-    optimizer = make_optimizer(parameters, Optimizer(1e-5, memory=memory), seed=0)
+    optimizer = adamw(parameters, Optimizer(1e-5, memory=memory), seed=0)
 
     for is_last in (False, True):
         before_micro_batch(model, strategy, is_last)
-        model(micro_batch((5, 3))).backward()
+        loss_of(model, micro_batch((5, 3))).backward()
     states = [value for parameter in parameters.values() for value in optimizer.state[parameter].values()]
     found = {
         "parameters": size([*parameters.values(), *frozen]),

@@ -1,5 +1,7 @@
 """The packed model against transformers' eager attention on each document, and the isolation of packed documents."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,10 @@ from common.errors import UserError
 from data.batches import MicroBatch, collate
 from data.examples import Documents
 from model import packed_attention
-from model.architectures import SUPPORTED, check_supported, head_settings, read_model_config
+from model.architectures import SUPPORTED, check_supported, read_model_config
 from model.language_model import build_on_meta, load_weights, num_parameters
-from model.loss import HeadSettings, cross_entropy_sum, logits
+from model.loss import HeadSettings, visit_logits
+from tests.losses import loss_of, loss_sum
 from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 
 ALL = FAMILIES | OTHER_FAMILIES
@@ -65,7 +68,7 @@ def test_loss_and_gradients_equal_eager_document_by_document(
     path = write_tiny_model(tmp_path / "model", family=family, tied=tied)
     made = documents([37, 5, 90, 2, 61])
     packed = load(path)
-    loss = packed(collate((0, 1, 2, 3, 4), made))
+    loss = loss_of(packed, collate((0, 1, 2, 3, 4), made))
     loss.backward()
 
     eager = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
@@ -93,7 +96,6 @@ def test_loss_and_gradients_equal_eager_document_by_document(
 def test_a_document_never_attends_to_the_previous_one(tmp_path, family, dtype) -> None:
     """If document 1 and its length change, the hidden states and logits of document 2 stay bitwise equal."""
     packed = load(write_tiny_model(tmp_path / "model", family=family), dtype)
-    head, settings = packed.causal_lm.get_output_embeddings().weight, head_settings(packed.causal_lm.config)
     second = documents([50], seed=9).ids[0]
     results = []
     for seed, length in [(1, 40), (2, 40), (3, 77), (4, 3)]:
@@ -101,8 +103,9 @@ def test_a_document_never_attends_to_the_previous_one(tmp_path, family, dtype) -
         made = documents([length, 50])
         made.ids[0], made.ids[1] = first, second
         with torch.no_grad():
-            hidden = packed.hidden_states(collate((0, 1), made))[0, length:]
-            results.append(logits(hidden, head, settings))
+            every = torch.arange(length, length + 50)  # all states of document 2
+            hidden = packed(dataclasses.replace(collate((0, 1), made), target_positions=every))
+            visit_logits(packed.head, hidden, lambda logits, start: results.append(logits))
     assert all(torch.equal(results[0], other) for other in results[1:])
     assert hidden.dtype == dtype and results[0].std() > 0.01
 
@@ -110,32 +113,34 @@ def test_a_document_never_attends_to_the_previous_one(tmp_path, family, dtype) -
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
 def test_without_targets_loss_and_gradients_are_zero(tmp_path, family) -> None:
     packed = load(write_tiny_model(tmp_path / "model", family=family, tied=False))
-    loss = packed(collate((), documents([3])))
+    loss = loss_of(packed, collate((), documents([3])))
     loss.backward()
     assert loss.item() == 0.0
     assert all(p.grad is not None and p.grad.abs().max() == 0 for p in packed.parameters())
 
 
-def test_chunked_loss_equals_the_unchunked_one_in_bf16() -> None:
+def test_chunked_loss_equals_the_unchunked_one_in_bf16(monkeypatch) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(300, 16, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(50, 16, dtype=torch.bfloat16, requires_grad=True)
     ids = torch.randint(0, 50, (300,))
-    whole = torch.autograd.grad(cross_entropy_sum(hidden, weight, ids, chunk_tokens=1000), (hidden, weight))
-    chunked = torch.autograd.grad(cross_entropy_sum(hidden, weight, ids, chunk_tokens=3), (hidden, weight))
+    whole = torch.autograd.grad(loss_sum(hidden, weight, ids), (hidden, weight))
+    monkeypatch.setattr(model.loss, "CHUNK_TOKENS", 3)
+    chunked = torch.autograd.grad(loss_sum(hidden, weight, ids), (hidden, weight))
     assert torch.equal(whole[0], chunked[0])
     assert (whole[1].float() - chunked[1].float()).abs().max() <= 2**-7 * whole[1].float().abs().max()
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_memory_of_the_loss_is_independent_of_the_number_of_targets(softcap) -> None:
+def test_memory_of_the_loss_is_independent_of_the_number_of_targets(monkeypatch, softcap) -> None:
     """In forward and backward, no tensor is larger than the logits of a chunk or the gradient of the weight."""
+    monkeypatch.setattr(model.loss, "CHUNK_TOKENS", 16)
     for targets in (64, 512):
         hidden = torch.randn(targets, 8, requires_grad=True)
         weight = torch.randn(1000, 8, requires_grad=True)
         with LargestTensor() as largest:
             settings = HeadSettings(0.5, softcap)
-            cross_entropy_sum(hidden, weight, torch.arange(targets), settings, chunk_tokens=16).backward()
+            loss_sum(hidden, weight, torch.arange(targets), settings).backward()
         assert largest.numel == 16 * 1000
 
 
@@ -146,7 +151,7 @@ def test_no_mask_or_score_matrix_of_a_row_is_created(tmp_path, monkeypatch, fami
     packed = load(write_tiny_model(tmp_path / "model", family=family))
     batch = collate((0, 1), documents([500, 100]))
     with LargestTensor() as largest:
-        packed.hidden_states(batch).sum().backward()
+        packed(batch).sum().backward()
     assert largest.numel <= 600 * 128
 
 
@@ -181,7 +186,7 @@ def test_other_documents_do_not_recompile_a_layer(tmp_path) -> None:
         layer.forward = torch.compile(layer.forward, backend=backend, dynamic=True)
     counts = []
     for lengths in ([37, 5, 90], [60, 72], [50, 41, 30, 12], [77]):
-        packed(collate(tuple(range(len(lengths))), documents(lengths))).backward()
+        loss_of(packed, collate(tuple(range(len(lengths))), documents(lengths))).backward()
         counts.append(len(graphs))
     assert counts[0] > 0 and len(set(counts)) == 1
 
@@ -268,11 +273,11 @@ def test_varlen_kernel_agrees_with_attention_per_document(tmp_path, family) -> N
     path = write_tiny_model(tmp_path / "model", family=family)
     made = documents([37, 5, 90, 64])
     batch: MicroBatch = collate((0, 1, 2, 3), made)
-    expected = load(path)(batch).item()
+    expected = loss_of(load(path), batch).item()
     cuda = load(path, torch.bfloat16).to("cuda")
-    assert cuda(batch.to(torch.device("cuda"))).item() == pytest.approx(expected, rel=2e-2)
+    assert loss_of(cuda, batch.to(torch.device("cuda"))).item() == pytest.approx(expected, rel=2e-2)
     second = []
     for first in (0, 2):
         pair = collate((first, 3), made).to(torch.device("cuda"))
-        second.append(cuda.hidden_states(pair)[0, made.lengths[first] :])
+        second.append(cuda(pair)[pair.target_positions >= made.lengths[first]])
     assert torch.equal(*second)

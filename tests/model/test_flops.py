@@ -10,6 +10,7 @@ from model import flops, packed_attention
 from model.architectures import read_model_config
 from model.flops import PeakFlops, Work, count_work, data_sheet_peak, document_costs, layer_windows, step_flops
 from model.language_model import build_on_meta
+from tests.losses import loss_of
 from tests.model.test_equivalence import documents, load
 from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 
@@ -28,7 +29,7 @@ def test_matrix_products_and_windows_are_those_that_are_computed(tmp_path, monke
     packed = load(path)
     made = documents([30, 50])
     with FlopCounterMode(display=False) as counter:
-        packed(collate((0, 1), made))
+        loss_of(packed, collate((0, 1), made))
     counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     work = count_work(build_on_meta(config), config)
     # Only the forward pass ran, a third of the layers' FLOPs; but the loss computes its backward in the forward pass.

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+import model.loss
 from common.random_bits import hash64_tensor
 from model.label_sampling import sample_labels
-from model.loss import HeadSettings, cross_entropy_sum
+from model.loss import HeadSettings
+from tests.losses import loss_sum
 
 
 def test_labels_are_sampled_from_the_softmax() -> None:
@@ -24,11 +26,12 @@ def test_labels_are_sampled_from_the_softmax() -> None:
             assert (draws[i] == draws[j]).float().mean() < 0.04  # 1/64 by chance
 
 
-def test_loss_with_a_weight_per_target() -> None:
+def test_loss_with_a_weight_per_target(monkeypatch) -> None:
+    monkeypatch.setattr(model.loss, "CHUNK_TOKENS", 3)
     torch.manual_seed(0)
     hidden, head = torch.randn(7, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
     ids, weights = torch.randint(0, 11, (7,)), torch.tensor([1.0, -1, 1, 1, -1, -1, 1])
-    loss = cross_entropy_sum(hidden, head, ids, HeadSettings(scale=0.5, softcap=2.0), chunk_tokens=3, weights=weights)
+    loss = loss_sum(hidden, head, ids, HeadSettings(scale=0.5, softcap=2.0), weights=weights)
     capped = 2.0 * torch.tanh(hidden @ head.T * 0.5 / 2.0)
     expected = (torch.nn.functional.cross_entropy(capped, ids, reduction="none") * weights).sum()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)

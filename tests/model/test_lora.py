@@ -27,6 +27,7 @@ from model.language_model import (
 )
 from model.lora import adapters_sum, build_to_train, init_adapters
 from model.whole_copy import whole_copy
+from tests.losses import loss_of
 from tests.model.test_equivalence import documents, load
 from tests.tiny import write_tiny_model
 
@@ -77,7 +78,7 @@ def test_only_adapters_are_trained_and_the_base_keeps_its_names(path) -> None:
 def test_the_adapters_begin_as_the_base_model_and_their_scale_is_alpha_over_rank(path) -> None:
     model, plain = loaded(path), load(path)
     batch = collate((0, 1), documents([30, 50]))
-    assert model(batch).item() == plain(batch).item()
+    assert loss_of(model, batch).item() == loss_of(plain, batch).item()
     assert {layer.scaling["default"] for layer in model.modules() if hasattr(layer, "lora_A")} == {2.0}
     half = loaded(path, LoRA(rank=RANK, alpha=2.0, targets="q_proj, v_proj"))
     layers = {name: layer for name, layer in half.named_modules() if hasattr(layer, "lora_A")}
@@ -111,7 +112,7 @@ def test_the_flops_are_those_of_frozen_matrices(path) -> None:
     assert work.per_target == 4 * 384 * HIDDEN
     assert work.forward * work.per_token == pytest.approx(2 * (whole + num_trained(model)))
     with FlopCounterMode(display=False) as counter:
-        model(collate((0, 1), made)).backward()
+        loss_of(model, collate((0, 1), made)).backward()
     counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     # Nothing is trained before the first layer, whose query, key and value need no gradient of their input.
     unneeded = 2 * sum(rows * columns + RANK * columns for rows, columns in MATRICES[:3])
@@ -122,8 +123,8 @@ def test_the_flops_are_those_of_frozen_matrices(path) -> None:
 def test_the_head_gradient_is_not_computed_and_the_others_are_those_of_full_training(path) -> None:
     """d loss / d B = scale * (d loss / d W) A^T at B = 0, matrix by matrix."""
     model, plain, batch = loaded(path), load(path), collate((0, 1), documents([30, 50]))
-    model(batch).backward()
-    plain(batch).backward()
+    loss_of(model, batch).backward()
+    loss_of(plain, batch).backward()
     whole = {name: p.grad for name, p in parameter_names(plain).items()}
     for name, layer in model.causal_lm.named_modules():
         if hasattr(layer, "lora_A"):

@@ -1,5 +1,6 @@
 """RoPE scaling: the config, the frequencies that transformers computes from it, isolation of documents, and errors."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from transformers.utils import logging as transformers_logging
 from common.errors import UserError
 from data.batches import collate
 from data.examples import Documents
-from model.architectures import head_settings, read_model_config
+from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights
-from model.loss import logits
+from model.loss import visit_logits
 from model.rope import STRETCHING, check_length, full_attention_parameters, scaled_config, trained_length
 from tests.tiny import write_tiny_model
 
@@ -72,8 +73,11 @@ def tokens(length: int, seed: int) -> np.ndarray:
 
 def scores(packed: PackedLanguageModel, made: Documents) -> torch.Tensor:
     with torch.no_grad():
-        hidden = packed.hidden_states(collate(tuple(range(len(made))), made))[0]
-        return logits(hidden, packed.causal_lm.get_output_embeddings().weight, head_settings(packed.causal_lm.config))
+        batch = collate(tuple(range(len(made))), made)
+        hidden = packed(dataclasses.replace(batch, target_positions=torch.arange(batch.input_ids.shape[1])))
+        chunks = []
+        visit_logits(packed.head, hidden, lambda logits, start: chunks.append(logits))
+        return torch.cat(chunks)
 
 
 def test_scaled_config() -> None:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from configs.config import Model, Sharding
-from data.batches import TargetWeights, collate, plan_training
+from data.batches import collate, plan_training
 from distributed.process_group import Ranks
 from distributed.sharding import decoder_layers, make_mesh, parallelize
 from model.architectures import read_model_config
@@ -17,6 +17,7 @@ from model.ewc.fisher import estimate_fisher
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights
 from model.loss import LossSums
 from tests.in_memory import InMemory, micro_batches, weighted
+from tests.losses import loss_of
 from tests.model.ewc.tiny_ewc import batches_of, corpus, signal_is, write_model
 from tests.tiny import write_tiny_model
 
@@ -47,7 +48,7 @@ def test_loss_and_gradients_of_a_weighted_step_equal_a_plain_loop_over_transform
     dealt = micro_batches(items, source, 128) if packing else [(item,) for item in items]
     packed, loss = load(path), 0.0
     for part_of_step in dealt:
-        part = packed(collate(part_of_step, source)) / batch.num_target_tokens
+        part = loss_of(packed, collate(part_of_step, source)) / batch.num_target_tokens
         part.backward()
         loss += part.item()
 
@@ -78,7 +79,7 @@ def test_weights_of_one_change_no_bit() -> None:
         assert collate((0, 2), source).target_weights is None
     mixed = collate((0, 1), InMemory(ones.ids, [plain.weights[0], 3 * ones.weights[1], plain.weights[2]]))
     lengths = [len(ids) - 1 for ids in ones.ids[:2]]
-    assert mixed.target_weights.values.tolist() == [1.0] * lengths[0] + [3.0] * lengths[1]
+    assert mixed.target_weights.tolist() == [1.0] * lengths[0] + [3.0] * lengths[1]
     batch = plan_training(plain, 1, 0, global_examples=3).batch(0)
     assert type(batch.num_target_tokens) is int
     assert plan_training(ones, 1, 0, global_examples=3).batch(0).num_target_tokens == batch.num_target_tokens
@@ -96,12 +97,14 @@ def test_fsdp_does_not_round_the_weights_to_bf16(tmp_path, ranks, tied) -> None:
     plain = collate((0, 1, 2, 3), source)
     third = torch.full(plain.target_ids.shape, 1 / 3)
     sums = LossSums(1, CPU)
-    whole = model(plain, sums).item()
-    assert model(dataclasses.replace(plain, target_weights=TargetWeights(third)), sums).item() == pytest.approx(
+    whole = loss_of(model, plain, sums).item()
+    assert loss_of(model, dataclasses.replace(plain, target_weights=third), sums).item() == pytest.approx(
         whole / 3, rel=1e-6
     )
-    rounded = TargetWeights(third.bfloat16().float())
-    assert model(dataclasses.replace(plain, target_weights=rounded), sums).item() != pytest.approx(whole / 3, rel=1e-3)
+    rounded = third.bfloat16().float()
+    assert loss_of(model, dataclasses.replace(plain, target_weights=rounded), sums).item() != pytest.approx(
+        whole / 3, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("estimator", ["model", "empirical"])

@@ -95,8 +95,10 @@ def waits(report: dict) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "ewc", "14N", "8N", "6N"])
-def test_a_step_that_is_not_logged_never_waits_for_the_device(one, name) -> None:
-    assert waits(one[name]) == []
+def test_a_step_that_is_not_logged_waits_once_for_the_device(one, name) -> None:
+    """For the loss and the gradient norm, by which the loop decides whether it skips the step."""
+    assert [phase for phase, _, place in waits(one[name]) if place.startswith("train.py")] == list(QUIET)
+    assert len(waits(one[name])) == len(QUIET)
     logged = {place.split(":")[0] for phase, _, place in one[name]["waits"] if phase == "step 4"}
     assert "train.py" in logged  # the net sees the waits where they are due
 
@@ -113,17 +115,15 @@ def test_a_deterministic_run_has_no_operator_that_cuda_refuses(one) -> None:
 
 
 def test_host_offload_waits_only_where_the_host_needs_the_gradients(one) -> None:
-    """FSDP adds the gradients of all but the first micro-batch on the host; the norm and the two scalars of AdamW."""
+    """FSDP adds the gradients of all but the first micro-batch on the host; the norm which the step reads once."""
     places = {place.split(":")[0] for _, _, place in waits(one["offload"])}
     assert places == {"train.py"}
     per_step = [place for phase, _, place in waits(one["offload"]) if phase == "step 3"]
-    assert len(set(per_step)) == 4
+    assert len(set(per_step)) == 2
 
 
 def test_planted_faults_are_seen(one) -> None:
-    assert [(phase, what) for phase, what, _ in waits(one["item"])] == [
-        (phase, "aten::_local_scalar_dense") for phase in QUIET
-    ]
+    assert [phase for phase, _, _ in waits(one["item"])] == [phase for phase in QUIET for _ in range(2)]
     assert one["host sums"]["code"] == 1 and "expected all tensors on cuda:0" in one["host sums"]["error"]
 
 
@@ -141,5 +141,5 @@ def test_two_ranks_with_gradients_that_are_reduced(folder, one) -> None:
     strategies = ("full", "grad_op", "none")
     two = pretend(folder, "two", [run_of(folder, s, f"sharding.strategy={s}") for s in strategies], world_size=2)
     for strategy in strategies:
-        assert waits(two[strategy]) == []
+        assert [phase for phase, _, _ in waits(two[strategy])] == list(QUIET)
         assert largest_difference(weights(folder / "runs" / "fp32"), weights(folder / "runs" / strategy)) < 1e-5

@@ -2,28 +2,31 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
-import torch
 
 from training.progress import Progress
-from training.skipped_steps import MIN_HISTORY, WINDOW, SkippedSteps
+from training.skipped_steps import MIN_HISTORY, WINDOW, is_spike
 
-CPU = torch.device("cpu")
-
-
-def judge(steps: SkippedSteps, norms: list[float], loss: float = 1.0) -> list[bool]:
-    return [bool(steps.judge(torch.tensor(loss), torch.tensor(norm))) for norm in norms]
+BATCH = SimpleNamespace(document_lengths=(3,), targets_by_source=(1,))
 
 
-def test_bad_steps_in_a_row_are_seen_even_if_good_ones_follow_before_the_next_look() -> None:
+def judge(progress: Progress, norms: list[float], limit: float | None = 6.0) -> list[bool]:
+    """Take a step with each norm, as the loop does. Returns whether it was skipped."""
+    skipped = []
+    for norm in norms:
+        is_finite = math.isfinite(norm)
+        skipped.append(not is_finite or is_spike(progress.norms, norm, limit))
+        progress.finish_step(BATCH, norm, is_finite, skipped[-1])
+    return skipped
+
+
+def test_steps_that_are_not_finite_are_counted_in_a_row() -> None:
     progress = Progress({}, {}, [0])
-    steps = SkippedSteps(progress, limit=3, spikes=None, device=CPU)
-    assert judge(steps, [math.nan, math.inf, 1.0, math.nan, math.nan]) == [True, True, False, True, True]
-    assert not steps.update(progress)
+    assert judge(progress, [math.nan, math.inf, 1.0, math.nan, math.nan]) == [True, True, False, True, True]
     assert (progress.updates, progress.skipped_steps, progress.bad_steps_in_a_row) == (1, 4, 2)
-    assert judge(steps, [1.0], loss=math.nan) == [True] and judge(steps, [1.0]) == [False]
-    assert steps.update(progress) and progress.skipped_steps == 5 and progress.updates == 2
+    assert judge(progress, [1.0]) == [False] and progress.bad_steps_in_a_row == 0 and progress.step == 6
 
 
 def norms(count: int) -> list[float]:
@@ -48,29 +51,26 @@ def with_spikes() -> list[float]:
 
 
 def test_a_spike_is_told_from_the_history_of_norms() -> None:
-    values, steps = with_spikes(), SkippedSteps(Progress({}, {}, [0]), 5, 6.0, CPU)
-    skipped = judge(steps, values)
+    values, progress = with_spikes(), Progress({}, {}, [0])
+    skipped = judge(progress, values)
     assert skipped == expected_spikes(values, 6.0)
     assert [i for i, skip in enumerate(skipped) if skip] == [80, 200, 390]
-    progress = Progress({}, {}, [0])
-    assert not steps.update(progress)
     # A spike is not a bad step: only the NaN counts for the five in a row, and it was long ago.
     assert (progress.skipped_steps, progress.bad_steps_in_a_row, len(progress.norms)) == (3, 0, WINDOW)
+    assert sum(judge(Progress({}, {}, [0]), values, limit=None)) == 1  # only the NaN
 
 
 def test_a_lasting_change_of_the_norm_is_followed() -> None:
-    steps = SkippedSteps(Progress({}, {}, [0]), 5, 4.0, CPU)
-    judge(steps, norms(128))
-    assert sum(judge(steps, [20.0 + n for n in norms(200)])) < 20
+    progress = Progress({}, {}, [0])
+    judge(progress, norms(128), 4.0)
+    assert sum(judge(progress, [20.0 + n for n in norms(200)], 4.0)) < 20
 
 
 def test_spikes_are_the_same_after_a_resume_at_any_step() -> None:
     values = with_spikes()
-    straight = judge(SkippedSteps(Progress({}, {}, [0]), 5, 6.0, CPU), values)
+    straight = judge(Progress({}, {}, [0]), values)
     for stop in (0, 5, 63, 64, 100, 200, 389):
         progress = Progress({}, {}, [0])
-        steps = SkippedSteps(progress, 5, 6.0, CPU)
-        first = judge(steps, values[:stop])
-        steps.update(progress)
+        first = judge(progress, values[:stop])
         resumed = Progress(**json.loads(json.dumps(progress.as_json())))
-        assert first + judge(SkippedSteps(resumed, 5, 6.0, CPU), values[stop:]) == straight
+        assert first + judge(resumed, values[stop:]) == straight

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from data.sources import Windows
 from model.ewc.fisher import estimate_fisher
-from model.label_sampling import make_draw
+from model.label_sampling import draw
 from tests.model.ewc.tiny_ewc import DIFFERENT, VOCABULARY, batches_of, corpus, load, signal_is
 
 
@@ -128,7 +128,7 @@ def test_documents_of_a_window_have_independent_signs() -> None:
     ((batch, numbers),) = batches.micro_batches(0, 0, 1)
     assert len(set(numbers.tolist())) == 3 and sorted(n >> 20 for n in numbers.tolist()) == [0, 0, 1]
     for seed in range(20):
-        signs = make_draw("empirical", batch, numbers, seed).signs
+        signs = draw("empirical", batch, numbers, seed)[0].target_weights
         of_documents = signs.split([n - 1 for n in batch.document_lengths])
         assert all(len(set(part.tolist())) == 1 for part in of_documents)
         if len({part[0].item() for part in of_documents}) == 2:

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from configs.config import EWC
-from data.batches import collate
 from data.dealing import Dealer, one_per_token
 from data.examples import Documents
 from distributed.process_group import Ranks
@@ -30,7 +29,7 @@ def signal_is(agreed: bool, ranks: Ranks):
 def batches_of(source, documents: int, batch: int, seed: int = 0, capacity: int = 256, micro_batch: int = 1):
     settings = EWC(documents=documents, batch=batch, seed=seed)
     # Capacity 0: `micro_batch` documents in each forward, whatever their length.
-    return fisher_batches(source, settings, Dealer(capacity or micro_batch, one_per_token, capacity > 0), collate)
+    return fisher_batches(source, settings, Dealer(capacity or micro_batch, one_per_token, capacity > 0))
 
 
 def write_model(folder, vocabulary: int = VOCABULARY, tied: bool = True):

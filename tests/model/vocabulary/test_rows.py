@@ -13,7 +13,9 @@ from data.batches import collate
 from data.examples import load_documents
 from model.architectures import read_model_config
 from model.language_model import build_on_meta, load_weights
+from model.loss import visit_logits
 from model.vocabulary.rows import Initialisation, new_rows, vocabulary_tensors, write_extended_model
+from tests.losses import loss_of
 from tests.tiny import tiny_tokenizer, write_chat_file, write_tiny_model
 
 SUB_TOKENS = [[5, 9], [5, 9], [7, 8, 300], [301]]  # the first two would be equal without noise
@@ -119,11 +121,11 @@ def test_padding_affects_neither_losses_nor_gradients(tmp_path, family, tied) ->
         assert [len(weight) for weight in weights] == [rows, rows]
         assert all(not weight[388:].any() for weight in weights)
         assert getattr(weights[0], "unpadded_rows", None) == (388 if rows == 448 else None)
-        losses.append(model(batch))
+        losses.append(loss_of(model, batch))
         losses[-1].backward()
         gradients.append({n: p.grad for n, p in model.named_parameters()})
         widths = []
-        model(batch, visit=lambda logits, start, widths=widths: widths.append(logits.shape[1]))
+        visit_logits(model.head, model(batch), lambda logits, start, widths=widths: widths.append(logits.shape[1]))
         assert set(widths) == {388}
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
     for name, gradient in gradients[0].items():

@@ -1,0 +1,129 @@
+"""The recipes of README's "Edit the loop": each patch applies to train.py, and the edited loop trains, logs and resumes.
+
+An edited copy of train.py runs beside the project's modules. Every recipe trains on two ranks with an untied head; the losses
+also on one rank with a tied one. Recipes that keep a state of their own are stopped after half of their steps and resumed, on
+the same number of ranks, and end with the weights of a run that was not stopped.
+"""
+
+import math
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.launch import ENVIRONMENT, largest_difference, rows, weights
+from tests.processes import ROOT, run_ranks
+from tests.tiny import write_chat_file, write_tiny_model
+
+RECIPES = {patch.stem: patch for patch in sorted((ROOT / "docs" / "recipes").glob("*.patch"))}
+LOSSES = ("z_loss", "label_smoothing", "dft")
+RESUMED = ("sgd", "nadam", "ema", "l2_to_start", "frozen_layers")
+STEPS = 6
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recipes")
+    write_tiny_model(folder / "tied")
+    write_tiny_model(folder / "untied", tied=False)
+    for name in ("main", "other"):
+        write_chat_file(folder / f"{name}.jsonl", 24, seed=len(name))
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(folder / "untied")!r}, compute_dtype="fp32"),
+    data=Data(
+        ({str(folder / "main.jsonl")!r},), mix=(Source("other", ({str(folder / "other.jsonl")!r},), 0.3),),
+        sequence_length=256, cache=None,
+    ),
+    batch=Batch(global_examples=8, micro_batch=2),
+    optimizer=Optimizer(1e-3, epochs=2, warmup_steps=0),
+    run=Run("base", directory={str(folder / "runs")!r}, save_every=3),
+)
+""")
+    return folder
+
+
+def edited(tmp_path: Path, name: str) -> Path:
+    """A copy of train.py with the recipe applied, beside links to everything else."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for path in ROOT.iterdir():
+        if path.name not in ("train.py", ".git"):
+            (tree / path.name).symlink_to(path)
+    (tree / "train.py").write_text((ROOT / "train.py").read_text())
+    subprocess.run(["git", "apply", str(RECIPES[name])], cwd=tree, check=True, capture_output=True)
+    assert (tree / "train.py").read_text() != (ROOT / "train.py").read_text()
+    return tree / "train.py"
+
+
+def train(folder: Path, script: Path, ranks: int, run: str, *overrides: str) -> dict[int, dict]:
+    done = run_ranks(ranks, script, folder / "config.py", f"run.name={run}", *overrides, **ENVIRONMENT)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    found = rows(folder / "runs" / run)
+    for row in found.values():
+        assert all(math.isfinite(row[f"train/loss{source}"]) for source in ("", "/main", "/other"))
+        assert row["train/loss/main"] > 0 and row["train/loss/other"] > 0
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(folder) -> dict[int, dict]:
+    """The rows of the loop as it is."""
+    return train(folder, ROOT / "train.py", 2, "plain")
+
+
+def took_effect(folder: Path, name: str, found: dict[int, dict], plain: dict[int, dict]) -> bool:
+    """Whether a recipe did what its name says."""
+    base, ours, theirs = (
+        load_file(folder / "untied" / "model.safetensors"),
+        *(weights(folder / "runs" / run) for run in (f"{name}-2", "plain")),
+    )
+    first = found[1]["train/loss"] - plain[1]["train/loss"]
+    frozen = [n for n in base if ".layers.0." in n]
+    return {
+        "z_loss": 0 < first < 0.1,
+        "label_smoothing": abs(first) > 1e-3,
+        "dft": first < -0.5,
+        "sgd": abs(first) < 1e-5 and largest_difference(ours, theirs) > 1e-4,
+        "nadam": abs(first) < 1e-5 and largest_difference(ours, theirs) > 1e-4,
+        "wsd": [found[n]["train/learning_rate"] for n in (1, 5, 6)] == pytest.approx([1e-3, 1e-3, 1e-4]),
+        "l2_to_start": found[1]["train/grad_norm"] == pytest.approx(plain[1]["train/grad_norm"])
+        and found[6]["train/grad_norm"] != plain[6]["train/grad_norm"],
+        "ema": largest_difference(ours, base) < 0.2 * largest_difference(theirs, base),
+        "frozen_layers": bool(frozen)
+        and all(torch.equal(ours[n], base[n]) for n in frozen)
+        and largest_difference(ours, base) > 1e-3,
+        "weight_norm_curve": found[6].get("train/weight_norm") == pytest.approx(norm_of(theirs), rel=1e-2),
+    }[name]
+
+
+def norm_of(tensors: dict[str, torch.Tensor]) -> float:
+    return math.sqrt(sum(tensor.double().square().sum().item() for tensor in tensors.values()))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains(folder, tmp_path, plain, name) -> None:
+    script = edited(tmp_path, name)
+    found = train(folder, script, 2, f"{name}-2")
+    assert sorted(found) == list(range(1, STEPS + 1))
+    assert took_effect(folder, name, found, plain)
+    if name in LOSSES:
+        train(folder, script, 1, f"{name}-1", f"model.path={folder / 'tied'}")
+    if name in RESUMED:  # from the checkpoint of step 3
+        run = folder / "runs" / f"{name}-again"
+        shutil.copytree(folder / "runs" / f"{name}-2", run)
+        shutil.rmtree(run / "export")
+        shutil.rmtree(run / "checkpoints" / "step-000006")
+        (run / "checkpoints" / "latest").write_text("step-000003")
+        train(folder, script, 2, run.name)
+        assert largest_difference(weights(run), weights(folder / "runs" / f"{name}-2")) == 0.0
+
+
+def test_every_recipe_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in RECIPES if f"`{name}`" not in readme] == []
