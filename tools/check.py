@@ -287,7 +287,7 @@ def probe(check: Check) -> tuple[list[Result], dict]:
     """
     out = check.scratch / "step.json"
     arguments = (str(STEP_PROGRAM), "--out", str(out), "--world-size", str(check.ranks.world_size))
-    arguments += ("--model", str(check.model)) if check.model else ()
+    arguments += ("--train", str(check.script), *(("--model", str(check.model)) if check.model else ()))
     problem = []
     try:
         run_children(check, "step", (*arguments, *check.arguments), 0)
@@ -371,7 +371,7 @@ def three_steps(check: Check, reference: dict) -> tuple[list[Result], dict]:
     results += judge_first_step(check, reference)
     measured = check.on_first(lambda: measure(straight))
     steps = check.on_first(lambda: saved_steps(straight))
-    results.append(judge_updates(check, steps))
+    results.append(judge_updates(check, steps, reference.get("is_adamw", True)))
     last = checkpoint_of(straight, steps[-1]) if steps else straight
     others = check.of_tensors(last, lambda names: exported_otherwise(straight / "export", last, names))
     keep = check.config.run.keep_last
@@ -406,14 +406,16 @@ def judge_first_step(check: Check, reference: dict) -> list[Result]:
     ]
 
 
-def judge_updates(check: Check, steps: Sequence[int]) -> Result:
+def judge_updates(check: Check, steps: Sequence[int], is_adamw: bool) -> Result:
     """The line *updates*: every tensor moves, and as AdamW says if that is the optimizer. A collective."""
     straight = check.scratch / "straight"
     if list(steps) != list(range(1, STEPS + 1)):
         return Result(GROUP, "updates", SKIPPED, f"it saved steps {list(steps)}, and every step is needed")
     settings = as_dict(check.config)["optimizer"]
     rates = check.on_first(lambda: {step: row[RATE] for step, row in read_rows(straight, RATE).items()})
-    moves = check.of_tensors(checkpoint_of(straight, 1), lambda names: measure_moves(straight, settings, rates, names))
+    moves = check.of_tensors(
+        checkpoint_of(straight, 1), lambda names: measure_moves(straight, settings, rates, names, is_adamw)
+    )
     return check.line(GROUP, "updates", lambda: judge_moves(straight, moves(), settings["learning_rate"]))
 
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class RunInputs:
     inputs: Inputs
     device: torch.device  # where the check computes: the first GPU, or the CPU
     compute_dtype: torch.dtype  # of the run on this device
+    code: ModuleType  # the train.py of the run
 
     @property
     def stop_ids(self) -> set[int]:

@@ -247,8 +247,8 @@ def judge_gradient(run: Path, reference: dict, sample: Sample | None, floor: flo
     norm, expected = read_rows(run, LOSS).get(1, {}).get(NORM), reference.get("grad_norm")
     if sample is None or not norm or not expected or not moments:
         return Result(GROUP, "gradient", SKIPPED, UNKNOWN)
-    if any(moment is None for _, moment in moments):
-        text = "the optimizer stores no first moments to compare"
+    if not reference["is_adamw"] or any(moment is None for _, moment in moments):
+        text = "the optimizer of this train.py is not AdamW, from whose first moment the gradient of step 1 is read"
         return Result(GROUP, "gradient", SKIPPED, text)
     settings, found, total = read_config(run)["optimizer"], dict(moments), sample.total
     clip = max(1.0, norm / settings["max_grad_norm"])
@@ -321,7 +321,9 @@ class Moved:
         return math.sqrt(self.variance) / self.square if self.square else 0.0
 
 
-def measure_moves(run: Path, settings: Mapping, rates: Mapping[int, float], names: Sequence[str]) -> list[Moved]:
+def measure_moves(
+    run: Path, settings: Mapping, rates: Mapping[int, float], names: Sequence[str], is_adamw: bool
+) -> list[Moved]:
     """How the tensors `names` moved in the steps after the first. settings: `optimizer` of the config; rates: by step."""
     (beta1, beta2), moves = settings["betas"], []
     for group in groups(checkpoint_of(run, 1), names):
@@ -338,7 +340,7 @@ def measure_moves(run: Path, settings: Mapping, rates: Mapping[int, float], name
                         found[name], before[name]["weight"], now, meta.properties.dtype, settings, rates[step], step
                     )
                     continue
-                has_moments = all(key in now for key in MOMENTS)
+                has_moments = is_adamw and all(key in now for key in MOMENTS)
                 moved = found[name] = Moved(name, len(meta.size) >= 2, has_moments)
                 if has_moments and (first := float((now["exp_avg"] / (1 - beta1)).square().sum())):
                     moved.betas = float(now["exp_avg_sq"].sum()) / (1 - beta2) / first
@@ -380,8 +382,8 @@ def judge_moves(run: Path, moves: Sequence[Moved], peak: float) -> Result:
     figures: dict[str, object] = {"tensors": len(moves), "still": still[:10], "rate": rate}
     whole = sum(moved.along for moved in moves) / max(1e-300, sum(moved.square for moved in moves))
     noise = math.sqrt(sum(moved.variance for moved in moves)) / max(1e-300, sum(moved.square for moved in moves))
-    counter = "optimizer.step"
-    steps = [int(load(checkpoint_of(run, step), [counter])[counter]) for step in range(1, STEPS + 1)]
+    counter = f"step.{moves[0].name}"
+    steps = [int(load(checkpoint_of(run, step), [counter]).get(counter, step)) for step in range(1, STEPS + 1)]
     betas = max((moved.betas for moved in moves), key=lambda beta: abs(beta - 1))
     fixed = 0.1 if settings["memory"] == "6N" else NOT_MOVED_BY_ADAMW
     decays = [(True, settings["weight_decay"], "matrices"), (False, 0.0, "vectors (norms, biases)")]

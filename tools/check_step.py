@@ -1,9 +1,9 @@
 """What the child of a check computes in one process: data, model, and the reference of step 1.
 
-    python tools/check_step.py --out RESULTS.json CONFIG [section.key=value ...]
+    python tools/check_step.py --out RESULTS.json --train TRAIN.py CONFIG [section.key=value ...]
 
 tools/check.py starts it, so that no memory of a device stays taken. RESULTS.json has `results` and `reference`: what transformers alone
-computes for step 1, each document by itself, with eager attention and plain cross-entropy. Nothing of the packed path takes
+computes for step 1, each document by itself, with eager attention and the loss of the run's train.py. Nothing of the packed path takes
 part in it. It is computed twice, in fp32 and in bf16: how far the two are apart is the rounding of this model, and all tolerances
 are multiples of it. A file beside it has samples of the gradients.
 """
@@ -13,16 +13,17 @@ from common.lean_imports import begin_imports, end_imports
 begin_imports()
 import argparse
 import dataclasses
+import importlib.util
 import json
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -38,13 +39,13 @@ from data.examples import Documents
 from data.tokens import load_tokenizer
 from distributed.device import choose_device
 from distributed.host_memory import free_bytes, keep_freed_memory
-from distributed.optimizer import check_memory, parameter_dtype
+from distributed.optimizer import LowMemoryAdamW, check_memory, parameter_dtype
 from distributed.sharding import decoder_layers
 from model.architectures import check_model_directory, read_model_config
 from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel, check_weights, load_for_evaluation
 from model.lora import add_adapters, build_to_train, init_adapters
-from model.loss import LossSums
+from model.loss import LossSums, chunked, visit_logits
 from model.rope import check_length
 from tools.check_data import FAILS, OK, SKIPPED, Result, RunInputs, check_data
 from training.chat_settings import settle_chat_settings
@@ -68,6 +69,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", help="a directory in place of model.path")
     parser.add_argument("--world-size", type=int, default=1, help="ranks of the run, for the deal of its steps")
+    parser.add_argument("--train", type=Path, required=True, help="the train.py of the run")
     options, rest = parser.parse_known_args()
     sys.argv = [sys.argv[0], *rest]
     keep_freed_memory()
@@ -76,14 +78,15 @@ def main() -> int:
     if options.model:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=options.model))
     config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, dropout=0.0))  # as the runs of the check
-    check(read_run(config, options.world_size, choose_device(0, 1)), options.out)
+    check(read_run(config, options.world_size, choose_device(0, 1), options.train), options.out)
     return 0
 
 
-def read_run(config: Config, world_size: int, device: torch.device) -> RunInputs:
+def read_run(config: Config, world_size: int, device: torch.device, train: Path) -> RunInputs:
     """Read config, tokenizer, headers of the weights and data, in the order of train.py. Not a collective. Raises UserError.
 
-    world_size: of the run, on which the deal of a step to micro-batches depends. device: where the checks compute.
+    world_size: of the run, on which the deal of a step to micro-batches depends. device: where the checks compute. train: the
+    train.py of the run.
     """
     settings, run_directory = config.model, Path(config.run.directory) / config.run.name
     check_memory(config.optimizer.memory)
@@ -103,12 +106,33 @@ def read_run(config: Config, world_size: int, device: torch.device) -> RunInputs
     dtype = DTYPES[settings.compute_dtype]
     if dtype == torch.bfloat16 and not has_native_bf16(device):
         dtype = torch.float32  # as every run decides
-    return RunInputs(config, tokenizer, model_config, inputs, device, dtype)
+    return RunInputs(config, tokenizer, model_config, inputs, device, dtype, load_code(train))
+
+
+def load_code(path: Path) -> ModuleType:
+    """A train.py as a module, of which the check calls `token_losses` and `make_optimizer`."""
+    spec = importlib.util.spec_from_file_location("train_of_the_run", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def makes_adamw(run: RunInputs) -> bool:
+    """Whether `make_optimizer` of the run returns AdamW, whose updates the check can predict from its moments."""
+    settings = run.config.optimizer
+    dtype = parameter_dtype(settings.memory)
+    small = {name: nn.Parameter(torch.zeros(shape, dtype=dtype)) for name, shape in (("matrix", (4, 4)), ("vector", 4))}
+    try:
+        optimizer = run.code.make_optimizer(small, settings, 0)
+    except Exception:  # it may look for tensors of the real model: then it is the user's own
+        return False
+    return isinstance(optimizer, torch.optim.AdamW | LowMemoryAdamW)
 
 
 def check(run: RunInputs, out: Path) -> None:
     """All checks. Writes `out` after each: if this process dies, what it has found stays."""
-    results, reference = list[Result](), dict[str, object]()
+    results, reference = list[Result](), dict[str, object](is_adamw=makes_adamw(run))
 
     def add(*found: Result) -> None:
         results.extend(found)
@@ -192,7 +216,8 @@ def _logits(packed: PackedLanguageModel, ids: list[np.ndarray], where: np.ndarra
     batch = dataclasses.replace(batch, target_positions=positions, target_ids=torch.zeros_like(positions))
     parts: list[torch.Tensor] = []
     with torch.no_grad():
-        packed(batch.to(run.device), visit=lambda logits, _: parts.append(logits.cpu()))
+        hidden = packed(batch.to(run.device))
+        visit_logits(packed.head, hidden, lambda logits, _: parts.append(logits.cpu()))
     return torch.cat(parts)
 
 
@@ -242,8 +267,9 @@ def packed_losses(run: RunInputs, packed: PackedLanguageModel) -> tuple[list[Doc
         batch = collate(items, run.inputs.train)
         owner = torch.searchsorted(batch.cu_seq_lens.long(), batch.target_positions, right=True) - 1
         batch, sums = dataclasses.replace(batch, target_sources=owner), LossSums(len(here) + 1, run.device)
+        batch = batch.to(run.device)
         with torch.no_grad():
-            packed(batch.to(run.device), sums)
+            chunked(packed.head, packed(batch), batch, run.code.token_losses, sums)
         documents += here
         losses += sums.by_source[: len(here)].tolist()
     return documents, losses
@@ -367,7 +393,7 @@ def document_losses(run: RunInputs, model: PreTrainedModel, document: Document, 
     where = torch.from_numpy(targets).to(model.device)
     weights = torch.from_numpy(document.weights[targets].astype(np.float32)).to(model.device)
     scores = model(ids[None], use_cache=False).logits[0, where - 1].float()
-    losses = F.cross_entropy(scores, ids[where], reduction="none") * weights
+    losses = run.code.token_losses(scores, ids[where]) * weights
     (losses.sum() / divisor).backward()
     return losses.detach().double().cpu().numpy()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.processes import ROOT
 
 BACKWARD = "(loss_sum / num_targets).backward()"
-STEP = "        optimizer.step()\n"
+STEP = "            optimizer.step()\n"
 RATE = 'group["lr"], group["noise_step"] = rate, progress.step'
 MAKE = "make_optimizer(parameters, config.optimizer, config.run.seed)"
 # Name -> (what a user replaces in train.py, by what).
@@ -20,14 +20,14 @@ EDITS = {
         "            if is_last:\n                break\n            before_micro_batch(model",
     ),
     "optimizer not restored": (
-        "load_checkpoint(resume_from, parameters, optimizer, ranks)",
-        "load_checkpoint(resume_from, parameters, None, ranks)",
+        "load_checkpoint(resume_from, parameters, optimizer, ranks, registered)",
+        "load_checkpoint(resume_from, parameters, None, ranks, registered)",
     ),
     "data by the number of ranks": (
         "for deal in map(inputs.deal, range(first_step, total_steps)):",
         "for deal in (inputs.deal(step * ranks.world_size % 4) for step in range(first_step, total_steps)):",
     ),
-    "not clipped": ("(grad_norm / config.optimizer.max_grad_norm).clamp(min=1.0)", "torch.ones(())"),
+    "not clipped": ("clip_gradients(parameters.values(), config.optimizer.max_grad_norm, norm)", "pass"),
     "ranks averaged": (BACKWARD, "(loss_sum / num_targets / ranks.world_size).backward()"),
     "vectors not updated": (RATE, RATE.replace("rate,", 'rate * (group["params"][0].dim() >= 2),')),
     "dropout before the head": ("    model.train()\n", "    model.train()\n    add_dropout(model)\n"),
@@ -42,7 +42,7 @@ EDITS = {
     ),
     "gradient of a layer lost": (
         STEP,
-        f'        parameters["model.layers.1.mlp.down_proj.weight"].grad.zero_()\n{STEP}',
+        f'            parameters["model.layers.1.mlp.down_proj.weight"].grad.zero_()\n{STEP}',
     ),
     "export of other weights": ('        ranks.watch.at("the export")\n', "        round_to_bf16(parameters)\n"),
 }
@@ -58,8 +58,8 @@ torch.set_num_threads = lambda count: None
 
 
 def add_dropout(model: torch.nn.Module) -> None:
-    hidden = model.hidden_states
-    model.hidden_states = lambda batch: torch.nn.functional.dropout(hidden(batch), 0.1)
+    forward = model.forward
+    model.forward = lambda batch: torch.nn.functional.dropout(forward(batch), 0.1)
 
 
 def round_to_bf16(parameters: dict) -> None:

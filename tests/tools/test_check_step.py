@@ -1,8 +1,10 @@
 """What the check's own process finds in sound models, and in planted faults of attention, weights, memory and precision."""
 
+import dataclasses
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from model import packed_attention
 from model.architectures import read_model_config
 from model.language_model import build_on_meta, check_weights
 from model.packed_attention import DocumentLengths
+from tests.losses import loss_of
 from tests.tiny import write_tiny_model
 from tests.tools.tiny_run import read, tiny_config, with_mix, write_examples
 from tools import check_step
@@ -27,6 +30,7 @@ from tools.check_step import (
     compute_reference,
     load_packed,
     load_reference,
+    makes_adamw,
     packed_losses,
     ulp,
 )
@@ -131,7 +135,7 @@ def test_the_reference_is_the_loss_and_gradient_of_the_whole_step(tmp_path) -> N
     packed.train()
     for micro_batch in run.inputs.deal(0).items:
         for items in filter(None, micro_batch):
-            (packed(collate(items, run.inputs.train)) / batch.num_target_tokens).backward()
+            (loss_of(packed, collate(items, run.inputs.train)) / batch.num_target_tokens).backward()
     norm = torch.stack([p.grad.square().sum() for p in packed.parameters()]).sum().sqrt().item()
     assert len(reference.losses) == batch.num_examples and result.status == OK
     assert reference.loss == pytest.approx(sum(losses) / batch.num_target_tokens, rel=1e-5)
@@ -160,6 +164,24 @@ def test_weights_that_are_not_finite_fail(tmp_path) -> None:
         packed.causal_lm.base_model.layers[1].mlp.up_proj.weight[0, 0] = math.nan
     result = compared(run, packed)[1]
     assert result.status == FAILS and "not finite" in result.text
+
+
+def test_a_loss_and_an_optimizer_of_the_users_own(tmp_path) -> None:
+    """The reference has the loss of the run's train.py; only AdamW is an optimizer whose updates can be predicted."""
+    run = read(tiny_config(tmp_path))
+    plain = compared(run)[0].loss
+    assert makes_adamw(run)
+
+    def token_losses(logits, targets):
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="none", label_smoothing=0.5)
+
+    def make_optimizer(parameters, settings, seed):
+        return torch.optim.NAdam(parameters.values())
+
+    code = SimpleNamespace(token_losses=token_losses, make_optimizer=make_optimizer)
+    run = dataclasses.replace(run, code=code)
+    reference, result = compared(run)
+    assert result.status == OK and abs(reference.loss - plain) > 1e-3 and not makes_adamw(run)
 
 
 def test_ulp_is_the_gap_to_the_next_number() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Source
+from tests.processes import ROOT
 from tests.tiny import write_chat_file, write_tiny_model
 from tools.check_data import RunInputs
 from tools.check_step import read_run
@@ -44,7 +45,7 @@ def tiny_config(tmp_path: Path, data: dict | None = None, optimizer: dict | None
 
 def read(config: Config, ranks: int = 1) -> RunInputs:
     """The run of a config."""
-    return read_run(config, ranks, torch.device("cpu"))
+    return read_run(config, ranks, torch.device("cpu"), ROOT / "train.py")
 
 
 def with_mix(config: Config, path: str, share: float = 0.2) -> Config:
