@@ -1,11 +1,15 @@
-"""The global gradient norm, and the measured memory of weights, gradients and moments."""
+"""The global gradient norm, clipping and spikes, and the measured memory of weights, gradients and moments."""
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
 from distributed.sharding import local, sum_over_shards
+
+WINDOW = 128  # gradient norms in the history from which a spike is told
+MIN_HISTORY = 64  # norms before the first spike can be told
 
 
 def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
@@ -28,6 +32,18 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: to
     """Scale this rank's gradients so that their global norm is at most `max_norm`. `norm`: `gradient_norm`, finite."""
     gradients = [local(gradient_of(parameter)) for parameter in parameters]
     torch._foreach_div_(gradients, (norm / max_norm).clamp(min=1.0).to(gradients[0].device))
+
+
+def is_spike(norms: Sequence[float], grad_norm: float, limit: float | None) -> bool:
+    """Whether `grad_norm` is more than `limit` standard deviations above the mean of the last `WINDOW` finite norms.
+
+    `limit` is optimizer.skip_spikes; None: never. The norms of skipped spikes belong into the history too, so that a lasting
+    change of the norm is followed (as in OLMo-core's SkipStepOptimizer, https://github.com/allenai/OLMo-core).
+    """
+    history = norms[-WINDOW:]
+    if limit is None or len(history) < MIN_HISTORY:
+        return False
+    return grad_norm > statistics.fmean(history) + limit * statistics.pstdev(history)
 
 
 def bytes_per_parameter(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, float]:

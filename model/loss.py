@@ -6,7 +6,7 @@ step (all ranks, all micro-batches). A mean per micro-batch gives a token more w
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -64,6 +64,16 @@ class LossSums:
     def by_source(self) -> torch.Tensor:
         """Loss of each source's targets, a view `(sources,)`."""
         return self.values[-self.num_sources :]
+
+    def add(self, losses: Sequence[torch.Tensor], batch: MicroBatch) -> None:
+        """Add the losses of all targets of `batch`, given by chunks, to the total and by source; each counts by its weight."""
+        if losses:
+            every = torch.cat(list(losses))
+            if batch.target_weights is not None:
+                every = every * batch.target_weights
+            self.total.add_(every.sum())
+            if batch.target_sources is not None:
+                self.add_by_source(every, batch.target_sources)
 
     def add_by_source(self, losses: torch.Tensor, sources: torch.Tensor) -> None:
         """Add each loss `(targets,)` to the sum of its source, int64 `(targets,)`; the total stays as it is."""

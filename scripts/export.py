@@ -14,9 +14,7 @@ import sys
 
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from common.lean_imports import begin_imports, end_imports
 
-begin_imports()
 import argparse
 from pathlib import Path
 
@@ -27,8 +25,6 @@ from common.errors import UserError, run_script
 from distributed.process_group import process_group, world_size_from_environment
 from training.export import DTYPES, is_written, read_export, verify, write_export
 from training.model_card import base_model, model_card, read_data_card, read_results
-
-end_imports()
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -14,13 +14,9 @@ import sys
 
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from common.lean_imports import begin_imports, end_imports
 
-begin_imports()
 from common.errors import run_script
 from tools.plan_command import main
-
-end_imports()
 
 if __name__ == "__main__":
     run_script(lambda: main(__doc__))

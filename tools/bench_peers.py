@@ -28,8 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from training.run_log import peak_memory_gib
-from training.start_times import seconds_since_process_start
+from training.log import peak_memory_gib, seconds_since_process_start
 
 TUTORIAL = {
     "per_device_train_batch_size": 2,

@@ -8,9 +8,6 @@ part in it. It is computed twice, in fp32 and in bf16: how far the two are apart
 are multiples of it. A file beside it has samples of the gradients.
 """
 
-from common.lean_imports import begin_imports, end_imports
-
-begin_imports()
 import argparse
 import dataclasses
 import importlib.util
@@ -51,8 +48,6 @@ from tools.check_data import FAILS, OK, SKIPPED, Result, RunInputs, check_data
 from training.chat_settings import settle_chat_settings
 from training.inputs import read_inputs
 from training.micro_batch import settle_micro_batch
-
-end_imports()
 
 EDITED = (300, 17, 512, 130)  # tokens of the documents of a row that are edited in turn
 POSITIONS = 256  # of that row, whose logits are compared

@@ -44,11 +44,13 @@ class Answers:
     stop: StopSignal
     say: Callable[[str], None]
 
-    def added_to(self, figures: dict) -> dict | None:
+    def added_to(self, figures: dict | None) -> dict | None:
         """The curves with the scores of the answers and one of them as a text; None after a signal. A collective.
 
         Where the metric fails its scores are missing, which is said, and training goes on.
         """
+        if figures is None:
+            return None
         begin = time.perf_counter()
         answers = self._generate()
         if answers is None:
@@ -110,20 +112,18 @@ class Answers:
 
 def start_answers(
     config: Config,
-    asked: Asked | None,
+    asked: Asked,
     model: PackedLanguageModel,
     model_config: PretrainedConfig,
     dtype: torch.dtype,
     tokenizer: PreTrainedTokenizerBase,
     stop: StopSignal,
     say: Callable[[str], None],
-) -> Answers | None:
-    """What answers at each evaluation; None without run.eval_generate. A collective; the first step has not been taken.
+) -> Answers:
+    """What answers at each evaluation. A collective; the first step has not been taken.
 
     Raises UserError on all ranks if on one of them the whole model does not fit beside what training keeps.
     """
-    if asked is None:
-        return None
     columns = max(map(len, asked.prompts)) + asked.max_new_tokens
     rows = min(BATCH_SIZE, -(-len(asked.prompts) // stop.ranks.world_size))
     cache = rows * columns * bytes_per_token(model.causal_lm) // model.causal_lm.dtype.itemsize  # elements

@@ -5,30 +5,38 @@ It is read before a process group starts, so that a mistake in a file ends in on
 
 import functools
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from configs.config import Config
-from data.batches import Plan, TrainingPlan, plan_pass, plan_training
-from data.dealing import Costs, Deal, Dealer
+from data.batches import MicroBatch, Plan, TrainingPlan, collate, plan_pass, plan_training, prefetch
+from data.dealing import Costs, Deal, Dealer, Items
 from data.encoding import ExampleEncoder
 from data.files import check_paths_exist
 from data.formats import Reading
 from data.reader import Reader, with_shared_examples_reported
 from data.sources import Corpus
-from model.ewc.batches import FisherBatches, fisher_batches
-from training.asked import Asked, read_asked
-from training.chat_settings import chat_settings
+from distributed.process_group import Ranks, world_size_from_environment
+from model.flops import count_work, document_costs
+from model.language_model import PackedLanguageModel
+from training.chat_settings import chat_settings, settle_chat_settings
+
+if TYPE_CHECKING:
+    from model.ewc.batches import FisherBatches
+    from training.asked import Asked
 
 MICRO_BATCHES_DEALT = 8  # micro-batches of a validation whose documents are dealt together
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The data of a run. `total_steps` and `warmup_steps` are optimizer steps."""
+    """The data of a run. `total_steps` and `warmup_steps` are optimizer steps. It is the same on every rank."""
 
     train: Corpus
     plan: TrainingPlan
@@ -38,8 +46,54 @@ class Inputs:
     validation_plan: Plan | None
     dealer: Dealer
     deal: Callable[[int], Deal]  # step -> its documents, dealt to the ranks
-    fisher_batches: FisherBatches | None  # the documents from which EWC estimates its Fisher diagonal
-    asked: Asked | None = None  # what run.eval_generate answers
+    fisher_batches: "FisherBatches | None"  # the documents from which EWC estimates its Fisher diagonal
+    asked: "Asked | None" = None  # what run.eval_generate answers
+
+    def micro_batches(self, items: Items, corpus: Corpus, ranks: Ranks) -> Iterator[MicroBatch]:
+        """This rank's micro-batches with the documents `items`, on its device; the same number on every rank."""
+        for dealt in self.dealer.deal(items, corpus, ranks.world_size).of_rank(ranks.rank):
+            yield collate(dealt, corpus).to(ranks.device)
+
+    def steps(self, first: int, ranks: Ranks) -> Iterator[Iterator[tuple[MicroBatch, bool]]]:
+        """For each step from `first` on, this rank's (micro_batch, is_last); the same number on every rank.
+
+        A thread prepares the micro-batches of all steps to come while the device computes.
+        """
+
+        def all_micro_batches() -> Iterator[tuple[MicroBatch, bool]]:
+            for deal in map(self.deal, range(first, self.total_steps)):
+                dealt = deal.of_rank(ranks.rank)
+                for number, items in enumerate(dealt, 1):
+                    yield collate(items, self.train), number == len(dealt)
+
+        upcoming = prefetch(all_micro_batches())
+
+        def of_step() -> Iterator[tuple[MicroBatch, bool]]:
+            for micro_batch, is_last in upcoming:
+                yield micro_batch.to(ranks.device), is_last
+                if is_last:
+                    return
+
+        return (of_step() for _ in range(first, self.total_steps))
+
+
+def open_data(
+    config: Config, model: PackedLanguageModel, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Config, Inputs]:
+    """(the config with the date of its chats and a number in batch.micro_batch, the data of the run). `model` is on meta.
+
+    Raises UserError for a missing or bad file. A collective of torchrun's processes where one of the two must be agreed on.
+    """
+    directory, (world_size, _) = Path(config.run.directory, config.run.name), world_size_from_environment()
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    config = settle_chat_settings(config, tokenizer, directory, world_size)
+    if config.batch.micro_batch == "auto":
+        from training.micro_batch import settle_micro_batch
+
+        say = print if is_first else lambda text: None
+        config = settle_micro_batch(config, model, model_config, directory, world_size, say)
+    costs = document_costs(count_work(model, model_config))
+    return config, read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=is_first)
 
 
 def read_inputs(
@@ -92,6 +146,8 @@ def read_inputs(
     dealer = Dealer(tokens if data.packing else batch.rows, costs, data.packing)
     documents = None
     if old_domain:
+        from model.ewc.batches import fisher_batches
+
         documents = fisher_batches(reader.source(old_domain, "the old domain"), ewc, dealer)
     validation_plan = None
     if validation:
@@ -101,5 +157,9 @@ def read_inputs(
     def deal(step: int) -> Deal:
         return dealer.deal(plan.batch(step).items, train, world_size)
 
-    asked = read_asked(config, reader, train.sources[0], is_first=show_progress) if config.run.eval_generate else None
+    asked = None
+    if config.run.eval_generate:
+        from training.asked import read_asked
+
+        asked = read_asked(config, reader, train.sources[0], is_first=show_progress)
     return Inputs(train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, documents, asked)

@@ -7,14 +7,25 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig
 
 from data.batches import StepBatch
 from data.dealing import Deal
 from data.sources import Corpus, mean_losses
-from model.flops import Work, step_flops
+from distributed.process_group import Ranks
+from model.flops import PeakFlops, Work, count_work, step_flops
+from model.language_model import PackedLanguageModel
 from model.loss import LossSums
-from training.progress import Progress
-from training.run_log import peak_memory_gib
+from training.log import peak_memory_gib, seconds_since_process_start
+
+
+def make_meter(
+    corpus: Corpus, model: PackedLanguageModel, model_config: PretrainedConfig, dtype: torch.dtype, ranks: Ranks
+) -> tuple["Meter", PeakFlops]:
+    """The meter of a run that computes in `dtype`, and what a rank can reach. A collective."""
+    peak = PeakFlops(ranks.device, dtype)
+    peak.measure(ranks)
+    return Meter(corpus, count_work(model, model_config), peak.over_all_ranks(ranks), ranks.device), peak
 
 
 class Meter:
@@ -24,6 +35,7 @@ class Meter:
         """`work`: FLOPs per unit of this model; `peak_flops`: FLOP/s of all ranks together."""
         self.corpus, self.work, self.peak_flops, self.device = corpus, work, peak_flops, device
         self.peak_note, self.was_raised = "", False  # a note for the next line, once in a run
+        self.has_row = False
         self.seconds_per_step = math.nan  # mean over the last closed window
         self._open_window()
 
@@ -54,8 +66,8 @@ class Meter:
         self.loss_sums.values.add_(loss_sums.values)
         self.targets += np.array(batch.targets_by_source)
 
-    def row(self, progress: Progress, epoch: float) -> dict[str, float]:
-        """The window's curves, then a new window. Read the step's loss first: it waits for the device."""
+    def row(self, state: dict, epoch: float) -> dict[str, float]:
+        """The window's curves, then a new window. state: that of the loop. Read the step's loss first: it waits for the device."""
         seconds = time.perf_counter() - self.start
         self.seconds_per_step = seconds / self.steps
         self._raise_peak(self.flops / seconds)
@@ -65,13 +77,15 @@ class Meter:
             "train/balance": self.mean_cost / self.slowest_cost if self.slowest_cost else 1.0,
             "train/memory_gib": peak_memory_gib(self.device),
             "train/epoch": epoch,
-            "train/tokens": progress.tokens,
-            "train/skipped_steps": progress.skipped_steps,
+            "train/tokens": state["tokens"],
+            "train/skipped_steps": state["skipped_steps"],
         }
+        if not self.has_row:  # how long the start took, with the steps of the first row
+            row, self.has_row = row | {"start/total": seconds_since_process_start()}, True
         if len(self.corpus.sources) > 1:
             means = mean_losses(self.corpus, self.loss_sums.by_source.tolist(), self.targets)
             row |= {f"train/loss/{name}": loss for name, loss in means.items()}
-            row |= _shares("train/share", self.corpus.names, progress.targets)
+            row |= _shares("train/share", self.corpus.names, state["targets"])
             row |= _shares("train/step_share", self.corpus.names, self.targets)
         self._open_window()
         return row

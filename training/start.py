@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,19 +12,60 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.dtypes import DTYPES, has_native_bf16
 from common.errors import UserError
 from configs.config import Config
+from configs.loading.checks import check_world
+from configs.loading.command_line import read_command_line
 from distributed.agreement import check_agreement, library_versions
 from distributed.checkpoint import checkpoint_tensors, stored_bytes
 from distributed.disks import check_room_for_run, measure_write_speed, save_line, torchrun_grace
-from distributed.process_group import Ranks, agree_any, read_on_first
+from distributed.host_memory import keep_freed_memory
+from distributed.optimizer import check_memory
+from distributed.process_group import (
+    Ranks,
+    StopSignal,
+    agree_any,
+    process_group,
+    read_on_first,
+    world_size_from_environment,
+)
 from model.fingerprint import fingerprint_of_base, fingerprint_of_tokenizer
 from model.language_model import PackedLanguageModel, parameter_names, trained_parameters
-from training.criterion import criterion_of
 from training.export_files import GENERATION_CONFIG
 from training.inputs import Inputs
-from training.progress import Progress, fresh_progress, run_settings, step_meaning
+from training.meaning import run_settings, step_meaning
+from training.owner import own_directory
+from training.sinks import check_sinks
 
 ROOT = Path(__file__).resolve().parents[1]
 PROBE_BYTES = 64 * 2**20  # written on each node to measure the disk, or a checkpoint's bytes if that is less
+
+
+def read_config(documentation: str | None) -> Config:
+    """The config of the command line, checked for the number of processes that torchrun has started. Raises UserError."""
+    keep_freed_memory()  # before tokenising starts threads
+    world_size, ranks_per_node = world_size_from_environment()
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    config = read_command_line(documentation, world_size, print if is_first else lambda text: None).config
+    check_sinks(config.run.log_to if is_first else ())
+    check_world(config, world_size, ranks_per_node)
+    check_memory(config.optimizer.memory)
+    return config
+
+
+@contextmanager
+def join_run(
+    config: Config, inputs: Inputs, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[StopSignal, dict, dict]]:
+    """Join the processes of a run, which agree on all that they have read, and own its directory. A collective.
+
+    Gives (the stop signal, which has the `ranks`; what a step number of the run means; its settings).
+    """
+    with process_group(config.run.timeout_minutes) as ranks:
+        meaning, settings = agree_on_start(config, inputs, model_config, tokenizer, ranks)
+        with own_directory(Path(config.run.directory, config.run.name), ranks):
+            if config.run.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward on CUDA would only warn
+            yield StopSignal(ranks), meaning, settings
 
 
 def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:
@@ -63,15 +105,14 @@ def agree_on_start(
     model_config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     ranks: Ranks,
-) -> Progress:
-    """A run that has taken no step, the same on every rank. A collective.
+) -> tuple[dict, dict]:
+    """(the run's meaning, its settings), the same on every rank. A collective.
 
     Raises UserError on all ranks if a rank read other files, another config or another model, or runs other versions or
     code, and if run.resume=never and the run exists.
     """
     meaning = step_meaning(config, inputs, model_config, fingerprint_of_base(config.model.path))
     settings = run_settings(config, inputs.total_steps, ranks.world_size)
-    fresh = fresh_progress(meaning, settings, inputs.train, inputs.validation, criterion_of(config))
     check_agreement(
         {
             **settings,
@@ -82,7 +123,9 @@ def agree_on_start(
                 # Every rank deals for itself: if two did not agree, documents would be trained twice or never.
                 "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
             },
-            "the data of data.validation": fresh.validation,
+            "the data of data.validation": [source.fingerprint for source in inputs.validation.sources]
+            if inputs.validation
+            else [],
             "the questions of run.eval_generate": inputs.asked.digest() if inputs.asked else None,
             "the generation_config.json of model.path": generation_config_digest(config.model.path),
             "the tokenizer of model.path": fingerprint_of_tokenizer(tokenizer),
@@ -94,7 +137,7 @@ def agree_on_start(
         ranks,
     )
     check_resume(config.run.resume, Path(config.run.directory, config.run.name), ranks)
-    return fresh
+    return meaning, settings
 
 
 def generation_config_digest(path: str) -> str | None:

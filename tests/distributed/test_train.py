@@ -264,16 +264,10 @@ def test_resume_is_bitwise_across_an_epoch_boundary(two) -> None:
         assert curve == {step: row[key] for step, row in rows(stopped, key).items()}, key
 
 
-def test_every_start_has_the_times_of_its_phases_at_its_first_step(two) -> None:
-    names = ("imports", "config_and_tokenizer", "data", "processes", "model", "evaluations", "first_step")
-    phases = [f"start/{name}" for name in names]
+def test_the_first_row_of_every_start_says_how_long_the_start_took(two) -> None:
     for run, first_steps in {"r2": [1], "stopped-2": [1, 6]}.items():
         found = rows(two / run, "start/total")
-        assert list(found) == first_steps
-        for row in found.values():
-            assert list(row) == ["step", *phases, "start/total"]
-            assert min(row[phase] for phase in phases) > 0
-            assert sum(row[phase] for phase in phases) == pytest.approx(row["start/total"], abs=1e-9)
+        assert list(found) == first_steps and min(row["start/total"] for row in found.values()) > 0
 
 
 def test_a_signal_to_one_rank_in_the_middle_of_a_step_stops_all(folder, two) -> None:

@@ -20,6 +20,7 @@ from data.batches import collate
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, load_for_evaluation, parameter_names
 from tests.in_memory import InMemory
+from tests.losses import loss_of
 from tests.tiny import FAMILIES, write_tiny_model
 
 SMOLLM2 = Path(__file__).resolve().parents[2] / "artifacts" / "models" / "SmolLM2-135M-Instruct"
@@ -37,7 +38,7 @@ def load(path: str, dtype: torch.dtype, device: str) -> PackedLanguageModel:
 def packed(found: PackedLanguageModel, documents: InMemory, device: str) -> tuple[float, Gradients]:
     """Mean loss and gradients of all documents in one micro-batch."""
     batch = collate(tuple(range(len(documents))), documents).to(torch.device(device))
-    loss = found(batch) / batch.target_ids.numel()
+    loss = loss_of(found, batch) / batch.target_ids.numel()
     loss.backward()
     return loss.item(), {name: p.grad.float().cpu() for name, p in parameter_names(found).items()}
 

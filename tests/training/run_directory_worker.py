@@ -13,9 +13,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from common.errors import UserError, exit_process
 from distributed.process_group import start_process_group
+from training.log import Log
 from training.owner import own_directory
 from training.provenance import record_start
-from training.run_log import RunLog
 
 owned, file, free, result = map(Path, sys.argv[1:])
 ranks = start_process_group()
@@ -26,7 +26,7 @@ try:
 except UserError as error:
     answers["owned"] = str(error)
 for name, start in {
-    "log": lambda: RunLog(file, ranks, 0, {}, 4),
+    "log": lambda: Log(file, ranks).open(0, {}, 4),
     "provenance": lambda: record_start(file, {}, 0, ranks),
     "owner": lambda: own_directory(file, ranks).__enter__(),
 }.items():

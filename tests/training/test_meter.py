@@ -15,7 +15,6 @@ from model.flops import PeakFlops, Work
 from model.loss import LossSums
 from training import meter as room
 from training.meter import Meter
-from training.progress import Progress
 
 CPU = torch.device("cpu")
 WORK = Work(per_token=100.0, per_target=0.0, per_pair=0.0, windows=())
@@ -28,6 +27,10 @@ def clock(monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(room.time, "perf_counter", lambda: clock.now)
     return clock
+
+
+def state(targets: list[int], tokens: int) -> dict:
+    return {"targets": targets, "tokens": tokens, "skipped_steps": 0}
 
 
 def step(
@@ -45,7 +48,7 @@ def test_speed_counts_the_tokens_of_all_steps_and_no_pauses(clock) -> None:
             clock.now += 50.0
         clock.now += 2.0
         meter.add(*step((60, 40), (10,), [5.0]))
-    row = meter.row(Progress({}, {}, [20], step=2, tokens=200), epoch=0.5)
+    row = meter.row(state([20], 200), epoch=0.5)
     assert row["train/tokens_per_second"] == 200 / 4.0
     assert row["train/mfu"] == pytest.approx(200 * 100.0 / 4.0 / 20_000.0) == 0.25
     assert row["train/epoch"] == 0.5 and row["train/tokens"] == 200
@@ -56,7 +59,7 @@ def test_speed_counts_the_tokens_of_all_steps_and_no_pauses(clock) -> None:
     assert "| 50 tok/s | MFU 25.0% |" in line and line.endswith("ETA 1.0 min")
     clock.now += 1.0
     meter.add(*step((10,), (1,), [1.0]))  # the next row covers only the steps after the last one
-    assert meter.row(Progress({}, {}, [21], step=3, tokens=210), epoch=0.6)["train/tokens_per_second"] == 10.0
+    assert meter.row(state([21], 210), epoch=0.6)["train/tokens_per_second"] == 10.0
 
 
 def test_the_balance_of_a_window_weighs_steps_by_their_time(clock) -> None:
@@ -64,7 +67,7 @@ def test_the_balance_of_a_window_weighs_steps_by_their_time(clock) -> None:
     clock.now += 1.0
     meter.add(*step((10,), (1,), [1.0], ((9, 1), (4, 4))))  # two micro-batches on two ranks: 9 of 13 busy
     meter.add(*step((10,), (1,), [1.0], ((27, 27),)))
-    row = meter.row(Progress({}, {}, [2], step=2, tokens=20), epoch=0.1)
+    row = meter.row(state([2], 20), epoch=0.1)
     assert row["train/balance"] == pytest.approx((9 + 27) / (9 + 4 + 27)) == 0.9
 
 
@@ -74,7 +77,7 @@ def test_the_peak_is_never_below_what_steps_reached_and_the_line_says_so_once(cl
     for number, seconds in enumerate((2.0, 0.5, 1.0, 0.25, 0.5), 1):  # reaches 0.5, 2, 1, 4 and 2 TFLOP/s
         clock.now += seconds
         meter.add(*step((10**10,), (10,), [5.0]))
-        row = meter.row(Progress({}, {}, [10], step=number, tokens=100), epoch=0.1)
+        row = meter.row(state([10], 100), epoch=0.1)
         curves.append(row["train/mfu"])
         row |= {"train/loss": math.nan, "train/grad_norm": 1.0, "train/learning_rate": 1e-4}
         lines.append(meter.line(row, number, 5, was_skipped=True))
@@ -94,7 +97,7 @@ def test_losses_and_shares_by_source_cover_the_window_and_the_run(clock) -> None
     clock.now += 1.0
     meter.add(*step((10, 10), (4, 2), [9.0, 8.0, 1.0]))
     meter.add(*step((10, 10), (4, 0), [4.0, 4.0, 0.0]))
-    row = meter.row(Progress({}, {}, [12, 4], step=2, tokens=40), epoch=0.1)
+    row = meter.row(state([12, 4], 40), epoch=0.1)
     assert row["train/loss/main"] == pytest.approx(12 / 8) and row["train/loss/law"] == pytest.approx(1 / 2)
     assert row["train/share/main"] == 0.75 and row["train/share/law"] == 0.25
     assert row["train/step_share/main"] == 0.8 and row["train/step_share/law"] == 0.2

@@ -9,7 +9,7 @@ import pytest
 
 import training.sinks
 from common.errors import UserError
-from training.run_log import RunLog
+from training.log import Log
 from training.sinks import check_sinks
 
 CONFIG = {"run": {"name": "r"}, "optimizer": {f"key{i}": i for i in range(120)}}
@@ -70,7 +70,7 @@ def services(monkeypatch):
 
 
 def write(run, ranks, start_step, steps, names=("wandb", "mlflow"), evaluated=None):
-    log = RunLog(run, ranks, start_step, evaluated or {}, 9, names, CONFIG)
+    log = Log(run, ranks, names, CONFIG).open(start_step, evaluated or {}, 9)
     for step, row in steps.items():
         log.row(step, row)
     log.sync()

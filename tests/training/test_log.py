@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.errors import UserError
-from training.run_log import RunLog
+from training.log import Log
 
 
 def rows(run: Path) -> list[dict]:
@@ -30,7 +30,7 @@ def check_tensorboard(run: Path) -> None:
 
 def write(run: Path, ranks, start_step: int, evaluated: dict[str, int], steps: dict[int, dict], capsys=None) -> None:
     """A run that logs rows and evaluations; the keys are steps."""
-    log = RunLog(run, ranks, start_step, evaluated, total_steps=9)
+    log = Log(run, ranks).open(start_step, evaluated, total_steps=9)
     for step, row in steps.items():
         for figures in row if isinstance(row, tuple) else (row,):
             log.row(step, figures)
@@ -91,7 +91,7 @@ def test_a_damaged_line_before_a_kept_row_is_one_sentence_and_behind_the_last_is
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match=re.escape(f"{path}, line 2 is not a row of curves; remove the line and start")):
-        RunLog(tmp_path, ranks, 2, {}, 9)
+        Log(tmp_path, ranks).open(2, {}, 9)
     assert path.read_text().splitlines() == lines  # nothing is changed
     path.write_text("\n".join([lines[0], *lines[2:]]))
     write(tmp_path, ranks, 2, {}, {3: {"train/loss": 1.0}})
@@ -105,7 +105,7 @@ def test_a_complete_last_row_without_a_newline_is_kept_on_its_own_line(tmp_path,
 
 
 def test_sync_flushes_the_rows_and_the_events_to_disk(tmp_path, ranks, monkeypatch) -> None:
-    log = RunLog(tmp_path, ranks, 0, {}, 9)
+    log = Log(tmp_path, ranks).open(0, {}, 9)
     log.row(1, {"train/loss": 1.0})
     flushed, fsync = {}, os.fsync
     monkeypatch.setattr(
@@ -120,7 +120,7 @@ def test_sync_flushes_the_rows_and_the_events_to_disk(tmp_path, ranks, monkeypat
 
 
 def test_tensorboard_holds_no_more_than_its_short_queue(tmp_path, ranks) -> None:
-    log = RunLog(tmp_path, ranks, 0, {}, 10**6)
+    log = Log(tmp_path, ranks).open(0, {}, 10**6)
     (events,) = (tmp_path / "tensorboard").iterdir()
     for step in range(1, 1001):
         log.row(step, {"train/loss": 1.0})
@@ -132,8 +132,8 @@ def test_tensorboard_holds_no_more_than_its_short_queue(tmp_path, ranks) -> None
 def test_other_ranks_write_nothing(tmp_path, ranks, monkeypatch) -> None:
     from dataclasses import replace
 
-    monkeypatch.setattr("training.run_log.read_on_first", lambda read, ranks: None)
-    log = RunLog(tmp_path / "run", replace(ranks, rank=1), 0, {}, 9)
+    monkeypatch.setattr("training.log.read_on_first", lambda read, ranks: None)
+    log = Log(tmp_path / "run", replace(ranks, rank=1)).open(0, {}, 9)
     log.row(1, {"train/loss": 1.0})
     log.say("nothing")
     log.sync()

@@ -1,0 +1,114 @@
+"""From which checkpoint a run continues, when it saves, and which checkpoint is known to be good."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from common.errors import UserError
+from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from distributed.checkpoint_directory import write_manifest
+from distributed.process_group import Ranks
+from training.checkpointer import Checkpointer
+from training.evaluations import Evaluations
+
+CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
+MEANING = {"run.seed": 1, "data.train": "abc", "the weights of model.path": "123"}
+
+
+class Stop:
+    """A stop signal that never comes."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+
+    def saving(self):
+        return contextlib.nullcontext()
+
+
+def made(folder: Path, ranks: Ranks, meaning: dict = MEANING, settings: dict | None = None, **run) -> Checkpointer:
+    config = dataclasses.replace(CONFIG.run, **run)
+    log = SimpleNamespace(sync=lambda: None, save=lambda times: None)
+    evaluations = Evaluations(CONFIG, None)
+    made = Checkpointer(folder, config, meaning, settings or {}, evaluations, Stop(ranks), log)
+    made.saver = SimpleNamespace(save=lambda *arguments: saves.append(arguments[0]), poll=lambda: [], wait=lambda: None)
+    saves: list[dict] = []
+    made.saves, made.parameters, made.optimizer = saves, {}, None
+    return made
+
+
+def counted(step: int, updates: int | None = None, bad: int = 0) -> dict:
+    return {"step": step, "updates": step if updates is None else updates, "bad_steps_in_a_row": bad}
+
+
+def write(folder: Path, step: int, ranks: Ranks, **others) -> None:
+    """A checkpoint of a step, without tensors."""
+    checkpointer = made(folder, ranks, **others)
+    checkpointer.save(counted(step, bad=2))
+    (folder / f"step-{step:06d}").mkdir(parents=True, exist_ok=True)
+    write_manifest(folder / f"step-{step:06d}", checkpointer.saves[-1], {})
+
+
+def test_an_export_without_checkpoints_is_not_trained_over(tmp_path, ranks) -> None:
+    (tmp_path / "export").mkdir()
+    with pytest.raises(UserError, match="export exists, but the checkpoints of its run are gone; to train again"):
+        made(tmp_path / "checkpoints", ranks).find(counted(0), 10)
+
+
+def test_a_checkpoint_is_good_once_an_update_has_started_from_it(tmp_path, ranks) -> None:
+    checkpointer = made(tmp_path, ranks)
+
+    def good(updates: int) -> str:
+        with pytest.raises(UserError, match="NaN; lower") as error:
+            checkpointer.give_up("NaN", updates)
+        return str(error.value).partition("continues from ")[2]
+
+    def saved(step: int, updates: int) -> int:
+        checkpointer.save(counted(step, updates))
+        return checkpointer.saves[-1]["proven_step"]
+
+    assert good(1) == "the base model"  # nothing is saved
+    assert saved(1, 1) == 0
+    assert good(1) == "the base model"  # step 2 was skipped, so the weights of step 1 may be bad
+    assert saved(2, 1) == 0  # a checkpoint of the same weights proves nothing about them
+    assert good(2) == "the checkpoint of step 2, which is good"
+    assert saved(3, 2) == 2
+    assert good(2) == "the checkpoint of step 2, which is good"
+    assert good(3) == "the checkpoint of step 3, which is good"
+
+
+def test_a_periodic_save_stays_due_until_it_is_done_and_a_step_is_saved_once(tmp_path, ranks) -> None:
+    checkpointer, due = made(tmp_path, ranks, save_every=4), []
+    for step in range(1, 10):
+        due.append(checkpointer.is_due(step))
+        if step == 6:  # steps 4 and 5 were skipped
+            checkpointer.save(counted(step))
+            checkpointer.save(counted(step))
+    assert due == [False, False, False, True, True, True, False, True, True]
+    assert [state["step"] for state in checkpointer.saves] == [6]
+    assert not made(tmp_path, ranks).is_due(4)
+
+
+def test_a_resume_continues_with_what_was_counted_and_another_rate_has_a_clean_record(tmp_path, ranks) -> None:
+    write(tmp_path, 4, ranks, settings={"optimizer.learning_rate": 1.0})
+    for rate, bad in ((1.0, 2), (0.5, 0)):
+        state = counted(0)
+        checkpointer = made(tmp_path, ranks, settings={"optimizer.learning_rate": rate})
+        lines = checkpointer.find(state, 10)
+        assert state == counted(4, bad=bad) and checkpointer.resume_from == tmp_path / "step-000004"
+        assert ("    optimizer.learning_rate: 1.0 -> 0.5" in lines) == (rate == 0.5)
+
+
+def test_a_checkpoint_of_another_meaning_or_length_is_refused(tmp_path, ranks) -> None:
+    write(tmp_path, 4, ranks)
+    other = made(tmp_path, ranks, MEANING | {"run.seed": 2, "data.train": "xyz"})
+    with pytest.raises(
+        UserError, match="step-000004 was made with run.seed=1, now it is 2; other data in data.train; set"
+    ):
+        other.find(counted(0), 10)
+    with pytest.raises(UserError, match="was made with other weights in model.path"):
+        made(tmp_path, ranks, MEANING | {"the weights of model.path": "9"}).find(counted(0), 10)
+    with pytest.raises(UserError, match="is at step 4, beyond the 3 steps of this config"):
+        made(tmp_path, ranks).find(counted(0), 3)

@@ -1,0 +1,93 @@
+"""Which evaluations are due, which checkpoint is the best, and what of it a resume keeps."""
+
+import dataclasses
+import json
+import math
+
+from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from training.evaluations import Evaluations
+
+CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
+
+
+def made(**run) -> Evaluations:
+    found = Evaluations(dataclasses.replace(CONFIG, run=dataclasses.replace(CONFIG.run, **run)), None)
+    found.functions = dict.fromkeys(("validation", "forgetting"), dict)
+    return found
+
+
+def again(evaluations: Evaluations, **run) -> Evaluations:
+    """A start that resumes."""
+    resumed = made(**run)
+    resumed.load_state_dict(json.loads(json.dumps(evaluations.state_dict())))
+    return resumed
+
+
+def test_an_evaluation_is_due_first_last_and_every_so_many_steps_and_once_at_each() -> None:
+    def due_steps(every: int) -> list[int]:
+        evaluations, steps = made(eval_every=every), []
+        for step in range(8):
+            if "validation" in evaluations.due(step, total_steps=7):
+                steps.append(step)
+                evaluations.finish("validation", {}, step, step)
+                assert evaluations.due(step, 7) == ["forgetting"]  # each evaluation for itself
+                assert again(evaluations, eval_every=every).due(step, 7) == ["forgetting"]
+        return steps
+
+    assert due_steps(3) == [0, 3, 6, 7]
+    assert due_steps(0) == [0, 7]
+
+
+def test_the_best_evaluation_has_the_lowest_finite_validation_loss_of_a_trained_model() -> None:
+    evaluations, improved = made(), []
+    for step, loss in enumerate((1.0, math.nan, 2.0, 2.0, math.inf, 1.5)):
+        improved.append(evaluations.finish("validation", {"validation/loss": loss}, step, updates=step))
+    assert improved == [False, False, True, False, False, True]
+    # The base model, of step 0, is never the best, even if it is better.
+    assert (evaluations.base_loss, evaluations.best_loss, evaluations.best_step) == (1.0, 1.5, 5)
+    assert not evaluations.finish("forgetting", {"forgetting/kl": 0.1}, 5, 5)
+
+
+def test_a_model_that_no_step_has_changed_is_the_base_model_at_any_step() -> None:
+    evaluations = made()  # three steps without a target token, or skipped
+    assert not evaluations.finish("validation", {"validation/loss": 1.0}, 3, updates=0)
+    assert (evaluations.base_loss, evaluations.best_step) == (1.0, None)
+
+
+def test_the_best_by_a_score_is_the_highest_and_an_evaluation_without_it_does_not_count() -> None:
+    evaluations, improved = made(best_by="f1", eval_generate=8), []
+    figures = [{"validation/f1": 0.9}, {"validation/f1": 0.2}, {}, {"validation/f1": 0.2}, {"validation/f1": 0.5}]
+    for step, scores in enumerate(figures):
+        improved.append(evaluations.finish("validation", {"validation/loss": 1.0 - step / 8} | scores, step, step))
+        assert not evaluations.finish("forgetting", {"forgetting/kl": 0.1}, step, step)
+    assert improved == [False, True, False, False, True]
+    best = (evaluations.base_value, evaluations.best_value, evaluations.best_step, evaluations.best_loss)
+    assert (*best, evaluations.base_loss) == (0.9, 0.5, 4, 0.5, 1.0)
+
+
+def test_a_run_is_stalled_after_so_many_evaluations_without_gain_also_after_a_resume() -> None:
+    evaluations, stalled = made(), []
+    for step, loss in enumerate((9.0, 3.0, 4.0, 2.0, 2.0, math.nan, 2.5, 2.5)):
+        evaluations.finish("validation", {"validation/loss": loss}, step, step)
+        stalled.append([again(evaluations, stop_after_no_gain=without).is_stalled for without in (0, 1, 2, 3)])
+    assert [row[0] for row in stalled] == [False] * 8
+    assert [row[1] for row in stalled] == [False, False, True, False, True, True, True, True]
+    assert [row[2] for row in stalled] == [False] * 6 + [True, True]
+    assert [row[3] for row in stalled] == [False] * 7 + [True]
+
+
+def test_what_is_judged_by_another_criterion_is_due_again_and_without_the_best_nothing_is_read(tmp_path, ranks) -> None:
+    evaluations = made()
+    evaluations.finish("validation", {"validation/loss": 0.9}, 0, 0)
+    evaluations.finish("validation", {"validation/loss": 0.4}, 6, 6)
+    assert again(evaluations).is_judged and again(evaluations).judge_best_again(tmp_path, {}, ranks) == []
+    changed = again(evaluations, best_by="f1", eval_generate=8)
+    assert not changed.is_judged and changed.due(6, 9) == [] and "validation" in changed.due(9, 9)
+    assert "validation" not in changed.evaluated
+    changed.functions = {}
+    lines = changed.judge_best_again(tmp_path, {}, ranks)
+    assert lines == [
+        "run.best_by has changed (validation/loss:min -> validation/f1:max of 8 answers): the next evaluation is the first "
+        "that counts"
+    ]
+    assert changed.is_judged and (changed.best_step, changed.best_value, changed.base_value) == (None, None, None)

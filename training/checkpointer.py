@@ -1,0 +1,182 @@
+"""The checkpoints of a run: from which one it continues, when it saves, and which of them are known to be good."""
+
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from common.errors import UserError
+from configs.config import Run
+from distributed.checkpoint import Registered, load_checkpoint
+from distributed.checkpoint_directory import find_checkpoint, read_manifest, set_aside_after
+from distributed.process_group import StopSignal, read_on_first
+from distributed.saver import Saver
+from training.evaluations import Evaluations
+from training.log import Log
+
+
+class Checkpointer:
+    """Finds, loads and saves the checkpoints of one run. All methods but `register` and `is_due` are collectives.
+
+    A checkpoint has the parameters, the optimizer's state, what is registered, the random state of each rank, and in its
+    manifest the loop's `state`, that of the evaluations, and what the run is: `meaning` and `settings`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        run: Run,
+        meaning: dict,
+        settings: dict,
+        evaluations: Evaluations,
+        stop: StopSignal,
+        log: Log,
+    ) -> None:
+        self.directory, self.run, self.stop, self.log = directory, run, stop, log
+        self.meaning, self.settings, self.evaluations = meaning, settings, evaluations
+        self.saver = Saver(directory, run.keep_last, run.async_save, run.timeout_minutes, stop.ranks)
+        self.registered: Registered = {}
+        self.resume_from: Path | None = None
+        self.saved_step = self.saved_updates = 0  # of the newest checkpoint; 0: the base model
+        self.proven_step = 0  # the newest from whose weights a finite loss and gradient norm have been computed
+
+    def find(self, state: dict, total_steps: int) -> list[str]:
+        """Put what the newest checkpoint says into `state` and the evaluations. Returns lines for the user.
+
+        Raises UserError if the checkpoint is damaged, was made by a run with another meaning, or is beyond `total_steps`.
+        """
+        begin, ranks = time.perf_counter(), self.stop.ranks
+        checkpoint, passed_over = find_checkpoint(self.directory, self.run.resume, ranks)
+        seconds = time.perf_counter() - begin
+        lines = [f"warning: passed over: {problem}" for problem in passed_over]
+        if checkpoint is None:
+            export = self.directory.with_name("export")
+            if read_on_first(export.exists, ranks):
+                raise UserError(
+                    f"{export} exists, but the checkpoints of its run are gone; to train again from the base model, choose "
+                    f"another run.name or remove {export.parent}"
+                )
+            return lines
+        manifest = read_on_first(lambda: read_manifest(checkpoint), ranks)
+        size = sum(file["size"] for file in manifest["files"].values())
+        lines.append(f"all {size / 2**20:,.0f} MiB of {checkpoint} have their checksum, {seconds:.1f} s")
+        saved = manifest["state"]
+        lines += self._compare(checkpoint, saved)
+        if saved["step"] > total_steps:
+            raise UserError(f"{checkpoint} is at step {saved['step']}, beyond the {total_steps} steps of this config")
+        state |= {key: saved[key] for key in state}
+        if any(
+            saved["settings"].get(key) != value for key, value in self.settings.items() if key.startswith("optimizer.")
+        ):
+            state["bad_steps_in_a_row"] = 0  # another learning rate starts with a clean record
+        self.evaluations.load_state_dict(saved)
+        self.saved_step, self.saved_updates = saved["saved_step"], saved["saved_updates"]
+        self.proven_step, self.resume_from = saved["proven_step"], checkpoint
+        return lines
+
+    def register(self, name: str, thing: Any) -> None:
+        """Keep in every checkpoint what else has a `state_dict()` of tensors, such as an average of the weights."""
+        self.registered[name] = thing
+
+    def load(self, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> list[str]:
+        """Read the checkpoint that `find` has found, if any. From now on these are saved. Returns lines for the user."""
+        self.parameters, self.optimizer = parameters, optimizer
+        if self.resume_from is None:
+            return []
+        lines = self.evaluations.judge_best_again(self.directory, parameters, self.stop.ranks)
+        load_checkpoint(self.resume_from, parameters, optimizer, self.stop.ranks, self.registered)
+        return [*lines, f"resumed from {self.resume_from}"]
+
+    def is_due(self, step: int) -> bool:
+        """Whether a step at which a periodic save is due has passed since the last save."""
+        return self.run.save_every > 0 and step // self.run.save_every > self.saved_step // self.run.save_every
+
+    def save(self, state: dict) -> None:
+        """Save the state after the last finished step, unless that is saved already."""
+        if state["step"] <= self.saved_step:
+            return
+        self.stop.ranks.watch.at(f"the save of step {state['step']}")
+        self.log.sync()  # the rows of a saved step are durable
+        if state["updates"] > self.saved_updates:  # steps were taken from the previous checkpoint, so it is proven
+            self.proven_step = self.saved_step
+        self.saved_step, self.saved_updates = state["step"], state["updates"]
+        with self.stop.saving():
+            self.saver.save(self._manifest(state), self.parameters, self.optimizer, self.registered)
+        self.show_saves()
+
+    def update(self, state: dict) -> None:
+        """If this step is saved: let its manifest say what has been evaluated since."""
+        if 0 < state["step"] == self.saved_step:
+            self.log.sync()
+            self.saver.update_state(self._manifest(state))
+
+    def show_saves(self) -> None:
+        """Log the saves in the background that have finished. Raises UserError on all ranks if one has failed."""
+        for times in self.saver.poll():
+            self.log.save(times)
+
+    def close(self) -> None:
+        """Wait until everything is durable."""
+        with self.stop.saving():
+            for times in self.saver.close():
+                self.log.save(times)
+
+    def give_up(self, what: str, updates: int) -> NoReturn:
+        """Let the run continue from the newest checkpoint that is known to be good, and raise UserError.
+
+        A checkpoint is known to be good when a finite loss has been computed from its weights. Later ones are renamed.
+        """
+        self.saver.wait()
+        good = self.saved_step if updates > self.saved_updates else self.proven_step
+        renamed = read_on_first(lambda: set_aside_after(self.directory, good), self.stop.ranks)
+        aside = (
+            f"; {', '.join(renamed)} in {self.directory} may hold bad weights and will not be used" if renamed else ""
+        )
+        start = f"the checkpoint of step {good}, which is good" if good else "the base model"
+        raise UserError(
+            f"{what}{aside}; lower optimizer.learning_rate, or check the data of these steps, and start again: the run "
+            f"continues from {start}"
+        )
+
+    def stopped(self, state: dict, total_steps: int) -> str:
+        """Where a signal has stopped the run, in words."""
+        where = f"stopped after step {state['step']}/{total_steps}"
+        if self.saved_step == state["step"]:
+            return where + (", saved" if state["step"] else "")
+        bad = state["bad_steps_in_a_row"]
+        return f"{where}, whose last {bad} steps were skipped; the last saved step is {self.saved_step}"
+
+    def _manifest(self, state: dict) -> dict:
+        return {
+            "meaning": self.meaning,
+            "settings": self.settings,
+            **state,
+            **self.evaluations.state_dict(),
+            "saved_step": self.saved_step,
+            "saved_updates": self.saved_updates,
+            "proven_step": self.proven_step,
+        }
+
+    def _compare(self, checkpoint: Path, saved: dict) -> list[str]:
+        """Lines on what has changed that may change. Raises UserError if the run that saved it was another one."""
+        refused = []
+        for key, value in self.meaning.items():
+            before = saved["meaning"].get(key, value)  # a key that is newer than the checkpoint is not compared
+            if before != value:
+                other = {
+                    "data.train": "other data in data.train",
+                    "data.mix": "another data.mix",
+                    "the weights of model.path": "other weights in model.path",
+                }
+                refused.append(other.get(key, f"{key}={before}, now it is {value}"))
+        if refused:
+            what = "; ".join(refused)
+            raise UserError(f"{checkpoint} was made with {what}; set it back, or start a new run with another run.name")
+        changes = [
+            f"    {key}: {saved['settings'].get(key, 'not set')} -> {self.settings.get(key, 'not set')}"
+            for key in sorted(saved["settings"] | self.settings)
+            if saved["settings"].get(key) != self.settings.get(key)
+        ]
+        return [f"changed since step {saved['step']} was saved:", *changes] if changes else []

@@ -1,0 +1,174 @@
+"""The evaluations of a run: which are due at a step, what they found, and which checkpoint is the best so far."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from common.errors import UserError
+from configs.config import Config
+from configs.loading.watching import is_of_answers, parse_best_by
+from data.sources import Corpus
+from distributed.checkpoint import load_checkpoint
+from distributed.checkpoint_directory import check_whole, checkpoint_name
+from distributed.process_group import Ranks
+
+Evaluate = Callable[[], dict | None]
+"""Measures the model: the name of each curve -> its value; None if a signal cut it short. A collective."""
+
+
+class Evaluations:
+    """What has been evaluated, by name of the evaluation ("validation", "forgetting"), and the best checkpoint.
+
+    `run.best_by` is the criterion of the best. The base model is never the best, also where it is better. Every rank holds
+    the same values, because an evaluation gives all ranks the same figures.
+    """
+
+    def __init__(self, config: Config, validation: Corpus | None) -> None:
+        self.functions: dict[str, Evaluate] = {}
+        self.every, self.patience = config.run.eval_every, config.run.stop_after_no_gain
+        self._judged_by, self._judged_on = (
+            criterion_of(config),
+            [s.fingerprint for s in validation.sources] if validation else [],
+        )
+        # What a checkpoint keeps.
+        self.evaluated: dict[str, int] = {}  # evaluation -> the last step at which it finished
+        self.validation: list[str] = self._judged_on  # fingerprints of the data that the next losses are of
+        self.loss: float | None = None  # the last validation loss
+        self.base_loss: float | None = None  # validation loss of the base model
+        self.best_by = self._judged_by
+        self.base_value: float | None = None  # what best_by is for the base model
+        self.best_value: float | None = None  # the best of a trained checkpoint
+        self.best_loss: float | None = None  # validation loss of that checkpoint
+        self.best_step: int | None = None
+        self.without_gain = 0  # evaluations of trained models since then
+
+    _SAVED = ("evaluated", "validation", "loss", "base_loss", "best_by", "base_value", "best_value", "best_loss")
+    _SAVED += ("best_step", "without_gain")
+
+    def state_dict(self) -> dict:
+        """What the manifest of a checkpoint keeps, plain JSON."""
+        return {name: getattr(self, name) for name in self._SAVED}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Continue from what a manifest has. What is judged by other data or another criterion now is due again."""
+        for name in self._SAVED:
+            setattr(self, name, saved[name])
+        if self._judged_on and self.validation != self._judged_on:
+            self.evaluated.pop("validation", None)
+        if self.best_by != self._judged_by:
+            self.evaluated.pop(self._judged_by.partition("/")[0], None)
+
+    def due(self, step: int, total_steps: int) -> list[str]:
+        """The evaluations that are due at this step and have not finished at it: first, last, and every so many steps."""
+        is_due = step in (0, total_steps) or (self.every > 0 and step % self.every == 0)
+        return [name for name in self.functions if is_due and self.evaluated.get(name) != step]
+
+    def finish(self, name: str, figures: dict, step: int, updates: int) -> bool:
+        """Record an evaluation that finished at `step`; True if it found a trained model better than all before.
+
+        updates: steps so far that changed the weights. Evaluations without a finite value of the criterion are not counted.
+        """
+        self.evaluated[name] = step
+        loss, value = figures.get("validation/loss", math.nan), figures.get(curve_of(self.best_by), math.nan)
+        if name == "validation":
+            self.loss = loss if math.isfinite(loss) else None
+        if updates == 0:  # still the base model, at step 0 or after skipped steps
+            self.base_loss = loss if math.isfinite(loss) else self.base_loss
+            self.base_value = value if math.isfinite(value) else self.base_value
+            return False
+        if not math.isfinite(value):
+            return False
+        improved = self.best_value is None or is_better(self.best_by, value, self.best_value)
+        self.without_gain = 0 if improved else self.without_gain + 1
+        if improved:
+            self.best_value, self.best_step = value, step
+            self.best_loss = self.loss if self.evaluated.get("validation") == step else None
+        return improved
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether run.stop_after_no_gain evaluations in a row have found nothing better; 0: never."""
+        return 0 < self.patience <= self.without_gain
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the best was found by the criterion and on the data of this start."""
+        return self.best_by == self._judged_by and (not self._judged_on or self.validation == self._judged_on)
+
+    def why_stalled(self, step: int) -> str:
+        """Why a run has ended before its last step, in words."""
+        found = "1 evaluation has" if self.without_gain == 1 else f"{self.without_gain} evaluations in a row have"
+        return (
+            f"ended early after step {step}: {found} found nothing better than {best_in_words(self.best_by)}, "
+            f"{self.best_value:.4g} at step {self.best_step}"
+        )
+
+    def judge_best_again(self, checkpoints: Path, parameters: dict[str, nn.Parameter], ranks: Ranks) -> list[str]:
+        """Evaluate the best checkpoint by the criterion and on the validation data of this start, if one has changed.
+
+        A collective, which overwrites the parameters. Returns lines for the user. After a signal nothing is changed, and
+        the next start judges again.
+        """
+        if self.is_judged:
+            return []
+        changed = []
+        if self._judged_on and self.validation != self._judged_on:
+            changed.append("data.validation has changed")
+        if self.best_by != self._judged_by:
+            changed.append(f"run.best_by has changed ({self.best_by} -> {self._judged_by})")
+        curve, figures, damage = curve_of(self._judged_by), {}, []
+        evaluate = self.functions.get(curve.partition("/")[0])
+        if self.best_step is not None and evaluate:
+            best = checkpoints / checkpoint_name(self.best_step)
+            try:
+                check_whole(best, ranks, "no checkpoint counts as the best now")
+            except UserError as error:  # the same on all ranks
+                damage = [f"warning: {error}"]
+            else:
+                load_checkpoint(best, parameters, None, ranks)
+                figures = evaluate()
+                if figures is None:
+                    return []
+        value, loss = figures.get(curve, math.nan), figures.get("validation/loss")
+        comparable = self.best_by == self._judged_by and self.best_value is not None
+        old = f", {self.best_value:.4g} on the old data" if comparable else ""
+        if self.validation != self._judged_on:
+            self.base_loss = self.best_loss = None
+        self.validation, self.best_by, self.base_value, self.without_gain = self._judged_on, self._judged_by, None, 0
+        why = "; ".join(changed)
+        if not math.isfinite(value):
+            self.best_value = self.best_loss = self.best_step = None
+            return [*damage, f"{why}: the next evaluation is the first that counts"]
+        self.best_value, self.best_loss = value, self.best_loss if loss is None else loss
+        name = "validation loss" if curve == "validation/loss" else curve
+        return [f"{why}: the best checkpoint, of step {self.best_step}, was judged again: {name} {value:.4g}{old}"]
+
+
+def criterion_of(config: Config) -> str:
+    """What run.best_by means in this config, "CURVE:DIRECTION ...": values of different texts cannot be compared."""
+    curve, direction = parse_best_by(config.run.best_by)
+    text = f"{curve}:{direction}"
+    if is_of_answers(curve):
+        text += f" of {config.run.eval_generate} answers"
+        text += f" of at most {config.eval.max_new_tokens} tokens" if config.eval.max_new_tokens else ""
+        text += f" by {config.eval.metric}" if config.eval.metric else ""
+    return text
+
+
+def curve_of(criterion: str) -> str:
+    """The name of the curve in a criterion."""
+    return criterion.partition(":")[0]
+
+
+def is_better(criterion: str, value: float, other: float) -> bool:
+    """Whether `value` is better than `other`; of two equal ones none is."""
+    return value > other if criterion.partition(":")[2].startswith("max") else value < other
+
+
+def best_in_words(criterion: str) -> str:
+    """ "the lowest validation loss", "the highest validation/f1"."""
+    curve = curve_of(criterion)
+    extreme = "highest" if is_better(criterion, 1, 0) else "lowest"
+    return f"the {extreme} {'validation loss' if curve == 'validation/loss' else curve}"
