@@ -44,7 +44,6 @@ from configs.loading.command_line import read_command_line
 from data.batches import MicroBatch, Plan, collate, prefetch
 from data.dealing import Dealer
 from data.sources import MAIN, Corpus, mean_losses
-from data.tokens import load_tokenizer
 from distributed.checkpoint import allocate_state, load_checkpoint
 from distributed.gradients import bytes_per_parameter, clip_gradients, gradient_norm
 from distributed.host_memory import keep_freed_memory
@@ -53,21 +52,11 @@ from distributed.process_group import Ranks, StopSignal, device_line, process_gr
 from distributed.saver import Saver
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
 from eval.forgetting import measure_forgetting, start_forgetting
-from model.architectures import check_model_directory, read_model_config
-from model.ewc.start import start_penalty
+from model.architectures import first_new_row
+from model.build import build, first_weights
 from model.flops import PeakFlops, count_work, document_costs
-from model.language_model import (
-    PackedLanguageModel,
-    check_weights,
-    materialize,
-    parameter_names,
-    read_weights,
-    trained_parameters,
-)
-from model.lora import build_to_train, init_adapters
+from model.language_model import PackedLanguageModel, trained_parameters
 from model.loss import LossSums, chunked
-from model.rope import check_length
-from model.vocabulary.rows import first_new_row
 from training.answers import Answers, start_answers
 from training.best import judge_best_again
 from training.chat_settings import settle_chat_settings
@@ -155,15 +144,7 @@ def main() -> int:
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)
     run_directory = Path(config.run.directory) / config.run.name
-    check_model_directory(config.model.path, "model.path")
-    model_config = read_model_config(
-        config.model.path, config.model.rope_type, config.model.rope_factor, config.model.rope_original_length
-    )
-    tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
-    check_length(config.data.sequence_length, model_config, config.model.path)
-    model = build_to_train(config, model_config)  # on meta: shapes without memory
-    decoder_layers(model, config.model.layer_class)  # a wrong name ends here
-    check_weights(model, config.model.path)
+    model, model_config, tokenizer = build(config)  # on meta: shapes without memory
     config = settle_chat_settings(config, tokenizer, run_directory, world_size)
     config = settle_micro_batch(config, model, model_config, run_directory, world_size, say)
     start.lap("config and tokenizer")
@@ -215,13 +196,7 @@ def train(
     layers = decoder_layers(model, config.model.layer_class)
     mesh = make_mesh(ranks.device.type, world_size_from_environment()[1], ranks.world_size, config.sharding)
     strategy = parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
-    parameter_device = torch.device("cpu") if config.sharding.cpu_offload else ranks.device
-    materialize(model, config.model.path, parameter_device, ranks.device)
-    # A resume reads the base's weights only where something is measured against them, or beside them (LoRA).
-    is_partly_frozen = len(trained_parameters(model)) < len(parameter_names(model))
-    if resume_from is None or config.run.eval_general or config.ewc.strength or config.lora.rank or is_partly_frozen:
-        read_weights(model, config.model.path)
-        init_adapters(trained_parameters(model), config.run.seed)  # no-op without LoRA
+    first_weights(model, config, ranks.device, is_resumed=resume_from is not None)
     model.train()
     peak.measure(ranks)
     start.lap("model")
@@ -238,8 +213,10 @@ def train(
         evaluations["forgetting"] = lambda: measure_forgetting(base, model, stop)
     ewc = None
     if config.ewc.strength:
-        fisher = inputs.fisher_batches
-        ewc = start_penalty(model, config.ewc, run_directory / "ewc", fisher, strategy, stop, log.say, new_row)
+        from model.ewc import start_penalty
+
+        data = inputs.old_domain, inputs.dealer
+        ewc = start_penalty(model, config.ewc, run_directory / "ewc", *data, strategy, stop, log.say, new_row)
     start.lap("evaluations")
     parameters = trained_parameters(model)
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)

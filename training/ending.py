@@ -18,8 +18,7 @@ from distributed.checkpoint_directory import check_whole, checkpoint_name, set_a
 from distributed.export import export_model
 from distributed.process_group import Ranks, read_on_first
 from distributed.saver import Saver
-from model.language_model import PackedLanguageModel, parameter_names, trained_parameters
-from model.lora import adapters_sum, save_adapter
+from model.language_model import PackedLanguageModel, adapters_sum, parameter_names, trained_parameters
 from training.criterion import best_in_words, curve_of, is_better
 from training.export_files import write_files
 from training.progress import Progress
@@ -168,6 +167,8 @@ def export_run(
     if config.model.rope_type:
         tokenizer.model_max_length = model_config.max_position_embeddings  # other tools warn or truncate there
     if config.lora.rank:
+        from model.lora import save_adapter
+
         save_adapter(export_directory.with_name(ADAPTER_DIRECTORY), model, config.lora, config.model.path, ranks)
     dtype = getattr(torch, record["dtype"])
     export_model(export_directory, parameter_names(model), dtype, ranks, write_rest, added=adapters_sum(model))

@@ -15,11 +15,11 @@ from configs.config import Config
 from data.batches import Plan, TrainingPlan, plan_pass, plan_training
 from data.dealing import Costs, Deal, Dealer
 from data.encoding import ExampleEncoder
+from data.examples import Documents
 from data.files import check_paths_exist
 from data.formats import Reading
 from data.reader import Reader, with_shared_examples_reported
-from data.sources import Corpus
-from model.ewc.batches import FisherBatches, fisher_batches
+from data.sources import Corpus, Windows
 from training.asked import Asked, read_asked
 from training.chat_settings import chat_settings
 
@@ -38,7 +38,7 @@ class Inputs:
     validation_plan: Plan | None
     dealer: Dealer
     deal: Callable[[int], Deal]  # step -> its documents, dealt to the ranks
-    fisher_batches: FisherBatches | None  # the documents from which EWC estimates its Fisher diagonal
+    old_domain: Documents | Windows | None  # of ewc.data: what EWC estimates its Fisher diagonal from
     asked: Asked | None = None  # what run.eval_generate answers
 
 
@@ -90,9 +90,7 @@ def read_inputs(
         warmup_steps = math.ceil(config.optimizer.warmup_ratio * total_steps)
     tokens = batch.rows * data.sequence_length  # of one micro-batch
     dealer = Dealer(tokens if data.packing else batch.rows, costs, data.packing)
-    documents = None
-    if old_domain:
-        documents = fisher_batches(reader.source(old_domain, "the old domain"), ewc, dealer)
+    old_documents = reader.source(old_domain, "the old domain") if old_domain else None
     validation_plan = None
     if validation:
         validation_plan = plan_pass(validation, MICRO_BATCHES_DEALT * world_size * tokens)
@@ -102,4 +100,6 @@ def read_inputs(
         return dealer.deal(plan.batch(step).items, train, world_size)
 
     asked = read_asked(config, reader, train.sources[0], is_first=show_progress) if config.run.eval_generate else None
-    return Inputs(train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, documents, asked)
+    return Inputs(
+        train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, old_documents, asked
+    )

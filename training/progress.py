@@ -16,7 +16,6 @@ from data.batches import StepBatch
 from data.sources import Corpus
 from distributed.checkpoint_directory import find_checkpoint, read_manifest
 from distributed.process_group import Ranks, read_on_first
-from model.ewc.start import anchor_settings
 from training.criterion import curve_of, is_better
 from training.inputs import Inputs
 from training.skipped_steps import WINDOW
@@ -129,7 +128,11 @@ def step_meaning(config: Config, inputs: Inputs, model_config: PretrainedConfig,
     `base` is the fingerprint of the base model's weights (model/fingerprint.py): forgetting is measured against them. A
     resume with another meaning would train on the wrong data, so it is refused.
     """
-    mixture = inputs.train.mixture()
+    mixture, ewc = inputs.train.mixture(), None
+    if config.ewc.strength:
+        from model.ewc import anchor_settings
+
+        ewc = anchor_settings(config.ewc, inputs.old_domain)
     return {
         "the weights of model.path": base,
         "the vocabulary size of model.path": model_config.vocab_size,
@@ -143,7 +146,7 @@ def step_meaning(config: Config, inputs: Inputs, model_config: PretrainedConfig,
         "batch.global_tokens": config.batch.global_tokens,
         "optimizer.memory": config.optimizer.memory,
         "ewc.strength": config.ewc.strength,
-        "ewc": anchor_settings(config.ewc, inputs.fisher_batches) if config.ewc.strength else None,
+        "ewc": ewc,
         # With the alpha that holds: another default of a later version must not pass as the same run.
         "lora": dataclasses.asdict(config.lora) | {"alpha": config.lora.effective_alpha} if config.lora.rank else None,
         "model.rope_type, rope_factor or rope_original_length": model_config.rope_parameters,

@@ -13,8 +13,8 @@ import pytest
 
 from common.errors import UserError
 from model import download
-from model.download import DEFAULT_MODEL, fetch_or_verify, origin
-from model.hub import HubUnreachable
+from model.architectures import origin
+from model.hub import DEFAULT_MODEL, HubUnreachable, fetch_or_verify
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "fetch_base_model.py"
 

@@ -6,11 +6,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from model.gguf_conversion import greedy_completion
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError
-from model.gguf_conversion import BLOCK_NAMES, convert_gguf, greedy_completion, tensor_digest, undo_rope_order
+from model.hub import BLOCK_NAMES, convert_gguf, tensor_digest, undo_rope_order
 from tests.tiny import write_tiny_model
 
 TEXT = "<|im_start|>user\nCET1 ratio 4.31% in C 03.00 r0010?<|im_end|>\n"

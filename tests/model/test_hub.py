@@ -11,8 +11,7 @@ from huggingface_hub.utils import filter_repo_objects, hf_raise_for_status
 
 from common.errors import UserError
 from model import download, hub
-from model.download import fetch_or_verify
-from model.hub import HubUnreachable, explain, files_to_fetch
+from model.hub import HubUnreachable, explain, fetch_or_verify, files_to_fetch
 from tests.tiny import write_tiny_model
 
 SMALL = ["LICENSE", "README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
