@@ -10,7 +10,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import filter_repo_objects, hf_raise_for_status
 
 from common.errors import UserError
-from model import download, hub
+from model import hub
 from model.hub import HubUnreachable, explain, fetch_or_verify, files_to_fetch
 from tests.tiny import write_tiny_model
 
@@ -99,32 +99,36 @@ HF_TOKEN, STORED = "HF_TOKEN", "stored"
 @pytest.mark.parametrize(
     ("error", "token", "message"),
     [
-        (lambda: answer(401, **EXPIRED), HF_TOKEN, "does not accept HF_TOKEN: it is wrong or has expired; set a valid"),
-        (lambda: answer(401, **EXPIRED), STORED, r"has expired; log in again with `hf auth login`, or log out with"),
+        (lambda: answer(401, **EXPIRED), HF_TOKEN, "does not accept HF_TOKEN; use another token"),
+        (
+            lambda: answer(401, **EXPIRED),
+            STORED,
+            "does not accept the token that `hf auth login` has stored; use another",
+        ),
         (lambda: behind(answer(401, **EXPIRED)), HF_TOKEN, "does not accept HF_TOKEN"),
-        (lambda: answer(401), None, "the Hugging Face hub has no public model me/m; check the name, or log in with"),
-        (lambda: answer(404, x_error_code="RepoNotFound"), HF_TOKEN, "has no model me/m that HF_TOKEN may read; check"),
+        (
+            lambda: answer(401),
+            None,
+            "has no model me/m for anybody who is not logged in; check the name, or log in with",
+        ),
+        (lambda: answer(404, x_error_code="RepoNotFound"), HF_TOKEN, "has no model me/m for HF_TOKEN; check the name"),
         (
             lambda: answer(401, x_error_code="GatedRepo"),
             None,
-            "me/m is gated; accept its terms on https://.*/me/m, then",
+            "me/m is gated, .*; accept its terms on https://.*/me/m, .*, and log in with",
         ),
         (
             lambda: answer(403, x_error_code="GatedRepo"),
             STORED,
-            "is gated, and the token that `hf auth login` has stored",
+            "does not give it to the token that `hf auth login` has",
         ),
-        (
-            lambda: answer(403, x_error_message="no"),
-            HF_TOKEN,
-            r"refuses me/m \(403\): HF_TOKEN may not read it; give",
-        ),
+        (lambda: answer(403, x_error_message="no"), HF_TOKEN, r"refuses me/m \(403\) to HF_TOKEN; use another token"),
         (
             lambda: behind(answer(403, x_error_message="no")),
             None,
-            r"refuses me/m without a token \(403\); log in with",
+            r"refuses me/m \(403\) to anybody who .*; log in with",
         ),
-        (lambda: answer(429), None, r"limits the number of requests \(429\); wait"),
+        (lambda: answer(429), None, r"limits the number of requests \(429\) of .*; wait"),
         (
             lambda: answer(403, x_error_message="Access to this resource is disabled."),
             None,
@@ -182,7 +186,7 @@ def remote(monkeypatch, tmp_path):
     (folder / "onnx" / "model.safetensors").write_bytes(b"other")
 
     def sibling(name):
-        lfs = types.SimpleNamespace(sha256=download.sha256(folder / name)) if name.endswith("safetensors") else None
+        lfs = types.SimpleNamespace(sha256=hub.sha256(folder / name)) if name.endswith("safetensors") else None
         size = 2**30 if name == "consolidated.safetensors" else (folder / name).stat().st_size
         return types.SimpleNamespace(rfilename=name, lfs=lfs, size=size)
 
@@ -196,7 +200,7 @@ def remote(monkeypatch, tmp_path):
             info.fetched.append(name)
             shutil.copy(folder / name, local_dir / name)
 
-    monkeypatch.setattr(download, "hub_info", lambda model_id: info)
+    monkeypatch.setattr(hub, "hub_info", lambda model_id: info)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     return info
 
@@ -267,7 +271,7 @@ def test_a_refusal_leaves_nothing_behind(monkeypatch, tmp_path):
     def refuse(model_id):
         raise UserError("no such model")
 
-    monkeypatch.setattr(download, "hub_info", refuse)
+    monkeypatch.setattr(hub, "hub_info", refuse)
     with pytest.raises(UserError, match="no such model"):
         fetch_or_verify("me/m", tmp_path)
     assert not list(tmp_path.iterdir())
