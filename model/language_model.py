@@ -6,12 +6,13 @@ The order is: build on meta -> activation checkpointing -> shard -> materialize 
 """
 
 import copy
-from collections.abc import Container
-from typing import cast
+from collections.abc import Callable, Container
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
@@ -25,6 +26,7 @@ from model.weight_files import StoredTensor, stored_tensors
 
 # Names of dtypes in safetensors files. Others are quantised (I8, U8, F8_E4M3, ...) and mean nothing without their scales.
 TRAINABLE = ("BF16", "F16", "F32", "F64")
+ADAPTER = "default"  # peft's name of a model's only adapter, which is part of the parameters' names
 
 
 class PackedLanguageModel(nn.Module):
@@ -73,7 +75,7 @@ class PackedLanguageModel(nn.Module):
 def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
     """The model with fp32 parameters that have shapes but no memory yet, tied if its config ties them.
 
-    If config.json has `make_vocab_size_divisible_by` (model/vocabulary/rows.py), embedding and head are padded to that
+    If config.json has `make_vocab_size_divisible_by` (model/vocabulary.py), embedding and head are padded to that
     multiple, so that their rows divide over the ranks. Rows of padding stay zero, because no softmax sees them.
     """
     multiple = getattr(config, "make_vocab_size_divisible_by", None) or 1
@@ -167,6 +169,58 @@ def load_for_evaluation(
     return model.eval()
 
 
+def whole_copy(
+    config: PretrainedConfig,
+    parameters: dict[str, nn.Parameter],
+    path: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    added: Callable[[str], torch.Tensor | None] = lambda name: None,
+) -> PreTrainedModel:
+    """The model in transformers' own form, to generate with: whole on every rank, in eval mode. A collective.
+
+    parameters: by their Hugging Face names, sharded or not; rows of padding are cut off. `path` and `config` are those that
+    they were built from. Each is cast before it is gathered, so the ranks send `dtype`, and beside the copy there is at most
+    one whole parameter. `added(name)`, a collective, is added to a whole weight in fp32 (model/lora.py). The copy takes
+    `dtype.itemsize` bytes per parameter until its last reference is gone.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        causal_lm = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+    packed = PackedLanguageModel(causal_lm)  # knows how parameters and buffers are made
+    del packed.head.forward  # logits, not losses
+    materialize(packed, path, device)
+    with torch.no_grad():
+        for name, target in parameter_names(packed).items():
+            value = whole(parameters[name].to(dtype))
+            change = added(name)
+            value = value if change is None else value.float() + change.to(value.device)
+            target.copy_(value[: target.shape[0]] if target.dim() else value)
+    return causal_lm.eval()
+
+
+def adapters_sum(model: PackedLanguageModel) -> Callable[[str], torch.Tensor | None]:
+    """A function of a weight's name: what its adapter of LoRA (model/lora.py) adds to it; None without an adapter.
+
+    That is `alpha / rank * B @ A`, whole, fp32. Each call is a collective.
+    """
+    layers = {f"{name}.weight": layer for name, layer in model.causal_lm.named_modules() if hasattr(layer, "lora_A")}
+
+    def product(name: str) -> torch.Tensor | None:
+        if name not in layers:
+            return None
+        layer: Any = layers[name]  # peft's layer around the matrix
+        a, b = (whole(side[ADAPTER].weight).float() for side in (layer.lora_A, layer.lora_B))
+        return b @ a * layer.scaling[ADAPTER]
+
+    return product
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole tensor, detached; of a sharded one by a collective."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def num_parameters(model: nn.Module) -> int:
     """Number of parameters of the whole model, tied ones once, whatever part this rank holds."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -186,6 +240,12 @@ def parameter_names(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
 def trained_parameters(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
     """Name -> parameter that a run trains: all of `parameter_names`, or with LoRA the adapters (model/lora.py)."""
     return {name: parameter for name, parameter in model.causal_lm.named_parameters() if parameter.requires_grad}
+
+
+def vocabulary_names(model: PackedLanguageModel) -> frozenset[str]:
+    """The names of the parameters with one row per token."""
+    weights = model.vocabulary_weights()
+    return frozenset(name for name, p in parameter_names(model).items() if any(p is weight for weight in weights))
 
 
 def stored_shape(model: PackedLanguageModel, parameter: nn.Parameter) -> tuple[int, ...]:

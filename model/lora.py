@@ -1,60 +1,44 @@
 """LoRA (arXiv:2106.09685) in the same loop: frozen matrices, each with a trained product `alpha / rank * B @ A` beside it.
 
 The layers are those of peft (`peft.tuners.lora.Linear`), put into the model while it is on `meta`, so sharding, checkpoints
-and the loss work as for any other parameters. peft is imported only if `lora.rank` is set. docs/results.md says what is frozen
-in which dtype and how the learning rate is chosen.
+and the loss work as for any other parameters. docs/results.md says what is frozen in which dtype and how the learning rate is
+chosen.
+
+On disk an adapter is what peft reads (https://huggingface.co/docs/peft/developer_guides/checkpoint): adapter_config.json, and
+adapter_model.safetensors, whose tensors are named `base_model.model.MODULE.lora_A.weight` `(rank, in)` and
+`...lora_B.weight` `(out, rank)`.
 """
 
 import hashlib
-import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.tensor import DTensor
-from transformers import PretrainedConfig, PreTrainedModel
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from transformers import PreTrainedModel
 
-from common.dtypes import DTYPES
 from common.durable_files import publish, start_directory
 from common.errors import UserError
 from common.lean_imports import hidden
 from common.random_bits import hash64, hash64_tensor
-from configs.config import Config, LoRA
-from distributed.optimizer import parameter_dtype
+from configs.config import LoRA
+from distributed.export import write_file
 from distributed.process_group import Ranks, read_on_first
 from distributed.sharding import flat_shard
-from model.language_model import PackedLanguageModel, build_on_meta, trained_parameters
-from model.vocabulary.rows import first_new_row
+from model.language_model import ADAPTER, PackedLanguageModel, trained_parameters, whole
+from model.weights import Weights
 
 ALL_LINEAR = "all-linear"
-ADAPTER = "default"  # peft's name of a model's only adapter, which is part of the parameters' names
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft names them
-_PREFIX = "base_model.model."  # of a parameter's name in peft's files
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of a parameter's name in peft's files
+SIDES = (".lora_A.weight", ".lora_B.weight")
 
 
-def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLanguageModel:
-    """The model of a run on `meta`: its trained parameters in the dtype of `optimizer.memory`; with LoRA, adapters are in it.
-
-    Frozen weights have `model.compute_dtype`: forward reads them in it anyway, and no update is ever added to them. Raises
-    UserError for LoRA that cannot be made.
-    """
-    model = build_on_meta(model_config)
-    if not config.lora.rank:
-        return model.to(parameter_dtype(config.optimizer.memory))
-    if first_new_row(config.model.path) is not None:
-        raise UserError(
-            f"lora.rank={config.lora.rank}: {config.model.path} has new tokens, whose rows of embedding and head LoRA would "
-            "leave untrained; set lora.rank=0, or model.path to the base model without new tokens"
-        )
-    add_adapters(model.causal_lm, config.lora, config.model.path)
-    model.to(DTYPES[config.model.compute_dtype])
-    for layer in adapter_layers(model).values():
-        layer.lora_A.to(parameter_dtype(config.optimizer.memory))
-        layer.lora_B.to(parameter_dtype(config.optimizer.memory))
-    return model
+# --- In training ------------------------------------------------------------------------------------------------------
 
 
 def add_adapters(causal_lm: PreTrainedModel, settings: LoRA, path: str) -> None:
@@ -93,18 +77,20 @@ def targets_of(causal_lm: PreTrainedModel, targets: str) -> list[str]:
     return sorted(wanted)
 
 
-def _peft_config(settings: LoRA, targets: list[str], path: str) -> Any:
+def _peft_config(settings: LoRA, modules: list[str], base: str) -> Any:
+    """peft's own settings of adapters on matrices of these names beside the model `base`."""
     from peft import LoraConfig
 
-    return LoraConfig(
+    config = LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=path,
+        base_model_name_or_path=base,
         r=settings.rank,
         lora_alpha=settings.effective_alpha,  # pyright: ignore[reportArgumentType]  # peft divides it, whatever it is
         lora_dropout=settings.dropout,
-        target_modules=targets,
         bias="none",
     )
+    config.target_modules = modules  # in this order, also on disk: peft would make a set of them
+    return config
 
 
 def init_adapters(parameters: dict[str, nn.Parameter], seed: int) -> None:
@@ -127,57 +113,91 @@ def init_adapters(parameters: dict[str, nn.Parameter], seed: int) -> None:
         flat.copy_(((bits + 0.5) * (2**-23) - 1.0) * bound)
 
 
-def adapter_layers(model: PackedLanguageModel) -> dict[str, Any]:
-    """Hugging Face name of a matrix's weight -> peft's layer around the matrix."""
-    return {f"{name}.weight": layer for name, layer in model.causal_lm.named_modules() if hasattr(layer, "lora_A")}
+def save_adapter(directory: Path, model: PackedLanguageModel, settings: LoRA, base: str, ranks: Ranks) -> None:
+    """Write the adapter of a model to `directory`, replacing an older one. A collective.
 
-
-def adapters_sum(model: PackedLanguageModel) -> Callable[[str], torch.Tensor | None]:
-    """A function of a weight's name: what its adapter adds to it, `alpha / rank * B @ A`, whole, fp32; None without one.
-
-    Each call is a collective.
-    """
-    layers = adapter_layers(model)
-
-    def product(name: str) -> torch.Tensor | None:
-        if name not in layers:
-            return None
-        a, b = (_whole(side[ADAPTER].weight).float() for side in (layers[name].lora_A, layers[name].lora_B))
-        return b @ a * layers[name].scaling[ADAPTER]
-
-    return product
-
-
-def save_adapter(directory: Path, model: PackedLanguageModel, settings: LoRA, path: str, ranks: Ranks) -> None:
-    """Write `directory` as peft's `PeftModel.from_pretrained` reads it, replacing an older one. A collective.
-
-    Raises UserError on all ranks if it cannot be written.
+    base: the base's directory, for peft. Raises UserError on all ranks if it cannot be written.
     """
     temporary = read_on_first(lambda: start_directory(directory), ranks)
     tensors = {}
     for name, parameter in trained_parameters(model).items():
-        whole = _whole(parameter)
+        tensor = whole(parameter)
         if ranks.rank == 0:
-            tensors[_PREFIX + name.replace(f".{ADAPTER}.", ".")] = whole.cpu().contiguous()
+            tensors[name.replace(f".{ADAPTER}.", ".")] = tensor.cpu()
 
     def write() -> None:
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-        content = _peft_config(
-            settings, sorted({name.split(".")[-2] for name in adapter_layers(model)}), path
-        ).to_dict()
-        content["inference_mode"] = True
-        text = json.dumps(content, indent=1, default=_plain)
-        (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        adapter = Adapter(Weights(shapes, tensors.__getitem__), settings)
+        write_adapter(temporary, adapter, base, lambda name, tensor: tensor)
         publish(directory)
 
     read_on_first(write, ranks)
 
 
-def _whole(parameter: torch.Tensor) -> torch.Tensor:
-    tensor = parameter.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+# --- After it ---------------------------------------------------------------------------------------------------------
 
 
-def _plain(value: Any) -> Any:
-    """peft keeps sets and enumerations, which JSON has not."""
-    return sorted(value) if isinstance(value, set) else str(getattr(value, "value", value))
+@dataclass(frozen=True)
+class Adapter:
+    """The tensors of an adapter by peft's names without PREFIX, and the settings that it was trained with."""
+
+    weights: Weights
+    settings: LoRA
+
+    @property
+    def modules(self) -> list[str]:
+        """The names of the matrices that have an adapter, without `.weight`."""
+        names = self.weights.shapes
+        return sorted({name.removesuffix(side) for name in names for side in SIDES if name.endswith(side)})
+
+
+def adapter_of_checkpoint(checkpoint: Path, settings: LoRA) -> Adapter:
+    """The adapter in a checkpoint of a LoRA run. Needs a process group, which may be of one rank."""
+    stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    keys, shapes, dtypes = {}, {}, {}
+    for key, metadata in stored.items():
+        if key.startswith("model.") and ".lora_" in key and isinstance(metadata, TensorStorageMetadata):
+            name = key.removeprefix("model.").replace(f".{ADAPTER}.", ".")
+            keys[name], shapes[name], dtypes[name] = key, tuple(metadata.size), metadata.properties.dtype
+
+    def read(name: str) -> torch.Tensor:
+        tensor = torch.empty(shapes[name], dtype=dtypes[name])
+        dcp.load({keys[name]: tensor}, storage_reader=dcp.FileSystemReader(checkpoint))
+        return tensor
+
+    return Adapter(Weights(shapes, read), settings)
+
+
+def merge(base: Weights, adapter: Adapter, base_dtype: torch.dtype | None = None) -> Weights:
+    """The base's weights with `alpha / rank * B @ A` added to each matrix that has an adapter, in fp32.
+
+    base_dtype: the dtype in which the base was frozen in training; None: as it is stored.
+    """
+    changed = {f"{module}.weight": module for module in adapter.modules}
+    assert changed.keys() <= base.shapes.keys()
+    scale = adapter.settings.effective_alpha / adapter.settings.rank
+
+    def read(name: str) -> torch.Tensor:
+        weight = base.read(name)
+        weight = weight if base_dtype is None else weight.to(base_dtype)
+        if name not in changed:
+            return weight
+        a, b = (adapter.weights.read(changed[name] + side).float() for side in SIDES)
+        return weight.float() + b @ a * scale
+
+    return Weights(base.shapes, read, base.vocabulary)
+
+
+def write_adapter(
+    folder: Path, adapter: Adapter, base: str, convert: Callable[[str, torch.Tensor], torch.Tensor]
+) -> int:
+    """Write the adapter as peft's `PeftModel.from_pretrained` reads it. Returns the bytes of its tensors.
+
+    base: the base's id on the hub or its directory. convert: changes the dtype of a tensor.
+    """
+    tensors = {PREFIX + name: convert(name, adapter.weights.read(name)).contiguous() for name in adapter.weights.shapes}
+    write_file(tensors, folder / WEIGHTS)
+    config = _peft_config(adapter.settings, sorted({name.rpartition(".")[2] for name in adapter.modules}), base)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -38,101 +38,63 @@ def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
     Raises UserError if the directory has no safetensors file, if a file is missing, has the wrong size or no valid header,
     or if index and files do not agree.
     """
-    names_by_file = _names_by_file(Path(path))
-    found: dict[str, StoredTensor] = {}
-    for file, names in names_by_file.items():
-        tensors = _read_file(file)
-        if names is None:
-            names = list(tensors)
-        for name in names:
-            if name not in tensors:
-                raise UserError(f"{file} has no tensor {name}, which {Path(path) / INDEX} says it has; {AGAIN}")
-            found[name] = tensors[name]
-    return found
-
-
-def tensor_files(path: Path) -> dict[str, Path]:
-    """Tensor name -> the safetensors file that holds it. Raises UserError as `stored_tensors` does."""
-    return {name: tensor.file for name, tensor in stored_tensors(path).items()}
-
-
-def _names_by_file(path: Path) -> dict[Path, list[str] | None]:
-    """File -> the names of its tensors according to the index. None: all tensors of a model with one file."""
-    index = path / INDEX
-    if not index.is_file():
+    path = Path(path)
+    if not (path / INDEX).is_file():
         if not (path / SINGLE).is_file():
             raise UserError(f"{path} has neither {SINGLE} nor {INDEX}; {AGAIN}")
-        return {path / SINGLE: None}
+        return _read_file(path / SINGLE)
+    file_of = _read_index(path / INDEX)
+    tensors = {file: _read_file(file) for file in sorted(set(file_of.values()))}
+    for name, file in file_of.items():
+        if name not in tensors[file]:
+            raise UserError(f"{file} has no tensor {name}, which {path / INDEX} says it has; {AGAIN}")
+    return {name: tensors[file][name] for name, file in file_of.items()}
+
+
+def _read_index(index: Path) -> dict[str, Path]:
+    """Tensor name -> file, all of which exist. Raises UserError."""
     try:
-        text = index.read_text(encoding="utf-8")
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        file_of = {name: index.parent / file for name, file in sorted(weight_map.items())}
     except OSError as error:
         raise _unreadable(index, error) from error
-    except UnicodeDecodeError:
-        text = ""
-    try:
-        weight_map = json.loads(text)["weight_map"]
-        by_file: dict[Path, list[str] | None] = {}
-        for name, file in sorted(weight_map.items()):
-            names = by_file.setdefault(path / file, [])
-            assert names is not None
-            names.append(name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{index} is not a JSON object with a weight_map of tensor names to files ({error!r}); {AGAIN}"
         ) from error
-    if not by_file:
+    if not file_of:
         raise UserError(f"the weight_map of {index} is empty; {AGAIN}")
-    for file in by_file:
+    for file in file_of.values():
         if not file.is_file():
             raise UserError(f"{file} does not exist, but {index} names it; {AGAIN}")
-    return by_file
+    return file_of
 
 
 def _read_file(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one file. Raises UserError if it is damaged."""
     try:
-        size = file.stat().st_size
         with open(file, "rb") as opened:
-            header_bytes = int.from_bytes(opened.read(LENGTH_BYTES), "little")
-            # safetensors itself allows at most 100 MB; what is longer is another kind of file, such as an error page.
-            contents = opened.read(header_bytes) if header_bytes <= min(size, 100_000_000) else b""
+            beginning = opened.read(len(LFS_POINTER))
+            if beginning == LFS_POINTER:
+                raise UserError(f"{file} is a pointer of Git LFS, not the weights; run `git lfs pull` in its directory")
+            # Checks the size, shapes and dtypes, and that the tensors neither overlap nor leave gaps.
+            with safe_open(file, framework="pt"):
+                pass
+            header_bytes = int.from_bytes(beginning[:LENGTH_BYTES], "little")
+            opened.seek(LENGTH_BYTES)
+            header = json.loads(opened.read(header_bytes))
     except OSError as error:
         raise _unreadable(file, error) from error
-    if not contents and _begins_with(file, LFS_POINTER):
-        raise UserError(f"{file} is a pointer of Git LFS, not the weights; run `git lfs pull` in its directory")
-    try:
-        header = json.loads(contents)
-        header.pop("__metadata__", None)
-        tensors = {
-            name: StoredTensor(
-                file,
-                str(entry["dtype"]),
-                tuple(entry["shape"]),
-                LENGTH_BYTES + header_bytes + entry["data_offsets"][0],
-                entry["data_offsets"][1] - entry["data_offsets"][0],
-            )
-            for name, entry in header.items()
-        }
-        end = max((tensor.start + tensor.size for tensor in tensors.values()), default=LENGTH_BYTES + header_bytes)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{file} ({size:,} bytes) is not a safetensors file: it has no valid header; {AGAIN}"
-        ) from error
-    if size != end:
-        what = "is cut off" if size < end else "has bytes that belong to no tensor"
-        raise UserError(f"{file} {what}: it has {size:,} bytes instead of {end:,}; {AGAIN}")
-    try:
-        with safe_open(
-            file, framework="pt"
-        ):  # checks shapes, dtypes, and that the tensors neither overlap nor leave gaps
-            return tensors
     except SafetensorError as error:
-        raise UserError(f"{file} is not a whole safetensors file ({error}); {AGAIN}") from error
-
-
-def _begins_with(file: Path, text: bytes) -> bool:
-    with open(file, "rb") as opened:
-        return opened.read(len(text)) == text
+        reason = f"it has {file.stat().st_size:,} bytes, and safetensors says: {error}"
+        raise UserError(f"{file} is cut off or not a safetensors file ({reason}); {AGAIN}") from error
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        at = LENGTH_BYTES + header_bytes + start
+        found[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), at, end - start)
+    return found
 
 
 def _unreadable(file: Path, error: OSError) -> UserError:

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from common.dtypes import dtype_name
 from common.errors import UserError
 from distributed.export import files_of, write_file, write_index
-from model.language_model import PackedLanguageModel, check_weights, parameter_names, stored_shape
+from model.language_model import PackedLanguageModel, check_weights, parameter_names, stored_shape, vocabulary_names
 
 MAX_FILE_BYTES = 5 * 2**30
 
@@ -39,7 +39,7 @@ def weights_of_directory(path: str | Path, model: PackedLanguageModel) -> Weight
         with safe_open(tensor.file, framework="pt") as tensors:
             return tensors.get_tensor(stored_name)
 
-    return Weights({name: tensor.shape for name, (_, tensor) in sources.items()}, read, _vocabulary(model))
+    return Weights({name: tensor.shape for name, (_, tensor) in sources.items()}, read, vocabulary_names(model))
 
 
 def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: str | Path) -> Weights:
@@ -76,7 +76,7 @@ def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: st
         shape = shapes[name]
         return whole[: shape[0]] if shape and shape[0] < whole.shape[0] else whole
 
-    return Weights(shapes, read, _vocabulary(model))
+    return Weights(shapes, read, vocabulary_names(model))
 
 
 def average(base: Weights, tuned: Weights, share: float, new_row: int | None = None) -> Weights:
@@ -112,11 +112,6 @@ def average(base: Weights, tuned: Weights, share: float, new_row: int | None = N
         return mixed
 
     return Weights(tuned.shapes, read, tuned.vocabulary)
-
-
-def _vocabulary(model: PackedLanguageModel) -> frozenset[str]:
-    weights = model.vocabulary_weights()
-    return frozenset(n for n, p in parameter_names(model).items() if any(p is weight for weight in weights))
 
 
 def write_weights(folder: Path, weights: Weights, dtype: torch.dtype, max_file_bytes: int = MAX_FILE_BYTES) -> int:

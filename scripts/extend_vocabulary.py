@@ -22,10 +22,16 @@ from data.regulator.forms import form_texts
 from eval import general_text
 from eval.vocabulary import best_table, loss_table, read_texts, token_table
 from model.architectures import read_model_config
-from model.vocabulary.candidates import PATTERNS, expand_patterns, find_new_tokens
-from model.vocabulary.extension import write_extension
-from model.vocabulary.rows import METHODS, NOISE, Initialisation
-from model.vocabulary.tokenizer import can_be_token, read_base_tokenizer, sub_tokens
+from model.new_tokens import PATTERNS, expand_patterns, find_new_tokens
+from model.vocabulary import (
+    METHODS,
+    NOISE,
+    Initialisation,
+    can_be_token,
+    read_base_tokenizer,
+    sub_tokens,
+    write_extension,
+)
 
 
 def main() -> int:

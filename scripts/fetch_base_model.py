@@ -12,7 +12,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.command_line import new_parser
 from common.errors import run_script
-from model.download import DEFAULT_MODEL, fetch_or_verify
+from model.hub import DEFAULT_MODEL, fetch_or_verify
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ from distributed.process_group import (
     world_size_from_environment,
 )
 from distributed.rank_names import host_name
-from model.architectures import check_model_directory, read_model_config
+from model.architectures import read_model_config
 from model.weight_files import INDEX, SINGLE, stored_tensors
 from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result
 from tools.check_runs import (
@@ -169,8 +169,7 @@ def main(description: str | None) -> int:
     config, options = command.config, command.options
     assert options is not None
     check_world(config, world_size, local_world)
-    check_model_directory(config.model.path, "model.path")
-    whole = read_model_config(config.model.path).num_hidden_layers
+    whole = read_model_config(config.model.path, key="model.path").num_hidden_layers
     if options.layers is not None and not 1 <= options.layers < whole:
         raise UserError(
             f"--layers {options.layers}: the model has {whole} layers; name fewer, or leave the option out to check all"

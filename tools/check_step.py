@@ -33,17 +33,14 @@ from configs.config import Config
 from configs.loading.command_line import read_command_line
 from data.batches import collate
 from data.examples import Documents
-from data.tokens import load_tokenizer
 from distributed.device import choose_device
 from distributed.host_memory import free_bytes, keep_freed_memory
 from distributed.optimizer import LowMemoryAdamW, check_memory, parameter_dtype
-from distributed.sharding import decoder_layers
-from model.architectures import check_model_directory, read_model_config
+from model.build import build
 from model.flops import count_work, document_costs
-from model.language_model import PackedLanguageModel, check_weights, load_for_evaluation
-from model.lora import add_adapters, build_to_train, init_adapters
+from model.language_model import PackedLanguageModel, load_for_evaluation
+from model.lora import add_adapters, init_adapters
 from model.loss import LossSums, chunked, visit_logits
-from model.rope import check_length
 from tools.check_data import FAILS, OK, SKIPPED, Result, RunInputs, check_data
 from training.chat_settings import settle_chat_settings
 from training.inputs import read_inputs
@@ -85,15 +82,7 @@ def read_run(config: Config, world_size: int, device: torch.device, train: Path)
     """
     settings, run_directory = config.model, Path(config.run.directory) / config.run.name
     check_memory(config.optimizer.memory)
-    check_model_directory(settings.path, "model.path")
-    model_config = read_model_config(
-        settings.path, settings.rope_type, settings.rope_factor, settings.rope_original_length
-    )
-    tokenizer = load_tokenizer(settings.path, config.data.chat_template)
-    check_length(config.data.sequence_length, model_config, settings.path)
-    model = build_to_train(config, model_config)
-    decoder_layers(model, settings.layer_class)
-    check_weights(model, settings.path)
+    model, model_config, tokenizer = build(config)
     config = settle_chat_settings(config, tokenizer, run_directory, world_size=1)
     config = settle_micro_batch(config, model, model_config, run_directory, 1, lambda text: None)
     costs = document_costs(count_work(model, model_config))

@@ -36,9 +36,9 @@ from distributed.host_memory import free_bytes
 from distributed.optimizer import parameter_dtype
 from distributed.process_group import world_size_from_environment
 from model.architectures import check_model_directory, read_model_config
+from model.build import build_to_train, model_config_of
 from model.flops import PAIR_WEIGHTS, data_sheet_peak, document_costs, measured_flops, step_flops
 from model.hub import HUB_TIMEOUT, HubUnreachable, explain
-from model.lora import build_to_train
 from model.memory import (
     Layout,
     ModelShape,
@@ -239,7 +239,7 @@ def read_subject(config: Config, cluster: Cluster) -> Subject:
     except UserError as error:
         advice = "scripts/plan.py --model ID_OR_DIRECTORY_OR_SIZE --sequence TOKENS in place of the config"
         raise UserError(f"{error}; or plan without it: {advice}") from error
-    model_config = read_model_config(model.path, model.rope_type, model.rope_factor, model.rope_original_length)
+    model_config = model_config_of(model)
     tokenizer = load_tokenizer(model.path, config.data.chat_template)
     check_length(config.data.sequence_length, model_config, model.path)
     shape = _shape(config, model_config)

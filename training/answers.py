@@ -21,9 +21,7 @@ from eval.metric import reference_of
 from eval.over_ranks import deal
 from eval.packed_weights import pack_weights
 from eval.row_cache import bytes_per_token
-from model.language_model import PackedLanguageModel, num_parameters, parameter_names
-from model.lora import adapters_sum
-from model.whole_copy import whole_copy
+from model.language_model import PackedLanguageModel, adapters_sum, num_parameters, parameter_names, whole_copy
 from training.asked import Asked
 
 BATCH_SIZE = 16  # answers that a rank generates at once

@@ -6,7 +6,7 @@ from transformers import PretrainedConfig
 from common.dtypes import dtype_name
 from configs.config import Config
 from data.dealing import Deal
-from model.download import origin
+from model.architectures import origin
 from model.flops import PeakFlops
 from model.language_model import num_parameters, num_trained
 from training.balance import balance_line, balance_warnings, steps_looked_at

@@ -12,7 +12,7 @@ from distributed.checkpoint import load_checkpoint
 from distributed.checkpoint_directory import check_whole, checkpoint_name, weights_digest
 from distributed.export import export_model
 from distributed.process_group import Ranks, read_on_first
-from model.language_model import PackedLanguageModel, parameter_names, trained_parameters
+from model.language_model import PackedLanguageModel, adapters_sum, parameter_names, trained_parameters
 from training.evaluations import Evaluations, best_in_words, curve_of, is_better
 from training.export_files import write_files
 
@@ -131,14 +131,12 @@ def export_run(
 
     if config.model.rope_type:
         tokenizer.model_max_length = model_config.max_position_embeddings  # other tools warn or truncate there
-    added = {}
     if config.lora.rank:
-        from model.lora import adapters_sum, save_adapter
+        from model.lora import save_adapter
 
         save_adapter(export_directory.with_name(ADAPTER_DIRECTORY), model, config.lora, config.model.path, ranks)
-        added["added"] = adapters_sum(model)
     dtype = getattr(torch, record["dtype"])
-    export_model(export_directory, parameter_names(model), dtype, ranks, write_rest, **added)
+    export_model(export_directory, parameter_names(model), dtype, ranks, write_rest, added=adapters_sum(model))
     lines = [evaluations.why_stalled(step)] if step < total_steps else []
     if updates == 0:
         lines.append("warning: no step has changed the weights: the export is the base model")

@@ -31,12 +31,12 @@ from distributed.checkpoint_directory import (
     weights_digest,
 )
 from distributed.process_group import Ranks
-from model.adapter import Adapter, adapter_of_checkpoint, merge, write_adapter
-from model.architectures import read_model_config
+from model.architectures import first_new_row
+from model.build import model_config_of
 from model.fingerprint import fingerprint_of_base
 from model.language_model import PackedLanguageModel, build_on_meta, materialize, parameter_names
+from model.lora import Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.loss import visit_logits
-from model.vocabulary.rows import first_new_row
 from model.weights import Weights, average, converted, weights_of_checkpoint, weights_of_directory, write_weights
 from training.ending import RECORD
 from training.export_files import read_json, write_files
@@ -90,7 +90,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         raise UserError(f"the base model of {run}, {base}, is not there; name its directory with --base")
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(base)))
     settings, lora = config.model, config.lora
-    model_config = read_model_config(str(base), settings.rope_type, settings.rope_factor, settings.rope_original_length)
+    model_config = model_config_of(settings)
     tokenizer = load_tokenizer(str(base), config.data.chat_template)
     if settings.rope_type:
         tokenizer.model_max_length = model_config.max_position_embeddings
@@ -106,7 +106,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
 
     kind, adapter = "model", None
     if lora.rank:
-        adapter = adapter_of_checkpoint(checkpoint, lora.rank, lora.effective_alpha, lora.dropout)
+        adapter = adapter_of_checkpoint(checkpoint, lora)
         # peft adds an adapter to the base as it is stored; a merged one is added to what training has computed with.
         dtype = COMPUTE_DTYPES.get(settings.compute_dtype) if options.merge_lora else None
         weights = merge(base_weights(), adapter, dtype)

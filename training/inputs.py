@@ -18,17 +18,17 @@ from configs.config import Config
 from data.batches import MicroBatch, Plan, TrainingPlan, collate, plan_pass, plan_training, prefetch
 from data.dealing import Costs, Deal, Dealer, Items
 from data.encoding import ExampleEncoder
+from data.examples import Documents
 from data.files import check_paths_exist
 from data.formats import Reading
 from data.reader import Reader, with_shared_examples_reported
-from data.sources import Corpus
+from data.sources import Corpus, Windows
 from distributed.process_group import Ranks, world_size_from_environment
 from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel
 from training.chat_settings import chat_settings, settle_chat_settings
 
 if TYPE_CHECKING:
-    from model.ewc.batches import FisherBatches
     from training.asked import Asked
 
 MICRO_BATCHES_DEALT = 8  # micro-batches of a validation whose documents are dealt together
@@ -46,7 +46,7 @@ class Inputs:
     validation_plan: Plan | None
     dealer: Dealer
     deal: Callable[[int], Deal]  # step -> its documents, dealt to the ranks
-    fisher_batches: "FisherBatches | None"  # the documents from which EWC estimates its Fisher diagonal
+    old_domain: Documents | Windows | None  # of ewc.data: what EWC estimates its Fisher diagonal from
     asked: "Asked | None" = None  # what run.eval_generate answers
 
     def micro_batches(self, items: Items, corpus: Corpus, ranks: Ranks) -> Iterator[MicroBatch]:
@@ -144,11 +144,7 @@ def read_inputs(
         warmup_steps = math.ceil(config.optimizer.warmup_ratio * total_steps)
     tokens = batch.rows * data.sequence_length  # of one micro-batch
     dealer = Dealer(tokens if data.packing else batch.rows, costs, data.packing)
-    documents = None
-    if old_domain:
-        from model.ewc.batches import fisher_batches
-
-        documents = fisher_batches(reader.source(old_domain, "the old domain"), ewc, dealer)
+    old_documents = reader.source(old_domain, "the old domain") if old_domain else None
     validation_plan = None
     if validation:
         validation_plan = plan_pass(validation, MICRO_BATCHES_DEALT * world_size * tokens)
@@ -162,4 +158,6 @@ def read_inputs(
         from training.asked import read_asked
 
         asked = read_asked(config, reader, train.sources[0], is_first=show_progress)
-    return Inputs(train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, documents, asked)
+    return Inputs(
+        train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, old_documents, asked
+    )

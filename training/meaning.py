@@ -18,9 +18,9 @@ def step_meaning(config: Config, inputs: Inputs, model_config: PretrainedConfig,
     """
     mixture, ewc = inputs.train.mixture(), None
     if config.ewc.strength:
-        from model.ewc.start import anchor_settings
+        from model.ewc import anchor_settings
 
-        ewc = anchor_settings(config.ewc, inputs.fisher_batches)
+        ewc = anchor_settings(config.ewc, inputs.old_domain)
     return {
         "the weights of model.path": base,
         "the vocabulary size of model.path": model_config.vocab_size,

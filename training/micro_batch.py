@@ -15,7 +15,6 @@ from configs.config import Config
 from distributed.host_memory import free_bytes
 from distributed.rendezvous import join
 from model.language_model import PackedLanguageModel
-from model.memory import largest_rows, layout_of, shape_of
 
 # Of the free memory: the rest is for fragments and for what is not counted.
 USABLE = {"cuda": 0.85, "cpu": 0.7}
@@ -37,6 +36,8 @@ def settle_micro_batch(
     """
     if config.batch.micro_batch != "auto":
         return config
+    from model.memory import largest_rows, layout_of, shape_of
+
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     free = free_bytes(device, local_world)

@@ -16,7 +16,7 @@ from configs.config import Config, as_dict
 from eval.compare_models import table as forgetting_table
 from eval.intervals import intervals
 from eval.regulator.report import figures
-from model.download import MANIFEST, origin
+from model.architectures import FETCHED, origin
 from model.fingerprint import fingerprint_of_base
 from training.ending import RECORD
 from training.export import Export
@@ -75,7 +75,7 @@ def base_model(directory: Path) -> dict:
     stated = (metadata_load(readme) if readme.is_file() else None) or {}
     words = known or f"{source.name}, a local directory that does not say where it is from: check"
     return {
-        "hub_id": read_json(source / MANIFEST, COPY_AGAIN)["model"] if known else None,
+        "hub_id": read_json(source / FETCHED, COPY_AGAIN)["model"] if known else None,
         "origin": words + (", with new tokens in its vocabulary" if extension.is_file() else ""),
         "license": stated.get("license") or "unknown",
         "license_more": {key: stated[key] for key in ("license_name", "license_link") if stated.get(key)},

@@ -27,9 +27,7 @@ from distributed.gradients import gradient_norm
 from distributed.process_group import Ranks, agree_any, start_process_group
 from distributed.sharding import before_micro_batch, local_shard
 from model.architectures import read_model_config
-from model.ewc.batches import fisher_batches
-from model.ewc.penalty import Penalty
-from model.ewc.start import start_penalty
+from model.ewc import Penalty, start_penalty
 from model.language_model import build_on_meta, load_weights, parameter_names
 from tests.losses import loss_of
 from tests.sharded import shard_model
@@ -70,12 +68,12 @@ def make_model(case: dict, ranks: Ranks) -> torch.nn.Module:
     return model
 
 
-def whole(tensors: dict[str, torch.Tensor], penalty: Penalty, scale: bool = False) -> dict[str, torch.Tensor]:
-    """Gather local shards into whole fp32 tensors. `scale` applies the exponents of the stored Fisher diagonal."""
+def whole(tensors: dict[str, torch.Tensor], penalty: Penalty) -> dict[str, torch.Tensor]:
+    """Gather local shards into whole fp32 tensors."""
     found = {}
     for name, local in tensors.items():
         parameter = penalty.parameters[name]
-        local = local.float() * (2.0 ** penalty.anchor.exponents[name] if scale else 1.0)
+        local = local.float()
         shape = {"shape": parameter.shape, "stride": parameter.stride()}
         mesh, placements = parameter.device_mesh, parameter.placements
         found[name] = DTensor.from_local(local, mesh, placements, run_check=False, **shape).full_tensor()
@@ -89,17 +87,15 @@ def run(case: dict, ranks: Ranks) -> None:
         with torch.no_grad():
             loss_of(model, collate((0, 1), documents))
     settings = EWC(**({"strength": 20.0, "data": ("old",), "documents": 16} | case.get("ewc", {})))
-    batches = None
-    if not settings.fisher:
-        packing = case.get("packing", True)
-        batches = fisher_batches(documents, settings, Dealer(256 if packing else 1, one_per_token, packing), collate)
+    packing = case.get("packing", True)
+    old_domain, dealer = None if settings.fisher else documents, Dealer(256 if packing else 1, one_per_token, packing)
     log = []
     stop = Stop(case.get("stop_after"), ranks)
-    penalty = start_penalty(model, settings, folder / "ewc", batches, strategy, stop, log.append)
+    penalty = start_penalty(model, settings, folder / "ewc", old_domain, dealer, strategy, stop, log.append)
     if penalty is None:
         (folder.with_suffix(f".stopped{ranks.rank}")).touch()
         return
-    result = {f"fisher.{n}": f for n, f in whole(penalty.anchor.fisher, penalty, scale=True).items()}
+    result = {f"fisher.{n}": f for n, f in whole(penalty.anchor.fisher, penalty).items()}
     if case.get("train"):
         # Move the weights off the reference by an amount that does not depend on the number of ranks.
         parameters = parameter_names(model)

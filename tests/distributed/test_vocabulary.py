@@ -9,8 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model.architectures import read_model_config
-from model.vocabulary.rows import write_extended_model
-from model.vocabulary.tokenizer import extend_tokenizer, read_base_tokenizer, sub_tokens, write_tokenizer
+from model.vocabulary import extend_tokenizer, read_base_tokenizer, sub_tokens, write_extended_model, write_tokenizer
 from tests.distributed.launch import largest_difference, launch, weights
 from tests.tiny import write_chat_file, write_tiny_model
 

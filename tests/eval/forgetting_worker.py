@@ -19,9 +19,8 @@ from data.tokens import load_tokenizer
 from distributed.process_group import StopSignal, start_process_group
 from eval import forgetting
 from eval.questions import read_questions
-from model.architectures import read_model_config
+from model.architectures import first_new_row, read_model_config
 from model.language_model import build_on_meta, load_weights
-from model.vocabulary.rows import first_new_row
 from tests.sharded import shard_model
 
 folder = Path(sys.argv[1])

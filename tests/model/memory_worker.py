@@ -22,10 +22,10 @@ from distributed.optimizer import adamw
 from distributed.process_group import Ranks, gather_objects, process_group
 from distributed.sharding import before_micro_batch, decoder_layers, local, local_shard, make_mesh, parallelize
 from model.architectures import read_model_config
-from model.ewc.anchor import Anchor, scaled_to_dtype
-from model.ewc.penalty import make_penalty
+from model.build import build_to_train
+from model.ewc import Anchor, Penalty, in_dtype
 from model.language_model import load_weights, trained_parameters
-from model.lora import build_to_train, init_adapters
+from model.lora import init_adapters
 from tests.losses import loss_of
 from tests.model.real_step import micro_batch
 
@@ -71,9 +71,9 @@ def measure(case: dict, ranks: Ranks) -> dict[str, int]:
     shards = {name: local_shard(parameter)[0].clone() for name, parameter in parameters.items()}
     fisher = {name: torch.zeros_like(shard, dtype=torch.float32) for name, shard in shards.items()}
     for dtype in () if case["rank"] else ("fp32", "bf16"):
-        raw = Anchor({n: t.clone() for n, t in fisher.items()}, dict.fromkeys(fisher, 0), shards, {})
-        anchor = scaled_to_dtype(raw, DTYPES[dtype], ranks)
-        found[f"ewc {dtype}"] = make_penalty(1.0, parameters, anchor).num_bytes()
+        raw = Anchor({n: t.clone() for n, t in fisher.items()}, shards, {})
+        anchor = in_dtype(raw, DTYPES[dtype], ranks)
+        found[f"ewc {dtype}"] = Penalty(1.0, parameters, anchor).num_bytes()
     return found
 
 

@@ -18,7 +18,7 @@ from data.batches import MicroBatch
 from distributed.moments import new_moments
 from distributed.optimizer import keep_fp32_gradient
 from distributed.sharding import before_micro_batch, decoder_layers, local, make_mesh, parallelize
-from model.lora import build_to_train
+from model.build import build_to_train
 from tests.losses import loss_of
 
 MICRO_BATCHES = 2

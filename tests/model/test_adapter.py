@@ -5,8 +5,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from model.adapter import PREFIX, Adapter, merge, write_adapter
+from configs.config import LoRA
 from model.language_model import build_on_meta
+from model.lora import PREFIX, Adapter, merge, write_adapter
 from model.weights import Weights, weights_of_directory
 from tests.tiny import write_tiny_model
 
@@ -24,14 +25,13 @@ def test_merged_weights_are_those_of_peft(base, tmp_path) -> None:
         if "lora_B" in key:
             torch.nn.init.normal_(parameter, std=0.1)
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in get_peft_model_state_dict(theirs).items()}
-    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     ours = Adapter(
         Weights({name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__),
-        {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 12, "target_modules": modules},
+        LoRA(rank=4, alpha=12.0),
     )
     before = weights_of_directory(base, build_on_meta(AutoConfig.from_pretrained(base)))
     merged = merge(before, ours)
-    assert ours.scale == 3.0 and len(ours.modules) == 14
+    assert len(ours.modules) == 14
     expected = dict(theirs.merge_and_unload().named_parameters())
     write_adapter(tmp_path, ours, str(base), lambda _, tensor: tensor)
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path).merge_and_unload()

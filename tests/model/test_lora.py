@@ -15,18 +15,20 @@ from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run
 from configs.loading.checks import check_config
 from data.batches import collate
 from model.architectures import read_model_config
+from model.build import build_to_train
 from model.flops import count_work
 from model.language_model import (
     PackedLanguageModel,
+    adapters_sum,
     build_on_meta,
     load_weights,
     num_parameters,
     num_trained,
     parameter_names,
     trained_parameters,
+    whole_copy,
 )
-from model.lora import adapters_sum, build_to_train, init_adapters
-from model.whole_copy import whole_copy
+from model.lora import init_adapters
 from tests.losses import loss_of
 from tests.model.test_equivalence import documents, load
 from tests.tiny import write_tiny_model

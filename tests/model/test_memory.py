@@ -15,8 +15,8 @@ from distributed.activation_checkpointing import checkpoint_activations
 from distributed.sharding import decoder_layers
 from model import memory as engine
 from model.architectures import read_model_config
+from model.build import build_to_train
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights
-from model.lora import build_to_train
 from model.memory import (
     Activations,
     ModelShape,

@@ -13,7 +13,7 @@ from data.batches import collate, plan_training
 from distributed.process_group import Ranks
 from distributed.sharding import decoder_layers, make_mesh, parallelize
 from model.architectures import read_model_config
-from model.ewc.fisher import estimate_fisher
+from model.ewc import estimate_fisher
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights
 from model.loss import LossSums
 from tests.in_memory import InMemory, micro_batches, weighted

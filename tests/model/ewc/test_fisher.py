@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from data.sources import Windows
-from model.ewc.fisher import estimate_fisher
+from model.ewc import estimate_fisher
 from model.label_sampling import draw
 from tests.model.ewc.tiny_ewc import DIFFERENT, VOCABULARY, batches_of, corpus, load, signal_is
 
@@ -45,7 +45,7 @@ def estimate(
     path, ranks, estimator: str, copies: int, batch: int = 4, seed: int = 0, packing: bool = True, change=None
 ):
     batches = batches_of(corpus(copies), 10**6, batch, seed, capacity=256 if packing else 0)
-    assert batches.num_documents == copies * DIFFERENT
+    assert len(batches.items) == copies * DIFFERENT
     batches = change(batches) if change else batches
     return estimate_fisher(load(path), batches, estimator, seed, "full", signal_is(False, ranks))
 
@@ -124,7 +124,7 @@ class Store:
 
 def test_documents_of_a_window_have_independent_signs() -> None:
     batches = batches_of(Windows(Store(), "", "", 7.5), 10, 4, capacity=18, micro_batch=2)
-    assert (batches.num_documents, batches.num_groups, batches.num_targets) == (2, 1, 15)
+    assert (len(batches.items), batches.num_groups, batches.num_targets) == (2, 1, 15)
     ((batch, numbers),) = batches.micro_batches(0, 0, 1)
     assert len(set(numbers.tolist())) == 3 and sorted(n >> 20 for n in numbers.tolist()) == [0, 0, 1]
     for seed in range(20):

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from common.errors import UserError
-from model.vocabulary.candidates import PATTERNS, NewToken, expand_patterns, find_new_tokens, is_valid, split
+from model.new_tokens import PATTERNS, NewToken, expand_patterns, find_new_tokens, is_valid, split
 
 
 def length(text: str) -> int:

@@ -14,7 +14,7 @@ from data.examples import load_documents
 from model.architectures import read_model_config
 from model.language_model import build_on_meta, load_weights
 from model.loss import visit_logits
-from model.vocabulary.rows import Initialisation, new_rows, vocabulary_tensors, write_extended_model
+from model.vocabulary import Initialisation, new_rows, vocabulary_tensors, write_extended_model
 from tests.losses import loss_of
 from tests.tiny import tiny_tokenizer, write_chat_file, write_tiny_model
 

@@ -12,13 +12,7 @@ from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
 from common.errors import UserError
-from model.vocabulary.tokenizer import (
-    can_be_token,
-    extend_tokenizer,
-    read_base_tokenizer,
-    sub_tokens,
-    write_tokenizer,
-)
+from model.vocabulary import can_be_token, extend_tokenizer, read_base_tokenizer, sub_tokens, write_tokenizer
 from tests.tiny import SENTENCES, WORDS, tiny_tokenizer
 
 NEW = [

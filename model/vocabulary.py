@@ -1,0 +1,325 @@
+"""Extend a model directory with new tokens: weights, config and tokenizer, in a new directory from which train.py starts.
+
+**Tokenizer.** Encoding and decoding a text gives the same text as before. Byte-level BPE (Llama 3, Qwen, SmolLM) splits a
+text into words and numbers before merging, so no merge can produce a token such as " r0010 c0010". New tokens are therefore
+added tokens, which are matched before the text is split. Sentencepiece BPE (Llama 2, Mistral, Gemma) replaces spaces by
+U+2581 and prepends one to the text. With an added token, each part of the text around it would be treated as a new text and
+get an extra space. New tokens are therefore entries of the vocabulary itself, and the pre-tokenizer isolates them after the
+spaces are replaced. In tokenizer.model they are user-defined pieces.
+
+**Rows.** The directory has exactly one row of embedding and head per token. Padding to a multiple, so that the rows divide
+over the ranks, exists during training only: config.json names the multiple (`make_vocab_size_divisible_by`, the name of
+Megatron-LM's option), `build_on_meta` adds the rows, and the export cuts them off. Padding rows stay zero, because no softmax
+includes them, and since no exported model has them they are never predicted.
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer
+from transformers import AutoTokenizer, PretrainedConfig
+
+from common.errors import UserError
+from model.architectures import FETCHED, NEW_TOKENS
+from model.language_model import build_on_meta
+from model.new_tokens import NewToken
+from model.weight_files import INDEX, stored_tensors
+
+METHODS = ("subtokens", "mean", "random")
+NOISE = 0.1
+# The first three repeat what is in tokenizer.json and would lack the new tokens; the last describes the old model.
+STALE = ("vocab.json", "merges.txt", "added_tokens.json", FETCHED)
+COPIED = (".json", ".jinja", ".model", ".txt", ".md")
+CHUNK_ROWS = 256  # new rows per chunk of noise: 256 x 151,936 x 4 bytes = 156 MB
+SPACE = "\u2581"  # the character with which sentencepiece writes a space
+BYTE_TOKEN = (
+    "<(?=0x[0-9A-F]{2}>)"  # split after "<", so that the literal text <0x0A> is not encoded as that byte's token
+)
+
+
+# --- The tokenizer ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BaseTokenizer:
+    """A tokenizer that can be extended."""
+
+    backend: Tokenizer
+    byte_level: bool  # else sentencepiece BPE
+
+    @property
+    def size(self) -> int:
+        """The first free id."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def read_base_tokenizer(path: str | Path) -> BaseTokenizer:
+    """The tokenizer of a model directory. Raises UserError unless it is byte-level BPE or sentencepiece BPE."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} has no valid tokenizer: {str(error).splitlines()[0]}") from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    settings = json.loads(backend.to_str()) if backend is not None else {"model": {}}
+    steps = _steps(settings.get("pre_tokenizer"), "pretokenizers")
+    byte_level = any(step["type"] == "ByteLevel" for step in steps)
+    is_bpe = settings["model"].get("type") == "BPE"
+    if backend is None or not is_bpe or not (byte_level or settings["model"].get("byte_fallback")):
+        raise UserError(f"{path}: only byte-level BPE and sentencepiece BPE with byte fallback can be extended")
+    if any(step.get("add_prefix_space") or step.get("split") for step in steps):
+        raise UserError(f"{path}: a tokenizer that adds a space before every word cannot be extended")
+    return BaseTokenizer(backend, byte_level)
+
+
+def sub_tokens(base: BaseTokenizer, text: str) -> list[int]:
+    """The token ids of a string in the middle of a text."""
+    if base.byte_level:
+        return base.backend.encode(text, add_special_tokens=False).ids
+    return [token.id for token in base.backend.model.tokenize(text.replace(" ", SPACE))]
+
+
+def can_be_token(base: BaseTokenizer, text: str) -> bool:
+    """Whether a token with this text would decode to the same text.
+
+    Byte-level BPE represents bytes by letters such as é, so an added token of non-ASCII letters without a space would be
+    decoded as those bytes. A normalizer (NFC) may change the text.
+    """
+    if base.byte_level and " " not in text and not text.isascii():
+        return False
+    return base.backend.decode(sub_tokens(base, "x" + text), skip_special_tokens=False) == "x" + text
+
+
+def extend_tokenizer(base: BaseTokenizer, texts: list[str]) -> Tokenizer:
+    """A copy of the tokenizer with `texts` as tokens `base.size`, `base.size + 1`, ...
+
+    Raises ValueError if a new token is not found in a text.
+    """
+    first = base.size
+    if base.byte_level:
+        extended = Tokenizer.from_str(base.backend.to_str())
+        extended.add_tokens([AddedToken(text, normalized=False, special=False) for text in texts])
+    else:
+        settings = json.loads(base.backend.to_str())
+        pieces = [text.replace(" ", SPACE) for text in texts]
+        settings["model"]["vocab"] |= {piece: first + i for i, piece in enumerate(pieces)}
+        settings["model"]["ignore_merges"] = (
+            True  # an isolated part that is in the vocabulary becomes its token at once
+        )
+        pattern = {"Regex": f"{prefix_regex(pieces)}|{BYTE_TOKEN}"}
+        steps = _steps(settings.get("pre_tokenizer"), "pretokenizers")
+        steps.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
+        settings["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+        extended = Tokenizer.from_str(json.dumps(settings))
+    for i, text in enumerate(texts):
+        found = extended.encode("x" + text, add_special_tokens=False).ids
+        if found[-1:] != [first + i]:
+            raise ValueError(f"the new token {text!r} is not found in a text, which is encoded as {found}")
+    return extended
+
+
+def prefix_regex(strings: list[str]) -> str:
+    """A regular expression that matches the longest of these strings, with common prefixes factored out (a trie).
+
+    A plain alternation of thousands of strings would try each of them at every character.
+    """
+    tree: dict = {}
+    for string in strings:
+        node = tree
+        for character in string:
+            node = node.setdefault(character, {})
+        node[""] = {}
+
+    def expression(node: dict) -> str:
+        branches = [re.escape(character) + expression(child) for character, child in node.items() if character]
+        if not branches:
+            return ""
+        joined = branches[0] if len(branches) == 1 and "" not in node else f"(?:{'|'.join(branches)})"
+        return joined + "?" if "" in node else joined  # "" marks the end of a string
+
+    return expression(tree)
+
+
+def write_tokenizer(extended: Tokenizer, base: BaseTokenizer, texts: list[str], directory: Path) -> None:
+    """Replace the tokenizer files in `directory`, a copy of the base model's directory, by those of `extended`."""
+    extended.save(str(directory / "tokenizer.json"))
+    path = directory / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    # Model-specific classes rebuild the tokenizer from vocabulary and merges, and would lose the new splits.
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if (directory / "tokenizer.model").is_file() and not base.byte_level:
+        _extend_sentencepiece(directory / "tokenizer.model", base, texts)
+
+
+def _extend_sentencepiece(path: Path, base: BaseTokenizer, texts: list[str]) -> None:
+    """Add the tokens to tokenizer.model as user-defined pieces, which sentencepiece also matches first and longest first."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue] (generated at import)
+    model.ParseFromString(path.read_bytes())
+    kinds = model.SentencePiece
+    # Added tokens outside the sentencepiece model have the ids up to the first new one.
+    for i in range(len(model.pieces), base.size):
+        model.pieces.add(piece=base.backend.id_to_token(i) or f"<unused_{i}>", score=0.0, type=kinds.CONTROL)
+    for text in texts:
+        model.pieces.add(piece=text.replace(" ", SPACE), score=0.0, type=kinds.USER_DEFINED)
+    path.write_bytes(model.SerializeToString())
+
+
+def _steps(part: dict | None, key: str) -> list[dict]:
+    """The steps of a normalizer or pre-tokenizer, flattened: it may be a single step, a nested sequence, or None."""
+    if part is None:
+        return []
+    return [inner for step in part[key] for inner in _steps(step, key)] if part["type"] == "Sequence" else [part]
+
+
+# --- Rows of embedding and head -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """How rows of new tokens are initialised; see `new_rows`. Raises UserError for an unknown method."""
+
+    method: str = "subtokens"  # one of METHODS
+    noise: float = NOISE  # standard deviation of the noise relative to that of the old rows
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UserError(f"initialisation {self.method!r} is unknown; choose one of {', '.join(METHODS)}")
+
+
+def new_rows(
+    old: torch.Tensor,
+    sub_tokens: list[list[int]],
+    init: Initialisation = Initialisation(),  # noqa: B008 (immutable)
+    random_std: float = 0.02,
+) -> torch.Tensor:
+    """Rows for new tokens, fp32 `(new tokens, hidden)`, from the trained rows `old` `(old tokens, hidden)`.
+
+    - `subtokens`: the mean of the rows `sub_tokens[i]`, the old tokens that encode the text of token i.
+    - `mean`: the mean of all old rows (Hewitt, "Initializing new word embeddings for pretrained language models", 2021).
+    - `random`: normal with standard deviation `random_std`, as in a model that is trained from scratch.
+
+    `subtokens` and `mean` add noise whose covariance is noise^2 times that of the old rows, because tokens with equal rows
+    would stay equal (Mundra et al., arXiv:2407.05841).
+    """
+    generator = torch.Generator().manual_seed(init.seed)
+    if init.method == "random":
+        return random_std * torch.randn(len(sub_tokens), old.shape[1], generator=generator)
+    old = old.float()
+    mean = old.mean(0)
+    if init.method == "mean":
+        rows = mean.repeat(len(sub_tokens), 1)
+    else:
+        rows = torch.stack([old[torch.tensor(ids)].mean(0) for ids in sub_tokens])
+    if init.noise:
+        # A random combination of the centred rows has their covariance without the need to factorise it.
+        centred = (old - mean) / max(1, len(old) - 1) ** 0.5
+        for part in rows.split(CHUNK_ROWS):
+            part += init.noise * torch.randn(len(part), len(old), generator=generator) @ centred
+    return rows
+
+
+def write_extended_model(
+    source: Path,
+    target: Path,
+    config: PretrainedConfig,
+    first_id: int,
+    sub_tokens: list[list[int]],
+    init: Initialisation = Initialisation(),  # noqa: B008 (immutable)
+    multiple: int = 64,
+) -> None:
+    """Copy the model directory `source` into the empty `target`, with one more row per new token in embedding and head.
+
+    first_id: the first id that the old tokenizer leaves free; the new tokens are `first_id`, `first_id + 1`, ... Rows of the
+    old model from there on (Qwen's vocabulary is padded) were never trained, so they are replaced or dropped. sub_tokens:
+    old token ids that encode each new token. multiple: training pads the vocabulary to it. Embedding and head are both
+    extended, tied or not. Weights are read and written file by file, and every tensor keeps its dtype. The tokenizer files
+    are copied unchanged.
+    """
+    if first_id > config.vocab_size:
+        raise UserError(
+            f"{source}: the tokenizer has {first_id} tokens, but the model has only {config.vocab_size} rows"
+        )
+    vocabulary = vocabulary_tensors(config)
+    names_of_file: dict[Path, list[str]] = {}
+    for name, tensor in stored_tensors(source).items():
+        names_of_file.setdefault(tensor.file, []).append(name)
+    added_bytes = 0
+    for file, names in names_of_file.items():
+        if not set(names) & set(vocabulary):
+            shutil.copyfile(file, target / file.name)
+            continue
+        with safe_open(file, framework="pt") as reader:
+            tensors = {name: reader.get_tensor(name) for name in names}
+            metadata = reader.metadata()
+        for name in set(names) & set(vocabulary):
+            old = tensors[name]
+            own_init = dataclasses.replace(init, seed=init.seed + vocabulary[name])
+            rows = new_rows(old[:first_id], sub_tokens, own_init, config.initializer_range)
+            tensors[name] = torch.cat([old[:first_id], rows.to(old.dtype)])
+            added_bytes += tensors[name].nbytes - old.nbytes
+        save_file(tensors, target / file.name, metadata=metadata)
+        (target / file.name).chmod(0o644)  # safetensors creates files that only their owner can read
+    for path in source.iterdir():
+        copied = path.suffix in COPIED or path.name.startswith("LICENSE")
+        if path.is_file() and copied and path.name not in STALE:
+            shutil.copyfile(path, target / path.name)
+    _update_json(target, first_id + len(sub_tokens), multiple, added_bytes)
+
+
+def _update_json(directory: Path, num_tokens: int, multiple: int, added_bytes: int) -> None:
+    """Set the number of tokens in config.json, and the total size in the index of a model with several files."""
+    index = directory / INDEX
+    if index.is_file():
+        contents = json.loads(index.read_text(encoding="utf-8"))
+        if "total_size" in contents.get("metadata", {}):
+            contents["metadata"]["total_size"] += added_bytes
+        index.write_text(json.dumps(contents, indent=1), encoding="utf-8")
+    settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    settings |= {"vocab_size": num_tokens, "make_vocab_size_divisible_by": multiple}
+    (directory / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def vocabulary_tensors(config: PretrainedConfig) -> dict[str, int]:
+    """Names of the tensors of embedding (value 0) and head (value 1); a tied head has value 0, since it is the embedding."""
+    model = build_on_meta(config)
+    embedding, head = model.embedding.weight, model.head.weight
+    named = model.causal_lm.named_parameters(remove_duplicate=False)
+    return {name: int(p is not embedding) for name, p in named if p is embedding or p is head}
+
+
+# --- The directory ------------------------------------------------------------------------------------------------------
+
+
+def write_extension(
+    source: Path,
+    target: Path,
+    config: PretrainedConfig,
+    base: BaseTokenizer,
+    tokens: list[NewToken],
+    init: Initialisation,
+    multiple: int,
+) -> Tokenizer:
+    """Write the model directory `source`, extended with `tokens`, into the empty directory `target`.
+
+    config, base: those of `source`. multiple: training pads the vocabulary to it. `new_tokens.json` lists the new tokens and
+    how their rows were initialised. Returns the extended tokenizer.
+    """
+    texts = [token.text for token in tokens]
+    extended = extend_tokenizer(base, texts)
+    spelled = [sub_tokens(base, text) for text in texts]
+    write_extended_model(source, target, config, base.size, spelled, init, multiple)
+    write_tokenizer(extended, base, texts, target)
+    record = {"base": str(source), "first_id": base.size, "init": init.method, "noise": init.noise, "seed": init.seed}
+    record["tokens"] = [dataclasses.asdict(token) for token in tokens]
+    (target / NEW_TOKENS).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return extended
