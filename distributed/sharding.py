@@ -3,7 +3,8 @@
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,8 @@ from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Model, Sharding
 from distributed.activation_checkpointing import checkpoint_activations
+
+PIECE_ROWS = 4096  # of a gradient that is reduced in pieces, over all ranks: in fp32 4096 x 4096 x 4 bytes = 67 MB
 
 
 def decoder_layers(model: nn.Module, layer_class: str | None = None) -> list[nn.Module]:
@@ -123,6 +126,59 @@ def shard(
     elif mesh.device_type == "cpu":
         for unit in _units(model):
             unit.set_custom_reduce_scatter(_KeepInPlace())  # pyright: ignore[reportArgumentType]  its base is private
+    # Over one dimension of ranks the loss adds the gradient of the head to the shards itself, and FSDP sees none.
+    head = getattr(model, "head", None)
+    if mesh.ndim == 1 and head is not None:
+        head.add_gradient = functools.partial(add_in_pieces, head.weight, reduce_dtype)
+
+
+def add_in_pieces(
+    parameter: DTensor,
+    dtype: torch.dtype,
+    rows_of: Callable[[Sequence[tuple[int, int]]], torch.Tensor],
+    num_rows: int,
+    factor: torch.Tensor,
+) -> None:
+    """Sum a gradient over all ranks and add this rank's rows of it to the gradient of its shard. A collective.
+
+    The gradient is made, reduced in `dtype` and added piece by piece, and never exists as a whole. A piece has the same
+    number of rows of every rank's shard. rows_of: as `model.loss.Rows`, for this rank's part of the sum; only the first
+    `num_rows` rows have a gradient. factor: fp32 scalar by which it is multiplied.
+    """
+    ranks, width = parameter.device_mesh.size(), parameter.shape[1]
+    rows = -(-parameter.shape[0] // ranks)  # of a shard, as in `local_shard`
+    is_first = parameter.grad is None
+    if parameter.grad is None:
+        parameter.grad = torch.empty_like(parameter, requires_grad=False)
+    gradient = local(parameter.grad)
+
+    def finish(first: int, mine: torch.Tensor, work: dist.Work | None) -> None:
+        if work is not None:
+            work.wait()
+        shard = gradient[first : first + len(mine)]
+        mine = mine[: len(shard)].to(shard.device)
+        shard.copy_(mine) if is_first else shard.add_(mine)
+
+    pending = None
+    step = max(1, PIECE_ROWS // ranks)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        starts = range(0, ranks * rows, rows)
+        spans = [(min(start + first, num_rows), min(start + last, num_rows)) for start in starts]
+        piece = rows_of(spans).float().mul_(factor).to(dtype)
+        if len(piece) < ranks * (last - first):  # rows of padding, or that fill up the last shards, get zeros
+            made = piece.split([stop - start for start, stop in spans])
+            piece = torch.cat([nn.functional.pad(part, (0, 0, 0, last - first - len(part))) for part in made])
+        if ranks == 1:
+            finish(first, piece, None)
+            continue
+        mine = piece.new_empty(last - first, width)
+        work = dist.reduce_scatter_tensor(mine, piece, group=parameter.device_mesh.get_group(), async_op=True)
+        if pending:  # the previous piece was reduced while this one was made
+            finish(*pending)
+        pending = first, mine, work
+    if pending:
+        finish(*pending)
 
 
 class _KeepInPlace:

@@ -6,6 +6,7 @@ step (all ranks, all micro-batches). A mean per micro-batch gives a token more w
 """
 
 import functools
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -19,9 +20,14 @@ from data.batches import MicroBatch
 
 CHUNK_TOKENS = 1024  # targets whose logits exist at once, in the compute dtype: 1024 x 151,936 x 2 bytes = 311 MB
 LOSS_TOKENS = 256  # targets whose fp32 logits exist at once, with what their loss makes of them: 4 x 155 MB
+HEAD_ROWS = 4096  # rows of the head whose gradient is made at once: in fp32 4096 x 4096 x 4 bytes = 67 MB
 
 TokenLosses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits fp32 `(targets, vocabulary)`, targets int64 `(targets,)`) -> losses fp32 `(targets,)`, by differentiable operations."""
+Rows = Callable[[Sequence[tuple[int, int]]], torch.Tensor]
+"""Spans (first, last) of rows of the head -> their gradients, one span after the other, `(rows, hidden_size)`."""
+AddGradient = Callable[[Rows, int, torch.Tensor], None]
+"""(gradients of rows, number of rows that have one, factor fp32 scalar): adds them to the shards. A collective."""
 Visit = Callable[[torch.Tensor, int], None]  # (logits fp32 (rows, vocabulary), index of the first target)
 
 
@@ -92,7 +98,12 @@ def lend_weight(head: nn.Linear, settings: HeadSettings) -> None:
     FSDP gathers the weight of a head that is a unit of its own around this call and nowhere else.
     """
     head.settings = settings  # pyright: ignore[reportArgumentType]
-    head.forward = lambda hidden, function: function(hidden, head.weight)  # pyright: ignore[reportAttributeAccessIssue]
+    head.add_gradient = None  # pyright: ignore[reportArgumentType]  sharded, it is a function (distributed/sharding.py)
+    head.forward = types.MethodType(_lend, head)  # bound, so that a copy of the head lends its own weight
+
+
+def _lend(head: nn.Linear, hidden: torch.Tensor, function: Callable[..., torch.Tensor]) -> torch.Tensor:
+    return function(hidden, head.weight)
 
 
 def chunked(
@@ -107,10 +118,11 @@ def chunked(
     head: `PackedLanguageModel.head`. hidden `(targets, hidden_size)`: the states that predict, from the model. loss_sums
     also receives each loss by source; the result does not depend on it.
 
-    Head and `token_losses` are called chunk by chunk, and the gradients of hidden states and head are computed at once,
-    so that beside inputs and gradients the memory is that of one chunk's logits, whatever the number of targets.
+    Head and `token_losses` are called chunk by chunk, and their gradients are computed at once, so that the memory is
+    that of one chunk's logits and a gradient of the head, whatever the number of targets. The gradient of a sharded head
+    (`distributed.sharding.shard`) never exists as a whole: backward adds it to the shards of all ranks, piece by piece.
     Without any target the loss is 0 and all gradients exist and are 0, so that all ranks reduce the same parameters.
-    Raises UserError if `token_losses` does not return one loss per target.
+    Raises UserError if `token_losses` does not return one loss per target, with a gradient, or changes its logits.
     """
     function = functools.partial(
         _sum_of_losses,
@@ -118,6 +130,7 @@ def chunked(
         token_losses=token_losses,
         loss_sums=loss_sums,
         settings=cast(HeadSettings, head.settings),
+        add_gradient=cast(AddGradient | None, head.add_gradient),
     )
     return head(hidden, function)
 
@@ -143,16 +156,15 @@ def _sum_of_losses(
     token_losses: TokenLosses,
     loss_sums: LossSums | None,
     settings: HeadSettings,
+    add_gradient: AddGradient | None,
 ) -> torch.Tensor:
-    if batch.target_ids.numel() == 0:
-        return (hidden.sum() + weight[:1].sum()).float() * 0.0
-    return _ChunkedSum.apply(hidden, weight, batch, token_losses, loss_sums, settings)  # pyright: ignore[reportReturnType]
+    return _ChunkedSum.apply(hidden, weight, batch, token_losses, loss_sums, settings, add_gradient)  # pyright: ignore[reportReturnType]
 
 
 # Why not F.linear_cross_entropy with its chunking options (torch >= 2.13 only)? It knows one loss. For SmolLM2's head
 # (576 x 49,152), 1,024 targets, forward and backward on one CPU thread it took 17-28 s in bf16, this class 1.0-1.2 s.
 class _ChunkedSum(torch.autograd.Function):
-    """Computes both gradients in forward, chunk by chunk, so that no chunk's logits outlive it.
+    """Computes the gradients in forward, chunk by chunk, so that no chunk's fp32 logits outlive it.
 
     The loss is a scalar, so backward only scales the gradients. The head is multiplied three times, which is the minimum;
     recomputing the logits in backward would be a fourth time. Autograd differentiates from the losses to the product with
@@ -160,16 +172,17 @@ class _ChunkedSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, batch, token_losses, loss_sums, settings):  # noqa: ANN001, ANN205
+    def forward(ctx, hidden, weight, batch, token_losses, loss_sums, settings, add_gradient):  # noqa: ANN001, ANN205
         """Arguments and result as in `chunked`. Keeps both gradients for backward."""
         trains_head = ctx.needs_input_grad[1]  # not with LoRA
         needs_grad = ctx.needs_input_grad[0] or trains_head
         tokens = weight[: settings.num_tokens]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden if needs_grad else hidden[:0])
-        grad_weight = None
-        for start in range(0, len(hidden), CHUNK_TOKENS):
-            rows = hidden[start : start + CHUNK_TOKENS]
+        gradient = _HeadGradient(tokens)
+        chunk = _targets_per_chunk(hidden, trains_head, add_gradient is not None)
+        for start in range(0, len(hidden), chunk):
+            rows = hidden[start : start + chunk]
             product = F.linear(rows, tokens)
             for first in range(0, len(rows), LOSS_TOKENS):
                 part = product[first : first + LOSS_TOKENS]
@@ -178,25 +191,91 @@ class _ChunkedSum(torch.autograd.Function):
                 loss += losses.sum()
                 if loss_sums is not None and batch.target_sources is not None:
                     loss_sums.add_by_source(losses, batch.target_sources[targets])
-            if not needs_grad:
-                continue
-            grad_hidden[start : start + len(rows)] = product @ tokens
+            if needs_grad:
+                torch.mm(product, tokens, out=grad_hidden[start : start + len(rows)])
             if trains_head:
-                of_rows = product.T @ rows
-                # Chunks are added in fp32, because bf16 would lose the small ones.
-                grad_weight = of_rows if grad_weight is None else grad_weight.float().add_(of_rows)
-                del of_rows
+                gradient.add(product, rows, is_only=len(rows) == len(hidden))
             del product, part  # else they would live until the next chunk has made its own
         if needs_grad:
-            ctx.gradients = grad_hidden, None if grad_weight is None else _padded(grad_weight, weight)
+            ctx.kept = grad_hidden, gradient if trains_head else None, weight.shape, add_gradient
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):  # noqa: ANN001, ANN205
-        # Scaled in place and handed over: a second copy of the vocabulary's gradient would be the peak of the step.
-        (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None
-        grad_weight = None if grad_weight is None else grad_weight.mul_(grad_output)
-        return grad_hidden.mul_(grad_output), grad_weight, *(None,) * 4
+        (grad_hidden, gradient, shape, add_gradient), ctx.kept = ctx.kept, None
+        # Scaled in fp32: CUDA would round the factor to the dtype of the gradient.
+        grad_hidden = grad_hidden.float().mul_(grad_output).to(grad_hidden.dtype)
+        grad_weight = None
+        if gradient is not None and add_gradient is not None:
+            add_gradient(gradient.rows, gradient.num_rows, grad_output)
+        elif gradient is not None:
+            grad_weight = grad_hidden.new_zeros(shape)
+            for first in range(0, gradient.num_rows, HEAD_ROWS):
+                last = min(first + HEAD_ROWS, gradient.num_rows)
+                grad_weight[first:last] = gradient.rows([(first, last)], exact=True).mul_(grad_output)
+        return grad_hidden, grad_weight, *(None,) * 5
+
+
+def _targets_per_chunk(hidden: torch.Tensor, trains_head: bool, in_pieces: bool) -> int:
+    """All targets in one chunk, if that takes no more memory than chunks of `CHUNK_TOKENS` and the fp32 sum of their
+    gradients, else `CHUNK_TOKENS`. One chunk is faster and needs no sum.
+    """
+    itemsize, saved = hidden.element_size(), 0
+    if trains_head and itemsize < 4:
+        # For each row of the head: the fp32 sum, and with one chunk a gradient in place of it, unless it is made in pieces.
+        saved = (4 - (0 if in_pieces else itemsize)) * hidden.shape[1] // itemsize
+    return len(hidden) if 0 < len(hidden) <= CHUNK_TOKENS + saved else CHUNK_TOKENS
+
+
+class _HeadGradient:
+    """The gradient of the head's weight: product^T x hidden of one chunk, multiplied when rows of it are asked for, or
+    the sum of that over several chunks, in fp32.
+    """
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        """tokens: the rows of the head that have a gradient, `(tokens, hidden_size)`."""
+        self.num_rows = len(tokens)
+        self._factors = tokens.new_empty(0, len(tokens)), tokens.new_empty(0, tokens.shape[1])
+        self._sum: torch.Tensor | None = None
+
+    def add(self, product: torch.Tensor, hidden: torch.Tensor, is_only: bool) -> None:
+        """Add a chunk: the gradient `(targets, tokens)` of its product with the head, and its hidden states."""
+        if is_only:
+            self._factors = product, hidden
+            return
+        if self._sum is None:
+            self._sum = hidden.new_zeros(self.num_rows, hidden.shape[1], dtype=torch.float32)
+        # Bf16 would lose small chunks: neither the sum nor what is added to it is rounded.
+        for first in range(0, self.num_rows, HEAD_ROWS):
+            rows = slice(first, first + HEAD_ROWS)
+            self._sum[rows].add_(_product(product[:, rows].T, hidden, exact=True))
+
+    def rows(self, spans: Sequence[tuple[int, int]], exact: bool = False) -> torch.Tensor:
+        """Rows of the gradient, a new tensor (see `Rows`), fp32 if exact, else also in the dtype of the factors."""
+        if self._sum is not None:
+            return torch.cat([self._sum[first:last] for first, last in spans])
+        product, hidden = self._factors
+        return _product(torch.cat([product[:, first:last] for first, last in spans], dim=1).T, hidden, exact)
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, exact: bool) -> torch.Tensor:
+    """left @ right. exact: in fp32, not rounded to the dtype of the factors."""
+    if left.element_size() >= 4:
+        return left @ right
+    if left.is_cuda:  # costs nothing there
+        return torch.mm(left, right, out_dtype=torch.float32)
+    if not exact:
+        return left @ right
+    if left.dtype != torch.bfloat16:
+        return left.float() @ right.float()
+    # The CPU's bf16 units multiply fp32 numbers that bf16 represents exactly, and return fp32. Without units: plain fp32.
+    settings = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
+    before = settings.fp32_precision
+    try:
+        settings.fp32_precision = "bf16"
+        return left.float() @ right.float()
+    finally:
+        settings.fp32_precision = before
 
 
 def _losses(
@@ -208,25 +287,46 @@ def _losses(
     needs_grad: bool,
 ) -> torch.Tensor:
     """The weighted losses, fp32 `(targets,)`. If `needs_grad`, `product` becomes the gradient of their sum."""
+    ids = batch.target_ids[targets]
     with torch.set_grad_enabled(needs_grad):
         leaf = product.detach().float().requires_grad_(needs_grad)
-        losses = token_losses(settings.logits(leaf), batch.target_ids[targets])
-        if losses.shape != batch.target_ids[targets].shape:
-            raise UserError(
-                f"token_losses in train.py returned the shape {tuple(losses.shape)}; it must return one loss per target, "
-                f"{tuple(batch.target_ids[targets].shape)}"
-            )
+        losses = _checked(token_losses, settings.logits(leaf), ids)
         if batch.target_weights is not None:
             losses = losses * batch.target_weights[targets]
         if needs_grad:
-            product.copy_(torch.autograd.grad(losses.sum(), leaf)[0])
+            (gradient,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+            if gradient is None:
+                raise UserError(WITHOUT_GRADIENT)
+            product.copy_(gradient)
     return losses.detach()
 
 
-def _padded(grad_weight: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The gradient in the weight's dtype, with zeros for its rows of padding."""
-    if len(grad_weight) == len(weight):
-        return grad_weight.to(weight.dtype)
-    padded = torch.zeros_like(weight)
-    padded[: len(grad_weight)] = grad_weight
-    return padded
+IN_PLACE = (
+    "token_losses in train.py changes its logits in place; it must leave them as they are, for example work on a copy"
+)
+WITHOUT_GRADIENT = (
+    "token_losses in train.py returned losses without a gradient; it must compute them from its logits by differentiable "
+    "operations, without detach(), item() or torch.no_grad()"
+)
+
+
+def _checked(token_losses: TokenLosses, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The losses in fp32. Raises UserError for what `chunked` names; errors inside of `token_losses` stay what they are."""
+    version = logits._version
+    try:
+        losses = token_losses(logits, ids)
+    except RuntimeError as error:
+        if "a leaf Variable that requires grad" in str(error) and "in-place" in str(error):
+            raise UserError(IN_PLACE) from error
+        raise
+    if logits._version != version:
+        raise UserError(IN_PLACE)
+    shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else None
+    if shape != tuple(ids.shape):
+        found = f"the type {type(losses).__name__}" if shape is None else f"the shape {shape}"
+        raise UserError(
+            f"token_losses in train.py returned {found}; it must return one loss per target, a tensor {tuple(ids.shape)}"
+        )
+    if logits.requires_grad and not losses.requires_grad:
+        raise UserError(WITHOUT_GRADIENT)
+    return losses.float()

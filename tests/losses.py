@@ -18,7 +18,7 @@ def head_of(weight: torch.Tensor, settings: HeadSettings | None = None) -> nn.Mo
     """A head that lends `weight` itself, so that gradients arrive there."""
     head = nn.Module()
     head.weight = weight if isinstance(weight, nn.Parameter) else None
-    head.settings = settings or HeadSettings()
+    head.settings, head.add_gradient = settings or HeadSettings(), None
     head.forward = lambda hidden, function: function(hidden, weight)
     return head
 
