@@ -39,8 +39,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.errors import run_script
 from configs.config import Config, Optimizer, as_dict
-from configs.loading.checks import check_world
-from configs.loading.command_line import read_command_line
+from configs.load import check_world, read_command_line
 from data.batches import MicroBatch, Plan, collate, prefetch
 from data.dealing import Dealer
 from data.sources import MAIN, Corpus, mean_losses
@@ -149,9 +148,8 @@ def main() -> int:
     world_size, ranks_per_node = world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
     say = print if is_first else lambda text: None
-    command = read_command_line(__doc__, world_size, say)
-    check_sinks(command.config.run.log_to if is_first else ())
-    config = command.config
+    config, _ = read_command_line(__doc__, world_size, say)
+    check_sinks(config.run.log_to if is_first else ())
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)
     run_directory = Path(config.run.directory) / config.run.name

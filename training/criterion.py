@@ -1,7 +1,7 @@
 """Which checkpoint is the best: by which curve, in which direction, and of which answers."""
 
 from configs.config import Config
-from configs.loading.watching import is_of_answers, parse_best_by
+from configs.load import is_of_answers, parse_best_by
 
 
 def criterion_of(config: Config) -> str:

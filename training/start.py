@@ -50,8 +50,8 @@ def source_digest() -> str:
     """SHA-256 of the code that trains: train.py and its packages. Nodes may hold checkouts of different commits."""
     digest = hashlib.sha256()
     # Configs of runs may differ; what they say is compared.
-    folders = ("common", "configs/loading", "data", "distributed", "eval", "model", "training")
-    files = [ROOT / "train.py", ROOT / "configs" / "config.py"]
+    folders = ("common", "data", "distributed", "eval", "model", "training")
+    files = [ROOT / "train.py", ROOT / "configs" / "config.py", ROOT / "configs" / "load.py"]
     for path in [*files, *(file for name in folders for file in sorted((ROOT / name).rglob("*.py")))]:
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

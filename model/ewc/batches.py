@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.permutation import permuted
+from common.random_bits import permuted
 from configs.config import EWC
 from data.batches import MicroBatch, collate
 from data.dealing import Dealer
