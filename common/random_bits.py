@@ -1,9 +1,11 @@
-"""Counter-based random bits: pure functions of a key and a counter, with no generator state.
+"""Counter-based random bits and permutations: pure functions of a key and a counter, with no generator state.
 
 The same key and counter give the same bits on every rank, for any number of ranks and in any order of evaluation. The
 64-bit hash is splitmix64 (Steele, Lea and Flood, OOPSLA 2014, https://doi.org/10.1145/2660193.2660195). The 32-bit
 mixer is lowbias32 (C. Wellons, https://github.com/skeeto/hash-prospector).
 """
+
+import hashlib
 
 import torch
 
@@ -11,9 +13,10 @@ MASK32 = 2**32 - 1
 MASK64 = 2**64 - 1
 _INCREMENT = 0x9E3779B97F4A7C15
 _STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_ROUNDS = 6
 
 
-def mix64(word: int) -> int:
+def _mix64(word: int) -> int:
     """The finalizer of splitmix64: a bijection of unsigned 64-bit integers."""
     for shift, factor in _STEPS:
         word = (word ^ word >> shift) * factor & MASK64
@@ -24,7 +27,7 @@ def hash64(*words: int) -> int:
     """An unsigned 64-bit hash of a sequence of integers, each taken modulo 2^64."""
     value = 0
     for word in words:
-        value = mix64(value + word + _INCREMENT & MASK64)
+        value = _mix64(value + word + _INCREMENT & MASK64)
     return value
 
 
@@ -61,3 +64,25 @@ def signed64(word: int) -> int:
 
 def _logical_shift(value: torch.Tensor, shift: int) -> torch.Tensor:
     return value >> shift & (1 << (64 - shift)) - 1
+
+
+def permuted(index: int, size: int, key: tuple[int, ...]) -> int:
+    """Element `index` of the permutation of 0, ..., `size` - 1 selected by `key`, in O(1) time and memory.
+
+    A Feistel network is a permutation of the integers with an even number of bits, whatever its round function (Luby and
+    Rackoff, 1988). A result that is too large is permuted again ("cycle walking", Black and Rogaway, 2002), at most 4 times
+    on average, because the domain of the network has at most 4 x `size` elements. Raises IndexError if out of range.
+    """
+    if not 0 <= index < size:
+        raise IndexError(f"index {index} is outside a permutation of {size} elements")
+    half = max(1, -(-(size - 1).bit_length() // 2))  # bits in each half
+    low = (1 << half) - 1
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * _ROUNDS).digest()
+    keys = [int.from_bytes(digest[i : i + 8], "little") for i in range(0, len(digest), 8)]
+    while True:
+        left, right = index >> half, index & low
+        for round_key in keys:
+            left, right = right, left ^ (_mix64(right ^ round_key) & low)
+        index = left << half | right
+        if index < size:
+            return index

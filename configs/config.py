@@ -1,7 +1,7 @@
 """The settings of a run as frozen dataclasses. Every key of a config is described here.
 
-A config file is Python code that ends with `config = Config(...)`. configs/loading/config_file.py reads it, and
-configs/loading/checks.py checks every value before a process group starts.
+A config file is Python code that ends with `config = Config(...)`. configs/load.py reads it and checks every value before
+a process group starts.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Data:
     validation_share: float = 0.0  # or: hold out this fraction of data.train, chosen by a hash of each example
     format: str = "auto"  # auto | messages | sharegpt | alpaca | completion | text: the form of the examples
     # Our name of a key -> its name in the files: fields={"messages": "dialogue"}, or on the command line
-    # data.fields=messages=dialogue,role=speaker. configs/loading/names.py lists our names
+    # data.fields=messages=dialogue,role=speaker. configs/load.py lists our names
     fields: dict[str, str] = field(default_factory=dict)
     on_bad: str = "error"  # error | skip: what to do with a malformed example; skipped ones are counted and listed
     # Sources to mix in; the main source gets the remaining share. On the command line:

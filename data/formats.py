@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from common.errors import UserError
-from configs.loading.names import EXAMPLE_FIELDS, MESSAGE_FIELDS
+from configs.load import EXAMPLE_FIELDS, MESSAGE_FIELDS
 from data.messages import (
     canonical_messages,
     canonical_tools,

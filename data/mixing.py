@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.permutation import permuted
+from common.random_bits import permuted
 from data.examples import Documents
 from data.sources import Windows
 from data.streams import BLOCK, Stream, cumulative, shuffled, total

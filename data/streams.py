@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from common.permutation import permuted
+from common.random_bits import permuted
 from data.examples import Documents
 from data.sources import Windows
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from common.cores import available_cores
 from common.errors import UserError
 from distributed.host_memory import keep_freed_memory
 from distributed.rank_names import host_name, name_ranks
@@ -29,8 +30,7 @@ def choose_device(local_rank: int, local_world: int) -> torch.device:
         return device
     keep_freed_memory()
     # torchrun sets OMP_NUM_THREADS=1; give each process its share of the cores instead.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    torch.set_num_threads(max(1, cores // local_world))
+    torch.set_num_threads(max(1, available_cores() // local_world))
     return torch.device("cpu")
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
-from configs.loading.config_file import parse_dict
-from configs.loading.names import check_fields
+from configs.load import check_fields, parse_dict
 from data.chat_settings import read_chat_settings
 from data.encoding import ExampleEncoder
 from data.examples import read_examples

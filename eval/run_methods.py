@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.durable_files import write_durably
 from common.errors import UserError
-from configs.loading.config_file import load_config, override
+from configs.load import load_config, override
 from eval.compare_methods import Method, compare_methods, markdown
 from eval.plots import plot_methods
 from eval.results import prepare_output, read_result

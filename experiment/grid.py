@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from common.errors import UserError
 from configs.config import Config
-from configs.loading.config_file import load_config, override
+from configs.load import load_config, override
 
 FOLDER = "runs/sweeps"
 # Keys that a sweep sets itself, or that would give its runs different yardsticks.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs.config import Config
-from configs.loading.config_file import load_config, override
+from configs.load import load_config, override
 
 METHODS = ("full", "lora")  # each with a config and learning rates of its own
 

@@ -51,7 +51,7 @@ from torch.distributed.tensor import DTensor
 from common.dtypes import DTYPES
 from common.durable_files import publish, start_directory
 from common.errors import UserError
-from common.permutation import permuted
+from common.random_bits import permuted
 from configs.config import EWC
 from data.batches import MicroBatch, collate
 from data.dealing import Dealer

@@ -24,7 +24,7 @@ from common.command_line import add_number, new_parser
 from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
-from configs.loading.checks import FORMATS
+from configs.load import FORMATS
 from data.regulator.answer_grammar import LETTER, answer_grammar
 from distributed.process_group import read_on_first, start_process_group
 from eval.evaluate_examples import evaluate_examples

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import UserError
-from configs.loading.config_file import load_config, override
+from configs.load import load_config, override
 from tools.launched import Launch, kill, torchrun
 
 PATIENCE = 90.0  # seconds in which the other processes must end after one was killed

@@ -30,9 +30,7 @@ from common.dtypes import DTYPES, has_native_bf16
 from common.durable_files import check_can_write, write_json
 from common.errors import UserError
 from configs.config import Config, as_dict
-from configs.loading.checks import check_world
-from configs.loading.command_line import read_command_line
-from configs.loading.config_file import override
+from configs.load import check_world, override, read_command_line
 from distributed.agreement import library_versions
 from distributed.disks import NotShared, torchrun_grace
 from distributed.process_group import (
@@ -165,9 +163,10 @@ def main(description: str | None) -> int:
     begin = time.monotonic()
     world_size, local_world = world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
-    command = read_command_line(description, world_size, print if is_first else lambda text: None, add_options)
-    config, options = command.config, command.options
-    assert options is not None
+    config, options = read_command_line(description, world_size, print if is_first else lambda text: None, add_options)
+    command = [options.config, *options.overrides]  # gives this config again
+    if options.deepspeed:
+        command += ["--deepspeed", options.deepspeed]
     check_world(config, world_size, local_world)
     whole = read_model_config(config.model.path, key="model.path").num_hidden_layers
     if options.layers is not None and not 1 <= options.layers < whole:
@@ -183,7 +182,7 @@ def main(description: str | None) -> int:
             if ranks.rank == 0:
                 print(text, flush=True)
 
-        check = Check(config, options.train.resolve(), command.arguments, ranks, say)
+        check = Check(config, options.train.resolve(), tuple(command), ranks, say)
         results = all_checks(check, options.layers)
         seconds = time.monotonic() - begin
         for line in report_lines(results, seconds):
@@ -191,7 +190,7 @@ def main(description: str | None) -> int:
         code = int(any(result.status == FAILS for result in results))
         if options.json and ranks.rank == 0:
             content = {
-                "command": list(command.arguments),
+                "command": command,
                 "exit_code": code,
                 "seconds": round(seconds, 1),
                 "results": [vars(result) for result in results],

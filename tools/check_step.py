@@ -30,7 +30,7 @@ from common.dtypes import DTYPES, dtype_name, has_native_bf16
 from common.durable_files import write_json
 from common.errors import UserError, run_script
 from configs.config import Config
-from configs.loading.command_line import read_command_line
+from configs.load import read_command_line
 from data.batches import collate
 from data.examples import Documents
 from distributed.device import choose_device
@@ -66,7 +66,7 @@ def main() -> int:
     sys.argv = [sys.argv[0], *rest]
     keep_freed_memory()
     transformers_logging.disable_progress_bar()
-    config = read_command_line(__doc__, options.world_size, lambda text: None).config
+    config, _ = read_command_line(__doc__, options.world_size, lambda text: None)
     if options.model:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=options.model))
     config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, dropout=0.0))  # as the runs of the check

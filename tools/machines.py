@@ -1,10 +1,10 @@
 """Named machines: GPUs with the figures of their data sheets, networks, and clusters of them."""
 
 import difflib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from common.cores import available_cores
 from common.errors import UserError
 from model.flops import CUDA_BF16_PEAKS
 
@@ -194,7 +194,7 @@ def cpu_cluster(processes: int, peak_flops: float, memory: int, cores: int | Non
     peak_flops: measured FLOP/s of large matrix products in the compute dtype, of all processes together (`model.flops`).
     memory: bytes of the machine. cores: that the processes share; None: those that this process may use.
     """
-    cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = cores or available_cores()
     device = Device(
         name="CPU",
         kind="cpu",

@@ -27,8 +27,7 @@ from transformers import LlamaConfig, PretrainedConfig
 from common.dtypes import DTYPES, has_native_bf16
 from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
-from configs.loading.checks import check_world
-from configs.loading.config_file import override
+from configs.load import check_world, override
 from data.dealing import Dealer, balance
 from data.files import check_paths_exist
 from data.tokens import load_tokenizer
@@ -557,7 +556,7 @@ def plan_setting(subject: Subject, config: Config) -> Plan:
 
 
 def _is_accepted(config: Config, rows: int, cluster: Cluster) -> bool:
-    """Whether a run starts with this micro-batch (configs.loading.checks.check_world): without packing a step fills all."""
+    """Whether a run starts with this micro-batch (configs.load.check_world): without packing a step fills all."""
     examples = config.batch.global_examples
     return config.data.packing or examples is None or examples % (rows * cluster.devices) == 0
 

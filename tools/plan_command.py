@@ -10,8 +10,8 @@ from typing import Any
 
 from common.durable_files import check_can_write, write_json
 from common.errors import UserError
-from configs.loading.config_file import load_config, override
-from configs.loading.deepspeed import from_deepspeed
+from configs.deepspeed import from_deepspeed
+from configs.load import load_config, override
 from distributed.process_group import world_size_from_environment
 from tools.machines import GIB, GPU_NAMES, NETWORKS
 from tools.plan import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Config
-from configs.loading.watching import is_of_answers, parse_best_by
+from configs.load import is_of_answers, parse_best_by
 from data.examples import Documents
 from data.files import expand, read_file
 from data.held_out import content_hash, is_held_out

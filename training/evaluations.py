@@ -8,7 +8,7 @@ from torch import nn
 
 from common.errors import UserError
 from configs.config import Config
-from configs.loading.watching import is_of_answers, parse_best_by
+from configs.load import is_of_answers, parse_best_by
 from data.sources import Corpus
 from distributed.checkpoint import load_checkpoint
 from distributed.checkpoint_directory import check_whole, checkpoint_name

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from configs.config import Config, Data
-from configs.loading.config_file import load_config
+from configs.load import load_config
 from data.dealing import one_per_token
 from data.encoding import ExampleEncoder
 from data.files import expand, read_file

@@ -12,8 +12,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.dtypes import DTYPES, has_native_bf16
 from common.errors import UserError
 from configs.config import Config
-from configs.loading.checks import check_world
-from configs.loading.command_line import read_command_line
+from configs.load import check_world, read_command_line
 from distributed.agreement import check_agreement, library_versions
 from distributed.checkpoint import checkpoint_tensors, stored_bytes
 from distributed.disks import check_room_for_run, measure_write_speed, save_line, torchrun_grace
@@ -44,7 +43,7 @@ def read_config(documentation: str | None) -> Config:
     keep_freed_memory()  # before tokenising starts threads
     world_size, ranks_per_node = world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
-    config = read_command_line(documentation, world_size, print if is_first else lambda text: None).config
+    config, _ = read_command_line(documentation, world_size, print if is_first else lambda text: None)
     check_sinks(config.run.log_to if is_first else ())
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)
@@ -92,8 +91,8 @@ def source_digest() -> str:
     """SHA-256 of the code that trains: train.py and its packages. Nodes may hold checkouts of different commits."""
     digest = hashlib.sha256()
     # Configs of runs may differ; what they say is compared.
-    folders = ("common", "configs/loading", "data", "distributed", "eval", "model", "training")
-    files = [ROOT / "train.py", ROOT / "configs" / "config.py"]
+    folders = ("common", "data", "distributed", "eval", "model", "training")
+    files = [ROOT / "train.py", ROOT / "configs" / "config.py", ROOT / "configs" / "load.py"]
     for path in [*files, *(file for name in folders for file in sorted((ROOT / name).rglob("*.py")))]:
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.permutation import permuted
+from common.random_bits import permuted
 
 
 @settings(max_examples=80, deadline=None)

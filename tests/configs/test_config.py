@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from configs.loading.checks import check_world
-from configs.loading.config_file import load_config
+from configs.load import check_world, load_config
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from train import learning_rate
@@ -59,7 +58,15 @@ def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
     [
         ("optimizer.lerning_rate=1", "unknown key optimizer.lerning_rate; did you mean optimizer.learning_rate"),
         ("optimiser.epochs=1", "did you mean optimizer.epochs"),
-        ("epochs=1", "is not an override"),
+        ("epochs", "is not an override"),
+        ("epochs=1", "unknown key epochs; did you mean optimizer.epochs?"),
+        ("lr=1", "unknown key lr; did you mean optimizer.learning_rate?"),
+        ("optimizer.lr=1", "unknown key optimizer.lr; did you mean optimizer.learning_rate?"),
+        ("batch_size=8", "unknown key batch_size; did you mean batch.global_examples?"),
+        ("model.rope_factor=0", "model.rope_factor must be above 0"),
+        ("data.chat_date=", "data.chat_date must be a date like 2026-01-31, not ''"),
+        ("run.timeout_minutes=20000", "run.timeout_minutes must be above 0 and at most 10080 (a week), not 20000"),
+        ("lora.dropout=0.1", "lora.dropout applies to LoRA only; set lora.rank above 0"),
         ("optimizer.epochs=2.5", "optimizer.epochs must be an integer, not '2.5'"),
         ("optimizer.epochs=0", "optimizer.epochs must be above 0"),
         ("optimizer.learning_rate=fast", "must be a number"),
@@ -91,6 +98,7 @@ def test_a_wrong_override_is_a_one_line_error(good, override, words) -> None:
     "change, words",
     [
         (("Run(", "Run(nmae="), "Run has no key 'nmae'; did you mean name?"),
+        (("Optimizer(", "Optimizer(lr="), "Optimizer has no key 'lr'; did you mean learning_rate?"),
         (('Data(("a.jsonl",))', 'Data("a.jsonl")'), "data.train must be a tuple of strings, not 'a.jsonl'"),
         (("Optimizer(1e-4)", "Optimizer()"), "Optimizer needs a value for 'learning_rate'"),
         (("config = ", "konfig = "), "does not end with `config = Config(...)`"),

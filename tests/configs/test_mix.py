@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Source
-from configs.loading.config_file import load_config, override
+from configs.load import load_config, override
 from training.description import schedule_warnings
 
 BASE = Config(Model("m"), Data(("a.jsonl",)), Batch(global_examples=4), Optimizer(1e-5), Run("r"))

@@ -6,8 +6,7 @@ import random
 import pytest
 
 from common.errors import UserError
-from configs.loading.checks import FORMATS
-from configs.loading.names import EXAMPLE_FIELDS
+from configs.load import EXAMPLE_FIELDS, FORMATS
 from data.formats import OPTIONAL, REQUIRED, Reading, canonical_example, example_text, kind_of
 
 USER, ANSWER = {"role": "user", "content": "LCR?"}, {"role": "assistant", "content": "97.3%"}

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.errors import UserError
 from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run
-from configs.loading.checks import check_config
+from configs.load import check_config
 from data.batches import collate
 from model.architectures import read_model_config
 from model.build import build_to_train

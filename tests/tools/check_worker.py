@@ -143,7 +143,7 @@ def parts(plan_file: Path, plan: dict) -> int:
     """Do the parts one after the other in one process group; write what each has found."""
     import torch
 
-    from configs.loading.config_file import load_config
+    from configs.load import load_config
     from distributed.process_group import process_group
     from tools.check import Check
 

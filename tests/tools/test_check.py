@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from configs.config import Config
-from configs.loading.config_file import load_config
+from configs.load import load_config
 from tests.processes import ROOT, run_ranks
 from tests.tiny import write_chat_file, write_tiny_model
 from tests.tools.check_faults import write_train

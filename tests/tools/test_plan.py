@@ -12,8 +12,7 @@ import pytest
 from transformers import LlamaConfig
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
-from configs.loading.checks import check_config, check_world
-from configs.loading.config_file import override
+from configs.load import check_config, check_world, override
 from data.batches import collate, plan_training
 from data.dealing import Dealer, balance
 from data.sources import as_corpus

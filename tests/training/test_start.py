@@ -8,7 +8,7 @@ import training.start
 from common.errors import UserError
 from training.start import check_resume, generation_config_digest, source_digest
 
-FILES = ("train.py", "configs/config.py", "configs/loading/checks.py", "model/ewc/fisher.py")
+FILES = ("train.py", "configs/config.py", "configs/load.py", "model/ewc/fisher.py")
 
 
 def test_the_digest_sees_the_code_that_trains_and_no_run_config(tmp_path, monkeypatch) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from configs.config import EWC, Batch, Config, Data, Model, Optimizer, Run
-from configs.loading.config_file import override
+from configs.load import override
 from model.architectures import first_new_row
 from model.ewc import load_anchor, save_anchor, start_penalty
 from model.language_model import parameter_names

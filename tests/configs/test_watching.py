@@ -4,8 +4,7 @@ import pytest
 
 from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
-from configs.loading.config_file import override
-from configs.loading.watching import parse_best_by
+from configs.load import override, parse_best_by
 
 CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
 VALIDATED = "data.validation=v"

@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import UserError
-from configs.loading.config_file import load_config
+from configs.load import load_config
 
 GOOD = """from configs.config import *
 config = Config(
