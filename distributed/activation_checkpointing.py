@@ -4,7 +4,10 @@ https://docs.pytorch.org/docs/stable/checkpoint.html
 """
 
 import functools
-from collections.abc import Callable
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ _EXPENSIVE = (
     "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention",
     "torch_attn::_varlen_attn",
+    "packed::attention",  # attention in compiled code without the varlen kernel (model/packed_attention.py)
 )
 
 
@@ -29,7 +33,8 @@ def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
     """Checkpoint each of `layers`, in place.
 
     `full` keeps only the layer's input. `selective` also keeps the outputs of matrix products and of kernels of
-    attention, so only cheap operations are recomputed. `offload` is `full` with the kept inputs in host memory. `none` changes nothing.
+    attention, so only cheap operations are recomputed. `offload` is `full`, and `keep_inputs_on_host` does the rest. `none`
+    changes nothing.
 
     This wraps the layer's forward instead of the layer, so parameter names do not change and FSDP's hooks stay outside.
     """
@@ -40,8 +45,7 @@ def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
     if mode == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_expensive)
     for layer in layers:
-        wrapped = functools.partial(checkpoint, layer.forward, **options)
-        layer.forward = functools.partial(_inputs_on_host, wrapped) if mode == "offload" else wrapped
+        layer.forward = functools.partial(checkpoint, layer.forward, **options)
 
 
 def _keep_expensive(
@@ -51,20 +55,96 @@ def _keep_expensive(
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _inputs_on_host(forward: Callable, *arguments: object, **options: object) -> object:
-    """As torch.autograd.graph.save_on_cpu, whose copies to the host make it wait for the device in torch 2.11."""
-    with torch.autograd.graph.saved_tensors_hooks(_to_host, _to_device):
-        return forward(*arguments, **options)
+def keep_inputs_on_host(layers: list[nn.Module]) -> None:
+    """Keep the input of each of `layers`, which are checkpointed and run on a GPU, in pinned host memory, in place.
+
+    The forward inside may be compiled.
+    """
+    host = _Host()
+    for layer in layers:
+        layer.forward = functools.partial(_with_input_on, host, layer.forward)
 
 
-def _to_host(tensor: torch.Tensor) -> tuple[torch.device, torch.Tensor]:
-    """The copy runs in the stream of the forward, before that of `_to_device`; only the device reads it."""
-    if not tensor.is_cuda:
-        return tensor.device, tensor
-    held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return tensor.device, held.copy_(tensor, non_blocking=True)
+def _with_input_on(
+    host: "_Host", forward: Callable, hidden: torch.Tensor, *arguments: object, **options: object
+) -> object:
+    storage = hidden.untyped_storage().data_ptr()  # the hooks live until backward, and must not hold the input itself
+
+    def pack(tensor: torch.Tensor) -> "torch.Tensor | _Kept":  # compiled code keeps weights and RoPE in the same way
+        return host.keep(tensor) if tensor.untyped_storage().data_ptr() == storage else tensor
+
+    def unpack(kept: "torch.Tensor | _Kept") -> torch.Tensor:
+        return kept if isinstance(kept, torch.Tensor) else host.fetch(kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return forward(hidden, *arguments, **options)
 
 
-def _to_device(saved: tuple[torch.device, torch.Tensor]) -> torch.Tensor:
-    device, held = saved
-    return held.to(device, non_blocking=True)
+class _Kept:
+    """A layer's input, in host memory and, around its copies to and from there, on the device.
+
+    copied: when the last copy is complete.
+    """
+
+    def __init__(self, on_device: torch.Tensor) -> None:
+        self.on_host = torch.empty(on_device.shape, dtype=on_device.dtype, pin_memory=True)
+        self.on_device: torch.Tensor | None = on_device
+        self.device = on_device.device
+        self.copied = torch.cuda.Event()
+
+
+class _Host:
+    """Copies the layers' inputs to the host and back in a stream of its own, while the device computes.
+
+    In forward the copy of an input begins with its layer, and its memory is free when the layer after the next begins. In
+    backward the copy of an input begins with the layer that comes before its own there. So the device holds two inputs.
+    The allocator frees memory in the order of the compute stream, which therefore waits for a copy before its tensor goes,
+    and the copies begin after everything that the compute stream had to do with their memory.
+    """
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None  # made with the first input: a stream starts CUDA
+        self._leaving: deque[_Kept] = deque()  # their inputs are still on the device
+        # In the order of forward. Those of a forward without backward are dead.
+        self._kept: list[weakref.ref[_Kept]] = []
+
+    def keep(self, tensor: torch.Tensor) -> _Kept:
+        """Begin the copy to the host."""
+        while len(self._leaving) > 1:
+            self._release(self._leaving.popleft())
+        kept = _Kept(tensor)
+        with self._copying(kept):
+            kept.on_host.copy_(tensor, non_blocking=True)
+        self._leaving.append(kept)
+        self._kept.append(weakref.ref(kept))
+        return kept
+
+    def fetch(self, kept: _Kept) -> torch.Tensor:
+        """The input on the device again; the copy of the one before it in forward begins."""
+        while self._kept and self._kept.pop()() is not kept:
+            pass
+        tensor = self._bring(kept)
+        self._release(kept)
+        before = self._kept[-1]() if self._kept else None
+        if before:
+            self._bring(before)
+        return tensor
+
+    def _bring(self, kept: _Kept) -> torch.Tensor:
+        if kept.on_device is None:
+            kept.on_device = torch.empty(kept.on_host.shape, dtype=kept.on_host.dtype, device=kept.device)
+            with self._copying(kept):
+                kept.on_device.copy_(kept.on_host, non_blocking=True)
+        return kept.on_device
+
+    def _release(self, kept: _Kept) -> None:
+        torch.cuda.current_stream().wait_event(kept.copied)
+        kept.on_device = None
+
+    @contextmanager
+    def _copying(self, kept: _Kept) -> Iterator[None]:
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
+            kept.copied.record(self._stream)

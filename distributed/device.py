@@ -1,11 +1,17 @@
 """The device of this process, and the line that says what all ranks run on."""
 
+import importlib.util
 import os
 import platform
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.attention import (
+    activate_flash_attention_impl,
+    current_flash_attention_impl,
+    list_flash_attention_impls,
+)
 
 from common.cores import available_cores
 from common.errors import UserError
@@ -25,13 +31,26 @@ def choose_device(local_rank: int, local_world: int) -> torch.device:
             f"--nproc_per_node={count}, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
         )
     if count:
+        if "PYTORCH_ALLOC_CONF" not in os.environ:  # read when CUDA starts; no two micro-batches have the same lengths
+            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+        _use_flash_attention_3(device)
         return device
     keep_freed_memory()
     # torchrun sets OMP_NUM_THREADS=1; give each process its share of the cores instead.
     torch.set_num_threads(max(1, available_cores() // local_world))
     return torch.device("cpu")
+
+
+def _use_flash_attention_3(device: torch.device) -> None:
+    """Let torch's attention run FlashAttention 3, on Hopper, where its package is installed and torch knows it.
+
+    https://docs.pytorch.org/docs/stable/nn.attention.html
+    """
+    is_installed = importlib.util.find_spec("flash_attn_interface") is not None
+    if is_installed and "FA3" in list_flash_attention_impls() and torch.cuda.get_device_capability(device)[0] == 9:
+        activate_flash_attention_impl("FA3")
 
 
 def describe_devices(device: torch.device, world_size: int, group: dist.ProcessGroup) -> str:
@@ -62,7 +81,8 @@ def devices_line(gathered: list[tuple[tuple[str, str], str, str]]) -> str:
 def device_name(device: torch.device) -> str:
     """The GPU's name, or "CPU (its model, its threads per rank)"."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        kernel = current_flash_attention_impl()
+        return torch.cuda.get_device_name(device) + (f" with {kernel}" if kernel else "")
     threads = torch.get_num_threads()
     return f"CPU ({_processor()}, {threads} thread{'s' if threads > 1 else ''} each)"
 

@@ -116,7 +116,15 @@ def _start(device: torch.device, store: dist.Store | None, timeout_minutes: floa
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
     rank, world_size = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if store else (0, 1)
-    dist.init_process_group(backend, store=store or dist.HashStore(), rank=rank, world_size=world_size, timeout=timeout)
+    dist.init_process_group(
+        backend,
+        store=store or dist.HashStore(),
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        # NCCL connects now, and not in the first collective: a rank that cannot is found before anything is read.
+        device_id=device if device.type == "cuda" else None,
+    )
     flags = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(flags, dist.ProcessGroup)  # an int on processes outside of the group, and there is none
     return Ranks(rank, world_size, int(os.environ.get("LOCAL_RANK", 0)), device, flags, watch)

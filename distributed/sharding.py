@@ -4,6 +4,7 @@ https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,8 @@ from torch.distributed.tensor import DTensor, Shard
 from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Model, Sharding
-from distributed.activation_checkpointing import checkpoint_activations
+from distributed.activation_checkpointing import checkpoint_activations, keep_inputs_on_host
+from distributed.compiled_layers import compile_layers
 
 PIECE_ROWS = 4096  # of a gradient that is reduced in pieces, over all ranks: in fp32 4096 x 4096 x 4 bytes = 67 MB
 
@@ -55,12 +57,15 @@ def parallelize(
     """Apply activation checkpointing, then compile, then shard, all in place. Parameters may still be on `meta`.
 
     Returns the strategy for `before_micro_batch`.
-    The order matters: compiled code must contain the recomputation, and FSDP's hooks must stay outside of it.
+    The order matters: compiled code must contain the recomputation, and FSDP's hooks must stay outside of it, as must the
+    copies of `offload`, which only a GPU needs.
     """
-    checkpoint_activations(layers[:: model_settings.checkpoint_every], model_settings.activation_checkpointing)
+    checkpointed, mode = layers[:: model_settings.checkpoint_every], model_settings.activation_checkpointing
+    checkpoint_activations(checkpointed, mode)
     if model_settings.compile:
-        for layer in layers:
-            layer.compile()
+        compile_layers(layers)
+    if mode == "offload" and mesh.device_type == "cuda":
+        keep_inputs_on_host(checkpointed)
     shard(model, layers, extra_units, mesh, compute_dtype, sharding)
     return gathering_strategy(sharding, mesh)
 
@@ -120,7 +125,13 @@ def shard(
         if isinstance(unit, nn.Embedding):
             sharded.set_unshard_in_backward(False)  # its gradient is a sum of rows and needs no weights
     # The root holds a tied head, which the loss needs after the model's forward, and the norm: backward begins with them.
-    fully_shard(model, reshard_after_forward=False, **options)
+    root = fully_shard(model, reshard_after_forward=False, **options)
+    if mesh.device_type == "cuda":
+        # The host asks for the weights of the next unit as soon as it asks for those of this one, and so does not depend on how
+        # fast it runs through a layer. FSDP does the same in backward by itself. gloo would only compete for the processor.
+        order = [root, *extra_units[:1], *layers, *extra_units[1:]]
+        for unit, following in itertools.pairwise(order):
+            unit.set_modules_to_forward_prefetch([following])
     if mesh.size() > 1:  # a single rank does not divide, and the switch would cost a copy of every gradient
         sum_gradients(model)
     elif mesh.device_type == "cpu":

@@ -7,7 +7,10 @@ document alone. The sliding window of a layer also comes from transformers: a wi
 W - 1 tokens before it.
 """
 
+import functools
 import inspect
+from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -16,7 +19,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-from model.product_attention import product_attention
+from model.product_attention import product_attention, product_gradients
 
 NAME = "packed"
 CHUNK_QUERIES = 512  # scores of one chunk: heads x 512 x keys
@@ -24,19 +27,20 @@ _VARLEN_SUPPORTS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 class DocumentLengths:
-    """The boundaries of the documents in a row, as an object that is opaque to torch.compile.
+    """The boundaries of the documents in a row.
 
     lengths: in tokens. cu_seq_lens: int32 `(documents + 1)`, on the device. kernels: cuda | cpu, whose kernels run; None:
     those of the queries' device (a simulation of a GPU on fake CPU tensors names them).
-    If a layer had a tuple as argument, torch.compile would guard on its length and recompile the layer for every new
-    number of documents. Not a frozen dataclass, because torch 2.11 reads and guards all fields of one.
+    Compiled code reads `longest`, `cu_seq_lens` and `ends`, which is the same on the host, but not the tuple: torch.compile
+    would guard on its length and compile a layer again for every new number of documents. Not a frozen dataclass, because
+    torch 2.11 reads and guards all fields of one.
     """
 
     def __init__(self, lengths: tuple[int, ...], cu_seq_lens: torch.Tensor, kernels: str | None = None) -> None:
         self.lengths, self.cu_seq_lens, self.kernels = lengths, cu_seq_lens, kernels
+        self.longest, self.ends = max(lengths), torch.tensor([0, *accumulate(lengths)])
 
 
-@torch.compiler.disable  # document lengths differ in every micro-batch, so it would be recompiled every time
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -59,23 +63,108 @@ def packed_attention(
     scaled_dot_product_attention for each document, or for chunks of its queries.
     No kernel in torch supports a softcap. With a softcap the scores are plain matrix products for chunks of queries,
     recomputed in backward, which is slow but needs the memory of one chunk only.
+    torch.compile sees a single operator: torch's own of the varlen kernel, `packed::attention` for everything else.
     """
     if attention_mask is not None or kwargs.get("s_aux") is not None or kwargs.get("dropout"):
         raise ValueError("packed attention does not support attention masks, attention sinks or dropout")
     kernels = documents.kernels or query.device.type
     if kernels == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
-        return _varlen(query, key, value, documents.cu_seq_lens, max(documents.lengths), scaling, sliding_window), None
-    window = sliding_window or max(documents.lengths)
-    by_products = kernels == "cpu" and query.dtype == torch.bfloat16 and softcap is None
-    if by_products and max(documents.lengths) <= window:
-        return product_attention(query, key, value, documents.lengths, scaling), None
+        return _varlen(query, key, value, documents.cu_seq_lens, documents.longest, scaling, sliding_window), None
+    if torch.compiler.is_compiling():
+        return _attention_operator(query, key, value, documents.ends, scaling, sliding_window, softcap), None
+    return _documents(query, key, value, documents.lengths, kernels, scaling, sliding_window, softcap), None
+
+
+def _documents(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: tuple[int, ...],
+    kernels: str,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    by_products = _up_to_products(query, kernels, window, softcap)
+    if max(lengths) <= by_products:
+        return product_attention(query, key, value, lengths, scaling)
     outputs = [
         product_attention(q, k, v, (q.shape[2],), scaling)
-        if by_products and q.shape[2] <= window
-        else _document(q, k, v, kernels, scaling, sliding_window, softcap)
-        for q, k, v in zip(*(x.split(documents.lengths, dim=2) for x in (query, key, value)), strict=True)
+        if q.shape[2] <= by_products
+        else _document(q, k, v, kernels, scaling, window, softcap)
+        for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     ]
-    return torch.cat(outputs, dim=1), None
+    return torch.cat(outputs, dim=1)
+
+
+def _up_to_products(query: torch.Tensor, kernels: str, window: int | None, softcap: float | None) -> int:
+    """Up to how many tokens of a document its attention is computed by model/product_attention.py."""
+    return (window or query.shape[2]) if kernels == "cpu" and query.dtype == torch.bfloat16 and softcap is None else 0
+
+
+@torch.library.custom_op("packed::attention", mutates_args=())
+def _attention_operator(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends: torch.Tensor,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """`_documents` for compiled code. The operator keeps its arguments for backward, and nothing else."""
+    with torch.no_grad():
+        lengths, kernels = tuple(ends.diff().tolist()), query.device.type
+        return _documents(query, key, value, lengths, kernels, scaling, window, softcap).contiguous()
+
+
+@_attention_operator.register_fake
+def _(query, key, value, ends, scaling, window, softcap) -> torch.Tensor:  # noqa: ANN001
+    return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+
+
+@torch.library.custom_op("packed::attention_backward", mutates_args=())
+def _attention_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends: torch.Tensor,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of query, key and value. Autograd is off inside of an operator, hence `torch.func.vjp`."""
+    lengths, kernels = tuple(ends.diff().tolist()), query.device.type
+    by_products = _up_to_products(query, kernels, window, softcap)
+    if max(lengths) <= by_products:
+        found = [product_gradients(grad, query, key, value, lengths, scaling)]
+    else:
+        documents = zip(*(x.split(lengths, dim=2) for x in (grad.transpose(1, 2), query, key, value)), strict=True)
+        found = [
+            product_gradients(g.transpose(1, 2), q, k, v, (q.shape[2],), scaling)
+            if q.shape[2] <= by_products
+            else _document_gradients(g.transpose(1, 2), q, k, v, kernels, scaling, window, softcap)
+            for g, q, k, v in documents
+        ]
+    of_query, of_key, of_value = (torch.cat(parts, dim=2).contiguous() for parts in zip(*found, strict=True))
+    return of_query, of_key, of_value
+
+
+@_attention_backward.register_fake
+def _(grad, query, key, value, ends, scaling, window, softcap) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # noqa: ANN001
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _keep_arguments(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
+
+
+_attention_operator.register_autograd(
+    lambda ctx, grad: (*_attention_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None),
+    setup_context=_keep_arguments,
+)
 
 
 def _document(
@@ -91,26 +180,62 @@ def _document(
     length, dtype = q.shape[2], q.dtype
     if kernels == "cpu":  # in bf16, the backward of torch's CPU kernel takes up to 3 times as long as in fp32
         q, k, v = q.float(), k.float(), v.float()
-    window = window or length
-    if softcap is None and length <= window:
-        grouped = q.shape[1] != k.shape[1]
-        output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        return output.transpose(1, 2).to(dtype)
-    chunks = []
+    if softcap is None and length <= (window or length):
+        return _whole(q, k, v, scaling).transpose(1, 2).to(dtype)
+    # Without checkpointing, autograd would keep the scores of all chunks, which is the full score matrix.
+    chunks = [
+        checkpoint(chunk, q[:, :, queries], k[:, :, keys], v[:, :, keys], use_reentrant=False, preserve_rng_state=False)
+        for queries, keys, chunk in _chunks(length, scaling, window, softcap)
+    ]
+    return torch.cat(chunks, dim=2).transpose(1, 2).to(dtype)
+
+
+def _document_gradients(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kernels: str,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of query, key and value, as autograd computes them for `_document`, chunk by chunk. Sums over chunks are fp32."""
+    length, dtype = q.shape[2], q.dtype
+    if kernels == "cpu":
+        q, k, v = q.float(), k.float(), v.float()
+    if softcap is None and length <= (window or length):
+        chunks = [(slice(None), slice(None), functools.partial(_whole, scaling=scaling))]
+    else:
+        chunks = _chunks(length, scaling, window, softcap)
+    grad = grad.transpose(1, 2).to(q.dtype)
+    grad_q = torch.empty_like(q)
+    grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k, v))
+    for queries, keys, chunk in chunks:
+        arguments = q[:, :, queries], k[:, :, keys], v[:, :, keys]
+        of_queries, of_keys, of_values = torch.func.vjp(chunk, *arguments)[1](grad[:, :, queries])
+        grad_q[:, :, queries] = of_queries
+        grad_k[:, :, keys] += of_keys
+        grad_v[:, :, keys] += of_values
+    return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
+
+
+def _whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+
+
+def _chunks(
+    length: int, scaling: float, window: int | None, softcap: float | None
+) -> list[tuple[slice, slice, Callable[..., torch.Tensor]]]:
+    """(queries, the keys that they attend to, `_chunk` for them) of a document of `length` tokens."""
+    chunks, window = [], window or length
     for start in range(0, length, CHUNK_QUERIES):
         end = min(length, start + CHUNK_QUERIES)
         first = max(0, start - window + 1)  # no query of the chunk attends to keys before it
-        # Without checkpointing, autograd would keep the scores of all chunks, which is the full score matrix.
-        chunks.append(
-            checkpoint(
-                _chunk,
-                *(q[:, :, start:end], k[:, :, first:end], v[:, :, first:end]),
-                *(start - first, scaling, window, softcap),
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-        )
-    return torch.cat(chunks, dim=2).transpose(1, 2).to(dtype)
+        chunk = functools.partial(_chunk, offset=start - first, scaling=scaling, window=window, softcap=softcap)
+        chunks.append((slice(start, end), slice(first, end), chunk))
+    return chunks
 
 
 def _chunk(q, k, v, offset, scaling, window, softcap) -> torch.Tensor:  # noqa: ANN001
@@ -139,8 +264,7 @@ def _varlen(query, key, value, cu_seq_lens, longest, scaling, window) -> torch.T
         options = {}
         repeats = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    # (keys to the left, keys to the right) besides the token itself; -1: no limit
-    window_size = (window - 1 if window and window < longest else -1, 0)
+    window_size = (window - 1 if window else -1, 0)  # keys to the left and right of the token itself; -1: no limit
     output = varlen_attn(
         q, k, v, cu_seq_lens, cu_seq_lens, longest, longest, scale=scaling, window_size=window_size, **options
     )

@@ -8,6 +8,8 @@ and 4) scores and softmax are fp32, and the probabilities are rounded to the dty
 docs/performance.md has the times.
 """
 
+from collections.abc import Iterator
+
 import torch
 
 BLOCK = 128  # queries
@@ -26,6 +28,19 @@ def product_attention(
     The result of a document does not depend on the others, to the bit.
     """
     return _ProductAttention.apply(query, key, value, lengths, scaling)  # pyright: ignore[reportReturnType]
+
+
+def product_gradients(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: tuple[int, ...],
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of query, key and value by that of the result of `product_attention`; keeps no probabilities."""
+    q, k, v = query[0], key[0].contiguous(), value[0].contiguous()
+    return _gradients(grad, q, k, v, None, lengths, scaling)
 
 
 def _blocks(lengths: tuple[int, ...]) -> list[tuple[int, int, int, bool]]:
@@ -81,25 +96,38 @@ class _ProductAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):  # noqa: ANN001, ANN205
-        """The gradients of query, key and value. Those of key and value are sums over blocks, in fp32."""
+        """The gradients of query, key and value."""
         q, k, v, *kept = ctx.saved_tensors
-        kv_heads, dtype, kept = len(k), q.dtype, iter(kept)
-        grad = grad_output[0].transpose(0, 1)
-        scaled, k32, mask = q.float().mul_(ctx.scaling), k.float(), _mask(ctx.lengths)
-        grad_q = torch.empty((q.shape[1], *q.shape[::2]), dtype=dtype)
-        grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32) for x in (k, v))
-        for first, start, end, keeps in _blocks(ctx.lengths):
-            seen, block = slice(first, end), slice(start, end)
-            p = next(kept) if keeps else _probabilities(scaled[:, block], k32[:, seen], mask, dtype)
-            rows, grad_rows = (_grouped(x[:, block], kv_heads) for x in (q, grad))
-            grad_p, p32 = torch.bmm(grad_rows, v[:, seen].transpose(1, 2)).float(), p.float()
-            # The mean gradient of a row, from the same rounded numbers as the row itself: where one key has nearly all of
-            # the probability (an attention sink), the difference is small and would otherwise be rounding alone.
-            mean = (p32 * grad_p).sum(-1, keepdim=True).div_(p32.sum(-1, keepdim=True))
-            grad_scores = grad_p.sub_(mean).mul_(p32).to(dtype)
-            product = torch.bmm(grad_scores, k[:, seen]).view(len(q), end - start, -1)
-            grad_q[block].copy_(product.transpose(0, 1))
-            grad_k[:, seen] += torch.bmm(grad_scores.transpose(1, 2), rows)
-            grad_v[:, seen] += torch.bmm(p.transpose(1, 2), grad_rows)
-        grad_q = grad_q.mul_(ctx.scaling).transpose(0, 1)
-        return grad_q[None], grad_k.mul_(ctx.scaling).to(dtype)[None], grad_v.to(dtype)[None], None, None
+        return *_gradients(grad_output, q, k, v, iter(kept), ctx.lengths, ctx.scaling), None, None
+
+
+def _gradients(
+    grad_output: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kept: Iterator[torch.Tensor] | None,
+    lengths: tuple[int, ...],
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Those of key and value are sums over blocks, in fp32. kept: the probabilities of the blocks that keep them."""
+    kv_heads, dtype = len(k), q.dtype
+    grad = grad_output[0].transpose(0, 1)
+    scaled, k32, mask = q.float().mul_(scaling), k.float(), _mask(lengths)
+    grad_q = torch.empty((q.shape[1], *q.shape[::2]), dtype=dtype)
+    grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32) for x in (k, v))
+    for first, start, end, keeps in _blocks(lengths):
+        seen, block = slice(first, end), slice(start, end)
+        p = next(kept) if keeps and kept else _probabilities(scaled[:, block], k32[:, seen], mask, dtype)
+        rows, grad_rows = (_grouped(x[:, block], kv_heads) for x in (q, grad))
+        grad_p, p32 = torch.bmm(grad_rows, v[:, seen].transpose(1, 2)).float(), p.float()
+        # The mean gradient of a row, from the same rounded numbers as the row itself: where one key has nearly all of
+        # the probability (an attention sink), the difference is small and would otherwise be rounding alone.
+        mean = (p32 * grad_p).sum(-1, keepdim=True).div_(p32.sum(-1, keepdim=True))
+        grad_scores = grad_p.sub_(mean).mul_(p32).to(dtype)
+        product = torch.bmm(grad_scores, k[:, seen]).view(len(q), end - start, -1)
+        grad_q[block].copy_(product.transpose(0, 1))
+        grad_k[:, seen] += torch.bmm(grad_scores.transpose(1, 2), rows)
+        grad_v[:, seen] += torch.bmm(p.transpose(1, 2), grad_rows)
+    grad_q = grad_q.mul_(scaling).transpose(0, 1)
+    return grad_q[None], grad_k.mul_(scaling).to(dtype)[None], grad_v.to(dtype)[None]

@@ -56,8 +56,8 @@ def pretend_device() -> Iterator[PretendDevice]:
 
     start = torch.distributed.init_process_group
 
-    def gloo(backend, *args, **kwargs):
-        assert backend == "cpu:gloo,cuda:nccl"
+    def gloo(backend, *args, device_id, **kwargs):
+        assert backend == "cpu:gloo,cuda:nccl" and device_id == device.place
         return start("gloo", *args, **kwargs)
 
     pretended = {

@@ -1,0 +1,30 @@
+"""torch.compile of each decoder layer, around its activation checkpointing and inside of FSDP's hooks."""
+
+import torch
+from torch import nn
+
+from common.errors import UserError
+
+
+def compile_layers(layers: list[nn.Module], backend: str = "inductor") -> None:
+    """Compile the forward of each of `layers`, in place. Layers of one kind share their compiled code.
+
+    The compiler sees the checkpoint itself: torch.utils.checkpoint around compiled code would switch it off below. Each layer
+    is one graph (an error says what cannot be one), and lengths are symbols, so that other micro-batches use the same code.
+    The first forward raises UserError where torch.compile has left a layer to Python, for example because
+    TORCH_COMPILE_DISABLE is set.
+    """
+    for layer in layers:
+        layer.forward = torch.compile(_only_compiled(layer.forward), fullgraph=True, dynamic=True, backend=backend)
+
+
+def _only_compiled(forward):  # noqa: ANN001, ANN202
+    def compiled_forward(*arguments: object, **options: object) -> object:
+        if not torch.compiler.is_compiling():  # True while the compiler reads this line: it is not in compiled code
+            raise UserError(
+                "model.compile=True, but torch.compile leaves the layers to Python; unset TORCH_COMPILE_DISABLE and "
+                "TORCHDYNAMO_DISABLE, or set model.compile=False"
+            )
+        return forward(*arguments, **options)
+
+    return compiled_forward
