@@ -29,7 +29,6 @@ begin_imports()
 import gc
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,12 +44,11 @@ from data.batches import MicroBatch, Plan, collate, prefetch
 from data.dealing import Dealer
 from data.sources import MAIN, Corpus, mean_losses
 from data.tokens import load_tokenizer
-from distributed.checkpoint import allocate_state, load_checkpoint
+from distributed.checkpoint import Saver
 from distributed.gradients import bytes_per_parameter, clip_gradients, gradient_norm
 from distributed.host_memory import keep_freed_memory
-from distributed.optimizer import adamw, check_format, check_memory
+from distributed.optimizer import adamw, check_memory, check_optimizer
 from distributed.process_group import Ranks, StopSignal, device_line, process_group, world_size_from_environment
-from distributed.saver import Saver
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
 from eval.forgetting import measure_forgetting, start_forgetting
 from model.architectures import check_model_directory, read_model_config
@@ -243,23 +241,18 @@ def train(
     start.lap("evaluations")
     parameters = trained_parameters(model)
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
-    check_format(optimizer, config.optimizer.memory)
-    allocate_state(model.causal_lm, optimizer)
-    registered = {}
-
-    def register(name: str, thing: Any) -> None:
-        """Keep in every checkpoint what else has a `state_dict()` of tensors, such as an average of the weights."""
-        registered[name] = thing
-
+    check_optimizer(optimizer, parameters, config.optimizer.memory, ranks)
+    run = config.run
+    saver = Saver(checkpoints, parameters, optimizer, ranks, run.keep_last, run.async_save, run.timeout_minutes)
+    # saver.register(name, thing) keeps what else has a state_dict, such as an average of the weights, in every checkpoint.
     if resume_from:
         found += judge_best_again(progress, fresh, checkpoints, parameters, evaluations, ranks)
-        load_checkpoint(resume_from, parameters, optimizer, ranks, registered)
+    found += saver.load(resume_from)
     ranks.watch.at("the last preparations")
     peak.measure(ranks)
     peak_flops = peak.over_all_ranks(ranks)
     lines = describe_run(config, inputs, model, layers, model_config, ranks.world_size, peak, peak_flops)
-    lines += check_disks(config, model, optimizer, model_config, ranks) + found
-    for line in lines + [f"resumed from {resume_from}"] * bool(resume_from):
+    for line in lines + check_disks(config, model, saver.stored_bytes(), model_config, ranks) + found:
         log.say(line)
     start.lap("model")
 
@@ -277,7 +270,6 @@ def train(
     gc.collect()
     gc.freeze()
     gc.disable()
-    saver = Saver(checkpoints, config.run.keep_last, config.run.async_save, config.run.timeout_minutes, ranks)
     meter = Meter(corpus, count_work(model, model_config), peak_flops, ranks.device)
     peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
     stopping = too_many_bad_steps = False
@@ -309,7 +301,7 @@ def train(
                     ranks.watch.at(f"the save of step {progress.step}")
                     log.sync()  # the rows of a saved step are durable
                     with stop.saving():
-                        saver.save(progress.finish_save(), parameters, optimizer, registered)
+                        saver.save(progress.finish_save())
             for times in saver.poll():
                 log.save(times)
         if too_many_bad_steps:
@@ -354,7 +346,7 @@ def train(
         is_finite = math.isfinite(step_loss) and math.isfinite(grad_norm)
         skip = not is_finite or is_spike(progress.norms, grad_norm, config.optimizer.skip_spikes)
         if not skip:
-            clip_gradients(parameters.values(), config.optimizer.max_grad_norm, norm)
+            clip_gradients(parameters.values(), config.optimizer.max_grad_norm, grad_norm)
             optimizer.step()
         if start.is_running:
             start.finish(progress.step + 1, log, ranks)

@@ -24,10 +24,10 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     return sum_over_shards(torch.stack(norms).square().sum(), gradients[0]).sqrt()
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: torch.Tensor) -> None:
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: float) -> None:
     """Scale this rank's gradients so that their global norm is at most `max_norm`. `norm`: `gradient_norm`, finite."""
-    gradients = [local(gradient_of(parameter)) for parameter in parameters]
-    torch._foreach_div_(gradients, (norm / max_norm).clamp(min=1.0).to(gradients[0].device))
+    if norm > max_norm:
+        torch._foreach_mul_([local(gradient_of(parameter)) for parameter in parameters], max_norm / norm)
 
 
 def bytes_per_parameter(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, float]:

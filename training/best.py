@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from common.errors import UserError
-from distributed.checkpoint import load_checkpoint
-from distributed.checkpoint_directory import check_whole, checkpoint_name
+from distributed.checkpoint import load_parameters
+from distributed.checkpoint_directory import checkpoint_name
 from distributed.process_group import Ranks
 from training.criterion import curve_of
 from training.progress import Progress
@@ -41,11 +41,10 @@ def judge_best_again(
     if progress.best_step is not None and evaluate:
         best = checkpoints / checkpoint_name(progress.best_step)
         try:
-            check_whole(best, ranks, "no checkpoint counts as the best now")
+            load_parameters(best, parameters, ranks, "no checkpoint counts as the best now")
         except UserError as error:  # the same on all ranks
             damage = [f"warning: {error}"]
         else:
-            load_checkpoint(best, parameters, None, ranks)
             figures = evaluate()
             if figures is None:
                 return []

@@ -13,11 +13,10 @@ from common.dtypes import dtype_name
 from common.errors import UserError
 from configs.config import Config
 from data.batches import Plan
-from distributed.checkpoint import load_checkpoint
-from distributed.checkpoint_directory import check_whole, checkpoint_name, set_aside_after, weights_digest
+from distributed.checkpoint import Saver, load_parameters
+from distributed.checkpoint_directory import checkpoint_name, set_aside_after, weights_digest
 from distributed.export import export_model
 from distributed.process_group import Ranks, read_on_first
-from distributed.saver import Saver
 from model.language_model import PackedLanguageModel, parameter_names, trained_parameters
 from model.lora import adapters_sum, save_adapter
 from training.criterion import best_in_words, curve_of, is_better
@@ -157,8 +156,8 @@ def export_run(
     record = read_on_first(lambda: export_record(config, progress, model_config, checkpoints), ranks)
     if record["weights"] == "best":
         best = checkpoints / checkpoint_name(record["step"])
-        check_whole(best, ranks, "the best checkpoint cannot be exported: start again with run.export=last")
-        load_checkpoint(best, trained_parameters(model), None, ranks)
+        hint = "the best checkpoint cannot be exported: start again with run.export=last"
+        load_parameters(best, trained_parameters(model), ranks, hint)
 
     def write_rest(folder: Path) -> None:
         write_files(folder, config, model_config, tokenizer)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -171,9 +170,7 @@ def find_progress(
     `resume` is run.resume. Raises UserError if the checkpoint is damaged, was made with another `meaning` than `fresh`, or
     is beyond `total_steps`.
     """
-    begin = time.perf_counter()
     checkpoint, passed_over = find_checkpoint(checkpoints, resume, ranks)
-    seconds = time.perf_counter() - begin
     lines = [f"warning: passed over: {problem}" for problem in passed_over]
     if checkpoint is None:
         export = checkpoints.with_name("export")
@@ -184,8 +181,6 @@ def find_progress(
             )
         return fresh, None, lines
     manifest = read_on_first(lambda: read_manifest(checkpoint), ranks)
-    size = sum(file["size"] for file in manifest["files"].values())
-    lines.append(f"all {size / 2**20:,.0f} MiB of {checkpoint} have their checksum, {seconds:.1f} s")
     try:
         progress = Progress(**manifest["state"])
     except TypeError as error:

@@ -30,7 +30,7 @@ from distributed.process_group import StopSignal, agree_any
 from distributed.sharding import before_micro_batch, local, local_shard, reshard
 from model.ewc.batches import FisherBatches
 from model.label_sampling import draw
-from model.language_model import PackedLanguageModel, parameter_names
+from model.language_model import PackedLanguageModel, trained_parameters
 from model.loss import chunked
 
 REPORT_EVERY = 30.0  # seconds
@@ -53,7 +53,7 @@ def estimate_fisher(
     """
     reshard(model)  # after an evaluation under grad_op the model's parameters are not shards
     ranks = stop.ranks
-    parameters = parameter_names(model)
+    parameters = trained_parameters(model)
     sums = {n: torch.zeros_like(local_shard(p)[0], dtype=torch.float32) for n, p in parameters.items()}
     started = reported = time.perf_counter()
     for group in range(batches.num_groups):

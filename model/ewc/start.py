@@ -17,7 +17,7 @@ from model.ewc.anchor import Anchor, load_anchor, read_made, save_anchor, scaled
 from model.ewc.batches import FisherBatches
 from model.ewc.fisher import estimate_fisher
 from model.ewc.penalty import Penalty, make_penalty
-from model.language_model import PackedLanguageModel, parameter_names
+from model.language_model import PackedLanguageModel, trained_parameters
 
 Say = Callable[[str], None]
 
@@ -40,7 +40,7 @@ def start_penalty(
     estimate. Raises UserError if the saved anchor was made with other settings or from another model.
     """
     reshard(model)
-    parameters = parameter_names(model)
+    parameters = trained_parameters(model)
     if read_on_first(directory.is_dir, stop.ranks):
         anchor = load_saved(directory, anchor_settings(settings, batches), model, stop.ranks, say)
     else:
@@ -83,7 +83,7 @@ def load_saved(directory: Path, expected: dict, model: PackedLanguageModel, rank
                 f"{directory} was made with ewc.{key}={made.get(key)}, now it is {value}; set it back, remove the "
                 "directory or choose another run.name"
             )
-    parameters = parameter_names(model)
+    parameters = trained_parameters(model)
     anchor = load_anchor(directory, parameters, _vocabulary_names(model))
     if made["fisher"] is None and agree_any(not _equal(anchor.reference, parameters), ranks):
         raise UserError(f"{directory} has the weights of another model than model.path; choose another run.name")
@@ -93,7 +93,7 @@ def load_saved(directory: Path, expected: dict, model: PackedLanguageModel, rank
 
 def reuse(directory: Path, made: dict, model: PackedLanguageModel, say: Say) -> Anchor:
     """The anchor of another run: its Fisher diagonal and its reference."""
-    anchor = load_anchor(directory, parameter_names(model), _vocabulary_names(model))
+    anchor = load_anchor(directory, trained_parameters(model), _vocabulary_names(model))
     anchor = replace(anchor, made=anchor.made | made)
     say(
         f"EWC: Fisher diagonal ({anchor.made['estimator']}, {anchor.made['documents']} documents) and reference reused "
@@ -123,7 +123,7 @@ def estimate(
     fisher = estimate_fisher(model, batches, settings.estimator, settings.seed, strategy, stop, say)
     if fisher is None:
         return None
-    parameters = parameter_names(model)
+    parameters = trained_parameters(model)
     if first_new_row is not None:
         for name in _vocabulary_names(model):
             start = local_shard(parameters[name])[1]
@@ -136,7 +136,7 @@ def estimate(
 
 def _vocabulary_names(model: PackedLanguageModel) -> set[str]:
     weights = model.vocabulary_weights()
-    return {name for name, p in parameter_names(model).items() if any(p is weight for weight in weights)}
+    return {name for name, p in trained_parameters(model).items() if any(p is weight for weight in weights)}
 
 
 def _equal(reference: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter]) -> bool:

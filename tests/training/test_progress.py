@@ -130,7 +130,7 @@ def test_steps_are_counted_and_the_saved_state_is_read_as_it_is() -> None:
 
 def saved(folder: Path, **state: object) -> None:
     (folder / "step-000004").mkdir(exist_ok=True)
-    write_manifest(folder / "step-000004", state, {})
+    write_manifest(folder / "step-000004", state, {}, {})
 
 
 def test_a_checkpoint_of_another_version_meaning_or_length_is_refused(tmp_path, ranks) -> None:
@@ -157,11 +157,11 @@ def test_a_resume_lists_every_setting_that_changed(tmp_path, ranks) -> None:
     before = {"optimizer.learning_rate": 1e-3, "run.export": "last", "ranks": 2, "data.mix": []}
     saved(tmp_path, **Progress({}, before, [7], step=4, bad_steps_in_a_row=3).as_json())
     same, _, lines = find_progress(tmp_path, Progress({}, before, [0]), "auto", 10, ranks)
-    assert same.bad_steps_in_a_row == 3 and len(lines) == 1 and "have their checksum" in lines[0]
+    assert same.bad_steps_in_a_row == 3 and lines == []
     now = before | {"run.export": "best", "ranks": 4}
     moved, _, lines = find_progress(tmp_path, Progress({}, now, [0]), "auto", 10, ranks)
     assert moved.bad_steps_in_a_row == 3
-    assert lines[1:] == ["changed since step 4 was saved:", "    ranks: 2 -> 4", "    run.export: last -> best"]
+    assert lines == ["changed since step 4 was saved:", "    ranks: 2 -> 4", "    run.export: last -> best"]
     now = before | {"optimizer.learning_rate": 1e-4, "optimizer.new": 1}
     slower, _, lines = find_progress(tmp_path, Progress({}, now, [0]), "auto", 10, ranks)
     assert slower.bad_steps_in_a_row == 0 and slower.settings == now
