@@ -256,7 +256,7 @@ class Saver:
         self.is_open = False
         self.wait()
         tensors, values, step = self.tensors(), self._values(), state["step"]
-        check_agreement(values, self.ranks)  # rank 0 writes them for all
+        check_agreement({"what is saved": values}, self.ranks)  # rank 0 writes it for all
         check_free_space(self.directory, stored_bytes(tensors), self.ranks, f"the checkpoint of step {step}")
         read_on_first(lambda: start_directory(self.directory / checkpoint_name(step)), self.ranks)
         if not self.pool:

@@ -40,7 +40,12 @@ def bytes_per_parameter(parameters: dict[str, nn.Parameter], optimizer: torch.op
         return 0 if tensor is None else local(tensor).numel() * tensor.dtype.itemsize
 
     count = max(1, sum(local(p).numel() for p in parameters.values()))
-    states = [value for p in parameters.values() for key, value in optimizer.state[p].items() if key != "step"]
+    states = [
+        value
+        for parameter in parameters.values()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if key != "step" and isinstance(value, torch.Tensor)
+    ]
     parts = {
         "weights": sum(size(p) for p in parameters.values()) / count,
         "gradients": sum(size(p.grad) for p in parameters.values()) / count,

@@ -80,7 +80,9 @@ def test_a_full_disk_is_an_error_and_keeps_what_was_saved(tmp_path, ranks, monke
 def test_a_checkpoint_that_does_not_match_the_model_is_an_error(tmp_path, ranks) -> None:
     checkpoint = tmp_path / "step-000001"
     Saver(tmp_path, *weight_and_optimizer(4), ranks).save({"step": 1})
-    with pytest.raises(UserError, match=r"model.weight has shape \(4,\), now \(5,\); resume with the model, vocabulary"):
+    with pytest.raises(
+        UserError, match=r"model.weight has shape \(4,\), now \(5,\); resume with the model, vocabulary"
+    ):
         Saver(tmp_path, *weight_and_optimizer(5), ranks).load(checkpoint)
     parameters, _ = weight_and_optimizer(4)
     with pytest.raises(UserError, match="does not fit this run: it has no model.other; "):
