@@ -265,7 +265,7 @@ class Saver:
             self.finished.append(SaveTimes(step, seconds, seconds))
             return
         values = json.loads(json.dumps(values))  # what is registered may change its values in place
-        copies = self.stager.stage(tensors)
+        copies: Any = self.stager.stage(tensors)
         pause = time.perf_counter() - begin
 
         def write() -> SaveTimes:

@@ -26,8 +26,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: float) -> None:
     """Scale this rank's gradients so that their global norm is at most `max_norm`. `norm`: `gradient_norm`, finite."""
-    if norm > max_norm:
-        torch._foreach_mul_([local(gradient_of(parameter)) for parameter in parameters], max_norm / norm)
+    if norm > max_norm:  # divided: torch 2.13 rounds the factor of `_foreach_mul_` to bf16 for bf16 on a CPU
+        torch._foreach_div_([local(gradient_of(parameter)) for parameter in parameters], norm / max_norm)
 
 
 def bytes_per_parameter(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, float]:

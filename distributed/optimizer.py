@@ -173,36 +173,24 @@ class LowMemoryAdamW(torch.optim.Optimizer):
             value[:count].copy_(weight[part])
             g[:count].copy_(grad[part])
             exp_avg, exp_avg_sq = moments.read("exp_avg", part, exp_avg), moments.read("exp_avg_sq", part, exp_avg_sq)
-            self._adamw_(value, g, exp_avg, exp_avg_sq, group)
+            torch._fused_adamw_(  # as torch.optim.AdamW(fused=True), in one pass
+                [value],
+                [g],
+                [exp_avg],
+                [exp_avg_sq],
+                [],
+                [self.steps],
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
             weight[part].copy_(stochastic_round_(value[:count], step.noise, stream, first + start))
             for number, (key, moment) in enumerate((("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)), 1):
                 moments.write(key, part, moment, step.noise, stream + number, first + start)
-
-    def _adamw_(
-        self,
-        value: torch.Tensor,
-        grad: torch.Tensor,
-        exp_avg: torch.Tensor,
-        exp_avg_sq: torch.Tensor,
-        group: dict,
-    ) -> None:
-        """Update flat fp32 tensors in place with the kernel of torch.optim.AdamW(fused=True), which passes over them once."""
-        beta1, beta2 = group["betas"]
-        torch._fused_adamw_(
-            [value],
-            [grad],
-            [exp_avg],
-            [exp_avg_sq],
-            [],
-            [self.steps],
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
 
 
 @dataclass(frozen=True)

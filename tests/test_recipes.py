@@ -63,7 +63,7 @@ def edited(tmp_path: Path, name: str, end: str = "") -> Path:
     text = (tree / "train.py").read_text()
     assert text != (ROOT / "train.py").read_text()
     body, main, last = text.rpartition('if __name__ == "__main__":\n')
-    (tree / "train.py").write_text(body + end + main + last)
+    (tree / "train.py").write_text(body + (end or main) + last)
     return tree / "train.py"
 
 

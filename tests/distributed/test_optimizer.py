@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from common.errors import UserError
 from distributed import optimizer as module
 from distributed.checkpoint import Saver
-from distributed.gradients import bytes_per_parameter
+from distributed.gradients import bytes_per_parameter, clip_gradients
 from distributed.moments import make_code_maps
 from distributed.optimizer import adamw, check_memory, parameter_dtype
 from distributed.process_group import Ranks
@@ -365,6 +365,17 @@ def test_6n_needs_torchao_and_14n_needs_grad_dtype(monkeypatch) -> None:
     monkeypatch.setattr(torch, "Tensor", object)  # an older torch, without Tensor.grad_dtype
     with pytest.raises(UserError, match="14N.*choose 12N or 16N"):
         check_memory("14N")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_clipping_scales_all_gradients_to_the_norm_and_leaves_smaller_ones(dtype) -> None:
+    exact = torch.randn(100_000, dtype=torch.float64).to(dtype)
+    parameter = nn.Parameter(torch.zeros(100_000, dtype=dtype))
+    parameter.grad = exact.clone()
+    clip_gradients([parameter], 1.0, 0.9)
+    assert torch.equal(parameter.grad, exact)
+    clip_gradients([parameter], 1.0, 1.7)
+    assert torch.equal(parameter.grad, (exact.float() / 1.7).to(dtype))  # the factor itself is not rounded to bf16
 
 
 # --- Sharded ---
