@@ -37,9 +37,8 @@ from common.errors import run_script
 from configs.config import Config, Optimizer, as_dict
 from data.batches import Plan
 from data.sources import MAIN, Corpus, mean_losses
-from distributed.checkpoint import allocate_state
 from distributed.gradients import WINDOW, clip_gradients, gradient_norm, is_spike
-from distributed.optimizer import adamw, check_format
+from distributed.optimizer import adamw, check_optimizer
 from distributed.process_group import StopSignal, device_line, world_size_from_environment
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
 from model.architectures import first_new_row
@@ -184,13 +183,13 @@ def train(
 
     # --- 4. Optimizer, and the checkpoint if there is one -------------------------------------------------------------
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
-    check_format(optimizer, config.optimizer.memory)
-    allocate_state(model.causal_lm, optimizer)
+    check_optimizer(optimizer, parameters, config.optimizer.memory, ranks)
+    checkpointer.save_from(parameters, optimizer)
     # checkpointer.register(name, thing): whatever else has a `state_dict()`, such as an average of the weights
-    lines += checkpointer.load(parameters, optimizer)
+    lines += checkpointer.load()
     meter, peak = make_meter(data.train, model, model_config, compute_dtype, ranks)
     start = describe_run(config, data, model, layers, model_config, ranks.world_size, peak, meter.peak_flops)
-    for line in start + check_disks(config, model, optimizer, model_config, ranks) + lines:
+    for line in start + check_disks(config, model, checkpointer.stored_bytes, model_config, ranks) + lines:
         log.say(line)
 
     # --- 5. The loop --------------------------------------------------------------------------------------------------
@@ -266,7 +265,7 @@ def train(
         is_finite = math.isfinite(step_loss) and math.isfinite(grad_norm)
         skip = not is_finite or is_spike(state["norms"], grad_norm, config.optimizer.skip_spikes)
         if not skip:
-            clip_gradients(parameters.values(), config.optimizer.max_grad_norm, norm)
+            clip_gradients(parameters.values(), config.optimizer.max_grad_norm, grad_norm)
             optimizer.step()
         optimizer.zero_grad()
         # ---------------------------------------------------------------------------------------------------------------

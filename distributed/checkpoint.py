@@ -1,55 +1,66 @@
 """Save and load checkpoints that survive a kill at any moment: written to a temporary name, fsynced, renamed, `latest` last.
 
-Tensors are stored by torch.distributed.checkpoint (DCP), so that any number of ranks can read them.
+Tensors are stored by torch.distributed.checkpoint (DCP), so that any number of ranks can read them:
+
+    model.PARAMETER   optimizer.KEY.PARAMETER, such as optimizer.exp_avg.lm_head.weight   registered.NAME.KEY   random.RANK
+
+What is no tensor (a counter of an optimizer, the position of a sampler) stands in manifest.json.
 distributed/checkpoint_directory.py describes the files.
 """
 
+import json
 import math
 import time
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from common.dtypes import dtype_name
 from common.durable_files import publish, start_directory, temporary_path
 from common.errors import UserError
-from distributed.checkpoint_directory import checkpoint_name, checksums, prune, set_latest, write_manifest
+from distributed.agreement import check_agreement
+from distributed.checkpoint_directory import (
+    PREVIOUS,
+    checkpoint_name,
+    prune,
+    read_manifest,
+    replace_state,
+    set_latest,
+    write_manifest,
+)
+from distributed.checkpoint_files import CheckpointReader, CheckpointWriter
 from distributed.disks import check_free_space
 from distributed.process_group import Ranks, gather_objects, read_on_first
 
-Registered = dict[str, Any]
-"""Name -> an object with `state_dict()`, a flat dictionary of tensors, and `load_state_dict(state)`."""
+OF_THE_LOOP = ("params", "lr", "noise_step")  # keys of optimizer.param_groups that the loop sets before every step
+Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class SaveTimes:
-    """Seconds of one save on this rank. Training waits for `pause`; `checksum` is part of `total`."""
+    """Seconds of one save on this rank. Training waits for `pause`."""
 
     step: int
     pause: float
     total: float
-    checksum: float
 
     def curves(self) -> dict[str, float]:
         """The times by the names of their curves."""
-        return {
-            "save/pause_seconds": self.pause,
-            "save/total_seconds": self.total,
-            "save/checksum_seconds": self.checksum,
-        }
+        return {"save/pause_seconds": self.pause, "save/total_seconds": self.total}
 
     def line(self, grace_seconds: float | None) -> str:
         """The times in words, with a warning if the save took longer than torchrun grants after a signal (None: no limit)."""
-        text = (
-            f"saved step {self.step} in {self.total:.1f} s; training waited {self.pause:.1f} s, checksums took "
-            f"{self.checksum:.1f} s"
-        )
+        text = f"saved step {self.step} in {self.total:.1f} s; training waited {self.pause:.1f} s"
         if grace_seconds is None or self.total <= grace_seconds:
             return text
         return (
@@ -58,186 +69,400 @@ class SaveTimes:
         )
 
 
-def save_checkpoint(
-    directory: Path,
-    state: dict,
-    parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    ranks: Ranks,
-    keep_last: int,
-    registered: Registered | None = None,
-) -> SaveTimes:
-    """Save step `state["step"]`, prune older checkpoints beyond `keep_last`, and return when it is durable. A collective.
+class Saver:
+    """Saves and loads the training state of a run. All methods but `register` are collectives.
 
-    Raises UserError on all ranks, and leaves the existing checkpoints as they are, if it cannot be written.
+    The state: `parameters` (this rank's shards by name), the state of any optimizer, what is registered, and the random state
+    of every rank. Make it right after the optimizer: what the optimizer changes in its `param_groups` from then on (the `d` of
+    Prodigy, the `k` of a schedule-free one) is saved too, and settings that nobody changed are not, so that a resume with
+    another weight decay has that one.
+
+    A save in the background (`run.async_save`) pauses training while the tensors are copied to buffers in host memory, pinned
+    on CUDA, which all saves use again: as much memory on each rank as its part of the checkpoint. A thread then writes
+    them, on a gloo group of its own. `latest` moves when the files are durable, as in any other save.
     """
-    begin = time.perf_counter()
-    tensors = checkpoint_tensors(parameters, optimizer, ranks, registered)
-    start_save(directory, state["step"], tensors, ranks)
-    checksum = write_checkpoint(directory, state, tensors, ranks, keep_last)
-    seconds = time.perf_counter() - begin
-    return SaveTimes(state["step"], seconds, seconds, checksum)
 
+    def __init__(
+        self,
+        directory: Path,
+        parameters: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks,
+        keep_last: int = 1,
+        in_background: bool = False,
+        timeout_minutes: float = 30.0,
+    ) -> None:
+        self.directory, self.parameters, self.optimizer, self.ranks = directory, parameters, optimizer, ranks
+        self.keep_last = keep_last
+        self.registered: dict[str, Any] = {}
+        self.is_open = True  # for `register`
+        for group in optimizer.param_groups:
+            tensors = [key for key, value in group.items() if isinstance(value, torch.Tensor) and key != "lr"]
+            if tensors:
+                raise UserError(
+                    f"{type(optimizer).__name__} keeps {tensors[0]} in param_groups as a tensor, which a checkpoint does not "
+                    "store: make it a number"
+                )
+        self.at_start = [dict(group) for group in optimizer.param_groups]
+        self.finished: list[SaveTimes] = []  # not yet logged
+        self.running: Future[SaveTimes] | None = None
+        self.pool: ThreadPoolExecutor | None = None
+        if in_background:
+            group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
+            assert isinstance(group, dist.ProcessGroup)
+            self.background = replace(ranks, flags=group)
+            self.pool = ThreadPoolExecutor(1, thread_name_prefix="save")
+            on_cuda = ranks.device.type == "cuda"
+            self.stager = DefaultStager(
+                StagingOptions(on_cuda, False, False, on_cuda)
+            )  # pinned and non_blocking on CUDA
 
-def start_save(directory: Path, step: int, tensors: dict[str, torch.Tensor], ranks: Ranks) -> None:
-    """Check that the disk has room, and create the temporary directory. A collective on `ranks.flags`."""
-    check_free_space(directory, stored_bytes(tensors), ranks, f"the checkpoint of step {step}")
-    read_on_first(lambda: start_directory(directory / checkpoint_name(step)), ranks)
+    # --- What a checkpoint holds --------------------------------------------------------------------------------------
 
+    def register(self, name: str, thing: Any) -> None:
+        """Keep in every checkpoint what else has `state_dict()` and `load_state_dict(state)`, such as an average of the weights.
 
-def write_checkpoint(
-    directory: Path, state: dict, tensors: dict[str, torch.Tensor], ranks: Ranks, keep_last: int
-) -> float:
-    """Write a checkpoint after `start_save`. A collective on `ranks.flags`: a background thread has a group for itself.
+        The state is a flat dictionary of tensors and of values that JSON has. A tensor that is no DTensor must be equal on all
+        ranks. Raises UserError for another state, a name that is taken, and after a load or a save.
+        """
+        if not self.is_open:
+            raise UserError(f"register({name!r}): register before the checkpoint is loaded")
+        if name in self.registered or "." in name:
+            raise UserError(f"register({name!r}): choose a name without a dot that nothing else has")
+        _check_registered(name, thing.state_dict())
+        self.registered[name] = thing
 
-    Returns the seconds spent on checksums. Raises UserError on all ranks if a file cannot be written or read back.
-    """
-    step = state["step"]
-    final = directory / checkpoint_name(step)
-    folder = temporary_path(final)
-    failed = "mend the disk and start again: the run continues from its last checkpoint"
-    try:
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder, sync_files=True), process_group=ranks.flags)
-    except dcp.CheckpointException as error:  # DCP raises it on all ranks
-        reasons = [reason for reason, _ in error.failures.values()]
-        if not all(isinstance(reason, OSError) for reason in reasons):
-            raise
-        raise UserError(
-            f"{folder}: the checkpoint of step {step} could not be written ({reasons[0]}); {failed}"
-        ) from error
-    begin = time.perf_counter()
-    try:  # Each rank reads back what it wrote. .metadata belongs to all: rank 0 wrote it.
-        mine = checksums(sorted(folder.glob(f"__{ranks.rank}_*")) + [folder / ".metadata"] * (ranks.rank == 0))
-    except OSError as error:
-        mine = str(error)
-    files = {}
-    for part in gather_objects(mine, ranks):
-        if isinstance(part, str):
-            raise UserError(f"{folder}: the checkpoint of step {step} could not be read back ({part}); {failed}")
-        files |= part
-    seconds = time.perf_counter() - begin
+    def tensors(self) -> Tensors:
+        """What a checkpoint stores, by name. The tensors themselves, not copies, apart from the random state."""
+        tensors = {f"model.{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        state = self._optimizer_state()
+        tensors |= {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+        for name, thing in self.registered.items():
+            state = thing.state_dict()
+            _check_registered(name, state)
+            tensors |= {
+                f"registered.{name}.{key}": value.detach()
+                for key, value in state.items()
+                if isinstance(value, torch.Tensor)
+            }
+        return tensors | _random_state(self.ranks)
 
-    def complete() -> None:
-        write_manifest(folder, state, files)
-        publish(final)  # replaces at most one that `latest` does not name
-        set_latest(directory, final)
-        prune(directory, keep_last)
+    def stored_bytes(self) -> int:
+        """Bytes of a checkpoint, of all ranks. An optimizer without a state yet counts like AdamW, with two moments."""
+        size = stored_bytes(self.tensors())
+        return size if self.optimizer.state else size + 2 * stored_bytes(dict(self.parameters))
 
-    read_on_first(complete, ranks)
-    return seconds
+    def _optimizer_state(self) -> dict[str, Any]:
+        """optimizer.KEY.PARAMETER -> tensor or plain value."""
+        found = {}
+        for name, parameter in self.parameters.items():
+            if parameter in self.optimizer.state:  # a look-up would add it
+                found |= {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
+        for name, value in found.items():
+            if not isinstance(value, torch.Tensor) and not _is_plain(value):
+                raise UserError(f"a checkpoint cannot store {name}, a {type(value).__name__}: use tensors or numbers")
+        return found
 
+    def _values(self) -> dict:
+        """What a checkpoint stores and is no tensor, as plain JSON."""
+        groups = []
+        for group, before in zip(self.optimizer.param_groups, self.at_start, strict=True):
+            changed = {k: v for k, v in group.items() if k not in OF_THE_LOOP and (k not in before or before[k] != v)}
+            for key, value in changed.items():
+                if not _is_plain(list(value) if isinstance(value, tuple) else value):
+                    raise UserError(
+                        f"{type(self.optimizer).__name__} has changed {key} in param_groups to a {type(value).__name__}, which "
+                        "a checkpoint cannot store"
+                    )
+            groups.append(changed)
+        state = {k: v for k, v in self._optimizer_state().items() if not isinstance(v, torch.Tensor)}
+        return {
+            "optimizer": {"type": type(self.optimizer).__name__, "groups": groups, "state": state},
+            "registered": {
+                name: {k: v for k, v in thing.state_dict().items() if not isinstance(v, torch.Tensor)}
+                for name, thing in self.registered.items()
+            },
+        }
 
-def load_checkpoint(
-    checkpoint: Path,
-    parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer | None,
-    ranks: Ranks,
-    registered: Registered | None = None,
-) -> None:
-    """Read parameters, the optimizer's state, what is registered and random state in place, for any number of ranks.
+    # --- Load ---------------------------------------------------------------------------------------------------------
 
-    With `optimizer=None` only the parameters are read (evaluation, export). Nothing is converted: a checkpoint of another
-    `optimizer.memory` is refused. (14N and 12N store the same tensors; train.py tells them apart by the saved state.)
-    Raises UserError if the checkpoint does not fit the model or the optimizer. `check_whole` finds damaged files.
-    """
-    try:
-        stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    except Exception as error:
-        raise UserError(f"{checkpoint} is not a complete checkpoint: {error}") from error
-    tensors = _tensors(parameters, optimizer) | _registered_tensors(registered)
-    for name, tensor in tensors.items():
-        if optimizer and not _same_format(stored, name, tensor):
+    def load(self, checkpoint: Path | None, hint: str = PREVIOUS) -> list[str]:
+        """Read a checkpoint of any number of ranks in place. Returns a line for the user. None: there is nothing to read.
+
+        Every block of a file is read once and compared with its checksum before it is used. Nothing is converted. Raises
+        UserError, with the `hint`, if a file is damaged, and if the checkpoint does not fit the run: model, optimizer,
+        optimizer.memory, and what is registered. (14N and 12N store the same tensors; train.py tells them apart by the state.)
+        """
+        self.is_open = False
+        if checkpoint is None:
+            return []
+        begin = time.perf_counter()
+        reader, values = _open(checkpoint, self.ranks, hint)
+        stored, of_optimizer = reader.metadata.state_dict_metadata, values["optimizer"]
+        if of_optimizer["state"] or any(name.startswith("optimizer.") for name in stored):
+            self._allocate_state()
+        tensors = self.tensors()
+        differences = []
+        for what, before, now in (
+            ("optimizer", of_optimizer["type"], type(self.optimizer).__name__),
+            ("number of param_groups", len(of_optimizer["groups"]), len(self.at_start)),
+        ):
+            if before != now:
+                differences.append(f"{what} {before}, now {now}")
+        names = {*stored, *_names_of(values)}, {*tensors, *_names_of(self._values())}
+        differences += _differences(stored, tensors, *names)
+        _refuse(checkpoint, differences)
+        random_state = [name for name in tensors if name.startswith("random.")]
+        # Another number of ranks, or another kind of device, has other random states.
+        wanted = {name: tensor for name, tensor in tensors.items() if name not in random_state or name in stored}
+        _read(wanted, reader, self.ranks)
+        groups = zip(self.optimizer.param_groups, self.at_start, of_optimizer["groups"], strict=True)
+        for group, before, changed in groups:
+            for key in [key for key in group if key not in OF_THE_LOOP]:
+                del group[key]  # what the step that allocates has changed
+            group |= {k: v for k, v in before.items() if k not in OF_THE_LOOP}
+            group |= {k: tuple(v) if isinstance(before.get(k), tuple) else v for k, v in changed.items()}
+        for name, parameter in self.parameters.items():
+            for key in self.optimizer.state.get(parameter, ()):
+                if f"optimizer.{key}.{name}" in of_optimizer["state"]:
+                    self.optimizer.state[parameter][key] = of_optimizer["state"][f"optimizer.{key}.{name}"]
+        for name, thing in self.registered.items():
+            prefix = f"registered.{name}."
+            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            thing.load_state_dict(state | values["registered"][name])
+        _set_random_state(wanted, self.ranks)
+        size, seconds = reader.num_bytes / 2**20, time.perf_counter() - begin
+        return [f"resumed from {checkpoint}: all {size:,.0f} MiB have their checksums, {seconds:.1f} s"]
+
+    def _allocate_state(self) -> None:
+        """Let an optimizer allocate the state that it makes in its first step, so that a checkpoint can be read into it.
+
+        torch does that with a step of learning rate 0 and gradients of 0. What the step changes is then read from the
+        checkpoint. Nothing happens if there is a state already.
+        """
+        holder = nn.Module()
+        holder.all = nn.ParameterList(self.parameters.values())
+        get_optimizer_state_dict(holder, self.optimizer)
+
+    # --- Save ---------------------------------------------------------------------------------------------------------
+
+    def save(self, state: dict) -> None:
+        """Save `state`, plain JSON, and everything else as step `state["step"]`; then remove what `prune` does not keep.
+
+        Returns when the checkpoint is durable; in the background, when the tensors have been copied. Waits for the previous
+        save first. Raises UserError on all ranks, and leaves the existing checkpoints as they are, if either save fails.
+        """
+        begin = time.perf_counter()
+        self.is_open = False
+        self.wait()
+        tensors, values, step = self.tensors(), self._values(), state["step"]
+        check_agreement({"what is saved": values}, self.ranks)  # rank 0 writes it for all
+        check_free_space(self.directory, stored_bytes(tensors), self.ranks, f"the checkpoint of step {step}")
+        read_on_first(lambda: start_directory(self.directory / checkpoint_name(step)), self.ranks)
+        if not self.pool:
+            self._write(state, values, tensors, self.ranks)
+            seconds = time.perf_counter() - begin
+            self.finished.append(SaveTimes(step, seconds, seconds))
+            return
+        values = json.loads(json.dumps(values))  # what is registered may change its values in place
+        copies: Any = self.stager.stage(tensors)
+        pause = time.perf_counter() - begin
+
+        def write() -> SaveTimes:
+            self._write(state, values, copies, self.background)
+            return SaveTimes(step, pause, time.perf_counter() - begin)
+
+        self.running = self.pool.submit(write)
+
+    def _write(self, state: dict, values: dict, tensors: Tensors, ranks: Ranks) -> None:
+        """A collective on `ranks.flags`: a background thread has a group for itself."""
+        final = self.directory / checkpoint_name(state["step"])
+        folder = temporary_path(final)
+        writer = CheckpointWriter(folder)
+        try:
+            dcp.save(tensors, storage_writer=writer, process_group=ranks.flags)
+        except dcp.CheckpointException as error:  # DCP raises it on all ranks
+            reasons = [reason for reason, _ in error.failures.values()]
+            if not all(isinstance(reason, OSError) for reason in reasons):
+                raise
             raise UserError(
-                f"{checkpoint} was saved with another optimizer.memory: {name} is not stored as "
-                f"{dtype_name(tensor.dtype)}; set it back, or start a new run with another run.name"
-            )
-        metadata = stored.get(name)
-        if not isinstance(metadata, TensorStorageMetadata):
-            raise UserError(
-                f"{checkpoint} has no tensor {name}: it belongs to another model, optimizer or version of train.py; use another "
-                "run.name"
-            )
-        if tuple(metadata.size) != tuple(tensor.shape):
-            raise UserError(
-                f"{checkpoint}: {name} has shape {tuple(metadata.size)}, but the model has {tuple(tensor.shape)}; "
-                "resume with the model and vocabulary of the checkpoint"
-            )
-    random_state = {name: value for name, value in _random_state(ranks).items() if name in stored} if optimizer else {}
-    dcp.load(tensors | random_state, storage_reader=dcp.FileSystemReader(checkpoint))
-    for name, thing in (registered or {}).items():
-        prefix = f"registered.{name}."
-        thing.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    if optimizer:
-        _set_random_state(random_state, ranks)
+                f"{folder}: the checkpoint of step {state['step']} could not be written ({reasons[0]}); mend the disk and start "
+                "again: the run continues from its last checkpoint"
+            ) from error
+        files = {name: entry for part in gather_objects(writer.entries(), ranks) for name, entry in part.items()}
+
+        def complete() -> None:
+            write_manifest(folder, state, files, values)
+            publish(final)  # replaces at most one that `latest` does not name
+            set_latest(self.directory, final)
+            prune(self.directory, self.keep_last)
+
+        read_on_first(complete, ranks)
+
+    def poll(self) -> list[SaveTimes]:
+        """The saves that have finished since the last call. Raises UserError on all ranks if one has failed on any."""
+        self._look()
+        finished, self.finished = self.finished, []
+        return finished
+
+    def wait(self) -> None:
+        """Wait until the save in the background is durable. Raises UserError on all ranks if it has failed on any."""
+        while self.running:
+            # All ranks look again and again: a rank whose thread waits for that of a failed rank must not wait with it.
+            self._look()
+            if self.running:
+                time.sleep(0.02)
+
+    def _look(self) -> None:
+        if not self.running:
+            return
+        status = gather_objects(_status(self.running), self.ranks)
+        failures = [reason for reason in status if reason]
+        if failures:
+            failed, self.running = self.running, None
+            error = failed.exception() if failed.done() else None
+            if error and not isinstance(error, UserError | OSError):
+                raise error  # a bug keeps its traceback
+            raise UserError(failures[0])
+        if None not in status:
+            self.finished.append(self.running.result())
+            self.running = None
+
+    def update_state(self, state: dict) -> None:
+        """Record an evaluation that finished after its step was saved, because a signal had cut it short before the save."""
+        self.wait()
+        read_on_first(lambda: replace_state(self.directory / checkpoint_name(state["step"]), state), self.ranks)
+
+    def close(self) -> list[SaveTimes]:
+        """Wait for the save in the background, end its thread, and return the saves that `poll` has not returned."""
+        self.wait()
+        if self.pool:
+            self.pool.shutdown()
+            self.stager.close()
+        return self.poll()
 
 
-def checkpoint_tensors(
-    parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    ranks: Ranks,
-    registered: Registered | None = None,
-) -> dict[str, torch.Tensor]:
-    """What a checkpoint stores, by name: parameters, the optimizer's state, what is registered, this rank's random state."""
-    return _tensors(parameters, optimizer) | _registered_tensors(registered) | _random_state(ranks)
+def load_parameters(checkpoint: Path, parameters: dict[str, nn.Parameter], ranks: Ranks, hint: str = PREVIOUS) -> None:
+    """Read only the parameters of a checkpoint, in place, as `Saver.load` does. A collective."""
+    reader, _ = _open(checkpoint, ranks, hint)
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
+    stored = reader.metadata.state_dict_metadata
+    _refuse(checkpoint, _differences(stored, tensors, set(stored) & set(tensors), set(tensors)))
+    _read(tensors, reader, ranks)
 
 
-def stored_bytes(tensors: dict[str, torch.Tensor]) -> int:
+def stored_bytes(tensors: Tensors) -> int:
     """Bytes of whole tensors: a DTensor counts the elements of all ranks."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def allocate_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimizer of torch allocate the state that it makes in its first step, so that a checkpoint can be read into it.
-
-    torch does that with a step of learning rate 0 and gradients of 0. Nothing happens if there is a state already.
-    """
-    get_optimizer_state_dict(model, optimizer)
-
-
-def _tensors(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
-    """The tensors themselves, not copies. Those of an optimizer are named KEY.PARAMETER, such as exp_avg.lm_head.weight."""
-    tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
-    if optimizer is None:
-        return tensors
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state[parameter].items():
-            if not isinstance(value, torch.Tensor):
-                raise UserError(
-                    f"{type(optimizer).__name__} keeps {key} of a parameter as {type(value).__name__}; a checkpoint stores tensors"
-                )
-            tensors[f"{key}.{name}"] = value
-    return tensors
+def _open(checkpoint: Path, ranks: Ranks, hint: str) -> tuple[CheckpointReader, dict]:
+    """A reader of the files, and the values in the manifest. Raises the same UserError on all ranks if one is damaged."""
+    manifest = read_on_first(lambda: read_manifest(checkpoint, hint), ranks)
+    reader, problem = None, None
+    try:
+        reader = CheckpointReader(checkpoint, manifest["files"], hint)
+    except UserError as error:
+        problem = str(error)
+    problems = list(filter(None, gather_objects(problem, ranks)))
+    if problems:
+        raise UserError(problems[0])
+    assert reader
+    return reader, manifest["values"]
 
 
-def _registered_tensors(registered: Registered | None) -> dict[str, torch.Tensor]:
-    """The tensors of the state_dict of each registered object, named registered.NAME.KEY. Raises ValueError for others."""
-    tensors = {}
-    for name, thing in (registered or {}).items():
-        for key, value in thing.state_dict().items():
-            if not isinstance(value, torch.Tensor):
-                raise ValueError(f"{name}.state_dict() has {key}, a {type(value).__name__}; register tensors")
-            tensors[f"registered.{name}.{key}"] = value.detach()
-    return tensors
+def _read(tensors: Tensors, reader: CheckpointReader, ranks: Ranks) -> None:
+    """Read tensors in place. Raises the UserError of the first rank that finds damage on all ranks."""
+    try:
+        dcp.load(dict(tensors), storage_reader=reader, process_group=ranks.flags)
+    except dcp.CheckpointException as error:  # on all ranks
+        for _, (reason, _) in sorted(error.failures.items()):
+            if isinstance(reason, UserError):
+                raise UserError(str(reason)) from error
+        raise
 
 
-def _same_format(stored: dict, name: str, tensor: torch.Tensor) -> bool:
-    """Whether a parameter or moment is stored in the dtype it has now. If not, DCP would silently convert it."""
-    if name in stored:
-        return stored[name].properties.dtype == tensor.dtype
-    kind, _, parameter = name.partition(".")
-    # The parameter is stored, but this moment is not: the moment is in another format, e.g. 8-bit codes.
-    return not (kind.startswith("exp_avg") and f"model.{parameter}" in stored)
+def _names_of(values: dict) -> list[str]:
+    """The names of values, as those of tensors."""
+    registered = values["registered"].items()
+    return [*values["optimizer"]["state"], *(f"registered.{name}.{key}" for name, state in registered for key in state)]
 
 
-def _random_state(ranks: Ranks) -> dict[str, torch.Tensor]:
+def _differences(stored: dict, tensors: Tensors, before: set[str], now: set[str]) -> list[str]:
+    """Where a checkpoint does not fit a run, in words. `stored`: DCP's metadata. `before`, `now`: all names, of values too."""
+    found = []
+    for words, names in (("it has no {}", now - before), ("it has {}, and the run has not", before - now)):
+        kinds = sorted({kind for name in names if (kind := _kind(name))})
+        if kinds:
+            found.append(words.format(", ".join(kinds[:4]) + f" and {len(kinds) - 4} more" * (len(kinds) > 4)))
+    for name in sorted(tensors):
+        metadata = stored.get(name)
+        if not isinstance(metadata, TensorStorageMetadata):
+            continue
+        tensor = tensors[name]
+        if tuple(metadata.size) != tuple(tensor.shape):
+            return [*found, f"{name} has shape {tuple(metadata.size)}, now {tuple(tensor.shape)}"]
+        if metadata.properties.dtype != tensor.dtype:  # DCP would silently convert it
+            return [*found, f"{name} is {dtype_name(metadata.properties.dtype)}, now {dtype_name(tensor.dtype)}"]
+    return found
+
+
+def _kind(name: str) -> str | None:
+    """What a name is a part of, in words; None for a random state, of which each rank has its own."""
+    section, _, rest = name.partition(".")
+    part = rest.partition(".")[0]
+    return {"optimizer": f"{part} of an optimizer", "registered": f"registered {part!r}", "random": None}.get(
+        section, name
+    )
+
+
+def _refuse(checkpoint: Path, differences: list[str]) -> None:
+    """Raise UserError if there are differences."""
+    if differences:
+        raise UserError(
+            f"{checkpoint} does not fit this run: {'; '.join(differences)}; resume with the model, vocabulary, optimizer, "
+            "optimizer.memory and register() of the checkpoint, or start a new run with another run.name"
+        )
+
+
+def _check_registered(name: str, state: dict) -> None:
+    """Raise UserError for what a checkpoint cannot store."""
+    for key, value in state.items():
+        if not isinstance(key, str) or not (isinstance(value, torch.Tensor) or _is_plain(value)):
+            raise UserError(
+                f"register({name!r}): {key!r} in its state_dict() is a {type(value).__name__}; a checkpoint stores a flat "
+                "dictionary of tensors, numbers, strings and lists of these"
+            )
+
+
+def _is_plain(value: object) -> bool:
+    """Whether JSON gives a value back as it was."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _random_state(ranks: Ranks) -> Tensors:
     state = {f"random.{ranks.rank}": torch.get_rng_state()}
     if ranks.device.type == "cuda":
         state[f"random.cuda.{ranks.rank}"] = torch.cuda.get_rng_state(ranks.device)
     return state
 
 
-def _set_random_state(state: dict[str, torch.Tensor], ranks: Ranks) -> None:
+def _set_random_state(state: Tensors, ranks: Ranks) -> None:
     if f"random.{ranks.rank}" in state:
         torch.set_rng_state(state[f"random.{ranks.rank}"])
     if f"random.cuda.{ranks.rank}" in state:
         torch.cuda.set_rng_state(state[f"random.cuda.{ranks.rank}"], ranks.device)
+
+
+def _status(running: Future[SaveTimes]) -> str | None:
+    """None while the save runs, "" when it is durable, else why it failed."""
+    if not running.done():
+        return None
+    error = running.exception()
+    if error is None:
+        return ""
+    return str(error) if isinstance(error, UserError) else f"a save in the background failed: {error!r}"

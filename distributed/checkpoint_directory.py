@@ -3,10 +3,11 @@
     checkpoints/step-000120/   .metadata, __<rank>_0.distcp (torch.distributed.checkpoint), manifest.json
     checkpoints/latest         name of the checkpoint from which the run continues
 
-manifest.json is written last. It holds the saved state and, of every other file, the size and the CRC-32; a checksum
-covers the manifest itself. The state names the best checkpoint, so that one file, replaced atomically, says everything.
+manifest.json is written last. It holds the saved state (JSON of the loop), the values that are no tensors (of the optimizer,
+and of what is registered) and, of every other file, the size and the checksums; a checksum covers the manifest itself. The
+state names the best checkpoint, so that one file, replaced atomically, says everything.
 A directory named `step-<digits>` is complete, because its name comes from a rename; an interrupted one ends in `.tmp`.
-A checkpoint is whole if all of its files have the size and the checksum of the manifest.
+A checkpoint is whole if all of its files have the size and the checksums of the manifest.
 """
 
 import functools
@@ -18,11 +19,12 @@ from pathlib import Path
 
 from common.durable_files import SUFFIX, temporary_path, write_durably, write_json
 from common.errors import UserError
+from distributed.checkpoint_files import CheckedFile, check_size
 from distributed.process_group import Ranks, gather_objects, read_on_first
 
 MANIFEST = "manifest.json"
 SET_ASIDE = ".bad"  # suffix of checkpoints whose weights gave a loss that is not finite
-_READ = 2**24  # bytes at a time
+LAST_COMMIT = "4dc3bfb"  # that reads manifests without "values"
 PREVIOUS = "run.resume=previous continues from the newest whole checkpoint"
 
 
@@ -31,27 +33,14 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def checksums(files: list[Path]) -> dict[str, dict]:
-    """Size in bytes and CRC-32 of each file, by name, as they are read back from the file system."""
-    found = {}
-    for path in files:
-        value, size = 0, 0
-        with path.open("rb") as file:
-            while block := file.read(_READ):
-                value = zlib.crc32(block, value)
-                size += len(block)
-        found[path.name] = {"size": size, "crc32": f"{value:08x}"}
-    return found
-
-
-def write_manifest(folder: Path, state: dict, files: dict[str, dict]) -> None:
-    """Write manifest.json, the last file of a checkpoint. `files` comes from `checksums`."""
-    content = json.loads(json.dumps({"state": state, "files": files}))  # as it will be read
+def write_manifest(folder: Path, state: dict, files: dict[str, dict], values: dict) -> None:
+    """Write manifest.json, the last file of a checkpoint. `files`: the entries of distributed/checkpoint_files.py."""
+    content = json.loads(json.dumps({"state": state, "values": values, "files": files}))  # as it will be read
     write_json(folder / MANIFEST, content | {"checksum": _checksum(content)})
 
 
 def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
-    """{"state", "files"}. Raises UserError, with the `hint`, if the manifest is missing or damaged."""
+    """{"state", "values", "files"}. Raises UserError, with the `hint`, if the manifest is missing or damaged."""
     path = checkpoint / MANIFEST
     if not path.is_file():
         raise UserError(
@@ -59,17 +48,29 @@ def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        stated = content.pop("checksum")
-        if stated == _checksum(content):
-            return content
+        sound = content.pop("checksum") == _checksum(content)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        pass
+        sound = False
+    if sound and "values" not in content:
+        raise UserError(
+            f"{checkpoint} is of an earlier version of this code: finish its run with commit {LAST_COMMIT} or an earlier one, "
+            "or start a new run with another run.name"
+        )
+    if sound:
+        return content
     raise UserError(f"{path} is damaged: its content does not match its checksum; {hint}")
 
 
 def replace_state(checkpoint: Path, state: dict) -> None:
     """Replace the saved state of a checkpoint atomically. Call it on rank 0 alone."""
-    write_manifest(checkpoint, state, read_manifest(checkpoint)["files"])
+    content = read_manifest(checkpoint)
+    write_manifest(checkpoint, state, content["files"], content["values"])
+
+
+def check_files(checkpoint: Path, hint: str = PREVIOUS) -> None:
+    """Raise UserError, with the `hint`, if the manifest is damaged, or a file is missing or has another size. Rank 0 alone."""
+    for name, entry in sorted(read_manifest(checkpoint, hint)["files"].items()):
+        check_size(checkpoint / name, entry, hint)
 
 
 def check_whole(checkpoint: Path, ranks: Ranks, hint: str = PREVIOUS) -> None:
@@ -77,23 +78,30 @@ def check_whole(checkpoint: Path, ranks: Ranks, hint: str = PREVIOUS) -> None:
 
     Raises the same UserError on all ranks. It names a file that is missing or damaged, and says what to do (`hint`).
     """
-    expected = read_on_first(lambda: read_manifest(checkpoint, hint), ranks)["files"]
-    mine = sorted(expected)[ranks.rank :: ranks.world_size]
-    problems = [problem for name in mine if (problem := _damage(checkpoint / name, expected[name]))]
-    for problem in sorted(problem for part in gather_objects(problems, ranks) for problem in part):
-        raise UserError(f"{problem}; {hint}")
+    files = read_on_first(lambda: read_manifest(checkpoint, hint), ranks)["files"]
+    problem = None
+    for name in sorted(files)[ranks.rank :: ranks.world_size]:
+        try:
+            with CheckedFile(checkpoint / name, files[name], hint) as file:
+                file.check()
+        except UserError as error:
+            problem = problem or str(error)
+    problems = list(filter(None, gather_objects(problem, ranks)))
+    if problems:
+        raise UserError(problems[0])
 
 
 def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | None, list[str]]:
     """(the whole checkpoint to continue from, or None if there is none yet; what was passed over). A collective.
 
-    `resume` is run.resume. With `previous` damaged checkpoints are passed over, and `latest` is set to the newest whole
-    one. Otherwise damage raises UserError, the same on all ranks.
+    `resume` is run.resume. With `previous` all files are read, damaged checkpoints are passed over, and `latest` is set to
+    the newest whole one. Otherwise only the sizes of files are looked at: whoever loads the checkpoint compares what it
+    reads. Damage raises UserError, the same on all ranks.
     """
     if resume != "previous":
         checkpoint = read_on_first(lambda: latest_checkpoint(directory), ranks)
         if checkpoint:
-            check_whole(checkpoint, ranks)
+            read_on_first(lambda: check_files(checkpoint), ranks)
         return checkpoint, []
     passed_over = []
     for checkpoint in read_on_first(lambda: complete_checkpoints(directory)[::-1], ranks):
@@ -202,19 +210,3 @@ def _step(checkpoint: Path) -> int:
 
 def _checksum(content: dict) -> str:
     return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
-
-
-def _damage(path: Path, expected: dict) -> str | None:
-    """What is wrong with a file, or None."""
-    if not path.is_file():
-        return f"{path} is missing"
-    size = path.stat().st_size
-    if size != expected["size"]:
-        return f"{path} is damaged: it has {size:,} bytes instead of {expected['size']:,}"
-    try:
-        found = checksums([path])[path.name]["crc32"]
-    except OSError as error:  # the disk cannot read a block
-        return f"{path} cannot be read ({error.strerror})"
-    if found != expected["crc32"]:
-        return f"{path} is damaged: its checksum is {found} instead of {expected['crc32']}"
-    return None

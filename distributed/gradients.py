@@ -28,10 +28,10 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     return sum_over_shards(torch.stack(norms).square().sum(), gradients[0]).sqrt()
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: torch.Tensor) -> None:
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: float) -> None:
     """Scale this rank's gradients so that their global norm is at most `max_norm`. `norm`: `gradient_norm`, finite."""
-    gradients = [local(gradient_of(parameter)) for parameter in parameters]
-    torch._foreach_div_(gradients, (norm / max_norm).clamp(min=1.0).to(gradients[0].device))
+    if norm > max_norm:  # divided: torch 2.13 rounds the factor of `_foreach_mul_` to bf16 for bf16 on a CPU
+        torch._foreach_div_([local(gradient_of(parameter)) for parameter in parameters], norm / max_norm)
 
 
 def is_spike(norms: Sequence[float], grad_norm: float, limit: float | None) -> bool:
@@ -56,7 +56,12 @@ def bytes_per_parameter(parameters: dict[str, nn.Parameter], optimizer: torch.op
         return 0 if tensor is None else local(tensor).numel() * tensor.dtype.itemsize
 
     count = max(1, sum(local(p).numel() for p in parameters.values()))
-    states = [value for p in parameters.values() for key, value in optimizer.state[p].items() if key != "step"]
+    states = [
+        value
+        for parameter in parameters.values()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if key != "step" and isinstance(value, torch.Tensor)
+    ]
     parts = {
         "weights": sum(size(p) for p in parameters.values()) / count,
         "gradients": sum(size(p.grad) for p in parameters.values()) / count,

@@ -18,8 +18,10 @@ from torch import nn
 
 from common.errors import UserError
 from configs.config import Optimizer
+from distributed.agreement import check_agreement
 from distributed.gradients import gradient_of
 from distributed.moments import Moments, make_code_maps, new_moments
+from distributed.process_group import Ranks
 from distributed.rounding import Noise, stochastic_round_
 from distributed.sharding import flat_shard, local
 
@@ -75,13 +77,31 @@ def adamw(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -
     return LowMemoryAdamW(groups, **options, memory=settings.memory, seed=seed, order=list(parameters.values()))
 
 
-def check_format(optimizer: torch.optim.Optimizer, memory: str) -> None:
-    """Raise UserError if bf16 weights meet an optimizer that rounds small updates away."""
+def check_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], memory: str, ranks: Ranks
+) -> None:
+    """Raise UserError on all ranks if `make_optimizer` returned what does not fit the model. A collective.
+
+    bf16 weights need an optimizer that does not round small updates away. It must have every trained parameter, because the
+    gradient of another one would grow from step to step, and no other parameter, because no checkpoint would hold it.
+    """
+    name = type(optimizer).__name__
     if memory != "16N" and not isinstance(optimizer, LowMemoryAdamW):
         raise UserError(
-            f"optimizer.memory={memory} is a format of this project's AdamW; with {type(optimizer).__name__} set "
-            "optimizer.memory=16N"
+            f"optimizer.memory={memory} is a format of this project's AdamW; with {name} set optimizer.memory=16N"
         )
+    names = {parameter: key for key, parameter in parameters.items()}
+    groups = [[names.get(p, "a parameter that is not trained") for p in g["params"]] for g in optimizer.param_groups]
+    check_agreement({"make_optimizer": {"optimizer": name, "param_groups": groups}}, ranks)
+    found = {key for group in groups for key in group}
+    left_out = [key for key in parameters if key not in found]
+    if left_out:
+        raise UserError(
+            f"make_optimizer: {name} lacks {len(left_out)} of {len(parameters)} trained parameters, such as "
+            f"{', '.join(left_out[:3])}: add them, or set requires_grad to False before the model is sharded"
+        )
+    if found - set(parameters):
+        raise UserError(f"make_optimizer: {name} has {(found - set(parameters)).pop()}; give it `parameters` alone")
 
 
 class LowMemoryAdamW(torch.optim.Optimizer):
@@ -153,36 +173,24 @@ class LowMemoryAdamW(torch.optim.Optimizer):
             value[:count].copy_(weight[part])
             g[:count].copy_(grad[part])
             exp_avg, exp_avg_sq = moments.read("exp_avg", part, exp_avg), moments.read("exp_avg_sq", part, exp_avg_sq)
-            self._adamw_(value, g, exp_avg, exp_avg_sq, group)
+            torch._fused_adamw_(  # as torch.optim.AdamW(fused=True), in one pass
+                [value],
+                [g],
+                [exp_avg],
+                [exp_avg_sq],
+                [],
+                [self.steps],
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
             weight[part].copy_(stochastic_round_(value[:count], step.noise, stream, first + start))
             for number, (key, moment) in enumerate((("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)), 1):
                 moments.write(key, part, moment, step.noise, stream + number, first + start)
-
-    def _adamw_(
-        self,
-        value: torch.Tensor,
-        grad: torch.Tensor,
-        exp_avg: torch.Tensor,
-        exp_avg_sq: torch.Tensor,
-        group: dict,
-    ) -> None:
-        """Update flat fp32 tensors in place with the kernel of torch.optim.AdamW(fused=True), which passes over them once."""
-        beta1, beta2 = group["betas"]
-        torch._fused_adamw_(
-            [value],
-            [grad],
-            [exp_avg],
-            [exp_avg_sq],
-            [],
-            [self.steps],
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """The recipes of README's "Edit the loop": each patch applies to train.py, and the edited loop trains, logs and resumes.
 
 An edited copy of train.py runs beside the project's modules. Every recipe trains on two ranks with an untied head; the losses
-also on one rank with a tied one. Recipes that keep a state of their own are stopped after half of their steps and resumed, on
-the same number of ranks, and end with the weights of a run that was not stopped.
+also on one rank with a tied one. Recipes that keep a state of their own are continued from the checkpoint of half of their
+steps, on the same number of ranks, and end with the weights of a run that was not stopped; an optimizer also on another number.
+The check of each (`--check`) starts it, kills it and resumes it.
 """
 
+import json
 import math
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from tests.distributed.launch import ENVIRONMENT, largest_difference, rows, weights
 from tests.processes import ROOT, run_ranks
 from tests.tiny import write_chat_file, write_tiny_model
+from tests.tools.check_faults import END
 
 RECIPES = {patch.stem: patch for patch in sorted((ROOT / "docs" / "recipes").glob("*.patch"))}
 LOSSES = ("z_loss", "label_smoothing", "dft")
@@ -48,22 +51,26 @@ config = Config(
     return folder
 
 
-def edited(tmp_path: Path, name: str) -> Path:
+def edited(tmp_path: Path, name: str, end: str = "") -> Path:
     """A copy of train.py with the recipe applied, beside links to everything else."""
-    tree = tmp_path / "tree"
+    tree = tmp_path / name
     tree.mkdir()
     for path in ROOT.iterdir():
         if path.name not in ("train.py", ".git"):
             (tree / path.name).symlink_to(path)
     (tree / "train.py").write_text((ROOT / "train.py").read_text())
     subprocess.run(["git", "apply", str(RECIPES[name])], cwd=tree, check=True, capture_output=True)
-    assert (tree / "train.py").read_text() != (ROOT / "train.py").read_text()
+    text = (tree / "train.py").read_text()
+    assert text != (ROOT / "train.py").read_text()
+    body, main, last = text.rpartition('if __name__ == "__main__":\n')
+    (tree / "train.py").write_text(body + (end or main) + last)
     return tree / "train.py"
 
 
 def train(folder: Path, script: Path, ranks: int, run: str, *overrides: str) -> dict[int, dict]:
     done = run_ranks(ranks, script, folder / "config.py", f"run.name={run}", *overrides, **ENVIRONMENT)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    (folder / f"{run}.out").write_text(done.stdout)
     found = rows(folder / "runs" / run)
     for row in found.values():
         assert all(math.isfinite(row[f"train/loss{source}"]) for source in ("", "/main", "/other"))
@@ -112,6 +119,9 @@ def test_a_recipe_trains(folder, tmp_path, plain, name) -> None:
     found = train(folder, script, 2, f"{name}-2")
     assert sorted(found) == list(range(1, STEPS + 1))
     assert took_effect(folder, name, found, plain)
+    if name == "ema":
+        said = (folder / "ema-2.out").read_text()
+        assert "the export holds the average of the weights, and not the last ones" in said
     if name in LOSSES:
         train(folder, script, 1, f"{name}-1", f"model.path={folder / 'tied'}")
     if name in RESUMED:  # from the checkpoint of step 3
@@ -120,8 +130,38 @@ def test_a_recipe_trains(folder, tmp_path, plain, name) -> None:
         shutil.rmtree(run / "export")
         shutil.rmtree(run / "checkpoints" / "step-000006")
         (run / "checkpoints" / "latest").write_text("step-000003")
+        alone = shutil.copytree(run, folder / "runs" / f"{name}-alone")
         train(folder, script, 2, run.name)
         assert largest_difference(weights(run), weights(folder / "runs" / f"{name}-2")) == 0.0
+        if name == "nadam":
+            train(folder, script, 1, alone.name)
+            assert 0 < largest_difference(weights(alone), weights(run)) < 1e-5
+    if name == "frozen_layers":
+        ewc = ("ewc.strength=1", f"ewc.data={folder / 'main.jsonl'}", "ewc.documents=8", "optimizer.max_steps=2")
+        rows = train(folder, script, 2, "frozen-ewc", *ewc)
+        assert (
+            rows[2]["ewc/penalty"] > 0 and "ewc/penalty/layers.01" in rows[2] and "ewc/penalty/layers.00" not in rows[2]
+        )
+
+
+@pytest.fixture(scope="module")
+def checked(folder, tmp_path_factory) -> dict[str, dict]:
+    """Recipe -> the report of scripts/check.py, all in one launch of one rank."""
+    out = tmp_path_factory.mktemp("checked")
+    config = str(folder / "config.py")
+    scripts = {name: edited(out, name, END) for name in RECIPES}
+    checks = [["--train", str(path), config, "--json", str(out / f"{name}.json")] for name, path in scripts.items()]
+    (out / "plan.json").write_text(json.dumps({"config": config, "checks": checks, "parts": []}))
+    done = run_ranks(1, ROOT / "tests" / "tools" / "check_worker.py", out / "plan.json", PYTHONPATH=str(ROOT))
+    assert done.stdout.count("exit code") == len(RECIPES), (done.stdout + done.stderr)[-3000:]
+    return {name: json.loads((out / f"{name}.json").read_text()) for name in RECIPES}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_check_of_a_recipe_runs_and_finds_nothing_wrong(checked, name) -> None:
+    found = {result["name"]: result for result in checked[name]["results"]}
+    wrong = {key: result["text"] for key, result in found.items() if result["status"] == "fails"}
+    assert wrong == {} and found["kill and resume"]["figures"]["relative"] == 0.0
 
 
 def test_every_recipe_is_in_the_readme() -> None:

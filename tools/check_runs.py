@@ -97,15 +97,15 @@ def trained(checkpoint: Path) -> list[str]:
 def load_state(checkpoint: Path, names: Sequence[str]) -> dict[str, dict[str, torch.Tensor]]:
     """name -> {"weight", "exp_avg", "exp_avg_sq"}, fp32 and whole; without moments for an optimizer that stores others."""
     parts = ("", "_codes", "_scale")
-    found = load(checkpoint, [f"{key}{part}.{name}" for name in names for key in MOMENTS for part in parts])
+    found = load(checkpoint, [f"optimizer.{key}{part}.{name}" for name in names for key in MOMENTS for part in parts])
     weights = load(checkpoint, [WEIGHTS + name for name in names])
     states = {name: {"weight": weights[WEIGHTS + name].float()} for name in names}
     for name, state in states.items():
         for key in MOMENTS:
-            if f"{key}.{name}" in found:
-                state[key] = found[f"{key}.{name}"].float()
-            elif f"{key}_codes.{name}" in found:  # 6N (distributed/moments.py)
-                codes, scale = found[f"{key}_codes.{name}"], found[f"{key}_scale.{name}"]
+            if f"optimizer.{key}.{name}" in found:
+                state[key] = found[f"optimizer.{key}.{name}"].float()
+            elif f"optimizer.{key}_codes.{name}" in found:  # 6N (distributed/moments.py)
+                codes, scale = (found[f"optimizer.{key}{part}.{name}"] for part in parts[1:])
                 value = _code_values()[key][codes.int()].view(*scale.shape, -1) * scale[..., None]
                 state[key] = (value.square() if key == "exp_avg_sq" else value).view(codes.shape)
     return states
@@ -382,7 +382,7 @@ def judge_moves(run: Path, moves: Sequence[Moved], peak: float) -> Result:
     figures: dict[str, object] = {"tensors": len(moves), "still": still[:10], "rate": rate}
     whole = sum(moved.along for moved in moves) / max(1e-300, sum(moved.square for moved in moves))
     noise = math.sqrt(sum(moved.variance for moved in moves)) / max(1e-300, sum(moved.square for moved in moves))
-    counter = f"step.{moves[0].name}"
+    counter = f"optimizer.step.{moves[0].name}"
     steps = [int(load(checkpoint_of(run, step), [counter]).get(counter, step)) for step in range(1, STEPS + 1)]
     betas = max((moved.betas for moved in moves), key=lambda beta: abs(beta - 1))
     fixed = 0.1 if settings["memory"] == "6N" else NOT_MOVED_BY_ADAMW

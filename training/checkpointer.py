@@ -1,6 +1,5 @@
 """The checkpoints of a run: from which one it continues, when it saves, and which of them are known to be good."""
 
-import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,10 +8,9 @@ from torch import nn
 
 from common.errors import UserError
 from configs.config import Run
-from distributed.checkpoint import Registered, load_checkpoint
+from distributed.checkpoint import Saver
 from distributed.checkpoint_directory import find_checkpoint, read_manifest, set_aside_after
 from distributed.process_group import StopSignal, read_on_first
-from distributed.saver import Saver
 from training.evaluations import Evaluations
 from training.log import Log
 
@@ -20,8 +18,8 @@ from training.log import Log
 class Checkpointer:
     """Finds, loads and saves the checkpoints of one run. All methods but `register` and `is_due` are collectives.
 
-    A checkpoint has the parameters, the optimizer's state, what is registered, the random state of each rank, and in its
-    manifest the loop's `state`, that of the evaluations, and what the run is: `meaning` and `settings`.
+    A checkpoint has what `distributed.checkpoint.Saver` saves, and in its manifest the loop's `state`, that of the evaluations,
+    and what the run is: `meaning` and `settings`. `find` comes first, then `save_from`, `register` and `load`.
     """
 
     def __init__(
@@ -36,8 +34,7 @@ class Checkpointer:
     ) -> None:
         self.directory, self.run, self.stop, self.log = directory, run, stop, log
         self.meaning, self.settings, self.evaluations = meaning, settings, evaluations
-        self.saver = Saver(directory, run.keep_last, run.async_save, run.timeout_minutes, stop.ranks)
-        self.registered: Registered = {}
+        self.saver: Saver | None = None
         self.resume_from: Path | None = None
         self.saved_step = self.saved_updates = 0  # of the newest checkpoint; 0: the base model
         self.proven_step = 0  # the newest from whose weights a finite loss and gradient norm have been computed
@@ -47,9 +44,8 @@ class Checkpointer:
 
         Raises UserError if the checkpoint is damaged, was made by a run with another meaning, or is beyond `total_steps`.
         """
-        begin, ranks = time.perf_counter(), self.stop.ranks
+        ranks = self.stop.ranks
         checkpoint, passed_over = find_checkpoint(self.directory, self.run.resume, ranks)
-        seconds = time.perf_counter() - begin
         lines = [f"warning: passed over: {problem}" for problem in passed_over]
         if checkpoint is None:
             export = self.directory.with_name("export")
@@ -59,10 +55,7 @@ class Checkpointer:
                     f"another run.name or remove {export.parent}"
                 )
             return lines
-        manifest = read_on_first(lambda: read_manifest(checkpoint), ranks)
-        size = sum(file["size"] for file in manifest["files"].values())
-        lines.append(f"all {size / 2**20:,.0f} MiB of {checkpoint} have their checksum, {seconds:.1f} s")
-        saved = manifest["state"]
+        saved = read_on_first(lambda: read_manifest(checkpoint), ranks)["state"]
         lines += self._compare(checkpoint, saved)
         if saved["step"] > total_steps:
             raise UserError(f"{checkpoint} is at step {saved['step']}, beyond the {total_steps} steps of this config")
@@ -76,18 +69,28 @@ class Checkpointer:
         self.proven_step, self.resume_from = saved["proven_step"], checkpoint
         return lines
 
-    def register(self, name: str, thing: Any) -> None:
-        """Keep in every checkpoint what else has a `state_dict()` of tensors, such as an average of the weights."""
-        self.registered[name] = thing
+    def save_from(self, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        """From now on these are loaded and saved. Call it right after the optimizer is made."""
+        run = self.run
+        self.saver = Saver(
+            self.directory, parameters, optimizer, self.stop.ranks, run.keep_last, run.async_save, run.timeout_minutes
+        )
 
-    def load(self, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> list[str]:
-        """Read the checkpoint that `find` has found, if any. From now on these are saved. Returns lines for the user."""
-        self.parameters, self.optimizer = parameters, optimizer
-        if self.resume_from is None:
-            return []
-        lines = self.evaluations.judge_best_again(self.directory, parameters, self.stop.ranks)
-        load_checkpoint(self.resume_from, parameters, optimizer, self.stop.ranks, self.registered)
-        return [*lines, f"resumed from {self.resume_from}"]
+    def register(self, name: str, thing: Any) -> None:
+        """Keep in every checkpoint what else has a state, such as an average of the weights: `Saver.register`."""
+        self._saver.register(name, thing)
+
+    def load(self) -> list[str]:
+        """Read the checkpoint that `find` has found, if any, in place. Returns lines for the user."""
+        lines = []
+        if self.resume_from:
+            lines += self.evaluations.judge_best_again(self.directory, self._saver.parameters, self.stop.ranks)
+        return lines + self._saver.load(self.resume_from)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of a checkpoint, of all ranks."""
+        return self._saver.stored_bytes()
 
     def is_due(self, step: int) -> bool:
         """Whether a step at which a periodic save is due has passed since the last save."""
@@ -103,24 +106,24 @@ class Checkpointer:
             self.proven_step = self.saved_step
         self.saved_step, self.saved_updates = state["step"], state["updates"]
         with self.stop.saving():
-            self.saver.save(self._manifest(state), self.parameters, self.optimizer, self.registered)
+            self._saver.save(self._manifest(state))
         self.show_saves()
 
     def update(self, state: dict) -> None:
         """If this step is saved: let its manifest say what has been evaluated since."""
         if 0 < state["step"] == self.saved_step:
             self.log.sync()
-            self.saver.update_state(self._manifest(state))
+            self._saver.update_state(self._manifest(state))
 
     def show_saves(self) -> None:
         """Log the saves in the background that have finished. Raises UserError on all ranks if one has failed."""
-        for times in self.saver.poll():
+        for times in self._saver.poll():
             self.log.save(times)
 
     def close(self) -> None:
         """Wait until everything is durable."""
         with self.stop.saving():
-            for times in self.saver.close():
+            for times in self._saver.close():
                 self.log.save(times)
 
     def give_up(self, what: str, updates: int) -> NoReturn:
@@ -128,7 +131,7 @@ class Checkpointer:
 
         A checkpoint is known to be good when a finite loss has been computed from its weights. Later ones are renamed.
         """
-        self.saver.wait()
+        self._saver.wait()
         good = self.saved_step if updates > self.saved_updates else self.proven_step
         renamed = read_on_first(lambda: set_aside_after(self.directory, good), self.stop.ranks)
         aside = (
@@ -147,6 +150,11 @@ class Checkpointer:
             return where + (", saved" if state["step"] else "")
         bad = state["bad_steps_in_a_row"]
         return f"{where}, whose last {bad} steps were skipped; the last saved step is {self.saved_step}"
+
+    @property
+    def _saver(self) -> Saver:
+        assert self.saver is not None, "save_from comes first"
+        return self.saver
 
     def _manifest(self, state: dict) -> dict:
         return {

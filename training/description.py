@@ -53,8 +53,8 @@ def describe_run(
     )
     lines.append(
         f"schedule: {counted(inputs.total_steps, 'step')} ({inputs.plan.steps_per_epoch[0]} in the first epoch), warm-up "
-        f"{counted(inputs.warmup_steps, 'step')}, peak learning rate {optimizer.learning_rate:g}, cosine to "
-        f"{optimizer.min_lr_ratio:g} of the peak"
+        f"{counted(inputs.warmup_steps, 'step')}, peak learning rate {optimizer.learning_rate:g}, optimizer.min_lr_ratio "
+        f"{optimizer.min_lr_ratio:g}"
     )
     warnings = schedule_warnings(config, count, inputs.total_steps, inputs.warmup_steps)
     if optimizer.max_steps and optimizer.max_steps > inputs.total_steps:

@@ -8,8 +8,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.dtypes import dtype_name
 from configs.config import Config
-from distributed.checkpoint import load_checkpoint
-from distributed.checkpoint_directory import check_whole, checkpoint_name, weights_digest
+from distributed.checkpoint import load_parameters
+from distributed.checkpoint_directory import checkpoint_name, weights_digest
 from distributed.export import export_model
 from distributed.process_group import Ranks, read_on_first
 from model.language_model import PackedLanguageModel, adapters_sum, parameter_names, trained_parameters
@@ -121,8 +121,8 @@ def export_run(
     record = read_on_first(lambda: export_record(config, step, evaluations, model_config, checkpoints), ranks)
     if record["weights"] == "best":
         best = checkpoints / checkpoint_name(record["step"])
-        check_whole(best, ranks, "the best checkpoint cannot be exported: start again with run.export=last")
-        load_checkpoint(best, trained_parameters(model), None, ranks)
+        hint = "the best checkpoint cannot be exported: start again with run.export=last"
+        load_parameters(best, trained_parameters(model), ranks, hint)
 
     def write_rest(folder: Path) -> None:
         write_files(folder, config, model_config, tokenizer)

@@ -10,8 +10,8 @@ from common.errors import UserError
 from configs.config import Config
 from configs.load import is_of_answers, parse_best_by
 from data.sources import Corpus
-from distributed.checkpoint import load_checkpoint
-from distributed.checkpoint_directory import check_whole, checkpoint_name
+from distributed.checkpoint import load_parameters
+from distributed.checkpoint_directory import checkpoint_name
 from distributed.process_group import Ranks
 
 Evaluate = Callable[[], dict | None]
@@ -123,11 +123,10 @@ class Evaluations:
         if self.best_step is not None and evaluate:
             best = checkpoints / checkpoint_name(self.best_step)
             try:
-                check_whole(best, ranks, "no checkpoint counts as the best now")
+                load_parameters(best, parameters, ranks, "no checkpoint counts as the best now")
             except UserError as error:  # the same on all ranks
                 damage = [f"warning: {error}"]
             else:
-                load_checkpoint(best, parameters, None, ranks)
                 figures = evaluate()
                 if figures is None:
                     return []

@@ -50,7 +50,7 @@ class Export:
     """A checkpoint of a run, and the weights that are written of it.
 
     run: the directory. start: its config.json, the record of its newest start. config: its settings, with the directory of
-    the base in model.path. state: of the checkpoint. weights: of the whole model, before they are converted to the dtype of
+    the base in model.path. state: of the checkpoint. optimizer: its name. weights: of the whole model, before they are converted to the dtype of
     the files. adapter: if it is written in place of the whole model. record: what export.json says of the weights; two
     exports with the same record hold the same weights.
     """
@@ -59,6 +59,7 @@ class Export:
     start: dict
     config: Config
     state: dict
+    optimizer: str
     model_config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     weights: Weights
@@ -84,7 +85,8 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     start, config = read_run(run)
     checkpoint, which = _choose_checkpoint(run, config, options)
     check_whole(checkpoint, ranks, "name a step with --step, or train again")
-    state = read_manifest(checkpoint)["state"]
+    manifest = read_manifest(checkpoint)
+    state, of_optimizer = manifest["state"], manifest["values"].get("optimizer", {})
     base = options.base or Path(config.model.path)
     if not (base / "config.json").is_file():
         raise UserError(f"the base model of {run}, {base}, is not there; name its directory with --base")
@@ -131,7 +133,8 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         "dtype": dtype_name(DTYPES.get(options.dtype, torch.float32 if adapter else stored)),
         "averaged": averaged,
     }
-    return Export(run, start, config, state, model_config, tokenizer, weights, adapter, record)
+    optimizer = of_optimizer.get("type", "not recorded").removeprefix("LowMemory")
+    return Export(run, start, config, state, optimizer, model_config, tokenizer, weights, adapter, record)
 
 
 def read_run(run: Path) -> tuple[dict, Config]:

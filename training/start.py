@@ -14,7 +14,6 @@ from common.errors import UserError
 from configs.config import Config
 from configs.load import check_world, read_command_line
 from distributed.agreement import check_agreement, library_versions
-from distributed.checkpoint import checkpoint_tensors, stored_bytes
 from distributed.disks import check_room_for_run, measure_write_speed, save_line, torchrun_grace
 from distributed.host_memory import keep_freed_memory
 from distributed.optimizer import check_memory
@@ -27,7 +26,7 @@ from distributed.process_group import (
     world_size_from_environment,
 )
 from model.fingerprint import fingerprint_of_base, fingerprint_of_tokenizer
-from model.language_model import PackedLanguageModel, parameter_names, trained_parameters
+from model.language_model import PackedLanguageModel, parameter_names
 from training.export_files import GENERATION_CONFIG
 from training.inputs import Inputs
 from training.meaning import run_settings, step_meaning
@@ -148,16 +147,15 @@ def generation_config_digest(path: str) -> str | None:
 def check_disks(
     config: Config,
     model: PackedLanguageModel,
-    optimizer: torch.optim.Optimizer,
+    checkpoint: int,
     model_config: PretrainedConfig,
     ranks: Ranks,
 ) -> list[str]:
     """Whether the checkpoints and the export will fit, and how long a save takes here, in words. A collective.
 
-    Raises UserError on all ranks if there is no room for a checkpoint.
+    `checkpoint`: its bytes. Raises UserError on all ranks if there is no room for one.
     """
     directory = Path(config.run.directory, config.run.name)
-    checkpoint = stored_bytes(checkpoint_tensors(trained_parameters(model), optimizer, ranks))
     dtype = getattr(model_config, "dtype", None) or torch.bfloat16
     export = sum(parameter.numel() for parameter in parameter_names(model).values()) * dtype.itemsize
     lines = check_room_for_run(directory, checkpoint, export, config.run.keep_last, ranks)

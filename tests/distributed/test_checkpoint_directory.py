@@ -11,7 +11,7 @@ import torch.distributed as dist
 from common.errors import UserError
 from configs.config import Optimizer
 from distributed import checkpoint_directory
-from distributed.checkpoint import load_checkpoint, save_checkpoint
+from distributed.checkpoint import Saver
 from distributed.checkpoint_directory import (
     check_whole,
     complete_checkpoints,
@@ -39,7 +39,7 @@ def weight_and_optimizer(value: float) -> tuple[dict, torch.optim.Optimizer]:
 
 
 def save(folder: Path, ranks: Ranks, step: int, keep_last: int = 9, **state: object) -> None:
-    save_checkpoint(folder, {"step": step, **state}, *weight_and_optimizer(float(step)), ranks, keep_last)
+    Saver(folder, *weight_and_optimizer(float(step)), ranks, keep_last).save({"step": step, **state})
 
 
 def names(folder: Path) -> list[str]:
@@ -107,15 +107,16 @@ def test_damage_is_one_sentence_and_previous_continues_from_the_newest_whole_che
     if damage == "a truncated manifest":  # without its last byte, a newline, it would still be whole
         do = lambda path: path.write_bytes(path.read_bytes()[:-2])  # noqa: E731
     do(tmp_path / "step-000006" / file)
-    with pytest.raises(UserError) as raised:
-        find_checkpoint(tmp_path, "auto", ranks)
+    parameters, optimizer = weight_and_optimizer(0.0)
+    saver = Saver(tmp_path, parameters, optimizer, ranks)
+    with pytest.raises(UserError) as raised:  # sizes are looked at first, and what is read is compared
+        saver.load(find_checkpoint(tmp_path, "auto", ranks)[0])
     assert sentence in str(raised.value) and "run.resume=previous" in str(raised.value)
     assert len(complete_checkpoints(tmp_path)) == 3 and latest_checkpoint(tmp_path).name == "step-000006"
     found, passed_over = find_checkpoint(tmp_path, "previous", ranks)
     assert found == tmp_path / "step-000004" == latest_checkpoint(tmp_path)
     assert len(passed_over) == 1 and sentence in passed_over[0]
-    parameters, optimizer = weight_and_optimizer(0.0)
-    load_checkpoint(found, parameters, optimizer, ranks)
+    saver.load(found)
     assert parameters["weight"].unique().tolist() == [4.0]
     save(tmp_path, ranks, 5)  # the damaged one belongs to a future that was given up
     assert names(tmp_path) == ["latest", "step-000002", "step-000004", "step-000005"]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
 from configs.config import Optimizer
-from distributed.checkpoint import load_checkpoint, save_checkpoint
+from distributed.checkpoint import Saver, load_parameters
 from distributed.checkpoint_directory import latest_checkpoint
 from distributed.export import export_model
 from distributed.optimizer import adamw
@@ -58,13 +58,14 @@ def weight_and_optimizer(size: int) -> tuple[dict, torch.optim.Optimizer]:
 
 def test_a_full_disk_is_an_error_and_keeps_what_was_saved(tmp_path, ranks, monkeypatch) -> None:
     parameters, optimizer = weight_and_optimizer(2**18)  # 3 MiB: fp32 weights and two moments
-    save_checkpoint(tmp_path / "run", {"step": 1}, parameters, optimizer, ranks, keep_last=1)
+    saver = Saver(tmp_path / "run", parameters, optimizer, ranks)
+    saver.save({"step": 1})
     free = 2 * 2**20
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
     with pytest.raises(UserError, match="the checkpoint of step 2 needs 3 MiB, but the disk has 2 MiB free; free some"):
-        save_checkpoint(tmp_path / "run", {"step": 2}, parameters, optimizer, ranks, keep_last=1)
+        saver.save({"step": 2})
     assert latest_checkpoint(tmp_path / "run").name == "step-000001"
-    load_checkpoint(latest_checkpoint(tmp_path / "run"), parameters, optimizer, ranks)
+    saver.load(latest_checkpoint(tmp_path / "run"))
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "old").touch()
     free = 1000
@@ -72,17 +73,20 @@ def test_a_full_disk_is_an_error_and_keeps_what_was_saved(tmp_path, ranks, monke
         export_model(tmp_path / "export", parameters, torch.float32, ranks, lambda folder: None)
     assert (tmp_path / "export" / "old").exists()
     free = 2**23
-    save_checkpoint(tmp_path / "run", {"step": 2}, parameters, optimizer, ranks, keep_last=1)
+    saver.save({"step": 2})
     assert latest_checkpoint(tmp_path / "run").name == "step-000002"
 
 
 def test_a_checkpoint_that_does_not_match_the_model_is_an_error(tmp_path, ranks) -> None:
-    save_checkpoint(tmp_path, {"step": 1}, *weight_and_optimizer(4), ranks, keep_last=1)
-    with pytest.raises(UserError, match=r"model.weight has shape \(4,\), but the model has \(5,\)"):
-        load_checkpoint(tmp_path / "step-000001", *weight_and_optimizer(5), ranks)
-    parameters, optimizer = weight_and_optimizer(4)
-    with pytest.raises(UserError, match="has no tensor model.other"):
-        load_checkpoint(tmp_path / "step-000001", {"other": parameters["weight"]}, None, ranks)
-    (tmp_path / "step-000001" / ".metadata").unlink()
-    with pytest.raises(UserError, match="is not a complete checkpoint"):
-        load_checkpoint(tmp_path / "step-000001", parameters, optimizer, ranks)
+    checkpoint = tmp_path / "step-000001"
+    Saver(tmp_path, *weight_and_optimizer(4), ranks).save({"step": 1})
+    with pytest.raises(
+        UserError, match=r"model.weight has shape \(4,\), now \(5,\); resume with the model, vocabulary"
+    ):
+        Saver(tmp_path, *weight_and_optimizer(5), ranks).load(checkpoint)
+    parameters, _ = weight_and_optimizer(4)
+    with pytest.raises(UserError, match="does not fit this run: it has no model.other; "):
+        load_parameters(checkpoint, {"other": parameters["weight"]}, ranks)
+    (checkpoint / ".metadata").unlink()
+    with pytest.raises(UserError, match="metadata is missing; the hint"):
+        load_parameters(checkpoint, parameters, ranks, "the hint")

@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from common.errors import UserError
 from distributed import optimizer as module
-from distributed.checkpoint import load_checkpoint, save_checkpoint
-from distributed.gradients import bytes_per_parameter
+from distributed.checkpoint import Saver
+from distributed.gradients import bytes_per_parameter, clip_gradients
 from distributed.moments import make_code_maps
 from distributed.optimizer import adamw, check_memory, parameter_dtype
 from distributed.process_group import Ranks
@@ -367,6 +367,17 @@ def test_6n_needs_torchao_and_14n_needs_grad_dtype(monkeypatch) -> None:
         check_memory("14N")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_clipping_scales_all_gradients_to_the_norm_and_leaves_smaller_ones(dtype) -> None:
+    exact = torch.randn(100_000, dtype=torch.float64).to(dtype)
+    parameter = nn.Parameter(torch.zeros(100_000, dtype=dtype))
+    parameter.grad = exact.clone()
+    clip_gradients([parameter], 1.0, 0.9)
+    assert torch.equal(parameter.grad, exact)
+    clip_gradients([parameter], 1.0, 1.7)
+    assert torch.equal(parameter.grad, (exact.float() / 1.7).to(dtype))  # the factor itself is not rounded to bf16
+
+
 # --- Sharded ---
 
 
@@ -388,10 +399,10 @@ def test_a_checkpoint_resumes_bitwise_and_not_with_another_memory(memory, tmp_pa
     optimizer = adamw(parameters, settings(memory, learning_rate=1e-3), seed=0)
     for step in range(3):
         take_step(parameters, optimizer, step, memory)
-    save_checkpoint(tmp_path, {"step": 3}, parameters, optimizer, ranks, keep_last=1)
+    Saver(tmp_path, parameters, optimizer, ranks).save({"step": 3})
     resumed = sharded({name: nn.Parameter(torch.zeros_like(p)) for name, p in some_parameters(memory).items()})
     other = adamw(resumed, settings(memory, learning_rate=1e-3), seed=0)
-    load_checkpoint(tmp_path / "step-000003", resumed, other, ranks)
+    Saver(tmp_path, resumed, other, ranks).load(tmp_path / "step-000003")
     assert_same_bits(everything(resumed, other), everything(parameters, optimizer))
     for step in range(3, 5):
         take_step(parameters, optimizer, step, memory)
@@ -401,8 +412,10 @@ def test_a_checkpoint_resumes_bitwise_and_not_with_another_memory(memory, tmp_pa
         if {form, memory} == {"14N", "12N"} or form == memory:
             continue  # these two differ only in their gradients, which are not in a checkpoint
         strangers = sharded(some_parameters(form))
-        with pytest.raises(UserError, match="another optimizer.memory"):
-            load_checkpoint(tmp_path / "step-000003", strangers, adamw(strangers, settings(form), 0), ranks)
+        with pytest.raises(
+            UserError, match=r"does not fit this run: .* optimizer.memory and register\(\) of the checkpoint"
+        ):
+            Saver(tmp_path, strangers, adamw(strangers, settings(form), 0), ranks).load(tmp_path / "step-000003")
 
 
 def test_14n_accumulates_micro_batches_in_fp32_with_fsdp(ranks) -> None:
@@ -434,7 +447,7 @@ def work(out: Path, name: str) -> None:
         found = everything(parameters, optimizer)
         torch.save((found, rows), out / f"{name}.{memory}.rank{dist.get_rank()}.pt")
         me = Ranks(dist.get_rank(), dist.get_world_size(), 0, torch.device("cpu"), dist.group.WORLD)
-        save_checkpoint(out / f"{name}.{memory}", {"step": 4}, parameters, optimizer, me, keep_last=1)
+        Saver(out / f"{name}.{memory}", parameters, optimizer, me).save({"step": 4})
     # HSDP with all ranks on one node: a rank has the same rows.
     mesh = init_device_mesh("cpu", (1, dist.get_world_size()))
     hybrid = [distribute_tensor(p.detach(), mesh, [Replicate(), Shard(0)]) for p in some_parameters("12N").values()]
@@ -455,7 +468,7 @@ def test_one_and_two_ranks_give_the_same_bits(tmp_path, ranks) -> None:
             assert_same_bits(shared, alone)
         resumed = sharded(some_parameters(memory))
         optimizer = adamw(resumed, settings(memory), seed=4)
-        load_checkpoint(tmp_path / f"two.{memory}" / "step-000004", resumed, optimizer, ranks)
+        Saver(tmp_path, resumed, optimizer, ranks).load(tmp_path / f"two.{memory}" / "step-000004")
         assert_same_bits(everything(resumed, optimizer), alone)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from common.errors import exit_process
 from data.batches import MicroBatch
-from distributed.checkpoint import load_checkpoint, save_checkpoint
+from distributed.checkpoint import Saver
 from distributed.optimizer import adamw, parameter_dtype
 from distributed.process_group import Ranks, start_process_group
 from distributed.sharding import flat_shard, local
@@ -33,11 +33,11 @@ STEPS = 3
 
 
 def save(folder: Path, parameters: dict, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
-    save_checkpoint(folder, {"step": STEPS}, parameters, optimizer, ranks, 1)
+    Saver(folder, parameters, optimizer, ranks).save({"step": STEPS})
 
 
 def load(folder: Path, parameters: dict, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
-    load_checkpoint(folder / f"step-{STEPS:06d}", parameters, optimizer, ranks)
+    Saver(folder, parameters, optimizer, ranks).load(folder / f"step-{STEPS:06d}")
 
 
 @pytest.fixture(scope="module")

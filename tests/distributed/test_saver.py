@@ -1,19 +1,21 @@
-"""Saves in the background: what they store, when `latest` moves, and failures."""
+"""Saves and loads of the training state: any optimizer, what is registered, saves in the background, bytes read, failures."""
 
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
-import distributed.saver
 from common.errors import UserError
 from configs.config import Optimizer
-from distributed.checkpoint import load_checkpoint
+from distributed import checkpoint_files
+from distributed.checkpoint import Saver
 from distributed.checkpoint_directory import check_whole, latest_checkpoint, read_manifest
-from distributed.optimizer import adamw
+from distributed.optimizer import adamw, check_optimizer
 from distributed.process_group import Ranks
-from distributed.saver import Saver
 
 
 @pytest.fixture
@@ -24,45 +26,326 @@ def ranks():
 
 
 def weight_and_optimizer(value: float) -> tuple[dict, torch.optim.Optimizer]:
-    weight = torch.nn.Parameter(torch.full((64,), value))
+    weight = nn.Parameter(torch.full((64,), value))
     return {"weight": weight}, adamw({"weight": weight}, Optimizer(1.0), seed=0)
+
+
+# --- Any optimizer ---
+
+
+class Adapting(torch.optim.Optimizer):
+    """Keeps scalars in its groups, as Prodigy and schedule-free optimizers do, and a plain counter in its state."""
+
+    def __init__(self, parameters, lr=1e-2, decay=0.1) -> None:
+        super().__init__(parameters, {"lr": lr, "decay": decay, "k": 0, "d": 1e-6, "betas": (0.9, 0.99), "weights": []})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            group["k"] += 1
+            group["d"] = group["d"] * 1.5 + 1e-3
+            group["betas"] = (0.9, 1 - 1 / (1 + group["k"]))
+            group["weights"] = [*group["weights"], group["d"]]
+            for p in group["params"]:
+                state = self.state[p]
+                state["count"] = state.get("count", 0) + 1
+                state.setdefault("sum", torch.zeros_like(p)).add_(p.grad)
+                p.mul_(1 - group["lr"] * group["decay"]).sub_(state["sum"], alpha=group["d"] * state["count"])
+
+
+OPTIMIZERS = {
+    "NAdam": lambda p: torch.optim.NAdam(p, 1e-2, decoupled_weight_decay=True, weight_decay=0.1),
+    "Adam": lambda p: torch.optim.Adam(p, 1e-2),
+    "RAdam": lambda p: torch.optim.RAdam(p, 1e-2),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, 1e-2, initial_accumulator_value=0.1),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, 1e-2, momentum=0.9),
+    "SGD": lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9),
+    "plain SGD": lambda p: torch.optim.SGD(p, 1e-2),
+    "Adafactor": lambda p: torch.optim.Adafactor(p, 1e-2),
+    "ASGD": lambda p: torch.optim.ASGD(p, 1e-2),
+    "Adapting": Adapting,
+}
+
+
+def make(name: str) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    parameters = {"matrix": nn.Parameter(torch.randn(8, 6)), "vector": nn.Parameter(torch.randn(6))}
+    return parameters, OPTIMIZERS[name](list(parameters.values()))
+
+
+def take_steps(parameters: dict, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for parameter in parameters.values():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_updates_of_any_optimizer_are_those_without_us_also_after_a_resume(name, tmp_path, ranks) -> None:
+    bare, bare_optimizer = make(name)
+    ours, optimizer = make(name)
+    saver = Saver(tmp_path, ours, optimizer, ranks)
+    assert saver.load(None) == [] and saver.stored_bytes() > 0
+    for steps in (range(1), range(1, 4)):
+        take_steps(bare, bare_optimizer, steps)
+        take_steps(ours, optimizer, steps)
+        assert all(torch.equal(ours[key], bare[key]) for key in bare), steps  # the first update, too
+    saver.save({"step": 4})
+    resumed, other = make(name)
+    (line,) = Saver(tmp_path, resumed, other, ranks).load(tmp_path / "step-000004")
+    assert "have their checksums" in line
+    assert other.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+    for steps in (range(0), range(4, 7)):
+        take_steps(bare, bare_optimizer, steps)
+        take_steps(resumed, other, steps)
+        assert all(torch.equal(resumed[key], bare[key]) for key in bare), steps
+
+
+def test_a_state_before_the_first_update_is_none_after_a_resume_too(tmp_path, ranks) -> None:
+    Saver(tmp_path, *make("NAdam"), ranks).save({"step": 1})
+    bare, resumed = make("NAdam"), make("NAdam")
+    Saver(tmp_path, *resumed, ranks).load(tmp_path / "step-000001")
+    take_steps(*bare, range(2))
+    take_steps(*resumed, range(2))
+    assert all(torch.equal(resumed[0][key], bare[0][key]) for key in bare[0])
+
+
+def test_settings_that_nobody_changed_are_those_of_the_new_start(tmp_path, ranks) -> None:
+    parameters, optimizer = make("Adapting")
+    saver = Saver(tmp_path, parameters, optimizer, ranks)
+    take_steps(parameters, optimizer, range(2))
+    saver.save({"step": 2})
+    resumed, _ = make("Adapting")
+    other = Adapting(list(resumed.values()), lr=5.0, decay=0.7)
+    Saver(tmp_path, resumed, other, ranks).load(tmp_path / "step-000002")
+    assert {key: other.param_groups[0][key] for key in ("lr", "decay", "k", "betas")} == {
+        "lr": 5.0,
+        "decay": 0.7,
+        "k": 2,
+        "betas": (0.9, 1 - 1 / 3),
+    }
+
+
+def test_what_a_checkpoint_cannot_store_is_refused(tmp_path, ranks) -> None:
+    parameters, optimizer = make("Adam")
+    optimizer.param_groups[0]["scale"] = torch.ones(())
+    with pytest.raises(UserError, match="Adam keeps scale in param_groups as a tensor"):
+        Saver(tmp_path, parameters, optimizer, ranks)
+    parameters, optimizer = make("Adam")
+    saver = Saver(tmp_path, parameters, optimizer, ranks)
+    optimizer.param_groups[0]["note"] = object()
+    with pytest.raises(UserError, match="Adam has changed note in param_groups to a object"):
+        saver.save({"step": 1})
+    del optimizer.param_groups[0]["note"]
+    optimizer.state[parameters["vector"]]["history"] = {1, 2}
+    with pytest.raises(UserError, match="cannot store optimizer.history.vector, a set"):
+        saver.save({"step": 1})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        ("NAdam", "SGD", "optimizer NAdam, now SGD; it has no momentum_buffer of an optimizer; it has exp_avg of an "),
+        ("plain SGD", "NAdam", "optimizer SGD, now NAdam"),
+        ("SGD", "plain SGD", "it has momentum_buffer of an optimizer, and the run has not"),
+    ],
+)
+def test_a_resume_with_another_optimizer_is_refused(before, now, words, tmp_path, ranks) -> None:
+    parameters, optimizer = make(before)
+    saver = Saver(tmp_path, parameters, optimizer, ranks)
+    take_steps(parameters, optimizer, range(1))
+    saver.save({"step": 1})
+    with pytest.raises(UserError) as raised:
+        Saver(tmp_path, *make(now), ranks).load(tmp_path / "step-000001")
+    assert words in str(raised.value)
+
+
+def test_an_optimizer_has_every_trained_parameter_and_no_other(ranks) -> None:
+    parameters, optimizer = make("Adam")
+    check_optimizer(optimizer, parameters, "16N", ranks)
+    with pytest.raises(UserError, match="Adam lacks 1 of 2 trained parameters, such as vector: add them"):
+        check_optimizer(torch.optim.Adam([parameters["matrix"]]), parameters, "16N", ranks)
+    with pytest.raises(UserError, match="Adam has a parameter that is not trained; give it `parameters` alone"):
+        check_optimizer(optimizer, {"matrix": parameters["matrix"]}, "16N", ranks)
+    with pytest.raises(UserError, match="8N is a format of this project's AdamW; with Adam set optimizer.memory=16N"):
+        check_optimizer(optimizer, parameters, "8N", ranks)
+
+
+# --- What is registered ---
+
+
+class Thing:
+    """A registered object with this state."""
+
+    def __init__(self, **state: object) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict:
+        return self.state
+
+    def load_state_dict(self, state: dict) -> None:
+        self.state = state
+
+
+def test_what_is_registered_comes_back_with_its_types(tmp_path, ranks) -> None:
+    state = {"mean": torch.arange(3.0), "count": 7, "rate": 0.1, "name": "x", "on": True, "last": [1, 2], "none": None}
+    saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
+    before = saver.stored_bytes()
+    saver.register("sampler", Thing(**state))
+    assert saver.stored_bytes() == before + 12
+    saver.save({"step": 1})
+    other = Thing(mean=torch.zeros(3), count=0, rate=0, name="", on=False, last=[], none=1)
+    resumed = Saver(tmp_path, *weight_and_optimizer(0.0), ranks)
+    resumed.register("sampler", other)
+    resumed.load(tmp_path / "step-000001")
+    assert torch.equal(other.state.pop("mean"), state.pop("mean")) and other.state == state
+    assert all(type(other.state[key]) is type(value) for key, value in state.items())
+
+
+def test_a_registration_that_cannot_be_kept_is_refused_at_once(tmp_path, ranks) -> None:
+    saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
+    for value, kind in ({1, 2}, "set"), ((1, 2), "tuple"), ({"a": torch.ones(1)}, "dict"), (b"", "bytes"):
+        with pytest.raises(UserError, match=rf"register\('a'\): 'key' in its state_dict\(\) is a {kind}; a checkpoint"):
+            saver.register("a", Thing(key=value))
+    saver.register("a", Thing(key=1))
+    with pytest.raises(UserError, match=r"register\('a'\): choose a name without a dot that nothing else has"):
+        saver.register("a", Thing(key=1))
+    saver.load(None)
+    with pytest.raises(UserError, match=r"register\('b'\): register before the checkpoint is loaded"):
+        saver.register("b", Thing(key=1))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        ({"ema": 1}, {}, "it has registered 'ema', and the run has not"),
+        ({}, {"ema": 1}, "it has no registered 'ema'"),
+        ({"ema": 1}, {"ema": torch.ones(1)}, None),
+    ],
+)
+def test_a_resume_with_other_registrations_is_refused(before, now, words, tmp_path, ranks) -> None:
+    first, second = (Saver(tmp_path, *weight_and_optimizer(1.0), ranks) for _ in range(2))
+    for saver, things in ((first, before), (second, now)):
+        for name, value in things.items():
+            saver.register(name, Thing(key=value))
+    first.save({"step": 1})
+    if words:
+        with pytest.raises(UserError, match=words):
+            second.load(tmp_path / "step-000001")
+
+
+# --- Bytes, damage ---
+
+
+def test_a_load_reads_every_byte_once_and_finds_a_flipped_bit_in_each_block(tmp_path, ranks, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoint_files, "BLOCK", 2**12)
+    weights = {f"w{i}": nn.Parameter(torch.randn(50 + 613 * i)) for i in range(9)}
+    saver = Saver(tmp_path, weights, adamw(weights, Optimizer(1.0), seed=0), ranks)
+    saver.save({"step": 1})
+    checkpoint, read = tmp_path / "step-000001", []
+    block = checkpoint_files.CheckedFile._block
+
+    def counted(file, number: int) -> memoryview:
+        if number not in file.blocks:
+            read.append((file.path.name, number))
+        return block(file, number)
+
+    monkeypatch.setattr(checkpoint_files.CheckedFile, "_block", counted)
+    fresh = {name: nn.Parameter(torch.zeros_like(weight)) for name, weight in weights.items()}
+    resumed = Saver(tmp_path, fresh, adamw(fresh, Optimizer(1.0), seed=0), ranks)
+    resumed.load(checkpoint)
+    assert all(torch.equal(fresh[name], weights[name]) for name in weights)
+    files = read_manifest(checkpoint)["files"]
+    blocks = [(name, number) for name in files for number in range(len(files[name]["crc32"]))]
+    assert sorted(read) == sorted(blocks) and len(blocks) > 70
+    data = checkpoint / "__0_0.distcp"
+    whole = data.read_bytes()
+    for position in range(100, len(whole), 31_013):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        data.write_bytes(damaged)
+        with pytest.raises(UserError, match="__0_0.distcp is damaged: its checksum is .*; the hint"):
+            resumed.load(checkpoint, "the hint")
+
+
+def test_checksums_are_those_of_what_is_on_disk_and_need_no_second_read(tmp_path, ranks, monkeypatch) -> None:
+    opened = []
+    path_open = Path.open
+
+    def recorded(path: Path, mode: str = "r", *arguments, **options):
+        opened.append((path.name, mode))
+        return path_open(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", recorded)
+    Saver(tmp_path, *weight_and_optimizer(1.0), ranks).save({"step": 1})
+    assert [mode for name, mode in opened if name.endswith((".distcp", ".metadata", ".metadata.tmp"))] == ["wb", "wb"]
+    check_whole(tmp_path / "step-000001", ranks)
+
+
+# --- In the background ---
 
 
 @pytest.fixture
 def held(monkeypatch) -> threading.Event:
     """Background saves wait for this event before they write."""
-    event, write = threading.Event(), distributed.saver.write_checkpoint
+    event, write = threading.Event(), Saver._write
 
-    def wait_then_write(*arguments) -> float:
+    def wait_then_write(*arguments) -> None:
         assert event.wait(60)
-        return write(*arguments)
+        write(*arguments)
 
-    monkeypatch.setattr(distributed.saver, "write_checkpoint", wait_then_write)
+    monkeypatch.setattr(Saver, "_write", wait_then_write)
     return event
 
 
-def test_a_background_save_stores_the_weights_of_its_step_and_moves_latest_at_the_end(tmp_path, ranks, held) -> None:
-    saver = Saver(tmp_path, 2, True, 1.0, ranks)
+def test_a_background_save_stores_the_state_of_its_step_and_moves_latest_at_the_end(tmp_path, ranks, held) -> None:
     parameters, optimizer = weight_and_optimizer(1.0)
-    saver.save({"step": 1}, parameters, optimizer)
+    saver = Saver(tmp_path, parameters, optimizer, ranks, 2, True)
+    thing = Thing(positions=[1])
+    saver.register("thing", thing)
+    saver.save({"step": 1})
     with torch.no_grad():
         parameters["weight"].fill_(2.0)  # training goes on
+    thing.state["positions"].append(2)
     assert saver.poll() == [] and latest_checkpoint(tmp_path) is None
     held.set()
     (times,) = saver.close()
     assert times.step == 1 and 0 < times.pause < times.total
     assert latest_checkpoint(tmp_path).name == "step-000001"
-    check_whole(tmp_path / "step-000001", ranks)
-    resumed, other = weight_and_optimizer(0.0)
-    load_checkpoint(tmp_path / "step-000001", resumed, other, ranks)
-    assert resumed["weight"].unique().tolist() == [1.0]
+    resumed = weight_and_optimizer(0.0)
+    other = Saver(tmp_path, *resumed, ranks)
+    other.register("thing", thing)
+    other.load(tmp_path / "step-000001")
+    assert resumed[0]["weight"].unique().tolist() == [1.0] and thing.state == {"positions": [1]}
+
+
+def test_background_saves_use_the_same_buffers_again(tmp_path, ranks, monkeypatch) -> None:
+    parameters, optimizer = weight_and_optimizer(1.0)
+    saver, written = Saver(tmp_path, parameters, optimizer, ranks, 2, True), []
+    write = saver._write
+    monkeypatch.setattr(saver, "_write", lambda *a: (written.append(a[2]), write(*a)))
+    for step in (1, 2):
+        with torch.no_grad():
+            parameters["weight"].fill_(step)
+        saver.save({"step": step})
+        saver.wait()
+    first, second = written
+    names = [name for name in first if not name.startswith("random.")]
+    assert len(names) > 3 and all(first[name].data_ptr() == second[name].data_ptr() for name in names)
+    assert first["model.weight"].data_ptr() != parameters["weight"].data_ptr()
+    saver.load(tmp_path / "step-000001")
+    assert parameters["weight"].unique().tolist() == [1.0]
+    saver.close()
 
 
 def test_one_save_waits_for_the_one_before_and_so_does_a_new_state(tmp_path, ranks, held) -> None:
-    saver = Saver(tmp_path, 9, True, 1.0, ranks)
-    saver.save({"step": 1}, *weight_and_optimizer(1.0))
+    saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9, True)
+    saver.save({"step": 1})
     held.set()
-    saver.save({"step": 2}, *weight_and_optimizer(2.0))
+    saver.save({"step": 2})
     saver.update_state({"step": 2, "best_step": 2})
     assert [times.step for times in saver.close()] == [1, 2]
     assert read_manifest(tmp_path / "step-000002")["state"] == {"step": 2, "best_step": 2}
@@ -73,8 +356,8 @@ def test_one_save_waits_for_the_one_before_and_so_does_a_new_state(tmp_path, ran
 def test_a_failed_save_ends_the_run_with_its_reason_and_latest_stays(
     in_background, tmp_path, ranks, monkeypatch
 ) -> None:
-    saver = Saver(tmp_path, 9, in_background, 1.0, ranks)
-    saver.save({"step": 1}, *weight_and_optimizer(1.0))
+    saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9, in_background)
+    saver.save({"step": 1})
     saver.wait()
 
     def fail(*arguments: object, **options: object) -> None:
@@ -82,14 +365,22 @@ def test_a_failed_save_ends_the_run_with_its_reason_and_latest_stays(
 
     monkeypatch.setattr(torch.distributed.checkpoint.FileSystemWriter, "write_data", fail)
     with pytest.raises(UserError, match="the checkpoint of step 2 could not be written .*Input/output error"):
-        saver.save({"step": 2}, *weight_and_optimizer(2.0))
+        saver.save({"step": 2})
         saver.wait()
     assert latest_checkpoint(tmp_path).name == "step-000001"
 
 
 def test_a_bug_in_the_background_keeps_its_type(tmp_path, ranks, monkeypatch) -> None:
-    saver = Saver(tmp_path, 9, True, 1.0, ranks)
-    monkeypatch.setattr(distributed.saver, "write_checkpoint", lambda *arguments: 1 / 0)
-    saver.save({"step": 1}, *weight_and_optimizer(1.0))
+    saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9, True)
+    monkeypatch.setattr(Saver, "_write", lambda *arguments: 1 / 0)
+    saver.save({"step": 1})
     with pytest.raises(ZeroDivisionError):
         saver.wait()
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, ranks, monkeypatch) -> None:
+    saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(UserError, match="the checkpoint of step 1 needs 0 MiB, but the disk has 0 MiB free"):
+        saver.save({"step": 1})
+    assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ import torch
 
 from common.dtypes import DTYPES
 from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run, Sharding
-from distributed.checkpoint import checkpoint_tensors, stored_bytes
+from distributed.checkpoint import Saver
 from distributed.gradients import gradient_of
 from distributed.optimizer import adamw
 from distributed.process_group import Ranks, gather_objects, process_group
@@ -66,7 +66,7 @@ def measure(case: dict, ranks: Ranks) -> dict[str, int]:
         "parameters": size([*parameters.values(), *frozen]),
         "gradients": size([gradient_of(parameter) for parameter in parameters.values()]),
         "optimizer": size(states),
-        "checkpoint": stored_bytes(checkpoint_tensors(parameters, optimizer, ranks)),
+        "checkpoint": Saver(Path(), parameters, optimizer, ranks).stored_bytes(),
     }
     shards = {name: local_shard(parameter)[0].clone() for name, parameter in parameters.items()}
     fisher = {name: torch.zeros_like(shard, dtype=torch.float32) for name, shard in shards.items()}

@@ -65,8 +65,8 @@ def test_every_optimizer_memory_takes_a_step(memory, monkeypatch) -> None:
         assert parameters["norm"].grad.dtype == (torch.float32 if memory in ("16N", "14N") else torch.bfloat16)
         for group in optimizer.param_groups:
             group["lr"], group["noise_step"] = 1e-3, 0
-        norm = gradient_norm(parameters.values())
-        clip_gradients(parameters.values(), 1.0, norm)
+        gradient_norm(parameters.values())
+        clip_gradients(parameters.values(), 1.0, 2.0)
         optimizer.step()
         optimizer.zero_grad()
         for parameter in parameters.values():

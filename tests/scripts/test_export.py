@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError
-from distributed.checkpoint_directory import checksums, write_manifest
+from distributed.checkpoint_directory import write_manifest
+from distributed.checkpoint_files import CheckpointWriter
 from distributed.process_group import process_group
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.processes import ROOT, run_python
@@ -203,8 +204,9 @@ def write_lora_run(folder: Path, name: str = "lora") -> Path:
         module = f"model.model.layers.{layer}.self_attn.q_proj"
         tensors[f"{module}.lora_A.default.weight"] = torch.full((2, 64), 0.01)
         tensors[f"{module}.lora_B.default.weight"] = torch.full((64, 2), 0.5)
-    dcp.save(tensors, storage_writer=dcp.FileSystemWriter(checkpoint), no_dist=True)
-    write_manifest(checkpoint, {"step": 4}, checksums(sorted(checkpoint.iterdir())))
+    writer = CheckpointWriter(checkpoint)
+    dcp.save(tensors, storage_writer=writer, no_dist=True)
+    write_manifest(checkpoint, {"step": 4}, writer.entries(), {})
     (run / "config.json").write_text(json.dumps(record))
     return run
 

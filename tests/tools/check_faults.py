@@ -20,14 +20,14 @@ EDITS = {
         "            if is_last:\n                break\n            before_micro_batch(model",
     ),
     "optimizer not restored": (
-        "load_checkpoint(resume_from, parameters, optimizer, ranks, registered)",
-        "load_checkpoint(resume_from, parameters, None, ranks, registered)",
+        "found += saver.load(resume_from)",
+        "from distributed.checkpoint import load_parameters\n    load_parameters(resume_from, parameters, ranks) if resume_from else None",
     ),
     "data by the number of ranks": (
         "for deal in map(inputs.deal, range(first_step, total_steps)):",
         "for deal in (inputs.deal(step * ranks.world_size % 4) for step in range(first_step, total_steps)):",
     ),
-    "not clipped": ("clip_gradients(parameters.values(), config.optimizer.max_grad_norm, norm)", "pass"),
+    "not clipped": ("clip_gradients(parameters.values(), config.optimizer.max_grad_norm, grad_norm)", "pass"),
     "ranks averaged": (BACKWARD, "(loss_sum / num_targets / ranks.world_size).backward()"),
     "vectors not updated": (RATE, RATE.replace("rate,", 'rate * (group["params"][0].dim() >= 2),')),
     "dropout before the head": ("    model.train()\n", "    model.train()\n    add_dropout(model)\n"),

@@ -35,7 +35,7 @@ def made(folder: Path, ranks: Ranks, meaning: dict = MEANING, settings: dict | N
     made = Checkpointer(folder, config, meaning, settings or {}, evaluations, Stop(ranks), log)
     made.saver = SimpleNamespace(save=lambda *arguments: saves.append(arguments[0]), poll=lambda: [], wait=lambda: None)
     saves: list[dict] = []
-    made.saves, made.parameters, made.optimizer = saves, {}, None
+    made.saves = saves
     return made
 
 
@@ -48,7 +48,7 @@ def write(folder: Path, step: int, ranks: Ranks, **others) -> None:
     checkpointer = made(folder, ranks, **others)
     checkpointer.save(counted(step, bad=2))
     (folder / f"step-{step:06d}").mkdir(parents=True, exist_ok=True)
-    write_manifest(folder / f"step-{step:06d}", checkpointer.saves[-1], {})
+    write_manifest(folder / f"step-{step:06d}", checkpointer.saves[-1], {}, {})
 
 
 def test_an_export_without_checkpoints_is_not_trained_over(tmp_path, ranks) -> None:

@@ -25,7 +25,7 @@ def found(**saved) -> Evaluations:
 
 def checkpoint(folder: Path, step: int, crc: str) -> None:
     (folder / f"step-{step:06d}").mkdir(parents=True, exist_ok=True)
-    write_manifest(folder / f"step-{step:06d}", {"step": step}, {"__0_0.distcp": {"size": 1, "crc32": crc}})
+    write_manifest(folder / f"step-{step:06d}", {"step": step}, {"__0_0.distcp": {"size": 1, "crc32": crc}}, {})
 
 
 def write_export(folder: Path, record: dict) -> None:
