@@ -348,7 +348,7 @@ class _File:
         if kind.lower() not in ("adam", "adamw"):
             raise UserError(f"optimizer.type={kind} has no counterpart here; use AdamW")
         _check_names(name for name in (*self.values, *self.auto) if name.startswith(f"{ADAM}."))
-        if kind.lower() == "adam" and not self.values.get(f"{ADAM}.adam_w_mode", True):
+        if kind.lower() == "adam" and self._choice(f"{ADAM}.adam_w_mode", True, False) is False:
             raise UserError(f"{ADAM}.adam_w_mode=false has no counterpart here: it is not AdamW; set it to true")
         betas = self._get(
             f"{ADAM}.betas",

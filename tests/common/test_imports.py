@@ -71,10 +71,11 @@ def test_no_test_loads_a_script_by_its_path() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-# Slow to import, and not needed before the first step of a run on a CPU without optimizer.memory=6N.
+# Not needed, and mostly slow to import, before the first step of a run on a CPU without optimizer.memory=6N.
 NOT_FOR_TRAINING = (
     "accelerate",
     "arelle",
+    "configs.deepspeed",  # only for a run that names a DeepSpeed JSON
     "gguf",
     "lxml",
     "matplotlib",
