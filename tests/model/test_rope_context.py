@@ -9,6 +9,7 @@ from data.batches import MicroBatch, collate
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel
 from model.rope import STRETCHING, scaled_config
+from tests.losses import loss_of
 from tests.model.test_rope import documents, load
 from tests.tiny import write_tiny_model
 
@@ -38,7 +39,7 @@ def train(packed: PackedLanguageModel, steps: int, count: int, length: int, rate
     for step in range(steps):
         batch = first_key_task(count, length, seed=length + step)
         optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 20)
-        (packed(batch) / len(batch.target_ids)).backward()
+        (loss_of(packed, batch) / len(batch.target_ids)).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -57,7 +58,7 @@ def test_scaled_model_doubles_its_context_after_a_few_steps(tmp_path) -> None:
         packed = load(path, config if kind == "unscaled" else scaled_config(config, kind, 2.0))
         train(packed, steps=10, count=8, length=256, rate=1e-3)
         with torch.no_grad():
-            loss[kind] = [packed(batch).item() / len(batch.target_ids) for batch in (within, beyond)]
+            loss[kind] = [loss_of(packed, batch).item() / len(batch.target_ids) for batch in (within, beyond)]
     assert loss["unscaled"][0] < 0.8 and loss["unscaled"][1] > 2.5
     for kind in STRETCHING:
         assert loss[kind][0] < 0.9 and loss[kind][1] < 1.7, kind
