@@ -112,9 +112,9 @@ def read_inputs(
     validation; nothing else does. Raises UserError for a missing or bad file.
     """
     data, batch, ewc = config.data, config.batch, config.ewc
-    old_domain = ewc.data if ewc.strength else ()
+    old_files = ewc.data if ewc.strength else ()
     mixed_in = [path for source in data.mix for path in (*source.paths, *source.validation)]
-    check_paths_exist([*data.train, *data.validation, *old_domain, *mixed_in])
+    check_paths_exist([*data.train, *data.validation, *old_files, *mixed_in])
     reader = Reader(
         tokenizer,
         vocab_size,
@@ -144,7 +144,7 @@ def read_inputs(
         warmup_steps = math.ceil(config.optimizer.warmup_ratio * total_steps)
     tokens = batch.rows * data.sequence_length  # of one micro-batch
     dealer = Dealer(tokens if data.packing else batch.rows, costs, data.packing)
-    old_documents = reader.source(old_domain, "the old domain") if old_domain else None
+    old_domain = reader.source(old_files, "the old domain") if old_files else None
     validation_plan = None
     if validation:
         validation_plan = plan_pass(validation, MICRO_BATCHES_DEALT * world_size * tokens)
@@ -158,6 +158,4 @@ def read_inputs(
         from training.asked import read_asked
 
         asked = read_asked(config, reader, train.sources[0], is_first=show_progress)
-    return Inputs(
-        train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, old_documents, asked
-    )
+    return Inputs(train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, old_domain, asked)

@@ -107,7 +107,9 @@ def export(tmp_path) -> Export:
         Run("trial", str(tmp_path)),
     )
     weights = Weights({}, lambda name: torch.zeros(0))
-    return Export(run, START, config, STATE, AutoConfig.from_pretrained(base), tiny_tokenizer(), weights, None, RECORD)
+    return Export(
+        run, START, config, STATE, "AdamW", AutoConfig.from_pretrained(base), tiny_tokenizer(), weights, None, RECORD
+    )
 
 
 def card(export: Export, results: Results = Results(), **stated) -> str:  # noqa: B008 (it is frozen)
