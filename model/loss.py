@@ -178,7 +178,7 @@ class _ChunkedSum(torch.autograd.Function):
         needs_grad = ctx.needs_input_grad[0] or trains_head
         tokens = weight[: settings.num_tokens]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden if needs_grad else hidden[:0])
+        grad_hidden = torch.empty_like(hidden if needs_grad else hidden[:0], dtype=torch.float32)
         gradient = _HeadGradient(tokens)
         chunk = _targets_per_chunk(hidden, trains_head, add_gradient is not None)
         for start in range(0, len(hidden), chunk):
@@ -192,19 +192,19 @@ class _ChunkedSum(torch.autograd.Function):
                 if loss_sums is not None and batch.target_sources is not None:
                     loss_sums.add_by_source(losses, batch.target_sources[targets])
             if needs_grad:
-                torch.mm(product, tokens, out=grad_hidden[start : start + len(rows)])
+                grad_hidden[start : start + len(rows)] = _product(product, tokens, exact=False)
             if trains_head:
                 gradient.add(product, rows, is_only=len(rows) == len(hidden))
             del product, part  # else they would live until the next chunk has made its own
         if needs_grad:
-            ctx.kept = grad_hidden, gradient if trains_head else None, weight.shape, add_gradient
+            ctx.kept = grad_hidden, gradient if trains_head else None, weight.shape, weight.dtype, add_gradient
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):  # noqa: ANN001, ANN205
-        (grad_hidden, gradient, shape, add_gradient), ctx.kept = ctx.kept, None
-        # Scaled in fp32: CUDA would round the factor to the dtype of the gradient.
-        grad_hidden = grad_hidden.float().mul_(grad_output).to(grad_hidden.dtype)
+        (grad_hidden, gradient, shape, dtype, add_gradient), ctx.kept = ctx.kept, None
+        # Scaled in fp32, since CUDA rounds a factor of bf16 numbers to bf16.
+        grad_hidden = grad_hidden.mul_(grad_output).to(dtype)
         grad_weight = None
         if gradient is not None and add_gradient is not None:
             add_gradient(gradient.rows, gradient.num_rows, grad_output)
@@ -251,11 +251,18 @@ class _HeadGradient:
             self._sum[rows].add_(_product(product[:, rows].T, hidden, exact=True))
 
     def rows(self, spans: Sequence[tuple[int, int]], exact: bool = False) -> torch.Tensor:
-        """Rows of the gradient, a new tensor (see `Rows`), fp32 if exact, else also in the dtype of the factors."""
+        """Rows of the gradient (see `Rows`), fp32 if exact, else also in the dtype of the factors.
+
+        The caller may change them in place, and asks for each row once.
+        """
         if self._sum is not None:
-            return torch.cat([self._sum[first:last] for first, last in spans])
+            return _cat([self._sum[first:last] for first, last in spans])
         product, hidden = self._factors
-        return _product(torch.cat([product[:, first:last] for first, last in spans], dim=1).T, hidden, exact)
+        return _product(_cat([product[:, first:last] for first, last in spans], dim=1).T, hidden, exact)
+
+
+def _cat(parts: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, exact: bool) -> torch.Tensor:
