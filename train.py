@@ -76,6 +76,7 @@ from training.ending import check_last_weights, export_run, is_finished, stop_fo
 from training.inputs import Inputs, read_inputs
 from training.meter import Meter
 from training.micro_batch import settle_micro_batch
+from training.observe import Pace, Profile, memory_snapshot
 from training.owner import own_directory
 from training.progress import Progress, find_progress
 from training.provenance import record_start, short_commit
@@ -171,9 +172,9 @@ def main() -> int:
     inputs = read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=is_first)
     start.lap("data")
     # Processes, which agree on all of this before anything is trained. A run directory has one owner.
-    with process_group(config.run.timeout_minutes) as ranks:
+    with process_group(config.run.timeout_minutes, directory=run_directory) as ranks:
         fresh = agree_on_start(config, inputs, model_config, tokenizer, ranks)
-        with own_directory(run_directory, ranks):
+        with own_directory(run_directory, ranks), memory_snapshot(config, run_directory, ranks):
             return train(config, inputs, model, model_config, tokenizer, fresh, ranks, start)
 
 
@@ -279,6 +280,10 @@ def train(
     gc.disable()
     saver = Saver(checkpoints, config.run.keep_last, config.run.async_save, config.run.timeout_minutes, ranks)
     meter = Meter(corpus, count_work(model, model_config), peak_flops, ranks.device)
+    profile, pace = (
+        Profile(config.run.profile, total_steps, run_directory, ranks, log.say),
+        Pace(layers, stop, progress.step),
+    )
     peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
     stopping = too_many_bad_steps = False
     while True:
@@ -319,6 +324,7 @@ def train(
             break
         start.lap("evaluations")  # before the first step of this start; no-op from then on
 
+        profile.step(progress.step + 1)
         # ---- one optimizer step --------------------------------------------------------------------------------------
         batch = plan.batch(progress.step)
         num_targets = batch.num_target_tokens  # with weights, their sum
@@ -375,11 +381,13 @@ def train(
                 "train/learning_rate": rate,
             }
             row |= meter.row(progress, plan.passes(progress.step)[0])
+            row |= pace.row(progress.step, log.say)
             row |= ewc.curves(meter.seconds_per_step) if ewc else {}
             log.row(progress.step, row)
             log.say(meter.line(row, progress.step, total_steps, was_skipped=skip))
 
     # --- 5. The end: stopped by a signal, or finished and exported ----------------------------------------------------
+    profile.close(progress.step)
     with stop.saving():
         for times in saver.close():
             log.save(times)

@@ -37,14 +37,24 @@ def parse_best_by(text: str) -> tuple[str, str]:
     )
 
 
+def parse_profile(text: str) -> tuple[int, int]:
+    """(first step, counted from 1; number of steps) of a value of run.profile. Raises UserError."""
+    if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", text):
+        raise UserError(f"run.profile must be STEP:COUNT, such as 100:3 for steps 100 to 102, not {text!r}")
+    first, _, count = text.partition(":")
+    return int(first), int(count)
+
+
 def is_of_answers(curve: str) -> bool:
     """Whether a curve is a score of the answers of run.eval_generate."""
     return not curve.startswith((GENERAL, f"{LOSS}/")) and curve != LOSS
 
 
 def check_watching(config: Config) -> None:
-    """Check run.eval_generate, run.best_by, run.stop_after_no_gain, run.log_to and eval.metric. Raises UserError."""
+    """Check run.eval_generate, run.best_by, run.stop_after_no_gain, run.log_to, run.profile and eval.metric. Raises UserError."""
     run, metric = config.run, config.eval.metric
+    if run.profile is not None:
+        parse_profile(run.profile)
     has_validation = bool(config.data.validation or config.data.validation_share)
     if any(name not in SINKS for name in run.log_to) or len(set(run.log_to)) < len(run.log_to):
         raise UserError(f"run.log_to must name each of {', '.join(SINKS)} at most once, not {', '.join(run.log_to)}")
