@@ -71,7 +71,7 @@ from model.vocabulary.rows import first_new_row
 from training.answers import Answers, start_answers
 from training.best import judge_best_again
 from training.chat_settings import settle_chat_settings
-from training.description import describe_run, memory_line
+from training.description import describe_run, memory_line, show_start
 from training.ending import check_last_weights, export_run, is_finished, stop_for_bad_weights
 from training.inputs import Inputs, read_inputs
 from training.meter import Meter
@@ -258,10 +258,10 @@ def train(
     ranks.watch.at("the last preparations")
     peak.measure(ranks)
     peak_flops = peak.over_all_ranks(ranks)
-    lines = describe_run(config, inputs, model, layers, model_config, ranks.world_size, peak, peak_flops)
-    lines += check_disks(config, model, optimizer, model_config, ranks) + found
-    for line in lines + [f"resumed from {resume_from}"] * bool(resume_from):
-        log.say(line)
+    lines, details = describe_run(config, inputs, model, layers, model_config, ranks.world_size, peak, peak_flops)
+    details += check_disks(config, model, optimizer, model_config, ranks)
+    lines += found + [f"resumed from {resume_from}"] * bool(resume_from)
+    show_start(lines, details, config.run.verbose, run_directory, ranks, log.say)
     start.lap("model")
 
     # --- 4. The loop. What is due after a step is done before the next one starts -------------------------------------

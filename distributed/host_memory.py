@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-
 # Of each of the two caches in which oneDNN and torch keep compiled products: one for each length that a micro-batch has had,
 # up to 1,024 of some 0.3 MB, unless they are told otherwise. A micro-batch needs about 20, and its layers share them.
 COMPILED_PRODUCTS = "32"
