@@ -94,7 +94,7 @@ def _odd(remarks: list[str]) -> list[str]:
     found, source = [], ""
     for line in remarks:
         if not line.startswith("  "):
-            source = line.partition(":")[0]
+            source = line.partition(":")[0].partition(" (")[0]
         elif not _ROUTINE.match(line):
             found.append(f"warning: {source}: {line.strip()}")
     return found

@@ -152,8 +152,8 @@ def plant(name: str | None, set_attribute) -> None:
         if int(os.environ.get("WORLD_SIZE", 1)) - 1 == RANK:
             sys.argv.append(argument)
     elif kind == "slow_rank":
-        # The clock of this rank's forwards runs at three times the speed, and no clock depends on the machine.
-        ticks = itertools.count(step=3 if int(argument) == RANK else 1)
+        # The clock of this rank's forwards runs at thirty times the speed, and no clock depends on the machine.
+        ticks = itertools.count(step=30 if int(argument) == RANK else 1)
         set_attribute(training.observe.Pace, "_now", lambda self: float(next(ticks)))
     elif kind == "kill_at_micro_batch":
         killed_count, killed_forward = iter(range(10**9)), PackedLanguageModel.forward
