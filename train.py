@@ -39,21 +39,19 @@ from data.batches import Plan
 from data.sources import MAIN, Corpus, mean_losses
 from distributed.gradients import WINDOW, clip_gradients, gradient_norm, is_spike
 from distributed.optimizer import adamw, check_optimizer
-from distributed.process_group import StopSignal, device_line, world_size_from_environment
+from distributed.process_group import StopSignal, world_size_from_environment
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
-from model.architectures import first_new_row
 from model.build import build, first_weights
 from model.language_model import PackedLanguageModel, trained_parameters
 from model.loss import LossSums, chunked, negative_log_likelihood
 from training.checkpointer import Checkpointer
 from training.description import describe_run
 from training.ending import export_run, is_finished
-from training.evaluations import Evaluations
+from training.evaluations import Evaluations, answers_and, start_forgetting
 from training.inputs import Inputs, open_data
-from training.log import Log
-from training.meter import make_meter
-from training.provenance import record_start, short_commit
-from training.start import agree_on_dtype, check_disks, join_run, read_config
+from training.log import Log, make_meter
+from training.observe import Pace, Profile
+from training.start import agree_on_dtype, check_disks, first_line, join_run, read_config
 
 STOP_AFTER_BAD_STEPS = 5  # in a row, with a loss or gradient norm that is not finite
 COLLECT_GARBAGE_EVERY = 50  # steps
@@ -142,12 +140,11 @@ def train(
     # What the loop counts. Every checkpoint has it; `checkpointer.register` keeps what else has a state.
     state = {"step": 0, "updates": 0, "tokens": 0, "targets": [0] * len(data.train.sources)}
     state |= {"skipped_steps": 0, "bad_steps_in_a_row": 0, "norms": []}
-    lines = checkpointer.find(state, total_steps)
+    notes = checkpointer.find(state, total_steps)
     if is_finished(config, state["step"], total_steps, evaluations, model_config, directory / "export", ranks):
         return 0
     log.open(state["step"], evaluations.evaluated, total_steps)
-    record = record_start(directory, as_dict(config), state["step"], ranks)
-    log.say(f"run {directory}, commit {short_commit(record)}, torch {torch.__version__}, {device_line(ranks)}")
+    log.say(first_line(config, state["step"], ranks))
 
     # --- 2. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----
     torch.manual_seed(config.run.seed + ranks.rank)
@@ -160,25 +157,20 @@ def train(
     parameters = trained_parameters(model)
 
     # --- 3. What is measured, and what pulls back. Both may need the base's weights, which the model has now ----------
-    answers, ewc = None, None
-    if data.asked:
-        from training.answers import start_answers
-
-        answers = start_answers(config, data.asked, model, model_config, compute_dtype, tokenizer, stop, log.say)
     if data.validation and data.validation_plan:
         losses = functools.partial(validate, model, data.validation_plan, data, data.validation, stop)
-        evaluations.functions["validation"] = (lambda: answers.added_to(losses())) if answers else losses
+        evaluations.functions["validation"] = losses
+        if data.asked:
+            room = config, data.asked, model, model_config, compute_dtype, tokenizer, stop, log.say
+            evaluations.functions["validation"] = answers_and(losses, *room)
     if config.run.eval_general:
-        from eval.forgetting import measure_forgetting, start_forgetting
-
-        base = start_forgetting(model, tokenizer, data.dealer, stop, shared_tokens=first_new_row(config.model.path))
-        log.say(base.line())
-        evaluations.functions["forgetting"] = functools.partial(measure_forgetting, base, model, stop)
+        evaluations.functions["forgetting"] = start_forgetting(model, tokenizer, data, stop, log.say)
+    ewc = None
     if config.ewc.strength:
         from model.ewc import start_penalty
 
-        new_row = first_new_row(config.model.path)
         old = data.old_domain, data.dealer
+        new_row = data.first_new_row
         ewc = start_penalty(model, config.ewc, directory / "ewc", *old, strategy, stop, log.say, new_row)
 
     # --- 4. Optimizer, and the checkpoint if there is one -------------------------------------------------------------
@@ -186,10 +178,10 @@ def train(
     check_optimizer(optimizer, parameters, config.optimizer.memory, ranks)
     checkpointer.save_from(parameters, optimizer)
     # checkpointer.register(name, thing): whatever else has a `state_dict()`, such as an average of the weights
-    lines += checkpointer.load()
+    notes += checkpointer.load()
     meter, peak = make_meter(data.train, model, model_config, compute_dtype, ranks)
-    start = describe_run(config, data, model, layers, model_config, ranks.world_size, peak, meter.peak_flops)
-    for line in start + check_disks(config, model, checkpointer.stored_bytes, model_config, ranks) + lines:
+    disks = check_disks(config, model, checkpointer.stored_bytes, model_config, ranks)
+    for line in describe_run(config, data, model, layers, model_config, ranks, peak, notes, disks):
         log.say(line)
 
     # --- 5. The loop --------------------------------------------------------------------------------------------------
@@ -199,6 +191,10 @@ def train(
     gc.freeze()
     gc.disable()
     peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
+    profile, pace = (
+        Profile(config.run.profile, total_steps, directory, ranks, log.say),
+        Pace(layers, stop, state["step"]),
+    )
     stopping = False
     while True:
         # ---- what is due between two steps: evaluate, save, stop where all ranks agree --------------------------------
@@ -233,6 +229,7 @@ def train(
         if finished or stopping:
             break
 
+        profile.step(state["step"] + 1)
         # ---- one optimizer step: all of the mathematics is on these lines ---------------------------------------------
         batch = data.plan.batch(state["step"])
         num_targets = batch.num_target_tokens  # of all ranks and micro-batches; with weights, their sum
@@ -283,12 +280,14 @@ def train(
         if is_logged:
             row = {"train/loss": step_loss, "train/grad_norm": grad_norm, "train/learning_rate": rate}
             row |= meter.row(state, data.plan.passes(state["step"])[0])
+            row |= pace.row(state["step"], log.say)
             row |= ewc.curves(meter.seconds_per_step) if ewc else {}
             log.row(state["step"], row)
             log.say(meter.line(row, state["step"], total_steps, was_skipped=skip))
         log.advance(state["step"])
 
     # --- 6. The end: stopped by a signal, or finished and exported ----------------------------------------------------
+    profile.close(state["step"])
     checkpointer.close()
     if stopping:
         log.say(f"{stop.name or 'signal'}: {checkpointer.stopped(state, total_steps)}; start again to continue")

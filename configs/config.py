@@ -171,6 +171,10 @@ class Run:
     stop_after_no_gain: int = 0  # end the run after so many evaluations in a row without a new best; 0: never
     # Where curves are shown, beside metrics.jsonl: tensorboard | wandb | mlflow, the last two where they are installed
     log_to: tuple[str, ...] = ("tensorboard",)
+    verbose: bool = False  # print all that a start has to say, which runs/NAME/start.txt has in any case
+    profile: str | None = (
+        None  # STEP:COUNT: torch.profiler's trace of so many steps from this one on, in runs/NAME/profile
+    )
 
 
 @dataclass(frozen=True)

@@ -385,6 +385,8 @@ def _mistakes(config: Config) -> Iterator[str]:
         yield f"eval.metric must be MODULE:FUNCTION, not {metric!r}"
     if metric is not None and not run.eval_generate:
         yield "eval.metric scores the answers of run.eval_generate; set it to a number of examples"
+    if run.profile is not None:
+        parse_profile(run.profile)
     if run.stop_after_no_gain and not run.eval_every:
         yield "run.stop_after_no_gain counts evaluations; set run.eval_every to a number of steps"
     curve, _ = parse_best_by(run.best_by)
@@ -437,6 +439,14 @@ def check_fields(fields: Mapping[str, str], name: str) -> None:
             raise UserError(f"{name}: unknown key {ours!r}{hint}")
         if not theirs:
             raise UserError(f"{name}: {ours} has no name; write KEY=NAME IN THE FILES")
+
+
+def parse_profile(text: str) -> tuple[int, int]:
+    """(first step, counted from 1; number of steps) of a value of run.profile. Raises UserError."""
+    if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", text):
+        raise UserError(f"run.profile must be STEP:COUNT, such as 100:3 for steps 100 to 102, not {text!r}")
+    first, _, count = text.partition(":")
+    return int(first), int(count)
 
 
 def parse_best_by(text: str) -> tuple[str, str]:

@@ -6,14 +6,21 @@ from pathlib import Path
 
 import torch
 
+# Of each of the two caches in which oneDNN and torch keep compiled products: one for each length that a micro-batch has had,
+# up to 1,024 of some 0.3 MB, unless they are told otherwise. A micro-batch needs about 20, and its layers share them.
+COMPILED_PRODUCTS = "32"
+
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory. By default it returns every large tensor to the kernel and faults new pages in.
+    """Tell glibc to keep freed memory, and oneDNN not to keep what it compiles for lengths that do not come again.
 
-    Call it before another thread allocates, e.g. before tokenising: later the limit of one arena has no effect. With arenas
-    of their own, whose heaps end at 64 MiB, gloo's threads would map and unmap each larger block. No-op with a GPU, where
+    glibc returns every large tensor to the kernel by default and faults new pages in. Call this before the first product,
+    and before another thread allocates, e.g. before tokenising: later the limit of one arena has no effect. With arenas of
+    their own, whose heaps end at 64 MiB, gloo's threads would map and unmap each larger block. No-op with a GPU, where
     the large tensors are not in host memory. https://man7.org/linux/man-pages/man3/mallopt.3.html
     """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", COMPILED_PRODUCTS)
+    os.environ.setdefault("LRU_CACHE_CAPACITY", COMPILED_PRODUCTS)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt and not torch.cuda.device_count():
         trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8

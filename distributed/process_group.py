@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from common.errors import UserError
 from distributed.device import choose_device, describe_devices
 from distributed.rendezvous import join
-from distributed.watch import Heartbeat, Watch, in_one_line
+from distributed.watch import Heartbeat, Watch, in_one_line, record_collectives
 
 T = TypeVar("T")
 
@@ -63,10 +64,13 @@ def world_size_from_environment() -> tuple[int, int]:
 
 
 @contextmanager
-def process_group(timeout_minutes: float = 30.0, device: torch.device | None = None) -> Iterator[Ranks]:
+def process_group(
+    timeout_minutes: float = 30.0, device: torch.device | None = None, directory: Path | None = None
+) -> Iterator[Ranks]:
     """Join torchrun's processes, or start a group of one; destroyed at the end. A collective, at both ends.
 
     `device` is that of the ranks; None chooses this rank's GPU, or the CPU. With the CPU a rank takes no memory on its GPU.
+    `directory`: of the run, where the ranks that are left write their last collectives when one is lost.
 
     `timeout_minutes` bounds the start, every collective, and the time that the main thread may spend without
     `ranks.watch.at` or `StopSignal.agreed`. Raises PeerLost, or ends the process with its exit code and sentence, if
@@ -74,6 +78,8 @@ def process_group(timeout_minutes: float = 30.0, device: torch.device | None = N
     """
     watch, heartbeat = Watch(), None
     device = device or _device()
+    if directory:
+        record_collectives(directory)
     store = join(timeout_minutes) if "RANK" in os.environ else None
     failed = True
     try:
@@ -187,7 +193,12 @@ class StopSignal:
 
     def __init__(self, ranks: Ranks) -> None:
         self.name: str | None = None  # of the signal that this process received
+        self.stopped = False  # all ranks have agreed that one has come
+        # What a rank tells the others by the way, two numbers of at least 0 (training/observe.py), and what they told, by rank.
+        self.told = (0.0, 0.0)
+        self.told_by_ranks = torch.zeros(ranks.world_size, 2, dtype=torch.float64)
         self.ranks = ranks
+        self._poll: dist.Work | None = None
         self._counted = 0
         self._last = 0.0  # time of the last signal that counted
         self._saving = False
@@ -200,9 +211,23 @@ class StopSignal:
         threading.Thread(target=self._listen, args=(reader, writer), name="stop signal", daemon=True).start()
 
     def agreed(self) -> bool:
-        """Whether any rank has received a signal. A collective: all ranks get the same answer."""
+        """Whether any rank had received a signal at the call before this one. A collective: all ranks get the same answer.
+
+        It starts a reduction on the CPU and reads that of the call before, which has had a whole micro-batch to finish: no
+        rank waits unless another one is a micro-batch behind. A stop therefore comes one call after the signal. Once true it
+        stays true. A reduction whose result nobody reads finishes with the process group.
+        """
         self.ranks.watch.tick()
-        return agree_any(self.name is not None, self.ranks)
+        if self._poll:
+            self._poll.wait()
+            self.stopped = self.stopped or bool(self._polled[-1].any())
+            self.told_by_ranks = self._polled[:-1]
+        if not self.stopped:  # alike on all ranks
+            self._polled = torch.zeros(self.ranks.world_size + 1, len(self.told), dtype=torch.float64)
+            self._polled[self.ranks.rank] = torch.tensor(self.told)
+            self._polled[-1] = self.name is not None
+            self._poll = dist.all_reduce(self._polled, op=dist.ReduceOp.MAX, group=self.ranks.flags, async_op=True)
+        return self.stopped
 
     @contextmanager
     def saving(self) -> Iterator[None]:

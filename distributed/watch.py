@@ -2,7 +2,8 @@
 
 A rank that is killed, stuck or cut off leaves the others inside a collective, where only a time-out ends the wait and no
 message says for whom. Here every rank writes a heartbeat into the launcher's store. When a collective fails, or when the
-main thread has made no progress for `run.timeout_minutes`, the heartbeats tell who is missing.
+main thread has made no progress for `run.timeout_minutes`, the heartbeats tell who is missing. torch keeps the last 2,000
+collectives of a rank in memory, its flight recorder: the ranks that are left write them into the run's directory.
 """
 # torch's stubs do not declare Store.clone.
 # pyright: reportAttributeAccessIssue=false
@@ -28,6 +29,9 @@ from distributed.rank_names import host_name, minutes, name_ranks, ranks_on_host
 T = TypeVar("T")
 BEAT = 1.0  # seconds between two heartbeats of a rank
 WINDOW = 5.0  # seconds without one after which a rank counts as lost
+TRACE_FILE = (
+    "TORCH_FR_DUMP_TEMP_FILE"  # the variable by which torch knows where a flight recorder goes; a rank is appended
+)
 RESTART = "start the same command again to continue from the last checkpoint"
 # How gloo and NCCL say that it is the other side that failed. A collective that is used wrongly says something else, and
 # keeps its traceback.
@@ -118,7 +122,7 @@ class Heartbeat:
             return None
         if not self.speaking.acquire(blocking=False):  # the alarm is ending this process
             threading.Event().wait()
-        sentence = self._explain(None, error)
+        sentence = self._explain(None, error) + write_trace(self.rank)
         return PeerLost(sentence, quiet=not self._speaks_for_node())
 
     def _beat(self) -> None:
@@ -135,11 +139,11 @@ class Heartbeat:
             if self.store_error and not self.leaving:
                 # A dead host breaks the collectives too, and they say more: who has left. Give them a moment.
                 if not self.closed.wait(self.window):
-                    self._end(self._store_gone())
+                    self._end(self._store_gone() + write_trace(self.rank))
                 return
             progress = self.watch.progress
             if self._stalled() > self.timeout - self.window:
-                sentence = self._explain(self.timeout, None)
+                sentence = self._explain(self.timeout, None) + write_trace(self.rank)
                 while self._stalled() <= self.timeout and not self.closed.wait(self.window / 20):
                     pass
                 if progress == self.watch.progress and not self.closed.is_set():
@@ -214,7 +218,7 @@ class Heartbeat:
                 f"{self.window:g} s (killed, crashed, stopped or cut off)"
             )
         if not said and followed:
-            return f"another rank had found: {followed[0].removesuffix(f'; {RESTART}')}"
+            return f"another rank had found: {followed[0].partition(f'; {RESTART}')[0]}"
         if not said and behind:
             waiting -= behind
             said.append(f"{reason}: {named(behind)} is behind, {beats[min(behind)].stands()}")
@@ -230,6 +234,34 @@ class Heartbeat:
             f"{self.watch.place}: rank {self.rank} on host {host_name()} has lost the store at {address}: the launcher of "
             f"rank 0's node has ended, or the network to it is cut; {RESTART}"
         )
+
+
+def record_collectives(directory: Path) -> None:
+    """Have torch record collectives, and write them into `directory` after a time-out of NCCL. Before the group starts.
+
+    What the user has set in the environment stays. The names are those of torch 2.9 and later:
+    https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html
+    """
+    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:  # the older name
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    prefix = os.environ.get("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(directory / "collectives_rank_"))
+    os.environ.setdefault(TRACE_FILE, prefix)
+
+
+def write_trace(rank: int) -> str:
+    """Write this rank's flight recorder, and return where it lies, to be appended to a sentence.
+
+    Returns "" if nobody has called `record_collectives`, if torch has recorded nothing, or if the file cannot be written.
+    """
+    prefix, recorder = os.environ.get(TRACE_FILE), torch._C._distributed_c10d
+    dump = getattr(recorder, "_dump_nccl_trace", None) or getattr(recorder, "_dump_fr_trace", None)
+    if not prefix or not dump:
+        return ""
+    with contextlib.suppress(OSError, RuntimeError):
+        Path(f"{prefix}{rank}").write_bytes(dump())
+        return f"; the last collectives of the ranks that are left are in {prefix}*, which torchfrtrace reads"
+    return ""
 
 
 def is_peer_failure(error: BaseException | None) -> bool:

@@ -84,6 +84,7 @@ class Together:
         answer = torch.tensor(STOPPING if self.stop.name else state)
         dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=self.stop.ranks.flags)
         if answer == STOPPING:
+            self.stop.stopped = True  # on all ranks: `agreed`, which lags behind, says the same from here on
             raise Stopped
         return int(answer)
 

@@ -143,7 +143,7 @@ class PeakFlops:
     """FLOP/s that this process can reach: a CUDA device's data sheet, or the best of several measurements.
 
     A measurement is too low if another program uses the processor at that moment. Call `measure` several times, spread
-    over the start of a run. `training.meter.Meter` raises the peak if steps reach more.
+    over the start of a run. `training.log.Meter` raises the peak if steps reach more.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:

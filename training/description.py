@@ -1,11 +1,17 @@
-"""What a run prints at its start: model, data, how a step is computed, schedule, and warnings about it."""
+"""What a run says at its start: model, data, how a step is computed, schedule, and warnings; the rest is in start.txt."""
+
+import re
+from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig
 
 from common.dtypes import dtype_name
+from common.durable_files import write_durably
 from configs.config import Config
-from data.dealing import Deal
+from configs.load import FORMATS
+from data.dealing import Deal, balance
+from distributed.process_group import Ranks, read_on_first
 from model.architectures import origin
 from model.flops import PeakFlops
 from model.language_model import num_parameters, num_trained
@@ -19,42 +25,45 @@ def describe_run(
     model: torch.nn.Module,
     layers: list[torch.nn.Module],
     model_config: PretrainedConfig,
-    world_size: int,
+    ranks: Ranks,
     peak: PeakFlops,
-    peak_flops: float,
+    notes: list[str],
+    disks: list[str],
 ) -> list[str]:
-    """The lines at the start of a run. `peak_flops` is the sum over all ranks."""
-    count, optimizer = num_parameters(model), config.optimizer
+    """What a run prints at its start: five lines, one for each warning, and `notes`; with run.verbose also all details.
+
+    runs/NAME/start.txt has all of it in any case. notes: on what is resumed; disks: of `check_disks`. A collective.
+    """
+    world_size, peak_flops = ranks.world_size, peak.over_all_ranks(ranks)
+    count, optimizer, sharding = num_parameters(model), config.optimizer, config.sharding
     layer_class = type(layers[0]).__name__.removeprefix("FSDP")  # the prefix that fully_shard adds
-    lines = [f"model {config.model.path}: {_parameters(config, model)}; {len(layers)} x {layer_class}"]
     base = origin(config.model.path)
-    lines += [f"base model: {base}"] if base else []
-    lines += inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
-    lines += inputs.plan.promises
-    lines += inputs.validation.lines("validation") if inputs.validation else []
-    dtype = "fp32" if peak.dtype == torch.float32 else "bf16"
-    lines += [inputs.asked.cost_line(count, dtype)] if inputs.asked else []
-    lines.append(_batch_line(config, inputs.deal(0), world_size))
-    deals = [inputs.deal(step) for step in steps_looked_at(inputs)]
-    lines += [balance_line(deals)] if world_size > 1 else []
-    rope = config.model.rope_type or "as in config.json"
-    reduced = f", gradients reduced in {config.sharding.reduce_dtype}" if config.sharding.reduce_dtype != "fp32" else ""
-    lines.append(
-        f"sharding {config.sharding.strategy}{' in host memory' if config.sharding.cpu_offload else ''}, compute "
-        f"{dtype_name(peak.dtype)}{reduced}, optimizer memory {optimizer.memory}, "
-        f"peak {peak_flops / 1e12:.2f} TFLOP/s ({peak.source}), "
-        f"window {model_config.max_position_embeddings} positions, RoPE {rope}"
-    )
     every = config.model.checkpoint_every
-    lines.append(
-        f"activation checkpointing {config.model.activation_checkpointing}"
-        + (f", one layer in {every}" if every > 1 else "")
-        + f"; compile {'on' if config.model.compile else 'off'}"
+    deals = [inputs.deal(step) for step in steps_looked_at(inputs)]
+    lines = [
+        f"model {config.model.path}: {_parameters(config, model)}; {len(layers)} x {layer_class}"
+        + (f"; it is {base}" if base else ""),
+        _data_line(inputs),
+        _batch_line(config, inputs.deal(0), world_size)
+        + (f"; ranks wait for each other in {1 - balance(deals):.0%} of it" if world_size > 1 else ""),
+        f"schedule: {counted(inputs.total_steps, 'step')}, of which {inputs.warmup_steps} warm up to a learning rate of "
+        f"{optimizer.learning_rate:g}; learning_rate() of train.py then lowers it to {optimizer.min_lr_ratio:g} of that",
+        f"memory: sharding {sharding.strategy}{' in host memory' if sharding.cpu_offload else ''} keeps {optimizer.memory} "
+        f"bytes for N parameters; compute in {dtype_name(peak.dtype)}, activation checkpointing "
+        f"{config.model.activation_checkpointing}{f', one layer in {every}' if every > 1 else ''}, compile "
+        f"{'on' if config.model.compile else 'off'}",
+    ]
+    remarks = inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
+    remarks += inputs.validation.lines("validation") if inputs.validation else []
+    details = [*remarks, *inputs.plan.promises]
+    details += (
+        [inputs.asked.cost_line(count, "fp32" if peak.dtype == torch.float32 else "bf16")] if inputs.asked else []
     )
-    lines.append(
-        f"schedule: {counted(inputs.total_steps, 'step')} ({inputs.plan.steps_per_epoch[0]} in the first epoch), warm-up "
-        f"{counted(inputs.warmup_steps, 'step')}, peak learning rate {optimizer.learning_rate:g}, optimizer.min_lr_ratio "
-        f"{optimizer.min_lr_ratio:g}"
+    details += [balance_line(deals)] if world_size > 1 else []
+    details.append(
+        f"peak {peak_flops / 1e12:.2f} TFLOP/s ({peak.source}); gradients reduced in {sharding.reduce_dtype}; window "
+        f"{model_config.max_position_embeddings} positions, RoPE {config.model.rope_type or 'as in config.json'}; "
+        f"{counted(inputs.plan.steps_per_epoch[0], 'step')} in the first epoch"
     )
     warnings = schedule_warnings(config, count, inputs.total_steps, inputs.warmup_steps)
     if optimizer.max_steps and optimizer.max_steps > inputs.total_steps:
@@ -63,7 +72,41 @@ def describe_run(
             f"{inputs.total_steps} steps; raise optimizer.epochs to train longer"
         )
     warnings += balance_warnings(config, inputs, deals, world_size)
-    return lines + [f"warning: {warning}" for warning in warnings]
+    lines += _odd(remarks) + [f"warning: {warning}" for warning in warnings] + notes
+    details += disks
+    path = Path(config.run.directory, config.run.name, "start.txt")
+    read_on_first(lambda: write_durably(path, "\n".join([*lines, *details, ""])), ranks)
+    return lines + [line for line in details if config.run.verbose or line.startswith("warning: ")]
+
+
+# Remarks about data that every run has: what form the examples have, where they were encoded, and how many are held out.
+_ROUTINE = re.compile(
+    rf"  .*: ({'|'.join(FORMATS)})( and \w+)* \(|  (from the cache|tokenised) |  [0-9,]+ examples? (not )?held out"
+)
+
+
+def _odd(remarks: list[str]) -> list[str]:
+    """Those remarks of a source's lines that tell of something left out, cut or doubtful, with the line that they belong to."""
+    found, source = [], ""
+    for line in remarks:
+        if not line.startswith("  "):
+            source = line.partition(":")[0].partition(" (")[0]
+        elif not _ROUTINE.match(line):
+            found.append(f"warning: {source}: {line.strip()}")
+    return found
+
+
+def _data_line(inputs: Inputs) -> str:
+    """What is trained on, mixed in and validated on; the reports of the sources are details."""
+    train, passes = inputs.train, inputs.plan.passes(inputs.total_steps)
+    mixed = zip(train.names[1:], train.shares[1:], passes[1:], strict=True)
+    parts = [
+        f"data: {train.sources[0].report.partition(chr(10))[0]}",
+        *(f"{name} is {share:.1%} of the targets ({number:.2f} passes)" for name, share, number in mixed),
+    ]
+    if inputs.validation:
+        parts.append(f"validation: {inputs.validation.sources[0].report.partition(',')[0]}")
+    return "; ".join(parts)
 
 
 def _parameters(config: Config, model: torch.nn.Module) -> str:

@@ -1,10 +1,13 @@
 """The evaluations of a run: which are due at a step, what they found, and which checkpoint is the best so far."""
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from configs.config import Config
@@ -12,7 +15,9 @@ from configs.load import is_of_answers, parse_best_by
 from data.sources import Corpus
 from distributed.checkpoint import load_parameters
 from distributed.checkpoint_directory import checkpoint_name
-from distributed.process_group import Ranks
+from distributed.process_group import Ranks, StopSignal
+from model.language_model import PackedLanguageModel
+from training.inputs import Inputs
 
 Evaluate = Callable[[], dict | None]
 """Measures the model: the name of each curve -> its value; None if a signal cut it short. A collective."""
@@ -143,6 +148,29 @@ class Evaluations:
         self.best_value, self.best_loss = value, self.best_loss if loss is None else loss
         name = "validation loss" if curve == "validation/loss" else curve
         return [f"{why}: the best checkpoint, of step {self.best_step}, was judged again: {name} {value:.4g}{old}"]
+
+
+def answers_and(losses: Evaluate, *start: Any) -> Evaluate:
+    """The validation that adds the scores of answers to `losses`. `start`: the arguments of `start_answers`. A collective."""
+    from training.answers import start_answers
+
+    answers = start_answers(*start)
+    return lambda: answers.added_to(losses())
+
+
+def start_forgetting(
+    model: PackedLanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Inputs,
+    stop: StopSignal,
+    say: Callable[[str], None],
+) -> Evaluate:
+    """The evaluation "forgetting", measured against the weights that the model has now. A collective."""
+    from eval.forgetting import measure_forgetting, start_forgetting
+
+    base = start_forgetting(model, tokenizer, data.dealer, stop, shared_tokens=data.first_new_row)
+    say(base.line())
+    return functools.partial(measure_forgetting, base, model, stop)
 
 
 def criterion_of(config: Config) -> str:

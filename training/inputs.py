@@ -24,6 +24,7 @@ from data.formats import Reading
 from data.reader import Reader, with_shared_examples_reported
 from data.sources import Corpus, Windows
 from distributed.process_group import Ranks, world_size_from_environment
+from model.architectures import first_new_row
 from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel
 from training.chat_settings import chat_settings, settle_chat_settings
@@ -47,6 +48,7 @@ class Inputs:
     dealer: Dealer
     deal: Callable[[int], Deal]  # step -> its documents, dealt to the ranks
     old_domain: Documents | Windows | None  # of ewc.data: what EWC estimates its Fisher diagonal from
+    first_new_row: int | None  # of embedding and head, that belongs to a token added to the vocabulary
     asked: "Asked | None" = None  # what run.eval_generate answers
 
     def micro_batches(self, items: Items, corpus: Corpus, ranks: Ranks) -> Iterator[MicroBatch]:
@@ -158,4 +160,7 @@ def read_inputs(
         from training.asked import read_asked
 
         asked = read_asked(config, reader, train.sources[0], is_first=show_progress)
-    return Inputs(train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, old_domain, asked)
+    new_row = first_new_row(config.model.path)
+    return Inputs(
+        train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, old_domain, new_row, asked
+    )

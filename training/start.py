@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.dtypes import DTYPES, has_native_bf16
 from common.errors import UserError
-from configs.config import Config
+from configs.config import Config, as_dict
 from configs.load import check_world, read_command_line
 from distributed.agreement import check_agreement, library_versions
 from distributed.disks import check_room_for_run, measure_write_speed, save_line, torchrun_grace
@@ -21,6 +21,7 @@ from distributed.process_group import (
     Ranks,
     StopSignal,
     agree_any,
+    device_line,
     process_group,
     read_on_first,
     world_size_from_environment,
@@ -30,7 +31,9 @@ from model.language_model import PackedLanguageModel, parameter_names
 from training.export_files import GENERATION_CONFIG
 from training.inputs import Inputs
 from training.meaning import run_settings, step_meaning
+from training.observe import memory_snapshot
 from training.owner import own_directory
+from training.provenance import record_start, short_commit
 from training.sinks import check_sinks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,13 +60,21 @@ def join_run(
 
     Gives (the stop signal, which has the `ranks`; what a step number of the run means; its settings).
     """
-    with process_group(config.run.timeout_minutes) as ranks:
+    directory = Path(config.run.directory, config.run.name)
+    with process_group(config.run.timeout_minutes, directory=directory) as ranks:
         meaning, settings = agree_on_start(config, inputs, model_config, tokenizer, ranks)
-        with own_directory(Path(config.run.directory, config.run.name), ranks):
+        with own_directory(directory, ranks), memory_snapshot(config, directory, ranks):
             if config.run.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward on CUDA would only warn
             yield StopSignal(ranks), meaning, settings
+
+
+def first_line(config: Config, step: int, ranks: Ranks) -> str:
+    """Record this start, which continues after `step`, and return its first line for the user. A collective."""
+    directory = Path(config.run.directory, config.run.name)
+    record = record_start(directory, as_dict(config), step, ranks)
+    return f"run {directory}, commit {short_commit(record)}, torch {torch.__version__}, {device_line(ranks)}"
 
 
 def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:

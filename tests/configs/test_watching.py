@@ -42,6 +42,8 @@ def test_a_name_has_a_curve_and_a_direction(text, curve, direction):
         (("run.best_by=fi", *ANSWERS), "write run.best_by=fi:max or run.best_by=fi:min; did you mean validation/f1?"),
         (("run.best_by=f1:best", *ANSWERS), "must be the name of a curve, NAME:max or NAME:min, not 'f1:best'"),
         (("run.best_by=:max", *ANSWERS), "must be the name of a curve, NAME:max or NAME:min, not ':max'"),
+        (("run.profile=5",), "run.profile must be STEP:COUNT, such as 100:3 for steps 100 to 102, not '5'"),
+        (("run.profile=0:3",), "run.profile must be STEP:COUNT"),
         (("run.log_to=tensorboard,wanb",), "run.log_to must name each of tensorboard, wandb, mlflow at most once"),
         (("run.log_to=wandb,wandb",), "run.log_to must name each of tensorboard, wandb, mlflow at most once"),
         (("eval.metric=scores", *ANSWERS), "eval.metric must be MODULE:FUNCTION, not 'scores'"),

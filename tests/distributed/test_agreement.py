@@ -79,7 +79,7 @@ def test_versions_are_those_of_the_installed_libraries() -> None:
 
 @pytest.mark.slow
 def test_every_rank_ends_with_the_same_sentence() -> None:
-    done = run_ranks(3, WORKER, "disagree", 1)
+    done = run_ranks(3, WORKER, "disagree", 1, "")
     host = platform.node()
     assert done.stderr == (
         f"error: rank 1 on host {host} differs from rank 0 on host {host} in config.optimizer.learning_rate (2e-05 instead of "

@@ -1,10 +1,11 @@
-"""Freed memory is kept. Loading a model of more than 1 GB on 2 ranks: the memory of each grows by its half of the model."""
+"""Freed memory is kept, and memory stays flat. Loading a model of more than 1 GB on 2 ranks: the memory of each grows by its half of the model."""
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
+from common.dtypes import has_native_bf16
 from distributed import host_memory
 from model.language_model import build_on_meta, parameter_names
 from tests.processes import CAN_FORK, ROOT, run_python, run_ranks
@@ -96,6 +97,40 @@ def test_a_thread_reuses_128_mib_without_faults_if_the_allocator_was_set_before_
     pages = 2**27 // 4096
     assert [int(faults) < pages / 100 for faults in first] == [False, True, True, True]
     assert all(int(faults) > pages / 2 for faults in late)  # what is avoided
+
+
+GROWTH = """
+import sys
+sys.path[0] = {root!r}
+import torch
+from distributed.host_memory import keep_freed_memory
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+
+if sys.argv[1] == "limited":
+    keep_freed_memory()
+weight = torch.ones(64, 64, dtype=torch.bfloat16, requires_grad=True)
+for tokens in range(33, 1033):
+    (torch.ones(tokens, 64, dtype=torch.bfloat16) @ weight).sum().backward()
+    if tokens in (133, 1032):
+        print(resident())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CAN_FORK, reason="Linux on a machine without a GPU")
+def test_memory_stays_flat_over_micro_batches_of_a_thousand_lengths(tmp_path) -> None:
+    script = tmp_path / "growth.py"
+    script.write_text(GROWTH.format(root=str(ROOT)))
+    (before, after), (free_before, free_after) = (
+        [float(mb) for mb in run_python(script, which, fresh=True, OMP_NUM_THREADS="1").stdout.split()]
+        for which in ("limited", "free")
+    )
+    assert after < 1.05 * before
+    if torch.backends.mkldnn.is_available() and has_native_bf16(torch.device("cpu")):  # what is avoided
+        assert free_after - free_before > 100 and after - before < (free_after - free_before) / 5
 
 
 def test_pages_of_files_are_free_in_a_container(tmp_path, monkeypatch) -> None:

@@ -5,8 +5,10 @@ lengths: 4 micro-batches on 1 rank, 2 each on 2 ranks, 1 each on 4. The last ste
 one of 4 ranks gets an empty micro-batch.
 """
 
+import gzip
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -94,6 +96,7 @@ def two(folder) -> Path:
             run_of(folder, "r2-division", plant="fsdp_division_on"),
             run_of(folder, "r2-long", *LONG),
             run_of(folder, "stopped-2", *LONG, plant=stop),
+            run_of(folder, "slow", "optimizer.epochs=2", "data.validation=", "run.profile=2:3", plant="slow_rank:1"),
             run_of(folder, "stopped-validating", *SHORT, plant="signal_at_micro_batch:7"),  # in the last validation
             run_of(
                 folder, "r2-full-disk", "run.save_every=2", plant="disk_full:3", expect=2
@@ -276,6 +279,34 @@ def test_a_signal_to_one_rank_in_the_middle_of_a_step_stops_all(folder, two) -> 
     output = (folder / "two.out").read_text()
     assert "signal: stopped after step 5/10, saved" in output  # rank 0 prints it; another rank received the signal
     assert "resumed from" in (folder / "two-resumed.out").read_text()
+
+
+def test_a_clean_start_prints_six_lines_before_its_first_step(folder, two) -> None:
+    lines = (folder / "two.out").read_text().partition("start: imports")[0].splitlines()
+    printed = [line for line in lines if "tokenise" not in line and not line.startswith("step 0/")]
+    first = [line.split()[0] for line in printed]
+    assert first[:6] == ["run", "model", "data:", "step:", "schedule:", "memory:"], printed
+    assert all(line.startswith("warning: ") for line in printed[6:]), printed
+    recorded = (two / "r2" / "start.txt").read_text()
+    assert printed[1] in recorded and "a save writes" in recorded and "messages (messages)" in recorded
+
+
+def test_a_slow_rank_is_named_once_and_its_time_is_a_curve(folder, two) -> None:
+    said = f"warning: rank 1 on host {platform.node()} takes 30.0 times as long as the median rank for its part of forward, in 5"
+    assert (folder / "two.out").read_text().count(said) == 1
+    slowest = rows(two / "slow", "time/slowest_rank_seconds")
+    assert list(slowest) == list(range(2, 11))  # each row has the times of the row before
+    for row in slowest.values():  # 2 micro-batches of 2 layers
+        assert (row["time/slowest_rank_seconds"], row["time/median_rank_seconds"]) == (120.0, 4.0)
+
+
+def test_every_rank_writes_a_trace_of_the_steps_of_run_profile(folder, two) -> None:
+    traces = sorted((two / "slow" / "profile").iterdir())
+    assert [trace.name for trace in traces] == [f"steps-2-4-rank-{rank}.json.gz" for rank in range(2)]
+    for trace in traces:
+        names = [event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
+        assert "aten::mm" in names and names.count("gloo:all_reduce") + names.count("c10d::allreduce_") >= 3
+    assert "the trace of steps 2 to 4 is in " in (folder / "two.out").read_text()
 
 
 def test_a_validation_interrupted_by_a_signal_is_done_after_the_resume(two) -> None:

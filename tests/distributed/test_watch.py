@@ -1,6 +1,7 @@
 """A rank that is lost, stuck or wrong ends every other rank with one sentence. Real processes go wrong in watch_worker.py."""
 
 import os
+import pickle
 import platform
 import re
 import signal
@@ -25,22 +26,30 @@ HOST = platform.node()
 RESTART = "; start the same command again to continue from the last checkpoint"
 
 
-def end(fault: str, world_size: int = 2, timeout_minutes: float = 1.0, **options) -> tuple[str, dict[int, int], str]:
+def end(
+    fault: str, world_size: int = 2, timeout_minutes: float = 1.0, directory: Path | str = "", **options
+) -> tuple[str, dict[int, int], str]:
     """(stdout, rank -> pid, stderr without warnings of torch) of a run of watch_worker.py that must fail."""
-    done = run_ranks(world_size, WORKER, fault, timeout_minutes, **options)
+    done = run_ranks(world_size, WORKER, fault, timeout_minutes, directory, **options)
     assert done.returncode
     pids = {int(rank): int(pid) for rank, pid in re.findall(r"rank (\d) has pid (\d+)", done.stdout)}
     return done.stdout, pids, "".join(line for line in done.stderr.splitlines(True) if not line.startswith("["))
 
 
 @pytest.mark.slow
-def test_a_killed_rank_is_named_by_all_others_once_per_node() -> None:
-    output, pids, errors = end("kill", world_size=3)
+def test_a_killed_rank_is_named_by_all_others_once_per_node(tmp_path) -> None:
+    prefix = f"{tmp_path}/collectives_rank_"
+    output, pids, errors = end("kill", world_size=3, directory=tmp_path)
     assert re.fullmatch(
         rf"error: step 3: lost rank 1 on host {HOST} \(pid {pids[1]}\), last heard of at [^:]* in \w+ \(\w+.py:\d+\): no "
-        rf"heartbeat for 5 s \(killed, crashed, stopped or cut off\); ranks 0, 2 waited{RESTART}\n",
+        rf"heartbeat for 5 s \(killed, crashed, stopped or cut off\); ranks 0, 2 waited{RESTART}; the last collectives of the "
+        rf"ranks that are left are in {prefix}\*, which torchfrtrace reads\n",
         errors,
     ), errors
+    assert sorted(tmp_path.iterdir()) == [Path(f"{prefix}{rank}") for rank in (0, 2)]
+    for rank in (0, 2):  # the flight recorder of torch: pickled by this process's own children
+        entries = pickle.loads(Path(f"{prefix}{rank}").read_bytes())["entries"]
+        assert entries[-1]["profiling_name"] == "gloo:all_reduce" and entries[-1]["frames"]
     assert "rank 0 exits with 3" in output and "rank 2 exits with 3" in output
 
 
@@ -104,7 +113,7 @@ def test_ranks_whose_launcher_is_killed_end_themselves() -> None:
 
 @pytest.mark.slow
 def test_one_launch_can_start_several_groups_and_their_threads_end() -> None:
-    done = run_ranks(2, WORKER, "groups", 1)
+    done = run_ranks(2, WORKER, "groups", 1, "")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("after a group: []") == 6
     threads = re.findall(r"threads (\d+)", done.stdout)
@@ -127,6 +136,26 @@ def test_a_single_process_has_a_group_without_heartbeats(monkeypatch, capsys) ->
 
     assert exit_code_of(fails) == 2 and not dist.is_initialized()
     assert capsys.readouterr().err == "error: a sentence\n"
+
+
+def test_a_stop_is_agreed_one_call_after_the_signal_and_stays_agreed(monkeypatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    polls, all_reduce = [], dist.all_reduce
+
+    def counted(*arguments, **options) -> object:
+        polls.append(options["async_op"])
+        return all_reduce(*arguments, **options)
+
+    monkeypatch.setattr(dist, "all_reduce", counted)
+    with process_group(1.0, torch.device("cpu")) as ranks:
+        stop = StopSignal(ranks)
+        stop.told = (2.0, 3.0)
+        assert not stop.agreed() and not stop.agreed() and stop.told_by_ranks.tolist() == [[2.0, 3.0]]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert [stop.agreed() for _ in range(4)] == [False, True, True, True]
+        stop.close()
+    assert polls == [True] * 3  # each without a wait, and none once all ranks have agreed
 
 
 def test_peer_lost_prints_its_sentence_unless_the_node_has_heard_it(capsys, monkeypatch) -> None:

@@ -8,6 +8,7 @@ rank is written to <plan>.<run>.rank<rank>.exit.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ import eval.in_step
 import model.flops
 import train
 import training.inputs
+import training.observe
 import training.start
 from common.errors import exit_code_of, exit_process
 from data.batches import MicroBatch
@@ -125,11 +127,12 @@ def plant(name: str | None, set_attribute) -> None:
         if kind == "weighted_by_count":
             set_attribute(training.inputs, "plan_training", by_count)
     elif kind == "signal_at_micro_batch":
-        # A real SIGTERM to the last rank only, before the forward with this number.
+        # A real SIGTERM to the last rank only, one forward before that with this number: the ranks read each other's flags
+        # one micro-batch later.
         count, forward, last = iter(range(10**9)), PackedLanguageModel.forward, int(os.environ.get("WORLD_SIZE", 1)) - 1
 
         def signalled(self, batch: MicroBatch) -> torch.Tensor:
-            if next(count) == int(argument) and last == RANK:
+            if next(count) == int(argument) - 1 and last == RANK:
                 os.kill(os.getpid(), signal.SIGTERM)
             return forward(self, batch)
 
@@ -148,6 +151,10 @@ def plant(name: str | None, set_attribute) -> None:
         # Another setting on the last rank, as on a node with other files.
         if int(os.environ.get("WORLD_SIZE", 1)) - 1 == RANK:
             sys.argv.append(argument)
+    elif kind == "slow_rank":
+        # The clock of this rank's forwards runs at thirty times the speed, and no clock depends on the machine.
+        ticks = itertools.count(step=30 if int(argument) == RANK else 1)
+        set_attribute(training.observe.Pace, "_now", lambda self: float(next(ticks)))
     elif kind == "kill_at_micro_batch":
         killed_count, killed_forward = iter(range(10**9)), PackedLanguageModel.forward
 

@@ -1,6 +1,6 @@
 """One rank of a run that goes wrong in a chosen way, for test_watch.py.
 
-torchrun --nproc_per_node=N tests/distributed/watch_worker.py FAULT TIMEOUT_MINUTES
+torchrun --nproc_per_node=N tests/distributed/watch_worker.py FAULT TIMEOUT_MINUTES DIRECTORY
 """
 
 import os
@@ -22,6 +22,7 @@ from distributed.agreement import check_agreement
 from distributed.process_group import Ranks, StopSignal, device_line, process_group
 
 FAULT, TIMEOUT_MINUTES = sys.argv[1], float(sys.argv[2])
+DIRECTORY = Path(sys.argv[3]) if sys.argv[3] else None  # of the run
 FAULTY = 1  # the rank that goes wrong, at step 3
 
 
@@ -69,7 +70,7 @@ def second_signal(stop: StopSignal) -> None:
 
 
 def train() -> None:
-    with process_group(TIMEOUT_MINUTES) as ranks:
+    with process_group(TIMEOUT_MINUTES, directory=DIRECTORY) as ranks:
         if ranks.rank == 0:
             print(f"threads {threading.active_count()}")
         line = device_line(ranks)

@@ -13,8 +13,8 @@ from data.dealing import Deal
 from model import flops
 from model.flops import PeakFlops, Work
 from model.loss import LossSums
-from training import meter as room
-from training.meter import Meter
+from training import log as room
+from training.log import Meter
 
 CPU = torch.device("cpu")
 WORK = Work(per_token=100.0, per_target=0.0, per_pair=0.0, windows=())

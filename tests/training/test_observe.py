@@ -1,0 +1,92 @@
+"""A profile of chosen steps, a snapshot where memory runs out, and a line about a slow rank, without a GPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import UserError
+from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from distributed.process_group import Ranks
+from training.observe import PATIENCE, Pace, Profile, memory_snapshot
+
+CONFIG = Config(Model("m"), Data(("a",)), Batch(global_examples=8, micro_batch=4), Optimizer(1e-4), Run("r"))
+CPU = Ranks(0, 1, 0, torch.device("cpu"), None)  # type: ignore[arg-type]
+GPU = Ranks(3, 8, 3, torch.device("cuda", 3), None)  # type: ignore[arg-type]
+
+
+def test_where_memory_runs_out_the_error_names_the_snapshot_and_what_to_try(tmp_path, monkeypatch) -> None:
+    recorded = []
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda *a, **options: recorded.append(options))
+    monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: Path(path).write_text("blocks"))
+
+    def step() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(torch.OutOfMemoryError) as caught, memory_snapshot(CONFIG, tmp_path, GPU):
+        step()
+    snapshot = tmp_path / "memory_rank_3.pickle"
+    assert snapshot.read_text() == "blocks" and str(caught.value).startswith("CUDA out of memory")
+    assert caught.traceback[-1].name == "step"
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"rank 3 has no memory left: {snapshot} has what filled it")
+    assert "try batch.micro_batch=2 in place of 4, or model.activation_checkpointing=full, or more ranks" in note
+    assert recorded[0]["max_entries"] == 100_000 and recorded[-1] == {"enabled": None}  # on, and off again
+
+
+def test_on_the_cpu_nothing_is_recorded_and_no_file_written(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda *a, **o: pytest.fail("recorded"))
+    with pytest.raises(torch.OutOfMemoryError) as caught, memory_snapshot(CONFIG, tmp_path, CPU):
+        raise torch.OutOfMemoryError("x")
+    assert not hasattr(caught.value, "__notes__") and not list(tmp_path.iterdir())
+
+
+def test_a_profile_after_the_end_is_refused_and_one_before_the_start_is_said(tmp_path) -> None:
+    with pytest.raises(UserError, match="run.profile=9:2: the run has only 8 steps; choose an earlier one"):
+        Profile("9:2", 8, tmp_path, CPU, print)
+    said: list[str] = []
+    profile = Profile("2:3", 8, tmp_path, CPU, said.append)
+    for step in (6, 7, 8):  # a resume
+        profile.step(step)
+    profile.close(8)
+    assert said == ["run.profile=2:3: this start begins at step 6, after these steps"] and not list(tmp_path.iterdir())
+
+
+class Stop:
+    """A StopSignal of four ranks that tells injected times."""
+
+    ranks = Ranks(0, 4, 0, torch.device("cpu"), None)  # type: ignore[arg-type]
+    told = (0.0, 0.0)
+    told_by_ranks = torch.zeros(4, 2)
+
+
+def test_a_straggler_is_slow_in_total_and_per_token_over_several_rows(monkeypatch) -> None:
+    monkeypatch.setattr("training.observe.gather_objects", lambda value, ranks: ["a", "a", "b", "b"])
+    stop, said = Stop(), []
+    pace = Pace([], stop, 0)  # type: ignore[arg-type]
+    assert pace.row(1, said.append) == {}  # no rank has told a time yet
+    usual, dealt_more, slow = [1.0, 100.0], [2.0, 200.0], [1.8, 100.0]
+    for step in range(2, 2 + 3 * PATIENCE):
+        stop.told_by_ranks = torch.tensor([usual, dealt_more, usual, slow])
+        row = pace.row(step, said.append)
+    assert row == {"time/slowest_rank_seconds": 2.0, "time/median_rank_seconds": 1.0}
+    assert len(said) == 1 and said[0].startswith("warning: rank 3 on host b takes 1.8 times as long as the median rank")
+    stop.told_by_ranks = torch.tensor([usual] * 4)
+    pace.row(100, said.append)
+    stop.told_by_ranks = torch.tensor([usual, usual, usual, slow])
+    for step in range(101, 101 + PATIENCE - 1):
+        pace.row(step, said.append)
+    assert len(said) == 1  # slow again, but not for long enough
+
+
+def test_a_rank_measures_the_forward_of_its_layers_and_no_evaluation(monkeypatch) -> None:
+    monkeypatch.setattr("training.observe.gather_objects", lambda value, ranks: ["a"] * 4)
+    layer, stop, ticks = torch.nn.Linear(8, 8), Stop(), iter(range(1000))
+    pace = Pace([layer], stop, 10)  # type: ignore[arg-type]
+    monkeypatch.setattr(pace, "_now", lambda: float(next(ticks)))
+    for tokens in (5, 7, 8):
+        layer(torch.ones(1, tokens, 8))
+    layer.eval()
+    layer(torch.ones(1, 50, 8))
+    pace.row(12, print)
+    assert stop.told == (1.5, 10.0)  # three forwards of a second and 20 tokens, in two steps

@@ -1,0 +1,158 @@
+"""What a run on many GPUs shows beside its curves: a trace of chosen steps, what filled a GPU's memory, which rank is slow."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.errors import UserError
+from configs.config import Config
+from configs.load import parse_profile
+from distributed.process_group import Ranks, StopSignal, gather_objects
+from distributed.rank_names import host_name, ranks_on_hosts
+
+SLOW = 1.5  # a straggler takes so many times as long as the median rank,
+PATIENCE = 5  # in so many logged rows one after the other
+
+
+class Profile:
+    """torch.profiler's trace of the steps of `run.profile`, one file per rank in runs/NAME/profile. No-op without it."""
+
+    def __init__(
+        self, wanted: str | None, total_steps: int, directory: Path, ranks: Ranks, say: Callable[[str], None]
+    ) -> None:
+        """wanted: STEP:COUNT. Raises UserError if the run ends before that step."""
+        self.wanted, self.directory, self.ranks, self.say = wanted, directory / "profile", ranks, say
+        self.first, self.count = parse_profile(wanted) if wanted else (0, 0)
+        self.began: int | None = None  # the first step of the trace
+        self.profiler: Any = None
+        if self.first > total_steps:
+            raise UserError(f"run.profile={wanted}: the run has only {total_steps} steps; choose an earlier one")
+
+    def step(self, number: int) -> None:
+        """Call before step `number`, counted from 1: the trace begins, ends, or goes on."""
+        if not self.wanted:
+            return
+        if number >= self.first + self.count:
+            if not self.profiler:
+                self.say(f"run.profile={self.wanted}: this start begins at step {number}, after these steps")
+            self.close(number - 1)
+            self.wanted = None
+        elif number >= self.first and not self.profiler:
+            from torch.profiler import ProfilerActivity, profile
+
+            on_gpu = [ProfilerActivity.CUDA] if self.ranks.device.type == "cuda" else []
+            self.began, self.profiler = number, profile(activities=[ProfilerActivity.CPU, *on_gpu], record_shapes=True)
+            self.profiler.start()
+
+    def close(self, last: int) -> None:
+        """Write the trace, if one has begun, which ends with step `last`."""
+        if not self.profiler:
+            return
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize(self.ranks.device)  # kernels that are still in the queue belong to the trace
+        self.profiler.stop()
+        self.directory.mkdir(exist_ok=True)
+        name = f"steps-{self.began}-{last}-rank-"
+        self.profiler.export_chrome_trace(str(self.directory / f"{name}{self.ranks.rank}.json.gz"))
+        self.profiler = None
+        self.say(f"the trace of steps {self.began} to {last} is in {self.directory}/{name}*; ui.perfetto.dev shows it")
+
+
+@contextmanager
+def memory_snapshot(config: Config, directory: Path, ranks: Ranks) -> Iterator[None]:
+    """Where a GPU's memory runs out inside the block, write what fills it to `directory`; the error says where and what to try.
+
+    The snapshot has every block with the line that allocated it, and the last 100,000 allocations. No-op on the CPU.
+    https://docs.pytorch.org/docs/stable/torch_cuda_memory.html
+    """
+    if ranks.device.type != "cuda":
+        yield
+        return
+    torch.cuda.memory._record_memory_history(max_entries=100_000, stacks="python")
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        path, rows, tries = directory / f"memory_rank_{ranks.rank}.pickle", config.batch.rows, []
+        if rows > 1:
+            tries.append(f"batch.micro_batch={rows // 2} in place of {rows}")
+        if config.model.activation_checkpointing == "none":
+            tries.append("model.activation_checkpointing=full")
+        tries.append("more ranks or a smaller optimizer.memory than " + config.optimizer.memory)
+        try:
+            torch.cuda.memory._dump_snapshot(str(path))
+            shown = f"{path} has what filled it (docs.pytorch.org/memory_viz draws it)"
+        except OSError as problem:
+            shown = f"{path} cannot be written ({problem.strerror})"
+        error.add_note(f"rank {ranks.rank} has no memory left: {shown}; try {', or '.join(tries)}")
+        raise
+    finally:
+        torch.cuda.memory._record_memory_history(enabled=None)
+
+
+class Pace:
+    """Which rank is slow: the time of each rank's own forward through the decoder layers.
+
+    FSDP waits for the other ranks between the layers and not inside of them, so this time is that of the rank's processor
+    alone. The ranks tell each other their times with the polls of the stop signal, which costs no collective of its own;
+    a row therefore shows the times of the row before.
+    """
+
+    def __init__(self, layers: list[nn.Module], stop: StopSignal, step: int) -> None:
+        """step: number of finished steps. A collective. Call it after the layers are sharded: hooks run in this order."""
+        self.stop, self.step, self.is_on_gpu = stop, step, stop.ranks.device.type == "cuda"
+        self.spans: list[tuple[Any, Any]] = []  # (begin, end) of each layer's forward: seconds, or CUDA events
+        self.tokens = 0
+        self.streak = [0] * stop.ranks.world_size  # rows in which this rank was slow, up to now
+        self.hosts = gather_objects(host_name(), stop.ranks)
+        if stop.ranks.world_size > 1:
+            for layer in layers:
+                layer.register_forward_pre_hook(self._enter)
+                layer.register_forward_hook(self._leave)
+
+    def row(self, step: int, say: Callable[[str], None]) -> dict[str, float]:
+        """The curves at a logged step, in seconds per step; `say` gets a line about a straggler. Call it on all ranks.
+
+        The device must have finished the step. A rank is a straggler if it is slow in total and per token: one that was
+        dealt more than the others is not.
+        """
+        steps, self.step = step - self.step, step
+        seconds = sum(b.elapsed_time(e) / 1000 if self.is_on_gpu else e - b for b, e in self.spans)
+        told = self.stop.told_by_ranks  # of the row before, by all ranks
+        self.stop.told = (seconds / steps, self.tokens / steps)
+        self.spans, self.tokens = [], 0
+        if len(self.hosts) == 1 or not told.all():
+            return {}
+        times = told[:, 0].tolist()
+        per_token = (told[:, 0] / told[:, 1]).tolist()
+        median, median_per_token = statistics.median_low(times), statistics.median_low(per_token)
+        for rank, time_of_rank in enumerate(times):
+            is_slow = time_of_rank > SLOW * median and per_token[rank] > SLOW * median_per_token
+            self.streak[rank] = self.streak[rank] + 1 if is_slow else 0
+            if self.streak[rank] == PATIENCE:
+                say(
+                    f"warning: {ranks_on_hosts({rank: self.hosts[rank]})} takes {time_of_rank / median:.1f} times as long "
+                    f"as the median rank for its part of forward, in {PATIENCE} rows one after the other: all ranks wait for it"
+                )
+        return {"time/slowest_rank_seconds": max(times), "time/median_rank_seconds": median}
+
+    def _now(self) -> Any:
+        if not self.is_on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _enter(self, layer: nn.Module, arguments: tuple) -> None:
+        if layer.training:  # an evaluation is no step
+            self.spans.append((self._now(), None))
+
+    def _leave(self, layer: nn.Module, arguments: tuple, output: object) -> None:
+        if layer.training:
+            self.spans[-1] = (self.spans[-1][0], self._now())
+            self.tokens += arguments[0].shape[:-1].numel()
