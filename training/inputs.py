@@ -48,8 +48,8 @@ class Inputs:
     dealer: Dealer
     deal: Callable[[int], Deal]  # step -> its documents, dealt to the ranks
     old_domain: Documents | Windows | None  # of ewc.data: what EWC estimates its Fisher diagonal from
-    first_new_row: int | None  # of embedding and head, that belongs to a token added to the vocabulary
     asked: "Asked | None" = None  # what run.eval_generate answers
+    first_new_row: int | None = None  # of embedding and head, that belongs to a token added to the vocabulary
 
     def micro_batches(self, items: Items, corpus: Corpus, ranks: Ranks) -> Iterator[MicroBatch]:
         """This rank's micro-batches with the documents `items`, on its device; the same number on every rank."""
@@ -162,5 +162,5 @@ def read_inputs(
         asked = read_asked(config, reader, train.sources[0], is_first=show_progress)
     new_row = first_new_row(config.model.path)
     return Inputs(
-        train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, old_domain, new_row, asked
+        train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, old_domain, asked, new_row
     )

