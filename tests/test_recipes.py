@@ -161,7 +161,12 @@ def checked(folder, tmp_path_factory) -> dict[str, dict]:
 def test_the_check_of_a_recipe_runs_and_finds_nothing_wrong(checked, name) -> None:
     found = {result["name"]: result for result in checked[name]["results"]}
     wrong = {key: result["text"] for key, result in found.items() if result["status"] == "fails"}
-    assert wrong == {} and found["kill and resume"]["figures"]["relative"] == 0.0
+    # What is exported of the average is not the last checkpoint, and the check says so.
+    assert set(wrong) == ({"export"} if name == "ema" else set()), wrong
+    assert found["kill and resume"]["figures"]["relative"] == 0.0 and found["loss"]["status"] == "ok"
+    assert found["gradient"]["status"] == (
+        "ok" if "optimizer" not in found["gradient"]["text"] and name != "frozen_layers" else "skipped"
+    )
 
 
 def test_every_recipe_is_in_the_readme() -> None:
