@@ -171,8 +171,8 @@ class Saver:
             for key, value in changed.items():
                 if not _is_plain(list(value) if isinstance(value, tuple) else value):
                     raise UserError(
-                        f"{type(self.optimizer).__name__} has changed {key} in param_groups to a {type(value).__name__}, which "
-                        "a checkpoint cannot store"
+                        f"{type(self.optimizer).__name__} has changed {key} in param_groups to a value of type "
+                        f"{type(value).__name__}, which a checkpoint cannot store"
                     )
             groups.append(changed)
         state = {k: v for k, v in self._optimizer_state().items() if not isinstance(v, torch.Tensor)}

@@ -21,7 +21,9 @@ from torch.distributed.checkpoint.metadata import Metadata
 from common.errors import UserError
 
 BLOCK = 2**24  # bytes
-KEPT = 3  # blocks of a file that is being read: torch.load looks at the end of a tensor before its beginning
+# Blocks of a file that is being read. torch.load looks at the beginning and at the end of a tensor before it reads it: each may
+# lie on two blocks.
+KEPT = 4
 
 
 class Sums:

@@ -394,11 +394,16 @@ def judge_first_step(check: Check, reference: dict) -> list[Result]:
     tensors = check.on_first(lambda: sample.tensors if sample else {})
     floor = STORED[config.optimizer.memory] + (2**-8 if config.sharding.reduce_dtype == "bf16" else 0)
     first = checkpoint_of(straight, 1)
+    loss = check.line(GROUP, "loss", lambda: judge_first(straight, reference, sample, floor, LOSS))
+    frozen = check.on_first(lambda: sorted(tensors.keys() - set(trained(first))) if first.is_dir() else [])
+    if frozen:  # by this train.py, which the reference does not know
+        text = f"{counted(len(frozen), 'tensor')} such as {frozen[0]} are not trained; the reference has the gradient of all"
+        return [loss, *(Result(GROUP, name, SKIPPED, text) for name in ("gradient norm", "gradient"))]
     moments = check.of_tensors(
         first, lambda names: first_moments(first, tensors, [name for name in names if name in tensors])
     )
     return [
-        check.line(GROUP, "loss", lambda: judge_first(straight, reference, sample, floor, LOSS)),
+        loss,
         check.line(GROUP, "gradient norm", lambda: judge_first(straight, reference, sample, floor, NORM)),
         check.line(GROUP, "gradient", lambda: judge_gradient(straight, reference, sample, floor, moments())),
     ]

@@ -108,7 +108,7 @@ def export(tmp_path) -> Export:
     )
     weights = Weights({}, lambda name: torch.zeros(0))
     return Export(
-        run, START, config, STATE, "AdamW", AutoConfig.from_pretrained(base), tiny_tokenizer(), weights, None, RECORD
+        run, START, config, STATE, "SGD", AutoConfig.from_pretrained(base), tiny_tokenizer(), weights, None, RECORD
     )
 
 
@@ -148,7 +148,13 @@ def test_results_of_other_weights_are_left_out_with_the_reason(export) -> None:
 def test_what_is_recorded_is_said_and_paths_and_hosts_are_not(export, tmp_path) -> None:
     text = card(export)
     parts = ("12,345", "0123abcd", "by hand", "law maps", "c0ffeec0ffee", "with uncommitted changes", "2 x cpu")
-    parts += ("after step 2 of 4", "| train.jsonl | 75.0% | 678 |", "| general.jsonl | 25.0% | 90 |", "0 were skipped")
+    parts += (
+        "after step 2 of 4",
+        "| train.jsonl | 75.0% | 678 |",
+        "| general.jsonl | 25.0% | 90 |",
+        "0 were skipped",
+        "Optimizer SGD, peak",
+    )
     for part in parts:
         assert part in text, part
     assert "{{" not in text and "{%" not in text and "\n\n\n" not in text
