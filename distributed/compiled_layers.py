@@ -1,9 +1,16 @@
 """torch.compile of each decoder layer, around its activation checkpointing and inside of FSDP's hooks."""
 
+import logging
+
 import torch
+import torch._dynamo
 from torch import nn
 
 from common.errors import UserError
+
+# Kinds of layers (with or without a window, checkpointed or not, the first with a frozen embedding before it), each for training
+# and for evaluation: 12 at most today.
+GRAPHS = 32
 
 
 def compile_layers(layers: list[nn.Module], backend: str = "inductor") -> None:
@@ -11,9 +18,12 @@ def compile_layers(layers: list[nn.Module], backend: str = "inductor") -> None:
 
     The compiler sees the checkpoint itself: torch.utils.checkpoint around compiled code would switch it off below. Each layer
     is one graph (an error says what cannot be one), and lengths are symbols, so that other micro-batches use the same code.
-    The first forward raises UserError where torch.compile has left a layer to Python, for example because
-    TORCH_COMPILE_DISABLE is set.
+    A forward raises UserError where torch.compile has left a layer to Python, for example because TORCH_COMPILE_DISABLE is set,
+    and torch's error where one layer's code would be compiled more than `GRAPHS` times.
     """
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    # It warns of operators in place inside of a checkpoint with a policy; the models' layers have none.
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     for layer in layers:
         layer.forward = torch.compile(_only_compiled(layer.forward), fullgraph=True, dynamic=True, backend=backend)
 

@@ -68,8 +68,6 @@ GLOO_REDUCES_AT = 0.5  # gloo adds on the processor: 0.77 GB/s where it gathers 
 # Bytes per logit in model/loss.py: written (2), cast to fp32 (2 + 4), log_softmax (8), exp (8), cast back (4 + 2), read by two
 # products (4).
 LOGIT_BYTES = 34
-# torch.utils.checkpoint around a layer leaves nothing to torch.compile; checkpointing the compiled layer would.
-COMPILES_CHECKPOINTED_LAYERS = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ class _Run:
         self.repeated = share  # of what is elementwise
         self.recomputed = 0.0 if mode == "selective" else share  # of products and attention
         self.kept_on_host = share * layers if mode == "offload" else 0.0  # layers
-        self.is_compiled = config.model.compile and (mode == "none" or COMPILES_CHECKPOINTED_LAYERS)
+        self.is_compiled = config.model.compile
         # Gathers of the model by a micro-batch: an untied embedding and head are gathered once, the rest also for backward.
         once = sum(unit.num_parameters for unit in shape.extra) / self.parameters
         self.gathers = 1.0 if self.is_gathered_once else 2 - once

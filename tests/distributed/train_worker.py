@@ -8,6 +8,7 @@ rank is written to <plan>.<run>.rank<rank>.exit.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ root = Path(__file__).resolve().parents[2]
 sys.path[0] = str(root)
 
 import torch
+import torch._dynamo
 
 import distributed.checkpoint
 import distributed.sharding
@@ -75,6 +77,26 @@ def plant(name: str | None, set_attribute) -> None:
 
             if original:
                 set_attribute(torch.distributed, function, counted)
+    elif kind == "count_graphs":
+        # Compile with the backend `argument`; after every forward note the graphs that torch.compile has made in the run.
+        run = next(a for a in sys.argv if a.startswith("run.name=")).removeprefix("run.name=")
+        graphs, graphs_file, forward = (
+            [],
+            Path(sys.argv[1]).parent / f"{run}.graphs.{RANK}.json",
+            PackedLanguageModel.forward,
+        )
+        torch.compiler.reset()
+        torch._dynamo.utils.counters.clear()
+
+        def noted(self, batch: MicroBatch) -> torch.Tensor:
+            hidden = forward(self, batch)
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+            graphs_file.write_text(json.dumps(graphs))
+            return hidden
+
+        set_attribute(PackedLanguageModel, "forward", noted)
+        compiled = functools.partial(distributed.sharding.compile_layers, backend=argument)
+        set_attribute(distributed.sharding, "compile_layers", compiled)
     elif kind == "no_device_wait":
         # "first,last": between these two forwards, an operation that makes the host wait for the GPU is an error.
         first, last = (int(n) for n in argument.split(","))

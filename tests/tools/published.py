@@ -162,8 +162,8 @@ def shape(name: str) -> ModelShape:
 
 @contextmanager
 def code_of(row: Row) -> Iterator[None]:
-    """The time model for the code of a row, which compiles checkpointed layers if it compiles."""
-    changed = {"COMPILES_CHECKPOINTED_LAYERS": True}
+    """The time model for the code of a row."""
+    changed = {}
     if row.head == "fused":
         changed["LOGIT_BYTES"] = FUSED_LOGIT_BYTES
     if row.code == "mpt":

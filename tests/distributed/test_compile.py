@@ -1,0 +1,73 @@
+"""model.compile in runs of train.py on two ranks: every kind of layer is compiled once, and computes what eager code does."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
+from tests.tiny import write_chat_file, write_tiny_model
+
+pytestmark = pytest.mark.slow
+GRAPHS = "count_graphs:aot_eager"  # traces what inductor would, and does not take a minute to write C++
+COMPILED = ("model.compile=True", "model.activation_checkpointing=full")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("compile")
+    write_tiny_model(folder / "model", family="gemma2", vocab_size=391)  # two kinds of layers, softcaps
+    write_chat_file(folder / "train.jsonl", 24, seed=0)
+    write_chat_file(folder / "other.jsonl", 4, seed=1)
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
+    data=Data(({str(folder / "train.jsonl")!r},), validation=({str(folder / "other.jsonl")!r},), sequence_length=256, cache=None),
+    batch=Batch(global_examples=8, micro_batch=1),
+    optimizer=Optimizer(1e-3, max_steps=3, warmup_steps=0),
+    ewc=EWC(data=({str(folder / "other.jsonl")!r},), documents=4, batch=2),
+    run=Run("base", directory={str(folder / "runs")!r}, eval_every=1, save_every=2),
+)
+""")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder) -> Path:
+    def run_of(name: str, *overrides: str, plant: str | None = None) -> dict:
+        return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant}
+
+    ewc, lora, selective = "ewc.strength=1.0", "lora.rank=4", "model.activation_checkpointing=selective"
+    plan = [
+        run_of("eager", ewc),
+        run_of("compiled", ewc, *COMPILED, plant=GRAPHS),
+        run_of("eager-lora", lora),
+        run_of("lora", lora, "model.compile=True", selective, "optimizer.max_steps=2", plant=GRAPHS),
+        run_of("lora", lora, "model.compile=True", selective, plant=GRAPHS),
+    ]
+    launch(folder, "two", 2, plan)
+    return folder / "runs"
+
+
+def graphs(folder: Path, name: str) -> list[int]:
+    """How many graphs there were after each forward, the same on both ranks."""
+    first, second = (json.loads((folder / f"{name}.graphs.{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    return first
+
+
+@pytest.mark.parametrize("name, eager", [("compiled", "eager"), ("lora", "eager-lora")])
+def test_compiled_layers_give_the_same_update(runs, name, eager) -> None:
+    """With the Fisher of EWC, evaluations, adapters, and across a resume."""
+    assert largest_difference(weights(runs / eager), weights(runs / name)) < 1e-6
+    for key in ("train/loss", "train/grad_norm", "validation/loss"):
+        assert relative_difference(rows(runs / eager, key), rows(runs / name, key), key) < 1e-5
+
+
+def test_lengths_steps_and_evaluations_compile_nothing_again(folder, runs) -> None:
+    for f in sorted(folder.glob("*.graphs.*")):
+        print(f.name, f.read_text())
+    for name in ("compiled", "lora"):
+        counts = graphs(folder, name)
+        print(name, counts)

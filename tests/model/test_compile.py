@@ -1,0 +1,177 @@
+"""Compiled layers: how many graphs there are, what they keep for backward, and that they compute what eager code does.
+
+The backend `aot_eager` traces and divides forward and backward as inductor's does, and runs the operators of eager code.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo
+
+from common.errors import UserError
+from data.batches import MicroBatch, collate
+from distributed.activation_checkpointing import _with_input_on, checkpoint_activations
+from distributed.compiled_layers import compile_layers
+from distributed.sharding import decoder_layers
+from model import packed_attention
+from model.packed_attention import DocumentLengths
+from tests.losses import loss_of
+from tests.model.test_equivalence import documents, load
+from tests.tiny import write_tiny_model
+
+MODES = ("none", "selective", "full")
+LENGTHS = (37, 5, 90, 2, 61)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+def graphs() -> int:
+    assert not torch._dynamo.utils.counters["graph_break"]
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def of(path, mode: str, is_compiled: bool, dtype=torch.float32) -> torch.nn.Module:
+    model = load(path, dtype).train()
+    checkpoint_activations(decoder_layers(model), mode)
+    if is_compiled:
+        compile_layers(decoder_layers(model), backend="aot_eager")
+    return model
+
+
+def batch_of(lengths, seed: int = 0) -> MicroBatch:
+    return collate(tuple(range(len(lengths))), documents(list(lengths), seed))
+
+
+def gradients(model: torch.nn.Module, batch: MicroBatch) -> list[torch.Tensor]:
+    model.zero_grad()
+    loss_of(model, batch).backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_micro_batches_and_an_evaluation_use_the_graphs_of_the_first(tmp_path, mode) -> None:
+    """One graph for each kind of layer that trains, one more for each that evaluates, whatever the lengths."""
+    path, rng = write_tiny_model(tmp_path / "model", family="gemma2", layers=4), np.random.default_rng(0)
+    compiled, eager = of(path, mode, is_compiled=True), of(path, mode, is_compiled=False)
+    counts = []
+    for seed in range(50 if mode == "full" else 10):
+        batch = batch_of(rng.integers(2, 70, rng.integers(1, 7)), seed)
+        found = gradients(compiled, batch)
+        if seed % 10 == 0:
+            for ours, expected in zip(found, gradients(eager, batch), strict=True):
+                torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+        counts.append(graphs())
+    kinds = len({layer.self_attn.sliding_window for layer in decoder_layers(compiled)})
+    assert kinds == 2 and set(counts) == {kinds}
+    compiled.eval()
+    with torch.no_grad():
+        for lengths in (LENGTHS, LENGTHS[1:], (7,), (300, 200)):
+            compiled(batch_of(lengths))
+    assert graphs() == 2 * kinds
+
+
+def kept_bytes(model: torch.nn.Module, batch: MicroBatch) -> int:
+    """Bytes that forward keeps for backward, without parameters. Not those in the cache of eager selective checkpointing."""
+    others = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden = model(batch)
+    del hidden
+    return sum(size for pointer, size in kept.items() if pointer not in others)
+
+
+def test_compiled_checkpoints_keep_what_their_mode_says(tmp_path) -> None:
+    """`full`: the layers' inputs. `selective`: also the results of seven products and of attention. `none`: more than that."""
+    path, lengths = write_tiny_model(tmp_path / "model", layers=4), (300, 200)
+    eager = {mode: kept_bytes(of(path, mode, is_compiled=False), batch_of(lengths)) for mode in ("none", "full")}
+    kept = {}
+    for mode in MODES:
+        torch.compiler.reset()
+        torch._dynamo.utils.counters.clear()
+        kept[mode] = kept_bytes(of(path, mode, is_compiled=True), batch_of(lengths))
+        assert graphs() == 1
+    config = load(path).causal_lm.config
+    hidden, queries, keys = (config.hidden_size, *(n * config.head_dim for n in (4, 2)))
+    token = 4 * 4 * (queries + 2 * keys + queries + hidden + 2 * config.intermediate_size)  # fp32, four layers
+    assert kept["selective"] - kept["full"] == sum(lengths) * token
+    rope = 2 * 4 * config.head_dim * sum(lengths)  # an eager checkpoint has it among its arguments, which no hook sees
+    assert eager["full"] + rope <= kept["full"] < eager["full"] + rope + 200
+    assert kept["selective"] < kept["none"] < eager["none"]
+
+
+def test_layers_that_are_left_to_python_are_an_error(tmp_path) -> None:
+    model = of(write_tiny_model(tmp_path / "model"), "full", is_compiled=True)
+    with torch.compiler.set_stance("force_eager"), pytest.raises(UserError, match="leaves the layers to Python"):
+        model(batch_of(LENGTHS))
+
+
+def test_the_limit_of_recompilations_is_an_error(tmp_path) -> None:
+    """Two kinds of layers and a limit of one: torch would run the second kind in Python."""
+    model = of(write_tiny_model(tmp_path / "model", family="gemma2"), "full", is_compiled=True)
+    with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(Exception, match="fullgraph=True"):
+        model(batch_of(LENGTHS))
+
+
+class Host:
+    """Counts the inputs that lie on the host."""
+
+    def __init__(self) -> None:
+        self.inputs = 0
+
+    def keep(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        self.inputs += 1
+        return [tensor.clone()]
+
+    def fetch(self, kept: list[torch.Tensor]) -> torch.Tensor:
+        self.inputs -= 1
+        return kept[0]
+
+
+def test_offload_moves_the_inputs_of_compiled_layers_and_nothing_else(tmp_path) -> None:
+    path, batch = write_tiny_model(tmp_path / "model", layers=3), batch_of(LENGTHS)
+    eager, host = of(path, "none", is_compiled=False), Host()
+    model = of(path, "offload", is_compiled=True)
+    for layer in decoder_layers(model):
+        layer.forward = functools.partial(_with_input_on, host, layer.forward)
+    loss = loss_of(model, batch)
+    assert host.inputs == 3 and graphs() == 1
+    loss.backward()
+    assert host.inputs == 0
+    for ours, expected in zip(model.parameters(), gradients(eager, batch), strict=True):
+        torch.testing.assert_close(ours.grad, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window, softcap", [(None, None), (30, None), (None, 2.0), (30, 2.0)])
+def test_the_operator_computes_what_eager_attention_does(monkeypatch, dtype, window, softcap) -> None:
+    """Output to the bit; gradients of key and value differ by the order of sums over chunks of queries."""
+    monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", 16)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, sum(LENGTHS), heads, 16) for heads in (4, 2, 2)]
+    tensors = [torch.randn(shape, generator=generator).to(dtype).transpose(1, 2).requires_grad_() for shape in shapes]
+    made = DocumentLengths(LENGTHS, torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32))
+    eager, _ = packed_attention.packed_attention(None, *tensors, None, 0.25, made, window, softcap)
+    arguments = (*tensors, made.ends, 0.25, window, softcap)
+    ours = torch.ops.packed.attention(*arguments)
+    assert torch.equal(ours, eager)
+    weights = torch.randn(eager.shape, generator=generator).to(dtype)
+    expected, found = (torch.autograd.grad(output, tensors, weights) for output in (eager, ours))
+    for one, other in zip(found, expected, strict=True):
+        bound = 1e-6 if dtype == torch.float32 else 2**-8
+        assert (one - other).abs().max() <= bound * other.abs().max()
+    if window is None and softcap is None:
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    torch.library.opcheck(torch.ops.packed.attention.default, arguments)
