@@ -180,8 +180,9 @@ class _ChunkedSum(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden if needs_grad else hidden[:0], dtype=torch.float32)
         gradient = _HeadGradient(tokens)
-        chunk = _targets_per_chunk(hidden, trains_head, add_gradient is not None)
-        for start in range(0, len(hidden), chunk):
+        width = hidden.shape[1] if trains_head else 0
+        chunk = targets_per_chunk(len(hidden), width, hidden.element_size(), add_gradient is not None)
+        for start in range(0, len(hidden), chunk or 1):
             rows = hidden[start : start + chunk]
             product = F.linear(rows, tokens)
             for first in range(0, len(rows), LOSS_TOKENS):
@@ -216,15 +217,15 @@ class _ChunkedSum(torch.autograd.Function):
         return grad_hidden, grad_weight, *(None,) * 5
 
 
-def _targets_per_chunk(hidden: torch.Tensor, trains_head: bool, in_pieces: bool) -> int:
-    """All targets in one chunk, if that takes no more memory than chunks of `CHUNK_TOKENS` and the fp32 sum of their
+def targets_per_chunk(targets: int, trained_width: int, itemsize: int, in_pieces: bool) -> int:
+    """All `targets` in one chunk, if that takes no more memory than chunks of `CHUNK_TOKENS` and the fp32 sum of their
     gradients, else `CHUNK_TOKENS`. One chunk is faster and needs no sum.
+
+    trained_width: columns of the head, 0 if it is not trained. itemsize: bytes of an element of a product.
     """
-    itemsize, saved = hidden.element_size(), 0
-    if trains_head and itemsize < 4:
-        # For each row of the head: the fp32 sum, and with one chunk a gradient in place of it, unless it is made in pieces.
-        saved = (4 - (0 if in_pieces else itemsize)) * hidden.shape[1] // itemsize
-    return len(hidden) if 0 < len(hidden) <= CHUNK_TOKENS + saved else CHUNK_TOKENS
+    # For each row of the head: the fp32 sum, less the gradient that one chunk has in place of it, unless made in pieces.
+    saved = trained_width * (4 - (0 if in_pieces else itemsize)) // itemsize if itemsize < 4 else 0
+    return targets if targets <= CHUNK_TOKENS + saved else CHUNK_TOKENS
 
 
 class _HeadGradient:

@@ -31,7 +31,7 @@ from model.architectures import head_settings
 from model.flops import Work, count_work
 from model.language_model import PackedLanguageModel, build_on_meta
 from model.lora import add_adapters
-from model.loss import CHUNK_TOKENS, LOSS_TOKENS
+from model.loss import HEAD_ROWS, LOSS_TOKENS, targets_per_chunk
 from model.packed_attention import DocumentLengths
 from model.product_attention import KEEP_PROBABILITIES
 
@@ -565,16 +565,18 @@ def _moments(
         elements = trained_elements(shape, shards)
         sums = elements * (reduce if memory == "14N" else max(0, reduce - gradient_itemsize(memory)))
         sums_at_end = elements * (reduce if memory == "14N" or own != reduce else 0)
-    # A tied head's gradient waits in the root for that of the embedding.
-    tied = 0 if shape.extra or not head.trained else vocabulary * width * compute
+    # The gradient of the head is reduced in pieces, where FSDP sees none of it. Else a tied one waits in the root for that
+    # of the embedding.
+    in_pieces = not layout.replicates
+    tied = 0 if shape.extra or not head.trained or in_pieces else vocabulary * width * compute
 
-    # The loss computes its gradients in forward. The last buffer of forward is still there.
+    # The loss computes its gradients. The last buffer of forward is still there.
     units, buffer = ((root, head), head) if shape.extra else ((root,), shape.layers[-1])
-    hidden = 2 * targets * shape.config.hidden_size * compute  # of the targets, and its gradient
-    chunk = _loss_chunk(shape, targets, vocabulary, width if head.trained else 0, compute)
+    hidden = targets * shape.config.hidden_size * (compute + FP32)  # of the targets, and its gradient
+    chunk = _loss_memory(shape, targets, (vocabulary, width), bool(head.trained), compute, in_pieces and shards)
     yield gathered(*units, buffer=buffer), sums, acts.saved, chunk + hidden
     before = None
-    if shape.extra:  # the reduction of the head's gradient, when its parameters are freed
+    if shape.extra and not in_pieces:  # the reduction of the head's gradient, when its parameters are freed
         before = head
         yield gathered(root, buffer=shape.layers[-1]), reducing(head, None) + sums, acts.saved + acts.gradient, 0
     kept = acts.saved - acts.final
@@ -596,20 +598,32 @@ def _moments(
     yield remaining, reduction + sums_at_end, acts.rest + acts.gradient, 0
 
 
-def _loss_chunk(shape: ModelShape, targets: int, vocabulary: int, width: int, compute: int) -> int:
-    """Most that the chunks of model/loss.py take: copies of their logits, and the gradient of the head.
+def _loss_memory(
+    shape: ModelShape, targets: int, head: tuple[int, int], is_trained: bool, compute: int, shards: int
+) -> int:
+    """Most that model/loss.py takes: copies of the logits of a chunk, and what becomes of the gradient of the head.
 
-    width: of the head, 0 if it is not trained. compute: bytes of an element of a product.
+    head: its rows and columns. compute: bytes of an element of a product. shards: over which the gradient is reduced in
+    pieces, 0 if FSDP reduces it.
     """
+    vocabulary, width = head
     settings = head_settings(shape.config, shape.num_tokens)
     # In fp32, of LOSS_TOKENS targets: the product, its log-softmax and the gradients of both; the cap keeps its input and tanh.
     copies = 4 - (compute == FP32) + 2 * (settings.softcap is not None) + (settings.scale != 1.0)
-    peak, (whole, rest) = 0, divmod(targets, CHUNK_TOKENS)
-    for number, rows in enumerate([CHUNK_TOKENS] * min(whole, 3) + [rest] * (rest > 0)):
-        product, losses = rows * vocabulary * compute, min(rows, LOSS_TOKENS) * vocabulary * FP32 * copies
-        # The gradient of the head: that of the first chunk, then its sum in fp32; at the end of a chunk its part as well,
-        # and in the second chunk the first one until it is in the sum.
-        head, head_at_end = [(0, compute), (compute, FP32 + 2 * compute), (FP32, FP32 + compute)][min(number, 2)]
-        weights = vocabulary * width
-        peak = max(peak, product + losses + weights * head, product + weights * head_at_end)
-    return peak
+    rows = min(targets, targets_per_chunk(targets, width if is_trained else 0, compute, shards > 0))
+    product, losses = rows * vocabulary * compute, min(rows, LOSS_TOKENS) * vocabulary * FP32 * copies
+    if not is_trained:
+        return product + losses
+    block = min(vocabulary, HEAD_ROWS)
+    # The factors of a block in fp32, where a product is not to be rounded, and the product.
+    exact = block * (width + (rows if compute < FP32 else 0)) * FP32
+    kept, summed = product, 0  # until backward
+    if rows < targets:
+        kept = summed = vocabulary * width * FP32
+    chunk = summed + product + max(losses, exact if summed else 0)
+    if (
+        shards
+    ):  # a piece: a copy of its columns, if they are of several shards, then its product, which is cast and reduced
+        columns = rows * compute if shards > 1 and not summed else 0
+        return max(chunk, kept + block * max(columns + width * compute, width * (compute + FP32)))
+    return max(chunk, kept + vocabulary * width * compute + exact)
