@@ -59,6 +59,17 @@ def test_signal_stops_the_estimation_and_leaves_nothing(path, tmp_path, ranks) -
     assert penalty is None and not (tmp_path / "ewc").exists()
 
 
+def test_frozen_parameters_have_no_penalty(path, tmp_path, ranks) -> None:
+    model = load(path)
+    frozen = [name for name in parameter_names(model) if name.startswith("model.layers.0.")]
+    for name in frozen:
+        parameter_names(model)[name].requires_grad_(False)
+    options = settings(documents=8), tmp_path / "ewc", corpus(1), dealer(), "full", signal_is(False, ranks)
+    penalty = start_penalty(model, *options)
+    assert penalty.anchor.fisher.keys() == penalty.parameters.keys() == parameter_names(model).keys() - set(frozen)
+    assert start_penalty(model, *options).anchor.made == penalty.anchor.made  # read from the disk
+
+
 def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
     """Also if the saved anchor has no such rows; the anchor may be split into several files."""
     small, large = write_model(tmp_path / "small", tied=False), write_model(tmp_path / "large", 40, tied=False)
