@@ -73,6 +73,7 @@ from training.best import judge_best_again
 from training.chat_settings import settle_chat_settings
 from training.description import describe_run, memory_line
 from training.ending import check_last_weights, export_run, is_finished, stop_for_bad_weights
+from training.identity import hash_files
 from training.inputs import Inputs, read_inputs
 from training.meter import Meter
 from training.micro_batch import settle_micro_batch
@@ -80,6 +81,7 @@ from training.owner import own_directory
 from training.progress import Progress, find_progress
 from training.provenance import record_start, short_commit
 from training.run_log import RunLog
+from training.save_timer import SaveTimer
 from training.sinks import check_sinks
 from training.skipped_steps import is_spike
 from training.start import agree_on_dtype, agree_on_start, check_disks
@@ -167,12 +169,13 @@ def main() -> int:
     config = settle_chat_settings(config, tokenizer, run_directory, world_size)
     config = settle_micro_batch(config, model, model_config, run_directory, world_size, say)
     start.lap("config and tokenizer")
+    files = hash_files(config, __file__, say)
     costs = document_costs(count_work(model, model_config))
     inputs = read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=is_first)
     start.lap("data")
     # Processes, which agree on all of this before anything is trained. A run directory has one owner.
     with process_group(config.run.timeout_minutes) as ranks:
-        fresh = agree_on_start(config, inputs, model_config, tokenizer, ranks)
+        fresh = agree_on_start(config, inputs, model_config, tokenizer, files, ranks)
         with own_directory(run_directory, ranks):
             return train(config, inputs, model, model_config, tokenizer, fresh, ranks, start)
 
@@ -202,7 +205,7 @@ def train(
         return 0
     settings, log_to = as_dict(config), config.run.log_to
     log = RunLog(run_directory, ranks, progress.step, progress.evaluated, total_steps, log_to, settings)
-    record = record_start(run_directory, settings, progress.step, ranks)
+    record = record_start(run_directory, settings, progress.step, fresh.identity, ranks)
     device = device_line(ranks)  # a collective
     log.say(f"run {run_directory}, commit {short_commit(record)}, torch {torch.__version__}, {device}")
     start.lap("processes")
@@ -278,6 +281,7 @@ def train(
     gc.freeze()
     gc.disable()
     saver = Saver(checkpoints, config.run.keep_last, config.run.async_save, config.run.timeout_minutes, ranks)
+    timer = SaveTimer(config.run.save_minutes, ranks)
     meter = Meter(corpus, count_work(model, model_config), peak_flops, ranks.device)
     peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
     stopping = too_many_bad_steps = False
@@ -301,7 +305,7 @@ def train(
                 stopping = not check_last_weights(
                     progress, plan, saver, lambda last: validate(model, last, corpus, inputs.dealer, stop)
                 )
-            is_due = finished or stopping or improved or progress.is_save_due(config.run.save_every)
+            is_due = finished or stopping or improved or progress.is_save_due(config.run.save_every) or timer.is_due()
             if is_due and progress.step > progress.saved_step:
                 # After a step that was not finite the weights may be bad: they are saved when a step is good again.
                 is_checked = finished and not (stopping or too_many_bad_steps)
@@ -309,7 +313,8 @@ def train(
                     ranks.watch.at(f"the save of step {progress.step}")
                     log.sync()  # the rows of a saved step are durable
                     with stop.saving():
-                        saver.save(progress.finish_save(), parameters, optimizer, registered)
+                        timer.restart()
+                        saver.save(progress.finish_save(fresh.identity), parameters, optimizer, registered)
             for times in saver.poll():
                 log.save(times)
         if too_many_bad_steps:

@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="load it with transformers, and compare its logits with the trained weights'",
+        help="check the SHA-256 of its files, load it with transformers, and compare its logits with the trained weights'",
     )
     card = parser.add_argument_group(
         "the model card", "results in RUN/eval/*.json are used if they are of these weights"
@@ -91,7 +91,7 @@ def main() -> int:
         for why in results.left_out:
             print(f"not in the card: {why}")
         if arguments.verify:
-            good, lines = verify(out, export)
+            good, lines = verify(out, export, ranks)
             print(*lines, sep="\n")
     return 0 if good else 1
 

@@ -21,28 +21,30 @@ from distributed.saver import Saver
 from model.language_model import PackedLanguageModel, parameter_names, trained_parameters
 from model.lora import adapters_sum, save_adapter
 from training.criterion import best_in_words, curve_of, is_better
-from training.export_files import write_files
+from training.export_files import RECORD, damage, sums_of, write_files
+from training.identity import fingerprint_of_checkpoint
 from training.progress import Progress
 
 ADAPTER_DIRECTORY = "adapter"  # beside the export, with LoRA
-RECORD = "export.json"  # in the export: which weights it holds
 
 
 def export_record(config: Config, progress: Progress, model_config: PretrainedConfig, checkpoints: Path) -> dict:
     """What the export of a finished run holds, as plain JSON: `weights` (last or best), their `step`, and the `dtype`.
 
-    `checkpoint` tells the checkpoint from another one of the same step, such as one of an earlier learning rate.
+    `checkpoint` tells the checkpoint from another one of the same step, `identity` is the fingerprint of what trained it.
 
     The base model is never exported: `best` is the best of the trained checkpoints. Without any evaluation of a trained
     model, the last weights stand in for the best.
     """
     best = progress.best_step if config.run.export == "best" else None
     step = progress.step if best is None else best
+    checkpoint = checkpoints / checkpoint_name(step)
     loss = progress.loss if progress.evaluated.get("validation") == progress.step else None
     record = {
         "weights": "last" if best is None else "best",
         "step": step,
-        "checkpoint": weights_digest(checkpoints / checkpoint_name(step)),
+        "checkpoint": weights_digest(checkpoint),
+        "identity": fingerprint_of_checkpoint(checkpoint),
         "steps_in_total": progress.step,
         "validation_loss": loss if best is None else progress.best_loss,
         "dtype": dtype_name(getattr(model_config, "dtype", None) or torch.bfloat16),
@@ -52,19 +54,27 @@ def export_record(config: Config, progress: Progress, model_config: PretrainedCo
     return record
 
 
-def is_exported(export_directory: Path, record: dict) -> bool:
-    """Whether the export that exists holds what `record` says, and all of its files are there."""
-    try:
-        written = json.loads((export_directory / RECORD).read_text(encoding="utf-8"))
-        sizes = written.pop("files")
-        return written == record and sizes == _sizes(export_directory)
-    except (OSError, ValueError, KeyError, TypeError):  # no export, or one of an older version of this code
-        return False
+def damage_of_export(export_directory: Path, record: dict, ranks: Ranks) -> list[str] | None:
+    """What is wrong with the files of the export that `record` describes, [] if nothing. None: there is no such export.
 
+    A collective, which reads all of its files, and with LoRA those of the adapter.
+    """
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """The files of an export and their sizes in bytes, without the record."""
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != RECORD}
+    def sums() -> dict[Path, str] | None:
+        try:
+            written = json.loads((export_directory / RECORD).read_text(encoding="utf-8"))
+            files, adapter = written.pop("files"), written.pop("adapter")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no export, or one of an earlier version
+            return None
+        if written != record:
+            return None
+        folder = export_directory.with_name(ADAPTER_DIRECTORY)
+        return {export_directory / name: digest for name, digest in files.items()} | {
+            folder / name: digest for name, digest in adapter.items()
+        }
+
+    found = read_on_first(sums, ranks)
+    return None if found is None else damage(found, ranks)
 
 
 def is_finished(
@@ -82,14 +92,23 @@ def is_finished(
         lambda: export_record(config, progress, model_config, export_directory.with_name("checkpoints")), ranks
     )
     stalled = has_ended_early(progress, config)
-    finished = progress.is_finished(total_steps, config.run.stop_after_no_gain) and judged
-    adapter = export_directory.with_name(ADAPTER_DIRECTORY)
-
-    def all_there() -> bool:
-        return is_exported(export_directory, record) and (adapter.is_dir() or not config.lora.rank)
-
-    if not (finished and read_on_first(all_there, ranks)):
+    if not (progress.is_finished(total_steps, config.run.stop_after_no_gain) and judged):
         return False
+    problems = damage_of_export(export_directory, record, ranks)
+    if problems is None:
+        return False
+    if problems:
+        if ranks.rank == 0:
+            print(
+                f"warning: {'; '.join(problems)}: the weights of step {record['step']} are exported again", flush=True
+            )
+        return False
+    if progress.identity != fresh.identity:
+        raise UserError(
+            f"{export_directory.parent} has taken all of its {progress.step} steps before it was changed, and is exported: "
+            "nothing is left to train with what is set now; raise optimizer.epochs or optimizer.max_steps, or choose another "
+            "run.name"
+        )
     if ranks.rank == 0:
         print(
             f"already finished: {early_end(progress) if stalled else f'{total_steps} steps'}; {export_directory} holds the {record['weights']} weights (step "
@@ -162,13 +181,14 @@ def export_run(
 
     def write_rest(folder: Path) -> None:
         write_files(folder, config, model_config, tokenizer)
-        content = json.dumps(record | {"files": _sizes(folder)}, indent=1)
-        (folder / RECORD).write_text(content + "\n", encoding="utf-8")
+        sums = {"files": sums_of(folder), "adapter": sums_of(adapter) if config.lora.rank else {}}
+        (folder / RECORD).write_text(json.dumps(record | sums, indent=1) + "\n", encoding="utf-8")
 
+    adapter = export_directory.with_name(ADAPTER_DIRECTORY)
     if config.model.rope_type:
         tokenizer.model_max_length = model_config.max_position_embeddings  # other tools warn or truncate there
     if config.lora.rank:
-        save_adapter(export_directory.with_name(ADAPTER_DIRECTORY), model, config.lora, config.model.path, ranks)
+        save_adapter(adapter, model, config.lora, config.model.path, ranks)
     dtype = getattr(torch, record["dtype"])
     export_model(export_directory, parameter_names(model), dtype, ranks, write_rest, added=adapters_sum(model))
     return _lines(config, progress, record, export_directory)
@@ -184,9 +204,10 @@ def stop_for_bad_weights(what: str, progress: Progress, saver: Saver) -> NoRetur
     renamed = read_on_first(lambda: set_aside_after(saver.directory, good), saver.ranks)
     aside = f"; {', '.join(renamed)} in {saver.directory} may hold bad weights and will not be used" if renamed else ""
     start = f"the checkpoint of step {good}, which is good" if good else "the base model"
+    again = " with run.resume=changed" if good else ""
     raise UserError(
-        f"{what}{aside}; lower optimizer.learning_rate, or check the data of these steps, and start again: the run continues "
-        f"from {start}"
+        f"{what}{aside}; lower optimizer.learning_rate, or check the data of these steps, and start again{again}: the run "
+        f"continues from {start}"
     )
 
 

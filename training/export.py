@@ -38,8 +38,8 @@ from model.language_model import PackedLanguageModel, build_on_meta, materialize
 from model.loss import visit_logits
 from model.vocabulary.rows import first_new_row
 from model.weights import Weights, average, converted, weights_of_checkpoint, weights_of_directory, write_weights
-from training.ending import RECORD
-from training.export_files import read_json, write_files
+from training.export_files import CARD, RECORD, damage, read_json, sums_of, write_files
+from training.identity import fingerprint, hash_weights, saved_identity
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -85,6 +85,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     checkpoint, which = _choose_checkpoint(run, config, options)
     check_whole(checkpoint, ranks, "name a step with --step, or train again")
     state = read_manifest(checkpoint)["state"]
+    identity = saved_identity(state, checkpoint)
     base = options.base or Path(config.model.path)
     if not (base / "config.json").is_file():
         raise UserError(f"the base model of {run}, {base}, is not there; name its directory with --base")
@@ -97,8 +98,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     model = build_on_meta(model_config)
 
     def base_weights() -> Weights:
-        trained_from = state.get("meaning", {}).get("the weights of model.path")
-        if trained_from not in (None, fingerprint_of_base(base)):
+        if identity["the weights"] != hash_weights(base):
             raise UserError(
                 f"the weights in {base} are not those that {run} was started from; name its base with --base"
             )
@@ -126,6 +126,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         "weights": which,
         "step": state["step"],
         "checkpoint": weights_digest(checkpoint),
+        "identity": fingerprint(identity),
         "kind": kind,
         # Adapters are small, and are kept in what they were trained in.
         "dtype": dtype_name(DTYPES.get(options.dtype, torch.float32 if adapter else stored)),
@@ -213,8 +214,9 @@ def write_export(out: Path, export: Export, profile: str | None, base_name: str,
         # Many licences ask to keep their text with the weights.
         for file in [file for pattern in LICENCE_FILES for file in export.base.glob(pattern)]:
             shutil.copyfile(file, folder / file.name)
-        (folder / RECORD).write_text(json.dumps(export.record | {"profile": profile}, indent=1) + "\n")
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        record = export.record | {"profile": profile, "files": sums_of(folder)}
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        (folder / CARD).write_text(card, encoding="utf-8")
     return size
 
 
@@ -233,13 +235,16 @@ TEXTS = (
 SWEEP = 64  # tokens spread evenly over the vocabulary: their rows of the embedding are compared too
 
 
-def verify(out: Path, export: Export) -> tuple[bool, list[str]]:
+def verify(out: Path, export: Export, ranks: Ranks) -> tuple[bool, list[str]]:
     """(whether `out` is what was trained and is ready to be used, one line for each finding).
 
-    transformers, for an adapter with peft, loads `out`. Its logits in fp32 must be those of the trained weights, rounded to
+    Every file must have its SHA-256 in export.json. transformers, for an adapter with peft, loads `out`. Its logits in fp32 must be those of the trained weights, rounded to
     the dtype of the export and put into the model as it is trained here. What that rounding costs is said beside it: the
     logits of the export as it is served against those of the trained weights. Needs the memory of one model in fp32.
     """
+    sums = read_json(out / RECORD, "export again").get("files", {})
+    if problems := damage({out / name: digest for name, digest in sums.items()}, ranks):
+        return False, [f"{'; '.join(problems)}: {out} is damaged; remove it and export again"]
     tokenizer, rows = load_tokenizer(str(out)), export.model_config.vocab_size
     documents = [torch.tensor(tokenizer(text)["input_ids"]) for text in TEXTS]
     documents.append(torch.linspace(0, rows - 1, min(SWEEP, rows)).long())

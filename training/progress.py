@@ -1,24 +1,18 @@
 """Where a run stands: counted while it trains, saved in the manifest of every checkpoint, and read back as it is."""
 
 import dataclasses
-import json
 import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from transformers import PretrainedConfig
-
 from common.errors import UserError
-from configs.config import Config, as_dict
 from data.batches import StepBatch
 from data.sources import Corpus
 from distributed.checkpoint_directory import find_checkpoint, read_manifest
 from distributed.process_group import Ranks, read_on_first
-from model.ewc.start import anchor_settings
 from training.criterion import curve_of, is_better
-from training.inputs import Inputs
+from training.identity import check_identity
 from training.skipped_steps import WINDOW
 
 
@@ -26,8 +20,8 @@ from training.skipped_steps import WINDOW
 class Progress:
     """A run after `step` finished optimizer steps."""
 
-    meaning: dict  # of a step number: `step_meaning`
-    settings: dict  # that may change on a resume, for the list of changes: `run_settings`
+    identity: dict  # of what trained the weights: training/identity.py
+    settings: dict  # that may change on a resume, for the list of changes
     targets: list[int | float]  # target tokens trained on (with weights, the sum of these), by source
     step: int = 0
     updates: int = 0  # steps that changed the weights
@@ -104,8 +98,9 @@ class Progress:
         """Whether a step at which a periodic save is due has passed since the last save."""
         return every > 0 and self.step // every > self.saved_step // every
 
-    def finish_save(self) -> dict:
-        """The state to save at this step. The previous checkpoint may be proven by now."""
+    def finish_save(self, identity: dict) -> dict:
+        """The state to save at this step, after a step of this `identity`. The previous checkpoint may be proven by now."""
+        self.identity = identity
         if self.updates > self.saved_updates:
             self.proven_step = self.saved_step
         self.saved_step, self.saved_updates = self.step, self.updates
@@ -123,44 +118,10 @@ class Progress:
         return self.saved_step if self.updates > self.saved_updates else self.proven_step
 
 
-def step_meaning(config: Config, inputs: Inputs, model_config: PretrainedConfig, base: str) -> dict:
-    """What the number of a step means: which documents it trains on, and how. Name of the setting -> value, plain JSON.
-
-    `base` is the fingerprint of the base model's weights (model/fingerprint.py): forgetting is measured against them. A
-    resume with another meaning would train on the wrong data, so it is refused.
-    """
-    mixture = inputs.train.mixture()
-    return {
-        "the weights of model.path": base,
-        "the vocabulary size of model.path": model_config.vocab_size,
-        "data.chat_date": config.data.chat_date,
-        "data.train": inputs.train.sources[0].fingerprint,
-        "data.mix": mixture and [mixture, list(inputs.plan.windows)],
-        "run.seed": config.run.seed,
-        "data.sequence_length": config.data.sequence_length,
-        "data.packing": config.data.packing,
-        "batch.global_examples": config.batch.global_examples,
-        "batch.global_tokens": config.batch.global_tokens,
-        "optimizer.memory": config.optimizer.memory,
-        "ewc.strength": config.ewc.strength,
-        "ewc": anchor_settings(config.ewc, inputs.fisher_batches) if config.ewc.strength else None,
-        # With the alpha that holds: another default of a later version must not pass as the same run.
-        "lora": dataclasses.asdict(config.lora) | {"alpha": config.lora.effective_alpha} if config.lora.rank else None,
-        "model.rope_type, rope_factor or rope_original_length": model_config.rope_parameters,
-    }
-
-
-def run_settings(config: Config, total_steps: int, world_size: int) -> dict:
-    """All settings of a run, flat, and what else may change between two starts: `section.key` -> value, plain JSON."""
-    sections = json.loads(json.dumps(as_dict(config)))
-    settings = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
-    return settings | {"steps in total": total_steps, "ranks": world_size, "torch": torch.__version__}
-
-
-def fresh_progress(meaning: dict, settings: dict, train: Corpus, validation: Corpus | None, best_by: str) -> Progress:
+def fresh_progress(identity: dict, settings: dict, train: Corpus, validation: Corpus | None, best_by: str) -> Progress:
     """A run that has taken no step."""
     judged_on = [source.fingerprint for source in validation.sources] if validation else []
-    return Progress(meaning, settings, targets=[0] * len(train.sources), validation=judged_on, best_by=best_by)
+    return Progress(identity, settings, targets=[0] * len(train.sources), validation=judged_on, best_by=best_by)
 
 
 def find_progress(
@@ -168,8 +129,8 @@ def find_progress(
 ) -> tuple[Progress, Path | None, list[str]]:
     """(progress, checkpoint to resume from or None, lines for the user). A collective, the same on all ranks.
 
-    `resume` is run.resume. Raises UserError if the checkpoint is damaged, was made with another `meaning` than `fresh`, or
-    is beyond `total_steps`.
+    `resume` is run.resume. Raises UserError if the checkpoint is damaged, is of another identity than `fresh`, or is
+    beyond `total_steps`.
     """
     begin = time.perf_counter()
     checkpoint, passed_over = find_checkpoint(checkpoints, resume, ranks)
@@ -186,6 +147,8 @@ def find_progress(
     manifest = read_on_first(lambda: read_manifest(checkpoint), ranks)
     size = sum(file["size"] for file in manifest["files"].values())
     lines.append(f"all {size / 2**20:,.0f} MiB of {checkpoint} have their checksum, {seconds:.1f} s")
+    # The identity of the weights stays the checkpoint's until a step is taken with another one.
+    fresh.identity, changes = check_identity(checkpoint, manifest["state"], fresh.identity, fresh.settings, resume)
     try:
         progress = Progress(**manifest["state"])
     except TypeError as error:
@@ -193,35 +156,17 @@ def find_progress(
             f"cannot resume from {checkpoint}: another version of this code wrote its manifest.json ({error}); finish the "
             "run with that version, or start a new run with another run.name"
         ) from error
-    refused = []
-    for key, value in fresh.meaning.items():
-        before = progress.meaning.get(key, value)  # a key that is newer than the checkpoint is not compared
-        if before != value:
-            other = {
-                "data.train": "other data in data.train",
-                "data.mix": "another data.mix",
-                "the weights of model.path": "other weights in model.path",
-            }
-            refused.append(other.get(key, f"{key}={before}, now it is {value}"))
-    if refused:
-        what = "; ".join(refused)
-        raise UserError(f"{checkpoint} was made with {what}; set it back, or start a new run with another run.name")
     if progress.step > total_steps:
         raise UserError(f"{checkpoint} is at step {progress.step}, beyond the {total_steps} steps of this config")
-    changes = [
-        (key, progress.settings.get(key, "not set"), fresh.settings.get(key, "not set"))
-        for key in sorted(progress.settings | fresh.settings)
-        if progress.settings.get(key) != fresh.settings.get(key)
-    ]
-    if changes:
-        lines.append(f"changed since step {progress.step} was saved:")
-        lines += [f"    {key}: {before} -> {now}" for key, before, now in changes]
-    if any(key.startswith("optimizer.") for key, _, _ in changes):
+    lines += changes
+    if progress.identity != fresh.identity:
         progress.bad_steps_in_a_row = 0  # another learning rate starts with a clean record
+        if len(progress.targets) != len(fresh.targets):
+            progress.targets = fresh.targets  # of other sources
     # What is evaluated at this step is due again (training/best.py).
     if fresh.validation and progress.validation != fresh.validation:
         progress.evaluated.pop("validation", None)
     if progress.best_by != fresh.best_by:
         progress.evaluated.pop(fresh.best_by.partition("/")[0], None)
-    progress.meaning, progress.settings = fresh.meaning, fresh.settings
+    progress.settings = fresh.settings
     return progress, checkpoint, lines

@@ -8,21 +8,20 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from common.dtypes import DTYPES, has_native_bf16
+from common.dtypes import DTYPES, dtype_name, has_native_bf16
 from common.errors import UserError
 from configs.config import Config
 from distributed.agreement import check_agreement, library_versions
 from distributed.checkpoint import checkpoint_tensors, stored_bytes
 from distributed.disks import check_room_for_run, measure_write_speed, save_line, torchrun_grace
 from distributed.process_group import Ranks, agree_any, read_on_first
-from model.fingerprint import fingerprint_of_base, fingerprint_of_tokenizer
 from model.language_model import PackedLanguageModel, parameter_names, trained_parameters
 from training.criterion import criterion_of
 from training.export_files import GENERATION_CONFIG
+from training.identity import Identity, free_settings, identity_of
 from training.inputs import Inputs
-from training.progress import Progress, fresh_progress, run_settings, step_meaning
+from training.progress import Progress, fresh_progress
 
-ROOT = Path(__file__).resolve().parents[1]
 PROBE_BYTES = 64 * 2**20  # written on each node to measure the disk, or a checkpoint's bytes if that is less
 
 
@@ -46,49 +45,34 @@ def agree_on_dtype(name: str, ranks: Ranks, say: Callable[[str], None]) -> torch
     return dtype
 
 
-def source_digest() -> str:
-    """SHA-256 of the code that trains: train.py and its packages. Nodes may hold checkouts of different commits."""
-    digest = hashlib.sha256()
-    # Configs of runs may differ; what they say is compared.
-    folders = ("common", "configs/loading", "data", "distributed", "eval", "model", "training")
-    files = [ROOT / "train.py", ROOT / "configs" / "config.py"]
-    for path in [*files, *(file for name in folders for file in sorted((ROOT / name).rglob("*.py")))]:
-        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
 def agree_on_start(
     config: Config,
     inputs: Inputs,
     model_config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
+    files: Identity,
     ranks: Ranks,
 ) -> Progress:
-    """A run that has taken no step, the same on every rank. A collective.
+    """A run that has taken no step, the same on every rank. A collective. `files`: of `training.identity.hash_files`.
 
     Raises UserError on all ranks if a rank read other files, another config or another model, or runs other versions or
     code, and if run.resume=never and the run exists.
     """
-    meaning = step_meaning(config, inputs, model_config, fingerprint_of_base(config.model.path))
-    settings = run_settings(config, inputs.total_steps, ranks.world_size)
-    fresh = fresh_progress(meaning, settings, inputs.train, inputs.validation, criterion_of(config))
+    identity = identity_of(config, inputs, model_config, tokenizer, files)
+    dtype = agree_on_dtype(config.model.compute_dtype, ranks, lambda text: None)
+    settings = free_settings(config, inputs, ranks.world_size, f"{ranks.device.type} in {dtype_name(dtype)}")
+    fresh = fresh_progress(identity, settings, inputs.train, inputs.validation, criterion_of(config))
     check_agreement(
         {
             **settings,
-            **{f"{key} (as read)": value for key, value in meaning.items()},
-            "the plan": {
-                "steps": inputs.total_steps,
-                "warm-up steps": inputs.warmup_steps,
-                # Every rank deals for itself: if two did not agree, documents would be trained twice or never.
-                "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
-            },
+            **{name: value for name, value in identity.items() if name != "settings"},
+            **identity["settings"],
+            # Every rank deals for itself: if two did not agree, documents would be trained twice or never.
+            "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
             "the data of data.validation": fresh.validation,
             "the questions of run.eval_generate": inputs.asked.digest() if inputs.asked else None,
             "the generation_config.json of model.path": generation_config_digest(config.model.path),
-            "the tokenizer of model.path": fingerprint_of_tokenizer(tokenizer),
-            "the config.json of model.path": model_config.to_dict(),
             "versions": library_versions(),
-            "the code": source_digest(),
             "the device type": ranks.device.type,
         },
         ranks,

@@ -26,7 +26,7 @@ CHOICES = {
     "ewc.device": ("device", "cpu"),
     "sharding.reduce_dtype": ("fp32", "bf16"),
     "sharding.strategy": ("full", "grad_op", "hybrid", "none"),
-    "run.resume": ("auto", "previous", "never"),
+    "run.resume": ("auto", "changed", "previous", "never"),
     "run.export": ("last", "best"),
 }
 ABOVE_ZERO = (
@@ -58,6 +58,7 @@ ZERO_OR_MORE = (
     "run.eval_every",
     "run.eval_generate",
     "run.save_every",
+    "run.save_minutes",
     "run.stop_after_no_gain",
 )
 

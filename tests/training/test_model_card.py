@@ -29,7 +29,7 @@ STATE = {
     "targets": [678, 90],
     "updates": 2,
     "skipped_steps": 0,
-    "meaning": {"data.train": "0123abcd"},
+    "identity": {"the data": {"data.train": "0123abcd"}},
     "settings": {"steps in total": 4},
     "evaluated": {"validation": 2},
     "loss": 0.4321,
