@@ -136,9 +136,11 @@ def differences(saved: Identity, current: Identity) -> list[str]:
             for name in _differing(before, now)
         ]
     data = _differing(saved["the data"], current["the data"])
-    words = {"data.mix": "another data.mix", "the first step": "another order of documents"}
-    # Other data and another seed give another order as well.
-    found += [words.get(name, f"other data in {name}") for name in data if name != "the first step" or not found]
+    found += [
+        f"{'another' if name == 'data.mix' else 'other data in'} {name}" for name in data if name != "the first step"
+    ]
+    if data and not found:  # other data or another seed would give another order as well
+        found.append("another order of documents")
     if weights := _differing(saved["the weights"], current["the weights"]):
         found.append(f"other weights in model.path ({_several(weights)})")
     if saved["the tokenizer"] != current["the tokenizer"]:
