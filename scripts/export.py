@@ -25,7 +25,7 @@ import torch
 from common.durable_files import write_durably
 from common.errors import UserError, run_script
 from distributed.process_group import process_group, world_size_from_environment
-from training.export import DTYPES, is_written, read_export, verify, write_export
+from training.export import DTYPES, damage_of, is_written, read_export, verify, write_export
 from training.model_card import base_model, model_card, read_data_card, read_results
 
 end_imports()
@@ -66,7 +66,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Export, unless it has been done; the card is renewed in any case. Returns 1 if --verify finds other weights."""
+    """Export, unless it has been done; the card is renewed in any case. Returns 1 if --verify finds other weights or a damaged file."""
     arguments = parse_arguments()
     if world_size_from_environment()[0] > 1:
         raise UserError("an export is one process; start it as python scripts/export.py, without torchrun")
@@ -91,7 +91,10 @@ def main() -> int:
         for why in results.left_out:
             print(f"not in the card: {why}")
         if arguments.verify:
-            good, lines = verify(out, export, ranks)
+            lines = damage_of(out, ranks)
+            good = not lines
+            if good:
+                good, lines = verify(out, export)
             print(*lines, sep="\n")
     return 0 if good else 1
 

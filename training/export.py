@@ -235,16 +235,20 @@ TEXTS = (
 SWEEP = 64  # tokens spread evenly over the vocabulary: their rows of the embedding are compared too
 
 
-def verify(out: Path, export: Export, ranks: Ranks) -> tuple[bool, list[str]]:
+def damage_of(out: Path, ranks: Ranks) -> list[str]:
+    """What is wrong with the files of an export, by their SHA-256 in export.json: one sentence each. A collective."""
+    sums = read_json(out / RECORD, "remove the directory and export again").get("files", {})  # earlier ones have none
+    problems = damage({out / name: digest for name, digest in sums.items()}, ranks)
+    return [f"{problem}; remove {out} and export again" for problem in problems]
+
+
+def verify(out: Path, export: Export) -> tuple[bool, list[str]]:
     """(whether `out` is what was trained and is ready to be used, one line for each finding).
 
-    Every file must have its SHA-256 in export.json. transformers, for an adapter with peft, loads `out`. Its logits in fp32 must be those of the trained weights, rounded to
+    transformers, for an adapter with peft, loads `out`. Its logits in fp32 must be those of the trained weights, rounded to
     the dtype of the export and put into the model as it is trained here. What that rounding costs is said beside it: the
     logits of the export as it is served against those of the trained weights. Needs the memory of one model in fp32.
     """
-    sums = read_json(out / RECORD, "export again").get("files", {})
-    if problems := damage({out / name: digest for name, digest in sums.items()}, ranks):
-        return False, [f"{'; '.join(problems)}: {out} is damaged; remove it and export again"]
     tokenizer, rows = load_tokenizer(str(out)), export.model_config.vocab_size
     documents = [torch.tensor(tokenizer(text)["input_ids"]) for text in TEXTS]
     documents.append(torch.linspace(0, rows - 1, min(SWEEP, rows)).long())
