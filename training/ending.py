@@ -100,7 +100,7 @@ def is_finished(
     if problems:
         if ranks.rank == 0:
             print(
-                f"warning: {'; '.join(problems)}: the weights of step {record['step']} are exported again", flush=True
+                f"warning: {'; '.join(problems)}; the weights of step {record['step']} are exported again", flush=True
             )
         return False
     if progress.identity != fresh.identity:

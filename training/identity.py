@@ -120,7 +120,7 @@ def _settings(config: Config) -> dict:
 
 
 def _as_json(value: dict) -> dict:
-    return json.loads(json.dumps(value))  # as a manifest will give it back: tuples become lists
+    return json.loads(json.dumps(value, default=str))  # as a manifest will give it back: tuples become lists
 
 
 # ---- whether a checkpoint is of the same run -----------------------------------------------------------------------------
@@ -170,10 +170,12 @@ def check_identity(
     if found := differences(before, identity):
         what = "; ".join(found)
         if resume != "changed":
-            causes = [change for name, change in changes.items() if name in READ]
+            is_content = any(before[part] != identity[part] for part in ("the data", "the weights", "the tokenizer"))
+            causes = [change for name, change in changes.items() if name in READ and is_content]
+            why = f"; it may come from {'; '.join(causes)}" if causes else ""
             raise UserError(
-                f"{checkpoint} was made with {what}; {'it may come from ' * bool(causes)}{'; '.join([*causes, ''])}set it back, "
-                "start a new run with another run.name, or continue with what is set now: run.resume=changed"
+                f"{checkpoint} was made with {what}{why}; set it back, start a new run with another run.name, or continue with "
+                "what is set now: run.resume=changed"
             )
         lines.append(f"warning: {checkpoint} was made with {what}; run.resume=changed continues with what is set now")
         change = {"step": saved["step"], "from": fingerprint(before), "differences": found}

@@ -268,7 +268,7 @@ def test_skipping_spikes_changes_nothing_where_there_are_none(folder, first) -> 
 def test_a_flipped_bit_in_the_export_of_a_finished_run_is_found_and_mended(folder, second) -> None:
     run = folder / "runs" / "spikes"
     damaged = f"{run / 'export' / 'model.safetensors'} has changed: its SHA-256 is not that of export.json"
-    assert second.count(f"warning: {damaged}: the weights of step 3 are exported again") == 1
+    assert second.count(f"warning: {damaged}; the weights of step 3 are exported again") == 1
     assert f"already finished: 3 steps; {run / 'export'} holds the last weights" in second  # the start after that one
     exported = record(run)
     assert exported["files"] == sums_of(run / "export") and exported["files"].keys() > {"config.json", "tokenizer.json"}
