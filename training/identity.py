@@ -219,7 +219,7 @@ def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], di
     `eval` in a function are not followed: what is measured decides nothing, unless it scores (`scores_module`).
     """
     folders = list(dict.fromkeys((script.resolve().parent, ROOT)))
-    code = _closure([script.resolve()], folders, ())
+    code = _closure([script.resolve()], folders, ("eval",))
     if scores is None:
         return _by_name(code, folders), {}
     try:
@@ -228,13 +228,12 @@ def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], di
         home = file.parents[scores.count(".") + (file.name == "__init__.py")]
         if "site-packages" not in file.parts:  # an installed package has a version; what it imports is no code of ours
             folders = list(dict.fromkeys((*folders, home)))
-        more = _by_name(_closure([file], folders, code), [*folders, home])
-    except (
-        Exception,
-        SystemExit,
-    ):  # of the user's code; eval/metric.py says what is wrong with it, before any training
-        more = {scores: "cannot be imported"}
-    return _by_name(code, folders), more
+        found = _closure([file], folders, ())
+    except (Exception, SystemExit):
+        # An error in the user's code: eval/metric.py says in one sentence what is wrong, before anything is trained.
+        return _by_name(code, folders), {scores: "cannot be imported"}
+    more = {file: digest for file, digest in found.items() if file not in code}
+    return _by_name(code, folders), _by_name(more, [*folders, home])
 
 
 def _by_name(code: dict[Path, str], folders: list[Path]) -> dict[str, str]:
@@ -246,17 +245,18 @@ def _by_name(code: dict[Path, str], folders: list[Path]) -> dict[str, str]:
     return dict(sorted(named.items()))
 
 
-def _closure(files: list[Path], folders: list[Path], known: Collection[Path]) -> dict[Path, str]:
-    """These files and all that they import from `folders`, but the `known` ones -> the digest of each."""
+def _closure(files: list[Path], folders: list[Path], not_late: Collection[str]) -> dict[Path, str]:
+    """These files and all that they import from `folders` -> the digest of each. A function's imports of the packages
+    `not_late` are left out."""
     code: dict[Path, str] = {}
     while files:
         file = files.pop()
-        if file in code or file in known:
+        if file in code:
             continue
         module = _Module(file)
         code[file] = module.digest
         for name, is_late in module.imports:
-            if not (is_late and name.split(".")[0] == "eval"):
+            if not (is_late and name.split(".")[0] in not_late):
                 files += _files_of(name, folders)
     return code
 

@@ -279,6 +279,19 @@ def test_scores_count_where_they_choose_the_weights(code, folder) -> None:
     assert differences(saved, now | {"the scores' code": {}}) == []  # run.export=last now
 
 
+def test_the_projects_own_scores_are_found(folder) -> None:
+    config = with_value(with_value(config_of(folder), "run.eval_generate", 8), "run.export", "best")
+    code, scores = code_of(ROOT / "train.py", scores_module(config))
+    assert {
+        "train.py",
+        "model/loss.py",
+        "data/mixing.py",
+        "distributed/optimizer.py",
+        "configs/config.py",
+    } <= code.keys()
+    assert any(name.endswith("/curves.py") for name in scores) and not code.keys() & scores.keys()
+
+
 @pytest.mark.slow
 def test_an_edited_loss_is_refused_at_a_resume_and_after_the_end(folder, tmp_path) -> None:
     copy = tmp_path / "copy"
