@@ -115,10 +115,10 @@ def main() -> int:
     # Before there are processes, so that a mistake in a file ends in one sentence.
     config = read_config(__doc__)
     model, model_config, tokenizer = build(config)  # on meta: shapes without memory
-    config, data = open_data(config, model, model_config, tokenizer)
+    config, data = open_data(config, model, model_config, tokenizer, __file__)
     # Processes, which agree on all of this before anything is trained. A run directory has one owner.
-    with join_run(config, data, model_config, tokenizer) as (stop, meaning, settings):
-        return train(config, data, model, model_config, tokenizer, meaning, settings, stop)
+    with join_run(config, data, model_config, tokenizer) as (stop, identity, settings):
+        return train(config, data, model, model_config, tokenizer, identity, settings, stop)
 
 
 def train(
@@ -127,7 +127,7 @@ def train(
     model: PackedLanguageModel,
     model_config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
-    meaning: dict,
+    identity: dict,
     settings: dict,
     stop: StopSignal,
 ) -> int:
@@ -136,15 +136,16 @@ def train(
     ranks, directory, total_steps = stop.ranks, Path(config.run.directory, config.run.name), data.total_steps
     log = Log(directory, ranks, config.run.log_to, as_dict(config))
     evaluations = Evaluations(config, data.validation)
-    checkpointer = Checkpointer(directory / "checkpoints", config.run, meaning, settings, evaluations, stop, log)
+    checkpointer = Checkpointer(directory / "checkpoints", config.run, identity, settings, evaluations, stop, log)
     # What the loop counts. Every checkpoint has it; `checkpointer.register` keeps what else has a state.
     state = {"step": 0, "updates": 0, "tokens": 0, "targets": [0] * len(data.train.sources)}
     state |= {"skipped_steps": 0, "bad_steps_in_a_row": 0, "norms": []}
     notes = checkpointer.find(state, total_steps)
-    if is_finished(config, state["step"], total_steps, evaluations, model_config, directory / "export", ranks):
+    progress = state["step"], total_steps, evaluations, checkpointer.is_changed
+    if is_finished(config, *progress, model_config, directory / "export", ranks):
         return 0
     log.open(state["step"], evaluations.evaluated, total_steps)
-    log.say(first_line(config, state["step"], ranks))
+    log.say(first_line(config, state["step"], identity, ranks))
 
     # --- 2. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----
     torch.manual_seed(config.run.seed + ranks.rank)

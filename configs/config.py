@@ -155,12 +155,15 @@ class Run:
     # Each evaluation also answers so many examples of data.validation, greedily, and scores the answers (docs/runs.md)
     eval_generate: int = 0
     eval_general: bool = False  # each evaluation also measures forgetting against the base model (docs/forgetting.md)
-    save_every: int = 0  # steps; 0: only at the end and on a signal
+    save_every: int = 0  # steps; 0: not by steps. Every run also saves at the end and on a signal
+    # A save is also due so many minutes after the last one, by rank 0's clock: all that a lost rank costs. 0: not by time
+    save_minutes: float = 30.0
     # Number of checkpoints to keep, in addition to the best (run.best_by) and the last one that is known to be good
     keep_last: int = 2
     async_save: bool = False  # write checkpoints in the background; needs host memory for a copy (docs/runs.md)
-    # auto: continue from the last checkpoint | previous: from the newest one that is not damaged | never: refuse to touch
-    # an existing run
+    # auto: continue from the last checkpoint, if what decides the weights is what it was | changed: also if it is not, and
+    # list what has changed | previous: continue from the newest checkpoint that is not damaged | never: refuse to touch an
+    # existing run
     resume: str = "auto"
     timeout_minutes: float = 30.0  # a rank that does not answer for so long ends the run (docs/runs.md)
     deterministic: bool = False  # resume bit-identically on CUDA too; slower
@@ -202,3 +205,41 @@ class Config:
 def as_dict(config: Config) -> dict:
     """The config as nested dictionaries of JSON types: section -> key -> value."""
     return dataclasses.asdict(config)
+
+
+# ---- What a resume may change (training/identity.py). Every key stands in one of these groups -----------------------------
+
+
+def _keys(**sections: str) -> tuple[str, ...]:
+    return tuple(f"{section}.{key}" for section, keys in sections.items() for key in keys.split())
+
+
+# They decide the weights: a resume with another value is refused, unless run.resume=changed.
+DECIDES = _keys(
+    model="compute_dtype rope_type rope_factor rope_original_length",
+    data="chat_date sequence_length packing",
+    batch="global_examples global_tokens",
+    optimizer="learning_rate warmup_ratio warmup_steps min_lr_ratio weight_decay betas eps max_grad_norm skip_spikes memory",
+    sharding="reduce_dtype",
+    ewc="strength fisher documents batch estimator dtype seed",
+    lora="rank alpha dropout targets",
+    run="seed",
+)
+# What they name, or make of the data, decides the weights: the content is compared, and the value may change.
+READ = _keys(
+    model="path",
+    data="train validation_share format fields on_bad mix too_long chat_template chat_template_options train_on",
+    ewc="data",
+)
+# They do not decide what a step computes: names, evaluating, saving, logging, steps to come, ranks and their memory.
+FREE = _keys(
+    model="layer_class activation_checkpointing checkpoint_every compile",
+    data="validation cache",
+    batch="micro_batch",
+    optimizer="epochs max_steps stage",
+    sharding="strategy shard_size cpu_offload",
+    ewc="device",
+    run="name directory log_every log_to timeout_minutes deterministic eval_every eval_generate eval_general best_by "
+    "save_every save_minutes keep_last async_save resume export stop_after_no_gain verbose profile",
+    eval="metric max_new_tokens",
+)

@@ -50,7 +50,7 @@ CHOICES = {
     "ewc.device": ("device", "cpu"),
     "sharding.reduce_dtype": ("fp32", "bf16"),
     "sharding.strategy": ("full", "grad_op", "hybrid", "none"),
-    "run.resume": ("auto", "previous", "never"),
+    "run.resume": ("auto", "changed", "previous", "never"),
     "run.export": ("last", "best"),
 }
 # (what the numbers of these keys must be, whether one is). All other numbers must be above 0.
@@ -60,7 +60,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], Sequence[str]], ...] = (
         lambda number: 0 <= number < math.inf,
         (
             *("optimizer.weight_decay", "optimizer.warmup_steps", "ewc.strength", "lora.rank"),
-            *("run.eval_every", "run.eval_generate", "run.save_every", "run.stop_after_no_gain"),
+            *("run.eval_every", "run.eval_generate", "run.save_every", "run.save_minutes", "run.stop_after_no_gain"),
         ),
     ),
     ("between 0 and 1", lambda number: 0 <= number <= 1, ("optimizer.warmup_ratio", "optimizer.min_lr_ratio")),

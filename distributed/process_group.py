@@ -197,6 +197,7 @@ class StopSignal:
         # What a rank tells the others by the way, two numbers of at least 0 (training/observe.py), and what they told, by rank.
         self.told = (0.0, 0.0)
         self.told_by_ranks = torch.zeros(ranks.world_size, 2, dtype=torch.float64)
+        self.clock = 0.0  # seconds on rank 0's clock at a poll: the same on all ranks; 0 before the second poll
         self.ranks = ranks
         self._poll: dist.Work | None = None
         self._counted = 0
@@ -220,12 +221,12 @@ class StopSignal:
         self.ranks.watch.tick()
         if self._poll:
             self._poll.wait()
-            self.stopped = self.stopped or bool(self._polled[-1].any())
-            self.told_by_ranks = self._polled[:-1]
+            self.stopped = self.stopped or bool(self._polled[-1, 0])
+            self.told_by_ranks, self.clock = self._polled[:-1, :-1], self._polled[0, -1].item()
         if not self.stopped:  # alike on all ranks
-            self._polled = torch.zeros(self.ranks.world_size + 1, len(self.told), dtype=torch.float64)
-            self._polled[self.ranks.rank] = torch.tensor(self.told)
-            self._polled[-1] = self.name is not None
+            self._polled = torch.zeros(self.ranks.world_size + 1, len(self.told) + 1, dtype=torch.float64)
+            self._polled[self.ranks.rank] = torch.tensor([*self.told, time.monotonic()], dtype=torch.float64)
+            self._polled[-1, 0] = self.name is not None
             self._poll = dist.all_reduce(self._polled, op=dist.ReduceOp.MAX, group=self.ranks.flags, async_op=True)
         return self.stopped
 

@@ -92,9 +92,9 @@ def data_of(directory: Path) -> list[str] | None:
     try:
         name = (checkpoints / "latest").read_text(encoding="utf-8").strip()
         state = json.loads((checkpoints / name / "manifest.json").read_text(encoding="utf-8"))["state"]
-        meaning = state["meaning"]
-        mixture = (meaning.get("data.mix") or [None])[0]
-        trained_on = [meaning["data.train"], mixture, meaning["the weights of model.path"]]
+        identity = state["identity"]
+        mixture = (identity["the data"]["data.mix"] or [None])[0]
+        trained_on = [identity["the data"]["data.train"], mixture, identity["the weights"]]
         return [json.dumps(trained_on), json.dumps(state["validation"])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -23,7 +23,7 @@ import torch
 from common.durable_files import write_durably
 from common.errors import UserError, run_script
 from distributed.process_group import process_group, world_size_from_environment
-from training.export import DTYPES, is_written, read_export, verify, write_export
+from training.export import DTYPES, damage_of, is_written, read_export, verify, write_export
 from training.model_card import base_model, model_card, read_data_card, read_results
 
 
@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="load it with transformers, and compare its logits with the trained weights'",
+        help="check the SHA-256 of its files, load it with transformers, and compare its logits with the trained weights'",
     )
     card = parser.add_argument_group(
         "the model card", "results in RUN/eval/*.json are used if they are of these weights"
@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Export, unless it has been done; the card is renewed in any case. Returns 1 if --verify finds other weights."""
+    """Export, unless it has been done; the card is renewed in any case. Returns 1 if --verify finds other weights or a damaged file."""
     arguments = parse_arguments()
     if world_size_from_environment()[0] > 1:
         raise UserError("an export is one process; start it as python scripts/export.py, without torchrun")
@@ -87,7 +87,10 @@ def main() -> int:
         for why in results.left_out:
             print(f"not in the card: {why}")
         if arguments.verify:
-            good, lines = verify(out, export)
+            lines = damage_of(out, ranks)
+            good = not lines
+            if good:
+                good, lines = verify(out, export)
             print(*lines, sep="\n")
     return 0 if good else 1
 

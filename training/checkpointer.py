@@ -12,37 +12,41 @@ from distributed.checkpoint import Saver
 from distributed.checkpoint_directory import find_checkpoint, read_manifest, set_aside_after
 from distributed.process_group import StopSignal, read_on_first
 from training.evaluations import Evaluations
+from training.identity import Identity, check_identity
 from training.log import Log
 
 
 class Checkpointer:
     """Finds, loads and saves the checkpoints of one run. All methods but `register` and `is_due` are collectives.
 
-    A checkpoint has what `distributed.checkpoint.Saver` saves, and in its manifest the loop's `state`, that of the evaluations,
-    and what the run is: `meaning` and `settings`. `find` comes first, then `save_from`, `register` and `load`.
+    A checkpoint has what `distributed.checkpoint.Saver` saves, and in its manifest the loop's `state`, that of the
+    evaluations, and what the run is: its `identity` (training/identity.py) and its other `settings`. `find` comes first, then
+    `save_from`, `register` and `load`.
     """
 
     def __init__(
         self,
         directory: Path,
         run: Run,
-        meaning: dict,
+        identity: Identity,
         settings: dict,
         evaluations: Evaluations,
         stop: StopSignal,
         log: Log,
     ) -> None:
         self.directory, self.run, self.stop, self.log = directory, run, stop, log
-        self.meaning, self.settings, self.evaluations = meaning, settings, evaluations
+        self.identity, self.settings, self.evaluations = identity, settings, evaluations
+        self.trained_as = identity  # of the weights as they are: this start's, once it has taken a step
         self.saver: Saver | None = None
         self.resume_from: Path | None = None
         self.saved_step = self.saved_updates = 0  # of the newest checkpoint; 0: the base model
+        self.saved_at = 0.0  # on rank 0's clock: of the last save, or of the first step of this start
         self.proven_step = 0  # the newest from whose weights a finite loss and gradient norm have been computed
 
     def find(self, state: dict, total_steps: int) -> list[str]:
         """Put what the newest checkpoint says into `state` and the evaluations. Returns lines for the user.
 
-        Raises UserError if the checkpoint is damaged, was made by a run with another meaning, or is beyond `total_steps`.
+        Raises UserError if the checkpoint is damaged, is of another identity, or is beyond `total_steps`.
         """
         ranks = self.stop.ranks
         checkpoint, passed_over = find_checkpoint(self.directory, self.run.resume, ranks)
@@ -56,18 +60,25 @@ class Checkpointer:
                 )
             return lines
         saved = read_on_first(lambda: read_manifest(checkpoint), ranks)["state"]
-        lines += self._compare(checkpoint, saved)
+        self.identity, changes = check_identity(checkpoint, saved, self.identity, self.settings, self.run.resume)
+        self.trained_as = saved["identity"]
         if saved["step"] > total_steps:
             raise UserError(f"{checkpoint} is at step {saved['step']}, beyond the {total_steps} steps of this config")
+        num_sources = len(state["targets"])
         state |= {key: saved[key] for key in state}
-        if any(
-            saved["settings"].get(key) != value for key, value in self.settings.items() if key.startswith("optimizer.")
-        ):
+        if self.is_changed:
             state["bad_steps_in_a_row"] = 0  # another learning rate starts with a clean record
+        if len(state["targets"]) != num_sources:
+            state["targets"] = [0] * num_sources  # of other sources
         self.evaluations.load_state_dict(saved)
         self.saved_step, self.saved_updates = saved["saved_step"], saved["saved_updates"]
         self.proven_step, self.resume_from = saved["proven_step"], checkpoint
-        return lines
+        return lines + changes
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether this start continues a run of another identity (run.resume=changed)."""
+        return self.trained_as != self.identity
 
     def save_from(self, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """From now on these are loaded and saved. Call it right after the optimizer is made."""
@@ -93,8 +104,11 @@ class Checkpointer:
         return self._saver.stored_bytes()
 
     def is_due(self, step: int) -> bool:
-        """Whether a step at which a periodic save is due has passed since the last save."""
-        return self.run.save_every > 0 and step // self.run.save_every > self.saved_step // self.run.save_every
+        """Whether a save is due by steps or by rank 0's clock, since the last one: the same on every rank."""
+        every, clock = self.run.save_every, self.stop.clock
+        self.saved_at = self.saved_at or clock
+        by_time = 0 < 60 * self.run.save_minutes <= clock - self.saved_at
+        return by_time or (every > 0 and step // every > self.saved_step // every)
 
     def save(self, state: dict) -> None:
         """Save the state after the last finished step, unless that is saved already."""
@@ -105,6 +119,7 @@ class Checkpointer:
         if state["updates"] > self.saved_updates:  # steps were taken from the previous checkpoint, so it is proven
             self.proven_step = self.saved_step
         self.saved_step, self.saved_updates = state["step"], state["updates"]
+        self.saved_at, self.trained_as = self.stop.clock, self.identity
         with self.stop.saving():
             self._saver.save(self._manifest(state))
         self.show_saves()
@@ -138,9 +153,10 @@ class Checkpointer:
             f"; {', '.join(renamed)} in {self.directory} may hold bad weights and will not be used" if renamed else ""
         )
         start = f"the checkpoint of step {good}, which is good" if good else "the base model"
+        again = " with run.resume=changed" if good else ""
         raise UserError(
-            f"{what}{aside}; lower optimizer.learning_rate, or check the data of these steps, and start again: the run "
-            f"continues from {start}"
+            f"{what}{aside}; lower optimizer.learning_rate, or check the data of these steps, and start again{again}: the "
+            f"run continues from {start}"
         )
 
     def stopped(self, state: dict, total_steps: int) -> str:
@@ -158,7 +174,7 @@ class Checkpointer:
 
     def _manifest(self, state: dict) -> dict:
         return {
-            "meaning": self.meaning,
+            "identity": self.trained_as,
             "settings": self.settings,
             **state,
             **self.evaluations.state_dict(),
@@ -166,25 +182,3 @@ class Checkpointer:
             "saved_updates": self.saved_updates,
             "proven_step": self.proven_step,
         }
-
-    def _compare(self, checkpoint: Path, saved: dict) -> list[str]:
-        """Lines on what has changed that may change. Raises UserError if the run that saved it was another one."""
-        refused = []
-        for key, value in self.meaning.items():
-            before = saved["meaning"].get(key, value)  # a key that is newer than the checkpoint is not compared
-            if before != value:
-                other = {
-                    "data.train": "other data in data.train",
-                    "data.mix": "another data.mix",
-                    "the weights of model.path": "other weights in model.path",
-                }
-                refused.append(other.get(key, f"{key}={before}, now it is {value}"))
-        if refused:
-            what = "; ".join(refused)
-            raise UserError(f"{checkpoint} was made with {what}; set it back, or start a new run with another run.name")
-        changes = [
-            f"    {key}: {saved['settings'].get(key, 'not set')} -> {self.settings.get(key, 'not set')}"
-            for key in sorted(saved["settings"] | self.settings)
-            if saved["settings"].get(key) != self.settings.get(key)
-        ]
-        return [f"changed since step {saved['step']} was saved:", *changes] if changes else []

@@ -7,6 +7,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.dtypes import dtype_name
+from common.errors import UserError
 from configs.config import Config
 from distributed.checkpoint import load_parameters
 from distributed.checkpoint_directory import checkpoint_name, weights_digest
@@ -14,10 +15,10 @@ from distributed.export import export_model
 from distributed.process_group import Ranks, read_on_first
 from model.language_model import PackedLanguageModel, adapters_sum, parameter_names, trained_parameters
 from training.evaluations import Evaluations, best_in_words, curve_of, is_better
-from training.export_files import write_files
+from training.export_files import RECORD, damage, sums_of, write_files
+from training.identity import fingerprint_of_checkpoint
 
 ADAPTER_DIRECTORY = "adapter"  # beside the export, with LoRA
-RECORD = "export.json"  # in the export: which weights it holds
 
 
 def export_record(
@@ -25,7 +26,7 @@ def export_record(
 ) -> dict:
     """What the export of a run that ended after `step` holds, as plain JSON: `weights` (last or best), their `step`, the `dtype`.
 
-    `checkpoint` tells the checkpoint from another one of the same step, such as one of an earlier learning rate.
+    `checkpoint` tells the checkpoint from another one of the same step, `identity` is the fingerprint of what trained it.
 
     The base model is never exported: `best` is the best of the trained checkpoints. Without any evaluation of a trained
     model, the last weights stand in for the best.
@@ -37,6 +38,7 @@ def export_record(
         "weights": "last" if best is None else "best",
         "step": exported,
         "checkpoint": weights_digest(checkpoints / checkpoint_name(exported)),
+        "identity": fingerprint_of_checkpoint(checkpoints / checkpoint_name(exported)),
         "steps_in_total": step,
         "validation_loss": loss if best is None else evaluations.best_loss,
         "dtype": dtype_name(getattr(model_config, "dtype", None) or torch.bfloat16),
@@ -46,19 +48,27 @@ def export_record(
     return record
 
 
-def is_exported(export_directory: Path, record: dict) -> bool:
-    """Whether the export that exists holds what `record` says, and all of its files are there."""
-    try:
-        written = json.loads((export_directory / RECORD).read_text(encoding="utf-8"))
-        sizes = written.pop("files")
-        return written == record and sizes == _sizes(export_directory)
-    except (OSError, ValueError, KeyError, TypeError):  # no export, or one of an older version of this code
-        return False
+def damage_of_export(export_directory: Path, record: dict, ranks: Ranks) -> list[str] | None:
+    """What is wrong with the files of the export that `record` describes, [] if nothing. None: there is no such export.
 
+    A collective, which reads all of its files, and with LoRA those of the adapter.
+    """
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """The files of an export and their sizes in bytes, without the record."""
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != RECORD}
+    def sums() -> dict[Path, str] | None:
+        try:
+            written = json.loads((export_directory / RECORD).read_text(encoding="utf-8"))
+            files, adapter = written.pop("files"), written.pop("adapter")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no export, or one of an earlier version
+            return None
+        if written != record:
+            return None
+        folder = export_directory.with_name(ADAPTER_DIRECTORY)
+        return {export_directory / name: digest for name, digest in files.items()} | {
+            folder / name: digest for name, digest in adapter.items()
+        }
+
+    found = read_on_first(sums, ranks)
+    return None if found is None else damage(found, ranks)
 
 
 def is_finished(
@@ -66,22 +76,33 @@ def is_finished(
     step: int,
     total_steps: int,
     evaluations: Evaluations,
+    is_changed: bool,
     model_config: PretrainedConfig,
     export_directory: Path,
     ranks: Ranks,
 ) -> bool:
-    """Whether all steps are taken, and the export that exists is the one that is asked for. A collective; says so."""
+    """Whether all steps are taken, and the export that exists is the one that is asked for and undamaged. Says so.
+
+    A collective. Raises UserError if this start is of another identity: nothing is left to train with it.
+    """
     record = read_on_first(
         lambda: export_record(config, step, evaluations, model_config, export_directory.with_name("checkpoints")), ranks
     )
     finished = (step == total_steps or evaluations.is_stalled) and evaluations.is_judged
-    adapter = export_directory.with_name(ADAPTER_DIRECTORY)
-
-    def all_there() -> bool:
-        return is_exported(export_directory, record) and (adapter.is_dir() or not config.lora.rank)
-
-    if not (finished and read_on_first(all_there, ranks)):
+    problems = damage_of_export(export_directory, record, ranks) if finished else None
+    if problems is None:
         return False
+    if problems:
+        if ranks.rank == 0:
+            print(
+                f"warning: {'; '.join(problems)}; the weights of step {record['step']} are exported again", flush=True
+            )
+        return False
+    if is_changed:
+        raise UserError(
+            f"{export_directory.parent} has taken all of its {step} steps before it was changed, and is exported: nothing is "
+            "left to train with what is set now; raise optimizer.epochs or optimizer.max_steps, or choose another run.name"
+        )
     if ranks.rank == 0:
         why = evaluations.why_stalled(step) if step < total_steps else f"{total_steps} steps"
         print(
@@ -126,15 +147,16 @@ def export_run(
 
     def write_rest(folder: Path) -> None:
         write_files(folder, config, model_config, tokenizer)
-        content = json.dumps(record | {"files": _sizes(folder)}, indent=1)
-        (folder / RECORD).write_text(content + "\n", encoding="utf-8")
+        sums = {"files": sums_of(folder), "adapter": sums_of(adapter) if config.lora.rank else {}}
+        (folder / RECORD).write_text(json.dumps(record | sums, indent=1) + "\n", encoding="utf-8")
 
+    adapter = export_directory.with_name(ADAPTER_DIRECTORY)
     if config.model.rope_type:
         tokenizer.model_max_length = model_config.max_position_embeddings  # other tools warn or truncate there
     if config.lora.rank:
         from model.lora import save_adapter
 
-        save_adapter(export_directory.with_name(ADAPTER_DIRECTORY), model, config.lora, config.model.path, ranks)
+        save_adapter(adapter, model, config.lora, config.model.path, ranks)
     dtype = getattr(torch, record["dtype"])
     export_model(export_directory, parameter_names(model), dtype, ranks, write_rest, added=adapters_sum(model))
     lines = [evaluations.why_stalled(step)] if step < total_steps else []

@@ -38,8 +38,8 @@ from model.language_model import PackedLanguageModel, build_on_meta, materialize
 from model.lora import Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.loss import visit_logits
 from model.weights import Weights, average, converted, weights_of_checkpoint, weights_of_directory, write_weights
-from training.ending import RECORD
-from training.export_files import read_json, write_files
+from training.export_files import CARD, RECORD, damage, read_json, sums_of, write_files
+from training.identity import fingerprint, hash_weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -87,6 +87,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     check_whole(checkpoint, ranks, "name a step with --step, or train again")
     manifest = read_manifest(checkpoint)
     state, of_optimizer = manifest["state"], manifest["values"].get("optimizer", {})
+    identity = state["identity"]
     base = options.base or Path(config.model.path)
     if not (base / "config.json").is_file():
         raise UserError(f"the base model of {run}, {base}, is not there; name its directory with --base")
@@ -99,8 +100,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     model = build_on_meta(model_config)
 
     def base_weights() -> Weights:
-        trained_from = state.get("meaning", {}).get("the weights of model.path")
-        if trained_from not in (None, fingerprint_of_base(base)):
+        if identity["the weights"] != hash_weights(base):
             raise UserError(
                 f"the weights in {base} are not those that {run} was started from; name its base with --base"
             )
@@ -128,6 +128,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         "weights": which,
         "step": state["step"],
         "checkpoint": weights_digest(checkpoint),
+        "identity": fingerprint(identity),
         "kind": kind,
         # Adapters are small, and are kept in what they were trained in.
         "dtype": dtype_name(DTYPES.get(options.dtype, torch.float32 if adapter else stored)),
@@ -216,8 +217,9 @@ def write_export(out: Path, export: Export, profile: str | None, base_name: str,
         # Many licences ask to keep their text with the weights.
         for file in [file for pattern in LICENCE_FILES for file in export.base.glob(pattern)]:
             shutil.copyfile(file, folder / file.name)
-        (folder / RECORD).write_text(json.dumps(export.record | {"profile": profile}, indent=1) + "\n")
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        record = export.record | {"profile": profile, "files": sums_of(folder)}
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        (folder / CARD).write_text(card, encoding="utf-8")
     return size
 
 
@@ -234,6 +236,13 @@ TEXTS = (
     "def mean(values):\n    if not values:\n        raise ValueError('no values')\n    return sum(values) / len(values)\n",
 )
 SWEEP = 64  # tokens spread evenly over the vocabulary: their rows of the embedding are compared too
+
+
+def damage_of(out: Path, ranks: Ranks) -> list[str]:
+    """What is wrong with the files of an export, by their SHA-256 in export.json: one sentence each. A collective."""
+    sums = read_json(out / RECORD, "remove the directory and export again").get("files", {})  # earlier ones have none
+    problems = damage({out / name: digest for name, digest in sums.items()}, ranks)
+    return [f"{problem}; remove {out} and export again" for problem in problems]
 
 
 def verify(out: Path, export: Export) -> tuple[bool, list[str]]:

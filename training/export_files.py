@@ -1,4 +1,4 @@
-"""What an export has beside the weights: config, tokenizer, where generation stops, and how chats are rendered."""
+"""What an export has beside the weights: config, tokenizer, where generation stops, how chats are rendered; and its sums."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,16 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.durable_files import write_json
 from common.errors import UserError
+from common.sha256 import sha256_of_all
 from configs.config import Config
 from data.chat_settings import write_chat_settings
 from data.encoding import ExampleEncoder
+from distributed.process_group import Ranks, gather_objects
 from training.chat_settings import chat_settings
 
 GENERATION_CONFIG = "generation_config.json"
+RECORD = "export.json"  # which weights an export holds, and the SHA-256 of its files
+CARD = "README.md"  # may be written anew
 
 
 def write_files(
@@ -36,6 +40,31 @@ def write_files(
     taught = ExampleEncoder(tokenizer, settings).stop_ids
     generation["eos_token_id"] = list(dict.fromkeys([*taught, *before]))
     write_json(folder / GENERATION_CONFIG, generation)
+
+
+def sums_of(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file of an export but its record and its card, by name."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (RECORD, CARD)]
+    return {path.name: digest for path, digest in sha256_of_all(files).items()}
+
+
+def damage(sums: dict[Path, str], ranks: Ranks) -> list[str]:
+    """What is wrong with files that must have these SHA-256 sums, one sentence each. A collective; the ranks share the files.
+
+    Every byte is read. Files that nobody knows, such as a user's, are not looked at.
+    """
+    mine = sorted(sums)[ranks.rank :: ranks.world_size]
+    there = [path for path in mine if path.is_file()]
+    problems = [f"{path} is missing" for path in mine if path not in there]
+    try:
+        found = sha256_of_all(there)
+    except OSError as error:
+        problems.append(f"{error.filename or there[0].parent} cannot be read ({error.strerror})")
+    else:
+        problems += [
+            f"{path} has changed: its SHA-256 is not that of export.json" for path in there if found[path] != sums[path]
+        ]
+    return sorted(problem for part in gather_objects(problems, ranks) for problem in part)
 
 
 def read_json(path: Path, mend: str) -> dict:

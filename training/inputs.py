@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from model.architectures import first_new_row
 from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel
 from training.chat_settings import chat_settings, settle_chat_settings
+from training.identity import Identity, hash_files
 
 if TYPE_CHECKING:
     from training.asked import Asked
@@ -50,6 +51,7 @@ class Inputs:
     old_domain: Documents | Windows | None  # of ewc.data: what EWC estimates its Fisher diagonal from
     asked: "Asked | None" = None  # what run.eval_generate answers
     first_new_row: int | None = None  # of embedding and head, that belongs to a token added to the vocabulary
+    files: Identity = field(default_factory=dict)  # what of the run's identity is read from files: `hash_files`
 
     def micro_batches(self, items: Items, corpus: Corpus, ranks: Ranks) -> Iterator[MicroBatch]:
         """This rank's micro-batches with the documents `items`, on its device; the same number on every rank."""
@@ -80,22 +82,29 @@ class Inputs:
 
 
 def open_data(
-    config: Config, model: PackedLanguageModel, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+    config: Config,
+    model: PackedLanguageModel,
+    model_config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    script: str,
 ) -> tuple[Config, Inputs]:
     """(the config with the date of its chats and a number in batch.micro_batch, the data of the run). `model` is on meta.
 
+    script: train.py, whose code is hashed before the data is read: an edit meanwhile is not what this process runs.
     Raises UserError for a missing or bad file. A collective of torchrun's processes where one of the two must be agreed on.
     """
     directory, (world_size, _) = Path(config.run.directory, config.run.name), world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
+    say = print if is_first else lambda text: None
     config = settle_chat_settings(config, tokenizer, directory, world_size)
     if config.batch.micro_batch == "auto":
         from training.micro_batch import settle_micro_batch
 
-        say = print if is_first else lambda text: None
         config = settle_micro_batch(config, model, model_config, directory, world_size, say)
+    files = hash_files(config, script, say)
     costs = document_costs(count_work(model, model_config))
-    return config, read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=is_first)
+    data = read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=is_first)
+    return config, replace(data, files=files)
 
 
 def read_inputs(

@@ -1,6 +1,7 @@
 """What produced a run: one record for every start that does something, in runs/NAME/starts.jsonl.
 
-config.json and git.diff are those of the newest start.
+config.json is that of the newest start. A start whose code is not that of a commit keeps the difference as a patch of its
+own, diffs/NUMBER.diff, with the files that train.py loads and git does not know.
 """
 
 import os
@@ -8,6 +9,7 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch.cuda import nccl
 from common.durable_files import append_json_line, write_durably, write_json
 from common.errors import UserError
 from distributed.process_group import Ranks, read_on_first
+from training.identity import Identity, fingerprint
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,25 +32,30 @@ class _GitError(Exception):
     """What git wrote to stderr when it failed."""
 
 
-def record_start(directory: Path, config: dict, start_step: int, ranks: Ranks) -> dict:
-    """Append the record of this start to starts.jsonl, and write config.json and git.diff. A collective.
+def record_start(directory: Path, config: dict, start_step: int, identity: Identity, ranks: Ranks) -> dict:
+    """Append the record of this start to starts.jsonl, and write config.json and the start's diff. A collective.
 
-    `config` is the resolved config as JSON types, `start_step` the number of finished steps. Returns the record without
-    the uncommitted changes, on every rank. Raises UserError on all ranks if it cannot be written.
+    `config` is the resolved config as JSON types, `start_step` the number of finished steps. Returns the record, on every
+    rank; its `git_diff` names the file of the diff, or is None. Raises UserError on all ranks if it cannot be written.
     """
     places: list = [None] * ranks.world_size
     dist.all_gather_object(places, (socket.gethostname(), device_name(ranks.device)), group=ranks.flags)
 
     def write() -> dict:
-        code = git_state(ROOT)
+        code = git_state(ROOT, identity["the code"])
         diff = code.pop("git_diff")
+        history = directory / "starts.jsonl"
+        number = history.read_bytes().count(b"\n") + 1 if history.is_file() else 1
+        patch = f"diffs/{number:04d}.diff" if diff else None
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT")
         record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "start_step": start_step,
             "config": config,
             "command": sys.argv,
+            "identity": fingerprint(identity),
             **code,
+            "git_diff": patch,
             "world_size": ranks.world_size,
             "devices": devices(places),
             **({} if restarts is None else {"torchrun_restarts": int(restarts)}),
@@ -56,9 +64,11 @@ def record_start(directory: Path, config: dict, start_step: int, ranks: Ranks) -
         }
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            if patch:
+                (directory / patch).parent.mkdir(exist_ok=True)
+                write_durably(directory / patch, diff)
             write_json(directory / "config.json", record)
-            write_durably(directory / "git.diff", diff)
-            append_json_line(directory / "starts.jsonl", record | {"git_diff": diff})
+            append_json_line(history, record)
         except OSError as error:
             raise UserError(f"{error.filename or directory}: {error.strerror}; cannot record this start") from error
         return record
@@ -66,16 +76,20 @@ def record_start(directory: Path, config: dict, start_step: int, ranks: Ranks) -
     return read_on_first(write, ranks)
 
 
-def git_state(root: Path) -> dict:
+def git_state(root: Path, code: Iterable[str] = ()) -> dict:
     """Commit, uncommitted changes and untracked files of the checkout at `root`.
 
-    The keys are git_commit, git_diff, untracked (names) and num_untracked. Bytes that are not UTF-8 are written as \\xNN.
+    The keys are git_commit, git_diff, untracked (names) and num_untracked. The diff has all changes of files that git
+    knows, and the whole of the files named in `code` that it does not know. Bytes that are not UTF-8 are written as \\xNN.
     Without git or outside of a checkout, git_commit says so and the rest is empty.
     """
     state = {"git_commit": "", "git_diff": "", "untracked": [], "num_untracked": 0}
     try:
         state["git_commit"] = _git(root, "rev-parse", "--verify", "HEAD").strip()
         state["git_diff"] = _git(root, "diff", "--no-color", "--no-ext-diff", "HEAD")
+        inside = [name for name in code if (root / name).is_file()]
+        for name in _git(root, "ls-files", "--others", "-z", "--", *inside).split("\0")[:-1] if inside else ():
+            state["git_diff"] += _git(root, "diff", "--no-color", "--no-index", "/dev/null", name, ok=(0, 1))
         # A folder without tracked files is one name that ends in a slash.
         names = _git(root, "ls-files", "--others", "--exclude-standard", "--directory", "-z").split("\0")[:-1]
         state["untracked"], state["num_untracked"] = names[:MAX_UNTRACKED], len(names)
@@ -92,9 +106,11 @@ def git_state(root: Path) -> dict:
 
 
 def short_commit(record: dict) -> str:
-    """The commit of a record in 12 digits, or why it is unknown."""
+    """The commit of a record in 12 digits and whether the code is another one, or why the commit is unknown."""
     commit = record["git_commit"]
-    return f"unknown ({commit.removeprefix('unknown: ')})" if " " in commit else commit[:12]
+    if " " in commit:
+        return f"unknown ({commit.removeprefix('unknown: ')})"
+    return commit[:12] + " (dirty)" * bool(record["git_diff"])
 
 
 def versions() -> dict[str, str]:
@@ -122,10 +138,10 @@ def devices(places: list[tuple[str, str]]) -> list[dict]:
     return [{"host": host, "device": device, "ranks": ranks} for (host, device), ranks in ranks_at.items()]
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _git(root: Path, *arguments: str, ok: tuple[int, ...] = (0,)) -> str:
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     answer = subprocess.run(["git", "-C", root, *arguments], capture_output=True, env=environment)
-    if answer.returncode:
+    if answer.returncode not in ok:
         raise _GitError(_decode(answer.stderr).strip() or f"exit code {answer.returncode}")
     return _decode(answer.stdout)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from common.dtypes import DTYPES, has_native_bf16
+from common.dtypes import DTYPES, dtype_name, has_native_bf16
 from common.errors import UserError
 from configs.config import Config, as_dict
 from configs.load import check_world, read_command_line
@@ -26,17 +26,15 @@ from distributed.process_group import (
     read_on_first,
     world_size_from_environment,
 )
-from model.fingerprint import fingerprint_of_base, fingerprint_of_tokenizer
 from model.language_model import PackedLanguageModel, parameter_names
 from training.export_files import GENERATION_CONFIG
+from training.identity import Identity, free_settings, identity_of
 from training.inputs import Inputs
-from training.meaning import run_settings, step_meaning
 from training.observe import memory_snapshot
 from training.owner import own_directory
 from training.provenance import record_start, short_commit
 from training.sinks import check_sinks
 
-ROOT = Path(__file__).resolve().parents[1]
 PROBE_BYTES = 64 * 2**20  # written on each node to measure the disk, or a checkpoint's bytes if that is less
 
 
@@ -55,25 +53,25 @@ def read_config(documentation: str | None) -> Config:
 @contextmanager
 def join_run(
     config: Config, inputs: Inputs, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[StopSignal, dict, dict]]:
+) -> Iterator[tuple[StopSignal, Identity, dict]]:
     """Join the processes of a run, which agree on all that they have read, and own its directory. A collective.
 
-    Gives (the stop signal, which has the `ranks`; what a step number of the run means; its settings).
+    Gives (the stop signal, which has the `ranks`; what decides the weights of the run; what may change between two starts).
     """
     directory = Path(config.run.directory, config.run.name)
     with process_group(config.run.timeout_minutes, directory=directory) as ranks:
-        meaning, settings = agree_on_start(config, inputs, model_config, tokenizer, ranks)
+        identity, settings = agree_on_start(config, inputs, model_config, tokenizer, ranks)
         with own_directory(directory, ranks), memory_snapshot(config, directory, ranks):
             if config.run.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward on CUDA would only warn
-            yield StopSignal(ranks), meaning, settings
+            yield StopSignal(ranks), identity, settings
 
 
-def first_line(config: Config, step: int, ranks: Ranks) -> str:
+def first_line(config: Config, step: int, identity: Identity, ranks: Ranks) -> str:
     """Record this start, which continues after `step`, and return its first line for the user. A collective."""
     directory = Path(config.run.directory, config.run.name)
-    record = record_start(directory, as_dict(config), step, ranks)
+    record = record_start(directory, as_dict(config), step, identity, ranks)
     return f"run {directory}, commit {short_commit(record)}, torch {torch.__version__}, {device_line(ranks)}"
 
 
@@ -97,56 +95,35 @@ def agree_on_dtype(name: str, ranks: Ranks, say: Callable[[str], None]) -> torch
     return dtype
 
 
-def source_digest() -> str:
-    """SHA-256 of the code that trains: train.py and its packages. Nodes may hold checkouts of different commits."""
-    digest = hashlib.sha256()
-    # Configs of runs may differ; what they say is compared.
-    folders = ("common", "data", "distributed", "eval", "model", "training")
-    files = [ROOT / "train.py", ROOT / "configs" / "config.py", ROOT / "configs" / "load.py"]
-    for path in [*files, *(file for name in folders for file in sorted((ROOT / name).rglob("*.py")))]:
-        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
 def agree_on_start(
-    config: Config,
-    inputs: Inputs,
-    model_config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    ranks: Ranks,
-) -> tuple[dict, dict]:
-    """(the run's meaning, its settings), the same on every rank. A collective.
+    config: Config, inputs: Inputs, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
+) -> tuple[Identity, dict]:
+    """(what decides the weights of this run, what may change between two starts), the same on every rank. A collective.
 
     Raises UserError on all ranks if a rank read other files, another config or another model, or runs other versions or
     code, and if run.resume=never and the run exists.
     """
-    meaning = step_meaning(config, inputs, model_config, fingerprint_of_base(config.model.path))
-    settings = run_settings(config, inputs.total_steps, ranks.world_size)
+    identity = identity_of(config, inputs, model_config, tokenizer)
+    dtype = agree_on_dtype(config.model.compute_dtype, ranks, lambda text: None)
+    settings = free_settings(config, inputs, ranks.world_size, f"{ranks.device.type} in {dtype_name(dtype)}")
+    validation = inputs.validation.sources if inputs.validation else ()
     check_agreement(
         {
             **settings,
-            **{f"{key} (as read)": value for key, value in meaning.items()},
-            "the plan": {
-                "steps": inputs.total_steps,
-                "warm-up steps": inputs.warmup_steps,
-                # Every rank deals for itself: if two did not agree, documents would be trained twice or never.
-                "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
-            },
-            "the data of data.validation": [source.fingerprint for source in inputs.validation.sources]
-            if inputs.validation
-            else [],
+            **{name: value for name, value in identity.items() if name != "settings"},
+            **identity["settings"],
+            # Every rank deals for itself: if two did not agree, documents would be trained twice or never.
+            "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
+            "the data of data.validation": [source.fingerprint for source in validation],
             "the questions of run.eval_generate": inputs.asked.digest() if inputs.asked else None,
             "the generation_config.json of model.path": generation_config_digest(config.model.path),
-            "the tokenizer of model.path": fingerprint_of_tokenizer(tokenizer),
-            "the config.json of model.path": model_config.to_dict(),
             "versions": library_versions(),
-            "the code": source_digest(),
             "the device type": ranks.device.type,
         },
         ranks,
     )
     check_resume(config.run.resume, Path(config.run.directory, config.run.name), ranks)
-    return meaning, settings
+    return identity, settings
 
 
 def generation_config_digest(path: str) -> str | None:

@@ -1,5 +1,6 @@
 """Runs that are continued with other settings, stopped at the wrong moment or damaged: none ends with a wrong result."""
 
+import hashlib
 import json
 import shutil
 import signal
@@ -12,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, launch, rows, weights, write_plan
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
+from training.export_files import sums_of
+from training.identity import fingerprint
 
 pytestmark = pytest.mark.slow
 EVERY_STEP = ("run.save_every=1", "run.eval_every=1")
@@ -86,12 +89,20 @@ def first(folder) -> str:
             ),
             run_of(folder, "async", *EVERY_STEP, "run.async_save=True", plant="signal_at_micro_batch:13"),
             run_of(folder, "disagree", plant=f"on_last_rank:data.train={folder / 'fewer.jsonl'}", expect=2),
-            run_of(folder, "spikes", "optimizer.skip_spikes=3", *EVERY_STEP, "optimizer.max_steps=3"),
+            run_of(folder, "spikes", *SPIKES),
         ],
     )
 
 
 TEN = ("optimizer.epochs=2",)
+SPIKES = ("optimizer.skip_spikes=3", *EVERY_STEP, "optimizer.max_steps=3")
+OTHER = ("optimizer.learning_rate=1e-5", "optimizer.weight_decay=0.0")
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +111,7 @@ def second(folder, first) -> str:
     runs = folder / "runs"
     (folder / "steps-high").write_text("\n".join(p.name for p in (runs / "high" / "checkpoints").iterdir()))
     shutil.copytree(runs / "judged", runs / "other-base")
+    flip_a_bit(runs / "spikes" / "export" / "model.safetensors")
     longer = ("optimizer.max_steps=5", "data.validation=")
     return launch(
         folder,
@@ -116,8 +128,14 @@ def second(folder, first) -> str:
             run_of(folder, "judged", *EVERY_STEP, f"data.validation={folder / 'validation-2.jsonl'}"),
             run_of(folder, "other-base", *EVERY_STEP, f"model.path={folder / 'other-model'}", expect=2),
             run_of(folder, "high", "run.save_every=1", "data.validation=", *TEN),
-            run_of(folder, "high-later", *EVERY_STEP, "optimizer.learning_rate=1e39", *TEN, expect=2),
+            run_of(
+                folder, "high-later", *EVERY_STEP, "optimizer.learning_rate=1e39", *TEN, "run.resume=changed", expect=2
+            ),
             run_of(folder, "async", *EVERY_STEP, "run.async_save=True"),
+            run_of(folder, "spikes", *SPIKES),
+            run_of(folder, "spikes", *SPIKES),
+            run_of(folder, "spikes", *SPIKES, *OTHER, expect=2),
+            run_of(folder, "spikes", *SPIKES, *OTHER, "run.resume=changed", expect=2),
         ],
     )
 
@@ -156,7 +174,8 @@ def test_another_run_export_on_a_finished_run_exports_again(folder, first, secon
     assert best < 5
     assert f"the lowest validation loss, {losses[best]:.4g}, was that of step {best}: start again with" in first
     exported = record(run)
-    assert exported["files"]["model.safetensors"] == (run / "export" / "model.safetensors").stat().st_size
+    weights_file = run / "export" / "model.safetensors"
+    assert exported["files"]["model.safetensors"] == hashlib.sha256(weights_file.read_bytes()).hexdigest()
     assert {key: exported[key] for key in ("weights", "step", "steps_in_total", "validation_loss", "dtype")} == {
         "weights": "best",
         "step": best,
@@ -186,7 +205,9 @@ def test_the_best_is_judged_again_on_new_validation_data(folder, second) -> None
 
 
 def test_other_base_weights_of_the_same_shapes_are_refused(second) -> None:
-    assert "step-000003 was made with other weights in model.path; set it back, or start a new run" in second
+    assert (
+        "step-000003 was made with other weights in model.path (model.safetensors); it may come from model.pa" in second
+    )
 
 
 def test_resume_never_refuses_a_run_that_exists(second) -> None:
@@ -195,7 +216,7 @@ def test_resume_never_refuses_a_run_that_exists(second) -> None:
 
 def test_ranks_with_other_data_do_not_start(folder, first) -> None:
     """Four examples fewer on one rank: it would wait for a step that the others never take."""
-    assert "rank 1 on host" in first and "fewer.jsonl" in first and "the plan.steps (4 instead of 5)" in first
+    assert "rank 1 on host" in first and "fewer.jsonl" in first and "steps in total (4 instead of 5)" in first
     assert not (folder / "runs" / "disagree").exists()
 
 
@@ -211,7 +232,11 @@ def test_nothing_bad_is_saved_over_good_checkpoints(folder, first, second) -> No
 
 
 def test_a_resumed_run_that_diverges_keeps_its_good_checkpoint(folder, second, third) -> None:
-    assert "optimizer.learning_rate: 0.001 -> 1e+39" in second
+    assert (
+        "step-000003 was made with optimizer.learning_rate=0.001, now it is 1e+39; run.resume=changed continues"
+        in second
+    )
+    assert "start again with run.resume=changed: the run continues from the checkpoint of step 3" in second
     assert "which is good" in second
     left = (folder / "steps-high-later").read_text()
     assert left.startswith("step-000003") and "step-000004.bad" in left
@@ -237,6 +262,25 @@ def test_skipping_spikes_changes_nothing_where_there_are_none(folder, first) -> 
     spikes, straight = rows(folder / "runs" / "spikes"), rows(folder / "runs" / "straight")
     assert [spikes[n]["train/skipped_steps"] for n in (1, 2, 3)] == [0, 0, 0]
     assert spikes[1]["train/grad_norm"] == straight[1]["train/grad_norm"]
+
+
+def test_a_flipped_bit_in_the_export_of_a_finished_run_is_found_and_mended(folder, second) -> None:
+    run = folder / "runs" / "spikes"
+    damaged = f"{run / 'export' / 'model.safetensors'} has changed: its SHA-256 is not that of export.json"
+    assert second.count(f"warning: {damaged}; the weights of step 3 are exported again") == 1
+    assert f"already finished: 3 steps; {run / 'export'} holds the last weights" in second  # the start after that one
+    exported = record(run)
+    assert exported["files"] == sums_of(run / "export") and exported["files"].keys() > {"config.json", "tokenizer.json"}
+    assert exported["identity"] == fingerprint(manifest(run, 3)["state"]["identity"])
+
+
+def test_a_finished_run_is_not_finished_with_other_settings(folder, second) -> None:
+    what = (
+        "spikes/checkpoints/step-000003 was made with optimizer.learning_rate=0.001, now it is 1e-05; "
+        "optimizer.weight_decay=0.1, now it is 0.0; "
+    )
+    assert f"{what}set it back, start a new run with another run.name, or continue with what is set now" in second
+    assert "spikes has taken all of its 3 steps before it was changed" in second  # with run.resume=changed
 
 
 def test_each_start_that_trains_is_recorded_and_one_that_does_nothing_is_not(folder, second) -> None:

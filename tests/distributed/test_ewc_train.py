@@ -70,7 +70,7 @@ config = Config(
     output = launch(folder, "two-again", 2, again)
     assert "ewc.strength=100.0, now it is 50.0" in output
     assert re.search(
-        r"was made with model.rope_type, rope_factor or rope_original_length=.*'rope_theta': 10000.*now it is .*20000",
+        r"was made with rope_parameters of config.json=.*'rope_theta': 10000.*now it is .*20000",
         output,
     )
     launch(folder, "one", 1, [run("r1", "run.eval_general=True")])

@@ -40,8 +40,8 @@ def write_run(run: Run, loss: float, base: float = 6.0, tokens: int = 1000, step
     rows += [{"step": 8, "train/tokens": tokens, "train/tokens_per_second": 50.0}, {"step": 8, "validation/loss": loss}]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (directory / "checkpoints" / "latest").write_text("step-000008")
-    meaning = {"data.train": data, "data.mix": None, "the weights of model.path": "w"}
-    state = {"state": {"meaning": meaning, "validation": ["v"]}}
+    identity = {"the data": {"data.train": data, "data.mix": None}, "the weights": {"model.safetensors": "w"}}
+    state = {"state": {"identity": identity, "validation": ["v"]}}
     (directory / "checkpoints" / "step-000008" / "manifest.json").write_text(json.dumps(state))
 
 

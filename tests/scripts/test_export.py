@@ -14,13 +14,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError
-from distributed.checkpoint_directory import write_manifest
+from distributed.checkpoint_directory import read_manifest, write_manifest
 from distributed.checkpoint_files import CheckpointWriter
 from distributed.process_group import process_group
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from training.export import Export, read_export, verify, write_export
+from training.export_files import sums_of
+from training.identity import hash_weights
 
 SCRIPT = ROOT / "scripts" / "export.py"
 
@@ -76,6 +78,7 @@ def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
     mine = json.loads((run / "export" / "export.json").read_text())
     found = [record[key] for key in ("weights", "step", "checkpoint", "dtype", "profile")]
     assert found == ["last", 4, mine["checkpoint"], "float32", "laptop"]
+    assert record["identity"] == mine["identity"] and record["files"] == sums_of(out)
     (out / "README.md").write_text("old")
     assert f"{out} already holds the last weights" in export(run, "--out", out)
     assert (out / "README.md").read_text().startswith("---\nlibrary_name: transformers")
@@ -206,7 +209,9 @@ def write_lora_run(folder: Path, name: str = "lora") -> Path:
         tensors[f"{module}.lora_B.default.weight"] = torch.full((64, 2), 0.5)
     writer = CheckpointWriter(checkpoint)
     dcp.save(tensors, storage_writer=writer, no_dist=True)
-    write_manifest(checkpoint, {"step": 4}, writer.entries(), {})
+    trial = folder / "runs" / "trial" / "checkpoints" / "step-000004"
+    identity = read_manifest(trial)["state"]["identity"] | {"the weights": hash_weights(folder / "model")}
+    write_manifest(checkpoint, {"step": 4, "identity": identity}, writer.entries(), {})
     (run / "config.json").write_text(json.dumps(record))
     return run
 
@@ -217,7 +222,8 @@ def test_an_adapter_is_exported_for_peft_or_merged(folder, read) -> None:
     assert "an adapter" in said and f"verified: transformers computes from {adapter} the logits of the trained" in said
     file = adapter / "adapter_model.safetensors"
     save_file({name: tensor + 0.1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    assert "is NOT the weights that were trained" in export(run, "--out", adapter, "--verify", code=1)
+    damaged = f"{file} has changed: its SHA-256 is not that of export.json; remove {adapter} and export again"
+    assert damaged in export(run, "--out", adapter, "--verify", code=1)
     settings = json.loads((adapter / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["target_modules"]) == (2, 4.0, ["q_proj"])
     card = (adapter / "README.md").read_text()

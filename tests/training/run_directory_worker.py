@@ -27,7 +27,7 @@ except UserError as error:
     answers["owned"] = str(error)
 for name, start in {
     "log": lambda: Log(file, ranks).open(0, {}, 4),
-    "provenance": lambda: record_start(file, {}, 0, ranks),
+    "provenance": lambda: record_start(file, {}, 0, {"the code": {}}, ranks),
     "owner": lambda: own_directory(file, ranks).__enter__(),
 }.items():
     try:
@@ -35,6 +35,6 @@ for name, start in {
     except UserError as error:
         answers[name] = str(error)
 with own_directory(free, ranks):
-    answers["record"] = record_start(free, {"run": {"name": "free"}}, 3, ranks)
+    answers["record"] = record_start(free, {"run": {"name": "free"}}, 3, {"the code": {}}, ranks)
 result.with_suffix(f".rank{ranks.rank}.json").write_text(json.dumps(answers))
 exit_process(0)

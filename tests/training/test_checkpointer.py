@@ -15,7 +15,8 @@ from training.checkpointer import Checkpointer
 from training.evaluations import Evaluations
 
 CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
-MEANING = {"run.seed": 1, "data.train": "abc", "the weights of model.path": "123"}
+IDENTITY = dict.fromkeys(("config.json", "versions", "the data", "the tokenizer", "the code", "the scores' code"), {})
+IDENTITY |= {"settings": {"run.seed": 1}, "the weights": {"model.safetensors": "123"}}
 
 
 class Stop:
@@ -24,15 +25,17 @@ class Stop:
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
 
+    clock = 0.0
+
     def saving(self):
         return contextlib.nullcontext()
 
 
-def made(folder: Path, ranks: Ranks, meaning: dict = MEANING, settings: dict | None = None, **run) -> Checkpointer:
+def made(folder: Path, ranks: Ranks, identity: dict = IDENTITY, settings: dict | None = None, **run) -> Checkpointer:
     config = dataclasses.replace(CONFIG.run, **run)
     log = SimpleNamespace(sync=lambda: None, save=lambda times: None)
     evaluations = Evaluations(CONFIG, None)
-    made = Checkpointer(folder, config, meaning, settings or {}, evaluations, Stop(ranks), log)
+    made = Checkpointer(folder, config, identity, settings or {}, evaluations, Stop(ranks), log)
     made.saver = SimpleNamespace(save=lambda *arguments: saves.append(arguments[0]), poll=lambda: [], wait=lambda: None)
     saves: list[dict] = []
     made.saves = saves
@@ -40,7 +43,7 @@ def made(folder: Path, ranks: Ranks, meaning: dict = MEANING, settings: dict | N
 
 
 def counted(step: int, updates: int | None = None, bad: int = 0) -> dict:
-    return {"step": step, "updates": step if updates is None else updates, "bad_steps_in_a_row": bad}
+    return {"step": step, "updates": step if updates is None else updates, "targets": [step], "bad_steps_in_a_row": bad}
 
 
 def write(folder: Path, step: int, ranks: Ranks, **others) -> None:
@@ -91,24 +94,47 @@ def test_a_periodic_save_stays_due_until_it_is_done_and_a_step_is_saved_once(tmp
     assert not made(tmp_path, ranks).is_due(4)
 
 
-def test_a_resume_continues_with_what_was_counted_and_another_rate_has_a_clean_record(tmp_path, ranks) -> None:
-    write(tmp_path, 4, ranks, settings={"optimizer.learning_rate": 1.0})
-    for rate, bad in ((1.0, 2), (0.5, 0)):
-        state = counted(0)
-        checkpointer = made(tmp_path, ranks, settings={"optimizer.learning_rate": rate})
-        lines = checkpointer.find(state, 10)
-        assert state == counted(4, bad=bad) and checkpointer.resume_from == tmp_path / "step-000004"
-        assert ("    optimizer.learning_rate: 1.0 -> 0.5" in lines) == (rate == 0.5)
+def test_a_save_is_due_by_the_clock_of_rank_0_since_the_last_one(tmp_path, ranks) -> None:
+    checkpointer, due = made(tmp_path, ranks, save_minutes=2.0), []
+    for step, clock in enumerate((0.0, 1000.0, 1060.0, 1119.0, 1120.0, 1200.0, 1239.0, 1240.0), 1):
+        checkpointer.stop.clock = clock  # 0: no poll has been answered yet
+        due.append(checkpointer.is_due(step))
+        if due[-1]:
+            checkpointer.save(counted(step))
+    assert due == [False, False, False, False, True, False, False, True]
+    never = made(tmp_path, ranks, save_minutes=0.0)
+    never.stop.clock = 1.0
+    assert not never.is_due(1)
+    never.stop.clock = 1e9
+    assert not never.is_due(2)
 
 
-def test_a_checkpoint_of_another_meaning_or_length_is_refused(tmp_path, ranks) -> None:
+def other(rate: float) -> dict:
+    return IDENTITY | {"settings": {"run.seed": 1, "optimizer.learning_rate": rate}}
+
+
+def test_a_resume_continues_with_what_was_counted_and_another_identity_is_that_of_the_next_step(
+    tmp_path, ranks
+) -> None:
+    write(tmp_path, 4, ranks, identity=other(1.0), settings={"run.export": "last"})
+    state = counted(0)
+    same = made(tmp_path, ranks, other(1.0), {"run.export": "best"})
+    lines = same.find(state, 10)
+    assert state == counted(4, bad=2) and same.resume_from == tmp_path / "step-000004" and not same.is_changed
+    assert lines == ["changed since step 4 was saved:", "    run.export: last -> best"]
+    with pytest.raises(UserError, match="optimizer.learning_rate=1.0, now it is 0.5; set it back"):
+        made(tmp_path, ranks, other(0.5)).find(counted(0), 10)
+    state, changed = counted(0), made(tmp_path, ranks, other(0.5), {"run.export": "last"}, resume="changed")
+    lines = changed.find(state, 10)
+    assert "optimizer.learning_rate=1.0, now it is 0.5" in lines[0] and changed.is_changed
+    assert state == counted(4)  # another learning rate starts with a clean record
+    # What is evaluated before the first step is of the old weights.
+    assert changed._manifest(state)["identity"] == other(1.0)
+    changed.save(counted(5))
+    assert changed.saves[-1]["identity"]["settings"] == other(0.5)["settings"] and not changed.is_changed
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path, ranks) -> None:
     write(tmp_path, 4, ranks)
-    other = made(tmp_path, ranks, MEANING | {"run.seed": 2, "data.train": "xyz"})
-    with pytest.raises(
-        UserError, match="step-000004 was made with run.seed=1, now it is 2; other data in data.train; set"
-    ):
-        other.find(counted(0), 10)
-    with pytest.raises(UserError, match="was made with other weights in model.path"):
-        made(tmp_path, ranks, MEANING | {"the weights of model.path": "9"}).find(counted(0), 10)
     with pytest.raises(UserError, match="is at step 4, beyond the 3 steps of this config"):
         made(tmp_path, ranks).find(counted(0), 3)

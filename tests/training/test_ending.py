@@ -9,8 +9,9 @@ import torch
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from distributed.checkpoint_directory import write_manifest
-from training.ending import RECORD, export_record, is_exported
+from training.ending import RECORD, damage_of_export, export_record
 from training.evaluations import Evaluations
+from training.export_files import sums_of
 
 CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
 BEST = replace(CONFIG, run=Run("r", export="best"))
@@ -23,19 +24,27 @@ def found(**saved) -> Evaluations:
     return evaluations
 
 
-def checkpoint(folder: Path, step: int, crc: str) -> None:
+def checkpoint(folder: Path, step: int, crc: str, identity: str = "i") -> None:
     (folder / f"step-{step:06d}").mkdir(parents=True, exist_ok=True)
-    write_manifest(folder / f"step-{step:06d}", {"step": step}, {"__0_0.distcp": {"size": 1, "crc32": crc}}, {})
+    state = {"step": step, "identity": {"settings": {"name": identity}}}
+    write_manifest(folder / f"step-{step:06d}", state, {"__0_0.distcp": {"size": 1, "crc32": crc}}, {})
 
 
 def write_export(folder: Path, record: dict) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / "model.safetensors").write_bytes(b"12345")
-    (folder / RECORD).write_text(json.dumps(record | {"files": {"model.safetensors": 5}}))
+    adapter = folder.with_name("adapter")
+    for part in (folder, adapter):
+        part.mkdir(exist_ok=True)
+        (part / "model.safetensors").write_bytes(b"12345")
+    sums = {"files": sums_of(folder), "adapter": sums_of(adapter)}
+    (folder / RECORD).write_text(json.dumps(record | sums))
 
 
-def test_an_export_is_that_of_a_checkpoint_a_choice_and_a_dtype(tmp_path) -> None:
+def test_an_export_is_that_of_a_checkpoint_a_choice_and_a_dtype(tmp_path, ranks) -> None:
     checkpoints, export = tmp_path / "checkpoints", tmp_path / "export"
+
+    def is_exported(record: dict) -> bool:
+        return damage_of_export(export, record, ranks) == []
+
     checkpoint(checkpoints, 4, "aa")
     checkpoint(checkpoints, 8, "bb")
     best_of_4 = found(best_step=4, best_loss=0.5)
@@ -43,26 +52,33 @@ def test_an_export_is_that_of_a_checkpoint_a_choice_and_a_dtype(tmp_path) -> Non
     best = export_record(BEST, 8, best_of_4, MODEL, checkpoints)
     assert (last["weights"], last["step"], last["validation_loss"], last["dtype"]) == ("last", 8, None, "float32")
     assert (best["weights"], best["step"], best["validation_loss"]) == ("best", 4, 0.5)
-    assert not is_exported(export, last)
+    assert damage_of_export(export, last, ranks) is None
     write_export(export, last)
-    assert is_exported(export, last) and not is_exported(export, best)
-    assert not is_exported(
-        export, export_record(CONFIG, 8, best_of_4, SimpleNamespace(dtype=torch.bfloat16), checkpoints)
-    )
-    checkpoint(checkpoints, 8, "cc")  # the same step, trained again with another learning rate
-    assert not is_exported(export, export_record(CONFIG, 8, best_of_4, MODEL, checkpoints))
+    assert is_exported(last) and not is_exported(best)
+    assert not is_exported(export_record(CONFIG, 8, best_of_4, SimpleNamespace(dtype=torch.bfloat16), checkpoints))
+    for change in (("cc",), ("bb", "j")):  # the same step, trained again; the same bits of another identity
+        checkpoint(checkpoints, 8, *change)
+        assert not is_exported(export_record(CONFIG, 8, best_of_4, MODEL, checkpoints))
+    checkpoint(checkpoints, 8, "bb")
+    assert is_exported(export_record(CONFIG, 8, best_of_4, MODEL, checkpoints))
 
 
-def test_an_export_with_a_missing_or_cut_file_does_not_count(tmp_path) -> None:
-    record = export_record(CONFIG, 8, found(), MODEL, tmp_path)
-    write_export(tmp_path / "export", record)
-    assert is_exported(tmp_path / "export", record)
-    (tmp_path / "export" / "model.safetensors").write_bytes(b"1234")
-    assert not is_exported(tmp_path / "export", record)
-    (tmp_path / "export" / "model.safetensors").unlink()
-    assert not is_exported(tmp_path / "export", record)
-    (tmp_path / "export" / RECORD).write_text("[]")
-    assert not is_exported(tmp_path / "export", record)
+def test_a_missing_or_changed_file_of_the_export_or_the_adapter_is_named_and_others_are_let_be(tmp_path, ranks) -> None:
+    export, record = tmp_path / "export", export_record(CONFIG, 8, found(), MODEL, tmp_path)
+    write_export(export, record)
+    (export / "README.md").write_text("a card")
+    (export / "notes.txt").write_text("of the user")
+    assert damage_of_export(export, record, ranks) == []
+    (export / "model.safetensors").write_bytes(b"12344")  # one bit
+    (tmp_path / "adapter" / "model.safetensors").unlink()
+    assert damage_of_export(export, record, ranks) == [
+        f"{tmp_path}/adapter/model.safetensors is missing",
+        f"{export}/model.safetensors has changed: its SHA-256 is not that of export.json",
+    ]
+    (export / RECORD).write_text(json.dumps(record | {"files": {"model.safetensors": 5}}))  # of an earlier version
+    assert damage_of_export(export, record, ranks) is None
+    (export / RECORD).write_text("[]")
+    assert damage_of_export(export, record, ranks) is None
 
 
 def test_without_an_evaluation_of_a_trained_model_the_last_weights_stand_in_for_the_best(tmp_path) -> None:

@@ -29,7 +29,7 @@ STATE = {
     "targets": [678, 90],
     "updates": 2,
     "skipped_steps": 0,
-    "meaning": {"data.train": "0123abcd"},
+    "identity": {"the data": {"data.train": "0123abcd"}},
     "settings": {"steps in total": 4},
     "evaluated": {"validation": 2},
     "loss": 0.4321,
@@ -147,7 +147,7 @@ def test_results_of_other_weights_are_left_out_with_the_reason(export) -> None:
 
 def test_what_is_recorded_is_said_and_paths_and_hosts_are_not(export, tmp_path) -> None:
     text = card(export)
-    parts = ("12,345", "0123abcd", "by hand", "law maps", "c0ffeec0ffee", "with uncommitted changes", "2 x cpu")
+    parts = ("12,345", "0123abcd", "by hand", "law maps", "c0ffeec0ffee (dirty)", "2 x cpu")
     parts += (
         "after step 2 of 4",
         "| train.jsonl | 75.0% | 678 |",

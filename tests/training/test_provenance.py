@@ -9,6 +9,7 @@ import pytest
 
 from common.durable_files import append_json_line
 from training import provenance
+from training.identity import fingerprint
 from training.provenance import devices, git_state, record_start, short_commit
 
 
@@ -62,28 +63,54 @@ def test_no_checkout_no_commit_and_no_git_are_said(checkout, tmp_path, monkeypat
     git(outside, "init")
     assert git_state(outside)["git_commit"] == "unknown: git: fatal: Needed a single revision"
     monkeypatch.setenv("PATH", str(outside))
-    assert short_commit({"git_commit": "0123456789" * 4}) == "012345678901"
+    assert short_commit({"git_commit": "0123456789" * 4, "git_diff": None}) == "012345678901"
+    assert short_commit({"git_commit": "0123456789" * 4, "git_diff": "diffs/0002.diff"}) == "012345678901 (dirty)"
     assert git_state(checkout)["git_commit"] == "unknown: git cannot be started: No such file or directory"
+
+
+IDENTITY = {"the code": {"train.py": "1", "mine.py": "2", "gone.py": "3"}}
 
 
 def test_starts_are_a_history_and_config_json_is_the_newest(checkout, tmp_path, ranks, monkeypatch) -> None:
     monkeypatch.setattr(provenance, "ROOT", checkout)
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
     run = tmp_path / "run"
-    record_start(run, {"run": {"name": "a"}}, 0, ranks)
+    record_start(run, {"run": {"name": "a"}}, 0, IDENTITY, ranks)
     with (run / "starts.jsonl").open("a") as file:
         file.write('{"time": "20')  # killed while writing a record
     (checkout / "letter.txt").write_bytes(b"caf\xe9\n")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    returned = record_start(run, {"run": {"name": "b"}}, 7, ranks)
+    returned = record_start(run, {"run": {"name": "b"}}, 7, IDENTITY, ranks)
     first, second = map(json.loads, (run / "starts.jsonl").read_text().splitlines())
-    assert (first["start_step"], first["config"], first["git_diff"]) == (0, {"run": {"name": "a"}}, "")
+    assert (first["start_step"], first["config"], first["git_diff"]) == (0, {"run": {"name": "a"}}, None)
     assert "torchrun_restarts" not in first and second["torchrun_restarts"] == 2
-    assert second["start_step"] == 7 and second["git_diff"] == (run / "git.diff").read_text()
-    assert "+caf\\xe9" in second["git_diff"] and "git_diff" not in returned
-    assert json.loads((run / "config.json").read_text()) == returned == {k: second[k] for k in returned}
+    assert second["start_step"] == 7 and second["git_diff"] == "diffs/0002.diff"
+    assert "+caf\\xe9" in (run / "diffs" / "0002.diff").read_text()
+    assert second["identity"] == fingerprint(IDENTITY)
+    assert json.loads((run / "config.json").read_text()) == returned == second
     assert returned["versions"].keys() >= {"torch", "transformers", "numpy"} and returned["world_size"] == 1
     assert returned["devices"][0]["device"].startswith("cpu (") and returned["time"].endswith("+00:00")
+
+
+def test_each_start_keeps_its_own_diff_with_the_code_that_git_does_not_know(
+    checkout, tmp_path, ranks, monkeypatch
+) -> None:
+    monkeypatch.setattr(provenance, "ROOT", checkout)
+    run = tmp_path / "run"
+    for number, text in enumerate(("first", "second"), 1):
+        (checkout / "letter.txt").write_text(f"{text}\n")
+        (checkout / "mine.py").write_text(f"x = {number}\n")
+        (checkout / "notes.py").write_text("not loaded by train.py\n")
+        record = record_start(run, {}, 0, IDENTITY, ranks)
+        assert record["git_diff"] == f"diffs/000{number}.diff" and short_commit(record).endswith(" (dirty)")
+    git(checkout, "add", "mine.py", "notes.py")
+    git(checkout, "stash")  # the checkout is as it was committed
+    assert record_start(run, {}, 0, IDENTITY, ranks)["git_diff"] is None
+    diffs = sorted((run / "diffs").iterdir())
+    assert [path.name for path in diffs] == ["0001.diff", "0002.diff"]
+    git(checkout, "apply", str(diffs[0]))
+    assert (checkout / "letter.txt").read_text() == "first\n" and (checkout / "mine.py").read_text() == "x = 1\n"
+    assert not (checkout / "notes.py").exists()
 
 
 def test_a_torn_last_line_is_removed_by_the_next_append_and_a_line_is_on_disk_when_it_returns(

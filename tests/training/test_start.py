@@ -1,29 +1,11 @@
-"""The digest of the code that all ranks compare, and run.resume=never."""
+"""run.resume=never, and what all ranks compare."""
 
 from pathlib import Path
 
 import pytest
 
-import training.start
 from common.errors import UserError
-from training.start import check_resume, generation_config_digest, source_digest
-
-FILES = ("train.py", "configs/config.py", "configs/load.py", "model/ewc/fisher.py")
-
-
-def test_the_digest_sees_the_code_that_trains_and_no_run_config(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(training.start, "ROOT", tmp_path)
-    for name in FILES:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("a = 1\n")
-    before = source_digest()
-    (tmp_path / "configs" / "mine.py").write_text("config = ...\n")
-    assert source_digest() == before
-    for name in FILES:
-        (tmp_path / name).write_text("a = 2\n")
-        after = source_digest()
-        assert after != before
-        before = after
+from training.start import check_resume, generation_config_digest
 
 
 def test_resume_never_refuses_what_exists_but_not_a_restart_of_torchrun(tmp_path, ranks, monkeypatch) -> None:

@@ -1,0 +1,77 @@
+"""SHA-256 of files. That of a large file is computed once, and remembered by the file's path, size and time of change."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from common.node_lock import node_lock
+
+MEMORY = Path("artifacts/sha256")  # one small file for each file that was read
+LONG = 2**31  # bytes: reading more than this is announced
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits; what `sha256sum` prints."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_all(paths: Iterable[Path]) -> dict[Path, str]:
+    """The SHA-256 of each file. Several files are read at a time, because one core is slower than most disks."""
+    paths = list(paths)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(paths, pool.map(sha256, paths), strict=True))
+
+
+def remembered_sha256(
+    paths: Iterable[Path], say: Callable[[str], None] = lambda text: None, memory: Path = MEMORY
+) -> dict[Path, str]:
+    """The SHA-256 of each file, read only if it has changed since it was read last.
+
+    The processes of a node wait for the one that reads. A file has changed if its path, size, inode or one of the times of
+    its last change is another one; a disk that loses a bit changes none of them. `say` hears of a long wait.
+    """
+    paths = list(paths)
+    try:
+        memory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        say(f"warning: {memory} cannot be made ({error.strerror}): every process of every start reads all weights")
+    key = hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()
+    with node_lock(memory, key, lambda: say("waiting for another process, which computes the SHA-256 of the weights")):
+        known = {path: digest for path in paths if (digest := _recall(_place(memory, path)))}
+        unread = [path for path in paths if path not in known]
+        size = sum(path.stat().st_size for path in unread)
+        if size > LONG:
+            say(f"computing the SHA-256 of {size / 2**30:.1f} GiB of weights, once for these files")
+        for path, digest in sha256_of_all(unread).items():
+            _remember(_place(memory, path), digest, say)
+            known[path] = digest
+    return {path: known[path] for path in paths}
+
+
+def _place(memory: Path, path: Path) -> Path:
+    """Where the digest of a file is remembered: nowhere else once it has changed."""
+    path = path.resolve()
+    stat = path.stat()
+    state = (str(path), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+    return memory / hashlib.sha256(repr(state).encode()).hexdigest()[:32]
+
+
+def _recall(place: Path) -> str | None:
+    try:
+        text = place.read_text()
+    except OSError:
+        return None
+    return text if re.fullmatch("[0-9a-f]{64}", text) else None
+
+
+def _remember(place: Path, digest: str, say: Callable[[str], None]) -> None:
+    temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(digest)
+        temporary.replace(place)
+    except OSError as error:
+        say(f"warning: {place.parent} cannot be written ({error.strerror}): the next start reads these weights again")

@@ -1,0 +1,346 @@
+"""A run's identity: whatever decides the weights is refused by its name at a resume, and nothing else is."""
+
+import dataclasses
+import json
+import shutil
+import typing
+from pathlib import Path
+
+import pytest
+
+import common.sha256
+from common.errors import UserError
+from common.sha256 import remembered_sha256, sha256
+from configs.config import DECIDES, FREE, READ, Batch, Config, Data, Model, Optimizer, Run, Source
+from data.dealing import one_per_token
+from data.tokens import load_tokenizer
+from model.architectures import read_model_config
+from tests.processes import ROOT, run_python
+from tests.tiny import write_chat_file, write_tiny_model
+from training import identity
+from training.identity import (
+    check_identity,
+    code_of,
+    differences,
+    fingerprint,
+    fingerprint_of_checkpoint,
+    free_settings,
+    hash_weights,
+    identity_of,
+    scores_module,
+)
+from training.inputs import read_inputs
+
+OFF = {"the code": {"train.py": "1"}, "the scores' code": {}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("identity")
+    write_tiny_model(folder / "model")
+    write_chat_file(folder / "train.jsonl", 20, seed=0)
+    write_chat_file(folder / "other.jsonl", 20, seed=1)
+    return folder
+
+
+def config_of(folder: Path) -> Config:
+    return Config(
+        Model(str(folder / "model"), compute_dtype="fp32"),
+        Data((str(folder / "train.jsonl"),), sequence_length=256, cache=None),
+        Batch(global_examples=4),
+        Optimizer(1e-3, epochs=2),
+        Run("r"),
+    )
+
+
+def with_value(config: Config, name: str, value: object) -> Config:
+    section, _, key = name.partition(".")
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{key: value})})
+
+
+@pytest.fixture
+def of(tmp_path, monkeypatch):
+    """Config -> (identity, free settings), from real files."""
+    monkeypatch.setattr(common.sha256, "MEMORY", tmp_path / "sha256")
+
+    def made(config: Config, code: dict = OFF) -> tuple[dict, dict]:
+        path = config.model.path
+        model, tokenizer = read_model_config(path), load_tokenizer(path, config.data.chat_template)
+        inputs = read_inputs(config, tokenizer, model.vocab_size, one_per_token, 1, show_progress=False)
+        inputs = dataclasses.replace(inputs, files=files)
+        files = {"the weights": hash_weights(path), **code}
+        return identity_of(config, inputs, model, tokenizer), free_settings(config, inputs, 1, "cpu in float32")
+
+    return made
+
+
+def test_every_key_of_a_config_is_part_of_the_identity_or_not() -> None:
+    keys = {
+        f"{name}.{field.name}"
+        for name, section in typing.get_type_hints(Config).items()
+        for field in dataclasses.fields(section)
+    }
+    groups = [*DECIDES, *READ, *FREE]
+    assert keys - set(groups) == set(), "say in configs/config.py whether a new key decides the weights"
+    assert set(groups) == keys and len(set(groups)) == len(groups)
+
+
+OTHER = {
+    "model.compute_dtype": "bf16",
+    "data.sequence_length": 128,
+    "data.packing": False,
+    "batch.global_examples": 5,
+    "optimizer.learning_rate": 1e-5,
+    "optimizer.warmup_ratio": 0.1,
+    "optimizer.warmup_steps": 3,
+    "optimizer.min_lr_ratio": 0.0,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.betas": (0.9, 0.99),
+    "optimizer.eps": 1e-6,
+    "optimizer.max_grad_norm": 2.0,
+    "optimizer.skip_spikes": 6.0,
+    "optimizer.memory": "8N",
+    "sharding.reduce_dtype": "bf16",
+    "lora.rank": 4,
+    "run.seed": 1,
+}
+
+
+def test_each_setting_that_decides_is_refused_by_its_name(folder, of) -> None:
+    config = config_of(folder)
+    first, _ = of(config)
+    assert first == json.loads(json.dumps(first))  # as a manifest gives it back
+    for name, value in OTHER.items():
+        found = differences(first, of(with_value(config, name, value))[0])
+        expected = [f"{name}={first['settings'][name]}, now it is {json.loads(json.dumps(value))}"]
+        if name == "lora.rank":
+            expected.insert(0, "lora.alpha=None, now it is 8.0")
+        assert [difference for difference in found if "=" in difference] == expected
+    rest = ("ewc.", "lora.", "model.rope_", "data.chat_date", "batch.global_tokens")
+    assert set(DECIDES) == {*OTHER, *(name for name in DECIDES if name.startswith(rest))}
+
+
+def test_no_free_setting_is_refused_but_each_is_listed(folder, of) -> None:
+    config = with_value(config_of(folder), "data.validation", (str(folder / "other.jsonl"),))
+    first, settings = of(config)
+    values = {"optimizer.epochs": 3, "optimizer.max_steps": 7, "data.validation": (str(folder / "train.jsonl"),)}
+    values |= {"batch.micro_batch": 2, "data.cache": str(folder / "tokens"), "run.log_to": ()}
+    for name in FREE:
+        section, _, key = name.partition(".")
+        now = getattr(getattr(config, section), key)
+        value = values.get(
+            name, not now if isinstance(now, bool) else now + 1 if isinstance(now, int | float) else "other"
+        )
+        if name in ("run.eval_generate", "run.best_by", "eval.metric", "eval.max_new_tokens", "model.layer_class"):
+            continue  # they need others, or are a name that is looked up
+        changed, listed = of(with_value(config, name, value))
+        assert differences(first, changed) == [], name
+        assert fingerprint(changed) == fingerprint(first)
+        _, lines = check_identity(
+            Path("c"), {"identity": first, "settings": settings, "step": 4}, changed, listed, "auto"
+        )
+        assert lines[0] == "changed since step 4 was saved:"
+        assert any(line.startswith(f"    {name}: ") for line in lines), (name, lines)
+
+
+def test_the_content_of_files_decides_and_not_their_names(folder, of, tmp_path) -> None:
+    config = config_of(folder)
+    first, settings = of(config)
+
+    def found(**changes: object) -> list[str]:
+        changed = config
+        for name, value in changes.items():
+            changed = with_value(changed, name.replace("__", "."), value)
+        return differences(first, of(changed)[0])
+
+    shutil.copytree(folder / "model", tmp_path / "model")
+    shutil.copy(folder / "train.jsonl", tmp_path / "renamed.jsonl")
+    same = {"model__path": str(tmp_path / "model"), "data__train": (str(tmp_path / "renamed.jsonl"),)}
+    assert found(**same, data__format="messages", data__on_bad="skip") == []
+    with (tmp_path / "renamed.jsonl").open("a") as file:
+        file.write((folder / "other.jsonl").read_text().splitlines()[0] + "\n")
+    assert found(**same) == ["other data in data.train"]
+    mix = (Source("replay", (str(folder / "other.jsonl"),), 0.2),)
+    assert found(data__mix=mix) == ["another data.mix"]
+    # One bit of the base's weights; the shape and the tokenizer of the base.
+    weights = tmp_path / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert found(model__path=str(tmp_path / "model")) == ["other weights in model.path (model.safetensors)"]
+    shape = json.loads((folder / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(shape | {"rms_norm_eps": 0.5, "dtype": "bfloat16"}))
+    shutil.copy(folder / "model" / "model.safetensors", weights)
+    (difference,) = found(model__path=str(tmp_path / "model"))
+    assert difference == f"rms_norm_eps of config.json={shape['rms_norm_eps']}, now it is 0.5"
+    (tmp_path / "template").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert found(data__chat_template=str(tmp_path / "template"))[-1] == "another tokenizer in model.path"
+    # What the data were made with is named beside them.
+    now, listed = of(with_value(config, "data.sequence_length", 256))
+    now["the data"] = now["the data"] | {"data.train": "x"}
+    listed["data.too_long"] = "truncate"
+    with pytest.raises(
+        UserError, match="other data in data.train; it may come from data.too_long: drop -> truncate; set it"
+    ):
+        check_identity(Path("c"), {"identity": first, "settings": settings, "step": 4}, now, listed, "auto")
+
+
+def test_changed_goes_on_and_leaves_another_fingerprint_than_a_run_that_began_so(folder, of) -> None:
+    config = config_of(folder)
+    (first, settings), (other, _) = of(config), of(with_value(config, "optimizer.learning_rate", 1e-5))
+    saved = {"identity": first, "settings": settings, "step": 4}
+    with pytest.raises(UserError) as refused:
+        check_identity(Path("step-000004"), saved, other, settings, "auto")
+    what = "step-000004 was made with optimizer.learning_rate=0.001, now it is 1e-05; "
+    assert str(refused.value) == (
+        f"{what}set it back, start a new run with another run.name, or continue with what is set now: run.resume=changed"
+    )
+    assert check_identity(Path("step-000004"), saved, first, settings, "changed") == (first, [])
+    merged, (line,) = check_identity(Path("step-000004"), saved, other, settings, "changed")
+    assert line == f"warning: {what}run.resume=changed continues with what is set now"
+    assert len({fingerprint(each) for each in (first, other, merged)}) == 3
+    # The next start of the changed run is that run; its history stays.
+    saved = {"identity": merged, "settings": settings, "step": 6}
+    assert check_identity(Path("step-000006"), saved, other, settings, "auto") == (merged, [])
+    back, _ = check_identity(Path("step-000006"), saved, first, settings, "changed")
+    assert [change["step"] for change in back["changed"]] == [4, 6]
+
+
+def test_there_is_no_fingerprint_without_a_checkpoint(tmp_path) -> None:
+    assert fingerprint_of_checkpoint(tmp_path) is None
+
+
+# ---- the code ------------------------------------------------------------------------------------------------------------
+
+FILES = {
+    "train.py": "import json\nfrom room.loss import chunked\n\ndef main():\n    from room import late\n    from eval.scores import f1\n",
+    "room/__init__.py": "",
+    "room/loss.py": 'def chunked(x):\n    """Doc."""\n    return x * 2  # twice\n',
+    "room/late.py": "from . import near\n",
+    "room/near.py": "x = 1\n",
+    "room/unused.py": "x = 1\n",
+    "eval/scores.py": "import eval.more\n",
+    "eval/more.py": "x = 1\n",
+    "elsewhere/mine.py": "import helper\n",
+    "elsewhere/helper.py": "x = 1\n",
+}
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(identity, "ROOT", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
+    return tmp_path
+
+
+def test_the_code_is_what_train_imports_and_its_syntax_tree_counts_alone(code) -> None:
+    before, scores = code_of(code / "train.py")
+    assert (
+        list(before) == ["room/__init__.py", "room/late.py", "room/loss.py", "room/near.py", "train.py"] and not scores
+    )
+    rewritten = '"""A module."""\n\n\ndef chunked(\n    x,\n):\n    "Another."\n    return (x) * 2\n'
+    (code / "room" / "loss.py").write_text(rewritten)
+    (code / "room" / "unused.py").write_text("x = 2\n")
+    assert code_of(code / "train.py")[0] == before
+    for name, text in (("room/loss.py", "x * 3"), ("room/near.py", "x = 2"), ("train.py", "import json, math")):
+        old = {"room/loss.py": "x * 2", "room/near.py": "x = 1", "train.py": "import json"}[name]
+        (code / name).write_text(FILES[name].replace(old, text))
+        after = code_of(code / "train.py")[0]
+        assert [file for file in after if after[file] != before[file]] == [name]
+        (code / name).write_text(FILES[name])
+
+
+def test_scores_count_where_they_choose_the_weights(code, folder) -> None:
+    config = with_value(config_of(folder), "run.eval_generate", 8)
+    own = with_value(config, "eval.metric", "mine:f1")
+    assert scores_module(own) is None
+    assert scores_module(with_value(own, "run.stop_after_no_gain", 2)) == "mine"
+    assert scores_module(with_value(config, "run.export", "best")) == "eval.regulator.curves"
+    first, scores = code_of(code / "train.py", "mine")
+    assert list(scores) == ["elsewhere/helper.py", "elsewhere/mine.py"]
+    assert first == code_of(code / "train.py")[0]
+    (code / "elsewhere" / "helper.py").write_text("x = 2\n")
+    changed = code_of(code / "train.py", "mine")[1]
+    assert [name for name in scores if scores[name] != changed[name]] == ["elsewhere/helper.py"]
+    assert code_of(code / "train.py", "nowhere.at_all")[1] == {"nowhere.at_all": "cannot be imported"}
+    base = {
+        section: {} for section in ("settings", "config.json", "versions", "the data", "the weights", "the tokenizer")
+    }
+    saved, now = ({**base, "the code": {}, "the scores' code": each} for each in (scores, changed))
+    assert differences(saved, now)[0].startswith("other code in ")
+    assert differences(saved, now | {"the scores' code": {}}) == []  # run.export=last now
+
+
+def test_the_projects_own_scores_are_found(folder) -> None:
+    config = with_value(with_value(config_of(folder), "run.eval_generate", 8), "run.export", "best")
+    code, scores = code_of(ROOT / "train.py", scores_module(config))
+    assert {
+        "train.py",
+        "model/loss.py",
+        "data/mixing.py",
+        "distributed/optimizer.py",
+        "configs/config.py",
+    } <= code.keys()
+    assert any(name.endswith("/curves.py") for name in scores) and not code.keys() & scores.keys()
+
+
+@pytest.mark.slow
+def test_an_edited_loss_is_refused_at_a_resume_and_after_the_end(folder, tmp_path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(
+        ROOT, copy, ignore=shutil.ignore_patterns(".*", "artifacts", "runs", "tests", "docs", "__pycache__")
+    )
+    (tmp_path / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    Model({str(folder / "model")!r}, compute_dtype="fp32"),
+    Data(({str(folder / "train.jsonl")!r},), sequence_length=256, cache=None),
+    Batch(global_examples=4), Optimizer(1e-3, max_steps=2), Run("r", directory={str(tmp_path / "runs")!r}),
+)
+""")
+
+    def start(*overrides: str) -> tuple[int, str]:
+        done = run_python(copy / "train.py", tmp_path / "config.py", *overrides, cwd=copy)
+        return done.returncode, done.stdout + done.stderr
+
+    code, output = start()
+    assert code == 0 and "exported the last weights (step 2" in output, output
+    script = (copy / "train.py").read_text()
+    (copy / "train.py").write_text(f"# a comment\n{script}")
+    code, output = start()
+    assert code == 0 and "already finished: 2 steps" in output, output
+    edited = script.replace('reduction="none")', 'reduction="none") * 2')
+    assert edited != script
+    (copy / "train.py").write_text(edited)
+    code, output = start("optimizer.max_steps=3")
+    assert code == 2 and "step-000002 was made with other code in train.py; set it back" in output, output
+    code, output = start("optimizer.max_steps=3", "run.resume=changed")
+    assert code == 0 and "run.resume=changed continues with what is set now" in output, output
+    assert "optimizer.max_steps: 2 -> 3" in output and "exported the last weights (step 3" in output
+
+
+# ---- large files ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_large_file_is_read_once_until_it_changes(tmp_path, monkeypatch) -> None:
+    file, memory, read = tmp_path / "weights", tmp_path / "memory" / "sha256", []
+    file.write_bytes(b"a" * 100)
+    whole = sha256(file)
+    monkeypatch.setattr(common.sha256, "sha256", lambda path: read.append(path) or sha256(path))
+    for _ in range(3):
+        assert remembered_sha256([file], memory=memory) == {file: whole}
+    assert read == [file]
+    file.write_bytes(b"b" * 100)  # as many bytes
+    assert remembered_sha256([file], memory=memory)[file] != whole and len(read) == 2
+    for place in memory.iterdir():
+        if place.name != "lock":
+            place.write_text("torn")
+    assert remembered_sha256([file], memory=memory)[file] != whole and len(read) == 3
+    said: list[str] = []
+    monkeypatch.setattr(common.sha256, "LONG", 99)
+    blocked = tmp_path / "weights" / "sha256"  # below a file: no folder can be made
+    assert remembered_sha256([file], said.append, blocked)[file] == sha256(file)
+    assert "cannot be made" in said[0] and "of weights, once for these files" in said[1]
