@@ -114,7 +114,7 @@ if sys.argv[1] == "limited":
 weight = torch.ones(64, 64, dtype=torch.bfloat16, requires_grad=True)
 for tokens in range(33, 1033):
     (torch.ones(tokens, 64, dtype=torch.bfloat16) @ weight).sum().backward()
-    if tokens in (133, 1032):
+    if tokens in (232, 1032):
         print(resident())
 """
 
