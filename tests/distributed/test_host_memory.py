@@ -128,7 +128,7 @@ def test_memory_stays_flat_over_micro_batches_of_a_thousand_lengths(tmp_path) ->
         [float(mb) for mb in run_python(script, which, fresh=True, OMP_NUM_THREADS="1").stdout.split()]
         for which in ("limited", "free")
     )
-    assert after < 1.05 * before
+    assert after < 1.1 * before
     if torch.backends.mkldnn.is_available() and has_native_bf16(torch.device("cpu")):  # what is avoided
         assert free_after - free_before > 100 and after - before < (free_after - free_before) / 5
 
