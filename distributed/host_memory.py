@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-# Of each of the two caches in which oneDNN and torch keep compiled products: one for each length that a micro-batch has had,
-# up to 1,024 of some 0.3 MB, unless they are told otherwise. A micro-batch needs about 20, and its layers share them.
-COMPILED_PRODUCTS = "32"
+# Of each of the two caches in which oneDNN and torch keep compiled products: those of every length that a micro-batch has
+# had, up to 1,024 of some 0.2 MB, unless they are told otherwise. The layers of a micro-batch share about 12, and 6 more for
+# each document: with fewer than that, every layer would compile them again.
+COMPILED_PRODUCTS = "128"
 
 
 def keep_freed_memory() -> None:

