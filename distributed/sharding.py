@@ -19,7 +19,6 @@ from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Model, Sharding
 from distributed.activation_checkpointing import checkpoint_activations, keep_inputs_on_host
-from distributed.compiled_layers import compile_layers
 
 
 def decoder_layers(model: nn.Module, layer_class: str | None = None) -> list[nn.Module]:
@@ -60,6 +59,8 @@ def parallelize(
     checkpointed, mode = layers[:: model_settings.checkpoint_every], model_settings.activation_checkpointing
     checkpoint_activations(checkpointed, mode)
     if model_settings.compile:
+        from distributed.compiled_layers import compile_layers  # loads torch's compiler
+
         compile_layers(layers)
     if mode == "offload" and mesh.device_type == "cuda":
         keep_inputs_on_host(checkpointed)
