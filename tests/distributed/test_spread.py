@@ -186,7 +186,7 @@ def test_activation_checkpointing_is_bitwise_identical(one, mode) -> None:
 @pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
 def test_compiled_layers_compute_the_same(folder, one) -> None:
     counts = json.loads((folder / "r1-compile.graphs.0.json").read_text())
-    assert len(counts) == 8 and set(counts) == {1}  # one graph for all layers and micro-batches
+    assert counts[:8] == [1] * 8 and max(counts) <= 2  # one for all layers and micro-batches, one for the evaluation
     compiled, plain = rows(one / "r1-compile"), rows(one / "r1")
     assert compiled[1]["train/loss"] == pytest.approx(plain[1]["train/loss"], rel=1e-5)
     assert compiled[1]["train/grad_norm"] == pytest.approx(plain[1]["train/grad_norm"], rel=1e-4)
