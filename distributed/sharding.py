@@ -20,7 +20,6 @@ from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Model, Sharding
 from distributed.activation_checkpointing import checkpoint_activations, keep_inputs_on_host
-from distributed.compiled_layers import compile_layers
 
 PIECE_ROWS = 4096  # of a gradient that is reduced in pieces, over all ranks: in fp32 4096 x 4096 x 4 bytes = 67 MB
 
@@ -63,6 +62,8 @@ def parallelize(
     checkpointed, mode = layers[:: model_settings.checkpoint_every], model_settings.activation_checkpointing
     checkpoint_activations(checkpointed, mode)
     if model_settings.compile:
+        from distributed.compiled_layers import compile_layers  # loads torch's compiler
+
         compile_layers(layers)
     if mode == "offload" and mesh.device_type == "cuda":
         keep_inputs_on_host(checkpointed)

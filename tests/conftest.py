@@ -29,7 +29,7 @@ SLOW = (
     "eval/test_sample_replay.py::test_a_resumed_command_keeps_finished_batches_and_samples_the_same_rest",
     "eval/test_positions.py::test_the_script_measures_the_model_with_its_own_and_with_scaled_rope",
     "model/ewc/test_fisher.py",
-    "model/test_equivalence.py::test_other_documents_do_not_recompile_a_layer",
+    "model/test_compile.py",
     "model/test_rope_context.py::test_scaled_model_doubles_its_context_after_a_few_steps",
     "model/vocabulary/test_tokenizer.py::test_every_text_decodes_as_before",
     "scripts",

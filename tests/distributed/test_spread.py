@@ -114,7 +114,7 @@ def one(folder, two) -> Path:
             run_of(folder, "r1-6N", "optimizer.memory=6N"),
             run_of(folder, "stopped-1"),
             run_of(folder, "r1-lora", *LORA, "model.activation_checkpointing=full", "run.eval_general=True"),
-            *([run_of(folder, "r1-compile", *COMPILED)] if COMPILER else []),
+            *([run_of(folder, "r1-compile", *COMPILED, plant="count_graphs:inductor")] if COMPILER else []),
         ],
     )
     return folder / "runs"
@@ -184,7 +184,9 @@ def test_activation_checkpointing_is_bitwise_identical(one, mode) -> None:
 
 
 @pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
-def test_compiled_layers_compute_the_same(one) -> None:
+def test_compiled_layers_compute_the_same(folder, one) -> None:
+    counts = json.loads((folder / "r1-compile.graphs.0.json").read_text())
+    assert counts[:8] == [1] * 8 and max(counts) <= 2  # one for all layers and micro-batches, one for the evaluation
     compiled, plain = rows(one / "r1-compile"), rows(one / "r1")
     assert compiled[1]["train/loss"] == pytest.approx(plain[1]["train/loss"], rel=1e-5)
     assert compiled[1]["train/grad_norm"] == pytest.approx(plain[1]["train/grad_norm"], rel=1e-4)

@@ -21,7 +21,6 @@ root = Path(__file__).resolve().parents[2]
 sys.path[0] = str(root)
 
 import torch
-import torch._dynamo
 
 import distributed.checkpoint
 import distributed.sharding
@@ -85,6 +84,8 @@ def plant(name: str | None, set_attribute) -> None:
             Path(sys.argv[1]).parent / f"{run}.graphs.{RANK}.json",
             PackedLanguageModel.forward,
         )
+        import distributed.compiled_layers as compiled_layers
+
         torch.compiler.reset()
         torch._dynamo.utils.counters.clear()
 
@@ -95,8 +96,8 @@ def plant(name: str | None, set_attribute) -> None:
             return hidden
 
         set_attribute(PackedLanguageModel, "forward", noted)
-        compiled = functools.partial(distributed.sharding.compile_layers, backend=argument)
-        set_attribute(distributed.sharding, "compile_layers", compiled)
+        compile_layers = functools.partial(compiled_layers.compile_layers, backend=argument)
+        set_attribute(compiled_layers, "compile_layers", compile_layers)
     elif kind == "no_device_wait":
         # "first,last": between these two forwards, an operation that makes the host wait for the GPU is an error.
         first, last = (int(n) for n in argument.split(","))

@@ -173,24 +173,6 @@ def test_softcap_saves_no_scores_for_backward(monkeypatch) -> None:
     assert query.grad.abs().max() > 0
 
 
-def test_other_documents_do_not_recompile_a_layer(tmp_path) -> None:
-    graphs = []
-
-    def backend(graph, example_inputs):  # noqa: ANN001, ANN202
-        graphs.append(graph)
-        return graph.forward
-
-    torch.compiler.reset()
-    packed = load(write_tiny_model(tmp_path / "model", family="mistral_sliding"))
-    for layer in packed.causal_lm.model.layers:
-        layer.forward = torch.compile(layer.forward, backend=backend, dynamic=True)
-    counts = []
-    for lengths in ([37, 5, 90], [60, 72], [50, 41, 30, 12], [77]):
-        loss_of(packed, collate(tuple(range(len(lengths))), documents(lengths))).backward()
-        counts.append(len(graphs))
-    assert counts[0] > 0 and len(set(counts)) == 1
-
-
 @pytest.mark.parametrize("family", ["llama", "llama_yarn", "gemma2", "gemma3_text"])
 def test_buffers_are_fp32_and_correct_after_meta(tmp_path, family) -> None:
     path = write_tiny_model(tmp_path / "model", family=family)

@@ -1,0 +1,75 @@
+"""What a process sets up before it uses its GPU. torch.cuda is replaced: nothing here needs one."""
+
+import os
+
+import pytest
+import torch
+
+from distributed import device
+from distributed.activation_checkpointing import _Host
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that what the device sets is undone
+        monkeypatch.delenv(name)
+
+
+def test_the_allocator_has_expandable_segments_unless_the_user_set_it(gpu, monkeypatch) -> None:
+    device.choose_device(0, 1)
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")
+    device.choose_device(0, 1)
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:128"
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:128")
+    device.choose_device(0, 1)
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+
+
+@pytest.mark.parametrize("installed, major, expected", [(True, 9, ["FA3"]), (True, 8, []), (False, 9, [])])
+def test_flash_attention_3_runs_on_hopper_where_it_is_installed(gpu, monkeypatch, installed, major, expected) -> None:
+    activated = []
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (major, 0))
+    monkeypatch.setattr(device, "activate_flash_attention_impl", activated.append)
+    monkeypatch.setattr(device, "list_flash_attention_impls", lambda: ["FA3", "FA4"])
+    device.choose_device(0, 1)
+    assert activated == expected
+
+
+def test_inputs_leave_the_device_and_return_one_layer_ahead(monkeypatch) -> None:
+    """Two of five inputs are on the device at any time, and the compute stream waits for every copy."""
+    waited = []
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            pass
+
+        def wait_event(self, event: object) -> None:
+            waited.append(event)
+
+    class Event:
+        def record(self, stream: object) -> None:
+            pass
+
+    compute, empty = Stream(), torch.empty
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: compute)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: torch.enable_grad())
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **options: empty(*size, **options))
+    host, inputs = _Host(), [torch.full((3,), float(i)) for i in range(5)]
+    host.keep(torch.zeros(3))  # a forward without backward
+    kept = []
+    for tensor in inputs:
+        kept.append(host.keep(tensor))
+        assert sum(one.on_device is not None for one in kept) <= 2
+    assert [one.on_device is not None for one in kept] == [False] * 3 + [True] * 2
+    for layer in reversed(range(5)):
+        assert torch.equal(host.fetch(kept[layer]), inputs[layer])
+        assert [i for i, one in enumerate(kept) if one.on_device is not None] == ([layer - 1] if layer else [])
+        assert kept[layer].copied in waited
