@@ -171,6 +171,7 @@ def add_in_pieces(
         mine = mine[: len(shard)].to(shard.device)
         shard.copy_(mine) if is_first else shard.add_(mine)
 
+    reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # torch < 2.13
     pending = None
     step = max(1, PIECE_ROWS // ranks)
     for first in range(0, rows, step):
@@ -185,7 +186,7 @@ def add_in_pieces(
             finish(first, piece, None)
             continue
         mine = piece.new_empty(last - first, width)
-        work = dist.reduce_scatter_tensor(mine, piece, group=parameter.device_mesh.get_group(), async_op=True)
+        work = reduce_scatter(mine, piece, group=parameter.device_mesh.get_group(), async_op=True)
         if pending:  # the previous piece was reduced while this one was made
             finish(*pending)
         pending = first, mine, work
