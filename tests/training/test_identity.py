@@ -67,8 +67,7 @@ def of(tmp_path, monkeypatch):
         path = config.model.path
         model, tokenizer = read_model_config(path), load_tokenizer(path, config.data.chat_template)
         inputs = read_inputs(config, tokenizer, model.vocab_size, one_per_token, 1, show_progress=False)
-        inputs = dataclasses.replace(inputs, files=files)
-        files = {"the weights": hash_weights(path), **code}
+        inputs = dataclasses.replace(inputs, files={"the weights": hash_weights(path), **code})
         return identity_of(config, inputs, model, tokenizer), free_settings(config, inputs, 1, "cpu in float32")
 
     return made
