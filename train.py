@@ -238,7 +238,7 @@ def train(
         ranks.watch.at(f"step {state['step'] + 1}")
         rate = learning_rate(state["step"], total_steps, data.warmup_steps, peak_rate, min_lr_ratio)
         for group in optimizer.param_groups:
-            group["lr"], group["noise_step"] = rate, state["step"]  # the step selects the noise of bf16 rounding
+            group["lr"] = rate
         loss_sums = LossSums(len(data.train.sources), ranks.device)
         for micro_batch, is_last in next(steps):  # the same number on every rank
             stopping = stop.agreed()

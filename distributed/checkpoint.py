@@ -42,7 +42,7 @@ from distributed.checkpoint_files import CheckpointReader, CheckpointWriter
 from distributed.disks import check_free_space
 from distributed.process_group import Ranks, gather_objects, read_on_first
 
-OF_THE_LOOP = ("params", "lr", "noise_step")  # keys of optimizer.param_groups that the loop sets before every step
+OF_THE_LOOP = ("params", "lr")  # keys of optimizer.param_groups that the loop sets before every step
 Tensors = dict[str, torch.Tensor]
 
 

@@ -19,7 +19,6 @@ from torch.distributed.tensor import DTensor, Shard
 from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Model, Sharding
-from distributed.activation_checkpointing import checkpoint_activations, keep_inputs_on_host
 
 PIECE_ROWS = 4096  # of a gradient that is reduced in pieces, over all ranks: in fp32 4096 x 4096 x 4 bytes = 67 MB
 
@@ -60,13 +59,16 @@ def parallelize(
     copies of `offload`, which only a GPU needs.
     """
     checkpointed, mode = layers[:: model_settings.checkpoint_every], model_settings.activation_checkpointing
-    checkpoint_activations(checkpointed, mode)
+    if mode != "none":
+        from distributed.activation_checkpointing import checkpoint_activations, keep_inputs_on_host
+
+        checkpoint_activations(checkpointed, mode)
     if model_settings.compile:
         from distributed.compiled_layers import compile_layers  # loads torch's compiler
 
         compile_layers(layers)
     if mode == "offload" and mesh.device_type == "cuda":
-        keep_inputs_on_host(checkpointed)
+        keep_inputs_on_host(checkpointed)  # pyright: ignore[reportPossiblyUnboundVariable]
     shard(model, layers, extra_units, mesh, compute_dtype, sharding)
     return gathering_strategy(sharding, mesh)
 

@@ -59,7 +59,7 @@ from data.examples import Documents
 from data.sources import Windows
 from distributed.export import files_of, write_file
 from distributed.gradients import gradient_of
-from distributed.optimizer import CHUNK
+from distributed.low_memory import CHUNK
 from distributed.process_group import Ranks, StopSignal, agree_any, barrier, read_on_first
 from distributed.rounding import Noise, stochastic_round_
 from distributed.sharding import before_micro_batch, flat_shard, local, local_shard, reshard, sum_over_shards

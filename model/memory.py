@@ -24,7 +24,7 @@ from transformers import PretrainedConfig
 from common.dtypes import DTYPES
 from configs.config import Config, LoRA, Model
 from distributed.activation_checkpointing import checkpoint_activations
-from distributed.moments import block_size
+from distributed.low_memory import block_size
 from distributed.optimizer import parameter_dtype
 from distributed.sharding import decoder_layers
 from model.architectures import head_settings
@@ -205,7 +205,7 @@ def gradient_itemsize(memory: str) -> int:
 def moment_bytes(shape: ModelShape, memory: str, shards: int) -> int:
     """Both moments of all parameters on rank 0: fp32, bf16 under 8N, under 6N 8-bit codes and a scale per block of a row.
 
-    6N: vectors, and matrices whose rows have no suitable divisor, keep fp32 (distributed/moments.py).
+    6N: vectors, and matrices whose rows have no suitable divisor, keep fp32 (distributed/low_memory.py).
     """
     total = 0
     for one in shape.trained:

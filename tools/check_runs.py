@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from configs.config import Config
 from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints
-from distributed.moments import make_code_maps
+from distributed.low_memory import make_code_maps
 from model.weight_files import stored_tensors
 from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result
 from tools.check_step import EPS, ROUNDINGS, ulp
@@ -104,7 +104,7 @@ def load_state(checkpoint: Path, names: Sequence[str]) -> dict[str, dict[str, to
         for key in MOMENTS:
             if f"optimizer.{key}.{name}" in found:
                 state[key] = found[f"optimizer.{key}.{name}"].float()
-            elif f"optimizer.{key}_codes.{name}" in found:  # 6N (distributed/moments.py)
+            elif f"optimizer.{key}_codes.{name}" in found:  # 6N (distributed/low_memory.py)
                 codes, scale = (found[f"optimizer.{key}{part}.{name}"] for part in parts[1:])
                 value = _code_values()[key][codes.int()].view(*scale.shape, -1) * scale[..., None]
                 state[key] = (value.square() if key == "exp_avg_sq" else value).view(codes.shape)

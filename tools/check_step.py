@@ -35,7 +35,8 @@ from data.batches import collate
 from data.examples import Documents
 from distributed.device import choose_device
 from distributed.host_memory import free_bytes, keep_freed_memory
-from distributed.optimizer import LowMemoryAdamW, check_memory, parameter_dtype
+from distributed.low_memory import LowMemoryAdamW
+from distributed.optimizer import check_memory, parameter_dtype
 from model.build import build
 from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel, load_for_evaluation

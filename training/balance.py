@@ -24,6 +24,13 @@ def steps_looked_at(inputs: Inputs, at_most: int = 20) -> list[int]:
     return sorted({step - (step in ends) for step in steps})
 
 
+def balance_of_ranks(config: Config, inputs: Inputs, ranks: int) -> tuple[str, list[str], list[str]]:
+    """(how long the ranks wait for each other, a warning if that is long, the figures), in words."""
+    deals = [inputs.deal(step) for step in steps_looked_at(inputs)]
+    share = f"; ranks wait for each other in {1 - balance(deals):.0%} of it"
+    return share, balance_warnings(config, inputs, deals, ranks), [balance_line(deals)]
+
+
 def balance_line(deals: list[Deal]) -> str:
     """The balance of the steps looked at, which the curve `train/balance` shows for all steps."""
     found, least = balance(deals), min(balance([deal]) for deal in deals)

@@ -10,12 +10,11 @@ from common.dtypes import dtype_name
 from common.durable_files import write_durably
 from configs.config import Config
 from configs.load import FORMATS
-from data.dealing import Deal, balance
+from data.dealing import Deal
 from distributed.process_group import Ranks, read_on_first
 from model.architectures import origin
 from model.flops import PeakFlops
 from model.language_model import num_parameters, num_trained
-from training.balance import balance_line, balance_warnings, steps_looked_at
 from training.inputs import Inputs
 
 
@@ -39,13 +38,16 @@ def describe_run(
     layer_class = type(layers[0]).__name__.removeprefix("FSDP")  # the prefix that fully_shard adds
     base = origin(config.model.path)
     every = config.model.checkpoint_every
-    deals = [inputs.deal(step) for step in steps_looked_at(inputs)]
+    share, uneven, even = "", [], []
+    if world_size > 1:
+        from training.balance import balance_of_ranks
+
+        share, uneven, even = balance_of_ranks(config, inputs, world_size)
     lines = [
         f"model {config.model.path}: {_parameters(config, model)}; {len(layers)} x {layer_class}"
         + (f"; it is {base}" if base else ""),
         _data_line(inputs),
-        _batch_line(config, inputs.deal(0), world_size)
-        + (f"; ranks wait for each other in {1 - balance(deals):.0%} of it" if world_size > 1 else ""),
+        _batch_line(config, inputs.deal(0), world_size) + share,
         f"schedule: {counted(inputs.total_steps, 'step')}, of which {inputs.warmup_steps} warm up to a learning rate of "
         f"{optimizer.learning_rate:g}; learning_rate() of train.py then lowers it to {optimizer.min_lr_ratio:g} of that",
         f"memory: sharding {sharding.strategy}{' in host memory' if sharding.cpu_offload else ''} keeps {optimizer.memory} "
@@ -59,7 +61,7 @@ def describe_run(
     details += (
         [inputs.asked.cost_line(count, "fp32" if peak.dtype == torch.float32 else "bf16")] if inputs.asked else []
     )
-    details += [balance_line(deals)] if world_size > 1 else []
+    details += even
     details.append(
         f"peak {peak_flops / 1e12:.2f} TFLOP/s ({peak.source}); gradients reduced in {sharding.reduce_dtype}; window "
         f"{model_config.max_position_embeddings} positions, RoPE {config.model.rope_type or 'as in config.json'}; "
@@ -71,7 +73,7 @@ def describe_run(
             f"optimizer.max_steps={optimizer.max_steps} has no effect, because optimizer.epochs={optimizer.epochs} has only "
             f"{inputs.total_steps} steps; raise optimizer.epochs to train longer"
         )
-    warnings += balance_warnings(config, inputs, deals, world_size)
+    warnings += uneven
     lines += _odd(remarks) + [f"warning: {warning}" for warning in warnings] + notes
     details += disks
     path = Path(config.run.directory, config.run.name, "start.txt")

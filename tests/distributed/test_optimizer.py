@@ -20,7 +20,7 @@ from common.errors import UserError
 from distributed import optimizer as module
 from distributed.checkpoint import Saver
 from distributed.gradients import bytes_per_parameter, clip_gradients
-from distributed.moments import make_code_maps
+from distributed.low_memory import make_code_maps
 from distributed.optimizer import adamw, check_memory, parameter_dtype
 from distributed.process_group import Ranks
 from distributed.rounding import Noise, stochastic_round_
@@ -285,11 +285,12 @@ def test_a_learning_rate_of_zero_does_not_change_the_weights() -> None:
     assert not torch.equal(after["exp_avg.p0"], before["exp_avg.p0"])
 
 
-def test_a_missing_noise_step_is_an_error() -> None:
+def test_every_update_has_its_own_noise_and_a_number_of_the_host_counts_it() -> None:
     parameters = some_parameters("12N")
     optimizer = adamw(parameters, settings("12N"), seed=0)
-    with pytest.raises(ValueError, match="noise_step"):
+    for _ in range(3):
         optimizer.step()
+    assert [group["noise_step"] for group in optimizer.param_groups] == [3] * len(optimizer.param_groups)
 
 
 def test_weights_of_the_wrong_dtype_are_an_error() -> None:

@@ -284,7 +284,7 @@ def test_bytes_per_parameter_are_printed(folder, one, memory, words) -> None:
 
 
 def test_checkpointed_layers_run_their_forward_twice() -> None:
-    from distributed.sharding import checkpoint_activations
+    from distributed.activation_checkpointing import checkpoint_activations
 
     for mode, runs in {"none": 1, "full": 2, "selective": 2, "offload": 2}.items():
         count = []

@@ -15,8 +15,7 @@ from transformers import PretrainedConfig
 
 from configs.config import Config
 from data.batches import MicroBatch
-from distributed.moments import new_moments
-from distributed.optimizer import keep_fp32_gradient
+from distributed.low_memory import keep_fp32_gradient, new_moments
 from distributed.sharding import before_micro_batch, decoder_layers, local, make_mesh, parallelize
 from model.build import build_to_train
 from tests.losses import loss_of

@@ -9,7 +9,7 @@ import distributed.optimizer
 from configs.config import Optimizer
 from data.batches import collate
 from distributed.gradients import clip_gradients, gradient_norm
-from distributed.moments import make_code_maps
+from distributed.low_memory import make_code_maps
 from distributed.optimizer import adamw, parameter_dtype
 from eval.forgetting import visit_documents
 from eval.generate import Sampling, greedy_answers, sampled_answers

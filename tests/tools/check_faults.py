@@ -6,13 +6,13 @@ from tests.processes import ROOT
 
 BACKWARD = "(loss_sum / num_targets).backward()"
 STEP = "            optimizer.step()\n"
-RATE = 'group["lr"], group["noise_step"] = rate, progress.step'
+RATE = 'group["lr"] = rate'
 MAKE = "make_optimizer(parameters, config.optimizer, config.run.seed)"
 # Name -> (what a user replaces in train.py, by what).
 EDITS = {
     "micro-batches averaged": (
         BACKWARD,
-        "(loss_sum / max(1, micro_batch.target_ids.numel()) / len(inputs.deal(progress.step).items)).backward()",
+        '(loss_sum / max(1, micro_batch.target_ids.numel()) / len(data.deal(state["step"]).items)).backward()',
     ),
     "wrong divisor": (BACKWARD, "(loss_sum / sum(batch.document_lengths)).backward()"),
     "last micro-batch dropped": (
@@ -20,18 +20,21 @@ EDITS = {
         "            if is_last:\n                break\n            before_micro_batch(model",
     ),
     "optimizer not restored": (
-        "found += saver.load(resume_from)",
-        "from distributed.checkpoint import load_parameters\n    load_parameters(resume_from, parameters, ranks) if resume_from else None",
+        "    notes += checkpointer.load()\n",
+        "    from distributed.checkpoint import load_parameters\n\n"
+        "    load_parameters(checkpointer.resume_from, parameters, ranks) if checkpointer.resume_from else None\n",
     ),
     "data by the number of ranks": (
-        "for deal in map(inputs.deal, range(first_step, total_steps)):",
-        "for deal in (inputs.deal(step * ranks.world_size % 4) for step in range(first_step, total_steps)):",
+        "    steps = data.steps(",
+        "    deal = data.deal\n"
+        "    data = dataclasses.replace(data, deal=lambda step: deal(step * ranks.world_size % 4))\n"
+        "    steps = data.steps(",
     ),
     "not clipped": ("clip_gradients(parameters.values(), config.optimizer.max_grad_norm, grad_norm)", "pass"),
     "ranks averaged": (BACKWARD, "(loss_sum / num_targets / ranks.world_size).backward()"),
-    "vectors not updated": (RATE, RATE.replace("rate,", 'rate * (group["params"][0].dim() >= 2),')),
+    "vectors not updated": (RATE, f'{RATE} * (group["params"][0].dim() >= 2)'),
     "dropout before the head": ("    model.train()\n", "    model.train()\n    add_dropout(model)\n"),
-    "doubled rate": (RATE, RATE.replace("rate,", "2 * rate,")),
+    "doubled rate": (RATE, f"{RATE} * 2"),
     "no weight decay": (
         MAKE,
         MAKE.replace("config.optimizer,", "dataclasses.replace(config.optimizer, weight_decay=0.0),"),

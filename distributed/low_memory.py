@@ -1,14 +1,130 @@
-"""AdamW's two moments in fp32, bf16 or 8 bits, sharded like their parameter, so that a checkpoint reshards by rows."""
+"""AdamW on bf16 weights with moments in fp32, bf16 or 8 bits: optimizer.memory = 14N, 12N, 8N and 6N.
+
+Moments are sharded like their parameter, so that a checkpoint reshards by rows. bf16 weights and moments are rounded
+stochastically (distributed/rounding.py), so that they still move at a low learning rate.
+"""
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from distributed.gradients import gradient_of
 from distributed.rounding import Noise, stochastic_round_
-from distributed.sharding import local
+from distributed.sharding import flat_shard, local
 
+# Elements processed at once. Bounds the fp32 copies; on a CPU they stay in its cache.
+CHUNK = {"cpu": 2**18, "cuda": 2**24}
+LANES = 16  # fp32 numbers in the widest vector register of a CPU
 KEYS = ("exp_avg", "exp_avg_sq")
 SMALLEST_SCALE = 1e-12  # of a block of 8-bit moments
+
+
+class LowMemoryAdamW(torch.optim.Optimizer):
+    """AdamW on bf16 weights: torch's fused fp32 kernel in chunks, stochastic rounding, no device wait.
+
+    It updates this rank's rows of sharded parameters (or plain tensors). `order` lists all parameters; the position
+    selects a parameter's noise, and so does the number of updates before, `noise_step` in the groups.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        memory: str,
+        seed: int,
+        order: list[nn.Parameter],
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "noise_step": 0})
+        self.keeps_gradients = memory == "14N"
+        self.seed = seed
+        self.order = {parameter: index for index, parameter in enumerate(order)}
+        device = order[0].device
+        self.code_maps = make_code_maps(device) if memory == "6N" else {}
+        largest = max(local(parameter).numel() for parameter in order)
+        self.buffer_size = min(max(CHUNK[device.type], LANES * 256), -(-largest // LANES) * LANES)
+        # One counter for all, because every parameter takes part in every step.
+        self.steps = torch.zeros((), dtype=torch.float32, device=device)
+        for parameter in order:
+            self.state[parameter] = {"step": self.steps} | new_moments(parameter, memory)
+            if self.keeps_gradients:
+                keep_fp32_gradient(parameter)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Under 14N gradients stay allocated and are filled with zeros: FSDP adds to an existing gradient in its dtype."""
+        super().zero_grad(set_to_none and not self.keeps_gradients)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Update every parameter that has a gradient."""
+        device = self.steps.device
+        # A number of the host, because reading `steps` would wait for the device. A checkpoint keeps it.
+        noise = Noise(self.seed, self.param_groups[0]["noise_step"], device)
+        step = _Step(torch.zeros((4, self.buffer_size), device=device), noise)
+        self.steps += 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group, step)
+            group["noise_step"] += 1
+
+    def _update(self, parameter: nn.Parameter, group: dict, step: "_Step") -> None:
+        weight, first = flat_shard(parameter)
+        if weight.numel() == 0:  # more ranks than rows
+            return
+        grad = local(gradient_of(parameter)).reshape(-1)
+        moments = Moments(self.state[parameter], self.code_maps)
+        stream = 3 * self.order[parameter]  # the weight and its two moments have a noise stream each
+        unit = math.lcm(LANES, moments.block)
+        size = max(1, CHUNK[weight.device.type] // unit) * unit
+        for start in range(0, weight.numel(), size):
+            part = slice(start, min(start + size, weight.numel()))
+            count = part.stop - start
+            # What does not fill a register torch computes with other roundings, and which elements those are would depend
+            # on the number of ranks. Hence the last register is filled with elements that do not count.
+            value, g, exp_avg, exp_avg_sq = step.buffers[:, : -(-count // LANES) * LANES]
+            value[:count].copy_(weight[part])
+            g[:count].copy_(grad[part])
+            exp_avg, exp_avg_sq = moments.read("exp_avg", part, exp_avg), moments.read("exp_avg_sq", part, exp_avg_sq)
+            torch._fused_adamw_(  # as torch.optim.AdamW(fused=True), in one pass
+                [value],
+                [g],
+                [exp_avg],
+                [exp_avg_sq],
+                [],
+                [self.steps],
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+            weight[part].copy_(stochastic_round_(value[:count], step.noise, stream, first + start))
+            for number, (key, moment) in enumerate((("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)), 1):
+                moments.write(key, part, moment, step.noise, stream + number, first + start)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What all chunks of a step share."""
+
+    buffers: torch.Tensor  # fp32 (4, elements): weights, gradients and moments of a chunk, allocated once per step
+    noise: Noise
+
+
+def keep_fp32_gradient(parameter: nn.Parameter) -> None:
+    """14N: allocate an fp32 gradient. FSDP reduces in fp32 but casts to the parameter's dtype unless it can add to one.
+
+    The contribution of a micro-batch has been rounded to bf16 once; the sum over micro-batches is fp32.
+    """
+    parameter.grad_dtype = torch.float32
+    parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
 
 
 def new_moments(parameter: nn.Parameter, memory: str) -> dict[str, torch.Tensor]:
