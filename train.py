@@ -182,7 +182,7 @@ def train(
     notes += checkpointer.load()
     meter, peak = make_meter(data.train, model, model_config, compute_dtype, ranks)
     disks = check_disks(config, model, checkpointer.stored_bytes, model_config, ranks)
-    for line in describe_run(config, data, model, layers, model_config, ranks, peak, notes, disks):
+    for line in describe_run(config, data, model, layers, model_config, optimizer, ranks, peak, notes, disks):
         log.say(line)
 
     # --- 5. The loop --------------------------------------------------------------------------------------------------

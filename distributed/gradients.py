@@ -46,25 +46,21 @@ def is_spike(norms: Sequence[float], grad_norm: float, limit: float | None) -> b
     return grad_norm > statistics.fmean(history) + limit * statistics.pstdev(history)
 
 
-def bytes_per_parameter(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, float]:
+def bytes_per_parameter(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """Bytes per parameter of this rank's `weights`, `gradients` and `moments`, and their sum `total`.
 
-    Reads only shapes and dtypes. Call it between backward and zero_grad: a missing gradient counts as 0.
+    Reads only shapes and dtypes. A gradient that is not there yet will have the dtype of its parameter.
     """
 
-    def size(tensor: torch.Tensor | None) -> int:
-        return 0 if tensor is None else local(tensor).numel() * tensor.dtype.itemsize
+    def size(tensor: torch.Tensor) -> int:
+        return local(tensor).numel() * tensor.dtype.itemsize
 
-    count = max(1, sum(local(p).numel() for p in parameters.values()))
-    states = [
-        value
-        for parameter in parameters.values()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if key != "step" and isinstance(value, torch.Tensor)
-    ]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    count = max(1, sum(local(parameter).numel() for parameter in parameters))
+    states = [value for p in parameters for key, value in optimizer.state.get(p, {}).items() if key != "step"]
     parts = {
-        "weights": sum(size(p) for p in parameters.values()) / count,
-        "gradients": sum(size(p.grad) for p in parameters.values()) / count,
-        "moments": sum(size(value) for value in states) / count,
+        "weights": sum(map(size, parameters)) / count,
+        "gradients": sum(size(p if p.grad is None else p.grad) for p in parameters) / count,
+        "moments": sum(size(value) for value in states if isinstance(value, torch.Tensor)) / count,
     }
     return parts | {"total": sum(parts.values())}

@@ -11,6 +11,7 @@ from common.durable_files import write_durably
 from configs.config import Config
 from configs.load import FORMATS
 from data.dealing import Deal
+from distributed.gradients import bytes_per_parameter
 from distributed.process_group import Ranks, read_on_first
 from model.architectures import origin
 from model.flops import PeakFlops
@@ -24,6 +25,7 @@ def describe_run(
     model: torch.nn.Module,
     layers: list[torch.nn.Module],
     model_config: PretrainedConfig,
+    optimizer: torch.optim.Optimizer,
     ranks: Ranks,
     peak: PeakFlops,
     notes: list[str],
@@ -34,7 +36,7 @@ def describe_run(
     runs/NAME/start.txt has all of it in any case. notes: on what is resumed; disks: of `check_disks`. A collective.
     """
     world_size, peak_flops = ranks.world_size, peak.over_all_ranks(ranks)
-    count, optimizer, sharding = num_parameters(model), config.optimizer, config.sharding
+    count, settings, sharding = num_parameters(model), config.optimizer, config.sharding
     layer_class = type(layers[0]).__name__.removeprefix("FSDP")  # the prefix that fully_shard adds
     base = origin(config.model.path)
     every = config.model.checkpoint_every
@@ -49,8 +51,8 @@ def describe_run(
         _data_line(inputs),
         _batch_line(config, inputs.deal(0), world_size) + share,
         f"schedule: {counted(inputs.total_steps, 'step')}, of which {inputs.warmup_steps} warm up to a learning rate of "
-        f"{optimizer.learning_rate:g}; learning_rate() of train.py then lowers it to {optimizer.min_lr_ratio:g} of that",
-        f"memory: sharding {sharding.strategy}{' in host memory' if sharding.cpu_offload else ''} keeps {optimizer.memory} "
+        f"{settings.learning_rate:g}; learning_rate() of train.py then lowers it to {settings.min_lr_ratio:g} of that",
+        f"memory: sharding {sharding.strategy}{' in host memory' if sharding.cpu_offload else ''} keeps {settings.memory} "
         f"bytes for N parameters; compute in {dtype_name(peak.dtype)}, activation checkpointing "
         f"{config.model.activation_checkpointing}{f', one layer in {every}' if every > 1 else ''}, compile "
         f"{'on' if config.model.compile else 'off'}",
@@ -68,14 +70,14 @@ def describe_run(
         f"{counted(inputs.plan.steps_per_epoch[0], 'step')} in the first epoch"
     )
     warnings = schedule_warnings(config, count, inputs.total_steps, inputs.warmup_steps)
-    if optimizer.max_steps and optimizer.max_steps > inputs.total_steps:
+    if settings.max_steps and settings.max_steps > inputs.total_steps:
         warnings.append(
-            f"optimizer.max_steps={optimizer.max_steps} has no effect, because optimizer.epochs={optimizer.epochs} has only "
+            f"optimizer.max_steps={settings.max_steps} has no effect, because optimizer.epochs={settings.epochs} has only "
             f"{inputs.total_steps} steps; raise optimizer.epochs to train longer"
         )
     warnings += uneven
     lines += _odd(remarks) + [f"warning: {warning}" for warning in warnings] + notes
-    details += disks
+    details += [memory_line(settings.memory, bytes_per_parameter(optimizer)), *disks]
     path = Path(config.run.directory, config.run.name, "start.txt")
     read_on_first(lambda: write_durably(path, "\n".join([*lines, *details, ""])), ranks)
     return lines + [line for line in details if config.run.verbose or line.startswith("warning: ")]

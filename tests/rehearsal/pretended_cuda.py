@@ -93,6 +93,7 @@ def pretend_device() -> Iterator[PretendDevice]:
             (torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(grouped)),
             (torch.Tensor, "_make_wrapper_subclass", made_of),
             (torch.distributed, "init_process_group", gloo),
+            (torch.cuda.memory, "_record_memory_history", lambda *args, **options: None),
             (torch.accelerator, "current_stream", lambda *args: stream),
             (torch.Tensor, "device", place),
             (torch.Tensor, "is_cuda", property(device.has)),

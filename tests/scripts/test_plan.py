@@ -101,8 +101,8 @@ def tight(plan, folder, wide, *more: str) -> tuple[str, dict]:
 
 @pytest.mark.slow
 def test_pasted_lines_give_a_setting_that_fits(plan, folder, wide) -> None:
-    # 8 x 512 tokens without checkpointing do not fit beside 16 bytes for each parameter.
-    own = ("--micro-batch", "8", "model.activation_checkpointing=none")
+    # 12 x 512 tokens without checkpointing do not fit beside 16 bytes for each parameter.
+    own = ("--micro-batch", "12", "model.activation_checkpointing=none")
     out, written = tight(plan, folder, wide, *own)
     assert "does not fit" in out and "Your settings do not fit. The cheapest that do:" in out
     assert not written["own"]["fits"]

@@ -53,10 +53,13 @@ def test_five_lines_say_what_a_run_does_and_one_more_each_warning_the_rest_is_re
     layer, shape = torch.nn.Linear(2, 2), SimpleNamespace(max_position_embeddings=64)
     peak = SimpleNamespace(dtype=torch.float32, source="measured", over_all_ranks=lambda ranks: 1e12)
     (tmp_path / "r").mkdir()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
 
     def described(verbose: bool = False) -> list[str]:
         run = dataclasses.replace(config, run=Run("r", str(tmp_path), verbose=verbose))
-        return describe_run(run, inputs, layer, [layer], shape, ranks, peak, ["resumed"], ["room", "warning: full"])
+        return describe_run(
+            run, inputs, layer, [layer], shape, optimizer, ranks, peak, ["resumed"], ["room", "warning: full"]
+        )
 
     lines = described()
     firsts = ["model", "data:", "step:", "schedule:", "memory:", "warning:", "resumed", "warning:"]
