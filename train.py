@@ -26,6 +26,7 @@ if __name__ == "__main__":
 import functools
 import gc
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -35,11 +36,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.errors import run_script
 from configs.config import Config, Optimizer, as_dict
-from data.batches import Plan
+from data.batches import StepBatch
 from data.sources import MAIN, Corpus, mean_losses
 from distributed.gradients import WINDOW, clip_gradients, gradient_norm, is_spike
 from distributed.optimizer import adamw, check_optimizer
-from distributed.process_group import StopSignal, world_size_from_environment
+from distributed.process_group import StopSignal, random_state, set_random_state, world_size_from_environment
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
 from model.build import build, first_weights
 from model.language_model import PackedLanguageModel, trained_parameters
@@ -81,42 +82,46 @@ def make_optimizer(parameters: dict[str, torch.nn.Parameter], settings: Optimize
     return adamw(parameters, settings, seed)
 
 
-def validate(model: PackedLanguageModel, plan: Plan, data: Inputs, corpus: Corpus, stop: StopSignal) -> dict | None:
+def validate(
+    model: PackedLanguageModel, batches: Sequence[StepBatch], data: Inputs, corpus: Corpus, stop: StopSignal
+) -> dict | None:
     """`validation/loss` by `token_losses` and `validation/nll`, -log p: means over targets in nats. A collective.
 
     Those of another source than the main one are `validation/loss/NAME`. None after a signal.
     """
     device, count = stop.ranks.device, len(corpus.sources)
-    loss_sums, nll_sums, targets = LossSums(count, device), LossSums(count, device), np.zeros(count)  # sums of weights
+    loss_sums, nll_sums, num_targets = LossSums(count, device), LossSums(count, device), np.zeros(count)
     with evaluating(model):
-        for batch in map(plan.batch, range(plan.num_steps)):
-            targets += batch.targets_by_source
+        for batch in batches:
+            num_targets += batch.targets_by_source  # with weights, their sums
             for micro_batch in data.micro_batches(batch.items, corpus, stop.ranks):
                 if stop.agreed():  # the same on every rank
                     return None
                 hidden, nll = model(micro_batch), []
 
-                def losses(logits: torch.Tensor, targets: torch.Tensor, nll: list = nll) -> torch.Tensor:
+                def both_losses(logits: torch.Tensor, targets: torch.Tensor, nll: list = nll) -> torch.Tensor:
                     nll.append(negative_log_likelihood(logits, targets))
                     return token_losses(logits, targets)
 
-                loss_sums.total.add_(chunked(model.head, hidden, micro_batch, losses, loss_sums))
+                loss_sums.total.add_(chunked(model.head, hidden, micro_batch, both_losses, loss_sums))
                 nll_sums.add(nll, micro_batch)
     figures = {}
     for curve, sums in {"validation/loss": loss_sums, "validation/nll": nll_sums}.items():
         dist.all_reduce(sums.values)
-        means = mean_losses(corpus, sums.by_source.tolist(), targets)
+        means = mean_losses(corpus, sums.by_source.tolist(), num_targets)
         figures |= {curve + (f"/{name}" if name != MAIN else ""): mean for name, mean in means.items()}
     return figures
 
 
 def main() -> int:
     """One run, from its config to the exported model. Every rank runs this. Returns the exit code."""
-    # Before there are processes, so that a mistake in a file ends in one sentence.
+    # Before the process group, so that a mistake in a file ends in one sentence.
     config = read_config(__doc__)
     model, model_config, tokenizer = build(config)  # on meta: shapes without memory
-    config, data = open_data(config, model, model_config, tokenizer, __file__)
-    # Processes, which agree on all of this before anything is trained. A run directory has one owner.
+    config, data = open_data(
+        config, model, model_config, tokenizer, __file__
+    )  # settles micro_batch=auto and the date of chats
+    # The ranks agree on all of this before anything is trained. A run directory has one owner.
     with join_run(config, data, model_config, tokenizer) as (stop, identity, settings):
         return train(config, data, model, model_config, tokenizer, identity, settings, stop)
 
@@ -131,18 +136,21 @@ def train(
     settings: dict,
     stop: StopSignal,
 ) -> int:
-    """Continue a run from its last checkpoint, or start it. Every rank runs this."""
+    """Continue a run from its last checkpoint, or start it.
+
+    Every rank runs every line: most calls are collectives, and one that a rank skips lets the others wait for ever.
+    """
     # --- 1. Where the run stands --------------------------------------------------------------------------------------
     ranks, directory, total_steps = stop.ranks, Path(config.run.directory, config.run.name), data.total_steps
     log = Log(directory, ranks, config.run.log_to, as_dict(config))
     evaluations = Evaluations(config, data.validation)
     checkpointer = Checkpointer(directory / "checkpoints", config.run, identity, settings, evaluations, stop, log)
-    # What the loop counts. Every checkpoint has it; `checkpointer.register` keeps what else has a state.
+    # What the loop counts: numbers and lists, the same on every rank. Every checkpoint has it.
     state = {"step": 0, "updates": 0, "tokens": 0, "targets": [0] * len(data.train.sources)}
     state |= {"skipped_steps": 0, "bad_steps_in_a_row": 0, "norms": []}
     notes = checkpointer.find(state, total_steps)
-    progress = state["step"], total_steps, evaluations, checkpointer.is_changed
-    if is_finished(config, *progress, model_config, directory / "export", ranks):
+    is_changed, export = checkpointer.is_changed, directory / "export"
+    if is_finished(config, state["step"], total_steps, evaluations, is_changed, model_config, export, ranks):
         return 0
     log.open(state["step"], evaluations.evaluated, total_steps)
     log.say(first_line(config, state["step"], identity, ranks))
@@ -157,13 +165,13 @@ def train(
     model.train()
     parameters = trained_parameters(model)
 
-    # --- 3. What is measured, and what pulls back. Both may need the base's weights, which the model has now ----------
-    if data.validation and data.validation_plan:
-        losses = functools.partial(validate, model, data.validation_plan, data, data.validation, stop)
-        evaluations.functions["validation"] = losses
-        if data.asked:
-            room = config, data.asked, model, model_config, compute_dtype, tokenizer, stop, log.say
-            evaluations.functions["validation"] = answers_and(losses, *room)
+    # --- 3. What is measured, and what pulls back. What needs the base's weights finds them in the model here ---------
+    if data.validation:
+        measure = functools.partial(validate, model, data.validation_batches, data, data.validation, stop)
+        if data.asked:  # run.eval_generate
+            asked = config, data.asked, model, model_config, compute_dtype, tokenizer, stop, log.say
+            measure = answers_and(measure, *asked)
+        evaluations.functions["validation"] = measure
     if config.run.eval_general:
         evaluations.functions["forgetting"] = start_forgetting(model, tokenizer, data, stop, log.say)
     ewc = None
@@ -179,9 +187,9 @@ def train(
     check_optimizer(optimizer, parameters, config.optimizer.memory, ranks)
     checkpointer.save_from(parameters, optimizer)
     # checkpointer.register(name, thing): whatever else has a `state_dict()`, such as an average of the weights
-    notes += checkpointer.load()
+    notes += checkpointer.load(state)
     meter, peak = make_meter(data.train, model, model_config, compute_dtype, ranks)
-    disks = check_disks(config, model, checkpointer.stored_bytes, model_config, ranks)
+    disks = check_disks(config, model, checkpointer.saver.stored_bytes(), model_config, ranks)
     for line in describe_run(config, data, model, layers, model_config, optimizer, ranks, peak, notes, disks):
         log.say(line)
 
@@ -206,7 +214,7 @@ def train(
             improved = False
             for name in [] if stopping else evaluations.due(state["step"], total_steps):
                 ranks.watch.at(f"{name} after step {state['step']}")
-                figures = evaluations.functions[name]()
+                figures = evaluations.measure(name, ranks)
                 if figures is not None:  # not cut short by a signal
                     is_best = evaluations.finish(name, figures, state["step"], state["updates"])
                     improved |= is_best
@@ -215,16 +223,16 @@ def train(
             stopping = stopping or stop.agreed()
             finished = state["step"] == total_steps or evaluations.is_stalled
             if finished and not stopping:
-                # A run does not end well with weights that are not good: the last step again, without an update.
-                last = Plan(1, lambda _: data.plan.batch(state["step"] - 1))
-                figures = validate(model, last, data, data.train, stop)
-                stopping = figures is None
+                # A run does not end well with weights that are not good: the last good step again, without an update.
+                last_good = max(0, state["step"] - 1 - state["bad_steps_in_a_row"])
+                figures = validate(model, [data.plan.batch(last_good)], data, data.train, stop)
+                stopping = figures is None  # a signal came
                 if figures and not all(map(math.isfinite, figures.values())):
                     what = f"the loss of the last steps is not finite with the weights after step {state['step']}"
                     checkpointer.give_up(what, state["updates"])
-            # After a step that was not finite the weights may be bad: they are saved when a step is good again.
-            is_good = improved or (finished and not stopping) or not state["bad_steps_in_a_row"]
-            if is_good and (improved or finished or stopping or checkpointer.is_due(state["step"])):
+            # After a step that was not finite the weights may be bad: they are saved when a finite loss proves them.
+            are_proven = improved or (finished and not stopping) or not state["bad_steps_in_a_row"]
+            if are_proven and (improved or finished or stopping or checkpointer.is_due(state["step"])):
                 checkpointer.save(state)
             checkpointer.show_saves()
         if finished or stopping:
@@ -240,25 +248,29 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss_sums = LossSums(len(data.train.sources), ranks.device)
-        for micro_batch, is_last in next(steps):  # the same number on every rank
+        random_before = random_state(ranks)
+        step, micro_batches = next(steps)
+        assert step == state["step"]
+        for micro_batch, is_last in micro_batches:  # the same number on every rank
             stopping = stop.agreed()
             if stopping:
                 break
             before_micro_batch(model, strategy, is_last)
             hidden = model(micro_batch)  # (targets, hidden_size): the states that predict
-            loss_sum = chunked(model.head, hidden, micro_batch, token_losses, loss_sums)
+            loss_sum = chunked(model.head, hidden, micro_batch, token_losses, loss_sums)  # adds to loss_sums by source
             # Divided once, by the targets of the whole step. FSDP sums over ranks and does not average.
             (loss_sum / num_targets).backward()
             loss_sums.total.add_(loss_sum.detach())
-        if stopping:  # discard the unfinished step: what is saved is the state after the last finished one
+        if stopping:  # discard the unfinished step: what is saved, above, is the state after the last finished one
             optimizer.zero_grad()
             reshard(model)
+            set_random_state(random_before, ranks)
             continue
         dist.all_reduce(loss_sums.values)
         if ewc:
             ewc.add_gradient(state["step"], measure=is_logged)
         norm = gradient_norm(parameters.values())
-        # The one wait for the device. Both are sums over all ranks: every rank takes the same branch.
+        # The one wait for the device. Both numbers are the same on every rank, and so is the branch that it takes.
         step_loss, grad_norm = torch.stack([loss_sums.total / num_targets, norm.to(ranks.device)]).tolist()
         is_finite = math.isfinite(step_loss) and math.isfinite(grad_norm)
         skip = not is_finite or is_spike(state["norms"], grad_norm, config.optimizer.skip_spikes)
@@ -268,6 +280,7 @@ def train(
         optimizer.zero_grad()
         # ---------------------------------------------------------------------------------------------------------------
 
+        meter.add(batch, data.deal(state["step"]), loss_sums)
         state["step"] += 1
         state["updates"] += not skip
         state["skipped_steps"] += skip
@@ -277,7 +290,6 @@ def train(
         state["targets"] = [a + b for a, b in zip(state["targets"], batch.targets_by_source, strict=True)]
         if state["step"] % COLLECT_GARBAGE_EVERY == 0:
             gc.collect(1)
-        meter.add(batch, data.deal(state["step"] - 1), loss_sums)
         if is_logged:
             row = {"train/loss": step_loss, "train/grad_norm": grad_norm, "train/learning_rate": rate}
             row |= meter.row(state, data.plan.passes(state["step"])[0])
@@ -295,7 +307,7 @@ def train(
     else:
         ranks.watch.at("the export")
         progress = state["step"], total_steps, state["updates"], evaluations
-        for line in export_run(config, *progress, directory / "export", model, model_config, tokenizer, ranks):
+        for line in export_run(config, *progress, export, model, model_config, tokenizer, ranks):
             log.say(line)
         log.say(log.where())
     log.close()

@@ -112,7 +112,7 @@ class EWC:
     documents: int = 1024  # number of documents sampled from the data
     # Documents per squared gradient, over all ranks. The relative error is about sqrt(2 x batch / documents)
     batch: int = 4
-    # model: labels sampled from the model | empirical: the labels in the data (model/ewc/fisher.py)
+    # model: labels sampled from the model | empirical: the labels in the data (model/ewc.py)
     estimator: str = "model"
     dtype: str = "fp32"  # fp32 | bf16: of the stored Fisher diagonal and reference
     device: str = "device"  # where the two are stored. device: with the parameters | cpu: in host memory

@@ -80,9 +80,9 @@ MESSAGE_FIELDS = (
     *("reasoning_content", "thinking", "weight", "train", "training"),
 )
 
-LOSS, GENERAL = "validation/loss", "forgetting/"
+LOSS, NLL, GENERAL = "validation/loss", "validation/nll", "forgetting/"
 # The curves whose better direction is known.
-LOWER_IS_BETTER = (LOSS, "forgetting/perplexity_per_byte", "forgetting/kl")
+LOWER_IS_BETTER = (LOSS, NLL, "forgetting/perplexity_per_byte", "forgetting/kl")
 HIGHER_IS_BETTER = (
     *(f"validation/{name}" for name in ("f1", "fact_f1", "exact_match", "rouge_l")),
     *("forgetting/agreement", "forgetting/questions"),
@@ -399,7 +399,7 @@ def _mistakes(config: Config) -> Iterator[str]:
     ]:
         yield f"run.best_by={run.best_by} needs a source of data.mix with that name and validation files"
     for name, asked in (("run.export=best", run.export == "best"), ("run.stop_after_no_gain", run.stop_after_no_gain)):
-        if asked and curve == LOSS and not has_validation:
+        if asked and curve in (LOSS, NLL) and not has_validation:
             yield (
                 f"{name} needs data.validation or data.validation_share, because run.best_by={run.best_by} is measured "
                 "on it"
@@ -472,7 +472,7 @@ def parse_best_by(text: str) -> tuple[str, str]:
 
 def is_of_answers(curve: str) -> bool:
     """Whether a curve is a score of the answers of run.eval_generate."""
-    return not curve.startswith((GENERAL, f"{LOSS}/")) and curve != LOSS
+    return not curve.startswith((GENERAL, f"{LOSS}/")) and curve not in (LOSS, NLL)
 
 
 def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:

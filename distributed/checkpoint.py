@@ -11,6 +11,7 @@ distributed/checkpoint_directory.py describes the files.
 import json
 import math
 import time
+import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,7 +24,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.tensor import DTensor
 
 from common.dtypes import dtype_name
 from common.durable_files import publish, start_directory, temporary_path
@@ -40,7 +41,7 @@ from distributed.checkpoint_directory import (
 )
 from distributed.checkpoint_files import CheckpointReader, CheckpointWriter
 from distributed.disks import check_free_space
-from distributed.process_group import Ranks, gather_objects, read_on_first
+from distributed.process_group import Ranks, gather_objects, random_state, read_on_first, set_random_state
 
 OF_THE_LOOP = ("params", "lr")  # keys of optimizer.param_groups that the loop sets before every step
 Tensors = dict[str, torch.Tensor]
@@ -70,7 +71,7 @@ class SaveTimes:
 
 
 class Saver:
-    """Saves and loads the training state of a run. All methods but `register` are collectives.
+    """Saves and loads the training state of a run. Every rank calls each of its methods.
 
     The state: `parameters` (this rank's shards by name), the state of any optimizer, what is registered, and the random state
     of every rank. Make it right after the optimizer: what the optimizer changes in its `param_groups` from then on (the `d` of
@@ -95,6 +96,7 @@ class Saver:
         self.directory, self.parameters, self.optimizer, self.ranks = directory, parameters, optimizer, ranks
         self.keep_last = keep_last
         self.registered: dict[str, Any] = {}
+        self.shapes: dict[str, dict] = {}  # of the tensors of what is registered, as they must stay
         self.is_open = True  # for `register`
         for group in optimizer.param_groups:
             tensors = [key for key, value in group.items() if isinstance(value, torch.Tensor) and key != "lr"]
@@ -129,8 +131,13 @@ class Saver:
             raise UserError(f"register({name!r}): register before the checkpoint is loaded")
         if name in self.registered or "." in name:
             raise UserError(f"register({name!r}): choose a name without a dot that nothing else has")
-        _check_registered(name, thing.state_dict())
-        self.registered[name] = thing
+        state = getattr(thing, "state_dict", lambda: None)()
+        if not isinstance(state, dict) or not hasattr(thing, "load_state_dict"):
+            raise UserError(
+                f"register({name!r}): a {type(thing).__name__} has no state_dict() and load_state_dict(state)"
+            )
+        _check_registered(name, state)
+        self.registered[name], self.shapes[name] = thing, _shapes(state)
 
     def tensors(self) -> Tensors:
         """What a checkpoint stores, by name. The tensors themselves, not copies, apart from the random state."""
@@ -140,12 +147,17 @@ class Saver:
         for name, thing in self.registered.items():
             state = thing.state_dict()
             _check_registered(name, state)
+            if _shapes(state) != self.shapes[name]:
+                raise UserError(
+                    f"register({name!r}): the tensors of its state_dict() must keep their names, shapes and dtypes, or no "
+                    f"resume could read them; they were {self.shapes[name]}, now {_shapes(state)}"
+                )
             tensors |= {
                 f"registered.{name}.{key}": value.detach()
                 for key, value in state.items()
                 if isinstance(value, torch.Tensor)
             }
-        return tensors | _random_state(self.ranks)
+        return tensors | random_state(self.ranks)
 
     def stored_bytes(self) -> int:
         """Bytes of a checkpoint, of all ranks. An optimizer without a state yet counts like AdamW, with two moments."""
@@ -159,7 +171,7 @@ class Saver:
             if parameter in self.optimizer.state:  # a look-up would add it
                 found |= {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
         for name, value in found.items():
-            if not isinstance(value, torch.Tensor) and not _is_plain(value):
+            if not isinstance(value, torch.Tensor) and not is_plain(value):
                 raise UserError(f"a checkpoint cannot store {name}, a {type(value).__name__}: use tensors or numbers")
         return found
 
@@ -169,7 +181,7 @@ class Saver:
         for group, before in zip(self.optimizer.param_groups, self.at_start, strict=True):
             changed = {k: v for k, v in group.items() if k not in OF_THE_LOOP and (k not in before or before[k] != v)}
             for key, value in changed.items():
-                if not _is_plain(list(value) if isinstance(value, tuple) else value):
+                if not is_plain(list(value) if isinstance(value, tuple) else value):
                     raise UserError(
                         f"{type(self.optimizer).__name__} has changed {key} in param_groups to a value of type "
                         f"{type(value).__name__}, which a checkpoint cannot store"
@@ -191,7 +203,7 @@ class Saver:
 
         Every block of a file is read once and compared with its checksum before it is used. Nothing is converted. Raises
         UserError, with the `hint`, if a file is damaged, and if the checkpoint does not fit the run: model, optimizer,
-        optimizer.memory, and what is registered. (14N and 12N store the same tensors; train.py tells them apart by the state.)
+        optimizer.memory, and what is registered. (14N and 12N store the same tensors; the run's identity tells them apart.)
         """
         self.is_open = False
         if checkpoint is None:
@@ -199,8 +211,8 @@ class Saver:
         begin = time.perf_counter()
         reader, values = _open(checkpoint, self.ranks, hint)
         stored, of_optimizer = reader.metadata.state_dict_metadata, values["optimizer"]
-        if of_optimizer["state"] or any(name.startswith("optimizer.") for name in stored):
-            self._allocate_state()
+        if of_optimizer["type"] == type(self.optimizer).__name__:
+            self._allocate_state(stored, of_optimizer["state"])
         tensors = self.tensors()
         differences = []
         for what, before, now in (
@@ -212,9 +224,9 @@ class Saver:
         names = {*stored, *_names_of(values)}, {*tensors, *_names_of(self._values())}
         differences += _differences(stored, tensors, *names)
         _refuse(checkpoint, differences)
-        random_state = [name for name in tensors if name.startswith("random.")]
+        random_names = [name for name in tensors if name.startswith("random.")]
         # Another number of ranks, or another kind of device, has other random states.
-        wanted = {name: tensor for name, tensor in tensors.items() if name not in random_state or name in stored}
+        wanted = {name: tensor for name, tensor in tensors.items() if name not in random_names or name in stored}
         _read(wanted, reader, self.ranks)
         groups = zip(self.optimizer.param_groups, self.at_start, of_optimizer["groups"], strict=True)
         for group, before, changed in groups:
@@ -230,19 +242,39 @@ class Saver:
             prefix = f"registered.{name}."
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             thing.load_state_dict(state | values["registered"][name])
-        _set_random_state(wanted, self.ranks)
+        set_random_state(wanted, self.ranks)
         size, seconds = reader.num_bytes / 2**20, time.perf_counter() - begin
         return [f"resumed from {checkpoint}: all {size:,.0f} MiB have their checksums, {seconds:.1f} s"]
 
-    def _allocate_state(self) -> None:
-        """Let an optimizer allocate the state that it makes in its first step, so that a checkpoint can be read into it.
+    def _allocate_state(self, stored: dict, numbers: dict) -> None:
+        """Let an optimizer make the state that a checkpoint has of it, to read it in place.
 
-        torch does that with a step of learning rate 0 and gradients of 0. What the step changes is then read from the
-        checkpoint. Nothing happens if there is a state already.
+        stored: DCP's metadata; numbers: what of the state is no tensor, by name.
+
+        Most make it in their first step: one of rate 0 with gradients of 0, whatever it changes is then read. What is still
+        missing was made in a later step.
         """
-        holder = nn.Module()
-        holder.all = nn.ParameterList(self.parameters.values())
-        get_optimizer_state_dict(holder, self.optimizer)
+        missing = {name for name in stored if name.startswith("optimizer.")} | set(numbers)
+        missing -= set(self._optimizer_state())
+        if not missing:
+            return
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for parameter in self.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for name in missing - set(self._optimizer_state()):
+            key, _, of = name.removeprefix("optimizer.").partition(".")
+            parameter, metadata = self.parameters.get(of), stored.get(name)
+            if parameter is None or not isinstance(metadata, TensorStorageMetadata):
+                continue  # refused below
+            dtype, whole = metadata.properties.dtype, tuple(metadata.size) == tuple(parameter.shape)
+            made = torch.zeros_like(parameter, dtype=dtype) if whole else torch.zeros(metadata.size, dtype=dtype)
+            self.optimizer.state[parameter][key] = made
 
     # --- Save ---------------------------------------------------------------------------------------------------------
 
@@ -256,7 +288,9 @@ class Saver:
         self.is_open = False
         self.wait()
         tensors, values, step = self.tensors(), self._values(), state["step"]
-        check_agreement({"what is saved": values}, self.ranks)  # rank 0 writes it for all
+        # Rank 0 writes it for all.
+        written = {"what is saved": values, "the state of the loop": state, "what is registered": _copies(tensors)}
+        check_agreement(written, self.ranks)
         check_free_space(self.directory, stored_bytes(tensors), self.ranks, f"the checkpoint of step {step}")
         read_on_first(lambda: start_directory(self.directory / checkpoint_name(step)), self.ranks)
         if not self.pool:
@@ -425,37 +459,37 @@ def _refuse(checkpoint: Path, differences: list[str]) -> None:
         )
 
 
+def _shapes(state: dict) -> dict[str, str]:
+    """Key -> shape and dtype of its tensor."""
+    return {k: f"{tuple(v.shape)} {dtype_name(v.dtype)}" for k, v in state.items() if isinstance(v, torch.Tensor)}
+
+
+def _copies(tensors: Tensors) -> dict[str, str]:
+    """Registered tensors that every rank holds whole -> a checksum, by which the ranks compare them."""
+    whole = {k: v for k, v in tensors.items() if k.startswith("registered.") and not isinstance(v, DTensor)}
+    return {
+        k: f"{zlib.crc32(v.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()):08x}"
+        for k, v in whole.items()
+    }
+
+
 def _check_registered(name: str, state: dict) -> None:
     """Raise UserError for what a checkpoint cannot store."""
     for key, value in state.items():
-        if not isinstance(key, str) or not (isinstance(value, torch.Tensor) or _is_plain(value)):
+        if not isinstance(key, str) or not (isinstance(value, torch.Tensor) or is_plain(value)):
             raise UserError(
                 f"register({name!r}): {key!r} in its state_dict() is a {type(value).__name__}; a checkpoint stores a flat "
                 "dictionary of tensors, numbers, strings and lists of these"
             )
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
     """Whether JSON gives a value back as it was."""
     if isinstance(value, list):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
+        return all(isinstance(key, str) and is_plain(part) for key, part in value.items())
     return value is None or type(value) in (bool, int, float, str)
-
-
-def _random_state(ranks: Ranks) -> Tensors:
-    state = {f"random.{ranks.rank}": torch.get_rng_state()}
-    if ranks.device.type == "cuda":
-        state[f"random.cuda.{ranks.rank}"] = torch.cuda.get_rng_state(ranks.device)
-    return state
-
-
-def _set_random_state(state: Tensors, ranks: Ranks) -> None:
-    if f"random.{ranks.rank}" in state:
-        torch.set_rng_state(state[f"random.{ranks.rank}"])
-    if f"random.cuda.{ranks.rank}" in state:
-        torch.cuda.set_rng_state(state[f"random.cuda.{ranks.rank}"], ranks.device)
 
 
 def _status(running: Future[SaveTimes]) -> str | None:

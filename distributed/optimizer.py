@@ -10,6 +10,8 @@
 bf16 weights are rounded stochastically (distributed/rounding.py).
 """
 
+import inspect
+
 import torch
 from torch import nn
 
@@ -81,6 +83,9 @@ def check_optimizer(
         raise UserError(
             f"optimizer.memory={memory} is a format of this project's AdamW; with {name} set optimizer.memory=16N"
         )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure and closure.default is inspect.Parameter.empty:
+        raise UserError(f"make_optimizer: {name} computes the loss again in its step; the loop has no closure for that")
     names = {parameter: key for key, parameter in parameters.items()}
     groups = [[names.get(p, "a parameter that is not trained") for p in g["params"]] for g in optimizer.param_groups]
     check_agreement({"make_optimizer": {"optimizer": name, "param_groups": groups}}, ranks)

@@ -181,6 +181,22 @@ def barrier(ranks: Ranks) -> None:
     dist.barrier(group=ranks.flags)
 
 
+def random_state(ranks: Ranks) -> dict[str, torch.Tensor]:
+    """This rank's state of torch's random numbers, of the CPU and its GPU."""
+    state = {f"random.{ranks.rank}": torch.get_rng_state()}
+    if ranks.device.type == "cuda":
+        state[f"random.cuda.{ranks.rank}"] = torch.cuda.get_rng_state(ranks.device)
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor], ranks: Ranks) -> None:
+    """Continue with the random numbers of a `random_state`."""
+    if f"random.{ranks.rank}" in state:
+        torch.set_rng_state(state[f"random.{ranks.rank}"])
+    if f"random.cuda.{ranks.rank}" in state:
+        torch.cuda.set_rng_state(state[f"random.cuda.{ranks.rank}"], ranks.device)
+
+
 class StopSignal:
     """The first SIGTERM or SIGINT asks the loop to stop, which polls `agreed` on all ranks; one more ends the process.
 

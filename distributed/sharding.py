@@ -140,9 +140,10 @@ def shard(
     elif mesh.device_type == "cpu":
         for unit in _units(model):
             unit.set_custom_reduce_scatter(_KeepInPlace())  # pyright: ignore[reportArgumentType]  its base is private
-    # Over one dimension of ranks the loss adds the gradient of the head to the shards itself, and FSDP sees none.
-    head = getattr(model, "head", None)
-    if mesh.ndim == 1 and head is not None:
+    # Over one dimension of ranks the loss adds the gradient of the head to the shards itself, and FSDP sees none. Not where the
+    # shards are in the memory of the host: the device would wait for every piece.
+    head, on_host = getattr(model, "head", None), sharding.cpu_offload and mesh.device_type == "cuda"
+    if mesh.ndim == 1 and head is not None and not on_host:
         head.add_gradient = functools.partial(add_in_pieces, head.weight, reduce_dtype)
 
 
@@ -159,7 +160,7 @@ def add_in_pieces(
     number of rows of every rank's shard. rows_of: as `model.loss.Rows`, for this rank's part of the sum; only the first
     `num_rows` rows have a gradient. factor: fp32 scalar by which it is multiplied.
     """
-    ranks, width = parameter.device_mesh.size(), parameter.shape[1]
+    ranks = parameter.device_mesh.size()
     rows = -(-parameter.shape[0] // ranks)  # of a shard, as in `local_shard`
     is_first = parameter.grad is None
     if parameter.grad is None:
@@ -170,8 +171,7 @@ def add_in_pieces(
         if work is not None:
             work.wait()
         shard = gradient[first : first + len(mine)]
-        mine = mine[: len(shard)].to(shard.device)
-        shard.copy_(mine) if is_first else shard.add_(mine)
+        shard.copy_(mine[: len(shard)]) if is_first else shard.add_(mine[: len(shard)])
 
     reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # torch < 2.13
     pending = None
@@ -187,7 +187,7 @@ def add_in_pieces(
         if ranks == 1:
             finish(first, piece, None)
             continue
-        mine = piece.new_empty(last - first, width)
+        mine = torch.empty_like(piece[: last - first])
         work = reduce_scatter(mine, piece, group=parameter.device_mesh.get_group(), async_op=True)
         if pending:  # the previous piece was reduced while this one was made
             finish(*pending)
@@ -306,8 +306,14 @@ def flat_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def sum_over_shards(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Add up, in place, a sum over this rank's shards with those of the other ranks that hold a part of the same copy."""
+    """Add up, in place, a sum over this rank's shards with those of all ranks; copies of the model count once.
+
+    All ranks get the same number, also where a copy differs from the others, which then is an error that all of them see.
+    """
     if isinstance(parameter, DTensor):
-        mesh = parameter.device_mesh  # if there are two dimensions, the first one replicates
+        mesh = parameter.device_mesh
         dist.all_reduce(value, group=mesh.get_group(mesh.ndim - 1))
+        if mesh.ndim == 2:  # the first dimension replicates
+            dist.all_reduce(value, group=mesh.get_group(0))
+            value /= mesh.size(0)
     return value

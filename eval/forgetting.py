@@ -86,7 +86,7 @@ def start_forgetting(
 ) -> ForgettingReference:
     """Compute the base's distributions. A collective; call it while the model has the base's weights.
 
-    dealer: how large one forward is, as in training. shared_tokens: the number of tokens before the vocabulary was extended (`model.vocabulary.rows.first_new_row`). KL and agreement are then computed on the
+    dealer: how large one forward is, as in training. shared_tokens: the number of tokens before the vocabulary was extended (`model.architectures.first_new_row`). KL and agreement are then computed on the
     distribution over these tokens, renormalized, because the untrained rows of new tokens contain nothing that could be
     forgotten. Default: all tokens of the tokenizer. A signal stops it early; `measure_forgetting` then returns None.
     """

@@ -1,6 +1,6 @@
 """Labels sampled from the softmax, and random signs of losses: pure functions of (seed, document, position).
 
-They do not depend on the number of ranks or on packing. The Fisher diagonal (model/ewc/fisher.py) and sampled generation
+They do not depend on the number of ranks or on packing. The Fisher diagonal (model/ewc.py) and sampled generation
 (eval/generate.py) draw from here.
 """
 

@@ -221,7 +221,7 @@ def optimizer_bytes(shape: ModelShape, memory: str, shards: int) -> int:
 
 
 def ewc_bytes(shape: ModelShape, config: Config, shards: int) -> int:
-    """The Fisher diagonal and the reference on rank 0 (model/ewc/anchor.py); 0 without EWC.
+    """The Fisher diagonal and the reference on rank 0 (model/ewc.py); 0 without EWC.
 
     The reference is stored in `ewc.dtype` if that is exact. For bf16 this is taken to depend on the dtype in which the base
     model is stored; a file whose fp32 tensors hold bf16 numbers takes less.

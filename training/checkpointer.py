@@ -8,7 +8,7 @@ from torch import nn
 
 from common.errors import UserError
 from configs.config import Run
-from distributed.checkpoint import Saver
+from distributed.checkpoint import Saver, is_plain
 from distributed.checkpoint_directory import find_checkpoint, read_manifest, set_aside_after
 from distributed.process_group import StopSignal, read_on_first
 from training.evaluations import Evaluations
@@ -17,12 +17,14 @@ from training.log import Log
 
 
 class Checkpointer:
-    """Finds, loads and saves the checkpoints of one run. All methods but `register` and `is_due` are collectives.
+    """Finds, loads and saves the checkpoints of one run. Every rank calls each of its methods.
 
     A checkpoint has what `distributed.checkpoint.Saver` saves, and in its manifest the loop's `state`, that of the
     evaluations, and what the run is: its `identity` (training/identity.py) and its other `settings`. `find` comes first, then
     `save_from`, `register` and `load`.
     """
+
+    saver: Saver  # from `save_from` on
 
     def __init__(
         self,
@@ -37,7 +39,6 @@ class Checkpointer:
         self.directory, self.run, self.stop, self.log = directory, run, stop, log
         self.identity, self.settings, self.evaluations = identity, settings, evaluations
         self.trained_as = identity  # of the weights as they are: this start's, once it has taken a step
-        self.saver: Saver | None = None
         self.resume_from: Path | None = None
         self.saved_step = self.saved_updates = 0  # of the newest checkpoint; 0: the base model
         self.saved_at = 0.0  # on rank 0's clock: of the last save, or of the first step of this start
@@ -48,7 +49,7 @@ class Checkpointer:
 
         Raises UserError if the checkpoint is damaged, is of another identity, or is beyond `total_steps`.
         """
-        ranks = self.stop.ranks
+        ranks, num_sources = self.stop.ranks, len(state["targets"])
         checkpoint, passed_over = find_checkpoint(self.directory, self.run.resume, ranks)
         lines = [f"warning: passed over: {problem}" for problem in passed_over]
         if checkpoint is None:
@@ -64,12 +65,12 @@ class Checkpointer:
         self.trained_as = saved["identity"]
         if saved["step"] > total_steps:
             raise UserError(f"{checkpoint} is at step {saved['step']}, beyond the {total_steps} steps of this config")
-        num_sources = len(state["targets"])
-        state |= {key: saved[key] for key in state}
+        counted = saved["loop"]
+        state |= {key: counted[key] for key in state if key in counted}
         if self.is_changed:
             state["bad_steps_in_a_row"] = 0  # another learning rate starts with a clean record
-        if len(state["targets"]) != num_sources:
-            state["targets"] = [0] * num_sources  # of other sources
+            if self.trained_as["the data"]["data.mix"] != self.identity["the data"]["data.mix"]:
+                state["targets"] = [0] * num_sources  # of other sources
         self.evaluations.load_state_dict(saved)
         self.saved_step, self.saved_updates = saved["saved_step"], saved["saved_updates"]
         self.proven_step, self.resume_from = saved["proven_step"], checkpoint
@@ -89,19 +90,22 @@ class Checkpointer:
 
     def register(self, name: str, thing: Any) -> None:
         """Keep in every checkpoint what else has a state, such as an average of the weights: `Saver.register`."""
-        self._saver.register(name, thing)
+        self.saver.register(name, thing)
 
-    def load(self) -> list[str]:
-        """Read the checkpoint that `find` has found, if any, in place. Returns lines for the user."""
+    def load(self, state: dict) -> list[str]:
+        """Read the checkpoint that `find` has found, if any, in place. Returns lines for the user.
+
+        Raises UserError if `state`, which the loop counts, cannot be saved.
+        """
         lines = []
+        if wrong := [key for key, value in state.items() if not is_plain(value)]:
+            raise UserError(
+                f"train.py: state[{wrong[0]!r}] is a {type(state[wrong[0]]).__name__}; use numbers, strings and lists, and "
+                "checkpointer.register for tensors"
+            )
         if self.resume_from:
-            lines += self.evaluations.judge_best_again(self.directory, self._saver.parameters, self.stop.ranks)
-        return lines + self._saver.load(self.resume_from)
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of a checkpoint, of all ranks."""
-        return self._saver.stored_bytes()
+            lines += self.evaluations.judge_best_again(self.directory, self.saver.parameters, self.stop.ranks)
+        return lines + self.saver.load(self.resume_from)
 
     def is_due(self, step: int) -> bool:
         """Whether a save is due by steps or by rank 0's clock, since the last one: the same on every rank."""
@@ -121,24 +125,24 @@ class Checkpointer:
         self.saved_step, self.saved_updates = state["step"], state["updates"]
         self.saved_at, self.trained_as = self.stop.clock, self.identity
         with self.stop.saving():
-            self._saver.save(self._manifest(state))
+            self.saver.save(self._manifest(state))
         self.show_saves()
 
     def update(self, state: dict) -> None:
         """If this step is saved: let its manifest say what has been evaluated since."""
         if 0 < state["step"] == self.saved_step:
             self.log.sync()
-            self._saver.update_state(self._manifest(state))
+            self.saver.update_state(self._manifest(state))
 
     def show_saves(self) -> None:
         """Log the saves in the background that have finished. Raises UserError on all ranks if one has failed."""
-        for times in self._saver.poll():
+        for times in self.saver.poll():
             self.log.save(times)
 
     def close(self) -> None:
         """Wait until everything is durable."""
         with self.stop.saving():
-            for times in self._saver.close():
+            for times in self.saver.close():
                 self.log.save(times)
 
     def give_up(self, what: str, updates: int) -> NoReturn:
@@ -146,7 +150,7 @@ class Checkpointer:
 
         A checkpoint is known to be good when a finite loss has been computed from its weights. Later ones are renamed.
         """
-        self._saver.wait()
+        self.saver.wait()
         good = self.saved_step if updates > self.saved_updates else self.proven_step
         renamed = read_on_first(lambda: set_aside_after(self.directory, good), self.stop.ranks)
         aside = (
@@ -167,16 +171,12 @@ class Checkpointer:
         bad = state["bad_steps_in_a_row"]
         return f"{where}, whose last {bad} steps were skipped; the last saved step is {self.saved_step}"
 
-    @property
-    def _saver(self) -> Saver:
-        assert self.saver is not None, "save_from comes first"
-        return self.saver
-
     def _manifest(self, state: dict) -> dict:
         return {
             "identity": self.trained_as,
             "settings": self.settings,
-            **state,
+            "step": state["step"],
+            "loop": state,
             **self.evaluations.state_dict(),
             "saved_step": self.saved_step,
             "saved_updates": self.saved_updates,

@@ -15,28 +15,26 @@ from configs.load import is_of_answers, parse_best_by
 from data.sources import Corpus
 from distributed.checkpoint import load_parameters
 from distributed.checkpoint_directory import checkpoint_name
-from distributed.process_group import Ranks, StopSignal
+from distributed.process_group import Ranks, StopSignal, read_on_first
 from model.language_model import PackedLanguageModel
 from training.inputs import Inputs
 
 Evaluate = Callable[[], dict | None]
-"""Measures the model: the name of each curve -> its value; None if a signal cut it short. A collective."""
+"""Measures the model: the name of each curve -> its value; None if a signal cut it short. Every rank calls it."""
 
 
 class Evaluations:
     """What has been evaluated, by name of the evaluation ("validation", "forgetting"), and the best checkpoint.
 
     `run.best_by` is the criterion of the best. The base model is never the best, also where it is better. Every rank holds
-    the same values, because an evaluation gives all ranks the same figures.
+    the same values, because `measure` gives all ranks the same figures.
     """
 
     def __init__(self, config: Config, validation: Corpus | None) -> None:
         self.functions: dict[str, Evaluate] = {}
         self.every, self.patience = config.run.eval_every, config.run.stop_after_no_gain
-        self._judged_by, self._judged_on = (
-            criterion_of(config),
-            [s.fingerprint for s in validation.sources] if validation else [],
-        )
+        self._judged_by = criterion_of(config)
+        self._judged_on = [source.fingerprint for source in validation.sources] if validation else []
         # What a checkpoint keeps.
         self.evaluated: dict[str, int] = {}  # evaluation -> the last step at which it finished
         self.validation: list[str] = self._judged_on  # fingerprints of the data that the next losses are of
@@ -69,6 +67,11 @@ class Evaluations:
         """The evaluations that are due at this step and have not finished at it: first, last, and every so many steps."""
         is_due = step in (0, total_steps) or (self.every > 0 and step % self.every == 0)
         return [name for name in self.functions if is_due and self.evaluated.get(name) != step]
+
+    def measure(self, name: str, ranks: Ranks) -> dict | None:
+        """The figures of an evaluation, those of rank 0 on every rank: all ranks decide by them. A collective."""
+        figures = self.functions[name]()
+        return read_on_first(lambda: figures, ranks)
 
     def finish(self, name: str, figures: dict, step: int, updates: int) -> bool:
         """Record an evaluation that finished at `step`; True if it found a trained model better than all before.

@@ -6,10 +6,12 @@ name -> value or digest, in the manifest of every checkpoint; its `fingerprint` 
 """
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 # Of config.json: what decides nothing that is trained.
 NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
+# Imported in functions by what measures and decides nothing.
+MEASURES = ("eval", "training.answers", "training.asked")
 SHOWN = 8  # files or keys of a kind, in a message
 WIDTH = 120  # characters of a value in a message
 
@@ -210,7 +214,7 @@ def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], di
     `eval` in a function are not followed: what is measured decides nothing, unless it scores (`scores_module`).
     """
     folders = list(dict.fromkeys((script.resolve().parent, ROOT)))
-    code = _closure([script.resolve()], folders, ("eval",))
+    code = _closure([script.resolve()], folders, MEASURES)
     if scores is None:
         return _by_name(code, folders), {}
     try:
@@ -237,7 +241,7 @@ def _by_name(code: dict[Path, str], folders: list[Path]) -> dict[str, str]:
 
 
 def _closure(files: list[Path], folders: list[Path], not_late: Collection[str]) -> dict[Path, str]:
-    """These files and all that they import from `folders` -> the digest of each. A function's imports of the packages
+    """These files and all that they import from `folders` -> the digest of each. A function's imports of
     `not_late` are left out."""
     code: dict[Path, str] = {}
     while files:
@@ -247,9 +251,30 @@ def _closure(files: list[Path], folders: list[Path], not_late: Collection[str]) 
         module = _Module(file)
         code[file] = module.digest
         for name, is_late in module.imports:
-            if not (is_late and name.split(".")[0] in not_late):
-                files += _files_of(name, folders)
+            if not (is_late and any(f"{name}.".startswith(f"{one}.") for one in not_late)):
+                found = _files_of(name, folders)
+                if not found and (home := _home_of(name.partition(".")[0])) and home not in folders:
+                    folders.append(home)  # a module of the user in PYTHONPATH
+                    found = _files_of(name, folders)
+                files += found
     return code
+
+
+@functools.cache
+def _home_of(name: str) -> Path | None:
+    """The folder from which a module is imported; None for the standard library and installed packages, which have versions."""
+    if name in sys.stdlib_module_names:
+        return None
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or not spec.origin or {"site-packages", "dist-packages"} & set(Path(spec.origin).parts):
+        return None
+    if name in importlib.metadata.packages_distributions():  # installed as editable
+        return None
+    file = Path(spec.origin).resolve()
+    return file.parents[1] if file.name == "__init__.py" else file.parent
 
 
 def _files_of(name: str, folders: list[Path]) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from configs.config import Config
-from data.batches import MicroBatch, Plan, TrainingPlan, collate, plan_pass, plan_training, prefetch
+from data.batches import MicroBatch, StepBatch, TrainingPlan, collate, plan_pass, plan_training, prefetch
 from data.dealing import Costs, Deal, Dealer, Items
 from data.encoding import ExampleEncoder
 from data.examples import Documents
@@ -45,7 +45,7 @@ class Inputs:
     total_steps: int
     warmup_steps: int
     validation: Corpus | None
-    validation_plan: Plan | None
+    validation_batches: tuple[StepBatch, ...]
     dealer: Dealer
     deal: Callable[[int], Deal]  # step -> its documents, dealt to the ranks
     old_domain: Documents | Windows | None  # of ewc.data: what EWC estimates its Fisher diagonal from
@@ -58,8 +58,8 @@ class Inputs:
         for dealt in self.dealer.deal(items, corpus, ranks.world_size).of_rank(ranks.rank):
             yield collate(dealt, corpus).to(ranks.device)
 
-    def steps(self, first: int, ranks: Ranks) -> Iterator[Iterator[tuple[MicroBatch, bool]]]:
-        """For each step from `first` on, this rank's (micro_batch, is_last); the same number on every rank.
+    def steps(self, first: int, ranks: Ranks) -> Iterator[tuple[int, Iterator[tuple[MicroBatch, bool]]]]:
+        """For each step from `first` on, its number and this rank's (micro_batch, is_last); as many on every rank.
 
         A thread prepares the micro-batches of all steps to come while the device computes.
         """
@@ -78,7 +78,7 @@ class Inputs:
                 if is_last:
                     return
 
-        return (of_step() for _ in range(first, self.total_steps))
+        return ((step, of_step()) for step in range(first, self.total_steps))
 
 
 def open_data(
@@ -156,9 +156,10 @@ def read_inputs(
     tokens = batch.rows * data.sequence_length  # of one micro-batch
     dealer = Dealer(tokens if data.packing else batch.rows, costs, data.packing)
     old_domain = reader.source(old_files, "the old domain") if old_files else None
-    validation_plan = None
+    validation_batches = ()
     if validation:
-        validation_plan = plan_pass(validation, MICRO_BATCHES_DEALT * world_size * tokens)
+        one_pass = plan_pass(validation, MICRO_BATCHES_DEALT * world_size * tokens)
+        validation_batches = tuple(map(one_pass.batch, range(one_pass.num_steps)))
 
     @functools.lru_cache(maxsize=16)  # called by the thread that makes micro-batches, then by the training loop
     def deal(step: int) -> Deal:
@@ -171,5 +172,5 @@ def read_inputs(
         asked = read_asked(config, reader, train.sources[0], is_first=show_progress)
     new_row = first_new_row(config.model.path)
     return Inputs(
-        train, plan, total_steps, warmup_steps, validation, validation_plan, dealer, deal, old_domain, asked, new_row
+        train, plan, total_steps, warmup_steps, validation, validation_batches, dealer, deal, old_domain, asked, new_row
     )

@@ -39,9 +39,10 @@ class Profile:
         if not self.wanted:
             return
         if number >= self.first + self.count:
-            if not self.profiler:
+            if self.profiler:
+                self.close(number - 1)
+            else:
                 self.say(f"run.profile={self.wanted}: this start begins at step {number}, after these steps")
-            self.close(number - 1)
             self.wanted = None
         elif number >= self.first and not self.profiler:
             from torch.profiler import ProfilerActivity, profile
@@ -53,6 +54,8 @@ class Profile:
     def close(self, last: int) -> None:
         """Write the trace, if one has begun, which ends with step `last`."""
         if not self.profiler:
+            if self.wanted:
+                self.say(f"run.profile={self.wanted}: this start ends with step {last}, before these steps")
             return
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize(self.ranks.device)  # kernels that are still in the queue belong to the trace
@@ -60,7 +63,7 @@ class Profile:
         self.directory.mkdir(exist_ok=True)
         name = f"steps-{self.began}-{last}-rank-"
         self.profiler.export_chrome_trace(str(self.directory / f"{name}{self.ranks.rank}.json.gz"))
-        self.profiler = None
+        self.profiler = self.wanted = None
         self.say(f"the trace of steps {self.began} to {last} is in {self.directory}/{name}*; ui.perfetto.dev shows it")
 
 

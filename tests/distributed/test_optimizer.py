@@ -17,7 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from common.errors import UserError
-from distributed import optimizer as module
+from distributed import low_memory as module
 from distributed.checkpoint import Saver
 from distributed.gradients import bytes_per_parameter, clip_gradients
 from distributed.low_memory import make_code_maps
@@ -313,7 +313,9 @@ def test_a_matrix_takes_as_many_bytes_as_the_name_says(memory, total) -> None:
     assert measured["total"] == sum(measured[part] for part in ("weights", "gradients", "moments"))
     assert measured["gradients"] == (4 if memory in ("16N", "14N") else 2)
     optimizer.zero_grad()
-    assert bytes_per_parameter(optimizer) == measured  # a gradient that is not there will have the dtype of its parameter
+    assert (
+        bytes_per_parameter(optimizer) == measured
+    )  # a gradient that is not there will have the dtype of its parameter
 
 
 def test_blocks_of_8_bit_moments_divide_rows() -> None:

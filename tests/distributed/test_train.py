@@ -347,7 +347,7 @@ def test_five_bad_steps_in_a_row_stop_the_run_with_a_good_checkpoint(folder, two
     # Saved at every good step. Step 2 is good: the losses that are not finite come from elsewhere, but who can know?
     assert (checkpoints / "latest").read_text() == "step-000001"
     state = json.loads((checkpoints / "step-000002.bad" / "manifest.json").read_text())["state"]
-    assert (state["step"], state["skipped_steps"], state["proven_step"]) == (2, 0, 1)
+    assert (state["step"], state["loop"]["skipped_steps"], state["proven_step"]) == (2, 0, 1)
 
 
 def test_a_full_disk_on_rank_0_stops_all_ranks_and_the_run_resumes_from_its_last_checkpoint(folder, two) -> None:

@@ -81,6 +81,14 @@ def pretend_device() -> Iterator[PretendDevice]:
         "set_rng_state": lambda state, device=None: None,
     }
 
+    plain_mm = torch.mm
+
+    def mm(left: torch.Tensor, right: torch.Tensor, out_dtype: torch.dtype | None = None, **options) -> torch.Tensor:
+        """CUDA alone has products of bf16 with an fp32 result."""
+        if out_dtype is None:
+            return plain_mm(left, right, **options)
+        return plain_mm(left.to(out_dtype), right.to(out_dtype))
+
     def device_waits(_: object) -> None:
         device.wait("synchronize")
 
@@ -92,6 +100,7 @@ def pretend_device() -> Iterator[PretendDevice]:
         for owner, name, value in (
             (torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(grouped)),
             (torch.Tensor, "_make_wrapper_subclass", made_of),
+            (torch, "mm", mm),
             (torch.distributed, "init_process_group", gloo),
             (torch.cuda.memory, "_record_memory_history", lambda *args, **options: None),
             (torch.accelerator, "current_stream", lambda *args: stream),

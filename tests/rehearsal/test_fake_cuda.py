@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import distributed.optimizer
+import distributed.low_memory
 from configs.config import Optimizer
 from data.batches import collate
 from distributed.gradients import clip_gradients, gradient_norm
@@ -56,7 +56,7 @@ def test_every_optimizer_memory_takes_a_step(memory, monkeypatch) -> None:
         pytest.importorskip("torchao")
         maps = make_code_maps(torch.device("cpu"))  # computed with values, which fake tensors do not have
         monkeypatch.setattr(
-            distributed.optimizer, "make_code_maps", lambda device: {key: m.to(device) for key, m in maps.items()}
+            distributed.low_memory, "make_code_maps", lambda device: {key: m.to(device) for key, m in maps.items()}
         )
     with fake_cuda():
         parameters = make_weights(memory)

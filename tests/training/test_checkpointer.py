@@ -16,7 +16,7 @@ from training.evaluations import Evaluations
 
 CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
 IDENTITY = dict.fromkeys(("config.json", "versions", "the data", "the tokenizer", "the code", "the scores' code"), {})
-IDENTITY |= {"settings": {"run.seed": 1}, "the weights": {"model.safetensors": "123"}}
+IDENTITY |= {"settings": {"run.seed": 1}, "the weights": {"model.safetensors": "123"}, "the data": {"data.mix": None}}
 
 
 class Stop:

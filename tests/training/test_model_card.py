@@ -25,10 +25,7 @@ RECORD = {"weights": "best", "step": 2, "checkpoint": "abc", "kind": "model", "d
 INTERVAL = {"value": 1.5, "low": 1.25, "high": 1.75}
 STATE = {
     "step": 2,
-    "tokens": 12345,
-    "targets": [678, 90],
-    "updates": 2,
-    "skipped_steps": 0,
+    "loop": {"tokens": 12345, "targets": [678, 90], "updates": 2, "skipped_steps": 0},
     "identity": {"the data": {"data.train": "0123abcd"}},
     "settings": {"steps in total": 4},
     "evaluated": {"validation": 2},
@@ -162,7 +159,7 @@ def test_what_is_recorded_is_said_and_paths_and_hosts_are_not(export, tmp_path) 
 
 
 def test_what_is_missing_is_said(export) -> None:
-    text = card(replace(export, state={"step": 2}))
+    text = card(replace(export, state={"step": 2, "loop": {}}))
     for part in ("Not measured on a test set.", "has lost against its base was not measured", "not recorded"):
         assert part in text, part
     assert "Licence: unknown" in text and "does not say where it is from: check" in text
