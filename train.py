@@ -51,7 +51,7 @@ from training.ending import export_run, is_finished
 from training.evaluations import Evaluations, answers_and, start_forgetting
 from training.inputs import Inputs, open_data
 from training.log import Log, make_meter
-from training.observe import Pace, Profile
+from training.observe import Pace
 from training.start import agree_on_dtype, check_disks, first_line, join_run, read_config
 
 STOP_AFTER_BAD_STEPS = 5  # in a row, with a loss or gradient norm that is not finite
@@ -200,10 +200,11 @@ def train(
     gc.freeze()
     gc.disable()
     peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
-    profile, pace = (
-        Profile(config.run.profile, total_steps, directory, ranks, log.say),
-        Pace(layers, stop, state["step"]),
-    )
+    pace, profile = Pace(layers, stop, state["step"]), None  # which rank is slow
+    if config.run.profile:
+        from training.profile import Profile
+
+        profile = Profile(config.run.profile, total_steps, directory, ranks, log.say)
     stopping = False
     while True:
         # ---- what is due between two steps: evaluate, save, stop where all ranks agree --------------------------------
@@ -238,7 +239,8 @@ def train(
         if finished or stopping:
             break
 
-        profile.step(state["step"] + 1)
+        if profile:
+            profile.step(state["step"] + 1)
         # ---- one optimizer step: all of the mathematics is on these lines ---------------------------------------------
         batch = data.plan.batch(state["step"])
         num_targets = batch.num_target_tokens  # of all ranks and micro-batches; with weights, their sum
@@ -300,7 +302,8 @@ def train(
         log.advance(state["step"])
 
     # --- 6. The end: stopped by a signal, or finished and exported ----------------------------------------------------
-    profile.close(state["step"])
+    if profile:
+        profile.close(state["step"])
     checkpointer.close()
     if stopping:
         log.say(f"{stop.name or 'signal'}: {checkpointer.stopped(state, total_steps)}; start again to continue")

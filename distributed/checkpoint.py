@@ -256,7 +256,7 @@ class Saver:
         """
         missing = {name for name in stored if name.startswith("optimizer.")} | set(numbers)
         missing -= set(self._optimizer_state())
-        if not missing:
+        if not missing or all(self.optimizer.state.get(parameter) for parameter in self.parameters.values()):
             return
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for parameter in self.parameters.values():

@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 
 from common.durable_files import publish, start_directory
 from common.errors import UserError
-from common.lean_imports import hidden
 from common.random_bits import hash64, hash64_tensor
 from configs.config import LoRA
 from distributed.export import write_file
@@ -49,10 +48,9 @@ def add_adapters(causal_lm: PreTrainedModel, settings: LoRA, path: str) -> None:
     """
     targets = targets_of(causal_lm, settings.targets)
     try:
-        with hidden("torchao"):  # peft imports it for quantised models
-            from peft import inject_adapter_in_model
+        from peft import inject_adapter_in_model
 
-            inject_adapter_in_model(_peft_config(settings, targets, path), causal_lm)
+        inject_adapter_in_model(_peft_config(settings, targets, path), causal_lm)
     except ImportError as error:
         raise UserError(f"lora.rank={settings.rank} needs peft ({error}): pip install peft") from error
     for name, parameter in causal_lm.named_parameters():

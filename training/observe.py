@@ -1,4 +1,4 @@
-"""What a run on many GPUs shows beside its curves: a trace of chosen steps, what filled a GPU's memory, which rank is slow."""
+"""What a run on many GPUs shows beside its curves: what filled a GPU's memory, and which rank is slow."""
 
 import statistics
 import time
@@ -10,61 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.errors import UserError
 from configs.config import Config
-from configs.load import parse_profile
 from distributed.process_group import Ranks, StopSignal, gather_objects
 from distributed.rank_names import host_name, ranks_on_hosts
 
 SLOW = 1.5  # a straggler takes so many times as long as the median rank,
 PATIENCE = 5  # in so many logged rows one after the other
-
-
-class Profile:
-    """torch.profiler's trace of the steps of `run.profile`, one file per rank in runs/NAME/profile. No-op without it."""
-
-    def __init__(
-        self, wanted: str | None, total_steps: int, directory: Path, ranks: Ranks, say: Callable[[str], None]
-    ) -> None:
-        """wanted: STEP:COUNT. Raises UserError if the run ends before that step."""
-        self.wanted, self.directory, self.ranks, self.say = wanted, directory / "profile", ranks, say
-        self.first, self.count = parse_profile(wanted) if wanted else (0, 0)
-        self.began: int | None = None  # the first step of the trace
-        self.profiler: Any = None
-        if self.first > total_steps:
-            raise UserError(f"run.profile={wanted}: the run has only {total_steps} steps; choose an earlier one")
-
-    def step(self, number: int) -> None:
-        """Call before step `number`, counted from 1: the trace begins, ends, or goes on."""
-        if not self.wanted:
-            return
-        if number >= self.first + self.count:
-            if self.profiler:
-                self.close(number - 1)
-            else:
-                self.say(f"run.profile={self.wanted}: this start begins at step {number}, after these steps")
-            self.wanted = None
-        elif number >= self.first and not self.profiler:
-            from torch.profiler import ProfilerActivity, profile
-
-            on_gpu = [ProfilerActivity.CUDA] if self.ranks.device.type == "cuda" else []
-            self.began, self.profiler = number, profile(activities=[ProfilerActivity.CPU, *on_gpu], record_shapes=True)
-            self.profiler.start()
-
-    def close(self, last: int) -> None:
-        """Write the trace, if one has begun, which ends with step `last`."""
-        if not self.profiler:
-            if self.wanted:
-                self.say(f"run.profile={self.wanted}: this start ends with step {last}, before these steps")
-            return
-        if self.ranks.device.type == "cuda":
-            torch.cuda.synchronize(self.ranks.device)  # kernels that are still in the queue belong to the trace
-        self.profiler.stop()
-        self.directory.mkdir(exist_ok=True)
-        name = f"steps-{self.began}-{last}-rank-"
-        self.profiler.export_chrome_trace(str(self.directory / f"{name}{self.ranks.rank}.json.gz"))
-        self.profiler = self.wanted = None
-        self.say(f"the trace of steps {self.began} to {last} is in {self.directory}/{name}*; ui.perfetto.dev shows it")
 
 
 @contextmanager

@@ -121,7 +121,9 @@ for tokens in range(33, 1033):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CAN_FORK, reason="Linux on a machine without a GPU")
-def test_memory_stays_flat_over_micro_batches_of_a_thousand_lengths(tmp_path) -> None:
+def test_memory_stays_flat_over_micro_batches_of_a_thousand_lengths(tmp_path, monkeypatch) -> None:
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # that another test has set
+        monkeypatch.delenv(name, raising=False)
     script = tmp_path / "growth.py"
     script.write_text(GROWTH.format(root=str(ROOT)))
     (before, after), (free_before, free_after) = (

@@ -20,7 +20,7 @@ EDITS = {
         "            if is_last:\n                break\n            before_micro_batch(model",
     ),
     "optimizer not restored": (
-        "    notes += checkpointer.load()\n",
+        "    notes += checkpointer.load(state)\n",
         "    from distributed.checkpoint import load_parameters\n\n"
         "    load_parameters(checkpointer.resume_from, parameters, ranks) if checkpointer.resume_from else None\n",
     ),

@@ -159,7 +159,7 @@ def test_what_is_recorded_is_said_and_paths_and_hosts_are_not(export, tmp_path) 
 
 
 def test_what_is_missing_is_said(export) -> None:
-    text = card(replace(export, state={"step": 2, "loop": {}}))
+    text = card(replace(export, state={"step": 2}))
     for part in ("Not measured on a test set.", "has lost against its base was not measured", "not recorded"):
         assert part in text, part
     assert "Licence: unknown" in text and "does not say where it is from: check" in text

@@ -8,7 +8,8 @@ import torch
 from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from distributed.process_group import Ranks
-from training.observe import PATIENCE, Pace, Profile, memory_snapshot
+from training.observe import PATIENCE, Pace, memory_snapshot
+from training.profile import Profile
 
 CONFIG = Config(Model("m"), Data(("a",)), Batch(global_examples=8, micro_batch=4), Optimizer(1e-4), Run("r"))
 CPU = Ranks(0, 1, 0, torch.device("cpu"), None)  # type: ignore[arg-type]
