@@ -51,7 +51,7 @@ from training.ending import export_run, is_finished
 from training.evaluations import Evaluations, answers_and, start_forgetting
 from training.inputs import Inputs, open_data
 from training.log import Log, make_meter
-from training.observe import Pace
+from training.observe import Pace, start_profile
 from training.start import agree_on_dtype, check_disks, first_line, join_run, read_config
 
 STOP_AFTER_BAD_STEPS = 5  # in a row, with a loss or gradient norm that is not finite
@@ -200,11 +200,8 @@ def train(
     gc.freeze()
     gc.disable()
     peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
-    pace, profile = Pace(layers, stop, state["step"]), None  # which rank is slow
-    if config.run.profile:
-        from training.profile import Profile
-
-        profile = Profile(config.run.profile, total_steps, directory, ranks, log.say)
+    pace = Pace(layers, stop, state["step"])  # which rank is slow
+    profile = start_profile(config.run.profile, total_steps, directory, ranks, log.say)
     stopping = False
     while True:
         # ---- what is due between two steps: evaluate, save, stop where all ranks agree --------------------------------

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,8 +14,22 @@ from configs.config import Config
 from distributed.process_group import Ranks, StopSignal, gather_objects
 from distributed.rank_names import host_name, ranks_on_hosts
 
+if TYPE_CHECKING:
+    from training.profile import Profile
+
 SLOW = 1.5  # a straggler takes so many times as long as the median rank,
 PATIENCE = 5  # in so many logged rows one after the other
+
+
+def start_profile(
+    wanted: str | None, total_steps: int, directory: Path, ranks: Ranks, say: Callable[[str], None]
+) -> "Profile | None":
+    """The trace that run.profile=STEP:COUNT asks for; None without it."""
+    if wanted is None:
+        return None
+    from training.profile import Profile
+
+    return Profile(wanted, total_steps, directory, ranks, say)
 
 
 @contextmanager

@@ -4,24 +4,16 @@ A sink has `plot(step, values)`, where a value is a number or a text in Markdown
 are used only if their package is installed, and each as its own environment variables say (project, server, offline).
 """
 
-import html
 import importlib.util
-import json
-import os
-import queue
-import secrets
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from common.durable_files import fsync, write_json
+from common.durable_files import fsync
 from common.errors import UserError
 
 EVENT_FILES = "events.out.tfevents.*"
-REMOTE_RUNS = "remote_runs.json"  # in the run directory: sink -> the id of its run, by which a resume continues it
-CLOSE_SECONDS = 60.0  # that the end of a run waits for a service
 _MAX_CLOCK_SKEW = 5.0  # seconds
 
 Say = Callable[[str], None]
@@ -54,23 +46,12 @@ def open_sinks(
     of them can take a row back.
     """
     sinks: list[Sink] = []
-    file, lock = directory / REMOTE_RUNS, threading.Lock()
-    known = json.loads(file.read_text(encoding="utf-8")) if start_step and file.is_file() else {}
-    for name in names:
-        if name == "tensorboard":
-            sinks.append(TensorBoard(directory / "tensorboard", start_step, say))
-            continue
-        kind = {"wandb": WandB, "mlflow": MLflow}[name]
+    if "tensorboard" in names:
+        sinks.append(TensorBoard(directory / "tensorboard", start_step, say))
+    if services := [name for name in names if name != "tensorboard"]:
+        from training.services import open_services
 
-        def remember(run_id: str, name: str = name) -> None:
-            with lock:  # every service has a thread of its own
-                known[name] = run_id
-                write_json(file, known)
-
-        def connect(kind: type = kind, run_id: str | None = known.get(name), remember: Say = remember) -> Sink:
-            return kind(directory, config, run_id, remember)
-
-        sinks.append(Background(name, connect, sent if name in known else (), say))
+        sinks += open_services(services, directory, start_step > 0, config, sent, say)
     return sinks
 
 
@@ -111,104 +92,3 @@ class TensorBoard:
             time.sleep(min(ahead, _MAX_CLOCK_SKEW))
         if ahead > _MAX_CLOCK_SKEW:
             say(f"the clock is {ahead:.0f} s behind the last start's: TensorBoard may show steps twice")
-
-
-class WandB:
-    """Weights & Biases: https://docs.wandb.ai/models/track/log. Rows have their own x-axis, `step`."""
-
-    def __init__(self, directory: Path, config: dict, run_id: str | None, remember: Say) -> None:
-        import wandb  # pyright: ignore[reportMissingImports]
-
-        self.html, run_id = wandb.Html, run_id or secrets.token_hex(4)
-        remember(run_id)
-        project = os.environ.get("WANDB_PROJECT", "full-fine-tuning")
-        self.run = wandb.init(
-            project=project, name=directory.name, id=run_id, resume="allow", dir=str(directory), config=config
-        )
-        # W&B's own step never goes back, and a save that ends later belongs to an earlier step.
-        self.run.define_metric("step")
-        self.run.define_metric("*", step_metric="step")
-
-    def plot(self, step: int, values: Values) -> None:
-        """Log a row."""
-        shown = {n: self.html(f"<pre>{html.escape(v)}</pre>") if isinstance(v, str) else v for n, v in values.items()}
-        self.run.log({"step": step} | shown)
-
-    def flush(self) -> None:
-        """Nothing: W&B's own process has the rows."""
-
-    def close(self) -> None:
-        """Wait until the rows are sent."""
-        self.run.finish()
-
-
-class MLflow:
-    """MLflow: https://mlflow.org/docs/latest/python_api/mlflow.html. Texts are artifacts."""
-
-    def __init__(self, directory: Path, config: dict, run_id: str | None, remember: Say) -> None:
-        import mlflow  # pyright: ignore[reportMissingImports]
-
-        self.mlflow = mlflow
-        run = mlflow.start_run(run_id=run_id, run_name=directory.name)
-        if run_id is None:
-            remember(run.info.run_id)
-            mlflow.log_dict(config, "config.json")
-            flat = [(f"{part}.{key}", str(value)) for part, keys in config.items() for key, value in keys.items()]
-            for first in range(0, len(flat), 100):  # which is what a request may have
-                mlflow.log_params(dict(flat[first : first + 100]))
-
-    def plot(self, step: int, values: Values) -> None:
-        """Log a row."""
-        self.mlflow.log_metrics({n: v for n, v in values.items() if not isinstance(v, str)}, step=step)
-        for name, text in values.items():
-            if isinstance(text, str):
-                self.mlflow.log_text(text, f"{name}/step-{step:06d}.md")
-
-    def flush(self) -> None:
-        """Nothing: every row is sent at once."""
-
-    def close(self) -> None:
-        """Mark the run as finished."""
-        self.mlflow.end_run()
-
-
-class Background:
-    """A service in a thread of its own: training does not wait for it, and goes on without it when it fails."""
-
-    def __init__(self, name: str, connect: Callable[[], Sink], sent: Collection[tuple[int, str]], say: Say) -> None:
-        self.name, self.connect, self.sent, self.say = name, connect, set(sent), say
-        self.rows: queue.SimpleQueue[tuple[int, Values] | None] = queue.SimpleQueue()
-        self.failed = False
-        self.thread = threading.Thread(target=self._run, name=f"curves to {name}", daemon=True)
-        self.thread.start()
-
-    def plot(self, step: int, values: Values) -> None:
-        """Queue what has not been sent before."""
-        new = {name: value for name, value in values.items() if (step, name) not in self.sent}
-        if new and not self.failed:
-            self.rows.put((step, new))
-
-    def flush(self) -> None:
-        """Nothing: metrics.jsonl has the rows."""
-
-    def close(self) -> None:
-        """Wait for the queue, but not for a service that does not answer."""
-        self.rows.put(None)
-        self.thread.join(CLOSE_SECONDS)
-        if self.thread.is_alive():
-            self.say(
-                f"warning: {self.name} has not taken all curves within {CLOSE_SECONDS:.0f} s; metrics.jsonl has them"
-            )
-
-    def _run(self) -> None:
-        try:
-            sink = self.connect()
-            while (row := self.rows.get()) is not None:
-                sink.plot(*row)
-            sink.close()
-        except (Exception, SystemExit) as error:
-            self.failed = True
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self.say(
-                f"warning: the run goes on without {self.name}, which has failed ({reason}); metrics.jsonl has all curves"
-            )
