@@ -140,10 +140,11 @@ def shard(
     elif mesh.device_type == "cpu":
         for unit in _units(model):
             unit.set_custom_reduce_scatter(_KeepInPlace())  # pyright: ignore[reportArgumentType]  its base is private
-    # Over one dimension of ranks the loss adds the gradient of the head to the shards itself, and FSDP sees none. Not where the
-    # shards are in the memory of the host: the device would wait for every piece.
+    # Over one dimension of ranks the loss adds the gradient of the head to the shards itself, and FSDP sees none. Not for a tied
+    # head, because FSDP reduces the embedding's part anyway and the vocabulary would be sent twice; and not where the shards are
+    # in the memory of the host, because the device would wait for every piece.
     head, on_host = getattr(model, "head", None), sharding.cpu_offload and mesh.device_type == "cuda"
-    if mesh.ndim == 1 and head is not None and not on_host:
+    if mesh.ndim == 1 and head is not None and (extra_units or mesh.size() == 1) and not on_host:
         head.add_gradient = functools.partial(add_in_pieces, head.weight, reduce_dtype)
 
 

@@ -565,9 +565,9 @@ def _moments(
         elements = trained_elements(shape, shards)
         sums = elements * (reduce if memory == "14N" else max(0, reduce - gradient_itemsize(memory)))
         sums_at_end = elements * (reduce if memory == "14N" or own != reduce else 0)
-    # The gradient of the head is reduced in pieces, where FSDP sees none of it. Else a tied one waits in the root for that
-    # of the embedding.
-    in_pieces = not layout.replicates
+    # The gradient of the head is reduced in pieces, where FSDP sees none of it (distributed/sharding.py: shard). Else a tied
+    # one waits in the root for that of the embedding.
+    in_pieces = not layout.replicates and (bool(shape.extra) or shards == 1) and not layout.offloads
     tied = 0 if shape.extra or not head.trained or in_pieces else vocabulary * width * compute
 
     # The loss computes its gradients. The last buffer of forward is still there.
