@@ -298,7 +298,8 @@ class Saver:
             seconds = time.perf_counter() - begin
             self.finished.append(SaveTimes(step, seconds, seconds))
             return
-        values = json.loads(json.dumps(values))  # what is registered may change its values in place
+        # The loop, and what is registered, may change their values in place while the thread writes.
+        state, values = json.loads(json.dumps([state, values]))
         copies: Any = self.stager.stage(tensors)
         pause = time.perf_counter() - begin
 

@@ -359,15 +359,18 @@ def test_a_background_save_stores_the_state_of_its_step_and_moves_latest_at_the_
     saver = Saver(tmp_path, parameters, optimizer, ranks, 2, True)
     thing = Thing(positions=[1])
     saver.register("thing", thing)
-    saver.save({"step": 1})
+    state = {"step": 1, "loop": {"step": 1}}
+    saver.save(state)
     with torch.no_grad():
         parameters["weight"].fill_(2.0)  # training goes on
+    state["loop"]["step"] = 2
     thing.state["positions"].append(2)
     assert saver.poll() == [] and latest_checkpoint(tmp_path) is None
     held.set()
     (times,) = saver.close()
     assert times.step == 1 and 0 < times.pause < times.total
     assert latest_checkpoint(tmp_path).name == "step-000001"
+    assert read_manifest(tmp_path / "step-000001")["state"]["loop"] == {"step": 1}
     resumed = weight_and_optimizer(0.0)
     other = Saver(tmp_path, *resumed, ranks)
     other.register("thing", thing)
