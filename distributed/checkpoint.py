@@ -43,6 +43,7 @@ from distributed.checkpoint_files import CheckpointReader, CheckpointWriter
 from distributed.disks import check_free_space
 from distributed.process_group import Ranks, gather_objects, random_state, read_on_first, set_random_state
 
+MOST_STEPS = 16  # in which an optimizer must have made its state
 OF_THE_LOOP = ("params", "lr")  # keys of optimizer.param_groups that the loop sets before every step
 Tensors = dict[str, torch.Tensor]
 
@@ -251,30 +252,25 @@ class Saver:
 
         stored: DCP's metadata; numbers: what of the state is no tensor, by name.
 
-        Most make it in their first step: one of rate 0 with gradients of 0, whatever it changes is then read. What is still
-        missing was made in a later step.
+        Most make it in their first step, some in a later one: steps of rate 0 with gradients of 0. Whatever they change is then
+        read. What is still missing is refused.
         """
         missing = {name for name in stored if name.startswith("optimizer.")} | set(numbers)
         missing -= set(self._optimizer_state())
         if not missing or all(self.optimizer.state.get(parameter) for parameter in self.parameters.values()):
             return
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        for parameter in self.parameters.values():
-            parameter.grad = torch.zeros_like(parameter)
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for _ in range(MOST_STEPS):
+            for parameter in self.parameters.values():
+                parameter.grad = torch.zeros_like(parameter)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if not missing - set(self._optimizer_state()):
+                break
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        for name in missing - set(self._optimizer_state()):
-            key, _, of = name.removeprefix("optimizer.").partition(".")
-            parameter, metadata = self.parameters.get(of), stored.get(name)
-            if parameter is None or not isinstance(metadata, TensorStorageMetadata):
-                continue  # refused below
-            dtype, whole = metadata.properties.dtype, tuple(metadata.size) == tuple(parameter.shape)
-            made = torch.zeros_like(parameter, dtype=dtype) if whole else torch.zeros(metadata.size, dtype=dtype)
-            self.optimizer.state[parameter][key] = made
 
     # --- Save ---------------------------------------------------------------------------------------------------------
 

@@ -616,7 +616,7 @@ def _loss_memory(
         return product + losses
     block = min(vocabulary, HEAD_ROWS)
     # The factors of a block in fp32, where a product is not to be rounded, and the product.
-    exact = block * (width + (rows if compute < FP32 else 0)) * FP32
+    exact = (block * width + ((block + width) * rows if compute < FP32 else 0)) * FP32
     kept, summed = product, 0  # until backward
     if rows < targets:
         kept = summed = vocabulary * width * FP32

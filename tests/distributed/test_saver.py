@@ -150,6 +150,7 @@ def test_what_a_checkpoint_cannot_store_is_refused(tmp_path, ranks) -> None:
     [
         ("NAdam", "SGD", "optimizer NAdam, now SGD; it has exp_avg of an optimizer"),
         ("plain SGD", "NAdam", "optimizer SGD, now NAdam"),
+        ("SGD", "plain SGD", "it has momentum_buffer of an optimizer, and the run has not"),
     ],
 )
 def test_a_resume_with_another_optimizer_is_refused(before, now, words, tmp_path, ranks) -> None:

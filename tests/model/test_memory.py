@@ -325,7 +325,7 @@ def test_the_peak_is_that_of_a_real_step(ranks, strategy, checkpointing, memory,
     )
     layout = layout_of(config, ranks, ranks, "cpu")
     found = step_memory(shape_for(config, model_config), config, layout, STEP, sum(STEP)).tensors
-    assert found == pytest.approx(peak_of_a_step(config, model_config, ranks, STEP), rel=0.015)
+    assert found == pytest.approx(peak_of_a_step(config, model_config, ranks, STEP), rel=0.01)
 
 
 def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
