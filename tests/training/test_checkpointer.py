@@ -138,3 +138,17 @@ def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path, ranks) -> None:
     write(tmp_path, 4, ranks)
     with pytest.raises(UserError, match="is at step 4, beyond the 3 steps of this config"):
         made(tmp_path, ranks).find(counted(0), 3)
+
+
+def test_what_the_loop_counts_has_a_name_of_its_own_and_must_be_plain(tmp_path, ranks) -> None:
+    checkpointer = made(tmp_path, ranks)
+    checkpointer.save(counted(4) | {"loss": 7.0, "best_step": 1})
+    saved = checkpointer.saves[-1]
+    assert saved["loop"]["loss"] == 7.0 and saved["loss"] is None and saved["best_step"] is None
+    (tmp_path / "step-000004").mkdir()
+    write_manifest(tmp_path / "step-000004", saved, {}, {})
+    state = counted(0) | {"loss": 0.0, "best_step": 0, "mine": 3}  # of which one is newer than the checkpoint
+    made(tmp_path, ranks).find(state, 10)
+    assert (state["step"], state["loss"], state["best_step"], state["mine"]) == (4, 7.0, 1, 3)
+    with pytest.raises(UserError, match=r"state\['mine'\] is a set; use numbers"):
+        checkpointer.load(state | {"mine": {1}})
