@@ -63,6 +63,8 @@ class MicroBatch:
     target_positions: int64 `(targets,)`, indices of the hidden states that predict `target_ids` `(targets,)`.
     target_sources: int64 `(targets,)`, index of each target's source. None if there is only one source.
     target_weights: fp32 `(targets,)`, the factor of each target's loss. None if all are 1.
+    divisor: what the loop divides the loss by. `chunked` makes gradients at that scale, so that bf16 rounds them once; a
+    loop that divides by another number gets the right gradients as well.
     """
 
     input_ids: torch.Tensor
@@ -73,6 +75,7 @@ class MicroBatch:
     target_ids: torch.Tensor
     target_sources: torch.Tensor | None = None
     target_weights: torch.Tensor | None = None
+    divisor: int | float = 1
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same micro-batch on another device. The copy to CUDA is asynchronous."""

@@ -178,6 +178,7 @@ class _ChunkedSum(torch.autograd.Function):
         needs_grad = ctx.needs_input_grad[0] or trains_head
         tokens = weight[: settings.num_tokens]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        scale = torch.ones_like(loss) / batch.divisor
         grad_hidden = torch.empty_like(hidden if needs_grad else hidden[:0], dtype=torch.float32)
         gradient = _HeadGradient(tokens)
         width = hidden.shape[1] if trains_head else 0
@@ -188,7 +189,7 @@ class _ChunkedSum(torch.autograd.Function):
             for first in range(0, len(rows), LOSS_TOKENS):
                 part = product[first : first + LOSS_TOKENS]
                 targets = slice(start + first, start + first + len(part))
-                losses = _losses(part, targets, batch, token_losses, settings, needs_grad)
+                losses = _losses(part, targets, batch, token_losses, settings, scale if needs_grad else None)
                 loss += losses.sum()
                 if loss_sums is not None and batch.target_sources is not None:
                     loss_sums.add_by_source(losses, batch.target_sources[targets])
@@ -198,22 +199,25 @@ class _ChunkedSum(torch.autograd.Function):
                 gradient.add(product, rows, is_only=len(rows) == len(hidden))
             del product, part  # else they would live until the next chunk has made its own
         if needs_grad:
-            ctx.kept = grad_hidden, gradient if trains_head else None, weight.shape, weight.dtype, add_gradient
+            ctx.kept = grad_hidden, gradient if trains_head else None, scale, weight.shape, weight.dtype, add_gradient
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):  # noqa: ANN001, ANN205
-        (grad_hidden, gradient, shape, dtype, add_gradient), ctx.kept = ctx.kept, None
+        (grad_hidden, gradient, scale, shape, dtype, add_gradient), ctx.kept = ctx.kept, None
+        factor = grad_output / scale  # 1 if the loop divided by the micro-batch's divisor and changed nothing else
         # Scaled in fp32, since CUDA rounds a factor of bf16 numbers to bf16.
-        grad_hidden = grad_hidden.mul_(grad_output).to(dtype)
+        grad_hidden = grad_hidden.mul_(factor).to(dtype)
         grad_weight = None
         if gradient is not None and add_gradient is not None:
-            add_gradient(gradient.rows, gradient.num_rows, grad_output)
+            add_gradient(gradient.rows, gradient.num_rows, factor)
         elif gradient is not None:
+            # A product that is rounded before it is scaled would be rounded twice. On a CPU the exact one takes twice as long.
+            exact = factor.is_cuda or factor.item() != 1
             grad_weight = grad_hidden.new_zeros(shape)
             for first in range(0, gradient.num_rows, HEAD_ROWS):
                 last = min(first + HEAD_ROWS, gradient.num_rows)
-                grad_weight[first:last] = gradient.rows([(first, last)], exact=True).mul_(grad_output)
+                grad_weight[first:last] = gradient.rows([(first, last)], exact).mul_(factor)
         return grad_hidden, grad_weight, *(None,) * 5
 
 
@@ -292,17 +296,17 @@ def _losses(
     batch: MicroBatch,
     token_losses: TokenLosses,
     settings: HeadSettings,
-    needs_grad: bool,
+    scale: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The weighted losses, fp32 `(targets,)`. If `needs_grad`, `product` becomes the gradient of their sum."""
+    """The weighted losses, fp32 `(targets,)`. With a scale, `product` becomes the gradient of their sum times the scale."""
     ids = batch.target_ids[targets]
-    with torch.set_grad_enabled(needs_grad):
-        leaf = product.detach().float().requires_grad_(needs_grad)
+    with torch.set_grad_enabled(scale is not None):
+        leaf = product.detach().float().requires_grad_(scale is not None)
         losses = _checked(token_losses, settings.logits(leaf), ids)
         if batch.target_weights is not None:
             losses = losses * batch.target_weights[targets]
-        if needs_grad:
-            (gradient,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+        if scale is not None:
+            (gradient,) = torch.autograd.grad(losses.sum(), leaf, scale, allow_unused=True)
             if gradient is None:
                 raise UserError(WITHOUT_GRADIENT)
             product.copy_(gradient)

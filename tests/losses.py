@@ -23,9 +23,9 @@ def head_of(weight: torch.Tensor, settings: HeadSettings | None = None) -> nn.Mo
     return head
 
 
-def targets_of(ids: torch.Tensor, sources: torch.Tensor | None = None, weights: torch.Tensor | None = None):
+def targets_of(ids: torch.Tensor, sources: torch.Tensor | None = None, weights: torch.Tensor | None = None, divisor=1):
     """What a loss reads of a micro-batch."""
-    return SimpleNamespace(target_ids=ids, target_sources=sources, target_weights=weights)
+    return SimpleNamespace(target_ids=ids, target_sources=sources, target_weights=weights, divisor=divisor)
 
 
 def loss_sum(hidden, weight, ids, settings=None, sources=None, loss_sums=None, weights=None) -> torch.Tensor:

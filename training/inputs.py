@@ -65,10 +65,10 @@ class Inputs:
         """
 
         def all_micro_batches() -> Iterator[tuple[MicroBatch, bool]]:
-            for deal in map(self.deal, range(first, self.total_steps)):
-                dealt = deal.of_rank(ranks.rank)
+            for step in range(first, self.total_steps):
+                dealt, divisor = self.deal(step).of_rank(ranks.rank), self.plan.batch(step).num_target_tokens
                 for number, items in enumerate(dealt, 1):
-                    yield collate(items, self.train), number == len(dealt)
+                    yield replace(collate(items, self.train), divisor=divisor), number == len(dealt)
 
         upcoming = prefetch(all_micro_batches())
 
