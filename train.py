@@ -52,7 +52,7 @@ from training.evaluations import Evaluations, answers_and, start_forgetting
 from training.inputs import Inputs, open_data
 from training.log import Log, make_meter
 from training.observe import Pace, start_profile
-from training.start import agree_on_dtype, check_disks, first_line, join_run, read_config
+from training.start import check_disks, join_run, read_config, record_this_start
 
 STOP_AFTER_BAD_STEPS = 5  # in a row, with a loss or gradient norm that is not finite
 COLLECT_GARBAGE_EVERY = 50  # steps
@@ -122,8 +122,8 @@ def main() -> int:
         config, model, model_config, tokenizer, __file__
     )  # settles micro_batch=auto and the date of chats
     # The ranks agree on all of this before anything is trained. A run directory has one owner.
-    with join_run(config, data, model_config, tokenizer) as (stop, identity, settings):
-        return train(config, data, model, model_config, tokenizer, identity, settings, stop)
+    with join_run(config, data, model_config, tokenizer) as (stop, identity, settings, compute_dtype):
+        return train(config, data, model, model_config, tokenizer, identity, settings, compute_dtype, stop)
 
 
 def train(
@@ -134,6 +134,7 @@ def train(
     tokenizer: PreTrainedTokenizerBase,
     identity: dict,
     settings: dict,
+    compute_dtype: torch.dtype,
     stop: StopSignal,
 ) -> int:
     """Continue a run from its last checkpoint, or start it.
@@ -153,14 +154,13 @@ def train(
     if is_finished(config, state["step"], total_steps, evaluations, is_changed, model_config, export, ranks):
         return 0
     log.open(state["step"], evaluations.evaluated, total_steps)
-    log.say(first_line(config, state["step"], identity, ranks))
+    log.say(record_this_start(config, state["step"], identity, ranks))  # in starts.jsonl; a line that names it
 
     # --- 2. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----
     torch.manual_seed(config.run.seed + ranks.rank)
-    compute_dtype = agree_on_dtype(config.model.compute_dtype, ranks, log.say)
     layers = decoder_layers(model, config.model.layer_class)
     mesh = make_mesh(ranks.device.type, world_size_from_environment()[1], ranks.world_size, config.sharding)
-    strategy = parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
+    gathering = parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
     first_weights(model, config, ranks.device, is_resumed=checkpointer.resume_from is not None)
     model.train()
     parameters = trained_parameters(model)
@@ -180,7 +180,7 @@ def train(
 
         old = data.old_domain, data.dealer
         new_row = data.first_new_row
-        ewc = start_penalty(model, config.ewc, directory / "ewc", *old, strategy, stop, log.say, new_row)
+        ewc = start_penalty(model, config.ewc, directory / "ewc", *old, gathering, stop, log.say, new_row)
 
     # --- 4. Optimizer, and the checkpoint if there is one -------------------------------------------------------------
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
@@ -254,7 +254,7 @@ def train(
             stopping = stop.agreed()
             if stopping:
                 break
-            before_micro_batch(model, strategy, is_last)
+            before_micro_batch(model, gathering, is_last)
             hidden = model(micro_batch)  # (targets, hidden_size): the states that predict
             loss_sum = chunked(model.head, hidden, micro_batch, token_losses, loss_sums)  # adds to loss_sums by source
             # Divided once, by the targets of the whole step. FSDP sums over ranks and does not average.
@@ -290,12 +290,12 @@ def train(
         if state["step"] % COLLECT_GARBAGE_EVERY == 0:
             gc.collect(1)
         if is_logged:
-            row = {"train/loss": step_loss, "train/grad_norm": grad_norm, "train/learning_rate": rate}
-            row |= meter.row(state, data.plan.passes(state["step"])[0])
+            row = meter.row(state, data.plan.passes(state["step"])[0])  # its losses are means since the last row
+            row |= {"train/grad_norm": grad_norm, "train/learning_rate": rate}
             row |= pace.row(state["step"], log.say)
             row |= ewc.curves(meter.seconds_per_step) if ewc else {}
             log.row(state["step"], row)
-            log.say(meter.line(row, state["step"], total_steps, was_skipped=skip))
+            log.say(meter.line(row, state["step"], total_steps, skip, is_finite))
         log.advance(state["step"])
 
     # --- 6. The end: stopped by a signal, or finished and exported ----------------------------------------------------

@@ -55,6 +55,7 @@ def damage_of_export(export_directory: Path, record: dict, ranks: Ranks) -> list
     """
 
     def sums() -> dict[Path, str] | None:
+        """File -> SHA-256 as the export says; None if it is not the one that `record` describes."""
         try:
             written = json.loads((export_directory / RECORD).read_text(encoding="utf-8"))
             files, adapter = written.pop("files"), written.pop("adapter")

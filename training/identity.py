@@ -22,6 +22,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.errors import UserError
 from common.sha256 import remembered_sha256
 from configs.config import DECIDES, FREE, READ, Config, as_dict
+from configs.load import GENERAL, is_of_answers, parse_best_by
 from distributed.checkpoint_directory import read_manifest
 from model.fingerprint import fingerprint_of_tokenizer
 from model.weight_files import stored_tensors
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 # Imported in functions by what measures and decides nothing.
 MEASURES = ("eval", "training.answers", "training.asked")
+OWN_SCORES = "eval.regulator.curves"  # of answers, without eval.metric
 SHOWN = 8  # files or keys of a kind, in a message
 WIDTH = 120  # characters of a value in a message
 
@@ -199,11 +201,18 @@ def _several(names: list[str]) -> str:
 
 
 def scores_module(config: Config) -> str | None:
-    """The module whose scores decide the weights, because they choose the best checkpoint or end the run; else None."""
-    decide = config.run.export == "best" or config.run.stop_after_no_gain
-    if not (config.run.eval_generate and decide):
+    """The module whose figures decide the weights, because they choose the best checkpoint or end the run; else None.
+
+    The losses of data.validation are none of these: train.py computes them.
+    """
+    curve, _ = parse_best_by(config.run.best_by)
+    if config.run.export != "best" and not config.run.stop_after_no_gain:
         return None
-    return config.eval.metric.partition(":")[0] if config.eval.metric else "eval.regulator.curves"
+    if curve.startswith(GENERAL):
+        return "eval.forgetting"
+    if not is_of_answers(curve):
+        return None
+    return config.eval.metric.partition(":")[0] if config.eval.metric else OWN_SCORES
 
 
 def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], dict[str, str]]:
@@ -211,7 +220,8 @@ def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], di
 
     That is the script and every module beside it or beside this package that it imports, at the top of a file or in a
     function, and so on. A digest is that of the syntax tree: comments, docstrings and formatting do not count. Imports of
-    `eval` in a function are not followed: what is measured decides nothing, unless it scores (`scores_module`).
+    `MEASURES` in a function are not followed: what is measured decides nothing, unless it scores (`scores_module`). What
+    scores answers does so with what generates them.
     """
     folders = list(dict.fromkeys((script.resolve().parent, ROOT)))
     code = _closure([script.resolve()], folders, MEASURES)
@@ -224,6 +234,8 @@ def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], di
         if "site-packages" not in file.parts:  # an installed package has a version; what it imports is no code of ours
             folders = list(dict.fromkeys((*folders, home)))
         found = _closure([file], folders, ())
+        if scores != "eval.forgetting":
+            found |= _closure([ROOT / "training" / "answers.py"], folders, (OWN_SCORES,))
     except (Exception, SystemExit):
         # An error in the user's code: eval/metric.py says in one sentence what is wrong, before anything is trained.
         return _by_name(code, folders), {scores: "cannot be imported"}
@@ -269,12 +281,13 @@ def _home_of(name: str) -> Path | None:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
         return None
-    if spec is None or not spec.origin or {"site-packages", "dist-packages"} & set(Path(spec.origin).parts):
+    if spec is None or name in importlib.metadata.packages_distributions():  # the latter: installed as editable
         return None
-    if name in importlib.metadata.packages_distributions():  # installed as editable
+    folders = list(spec.submodule_search_locations or ())  # of a package, also of one without an __init__.py
+    place = folders[0] if folders else spec.origin
+    if place is None or {"site-packages", "dist-packages"} & set(Path(place).parts):
         return None
-    file = Path(spec.origin).resolve()
-    return file.parents[1] if file.name == "__init__.py" else file.parent
+    return Path(place).resolve().parent
 
 
 def _files_of(name: str, folders: list[Path]) -> list[Path]:
@@ -307,13 +320,17 @@ class _Module:
             self._parts.append(type(node).__name__)
             self._add_imports(node, in_function)
             is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            is_for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
             for name, value in ast.iter_fields(node):
                 if name == "body" and (is_function or isinstance(node, ast.Module | ast.ClassDef)):
                     value = _without_docstring(value)
                 # Empty fields are left out, because a later Python has more of them; `kind` is the u of u"text".
                 if value not in (None, []) and name not in ("ctx", "kind"):
                     self._parts.append(name)
+                    loaded = len(self.imports)
                     self._visit(value, in_function or is_function)
+                    if is_for_types and name == "body":  # no process loads these
+                        del self.imports[loaded:]
         else:
             self._parts.append(repr(node))
 

@@ -187,7 +187,7 @@ class Meter:
         self.start = time.perf_counter()
         self.steps, self.tokens, self.flops = 0, 0, 0.0
         self.mean_cost = self.slowest_cost = 0.0  # of a mean and of the slowest rank, summed over the steps
-        self.loss_sums = LossSums(len(self.corpus.sources), self.device)
+        self.loss_sums, self.num_targets = LossSums(len(self.corpus.sources), self.device), 0.0
         self.targets = np.zeros(len(self.corpus.sources))  # sums of weights
 
     @contextmanager
@@ -208,14 +208,19 @@ class Meter:
         self.tokens += sum(batch.document_lengths)
         self.flops += step_flops(self.work, batch.document_lengths, batch.num_target_tokens)
         self.loss_sums.values.add_(loss_sums.values)
+        self.num_targets += batch.num_target_tokens
         self.targets += np.array(batch.targets_by_source)
 
     def row(self, state: dict, epoch: float) -> dict[str, float]:
-        """The window's curves, then a new window. state: that of the loop. Read the step's loss first: it waits for the device."""
+        """The window's curves, then a new window. state: that of the loop. The device must have finished the step.
+
+        Losses are means over the targets of the window's steps, and so not finite if that of one step is not.
+        """
         seconds = time.perf_counter() - self.start
         self.seconds_per_step = seconds / self.steps
         self._raise_peak(self.flops / seconds)
         row = {
+            "train/loss": (self.loss_sums.total / self.num_targets).item(),
             "train/tokens_per_second": self.tokens / seconds,
             "train/mfu": self.flops / seconds / self.peak_flops,
             "train/balance": self.mean_cost / self.slowest_cost if self.slowest_cost else 1.0,
@@ -249,8 +254,11 @@ class Meter:
             )
         self.peak_flops, self.was_raised = reached, True
 
-    def line(self, row: dict[str, float], step: int, total_steps: int, was_skipped: bool) -> str:
-        """A row in one line: loss, gradient norm, learning rate, speed, memory, time left, and whether it was skipped."""
+    def line(self, row: dict[str, float], step: int, total_steps: int, was_skipped: bool, is_finite: bool) -> str:
+        """A row in one line: loss, gradient norm, learning rate, speed, memory, time left, and whether the last step was skipped.
+
+        is_finite: loss and gradient norm of the last step are.
+        """
         parts = [
             f"step {step}/{total_steps}",
             f"loss {row['train/loss']:.4f}",
@@ -267,7 +275,6 @@ class Meter:
             parts.append(self.peak_note)
             self.peak_note = ""
         if was_skipped:
-            is_finite = math.isfinite(row["train/loss"]) and math.isfinite(row["train/grad_norm"])
             why = "a spike of the gradient norm" if is_finite else "not finite"
             parts.append(f"SKIPPED, {why} ({row['train/skipped_steps']} so far)")
         return " | ".join(parts)

@@ -39,6 +39,7 @@ def own_directory(directory: Path, ranks: Ranks, wait_seconds: float = WAIT_SECO
     descriptor = -1
 
     def lock() -> bool:
+        """Take the lock on rank 0, and write who owns it. Whether the file system has locks."""
         nonlocal descriptor
         try:
             directory.mkdir(parents=True, exist_ok=True)

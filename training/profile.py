@@ -1,5 +1,6 @@
 """torch.profiler's trace of chosen steps: run.profile=STEP:COUNT."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class Profile:
                 self.say(f"run.profile={self.wanted}: this start begins at step {number}, after these steps")
             self.wanted = None
         elif number >= self.first and not self.profiler:
+            # Its library prints its start and stop (level 5, the highest and its default): two lines of no use to a reader.
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")
             on_gpu = [ProfilerActivity.CUDA] if self.ranks.device.type == "cuda" else []
             self.began, self.profiler = number, profile(activities=[ProfilerActivity.CPU, *on_gpu], record_shapes=True)
             self.profiler.start()

@@ -42,6 +42,7 @@ def record_start(directory: Path, config: dict, start_step: int, identity: Ident
     dist.all_gather_object(places, (socket.gethostname(), device_name(ranks.device)), group=ranks.flags)
 
     def write() -> dict:
+        """Write everything on rank 0; returns the record."""
         code = git_state(ROOT, identity["the code"])
         diff = code.pop("git_diff")
         history = directory / "starts.jsonl"

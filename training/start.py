@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,23 +53,24 @@ def read_config(documentation: str | None) -> Config:
 @contextmanager
 def join_run(
     config: Config, inputs: Inputs, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[StopSignal, Identity, dict]]:
+) -> Iterator[tuple[StopSignal, Identity, dict, torch.dtype]]:
     """Join the processes of a run, which agree on all that they have read, and own its directory. A collective.
 
-    Gives (the stop signal, which has the `ranks`; what decides the weights of the run; what may change between two starts).
+    Gives (the stop signal, which has the `ranks`; what decides the weights of the run; what may change between two starts;
+    the dtype in which all ranks compute).
     """
     directory = Path(config.run.directory, config.run.name)
     with process_group(config.run.timeout_minutes, directory=directory) as ranks:
-        identity, settings = agree_on_start(config, inputs, model_config, tokenizer, ranks)
+        identity, settings, compute_dtype = agree_on_start(config, inputs, model_config, tokenizer, ranks)
         with own_directory(directory, ranks), memory_snapshot(config, directory, ranks):
             if config.run.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward on CUDA would only warn
-            yield StopSignal(ranks), identity, settings
+            yield StopSignal(ranks), identity, settings, compute_dtype
 
 
-def first_line(config: Config, step: int, identity: Identity, ranks: Ranks) -> str:
-    """Record this start, which continues after `step`, and return its first line for the user. A collective."""
+def record_this_start(config: Config, step: int, identity: Identity, ranks: Ranks) -> str:
+    """Record this start, which continues after `step`, in starts.jsonl; returns a line that names it. A collective."""
     directory = Path(config.run.directory, config.run.name)
     record = record_start(directory, as_dict(config), step, identity, ranks)
     return f"run {directory}, commit {short_commit(record)}, torch {torch.__version__}, {device_line(ranks)}"
@@ -86,25 +87,26 @@ def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:
         raise UserError(f"{run_directory} exists and run.resume=never; choose another run.name or remove it")
 
 
-def agree_on_dtype(name: str, ranks: Ranks, say: Callable[[str], None]) -> torch.dtype:
-    """The compute dtype called `name`; fp32, and `say` says so, if a rank has no native bf16. A collective."""
+def agree_on_dtype(name: str, ranks: Ranks) -> torch.dtype:
+    """The compute dtype called `name`; fp32, and rank 0 says so, if a rank has no native bf16. A collective."""
     dtype = DTYPES[name]
     if dtype == torch.bfloat16 and agree_any(not has_native_bf16(ranks.device), ranks):
-        say("not every rank has native bf16: all ranks compute in fp32 instead")
+        if ranks.rank == 0:
+            print("not every rank has native bf16: all ranks compute in fp32 instead", flush=True)
         return torch.float32
     return dtype
 
 
 def agree_on_start(
     config: Config, inputs: Inputs, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
-) -> tuple[Identity, dict]:
-    """(what decides the weights of this run, what may change between two starts), the same on every rank. A collective.
+) -> tuple[Identity, dict, torch.dtype]:
+    """What `join_run` gives, the same on every rank: (identity, settings, compute dtype). A collective.
 
     Raises UserError on all ranks if a rank read other files, another config or another model, or runs other versions or
     code, and if run.resume=never and the run exists.
     """
     identity = identity_of(config, inputs, model_config, tokenizer)
-    dtype = agree_on_dtype(config.model.compute_dtype, ranks, lambda text: None)
+    dtype = agree_on_dtype(config.model.compute_dtype, ranks)
     settings = free_settings(config, inputs, ranks.world_size, f"{ranks.device.type} in {dtype_name(dtype)}")
     validation = inputs.validation.sources if inputs.validation else ()
     check_agreement(
@@ -123,7 +125,7 @@ def agree_on_start(
         ranks,
     )
     check_resume(config.run.resume, Path(config.run.directory, config.run.name), ranks)
-    return identity, settings
+    return identity, settings, dtype
 
 
 def generation_config_digest(path: str) -> str | None:

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import math
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.checkpoint import FileSystemReader
 
 from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, launch, rows, weights, write_plan
 from tests.processes import run_python
@@ -65,7 +68,7 @@ def first(folder) -> str:
             run_of(folder, "longer", "optimizer.max_steps=3", "data.validation="),
             # The weights get worse from step to step, so that the best is the first.
             run_of(folder, "export", *EVERY_STEP, "optimizer.learning_rate=0.3", "run.keep_last=1"),
-            run_of(folder, "worse", "optimizer.learning_rate=3", "run.export=best"),
+            run_of(folder, "worse", "optimizer.learning_rate=3", "run.export=best", "run.best_by=nll"),
             run_of(folder, "judged", *EVERY_STEP, "optimizer.max_steps=3"),
             run_of(folder, "high", HIGH, "run.log_every=10", "run.save_every=1", "data.validation=", *TEN, expect=2),
             run_of(
@@ -87,6 +90,8 @@ def first(folder) -> str:
                 "data.validation=",
                 expect=2,
             ),
+            run_of(folder, "last-batch", "data.validation=", plant="bad_batch:4"),
+            run_of(folder, "by-rank", *EVERY_STEP, *BY_RANK, plant="figures_by_rank"),
             run_of(folder, "async", *EVERY_STEP, "run.async_save=True", plant="signal_at_micro_batch:13"),
             run_of(folder, "disagree", plant=f"on_last_rank:data.train={folder / 'fewer.jsonl'}", expect=2),
             run_of(folder, "spikes", *SPIKES),
@@ -95,6 +100,7 @@ def first(folder) -> str:
 
 
 TEN = ("optimizer.epochs=2",)
+BY_RANK = ("optimizer.max_steps=3", "run.stop_after_no_gain=1", "run.export=best", "run.timeout_minutes=1")
 SPIKES = ("optimizer.skip_spikes=3", *EVERY_STEP, "optimizer.max_steps=3")
 OTHER = ("optimizer.learning_rate=1e-5", "optimizer.weight_decay=0.0")
 
@@ -192,6 +198,8 @@ def test_the_base_model_is_never_the_best_in_silence(folder, first) -> None:
     base = rows(run, "validation/loss")[0]["validation/loss"]
     assert base < record(run)["validation_loss"] and record(run)["weights"] == "best"
     assert "warning: no trained checkpoint is better than the base model on data.validation" in first
+    nll = rows(run, "validation/nll")[5]["validation/nll"]
+    assert (record(run)["best_by"], record(run)["best_value"]) == ("validation/nll:min", nll)
 
 
 def test_the_best_is_judged_again_on_new_validation_data(folder, second) -> None:
@@ -247,6 +255,32 @@ def test_a_run_does_not_end_well_with_weights_that_are_not_good(folder, first) -
     assert "the loss of the last steps is not finite with the weights after step 1; lower" in first
     run = folder / "runs" / "last-step"
     assert not (run / "export").exists() and not (run / "checkpoints" / "latest").exists()
+
+
+def test_a_bad_batch_at_the_end_does_not_throw_good_weights_away(folder, first) -> None:
+    """The last step was skipped. Its weights are those of step 4, and the batch of that step proves them."""
+    run = folder / "runs" / "last-batch"
+    assert [row["train/skipped_steps"] for row in rows(run).values()] == [0, 0, 0, 0, 1]
+    assert math.isnan(rows(run)[5]["train/loss"]) and record(run)["step"] == 5
+    found = weights(run)
+    expected = {name: torch.empty_like(tensor) for name, tensor in found.items()}
+    step_4 = FileSystemReader(folder / "runs" / "straight" / "checkpoints" / "step-000004")
+    stored = {name: tensor for name, tensor in expected.items() if f"model.{name}" in names_in(step_4)}
+    assert len(stored) > 10
+    dcp.load({f"model.{name}": tensor for name, tensor in stored.items()}, storage_reader=step_4, no_dist=True)
+    assert largest_difference(stored, {name: found[name] for name in stored}) == 0.0
+
+
+def names_in(checkpoint: FileSystemReader) -> set[str]:
+    return set(checkpoint.read_metadata().state_dict_metadata)
+
+
+def test_all_ranks_decide_by_the_figures_of_rank_0(folder, first) -> None:
+    """By its own figures rank 1 would have ended the run after step 2, and saved nothing as the best."""
+    run = folder / "runs" / "by-rank"
+    losses = {step: row["validation/loss"] for step, row in rows(run, "validation/loss").items()}
+    assert losses == {0: 9.0, 1: 8.0, 2: 7.0, 3: 6.0}
+    assert (record(run)["weights"], record(run)["step"], record(run)["validation_loss"]) == ("best", 3, 6.0)
 
 
 def test_saves_in_the_background_resume_to_the_bit_and_are_curves(folder, second) -> None:

@@ -228,6 +228,9 @@ def test_losses_by_source_are_means_over_all_steps_since_the_last_row(one, plan)
     assert list(logged)[:2] == [5, 10]
     assert all(f"train/loss/{name}" in row for row in logged.values() for name in ("main", "general"))
     assert any("train/loss/law" in row for row in logged.values())  # it comes in windows of 255 targets
+    for row in logged.values():
+        parts = [row.get(f"train/loss/{name}", 0.0) * row[f"train/step_share/{name}"] for name in NAMES]
+        assert row["train/loss"] == pytest.approx(sum(parts), rel=1e-5)
     assert list(logged.values())[-1]["train/epoch"] == 2.0
 
 

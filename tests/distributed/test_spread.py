@@ -5,6 +5,7 @@ that the rows do not divide by the ranks and embedding and head are separate FSD
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,8 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")  # on a CPU, inductor 
 COMPILED = ("model.compile=True", "model.activation_checkpointing=full", *ONE_STEP)
 LOW = ("optimizer.memory=12N", "run.save_every=3")
 LORA = ("lora.rank=4", "run.save_every=3")
+NOISY = "optimizer.max_steps=2"
+COPIES_DIFFER = "gradients_of_last_rank:1,nan,100"
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,10 @@ def two(folder) -> Path:
             run_of(folder, "r2-lora-none", *LORA, "sharding.strategy=none"),
             run_of(folder, "r2-lora-offload", *LORA, "sharding.cpu_offload=True"),
             run_of(folder, "stopped-lora", *LORA, plant="signal_at_micro_batch:13"),
+            run_of(folder, "r2-none-differs", "sharding.strategy=none", "optimizer.max_steps=3", plant=COPIES_DIFFER),
+            run_of(folder, "r2-noisy", NOISY, plant="dropout"),
+            # The ranks stop before the third of four micro-batches of step 2.
+            run_of(folder, "stopped-noisy", NOISY, plant="dropout and signal_at_micro_batch:5"),
         ],
     )
     for ranks in (1, 4):
@@ -87,6 +94,7 @@ def two(folder) -> Path:
         2,
         [
             run_of(folder, "stopped-12N", *LOW),
+            run_of(folder, "stopped-noisy", NOISY, plant="dropout"),
             run_of(folder, "stopped-lora", "lora.rank=8", expect=2),
             run_of(folder, "stopped-lora", *LORA),
         ],
@@ -131,6 +139,7 @@ def four(folder, two) -> Path:
             run_of(folder, "r4-hybrid", *hybrid, plant="count_collectives"),
             run_of(folder, "stopped-4", *hybrid),
             run_of(folder, "r4-lora-hybrid", *LORA, *hybrid),
+            run_of(folder, "r4-hybrid-differs", *hybrid, "optimizer.max_steps=3", plant=COPIES_DIFFER),
         ],
     )
     return folder / "runs"
@@ -155,6 +164,34 @@ def test_every_strategy_gives_the_same_update(one, two, four, name) -> None:
     assert largest_difference(weights(reference), weights(run)) < 1e-5
     assert relative_difference(rows(reference), rows(run), "train/loss") < 1e-5
     assert relative_difference(rows(reference), rows(run), "train/grad_norm") < 1e-5
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("r2-none-differs", 2), ("r4-hybrid-differs", 4)])
+def test_copies_whose_gradients_differ_clip_and_skip_alike(folder, two, four, name, ranks) -> None:
+    """The last rank's gradients are NaN in step 2 and too long in step 3: two copies, and one decision of all ranks."""
+    notes = [json.loads((folder / f"{name}.gradients.{rank}.json").read_text()) for rank in range(ranks)]
+    for step, by_rank in enumerate(zip(*notes, strict=True), 1):
+        own = [note["own"] for note in by_rank]
+        norm, clipped = by_rank[0]["norm"], by_rank[0]["clipped"]
+        assert [note["norm"] for note in by_rank] == pytest.approx([norm] * ranks, rel=0, abs=0, nan_ok=True), step
+        assert [note["clipped"] for note in by_rank] == [clipped] * ranks, step
+        if step == 2:
+            assert math.isnan(own[-1]) and math.isfinite(own[0]) and math.isnan(norm) and clipped is None
+        else:
+            assert norm == clipped == pytest.approx(math.sqrt(sum(own) / 2), rel=1e-5)  # the mean of both copies
+            assert sum(own[ranks // 2 :]) / sum(own[: ranks // 2]) > (1000 if step == 3 else 0.999)
+    assert [row["train/skipped_steps"] for row in rows(two / name).values()] == [0, 1, 1]
+
+
+def test_the_random_numbers_of_a_step_that_a_signal_has_discarded_are_drawn_again(folder, two) -> None:
+    assert "signal: stopped after step 1/2, saved" in (folder / "two.out").read_text()
+    straight, stopped = two / "r2-noisy", two / "stopped-noisy"
+    assert largest_difference(weights(straight), weights(stopped)) == 0.0
+    for key in ("train/loss", "train/grad_norm"):
+        assert {step: row[key] for step, row in rows(straight).items()} == {
+            step: row[key] for step, row in rows(stopped).items()
+        }
+    assert rows(straight)[1]["train/loss"] != rows(two / "r2-full")[1]["train/loss"]  # random numbers were drawn
 
 
 def test_the_number_of_collectives_per_step(folder, two, four) -> None:

@@ -42,8 +42,13 @@ RANK = int(os.environ.get("RANK", 0))
 
 
 def plant(name: str | None, set_attribute) -> None:
-    """Plant the fault, or the probe, `name` in train.py. `set_attribute(object, name, value)` is undone after the run."""
+    """Plant the faults and probes `name`, joined by " and ", in train.py. `set_attribute(object, name, value)` is undone
+    after the run."""
     if name is None:
+        return
+    if " and " in name:
+        for one in name.split(" and "):
+            plant(one, set_attribute)
         return
     kind, _, argument = name.partition(":")
     if kind == "fsdp_division_on":
@@ -205,6 +210,71 @@ def plant(name: str | None, set_attribute) -> None:
             return hidden * float("nan") if next(count) in bad and last == RANK else hidden
 
         set_attribute(PackedLanguageModel, "forward", broken)
+    elif kind == "bad_batch":
+        # The documents of the step with this 0-based number have a NaN loss, whenever one of them is in a micro-batch.
+        collate, plan_as_usual, bad_items = training.inputs.collate, training.inputs.plan_training, set()
+
+        def plan_with_bad(*arguments, **options) -> object:
+            made = plan_as_usual(*arguments, **options)
+            bad_items.update(made.batch(int(argument)).items)
+            return made
+
+        def collate_bad(items: tuple[int, ...], corpus: Corpus) -> MicroBatch:
+            made = collate(items, corpus)
+            if bad_items.isdisjoint(items):
+                return made
+            return dataclasses.replace(made, target_weights=torch.full(made.target_ids.shape, float("nan")))
+
+        set_attribute(training.inputs, "plan_training", plan_with_bad)
+        set_attribute(training.inputs, "collate", collate_bad)
+    elif kind == "gradients_of_last_rank":
+        # "1,nan,100": the last rank multiplies its gradients by these factors, one for each step, so that the copies of a model
+        # differ. Every rank notes the sum of squares of its part, the norm that it got, and by which norm it clipped.
+        run = next(a for a in sys.argv if a.startswith("run.name=")).removeprefix("run.name=")
+        notes_file, squares = Path(sys.argv[1]).parent / f"{run}.gradients.{RANK}.json", []
+        factors, gradient_norm, clip_gradients = (
+            map(float, argument.split(",")),
+            train.gradient_norm,
+            train.clip_gradients,
+        )
+        is_last = int(os.environ.get("WORLD_SIZE", 1)) - 1 == RANK
+
+        def norm_of_different(parameters) -> torch.Tensor:
+            parameters = list(parameters)
+            gradients = [distributed.sharding.local(parameter.grad) for parameter in parameters]
+            torch._foreach_mul_(gradients, next(factors) if is_last else 1.0)
+            norm = gradient_norm(parameters)
+            own = sum(gradient.square().sum().item() for gradient in gradients)
+            squares.append({"own": own, "norm": norm.item(), "clipped": None})
+            notes_file.write_text(json.dumps(squares))
+            return norm
+
+        def clip_noted(parameters, max_norm: float, norm: float) -> None:
+            squares[-1]["clipped"] = norm
+            notes_file.write_text(json.dumps(squares))
+            clip_gradients(parameters, max_norm, norm)
+
+        set_attribute(train, "gradient_norm", norm_of_different)
+        set_attribute(train, "clip_gradients", clip_noted)
+    elif kind == "dropout":
+        # Training draws random numbers in every forward, others on every rank.
+        undropped = PackedLanguageModel.forward
+
+        def dropped(self, batch: MicroBatch) -> torch.Tensor:
+            return torch.nn.functional.dropout(undropped(self, batch), 0.1, self.training)
+
+        set_attribute(PackedLanguageModel, "forward", dropped)
+    elif kind == "figures_by_rank":
+        # Rank 0 finds a validation loss that falls from evaluation to evaluation, and the others one that rises.
+        evaluations, validate = itertools.count(1), train.validate
+
+        def validate_by_rank(model, batches, data, *others) -> dict | None:
+            figures = validate(model, batches, data, *others)
+            if batches is data.validation_batches and figures:
+                figures["validation/loss"] = 10.0 + next(evaluations) * (1 if RANK else -1)
+            return figures
+
+        set_attribute(train, "validate", validate_by_rank)
     elif kind == "kill":
         # SIGKILL in the second save: before the checkpoint is complete ("data"), or after its rename, before `latest`.
         saves = iter(range(10**9))

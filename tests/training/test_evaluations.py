@@ -65,6 +65,25 @@ def test_the_best_by_a_score_is_the_highest_and_an_evaluation_without_it_does_no
     assert (*best, evaluations.base_loss) == (0.9, 0.5, 4, 0.5, 1.0)
 
 
+def test_the_best_by_nll_is_the_lowest_whatever_loss_trains() -> None:
+    evaluations, improved = made(best_by="validation/nll", stop_after_no_gain=2), []
+    for step, (loss, nll) in enumerate(((5.0, 2.0), (1.0, 4.0), (2.0, 3.0), (0.5, 3.5), (3.0, math.nan), (0.4, 3.0))):
+        figures = {"validation/loss": loss, "validation/nll": nll}
+        improved.append(evaluations.finish("validation", figures, step, updates=step))
+    assert improved == [False, True, True, False, False, False]
+    best = (
+        evaluations.best_by,
+        evaluations.base_value,
+        evaluations.best_value,
+        evaluations.best_step,
+        evaluations.best_loss,
+    )
+    assert best == ("validation/nll:min", 2.0, 3.0, 2, 2.0) and evaluations.is_stalled
+    assert evaluations.why_stalled(5).endswith("nothing better than the lowest validation/nll, 3 at step 2")
+    # A start that judges by the loss again evaluates the last step anew.
+    assert "validation" in again(evaluations, best_by="validation/loss").due(5, 5)
+
+
 def test_a_run_is_stalled_after_so_many_evaluations_without_gain_also_after_a_resume() -> None:
     evaluations, stalled = made(), []
     for step, loss in enumerate((9.0, 3.0, 4.0, 2.0, 2.0, math.nan, 2.5, 2.5)):

@@ -212,16 +212,19 @@ def test_there_is_no_fingerprint_without_a_checkpoint(tmp_path) -> None:
 # ---- the code ------------------------------------------------------------------------------------------------------------
 
 FILES = {
-    "train.py": "import json\nfrom room.loss import chunked\n\ndef main():\n    from room import late\n    from eval.scores import f1\n",
+    "train.py": "import json\nif TYPE_CHECKING:\n    import eval.types\nfrom room.loss import chunked\n\ndef main():\n    from room import late\n    from training import answers\n",
     "room/__init__.py": "",
     "room/loss.py": 'def chunked(x):\n    """Doc."""\n    return x * 2  # twice\n',
     "room/late.py": "from . import near\n",
     "room/near.py": "x = 1\n",
     "room/unused.py": "x = 1\n",
-    "eval/scores.py": "import eval.more\n",
-    "eval/more.py": "x = 1\n",
+    "training/answers.py": "import eval.generate\n\ndef own():\n    import eval.regulator.curves\n",
+    "eval/generate.py": "from room.loss import chunked\n",
+    "eval/regulator/curves.py": "x = 1\n",
+    "eval/types.py": "x = 1\n",
     "elsewhere/mine.py": "import helper\n",
     "elsewhere/helper.py": "x = 1\n",
+    "elsewhere/bare/loss.py": "import helper\n",  # in a package without an __init__.py
 }
 
 
@@ -232,6 +235,7 @@ def code(tmp_path, monkeypatch) -> Path:
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(identity, "ROOT", tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
+    identity._home_of.cache_clear()  # of another test's folder
     return tmp_path
 
 
@@ -252,18 +256,40 @@ def test_the_code_is_what_train_imports_and_its_syntax_tree_counts_alone(code) -
         (code / name).write_text(FILES[name])
 
 
+def test_modules_in_pythonpath_belong_to_the_code(code) -> None:
+    before = code_of(code / "train.py")[0]
+    for start in ("import mine\n", "from bare.loss import mine\n"):
+        (code / "room" / "loss.py").write_text(start + FILES["room/loss.py"])
+        (code / "elsewhere" / "helper.py").write_text("x = 1\n")
+        first = code_of(code / "train.py")[0]
+        imported = "elsewhere/mine.py" if start == "import mine\n" else "elsewhere/bare/loss.py"
+        assert first.keys() - before.keys() == {imported, "elsewhere/helper.py"}
+        (code / "elsewhere" / "helper.py").write_text("x = 2\n")
+        edited = code_of(code / "train.py")[0]
+        assert [name for name in first if first[name] != edited[name]] == ["elsewhere/helper.py"]
+    # What is installed has a version, and is not read.
+    (code / "room" / "loss.py").write_text("import torch, pytest, json\n" + FILES["room/loss.py"])
+    assert code_of(code / "train.py")[0].keys() == before.keys()
+
+
 def test_scores_count_where_they_choose_the_weights(code, folder) -> None:
-    config = with_value(config_of(folder), "run.eval_generate", 8)
+    config = with_value(with_value(config_of(folder), "run.eval_generate", 8), "run.best_by", "f1")
     own = with_value(config, "eval.metric", "mine:f1")
+    best = {name: with_value(own, "run.best_by", name) for name in ("nll", "validation/loss", "forgetting/kl")}
     assert scores_module(own) is None
     assert scores_module(with_value(own, "run.stop_after_no_gain", 2)) == "mine"
     assert scores_module(with_value(config, "run.export", "best")) == "eval.regulator.curves"
+    chosen_by = {name: scores_module(with_value(config, "run.export", "best")) for name, config in best.items()}
+    assert chosen_by == {"nll": None, "validation/loss": None, "forgetting/kl": "eval.forgetting"}
     first, scores = code_of(code / "train.py", "mine")
-    assert list(scores) == ["elsewhere/helper.py", "elsewhere/mine.py"]
+    # The metric with what it imports, and what generates the answers; not the scores in whose place the metric stands.
+    generate = ["eval/generate.py", "training/answers.py"]
+    assert list(scores) == ["elsewhere/helper.py", "elsewhere/mine.py", *generate]
     assert first == code_of(code / "train.py")[0]
     (code / "elsewhere" / "helper.py").write_text("x = 2\n")
+    (code / "eval" / "generate.py").write_text("x = 2\n")
     changed = code_of(code / "train.py", "mine")[1]
-    assert [name for name in scores if scores[name] != changed[name]] == ["elsewhere/helper.py"]
+    assert [name for name in scores if scores[name] != changed[name]] == ["elsewhere/helper.py", "eval/generate.py"]
     assert code_of(code / "train.py", "nowhere.at_all")[1] == {"nowhere.at_all": "cannot be imported"}
     base = {
         section: {} for section in ("settings", "config.json", "versions", "the data", "the weights", "the tokenizer")
@@ -275,7 +301,7 @@ def test_scores_count_where_they_choose_the_weights(code, folder) -> None:
 
 def test_the_projects_own_scores_are_found(folder) -> None:
     config = with_value(with_value(config_of(folder), "run.eval_generate", 8), "run.export", "best")
-    code, scores = code_of(ROOT / "train.py", scores_module(config))
+    code, scores = code_of(ROOT / "train.py", scores_module(with_value(config, "run.best_by", "f1")))
     assert {
         "train.py",
         "model/loss.py",
@@ -283,7 +309,11 @@ def test_the_projects_own_scores_are_found(folder) -> None:
         "distributed/optimizer.py",
         "configs/config.py",
     } <= code.keys()
-    assert any(name.endswith("/curves.py") for name in scores) and not code.keys() & scores.keys()
+    assert {"eval/regulator/curves.py", "eval/generate.py", "training/answers.py", "training/asked.py"} <= scores.keys()
+    assert not code.keys() & scores.keys()
+    _, by_forgetting = code_of(ROOT / "train.py", "eval.forgetting")
+    assert {"eval/forgetting.py", "eval/questions.py"} <= by_forgetting.keys()
+    assert not any(name.startswith(("training/", "eval/regulator/")) for name in by_forgetting)
 
 
 @pytest.mark.slow

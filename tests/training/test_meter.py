@@ -54,7 +54,11 @@ def test_speed_counts_the_tokens_of_all_steps_and_no_pauses(clock) -> None:
     assert row["train/epoch"] == 0.5 and row["train/tokens"] == 200
     assert meter.seconds_per_step == 2.0
     line = meter.line(
-        {"train/loss": 0.5, "train/grad_norm": 1.0, "train/learning_rate": 1e-4} | row, 2, 32, was_skipped=False
+        {"train/loss": 0.5, "train/grad_norm": 1.0, "train/learning_rate": 1e-4} | row,
+        2,
+        32,
+        was_skipped=False,
+        is_finite=True,
     )
     assert "| 50 tok/s | MFU 25.0% |" in line and line.endswith("ETA 1.0 min")
     clock.now += 1.0
@@ -80,7 +84,7 @@ def test_the_peak_is_never_below_what_steps_reached_and_the_line_says_so_once(cl
         row = meter.row(state([10], 100), epoch=0.1)
         curves.append(row["train/mfu"])
         row |= {"train/loss": math.nan, "train/grad_norm": 1.0, "train/learning_rate": 1e-4}
-        lines.append(meter.line(row, number, 5, was_skipped=True))
+        lines.append(meter.line(row, number, 5, was_skipped=True, is_finite=number < 3))
     assert curves == [0.5, 1.0, 0.5, 1.0, 0.5] and meter.peak_flops == 4e12
     assert "| MFU 50.0% |" in lines[0] and "| MFU 100.0% |" in lines[1] and "| MFU 100.0% |" in lines[3]
     note = (
@@ -88,7 +92,8 @@ def test_the_peak_is_never_below_what_steps_reached_and_the_line_says_so_once(cl
     )
     assert [note in line for line in lines] == [False, True, False, False, False]
     assert "the peak is raised" not in lines[3]
-    assert lines[0].endswith("SKIPPED, not finite (0 so far)")
+    assert lines[0].endswith("SKIPPED, a spike of the gradient norm (0 so far)")
+    assert lines[2].endswith("SKIPPED, not finite (0 so far)")
 
 
 def test_losses_and_shares_by_source_cover_the_window_and_the_run(clock) -> None:
@@ -98,6 +103,7 @@ def test_losses_and_shares_by_source_cover_the_window_and_the_run(clock) -> None
     meter.add(*step((10, 10), (4, 2), [9.0, 8.0, 1.0]))
     meter.add(*step((10, 10), (4, 0), [4.0, 4.0, 0.0]))
     row = meter.row(state([12, 4], 40), epoch=0.1)
+    assert row["train/loss"] == pytest.approx(13 / 10)  # of both steps, as each source's
     assert row["train/loss/main"] == pytest.approx(12 / 8) and row["train/loss/law"] == pytest.approx(1 / 2)
     assert row["train/share/main"] == 0.75 and row["train/share/law"] == 0.25
     assert row["train/step_share/main"] == 0.8 and row["train/step_share/law"] == 0.2
