@@ -154,8 +154,10 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def replace(config: Config, name: str, value: object) -> Config:
-    """The config with another value of `section.key`."""
+    """The config with another value of `section.key`. Where the key is a number with decimals, an int becomes one."""
     section, _, key = name.partition(".")
+    if type(value) is int and has_type(0.5, KEYS[name]):
+        value = float(value)
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{key: value})})
 
 
@@ -189,8 +191,6 @@ def _parse(raw: str, hint: object, name: str) -> object:
         value = ast.literal_eval(raw)
     except (ValueError, SyntaxError):
         return raw
-    if type(value) is int and has_type(0.5, hint):
-        return float(value)
     if type(value) is float and value.is_integer() and not has_type(value, hint):
         return int(value)  # e.g. 1e6 tokens
     return value if has_type(value, hint) else raw
@@ -248,12 +248,12 @@ def type_name(hint: object) -> str:
     if get_origin(hint) in UNIONS:
         return " or ".join(map(type_name, kinds))
     if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, kinds))}" if len(kinds) > 1 else f'"{kinds[0]}"'
+        return ("one of " if len(kinds) > 1 else "") + ", ".join(map(str, kinds))
     return WORDS.get(hint, "a dictionary of names and values")  # pyright: ignore
 
 
 # (what a value must be, whether one is, the keys). Without a rule a number must be above 0, and a text not empty.
-RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
+_RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
     (
         "0 or more",
         lambda number: 0 <= number < math.inf,
@@ -265,9 +265,9 @@ RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
     ("above 0 and below 1", lambda number: 0 < number < 1, "data.mix.share"),
     ("at least 0 and below 2^63", lambda number: 0 <= number < 2**63, "run.seed ewc.seed"),
     ("above 0 and at most 10080 (a week)", lambda number: 0 < number <= 10080, "run.timeout_minutes"),
-    ("two numbers in [0, 1)", lambda betas: all(0 <= beta < 1 for beta in betas), "optimizer.betas"),
+    ("in [0, 1)", lambda betas: all(0 <= beta < 1 for beta in betas), "optimizer.betas"),
     ("a list of at least one file", bool, "data.train data.mix.paths"),
-    ("a name of letters, digits, _, . and -, but not main", re.compile(r"(?!main$)[\w.-]+").fullmatch, "data.mix.name"),
+    ("made of letters, digits, _, . and -, but not main", re.compile(r"(?!main$)[\w.-]+").fullmatch, "data.mix.name"),
     (
         "a plain directory name",
         lambda name: re.fullmatch(r"[^./][^/]{0,199}", name) and name.isprintable(),
@@ -282,6 +282,7 @@ RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
         "run.log_to",
     ),
 )
+RULES = {name: (words, holds) for words, holds, names in _RULES for name in names.split()}
 ABOVE_0 = ("above 0", lambda number: 0 < number < math.inf)
 NOT_EMPTY = ("a text that is not empty", lambda value: value != "")
 
@@ -295,25 +296,26 @@ def _is_date(text: str) -> bool:
 
 def check_config(config: Config) -> None:
     """Check types, choices, ranges and what goes together. Raises UserError for the first mistake."""
-    for sentence in itertools.chain(_wrong_values(config), _wrong_together(config)):
+    for sentence in filter(None, itertools.chain(_wrong_values(config), _wrong_together(config))):
         raise UserError(sentence)
 
 
-def _wrong_values(config: Config) -> Iterator[str]:
-    """A sentence for each value that its key cannot have, whatever the others are."""
-    rules = {name: (words, holds) for words, holds, names in RULES for name in names.split()}
-    values = [(name, hint, attrgetter(name)(config)) for name, hint in KEYS.items()]
+def _wrong_values(config: Config) -> Iterator[str | None]:
+    """For each value a sentence if its key cannot have it, whatever the others are. A later one relies on those before it."""
+    for name, hint in KEYS.items():
+        yield wrong_value(name, hint, attrgetter(name)(config))
     for source in config.data.mix:
-        values += [
-            (f"data.mix.{key}", hint, getattr(source, key, None)) for key, hint in get_type_hints(Source).items()
-        ]
-    for name, hint, value in values:
-        words, holds = rules.get(name, ABOVE_0 if type(value) in (int, float) else NOT_EMPTY)
-        if not has_type(value, hint):
-            comma = f"; write ({value!r},)" if has_type((value,), hint) else ""
-            yield f"{name} must be {type_name(hint)}, not {value!r}{comma}"
-        elif value is not None and not holds(value):
-            yield f"{name} must be {words}, not {value!r}"
+        for key, hint in get_type_hints(Source).items():
+            yield wrong_value(f"data.mix.{key}", hint, getattr(source, key))
+
+
+def wrong_value(name: str, hint: object, value: Any) -> str | None:
+    """A sentence if the key `name`, which has the type `hint`, cannot have this value."""
+    words, holds = RULES.get(name, ABOVE_0 if type(value) in (int, float) else NOT_EMPTY)
+    if not has_type(value, hint):
+        comma = f"; write ({value!r},)" if has_type((value,), hint) else ""
+        return f"{name} must be {type_name(hint)}, not {value!r}{comma}"
+    return None if value is None or holds(value) else f"{name} must be {words}, not {value!r}"
 
 
 def _wrong_together(config: Config) -> Iterator[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
-from configs.deepspeed import IGNORED, KNOWN, NO_CLIPPING, ONLY_AS, ONLY_OFF, from_deepspeed
+from configs.deepspeed import IGNORED, NO_CLIPPING, ONLY_AS, from_deepspeed
 from configs.load import check_config
 
 OURS = Config(
