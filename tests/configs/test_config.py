@@ -184,7 +184,7 @@ def test_an_unusual_schedule_gives_a_warning(good) -> None:
         return "; ".join(schedule_warnings(load_config(good, list(overrides)), int(parameters), steps, warmup))
 
     assert warnings("optimizer.learning_rate=2e-5") == ""
-    assert "outside 1e-5 to 5e-5" in warnings("optimizer.learning_rate=1e-4")
+    assert "outside 1e-05 to 5e-05" in warnings("optimizer.learning_rate=1e-4")
     assert warnings("optimizer.learning_rate=1e-4", parameters=1e8) == ""
     assert "forgetting" in warnings("optimizer.learning_rate=2e-5", "optimizer.stage=pre-training")
     assert warnings("optimizer.learning_rate=1e-5", "optimizer.stage=pre-training") == ""
