@@ -22,7 +22,7 @@ NO_CLIPPING = 1e30
 MICRO, ACCUMULATION, TOTAL = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"
 ZERO, ADAM, COSINE = "zero_optimization", "optimizer.params", "scheduler.params"
 
-# Key -> (our key of the same meaning, what a user should know about it). The other keys with a counterpart have functions.
+# Key -> (our key of the same meaning, what the note adds). The functions below apply the other keys that have a counterpart.
 SAME = {
     "gradient_clipping": ("optimizer.max_grad_norm", ""),
     f"{ADAM}.lr": ("optimizer.learning_rate", ""),
@@ -50,10 +50,11 @@ IGNORED = (
     *("managed_gradient_accumulation", "bf16.immediate_grad_update", "bf16.check_grad_overflow"),
     *("optimizer.legacy_fusion", f"{ADAM}.torch_adam", f"{ADAM}.foreach", f"{ADAM}.fused"),
 )
-# Two more such blocks: ZeRO moves what a step computes between ranks, and fp16 is off. These keys of ZeRO are the exceptions.
+# Any other key of two blocks is ignored as well: ZeRO moves state between ranks and computes the same, and fp16 must be off.
+# The exceptions are keys of ZeRO that begin with one of `CHANGES`.
 IGNORED_BLOCKS = (f"{ZERO}.", "fp16.", *(f"{name}." for name in IGNORED))
 CHANGES = (f"{ZERO}.zero_quantized", f"{ZERO}.zenflow", f"{ZERO}.zeropp_loco_param")
-# Key -> the only value with which it has no effect. False is such a value of every other key.
+# Key -> the only value that has no effect. Of any other key, false has none.
 ONLY_AS: dict[str, object] = {
     "communication_data_type": "fp32",
     "gradient_predivide_factor": 1,
@@ -68,7 +69,7 @@ ONLY_AS: dict[str, object] = {
     f"{COSINE}.warmup_min_ratio": 0,
     f"{COSINE}.warmup_type": "linear",
 }
-# What a user can do about a key that is refused, if that is not to remove it.
+# Key -> what a user can do if we refuse it. Otherwise he can only remove it.
 ADVICE = {
     "fp16.enabled": "set it to false and bf16.enabled to true, which needs no loss scaling",
     "bf16.bf16_master_weights_and_grads": "set it to false and choose optimizer.memory=12N",
@@ -113,7 +114,7 @@ def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _flatten(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every key of a file that is not null. A block that is switched off has only its `enabled`."""
+    """Give (dotted name, value) of every key of a file that is not null, and of a block that is off only its `enabled`."""
     for key, value in block.items():
         name = "bf16" if key == "bfloat16" else prefix + key
         if isinstance(value, dict):

@@ -164,8 +164,8 @@ def replace(config: Config, name: str, value: object) -> Config:
 def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
     """The end of an error message for an unknown name: which of `names` may be meant.
 
-    That is one whose last part another tool calls so, one with the same last part, or the most similar one. If there is none,
-    the message ends with `otherwise`, or with all `names` if that is empty.
+    It names the key that another tool calls so (`ALIASES`), or one with the same last part, or else the most similar one. If
+    there is none, the message ends with `otherwise`, or with all `names` if that is empty.
     """
     key = name.rpartition(".")[2]
     meant = (ALIASES.get(name, ALIASES.get(key)), key)
@@ -301,7 +301,7 @@ def check_config(config: Config) -> None:
 
 
 def _wrong_values(config: Config) -> Iterator[str | None]:
-    """For each value a sentence if its key cannot have it, whatever the others are. A later one relies on those before it."""
+    """For each value in turn, a sentence if its key cannot have it. The caller stops at the first: data.mix is read below."""
     for name, hint in KEYS.items():
         yield wrong_value(name, hint, attrgetter(name)(config))
     for source in config.data.mix:
@@ -319,7 +319,7 @@ def wrong_value(name: str, hint: object, value: Any) -> str | None:
 
 
 def _wrong_together(config: Config) -> Iterator[str]:
-    """A sentence for each value that does not go with others. Every value is one that its key can have."""
+    """A sentence for each value that does not go with others. `_wrong_values` has found nothing wrong with any of them."""
     data, sharding, lora, run = config.data, config.sharding, config.lora, config.run
     if (config.batch.global_examples is None) == (config.batch.global_tokens is None):
         yield (
@@ -340,13 +340,13 @@ def _wrong_together(config: Config) -> Iterator[str]:
     validation = "data.validation or data.validation_share"
     has_validation = data.validation or data.validation_share
     has_curve = has_validation or curve not in (LOSS, NLL)
-    # (key, whether that is there which any other value than the default needs, what that is)
+    # (key, whether the config has what every value of the key but its default needs, what that is)
     needs = (
         ("sharding.shard_size", sharding.strategy == "hybrid", "sharding.strategy=hybrid"),
-        # Under the others the gradients of a step's micro-batches would be added up in it too.
+        # Under hybrid and none, FSDP would add up the gradients of a step's micro-batches in that dtype too.
         ("sharding.reduce_dtype", sharding.strategy in ("full", "grad_op"), "sharding.strategy=full or grad_op"),
         *((f"lora.{key}", lora.rank, "lora.rank above 0") for key in ("alpha", "dropout", "targets")),
-        # The second forward would drop other elements.
+        # Checkpointing computes a layer a second time, and the dropout would then drop other elements.
         ("lora.dropout", config.model.activation_checkpointing == "none", "model.activation_checkpointing=none"),
         ("ewc.strength", not lora.rank, "lora.rank=0, because LoRA trains none of the weights that the penalty holds"),
         ("run.eval_generate", has_validation, f"{validation}, whose examples are answered"),
