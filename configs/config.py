@@ -1,20 +1,23 @@
 """The settings of a run as frozen dataclasses. Every key of a config is described here.
 
 A config file is Python code that ends with `config = Config(...)`. configs/load.py reads it and checks every value before
-a process group starts.
+a process group starts. The type of a key says what it may be: `Literal` names its choices.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Literal, get_type_hints
+
+Format = Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text"]  # the form of the examples in a file
 
 
 @dataclass(frozen=True)
 class Model:
     path: str  # a Hugging Face model directory; scripts/fetch_base_model.py downloads one to artifacts/models/NAME
     layer_class: str | None = None  # class name of the decoder layers, to shard by; None: as declared by the model
-    compute_dtype: str = "bf16"  # bf16 | fp32, of matrix products and activations
-    # none | full | selective | offload (distributed/activation_checkpointing.py)
-    activation_checkpointing: str = "none"
+    compute_dtype: Literal["bf16", "fp32"] = "bf16"  # of matrix products and activations
+    # What the backward computes again (distributed/activation_checkpointing.py)
+    activation_checkpointing: Literal["none", "full", "selective", "offload"] = "none"
     checkpoint_every: int = 1  # checkpoint every k-th decoder layer only
     compile: bool = False  # torch.compile each decoder layer; worthwhile on CUDA
     # To extend the model's context window (docs/long_context.md)
@@ -29,7 +32,7 @@ class Source:
     paths: tuple[str, ...]  # like Data.train
     share: float  # fraction of the target tokens of every step; 0.05 is 5%
     validation: tuple[str, ...] = ()  # like Data.validation
-    format: str = "auto"  # like Data.format
+    format: Format = "auto"  # like Data.format
     fields: dict[str, str] = field(default_factory=dict)  # like Data.fields
 
 
@@ -40,27 +43,27 @@ class Data:
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
     validation_share: float = 0.0  # or: hold out this fraction of data.train, chosen by a hash of each example
-    format: str = "auto"  # auto | messages | sharegpt | alpaca | completion | text: the form of the examples
+    format: Format = "auto"
     # Our name of a key -> its name in the files: fields={"messages": "dialogue"}, or on the command line
     # data.fields=messages=dialogue,role=speaker. configs/load.py lists our names
     fields: dict[str, str] = field(default_factory=dict)
-    on_bad: str = "error"  # error | skip: what to do with a malformed example; skipped ones are counted and listed
+    on_bad: Literal["error", "skip"] = (
+        "error"  # what to do with a malformed example; skipped ones are counted and listed
+    )
     # Sources to mix in; the main source gets the remaining share. On the command line:
     # data.mix=NAME:SHARE:FILE,FILE[:VALIDATION FILES];NAME:...
     mix: tuple[Source, ...] = ()
     sequence_length: int = 2048  # maximum number of tokens in an example; the unit of batch.micro_batch
-    # drop | truncate | error: what to do with longer chats; they are counted. Longer texts are cut into several
-    # examples
-    too_long: str = "drop"
+    # What to do with longer chats; they are counted. Longer texts are cut into several examples
+    too_long: Literal["drop", "truncate", "error"] = "drop"
     packing: bool = True  # False: a micro-batch has batch.micro_batch examples, whatever their length
     # Chats (docs/data.md). A file with the Jinja template to use in place of the tokenizer's own
     chat_template: str | None = None
-    chat_template_options: dict[str, object] = field(
-        default_factory=dict
-    )  # variables of the template, enable_thinking=false
+    # Variables of the template: enable_thinking=false
+    chat_template_options: dict[str, object] = field(default_factory=dict)
     # The date that templates such as Llama 3.2's write into every chat, YYYY-MM-DD; None: that of the run's first start
     chat_date: str | None = None
-    train_on: str = "all"  # all | last: which answers of a chat carry loss
+    train_on: Literal["all", "last"] = "all"  # which answers of a chat carry loss
     cache: str | None = "artifacts/tokens"  # tokenised files are kept here, one folder per node; None: not kept
 
 
@@ -69,13 +72,12 @@ class Batch:
     # Set exactly one of these two. Examples of the main source per optimizer step, over all ranks (what papers call the
     # batch size); examples of mixed-in sources come on top
     global_examples: int | None = None
-    global_tokens: int | None = (
-        None  # or: maximum number of target tokens per optimizer step, over all sources and ranks
-    )
+    # Or: the maximum number of target tokens per optimizer step, over all sources and ranks
+    global_tokens: int | None = None
     # Size of one forward pass on one rank: at most so many times data.sequence_length tokens (with data.packing=False: so
     # many examples). Gradient accumulation follows from it. "auto": the largest that
     # memory is expected to hold, and no more than a step needs (training/micro_batch.py)
-    micro_batch: int | str = 1
+    micro_batch: int | Literal["auto"] = 1
 
     @property
     def rows(self) -> int:
@@ -98,8 +100,8 @@ class Optimizer:
     max_grad_norm: float = 1.0
     # Skip a step whose gradient norm is more than so many standard deviations above the mean of the last 128; None: off
     skip_spikes: float | None = None
-    memory: str = "16N"  # bytes per parameter: 16N | 14N | 12N | 8N | 6N (distributed/optimizer.py)
-    stage: str = "fine-tuning"  # fine-tuning | pre-training: which range of learning rates is considered usual
+    memory: Literal["16N", "14N", "12N", "8N", "6N"] = "16N"  # bytes for N parameters (distributed/optimizer.py)
+    stage: Literal["fine-tuning", "pre-training"] = "fine-tuning"  # which range of learning rates is considered usual
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,9 @@ class EWC:
     # Documents per squared gradient, over all ranks. The relative error is about sqrt(2 x batch / documents)
     batch: int = 4
     # model: labels sampled from the model | empirical: the labels in the data (model/ewc.py)
-    estimator: str = "model"
-    dtype: str = "fp32"  # fp32 | bf16: of the stored Fisher diagonal and reference
-    device: str = "device"  # where the two are stored. device: with the parameters | cpu: in host memory
+    estimator: Literal["model", "empirical"] = "model"
+    dtype: Literal["fp32", "bf16"] = "fp32"  # of the stored Fisher diagonal and reference
+    device: Literal["device", "cpu"] = "device"  # where the two are stored: with the parameters | in host memory
     seed: int = 0
 
 
@@ -138,11 +140,11 @@ class LoRA:
 class Sharding:
     # full: ZeRO-3 | grad_op: like ZeRO-2, parameters stay gathered until the last micro-batch
     # | hybrid: shard within a node, replicate across nodes | none: replicate everything (DDP)
-    strategy: str = "full"
+    strategy: Literal["full", "grad_op", "hybrid", "none"] = "full"
     shard_size: int | None = None  # hybrid: number of ranks that share one copy of the model; None: the ranks of a node
     cpu_offload: bool = False  # keep parameters, gradients and moments in host memory and run AdamW there
-    # fp32 | bf16: gradients are added up over ranks in it. bf16 halves what is sent and rounds (docs/performance.md)
-    reduce_dtype: str = "fp32"
+    # Gradients are added up over ranks in it. bf16 halves what is sent and rounds (docs/performance.md)
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,10 @@ class Run:
     # auto: continue from the last checkpoint, if what decides the weights is what it was | changed: also if it is not, and
     # list what has changed | previous: continue from the newest checkpoint that is not damaged | never: refuse to touch an
     # existing run
-    resume: str = "auto"
+    resume: Literal["auto", "changed", "previous", "never"] = "auto"
     timeout_minutes: float = 30.0  # a rank that does not answer for so long ends the run (docs/runs.md)
     deterministic: bool = False  # resume bit-identically on CUDA too; slower
-    export: str = "last"  # last | best: which checkpoint is exported as a Hugging Face directory
+    export: Literal["last", "best"] = "last"  # which checkpoint is exported as a Hugging Face directory
     # The curve of an evaluation that decides which checkpoint is the best: validation/loss | f1 | fact_f1 | forgetting/kl ...
     # NAME:max or NAME:min says what is better where it is not known
     best_by: str = "validation/loss"
@@ -175,9 +177,8 @@ class Run:
     # Where curves are shown, beside metrics.jsonl: tensorboard | wandb | mlflow, the last two where they are installed
     log_to: tuple[str, ...] = ("tensorboard",)
     verbose: bool = False  # print all that a start has to say, which runs/NAME/start.txt has in any case
-    profile: str | None = (
-        None  # STEP:COUNT: torch.profiler's trace of so many steps from this one on, in runs/NAME/profile
-    )
+    # STEP:COUNT: torch.profiler's trace of so many steps from this one on, in runs/NAME/profile
+    profile: str | None = None
 
 
 @dataclass(frozen=True)
@@ -207,24 +208,17 @@ def as_dict(config: Config) -> dict:
     return dataclasses.asdict(config)
 
 
-# ---- What a resume may change (training/identity.py). Every key stands in one of these groups -----------------------------
+SECTIONS = get_type_hints(Config)
+KEYS = {f"{name}.{key}": hint for name, section in SECTIONS.items() for key, hint in get_type_hints(section).items()}
+
+
+# ---- What a resume may change (training/identity.py) ---------------------------------------------------------------------
 
 
 def _keys(**sections: str) -> tuple[str, ...]:
     return tuple(f"{section}.{key}" for section, keys in sections.items() for key in keys.split())
 
 
-# They decide the weights: a resume with another value is refused, unless run.resume=changed.
-DECIDES = _keys(
-    model="compute_dtype rope_type rope_factor rope_original_length",
-    data="chat_date sequence_length packing",
-    batch="global_examples global_tokens",
-    optimizer="learning_rate warmup_ratio warmup_steps min_lr_ratio weight_decay betas eps max_grad_norm skip_spikes memory",
-    sharding="reduce_dtype",
-    ewc="strength fisher documents batch estimator dtype seed",
-    lora="rank alpha dropout targets",
-    run="seed",
-)
 # What they name, or make of the data, decides the weights: the content is compared, and the value may change.
 READ = _keys(
     model="path",
@@ -243,3 +237,5 @@ FREE = _keys(
     "save_every save_minutes keep_last async_save resume export stop_after_no_gain verbose profile",
     eval="metric max_new_tokens",
 )
+# Every other key decides the weights: a resume with another value is refused, unless run.resume=changed.
+DECIDES = tuple(name for name in KEYS if name not in READ + FREE)

@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import datetime
 import difflib
+import itertools
 import json
 import math
 import re
@@ -17,58 +18,35 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import configs.config as schema
 from common.errors import UserError
-from configs.config import Config, LoRA, Source
+from configs.config import KEYS, SECTIONS, Config, Source
 
-SECTIONS = get_type_hints(Config)
-KEYS = {f"{name}.{key}": hint for name, section in SECTIONS.items() for key, hint in get_type_hints(section).items()}
 # What other tools call our keys, where the names are not alike (docs/runs.md has a table of both).
 ALIASES = {
-    "lr": "optimizer.learning_rate",
-    "batch_size": "batch.global_examples",
-    "global_batch_size": "batch.global_examples",
-    "per_device_train_batch_size": "batch.micro_batch",
-    "val_set_size": "data.validation_share",
-    "report_to": "run.log_to",
+    "lr": "learning_rate",
+    "batch_size": "global_examples",
+    "global_batch_size": "global_examples",
+    "per_device_train_batch_size": "micro_batch",
+    "model.name": "path",
+    "model_name_or_path": "path",
+    "val_set_size": "validation_share",
+    "report_to": "log_to",
 }
-
-FORMATS = ("auto", "messages", "sharegpt", "alpaca", "completion", "text")
-CHOICES = {
-    "model.compute_dtype": ("bf16", "fp32"),
-    "model.activation_checkpointing": ("none", "full", "selective", "offload"),
-    "data.too_long": ("drop", "truncate", "error"),
-    "data.format": FORMATS,
-    "data.on_bad": ("error", "skip"),
-    "data.train_on": ("all", "last"),
-    "optimizer.memory": ("16N", "14N", "12N", "8N", "6N"),
-    "optimizer.stage": ("fine-tuning", "pre-training"),
-    "ewc.estimator": ("model", "empirical"),
-    "ewc.dtype": ("fp32", "bf16"),
-    "ewc.device": ("device", "cpu"),
-    "sharding.reduce_dtype": ("fp32", "bf16"),
-    "sharding.strategy": ("full", "grad_op", "hybrid", "none"),
-    "run.resume": ("auto", "changed", "previous", "never"),
-    "run.export": ("last", "best"),
+UNIONS = (types.UnionType, Union)
+WORDS = {
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "True or False",
+    types.NoneType: "None",
+    tuple[str, ...]: "a tuple of strings",
+    tuple[float, float]: "a tuple of 2 numbers",
+    tuple[Source, ...]: "a tuple of Sources",
 }
-# (what the numbers of these keys must be, whether one is). All other numbers must be above 0.
-RANGES: tuple[tuple[str, Callable[[float], bool], Sequence[str]], ...] = (
-    (
-        "0 or more",
-        lambda number: 0 <= number < math.inf,
-        (
-            *("optimizer.weight_decay", "optimizer.warmup_steps", "ewc.strength", "lora.rank"),
-            *("run.eval_every", "run.eval_generate", "run.save_every", "run.save_minutes", "run.stop_after_no_gain"),
-        ),
-    ),
-    ("between 0 and 1", lambda number: 0 <= number <= 1, ("optimizer.warmup_ratio", "optimizer.min_lr_ratio")),
-    ("at least 0 and below 1", lambda number: 0 <= number < 1, ("data.validation_share", "lora.dropout")),
-    ("at least 0 and below 2^63", lambda number: 0 <= number < 2**63, ("run.seed", "ewc.seed")),
-    ("above 0 and at most 10080 (a week)", lambda number: 0 < number <= 10080, ("run.timeout_minutes",)),
-)
-SINKS = ("tensorboard", "wandb", "mlflow")
+FORMATS: tuple[str, ...] = get_args(schema.Format)
 
 # Our names of the keys of examples and messages (data/formats.py): what data.fields can rename.
 EXAMPLE_FIELDS = (
@@ -81,12 +59,12 @@ MESSAGE_FIELDS = (
 )
 
 LOSS, NLL, GENERAL = "validation/loss", "validation/nll", "forgetting/"
-# The curves whose better direction is known.
-LOWER_IS_BETTER = (LOSS, NLL, "forgetting/perplexity_per_byte", "forgetting/kl")
-HIGHER_IS_BETTER = (
-    *(f"validation/{name}" for name in ("f1", "fact_f1", "exact_match", "rouge_l")),
-    *("forgetting/agreement", "forgetting/questions"),
-)
+# Which value of a curve is the better one, where it is known.
+BETTER = {
+    **dict.fromkeys((LOSS, NLL, "forgetting/perplexity_per_byte", "forgetting/kl"), "min"),
+    **dict.fromkeys((f"validation/{score}" for score in ("f1", "fact_f1", "exact_match", "rouge_l")), "max"),
+    **dict.fromkeys(("forgetting/agreement", "forgetting/questions"), "max"),
+}
 
 
 def read_command_line(
@@ -129,12 +107,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Execute a config file, apply `section.key=value` overrides and check every value. Raises UserError."""
     path = Path(path)
     if not path.is_file():
-        problem = "is a directory" if path.is_dir() else "does not exist"
         folder = path if path.is_dir() else path.parent if path.parent.is_dir() else Path("configs")
-        files = [file for file in sorted(folder.glob("*.py")) if file.is_file()]
-        runs = [str(file) for file in files if re.search(rb"^config\s*=", file.read_bytes(), re.MULTILINE)]
-        available = ", ".join(runs) or f"none in {folder}, see configs/"
-        raise UserError(f"config file {path} {problem}; available: {available}")
+        runs = [str(file) for file in sorted(folder.glob("*.py")) if re.search(rb"(?m)^config\s*=", file.read_bytes())]
+        problem = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"config file {path} {problem}; available: {', '.join(runs) or 'none there, see configs/'}")
     namespace: dict = {"__file__": str(path), "__name__": path.stem}
     try:
         exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
@@ -155,88 +131,69 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _explain(error: BaseException) -> str:
-    """One sentence about an exception in a config file."""
-    text = " ".join(str(error).split())
-    unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
-    missing = re.match(r"(\w+)\.__init__\(\) missing .*?: (.*)", text)
-    undefined = re.match(r"name '(\w+)' is not defined|cannot import name '(\w+)' from 'configs.config'", text)
-    if unknown and hasattr(schema, unknown[1]):
-        section, key = unknown.groups()
-        names = [field.name for field in dataclasses.fields(getattr(schema, section))]
-        alias = ALIASES.get(key, "").rpartition(".")[2]
-        return f"{section} has no key {key!r}{nearest(alias if alias in names else key, names)}"
-    if missing:
-        return f"{missing[1]} needs a value for {missing[2]}"
-    if undefined:
-        name = undefined[1] or undefined[2]
-        sections = [section.__name__ for section in SECTIONS.values()]
-        return f"{name} is not defined{nearest(name, ['Config', 'Source', *sections], 'a string needs quotes')}"
-    if isinstance(error, SystemExit):
-        return f"the file ends the program (SystemExit: {text or 0}); let it end with `config = Config(...)`"
-    return f"{type(error).__name__}: {text}"
+    """One sentence about an exception in a config file: Python's own, or which key may be meant."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    keyword = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
+    if keyword and hasattr(schema, keyword[1]):
+        names = [field.name for field in dataclasses.fields(getattr(schema, keyword[1]))]
+        return f"{keyword[1]} has no key {keyword[2]!r}{nearest(keyword[2], names)}"
+    return text
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
     """Apply overrides of the form `section.key=value` and check every value. Raises UserError."""
     for text in overrides:
         name, equals, raw = text.partition("=")
-        if not equals or not re.fullmatch(r"([a-z_]+\.)?[a-z_]+", name):
+        if not equals:
             raise UserError(f"{text!r} is not an override; write section.key=value, e.g. optimizer.learning_rate=1e-5")
         if name not in KEYS:
-            key = name.rpartition(".")[2]
-            same = [ALIASES[key]] if key in ALIASES else [known for known in KEYS if known.endswith(f".{key}")]
-            similar = nearest(name, list(KEYS), "configs/config.py describes all keys")
-            raise UserError(f"unknown key {name}" + (f"; did you mean {same[0]}?" if same else similar))
+            raise UserError(f"unknown key {name}{nearest(name, list(KEYS), 'configs/config.py describes all keys')}")
         config = replace(config, name, _parse(raw, KEYS[name], name))
     check_config(config)
     return config
 
 
 def replace(config: Config, name: str, value: object) -> Config:
-    """The config with another value of `section.key`."""
+    """The config with another value of `section.key`. Where the key is a number with decimals, an int becomes one."""
     section, _, key = name.partition(".")
+    if type(value) is int and has_type(0.5, KEYS[name]):
+        value = float(value)
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{key: value})})
 
 
 def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
-    """The end of an error message for an unknown name: the most similar of `names`.
+    """The end of an error message for an unknown name: which of `names` may be meant.
 
-    If none is similar, the message ends with `otherwise`, or with all `names` if that is empty.
+    It names the key that another tool calls so (`ALIASES`), or one with the same last part, or else the most similar one. If
+    there is none, the message ends with `otherwise`, or with all `names` if that is empty.
     """
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    key = name.rpartition(".")[2]
+    meant = (ALIASES.get(name, ALIASES.get(key)), key)
+    same = [known for last in meant for known in names if known.rpartition(".")[2] == last]
+    close = same or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; {otherwise or 'known names: ' + ', '.join(names)}"
 
 
 def _parse(raw: str, hint: object, name: str) -> object:
-    """Convert the value of an override to the type of the key `name`. Raises UserError."""
-    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kind = next(option for option in options if option is not type(None))
-    none = raw.lower() in ("none", "null")
-    if none and type(None) in options:
-        return None
-    if kind is str:
-        return raw
-    if kind is bool and raw.lower() in ("true", "false"):
-        return raw.lower() == "true"
-    if get_origin(kind) is dict:
-        return parse_dict(raw, get_args(kind)[1], name)
-    if kind == tuple[str, ...]:
-        return () if none else _split(raw)
-    if kind == tuple[Source, ...]:
-        return () if none else tuple(map(_parse_source, _split(raw, ";")))
+    """The value of an override in the type of its key; the text itself if it cannot be read so, which `check_config` refuses."""
+    value = {"none": None, "null": None, "true": True, "false": False}.get(raw.lower(), raw)
+    if has_type(value, hint):
+        return value
+    if get_origin(hint) is dict:
+        return parse_dict(raw, get_args(hint)[1], name)
+    if get_origin(hint) is tuple and value is None:
+        return ()
+    if hint == tuple[str, ...]:
+        return _split(raw)
+    if hint == tuple[Source, ...]:
+        return tuple(map(_parse_source, _split(raw, ";")))
     try:
         value = ast.literal_eval(raw)
     except (ValueError, SyntaxError):
-        value = raw
-    if kind is float and type(value) is int:
-        value = float(value)
-    if kind is int and type(value) is float and value.is_integer() and "e" in raw.lower():
-        value = int(value)  # e.g. 1e6 tokens
-    if has_type(value, kind):
-        return value
-    if str in options:
         return raw
-    raise UserError(f"{name} must be {type_name(hint)}, not {raw!r}")
+    if type(value) is float and value.is_integer() and not has_type(value, hint):
+        return int(value)  # e.g. 1e6 tokens
+    return value if has_type(value, hint) else raw
 
 
 def parse_dict(raw: str, kind: object, name: str) -> dict[str, object]:
@@ -271,163 +228,145 @@ def _split(text: str, separator: str = ",") -> tuple[str, ...]:
 
 
 def has_type(value: object, hint: object) -> bool:
-    """Whether a value has the type of a field. A bool is not an int, an int is a float, tuple items are checked."""
-    kinds = get_args(hint)
-    if isinstance(hint, types.UnionType):
+    """Whether a value has the type of a key. A bool is not an int, and an int is a float. What tuples and dictionaries hold counts."""
+    origin, kinds = get_origin(hint), get_args(hint)
+    if origin in UNIONS:
         return any(has_type(value, kind) for kind in kinds)
-    if get_origin(hint) is dict:
-        return isinstance(value, dict) and all(
-            has_type(key, kinds[0]) and has_type(item, kinds[1]) for key, item in value.items()
-        )
-    if get_origin(hint) is tuple:
-        if not isinstance(value, tuple):
-            return False
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in kinds)
+    if origin is dict and isinstance(value, dict):
+        return all(has_type(key, kinds[0]) and has_type(item, kinds[1]) for key, item in value.items())
+    if origin is tuple and isinstance(value, tuple):
         kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
         return len(value) == len(kinds) and all(map(has_type, value, kinds))
-    if hint is float:
-        return type(value) in (int, float)
-    return hint is object or type(value) is hint
+    return hint is object or type(value) is hint or (hint is float and type(value) is int)
 
 
 def type_name(hint: object) -> str:
-    """The type of a field in words, for error messages."""
+    """The type of a key in words, for error messages."""
     kinds = get_args(hint)
-    if isinstance(hint, types.UnionType):
+    if get_origin(hint) in UNIONS:
         return " or ".join(map(type_name, kinds))
-    if get_origin(hint) is tuple:
-        number = "" if kinds[-1] is Ellipsis else f"{len(kinds)} "
-        return f"a tuple of {number}{type_name(kinds[0]).split()[-1]}s"
-    if get_origin(hint) is dict:
-        return "a dictionary of names and values"
-    names = {Source: "a Source", str: "a string", int: "an integer", float: "a number", bool: "True or False"}
-    return names.get(hint, "None")  # pyright: ignore
+    if get_origin(hint) is Literal:
+        return ("one of " if len(kinds) > 1 else "") + ", ".join(map(str, kinds))
+    return WORDS.get(hint, "a dictionary of names and values")  # pyright: ignore
+
+
+# (what a value must be, whether one is, the keys). Without a rule a number must be above 0, and a text not empty.
+_RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
+    (
+        "0 or more",
+        lambda number: 0 <= number < math.inf,
+        "optimizer.weight_decay optimizer.warmup_steps ewc.strength lora.rank run.eval_every run.eval_generate run.save_every "
+        "run.save_minutes run.stop_after_no_gain",
+    ),
+    ("between 0 and 1", lambda number: 0 <= number <= 1, "optimizer.warmup_ratio optimizer.min_lr_ratio"),
+    ("at least 0 and below 1", lambda number: 0 <= number < 1, "data.validation_share lora.dropout"),
+    ("above 0 and below 1", lambda number: 0 < number < 1, "data.mix.share"),
+    ("at least 0 and below 2^63", lambda number: 0 <= number < 2**63, "run.seed ewc.seed"),
+    ("above 0 and at most 10080 (a week)", lambda number: 0 < number <= 10080, "run.timeout_minutes"),
+    ("in [0, 1)", lambda betas: all(0 <= beta < 1 for beta in betas), "optimizer.betas"),
+    ("a list of at least one file", bool, "data.train data.mix.paths"),
+    ("made of letters, digits, _, . and -, but not main", re.compile(r"(?!main$)[\w.-]+").fullmatch, "data.mix.name"),
+    (
+        "a plain directory name",
+        lambda name: re.fullmatch(r"[^./][^/]{0,199}", name) and name.isprintable(),
+        "run.name",
+    ),
+    ("a date like 2026-01-31", lambda text: _is_date(text), "data.chat_date"),
+    ("MODULE:FUNCTION", re.compile(r"(\w+\.)*\w+:\w+").fullmatch, "eval.metric"),
+    ("STEP:COUNT, such as 100:3 for steps 100 to 102", re.compile(r"[1-9]\d*:[1-9]\d*").fullmatch, "run.profile"),
+    (
+        "each of tensorboard, wandb, mlflow at most once",
+        lambda names: set(names) <= {"tensorboard", "wandb", "mlflow"} and len(set(names)) == len(names),
+        "run.log_to",
+    ),
+)
+RULES = {name: (words, holds) for words, holds, names in _RULES for name in names.split()}
+ABOVE_0 = ("above 0", lambda number: 0 < number < math.inf)
+NOT_EMPTY = ("a text that is not empty", lambda value: value != "")
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return bool(datetime.date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def check_config(config: Config) -> None:
     """Check types, choices, ranges and what goes together. Raises UserError for the first mistake."""
-    for sentence in _mistakes(config):
+    for sentence in filter(None, itertools.chain(_wrong_values(config), _wrong_together(config))):
         raise UserError(sentence)
 
 
-def _mistakes(config: Config) -> Iterator[str]:
-    """One sentence for each mistake. Only the first is sure: later checks rely on what earlier ones saw."""
-    model, data, batch, optimizer, ewc = config.model, config.data, config.batch, config.optimizer, config.ewc
-    sharding, lora, run, metric = config.sharding, config.lora, config.run, config.eval.metric
-    if type(batch.micro_batch) is not int and batch.micro_batch != "auto":
-        yield f'batch.micro_batch must be an integer or "auto", not {batch.micro_batch!r}'
-    values = {name: attrgetter(name)(config) for name in KEYS}
+def _wrong_values(config: Config) -> Iterator[str | None]:
+    """For each value in turn, a sentence if its key cannot have it. The caller stops at the first: data.mix is read below."""
     for name, hint in KEYS.items():
-        if not has_type(values[name], hint):
-            comma = f"; write ({values[name]!r},)" if has_type((values[name],), hint) else ""
-            yield f"{name} must be {type_name(hint)}, not {values[name]!r}{comma}"
-    for name, choices in CHOICES.items():
-        if values[name] not in choices:
-            yield f"{name} must be one of {', '.join(choices)}, not {values[name]!r}"
-    ranges = {name: (words, holds) for words, holds, names in RANGES for name in names}
-    for name, number in values.items():
-        words, holds = ranges.get(name, ("above 0", lambda number: 0 < number < math.inf))
-        if type(number) in (int, float) and not holds(number):
-            yield f"{name} must be {words}, not {number!r}"
+        yield wrong_value(name, hint, attrgetter(name)(config))
+    for source in config.data.mix:
+        for key, hint in get_type_hints(Source).items():
+            yield wrong_value(f"data.mix.{key}", hint, getattr(source, key))
 
-    if (batch.global_examples is None) == (batch.global_tokens is None):
+
+def wrong_value(name: str, hint: object, value: Any) -> str | None:
+    """A sentence if the key `name`, which has the type `hint`, cannot have this value."""
+    words, holds = RULES.get(name, ABOVE_0 if type(value) in (int, float) else NOT_EMPTY)
+    if not has_type(value, hint):
+        comma = f"; write ({value!r},)" if has_type((value,), hint) else ""
+        return f"{name} must be {type_name(hint)}, not {value!r}{comma}"
+    return None if value is None or holds(value) else f"{name} must be {words}, not {value!r}"
+
+
+def _wrong_together(config: Config) -> Iterator[str]:
+    """A sentence for each value that does not go with others. `_wrong_values` has found nothing wrong with any of them."""
+    data, sharding, lora, run = config.data, config.sharding, config.lora, config.run
+    if (config.batch.global_examples is None) == (config.batch.global_tokens is None):
         yield (
             "set exactly one of batch.global_examples (examples per step) and batch.global_tokens (target tokens per "
             "step), and the other to None"
         )
-    if not all(0 <= beta < 1 for beta in optimizer.betas):
-        yield f"optimizer.betas must be in [0, 1), not {optimizer.betas!r}"
-    if not run.name or "/" in run.name or run.name.startswith(".") or len(run.name) > 200 or not run.name.isprintable():
-        yield f"run.name must be a plain directory name, not {run.name!r}"
-
-    if not data.train:
-        yield "data.train is empty; name at least one file"
-    yield from _mistakes_of_mix(data.mix)
-    check_fields(data.fields, "data.fields")
-    if data.cache == "":
-        yield "data.cache is empty; name a directory, or set it to None"
     if data.validation_share and data.validation:
         yield "set data.validation (files) or data.validation_share (a part of data.train), not both"
-    try:
-        datetime.date.fromisoformat("2026-01-31" if data.chat_date is None else data.chat_date)
-    except ValueError:
-        yield f"data.chat_date must be a date like 2026-01-31, not {data.chat_date!r}"
-
-    if sharding.reduce_dtype != "fp32" and sharding.strategy in ("none", "hybrid"):
-        yield (
-            f"sharding.reduce_dtype={sharding.reduce_dtype} needs sharding.strategy=full or grad_op: under "
-            f"{sharding.strategy} the gradients of a step's micro-batches would be added up in it too"
-        )
-    if sharding.shard_size is not None and sharding.strategy != "hybrid":
-        yield "sharding.shard_size applies to sharding.strategy=hybrid only; remove it or set sharding.strategy=hybrid"
-    for name in ("lora.alpha", "lora.dropout", "lora.targets"):
-        if not lora.rank and values[name] != getattr(LoRA(), name.partition(".")[2]):
-            yield f"{name} applies to LoRA only; set lora.rank above 0, or remove {name}"
-    if lora.dropout and model.activation_checkpointing != "none":
-        yield (
-            f"lora.dropout={lora.dropout:g} needs model.activation_checkpointing=none, because the second forward would "
-            "drop other elements; set one of the two back"
-        )
-    if lora.rank and ewc.strength:
-        yield (
-            "ewc.strength above 0 needs lora.rank=0: the penalty holds trained weights at the base model's, and LoRA "
-            "trains none of the base model's weights"
-        )
-    if ewc.strength and bool(ewc.data) == bool(ewc.fisher):
+    if config.ewc.strength and bool(config.ewc.data) == bool(config.ewc.fisher):
         yield "ewc.strength above 0 needs either ewc.data (old-domain files) or ewc.fisher (runs/NAME/ewc of another run)"
-
-    # What is watched: curves, answers at evaluations, the best checkpoint.
-    if set(run.log_to) - set(SINKS) or len(set(run.log_to)) < len(run.log_to):
-        yield f"run.log_to must name each of {', '.join(SINKS)} at most once, not {', '.join(run.log_to)}"
-    has_validation = bool(data.validation or data.validation_share)
-    if run.eval_generate and not has_validation:
-        yield "run.eval_generate answers examples of data.validation; set it or data.validation_share"
-    if metric is not None and not re.fullmatch(r"(\w+\.)*\w+:\w+", metric):
-        yield f"eval.metric must be MODULE:FUNCTION, not {metric!r}"
-    if metric is not None and not run.eval_generate:
-        yield "eval.metric scores the answers of run.eval_generate; set it to a number of examples"
-    if run.profile is not None:
-        parse_profile(run.profile)
-    if run.stop_after_no_gain and not run.eval_every:
-        yield "run.stop_after_no_gain counts evaluations; set run.eval_every to a number of steps"
-    curve, _ = parse_best_by(run.best_by)
-    if curve.startswith(GENERAL) and not run.eval_general:
-        yield f"run.best_by={run.best_by} needs run.eval_general=True, which measures it"
-    if is_of_answers(curve) and not run.eval_generate:
-        yield f"run.best_by={run.best_by} needs run.eval_generate: it is a score of generated answers"
-    if curve.startswith(f"{LOSS}/") and curve not in [
-        f"{LOSS}/{source.name}" for source in data.mix if source.validation
-    ]:
-        yield f"run.best_by={run.best_by} needs a source of data.mix with that name and validation files"
-    for name, asked in (("run.export=best", run.export == "best"), ("run.stop_after_no_gain", run.stop_after_no_gain)):
-        if asked and curve in (LOSS, NLL) and not has_validation:
-            yield (
-                f"{name} needs data.validation or data.validation_share, because run.best_by={run.best_by} is measured "
-                "on it"
-            )
-
-
-def _mistakes_of_mix(mix: tuple[Source, ...]) -> Iterator[str]:
-    for source in mix:
-        for key, hint in get_type_hints(Source).items():
-            if not has_type(getattr(source, key), hint):
-                yield f"data.mix: `{key}` of a Source must be {type_name(hint)}, not {getattr(source, key)!r}"
-        if not re.fullmatch(r"[\w.-]+", source.name) or source.name == "main":
-            yield (
-                f"data.mix: {source.name!r} is not a valid source name; use letters, digits, `_`, `.` and `-`, but not "
-                "the name main"
-            )
-        if not source.paths:
-            yield f"data.mix: source {source.name} has no files; name at least one"
-        if source.format not in FORMATS:
-            yield f"data.mix: `format` of {source.name} must be one of {', '.join(FORMATS)}, not {source.format!r}"
+    check_fields(data.fields, "data.fields")
+    for source in data.mix:
         check_fields(source.fields, f"data.mix: `fields` of {source.name}")
-        if not 0 < source.share < 1:
-            yield f"data.mix: the share of {source.name} must be between 0 and 1, not {source.share!r}"
-    names = [source.name for source in mix]
-    if len(set(names)) < len(names):
-        yield f"data.mix: the source names must be different from each other: {', '.join(names)}"
-    if sum(source.share for source in mix) >= 1:
-        yield "data.mix: the shares must add up to less than 1; data.train gets the rest"
+    if len({source.name for source in data.mix}) < len(data.mix) or sum(source.share for source in data.mix) >= 1:
+        yield "data.mix: the sources need different names, and shares that add up to less than 1; data.train gets the rest"
+    curve, _ = parse_best_by(run.best_by)
+    curves_of_sources = [f"{LOSS}/{source.name}" for source in data.mix if source.validation]
+    validation = "data.validation or data.validation_share"
+    has_validation = data.validation or data.validation_share
+    has_curve = has_validation or curve not in (LOSS, NLL)
+    # (key, whether the config has what every value of the key but its default needs, what that is)
+    needs = (
+        ("sharding.shard_size", sharding.strategy == "hybrid", "sharding.strategy=hybrid"),
+        # Under hybrid and none, FSDP would add up the gradients of a step's micro-batches in that dtype too.
+        ("sharding.reduce_dtype", sharding.strategy in ("full", "grad_op"), "sharding.strategy=full or grad_op"),
+        *((f"lora.{key}", lora.rank, "lora.rank above 0") for key in ("alpha", "dropout", "targets")),
+        # Checkpointing computes a layer a second time, and the dropout would then drop other elements.
+        ("lora.dropout", config.model.activation_checkpointing == "none", "model.activation_checkpointing=none"),
+        ("ewc.strength", not lora.rank, "lora.rank=0, because LoRA trains none of the weights that the penalty holds"),
+        ("run.eval_generate", has_validation, f"{validation}, whose examples are answered"),
+        ("eval.metric", run.eval_generate, "run.eval_generate, whose answers it scores"),
+        ("run.stop_after_no_gain", run.eval_every, "run.eval_every, because it counts evaluations"),
+        ("run.stop_after_no_gain", has_curve, f"{validation}, on which {curve} is measured"),
+        ("run.export", has_curve, f"{validation}, on which {curve} is measured"),
+        ("run.best_by", run.eval_general or not curve.startswith(GENERAL), "run.eval_general=True, which measures it"),
+        ("run.best_by", run.eval_generate or not is_of_answers(curve), "run.eval_generate, whose answers it scores"),
+        (
+            "run.best_by",
+            curve in curves_of_sources or not curve.startswith(f"{LOSS}/"),
+            "a source of data.mix with that name and validation files",
+        ),
+    )
+    for name, is_there, what in needs:
+        section, _, key = name.partition(".")
+        value = attrgetter(name)(config)
+        if value != getattr(SECTIONS[section], key) and not is_there:
+            yield f"{name}={value} needs {what}"
 
 
 def check_fields(fields: Mapping[str, str], name: str) -> None:
@@ -441,32 +380,19 @@ def check_fields(fields: Mapping[str, str], name: str) -> None:
             raise UserError(f"{name}: {ours} has no name; write KEY=NAME IN THE FILES")
 
 
-def parse_profile(text: str) -> tuple[int, int]:
-    """(first step, counted from 1; number of steps) of a value of run.profile. Raises UserError."""
-    if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", text):
-        raise UserError(f"run.profile must be STEP:COUNT, such as 100:3 for steps 100 to 102, not {text!r}")
-    first, _, count = text.partition(":")
-    return int(first), int(count)
-
-
 def parse_best_by(text: str) -> tuple[str, str]:
     """(name of the curve, max or min) of a value of run.best_by. Raises UserError if the direction is not known.
 
     A name without a slash is one of `validation/`: f1 is validation/f1.
     """
-    name, colon, direction = text.partition(":")
+    name, _, given = text.partition(":")
     curve = name if "/" in name else f"validation/{name}"
-    if colon and direction in ("max", "min") and name:
+    direction = given or BETTER.get(LOSS if curve.startswith(f"{LOSS}/") else curve)
+    if name and direction in ("max", "min"):
         return curve, direction
-    if colon or not name:
-        raise UserError(f"run.best_by must be the name of a curve, NAME:max or NAME:min, not {text!r}")
-    if curve in LOWER_IS_BETTER or curve.startswith(f"{LOSS}/"):
-        return curve, "min"
-    if curve in HIGHER_IS_BETTER:
-        return curve, "max"
     raise UserError(
-        f"run.best_by={text}: it is not known whether a high or a low {curve} is better; write run.best_by={name}:max or "
-        f"run.best_by={name}:min{nearest(curve, (*LOWER_IS_BETTER, *HIGHER_IS_BETTER))}"
+        f"run.best_by={text} must be the name of a curve, and NAME:max or NAME:min where it is not known which value is the "
+        f"better one{nearest(curve, list(BETTER))}"
     )
 
 
@@ -483,10 +409,9 @@ def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:
     """
     shard_size = config.sharding.shard_size or ranks_per_node
     if config.sharding.strategy == "hybrid" and world_size % shard_size:
-        divisors = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
         raise UserError(
             f"sharding.strategy=hybrid: {world_size} ranks cannot be divided into groups of sharding.shard_size={shard_size}; "
-            f"set it to one of {divisors}"
+            f"set it to a divisor of {world_size}"
         )
     examples = config.batch.global_examples
     if config.data.packing or examples is None or config.batch.micro_batch == "auto":

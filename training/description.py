@@ -83,6 +83,12 @@ def describe_run(
     return lines + [line for line in details if config.run.verbose or line.startswith("warning: ")]
 
 
+# Stage of a run -> the lowest and the highest usual learning rate, what it is called.
+USUAL_RATES = {
+    "fine-tuning": (1e-5, 5e-5, "full fine-tuning"),
+    "pre-training": (0, 1e-5, "continual pre-training, where higher ones cause forgetting"),
+    "LoRA": (5e-5, 5e-4, "LoRA"),
+}
 # Remarks about data that every run has: what form the examples have, where they were encoded, and how many are held out.
 _ROUTINE = re.compile(
     rf"  .*: ({'|'.join(FORMATS)})( and \w+)* \(|  (from the cache|tokenised) |  [0-9,]+ examples? (not )?held out"
@@ -136,17 +142,11 @@ def memory_line(memory: str, measured: dict[str, float]) -> str:
 
 def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps: int) -> list[str]:
     """Warnings about a learning rate outside the usual range of its stage (above 1B parameters), or never reached."""
-    rate, stage = config.optimizer.learning_rate, config.optimizer.stage
-    warnings = []
-    if count >= 1e9 and stage == "pre-training" and not config.lora.rank and rate > 1e-5:
+    rate, warnings = config.optimizer.learning_rate, []
+    low, high, stage = USUAL_RATES["LoRA" if config.lora.rank else config.optimizer.stage]
+    if count >= 1e9 and not low <= rate <= high:
         warnings.append(
-            f"learning rate {rate:g} is above 1e-5, the usual maximum for continual pre-training: expect forgetting"
-        )
-    if count >= 1e9 and config.lora.rank and not 5e-5 <= rate <= 5e-4:
-        warnings.append(f"learning rate {rate:g} is outside 5e-5 to 5e-4, the usual range for LoRA above 1B parameters")
-    if count >= 1e9 and stage == "fine-tuning" and not config.lora.rank and not 1e-5 <= rate <= 5e-5:
-        warnings.append(
-            f"learning rate {rate:g} is outside 1e-5 to 5e-5, the usual range for full fine-tuning above 1B parameters"
+            f"learning rate {rate:g} is outside {low:g} to {high:g}, the usual range above 1B parameters for {stage}"
         )
     if warmup_steps >= total_steps > 1:
         warnings.append(

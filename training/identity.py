@@ -260,9 +260,19 @@ def _closure(files: list[Path], folders: list[Path], not_late: Collection[str]) 
         file = files.pop()
         if file in code:
             continue
-        module = _Module(file)
-        code[file] = module.digest
-        for name, is_late in module.imports:
+        tree = ast.parse(file.read_bytes(), file)
+        nodes = list(ast.walk(tree))
+        functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        in_functions = {inner for function in functions for inner in ast.walk(function)}
+        guarded = [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+        for_types = {inner for node in guarded for part in node.body for inner in ast.walk(part)}  # no process loads these
+        loaded = [node for node in nodes if node not in for_types]
+        imports = [(name, node in in_functions) for node in loaded for name in _imported_by(node, file)]
+        for node in [tree, *functions, *(node for node in nodes if isinstance(node, ast.ClassDef))]:
+            if ast.get_docstring(node, clean=False) is not None:
+                del node.body[0]
+        code[file] = hashlib.sha256(_in_words(tree).encode()).hexdigest()[:32]
+        for name, is_late in imports:
             if not (is_late and any(f"{name}.".startswith(f"{one}.") for one in not_late)):
                 found = _files_of(name, folders)
                 if not found and (home := _home_of(name.partition(".")[0])) and home not in folders:
@@ -301,60 +311,27 @@ def _files_of(name: str, folders: list[Path]) -> list[Path]:
     return []
 
 
-class _Module:
-    """A file's syntax tree: its `digest`, and the names that it imports, each with whether a function does."""
-
-    def __init__(self, file: Path) -> None:
-        self.imports: list[tuple[str, bool]] = []
-        self._file = file
-        self._parts: list[str] = []
-        self._visit(ast.parse(file.read_bytes(), file), in_function=False)
-        self.digest = hashlib.sha256("\n".join(self._parts).encode()).hexdigest()[:32]
-
-    def _visit(self, node: object, in_function: bool) -> None:
-        if isinstance(node, list):
-            self._parts.append(f"[{len(node)}")
-            for part in node:
-                self._visit(part, in_function)
-        elif isinstance(node, ast.AST):
-            self._parts.append(type(node).__name__)
-            self._add_imports(node, in_function)
-            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            is_for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-            for name, value in ast.iter_fields(node):
-                if name == "body" and (is_function or isinstance(node, ast.Module | ast.ClassDef)):
-                    value = _without_docstring(value)
-                # Empty fields are left out, because a later Python has more of them; `kind` is the u of u"text".
-                if value not in (None, []) and name not in ("ctx", "kind"):
-                    self._parts.append(name)
-                    loaded = len(self.imports)
-                    self._visit(value, in_function or is_function)
-                    if is_for_types and name == "body":  # no process loads these
-                        del self.imports[loaded:]
-        else:
-            self._parts.append(repr(node))
-
-    def _add_imports(self, node: ast.AST, in_function: bool) -> None:
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            # `from a import b` may import the module a.b.
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):  # relative: a metric of the user may have some
-            above = self._file.parents[node.level - 1]
-            package = []
-            while (above / "__init__.py").is_file():
-                package, above = [above.name, *package], above.parent
-            package += [node.module] if node.module else []
-            names = [".".join([*package, alias.name]) for alias in node.names]
-        else:
-            return
-        self.imports += [(name, in_function) for name in names]
+def _imported_by(node: ast.AST, file: Path) -> list[str]:
+    """The modules that a statement of this file may import."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    package = [node.module] if node.module else []
+    if node.level:  # relative: a metric of the user may have some
+        above = file.parents[node.level - 1]
+        while (above / "__init__.py").is_file():
+            package, above = [above.name, *package], above.parent
+    # `from a import b` may import the module a.b.
+    return [".".join([*package, alias.name]) for alias in node.names]
 
 
-def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
-    first = body[0] if body else None
-    is_docstring = (
-        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and type(first.value.value) is str
-    )
-    return body[1:] if is_docstring else body
+def _in_words(node: object) -> str:
+    """A syntax tree as text. It has no empty fields, because a later Python has more of them, and not the u of u"text"."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_in_words, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, value) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind")]
+    words = [f"{name}={_in_words(value)}" for name, value in fields if value not in (None, [])]
+    return f"{type(node).__name__}({', '.join(words)})"

@@ -12,9 +12,14 @@ from tests.tiny import write_chat_file, write_tiny_model
 from train import learning_rate
 from training.description import schedule_warnings
 
-GOOD = """
-from configs.config import *
-config = Config(model=Model("m"), data=Data(("a.jsonl",)), batch=Batch(global_examples=8), optimizer=Optimizer(1e-4), run=Run("r"))
+GOOD = """from configs.config import *
+config = Config(
+    model=Model("m"),
+    data=Data(("a.jsonl",)),
+    batch=Batch(global_examples=8),
+    optimizer=Optimizer(1e-4),
+    run=Run("r"),
+)
 """
 
 
@@ -63,10 +68,16 @@ def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
         ("lr=1", "unknown key lr; did you mean optimizer.learning_rate?"),
         ("optimizer.lr=1", "unknown key optimizer.lr; did you mean optimizer.learning_rate?"),
         ("batch_size=8", "unknown key batch_size; did you mean batch.global_examples?"),
+        ("model.name=m", "unknown key model.name; did you mean model.path?"),
+        ("val_set_size=0.1", "did you mean data.validation_share?"),
+        ("qqq.zzz=1", "unknown key qqq.zzz; configs/config.py describes all keys"),
+        ("run.directory=", "run.directory must be a text that is not empty"),
+        ("batch.micro_batch=largest", "batch.micro_batch must be an integer or auto, not 'largest'"),
+        ("data.on_bad=none", "data.on_bad must be one of error, skip, not 'none'"),
         ("model.rope_factor=0", "model.rope_factor must be above 0"),
-        ("data.chat_date=", "data.chat_date must be a date like 2026-01-31, not ''"),
+        ("data.chat_date=2026-02-30", "data.chat_date must be a date like 2026-01-31, not '2026-02-30'"),
         ("run.timeout_minutes=20000", "run.timeout_minutes must be above 0 and at most 10080 (a week), not 20000"),
-        ("lora.dropout=0.1", "lora.dropout applies to LoRA only; set lora.rank above 0"),
+        ("lora.dropout=0.1", "lora.dropout=0.1 needs lora.rank above 0"),
         ("optimizer.epochs=2.5", "optimizer.epochs must be an integer, not '2.5'"),
         ("optimizer.epochs=0", "optimizer.epochs must be above 0"),
         ("optimizer.learning_rate=fast", "must be a number"),
@@ -76,9 +87,9 @@ def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
         ("optimizer.betas=0.9", "must be a tuple of 2 numbers"),
         ("optimizer.warmup_ratio=5", "must be between 0 and 1"),
         ("batch.global_tokens=5", "set exactly one of"),
-        ("run.export=best", "needs data.validation"),
+        ("run.export=best", "run.export=best needs data.validation or data.validation_share"),
         ("run.name=a/b", "plain directory name"),
-        ("data.train=", "data.train is empty; name at least one file"),
+        ("data.train=", "data.train must be a list of at least one file"),
         ("data.fields=mesages=dialogue", "data.fields: unknown key 'mesages'; did you mean messages?"),
         ("data.fields=dialogue=messages", "'dialogue'; write KEY=NAME IN THE FILES: messages=dialogue"),
         ("data.fields=text=", "data.fields: text has no name; write KEY=NAME IN THE FILES"),
@@ -97,24 +108,38 @@ def test_a_wrong_override_is_a_one_line_error(good, override, words) -> None:
 @pytest.mark.parametrize(
     "change, words",
     [
-        (("Run(", "Run(nmae="), "Run has no key 'nmae'; did you mean name?"),
-        (("Optimizer(", "Optimizer(lr="), "Optimizer has no key 'lr'; did you mean learning_rate?"),
-        (('Data(("a.jsonl",))', 'Data("a.jsonl")'), "data.train must be a tuple of strings, not 'a.jsonl'"),
-        (("Optimizer(1e-4)", "Optimizer()"), "Optimizer needs a value for 'learning_rate'"),
-        (("config = ", "konfig = "), "does not end with `config = Config(...)`"),
-        (("config = ", "config = = "), "line 3: invalid syntax"),
+        (("Run(", "Run(nmae="), "line 7: Run has no key 'nmae'; did you mean name?"),
+        (("Optimizer(", "Optimizer(lr="), "line 6: Optimizer has no key 'lr'; did you mean learning_rate?"),
+        (('Data(("a.jsonl",))', 'Data("a.jsonl")'), "data.train must be a tuple of strings, not 'a.jsonl'; write ('a.jsonl',)"),
+        (('("a.jsonl",)', '["a.jsonl"]'), "data.train must be a tuple of strings, not ['a.jsonl']"),
+        (("1e-4", '"1e-4"'), "optimizer.learning_rate must be a number, not '1e-4'"),
+        (('Model("m")', '"m"'), "bad.py: model must be Model(...), not 'm'"),
+        (("Optimizer(1e-4)", "Optimizer()"), "line 6: TypeError: Optimizer.__init__() missing 1 required positional argument: 'learning_rate'"),
+        (("config = ", "konfig = "), "bad.py does not end with `config = Config(...)`"),
+        (("config = ", "config = = "), "line 2: invalid syntax"),
+        (("Batch(", "Bach("), "bad.py, line 5: NameError: name 'Bach' is not defined"),
+        (("1e-4", "1 / 0"), "bad.py, line 6: ZeroDivisionError: division by zero"),
+        (("import *", "import *\nimport no_such_module"), "line 2: ModuleNotFoundError: No module named 'no_such_module'"),
+        (("import *", "import *\nraise SystemExit(3)"), "line 2: SystemExit: 3"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_file_is_a_one_line_error(tmp_path, change, words) -> None:
     path = tmp_path / "bad.py"
     path.write_text(GOOD.replace(*change))
     with pytest.raises(UserError) as error:
         load_config(path)
-    assert words in str(error.value)
-    (tmp_path / "latin.py").write_bytes("# caf\u00e9".encode("latin-1"))
-    listed = "none in" if "konfig" in change[1] else "bad.py"
-    with pytest.raises(UserError, match=f"does not exist; available: .*{listed}"):
-        load_config(tmp_path / "other.py")
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_an_error_that_lists_the_others(good) -> None:
+    (good.parent / "latin.py").write_bytes("# caf\u00e9".encode("latin-1"))
+    with pytest.raises(UserError, match=r"other.py does not exist; available: \S*good.py$"):
+        load_config(good.parent / "other.py")
+    with pytest.raises(UserError, match=r"is a directory; available: \S*good.py$"):
+        load_config(good.parent)
+    good.unlink()
+    with pytest.raises(UserError, match="available: none there, see configs/"):
+        load_config(good.parent)
 
 
 def test_the_best_checkpoint_can_be_chosen_by_a_held_out_part(good) -> None:
@@ -138,11 +163,11 @@ def test_the_ranks_must_divide_by_the_shard_size_of_hybrid(good) -> None:
     check_world(hybrid, 4, 4)
     with pytest.raises(
         UserError,
-        match="3 ranks cannot be divided into groups of sharding.shard_size=2; set it to one of 1, 3",
+        match="3 ranks cannot be divided into groups of sharding.shard_size=2; set it to a divisor of 3",
     ):
         check_world(hybrid, 3, 3)
     check_world(load_config(good, ["sharding.strategy=hybrid"]), 8, 4)
-    with pytest.raises(UserError, match="sharding.shard_size applies to sharding.strategy=hybrid only"):
+    with pytest.raises(UserError, match="sharding.shard_size=2 needs sharding.strategy=hybrid"):
         load_config(good, ["sharding.shard_size=2"])
 
 
@@ -159,7 +184,7 @@ def test_an_unusual_schedule_gives_a_warning(good) -> None:
         return "; ".join(schedule_warnings(load_config(good, list(overrides)), int(parameters), steps, warmup))
 
     assert warnings("optimizer.learning_rate=2e-5") == ""
-    assert "outside 1e-5 to 5e-5" in warnings("optimizer.learning_rate=1e-4")
+    assert "outside 1e-05 to 5e-05" in warnings("optimizer.learning_rate=1e-4")
     assert warnings("optimizer.learning_rate=1e-4", parameters=1e8) == ""
     assert "forgetting" in warnings("optimizer.learning_rate=2e-5", "optimizer.stage=pre-training")
     assert warnings("optimizer.learning_rate=1e-5", "optimizer.stage=pre-training") == ""

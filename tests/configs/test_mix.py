@@ -29,14 +29,14 @@ def test_a_mix_on_the_command_line() -> None:
         ("general", "'general' is not a source; write NAME:SHARE:FILE,FILE"),
         ("general:much:a.txt", "'general:much:a.txt' is not a source"),
         ("a:0.1:b.txt:c.txt:d.txt", "is not a source"),
-        ("general:0.1:", "source general has no files"),
-        ("general:5:a.txt", "the share of general must be between 0 and 1, not 5.0"),
-        ("general:0:a.txt", "the share of general must be between 0 and 1"),
-        ("general:nan:a.txt", "the share of general must be between 0 and 1"),
-        ("a:0.5:a.txt;b:0.5:b.txt", "must add up to less than 1"),
-        ("a:0.1:a.txt;a:0.1:b.txt", "source names must be different from each other: a, a"),
-        ("main:0.1:a.txt", "'main' is not a valid source name; use"),
-        ("a/b:0.1:a.txt", "'a/b' is not a valid source name"),
+        ("general:0.1:", "data.mix.paths must be a list of at least one file"),
+        ("general:5:a.txt", "data.mix.share must be above 0 and below 1, not 5.0"),
+        ("general:0:a.txt", "data.mix.share must be above 0 and below 1"),
+        ("general:nan:a.txt", "data.mix.share must be above 0 and below 1"),
+        ("a:0.5:a.txt;b:0.5:b.txt", "shares that add up to less than 1"),
+        ("a:0.1:a.txt;a:0.1:b.txt", "the sources need different names"),
+        ("main:0.1:a.txt", "data.mix.name must be made of letters, .*, but not main, not 'main'"),
+        ("a/b:0.1:a.txt", "data.mix.name must be made of letters, .*, not 'a/b'"),
     ],
 )
 def test_a_wrong_mix_gives_a_one_line_error(text, words) -> None:
@@ -46,8 +46,8 @@ def test_a_wrong_mix_gives_a_one_line_error(text, words) -> None:
 
 def test_a_wrong_mix_in_a_config_file_gives_a_one_line_error() -> None:
     for source, words in [
-        (Source("a", "a.txt", 0.1), "`paths` of a Source must be a tuple of strings, not 'a.txt'"),
-        (Source("a", ("a.txt",), "5%"), "`share` of a Source must be a number, not '5%'"),
+        (Source("a", "a.txt", 0.1), "data.mix.paths must be a tuple of strings, not 'a.txt'"),
+        (Source("a", ("a.txt",), "5%"), "data.mix.share must be a number, not '5%'"),
         (Source("a", ("a.txt",), 0.1, fields={"txt": "b"}), "`fields` of a: unknown key 'txt'; did you mean text?"),
     ]:
         data = dataclasses.replace(BASE.data, mix=(source,))

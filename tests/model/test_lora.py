@@ -150,8 +150,8 @@ def test_an_unknown_matrix_and_new_tokens_are_refused(path, tmp_path) -> None:
     [
         (LoRA(rank=-1), {}, "lora.rank must be 0 or more"),
         (LoRA(rank=4, alpha=0.0), {}, "lora.alpha must be above 0"),
-        (LoRA(alpha=4.0), {}, "lora.alpha applies to LoRA only; set lora.rank above 0"),
-        (LoRA(targets="q_proj"), {}, "lora.targets applies to LoRA only"),
+        (LoRA(alpha=4.0), {}, "lora.alpha=4.0 needs lora.rank above 0"),
+        (LoRA(targets="q_proj"), {}, "lora.targets=q_proj needs lora.rank above 0"),
         (LoRA(rank=4, dropout=1.0), {}, "lora.dropout must be at least 0 and below 1"),
     ],
 )
@@ -166,7 +166,7 @@ def test_what_lora_does_not_go_with_is_refused() -> None:
     recomputed = dataclasses.replace(config.model, activation_checkpointing="full")
     with pytest.raises(UserError, match=r"lora.dropout=0.1 needs model.activation_checkpointing=none"):
         check_config(dataclasses.replace(config, model=recomputed))
-    with pytest.raises(UserError, match="ewc.strength above 0 needs lora.rank=0"):
+    with pytest.raises(UserError, match="ewc.strength=1.0 needs lora.rank=0"):
         check_config(dataclasses.replace(config, ewc=dataclasses.replace(config.ewc, strength=1.0, data=("b",))))
 
 
