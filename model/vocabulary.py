@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PretrainedConfig
 
 from common.errors import UserError
+from distributed.export import write_file
 from model.architectures import FETCHED, NEW_TOKENS
 from model.language_model import build_on_meta
 from model.new_tokens import NewToken
@@ -185,15 +185,11 @@ def _steps(part: dict | None, key: str) -> list[dict]:
 
 @dataclass(frozen=True)
 class Initialisation:
-    """How rows of new tokens are initialised; see `new_rows`. Raises UserError for an unknown method."""
+    """How rows of new tokens are initialised; see `new_rows`."""
 
     method: str = "subtokens"  # one of METHODS
     noise: float = NOISE  # standard deviation of the noise relative to that of the old rows
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UserError(f"initialisation {self.method!r} is unknown; choose one of {', '.join(METHODS)}")
 
 
 def new_rows(
@@ -258,17 +254,14 @@ def write_extended_model(
         if not set(names) & set(vocabulary):
             shutil.copyfile(file, target / file.name)
             continue
-        with safe_open(file, framework="pt") as reader:
-            tensors = {name: reader.get_tensor(name) for name in names}
-            metadata = reader.metadata()
+        tensors = load_file(file)
         for name in set(names) & set(vocabulary):
             old = tensors[name]
             own_init = dataclasses.replace(init, seed=init.seed + vocabulary[name])
             rows = new_rows(old[:first_id], sub_tokens, own_init, config.initializer_range)
             tensors[name] = torch.cat([old[:first_id], rows.to(old.dtype)])
             added_bytes += tensors[name].nbytes - old.nbytes
-        save_file(tensors, target / file.name, metadata=metadata)
-        (target / file.name).chmod(0o644)  # safetensors creates files that only their owner can read
+        write_file(tensors, target / file.name)
     for path in source.iterdir():
         copied = path.suffix in COPIED or path.name.startswith("LICENSE")
         if path.is_file() and copied and path.name not in STALE:

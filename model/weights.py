@@ -91,33 +91,20 @@ def tensors_of_checkpoint(checkpoint: Path) -> Weights:
 def average(base: Weights, tuned: Weights, share: float, new_row: int | None = None) -> Weights:
     """W = (1 - share) * base + share * tuned in fp32, tensor by tensor: WiSE-FT (arXiv:2109.01903, section 3).
 
-    Rows of new tokens have no counterpart in the base and are the tuned ones: those from `new_row` on, and those beyond the
-    rows of the base. Raises UserError if the models have other tensors or shapes.
+    base: the very weights that the tuned ones were trained from. Rows from `new_row` on are those of new tokens: the base
+    has only initial values there, so they are the tuned ones. Raises UserError for a share that is none.
     """
     if not 0 <= share <= 1:
         raise UserError(
             f"the share of the tuned weights must be from 0 (the base) to 1 (the tuned model), not {share:g}"
         )
-    for name in tuned.shapes.keys() ^ base.shapes.keys():
-        which = "base" if name in tuned.shapes else "tuned model"
-        raise UserError(
-            f"the {which} has no tensor {name}: the models cannot be averaged; name the base of the tuned model"
-        )
-    for name, shape in tuned.shapes.items():
-        before = base.shapes[name]
-        if before[1:] != shape[1:] or before[:1] > shape[:1] or (before != shape and name not in tuned.vocabulary):
-            raise UserError(
-                f"{name} has shape {before} in the base and {shape} in the tuned model: they cannot be averaged; name the "
-                "base of the tuned model"
-            )
 
     def read(name: str) -> torch.Tensor:
         old, mixed = base.read(name), tuned.read(name).to(torch.float32, copy=True)
-        rows = old.shape[0] if old.dim() else None
-        if new_row is not None and rows is not None and name in tuned.vocabulary:
-            rows = min(rows, new_row)
-        common = mixed if rows is None else mixed[:rows]
-        common.mul_(share).add_((old if rows is None else old[:rows]).float(), alpha=1 - share)
+        if new_row is not None and name in tuned.vocabulary:
+            mixed[:new_row].mul_(share).add_(old[:new_row].float(), alpha=1 - share)
+        else:
+            mixed.mul_(share).add_(old.float(), alpha=1 - share)
         return mixed
 
     return Weights(tuned.shapes, read, tuned.vocabulary)
