@@ -257,7 +257,7 @@ def verify(out: Path, export: Export) -> tuple[bool, list[str]]:
     documents = [torch.tensor(tokenizer(text)["input_ids"]) for text in TEXTS]
     documents.append(torch.linspace(0, rows - 1, min(SWEEP, rows)).long())
     model = build_on_meta(export.model_config)
-    materialize(model, str(export.base), torch.device("cpu"))
+    materialize(model, torch.device("cpu"))
     if export.adapter:
         base = weights_of_directory(export.base, model)
         rounded_adapter = _rounded(export.adapter.weights, export.dtype)
