@@ -6,7 +6,6 @@ Flipped bits inside the data are not seen, except by `hash_weights`, which reads
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,15 +36,22 @@ def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
     or if index and files do not agree.
     """
     path = Path(path)
-    if not (path / INDEX).is_file():
-        if not (path / SINGLE).is_file():
+    index, single = path / INDEX, path / SINGLE
+    if not index.is_file():
+        if not single.is_file():
             raise UserError(f"{path} has neither {SINGLE} nor {INDEX}; {AGAIN}")
-        return _read_file(path / SINGLE)
-    file_of = _read_index(path / INDEX)
+        return _read_file(single)
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        file_of = {name: path / file for name, file in sorted(weight_map.items())}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{index} is not a JSON object with a weight_map of tensor names to files ({error!r}); {AGAIN}"
+        ) from error
     tensors = {file: _read_file(file) for file in sorted(set(file_of.values()))}
     for name, file in file_of.items():
         if name not in tensors[file]:
-            raise UserError(f"{file} has no tensor {name}, which {path / INDEX} says it has; {AGAIN}")
+            raise UserError(f"{file} has no tensor {name}, which {index} says it has; {AGAIN}")
     return {name: tensors[file][name] for name, file in file_of.items()}
 
 
@@ -56,25 +62,6 @@ def hash_weights(path: str | Path, say: Callable[[str], None] = lambda text: Non
     """
     files = sorted({tensor.file for tensor in stored_tensors(path).values()})
     return {file.name: digest for file, digest in remembered_sha256(files, say).items()}
-
-
-def _read_index(index: Path) -> dict[str, Path]:
-    """Tensor name -> file, all of which exist. Raises UserError."""
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        file_of = {name: index.parent / file for name, file in sorted(weight_map.items())}
-    except OSError as error:
-        raise _unreadable(index, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{index} is not a JSON object with a weight_map of tensor names to files ({error!r}); {AGAIN}"
-        ) from error
-    if not file_of:
-        raise UserError(f"the weight_map of {index} is empty; {AGAIN}")
-    for file in file_of.values():
-        if not file.is_file():
-            raise UserError(f"{file} does not exist, but {index} names it; {AGAIN}")
-    return file_of
 
 
 def _read_file(file: Path) -> dict[str, StoredTensor]:
@@ -88,11 +75,7 @@ def _read_file(file: Path) -> dict[str, StoredTensor]:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (it is no dictionary)
             return {name: StoredTensor(file, x.get_dtype(), tuple(x.get_shape())) for name, x in slices.items()}
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise UserError(f"{file} cannot be read ({error.strerror or error}); {AGAIN}") from error
     except SafetensorError as error:
         reason = f"it has {file.stat().st_size:,} bytes, and safetensors says: {error}"
         raise UserError(f"{file} is cut off or not a safetensors file ({reason}); {AGAIN}") from error
-
-
-def _unreadable(file: Path, error: OSError) -> UserError:
-    return UserError(f"{file} cannot be read: {os.strerror(error.errno or 0)}")
