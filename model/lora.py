@@ -42,15 +42,11 @@ def add_adapters(causal_lm: PreTrainedModel, settings: LoRA, path: str) -> None:
     """Freeze all parameters and put adapters beside the matrices of `settings.targets`, in place.
 
     The model may be on `meta`; otherwise `init_adapters` follows. path: of the base model, for peft's own records. Raises
-    UserError if peft is missing, or if a target is not the name of a matrix inside the layers.
+    UserError if a target is not the name of a matrix inside the layers.
     """
-    targets = targets_of(causal_lm, settings.targets)
-    try:
-        from peft import inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
-        inject_adapter_in_model(_peft_config(settings, targets, path), causal_lm)
-    except ImportError as error:
-        raise UserError(f"lora.rank={settings.rank} needs peft ({error}): pip install peft") from error
+    inject_adapter_in_model(_peft_config(settings, targets_of(causal_lm, settings.targets), path), causal_lm)
     for name, parameter in causal_lm.named_parameters():
         parameter.requires_grad_(".lora_" in name)
 
