@@ -114,8 +114,8 @@ def check_supported(config: PretrainedConfig) -> None:
     kind = config.model_type
     if kind not in SUPPORTED:
         raise UserError(
-            f"model type {kind} {_why_unsupported(config)}: packed training supports only dense text decoders, checked for "
-            f"{', '.join(SUPPORTED)}"
+            f"model type {kind} is not supported: packed training needs a dense text decoder whose layers are all attention (no "
+            f"mixture of experts, no encoder, no images or sound), and has been checked for {', '.join(SUPPORTED)}"
         )
     settings = config.to_dict()
     dropout = [
@@ -144,19 +144,3 @@ def head_settings(config: PretrainedConfig, num_tokens: int | None = None) -> He
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
     return HeadSettings(scale, getattr(config, "final_logit_softcapping", None), num_tokens)  # softcap: Gemma 2
-
-
-def _why_unsupported(config: PretrainedConfig) -> str:
-    """Why a model type is unsupported, inferred from its config."""
-    names = set(config.to_dict())
-    signs = {
-        "is an encoder-decoder": getattr(config, "is_encoder_decoder", False),
-        "has more than text (vision or audio)": names & {"vision_config", "audio_config"},
-        "is a mixture of experts": any("expert" in name for name in names),
-        "has state-space, recurrent or convolution layers": any(
-            word in name
-            for name in names
-            for word in ("mamba", "ssm", "state_size", "conv", "linear_num", "lru", "xlstm")
-        ),
-    }
-    return next((reason for reason, found in signs.items() if found), "has not been checked")

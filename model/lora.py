@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import PreTrainedModel
 
 from common.durable_files import publish, start_directory
@@ -29,7 +27,7 @@ from distributed.export import write_file
 from distributed.process_group import Ranks, read_on_first
 from distributed.sharding import flat_shard
 from model.language_model import ADAPTER, PackedLanguageModel, trained_parameters, whole
-from model.weights import Weights
+from model.weights import Weights, tensors_of_checkpoint
 
 ALL_LINEAR = "all-linear"
 WEIGHTS = "adapter_model.safetensors"
@@ -44,15 +42,11 @@ def add_adapters(causal_lm: PreTrainedModel, settings: LoRA, path: str) -> None:
     """Freeze all parameters and put adapters beside the matrices of `settings.targets`, in place.
 
     The model may be on `meta`; otherwise `init_adapters` follows. path: of the base model, for peft's own records. Raises
-    UserError if peft is missing, or if a target is not the name of a matrix inside the layers.
+    UserError if a target is not the name of a matrix inside the layers.
     """
-    targets = targets_of(causal_lm, settings.targets)
-    try:
-        from peft import inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
-        inject_adapter_in_model(_peft_config(settings, targets, path), causal_lm)
-    except ImportError as error:
-        raise UserError(f"lora.rank={settings.rank} needs peft ({error}): pip install peft") from error
+    inject_adapter_in_model(_peft_config(settings, targets_of(causal_lm, settings.targets), path), causal_lm)
     for name, parameter in causal_lm.named_parameters():
         parameter.requires_grad_(".lora_" in name)
 
@@ -151,19 +145,10 @@ class Adapter:
 
 def adapter_of_checkpoint(checkpoint: Path, settings: LoRA) -> Adapter:
     """The adapter in a checkpoint of a LoRA run. Needs a process group, which may be of one rank."""
-    stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    keys, shapes, dtypes = {}, {}, {}
-    for key, metadata in stored.items():
-        if key.startswith("model.") and ".lora_" in key and isinstance(metadata, TensorStorageMetadata):
-            name = key.removeprefix("model.").replace(f".{ADAPTER}.", ".")
-            keys[name], shapes[name], dtypes[name] = key, tuple(metadata.size), metadata.properties.dtype
-
-    def read(name: str) -> torch.Tensor:
-        tensor = torch.empty(shapes[name], dtype=dtypes[name])
-        dcp.load({keys[name]: tensor}, storage_reader=dcp.FileSystemReader(checkpoint))
-        return tensor
-
-    return Adapter(Weights(shapes, read), settings)
+    stored = tensors_of_checkpoint(checkpoint)
+    keys = {name.replace(f".{ADAPTER}.", "."): name for name in stored.shapes if ".lora_" in name}
+    shapes = {name: stored.shapes[key] for name, key in keys.items()}
+    return Adapter(Weights(shapes, lambda name: stored.read(keys[name])), settings)
 
 
 def merge(base: Weights, adapter: Adapter, base_dtype: torch.dtype | None = None) -> Weights:

@@ -5,7 +5,6 @@ step (all ranks, all micro-batches). A mean per micro-batch gives a token more w
 (transformers#34191).
 """
 
-import functools
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -124,15 +123,10 @@ def chunked(
     Without any target the loss is 0 and all gradients exist and are 0, so that all ranks reduce the same parameters.
     Raises UserError if `token_losses` does not return one loss per target, with a gradient, or changes its logits.
     """
-    function = functools.partial(
-        _sum_of_losses,
-        batch=batch,
-        token_losses=token_losses,
-        loss_sums=loss_sums,
-        settings=cast(HeadSettings, head.settings),
-        add_gradient=cast(AddGradient | None, head.add_gradient),
+    options = cast(HeadSettings, head.settings), cast(AddGradient | None, head.add_gradient)
+    return head(
+        hidden, lambda states, weight: _ChunkedSum.apply(states, weight, batch, token_losses, loss_sums, *options)
     )
-    return head(hidden, function)
 
 
 def visit_logits(head: nn.Module, hidden: torch.Tensor, visit: Visit) -> None:
@@ -147,18 +141,6 @@ def visit_logits(head: nn.Module, hidden: torch.Tensor, visit: Visit) -> None:
 
     with torch.no_grad():
         head(hidden, visit_chunks)
-
-
-def _sum_of_losses(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    batch: MicroBatch,
-    token_losses: TokenLosses,
-    loss_sums: LossSums | None,
-    settings: HeadSettings,
-    add_gradient: AddGradient | None,
-) -> torch.Tensor:
-    return _ChunkedSum.apply(hidden, weight, batch, token_losses, loss_sums, settings, add_gradient)  # pyright: ignore[reportReturnType]
 
 
 # Why not F.linear_cross_entropy with its chunking options (torch >= 2.13 only)? It knows one loss. For SmolLM2's head

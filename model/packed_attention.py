@@ -9,9 +9,8 @@ W - 1 tokens before it.
 
 import functools
 import inspect
-from collections.abc import Callable
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -72,34 +71,41 @@ def packed_attention(
         return _varlen(query, key, value, documents.cu_seq_lens, documents.longest, scaling, sliding_window), None
     if torch.compiler.is_compiling():
         return _attention_operator(query, key, value, documents.ends, scaling, sliding_window, softcap), None
-    return _documents(query, key, value, documents.lengths, kernels, scaling, sliding_window, softcap), None
+    settings = _Settings(kernels, scaling, sliding_window, softcap)
+    return _documents(query, key, value, documents.lengths, settings), None
+
+
+class _Settings(NamedTuple):
+    """kernels: cuda | cpu, whose kernels run. window: tokens that a token attends to, with itself; None: all before it."""
+
+    kernels: str
+    scaling: float
+    window: int | None
+    softcap: float | None
 
 
 def _documents(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    lengths: tuple[int, ...],
-    kernels: str,
-    scaling: float,
-    window: int | None,
-    softcap: float | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...], settings: _Settings
 ) -> torch.Tensor:
-    by_products = _up_to_products(query, kernels, window, softcap)
-    if max(lengths) <= by_products:
-        return product_attention(query, key, value, lengths, scaling)
     outputs = [
-        product_attention(q, k, v, (q.shape[2],), scaling)
-        if q.shape[2] <= by_products
-        else _document(q, k, v, kernels, scaling, window, softcap)
-        for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+        product_attention(q, k, v, of_part, settings.scaling) if by_products else _document(q, k, v, settings)
+        for by_products, of_part, (q, k, v) in _parts((query, key, value), lengths, settings)
     ]
-    return torch.cat(outputs, dim=1)
+    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
-def _up_to_products(query: torch.Tensor, kernels: str, window: int | None, softcap: float | None) -> int:
-    """Up to how many tokens of a document its attention is computed by model/product_attention.py."""
-    return (window or query.shape[2]) if kernels == "cpu" and query.dtype == torch.bfloat16 and softcap is None else 0
+def _parts(
+    tensors: tuple[torch.Tensor, ...], lengths: tuple[int, ...], settings: _Settings
+) -> list[tuple[bool, tuple[int, ...], tuple[torch.Tensor, ...]]]:
+    """(whether model/product_attention.py computes it, lengths of its documents, its slices of `tensors`) of each document,
+    or of all together if matrix products compute all of them. tensors: `(1, heads, tokens, head_dim)`.
+    """
+    has_products = settings.kernels == "cpu" and tensors[0].dtype == torch.bfloat16 and settings.softcap is None
+    longest = (settings.window or max(lengths)) if has_products else 0
+    if max(lengths) <= longest:
+        return [(True, lengths, tensors)]
+    parts = zip(*(x.split(lengths, dim=2) for x in tensors), strict=True)
+    return [(length <= longest, (length,), part) for length, part in zip(lengths, parts, strict=True)]
 
 
 @torch.library.custom_op("packed::attention", mutates_args=())
@@ -113,9 +119,9 @@ def _attention_operator(
     softcap: float | None,
 ) -> torch.Tensor:
     """`_documents` for compiled code. The operator keeps its arguments for backward, and nothing else."""
+    settings = _Settings(query.device.type, scaling, window, softcap)
     with torch.no_grad():
-        lengths, kernels = tuple(ends.diff().tolist()), query.device.type
-        return _documents(query, key, value, lengths, kernels, scaling, window, softcap).contiguous()
+        return _documents(query, key, value, tuple(ends.diff().tolist()), settings).contiguous()
 
 
 @_attention_operator.register_fake
@@ -135,18 +141,14 @@ def _attention_backward(
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of query, key and value. Autograd is off inside of an operator, hence `torch.func.vjp`."""
-    lengths, kernels = tuple(ends.diff().tolist()), query.device.type
-    by_products = _up_to_products(query, kernels, window, softcap)
-    if max(lengths) <= by_products:
-        found = [product_gradients(grad, query, key, value, lengths, scaling)]
-    else:
-        documents = zip(*(x.split(lengths, dim=2) for x in (grad.transpose(1, 2), query, key, value)), strict=True)
-        found = [
-            product_gradients(g.transpose(1, 2), q, k, v, (q.shape[2],), scaling)
-            if q.shape[2] <= by_products
-            else _document_gradients(g.transpose(1, 2), q, k, v, kernels, scaling, window, softcap)
-            for g, q, k, v in documents
-        ]
+    settings = _Settings(query.device.type, scaling, window, softcap)
+    tensors = grad.transpose(1, 2), query, key, value
+    found = [
+        product_gradients(g.transpose(1, 2), q, k, v, of_part, scaling)
+        if by_products
+        else _document_gradients(g, q, k, v, settings)
+        for by_products, of_part, (g, q, k, v) in _parts(tensors, tuple(ends.diff().tolist()), settings)
+    ]
     of_query, of_key, of_value = (torch.cat(parts, dim=2).contiguous() for parts in zip(*found, strict=True))
     return of_query, of_key, of_value
 
@@ -167,51 +169,34 @@ _attention_operator.register_autograd(
 )
 
 
-def _document(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    kernels: str,
-    scaling: float,
-    window: int | None,
-    softcap: float | None,
-) -> torch.Tensor:
+def _document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: _Settings) -> torch.Tensor:
     """Causal attention of one document, `(1, tokens, heads, head_dim)`."""
-    length, dtype = q.shape[2], q.dtype
-    if kernels == "cpu":  # in bf16, the backward of torch's CPU kernel takes up to 3 times as long as in fp32
+    dtype = q.dtype
+    if settings.kernels == "cpu":  # in bf16, the backward of torch's CPU kernel takes up to 3 times as long as in fp32
         q, k, v = q.float(), k.float(), v.float()
-    if softcap is None and length <= (window or length):
-        return _whole(q, k, v, scaling).transpose(1, 2).to(dtype)
     # Without checkpointing, autograd would keep the scores of all chunks, which is the full score matrix.
-    chunks = [
-        checkpoint(chunk, q[:, :, queries], k[:, :, keys], v[:, :, keys], use_reentrant=False, preserve_rng_state=False)
-        for queries, keys, chunk in _chunks(length, scaling, window, softcap)
+    outputs = [
+        chunk(q, k, v)
+        if chunk.func is _whole
+        else checkpoint(
+            chunk, q[:, :, queries], k[:, :, keys], v[:, :, keys], use_reentrant=False, preserve_rng_state=False
+        )
+        for queries, keys, chunk in _chunks(q.shape[2], settings)
     ]
-    return torch.cat(chunks, dim=2).transpose(1, 2).to(dtype)
+    return (torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]).transpose(1, 2).to(dtype)
 
 
 def _document_gradients(
-    grad: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    kernels: str,
-    scaling: float,
-    window: int | None,
-    softcap: float | None,
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: _Settings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of query, key and value, as autograd computes them for `_document`, chunk by chunk. Sums over chunks are fp32."""
-    length, dtype = q.shape[2], q.dtype
-    if kernels == "cpu":
+    dtype = q.dtype
+    if settings.kernels == "cpu":
         q, k, v = q.float(), k.float(), v.float()
-    if softcap is None and length <= (window or length):
-        chunks = [(slice(None), slice(None), functools.partial(_whole, scaling=scaling))]
-    else:
-        chunks = _chunks(length, scaling, window, softcap)
-    grad = grad.transpose(1, 2).to(q.dtype)
+    grad = grad.to(q.dtype)
     grad_q = torch.empty_like(q)
     grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k, v))
-    for queries, keys, chunk in chunks:
+    for queries, keys, chunk in _chunks(q.shape[2], settings):
         arguments = q[:, :, queries], k[:, :, keys], v[:, :, keys]
         of_queries, of_keys, of_values = torch.func.vjp(chunk, *arguments)[1](grad[:, :, queries])
         grad_q[:, :, queries] = of_queries
@@ -220,22 +205,23 @@ def _document_gradients(
     return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
 
 
-def _whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-
-
-def _chunks(
-    length: int, scaling: float, window: int | None, softcap: float | None
-) -> list[tuple[slice, slice, Callable[..., torch.Tensor]]]:
-    """(queries, the keys that they attend to, `_chunk` for them) of a document of `length` tokens."""
-    chunks, window = [], window or length
+def _chunks(length: int, settings: _Settings) -> list[tuple[slice, slice, functools.partial[torch.Tensor]]]:
+    """(queries, the keys that they attend to, what computes their attention) of a document of `length` tokens."""
+    scaling, softcap, window = settings.scaling, settings.softcap, settings.window or length
+    if softcap is None and length <= window:
+        return [(slice(None), slice(None), functools.partial(_whole, scaling=scaling))]
+    chunks = []
     for start in range(0, length, CHUNK_QUERIES):
         end = min(length, start + CHUNK_QUERIES)
         first = max(0, start - window + 1)  # no query of the chunk attends to keys before it
         chunk = functools.partial(_chunk, offset=start - first, scaling=scaling, window=window, softcap=softcap)
         chunks.append((slice(start, end), slice(first, end), chunk))
     return chunks
+
+
+def _whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
 
 
 def _chunk(q, k, v, offset, scaling, window, softcap) -> torch.Tensor:  # noqa: ANN001

@@ -30,19 +30,6 @@ def product_attention(
     return _ProductAttention.apply(query, key, value, lengths, scaling)  # pyright: ignore[reportReturnType]
 
 
-def product_gradients(
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    lengths: tuple[int, ...],
-    scaling: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of query, key and value by that of the result of `product_attention`; keeps no probabilities."""
-    q, k, v = query[0], key[0].contiguous(), value[0].contiguous()
-    return _gradients(grad, q, k, v, None, lengths, scaling)
-
-
 def _blocks(lengths: tuple[int, ...]) -> list[tuple[int, int, int, bool]]:
     """(start of the document, start and end of a block of its queries, whether its probabilities are kept)."""
     blocks, first = [], 0
@@ -90,7 +77,7 @@ class _ProductAttention(torch.autograd.Function):
             output[start:end].copy_(product.transpose(0, 1))
             if keeps and any(ctx.needs_input_grad):
                 kept.append(p)
-        ctx.save_for_backward(q, k, v, *kept)
+        ctx.save_for_backward(query, k[None], v[None], *kept)
         ctx.lengths, ctx.scaling = lengths, scaling
         return output[None]
 
@@ -98,21 +85,24 @@ class _ProductAttention(torch.autograd.Function):
     def backward(ctx, grad_output):  # noqa: ANN001, ANN205
         """The gradients of query, key and value."""
         q, k, v, *kept = ctx.saved_tensors
-        return *_gradients(grad_output, q, k, v, iter(kept), ctx.lengths, ctx.scaling), None, None
+        return *product_gradients(grad_output, q, k, v, ctx.lengths, ctx.scaling, iter(kept)), None, None
 
 
-def _gradients(
-    grad_output: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    kept: Iterator[torch.Tensor] | None,
+def product_gradients(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
     lengths: tuple[int, ...],
     scaling: float,
+    kept: Iterator[torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Those of key and value are sums over blocks, in fp32. kept: the probabilities of the blocks that keep them."""
+    """The gradients of query, key and value by `grad`, that of the result of `product_attention`.
+
+    Those of key and value are sums over blocks, in fp32. kept: the probabilities of the blocks that keep them.
+    """
+    q, k, v, grad = query[0], key[0].contiguous(), value[0].contiguous(), grad[0].transpose(0, 1)
     kv_heads, dtype = len(k), q.dtype
-    grad = grad_output[0].transpose(0, 1)
     scaled, k32, mask = q.float().mul_(scaling), k.float(), _mask(lengths)
     grad_q = torch.empty((q.shape[1], *q.shape[::2]), dtype=dtype)
     grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32) for x in (k, v))

@@ -55,12 +55,10 @@ def scaled_config(
         if factor is not None or original_length is not None:
             raise UserError(f"rope_factor and rope_original_length need a rope_type: {', '.join(TYPES)}")
         return config
-    if rope_type == "dynamic":
-        raise UserError(f"rope_type=dynamic is not supported: {WHY_NOT_ISOLATED['dynamic']}")
     if rope_type not in TYPES:
         raise UserError(f"rope_type must be one of {', '.join(TYPES)}, not {rope_type!r}")
     config = copy.deepcopy(config)
-    if _has_rope_in_windows_only(config):
+    if config.model_type in ("cohere2", "exaone4") and config.sliding_window:
         raise UserError(
             f"{config.model_type} uses RoPE only in its sliding-window layers, which never attend further than "
             f"{config.sliding_window} tokens, so there is nothing to scale; remove rope_type"
@@ -79,24 +77,27 @@ def scaled_config(
             f"rope_original_length={original_length} is not between 1 and the "
             f"{trained or config.max_position_embeddings} positions that the model was trained on"
         )
-    kept = {key: current[key] for key in ("rope_theta", "partial_rotary_factor") if current.get(key) is not None}
+    parameters = {key: current[key] for key in ("rope_theta", "partial_rotary_factor") if current.get(key) is not None}
+    parameters |= {"rope_type": rope_type} | STRETCHING.get(rope_type, {})
     if rope_type == "default":
         if factor is not None:
             raise UserError(f"rope_type=default does not scale; remove rope_factor={factor:g}")
-        _set_parameters(config, kept | {"rope_type": "default"}, original)
-        return _accepted_by_transformers(config, rope_type)
-    if factor is None or not 1 < factor < float("inf"):
-        raise UserError(f"rope_type={rope_type} needs a rope_factor above 1, not {factor}")
-    window = round(factor * original)
-    if trained is not None and window <= trained:
-        raise UserError(
-            f"rope_factor={factor:g} x rope_original_length={original} is {window} positions, not more than the {trained} "
-            "that the model was trained on"
-        )
-    settings = {"rope_type": rope_type, "factor": float(factor)} | STRETCHING[rope_type]
-    if rope_type != "linear":
-        settings["original_max_position_embeddings"] = original
-    _set_parameters(config, kept | settings, window)
+        window = original
+    else:
+        if factor is None or not 1 < factor < float("inf"):
+            raise UserError(f"rope_type={rope_type} needs a rope_factor above 1, not {factor}")
+        window = round(factor * original)
+        if trained is not None and window <= trained:
+            raise UserError(
+                f"rope_factor={factor:g} x rope_original_length={original} is {window} positions, not more than the {trained} "
+                "that the model was trained on"
+            )
+        parameters["factor"] = float(factor)
+        if rope_type != "linear":
+            parameters["original_max_position_embeddings"] = original
+    if _differs_by_layer(config):
+        parameters = config.rope_parameters | {"full_attention": parameters}
+    config.rope_parameters, config.max_position_embeddings = parameters, window
     return _accepted_by_transformers(config, rope_type)
 
 
@@ -163,20 +164,8 @@ def _longrope_with_equal_factors(
     return _accepted_by_transformers(config, "longrope")
 
 
-def _set_parameters(config: PretrainedConfig, parameters: dict, window: int) -> None:
-    if _differs_by_layer(config):
-        parameters = config.rope_parameters | {"full_attention": parameters}
-    config.rope_parameters = parameters
-    config.max_position_embeddings = window
-
-
 def _differs_by_layer(config: PretrainedConfig) -> bool:
     return "full_attention" in (config.rope_parameters or {})
-
-
-def _has_rope_in_windows_only(config: PretrainedConfig) -> bool:
-    """Whether only sliding-window layers use RoPE, as in Cohere 2 and the larger EXAONE 4 models."""
-    return config.model_type in ("cohere2", "exaone4") and bool(getattr(config, "sliding_window", None))
 
 
 def _accepted_by_transformers(config: PretrainedConfig, rope_type: str) -> PretrainedConfig:

@@ -21,21 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PretrainedConfig
 
 from common.errors import UserError
 from model.architectures import FETCHED, NEW_TOKENS
-from model.language_model import build_on_meta
+from model.language_model import build_on_meta, parameter_names
 from model.new_tokens import NewToken
 from model.weight_files import INDEX, stored_tensors
+from model.weights import Weights, weights_of_directory, write_weights
 
 METHODS = ("subtokens", "mean", "random")
 NOISE = 0.1
-# The first three repeat what is in tokenizer.json and would lack the new tokens; the last describes the old model.
-STALE = ("vocab.json", "merges.txt", "added_tokens.json", FETCHED)
+# The first three repeat what is in tokenizer.json and would lack the new tokens; the last two describe the old model.
+STALE = ("vocab.json", "merges.txt", "added_tokens.json", FETCHED, INDEX)
 COPIED = (".json", ".jinja", ".model", ".txt", ".md")
 CHUNK_ROWS = 256  # new rows per chunk of noise: 256 x 151,936 x 4 bytes = 156 MB
 SPACE = "\u2581"  # the character with which sentencepiece writes a space
@@ -185,15 +184,11 @@ def _steps(part: dict | None, key: str) -> list[dict]:
 
 @dataclass(frozen=True)
 class Initialisation:
-    """How rows of new tokens are initialised; see `new_rows`. Raises UserError for an unknown method."""
+    """How rows of new tokens are initialised; see `new_rows`."""
 
     method: str = "subtokens"  # one of METHODS
     noise: float = NOISE  # standard deviation of the noise relative to that of the old rows
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UserError(f"initialisation {self.method!r} is unknown; choose one of {', '.join(METHODS)}")
 
 
 def new_rows(
@@ -242,59 +237,36 @@ def write_extended_model(
     first_id: the first id that the old tokenizer leaves free; the new tokens are `first_id`, `first_id + 1`, ... Rows of the
     old model from there on (Qwen's vocabulary is padded) were never trained, so they are replaced or dropped. sub_tokens:
     old token ids that encode each new token. multiple: training pads the vocabulary to it. Embedding and head are both
-    extended, tied or not. Weights are read and written file by file, and every tensor keeps its dtype. The tokenizer files
-    are copied unchanged.
+    extended, tied or not. Weights are read and written file by file, in the dtype that all of them have, or in fp32 if they
+    have several. The tokenizer files are copied unchanged.
     """
     if first_id > config.vocab_size:
         raise UserError(
             f"{source}: the tokenizer has {first_id} tokens, but the model has only {config.vocab_size} rows"
         )
-    vocabulary = vocabulary_tensors(config)
-    names_of_file: dict[Path, list[str]] = {}
-    for name, tensor in stored_tensors(source).items():
-        names_of_file.setdefault(tensor.file, []).append(name)
-    added_bytes = 0
-    for file, names in names_of_file.items():
-        if not set(names) & set(vocabulary):
-            shutil.copyfile(file, target / file.name)
-            continue
-        with safe_open(file, framework="pt") as reader:
-            tensors = {name: reader.get_tensor(name) for name in names}
-            metadata = reader.metadata()
-        for name in set(names) & set(vocabulary):
-            old = tensors[name]
-            own_init = dataclasses.replace(init, seed=init.seed + vocabulary[name])
-            rows = new_rows(old[:first_id], sub_tokens, own_init, config.initializer_range)
-            tensors[name] = torch.cat([old[:first_id], rows.to(old.dtype)])
-            added_bytes += tensors[name].nbytes - old.nbytes
-        save_file(tensors, target / file.name, metadata=metadata)
-        (target / file.name).chmod(0o644)  # safetensors creates files that only their owner can read
+    model = build_on_meta(config)
+    old, num_tokens = weights_of_directory(source, model), first_id + len(sub_tokens)
+    shapes = {n: (num_tokens, *shape[1:]) if n in old.vocabulary else shape for n, shape in old.shapes.items()}
+
+    def read(name: str) -> torch.Tensor:
+        tensor = old.read(name)
+        if name not in old.vocabulary:
+            return tensor
+        is_head = parameter_names(model)[name] is not model.embedding.weight  # untied: its rows get noise of their own
+        own_init = dataclasses.replace(init, seed=init.seed + is_head)
+        rows = new_rows(tensor[:first_id], sub_tokens, own_init, config.initializer_range)
+        return torch.cat([tensor[:first_id], rows.to(tensor.dtype)])
+
+    kinds = {tensor.dtype for tensor in stored_tensors(source).values()}
+    dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop()) if len(kinds) == 1 else None
+    write_weights(target, Weights(shapes, read, old.vocabulary), dtype or torch.float32)
     for path in source.iterdir():
         copied = path.suffix in COPIED or path.name.startswith("LICENSE")
         if path.is_file() and copied and path.name not in STALE:
             shutil.copyfile(path, target / path.name)
-    _update_json(target, first_id + len(sub_tokens), multiple, added_bytes)
-
-
-def _update_json(directory: Path, num_tokens: int, multiple: int, added_bytes: int) -> None:
-    """Set the number of tokens in config.json, and the total size in the index of a model with several files."""
-    index = directory / INDEX
-    if index.is_file():
-        contents = json.loads(index.read_text(encoding="utf-8"))
-        if "total_size" in contents.get("metadata", {}):
-            contents["metadata"]["total_size"] += added_bytes
-        index.write_text(json.dumps(contents, indent=1), encoding="utf-8")
-    settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    settings = json.loads((target / "config.json").read_text(encoding="utf-8"))
     settings |= {"vocab_size": num_tokens, "make_vocab_size_divisible_by": multiple}
-    (directory / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def vocabulary_tensors(config: PretrainedConfig) -> dict[str, int]:
-    """Names of the tensors of embedding (value 0) and head (value 1); a tied head has value 0, since it is the embedding."""
-    model = build_on_meta(config)
-    embedding, head = model.embedding.weight, model.head.weight
-    named = model.causal_lm.named_parameters(remove_duplicate=False)
-    return {name: int(p is not embedding) for name, p in named if p is embedding or p is head}
+    (target / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 # --- The directory ------------------------------------------------------------------------------------------------------

@@ -1,35 +1,32 @@
 """The safetensors files of a model directory: which tensor is in which file, and whether the files are whole.
 
-Only headers and sizes are read, so a directory of any size is checked in a moment. A file begins with the length of its
-header (8 bytes, little-endian), then the header in JSON, then the data of all tensors without gaps
-(https://huggingface.co/docs/safetensors). A file that was cut off, or to which something was appended, therefore has the
-wrong size. Flipped bits inside the data are not seen: the format has no checksum.
+Only headers and sizes are read, so a directory of any size is checked in a moment. The header says how long a file is
+(https://huggingface.co/docs/safetensors), so one that was cut off, or to which something was appended, has the wrong size.
+Flipped bits inside the data are not seen, except by `hash_weights`, which reads everything.
 """
 
 import json
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from common.errors import UserError
+from common.sha256 import remembered_sha256
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-LENGTH_BYTES = 8  # at the beginning of a file
 LFS_POINTER = b"version https://git-lfs"
 AGAIN = "copy or download the model again"
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file. dtype: in the words of safetensors, such as BF16. start, size: of its data, in bytes."""
+    """A tensor in a file. dtype: in the words of safetensors, such as BF16."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
-    start: int  # from the beginning of the file
-    size: int
 
 
 def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
@@ -39,63 +36,46 @@ def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
     or if index and files do not agree.
     """
     path = Path(path)
-    if not (path / INDEX).is_file():
-        if not (path / SINGLE).is_file():
+    index, single = path / INDEX, path / SINGLE
+    if not index.is_file():
+        if not single.is_file():
             raise UserError(f"{path} has neither {SINGLE} nor {INDEX}; {AGAIN}")
-        return _read_file(path / SINGLE)
-    file_of = _read_index(path / INDEX)
-    tensors = {file: _read_file(file) for file in sorted(set(file_of.values()))}
-    for name, file in file_of.items():
-        if name not in tensors[file]:
-            raise UserError(f"{file} has no tensor {name}, which {path / INDEX} says it has; {AGAIN}")
-    return {name: tensors[file][name] for name, file in file_of.items()}
-
-
-def _read_index(index: Path) -> dict[str, Path]:
-    """Tensor name -> file, all of which exist. Raises UserError."""
+        return _read_file(single)
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        file_of = {name: index.parent / file for name, file in sorted(weight_map.items())}
-    except OSError as error:
-        raise _unreadable(index, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        file_of = {name: path / file for name, file in sorted(weight_map.items())}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{index} is not a JSON object with a weight_map of tensor names to files ({error!r}); {AGAIN}"
         ) from error
-    if not file_of:
-        raise UserError(f"the weight_map of {index} is empty; {AGAIN}")
-    for file in file_of.values():
-        if not file.is_file():
-            raise UserError(f"{file} does not exist, but {index} names it; {AGAIN}")
-    return file_of
+    tensors = {file: _read_file(file) for file in sorted(set(file_of.values()))}
+    for name, file in file_of.items():
+        if name not in tensors[file]:
+            raise UserError(f"{file} has no tensor {name}, which {index} says it has; {AGAIN}")
+    return {name: tensors[file][name] for name, file in file_of.items()}
+
+
+def hash_weights(path: str | Path, say: Callable[[str], None] = lambda text: None) -> dict[str, str]:
+    """File name -> SHA-256 of the weights in a model directory, read once until they change (`remembered_sha256`).
+
+    Raises UserError as `stored_tensors` does.
+    """
+    files = sorted({tensor.file for tensor in stored_tensors(path).values()})
+    return {file.name: digest for file, digest in remembered_sha256(files, say).items()}
 
 
 def _read_file(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one file. Raises UserError if it is damaged."""
     try:
         with open(file, "rb") as opened:
-            beginning = opened.read(len(LFS_POINTER))
-            if beginning == LFS_POINTER:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise UserError(f"{file} is a pointer of Git LFS, not the weights; run `git lfs pull` in its directory")
-            # Checks the size, shapes and dtypes, and that the tensors neither overlap nor leave gaps.
-            with safe_open(file, framework="pt"):
-                pass
-            header_bytes = int.from_bytes(beginning[:LENGTH_BYTES], "little")
-            opened.seek(LENGTH_BYTES)
-            header = json.loads(opened.read(header_bytes))
+        # Checks the size, shapes and dtypes, and that the tensors neither overlap nor leave gaps.
+        with safe_open(file, framework="pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (it is no dictionary)
+            return {name: StoredTensor(file, x.get_dtype(), tuple(x.get_shape())) for name, x in slices.items()}
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise UserError(f"{file} cannot be read ({error.strerror or error}); {AGAIN}") from error
     except SafetensorError as error:
         reason = f"it has {file.stat().st_size:,} bytes, and safetensors says: {error}"
         raise UserError(f"{file} is cut off or not a safetensors file ({reason}); {AGAIN}") from error
-    header.pop("__metadata__", None)
-    found = {}
-    for name, entry in header.items():
-        start, end = entry["data_offsets"]
-        at = LENGTH_BYTES + header_bytes + start
-        found[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), at, end - start)
-    return found
-
-
-def _unreadable(file: Path, error: OSError) -> UserError:
-    return UserError(f"{file} cannot be read: {os.strerror(error.errno or 0)}")

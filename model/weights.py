@@ -48,67 +48,63 @@ def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: st
     A checkpoint holds what is trained; what was frozen comes from `base`, the directory that the run started from. Needs a
     process group, which may be of one rank. Raises UserError if the checkpoint belongs to another model.
     """
-    reader = dcp.FileSystemReader(checkpoint)
-    stored = reader.read_metadata().state_dict_metadata
-    shapes, parameters = {}, parameter_names(model)
-    frozen = [name for name in parameters if not isinstance(stored.get(f"model.{name}"), TensorStorageMetadata)]
+    trained, parameters = tensors_of_checkpoint(checkpoint), parameter_names(model)
+    frozen = [name for name in parameters if name not in trained.shapes]
     if len(frozen) == len(parameters):
         raise UserError(
             f"{checkpoint} has no tensor {frozen[0]}: it belongs to another model than its run's model.path"
         )
-    started_from = weights_of_directory(base, model) if frozen else None
+    rest = weights_of_directory(base, model) if frozen else trained
     for name, parameter in parameters.items():
-        metadata = stored.get(f"model.{name}")
-        if isinstance(metadata, TensorStorageMetadata) and tuple(metadata.size) != tuple(parameter.shape):
+        found, wanted = trained.shapes.get(name), tuple(parameter.shape)
+        if found not in (None, wanted):
             raise UserError(
-                f"{checkpoint}: {name} has shape {tuple(metadata.size)}, but the model has {tuple(parameter.shape)}; "
-                "export with the model.path that the run was started with"
+                f"{checkpoint}: {name} has shape {found}, but the model has {wanted}; export with the model.path that the run "
+                "was started with"
             )
-        shapes[name] = stored_shape(model, parameter)
+    shapes = {name: stored_shape(model, parameter) for name, parameter in parameters.items()}
 
     def read(name: str) -> torch.Tensor:
-        if started_from and name in frozen:
-            return started_from.read(name)
-        metadata = stored[f"model.{name}"]
-        assert isinstance(metadata, TensorStorageMetadata)
-        whole = torch.empty(tuple(metadata.size), dtype=metadata.properties.dtype)
-        dcp.load({f"model.{name}": whole}, storage_reader=dcp.FileSystemReader(checkpoint))
-        shape = shapes[name]
-        return whole[: shape[0]] if shape and shape[0] < whole.shape[0] else whole
+        whole = (trained if name in trained.shapes else rest).read(name)
+        return whole[: shapes[name][0]] if whole.dim() else whole
 
     return Weights(shapes, read, vocabulary_names(model))
+
+
+def tensors_of_checkpoint(checkpoint: Path) -> Weights:
+    """What a checkpoint of any number of ranks holds of its model. Needs a process group, which may be of one rank."""
+    stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    found = {
+        key.removeprefix("model."): metadata
+        for key, metadata in stored.items()
+        if key.startswith("model.") and isinstance(metadata, TensorStorageMetadata)
+    }
+
+    def read(name: str) -> torch.Tensor:
+        tensor = torch.empty(found[name].size, dtype=found[name].properties.dtype)
+        dcp.load({f"model.{name}": tensor}, storage_reader=dcp.FileSystemReader(checkpoint))
+        return tensor
+
+    return Weights({name: tuple(metadata.size) for name, metadata in found.items()}, read)
 
 
 def average(base: Weights, tuned: Weights, share: float, new_row: int | None = None) -> Weights:
     """W = (1 - share) * base + share * tuned in fp32, tensor by tensor: WiSE-FT (arXiv:2109.01903, section 3).
 
-    Rows of new tokens have no counterpart in the base and are the tuned ones: those from `new_row` on, and those beyond the
-    rows of the base. Raises UserError if the models have other tensors or shapes.
+    base: the very weights that the tuned ones were trained from. Rows from `new_row` on are those of new tokens: the base
+    has only initial values there, so they are the tuned ones. Raises UserError for a share that is none.
     """
     if not 0 <= share <= 1:
         raise UserError(
             f"the share of the tuned weights must be from 0 (the base) to 1 (the tuned model), not {share:g}"
         )
-    for name in tuned.shapes.keys() ^ base.shapes.keys():
-        which = "base" if name in tuned.shapes else "tuned model"
-        raise UserError(
-            f"the {which} has no tensor {name}: the models cannot be averaged; name the base of the tuned model"
-        )
-    for name, shape in tuned.shapes.items():
-        before = base.shapes[name]
-        if before[1:] != shape[1:] or before[:1] > shape[:1] or (before != shape and name not in tuned.vocabulary):
-            raise UserError(
-                f"{name} has shape {before} in the base and {shape} in the tuned model: they cannot be averaged; name the "
-                "base of the tuned model"
-            )
 
     def read(name: str) -> torch.Tensor:
         old, mixed = base.read(name), tuned.read(name).to(torch.float32, copy=True)
-        rows = old.shape[0] if old.dim() else None
-        if new_row is not None and rows is not None and name in tuned.vocabulary:
-            rows = min(rows, new_row)
-        common = mixed if rows is None else mixed[:rows]
-        common.mul_(share).add_((old if rows is None else old[:rows]).float(), alpha=1 - share)
+        if new_row is not None and name in tuned.vocabulary:
+            mixed[:new_row].mul_(share).add_(old[:new_row].float(), alpha=1 - share)
+        else:
+            mixed.mul_(share).add_(old.float(), alpha=1 - share)
         return mixed
 
     return Weights(tuned.shapes, read, tuned.vocabulary)

@@ -79,7 +79,7 @@ class Answers:
         if self.stop.agreed():
             return None
         parameters, device = parameter_names(self.model), self.stop.ranks.device
-        model = whole_copy(self.model_config, parameters, self.path, self.dtype, device, adapters_sum(self.model))
+        model = whole_copy(self.model_config, parameters, self.dtype, device, adapters_sum(self.model))
         try:
             return self._answer(pack_weights(with_own_stops(model, self.path)))
         except Stopped:

@@ -37,9 +37,10 @@ from model.fingerprint import fingerprint_of_base
 from model.language_model import PackedLanguageModel, build_on_meta, materialize, parameter_names
 from model.lora import Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.loss import visit_logits
+from model.weight_files import hash_weights
 from model.weights import Weights, average, converted, weights_of_checkpoint, weights_of_directory, write_weights
 from training.export_files import CARD, RECORD, damage, read_json, sums_of, write_files
-from training.identity import fingerprint, hash_weights
+from training.identity import fingerprint
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -256,7 +257,7 @@ def verify(out: Path, export: Export) -> tuple[bool, list[str]]:
     documents = [torch.tensor(tokenizer(text)["input_ids"]) for text in TEXTS]
     documents.append(torch.linspace(0, rows - 1, min(SWEEP, rows)).long())
     model = build_on_meta(export.model_config)
-    materialize(model, str(export.base), torch.device("cpu"))
+    materialize(model, torch.device("cpu"))
     if export.adapter:
         base = weights_of_directory(export.base, model)
         rounded_adapter = _rounded(export.adapter.weights, export.dtype)

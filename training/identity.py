@@ -20,12 +20,11 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
-from common.sha256 import remembered_sha256
 from configs.config import DECIDES, FREE, READ, Config, as_dict
 from configs.load import GENERAL, is_of_answers, parse_best_by
 from distributed.checkpoint_directory import read_manifest
 from model.fingerprint import fingerprint_of_tokenizer
-from model.weight_files import stored_tensors
+from model.weight_files import hash_weights
 
 if TYPE_CHECKING:
     from training.inputs import Inputs
@@ -53,12 +52,6 @@ def hash_files(config: Config, script: str, say: Callable[[str], None]) -> Ident
     """
     code, scores = code_of(Path(script), scores_module(config))
     return {"the weights": hash_weights(config.model.path, say), "the code": code, "the scores' code": scores}
-
-
-def hash_weights(model: str | Path, say: Callable[[str], None] = lambda text: None) -> dict[str, str]:
-    """File name -> SHA-256 of the weights in a model directory. Raises UserError if they are damaged."""
-    files = sorted({tensor.file for tensor in stored_tensors(model).values()})
-    return {file.name: digest for file, digest in remembered_sha256(files, say).items()}
 
 
 def identity_of(

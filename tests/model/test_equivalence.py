@@ -205,12 +205,9 @@ ROPE = {"rope_theta": 10000.0, "factor": 2.0}
 @pytest.mark.parametrize(
     "kind, settings, words",
     [
-        ("gpt2", {}, "model type gpt2 has not been checked"),
-        ("mixtral", {}, "mixtral is a mixture of experts"),
-        ("gpt_oss", {}, "gpt_oss is a mixture of experts"),
-        ("mamba2", {}, "mamba2 has state-space"),
-        ("t5", {}, "t5 is an encoder-decoder"),
-        ("qwen2_vl", {}, "qwen2_vl has more than text"),
+        ("gpt2", {}, "model type gpt2 is not supported"),
+        ("mixtral", {}, "mixtral is not supported: .*no mixture of experts"),
+        ("mamba2", {}, "mamba2 is not supported: .* layers are all attention"),
         ("llama", {"attention_dropout": 0.1}, "set attention_dropout to 0.0"),
         ("starcoder2", {"residual_dropout": 0.1, "embedding_dropout": 0.1}, "embedding_dropout"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "attention to later tokens"),

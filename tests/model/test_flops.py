@@ -21,9 +21,9 @@ def test_matrix_products_and_windows_are_those_that_are_computed(tmp_path, monke
     config = read_model_config(str(path))
     calls, attend = [], packed_attention._document
 
-    def recorded(q, k, v, kernels, scaling, window, softcap) -> torch.Tensor:
-        calls.append((window, q.shape[1] * q.shape[3]))
-        return attend(q, k, v, kernels, scaling, window, softcap)
+    def recorded(q, k, v, settings) -> torch.Tensor:
+        calls.append((settings.window, q.shape[1] * q.shape[3]))
+        return attend(q, k, v, settings)
 
     monkeypatch.setattr(packed_attention, "_document", recorded)
     packed = load(path)

@@ -9,10 +9,22 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.errors import UserError
-from model.hub import BLOCK_NAMES, convert_gguf, tensor_digest, undo_rope_order
+from model.hub import convert_gguf, tensor_digest, undo_rope_order
 from tests.tiny import write_tiny_model
 
+# Names in transformers' Llama -> those of llama.cpp (ggml-org/llama.cpp, gguf-py/gguf/constants.py).
+ROOTS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+PARTS = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 TEXT = "<|im_start|>user\nCET1 ratio 4.31% in C 03.00 r0010?<|im_end|>\n"
 
 
@@ -22,11 +34,11 @@ def llama_cpp_order(weight, heads):
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def write_gguf(path, source, quantise, architecture="llama"):
+def write_gguf(path, source, quantise):
     """Write the tiny Llama in `source` as llama.cpp would store it; `quantise` stores the matrices of layers in Q4_1."""
     config = json.loads((source / "config.json").read_text())
     tokenizer = json.loads((source / "tokenizer.json").read_text())
-    writer = gguf.GGUFWriter(str(path), architecture)
+    writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -47,15 +59,13 @@ def write_gguf(path, source, quantise, architecture="llama"):
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(2)
     writer.add_chat_template((source / "chat_template.jinja").read_text())
-    roots = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    parts = {transformers_name: gguf_name for gguf_name, transformers_name in BLOCK_NAMES.items()}
     for name, weight in load_file(source / "model.safetensors").items():
         stem = name.removesuffix(".weight")
-        if stem in roots:
-            writer.add_tensor(f"{roots[stem]}.weight", weight)
+        if stem in ROOTS:
+            writer.add_tensor(f"{ROOTS[stem]}.weight", weight)
             continue
         layer, part = stem.removeprefix("model.layers.").split(".", 1)
-        part = parts[part]
+        part = PARTS[part]
         if part in ("attn_q", "attn_k"):
             weight = llama_cpp_order(
                 weight, config["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
@@ -121,12 +131,6 @@ def test_undo_rope_order_is_the_inverse():
     assert np.array_equal(undo_rope_order(llama_cpp_order(weight, 2), 2), weight)
     # Head 0 has rows 0-11. Its halves begin at rows 0 and 6, which are adjacent in llama.cpp.
     assert llama_cpp_order(weight, 2)[:4, 0].tolist() == weight[[0, 6, 1, 7], 0].tolist()
-
-
-def test_other_architectures_are_refused(tmp_path):
-    write_gguf(tmp_path / "model.gguf", write_tiny_model(tmp_path / "source"), quantise=False, architecture="gemma")
-    with pytest.raises(UserError, match="gemma"):
-        convert_gguf(tmp_path / "model.gguf", tmp_path)
 
 
 def test_digest_depends_on_the_content_only(tmp_path):

@@ -176,7 +176,7 @@ def test_a_whole_copy_to_generate_with_has_the_adapters_in_its_matrices(path) ->
         for name, parameter in trained_parameters(model).items():
             if ".lora_B." in name:
                 parameter.normal_(std=0.05)
-    copied = whole_copy(shape, parameter_names(model), path, torch.float32, torch.device("cpu"), adapters_sum(model))
+    copied = whole_copy(shape, parameter_names(model), torch.float32, torch.device("cpu"), adapters_sum(model))
     matrix = "model.layers.1.mlp.up_proj"
     layer = model.get_submodule(f"causal_lm.{matrix}")
     change = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight

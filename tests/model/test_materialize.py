@@ -15,7 +15,6 @@ from model.language_model import (
     load_weights,
     materialize,
     parameter_names,
-    read_weights,
 )
 from tests.losses import loss_of
 from tests.model.test_equivalence import documents
@@ -57,7 +56,7 @@ def test_only_headers_are_read_and_values_may_come_from_elsewhere(tmp_path, tied
     load_weights(expected, path, CPU)
     spoil_data(tmp_path / "model")
     model = build_on_meta(read_model_config(path))
-    materialize(model, path, CPU)
+    materialize(model, CPU)
     assert (model.embedding.weight is model.head.weight) == tied
     for weight in model.vocabulary_weights():
         assert len(weight) == 400 and weight.unpadded_rows == 384
@@ -71,28 +70,14 @@ def test_only_headers_are_read_and_values_may_come_from_elsewhere(tmp_path, tied
     assert torch.equal(*losses) and losses[0] > 0
 
 
-def test_materialize_then_read_is_load(tmp_path, nan_in_new_memory) -> None:
-    path = write_model(tmp_path / "model", tied=False)
-    models = [build_on_meta(read_model_config(path)) for _ in range(2)]
-    load_weights(models[0], path, CPU)
-    materialize(models[1], path, CPU)
-    read_weights(models[1], path)
-    loaded, read = (parameter_names(model) for model in models)
-    assert loaded.keys() == read.keys()
-    assert all(torch.equal(loaded[name], read[name]) for name in loaded)
-    assert not any(parameter.isnan().any() for parameter in loaded.values())
-
-
-def test_shapes_and_files_are_checked_although_no_weight_is_read(tmp_path) -> None:
+def test_shapes_and_files_are_checked_before_memory_is_allocated(tmp_path) -> None:
     path = write_model(tmp_path / "model", tied=True)
     config = read_model_config(path)
     config.intermediate_size = 130
+    model = build_on_meta(config)
     with pytest.raises(UserError, match=r"has shape \(128, 64\), but config.json needs \(130, 64\)"):
-        materialize(build_on_meta(config), path, CPU)
-    file = tmp_path / "model" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(UserError, match="is cut off or not a safetensors file"):
-        materialize(build_on_meta(read_model_config(path)), path, CPU)
+        load_weights(model, path, CPU)
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 WORKER = """
@@ -107,31 +92,32 @@ from tests.sharded import shard_model
 
 ranks = start_process_group()
 torch.use_deterministic_algorithms(True)
-models = [build_on_meta(read_model_config({path!r})) for _ in range(2)]
-for model in models:
-    check_weights(model, {path!r})
-    shard_model(model, ranks)
-load_weights(models[0], {path!r}, ranks.device)
-materialize(models[1], {path!r}, ranks.device)
-assert models[1].embedding.weight.unpadded_rows == 384
-loaded, empty = (parameter_names(model) for model in models)
-for name in loaded:
-    local, start = local_shard(loaded[name])
-    assert not local.isnan().any(), name
-    rows = 384 if name in ("model.embed_tokens.weight", "lm_head.weight") else loaded[name].shape[0]
-    mine = max(0, min(len(local), rows - start))
-    assert not local[mine:].any()
-    assert local_shard(empty[name])[0][:mine].isnan().all(), name
-    assert torch.equal(local_shard(empty[name])[0][mine:], local[mine:]), name
+for path in {paths!r}:
+    models = [build_on_meta(read_model_config(path)) for _ in range(2)]
+    for model in models:
+        check_weights(model, path)
+        shard_model(model, ranks)
+    load_weights(models[0], path, ranks.device)
+    materialize(models[1], ranks.device)
+    assert models[1].embedding.weight.unpadded_rows == 384
+    loaded, empty = (parameter_names(model) for model in models)
+    for name in loaded:
+        local, start = local_shard(loaded[name])
+        assert not local.isnan().any(), name
+        rows = 384 if name in ("model.embed_tokens.weight", "lm_head.weight") else loaded[name].shape[0]
+        mine = max(0, min(len(local), rows - start))
+        assert not local[mine:].any()
+        assert local_shard(empty[name])[0][:mine].isnan().all(), name
+        assert torch.equal(local_shard(empty[name])[0][mine:], local[mine:]), name
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("multiple", [100, 1000])  # 400 rows; 1000 rows, all rows of rank 1 being padding
-def test_on_two_ranks(tmp_path, multiple) -> None:
-    path = write_model(tmp_path / "model", tied=False, multiple=multiple)
+def test_on_two_ranks(tmp_path) -> None:
+    # 400 rows; 1000 rows, all rows of rank 1 being padding
+    paths = [write_model(tmp_path / f"model{multiple}", tied=False, multiple=multiple) for multiple in (100, 1000)]
     worker = tmp_path / "worker.py"
-    worker.write_text(WORKER.format(root=str(ROOT), path=path))
+    worker.write_text(WORKER.format(root=str(ROOT), paths=paths))
     done = run_ranks(2, worker)
     assert done.returncode == 0, done.stderr[-3000:]
 

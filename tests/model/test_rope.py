@@ -238,7 +238,7 @@ REFUSED = [
     ("yarn", 2.0, 0, "rope_original_length=0 is not between"),
     ("yarn", 2.0, 256, "is 512 positions, not more than the 512"),
     ("default", 2.0, None, "rope_type=default does not scale; remove rope_factor=2"),
-    ("dynamic", 2.0, None, "isolation of packed documents; choose yarn"),
+    ("dynamic", 2.0, None, "rope_type must be one of .*, not 'dynamic'"),
     ("longrope", None, None, "only for models that already have it"),
     ("ntk", 2.0, None, "rope_type must be one of default, linear, yarn, llama3, longrope, not 'ntk'"),
     (None, 2.0, None, "need a rope_type"),

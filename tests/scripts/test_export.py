@@ -17,12 +17,12 @@ from common.errors import UserError
 from distributed.checkpoint_directory import read_manifest, write_manifest
 from distributed.checkpoint_files import CheckpointWriter
 from distributed.process_group import process_group
+from model.weight_files import hash_weights
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from training.export import Export, read_export, verify, write_export
 from training.export_files import sums_of
-from training.identity import hash_weights
 
 SCRIPT = ROOT / "scripts" / "export.py"
 

@@ -15,6 +15,7 @@ from configs.config import DECIDES, FREE, READ, Batch, Config, Data, Model, Opti
 from data.dealing import one_per_token
 from data.tokens import load_tokenizer
 from model.architectures import read_model_config
+from model.weight_files import hash_weights
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from training import identity
@@ -25,7 +26,6 @@ from training.identity import (
     fingerprint,
     fingerprint_of_checkpoint,
     free_settings,
-    hash_weights,
     identity_of,
     scores_module,
 )
