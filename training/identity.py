@@ -258,7 +258,9 @@ def _closure(files: list[Path], folders: list[Path], not_late: Collection[str]) 
         functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         in_functions = {inner for function in functions for inner in ast.walk(function)}
         guarded = [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-        for_types = {inner for node in guarded for part in node.body for inner in ast.walk(part)}  # no process loads these
+        for_types = {
+            inner for node in guarded for part in node.body for inner in ast.walk(part)
+        }  # no process loads these
         loaded = [node for node in nodes if node not in for_types]
         imports = [(name, node in in_functions) for node in loaded for name in _imported_by(node, file)]
         for node in [tree, *functions, *(node for node in nodes if isinstance(node, ast.ClassDef))]:
