@@ -13,8 +13,8 @@ from distributed.low_memory import make_code_maps
 from distributed.optimizer import adamw, parameter_dtype
 from eval.forgetting import visit_documents
 from eval.generate import Sampling, greedy_answers, sampled_answers
-from model.ewc import Anchor, Penalty
-from model.label_sampling import draw, sample_labels
+from model.ewc import Anchor, Penalty, draw
+from model.label_sampling import sample_labels
 from model.language_model import build_on_meta
 from model.loss import HeadSettings, LossSums, chunked
 from tests.in_memory import texts
