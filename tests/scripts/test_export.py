@@ -20,8 +20,8 @@ from distributed.process_group import process_group
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
+from training.ending import sums_of
 from training.export import Export, read_export, verify, write_export
-from training.export_files import sums_of
 from training.identity import hash_weights
 
 SCRIPT = ROOT / "scripts" / "export.py"
