@@ -250,11 +250,12 @@ class Activations:
 
     def times(self, factor: float) -> "Activations":
         """Those of `factor` as many documents of the same lengths; `in_backward` is then an upper bound if factor > 1."""
-        changed = (
-            tuple(round(factor * one) for one in size) if isinstance(size, tuple) else round(factor * size)
-            for size in vars(self).values()
-        )
-        return Activations(*changed)
+
+        def of(size: int) -> int:
+            return round(factor * size)
+
+        kept, in_backward = (tuple(map(of, sizes)) for sizes in (self.kept, self.in_backward))
+        return Activations(kept, in_backward, of(self.rest), of(self.final), of(self.on_host), of(self.gradient))
 
 
 @functools.lru_cache(maxsize=256)  # a table of settings asks for the same micro-batch at many strategies
@@ -600,9 +601,8 @@ def _loss_memory(
     if rows < targets:
         kept = summed = vocabulary * width * FP32
     chunk = summed + product + max(losses, exact if summed else 0)
-    if (
-        shards
-    ):  # a piece: a copy of its columns, if they are of several shards, then its product, which is cast and reduced
+    if shards:
+        # A piece: a copy of its columns, if they are of several shards, then its product, which is cast and reduced.
         columns = rows * compute if shards > 1 and not summed else 0
         return max(chunk, kept + block * max(columns + width * compute, width * (compute + FP32)))
     return max(chunk, kept + vocabulary * width * compute + exact)
