@@ -51,7 +51,7 @@ from torch.distributed.tensor import DTensor
 from common.dtypes import DTYPES
 from common.durable_files import publish, start_directory
 from common.errors import UserError
-from common.random_bits import hash64_tensor, permuted
+from common.random_bits import hash64_tensor, permuted, sample_labels
 from configs.config import EWC
 from data.batches import MicroBatch, collate
 from data.dealing import Dealer
@@ -63,7 +63,6 @@ from distributed.low_memory import CHUNK
 from distributed.process_group import Ranks, StopSignal, agree_any, barrier, read_on_first
 from distributed.rounding import Noise, stochastic_round_
 from distributed.sharding import before_micro_batch, flat_shard, local, local_shard, reshard, sum_over_shards
-from model.label_sampling import sample_labels
 from model.language_model import PackedLanguageModel, trained_parameters, vocabulary_names
 from model.loss import TokenLosses, chunked, negative_log_likelihood
 

@@ -15,11 +15,9 @@ def steps_looked_at(inputs: Inputs) -> list[int]:
     return [i * last // count for i in range(count)]
 
 
-def balance_of_ranks(config: Config, inputs: Inputs, ranks: int) -> tuple[str, list[str], list[str]]:
-    """(how long the ranks wait for each other, a warning if that is long, the figures), in words."""
-    deals = [inputs.deal(step) for step in steps_looked_at(inputs)]
-    found, least = balance(deals), min(balance([deal]) for deal in deals)
-    figures = f"balance {found:.2f} by FLOPs in {len(deals)} steps of the first epoch, at least {least:.2f} in each"
+def balance_of_ranks(config: Config, inputs: Inputs, ranks: int) -> tuple[str, list[str]]:
+    """(how long the ranks wait for each other, a warning if that is long), in words."""
+    found = balance(inputs.deal(step) for step in steps_looked_at(inputs))
     warnings = []
     if round(found, 2) < ENOUGH:
         key = "global_tokens" if config.batch.global_tokens else "global_examples"
@@ -27,4 +25,4 @@ def balance_of_ranks(config: Config, inputs: Inputs, ranks: int) -> tuple[str, l
             f"the ranks wait for each other in {1 - found:.0%} of a step, because its documents have different lengths and are "
             f"few for {ranks} ranks; raise batch.{key} or use fewer ranks"
         )
-    return f"; ranks wait for each other in {1 - found:.0%} of it", warnings, [figures]
+    return f"; ranks wait for each other in {1 - found:.0%} of it", warnings

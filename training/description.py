@@ -40,11 +40,11 @@ def describe_run(
     layer_class = type(layers[0]).__name__.removeprefix("FSDP")  # the prefix that fully_shard adds
     base = origin(config.model.path)
     every = config.model.checkpoint_every
-    share, uneven, even = "", [], []
+    share, uneven = "", []
     if world_size > 1:
         from training.balance import balance_of_ranks
 
-        share, uneven, even = balance_of_ranks(config, inputs, world_size)
+        share, uneven = balance_of_ranks(config, inputs, world_size)
     lines = [
         f"model {config.model.path}: {_parameters(config, model)}; {len(layers)} x {layer_class}"
         + (f"; it is {base}" if base else ""),
@@ -63,7 +63,6 @@ def describe_run(
     details += (
         [inputs.asked.cost_line(count, "fp32" if peak.dtype == torch.float32 else "bf16")] if inputs.asked else []
     )
-    details += even
     details.append(
         f"peak {peak.flops / 1e12:.2f} TFLOP/s ({peak.source}); gradients reduced in {sharding.reduce_dtype}; window "
         f"{model_config.max_position_embeddings} positions, RoPE {config.model.rope_type or 'as in config.json'}; "

@@ -72,11 +72,6 @@ def settle_micro_batch(
             f"warning: not even {config.data.sequence_length} tokens are expected to fit into memory: use "
             f"model.activation_checkpointing=full, lower data.sequence_length or use {more}"
         )
-    elif rows > fits:
-        say(
-            f"warning: only {fits} are expected to fit into memory now; set batch.micro_batch={fits} if it runs out (the sums of "
-            "a resumed run then differ by rounding)"
-        )
     return with_rows(config, rows)
 
 
