@@ -5,12 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from configs.config import EWC, Model, Sharding
 from data.batches import collate, plan_training
-from distributed.process_group import Ranks
 from distributed.sharding import decoder_layers, make_mesh, parallelize
 from model import ewc
 from model.architectures import read_model_config
@@ -23,14 +21,6 @@ from tests.model.ewc.tiny_ewc import corpus, dealer, signal_is, write_model
 from tests.tiny import write_tiny_model
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    """A process group of one."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Ranks(0, 1, 0, CPU, dist.group.WORLD)
-    dist.destroy_process_group()
 
 
 def load(path) -> PackedLanguageModel:
