@@ -8,6 +8,7 @@ FSDP2 splits dimension 0 like torch.chunk, so no rank holds more than rank 0: ce
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
+import bisect
 import copy
 import functools
 import weakref
@@ -48,6 +49,7 @@ CPU_PROCESS = 380 * MIB
 # different segments, and keeps those of FSDP's streams apart.
 # https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-cuda-alloc-conf
 FRAGMENTATION = 0.1
+COUNTED_ROWS = 8  # of a full micro-batch, on CUDA; more are extrapolated, because each count takes time
 
 
 # ---- The model -----------------------------------------------------------------------------------------------------------
@@ -461,7 +463,7 @@ def step_memory(
 
 def full_memory(shape: ModelShape, config: Config, layout: Layout, rows: int) -> StepMemory:
     """`step_memory` of a micro-batch of `rows` full rows, all of it targets, of the lengths that need the most."""
-    counted = rows if layout.on_cuda else 1  # to count a document takes time where each one is a product of its own
+    counted = min(rows, COUNTED_ROWS if layout.on_cuda else 1)
     lengths = _full_lengths(config, layout, counted)
     return step_memory(shape, config, layout, lengths, sum(lengths), rows / counted)
 
@@ -482,14 +484,11 @@ def largest_rows(
     shape: ModelShape, config: Config, layout: Layout, fits: Callable[[StepMemory], bool], at_most: int
 ) -> int:
     """The largest `batch.micro_batch` up to `at_most` whose full micro-batches fit; 0 if not even 1 does."""
-    low, high = 0, 1
-    while high <= at_most and fits(full_memory(shape, config, layout, high)):
-        low, high = high, 2 * high
-    high = min(high, at_most + 1)  # does not fit, or must not be taken
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(full_memory(shape, config, layout, middle)) else (low, middle)
-    return low
+
+    def is_too_large(index: int) -> bool:
+        return not fits(full_memory(shape, config, layout, index + 1))
+
+    return bisect.bisect_left(range(at_most), True, key=is_too_large)
 
 
 def _moments(

@@ -342,8 +342,9 @@ def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
         assert total(rows) == step_memory(shape, CONFIG, layout, (100,) * rows, 100 * rows).total
     assert (largest(total(1) - 1), largest(80e9)) == (0, 64)
     large = largest(4 * 2**30, 10**6)
-    assert total(large) <= 4 * 2**30 < total(large + 1)
-    assert total(40) == step_memory(shape, CONFIG, layout, (100,) * 40, 4000).total
+    assert total(large) <= 4 * 2**30 < total(large + 1)  # extrapolated from a few rows
+    real = step_memory(shape, CONFIG, layout, (100,) * 40, 4000).total
+    assert total(40) == pytest.approx(real, rel=0.02)
 
 
 def test_documents_of_512_tokens_keep_most_on_a_cpu_in_bf16() -> None:
