@@ -63,7 +63,7 @@ from distributed.low_memory import CHUNK
 from distributed.process_group import Ranks, StopSignal, agree_any, barrier, read_on_first
 from distributed.rounding import Noise, stochastic_round_
 from distributed.sharding import before_micro_batch, flat_shard, local, local_shard, reshard, sum_over_shards
-from model.language_model import PackedLanguageModel, trained_parameters, vocabulary_names
+from model.language_model import PackedLanguageModel, trained_parameters, vocabulary_names, whole
 from model.loss import TokenLosses, chunked, negative_log_likelihood
 
 REPORT_EVERY = 30.0  # seconds
@@ -210,9 +210,13 @@ def save_anchor(
         for number, names in enumerate(files_of(sizes, max_file_bytes).values(), 1):
             tensors = {}
             for name in names:
-                whole = _whole(shards[name], parameters[name])
+                tensor, like = shards[name], parameters[name]
+                if isinstance(like, DTensor):
+                    mesh, shape = like.device_mesh, {"shape": like.shape, "stride": like.stride()}
+                    tensor = tensor.to(mesh.device_type)
+                    tensor = whole(DTensor.from_local(tensor, mesh, like.placements, run_check=False, **shape))
                 if temporary:
-                    tensors[name] = whole.cpu().contiguous()
+                    tensors[name] = tensor.cpu().contiguous()
             if temporary:
                 write_file(tensors, temporary / f"{kind}-{number:05d}.safetensors")
     if temporary:
@@ -260,15 +264,6 @@ def _rows(stored: Any, parameter: nn.Parameter, may_have_grown: bool, is_fisher:
     known = stored[min(start, shape[0]) : min(start + shard.shape[0], shape[0])].to(shard.device)
     new = shard[known.shape[0] :].to(known.dtype)
     return torch.cat([known, torch.zeros_like(new) if is_fisher else new]) if len(new) else known
-
-
-def _whole(shard: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    """The whole tensor whose part on this rank is `shard`, sharded like the parameter. A collective."""
-    if not isinstance(parameter, DTensor):
-        return shard
-    mesh, shape = parameter.device_mesh, {"shape": parameter.shape, "stride": parameter.stride()}
-    shard = shard.to(mesh.device_type)
-    return DTensor.from_local(shard, mesh, parameter.placements, run_check=False, **shape).full_tensor()
 
 
 # --- The penalty ------------------------------------------------------------------------------------------------------
