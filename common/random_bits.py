@@ -1,4 +1,4 @@
-"""Counter-based random bits and permutations: pure functions of a key and a counter, with no generator state.
+"""Counter-based random bits, permutations and labels: pure functions of a key and a counter, with no generator state.
 
 The same key and counter give the same bits on every rank, for any number of ranks and in any order of evaluation. The
 64-bit hash is splitmix64 (Steele, Lea and Flood, OOPSLA 2014, https://doi.org/10.1145/2660193.2660195). The 32-bit
@@ -86,3 +86,17 @@ def permuted(index: int, size: int, key: tuple[int, ...]) -> int:
         index = left << half | right
         if index < size:
             return index
+
+
+def sample_labels(logits: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """int64 `(rows,)`: a label for each row of `logits` `(rows, vocabulary)`, with the probabilities of its softmax.
+
+    The label is the first of exponential clocks with rates exp(logits) (the Gumbel-max trick). A rounding error of the
+    logits changes it only if two labels are that close, unlike with the inverse of the distribution function.
+    """
+    words = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
+    low, high = (keys & 0xFFFFFFFF).int(), (keys >> 32).int()
+    words = mix32_(words + low[:, None], high[:, None])
+    # 31 bits, exact near zero: an unlikely label wins by an early ring.
+    time = words.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(-(2.0**-31)).log1p_().neg_()
+    return torch.sub(logits, time.log_(), out=time).argmax(dim=1)

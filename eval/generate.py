@@ -11,11 +11,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError
-from common.random_bits import hash64_tensor
+from common.random_bits import hash64_tensor, sample_labels
 from eval.constrained import Grammar, most_probable_allowed
 from eval.packed_weights import pack_weights
 from eval.row_cache import RowCache, bytes_per_token, holds_rows, smallest_window
-from model.label_sampling import sample_labels
 
 PREFILL_TOKENS = 4096  # of prompts that are read in one forward, with padding; bounds the memory of the activations
 LEAST_SHARED = 16  # tokens at the start of all prompts from which on they are read only once

@@ -37,7 +37,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ from torch.distributed.tensor import DTensor
 from common.dtypes import DTYPES
 from common.durable_files import publish, start_directory
 from common.errors import UserError
-from common.random_bits import permuted
+from common.random_bits import hash64_tensor, permuted, sample_labels
 from configs.config import EWC
 from data.batches import MicroBatch, collate
 from data.dealing import Dealer
@@ -63,9 +63,8 @@ from distributed.low_memory import CHUNK
 from distributed.process_group import Ranks, StopSignal, agree_any, barrier, read_on_first
 from distributed.rounding import Noise, stochastic_round_
 from distributed.sharding import before_micro_batch, flat_shard, local, local_shard, reshard, sum_over_shards
-from model.label_sampling import draw
-from model.language_model import PackedLanguageModel, trained_parameters, vocabulary_names
-from model.loss import chunked
+from model.language_model import PackedLanguageModel, trained_parameters, vocabulary_names, whole
+from model.loss import TokenLosses, chunked, negative_log_likelihood
 
 REPORT_EVERY = 30.0  # seconds
 DOCUMENT_BITS = 20  # for a document's number within its item; a window has at most as many documents as tokens
@@ -73,111 +72,100 @@ DOCUMENT_BITS = 20  # for a document's number within its item; a window has at m
 Say = Callable[[str], None]
 
 
-# --- The documents of the old domain ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FisherBatches:
-    """Items of a source in groups of `group_size`: group g is items[g * group_size : (g + 1) * group_size].
-
-    A group is a fixed set of documents whose gradients are added before they are squared. It depends neither on the number
-    of ranks nor on packing.
-    """
-
-    source: Documents | Windows
-    items: tuple[int, ...]
-    num_targets: int | float  # of all items, or the sum of their weights
-    group_size: int
-    dealer: Dealer
-
-    @property
-    def num_groups(self) -> int:
-        """Number of groups. The last one may be smaller."""
-        return -(-len(self.items) // self.group_size)
-
-    def micro_batches(self, group: int, rank: int, world_size: int) -> list[tuple[MicroBatch, torch.Tensor]]:
-        """This rank's micro-batches of a group; every rank gets the same number.
-
-        Each comes with the numbers of its documents in the whole data, int64 `(documents,)`.
-        """
-        items = self.items[group * self.group_size : (group + 1) * self.group_size]
-        dealt = self.dealer.deal(items, self.source, world_size).of_rank(rank)
-        return [(collate(mine, self.source), self._document_numbers(mine)) for mine in dealt]
-
-    def _document_numbers(self, items: tuple[int, ...]) -> torch.Tensor:
-        numbers = [
-            (item << DOCUMENT_BITS) + number
-            for item in items
-            for number in range(len(self.source.document_lengths(item)))
-        ]
-        return torch.tensor(numbers or [0])
-
-
-def fisher_batches(source: Documents | Windows, settings: EWC, dealer: Dealer) -> FisherBatches:
-    """`settings.documents` items of a source, drawn without replacement (all items if it has fewer), in groups.
-
-    Items without a target are left out, because their gradient is zero. `dealer` deals a group to the ranks.
-    """
-    usable = source.items_with_targets()
-    count = num_documents(source, settings)
-    items = tuple(int(usable[permuted(i, len(usable), (settings.seed,))]) for i in range(count))
-    num_targets = math.fsum(source.num_targets(item) for item in items)
-    return FisherBatches(source, items, num_targets, settings.batch, dealer)
-
-
-def num_documents(source: Documents | Windows, settings: EWC) -> int:
-    """How many items `fisher_batches` draws."""
-    return min(settings.documents, len(source.items_with_targets()))
-
-
 # --- The Fisher diagonal ----------------------------------------------------------------------------------------------
+
+
+def drawn_items(source: Documents | Windows, settings: EWC) -> tuple[int, ...]:
+    """`settings.documents` items of a source that have targets, drawn without replacement; all of them if it has fewer."""
+    usable = source.items_with_targets()
+    count = min(settings.documents, len(usable))
+    return tuple(int(usable[permuted(i, len(usable), (settings.seed,))]) for i in range(count))
+
+
+def document_numbers(items: Sequence[int], source: Documents | Windows) -> torch.Tensor:
+    """The numbers of the documents of a micro-batch in the whole data, int64 `(documents,)`."""
+    numbers = [(item << DOCUMENT_BITS) + i for item in items for i in range(len(source.document_lengths(item)))]
+    return torch.tensor(numbers or [0])
+
+
+def draw(estimator: str, batch: MicroBatch, documents: torch.Tensor, seed: int) -> tuple[MicroBatch, TokenLosses]:
+    """The micro-batch and the losses whose gradient is squared: pure functions of (seed, document, position).
+
+    documents: `document_numbers` of the micro-batch. `empirical`: -log p of the data's labels, with an independent random
+    sign for each document. `model`: -log p of labels sampled from the model's own distribution; the targets of the
+    micro-batch are then the keys that select them. The diagonal is made of squared gradients, so a target of weight w gets
+    the factor sqrt(w): it counts like w such targets.
+    """
+    targets = batch.target_positions
+    document = documents[torch.searchsorted(batch.cu_seq_lens[1:].contiguous(), targets.int(), right=True)]
+    factors = None if batch.target_weights is None else batch.target_weights.sqrt()
+    if estimator == "empirical":
+        sign = hash64_tensor(seed, document, torch.full_like(document, -1)) & 1  # -1 is not a position
+        signs = (1 - 2 * sign).float()
+        factors = signs if factors is None else signs * factors
+        return replace(batch, target_weights=factors), negative_log_likelihood
+
+    def loss_of_sampled_labels(logits: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        return negative_log_likelihood(logits, sample_labels(logits.detach(), keys))
+
+    keys = hash64_tensor(seed, document, batch.position_ids[0, targets])
+    return replace(batch, target_ids=keys, target_weights=factors), loss_of_sampled_labels
 
 
 def estimate_fisher(
     model: PackedLanguageModel,
-    batches: FisherBatches,
-    estimator: str,
-    seed: int,
+    source: Documents | Windows,
+    settings: EWC,
+    dealer: Dealer,
     strategy: str,
     stop: StopSignal,
     say: Say = lambda text: None,
 ) -> dict[str, torch.Tensor] | None:
     """The local shard of the Fisher diagonal of each trained parameter, fp32, in 1 / (its unit)^2 per target token.
 
-    A collective. `estimator` is `model` or `empirical`. Tied weights appear once, with the gradient of both uses. FSDP
-    must sum gradients over ranks (distributed/sharding.py: sum_gradients), because its mean would make the result
-    `ranks^2` times too small. Returns None after a signal. Raises UserError if the result is not finite.
+    The gradients of `settings.batch` items are added before they are squared: a fixed group, whatever the number of ranks
+    and the packing. A collective. Tied weights appear once, with the gradient of both uses. FSDP must sum gradients over
+    ranks (distributed/sharding.py: sum_gradients), because its mean would make the result `ranks^2` times too small.
+    Returns None after a signal. Raises UserError if the result is not finite.
     """
     reshard(model)  # after an evaluation under grad_op the model's parameters are not shards
-    ranks = stop.ranks
+    ranks, items, size = stop.ranks, drawn_items(source, settings), settings.batch
+    started = reported = time.perf_counter()
+    say(
+        f"EWC: estimating the Fisher diagonal ({settings.estimator}) from {len(items)} documents in groups of {size}; "
+        f"expected relative error {(2 * size / len(items)) ** 0.5:.0%}"
+    )
+    if size < ranks.world_size:
+        say(f"warning: ewc.batch={size} leaves some of the {ranks.world_size} ranks idle")
     parameters = trained_parameters(model)
     sums = {n: torch.zeros_like(local_shard(p)[0], dtype=torch.float32) for n, p in parameters.items()}
-    started = reported = time.perf_counter()
-    for group in range(batches.num_groups):
-        dealt = batches.micro_batches(group, ranks.rank, ranks.world_size)
-        for number, (batch, documents) in enumerate(dealt, 1):
+    for first in range(0, len(items), size):
+        dealt = dealer.deal(items[first : first + size], source, ranks.world_size).of_rank(ranks.rank)
+        for number, mine in enumerate(dealt, 1):  # the same number on every rank
             if stop.agreed():
                 for parameter in parameters.values():
                     parameter.grad = None
                 reshard(model)
                 return None
             before_micro_batch(model, strategy, number == len(dealt))
-            batch = batch.to(ranks.device)
-            drawn, token_losses = draw(estimator, batch, documents.to(ranks.device), seed)
+            batch, documents = collate(mine, source).to(ranks.device), document_numbers(mine, source).to(ranks.device)
+            drawn, token_losses = draw(settings.estimator, batch, documents, settings.seed)
             chunked(model.head, model(drawn), drawn, token_losses).backward()
         for name, parameter in parameters.items():
             gradient = local(gradient_of(parameter)).float()
             sums[name].addcmul_(gradient, gradient)
             parameter.grad = None
-        now = time.perf_counter()
+        now, done = time.perf_counter(), first + size
         if now - reported > REPORT_EVERY:
-            reported, left = now, (now - started) / (group + 1) * (batches.num_groups - group - 1)
-            say(f"EWC: Fisher diagonal, group {group + 1}/{batches.num_groups}, {left / 60:.1f} min left")
+            reported, left = now, (now - started) / done * (len(items) - done)
+            say(f"EWC: Fisher diagonal, document {done} of {len(items)}, {left / 60:.1f} min left")
     bad = not all(bool(torch.isfinite(total).all()) for total in sums.values())
     if agree_any(bad, ranks):
         raise UserError("the Fisher diagonal is not finite: check the data of ewc.data, or compute in fp32")
+    num_targets = math.fsum(source.num_targets(item) for item in items)  # with weights, their sum
     for total in sums.values():
-        total.div_(batches.num_targets)
+        total.div_(num_targets)
+    say(f"EWC: Fisher diagonal estimated in {time.perf_counter() - started:.1f} s")
     return sums
 
 
@@ -222,9 +210,13 @@ def save_anchor(
         for number, names in enumerate(files_of(sizes, max_file_bytes).values(), 1):
             tensors = {}
             for name in names:
-                whole = _whole(shards[name], parameters[name])
+                tensor, like = shards[name], parameters[name]
+                if isinstance(like, DTensor):
+                    mesh, shape = like.device_mesh, {"shape": like.shape, "stride": like.stride()}
+                    tensor = tensor.to(mesh.device_type)
+                    tensor = whole(DTensor.from_local(tensor, mesh, like.placements, run_check=False, **shape))
                 if temporary:
-                    tensors[name] = whole.cpu().contiguous()
+                    tensors[name] = tensor.cpu().contiguous()
             if temporary:
                 write_file(tensors, temporary / f"{kind}-{number:05d}.safetensors")
     if temporary:
@@ -240,52 +232,38 @@ def load_anchor(directory: Path, parameters: dict[str, nn.Parameter], vocabulary
     Fisher diagonal is zero and the reference is the parameter's current value. Raises UserError if the files do not match
     the model.
     """
-    record = _record(directory)
-    fisher, reference = (
-        {name: _slice(directory, kind, name, p, name in vocabulary) for name, p in parameters.items()}
-        for kind in ("fisher", "reference")
-    )
-    for name, exponent in record.get("exponents", {}).items():  # of earlier versions, which kept them apart
-        if name in fisher:
-            fisher[name] *= 2.0**exponent
-    return Anchor(fisher, reference, record["made"])
-
-
-def _record(directory: Path) -> dict:
     try:
-        return json.loads((directory / "settings.json").read_text(encoding="utf-8"))
+        record = json.loads((directory / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} has no saved Fisher diagonal: settings.json: {error}") from error
+    anchor = Anchor({}, {}, record["made"])
+    for kind, shards in (("fisher", anchor.fisher), ("reference", anchor.reference)):
+        for file in sorted(directory.glob(f"{kind}-*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                stored = set(tensors.keys())
+                for name in [name for name in parameters if name in stored]:  # in one order on every rank
+                    where, may_have_grown = f"{file}: {name}", name in vocabulary
+                    rows = _rows(tensors.get_slice(name), parameters[name], may_have_grown, kind == "fisher", where)
+                    shards[name] = rows
+        for name in [name for name in parameters if name not in shards]:
+            raise UserError(f"{directory} has no {kind} of {name}: it belongs to another model")
+    for name in record.get("exponents", {}).keys() & anchor.fisher.keys():  # of earlier versions, which kept them apart
+        anchor.fisher[name] *= 2.0 ** record["exponents"][name]
+    return anchor
 
 
-def _slice(directory: Path, kind: str, name: str, parameter: nn.Parameter, may_have_grown: bool) -> torch.Tensor:
+def _rows(stored: Any, parameter: nn.Parameter, may_have_grown: bool, is_fisher: bool, where: str) -> torch.Tensor:
+    """This rank's rows of a stored tensor (safetensors' slice)."""
     shard, start = local_shard(parameter)
-    for file in sorted(directory.glob(f"{kind}-*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            if name not in tensors.keys():  # noqa: SIM118  safe_open is not a dict
-                continue
-            stored = tensors.get_slice(name)
-            shape, expected = tuple(stored.get_shape()), tuple(parameter.shape)
-            grown = may_have_grown and shape[1:] == expected[1:] and shape[0] < expected[0]
-            if shape != expected and not grown:
-                raise UserError(
-                    f"{file}: {name} has shape {shape}, but the model has {expected}; it belongs to another model"
-                )
-            if not shard.dim():
-                return stored[...].to(shard.device)
-            known = stored[min(start, shape[0]) : min(start + shard.shape[0], shape[0])].to(shard.device)
-            new = shard[known.shape[0] :].to(known.dtype)
-            return torch.cat([known, torch.zeros_like(new) if kind == "fisher" else new]) if len(new) else known
-    raise UserError(f"{directory} has no {kind} of {name}: it belongs to another model")
-
-
-def _whole(shard: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    """The whole tensor whose part on this rank is `shard`, sharded like the parameter. A collective."""
-    if not isinstance(parameter, DTensor):
-        return shard
-    mesh, shape = parameter.device_mesh, {"shape": parameter.shape, "stride": parameter.stride()}
-    shard = shard.to(mesh.device_type)
-    return DTensor.from_local(shard, mesh, parameter.placements, run_check=False, **shape).full_tensor()
+    shape, expected = tuple(stored.get_shape()), tuple(parameter.shape)
+    grown = may_have_grown and shape[1:] == expected[1:] and shape[0] < expected[0]
+    if shape != expected and not grown:
+        raise UserError(f"{where} has shape {shape}, but the model has {expected}; it belongs to another model")
+    if not shard.dim():
+        return stored[...].to(shard.device)
+    known = stored[min(start, shape[0]) : min(start + shard.shape[0], shape[0])].to(shard.device)
+    new = shard[known.shape[0] :].to(known.dtype)
+    return torch.cat([known, torch.zeros_like(new) if is_fisher else new]) if len(new) else known
 
 
 # --- The penalty ------------------------------------------------------------------------------------------------------
@@ -436,23 +414,27 @@ def start_penalty(
     the estimate. Raises UserError if the saved anchor was made with other settings or from another model.
     """
     reshard(model)
-    parameters = trained_parameters(model)
-    wanted = anchor_settings(settings, old_domain)
-    if read_on_first(directory.is_dir, stop.ranks):
-        anchor = _load_saved(directory, wanted, model, stop.ranks, say)
+    ranks, parameters, vocabulary = stop.ranks, trained_parameters(model), vocabulary_names(model)
+    made = anchor_settings(settings, old_domain)
+    if read_on_first(directory.is_dir, ranks):
+        anchor = load_anchor(directory, parameters, vocabulary)
+        _check_saved(directory, anchor, made, parameters, ranks)
+        say(f"EWC: Fisher diagonal ({_how(anchor)}) read from {directory}")
     else:
         if old_domain is None:
-            directory_of_other = Path(settings.fisher or "")
-            anchor = load_anchor(directory_of_other, parameters, vocabulary_names(model))
-            anchor = replace(anchor, made=anchor.made | wanted)
-            say(f"EWC: Fisher diagonal ({_how(anchor.made)}) and reference reused from {directory_of_other}")
+            anchor = load_anchor(Path(settings.fisher or ""), parameters, vocabulary)
+            anchor = replace(anchor, made=anchor.made | made)
+            say(f"EWC: Fisher diagonal ({_how(anchor)}) and reference reused from {settings.fisher}")
         else:
-            batches = fisher_batches(old_domain, settings, dealer)
-            anchor = _estimate(model, settings, batches, strategy, stop, say, first_new_row)
-            if anchor is None:
+            fisher = estimate_fisher(model, old_domain, settings, dealer, strategy, stop, say)
+            if fisher is None:
                 return None
-        anchor = in_dtype(anchor, DTYPES[settings.dtype], stop.ranks)
-        save_anchor(directory, anchor, parameters, stop.ranks)
+            if first_new_row is not None:
+                for name in vocabulary & fisher.keys():
+                    fisher[name][max(0, first_new_row - local_shard(parameters[name])[1]) :] = 0.0
+            anchor = Anchor(fisher, {name: local_shard(p)[0].clone() for name, p in parameters.items()}, made)
+        anchor = in_dtype(anchor, DTYPES[settings.dtype], ranks)
+        save_anchor(directory, anchor, parameters, ranks)
         say(f"EWC: Fisher diagonal and reference saved to {directory}")
     penalty = Penalty(settings.strength, parameters, anchor, settings.device, settings.seed)
     say(penalty.line())
@@ -466,66 +448,25 @@ def anchor_settings(settings: EWC, old_domain: Documents | Windows | None) -> di
     """
     if old_domain is None:
         return {"fisher": settings.fisher, "dtype": settings.dtype}
-    return {
-        "fisher": None,
-        "estimator": settings.estimator,
-        "documents": num_documents(old_domain, settings),
-        "batch": settings.batch,
-        "seed": settings.seed,
-        "dtype": settings.dtype,
-        "data": old_domain.fingerprint,
-    }
+    of_settings = {key: getattr(settings, key) for key in ("estimator", "batch", "seed", "dtype")}
+    documents = len(drawn_items(old_domain, settings))  # fewer than are asked for, if there are no more
+    return {"fisher": None, "documents": documents, **of_settings, "data": old_domain.fingerprint}
 
 
-def _load_saved(directory: Path, expected: dict, model: PackedLanguageModel, ranks: Ranks, say: Say) -> Anchor:
-    """The anchor that this run saved earlier. A collective. Raises UserError if it is not the `expected` one."""
-    made = _record(directory)["made"]
+def _check_saved(
+    directory: Path, anchor: Anchor, expected: dict, parameters: dict[str, nn.Parameter], ranks: Ranks
+) -> None:
+    """Raise UserError if an anchor is not the one that this run saved earlier. A collective."""
     for key, value in expected.items():
-        if made.get(key) != value:
+        if anchor.made.get(key) != value:
             raise UserError(
-                f"{directory} was made with ewc.{key}={made.get(key)}, now it is {value}; set it back, remove the "
+                f"{directory} was made with ewc.{key}={anchor.made.get(key)}, now it is {value}; set it back, remove the "
                 "directory or choose another run.name"
             )
-    parameters = trained_parameters(model)
-    anchor = load_anchor(directory, parameters, vocabulary_names(model))
     same = all(torch.equal(anchor.reference[n].to(p.dtype), local_shard(p)[0]) for n, p in parameters.items())
-    if made["fisher"] is None and agree_any(not same, ranks):
+    if anchor.made["fisher"] is None and agree_any(not same, ranks):
         raise UserError(f"{directory} has the weights of another model than model.path; choose another run.name")
-    say(f"EWC: Fisher diagonal ({_how(made)}) read from {directory}")
-    return anchor
 
 
-def _how(made: dict) -> str:
-    return f"{made['estimator']}, {made['documents']} documents"
-
-
-def _estimate(
-    model: PackedLanguageModel,
-    settings: EWC,
-    batches: FisherBatches,
-    strategy: str,
-    stop: StopSignal,
-    say: Say,
-    first_new_row: int | None,
-) -> Anchor | None:
-    """A new Fisher diagonal, with the current weights as the reference. A collective. None after a signal."""
-    started = time.perf_counter()
-    error = (2 * settings.batch / len(batches.items)) ** 0.5
-    say(
-        f"EWC: estimating the Fisher diagonal ({settings.estimator}) from {len(batches.items)} documents in groups of "
-        f"{settings.batch}; expected relative error {error:.0%}"
-    )
-    if settings.batch < stop.ranks.world_size:
-        say(f"warning: ewc.batch={settings.batch} leaves some of the {stop.ranks.world_size} ranks idle")
-    fisher = estimate_fisher(model, batches, settings.estimator, settings.seed, strategy, stop, say)
-    if fisher is None:
-        return None
-    parameters = trained_parameters(model)
-    if first_new_row is not None:
-        for name in vocabulary_names(model) & fisher.keys():
-            start = local_shard(parameters[name])[1]
-            fisher[name][max(0, first_new_row - start) :] = 0.0
-    reference = {name: local_shard(p)[0].clone() for name, p in parameters.items()}
-    say(f"EWC: Fisher diagonal estimated in {time.perf_counter() - started:.1f} s")
-    made = anchor_settings(settings, batches.source) | {"target_tokens": batches.num_targets}
-    return Anchor(fisher, reference, made)
+def _how(anchor: Anchor) -> str:
+    return f"{anchor.made['estimator']}, {anchor.made['documents']} documents"

@@ -139,36 +139,36 @@ def data_sheet_peak(device_name: str) -> float | None:
     return CUDA_BF16_PEAKS.get(device_name.removeprefix("NVIDIA "))
 
 
-class PeakFlops:
-    """FLOP/s that this process can reach: a CUDA device's data sheet, or the best of several measurements.
+@dataclass(frozen=True)
+class Peak:
+    """FLOP/s that all ranks reach together at most, where the number is from, and in which dtype."""
 
-    A measurement is too low if another program uses the processor at that moment. Call `measure` several times, spread
-    over the start of a run. `training.log.Meter` raises the peak if steps reach more.
+    flops: float
+    source: str
+    dtype: torch.dtype
+
+
+def find_peak(dtype: torch.dtype, ranks: Ranks) -> Peak:
+    """The peak of the data sheets, where they have one, else of products that all ranks time at once. A collective.
+
+    A measurement is too low if another program uses the processor at that moment: `training.log.Meter` raises the peak if
+    steps reach more.
     """
-
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype, self.flops, self.source, self._why_measured = device, dtype, 0.0, "", ""
-        if device.type == "cuda" and dtype == torch.bfloat16:  # data sheets give no fp32 peak without tensor cores
-            name = torch.cuda.get_device_name(device)
-            self.flops = data_sheet_peak(name) or 0.0
-            self.source = f"data sheet of {name}, dense bf16"
-            self._why_measured = f", as no data sheet figure of {name} is known"
-        self.is_known = self.flops > 0
-
-    def measure(self, ranks: Ranks) -> None:
-        """Time matrix products, on all ranks at once as in training. A collective; no-op with a data sheet."""
-        barrier(ranks)  # on every rank: with GPUs of two kinds, only some may have a data sheet
-        if self.is_known:
-            return
-        size = 8192 if self.device.type == "cuda" else 1024
-        self.source = f"measured: {size} x {size} product in {dtype_name(self.dtype)}{self._why_measured}"
-        self.flops = max(self.flops, measured_flops(self.device, self.dtype, size))
-
-    def over_all_ranks(self, ranks: Ranks) -> float:
-        """The sum over all ranks. A collective."""
-        total = torch.tensor(self.flops, dtype=torch.float64)
-        dist.all_reduce(total, group=ranks.flags)
-        return total.item()
+    device, flops, why = ranks.device, None, ""
+    barrier(ranks)  # on every rank: with GPUs of two kinds, only some may have a data sheet
+    if device.type == "cuda" and dtype == torch.bfloat16:  # data sheets give no fp32 peak without tensor cores
+        name = torch.cuda.get_device_name(device)
+        flops, source = data_sheet_peak(name), f"data sheet of {name}, dense bf16"
+        why = f", as no data sheet figure of {name} is known"
+    if flops is None:
+        size = 8192 if device.type == "cuda" else 1024
+        flops, source = (
+            measured_flops(device, dtype, size),
+            f"measured: {size} x {size} product in {dtype_name(dtype)}{why}",
+        )
+    total = torch.tensor(flops, dtype=torch.float64)
+    dist.all_reduce(total, group=ranks.flags)
+    return Peak(total.item(), source, dtype)
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 8) -> float:

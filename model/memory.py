@@ -8,6 +8,7 @@ FSDP2 splits dimension 0 like torch.chunk, so no rank holds more than rank 0: ce
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
+import bisect
 import copy
 import functools
 import weakref
@@ -24,7 +25,7 @@ from transformers import PretrainedConfig
 from common.dtypes import DTYPES
 from configs.config import Config, LoRA, Model
 from distributed.activation_checkpointing import checkpoint_activations
-from distributed.low_memory import block_size
+from distributed.low_memory import new_moments
 from distributed.optimizer import parameter_dtype
 from distributed.sharding import decoder_layers
 from model.architectures import head_settings
@@ -48,7 +49,7 @@ CPU_PROCESS = 380 * MIB
 # different segments, and keeps those of FSDP's streams apart.
 # https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-cuda-alloc-conf
 FRAGMENTATION = 0.1
-COUNTED_ROWS = 8  # of a full micro-batch, on CUDA; more are extrapolated
+COUNTED_ROWS = 8  # of a full micro-batch, on CUDA; more are extrapolated, because each count takes time
 
 
 # ---- The model -----------------------------------------------------------------------------------------------------------
@@ -162,17 +163,12 @@ class Layout:
         return self.shards != self.ranks
 
 
-def shard_ranks(config: Config, ranks: int, per_node: int) -> int:
-    """Ranks that share one copy of the model (distributed/sharding.py: make_mesh)."""
-    return {"hybrid": config.sharding.shard_size or per_node, "none": 1}.get(config.sharding.strategy, ranks)
-
-
 def layout_of(config: Config, ranks: int, per_node: int, kind: str) -> Layout:
-    """The layout of a run on so many ranks (distributed/sharding.py: gathering_strategy). kind: cuda | cpu."""
-    strategy = config.sharding.strategy
-    keeps = strategy in ("grad_op", "none") or (ranks == 1 and kind == "cpu" and strategy == "full")
-    offloads = config.sharding.cpu_offload and kind == "cuda"
-    return Layout(kind, ranks, shard_ranks(config, ranks, per_node), keeps, offloads)
+    """The layout of a run on so many ranks (distributed/sharding.py: make_mesh, gathering_strategy). kind: cuda | cpu."""
+    sharding = config.sharding
+    shards = {"hybrid": sharding.shard_size or per_node, "none": 1}.get(sharding.strategy, ranks)
+    keeps = sharding.strategy in ("grad_op", "none") or (ranks == 1 and kind == "cpu" and sharding.strategy == "full")
+    return Layout(kind, ranks, shards, keeps, sharding.cpu_offload and kind == "cuda")
 
 
 def local_elements(shape: tuple[int, ...], shards: int) -> int:
@@ -202,17 +198,13 @@ def gradient_itemsize(memory: str) -> int:
     return FP32 if memory in ("16N", "14N") else 2
 
 
+@functools.lru_cache(maxsize=256)
 def moment_bytes(shape: ModelShape, memory: str, shards: int) -> int:
-    """Both moments of all parameters on rank 0: fp32, bf16 under 8N, under 6N 8-bit codes and a scale per block of a row.
-
-    6N: vectors, and matrices whose rows have no suitable divisor, keep fp32 (distributed/low_memory.py).
-    """
-    total = 0
-    for one in shape.trained:
-        elements = local_elements(one, shards)
-        block = block_size(torch.Size(one)) if memory == "6N" else None
-        total += 2 * (elements + elements // block * FP32 if block else elements * (2 if memory == "8N" else FP32))
-    return total
+    """Both moments of all parameters on rank 0, as distributed/low_memory.py makes them (16N: the same fp32 as 12N)."""
+    local = [
+        torch.empty(-(-one[0] // shards), *one[1:], device="meta") if one else torch.empty(()) for one in shape.trained
+    ]
+    return sum(moment.nbytes for one in local for moment in new_moments(nn.Parameter(one), memory).values())
 
 
 def optimizer_bytes(shape: ModelShape, memory: str, shards: int) -> int:
@@ -258,14 +250,14 @@ class Activations:
         """Bytes on the device at the end of forward."""
         return sum(self.kept) + self.rest + self.final
 
-    def scaled(self, factor: float) -> "Activations":
+    def times(self, factor: float) -> "Activations":
         """Those of `factor` as many documents of the same lengths; `in_backward` is then an upper bound if factor > 1."""
 
-        def times(*sizes: int) -> tuple[int, ...]:
-            return tuple(round(factor * size) for size in sizes)
+        def of(size: int) -> int:
+            return round(factor * size)
 
-        scalars = times(self.rest, self.final, self.on_host, self.gradient)
-        return Activations(times(*self.kept), times(*self.in_backward), *scalars)
+        kept, in_backward = (tuple(map(of, sizes)) for sizes in (self.kept, self.in_backward))
+        return Activations(kept, in_backward, of(self.rest), of(self.final), of(self.on_host), of(self.gradient))
 
 
 @functools.lru_cache(maxsize=256)  # a table of settings asks for the same micro-batch at many strategies
@@ -439,23 +431,41 @@ class StepMemory:
 
 
 def step_memory(
-    shape: ModelShape, config: Config, layout: Layout, lengths: tuple[int, ...], targets: int
+    shape: ModelShape, config: Config, layout: Layout, lengths: tuple[int, ...], targets: int, times: float = 1
 ) -> StepMemory:
     """Peak memory of a step whose worst micro-batch has documents of `lengths` tokens, `targets` of them targets.
 
-    The peak is that of a micro-batch other than the first: the gradients of those before it are there. Layers are counted
-    as eager code; torch.compile keeps less. `other` and `headroom` are estimates, everything else is tensors.
+    times: it has so many times these documents. The peak is that of a micro-batch other than the first: the gradients of
+    those before it are there. Layers are counted as eager code; torch.compile keeps less. `other` and `headroom` are
+    estimates, everything else is tensors.
     """
-    counts = count_activations(shape, config.model, config.lora, layout.kind, lengths)
-    return _step_memory(shape, config, layout, counts, targets)
+    memory, shards = config.optimizer.memory, layout.shards
+    counts = count_activations(shape, config.model, config.lora, layout.kind, lengths).times(times)
+    moments = _moments(shape, config, layout, counts, round(times * targets))
+    gathered, reduction, kept, logits = max(moments, key=sum)
+    on_device = 0 if layout.offloads else 1
+    ewc_on_device = config.ewc.device == "device" and not layout.offloads or not layout.on_cuda
+    # A mesh of one dimension uses the default group; of two, it adds a group for each one that has several ranks.
+    groups = 0 if layout.ranks == 1 else 1 + (layout.replicates and 1 + (shards > 1))
+    return StepMemory(
+        parameters=on_device * parameter_bytes(shape, memory, shards),
+        gradients=on_device * trained_elements(shape, shards) * gradient_itemsize(memory),
+        optimizer=on_device * optimizer_bytes(shape, memory, shards),
+        ewc=ewc_bytes(shape, config, shards) if ewc_on_device else 0,
+        gathered=gathered,
+        reduction=reduction,
+        activations=kept,
+        logits=logits,
+        other=CUDA_CONTEXT + groups * NCCL_COMMUNICATOR if layout.on_cuda else CPU_PROCESS,
+        headroom=round(FRAGMENTATION * (gathered + reduction + kept + logits)),
+    )
 
 
 def full_memory(shape: ModelShape, config: Config, layout: Layout, rows: int) -> StepMemory:
     """`step_memory` of a micro-batch of `rows` full rows, all of it targets, of the lengths that need the most."""
     counted = min(rows, COUNTED_ROWS if layout.on_cuda else 1)
     lengths = _full_lengths(config, layout, counted)
-    counts = count_activations(shape, config.model, config.lora, layout.kind, lengths)
-    return _step_memory(shape, config, layout, counts.scaled(rows / counted), rows * config.data.sequence_length)
+    return step_memory(shape, config, layout, lengths, sum(lengths), rows / counted)
 
 
 def _full_lengths(config: Config, layout: Layout, rows: int) -> tuple[int, ...]:
@@ -474,41 +484,11 @@ def largest_rows(
     shape: ModelShape, config: Config, layout: Layout, fits: Callable[[StepMemory], bool], at_most: int
 ) -> int:
     """The largest `batch.micro_batch` up to `at_most` whose full micro-batches fit; 0 if not even 1 does."""
-    low, high = 0, 1
-    while high <= at_most and fits(full_memory(shape, config, layout, high)):
-        low, high = high, 2 * high
-    high = min(high, at_most + 1)  # does not fit, or must not be taken
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(full_memory(shape, config, layout, middle)) else (low, middle)
-    return low
 
+    def is_too_large(index: int) -> bool:
+        return not fits(full_memory(shape, config, layout, index + 1))
 
-def _step_memory(
-    shape: ModelShape, config: Config, layout: Layout, activations: Activations, targets: int
-) -> StepMemory:
-    memory, shards = config.optimizer.memory, layout.shards
-    gathered, reduction, kept, logits = max(_moments(shape, config, layout, activations, targets), key=sum)
-    on_device = 0 if layout.offloads else 1
-    ewc_on_device = config.ewc.device == "device" and not layout.offloads or not layout.on_cuda
-    if layout.on_cuda:
-        # A mesh of one dimension uses the default group; of two, it adds a group for each one that has several ranks.
-        groups = 0 if layout.ranks == 1 else 1 + (layout.replicates and 1 + (shards > 1))
-        other = CUDA_CONTEXT + groups * NCCL_COMMUNICATOR
-    else:
-        other = CPU_PROCESS
-    return StepMemory(
-        parameters=on_device * parameter_bytes(shape, memory, shards),
-        gradients=on_device * trained_elements(shape, shards) * gradient_itemsize(memory),
-        optimizer=on_device * optimizer_bytes(shape, memory, shards),
-        ewc=ewc_bytes(shape, config, shards) if ewc_on_device else 0,
-        gathered=gathered,
-        reduction=reduction,
-        activations=kept,
-        logits=logits,
-        other=other,
-        headroom=round(FRAGMENTATION * (gathered + reduction + kept + logits)),
-    )
+    return bisect.bisect_left(range(at_most), True, key=is_too_large)
 
 
 def _moments(
@@ -582,9 +562,8 @@ def _moments(
     kept = acts.saved - acts.final
     for index, layer in reversed(list(enumerate(shape.layers))):
         following = shape.layers[max(0, index - 1)]
-        weights = min(gradients(layer), acts.in_backward[index])
-        in_backward = kept + acts.gradient + acts.in_backward[index] - weights
-        yield gathered(root, layer, buffer=following), copies * scatter(before) + weights + sums, in_backward, tied
+        in_backward = kept + acts.gradient + acts.in_backward[index]  # with the gradients of its weights
+        yield gathered(root, layer, buffer=following), copies * scatter(before) + sums, in_backward, tied
         # The reduction of the layer's gradients no longer needs its activations.
         kept -= acts.kept[index]
         yield gathered(root, buffer=following), reducing(layer, before) + sums, kept + acts.gradient, tied
@@ -621,9 +600,8 @@ def _loss_memory(
     if rows < targets:
         kept = summed = vocabulary * width * FP32
     chunk = summed + product + max(losses, exact if summed else 0)
-    if (
-        shards
-    ):  # a piece: a copy of its columns, if they are of several shards, then its product, which is cast and reduced
+    if shards:
+        # A piece: a copy of its columns, if they are of several shards, then its product, which is cast and reduced.
         columns = rows * compute if shards > 1 and not summed else 0
         return max(chunk, kept + block * max(columns + width * compute, width * (compute + FP32)))
     return max(chunk, kept + vocabulary * width * compute + exact)

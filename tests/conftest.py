@@ -1,10 +1,14 @@
-"""One thread for PyTorch, the list of slow tests, and the order in which two processes share the files."""
+"""One thread for PyTorch, a process group of one, the list of slow tests, and the order in which two processes share the files."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+
+from distributed.process_group import Ranks
 
 torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
 
@@ -49,3 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Two processes take the next file when they are done with one (scripts/test.sh): the long files come first.
     slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (-slow_tests[item.path], item.path))
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    """A process group of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    assert dist.group.WORLD is not None
+    yield Ranks(0, 1, 0, torch.device("cpu"), dist.group.WORLD)
+    dist.destroy_process_group()

@@ -21,7 +21,7 @@ from data.token_texts import one_line, run_text
 from eval.asked_examples import has_answer
 from training.chat_settings import chat_settings
 from training.inputs import Inputs
-from training.show_data import Examples
+from training.show_data import examples_of
 
 OK, WARNING, FAILS, SKIPPED = "ok", "warning", "fails", "skipped"
 NUMBER = 256  # examples of a source whose prompts are compared
@@ -84,7 +84,7 @@ Sampled = tuple[str, dict, Outcome]  # ("FILE, line 3", example, what became of 
 def _sample(data: Data, encoder: ExampleEncoder, name: str) -> list[Sampled]:
     """The first NUMBER examples of a source; none of a token store."""
     try:
-        chosen = list(itertools.islice(Examples(data, name), NUMBER))
+        chosen = list(itertools.islice(examples_of(data, name), NUMBER))
     except UserError:
         return []
     outcomes = encoder.encode([example for _, example in chosen])

@@ -4,7 +4,6 @@ import gc
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -29,18 +28,45 @@ SHOWN = 1500  # characters of each part of the sample
 SAMPLE = "validation/sample"  # the name of its text in TensorBoard
 
 
-@dataclass(frozen=True)
 class Answers:
-    """`Asked`, with the model that answers. `figures` is a collective of all ranks."""
+    """What answers `Asked` at each evaluation."""
 
-    asked: Asked
-    model: PackedLanguageModel
-    model_config: PretrainedConfig
-    path: str
-    dtype: torch.dtype
-    tokenizer: PreTrainedTokenizerBase
-    stop: StopSignal
-    say: Callable[[str], None]
+    def __init__(
+        self,
+        config: Config,
+        asked: Asked,
+        model: PackedLanguageModel,
+        model_config: PretrainedConfig,
+        dtype: torch.dtype,
+        tokenizer: PreTrainedTokenizerBase,
+        stop: StopSignal,
+        say: Callable[[str], None],
+    ) -> None:
+        """A collective; the first step has not been taken.
+
+        Raises UserError on all ranks if on one of them the whole model does not fit beside what training keeps.
+        """
+        self.asked, self.model, self.model_config, self.path = asked, model, model_config, config.model.path
+        self.dtype, self.tokenizer, self.stop, self.say = dtype, tokenizer, stop, say
+        columns = max(map(len, asked.prompts)) + asked.max_new_tokens
+        rows = min(BATCH_SIZE, -(-len(asked.prompts) // stop.ranks.world_size))
+        cache = rows * columns * bytes_per_token(model.causal_lm) // model.causal_lm.dtype.itemsize  # elements
+        needed = (num_parameters(model) + cache) * dtype.itemsize
+        device = stop.ranks.device
+        free = free_bytes(device, world_size_from_environment()[1])
+        if device.type == "cuda":  # what the allocator keeps is free too
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        if device.type == "cpu" or not config.sharding.cpu_offload:
+            shards = [local(parameter) for parameter in model.parameters()]
+            kept = int(config.optimizer.memory.removesuffix("N")) * sum(shard.numel() for shard in shards)
+            free -= kept - sum(shard.nbytes for shard in shards)  # gradients and moments are not there yet
+        for rank, (need, rest) in enumerate(gather_objects((needed, free), stop.ranks)):
+            if need > rest:
+                raise UserError(
+                    f"run.eval_generate={config.run.eval_generate} gathers the whole model in {dtype_name(dtype)} on each "
+                    f"rank: rank {rank} needs {need / 2**30:.1f} GiB for it and has {rest / 2**30:.1f} GiB beside weights and "
+                    "optimizer state; set it to 0, and evaluate checkpoints with scripts/evaluate.py"
+                )
 
     def added_to(self, figures: dict | None) -> dict | None:
         """The curves with the scores of the answers and one of them as a text; None after a signal. A collective.
@@ -106,42 +132,3 @@ class Answers:
             f"**{title}**\n\n{textwrap.indent(text[:SHOWN], '    ', lambda line: True)}"
             for title, text in parts.items()
         )
-
-
-def start_answers(
-    config: Config,
-    asked: Asked,
-    model: PackedLanguageModel,
-    model_config: PretrainedConfig,
-    dtype: torch.dtype,
-    tokenizer: PreTrainedTokenizerBase,
-    stop: StopSignal,
-    say: Callable[[str], None],
-) -> Answers:
-    """What answers at each evaluation. A collective; the first step has not been taken.
-
-    Raises UserError on all ranks if on one of them the whole model does not fit beside what training keeps.
-    """
-    columns = max(map(len, asked.prompts)) + asked.max_new_tokens
-    rows = min(BATCH_SIZE, -(-len(asked.prompts) // stop.ranks.world_size))
-    cache = rows * columns * bytes_per_token(model.causal_lm) // model.causal_lm.dtype.itemsize  # elements
-    needed = (num_parameters(model) + cache) * dtype.itemsize
-    device = stop.ranks.device
-    free = free_bytes(device, world_size_from_environment()[1])
-    if device.type == "cuda":  # what the allocator keeps is free too
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type == "cpu" or not config.sharding.cpu_offload:
-        shards = [local(parameter) for parameter in model.parameters()]
-        kept = int(config.optimizer.memory.removesuffix("N")) * sum(shard.numel() for shard in shards)
-        free -= kept - sum(shard.nbytes for shard in shards)  # gradients and moments are not there yet
-    lacking = [
-        f"rank {rank} needs {need / 2**30:.1f} GiB for it and has {rest / 2**30:.1f} GiB beside weights and optimizer state"
-        for rank, (need, rest) in enumerate(gather_objects((needed, free), stop.ranks))
-        if need > rest
-    ]
-    if lacking:
-        raise UserError(
-            f"run.eval_generate={config.run.eval_generate} gathers the whole model in {dtype_name(dtype)} on each rank: "
-            f"{lacking[0]}; set it to 0, and evaluate checkpoints with scripts/evaluate.py"
-        )
-    return Answers(asked, model, model_config, config.model.path, dtype, tokenizer, stop, say)

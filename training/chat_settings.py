@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import inspect
-import json
 import os
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from common.errors import UserError
 from configs.config import Config, Data
 from data.chat_template import ChatSettings, ChatTemplate, writes_date
 from distributed.rendezvous import join
+from training.provenance import newest_start
 
 
 def chat_settings(data: Data) -> ChatSettings:
@@ -37,7 +37,8 @@ def settle_chat_settings(
         return _with_date(config, None)
     if data.chat_date is not None:
         return config
-    date = _recorded_date(run_directory) or datetime.date.today().isoformat()
+    recorded = newest_start(run_directory).get("config", {}).get("data", {}).get("chat_date")
+    date = recorded or datetime.date.today().isoformat()
     if world_size > 1:
         # A rank with another template meets the others at the start of the process group: join refuses that on both sides.
         store = join(config.run.timeout_minutes, "date of the chat template")
@@ -49,16 +50,6 @@ def settle_chat_settings(
 
 def _with_date(config: Config, date: str | None) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, chat_date=date))
-
-
-def _recorded_date(run_directory: Path) -> str | None:
-    """The date of the run's first start, if it has started before."""
-    try:
-        record = json.loads((run_directory / "config.json").read_text(encoding="utf-8"))
-        date = record.get("config", record)["data"]["chat_date"]
-        return datetime.date.fromisoformat(date).isoformat()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # not started yet, or by an earlier version of this code
 
 
 def _check_options(data: Data, template: ChatTemplate) -> None:

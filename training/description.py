@@ -14,7 +14,7 @@ from data.dealing import Deal
 from distributed.gradients import bytes_per_parameter
 from distributed.process_group import Ranks, read_on_first
 from model.architectures import origin
-from model.flops import PeakFlops
+from model.flops import Peak
 from model.language_model import num_parameters, num_trained
 from training.inputs import Inputs
 
@@ -27,7 +27,7 @@ def describe_run(
     model_config: PretrainedConfig,
     optimizer: torch.optim.Optimizer,
     ranks: Ranks,
-    peak: PeakFlops,
+    peak: Peak,
     notes: list[str],
     disks: list[str],
 ) -> list[str]:
@@ -35,16 +35,16 @@ def describe_run(
 
     runs/NAME/start.txt has all of it in any case. notes: on what is resumed; disks: of `check_disks`. A collective.
     """
-    world_size, peak_flops = ranks.world_size, peak.over_all_ranks(ranks)
+    world_size = ranks.world_size
     count, settings, sharding = num_parameters(model), config.optimizer, config.sharding
     layer_class = type(layers[0]).__name__.removeprefix("FSDP")  # the prefix that fully_shard adds
     base = origin(config.model.path)
     every = config.model.checkpoint_every
-    share, uneven, even = "", [], []
+    share, uneven = "", []
     if world_size > 1:
         from training.balance import balance_of_ranks
 
-        share, uneven, even = balance_of_ranks(config, inputs, world_size)
+        share, uneven = balance_of_ranks(config, inputs, world_size)
     lines = [
         f"model {config.model.path}: {_parameters(config, model)}; {len(layers)} x {layer_class}"
         + (f"; it is {base}" if base else ""),
@@ -63,9 +63,8 @@ def describe_run(
     details += (
         [inputs.asked.cost_line(count, "fp32" if peak.dtype == torch.float32 else "bf16")] if inputs.asked else []
     )
-    details += even
     details.append(
-        f"peak {peak_flops / 1e12:.2f} TFLOP/s ({peak.source}); gradients reduced in {sharding.reduce_dtype}; window "
+        f"peak {peak.flops / 1e12:.2f} TFLOP/s ({peak.source}); gradients reduced in {sharding.reduce_dtype}; window "
         f"{model_config.max_position_embeddings} positions, RoPE {config.model.rope_type or 'as in config.json'}; "
         f"{counted(inputs.plan.steps_per_epoch[0], 'step')} in the first epoch"
     )

@@ -154,10 +154,10 @@ class Evaluations:
 
 
 def answers_and(losses: Evaluate, *start: Any) -> Evaluate:
-    """The validation that adds the scores of answers to `losses`. `start`: the arguments of `start_answers`. A collective."""
-    from training.answers import start_answers
+    """The validation that adds the scores of answers to `losses`. `start`: the arguments of `Answers`. A collective."""
+    from training.answers import Answers
 
-    answers = start_answers(*start)
+    answers = Answers(*start)
     return lambda: answers.added_to(losses())
 
 

@@ -24,7 +24,6 @@ from data.batches import MicroBatch
 from data.tokens import load_tokenizer
 from distributed.checkpoint_directory import (
     check_whole,
-    checkpoint_name,
     complete_checkpoints,
     latest_checkpoint,
     read_manifest,
@@ -39,7 +38,7 @@ from model.lora import Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.loss import visit_logits
 from model.weight_files import hash_weights
 from model.weights import Weights, average, converted, weights_of_checkpoint, weights_of_directory, write_weights
-from training.export_files import CARD, RECORD, damage, read_json, sums_of, write_files
+from training.ending import CARD, RECORD, damage, read_json, sums_of, write_files
 from training.identity import fingerprint
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -171,11 +170,10 @@ def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[P
     Without --step and --best it is the one that the run itself exports.
     """
     folder = run / "checkpoints"
-    complete = complete_checkpoints(folder) if folder.is_dir() else []
+    complete = {int(path.name.removeprefix("step-")): path for path in complete_checkpoints(folder)}
     if not complete:
         raise UserError(f"{run} has no checkpoint; what a finished run has exported is in {run / 'export'}")
-    names = ", ".join(str(int(path.name.removeprefix("step-"))) for path in complete)
-    step, which = options.step, "chosen"
+    names, step, which = ", ".join(map(str, complete)), options.step, "chosen"
     if step is None:
         newest = latest_checkpoint(folder)
         assert newest is not None
@@ -184,9 +182,9 @@ def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[P
             return newest, "last"
         if step is None:
             raise UserError(f"{run} has no evaluation of a trained model; name a step with --step: {names}")
-    if folder / checkpoint_name(step) not in complete:
+    if step not in complete:
         raise UserError(f"{run} has no checkpoint of step {step}; those that it has: {names}")
-    return folder / checkpoint_name(step), which
+    return complete[step], which
 
 
 def is_written(out: Path, record: dict) -> bool:
@@ -194,7 +192,7 @@ def is_written(out: Path, record: dict) -> bool:
     if not out.exists():
         return False
     written = read_json(out / RECORD, "name another directory with --out") if (out / RECORD).is_file() else {}
-    if any(key not in written or written[key] != value for key, value in record.items()):
+    if written | record != written:
         raise UserError(f"{out} exists and holds other weights; remove it, or name another directory with --out")
     return True
 
@@ -236,7 +234,6 @@ TEXTS = (
     "A train leaves at 9:40 and arrives at 11:05. It therefore takes 85 minutes, of which it stands still for seven.",
     "def mean(values):\n    if not values:\n        raise ValueError('no values')\n    return sum(values) / len(values)\n",
 )
-SWEEP = 64  # tokens spread evenly over the vocabulary: their rows of the embedding are compared too
 
 
 def damage_of(out: Path, ranks: Ranks) -> list[str]:
@@ -253,9 +250,8 @@ def verify(out: Path, export: Export) -> tuple[bool, list[str]]:
     the dtype of the export and put into the model as it is trained here. What that rounding costs is said beside it: the
     logits of the export as it is served against those of the trained weights. Needs the memory of one model in fp32.
     """
-    tokenizer, rows = load_tokenizer(str(out)), export.model_config.vocab_size
+    tokenizer = load_tokenizer(str(out))
     documents = [torch.tensor(tokenizer(text)["input_ids"]) for text in TEXTS]
-    documents.append(torch.linspace(0, rows - 1, min(SWEEP, rows)).long())
     model = build_on_meta(export.model_config)
     materialize(model, torch.device("cpu"))
     if export.adapter:
@@ -287,8 +283,6 @@ def verify(out: Path, export: Export) -> tuple[bool, list[str]]:
         found = _logits(_load(out, export, export.dtype), documents)
     if not torch.isfinite(found).all():
         return False, [f"the logits of {out} are not finite in {dtype}; export with --dtype bf16"]
-    texts = slice(sum(map(len, documents[:-1])))  # the sweep is no text
-    found, expected, trained = found[texts], expected[texts], trained[texts]
     kl = F.kl_div(found.log_softmax(-1), trained.log_softmax(-1), log_target=True, reduction="batchmean").item()
     agreement = (found.argmax(-1) == trained.argmax(-1)).float().mean().item()
     of_weights, as_served = ((each - trained).abs().max().item() for each in (expected, found))

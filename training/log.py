@@ -23,7 +23,7 @@ from data.sources import Corpus, mean_losses
 from distributed.checkpoint import SaveTimes
 from distributed.disks import torchrun_grace
 from distributed.process_group import Ranks, read_on_first
-from model.flops import PeakFlops, Work, count_work, step_flops
+from model.flops import Peak, Work, count_work, find_peak, step_flops
 from model.language_model import PackedLanguageModel
 from model.loss import LossSums
 from training.sinks import Sink, Values, open_sinks
@@ -165,11 +165,10 @@ class Log:
 
 def make_meter(
     corpus: Corpus, model: PackedLanguageModel, model_config: PretrainedConfig, dtype: torch.dtype, ranks: Ranks
-) -> tuple["Meter", PeakFlops]:
-    """The meter of a run that computes in `dtype`, and what a rank can reach. A collective."""
-    peak = PeakFlops(ranks.device, dtype)
-    peak.measure(ranks)
-    return Meter(corpus, count_work(model, model_config), peak.over_all_ranks(ranks), ranks.device), peak
+) -> tuple["Meter", Peak]:
+    """The meter of a run that computes in `dtype`, and what the ranks can reach. A collective."""
+    peak = find_peak(dtype, ranks)
+    return Meter(corpus, count_work(model, model_config), peak.flops, ranks.device), peak
 
 
 class Meter:

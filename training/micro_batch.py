@@ -15,6 +15,7 @@ from configs.config import Config
 from distributed.host_memory import free_bytes
 from distributed.rendezvous import join
 from model.language_model import PackedLanguageModel
+from training.provenance import newest_start
 
 # Of the free memory: the rest is for fragments and for what is not counted.
 USABLE = {"cuda": 0.85, "cpu": 0.7}
@@ -47,13 +48,22 @@ def settle_micro_batch(
     layout, usable = layout_of(config, world_size, local_world, device.type), int(USABLE[device.type] * free)
     shape = shape_of(model, model_config, config.model.layer_class)
     fits = largest_rows(shape, planned, layout, lambda memory: memory.tensors <= usable, MOST_ROWS)
-    recorded = _recorded(run_directory, world_size)
-    chosen, fits, recorded = _agree(max(1, fits), fits, recorded, config.run.timeout_minutes, world_size)
+    recorded = None
+    if (run_directory / "checkpoints" / "latest").exists():
+        start = newest_start(run_directory)
+        if start.get("world_size") == world_size:
+            recorded = start["config"]["batch"]["micro_batch"]
+    if world_size > 1:
+        store = join(config.run.timeout_minutes, "size of the micro-batch")
+        store.set(f"micro_batch/{os.environ['RANK']}", json.dumps([fits, recorded]))
+        found = [json.loads(store.get(f"micro_batch/{rank}")) for rank in range(world_size)]
+        fits, recorded = min(fits for fits, _ in found), found[0][1]
+    chosen = recorded or max(1, fits)
     rows = min(chosen, largest_useful(config, world_size))
     why = "as at the last start" if recorded else "a rank's part of any step" if rows < chosen else "what memory holds"
     of = f"{rows * config.data.sequence_length:,} tokens" if config.data.packing else f"{rows} examples"
     say(
-        f"batch.micro_batch=auto: {rows} ({of} at most), {why}; memory holds {max(0, fits)}: {USABLE[device.type]:.0%} of "
+        f"batch.micro_batch=auto: {rows} ({of} at most), {why}; memory holds {fits}: {USABLE[device.type]:.0%} of "
         f"{free / 2**30:.1f} GiB free for a rank"
     )
     if fits < 1:
@@ -61,11 +71,6 @@ def settle_micro_batch(
         say(
             f"warning: not even {config.data.sequence_length} tokens are expected to fit into memory: use "
             f"model.activation_checkpointing=full, lower data.sequence_length or use {more}"
-        )
-    elif rows > fits:
-        say(
-            f"warning: only {fits} are expected to fit into memory now; set batch.micro_batch={fits} if it runs out (the sums of "
-            "a resumed run then differ by rounding)"
         )
     return with_rows(config, rows)
 
@@ -81,29 +86,3 @@ def largest_useful(config: Config, world_size: int) -> int:
         return MOST_ROWS
     own = 1 - sum(source.share for source in config.data.mix)
     return max(1, math.ceil(config.batch.global_examples / own / world_size))
-
-
-def _agree(
-    rows: int, fits: int, recorded: int | None, timeout_minutes: float, world_size: int
-) -> tuple[int, int, int | None]:
-    """(the number recorded on rank 0, else the smallest over all ranks; the smallest that fits; rank 0's). A collective."""
-    if world_size == 1:
-        return recorded or rows, fits, recorded
-    store = join(timeout_minutes, "size of the micro-batch")
-    rank = int(os.environ["RANK"])
-    store.set(f"micro_batch/{rank}", json.dumps([rows, fits, recorded]))
-    found = [json.loads(store.get(f"micro_batch/{other}")) for other in range(world_size)]
-    recorded = found[0][2]
-    return recorded or min(one[0] for one in found), min(one[1] for one in found), recorded
-
-
-def _recorded(run_directory: Path, world_size: int) -> int | None:
-    """The number of the run's last start, if that had as many ranks."""
-    if not (run_directory / "checkpoints" / "latest").exists():
-        return None  # nothing to resume
-    try:
-        record = json.loads((run_directory / "config.json").read_text(encoding="utf-8"))
-        rows = record["config"]["batch"]["micro_batch"]
-        return rows if record["world_size"] == world_size and type(rows) is int and rows > 0 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not started yet, or by an earlier version of this code

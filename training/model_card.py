@@ -18,8 +18,8 @@ from eval.intervals import intervals
 from eval.regulator.report import figures
 from model.architectures import FETCHED, origin
 from model.fingerprint import fingerprint_of_base
+from training.ending import RECORD, read_json
 from training.export import Export
-from training.export_files import RECORD, read_json
 from training.provenance import ROOT, git_state, short_commit, versions
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")

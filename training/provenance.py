@@ -4,6 +4,7 @@ config.json is that of the newest start. A start whose code is not that of a com
 own, diffs/NUMBER.diff, with the files that train.py loads and git does not know.
 """
 
+import json
 import os
 import platform
 import socket
@@ -25,11 +26,14 @@ from training.identity import Identity, fingerprint
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 ROOT = Path(__file__).resolve().parents[1]
-MAX_UNTRACKED = 100  # names of files in a record; the number of all is recorded too
 
 
-class _GitError(Exception):
-    """What git wrote to stderr when it failed."""
+def newest_start(directory: Path) -> dict:
+    """The record of the newest start of a run; empty if it has not started."""
+    try:
+        return json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def record_start(directory: Path, config: dict, start_step: int, identity: Identity, ranks: Ranks) -> dict:
@@ -77,32 +81,22 @@ def record_start(directory: Path, config: dict, start_step: int, identity: Ident
     return read_on_first(write, ranks)
 
 
-def git_state(root: Path, code: Iterable[str] = ()) -> dict:
-    """Commit, uncommitted changes and untracked files of the checkout at `root`.
+def git_state(root: Path, code: Iterable[str] = ()) -> dict[str, str]:
+    """git_commit and git_diff of the checkout at `root`.
 
-    The keys are git_commit, git_diff, untracked (names) and num_untracked. The diff has all changes of files that git
-    knows, and the whole of the files named in `code` that it does not know. Bytes that are not UTF-8 are written as \\xNN.
-    Without git or outside of a checkout, git_commit says so and the rest is empty.
+    The diff has all changes of files that git knows, and the whole of the files named in `code` that it does not know.
+    Bytes that are not UTF-8 are written as \\xNN. Where git fails, without git and outside of a checkout too, the first of
+    the two that it does not tell says why.
     """
-    state = {"git_commit": "", "git_diff": "", "untracked": [], "num_untracked": 0}
+    state = {"git_commit": "", "git_diff": ""}
     try:
         state["git_commit"] = _git(root, "rev-parse", "--verify", "HEAD").strip()
         state["git_diff"] = _git(root, "diff", "--no-color", "--no-ext-diff", "HEAD")
         inside = [name for name in code if (root / name).is_file()]
         for name in _git(root, "ls-files", "--others", "-z", "--", *inside).split("\0")[:-1] if inside else ():
             state["git_diff"] += _git(root, "diff", "--no-color", "--no-index", "/dev/null", name, ok=(0, 1))
-        # A folder without tracked files is one name that ends in a slash.
-        names = _git(root, "ls-files", "--others", "--exclude-standard", "--directory", "-z").split("\0")[:-1]
-        state["untracked"], state["num_untracked"] = names[:MAX_UNTRACKED], len(names)
     except OSError as error:
-        state["git_commit"] = f"unknown: git cannot be started: {error.strerror}"
-    except _GitError as error:
-        said = str(error)
-        problem = "not a git checkout" if "not a git repository" in said else f"unknown: git: {said.splitlines()[0]}"
-        if state["git_commit"]:
-            state["git_diff"] = state["git_diff"] or f"{problem}\n"
-        else:
-            state["git_commit"] = problem
+        state["git_diff" if state["git_commit"] else "git_commit"] += f"unknown: git: {error.strerror}"
     return state
 
 
@@ -140,12 +134,10 @@ def devices(places: list[tuple[str, str]]) -> list[dict]:
 
 
 def _git(root: Path, *arguments: str, ok: tuple[int, ...] = (0,)) -> str:
+    """What git prints. Raises OSError if it cannot be started or fails."""
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     answer = subprocess.run(["git", "-C", root, *arguments], capture_output=True, env=environment)
     if answer.returncode not in ok:
-        raise _GitError(_decode(answer.stderr).strip() or f"exit code {answer.returncode}")
-    return _decode(answer.stdout)
-
-
-def _decode(output: bytes) -> str:
-    return output.decode("utf-8", errors="backslashreplace")
+        said = answer.stderr.decode("utf-8", errors="backslashreplace").splitlines()
+        raise OSError(answer.returncode, said[0] if said else f"exit code {answer.returncode}")
+    return answer.stdout.decode("utf-8", errors="backslashreplace")

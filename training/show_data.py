@@ -7,7 +7,6 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from configs.config import Config, Data
@@ -50,19 +49,25 @@ def show_data(
         if source == MAIN and any(map(is_store, settings.data.train)):
             print("a token store keeps no examples to show", flush=True)
             return
-    examples = Examples(settings.data, source)
-    # The index of a random choice is printed, for --index.
-    chosen = examples.choose(random or 1, Random()) if index is None else examples.find(index)
     style = Style(sys.stdout.isatty() and not os.environ.get("NO_COLOR"), None if full else MAX_TOKENS)
-    print(style.legend())
-    print("\n".join(examples.show(chosen, settings, tokenizer, style)))
+    encoder = ExampleEncoder(tokenizer, chat_settings(settings.data))
+    data, lines = settings.data, [style.legend()]
+    chosen = choose(data, source, random or 1, Random()) if index is None else [find(data, source, index)]
+    for number, where, example in chosen:  # the number of a random choice is printed, for --index
+        lines += ["", f"=== example {number} of {_in_words(source)} ({one_line(where)})"]
+        share = data.validation_share if source == MAIN else 0.0
+        if share and is_held_out(content_hash(example), share):
+            lines.append(f"HELD OUT for validation (data.validation_share={share:g})")
+        (outcome,) = encoder.encode([example])
+        lines += show_outcome(outcome, tokenizer, "text" in example, data.sequence_length, data.too_long, style)
+    print("\n".join(lines))
 
 
 def summary(config: Config, inputs: Inputs) -> list[str]:
     """Lines about all training data of a config, and about the steps of the first epoch."""
     lines = []
     for name, source in zip(inputs.train.names, inputs.train.sources, strict=True):
-        what = "data.train" if name == MAIN else f"source {name}"
+        what = _in_words(name)
         lengths, targets = getattr(source, "lengths", None), getattr(source, "targets", None)
         if lengths is None or targets is None:  # a token store would have to be read as a whole
             lines += [f"{what}:", f"  {source.report}"]
@@ -75,62 +80,44 @@ def summary(config: Config, inputs: Inputs) -> list[str]:
     return [*lines, describe_steps(map(inputs.plan.batch, chosen), config.data.sequence_length, steps)]
 
 
-class Examples:
-    """The examples of one source of a config, in the order of its files. `index` counts from 0 over all files."""
+def _in_words(source: str) -> str:
+    return "data.train" if source == MAIN else f"source {source}"
 
-    def __init__(self, data: Data, name: str = MAIN) -> None:
-        """Raises UserError if there is no such source, or if it is a token store."""
-        sources = {MAIN: (data.train, Reading(data.format, data.fields, data.on_bad))}
-        sources |= {s.name: (s.paths, Reading(s.format, s.fields, data.on_bad)) for s in data.mix}
-        if name not in sources:
-            raise UserError(f"the config has no source {name}; choose one of {', '.join(sources)}")
-        self.paths, self.reading = sources[name]
-        self.what = "data.train" if name == MAIN else f"source {name}"
-        self.validation_share = data.validation_share if name == MAIN else 0.0
-        stores = [path for path in self.paths if is_store(path)]
-        if stores:
-            raise UserError(f"{stores[0]} is a token store, which keeps no examples; name the files it was made from")
 
-    def __iter__(self) -> Iterator[tuple[str, dict]]:
-        """(location, example) of each example that is not malformed."""
-        for file in expand(self.paths):
-            yield from read_file(file, reading=self.reading, bad=lambda sentence: None)
+def examples_of(data: Data, source: str = MAIN) -> Iterator[tuple[str, dict]]:
+    """(location, example) of each example of a source that is not malformed, in the order of its files.
 
-    def find(self, index: int) -> list[tuple[int, str, dict]]:
-        """The example with this index. Raises UserError if there is none."""
-        count = 0
-        for where, example in self:
-            if count == index:
-                return [(index, where, example)]
-            count += 1
-        raise UserError(
-            f"{self.what} has {count:,} examples, so --index must be 0 to {count - 1}, not {index}; choose another one"
-        )
+    Raises UserError at the first one if there is no such source, or if it is a token store.
+    """
+    sources = {MAIN: (data.train, data.format, data.fields)} | {s.name: (s.paths, s.format, s.fields) for s in data.mix}
+    if source not in sources:
+        raise UserError(f"the config has no source {source}; choose one of {', '.join(sources)}")
+    paths, form, fields = sources[source]
+    for path in filter(is_store, paths):
+        raise UserError(f"{path} is a token store, which keeps no examples; name the files it was made from")
+    for file in expand(paths):
+        yield from read_file(file, reading=Reading(form, fields, data.on_bad), bad=lambda sentence: None)
 
-    def choose(self, number: int, rng: Random) -> list[tuple[int, str, dict]]:
-        """A random choice of `number` examples, in file order; all if there are no more."""
-        chosen: list[tuple[int, str, dict]] = []
-        for index, (where, example) in enumerate(self):  # reservoir sampling: every set of examples is equally probable
-            place = index if index < number else rng.randrange(index + 1)
-            if place < number:
-                chosen[place : place + 1] = [(index, where, example)]
-        return sorted(chosen, key=lambda item: item[0])
 
-    def show(
-        self,
-        chosen: Sequence[tuple[int, str, dict]],
-        config: Config,
-        tokenizer: PreTrainedTokenizerBase,
-        style: Style,
-    ) -> list[str]:
-        """Lines about each of these examples as the model gets it."""
-        data, lines = config.data, []
-        encoder = ExampleEncoder(tokenizer, chat_settings(data))
-        for index, where, example in chosen:
-            lines += ["", f"=== example {index} of {self.what} ({one_line(where)})"]
-            if self.validation_share and is_held_out(content_hash(example), self.validation_share):
-                lines.append(f"HELD OUT for validation (data.validation_share={self.validation_share:g})")
-            is_text = "text" in example
-            outcome = encoder.encode([example])[0]
-            lines += show_outcome(outcome, tokenizer, is_text, data.sequence_length, data.too_long, style)
-        return lines
+def find(data: Data, source: str, index: int) -> tuple[int, str, dict]:
+    """(index, location, example) of the example with this index, from 0 over all files. Raises UserError if there is none."""
+    count = 0
+    for where, example in examples_of(data, source):
+        if count == index:
+            return index, where, example
+        count += 1
+    raise UserError(
+        f"{_in_words(source)} has {count:,} examples, so --index must be 0 to {count - 1}, not {index}; choose another one"
+    )
+
+
+def choose(data: Data, source: str, number: int, rng: Random) -> list[tuple[int, str, dict]]:
+    """A random choice of `number` examples, as of `find`, in file order; all if there are no more."""
+    chosen: list[tuple[int, str, dict]] = []
+    for index, (where, example) in enumerate(
+        examples_of(data, source)
+    ):  # reservoir sampling: every set is equally probable
+        place = index if index < number else rng.randrange(index + 1)
+        if place < number:
+            chosen[place : place + 1] = [(index, where, example)]
+    return sorted(chosen, key=lambda item: item[0])

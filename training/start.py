@@ -27,7 +27,7 @@ from distributed.process_group import (
     world_size_from_environment,
 )
 from model.language_model import PackedLanguageModel, parameter_names
-from training.export_files import GENERATION_CONFIG
+from training.ending import GENERATION_CONFIG
 from training.identity import Identity, free_settings, identity_of
 from training.inputs import Inputs
 from training.observe import memory_snapshot

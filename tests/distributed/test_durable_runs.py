@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, launch, rows, weights, write_plan
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
-from training.export_files import sums_of
+from training.ending import sums_of
 from training.identity import fingerprint
 
 pytestmark = pytest.mark.slow

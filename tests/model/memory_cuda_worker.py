@@ -10,7 +10,6 @@ import gc
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
@@ -25,6 +24,7 @@ from distributed.sharding import before_micro_batch, decoder_layers, local, make
 from model.language_model import build_on_meta, parameter_names
 from model.memory import layout_of, shape_of, step_memory
 from tests.losses import loss_of
+from tests.model.real_step import micro_batch
 
 SHAPE = LlamaConfig(
     hidden_size=1024,
@@ -38,20 +38,6 @@ SHAPE = LlamaConfig(
 LENGTHS = (2048, 1024, 700, 324)
 CASES = (("none", "16N"), ("selective", "12N"), ("full", "8N"), ("offload", "16N"))
 STRATEGIES = ("full", "grad_op", "none")  # of several ranks; one rank runs the first
-
-
-def batch_of(lengths: tuple[int, ...], device: torch.device) -> SimpleNamespace:
-    tokens = torch.arange(sum(lengths), device=device)
-    return SimpleNamespace(
-        input_ids=tokens[None],
-        position_ids=torch.cat([torch.arange(length, device=device) for length in lengths])[None],
-        document_lengths=lengths,
-        cu_seq_lens=torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32),
-        target_positions=tokens,
-        target_ids=tokens,
-        target_sources=None,
-        target_weights=None,
-    )
 
 
 def measured(config: Config, ranks: Ranks) -> int:
@@ -68,7 +54,7 @@ def measured(config: Config, ranks: Ranks) -> int:
             local(tensor).fill_(0.02)
     parameters = parameter_names(model)
     optimizer = adamw(parameters, config.optimizer, seed=0)
-    batch = batch_of(LENGTHS, ranks.device)
+    batch = micro_batch(LENGTHS).to(ranks.device)
     for step in range(2):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -1,5 +1,7 @@
 """The FLOPs of MFU against torch's own counter, and the windows against those that the layers request."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.batches import collate
 from model import flops, packed_attention
 from model.architectures import read_model_config
-from model.flops import PeakFlops, Work, count_work, data_sheet_peak, document_costs, layer_windows, step_flops
+from model.flops import Work, count_work, data_sheet_peak, document_costs, find_peak, layer_windows, step_flops
 from model.language_model import build_on_meta
 from tests.losses import loss_of
 from tests.model.test_equivalence import documents, load
@@ -91,6 +93,7 @@ def test_a_data_sheet_belongs_to_exactly_one_name(name, peak) -> None:
 def test_an_unknown_gpu_is_measured_and_says_so(monkeypatch) -> None:
     monkeypatch.setattr(flops, "measured_flops", lambda *arguments: 5e12)
     monkeypatch.setattr(flops, "barrier", lambda ranks: None)
+    monkeypatch.setattr(flops.dist, "all_reduce", lambda total, group: total.mul_(2))  # of two ranks
     for name, peak, source in (
         ("NVIDIA L40", 181.05e12, "data sheet of NVIDIA L40, dense bf16"),
         (
@@ -100,6 +103,6 @@ def test_an_unknown_gpu_is_measured_and_says_so(monkeypatch) -> None:
         ),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
-        peak_flops = PeakFlops(torch.device("cuda"), torch.bfloat16)
-        peak_flops.measure(ranks=None)
-        assert (peak_flops.flops, peak_flops.source) == (peak, source)
+        ranks = SimpleNamespace(device=torch.device("cuda"), flags=None)
+        found = find_peak(torch.bfloat16, ranks)
+        assert (found.flops, found.source, found.dtype) == (2 * peak, source, torch.bfloat16)

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import model.loss
-from common.random_bits import hash64_tensor
-from model.label_sampling import sample_labels
+from common.random_bits import hash64_tensor, sample_labels
 from model.loss import HeadSettings
 from tests.losses import loss_sum
 

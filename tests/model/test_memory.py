@@ -273,7 +273,7 @@ def test_every_kth_layer_is_checkpointed_and_offload_leaves_the_device() -> None
     offload = counted(LLAMA, "cuda", (100,), activation_checkpointing="offload", checkpoint_every=3)
     assert offload.on_host == 3 * layer_input and offload.kept[0] == 0 and offload.kept[1] == plain.kept[0]
     assert offload.in_backward[0] == every.in_backward[0] + layer_input
-    assert plain.scaled(3).saved == pytest.approx(counted(LLAMA, "cuda", (300,)).saved, rel=1e-3)
+    assert plain.times(3).saved == pytest.approx(counted(LLAMA, "cuda", (300,)).saved, rel=1e-3)
 
 
 def test_attention_counts_as_its_kernel_keeps_it(tmp_path) -> None:

@@ -5,31 +5,22 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
-from configs.config import Model, Sharding
+from configs.config import EWC, Model, Sharding
 from data.batches import collate, plan_training
-from distributed.process_group import Ranks
 from distributed.sharding import decoder_layers, make_mesh, parallelize
+from model import ewc
 from model.architectures import read_model_config
-from model.ewc import estimate_fisher
+from model.ewc import document_numbers, drawn_items, estimate_fisher
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights
 from model.loss import LossSums
 from tests.in_memory import InMemory, micro_batches, weighted
 from tests.losses import loss_of
-from tests.model.ewc.tiny_ewc import batches_of, corpus, signal_is, write_model
+from tests.model.ewc.tiny_ewc import corpus, dealer, signal_is, write_model
 from tests.tiny import write_tiny_model
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    """A process group of one."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Ranks(0, 1, 0, CPU, dist.group.WORLD)
-    dist.destroy_process_group()
 
 
 def load(path) -> PackedLanguageModel:
@@ -108,36 +99,23 @@ def test_fsdp_does_not_round_the_weights_to_bf16(tmp_path, ranks, tied) -> None:
 
 
 @pytest.mark.parametrize("estimator", ["model", "empirical"])
-def test_a_document_of_weight_four_counts_four_times_in_the_fisher_diagonal(tmp_path, ranks, estimator) -> None:
-    path = write_model(tmp_path)
+def test_a_document_of_weight_four_counts_four_times_in_the_fisher_diagonal(
+    tmp_path, ranks, estimator, monkeypatch
+) -> None:
+    path, settings = write_model(tmp_path), EWC(estimator=estimator, documents=2, batch=1)
     made = corpus(1)
     found = {}
     for name, factors in {"one": (1, 0), "other": (0, 1), "both": (4, 1)}.items():
         kept = [i for i in (0, 1) if factors[i]]
         weights = [np.where(made.get(i)[1], np.float32(factors[i]), np.float32(0)) for i in kept]
-        batches = batches_of(InMemory([made.get(i)[0] for i in kept], weights), 2, 1)
+        source, first = InMemory([made.get(i)[0] for i in kept], weights), kept[0]
         # The documents keep their numbers, and so their signs and samples.
-        batches = dataclasses.replace(batches, items=tuple(sorted(batches.items)))
-        if name == "other":
-            batches = _Numbered(batches, first=1)
-        found[name] = (
-            batches.num_targets,
-            estimate_fisher(load(path), batches, estimator, 0, "full", signal_is(False, ranks)),
-        )
+        numbers = lambda *of, first=first: document_numbers(*of) + (first << 20)  # noqa: E731
+        monkeypatch.setattr(ewc, "document_numbers", numbers)
+        num_targets = sum(map(source.num_targets, drawn_items(source, settings)))
+        fisher = estimate_fisher(load(path), source, settings, dealer(), "full", signal_is(False, ranks))
+        found[name] = num_targets, fisher
     (one, a), (other, b), (both, c) = found["one"], found["other"], found["both"]
     assert both == 4 * one + other
     for name, fisher in c.items():
         torch.testing.assert_close(fisher, (4 * one * a[name] + other * b[name]) / both, rtol=1e-5, atol=1e-12)
-
-
-class _Numbered:
-    """Batches whose documents are numbered from `first`."""
-
-    def __init__(self, batches, first: int) -> None:
-        self.batches, self.first = batches, first
-
-    def __getattr__(self, name: str):
-        return getattr(self.batches, name)
-
-    def micro_batches(self, *arguments) -> list:
-        return [(batch, numbers + (self.first << 20)) for batch, numbers in self.batches.micro_batches(*arguments)]

@@ -6,6 +6,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import distributed.low_memory
+from common.random_bits import sample_labels
 from configs.config import Optimizer
 from data.batches import collate
 from distributed.gradients import clip_gradients, gradient_norm
@@ -13,8 +14,7 @@ from distributed.low_memory import make_code_maps
 from distributed.optimizer import adamw, parameter_dtype
 from eval.forgetting import visit_documents
 from eval.generate import Sampling, greedy_answers, sampled_answers
-from model.ewc import Anchor, Penalty
-from model.label_sampling import draw, sample_labels
+from model.ewc import Anchor, Penalty, draw
 from model.language_model import build_on_meta
 from model.loss import HeadSettings, LossSums, chunked
 from tests.in_memory import texts

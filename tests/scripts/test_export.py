@@ -21,8 +21,8 @@ from model.weight_files import hash_weights
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
+from training.ending import sums_of
 from training.export import Export, read_export, verify, write_export
-from training.export_files import sums_of
 
 SCRIPT = ROOT / "scripts" / "export.py"
 

@@ -11,6 +11,7 @@ from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.batches import plan_training
 from data.dealing import Deal
 from data.sources import Corpus
+from model.flops import Peak
 from tests.data.test_batches import documents
 from training.description import _batch_line, describe_run
 
@@ -51,7 +52,7 @@ def test_five_lines_say_what_a_run_does_and_one_more_each_warning_the_rest_is_re
         train=train, validation=None, plan=plan, total_steps=1, warmup_steps=0, asked=None, deal=lambda step: DEAL
     )
     layer, shape = torch.nn.Linear(2, 2), SimpleNamespace(max_position_embeddings=64)
-    peak = SimpleNamespace(dtype=torch.float32, source="measured", over_all_ranks=lambda ranks: 1e12)
+    peak = Peak(1e12, "measured", torch.float32)
     (tmp_path / "r").mkdir()
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
 

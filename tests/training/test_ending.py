@@ -9,9 +9,8 @@ import torch
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from distributed.checkpoint_directory import write_manifest
-from training.ending import RECORD, damage_of_export, export_record
+from training.ending import RECORD, damage_of_export, export_record, sums_of
 from training.evaluations import Evaluations
-from training.export_files import sums_of
 
 CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
 BEST = replace(CONFIG, run=Run("r", export="best"))

@@ -15,7 +15,7 @@ from data.encoding import ExampleEncoder
 from data.tokens import load_tokenizer
 from eval.generate import greedy_answers, stop_tokens
 from tests.tiny import write_tiny_model
-from training.export_files import write_files
+from training.ending import write_files
 
 EOS, END_OF_TURN, OTHER = 0, 2, 1  # <|endoftext|>, <|im_end|> of the chat template, and one that only the base knows
 PROMPT, ANSWER = [5, 6, 7], [20, 21, 22]

@@ -1,7 +1,6 @@
-"""The curves of a window of steps: speed without pauses, losses by source, MFU, and the measured peak behind it."""
+"""The curves of a window of steps: speed without pauses, losses by source, and MFU."""
 
 import math
-from itertools import chain, count
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +9,7 @@ import torch
 
 from data.batches import StepBatch
 from data.dealing import Deal
-from model import flops
-from model.flops import PeakFlops, Work
+from model.flops import Work
 from model.loss import LossSums
 from training import log as room
 from training.log import Meter
@@ -107,13 +105,3 @@ def test_losses_and_shares_by_source_cover_the_window_and_the_run(clock) -> None
     assert row["train/loss/main"] == pytest.approx(12 / 8) and row["train/loss/law"] == pytest.approx(1 / 2)
     assert row["train/share/main"] == 0.75 and row["train/share/law"] == 0.25
     assert row["train/step_share/main"] == 0.8 and row["train/step_share/law"] == 0.2
-
-
-def test_the_peak_is_the_best_of_several_measurements(monkeypatch) -> None:
-    measured = chain([1e9, 3e9, 2e9], count())
-    monkeypatch.setattr(flops, "measured_flops", lambda *arguments: next(measured))
-    monkeypatch.setattr(flops, "barrier", lambda ranks: None)
-    peak = PeakFlops(CPU, torch.float32)
-    for best in (1e9, 3e9, 3e9):  # the third measurement was disturbed
-        peak.measure(ranks=None)
-        assert peak.flops == best

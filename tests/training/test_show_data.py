@@ -11,7 +11,7 @@ from configs.config import Data, Source
 from data.token_store import STORE_FILE
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
-from training.show_data import Examples
+from training.show_data import choose, examples_of, find
 
 SCRIPT = ("scripts/data.py", "show")
 
@@ -48,36 +48,35 @@ def data_of(folder, **settings):
 
 
 def test_an_index_counts_over_all_files(folder):
-    examples = Examples(data_of(folder))
-    [(index, where, example)] = examples.find(13)
+    data = data_of(folder)
+    index, where, example = find(data, "main", 13)
     assert (index, where) == (13, f"{folder}/b.jsonl, line 2")
     assert example["messages"][0]["content"].startswith("Report 1: ")
-    [(_, where, _)] = Examples(data_of(folder), "extra").find(0)
-    assert where == f"{folder}/extra.jsonl, line 1"
+    assert find(data, "extra", 0)[1] == f"{folder}/extra.jsonl, line 1"
     with pytest.raises(UserError, match="data.train has 20 examples, so --index must be 0 to 19, not 20"):
-        examples.find(20)
+        find(data, "main", 20)
     with pytest.raises(UserError, match="the config has no source law; choose one of main, extra"):
-        Examples(data_of(folder), "law")
+        find(data, "law", 0)
 
 
 def test_a_random_choice_is_even_and_in_order(folder):
-    examples = Examples(data_of(folder))
+    data = data_of(folder)
     rng, seen = random.Random(0), [0] * 20
     for _ in range(60):
-        chosen = examples.choose(5, rng)
+        chosen = choose(data, "main", 5, rng)
         indices = [index for index, _, _ in chosen]
         assert len(set(indices)) == 5 and indices == sorted(indices)
-        assert all(examples.find(i)[0][1] == where for i, where, _ in chosen[:1])
+        assert all(find(data, "main", i)[1] == where for i, where, _ in chosen[:1])
         for index in indices:
             seen[index] += 1
     assert min(seen) >= 5 and max(seen) <= 28  # 15 on average, standard deviation 3.4
-    assert [index for index, _, _ in examples.choose(50, rng)] == list(range(20))
+    assert [index for index, _, _ in choose(data, "main", 50, rng)] == list(range(20))
 
 
 def test_a_token_store_has_no_examples(folder, tmp_path):
     (tmp_path / STORE_FILE).write_text("{}")
     with pytest.raises(UserError, match="is a token store, which keeps no examples"):
-        Examples(Data((str(tmp_path),)))
+        next(examples_of(Data((str(tmp_path),))))
 
 
 def test_the_command_shows_a_summary_and_one_example_without_the_weights(folder):

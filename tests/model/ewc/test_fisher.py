@@ -7,10 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from configs.config import EWC
+from data.batches import collate
 from data.sources import Windows
-from model.ewc import estimate_fisher
-from model.label_sampling import draw
-from tests.model.ewc.tiny_ewc import DIFFERENT, VOCABULARY, batches_of, corpus, load, signal_is
+from model import ewc
+from model.ewc import document_numbers, draw, drawn_items, estimate_fisher
+from tests.model.ewc.tiny_ewc import DIFFERENT, VOCABULARY, corpus, dealer, load, signal_is
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +43,11 @@ def error(estimate: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> 
     return (squared / sum(float(f.square().sum()) for f in exact.values())) ** 0.5
 
 
-def estimate(
-    path, ranks, estimator: str, copies: int, batch: int = 4, seed: int = 0, packing: bool = True, change=None
-):
-    batches = batches_of(corpus(copies), 10**6, batch, seed, capacity=256 if packing else 0)
-    assert len(batches.items) == copies * DIFFERENT
-    batches = change(batches) if change else batches
-    return estimate_fisher(load(path), batches, estimator, seed, "full", signal_is(False, ranks))
+def estimate(path, ranks, estimator: str, copies: int, batch: int = 4, seed: int = 0, packing: bool = True):
+    source, settings = corpus(copies), EWC(estimator=estimator, documents=10**6, batch=batch, seed=seed)
+    assert len(drawn_items(source, settings)) == copies * DIFFERENT
+    how = dealer(capacity=256 if packing else 0)
+    return estimate_fisher(load(path), source, settings, how, "full", signal_is(False, ranks))
 
 
 @pytest.fixture(scope="module")
@@ -84,22 +84,10 @@ def test_packing_changes_nothing(path, ranks, estimator) -> None:
     assert error(alone, {n: f.double() for n, f in packed.items()}) < 1e-6
 
 
-class OneNumberPerRow:
-    """Wrong batches: all documents of a micro-batch have the same number, so a packed row has a single sign."""
-
-    def __init__(self, batches) -> None:
-        self.batches = batches
-
-    def __getattr__(self, name: str):
-        return getattr(self.batches, name)
-
-    def micro_batches(self, *arguments) -> list:
-        dealt = self.batches.micro_batches(*arguments)
-        return [(batch, numbers[:1].expand(len(numbers))) for batch, numbers in dealt]
-
-
-def test_one_sign_per_packed_row_would_be_noticed(path, ranks, exact) -> None:
-    wrong = estimate(path, ranks, "empirical", 16, change=OneNumberPerRow)
+def test_one_sign_per_packed_row_would_be_noticed(path, ranks, exact, monkeypatch) -> None:
+    """All documents of a micro-batch have the same number, so a packed row has a single sign."""
+    monkeypatch.setattr(ewc, "document_numbers", lambda *of: (n := document_numbers(*of))[:1].expand(len(n)))
+    wrong = estimate(path, ranks, "empirical", 16)
     trace = sum(float(f.sum()) for f in wrong.values()) / sum(float(f.sum()) for f in exact["empirical"].values())
     assert trace > 1.2 and error(wrong, exact["empirical"]) > 0.2
 
@@ -123,9 +111,10 @@ class Store:
 
 
 def test_documents_of_a_window_have_independent_signs() -> None:
-    batches = batches_of(Windows(Store(), "", "", 7.5), 10, 4, capacity=18, micro_batch=2)
-    assert (len(batches.items), batches.num_groups, batches.num_targets) == (2, 1, 15)
-    ((batch, numbers),) = batches.micro_batches(0, 0, 1)
+    source = Windows(Store(), "", "", 7.5)
+    items = drawn_items(source, EWC(documents=10))
+    assert sorted(items) == [0, 1]
+    batch, numbers = collate(items, source), document_numbers(items, source)
     assert len(set(numbers.tolist())) == 3 and sorted(n >> 20 for n in numbers.tolist()) == [0, 0, 1]
     for seed in range(20):
         signs = draw("empirical", batch, numbers, seed)[0].target_weights
@@ -134,13 +123,3 @@ def test_documents_of_a_window_have_independent_signs() -> None:
         if len({part[0].item() for part in of_documents}) == 2:
             return
     raise AssertionError("all documents had the same sign for every seed")
-
-
-def test_ranks_share_the_documents_of_a_group() -> None:
-    """Even if they are so short that they would fit into one row and thus on one rank."""
-    batches = batches_of(corpus(1), 6, 6)
-    dealt = [batches.micro_batches(0, rank, 4) for rank in range(4)]
-    assert [len(each) for each in dealt] == [1, 1, 1, 1]
-    assert sorted(len(numbers) for ((_, numbers),) in dealt) == [1, 1, 2, 2]
-    numbers = sorted(n for each in dealt for _, part in each for n in part.tolist())
-    assert numbers == sorted(batches.micro_batches(0, 0, 1)[0][1].tolist()) and len(numbers) == 6

@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from configs.config import EWC
 from data.dealing import Dealer, one_per_token
 from data.examples import Documents
 from distributed.process_group import Ranks
 from model.architectures import read_model_config
-from model.ewc import fisher_batches
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights
 
 VOCABULARY = 16
@@ -29,11 +27,6 @@ def signal_is(agreed: bool, ranks: Ranks):
 def dealer(capacity: int = 256, micro_batch: int = 1) -> Dealer:
     """Capacity 0: `micro_batch` documents in each forward, whatever their length."""
     return Dealer(capacity or micro_batch, one_per_token, capacity > 0)
-
-
-def batches_of(source, documents: int, batch: int, seed: int = 0, capacity: int = 256, micro_batch: int = 1):
-    settings = EWC(documents=documents, batch=batch, seed=seed)
-    return fisher_batches(source, settings, dealer(capacity, micro_batch))
 
 
 def write_model(folder, vocabulary: int = VOCABULARY, tied: bool = True):
