@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -132,7 +133,7 @@ def make_trainer(spec: SimpleNamespace, examples: list[dict]) -> Trainer:
             spec.model, dtype="auto" if spec.setting == "defaults" else "float32"
         ),
         args=TrainingArguments(**arguments, **output_arguments(spec)),
-        train_dataset=examples,
+        train_dataset=cast(Any, examples),  # Trainer needs only its length and items
         data_collator=log.counting(collate),
         callbacks=[log],
     )
