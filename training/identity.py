@@ -35,6 +35,7 @@ NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_ver
 # Imported in functions by what measures and decides nothing.
 MEASURES = ("eval", "training.answers", "training.asked")
 OWN_SCORES = "eval.regulator.curves"  # of answers, without eval.metric
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 SHOWN = 8  # files or keys of a kind, in a message
 WIDTH = 120  # characters of a value in a message
 
@@ -139,6 +140,7 @@ def differences(saved: Identity, current: Identity) -> list[str]:
     # Scores decide the weights only where they choose or end: a run for which they did not has none recorded.
     before, now = saved["the scores' code"], current["the scores' code"]
     code += _differing(before, now) if before and now else []
+    code = [name for name in code if not any(other.endswith(f" of {name}") for other in code)]  # a function says more
     return [*found, f"other code in {_several(code)}"] if code else found
 
 
@@ -218,8 +220,12 @@ def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], di
     """
     folders = list(dict.fromkeys((script.resolve().parent, ROOT)))
     code = _closure([script.resolve()], folders, MEASURES)
+    functions = ast.parse(
+        script.read_bytes(), script
+    ).body  # of the loop, which its users edit, each has a digest as well
+    loop = {f"{node.name} of {script.name}": _digest(node) for node in functions if isinstance(node, ast.FunctionDef)}
     if scores is None:
-        return _by_name(code, folders), {}
+        return _by_name(code, folders) | loop, {}
     try:
         spec = importlib.util.find_spec(scores)  # as eval.metric is found: beside the script, or in PYTHONPATH
         file = Path(spec.origin if spec and spec.origin else "").resolve(strict=True)
@@ -231,9 +237,9 @@ def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], di
             found |= _closure([ROOT / "training" / "answers.py"], folders, (OWN_SCORES,))
     except (Exception, SystemExit):
         # An error in the user's code: eval/metric.py says in one sentence what is wrong, before anything is trained.
-        return _by_name(code, folders), {scores: "cannot be imported"}
+        return _by_name(code, folders) | loop, {scores: "cannot be imported"}
     more = {file: digest for file, digest in found.items() if file not in code}
-    return _by_name(code, folders), _by_name(more, [*folders, home])
+    return _by_name(code, folders) | loop, _by_name(more, [*folders, home])
 
 
 def _by_name(code: dict[Path, str], folders: list[Path]) -> dict[str, str]:
@@ -255,7 +261,7 @@ def _closure(files: list[Path], folders: list[Path], not_late: Collection[str]) 
             continue
         tree = ast.parse(file.read_bytes(), file)
         nodes = list(ast.walk(tree))
-        functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        functions = [node for node in nodes if isinstance(node, FUNCTIONS)]
         in_functions = {inner for function in functions for inner in ast.walk(function)}
         guarded = [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
         for_types = {
@@ -263,10 +269,7 @@ def _closure(files: list[Path], folders: list[Path], not_late: Collection[str]) 
         }  # no process loads these
         loaded = [node for node in nodes if node not in for_types]
         imports = [(name, node in in_functions) for node in loaded for name in _imported_by(node, file)]
-        for node in [tree, *functions, *(node for node in nodes if isinstance(node, ast.ClassDef))]:
-            if ast.get_docstring(node, clean=False) is not None:
-                del node.body[0]
-        code[file] = hashlib.sha256(_in_words(tree).encode()).hexdigest()[:32]
+        code[file] = _digest(tree)
         for name, is_late in imports:
             if not (is_late and any(f"{name}.".startswith(f"{one}.") for one in not_late)):
                 found = _files_of(name, folders)
@@ -319,6 +322,17 @@ def _imported_by(node: ast.AST, file: Path) -> list[str]:
             package, above = [above.name, *package], above.parent
     # `from a import b` may import the module a.b.
     return [".".join([*package, alias.name]) for alias in node.names]
+
+
+def _digest(tree: ast.AST) -> str:
+    """A digest of a syntax tree, from which this removes the docstrings."""
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.Module))
+            and ast.get_docstring(node, clean=False) is not None
+        ):
+            del node.body[0]
+    return hashlib.sha256(_in_words(tree).encode()).hexdigest()[:32]
 
 
 def _in_words(node: object) -> str:

@@ -242,7 +242,9 @@ def code(tmp_path, monkeypatch) -> Path:
 def test_the_code_is_what_train_imports_and_its_syntax_tree_counts_alone(code) -> None:
     before, scores = code_of(code / "train.py")
     assert (
-        list(before) == ["room/__init__.py", "room/late.py", "room/loss.py", "room/near.py", "train.py"] and not scores
+        list(before)
+        == ["room/__init__.py", "room/late.py", "room/loss.py", "room/near.py", "train.py", "main of train.py"]
+        and not scores
     )
     rewritten = '"""A module."""\n\n\ndef chunked(\n    x,\n):\n    "Another."\n    return (x) * 2\n'
     (code / "room" / "loss.py").write_text(rewritten)
@@ -345,7 +347,9 @@ config = Config(
     assert edited != script
     (copy / "train.py").write_text(edited)
     code, output = start("optimizer.max_steps=3")
-    assert code == 2 and "step-000002 was made with other code in train.py; set it back" in output, output
+    assert code == 2 and "step-000002 was made with other code in token_losses of train.py; set it back" in output, (
+        output
+    )
     code, output = start("optimizer.max_steps=3", "run.resume=changed")
     assert code == 0 and "run.resume=changed continues with what is set now" in output, output
     assert "optimizer.max_steps: 2 -> 3" in output and "exported the last weights (step 3" in output
