@@ -176,6 +176,19 @@ def gather_objects(value: T, ranks: Ranks) -> list[T]:
     return values
 
 
+def call_on_all(call: Callable[[], T], ranks: Ranks) -> T:
+    """Call `call()` on every rank: this rank's result or, on all ranks, the first UserError of any. A collective."""
+    value, problem = None, None
+    try:
+        value = call()
+    except UserError as error:
+        problem = str(error)
+    problems = [one for one in gather_objects(problem, ranks) if one is not None]
+    if problems:
+        raise UserError(problems[0])
+    return value  # pyright: ignore[reportReturnType]  only an error leaves it None
+
+
 def barrier(ranks: Ranks) -> None:
     """Wait for all ranks, on the CPU."""
     dist.barrier(group=ranks.flags)
