@@ -60,6 +60,16 @@ def pretend_device() -> Iterator[PretendDevice]:
         assert backend == "cpu:gloo,cuda:nccl" and device_id == device.place
         return start("gloo", *args, **kwargs)
 
+    wait_for = torch.distributed.Work.wait
+
+    def wait_in_stream(work: torch.distributed.Work, *args) -> bool:
+        """With NCCL the stream of the device waits, and nothing is copied; gloo copies from a buffer on the host."""
+        device.is_gloo = True
+        try:
+            return wait_for(work, *args)
+        finally:
+            device.is_gloo = False
+
     pretended = {
         "Event": _Event,
         "Stream": _Stream,
@@ -102,6 +112,7 @@ def pretend_device() -> Iterator[PretendDevice]:
             (torch.Tensor, "_make_wrapper_subclass", made_of),
             (torch, "mm", mm),
             (torch.distributed, "init_process_group", gloo),
+            (torch.distributed.Work, "wait", wait_in_stream),
             (torch.cuda.memory, "_record_memory_history", lambda *args, **options: None),
             (torch.accelerator, "current_stream", lambda *args: stream),
             (torch.Tensor, "device", place),
