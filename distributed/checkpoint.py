@@ -9,14 +9,13 @@ distributed/checkpoint_directory.py describes the files.
 """
 
 import json
-import math
 import time
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -32,6 +31,8 @@ from common.errors import UserError
 from distributed.agreement import check_agreement
 from distributed.checkpoint_directory import (
     PREVIOUS,
+    CheckpointReader,
+    CheckpointWriter,
     checkpoint_name,
     prune,
     read_manifest,
@@ -39,36 +40,20 @@ from distributed.checkpoint_directory import (
     set_latest,
     write_manifest,
 )
-from distributed.checkpoint_files import CheckpointReader, CheckpointWriter
 from distributed.disks import check_free_space
-from distributed.process_group import Ranks, gather_objects, random_state, read_on_first, set_random_state
+from distributed.process_group import Ranks, call_on_all, gather_objects, random_state, read_on_first, set_random_state
 
 MOST_STEPS = 16  # in which an optimizer must have made its state
 OF_THE_LOOP = ("params", "lr")  # keys of optimizer.param_groups that the loop sets before every step
 Tensors = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class SaveTimes:
+class SaveTimes(NamedTuple):
     """Seconds of one save on this rank. Training waits for `pause`."""
 
     step: int
     pause: float
     total: float
-
-    def curves(self) -> dict[str, float]:
-        """The times by the names of their curves."""
-        return {"save/pause_seconds": self.pause, "save/total_seconds": self.total}
-
-    def line(self, grace_seconds: float | None) -> str:
-        """The times in words, with a warning if the save took longer than torchrun grants after a signal (None: no limit)."""
-        text = f"saved step {self.step} in {self.total:.1f} s; training waited {self.pause:.1f} s"
-        if grace_seconds is None or self.total <= grace_seconds:
-            return text
-        return (
-            f"warning: {text}: longer than the {grace_seconds:g} s that torchrun grants after a signal; start torchrun with "
-            f"--shutdown-timeout={math.ceil(1.5 * self.total)}"
-        )
 
 
 class Saver:
@@ -390,16 +375,7 @@ def stored_bytes(tensors: Tensors) -> int:
 def _open(checkpoint: Path, ranks: Ranks, hint: str) -> tuple[CheckpointReader, dict]:
     """A reader of the files, and the values in the manifest. Raises the same UserError on all ranks if one is damaged."""
     manifest = read_on_first(lambda: read_manifest(checkpoint, hint), ranks)
-    reader, problem = None, None
-    try:
-        reader = CheckpointReader(checkpoint, manifest["files"], hint)
-    except UserError as error:
-        problem = str(error)
-    problems = list(filter(None, gather_objects(problem, ranks)))
-    if problems:
-        raise UserError(problems[0])
-    assert reader
-    return reader, manifest["values"]
+    return call_on_all(lambda: CheckpointReader(checkpoint, manifest["files"], hint), ranks), manifest["values"]
 
 
 def _read(tensors: Tensors, reader: CheckpointReader, ranks: Ranks) -> None:

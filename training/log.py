@@ -75,9 +75,16 @@ class Log:
         self.say(f"step {step}/{total_steps} | {values}{' (best)' if is_best else ''}")
 
     def save(self, times: SaveTimes) -> None:
-        """Add the curves of a save that has finished, and print its times in one line."""
-        self.row(times.step, times.curves())
-        self.say(times.line(torchrun_grace()))
+        """Add the curves of a save that has finished, and print its times: a warning if torchrun grants less after a signal."""
+        self.row(times.step, {"save/pause_seconds": times.pause, "save/total_seconds": times.total})
+        text = f"saved step {times.step} in {times.total:.1f} s; training waited {times.pause:.1f} s"
+        grace = torchrun_grace()
+        if grace is not None and times.total > grace:
+            text = (
+                f"warning: {text}: longer than the {grace:g} s that torchrun grants after a signal; start torchrun with "
+                f"--shutdown-timeout={math.ceil(1.5 * times.total)}"
+            )
+        self.say(text)
 
     def say(self, text: str) -> None:
         """Print a line without breaking the progress bar."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from common.errors import UserError
 from configs.config import Optimizer
-from distributed import checkpoint_files
+from distributed import checkpoint_directory
 from distributed.checkpoint import Saver
 from distributed.checkpoint_directory import check_whole, latest_checkpoint, read_manifest
 from distributed.optimizer import adamw, check_optimizer
@@ -295,19 +295,19 @@ def test_a_resume_with_other_registrations_is_refused(before, now, words, tmp_pa
 
 
 def test_a_load_reads_every_byte_once_and_finds_a_flipped_bit_in_each_block(tmp_path, ranks, monkeypatch) -> None:
-    monkeypatch.setattr(checkpoint_files, "BLOCK", 2**14)  # above the buffer of a BufferedReader
+    monkeypatch.setattr(checkpoint_directory, "BLOCK", 2**14)  # above the buffer of a BufferedReader
     weights = {f"w{i}": nn.Parameter(torch.randn(50 + 6131 * i)) for i in range(9)}
     saver = Saver(tmp_path, weights, adamw(weights, Optimizer(1.0), seed=0), ranks)
     saver.save({"step": 1})
     checkpoint, read = tmp_path / "step-000001", []
-    block = checkpoint_files.CheckedFile._block
+    block = checkpoint_directory.CheckedFile._block
 
     def counted(file, number: int) -> memoryview:
         if number not in file.blocks:
             read.append((file.path.name, number))
         return block(file, number)
 
-    monkeypatch.setattr(checkpoint_files.CheckedFile, "_block", counted)
+    monkeypatch.setattr(checkpoint_directory.CheckedFile, "_block", counted)
     fresh = {name: nn.Parameter(torch.zeros_like(weight)) for name, weight in weights.items()}
     resumed = Saver(tmp_path, fresh, adamw(fresh, Optimizer(1.0), seed=0), ranks)
     resumed.load(checkpoint)
