@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import UserError
-from distributed.device import choose_device, describe_devices
+from distributed.device import choose_device, device_name, devices_line
 from distributed.rendezvous import join
 from distributed.watch import Heartbeat, Watch, in_one_line, record_collectives
 
@@ -138,7 +138,8 @@ def _start(device: torch.device, store: dist.Store | None, timeout_minutes: floa
 
 def device_line(ranks: Ranks) -> str:
     """What the ranks run on, for the start of a run. A collective."""
-    return describe_devices(ranks.device, ranks.world_size, ranks.flags)
+    node = (socket.gethostname(), os.environ.get("GROUP_RANK", "0"))
+    return devices_line(gather_objects((node, ranks.device.type, device_name(ranks.device)), ranks))
 
 
 def agree_any(flag: bool, ranks: Ranks) -> bool:

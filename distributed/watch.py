@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import PeerLost
-from distributed.rank_names import host_name, minutes, name_ranks, ranks_on_hosts
+from distributed.rank_names import minutes, name_ranks, ranks_on_hosts
 
 T = TypeVar("T")
 BEAT = 1.0  # seconds between two heartbeats of a rank
@@ -91,7 +92,7 @@ class Heartbeat:
     """
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, watch: Watch, timeout_seconds: float) -> None:
-        self.rank, self.world_size, self.watch = rank, world_size, watch
+        self.rank, self.world_size, self.watch, self.host = rank, world_size, watch, socket.gethostname()
         self.timeout = timeout_seconds
         self.window = min(WINDOW, timeout_seconds / 4)
         self.store, self.questions = store.clone(), store.clone()  # a connection serves one thread at a time
@@ -163,14 +164,13 @@ class Heartbeat:
 
     def _write(self, left: str | None = None, follows: bool = False) -> None:
         self.count += 1
-        beat = Beat(
-            host_name(), os.getpid(), self.count, self.watch.progress, self.watch.place, main_line(), left, follows
-        )
+        here = self.watch.progress, self.watch.place, main_line()
+        beat = Beat(self.host, os.getpid(), self.count, *here, left, follows)
         self.store.set(f"beat/{self.rank}", json.dumps(beat.__dict__))
 
     def _speaks_for_node(self) -> bool:
         """Whether no rank of this host has said yet that a rank is lost. True if the store does not answer."""
-        return within(self.window, lambda: self.questions.add(f"said/{host_name()}", 1)) in (1, None)
+        return within(self.window, lambda: self.questions.add(f"said/{self.host}", 1)) in (1, None)
 
     def _beats(self) -> list[Beat] | None:
         """The newest heartbeat of every rank; None if the store does not answer."""
@@ -231,7 +231,7 @@ class Heartbeat:
     def _store_gone(self) -> str:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         return (
-            f"{self.watch.place}: rank {self.rank} on host {host_name()} has lost the store at {address}: the launcher of "
+            f"{self.watch.place}: rank {self.rank} on host {self.host} has lost the store at {address}: the launcher of "
             f"rank 0's node has ended, or the network to it is cut; {RESTART}"
         )
 
