@@ -140,7 +140,7 @@ def test_what_a_checkpoint_cannot_store_is_refused(tmp_path, ranks) -> None:
         saver.save({"step": 1})
     del optimizer.param_groups[0]["note"]
     optimizer.state[parameters["vector"]]["history"] = {1, 2}
-    with pytest.raises(UserError, match="cannot store optimizer.history.vector, a set"):
+    with pytest.raises(UserError, match="optimizer: 'history.vector' is of type set; a checkpoint stores"):
         saver.save({"step": 1})
     assert not list(tmp_path.iterdir())
 
@@ -201,7 +201,7 @@ def test_a_registered_tensor_that_changes_its_shape_is_refused_at_the_save(tmp_p
     saver, history = Saver(tmp_path, parameters, optimizer, ranks), History()
     saver.register("history", history)
     history.values = torch.zeros(3)
-    with pytest.raises(UserError, match=r"register\('history'\): the tensors of its state_dict\(\) must keep"):
+    with pytest.raises(UserError, match=r"registered.history.values was \(0,\) float32 and is \(3,\) float32 now"):
         saver.save({"step": 1})
     with pytest.raises(UserError, match="a Generator has no state_dict"):
         Saver(tmp_path, parameters, optimizer, ranks).register("generator", torch.Generator())
@@ -262,7 +262,7 @@ def test_what_is_registered_comes_back_with_its_types(tmp_path, ranks) -> None:
 def test_a_registration_that_cannot_be_kept_is_refused_at_once(tmp_path, ranks) -> None:
     saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
     for value, kind in ({1, 2}, "set"), ((1, 2), "tuple"), ({"a": torch.ones(1)}, "dict"), (b"", "bytes"):
-        with pytest.raises(UserError, match=rf"register\('a'\): 'key' in its state_dict\(\) is a {kind}; a checkpoint"):
+        with pytest.raises(UserError, match=rf"registered.a: 'key' is of type {kind}; a checkpoint stores"):
             saver.register("a", Thing(key=value))
     saver.register("a", Thing(key=1))
     with pytest.raises(UserError, match=r"register\('a'\): choose a name without a dot that nothing else has"):
