@@ -101,9 +101,10 @@ class Saver:
             self.background = replace(ranks, flags=group)
             self.pool = ThreadPoolExecutor(1, thread_name_prefix="save")
             on_cuda = ranks.device.type == "cuda"
-            self.stager = DefaultStager(
-                StagingOptions(on_cuda, False, False, on_cuda)
-            )  # pinned and non_blocking on CUDA
+            options = StagingOptions(
+                on_cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_cuda
+            )
+            self.stager = DefaultStager(options)  # pinned on CUDA
 
     # --- What a checkpoint holds --------------------------------------------------------------------------------------
 
@@ -384,7 +385,8 @@ def _differences(stored: dict, tensors: Tensors, before: set[str], now: set[str]
     """Where a checkpoint does not fit a run, in words. `stored`: DCP's metadata. `before`, `now`: all names, of values too."""
     found = []
     for words, names in (("it has no {}", now - before), ("it has {}, and the run has not", before - now)):
-        kinds = sorted({kind for name in names if (kind := _kind(name))})
+        # Each rank has a random state of its own, and another number of ranks other ones.
+        kinds = sorted({_kind(name) for name in names if not name.startswith("random.")})
         if kinds:
             found.append(words.format(", ".join(kinds[:4]) + f" and {len(kinds) - 4} more" * (len(kinds) > 4)))
     for name in sorted(tensors):
@@ -399,13 +401,9 @@ def _differences(stored: dict, tensors: Tensors, before: set[str], now: set[str]
     return found
 
 
-def _kind(name: str) -> str | None:
-    """What a name is a part of, in words; None for a random state, of which each rank has its own."""
-    section, _, rest = name.partition(".")
-    part = rest.partition(".")[0]
-    return {"optimizer": f"{part} of an optimizer", "registered": f"registered {part!r}", "random": None}.get(
-        section, name
-    )
+def _kind(name: str) -> str:
+    """`optimizer.exp_avg` and `registered.ema` for all that are a part of it, and the full name of a parameter."""
+    return name if name.startswith("model.") else ".".join(name.split(".")[:2])
 
 
 def _refuse(checkpoint: Path, differences: list[str]) -> None:

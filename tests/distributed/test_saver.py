@@ -148,9 +148,9 @@ def test_what_a_checkpoint_cannot_store_is_refused(tmp_path, ranks) -> None:
 @pytest.mark.parametrize(
     ("before", "now", "words"),
     [
-        ("NAdam", "SGD", "optimizer NAdam, now SGD; it has exp_avg of an optimizer"),
+        ("NAdam", "SGD", "optimizer NAdam, now SGD; it has optimizer.exp_avg"),
         ("plain SGD", "NAdam", "optimizer SGD, now NAdam"),
-        ("SGD", "plain SGD", "it has momentum_buffer of an optimizer, and the run has not"),
+        ("SGD", "plain SGD", "it has optimizer.momentum_buffer, and the run has not"),
     ],
 )
 def test_a_resume_with_another_optimizer_is_refused(before, now, words, tmp_path, ranks) -> None:
@@ -275,8 +275,8 @@ def test_a_registration_that_cannot_be_kept_is_refused_at_once(tmp_path, ranks) 
 @pytest.mark.parametrize(
     ("before", "now", "words"),
     [
-        ({"ema": 1}, {}, "it has registered 'ema', and the run has not"),
-        ({}, {"ema": 1}, "it has no registered 'ema'"),
+        ({"ema": 1}, {}, "it has registered.ema, and the run has not"),
+        ({}, {"ema": 1}, "it has no registered.ema"),
         ({"ema": 1}, {"ema": torch.ones(1)}, None),
     ],
 )
