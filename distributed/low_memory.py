@@ -5,7 +5,6 @@ stochastically (distributed/rounding.py), so that they still move at a low learn
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -64,15 +63,15 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         device = self.steps.device
         # A number of the host, because reading `steps` would wait for the device. A checkpoint keeps it.
         noise = Noise(self.seed, self.param_groups[0]["noise_step"], device)
-        step = _Step(torch.zeros((4, self.buffer_size), device=device), noise)
+        buffers = torch.zeros((4, self.buffer_size), device=device)  # fp32: weights, gradients and moments of a chunk
         self.steps += 1
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group, step)
+                    self._update(parameter, group, buffers, noise)
             group["noise_step"] += 1
 
-    def _update(self, parameter: nn.Parameter, group: dict, step: "_Step") -> None:
+    def _update(self, parameter: nn.Parameter, group: dict, buffers: torch.Tensor, noise: Noise) -> None:
         weight, first = flat_shard(parameter)
         if weight.numel() == 0:  # more ranks than rows
             return
@@ -86,7 +85,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
             count = part.stop - start
             # What does not fill a register torch computes with other roundings, and which elements those are would depend
             # on the number of ranks. Hence the last register is filled with elements that do not count.
-            value, g, exp_avg, exp_avg_sq = step.buffers[:, : -(-count // LANES) * LANES]
+            value, g, exp_avg, exp_avg_sq = buffers[:, : -(-count // LANES) * LANES]
             value[:count].copy_(weight[part])
             g[:count].copy_(grad[part])
             exp_avg, exp_avg_sq = moments.read("exp_avg", part, exp_avg), moments.read("exp_avg_sq", part, exp_avg_sq)
@@ -105,17 +104,9 @@ class LowMemoryAdamW(torch.optim.Optimizer):
                 amsgrad=False,
                 maximize=False,
             )
-            weight[part].copy_(stochastic_round_(value[:count], step.noise, stream, first + start))
+            weight[part].copy_(stochastic_round_(value[:count], noise, stream, first + start))
             for number, (key, moment) in enumerate((("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)), 1):
-                moments.write(key, part, moment, step.noise, stream + number, first + start)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What all chunks of a step share."""
-
-    buffers: torch.Tensor  # fp32 (4, elements): weights, gradients and moments of a chunk, allocated once per step
-    noise: Noise
+                moments.write(key, part, moment, noise, stream + number, first + start)
 
 
 def keep_fp32_gradient(parameter: nn.Parameter) -> None:

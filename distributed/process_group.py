@@ -47,14 +47,12 @@ def world_size_from_environment() -> tuple[int, int]:
     """
     if "RANK" not in os.environ:
         return 1, 1
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
-    variables = {name: os.environ.get(name) for name in names}
+    # Some launchers do not set the local ones.
+    defaults = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": ""}
+    variables = {name: os.environ.get(name, default) for name, default in defaults.items()}
     try:
-        rank, world = int(variables["RANK"] or ""), int(variables["WORLD_SIZE"] or "")
-        # Some launchers do not set the local ones.
-        local_rank, local_world = int(variables["LOCAL_RANK"] or 0), int(variables["LOCAL_WORLD_SIZE"] or 1)
-        is_local = 0 <= local_rank < local_world or not variables["LOCAL_WORLD_SIZE"]
-        sound = 0 <= rank < world and is_local and variables["MASTER_ADDR"]
+        rank, world, local_world = (int(variables[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        sound = 0 <= rank < world and int(variables["LOCAL_RANK"]) >= 0 and local_world > 0 and variables["MASTER_ADDR"]
     except ValueError:
         sound = False
     if not sound:

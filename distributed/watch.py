@@ -30,9 +30,7 @@ from distributed.rank_names import minutes, name_ranks, ranks_on_hosts
 T = TypeVar("T")
 BEAT = 1.0  # seconds between two heartbeats of a rank
 WINDOW = 5.0  # seconds without one after which a rank counts as lost
-TRACE_FILE = (
-    "TORCH_FR_DUMP_TEMP_FILE"  # the variable by which torch knows where a flight recorder goes; a rank is appended
-)
+TRACE_FILE = "TORCH_FR_DUMP_TEMP_FILE"  # names the file of a flight recorder; torch appends the rank
 RESTART = "start the same command again to continue from the last checkpoint"
 # How gloo and NCCL say that it is the other side that failed. A collective that is used wrongly says something else, and
 # keeps its traceback.
@@ -242,11 +240,9 @@ def record_collectives(directory: Path) -> None:
     What the user has set in the environment stays. The names are those of torch 2.9 and later:
     https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html
     """
-    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:  # the older name
-        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    prefix = os.environ.get("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(directory / "collectives_rank_"))
-    os.environ.setdefault(TRACE_FILE, prefix)
+    os.environ.setdefault(TRACE_FILE, str(directory / "collectives_rank_"))
 
 
 def write_trace(rank: int) -> str:
