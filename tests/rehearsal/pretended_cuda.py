@@ -8,8 +8,29 @@ from unittest import mock
 
 import torch
 
-from tests.rehearsal.fake_cuda import Event
 from tests.rehearsal.pretend_device import CPU, Names, Operators, PretendDevice, is_cuda
+
+
+class _Event:
+    """torch.cuda.Event, where everything has already run."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        pass
+
+    def record(self, stream: object = None) -> "_Event":
+        return self
+
+    def wait(self, stream: object = None) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other: "_Event") -> float:
+        return 1.0  # ms
 
 
 class _Stream:
@@ -19,18 +40,7 @@ class _Stream:
         pass
 
     def __getattr__(self, name: str):
-        return lambda *args, **kwargs: Event()
-
-
-class _Event(Event):
-    def record(self, stream: object = None) -> "_Event":
-        return self
-
-    def wait(self, stream: object = None) -> None:
-        pass
-
-    def query(self) -> bool:
-        return True
+        return lambda *args, **kwargs: _Event()
 
 
 @contextmanager
