@@ -8,7 +8,6 @@ import math
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from distributed.gradients import gradient_of
 from distributed.rounding import Noise, stochastic_round_
@@ -125,7 +124,10 @@ def new_moments(parameter: nn.Parameter, memory: str) -> dict[str, torch.Tensor]
     for key in KEYS:
         if block:
             moments[f"{key}_codes"] = torch.zeros_like(parameter, dtype=torch.uint8)
-            moments[f"{key}_scale"] = _row_scales(parameter, block)
+            blocks = parameter.detach().flatten(1)[:, ::block]  # (rows, blocks of a row), sharded like the rows
+            moments[f"{key}_scale"] = torch.zeros_like(
+                blocks, dtype=torch.float32, memory_format=torch.contiguous_format
+            )
         else:
             moments[key] = torch.zeros_like(parameter, dtype=torch.bfloat16 if memory == "8N" else torch.float32)
     return moments
@@ -196,7 +198,9 @@ class CodeMap:
     def __init__(self, values: torch.Tensor) -> None:
         """`values`: fp32 `(256,)` in ascending order, none outside of -1 ... 1."""
         midpoints = (values[1:] + values[:-1]) / 2
-        upper = torch.arange(2**16, dtype=torch.int32) << 16  # wraps: 2^15 and above are the negative numbers
+        upper = (
+            torch.arange(2**16, dtype=torch.int32, device=values.device) << 16
+        )  # wraps: 2^15 and above are the negative numbers
         ends = torch.stack([upper, upper | 0xFFFF]).view(torch.float32)
         self.values = values
         self.lowest = torch.bucketize(ends.amin(0), midpoints, right=True, out_int32=True)
@@ -204,13 +208,6 @@ class CodeMap:
         inside = ends.abs().amax(0) <= 1
         assert bool(((highest - self.lowest)[inside] <= 1).all())
         self.next_midpoint = torch.cat([midpoints, midpoints.new_full((1,), torch.inf)])
-
-    def to(self, device: torch.device) -> "CodeMap":
-        """Move the tables, in place."""
-        self.values, self.lowest, self.next_midpoint = (
-            table.to(device) for table in (self.values, self.lowest, self.next_midpoint)
-        )
-        return self
 
     def encode(self, numbers: torch.Tensor) -> torch.Tensor:
         """uint8 `(n,)`: the codes of the values nearest to fp32 numbers from -1 to 1."""
@@ -224,10 +221,8 @@ def make_code_maps(device: torch.device) -> dict[str, CodeMap]:
     """For each moment the dynamic 8-bit type (Dettmers et al., arXiv:2110.02861)."""
     from torchao.optim.quant_utils import create_dynamic_map
 
-    return {
-        key: CodeMap(torch.tensor(create_dynamic_map(signed), dtype=torch.float32)).to(device)
-        for key, signed in zip(KEYS, (True, False), strict=True)
-    }
+    maps = [torch.tensor(create_dynamic_map(signed), dtype=torch.float32, device=device) for signed in (True, False)]
+    return {key: CodeMap(values) for key, values in zip(KEYS, maps, strict=True)}
 
 
 def block_size(shape: torch.Size) -> int | None:
@@ -237,20 +232,3 @@ def block_size(shape: torch.Size) -> int | None:
         return None  # vectors, a thousandth of the model
     row = shape.numel() // shape[0]
     return next((size for size in range(256, 31, -1) if row % size == 0), None)
-
-
-def _row_scales(parameter: nn.Parameter, block: int) -> torch.Tensor:
-    """Zeros of shape (rows, blocks per row), sharded like the parameter's rows."""
-    shape = (parameter.shape[0], parameter.numel() // parameter.shape[0] // block)
-    scales = torch.zeros((local(parameter).shape[0], shape[1]), dtype=torch.float32, device=parameter.device)
-    if not isinstance(parameter, DTensor):
-        return scales
-    sharded = DTensor.from_local(
-        scales,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=torch.Size(shape),
-        stride=(shape[1], 1),
-    )
-    return sharded.to(parameter.device)  # with CPU offload from_local has moved it to the mesh's device

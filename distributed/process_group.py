@@ -142,9 +142,7 @@ def device_line(ranks: Ranks) -> str:
 
 def agree_any(flag: bool, ranks: Ranks) -> bool:
     """Whether `flag` is true on any rank. A collective: every rank calls it at the same point and gets the same answer."""
-    answer = torch.tensor(int(flag))
-    dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=ranks.flags)
-    return bool(answer)
+    return any(gather_objects(flag, ranks))
 
 
 def read_on_first(read: Callable[[], T], ranks: Ranks) -> T:
