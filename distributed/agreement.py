@@ -7,10 +7,11 @@ rank takes a step that another does not have.
 import importlib.metadata
 import json
 import platform
+import socket
 
 from common.errors import UserError
 from distributed.process_group import Ranks, gather_objects
-from distributed.rank_names import host_name, ranks_on_hosts
+from distributed.rank_names import ranks_on_hosts
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "peft")
 MISSING = "nothing"
@@ -24,7 +25,7 @@ def check_agreement(values: dict[str, object], ranks: Ranks) -> None:
     A value is anything that JSON can express; give a digest of what is large. A nested dict is compared key by key, under
     "item.key". Raises the same UserError on every rank if any rank differs from rank 0.
     """
-    problem = disagreement(gather_objects((host_name(), flatten(values)), ranks))
+    problem = disagreement(gather_objects((socket.gethostname(), flatten(values)), ranks))
     if problem:
         raise UserError(problem)
 

@@ -9,14 +9,13 @@ distributed/checkpoint_directory.py describes the files.
 """
 
 import json
-import math
 import time
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -32,6 +31,8 @@ from common.errors import UserError
 from distributed.agreement import check_agreement
 from distributed.checkpoint_directory import (
     PREVIOUS,
+    CheckpointReader,
+    CheckpointWriter,
     checkpoint_name,
     prune,
     read_manifest,
@@ -39,36 +40,20 @@ from distributed.checkpoint_directory import (
     set_latest,
     write_manifest,
 )
-from distributed.checkpoint_files import CheckpointReader, CheckpointWriter
 from distributed.disks import check_free_space
-from distributed.process_group import Ranks, gather_objects, random_state, read_on_first, set_random_state
+from distributed.process_group import Ranks, call_on_all, gather_objects, random_state, read_on_first, set_random_state
 
 MOST_STEPS = 16  # in which an optimizer must have made its state
 OF_THE_LOOP = ("params", "lr")  # keys of optimizer.param_groups that the loop sets before every step
 Tensors = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class SaveTimes:
+class SaveTimes(NamedTuple):
     """Seconds of one save on this rank. Training waits for `pause`."""
 
     step: int
     pause: float
     total: float
-
-    def curves(self) -> dict[str, float]:
-        """The times by the names of their curves."""
-        return {"save/pause_seconds": self.pause, "save/total_seconds": self.total}
-
-    def line(self, grace_seconds: float | None) -> str:
-        """The times in words, with a warning if the save took longer than torchrun grants after a signal (None: no limit)."""
-        text = f"saved step {self.step} in {self.total:.1f} s; training waited {self.pause:.1f} s"
-        if grace_seconds is None or self.total <= grace_seconds:
-            return text
-        return (
-            f"warning: {text}: longer than the {grace_seconds:g} s that torchrun grants after a signal; start torchrun with "
-            f"--shutdown-timeout={math.ceil(1.5 * self.total)}"
-        )
 
 
 class Saver:
@@ -97,7 +82,7 @@ class Saver:
         self.directory, self.parameters, self.optimizer, self.ranks = directory, parameters, optimizer, ranks
         self.keep_last = keep_last
         self.registered: dict[str, Any] = {}
-        self.shapes: dict[str, dict] = {}  # of the tensors of what is registered, as they must stay
+        self.shapes: dict[str, str] = {}  # of the tensors of what is registered, as they must stay
         self.is_open = True  # for `register`
         for group in optimizer.param_groups:
             tensors = [key for key, value in group.items() if isinstance(value, torch.Tensor) and key != "lr"]
@@ -116,9 +101,10 @@ class Saver:
             self.background = replace(ranks, flags=group)
             self.pool = ThreadPoolExecutor(1, thread_name_prefix="save")
             on_cuda = ranks.device.type == "cuda"
-            self.stager = DefaultStager(
-                StagingOptions(on_cuda, False, False, on_cuda)
-            )  # pinned and non_blocking on CUDA
+            options = StagingOptions(
+                on_cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_cuda
+            )
+            self.stager = DefaultStager(options)  # pinned on CUDA
 
     # --- What a checkpoint holds --------------------------------------------------------------------------------------
 
@@ -137,65 +123,49 @@ class Saver:
             raise UserError(
                 f"register({name!r}): a {type(thing).__name__} has no state_dict() and load_state_dict(state)"
             )
-        _check_registered(name, state)
-        self.registered[name], self.shapes[name] = thing, _shapes(state)
+        self.shapes |= _shapes(_named(f"registered.{name}", state))
+        self.registered[name] = thing
 
-    def tensors(self) -> Tensors:
-        """What a checkpoint stores, by name. The tensors themselves, not copies, apart from the random state."""
-        tensors = {f"model.{name}": parameter.detach() for name, parameter in self.parameters.items()}
-        state = self._optimizer_state()
-        tensors |= {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    def contents(self) -> tuple[Tensors, dict[str, Any]]:
+        """What a checkpoint stores, by name: tensors, which are no copies apart from the random state, and plain values.
+
+        Raises UserError for what it cannot store.
+        """
+        found: dict[str, Any] = {f"model.{name}": parameter for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            state = self.optimizer.state.get(parameter, {})  # in brackets it would be added
+            found |= _named("optimizer", {f"{key}.{name}": value for key, value in state.items()})
+        registered: dict[str, Any] = {}
         for name, thing in self.registered.items():
-            state = thing.state_dict()
-            _check_registered(name, state)
-            if _shapes(state) != self.shapes[name]:
-                raise UserError(
-                    f"register({name!r}): the tensors of its state_dict() must keep their names, shapes and dtypes, or no "
-                    f"resume could read them; they were {self.shapes[name]}, now {_shapes(state)}"
-                )
-            tensors |= {
-                f"registered.{name}.{key}": value.detach()
-                for key, value in state.items()
-                if isinstance(value, torch.Tensor)
-            }
-        return tensors | random_state(self.ranks)
+            registered |= _named(f"registered.{name}", thing.state_dict())
+        if (shapes := _shapes(registered)) != self.shapes:
+            changed = [name for name in sorted({*shapes, *self.shapes}) if shapes.get(name) != self.shapes.get(name)]
+            raise UserError(
+                f"{changed[0]} was {self.shapes.get(changed[0])} and is {shapes.get(changed[0])} now: the tensors of what is "
+                "registered must keep their names, shapes and dtypes, or no resume could read them"
+            )
+        found |= registered
+        tensors = {name: value.detach() for name, value in found.items() if isinstance(value, torch.Tensor)}
+        return tensors | random_state(self.ranks), {name: v for name, v in found.items() if name not in tensors}
 
     def stored_bytes(self) -> int:
         """Bytes of a checkpoint, of all ranks. An optimizer without a state yet counts like AdamW, with two moments."""
-        size = stored_bytes(self.tensors())
+        size = stored_bytes(self.contents()[0])
         return size if self.optimizer.state else size + 2 * stored_bytes(dict(self.parameters))
 
-    def _optimizer_state(self) -> dict[str, Any]:
-        """optimizer.KEY.PARAMETER -> tensor or plain value."""
-        found = {}
-        for name, parameter in self.parameters.items():
-            if parameter in self.optimizer.state:  # a look-up would add it
-                found |= {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
-        for name, value in found.items():
-            if not isinstance(value, torch.Tensor) and not is_plain(value):
-                raise UserError(f"a checkpoint cannot store {name}, a {type(value).__name__}: use tensors or numbers")
-        return found
-
-    def _values(self) -> dict:
-        """What a checkpoint stores and is no tensor, as plain JSON."""
+    def _groups(self) -> list[dict]:
+        """What the optimizer has changed in its `param_groups`, as plain JSON."""
         groups = []
         for group, before in zip(self.optimizer.param_groups, self.at_start, strict=True):
             changed = {k: v for k, v in group.items() if k not in OF_THE_LOOP and (k not in before or before[k] != v)}
-            for key, value in changed.items():
-                if not is_plain(list(value) if isinstance(value, tuple) else value):
+            groups.append({k: list(v) if isinstance(v, tuple) else v for k, v in changed.items()})
+            for key, value in groups[-1].items():
+                if not is_plain(value):
                     raise UserError(
                         f"{type(self.optimizer).__name__} has changed {key} in param_groups to a value of type "
-                        f"{type(value).__name__}, which a checkpoint cannot store"
+                        f"{type(value).__name__}, which a checkpoint does not store: make it a number"
                     )
-            groups.append(changed)
-        state = {k: v for k, v in self._optimizer_state().items() if not isinstance(v, torch.Tensor)}
-        return {
-            "optimizer": {"type": type(self.optimizer).__name__, "groups": groups, "state": state},
-            "registered": {
-                name: {k: v for k, v in thing.state_dict().items() if not isinstance(v, torch.Tensor)}
-                for name, thing in self.registered.items()
-            },
-        }
+        return groups
 
     # --- Load ---------------------------------------------------------------------------------------------------------
 
@@ -210,24 +180,22 @@ class Saver:
         if checkpoint is None:
             return []
         begin = time.perf_counter()
-        reader, values = _open(checkpoint, self.ranks, hint)
-        stored, of_optimizer = reader.metadata.state_dict_metadata, values["optimizer"]
-        if of_optimizer["type"] == type(self.optimizer).__name__:
-            self._allocate_state(stored, of_optimizer["state"])
-        tensors = self.tensors()
+        reader, of_optimizer, plain = _open(checkpoint, self.ranks, hint)
+        stored, kind = reader.metadata.state_dict_metadata, type(self.optimizer).__name__
+        if of_optimizer["type"] == kind:
+            self._allocate_state({*stored, *plain})
+        tensors, others = self.contents()
         differences = []
         for what, before, now in (
-            ("optimizer", of_optimizer["type"], type(self.optimizer).__name__),
+            ("optimizer", of_optimizer["type"], kind),
             ("number of param_groups", len(of_optimizer["groups"]), len(self.at_start)),
         ):
             if before != now:
                 differences.append(f"{what} {before}, now {now}")
-        names = {*stored, *_names_of(values)}, {*tensors, *_names_of(self._values())}
-        differences += _differences(stored, tensors, *names)
+        differences += _differences(stored, tensors, {*stored, *plain}, {*tensors, *others})
         _refuse(checkpoint, differences)
-        random_names = [name for name in tensors if name.startswith("random.")]
         # Another number of ranks, or another kind of device, has other random states.
-        wanted = {name: tensor for name, tensor in tensors.items() if name not in random_names or name in stored}
+        wanted = {name: tensor for name, tensor in tensors.items() if not name.startswith("random.") or name in stored}
         _read(wanted, reader, self.ranks)
         groups = zip(self.optimizer.param_groups, self.at_start, of_optimizer["groups"], strict=True)
         for group, before, changed in groups:
@@ -236,28 +204,27 @@ class Saver:
             group |= {k: v for k, v in before.items() if k not in OF_THE_LOOP}
             group |= {k: tuple(v) if isinstance(before.get(k), tuple) else v for k, v in changed.items()}
         for name, parameter in self.parameters.items():
-            for key in self.optimizer.state.get(parameter, ()):
-                if f"optimizer.{key}.{name}" in of_optimizer["state"]:
-                    self.optimizer.state[parameter][key] = of_optimizer["state"][f"optimizer.{key}.{name}"]
+            state = self.optimizer.state.get(parameter, {})
+            state |= {key: plain[full] for key in state if (full := f"optimizer.{key}.{name}") in plain}
         for name, thing in self.registered.items():
             prefix = f"registered.{name}."
-            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            thing.load_state_dict(state | values["registered"][name])
+            everything = (tensors | plain).items()
+            thing.load_state_dict({key.removeprefix(prefix): v for key, v in everything if key.startswith(prefix)})
         set_random_state(wanted, self.ranks)
         size, seconds = reader.num_bytes / 2**20, time.perf_counter() - begin
         return [f"resumed from {checkpoint}: all {size:,.0f} MiB have their checksums, {seconds:.1f} s"]
 
-    def _allocate_state(self, stored: dict, numbers: dict) -> None:
-        """Let an optimizer make the state that a checkpoint has of it, to read it in place.
-
-        stored: DCP's metadata; numbers: what of the state is no tensor, by name.
+    def _allocate_state(self, stored: set[str]) -> None:
+        """Let an optimizer make the state that a checkpoint has of it, to read it in place. `stored`: all names in there.
 
         Most make it in their first step, some in a later one: steps of rate 0 with gradients of 0. Whatever they change is then
         read. What is still missing is refused.
         """
-        missing = {name for name in stored if name.startswith("optimizer.")} | set(numbers)
-        missing -= set(self._optimizer_state())
-        if not missing or all(self.optimizer.state.get(parameter) for parameter in self.parameters.values()):
+
+        def missing() -> set[str]:
+            return {name for name in stored if name.startswith("optimizer.")}.difference(*self.contents())
+
+        if not missing() or all(self.optimizer.state.get(parameter) for parameter in self.parameters.values()):
             return
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
@@ -267,7 +234,7 @@ class Saver:
                 parameter.grad = torch.zeros_like(parameter)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            if not missing - set(self._optimizer_state()):
+            if not missing():
                 break
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -283,7 +250,12 @@ class Saver:
         begin = time.perf_counter()
         self.is_open = False
         self.wait()
-        tensors, values, step = self.tensors(), self._values(), state["step"]
+        (tensors, plain), step = self.contents(), state["step"]
+        of_optimizer = {name: value for name, value in plain.items() if name.startswith("optimizer.")}
+        values = {
+            "optimizer": {"type": type(self.optimizer).__name__, "groups": self._groups(), "state": of_optimizer},
+            "registered": {name: value for name, value in plain.items() if name not in of_optimizer},
+        }
         # Rank 0 writes it for all.
         written = {"what is saved": values, "the state of the loop": state, "what is registered": _copies(tensors)}
         check_agreement(written, self.ranks)
@@ -375,7 +347,7 @@ class Saver:
 
 def load_parameters(checkpoint: Path, parameters: dict[str, nn.Parameter], ranks: Ranks, hint: str = PREVIOUS) -> None:
     """Read only the parameters of a checkpoint, in place, as `Saver.load` does. A collective."""
-    reader, _ = _open(checkpoint, ranks, hint)
+    reader, *_ = _open(checkpoint, ranks, hint)
     tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
     stored = reader.metadata.state_dict_metadata
     _refuse(checkpoint, _differences(stored, tensors, set(stored) & set(tensors), set(tensors)))
@@ -387,19 +359,15 @@ def stored_bytes(tensors: Tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _open(checkpoint: Path, ranks: Ranks, hint: str) -> tuple[CheckpointReader, dict]:
-    """A reader of the files, and the values in the manifest. Raises the same UserError on all ranks if one is damaged."""
+def _open(checkpoint: Path, ranks: Ranks, hint: str) -> tuple[CheckpointReader, dict, dict[str, Any]]:
+    """(a reader of the files; type and groups of the optimizer; plain values by name). A collective.
+
+    Raises the same UserError on all ranks if the manifest or the metadata are damaged.
+    """
     manifest = read_on_first(lambda: read_manifest(checkpoint, hint), ranks)
-    reader, problem = None, None
-    try:
-        reader = CheckpointReader(checkpoint, manifest["files"], hint)
-    except UserError as error:
-        problem = str(error)
-    problems = list(filter(None, gather_objects(problem, ranks)))
-    if problems:
-        raise UserError(problems[0])
-    assert reader
-    return reader, manifest["values"]
+    reader = call_on_all(lambda: CheckpointReader(checkpoint, manifest["files"], hint), ranks)
+    of_optimizer, registered = manifest["values"]["optimizer"], manifest["values"]["registered"]
+    return reader, of_optimizer, of_optimizer["state"] | registered
 
 
 def _read(tensors: Tensors, reader: CheckpointReader, ranks: Ranks) -> None:
@@ -413,17 +381,12 @@ def _read(tensors: Tensors, reader: CheckpointReader, ranks: Ranks) -> None:
         raise
 
 
-def _names_of(values: dict) -> list[str]:
-    """The names of values, as those of tensors."""
-    registered = values["registered"].items()
-    return [*values["optimizer"]["state"], *(f"registered.{name}.{key}" for name, state in registered for key in state)]
-
-
 def _differences(stored: dict, tensors: Tensors, before: set[str], now: set[str]) -> list[str]:
     """Where a checkpoint does not fit a run, in words. `stored`: DCP's metadata. `before`, `now`: all names, of values too."""
     found = []
     for words, names in (("it has no {}", now - before), ("it has {}, and the run has not", before - now)):
-        kinds = sorted({kind for name in names if (kind := _kind(name))})
+        # Each rank has a random state of its own, and another number of ranks other ones.
+        kinds = sorted({_kind(name) for name in names if not name.startswith("random.")})
         if kinds:
             found.append(words.format(", ".join(kinds[:4]) + f" and {len(kinds) - 4} more" * (len(kinds) > 4)))
     for name in sorted(tensors):
@@ -438,13 +401,9 @@ def _differences(stored: dict, tensors: Tensors, before: set[str], now: set[str]
     return found
 
 
-def _kind(name: str) -> str | None:
-    """What a name is a part of, in words; None for a random state, of which each rank has its own."""
-    section, _, rest = name.partition(".")
-    part = rest.partition(".")[0]
-    return {"optimizer": f"{part} of an optimizer", "registered": f"registered {part!r}", "random": None}.get(
-        section, name
-    )
+def _kind(name: str) -> str:
+    """`optimizer.exp_avg` and `registered.ema` for all that are a part of it, and the full name of a parameter."""
+    return name if name.startswith("model.") else ".".join(name.split(".")[:2])
 
 
 def _refuse(checkpoint: Path, differences: list[str]) -> None:
@@ -456,9 +415,9 @@ def _refuse(checkpoint: Path, differences: list[str]) -> None:
         )
 
 
-def _shapes(state: dict) -> dict[str, str]:
-    """Key -> shape and dtype of its tensor."""
-    return {k: f"{tuple(v.shape)} {dtype_name(v.dtype)}" for k, v in state.items() if isinstance(v, torch.Tensor)}
+def _shapes(values: dict[str, Any]) -> dict[str, str]:
+    """Name -> shape and dtype of its tensor."""
+    return {k: f"{tuple(v.shape)} {dtype_name(v.dtype)}" for k, v in values.items() if isinstance(v, torch.Tensor)}
 
 
 def _copies(tensors: Tensors) -> dict[str, str]:
@@ -470,14 +429,15 @@ def _copies(tensors: Tensors) -> dict[str, str]:
     }
 
 
-def _check_registered(name: str, state: dict) -> None:
-    """Raise UserError for what a checkpoint cannot store."""
+def _named(prefix: str, state: dict) -> dict[str, Any]:
+    """The values of a state by their names in a checkpoint. Raises UserError for what it cannot store."""
     for key, value in state.items():
         if not isinstance(key, str) or not (isinstance(value, torch.Tensor) or is_plain(value)):
             raise UserError(
-                f"register({name!r}): {key!r} in its state_dict() is a {type(value).__name__}; a checkpoint stores a flat "
-                "dictionary of tensors, numbers, strings and lists of these"
+                f"{prefix}: {key!r} is of type {type(value).__name__}; a checkpoint stores a flat dictionary of tensors, numbers, "
+                "strings and lists of these"
             )
+    return {f"{prefix}.{key}": value for key, value in state.items()}
 
 
 def is_plain(value: object) -> bool:

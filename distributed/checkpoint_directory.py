@@ -1,31 +1,193 @@
-"""The directory of a run's checkpoints: which are complete and whole, which one is the newest, and which may go.
+"""The checkpoints of a run on disk: which are complete and whole, which one is the newest, which may go, and their checksums.
 
     checkpoints/step-000120/   .metadata, __<rank>_0.distcp (torch.distributed.checkpoint), manifest.json
     checkpoints/latest         name of the checkpoint from which the run continues
 
 manifest.json is written last. It holds the saved state (JSON of the loop), the values that are no tensors (of the optimizer,
-and of what is registered) and, of every other file, the size and the checksums; a checksum covers the manifest itself. The
-state names the best checkpoint, so that one file, replaced atomically, says everything.
+and of what is registered) and, of every other file, the size and a CRC-32 of every 16 MiB; a checksum covers the manifest
+itself. The state names the best checkpoint, so that one file, replaced atomically, says everything.
 A directory named `step-<digits>` is complete, because its name comes from a rename; an interrupted one ends in `.tmp`.
 A checkpoint is whole if all of its files have the size and the checksums of the manifest.
+
+torch.distributed.checkpoint (DCP) reads parts of files, and other parts on another number of ranks. A checksum per block makes
+sure of exactly the bytes that a rank uses, in the one read that it needs anyway. (The CRC in the zip format of torch.save is
+not looked at by torch.load.)
 """
 
+import dataclasses
 import functools
+import io
 import json
+import os
 import re
 import shutil
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.metadata import Metadata
 
 from common.durable_files import SUFFIX, temporary_path, write_durably, write_json
 from common.errors import UserError
-from distributed.checkpoint_files import CheckedFile, check_size
-from distributed.process_group import Ranks, gather_objects, read_on_first
+from distributed.process_group import Ranks, call_on_all, read_on_first
 
 MANIFEST = "manifest.json"
 SET_ASIDE = ".bad"  # suffix of checkpoints whose weights gave a loss that is not finite
 LAST_COMMIT = "4dc3bfb"  # that reads manifests without "values"
 PREVIOUS = "run.resume=previous continues from the newest whole checkpoint"
+BLOCK = 2**24  # bytes that share a checksum
+# Blocks of a file that is being read. torch.load looks at the beginning and at the end of a tensor before it reads it: each may
+# lie on two blocks.
+KEPT = 4
+
+
+# --- The files of a checkpoint ----------------------------------------------------------------------------------------
+
+
+class CheckpointWriter(dcp.FileSystemWriter):
+    """DCP's writer. `entries()` are those of the files that this process has written."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, sync_files=True)
+        self.written: dict[str, _SummedFile] = {}
+        self.fs = _Files(self._create)
+
+    def entries(self) -> dict[str, dict]:
+        """File name -> entry in the manifest, plain JSON."""
+        return {name: {"size": f.size, "block": BLOCK, "crc32": f.sums} for name, f in self.written.items()}
+
+    def _create(self, path: Path) -> "_SummedFile":
+        name = path.name.removesuffix(".tmp")  # DCP renames .metadata.tmp
+        self.written[name] = _SummedFile(path)
+        return self.written[name]
+
+
+class CheckpointReader(dcp.FileSystemReader):
+    """DCP's reader. Raises UserError when a part of a file that it reads is damaged; `files` are those of the manifest."""
+
+    def __init__(self, checkpoint: Path, files: dict[str, dict], hint: str) -> None:
+        super().__init__(checkpoint)
+        self.fs = _Files(lambda path: io.BufferedReader(CheckedFile(path, files[path.name], hint)))
+        self.metadata = super().read_metadata()
+        self.num_bytes = sum(entry["size"] for entry in files.values())
+
+    def read_metadata(self, *args: Any, **options: Any) -> Metadata:
+        """What was read when the reader was made."""
+        return self.metadata
+
+    def read_data(self, plan: dcp.LoadPlan, planner: dcp.LoadPlanner) -> Any:
+        """Read in the order of the bytes, so that every block is read once."""
+
+        def place(item: Any) -> tuple[str, int]:
+            info = self.storage_data[item.storage_index]
+            return info.relative_path, info.offset
+
+        return super().read_data(dataclasses.replace(plan, items=sorted(plan.items, key=place)), planner)
+
+
+class _Files(FileSystem):
+    """DCP's file system with files that `open_file` opens."""
+
+    def __init__(self, open_file: Callable[[Path], Any]) -> None:
+        self.open_file = open_file
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[Any]:
+        with self.open_file(Path(path)) as file:
+            yield file
+
+
+class _SummedFile(io.BufferedWriter):
+    """A file that DCP appends to, its size and the checksums of its blocks so far."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.open("wb", buffering=0))  # pyright: ignore[reportArgumentType]  it is an io.FileIO
+        self.size, self.sums = 0, []
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        while rest:
+            done = self.size % BLOCK
+            if not done:
+                self.sums.append(0)
+            part, rest = rest[: BLOCK - done], rest[BLOCK - done :]
+            self.sums[-1] = zlib.crc32(part, self.sums[-1])
+            self.size += len(part)
+        return super().write(data)
+
+    def fileno(self) -> int:
+        """DCP asks for it to fsync, and leaves out what is still in this buffer."""
+        self.flush()
+        return super().fileno()
+
+
+class CheckedFile(io.RawIOBase):
+    """A file of a checkpoint for reading, block by block. Raises UserError, with the `hint`, for one that is damaged."""
+
+    def __init__(self, path: Path, entry: dict, hint: str) -> None:
+        self.path, self.entry, self.hint = path, entry, hint
+        self.position, self.blocks = 0, {}
+        if not path.is_file():
+            raise UserError(f"{path} is missing; {hint}")
+        size = path.stat().st_size
+        if size != entry["size"]:
+            raise UserError(f"{path} is damaged: it has {size:,} bytes instead of {entry['size']:,}; {hint}")
+        self.file = path.open("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.entry["size"]}[whence]
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        number, start = divmod(self.position, self.entry["block"])
+        if self.position >= self.entry["size"]:
+            return 0
+        part = self._block(number)[start : start + len(buffer)]
+        buffer[: len(part)] = part
+        self.position += len(part)
+        return len(part)
+
+    def check(self) -> None:
+        """Read the whole file."""
+        for number in range(len(self.entry["crc32"])):
+            self._block(number)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+    def _block(self, number: int) -> memoryview:
+        if number not in self.blocks:
+            while len(self.blocks) >= KEPT:
+                del self.blocks[min(self.blocks)]  # reading goes forward
+            try:
+                self.file.seek(number * self.entry["block"])
+                size = min(self.entry["block"], self.entry["size"] - self.file.tell())
+                data = memoryview(bytearray(size))
+                while data[:size] and (count := self.file.readinto(data[-size:])):
+                    size -= count
+            except OSError as error:  # the disk cannot read a block
+                raise UserError(f"{self.path} cannot be read ({error.strerror}); {self.hint}") from error
+            found, stated = zlib.crc32(data), self.entry["crc32"][number]
+            if found != stated:
+                raise UserError(
+                    f"{self.path} is damaged: its checksum is {found:08x} instead of {stated:08x}; {self.hint}"
+                )
+            self.blocks[number] = data
+        return self.blocks[number]
+
+
+# --- The directory ----------------------------------------------------------------------------------------------------
 
 
 def checkpoint_name(step: int) -> str:
@@ -34,7 +196,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def write_manifest(folder: Path, state: dict, files: dict[str, dict], values: dict) -> None:
-    """Write manifest.json, the last file of a checkpoint. `files`: the entries of distributed/checkpoint_files.py."""
+    """Write manifest.json, the last file of a checkpoint. `files`: the entries of `CheckpointWriter`."""
     content = json.loads(json.dumps({"state": state, "values": values, "files": files}))  # as it will be read
     write_json(folder / MANIFEST, content | {"checksum": _checksum(content)})
 
@@ -67,42 +229,29 @@ def replace_state(checkpoint: Path, state: dict) -> None:
     write_manifest(checkpoint, state, content["files"], content["values"])
 
 
-def check_files(checkpoint: Path, hint: str = PREVIOUS) -> None:
-    """Raise UserError, with the `hint`, if the manifest is damaged, or a file is missing or has another size. Rank 0 alone."""
-    for name, entry in sorted(read_manifest(checkpoint, hint)["files"].items()):
-        check_size(checkpoint / name, entry, hint)
-
-
 def check_whole(checkpoint: Path, ranks: Ranks, hint: str = PREVIOUS) -> None:
     """Read every file of a checkpoint and compare it with the manifest. A collective; the ranks share the files.
 
     Raises the same UserError on all ranks. It names a file that is missing or damaged, and says what to do (`hint`).
     """
     files = read_on_first(lambda: read_manifest(checkpoint, hint), ranks)["files"]
-    problem = None
-    for name in sorted(files)[ranks.rank :: ranks.world_size]:
-        try:
+
+    def check() -> None:
+        for name in sorted(files)[ranks.rank :: ranks.world_size]:
             with CheckedFile(checkpoint / name, files[name], hint) as file:
                 file.check()
-        except UserError as error:
-            problem = problem or str(error)
-    problems = list(filter(None, gather_objects(problem, ranks)))
-    if problems:
-        raise UserError(problems[0])
+
+    call_on_all(check, ranks)
 
 
 def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | None, list[str]]:
     """(the whole checkpoint to continue from, or None if there is none yet; what was passed over). A collective.
 
     `resume` is run.resume. With `previous` all files are read, damaged checkpoints are passed over, and `latest` is set to
-    the newest whole one. Otherwise only the sizes of files are looked at: whoever loads the checkpoint compares what it
-    reads. Damage raises UserError, the same on all ranks.
+    the newest whole one. Otherwise whoever loads the checkpoint compares what it reads. Raises UserError on all ranks.
     """
     if resume != "previous":
-        checkpoint = read_on_first(lambda: latest_checkpoint(directory), ranks)
-        if checkpoint:
-            read_on_first(lambda: check_files(checkpoint), ranks)
-        return checkpoint, []
+        return read_on_first(lambda: latest_checkpoint(directory), ranks), []
     passed_over = []
     for checkpoint in read_on_first(lambda: complete_checkpoints(directory)[::-1], ranks):
         try:
@@ -112,17 +261,12 @@ def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | 
             continue
         read_on_first(functools.partial(set_latest, directory, checkpoint), ranks)
         return checkpoint, passed_over
-    if not passed_over and read_on_first((directory / "latest").exists, ranks):
-        raise UserError(
-            f"{directory} has no checkpoint, but the file `latest` says that there was one; to start from the base model, "
-            "choose another run.name"
-        )
-    if passed_over:
-        raise UserError(
-            f"{directory} has no whole checkpoint ({'; '.join(passed_over)}); to start from the base model, choose another "
-            "run.name"
-        )
-    return None, []
+    if not passed_over and not read_on_first((directory / "latest").exists, ranks):
+        return None, []
+    why = "; ".join(passed_over) or "none at all, but the file `latest` says that there was one"
+    raise UserError(
+        f"{directory} has no whole checkpoint ({why}); to start from the base model, choose another run.name"
+    )
 
 
 def latest_checkpoint(directory: Path) -> Path | None:

@@ -3,10 +3,10 @@
 import importlib.util
 import os
 import platform
+import socket
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.nn.attention import (
     activate_flash_attention_impl,
     current_flash_attention_impl,
@@ -16,7 +16,7 @@ from torch.nn.attention import (
 from common.cores import available_cores
 from common.errors import UserError
 from distributed.host_memory import keep_freed_memory
-from distributed.rank_names import host_name, name_ranks
+from distributed.rank_names import name_ranks
 
 
 def choose_device(local_rank: int, local_world: int) -> torch.device:
@@ -27,7 +27,7 @@ def choose_device(local_rank: int, local_world: int) -> torch.device:
     count = torch.cuda.device_count()
     if 0 < count < local_world:
         raise UserError(
-            f"this node ({host_name()}) has {count} GPU{'s' if count > 1 else ''} for {local_world} ranks; start with "
+            f"this node ({socket.gethostname()}) has {count} GPU{'s' if count > 1 else ''} for {local_world} ranks; start with "
             f"--nproc_per_node={count}, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
         )
     if count:
@@ -53,19 +53,11 @@ def _use_flash_attention_3(device: torch.device) -> None:
         activate_flash_attention_impl("FA3")
 
 
-def describe_devices(device: torch.device, world_size: int, group: dist.ProcessGroup) -> str:
-    """ "device: 16 x NVIDIA H100 80GB HBM3, NCCL, on 2 nodes". A collective over the gloo group `group`.
-
-    Unlike devices are listed with their ranks.
-    """
-    gathered: list = [None] * world_size
-    node = (host_name(), os.environ.get("GROUP_RANK", "0"))
-    dist.all_gather_object(gathered, (node, device.type, device_name(device)), group=group)
-    return devices_line(gathered)
-
-
 def devices_line(gathered: list[tuple[tuple[str, str], str, str]]) -> str:
-    """The line for `gathered`: (node, device type, device name) by rank."""
+    """ "device: 16 x NVIDIA H100 80GB HBM3, NCCL, on 2 nodes". Unlike devices are listed with their ranks.
+
+    gathered: (node, device type, `device_name`) by rank.
+    """
     names = [name for _, _, name in gathered]
     kinds = list(dict.fromkeys(names))
     backend = "NCCL" if all(kind == "cuda" for _, kind, _ in gathered) else "gloo"

@@ -5,11 +5,9 @@ stochastically (distributed/rounding.py), so that they still move at a low learn
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from distributed.gradients import gradient_of
 from distributed.rounding import Noise, stochastic_round_
@@ -64,15 +62,15 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         device = self.steps.device
         # A number of the host, because reading `steps` would wait for the device. A checkpoint keeps it.
         noise = Noise(self.seed, self.param_groups[0]["noise_step"], device)
-        step = _Step(torch.zeros((4, self.buffer_size), device=device), noise)
+        buffers = torch.zeros((4, self.buffer_size), device=device)  # fp32: weights, gradients and moments of a chunk
         self.steps += 1
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group, step)
+                    self._update(parameter, group, buffers, noise)
             group["noise_step"] += 1
 
-    def _update(self, parameter: nn.Parameter, group: dict, step: "_Step") -> None:
+    def _update(self, parameter: nn.Parameter, group: dict, buffers: torch.Tensor, noise: Noise) -> None:
         weight, first = flat_shard(parameter)
         if weight.numel() == 0:  # more ranks than rows
             return
@@ -86,7 +84,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
             count = part.stop - start
             # What does not fill a register torch computes with other roundings, and which elements those are would depend
             # on the number of ranks. Hence the last register is filled with elements that do not count.
-            value, g, exp_avg, exp_avg_sq = step.buffers[:, : -(-count // LANES) * LANES]
+            value, g, exp_avg, exp_avg_sq = buffers[:, : -(-count // LANES) * LANES]
             value[:count].copy_(weight[part])
             g[:count].copy_(grad[part])
             exp_avg, exp_avg_sq = moments.read("exp_avg", part, exp_avg), moments.read("exp_avg_sq", part, exp_avg_sq)
@@ -105,17 +103,9 @@ class LowMemoryAdamW(torch.optim.Optimizer):
                 amsgrad=False,
                 maximize=False,
             )
-            weight[part].copy_(stochastic_round_(value[:count], step.noise, stream, first + start))
+            weight[part].copy_(stochastic_round_(value[:count], noise, stream, first + start))
             for number, (key, moment) in enumerate((("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)), 1):
-                moments.write(key, part, moment, step.noise, stream + number, first + start)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What all chunks of a step share."""
-
-    buffers: torch.Tensor  # fp32 (4, elements): weights, gradients and moments of a chunk, allocated once per step
-    noise: Noise
+                moments.write(key, part, moment, noise, stream + number, first + start)
 
 
 def keep_fp32_gradient(parameter: nn.Parameter) -> None:
@@ -134,7 +124,10 @@ def new_moments(parameter: nn.Parameter, memory: str) -> dict[str, torch.Tensor]
     for key in KEYS:
         if block:
             moments[f"{key}_codes"] = torch.zeros_like(parameter, dtype=torch.uint8)
-            moments[f"{key}_scale"] = _row_scales(parameter, block)
+            blocks = parameter.detach().flatten(1)[:, ::block]  # (rows, blocks of a row), sharded like the rows
+            moments[f"{key}_scale"] = torch.zeros_like(
+                blocks, dtype=torch.float32, memory_format=torch.contiguous_format
+            )
         else:
             moments[key] = torch.zeros_like(parameter, dtype=torch.bfloat16 if memory == "8N" else torch.float32)
     return moments
@@ -205,7 +198,9 @@ class CodeMap:
     def __init__(self, values: torch.Tensor) -> None:
         """`values`: fp32 `(256,)` in ascending order, none outside of -1 ... 1."""
         midpoints = (values[1:] + values[:-1]) / 2
-        upper = torch.arange(2**16, dtype=torch.int32) << 16  # wraps: 2^15 and above are the negative numbers
+        upper = (
+            torch.arange(2**16, dtype=torch.int32, device=values.device) << 16
+        )  # wraps: 2^15 and above are the negative numbers
         ends = torch.stack([upper, upper | 0xFFFF]).view(torch.float32)
         self.values = values
         self.lowest = torch.bucketize(ends.amin(0), midpoints, right=True, out_int32=True)
@@ -213,13 +208,6 @@ class CodeMap:
         inside = ends.abs().amax(0) <= 1
         assert bool(((highest - self.lowest)[inside] <= 1).all())
         self.next_midpoint = torch.cat([midpoints, midpoints.new_full((1,), torch.inf)])
-
-    def to(self, device: torch.device) -> "CodeMap":
-        """Move the tables, in place."""
-        self.values, self.lowest, self.next_midpoint = (
-            table.to(device) for table in (self.values, self.lowest, self.next_midpoint)
-        )
-        return self
 
     def encode(self, numbers: torch.Tensor) -> torch.Tensor:
         """uint8 `(n,)`: the codes of the values nearest to fp32 numbers from -1 to 1."""
@@ -233,10 +221,8 @@ def make_code_maps(device: torch.device) -> dict[str, CodeMap]:
     """For each moment the dynamic 8-bit type (Dettmers et al., arXiv:2110.02861)."""
     from torchao.optim.quant_utils import create_dynamic_map
 
-    return {
-        key: CodeMap(torch.tensor(create_dynamic_map(signed), dtype=torch.float32)).to(device)
-        for key, signed in zip(KEYS, (True, False), strict=True)
-    }
+    maps = [torch.tensor(create_dynamic_map(signed), dtype=torch.float32, device=device) for signed in (True, False)]
+    return {key: CodeMap(values) for key, values in zip(KEYS, maps, strict=True)}
 
 
 def block_size(shape: torch.Size) -> int | None:
@@ -246,20 +232,3 @@ def block_size(shape: torch.Size) -> int | None:
         return None  # vectors, a thousandth of the model
     row = shape.numel() // shape[0]
     return next((size for size in range(256, 31, -1) if row % size == 0), None)
-
-
-def _row_scales(parameter: nn.Parameter, block: int) -> torch.Tensor:
-    """Zeros of shape (rows, blocks per row), sharded like the parameter's rows."""
-    shape = (parameter.shape[0], parameter.numel() // parameter.shape[0] // block)
-    scales = torch.zeros((local(parameter).shape[0], shape[1]), dtype=torch.float32, device=parameter.device)
-    if not isinstance(parameter, DTensor):
-        return scales
-    sharded = DTensor.from_local(
-        scales,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=torch.Size(shape),
-        stride=(shape[1], 1),
-    )
-    return sharded.to(parameter.device)  # with CPU offload from_local has moved it to the mesh's device

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import UserError
-from distributed.device import choose_device, describe_devices
+from distributed.device import choose_device, device_name, devices_line
 from distributed.rendezvous import join
 from distributed.watch import Heartbeat, Watch, in_one_line, record_collectives
 
@@ -47,14 +47,12 @@ def world_size_from_environment() -> tuple[int, int]:
     """
     if "RANK" not in os.environ:
         return 1, 1
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
-    variables = {name: os.environ.get(name) for name in names}
+    # Some launchers do not set the local ones.
+    defaults = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": ""}
+    variables = {name: os.environ.get(name, default) for name, default in defaults.items()}
     try:
-        rank, world = int(variables["RANK"] or ""), int(variables["WORLD_SIZE"] or "")
-        # Some launchers do not set the local ones.
-        local_rank, local_world = int(variables["LOCAL_RANK"] or 0), int(variables["LOCAL_WORLD_SIZE"] or 1)
-        is_local = 0 <= local_rank < local_world or not variables["LOCAL_WORLD_SIZE"]
-        sound = 0 <= rank < world and is_local and variables["MASTER_ADDR"]
+        rank, world, local_world = (int(variables[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        sound = 0 <= rank < world and int(variables["LOCAL_RANK"]) >= 0 and local_world > 0 and variables["MASTER_ADDR"]
     except ValueError:
         sound = False
     if not sound:
@@ -138,14 +136,13 @@ def _start(device: torch.device, store: dist.Store | None, timeout_minutes: floa
 
 def device_line(ranks: Ranks) -> str:
     """What the ranks run on, for the start of a run. A collective."""
-    return describe_devices(ranks.device, ranks.world_size, ranks.flags)
+    node = (socket.gethostname(), os.environ.get("GROUP_RANK", "0"))
+    return devices_line(gather_objects((node, ranks.device.type, device_name(ranks.device)), ranks))
 
 
 def agree_any(flag: bool, ranks: Ranks) -> bool:
     """Whether `flag` is true on any rank. A collective: every rank calls it at the same point and gets the same answer."""
-    answer = torch.tensor(int(flag))
-    dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=ranks.flags)
-    return bool(answer)
+    return any(gather_objects(flag, ranks))
 
 
 def read_on_first(read: Callable[[], T], ranks: Ranks) -> T:
@@ -174,6 +171,19 @@ def gather_objects(value: T, ranks: Ranks) -> list[T]:
     values: list = [None] * ranks.world_size
     dist.all_gather_object(values, value, group=ranks.flags)
     return values
+
+
+def call_on_all(call: Callable[[], T], ranks: Ranks) -> T:
+    """Call `call()` on every rank: this rank's result or, on all ranks, the first UserError of any. A collective."""
+    value, problem = None, None
+    try:
+        value = call()
+    except UserError as error:
+        problem = str(error)
+    problems = [one for one in gather_objects(problem, ranks) if one is not None]
+    if problems:
+        raise UserError(problems[0])
+    return value  # pyright: ignore[reportReturnType]  only an error leaves it None
 
 
 def barrier(ranks: Ranks) -> None:

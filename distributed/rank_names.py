@@ -1,12 +1,6 @@
 """How messages name ranks, hosts and times: "rank 1 on host b", "ranks 8-15 on hosts b, c", "30 minutes"."""
 
-import socket
 from collections.abc import Iterable
-
-
-def host_name() -> str:
-    """This machine's name, as messages show it."""
-    return socket.gethostname()
 
 
 def name_ranks(ranks: Iterable[int]) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -24,14 +25,12 @@ import torch
 import torch.distributed as dist
 
 from common.errors import PeerLost
-from distributed.rank_names import host_name, minutes, name_ranks, ranks_on_hosts
+from distributed.rank_names import minutes, name_ranks, ranks_on_hosts
 
 T = TypeVar("T")
 BEAT = 1.0  # seconds between two heartbeats of a rank
 WINDOW = 5.0  # seconds without one after which a rank counts as lost
-TRACE_FILE = (
-    "TORCH_FR_DUMP_TEMP_FILE"  # the variable by which torch knows where a flight recorder goes; a rank is appended
-)
+TRACE_FILE = "TORCH_FR_DUMP_TEMP_FILE"  # names the file of a flight recorder; torch appends the rank
 RESTART = "start the same command again to continue from the last checkpoint"
 # How gloo and NCCL say that it is the other side that failed. A collective that is used wrongly says something else, and
 # keeps its traceback.
@@ -91,7 +90,7 @@ class Heartbeat:
     """
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, watch: Watch, timeout_seconds: float) -> None:
-        self.rank, self.world_size, self.watch = rank, world_size, watch
+        self.rank, self.world_size, self.watch, self.host = rank, world_size, watch, socket.gethostname()
         self.timeout = timeout_seconds
         self.window = min(WINDOW, timeout_seconds / 4)
         self.store, self.questions = store.clone(), store.clone()  # a connection serves one thread at a time
@@ -163,14 +162,13 @@ class Heartbeat:
 
     def _write(self, left: str | None = None, follows: bool = False) -> None:
         self.count += 1
-        beat = Beat(
-            host_name(), os.getpid(), self.count, self.watch.progress, self.watch.place, main_line(), left, follows
-        )
+        here = self.watch.progress, self.watch.place, main_line()
+        beat = Beat(self.host, os.getpid(), self.count, *here, left, follows)
         self.store.set(f"beat/{self.rank}", json.dumps(beat.__dict__))
 
     def _speaks_for_node(self) -> bool:
         """Whether no rank of this host has said yet that a rank is lost. True if the store does not answer."""
-        return within(self.window, lambda: self.questions.add(f"said/{host_name()}", 1)) in (1, None)
+        return within(self.window, lambda: self.questions.add(f"said/{self.host}", 1)) in (1, None)
 
     def _beats(self) -> list[Beat] | None:
         """The newest heartbeat of every rank; None if the store does not answer."""
@@ -231,7 +229,7 @@ class Heartbeat:
     def _store_gone(self) -> str:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         return (
-            f"{self.watch.place}: rank {self.rank} on host {host_name()} has lost the store at {address}: the launcher of "
+            f"{self.watch.place}: rank {self.rank} on host {self.host} has lost the store at {address}: the launcher of "
             f"rank 0's node has ended, or the network to it is cut; {RESTART}"
         )
 
@@ -242,11 +240,9 @@ def record_collectives(directory: Path) -> None:
     What the user has set in the environment stays. The names are those of torch 2.9 and later:
     https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html
     """
-    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:  # the older name
-        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    prefix = os.environ.get("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(directory / "collectives_rank_"))
-    os.environ.setdefault(TRACE_FILE, prefix)
+    os.environ.setdefault(TRACE_FILE, str(directory / "collectives_rank_"))
 
 
 def write_trace(rank: int) -> str:

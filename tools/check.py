@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -41,7 +42,6 @@ from distributed.process_group import (
     read_on_first,
     world_size_from_environment,
 )
-from distributed.rank_names import host_name
 from model.architectures import read_model_config
 from model.weight_files import INDEX, SINGLE, stored_tensors
 from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result
@@ -195,7 +195,7 @@ def main(description: str | None) -> int:
                 "seconds": round(seconds, 1),
                 "results": [vars(result) for result in results],
                 "versions": library_versions(),
-                "machine": {"host": host_name(), "system": platform.platform(), "ranks": world_size},
+                "machine": {"host": socket.gethostname(), "system": platform.platform(), "ranks": world_size},
             }
             write_json(options.json, content)
         return code
@@ -535,7 +535,7 @@ def run_children(
             os.killpg(process.pid, signal.SIGKILL)
             while process.poll() is None:
                 time.sleep(POLL_CLOSELY)
-    ended = gather_objects((killed, code, host_name(), last_words(output) if process else ""), ranks)
+    ended = gather_objects((killed, code, socket.gethostname(), last_words(output) if process else ""), ranks)
     codes = {rank: code for rank, (_, code, *_) in enumerate(ended) if code}
     if not codes or any(one[0] for one in ended):  # the ranks that lost the killed one have ended by themselves
         return any(one[0] for one in ended)

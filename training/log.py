@@ -75,9 +75,16 @@ class Log:
         self.say(f"step {step}/{total_steps} | {values}{' (best)' if is_best else ''}")
 
     def save(self, times: SaveTimes) -> None:
-        """Add the curves of a save that has finished, and print its times in one line."""
-        self.row(times.step, times.curves())
-        self.say(times.line(torchrun_grace()))
+        """Add the curves of a save that has finished, and print its times: a warning if torchrun grants less after a signal."""
+        self.row(times.step, {"save/pause_seconds": times.pause, "save/total_seconds": times.total})
+        text = f"saved step {times.step} in {times.total:.1f} s; training waited {times.pause:.1f} s"
+        grace = torchrun_grace()
+        if grace is not None and times.total > grace:
+            text = (
+                f"warning: {text}: longer than the {grace:g} s that torchrun grants after a signal; start torchrun with "
+                f"--shutdown-timeout={math.ceil(1.5 * times.total)}"
+            )
+        self.say(text)
 
     def say(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
@@ -116,22 +123,17 @@ class Log:
         return f"curves: {' and '.join([str(here), *others])}"
 
     def _open(self, directory: Path, start_step: int, evaluated: dict[str, int], config: dict) -> None:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            at_start, dropped = self._drop_rows(start_step, evaluated)
-            self.file = self.path.open("a", encoding="utf-8")
-            # What is kept of the first step is in the services already; TensorBoard forgets it (purge_step).
-            sent = {(row["step"], name) for row in [*at_start, *dropped] for name in row}
-            self.sinks = open_sinks(self.log_to, directory, start_step, config, sent, self.say)
-            for row in at_start:
-                for sink in self.sinks:
-                    sink.plot(start_step, {name: value for name, value in row.items() if name != "step"})
+        directory.mkdir(parents=True, exist_ok=True)
+        at_start, dropped = self._drop_rows(start_step, evaluated)
+        self.file = self.path.open("a", encoding="utf-8")
+        # What is kept of the first step is in the services already; TensorBoard forgets it (purge_step).
+        sent = {(row["step"], name) for row in [*at_start, *dropped] for name in row}
+        self.sinks = open_sinks(self.log_to, directory, start_step, config, sent, self.say)
+        for row in at_start:
             for sink in self.sinks:
-                sink.flush()
-        except OSError as error:
-            raise UserError(
-                f"{error.filename or directory}: {error.strerror}; run.directory must be on a disk that can be written to"
-            ) from error
+                sink.plot(start_step, {name: value for name, value in row.items() if name != "step"})
+        for sink in self.sinks:
+            sink.flush()
 
     def _drop_rows(self, start_step: int, evaluated: dict[str, int]) -> tuple[list[dict], list[dict]]:
         """Remove the rows that will be written again; returns (the kept rows of `start_step`, the rows that are removed).
@@ -177,7 +179,7 @@ class Meter:
     def __init__(self, corpus: Corpus, work: Work, peak_flops: float, device: torch.device) -> None:
         """`work`: FLOPs per unit of this model; `peak_flops`: FLOP/s of all ranks together."""
         self.corpus, self.work, self.peak_flops, self.device = corpus, work, peak_flops, device
-        self.peak_note, self.was_raised = "", False  # a note for the next line, once in a run
+        self.peak_note = ""  # for the next line
         self.has_row = False
         self.seconds_per_step = math.nan  # mean over the last closed window
         self._open_window()
@@ -244,14 +246,12 @@ class Meter:
         The peak was then measured while the processor was busy. Each rank has its own clock, and raises its own peak: only
         the log of rank 0 shows it, and nothing is decided by it.
         """
-        if reached <= self.peak_flops:
-            return
-        if not self.was_raised:
+        if reached > self.peak_flops:
             self.peak_note = (
                 f"the peak is raised from {self.peak_flops / 1e12:.3g} to {reached / 1e12:.3g} TFLOP/s, which these steps "
                 "reached (a busy processor is measured too low)"
             )
-        self.peak_flops, self.was_raised = reached, True
+            self.peak_flops = reached
 
     def line(self, row: dict[str, float], step: int, total_steps: int, was_skipped: bool, is_finite: bool) -> str:
         """A row in one line: loss, gradient norm, learning rate, speed, memory, time left, and whether the last step was skipped.

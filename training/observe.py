@@ -1,21 +1,22 @@
-"""What a run on many GPUs shows beside its curves: what filled a GPU's memory, and which rank is slow."""
+"""What a run on many GPUs shows beside its curves: a trace of chosen steps, what filled a GPU's memory, and which rank is slow."""
 
+import os
+import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
+from common.errors import UserError
 from configs.config import Config
 from distributed.process_group import Ranks, StopSignal, gather_objects
-from distributed.rank_names import host_name, ranks_on_hosts
-
-if TYPE_CHECKING:
-    from training.profile import Profile
+from distributed.rank_names import ranks_on_hosts
 
 SLOW = 1.5  # a straggler takes so many times as long as the median rank,
 PATIENCE = 5  # in so many logged rows one after the other
@@ -24,12 +25,52 @@ PATIENCE = 5  # in so many logged rows one after the other
 def start_profile(
     wanted: str | None, total_steps: int, directory: Path, ranks: Ranks, say: Callable[[str], None]
 ) -> "Profile | None":
-    """The trace that run.profile=STEP:COUNT asks for; None without it."""
-    if wanted is None:
-        return None
-    from training.profile import Profile
+    """The trace that run.profile=STEP:COUNT asks for; None without it. Raises UserError if the run ends before that step."""
+    return None if wanted is None else Profile(wanted, total_steps, directory, ranks, say)
 
-    return Profile(wanted, total_steps, directory, ranks, say)
+
+class Profile:
+    """torch.profiler's trace of the steps of `run.profile`, one file per rank in runs/NAME/profile."""
+
+    def __init__(
+        self, wanted: str, total_steps: int, directory: Path, ranks: Ranks, say: Callable[[str], None]
+    ) -> None:
+        """wanted: STEP:COUNT."""
+        self.directory, self.ranks, self.say = directory / "profile", ranks, say
+        self.wanted: str | None = wanted  # None: done
+        self.first, self.count = map(int, wanted.split(":"))
+        self.began = 0  # the first step of the trace
+        self.profiler: profile | None = None
+        if self.first > total_steps:
+            raise UserError(f"run.profile={wanted}: the run has only {total_steps} steps; choose an earlier one")
+
+    def step(self, number: int) -> None:
+        """Call before step `number`, counted from 1: the trace begins, ends, or goes on."""
+        if number >= self.first + self.count:
+            self.close(number - 1)
+        elif number >= self.first and not self.profiler:
+            # Its library prints its start and stop (level 5, the highest and its default): two lines of no use to a reader.
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+            on_gpu = [ProfilerActivity.CUDA] if self.ranks.device.type == "cuda" else []
+            self.began, self.profiler = number, profile(activities=[ProfilerActivity.CPU, *on_gpu], record_shapes=True)
+            self.profiler.start()
+
+    def close(self, last: int) -> None:
+        """Write the trace, if one has begun, which ends with step `last`; say so, or that there is none."""
+        wanted, profiler = self.wanted, self.profiler
+        self.wanted = self.profiler = None
+        if profiler:
+            if self.ranks.device.type == "cuda":
+                torch.cuda.synchronize(self.ranks.device)  # kernels that are still in the queue belong to the trace
+            profiler.stop()
+            self.directory.mkdir(exist_ok=True)
+            name = f"steps-{self.began}-{last}-rank-"
+            profiler.export_chrome_trace(str(self.directory / f"{name}{self.ranks.rank}.json.gz"))
+            self.say(
+                f"the trace of steps {self.began} to {last} is in {self.directory}/{name}*; ui.perfetto.dev shows it"
+            )
+        elif wanted:
+            self.say(f"run.profile={wanted}: this start had none of these steps")
 
 
 @contextmanager
@@ -77,7 +118,7 @@ class Pace:
         self.spans: list[tuple[Any, Any]] = []  # (begin, end) of each layer's forward: seconds, or CUDA events
         self.tokens = 0
         self.streak = [0] * stop.ranks.world_size  # rows in which this rank was slow, up to now
-        self.hosts = gather_objects(host_name(), stop.ranks)
+        self.hosts = gather_objects(socket.gethostname(), stop.ranks)
         if stop.ranks.world_size > 1:
             for layer in layers:
                 layer.register_forward_pre_hook(self._enter)

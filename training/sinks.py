@@ -1,33 +1,45 @@
 """Where a run's curves are shown beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow. On rank 0 alone.
 
-A sink has `plot(step, values)`, where a value is a number or a text in Markdown, `flush()` and `close()`. The last two services
-are used only if their package is installed, and each as its own environment variables say (project, server, offline).
+The last two are services. They are used only if their package is installed, each as its own environment variables say (project,
+server, offline), and each in a thread of its own.
 """
 
+import html
 import importlib.util
+import json
+import os
+import queue
+import secrets
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
-from common.durable_files import fsync
+from common.durable_files import fsync, write_json
 from common.errors import UserError
 
 EVENT_FILES = "events.out.tfevents.*"
+REMOTE_RUNS = "remote_runs.json"  # in the run directory: service -> the id of its run, by which a resume continues it
+CLOSE_SECONDS = 60.0  # that the end of a run waits for a service
 _MAX_CLOCK_SKEW = 5.0  # seconds
 
 Say = Callable[[str], None]
 Values = Mapping[str, float | str]
+"""A row of curves by name; a text is in Markdown."""
 
 
-class Sink(Protocol):
+class Sink:
     """What shows rows of curves."""
 
-    def plot(self, step: int, values: Values) -> None: ...
+    def plot(self, step: int, values: Values) -> None:
+        """Show a row."""
+        raise NotImplementedError
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Make durable what only this sink has."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Show what is not shown yet, and end."""
 
 
 def check_sinks(names: Sequence[str]) -> None:
@@ -46,27 +58,30 @@ def open_sinks(
     of them can take a row back.
     """
     sinks: list[Sink] = []
-    if "tensorboard" in names:
-        sinks.append(TensorBoard(directory / "tensorboard", start_step, say))
-    if services := [name for name in names if name != "tensorboard"]:
-        from training.services import open_services
-
-        sinks += open_services(services, directory, start_step > 0, config, sent, say)
+    if start_step == 0:
+        (directory / REMOTE_RUNS).unlink(missing_ok=True)
+    known = _remote_runs(directory)
+    for name in names:
+        if name == "tensorboard":
+            sinks.append(TensorBoard(directory / "tensorboard", start_step))
+        else:
+            sinks.append(Service(name, directory, config, known.get(name), sent if name in known else (), say))
     return sinks
 
 
-class TensorBoard:
+class TensorBoard(Sink):
     """Event files. TensorBoard ignores what earlier files have from the step on at which a run continues."""
 
-    def __init__(self, folder: Path, start_step: int, say: Say) -> None:
+    def __init__(self, folder: Path, start_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, so only on rank 0
 
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         if start_step == 0:
             for path in folder.glob(EVENT_FILES):
                 path.unlink()
-        self._wait_for_a_later_name(say)
+        # TensorBoard reads event files in the order of their names, which begin with the second they were made in.
+        newest = max((int(path.name.split(".")[3]) for path in folder.glob(EVENT_FILES)), default=0)
+        time.sleep(min(max(0.0, newest + 1 - time.time()), _MAX_CLOCK_SKEW))
         self.writer = SummaryWriter(folder, purge_step=start_step or None)
 
     def plot(self, step: int, values: Values) -> None:
@@ -83,12 +98,111 @@ class TensorBoard:
         """Close the file."""
         self.writer.close()
 
-    def _wait_for_a_later_name(self, say: Say) -> None:
-        """TensorBoard reads event files in the order of their names, which begin with the second they were made in."""
-        names = [path.name.split(".")[3] for path in self.folder.glob(EVENT_FILES)]
-        seconds = [int(name) for name in names if name.isdigit()]
-        ahead = max(seconds, default=0) + 1 - time.time()
-        if ahead > 0:
-            time.sleep(min(ahead, _MAX_CLOCK_SKEW))
-        if ahead > _MAX_CLOCK_SKEW:
-            say(f"the clock is {ahead:.0f} s behind the last start's: TensorBoard may show steps twice")
+
+class WandB(Sink):
+    """Weights & Biases: https://docs.wandb.ai/models/track/log. Rows have their own x-axis, `step`."""
+
+    def __init__(self, directory: Path, config: dict, run_id: str | None) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        self.html, self.run_id = wandb.Html, run_id or secrets.token_hex(4)
+        project = os.environ.get("WANDB_PROJECT", "full-fine-tuning")
+        self.run = wandb.init(
+            project=project, name=directory.name, id=self.run_id, resume="allow", dir=str(directory), config=config
+        )
+        # W&B's own step never goes back, and a save that ends later belongs to an earlier step.
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def plot(self, step: int, values: Values) -> None:
+        """Log a row."""
+        shown = {n: self.html(f"<pre>{html.escape(v)}</pre>") if isinstance(v, str) else v for n, v in values.items()}
+        self.run.log({"step": step} | shown)
+
+    def close(self) -> None:
+        """Wait until the rows are sent."""
+        self.run.finish()
+
+
+class MLflow(Sink):
+    """MLflow: https://mlflow.org/docs/latest/python_api/mlflow.html. Texts are artifacts."""
+
+    def __init__(self, directory: Path, config: dict, run_id: str | None) -> None:
+        import mlflow  # pyright: ignore[reportMissingImports]
+
+        self.mlflow = mlflow
+        self.run_id = mlflow.start_run(run_id=run_id, run_name=directory.name).info.run_id
+        if run_id is None:
+            mlflow.log_dict(config, "config.json")
+            flat = [(f"{part}.{key}", str(value)) for part, keys in config.items() for key, value in keys.items()]
+            for first in range(0, len(flat), 100):  # which is what a request may have
+                mlflow.log_params(dict(flat[first : first + 100]))
+
+    def plot(self, step: int, values: Values) -> None:
+        """Log a row."""
+        self.mlflow.log_metrics({n: v for n, v in values.items() if not isinstance(v, str)}, step=step)
+        for name, text in values.items():
+            if isinstance(text, str):
+                self.mlflow.log_text(text, f"{name}/step-{step:06d}.md")
+
+    def close(self) -> None:
+        """Mark the run as finished."""
+        self.mlflow.end_run()
+
+
+class Service(Sink):
+    """A service in a thread of its own: training does not wait for it, and goes on without it when it fails."""
+
+    _remembering = threading.Lock()  # all services write one file
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        config: dict,
+        run_id: str | None,
+        sent: Collection[tuple[int, str]],
+        say: Say,
+    ) -> None:
+        """run_id: of the service's own run that this one continues. sent: (step, curve) that it has already."""
+        self.name, self.sent, self.say = name, set(sent), say
+        self.rows: queue.SimpleQueue[tuple[int, Values] | None] = queue.SimpleQueue()
+        self.failed = False
+        start = (directory, config, run_id)
+        self.thread = threading.Thread(target=self._run, args=start, name=f"curves to {name}", daemon=True)
+        self.thread.start()
+
+    def plot(self, step: int, values: Values) -> None:
+        """Queue what has not been sent before."""
+        new = {name: value for name, value in values.items() if (step, name) not in self.sent}
+        if new and not self.failed:
+            self.rows.put((step, new))
+
+    def close(self) -> None:
+        """Wait for the queue, but not for a service that does not answer."""
+        self.rows.put(None)
+        self.thread.join(CLOSE_SECONDS)
+        if self.thread.is_alive():
+            self.say(
+                f"warning: {self.name} has not taken all curves within {CLOSE_SECONDS:.0f} s; metrics.jsonl has them"
+            )
+
+    def _run(self, directory: Path, config: dict, run_id: str | None) -> None:
+        try:
+            sink = {"wandb": WandB, "mlflow": MLflow}[self.name](directory, config, run_id)
+            with self._remembering:
+                write_json(directory / REMOTE_RUNS, _remote_runs(directory) | {self.name: sink.run_id})
+            while (row := self.rows.get()) is not None:
+                sink.plot(*row)
+            sink.close()
+        except (Exception, SystemExit) as error:
+            self.failed = True
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self.say(
+                f"warning: the run goes on without {self.name}, which has failed ({reason}); metrics.jsonl has all curves"
+            )
+
+
+def _remote_runs(directory: Path) -> dict[str, str]:
+    file = directory / REMOTE_RUNS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

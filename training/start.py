@@ -14,7 +14,7 @@ from common.errors import UserError
 from configs.config import Config, as_dict
 from configs.load import check_world, read_command_line
 from distributed.agreement import check_agreement, library_versions
-from distributed.disks import check_room_for_run, measure_write_speed, save_line, torchrun_grace
+from distributed.disks import check_room_for_run
 from distributed.host_memory import keep_freed_memory
 from distributed.optimizer import check_memory
 from distributed.process_group import (
@@ -34,8 +34,6 @@ from training.observe import memory_snapshot
 from training.owner import own_directory
 from training.provenance import record_start, short_commit
 from training.sinks import check_sinks
-
-PROBE_BYTES = 64 * 2**20  # written on each node to measure the disk, or a checkpoint's bytes if that is less
 
 
 def read_config(documentation: str | None) -> Config:
@@ -141,16 +139,11 @@ def check_disks(
     model_config: PretrainedConfig,
     ranks: Ranks,
 ) -> list[str]:
-    """Whether the checkpoints and the export will fit, and how long a save takes here, in words. A collective.
+    """A line that says whether the checkpoints and the export will fit. A collective.
 
     `checkpoint`: its bytes. Raises UserError on all ranks if there is no room for one.
     """
     directory = Path(config.run.directory, config.run.name)
     dtype = getattr(model_config, "dtype", None) or torch.bfloat16
     export = sum(parameter.numel() for parameter in parameter_names(model).values()) * dtype.itemsize
-    lines = check_room_for_run(directory, checkpoint, export, config.run.keep_last, ranks)
-    # Where the checkpoints will be: what is wrong there is noticed before the first step.
-    checkpoints = directory / "checkpoints"
-    read_on_first(lambda: checkpoints.mkdir(exist_ok=True), ranks)
-    speed = measure_write_speed(checkpoints, ranks, min(PROBE_BYTES, checkpoint))
-    return [*lines, save_line(checkpoint, speed, torchrun_grace())]
+    return [check_room_for_run(directory, checkpoint, export, config.run.keep_last, ranks)]

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from common.errors import UserError, exit_process
-from distributed.disks import check_free_space, check_room_for_run, check_shared_directory, measure_write_speed
+from distributed.disks import check_free_space, check_room_for_run, check_shared
 from distributed.process_group import start_process_group
 
 folder = Path(sys.argv[1])
@@ -40,12 +40,14 @@ def disk_of_node(path: object) -> object:
     return usage(folder)._replace(free=(8 if ranks.rank == 0 else 3) * 2**30)
 
 
-answer("shared", lambda: check_shared_directory(shared, ranks, 10.0))
-answer("other", lambda: check_shared_directory(here, ranks, 0.2))
-answer("no node but one", lambda: check_shared_directory(here, dataclasses.replace(ranks, local_rank=ranks.rank), 0.2))
-answer("absent on rank 0", lambda: check_shared_directory(folder / "absent", ranks, 0.2))
-answer("speed", lambda: measure_write_speed(shared, ranks, 2**20))
-answer("speed on one node only", lambda: measure_write_speed(folder / "node1" / "only", ranks, 2**20))
+if ranks.rank == 0:
+    (shared / "token").write_text("text")
+    (here / "token").write_text("text")
+answer("shared", lambda: check_shared(shared / "token", "text", ranks, 10.0))
+answer("other", lambda: check_shared(here / "token", "text", ranks, 0.2))
+answer("older", lambda: check_shared(shared / "token", "newer text", ranks, 0.2))
+same_node = dataclasses.replace(ranks, local_rank=ranks.rank)
+answer("no node but one", lambda: check_shared(here / "token", "text", same_node, 0.2))
 shutil.disk_usage = disk_of_node
 answer("small", lambda: check_free_space(shared, 4 * 2**30, ranks, "the export"))
 answer("fits", lambda: check_free_space(shared, 3 * 2**30, ranks, "the export"))

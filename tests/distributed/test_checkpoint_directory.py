@@ -109,7 +109,7 @@ def test_damage_is_one_sentence_and_previous_continues_from_the_newest_whole_che
     do(tmp_path / "step-000006" / file)
     parameters, optimizer = weight_and_optimizer(0.0)
     saver = Saver(tmp_path, parameters, optimizer, ranks)
-    with pytest.raises(UserError) as raised:  # sizes are looked at first, and what is read is compared
+    with pytest.raises(UserError) as raised:
         saver.load(find_checkpoint(tmp_path, "auto", ranks)[0])
     assert sentence in str(raised.value) and "run.resume=previous" in str(raised.value)
     assert len(complete_checkpoints(tmp_path)) == 3 and latest_checkpoint(tmp_path).name == "step-000006"
@@ -135,7 +135,9 @@ def test_if_all_checkpoints_are_gone_the_run_does_not_start_over(tmp_path, ranks
     shutil.rmtree(tmp_path / "step-000002")
     with pytest.raises(UserError, match="latest names 'step-000002', which does not exist"):
         find_checkpoint(tmp_path, "auto", ranks)
-    with pytest.raises(UserError, match="has no checkpoint, but the file `latest` says that there was one"):
+    with pytest.raises(
+        UserError, match="has no whole checkpoint .none at all, but the file `latest` says that there was one"
+    ):
         find_checkpoint(tmp_path, "previous", ranks)
 
 

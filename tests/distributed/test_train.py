@@ -99,7 +99,7 @@ def two(folder) -> Path:
             run_of(folder, "slow", "optimizer.epochs=2", "data.validation=", "run.profile=2:3", plant="slow_rank:1"),
             run_of(folder, "stopped-validating", *SHORT, plant="signal_at_micro_batch:7"),  # in the last validation
             run_of(
-                folder, "r2-full-disk", "run.save_every=2", plant="disk_full:3", expect=2
+                folder, "r2-full-disk", "run.save_every=2", plant="disk_full:2", expect=2
             ),  # in the second save: step 4
             run_of(folder, "r2-nan", plant="not_finite:3"),
             run_of(folder, "r2-half-bf16", *BF16, plant="native_bf16:0"),

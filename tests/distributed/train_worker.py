@@ -308,7 +308,7 @@ def plant(name: str | None, set_attribute) -> None:
 
         set_attribute(distributed.checkpoint, "set_latest", counted_latest)
     elif kind == "disk_full":
-        # Rank 0, and no other rank, finds the disk full when it looks for the time with this number: twice before the first
+        # Rank 0, and no other rank, finds the disk full when it looks for the time with this number: once before the first
         # step, then once before each save.
         saves, usage = iter(range(10**9)), shutil.disk_usage
 

@@ -32,17 +32,10 @@ def plant(name: str | None, patch: pytest.MonkeyPatch) -> None:
             return norm if norm.item() >= 0 else norm
 
         patch.setattr(train, "gradient_norm", reading)
-    elif name == "host_flag":  # the optimizer gets a flag that is not on the device
-        judge = train.SkippedSteps.judge
-        patch.setattr(train.SkippedSteps, "judge", lambda self, *sums: _on_host(judge(self, *sums)))
     elif name == "host_sums":  # the sums of the losses stay on the host
         patch.setattr(train, "LossSums", lambda sources, device: LossSums(sources, torch.device("cpu")))
     elif name:
         raise ValueError(name)
-
-
-def _on_host(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
 
 def main() -> None:

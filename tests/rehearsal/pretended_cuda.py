@@ -8,8 +8,29 @@ from unittest import mock
 
 import torch
 
-from tests.rehearsal.fake_cuda import Event
 from tests.rehearsal.pretend_device import CPU, Names, Operators, PretendDevice, is_cuda
+
+
+class _Event:
+    """torch.cuda.Event, where everything has already run."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        pass
+
+    def record(self, stream: object = None) -> "_Event":
+        return self
+
+    def wait(self, stream: object = None) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other: "_Event") -> float:
+        return 1.0  # ms
 
 
 class _Stream:
@@ -19,18 +40,7 @@ class _Stream:
         pass
 
     def __getattr__(self, name: str):
-        return lambda *args, **kwargs: Event()
-
-
-class _Event(Event):
-    def record(self, stream: object = None) -> "_Event":
-        return self
-
-    def wait(self, stream: object = None) -> None:
-        pass
-
-    def query(self) -> bool:
-        return True
+        return lambda *args, **kwargs: _Event()
 
 
 @contextmanager
@@ -59,6 +69,16 @@ def pretend_device() -> Iterator[PretendDevice]:
     def gloo(backend, *args, device_id, **kwargs):
         assert backend == "cpu:gloo,cuda:nccl" and device_id == device.place
         return start("gloo", *args, **kwargs)
+
+    wait_for = torch.distributed.Work.wait
+
+    def wait_in_stream(work: torch.distributed.Work, *args) -> bool:
+        """With NCCL the stream of the device waits, and nothing is copied; gloo copies from a buffer on the host."""
+        device.is_gloo = True
+        try:
+            return wait_for(work, *args)
+        finally:
+            device.is_gloo = False
 
     pretended = {
         "Event": _Event,
@@ -102,6 +122,7 @@ def pretend_device() -> Iterator[PretendDevice]:
             (torch.Tensor, "_make_wrapper_subclass", made_of),
             (torch, "mm", mm),
             (torch.distributed, "init_process_group", gloo),
+            (torch.distributed.Work, "wait", wait_in_stream),
             (torch.cuda.memory, "_record_memory_history", lambda *args, **options: None),
             (torch.accelerator, "current_stream", lambda *args: stream),
             (torch.Tensor, "device", place),

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError
-from distributed.checkpoint_directory import read_manifest, write_manifest
-from distributed.checkpoint_files import CheckpointWriter
+from distributed.checkpoint_directory import CheckpointWriter, read_manifest, write_manifest
 from distributed.process_group import process_group
 from model.weight_files import hash_weights
 from tests.distributed.test_vocabulary import NEW, extend

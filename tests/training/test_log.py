@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.errors import UserError
+from distributed.checkpoint import SaveTimes
 from training.log import Log
 
 
@@ -140,3 +141,15 @@ def test_other_ranks_write_nothing(tmp_path, ranks, monkeypatch) -> None:
     log.advance(1)
     log.close()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_save_that_takes_longer_than_torchrun_grants_is_a_warning(tmp_path, ranks, monkeypatch, capsys) -> None:
+    log = Log(tmp_path, ranks, ()).open(0, {}, 9)
+    for grace in (None, 40.0, 41.5):
+        monkeypatch.setattr("training.log.torchrun_grace", lambda grace=grace: grace)
+        log.save(SaveTimes(7, 2.0, 41.0))
+    log.close()
+    said = "saved step 7 in 41.0 s; training waited 2.0 s"
+    warning = f"warning: {said}: longer than the 40 s that torchrun grants after a signal; start torchrun with "
+    assert capsys.readouterr().out.splitlines() == [said, f"{warning}--shutdown-timeout=62", said]
+    assert rows(tmp_path) == [{"step": 7, "save/pause_seconds": 2.0, "save/total_seconds": 41.0}] * 3

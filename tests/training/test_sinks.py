@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import training.services
+import training.sinks
 from common.errors import UserError
 from training.log import Log
 from training.sinks import check_sinks
@@ -147,7 +147,7 @@ def test_a_service_that_fails_is_one_warning_and_the_others_go_on(tmp_path, rank
 def test_a_service_that_does_not_answer_does_not_hold_up_the_end(tmp_path, ranks, services, monkeypatch, capsys):
     answers, init = threading.Event(), services[0].init
     monkeypatch.setattr(services[0], "init", lambda **options: answers.wait() and init(**options))
-    monkeypatch.setattr(training.services, "CLOSE_SECONDS", 0.0)
+    monkeypatch.setattr(training.sinks, "CLOSE_SECONDS", 0.0)
     log = write(tmp_path, ranks, 0, {1: {"train/loss": 1.0}}, ("wandb",))
     assert "warning: wandb has not taken all curves within 0 s; metrics.jsonl has them" in capsys.readouterr().out
     answers.set()

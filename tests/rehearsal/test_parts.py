@@ -1,0 +1,102 @@
+"""Parts of the CUDA path that no run of test_pretended_gpu.py takes, on a pretended GPU: families, generation, losses."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from data.batches import collate
+from eval.forgetting import visit_documents
+from eval.generate import Sampling, greedy_answers, sampled_answers
+from model.language_model import build_on_meta
+from model.loss import HeadSettings, LossSums
+from tests.in_memory import texts
+from tests.losses import loss_of, loss_sum
+from tests.rehearsal.pretend_device import PretendDevice
+from tests.rehearsal.pretended_cuda import pretend_device
+from tests.tiny import FAMILIES, OTHER_FAMILIES
+
+
+@pytest.fixture
+def gpu():
+    with pretend_device() as device:
+        yield device
+
+
+def config_of(family: str) -> PretrainedConfig:
+    kind, extra = (FAMILIES | OTHER_FAMILIES)[family]
+    if "layer_types" in extra:
+        extra = extra | {"layer_types": [f"{name}_attention" for name in extra["layer_types"]]}
+    sizes = {"vocab_size": 384, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    return AutoConfig.for_model(kind, **sizes, **heads, bos_token_id=1, eos_token_id=2, pad_token_id=2, **extra)
+
+
+def on(gpu: PretendDevice, model: nn.Module) -> nn.Module:
+    """A model on `meta`, made on the device with arbitrary values."""
+    model = model.to_empty(device="cpu").eval()
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data.fill_(0.01)
+        gpu.put(tensor)
+    gpu.waits.clear()
+    return model
+
+
+def waits(gpu: PretendDevice) -> list[str]:
+    return [f"{what} in {place}" for _, what, place in gpu.waits]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral_sliding", "gemma2", "gemma3_text", "granite"])
+def test_forward_and_validation_of_a_family(gpu, family, dtype) -> None:
+    """Per document in fp32, by varlen_attn with grouped heads and windows in bf16 (not with the softcap of gemma2)."""
+    documents, seen = texts([37, 5, 90, 64]), []
+    batch = collate((0, 1, 2, 3), documents)
+    model = on(gpu, build_on_meta(config_of(family)).to(dtype))
+    moved = batch.to(gpu.place)
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 5 and all(t.device == gpu.place for t in tensors)
+    assert moved.document_lengths == batch.document_lengths
+    gpu.waits.clear()
+    loss = loss_of(model, moved, LossSums(1, gpu.place))
+    assert loss.device == gpu.place and loss.dtype == torch.float32 and waits(gpu) == []
+    assert ("torch_attn::_varlen_attn" in gpu.operators) == (dtype == torch.bfloat16 and family != "gemma2")
+    visit_documents(model, documents, (0, 1), gpu.place, lambda logits, ids, owners: seen.append((logits, ids)))
+    assert all(logits.device == ids.device == gpu.place for logits, ids in seen) and seen[0][0].shape[1] == 384
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_the_loss_of_weighted_targets_of_several_sources_stays_on_the_device(gpu, softcap) -> None:
+    settings = HeadSettings(scale=0.5, softcap=softcap, num_tokens=380)
+    hidden, head = (torch.ones(n, 64, dtype=torch.bfloat16, device="cuda") for n in (70, 384))
+    ids, weights = torch.ones(70, dtype=torch.int64, device="cuda"), torch.ones(70, device="cuda")
+    sums = LossSums(3, gpu.place)
+    sums.total.add_(loss_sum(hidden, head, ids, settings, ids, sums, weights))
+    assert sums.values.device == gpu.place
+    assert loss_sum(hidden[:0], head, ids[:0], settings).device == gpu.place
+    assert waits(gpu) == []
+    with pytest.raises(RuntimeError, match="expected all tensors on cuda:0"):
+        loss_sum(hidden, head, ids, weights=torch.ones(70))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sampled", [False, True])
+def test_generation_keeps_its_cache_on_the_device(gpu, sampled) -> None:
+    prompts = [list(range(3, 3 + n)) for n in (40, 25, 31)]  # with a common start that is read once
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_of("llama")).to(torch.bfloat16)
+    on(gpu, model)
+    if sampled:
+        answers = sampled_answers(model, prompts, [0, 1, 2], {2}, 4, Sampling(0.7, 0.9))
+    else:
+        answers = greedy_answers(model, prompts, {2}, 4, batch_size=2)
+    assert all(1 <= len(answer) <= 4 for answer in answers) and len(answers) == 3
+    assert any("scaled_dot_product" in name for name in gpu.operators)
+
+
+def test_weights_of_targets_move_with_their_batch(gpu) -> None:
+    batch = collate((0, 1), texts([9, 7]))
+    object.__setattr__(batch, "target_weights", torch.ones(len(batch.target_ids)))
+    assert batch.to(gpu.place).target_weights.device == gpu.place
