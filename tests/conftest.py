@@ -1,7 +1,11 @@
 """One thread for PyTorch, the list of slow tests, and the order in which two processes share the files."""
 
+import os
 from collections import Counter
 from pathlib import Path
+
+# A thread that waits for the others of a product must not spin: the other test process needs the core. Read at the import.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch

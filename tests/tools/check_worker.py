@@ -108,7 +108,12 @@ def main() -> None:
     import tools.check
     import tools.check_step  # noqa: F401  what the children would import, each for itself
     import train  # noqa: F401
+    import training.identity
 
+    # The code is the same for all children, but for their train.py: its files are read once.
+    training.identity._Module = functools.cache(training.identity._Module)
+    training.identity.code_of(root / "train.py")
+    os.fsync = lambda descriptor: None  # only a machine that fails needs this wait for the disk
     zygote = Zygote()  # after the imports, which start no thread
 
     import torch
