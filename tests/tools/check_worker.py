@@ -7,6 +7,7 @@ PLAN.results.json.
 """
 
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -113,7 +114,7 @@ def main() -> None:
     # The code is the same for all children, but for their train.py: its files are read once.
     training.identity._Module = functools.cache(training.identity._Module)
     training.identity.code_of(root / "train.py")
-    os.fsync = lambda descriptor: None  # only a machine that fails needs this wait for the disk
+    gc.freeze()  # a collection in a child would write to, and so copy, every page of the libraries
     zygote = Zygote()  # after the imports, which start no thread
 
     import torch
