@@ -252,10 +252,10 @@ def _closure(files: list[Path], folders: list[Path], not_late: Collection[str]) 
         code[file] = module.digest
         for name, is_late in module.imports:
             if not (is_late and any(f"{name}.".startswith(f"{one}.") for one in not_late)):
-                found = _files_of(name, tuple(folders))
+                found = _files_of(name, folders)
                 if not found and (home := _home_of(name.partition(".")[0])) and home not in folders:
                     folders.append(home)  # a module of the user in PYTHONPATH
-                    found = _files_of(name, tuple(folders))
+                    found = _files_of(name, folders)
                 files += found
     return code
 
@@ -277,8 +277,7 @@ def _home_of(name: str) -> Path | None:
     return file.parents[1] if file.name == "__init__.py" else file.parent
 
 
-@functools.cache
-def _files_of(name: str, folders: tuple[Path, ...]) -> list[Path]:
+def _files_of(name: str, folders: list[Path]) -> list[Path]:
     """The files that `import NAME` runs, if they are in one of the folders: of the packages above it, and its own."""
     parts = name.split(".")
     for folder in folders:

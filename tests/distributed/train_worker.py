@@ -271,8 +271,8 @@ def main() -> None:
     initialise, destroy = torch.distributed.init_process_group, torch.distributed.destroy_process_group
     torch.distributed.init_process_group = lambda *a, **o: torch.distributed.is_initialized() or initialise(*a, **o)
     torch.distributed.destroy_process_group = lambda: None
-    # The files of the code do not change between the runs.
-    training.identity._Module = functools.cache(training.identity._Module)
+    # No run of a launch changes the code: it is read once for all.
+    training.identity.code_of = functools.cache(training.identity.code_of)
     # What a killed process has written is not lost: only a machine that fails needs this wait for the disk.
     os.fsync = lambda descriptor: None
     # One thread per rank (OMP_NUM_THREADS): on matrices this small, threads only wait for each other.

@@ -1,6 +1,7 @@
 """Digests of the base and the tokenizer differ exactly where the model or the token ids would."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -115,5 +116,5 @@ def test_another_process_computes_the_same(tmp_path, base) -> None:
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER.format(root=str(ROOT), path=str(base)))
     expected = f"{fingerprint_of_base(base)} {fingerprint_of_tokenizer(load_tokenizer(str(base)))}\n"
-    for seed in ("1", "2"):
-        assert run_python(worker, PYTHONHASHSEED=seed, fresh=True).stdout == expected
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"  # another order of sets than here
+    assert run_python(worker, PYTHONHASHSEED=seed, fresh=True).stdout == expected

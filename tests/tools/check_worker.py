@@ -111,9 +111,11 @@ def main() -> None:
     import train  # noqa: F401
     import training.identity
 
-    # The code is the same for all children, but for their train.py: its files are read once.
-    training.identity._Module = functools.cache(training.identity._Module)
-    training.identity.code_of(root / "train.py")
+    # The children of a check run the same code: it is read here, once for all.
+    training.identity.code_of = functools.cache(training.identity.code_of)
+    for command in [*plan.get("checks", ()), plan.get("check", ())]:
+        for script in command[1:2] if "--train" in command else ():
+            training.identity.code_of(Path(script), None)
     gc.freeze()  # a collection in a child would write to, and so copy, every page of the libraries
     zygote = Zygote()  # after the imports, which start no thread
 
