@@ -9,13 +9,13 @@ run. The exit code of every run on every rank is written to <plan>.<run>.rank<ra
 
 import dataclasses
 import functools
-import importlib.util
 import itertools
 import json
 import os
 import shutil
 import signal
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -258,10 +258,9 @@ def main_of(script: str | None) -> Callable[[], int]:
     """`main` of train.py, or of a copy."""
     if script is None:
         return train.main
-    spec = importlib.util.spec_from_file_location("edited_train", script)
-    assert spec and spec.loader
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
+    program = types.ModuleType("edited_train")
+    program.__file__ = script
+    exec(compile(Path(script).read_bytes(), script, "exec"), program.__dict__)
     return program.main
 
 
