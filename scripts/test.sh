@@ -11,7 +11,8 @@ basedpyright > "$report" 2>&1 & # while the tests run
 types=$!
 tests=0
 if [ $# -eq 0 ]; then
-  python -m pytest -n 2 --dist loadfile || tests=$? # two processes; the tests of a file share what they start
+  # Two processes; the tests of a file share what they start. tests/conftest.py orders the files, the longest first.
+  python -m pytest -n 2 --dist loadfile --no-loadscope-reorder || tests=$?
 else
   python -m pytest "$@" || tests=$?
 fi

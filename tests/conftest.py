@@ -1,8 +1,12 @@
 """One thread for PyTorch, a process group of one, the list of slow tests, and the order in which two processes share the files."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+# A thread that waits for the others of a product must not spin: the other test process needs the core. Read at the import.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
@@ -39,6 +43,35 @@ SLOW = (
     "scripts",
 )
 
+# The files that take more than about ten seconds of both processes' time, the longest first.
+LONGEST = (
+    "test_recipes.py",
+    "distributed/test_spread.py",
+    "distributed/test_two_hosts.py",
+    "distributed/test_train.py",
+    "tools/test_check.py",
+    "model/test_compile.py",
+    "distributed/test_survival.py",
+    "distributed/test_durable_runs.py",
+    "experiment/test_sweep_command.py",
+    "tools/test_chaos.py",
+    "distributed/test_watch.py",
+    "distributed/test_compile.py",
+    "rehearsal/test_pretended_gpu.py",
+    "model/ewc/test_fisher.py",
+    "model/test_memory.py",
+    "gpu/test_proof.py",
+    "eval/test_generate.py",
+    "eval/test_sharded.py",
+    "scripts/test_evaluate.py",
+    "data/regulator/test_banks.py",
+    "distributed/test_vocabulary.py",
+    "distributed/test_ewc_train.py",
+    "distributed/test_mixing.py",
+    "training/test_identity.py",
+    "common/test_quiet.py",
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     root = Path(__file__).parent
@@ -50,9 +83,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = f"{item.path.relative_to(root).as_posix()}::{getattr(item, 'originalname', item.name)}"
         if any(name == slow or name.startswith((f"{slow}::", f"{slow}/")) for slow in SLOW):
             item.add_marker(pytest.mark.slow)
-    # Two processes take the next file when they are done with one (scripts/test.sh): the long files come first.
+    # Two processes take the next file when they are done with one (scripts/test.sh): the long files come first, and the last
+    # ones are short, so that both processes end together.
+    first = {root / name: number for number, name in enumerate(LONGEST)}
+    if missing := [path for path in first if not path.exists()]:
+        raise pytest.UsageError(f"tests/conftest.py: LONGEST names {missing[0]}, which does not exist")
     slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: (-slow_tests[item.path], item.path))
+    items.sort(key=lambda item: (first.get(item.path, len(first)), -slow_tests[item.path], item.path))
 
 
 @pytest.fixture(scope="module")

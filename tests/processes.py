@@ -13,6 +13,7 @@ repository: each program does that itself, as in a fresh interpreter.
 a GPU, because CUDA does not survive a fork.
 """
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -140,6 +141,7 @@ def _wait(children: list[multiprocessing.Process]) -> None:
 
 def _become(argv: list[str], cwd: str, environment: dict[str, str], outputs: list[Path]) -> None:
     """In the child: turn into `python ARGV`."""
+    gc.freeze()  # a collection would write to, and so copy, every page of the libraries
     for descriptor, output in zip((1, 2), outputs, strict=True):
         opened = os.open(output, os.O_WRONLY | os.O_APPEND)
         os.dup2(opened, descriptor)

@@ -1,14 +1,12 @@
 """The recipes of README's "Edit the loop": each patch applies to train.py, and the edited loop trains, logs and resumes.
 
-An edited copy of train.py runs beside the project's modules. Every recipe trains on two ranks with an untied head; the losses
-also on one rank and with a tied one. Recipes that keep a state of their own are continued from the checkpoint of half of their
-steps, on the same number of ranks, and end with the weights of a run that was not stopped; an optimizer also on another number.
-The check of each (`--check`) starts it, kills it and resumes it.
+Every recipe trains on two ranks with an untied head; the losses also on one rank and with a tied one. Recipes that keep a state of
+their own are stopped and continued, on the same number of ranks, and end with the weights of a run that was not stopped; an
+optimizer also on another number. The check of each (`--check`) starts it, kills it and resumes it.
 """
 
 import json
 import math
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.launch import ENVIRONMENT, largest_difference, rows, weights
+from tests.distributed.launch import largest_difference, launch, rows, weights
 from tests.processes import ROOT, run_ranks
 from tests.tiny import write_chat_file, write_tiny_model
 from tests.tools.check_faults import END
@@ -24,7 +22,8 @@ from tests.tools.check_faults import END
 RECIPES = {patch.stem: patch for patch in sorted((ROOT / "docs" / "recipes").glob("*.patch"))}
 LOSSES = ("z_loss", "label_smoothing", "dft")
 RESUMED = ("sgd", "nadam", "ema", "l2_to_start", "frozen_layers")
-STEPS = 6
+MOVED = ("nadam",)
+STEPS, IN_STEP_4 = 6, 6
 pytestmark = pytest.mark.slow
 
 
@@ -51,45 +50,70 @@ config = Config(
     return folder
 
 
-def edited(tmp_path: Path, name: str, end: str = "") -> Path:
-    """A copy of train.py with the recipe applied, beside links to everything else."""
-    tree = tmp_path / name
-    tree.mkdir()
-    for path in ROOT.iterdir():
-        if path.name not in ("train.py", ".git"):
-            (tree / path.name).symlink_to(path)
-    (tree / "train.py").write_text((ROOT / "train.py").read_text())
+def edited(folder: Path, name: str) -> Path:
+    """A copy of train.py with the recipe applied."""
+    tree = folder / name
+    tree.mkdir(parents=True)
+    plain = (ROOT / "train.py").read_text()
+    (tree / "train.py").write_text(plain)
     subprocess.run(["git", "apply", str(RECIPES[name])], cwd=tree, check=True, capture_output=True)
     text = (tree / "train.py").read_text()
-    assert text != (ROOT / "train.py").read_text()
+    assert text != plain
     body, main, last = text.rpartition('if __name__ == "__main__":\n')
-    (tree / "train.py").write_text(body + (end or main) + last)
+    assert END.endswith(main)
+    (tree / "train.py").write_text(body + END + last)
     return tree / "train.py"
 
 
-def train(folder: Path, script: Path, ranks: int, run: str, *overrides: str) -> dict[int, dict]:
-    done = run_ranks(ranks, script, folder / "config.py", f"run.name={run}", *overrides, **ENVIRONMENT)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    (folder / f"{run}.out").write_text(done.stdout)
-    found = rows(folder / "runs" / run)
+@pytest.fixture(scope="module")
+def scripts(folder) -> dict[str, Path]:
+    """Recipe -> its train.py."""
+    return {name: edited(folder / "scripts", name) for name in RECIPES}
+
+
+@pytest.fixture(scope="module")
+def runs(folder, scripts) -> Path:
+    """All runs, in one launch for each number of ranks. NAME-RANKS is the recipe, `plain` the loop as it is.
+
+    NAME-again and NAME-alone are stopped on two ranks. NAME-again goes on there, NAME-alone on one.
+    """
+
+    def run_of(name: str, run: str, *overrides: str, plant: str | None = None) -> dict:
+        arguments = [str(folder / "config.py"), f"run.name={run}", *overrides]
+        return {"script": str(scripts[name]) if name else None, "arguments": arguments, "plant": plant}
+
+    def short(name: str, head: str, ranks: int) -> dict:
+        return run_of(name, f"{name}-{head}-{ranks}", f"model.path={folder / head}", "optimizer.max_steps=2")
+
+    ewc = ("ewc.strength=1", f"ewc.data={folder / 'main.jsonl'}", "ewc.documents=8", "optimizer.max_steps=2")
+    stopped = [(name, f"{name}-again") for name in RESUMED] + [(name, f"{name}-alone") for name in MOVED]
+    two = [
+        run_of("", "plain"),
+        *(run_of(name, f"{name}-2") for name in RECIPES),
+        *(short(name, "tied", 2) for name in LOSSES),
+        run_of("frozen_layers", "frozen-ewc", *ewc),
+        *(run_of(name, run, plant=f"signal_at_micro_batch:{IN_STEP_4}") for name, run in stopped),
+        *(run_of(name, f"{name}-again") for name in RESUMED),
+    ]
+    one = [short(name, head, 1) for name in LOSSES for head in ("tied", "untied")]
+    launch(folder, "two", 2, two)
+    launch(folder, "one", 1, [*one, *(run_of(name, f"{name}-alone") for name in MOVED)])
+    return folder / "runs"
+
+
+def curves(runs: Path, run: str) -> dict[int, dict]:
+    """The rows of a run by step: each has a finite loss, by source."""
+    found = rows(runs / run)
     for row in found.values():
         assert all(math.isfinite(row[f"train/loss{source}"]) for source in ("", "/main", "/other"))
         assert row["train/loss/main"] > 0 and row["train/loss/other"] > 0
     return found
 
 
-@pytest.fixture(scope="module")
-def plain(folder) -> dict[int, dict]:
-    """The rows of the loop as it is."""
-    return train(folder, ROOT / "train.py", 2, "plain")
-
-
 def took_effect(folder: Path, name: str, found: dict[int, dict], plain: dict[int, dict]) -> bool:
     """Whether a recipe did what its name says."""
-    base, ours, theirs = (
-        load_file(folder / "untied" / "model.safetensors"),
-        *(weights(folder / "runs" / run) for run in (f"{name}-2", "plain")),
-    )
+    base = load_file(folder / "untied" / "model.safetensors")
+    ours, theirs = (weights(folder / "runs" / run) for run in (f"{name}-2", "plain"))
     first = found[1]["train/loss"] - plain[1]["train/loss"]
     frozen = [n for n in base if ".layers.0." in n]
     return {
@@ -114,47 +138,48 @@ def norm_of(tensors: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains(folder, tmp_path, plain, name) -> None:
-    script = edited(tmp_path, name)
-    found = train(folder, script, 2, f"{name}-2")
+def test_a_recipe_trains(folder, runs, name) -> None:
+    found = curves(runs, f"{name}-2")
     assert sorted(found) == list(range(1, STEPS + 1))
-    assert took_effect(folder, name, found, plain)
-    if name == "ema":
-        said = (folder / "ema-2.out").read_text()
-        assert "the export holds the average of the weights, and not the last ones" in said
+    assert took_effect(folder, name, found, curves(runs, "plain"))
     if name in LOSSES:
-        losses = {}
-        for ranks, head in ((1, "untied"), (1, "tied"), (2, "tied")):
-            short = (f"model.path={folder / head}", "optimizer.max_steps=2")
-            losses[ranks, head] = train(folder, script, ranks, f"{name}-{head}-{ranks}", *short)[1]["train/loss"]
-        assert losses[1, "untied"] == pytest.approx(found[1]["train/loss"], rel=1e-6)
-        assert losses[1, "tied"] == pytest.approx(losses[2, "tied"], rel=1e-6) != losses[1, "untied"]
-    if name in RESUMED:  # from the checkpoint of step 3
-        run = folder / "runs" / f"{name}-again"
-        shutil.copytree(folder / "runs" / f"{name}-2", run)
-        shutil.rmtree(run / "export")
-        shutil.rmtree(run / "checkpoints" / "step-000006")
-        (run / "checkpoints" / "latest").write_text("step-000003")
-        alone = shutil.copytree(run, folder / "runs" / f"{name}-alone")
-        train(folder, script, 2, run.name)
-        assert largest_difference(weights(run), weights(folder / "runs" / f"{name}-2")) == 0.0
-        if name == "nadam":
-            train(folder, script, 1, alone.name)
-            assert 0 < largest_difference(weights(alone), weights(run)) < 1e-5
-    if name == "frozen_layers":
-        ewc = ("ewc.strength=1", f"ewc.data={folder / 'main.jsonl'}", "ewc.documents=8", "optimizer.max_steps=2")
-        rows = train(folder, script, 2, "frozen-ewc", *ewc)
-        assert (
-            rows[2]["ewc/penalty"] > 0 and "ewc/penalty/layers.01" in rows[2] and "ewc/penalty/layers.00" not in rows[2]
-        )
+        untied, tied, other = (curves(runs, f"{name}-{run}") for run in ("untied-1", "tied-1", "tied-2"))
+        assert untied[1]["train/loss"] == pytest.approx(found[1]["train/loss"], rel=1e-6)
+        assert tied[1]["train/loss"] == pytest.approx(other[1]["train/loss"], rel=1e-6) != untied[1]["train/loss"]
+
+
+def starts(run: Path) -> list[int]:
+    """The step at which each start of a run began."""
+    return [json.loads(line)["start_step"] for line in (run / "starts.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_recipe_resumes(runs, name) -> None:
+    """Stopped in step 4 and continued, it has each step once and the weights of a run that was not stopped."""
+    assert starts(runs / f"{name}-again") == [0, 3]
+    assert sorted(curves(runs, f"{name}-again")) == list(range(1, STEPS + 1))
+    assert largest_difference(weights(runs / f"{name}-again"), weights(runs / f"{name}-2")) == 0.0
+    if name in MOVED:
+        assert starts(runs / f"{name}-alone") == [0, 3]
+        assert 0 < largest_difference(weights(runs / f"{name}-alone"), weights(runs / f"{name}-2")) < 1e-5
+
+
+def test_the_export_of_an_average_is_said(folder, runs) -> None:
+    said = (folder / "two.out").read_text()
+    assert "the export holds the average of the weights, and not the last ones" in said
+
+
+def test_ewc_pulls_no_frozen_layer(runs) -> None:
+    row = curves(runs, "frozen-ewc")[2]
+    assert row["ewc/penalty"] > 0 and "ewc/penalty/layers.01" in row and "ewc/penalty/layers.00" not in row
 
 
 @pytest.fixture(scope="module")
-def checked(folder, tmp_path_factory) -> dict[str, dict]:
+def checked(folder, scripts) -> dict[str, dict]:
     """Recipe -> the report of scripts/check.py, all in one launch of one rank."""
-    out = tmp_path_factory.mktemp("checked")
+    out = folder / "checked"
+    out.mkdir()
     config = str(folder / "config.py")
-    scripts = {name: edited(out, name, END) for name in RECIPES}
     checks = [["--train", str(path), config, "--json", str(out / f"{name}.json")] for name, path in scripts.items()]
     (out / "plan.json").write_text(json.dumps({"config": config, "checks": checks, "parts": []}))
     done = run_ranks(1, ROOT / "tests" / "tools" / "check_worker.py", out / "plan.json", PYTHONPATH=str(ROOT))

@@ -26,7 +26,8 @@ def answer_grammar(examples: Sequence[dict]) -> str:
     answers = [example["messages"][-1]["content"].lstrip() for example in examples]
     rules = [rule.id for rule in built_in_rules() if rule.kind != "trigger"] + list(note_rules())
     ids = "|".join(map(re.escape, rules))
-    violation = rf"(?:{ids}) \| (?:{_NAME}|\.){{1,60}} \| (?:not reported|{_FIGURE}) \| (?:min|max|expected) {_FIGURE} \| {_LEGAL}"
+    cell = rf"(?:{_NAME.replace(' ', '')}|\.)(?:{_NAME}|\.){{0,59}}"  # a cell of blanks would be none
+    violation = rf"(?:{ids}) \| {cell} \| (?:not reported|{_FIGURE}) \| (?:min|max|expected) {_FIGURE} \| {_LEGAL}"
     value = rf"(?:{_FIGURE}|{_FIGURE}(?: [-+] {_FIGURE}){{1,3}} = {_FIGURE})"
     verdict = rf"(?:met|(?:lifts )?(?:{ids}), {_LEGAL})"
     check = rf"[A-Z]{_NAME}{{1,40}}?(?: {value}(?: [<>]=? {_FIGURE})?)?: {verdict}"

@@ -2,9 +2,9 @@
 
     torchrun --nproc_per_node=N tests/distributed/train_worker.py plan.json
 
-plan.json is a list of {"arguments": [...], "plant": a fault of `plant` or null, "expect": exit code}. All runs share one
-launch, because starting processes and a process group costs more than a tiny run. The exit code of every run on every
-rank is written to <plan>.<run>.rank<rank>.exit.
+plan.json is a list of {"arguments": [...], "plant": a fault of `plant` or null, "expect": exit code, "script": an edited
+copy of train.py or null}. All runs share one launch, because starting processes and a process group costs more than a tiny
+run. The exit code of every run on every rank is written to <plan>.<run>.rank<rank>.exit.
 """
 
 import dataclasses
@@ -15,6 +15,8 @@ import os
 import shutil
 import signal
 import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[2]
@@ -27,6 +29,7 @@ import distributed.sharding
 import eval.in_step
 import model.flops
 import train
+import training.identity
 import training.inputs
 import training.observe
 import training.start
@@ -321,12 +324,26 @@ def plant(name: str | None, set_attribute) -> None:
         raise ValueError(name)
 
 
+def main_of(script: str | None) -> Callable[[], int]:
+    """`main` of train.py, or of a copy."""
+    if script is None:
+        return train.main
+    program = types.ModuleType("edited_train")
+    program.__file__ = script
+    exec(compile(Path(script).read_bytes(), script, "exec"), program.__dict__)
+    return program.main
+
+
 def main() -> None:
     plan_file = Path(sys.argv[1])
     # One process group for all runs: a launcher's store cannot be joined a second time.
     initialise, destroy = torch.distributed.init_process_group, torch.distributed.destroy_process_group
     torch.distributed.init_process_group = lambda *a, **o: torch.distributed.is_initialized() or initialise(*a, **o)
     torch.distributed.destroy_process_group = lambda: None
+    # No run of a launch changes the code: it is read once for all.
+    training.identity.code_of = functools.cache(training.identity.code_of)
+    # What a killed process has written is not lost: only a machine that fails needs this wait for the disk.
+    os.fsync = lambda descriptor: None
     # One thread per rank (OMP_NUM_THREADS): on matrices this small, threads only wait for each other.
     torch.set_num_threads = lambda count: None
     # The peak is measured with small matrices: 24 products of size 1024 per run would take most of the time, and a minute
@@ -342,7 +359,7 @@ def main() -> None:
 
         sys.argv = ["train.py", *run["arguments"]]
         plant(run.get("plant"), set_attribute)
-        code = exit_code_of(train.main)
+        code = exit_code_of(main_of(run.get("script")))
         for target, name, value in reversed(changed):
             setattr(target, name, value)
         plan_file.with_suffix(f".{number}.rank{RANK}.exit").write_text(str(code))

@@ -79,6 +79,9 @@ def test_the_forms_are_those_of_the_examples():
     both = answer_grammar(examples(CELLS, CHECKS))
     assert regex.fullmatch(both, CELLS, flags=regex.DOTALL) and regex.fullmatch(both, CHECKS, flags=regex.DOTALL)
     assert not regex.fullmatch(answer_grammar(examples(CHECKS)), CELLS, flags=regex.DOTALL)
+    for cell, is_right in (("r0010", True), (" ", False)):
+        line = f"Violations:\nCET1_MIN | {cell} | not reported | min 0 | CRR\nDirective:\na"
+        assert bool(regex.fullmatch(both, line, flags=regex.DOTALL)) == is_right
     with pytest.raises(UserError, match="--constrained knows the answers of this project only"):
         answer_grammar(examples("forty-two"))
 

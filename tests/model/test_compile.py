@@ -4,11 +4,13 @@ The backend `aot_eager` traces and divides forward and backward as inductor's do
 """
 
 import functools
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch._dynamo
+import torch._inductor.config
 
 from common.errors import UserError
 from data.batches import MicroBatch, collate
@@ -23,6 +25,7 @@ from tests.tiny import write_tiny_model
 
 MODES = ("none", "selective", "full")
 LENGTHS = (37, 5, 90, 2, 61)
+COMPILER = shutil.which("g++") or shutil.which("clang++")  # on a CPU, inductor generates C++
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +41,11 @@ def graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-def of(path, mode: str, is_compiled: bool, dtype=torch.float32) -> torch.nn.Module:
-    model = load(path, dtype).train()
+def of(path, mode: str, is_compiled: bool, **options: str) -> torch.nn.Module:
+    model = load(path, torch.float32).train()
     checkpoint_activations(decoder_layers(model), mode)
     if is_compiled:
-        compile_layers(decoder_layers(model), backend="aot_eager")
+        compile_layers(decoder_layers(model), **{"backend": "aot_eager"} | options)
     return model
 
 
@@ -76,6 +79,18 @@ def test_micro_batches_and_an_evaluation_use_the_graphs_of_the_first(tmp_path, m
         for lengths in (LENGTHS, LENGTHS[1:], (7,), (300, 200)):
             compiled(batch_of(lengths))
     assert graphs() == 2 * kinds
+
+
+@pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
+def test_what_inductor_writes_computes_the_same(tmp_path) -> None:
+    path, batch = write_tiny_model(tmp_path / "model", family="qwen2", tied=False, vocab_size=391), batch_of(LENGTHS)
+    eager, compiled = of(path, "full", is_compiled=False), of(path, "full", is_compiled=True, backend="inductor")
+    with torch._inductor.config.patch(compile_threads=1):  # no pool of processes, which would outlive the test
+        found = gradients(compiled, batch)
+    for ours, expected in zip(found, gradients(eager, batch), strict=True):
+        assert (ours - expected).norm() < 1e-5 * expected.norm()
+    gradients(compiled, batch_of(LENGTHS[1:]))
+    assert graphs() == 1
 
 
 def kept_bytes(model: torch.nn.Module, batch: MicroBatch) -> int:

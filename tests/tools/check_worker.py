@@ -7,6 +7,7 @@ PLAN.results.json.
 """
 
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -108,7 +109,14 @@ def main() -> None:
     import tools.check
     import tools.check_step  # noqa: F401  what the children would import, each for itself
     import train  # noqa: F401
+    import training.identity
 
+    # The children of a check run the same code: it is read here, once for all.
+    training.identity.code_of = functools.cache(training.identity.code_of)
+    for command in [*plan.get("checks", ()), plan.get("check", ())]:
+        for script in command[1:2] if "--train" in command else ():
+            training.identity.code_of(Path(script), None)
+    gc.freeze()  # a collection in a child would write to, and so copy, every page of the libraries
     zygote = Zygote()  # after the imports, which start no thread
 
     import torch

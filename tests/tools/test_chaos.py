@@ -10,7 +10,7 @@ from tests.processes import run_python
 def test_one_kill_with_torchrun(tmp_path) -> None:
     config = write_workload(tmp_path, 10)
     command = ("scripts/chaos.py", config, "run.keep_last=3", "--kills", 1)
-    done = run_python(*command, fresh=True, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    done = run_python(*command, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert lines[0].startswith("kill   1 | chaos-1 | ") and lines[-1].endswith("; no difference")
