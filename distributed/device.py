@@ -38,8 +38,9 @@ def choose_device(local_rank: int, local_world: int) -> torch.device:
         _use_flash_attention_3(device)
         return device
     keep_freed_memory()
-    # torchrun sets OMP_NUM_THREADS=1; give each process its share of the cores instead.
-    torch.set_num_threads(max(1, available_cores() // local_world))
+    # torchrun sets OMP_NUM_THREADS=1: each process gets its share of the cores instead. Without torchrun a user has set it.
+    if "RANK" in os.environ or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, available_cores() // local_world))
     return torch.device("cpu")
 
 
