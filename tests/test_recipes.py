@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.launch import largest_difference, launch, rows, weights
+from tests.distributed.launch import largest_difference, launch, rows, run_of, weights
 from tests.processes import ROOT, run_ranks
 from tests.tiny import write_chat_file, write_tiny_model
 from tests.tools.check_faults import END
@@ -78,26 +78,25 @@ def runs(folder, scripts) -> Path:
     NAME-again and NAME-alone are stopped on two ranks. NAME-again goes on there, NAME-alone on one.
     """
 
-    def run_of(name: str, run: str, *overrides: str, plant: str | None = None) -> dict:
-        arguments = [str(folder / "config.py"), f"run.name={run}", *overrides]
-        return {"script": str(scripts[name]) if name else None, "arguments": arguments, "plant": plant}
+    def of(name: str, run: str, *overrides: str, plant: str | None = None) -> dict:
+        return run_of(folder, run, *overrides, plant=plant, script=scripts[name])
 
     def short(name: str, head: str, ranks: int) -> dict:
-        return run_of(name, f"{name}-{head}-{ranks}", f"model.path={folder / head}", "optimizer.max_steps=2")
+        return of(name, f"{name}-{head}-{ranks}", f"model.path={folder / head}", "optimizer.max_steps=2")
 
     ewc = ("ewc.strength=1", f"ewc.data={folder / 'main.jsonl'}", "ewc.documents=8", "optimizer.max_steps=2")
     stopped = [(name, f"{name}-again") for name in RESUMED] + [(name, f"{name}-alone") for name in MOVED]
     two = [
-        run_of("", "plain"),
-        *(run_of(name, f"{name}-2") for name in RECIPES),
+        run_of(folder, "plain"),
+        *(of(name, f"{name}-2") for name in RECIPES),
         *(short(name, "tied", 2) for name in LOSSES),
-        run_of("frozen_layers", "frozen-ewc", *ewc),
-        *(run_of(name, run, plant=f"signal_at_micro_batch:{IN_STEP_4}") for name, run in stopped),
-        *(run_of(name, f"{name}-again") for name in RESUMED),
+        of("frozen_layers", "frozen-ewc", *ewc),
+        *(of(name, run, plant=f"signal_at_micro_batch:{IN_STEP_4}") for name, run in stopped),
+        *(of(name, f"{name}-again") for name in RESUMED),
     ]
     one = [short(name, head, 1) for name in LOSSES for head in ("tied", "untied")]
     launch(folder, "two", 2, two)
-    launch(folder, "one", 1, [*one, *(run_of(name, f"{name}-alone") for name in MOVED)])
+    launch(folder, "one", 1, [*one, *(of(name, f"{name}-alone") for name in MOVED)])
     return folder / "runs"
 
 

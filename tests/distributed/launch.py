@@ -21,6 +21,14 @@ def write_plan(folder: Path, name: str, runs: list[dict]) -> Path:
     return plan
 
 
+def run_of(
+    folder: Path, name: str, *overrides: str, plant: str | None = None, expect: int = 0, script: Path | None = None
+) -> dict:
+    """A run of `folder`/config.py for `launch`. expect: its exit code. script: an edited copy of train.py."""
+    arguments = [str(folder / "config.py"), f"run.name={name}", *overrides]
+    return {"arguments": arguments, "plant": plant, "expect": expect, "script": script and str(script)}
+
+
 def launch(folder: Path, name: str, world_size: int, runs: list[dict], torchrun: bool = False) -> str:
     """Do `runs` one after the other in one launch, and return the output (also in NAME.out).
 

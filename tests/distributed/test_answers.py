@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.distributed.launch import largest_difference, launch, rows, weights
+from tests.distributed.launch import largest_difference, launch, rows, run_of, weights
 from tests.processes import run_python
 from tests.tiny import write_tiny_model
 
@@ -56,10 +56,6 @@ config = Config(
 )
 """)
     return folder
-
-
-def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None) -> dict:
-    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": 0}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights
 from tests.tiny import write_chat_file, write_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -35,17 +35,14 @@ config = Config(
 
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
-    def run_of(name: str, *overrides: str, plant: str | None = None) -> dict:
-        return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant}
-
     ewc, lora, selective = "ewc.strength=1.0", "lora.rank=4", "model.activation_checkpointing=selective"
     plan = [
-        run_of("eager", ewc),
-        run_of("compiled", ewc, *COMPILED, plant=GRAPHS),
-        run_of("eager-lora", lora, "optimizer.max_steps=2"),
-        run_of("eager-lora", lora),
-        run_of("lora", lora, "model.compile=True", selective, "optimizer.max_steps=2", plant=GRAPHS),
-        run_of("lora", lora, "model.compile=True", selective, plant=GRAPHS),
+        run_of(folder, "eager", ewc),
+        run_of(folder, "compiled", ewc, *COMPILED, plant=GRAPHS),
+        run_of(folder, "eager-lora", lora, "optimizer.max_steps=2"),
+        run_of(folder, "eager-lora", lora),
+        run_of(folder, "lora", lora, "model.compile=True", selective, "optimizer.max_steps=2", plant=GRAPHS),
+        run_of(folder, "lora", lora, "model.compile=True", selective, plant=GRAPHS),
     ]
     launch(folder, "two", 2, plan)
     return folder / "runs"

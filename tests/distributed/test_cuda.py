@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights
 from tests.tiny import write_chat_file, write_tiny_model
 
 pytestmark = [
@@ -40,10 +40,6 @@ config = Config(
 )
 """)
     return folder
-
-
-def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None) -> dict:
-    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant}
 
 
 @pytest.fixture(scope="module")

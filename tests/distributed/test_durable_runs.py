@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.checkpoint import FileSystemReader
 
-from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, launch, rows, weights, write_plan
+from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, launch, rows, run_of, weights, write_plan
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from training.ending import sums_of
@@ -50,10 +50,6 @@ config = Config(
 )
 """)
     return folder
-
-
-def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
-    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": expect}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from data.reader import Reader
 from data.sources import Corpus
 from data.token_build import build_store
 from model.loss import LossSums
-from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights
 from tests.losses import loss_sum
 from tests.tiny import SENTENCES, tiny_tokenizer, write_chat_file, write_tiny_model
 
@@ -80,10 +80,6 @@ def store_is_mixed_in(folder: Path) -> tuple[str, ...]:
         "data.sequence_length=128",
         "optimizer.epochs=1",
     )
-
-
-def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
-    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": expect}
 
 
 def forwards(plan: Plan, corpus: Corpus, sequence_length: int, steps: int) -> int:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
 
-from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights
 from tests.tiny import write_chat_file, write_tiny_model
 
 STEPS = 6
@@ -39,10 +39,6 @@ config = Config(
 )
 """)
     return folder
-
-
-def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
-    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": expect}
 
 
 VALIDATED = ("run.eval_every=1",)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, launch, rows, weights, write_plan
+from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, launch, rows, run_of, weights, write_plan
 from tests.distributed.workload import write_workload
 from tests.processes import run_ranks
 from tools.chaos import differences, exported
@@ -94,10 +94,6 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("survival")
     write_workload(folder, STEPS)
     return folder
-
-
-def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
-    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": expect}
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from tests.distributed.launch import (
     launch,
     relative_difference,
     rows,
+    run_of,
     weights,
     write_plan,
 )
@@ -61,10 +62,6 @@ config = Config(
 )
 """)
     return folder
-
-
-def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
-    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant, "expect": expect}
 
 
 SHORT = ("optimizer.max_steps=2",)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import largest_difference, launch, relative_difference, rows, weights
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights
 from tests.processes import run_python, run_ranks
 from tests.tiny import write_chat_file, write_tiny_model
 
@@ -45,10 +45,6 @@ config = Config(
 )
 """)
     return folder
-
-
-def run_of(folder: Path, name: str, *overrides: str, plant: str | None = None) -> dict:
-    return {"arguments": [str(folder / "config.py"), f"run.name={name}", *overrides], "plant": plant}
 
 
 def pretend(folder: Path, name: str, runs: list[dict], world_size: int = 1) -> dict[str, dict]:
