@@ -152,7 +152,7 @@ class Run:
     name: str  # everything is written to runs/NAME/
     directory: str = "runs"
     seed: int = 0
-    log_every: int = 1  # steps; on CUDA a logged step waits for the device
+    log_every: int = 1  # steps
     eval_every: int = 0  # steps; 0: only before the first step and after the last
     # Each evaluation also answers so many examples of data.validation, greedily, and scores the answers (docs/runs.md)
     eval_generate: int = 0

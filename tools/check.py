@@ -334,6 +334,7 @@ def changed_settings(check: Check, name: str) -> dict[str, object]:
         "optimizer.min_lr_ratio": 1.0,
     }
     settings |= {"model.path": check.model} if check.model else {}
+    settings |= {"lora.dropout": 0.0} if check.config.lora.dropout else {}  # the reference has none
     if ewc.strength and not ewc.fisher:
         settings["ewc.documents"] = min(ewc.documents, FISHER_DOCUMENTS)
     return settings

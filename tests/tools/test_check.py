@@ -6,6 +6,7 @@ Faults that the check's own process finds in data, model and precision are in te
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tests.processes import ROOT, run_ranks
 from tests.tiny import write_chat_file, write_tiny_model
 from tests.tools.check_faults import write_train
 from tests.tools.tiny_run import read
+from tools.check import changed_settings
 from tools.check_data import FAILS, OK, WARNING
 from tools.check_runs import judge_checkpoint
 from tools.check_step import check
@@ -234,3 +236,9 @@ def test_mistakes_end_in_one_sentence(folder) -> None:
     for words, error in zip(mistakes.values(), errors, strict=True):
         assert error.startswith("error: ") and words in error, error
     assert not runs.exists()
+
+
+def test_the_runs_of_a_check_have_no_dropout_because_the_reference_has_none(folder) -> None:
+    config = load_config(folder / "config.py", ["lora.rank=4", "lora.dropout=0.1"])
+    made = SimpleNamespace(config=config, scratch="scratch", model=None)
+    assert changed_settings(made, "straight")["lora.dropout"] == 0.0
