@@ -66,9 +66,21 @@ class ChatTemplate:
 
         Raises UserError if the template does.
         """
+        messages = list(messages)
+        try:
+            return self._render(messages, tools, prompt)
+        except (
+            UserError
+        ):  # transformers leaves out a content that is null, for which some templates have no case (Qwen3)
+            filled = [m | {"content": ""} if m.get("content") is None else m for m in messages]
+            if filled == messages:
+                raise
+            return self._render(filled, tools, prompt)
+
+    def _render(self, messages: list[dict], tools: list | None, prompt: bool) -> str:
         with _refusals():
             rendered = self.tokenizer.apply_chat_template(
-                list(messages),
+                messages,
                 tools=cast(Any, tools),
                 chat_template=self._dated(tools),
                 tokenize=False,

@@ -94,6 +94,7 @@ NOTES: dict[str, str] = {
     "split": "{n} {chats} {are} split by answer, because the chat template rewrites earlier turns",
     "rebuilt": "{n} {chats} {have} answers that the template renders otherwise once they are given; here they follow the prompt "
     "of generation",
+    "parts": "in {n} {chats} the template writes an answer in several parts, and generation ends after the first of them",
     "opening": "{n} {chats} {begin} with an assistant message, which answers nothing and carries no loss",
     "trailing": "{n} {chats} {go} on after the last trained answer; the rest is left out",
     "unanswered": "{n} {chats} {have} no answer of the assistant",
@@ -268,6 +269,8 @@ class ExampleEncoder:
         turns = [self.labels.turn(messages, i, tools, weight) for i, weight in trained.items()]
         if not all(turn.exact for turn in turns):
             notes.append("rebuilt")
+        if any(turn.stops > 1 for turn in turns):
+            notes.append("parts")
         if leaves_out(turns[-1].prompt, messages[:last]):
             notes.append("left out")
         if not all([check_said(turn, messages[i], i + 1) for i, turn in zip(trained, turns, strict=True)]):
@@ -327,7 +330,10 @@ class ExampleEncoder:
         for a, b in turn.loss or ():
             a, b = (len(lead) + len(self.control.named(turn.answer[:end])) for end in (a, b))
             inside = [k for k, (first, end) in enumerate(offsets) if first < b and end > a]
-            spans += [(inside[0], inside[-1] + 1)] if inside else []
+            if inside and spans and spans[-1][1] >= inside[0]:
+                spans[-1] = (spans[-1][0], inside[-1] + 1)
+            elif inside:
+                spans.append((inside[0], inside[-1] + 1))
         return spans
 
     def _tokenise(self, examples: Sequence[dict]) -> list[Encoding]:

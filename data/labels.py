@@ -20,6 +20,7 @@ THINKING = re.compile(
     re.IGNORECASE,
 )
 PLACE = "here the message before ends"  # stands in for a content, to find what the template writes after it
+ANOTHER = "give another template in data.chat_template"
 ASK, SAY = {"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}
 FUNCTION = {"name": "ratio", "description": "a ratio", "parameters": {"type": "object", "properties": {}}}
 CALL = {
@@ -33,7 +34,8 @@ RESULT = {"role": "tool", "content": "1", "name": "ratio", "tool_call_id": "call
 class Turn(NamedTuple):
     """A trained answer: what generation sees before it, and what the assistant writes, both with the marks of their content.
 
-    exact: the template renders the chat that ends with the answer as prompt + answer. loss: the characters of the answer that
+    exact: the template renders the chat that ends with the answer as prompt + answer. stops: the number of tokens in the answer
+    at which generation ends; more than 1 if the template writes it in several parts. loss: the characters of the answer that
     the template marks with `{% generation %}`; None if it marks none, and all of them carry loss.
     """
 
@@ -41,6 +43,7 @@ class Turn(NamedTuple):
     answer: str
     weight: float
     exact: bool
+    stops: int
     loss: list[tuple[int, int]] | None
 
 
@@ -101,11 +104,11 @@ class Labels:
         given = self.template.render(messages[: i + 1], tools)
         exact = given.startswith(prompt)
         rest = given[len(prompt) :] if exact else self._rest(messages, i, tools)
-        answer = self._ended(rest, "tool_calls" in messages[i])
+        answer, stops = self._ended(rest, "tool_calls" in messages[i])
         loss = None
         if self.template.marks_generation and given.endswith(rest):
             loss = self._loss(messages[: i + 1], tools, answer, len(given) - len(rest))
-        return Turn(prompt, answer, weight, exact, loss)
+        return Turn(prompt, answer, weight, exact, stops, loss)
 
     def _rest(self, messages: Sequence[dict], i: int, tools: list | None) -> str:
         """What a template that renders a given answer otherwise than its prompt writes of it.
@@ -117,15 +120,18 @@ class Labels:
         _, in_prompt, prompt = self.template.render(placed, tools, prompt=True).rpartition(PLACE)
         _, in_given, given = self.template.render([*placed, messages[i]], tools).rpartition(PLACE)
         if not (in_prompt and in_given):
-            raise UserError(
-                f"the chat template rewrites message {i} once the assistant has answered it; give another template in "
-                "data.chat_template"
-            )
+            raise UserError(f"the chat template rewrites message {i} once the assistant has answered it; {ANOTHER}")
         block = THINKING.search(prompt)
         base = prompt[: block.start()] if block else prompt
         same = len(os.path.commonprefix([base, given]))
         same = next((m.start() for m in self.tag.finditer(base) if m.start() < same < m.end()), same)
-        rest = given[same:] if same == len(base) else given[same:].lstrip()
+        rest = given[same:]
+        if beyond := base[same:]:  # it may come later in the given answer (Hermes), or not at all (Apertus)
+            rest = rest.partition(beyond)[2] or rest.lstrip()
+            if any(stop in rest[: self._said(rest)] for stop in self.stops):
+                raise UserError(
+                    f"the chat template writes message {i + 1} otherwise than after its own prompt; {ANOTHER}"
+                )
         if not block:
             return rest
         opening, closing = block["open"], f"{block['open'][0]}/{block['open'][1:]}"
@@ -137,25 +143,27 @@ class Labels:
         line = "\n" if prompt.endswith("\n") else ""
         return f"{thought.strip()}{line}{closing}{line}{line}{rest}"
 
-    def _ended(self, rest: str, calls: bool) -> str:
-        """What the template writes of an answer, up to and with the first stop after what the assistant said."""
+    def _ended(self, rest: str, calls: bool) -> tuple[str, int]:
+        """(what the template writes of an answer, up to and with the first stop after what is said; number of stops in it)."""
         said = self._said(rest)
         ends = [(rest.index(stop, said), -len(stop), stop) for stop in self.stops if stop in rest[said:]]
+        inside = sum(rest.count(stop, 0, said) for stop in self.stops)
         if not ends:
-            return rest.rstrip() + (self.after_call if calls else self.after_text)
+            return rest.rstrip() + (self.after_call if calls else self.after_text), inside + 1
         start, _, stop = min(ends)
-        return rest[: start + len(stop)]
+        return rest[: start + len(stop)], inside + 1
 
     def _loss(self, messages: Sequence[dict], tools: list | None, answer: str, start: int) -> list[tuple[int, int]]:
         """The characters of an answer, which begins at `start`, that the template marks as written by the assistant.
 
-        White space at the beginning and the stop at the end belong to them, even if the template writes them outside its mark.
+        What it writes before the first words of the assistant, and the stop, belong to them even outside of its marks.
         """
+        said = (messages[-1].get("content") or "").strip()
         stop = next((len(stop) for stop in self.stops if answer.endswith(stop)), 0)
         parts = []
         for first, last in self.template.generation_spans(messages, tools):
             first, last = max(0, first - start), min(len(answer), last - start)
-            first = 0 if not answer[:first].strip() else first
+            first = 0 if not answer[:first].strip() or not said.startswith(answer[:first].strip()) else first
             last = len(answer) if last >= len(answer) - stop else last
             parts += [(first, last)] if first < last else []
         return parts
@@ -176,17 +184,12 @@ def check_said(turn: Turn, message: dict, number: int) -> bool:
     content = (message.get("content") or "").strip()
     names = [call["function"]["name"] for call in message.get("tool_calls") or []]
     if any(turn.answer.count(name) < names.count(name) for name in names):
-        raise UserError(
-            f"the chat template leaves out a tool call of message {number}; give another template in data.chat_template"
-        )
+        raise UserError(f"the chat template leaves out a tool call of message {number}; {ANOTHER}")
     if content in turn.answer:
         return all((message.get(key) or "").strip() in turn.answer for key in THOUGHTS)
     if (re.split(r"[<\[]/(?:\w+:)?\w+[>\]]", content)[-1].strip() or content) in turn.answer:
         return False
-    raise UserError(
-        f"the chat template leaves out or changes what the assistant says in message {number}; give another template in "
-        "data.chat_template"
-    )
+    raise UserError(f"the chat template leaves out or changes what the assistant says in message {number}; {ANOTHER}")
 
 
 def leaves_out(text: str, messages: Sequence[dict]) -> bool:
