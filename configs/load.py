@@ -43,6 +43,7 @@ CHOICES = {
     "data.format": FORMATS,
     "data.on_bad": ("error", "skip"),
     "data.train_on": ("all", "last"),
+    "data.control_tokens": ("text", "error", "allow"),
     "optimizer.memory": ("16N", "14N", "12N", "8N", "6N"),
     "optimizer.stage": ("fine-tuning", "pre-training"),
     "ewc.estimator": ("model", "empirical"),

@@ -91,9 +91,10 @@ class ChatTemplate:
 
     def generation_spans(self, messages: Sequence[dict], tools: list | None = None) -> list[tuple[int, int]]:
         """(start, end) of the characters in `{% generation %}` blocks. Raises UserError if the template refuses the chat."""
+        messages = [{"content": ""} | {k: v for k, v in message.items() if v is not None} for message in messages]
         with _refusals():
             rendered = render_jinja_template(
-                [[{key: value for key, value in message.items() if value is not None} for message in messages]],
+                [messages],
                 tools=cast(Any, tools),
                 chat_template=self._dated(tools),
                 return_assistant_tokens_mask=True,

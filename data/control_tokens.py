@@ -25,21 +25,23 @@ from data.token_store import backend
 # Of letters and digits, which no template changes or escapes. New in each process, so that no content can have them.
 NAME, MARK = f"own{secrets.token_hex(8)}", f"mark{secrets.token_hex(8)}"
 MARKUP = re.compile(r"[<\[{|].*[>\]}|]")
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # by these a tokenizer spells what it has no other token for
 # An assistant's own turn may spell these tags itself: <think>, </tool_call>, [THINK].
 OWN_TAGS = re.compile(r"</?[\w:]+>")
 THINKING_TAGS = re.compile(r"[<\[]/?(?:\w+:)?(?:think|thinking|thought|reasoning)[>\]]", re.IGNORECASE)
 
 
 class ControlTokens:
-    """The control tokens of a tokenizer with its chat templates, and an encoder that makes them of their secret names only.
+    """The control tokens of a tokenizer with its chat template, and an encoder that makes them of their secret names only.
 
     texts: the control tokens as they are written. encoder: adds no BOS or EOS, does not pad or truncate.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, templates: Iterable[str]) -> None:
-        source = "\n".join(templates)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        source = str(tokenizer.chat_template)
         added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
-        special = {text for text, is_special in added.items() if is_special} | {*tokenizer.all_special_tokens}
+        special = {text for text, is_special in added.items() if is_special and not BYTE.fullmatch(text)}
+        special |= {*tokenizer.all_special_tokens}
         written = {text for text in added if text not in special and MARKUP.fullmatch(text) and text in source}
         self.texts = tuple(sorted(special | written, key=lambda text: (-len(text), text)))
         self.own = {text for text in self.texts if THINKING_TAGS.fullmatch(text)} | {

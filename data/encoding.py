@@ -12,7 +12,7 @@ import bisect
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import tokenizers
@@ -132,14 +132,14 @@ class ExampleEncoder:
         self.tokenizer, self.settings = tokenizer, settings or ChatSettings()
         self.template = ChatTemplate(tokenizer, self.settings)
         self.bos, self.eos = bos_ids(tokenizer), eos_id(tokenizer)
-        self.control = ControlTokens(tokenizer, [self.template.text(tools) for tools in (False, True)])
+        self.control = ControlTokens(tokenizer)
         self.encoder = self.control.encoder  # of texts and completions, which are content
         if self.settings.control_tokens == "allow":
             self.encoder = make_encoder(tokenizer)
             self.encoder.post_processor = None
         stops = [str(tokenizer.eos_token), *tokenizer.convert_ids_to_tokens(generation_stops(tokenizer))]
         self.labels = Labels(self.template, self.control, stops)
-        self.ids_of_control = {tokenizer.convert_tokens_to_ids(text) for text in self.control.texts}
+        self.ids_of_control = {self._id(text) for text in self.control.texts}
         # A tokenizer that puts a space before every text would put a second one before an answer: it is encoded after this.
         newline, joint = (self._ids([text])[0] for text in ("\n", "\na"))
         self.before = "" if joint[len(newline) :] == self._ids(["a"])[0] else "\n"
@@ -147,7 +147,10 @@ class ExampleEncoder:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer: EOS, those of the chat template, and those of generation_config.json."""
-        return tuple(dict.fromkeys([self.eos, *map(self.tokenizer.convert_tokens_to_ids, self.labels.stops)]))
+        return tuple(dict.fromkeys([self.eos, *map(self._id, self.labels.stops)]))
+
+    def _id(self, token: str) -> int:
+        return cast(int, self.tokenizer.convert_tokens_to_ids(token))
 
     @functools.cached_property
     def of_tokenizer(self) -> str:

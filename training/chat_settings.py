@@ -17,7 +17,7 @@ from distributed.rendezvous import join
 
 def chat_settings(data: Data) -> ChatSettings:
     """The settings of a config that data/encoding.py needs."""
-    return ChatSettings(data.chat_template_options, data.chat_date, data.train_on)
+    return ChatSettings(data.chat_template_options, data.chat_date, data.train_on, data.control_tokens)
 
 
 def settle_chat_settings(
@@ -63,8 +63,10 @@ def _recorded_date(run_directory: Path) -> str | None:
 
 def _check_options(data: Data, template: ChatTemplate) -> None:
     taken = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
-    for name in data.chat_template_options:
+    for name, value in data.chat_template_options.items():
         if name in taken:
             raise UserError(f"data.chat_template_options: {name} is set by this code; remove it")
+        if name == "enable_thinking" and value is False:
+            continue  # a template without this variable has no thinking to turn off
         if not (template.knows(name) or template.knows(name, with_tools=True)):
             raise UserError(f"data.chat_template_options: the chat template has no variable {name}; correct its name")
