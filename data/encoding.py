@@ -141,8 +141,9 @@ class ExampleEncoder:
         self.labels = Labels(self.template, self.control, stops)
         self.ids_of_control = {self._id(text) for text in self.control.texts}
         # A tokenizer that puts a space before every text would put a second one before an answer: it is encoded after this.
-        newline, joint = (self._ids([text])[0] for text in ("\n", "\na"))
-        self.before = "" if joint[len(newline) :] == self._ids(["a"])[0] else "\n"
+        # No vocabulary has a piece with this character: no token reaches over its end.
+        alone, joint = (self._ids([text])[0] for text in ("\ue000", "\ue000a"))
+        self.before = "" if joint[len(alone) :] == self._ids(["a"])[0] else "\ue000"
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
