@@ -192,6 +192,7 @@ class Judge:
             self.spaces
         ):  # decoded, a part of a text may lose a space: the ids tell, unless a token reaches over the boundary
             ids = self.ids(messages[: i + 1])
+            answer = answer[:-1] if self.tokenizer.eos_token not in whole else answer  # whose end may join a line end
             if ids[: len(before)] == before and ids[len(before) :][: len(answer)] != answer:
                 raise Wrong(f"message {i} has other ids than the whole chat: {text!r}")
             return
