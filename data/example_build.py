@@ -130,15 +130,17 @@ def _kept(
 def _results(jobs: Iterator[Job], encoder: JobEncoder, processes: int) -> Generator[Result, None, None]:
     """The results of all jobs. The pieces of a long text, which may be in several jobs, become one result."""
     parts: list[np.ndarray] = []
+    control: list[str] = []
     for job, done in encode_jobs(jobs, encoder, processes):
         if isinstance(done, Result):
             yield done
             continue
-        for (_, _, ends, where, example), ids in zip(job.pieces, done, strict=True):
+        for (text, _, ends, where, example), ids in zip(job.pieces, done, strict=True):
             parts.append(ids)
+            control += encoder.encoder.control.found_in(text)
             if ends:
-                yield encoder.join(parts, where, example)
-                parts = []
+                yield encoder.join(parts, where, example | {"text": " ".join(control)})
+                parts, control = [], []
 
 
 def _take(result: Result, writer: ExampleWriter, counts: Counter, bad: list[str], settings: ExampleSettings) -> None:

@@ -103,7 +103,7 @@ class JobEncoder:
         return result.finish()
 
     def join(self, ids: Sequence[np.ndarray], where: str, example: dict) -> Result:
-        """The result of a long text from the ids of its pieces."""
+        """The result of a long text from the ids of its pieces. `text` of the example: its control tokens alone."""
         result = _Collector(self.settings)
         outcome = self.encoder.encode([example | {"text": "x"}])[0]
         try:
