@@ -28,6 +28,7 @@ from data.text_pieces import make_encoder
 from data.token_store import tokenizer_fingerprint
 from data.tokens import bos_ids, eos_id, generation_stops
 
+MAX_LEAD = 200  # characters at the end of a prompt
 VERSION = 3  # of this encoding; a cache of another version is not used
 
 
@@ -117,10 +118,24 @@ def note_sentence(note: str, count: int | None) -> str:
     return NOTES[note].format(n=number, **(words if count == 1 else {word: word for word in words}))
 
 
+class _Part(NamedTuple):
+    """What is encoded of a turn: `new`, the end of its prompt, and the answer. Secret names stand before control tokens.
+
+    after: the control token with which `new` begins, and whose last place in the ids of the prompt before is that of `new`;
+    None: `new` is the whole prompt. lead: text before the answer whose ids are taken away again.
+    """
+
+    turn: Turn
+    new: str
+    after: int | None
+    lead: str
+    answer: str
+
+
 class _Chat(NamedTuple):
     """The trained answers of a chat and its notes."""
 
-    turns: list[Turn]
+    parts: list[_Part]
     notes: list[str]
 
 
@@ -139,8 +154,8 @@ class ExampleEncoder:
             self.encoder.post_processor = None
         stops = [str(tokenizer.eos_token), *tokenizer.convert_ids_to_tokens(generation_stops(tokenizer))]
         self.labels = Labels(self.template, self.control, stops)
-        self.ids_of_control = {self._id(text) for text in self.control.texts}
-        # A tokenizer that puts a space before every text would put a second one before an answer: it is encoded after this.
+        # A tokenizer that puts a space before every text would put a second one before an answer, which is therefore encoded
+        # after the prompt's last words, or after this.
         # No vocabulary has a piece with this character: no token reaches over its end.
         alone, joint = (self._ids([text])[0] for text in ("\ue000", "\ue000a"))
         self.before = "" if joint[len(alone) :] == self._ids(["a"])[0] else "\ue000"
@@ -192,8 +207,8 @@ class ExampleEncoder:
                     chats[i] = self._chat(example)
                 except UserError as error:
                     chats[i] = error
-        texts = [text for chat in chats.values() if isinstance(chat, _Chat) for text in self._texts(chat.turns)]
-        ids = iter(self._ids(texts))
+        parts = [part for chat in chats.values() if isinstance(chat, _Chat) for part in chat.parts]
+        ids = iter(self._ids([text for part in parts for text in (part.new, part.lead + part.answer)]))
         plain = iter(self._tokenise([example for example in examples if "messages" not in example]))
         outcomes = []
         for i, example in enumerate(examples):
@@ -279,60 +294,63 @@ class ExampleEncoder:
             notes.append("left out")
         if not all([check_said(turn, messages[i], i + 1) for i, turn in zip(trained, turns, strict=True)]):
             notes.append("thinking")
-        return _Chat(turns, notes)
+        return _Chat(self._parts(turns), notes)
 
-    def _texts(self, turns: Sequence[Turn]) -> list[str]:
-        """What is encoded of a chat: a prompt and an answer for each turn.
+    def _parts(self, turns: Sequence[Turn]) -> list[_Part]:
+        """What is encoded of each turn of a chat.
 
         Of a prompt that continues the turn before, only what follows that turn's last control token is encoded, because no
         token reaches over it.
         """
-        texts, done, named = [], None, ""
+        parts: list[_Part] = []
+        done, named = None, ""
         for turn in turns:
-            before, named = named, self.control.named(turn.prompt)
-            continues = done is not None and turn.prompt.startswith(done)
-            texts += [named[max(0, before.rfind(NAME)) :] if continues else named]
-            texts += [self._lead(turn) + self.control.named(turn.answer)]
+            before, named, answer = named, self.control.named(turn.prompt), self.control.named(turn.answer)
+            start, lead = self._last_control(before) if done and turn.prompt.startswith(done) else None, ""
+            if self.before:
+                last = self._last_control(named)
+                lead = named[last[0] :] if last and len(named) - last[0] < MAX_LEAD else self.before
+            new = named[start[0] :] if start else named
+            parts.append(_Part(turn, new, start[1] if start else None, lead, answer))
             done = turn.prompt + turn.answer
-        return texts
+        return parts
+
+    def _last_control(self, named: str) -> tuple[int, int] | None:
+        """(where the template's last control token begins in a text, its id). None if it has none, or only <unk>."""
+        start = named.rfind(NAME)
+        token = next((text for text in self.control.texts if named.startswith(text, start + len(NAME))), "")
+        return (start, self._id(token)) if start >= 0 and token != self.tokenizer.unk_token else None
 
     def _joined(self, chat: _Chat, encoded: Iterator[list[int]]) -> tuple[list[Encoded], list[str]]:
-        """The sequences of a chat from the ids of its `_texts`, and its notes."""
+        """The sequences of a chat from the ids of its parts, and its notes."""
         sequences: list[tuple[list[int], list[Span]]] = []
         prompt: list[int] = []
-        done = None
-        for turn in chat.turns:
-            ids = next(encoded)
-            if done is not None and turn.prompt.startswith(done):
-                control = (k for k in range(len(prompt) - 1, -1, -1) if prompt[k] in self.ids_of_control)
-                ids = prompt[: next(control, 0)] + ids
-            done, prompt = turn.prompt + turn.answer, ids
-            answer = next(encoded)[self._length(self._lead(turn)) :]
+        for part in chat.parts:
+            new, ids, lead = next(encoded), next(encoded), self._lead_ids(part.lead)
+            prompt = new if part.after is None else prompt[: len(prompt) - 1 - prompt[::-1].index(part.after)] + new
+            if ids[: len(lead)] != lead:  # a token reaches over the lead's end
+                part, lead = part._replace(lead=self.before), self._lead_ids(self.before)
+                ids = self._ids([part.lead + part.answer])[0]
+            answer, turn = ids[len(lead) :], part.turn
             if not sequences or prompt[: len(sequences[-1][0])] != sequences[-1][0]:
                 sequences.append(([], []))
-            spans = [(0, len(answer))] if turn.loss is None else self._marked(turn)
+            spans = [(0, len(answer))] if turn.loss is None else self._marked(part, turn.loss)
             spans = [Span(max(1, len(prompt) + a), len(prompt) + b, turn.weight) for a, b in spans]
             sequences[-1] = ([*prompt, *answer], sequences[-1][1] + spans)
         notes = [*chat.notes, "split"] if len(sequences) > 1 else chat.notes
         return [Encoded(np.array(ids, dtype=np.int64), tuple(spans)) for ids, spans in sequences], notes
 
-    def _lead(self, turn: Turn) -> str:
-        """What an answer is encoded after, where the tokenizer writes a space before a text: the prompt's end."""
-        if not self.before:
-            return ""
-        return next((NAME + text for text in self.control.texts if turn.prompt.endswith(text)), self.before)
-
     @functools.lru_cache(maxsize=64)  # noqa: B019
-    def _length(self, text: str) -> int:
-        return len(self._ids([text])[0]) if text else 0
+    def _lead_ids(self, text: str) -> list[int]:
+        return self._ids([text])[0] if text else []
 
-    def _marked(self, turn: Turn) -> list[tuple[int, int]]:
-        """(first, end) of the tokens of an answer that have a character of `turn.loss`."""
-        lead = self._lead(turn)
-        encoding = self.control.encoder.encode(lead + self.control.named(turn.answer), add_special_tokens=False)
-        offsets, spans = encoding.offsets[self._length(lead) :], []
-        for a, b in turn.loss or ():
-            a, b = (len(lead) + len(self.control.named(turn.answer[:end])) for end in (a, b))
+    def _marked(self, part: _Part, loss: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """(first, end) of the tokens of an answer that have one of these characters of its marked text."""
+        encoding = self.control.encoder.encode(part.lead + part.answer, add_special_tokens=False)
+        offsets = encoding.offsets[len(self._lead_ids(part.lead)) :]
+        spans: list[tuple[int, int]] = []
+        for a, b in loss:
+            a, b = (len(part.lead) + len(self.control.named(part.turn.answer[:end])) for end in (a, b))
             inside = [k for k, (first, end) in enumerate(offsets) if first < b and end > a]
             if inside and spans and spans[-1][1] >= inside[0]:
                 spans[-1] = (spans[-1][0], inside[-1] + 1)

@@ -20,7 +20,8 @@ CALL = '{"name": "\' ~ c.function.name ~ \'", "arguments": \' ~ (c.function.argu
 class Family:
     """A template with its special tokens. kind: byte (byte-level BPE), sentencepiece (dummy prefix) or legacy (the same, but
     before every piece between special tokens). adds_bos: whether the tokenizer puts BOS before a text. stops: what ends an
-    answer besides EOS, as generation_config.json of the family says. added: more tokens, which are not special."""
+    answer besides EOS, as generation_config.json of the family says. added: more tokens, which are not special.
+    rstrip: whether special tokens take the white space after them."""
 
     template: str
     special: tuple[str, ...]
@@ -31,6 +32,7 @@ class Family:
     options: dict = field(default_factory=dict)
     stops: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    rstrip: bool = False
 
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -189,7 +191,8 @@ FAMILIES = {
         "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}",
         ("<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
         "<|endoftext|>",
-        kind="sentencepiece",
+        kind="legacy",
+        rstrip=True,
         stops=("<|end|>",),
     ),
     # Another name for the assistant, no system message, an end that is not EOS, and a newline after it.
@@ -460,7 +463,9 @@ def family_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a family with its template."""
     family = FAMILIES[name]
     tokenizer = Tokenizer.from_str(trained(family.kind))
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in family.special])
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False, rstrip=family.rstrip) for text in family.special]
+    )
     tags = [f"<{slash}{tag}>" for tag in ("think", "tool_call", "tool_response") for slash in ("", "/")]
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*tags, *family.added)])
     if family.adds_bos:

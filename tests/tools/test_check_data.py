@@ -79,7 +79,7 @@ def test_an_end_that_is_not_trained_in_some_examples_fails(tmp_path, monkeypatch
 
     def early(self, chat, ids):
         sequences, notes = exact(self, chat, ids)
-        if "question 7 " not in chat.turns[0].prompt:
+        if "question 7 " not in chat.parts[0].turn.prompt:
             return sequences, notes
         (encoded,) = sequences
         calls.append(len(encoded.spans))
