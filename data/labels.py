@@ -102,8 +102,10 @@ class Labels:
         """The answer that is message `i`. Raises UserError if the template refuses it, or leaves out what the assistant says."""
         prompt = self.template.render(messages[:i], tools, prompt=True)
         given = self.template.render(messages[: i + 1], tools)
-        exact = given.startswith(prompt)
+        exact, block = given.startswith(prompt), THINKING.search(prompt)
         rest = given[len(prompt) :] if exact else self._rest(messages, i, tools)
+        if block and not (exact and (block["closed"] or _closing(block) in rest)):
+            rest, exact = _after_thinking(block, rest, messages[i]), False
         answer, stops = self._ended(rest, "tool_calls" in messages[i])
         loss = None
         if self.template.marks_generation and given.endswith(rest):
@@ -111,37 +113,26 @@ class Labels:
         return Turn(prompt, answer, weight, exact, stops, loss)
 
     def _rest(self, messages: Sequence[dict], i: int, tools: list | None) -> str:
-        """What a template that renders a given answer otherwise than its prompt writes of it.
+        """What a template that renders a given answer otherwise than its prompt writes of it, maybe with a thinking block.
 
-        Both renderings are compared from the end of the message before on. A thinking block that the prompt opens is closed,
-        with the thinking that the data has.
+        Both renderings are compared from the end of the message before on.
         """
         placed = [*messages[: i - 1], messages[i - 1] | {"content": PLACE}]
         _, in_prompt, prompt = self.template.render(placed, tools, prompt=True).rpartition(PLACE)
         _, in_given, given = self.template.render([*placed, messages[i]], tools).rpartition(PLACE)
         if not (in_prompt and in_given):
             raise UserError(f"the chat template rewrites message {i} once the assistant has answered it; {ANOTHER}")
-        block = THINKING.search(prompt)
-        base = prompt[: block.start()] if block else prompt
-        same = len(os.path.commonprefix([base, given]))
-        same = next((m.start() for m in self.tag.finditer(base) if m.start() < same < m.end()), same)
+        prompt = THINKING.sub("", prompt)
+        same = len(os.path.commonprefix([prompt, given]))
+        same = next((m.start() for m in self.tag.finditer(prompt) if m.start() < same < m.end()), same)
         rest = given[same:]
-        if beyond := base[same:]:  # it may come later in the given answer (Hermes), or not at all (Apertus)
+        if beyond := prompt[same:]:  # it may come later in the given answer (Hermes), or not at all (Apertus)
             rest = rest.partition(beyond)[2] or rest.lstrip()
             if any(stop in rest[: self._said(rest)] for stop in self.stops):
                 raise UserError(
                     f"the chat template writes message {i + 1} otherwise than after its own prompt; {ANOTHER}"
                 )
-        if not block:
-            return rest
-        opening, closing = block["open"], f"{block['open'][0]}/{block['open'][1:]}"
-        written = re.match(rf"\s*(?:{re.escape(opening)}(.*?))?{re.escape(closing)}\s*", rest, re.DOTALL)
-        rest = rest[written.end() :] if written else rest
-        if block["closed"]:
-            return rest
-        thought = (written and written[1]) or thinking_of(messages[i], opening, closing)
-        line = "\n" if prompt.endswith("\n") else ""
-        return f"{thought.strip()}{line}{closing}{line}{line}{rest}"
+        return rest
 
     def _ended(self, rest: str, calls: bool) -> tuple[str, int]:
         """(what the template writes of an answer, up to and with the first stop after what is said; number of stops in it)."""
@@ -169,11 +160,26 @@ class Labels:
         return parts
 
 
-def thinking_of(message: dict, opening: str = "<think>", closing: str = "</think>") -> str:
-    """The thinking of a message: beside its content or, between tags, at the beginning of it."""
+def _closing(block: re.Match[str]) -> str:
+    return f"{block['open'][0]}/{block['open'][1:]}"
+
+
+def _after_thinking(block: re.Match[str], rest: str, message: dict) -> str:
+    """An answer after a prompt that ends in a thinking block: nothing of one if it is closed, else the rest of it.
+
+    rest: the answer as the template writes it, maybe with a block. The thinking is that of the template or of the message,
+    beside its content or, between tags, at the beginning of it.
+    """
+    opening, closing = block["open"], _closing(block)
+    written = re.match(rf"\s*(?:{re.escape(opening)}(.*?))?{re.escape(closing)}\s*", rest, re.DOTALL)
+    rest = rest[written.end() :] if written else rest
+    if block["closed"]:
+        return rest
     beside = next((message[key] for key in THOUGHTS if message.get(key)), "")
     inside, tag, _ = (message.get("content") or "").partition(closing)
-    return beside or (inside.replace(opening, "") if tag else "")
+    thought = (written and written[1]) or beside or (inside.replace(opening, "") if tag else "")
+    line = "\n" if block[0].endswith("\n") else ""
+    return f"{thought.strip()}{line}{closing}{line * 2}{rest}"
 
 
 def check_said(turn: Turn, message: dict, number: int) -> bool:

@@ -35,6 +35,11 @@ class Family:
     rstrip: bool = False
 
 
+# Thinking may stand beside the content of a message `m`, or between tags at the beginning of it.
+THOUGHT = (
+    "{% set content = (m.content or '').split('</think>')[-1].strip() %}{% set thought = m.reasoning_content or "
+    "((m.content or '').split('</think>')[0].split('<think>')[-1].strip() if '</think>' in (m.content or '') else '') %}"
+)
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 LLAMA3_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 GLM_TOKENS = ("[gMASK]", "<sop>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -322,8 +327,8 @@ FAMILIES = {
     ),
     # The same, with a block that the prompt opens, and a closing tag alone before a given answer.
     "glm-4.7": Family(
-        "[gMASK]<sop>{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|assistant|>' + "
-        "('<think>' + m.reasoning_content if m.reasoning_content and loop.last else '') + '</think>' + (m.content or '').strip() }}"
+        "[gMASK]<sop>{% for m in messages %}{% if m.role == 'assistant' %}" + THOUGHT + "{{ '<|assistant|>' + "
+        "('<think>' + thought if thought and loop.last else '') + '</think>' + content }}"
         "{% for c in m.tool_calls or [] %}{{ '<tool_call>' + c.function.name + (c.function.arguments | tojson) + '</tool_call>' }}"
         "{% endfor %}{% elif m.role == 'tool' %}{{ '<|observation|>' + m.content }}"
         "{% else %}{{ '<|' + m.role + '|>' + m.content }}{% endif %}{% endfor %}"
@@ -361,8 +366,10 @@ FAMILIES = {
     # A prompt that opens a thinking block, which the last answer has even if it is empty, and earlier ones have not.
     "qwen3.5": Family(
         "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
-        "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% if loop.index0 > ns.last %}"
-        "{{ '<think>\n' + (m.reasoning_content or '') + '\n</think>\n\n' }}{% endif %}{{ (m.content or '') | trim }}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        + THOUGHT
+        + "{{ '<|im_start|>assistant\n' }}{% if loop.index0 > ns.last %}"
+        "{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}{{ content }}"
         "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n"
         + CALL
         + "\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
@@ -375,8 +382,9 @@ FAMILIES = {
     ),
     # A block that the prompt opens; thinking only where the data has it; other marks.
     "minimax-m2": Family(
-        "{% for m in messages %}{% if m.role == 'assistant' %}{{ ']~b]ai\n' + "
-        "('<think>\n' + m.reasoning_content + '\n</think>\n\n' if m.reasoning_content else '') + (m.content or '') }}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        + THOUGHT
+        + "{{ ']~b]ai\n' + ('<think>\n' + thought + '\n</think>\n\n' if thought else '') + content }}"
         "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n" + CALL + "\n</tool_call>' }}{% endfor %}{{ '[e~[\n' }}"
         "{% else %}{{ ']~b]' + m.role + '\n' + m.content + '[e~[\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ ']~b]ai\n<think>\n' }}{% endif %}",
