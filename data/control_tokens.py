@@ -43,7 +43,9 @@ class ControlTokens:
         special = {text for text, is_special in added.items() if is_special and not BYTE.fullmatch(text)}
         special |= {*tokenizer.all_special_tokens}
         written = {text for text in added if text not in special and MARKUP.fullmatch(text) and text in source}
-        self.texts = tuple(sorted(special | written, key=lambda text: (-len(text), text)))
+        # A mark breaks a token of two characters or more, unless the mark itself has it.
+        texts = {text for text in special | written if len(text) > 1 and text not in NAME + MARK}
+        self.texts = tuple(sorted(texts, key=lambda text: (-len(text), text)))
         self.own = {text for text in self.texts if THINKING_TAGS.fullmatch(text)} | {
             text for text in written if OWN_TAGS.fullmatch(text)
         }

@@ -106,8 +106,7 @@ NOTES: dict[str, str] = {
     "thinking": "{n} {chats} {have} answers whose thinking the chat template drops or changes",
     "left out": "{n} {chats} {have} questions or instructions that the chat template leaves out or changes",
     "boundary": "in {n} {examples} the completion begins inside a token",
-    "control": "control tokens: {n} {examples} {have} the text of a control token in what they say; data.control_tokens says what "
-    "becomes of it",
+    "control": "control tokens: {n} {examples} {have} content that spells one; it stays text, unless data.control_tokens=allow",
 }
 
 
@@ -153,7 +152,7 @@ class ExampleEncoder:
             self.encoder = make_encoder(tokenizer)
             self.encoder.post_processor = None
         stops = [str(tokenizer.eos_token), *tokenizer.convert_ids_to_tokens(generation_stops(tokenizer))]
-        self.labels = Labels(self.template, self.control, stops)
+        self.labels = Labels(self.template, self.control, [stop for stop in stops if stop])
         # A tokenizer that puts a space before every text would put a second one before an answer, which is therefore encoded
         # after the prompt's last words, or after this.
         # No vocabulary has a piece with this character: no token reaches over its end.
@@ -273,10 +272,8 @@ class ExampleEncoder:
         if 0 in answers:
             answers.remove(0)  # nothing precedes it that a model could answer
             notes.append("opening")
-        weights = {i: float(given[i].get("weight", 1.0)) for i in answers}
-        trained = {
-            i: weights[i] for i in (answers[-1:] if self.settings.train_on == "last" else answers) if weights[i] > 0
-        }
+        candidates = answers[-1:] if self.settings.train_on == "last" else answers
+        trained = {i: weight for i in candidates if (weight := float(given[i].get("weight", 1.0))) > 0}
         if not trained:
             notes.append("weightless" if answers else "unanswered")
             self.template.render(messages, tools)  # a chat that the template refuses is an error even so

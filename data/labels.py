@@ -76,7 +76,8 @@ class Labels:
             return self.stops[0]
         said = self._said(whole)
         last = self._leading(whole[said:])
-        middle = self._leading(longer.rpartition(whole[max(0, said - 8) : said])[2])
+        _, found, after = longer.rpartition(whole[max(0, said - 8) : said])
+        middle = self._leading(after) if found else []
         tokens = [a for a, b in zip(last, middle, strict=False) if a == b] or last or middle[:1] or self.stops
         token = next((token for token in tokens if token in self.stops), tokens[-1])
         self.stops += [token] if token not in self.stops else []

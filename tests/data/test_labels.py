@@ -518,7 +518,7 @@ def test_the_report_names_content_with_control_tokens_and_says_what_splitting_co
         return load_documents((str(file),), tokenizer, 512, "drop", encoder=encoder, settings=reading).report
 
     [line] = [line for line in report().split("\n") if "control tokens" in line]
-    assert line.startswith("control tokens: 2 examples have the text") and line.endswith(
+    assert line.startswith("control tokens: 2 examples have content that spells one") and line.endswith(
         f": {file}, line 2; {file}, line 5"
     )
     split = ExampleEncoder(tokenizer).encode(examples[2:3])[0].sequences
