@@ -57,6 +57,7 @@ def build_examples(
     job_encoder = JobEncoder(encoder, settings)
     counts: Counter = Counter()
     bad: list[str] = []
+    control: list[str] = []
     with tqdm(
         desc=f"tokenise {progress}",
         total=size,
@@ -72,10 +73,12 @@ def build_examples(
         try:
             for result in results:
                 _take(result, writer, counts, bad, settings)
+                control += result.control[: LISTED - len(control)]
             _check_not_empty(paths, counts, bad, writer, settings)
             info = {
                 "counts": dict(counts),
                 "bad": bad,
+                "control": control,
                 "files": len(files),
                 "paths": [str(file) for file in files],
                 "left_out": [str(file) for file in left_out(paths)],
@@ -127,15 +130,17 @@ def _kept(
 def _results(jobs: Iterator[Job], encoder: JobEncoder, processes: int) -> Generator[Result, None, None]:
     """The results of all jobs. The pieces of a long text, which may be in several jobs, become one result."""
     parts: list[np.ndarray] = []
+    control: list[str] = []
     for job, done in encode_jobs(jobs, encoder, processes):
         if isinstance(done, Result):
             yield done
             continue
-        for (_, _, ends, where, example), ids in zip(job.pieces, done, strict=True):
+        for (text, _, ends, where, example), ids in zip(job.pieces, done, strict=True):
             parts.append(ids)
+            control += encoder.encoder.control.found_in(text)
             if ends:
-                yield encoder.join(parts, where, example)
-                parts = []
+                yield encoder.join(parts, where, example | {"text": " ".join(control)})
+                parts, control = [], []
 
 
 def _take(result: Result, writer: ExampleWriter, counts: Counter, bad: list[str], settings: ExampleSettings) -> None:
