@@ -14,7 +14,7 @@ from common.errors import UserError
 from configs.config import Config, Data
 from data.encoding import ExampleEncoder, Outcome
 from data.examples import Documents
-from data.held_out import num_shared
+from data.held_out import BUT_FOR, num_shared
 from data.show import Style
 from data.sources import MAIN
 from data.token_texts import one_line, run_text
@@ -237,7 +237,7 @@ def check_ends(run: RunInputs, samples: Mapping[str, list[Sampled]], encoder: Ex
 
 
 def check_disjoint(inputs: Inputs) -> Result:
-    """Whether examples of validation are trained on, by the hash of their content."""
+    """Whether examples of validation are trained on, by the hash of their words."""
     trained, held = (
         [source.content_keys() for source in corpus.sources if isinstance(source, Documents)] if corpus else []
         for corpus in (inputs.train, inputs.validation)
@@ -249,5 +249,5 @@ def check_disjoint(inputs: Inputs) -> Result:
     figures = {"validation": len(keys), "shared": shared}
     if not shared:
         return Result("data", "validation", OK, f"none of {len(keys):,} validation examples is in training", figures)
-    text = f"{shared:,} of {len(keys):,} validation examples are also in training, so its loss means nothing: remove them from one"
+    text = f"{shared:,} of {len(keys):,} validation examples are also in training ({BUT_FOR}), so its loss means nothing: remove them from one"
     return Result("data", "validation", FAILS if shared > RARE * len(keys) else WARNING, text, figures)
