@@ -30,7 +30,7 @@ class Model:
 class Source:
     name: str  # its curves are train/loss/NAME, train/share/NAME and validation/loss/NAME
     paths: tuple[str, ...]  # like Data.train
-    share: float  # fraction of the target tokens of every step; 0.05 is 5%
+    share: float  # fraction of the target tokens; 0.05 is 5%. The log says over how many steps it holds
     validation: tuple[str, ...] = ()  # like Data.validation
     format: Format = "auto"  # like Data.format
     fields: dict[str, str] = field(default_factory=dict)  # like Data.fields
