@@ -151,7 +151,7 @@ def test_copies_with_another_word_are_near_and_a_form_that_all_fill_in_is_not(tm
     assert found.status == WARNING and found.figures["shared"] == 0
     assert (found.figures["near"], found.figures["compared"]) == (4, 14)
     assert found.text.startswith(
-        "4 of 14 validation sequences have more than half of their own runs of 8 tokens in one"
+        "4 of 14 validation sequences have more than half of their own runs of 13 tokens in one"
     )
 
 
