@@ -30,7 +30,7 @@ class Model:
 class Source:
     name: str  # its curves are train/loss/NAME, train/share/NAME and validation/loss/NAME
     paths: tuple[str, ...]  # like Data.train
-    share: float  # fraction of the target tokens of every step; 0.05 is 5%
+    share: float  # fraction of the target tokens; 0.05 is 5%. The log says over how many steps it holds
     validation: tuple[str, ...] = ()  # like Data.validation
     format: Format = "auto"  # like Data.format
     fields: dict[str, str] = field(default_factory=dict)  # like Data.fields
@@ -43,6 +43,9 @@ class Data:
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
     validation_share: float = 0.0  # or: hold out this fraction of data.train, chosen by a hash of each example
+    # A key of the rows, beside those of their form: rows with the same value, such as all reports of a bank, are on the same
+    # side of data.validation_share, which is then a fraction of the values
+    split_by: str | None = None
     format: Format = "auto"
     # Our name of a key -> its name in the files: fields={"messages": "dialogue"}, or on the command line
     # data.fields=messages=dialogue,role=speaker. configs/load.py lists our names
@@ -225,7 +228,8 @@ def _keys(**sections: str) -> tuple[str, ...]:
 # What they name, or make of the data, decides the weights: the content is compared, and the value may change.
 READ = _keys(
     model="path",
-    data="train validation_share format fields on_bad mix too_long chat_template chat_template_options train_on control_tokens",
+    data="train validation_share split_by format fields on_bad mix too_long chat_template chat_template_options train_on "
+    "control_tokens",
     ewc="data",
 )
 # They do not decide what a step computes: names, evaluating, saving, logging, steps to come, ranks and their memory.

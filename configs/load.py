@@ -345,6 +345,7 @@ def _wrong_together(config: Config) -> Iterator[str]:
         ("sharding.shard_size", sharding.strategy == "hybrid", "sharding.strategy=hybrid"),
         # Under hybrid and none, FSDP would add up the gradients of a step's micro-batches in that dtype too.
         ("sharding.reduce_dtype", sharding.strategy in ("full", "grad_op"), "sharding.strategy=full or grad_op"),
+        ("data.split_by", data.validation_share, "data.validation_share above 0"),
         *((f"lora.{key}", lora.rank, "lora.rank above 0") for key in ("alpha", "dropout", "targets")),
         # Checkpointing computes a layer a second time, and the dropout would then drop other elements.
         ("lora.dropout", config.model.activation_checkpointing == "none", "model.activation_checkpointing=none"),

@@ -14,7 +14,7 @@ config = Config(
     data=Data(
         train=("artifacts/quickstart/train.jsonl",),
         validation=("artifacts/quickstart/validation.jsonl",),
-        # Replay against forgetting: 5% of the target tokens of every step are general text.
+        # Replay against forgetting: 5% of the target tokens are general text.
         mix=(Source("replay", ("artifacts/replay/topics.jsonl",), 0.05),),
         sequence_length=256,  # the longest training example has 235 tokens
     ),

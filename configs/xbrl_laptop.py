@@ -15,7 +15,7 @@ config = Config(
     data=Data(
         train=("artifacts/xbrl_laptop/train.jsonl",),
         validation=("artifacts/xbrl_laptop/validation.jsonl",),
-        # Replay against forgetting: 5% of the target tokens of every step are general text.
+        # Replay against forgetting: 5% of the target tokens are general text.
         mix=(Source("replay", ("artifacts/replay/topics.jsonl",), 0.05),),
         sequence_length=512,  # the longest example has about 430 tokens
     ),

@@ -18,7 +18,7 @@ from data.dealing import Items
 from data.examples import Documents
 from data.mixing import main_order, mean_step_targets, total_targets
 from data.sources import Corpus, Windows, as_corpus, exact_sum
-from data.streams import make_stream, parts, promise
+from data.streams import items_of_step, make_stream, promise
 
 T = TypeVar("T")
 
@@ -50,7 +50,6 @@ class TrainingPlan(Plan):
 
     steps_per_epoch: tuple[int, ...]
     passes: Callable[[int], tuple[float, ...]]  # number of steps -> passes over each source
-    windows: tuple[int, ...]  # of each mixed-in source, in target tokens (data/mixing.py)
     promises: tuple[str, ...]  # for the log: how evenly the sources are mixed, and steps above `global_tokens`
 
 
@@ -105,7 +104,7 @@ def plan_training(
     main, main_share = corpus.sources[0], corpus.shares[0]
     step_targets = mean_step_targets(main, global_examples, global_tokens and global_tokens * main_share)
     streams = [
-        make_stream(part, seed, number, share / main_share, step_targets)
+        make_stream(part, seed, number, share / main_share)
         for number, (part, share) in enumerate(zip(corpus.sources[1:], corpus.shares[1:], strict=True), 1)
     ]
     order = main_order(main, epochs, seed, global_examples, global_tokens, streams)
@@ -115,8 +114,7 @@ def plan_training(
         items = order.items(step)
         before, after = order.targets_before(step), order.targets_before(step + 1)
         for offset, stream in zip(corpus.offsets[1:-1], streams, strict=True):
-            for index, first, end in parts(stream, before, after):
-                items.append(offset + index if end is None else corpus.part(offset + index, first, end))
+            items += [offset + index for index in items_of_step(stream, before, after)]
         return _step_batch(items, corpus)
 
     def passes(steps: int) -> tuple[float, ...]:
@@ -128,7 +126,7 @@ def plan_training(
         return _num_epochs(steps, order.steps_per_epoch), *others
 
     promises = [
-        promise(stream, name, share, step_targets)
+        promise(stream, name, share, step_targets, sum(order.steps_per_epoch))
         for name, share, stream in zip(corpus.names[1:], corpus.shares[1:], streams, strict=True)
     ]
     if order.num_too_large:
@@ -137,8 +135,7 @@ def plan_training(
             f"{global_tokens} target tokens, up to {order.largest:,.0f}: one example of the main source, with what is mixed "
             "in with it, has more"
         )
-    windows = tuple(stream.window for stream in streams)
-    return TrainingPlan(sum(order.steps_per_epoch), batch, order.steps_per_epoch, passes, windows, tuple(promises))
+    return TrainingPlan(sum(order.steps_per_epoch), batch, order.steps_per_epoch, passes, tuple(promises))
 
 
 def plan_pass(source: Corpus | Documents | Windows, tokens_per_step: int) -> Plan:

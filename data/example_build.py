@@ -16,7 +16,7 @@ from common.errors import UserError
 from data.encoding import NOTES, ExampleEncoder, note_sentence
 from data.example_store import ExampleStore, ExampleWriter
 from data.files import Advance, describe_files, expand, left_out, read_file
-from data.held_out import content_hash, is_held_out, key_of, num_repeated
+from data.held_out import content_hash, group_hash, is_held_out, key_of, num_repeated
 from data.parallel_encoding import (
     PARALLEL_BYTES,
     ExampleSettings,
@@ -68,7 +68,7 @@ def build_examples(
         disable=not progress,
     ) as bar:
         read = _read(files, lambda count: cast(None, bar.update(count)), settings, counts, bad)
-        examples = _kept(read, settings, counts, writer)
+        examples = _kept(read, settings, counts, bad, writer)
         results = _results(make_jobs(examples, job_encoder.can_cut), job_encoder, processes)
         try:
             for result in results:
@@ -107,17 +107,29 @@ def _skip(sentence: str, counts: Counter, bad: list[str]) -> None:
 
 
 def _kept(
-    examples: Iterator[tuple[str, dict]], settings: ExampleSettings, counts: Counter, writer: ExampleWriter
+    examples: Iterator[tuple[str, dict]],
+    settings: ExampleSettings,
+    counts: Counter,
+    bad: list[str],
+    writer: ExampleWriter,
 ) -> Iterator[tuple[str, dict]]:
     """The examples of this part (training or validation), with the keys of their content written down."""
-    keys = []
+    keys, split_by = [], settings.reading.split_by
     for where, example in examples:
         content = content_hash(example)
-        if settings.part != "all" and is_held_out(content, settings.validation_share) != (
-            settings.part == "validation"
-        ):
-            counts["other_part"] += 1
-            continue
+        if settings.part != "all":
+            group = group_hash(example, split_by) if split_by else content
+            if group is None:
+                sentence = (
+                    f"{where} has no `{split_by}` beside the keys of its form, by whose value data.split_by splits"
+                )
+                if settings.reading.on_bad == "error":
+                    raise UserError(sentence)
+                _skip(sentence, counts, bad)
+                continue
+            if is_held_out(group, settings.validation_share) != (settings.part == "validation"):
+                counts["other_part"] += 1
+                continue
         counts["examples"] += 1
         keys.append(key_of(content))
         yield where, example

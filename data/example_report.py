@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.encoding import NOTES, note_sentence
+from data.held_out import BUT_FOR
 from data.parallel_encoding import ExampleSettings
 
 
@@ -20,6 +21,8 @@ def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path])
         f"{sequences:,} example{_s(sequences)} from {info['files']} file{_s(info['files'])}, {tokens:,} tokens "
         f"({tokens / sequences:.0f} per example, longest {info['longest']}), {targets} of them targets"
     ]
+    if cut := counts.get("cut", 0):
+        parts[0] += f"; {cut:,} long text{_s(cut)} cut into pieces of {size}, each counted as an example"
 
     def add(key: str, sentence: str) -> None:
         if count := counts.get(key, 0):
@@ -32,7 +35,6 @@ def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path])
         parts.append(f"{len(info['left_out'])} file{_s(len(info['left_out']))} of another kind LEFT OUT ({names})")
     add("drop", f"DROPPED {{n}} longer than {size} (longest {longest})")
     add("truncate", f"TRUNCATED {{n}} to {size} (longest {longest})")
-    add("cut", f"{{n}} long text{{s}} CUT into pieces of {size}, each counted as an example")
     add(
         "empty_truncated",
         f"{{n}} example{{s}} {{have}} no target left after being truncated to {size} tokens: LEFT OUT",
@@ -45,7 +47,7 @@ def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path])
     add("other_part", "{n} example{s} " + ("held out" if settings.part == "training" else "not held out"))
     if count := info["repeated"]:
         parts.append(
-            f"WARNING: {count:,} example{_s(count)} repeat{'s' if count == 1 else ''} the content of an earlier one"
+            f"REPEATED: {count:,} example{_s(count)} say{'s' if count == 1 else ''} what an earlier one says, {BUT_FOR}"
         )
     parts += [
         note_sentence(note, n) + _more(note, info, places) for note in NOTES if (n := counts.get(f"note:{note}", 0))

@@ -38,7 +38,7 @@ def read_file(
     check_files([path])
     reading = _for_file(path, reading)
     form, problem, empty = None, None, True
-    for where, row in read_rows(path, reading.columns, advance):
+    for where, row in read_rows(path, reading.read, advance):
         try:
             if isinstance(row, UserError):
                 raise row
@@ -73,7 +73,7 @@ def describe_form(path: str | Path, reading: Reading = DEFAULT) -> str:
     check_files([path])
     reading = _for_file(path, reading)
     forms, used, ignored = {}, {}, {}
-    for count, (where, row) in enumerate(read_rows(path, reading.columns), 1):
+    for count, (where, row) in enumerate(read_rows(path, reading.read), 1):
         try:
             if isinstance(row, dict):
                 form, _ = canonical_example(row, where, reading)
@@ -86,7 +86,7 @@ def describe_form(path: str | Path, reading: Reading = DEFAULT) -> str:
     if not forms:
         return f"no well-formed example in the first {DESCRIBED_ROWS} rows"
     if data_suffix(path) in (".parquet", ".arrow"):
-        ignored = dict.fromkeys(name for name in column_names(path) if name not in reading.columns) | ignored
+        ignored = dict.fromkeys(name for name in column_names(path) if name not in reading.read) | ignored
     return f"{' and '.join(forms)} ({short_list(used)})" + (f"; ignored: {short_list(ignored)}" if ignored else "")
 
 

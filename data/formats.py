@@ -40,11 +40,12 @@ OPTIONAL = {
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read: the settings data.format, data.fields and data.on_bad."""
+    """How files are read: the settings data.format, data.fields, data.on_bad and data.split_by."""
 
     format: str = "auto"
     fields: dict[str, str] = field(default_factory=dict)  # our name -> the name in the file
     on_bad: str = "error"
+    split_by: str | None = None  # a key that no form has
 
     @cached_property
     def example_names(self) -> dict[str, str]:
@@ -60,6 +61,11 @@ class Reading:
     def columns(self) -> frozenset[str]:
         """The names in the file of all keys that any form uses."""
         return frozenset(self.name_of(key) for key in EXAMPLE_FIELDS)
+
+    @property
+    def read(self) -> frozenset[str]:
+        """The columns that are read of .parquet and .arrow files."""
+        return self.columns | ({self.split_by} if self.split_by else set())
 
     def name_of(self, key: str) -> str:
         """The name in the file of a key of an example."""
@@ -95,7 +101,8 @@ def describe(form: str, row: dict, reading: Reading = DEFAULT) -> tuple[list[str
     """
     names = {key: reading.name_of(key) for key in (*REQUIRED[form], *OPTIONAL[form])}
     used = [theirs for theirs in names.values() if row.get(theirs) is not None]
-    ignored = [key for key, value in row.items() if value is not None and key not in names.values()]
+    used_anyway = {*names.values(), reading.split_by}
+    ignored = [key for key, value in row.items() if value is not None and key not in used_anyway]
     known = {reading.message_names.get(key, key) for key in MESSAGE_FIELDS}
     for key in used:
         for message in row[key] if isinstance(row[key], list) and key != names.get("tools") else []:

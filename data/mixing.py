@@ -2,14 +2,13 @@
 
 The main source sets the pace. Let C(s) be the number of its target tokens before step s, and r the share of a mixed-in
 source divided by the share of the main source. Step s takes the source's stream (data/streams.py) from r C(s) to
-r C(s + 1), with both ends moved to the nearest place where the stream may be cut. No state is carried from step to step.
+r C(s + 1), with both ends moved to the nearest place between two items. No state is carried from step to step.
 
-What follows. Let w be the target tokens between two neighbouring places, at most. Each end moves by w / 2 at most, so over
-any range of steps, a single one included, the source brings r times the target tokens of the main source to within w. Let
-E be what it should bring to a step of the mean size. Where only texts are longer than E / 4, w is at most E / 4: a step
-with at least half of the mean target tokens of the main source should get E / 2 or more, and is within a factor of two of
-what it should get. In general this holds over any 4 w / E steps. Target tokens of a token store are estimated from their
-mean per window, and its shares are as even as its windows are.
+What follows. Let w be the target tokens of the source's largest item. Each end moves by w / 2 at most, so over any range of
+steps, a single one included, the source brings r times the target tokens of the main source to within w. Let E be what it
+should bring to a step of the mean size. Over N = 4 w / E steps or more that have at least half of the mean target tokens of the
+main source, it should bring 2 w or more, and is within a factor of two of that. Target tokens of a token store are estimated
+from their mean per window, and its shares are as even as its windows are.
 """
 
 import functools
@@ -69,29 +68,24 @@ def main_order(
     A step has `examples` items; or as many, but at least one, as leave room for what `streams` bring to the step: it then
     has at most `tokens` target tokens over all sources, unless one item and what is mixed in with it has more.
     """
-    if isinstance(source, Windows):
-        return _order_of_windows(source, epochs, seed, examples, tokens, streams)
-    return _order_of_documents(source, epochs, seed, examples, tokens, streams)
-
-
-def _order_of_documents(
-    documents: Documents,
-    epochs: int,
-    seed: int,
-    examples: int | None,
-    tokens: int | None,
-    streams: Sequence[Stream],
-) -> MainOrder:
-    order = functools.lru_cache(maxsize=1)(lambda epoch: shuffled(len(documents), (seed, epoch)))
-    starts, ends = [], [np.zeros(1)]  # for each epoch: the index at which each step begins, and C after each step
+    size = len(source)
+    order = functools.lru_cache(maxsize=1)(lambda epoch: shuffled(size, (seed, epoch)))
+    # For each epoch: the index at which each step begins, and C after each step
+    starts: list[np.ndarray] = []
+    ends: list[np.ndarray] = [np.zeros(1)]
     too_large, largest = 0, 0.0
     for epoch in range(epochs):
-        before = cumulative(documents.targets, order(epoch), ends[-1][-1].item())
-        if tokens is None:
-            first = np.arange(0, len(documents), examples)
+        if isinstance(source, Windows):
+            # No window is read to count its target tokens: they are at most all tokens but the first.
+            before = np.arange(epoch * size, (epoch + 1) * size + 1) * source.mean_targets
+            bound = np.arange(size + 1) * (source.num_tokens(0) - 1)
         else:
-            # What a step from any document to any other would have, over all sources, is a difference of these.
-            most = before.astype(np.float64) if streams else before
+            before = bound = cumulative(source.targets, order(epoch), ends[-1][-1].item())
+        if tokens is None:
+            first = np.arange(0, size, examples)
+        else:
+            # What a step from any item to any other would have, over all sources, is a difference of these.
+            most = bound.astype(np.float64) if streams else bound
             for stream, low in itertools.product(streams, range(0, len(most), BLOCK)):
                 most[low : low + BLOCK] += stream.cuts(stream.ratio * before[low : low + BLOCK]).most
             first = _step_starts(most, tokens)
@@ -103,8 +97,10 @@ def _order_of_documents(
 
     def items(step: int) -> list[int]:
         epoch, within = main.epoch_of(step)
-        bounds = [*starts[epoch][within : within + 2].tolist(), len(documents)]
-        return order(epoch)[bounds[0] : bounds[1]].tolist()
+        low, high, *_ = *starts[epoch][within : within + 2].tolist(), size
+        if isinstance(source, Windows):
+            return [permuted(i, size, (seed, epoch)) for i in range(low, high)]
+        return order(epoch)[low:high].tolist()
 
     def targets_before(step: int) -> float:
         return before_step[step].item()
@@ -122,35 +118,3 @@ def _step_starts(before: np.ndarray, tokens: int) -> np.ndarray:
         if following >= len(before) - 1:
             return np.array(starts)
         starts.append(following)
-
-
-def _order_of_windows(
-    windows: Windows,
-    epochs: int,
-    seed: int,
-    examples: int | None,
-    tokens: int | None,
-    streams: Sequence[Stream],
-) -> MainOrder:
-    size, mean, too_large, largest = len(windows), windows.mean_targets, 0, 0.0
-    per_step = examples or 1
-    if tokens is not None:
-        # No window is read to count its target tokens: they are at most all tokens but the first.
-        rest = sum((stream.spacing + 1) * stream.density for stream in streams)
-        each = windows.num_tokens(0) - 1 + sum(stream.ratio * mean * stream.density for stream in streams)
-        per_step = max(1, int((tokens - rest) / each))
-        largest = per_step * each + rest
-    steps = -(-size // per_step)
-    if tokens is not None and largest > tokens:
-        too_large = steps * epochs
-
-    def items(step: int) -> list[int]:
-        epoch, within = divmod(step, steps)
-        positions = range(within * per_step, min(size, (within + 1) * per_step))
-        return [permuted(i, size, (seed, epoch)) for i in positions]
-
-    def targets_before(step: int) -> float:
-        epoch, within = divmod(step, steps)
-        return (epoch * size + min(size, within * per_step)) * mean
-
-    return MainOrder((steps,) * epochs, items, targets_before, too_large, largest)

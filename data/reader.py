@@ -13,7 +13,7 @@ from configs.config import Source
 from data.encoding import ExampleEncoder
 from data.examples import Documents, load_documents
 from data.formats import DEFAULT, Reading
-from data.held_out import num_shared
+from data.held_out import BUT_FOR, num_shared
 from data.parallel_encoding import ExampleSettings
 from data.sources import MAIN, Corpus, Windows
 from data.token_store import is_store, open_store, tokenizer_fingerprint
@@ -28,12 +28,16 @@ def with_shared_examples_reported(validation: Corpus, train: Corpus) -> Corpus:
 def _with_shared_reported(
     source: Documents | Windows, trained: Sequence[Documents | Windows], where: str
 ) -> Documents | Windows:
-    """The source, with a warning in its report if some of its examples are in `trained`. Token stores are not compared."""
+    """The source, with a remark in its report if some of its examples are in `trained`. Token stores are not compared."""
     keys = [other.content_keys() for other in trained if isinstance(other, Documents)]
     if not isinstance(source, Documents) or not keys:
         return source
     shared = num_shared(source.content_keys(), np.concatenate(keys))
-    warning = f"\nWARNING: {shared:,} of its examples are also in {where} training data" if shared else ""
+    warning = (
+        f"\nSHARED: {shared:,} of {len(source.content_keys()):,} examples are also in {where} training data, {BUT_FOR}"
+        if shared
+        else ""
+    )
     return dataclasses.replace(source, report=source.report + warning)
 
 

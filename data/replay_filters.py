@@ -5,7 +5,6 @@ normalized. Character shingles need neither spaces between words nor a tokenizer
 """
 
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -118,8 +117,7 @@ def filter_texts(
 ) -> tuple[list[int], dict[str, int]]:
     """(indices of the texts to keep, number of dropped texts by reason). Of similar texts the first one is kept."""
     kept: list[int] = []
-    dropped: dict[str, int] = dict.fromkeys(("too short", "repetitive", "duplicate", "near duplicate", "evaluated"), 0)
-    seen: set[str] = set()
+    dropped: dict[str, int] = dict.fromkeys(("too short", "repetitive", "duplicate", "evaluated"), 0)
     texts_by_hash: dict[int, list[int]] = {}  # shingle hash -> indices of the kept texts that contain it
     sketch_sizes: dict[int, int] = {}
     for index, text in enumerate(texts):
@@ -129,14 +127,11 @@ def filter_texts(
             reason = "too short"
         elif repetition(normalized) > filters.max_repetition:
             reason = "repetitive"
-        elif normalized in seen:
-            reason = "duplicate"
         elif _largest_similarity(hashes, texts_by_hash, sketch_sizes) > filters.max_similarity:
-            reason = "near duplicate"
+            reason = "duplicate"
         elif evaluation.overlaps(normalized):
             reason = "evaluated"
         else:
-            seen.add(normalized)
             kept.append(index)
             sketch_sizes[index] = len(hashes)
             for value in hashes:
@@ -151,13 +146,8 @@ def normalize(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def shingles(normalized: str, size: int = SHINGLE) -> Iterable[str]:
-    """All runs of `size` characters, in order. A shorter text has none."""
-    return (normalized[i : i + size] for i in range(len(normalized) - size + 1))
-
-
-def shingle_hashes(normalized: str, size: int) -> Iterator[np.ndarray]:
-    """64-bit hashes of all runs of `size` characters, int64, in order, in blocks of at most BLOCK.
+def shingle_hashes(normalized: str, size: int = SHINGLE) -> Iterator[np.ndarray]:
+    """64-bit hashes of all runs of `size` characters, int64, in order, in blocks of at most BLOCK. A shorter text has none.
 
     The hash of 2n characters is made of the hashes of its halves; the last step joins two runs that may overlap.
     """
@@ -175,13 +165,12 @@ def shingle_hashes(normalized: str, size: int) -> Iterator[np.ndarray]:
 def repetition(normalized: str) -> float:
     """The share of shingles that occurred earlier in the text: near 0 for most prose, near 1 for a loop."""
     total = len(normalized) - SHINGLE + 1
-    return 1 - len(set(shingles(normalized))) / total if total > 0 else 0.0
+    return 1 - len(np.unique(np.concatenate(list(shingle_hashes(normalized))))) / total if total > 0 else 0.0
 
 
 def sketch(normalized: str) -> set[int]:
     """Hashes of about one in SKETCH_RATE shingles. The same shingles are selected in every text."""
-    hashes = (zlib.crc32(shingle.encode()) for shingle in shingles(normalized))
-    return {value for value in hashes if value % SKETCH_RATE == 0}
+    return {value for hashes in shingle_hashes(normalized) for value in hashes[hashes % SKETCH_RATE == 0].tolist()}
 
 
 def until_last_sentence(text: str) -> str:

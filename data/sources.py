@@ -16,8 +16,6 @@ from data.examples import Documents
 from data.token_store import TokenStore
 
 MAIN = "main"  # name of the source given by data.train and data.validation
-CONTEXT = 64  # tokens before a part of a text that are read with it
-_MOST_TOKENS = 2**32  # more than any item has; the index of a part (Corpus.part) is a Python int of any size
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,8 @@ class Windows:
 class Corpus:
     """Several sources under one global item index: item `offsets[s] + i` is item i of source s.
 
-    Source 0 is the main one. An index of `len(corpus)` or more is a part of an item (`part`); an evaluation has none.
-    shares: fraction of the target tokens of every step that each source provides. They add up to 1.
+    Source 0 is the main one.
+    shares: fraction of all target tokens that each source provides. They add up to 1.
     """
 
     sources: tuple[Documents | Windows, ...]
@@ -74,36 +72,12 @@ class Corpus:
         """Global index of the first item of each source, and the total number of items."""
         return tuple(int(n) for n in np.cumsum([0, *(len(source) for source in self.sources)]))
 
-    def part(self, item: int, first: int, end: int) -> int:
-        """The index of the targets after token `first`, up to token `end` (exclusive), of an item as an item of its own.
-
-        It begins up to `CONTEXT` tokens of the same document earlier: these are read, but are no targets.
-        """
-        ends = np.cumsum(self.document_lengths(item))
-        document = int(np.searchsorted(ends, first, side="right"))
-        begin = max(first - CONTEXT, 0 if document == 0 else int(ends[document - 1]))
-        index = item
-        for number in (begin, first, end):
-            index = index * _MOST_TOKENS + number
-        return len(self) + index
-
-    def _whole(self, item: int) -> tuple[int, slice, int]:
-        """(item, the tokens taken of it, the first of them that may be a target) of an index, which may be that of a part."""
-        if item < len(self):
-            return item, slice(None), 0
-        rest, end = divmod(item - len(self), _MOST_TOKENS)
-        rest, first = divmod(rest, _MOST_TOKENS)
-        rest, begin = divmod(rest, _MOST_TOKENS)
-        return rest, slice(begin, end), first + 1
-
     def locate(self, item: int) -> tuple[int, int]:
         """(source, index within the source) of an item."""
-        item = self._whole(item)[0]
         source = bisect_right(self.offsets, item) - 1
         return source, item - self.offsets[source]
 
     def __len__(self) -> int:
-        """Number of items, not counting parts."""
         return self.offsets[-1]
 
     def get(self, item: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,38 +86,22 @@ class Corpus:
         weights: bool or float32, the factor of each token's loss; 0 or False is no target.
         """
         source, index = self.locate(item)
-        ids, weights = self.sources[source].get(index)
-        _, taken, first = self._whole(item)
-        if taken.start is None:
-            return ids, weights
-        weights = weights[taken].copy()
-        weights[: first - taken.start] = 0
-        return ids[taken], weights
+        return self.sources[source].get(index)
 
     def num_tokens(self, item: int) -> int:
         """Number of tokens in an item."""
-        _, taken, _ = self._whole(item)
-        if taken.start is not None:
-            return taken.stop - taken.start
         source, index = self.locate(item)
         return self.sources[source].num_tokens(index)
 
     def document_lengths(self, item: int) -> tuple[int, ...]:
         """Number of tokens of each document in an item."""
         source, index = self.locate(item)
-        lengths = self.sources[source].document_lengths(index)
-        _, taken, _ = self._whole(item)
-        if taken.start is None:
-            return lengths
-        edges = np.unique(np.clip(np.cumsum([0, *lengths]), taken.start, taken.stop))
-        return tuple(np.diff(edges).tolist())
+        return self.sources[source].document_lengths(index)
 
     def num_targets(self, item: int) -> int | float:
         """Sum of the weights of an item: its number of target tokens, if all of them have weight 1."""
         source, index = self.locate(item)
-        if item < len(self):
-            return self.sources[source].num_targets(index)
-        return exact_sum(self.get(item)[1].tolist())
+        return self.sources[source].num_targets(index)
 
     def mixture(self) -> list | None:
         """[name, share, fingerprint] of each mixed-in source, for JSON; None if there are none.

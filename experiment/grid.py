@@ -22,6 +22,7 @@ _NOT_SWEPT = {
     "run.eval_generate": "all runs must be measured in the same way",
     "run.best_by": "all runs must be measured in the same way",
     "data.validation": "all runs must be measured on the same data",
+    "data.split_by": "all runs must be measured on the same data",
     "data.validation_share": "all runs must be measured on the same data",
 }
 _LONGEST_PART = 40  # characters of a value in the name of a run

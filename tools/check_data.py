@@ -14,7 +14,7 @@ from common.errors import UserError
 from configs.config import Config, Data
 from data.encoding import ExampleEncoder, Outcome
 from data.examples import Documents
-from data.held_out import num_shared
+from data.held_out import BUT_FOR, num_shared
 from data.show import Style
 from data.sources import MAIN
 from data.token_texts import one_line, run_text
@@ -28,6 +28,8 @@ NUMBER = 256  # examples of a source whose prompts are compared
 STEPS = 200  # first steps whose documents are read
 COMPARED = 20_000  # documents whose ends are read, at most
 RARE, MANY, MOST = 0.01, 0.05, 0.5  # shares from which on a line warns or fails
+RUN = 13  # tokens by which sequences are compared, as in GPT-3's search for its test sets (arXiv:2005.14165)
+_FACTORS = np.random.default_rng(0).integers(2**63, size=RUN, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 SHOWN, SHOWN_CHARACTERS, SHOWN_BEFORE = 3, 100, 12  # examples; characters at each end of a target; tokens before it
 
 
@@ -229,17 +231,61 @@ def check_ends(run: RunInputs, samples: Mapping[str, list[Sampled]], encoder: Ex
 
 
 def check_disjoint(inputs: Inputs) -> Result:
-    """Whether examples of validation are trained on, by the hash of their content."""
+    """Whether examples of validation are trained on: by the hash of their words, and by their runs of tokens."""
     trained, held = (
-        [source.content_keys() for source in corpus.sources if isinstance(source, Documents)] if corpus else []
+        [source for source in corpus.sources if isinstance(source, Documents)] if corpus else []
         for corpus in (inputs.train, inputs.validation)
     )
     if not trained or not held:
         return Result("data", "validation", SKIPPED, "the run has no validation examples to compare with training")
-    keys = np.concatenate(held)
-    shared = num_shared(keys, np.concatenate(trained))
-    figures = {"validation": len(keys), "shared": shared}
-    if not shared:
-        return Result("data", "validation", OK, f"none of {len(keys):,} validation examples is in training", figures)
-    text = f"{shared:,} of {len(keys):,} validation examples are also in training, so its loss means nothing: remove them from one"
-    return Result("data", "validation", FAILS if shared > RARE * len(keys) else WARNING, text, figures)
+    keys = np.concatenate([source.content_keys() for source in held])
+    shared = num_shared(keys, np.concatenate([source.content_keys() for source in trained]))
+    near, compared = num_near(trained, held)
+    figures = {"validation": len(keys), "shared": shared, "near": near, "compared": compared}
+    resemble = (
+        f"{near:,} of {compared:,} validation sequences have more than half of their own runs of {RUN} tokens in one "
+        f"training sequence: if they are of one origin, such as a bank, name its key in data.split_by"
+    )
+    if shared:
+        text = (
+            f"{shared:,} of {len(keys):,} validation examples are also in training ({BUT_FOR}), so its loss means nothing: "
+            "remove them from one"
+        )
+        status = FAILS if shared > RARE * len(keys) else WARNING
+        return Result("data", "validation", status, text + f"; {resemble}" * (near > shared), figures)
+    if near:
+        return Result("data", "validation", WARNING if near > MANY * compared else OK, resemble, figures)
+    return Result("data", "validation", OK, f"none of {len(keys):,} validation examples is in training", figures)
+
+
+def num_near(trained: Sequence[Documents], held: Sequence[Documents]) -> tuple[int, int]:
+    """(near copies, compared) among the first COMPARED sequences of validation, against as many of training.
+
+    A near copy has more than half of its own runs of RUN tokens in one training sequence. Its own are those that no other
+    validation sequence has: what a template or a form writes into all of them does not count. A sequence with fewer than RUN
+    runs of its own is not compared.
+    """
+    owned = [np.unique(_runs_of_tokens(ids)) for ids in _first_sequences(held)]
+    runs, owners = np.concatenate(owned), np.repeat(np.arange(len(owned)), [len(one) for one in owned])
+    runs, first, counts = np.unique(runs, return_index=True, return_counts=True)
+    runs, owners = runs[counts == 1], owners[first[counts == 1]]
+    sizes = np.bincount(owners, minlength=len(owned))
+    near = np.zeros(len(owned), dtype=bool)
+    for ids in _first_sequences(trained) if len(runs) else ():
+        found = np.unique(_runs_of_tokens(ids))
+        places = np.minimum(np.searchsorted(runs, found), len(runs) - 1)
+        near |= 2 * np.bincount(owners[places[runs[places] == found]], minlength=len(owned)) > sizes
+    compared = sizes >= RUN
+    return int((near & compared).sum()), int(compared.sum())
+
+
+def _first_sequences(sources: Sequence[Documents]) -> Iterator[np.ndarray]:
+    return itertools.islice((source.get(i)[0] for source in sources for i in range(len(source))), COMPARED)
+
+
+def _runs_of_tokens(ids: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of each run of RUN tokens."""
+    windows = (
+        np.lib.stride_tricks.sliding_window_view(ids, RUN) if len(ids) >= RUN else np.zeros((0, RUN), dtype=np.int64)
+    )
+    return (windows.astype(np.uint64) * _FACTORS).sum(1, dtype=np.uint64)

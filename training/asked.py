@@ -10,7 +10,7 @@ from configs.config import Config
 from configs.load import is_of_answers, parse_best_by
 from data.examples import Documents
 from data.files import expand, read_file
-from data.held_out import content_hash, is_held_out
+from data.held_out import group_hash, is_held_out
 from data.reader import Reader
 from data.sources import Windows
 from data.token_store import is_store
@@ -83,7 +83,7 @@ def _candidates(config: Config, reader: Reader) -> list[dict]:
     found = []
     for path in expand(tuple(path for path in paths if not is_store(path))):
         for _, example in read_file(path, reading=reader.reading, bad=lambda sentence: None):  # the loss counts them
-            if has_answer(example) and (not share or is_held_out(content_hash(example), share)):
+            if has_answer(example) and (not share or is_held_out(group_hash(example, data.split_by), share)):
                 found.append(example)
     if not found:
         raise UserError("run.eval_generate: data.validation has no chat that ends with an answer; set it to 0")

@@ -74,7 +74,7 @@ def identity_of(
             "settings": settings,
             "the data": {
                 "data.train": inputs.train.sources[0].fingerprint,
-                "data.mix": mixture and [mixture, list(inputs.plan.windows)],
+                "data.mix": mixture,
                 "ewc.data": old.fingerprint if old and config.ewc.strength else None,
                 "the first step": hashlib.sha256(repr(inputs.plan.batch(0).items).encode()).hexdigest(),
             },

@@ -15,7 +15,7 @@ from data.dealing import one_per_token
 from data.encoding import ExampleEncoder
 from data.files import expand, read_file
 from data.formats import Reading
-from data.held_out import content_hash, is_held_out
+from data.held_out import group_hash, is_held_out
 from data.show import MAX_TOKENS, Style, show_outcome
 from data.sources import MAIN
 from data.summary import describe_source, describe_steps
@@ -56,7 +56,7 @@ def show_data(
     for number, where, example in chosen:  # the number of a random choice is printed, for --index
         lines += ["", f"=== example {number} of {_in_words(source)} ({one_line(where)})"]
         share = data.validation_share if source == MAIN else 0.0
-        if share and is_held_out(content_hash(example), share):
+        if share and is_held_out(group_hash(example, data.split_by), share):
             lines.append(f"HELD OUT for validation (data.validation_share={share:g})")
         (outcome,) = encoder.encode([example])
         lines += show_outcome(outcome, tokenizer, "text" in example, data.sequence_length, data.too_long, style)
@@ -96,7 +96,7 @@ def examples_of(data: Data, source: str = MAIN) -> Iterator[tuple[str, dict]]:
     for path in filter(is_store, paths):
         raise UserError(f"{path} is a token store, which keeps no examples; name the files it was made from")
     for file in expand(paths):
-        yield from read_file(file, reading=Reading(form, fields, data.on_bad), bad=lambda sentence: None)
+        yield from read_file(file, reading=Reading(form, fields, data.on_bad, data.split_by), bad=lambda sentence: None)
 
 
 def find(data: Data, source: str, index: int) -> tuple[int, str, dict]:

@@ -198,7 +198,7 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
         "2 examples have no target left after being truncated to 64 tokens: LEFT OUT",
         "2 chats have no answer of the assistant",
         "\nSKIPPED 1 malformed:\n  " + str(path) + ", line 7",
-        "WARNING: 1 example repeats the content of an earlier one",
+        "REPEATED: 1 example says what an earlier one says, but for case, white space and punctuation",
         "TRUNCATED 2 to 64",
     ):
         assert words in made.report, made.report

@@ -1,11 +1,18 @@
-"""The split by content is the same in any order and file, has the share that was asked for, and keeps duplicates together."""
+"""The split is the same in any order and file, has the share that was asked for, and keeps copies and groups together."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
 
-from data.held_out import HASH_BYTES, content_hash, is_held_out, key_of, num_repeated, num_shared
+from common.errors import UserError
+from data.formats import Reading
+from data.held_out import HASH_BYTES, content_hash, group_hash, is_held_out, key_of, num_repeated, num_shared
+from data.reader import Reader, with_shared_examples_reported
+from tests.tiny import tiny_tokenizer
 
 CHAT = [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "97.3%"}]
 HASHES = [content_hash({"text": f"document {i}"}) for i in range(20_000)]
@@ -24,8 +31,107 @@ def test_the_hash_is_of_the_content_alone() -> None:
         {"text": "ab"},
         {"prompt": "a", "completion": "b"},
         {"prompt": "ab", "completion": ""},
+        *({"text": text} for text in ("1.5", "15", "2+2", "2*2", "2-2", "a b", "12 % < 8 %", "12 % > 8 %", "ä", "a")),
     ]
     assert len({whole, *map(content_hash, different)}) == 1 + len(different)
+
+
+def test_case_white_space_and_the_marks_of_a_sentence_make_no_difference() -> None:
+    copies = (
+        "Own funds: the bank's ratio is 8,5 % (see §3).",
+        "own funds – no".replace(" – no", ", the bank's ratio is 8.5 %  (SEE §3) "),
+        "Own funds;\n\tthe bank’s ratio\u00a0is “8,5 %” (see §3)\r\n",
+        "Own funds\\ the bank's ratio is 8.5 % (see §3)!?…",
+    )
+    assert len({content_hash({"text": copy}) for copy in copies}) == 1
+    assert len({content_hash({"messages": [{"role": "user", "content": copy}]}) for copy in copies}) == 1
+    assert content_hash({"text": copies[0]}) != content_hash({"text": copies[0].replace("8,5", "8,6")})
+
+
+def test_a_group_is_the_value_of_a_key_alone() -> None:
+    one, other, spaced = ({"text": text, "bank": bank} for text, bank in (("a", "X1"), ("b", "X1"), ("c", " x1\n")))
+    assert group_hash(one, "bank") == group_hash(other, "bank") == group_hash(spaced, "bank")
+    assert group_hash({"bank": 7}, "bank") == group_hash({"bank": "7"}, "bank") != group_hash({"bank": "8"}, "bank")
+    assert group_hash(one, None) == content_hash(one) != content_hash(other)
+    assert group_hash({"text": "a"}, "bank") is None is group_hash({"bank": " "}, "bank")
+    assert not is_held_out(None, 0.999)
+
+
+def bank_rows(number: int, banks: int) -> list[dict]:
+    return [{"text": f"Report {i} of a bank.", "bank": f"B{i % banks}", "id": i} for i in range(number)]
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read_both(path: str, split_by: str | None, share: float = 0.3, on_bad: str = "error"):
+    reading = Reading(on_bad=on_bad, split_by=split_by)
+    reader = Reader(tiny_tokenizer(), 384, 128, "drop", reading=reading, validation_share=share)
+    corpus = reader.training((path,), ())
+    return corpus, with_shared_examples_reported(reader.validation((), (), (path,)), corpus)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_all_reports_of_a_bank_are_on_one_side(tmp_path, kind) -> None:
+    rows, path = bank_rows(200, 20), str(tmp_path / f"reports.{kind}")
+    if kind == "jsonl":
+        write(Path(path), rows)
+    elif kind == "parquet":
+        pa = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pa.Table.from_pylist(rows), path)
+    else:
+        lines = ["text,bank,id", *(f"{row['text']},{row['bank']},{row['id']}" for row in rows)]
+        Path(path).write_text("\n".join(lines))
+    held = {row["bank"] for row in rows if is_held_out(group_hash(row, "bank"), 0.3)}
+    assert 2 <= len(held) <= 12
+    train, validation = read_both(path, "bank")
+    sides = [
+        {key for row in rows if (row["bank"] in held) == side for key in [key_of(content_hash(row))]} for side in (0, 1)
+    ]
+    assert [set(part.sources[0].content_keys().tolist()) for part in (train, validation)] == sides
+    assert len(validation.sources[0]) == 10 * len(held)
+    assert "text (text); ignored: id\n" in train.sources[0].report + "\n"  # the key of the split is not ignored
+    # Without the key, most banks have reports on both sides.
+    train, validation = read_both(path, None)
+    keys = {key_of(content_hash(row)): row["bank"] for row in rows}
+    banks = [{keys[key] for key in part.sources[0].content_keys().tolist()} for part in (train, validation)]
+    assert len(banks[0] & banks[1]) > 15
+
+
+def test_a_row_without_the_key_of_the_split_is_refused_or_skipped(tmp_path) -> None:
+    rows = bank_rows(20, 10)
+    del rows[6]["bank"]
+    path = write(tmp_path / "a.jsonl", rows)
+    sentence = "a.jsonl, line 7 has no `bank` beside the keys of its form, by whose value data.split_by splits"
+    with pytest.raises(UserError, match=sentence):
+        read_both(path, "bank")
+    train, validation = read_both(path, "bank", on_bad="skip")
+    assert len(train.sources[0]) + len(validation.sources[0]) == 19
+    for corpus in (train, validation):
+        assert "SKIPPED 1 malformed:\n  " in corpus.sources[0].report and sentence in corpus.sources[0].report
+
+
+def test_copies_with_another_space_are_on_one_side_and_counted_where_files_hold_both(tmp_path) -> None:
+    texts = [f"Bank {i} shall hold own funds." for i in range(100)]
+    rows = [{"text": text} for text in texts] + [{"text": text + " "} for text in texts]
+    train, validation = read_both(write(tmp_path / "a.jsonl", rows), None)
+    assert "also in" not in validation.sources[0].report
+    held = len(validation.sources[0])
+    assert (
+        30 < held < 90
+        and f"\nREPEATED: {held // 2} examples say what an earlier one says, but for case, white space"
+        in (validation.sources[0].report)
+    )
+    reader = Reader(tiny_tokenizer(), 384, 128, "drop")
+    corpus = reader.training((write(tmp_path / "t.jsonl", rows[:100]),), ())
+    changed = [{"text": text.upper().replace(".", " !")} for text in texts[:7]] + [{"text": "Something else."}]
+    validation = reader.validation((write(tmp_path / "v.jsonl", changed),), ())
+    report = with_shared_examples_reported(validation, corpus).sources[0].report
+    assert report.endswith(
+        "\nSHARED: 7 of 8 examples are also in the training data, but for case, white space and punctuation"
+    )
 
 
 def test_the_hash_is_the_same_in_another_process() -> None:

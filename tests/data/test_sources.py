@@ -48,8 +48,8 @@ def test_examples_that_are_in_two_sources_are_counted(tmp_path) -> None:
     corpus = reader.training(
         (chat,), (Source("a", (part,), 0.1), Source("b", (other,), 0.1), Source("c", (other,), 0.1))
     )
-    warned = ["WARNING" in source.report for source in corpus.sources]
+    warned = ["SHARED" in source.report for source in corpus.sources]
     assert warned == [False, True, False, True]
-    assert "WARNING: 5 of its examples are also in another source of training data" in corpus.sources[1].report
+    assert "SHARED: 5 of 5 examples are also in another source of training data" in corpus.sources[1].report
     validation = with_shared_examples_reported(reader.validation((part,), ()), corpus)
-    assert "WARNING: 5 of its examples are also in the training data" in validation.sources[0].report
+    assert "SHARED: 5 of 5 examples are also in the training data" in validation.sources[0].report

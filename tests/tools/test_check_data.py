@@ -1,13 +1,14 @@
 """What the checks of data find in sound data, and in data with a planted fault."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 from tests.tiny import CHATML, WORDS, write_chat_file
 from tests.tools.tiny_run import read, tiny_config, with_mix, write_examples
-from tools.check_data import FAILS, OK, SKIPPED, Result, check_data
+from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result, check_data
 
 
 def results(config, ranks: int = 1) -> dict[str, Result]:
@@ -34,7 +35,7 @@ def test_sound_data_pass_every_check(tmp_path) -> None:
         "stop_ids": [2],
     }  # with the other source
     assert found["EOS"].figures == ends
-    assert found["validation"].figures == {"validation": 6, "shared": 0}
+    assert found["validation"].figures | {"compared": 0} == {"validation": 6, "shared": 0, "near": 0, "compared": 0}
 
 
 def test_a_template_that_drops_eos_and_a_prompt_that_ends_inside_a_token_are_no_fault(tmp_path) -> None:
@@ -122,6 +123,32 @@ def test_validation_in_training(tmp_path, shared, status) -> None:
         file.writelines(Path(config.data.validation[0]).read_text(encoding="utf-8").splitlines(True)[:shared])
     found = results(config)
     assert (found["validation"].status, found["validation"].figures["shared"]) == (status, shared)
+
+
+def test_copies_with_another_word_are_near_and_a_form_that_all_fill_in_is_not(tmp_path) -> None:
+    rng = random.Random(0)
+    form = "The bank reports to the supervisor at the end of the quarter: "
+    own = [" ".join(f"{rng.choice(WORDS)}{rng.randrange(999)}" for _ in range(12)) for _ in range(40)]
+    config = tiny_config(
+        tmp_path,
+        {
+            "train": (write_examples(tmp_path / "t.jsonl", [(form + text, "no violation") for text in own[:30]]),),
+            "validation": (
+                write_examples(
+                    tmp_path / "v.jsonl",
+                    [(form + text + " again", "no violation") for text in own[:4]]
+                    + [(form + text, "no violation") for text in own[30:]],
+                ),
+            ),
+            "sequence_length": 512,
+        },
+    )
+    found = results(config)["validation"]
+    assert found.status == WARNING and found.figures["shared"] == 0
+    assert (found.figures["near"], found.figures["compared"]) == (4, 14)
+    assert found.text.startswith(
+        "4 of 14 validation sequences have more than half of their own runs of 13 tokens in one"
+    )
 
 
 def test_held_out_examples_are_compared_with_the_rest(tmp_path) -> None:

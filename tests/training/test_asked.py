@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import UserError
 from configs.config import Batch, Config, Data, Eval, Model, Optimizer, Run
-from data.held_out import content_hash, is_held_out
+from data.held_out import group_hash, is_held_out
 from data.tokens import load_tokenizer
 from eval.asked_examples import choose_examples
 from tests.tiny import write_chat_file, write_tiny_model
@@ -75,8 +75,12 @@ def test_all_ranks_ask_the_same_and_only_the_first_scores(folder):
 
 def test_with_a_share_the_held_out_chats_of_the_training_data_are_asked(folder):
     asked = read(folder, eval_generate=99, data={"validation": (), "validation_share": 0.4})
-    held_out = [one for one in examples(folder / "train.jsonl") if is_held_out(content_hash(one), 0.4)]
+    held_out = [one for one in examples(folder / "train.jsonl") if is_held_out(group_hash(one, None), 0.4)]
     assert [one["id"] for one in asked.examples] == [one["id"] for one in held_out] != []
+    data = {"validation": (), "validation_share": 0.5, "split_by": "id"}
+    asked = read(folder, eval_generate=99, data=data)
+    held_out = [one for one in examples(folder / "train.jsonl") if is_held_out(group_hash(one, "id"), 0.5)]
+    assert 0 < len(held_out) < 12 and [one["id"] for one in asked.examples] == [one["id"] for one in held_out]
 
 
 def test_a_prompt_without_room_for_an_answer_is_left_out_and_counted(folder):
