@@ -18,7 +18,7 @@ from data.dealing import Items
 from data.examples import Documents
 from data.mixing import main_order, mean_step_targets, total_targets
 from data.sources import Corpus, Windows, as_corpus, exact_sum
-from data.streams import items_of_step, make_stream, promise
+from data.streams import items_of_step, make_stream, promise, steps_of_share
 
 T = TypeVar("T")
 
@@ -50,6 +50,7 @@ class TrainingPlan(Plan):
 
     steps_per_epoch: tuple[int, ...]
     passes: Callable[[int], tuple[float, ...]]  # number of steps -> passes over each source
+    steps_of_shares: tuple[int, ...]  # of each mixed-in source: over so many steps it has its share (data/mixing.py)
     promises: tuple[str, ...]  # for the log: how evenly the sources are mixed, and steps above `global_tokens`
 
 
@@ -126,16 +127,18 @@ def plan_training(
         return _num_epochs(steps, order.steps_per_epoch), *others
 
     promises = [
-        promise(stream, name, share, step_targets, sum(order.steps_per_epoch))
+        promise(stream, name, share, step_targets)
         for name, share, stream in zip(corpus.names[1:], corpus.shares[1:], streams, strict=True)
     ]
+    num_steps = sum(order.steps_per_epoch)
     if order.num_too_large:
         promises.append(
-            f"warning: {order.num_too_large} of {sum(order.steps_per_epoch)} steps may have more than batch.global_tokens="
+            f"warning: {order.num_too_large} of {num_steps} steps may have more than batch.global_tokens="
             f"{global_tokens} target tokens, up to {order.largest:,.0f}: one example of the main source, with what is mixed "
             "in with it, has more"
         )
-    return TrainingPlan(sum(order.steps_per_epoch), batch, order.steps_per_epoch, passes, tuple(promises))
+    steps = tuple(steps_of_share(stream, step_targets) for stream in streams)
+    return TrainingPlan(num_steps, batch, order.steps_per_epoch, passes, steps, tuple(promises))
 
 
 def plan_pass(source: Corpus | Documents | Windows, tokens_per_step: int) -> Plan:

@@ -306,7 +306,8 @@ class ExampleEncoder:
             start, lead = self._last_control(before) if done and turn.prompt.startswith(done) else None, ""
             if self.before:
                 last = self._last_control(named)
-                lead = named[last[0] :] if last and len(named) - last[0] < MAX_LEAD else self.before
+                is_near = last and len(named) - last[0] < MAX_LEAD and not answer[:1].isspace()
+                lead = named[last[0] :] if last and is_near else self.before
             new = named[start[0] :] if start else named
             parts.append(_Part(turn, new, start[1] if start else None, lead, answer))
             done = turn.prompt + turn.answer

@@ -47,21 +47,22 @@ def items_of_step(stream: Stream, before: float, after: float) -> Iterator[int]:
     return map(stream.index, range(first, end))
 
 
-def promise(stream: Stream, name: str, share: float, step_targets: float, num_steps: int) -> str:
-    """One line for the log: over how many steps the source has its share. step_targets: of the main source in a mean step."""
-    expected = stream.ratio * step_targets
-    steps = max(1, math.ceil(4 * stream.largest / expected))
+def steps_of_share(stream: Stream, step_targets: float) -> int:
+    """N: over so many steps the share is within a factor of two. step_targets: of the main source in a mean step."""
+    return max(1, math.ceil(4 * stream.largest / (stream.ratio * step_targets)))
+
+
+def promise(stream: Stream, name: str, share: float, step_targets: float) -> str:
+    """One line for the log: over how many steps the source has its share."""
+    steps, expected = steps_of_share(stream, step_targets), stream.ratio * step_targets
     if steps == 1:
         return (
             f"{name}: {share:.1%} of every step, within a factor of two ({expected:.0f} target tokens in a mean step)"
         )
-    text = (
+    return (
         f"{name}: {share:.1%} over any {steps} steps, within a factor of two, but not of every step: {expected:.0f} target "
         f"tokens in a mean step, which come up to {stream.largest:.0f} at a time, because no example is cut"
     )
-    if steps <= num_steps:
-        return text
-    return f"warning: {text}; the run has {num_steps} steps: shorten the examples of {name}, or make the steps or its share larger"
 
 
 def make_stream(source: Documents | Windows, seed: int, number: int, ratio: float) -> Stream:

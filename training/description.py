@@ -74,6 +74,12 @@ def describe_run(
             f"optimizer.max_steps={settings.max_steps} has no effect, because optimizer.epochs={settings.epochs} has only "
             f"{inputs.total_steps} steps; raise optimizer.epochs to train longer"
         )
+    warnings += [
+        f"{name}: its share holds over {steps} steps, because no example is cut, and the run has {inputs.total_steps}: shorten "
+        "its examples, or make the steps or its share larger"
+        for name, steps in zip(inputs.train.names[1:], inputs.plan.steps_of_shares, strict=True)
+        if steps > inputs.total_steps
+    ]
     warnings += uneven
     lines += _odd(remarks) + [f"warning: {warning}" for warning in warnings] + notes
     details += [memory_line(settings.memory, bytes_per_parameter(optimizer)), *disks]
@@ -108,10 +114,13 @@ def _odd(remarks: list[str]) -> list[str]:
 def _data_line(inputs: Inputs) -> str:
     """What is trained on, mixed in and validated on; the reports of the sources are details."""
     train, passes = inputs.train, inputs.plan.passes(inputs.total_steps)
-    mixed = zip(train.names[1:], train.shares[1:], passes[1:], strict=True)
+    mixed = zip(train.names[1:], train.shares[1:], inputs.plan.steps_of_shares, passes[1:], strict=True)
     parts = [
         f"data: {train.sources[0].report.partition(chr(10))[0]}",
-        *(f"{name} is {share:.1%} of the targets ({number:.2f} passes)" for name, share, number in mixed),
+        *(
+            f"{name} is {share:.1%} of the targets over any {counted(steps, 'step')} ({number:.2f} passes)"
+            for name, share, steps, number in mixed
+        ),
     ]
     if inputs.validation:
         parts.append(f"validation: {inputs.validation.sources[0].report.partition(',')[0]}")

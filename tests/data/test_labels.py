@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
@@ -200,8 +200,12 @@ class Judge:
         ):  # decoded, a part of a text may lose a space: the ids tell, unless a token reaches over the boundary
             ids = self.ids(messages[: i + 1])
             answer = answer[:-1] if self.tokenizer.eos_token not in whole else answer  # whose end may join a line end
-            if ids[: len(before)] == before and ids[len(before) :][: len(answer)] != answer:
+            is_same = ids[: len(before)] == before and not text[:1].isspace()  # which a token before it may take
+            if is_same and ids[len(before) :][: len(answer)] != answer:
                 raise Wrong(f"message {i} has other ids than the whole chat: {text!r}")
+            rest, text = (part.replace(" ", "") for part in (whole[len(prompt) :], self.tokenizer.decode(answer)))
+            if not rest.startswith(text):
+                raise Wrong(f"message {i} is not what the template writes: {text!r} in {rest!r}")
             return
         rest, text = whole[len(prompt) :], text.rstrip()
         if not rest.startswith(text) or self.control.sub("", rest[len(text) :]).strip():
@@ -394,6 +398,38 @@ def test_answers_end_where_generation_of_the_family_ends() -> None:
         f"<|channel|>analysis<|message|>{REASON}<|end|><|start|>assistant to=ratio{call}",
         f"<|channel|>final<|message|>{yes}<|return|>",
     ]
+
+
+def test_an_answer_is_found_where_the_template_writes_it_otherwise_than_after_the_prompt() -> None:
+    """Apertus goes on in its block, beginning with the same characters; Hermes ends the block before, which its prompt forgets."""
+    found = answers("apertus", [ASK, CALL, RESULT, CALL], TOOLS)
+    assert [answer[:16] for _, answer in found] == ["<|tools_prefix|>"] * 2
+    tokenizer = tokenizer_of("qwen2.5")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ '<|im_start|>tool\n' + m.content + ('' if loop.last else '<|im_end|>') }}"
+        "{% else %}{{ '<|im_start|>' + m.role + '\n' + (m.content or m.tool_calls[0].function.name) + '<|im_end|>' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    outcome = ExampleEncoder(tokenizer).encode([{"messages": [ASK, CALL, RESULT, SAY], "tools": TOOLS}])[0]
+    [sequence] = outcome.sequences
+    assert outcome.notes == ("tools", "rebuilt")
+    assert tokenizer.decode(sequence.ids).endswith("tool\n97.0<|im_start|>assistant\n" + SAY["content"] + "<|im_end|>")
+
+
+def test_a_token_that_reaches_over_the_end_of_the_prompt_is_none_of_an_answer() -> None:
+    """A tokenizer with a space before every text, and a piece `:)`: the answer `)` after `:` is encoded without that colon."""
+    vocabulary = {text: i for i, text in enumerate(("<unk>", "<a>", "</s>", "▁", ":", ")", ":)", "x"))}
+    pieces = Tokenizer(models.BPE(vocabulary, [(":", ")")], unk_token="<unk>"))
+    pieces.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    pieces.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in ("<unk>", "<a>", "</s>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<a>:' if m.role == 'assistant' }}{{ m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<a>:{% endif %}"
+    )
+    for content, ids in ((")", [5]), ("x", [7])):
+        [encoded] = ExampleEncoder(tokenizer).encode([{"messages": [asked("x"), said(content)]}])[0].sequences
+        assert encoded.ids.tolist() == [3, 7, 2, 1, 3, 4, *ids, 2]
 
 
 @pytest.mark.parametrize(

@@ -184,20 +184,12 @@ def test_a_source_has_its_share_over_the_promised_steps_to_within_one_item(main,
     assert steps == pytest.approx(
         4 * largest / (ratio * own.sum() / len(own)), rel=0.02 if "global_examples" in size else 0.25, abs=1
     )
-    assert plan.promises[0].startswith("warning: ") == (steps > plan.num_steps)
+    assert plan.steps_of_shares == (steps,)
     over = [np.convolve(counts, np.ones(steps), "valid") for counts in (own, texts_of) if steps <= plan.num_steps]
     if over:
         usual = over[0] >= 0.5 * steps * own.mean()
         realised = (over[1] / (over[0] + over[1]))[usual]
         assert usual.mean() > 0.95 and share / 2 <= realised.min() and realised.max() <= 2 * share
-
-
-def test_a_run_shorter_than_the_promise_is_warned_of() -> None:
-    corpus = Corpus((ragged(60, 300, 700, 0), LONG), ("main", "texts"), (0.98, 0.02))
-    for epochs, warned in ((2, True), (3, False)):
-        plan = plan_training(corpus, epochs, 0, global_examples=12)
-        assert plan.promises[0].startswith("warning: texts: 2.0% over any 156 steps") == warned
-        assert f"the run has {plan.num_steps} steps: shorten the examples of texts" in plan.promises[0] or not warned
 
 
 def test_a_source_of_small_items_has_its_share_in_every_step() -> None:

@@ -40,6 +40,30 @@ def test_the_line_on_a_step_counts_ranks_micro_batches_and_tokens() -> None:
     )
 
 
+def test_the_data_line_says_over_how_many_steps_a_share_holds_and_a_shorter_run_is_warned(tmp_path, ranks) -> None:
+    train = Corpus((documents([60] * 80), documents([60] * 9)), ("main", "replay"), (0.9, 0.1))
+    plan = plan_training(train, epochs=1, seed=0, global_examples=4)
+    assert plan.steps_of_shares == (9,)  # 4 x 30 target tokens / (120 / 9)
+    layer, shape = torch.nn.Linear(2, 2), SimpleNamespace(max_position_embeddings=64)
+    optimizer, peak = torch.optim.SGD(layer.parameters(), lr=1.0), Peak(1e12, "measured", torch.float32)
+    config = dataclasses.replace(CONFIG, model=Model(str(tmp_path)), run=Run("r", str(tmp_path)))
+    (tmp_path / "r").mkdir()
+    warning = "warning: replay: its share holds over 9 steps, because no example is cut, and the run has 8: shorten its examples"
+    for steps, warned in ((8, True), (9, False)):
+        inputs = SimpleNamespace(
+            train=train,
+            validation=None,
+            plan=plan,
+            total_steps=steps,
+            warmup_steps=0,
+            asked=None,
+            deal=lambda step: DEAL,
+        )
+        lines = describe_run(config, inputs, layer, [layer], shape, optimizer, ranks, peak, [], [])
+        assert "; replay is 10.0% of the targets over any 9 steps (" in lines[1]
+        assert any(line.startswith(warning) for line in lines) == warned
+
+
 def test_five_lines_say_what_a_run_does_and_one_more_each_warning_the_rest_is_recorded(tmp_path, ranks) -> None:
     config = dataclasses.replace(CONFIG, model=Model(str(tmp_path)))
     plan = plan_training(documents([60] * 8), epochs=1, seed=0, global_examples=8)
