@@ -64,6 +64,9 @@ class Data:
     # The date that templates such as Llama 3.2's write into every chat, YYYY-MM-DD; None: that of the run's first start
     chat_date: str | None = None
     train_on: Literal["all", "last"] = "all"  # which answers of a chat carry loss
+    # What becomes of control tokens, such as <|im_end|>, in what messages and texts say. They stay text, are an error of the
+    # example, or become control tokens, as in a text that was rendered before (docs/chats.md)
+    control_tokens: Literal["text", "error", "allow"] = "text"
     cache: str | None = "artifacts/tokens"  # tokenised files are kept here, one folder per node; None: not kept
 
 
@@ -222,7 +225,7 @@ def _keys(**sections: str) -> tuple[str, ...]:
 # What they name, or make of the data, decides the weights: the content is compared, and the value may change.
 READ = _keys(
     model="path",
-    data="train validation_share format fields on_bad mix too_long chat_template chat_template_options train_on",
+    data="train validation_share format fields on_bad mix too_long chat_template chat_template_options train_on control_tokens",
     ewc="data",
 )
 # They do not decide what a step computes: names, evaluating, saving, logging, steps to come, ranks and their memory.

@@ -11,8 +11,9 @@ CHAT_FILE = "chat.json"
 
 
 def write_chat_settings(directory: str | Path, settings: ChatSettings) -> None:
-    """Write the date and the options of the template to `directory`, if there are any."""
+    """Write the date, the options of the template and the rule for control tokens to `directory`, where they are set."""
     content = {"date": settings.date, "template_options": dict(settings.options)}
+    content["control_tokens"] = settings.control_tokens if settings.control_tokens != "text" else None
     content = {key: value for key, value in content.items() if value}
     if content:
         write_json(Path(directory, CHAT_FILE), content)
@@ -26,10 +27,11 @@ def read_chat_settings(directory: str | Path) -> ChatSettings:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         date, options = content.get("date"), content.get("template_options", {})
-        if not (isinstance(options, dict) and isinstance(date, str | None)):
+        control = content.get("control_tokens", "text")
+        if not (isinstance(options, dict) and isinstance(date, str | None) and control in ("text", "error", "allow")):
             raise TypeError("the types are wrong")
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(
             f'{path} is damaged ({error}); correct it to {{"date": "YYYY-MM-DD", "template_options": {{...}}}} or remove it'
         ) from error
-    return ChatSettings(options, date)
+    return ChatSettings(options, date, control_tokens=control)

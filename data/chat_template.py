@@ -43,12 +43,14 @@ DIRECTIVES = "aAwdbBmyYHIpMSfjUWxXcGuV"  # of strftime, https://docs.python.org/
 class ChatSettings:
     """How chats are rendered and which answers are trained: the settings data.chat_template_options, chat_date, train_on.
 
-    date: YYYY-MM-DD, given to templates that ask for today's date; None: today.
+    date: YYYY-MM-DD, given to templates that ask for today's date; None: today. control_tokens: what becomes of control tokens
+    in a content: they stay text, are refused (error), or are control tokens (allow); the setting data.control_tokens.
     """
 
     options: Mapping[str, object] = field(default_factory=dict)
     date: str | None = None
     train_on: str = "all"
+    control_tokens: str = "text"
 
 
 class ChatTemplate:
@@ -64,28 +66,35 @@ class ChatTemplate:
 
         Raises UserError if the template does.
         """
-        return self.render_many([messages], tools, prompt)[0]
+        messages = list(messages)
+        try:
+            return self._render(messages, tools, prompt)
+        except (
+            UserError
+        ):  # transformers leaves out a content that is null, for which some templates have no case (Qwen3)
+            filled = [m | {"content": ""} if m.get("content") is None else m for m in messages]
+            if filled == messages:
+                raise
+            return self._render(filled, tools, prompt)
 
-    def render_many(
-        self, chats: Sequence[Sequence[dict]], tools: list | None = None, prompt: bool = False
-    ) -> list[str]:
-        """`render` of several chats with the same tools, in half the time. Raises UserError if the template refuses one."""
+    def _render(self, messages: list[dict], tools: list | None, prompt: bool) -> str:
         with _refusals():
             rendered = self.tokenizer.apply_chat_template(
-                [list(messages) for messages in chats],
+                messages,
                 tools=cast(Any, tools),
                 chat_template=self._dated(tools),
                 tokenize=False,
                 add_generation_prompt=prompt,
                 **self.options,
             )
-        return cast(list[str], rendered)
+        return cast(str, rendered)
 
     def generation_spans(self, messages: Sequence[dict], tools: list | None = None) -> list[tuple[int, int]]:
         """(start, end) of the characters in `{% generation %}` blocks. Raises UserError if the template refuses the chat."""
+        messages = [{"content": ""} | {k: v for k, v in message.items() if v is not None} for message in messages]
         with _refusals():
             rendered = render_jinja_template(
-                [[{key: value for key, value in message.items() if value is not None} for message in messages]],
+                [messages],
                 tools=cast(Any, tools),
                 chat_template=self._dated(tools),
                 return_assistant_tokens_mask=True,
@@ -100,6 +109,11 @@ class ChatTemplate:
     def text(self, with_tools: bool = False) -> str:
         """The Jinja source. A tokenizer with several templates has one for chats with tools."""
         return self.tokenizer.get_chat_template(tools=cast(Any, [] if with_tools else None))
+
+    @functools.cached_property
+    def marks_generation(self) -> bool:
+        """Whether the template marks what the assistant wrote with `{% generation %}` blocks (transformers' own extension)."""
+        return any(re.search(r"\{%-?\s*generation\b", self.text(tools)) for tools in (False, True))
 
     def knows(self, word: str, with_tools: bool = False) -> bool:
         """Whether the template mentions a variable, a role or a function."""
@@ -132,12 +146,6 @@ def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template writes today's date into a chat."""
     template = ChatTemplate(tokenizer, ChatSettings())
     return any(template.knows(DATE_FUNCTION, tools) for tools in (False, True))
-
-
-@functools.lru_cache(maxsize=16)
-def marks_generation(template: str) -> bool:
-    """Whether a template marks what the assistant wrote with `{% generation %}` blocks (transformers' own extension)."""
-    return re.search(r"\{%-?\s*generation\b", template) is not None
 
 
 @functools.lru_cache(maxsize=64)

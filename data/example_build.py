@@ -57,6 +57,7 @@ def build_examples(
     job_encoder = JobEncoder(encoder, settings)
     counts: Counter = Counter()
     bad: list[str] = []
+    control: list[str] = []
     with tqdm(
         desc=f"tokenise {progress}",
         total=size,
@@ -72,10 +73,12 @@ def build_examples(
         try:
             for result in results:
                 _take(result, writer, counts, bad, settings)
+                control += result.control[: LISTED - len(control)]
             _check_not_empty(paths, counts, bad, writer, settings)
             info = {
                 "counts": dict(counts),
                 "bad": bad,
+                "control": control,
                 "files": len(files),
                 "paths": [str(file) for file in files],
                 "left_out": [str(file) for file in left_out(paths)],

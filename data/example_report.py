@@ -47,8 +47,17 @@ def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path])
         parts.append(
             f"WARNING: {count:,} example{_s(count)} repeat{'s' if count == 1 else ''} the content of an earlier one"
         )
-    parts += [note_sentence(note, count) for note in NOTES if (count := counts.get(f"note:{note}", 0))]
+    parts += [
+        note_sentence(note, n) + _more(note, info, places) for note in NOTES if (n := counts.get(f"note:{note}", 0))
+    ]
     return "\n".join(parts)
+
+
+def _more(note: str, info: dict, places: dict[str, str]) -> str:
+    """What is added to the sentence of a note: what splitting costs, and the first examples with control tokens."""
+    if note == "split":
+        return f": {info['counts']['split_tokens']:,} tokens where one sequence each would have {info['counts']['whole_tokens']:,}"
+    return f": {'; '.join(_moved(line, places) for line in info['control'])}" if note == "control" else ""
 
 
 def _moved(line: str, places: dict[str, str]) -> str:

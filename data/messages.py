@@ -32,6 +32,7 @@ ROLE_NAMES = {role: role for role in ROLES} | {
 PLAIN = {"role", "content"}
 CALLS = ("function_call", "tool_call")  # roles whose text is a call, or a list of calls, as JSON
 TEXT_KEYS = ("tool_call_id", "name", "reasoning_content", "thinking")
+LEAST_WEIGHT, MOST_WEIGHT = 1e-12, 1e12  # a product with another weight and with a loss must be a normal number of fp32
 MAX_NAMES = 20  # in a message
 MAX_DEPTH = 100  # of tools and arguments; Python's own limit depends on the caller
 
@@ -55,13 +56,15 @@ def text_message(role: str, content: object, where: str, key: str) -> dict:
 
 
 def canonical_weight(value: object, where: str, key: str = "weight") -> float:
-    """A weight as a number. Raises UserError unless it is finite and at least 0."""
+    """A weight as a number. Raises UserError unless it is 0 or a number that fp32 holds in full precision."""
     try:
         weight = math.nan if isinstance(value, bool) else float(value)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
-    if not 0 <= weight < math.inf:
-        raise UserError(f"{where}: `{key}` must be a number of at least 0, not {short(value)}")
+    if not (weight == 0 or LEAST_WEIGHT <= weight <= MOST_WEIGHT):
+        raise UserError(
+            f"{where}: `{key}` must be 0 or a number from {LEAST_WEIGHT} to {MOST_WEIGHT:g}, not {short(value)}"
+        )
     return weight
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from sys import platform
 from typing import cast
@@ -28,7 +28,7 @@ import numpy as np
 
 from common.errors import UserError
 from data import text_pieces
-from data.encoding import Encoded, ExampleEncoder, Span, kept_parts
+from data.encoding import Encoded, ExampleEncoder, Outcome, Span, kept_parts
 from data.example_store import SPAN, Sequences
 from data.formats import DEFAULT, Reading
 from data.text_pieces import PieceEncoder, cut_text
@@ -64,13 +64,14 @@ class Result:
     """What became of examples.
 
     counts: by reason, keys as in `data.example_report`. bad: (location, sentence) of examples that cannot be encoded.
-    refused: a sentence about an example that is too long, if that is an error.
+    control: the locations of those with control tokens in their content. refused: a sentence about an example that is too long, if that is an error.
     """
 
     sequences: Sequences
     counts: Counter = field(default_factory=Counter)
     bad: list[tuple[str, str]] = field(default_factory=list)
     refused: str | None = None
+    control: list[str] = field(default_factory=list)
 
 
 class JobEncoder:
@@ -96,7 +97,7 @@ class JobEncoder:
             if outcome.error is not None:
                 result.bad.append((where, outcome.error))
                 continue
-            result.counts.update(f"note:{note}" for note in outcome.notes)
+            result.note(outcome, where)
             for encoded in outcome.sequences:
                 result.add(encoded, "text" in example, where)
         return result.finish()
@@ -105,7 +106,13 @@ class JobEncoder:
         """The result of a long text from the ids of its pieces."""
         result = _Collector(self.settings)
         outcome = self.encoder.encode([example | {"text": "x"}])[0]
-        result.counts.update(f"note:{note}" for note in outcome.notes)
+        try:
+            if self.encoder.control_tokens_of(example):
+                outcome = replace(outcome, notes=(*outcome.notes, "control"))
+        except UserError as error:
+            result.bad.append((where, str(error)))
+            return result.finish()
+        result.note(outcome, where)
         if outcome.sequences:
             # What the encoder puts before and after a short text, unless the text has it already.
             short, alone = outcome.sequences[0], self.pieces(["x"], [True])[0]
@@ -130,6 +137,14 @@ class _Collector:
         self.counts: Counter = Counter()
         self.bad: list[tuple[str, str]] = []
         self.refused: str | None = None
+        self.control: list[str] = []
+
+    def note(self, outcome: Outcome, where: str) -> None:
+        """Count the notes of an example, and the tokens that its sequences have where one sequence would do."""
+        self.counts.update(f"note:{note}" for note in outcome.notes)
+        self.control += [where] if "control" in outcome.notes else []
+        if len(lengths := [len(encoded.ids) for encoded in outcome.sequences]) > 1:
+            self.counts.update(split_tokens=sum(lengths), whole_tokens=max(lengths))
 
     def add(self, encoded: Encoded, is_text: bool, where: str) -> None:
         """Add one sequence: what is kept of it, and why the rest is not."""
@@ -160,7 +175,7 @@ class _Collector:
             np.array([tuple(span) for span in spans], dtype=SPAN),
             np.array([len(encoded.spans) for encoded in self.kept], dtype=np.int64),
         )
-        return Result(sequences, self.counts, self.bad, self.refused)
+        return Result(sequences, self.counts, self.bad, self.refused, self.control)
 
 
 def make_jobs(examples: Iterable[tuple[str, dict]], can_cut: Callable[[dict], bool]) -> Iterator[Job]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from common.cores import available_cores
 from common.errors import UserError
 from data.compression import Advance, data_suffix, no_progress, read_chunks
+from data.control_tokens import ControlTokens
 from data.files import read_file
 from data.formats import kind_of
 from data.token_store import backend
@@ -104,7 +105,7 @@ def encode_pieces(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[Piece]) -
 
     A thread tokenises the current batch while the caller handles the last one and the next one is read.
     """
-    encoder = PieceEncoder(make_encoder(tokenizer))
+    encoder = PieceEncoder(ControlTokens(tokenizer).encoder)
     pending: deque = deque()
     with ThreadPoolExecutor(1) as pool:
         for batch in batch_pieces(pieces):

@@ -66,6 +66,21 @@ def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return cast(int, tokenizer.eos_token_id)
 
 
+def generation_stops(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """`eos_token_id` of generation_config.json in the tokenizer's directory: the tokens at which generation ends.
+
+    Raises UserError if the file is damaged.
+    """
+    file = Path(tokenizer.name_or_path, "generation_config.json")
+    if not file.is_file():
+        return []
+    try:
+        stops = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} is damaged ({error}); remove it or copy it again") from error
+    return stops if isinstance(stops, list) else [] if stops is None else [stops]
+
+
 def _read_template(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

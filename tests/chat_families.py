@@ -8,7 +8,7 @@ import functools
 import json
 from dataclasses import dataclass, field
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import SENTENCES
@@ -19,7 +19,8 @@ CALL = '{"name": "\' ~ c.function.name ~ \'", "arguments": \' ~ (c.function.argu
 @dataclass(frozen=True)
 class Family:
     """A template with its special tokens. kind: byte (byte-level BPE), sentencepiece (dummy prefix) or legacy (the same, but
-    before every piece between special tokens). adds_bos: whether the tokenizer puts BOS before a text."""
+    before every piece between special tokens). adds_bos: whether the tokenizer puts BOS before a text. stops: what ends an
+    answer besides EOS, as generation_config.json of the family says. added: more tokens, which are not special."""
 
     template: str
     special: tuple[str, ...]
@@ -28,10 +29,13 @@ class Family:
     kind: str = "byte"
     adds_bos: bool = False
     options: dict = field(default_factory=dict)
+    stops: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 LLAMA3_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+GLM_TOKENS = ("[gMASK]", "<sop>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 MISTRAL_TOKENS = ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
 ALTERNATE = (
     "{% for m in rest if m.role in ('user', 'assistant') and not m.tool_calls %}"
@@ -117,6 +121,7 @@ FAMILIES = {
         "<|end_of_text|>",
         bos="<|begin_of_text|>",
         adds_bos=True,
+        stops=("<|eot_id|>",),
     ),
     # The system message inside the first question; sentencepiece with a dummy prefix; roles must alternate.
     "llama2": Family(
@@ -174,6 +179,7 @@ FAMILIES = {
         "<|endoftext|>",
         bos="<s>",
         kind="sentencepiece",
+        stops=("<|end|>",),
     ),
     # An empty system message is left out; otherwise like Phi-3.
     "phi3.5": Family(
@@ -184,6 +190,7 @@ FAMILIES = {
         ("<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
         "<|endoftext|>",
         kind="sentencepiece",
+        stops=("<|end|>",),
     ),
     # Another name for the assistant, no system message, an end that is not EOS, and a newline after it.
     "gemma": Family(
@@ -196,6 +203,7 @@ FAMILIES = {
         "<eos>",
         bos="<bos>",
         adds_bos=True,
+        stops=("<end_of_turn>",),
     ),
     # The system message inside the first question.
     "gemma3": Family(
@@ -207,6 +215,7 @@ FAMILIES = {
         "<eos>",
         bos="<bos>",
         adds_bos=True,
+        stops=("<end_of_turn>",),
     ),
     # A thinking block opened by the prompt; given answers lose their thinking and the block.
     "deepseek-r1": Family(
@@ -275,12 +284,15 @@ FAMILIES = {
         "<EOS>",
         bos="<BOS>",
         adds_bos=True,
+        stops=("<|END|>",),
     ),
     # Channels within a turn; the last answer ends in another token than earlier ones.
     "gpt-oss": Family(
         "{{ '<|start|>system<|message|>Date: ' + strftime_now('%Y-%m-%d') + '<|end|>' }}"
         "{% for m in messages %}{% if m.role == 'assistant' %}{% set last = loop.last and not add_generation_prompt %}"
-        "{% if m.tool_calls %}{% set c = m.tool_calls[0] %}{{ '<|start|>assistant to=' + c.function.name + "
+        "{% if m.tool_calls %}{% set c = m.tool_calls[0] %}{% if m.content or m.reasoning_content %}"
+        "{{ '<|start|>assistant<|channel|>analysis<|message|>' + (m.content or m.reasoning_content) + '<|end|>' }}{% endif %}"
+        "{{ '<|start|>assistant to=' + c.function.name + "
         "'<|channel|>commentary<|message|>' + c.function.arguments | tojson + '<|call|>' }}{% else %}"
         "{% if m.reasoning_content and last %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.reasoning_content + "
         "'<|end|>' }}{% endif %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + "
@@ -289,19 +301,138 @@ FAMILIES = {
         "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}",
         ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>"),
         "<|return|>",
+        stops=("<|call|>",),
+    ),
+    # Nothing after an answer: it ends with the token that begins the next turn, another one after a call.
+    "glm-4.6": Family(
+        "[gMASK]<sop>{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|assistant|>\n<think>' + "
+        "((m.reasoning_content or '') if loop.index0 > ns.last else '') + '</think>' }}"
+        "{% if m.content %}{{ '\n' + m.content.strip() }}{% endif %}"
+        "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>' + c.function.name + '\n' + (c.function.arguments | tojson) + "
+        "'\n</tool_call>' }}{% endfor %}{% elif m.role == 'tool' %}{{ '<|observation|>\n' + m.content }}"
+        "{% else %}{{ '<|' + m.role + '|>\n' + m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+        GLM_TOKENS,
+        "<|endoftext|>",
+        stops=("<|user|>", "<|observation|>"),
+    ),
+    # The same, with a block that the prompt opens, and a closing tag alone before a given answer.
+    "glm-4.7": Family(
+        "[gMASK]<sop>{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|assistant|>' + "
+        "('<think>' + m.reasoning_content if m.reasoning_content and loop.last else '') + '</think>' + (m.content or '').strip() }}"
+        "{% for c in m.tool_calls or [] %}{{ '<tool_call>' + c.function.name + (c.function.arguments | tojson) + '</tool_call>' }}"
+        "{% endfor %}{% elif m.role == 'tool' %}{{ '<|observation|>' + m.content }}"
+        "{% else %}{{ '<|' + m.role + '|>' + m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think>{% endif %}",
+        GLM_TOKENS,
+        "<|endoftext|>",
+        stops=("<|user|>", "<|observation|>"),
+    ),
+    # One block of the assistant from a call over its result to the answer, though the prompt opens a new one.
+    "apertus": Family(
+        "{{ bos_token }}{% set ns = namespace(open=false) %}"
+        "{% for m in messages %}{% if m.role in ('user', 'system', 'developer') %}"
+        "{{ '<|assistant_end|>' if ns.open else '' }}{% set ns.open = false %}"
+        "{{ '<|' + m.role + '_start|>' + m.content + '<|' + m.role + '_end|>' }}"
+        "{% elif m.role == 'tool' %}{{ '[' + m.content + ']' }}"
+        "{% else %}{{ '' if ns.open else '<|assistant_start|>' }}{% set ns.open = true %}{{ m.content or '' }}"
+        "{% if m.tool_calls %}{{ '<|tools_prefix|>[' }}{% for c in m.tool_calls %}"
+        "{{ '{' + (c.function.name | tojson) + ': ' + (c.function.arguments | tojson) + '}' }}{% endfor %}"
+        "{{ ']<|tools_suffix|>' }}{% else %}{{ '<|assistant_end|>' }}{% set ns.open = false %}{% endif %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant_start|>{% endif %}",
+        (
+            "<s>",
+            *(
+                f"<|{role}_{part}|>"
+                for role in ("system", "developer", "user", "assistant")
+                for part in ("start", "end")
+            ),
+            "<|tools_prefix|>",
+            "<|tools_suffix|>",
+        ),
+        "<|assistant_end|>",
+        bos="<s>",
+        stops=("<|tools_suffix|>",),
+    ),
+    # A prompt that opens a thinking block, which the last answer has even if it is empty, and earlier ones have not.
+    "qwen3.5": Family(
+        "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% if loop.index0 > ns.last %}"
+        "{{ '<think>\n' + (m.reasoning_content or '') + '\n</think>\n\n' }}{% endif %}{{ (m.content or '') | trim }}"
+        "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n"
+        + CALL
+        + "\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
+        "{% elif m.role == 'tool' %}{{ '<|im_start|>user\n<tool_response>\n' + m.content + '\n</tool_response><|im_end|>\n' }}"
+        "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' + "
+        "('<think>\n\n</think>\n\n' if enable_thinking is defined and enable_thinking is false else '<think>\n') }}{% endif %}",
+        CHATML_TOKENS,
+        "<|im_end|>",
+    ),
+    # A block that the prompt opens; thinking only where the data has it; other marks.
+    "minimax-m2": Family(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ ']~b]ai\n' + "
+        "('<think>\n' + m.reasoning_content + '\n</think>\n\n' if m.reasoning_content else '') + (m.content or '') }}"
+        "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n" + CALL + "\n</tool_call>' }}{% endfor %}{{ '[e~[\n' }}"
+        "{% else %}{{ ']~b]' + m.role + '\n' + m.content + '[e~[\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ ']~b]ai\n<think>\n' }}{% endif %}",
+        ("]~b]", "[e~["),
+        "[e~[",
+    ),
+    # Two tokens at the end of an answer, of which the second ends generation.
+    "command-r7b": Family(
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' + "
+        "'<|START_RESPONSE|>' + (m.content or '') + '<|END_RESPONSE|><|END_OF_TURN_TOKEN|>' }}"
+        "{% else %}{{ '<|START_OF_TURN_TOKEN|><|' + m.role | upper + '_TOKEN|>' + m.content + '<|END_OF_TURN_TOKEN|>' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{% endif %}",
+        (
+            "<BOS_TOKEN>",
+            *(
+                f"<|{role}_TOKEN|>"
+                for role in ("START_OF_TURN", "END_OF_TURN", "CHATBOT", "USER", "SYSTEM", "DEVELOPER", "TOOL")
+            ),
+            "<|START_RESPONSE|>",
+            "<|END_RESPONSE|>",
+        ),
+        "<|END_OF_TURN_TOKEN|>",
+        bos="<BOS_TOKEN>",
+        adds_bos=True,
+    ),
+    # Tokens for roles that are no special tokens; a block that the prompt opens and that a given answer only closes.
+    "deepseek-v3.1": Family(
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<｜User｜>' + m.content }}"
+        "{% elif m.role == 'system' %}{{ m.content }}{% elif m.role == 'tool' %}{{ '<｜tool｜>' + m.content }}"
+        "{% elif m.tool_calls %}{{ '<｜Assistant｜></think>' + (m.content or '') + '<｜call｜>' }}{% for c in m.tool_calls %}{{ '"
+        + CALL
+        + "' }}{% endfor %}{{ eos_token }}"
+        "{% else %}{{ '<｜Assistant｜></think>' + m.content.split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>' }}{% endif %}",
+        ("<｜begin｜>", "<｜end｜>"),
+        "<｜end｜>",
+        bos="<｜begin｜>",
+        adds_bos=True,
+        added=("<｜User｜>", "<｜Assistant｜>", "<｜tool｜>", "<｜call｜>"),
     ),
     # The template that a tokenizer without any gets.
     "plain": Family("", ("<s>", "</s>"), "</s>", bos="<s>", adds_bos=True),
 }
 
 
+# How GPT-4, Llama 3 and Qwen split a text, and line ends that their vocabularies have as one token each.
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LINES = ["\n\n", ">\n", ">\n\n", ":\n\n", "}\n", ".\n", " \n"] * 200
+
+
 @functools.cache
-def _trained(kind: str) -> str:
+def trained(kind: str) -> str:
     """A small BPE of SENTENCES as JSON, without special tokens."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=kind != "byte", unk_token=None if kind == "byte" else "<unk>"))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if kind == "byte":
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+        )
         tokenizer.decoder = decoders.ByteLevel()
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -312,7 +443,7 @@ def _trained(kind: str) -> str:
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.train_from_iterator([*SENTENCES, *LINES], trainer)
     if kind == "sentencepiece":
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     if kind == "legacy":  # as in tokenizer.json of Llama 2: no pre-tokenizer, the prefix is written by the normalizer
@@ -328,9 +459,10 @@ def _trained(kind: str) -> str:
 def family_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a family with its template."""
     family = FAMILIES[name]
-    tokenizer = Tokenizer.from_str(_trained(family.kind))
+    tokenizer = Tokenizer.from_str(trained(family.kind))
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in family.special])
-    tokenizer.add_tokens([AddedToken(f"<{slash}tool_call>", normalized=False) for slash in ("", "/")])
+    tags = [f"<{slash}{tag}>" for tag in ("think", "tool_call", "tool_response") for slash in ("", "/")]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*tags, *family.added)])
     if family.adds_bos:
         start = (family.bos, tokenizer.token_to_id(family.bos))
         tokenizer.post_processor = processors.TemplateProcessing(f"{start[0]} $A", None, [start])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from configs.config import Config, Data
@@ -54,15 +54,6 @@ class RunInputs:
     device: torch.device  # where the check computes: the first GPU, or the CPU
     compute_dtype: torch.dtype  # of the run on this device
     code: ModuleType  # the train.py of the run
-
-    @property
-    def stop_ids(self) -> set[int]:
-        """eos_token_id of generation_config.json, which the export keeps."""
-        try:
-            stops = GenerationConfig.from_pretrained(self.config.model.path).eos_token_id
-        except OSError:
-            return set()  # there is none
-        return set(stops if isinstance(stops, list) else [] if stops is None else [stops])
 
 
 def check_data(run: RunInputs) -> list[Result]:
@@ -131,7 +122,8 @@ def check_prompts(samples: list[Sampled], encoder: ExampleEncoder, options: dict
     for where, example, outcome in samples:
         spoken = [sequence for sequence in outcome.sequences if sequence.spans]
         weighted = any("weight" in message for message in example.get("messages", ()))
-        if not spoken or weighted or not has_answer(example):
+        # Where a content has a control token, transformers makes one of it, and we do not.
+        if not spoken or weighted or "control" in outcome.notes or not has_answer(example):
             continue
         asked += 1
         trained = spoken[-1].ids[: spoken[-1].spans[-1].start].tolist()
@@ -185,7 +177,7 @@ def check_ends(run: RunInputs, samples: Mapping[str, list[Sampled]], encoder: Ex
     data.sequence_length tokens without a stop token has lost its end, unless it is a piece of a long text.
     """
     train, plan, length = run.inputs.train, run.inputs.plan, run.config.data.sequence_length
-    stops = {*encoder.stop_ids, *run.stop_ids}
+    stops = {*encoder.stop_ids}
     names = ", ".join(one_line(str(encoder.tokenizer.convert_ids_to_tokens(i))) for i in sorted(stops))
     chats = {name for name, items in samples.items() if items and all("messages" in item[1] for item in items)}
     texts = {name for name, items in samples.items() if any("text" in item[1] for item in items)}

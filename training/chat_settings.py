@@ -17,7 +17,7 @@ from training.provenance import newest_start
 
 def chat_settings(data: Data) -> ChatSettings:
     """The settings of a config that data/encoding.py needs."""
-    return ChatSettings(data.chat_template_options, data.chat_date, data.train_on)
+    return ChatSettings(data.chat_template_options, data.chat_date, data.train_on, data.control_tokens)
 
 
 def settle_chat_settings(
@@ -54,8 +54,10 @@ def _with_date(config: Config, date: str | None) -> Config:
 
 def _check_options(data: Data, template: ChatTemplate) -> None:
     taken = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
-    for name in data.chat_template_options:
+    for name, value in data.chat_template_options.items():
         if name in taken:
             raise UserError(f"data.chat_template_options: {name} is set by this code; remove it")
+        if name == "enable_thinking" and value is False:
+            continue  # a template without this variable has no thinking to turn off
         if not (template.knows(name) or template.knows(name, with_tools=True)):
             raise UserError(f"data.chat_template_options: the chat template has no variable {name}; correct its name")

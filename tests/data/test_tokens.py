@@ -108,9 +108,9 @@ def test_the_space_after_the_prompt_is_a_target_even_outside_of_a_generation_blo
 def test_a_generation_block_may_leave_out_a_part_of_the_answer() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'A: ' + m.content[:5] }}{% generation %}{{ m.content[5:] }}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'A:\\n' + m.content[:5] }}{% generation %}{{ m.content[5:] }}"
         "{% endgeneration %}{{ eos_token }}{% else %}{{ 'Q: ' + m.content }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}A: {% endif %}"
+        "{% if add_generation_prompt %}{{ 'A:\\n' }}{% endif %}"
     )
     assert targets(tokenizer, {"messages": CHAT}) == [[" 100%<|im_end|>", " 3%<|im_end|>"]]
 
@@ -132,21 +132,25 @@ def test_a_template_that_rewrites_earlier_turns_splits_the_chat() -> None:
     assert notes(tokenizer, {"messages": CHAT})[0] == "split"
 
 
-def test_a_document_ends_with_one_eos_and_all_of_its_tokens_are_targets() -> None:
-    tokenizer = tiny_tokenizer()
-    for text in ("The bank reports.", "The bank reports.<|im_end|>"):
-        ids, is_target = encode_one(tokenizer, {"text": text})
-        assert tokenizer.decode(ids) == "The bank reports.<|im_end|>" and is_target == [False] + [True] * (len(ids) - 1)
-
-
-def test_a_document_begins_with_bos_if_the_tokenizer_adds_it() -> None:
-    tokenizer = family_tokenizer("mistral-v1")
-    bos = tokenizer.bos_token_id
-    assert bos_ids(tokenizer) == [bos] and bos_ids(tiny_tokenizer()) == []
-    for text in ("The bank", "<s>The bank"):
-        ids, is_target = encode_one(tokenizer, {"text": text})
-        assert ids == [*tokenizer("The bank")["input_ids"], tokenizer.eos_token_id] and ids.count(bos) == 1
-        assert is_target == [False] + [True] * (len(ids) - 1)
+def test_a_document_is_between_bos_if_the_tokenizer_adds_it_and_one_eos_and_all_of_its_tokens_are_targets() -> None:
+    """A text says nothing but text: BOS and EOS that it spells are encoded as their characters, unless they are allowed."""
+    for tokenizer in (tiny_tokenizer(), family_tokenizer("mistral-v1")):
+        bos, eos = bos_ids(tokenizer), tokenizer.eos_token
+        assert bos == ([tokenizer.bos_token_id] if tokenizer.eos_token == "</s>" else [])
+        for text in ("The bank reports.", f"The bank reports.{eos}"):
+            outcome = ExampleEncoder(tokenizer).encode([{"text": text}])[0]
+            (encoded,) = outcome.sequences
+            ids = encoded.ids.tolist()
+            assert (
+                ids[: len(bos)] == bos
+                and ids.count(tokenizer.eos_token_id) == 1 == ids[::-1].index(tokenizer.eos_token_id) + 1
+            )
+            assert tokenizer.decode(ids[len(bos) : -1]) == text and encoded.spans == (Span(max(1, len(bos)), len(ids)),)
+            assert outcome.notes == (("control",) if text.endswith(eos) else ())
+        allowed = ExampleEncoder(tokenizer, ChatSettings(control_tokens="allow"))
+        start = tokenizer.bos_token if bos else ""
+        (encoded,) = allowed.encode([{"text": f"{start}The bank{eos}"}])[0].sequences
+        assert encoded.ids.tolist() == [*tokenizer("The bank")["input_ids"], tokenizer.eos_token_id]
 
 
 def test_a_completion_is_the_only_target() -> None:
@@ -199,14 +203,18 @@ def test_what_is_unusual_is_noted() -> None:
     assert notes(tokenizer, {"messages": CHAT, "tools": [{"type": "function"}]}) == ("tools",)
     tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{{ eos_token }}{% endfor %}"
     assert notes(tokenizer, {"messages": [{"role": "system", "content": "Be brief."}, *CHAT]}) == ("left out",)
-    # The prompt ends in a space, which the first token of the answer contains.
+    # The prompt ends in a space, which the first token of the answer would contain in one text.
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role + ': ' + m.content }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     chat = [CHAT[0], {"role": "assistant", "content": "the bank"}]
-    assert notes(tokenizer, {"messages": chat}) == ("boundary",)
-    assert targets(tokenizer, {"messages": chat}) == [[" the bank<|im_end|>"]]  # that token belongs to the answer
+    assert notes(tokenizer, {"messages": chat}) == () and targets(tokenizer, {"messages": chat}) == [
+        ["the bank<|im_end|>"]
+    ]
+    completion = {"prompt": "assistant: ", "completion": "the bank"}
+    assert notes(tokenizer, completion) == ("boundary",)
+    assert targets(tokenizer, completion) == [[" the bank<|im_end|>"]]  # that token belongs to the completion
 
 
 def test_an_error_of_the_template_is_one_sentence() -> None:
@@ -256,23 +264,18 @@ def test_options_reach_the_template() -> None:
     ]
 
 
-def test_the_texts_that_are_rendered_grow_linearly_with_the_turns(monkeypatch) -> None:
-    rendered = []
-    render = ChatTemplate.render
-
-    def count(self, *args, **kwargs) -> str:
-        rendered.append(render(self, *args, **kwargs))
-        return rendered[-1]
-
-    monkeypatch.setattr(ChatTemplate, "render", count)
-    encoder, characters = ExampleEncoder(tiny_tokenizer()), {}
+def test_each_text_of_a_long_chat_is_encoded_once_or_twice(monkeypatch) -> None:
+    """Of each prompt only what is new is encoded, and an answer once more, to see whether the next prompt begins with its ids."""
+    encoder, characters = ExampleEncoder(tiny_tokenizer()), []
+    encode = encoder._ids
+    monkeypatch.setattr(encoder, "_ids", lambda texts: [characters.append(sum(map(len, texts))), encode(texts)][1])
     for turns in (10, 40):
         chat = [{"role": role, "content": f"{role} {i:03}"} for i in range(turns) for role in ("user", "assistant")]
-        rendered.clear()
         (sequence,) = encoder.encode([{"messages": chat}])[0].sequences
-        assert len(sequence.spans) == turns and len(rendered) <= 12
-        characters[turns] = sum(map(len, rendered))
-    assert characters[40] < 4.5 * characters[10]
+        assert len(sequence.spans) == turns
+        whole = tiny_tokenizer().apply_chat_template(chat, return_dict=False)
+        assert sequence.ids.tolist() == whole[: len(sequence.ids)]
+    assert characters[1] < 4.5 * characters[0]
 
 
 def test_spans_count_tokens() -> None:

@@ -72,9 +72,9 @@ def test_transformers_stops_where_training_taught_the_model_to_stop(base, tmp_pa
 def test_what_the_base_has_is_kept_and_each_token_is_named_once(base, tmp_path):
     folder = export(base, tmp_path / "export")
     written = json.loads((folder / "generation_config.json").read_text())
-    assert written == {"eos_token_id": [EOS, END_OF_TURN, OTHER], "do_sample": False, "max_new_tokens": 7}
+    assert written == {"eos_token_id": [EOS, OTHER, END_OF_TURN], "do_sample": False, "max_new_tokens": 7}
     again = write_files_again(folder, tmp_path)
-    assert again["eos_token_id"] == [EOS, END_OF_TURN, OTHER]  # an export is the base of the next run
+    assert again["eos_token_id"] == [EOS, OTHER, END_OF_TURN]  # an export is the base of the next run
 
 
 def write_files_again(base, tmp_path):
@@ -86,6 +86,7 @@ def test_a_base_without_the_file_gets_one_and_a_damaged_one_is_named(base, tmp_p
     bare = tmp_path / "bare"
     bare.mkdir()
     tokenizer, config = load_tokenizer(str(base)), AutoConfig.from_pretrained(base)
+    tokenizer.name_or_path = str(bare)
     write_files(bare, config_of(tmp_path), config, tokenizer)
     assert json.loads((bare / "generation_config.json").read_text()) == {"eos_token_id": [EOS, END_OF_TURN]}
     (tmp_path / "generation_config.json").write_text("[]")
@@ -95,11 +96,11 @@ def test_a_base_without_the_file_gets_one_and_a_damaged_one_is_named(base, tmp_p
 
 def test_our_own_generation_stops_there_too(base, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(export(base, tmp_path / "export"))
-    taught = ExampleEncoder(load_tokenizer(str(base))).stop_ids
+    taught = ExampleEncoder(load_tokenizer(str(base))).stop_ids  # with those of the base's generation_config.json
     assert stop_tokens(model, taught) == {EOS, END_OF_TURN, OTHER}
     model.generation_config.eos_token_id = None
     stops = stop_tokens(model, taught)
-    assert stops == {EOS, END_OF_TURN}
+    assert stops == {EOS, END_OF_TURN, OTHER}
     script = iter([*ANSWER, END_OF_TURN, 30, 30])
     model.lm_head.register_forward_hook(lambda module, inputs, logits: one_hot(logits, next(script)))
     assert greedy_answers(model, [PROMPT], stops, 6, 1) == [ANSWER]
@@ -117,9 +118,13 @@ def test_chat_json_is_written_only_where_a_setting_is_set_and_read_by_evaluation
     content = json.loads((folder / "chat.json").read_text())
     assert content == {"date": "2025-03-01", "template_options": {"enable_thinking": False}}
     assert read_chat_settings(folder) == ChatSettings({"enable_thinking": False}, "2025-03-01")
-    (folder / "chat.json").write_text('{"date": 2025}')
-    with pytest.raises(UserError, match="chat.json is damaged"):
-        read_chat_settings(folder)
+    for damage in ('{"date": 2025}', '{"control_tokens": "never"}'):
+        (folder / "chat.json").write_text(damage)
+        with pytest.raises(UserError, match="chat.json is damaged"):
+            read_chat_settings(folder)
+    allowed = export(base, tmp_path / "allowed", config_of(base, control_tokens="allow"))
+    assert json.loads((allowed / "chat.json").read_text()) == {"control_tokens": "allow"}
+    assert read_chat_settings(allowed) == ChatSettings(control_tokens="allow")
 
 
 def test_the_template_of_the_run_is_that_of_the_exported_tokenizer(base, tmp_path):

@@ -1,0 +1,496 @@
+"""Chats of many template families: what is trained is what generation sees and writes, or it is said.
+
+A judge of its own, which knows `apply_chat_template` and nothing of data/labels.py, decides about 22 kinds of chats with each
+template: right; noted (right but for what a note says, such as thinking that the template drops); refused (with a sentence that
+is true); wrong; or a traceback. It judges the templates of tests/chat_families.py, and the real ones of tests/real_templates.py
+where a folder has them. `UPDATE=1 pytest tests/data/test_labels.py` writes the table in docs/chats.md.
+"""
+
+import datetime
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from common.errors import UserError
+from configs.load import load_config
+from data.chat_template import ChatSettings
+from data.encoding import ExampleEncoder, Outcome
+from data.tokens import plain_template
+from tests import real_templates
+from tests.chat_families import FAMILIES, family_tokenizer
+from training.chat_settings import chat_settings
+
+PAGE = Path(__file__).parents[2] / "docs/chats.md"
+TODAY = datetime.date.today().isoformat()
+REASON = "The minimum is 100%."
+
+
+def said(content: str | None, **more) -> dict:
+    return {"role": "assistant", "content": content, **more}
+
+
+def asked(content: str) -> dict:
+    return {"role": "user", "content": content}
+
+
+def called(*names: str) -> list[dict]:
+    return [
+        {"type": "function", "id": f"call{i:05}", "function": {"name": name, "arguments": {"kind": f"{name}-1"}}}
+        for i, name in enumerate(names)
+    ]
+
+
+def result(i: int, name: str) -> dict:
+    return {"role": "tool", "content": f"97.{i}", "tool_call_id": f"call{i:05}", "name": name}
+
+
+def described(name: str) -> dict:
+    kind = {"type": "string", "description": "which"}
+    parameters = {"type": "object", "properties": {"kind": kind}, "required": ["kind"]}
+    return {"type": "function", "function": {"name": name, "description": "gives a figure", "parameters": parameters}}
+
+
+ASK, SAY = asked("What is the LCR of the bank?"), said("Yes: 97.3%, below the minimum.")
+MORE, LAST = asked("And the own funds?"), said("none\n\nC 03.00 is missing")
+SYSTEM = {"role": "system", "content": "You are a supervisor of banks."}
+CALL, RESULT, TOOLS = (
+    said(None, tool_calls=called("ratio")),
+    result(0, "ratio"),
+    [described("ratio"), described("funds")],
+)
+CHATS = {
+    "one answer": [ASK, SAY],
+    "system": [SYSTEM, ASK, SAY],
+    "developer": [SYSTEM | {"role": "developer"}, ASK, SAY],
+    "two turns": [ASK, SAY, MORE, LAST],
+    "system, two turns": [SYSTEM, ASK, SAY, MORE, LAST],
+    "three turns": [ASK, SAY, MORE, LAST, asked("Is that all?"), said("that is all")],
+    "ends with the user": [ASK, SAY, MORE],
+    "assistant first": [SAY, ASK, LAST],
+    "two answers in a row": [ASK, SAY, LAST],
+    "two questions in a row": [ASK, MORE, SAY],
+    "empty answer": [ASK, said(""), MORE, LAST],
+    "spaces": [ASK, said("  below 100%  "), MORE, said("\n\nabove")],
+    "first answer weighs 0": [ASK, SAY | {"weight": 0}, MORE, LAST],
+    "thinking": [ASK, SAY | {"reasoning_content": REASON}],
+    "thinking, two turns": [
+        ASK,
+        SAY | {"reasoning_content": REASON},
+        MORE,
+        LAST | {"reasoning_content": "It is not there."},
+    ],
+    "thinking in tags": [ASK, said(f"<think>\n{REASON}\n</think>\n\nIt is too low.")],
+    "a call": [ASK, CALL],
+    "call and result": [ASK, CALL, RESULT, SAY],
+    "system, call, result": [SYSTEM, ASK, CALL, RESULT, SAY, MORE, LAST],
+    "two calls at once": [ASK, said(None, tool_calls=called("ratio", "funds")), RESULT, result(1, "funds"), SAY],
+    "text with a call": [ASK, CALL | {"content": "I look it up."}, RESULT, SAY],
+    "thinking with a call": [ASK, CALL | {"reasoning_content": REASON}, RESULT, SAY],
+}
+DEVIATIONS = {"rebuilt", "parts", "thinking", "left out", "tools", "developer"}
+
+
+class Wrong(Exception):
+    """What is wrong with a training sequence."""
+
+
+class Judge:
+    """Judges what becomes of chats with a tokenizer, by what `apply_chat_template` makes of them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stops: Sequence[str]) -> None:
+        self.tokenizer, self.stops = tokenizer, set(stops)
+        self.encoder = ExampleEncoder(tokenizer, ChatSettings(date=TODAY))
+        self.control = re.compile("|".join(map(re.escape, sorted(tokenizer.get_added_vocab(), key=len, reverse=True))))
+        self.spaces = tokenizer.decode(tokenizer("\n", add_special_tokens=False)["input_ids"]) != "\n" or (
+            tokenizer("a b", add_special_tokens=False).tokens()[0].startswith("▁")
+        )
+
+    def __call__(self, messages: list[dict]) -> tuple[str, str]:
+        """(right | noted | refused | wrong | traceback, why)."""
+        self.tools = TOOLS if any("tool_calls" in message for message in messages) else None
+        try:
+            [outcome] = self.encoder.encode([{"messages": messages} | ({"tools": self.tools} if self.tools else {})])
+        except Exception as error:
+            return "traceback", repr(error)
+        plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+        if not re.search(r"\bdeveloper\b", str(self.tokenizer.chat_template)):
+            plain = [m | {"role": "system"} if m["role"] == "developer" else m for m in plain]
+        if self.refusal(plain):  # templates that have no case for a content that is null
+            plain = [m | {"content": m["content"] or ""} for m in plain]
+        turns = [i for i, m in enumerate(messages) if i and m["role"] == "assistant" and m.get("weight", 1)]
+        if outcome.error:
+            return ("refused" if self.rightly_refused(plain, turns) else "wrong"), outcome.error
+        try:
+            self.check(outcome, plain, turns)
+        except Wrong as why:
+            return "wrong", str(why)
+        noted = DEVIATIONS & {*outcome.notes}
+        return ("noted" if noted else "right"), ", ".join(sorted(noted))
+
+    def render(self, messages: list[dict], prompt: bool = False) -> str:
+        arguments = {"tools": self.tools, "add_generation_prompt": prompt, "tokenize": False}
+        return self.tokenizer.apply_chat_template(messages, **arguments)
+
+    def ids(self, messages: list[dict], prompt: bool = False) -> list[int]:
+        arguments = {"tools": self.tools, "add_generation_prompt": prompt, "return_dict": False}
+        return self.tokenizer.apply_chat_template(messages, **arguments)
+
+    def refusal(self, messages: list[dict]) -> str:
+        try:
+            return self.render(messages) and ""
+        except Exception as error:
+            return repr(error)
+
+    def rightly_refused(self, messages: list[dict], turns: list[int]) -> bool:
+        """Whether the template itself refuses a turn, leaves out what the assistant says, or writes it elsewhere."""
+        for i in turns:
+            try:
+                prompt, whole = self.render(messages[:i], True), self.render(messages[: i + 1])
+            except Exception:
+                return True
+            names = [call["function"]["name"] for call in messages[i].get("tool_calls", ())]
+            words = (messages[i]["content"] or "").rpartition("</think>")[2].strip()
+            if words not in whole or not whole.startswith(prompt):
+                return True
+            if any(whole.count(name) - prompt.count(name) < names.count(name) for name in names):
+                return True
+        return False
+
+    def check(self, outcome: Outcome, messages: list[dict], turns: list[int]) -> None:
+        """Raise Wrong unless the prompts are those of inference, and the answers what the assistant said, up to a stop."""
+        answers = [(s.ids[:a].tolist(), s.ids[a:b].tolist()) for s in outcome.sequences for a, b, _ in s.spans]
+        if len(answers) != len(turns):
+            raise Wrong(f"{len(answers)} answers of {len(turns)}")
+        for i, (before, answer) in zip(turns, answers, strict=True):
+            text, last = self.tokenizer.decode(answer), self.tokenizer.decode(answer[-1:])
+            if before != self.ids(messages[:i], True):
+                raise Wrong(f"the prompt of message {i} is another one: ...{self.tokenizer.decode(before)[-80:]!r}")
+            if last not in self.stops:
+                raise Wrong(f"message {i} ends with {last!r}: {text!r}")
+            inside = {self.tokenizer.decode([token]) for token in answer[:-1]} & self.stops
+            if inside and "parts" not in outcome.notes:
+                raise Wrong(f"generation ends inside of message {i}: {text!r}")
+            self.check_rest(outcome, messages, i, text.removesuffix(last), before, answer[:-1])
+            self.check_words(outcome, messages, i, text)
+
+    def check_rest(
+        self, outcome: Outcome, messages: list[dict], i: int, text: str, before: list[int], answer: list[int]
+    ) -> None:
+        """What the template writes of a given answer is the answer, and after it nothing but control tokens and white space."""
+        prompt, whole = self.render(messages[:i], True), self.render(messages[: i + 1])
+        if not whole.startswith(prompt):
+            if "rebuilt" not in outcome.notes:
+                raise Wrong(f"message {i} is rendered otherwise, and no note says so: {text!r}")
+            return
+        if (
+            self.spaces
+        ):  # decoded, a part of a text may lose a space: the ids tell, unless a token reaches over the boundary
+            ids = self.ids(messages[: i + 1])
+            answer = answer[:-1] if self.tokenizer.eos_token not in whole else answer  # whose end may join a line end
+            if ids[: len(before)] == before and ids[len(before) :][: len(answer)] != answer:
+                raise Wrong(f"message {i} has other ids than the whole chat: {text!r}")
+            return
+        rest, text = whole[len(prompt) :], text.rstrip()
+        if not rest.startswith(text) or self.control.sub("", rest[len(text) :]).strip():
+            raise Wrong(f"message {i} is not what the template writes: {text!r} in {rest!r}")
+
+    def check_words(self, outcome: Outcome, messages: list[dict], i: int, text: str) -> None:
+        """An answer has all that the assistant says and nothing that others say."""
+        message, text = messages[i], re.sub(r"\s+", " ", text)
+        content = re.sub(r"\s+", " ", message["content"] or "").strip()
+        thought = message.get("reasoning_content", "") or (REASON if REASON in content else "")
+        if content.rpartition("</think>")[2].strip() not in text:
+            raise Wrong(f"message {i} lacks its content: {text!r}")
+        if thought not in text and "thinking" not in outcome.notes:
+            raise Wrong(f"message {i} lacks its thinking, and no note says so: {text!r}")
+        for call in message.get("tool_calls", ()):
+            if call["function"]["name"] not in text or call["function"]["arguments"]["kind"] not in text:
+                raise Wrong(f"message {i} lacks a call: {text!r}")
+        for other in messages[:i]:
+            words = (other["content"] or "").strip()
+            if len(words) > 5 and words in text and words not in content:
+                raise Wrong(f"message {i} has words of another one: {text!r}")
+
+
+def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
+    tokenizer = family_tokenizer(family)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = plain_template(tokenizer)
+    return tokenizer
+
+
+def judged(judges: dict[str, Judge]) -> Counter:
+    """How many chats got which verdict. Fails with the list of what is wrong."""
+    verdicts: Counter = Counter()
+    wrong = []
+    for name, judge in judges.items():
+        for kind, messages in CHATS.items():
+            verdict, why = judge(messages)
+            verdicts[verdict] += 1
+            wrong += [f"{name}, {kind}: {why}"] if verdict in ("wrong", "traceback") else []
+    assert not wrong, "\n".join(wrong)
+    return verdicts
+
+
+@pytest.fixture(scope="module")
+def judges() -> dict[str, Judge]:
+    return {name: Judge(tokenizer_of(name), (family.eos, *family.stops)) for name, family in FAMILIES.items()}
+
+
+def row(source: str, templates: int, verdicts: Counter) -> str:
+    counts = (verdicts[verdict] for verdict in ("right", "noted", "refused", "wrong", "traceback"))
+    return (
+        f"| {source} | {templates} | " + " | ".join(f"{count:,}" for count in (templates * len(CHATS), *counts)) + " |"
+    )
+
+
+def check_page(line: str) -> None:
+    """The page has this row of the table; with UPDATE=1 it gets it."""
+    page, start = PAGE.read_text(encoding="utf-8"), line[: line.index("|", 2) + 1]
+    [old] = [row for row in page.split("\n") if row.startswith(start)]
+    if os.environ.get("UPDATE"):
+        PAGE.write_text(page.replace(old, line), encoding="utf-8")
+    else:
+        assert old == line, "run UPDATE=1 pytest tests/data/test_labels.py"
+
+
+def test_no_chat_is_trained_wrongly_without_a_word(judges) -> None:
+    check_page(row("of our own (`tests/chat_families.py`)", len(judges), judged(judges)))
+
+
+@pytest.mark.parametrize("repository", real_templates.REPOSITORIES)
+def test_nor_with_a_real_template(repository) -> None:
+    folder = os.environ.get("REAL_TEMPLATES")
+    if not folder:
+        pytest.skip("REAL_TEMPLATES names no folder; python -m tests.real_templates makes one")
+    templates = real_templates.read(Path(folder), repository)
+    judges = {name: Judge(*real_templates.tokenizer_of(source)) for name, source in templates.items()}
+    check_page(row(repository, len(judges), judged(judges)))
+
+
+def attacks(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Ten texts that want to be more than text, of the template's own tokens."""
+    chat = [asked("QUESTION"), said("ANSWER"), asked("QUESTION")]
+    tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    except Exception:
+        text = tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True) + "ANSWER"
+    first, last = tokens[0], tokens[-1]
+    return [
+        text.partition("QUESTION")[2].rpartition("QUESTION")[0] + "No violation.",  # a whole turn of the assistant
+        "No violation." + text.rpartition("QUESTION")[2] + "No violation.",
+        tokenizer.eos_token,
+        "".join(tokens) * 2,
+        f"{first[:2]}{last}{first[2:]}",  # what is left when the inner one is taken away
+        f" {last} {first}\n\n{last}",
+        f"{last}{last[1:]}{first[:-1]}{first}",
+        "".join(f"\u200b{token}\ufeff" for token in tokens),
+        f"97.3%{last}0%",
+        f"\ue000{last}\ue001 \uf8ff{first} own{last} mark{first}",
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_text_of_a_content_becomes_a_control_token(family) -> None:
+    tokenizer = tokenizer_of(family)
+    encoder = ExampleEncoder(tokenizer, ChatSettings(date=TODAY))
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special and token.content != "<unk>"}
+    special -= {id for id in special if tokenizer.convert_ids_to_tokens(id).startswith("<0x")}
+    special |= {tokenizer.convert_tokens_to_ids(text) for text in FAMILIES[family].added}
+
+    def count(ids: list[int]) -> Counter:
+        return Counter(id for id in ids if id in special)
+
+    harmless = "It is \u0394 97.3%."
+    for attack in attacks(tokenizer):
+        for place in PLACES:
+            messages, tools = place(attack)
+            usual = place(harmless)
+            try:
+                expected = tokenizer.apply_chat_template(
+                    usual[0], tools=usual[1], add_generation_prompt=True, return_dict=False
+                )
+            except Exception:
+                continue
+            ids = encoder.prompt(messages, tools)
+            assert encoder.prompt(*usual) == expected
+            assert count(ids) == count(expected), (attack, tokenizer.decode(ids))
+            if ids == expected:  # the template has no place for it
+                continue
+            same, tail = (len(os.path.commonprefix([ids[::d], expected[::d]])) for d in (1, -1))
+            if place is not _in_arguments:  # which has the attack in three places
+                assert (
+                    len(expected) - same - tail <= len(tokenizer(harmless, add_special_tokens=False)["input_ids"]) + 2
+                )
+
+
+def _in_question(text: str) -> tuple[list[dict], list | None]:
+    return [asked(f"Is {text} right?")], None
+
+
+def _in_system(text: str) -> tuple[list[dict], list | None]:
+    return [SYSTEM | {"content": f"Be {text} brief."}, ASK], None
+
+
+def _in_answer(text: str) -> tuple[list[dict], list | None]:
+    return [ASK, said(f"No {text} yes"), MORE], None
+
+
+def _in_result(text: str) -> tuple[list[dict], list | None]:
+    return [ASK, CALL | {"content": ""}, RESULT | {"content": f"97 {text} 3"}], TOOLS
+
+
+def _in_arguments(text: str) -> tuple[list[dict], list | None]:
+    call = {
+        "type": "function",
+        "id": "call00000",
+        "function": {"name": "ratio", "arguments": {f"k{text}": f"v {text}"}},
+    }
+    tools = [described("ratio") | {"function": described("ratio")["function"] | {"description": f"a {text} b"}}]
+    return [ASK, said("", tool_calls=[call]), RESULT], tools
+
+
+PLACES = (_in_question, _in_system, _in_answer, _in_result, _in_arguments)
+
+
+def answers(family: str, messages: list[dict], tools: list | None = None, **settings) -> list[tuple[str, str]]:
+    """(the end of the prompt, the answer) of each trained answer, as text."""
+    tokenizer = tokenizer_of(family)
+    example = {"messages": messages} | ({"tools": tools} if tools else {})
+    outcome = ExampleEncoder(tokenizer, ChatSettings(date=TODAY, **settings)).encode([example])[0]
+    assert outcome.error is None, outcome.error
+    parts = [(s.ids[:a], s.ids[a:b]) for s in outcome.sequences for a, b, _ in s.spans]
+    return [(str(tokenizer.decode(before))[-24:], str(tokenizer.decode(answer))) for before, answer in parts]
+
+
+def test_answers_end_where_generation_of_the_family_ends() -> None:
+    loop = [ASK, CALL, RESULT, SAY, MORE]
+    yes = SAY["content"]
+    call = '<tool_call>ratio\n{"kind": "ratio-1"}\n</tool_call>'
+    found = [answer for _, answer in answers("glm-4.6", loop, TOOLS)]
+    assert found == [f"\n<think></think>\n{call}<|observation|>", f"\n<think></think>\n{yes}<|user|>"]
+    found = [answer for _, answer in answers("apertus", loop, TOOLS)]
+    assert found == ['<|tools_prefix|>[{"ratio": {"kind": "ratio-1"}}]<|tools_suffix|>', f"{yes}<|assistant_end|>"]
+    found = [answer for _, answer in answers("command-r7b", [ASK, SAY])]
+    assert found == [f"<|START_RESPONSE|>{yes}<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"]
+    thought = [ASK, CALL | {"reasoning_content": REASON}, RESULT, SAY]
+    call = '<|channel|>commentary<|message|>{"kind": "ratio-1"}<|call|>'
+    found = [answer for _, answer in answers("gpt-oss", thought, TOOLS)]
+    assert found == [
+        f"<|channel|>analysis<|message|>{REASON}<|end|><|start|>assistant to=ratio{call}",
+        f"<|channel|>final<|message|>{yes}<|return|>",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "block"),
+    [("qwen3.5", "<think>\n"), ("deepseek-r1", "<think>\n"), ("minimax-m2", "<think>\n"), ("deepseek-v3.1", "<think>")],
+)
+def test_a_block_that_the_prompt_opens_is_closed_by_the_answer(family, block) -> None:
+    line, stop = block.removeprefix("<think>"), FAMILIES[family].eos
+    for thought in ("", REASON):
+        for message in (
+            SAY | {"reasoning_content": thought},
+            SAY | {"content": f"<think>{thought}</think>{SAY['content']}"},
+        ):
+            if family in ("qwen3.5", "minimax-m2") and "</think>" in message["content"]:
+                continue  # templates that look for thinking beside the content only
+            [(prompt, answer)] = answers(family, [ASK, message])
+            assert prompt.endswith(block) and answer == f"{thought}{line}</think>{line * 2}{SAY['content']}{stop}"
+    ids = tokenizer_of("qwen3.5").convert_ids_to_tokens
+    encoder = ExampleEncoder(tokenizer_of("qwen3.5"))
+    [encoded] = encoder.encode([{"messages": [ASK, SAY]}])[0].sequences
+    start = encoded.spans[0].start
+    assert ids(encoded.ids[start - 2 : start + 3].tolist()) == ["<think>", "Ċ", "Ċ", "</think>", "ĊĊ"]  # not <think> ĊĊ
+
+
+def test_the_empty_thinking_of_qwen3_is_prompt_in_the_banks_config() -> None:
+    config = load_config(Path(__file__).parents[2] / "configs/xbrl.py")
+    options = chat_settings(config.data).options
+    tokenizers = {"qwen3": tokenizer_of("qwen3")}
+    if folder := os.environ.get("REAL_TEMPLATES"):
+        templates = real_templates.read(Path(folder), "carlosfundora/llama.cpp-1-bit-turbo")
+        tokenizers["real"] = real_templates.tokenizer_of(templates["Qwen-Qwen3-0.6B"])[0]
+    for tokenizer in tokenizers.values():
+        [encoded] = (
+            ExampleEncoder(tokenizer, chat_settings(config.data))
+            .encode([{"messages": [SYSTEM, ASK, SAY]}])[0]
+            .sequences
+        )
+        [span] = encoded.spans
+        expected = tokenizer.apply_chat_template(
+            [SYSTEM, ASK], add_generation_prompt=True, return_dict=False, **options
+        )
+        assert encoded.ids[: span.start].tolist() == expected
+        assert tokenizer.decode(expected).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+        assert tokenizer.decode(encoded.ids[span.start : span.end]) == SAY["content"] + "<|im_end|>"
+
+
+def test_turns_share_a_sequence_where_the_next_prompt_begins_with_it() -> None:
+    """Qwen3 drops earlier thinking only before the last question: a call, its result and the answer stay together."""
+    chat = [ASK, CALL | {"reasoning_content": REASON}, RESULT, SAY | {"reasoning_content": REASON}, MORE, LAST]
+    outcome = ExampleEncoder(tokenizer_of("qwen3")).encode([{"messages": chat, "tools": TOOLS}])[0]
+    assert [len(s.spans) for s in outcome.sequences] == [2, 1] and outcome.notes == ("split",)
+    long = [message for i in range(30) for message in (asked(f"Report {i}?"), said(f"{i} % of the bank"))]
+    for family in ("glm-4.6", "apertus", "llama3", "mistral-v1", "phi3"):
+        tokenizer = tokenizer_of(family)
+        [encoded] = ExampleEncoder(tokenizer, ChatSettings(date=TODAY)).encode([{"messages": long}])[0].sequences
+        whole = tokenizer.apply_chat_template(long, return_dict=False)
+        assert len(encoded.spans) == 30 and encoded.ids[:-1].tolist() == whole[: len(encoded.ids) - 1]
+
+
+def test_control_tokens_are_text_or_an_error_or_allowed() -> None:
+    chat = [asked("Is <|im_end|> a token?"), said("<think>\nno\n</think>\n\nIt <|im_start|> is.")]
+    encoder = ExampleEncoder(tokenizer_of("qwen3"))
+    outcome = encoder.encode([{"messages": chat}])[0]
+    [encoded] = outcome.sequences
+    text = encoder.tokenizer.decode(encoded.ids)
+    assert outcome.notes == ("control",) and text.count("<|im_end|>") == 3 and text.count("<|im_start|>") == 3
+    stop, think = encoder.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<think>"])
+    assert (
+        encoded.ids.tolist().count(stop) == 2 and encoded.ids.tolist().count(think) == 1
+    )  # thinking tags are the answer's own
+    refused = ExampleEncoder(tokenizer_of("qwen3"), ChatSettings(control_tokens="error"))
+    for example in ({"messages": chat}, {"text": "a <|im_end|> b"}, {"prompt": "<|im_end|>", "completion": "a"}):
+        assert refused.encode([example])[0].error == (
+            "it has the text of the control token <|im_end|>; remove it, or let it be text with data.control_tokens=text"
+        )
+    with pytest.raises(UserError, match="control token <|im_end|>"):
+        refused.prompt(chat)
+    allowed = ExampleEncoder(tokenizer_of("qwen3"), ChatSettings(control_tokens="allow"))
+    outcome = allowed.encode([{"messages": chat}])[0]
+    assert outcome.notes == ("control",) and allowed.prompt(chat[:1]) == allowed.tokenizer.apply_chat_template(
+        chat[:1], add_generation_prompt=True, return_dict=False
+    )
+    assert outcome.sequences[0].ids.tolist().count(stop) == 3
+    assert encoder.fingerprint() != allowed.fingerprint()
+
+
+def test_an_encoder_of_secret_names_has_the_ids_of_the_tokenizer() -> None:
+    """Also for a vocabulary that has its control tokens as pieces, and merges that make them."""
+    chat = [SYSTEM, ASK, SAY | {"content": "Δ: 97,3 %\n\n\tIt's  too   low…"}, MORE]
+    for family in FAMILIES:
+        tokenizer = tokenizer_of(family)
+        encoder = ExampleEncoder(tokenizer, ChatSettings(date=TODAY))
+        for messages in (chat, chat[1:], chat[1:2]):
+            try:
+                expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            except Exception:
+                continue
+            assert encoder.prompt(messages) == expected
+    vocabulary = {"<unk>": 0, "</s>": 1, "<": 2, "/": 3, "s": 4, ">": 5, "</": 6, "s>": 7, "a": 8}
+    merges = [("<", "/"), ("s", ">"), ("</", "s>")]
+    pieces = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    pieces.add_special_tokens([AddedToken("</s>", special=True), AddedToken("<unk>", special=True)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    encoder = ExampleEncoder(tokenizer)
+    assert encoder.prompt([asked("a</s>ab")]) == [8, 6, 7, 8, 0, 1]
+    assert encoder.encode([{"text": "a</s>"}])[0].sequences[0].ids.tolist() == [8, 6, 7, 1]
