@@ -52,6 +52,7 @@ FORMATS: tuple[str, ...] = get_args(schema.Format)
 EXAMPLE_FIELDS = (
     *("messages", "conversations", "instruction", "input", "output", "history", "system"),
     *("prompt", "completion", "text", "tools", "weight"),
+    *("input_ids", "labels", "mask", "attention_mask"),
 )
 MESSAGE_FIELDS = (
     *("role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name"),
@@ -274,7 +275,7 @@ _RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
         "run.name",
     ),
     ("a date like 2026-01-31", lambda text: _is_date(text), "data.chat_date"),
-    ("MODULE:FUNCTION", re.compile(r"(\w+\.)*\w+:\w+").fullmatch, "eval.metric"),
+    ("MODULE:FUNCTION", re.compile(r"(\w+\.)*\w+:\w+").fullmatch, "eval.metric data.row"),
     ("STEP:COUNT, such as 100:3 for steps 100 to 102", re.compile(r"[1-9]\d*:[1-9]\d*").fullmatch, "run.profile"),
     (
         "each of tensorboard, wandb, mlflow at most once",

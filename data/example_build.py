@@ -15,7 +15,7 @@ from common.cores import available_cores
 from common.errors import UserError
 from data.encoding import NOTES, ExampleEncoder, note_sentence
 from data.example_store import ExampleStore, ExampleWriter
-from data.files import Advance, describe_files, expand, left_out, read_file
+from data.files import Advance, describe_files, expand, left_out, read_files
 from data.held_out import content_hash, is_held_out, key_of, num_repeated
 from data.parallel_encoding import (
     PARALLEL_BYTES,
@@ -65,7 +65,7 @@ def build_examples(
         unit_scale=True,
         leave=False,
         mininterval=0.5,
-        disable=not progress,
+        disable=None if progress else True,  # None: where stderr is no terminal, on which an error begins a line
     ) as bar:
         read = _read(files, lambda count: cast(None, bar.update(count)), settings, counts, bad)
         examples = _kept(read, settings, counts, writer)
@@ -96,8 +96,10 @@ def build_examples(
 def _read(
     files: list[Path], advance: Advance, settings: ExampleSettings, counts: Counter, bad: list[str]
 ) -> Iterator[tuple[str, dict]]:
-    for file in files:
-        yield from read_file(file, advance, settings.reading, lambda sentence: _skip(sentence, counts, bad))
+    def left() -> None:
+        counts["left"] += 1
+
+    return read_files(files, advance, settings.reading, lambda sentence: _skip(sentence, counts, bad), left)
 
 
 def _skip(sentence: str, counts: Counter, bad: list[str]) -> None:
