@@ -212,9 +212,10 @@ def parse_dict(raw: str, kind: object, name: str) -> dict[str, object]:
 
 
 def _parse_source(text: str) -> Source:
-    name, share, paths, validation = (*text.split(":"), *[""] * 4)[:4]
+    parts = re.split(r":(?!//)", text)  # the colon of a URL separates nothing
+    name, share, paths, validation = (*parts, *[""] * 4)[:4]
     try:
-        if text.count(":") not in (2, 3):
+        if len(parts) not in (3, 4):
             raise ValueError
         return Source(name, _split(paths), float(share), _split(validation))
     except ValueError as error:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from data.examples import load_documents
-from data.files import Reading, describe_files, describe_form, expand, left_out, read_file
+from data.files import Reading, describe_files, describe_form, expand, left_out, read_file, read_files
+from data.parallel_encoding import ExampleSettings
 from data.paths import check_paths_exist
 from data.rows import json_values
 from tests.tiny import tiny_tokenizer
@@ -213,7 +214,9 @@ def test_a_string_of_a_parquet_file_that_is_not_text_is_one_bad_row(tmp_path) ->
     assert bad == [f"{tmp_path / 'a.parquet'}, row 2 is not UTF-8 text"]
 
 
-@given(st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), max_size=5), st.sampled_from([None, 1]))
+@given(
+    st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), max_size=5), st.sampled_from([None, 1])
+)
 def test_an_array_and_values_that_follow_each_other_are_read(rows, indent) -> None:
     values = [json.dumps(row, indent=indent) for row in rows]
     for text in (json.dumps(rows, indent=indent), "\n".join(values), "".join(values)):
@@ -385,9 +388,7 @@ def test_a_truncated_zst_file_and_a_parquet_file_without_known_columns_are_refus
     assert examples(tmp_path / "a.parquet", fields={"text": "body"}) == [{"text": text} for text in TEXTS]
 
 
-@pytest.mark.parametrize(
-    "missing, name", [("pyarrow", "a.parquet"), ("pyarrow", "a.arrow"), ("pyarrow", "a.txt.zst")]
-)
+@pytest.mark.parametrize("missing, name", [("pyarrow", "a.parquet"), ("pyarrow", "a.arrow"), ("pyarrow", "a.txt.zst")])
 def test_a_missing_library_gives_a_one_line_error(tmp_path, monkeypatch, missing, name) -> None:
     monkeypatch.setitem(__import__("sys").modules, missing, None)
     (tmp_path / name).write_bytes(b"data")
@@ -409,3 +410,88 @@ def test_progress_adds_up_to_the_size_of_the_file(tmp_path) -> None:
         except UserError:
             assert name == "a.json"
         assert sum(counts) == path.stat().st_size, name
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.csv", "text;id\none, two;1\n"),
+        ("a.csv", '"text";"a,b"\n"one, two";"1"\n'),
+        ("a.csv", "sep=;\ntext;id\none, two;1\n"),
+        ("a.csv", "text\tid\none, two\t1\n"),
+        ("a.tsv", "text;id\none, two;1\n"),
+        ("a.csv", "text|id\none, two|1\n"),
+    ],
+)
+def test_the_separator_of_a_csv_file_is_recognised(tmp_path, name, content) -> None:
+    path = write(tmp_path / name, content.encode())
+    assert [example["text"] for example in examples(path)] == ["one, two"]
+    path.write_bytes(content.encode() + b"short\n")
+    with pytest.raises(UserError, match=f"a...v, line {content.count(chr(10)) + 1} has 1 cells, but the header has 2"):
+        examples(path)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.xlsx"])
+def test_an_archive_is_refused_by_its_name(tmp_path, name) -> None:
+    with pytest.raises(UserError, match=f"{name} is no data file; unpack it, or export its rows"):
+        examples(write(tmp_path / name, b"PK"))
+
+
+HOOKS = """
+def as_text(row):
+    if row["n"] == 2:
+        return None
+    return {"text": row["title"] + "!"}
+
+number = 3
+
+def list_of(row):
+    return [row]
+"""
+
+
+def test_a_function_of_the_user_makes_examples_of_rows(tmp_path, monkeypatch) -> None:
+    """It gets all columns, may leave rows out, which are counted, and a mistake in it names its line and that of the row."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "hooks_of_a_test.py").write_text(HOOKS)
+    rows = [{"title": f"t{n}", "n": n, "text": "not this"} for n in (1, 2, 3)]
+    for path in (
+        write(tmp_path / "a.jsonl", json_lines(rows)),
+        write(tmp_path / "a.parquet", parquet(rows)),
+    ):
+        assert examples(path, row="hooks_of_a_test:as_text") == [{"text": "t1!"}, {"text": "t3!"}]
+    assert describe_form(path, Reading(row="hooks_of_a_test:as_text")) == (
+        "text (text); made by data.row=hooks_of_a_test:as_text, which leaves out 1 of the first 100 rows"
+    )
+    settings = ExampleSettings(64, reading=Reading(row="hooks_of_a_test:as_text"))
+    assert (
+        "\n1 row LEFT OUT by data.row"
+        in load_documents((str(path),), tiny_tokenizer(), 64, "error", settings=settings).report
+    )
+    bad = write(tmp_path / "b.jsonl", json_lines([rows[0], {"n": 1}]))
+    for name, words in [
+        (
+            "hooks_of_a_test:as_text",
+            r"b.jsonl, line 2: data.row=.* fails: KeyError: 'title' \(.*hooks_of_a_test.py, line 5\)$",
+        ),
+        ("hooks_of_a_test:list_of", "b.jsonl, line 1: data.row=.* returns list; it gets a row as a dictionary"),
+        ("hooks_of_a_test:none", "hooks_of_a_test.py has no function none"),
+        ("hooks_of_a_test:number", "hooks_of_a_test.py has no function number"),
+        ("no_such_module:f", "data.row=no_such_module:f: module no_such_module is not found; put it beside train.py"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            examples(bad, row=name)
+
+
+def test_only_the_first_rows_are_read_of_all_files_together(tmp_path) -> None:
+    for number, texts in enumerate(["ab", "cd", "ef"]):
+        write(tmp_path / f"{number}.jsonl", json_lines([{"text": text} for text in texts]))
+    files = expand([tmp_path])
+    files[2].write_bytes(b"nobody gets here")
+    for most in (1, 2, 3, 4):
+        found = read_files(files, reading=Reading(max_samples=most))
+        assert "".join(example["text"] for _, example in found) == "abcd"[:most]
+    made = load_documents(
+        (str(tmp_path),), tiny_tokenizer(), 64, "error", settings=ExampleSettings(64, reading=Reading(max_samples=1))
+    )
+    assert len(made) == 1
