@@ -249,11 +249,11 @@ def code_of_row(config: Config) -> dict[str, str]:
         return {}
     try:
         spec = importlib.util.find_spec(config.data.row.partition(":")[0])
-        file = Path(spec.origin if spec and spec.origin else "").resolve(strict=True)
+        file = Path(spec.origin if spec and spec.origin else "").resolve()
+        folders = [file.parent, ROOT]
+        return _by_name(_closure([file], folders, ()), folders)
     except (Exception, SystemExit):
         return {}  # data/files.py says in one sentence what is wrong, before anything is trained
-    folders = [file.parent, ROOT]
-    return _by_name(_closure([file], folders, ()), folders)
 
 
 def digest_of_row(config: Config) -> str:
