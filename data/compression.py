@@ -63,27 +63,17 @@ def read_chunks(path: str | Path, advance: Advance = no_progress) -> Iterator[by
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def open_bytes(path: str | Path, advance: Advance = no_progress) -> io.BufferedReader:
-    """The decompressed bytes of a file as a stream that cannot be rewound. It raises what `read_chunks` does."""
-    return io.BufferedReader(_Stream(read_chunks(path, advance)), CHUNK)
-
-
-class _Stream(io.RawIOBase):
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        """True: this is an input."""
-        return True
-
-    def readinto(self, buffer) -> int:  # noqa: ANN001  (a writable buffer, which has no type before Python 3.12)
-        """Fill `buffer` from the current chunk. Returns the number of bytes, 0 at the end."""
-        self._rest = self._rest or memoryview(next(self._chunks, b""))
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
+def read_lines(path: str | Path, advance: Advance = no_progress) -> Iterator[bytes]:
+    """Yield the lines of a file with their ends, decompressed. It raises what `read_chunks` does."""
+    begun: list[bytes] = []  # parts of a line whose end has not been read yet
+    for chunk in read_chunks(path, advance):
+        for line in io.BytesIO(chunk):
+            begun.append(line)
+            if line.endswith(b"\n"):
+                yield b"".join(begun)
+                begun = []
+    if begun:
+        yield b"".join(begun)
 
 
 def _decompressed(raw: Any, codec: str | None, path: str | Path) -> Any:

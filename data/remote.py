@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,14 +108,20 @@ def _fetch(path: str, folder: Path, most: int | None, say: Say) -> None:
         files = [{"name": ROWS, "size": (folder / ROWS).stat().st_size}]
     else:
         count = None
-        for number, url in enumerate(urls):
+        with _reached(path):
+            sources = [(url, *_filesystem(url)) for url in urls]
+            infos = [system.info(inside) for _, system, inside in sources]
+        size, free = sum(info.get("size") or 0 for info in infos), shutil.disk_usage(folder).free
+        what = f"{path}: {len(urls)} file{'s' if len(urls) > 1 else ''}, {size / 2**20:,.1f} MiB"
+        if size > free:
+            raise UserError(f"{what}, but the disk has {free / 2**20:,.1f}; read the first rows only, with max_samples")
+        say(f"{what}, are fetched")
+        for number, ((url, system, inside), info) in enumerate(zip(sources, infos, strict=True)):
             name = unquote(url.partition("?")[0]).rpartition("/")[2]
             name = name if len(urls) == 1 else f"{number:05}-{name}"
             with _reached(path):
-                system, inside = _filesystem(url)
-                info = system.info(inside)
                 system.get_file(inside, str(folder / name))
-                version = next((str(info[key]) for key in ("ETag", "etag", "blob_id") if info.get(key)), None)
+            version = next((str(info[key]) for key in ("ETag", "etag", "blob_id") if info.get(key)), None)
             files.append({"name": name, "size": (folder / name).stat().st_size, "url": url, "version": version})
     record = {"source": path, "urls": urls, "date": time.strftime("%Y-%m-%d"), "rows": count, "files": files}
     write_json(folder / RECORD, record)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from data.compression import Advance, data_suffix, is_compressed, no_progress, open_bytes, open_raw
+from data.compression import Advance, data_suffix, is_compressed, no_progress, open_raw, read_chunks, read_lines
 from data.messages import short_list
 
 Rows = Iterator[tuple[str, object]]
@@ -61,7 +61,7 @@ def _decode(raw: bytes, where: str) -> str:
 
 
 def _read_text(path: str | Path, advance: Advance) -> Rows:
-    text = _decode(open_bytes(path, advance).read(), str(path)).replace("\r\n", "\n")
+    text = _decode(b"".join(read_chunks(path, advance)), str(path)).replace("\r\n", "\n")
     if text.strip():
         yield str(path), {"text": text}
 
@@ -70,7 +70,7 @@ def _read_text(path: str | Path, advance: Advance) -> Rows:
 
 
 def _read_jsonl(path: str | Path, advance: Advance) -> Rows:
-    for number, line in enumerate(open_bytes(path, advance), 1):
+    for number, line in enumerate(read_lines(path, advance), 1):
         where = f"{path}, line {number}"
         try:
             text = _decode(line, where).strip()
@@ -84,7 +84,7 @@ def _read_jsonl(path: str | Path, advance: Advance) -> Rows:
 
 
 def _read_json(path: str | Path, advance: Advance) -> Rows:
-    values = json_values(_decode(open_bytes(path, advance).read(), str(path)), str(path))
+    values = json_values(_decode(b"".join(read_chunks(path, advance)), str(path)), str(path))
     yield from ((f"{path}, item {number}", value) for number, value in enumerate(values, 1))
 
 
@@ -140,17 +140,16 @@ def _json_reason(error: Exception) -> str:
 def _read_csv(path: str | Path, usual: str, advance: Advance) -> Rows:
     """A location is the first line of a row, which may have several if a cell is quoted."""
     csv.field_size_limit(MAX_CELL)
-    stream = io.TextIOWrapper(open_bytes(path, advance), encoding="utf-8-sig", newline="")
-    rows, header, skipped = None, None, 0
+    lines = (_decode(line, f"{path}, line {number}") for number, line in enumerate(read_lines(path, advance), 1))
+    first = next(lines, "")
+    named = re.fullmatch(r"sep=(.)\r?\n", first)  # Excel's own line, before the header
+    first = next(lines, "") if named else first
+    delimiter = named[1] if named else _delimiter(first, usual)
+    rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
     while True:
-        where = f"{path}, line {skipped + (rows.line_num if rows else 0) + 1}"
+        where = f"{path}, line {rows.line_num + (2 if named else 1)}"
         try:
-            if rows is None:
-                first = stream.readline()
-                if named := re.fullmatch(r"sep=(.)\r?\n", first):  # Excel's own line, before the header
-                    skipped, first = 1, stream.readline()
-                delimiter = named[1] if named else _delimiter(first, usual)
-                rows = csv.reader(itertools.chain([first], stream), delimiter=delimiter, strict=True)
             row = next(rows, None)
         except csv.Error as error:
             # Other errors mean a quote that is not closed; what it has swallowed is unknown.
@@ -158,9 +157,6 @@ def _read_csv(path: str | Path, usual: str, advance: Advance) -> Rows:
                 raise UserError(f"{where} is not valid CSV: {error}; is a quote not closed?") from error
             yield where, UserError(f"{where} is not valid CSV: {error}")
             continue
-        except UnicodeDecodeError as error:
-            number = skipped + (rows.line_num if rows else 0) + 1
-            raise UserError(f"{path} is not UTF-8 text: {error.reason} near line {number}") from error
         if row is None:
             return
         if not row:
@@ -219,7 +215,7 @@ def _open_columns(
     import pyarrow
     import pyarrow.parquet
 
-    file = io.BytesIO(open_bytes(path, advance).read()) if is_compressed(path) else open_raw(path)
+    file = io.BytesIO(b"".join(read_chunks(path, advance))) if is_compressed(path) else open_raw(path)
     size = 0 if is_compressed(path) else file.seek(0, io.SEEK_END)
     file.seek(0)
     if data_suffix(path) == ".parquet":

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -113,7 +114,8 @@ def test_a_source_is_fetched_once_and_read_as_a_local_file_is(tmp_path, memory, 
     assert (
         fetch(f"memory://b/a.{kind}", str(tmp_path), None, said.append) == found and calls(read(found)) == expected * 3
     )
-    assert said[0] == said[1] and said[0].startswith(f"memory://b/a.{kind}: 1 file, 0.0 MiB, fetched on ")
+    assert said[0] == f"memory://b/a.{kind}: 1 file, 0.0 MiB, are fetched"
+    assert said[1] == said[2] and said[1].startswith(f"memory://b/a.{kind}: 1 file, 0.0 MiB, fetched on ")
     record = json.loads(Path(found[0]).with_name("source.json").read_text())
     assert (
         record["files"][0]["url"] == f"memory://b/a.{kind}"
@@ -215,6 +217,16 @@ def test_what_the_machine_cannot_reach_is_one_sentence(tmp_path, monkeypatch) ->
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(UserError, match="requires datasets; pip install datasets"):
         fetch("hf://datasets/org/name", str(tmp_path), None, lambda text: None)
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_fetched(tmp_path, memory, monkeypatch) -> None:
+    memory({"a.jsonl": lines(ROWS)})
+    monkeypatch.setattr("data.remote.shutil.disk_usage", lambda folder: SimpleNamespace(free=9))
+    with pytest.raises(
+        UserError, match="1 file, 0.0 MiB, but the disk has 0.0; read the first rows only, with max_samples"
+    ):
+        fetch("memory://a.jsonl", str(tmp_path), None, lambda text: None)
+    assert fetch("memory://a.jsonl", str(tmp_path), 2, lambda text: None)
 
 
 def test_damage_in_what_was_fetched_is_found(tmp_path, memory) -> None:
