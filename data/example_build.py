@@ -57,6 +57,7 @@ def build_examples(
     job_encoder = JobEncoder(encoder, settings)
     counts: Counter = Counter()
     bad: list[str] = []
+    opened: list[Path] = []  # data.max_samples may end before the last file
     control: list[str] = []
     with tqdm(
         desc=f"tokenise {progress}",
@@ -67,7 +68,7 @@ def build_examples(
         mininterval=0.5,
         disable=None if progress else True,  # None: where stderr is no terminal, on which an error begins a line
     ) as bar:
-        read = _read(files, lambda count: cast(None, bar.update(count)), settings, counts, bad)
+        read = _read(files, opened, lambda count: cast(None, bar.update(count)), settings, counts, bad)
         examples = _kept(read, settings, counts, writer)
         results = _results(make_jobs(examples, job_encoder.can_cut), job_encoder, processes)
         try:
@@ -79,10 +80,10 @@ def build_examples(
                 "counts": dict(counts),
                 "bad": bad,
                 "control": control,
-                "files": len(files),
+                "files": len(opened),
                 "paths": [str(file) for file in files],
                 "left_out": [str(file) for file in left_out(paths)],
-                "forms": describe_files(files, settings.reading),
+                "forms": describe_files(opened, settings.reading),
                 "repeated": num_repeated(writer.read_hashes()),
                 "processes": processes,
                 "written": time.strftime("%Y-%m-%d"),
@@ -94,12 +95,17 @@ def build_examples(
 
 
 def _read(
-    files: list[Path], advance: Advance, settings: ExampleSettings, counts: Counter, bad: list[str]
+    files: list[Path], opened: list[Path], advance: Advance, settings: ExampleSettings, counts: Counter, bad: list[str]
 ) -> Iterator[tuple[str, dict]]:
     def left() -> None:
         counts["left"] += 1
 
-    return read_files(files, advance, settings.reading, lambda sentence: _skip(sentence, counts, bad), left)
+    def noted() -> Iterator[Path]:
+        for file in files:
+            opened.append(file)
+            yield file
+
+    return read_files(noted(), advance, settings.reading, lambda sentence: _skip(sentence, counts, bad), left)
 
 
 def _skip(sentence: str, counts: Counter, bad: list[str]) -> None:

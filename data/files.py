@@ -29,11 +29,12 @@ def read_files(
     bad: Callable[[str], None] | None = None,
     left: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[str, dict]]:
-    """`read_file` of one file after another, up to `reading.max_samples` rows of all of them."""
+    """`read_file` of one file after another, up to `reading.max_samples` rows. No further file is asked for after these."""
     rest = iter(range(reading.max_samples or sys.maxsize))
     for file in files:
-        if operator.length_hint(rest):
-            yield from read_file(file, advance, reading, bad, left, rest)
+        yield from read_file(file, advance, reading, bad, left, rest)
+        if not operator.length_hint(rest):
+            return
 
 
 def read_file(
@@ -64,8 +65,7 @@ def read_file(
         try:
             if isinstance(row, UserError):
                 raise row
-            row = convert(row, where)
-            if row is None and reading.row:
+            if convert and (row := convert(row, where)) is None:
                 left()
                 empty = False
                 continue
@@ -91,10 +91,10 @@ def read_file(
         raise UserError(f"{path} contains no examples")
 
 
-def _converter(reading: Reading) -> Callable[[object, str], object]:
-    """(row, location) -> the row that data.row makes of it, or None if it leaves the row out."""
+def _converter(reading: Reading) -> Callable[[object, str], object] | None:
+    """(row, location) -> the example that data.row makes of a row, or None if it leaves it out; None without data.row."""
     if reading.row is None:
-        return lambda row, where: row
+        return None
     function, name = load_function("data.row", reading.row), reading.row
 
     def convert(row: object, where: str) -> object:
@@ -126,8 +126,9 @@ def describe_form(path: str | Path, reading: Reading = DEFAULT) -> str:
     forms, used, ignored, left = {}, {}, {}, 0
     for (where, row), _ in zip(read_rows(path, reading.columns), range(DESCRIBED_ROWS), strict=False):
         try:
-            row = convert(row, where)
-            left += row is None
+            if convert:
+                row = convert(row, where)
+                left += row is None
             if isinstance(row, dict):
                 form, _ = canonical_example(row, where, reading)
                 for keys, found in zip((forms, used, ignored), ([form], *describe(form, row, reading)), strict=True):

@@ -487,6 +487,7 @@ def test_only_the_first_rows_are_read_of_all_files_together(tmp_path) -> None:
     for number, texts in enumerate(["ab", "cd", "ef"]):
         write(tmp_path / f"{number}.jsonl", json_lines([{"text": text} for text in texts]))
     files = expand([tmp_path])
+    files[2] = files[2].rename(tmp_path / "2.parquet")
     files[2].write_bytes(b"nobody gets here")
     for most in (1, 2, 3, 4):
         found = read_files(files, reading=Reading(max_samples=most))
@@ -494,4 +495,5 @@ def test_only_the_first_rows_are_read_of_all_files_together(tmp_path) -> None:
     made = load_documents(
         (str(tmp_path),), tiny_tokenizer(), 64, "error", settings=ExampleSettings(64, reading=Reading(max_samples=1))
     )
-    assert len(made) == 1
+    assert len(made) == 1 and made.report.startswith("1 example from 1 file, ")
+    assert f"\n{files[0]}: text (text)" in made.report
