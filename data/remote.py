@@ -100,7 +100,7 @@ def _fetch(path: str, folder: Path, most: int | None, say: Say) -> None:
     if most:
         rows = itertools.islice(itertools.chain.from_iterable(map(read_rows, urls)), most)
         count = 0
-        with (folder / ROWS).open("w", encoding="utf-8") as file:
+        with _reached(path), (folder / ROWS).open("w", encoding="utf-8") as file:
             for _, row in rows:
                 # A row that cannot be read stays one: the reader finds the sentence in its place.
                 file.write(json.dumps(str(row) if isinstance(row, UserError) else row, default=str) + "\n")
@@ -180,7 +180,7 @@ def _files_of_dataset(path: str, named: re.Match, say: Say) -> list[str]:
 
 @contextmanager
 def _reached(path: str) -> Iterator[None]:
-    """Turn whatever a library raises that reads from elsewhere into a UserError. Only calls of libraries belong inside."""
+    """Turn whatever a library raises that reads from elsewhere into a UserError. Only what reads belongs inside."""
     try:
         yield
     except UserError:
