@@ -497,3 +497,10 @@ def test_only_the_first_rows_are_read_of_all_files_together(tmp_path) -> None:
     )
     assert len(made) == 1 and made.report.startswith("1 example from 1 file, ")
     assert f"\n{files[0]}: text (text)" in made.report
+
+
+def test_no_bar_is_drawn_where_stderr_is_no_terminal(tmp_path, capsys) -> None:
+    """An error that ends a start then begins a line."""
+    path = write(tmp_path / "a.jsonl", json_lines([{"text": "a"}]))
+    load_documents((str(path),), tiny_tokenizer(), 64, "error", progress="training")
+    assert capsys.readouterr().err == ""
