@@ -28,10 +28,10 @@ def is_elsewhere(path: str | Path) -> bool:
     named = DATASET_NAME.fullmatch(text)
     if not named:
         return False
-    if Path(named["name"]).is_dir():
+    if os.path.isdir(named["name"]):
         return named["split"] is not None
     # A name with the suffix of a data file, or in a folder that exists, is rather a mistyped path.
-    is_path = data_suffix(named["name"]) in SUFFIXES or Path(named["name"]).parent.is_dir()
+    is_path = data_suffix(named["name"]) in SUFFIXES or os.path.isdir(os.path.dirname(named["name"]))
     return bool(HUB_NAME.fullmatch(named["name"])) and not is_path
 
 

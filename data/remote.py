@@ -9,6 +9,7 @@ source only.
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 import time
@@ -61,7 +62,7 @@ def fetch(path: str, cache: str | None, most: int | None, say: Say) -> list[str]
     cache: data.cache. most: rows to read; None: all files as they are. Raises UserError.
     """
     named = DATASET_NAME.fullmatch(path)
-    if named and Path(named["name"]).is_dir() and "://" not in path:
+    if named and os.path.isdir(named["name"]) and "://" not in path:
         return [str(file) for file in expand(_files_of_dataset(path, named, say))]  # they are here already
     if cache is None:
         raise UserError(

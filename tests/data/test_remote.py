@@ -87,6 +87,9 @@ def test_what_lies_elsewhere_is_told_from_a_path(tmp_path, monkeypatch) -> None:
     ]
     assert [path for path in (*elsewhere, *paths) if is_elsewhere(path)] == elsewhere
     check_paths_exist(elsewhere)
+    for path, words in [("x" * 300, "File name too long"), ("a\0b", "embedded null")]:
+        with pytest.raises(UserError, match=f"cannot be read: {words}"):
+            check_paths_exist([path])
     with pytest.raises(UserError, match="here/typo does not exist; data files are"):
         check_paths_exist(["here/typo"])
     with pytest.raises(UserError, match="org/name is not on this machine; only data.train, "):
