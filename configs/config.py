@@ -8,7 +8,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal, get_type_hints
 
-Format = Literal["auto", "messages", "sharegpt", "alpaca", "completion", "text"]  # the form of the examples in a file
+Format = Literal[
+    "auto", "messages", "sharegpt", "alpaca", "completion", "text", "tokens"
+]  # the form of the examples in a file
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,13 @@ class Source:
     validation: tuple[str, ...] = ()  # like Data.validation
     format: Format = "auto"  # like Data.format
     fields: dict[str, str] = field(default_factory=dict)  # like Data.fields
+    max_samples: int | None = None  # like Data.max_samples
 
 
 @dataclass(frozen=True)
 class Data:
-    # The main source: files, folders or globs of any form in docs/data.md. Or one directory: a token store
-    # (scripts/data.py build)
+    # The main source: files, folders or globs of any form in docs/data.md, URLs such as s3://BUCKET/FILE, or a dataset of the
+    # hub, ORG/NAME:SPLIT. Or one directory: a token store (scripts/data.py build)
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
     validation_share: float = 0.0  # or: hold out this fraction of data.train, chosen by a hash of each example
@@ -53,6 +56,11 @@ class Data:
     on_bad: Literal["error", "skip"] = (
         "error"  # what to do with a malformed example; skipped ones are counted and listed
     )
+    # MODULE:FUNCTION, which gets a row of data.train or data.validation as a dictionary and returns an example as one, or None
+    # to leave the row out
+    row: str | None = None
+    # Read so many rows of data.train, the first ones, and no more. What lies elsewhere is not fetched further
+    max_samples: int | None = None
     # Sources to mix in; the main source gets the remaining share. On the command line:
     # data.mix=NAME:SHARE:FILE,FILE[:VALIDATION FILES];NAME:...
     mix: tuple[Source, ...] = ()
@@ -67,8 +75,8 @@ class Data:
     # The date that templates such as Llama 3.2's write into every chat, YYYY-MM-DD; None: that of the run's first start
     chat_date: str | None = None
     train_on: Literal["all", "last"] = "all"  # which answers of a chat carry loss
-    # What becomes of control tokens, such as <|im_end|>, in what messages and texts say. They stay
-    # text, are an error of the example, or become control tokens, as in a text that was rendered before (docs/chats.md)
+    # What becomes of control tokens, such as <|im_end|>, in what messages and texts say. They stay text, are an error of the
+    # example, or become control tokens, as in a text that was rendered before (docs/chats.md)
     control_tokens: Literal["text", "error", "allow"] = "text"
     cache: str | None = "artifacts/tokens"  # tokenised files are kept here, one folder per node; None: not kept
 
@@ -228,8 +236,8 @@ def _keys(**sections: str) -> tuple[str, ...]:
 # What they name, or make of the data, decides the weights: the content is compared, and the value may change.
 READ = _keys(
     model="path",
-    data="train validation_share split_by format fields on_bad mix too_long chat_template chat_template_options train_on "
-    "control_tokens",
+    data="train validation_share split_by format fields on_bad row max_samples mix too_long chat_template "
+    "chat_template_options train_on control_tokens",
     ewc="data",
 )
 # They do not decide what a step computes: names, evaluating, saving, logging, steps to come, ranks and their memory.

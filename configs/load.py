@@ -52,6 +52,7 @@ FORMATS: tuple[str, ...] = get_args(schema.Format)
 EXAMPLE_FIELDS = (
     *("messages", "conversations", "instruction", "input", "output", "history", "system"),
     *("prompt", "completion", "text", "tools", "weight"),
+    *("input_ids", "labels", "mask", "attention_mask"),
 )
 MESSAGE_FIELDS = (
     *("role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name"),
@@ -211,9 +212,10 @@ def parse_dict(raw: str, kind: object, name: str) -> dict[str, object]:
 
 
 def _parse_source(text: str) -> Source:
-    name, share, paths, validation = (*text.split(":"), *[""] * 4)[:4]
+    parts = re.split(r":(?!//)", text)  # the colon of a URL separates nothing
+    name, share, paths, validation = (*parts, *[""] * 4)[:4]
     try:
-        if text.count(":") not in (2, 3):
+        if len(parts) not in (3, 4):
             raise ValueError
         return Source(name, _split(paths), float(share), _split(validation))
     except ValueError as error:
@@ -274,7 +276,7 @@ _RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
         "run.name",
     ),
     ("a date like 2026-01-31", lambda text: _is_date(text), "data.chat_date"),
-    ("MODULE:FUNCTION", re.compile(r"(\w+\.)*\w+:\w+").fullmatch, "eval.metric"),
+    ("MODULE:FUNCTION", re.compile(r"(\w+\.)*\w+:\w+").fullmatch, "eval.metric data.row"),
     ("STEP:COUNT, such as 100:3 for steps 100 to 102", re.compile(r"[1-9]\d*:[1-9]\d*").fullmatch, "run.profile"),
     (
         "each of tensorboard, wandb, mlflow at most once",

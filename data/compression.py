@@ -1,14 +1,13 @@
-"""The bytes of a data file, decompressed if its name ends in .gz or .zst."""
+"""The bytes of a data file, on this machine or behind a URL, decompressed as the end of its name says."""
 
-import gzip
 import io
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 from common.errors import UserError
 
-COMPRESSIONS = (".gz", ".zst")
+CODECS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 CHUNK = 1 << 20  # bytes
 Advance = Callable[[int], object]  # progress callback: number of bytes of the file read since the last call
 
@@ -19,13 +18,28 @@ def no_progress(count: int) -> None:
 
 def data_suffix(path: str | Path) -> str:
     """The suffix of a file in lower case, without that of its compression: `.txt` for a.TXT.gz."""
-    path = Path(path)
-    return Path(path.stem).suffix.lower() if is_compressed(path) else path.suffix.lower()
+    name = _name(path)
+    return Path(name.stem).suffix.lower() if is_compressed(path) else name.suffix.lower()
 
 
-def is_compressed(path: Path) -> bool:
-    """Whether the name of a file ends in .gz or .zst."""
-    return path.suffix.lower() in COMPRESSIONS
+def is_compressed(path: str | Path) -> bool:
+    """Whether the name of a file ends in one of CODECS."""
+    return _name(path).suffix.lower() in CODECS
+
+
+def _name(path: str | Path) -> Path:
+    """A path, or a URL without what stands behind its `?`."""
+    return Path(str(path).partition("?")[0] if "://" in str(path) else path)
+
+
+def open_raw(path: str | Path) -> Any:
+    """A file as it is, open for reading: a path of this machine, or a URL that fsspec knows."""
+    if "://" not in str(path):
+        return Path(path).open("rb")
+    import fsspec
+
+    system, inside = fsspec.url_to_fs(str(path))
+    return system.open(inside, "rb")
 
 
 def read_chunks(path: str | Path, advance: Advance = no_progress) -> Iterator[bytes]:
@@ -33,64 +47,45 @@ def read_chunks(path: str | Path, advance: Advance = no_progress) -> Iterator[by
 
     Raises UserError if the file cannot be read, is damaged or is truncated.
     """
-    path = Path(path)
+    codec = CODECS.get(_name(path).suffix.lower())
     try:
-        if path.suffix.lower() == ".zst":
-            yield from _decompress_zst(path, advance)
-            return
-        with path.open("rb") as raw:
-            file, done = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw, 0
+        with open_raw(path) as raw:
+            file, done = _decompressed(raw, codec, path), 0
             while chunk := file.read(CHUNK):
                 advance(raw.tell() - done)
                 done = raw.tell()
                 yield chunk
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{path} is damaged or not a gzip file: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # of any library that decompresses or reads from elsewhere
+        if codec and not getattr(error, "errno", None):
+            raise UserError(f"{path} is damaged or not a {codec} file: {error}") from error
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-class ChunkStream(io.RawIOBase):
-    """Chunks of bytes as a stream that can be read but not rewound."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = iter(chunks)
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        """True: this is an input."""
-        return True
-
-    def readinto(self, buffer) -> int:  # noqa: ANN001  (a writable buffer, which has no type before Python 3.12)
-        """Fill `buffer` from the current chunk. Returns the number of bytes, 0 at the end."""
-        while not self._rest:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._rest = memoryview(chunk)
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
+def read_lines(path: str | Path, advance: Advance = no_progress) -> Iterator[bytes]:
+    """Yield the lines of a file with their ends, decompressed. It raises what `read_chunks` does."""
+    begun: list[bytes] = []  # parts of a line whose end has not been read yet
+    for chunk in read_chunks(path, advance):
+        for line in io.BytesIO(chunk):
+            begun.append(line)
+            if line.endswith(b"\n"):
+                yield b"".join(begun)
+                begun = []
+    if begun:
+        yield b"".join(begun)
 
 
-def _decompress_zst(path: Path, advance: Advance) -> Iterator[bytes]:
-    """Decompress frame by frame: zstandard's own reader stops after the first frame and accepts a truncated file."""
+def _decompressed(raw: Any, codec: str | None, path: str | Path) -> Any:
+    if codec is None:
+        return raw
+    if codec != "zstd":
+        import fsspec.compression
+
+        return cast(dict, fsspec.compression.compr)[codec](raw, mode="rb")
     try:
-        import zstandard
+        import pyarrow
     except ImportError as error:
-        raise UserError(f"{path}: reading .zst requires zstandard; pip install zstandard") from error
-    frame = None
-    with path.open("rb") as file:
-        try:
-            while chunk := file.read(CHUNK):
-                advance(len(chunk))
-                while chunk:
-                    if frame is None or frame.eof:
-                        frame = zstandard.ZstdDecompressor().decompressobj()
-                    yield frame.decompress(chunk)
-                    chunk = frame.unused_data
-        except zstandard.ZstdError as error:
-            raise UserError(f"{path} is damaged or not a zstd file: {error}") from error
-    if frame is not None and not frame.eof:
-        raise UserError(f"{path} is damaged: it ends in the middle of a zstd frame")
+        raise UserError(f"{path}: reading .zst requires pyarrow; pip install pyarrow") from error
+    # What fsspec takes for it stops after the first frame and accepts a truncated file.
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")

@@ -208,14 +208,17 @@ class ExampleEncoder:
                     chats[i] = error
         parts = [part for chat in chats.values() if isinstance(chat, _Chat) for part in chat.parts]
         ids = iter(self._ids([text for part in parts for text in (part.new, part.lead + part.answer)]))
-        plain = iter(self._tokenise([example for example in examples if "messages" not in example]))
+        plain = iter(self._tokenise([e for e in examples if "messages" not in e and "input_ids" not in e]))
         outcomes = []
         for i, example in enumerate(examples):
             chat = chats.get(i)
             try:
                 if isinstance(chat, UserError):
                     raise chat
-                sequences, notes = self._joined(chat, ids) if chat else self._text(example, next(plain))
+                if "input_ids" in example:
+                    sequences, notes = [self._given(example)], []
+                else:
+                    sequences, notes = self._joined(chat, ids) if chat else self._text(example, next(plain))
             except UserError as error:
                 outcomes.append(Outcome(error=str(error)))
                 continue
@@ -374,6 +377,15 @@ class ExampleEncoder:
         bos = self.bos if ids[: len(self.bos)] != self.bos else []
         ids = [*bos, *ids, *([self.eos] if not ids or ids[-1] != self.eos else [])]
         return [Encoded(np.array(ids, dtype=np.int64), (Span(max(1, len(bos) + first), len(ids)),))], notes
+
+    def _given(self, example: dict) -> Encoded:
+        """The sequence of an example that is tokenised already. Raises UserError for an id that the tokenizer has not."""
+        if (highest := max(example["input_ids"])) >= len(self.tokenizer):
+            raise UserError(f"it has the token id {highest}, but the tokenizer has {len(self.tokenizer)} tokens")
+        mask = np.array([0, *example["mask"][1:], 0])
+        edges = np.flatnonzero(np.diff(mask, prepend=0)).tolist()
+        spans = tuple(Span(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True))
+        return Encoded(np.array(example["input_ids"], dtype=np.int64), spans)
 
     def control_tokens_of(self, example: dict) -> list[str]:
         """The control tokens in a text or in a prompt with its completion. Raises UserError if they are an error."""

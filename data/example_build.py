@@ -15,7 +15,7 @@ from common.cores import available_cores
 from common.errors import UserError
 from data.encoding import NOTES, ExampleEncoder, note_sentence
 from data.example_store import ExampleStore, ExampleWriter
-from data.files import Advance, describe_files, expand, left_out, read_file
+from data.files import Advance, describe_files, expand, left_out, read_files
 from data.held_out import content_hash, group_hash, is_held_out, key_of, num_repeated
 from data.parallel_encoding import (
     PARALLEL_BYTES,
@@ -57,6 +57,7 @@ def build_examples(
     job_encoder = JobEncoder(encoder, settings)
     counts: Counter = Counter()
     bad: list[str] = []
+    opened: list[Path] = []  # data.max_samples may end before the last file
     control: list[str] = []
     with tqdm(
         desc=f"tokenise {progress}",
@@ -65,9 +66,9 @@ def build_examples(
         unit_scale=True,
         leave=False,
         mininterval=0.5,
-        disable=not progress,
+        disable=None if progress else True,  # None: where stderr is no terminal, on which an error begins a line
     ) as bar:
-        read = _read(files, lambda count: cast(None, bar.update(count)), settings, counts, bad)
+        read = _read(files, opened, lambda count: cast(None, bar.update(count)), settings, counts, bad)
         examples = _kept(read, settings, counts, bad, writer)
         results = _results(make_jobs(examples, job_encoder.can_cut), job_encoder, processes)
         try:
@@ -79,10 +80,10 @@ def build_examples(
                 "counts": dict(counts),
                 "bad": bad,
                 "control": control,
-                "files": len(files),
+                "files": len(opened),
                 "paths": [str(file) for file in files],
                 "left_out": [str(file) for file in left_out(paths)],
-                "forms": describe_files(files, settings.reading),
+                "forms": describe_files(opened, settings.reading),
                 "repeated": num_repeated(writer.read_hashes()),
                 "processes": processes,
                 "written": time.strftime("%Y-%m-%d"),
@@ -94,10 +95,17 @@ def build_examples(
 
 
 def _read(
-    files: list[Path], advance: Advance, settings: ExampleSettings, counts: Counter, bad: list[str]
+    files: list[Path], opened: list[Path], advance: Advance, settings: ExampleSettings, counts: Counter, bad: list[str]
 ) -> Iterator[tuple[str, dict]]:
-    for file in files:
-        yield from read_file(file, advance, settings.reading, lambda sentence: _skip(sentence, counts, bad))
+    def left() -> None:
+        counts["left"] += 1
+
+    def noted() -> Iterator[Path]:
+        for file in files:
+            opened.append(file)
+            yield file
+
+    return read_files(noted(), advance, settings.reading, lambda sentence: _skip(sentence, counts, bad), left)
 
 
 def _skip(sentence: str, counts: Counter, bad: list[str]) -> None:

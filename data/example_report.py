@@ -40,6 +40,7 @@ def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path])
         f"{{n}} example{{s}} {{have}} no target left after being truncated to {size} tokens: LEFT OUT",
     )
     add("empty", "{n} example{s} without any target LEFT OUT")
+    add("left", "{n} row{s} LEFT OUT by data.row")
     if count := counts.get("skipped", 0):
         shown = [_moved(line, places) for line in info["bad"]]
         listed = "" if len(shown) == count else f", the first {len(shown)} of them"

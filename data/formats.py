@@ -1,12 +1,14 @@
 """The forms that examples have in files, and the one form that the rest of the code knows.
 
-A canonical example has either `messages` (data/messages.py), or `text`, or `prompt` and `completion` as texts. It may
-have `tools` and a `weight` other than 1. Keys that no form has, such as `id`, are kept.
+A canonical example has either `messages` (data/messages.py), or `text`, or `prompt` and `completion` as texts, or
+`input_ids` with a `mask` that says which of them carry loss. It may have `tools` and a `weight` other than 1. Keys that no
+form has, such as `id`, are kept.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from common.errors import UserError
 from configs.load import EXAMPLE_FIELDS, MESSAGE_FIELDS
@@ -27,6 +29,7 @@ REQUIRED = {
     "alpaca": ("instruction", "output"),
     "completion": ("prompt", "completion"),
     "text": ("text",),
+    "tokens": ("input_ids",),
 }
 # Form -> keys that it may have.
 OPTIONAL = {
@@ -35,17 +38,22 @@ OPTIONAL = {
     "alpaca": ("input", "system", "history", "tools", "weight"),
     "completion": ("tools", "weight"),
     "text": ("weight",),
+    "tokens": ("labels", "mask", "attention_mask", "weight"),
 }
+OF_TOKENS = ("labels", "mask", "attention_mask")  # keys that mean something else, or nothing, in other forms
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read: the settings data.format, data.fields, data.on_bad and data.split_by."""
+    """How files are read: the settings of data with these names."""
 
     format: str = "auto"
     fields: dict[str, str] = field(default_factory=dict)  # our name -> the name in the file
     on_bad: str = "error"
     split_by: str | None = None  # a key that no form has
+    row: str | None = None  # MODULE:FUNCTION, which makes an example of a row
+    max_samples: int | None = None  # rows read of all files together
+    code: str = ""  # digest of the code of `row`, by which a cache knows that it has changed
 
     @cached_property
     def example_names(self) -> dict[str, str]:
@@ -58,14 +66,10 @@ class Reading:
         return {ours: theirs for ours, theirs in self.fields.items() if ours in MESSAGE_FIELDS}
 
     @cached_property
-    def columns(self) -> frozenset[str]:
-        """The names in the file of all keys that any form uses."""
-        return frozenset(self.name_of(key) for key in EXAMPLE_FIELDS)
-
-    @property
-    def read(self) -> frozenset[str]:
-        """The columns that are read of .parquet and .arrow files."""
-        return self.columns | ({self.split_by} if self.split_by else set())
+    def columns(self) -> frozenset[str] | None:
+        """The names in the file of all keys that any form or the split uses; None if `row` may use any."""
+        of_split = [self.split_by] if self.split_by else []
+        return None if self.row else frozenset([*map(self.name_of, EXAMPLE_FIELDS), *of_split])
 
     def name_of(self, key: str) -> str:
         """The name in the file of a key of an example."""
@@ -85,13 +89,14 @@ def canonical_example(row: object, where: str, reading: Reading = DEFAULT) -> tu
     form = _form(row, keys, where, reading)
     names = reading.message_names
     example = _BUILDERS[form](row, where, names)
-    if (tools := row.get("tools")) and form != "text" and (tools := canonical_tools(tools, where)):
+    if (tools := row.get("tools")) and form not in ("text", "tokens") and (tools := canonical_tools(tools, where)):
         if "messages" not in example:
             raise UserError(f"{where} has `tools`, which only chats can have")
         example["tools"] = tools
     if row.get("weight", "") != "" and (weight := canonical_weight(row["weight"], where)) != 1:
         example["weight"] = weight
-    return form, example | {key: value for key, value in row.items() if key not in EXAMPLE_FIELDS}
+    used = EXAMPLE_FIELDS if form == "tokens" else [key for key in EXAMPLE_FIELDS if key not in OF_TOKENS]
+    return form, example | {key: value for key, value in row.items() if key not in used}
 
 
 def describe(form: str, row: dict, reading: Reading = DEFAULT) -> tuple[list[str], list[str]]:
@@ -115,17 +120,24 @@ def describe(form: str, row: dict, reading: Reading = DEFAULT) -> tuple[list[str
 
 def foreign_keys(form: str, row: dict, reading: Reading = DEFAULT) -> list[str]:
     """The keys of a row that belong to forms other than its own, by their names in the file."""
-    own = {reading.name_of(key) for key in (*REQUIRED[form], *OPTIONAL[form])}
-    return [key for key, value in row.items() if value is not None and key in reading.columns and key not in own]
+    own = {*REQUIRED[form], *OPTIONAL[form], *OF_TOKENS}
+    foreign = {reading.name_of(key) for key in EXAMPLE_FIELDS if key not in own}
+    return [key for key, value in row.items() if value is not None and key in foreign]
 
 
 def kind_of(example: dict) -> str:
     """What a canonical example is, for messages: a document, a chat, or a prompt with a completion."""
-    return "a document" if "text" in example else "a chat" if "messages" in example else "a prompt with a completion"
+    kinds = {"text": "a document", "messages": "a chat", "input_ids": "already tokenised"}
+    return next((kind for key, kind in kinds.items() if key in example), "a prompt with a completion")
 
 
 def example_text(example: dict) -> str:
-    """All text of a canonical example: the document, the prompt with its completion, or the messages of a chat."""
+    """All text of a canonical example: the document, the prompt with its completion, or the messages of a chat.
+
+    Raises UserError for token ids, which have none.
+    """
+    if "input_ids" in example:
+        raise UserError("an example has token ids and no text; name files with text")
     if "text" in example:
         return example["text"]
     if "messages" not in example:
@@ -195,6 +207,39 @@ def _document(row: dict, where: str, names: Mapping[str, str]) -> dict:
     return {"text": text_message("", row["text"], where, "text")["content"]}
 
 
+def _tokens(row: dict, where: str, names: Mapping[str, str]) -> dict:
+    """Ids as they are, without those that `attention_mask` calls padding. `labels` are the ids, or -100 for no loss."""
+    found: dict[str, Any] = {
+        key: parse_json_text(row[key], where, key) for key in ("input_ids", *OF_TOKENS) if key in row
+    }
+    ids = found["input_ids"]
+    for key, values in found.items():
+        if not isinstance(values, list) or not all(type(value) is int or value in (True, False) for value in values):
+            raise UserError(f"{where}: `{key}` must be a list of integers")
+        if len(values) != len(ids):
+            raise UserError(f"{where}: `{key}` has {len(values)} items, but `input_ids` has {len(ids)}")
+        if key in ("mask", "attention_mask") and not set(values) <= {0, 1}:
+            raise UserError(f"{where}: `{key}` must have only 0 and 1")
+    if not ids or min(ids) < 0:
+        raise UserError(f"{where}: `input_ids` must be at least one id, and none below 0")
+    if "labels" in found and "mask" in found:
+        raise UserError(f"{where} has `labels` and `mask`; remove one of them")
+    labels, mask = found.get("labels"), found.get("mask") or [1] * len(ids)
+    if labels is not None:
+        wrong = next((i for i, (a, b) in enumerate(zip(labels, ids, strict=True)) if a not in (b, -100)), None)
+        if wrong is not None:
+            raise UserError(
+                f"{where}: `labels` must have -100 or the id at the same place, not shifted; item {wrong + 1} is "
+                f"{labels[wrong]} beside the id {ids[wrong]}"
+            )
+        mask = [int(label != -100) for label in labels]
+    kept = found.get("attention_mask") or [1] * len(ids)
+    pairs = [(int(i), int(m)) for i, m, is_kept in zip(ids, mask, kept, strict=True) if is_kept]
+    if not pairs:
+        raise UserError(f"{where}: `attention_mask` is 0 everywhere")
+    return {"input_ids": [i for i, _ in pairs], "mask": [m for _, m in pairs]}
+
+
 def _with_system(row: dict, messages: list[dict], where: str) -> list[dict]:
     """The messages after the example's own `system` text, if it has one."""
     if not row.get("system"):
@@ -214,4 +259,5 @@ _BUILDERS = {
     "alpaca": _alpaca,
     "completion": _completion,
     "text": _document,
+    "tokens": _tokens,
 }

@@ -12,7 +12,7 @@ import numpy as np
 
 HASH_BYTES = 16
 KEY_BYTES = 8  # of a hash, kept to find duplicates; a million examples have a false one with probability 3e-8
-CONTENT_KEYS = ("messages", "tools", "text", "prompt", "completion")  # of an example, see data/formats.py
+CONTENT_KEYS = ("messages", "tools", "text", "prompt", "completion", "input_ids")  # of an example, see data/formats.py
 WEIGHT_KEY = "weight"  # of a message; the same words with another weight are the same content
 BUT_FOR = "but for case, white space and punctuation"  # for messages: what may differ between examples of the same hash
 # What separates words, besides ASCII white space. Not symbols such as + - < %, which can be all that tells two sums apart. A

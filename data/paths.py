@@ -1,23 +1,48 @@
-"""Which files a setting such as data.train stands for: files, folders, globs and saved datasets."""
+"""Which files a setting such as data.train stands for: files, folders, globs, saved datasets, and what lies elsewhere."""
 
 import glob
 import json
+import os
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import UserError
-from data.compression import data_suffix
+from data.compression import CODECS, data_suffix
 from data.rows import SUFFIXES
 from data.token_store import STORE_FILE
 
-KINDS = f"data files are {', '.join(SUFFIXES)}, each also compressed as .gz or .zst"
+KINDS = f"data files are {', '.join(SUFFIXES)}, each also compressed as {', '.join(CODECS)}"
 DATASET, SPLITS = "state.json", "dataset_dict.json"  # what the library `datasets` writes beside the data that it saves
+# A dataset of the hub, or a folder that looks like one: NAME@REVISION:CONFIG:SPLIT
+DATASET_NAME = re.compile(r"(?P<name>[^:@]+)(@(?P<revision>[\w./-]+))?((:(?P<config>[\w.-]+))?:(?P<split>[\w.-]+))?")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_elsewhere(path: str | Path) -> bool:
+    """Whether data/remote.py must find the files of a path: a URL, a dataset of the hub, or a split of a folder."""
+    text = str(path)
+    if "://" in text or os.path.lexists(text) or glob.has_magic(text):
+        return "://" in text
+    named = DATASET_NAME.fullmatch(text)
+    if not named:
+        return False
+    if os.path.isdir(named["name"]):
+        return named["split"] is not None
+    # A name with the suffix of a data file, or in a folder that exists, is rather a mistyped path.
+    is_path = data_suffix(named["name"]) in SUFFIXES or os.path.isdir(os.path.dirname(named["name"]))
+    return bool(HUB_NAME.fullmatch(named["name"])) and not is_path
 
 
 def check_paths_exist(paths: Iterable[str | Path]) -> None:
-    """Raise UserError for the first path or glob that does not exist. Call this before a slow read of the first file."""
+    """Raise UserError for the first path or glob that does not exist. Call this before a slow read of the first file.
+
+    What lies elsewhere is not looked for.
+    """
     for path in paths:
+        if is_elsewhere(path):
+            continue
         if not _is_glob(path):
             _mode(Path(path), f"; {KINDS}")
         elif not glob.glob(str(path), recursive=True):
@@ -50,6 +75,10 @@ def left_out(paths: Iterable[str | Path]) -> list[Path]:
 
 def _files_of(path: str | Path) -> tuple[list[Path], list[Path]]:
     """(data files, other files) of a path, a folder or a glob."""
+    if is_elsewhere(path):
+        raise UserError(
+            f"{path} is not on this machine; only data.train, data.validation, data.mix and ewc.data fetch files"
+        )
     check_paths_exist([path])
     matches = _matches(str(path)) if _is_glob(path) else [Path(path)]
     files: list[Path] = []
@@ -58,7 +87,7 @@ def _files_of(path: str | Path) -> tuple[list[Path], list[Path]]:
         if match.is_dir():
             # `**` matches the folders and the files in them.
             if not (_is_glob(path) and "**" in str(path)):
-                _walk(match, files, others, set())
+                _add_folder(match, files, others)
         else:
             check_files([match])
             files.append(match)
@@ -73,32 +102,42 @@ def _matches(pattern: str) -> list[Path]:
     return list({match.parent.resolve() / match.name: match for match in reversed(found)}.values())[::-1]
 
 
-def _walk(folder: Path, files: list[Path], others: list[Path], seen: set[Path]) -> None:
-    """Add the files of a folder and the folders below. seen: folders that are being walked, against endless links."""
-    if (real := folder.resolve()) in seen:
-        return
-    seen.add(real)
-    if (folder / STORE_FILE).is_file():
-        raise UserError(f"{folder} is a token store, which must be the only path of its source")
-    if (folder / SPLITS).is_file():
-        raise UserError(f"{folder} is a saved dataset of several splits; name one: {', '.join(_splits(folder))}")
-    if (folder / DATASET).is_file() and (folder / "dataset_info.json").is_file():
-        files += _dataset_files(folder)
-        return
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror or error}") from error
-    for entry in entries:
-        if entry.name.startswith("."):
+def _add_folder(top: Path, files: list[Path], others: list[Path]) -> None:
+    """Add the files of a folder and of the folders below it, each of them once: a link may lead to a folder above."""
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror or error}") from error
+
+    seen: set[str] = set()
+    found: list[Path] = []
+    for root, folders, names in os.walk(top, followlinks=True, onerror=unreadable):
+        folder, real = Path(root), os.path.realpath(root)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real in seen:
             continue
-        if entry.is_dir():
-            _walk(entry, files, others, seen)
-        elif data_suffix(entry) in SUFFIXES:
-            check_files([entry])
-            files.append(entry)
+        seen.add(real)
+        if STORE_FILE in names:
+            raise UserError(f"{folder} is a token store, which must be the only path of its source")
+        if SPLITS in names:
+            raise UserError(f"{folder} is a saved dataset of several splits; name one: {', '.join(_splits(folder))}")
+        if folder == top and "README.md" in names and _names_splits(folder / "README.md"):
+            raise UserError(f"{folder} is a dataset with a card that names its files; name a split: {folder}:train")
+        if DATASET in names and "dataset_info.json" in names:
+            folders.clear()
+            found += _dataset_files(folder)
         else:
-            others.append(entry)
+            found += [folder / name for name in names if not name.startswith(".")]
+    # In the order of their names, folders among the files.
+    found.sort(key=lambda file: file.parts)
+    check_files(file for file in found if data_suffix(file) in SUFFIXES)
+    files += [file for file in found if data_suffix(file) in SUFFIXES]
+    others += [file for file in found if data_suffix(file) not in SUFFIXES]
+
+
+def _names_splits(card: Path) -> bool:
+    """Whether the card of a dataset says which files belong to which split."""
+    head = card.read_bytes()[: 2**16].decode(errors="replace").split("\n---", 1)[0]
+    return head.startswith("---") and bool(re.search(r"^\s*-?\s*split:", head, re.MULTILINE))
 
 
 def _dataset_files(folder: Path) -> list[Path]:

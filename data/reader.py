@@ -81,11 +81,13 @@ class Reader:
         if self.validation_share:
             loaded[MAIN] = self._load(train, f"validation of {MAIN}", self.reading, "validation")
         elif validation:
-            loaded[MAIN] = self._load(validation, f"validation of {MAIN}", self.reading)
+            reading = dataclasses.replace(self.reading, max_samples=None)
+            loaded[MAIN] = self._load(validation, f"validation of {MAIN}", reading)
         for source in mix:
             if source.validation:
                 what = f"validation of {source.name}"
-                loaded[source.name] = self._load(source.validation, what, self._reading(source))
+                reading = dataclasses.replace(self._reading(source), max_samples=None)
+                loaded[source.name] = self._load(source.validation, what, reading)
         if not loaded:
             return None
         return Corpus(tuple(loaded.values()), tuple(loaded), (1 / len(loaded),) * len(loaded))
@@ -95,7 +97,7 @@ class Reader:
         return self._load(paths, what, Reading(on_bad=self.reading.on_bad))
 
     def _reading(self, source: Source) -> Reading:
-        return Reading(source.format, source.fields, self.reading.on_bad)
+        return Reading(source.format, source.fields, self.reading.on_bad, max_samples=source.max_samples)
 
     def _load(self, paths: tuple[str, ...], what: str, reading: Reading, part: str = "all") -> Documents | Windows:
         stores = [path for path in paths if is_store(path)]

@@ -1,44 +1,76 @@
 """The rows of a data file, before anything is known about their form: JSONL, JSON, CSV, text, parquet and Arrow.
 
 A reader yields (location, row). A row that cannot be read is yielded as a UserError, because the rows after it can. A
-file that is damaged as a whole raises one.
+file that is damaged as a whole raises one. JSON is read value by value: a library of columns would give each tool call the
+argument names of all others.
 """
 
-import codecs
+import contextlib
 import csv
 import io
+import itertools
 import json
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
-from data.arrow_rows import read_arrow, read_parquet
-from data.compression import Advance, ChunkStream, data_suffix, no_progress, read_chunks
-from data.json_values import explain_json_error, read_json_values
+from data.compression import Advance, data_suffix, is_compressed, no_progress, open_raw, read_chunks, read_lines
+from data.messages import short_list
 
 Rows = Iterator[tuple[str, object]]
 MAX_CELL = 1 << 26  # characters of a CSV cell; without a limit, one quote that is not closed takes the rest of the file
+BATCH = 1024  # rows of a column that are read together
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+COLUMNS = (".parquet", ".arrow")  # suffixes of files in which a column has the keys of all rows together
+ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".xlsx", ".xls", ".ods", ".docx", ".pdf")
+SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def read_rows(path: Path, columns: Collection[str], advance: Advance = no_progress) -> Rows:
+def read_rows(path: str | Path, columns: Collection[str] | None = None, advance: Advance = no_progress) -> Rows:
     """Yield (location, row) for each row of a file; a row is a dictionary if the file is well-formed.
 
-    A location reads "FILE, line 3". columns: what is read of .parquet and .arrow files; other files have all of their
-    keys. A file with an unknown suffix is read as JSONL. Raises UserError for a file that is damaged or cannot be read.
+    A location reads "FILE, line 3". columns: what is read of .parquet and .arrow files, by default all; other files have all
+    of their keys. A file with an unknown suffix is read as JSONL. Raises UserError for a file that is damaged or cannot be
+    read.
     """
     suffix = data_suffix(path)
-    if suffix == ".parquet":
-        return read_parquet(path, columns, advance)
-    if suffix == ".arrow":
-        return read_arrow(path, columns, advance)
+    if suffix in ARCHIVES:
+        raise UserError(f"{path} is no data file; unpack it, or export its rows as .csv or .jsonl")
+    if suffix in COLUMNS:
+        return _read_columns(path, columns, advance)
     if suffix in (".csv", ".tsv"):
         return _read_csv(path, "\t" if suffix == ".tsv" else ",", advance)
-    return {".json": _read_json, ".txt": _read_text}.get(suffix, _read_jsonl)(path, advance)
+    if suffix == ".txt":
+        return _read_text(path, advance)
+    return _read_json(path, advance) if suffix == ".json" else _read_jsonl(path, advance)
 
 
-def _read_jsonl(path: Path, advance: Advance) -> Rows:
-    for number, line in enumerate(_read_lines(path, advance), 1):
+def column_names(path: str | Path) -> list[str]:
+    """Names of all columns of a .parquet or .arrow file, compressed or not. Raises UserError."""
+    with _guarded(path):
+        return list(_open_columns(path, None, no_progress)[0])
+
+
+def _decode(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")  # drops a byte order mark
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _read_text(path: str | Path, advance: Advance) -> Rows:
+    text = _decode(b"".join(read_chunks(path, advance)), str(path)).replace("\r\n", "\n")
+    if text.strip():
+        yield str(path), {"text": text}
+
+
+# ---- JSON ----------------------------------------------------------------------------------------------------------------
+
+
+def _read_jsonl(path: str | Path, advance: Advance) -> Rows:
+    for number, line in enumerate(read_lines(path, advance), 1):
         where = f"{path}, line {number}"
         try:
             text = _decode(line, where).strip()
@@ -47,24 +79,76 @@ def _read_jsonl(path: Path, advance: Advance) -> Rows:
         except UserError as error:
             yield where, error
         except (ValueError, RecursionError) as error:
-            yield where, UserError(f"{where} is not valid JSON: {explain_json_error(error)}")
+            column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            yield where, UserError(f"{where} is not valid JSON: {_json_reason(error)}{column}")
 
 
-def _read_json(path: Path, advance: Advance) -> Rows:
-    for number, value in enumerate(read_json_values(_decoded(path, advance), str(path)), 1):
-        yield f"{path}, item {number}", value
+def _read_json(path: str | Path, advance: Advance) -> Rows:
+    values = json_values(_decode(b"".join(read_chunks(path, advance)), str(path)), str(path))
+    yield from ((f"{path}, item {number}", value) for number, value in enumerate(values, 1))
 
 
-def _read_csv(path: Path, delimiter: str, advance: Advance) -> Rows:
+def json_values(text: str, name: str) -> Iterator[object]:
+    """Yield the items of one array, or the values of a text that does not begin with `[`, one after another.
+
+    Raises UserError with `name` and the line for invalid JSON; the items after it are not found.
+    """
+
+    def after(position: int) -> int:
+        match = SPACE.match(text, position)
+        assert match is not None, "white space may be empty"
+        return match.end()
+
+    def error(reason: str, position: int) -> UserError:
+        return UserError(f"{name}, line {1 + text.count(chr(10), 0, position)} is not valid JSON: {reason}")
+
+    at, decoder = after(0), json.JSONDecoder()
+    in_array = text.startswith("[", at)
+    at = after(at + 1) if in_array else at
+    end = "]" if in_array and text.startswith("]", at) else ""
+    while at < len(text) and not end:
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as wrong:
+            place, reason = getattr(wrong, "pos", at), _json_reason(wrong)
+            is_cut = place >= len(text.rstrip()) or reason.startswith("Unterminated")
+            raise error(f"{reason}; is the file cut off?" if is_cut else reason, place) from wrong
+        yield value
+        at = after(at)
+        if in_array and at < len(text):
+            end = text[at] if text[at] != "," else ""
+            if end not in ("", "]"):
+                raise error("Expecting ',' or ']' after an item of the array", at)
+            at = at if end else after(at + 1)
+    if in_array and not end:
+        raise error("the array is cut off", at)
+    if end and after(at + 1) < len(text):
+        raise error("there is more after the end of the array", after(at + 1))
+
+
+def _json_reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg.removesuffix(" at")
+    return "it has a number with more than 4,300 digits" if "digits" in str(error) else str(error)
+
+
+# ---- CSV -----------------------------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: str | Path, usual: str, advance: Advance) -> Rows:
     """A location is the first line of a row, which may have several if a cell is quoted."""
     csv.field_size_limit(MAX_CELL)
-    stream = io.TextIOWrapper(
-        io.BufferedReader(ChunkStream(read_chunks(path, advance))), encoding="utf-8-sig", newline=""
-    )
-    rows = csv.reader(stream, delimiter=delimiter, strict=True)
+    lines = (_decode(line, f"{path}, line {number}") for number, line in enumerate(read_lines(path, advance), 1))
+    first = next(lines, "")
+    named = re.fullmatch(r"sep=(.)\r?\n", first)  # Excel's own line, before the header
+    first = next(lines, "") if named else first
+    delimiter = named[1] if named else _delimiter(first, usual)
+    rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
-        where = f"{path}, line {rows.line_num + 1}"
+        where = f"{path}, line {rows.line_num + (2 if named else 1)}"
         try:
             row = next(rows, None)
         except csv.Error as error:
@@ -73,8 +157,6 @@ def _read_csv(path: Path, delimiter: str, advance: Advance) -> Rows:
                 raise UserError(f"{where} is not valid CSV: {error}; is a quote not closed?") from error
             yield where, UserError(f"{where} is not valid CSV: {error}")
             continue
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text: {error.reason} near line {rows.line_num + 1}") from error
         if row is None:
             return
         if not row:
@@ -91,38 +173,103 @@ def _read_csv(path: Path, delimiter: str, advance: Advance) -> Rows:
             yield where, dict(zip(header, row, strict=True))
 
 
-def _read_text(path: Path, advance: Advance) -> Rows:
-    text = _decode(b"".join(read_chunks(path, advance)), str(path)).replace("\r\n", "\n")
-    if text.strip():
-        yield str(path), {"text": text}
+def _delimiter(header: str, usual: str) -> str:
+    """What separates the cells of a file: the usual character, or another one if the header has only that outside quotes."""
+    names = re.sub(r'"[^"]*"', "", header)
+    return next((character for character in (usual, ",", ";", "\t", "|") if character in names), usual)
 
 
-def _read_lines(path: Path, advance: Advance) -> Iterator[bytes]:
-    begun: list[bytes] = []  # parts of a line whose end has not been read yet
-    for chunk in read_chunks(path, advance):
-        first, *lines = chunk.split(b"\n")
-        begun.append(first)
-        if lines:
-            yield b"".join(begun)
-            yield from lines[:-1]
-            begun = [lines[-1]]
-    if any(begun):
-        yield b"".join(begun)
+# ---- columns -------------------------------------------------------------------------------------------------------------
 
 
-def _decode(raw: bytes, where: str) -> str:
+def _read_columns(path: str | Path, columns: Collection[str] | None, advance: Advance) -> Rows:
+    """A value that is null is left out at every level, because a column has the keys of all rows together."""
+    with _guarded(path):
+        names, batches, total, size = _open_columns(path, columns, advance)
+    if columns is not None and not any(name in columns for name in names):
+        raise UserError(
+            f"{path} has no column of a known form (docs/data.md); its columns are {short_list(names)}; data.fields "
+            "can name them"
+        )
+    number = done = 0
+    while True:
+        with _guarded(path):
+            batch = next(batches, None)
+            rows = [] if batch is None else _as_dictionaries(batch)
+        if batch is None:
+            break
+        for row in rows:
+            number += 1
+            where = f"{path}, row {number}"
+            yield where, row if row is not None else UserError(f"{where} is not UTF-8 text")
+        read = size * number // total if total else done
+        advance(read - done)
+        done = read
+    advance(size - done)
+
+
+def _open_columns(
+    path: str | Path, columns: Collection[str] | None, advance: Advance
+) -> tuple[list[str], Iterator[Any], int | None, int]:
+    """(names of all columns, record batches with the chosen ones, number of rows if known, bytes not yet counted)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    file = io.BytesIO(b"".join(read_chunks(path, advance))) if is_compressed(path) else open_raw(path)
+    size = 0 if is_compressed(path) else file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if data_suffix(path) == ".parquet":
+        table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
+        names, total = list(table.schema_arrow.names), table.metadata.num_rows
+        chosen = [name for name in names if columns is None or name in columns]
+        return names, table.iter_batches(BATCH, columns=chosen), total, size
+    is_file_format = file.read(6) == b"ARROW1"  # which is how Arrow's file format begins; its stream format does not
+    file.seek(0)
+    if is_file_format:
+        reader = pyarrow.ipc.open_file(file)
+        batches = map(reader.get_batch, range(reader.num_record_batches))
+    else:
+        reader = pyarrow.ipc.open_stream(file)
+        batches = iter(reader)
+    chosen = [name for name in reader.schema.names if columns is None or name in columns]
+    pieces = (piece for batch in batches for piece in _pieces(batch))
+    return list(reader.schema.names), (piece.select(chosen) for piece in pieces), None, size
+
+
+def _pieces(batch: Any) -> Iterator[Any]:
+    """A record batch in pieces of at most BATCH rows. Its offsets are checked, because Arrow trusts those in a file."""
+    batch.validate(full=True)
+    yield from (batch.slice(start, BATCH) for start in range(0, batch.num_rows, BATCH))
+
+
+@contextlib.contextmanager
+def _guarded(path: str | Path) -> Iterator[None]:
+    """Turn what pyarrow raises for a damaged file into a UserError. Only calls of pyarrow belong inside."""
     try:
-        return raw.decode("utf-8-sig")  # drops a byte order mark
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-
-
-def _decoded(path: Path, advance: Advance) -> Iterator[str]:
-    """The text of a file in parts."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        import pyarrow
+    except ImportError as error:
+        raise UserError(f"{path}: reading .parquet and .arrow requires pyarrow; pip install pyarrow") from error
     try:
-        for chunk in read_chunks(path, advance):
-            yield decoder.decode(chunk)
-        yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
+        yield
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        kind = "a parquet" if data_suffix(path) == ".parquet" else "an Arrow"
+        raise UserError(f"{path} is damaged or not {kind} file: {reason}") from error
+
+
+def _as_dictionaries(batch: Any) -> list[dict | None]:
+    """The rows of a record batch; None for a row with a string that is not UTF-8."""
+    try:
+        return [_without_nulls(row) for row in batch.to_pylist()]
+    except UnicodeDecodeError:
+        if batch.num_rows == 1:
+            return [None]
+        return [row for i in range(batch.num_rows) for row in _as_dictionaries(batch.slice(i, 1))]
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -228,7 +228,7 @@ def build_and_describe(files: list[Path], model: str, out: Path, shard_tokens: i
     check_files(files)
     size = sum(path.stat().st_size for path in files)
     tokenizer = load_tokenizer(model)
-    with tqdm(desc="tokenise", total=size, unit="B", unit_scale=True, mininterval=0.5) as bar:
+    with tqdm(desc="tokenise", total=size, unit="B", unit_scale=True, mininterval=0.5, disable=None) as bar:
         store = build_store(files, tokenizer, out, shard_tokens, bar.update)
     return (
         f"{out}: {store['tokens']:,} tokens of {store['documents']:,} documents in {len(store['shards'])} shards, "

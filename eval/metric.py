@@ -1,7 +1,6 @@
 """Scores of answers for any task: a function of the user's, or exact match and ROUGE-L."""
 
 import copy
-import importlib
 import importlib.util
 import math
 import re
@@ -9,6 +8,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 
 from common.errors import UserError
+from common.user_code import explain, load_function
 
 # (answers, examples) -> name -> score. An example is a dictionary as in docs/data.md; its last message is the reference.
 Metric = Callable[[list[str], list[dict]], dict[str, float]]
@@ -23,21 +23,9 @@ def reference_of(example: dict) -> str:
 def load_metric(name: str) -> Metric:
     """The function MODULE:FUNCTION, whose results are checked at every call. Raises UserError.
 
-    A number is the score `metric`. The module is looked for as by an import in train.py: in its directory and in PYTHONPATH.
+    A number is the score `metric`.
     """
-    module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = f"module {error.name}" if error.name else str(error)
-        raise UserError(
-            f"eval.metric={name}: {missing} is not found; put it beside train.py or its folder into PYTHONPATH"
-        ) from error
-    except (Exception, SystemExit) as error:
-        raise UserError(f"eval.metric={name}: importing {module_name} fails: {explain(error)}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UserError(f"eval.metric={name}: {module.__file__ or module_name} has no function {function_name}")
+    function = load_function("eval.metric", name)
 
     def metric(answers: list[str], examples: list[dict]) -> dict[str, float]:
         try:
@@ -85,12 +73,3 @@ def plain_scores(answers: list[str], examples: list[dict]) -> dict[str, float]:
 
         scores["rouge_l"] = mean(rouge_l(references, answers))
     return scores
-
-
-def explain(error: BaseException) -> str:
-    """An exception of a user's code in one line, with the place where it was raised."""
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    where = f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})" if trace else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

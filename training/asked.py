@@ -2,14 +2,14 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Config
 from configs.load import is_of_answers, parse_best_by
 from data.examples import Documents
-from data.files import expand, read_file
+from data.files import expand, read_files
 from data.held_out import group_hash, is_held_out
 from data.reader import Reader
 from data.sources import Windows
@@ -81,10 +81,11 @@ def _candidates(config: Config, reader: Reader) -> list[dict]:
     data, share = config.data, config.data.validation_share
     paths = data.train if share else data.validation
     found = []
-    for path in expand(tuple(path for path in paths if not is_store(path))):
-        for _, example in read_file(path, reading=reader.reading, bad=lambda sentence: None):  # the loss counts them
-            if has_answer(example) and (not share or is_held_out(group_hash(example, data.split_by), share)):
-                found.append(example)
+    reading = reader.reading if share else replace(reader.reading, max_samples=None)
+    files = expand(tuple(path for path in paths if not is_store(path)))
+    for _, example in read_files(files, reading=reading, bad=lambda sentence: None):  # the loss counts them
+        if has_answer(example) and (not share or is_held_out(group_hash(example, data.split_by), share)):
+            found.append(example)
     if not found:
         raise UserError("run.eval_generate: data.validation has no chat that ends with an answer; set it to 0")
     return found

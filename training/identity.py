@@ -52,6 +52,7 @@ def hash_files(config: Config, script: str, say: Callable[[str], None]) -> Ident
     not what this process runs. Raises UserError if the weights of model.path are damaged.
     """
     code, scores = code_of(Path(script), scores_module(config))
+    code |= code_of_row(config)
     return {"the weights": hash_weights(config.model.path, say), "the code": code, "the scores' code": scores}
 
 
@@ -240,6 +241,25 @@ def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], di
         return _by_name(code, folders) | loop, {scores: "cannot be imported"}
     more = {file: digest for file, digest in found.items() if file not in code}
     return _by_name(code, folders) | loop, _by_name(more, [*folders, home])
+
+
+def code_of_row(config: Config) -> dict[str, str]:
+    """The code of the module that data.row names and of what it imports, as `code_of`; empty without one."""
+    if config.data.row is None:
+        return {}
+    try:
+        spec = importlib.util.find_spec(config.data.row.partition(":")[0])
+        file = Path(spec.origin if spec and spec.origin else "").resolve()
+        folders = [file.parent, ROOT]
+        return _by_name(_closure([file], folders, ()), folders)
+    except (Exception, SystemExit):
+        return {}  # data/files.py says in one sentence what is wrong, before anything is trained
+
+
+def digest_of_row(config: Config) -> str:
+    """A digest of the code of data.row, on which the tokenised data depend; an empty text without one."""
+    code = code_of_row(config)
+    return fingerprint(code) if code else ""
 
 
 def _by_name(code: dict[Path, str], folders: list[Path]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from data.encoding import ExampleEncoder
 from data.examples import Documents
 from data.files import check_paths_exist
 from data.formats import Reading
+from data.paths import is_elsewhere
 from data.reader import Reader, with_shared_examples_reported
 from data.sources import Corpus, Windows
 from distributed.process_group import Ranks, world_size_from_environment
@@ -28,7 +29,7 @@ from model.architectures import first_new_row
 from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel
 from training.chat_settings import chat_settings, settle_chat_settings
-from training.identity import Identity, hash_files
+from training.identity import Identity, digest_of_row, hash_files
 
 if TYPE_CHECKING:
     from training.asked import Asked
@@ -122,10 +123,15 @@ def read_inputs(
     `costs` are the FLOPs of documents (`model.flops.Work.costs`). The deals depend on `world_size`, and so do the steps of
     validation; nothing else does. Raises UserError for a missing or bad file.
     """
+    say = functools.partial(print, file=sys.stderr, flush=True) if show_progress else lambda text: None
+    paths = _paths(config)
+    check_paths_exist(paths)
+    if any(map(is_elsewhere, paths)):
+        from data.remote import with_local_files
+
+        config = with_local_files(config, say)
     data, batch, ewc = config.data, config.batch, config.ewc
     old_files = ewc.data if ewc.strength else ()
-    mixed_in = [path for source in data.mix for path in (*source.paths, *source.validation)]
-    check_paths_exist([*data.train, *data.validation, *old_files, *mixed_in])
     reader = Reader(
         tokenizer,
         vocab_size,
@@ -134,9 +140,11 @@ def read_inputs(
         show_progress=True,  # of the process that tokenises, whichever rank it is
         encoder=ExampleEncoder(tokenizer, chat_settings(data)),
         cache=data.cache,
-        reading=Reading(data.format, data.fields, data.on_bad, data.split_by),
+        reading=Reading(
+            data.format, data.fields, data.on_bad, data.split_by, data.row, data.max_samples, digest_of_row(config)
+        ),
         validation_share=data.validation_share,
-        say=functools.partial(print, file=sys.stderr, flush=True) if show_progress else lambda text: None,
+        say=say,
     )
     train = reader.training(data.train, data.mix)
     validation = reader.validation(data.validation, data.mix, data.train)
@@ -174,3 +182,10 @@ def read_inputs(
     return Inputs(
         train, plan, total_steps, warmup_steps, validation, validation_batches, dealer, deal, old_domain, asked, new_row
     )
+
+
+def _paths(config: Config) -> list[str]:
+    """All data paths that a run of this config reads."""
+    data, ewc = config.data, config.ewc
+    mixed_in = [path for source in data.mix for path in (*source.paths, *source.validation)]
+    return [*data.train, *data.validation, *(ewc.data if ewc.strength else ()), *mixed_in]

@@ -13,9 +13,10 @@ from configs.config import Config, Data
 from configs.load import load_config
 from data.dealing import one_per_token
 from data.encoding import ExampleEncoder
-from data.files import expand, read_file
+from data.files import expand, read_files
 from data.formats import Reading
 from data.held_out import group_hash, is_held_out
+from data.remote import with_local_files
 from data.show import MAX_TOKENS, Style, show_outcome
 from data.sources import MAIN
 from data.summary import describe_source, describe_steps
@@ -42,6 +43,7 @@ def show_data(
     settings = load_config(config, overrides)
     tokenizer = load_tokenizer(settings.model.path, settings.data.chat_template)
     settings = settle_chat_settings(settings, tokenizer, Path(settings.run.directory, settings.run.name), world_size=1)
+    settings = with_local_files(settings, lambda text: print(text, file=sys.stderr))
     if index is None and random is None:
         vocabulary = read_model_config(settings.model.path).vocab_size
         inputs = read_inputs(with_rows(settings, 1), tokenizer, vocabulary, one_per_token, 1, show_progress=True)
@@ -89,14 +91,17 @@ def examples_of(data: Data, source: str = MAIN) -> Iterator[tuple[str, dict]]:
 
     Raises UserError at the first one if there is no such source, or if it is a token store.
     """
-    sources = {MAIN: (data.train, data.format, data.fields)} | {s.name: (s.paths, s.format, s.fields) for s in data.mix}
+    bad = data.on_bad
+    main = Reading(data.format, data.fields, bad, data.split_by, data.row, data.max_samples)
+    sources = {MAIN: (data.train, main)} | {
+        s.name: (s.paths, Reading(s.format, s.fields, bad, max_samples=s.max_samples)) for s in data.mix
+    }
     if source not in sources:
         raise UserError(f"the config has no source {source}; choose one of {', '.join(sources)}")
-    paths, form, fields = sources[source]
+    paths, reading = sources[source]
     for path in filter(is_store, paths):
         raise UserError(f"{path} is a token store, which keeps no examples; name the files it was made from")
-    for file in expand(paths):
-        yield from read_file(file, reading=Reading(form, fields, data.on_bad, data.split_by), bad=lambda sentence: None)
+    yield from read_files(expand(paths), reading=reading, bad=lambda sentence: None)
 
 
 def find(data: Data, source: str, index: int) -> tuple[int, str, dict]:

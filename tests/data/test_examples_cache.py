@@ -150,6 +150,8 @@ def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_
                 {"sequence_length": 127},
                 {"too_long": "drop"},
                 {"reading": Reading(on_bad="skip")},
+                {"reading": Reading(max_samples=2)},
+                {"reading": Reading(code="of data.row")},
                 {"reading": Reading(fields={"messages": "messages"})},
                 {"validation_share": 0.5, "part": "training"},
                 {"validation_share": 0.5, "part": "validation"},

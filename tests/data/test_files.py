@@ -1,9 +1,11 @@
 """All types of data files, compressed and uncompressed, folders and globs, and the error messages for damaged ones."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import os
 import random
 from pathlib import Path
@@ -12,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import data.json_values
 from common.errors import UserError
 from data.examples import load_documents
-from data.files import Reading, describe_files, describe_form, expand, left_out, read_file
-from data.json_values import read_json_values
+from data.files import Reading, describe_files, describe_form, expand, left_out, read_file, read_files
+from data.parallel_encoding import ExampleSettings
 from data.paths import check_paths_exist
+from data.rows import json_values
 from tests.tiny import tiny_tokenizer
 
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]
@@ -28,6 +30,8 @@ ROWS = [{"messages": CHAT, "tools": [{"name": "lookup"}]}, {"messages": CHAT[:1]
 def write(path: Path, data: bytes) -> Path:
     if path.suffix == ".gz":
         data = gzip.compress(data)
+    elif path.suffix in (".bz2", ".xz"):
+        data = {".bz2": bz2, ".xz": lzma}[path.suffix].compress(data)
     elif path.suffix == ".zst":
         zstandard = pytest.importorskip("zstandard")
         # Two frames, as written by tools that compress in parallel.
@@ -68,7 +72,7 @@ def examples(path: Path, **reading) -> list[dict]:
     return [example for _, example in read_file(path, reading=Reading(**reading))]
 
 
-@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("compression", ["", ".gz", ".bz2", ".xz", ".zst"])
 def test_every_file_type_is_read(tmp_path, compression) -> None:
     texts = [{"text": text} for text in TEXTS]
     assert examples(write(tmp_path / f"a.jsonl{compression}", json_lines(texts))) == texts
@@ -135,7 +139,7 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
         ("a.csv", b'text\n"a"b\n', "line 2 is not valid CSV: ',' expected after"),
         ("a.csv", b"text,text\na,b\n", "line 1: the column 'text' occurs twice"),
         ("a.csv", b"t\0e\0x\0t\0", "it has NUL characters, as UTF-16 files do"),
-        ("a.csv", b"text\ncaf\xe9\n", "is not UTF-8 text: invalid continuation byte near line"),
+        ("a.csv", b"text\ncaf\xe9\n", "a.csv, line 2 is not UTF-8 text: invalid continuation byte"),
         (
             "a.csv",
             b"messages\n\"[{'role': 'user'}]\"\n",
@@ -144,7 +148,7 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
     ],
 )
 def test_the_error_names_a_damaged_file(tmp_path, name, data, words) -> None:
-    for library in {"zst": "zstandard", "parquet": "pyarrow", "arrow": "pyarrow"}.items():
+    for library in {"zst": "pyarrow", "parquet": "pyarrow", "arrow": "pyarrow"}.items():
         if library[0] in name:
             pytest.importorskip(library[1])
     (tmp_path / name).write_bytes(data)
@@ -211,32 +215,12 @@ def test_a_string_of_a_parquet_file_that_is_not_text_is_one_bad_row(tmp_path) ->
 
 
 @given(
-    st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), max_size=5),
-    st.integers(1, 9),
-    st.sampled_from([None, 1]),
+    st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), max_size=5), st.sampled_from([None, 1])
 )
-def test_an_array_in_parts_has_the_items_of_the_whole(rows, size, indent) -> None:
-    for whole in (json.dumps(rows, indent=indent), "\n".join(json.dumps(row, indent=indent) for row in rows)):
-        parts = [whole[i : i + size] for i in range(0, len(whole), size)]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(data.json_values, "PART", 1)
-            assert list(read_json_values(iter(parts), "a.json")) == rows
-
-
-def test_a_long_array_is_not_in_memory_as_a_whole() -> None:
-    """Reading ahead stops after PART characters, so the last part is not asked for before the items before it."""
-    asked = 0
-
-    def parts():
-        nonlocal asked
-        yield "["
-        for _ in range(100):
-            asked += 1
-            yield json.dumps({"text": "x" * data.json_values.PART}) + ","
-        yield "1]"
-
-    for number, _ in enumerate(read_json_values(parts(), "a.json"), 1):
-        assert asked <= number + 1
+def test_an_array_and_values_that_follow_each_other_are_read(rows, indent) -> None:
+    values = [json.dumps(row, indent=indent) for row in rows]
+    for text in (json.dumps(rows, indent=indent), "\n".join(values), "".join(values)):
+        assert list(json_values(text, "a.json")) == rows
 
 
 def test_on_bad_skip_leaves_out_malformed_examples_and_names_each(tmp_path) -> None:
@@ -350,7 +334,7 @@ def test_a_file_without_permission_is_one_sentence(tmp_path, monkeypatch, name) 
 
     # As root, any file can be opened.
     monkeypatch.setattr(Path, "open", refuse)
-    monkeypatch.setattr("data.arrow_rows._source", refuse)
+    monkeypatch.setattr("data.rows.open_raw", refuse)
     with pytest.raises(UserError, match=f"{path} cannot be read: Permission denied"):
         examples(path)
 
@@ -396,7 +380,7 @@ def test_a_token_store_is_not_a_folder_of_files(tmp_path) -> None:
 def test_a_truncated_zst_file_and_a_parquet_file_without_known_columns_are_refused(tmp_path) -> None:
     zstandard = pytest.importorskip("zstandard")
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(b'{"text": "a"}\n' * 100)[:-4])
-    with pytest.raises(UserError, match="ends in the middle of a zstd frame"):
+    with pytest.raises(UserError, match="is damaged or not a zstd file: Truncated"):
         list(read_file(tmp_path / "a.jsonl.zst"))
     (tmp_path / "a.parquet").write_bytes(parquet([{"id": 1, "body": text} for text in TEXTS]))
     with pytest.raises(UserError, match="no column of a known form .* its columns are id, body; data.fields"):
@@ -404,9 +388,7 @@ def test_a_truncated_zst_file_and_a_parquet_file_without_known_columns_are_refus
     assert examples(tmp_path / "a.parquet", fields={"text": "body"}) == [{"text": text} for text in TEXTS]
 
 
-@pytest.mark.parametrize(
-    "missing, name", [("pyarrow", "a.parquet"), ("pyarrow", "a.arrow"), ("zstandard", "a.txt.zst")]
-)
+@pytest.mark.parametrize("missing, name", [("pyarrow", "a.parquet"), ("pyarrow", "a.arrow"), ("pyarrow", "a.txt.zst")])
 def test_a_missing_library_gives_a_one_line_error(tmp_path, monkeypatch, missing, name) -> None:
     monkeypatch.setitem(__import__("sys").modules, missing, None)
     (tmp_path / name).write_bytes(b"data")
@@ -428,3 +410,97 @@ def test_progress_adds_up_to_the_size_of_the_file(tmp_path) -> None:
         except UserError:
             assert name == "a.json"
         assert sum(counts) == path.stat().st_size, name
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.csv", "text;id\none, two;1\n"),
+        ("a.csv", '"text";"a,b"\n"one, two";"1"\n'),
+        ("a.csv", "sep=;\ntext;id\none, two;1\n"),
+        ("a.csv", "text\tid\none, two\t1\n"),
+        ("a.tsv", "text;id\none, two;1\n"),
+        ("a.csv", "text|id\none, two|1\n"),
+    ],
+)
+def test_the_separator_of_a_csv_file_is_recognised(tmp_path, name, content) -> None:
+    path = write(tmp_path / name, content.encode())
+    assert [example["text"] for example in examples(path)] == ["one, two"]
+    path.write_bytes(content.encode() + b"short\n")
+    with pytest.raises(UserError, match=f"a...v, line {content.count(chr(10)) + 1} has 1 cells, but the header has 2"):
+        examples(path)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.xlsx"])
+def test_an_archive_is_refused_by_its_name(tmp_path, name) -> None:
+    with pytest.raises(UserError, match=f"{name} is no data file; unpack it, or export its rows"):
+        examples(write(tmp_path / name, b"PK"))
+
+
+HOOKS = """
+def as_text(row):
+    if row["n"] == 2:
+        return None
+    return {"text": row["title"] + "!"}
+
+number = 3
+
+def list_of(row):
+    return [row]
+"""
+
+
+def test_a_function_of_the_user_makes_examples_of_rows(tmp_path, monkeypatch) -> None:
+    """It gets all columns, may leave rows out, which are counted, and a mistake in it names its line and that of the row."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "hooks_of_a_test.py").write_text(HOOKS)
+    rows = [{"title": f"t{n}", "n": n, "text": "not this"} for n in (1, 2, 3)]
+    for path in (
+        write(tmp_path / "a.jsonl", json_lines(rows)),
+        write(tmp_path / "a.parquet", parquet(rows)),
+    ):
+        assert examples(path, row="hooks_of_a_test:as_text") == [{"text": "t1!"}, {"text": "t3!"}]
+    assert describe_form(path, Reading(row="hooks_of_a_test:as_text")) == (
+        "text (text); made by data.row=hooks_of_a_test:as_text, which leaves out 1 of the first 100 rows"
+    )
+    settings = ExampleSettings(64, reading=Reading(row="hooks_of_a_test:as_text"))
+    assert (
+        "\n1 row LEFT OUT by data.row"
+        in load_documents((str(path),), tiny_tokenizer(), 64, "error", settings=settings).report
+    )
+    bad = write(tmp_path / "b.jsonl", json_lines([rows[0], {"n": 1}]))
+    for name, words in [
+        (
+            "hooks_of_a_test:as_text",
+            r"b.jsonl, line 2: data.row=.* fails: KeyError: 'title' \(.*hooks_of_a_test.py, line 5\)$",
+        ),
+        ("hooks_of_a_test:list_of", "b.jsonl, line 1: data.row=.* returns list; it gets a row as a dictionary"),
+        ("hooks_of_a_test:none", "hooks_of_a_test.py has no function none"),
+        ("hooks_of_a_test:number", "hooks_of_a_test.py has no function number"),
+        ("no_such_module:f", "data.row=no_such_module:f: module no_such_module is not found; put it beside train.py"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            examples(bad, row=name)
+
+
+def test_only_the_first_rows_are_read_of_all_files_together(tmp_path) -> None:
+    for number, texts in enumerate(["ab", "cd", "ef"]):
+        write(tmp_path / f"{number}.jsonl", json_lines([{"text": text} for text in texts]))
+    files = expand([tmp_path])
+    files[2] = files[2].rename(tmp_path / "2.parquet")
+    files[2].write_bytes(b"nobody gets here")
+    for most in (1, 2, 3, 4):
+        found = read_files(files, reading=Reading(max_samples=most))
+        assert "".join(example["text"] for _, example in found) == "abcd"[:most]
+    made = load_documents(
+        (str(tmp_path),), tiny_tokenizer(), 64, "error", settings=ExampleSettings(64, reading=Reading(max_samples=1))
+    )
+    assert len(made) == 1 and made.report.startswith("1 example from 1 file, ")
+    assert f"\n{files[0]}: text (text)" in made.report
+
+
+def test_no_bar_is_drawn_where_stderr_is_no_terminal(tmp_path, capsys) -> None:
+    """An error that ends a start then begins a line."""
+    path = write(tmp_path / "a.jsonl", json_lines([{"text": "a"}]))
+    load_documents((str(path),), tiny_tokenizer(), 64, "error", progress="training")
+    assert capsys.readouterr().err == ""

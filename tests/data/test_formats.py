@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import UserError
 from configs.load import EXAMPLE_FIELDS, FORMATS
-from data.formats import OPTIONAL, REQUIRED, Reading, canonical_example, example_text, kind_of
+from data.formats import OPTIONAL, REQUIRED, Reading, canonical_example, example_text, foreign_keys, kind_of
 
 USER, ANSWER = {"role": "user", "content": "LCR?"}, {"role": "assistant", "content": "97.3%"}
 CHAT = [USER, ANSWER]
@@ -278,3 +278,44 @@ def test_the_text_of_an_example() -> None:
     assert example_text(canonical({"messages": [USER, {"role": "assistant", "tool_calls": [CALL]}, ANSWER]})) == (
         "LCR?\n\n97.3%"
     )
+
+
+@pytest.mark.parametrize(
+    "row, ids, mask",
+    [
+        ({"input_ids": [5, 6, 7]}, [5, 6, 7], [1, 1, 1]),
+        ({"input_ids": [5, 6, 7], "labels": [-100, 6, -100]}, [5, 6, 7], [0, 1, 0]),
+        ({"input_ids": [5, 6, 7], "mask": [False, True, True]}, [5, 6, 7], [0, 1, 1]),
+        ({"input_ids": [0, 5, 6, 0], "labels": [-100, 5, 6, -100], "attention_mask": [0, 1, 1, 0]}, [5, 6], [1, 1]),
+        ({"input_ids": "[5, 6]", "mask": "[0, 1]"}, [5, 6], [0, 1]),
+    ],
+)
+def test_token_ids_are_taken_as_they_are(row, ids, mask) -> None:
+    made = canonical(row | {"id": 3})
+    assert made == {"input_ids": ids, "mask": mask, "id": 3} and kind_of(made) == "already tokenised"
+    with pytest.raises(UserError, match="has token ids and no text"):
+        example_text(made)
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"input_ids": []}, "`input_ids` must be at least one id"),
+        ({"input_ids": [3, -1]}, "none below 0"),
+        ({"input_ids": [3, 4.5]}, "`input_ids` must be a list of integers"),
+        ({"input_ids": 3}, "`input_ids` must be a list of integers"),
+        ({"input_ids": [3], "labels": [3, 4]}, "`labels` has 2 items, but `input_ids` has 1"),
+        ({"input_ids": [3, 4], "labels": [4, -100]}, "not shifted; item 1 is 4 beside the id 3"),
+        ({"input_ids": [3, 4], "mask": [0, 2]}, "`mask` must have only 0 and 1"),
+        ({"input_ids": [3, 4], "mask": [0, 1], "labels": [-100, 4]}, "has `labels` and `mask`"),
+        ({"input_ids": [3], "attention_mask": [0]}, "`attention_mask` is 0 everywhere"),
+    ],
+)
+def test_token_ids_that_do_not_fit_are_one_sentence(row, words) -> None:
+    with pytest.raises(UserError, match=f"^f.jsonl, line 3.*{words}"):
+        canonical(row)
+
+
+def test_keys_of_token_ids_mean_nothing_in_other_forms() -> None:
+    row = {"text": "a", "labels": ["x"], "mask": "m"}
+    assert canonical(row) == row and foreign_keys("text", row) == []

@@ -342,3 +342,19 @@ def test_a_template_file_replaces_the_template_and_named_ones_need_a_default(tmp
     tokenizer.save_pretrained(tmp_path / "with_default")
     template = ChatTemplate(load_tokenizer(str(tmp_path / "with_default")), ChatSettings())
     assert (template.render(CHAT), template.render(CHAT, [])) == ("1", "2")
+
+
+def test_token_ids_are_the_sequence_and_the_mask_says_what_carries_loss() -> None:
+    encoder = ExampleEncoder(tiny_tokenizer())
+    given = {"input_ids": [5, 6, 7, 8, 9], "mask": [1, 1, 0, 1, 1], "weight": 0.5}
+    text, (outcome,) = {"text": "a"}, encoder.encode([given])
+    (sequence,) = outcome.sequences
+    assert sequence.ids.tolist() == [5, 6, 7, 8, 9] and sequence.spans == (Span(1, 2, 0.5), Span(3, 5, 0.5))
+    mixed = encoder.encode([text, given, {"messages": CHAT}, text])
+    assert [len(outcome.sequences) for outcome in mixed] == [1, 1, 1, 1]
+    assert mixed[1].sequences[0].spans == sequence.spans
+    assert mixed[3].sequences[0].ids.tolist() == encoder.encode([text])[0].sequences[0].ids.tolist()
+    (bad,) = encoder.encode([{"input_ids": [5, 10_000], "mask": [1, 1]}])
+    assert bad.error == f"it has the token id 10000, but the tokenizer has {len(tiny_tokenizer())} tokens"
+    (nothing,) = encoder.encode([{"input_ids": [5, 6], "mask": [1, 0]}])  # the first token has no context
+    assert nothing.sequences[0].spans == ()

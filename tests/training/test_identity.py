@@ -22,7 +22,9 @@ from training import identity
 from training.identity import (
     check_identity,
     code_of,
+    code_of_row,
     differences,
+    digest_of_row,
     fingerprint,
     fingerprint_of_checkpoint,
     free_settings,
@@ -272,6 +274,20 @@ def test_modules_in_pythonpath_belong_to_the_code(code) -> None:
     # What is installed has a version, and is not read.
     (code / "room" / "loss.py").write_text("import torch, pytest, json\n" + FILES["room/loss.py"])
     assert code_of(code / "train.py")[0].keys() == before.keys()
+
+
+def test_the_function_that_makes_examples_belongs_to_the_code_and_to_the_data(code, folder) -> None:
+    """Its module, and what that imports; the digest names the tokenised data, so that an edit tokenises them again."""
+    config = with_value(config_of(folder), "data.row", "mine:convert")
+    before, digest = code_of_row(config), digest_of_row(config)
+    assert list(before) == ["helper.py", "mine.py"] and digest
+    (code / "elsewhere" / "helper.py").write_text("x = 2\n")
+    after = code_of_row(config)
+    assert [file for file in after if after[file] != before[file]] == ["helper.py"] and digest_of_row(config) != digest
+    none = with_value(config, "data.row", None)
+    assert code_of_row(none) == code_of_row(with_value(config, "data.row", "nowhere:f")) == {} and not digest_of_row(
+        none
+    )
 
 
 def test_scores_count_where_they_choose_the_weights(code, folder) -> None:

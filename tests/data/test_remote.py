@@ -1,0 +1,262 @@
+"""Sources that lie elsewhere: fetched once into data.cache, cut by data.max_samples, and one sentence where that fails."""
+
+import gzip
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import fsspec
+import pytest
+
+from common.errors import UserError
+from configs.load import load_config
+from data.files import read_files
+from data.formats import Reading
+from data.paths import check_paths_exist, expand, is_elsewhere
+from data.remote import fetch, with_local_files
+
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+OTHER = {"role": "assistant", "tool_calls": [{"function": {"name": "g", "arguments": {"y": [2], "z": None}}}]}
+ROWS = [{"messages": [{"role": "user", "content": "?"}, answer], "id": i} for i, answer in enumerate([CALL, OTHER] * 3)]
+
+
+def lines(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def parquet(rows: list[dict]) -> bytes:
+    pyarrow = pytest.importorskip("pyarrow")
+    sink = io.BytesIO()
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+@pytest.fixture
+def memory():
+    """fsspec's file system in memory, name -> bytes are written with `put`. What is in it is gone afterwards."""
+    system = fsspec.filesystem("memory")
+
+    def put(files: dict[str, bytes]) -> None:
+        for name, content in files.items():
+            system.pipe_file(f"/{name}", content)
+
+    yield put
+    system.store.clear()
+
+
+def read(files: list[str], **reading) -> list[dict]:
+    return [example for _, example in read_files(map(Path, files), reading=Reading(**reading))]
+
+
+def calls(examples: list[dict]) -> list[dict]:
+    return [example["messages"][1]["tool_calls"][0]["function"] for example in examples]
+
+
+def dataset_folder(folder: Path, card: str = "") -> Path:
+    """A folder as the hub has it: shards of two splits, and a card."""
+    (folder / "data").mkdir(parents=True)
+    for name, rows in [("train-00000-of-00002", ROWS[:4]), ("train-00001-of-00002", ROWS[4:]), ("test-0", ROWS[:1])]:
+        (folder / "data" / f"{name}.jsonl").write_bytes(lines(rows))
+    (folder / "README.md").write_text(card)
+    return folder
+
+
+def test_what_lies_elsewhere_is_told_from_a_path(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "there").mkdir(parents=True)
+    (tmp_path / "here" / "a:b").touch()
+    elsewhere = [
+        "org/name",
+        "org/name:train",
+        "org/na.me@main:config:train",
+        "s3://b/a.jsonl",
+        "hf://datasets/o/n",
+        "here:train",
+    ]
+    paths = [
+        "here",
+        "here/there",
+        "here/a:b",
+        "here/typo",
+        "here/typo.jsonl",
+        "org/name.jsonl.gz",
+        "a.jsonl",
+        "o/n/*.json",
+        "o/n/m",
+    ]
+    assert [path for path in (*elsewhere, *paths) if is_elsewhere(path)] == elsewhere
+    check_paths_exist(elsewhere)
+    for path, words in [("x" * 300, "File name too long"), ("a\0b", "embedded null")]:
+        with pytest.raises(UserError, match=f"cannot be read: {words}"):
+            check_paths_exist([path])
+    with pytest.raises(UserError, match="here/typo does not exist; data files are"):
+        check_paths_exist(["here/typo"])
+    with pytest.raises(UserError, match="org/name is not on this machine; only data.train, "):
+        expand(["org/name"])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "json", "parquet"])
+def test_a_source_is_fetched_once_and_read_as_a_local_file_is(tmp_path, memory, kind) -> None:
+    """JSON has the arguments of each tool call alone, also from elsewhere; what changes there later is not seen."""
+    make = {
+        "jsonl": lines,
+        "jsonl.gz": lambda r: gzip.compress(lines(r)),
+        "json": lambda r: json.dumps(r).encode(),
+        "parquet": parquet,
+    }
+    memory({f"b/a.{kind}": make[kind](ROWS)})
+    said = []
+    found = fetch(f"memory://b/a.{kind}", str(tmp_path), None, said.append)
+    assert found == [str(next(tmp_path.glob(f"fetched/*/a.{kind}")))]
+    expected = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"y": [2], "z": None}}]
+    if kind == "parquet":  # a column cannot tell null from absent
+        expected[1]["arguments"].pop("z")
+    assert calls(read(found)) == expected * 3
+    memory({f"b/a.{kind}": b"changed"})
+    assert (
+        fetch(f"memory://b/a.{kind}", str(tmp_path), None, said.append) == found and calls(read(found)) == expected * 3
+    )
+    assert said[0] == f"memory://b/a.{kind}: 1 file, 0.0 MiB, are fetched"
+    assert said[1] == said[2] and said[1].startswith(f"memory://b/a.{kind}: 1 file, 0.0 MiB, fetched on ")
+    record = json.loads(Path(found[0]).with_name("source.json").read_text())
+    assert (
+        record["files"][0]["url"] == f"memory://b/a.{kind}"
+        and record["files"][0]["size"] == Path(found[0]).stat().st_size
+    )
+
+
+def test_folders_and_globs_elsewhere_keep_the_order_of_their_names(tmp_path, memory) -> None:
+    memory(
+        {
+            "b/x/1.jsonl": lines(ROWS[:1]),
+            "b/x/2.parquet": parquet(ROWS[1:2]),
+            "b/a.jsonl": lines(ROWS[2:3]),
+            "b/README.md": b"#",
+        }
+    )
+    for path, ids in [("memory://b", [2, 0, 1]), ("memory://b/x/*.jsonl", [0]), ("memory://b/**/*.parquet", [1])]:
+        found = fetch(path, str(tmp_path), None, lambda text: None)
+        rows = [row for file in found for row in read([file], row=f"{__name__}:only_the_id")]
+        assert [row["text"] for row in rows] == [f"id {i}" for i in ids]
+    with pytest.raises(UserError, match=r"memory://b/\*.csv contains no data files; data files are .jsonl"):
+        fetch("memory://b/*.csv", str(tmp_path), None, lambda text: None)
+
+
+def only_the_id(row: dict) -> dict:
+    return {"text": f"id {row['id']}"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "parquet"])
+def test_of_a_stream_only_so_many_rows_are_read(tmp_path, memory, monkeypatch, kind) -> None:
+    make = {"jsonl.gz": lambda rows: gzip.compress(lines(rows)), "parquet": parquet}[kind]
+    memory({f"b/0.{kind}": make(ROWS[:2]), f"b/1.{kind}": make(ROWS[2:]), f"b/2.{kind}": b"nobody gets here"})
+    said = []
+    found = fetch("memory://b", str(tmp_path), 3, said.append)
+    assert [json.loads(line)["id"] for line in Path(found[0]).read_text().splitlines()] == [0, 1, 2]
+    assert calls(read(found))[0] == {"name": "f", "arguments": {"x": 1}}
+    assert said[0].startswith("memory://b: the first 3 rows, ")
+    fsspec.filesystem("memory").store.clear()  # a resumed run reads what was fetched
+    assert fetch("memory://b", str(tmp_path), 3, said.append) == found
+
+
+def test_a_bad_row_of_a_stream_stays_one(tmp_path, memory) -> None:
+    memory({"a.jsonl": lines(ROWS[:1]) + b"{\n" + lines(ROWS[1:2])})
+    found, bad = fetch("memory://a.jsonl", str(tmp_path), 9, lambda text: None), []
+    kept = list(read_files(map(Path, found), reading=Reading(on_bad="skip"), bad=bad.append))
+    assert len(kept) == 2 and len(bad) == 1 and "line 2 is not an object" in bad[0]
+    assert "memory://a.jsonl, line 2 is not valid JSON" in Path(found[0]).read_text()
+
+
+@pytest.mark.parametrize(
+    "card", ["", "---\nconfigs:\n- config_name: one\n  data_files:\n  - split: train\n    path: data/train*\n---\n"]
+)
+def test_a_split_of_a_folder_is_what_datasets_finds(tmp_path, card) -> None:
+    pytest.importorskip("datasets")
+    folder = dataset_folder(tmp_path / "set", card)
+    found = fetch(f"{folder}:train", None, None, lambda text: None)
+    assert [Path(file).name for file in found] == ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"]
+    assert [f["arguments"] for f in calls(read(found))] == [{"x": 1}, {"y": [2], "z": None}] * 3
+    with pytest.raises(UserError, match=f"{folder}:dev has the splits train(, test)?; name one: {folder}:SPLIT"):
+        fetch(f"{folder}:dev", None, None, lambda text: None)
+    if card:
+        assert fetch(f"{folder}:one:train", None, None, lambda text: None) == found
+        with pytest.raises(
+            UserError, match="set is a dataset with a card that names its files; name a split: .*:train"
+        ):
+            expand([folder])
+    else:
+        assert len(expand([folder])) == 3
+
+
+@pytest.mark.parametrize(
+    "path, words",
+    [
+        ("memory://none.jsonl", "memory://none.jsonl does not exist|is not found elsewhere"),
+        ("nowhere://a.jsonl", "nowhere://a.jsonl cannot be read: Protocol not known: nowhere"),
+        ("memory://bad.parquet", "bad.parquet is damaged or not a parquet file"),
+    ],
+)
+def test_what_cannot_be_fetched_is_one_sentence(tmp_path, memory, path, words) -> None:
+    memory({"bad.parquet": b"hello"})
+    with pytest.raises(UserError, match=words) as error:
+        fetch(path, str(tmp_path), 3, lambda text: None)
+    assert "\n" not in str(error.value) and not list(tmp_path.glob("fetched/*/source.json"))
+    with pytest.raises(UserError, match="data.cache must not be None"):
+        fetch(path, None, None, lambda text: None)
+
+
+def test_what_the_machine_cannot_reach_is_one_sentence(tmp_path, monkeypatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'org/name' on the Hub\n(LocalEntryNotFoundError)")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
+    with pytest.raises(
+        UserError, match=r"^org/name:train cannot be reached from this machine: Couldn't reach 'org/name' on"
+    ):
+        fetch("org/name:train", str(tmp_path), None, lambda text: None)
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(UserError, match="requires datasets; pip install datasets"):
+        fetch("hf://datasets/org/name", str(tmp_path), None, lambda text: None)
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_fetched(tmp_path, memory, monkeypatch) -> None:
+    memory({"a.jsonl": lines(ROWS)})
+    monkeypatch.setattr("data.remote.shutil.disk_usage", lambda folder: SimpleNamespace(free=9))
+    with pytest.raises(
+        UserError, match="1 file, 0.0 MiB, but the disk has 0.0; read the first rows only, with max_samples"
+    ):
+        fetch("memory://a.jsonl", str(tmp_path), None, lambda text: None)
+    assert fetch("memory://a.jsonl", str(tmp_path), 2, lambda text: None)
+
+
+def test_damage_in_what_was_fetched_is_found(tmp_path, memory) -> None:
+    memory({"a.jsonl": lines(ROWS)})
+    (file,) = fetch("memory://a.jsonl", str(tmp_path), None, lambda text: None)
+    Path(file).write_bytes(lines(ROWS)[:-9])
+    with pytest.raises(
+        UserError, match=f"{Path(file).parent}, which has what was fetched of memory://a.jsonl, is damaged"
+    ):
+        fetch("memory://a.jsonl", str(tmp_path), None, lambda text: None)
+
+
+def test_all_sources_of_a_config_become_local(tmp_path, memory) -> None:
+    memory({f"{name}.jsonl": lines(ROWS) for name in ("train", "held", "mix", "old")})
+    config = load_config(
+        "configs/quickstart.py",
+        [
+            "data.train=memory://train.jsonl",
+            "data.validation=memory://held.jsonl",
+            "data.mix=general:0.1:memory://mix.jsonl:memory://old.jsonl",
+            "data.max_samples=2",
+            f"data.cache={tmp_path}",
+        ],
+    )
+    made = with_local_files(config, lambda text: None)
+    (general,) = made.data.mix
+    lengths = [
+        len(read([*paths])) for paths in (made.data.train, made.data.validation, general.paths, general.validation)
+    ]
+    assert lengths == [2, 6, 6, 6] and Path(general.validation[0]).name == "old.jsonl"
