@@ -66,8 +66,12 @@ def main_order(
     """`epochs` passes over a source, each in its own random order. The last step of an epoch may be smaller.
 
     A step has `examples` items; or as many, but at least one, as leave room for what `streams` bring to the step: it then
-    has at most `tokens` target tokens over all sources, unless one item and what is mixed in with it has more.
+    has at most `tokens` target tokens over all sources, unless one item and what is mixed in with it has more. That needs 24
+    bytes of memory for each item while the steps are found; windows of a token store need none, except with both `tokens` and
+    `streams`.
     """
+    if isinstance(source, Windows) and (tokens is None or not streams):
+        return _order_of_windows(source, epochs, seed, examples, tokens)
     size = len(source)
     order = functools.lru_cache(maxsize=1)(lambda epoch: shuffled(size, (seed, epoch)))
     # For each epoch: the index at which each step begins, and C after each step
@@ -118,3 +122,22 @@ def _step_starts(before: np.ndarray, tokens: int) -> np.ndarray:
         if following >= len(before) - 1:
             return np.array(starts)
         starts.append(following)
+
+
+def _order_of_windows(windows: Windows, epochs: int, seed: int, examples: int | None, tokens: int | None) -> MainOrder:
+    """Every step has the same number of windows, so that no list of them is needed: a token store may have billions."""
+    size, mean, bound = len(windows), windows.mean_targets, windows.num_tokens(0) - 1
+    # No window is read to count its target tokens: they are at most all tokens but the first.
+    per_step = examples or max(1, (tokens or 0) // bound)
+    steps, largest = -(-size // per_step), per_step * bound
+    too_large = steps * epochs if tokens and largest > tokens else 0
+
+    def items(step: int) -> list[int]:
+        epoch, within = divmod(step, steps)
+        return [permuted(i, size, (seed, epoch)) for i in range(within * per_step, min(size, (within + 1) * per_step))]
+
+    def targets_before(step: int) -> float:
+        epoch, within = divmod(step, steps)
+        return (epoch * size + min(size, within * per_step)) * mean
+
+    return MainOrder((steps,) * epochs, items, targets_before, too_large, largest)
