@@ -142,8 +142,8 @@ def each_rank_is_a_node() -> None:
     import training.owner
 
     os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    look = training.owner.check_shared_directory
-    training.owner.check_shared_directory = functools.partial(look, wait_seconds=0.5)
+    look = training.owner.check_shared
+    training.owner.check_shared = functools.partial(look, wait_seconds=0.5)
     tools.check.probe = lambda check: ([], {})
 
 
