@@ -26,9 +26,7 @@ from common.errors import UserError
 from data.chat_answers import EndMarkers
 from data.chat_template import ChatSettings, ChatTemplate
 from data.chat_turns import CharSpan, Chat, RenderedText, as_rendered
-from data.text_pieces import make_encoder
-from data.token_store import tokenizer_fingerprint
-from data.tokens import bos_ids, eos_id
+from data.tokens import bos_ids, eos_id, make_encoder, tokenizer_fingerprint
 
 VERSION = 2  # of this encoding; a cache of another version is not used
 PROBE = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
@@ -143,7 +141,7 @@ class ExampleEncoder:
 
     @functools.cached_property
     def of_tokenizer(self) -> str:
-        """The tokenizer's fingerprint (data/token_store.py), computed once for all sources of a run."""
+        """The tokenizer's fingerprint (data/tokens.py), computed once for all sources of a run."""
         return tokenizer_fingerprint(self.tokenizer)
 
     def fingerprint(self) -> dict[str, object]:

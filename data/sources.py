@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.examples import Documents
-from data.token_store import TokenStore
+from data.store import WindowStore
 
 MAIN = "main"  # name of the source given by data.train and data.validation
 CONTEXT = 64  # tokens before a part of a text that are read with it
@@ -24,7 +24,7 @@ _MOST_TOKENS = 2**32  # more than any item has; the index of a part (Corpus.part
 class Windows:
     """A token store as a source. Item i is its i-th window of `sequence_length` tokens."""
 
-    store: TokenStore
+    store: WindowStore
     fingerprint: str
     report: str
     mean_targets: float  # target tokens per window, on average; known without reading any window

@@ -134,6 +134,7 @@ def read_inputs(
         show_progress=True,  # of the process that tokenises, whichever rank it is
         encoder=ExampleEncoder(tokenizer, chat_settings(data)),
         cache=data.cache,
+        cache_gib=data.cache_gib,
         reading=Reading(data.format, data.fields, data.on_bad),
         validation_share=data.validation_share,
         say=functools.partial(print, file=sys.stderr, flush=True) if show_progress else lambda text: None,

@@ -18,8 +18,8 @@ from data.formats import Reading
 from data.held_out import content_hash, is_held_out
 from data.show import MAX_TOKENS, Style, show_outcome
 from data.sources import MAIN
+from data.store import is_store
 from data.summary import describe_source, describe_steps
-from data.token_store import is_store
 from data.token_texts import one_line
 from data.tokens import load_tokenizer
 from model.architectures import read_model_config
