@@ -37,7 +37,7 @@ from data.store import FORMAT, STORE_FILE, Damaged, Store, is_store, open_store
 from data.tokenise import ExampleSettings, hash_files
 
 RECENT = 2 * 10**9  # ns: a file changed so shortly before it was hashed may change again without a new time stamp
-ABANDONED = 3600.0  # seconds without a change, after which a temporary directory of a dead process is removed
+ABANDONED = 3600.0  # seconds without a change, after which what looks like a build is removed
 KEY = "[0-9a-f]{32}"  # the name of an entry
 VERIFIED = 2**28  # bytes: an entry up to this size is read in full when it is opened, which takes about 0.2 s
 Stamp = list[int]  # size, times of the last change of content and of the file's entry in ns, inode
@@ -300,23 +300,10 @@ def _why_not_writable(directory: Path) -> str | None:
 
 
 def _remove_abandoned(directory: Path, key: str) -> None:
-    """Remove what killed builds left: of this entry, whose lock is held, and old ones of processes that are gone."""
-    host = socket.gethostname()
+    """Remove what killed builds left: of this entry on this node, whose lock is held, and old ones."""
     for path in directory.glob(f"*{SUFFIX}"):
-        owner, _, pid = path.name.removesuffix(SUFFIX).partition(".")[2].rpartition("-")
-        if owner == host and _is_alive(pid):
-            continue  # it may have no lock, on a file system without them
+        is_ours = path.name.startswith(f"{key}.{socket.gethostname()}-")
         with suppress(OSError):
-            is_ours = owner == host and path.name.startswith(key)
-            if is_ours or time.time() - path.stat().st_mtime > ABANDONED:
+            newest = max([path.stat().st_mtime, *(file.stat().st_mtime for file in path.glob("*"))])
+            if is_ours or time.time() - newest > ABANDONED:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        return True
-    return True

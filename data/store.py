@@ -21,7 +21,6 @@ import io
 import json
 import os
 import zlib
-from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -59,36 +58,6 @@ def shard_file(number: int) -> str:
     return f"shard-{number:05d}.tokens"
 
 
-class CheckedWriter:
-    """Appends to a file, and computes the checksum of each block."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.checksums = array("I")
-        self._unfinished, self._room = 0, BLOCK  # the CRC of the last block so far, and the bytes that it lacks
-
-    def write(self, data: bytes) -> None:
-        """Append bytes."""
-        self.file.write(data)
-        rest = memoryview(data)
-        while rest:
-            part, rest = rest[: self._room], rest[self._room :]
-            self._unfinished = zlib.crc32(part, self._unfinished)
-            self._room -= len(part)
-            if not self._room:
-                self._end_block()
-
-    def finish(self) -> None:
-        """Append the checksums of all blocks, the last and shorter one included."""
-        if self._room < BLOCK:
-            self._end_block()
-        self.file.write(np.array(self.checksums, dtype=CHECKSUM).tobytes())
-
-    def _end_block(self) -> None:
-        self.checksums.append(self._unfinished)
-        self._unfinished, self._room = 0, BLOCK
-
-
 @dataclass(frozen=True)
 class Shard:
     """One file of a store. counts: the number of rows of each of SECTIONS. data: the file's bytes, if it is not on disk."""
@@ -118,10 +87,6 @@ class Shard:
         """The rows `first` to `end` (exclusive) of a section. Raises Damaged if they are not those that were written."""
         dtype = self.dtype_of(section)
         end = self.counts[section] if end is None else end
-        if not 0 <= first <= end <= self.counts[section]:
-            raise Damaged(
-                f"{self.path} is damaged: it is read outside its {self.counts[section]} {section}; {self.mend}"
-            )
         start = self.starts[section] + first * dtype.itemsize
         return np.frombuffer(self._checked(start, (end - first) * dtype.itemsize), dtype)
 
@@ -135,7 +100,10 @@ class Shard:
         digest = hashlib.sha256()
         for first in range(0, self.counts["ids"], 2**20):
             digest.update(self.rows("ids", first, min(first + 2**20, self.counts["ids"])).tobytes())
-        return _digest_of(digest, self.rows("documents"), self.rows("spans"))
+        documents = self.rows("documents")
+        for part in (documents["ids"], documents["spans"], self.rows("spans")):
+            digest.update(part.tobytes())
+        return digest.hexdigest()
 
     def _checked(self, start: int, count: int) -> bytes:
         if self.data is not None:
@@ -177,9 +145,7 @@ class Store:
     path: Path
     info: dict = field(repr=False)
     shards: tuple[Shard, ...] = field(repr=False)
-    in_use: BinaryIO | None = field(
-        default=None, repr=False
-    )  # open as long as an entry of the cache must not be removed
+    in_use: BinaryIO | None = field(default=None, repr=False)  # while it is open, the cache does not remove the store
 
     @cached_property
     def token_starts(self) -> list[int]:
@@ -253,21 +219,13 @@ class Store:
     def _ends_in(self, number: int, first: int, last: int) -> list[int]:
         shard = self.shards[number]
         count = shard.counts["documents"]
-        mapped = np.memmap(shard.path, DOCUMENT, "r", shard.starts["documents"], (count,))
-        low, high = (bisect_right(mapped, at, key=lambda row: int(row["ids"])) for at in (first, last))
-        # The search reads without checks. That its result is right shows in the checked values around it.
-        before, after = max(0, low - 1), min(count, high + 1)
-        found = shard.rows("documents", before, after)["ids"].astype(np.int64)
-        inside = found[low - before : high - before]
-        around = [*found[: low - before], first, *inside, last, *found[high - before :]]
-        if (
-            (np.diff(around) < 0).any()
-            or (np.diff(found) <= 0).any()
-            or first in inside
-            or last in found[high - before :]
-        ):
-            raise Damaged(f"{shard.path} is damaged: the ends of its documents do not increase; {shard.mend}")
-        return inside.tolist()
+
+        def end_of(row: int) -> int:
+            return int(shard.rows("documents", row, row + 1)["ids"][0])
+
+        low = bisect_right(range(count), first, key=end_of)
+        high = bisect_right(range(count), last, low, min(count, low + last - first), key=end_of)
+        return shard.rows("documents", low, high)["ids"].astype(np.int64).tolist()
 
 
 class StoreWriter:
@@ -280,10 +238,8 @@ class StoreWriter:
         self.folder = folder
         self.info = info | {"format": FORMAT, "complete": False, "shard_tokens": shard_tokens, "shards": []}
         self.dtype = np.dtype(info["dtype"])
-        self.memory: list[bytes] = []
-        self.file: BinaryIO | None = None
+        self.shards: list[Shard] = []  # those that were written
         self.size = 0  # tokens of the document that is being written
-        self.at = [0, 0]  # (file, example) of what comes next
         if folder and (folder / STORE_FILE).is_file():
             self.info["shards"] = read_info(folder)["shards"]
         elif folder:
@@ -297,11 +253,7 @@ class StoreWriter:
 
     def add(self, ids: np.ndarray) -> None:
         """Append ids to the current document."""
-        if self.file is None:
-            self._open()
-        data = ids.astype(self.dtype).tobytes()
-        self.writer.write(data)
-        self.digest.update(data)
+        self.file.write(ids.astype(self.dtype).tobytes())
         self.size += len(ids)
         self.highest = max(self.highest, int(ids.max(initial=0)))
 
@@ -310,65 +262,61 @@ class StoreWriter:
         rows = np.array([tuple(span) for span in spans], dtype=SPAN)
         self.counts["ids"] += self.size
         self.counts["spans"] += len(rows)
-        self.sections["spans"] += rows.tobytes()
+        self.rows["spans"] += rows.tobytes()
         row = (self.counts["ids"], self.counts["spans"], file, example, is_text)
-        self.sections["documents"] += np.array([row], DOCUMENT).tobytes()
+        self.rows["documents"] += np.array([row], DOCUMENT).tobytes()
+        self.counts["documents"] += 1
         self.size, self.at = 0, [file, example + 1]
         if self.counts["ids"] >= self.info["shard_tokens"]:
             self.end_shard()
 
     def add_hash(self, key: int) -> None:
         """Append the content hash of an example."""
-        self.sections["hashes"] += key.to_bytes(HASH.itemsize, "little")
+        self.rows["hashes"] += key.to_bytes(HASH.itemsize, "little")
+        self.counts["hashes"] += 1
 
     def end_shard(self) -> None:
         """Complete the current shard and give it its name; a no-op if it is empty."""
-        if self.file is None:
-            if not self.sections["hashes"]:  # of examples that gave no document
-                return
-            self._open()
-        for name, dtype in (("documents", DOCUMENT), ("spans", SPAN), ("hashes", HASH)):
-            self.counts[name] = len(self.sections[name]) // dtype.itemsize
-            self.writer.write(bytes(self.sections[name]))
-        self.writer.finish()
-        documents, spans = (np.frombuffer(self.sections[n], d) for n, d in (("documents", DOCUMENT), ("spans", SPAN)))
-        digest = _digest_of(self.digest, documents, spans)
-        self.info["shards"].append(self.counts | {"digest": digest, "highest": self.highest, "next": self.at})
-        if isinstance(self.file, io.BytesIO):
-            self.memory.append(self.file.getvalue())
-        self.close()
+        if not any(self.counts.values()):
+            return
+        for rows in self.rows.values():
+            self.file.write(rows)
+        self.file.seek(0)
+        checksums = [zlib.crc32(block) for block in iter(lambda: self.file.read(BLOCK), b"")]
+        self.file.write(np.array(checksums, dtype=CHECKSUM).tobytes())
+        data = self.file.getvalue() if isinstance(self.file, io.BytesIO) else None
+        self.file.close()
         if self.folder:
-            publish(self.folder / shard_file(len(self.info["shards"]) - 1))
+            publish(self.path)
+        shard = Shard(self.path, self.dtype, self.counts, REBUILD, data)
+        entry = self.counts | {"digest": shard.digest(), "highest": self.highest, "next": self.at}
+        self.shards.append(shard)
+        self.info["shards"].append(entry)
+        if self.folder:
             self._write_info()
         self._begin()
 
     def finish(self, info: dict) -> Store:
         """Complete the store; `info` is added to `store.json`."""
         self.end_shard()
+        self.close()
         self.info |= info | {"complete": True}
-        if self.folder:
-            self._write_info()
-            return open_store(self.folder)
-        shards = (
-            Shard(Path(), self.dtype, _counts(s), "", d) for s, d in zip(self.info["shards"], self.memory, strict=True)
-        )
-        return Store(Path(), self.info, tuple(shards))
+        if not self.folder:
+            return Store(Path(), self.info, tuple(self.shards))
+        temporary_path(self.path).unlink()  # of a shard without documents
+        self._write_info()
+        return open_store(self.folder)
 
     def close(self) -> None:
         """Close the file of the current shard, which is left behind under its temporary name. Closing twice is a no-op."""
-        if self.file:
-            self.file.close()
-            self.file = None
-
-    def _open(self) -> None:
-        path = temporary_path((self.folder or Path()) / shard_file(len(self.info["shards"])))
-        self.file = path.open("wb", buffering=2**20) if self.folder else io.BytesIO()
-        self.writer = CheckedWriter(self.file)
+        self.file.close()
 
     def _begin(self) -> None:
-        self.sections = {name: bytearray() for name in SECTIONS[1:]}
-        self.counts = dict.fromkeys(SECTIONS, 0)
-        self.digest, self.highest = hashlib.sha256(), 0
+        self.path = (self.folder or Path()) / shard_file(len(self.info["shards"]))
+        self.file = temporary_path(self.path).open("w+b", buffering=2**20) if self.folder else io.BytesIO()
+        self.rows = {name: bytearray() for name in SECTIONS[1:]}
+        self.counts: dict[str, int] = dict.fromkeys(SECTIONS, 0)
+        self.highest, self.at = 0, [0, 0]  # `at`: (file, example) of what comes next
 
     def _write_info(self) -> None:
         write_json(cast(Path, self.folder) / STORE_FILE, self.info | {"digest": _digest_of_info(self.info)})
@@ -479,13 +427,6 @@ class WindowStore:
 
 def _counts(entry: dict) -> dict[str, int]:
     return {name: entry[name] for name in SECTIONS}
-
-
-def _digest_of(digest, documents: np.ndarray, spans: np.ndarray) -> str:  # noqa: ANN001  (of hashlib)
-    """`digest`, which has the ids, with where documents end and what carries loss."""
-    for part in (documents["ids"], documents["spans"], spans):
-        digest.update(part.tobytes())
-    return digest.hexdigest()
 
 
 def _digest_of_info(info: dict) -> str:

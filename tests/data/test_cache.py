@@ -297,7 +297,7 @@ def test_a_full_disk_is_one_sentence_that_names_the_directory(files, tmp_path, m
     def full(*arguments) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(data.store.CheckedWriter, "write", full)
+    monkeypatch.setattr(data.store.StoreWriter, "add", full)
     with pytest.raises(
         UserError, match="the disk of .*cache is full; free some space there, or name another directory"
     ):
