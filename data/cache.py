@@ -73,9 +73,8 @@ class Cache:
     """The entries in one directory. `say` prints a line, on one rank only. limit: GiB of all entries; None: none."""
 
     def __init__(self, directory: Path, say: Callable[[str], None], limit: float | None = None) -> None:
-        self.wanted = directory
-        self.say, self.limit = say, limit
-        self.directory, self.remark = _writable(directory)
+        self.directory, self.say, self.limit = directory, say, limit
+        self.why_not = _why_not_writable(directory)
 
     def open(self, paths: Sequence[str], description: dict, build: Callable[[Path | None], Store]) -> Found:
         """The entry of these files. If there is none, `build(folder)` fills the new directory `folder`.
@@ -87,15 +86,14 @@ class Cache:
         stamps = [_stamp(file) for file in files]
         hashes = self._hashes(files, stamps)
         key = _key([description, hashes])
-        for directory in dict.fromkeys((self.wanted, self.directory)):
-            # Damage in a directory that can be written is said below, by the process that mends it.
-            say = _nothing if directory == self.directory else self.say
-            if directory and (found := self._existing(directory / key, say)):
-                return found
-        if self.directory is None:
-            return Found(build(None), None, True, self.remark)
+        entry, failed = self.directory / key, self.directory / f"{key}.failed.json"
+        # Damage in a directory that can be written is said below, by the process that mends it.
+        if found := self._existing(entry, self.say if self.why_not else _nothing):
+            return found
+        if self.why_not:
+            why = f" in memory, because {self.directory} cannot be written ({self.why_not}); data.cache can name another one"
+            return Found(build(None), None, True, why)
         with node_lock(self.directory, key, self._waiting):
-            entry, failed = self.directory / key, self.directory / f"{key}.failed.json"
             if found := self._existing(entry, _warn):  # by another process since this one began
                 return replace(found, is_new=True)
             if (failure := _read(failed)) and failure.get("time", 0) >= began:
@@ -158,11 +156,11 @@ class Cache:
             return None
         with suppress(OSError):  # of another user, or on a read-only disk
             os.utime(entry)  # last used now
-        return Found(store, entry, False, self.remark if entry.parent == self.directory else "")
+        return Found(store, entry, False, "")
 
     def _shrink(self) -> None:
         """Remove entries until all of them have at most `limit` GiB, and say so."""
-        if self.limit is None or self.directory is None:
+        if self.limit is None:
             return
         entries = sorted(filter(is_entry, self.directory.iterdir()), key=lambda path: path.stat().st_mtime)
         sizes = {path: size_of(path) for path in entries}
@@ -183,12 +181,11 @@ class Cache:
     def _hashes(self, files: list[Path], stamps: list[Stamp]) -> list[str]:
         """The hash of each file's bytes. A file whose size, times and inode are as they were is not read again."""
         name = _key([str(file.absolute()) for file in files])
-        for directory in dict.fromkeys((self.directory, self.wanted)):
-            if directory and (known := _recorded(directory / f"{name}.files.json", stamps)):
-                return known
-        if self.directory is None:
-            return hash_files(files)
         record = self.directory / f"{name}.files.json"
+        if known := _recorded(record, stamps):
+            return known
+        if self.why_not:
+            return hash_files(files)
         with node_lock(self.directory, name, self._waiting):
             if known := _recorded(record, stamps):
                 return known
@@ -274,20 +271,6 @@ def _read(path: Path) -> dict:
         return content if isinstance(content, dict) else {}
     except (OSError, ValueError):
         return {}
-
-
-def _writable(directory: Path) -> tuple[Path | None, str]:
-    """(a directory that can be written, remark): `directory`, or one for this user in the temporary directory, or None."""
-    reason = _why_not_writable(directory)
-    if reason is None:
-        return directory, ""
-    other = Path(tempfile.gettempdir()) / f"tokens-{os.getuid()}"
-    with suppress(OSError):
-        other.mkdir(mode=0o700, exist_ok=True)
-        status = other.lstat()
-        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and _why_not_writable(other) is None:
-            return other, f", because {directory} cannot be written ({reason})"
-    return None, f" in memory, because {directory} cannot be written ({reason})"
 
 
 def _why_not_writable(directory: Path) -> str | None:

@@ -152,7 +152,7 @@ class Examples:
         """Hash of all tokens and weights in order."""
         digest = hashlib.sha256(self.store.fingerprint.encode())
         for array in (self.parts.document, self.parts.start, self.parts.lengths):
-            digest.update(array)
+            digest.update(array.tobytes())
         return digest.hexdigest()
 
 
@@ -277,9 +277,9 @@ def load_documents(
         found = Cache(Path(cache), say, cache_gib).open(paths, describe(paths, tokenizer, encoder, settings), build)
         store = found.store
         if found.is_new:
-            origin = f"{_tokenised(store, start)} into {found.folder}{found.remark}"
+            origin = f"{_tokenised(store, start)}{found.remark or f' into {found.folder}'}"
         else:
-            origin = f"from the cache {found.folder}, written {store.info['written']}{found.remark}"
+            origin = f"from the cache {found.folder}, written {store.info['written']}"
     files, parts = expand(paths), parts_of(store, sequence_length, too_long)
     counts = Counter({**store.info["counts"], **parts.counts})
     _check_parts(paths, files, store.info, parts, counts, settings)
