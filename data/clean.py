@@ -39,10 +39,10 @@ def _walk(directory: Path) -> Iterator[tuple[Path, str]]:
     """(path, what it is) of all that can be made again from the data."""
     if is_entry(directory):
         yield directory, "tokenised examples"
-    elif is_store(directory):
-        yield directory, "token store"
     elif re.fullmatch(rf"{KEY}\.[^.].*\.tmp", directory.name):
         yield directory, "leftover of a killed build"
+    elif is_store(directory):
+        yield directory, "token store"
     else:
         for entry in os.scandir(directory):
             if entry.is_dir(follow_symlinks=False):

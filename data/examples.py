@@ -88,7 +88,8 @@ def _parts_of_shard(shard: Shard, size: int, too_long: str) -> Parts:
     span = spans[_number_within(num_spans[owner]) + (ends - num_spans)[owner][part]]
     # The first token of a part is not a target: it has no context.
     count = np.minimum(span["end"], end[part]) - np.maximum(span["start"], start[part] + 1)
-    part, span, count = (values[count > 0] for values in (part, span, count))
+    is_inside = count > 0
+    part, span, count = part[is_inside], span[is_inside], count[is_inside]
     has_targets = np.bincount(part, minlength=len(owner)) > 0
     sums = np.bincount(part, count * span["weight"].astype(np.float64), len(owner))[has_targets]
     if (span["weight"] == 1).all():

@@ -382,6 +382,7 @@ def test_another_length_or_treatment_of_long_chats_tokenises_nothing_again(files
             assert [made.get(i)[1].dtype for i in range(len(made))] == [part.weights().dtype for part in expected]
             assert lengths == [len(part.ids) for part in expected]
             assert targets == [part.weights().sum(dtype=np.float64) for part in expected]
+            assert made.store
             longest = max(span.end - span.start for part in expected for span in part.spans)
             assert made.store.longest_span() == longest
     with pytest.raises(

@@ -259,7 +259,7 @@ def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> WindowS
     writer.finish({})
     ends = np.zeros(tokens // 2 // document, DOCUMENT)
     ends["ids"] = np.arange(document, tokens // 2 + 1, document)
-    counts = dict(zip(SECTIONS, (tokens // 2, len(ends), 0, 0), strict=True))
+    counts: dict[str, int] = dict(zip(SECTIONS, (tokens // 2, len(ends), 0, 0), strict=True))
     shards = [Shard(folder / shard_file(i), np.dtype("<u2"), counts, "") for i in range(2)]
     zeros = np.full(tokens // BLOCK, zlib.crc32(bytes(BLOCK)), dtype=CHECKSUM)  # tokens / 2 ids of 2 bytes
     data = ends.tobytes()
