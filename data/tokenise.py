@@ -283,7 +283,7 @@ class _Build:
         self.writer, self.on_bad, self.with_spans = writer, on_bad, with_spans
         self.counts: Counter = Counter()
         self.bad: list[str] = []  # sentences about the first examples that are skipped
-        self.noted: dict[str, list[str]] = {}  # for each note the locations of the first examples that have it
+        self.control: list[str] = []  # locations of the first examples whose content has control tokens
         self.span: Span | None = None  # of a text whose pieces are being written
         self.failed = False
 
@@ -316,11 +316,10 @@ class _Build:
         self.writer.end_document(spans if self.with_spans else [], unit.file, unit.number, "text" in unit.example)
 
     def _note(self, unit: Unit, outcome: Outcome) -> None:
-        for note in set(outcome.notes) - self.notes:  # once for all pieces of a text
-            self.counts[f"note:{note}"] += 1
-            where = self.noted.setdefault(note, [])
-            where += [unit.where] if len(where) < LISTED else []
-        self.notes |= set(outcome.notes)
+        new = set(outcome.notes) - self.notes  # once for all pieces of a text
+        self.counts.update(f"note:{note}" for note in new)
+        self.control += [unit.where] if "control" in new and len(self.control) < LISTED else []
+        self.notes |= new
         if len(lengths := [len(sequence.ids) for sequence in outcome.sequences]) > 1:
             self.counts.update(split_tokens=sum(lengths), whole_tokens=max(lengths))
 
@@ -370,7 +369,7 @@ def build_examples(
             info = {
                 "counts": dict(build.counts),
                 "bad": build.bad,
-                "noted": build.noted,
+                "control": build.control,
                 "repeated": num_repeated(np.array(keys, dtype=np.uint64)),
                 "paths": [str(file) for file in files],
                 "left_out": [str(file) for file in left_out(paths)],
