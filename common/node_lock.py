@@ -11,6 +11,7 @@ from pathlib import Path
 
 PATIENCE = 10.0  # seconds of waiting before a line is printed
 POLL = 0.05  # seconds
+LOCK_FILE = "lock"
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def node_lock(directory: Path, key: str, waiting: Callable[[], None]) -> Iterato
     temporary directory of the node. A process may hold only one lock of a directory at a time.
     """
     here = f"tokens-{os.getuid()}-{zlib.crc32(os.fsencode(directory.absolute())):08x}.lock"
-    for path in (directory / "lock", Path(tempfile.gettempdir()) / here):
+    for path in (directory / LOCK_FILE, Path(tempfile.gettempdir()) / here):
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError:

@@ -79,6 +79,9 @@ class Data:
     # example, or become control tokens, as in a text that was rendered before (docs/chats.md)
     control_tokens: Literal["text", "error", "allow"] = "text"
     cache: str | None = "artifacts/tokens"  # tokenised files are kept here, one folder per node; None: not kept
+    cache_gib: float | None = (
+        64.0  # above this size of it, entries that were not used for longest are removed; None: never
+    )
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,7 @@ READ = _keys(
 # They do not decide what a step computes: names, evaluating, saving, logging, steps to come, ranks and their memory.
 FREE = _keys(
     model="layer_class activation_checkpointing checkpoint_every compile",
-    data="validation cache",
+    data="validation cache cache_gib",
     batch="micro_batch",
     optimizer="epochs max_steps stage",
     sharding="strategy shard_size cpu_offload",

@@ -4,56 +4,48 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from data.example_store import ENTRY_FILE
-from data.token_store import is_store
-
-KEY = "[0-9a-f]{32}"  # the name of an entry of the cache (data/example_cache.py)
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A file or directory that can be made again from the data. size: bytes."""
-
-    path: Path
-    what: str
-    size: int
+from data.cache import KEY, is_entry, remove_entry, size_of
+from data.store import is_store
 
 
 def clean_tokens(directory: Path, delete: bool) -> str:
     """Lines that name all of them in a directory and below it; `delete` deletes them. Raises UserError without a directory.
 
-    Links are not followed.
+    Links are not followed. An entry that a process is using is not deleted.
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory")
-    found = sorted(_walk(directory), key=lambda tokens: tokens.path)
-    for tokens in found if delete else ():
-        shutil.rmtree(tokens.path) if tokens.path.is_dir() else tokens.path.unlink()
-    total = f"{sum(tokens.size for tokens in found) / 2**20:,.1f} MiB in {len(found)} places"
-    last = f"deleted {total}" if delete else f"{total}; --yes deletes them"
-    return "\n".join([*(f"{one.path}: {one.what}, {one.size / 2**20:,.1f} MiB" for one in found), last])
+    lines, total, count = [], 0, 0
+    for path, what in sorted(_walk(directory)):
+        size = size_of(path) if path.is_dir() else path.stat().st_size
+        in_use = delete and not _delete(path)
+        lines.append(f"{path}: {what}, {size / 2**20:,.1f} MiB" + (", which is in use and was left" if in_use else ""))
+        total, count = total + size * (not in_use), count + (not in_use)
+    size = f"{total / 2**20:,.1f} MiB in {count} places"
+    return "\n".join([*lines, f"deleted {size}" if delete else f"{size}; --yes deletes them"])
 
 
-def _walk(directory: Path) -> Iterator[Tokens]:
-    if what := _what(directory):
-        yield Tokens(directory, what, sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()))
-        return
-    for entry in os.scandir(directory):
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry))
-        elif re.fullmatch(rf"{KEY}\.(files|failed)\.json", entry.name):
-            yield Tokens(Path(entry), "record of the cache", entry.stat(follow_symlinks=False).st_size)
+def _delete(path: Path) -> bool:
+    if is_entry(path):
+        return remove_entry(path)
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return True
 
 
-def _what(directory: Path) -> str | None:
-    if is_store(directory):
-        return "token store"
-    if re.fullmatch(KEY, directory.name) and (directory / ENTRY_FILE).is_file():
-        return "tokenised examples"
-    if re.fullmatch(rf"{KEY}\.[^.].*\.tmp", directory.name):
-        return "leftover of a killed build"
-    return None
+def _walk(directory: Path) -> Iterator[tuple[Path, str]]:
+    """(path, what it is) of all that can be made again from the data."""
+    if is_entry(directory):
+        yield directory, "tokenised examples"
+    elif re.fullmatch(rf"{KEY}\.[^.].*\.tmp", directory.name):
+        yield directory, "leftover of a killed build"
+    elif is_store(directory):
+        yield directory, "token store"
+    else:
+        for entry in os.scandir(directory):
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(Path(entry))
+            elif re.fullmatch(rf"{KEY}\.(files|failed)\.json", entry.name):
+                yield Path(entry), "record of the cache"

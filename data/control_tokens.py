@@ -20,7 +20,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from data.token_store import backend
+from data.tokens import backend
 
 # Of letters and digits, which no template changes or escapes. New in each process, so that no content can have them.
 NAME, MARK = f"own{secrets.token_hex(8)}", f"mark{secrets.token_hex(8)}"

@@ -24,9 +24,7 @@ from common.errors import UserError
 from data.chat_template import ChatSettings, ChatTemplate
 from data.control_tokens import NAME, ControlTokens
 from data.labels import THOUGHTS, Labels, Turn, check_said, leaves_out
-from data.text_pieces import make_encoder
-from data.token_store import tokenizer_fingerprint
-from data.tokens import bos_ids, eos_id, generation_stops
+from data.tokens import bos_ids, eos_id, generation_stops, make_encoder, tokenizer_fingerprint
 
 MAX_LEAD = 200  # characters at the end of a prompt
 VERSION = 3  # of this encoding; a cache of another version is not used
@@ -169,7 +167,7 @@ class ExampleEncoder:
 
     @functools.cached_property
     def of_tokenizer(self) -> str:
-        """The tokenizer's fingerprint (data/token_store.py), computed once for all sources of a run."""
+        """The tokenizer's fingerprint (data/tokens.py), computed once for all sources of a run."""
         return tokenizer_fingerprint(self.tokenizer)
 
     def fingerprint(self) -> dict[str, object]:

@@ -3,23 +3,32 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from data.encoding import NOTES, note_sentence
 from data.held_out import BUT_FOR
-from data.parallel_encoding import ExampleSettings
+from data.tokenise import ExampleSettings
 
 
-def example_report(info: dict, settings: ExampleSettings, files: Sequence[Path]) -> str:
-    """Lines about a store (data/example_store.py), from the `info` that was written with it: what it has, then remarks.
+def example_report(
+    info: dict,
+    settings: ExampleSettings,
+    files: Sequence[Path],
+    counts: dict[str, int],
+    lengths: np.ndarray,
+    targets: np.ndarray,
+) -> str:
+    """Lines about a source: what it has, then remarks.
 
-    `files` are where the files are now. They may have been elsewhere when they were encoded.
+    info: what was written with its store (data/tokenise.py). files: where the files are now; they may have been elsewhere when
+    they were encoded. counts: of examples by reason and note. lengths, targets: of what is trained.
     """
-    counts = info["counts"]
     size, longest = settings.sequence_length, counts["longest_read"]
-    tokens, sequences = info["tokens"], info["sequences"]
-    targets = f"{info['targets']:,}" if isinstance(info["targets"], int) else f"{info['targets']:,.1f} (by weight)"
+    tokens, sequences, num_files = int(lengths.sum()), len(lengths), info["files"]
+    total = f"{int(targets.sum()):,}" if targets.dtype == np.int64 else f"{targets.sum():,.1f} (by weight)"
     parts = [
-        f"{sequences:,} example{_s(sequences)} from {info['files']} file{_s(info['files'])}, {tokens:,} tokens "
-        f"({tokens / sequences:.0f} per example, longest {info['longest']}), {targets} of them targets"
+        f"{sequences:,} example{_s(sequences)} from {num_files} file{_s(num_files)}, {tokens:,} tokens "
+        f"({tokens / sequences:.0f} per example, longest {lengths.max()}), {total} of them targets"
     ]
     if cut := counts.get("cut", 0):
         parts[0] += f"; {cut:,} long text{_s(cut)} cut into pieces of {size}, each counted as an example"

@@ -11,7 +11,7 @@ from pathlib import Path
 from common.errors import UserError
 from data.compression import CODECS, data_suffix
 from data.rows import SUFFIXES
-from data.token_store import STORE_FILE
+from data.store import STORE_FILE
 
 KINDS = f"data files are {', '.join(SUFFIXES)}, each also compressed as {', '.join(CODECS)}"
 DATASET, SPLITS = "state.json", "dataset_dict.json"  # what the library `datasets` writes beside the data that it saves

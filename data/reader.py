@@ -14,9 +14,10 @@ from data.encoding import ExampleEncoder
 from data.examples import Documents, load_documents
 from data.formats import DEFAULT, Reading
 from data.held_out import BUT_FOR, num_shared
-from data.parallel_encoding import ExampleSettings
 from data.sources import MAIN, Corpus, Windows
-from data.token_store import is_store, open_store, tokenizer_fingerprint
+from data.store import WindowStore, is_store, open_store
+from data.tokenise import ExampleSettings
+from data.tokens import tokenizer_fingerprint
 
 
 def with_shared_examples_reported(validation: Corpus, train: Corpus) -> Corpus:
@@ -52,6 +53,7 @@ class Reader:
     show_progress: bool = False  # a bar on the process that tokenises
     encoder: ExampleEncoder | None = None  # how chats are rendered; None: as the tokenizer's template says
     cache: str | None = None  # directory of tokenised files, as in load_documents
+    cache_gib: float | None = None  # its size, above which entries are removed
     reading: Reading = DEFAULT  # of data.train and data.validation; its on_bad holds for all sources
     validation_share: float = 0.0
     say: Callable[[str], None] = lambda text: None  # prints a line about waiting
@@ -122,6 +124,7 @@ class Reader:
             encoder=self.encoder,
             settings=settings,
             cache=self.cache,
+            cache_gib=self.cache_gib,
             progress=what if self.show_progress else None,
             say=self.say,
         )
@@ -129,17 +132,25 @@ class Reader:
         return documents
 
     def _open_store(self, path: Path) -> Windows:
-        store = open_store(path, tokenizer_fingerprint(self.tokenizer), self.sequence_length)
-        if not store.mean_targets:
+        store = open_store(path)
+        if store.info.get("entry"):
+            raise UserError(f"{path} is an entry of the cache, which is no token store; name the data files")
+        if store.info["tokenizer"] != tokenizer_fingerprint(self.tokenizer):
+            raise UserError(
+                f"the token store {path} was made with a different tokenizer from the model's; run scripts/data.py build with "
+                "--model set to this model"
+            )
+        windows = WindowStore(store, self.sequence_length)
+        if not windows.mean_targets:
             raise UserError(
                 f"no token of {path} carries loss in windows of data.sequence_length={self.sequence_length}; increase it"
             )
-        self._check_highest(len(self.tokenizer) - 1)  # checking every token of the store would take too long
+        self._check_highest(store.highest)
         report = (
-            f"token store {path}: {store.num_tokens:,} tokens of {store.num_documents:,} documents in {len(store):,} "
+            f"token store {path}: {store.num_tokens:,} tokens of {store.num_documents:,} documents in {len(windows):,} "
             f"windows of {self.sequence_length}"
         )
-        return Windows(store, store.fingerprint, report, store.mean_targets)
+        return Windows(windows, store.fingerprint, report, windows.mean_targets)
 
     def _check_highest(self, token: int) -> None:
         if token >= self.vocab_size:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.examples import Documents
-from data.token_store import TokenStore
+from data.store import WindowStore
 
 MAIN = "main"  # name of the source given by data.train and data.validation
 
@@ -22,7 +22,7 @@ MAIN = "main"  # name of the source given by data.train and data.validation
 class Windows:
     """A token store as a source. Item i is its i-th window of `sequence_length` tokens."""
 
-    store: TokenStore
+    store: WindowStore
     fingerprint: str
     report: str
     mean_targets: float  # target tokens per window, on average; known without reading any window

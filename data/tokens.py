@@ -1,9 +1,11 @@
-"""Load a tokenizer, and what it puts before and after a text."""
+"""Load a tokenizer, what determines the ids that it gives to a text, and what it puts before and after one."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import cast
 
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.errors import UserError
@@ -79,6 +81,36 @@ def generation_stops(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({error}); remove it or copy it again") from error
     return stops if isinstance(stops, list) else [] if stops is None else [stops]
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of everything that determines the ids of a text.
+
+    That is vocabulary, merges, added tokens, normaliser, pre-tokenizer, BOS and EOS. Raises UserError for a tokenizer without
+    a `tokenizers` backend.
+    """
+    parts = json.loads(backend(tokenizer).to_str())
+    relevant = {name: parts.get(name) for name in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
+    relevant["eos"], relevant["bos"] = tokenizer.eos_token_id, bos_ids(tokenizer)
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The `tokenizers` object inside a fast tokenizer. Raises UserError for a slow one."""
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        raise UserError(
+            f"{tokenizer.name_or_path} has no fast tokenizer (tokenizer.json), which tokenising data requires"
+        )
+    return inner
+
+
+def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A copy of the tokenizer's `tokenizers` backend that neither pads nor truncates."""
+    copy = Tokenizer.from_str(backend(tokenizer).to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy
 
 
 def _read_template(path: Path) -> str:

@@ -41,8 +41,8 @@ def build(parser: argparse.ArgumentParser) -> None:
     FILES are .txt (one document each), or .jsonl or .parquet with `text`; each may be compressed (.gz, .zst). Every document
     is followed by EOS. After an interruption the same command goes on; the bytes are those of an uninterrupted build.
     """
-    from data.token_build import SHARD_TOKENS, build_and_describe
-    from data.token_store import verify_store
+    from data.store import SHARD_TOKENS, verify_store
+    from data.tokenise import build_and_describe
     from model.architectures import check_not_a_run
 
     parser.add_argument("files", type=Path, nargs="*", metavar="FILES", help="text files, stored in this order")

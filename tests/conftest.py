@@ -30,7 +30,7 @@ SLOW = (
     "data/regulator/test_notes.py",
     "data/regulator/test_tells.py::test_the_corpus_has_no_tells",
     "data/regulator/test_xbrl_command.py",
-    "data/test_token_store.py::test_reading_a_large_store_takes_no_more_memory_than_reading_a_small_one",
+    "data/test_store.py::test_reading_a_large_store_takes_no_more_memory_than_reading_a_small_one",
     "eval/test_forgetting.py",
     "eval/test_generate.py::test_a_batch_gives_the_same_answers_as_single_prompts",
     "eval/test_intervals.py::test_identical_results_have_no_uncertainty_and_independent_ones_have_the_expected_one",

@@ -13,7 +13,7 @@ from data.files import expand, read_files
 from data.held_out import group_hash, is_held_out
 from data.reader import Reader
 from data.sources import Windows
-from data.token_store import is_store
+from data.store import is_store
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, choose_examples, has_answer
 from eval.metric import Metric, load_metric, plain_scores, reference_of
 from model.architectures import read_model_config

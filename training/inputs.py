@@ -140,6 +140,7 @@ def read_inputs(
         show_progress=True,  # of the process that tokenises, whichever rank it is
         encoder=ExampleEncoder(tokenizer, chat_settings(data)),
         cache=data.cache,
+        cache_gib=data.cache_gib,
         reading=Reading(
             data.format, data.fields, data.on_bad, data.split_by, data.row, data.max_samples, digest_of_row(config)
         ),

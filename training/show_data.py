@@ -19,8 +19,8 @@ from data.held_out import group_hash, is_held_out
 from data.remote import with_local_files
 from data.show import MAX_TOKENS, Style, show_outcome
 from data.sources import MAIN
+from data.store import is_store
 from data.summary import describe_source, describe_steps
-from data.token_store import is_store
 from data.token_texts import one_line
 from data.tokens import load_tokenizer
 from model.architectures import read_model_config

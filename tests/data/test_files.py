@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from data.examples import load_documents
 from data.files import Reading, describe_files, describe_form, expand, left_out, read_file, read_files
-from data.parallel_encoding import ExampleSettings
 from data.paths import check_paths_exist
 from data.rows import json_values
+from data.tokenise import ExampleSettings
 from tests.tiny import tiny_tokenizer
 
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]

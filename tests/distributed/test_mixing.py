@@ -13,7 +13,7 @@ from data.batches import Plan, plan_training
 from data.dealing import Dealer, one_per_token
 from data.reader import Reader
 from data.sources import Corpus
-from data.token_build import build_store
+from data.tokenise import build_store
 from model.loss import LossSums
 from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights
 from tests.losses import loss_sum

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from data.examples import load_documents
-from data.token_build import build_store
-from tests.data.test_token_store import ragged_texts, write_texts
+from data.tokenise import build_store
+from tests.data.test_store import ragged_texts, write_texts
 from tests.processes import run_python
 from tests.tiny import tiny_tokenizer, write_chat_file
 
@@ -19,17 +19,19 @@ SHARD_TOKENS = 500
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-import data.text_pieces
-import data.token_build
-publish, published = data.token_build.ShardWriter.publish, []
+import data.store
+import data.tokenise
+from data.store import StoreWriter
+end_shard = StoreWriter.end_shard
 def killed(writer):
-    published.append(publish(writer) if len(published) < 2 else os.kill(os.getpid(), signal.SIGKILL))
-    return published[-1]
-data.token_build.ShardWriter.publish = killed
+    if len(writer.info["shards"]) == 2:
+        data.store.publish = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+    end_shard(writer)
+StoreWriter.end_shard = killed
 from data.tokens import load_tokenizer
 from pathlib import Path
-data.text_pieces.BATCH_CHARACTERS = 1000
-data.token_build.build_store([Path("texts.jsonl")], load_tokenizer("model"), Path("store"), {shard_tokens})
+data.tokenise.BATCH_CHARACTERS = 1000
+data.tokenise.build_store([Path("texts.jsonl")], load_tokenizer("model"), Path("store"), {shard_tokens})
 """
 
 
@@ -55,20 +57,25 @@ def test_resuming_after_a_kill_gives_the_bytes_of_an_uninterrupted_build(folder,
     killed = run_python(folder / "killed.py", cwd=folder)
     assert killed.returncode == -9, killed.stderr
     left = contents(folder / "store")
-    assert {"build.json", "shard-00001.tokens", "shard-00002.tokens.tmp"} <= left.keys()
+    assert {"store.json", "shard-00001.tokens", "shard-00002.tokens.tmp"} <= left.keys()
+    verified = script(folder, "build", "--verify", "store")
+    assert (
+        verified.returncode == 2
+        and "is incomplete; run the same scripts/data.py build command again" in verified.stderr
+    )
     again = ("build", "texts.jsonl", "--model", "model", "--out", "store", "--shard-tokens", str(SHARD_TOKENS))
     done = script(folder, *again)
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(folder)  # the store records the paths of its files as given
     store = build_store([Path("texts.jsonl")], tiny_tokenizer(), Path("whole"), SHARD_TOKENS)
     assert contents(folder / "store") == contents(folder / "whole")
-    assert f"store: {store['tokens']:,} tokens of 80 documents in {len(store['shards'])} shards, uint16" in done.stdout
+    assert f"store: {store.num_tokens:,} tokens of 80 documents in {len(store.shards)} shards, uint16" in done.stdout
     assert "tokenise: 100%" in done.stderr  # the progress bar
     verified = script(folder, "build", "--verify", "store")
     assert verified.returncode == 0, verified.stderr
-    assert verified.stdout == f"store: {store['tokens']:,} tokens of 80 documents, all as written\n"
+    assert verified.stdout == f"store: {store.num_tokens:,} tokens of 80 documents, all as written\n"
     tokens = folder / "store" / "shard-00001.tokens"
-    tokens.write_bytes(tokens.read_bytes()[:-1] + b"\xff")
+    tokens.write_bytes(b"\xff\xff" + tokens.read_bytes()[2:])
     verified = script(folder, "build", "--verify", "store")
     assert verified.returncode == 2 and "shard-00001.tokens is damaged: its bytes from 0 on" in verified.stderr
 
@@ -87,7 +94,7 @@ def test_clean_deletes_caches_and_token_stores_and_nothing_else(folder, tmp_path
     (entry,) = (path for path in cache.iterdir() if path.is_dir())
     shutil.copytree(entry, cache / f"{entry.name}.host-1.tmp")
     build_store([folder / "texts.jsonl"], tiny_tokenizer(), tmp_path / "artifacts" / "store", SHARD_TOKENS)
-    kept = [cache / "0123" / "examples.json", tmp_path / "artifacts" / ("0" * 32) / "mine.txt", tmp_path / "store.json"]
+    kept = [cache / "0123" / "mine.json", tmp_path / "artifacts" / ("0" * 32) / "mine.txt", tmp_path / "store.jsonl"]
     for path in kept:
         path.parent.mkdir(exist_ok=True)
         path.write_text("{}")

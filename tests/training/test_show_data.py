@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import UserError
 from configs.config import Data, Source
-from data.token_store import STORE_FILE
+from data.store import STORE_FILE
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from training.show_data import choose, examples_of, find

@@ -1,11 +1,11 @@
 """Building a token store: all file types, texts cut into pieces, and interruptions at any moment."""
 
 import gzip
-import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,21 +13,20 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import data.compression
-import data.text_pieces
+import data.tokenise
 from common.errors import UserError
-from data.text_pieces import Piece, batch_pieces, cut_text, read_pieces
-from data.token_build import ShardWriter, build_store, marker_file
-from data.token_store import open_store, tokenizer_fingerprint, tokens_file
-from tests.data.test_token_store import ragged_texts, write_texts
-from tests.tiny import SENTENCES, SPECIAL_TOKENS, tiny_tokenizer, write_chat_file
+from data.store import STORE_FILE, StoreWriter, open_store, shard_file
+from data.tokenise import UnitEncoder, build_store, cut_text
+from tests.data.test_store import ragged_texts, write_texts
+from tests.tiny import CHATML, SENTENCES, SPECIAL_TOKENS, tiny_tokenizer, write_chat_file
 
 # Contains runs of line ends, which a tokenizer may encode as one token.
 LONG = "\n".join(f"{i}. {SENTENCES[i % 4]}" + "\n" * (i % 3) for i in range(60)) + "\nGrüße: 97,3 €\rEnde"
 
 
-def tokens_of(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> list[int]:
-    store = open_store(folder, tokenizer_fingerprint(tokenizer or tiny_tokenizer()), 10**9)
-    return store.window(0)[0].tolist()
+def tokens_of(folder: Path) -> list[int]:
+    store = open_store(folder)
+    return store.tokens(0, store.num_tokens).tolist()
 
 
 def encoded(texts: list[str], tokenizer: PreTrainedTokenizerFast | None = None) -> list[int]:
@@ -52,14 +51,9 @@ def test_all_file_types_are_read_in_order(tmp_path) -> None:
     progress = []
     store = build_store(files, tiny_tokenizer(), tmp_path / "store", advance=progress.append)
     assert tokens_of(tmp_path / "store") == encoded(texts)
-    assert (store["documents"], store["tokens"]) == (12, len(encoded(texts)))
+    assert (store.num_documents, store.num_tokens) == (12, len(encoded(texts)))
     assert sum(progress) == sum(path.stat().st_size for path in files) and len(progress) >= 4
-    assert sorted(contents(tmp_path / "store")) == [
-        "shard-00000.checksums",
-        "shard-00000.documents",
-        "shard-00000.tokens",
-        "store.json",
-    ]
+    assert sorted(contents(tmp_path / "store")) == ["lock", "shard-00000.tokens", "store.json"]
 
 
 def line_end_tokenizer() -> PreTrainedTokenizerFast:
@@ -67,7 +61,7 @@ def line_end_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = tiny_tokenizer().backend_tokenizer
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL_TOKENS, show_progress=False)
     tokenizer.train_from_iterator([LONG, "\n\n\n \n\n"] * 9, trainer)
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", chat_template=CHATML)
     assert len(made.encode("\n\n\n")) == 1
     return made
 
@@ -81,7 +75,9 @@ def marking_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # for training: marks only begin tokens
     tokenizer.train_from_iterator(LONG.split("\n") * 3, trainer)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", chat_template=CHATML
+    )
     line_end = made.convert_tokens_to_ids("<0x0A>")
     assert made.encode("\na")[1] == line_end and made.encode("a")[0] != made.encode("\na")[2]
     return made
@@ -90,36 +86,32 @@ def marking_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("make_tokenizer", [line_end_tokenizer, marking_tokenizer])
 @pytest.mark.parametrize("ending", [".txt", ".jsonl"])
 def test_a_text_cut_into_pieces_has_the_ids_of_the_whole_text(tmp_path, monkeypatch, ending, make_tokenizer) -> None:
-    monkeypatch.setattr(data.text_pieces, "PIECE_CHARACTERS", 200)
-    monkeypatch.setattr(data.text_pieces, "BATCH_CHARACTERS", 700)
+    monkeypatch.setattr(data.tokenise, "PIECE_CHARACTERS", 200)
+    monkeypatch.setattr(data.tokenise, "BATCH_CHARACTERS", 700)
     monkeypatch.setattr(data.compression, "CHUNK", 1)  # splits characters and \r\n pairs
     if ending == ".txt":
         (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + LONG.replace("\n", "\r\n").encode())
     else:
         write_texts(tmp_path / "a.jsonl", [LONG])
-    pieces = list(read_pieces([tmp_path / f"a{ending}"]))
-    assert len(pieces) > 20 and max(len(piece.text) for piece in pieces) <= 200
-    assert [piece.ends_document for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    texts, call = [], UnitEncoder.__call__
+    monkeypatch.setattr(UnitEncoder, "__call__", lambda self, units: texts.extend(units) or call(self, units))
     tokenizer = make_tokenizer()
     build_store([tmp_path / f"a{ending}"], tokenizer, tmp_path / "store", shard_tokens=10)
-    assert tokens_of(tmp_path / "store", tokenizer) == encoded([LONG], tokenizer)
+    assert len(texts) > 20 and max(len(unit.example["text"]) for unit in texts) <= 200
+    assert [unit.ends for unit in texts] == [False] * (len(texts) - 1) + [True]
+    assert tokens_of(tmp_path / "store") == encoded([LONG], tokenizer)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(st.sampled_from("ab1. \n\té"), max_size=60), min_size=1, max_size=6), st.integers(1, 40))
 def test_the_pieces_add_up_to_the_text(parts, size) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.text_pieces, "PIECE_CHARACTERS", size)
+        patch.setattr(data.tokenise, "PIECE_CHARACTERS", size)
         pieces = list(cut_text(parts))
-    assert "".join(text for text, _ in pieces) == "".join(parts)
-    assert [ends for _, ends in pieces] == [False] * (len(pieces) - 1) + [True]
-    assert all(0 < len(text) <= size for text, _ in pieces[:-1]) and len(pieces[-1][0]) <= size
-
-
-def test_a_batch_has_about_the_intended_number_of_characters(monkeypatch) -> None:
-    monkeypatch.setattr(data.text_pieces, "BATCH_CHARACTERS", 100)
-    made = list(batch_pieces(Piece("x" * 30, True, True, 0, i) for i in range(10)))
-    assert [len(batch) for batch in made] == [4, 4, 2]
+    assert "".join(text for text, _, _ in pieces) == "".join(parts)
+    assert [ends for _, _, ends in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert [begins for _, begins, _ in pieces] == [True] + [False] * (len(pieces) - 1)
+    assert all(0 < len(text) <= size for text, _, _ in pieces[:-1]) and len(pieces[-1][0]) <= size
 
 
 @pytest.fixture
@@ -139,10 +131,10 @@ def test_a_build_resumed_after_an_interruption_anywhere_gives_the_same_bytes(
     tmp_path, sources, monkeypatch, after
 ) -> None:
     """Interrupts the build before or after each of the renames that publish a file, then resumes it."""
-    monkeypatch.setattr(data.text_pieces, "BATCH_CHARACTERS", 400)
+    monkeypatch.setattr(data.tokenise, "BATCH_CHARACTERS", 400)
     build_store(sources, tiny_tokenizer(), tmp_path / "whole", 700)
     whole = contents(tmp_path / "whole")
-    assert len(whole) >= 9  # four shards and store.json
+    assert len(whole) >= 6  # four shards, store.json and the lock
     replace, interrupted = os.replace, 0
     while True:
         out, count = tmp_path / f"stopped-{interrupted}", iter(range(10**6))
@@ -163,54 +155,49 @@ def test_a_build_resumed_after_an_interruption_anywhere_gives_the_same_bytes(
             break  # the build has fewer renames
         finally:
             monkeypatch.setattr(os, "replace", replace)
-        complete = {name: data for name, data in contents(out).items() if name.endswith(".tokens")}
-        if not (out / "store.json").exists():
-            (out / "shard-00077.tokens.tmp").write_bytes(b"left")
-        build_store(sources, tiny_tokenizer(), out, 700)
-        assert contents(out) == whole
-        assert all(whole[name] == data for name, data in complete.items())
-    assert interrupted >= 4 * 4 + 2  # tokens, documents, checksums and marker of each shard; build.json and store.json
+        if (out / STORE_FILE).is_file():
+            build_store(sources, tiny_tokenizer(), out, 700)
+            assert contents(out) == whole
+    assert interrupted >= 4 * 2 + 2  # each shard with store.json after it; store.json at the beginning and at the end
 
 
 def test_a_resumed_build_tokenises_only_what_is_missing(tmp_path, sources, monkeypatch) -> None:
-    monkeypatch.setattr(data.text_pieces, "BATCH_CHARACTERS", 100)
-    texts, encode_batch = [], data.text_pieces.encode_batch
+    monkeypatch.setattr(data.tokenise, "BATCH_CHARACTERS", 100)
+    texts, call = [], UnitEncoder.__call__
 
-    def recording(encoder, batch: list) -> list:
-        texts.extend(piece.text for piece in batch)
-        return encode_batch(encoder, batch)
+    def recording(encoder: UnitEncoder, units: list) -> list:
+        texts.extend(unit.example["text"] for unit in units)
+        return call(encoder, units)
 
-    monkeypatch.setattr(data.text_pieces, "encode_batch", recording)
-    publish, published = ShardWriter.publish, []
+    monkeypatch.setattr(UnitEncoder, "__call__", recording)
+    end_shard = StoreWriter.end_shard
 
-    def stopping(writer: ShardWriter) -> dict:
-        if len(published) == 3:
+    def stopping(writer: StoreWriter) -> None:
+        if len(writer.info["shards"]) == 3:
             raise KeyboardInterrupt
-        published.append(publish(writer))
-        return published[-1]
+        end_shard(writer)
 
-    monkeypatch.setattr(ShardWriter, "publish", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        build_store(sources, tiny_tokenizer(), tmp_path / "store", 300)
-    monkeypatch.setattr(ShardWriter, "publish", publish)
-    marker = json.loads((tmp_path / "store" / marker_file(2)).read_text())
-    before = {name: data for name, data in contents(tmp_path / "store").items() if name.startswith("shard-0000")}
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "end_shard", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            build_store(sources, tiny_tokenizer(), tmp_path / "store", 300)
+    before = {name: data for name, data in contents(tmp_path / "store").items() if name.endswith(".tokens")}
+    assert len(before) == 3
     texts.clear()
     progress = []
     store = build_store(sources, tiny_tokenizer(), tmp_path / "store", 300, progress.append)
     assert sum(progress) == sum(path.stat().st_size for path in sources)
-    done = sum(shard["documents"] for shard in store["shards"][:3])
-    assert marker["documents"] == store["shards"][2]["documents"] and len(texts) == 33 - done < 33
-    assert texts == ragged_texts(33, seed=1)[done:]
-    assert all(contents(tmp_path / "store")[name] == before[name] for name in before if name.endswith(".tokens"))
+    done = store.document_starts[3]
+    assert len(texts) == 33 - done < 33 and texts == ragged_texts(33, seed=1)[done:]
+    assert all(contents(tmp_path / "store")[name] == data for name, data in before.items())
 
 
 def test_a_complete_store_is_not_rebuilt(tmp_path, sources) -> None:
     first = build_store(sources, tiny_tokenizer(), tmp_path / "store")
-    stamp = (tmp_path / "store" / tokens_file(0)).stat().st_mtime_ns
-    assert build_store(sources, tiny_tokenizer(), tmp_path / "store") == first
-    assert (tmp_path / "store" / tokens_file(0)).stat().st_mtime_ns == stamp
-    (tmp_path / "store" / tokens_file(0)).unlink()
+    stamp = (tmp_path / "store" / shard_file(0)).stat().st_mtime_ns
+    assert build_store(sources, tiny_tokenizer(), tmp_path / "store").info == first.info
+    assert (tmp_path / "store" / shard_file(0)).stat().st_mtime_ns == stamp
+    (tmp_path / "store" / shard_file(0)).unlink()
     with pytest.raises(UserError, match="shard-00000.tokens is missing; remove the directory and build"):
         build_store(sources, tiny_tokenizer(), tmp_path / "store")
 
@@ -233,8 +220,8 @@ def test_a_build_with_other_inputs_or_a_damaged_store_is_refused(tmp_path, sourc
     sources[0].write_text(sources[0].read_text().removesuffix('{"text": "more"}\n').replace("bank", "Bank"))
     with pytest.raises(UserError, match="the files have changed"):  # at equal size
         build_store(sources, tiny_tokenizer(), out, 700)
-    (out / "store.json").write_text("{")
-    with pytest.raises(UserError, match="store.json is damaged; remove .*store and build the store again"):
+    (out / STORE_FILE).write_text("{")
+    with pytest.raises(UserError, match="store.json is damaged .*; remove the directory and build the store again"):
         build_store(sources, tiny_tokenizer(), out, 700)
 
 
@@ -248,19 +235,31 @@ def test_a_directory_with_other_files_is_not_touched(tmp_path, sources) -> None:
         build_store(sources, tiny_tokenizer(), tmp_path / "other" / "notes.md")
 
 
-def test_a_second_build_of_the_same_store_at_the_same_time_is_refused(tmp_path, sources, monkeypatch) -> None:
-    """The second build starts while the first one is in its first shard."""
-    publish, refused = ShardWriter.publish, []
+def test_three_builds_of_one_store_at_once_make_it_once(tmp_path, sources) -> None:
+    """Each process writes a line for every text that it tokenises."""
+    (tmp_path / "worker.py").write_text(WORKER.format(root=str(Path(__file__).resolve().parents[2])))
+    command = [sys.executable, "worker.py", *(path.name for path in sources)]
+    started = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = {process.communicate(timeout=300)[0] for process in started}
+    assert [process.returncode for process in started] == [0, 0, 0] and len(said) == 1
+    assert len((tmp_path / "tokenised").read_text().splitlines()) == 33
+    assert tokens_of(tmp_path / "store") == encoded(ragged_texts(33, seed=1))
 
-    def start_second(writer: ShardWriter) -> dict:
-        with pytest.raises(UserError, match="another process is building .*store") as caught:
-            build_store(sources, tiny_tokenizer(), tmp_path / "store")
-        refused.append(caught)
-        return publish(writer)
 
-    monkeypatch.setattr(ShardWriter, "publish", start_second)
-    build_store(sources, tiny_tokenizer(), tmp_path / "store")
-    assert len(refused) == 1 and tokens_of(tmp_path / "store") == encoded(ragged_texts(33, seed=1))
+WORKER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from data.tokenise import UnitEncoder, build_store
+from tests.tiny import tiny_tokenizer
+call = UnitEncoder.__call__
+def recording(self, units):
+    with open("tokenised", "a") as file:
+        file.write("x\\n" * len(units))
+    return call(self, units)
+UnitEncoder.__call__ = recording
+print(build_store(list(map(Path, sys.argv[1:])), tiny_tokenizer(), Path("store"), 300).fingerprint)
+"""
 
 
 @pytest.mark.parametrize(
@@ -276,7 +275,8 @@ def test_the_error_names_a_bad_text(tmp_path, name, content, words) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=words):
         build_store([tmp_path / name], tiny_tokenizer(), tmp_path / "store")
-    assert not (tmp_path / "store" / "store.json").exists()
+    with pytest.raises(UserError, match="is incomplete"):
+        open_store(tmp_path / "store")
 
 
 def test_chats_directories_and_missing_files_are_refused(tmp_path) -> None:
@@ -298,7 +298,6 @@ def test_a_shard_is_closed_by_the_document_that_fills_it(tmp_path) -> None:
     lengths = [len(encoded([text])) for text in texts]
     files = [write_texts(tmp_path / "a.jsonl", texts)]
     store = build_store(files, tiny_tokenizer(), tmp_path / "store", shard_tokens=lengths[0] + lengths[1])
-    assert [shard["tokens"] for shard in store["shards"]] == [lengths[0] + lengths[1], lengths[2], lengths[3]]
-    assert [shard["documents"] for shard in store["shards"]] == [2, 1, 1]
-    ends = np.fromfile(tmp_path / "store" / "shard-00000.documents", "<u8")
-    assert ends.tolist() == [lengths[0], lengths[0] + lengths[1]]
+    assert [shard.counts["ids"] for shard in store.shards] == [lengths[0] + lengths[1], lengths[2], lengths[3]]
+    assert [shard.counts["documents"] for shard in store.shards] == [2, 1, 1]
+    assert store.shards[0].rows("documents")["ids"].tolist() == [lengths[0], lengths[0] + lengths[1]]

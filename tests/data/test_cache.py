@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 
 import common.node_lock
+import data.cache
 import data.encoding
-import data.example_cache
-import data.example_store
 import data.examples
 import data.files
-import data.parallel_encoding
-import data.text_pieces
+import data.store
+import data.tokenise
 from common.errors import UserError
-from data.encoding import Encoded, ExampleEncoder, Outcome, Span
-from data.example_store import ExampleStore
-from data.examples import Documents, load_documents
+from data.clean import clean_tokens
+from data.encoding import Encoded, ExampleEncoder, Outcome, Span, kept_parts
+from data.examples import Documents, load_documents, read_examples
 from data.formats import Reading
-from data.parallel_encoding import ExampleSettings
+from data.store import STORE_FILE, Store, open_store, shard_file
+from data.tokenise import ExampleSettings
 from tests.processes import run_ranks
 from tests.tiny import CHATML, SENTENCES, tiny_tokenizer, write_chat_file
 
@@ -65,15 +65,15 @@ def content(documents: Documents) -> tuple:
 
 
 def entries(cache: Path) -> list[Path]:
-    return sorted(path.parent for path in cache.glob("*/examples.json"))
+    return sorted(path.parent for path in cache.glob(f"*/{STORE_FILE}") if path.parent.suffix != ".tmp")
 
 
-@pytest.mark.parametrize("first", ["chats", "texts"])  # which decides between processes and threads
+@pytest.mark.parametrize("first", ["chats", "texts"])
 def test_the_cache_has_what_memory_has_for_any_number_of_processes(files, tmp_path, monkeypatch, first) -> None:
     files = files if first == "chats" else files[::-1]
-    monkeypatch.setattr(data.parallel_encoding, "JOB_EXAMPLES", 7)
-    monkeypatch.setattr(data.parallel_encoding, "JOB_CHARACTERS", 900)
-    monkeypatch.setattr(data.text_pieces, "PIECE_CHARACTERS", 300)
+    monkeypatch.setattr(data.tokenise, "BATCH_EXAMPLES", 7)
+    monkeypatch.setattr(data.tokenise, "BATCH_CHARACTERS", 900)
+    monkeypatch.setattr(data.tokenise, "PIECE_CHARACTERS", 300)
     encoder = WeightedEncoder(tiny_tokenizer())
     memory = load(files, encoder=encoder)
     one = load(files, tmp_path / "one", encoder=encoder)
@@ -83,7 +83,6 @@ def test_the_cache_has_what_memory_has_for_any_number_of_processes(files, tmp_pa
     assert "tokenised in" in memory.report and memory.report.endswith(" s")
     assert "(on 2 cores) into" in two.report and str(entries(tmp_path / "two")[0]) in two.report
     assert f"from the cache {entries(tmp_path / 'two')[0]}, written 20" in again.report
-    assert isinstance(again.lengths.base, np.memmap) and isinstance(again.targets.base, np.memmap)
     number = 0 if first == "chats" else len(again) - 40
     ids, weights = again.get(number)
     assert ids.dtype == np.int64 and {again.get(i)[1].dtype for i in range(len(again))} == {
@@ -92,7 +91,7 @@ def test_the_cache_has_what_memory_has_for_any_number_of_processes(files, tmp_pa
     }
     assert again.targets.dtype == np.float64 and again.targets[number] == weights.sum() == memory.num_targets(number)
     # A text that is cut into pieces has the ids of the whole text.
-    monkeypatch.setattr(data.text_pieces, "PIECE_CHARACTERS", 10**6)
+    monkeypatch.setattr(data.tokenise, "PIECE_CHARACTERS", 10**6)
     assert content(load(files, encoder=encoder)) == content(memory)
     assert load(files).targets.dtype == np.int64 and load(files).fingerprint != memory.fingerprint
 
@@ -101,20 +100,20 @@ def test_the_second_start_reads_no_text_and_encodes_nothing(files, tmp_path, mon
     first = load(files, tmp_path / "cache")
     for path in files:  # as old files: their content is not hashed again
         os.utime(path, (1e9, 1e9))
-    monkeypatch.setattr(data.example_cache, "RECENT", 0)
+    monkeypatch.setattr(data.cache, "RECENT", 0)
     load(files, tmp_path / "cache")
 
     def fail(*arguments) -> None:
         raise AssertionError("a file was read or an example was encoded")
 
-    monkeypatch.setattr(data.example_cache, "hash_files", fail)
+    monkeypatch.setattr(data.cache, "hash_files", fail)
     monkeypatch.setattr(data.files, "read_rows", fail)
     monkeypatch.setattr(ExampleEncoder, "encode", fail)
     assert content(load(files, tmp_path / "cache")) == content(first)
 
 
 def test_an_edit_at_equal_size_and_time_is_noticed(files, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(data.example_cache, "RECENT", 0)  # also for files that were just written
+    monkeypatch.setattr(data.cache, "RECENT", 0)  # also for files that were just written
     first, path = load(files, tmp_path / "cache"), Path(files[2])
     before = path.stat()
     path.write_text(SENTENCES[0].replace("bank", "Bank"))
@@ -147,8 +146,6 @@ def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_
         *(
             (files, tiny_tokenizer(), dataclasses.replace(settings, **change), ExampleEncoder)
             for change in (
-                {"sequence_length": 127},
-                {"too_long": "drop"},
                 {"reading": Reading(on_bad="skip")},
                 {"reading": Reading(max_samples=2)},
                 {"reading": Reading(code="of data.row")},
@@ -213,12 +210,14 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
         load((str(path),))
 
 
-@pytest.mark.parametrize("name", ["ids", "spans", "documents", "lengths", "targets", "checksums", "examples.json"])
+@pytest.mark.parametrize("name", ["ids", "spans", "documents", "hashes", "end", STORE_FILE])
 def test_a_damaged_entry_is_built_again(files, tmp_path, name, capsys) -> None:
     first = content(load(files[:1], tmp_path / "cache"))
-    damaged = entries(tmp_path / "cache")[0] / name
+    (entry,) = entries(tmp_path / "cache")
+    starts = open_store(entry).shards[0].starts
+    damaged = entry / (STORE_FILE if name == STORE_FILE else shard_file(0))
     data = bytearray(damaged.read_bytes())
-    data[len(data) // 2] ^= 128
+    data[starts[name] + 1 if name in starts else len(data) // 2] ^= 128
     damaged.write_bytes(data)
     assert content(load(files[:1], tmp_path / "cache")) == first
     (said,) = capsys.readouterr().err.splitlines()
@@ -227,7 +226,7 @@ def test_a_damaged_entry_is_built_again(files, tmp_path, name, capsys) -> None:
 
 
 def test_an_entry_is_used_only_as_it_was_written_and_under_its_own_name(files, tmp_path, capsys) -> None:
-    """What examples.json says, such as the highest token, is checked like the tokens."""
+    """What store.json says, such as the highest token, is checked like the tokens."""
     first, other = (content(load(part, tmp_path / "cache")) for part in (files[:1], files[1:]))
     one, two = entries(tmp_path / "cache")
     swapped = [path.rename(tmp_path / path.name) for path in (one, two)]
@@ -237,12 +236,12 @@ def test_an_entry_is_used_only_as_it_was_written_and_under_its_own_name(files, t
         content(load(files[:1], tmp_path / "cache")) == first and content(load(files[1:], tmp_path / "cache")) == other
     )
     assert capsys.readouterr().err.count("is damaged (it is the entry") == 2
-    info = one / "examples.json"
+    info = one / STORE_FILE
     for wrong in ('"highest": 1', '"lowest": 3'):
         info.write_text(info.read_text().replace('"highest": 3', wrong))
         assert load(files[:1], tmp_path / "cache").highest_token() == load(files[:1]).highest_token()
         load(files[1:], tmp_path / "cache")
-        assert capsys.readouterr().err.count("examples.json is not what was written") == 1
+        assert capsys.readouterr().err.count("store.json is not what was written") == 1
     for wrong in ("{}", '{"stamps": 1}'):
         for record in (tmp_path / "cache").glob("*.files.json"):
             stamps = json.loads(record.read_text())["stamps"]
@@ -260,7 +259,7 @@ def test_what_stands_in_the_place_of_an_entry_is_replaced(files, tmp_path, kind)
         entry.write_text("")
     else:
         entry.symlink_to(tmp_path / "nowhere" if kind == "link" else tmp_path / "moved")
-        (tmp_path / "moved" / "ids").write_bytes(b"")
+        (tmp_path / "moved" / shard_file(0)).write_bytes(b"")
     assert content(load(files[:1], tmp_path / "cache")) == first
     assert entry.is_dir() and not entry.is_symlink() and not list((tmp_path / "cache").glob("*.tmp"))
 
@@ -270,19 +269,19 @@ def test_an_entry_that_another_node_published_meanwhile_is_not_replaced(files, t
     build = data.examples.build_examples
     began = []
 
-    def slow(*arguments) -> ExampleStore:
+    def slow(*arguments) -> Store:
         if not began:
             began.append(True)
             load(files[:1], tmp_path / "cache")
-            began.append((entries(tmp_path / "cache")[0] / "ids").stat().st_ino)
+            began.append((entries(tmp_path / "cache")[0] / shard_file(0)).stat().st_ino)
         return build(*arguments)
 
     monkeypatch.setattr(data.examples, "build_examples", slow)
-    monkeypatch.setattr(data.example_cache.socket, "gethostname", lambda: f"node{len(began)}")
+    monkeypatch.setattr(data.cache.socket, "gethostname", lambda: f"node{len(began)}")
     monkeypatch.setattr(common.node_lock.fcntl, "lockf", no_locks)
     made = content(load(files[:1], tmp_path / "cache"))
     assert made == content(load(files[:1])) and len(began) == 2
-    assert (entries(tmp_path / "cache")[0] / "ids").stat().st_ino == began[1]
+    assert (entries(tmp_path / "cache")[0] / shard_file(0)).stat().st_ino == began[1]
     assert not list((tmp_path / "cache").glob("*.tmp"))
 
 
@@ -300,7 +299,7 @@ def test_a_full_disk_is_one_sentence_that_names_the_directory(files, tmp_path, m
     def full(*arguments) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(data.example_store.CheckedWriter, "write", full)
+    monkeypatch.setattr(data.store.StoreWriter, "add", full)
     with pytest.raises(
         UserError, match="the disk of .*cache is full; free some space there, or name another directory"
     ):
@@ -315,10 +314,11 @@ def test_a_directory_whose_name_is_not_text_is_used(files, tmp_path) -> None:
 
 def test_damage_that_appears_while_the_entry_is_in_use_is_one_sentence(files, tmp_path) -> None:
     made = load(files[:1], tmp_path / "cache")
-    ids = entries(tmp_path / "cache")[0] / "ids"
+    ids = entries(tmp_path / "cache")[0] / shard_file(0)
     ids.write_bytes(bytes(ids.stat().st_size))
     with pytest.raises(
-        UserError, match=r"ids is damaged: its bytes from 0 on .*; remove .* and run the same command again"
+        UserError,
+        match=r"shard-00000.tokens is damaged: its bytes from 0 on .*; remove .* and run the same command again",
     ):
         made.get(0)
     shutil.rmtree(tmp_path / "cache")
@@ -328,24 +328,16 @@ def test_damage_that_appears_while_the_entry_is_in_use_is_one_sentence(files, tm
         made.get(0)
 
 
-def test_without_a_writable_directory_the_temporary_one_is_used_and_then_memory(files, tmp_path, monkeypatch) -> None:
+def test_without_a_writable_directory_the_tokens_stay_in_memory(files, tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(data.example_cache.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
-    whole = load(files)
-    for origin in ("tokenised in", "from the cache"):
-        made = load(files, tmp_path / "file" / "cache")
-        assert content(made) == content(whole) and origin in made.report
-        assert f", because {tmp_path / 'file' / 'cache'} cannot be written (Not a directory)" in made.report
-    assert len(entries(tmp_path / "tmp" / f"tokens-{os.getuid()}")) == 1
-    monkeypatch.setattr(data.example_cache.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
     made = load(files, tmp_path / "file" / "cache")
-    assert content(made) == content(whole) and "in memory, because" in made.report
+    assert content(made) == content(load(files))
+    assert f" in memory, because {tmp_path / 'file' / 'cache'} cannot be written (Not a directory)" in made.report
 
 
 def test_an_entry_in_a_directory_that_cannot_be_written_is_used(files, tmp_path, monkeypatch) -> None:
     first = load(files, tmp_path / "cache")
-    monkeypatch.setattr(data.example_cache, "_why_not_writable", lambda directory: "Read-only file system")
+    monkeypatch.setattr(data.cache, "_why_not_writable", lambda directory: "Read-only file system")
     made = load(files, tmp_path / "cache")
     assert f"from the cache {tmp_path / 'cache'}" in made.report and content(made) == content(first)
 
@@ -367,6 +359,60 @@ def test_a_file_that_changes_while_it_is_tokenised_is_refused(files, tmp_path, m
             load(files, tmp_path / "cache")
     assert not entries(tmp_path / "cache") and not list((tmp_path / "cache").glob("*.tmp"))
     assert content(load(files, tmp_path / "cache")) == content(load(files))
+
+
+def test_another_length_or_treatment_of_long_chats_tokenises_nothing_again(files, tmp_path, monkeypatch) -> None:
+    """The parts are those of an encoder that cuts each sequence by itself (`kept_parts`)."""
+    encoder = WeightedEncoder(tiny_tokenizer())
+    load(files, tmp_path / "cache", encoder=encoder)
+    outcomes = [o for file in files for o in encoder.encode(read_examples(file))]
+    is_text = ["text" in example for file in files for example in read_examples(file)]
+    monkeypatch.setattr(ExampleEncoder, "encode", None)
+    for length in (1000, 128, 60, 33, 2):
+        for too_long in ("truncate", "drop"):
+            expected = [
+                part
+                for outcome, text in zip(outcomes, is_text, strict=True)
+                for whole in outcome.sequences
+                for ends in kept_parts(len(whole.ids), text, length, too_long)
+                if (part := whole.part(*ends)).spans
+            ]
+            made = load_documents(files, tiny_tokenizer(), length, too_long, encoder=encoder, cache=tmp_path / "cache")
+            ids, weights, lengths, targets, _ = content(made)
+            assert ids == [part.ids.tolist() for part in expected]
+            assert weights == [part.weights().tolist() for part in expected]
+            assert [made.get(i)[1].dtype for i in range(len(made))] == [part.weights().dtype for part in expected]
+            assert lengths == [len(part.ids) for part in expected]
+            assert targets == [part.weights().sum(dtype=np.float64) for part in expected]
+            assert made.store
+            longest = max(span.end - span.start for part in expected for span in part.spans)
+            assert made.store.longest_span() == longest
+    with pytest.raises(
+        UserError, match=r"a.jsonl, line \d+ has \d+ tokens, more than data.sequence_length=33; increase it"
+    ):
+        load_documents(files, tiny_tokenizer(), 33, "error", encoder=encoder, cache=tmp_path / "cache")
+    assert len(entries(tmp_path / "cache")) == 1
+
+
+def test_the_entries_unused_for_longest_are_removed_unless_they_are_in_use(files, tmp_path, capsys) -> None:
+    cache = tmp_path / "cache"
+
+    def entry(number: int, limit: float | None) -> Path:
+        made = load((files[number],), cache, cache_gib=limit)
+        assert made.store
+        return made.store.store.path
+
+    first, second = entry(0, None), entry(1, None)
+    os.utime(first, (1e9, 1e9))
+    os.utime(second, (2e9, 2e9))
+    held = load((files[1],), cache)  # in use
+    os.utime(second, (0, 0))
+    third = entry(2, 1e-9)
+    assert entries(cache) == sorted([second, third]) and content(held) == content(load((files[1],)))
+    said = capsys.readouterr().err
+    assert "data.cache_gib=1e-09: removed 1 entries of" in said and said.count("\n") == 1
+    del held
+    assert clean_tokens(cache, True).endswith("places") and not entries(cache)
 
 
 def no_locks(*arguments) -> None:

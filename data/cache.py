@@ -1,17 +1,20 @@
 """Encoded examples on disk, so that each node tokenises its files once: the directory `data.cache`.
 
-An entry is a directory (data/example_store.py) named after a hash of everything that determines its content: the bytes of
-the files, the tokenizer, how chats are rendered, and the settings of data. An entry is never changed. Nothing is removed
-but what a killed build left: `rm -r` of the directory is always safe while no run starts or reads from it.
+An entry is a store (data/store.py) named after a hash of everything that determines its content: the bytes of the files, the
+tokenizer, how chats are rendered, and the settings of data. It is never changed. After a build the entries that were not used
+for longest are removed until all of them have at most `data.cache_gib`. One that is in use is not: each process that reads an
+entry holds a shared lock on its `store.json`. `rm -r` of the directory is safe while no run starts or reads from it.
 
 The processes of a node need no process group to share the work. The first takes a lock on the entry and builds it under
 a temporary name; the others wait for the lock, and then find the entry, or the sentence of the error that ended the build.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -21,20 +24,22 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from transformers import PreTrainedTokenizerBase
 
 from common.durable_files import SUFFIX, publish, write_json
 from common.errors import UserError
 from common.node_lock import node_lock
-from data.checked_file import hash_files
 from data.encoding import ExampleEncoder
-from data.example_store import FORMAT, DamagedEntry, ExampleStore, open_entry
-from data.parallel_encoding import ExampleSettings
 from data.paths import expand, left_out
+from data.store import FORMAT, STORE_FILE, Damaged, Store, is_store, open_store
+from data.tokenise import ExampleSettings, hash_files
 
 RECENT = 2 * 10**9  # ns: a file changed so shortly before it was hashed may change again without a new time stamp
-ABANDONED = 3600.0  # seconds without a change, after which a temporary directory of a dead process is removed
+ABANDONED = 3600.0  # seconds without a change, after which what looks like a build is removed
+KEY = "[0-9a-f]{32}"  # the name of an entry
+VERIFIED = 2**28  # bytes: an entry up to this size is read in full when it is opened, which takes about 0.2 s
 Stamp = list[int]  # size, times of the last change of content and of the file's entry in ns, inode
 
 
@@ -42,10 +47,9 @@ Stamp = list[int]  # size, times of the last change of content and of the file's
 class Found:
     """An opened entry. folder: None if it could only be kept in memory. remark: what is unusual, to be printed."""
 
-    store: ExampleStore
+    store: Store
     folder: Path | None
     is_new: bool
-    written: str  # date
     remark: str
 
 
@@ -58,21 +62,21 @@ def describe(
         "tokenizer": encoder.of_tokenizer,
         "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},  # for templates
         "encoder": encoder.fingerprint(),
-        "settings": asdict(settings),
+        "reading": asdict(settings.reading),
+        "part": [settings.part, settings.validation_share],
         "names": [file.name for file in expand(paths)],  # the suffix says how a file is read
         "left out": [str(file) for file in left_out(paths)],  # they stand in the report
     }
 
 
 class Cache:
-    """The entries in one directory. `say` prints a line, on one rank only."""
+    """The entries in one directory. `say` prints a line, on one rank only. limit: GiB of all entries; None: none."""
 
-    def __init__(self, directory: Path, say: Callable[[str], None]) -> None:
-        self.wanted = directory
-        self.say = say
-        self.directory, self.remark = _writable(directory)
+    def __init__(self, directory: Path, say: Callable[[str], None], limit: float | None = None) -> None:
+        self.directory, self.say, self.limit = directory, say, limit
+        self.why_not = _why_not_writable(directory)
 
-    def open(self, paths: Sequence[str], description: dict, build: Callable[[Path | None], ExampleStore]) -> Found:
+    def open(self, paths: Sequence[str], description: dict, build: Callable[[Path | None], Store]) -> Found:
         """The entry of these files. If there is none, `build(folder)` fills the new directory `folder`.
 
         Raises the UserError of `build`, also if it ended the build of another process that this one waited for.
@@ -82,15 +86,14 @@ class Cache:
         stamps = [_stamp(file) for file in files]
         hashes = self._hashes(files, stamps)
         key = _key([description, hashes])
-        for directory in dict.fromkeys((self.wanted, self.directory)):
-            # Damage in a directory that can be written is said below, by the process that mends it.
-            say = _nothing if directory == self.directory else self.say
-            if directory and (found := self._existing(directory / key, say)):
-                return found
-        if self.directory is None:
-            return Found(build(None), None, True, "", self.remark)
+        entry, failed = self.directory / key, self.directory / f"{key}.failed.json"
+        # Damage in a directory that can be written is said below, by the process that mends it.
+        if found := self._existing(entry, self.say if self.why_not else _nothing):
+            return found
+        if self.why_not:
+            why = f" in memory, because {self.directory} cannot be written ({self.why_not}); data.cache can name another one"
+            return Found(build(None), None, True, why)
         with node_lock(self.directory, key, self._waiting):
-            entry, failed = self.directory / key, self.directory / f"{key}.failed.json"
             if found := self._existing(entry, _warn):  # by another process since this one began
                 return replace(found, is_new=True)
             if (failure := _read(failed)) and failure.get("time", 0) >= began:
@@ -116,7 +119,10 @@ class Cache:
                 raise UserError(f"the disk of {self.directory} is full; {mend}") from error
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-            return Found(open_entry(entry), entry, True, "", self.remark)
+            if found := self._existing(entry, _warn):
+                self._shrink()
+                return replace(found, is_new=True)
+            raise UserError(f"the new cache entry {entry} cannot be read; name another directory in data.cache")
 
     def _publish(self, entry: Path, temporary: Path) -> None:
         """Give a new entry its name, unless another node that shares the directory has: its ranks may read theirs."""
@@ -131,16 +137,43 @@ class Cache:
                 raise
 
     def _existing(self, entry: Path, say: Callable[[str], None]) -> Found | None:
+        in_use = lock_entry(entry, fcntl.LOCK_SH)
+        if in_use is None:
+            return None
+        mend = f"remove {entry} and run the same command again"
         try:
-            store = open_entry(entry)
+            store = open_store(entry, mend, in_use)
             if store.info["entry"] != entry.name:
-                raise DamagedEntry(f"it is the entry {store.info['entry']}")
-        except FileNotFoundError:
+                raise Damaged(f"it is the entry {store.info['entry']}")
+            is_small = sum(shard.size for shard in store.shards) <= VERIFIED
+            for shard in store.shards:  # of a large one the ids are checked when they are read
+                shard.verify(0 if is_small else shard.starts["documents"])
+        except (Damaged, OSError) as error:
+            in_use.close()
+            say(
+                f"the cache entry {entry} is damaged ({str(error).removesuffix(f'; {mend}')}): the data are tokenised again"
+            )
             return None
-        except (DamagedEntry, OSError) as error:
-            say(f"the cache entry {entry} is damaged ({error}): the data are tokenised again")
-            return None
-        return Found(store, entry, False, store.info["written"], self.remark if entry.parent == self.directory else "")
+        with suppress(OSError):  # of another user, or on a read-only disk
+            os.utime(entry)  # last used now
+        return Found(store, entry, False, "")
+
+    def _shrink(self) -> None:
+        """Remove entries until all of them have at most `limit` GiB, and say so."""
+        if self.limit is None:
+            return
+        entries = sorted(filter(is_entry, self.directory.iterdir()), key=lambda path: path.stat().st_mtime)
+        sizes = {path: size_of(path) for path in entries}
+        total, removed = sum(sizes.values()), []
+        for path in entries[:-1]:  # the last is the one that was built
+            if total > self.limit * 2**30 and remove_entry(path):
+                removed.append(path)
+                total -= sizes[path]
+        if removed or total > self.limit * 2**30:
+            _warn(
+                f"data.cache_gib={self.limit:g}: removed {len(removed)} entries of {self.directory} that were not used for "
+                f"longest ({sum(sizes[path] for path in removed) / 2**30:,.2f} GiB); {total / 2**30:,.2f} GiB are left"
+            )
 
     def _waiting(self) -> None:
         self.say("waiting for another process of this node, which is tokenising the data")
@@ -148,12 +181,11 @@ class Cache:
     def _hashes(self, files: list[Path], stamps: list[Stamp]) -> list[str]:
         """The hash of each file's bytes. A file whose size, times and inode are as they were is not read again."""
         name = _key([str(file.absolute()) for file in files])
-        for directory in dict.fromkeys((self.directory, self.wanted)):
-            if directory and (known := _recorded(directory / f"{name}.files.json", stamps)):
-                return known
-        if self.directory is None:
-            return hash_files(files)
         record = self.directory / f"{name}.files.json"
+        if known := _recorded(record, stamps):
+            return known
+        if self.why_not:
+            return hash_files(files)
         with node_lock(self.directory, name, self._waiting):
             if known := _recorded(record, stamps):
                 return known
@@ -162,6 +194,45 @@ class Cache:
             with suppress(OSError):
                 write_json(record, {"time": now, "stamps": stamps, "hashes": hashes})
             return hashes
+
+
+def is_entry(path: Path) -> bool:
+    """Whether a directory is an entry of a cache, of an earlier version too."""
+    return bool(re.fullmatch(KEY, path.name)) and (is_store(path) or (path / "examples.json").is_file())
+
+
+def size_of(path: Path) -> int:
+    """Bytes of the files in a directory."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def remove_entry(path: Path) -> bool:
+    """Remove an entry, unless a process is using it: then False."""
+    lock = lock_entry(path, fcntl.LOCK_EX)
+    if lock is None and is_store(path):
+        return False
+    with suppress(OSError):
+        shutil.rmtree(path)
+    return not path.exists()
+
+
+def lock_entry(entry: Path, kind: int) -> BinaryIO | None:
+    """A lock on an entry: shared to read it, exclusive to remove it. None if there is no entry, or it is locked otherwise.
+
+    It is held as long as the file that is returned is open. A disk without locks gives all of them.
+    """
+    try:
+        file = (entry / STORE_FILE).open("rb" if kind == fcntl.LOCK_SH else "r+b")
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError:
+            pass  # no locks here
+        return file
+    except OSError:
+        return None
 
 
 def _recorded(record: Path, stamps: list[Stamp]) -> list[str] | None:
@@ -202,20 +273,6 @@ def _read(path: Path) -> dict:
         return {}
 
 
-def _writable(directory: Path) -> tuple[Path | None, str]:
-    """(a directory that can be written, remark): `directory`, or one for this user in the temporary directory, or None."""
-    reason = _why_not_writable(directory)
-    if reason is None:
-        return directory, ""
-    other = Path(tempfile.gettempdir()) / f"tokens-{os.getuid()}"
-    with suppress(OSError):
-        other.mkdir(mode=0o700, exist_ok=True)
-        status = other.lstat()
-        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and _why_not_writable(other) is None:
-            return other, f", because {directory} cannot be written ({reason})"
-    return None, f" in memory, because {directory} cannot be written ({reason})"
-
-
 def _why_not_writable(directory: Path) -> str | None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -226,23 +283,10 @@ def _why_not_writable(directory: Path) -> str | None:
 
 
 def _remove_abandoned(directory: Path, key: str) -> None:
-    """Remove what killed builds left: of this entry, whose lock is held, and old ones of processes that are gone."""
-    host = socket.gethostname()
+    """Remove what killed builds left: of this entry on this node, whose lock is held, and old ones."""
     for path in directory.glob(f"*{SUFFIX}"):
-        owner, _, pid = path.name.removesuffix(SUFFIX).partition(".")[2].rpartition("-")
-        if owner == host and _is_alive(pid):
-            continue  # it may have no lock, on a file system without them
+        is_ours = path.name.startswith(f"{key}.{socket.gethostname()}-")
         with suppress(OSError):
-            is_ours = owner == host and path.name.startswith(key)
-            if is_ours or time.time() - path.stat().st_mtime > ABANDONED:
+            newest = max([path.stat().st_mtime, *(file.stat().st_mtime for file in path.glob("*"))])
+            if is_ours or time.time() - newest > ABANDONED:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        return True
-    return True

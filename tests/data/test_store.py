@@ -1,7 +1,8 @@
-"""Reading a token store: windows, documents, targets, errors for damaged stores, constant memory."""
+"""A store: documents in shards, windows, targets, errors for damage, constant memory."""
 
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +10,28 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-import data.text_pieces
+import data.tokenise
 from common.errors import UserError
 from data.batches import plan_training
-from data.checked_file import BLOCK, CHECKSUM, CheckedFile, CheckedWriter
 from data.reader import Reader
 from data.sources import Windows
-from data.token_build import build_store
-from data.token_store import (
-    TokenStore,
-    checksums_file,
-    documents_file,
+from data.store import (
+    BLOCK,
+    CHECKSUM,
+    DOCUMENT,
+    SECTIONS,
+    STORE_FILE,
+    Shard,
+    Store,
+    StoreWriter,
+    WindowStore,
     open_store,
-    tokenizer_fingerprint,
-    tokens_file,
+    shard_file,
     verify_store,
 )
-from tests.tiny import SENTENCES, WORDS, tiny_tokenizer
+from data.tokenise import build_store
+from data.tokens import tokenizer_fingerprint
+from tests.tiny import CHATML, SENTENCES, WORDS, tiny_tokenizer
 
 WORDS_OF_A_LARGE_VOCABULARY = {"[UNK]": 0, "<eos>": 1, "first": 2, "last": 2**16 + 7}
 
@@ -34,7 +40,7 @@ def large_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of four words, one of which has an id that needs 32 bits."""
     tokenizer = Tokenizer(models.WordLevel(WORDS_OF_A_LARGE_VOCABULARY, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", chat_template=CHATML)
 
 
 def write_texts(path: Path, texts: list[str]) -> Path:
@@ -61,8 +67,8 @@ def store_folder(tmp_path_factory, texts) -> Path:
     return folder / "store"
 
 
-def opened(path: Path, sequence_length: int) -> TokenStore:
-    return open_store(path, tokenizer_fingerprint(tiny_tokenizer()), sequence_length)
+def opened(path: Path, sequence_length: int) -> WindowStore:
+    return WindowStore(open_store(path), sequence_length)
 
 
 @pytest.mark.parametrize("sequence_length", [7, 64, 1000, 10**6])
@@ -71,7 +77,7 @@ def test_windows_cover_the_concatenated_documents_whatever_the_shards(store_fold
     documents = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in texts]
     expected = np.concatenate(documents)
     store = opened(store_folder, sequence_length)
-    assert len(list(store_folder.glob("*.tokens"))) >= 5 and store.dtype == np.uint16
+    assert len(list(store_folder.glob("*.tokens"))) >= 5 and store.store.shards[0].dtype == np.uint16
     windows = [store.window(i) for i in range(len(store))]
     assert np.array_equal(np.concatenate([ids for ids, _ in windows]), expected)
     assert all(ids.dtype == np.int64 and len(ids) == sequence_length for ids, _ in windows[:-1])
@@ -102,8 +108,8 @@ def test_a_token_is_a_target_if_its_document_has_an_earlier_token_in_the_window(
 def test_a_large_vocabulary_takes_four_bytes_per_token(tmp_path) -> None:
     tokenizer = large_tokenizer()
     store = build_store([write_texts(tmp_path / "a.jsonl", ["first last", "last"])], tokenizer, tmp_path / "store")
-    assert store["dtype"] == "<u4" and (tmp_path / "store" / tokens_file(0)).stat().st_size == 4 * 5
-    ids, lengths = open_store(tmp_path / "store", tokenizer_fingerprint(tokenizer), 16).window(0)
+    assert store.info["dtype"] == "<u4" and store.highest == 2**16 + 7
+    ids, lengths = WindowStore(store, 16).window(0)
     assert ids.tolist() == [2, 2**16 + 7, 1, 2**16 + 7, 1] and lengths == (3, 2)
 
 
@@ -124,7 +130,7 @@ def test_the_fingerprint_depends_on_what_determines_the_ids(tmp_path) -> None:
 
 def test_a_store_made_with_another_tokenizer_is_refused(store_folder) -> None:
     with pytest.raises(UserError, match="was made with a different tokenizer from the model's"):
-        open_store(store_folder, tokenizer_fingerprint(tiny_tokenizer(300)), 64)
+        Reader(tiny_tokenizer(300), 384, 64, "drop").training((str(store_folder),), ())
 
 
 def damage(path: Path, kind: str) -> None:
@@ -142,22 +148,16 @@ def damage(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "name, kind, words",
     [
-        (tokens_file(2), "missing", "shard-00002.tokens is missing; remove the directory and build the store again"),
-        (tokens_file(0), "cut", r"shard-00000.tokens has \d+ bytes instead of \d+; remove the directory"),
-        (documents_file(1), "longer", r"shard-00001.documents has \d+ bytes instead of \d+"),
-        ("store.json", "missing", "is a directory without store.json"),
-        ("store.json", "{", "store.json is damaged .*; remove the directory"),
-        ("store.json", "[]", "store.json is damaged"),
+        (shard_file(2), "missing", "shard-00002.tokens is missing; remove the directory and build the store again"),
+        (shard_file(0), "cut", r"shard-00000.tokens has \d+ bytes instead of \d+; remove the directory"),
+        (shard_file(1), "longer", r"shard-00001.tokens has \d+ bytes instead of \d+"),
+        (STORE_FILE, "{", "store.json is damaged .*; remove the directory"),
+        (STORE_FILE, "[]", "store.json is damaged"),
+        (STORE_FILE, '{"format": 3, "shards": []}', "store.json is not what was written; remove the directory"),
         (
-            "store.json",
-            '{"format": 2, "dtype": "<u2", "shards": [{"tokens": 1}]}',
-            r"store.json is damaged \(KeyError\('documents'\)",
-        ),
-        ("store.json", '{"format": 2, "dtype": "?!", "shards": []}', "store.json is damaged"),
-        (
-            "store.json",
-            '{"dtype": "<u2", "shards": [], "tokenizer": "", "format": 1}',
-            "store format 1, but this version reads format 2; remove the directory and build the store again",
+            STORE_FILE,
+            '{"dtype": "<u2", "shards": [], "tokenizer": "", "format": 2}',
+            "format 2, but this version reads format 3; remove it and build it again with scripts/data.py build",
         ),
     ],
 )
@@ -170,19 +170,20 @@ def test_a_damaged_store_gives_a_one_line_error(store_folder, tmp_path, name, ki
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [tokens_file(1), documents_file(1), checksums_file(1)])
+@pytest.mark.parametrize("section", ["ids", "documents", "end"])
 @pytest.mark.parametrize("kind", ["bit flip", "zeros"])
-def test_damage_at_equal_size_is_found_when_it_is_read_and_by_verify(store_folder, tmp_path, name, kind) -> None:
+def test_damage_at_equal_size_is_found_when_it_is_read_and_by_verify(store_folder, tmp_path, section, kind) -> None:
     for path in store_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     whole = verify_store(tmp_path)
-    assert whole.num_tokens == opened(store_folder, 64).num_tokens
-    data = bytearray((tmp_path / name).read_bytes())
+    assert whole.num_tokens == open_store(store_folder).num_tokens
+    path, start = tmp_path / shard_file(1), whole.shards[1].starts[section]
+    data = bytearray(path.read_bytes())
     if kind == "zeros":
-        data[: len(data) // 2] = bytes(len(data) // 2)
+        data[start : start + 64] = bytes(len(data[start : start + 64]))
     else:
-        data[len(data) // 2] ^= 4
-    (tmp_path / name).write_bytes(data)
+        data[start + 1] ^= 4
+    path.write_bytes(data)
 
     def read_all() -> None:
         store = opened(tmp_path, 64)  # finds what is in the last block of the offsets
@@ -190,29 +191,23 @@ def test_damage_at_equal_size_is_found_when_it_is_read_and_by_verify(store_folde
             store.window(i)
 
     for find in (read_all, lambda: verify_store(tmp_path)):
-        with pytest.raises(
-            UserError, match=r"shard-00001.(tokens|documents) is damaged: its bytes from \d+ on are not"
-        ):
+        with pytest.raises(UserError, match=r"shard-00001.tokens is damaged: its bytes from \d+ on are not"):
             find()
 
 
-def test_offsets_that_do_not_increase_are_found_even_with_right_checksums(tmp_path) -> None:
-    """As a store written by other software might have them: 3 documents, two of which change places."""
-    ends = np.array([10, 30, 20, 40, 64], dtype="<u8")
-    with (tmp_path / documents_file(0)).open("wb") as documents, (tmp_path / tokens_file(0)).open("wb") as tokens:
-        writers = [CheckedWriter(tokens), CheckedWriter(documents)]
-        writers[0].write(np.zeros(64, dtype="<u2"))
-        writers[1].write(ends)
-    checksums = np.concatenate([writer.checksums() for writer in writers])
-    (tmp_path / checksums_file(0)).write_bytes(checksums.tobytes())
-    hashes = dict(zip(("tokens", "documents"), (w.digest.hexdigest() for w in writers), strict=True))
-    shard = {"tokens": 64, "documents": 5, "sha256": hashes}
-    (tmp_path / "store.json").write_text(
-        json.dumps({"format": 2, "dtype": "<u2", "tokenizer": "any", "shards": [shard]})
-    )
-    for find in (lambda: open_store(tmp_path, "any", 64).window(0), lambda: verify_store(tmp_path)):
-        with pytest.raises(UserError, match="shard-00000.documents is damaged: its offsets do not increase"):
-            find()
+def test_a_shard_of_another_store_is_found_by_verify(tmp_path) -> None:
+    """It is whole, and of the same size."""
+    stores = []
+    for token in (1, 2):
+        (tmp_path / str(token)).mkdir()
+        writer = StoreWriter(tmp_path / str(token), {"dtype": "<u2", "tokenizer": "any"})
+        writer.add(np.full(9, token))
+        writer.end_document([], 0, 0, True)
+        stores.append(writer.finish({}))
+    assert len({store.fingerprint for store in stores}) == 2
+    stores[0].shards[0].path.write_bytes(stores[1].shards[0].path.read_bytes())
+    with pytest.raises(UserError, match="shard-00000.tokens is not the file that was written"):
+        verify_store(tmp_path / "1")
 
 
 def test_each_document_begins_with_the_bos_that_the_tokenizer_adds_at_inference(tmp_path, monkeypatch) -> None:
@@ -221,18 +216,16 @@ def test_each_document_begins_with_the_bos_that_the_tokenizer_adds_at_inference(
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
     )
-    monkeypatch.setattr(data.text_pieces, "PIECE_CHARACTERS", 100)  # only the first piece of a text has it
+    monkeypatch.setattr(data.tokenise, "PIECE_CHARACTERS", 100)  # only the first piece of a text has it
     texts = [text * 3 for text in SENTENCES[:2]]
     store = build_store([write_texts(tmp_path / "a.jsonl", texts)], tokenizer, tmp_path / "store")
-    assert store["bos"] == [1] == tokenizer.encode("")
-    ids, _ = open_store(tmp_path / "store", tokenizer_fingerprint(tokenizer), 10**6).window(0)
+    assert tokenizer.encode("") == [1] and tokenizer_fingerprint(tokenizer) != without
+    ids = store.tokens(0, store.num_tokens)
     assert ids.tolist() == [t for text in texts for t in [*tokenizer.encode(text), tokenizer.eos_token_id]]
-    with pytest.raises(UserError, match="was made with a different tokenizer"):
-        open_store(tmp_path / "store", without, 64)
 
 
 def test_the_error_for_an_incomplete_build_says_how_to_finish_it(tmp_path) -> None:
-    (tmp_path / "build.json").write_text("{}")
+    StoreWriter(tmp_path, {"dtype": "<u2", "tokenizer": "any"}).close()
     with pytest.raises(UserError, match="is incomplete; run the same scripts/data.py build command again to finish it"):
         opened(tmp_path, 64)
 
@@ -242,7 +235,8 @@ def test_the_reader_accepts_a_store_for_training_and_validation(store_folder, tm
     corpus = reader.training((str(store_folder),), ())
     assert corpus.lines("train")[0].startswith(f"train: token store {store_folder}: ")
     assert len(corpus) == len(opened(store_folder, 64)) and corpus.mixture() is None
-    assert reader.validation((str(store_folder),), ()).num_targets(0) == corpus.num_targets(0)
+    validation = reader.validation((str(store_folder),), ())
+    assert validation and validation.num_targets(0) == corpus.num_targets(0)
     with pytest.raises(UserError, match="is outside the model's embedding of 300 rows"):
         Reader(tiny_tokenizer(), 300, 64, "drop").training((str(store_folder),), ())
     with pytest.raises(UserError, match="is a directory among other files of training"):
@@ -258,22 +252,24 @@ def test_the_reader_accepts_a_store_for_training_and_validation(store_folder, tm
     assert found[0] == corpus.sources[0].fingerprint and len(set(found)) == 3
 
 
-def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> TokenStore:
-    """A store of `tokens` tokens in two shards of documents of equal length. The token files are sparse."""
+def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> WindowStore:
+    """A store of `tokens` tokens in two shards of documents of equal length. The token ids are holes in the files."""
     folder.mkdir()
-    shards, size = [], tokens // 2 * 2  # in bytes, for uint16
-    for shard in range(2):
-        with (folder / tokens_file(shard)).open("wb") as file:
-            file.truncate(size)
-        ends = np.arange(document, tokens // 2 + 1, document, dtype="<u8")
-        writer = CheckedWriter((folder / documents_file(shard)).open("wb"))
-        writer.write(ends)
-        writer.file.close()
-        zeros = np.full(size // BLOCK, zlib.crc32(bytes(BLOCK)), dtype=CHECKSUM)
-        (folder / checksums_file(shard)).write_bytes(np.concatenate([zeros, writer.checksums()]).tobytes())
-        shards.append({"tokens": tokens // 2, "documents": len(ends), "sha256": {}})
-    (folder / "store.json").write_text(json.dumps({"format": 2, "dtype": "<u2", "tokenizer": "any", "shards": shards}))
-    return open_store(folder, "any", 2**14)
+    writer = StoreWriter(folder, {"dtype": "<u2", "tokenizer": "any"}, shard_tokens=tokens // 2)
+    writer.finish({})
+    ends = np.zeros(tokens // 2 // document, DOCUMENT)
+    ends["ids"] = np.arange(document, tokens // 2 + 1, document)
+    counts: dict[str, int] = dict(zip(SECTIONS, (tokens // 2, len(ends), 0, 0), strict=True))
+    shards = [Shard(folder / shard_file(i), np.dtype("<u2"), counts, "") for i in range(2)]
+    zeros = np.full(tokens // BLOCK, zlib.crc32(bytes(BLOCK)), dtype=CHECKSUM)  # tokens / 2 ids of 2 bytes
+    data = ends.tobytes()
+    rest = [zlib.crc32(data[i : i + BLOCK]) for i in range(0, len(data), BLOCK)]
+    for shard in shards:
+        with shard.path.open("wb") as file:
+            file.seek(tokens)
+            file.write(data + zeros.tobytes() + np.array(rest, dtype=CHECKSUM).tobytes())
+        assert shard.path.stat().st_size == shard.size
+    return WindowStore(Store(folder, {"shards": []}, tuple(shards)), 2**14)
 
 
 def resident_growth(windows: Windows, count: int) -> int:
@@ -295,18 +291,19 @@ def test_reading_a_large_store_takes_no_more_memory_than_reading_a_small_one(tmp
     assert len(store) == 10_240 and growth[1] < growth[0] + 8 * 2**20
 
 
-def test_opening_and_planning_read_no_tokens(tmp_path, monkeypatch) -> None:
+def test_opening_and_planning_read_no_tokens(store_folder, tmp_path, monkeypatch) -> None:
     """Start-up time therefore does not grow with the corpus: planning 10^15 tokens is as fast as planning ten."""
-    store = synthetic_store(tmp_path / "store", 2**20)
+    rows = Shard.rows
 
-    read = CheckedFile.read
+    def read_no_tokens(shard: Shard, section: str, *ends: int) -> np.ndarray:
+        assert section != "ids", "a token was read"
+        return rows(shard, section, *ends)
 
-    def read_no_tokens(file: CheckedFile, start: int, count: int) -> bytes:
-        assert not file.path.name.endswith(".tokens"), "a token was read"
-        return read(file, start, count)
-
-    monkeypatch.setattr(CheckedFile, "read", read_no_tokens)
-    store = open_store(tmp_path / "store", "any", 64)
-    huge = TokenStore(store.path, 64, store.dtype, 10**15, 10**12, (0, 10**15), (10**12,))
+    monkeypatch.setattr(Shard, "rows", read_no_tokens)
+    reader = Reader(tiny_tokenizer(), 384, 64, "drop")
+    assert len(reader.training((str(store_folder),), ())) > 10
+    shard = open_store(store_folder).shards[0]
+    counts = shard.counts | {"ids": 10**15, "documents": 10**12}
+    huge = WindowStore(Store(tmp_path, {}, (replace(shard, counts=counts),)), 64)
     plan = plan_training(Windows(huge, "", "", huge.mean_targets), 2, 0, global_examples=512)
     assert plan.num_steps == 2 * -(-len(huge) // 512) and plan.passes(plan.num_steps // 2) == (1.0,)

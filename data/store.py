@@ -1,0 +1,441 @@
+"""Token ids of documents on disk, in any number of shards: the one format of the cache and of token stores.
+
+A store is a directory with these files, all little-endian:
+
+- `shard-00000.tokens`: the token ids of its documents end to end, uint16 if the vocabulary fits, else uint32; then a row for
+  each document (DOCUMENT), its spans of target tokens (SPAN), the content hashes of examples (HASH), and the CRC-32 of each
+  block of `BLOCK` bytes of all this. No document spans two shards.
+- `store.json`: what the ids were made from, sizes, and a hash of all of this. It is written after every shard, so that a
+  build that was interrupted goes on after the last one.
+
+Documents are whole, whatever `data.sequence_length` is: data/examples.py computes what is trained of each. The cache
+(data/cache.py) writes spans and hashes. A token store has none: all of its tokens are targets, and it is read as windows.
+
+Reading any range reads and checks the blocks that it touches: about 20 microseconds for a few thousand tokens. Reading is by
+`pread`: resident memory does not grow with what was read, and a file that was cut off raises an error instead of ending the
+process, as it would under a memory map.
+"""
+
+import hashlib
+import io
+import json
+import os
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+
+from common.durable_files import publish, temporary_path, write_json
+from common.errors import UserError
+
+FORMAT = 3
+STORE_FILE = "store.json"
+BLOCK = 2**14  # bytes
+SHARD_TOKENS = 2**26  # a shard is complete with the document that reaches this size: 128 MiB in uint16
+CHECKSUM = np.dtype("<u4")
+HASH = np.dtype("<u8")
+SPAN = np.dtype([("start", "<u4"), ("end", "<u4"), ("weight", "<f4")])  # counted within the document
+# The numbers of ids and of spans in the shard up to the document's end; the file it is from and which of its examples it is,
+# counted from 0; whether the example is a text.
+DOCUMENT = np.dtype([("ids", "<u8"), ("spans", "<u8"), ("file", "<u4"), ("example", "<u4"), ("is_text", "<u4")])
+SECTIONS = ("ids", "documents", "spans", "hashes")
+REBUILD = "remove the directory and build the store again"
+AGAIN = "remove it and build it again with scripts/data.py build"
+
+
+class Damaged(UserError):
+    """A store that cannot be used. The cache builds its entries again."""
+
+
+def shard_file(number: int) -> str:
+    """Name of the file of a shard."""
+    return f"shard-{number:05d}.tokens"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a store. counts: the number of rows of each of SECTIONS. data: the file's bytes, if it is not on disk."""
+
+    path: Path
+    dtype: np.dtype
+    counts: dict[str, int]
+    mend: str = field(repr=False)  # what to do about damage: the end of the error's sentence
+    data: bytes | None = field(default=None, repr=False)
+
+    @cached_property
+    def starts(self) -> dict[str, int]:
+        """Where each section begins, in bytes, and `end`, where the checksums begin."""
+        sizes = [self.counts[name] * self.dtype_of(name).itemsize for name in SECTIONS]
+        return dict(zip((*SECTIONS, "end"), accumulate(sizes, initial=0), strict=True))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.starts["end"] + CHECKSUM.itemsize * -(-self.starts["end"] // BLOCK)
+
+    def dtype_of(self, section: str) -> np.dtype:
+        """The type of a row of a section."""
+        return {"ids": self.dtype, "documents": DOCUMENT, "spans": SPAN, "hashes": HASH}[section]
+
+    def rows(self, section: str, first: int = 0, end: int | None = None) -> np.ndarray:
+        """The rows `first` to `end` (exclusive) of a section. Raises Damaged if they are not those that were written."""
+        dtype = self.dtype_of(section)
+        end = self.counts[section] if end is None else end
+        start = self.starts[section] + first * dtype.itemsize
+        return np.frombuffer(self._checked(start, (end - first) * dtype.itemsize), dtype)
+
+    def verify(self, start: int = 0) -> None:
+        """Read all of it from byte `start` on. Raises Damaged if anything is not what was written."""
+        for first in range(start, self.starts["end"], 64 * BLOCK):
+            self._checked(first, min(64 * BLOCK, self.starts["end"] - first))
+
+    def digest(self) -> str:
+        """The hash of the ids and spans of all documents."""
+        digest = hashlib.sha256()
+        for first in range(0, self.counts["ids"], 2**20):
+            digest.update(self.rows("ids", first, min(first + 2**20, self.counts["ids"])).tobytes())
+        documents = self.rows("documents")
+        for part in (documents["ids"], documents["spans"], self.rows("spans")):
+            digest.update(part.tobytes())
+        return digest.hexdigest()
+
+    def _checked(self, start: int, count: int) -> bytes:
+        if self.data is not None:
+            return self.data[start : start + count]
+        if not count:
+            return b""
+        block, end = start // BLOCK, -(-(start + count) // BLOCK)
+        length = min(end * BLOCK, self.starts["end"]) - block * BLOCK
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+            try:
+                data = _pread(descriptor, block * BLOCK, length)
+                sums = _pread(
+                    descriptor, self.starts["end"] + CHECKSUM.itemsize * block, CHECKSUM.itemsize * (end - block)
+                )
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise Damaged(f"{self.path} cannot be read: {error.strerror}; {self.mend}") from error
+        if len(data) != length or len(sums) != CHECKSUM.itemsize * (end - block):
+            raise Damaged(f"{self.path} is damaged: it has become shorter; {self.mend}")
+        view = memoryview(data)
+        for number, wanted in enumerate(np.frombuffer(sums, CHECKSUM).tolist()):
+            if zlib.crc32(view[number * BLOCK : (number + 1) * BLOCK]) != wanted:
+                where = (block + number) * BLOCK
+                raise Damaged(
+                    f"{self.path} is damaged: its bytes from {where:,} on are not those that were written; {self.mend}"
+                )
+        return data[start - block * BLOCK : start - block * BLOCK + count]
+
+
+@dataclass(frozen=True)
+class Store:
+    """The documents of all shards, numbered from 0 to `num_documents`, and their tokens, numbered end to end.
+
+    Reading has no side effects, so any thread and any process with a copy may read it.
+    """
+
+    path: Path
+    info: dict = field(repr=False)
+    shards: tuple[Shard, ...] = field(repr=False)
+    in_use: BinaryIO | None = field(default=None, repr=False)  # while it is open, the cache does not remove the store
+
+    @cached_property
+    def token_starts(self) -> list[int]:
+        """The number of the first token of each shard, and the number of all tokens."""
+        return list(accumulate((shard.counts["ids"] for shard in self.shards), initial=0))
+
+    @cached_property
+    def document_starts(self) -> list[int]:
+        """The number of the first document of each shard, and the number of all documents."""
+        return list(accumulate((shard.counts["documents"] for shard in self.shards), initial=0))
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of all documents."""
+        return self.token_starts[-1]
+
+    @property
+    def num_documents(self) -> int:
+        """Number of documents."""
+        return self.document_starts[-1]
+
+    @property
+    def highest(self) -> int:
+        """The highest token id."""
+        return max((shard["highest"] for shard in self.info["shards"]), default=0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all ids, document ends and spans in order. The names of the source files do not matter."""
+        content = [self.info["dtype"], *(shard["digest"] for shard in self.info["shards"])]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def tokens(self, begin: int, end: int) -> np.ndarray:
+        """The token ids number `begin` to `end` (exclusive), int64."""
+        ids = np.empty(end - begin, dtype=np.int64)
+        for shard, first, last in self.parts(begin, end):
+            start = self.token_starts[shard]
+            ids[first - begin : last - begin] = self.shards[shard].rows("ids", first - start, last - start)
+        return ids
+
+    def document(self, index: int) -> tuple[int, np.ndarray]:
+        """(number of its first token, its SPAN rows) of a document."""
+        number = bisect_right(self.document_starts, index) - 1
+        shard, row = self.shards[number], index - self.document_starts[number]
+        rows = shard.rows("documents", max(0, row - 1), row + 1)
+        begin, first = (int(rows[0]["ids"]), int(rows[0]["spans"])) if row else (0, 0)
+        return self.token_starts[number] + begin, shard.rows("spans", first, int(rows[-1]["spans"]))
+
+    def hashes(self) -> np.ndarray:
+        """Content hash of each example that was read (data/held_out.py), uint64 `(examples,)`."""
+        return np.concatenate([np.zeros(0, HASH), *(shard.rows("hashes") for shard in self.shards)])
+
+    def ends_between(self, begin: int, end: int) -> list[int]:
+        """The ends of the documents above token `begin` and up to token `end`."""
+        return [
+            self.token_starts[shard] + found
+            for shard, first, last in self.parts(begin, end)
+            for found in self._ends_in(shard, first - self.token_starts[shard], last - self.token_starts[shard])
+        ]
+
+    def parts(self, begin: int, end: int) -> list[tuple[int, int, int]]:
+        """(shard, first, end) for each shard with tokens from `begin` to `end`."""
+        parts = []
+        shard = bisect_right(self.token_starts, begin) - 1
+        while begin < end:
+            last = min(end, self.token_starts[shard + 1])
+            parts.append((shard, begin, last))
+            begin, shard = last, shard + 1
+        return parts
+
+    def _ends_in(self, number: int, first: int, last: int) -> list[int]:
+        shard = self.shards[number]
+        count = shard.counts["documents"]
+
+        def end_of(row: int) -> int:
+            return int(shard.rows("documents", row, row + 1)["ids"][0])
+
+        low = bisect_right(range(count), first, key=end_of)
+        high = bisect_right(range(count), last, low, min(count, low + last - first), key=end_of)
+        return shard.rows("documents", low, high)["ids"].astype(np.int64).tolist()
+
+
+class StoreWriter:
+    """Writes a store into the directory `folder`, which need not be empty, or into memory if it is None.
+
+    `info` begins `store.json`. If an earlier build with the same `info` was interrupted, it goes on after its last shard.
+    """
+
+    def __init__(self, folder: Path | None, info: dict, shard_tokens: int = SHARD_TOKENS) -> None:
+        self.folder = folder
+        self.info = info | {"format": FORMAT, "complete": False, "shard_tokens": shard_tokens, "shards": []}
+        self.dtype = np.dtype(info["dtype"])
+        self.shards: list[Shard] = []  # those that were written
+        self.size = 0  # tokens of the document that is being written
+        if folder and (folder / STORE_FILE).is_file():
+            self.info["shards"] = read_info(folder)["shards"]
+        elif folder:
+            self._write_info()
+        self._begin()
+
+    @property
+    def next(self) -> tuple[int, int]:
+        """(file, example) where an interrupted build goes on."""
+        return tuple(self.info["shards"][-1]["next"]) if self.info["shards"] else (0, 0)
+
+    def add(self, ids: np.ndarray) -> None:
+        """Append ids to the current document."""
+        self.file.write(ids.astype(self.dtype).tobytes())
+        self.size += len(ids)
+        self.highest = max(self.highest, int(ids.max(initial=0)))
+
+    def end_document(self, spans: Iterable[tuple[int, int, float]], file: int, example: int, is_text: bool) -> None:
+        """End the current document, and the shard if it is full."""
+        rows = np.array([tuple(span) for span in spans], dtype=SPAN)
+        self.counts["ids"] += self.size
+        self.counts["spans"] += len(rows)
+        self.rows["spans"] += rows.tobytes()
+        row = (self.counts["ids"], self.counts["spans"], file, example, is_text)
+        self.rows["documents"] += np.array([row], DOCUMENT).tobytes()
+        self.counts["documents"] += 1
+        self.size, self.at = 0, [file, example + 1]
+        if self.counts["ids"] >= self.info["shard_tokens"]:
+            self.end_shard()
+
+    def add_hash(self, key: int) -> None:
+        """Append the content hash of an example."""
+        self.rows["hashes"] += key.to_bytes(HASH.itemsize, "little")
+        self.counts["hashes"] += 1
+
+    def end_shard(self) -> None:
+        """Complete the current shard and give it its name; a no-op if it is empty."""
+        if not any(self.counts.values()):
+            return
+        for rows in self.rows.values():
+            self.file.write(rows)
+        self.file.seek(0)
+        checksums = [zlib.crc32(block) for block in iter(lambda: self.file.read(BLOCK), b"")]
+        self.file.write(np.array(checksums, dtype=CHECKSUM).tobytes())
+        data = self.file.getvalue() if isinstance(self.file, io.BytesIO) else None
+        self.file.close()
+        if self.folder:
+            publish(self.path)
+        shard = Shard(self.path, self.dtype, self.counts, REBUILD, data)
+        entry = self.counts | {"digest": shard.digest(), "highest": self.highest, "next": self.at}
+        self.shards.append(shard)
+        self.info["shards"].append(entry)
+        if self.folder:
+            self._write_info()
+        self._begin()
+
+    def finish(self, info: dict) -> Store:
+        """Complete the store; `info` is added to `store.json`."""
+        self.end_shard()
+        self.close()
+        self.info |= info | {"complete": True}
+        if not self.folder:
+            return Store(Path(), self.info, tuple(self.shards))
+        temporary_path(self.path).unlink()  # of a shard without documents
+        self._write_info()
+        return open_store(self.folder)
+
+    def close(self) -> None:
+        """Close the file of the current shard, which is left behind under its temporary name. Closing twice is a no-op."""
+        self.file.close()
+
+    def _begin(self) -> None:
+        self.path = (self.folder or Path()) / shard_file(len(self.info["shards"]))
+        self.file = temporary_path(self.path).open("w+b", buffering=2**20) if self.folder else io.BytesIO()
+        self.rows = {name: bytearray() for name in SECTIONS[1:]}
+        self.counts: dict[str, int] = dict.fromkeys(SECTIONS, 0)
+        self.highest, self.at = 0, [0, 0]  # `at`: (file, example) of what comes next
+
+    def _write_info(self) -> None:
+        write_json(cast(Path, self.folder) / STORE_FILE, self.info | {"digest": _digest_of_info(self.info)})
+
+
+def read_info(path: Path, mend: str = REBUILD) -> dict:
+    """The content of `store.json`, complete or not. Raises Damaged, and FileNotFoundError if there is none."""
+    text = (path / STORE_FILE).read_bytes()
+    try:
+        info = json.loads(text)
+        version = info["format"]
+        digest = info.pop("digest", None)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{path / STORE_FILE} is damaged ({error!r}); {mend}") from error
+    if version != FORMAT:
+        raise Damaged(f"the store {path} has format {version}, but this version reads format {FORMAT}; {AGAIN}")
+    if digest != _digest_of_info(info):
+        raise Damaged(f"{path / STORE_FILE} is not what was written; {mend}")
+    return info
+
+
+def open_store(path: Path, mend: str = REBUILD, in_use: BinaryIO | None = None) -> Store:
+    """Open a complete store, checking the sizes of its files. Raises Damaged, and FileNotFoundError if there is none."""
+    info = read_info(path, mend)
+    if not info["complete"]:
+        raise UserError(
+            f"the token store {path} is incomplete; run the same scripts/data.py build command again to finish it"
+        )
+    dtype = np.dtype(info["dtype"])
+    shards = [Shard(path / shard_file(i), dtype, _counts(s), mend) for i, s in enumerate(info["shards"])]
+    for shard in shards:
+        if not shard.path.is_file():
+            raise Damaged(f"{shard.path} is missing; {mend}")
+        if (size := shard.path.stat().st_size) != shard.size:
+            raise Damaged(f"{shard.path} has {size} bytes instead of {shard.size}; {mend}")
+        if shard.rows("documents", max(0, shard.counts["documents"] - 1))["ids"].tolist()[:1] not in (
+            [],
+            [shard.counts["ids"]],
+        ):
+            raise Damaged(f"{shard.path} is damaged: its last document ends elsewhere than its tokens; {mend}")
+    return Store(path, info, tuple(shards), in_use)
+
+
+def is_store(path: str | Path) -> bool:
+    """Whether a path is the directory of a store, complete or not."""
+    return (Path(path) / STORE_FILE).is_file()
+
+
+def verify_store(path: Path) -> Store:
+    """Read and check every byte of a store. Raises UserError at the first damage."""
+    if not is_store(path):
+        raise UserError(f"{path} has no {STORE_FILE}: it is not a token store")
+    store = open_store(path)
+    for shard, entry in zip(store.shards, store.info["shards"], strict=True):
+        shard.verify()
+        if shard.digest() != entry["digest"]:
+            raise Damaged(f"{shard.path} is not the file that was written; {REBUILD}")
+        if (np.diff(shard.rows("documents")["ids"].astype(np.int64), prepend=0) <= 0).any():
+            raise Damaged(f"{shard.path} is damaged: the ends of its documents do not increase; {REBUILD}")
+    return store
+
+
+@dataclass(frozen=True)
+class WindowStore:
+    """Windows of `sequence_length` tokens over the concatenation of all documents. The last window may be shorter."""
+
+    store: Store
+    sequence_length: int
+
+    def __len__(self) -> int:
+        """Number of windows, including a shorter one at the end."""
+        return -(-self.store.num_tokens // self.sequence_length)
+
+    @property
+    def mean_targets(self) -> float:
+        """Mean number of target tokens per window: tokens with a preceding token of their document in the window.
+
+        This assumes that no window but the first begins with a document. Each one that does has one more target.
+        """
+        return max(0, self.store.num_tokens - self.store.num_documents - len(self) + 1) / len(self)
+
+    def window(self, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        """(ids, document_lengths): token ids int64 `(tokens,)`, and the number of them in each document.
+
+        Of a document that begins in an earlier window or ends in a later one, only the part in this window counts.
+        """
+        return self.store.tokens(*self._span(index)), self.document_lengths(index)
+
+    def document_lengths(self, index: int) -> tuple[int, ...]:
+        """Number of tokens of each document in a window, computed from the document ends alone."""
+        begin, end = self._span(index)
+        cuts = [begin, *self.store.ends_between(begin, end)]
+        if cuts[-1] != end:
+            cuts.append(end)
+        return tuple(after - before for before, after in zip(cuts, cuts[1:], strict=False))
+
+    def window_length(self, index: int) -> int:
+        """Number of tokens of a window: `sequence_length`, except for the last. Reads no file."""
+        begin, end = self._span(index)
+        return end - begin
+
+    def _span(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} is outside a store of {len(self)} windows")
+        begin = index * self.sequence_length
+        return begin, min(begin + self.sequence_length, self.store.num_tokens)
+
+
+def _counts(entry: dict) -> dict[str, int]:
+    return {name: entry[name] for name in SECTIONS}
+
+
+def _digest_of_info(info: dict) -> str:
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
+
+
+def _pread(descriptor: int, start: int, count: int) -> bytes:
+    parts = []
+    while count and (part := os.pread(descriptor, count, start)):
+        parts.append(part)
+        start, count = start + len(part), count - len(part)
+    return b"".join(parts)
