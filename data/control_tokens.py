@@ -22,8 +22,6 @@ from transformers import PreTrainedTokenizerBase
 
 from data.tokens import backend
 
-# Of letters and digits, which no template changes or escapes. New in each process, so that no content can have them.
-NAME, MARK = f"own{secrets.token_hex(8)}", f"mark{secrets.token_hex(8)}"
 MARKUP = re.compile(r"[<\[{|].*[>\]}|]")
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # by these a tokenizer spells what it has no other token for
 # An assistant's own turn may spell these tags itself: <think>, </tool_call>, [THINK].
@@ -38,19 +36,22 @@ class ControlTokens:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        # Of letters and digits, which no template changes or escapes, and new each time, so that no content can have them. The
+        # encoder has the name inside: an object that is sent to another rank takes both along.
+        self.name, self.mark = f"own{secrets.token_hex(8)}", f"mark{secrets.token_hex(8)}"
         source = str(tokenizer.chat_template)
         added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
         special = {text for text, is_special in added.items() if is_special and not BYTE.fullmatch(text)}
         special |= {*tokenizer.all_special_tokens}
         written = {text for text in added if text not in special and MARKUP.fullmatch(text) and text in source}
         # A mark breaks a token of two characters or more, unless the mark itself has it.
-        texts = {text for text in special | written if len(text) > 1 and text not in NAME + MARK}
+        texts = {text for text in special | written if len(text) > 1 and text not in self.name + self.mark}
         self.texts = tuple(sorted(texts, key=lambda text: (-len(text), text)))
         self.own = {text for text in self.texts if THINKING_TAGS.fullmatch(text)} | {
             text for text in written if OWN_TAGS.fullmatch(text)
         }
         self._all, self._foreign = _any_of(self.texts), _any_of([text for text in self.texts if text not in self.own])
-        self.encoder = _renamed(tokenizer, self.texts)
+        self.encoder = _renamed(tokenizer, self.texts, self.name)
 
     def found_in(self, text: str) -> list[str]:
         """The control tokens in a text that is all content."""
@@ -66,7 +67,7 @@ class ControlTokens:
         if isinstance(value, str):
             while tokens := pattern.findall(value):  # tokens may overlap
                 found += tokens
-                value = pattern.sub(lambda match: match[0][0] + MARK + match[0][1:], value)
+                value = pattern.sub(lambda match: match[0][0] + self.mark + match[0][1:], value)
         elif isinstance(value, dict):
             return {self._marked(k, pattern, found): self._marked(v, pattern, found) for k, v in value.items()}
         elif isinstance(value, list):
@@ -75,16 +76,16 @@ class ControlTokens:
 
     def named(self, text: str) -> str:
         """What the encoder gets for a part of a rendered chat: secret names before the template's own tokens, no marks."""
-        return self._all.sub(rf"{NAME}\g<0>", text).replace(MARK, "")
+        return self._all.sub(rf"{self.name}\g<0>", text).replace(self.mark, "")
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern:
     return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
 
-def _renamed(tokenizer: PreTrainedTokenizerBase, control: Iterable[str]) -> Tokenizer:
-    """The tokenizer's backend with NAME before each of these tokens, in the added tokens and in the vocabulary of the model."""
-    parts, new = json.loads(backend(tokenizer).to_str()), {text: NAME + text for text in control}
+def _renamed(tokenizer: PreTrainedTokenizerBase, control: Iterable[str], name: str) -> Tokenizer:
+    """The tokenizer's backend with `name` before each of these tokens, in the added tokens and in the vocabulary of the model."""
+    parts, new = json.loads(backend(tokenizer).to_str()), {text: name + text for text in control}
     parts |= {"post_processor": None, "padding": None, "truncation": None}
     for token in parts["added_tokens"]:
         token["content"] = new.get(token["content"], token["content"])

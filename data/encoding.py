@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data.chat_template import ChatSettings, ChatTemplate
-from data.control_tokens import NAME, ControlTokens
+from data.control_tokens import ControlTokens
 from data.labels import THOUGHTS, Labels, Turn, check_said, leaves_out
 from data.tokens import bos_ids, eos_id, generation_stops, make_encoder, tokenizer_fingerprint
 
@@ -316,8 +316,10 @@ class ExampleEncoder:
 
     def _last_control(self, named: str) -> tuple[int, int] | None:
         """(where the template's last control token begins in a text, its id). None if it has none, or only <unk>."""
-        start = named.rfind(NAME)
-        token = next((text for text in self.control.texts if named.startswith(text, start + len(NAME))), "")
+        start = named.rfind(self.control.name)
+        token = next(
+            (text for text in self.control.texts if named.startswith(text, start + len(self.control.name))), ""
+        )
         return (start, self._id(token)) if start >= 0 and token != self.tokenizer.unk_token else None
 
     def _joined(self, chat: _Chat, encoded: Iterator[list[int]]) -> tuple[list[Encoded], list[str]]:

@@ -9,6 +9,7 @@ where a folder has them. `UPDATE=1 pytest tests/data/test_labels.py` writes the 
 import datetime
 import json
 import os
+import pickle
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from data.tokenise import ExampleSettings
 from data.tokens import plain_template
 from tests import real_templates
 from tests.chat_families import FAMILIES, family_tokenizer
+from tests.processes import ROOT, run_python
 from training.chat_settings import chat_settings
 
 PAGE = Path(__file__).parents[2] / "docs/chats.md"
@@ -566,3 +568,18 @@ def test_the_report_names_content_with_control_tokens_and_says_what_splitting_co
     assert "SKIPPED 2 malformed" in report(control_tokens="error") and "line 5: it has the text" in report(
         control_tokens="error"
     )
+
+
+def test_an_encoder_that_is_sent_to_another_process_gives_the_same_ids(tmp_path) -> None:
+    """Ranks get what rank 0 has read. A secret name of each process's own made text of every control token there."""
+    tokenizer = tokenizer_of("qwen3")
+    encoder = ExampleEncoder(tokenizer)
+    (tmp_path / "encoder").write_bytes(pickle.dumps(encoder))
+    (tmp_path / "other.py").write_text(
+        f"import pickle, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
+        f"encoder = pickle.loads(Path({str(tmp_path / 'encoder')!r}).read_bytes())\n"
+        f"print(encoder.prompt({CHATS['one answer'][:1]!r}))\n"
+    )
+    here = encoder.prompt(CHATS["one answer"][:1])
+    assert run_python(tmp_path / "other.py", fresh=True).stdout.strip() == str(here)
+    assert here == tokenizer.apply_chat_template(CHATS["one answer"][:1], add_generation_prompt=True)["input_ids"]

@@ -70,7 +70,6 @@ def test_resuming_after_a_kill_gives_the_bytes_of_an_uninterrupted_build(folder,
     store = build_store([Path("texts.jsonl")], tiny_tokenizer(), Path("whole"), SHARD_TOKENS)
     assert contents(folder / "store") == contents(folder / "whole")
     assert f"store: {store.num_tokens:,} tokens of 80 documents in {len(store.shards)} shards, uint16" in done.stdout
-    assert "tokenise: 100%" in done.stderr  # the progress bar
     verified = script(folder, "build", "--verify", "store")
     assert verified.returncode == 0, verified.stderr
     assert verified.stdout == f"store: {store.num_tokens:,} tokens of 80 documents, all as written\n"
