@@ -196,7 +196,7 @@ def _batch(file: _File, world_size: int) -> None:
         file.set("batch.global_examples", total, reason)
         file.config = replace(file.config, "batch.global_tokens", None)
     elif micro is not None or accumulation is not None:
-        file.notes.append("the file does not say how many examples a step has, so batch.global_* stay as they are")
+        file.notes.append("the file names no number of examples per step, so batch.global_* keep their values")
     if micro is not None:
         packed = file.config.data.packing
         more = " x data.sequence_length tokens, because examples are packed" if packed else " examples"

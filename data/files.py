@@ -98,6 +98,7 @@ def _converter(reading: Reading) -> Callable[[object, str], object] | None:
     function, name = load_function("data.row", reading.row), reading.row
 
     def convert(row: object, where: str) -> object:
+        """What data.row makes of a row. Raises UserError with the location of a row for which it fails."""
         if not isinstance(row, dict):
             return row  # canonical_example refuses it
         try:

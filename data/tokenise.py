@@ -366,6 +366,7 @@ def build_examples(
         return other
 
     def units(advance: Advance) -> Iterator[Unit]:
+        """The examples of this part, whose content is counted and hashed on the way; a long text as pieces."""
         for number, path in enumerate(files):
             opened.append(path)
             found = read_file(path, advance, reading, build.skip, build.left, rest)

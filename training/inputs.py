@@ -62,7 +62,7 @@ class Inputs:
     def steps(self, first: int, ranks: Ranks) -> Iterator[tuple[int, Iterator[tuple[MicroBatch, bool]]]]:
         """For each step from `first` on, its number and this rank's (micro_batch, is_last); as many on every rank.
 
-        A thread prepares the micro-batches of all steps to come while the device computes.
+        A thread prepares micro-batches in advance while the device computes.
         """
 
         def all_micro_batches() -> Iterator[tuple[MicroBatch, bool]]:
