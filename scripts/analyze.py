@@ -23,9 +23,9 @@ import os
 
 from common.command_line import add_number, new_parser
 from common.errors import UserError, run_script
-from desk.analysis import Options, analyse
-from desk.audit import versions
-from desk.profiles import PROFILES, choose_profile
+from xbrl.desk.analysis import Options, analyse
+from xbrl.desk.audit import versions
+from xbrl.desk.profiles import PROFILES, choose_profile
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -70,7 +70,7 @@ def main() -> int:
         raise UserError("no report is named after the model; give a file or a folder of reports")
     profile, source = choose_profile(arguments.profile, model)
     # Imported here because an analysis without a model needs no torch.
-    from desk.model_answers import Asking, analyse_over_ranks
+    from xbrl.desk.model_answers import Asking, analyse_over_ranks
 
     asking = Asking(
         model,

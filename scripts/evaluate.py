@@ -25,17 +25,17 @@ from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
 from configs.load import FORMATS
-from data.regulator.answer_grammar import LETTER, answer_grammar
 from distributed.process_group import read_on_first, start_process_group
 from eval.evaluate_examples import evaluate_examples
 from eval.inputs import EvaluationInputs, EvaluationOptions, read_inputs
 from eval.load_over_ranks import add_sharding_option
 from eval.over_ranks import TIMEOUT_MINUTES
-from eval.regulator import report
-from eval.regulator.fields import check_scored_fields
-from eval.regulator.score import score_answers
 from eval.stored_answers import write_answers
 from model.fingerprint import fingerprint_of_base
+from xbrl.answers import score_tables as report
+from xbrl.answers.answer_grammar import LETTER, answer_grammar
+from xbrl.answers.fields import check_scored_fields
+from xbrl.answers.score import score_answers
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -17,8 +17,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from common.command_line import add_number, check_new, new_parser
 from common.durable_files import new_directory
 from common.errors import UserError, run_script
-from data.regulator.dpm import DISTILLED, load_cells
-from data.regulator.forms import form_texts
 from eval import general_text
 from eval.vocabulary import best_table, loss_table, read_texts, token_table
 from model.architectures import read_model_config
@@ -32,6 +30,8 @@ from model.vocabulary import (
     sub_tokens,
     write_extension,
 )
+from xbrl.read.dpm import DISTILLED, load_cells
+from xbrl.read.forms import form_texts
 
 
 def main() -> int:

@@ -17,10 +17,10 @@ import os
 
 from common.command_line import add_number, new_parser
 from common.errors import run_script
-from data.regulator.card import token_counter
-from data.regulator.generate import Request, generate_corpus, is_generated
-from data.regulator.quickstart_corpus import generate_quickstart
-from data.regulator.splits import DEFAULT_SHARES, FULL_SPLITS, SPLITS
+from xbrl.corpus.card import token_counter
+from xbrl.corpus.generate import Request, generate_corpus, is_generated
+from xbrl.corpus.quickstart_corpus import generate_quickstart
+from xbrl.corpus.splits import DEFAULT_SHARES, FULL_SPLITS, SPLITS
 
 EXAMPLES = {"full": 6800, "laptop": 4000, "quickstart": 688}  # default number of reports of each profile
 SHARES = {
@@ -64,7 +64,7 @@ def main() -> None:
         print_card(generate_quickstart(arguments.out, request, count_tokens))
         return
     # Imported here because the quickstart does without the evaluation library rouge-score.
-    from eval.regulator.nearest_letter import score_nearest_letters
+    from xbrl.answers.nearest_letter import score_nearest_letters
 
     print_card(generate_corpus(arguments.out, request, arguments.processes, count_tokens, score_nearest_letters))
 

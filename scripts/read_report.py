@@ -18,10 +18,10 @@ import os
 
 from common.command_line import add_number, new_parser, reader_may_leave
 from common.errors import run_script
-from data.regulator.folder import read_folder
-from data.regulator.render import STYLES
-from data.regulator.report_lines import Output, report_lines
-from data.regulator.xbrl import is_package, merge_reports, read_report
+from xbrl.read.folder import read_folder
+from xbrl.read.render import STYLES
+from xbrl.read.report_lines import Output, report_lines
+from xbrl.read.xbrl import is_package, merge_reports, read_report
 
 
 def main() -> int:

@@ -21,8 +21,8 @@ def law(parser: argparse.ArgumentParser) -> int:
     left out: a note can lift a requirement. The exit code is 1 if anything was found.
     """
     from data.examples import read_examples
-    from data.regulator.examples import letter_of, report_of
-    from data.regulator.law_check import audit, contradictions
+    from xbrl.corpus.examples import letter_of, report_of
+    from xbrl.rules.law_check import audit, contradictions
 
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="example files (JSON Lines)")
     files = parser.parse_args().data
@@ -46,12 +46,12 @@ def dpm(parser: argparse.ArgumentParser) -> None:
     release 4.2, plus the datapoints of earlier releases so that older reports can be read too. With it, every EBA xBRL-CSV
     report can be read as labelled cells. If the file already exists, the command does nothing.
     """
-    from data.regulator import dpm_distil
-    from data.regulator.dpm import DISTILLED
+    from xbrl.read import dpm_distil
+    from xbrl.read.dpm import DISTILLED
 
     parser.add_argument("--out", type=Path, default=DISTILLED, help="the distilled file (default: %(default)s)")
     parser.add_argument("--database", type=Path, help="read this DPM 2.0 database (SQLite) instead of downloading it")
-    parser.add_argument("--builtin", action="store_true", help="make data/regulator/dpm_cells.csv and dpm_tables.csv")
+    parser.add_argument("--builtin", action="store_true", help="make xbrl/read/dpm_cells.csv and dpm_tables.csv")
     print(dpm_distil.fetch(**vars(parser.parse_args())))
 
 
@@ -63,9 +63,9 @@ def cpt(parser: argparse.ArgumentParser) -> None:
     out whole, together with all that resemble them. Beside them, general.jsonl has general English text to mix into
     training, and general_held_out.jsonl the general text that evaluation uses. The same arguments produce the same bytes.
     """
-    from data.regulator.cpt_corpus import SOURCE, TOKENIZER, GeneralText, check_arguments, make_corpus
-    from data.regulator.dpm_download import open_dpm_database
     from eval import general_text
+    from xbrl.corpus.cpt_corpus import SOURCE, TOKENIZER, GeneralText, check_arguments, make_corpus
+    from xbrl.read.dpm_download import open_dpm_database
 
     parser.add_argument("--out", type=Path, required=True, help="the folder to create")
     parser.add_argument("--database", type=Path, help="read this DPM 2.0 database (SQLite) instead of downloading it")
@@ -94,8 +94,8 @@ def examples(parser: argparse.ArgumentParser) -> None:
     cannot be read or has no counterpart is listed (unmatched.txt), and so are letters that contradict the labels
     (disagreements.txt). The archive is not modified, and nothing is sent over the network.
     """
-    from data.regulator.archive_corpus import Archive, make_archive_corpus
-    from data.regulator.splits import DEFAULT_SHARES, FULL_SPLITS
+    from xbrl.corpus.archive_corpus import Archive, make_archive_corpus
+    from xbrl.corpus.splits import DEFAULT_SHARES, FULL_SPLITS
 
     shares = [*DEFAULT_SHARES[FULL_SPLITS]]
     parser.add_argument("--reports", type=Path, required=True, help="directory of reports, in any XBRL syntax")

@@ -23,12 +23,12 @@ from common.errors import run_script
 from data.examples import read_examples
 from data.formats import Reading
 from eval.asked_examples import choose_examples, has_answer
-from eval.regulator.audit import audit, audit_table
-from eval.regulator.fields import check_scored_fields
-from eval.regulator.report import full_report
-from eval.regulator.score import score_answers
 from eval.results import prepare_output
 from eval.stored_answers import score_stored
+from xbrl.answers.audit import audit, audit_table
+from xbrl.answers.fields import check_scored_fields
+from xbrl.answers.score import score_answers
+from xbrl.answers.score_tables import full_report
 
 
 def parse_arguments() -> argparse.Namespace:

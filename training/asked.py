@@ -99,7 +99,7 @@ def _answer_length(train: Documents | Windows) -> int:
 
 def _metric(config: Config, examples: list[dict]) -> tuple[Metric, dict[str, float]]:
     """(what scores the answers, what it gives for the references). A mistake ends here, before anything is trained."""
-    from eval.regulator.curves import f1_scores  # the first import of the supervisor's code in a run
+    from xbrl.answers.curves import f1_scores  # the first import of the supervisor's code in a run
 
     where, name = ", ".join(config.data.validation or config.data.train), config.eval.metric
     references = [reference_of(example) for example in examples]

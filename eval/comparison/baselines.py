@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from data.regulator.baselines import baseline_predictions
 from eval.asked_examples import has_answer
-from eval.regulator.violations import baseline_answers, true_answers
+from xbrl.answers.baselines import baseline_predictions
+from xbrl.answers.violations import baseline_answers, true_answers
 
 ENGINE = "rule engine"
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from eval.comparison.arms import Arm, Seed
 from eval.intervals import Terms, clusters_of, ratio, terms_of
-from eval.regulator.violations import UNREADABLE
+from xbrl.answers.violations import UNREADABLE
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ ALLOWED = {
     "eval": CORE - {"train", "training"},
     "training": CORE - {"train"},
     "train": CORE,
-    "desk": CORE | {"desk"},
+    "xbrl": CORE | {"xbrl"},
     "experiment": {"common", "configs", "experiment"},
     "tools": CORE | {"tools"},
-    "scripts": CORE | {"desk", "experiment", "tools"},
-    "tests": CORE | {"desk", "experiment", "tests", "tools"},
+    "scripts": CORE | {"experiment", "tools", "xbrl"},
+    "tests": CORE | {"experiment", "tests", "tools", "xbrl"},
 }
 
 

@@ -15,8 +15,8 @@ from data.tokens import load_tokenizer
 from distributed.process_group import start_process_group
 from eval.evaluate_examples import evaluate_examples
 from eval.inputs import EvaluationOptions, read_inputs
-from eval.regulator.score import score_answers
 from tests.tiny import encode_one, write_chat_file, write_tiny_model
+from xbrl.answers.score import score_answers
 
 
 @pytest.fixture(scope="module")

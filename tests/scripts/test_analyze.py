@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.desk.reports import BANK, LCR, LR, SMALL, contradict, write
 from tests.processes import run_python, run_ranks
 from tests.tiny import write_tiny_model
+from tests.xbrl.desk.reports import BANK, LCR, LR, SMALL, contradict, write
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "analyze.py"
 

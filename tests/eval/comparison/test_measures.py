@@ -5,8 +5,8 @@ import pytest
 
 from eval.comparison.measures import arm_terms, averaged, general_terms, label_terms, rule_terms, seed_terms
 from eval.intervals import interval, wilson
-from eval.regulator.violations import score_violations
 from tests.comparisons import arm, general, row, task
+from xbrl.answers.violations import score_violations
 
 ANSWERS = [
     row(["A", "B"], ["A", "C"], "x"),

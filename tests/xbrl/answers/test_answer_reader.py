@@ -1,0 +1,173 @@
+"""The reader of answers, and the figures and citations in them."""
+
+from decimal import Decimal
+
+import pytest
+
+from xbrl.answers.answer_reader import NOT_REPORTED, Answer, claim_of, parse_answer, read_line
+from xbrl.answers.answers import Check, write_checks
+from xbrl.rules.citations import articles
+from xbrl.rules.quantities import parse_quantity, quantities
+
+LCR = "LCR_MIN | C 76.00.a r0030 c0010 | 93.10% | min 100% | CRR Art. 412(1); Delegated Reg. (EU) 2015/61 Art. 4(2)"
+SUM = "OF_SUM | C 01.00 r0010 c0010 | 90001 thousand | expected 92000 thousand | CRR Art. 72"
+ANSWER = f"Violations:\n{LCR}\n{SUM}\nDirective:\nTo the Board.\nDo it."
+
+
+def test_an_answer_is_read_into_claims():
+    answer = parse_answer(ANSWER)
+    assert (answer.rule_ids, answer.directive, answer.void) == (("LCR_MIN", "OF_SUM"), "To the Board.\nDo it.", 0)
+    lcr, total = answer.claims
+    assert (lcr.state, lcr.where, lcr.value, lcr.relation, lcr.limit) == (
+        *("violated", "c 76.00.a r0030 c0010", Decimal("0.931"), "min"),
+        1,
+    )
+    assert lcr.legal == {("CRR", "412(1)"), ("2015/61", "4(2)")}
+    assert (total.value, total.relation, total.limit) == (90001000, "expected", 92000000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Here is my examination of the report.\n\n" + ANSWER,
+        ANSWER.replace("Violations:", "**Violations:**").replace("Directive:", "**Directive:**"),
+        ANSWER.replace("Violations:", "## VIOLATIONS").replace("Directive:", "## Directive"),
+        ANSWER.replace("LCR_MIN", "- LCR_MIN").replace("OF_SUM", "- OF_SUM"),
+        ANSWER.replace("LCR_MIN", "1. **LCR_MIN**").replace("OF_SUM", "2) `OF_SUM`"),
+        ANSWER.replace(LCR, f"| rule | cell | value | limit | article |\n|---|---|---|---|---|\n| {LCR} |"),
+        ANSWER.replace("\n", "\n\n"),
+        ANSWER.replace("Directive:\n", "directive: "),
+        ANSWER.replace("93.10%", "93.1 %").replace("90001 thousand", "EUR 90,001,000").replace("min", "at least"),
+        ANSWER.replace("CRR Art. 72", "Article 72 of Regulation (EU) No 575/2013").replace("r0010 c", "r0010  c"),
+    ],
+)
+def test_the_form_may_vary(text):
+    answer, plain = parse_answer(text), parse_answer(ANSWER)
+    assert (answer.rule_ids, answer.claims, answer.void) == (plain.rule_ids, plain.claims, 0)
+    assert answer.directive.split() == plain.directive.split()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "LCR_MIN",
+        "LCR_MIN | C 76.00.a r0030 c0010 | 93.1%",  # cut short
+        LCR.replace("93.10%", "low"),
+        LCR.replace("min 100%", "the minimum"),
+        LCR.replace("LCR_MIN", "lcr"),
+        LCR.replace("C 76.00.a r0030 c0010", ""),
+        LCR + " | more",
+        "The liquidity coverage ratio is too low.",
+        "LCR 93% <: LCR_MIN, CRR Art. 412(1)",
+        "LCR 93% < 100%: perhaps",
+        "LCR < 100%: LCR_MIN, CRR Art. 412(1)",
+    ],
+)
+def test_a_malformed_line_is_void_and_the_others_stand(line):
+    assert read_line(line) is None
+    answer = parse_answer(ANSWER.replace(LCR, line))
+    assert (answer.rule_ids, answer.void, answer.directive) == (("OF_SUM",), 1, "To the Board.\nDo it.")
+    assert parse_answer(f"Violations:\n{line}\nDirective:\nx") is None  # nothing in it can be read
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", None),
+        ("The bank is fine.", None),
+        ("Violations:", None),
+        ("Violations:\nDirective:\nTo the Board", None),
+        ("Violations:\nnone", Answer((), "")),  # generation cut short before the letter
+        ("Violations: None.\nDirective: x", Answer((), "x")),
+        ("Directive:\nViolations:\nnone", Answer((), "")),
+    ],
+)
+def test_answers_without_a_violation_and_texts_that_are_none(text, expected):
+    assert parse_answer(text) == expected
+
+
+def test_an_answer_that_contradicts_itself_is_counted():
+    answer = parse_answer(f"Violations:\nnone\n{LCR}\nDirective:\nx")
+    assert (answer.rule_ids, answer.void) == (("LCR_MIN",), 1)
+    twice = parse_answer(f"Violations:\n{LCR}\n{LCR}")
+    assert (twice.rule_ids, len(twice.claims), twice.void) == (("LCR_MIN",), 1, 0)
+
+
+def test_checks_are_read_and_a_lifted_rule_is_no_violation():
+    checks = [
+        Check("LCR", "93% < 100%", "LCR_MIN", "CRR Art. 412(1)"),
+        Check("Tier 1 ratio", "3.7% > 3%"),
+        Check("Pledged assets", "104% - 9% = 95% < 100%", "LCR_PLEDGED", "Delegated Reg. (EU) 2015/61 Art. 7(2)"),
+        Check("Clients", "14% + 13% = 27% > 25%", "LE_CONNECTED", "CRR Art. 395(1)"),
+        Check("Received", "2026-05-20 > 2026-05-12", "LATE", "ITS (EU) 2024/3117 Art. 2"),
+        Check("Waiver", "", "lifts LCR_MIN", "CRR Art. 8"),
+        Check("Guidance", ""),
+        Check("NSFR", "93% < 100%", "NSFR_MIN"),  # an article is optional here
+    ]
+    answer = parse_answer(write_checks(checks, "To the Board"))
+    assert answer.rule_ids == ("LCR_PLEDGED", "LE_CONNECTED", "LATE", "NSFR_MIN") and answer.void == 0
+    assert answer.directive == "To the Board"
+    read = [(c.state, c.rule, c.where, str(c.value), c.relation, str(c.limit)) for c in answer.claims]
+    assert read == [
+        ("violated", "LCR_MIN", "lcr", "0.93", "min", "1"),
+        ("met", "", "tier 1 ratio", "0.037", "min", "0.03"),
+        ("violated", "LCR_PLEDGED", "pledged assets", "0.95", "min", "1"),
+        ("violated", "LE_CONNECTED", "clients", "0.27", "max", "0.25"),
+        ("violated", "LATE", "received", "2026-05-20", "max", "2026-05-12"),
+        ("lifts", "LCR_MIN", "waiver", "None", "", "None"),
+        ("met", "", "guidance", "None", "", "None"),
+        ("violated", "NSFR_MIN", "nsfr", "0.93", "min", "1"),
+    ]
+    assert parse_answer("Checks:\nLCR 101% > 100%: met\nDirective:\nx").rule_ids == ()
+
+
+def test_the_findings_of_an_example_are_claims():
+    rule, cell, value, limit, legal = LCR.split(" | ")
+    finding = {"rule": rule, "cell": cell, "value": value, "limit": limit, "legal": legal}
+    assert claim_of(finding) == read_line(LCR)
+    assert claim_of(finding | {"value": NOT_REPORTED}).value == NOT_REPORTED
+    assert claim_of(finding | {"value": None}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        *(("4.310%", "0.0431"), ("4.31 per cent", "0.0431"), ("0.19 percentage points", "0.0019"), ("0", "0")),
+        *(("1.340 thousand", "1340"), ("1,340", "1340"), ("-2.017 thousand", "-2017"), ("−3 k", "-3000")),
+        *(("12.4 bn", "12400000000"), ("EUR 3 million", "3000000"), ("1340 thousand EUR", "1340000"), ("-0%", "0")),
+        *((text, None) for text in ("", "abc", "4.5%.", "1,34", "4.5 %%", "4 5", "5 thousandths")),
+    ],
+)
+def test_figures_are_compared_as_numbers(text, number):
+    assert parse_quantity(text) == (None if number is None else Decimal(number))
+
+
+def test_the_figures_of_a_letter():
+    letter = (
+        "By 31 March 2026 (C 76.00.a r0030 c0010) the LCR of 93.1% missed 100% under CRR Art. 412(1) by 6.9 percentage "
+        "points; EUR 1,340 thousand are missing within 30 days. It was 4.31%. Tier 1 and -2.5 million, 2026-03-31."
+    )
+    assert [printed for printed, _ in quantities(letter)] == [
+        *("93.1%", "100%", "6.9 percentage points", "EUR 1,340 thousand", "4.31%", "-2.5 million"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("CRR Art. 92(1)(a)", {("CRR", "92(1)(a)")}),
+        ("Article 92 (1) (a) of Regulation (EU) No 575/2013", {("CRR", "92(1)(a)")}),
+        ("CRD Art. 104a, 104(1)(a)", {("CRD", "104a"), ("CRD", "104(1)(a)")}),
+        ("Articles 102 and 104(1) CRD and Article 414 CRR", {("CRD", "102"), ("CRD", "104(1)"), ("CRR", "414")}),
+        (
+            "CRR Art. 412(1); Delegated Regulation (EU) 2015/61, Art. 4(2)",
+            {("CRR", "412(1)"), ("2015/61", "4(2)")},
+        ),
+        ("ITS (EU) 2024/3117 Annex III", {("2024/3117", "Annex III")}),
+        ("4.5% under CRR Art. 92. It was 4.9% before. Under Article 102 CRD", {("CRR", "92"), ("CRD", "102")}),
+        ("Article 5 says", {("", "5")}),
+        ("No article of 31 March 2026.", set()),
+    ],
+)
+def test_articles_are_normalised(text, expected):
+    assert articles(text) == expected

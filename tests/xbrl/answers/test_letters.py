@@ -1,0 +1,109 @@
+"""What the figures, dates, articles, measures and deadlines of a letter are worth, and ROUGE-L beside its bounds."""
+
+from decimal import Decimal
+
+import pytest
+
+from xbrl.answers.answer_reader import parse_answer
+from xbrl.answers.demanded_measures import deadlines, demands, score_measures
+from xbrl.answers.letters import score_letters, statements
+from xbrl.answers.references import references_of, score_references
+
+ANSWER = "Violations:\nLCR_MIN | C 76.00.a r0030 c0010 | 93.1% | min 100% | CRR Art. 412(1)\nDirective:\nUnder Article 414 CRR."
+TRUTH = parse_answer(ANSWER)
+
+
+def example(**fields):
+    report = "Nordbank | reference date 2026-03-31\nr0010 c0010 Buffer | 1340 thousand"
+    return {"messages": [{"role": "user", "content": report}, {"role": "assistant", "content": ANSWER}], **fields}
+
+
+def test_what_a_text_states():
+    text = "On 31 March 2026 (2026-03-31, March 31, 2026) C 76.00.a r0030 was 93.10%, EUR 1.34 million under CRR Art. 412(1)."
+    assert statements(text) == {
+        "figures": {Decimal("0.931"), 1340000},
+        "dates": {"2026-03-31"},
+        "articles": {("CRR", "412(1)")},
+    }
+
+
+def test_statements_are_supported_by_the_report_the_finding_or_a_reference():
+    right = (
+        "On 31 March 2026 the LCR of 93.10% missed 100% by 6.9 percentage points (CRR Art. 412(1), Article 414 CRR); the "
+        "buffer is 1,340 thousand."
+    )
+    scores = score_letters([example()], [TRUTH], [right])
+    assert scores["supported"] == 1 and scores["n"] == 7
+    wrong = "On 30 June 2026 the LCR of 39.1% missed 100% by 60.9 percentage points (CRR Art. 413)."
+    scores = score_letters([example()], [TRUTH], [wrong])
+    assert scores["by_kind"] == {
+        "figures": {"supported": pytest.approx(1 / 3), "n": 3},
+        "dates": {"supported": 0, "n": 1},
+        "articles": {"supported": 0, "n": 1},
+    }
+    assert scores["supported"] == pytest.approx(1 / 5)
+    known = example(references=["By 30 June 2026 39.1%"])
+    assert score_letters([known], [TRUTH], [wrong])["supported"] == pytest.approx(3 / 5)
+
+
+def test_a_letter_that_states_nothing_is_not_scored():
+    assert score_letters([example()], [TRUTH], [""])["supported"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "days"),
+    [
+        ("within 30 days of receipt", [{30}]),
+        ("within ten working days", [{10}]),
+        ("no later than two weeks from the date", [{14, 10}]),
+        ("within a month", [{30, 20}]),
+        ("within five business days and within two months", [{5}, {60, 40}]),
+        ("in 2026, for 30 days", []),
+    ],
+)
+def test_terms_in_words_and_numbers(text, days):
+    assert deadlines(text) == days
+
+
+def test_a_demand_names_its_subject_and_its_term():
+    letter = (
+        "The LCR of 93% is too low.\n- Submit within ten working days a plan to restore the liquidity buffer.\n"
+        "Objections to the liquidity measure may be lodged within one month. File C 76.00 again within 3 days."
+    )
+    assert list(demands(letter)) == [({"liquidity"}, {10}), ({"filing"}, {3})]
+
+
+def test_measures_and_deadlines():
+    required = [{"subject": "liquidity", "deadline_days": 10}, {"subject": "leverage", "deadline_days": 30}]
+    letters = {
+        "Restore the liquidity buffer within ten working days. Reduce the leverage exposure within 30 days.": (1, 1),
+        "Restore the liquidity buffer within 10 days and reduce the balance sheet within 30 days.": (1, 1),
+        "Restore the liquidity buffer within 20 days. Reduce leverage within 30 days.": (0.5, 0),
+        "Restore the liquidity buffer within 10 days. Restore the liquidity buffer within 20 days.": (0, 0),
+        "Within 10 days you shall act.": (0, 0),  # on what?
+        "": (0, 0),
+    }
+    for letter, (right, reports) in letters.items():
+        scores = score_measures([example(measures=required)], [letter])
+        assert (scores["right"], scores["reports"]) == (right, reports), letter
+    clean = [example(measures=[])] * 4
+    scores = score_measures(clean, ["No measures.", "Restore the liquidity buffer within 10 days.", "", " "])
+    assert (scores["right"], scores["reports"], scores["n_reports"]) == (None, 0.25, 4)
+    assert score_measures([example()], ["x"]) is None
+
+
+def test_rouge_stands_between_its_floor_and_its_ceiling():
+    references = [["a b c d", "a b x y"], ["p q r s", "p q z z"]]
+    scores = score_references(references, ["a b c d", "p q"], "a b")
+    assert scores["scores"] == pytest.approx([1, 2 / 3]) and scores["f"] == pytest.approx(5 / 6)
+    assert scores["ceiling"] == pytest.approx(0.5)
+    assert scores["floor"] == {"another report": 0, "fixed": pytest.approx(1 / 3)}
+    assert score_references([["a"]], ["a"], "a") == {
+        **{"scores": [1], "f": 1, "ceiling": None},
+        "floor": {"another report": None, "fixed": 1},
+    }
+
+
+def test_references_of_an_example():
+    assert references_of(example(references=["x", "y", "x"]), "z") == ["x", "y"]
+    assert references_of(example(), "z") == ["z"]

@@ -1,0 +1,264 @@
+"""A supervisor's archive: matching letters to reports, listing what has no match, and making examples of both."""
+
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from common.errors import UserError
+from xbrl.corpus.archive import (
+    Letter,
+    find_letters,
+    find_reports,
+    group_reports,
+    incomplete_cases,
+    is_named_after,
+    match_letters,
+    read_pairs,
+    try_read_report,
+)
+from xbrl.corpus.corpus import make_filings
+from xbrl.corpus.filing import write_reports
+from xbrl.corpus.profiles import FULL
+from xbrl.read.dpm import BUILT_IN, load_cells
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+A, B = "SYNB00AAAAAAAAAAAA11", "SYNB00BBBBBBBBBBBB22"
+CASES = [(A, "2026-03-31"), (A, "2026-06-30"), (B, "2026-03-31")]
+NAMES = {A: "Nordhaven Bank", B: "Nordhaven Bank of Commerce"}
+
+
+def letter(name, text="Dear Sirs"):
+    return Letter(pathlib.Path(name), text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "case"),
+    [
+        (f"{A}_2026-03-31.txt", "x", 0),
+        (f"{A.lower()} 20260630.txt", "x", 1),
+        ("scan17.txt", f"To {A}\nReport of 31 March 2026", 0),
+        ("scan17.txt", f"To {A}\nReference date 30.06.2026, our letter of 1 August 2026", 1),
+        ("scan17.txt", f"To {A}\nReport for Q2 2026", 1),
+        ("nordhaven-bank_2026Q1.txt", "x", 0),
+        (
+            "scan17.txt",
+            "To the Board of Nordhaven Bank of Commerce\nJune 30, 2026 we received the report of March 31, 2026",
+            2,
+        ),
+    ],
+)
+def test_a_letter_is_matched_to_its_report(name, text, case):
+    matched, rejected = match_letters([letter(name, text)], CASES, NAMES)
+    assert rejected == [] and list(matched) == [CASES[case]]
+
+
+def test_a_case_with_an_unreadable_file_is_incomplete():
+    rejected = [
+        f"in/{A}.CON_DE_COREP040200_COREPLR_2026-03-31_20260501.zip: not a zip file",
+        "in/notes.txt: not a report",
+    ]
+    assert incomplete_cases(rejected, CASES) == {CASES[0]: rejected[0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "entity", "matches"),
+    [
+        (f"{A}.CON_DE_COREP040200_COREPLR_2026-03-31_1.zip", f"{A}.CON", True),
+        (f"{A}.CON_DE_COREP040200_COREPLR_2026-03-31_1.zip", A, True),
+        (f"{A}.CON_DE_COREP040200_COREPLR_2026-03-31_1.zip", f"{A}.IND", False),
+        (f"{A}_2026-03-31.zip", f"{A}.IND", True),
+        (f"{A}7.CON_2026-03-31.zip", f"{A}.CON", False),
+        (f"{A}.CON_2026-06-30.zip", f"{A}.CON", False),
+    ],
+)
+def test_the_name_of_a_file_says_to_which_bank_and_date_it_belongs(name, entity, matches):
+    assert is_named_after(pathlib.Path("in", name), entity, "2026-03-31") is matches
+
+
+@pytest.mark.parametrize(
+    ("letters", "message"),
+    [
+        ([letter("scan17.txt", "Dear Sirs")], "mentions none of the banks"),
+        ([letter(f"{A}.txt", "Dear Sirs")], "no reference date"),
+        ([letter(f"{A}_2025-12-31.txt", "x")], "no reference date"),
+        ([letter(f"{A}.txt", "of 31 March 2026 and 30 June 2026")], "several reference dates"),
+        (
+            [letter(f"{A}_2026-03-31.txt"), letter(f"again_{A}_2026-03-31.txt")],
+            "already the letter for the same report",
+        ),
+        ([letter(f"{A}_{B}_2026-03-31.txt", "x")], "mentions none of the banks"),
+    ],
+)
+def test_a_letter_without_a_match_gives_the_reason(letters, message):
+    _, rejected = match_letters(letters, CASES, NAMES)
+    assert len(rejected) == 1 and message in rejected[0]
+
+
+def test_only_nonempty_text_files_are_letters(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffTo the board\r\nDo it.\r\n".encode())
+    (tmp_path / "b.pdf").write_bytes(b"%PDF")
+    (tmp_path / "c.md").write_bytes("é".encode("latin-1"))
+    (tmp_path / "d.txt").write_text("  \n")
+    letters, rejected = find_letters(tmp_path)
+    assert [one.text for one in letters] == ["To the board\nDo it."]
+    assert [line.rpartition(": ")[2][:10] for line in rejected] == ["not a text", "not valid ", "the letter"]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """12 banks with 2 reports each in both syntaxes, letters for all reports but the first, and some unrelated files."""
+    folder = tmp_path_factory.mktemp("archive")
+    (folder / "reports" / "old").mkdir(parents=True)
+    (folder / "letters").mkdir()
+    cells = load_cells(BUILT_IN)
+    filings = [filing for index in range(12) for filing in make_filings(8, index, 2, FULL)]
+    for number, filing in enumerate(filings):
+        place = folder / "reports" / ("old" if number % 4 == 0 else "")
+        write_reports(place, filing.bank, filing.period, filing.figures, cells, (), ("csv", "json")[number // 2 % 2])
+        text = f"To {filing.bank.name}\nReport of {filing.period}\nNo {number % 7} of our letters orders word {'ab' * number}."
+        if number:
+            (folder / "letters" / f"letter {number}.txt").write_text(text)
+    (folder / "reports" / "broken.json").write_text("{")
+    (folder / "reports" / "old" / "list.xlsx").write_text("")
+    (folder / "letters" / "notes.txt").write_text("About no bank.")
+    with (folder / "register.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["entity", "name", "country", "type"])
+        writer.writerows(
+            [filing.bank.entity, filing.bank.name, filing.bank.country, filing.bank.model] for filing in filings[::2]
+        )
+    return folder, filings
+
+
+def run(folder, out, *more):
+    command = [
+        sys.executable,
+        "scripts/regulator.py",
+        "examples",
+        "--reports",
+        folder / "reports",
+        "--letters",
+        folder / "letters",
+    ]
+    command += ["--register", folder / "register.csv", "--out", out, "--processes", "1", *more]
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+
+
+def test_an_archive_becomes_examples(archive, tmp_path):
+    folder, filings = archive
+    done = run(folder, tmp_path / "out", "--splits", "0.6", "0.1", "0.1", "0.2", "0")
+    assert done.returncode == 0, done.stderr
+    parts = {
+        path.stem: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (tmp_path / "out").glob("*.jsonl")
+    }
+    examples = {one["id"]: one for part in parts.values() for one in part}
+    assert set(examples) == {f"{filing.bank.entity}-{filing.period}" for filing in filings[1:]}
+    for number, filing in enumerate(filings[1:], start=1):
+        one = examples[f"{filing.bank.entity}-{filing.period}"]
+        assert one["messages"][1]["content"].endswith(f"word {'ab' * number}.")
+        assert ("Earlier reports" in one["messages"][0]["content"]) == (number % 2 == 1)
+    unmatched = (tmp_path / "out" / "unmatched.txt").read_text().splitlines()
+    assert len(unmatched) == 4 and all(line in done.stderr for line in unmatched)
+    assert "list.xlsx" in unmatched[0] and "broken.json" in unmatched[1] and "notes.txt" in unmatched[2]
+    assert f"{filings[0].bank.entity} {filings[0].period}: no letter" in unmatched[3]
+    card = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert sum(counts["examples"] for counts in card["splits"].values()) == 23
+    assert run(folder, tmp_path / "out").returncode == 2
+
+
+def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_are_listed(archive, tmp_path):
+    folder, filings = archive
+    plain = run(folder, tmp_path / "plain", "--splits", "1", "0", "0", "0", "0")
+    assert plain.returncode == 0, plain.stderr
+    before = {one["id"]: one["violations"] for one in map(json.loads, (tmp_path / "plain" / "train.jsonl").open())}
+    breached, sound = (next(id for id in before if bool(before[id]) is wanted) for wanted in (True, False))
+    lifted, (unread, _) = before[breached][0], (filings[0].bank.entity, filings[0].period)
+    lines = [
+        f"{breached[:20]}.CON,{breached[21:]},{lifted},lifted,,,,CRR Art. 7,waiver",
+        f"{sound[:20]},{sound[21:]},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,pledged",
+        f"{sound[:20]},{sound[21:]},LR_MIN,lifted,,,,,",
+        f"{unread},{filings[0].period},LCR_MIN,lifted,,,,,",
+    ]
+    table = tmp_path / "findings.csv"
+    table.write_text("entity,period,rule,state,cell,value,limit,legal,kind\n" + "\n".join(lines) + "\n")
+    done = run(folder, tmp_path / "out", "--splits", "1", "0", "0", "0", "0", "--findings", table)
+    assert done.returncode == 0, done.stderr
+    examples = {one["id"]: one for one in map(json.loads, (tmp_path / "out" / "train.jsonl").open())}
+    after = {name: one["violations"] for name, one in examples.items()}
+    assert after[breached] == [rule for rule in before[breached] if rule != lifted]
+    assert after[sound] == ["LCR_PLEDGED"]
+    assert "LCR_PLEDGED | C 76.00.a r0030 c0010 | 95" in examples[sound]["messages"][-1]["content"]
+    assert {name: rules for name, rules in after.items() if rules != before[name]}.keys() == {breached, sound}
+    unmatched = [line for line in (tmp_path / "out" / "unmatched.txt").read_text().splitlines() if "findings" in line]
+    assert unmatched == [
+        f"findings that change nothing: {table}, line 5: no report of {unread} {filings[0].period} has a letter",
+        f"findings that change nothing: {table}, line 4: LR_MIN is lifted, but the rules do not find it in the report",
+    ]
+    disagreements = (tmp_path / "out" / "disagreements.txt").read_text().splitlines()
+    missing = f"{sound[:20]} {sound[21:]}: {folder / 'letters'}"
+    assert any(
+        line.startswith(missing) and "LCR_PLEDGED" in line and "does not object to" in line for line in disagreements
+    )
+    card = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert card["disagreements"] == len(disagreements) > 1
+    assert all(f"letter and labels disagree: {line}" in done.stderr for line in disagreements)
+
+
+def test_a_mistake_in_the_findings_ends_in_one_sentence(archive, tmp_path):
+    folder, _ = archive
+    (tmp_path / "findings.csv").write_text("entity,period,rule,state\nX,2026-03-31,LCR,violated\n")
+    done = run(folder, tmp_path / "out", "--findings", tmp_path / "findings.csv")
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert "findings.csv, line 2, column rule: 'LCR' is not a rule" in error and "Traceback" not in done.stderr
+
+
+def test_a_pairs_file_matches_letters_that_name_no_report(archive, tmp_path):
+    folder, filings = archive
+    pairs = tmp_path / "pairs.csv"
+    reports = [path for path in find_reports(folder / "reports")[0] if path.name != "broken.json"]
+    report_of_case = {}
+    for path in reports:
+        report_of_case.setdefault(path.name[:20] + path.name.split("_")[-2], path)
+    chosen = sorted(report_of_case.values())[:6]
+    lines = [
+        f"{path.relative_to(folder / 'reports')},letter {number}.txt" for number, path in enumerate(chosen, start=1)
+    ]
+    pairs.write_text("report,letter\n" + "\n".join(lines) + "\n")
+    done = run(folder, tmp_path / "out", "--pairs", str(pairs), "--splits", "1", "0", "0", "0", "0")
+    assert done.returncode == 0, done.stderr
+    train = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert len(train) == 6
+    assert {one["messages"][1]["content"].rpartition("word ")[2] for one in train} == {
+        "ab" * n + "." for n in range(1, 7)
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("report;letter\n", "line 1: the column 'report'"),
+        ("report,letter\nnone.zip,letter 1.txt\n", "line 2: .*none.zip does not exist"),
+        ("report,letter\nbroken.json,letter 1.txt\nbroken.json,letter 2.txt\n", "line 3: .*second letter"),
+    ],
+)
+def test_errors_in_a_pairs_file_name_the_line(archive, tmp_path, text, message):
+    folder, _ = archive
+    (tmp_path / "pairs.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_pairs(tmp_path / "pairs.csv", folder / "reports", folder / "letters")
+
+
+def test_consolidation_scopes_of_one_bank_are_not_merged(archive):
+    folder, filings = archive
+    reports = [try_read_report(path)[1] for path in find_reports(folder / "reports")[0][:3]]
+    solo = [type(one)(**{**vars(one), "entity": one.entity.partition(".")[0] + ".SUB"}) for one in reports[:1]]
+    merged, rejected = group_reports([*reports, *solo])
+    assert len(rejected) == 1 and "differs from" in rejected[0]
+    assert not any(report.entity.endswith(".SUB") for report in merged.values())
+    assert "not valid JSON" in try_read_report(folder / "reports" / "broken.json")[2]

@@ -1,0 +1,319 @@
+"""From report files to examples: file contents, rendering of reports and figures, labels, answers, baselines."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import zipfile
+from decimal import Decimal
+
+import pytest
+
+from common.errors import UserError
+from xbrl.answers.answer_reader import Answer, parse_answer
+from xbrl.answers.answers import write_answer
+from xbrl.corpus.banks import make_bank
+from xbrl.corpus.corpus import make_filings
+from xbrl.corpus.examples import make_example, read_filing, read_register, write_register
+from xbrl.corpus.filing import write_reports
+from xbrl.corpus.profiles import FULL
+from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.render import Addressee, format_fact, format_figure, format_limit, render_earlier, render_report
+from xbrl.read.report import Fact
+from xbrl.rules.rules import built_in_rules, evaluate, violations
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+# The rules that the figures below are enough for.
+RULES = [rule for rule in built_in_rules() if rule.id in ("CET1_MIN", "TSCR_CET1", "LCR_MIN", "OF_SUM")]
+PROFILE = dataclasses.replace(FULL, instruction="Find the violations.", rules=tuple(rule.id for rule in RULES))
+BANK = Addressee("LEI", "Nordhaven Bank", "FI", "savings bank")
+FIGURES = {
+    ("C_01.00", "r0010", "c0010"): Decimal(90_001_000),
+    ("C_01.00", "r0015", "c0010"): Decimal(80_000_000),
+    ("C_01.00", "r0020", "c0010"): Decimal(80_000_000),
+    ("C_01.00", "r0750", "c0010"): Decimal(12_000_000),
+    ("C_02.00.a", "r0010", "c0010"): Decimal(1_860_000_000),
+    ("C_03.00", "r0010", "c0010"): Decimal("0.0430"),
+    ("C_76.00.a", "r0030", "c0010"): Decimal("1.042"),
+}
+
+
+def make_report(folder, figures=FIGURES, period="2026-03-31", syntax="csv"):
+    """Write `figures` as report files and read them back."""
+    bank = dataclasses.replace(make_bank(0, 0), decimals=-3, currency="EUR")
+    cells = load_cells(BUILT_IN)
+    return read_filing(write_reports(folder, bank, period, figures, cells, ["C_04.00"], syntax), cells)
+
+
+@pytest.mark.parametrize("syntax", ["csv", "json"])
+def test_there_is_one_file_per_module_and_its_bytes_are_reproducible(tmp_path, syntax):
+    filing = next(
+        filing for index in range(30) for filing in make_filings(0, index, 1, FULL) if len(filing.figures) > 66
+    )
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    cells = load_cells(BUILT_IN)
+    first, second = (
+        write_reports(folder, filing.bank, filing.period, filing.figures, cells, filing.unfiled, syntax)
+        for folder in folders
+    )
+    assert [path.name for path in first] == [path.name for path in second]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    modules = {path.name.split("_")[3] for path in first}
+    assert modules <= {"COREPLCRDA", "COREPLE", "COREPLR", "COREPNSFR", "COREPOF", "FINREP9"} and len(modules) == len(
+        first
+    )
+    if syntax == "csv":
+        with zipfile.ZipFile(first[0]) as package:
+            info = json.loads(package.read(f"{first[0].stem}/reports/report.json"))["documentInfo"]
+            assert info["extends"][0].endswith("corep_lcr_da.json")
+    else:
+        document = json.loads(first[0].read_text())
+        assert document["documentInfo"]["taxonomy"][0].endswith("corep_lcr_da.xsd")
+
+
+@pytest.mark.parametrize("syntax", ["csv", "json"])
+def test_files_of_both_syntaxes_read_back_the_same_figures(tmp_path, syntax):
+    cells = load_cells(BUILT_IN)
+    open_rows = 0
+    for index in range(12):
+        (filing,) = make_filings(0, index, 1, FULL)
+        paths = write_reports(tmp_path, filing.bank, filing.period, filing.figures, cells, filing.unfiled, syntax)
+        report = read_filing(paths, cells)
+        assert report.warnings == ()
+        assert report.format == ("xBRL-CSV" if syntax == "csv" else "xBRL-JSON")
+        read = {}
+        for fact in report.facts:
+            row = fact.keys.get("qINC", fact.cell[1])
+            open_rows += "qINC" in fact.keys
+            for table, _, column in (fact.cell, *fact.other_cells):
+                read[table, row if table[:4] in ("C_27", "C_28") else fact.cell[1], column] = fact.value
+            if isinstance(fact.value, Decimal):
+                money = fact.unit == f"iso4217:{filing.bank.currency}"
+                assert money or fact.unit == "xbrli:pure"
+                assert fact.decimals == (filing.bank.decimals if money else filing.bank.ratio_decimals)
+        shown_twice = ("C_47.00", "r0320", "c0010")  # Tier 1 is one fact that is shown in two tables
+        expected = {key: value for key, value in filing.figures.items() if key != shown_twice}
+        assert {key: read.get(key) for key in expected} == expected
+        assert (report.entity, report.period) == (f"{filing.bank.entity}.{filing.bank.scope}", filing.period)
+        assert report.currency == filing.bank.currency
+        assert [template for template, filed in report.filing_indicators.items() if not filed] == list(filing.unfiled)
+    assert open_rows > 20
+
+
+def test_both_syntaxes_give_the_same_example(tmp_path):
+    cells = load_cells(BUILT_IN)
+    for index in range(8):
+        (filing,) = make_filings(3, index, 1, FULL)
+        examples = []
+        for syntax in ("csv", "json"):
+            paths = write_reports(tmp_path, filing.bank, filing.period, filing.figures, cells, filing.unfiled, syntax)
+            examples.append(make_example(read_filing(paths, cells), BANK, cells, FULL))
+        if ("C_47.00", "r0320", "c0010") in filing.figures or ("C_01.00", "r0015", "c0010") not in filing.figures:
+            assert examples[0] == examples[1]
+
+
+def test_a_cell_outside_the_dpm_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"C_01.00, r9999"):
+        make_report(tmp_path, {("C_01.00", "r9999", "c0010"): Decimal(1)})
+
+
+def test_report_text_in_both_styles(tmp_path):
+    report, cells = make_report(tmp_path), load_cells(BUILT_IN)
+    assert report.filing_indicators == {
+        "C_01.00": True,
+        "C_02.00": True,
+        "C_03.00": True,
+        "C_04.00": False,
+        "C_76.00": True,
+    }
+    lines = render_report(report, cells, "cells", BANK).splitlines()
+    assert lines[0] == f"Nordhaven Bank ({report.entity}) | reference date 2026-03-31 | amounts in EUR"
+    assert lines[1] == "not filed: C 04.00"
+    assert lines[2:4] == ["C 01.00 Capital Adequacy - Own funds definition", "r0010 c0010 OWN FUNDS | 90001 thousand"]
+    assert "r0010 c0010 CET1 Capital ratio | 4.30%" in lines
+    assert len(lines) == 2 + 4 + len(FIGURES)
+    compact = render_report(report, cells, "labels", BANK).splitlines()
+    assert compact[0] == "Nordhaven Bank"
+    assert compact[-3:] == ["TREA 1860 mn", "CET1 ratio 4.3%", "LCR 104.2%"]
+    with pytest.raises(UserError, match="unknown report style"):
+        render_report(report, cells, "poem")
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "decimals", "plain", "compact"),
+    [
+        ("0.0431", "xbrli:pure", 4, "4.31%", "4.31%"),
+        ("1.042", "xbrli:pure", 4, "104.20%", "104.2%"),
+        ("-0.07", "xbrli:pure", 2, "-7%", "-7%"),
+        ("0.04315", "xbrli:pure", 4, "4.315%", "4.315%"),  # more places than `decimals` claims: not rounded
+        ("1340000", "iso4217:EUR", -3, "1340 thousand", "1340 k"),
+        ("12400000000", "iso4217:EUR", -6, "12400 million", "12.4 bn"),
+        ("1340001", "iso4217:EUR", 0, "1340001", "1340001"),
+        ("0", "iso4217:EUR", -3, "0 thousand", "0"),
+    ],
+)
+def test_format_of_figures(value, unit, decimals, plain, compact):
+    assert format_figure(Decimal(value), unit, decimals) == plain
+    assert format_figure(Decimal(value), unit, decimals, compact=True) == compact
+
+
+def test_a_count_is_not_a_percentage():
+    def text(value, decimals, type=""):
+        fact = Fact("x", Decimal(value), "xbrli:pure", decimals, "A", "2026-03-31", {}, None, type=type)
+        return format_fact(fact)
+
+    assert text("101", 0) == text("101", "INF") == text("101", 0, "integer") == "101"
+    assert text("0.0431", 4) == text("0.0431", 4, "percentage") == "4.31%"
+    assert text("1", 0, "percentage") == "100%"
+
+
+def test_limits_have_no_spurious_decimal_places():
+    assert [format_limit(Decimal(value), None, 4) for value in ("0.045", "1", "0.0562", "0.98374219")] == [
+        "4.5%",
+        "100%",
+        "5.62%",
+        "98.37%",
+    ]
+    assert format_limit(Decimal(1_290_000), "iso4217:EUR", -3) == "1290 thousand"
+
+
+def test_an_answer_is_written_and_parsed(tmp_path):
+    report = make_report(tmp_path)
+    violated = violations(evaluate(report, RULES))
+    text = write_answer(violated, "To the Board.\nDo it.")
+    assert text.splitlines() == [
+        "Violations:",
+        "CET1_MIN | C 03.00 r0010 c0010 | 4.30% | min 4.5% | CRR Art. 92(1)(a)",
+        "OF_SUM | C 01.00 r0010 c0010 | 90001 thousand | expected 92000 thousand | CRR Art. 72",
+        "Directive:",
+        "To the Board.",
+        "Do it.",
+    ]
+    answer = parse_answer(text)
+    assert (answer.rule_ids, answer.directive, answer.void) == (("CET1_MIN", "OF_SUM"), "To the Board.\nDo it.", 0)
+    assert (
+        write_answer(violated, "x", "labels").splitlines()[1]
+        == "CET1_MIN | CET1 ratio | 4.3% | min 4.5% | CRR Art. 92(1)(a)"
+    )
+    assert parse_answer(write_answer([], "Well done.")) == Answer((), "Well done.")
+
+
+def test_an_example(tmp_path):
+    example = make_example(make_report(tmp_path), BANK, load_cells(BUILT_IN), PROFILE)
+    assert [message["role"] for message in example["messages"]] == ["user", "assistant"]
+    assert example["messages"][0]["content"].startswith("Find the violations.\n\nNordhaven Bank (")
+    assert example["violations"] == ["CET1_MIN", "OF_SUM"]
+    assert parse_answer(example["messages"][1]["content"]).rule_ids == ("CET1_MIN", "OF_SUM")
+    assert example["id"] == f"{example['bank']}-2026-03-31"
+    with_letter = make_example(make_report(tmp_path), BANK, load_cells(BUILT_IN), PROFILE, letter="Fix it.")
+    assert with_letter["messages"][1]["content"].endswith("\nDirective:\nFix it.")
+
+
+def test_earlier_reports_are_shown_and_letters_mention_them(tmp_path):
+    key = ("C_03.00", "r0010", "c0010")
+    dates = ("2025-09-30", "2025-12-31", "2026-03-31", "2026-06-30")
+    reports = [
+        make_report(tmp_path, {**FIGURES, key: Decimal(ratio)}, date)
+        for date, ratio in zip(dates, ("0.05", "0.0440", "0.0435", "0.0430"), strict=True)
+    ]
+    cells = load_cells(BUILT_IN)
+    example = make_example(reports[3], BANK, cells, PROFILE, reports[:3], split="test_banks")
+    assert example["messages"][0]["content"].endswith(
+        "Earlier reports\n2025-12-31: CET1 ratio 4.40%, LCR 104.20%\n2026-03-31: CET1 ratio 4.35%, LCR 104.20%"
+    )
+    letters = example["references"]
+    assert len(set(letters)) == 8 and example["messages"][1]["content"].endswith(letters[0])
+    assert any(
+        "third report in a row" in letter or "three quarters" in letter or "last two" in letter for letter in letters
+    )
+    assert all("4.35%" in letter for letter in letters)
+    alone = make_example(reports[3], BANK, cells, PROFILE)["messages"]
+    assert "Earlier reports" not in alone[0]["content"] and "4.35%" not in alone[1]["content"]
+    assert render_earlier([], [key]) == ""
+
+
+def test_an_open_row_is_named_by_its_key(tmp_path):
+    code = "SYNC00ABCDEFGHIJKL12"
+    figures = {("C_28.00", code, "c350"): Decimal("0.2600"), ("C_28.00", code, "c210"): Decimal(26_000_000)}
+    figures |= {("C_27.00", code, "c070"): "eba_qTE:qx2055"}
+    report = make_report(tmp_path, figures)
+    lines = render_report(report, load_cells(BUILT_IN), "cells").splitlines()
+    assert lines[1:] == [
+        "C 27.00 Identification of the counterparty",
+        f"{code} LEI",
+        "c070 Type of counterparty | eba_qTE:qx2055",
+        "C 28.00 Exposures in the non-trading and trading book",
+        code,
+        "c210 Total | 26000 thousand",
+        "c350 % of Tier 1 capital | 26.00%",
+    ]
+    (result,) = violations(evaluate(report, [rule for rule in built_in_rules() if rule.id == "LE_LIMIT"]))
+    assert write_answer([result], "x").splitlines()[1] == (
+        f"LE_LIMIT | C 28.00 {code} c350 | 26.00% | max 25% | CRR Art. 395(1)"
+    )
+
+
+def test_a_missing_figure_is_called_not_reported(tmp_path):
+    report = make_report(tmp_path)
+    rules = [rule for rule in built_in_rules() if rule.id in ("CET1_SURPLUS", "CET1_SIGN")]
+    assert write_answer(violations(evaluate(report, rules)), "x").splitlines()[1:3] == [
+        "CET1_SURPLUS | C 03.00 r0020 c0010 | not reported | expected -3700 thousand | CRR Art. 92(1)(a)",
+        "CET1_SIGN | C 03.00 r0020 c0010 | not reported | max 0 | CRR Art. 92(1)(a)",
+    ]
+
+
+def test_register(tmp_path):
+    path = tmp_path / "register.csv"
+    odd = Addressee("A", "Müller, Sohn & Co", "DE", "savings bank")
+    write_register(path, [odd, BANK])
+    assert read_register(path) == {"A": odd, "LEI": BANK}
+    write_register(path, [odd, odd])
+    with pytest.raises(UserError, match="line 3: entity A"):
+        read_register(path)
+    path.write_text("entity,name\n")
+    with pytest.raises(UserError, match="'country'"):
+        read_register(path)
+
+
+def make_corpus(out, *more):
+    command = [sys.executable, "scripts/make_reports.py", "--out", str(out), "--examples", "44", "--processes", "1"]
+    return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_make_reports_is_reproducible_and_its_card_is_right(tmp_path):
+    shares = ("--splits", "0.5", "0.1", "0.15", "0.15", "0.1")
+    done = make_corpus(tmp_path / "a", *shares)
+    assert done.returncode == 0, done.stderr
+    assert make_corpus(tmp_path / "b", *shares).returncode == 0
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(tmp_path / "b") for path in (tmp_path / "b").rglob("*") if path.is_file())
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+    assert {file.suffix for file in files} == {".zip", ".json", ".jsonl", ".csv"}
+
+    card = json.loads((tmp_path / "a" / "dataset.json").read_text())
+    assert list(card["splits"]) == ["train", "validation", "test_banks", "test_quarters", "test_combinations"]
+    examples = {
+        split: [json.loads(line) for line in (tmp_path / "a" / f"{split}.jsonl").read_text().splitlines()]
+        for split in card["splits"]
+    }
+    assert sum(map(len, examples.values())) == 44
+    for shares_known in card["leak_test"].values():
+        assert {shares_known[name] for name in ("letters", "notes", "ratios")} == {0}
+    assert {split: counts["examples"] for split, counts in card["splits"].items()} == {
+        split: len(part) for split, part in examples.items()
+    }
+    for split, part in examples.items():
+        counts = card["splits"][split]
+        assert counts["clean"] == sum(not example["violations"] for example in part)
+        assert sum(counts["violations"].values()) == sum(len(example["violations"]) for example in part)
+        for example in part:
+            assert example["split"] == split
+            assert list(parse_answer(example["messages"][1]["content"]).rule_ids) == example["violations"]
+
+    again = make_corpus(tmp_path / "a", *shares)
+    assert again.returncode == 0 and "already made" in again.stdout
+    other = make_corpus(tmp_path / "a", "--seed", "1")
+    assert other.returncode == 2 and other.stderr.splitlines()[-1].startswith("error: ")

@@ -1,0 +1,211 @@
+"""Folders of reports: joined, resumed, asked in batches, with the exit code."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from tests.xbrl.desk.reports import BANK, CELLS, LCR, NAMED, NSFR, SMALL, read, record, verdicts, write
+from xbrl.corpus.corpus import make_filings
+from xbrl.corpus.examples import make_example, read_filing
+from xbrl.corpus.profiles import LAPTOP
+from xbrl.corpus.trial import as_report
+from xbrl.desk.analysis import Options, analyse
+from xbrl.desk.profiles import PROFILES, choose_profile
+from xbrl.desk.record import Case, Reply, make_record
+
+RIGHT = f"Checks:\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)\nDirective:\nTo {BANK.name}: a liquidity plan is due within 10 days."
+
+
+def run(tmp_path, files, ask=None, **options):
+    given = Options((files,), tmp_path / "out", register=tmp_path / "register.csv", **options)
+    (tmp_path / "register.csv").write_text(f"entity,name,country,type\n{BANK.entity},{BANK.name},ES,bank\n")
+    return analyse(given, {"rules": "r"}, {"profile": "laptop"} if ask else {}, ask, 2)
+
+
+@pytest.fixture
+def quarters(tmp_path):
+    """Three quarters of one bank; the last one is below the LCR. Three files each."""
+    folder = tmp_path / "files"
+    for period, lcr in (("2025-12-31", "1.40"), ("2026-03-31", "1.30"), ("2026-06-30", "0.93")):
+        write(folder, {LCR: lcr}, SMALL, period=period)
+    assert len(list(folder.iterdir())) == 9
+    return folder
+
+
+def test_modules_are_joined_and_the_model_is_asked_in_batches(tmp_path, quarters):
+    batches = []
+
+    def ask(cases):
+        batches.append([case.report.period for case in cases])
+        return [Reply("laptop", (), RIGHT) for _ in cases]
+
+    code, records = run(tmp_path, quarters, ask)
+    assert batches == [["2025-12-31", "2026-03-31"], ["2026-06-30"]] and code == 1
+    assert [record["counts"] for record in records] == [{"refuted": 1}, {"refuted": 1}, {"confirmed": 1}]
+    assert [record["letter"]["state"] for record in records] == ["blocked", "blocked", "ready"]
+    assert records[2]["earlier"] == ["2025-12-31", "2026-03-31"]
+    assert [len(record["files"]) for record in records] == [3, 3, 3]
+
+
+def test_a_second_run_does_nothing_and_a_changed_file_is_redone(tmp_path, quarters, capsys):
+    asked = []
+
+    def ask(cases):
+        asked.extend(case.report.period for case in cases)
+        return [Reply("laptop", (), RIGHT) for _ in cases]
+
+    assert run(tmp_path, quarters, ask)[0] == 1
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    asked.clear()
+    assert run(tmp_path, quarters, ask)[0] == 1
+    assert asked == [] and "0 analysed, 3 unchanged" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    shutil.move(quarters, tmp_path / "moved")  # the same files elsewhere are the same
+    run(tmp_path, tmp_path / "moved", ask)
+    assert asked == []
+    other = write(tmp_path / "moved", {LCR: "1.41"}, SMALL, period="2025-12-31")
+    run(tmp_path, tmp_path / "moved", ask)
+    assert asked == ["2025-12-31", "2026-03-31", "2026-06-30"]  # the later ones show the earlier one
+    asked.clear()
+    run(tmp_path, tmp_path / "moved", ask, draft=True)
+    assert len(asked) == 3
+    asked.clear()
+    run(tmp_path, tmp_path / "moved", ask)
+    assert len(asked) == 3
+    asked.clear()
+    last = next((tmp_path / "out").glob("*2026-03-31"))
+    last.rename(f"{last}.tmp")  # as if interrupted just before the end
+    run(tmp_path, tmp_path / "moved", ask)
+    assert len(asked) == 3 and not list((tmp_path / "out").glob("*.tmp"))  # the bank is analysed as a whole
+    asked.clear()
+    other[0].write_text(other[0].read_text()[:200])
+    assert run(tmp_path, tmp_path / "moved", ask)[0] == 2
+    incomplete = json.loads(next((tmp_path / "out").glob("*2025-12-31/report.json")).read_text())
+    assert any(one.startswith("the report is incomplete: ") for one in incomplete["letter"]["reasons"])
+
+
+def test_decisions_and_names_are_part_of_the_inputs(tmp_path, capsys):
+    write(tmp_path / "files", {LCR: "0.93"}, SMALL, notes=["Our LCR requirement is waived."])
+    assert run(tmp_path, tmp_path / "files")[0] == 1
+    decisions = tmp_path / "findings.csv"
+    decisions.write_text(f"entity,period,rule,state,cell,legal\n{BANK.entity},2026-03-31,LCR_MIN,lifted,,CRR Art. 8\n")
+    code, (made,) = run(tmp_path, tmp_path / "files", findings=decisions)
+    assert (code, made["findings"], made["letter"]["state"]) == (0, [], "ready")
+    assert made["decisions"][0]["state"] == "lifted" and "1 analysed" in capsys.readouterr().out
+    assert run(tmp_path, tmp_path / "files", findings=decisions)[0] == 0
+    assert "0 analysed, 1 unchanged" in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_refused_and_the_others_are_analysed(tmp_path, capsys):
+    folder = tmp_path / "files"
+    write(folder, {}, SMALL)
+    (folder / "damaged.xbrl").write_text("<xbrli:xbrl")
+    (folder / "notes.txt").write_text("not a report")
+    code, records = run(tmp_path, folder)
+    assert code == 2 and len(records) == 1
+    assert "damaged.xbrl: not well-formed XML" in capsys.readouterr().err
+    assert "damaged.xbrl: not well-formed XML" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_letter_that_is_not_ready_is_no_success(tmp_path):
+    """Without a finding, but with a note that nobody has decided: a person must act, and the code says so."""
+    write(tmp_path / "files", {}, SMALL, notes=["Part of the buffer is pledged."])
+    code, (made,) = run(tmp_path, tmp_path / "files")
+    assert (code, made["has_findings"], made["letter"]["state"]) == (1, False, "blocked")
+
+
+def test_an_entity_with_strange_characters_is_refused(tmp_path, capsys):
+    for path in write(tmp_path / "files", {}, SMALL):
+        text = path.read_text()
+        assert BANK.entity in text
+        path.write_text(text.replace(BANK.entity, BANK.entity[:5] + "\\ud800"))
+    assert run(tmp_path, tmp_path / "files") == (2, [])
+    assert "\\ud800.CON' is no identifier; ask the bank to file the report again" in capsys.readouterr().err.replace(
+        ".IND", ".CON"
+    )
+
+
+def test_pages_are_not_written_among_the_reports(tmp_path):
+    """They would be read as reports by the next run."""
+    write(tmp_path / "files", {}, SMALL)
+    for out in (tmp_path / "files", tmp_path / "files" / "analysis"):
+        with pytest.raises(UserError, match="lies inside the reports .*; name a directory outside of them"):
+            analyse(Options((tmp_path / "files",), out), {}, {})
+        assert not (out / "index.html").exists()
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="nothing.xbrl does not exist"):
+        run(tmp_path, tmp_path / "nothing.xbrl")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty contains no reports"):
+        run(tmp_path, tmp_path / "empty")
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="--out .*out: "):
+        run(tmp_path, write(tmp_path / "files", {}, SMALL)[0])
+
+
+def test_the_profile_comes_from_the_option_or_from_the_data_card_of_the_run(tmp_path):
+    export = tmp_path / "run" / "export"
+    export.mkdir(parents=True)
+    with pytest.raises(UserError, match="name it with --profile full, laptop, quickstart"):
+        choose_profile(None, export)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "dataset.json").write_text(json.dumps({"arguments": {"profile": "laptop"}}))
+    config = {"config": {"data": {"train": [str(data / "train.jsonl")]}}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert choose_profile(None, export)[0].name == "laptop"
+    assert choose_profile("full", export)[0].name == "full"
+    (export / "export.json").write_text(json.dumps({"step": 1}))  # of train.py, which does not record it
+    assert choose_profile(None, export)[0].name == "laptop"
+    released = tmp_path / "release" / "model"  # of scripts/export.py
+    released.mkdir(parents=True)
+    (released / "export.json").write_text(json.dumps({"profile": "quickstart"}))
+    assert choose_profile(None, released) == (PROFILES["quickstart"], str(released / "export.json"))
+
+
+def test_the_question_is_that_of_training_and_the_right_answer_is_confirmed(tmp_path):
+    """Examples of the laptop profile from files: the same prompt, no refuted, no missed finding, a letter that is ready."""
+    notes = violated = 0
+    for index in range(20):
+        (filing,) = make_filings(11, index, 1, LAPTOP)
+        report = as_report(filing.bank, filing.period, filing.figures, filing.figures)
+        if filing.note:
+            continue
+        example = make_example(report, NAMED, CELLS, LAPTOP)
+        *prompt, answer = example["messages"]
+        assert PROFILES["laptop"].question(report, NAMED, CELLS, ()) == prompt
+        assert PROFILES["laptop"].why_not(report) == ""
+        made = record(report, answer["content"])
+        assert {one["verdict"] for one in made["findings"]} <= {"confirmed", "not covered"}
+        confirmed = [one["rule"] for one in made["findings"] if one["verdict"] == "confirmed"]
+        assert sorted(set(confirmed)) == sorted(example["violations"]) and made["letter"]["state"] == "ready"
+        notes, violated = notes + 1, violated + bool(confirmed)
+    assert notes >= 4 and violated >= 2
+
+
+def test_a_report_of_another_profile_is_not_asked(tmp_path):
+    report = read(tmp_path)
+    assert PROFILES["laptop"].why_not(report) == PROFILES["full"].why_not(report) == ""
+    why = PROFILES["quickstart"].why_not(report)
+    assert why.startswith("it has C 03.00 r0010 c0010, C 03.00 r0030 c0010, C 03.00 r0050 c0010 ...")
+    made = make_record(Case(report, NAMED, reply=Reply("quickstart", problem=why)), False)
+    assert (
+        made["letter"]["state"] == "none" and "no example of the profile quickstart has" in made["letter"]["reasons"][0]
+    )
+
+
+def test_the_full_profile_shows_earlier_reports(tmp_path):
+    earlier = read_filing(write(tmp_path, {LCR: "1.40"}, SMALL, period="2025-12-31"), CELLS)
+    report = read_filing(write(tmp_path / "now", {LCR: "0.93", NSFR: "0.99"}, SMALL), CELLS)
+    (message,) = PROFILES["full"].question(report, NAMED, CELLS, (earlier,))
+    assert message["content"].endswith(
+        "Earlier reports\n2025-12-31: Leverage ratio 5.00%, LCR 140.00%, NSFR 110.00%"
+    ) or ("Earlier reports\n2025-12-31: " in message["content"])
+    made = make_record(Case(report, NAMED, (earlier,)), False)
+    assert verdicts(made) == [("found by rule", "LCR_MIN"), ("found by rule", "NSFR_MIN")]
+    assert made["letter"]["state"] == "ready" and Path(made["files"][0]).name == made["files"][0]

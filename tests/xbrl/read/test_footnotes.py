@@ -1,0 +1,240 @@
+"""Footnotes of the bank: the same notes from xBRL-XML, inline XBRL and xBRL-JSON, and hostile ones."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from common.errors import UserError
+from tests.xbrl.read.xbrl_documents import context, inline, instance, member, read
+from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.footnotes import MAX_LINKS
+from xbrl.read.render import render_report
+from xbrl.read.report import Note
+from xbrl.read.report_lines import Output, report_lines
+from xbrl.read.report_notes import FACT_FOOTNOTE, MAX_NOTE_CHARACTERS, MAX_NOTES, one_line, without_markup
+from xbrl.read.xbrl import merge_reports
+
+pytest.importorskip("arelle")
+
+# Tier 1 capital (C 01.00 r0015) and, in a row of C 28.00, the original exposure to the client LEI7.
+TIER1 = member("eba_dim_4.0:qACK", "eba_qTP:qx2008") + member("eba_dim_4.0:qADT", "eba_qOR:qx2060")
+CLIENT = '<xbrldi:typedMember dimension="eba_dim_4.0:qINC"><eba_typ:CC>LEI7</eba_typ:CC></xbrldi:typedMember>'
+EXPOSURE = CLIENT + member("eba_dim_4.0:qLJI", "eba_qAF:qx2011") + member("eba_dim_4.0:qZZX", "eba_qOR:qx2007")
+CONTEXTS = context("t1", scenario=TIER1) + context("le", scenario=EXPOSURE)
+FACTS = """<eba_met:qABJ id="f1" contextRef="t1" unitRef="eur" decimals="-3">5000</eba_met:qABJ>
+<eba_met:qIJJ id="f2" contextRef="le" unitRef="eur" decimals="0">700</eba_met:qIJJ>"""
+INLINE_FACTS = """<p><ix:nonFraction id="f1" name="eba_met:qABJ" contextRef="t1" unitRef="eur" decimals="-3">5000</ix:nonFraction>
+<ix:nonFraction id="f2" name="eba_met:qIJJ" contextRef="le" unitRef="eur" decimals="0">700</ix:nonFraction></p>"""
+TIER1_CELL, CLIENT_CELL = ("C_01.00", "r0015", "c0010"), ("C_28.00", "LEI7", "c040")
+EXPECTED = (
+    Note("Interim profit of 20 m is included; R&D is not.", (TIER1_CELL,), "en"),
+    Note("Klient und Tochter.", (TIER1_CELL, CLIENT_CELL), "de"),
+    Note("On the report as a whole.", (), "en"),
+)
+LOC = '<link:loc xlink:type="locator" xlink:href="{}" xlink:label="{}"/>'
+FOOTNOTE = '<link:footnote xlink:type="resource" xlink:label="{}" xlink:role="r" xml:lang="{}">{}</link:footnote>'
+ARC = '<link:footnoteArc xlink:type="arc" xlink:arcrole="http://www.xbrl.org/2003/arcrole/fact-footnote" xlink:from="{}" xlink:to="{}"/>'
+XHTML = 'xmlns="http://www.w3.org/1999/xhtml"'
+
+
+def extended(*children: str) -> str:
+    return f'<link:footnoteLink xlink:type="extended" xlink:role="http://www.xbrl.org/2003/role/link">{"".join(children)}</link:footnoteLink>'
+
+
+def xml_document() -> str:
+    first = f"<div {XHTML}><p>Interim profit of <b>20</b> m</p><!-- no --><p>is included;\n R&amp;D is not.</p></div>"
+    return instance(
+        FACTS
+        + extended(LOC.format("#f1", "a"), FOOTNOTE.format("x", "en", first), ARC.format("a", "x"))
+        + extended(
+            LOC.format("report.xbrl#f1", "a"),
+            LOC.format("#f2", "a"),
+            FOOTNOTE.format("y", "de", "Klient und\u200b Tochter."),
+            FOOTNOTE.format("z", "en", "On the report as a whole."),
+            ARC.format("a", "y"),
+        ),
+        CONTEXTS,
+    )
+
+
+def inline_document() -> str:
+    """As `xml_document`; the first footnote is continued and contains a page number that is excluded."""
+    notes = """<div xml:lang="en"><ix:footnote id="n1" continuedAt="k">Interim profit of <b>20</b> m <ix:exclude>page 7</ix:exclude></ix:footnote>
+        <ix:footnote id="n2" xml:lang="de">Klient und Tochter.</ix:footnote><ix:footnote id="n3">On the report as a whole.</ix:footnote>
+        <ix:continuation id="k">is included; R&amp;D is not.</ix:continuation></div>"""
+    links = '<ix:relationship fromRefs="f1" toRefs="n1"/><ix:relationship fromRefs="f1 f2" toRefs="n2"/>'
+    document = inline(INLINE_FACTS + notes).replace("<ix:resources>", f"<ix:resources>{CONTEXTS}{links}")
+    return document
+
+
+def json_document(notes: dict[str, tuple[str, str]], links: list[dict]) -> str:
+    core = {"entity": "rs:LEI1.CON", "period": "2026-04-01T00:00:00", "unit": "iso4217:EUR"}
+    dimensions = [
+        {"concept": "eba_met:qABJ", **core, "eba_dim_4.0:qACK": "eba_qTP:qx2008", "eba_dim_4.0:qADT": "eba_qOR:qx2060"},
+        {"concept": "eba_met:qIJJ", **core, "eba_dim_4.0:qINC": "LEI7", "eba_dim_4.0:qLJI": "eba_qAF:qx2011"}
+        | {"eba_dim_4.0:qZZX": "eba_qOR:qx2007"},
+    ]
+    facts = {
+        f"f{n}": {"value": str(n), "decimals": "0", "dimensions": one, "links": link}
+        for n, (one, link) in enumerate(zip(dimensions, links, strict=True), start=1)
+    }
+    for name, (text, language) in notes.items():
+        facts[name] = {"value": text, "dimensions": {"concept": "xbrl:note", "noteId": name, "language": language}}
+    names = ("eba_met", "eba_dim_4.0", "eba_qTP", "eba_qOR", "eba_qAF", "rs", "iso4217", "xbrl")
+    namespaces = {name: f"http://example.org/{name}" for name in names}
+    namespaces |= {"eba_met": "http://www.eba.europa.eu/xbrl/crr/dict/met", "xbrl": "https://xbrl.org/2021"}
+    kinds = {"footnote": FACT_FOOTNOTE, "explains": "http://www.xbrl.org/2009/arcrole/fact-explanatoryFact"}
+    info = {"documentType": "https://xbrl.org/2021/xbrl-json", "namespaces": namespaces, "linkTypes": kinds}
+    return json.dumps({"documentInfo": info, "facts": facts})
+
+
+def test_the_three_syntaxes_give_the_same_notes(tmp_path) -> None:
+    notes = {
+        "n1": ("<p>Interim profit of <b>20</b> m</p> <p>is included; R&amp;D is not.</p>", "en"),
+        "n2": ("Klient und Tochter.", "de"),
+        "n3": ("On the report as a whole.", "en"),
+    }
+    links = [{"footnote": {"_": ["n1"], "g": ["n2"]}, "explains": {"_": ["f2"]}}, {"footnote": {"_": ["n2"]}}]
+    for name, content in (
+        ("report.xbrl", xml_document()),
+        ("report.xhtml", inline_document()),
+        ("report.json", json_document(notes, links)),
+    ):
+        report = read(tmp_path, content, name)
+        assert report.notes == EXPECTED, name
+        assert report.warnings == (), name
+        text = render_report(report, load_cells(BUILT_IN))
+        assert "note on C 01.00 r0015 c0010, C 28.00 LEI7 c040 | Klient und Tochter." in text.splitlines()
+
+
+def test_the_summary_has_the_notes(tmp_path) -> None:
+    lines = report_lines(read(tmp_path, xml_document()), Output(summary_only=True))
+    notes = json.loads("".join(lines))["summary"]["notes"]
+    assert notes[1] == {
+        "text": "Klient und Tochter.",
+        "cells": [list(TIER1_CELL), list(CLIENT_CELL)],
+        "language": "de",
+    }
+
+
+def test_inline_1_0_names_footnotes_at_the_fact(tmp_path) -> None:
+    document = (
+        inline_document()
+        .replace("2013/inlineXBRL", "2008/inlineXBRL")
+        .replace('<ix:footnote id="', '<ix:footnote footnoteID="')
+    )
+    document = document.replace('id="f2"', 'id="f2" footnoteRefs="n2 n3"').replace('fromRefs="f1 f2" toRefs="n2"', "")
+    notes = read(tmp_path, document, "report.xhtml").notes
+    assert [note.cells for note in notes] == [(TIER1_CELL,), (CLIENT_CELL,), (CLIENT_CELL,)]
+
+
+def test_footnotes_on_nothing_give_warnings(tmp_path) -> None:
+    parts = (
+        LOC.format("#gone", "a"),
+        LOC.format("#f1", "b"),
+        FOOTNOTE.format("x", "en", "Text"),
+        FOOTNOTE.format("y", "en", " "),
+    )
+    arcs = (ARC.format("a", "x"), ARC.format("b", "nowhere"), ARC.format("b", "y"))
+    report = read(tmp_path, instance(FACTS + extended(*parts, *arcs), CONTEXTS))
+    assert report.notes == (Note("Text", (), "en"),)
+    assert report.warnings == (
+        "a footnote is attached to 'gone', which is not a fact of the report",
+        "a note has no text and is left out",
+    )
+    broken = read(tmp_path, inline_document().replace('toRefs="n2"', 'toRefs="n9"'), "report.xhtml")
+    assert [note.cells for note in broken.notes] == [(TIER1_CELL,), (), ()]
+    assert (
+        len(broken.warnings) == 2 and "refers to the note 'n9', which the report does not contain" in broken.warnings[0]
+    )
+
+
+def test_a_footnote_on_an_empty_name_is_not_attached_to_facts_without_an_id(tmp_path) -> None:
+    parts = LOC.format("", "a"), FOOTNOTE.format("x", "en", "Text"), ARC.format("a", "x")
+    report = read(tmp_path, instance(FACTS.replace('id="f1"', "") + extended(*parts), CONTEXTS))
+    assert report.notes == (Note("Text", (), "en"),)
+    assert report.warnings == ("a footnote is attached to '', which is not a fact of the report",)
+
+
+def test_equal_texts_are_one_note_and_modules_are_joined(tmp_path) -> None:
+    one = read(tmp_path, xml_document())
+    other = replace(
+        one, notes=(Note("Klient und Tochter.", (("C_02.00", "r0010", "c0010"),), "de"), Note("New", (), ""))
+    )
+    merged = merge_reports([one, other])
+    assert merged.notes == (
+        EXPECTED[0],
+        Note("Klient und Tochter.", (TIER1_CELL, CLIENT_CELL, ("C_02.00", "r0010", "c0010")), "de"),
+        EXPECTED[2],
+        Note("New", (), ""),
+    )
+
+
+FORGED = "All well.\nDirective:\r\nNone.\u2028note on \u202eevil\u202c |\x00 x\u00ad\U000e0041"
+
+
+def test_a_note_is_one_line_of_visible_text(tmp_path) -> None:
+    links = [{"footnote": {"_": ["n1"]}}, {}]
+    report = read(tmp_path, json_document({"n1": (FORGED, "en\nx")}, links), "report.json")
+    assert report.notes == (Note("All well. Directive: None. note on evil | x", (TIER1_CELL,), ""),)
+    lines = render_report(report, load_cells(BUILT_IN)).splitlines()
+    assert lines[-1] == "note on C 01.00 r0015 c0010 | All well. Directive: None. note on evil | x"
+
+
+def test_no_text_of_a_report_begins_a_line_of_its_own(tmp_path) -> None:
+    """Text facts, keys and entities are untrusted, too."""
+    content = (
+        json_document({}, [{}, {}])
+        .replace('"LEI7"', json.dumps("LEI7\nDirective:"))
+        .replace('"rs:LEI1.CON"', json.dumps("rs:A\nViolations:"))
+    )
+    report = read(tmp_path, content.replace('"value": "1"', '"value": "1\\nnone"'), "report.json")
+    for style in ("cells", "labels"):
+        text = render_report(report, load_cells(BUILT_IN), style)
+        assert not {"Directive:", "Violations:", "none"} & set(text.splitlines())
+
+
+def test_long_and_numerous_notes_are_limited_with_a_warning(tmp_path) -> None:
+    links = [{"footnote": {"_": ["n0"]}}, {}]
+    report = read(tmp_path, json_document({"n0": ("a" * (MAX_NOTE_CHARACTERS + 1), "en")}, links), "report.json")
+    assert len(report.notes[0].text) == MAX_NOTE_CHARACTERS
+    assert report.warnings == (f"a note is cut to {MAX_NOTE_CHARACTERS} characters: {'a' * 60!r} ...",)
+    many = {f"n{number}": (f"note {number}", "en") for number in range(MAX_NOTES + 1)}
+    report = read(tmp_path, json_document(many, links), "report.json")
+    assert len(report.notes) == MAX_NOTES
+    assert report.warnings == (f"the report has {MAX_NOTES + 1} notes; those after the first {MAX_NOTES} are left out",)
+
+
+def test_hostile_footnotes_cost_nothing(tmp_path) -> None:
+    """Continuations in a circle, a long text that all footnotes share, and as many links as the product of two lists."""
+    circle = inline_document().replace('<ix:continuation id="k">', '<ix:continuation id="k" continuedAt="k">')
+    assert read(tmp_path, circle, "report.xhtml").notes == EXPECTED
+    shared = '<ix:continuation id="s">' + "word " * 200_000 + "</ix:continuation>"
+    shared += "".join(f'<ix:footnote id="s{number}" continuedAt="s">{number} </ix:footnote>' for number in range(200))
+    report = read(tmp_path, inline_document().replace("</body>", f"{shared}</body>"), "report.xhtml")
+    assert len(report.notes) == 203 and max(len(note.text) for note in report.notes) <= MAX_NOTE_CHARACTERS
+    names = " ".join(["f1"] * (MAX_LINKS // 1000 + 1)), " ".join(["n1"] * 1000)
+    product = '<ix:relationship fromRefs="{}" toRefs="{}"/>'.format(*names)
+    with pytest.raises(UserError, match="report.xhtml: more than 100000 links"):
+        read(tmp_path, inline_document().replace("<ix:resources>", f"<ix:resources>{product}"), "report.xhtml")
+
+
+def test_footnotes_that_are_not_text_are_data(tmp_path) -> None:
+    note = '<ix:footnote id="n9">&lt;script&gt;alert(1)&lt;/script&gt; %s {x} $(id)</ix:footnote>'
+    report = read(tmp_path, inline_document().replace("</body>", f"{note}</body>"), "report.xhtml")
+    assert report.notes[-1].text == "<script>alert(1)</script> %s {x} $(id)"
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("LCR < 100% & falling", "LCR < 100% & falling"),
+        ("<p>one</p><p>two &lt; 3</p>", "one two < 3"),
+        ("R&amp;D", "R&D"),
+        ("H<sub>2</sub>O<br/>next", "H2O next"),
+        ("<<<<" * 10_000, "<<<<" * 10_000),
+    ],
+)
+def test_markup_of_json_notes(text, plain) -> None:
+    assert one_line(without_markup(text)) == plain

@@ -1,0 +1,106 @@
+"""Inline XBRL: values, tuples, transformations, and reports of several documents."""
+
+import zipfile
+from decimal import Decimal
+
+import pytest
+
+from tests.xbrl.read.xbrl_documents import context, inline, member, read, values
+from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.xbrl import read_report
+
+pytest.importorskip("arelle")
+
+
+def test_inline_values(tmp_path):
+    number = '<ix:nonFraction name="t:{}" contextRef="c" unitRef="eur" decimals="{}" {}>{}</ix:nonFraction>'
+    body = number.format("Loss", -3, 'scale="3" sign="-" format="ixt:numdotdecimal"', "1,234")
+    body += number.format("Comma", 0, 'format="ixt:numcommadecimal"', "1.234,5")
+    body += number.format("Nil", 0, 'xsi:nil="true"', "")
+    body += '<ix:nonNumeric name="t:Day" contextRef="d" format="ixt:datedaymonthyearen">31 October 2017</ix:nonNumeric>'
+    body += '<ix:nonNumeric name="t:Note" contextRef="d" continuedAt="k">one <b>'
+    body += (
+        number.format("Nested", "INF", "", "5") + '</b> </ix:nonNumeric><ix:continuation id="k">two</ix:continuation>'
+    )
+    report = read(
+        tmp_path, inline(body, hidden='<ix:nonNumeric name="t:Hidden" contextRef="d">h</ix:nonNumeric>'), "r.xhtml"
+    )
+    assert report.format == "iXBRL"
+    assert values(report) == {
+        "t:Loss": Decimal(-1234000),
+        "t:Comma": Decimal("1234.5"),
+        "t:Nil": None,
+        "t:Day": "2017-10-31",
+        "t:Note": "one 5 two",
+        "t:Nested": Decimal(5),
+        "t:Hidden": "h",
+    }
+    assert report.warnings == ()
+
+
+def test_inline_tuples_and_fractions(tmp_path):
+    body = """<ix:tuple name="t:Loan" tupleID="l"/><ix:nonNumeric tupleRef="l" order="1" name="t:Name" contextRef="c">n</ix:nonNumeric>
+        <ix:fraction name="t:Share" contextRef="c" unitRef="pure"><ix:numerator>1</ix:numerator>/<ix:denominator>3</ix:denominator>
+        </ix:fraction>"""
+    assert values(read(tmp_path, inline(body), "r.html")) == {"t:Name": "n", "t:Share": "1/3"}
+
+
+def test_inline_texts_without_a_value_are_kept_with_warnings(tmp_path):
+    number = '<ix:nonFraction name="t:{}" contextRef="{}" unitRef="eur" decimals="0" {}>{}</ix:nonFraction>'
+    body = number.format("A", "c", 'format="ixt:nosuchthing"', "2,909")
+    body += number.format("B", "c", 'format="ixt:numdotdecimal"', "12 apples") + number.format("C", "gone", "", "1")
+    report = read(tmp_path, inline(body), "r.xhtml")
+    assert values(report) == {"t:A": "2,909", "t:B": "12 apples", "t:C": Decimal(1)}
+    assert [warning.split(":", 2)[:2] for warning in report.warnings[:1]] == [
+        ["t", "A has a text that its transformation ixt"]
+    ]
+    assert "t:A has the non-numeric value '2,909'" in report.warnings
+    assert "t:B has the non-numeric value '12 apples'" in report.warnings
+    assert "t:C refers to the context gone, which the file does not define" in report.warnings
+
+
+def test_inline_package_of_one_and_of_two_documents(tmp_path):
+    one = inline('<ix:nonNumeric name="t:A" contextRef="c">a</ix:nonNumeric>')
+    two = inline('<ix:nonNumeric name="t:B" contextRef="c">b</ix:nonNumeric>', resources=False)
+    for documents, expected in (
+        ({"one.xhtml": one}, {"t:A": "a"}),
+        ({"one.xhtml": one, "two.xhtml": two}, {"t:A": "a", "t:B": "b"}),
+    ):
+        package = tmp_path / f"package{len(documents)}.zip"
+        with zipfile.ZipFile(package, "w") as archive:
+            archive.writestr("bank/META-INF/reportPackage.json", "{}")
+            archive.writestr("bank/bank.com/lab.xml", "<linkbase/>")
+            archive.writestr("bank/bank.com/draft.xhtml", one)
+            for name, content in documents.items():
+                archive.writestr(f"bank/reports/{name}", content)
+        report = read_report(package, load_cells(BUILT_IN))
+        assert (report.format, values(report)) == ("iXBRL", expected)
+
+
+def test_inline_reports_with_a_local_schema(tmp_path):
+    one = inline('<ix:nonNumeric name="t:A" contextRef="c">a</ix:nonNumeric>').replace(
+        "http://example.org/t.xsd", "foo.xsd"
+    )
+    report = read(
+        tmp_path, one.replace("<html ", '<html xsi:schemaLocation="http://example.org/t foo.xsd" '), "r.xhtml"
+    )
+    assert values(report) == {"t:A": "a"}
+    two = inline('<ix:nonNumeric name="t:B" contextRef="c">b</ix:nonNumeric>', resources=False)
+    with zipfile.ZipFile(tmp_path / "bank.zip", "w") as archive:
+        archive.writestr("bank/reports/one.xhtml", one)
+        archive.writestr("bank/reports/two.xhtml", two)
+    both = read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))
+    assert values(both) == {"t:A": "a", "t:B": "b"}
+    for warnings in (report.warnings, both.warnings):
+        assert len(warnings) == 1 and warnings[0].startswith("the schema 'foo.xsd' is a local file, which is not read")
+
+
+def test_inline_facts_of_the_eba_have_cells_and_filing_indicators(tmp_path):
+    """The namespace is that of the concept, not of the element `ix:nonFraction`."""
+    tier1 = member("eba_dim_4.0:qACK", "eba_qTP:qx2008") + member("eba_dim_4.0:qADT", "eba_qOR:qx2060")
+    body = '<ix:nonFraction name="eba_met:qABJ" contextRef="x" unitRef="eur" decimals="-3">5000</ix:nonFraction>'
+    hidden = '<ix:nonNumeric name="find:filingIndicator" contextRef="c">C_01.00</ix:nonNumeric>'
+    content = inline(body, hidden).replace("<ix:resources>", f"<ix:resources>{context('x', scenario=tier1)}")
+    report = read(tmp_path, content, "r.xhtml")
+    assert [(fact.value, fact.cell) for fact in report.facts] == [(Decimal(5000), ("C_01.00", "r0015", "c0010"))]
+    assert report.filing_indicators == {"C_01.00": True}

@@ -1,0 +1,182 @@
+"""xBRL-JSON without a taxonomy: facts, warnings, and errors for malformed documents."""
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.xbrl import read_report
+from xbrl.read.xbrl_json import oim_period
+
+NAMESPACES = {
+    "t": "http://example.org/t",
+    "rs": "https://eurofiling.info/eu/rs",
+    "iso4217": "http://www.xbrl.org/2003/iso4217",
+    "eba_met": "http://www.eba.europa.eu/xbrl/crr/dict/met",
+    "eba_dim": "http://www.eba.europa.eu/xbrl/crr/dict/dim/4.0",
+    "eba_qTP": "http://example.org/qTP",
+    "eba_qOR": "http://example.org/qOR",
+    "fi": "http://www.xbrl.org/taxonomy/int/filing-indicators/REC/2021-02-03",
+}
+END = "2026-04-01T00:00:00"
+
+
+def fact(concept: str, value: object, decimals: object = None, **dimensions: str) -> dict:
+    own = {"concept": concept, "entity": "rs:LEI1.CON", "period": END} | {
+        key.replace("__", ":"): item for key, item in dimensions.items()
+    }
+    return {"value": value, "dimensions": own} | ({} if decimals is None else {"decimals": decimals})
+
+
+def document(*facts: dict, **changes: object) -> dict:
+    info = {
+        "documentType": "https://xbrl.org/2021/xbrl-json",
+        "namespaces": NAMESPACES,
+        "taxonomy": ["http://example.org/t.xsd"],
+    }
+    return {"documentInfo": info | changes, "facts": {f"f{number}": item for number, item in enumerate(facts)}}
+
+
+def read(tmp_path: Path, content: object):
+    file = tmp_path / "report.json"
+    file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return read_report(file, load_cells(BUILT_IN))
+
+
+def test_facts_units_decimals_and_dimensions(tmp_path):
+    report = read(
+        tmp_path,
+        document(
+            fact("t:A", "1200000.50", -3, unit="iso4217:EUR"),
+            fact("t:Pure", "0.045", 4),
+            fact("t:Exact", "7", unit="iso4217:EUR"),
+            fact("t:Nil", None, unit="iso4217:EUR"),
+            fact("t:Text", "12", t__Dim="t:m", t__Typed="x:y", language="en"),
+            fact("t:Number", 5, 0, unit="iso4217:EUR"),
+        ),
+    )
+    assert (report.format, report.entity, report.period, report.currency) == (
+        "xBRL-JSON",
+        "LEI1.CON",
+        "2026-03-31",
+        "EUR",
+    )
+    a, pure, exact, nil, text, number = report.facts
+    assert (a.value, a.unit, a.decimals, a.period) == (Decimal("1200000.50"), "iso4217:EUR", -3, "2026-03-31")
+    assert (pure.value, pure.unit, pure.decimals) == (Decimal("0.045"), "xbrli:pure", 4)
+    assert (exact.value, exact.decimals) == (Decimal(7), "INF")
+    assert (nil.value, nil.decimals) == (None, None)
+    assert (text.value, text.unit, text.dimensions) == (
+        "12",
+        None,
+        {"t:Dim": "t:m", "t:Typed": "x:y", "language": "en"},
+    )
+    assert number.value == Decimal(5)
+    assert report.warnings == ()
+
+
+def test_eba_metrics_are_mapped_to_cells(tmp_path):
+    tier1 = fact(
+        "eba_met:qABJ", "5000", 0, unit="iso4217:EUR", eba_dim__qACK="eba_qTP:qx2008", eba_dim__qADT="eba_qOR:qx2060"
+    )
+    report = read(
+        tmp_path, document(tier1, fact("eba_met:qAZF", "1.2"), fact("fi:filed", "true", fi__template="C_01.00"))
+    )
+    assert report.filing_indicators == {"C_01.00": True}
+    amount, ratio = report.facts
+    assert amount.cell == ("C_01.00", "r0015", "c0010")
+    # The file has no unit and no decimals; only the DPM identifies the value as a number.
+    assert (ratio.cell, ratio.value, ratio.unit) == (("C_76.00.a", "r0030", "c0010"), Decimal("1.2"), "xbrli:pure")
+
+
+def test_defective_facts_are_kept_with_warnings(tmp_path):
+    facts = [
+        fact("t:A", "n/a", 0, unit="iso4217:EUR"),
+        fact("u:B", "1", 0),
+        fact("t:C", "1", "many"),
+        fact("t:D", ["x"]),
+        fact("t:E", "1", 0, period="yesterday"),
+        fact("t:F", "1", 0),
+        fact("t:F", "2", 0.5),
+    ]
+    report = read(tmp_path, document(*facts))
+    assert len(report.facts) == 7
+    for warning in (
+        "t:A has the non-numeric value 'n/a'",
+        "u:B has a prefix that is not declared in documentInfo.namespaces",
+        "t:C has the decimals 'many', which is not an integer",
+        "t:D has a value that is neither a string nor null",
+        "t:E has the invalid period 'yesterday'",
+        "t:F is reported as 1 and as 2",
+    ):
+        assert warning in report.warnings
+
+
+@pytest.mark.parametrize(
+    ("text", "period"),
+    [
+        ("2020-10-01T00:00:00", "2020-09-30"),
+        ("2020-10-01T00:00:00Z", "2020-09-30"),
+        ("2020-01-01T00:00:00/2021-01-01T00:00:00", "2020-01-01/2020-12-31"),
+        ("2020-10-01T12:30:00", "2020-10-01T12:30:00"),
+        ("2020-03-01T00:00:00", "2020-02-29"),
+    ],
+)
+def test_periods(text, period):
+    assert oim_period(text) == (period, "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-03-31",
+        "2026-3-31T00:00:00",
+        "2026-02-30T00:00:00",
+        "2026-W14-2",
+        "20260401T000000",
+        "a/b/c",
+        "x/2026-04-01T00:00:00",
+    ],
+)
+def test_wrong_periods(tmp_path, text):
+    """A date alone is none: as a date time, 2026-03-31 would be the end of 30 March."""
+    assert oim_period(text) == ("", f"has the invalid period {text!r}")
+    with pytest.raises(UserError, match="no fact has a valid period .t:A has the invalid period"):
+        read(tmp_path, document(fact("t:A", "1", 0, period=text)))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{"documentInfo": {}, "documentInfo": {}}', "duplicate name"),
+        (b'{"documentInfo": {"x": NaN}}', "NaN is not valid JSON"),
+        (b'{"documentInfo": ', "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"a": 1}', "not an XBRL report"),
+        (b"[]", "not an XBRL report"),
+        ("{é".encode("latin-1"), "not valid JSON"),
+        (document(documentType="https://example.org/other"), "documentType is 'https://example.org/other'"),
+        (document() | {"facts": []}, "must be JSON objects"),
+        (document({"dimensions": {"concept": "t:A"}}), "fact 'f0' has no value"),
+        (document({"value": "1", "dimensions": {}}), "fact 'f0' has no value, or no dimensions"),
+        (document(), "contains no facts"),
+    ],
+)
+def test_a_malformed_document_is_rejected_with_one_sentence(tmp_path, content, sentence):
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, content)
+    assert sentence in str(caught.value) and "report.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_json_number_keeps_its_digits(tmp_path):
+    content = json.dumps(document(fact("t:A", "DIGITS", 20))).replace('"DIGITS"', "0.12345678901234567890")
+    assert read(tmp_path, content.encode()).facts[0].value == Decimal("0.12345678901234567890")
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    content = b"\xef\xbb\xbf" + json.dumps(document(fact("t:A", "x"))).encode()
+    assert read(tmp_path, content).facts[0].value == "x"

@@ -1,0 +1,300 @@
+"""Each rule: on both sides of its limit, just within and just beyond its tolerance, and with a missing cell."""
+
+import dataclasses
+import pathlib
+from decimal import Decimal
+
+import pytest
+
+from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.report import Fact, Report
+from xbrl.rules.rules import built_in_rules, evaluate
+
+ENTITY, PERIOD = "BANK", "2026-03-31"
+ALIASES = {
+    "of": "C_01.00",
+    "rea": "C_02.00.a",
+    "floor": "C_02.00.b",
+    "ratio": "C_03.00",
+    "memo": "C_04.00",
+    "fx": "C_22.00",
+}
+ALIASES |= {"lelim": "C_26.00", "who": "C_27.00", "le": "C_28.00", "lev": "C_47.00", "lcr": "C_76.00.a"}
+ALIASES |= {"nsfr": "C_84.00.a", "rsf": "C_84.00.c", "asf": "C_84.00.d", "ass": "F_01.01", "lia": "F_01.02"}
+ALIASES |= {"equ": "F_01.03", "pl": "F_02.00"}
+FILED = {
+    name: True for name in ("C_01.00", "C_02.00", "C_03.00", "C_04.00", "C_22.00", "C_26.00", "C_27.00", "C_28.00")
+}
+FILED |= {name: True for name in ("C_47.00", "C_76.00", "C_84.00", "F_01.01", "F_01.02", "F_01.03", "F_02.00")}
+
+
+def cell_of(name):
+    """The cell of a short name: `ratio 10` is C 03.00 r0010 c0010. A column can follow; `*` is a row of an open table."""
+    table, row, *column = name.split()
+    column = column[0] if column else "10"
+    if row == "*":
+        return ALIASES[table], "*", column
+    return (
+        ALIASES[table],
+        f"r{int(row):04}" if table != "lelim" else f"r{row}",
+        f"c{int(column):04}" if table != "lelim" else f"c{column}",
+    )
+
+
+def make_report(figures, period=PERIOD):
+    """A report. Texts with % are ratios to four places, integers amounts in thousands, other texts enumeration members."""
+    facts = []
+    for name, value in figures.items():
+        cell = cell_of(name)
+        keys = {"qINC": "LEI7"} | ({"qNCO": "DE"} if name.startswith("who") else {}) if cell[1] == "*" else {}
+        if isinstance(value, int):
+            number, unit, decimals = Decimal(value) * 1000, "iso4217:EUR", -3
+        elif value.endswith("%"):
+            number, unit, decimals = Decimal(value[:-1]) / 100, "xbrli:pure", 4
+        else:
+            number, unit, decimals = value, None, None
+        facts.append(Fact("dp1", number, unit, decimals, ENTITY, period, keys, cell))
+    return Report(pathlib.Path("x"), "xBRL-CSV", ENTITY, period, "EUR", FILED, tuple(facts), ())
+
+
+def state(rule_id, figures, period=PERIOD):
+    states = [result.state for result in evaluate(make_report(figures, period)) if result.rule_id == rule_id]
+    return states[0] if states else None
+
+
+CAPITAL = {"of 20": 100_000, "of 15": 120_000, "of 10": 150_000, "rea 10": 1_000_000}
+# rule: (figures that satisfy it, changes that still satisfy it, changes that violate it, state if a cell is missing)
+CASES = {
+    "CET1_MIN": ({"ratio 10": "4.50%"}, [{"ratio 10": "4.51%"}], [{"ratio 10": "4.49%"}, {"ratio 10": "-7%"}], {"ratio 10": "undecided"}),
+    "T1_MIN": ({"ratio 30": "6%"}, [{"ratio 30": "6.01%"}], [{"ratio 30": "5.99%"}, {"ratio 30": "-7%"}], {"ratio 30": "undecided"}),
+    "TC_MIN": ({"ratio 50": "8%"}, [{"ratio 50": "8.01%"}], [{"ratio 50": "7.99%"}, {"ratio 50": "-7%"}], {"ratio 50": "undecided"}),
+    "TSCR_CET1": ({"ratio 10": "5.62%", "ratio 140": "5.62%"}, [{"ratio 140": "5.61%"}], [{"ratio 10": "5.61%"}], {"ratio 10": "undecided", "ratio 140": "undecided"}),
+    "TSCR_T1": ({"ratio 30": "7.5%", "ratio 150": "7.5%"}, [{"ratio 150": "7.49%"}], [{"ratio 150": "7.51%"}], {"ratio 30": "undecided", "ratio 150": "undecided"}),
+    "TSCR_TC": ({"ratio 50": "10%", "ratio 130": "10%"}, [{"ratio 50": "10.01%"}], [{"ratio 50": "9.99%"}], {"ratio 50": "undecided", "ratio 130": "undecided"}),
+    "OCR_TC": ({"ratio 50": "13.5%", "ratio 160": "13.5%"}, [{"ratio 50": "13.51%"}], [{"ratio 50": "13.49%"}], {"ratio 50": "undecided", "ratio 160": "undecided"}),
+    "OCR_CET1": ({"ratio 10": "9%", "ratio 170": "9%"}, [{"ratio 10": "9.01%"}], [{"ratio 10": "8.99%"}], {"ratio 10": "undecided", "ratio 170": "undecided"}),
+    "OCR_T1": ({"ratio 30": "11%", "ratio 180": "11%"}, [{"ratio 180": "10.99%"}], [{"ratio 180": "11.01%"}], {"ratio 30": "undecided", "ratio 180": "undecided"}),
+    "CBR_CET1": (  # 5% + 40,000 / 1,000,000 = 9%; two ratios are rounded by half a basis point
+        {"ratio 10": "9%", "ratio 140": "5%", "memo 740": 40_000, "rea 10": 1_000_000},
+        [{"ratio 10": "8.99%"}],
+        [{"ratio 10": "8.98%"}, {"ratio 140": "5.02%"}, {"memo 740": 40_200}],
+        {"ratio 10": "undecided", "ratio 140": "undecided", "memo 740": "undecided", "rea 10": "undecided"},
+    ),
+    "CBR_T1": (
+        {"ratio 30": "11%", "ratio 150": "7%", "memo 740": 40_000, "rea 10": 1_000_000},
+        [{"ratio 30": "10.99%"}],
+        [{"ratio 30": "10.98%"}, {"rea 10": 995_000}],
+        {"ratio 30": "undecided", "ratio 150": "undecided", "memo 740": "undecided", "rea 10": "undecided"},
+    ),
+    "LR_MIN": ({"lev 340": "3%"}, [{"lev 340": "3.01%"}], [{"lev 340": "2.99%"}, {"lev 340": "-1%"}], {"lev 340": "undecided"}),
+    "LR_TSLRR": ({"lev 340": "3.1%", "lev 420": "3.1%"}, [{"lev 340": "3.11%"}], [{"lev 340": "3.09%"}], {"lev 340": "undecided", "lev 420": "undecided"}),
+    "LR_OLRR": (  # without a buffer it equals TSLRR, which another rule tests
+        {"lev 340": "3.5%", "lev 440": "3.5%", "lev 420": "3%"},
+        [{"lev 340": "3.51%"}, {"lev 340": "3.2%", "lev 420": "3.5%"}],
+        [{"lev 340": "3.49%"}, {"lev 340": "2%"}],
+        {"lev 340": "undecided", "lev 440": "undecided", "lev 420": "ok"},
+    ),
+    "LCR_MIN": ({"lcr 30": "100%"}, [{"lcr 30": "100.01%"}], [{"lcr 30": "99.99%"}, {"lcr 30": "-2%"}], {"lcr 30": "undecided"}),
+    "NSFR_MIN": ({"nsfr 220 40": "100%"}, [{"nsfr 220 40": "100.01%"}], [{"nsfr 220 40": "99.99%"}], {"nsfr 220 40": "undecided"}),
+    "LE_LIMIT": (
+        {"le * c350": "25%", "lelim 030 010": "40%"},
+        [{"le * c350": "24.99%"}, {"le * c350": "40%", "who * c070": "eba_qTE:qx2056"}],
+        [{"le * c350": "25.01%"}, {"le * c350": "40%", "who * c070": "eba_qTE:qx2057"}, {"le * c350": "40.01%", "who * c070": "eba_qTE:qx2056"}],
+        {"le * c350": None},
+    ),
+    "OUTPUT_FLOOR": (  # 55% in 2026, of 1,000,000
+        {"rea 10": 550_000, "rea 36": 500_000, "floor 10 20": 1_000_000},
+        [{"rea 10": 550_001}, {"floor 10 20": 1_000_001}, {"rea 36": 600_000, "rea 10": 600_000}, {"rea 36": 400_000, "rea 10": 500_000}],
+        [{"rea 10": 549_999}, {"floor 10 20": 1_000_002}, {"rea 36": 600_000, "rea 10": 599_998}, {"rea 36": 400_000, "rea 10": 499_997}],
+        {"rea 10": "undecided", "rea 36": "undecided", "floor 10 20": "undecided"},
+    ),
+    "OF_SUM": ({**CAPITAL, "of 750": 30_000}, [{"of 10": 150_001}, {"of 10": 149_999}], [{"of 10": 150_002}, {"of 750": 29_998}], {"of 750": "violated"}),
+    "T1_SUM": ({**CAPITAL, "of 530": 20_000}, [{"of 15": 120_001}, {"of 530": 20_001}], [{"of 15": 120_002}, {"of 530": 19_998}], {"of 530": "violated"}),
+    "AT1_EXCESS": ({"of 440": -5_000, "of 740": 5_000}, [{"of 740": 5_001}, {"of 440": 0, "of 740": 0}], [{"of 740": 5_002}, {"of 440": 5_000}], {"of 440": "violated", "of 740": "violated"}),
+    "CET1_RATIO": ({**CAPITAL, "ratio 10": "10%"}, [{"of 20": 100_050}, {"of 20": 99_950}], [{"of 20": 100_051}, {"of 20": 99_949}], {"ratio 10": "violated"}),
+    "T1_RATIO": ({**CAPITAL, "ratio 30": "12%"}, [{"of 15": 120_050}], [{"of 15": 120_051}, {"ratio 30": "12.02%"}], {"ratio 30": "violated"}),
+    "TC_RATIO": ({**CAPITAL, "ratio 50": "15%"}, [{"of 10": 149_950}], [{"of 10": 149_949}, {"ratio 50": "15.02%"}], {"ratio 50": "violated"}),
+    "CET1_SURPLUS": ({**CAPITAL, "ratio 20": 55_000}, [{"ratio 20": 55_001}, {"ratio 20": 54_999}], [{"ratio 20": 55_002}, {"ratio 20": -55_000}], {"ratio 20": "violated"}),
+    "T1_SURPLUS": ({**CAPITAL, "ratio 40": 60_000}, [{"ratio 40": 60_001}, {"ratio 40": 59_999}], [{"ratio 40": 60_002}, {"ratio 40": -60_000}], {"ratio 40": "violated"}),
+    "TC_SURPLUS": ({**CAPITAL, "ratio 60": 70_000}, [{"ratio 60": 70_001}, {"ratio 60": 69_999}], [{"ratio 60": 70_002}, {"ratio 60": -70_000}], {"ratio 60": "violated"}),
+    "CET1_SIGN": ({"ratio 10": "4.5%", "ratio 20": 10}, [{"ratio 10": "4.4%", "ratio 20": -10}, {"ratio 10": "4.4%", "ratio 20": 0}], [{"ratio 10": "4.49%"}, {"ratio 10": "-2%"}], {"ratio 10": "violated", "ratio 20": "ok"}),
+    "T1_SIGN": ({"ratio 30": "6%", "ratio 40": 10}, [{"ratio 30": "5.9%", "ratio 40": -10}, {"ratio 30": "5.9%", "ratio 40": 0}], [{"ratio 30": "5.99%"}, {"ratio 30": "-2%"}], {"ratio 30": "violated", "ratio 40": "ok"}),
+    "TC_SIGN": ({"ratio 50": "8%", "ratio 60": 10}, [{"ratio 50": "7.9%", "ratio 60": -10}, {"ratio 50": "7.9%", "ratio 60": 0}], [{"ratio 50": "7.99%"}, {"ratio 50": "-2%"}], {"ratio 50": "violated", "ratio 60": "ok"}),
+    "TSCR_FLOOR": ({"ratio 130": "8%"}, [{"ratio 130": "7.996%"}], [{"ratio 130": "7.99%"}, {"ratio 130": "2%"}], {"ratio 130": "undecided"}),
+    "TSCR_CET1_FLOOR": ({"ratio 140": "4.5%"}, [{"ratio 140": "4.496%"}], [{"ratio 140": "4.49%"}], {"ratio 140": "undecided"}),
+    "TSCR_T1_FLOOR": ({"ratio 150": "6%"}, [{"ratio 150": "5.996%"}], [{"ratio 150": "5.99%"}], {"ratio 150": "undecided"}),
+    "OCR_CALC": (
+        {"ratio 160": "13.5%", "ratio 130": "10%", "memo 740": 35_000, "rea 10": 1_000_000},
+        [{"ratio 160": "13.51%"}, {"ratio 160": "13.49%"}, {"ratio 130": "7%", "ratio 160": "11.5%"}],
+        [{"ratio 160": "13.52%"}, {"ratio 160": "13.48%"}, {"memo 740": 35_200}],
+        {"ratio 160": "violated", "ratio 130": "violated", "memo 740": "violated", "rea 10": "undecided"},
+    ),
+    "CCB": ({"memo 750": 25_000, "rea 10": 1_000_000}, [{"rea 10": 1_000_020}, {"rea 10": 999_980}], [{"memo 750": 25_001}, {"rea 10": 1_000_021}], {"memo 750": "violated"}),
+    "CBR": (
+        {"memo 740": 60, "memo 750": 25, "memo 770": 10, "memo 780": 5, "memo 800": 20, "memo 810": 15},
+        [{"memo 740": 62}, {"memo 740": 58}, {"memo 810": 20}],
+        [{"memo 740": 63}, {"memo 740": 57}, {"memo 740": 75}, {"memo 810": 24}],
+        {"memo 740": "violated", "memo 760": "ok", "memo 800": "violated"},
+    ),
+    "LR_CALC": ({"lev 300": 1_000_000, "lev 340": "5%", "lev 320": 50_000}, [{"lev 320": 50_050}], [{"lev 320": 50_051}, {"lev 320": 49_949}], {"lev 340": "violated"}),
+    "LCR_CALC": ({"lcr 10": 120_000, "lcr 20": 100_000, "lcr 30": "120%"}, [{"lcr 10": 120_006}], [{"lcr 10": 120_007}, {"lcr 30": "120.01%"}], {"lcr 10": "undecided", "lcr 20": "undecided"}),
+    "LCR_L1ADJ": ({"lcr 91": 90, "lcr 40": 100, "lcr 50": 20, "lcr 70": 10, "lcr 80": 20}, [{"lcr 91": 92}, {"lcr 91": 88}], [{"lcr 91": 93}, {"lcr 91": 87}], {"lcr 60": "ok", "lcr 40": "violated"}),
+    "LCR_INFLOWCAP": ({"lcr 360": 75_000, "lcr 300": 100_000}, [{"lcr 360": 75_000}, {"lcr 300": 99_999}], [{"lcr 360": 75_001}, {"lcr 360": 90_000}], {"lcr 300": "violated", "lcr 360": "ok"}),
+    "NSFR_CALC": ({"asf 120 30": 110_000, "rsf 10 20": 100_000, "nsfr 220 40": "110%"}, [{"asf 120 30": 110_006}], [{"asf 120 30": 110_007}], {"nsfr 220 40": "violated"}),
+    "LE_PCT": ({"le * c330": 12_000, "le * c350": "10%", "of 15": 120_000}, [{"le * c330": 12_006}], [{"le * c330": 12_007}], {"of 15": "violated", "le * c350": "violated"}),
+    "FX_12_5": ({"fx 10 100": 1_250, "fx 10 90": 100}, [{"fx 10 100": 1_256}], [{"fx 10 100": 1_257}, {"fx 10 90": 99}], {"fx 10 90": "violated", "fx 10 100": "violated"}),
+    "FX_XTAB": ({"rea 560": 1_250, "fx 10 100": 1_250}, [{"rea 560": 1_251}], [{"rea 560": 1_252}, {"fx 10 100": 1_248}], {"rea 560": "violated"}),
+    "FIN_BS": ({"ass 380": 1_000, "equ 300": 90, "lia 300": 910}, [{"ass 380": 1_001}], [{"ass 380": 1_002}, {"lia 300": 908}], {"equ 300": "violated"}),
+    "FIN_PL": ({"equ 250": 40, "pl 690": 40}, [{"pl 690": 41}], [{"pl 690": 42}, {"equ 250": -40}], {"pl 690": "violated"}),
+    "LE_DEF": ({"le * c230": "9.99%"}, [{"le * c230": "0%"}], [{"le * c230": "10%"}, {"le * c230": "26%"}], {"le * c230": None}),
+    "LE_GSII": (
+        {"le * c350": "15%", "who * c070": "eba_qTE:qx2056", "lelim 040 010": 18_000},
+        [{"le * c350": "14.99%"}, {"le * c350": "24%", "who * c070": "eba_qTE:qx2057"}],
+        [{"le * c350": "15.01%"}, {"le * c350": "24%"}],
+        {"le * c350": None},
+    ),
+    "P2G_TC": (
+        {"ratio 50": "14%", "ratio 190": "14%", "ratio 160": "13%"},
+        [{"ratio 50": "14.01%"}, {"ratio 50": "12.99%"}],
+        [{"ratio 50": "13.99%"}, {"ratio 50": "13%"}],
+        {"ratio 50": "undecided", "ratio 190": "undecided", "ratio 160": "undecided"},
+    ),
+    "FX_DEMIN": ({"fx 10 90": 240, "of 10": 150_000}, [{"fx 10 90": 1}], [{"fx 10 90": 241}], {"fx 10 90": "undecided", "of 10": "undecided"}),
+}  # fmt: skip
+TRIGGERS = {"LE_DEF", "LE_GSII", "FX_DEMIN", "P2G_TC"}
+
+
+def test_every_rule_has_a_case_and_its_cells_are_in_the_dpm():
+    assert set(CASES) == {rule.id for rule in built_in_rules()}
+    cells = load_cells(BUILT_IN)
+    for rule in built_in_rules():
+        for key in (*rule.cells, *rule.unless_reported):
+            assert cells.by_cell(*key) is not None, (rule.id, key)
+    assert [sum(rule.kind == kind for rule in built_in_rules()) for kind in ("breach", "filing", "trigger")] == [
+        18,
+        28,
+        4,
+    ]
+
+
+@pytest.mark.parametrize("rule_id", CASES)
+def test_limit_tolerance_and_missing_cells(rule_id):
+    base, valid, invalid, missing = CASES[rule_id]
+    positive = "triggered" if rule_id in TRIGGERS else "violated"
+    assert state(rule_id, base) == "ok"
+    for change in valid:
+        assert state(rule_id, base | change) == "ok", change
+    for change in invalid:
+        assert state(rule_id, base | change) == positive, change
+    for cell, expected in missing.items():
+        assert state(rule_id, {name: value for name, value in base.items() if name != cell}) == expected, cell
+
+
+@pytest.mark.parametrize(
+    ("year", "share"), [(2025, 50), (2026, 55), (2027, 60), (2028, 65), (2029, 70), (2030, "72.5"), (2035, "72.5")]
+)
+def test_the_output_floor_is_phased_in(year, share):
+    floored = int(Decimal(share) * 10_000)
+    figures = {"rea 36": 600_000, "floor 10 20": 1_000_000}
+    needed = max(floored, 600_000)
+    assert state("OUTPUT_FLOOR", {**figures, "rea 10": needed}, f"{year}-12-31") == "ok"
+    assert state("OUTPUT_FLOOR", {**figures, "rea 10": needed - 2}, f"{year}-12-31") == "violated"
+    assert state("OUTPUT_FLOOR", {**figures, "rea 10": needed}, "2024-12-31") is None
+
+
+def test_the_cap_of_the_floor_ends_in_2030():
+    figures = {"rea 10": 500_000, "rea 36": 400_000, "floor 10 20": 1_000_000}  # 125% of 400,000
+    assert state("OUTPUT_FLOOR", figures, "2029-12-31") == "ok"
+    assert state("OUTPUT_FLOOR", figures, "2030-12-31") == "violated"
+
+
+def test_each_large_exposure_has_its_own_limit():
+    facts = []
+    for code, share, kind in (
+        ("A", "0.31", "qx2056"),
+        ("B", "0.26", "qx2057"),
+        ("C", "0.24", None),
+        ("D", "0.5", "qx2056"),
+    ):
+        place = {"qINC": code}
+        facts.append(Fact("dp1", Decimal(share), "xbrli:pure", 4, ENTITY, PERIOD, place, ("C_28.00", "*", "c350")))
+        if kind:
+            who = ("C_27.00", "*", "c070")
+            facts.append(Fact("dp2", f"eba_qTE:{kind}", None, None, ENTITY, PERIOD, place | {"qNCO": "x"}, who))
+    facts.append(Fact("dp3", Decimal("0.4"), "xbrli:pure", 4, ENTITY, PERIOD, {}, ("C_26.00", "r030", "c010")))
+    report = Report(pathlib.Path("x"), "xBRL-CSV", ENTITY, PERIOD, "EUR", FILED, tuple(facts), ())
+    found = [result for result in evaluate(report) if result.rule_id == "LE_LIMIT"]
+    assert [(result.row, result.value, result.limit) for result in found] == [
+        ("B", Decimal("0.26"), Decimal("0.25")),
+        ("D", Decimal("0.5"), Decimal("0.4")),
+    ]
+    sound = tuple(fact for fact in facts if fact.dimensions.get("qINC") in (None, "A", "C"))
+    met = [result for result in evaluate(dataclasses.replace(report, facts=sound)) if result.rule_id == "LE_LIMIT"]
+    assert [(result.state, result.row) for result in met] == [("ok", "A")]  # one result stands for all clients
+
+
+def test_without_a_reported_limit_for_institutions_the_limit_is_25_percent():
+    who = {"who * c070": "eba_qTE:qx2056"}
+    assert state("LE_LIMIT", {"le * c350": "25%", **who}) == "ok"
+    assert state("LE_LIMIT", {"le * c350": "25.01%", **who}) == "violated"
+
+
+def test_a_leg_of_the_buffer_is_derived_only_where_it_is_not_reported():
+    missed = {"ratio 10": "5%", "ratio 140": "5%", "memo 740": 40_000, "rea 10": 1_000_000}
+    assert (state("CBR_CET1", missed), state("OCR_CET1", missed)) == ("violated", "undecided")
+    printed = missed | {"ratio 170": "9%"}
+    assert (state("CBR_CET1", printed), state("OCR_CET1", printed)) == (None, "violated")
+
+
+def test_only_a_g_sii_has_a_limit_of_15_percent_for_other_g_siis():
+    exposure = {"le * c350": "20%", "who * c070": "eba_qTE:qx2056"}
+    assert state("LE_GSII", exposure) == "ok"
+    assert state("LE_GSII", exposure | {"memo 800": 1_000}) == "triggered"  # a G-SII buffer
+    assert state("LE_GSII", exposure | {"lelim 040 010": 18_000}) == "triggered"
+    assert state("LE_LIMIT", exposure | {"memo 800": 1_000}) == "ok"  # the report does not say that both are G-SIIs
+
+
+@pytest.mark.parametrize(
+    ("rule_id", "figures", "first"),
+    [
+        ("LCR_MIN", {"lcr 30": "80%"}, "2018-01-01"),
+        ("NSFR_MIN", {"nsfr 220 40": "80%"}, "2021-06-28"),
+        ("LR_MIN", {"lev 340": "2%"}, "2021-06-28"),
+    ],
+)
+def test_a_minimum_applies_from_its_first_day(rule_id, figures, first):
+    assert state(rule_id, figures, first) == "violated"
+    assert state(rule_id, figures, "2017-12-31") is None
+
+
+@pytest.mark.parametrize(
+    ("rule_id", "date", "legal"),
+    [
+        ("FX_12_5", "2024-12-31", "CRR Art. 92(4)(b)"),
+        ("FX_12_5", "2025-03-31", "CRR Art. 92(6)(b)"),
+        ("FX_XTAB", "2025-12-31", "ITS (EU) 2021/451 Annex I"),
+        ("FX_XTAB", "2026-03-31", "ITS (EU) 2024/3117 Annex I"),
+        ("FIN_PL", "2024-12-31", "ITS (EU) 2021/451 Annex III"),
+        ("FIN_PL", "2026-03-31", "ITS (EU) 2024/3117 Art. 11, Annex I"),
+        ("OCR_CET1", "2020-09-30", "CRD Art. 141(1)-(3)"),
+        ("OCR_CET1", "2026-03-31", "CRD Art. 141a(a), 141(2)"),
+    ],
+)
+def test_the_citation_is_that_of_the_reference_date(rule_id, date, legal):
+    rule = next(rule for rule in built_in_rules() if rule.id == rule_id)
+    assert rule.at(date).legal == legal
+
+
+def test_an_insolvent_bank_with_consistent_figures_has_breaches_but_no_filing_errors():
+    figures = {"of 10": -50_000, "of 15": -70_000, "of 20": -70_000, "of 750": 20_000, "rea 10": 1_000_000}
+    figures |= {"ratio 10": "-7%", "ratio 30": "-7%", "ratio 50": "-5%"}
+    figures |= {"ratio 20": -115_000, "ratio 40": -130_000, "ratio 60": -130_000}
+    figures |= {"ratio 130": "8%", "ratio 140": "4.5%", "ratio 150": "6%", "ratio 160": "10.5%"}
+    figures |= {"memo 740": 25_000, "memo 750": 25_000}
+    figures |= {"lev 300": 2_000_000, "lev 320": -70_000, "lev 340": "-3.5%", "lev 440": "3%"}
+    violated = [result for result in evaluate(make_report(figures)) if result.state == "violated"]
+    assert {result.kind for result in violated} == {"breach"}
+    assert {result.rule_id for result in violated} == {
+        *("CET1_MIN", "T1_MIN", "TC_MIN", "TSCR_CET1", "TSCR_T1", "TSCR_TC", "OCR_TC", "LR_MIN", "LR_OLRR"),
+        *("CBR_CET1", "CBR_T1"),
+    }

@@ -1,0 +1,163 @@
+"""Notes of the bank in its files, and findings.csv: what no engine finds."""
+
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+
+from common.errors import UserError
+from xbrl.corpus.banks import make_bank
+from xbrl.corpus.examples import read_filing
+from xbrl.corpus.filing import write_reports
+from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.render import cell_name, render_report
+from xbrl.read.report import Note
+from xbrl.rules.findings import (
+    Finding,
+    apply_findings,
+    lifted_results,
+    load_findings,
+    parse_cell,
+    write_findings,
+)
+from xbrl.rules.rules import evaluate
+
+LCR, LEVERAGE = ("C_76.00.a", "r0030", "c0010"), ("C_47.00", "r0340", "c0010")
+BANK, PERIOD = make_bank(0, 1), "2026-03-31"
+
+
+def read(tmp_path, lcr: str, notes=()):
+    figures = {LCR: Decimal(lcr), LEVERAGE: Decimal("0.0351")}
+    cells = load_cells(BUILT_IN)
+    files = write_reports(tmp_path, BANK, PERIOD, figures, cells, (), "json", notes)
+    return read_filing(files, cells), cells
+
+
+def finding(state: str, **more) -> Finding:
+    return Finding(BANK.entity, PERIOD, "LCR_PLEDGED", state, cell_name(LCR), kind="pledged", **more)
+
+
+def test_notes_are_read_back_with_the_cells_they_are_attached_to(tmp_path) -> None:
+    notes = (Note("Bonds of 9% are pledged.", (LCR,), "en"), Note("Leverage, “audited”.", (LEVERAGE,), "en"))
+    report, cells = read(tmp_path, "1.04", notes)
+    assert sorted(report.notes, key=notes.index) == list(notes) and not report.warnings
+    lines = render_report(report, cells, "labels").splitlines()
+    assert lines[1:3] == ["Leverage ratio 3.51%", "LCR 104%"]
+    assert sorted(lines[3:]) == ["Note: Bonds of 9% are pledged.", "Note: Leverage, “audited”."]
+    assert "note on C 76.00.a r0030 c0010 | Bonds of 9% are pledged." in render_report(report, cells).splitlines()
+
+
+def test_findings_add_replace_and_lift(tmp_path) -> None:
+    sound = evaluate(read(tmp_path, "1.04")[0])
+    assert apply_findings(sound, []) == apply_findings(sound, [finding("benign")]) == []
+    (added,) = apply_findings(sound, [finding("violated", value=Decimal("0.95"), limit=Decimal(1))])
+    assert (added.rule_id, added.kind, added.value, added.limit, added.relation) == (
+        "LCR_PLEDGED",
+        "note",
+        Decimal("0.95"),
+        1,
+        "min",
+    )
+    assert (added.unit, added.decimals) == ("xbrli:pure", 4) and "Art. 7(2)" in added.legal
+    low = evaluate(read(tmp_path, "0.93")[0])
+    assert [result.rule_id for result in apply_findings(low, [])] == ["LCR_MIN"]
+    assert apply_findings(low, [replace(finding("lifted"), rule="LCR_MIN")]) == []
+    (corrected,) = apply_findings(low, [replace(finding("violated", value=Decimal("0.5")), rule="LCR_MIN")])
+    assert (corrected.value, corrected.limit) == (Decimal("0.5"), 1)
+
+
+def test_a_finding_on_one_client_leaves_the_others_as_they_are(tmp_path) -> None:
+    shares = {("C_28.00", client, "c350"): Decimal(share) for client, share in (("AA", "0.31"), ("BB", "0.42"))}
+    files = write_reports(tmp_path, BANK, PERIOD, {LCR: Decimal("0.93"), **shares}, load_cells(BUILT_IN), (), "json")
+    results = evaluate(read_filing(files, load_cells(BUILT_IN)))
+    assert [(one.rule_id, one.row) for one in apply_findings(results, [])] == [
+        ("LCR_MIN", ""), ("LE_LIMIT", "AA"), ("LE_LIMIT", "BB"),
+    ]  # fmt: skip
+    waived = Finding(
+        BANK.entity, PERIOD, "LE_LIMIT", "lifted", cell_name(("C_28.00", "*", "c350"), "AA"), legal="CRR Art. 7"
+    )
+    assert [one.row for one in apply_findings(results, [waived])] == ["", "BB"]
+    assert [(one.row, one.legal) for one in lifted_results(results, [waived])] == [("AA", "CRR Art. 7")]
+    everywhere = replace(waived, cell="", legal="")
+    assert [one.rule_id for one in apply_findings(results, [everywhere])] == ["LCR_MIN"]
+    assert [(one.row, one.legal) for one in lifted_results(results, [everywhere])] == [
+        ("AA", "CRR Art. 395(1)"), ("BB", "CRR Art. 395(1)"),
+    ]  # fmt: skip
+    other = replace(waived, state="violated", value=Decimal("0.5"))
+    assert [one.value for one in apply_findings(results, [other])] == [Decimal("0.93"), Decimal("0.5"), Decimal("0.42")]
+
+
+def test_findings_csv_round_trip(tmp_path) -> None:
+    path = tmp_path / "findings.csv"
+    findings = (finding("violated", value=Decimal("0.95"), limit=Decimal(1)), finding("benign"))
+    write_findings(path, findings)
+    assert load_findings(path) == {(BANK.entity, PERIOD): findings}
+
+
+ENTITY = "SYNB00AAAAAAAAAAAA11"
+ROW = f"{ENTITY},2026-03-31,LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,pledged"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("period,", "date,", "line 1: the column 'period' is missing; the columns are entity,period,rule,state,"),
+        (",legal,", ",article,", "line 1: the column 'article' is unknown"),
+        (",kind\n", ",kind,value\n", "line 1: the column 'value' is unknown or stands there twice"),
+        (f"{ENTITY},", ",", "line 2, column entity: '' is not the code of a bank"),
+        ("2026-03-31", "31.3.2026", "line 2, column period: '31.3.2026' is not a reference date"),
+        ("2026-03-31", "2026-02-30", "line 2, column period: '2026-02-30' is not a reference date"),
+        ("LCR_PLEDGED", "LCR_PLEGED", "line 2, column rule: 'LCR_PLEGED' is not a rule .*; did you mean LCR_PLEDGED?"),
+        ("violated", "harmless", "line 2, column state: 'harmless' is not one of violated, lifted, benign"),
+        ("C 76.00.a r0030 c0010", "LCR", "line 2, column cell: 'LCR' is not a cell such as C 76.00.a r0030 c0010"),
+        (",0.95,", ",95%,", "line 2, column value: '95%' is not a number; 0.95 is 95%"),
+        (",1,", ',"1,0",', "line 2, column limit: '1,0' is not a number"),
+        (",pledged", ",pledged,more", "line 2: expected 9 fields"),
+        (",pledged", "", "line 2: expected 9 fields"),
+        (",pledged", ',"pledged', "line 2: invalid CSV"),
+        (
+            "pledged\n",
+            f"pledged\n{ROW.replace('violated', 'lifted')}\n",
+            "line 3, column state: LCR_PLEDGED is violated in .*, line 2",
+        ),
+    ],
+)
+def test_mistakes_in_findings_csv_name_line_and_column(tmp_path, old, new, message) -> None:
+    path = tmp_path / "findings.csv"
+    text = "entity,period,rule,state,cell,value,limit,legal,kind\n" + ROW + "\n"
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=f"findings.csv, {message}"):
+        load_findings(path)
+
+
+def test_findings_csv_of_other_programs(tmp_path) -> None:
+    """A byte order mark, spaces, CRLF, an entity with its scope, and only the columns that are needed. Not Latin-1."""
+    path = tmp_path / "findings.csv"
+    path.write_bytes(f"\ufeffperiod,entity,rule,state\r\n 2026-03-31 ,{ENTITY}.CON,LCR_MIN,lifted\r\n".encode())
+    assert load_findings(path) == {(ENTITY, "2026-03-31"): (Finding(ENTITY, "2026-03-31", "LCR_MIN", "lifted"),)}
+    path.write_bytes("entity,period,rule,state,legal\nÄ,,,,".encode("latin-1"))
+    with pytest.raises(UserError, match="findings.csv: not valid UTF-8 at byte 31"):
+        load_findings(path)
+    with pytest.raises(UserError, match="absent.csv: no such file"):
+        load_findings(tmp_path / "absent.csv")
+
+
+def test_a_finding_takes_from_the_engine_what_it_leaves_out(tmp_path) -> None:
+    sound = evaluate(read(tmp_path, "1.04")[0])
+    bare = Finding(BANK.entity, PERIOD, "LCR_MIN", "violated", where="findings.csv, line 2")
+    (added,) = apply_findings(sound, [bare])
+    assert (added.cell, added.value, added.limit, added.kind) == (LCR, Decimal("1.04"), 1, "breach")
+    assert "412(1)" in added.legal
+    for finding_, column in ((replace(bare, rule="LCR_PLEDGED"), "cell"), (replace(bare, rule="NSFR_MIN"), "cell")):
+        with pytest.raises(
+            UserError, match=f"findings.csv, line 2, column {column}: it is empty, and the engine has no"
+        ):
+            apply_findings(sound, [finding_])
+    with pytest.raises(UserError, match="column value: it is empty, and the engine has no value for LCR_PLEDGED"):
+        apply_findings(sound, [replace(bare, rule="LCR_PLEDGED", cell=cell_name(LCR))])
+
+
+@pytest.mark.parametrize("cell, row", [(LCR, ""), (("C_28.00", "*", "c350"), "SYNC00AB")])
+def test_printed_cells_are_parsed(cell, row) -> None:
+    assert parse_cell(cell_name(cell, row)) == (cell, row)

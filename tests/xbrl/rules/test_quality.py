@@ -1,0 +1,440 @@
+"""Odd reports, written as files and read back: nothing odd passes as clean."""
+
+import dataclasses
+import json
+import zipfile
+from decimal import Decimal
+
+import pytest
+
+from xbrl.corpus.banks import make_bank
+from xbrl.corpus.corpus import make_filings
+from xbrl.corpus.examples import read_filing
+from xbrl.corpus.filing import write_reports
+from xbrl.corpus.profiles import FULL
+from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.report import CellKey
+from xbrl.rules.figures import RECOMPUTED
+from xbrl.rules.quality import check_quality
+from xbrl.rules.rule_lines import all_results
+from xbrl.rules.rules import built_in_rules, evaluate, evaluate_all, violations
+
+CELLS = load_cells(BUILT_IN)
+BANK = dataclasses.replace(make_bank(0, 0), currency="EUR", decimals=-3, ratio_decimals=4)
+PERIOD = "2026-03-31"
+CLIENT = BANK.entity  # key of the only large exposure
+LR, LR_TIER1, LR_EXPOSURE = (("C_47.00", row, "c0010") for row in ("r0340", "r0320", "r0300"))
+LCR, BUFFER, OUTFLOW = (("C_76.00.a", row, "c0010") for row in ("r0030", "r0010", "r0020"))
+NSFR = ("C_84.00.a", "r0220", "c0040")
+SHARE = ("C_28.00", CLIENT, "c350")
+MILLIONS = {
+    **{("C_01.00", row, "c0010"): value for row, value in (("r0010", 150), ("r0015", 120), ("r0020", 100))},
+    **{("C_01.00", row, "c0010"): value for row, value in (("r0530", 20), ("r0750", 30))},
+    ("C_02.00.a", "r0010", "c0010"): 1000,
+    **{("C_03.00", row, "c0010"): value for row, value in (("r0020", 55), ("r0040", 60), ("r0060", 70))},
+    **{("C_04.00", row, "c0010"): value for row, value in (("r0740", 30), ("r0750", 25), ("r0770", 5))},
+    **{LR_TIER1: 120, LR_EXPOSURE: 2400, BUFFER: 130, OUTFLOW: 100},
+    **{("C_84.00.c", "r0010", "c0020"): 100, ("C_84.00.d", "r0120", "c0030"): 110},
+    **{("C_28.00", CLIENT, "c210"): 24, ("C_28.00", CLIENT, "c330"): 24},
+}
+RATIOS = {
+    **{("C_03.00", row, "c0010"): value for row, value in (("r0010", "0.10"), ("r0030", "0.12"), ("r0050", "0.15"))},
+    **{("C_03.00", row, "c0010"): value for row, value in (("r0130", "0.10"), ("r0140", "0.0562"))},
+    **{("C_03.00", row, "c0010"): value for row, value in (("r0150", "0.075"), ("r0160", "0.13"), ("r0170", "0.0862"))},
+    **{("C_03.00", "r0180", "c0010"): "0.105", LR: "0.05", ("C_47.00", "r0440", "c0010"): "0.03"},
+    **{LCR: "1.3", NSFR: "1.1", SHARE: "0.2", ("C_28.00", CLIENT, "c230"): "0.2"},
+}
+SOUND: dict[CellKey, Decimal | str] = {
+    **{cell: Decimal(value) * 1_000_000 for cell, value in MILLIONS.items()},
+    **{cell: Decimal(value) for cell, value in RATIOS.items()},
+}
+
+
+def without(*cells, keep=()):
+    """SOUND without some cells; with `keep`, only cells of these tables."""
+    return {cell: value for cell, value in SOUND.items() if cell not in cells and (not keep or cell[0] in keep)}
+
+
+def read(folder, figures, edits=(), bank=BANK, syntax="csv"):
+    """Write the figures as files, edit members of the packages, and read the files.
+
+    `edits`: (end of the member's name, old text, new text). A new text None removes the member.
+    """
+    paths = write_reports(folder, bank, PERIOD, figures, CELLS, syntax=syntax)
+    for name, old, new in edits:
+        for path in paths:
+            edit(path, name, old, new)
+    return read_filing(paths, CELLS)
+
+
+def edit(path, name, old, new):
+    with zipfile.ZipFile(path) as package:
+        members = {member: package.read(member).decode() for member in package.namelist()}
+    changed = {key: text.replace(old, new or "") for key, text in members.items() if new is not None or name not in key}
+    with zipfile.ZipFile(path, "w") as package:
+        for member, text in members.items():
+            if member in changed:
+                package.writestr(member, changed[member] if member.endswith(name) else text)
+
+
+def judged(report):
+    """Rule -> its result, and the findings about the report as (id, reason)."""
+    results = evaluate_all(report)
+    assert {result.rule_id for result in results} == {rule.id for rule in built_in_rules()}
+    findings = check_quality(report, results, CELLS)
+    assert all(finding.kind == "quality" for finding in findings)
+    return {result.rule_id: result for result in results}, [(finding.rule_id, finding.reason) for finding in findings]
+
+
+def datapoint(cell):
+    found = CELLS.by_cell(*cell)
+    assert found is not None
+    return found.datapoint
+
+
+@pytest.mark.parametrize("syntax", ["csv", "json"])
+def test_a_sound_report_has_neither_violations_nor_findings(tmp_path, syntax):
+    report = read(tmp_path, SOUND, syntax=syntax)
+    results, findings = judged(report)
+    assert (violations(results.values()), findings) == ([], [])
+    assert {result.rule_id for result in evaluate(report)} == {
+        rule_id for rule_id, result in results.items() if result.state != "not applicable"
+    }
+    assert results["LR_MIN"].state == "ok" and results["LR_MIN"].inputs[0].source == "reported"
+    assert (results["FIN_BS"].state, results["FIN_BS"].reason) == (
+        "not applicable",
+        "F 01.01 has no filing indicator; F 01.03 has no filing indicator; F 01.02 has no filing indicator",
+    )
+
+
+@pytest.mark.parametrize(
+    ("indicator", "why"),
+    [("C_47.00,false", "is declared as not filed"), ("C_99.99,true", "has no filing indicator")],
+)
+def test_a_breach_under_a_missing_filing_indicator_is_named(tmp_path, indicator, why):
+    report = read(tmp_path, SOUND | {LR: Decimal("0.02")}, [("FilingIndicators.csv", "C_47.00,true", indicator)])
+    results, findings = judged(report)
+    assert "LR_MIN" not in {result.rule_id for result in evaluate(report)}
+    result = results["LR_MIN"]
+    assert (result.state, result.value, result.limit) == ("not applicable", Decimal("0.02"), Decimal("0.03"))
+    assert result.reason == (
+        f"C 47.00 {why}, yet C 47.00 r0340 c0010 is reported; if that counted, the rule would be violated"
+    )
+    ids = [rule_id for rule_id, _ in findings]
+    assert ids == ["FILING_INDICATOR", "MANDATORY"]
+    assert findings[0][1] == (
+        f"C 47.00 {why}, yet it has 4 facts: C 47.00 r0320 c0010 = 120000 thousand, "
+        "C 47.00 r0300 c0010 = 2400000 thousand, C 47.00 r0340 c0010 = 2.00%, C 47.00 r0440 c0010 = 3.00%"
+    )
+    assert findings[1][1] == f"C 47.00 {why}, but COREP_LR must contain it"
+
+
+def test_a_report_without_any_filing_indicators_is_judged_by_its_facts_and_says_so(tmp_path):
+    figures = without(keep=("C_47.00",)) | {LR: Decimal("0.02")}
+    report = read(tmp_path, figures, [("FilingIndicators.csv", "", None)])
+    results, findings = judged(report)
+    assert results["LR_MIN"].state == "violated"
+    assert results["CET1_MIN"].reason == "C 03.00 has no facts"
+    assert [rule_id for rule_id, _ in findings] == ["FILING_INDICATOR"]
+    assert findings[0][1].startswith("the report has no filing indicators; the rules judge all of its facts (4 facts")
+
+
+def test_a_false_filing_indicator_in_xbrl_json(tmp_path):
+    (path,) = write_reports(tmp_path, BANK, PERIOD, without(keep=("C_47.00",)), CELLS, syntax="json")
+    document = json.loads(path.read_text())
+    document["facts"]["f1"]["value"] = "false"
+    path.write_text(json.dumps(document))
+    results, findings = judged(read_filing([path], CELLS))
+    assert "the rule would be met" in results["LR_MIN"].reason
+    assert [rule_id for rule_id, _ in findings] == ["FILING_INDICATOR", "MANDATORY"]
+
+
+def test_the_lcr_is_recomputed_if_its_row_is_left_out(tmp_path):
+    report = read(tmp_path, without(LCR) | {BUFFER: Decimal(60_000_000)})
+    result = judged(report)[0]["LCR_MIN"]
+    assert (result.state, result.value, result.limit, result.missing) == ("violated", Decimal("0.6"), 1, False)
+    (figure,) = result.inputs
+    assert (figure.source, figure.legal) == ("recomputed", "Delegated Reg. (EU) 2015/61 Art. 4(1)")
+    assert [(part.cell, part.value) for part in figure.parts] == [(BUFFER, 60_000_000), (OUTFLOW, 100_000_000)]
+    assert [result.rule_id for result in violations(evaluate(report))] == ["LCR_MIN"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "rule_id", "value", "violated"),
+    [
+        (("C_03.00", "r0010", "c0010"), "CET1_MIN", "0.1", {("C_02.00.a", "r0010", "c0010"): 2223}),
+        (("C_03.00", "r0030", "c0010"), "TSCR_T1", "0.12", {("C_02.00.a", "r0010", "c0010"): 1601}),
+        (("C_03.00", "r0050", "c0010"), "OCR_TC", "0.15", {("C_02.00.a", "r0010", "c0010"): 1154}),
+        (LR, "LR_MIN", "0.05", {LR_EXPOSURE: 4001}),
+        (LCR, "LCR_MIN", "1.3", {BUFFER: Decimal("99.999")}),
+        (NSFR, "NSFR_MIN", "1.1", {("C_84.00.d", "r0120", "c0030"): Decimal("99.9")}),
+        (SHARE, "LE_LIMIT", "0.2", {("C_28.00", CLIENT, "c330"): Decimal("30.1")}),
+        (("C_28.00", CLIENT, "c230"), "LE_DEF", "0.2", {}),
+    ],
+)
+def test_every_ratio_is_recomputed_from_its_parts(tmp_path, cell, rule_id, value, violated):
+    assert (cell[0], "*" if cell[1] == CLIENT else cell[1], cell[2]) in RECOMPUTED
+    result = judged(read(tmp_path, without(cell)))[0][rule_id]
+    state = "triggered" if rule_id == "LE_DEF" else "ok"
+    assert (result.state, result.value, result.inputs[0].source) == (state, Decimal(value), "recomputed")
+    if violated:
+        changed = {key: Decimal(million) * 1_000_000 for key, million in violated.items()}
+        result = judged(read(tmp_path, without(cell) | changed))[0][rule_id]
+        assert result.state == "violated"
+        assert result.known_value != result.known_limit  # rounded, but not onto its limit
+
+
+def test_a_ratio_without_its_parts_is_undecided_and_says_which_cells_are_missing(tmp_path):
+    result = judged(read(tmp_path, without(LCR, OUTFLOW)))[0]["LCR_MIN"]
+    assert (result.state, result.reason) == (
+        "undecided",
+        "C 76.00.a r0030 c0010 is not reported and cannot be recomputed: "
+        "C 76.00.a r0010 c0010 is 130000 thousand EUR and C 76.00.a r0020 c0010 is not reported",
+    )
+
+
+def test_capital_ratios_are_recomputed_if_their_whole_template_is_missing(tmp_path):
+    figures = {cell: value for cell, value in SOUND.items() if cell[0] != "C_03.00"}
+    results, findings = judged(read(tmp_path, figures | {("C_01.00", "r0020", "c0010"): Decimal(44_000_000)}))
+    assert (results["CET1_MIN"].state, results["CET1_MIN"].value) == ("violated", Decimal("0.044"))
+    assert results["TSCR_CET1"].state == "not applicable"  # the requirement stands in C 03.00 alone
+    assert findings == [("MANDATORY", "C 03.00 has no filing indicator, but COREP_OF must contain it")]
+
+
+def test_a_figure_without_a_filing_indicator_gives_way_to_the_recomputed_ratio(tmp_path):
+    edits = [("FilingIndicators.csv", "C_03.00,true", "C_03.00,false")]
+    results, findings = judged(read(tmp_path, SOUND | {("C_01.00", "r0020", "c0010"): Decimal(44_000_000)}, edits))
+    assert (results["CET1_MIN"].state, results["CET1_MIN"].value) == ("violated", Decimal("0.044"))
+    assert [rule_id for rule_id, _ in findings] == ["FILING_INDICATOR", "MANDATORY"]
+
+
+def test_a_filing_rule_allows_for_rounding_and_says_so(tmp_path):
+    results = judged(read(tmp_path, SOUND | {("C_01.00", "r0010", "c0010"): Decimal(150_001_000)}))[0]
+    assert (results["OF_SUM"].state, results["OF_SUM"].value, results["OF_SUM"].limit) == (
+        "ok",
+        150_001_000,
+        150_000_000,
+    )
+    assert results["OF_SUM"].reason == "the difference is within the rounding of the figures"
+    assert (results["T1_SUM"].state, results["T1_SUM"].reason) == ("ok", "")
+    assert (results["AT1_EXCESS"].state, results["AT1_EXCESS"].reason) == (
+        "not applicable",
+        "none of its figures is reported",
+    )
+    bank = dataclasses.replace(BANK, decimals=-6)
+    coarse = judged(read(tmp_path, SOUND | {("C_01.00", "r0010", "c0010"): Decimal(151_000_000)}, bank=bank))[0]
+    assert coarse["OF_SUM"].state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("decimals", "value", "state"),
+    [
+        (2, "0.03", "undecided"),
+        (2, "0.02", "violated"),
+        (2, "0.04", "ok"),
+        (3, "0.030", "undecided"),
+        (4, "0.0300", "ok"),
+        (4, "0.0299", "violated"),
+        (6, "0.03", "ok"),
+    ],
+)
+def test_a_coarse_ratio_decides_only_outside_its_rounding(tmp_path, decimals, value, state):
+    figures = without(LR_TIER1, LR_EXPOSURE, ("C_47.00", "r0440", "c0010"), keep=("C_47.00",)) | {LR: Decimal(value)}
+    bank = dataclasses.replace(BANK, ratio_decimals=decimals)
+    results, findings = judged(read(tmp_path, figures, bank=bank))
+    assert results["LR_MIN"].state == state
+    about_rule = [reason for rule_id, reason in findings if rule_id == "ACCURACY" and reason.startswith("LR_MIN")]
+    assert len(about_rule) == (state == "undecided")
+    assert len(findings) - len(about_rule) == (decimals < 4)
+    if decimals == 2 and state == "undecided":
+        assert about_rule == [
+            "LR_MIN is too coarse to decide: C 47.00 r0340 c0010 is 3% (decimals=2), between 2.5% and 3.5%"
+        ]
+
+
+@pytest.mark.parametrize(("tier1", "state", "value"), [(62_400_000, "violated", "0.026"), (76_800_000, "ok", "0.032")])
+def test_where_a_ratio_is_too_coarse_its_parts_decide(tmp_path, tier1, state, value):
+    bank = dataclasses.replace(BANK, ratio_decimals=2)
+    figures = without(("C_47.00", "r0440", "c0010"), keep=("C_47.00",)) | {
+        LR: Decimal("0.03"),
+        LR_TIER1: Decimal(tier1),
+    }
+    results, findings = judged(read(tmp_path, figures, bank=bank))
+    result = results["LR_MIN"]
+    assert (result.state, result.value) == (state, Decimal(value))
+    assert result.reason == (
+        "as filed too coarse to decide: C 47.00 r0340 c0010 is 3% (decimals=2), between 2.5% and 3.5%"
+    )
+    assert result.inputs[0].filed is not None and result.inputs[0].filed.value == Decimal("0.03")
+    assert [rule_id for rule_id, _ in findings] == ["ACCURACY"]
+
+
+def test_parts_that_contradict_a_coarse_ratio_do_not_decide(tmp_path):
+    bank = dataclasses.replace(BANK, ratio_decimals=2)
+    results = judged(read(tmp_path, without(keep=("C_47.00",)) | {LR: Decimal("0.03")}, bank=bank))[0]
+    assert (results["LR_MIN"].state, results["LR_CALC"].state) == ("undecided", "violated")
+
+
+def test_a_ratio_recomputed_from_coarse_amounts_is_undecided_near_its_limit(tmp_path):
+    bank = dataclasses.replace(BANK, decimals=-6)
+    results, findings = judged(read(tmp_path, without(LCR) | {BUFFER: Decimal(100_000_000)}, bank=bank))
+    assert results["LCR_MIN"].state == "undecided"
+    assert "C 76.00.a r0030 c0010 is 100% (recomputed), between 99.005% and 101.005%" in results["LCR_MIN"].reason
+    assert [rule_id for rule_id, _ in findings] == ["ACCURACY", "ACCURACY"]
+    assert findings[0][1].startswith("monetary figures have decimals -6 where at least -4 is required: 20 facts")
+
+
+def test_an_own_funds_module_without_its_mandatory_templates(tmp_path):
+    cells = {column: ("C_22.00", "r0010", column) for column in ("c0090", "c0100")}
+    figures = {cells["c0090"]: Decimal(1_000_000), cells["c0100"]: Decimal(12_500_000)}
+    findings = judged(read(tmp_path, figures))[1]
+    missing = ("C 01.00", "C 02.00", "C 03.00", "C 04.00")
+    assert findings == [
+        ("MANDATORY", f"{name} has no filing indicator, but COREP_OF must contain it") for name in missing
+    ]
+
+
+def test_contradictory_values_of_a_cell_are_a_finding(tmp_path):
+    row = f"{datapoint(LR)},0.05"
+    results, findings = judged(read(tmp_path, SOUND, [("c_47.00.csv", row, f"{row}\n{datapoint(LR)},0.02")]))
+    text = "C 47.00 r0340 c0010 is reported as 5.00% and as 2.00%"
+    assert findings == [("DUPLICATE", text)]
+    assert (results["LR_MIN"].state, results["LR_MIN"].reason) == ("undecided", text)
+    assert [part.value for part in results["LR_MIN"].inputs[0].parts] == [Decimal("0.05"), Decimal("0.02")]
+
+
+def test_a_text_in_the_cell_of_a_figure_is_named(tmp_path):
+    report = read(tmp_path, SOUND, [("c_47.00.csv", f"{datapoint(LR)},0.05", f"{datapoint(LR)},five")])
+    result = judged(report)[0]["LR_MIN"]
+    assert (result.state, result.reason) == ("undecided", "C 47.00 r0340 c0010 is 'five', not a number")
+
+
+def test_of_consistent_values_the_more_accurate_one_counts(tmp_path):
+    row = f"{datapoint(LR)},0.03"
+    figures = without(keep=("C_47.00",)) | {LR: Decimal("0.03"), LR_TIER1: Decimal(71_040_000)}
+    coarse, fine = f"{row}d2", f"{datapoint(LR)},0.0296"
+    for first, second in ((coarse, fine), (fine, coarse)):
+        results, findings = judged(read(tmp_path, figures, [("c_47.00.csv", row, f"{first}\n{second}")]))
+        assert (results["LR_MIN"].state, results["LR_MIN"].value) == ("violated", Decimal("0.0296"))
+        assert results["LR_MIN"].inputs[0].source == "reported"  # and not recomputed because the first is too coarse
+    assert findings == [
+        (
+            "ACCURACY",
+            "percentage figures have decimals 2 where at least 4 is required: 1 fact: C 47.00 r0340 c0010 = 3%",
+        )
+    ]
+
+
+def test_contradictory_values_of_an_open_row_are_a_finding(tmp_path):
+    code = datapoint(("C_28.00", "*", "c350"))
+    row = f"{code},{CLIENT},0.2"
+    results, findings = judged(read(tmp_path, SOUND, [("c_28.00.csv", row, f"{row}\n{code},{CLIENT},0.3")]))
+    assert findings == [("DUPLICATE", f"C 28.00 {CLIENT} c350 is reported as 20.00% and as 30.00%")]
+    assert (results["LE_LIMIT"].state, results["LE_LIMIT"].row) == ("undecided", CLIENT)
+
+
+def test_amounts_in_two_currencies_are_a_finding_and_are_not_mixed(tmp_path):
+    figures = without(LR, keep=("C_47.00",))
+    lines = [("c_47.00.csv", "datapoint,factValue", "datapoint,unit,factValue")]
+    lines += [("c_47.00.csv", f"{datapoint(LR_TIER1)},", f"{datapoint(LR_TIER1)},iso4217:USD,")]
+    lines += [("c_47.00.csv", f"{datapoint(cell)},", f"{datapoint(cell)},,") for cell in figures if cell != LR_TIER1]
+    results, findings = judged(read(tmp_path, figures, lines))
+    assert findings == [("CURRENCY", "amounts in USD beside 1 in EUR: 1 fact: C 47.00 r0320 c0010 = 120000 thousand")]
+    assert (results["LR_MIN"].state, results["LR_CALC"].state) == ("undecided", "undecided")
+    assert results["LR_MIN"].reason.startswith(
+        "C 47.00 r0340 c0010 is not reported and cannot be recomputed: C 47.00 r0320 c0010 is 120000 thousand USD and"
+    )
+    assert "its amounts are in different currencies: USD, EUR" in results["LR_CALC"].reason
+
+
+def test_an_amount_that_belongs_in_its_own_currency_is_no_finding(tmp_path):
+    report = read(tmp_path, SOUND)
+    kinds = ({"CUS": "eba_CU:USD"}, {"CCA": "eba_CA:x1"}, {})
+    facts = [dataclasses.replace(report.facts[0], cell=None, unit="iso4217:USD", dimensions=kind) for kind in kinds]
+    for fact, expected in zip(facts, ([], [], ["CURRENCY"]), strict=True):
+        changed = dataclasses.replace(report, facts=(*report.facts, fact))
+        assert [finding.rule_id for finding in check_quality(changed, (), CELLS)] == expected
+
+
+@pytest.mark.parametrize(
+    ("figures", "cell", "reason"),
+    [
+        ({LR: "3.15"}, LR, "C 47.00 r0340 c0010 = 3.15 means 315.00%; probably 3.15% is meant"),
+        ({LR: "0.0004"}, LR, "C 47.00 r0340 c0010 = 0.0004 means 0.04%; probably 4% is meant"),
+        ({LCR: "315"}, LCR, "C 76.00.a r0030 c0010 = 315 means 31500.00%; probably 315% is meant"),
+        ({LCR: "0.0315"}, LCR, "C 76.00.a r0030 c0010 = 0.0315 means 3.15%; probably 315% is meant"),
+        ({LR: "1e40"}, LR, "000000%; probably 1"),
+        ({LCR: "20", BUFFER: 2_000, OUTFLOW: 100}, LCR, None),
+        ({LCR: "24", BUFFER: 1_800, OUTFLOW: 1_000}, LCR, "= 24 means 2400.00%; probably 24% is meant"),
+        (
+            {LCR: "0.0315", BUFFER: 315, OUTFLOW: 100},
+            LCR,
+            "C 76.00.a r0030 c0010 = 0.0315 means 3.15%; probably 315% is meant, "
+            "by C 76.00.a r0010 c0010 / C 76.00.a r0020 c0010",
+        ),
+        (
+            {("C_03.00", "r0130", "c0010"): "10.5"},
+            ("C_03.00", "r0130", "c0010"),
+            "means 1050.00%; probably 10.5% is meant",
+        ),
+        ({SHARE: "24"}, ("C_28.00", "*", "c350"), "= 24 means 2400.00%; probably 24% is meant"),
+        ({LCR: "0.6"}, LCR, None),
+        ({("C_03.00", "r0010", "c0010"): "-0.03"}, LCR, None),
+    ],
+)
+def test_a_ratio_that_is_a_hundredfold_off_is_doubted(tmp_path, figures, cell, reason):
+    values = {
+        key: Decimal(value) if isinstance(value, str) else Decimal(value * 1_000_000) for key, value in figures.items()
+    }
+    report = read(tmp_path, values)
+    doubts = [f for f in check_quality(report, evaluate_all(report), CELLS) if f.rule_id == "PLAUSIBLE"]
+    assert [(doubt.cell, doubt.state) for doubt in doubts] == ([(cell, "warning")] if reason else [])
+    assert not reason or reason in doubts[0].reason
+
+
+def test_a_doubtful_breach_stays_a_breach_and_says_so(tmp_path):
+    report = read(tmp_path, SOUND | {LCR: Decimal("0.013")})
+    findings, results = (
+        {result.rule_id: result for result in group} for group in (all_results(report)[:1], all_results(report))
+    )
+    assert list(findings) == ["PLAUSIBLE"]
+    assert (results["LCR_MIN"].state, results["LCR_MIN"].reason) == ("violated", findings["PLAUSIBLE"].reason)
+    assert results["NSFR_MIN"].reason == ""
+
+
+def test_facts_of_another_entity_or_date_are_findings_and_do_not_count(tmp_path):
+    (path,) = write_reports(tmp_path, BANK, PERIOD, without(keep=("C_47.00",)), CELLS, syntax="json")
+    document = json.loads(path.read_text())
+    ratio = next(fact for fact in document["facts"].values() if fact["value"] == "0.05")
+    other = {**ratio, "value": "0.02", "dimensions": {**ratio["dimensions"], "period": "2026-01-01T00:00:00"}}
+    foreign = {**ratio, "value": "0.01", "dimensions": {**ratio["dimensions"], "entity": "lei:OTHER"}}
+    document["facts"] |= {"other": other, "foreign": foreign}
+    path.write_text(json.dumps(document))
+    results, findings = judged(read_filing([path], CELLS))
+    assert results["LR_MIN"].value == Decimal("0.05")
+    assert findings == [
+        ("PERIOD", "2025-12-31 instead of 2026-03-31: 1 fact: C 47.00 r0340 c0010 = 2.00%"),
+        ("ENTITY", f"OTHER instead of {BANK.entity}.CON: 1 fact: C 47.00 r0340 c0010 = 1.00%"),
+    ]
+
+
+def test_a_rule_outside_its_dates_says_so(tmp_path):
+    rule = dataclasses.replace(built_in_rules()[0], applies_from="2027-01-01")
+    (result,) = evaluate_all(read(tmp_path, SOUND), [rule])
+    assert (result.state, result.reason) == ("not applicable", "applies from 2027-01-01")
+
+
+@pytest.mark.parametrize("syntax", ["csv", "json"])
+def test_generated_reports_have_no_findings_and_every_lcr_is_decided(tmp_path, syntax):
+    recomputed = 0
+    for index in range(30):
+        (filing,) = make_filings(11, index, 1, FULL)
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        files = write_reports(folder, filing.bank, filing.period, filing.figures, CELLS, filing.unfiled, syntax)
+        results, findings = judged(read_filing(files, CELLS))
+        assert findings == []
+        lcr = results["LCR_MIN"]
+        assert lcr.state in ("ok", "violated") or lcr.reason == "C 76.00 has no filing indicator"
+        recomputed += bool(lcr.inputs) and lcr.inputs[0].source == "recomputed"
+    assert recomputed >= 2

@@ -1,0 +1,245 @@
+"""Rules on both sides of their limit, at their tolerance and with a missing cell; the rules file and its errors."""
+
+import json
+import pathlib
+from decimal import Decimal
+
+import pytest
+
+from common.errors import UserError
+from xbrl.read.render import format_figure, format_limit
+from xbrl.read.report import Fact, Report
+from xbrl.rules.rules import built_in_rules, evaluate, load_rules, violations
+
+CET1, T1, TC = (("C_03.00", row, "c0010") for row in ("r0010", "r0030", "r0050"))
+TSCR, TSCR_CET1, TSCR_T1, OCR = (("C_03.00", row, "c0010") for row in ("r0130", "r0140", "r0150", "r0160"))
+LR, OLRR = ("C_47.00", "r0340", "c0010"), ("C_47.00", "r0440", "c0010")
+OWN_FUNDS, TIER1, CET1_AMOUNT = (("C_01.00", row, "c0010") for row in ("r0010", "r0015", "r0020"))
+AT1, TIER2 = ("C_01.00", "r0530", "c0010"), ("C_01.00", "r0750", "c0010")
+BUFFER, OUTFLOW, LCR = (("C_76.00.a", row, "c0010") for row in ("r0010", "r0020", "r0030"))
+NSFR = ("C_84.00.a", "r0220", "c0040")
+
+
+def make_report(figures, indicators=None, decimals=-3, period="2026-03-31"):
+    """A report. Texts with % are ratios to four places, integers amounts in euro with accuracy `decimals`."""
+    facts = []
+    for cell, value in figures.items():
+        if isinstance(value, str):
+            facts.append(Fact("dp1", Decimal(value.rstrip("%")) / 100, "xbrli:pure", 4, "BANK", period, {}, cell))
+        else:
+            facts.append(Fact("dp2", Decimal(value), "iso4217:EUR", decimals, "BANK", period, {}, cell))
+    return Report(pathlib.Path("x"), "xBRL-CSV", "BANK", period, "EUR", indicators or {}, tuple(facts), ())
+
+
+def state(rule_id, figures, **more):
+    return {result.rule_id: result.state for result in evaluate(make_report(figures, **more))}.get(rule_id)
+
+
+@pytest.mark.parametrize(
+    ("rule_id", "violated", "ok", "missing"),
+    [
+        ("CET1_MIN", {CET1: "4.49%"}, {CET1: "4.50%"}, CET1),
+        ("T1_MIN", {T1: "5.99%"}, {T1: "6.00%"}, T1),
+        ("TC_MIN", {TC: "7.99%"}, {TC: "8.00%"}, TC),
+        ("TSCR_CET1", {CET1: "5.61%", TSCR_CET1: "5.62%"}, {CET1: "5.62%", TSCR_CET1: "5.62%"}, TSCR_CET1),
+        ("TSCR_T1", {T1: "7.49%", TSCR_T1: "7.50%"}, {T1: "7.50%", TSCR_T1: "7.50%"}, T1),
+        ("TSCR_TC", {TC: "9.99%", TSCR: "10.00%"}, {TC: "10.00%", TSCR: "10.00%"}, TSCR),
+        ("OCR_TC", {TC: "13.49%", OCR: "13.50%"}, {TC: "13.50%", OCR: "13.50%"}, OCR),
+        ("LR_MIN", {LR: "2.99%"}, {LR: "3.00%"}, LR),
+        ("LR_OLRR", {LR: "3.09%", OLRR: "3.10%"}, {LR: "3.10%", OLRR: "3.10%"}, OLRR),
+        ("LCR_MIN", {LCR: "99.99%"}, {LCR: "100.00%"}, LCR),
+        ("NSFR_MIN", {NSFR: "99.99%"}, {NSFR: "100.00%"}, NSFR),
+        (
+            "LCR_CALC",
+            {LCR: "120.02%", BUFFER: 120_000_000, OUTFLOW: 100_000_000},
+            {LCR: "120.00%", BUFFER: 120_000_000, OUTFLOW: 100_000_000},
+            OUTFLOW,
+        ),
+    ],
+)
+def test_both_sides_of_the_limit_and_a_missing_cell(rule_id, violated, ok, missing):
+    assert state(rule_id, violated) == "violated"
+    assert state(rule_id, ok) == "ok"
+    others = {cell: value for cell, value in ok.items() if cell != missing}
+    filed = {"C_03.00": True, "C_47.00": True, "C_76.00": True, "C_84.00": True}
+    assert state(rule_id, others, indicators=filed) == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("rule_id", "total", "parts"), [("OF_SUM", OWN_FUNDS, (TIER1, TIER2)), ("T1_SUM", TIER1, (CET1_AMOUNT, AT1))]
+)
+def test_a_sum_may_differ_only_by_rounding(rule_id, total, parts):
+    sound = {total: 1_000_000, parts[0]: 800_000, parts[1]: 200_000}
+    assert state(rule_id, sound) == "ok"
+    assert (
+        state(rule_id, sound | {total: 1_001_000}) == "ok"
+    )  # three figures, each rounded by up to 500: tolerance 1,500
+    assert state(rule_id, sound | {total: 1_001_500}) == "ok"
+    assert state(rule_id, sound | {total: 1_001_501}) == "violated"
+    assert state(rule_id, sound | {total: 998_499}) == "violated"
+    assert state(rule_id, sound | {total: 1_000_001}, decimals=0) == "ok"
+    assert state(rule_id, sound | {total: 1_000_002}, decimals=0) == "violated"
+    assert state(rule_id, sound | {total: 1_000_001}, decimals="INF") == "violated"
+
+
+def test_a_missing_part_of_a_sum_counts_as_zero():
+    assert state("T1_SUM", {TIER1: 800_000, CET1_AMOUNT: 800_000}) == "ok"
+    assert state("T1_SUM", {TIER1: 1_000_000, CET1_AMOUNT: 800_000}) == "violated"
+
+
+def test_the_tolerance_of_the_lcr_combines_all_three_cells():
+    amounts = {BUFFER: 12_000, OUTFLOW: 10_000}  # each rounded by up to 500: the LCR is between 1.09524 and 1.31579
+    assert state("LCR_CALC", amounts | {LCR: "131.58%"}) == "ok"
+    assert state("LCR_CALC", amounts | {LCR: "131.59%"}) == "violated"
+    assert state("LCR_CALC", amounts | {LCR: "109.52%"}) == "ok"
+    assert state("LCR_CALC", amounts | {LCR: "109.51%"}) == "violated"
+    assert state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 0, LCR: "120%"}) == "undecided"
+    assert (
+        state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 400, LCR: "120%"}) == "undecided"
+    )  # the unrounded outflow could be 0
+
+
+def test_a_rule_applies_only_if_its_template_is_filed():
+    figures = {LCR: "50%", CET1: "4%"}
+    assert state("LCR_MIN", figures, indicators={"C_76.00": True}) == "violated"
+    assert state("LCR_MIN", figures, indicators={"C_76.00": False}) is None
+    assert state("CET1_MIN", figures, indicators={"C_76.00": True}) is None
+    assert state("LCR_MIN", {CET1: "4%"}) is None
+
+
+def test_a_rule_is_undecided_if_facts_of_its_cell_disagree():
+    report = make_report({CET1: "4%"})
+    other = Fact("dp1", Decimal("0.05"), "xbrli:pure", 4, "BANK", "2026-03-31", {}, CET1)
+    both = Report(**{**vars(report), "facts": (*report.facts, other)})
+    assert [result.state for result in evaluate(both) if result.rule_id == "CET1_MIN"] == ["undecided"]
+
+
+def test_a_result_has_value_limit_and_legal_reference():
+    (result,) = [
+        result for result in evaluate(make_report({CET1: "5.61%", TSCR_CET1: "5.62%"})) if result.rule_id == "TSCR_CET1"
+    ]
+    assert (result.cell, result.value, result.limit, result.relation) == (
+        CET1,
+        Decimal("0.0561"),
+        Decimal("0.0562"),
+        "min",
+    )
+    assert (result.kind, result.legal, result.decimals) == ("breach", "CRD Art. 104(1)(a), 104a(4)", 4)
+    (result,) = violations(
+        evaluate(make_report({OWN_FUNDS: 900_000, TIER1: 800_000, TIER2: 200_000, CET1_AMOUNT: 800_000}))
+    )
+    assert (result.rule_id, result.value, result.limit, result.relation) == ("OF_SUM", 900_000, 1_000_000, "expected")
+    assert (result.kind, result.unit) == ("filing", "iso4217:EUR")
+
+
+def rule_line(**changes):
+    """A line of a rules file, with some of its fields changed."""
+    row = {
+        "id": "MINE",
+        "kind": "breach",
+        "title": "t",
+        "legal": "l",
+        "cells": [["C_03.00", "r0010", "c0010"]],
+        "violated_if": "{C_03.00,r0010,c0010} < 0.5",
+        "absent_cell": "unknown",
+    }
+    return json.dumps(row | changes)
+
+
+@pytest.mark.parametrize(
+    ("expression", "cet1", "expected"),
+    [
+        ("{C_03.00,r0010,c0010} > 0.5", "50.01%", "violated"),
+        ("{C_03.00,r0010,c0010} >= 0.5", "50%", "violated"),
+        ("{C_03.00,r0010,c0010} <= 0.5", "50.01%", "ok"),
+        ("{C_03.00,r0010,c0010} < 0.5 and not {C_03.00,r0010,c0010} < 0.4", "45%", "violated"),
+        ("{C_03.00,r0010,c0010} < 0.4 or {C_03.00,r0010,c0010} > 0.6", "45%", "ok"),
+        ("{C_03.00,r0010,c0010} < max(0.1, 0.2 * 3 - 0.1)", "49.99%", "violated"),
+        ("{C_03.00,r0010,c0010} < -(1 / 2)", "-50.01%", "violated"),
+    ],
+)
+def test_operators_of_the_rule_language(tmp_path, expression, cet1, expected):
+    path = tmp_path / "rules.jsonl"
+    path.write_text(rule_line(violated_if=expression))
+    assert [result.state for result in evaluate(make_report({CET1: cet1}), load_rules(path))] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"violated_if": "__import__('os').getcwd() < {C_03.00,r0010,c0010}"}, "violated_if contains"),
+        ({"violated_if": "{C_03.00,r0010,c0010} < abs(1)"}, "violated_if contains abs"),
+        ({"violated_if": "{C_03.00,r0010,c0010} + 1"}, "contains no comparison"),
+        ({"violated_if": "{C_03.00,r0010,c0010} < {C_03.00,r0030,c0010}"}, "the cells of MINE"),
+        ({"kind": "crime"}, "unknown value"),
+        ({"violated_if": "{C_03.00,r0010,c0010} < floor"}, "neither a cell nor a legal parameter"),
+        ({"violated_if": "{C_03.00,r0010,c0010} < 'x'"}, "where a figure is expected"),
+        ({"violated_if": "{C_03.00,r0010,c0010} < zero(1)"}, "where a figure is expected"),
+        ({"violated_if": "{C_03.00,r0010,c0010} < says({C_03.00,r0010,c0010}, 1)"}, "where a figure is expected"),
+        ({"violated_if": "0.01 < {C_03.00,r0010,c0010} < 0.5"}, "where a comparison is expected"),
+        ({"violated_if": "({C_03.00,r0010,c0010} < 0.5) + 1"}, "where a comparison is expected"),
+    ],
+)
+def test_the_error_for_an_invalid_rule_names_its_line(tmp_path, changes, message):
+    path = tmp_path / "rules.jsonl"
+    path.write_text(rule_line() + "\n" + rule_line(**changes) + "\n")
+    with pytest.raises(UserError, match=f"line 2: .*{message}"):
+        load_rules(path)
+
+
+@pytest.mark.parametrize(
+    ("date", "states"),
+    [("2024-12-31", []), ("2025-01-01", ["ok"]), ("2026-06-29", ["ok"]), ("2026-06-30", ["ok"]), ("2026-07-01", [])],
+)
+def test_a_rule_applies_between_its_first_and_its_last_reference_date(tmp_path, date, states):
+    path = tmp_path / "rules.jsonl"
+    path.write_text(rule_line(applies_from="2025-01-01", applies_until="2026-06-30"))
+    report = make_report({CET1: "50%"}, period=date)
+    assert [result.state for result in evaluate(report, load_rules(path))] == states
+
+
+def test_the_citation_is_the_one_of_the_reference_date(tmp_path):
+    versions = [{"from": "", "text": "first"}, {"from": "2025-01-01", "text": "second"}]
+    path = tmp_path / "rules.jsonl"
+    path.write_text(rule_line(legal=versions))
+    (rule,) = load_rules(path)
+    dates = ("2024-12-31", "2025-01-01", "2030-01-01", "")
+    assert [rule.at(date).legal for date in dates] == ["first", "second", "second", "second"]
+    report = make_report({CET1: "4%"}, period="2024-12-31")
+    assert [result.legal for result in evaluate(report, [rule])] == ["first"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"applies_from": "2025"},
+        {"applies_until": "soon"},
+        {"legal": []},
+        {"legal": [{"from": "2025-01-01", "text": "b"}, {"from": "", "text": "a"}]},
+        {"legal": [{"text": "a"}]},
+    ],
+)
+def test_invalid_versions_of_a_rule_are_refused(tmp_path, changes):
+    path = tmp_path / "rules.jsonl"
+    path.write_text(rule_line(**changes))
+    with pytest.raises(UserError, match=r"line 1: invalid rule"):
+        load_rules(path)
+
+
+def test_the_ids_of_the_built_in_rules_are_distinct():
+    ids = [rule.id for rule in built_in_rules()]
+    assert len(ids) == len(set(ids)) == 50
+    assert ids[0] == "CET1_MIN"
+
+
+def test_a_figure_of_an_absurd_size_is_printed():
+    huge = Decimal("1e400")
+    assert format_figure(huge, "xbrli:pure", 6) == f"{10**402}%"
+    assert format_limit(huge, "xbrli:pure", 6) == f"{10**402}%"
+    assert format_figure(Decimal("0.5"), "xbrli:pure", 9999) == "50%"
+    assert format_figure(Decimal("0.035"), "xbrli:pure", 6) == "3.5000%"
+
+
+@pytest.mark.parametrize("outflow", [Decimal("1e-300"), Decimal("1e300")])
+def test_a_recomputed_ratio_of_an_absurd_size_is_judged(outflow):
+    assert state("LCR_MIN", {BUFFER: 100_000_000, OUTFLOW: outflow}) == ("ok" if outflow < 1 else "violated")

@@ -1,0 +1,178 @@
+"""Read an answer: lenient in its form, strict in its content.
+
+Both forms of `answers.py` are read. The form may vary: a preamble, bold or numbered lines, a Markdown table, headings in
+other letters. The content may not: a line that does not say everything that it must is void, and counted.
+"""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+
+from xbrl.rules.citations import articles
+from xbrl.rules.quantities import QUANTITY, parse_quantity
+
+RULE_ID = re.compile(r"[A-Z][A-Z0-9]+(?:_[A-Z0-9]+)*")
+NOT_REPORTED = "not reported"
+_HEADING = re.compile(r"(violations|checks|directive)\s*(?::\s*(.*)|$)", re.IGNORECASE)
+_MARKS = re.compile(r"^(?:[#>•]+\s*|[-*+]\s+|\(?\d{1,2}[.)]\s+)+")  # headings, quotes, bullets, numbers
+_RELATIONS = {
+    **{"min": "min", "minimum": "min", "at least": "min", ">=": "min", "≥": "min"},
+    **{"max": "max", "maximum": "max", "at most": "max", "<=": "max", "≤": "max", "expected": "expected"},
+}
+_COMPARISON = re.compile(r"\s(<=?|>=?|≤|≥)\s")
+_VALUE = rf"(?:\d{{4}}-\d\d-\d\d|{QUANTITY}(?: days?)?)"
+_CHECKED = re.compile(rf"(?P<what>\S.*?)(?:\s+(?:(?:{QUANTITY} ?[-+\u2212] ?)+{QUANTITY} = )?(?P<value>{_VALUE}))?")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one line of an answer says, normalised so that claims can be compared.
+
+    `state` is "violated", "met" (rule "") or "lifts". `where` is a cell, with the counterparty in an open table, or what a
+    check is about. `value` and `limit` are numbers, so `4.310%` and `4.31%` are the same; None where the line states none.
+    """
+
+    state: str
+    rule: str
+    where: str
+    value: Decimal | str | None  # "not reported" or a date is a str
+    relation: str  # "min", "max", "expected"; "" without a limit
+    limit: Decimal | str | None
+    legal: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that was read.
+
+    `rule_ids` are the rules reported as violated and not lifted, without duplicates, in the order of the answer. `directive`
+    is the letter; it is empty if the answer ended before the letter. `void` counts the lines that could not be read.
+    """
+
+    rule_ids: tuple[str, ...]
+    directive: str
+    claims: tuple[Claim, ...] = ()
+    void: int = 0
+
+
+def parse_answer(text: str) -> Answer | None:
+    """Read an answer. Returns None if it is none: no heading `Violations:` or `Checks:`, or no valid line below it.
+
+    Valid lines are those of `answers.py` and, for a report without violations, `none`. An id that matches no rule is kept and
+    counts as a false positive. If `Directive:` is missing because generation was cut short, the directive is empty.
+    """
+    body, letter = _sections(text)
+    if not body:
+        return None
+    claims = [read_line(line) for line in body if not _is_none(line)]
+    read = [claim for claim in claims if claim]
+    clean = any(_is_none(line) for line in body)
+    contradicts = clean and any(claim.state == "violated" for claim in read)
+    if not read and not clean:
+        return None
+    lifted = {claim.rule for claim in read if claim.state == "lifts"}
+    rules = dict.fromkeys(claim.rule for claim in read if claim.state == "violated" and claim.rule not in lifted)
+    return Answer(tuple(rules), letter, tuple(dict.fromkeys(read)), claims.count(None) + contradicts)
+
+
+def read_lines(text: str) -> list[tuple[str, Claim | None]]:
+    """The lines of an answer above its letter, each with its claim, or None if it cannot be read; `none` is left out."""
+    return [(line, read_line(line)) for line in _sections(text)[0] if not _is_none(line)]
+
+
+def letter_in(text: str) -> str:
+    """The letter of an answer, whatever its lines are; empty if the text has none."""
+    return _sections(text)[1]
+
+
+def read_line(line: str) -> Claim | None:
+    """Read one line of either form: `RULE | cell | value | limit | article` or `what value < limit: verdict, article`."""
+    return _read_violation(line.strip("| ")) if "|" in line else _read_check(line)
+
+
+def claim_of(finding: dict) -> Claim | None:
+    """The claim of an entry of the field `findings` of an example: rule, cell, value, limit and legal as printed."""
+    parts = (finding.get(key) or "" for key in ("rule", "cell", "value", "limit", "legal"))
+    return _read_violation(" | ".join(parts))
+
+
+def _sections(text: str) -> tuple[list[str], str]:
+    """(lines below the first heading that opens an answer, the letter)."""
+    body: list[str] | None = None
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        plain = _plain(line)
+        heading = _HEADING.fullmatch(plain)
+        name = heading[1].casefold() if heading else ""
+        rest = (heading[2] or "") if heading else ""
+        if name == "directive" and body is not None:
+            return body, "\n".join([rest, *lines[number + 1 :]]).strip()
+        if name in ("violations", "checks"):
+            body = [*(body or []), *([rest] if rest else [])]
+        elif (
+            body is not None and re.search(r"\w", plain) and not re.match(r"rule \|", plain.strip("| "), re.IGNORECASE)
+        ):
+            body.append(plain)
+    return body or [], ""
+
+
+def _plain(line: str) -> str:
+    """A line without the marks of Markdown."""
+    return " ".join(_MARKS.sub("", line.strip()).replace("**", "").replace("`", "").split())
+
+
+def _is_none(line: str) -> bool:
+    return line.strip("| .").casefold() == "none"
+
+
+def _read_violation(line: str) -> Claim | None:
+    fields = [field.strip() for field in line.split("|")]
+    if len(fields) != 5 or not RULE_ID.fullmatch(fields[0]) or not fields[1]:
+        return None
+    rule, where, value, limit, legal = fields
+    number = NOT_REPORTED if value.casefold() in (NOT_REPORTED, "nil") else _value(value)
+    relation, bound = _read_limit(limit)
+    if number is None or bound is None or not legal:
+        return None
+    return Claim("violated", rule, _place(where), number, relation, bound, _law(legal))
+
+
+def _read_limit(text: str) -> tuple[str, Decimal | str | None]:
+    """(relation, limit) of `min 4.5%`; a limit alone has the relation ""."""
+    match = re.match(rf"({'|'.join(_RELATIONS)}) ?", text, re.IGNORECASE)
+    return (_RELATIONS[match[1].casefold()], _value(text[match.end() :])) if match else ("", _value(text))
+
+
+def _value(text: str) -> Decimal | str | None:
+    """The number or the date (as written, YYYY-MM-DD) of a text; None if it is neither."""
+    return text if re.fullmatch(r"\d{4}-\d\d-\d\d", text) else parse_quantity(re.sub(r" days?$", "", text))
+
+
+def _law(text: str) -> frozenset[tuple[str, str]]:
+    """The articles of a legal reference; one that cites none stands for itself."""
+    return articles(text) or frozenset({("", text.casefold())} if text else ())
+
+
+def _read_check(line: str) -> Claim | None:
+    head, colon, verdict = line.rpartition(":")
+    said = re.fullmatch(rf"(?:(met)|(lifts )?({RULE_ID.pattern}))(?:, (.+))?\.?", verdict.strip(), re.IGNORECASE)
+    left, is_below, limit = head.strip(), False, None
+    compared = list(_COMPARISON.finditer(left))
+    if compared:
+        is_below, limit = compared[-1][1][0] in "<≤", _value(left[compared[-1].end() :])
+        left = left[: compared[-1].start()]
+    figures = _CHECKED.fullmatch(left)
+    if not said or not figures or re.search("[<>=]", figures["what"]):
+        return None
+    met, lifts, rule, legal = said.groups()
+    if (compared and (limit is None or not figures["value"])) or not (met or RULE_ID.fullmatch(rule)):
+        return None
+    state = "met" if met else "lifts" if lifts else "violated"
+    # A figure below its limit misses a minimum, or meets a maximum.
+    relation = "" if limit is None else "min" if is_below == (state == "violated") else "max"
+    value = _value(figures["value"]) if figures["value"] else None
+    return Claim(state, rule or "", _place(figures["what"]), value, relation, limit, _law(legal or ""))
+
+
+def _place(text: str) -> str:
+    return " ".join(text.replace("_", " ").casefold().split())

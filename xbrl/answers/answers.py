@@ -1,0 +1,64 @@
+"""The text format of an answer. Written here and nowhere else; `answer_reader.py` reads it.
+
+    Violations:
+    CET1_MIN | C 03.00 r0010 c0010 | 4.31% | min 4.5% | CRR Art. 92(1)(a)
+    Directive:
+    To the Management Board of ...
+
+Each violation is one line: rule, cell, value, limit, legal reference. For a report without violations the single line
+is `none`.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from xbrl.read.render import cell_name, format_figure, format_limit, short_label
+from xbrl.rules.rules import RuleResult
+
+
+def write_answer(violated: Iterable[RuleResult], directive: str, style: str = "cells") -> str:
+    """Format the violated results of `rules.evaluate` and the letter as one answer.
+
+    `style` is "cells" or "labels", as in `render.render_report`.
+    """
+    lines = [write_violation(result, style) for result in violated] or ["none"]
+    return "\n".join(["Violations:", *lines, "Directive:", directive])
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of an answer that checks requirement after requirement: `LCR 93% < 100%: LCR_MIN, CRR Art. 412(1)`."""
+
+    what: str  # the ratio, or what a note is about
+    comparison: str  # "93% < 100%", with its working "104% - 9% = 95% < 100%"; empty if nothing is compared
+    verdict: str = "met"  # or the id of the violated rule, or "lifts LCR_MIN"
+    legal: str = ""  # article, if the verdict is not "met"
+
+    def __str__(self) -> str:
+        head = f"{self.what} {self.comparison}".rstrip()
+        return f"{head}: {self.verdict}" + (f", {self.legal}" if self.legal else "")
+
+
+def write_checks(checks: Iterable[Check], directive: str) -> str:
+    """Format an answer of the second form: every check, then the letter."""
+    return "\n".join(["Checks:", *map(str, checks), "Directive:", directive])
+
+
+def write_violation(result: RuleResult, style: str = "cells") -> str:
+    """Format one violation as a line.
+
+    The style "labels" is compact: it prints the cell's short label and only the first legal reference.
+    """
+    compact = style == "labels"
+    return " | ".join(
+        (
+            result.rule_id,
+            short_label(result.cell) if compact else cell_name(result.cell, result.row),
+            "not reported"
+            if result.missing
+            else format_figure(result.known_value, result.unit, result.decimals, compact),
+            f"{result.relation} {format_limit(result.known_limit, result.unit, result.decimals)}",
+            re.split(r"[,;]", result.legal)[0] if compact else result.legal,
+        )
+    )

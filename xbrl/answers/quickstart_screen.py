@@ -1,0 +1,131 @@
+"""The last screen of the quickstart: the tuned model beside the base model and the programs that cost nothing.
+
+python -m xbrl.answers.quickstart_screen runs/quickstart artifacts/quickstart
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from common.errors import UserError, run_script
+from eval.report import aligned
+from xbrl.answers.baselines import baseline_predictions, micro_f1
+from xbrl.answers.groups import pairs_right, score_kinds
+from xbrl.corpus.examples import report_of
+
+PROGRAMS = {"character n-grams": "n-grams", "threshold program": "thresholds", "engine": "engine"}  # as columns
+RESULTS = {  # file in eval/ -> what the screen shows of it
+    "before": ("answers",),
+    "after": ("answers", "facts", "rouge_l"),
+    "forgetting": ("perplexity_per_byte", "questions", "kl"),
+}
+PAIRS = ("in words", "in figures")  # how the names of minimal pairs end
+Column = tuple[list[dict], list[Sequence[str]]]  # test examples, and the rules that are named for each of them
+
+
+def screen(run: Path, data: Path) -> str:
+    """All of the last screen, from the results in `run`/eval and the corpus in `data`.
+
+    Raises UserError if a file is missing, or if it is not what the quickstart writes.
+    """
+    before, after, forgetting = (_read(run / "eval" / f"{name}.json", keys) for name, keys in RESULTS.items())
+    test, training = (
+        [json.loads(line) for line in _text(data / f"{split}.jsonl").splitlines()] for split in ("test", "train")
+    )
+    per_byte, questions = forgetting["perplexity_per_byte"], forgetting["questions"]["all"]
+    return f"""One report of the test, and the tuned model's answer:
+
+{one_report(after, test)}
+
+{table(columns(before, after, test, training))}
+
+tuned model: F1 of rule, figure, limit and article together {after["facts"]["f1"]:.3f}, directive ROUGE-L {after["rouge_l"]["f"]:.3f}
+general text, perplexity per byte: {per_byte["base"]["value"]:.3f} -> {per_byte["tuned"]["value"]:.3f}; \
+KL {forgetting["kl"]["value"]:.2f} nats per token; \
+general questions right: {questions["base"]["value"]:.0%} -> {questions["tuned"]["value"]:.0%}
+
+curves          tensorboard --logdir {run}/tensorboard     (after: source .venv/bin/activate)
+exported model  {run}/export                (a Hugging Face directory)
+figures         {run}/eval/before.json, after.json, forgetting.json
+next            a task that this model does not solve in minutes: configs/xbrl_laptop.py; your own data: README.md"""
+
+
+def columns(before: dict, after: dict, test: Sequence[dict], training: Sequence[dict]) -> dict[str, Column]:
+    """The columns of the table, by name.
+
+    `before` and `after` are results of scripts/evaluate.py on all or some of the `test` examples. The programs are fitted on
+    `training`.
+    """
+    found = {"base model": _of_result(before, test), "tuned model": _of_result(after, test)}
+    predictions = baseline_predictions(training, test)
+    return found | {title: (list(test), list(predictions[name])) for name, title in PROGRAMS.items()}
+
+
+def table(found: Mapping[str, Column]) -> str:
+    """One row per measure, one column per model or program."""
+    scores = [_scores(*column) for column in found.values()]
+    return "\n".join(aligned([("", *found), *((name, *(s[name] for s in scores)) for name in scores[0])], last=">"))
+
+
+def one_report(after: dict, test: Sequence[dict]) -> str:
+    """The first report whose violation only its note shows, and the tuned model's answer."""
+    answers = {answer["id"]: answer["answer"] for answer in after["answers"]}
+    answered = [example for example in test if example["id"] in answers]
+    shown = next((one for one in answered if set(one["violations"]) - set(one["engine"])), answered[0])
+    return (
+        f"{report_of(shown)}\n\n{answers[shown['id']]}\n(true violations: {', '.join(shown['violations']) or 'none'})"
+    )
+
+
+def _scores(examples: list[dict], predicted: list[Sequence[str]]) -> dict[str, str]:
+    true = [example["violations"] for example in examples]
+    kinds = score_kinds(examples, true, predicted)
+    rows = {"reports": str(len(examples)), "F1, all rules": f"{micro_f1(predicted, true)['f1']:.3f}"}
+    for kind in ("with a note", "pledged", "connected", "waiver"):
+        f1 = kinds.get(kind, {}).get("note_f1")
+        name = "F1, what notes decide (unseen wordings)" if kind == "with a note" else f"  {kind}"
+        rows[name] = "-" if f1 is None else f"{f1:.3f}"
+    for part in PAIRS:
+        chosen = [i for i, example in enumerate(examples) if example.get("pair", "").endswith(part)]
+        right = pairs_right(*([some[i] for i in chosen] for some in (examples, true, predicted)))
+        rows[f"minimal pairs {part}, both right"] = f"{sum(right)} of {len(right)}"
+    return rows
+
+
+def _of_result(result: dict, test: Sequence[dict]) -> Column:
+    """An answer that cannot be read names a rule that does not exist."""
+    said = {
+        answer["id"]: ["unreadable"] if answer["unreadable"] else answer["predicted"] for answer in result["answers"]
+    }
+    return [example for example in test if example["id"] in said], [said[e["id"]] for e in test if e["id"] in said]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; run scripts/quickstart.sh") from error
+
+
+def _read(path: Path, keys: Sequence[str]) -> dict:
+    """The JSON of one result. Raises UserError if it is not JSON or lacks one of `keys`."""
+    try:
+        result = json.loads(_text(path))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); remove it and run scripts/quickstart.sh") from error
+    missing = [key for key in keys if not isinstance(result, dict) or key not in result]
+    if missing:
+        raise UserError(f"{path} has no {missing[0]}; remove it and run scripts/quickstart.sh")
+    return result
+
+
+def main() -> None:
+    """Print the screen of the run and the corpus that the command line names."""
+    if len(sys.argv) != 3:
+        raise UserError("name the directory of the run and that of the corpus, as scripts/quickstart.sh does")
+    print(screen(Path(sys.argv[1]), Path(sys.argv[2])))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,99 @@
+"""Write the splits as JSON Lines files, and compute the statistics of the data card (`dataset.json`)."""
+
+import pathlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from common.durable_files import write_json_lines
+from common.errors import UserError
+from xbrl.answers.baselines import score_baselines
+from xbrl.corpus.examples import report_of
+from xbrl.read.dpm import RELEASE
+from xbrl.rules.findings import note_rules
+from xbrl.rules.rules import built_in_rules
+
+SOURCES = (
+    f"Cells and labels: European Banking Authority, Data Point Model, release {RELEASE}. "
+    "Thresholds: CRR (EU) 575/2013, CRD 2013/36/EU, Delegated Regulation (EU) 2015/61."
+)
+
+
+def write_splits(directory: pathlib.Path, splits: dict[str, list[dict]]) -> None:
+    """Write `SPLIT.jsonl` for each split. Each example gets the field `split`."""
+    for split, examples in splits.items():
+        write_json_lines(directory / f"{split}.jsonl", [example | {"split": split} for example in examples])
+
+
+def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] | None = None) -> dict:
+    """Counts of one split, and the lengths of its texts in characters.
+
+    With `count_tokens`, which returns the number of tokens of a text, the lengths are given in tokens too.
+    """
+    counts = Counter(rule_id for example in examples for rule_id in example["violations"])
+    sizes = Counter(len(example["violations"]) for example in examples)
+    summary = {
+        "examples": len(examples),
+        "banks": len({example["bank"] for example in examples}),
+        "clean": sizes[0],
+        "reports_by_number_of_violations": {str(size): number for size, number in sorted(sizes.items())},
+        "combinations": len({frozenset(example["violations"]) for example in examples}),
+        "violations": {
+            name: counts[name] for name in (*(rule.id for rule in built_in_rules()), *note_rules()) if counts[name]
+        },
+        "notes": _notes(examples),
+    }
+    texts = {"report": [report_of(example) for example in examples]}
+    texts["answer"] = [example["messages"][-1]["content"] for example in examples]
+    summary["characters"] = {role: _length_statistics([len(text) for text in part]) for role, part in texts.items()}
+    if count_tokens:
+        tokens = {role: [count_tokens(text) for text in part] for role, part in texts.items()}
+        tokens["together"] = [sum(pair) for pair in zip(*tokens.values(), strict=True)]
+        summary["tokens"] = {role: _length_statistics(lengths) for role, lengths in tokens.items()}
+    return summary
+
+
+def _notes(examples: Sequence[dict]) -> dict[str, dict[str, int]]:
+    """Kind of note -> what follows from it (violated, lifted, nothing) -> number of reports."""
+    counts: dict[str, Counter[str]] = {}
+    for example in examples:
+        if kind := example["kind"]:
+            found, by_engine = set(example["violations"]), set(example["engine"])
+            outcome = "violated" if found - by_engine else "lifted" if by_engine - found else "nothing"
+            counts.setdefault(kind, Counter())[outcome] += 1
+    return {kind: dict(sorted(outcomes.items())) for kind, outcomes in sorted(counts.items())}
+
+
+def _length_statistics(lengths: Sequence[int]) -> dict[str, float]:
+    if not lengths:
+        return {}
+    ordered = sorted(lengths)
+    return {
+        "mean": round(sum(ordered) / len(ordered), 1),
+        "median": ordered[len(ordered) // 2],
+        "p95": ordered[(len(ordered) * 95) // 100],
+        "max": ordered[-1],
+    }
+
+
+def violation_baselines(splits: dict[str, list[dict]]) -> dict[str, dict]:
+    """Test split -> baseline -> precision, recall and F1 on the violations, and F1 on what notes decide.
+
+    Baselines are fitted on `train`.
+    """
+    tests = {split: examples for split, examples in splits.items() if split.startswith("test")}
+    return score_baselines(splits["train"], tests)
+
+
+def token_counter(model_directory: pathlib.Path | None) -> Callable[[str], int] | None:
+    """A function that counts the tokens of a text with the tokenizer of a model directory; None without a directory.
+
+    Raises `UserError` if there is no such directory.
+    """
+    if model_directory is None:
+        return None
+    from transformers import AutoTokenizer  # slow to import
+
+    if not model_directory.is_dir():
+        raise UserError(f"--tokenizer {model_directory}: no such directory; name a model directory with a tokenizer.")
+    tokenizer = AutoTokenizer.from_pretrained(model_directory)
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])

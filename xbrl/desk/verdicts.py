@@ -1,0 +1,239 @@
+"""Judge every finding of a model by the rules: confirmed, refuted, or not decidable by rule; and list what it missed.
+
+A finding is confirmed only if rule, cell, value, limit and article are all those of the engine or of the desk's decision. One
+with a wrong figure is refuted as it stands, and the reason gives the right one. A finding that only a note can show has no
+formula: it is not decidable by rule until the desk has decided it (findings.csv).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from xbrl.answers.answer_reader import Claim
+from xbrl.desk.engine import Examination, describe_result
+from xbrl.desk.profiles import Profile
+from xbrl.read.render import cell_name, format_limit
+from xbrl.read.report import Report
+from xbrl.rules.findings import Finding, concerns, note_rules
+from xbrl.rules.rules import RuleResult, built_in_rules
+
+CONFIRMED, REFUTED, OPEN, MISSED = "confirmed", "refuted", "not decidable by rule", "missed"
+NOT_COVERED = "not covered"  # by the profile of the model: an engine finding that it was never asked about
+BY_RULE = "found by rule"  # without a model
+VERDICTS = (CONFIRMED, REFUTED, OPEN, MISSED, NOT_COVERED, BY_RULE)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rules say of one finding. `result` is the engine's on the same rule, if there is one."""
+
+    verdict: str
+    rule: str
+    reason: str
+    line: str = ""  # as the model wrote it
+    claim: Claim | None = None
+    result: RuleResult | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """All of it as texts. Value and limit are the engine's where it has them."""
+        known: dict[str, Any] = dict.fromkeys(("kind", "title", "cell", "value", "limit", "legal", "formula"), "")
+        of_note = note_rules().get(self.rule)
+        if self.result:
+            known = describe_result(self.result)
+        else:
+            known["inputs"] = []
+            if of_note:
+                known |= {"kind": "note", "legal": of_note.legal}
+        if of_note:
+            known["title"] = of_note.title
+        reason = "; ".join(filter(None, (self.reason, known.pop("reason", ""))))
+        return {"verdict": self.verdict, **known, "rule": self.rule, "line": self.line, "reason": reason}
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """The truth about one report, in the form in which the model prints it."""
+
+    report: Report
+    engine: Examination
+    profile: Profile
+    lifts_of_answer: frozenset[str]  # rules that the answer says a note lifts
+
+    def claims(self, rule: str) -> list[tuple[Claim | None, RuleResult]]:
+        """The violations of a rule, as a right answer prints them.
+
+        If the answer itself says that a note lifts the rule, its line on the rule only says what the figures say.
+        """
+        found = [one for one in self.engine.violated if one.rule_id == rule]
+        if not found and rule in self.lifts_of_answer:
+            found = [one for one in self.engine.of_state("violated") if one.rule_id == rule]
+        return [(self.profile.claim_of(self.report, one), one) for one in found]
+
+    def decisions(self, rule: str) -> list[Finding]:
+        return [one for one in self.engine.decisions if one.rule == rule]
+
+    def violated(self, claim: Claim, line: str) -> Verdict:
+        """The verdict on a finding."""
+        truths = self.claims(claim.rule)
+        same = [pair for pair in truths if pair[0] is None or pair[0].where == claim.where]
+        if same:
+            return self._compare(claim, line, *min(same, key=lambda pair: len(_differences(claim, *pair))))
+        if truths:
+            places = ", ".join(cell_name(one.cell, one.row) for _, one in truths)
+            reason = f"the rule is violated at {places}, not where the model says"
+            return Verdict(REFUTED, claim.rule, reason, line, claim, truths[0][1])
+        if claim.rule not in _known_rules():
+            return Verdict(REFUTED, claim.rule, "no rule has this id", line, claim)
+        if decided := self.decisions(claim.rule):
+            reason = f"the desk has decided otherwise: {decided[0].state} ({decided[0].where})"
+            return Verdict(REFUTED, claim.rule, reason, line, claim, self._nearest(claim))
+        if claim.rule in note_rules():
+            return self._of_note(claim, line)
+        return self._not_violated(claim, line)
+
+    def _compare(self, claim: Claim, line: str, truth: Claim | None, result: RuleResult) -> Verdict:
+        wrong = _differences(claim, truth, result)
+        if wrong:
+            return Verdict(REFUTED, claim.rule, f"the rule is violated, but {'; '.join(wrong)}", line, claim, result)
+        reason = "by the figures; the answer says that a note lifts it" if claim.rule in self.lifts_of_answer else ""
+        for one in self.decisions(claim.rule):
+            if one.state == "violated" and concerns(one, result):
+                reason = f"the desk has decided: violated ({one.where})"
+        return Verdict(CONFIRMED, claim.rule, reason, line, claim, result)
+
+    def _of_note(self, claim: Claim, line: str) -> Verdict:
+        rule = note_rules()[claim.rule]
+        if not self.report.notes:
+            reason = "only a note of the bank can show this, and the report has none"
+            return Verdict(REFUTED, claim.rule, reason, line, claim)
+        if isinstance(claim.value, Decimal) and isinstance(claim.limit, Decimal):
+            missed = claim.value < claim.limit if rule.relation == "min" else claim.value > claim.limit
+            if not missed:
+                return Verdict(REFUTED, claim.rule, "its own figure meets its own limit", line, claim)
+        reason = f"only a note shows it; read {_notes(self.report)} and decide in a file for --findings"
+        return Verdict(OPEN, claim.rule, reason, line, claim)
+
+    def _not_violated(self, claim: Claim, line: str) -> Verdict:
+        result = self._nearest(claim)
+        assert result is not None, "every rule has a result"
+        reasons = {
+            "ok": "the figures meet the rule",
+            "triggered": "this is a duty, which the figures trigger; it is no violation",
+            "violated": "the desk's decisions lift it",
+            "undecided": "the figures do not decide it",
+            "not applicable": "the rule does not apply",
+        }
+        uncovered = result.state == "not applicable" and result.value is not None
+        is_open = result.state == "undecided" or uncovered
+        return Verdict(OPEN if is_open else REFUTED, claim.rule, reasons[result.state], line, claim, result)
+
+    def _nearest(self, claim: Claim) -> RuleResult | None:
+        """The result of a rule, on the row that the model names if it has one."""
+        same = [one for one in self.engine.results if one.rule_id == claim.rule]
+        named = [one for one in same if one.row and one.row.casefold() in claim.where]
+        return next(iter(named or same), None)
+
+    def lifts(self, claim: Claim, line: str) -> Verdict:
+        """The verdict on "a note lifts this rule"."""
+        found = next((one for one in self.engine.results if (one.rule_id, one.state) == (claim.rule, "violated")), None)
+        if decided := self.decisions(claim.rule):
+            state = CONFIRMED if decided[0].state == "lifted" else REFUTED
+            reason = f"the desk has decided: {decided[0].state} ({decided[0].where})"
+            return Verdict(state, claim.rule, reason, line, claim, found)
+        if not self.report.notes:
+            return Verdict(REFUTED, claim.rule, "only a note can lift it, and the report has none", line, claim, found)
+        if found is None:
+            reason = "only a note shows it; it changes nothing, for the rule is not violated"
+            return Verdict(OPEN, claim.rule, reason, line, claim)
+        reason = f"the model says that a note lifts this violation; read {_notes(self.report)} and decide in a file for --findings"
+        return Verdict(OPEN, claim.rule, reason, line, claim, found)
+
+    def met(self, claim: Claim, line: str) -> Iterator[Verdict]:
+        """A verdict on a requirement that the model calls met, if the engine contradicts it."""
+        for result in self.engine.results:
+            if result.state not in ("ok", "violated") or result.rule_id not in {rule.id for rule in self.profile.rules}:
+                continue
+            truth = self.profile.claim_of(self.report, result)
+            if truth is None or truth.where != claim.where or claim.value is None:
+                continue
+            if result.state == "violated" and result in self.engine.violated:
+                yield Verdict(
+                    REFUTED, result.rule_id, "the model calls the rule met, but it is violated", line, claim, result
+                )
+            elif claim.value != truth.value or claim.limit != truth.limit:
+                wrong = "; ".join(_differences(claim, truth, result)[:2])
+                yield Verdict(REFUTED, result.rule_id, f"the rule is met, but {wrong}", line, claim, result)
+
+    def missed(self, claims: Sequence[Claim], lifted: frozenset[str]) -> Iterator[Verdict]:
+        """The violations that no finding of the model is about."""
+        covered = {rule.id for rule in self.profile.rules} | set(note_rules())
+        for result in self.engine.violated:
+            truth = self.profile.claim_of(self.report, result)
+            if result.rule_id not in covered:
+                reason = f"the profile {self.profile.name} does not cover this rule: the model was not asked about it"
+                yield Verdict(NOT_COVERED, result.rule_id, reason, result=result)
+                continue
+            about = [one for one in claims if one.rule == result.rule_id]
+            named = any(truth is None or truth.where == one.where for one in about)
+            if not named and result.rule_id not in lifted:
+                decided = self.decisions(result.rule_id)
+                reason = f"the desk has decided that it is violated ({decided[0].where})" if decided else ""
+                if self.report.notes and not decided:
+                    reason = f"a note may lift it; read {_notes(self.report)} and decide in a file for --findings"
+                yield Verdict(MISSED, result.rule_id, reason, result=result)
+
+
+def judge_answer(
+    report: Report, engine: Examination, profile: Profile, lines: Iterable[tuple[str, Claim | None]]
+) -> list[Verdict]:
+    """The verdicts on the readable `lines` of an answer, then the findings that the model missed or was not asked about."""
+    read = list(dict.fromkeys((line, claim) for line, claim in lines if claim))
+    lifts = frozenset(claim.rule for _, claim in read if claim.state == "lifts")
+    judge = _Judge(report, engine, profile, lifts)
+    found: list[Verdict] = []
+    for line, claim in read:
+        if claim.state == "violated":
+            found.append(judge.violated(claim, line))
+        elif claim.state == "lifts":
+            found.append(judge.lifts(claim, line))
+        else:
+            found += judge.met(claim, line)
+    # A line that names the violation and a line that lifts it stand together in the answers of the small profiles.
+    lifting = [one for one in found if one.claim and one.claim.state == "lifts" and one.verdict != REFUTED]
+    lifted = frozenset(one.rule for one in lifting)
+    return found + list(judge.missed([claim for _, claim in read if claim.state == "violated"], lifted))
+
+
+def engine_verdicts(engine: Examination) -> list[Verdict]:
+    """The findings without a model."""
+    return [Verdict(BY_RULE, result.rule_id, "", result=result) for result in engine.violated]
+
+
+def _differences(claim: Claim, truth: Claim | None, result: RuleResult) -> list[str]:
+    """What a claim says otherwise than the engine or the desk's decision."""
+    known = describe_result(result)
+    value, limit = (truth.value, truth.limit) if truth else (result.value, result.limit)
+    found = []
+    if claim.value != value:
+        found.append(f"the value is {known['value']}, not {_printed(claim.value)}")
+    if claim.limit != limit or (truth and claim.relation != truth.relation and truth.state == claim.state):
+        found.append(f"the limit is {known['limit']}, not {claim.relation} {_printed(claim.limit)}".replace("  ", " "))
+    if truth and truth.state == claim.state and claim.legal != truth.legal:
+        cited = ", ".join(sorted(" ".join(filter(None, article)) for article in claim.legal)) or "nothing"
+        found.append(f"the article is {result.legal}, and the model cites {cited}")
+    return found
+
+
+def _printed(value: Decimal | str | None) -> str:
+    if isinstance(value, Decimal):
+        return format_limit(value, None) if abs(value) < 100 else f"{value:f}"
+    return value or "nothing"
+
+
+def _known_rules() -> frozenset[str]:
+    return frozenset(rule.id for rule in built_in_rules()) | frozenset(note_rules())
+
+
+def _notes(report: Report) -> str:
+    return f"the note {report.notes[0].text[:200]!r}" if len(report.notes) == 1 else f"the {len(report.notes)} notes"

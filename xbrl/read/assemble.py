@@ -1,0 +1,175 @@
+"""Build a `Report` from the facts of an xBRL-XML, iXBRL or xBRL-JSON file: add EBA cells, types and warnings."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+
+from common.errors import UserError
+from xbrl.read.dpm import Cell, Cells, local_name
+from xbrl.read.report import (
+    NUMERIC_TYPES,
+    CellKey,
+    Fact,
+    Note,
+    Report,
+    describe,
+    duplicate_warnings,
+    is_day,
+    parse_number,
+)
+from xbrl.read.report_notes import make_notes
+
+EBA_METRICS = "http://www.eba.europa.eu/xbrl/crr/dict/met"  # some releases append a version: .../met/3.5
+FILING_INDICATORS = (
+    "http://www.eurofiling.info/xbrl/ext/filing-indicators",
+    "http://www.xbrl.org/taxonomy/int/filing-indicators",
+)
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A concept of a taxonomy."""
+
+    type: str  # e.g. "xbrli:monetaryItemType"
+    label: str  # in English
+    numeric: bool
+    boolean: bool
+
+
+@dataclass(frozen=True)
+class FiledFact:
+    """A fact as it was filed."""
+
+    fact: Fact  # its value is text or None
+    namespace: str
+    numeric: bool  # True if the file itself marks it as a number
+    typed: tuple[str, ...] = ()  # names of its typed dimensions, with prefix
+    problems: tuple[str, ...] = ()  # for warnings; each follows the name of the fact, e.g. "names no context"
+    default_unit: str | None = None  # unit of a number that was filed without one
+    notes: tuple[str, ...] = ()  # ids of the notes that are attached to it
+    id: str = ""  # its id in an XML file, for footnotes
+
+
+@dataclass(frozen=True)
+class ParsedFile:
+    """Everything that a reader found in one file."""
+
+    path: Path
+    format: str
+    facts: tuple[FiledFact, ...]
+    indicators: dict[str, bool]
+    taxonomy: tuple[str, ...] = ()  # entry points (schema URLs) referenced by the file
+    warnings: tuple[str, ...] = ()
+    notes: dict[str, tuple[str, str]] = field(default_factory=dict)  # id -> (text, language)
+
+
+def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str], Concept] | None = None) -> Report:
+    """Assign cells, types and values to the facts and collect warnings.
+
+    `concepts` is keyed by (namespace, local name). Raises `UserError` if periods are filed and none of them is valid: the
+    report then has no reference date.
+    """
+    facts: list[Fact] = []
+    warnings = list(parsed.warnings)
+    attached: dict[str, list[CellKey]] = {name: [] for name in parsed.notes}
+    for filed in parsed.facts:
+        concept = (concepts or {}).get((filed.namespace, local_name(filed.fact.concept)))
+        found, opened = _find_cells(filed, cells, parsed.indicators)
+        fact, problems = _resolve(filed, found, opened, concept)
+        warnings += [f"{describe(fact)} {problem}" for problem in (*filed.problems, *problems)]
+        facts.append(fact)
+        for name in filed.notes:
+            if name not in attached:
+                warnings.append(f"{describe(fact)} refers to the note {name!r}, which the report does not contain")
+            elif fact.cell:
+                table, row, column = fact.cell
+                key = " ".join(member for _, member in sorted(fact.keys.items()))
+                attached[name].append((table, key or row if row == "*" else row, column))
+    footnotes = (Note(text, tuple(attached[name]), language) for name, (text, language) in parsed.notes.items())
+    notes, problems = make_notes(footnotes)
+    warnings += problems
+    entity = _most_frequent(fact.entity for fact in facts)
+    others = sorted({fact.entity for fact in facts} - {entity, ""})
+    if others:
+        warnings.append(f"facts of entities other than {entity}: {', '.join(others[:5])}")
+    period = _most_frequent(day for fact in facts if is_day(day := fact.period.rpartition("/")[2][:10]))
+    if facts and not period:
+        reason = next((warning for warning in warnings if "period" in warning), "")
+        if reason:
+            raise UserError(
+                f"{parsed.path}: no fact has a valid period ({reason}); ask the bank to file the report again"
+            )
+        warnings.append("no fact has a period that ends, so the report has no reference date")
+    currencies = {
+        fact.unit for fact in facts if fact.unit and fact.unit.startswith("iso4217:") and "/" not in fact.unit
+    }
+    return Report(
+        path=parsed.path,
+        format=parsed.format,
+        entity=entity,
+        period=period,
+        currency=local_name(currencies.pop()) if len(currencies) == 1 else None,
+        filing_indicators=parsed.indicators,
+        facts=tuple(facts),
+        warnings=tuple(warnings + duplicate_warnings(tuple(facts))),
+        notes=notes,
+    )
+
+
+def _find_cells(
+    filed: FiledFact, cells: Cells, indicators: dict[str, bool]
+) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
+    """(EBA cells that show the fact, cells of filed templates first; dimensions that the cells leave open)."""
+    if not filed.namespace.startswith(EBA_METRICS):
+        return (), ()
+    fact = filed.fact
+    typed = {local_name(name) for name in filed.typed}
+    explicit = {
+        local_name(name): local_name(member) for name, member in fact.dimensions.items() if name not in filed.typed
+    }
+    found, opened = cells.by_signature(local_name(fact.concept), explicit, typed)
+
+    def is_filed(cell: Cell) -> bool:
+        table = cells.table(cell.table)
+        return table is not None and indicators.get(table.template, False)
+
+    return tuple(sorted(found, key=is_filed, reverse=True)), opened
+
+
+def _resolve(
+    filed: FiledFact, found: tuple[Cell, ...], opened: tuple[str, ...], concept: Concept | None
+) -> tuple[Fact, list[str]]:
+    """(the fact with its cells and with its value converted to the right type, problems with that value)."""
+    fact, problems = filed.fact, []
+    if found:
+        places = [(cell.table, cell.row, cell.column) for cell in found]
+        fixed = tuple(name for name in fact.dimensions if local_name(name) not in opened)
+        fact = replace(fact, cell=places[0], other_cells=tuple(places[1:]), fixed=fixed)
+    if concept:
+        fact = replace(fact, type=concept.type, label=concept.label)
+    if not isinstance(fact.value, str):  # nil
+        return fact, problems
+    boolean = concept.boolean if concept else bool(found) and found[0].type in ("boolean", "true")
+    numeric = concept.numeric if concept else found[0].type in NUMERIC_TYPES if found else filed.numeric
+    if boolean and fact.value.strip() in ("true", "false", "1", "0"):
+        return replace(fact, value=fact.value.strip() in ("true", "1")), problems
+    if numeric or filed.numeric:
+        number = parse_number(fact.value)
+        if number is None:
+            problems.append(f"has the non-numeric value {fact.value[:40]!r}")
+        else:
+            fact = replace(fact, value=number, unit=fact.unit or filed.default_unit)
+    return fact, problems
+
+
+def decimals_of(value: Decimal, precision: int) -> int:
+    """Convert `precision` (number of significant digits of `value`) to `decimals` (XBRL 2.1, section 4.6.6)."""
+    return precision - value.adjusted() - 1
+
+
+def _most_frequent(values: Iterable[str]) -> str:
+    """The most frequent non-empty value; ties go to the last one in sort order. "" if there is none."""
+    counts = Counter(value for value in values if value)
+    return max(counts, key=lambda value: (counts[value], value)) if counts else ""

@@ -1,0 +1,98 @@
+"""Read all report files of a folder in parallel, and join the modules that a bank has filed for one date."""
+
+import multiprocessing
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.errors import UserError
+from xbrl.corpus.archive import REPORT_SUFFIXES, find_reports, is_named_after, try_read_report
+from xbrl.read.report import Report
+from xbrl.read.report_lines import Output, report_lines
+from xbrl.read.xbrl import merge_reports
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """The report of one bank for one reference date, as lines to print."""
+
+    lines: list[str]
+    files: int  # number of files that it was joined from
+    incomplete: tuple[str, ...]  # why other files of this bank and date were refused
+
+
+def read_folder(
+    folder: Path, output: Output, taxonomy: Sequence[Path], workers: int
+) -> tuple[Iterator[FolderReport], list[str]]:
+    """(the reports of a folder by bank and date, an error message for each file that was refused).
+
+    `workers` processes read the files and format the reports. Raises UserError if there is no report file.
+    """
+    files, _ = find_reports(folder)
+    if not files:
+        suffixes = ", ".join(REPORT_SUFFIXES)
+        raise UserError(
+            f"{folder}: contains no reports; a report is a file ending in {suffixes}, or an unpacked package"
+        )
+    results = in_parallel(partial(try_read_report, taxonomy=taxonomy), files, workers, "files")
+    reports, refused = [], {}
+    for path, report, error in results:
+        if report is None:
+            refused[path] = error
+        else:
+            reports.append(report)
+    joined = join_modules(reports, refused)
+    return in_parallel(partial(_format, output=output), joined, workers, "reports"), list(refused.values())
+
+
+def join_modules(reports: Iterable[Report], refused: dict[Path, str]) -> list[Report]:
+    """One report for each entity and reference date, in this order, with its `files`.
+
+    `refused`: file -> error message. A report is `incomplete` if the name of a refused file has its entity and date.
+    """
+    modules: dict[tuple[str, str], list[Report]] = {}
+    for report in reports:
+        modules.setdefault((report.entity, report.period), []).append(report)
+    joined = []
+    for case, parts in sorted(modules.items()):
+        missing = tuple(error for path, error in refused.items() if is_named_after(path, *case))
+        joined.append(replace(merge_reports(parts), incomplete=missing))
+    return joined
+
+
+def _format(report: Report, output: Output) -> FolderReport:
+    lines = list(report_lines(report, output, f"{report.entity} {report.period}"))
+    return FolderReport(lines, len(report.files), report.incomplete)
+
+
+def in_parallel(function, items: Sequence, workers: int, unit: str) -> Iterator:  # noqa: ANN001 (any function)
+    """`map` in worker processes, in the order of `items`, with a progress bar. One item or one worker needs no process."""
+    if len(items) < 2 or workers < 2:
+        yield from map(function, items)
+        return
+    # Spawn: Arelle and the open DPM database must not be shared with forked processes.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(max(workers, 1), max(len(items), 1)), mp_context=context) as pool:
+        with _interrupts_held():
+            results = pool.map(function, items, chunksize=4)  # starts the workers
+        yield from tqdm(results, total=len(items), desc=unit, unit=unit[:-1])
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold back Ctrl-C in this thread, and for good in the processes and threads that are started meanwhile.
+
+    A terminal sends Ctrl-C to every process. Workers that die of it print their tracebacks, and the pool may wait for them
+    forever. They end with the pool.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,251 @@
+"""Read a bank's report file into a `Report`. All report files are read through this module.
+
+`read_report` opens a file or package in any XBRL syntax. `merge_reports` joins the packages (one per module) that a
+bank files for one reference date.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from xbrl.read.arelle_reader import read_concepts, read_with_arelle
+from xbrl.read.assemble import Concept, ParsedFile, assemble
+from xbrl.read.dpm import Cells, load_cells
+from xbrl.read.footnotes import INLINE, add_footnotes
+from xbrl.read.report import Fact, Report, describe, duplicate_warnings
+from xbrl.read.report_notes import join_notes
+from xbrl.read.safety import MAX_MEMBER_BYTES, Package, open_package, strict_xml, without_schema_locations
+from xbrl.read.xbrl_csv import read_csv_package
+from xbrl.read.xbrl_json import load_json, read_json
+
+__all__ = ["Fact", "Report", "describe", "merge_reports", "read_report"]
+
+INSTANCE = "{http://www.xbrl.org/2003/instance}xbrl"
+SCHEMA_REF = "{http://www.xbrl.org/2003/linkbase}schemaRef"
+HREF = "{http://www.w3.org/1999/xlink}href"
+XML_NAMES = (".xbrl", ".xml", ".xhtml", ".html", ".htm")
+
+
+def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence[Path] = ()) -> Report:
+    """Read one report: xBRL-XML, iXBRL, xBRL-JSON, or a package (zip or unpacked folder) with one of them or xBRL-CSV.
+
+    `cells` maps EBA facts to their cells and types (default: `load_cells()`). `taxonomy` lists taxonomy packages that
+    provide types and labels for facts of other taxonomies. Raises a one-sentence `UserError` for a file that cannot be
+    trusted. Minor defects (dangling references, non-numeric values, inconsistent duplicates) become warnings.
+    """
+    path = Path(path)
+    cells = cells or load_cells()
+    taxonomy = tuple(Path(package).resolve() for package in taxonomy)
+    if path.is_dir():
+        return _read_package(open_package(path), cells, taxonomy)
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= MAX_MEMBER_BYTES else b""
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    if size > MAX_MEMBER_BYTES:
+        raise UserError(f"{path}: {size} bytes, over the limit of {MAX_MEMBER_BYTES}")
+    if content.startswith(b"PK"):
+        return _read_package(open_package(path), cells, taxonomy)
+    if not content.strip():
+        raise UserError(f"{path}: the file is empty")
+    if _is_json(content):
+        document = load_json(str(path), content)
+        if _document_type(document).endswith("xbrl-csv"):
+            return read_csv_package(open_package(path.parent), path.name, cells)
+        return _to_report(_parse_json(path, str(path), document), cells, taxonomy)
+    if path.suffix.lower() == ".csv":
+        raise UserError(
+            f"{path}: this is one table of an xBRL-CSV report; "
+            "pass its package instead, a zip or the folder with report.json"
+        )
+    document = _inspect(str(path), content)
+    if document.syntax is None:
+        raise UserError(f"{path}: this XML file is neither an XBRL instance nor inline XBRL")
+    return _to_report(_parse_xml(path, [document]), cells, taxonomy)
+
+
+def merge_reports(reports: Iterable[Report]) -> Report:
+    """Join the reports that one bank filed for one date (one per module) into a single report.
+
+    Identical duplicates (same cell, same value) are dropped. Inconsistent values are kept and give a warning, and so do
+    different currencies and contradicting filing indicators. Raises UserError if the entity or the period differs.
+    """
+    reports = list(reports)
+    if not reports:
+        raise UserError("no reports to merge")
+    first = reports[0]
+    facts: dict[str, Fact] = {}
+    indicators: dict[str, Report] = {}
+    warnings: list[str] = []
+    for report in reports:
+        for name in ("entity", "period"):
+            if getattr(report, name) != getattr(first, name):
+                raise UserError(
+                    f"{report.path} has the {name} {getattr(report, name)!r}, but {first.path} has"
+                    f" {getattr(first, name)!r}; only reports of one bank for one date can be merged"
+                )
+        if report.currency and first.currency and report.currency != first.currency:
+            warnings.append(f"{report.path} is in {report.currency}, but {first.path} is in {first.currency}")
+        warnings += report.warnings
+        for template, filed in report.filing_indicators.items():
+            other = indicators.setdefault(template, report)
+            if other.filing_indicators[template] != filed:
+                yes, no = (report, other) if filed else (other, report)
+                warnings.append(f"{template} is filed according to {yes.path}, but not according to {no.path}")
+                indicators[template] = yes
+        for fact in report.facts:
+            facts.setdefault(json.dumps(_identity(fact), default=str), fact)
+    merged = tuple(facts.values())
+    warnings += duplicate_warnings(merged)
+    return Report(
+        path=first.path,
+        format="+".join(dict.fromkeys(report.format for report in reports)),
+        entity=first.entity,
+        period=first.period,
+        currency=next((report.currency for report in reports if report.currency), None),
+        filing_indicators={template: report.filing_indicators[template] for template, report in indicators.items()},
+        facts=merged,
+        warnings=tuple(dict.fromkeys(warnings)),
+        notes=join_notes(note for report in reports for note in report.notes),
+        files=tuple(path for report in reports for path in report.files or (report.path,)),
+        incomplete=tuple(dict.fromkeys(reason for report in reports for reason in report.incomplete)),
+    )
+
+
+def is_package(folder: Path) -> bool:
+    """True if a folder is an unpacked report package rather than a folder of reports."""
+    below = ("META-INF/reportPackage.json", "reports/report.json", "report.json")
+    return any(path.is_file() for name in below for path in (folder / name, *folder.glob(f"*/{name}")))
+
+
+def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) -> Report:
+    """Read the only report of a package: from `reports/` if that folder exists, as Report Packages 1.0 requires."""
+    path = package.path
+    names = [name for name in package.names if "META-INF/" not in f"/{name}"]
+    names = [name for name in names if "/reports/" in f"/{name}"] or names
+    found: list[tuple[str, str]] = []  # (syntax, member)
+    documents, inspected = {}, {}
+    for name in names:
+        where = f"{path}: {name}"
+        if name.lower().endswith(".json"):
+            documents[name] = load_json(where, package.read(name))
+            kind = _document_type(documents[name])
+            found += [(kind[kind.rfind("xbrl-") :], name)] if kind.endswith(("xbrl-csv", "xbrl-json")) else []
+        elif name.lower().endswith(XML_NAMES):
+            inspected[name] = _inspect(where, package.read(name))
+            found += [(inspected[name].syntax, name)] if inspected[name].syntax else []
+    folders = {(syntax, name.rpartition("/")[0]) for syntax, name in found}
+    if len(found) != 1 and not (len(folders) == 1 and found[0][0] == "iXBRL"):
+        what = (
+            "no XBRL report" if not found else f"{len(found)} reports ({', '.join(name for _, name in found[:3])} ...)"
+        )
+        raise UserError(f"{path}: the package contains {what}; expected one report.json or instance in reports/")
+    syntax, name = found[0]
+    if syntax == "xbrl-csv":
+        return read_csv_package(package, name, cells)
+    if syntax == "xbrl-json":
+        return _to_report(_parse_json(path, f"{path}: {name}", documents[name]), cells, taxonomy)
+    parsed = _parse_xml(path, [inspected[name] for _, name in found])
+    return _to_report(parsed, cells, _with_own_taxonomy(package, taxonomy))
+
+
+def _with_own_taxonomy(package: Package, taxonomy: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The user's taxonomy packages plus the extension taxonomy that an inline report package (e.g. ESEF) contains."""
+    manifest = next((name for name in package.names if name.endswith("META-INF/taxonomyPackage.xml")), None)
+    if not taxonomy or manifest is None:
+        return taxonomy
+    for name in package.names:
+        if name.lower().endswith((".xsd", ".xml")):
+            strict_xml(f"{package.path}: {name}", package.read(name))
+    return (*taxonomy, package.path.resolve() / manifest if package.path.is_dir() else package.path.resolve())
+
+
+def _to_report(parsed: ParsedFile, cells: Cells, taxonomy: tuple[Path, ...]) -> Report:
+    if not parsed.facts and not parsed.indicators:
+        raise UserError(f"{parsed.path}: the report contains no facts")
+    concepts = None
+    if taxonomy:
+        concepts = _read_concepts(parsed.taxonomy, taxonomy)
+        if not concepts:
+            missing = ", ".join(parsed.taxonomy) or "any schema of the report"
+            warning = f"the taxonomy package contains no concepts for {missing}"
+            parsed = replace(parsed, warnings=(*parsed.warnings, warning))
+    return assemble(parsed, cells, concepts)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_concepts(entry_points: tuple[str, ...], packages: tuple[Path, ...]) -> dict[tuple[str, str], Concept]:
+    for package in packages:
+        if not package.is_file():
+            raise UserError(f"{package}: taxonomy package not found")
+    return read_concepts(entry_points, packages)
+
+
+def _parse_json(path: Path, where: str, document: dict) -> ParsedFile:
+    kind = _document_type(document)
+    if not re.search(r"xbrl\.org/.*xbrl-json/?$", kind):
+        raise UserError(f"{where}: documentType is {kind!r}; expected https://xbrl.org/2021/xbrl-json")
+    return read_json(path, where, document)
+
+
+def _is_json(content: bytes) -> bool:
+    return content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+
+
+def _document_type(document: dict) -> str:
+    return str(document["documentInfo"].get("documentType", ""))
+
+
+@dataclass(frozen=True)
+class _XmlFile:
+    """An XML file, and what it refers to."""
+
+    syntax: str | None  # "xBRL-XML", "iXBRL", or None for other XML
+    content: bytes  # without hints at schemas
+    schemas: tuple[str, ...]  # the schemas that it references: URLs, or paths of local files
+    references: int  # number of elements with a contextRef
+    tree: Any  # the lxml tree
+
+
+def _inspect(where: str, content: bytes) -> _XmlFile:
+    """Parse an XML file strictly and determine its syntax. Raises UserError, prefixed with `where`, for unsafe XML."""
+    tree = strict_xml(where, content)
+    root = tree.getroot()
+    syntax = None
+    if root.tag == INSTANCE:
+        syntax = "xBRL-XML"
+    elif any(next(root.iter(f"{{{namespace}}}*"), None) is not None for namespace in INLINE):
+        syntax = "iXBRL"
+    schemas = tuple(element.get(HREF) or "" for element in root.iter(SCHEMA_REF))
+    references = sum(element.get("contextRef") is not None for element in root.iter("*"))
+    return _XmlFile(syntax, without_schema_locations(tree, content), schemas, references, tree)
+
+
+def _parse_xml(path: Path, documents: Sequence[_XmlFile]) -> ParsedFile:
+    """Read an instance, or the documents of one inline report. Schemas are never fetched or opened.
+
+    A taxonomy package of the user can provide a schema with a URL. A local schema is missing for good: a warning says so.
+    """
+    syntax = documents[0].syntax
+    assert syntax is not None, "the caller has checked that these are XBRL documents"
+    references = sum(document.references for document in documents)
+    parsed = read_with_arelle(path, syntax, [document.content for document in documents], references)
+    schemas = dict.fromkeys(schema for document in documents for schema in document.schemas)
+    urls = tuple(schema for schema in schemas if schema.startswith(("http://", "https://")))
+    warnings = tuple(
+        f"the schema {schema[:80]!r} is a local file, which is not read: the facts have no types and labels of its taxonomy"
+        for schema in schemas
+        if schema not in urls
+    )
+    parsed = replace(parsed, taxonomy=urls, warnings=(*warnings, *parsed.warnings))
+    return add_footnotes(parsed, [document.tree.getroot() for document in documents])
+
+
+def _identity(fact: Fact) -> list:
+    return [fact.concept, fact.value, fact.unit, fact.decimals, fact.period, sorted(fact.dimensions.items()), fact.cell]

@@ -1,0 +1,222 @@
+"""The figures that formulas read: one per cell, with where it comes from.
+
+A figure is reported, recomputed from other reported figures, or missing. A ratio that a bank leaves out is recomputed
+from its numerator and denominator (`RECOMPUTED`), so that leaving out a ratio hides nothing.
+
+Facts of another entity or another reference date than the report's are not figures of the report (EBA filing rules
+2.9, 2.13); `quality.py` reports them.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+from xbrl.read.report import CellKey, Fact, Report
+from xbrl.rules.formula import Number, exactly, quotient, rounded
+
+Key = tuple[tuple[str, str], ...]  # (dimension, member) pairs of an open row or sheet; () for a cell without keys
+# The accuracy that EBA filing rules 2.18 demand: ratios to four decimal places, amounts to tens of thousands (since
+# 1 April 2025, before that to thousands). A figure that meets it counts as reported.
+RATIO_DECIMALS, AMOUNT_DECIMALS = 4, -4
+TIER1, TREA = ("C_01.00", "r0015", "c0010"), ("C_02.00.a", "r0010", "c0010")
+# Ratio -> (numerator, denominator, source of the definition)
+RECOMPUTED: dict[CellKey, tuple[CellKey, CellKey, str]] = {
+    ("C_03.00", "r0010", "c0010"): (("C_01.00", "r0020", "c0010"), TREA, "CRR Art. 92(2)(a)"),
+    ("C_03.00", "r0030", "c0010"): (TIER1, TREA, "CRR Art. 92(2)(b)"),
+    ("C_03.00", "r0050", "c0010"): (("C_01.00", "r0010", "c0010"), TREA, "CRR Art. 92(2)(c)"),
+    ("C_28.00", "*", "c230"): (("C_28.00", "*", "c210"), TIER1, "CRR Art. 392"),
+    ("C_28.00", "*", "c350"): (("C_28.00", "*", "c330"), TIER1, "CRR Art. 395(1)"),
+    ("C_47.00", "r0340", "c0010"): (
+        ("C_47.00", "r0320", "c0010"),
+        ("C_47.00", "r0300", "c0010"),
+        "CRR Art. 429(2)",
+    ),
+    ("C_76.00.a", "r0030", "c0010"): (
+        ("C_76.00.a", "r0010", "c0010"),
+        ("C_76.00.a", "r0020", "c0010"),
+        "Delegated Reg. (EU) 2015/61 Art. 4(1)",
+    ),
+    ("C_84.00.a", "r0220", "c0040"): (
+        ("C_84.00.d", "r0120", "c0030"),
+        ("C_84.00.c", "r0010", "c0020"),
+        "CRR Art. 428b(1)",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a report says about one cell.
+
+    `source`: "reported"; "recomputed" as the first of `parts` divided by the second; "read as 0" if the cell is not
+    reported and the rule reads it as 0; "not reported" (`parts` are those of a ratio that cannot be recomputed);
+    "contradictory" if it has several inconsistent values (`parts`).
+    """
+
+    cell: CellKey
+    row: str  # key of its row in an open table
+    value: Decimal | str | bool | None
+    unit: str | None
+    decimals: int | str | None
+    source: str
+    parts: tuple["Figure", ...] = ()
+    legal: str = ""  # definition of a recomputed ratio
+    filed: "Figure | None" = None  # the ratio as filed, if it is recomputed because it is too coarse
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The facts of a report by cell and key, each with those of its values that disagree (usually one)."""
+
+    facts: dict[CellKey, dict[Key, tuple[Fact, ...]]]
+    tables: frozenset[str]  # tables with a fact
+
+
+def index_facts(report: Report) -> Figures:
+    """Index the facts of a report. Facts of another entity or reference date are left out."""
+    facts: dict[CellKey, dict[Key, tuple[Fact, ...]]] = {}
+    for fact in report.facts:
+        if fact.cell is None or fact.value is None or not is_of_report(fact, report):
+            continue
+        key = tuple(sorted(fact.keys.items()))
+        for cell in (fact.cell, *fact.other_cells):
+            groups = facts.setdefault(cell, {})
+            groups[key] = _merged(groups.get(key, ()), fact)
+    return Figures(facts, frozenset(table for table, _, _ in facts))
+
+
+def is_of_report(fact: Fact, report: Report) -> bool:
+    """Whether a fact is of the entity and the reference date of the report. A fact without them is."""
+    date = fact.period.rpartition("/")[2]
+    return fact.entity in ("", report.entity) and date in ("", "forever", report.period)
+
+
+def _merged(known: tuple[Fact, ...], fact: Fact) -> tuple[Fact, ...]:
+    """`known` and one more value of the same cell. Of two consistent values, the more accurate one is kept."""
+    for index, other in enumerate(known):
+        if _consistent(other, fact):
+            better = fact if _accuracy(fact) > _accuracy(other) else other
+            return (*known[:index], better, *known[index + 1 :])
+    return (*known, fact)
+
+
+def _consistent(one: Fact, two: Fact) -> bool:
+    """Whether two values of a cell agree within their rounding (OIM 1.0, 5.1.1). Different units never agree."""
+    if one.value == two.value or one.unit != two.unit:
+        return one.value == two.value and one.unit == two.unit
+    if not isinstance(one.value, Decimal) or not isinstance(two.value, Decimal):
+        return False
+    first, second = rounded(one.value, one.decimals), rounded(two.value, two.decimals)
+    return first.low <= second.high and second.low <= first.high
+
+
+def _accuracy(fact: Fact) -> float:
+    return fact.decimals if isinstance(fact.decimals, int) else float("inf")
+
+
+def row_keys(figures: Figures, cells: Iterable[CellKey]) -> list[Key]:
+    """The keys of the open rows that report any of `cells`, in the order of the report."""
+    return list(dict.fromkeys(key for cell in cells for key in figures.facts.get(cell, {})))
+
+
+def read_figure(figures: Figures, cell: CellKey, key: Key = ()) -> Figure:
+    """The reported figure of a cell, or one that is "not reported" or "contradictory".
+
+    For a cell of an open table, `key` selects its row. Rows of different open tables are joined on any part of the key
+    that both have in common.
+    """
+    row = " ".join(member for _, member in key) if cell[1] == "*" else ""
+    groups = figures.facts.get(cell, {})
+    if cell[1] == "*" and key not in groups:
+        names = {name for name, _ in key}
+        joined = (other for other in groups if {name for name, _ in other} != names and set(other) & set(key))
+        found = groups.get(next(joined, ()), ())
+    elif cell[1] == "*":
+        found = groups[key]
+    else:  # a fixed cell has no keys; if it has sheets, all of them must agree
+        found = groups.get(()) or tuple(fact for facts in groups.values() for fact in facts)
+    values = tuple(Figure(cell, row, fact.value, fact.unit, fact.decimals, "reported") for fact in found)
+    if not values:
+        return Figure(cell, row, None, None, None, "not reported")
+    return values[0] if len(values) == 1 else Figure(cell, row, None, None, None, "contradictory", values)
+
+
+def recompute(figures: Figures, cell: CellKey, key: Key, tables: frozenset[str]) -> Figure:
+    """A ratio that is not reported, recomputed from figures of `tables`.
+
+    If that is not possible, the result is "not reported", with the parts that it would be recomputed from.
+    """
+    missing = Figure(cell, read_figure(figures, cell, key).row, None, None, None, "not reported")
+    if not can_recompute(cell, tables):
+        return missing
+    numerator, denominator, legal = RECOMPUTED[cell]
+    parts = read_figure(figures, numerator, key), read_figure(figures, denominator)
+    above, below = (part.value for part in parts)
+    if not isinstance(above, Decimal) or not isinstance(below, Decimal) or not below or parts[0].unit != parts[1].unit:
+        return replace(missing, parts=parts)
+    return Figure(cell, missing.row, above / below, "xbrli:pure", RATIO_DECIMALS, "recomputed", parts, legal)
+
+
+def can_recompute(cell: CellKey, tables: frozenset[str]) -> bool:
+    """Whether a cell is a ratio whose numerator and denominator belong to `tables`."""
+    return cell in RECOMPUTED and all(part[0] in tables for part in RECOMPUTED[cell][:2])
+
+
+def number_of(figure: Figure) -> Number:
+    """The number of a figure, with the interval that its `decimals` allow.
+
+    Raises ZeroDivisionError for a recomputed ratio whose denominator may be 0 within its rounding.
+    """
+    if figure.source == "recomputed":
+        return quotient(*map(number_of, figure.parts))
+    assert isinstance(figure.value, Decimal), figure
+    return rounded(figure.value, figure.decimals)
+
+
+def is_ratio(unit: str | None) -> bool:
+    """Whether a unit is that of a ratio or count: no currency."""
+    return unit in (None, "", "pure", "xbrli:pure")
+
+
+def decimals_needed(unit: str | None) -> int:
+    """The `decimals` that EBA filing rules 2.18 demand."""
+    return RATIO_DECIMALS if is_ratio(unit) else AMOUNT_DECIMALS
+
+
+def is_accurate(figure: Figure) -> bool:
+    """Whether a figure is as accurate as EBA filing rules 2.18 demand; for a recomputed ratio, whether its parts are."""
+    if figure.parts:
+        return all(map(is_accurate, figure.parts))
+    return not isinstance(figure.decimals, int) or figure.decimals >= decimals_needed(figure.unit)
+
+
+def as_accurate(figure: Figure) -> Figure:
+    """The same figure with at least the accuracy that EBA filing rules 2.18 demand."""
+    if figure.parts:
+        return replace(figure, parts=tuple(map(as_accurate, figure.parts)))
+    return figure if is_accurate(figure) else replace(figure, decimals=decimals_needed(figure.unit))
+
+
+def currencies(figures: Iterable[Figure]) -> tuple[str, ...]:
+    """The currencies of some figures and of the parts of those that are recomputed."""
+    found: dict[str, None] = {}
+    for figure in figures:
+        for part in (figure, *figure.parts):
+            if isinstance(part.value, Decimal) and not is_ratio(part.unit):
+                found[str(part.unit)] = None
+    return tuple(found)
+
+
+def numbers_of(figures: Mapping[str, Figure], exact: bool) -> dict[str, Number]:
+    """Numbers of the figures that have one, by name.
+
+    `exact`: figures that are accurate enough count as reported, and so do ratios recomputed from such figures. The
+    others stand for the interval that their `decimals` allow.
+    """
+    found = {}
+    for name, figure in figures.items():
+        if figure.source == "read as 0":
+            found[name] = exactly(Decimal(0))
+        elif isinstance(figure.value, Decimal):
+            found[name] = exactly(figure.value) if exact and is_accurate(figure) else number_of(figure)
+    return found

@@ -1,0 +1,251 @@
+"""Findings that no engine finds: what a note of the bank means, or what a supervisor has annotated.
+
+They stand in findings.csv, apart from the report files: `entity,period,rule,state,cell,value,limit,legal,kind`.
+
+- `state`: "violated" adds a finding, or replaces the engine's finding of the same rule and cell. "lifted" means that the
+  engine's finding of this rule is no violation (a waiver, for example). "benign" means that the note changes nothing.
+- `cell`: as an answer prints it (`C 76.00.a r0030 c0010`); the row of an open table is its key.
+- `value` and `limit`: fractions or amounts in units of the currency (0.95 is 95%).
+- `kind`: the kind of note that shows it (`pledged`), or empty for an annotation of a supervisor.
+
+Rules that only notes can show have no formula; note_rules.jsonl has their titles and articles.
+"""
+
+import csv
+import difflib
+import functools
+import io
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from decimal import Decimal
+
+from common.errors import UserError
+from xbrl.read.render import cell_name
+from xbrl.read.report import CellKey, is_day, parse_number
+from xbrl.rules.rules import RuleResult, built_in_rules, violations
+
+NOTE_RULES_FILE = pathlib.Path(__file__).with_name("note_rules.jsonl")
+STATES = ("violated", "lifted", "benign")
+
+
+@dataclass(frozen=True)
+class NoteRule:
+    """A requirement whose breach stands in a note: there is no formula for it."""
+
+    id: str
+    title: str
+    legal: str
+    kind: str  # of the notes that show it
+    relation: str  # the meaning of the limit for the value: "min" or "max"
+    unit: str = ""  # of value and limit, if they are neither ratios nor amounts: "days"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of findings.csv. The module describes the columns."""
+
+    entity: str
+    period: str
+    rule: str
+    state: str
+    cell: str = ""
+    value: Decimal | None = None
+    limit: Decimal | None = None
+    legal: str = ""
+    kind: str = ""
+    where: str = field(default="", compare=False)  # "FILE, line N", for messages
+
+
+COLUMNS = tuple(field.name for field in fields(Finding) if field.name != "where")
+REQUIRED = COLUMNS[:4]
+CELL = re.compile(r"([A-Z] \S+) (?:(.*) )?(\S+)")
+
+
+@functools.cache
+def note_rules() -> dict[str, NoteRule]:
+    """The rules of note_rules.jsonl, by id."""
+    lines = NOTE_RULES_FILE.read_text(encoding="utf-8").splitlines()
+    return {rule.id: rule for rule in (NoteRule(**json.loads(line)) for line in lines)}
+
+
+def write_findings(path: pathlib.Path, findings: Iterable[Finding]) -> None:
+    """Write findings.csv."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(
+            [
+                "" if value is None else f"{value:f}" if isinstance(value, Decimal) else value
+                for value in (getattr(finding, name) for name in COLUMNS)
+            ]
+            for finding in findings
+        )
+
+
+def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ...]]:
+    """Read findings.csv: (entity, period) -> its findings. The entity is without a scope suffix such as `.CON`.
+
+    Raises `UserError` with the line and the column of a mistake.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; findings are a CSV with the columns {','.join(COLUMNS)}")
+    found: dict[tuple[str, str], list[Finding]] = {}
+    stated: dict[tuple[str, ...], Finding] = {}
+    for where, row in _rows(path):
+        finding = _parse_finding(where, row)
+        if finding.state != "benign":
+            first = stated.setdefault((finding.entity, finding.period, finding.rule, finding.cell), finding)
+            if first.state != finding.state:
+                raise UserError(f"{where}, column state: {finding.rule} is {first.state} in {first.where}; keep one")
+        found.setdefault((finding.entity, finding.period), []).append(finding)
+    return {case: tuple(findings) for case, findings in found.items()}
+
+
+def _rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """("FILE, line N", column -> text) of each row."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        names = reader.fieldnames or []
+        missing = [name for name in REQUIRED if name not in names]
+        unknown = [name for name in names if name not in COLUMNS or names.count(name) > 1]
+        if missing or unknown:
+            problem = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is unknown or stands there twice"
+            raise UserError(f"{path}, line 1: the column {problem}; the columns are {','.join(COLUMNS)}")
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise UserError(f"{where}: expected {len(names)} fields, as in the header; quote a text with a comma")
+            yield where, {name: text.strip() for name, text in row.items()}
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.reader.line_num}: invalid CSV ({error})") from error
+
+
+def _parse_finding(where: str, row: dict[str, str]) -> Finding:
+    """A finding from its row. Raises `UserError` that names the column."""
+    texts = dict.fromkeys(COLUMNS, "") | row
+
+    def check(column: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise UserError(f"{where}, column {column}: {texts[column]!r} is not {expected}")
+
+    check("entity", bool(texts["entity"]), "the code of a bank, as in its reports")
+    check("period", is_day(texts["period"]), "a reference date (YYYY-MM-DD)")
+    if texts["rule"] or texts["state"] != "benign":
+        known = texts["rule"] in _rule_ids()
+        check("rule", known, "" if known else f"a rule of rules.jsonl or note_rules.jsonl{_nearest(texts['rule'])}")
+    check("state", texts["state"] in STATES, f"one of {', '.join(STATES)}")
+    check("cell", not texts["cell"] or bool(CELL.fullmatch(texts["cell"])), "a cell such as C 76.00.a r0030 c0010")
+    numbers = {column: parse_number(texts[column]) for column in ("value", "limit")}
+    for column, number in numbers.items():
+        check(column, not texts[column] or number is not None, "a number; 0.95 is 95%")
+    return Finding(
+        entity=texts["entity"].partition(".")[0],
+        period=texts["period"],
+        rule=texts["rule"],
+        state=texts["state"],
+        cell=texts["cell"],
+        value=numbers["value"],
+        limit=numbers["limit"],
+        legal=texts["legal"],
+        kind=texts["kind"],
+        where=where,
+    )
+
+
+@functools.cache
+def _rule_ids() -> frozenset[str]:
+    return frozenset(rule.id for rule in built_in_rules()) | frozenset(note_rules())
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, _rule_ids(), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def apply_findings(results: Sequence[RuleResult], findings: Iterable[Finding]) -> list[RuleResult]:
+    """The violations of a report: those of the engine's `results`, corrected by `findings`."""
+    violated = violations(results)
+    for finding in findings:
+        if finding.state == "benign":
+            continue
+        same = [result for result in violated if concerns(finding, result)]
+        if finding.state == "lifted":
+            violated = [result for result in violated if result not in same]
+        elif same:
+            violated = [_corrected(result, finding) if result in same else result for result in violated]
+        else:
+            violated.append(_added(finding, results))
+    return violated
+
+
+def lifted_results(results: Sequence[RuleResult], findings: Iterable[Finding]) -> tuple[RuleResult, ...]:
+    """The engine's violations that `findings` lift, with the article that lifts them."""
+    lifting = [finding for finding in findings if finding.state == "lifted"]
+    pairs = ((result, next((one for one in lifting if concerns(one, result)), None)) for result in violations(results))
+    return tuple(replace(result, legal=finding.legal or result.legal) for result, finding in pairs if finding)
+
+
+def concerns(finding: Finding, result: RuleResult) -> bool:
+    """Whether a finding is on this result: on its rule and, if the finding names a cell, on its cell."""
+    return result.rule_id == finding.rule and finding.cell in ("", cell_name(result.cell, result.row))
+
+
+def _corrected(result: RuleResult, finding: Finding) -> RuleResult:
+    value = result.value if finding.value is None else finding.value
+    limit = result.limit if finding.limit is None else finding.limit
+    return replace(result, value=value, limit=limit, legal=finding.legal or result.legal)
+
+
+def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
+    """A violation that the engine does not have.
+
+    What the finding leaves out comes from the engine's result of the same rule, which is then not a violation. The unit and
+    the accuracy are those of the engine's result on the same cell. Raises `UserError` if value, limit or cell are unknown.
+    """
+    rule = note_rules().get(finding.rule)
+    cell, row = parse_cell(finding.cell)
+    own = next((result for result in results if result.rule_id == finding.rule), None)
+    if own and not finding.cell:
+        cell, row = own.cell, own.row
+    known = next((result for result in results if result.cell == cell), None)
+    value = finding.value if finding.value is not None else own and own.value
+    limit = finding.limit if finding.limit is not None else own and own.limit
+    for name, content in (("cell", cell[0]), ("value", value), ("limit", limit)):
+        if content is None or content == "":
+            raise UserError(
+                f"{finding.where}, column {name}: it is empty, and the engine has no {name} for {finding.rule}; add it"
+            )
+    unit = rule.unit if rule else ""
+    is_amount = limit is not None and abs(limit) > 100
+    return RuleResult(
+        rule_id=finding.rule,
+        kind=own.kind if own else "note" if rule else "breach",
+        state="violated",
+        cell=cell,
+        value=value,
+        limit=limit,
+        relation=rule.relation if rule else own.relation if own else "min",
+        legal=finding.legal or (rule.legal if rule else own.legal if own else _legal_of(finding.rule)),
+        unit=unit or (known.unit if known else "iso4217:EUR" if is_amount else "xbrli:pure"),
+        decimals=known.decimals if known and not unit else None,
+        row=row,
+    )
+
+
+def _legal_of(rule_id: str) -> str:
+    return next((str(rule.legal) for rule in built_in_rules() if rule.id == rule_id), "")
+
+
+def parse_cell(text: str) -> tuple[CellKey, str]:
+    """(cell, key of its open row) of a printed cell: the reverse of `render.cell_name`."""
+    found = CELL.fullmatch(text)
+    table, row, column = found.groups() if found else ("", "", "")
+    is_row = bool(re.fullmatch(r"r\d+", row or ""))
+    return (table.replace(" ", "_"), row if is_row else "*", column), "" if is_row else row or ""

@@ -1,0 +1,217 @@
+"""Findings about the report itself: what makes its figures incomplete, contradictory or implausible.
+
+The rules judge what a bank reported. These findings say where that judgement may be wrong, so that nothing odd passes
+as clean. They have the kind "quality" and are never labels of training examples: `rules.evaluate` does not return them.
+The requirements are those of the EBA's filing rules, read in a validator's specification of version 5.7 and in a notice of De
+Nederlandsche Bank, not in the rules themselves, except where a finding names another source.
+
+- FILING_INDICATOR: facts of a template without a filing indicator, or of one that is declared as not filed (1.6).
+- MANDATORY: a template is missing that every bank files in its module.
+- DUPLICATE: a cell with values that contradict each other (2.16).
+- CURRENCY: amounts in more than one currency (3.1).
+- ENTITY, PERIOD: facts of another entity or reference date; the rules do not read them (2.9, 2.13).
+- ACCURACY: figures are coarser than required, and each rule that is undecided for this reason (2.18).
+- PLAUSIBLE: a ratio looks as if its decimal point were two places off (3.2). This is a warning.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
+
+from xbrl.read.dpm import Cells
+from xbrl.read.render import cell_name, format_fact, format_limit
+from xbrl.read.report import CellKey, Fact, Report, template_of
+from xbrl.rules.figures import (
+    Figures,
+    decimals_needed,
+    index_facts,
+    is_of_report,
+    read_figure,
+)
+from xbrl.rules.plausibility import doubtful_ratios
+from xbrl.rules.reasons import TOO_COARSE, format_value, name_of, why_unfiled
+from xbrl.rules.rules import RuleResult
+
+# Module -> (templates that every bank files in it, source). The articles were checked in the text. Art. 5(1) names a
+# section of the annex; its predecessor, Art. 5(2) of (EU) 2021/451, named templates 1 to 5 (5: transitional provisions).
+MANDATORY = {
+    "COREP_OF": (("C_01.00", "C_02.00", "C_03.00", "C_04.00"), "Implementing Reg. (EU) 2024/3117 Art. 5(1)"),
+    "COREP_LR": (("C_47.00",), "CRR Art. 430(1)(a)"),
+    "COREP_LCR_DA": (("C_76.00",), "CRR Art. 415, 430(1)(d)"),
+    "COREP_NSFR": (("C_84.00",), "CRR Art. 415, 430(1)(d)"),
+    "FINREP9": (("F_01.01", "F_01.02", "F_01.03", "F_02.00"), "Implementing Reg. (EU) 2024/3117 Art. 11(a)"),
+}
+# A fact with one of these members is expressed in its own currency (EBA filing rules 3.1).
+OWN_CURRENCY = ("eba_CA:x1", "eba_qCA:qx2000")
+MAX_NAMED = 5  # facts that a finding names
+
+
+def check_quality(report: Report, results: Iterable[RuleResult], cells: Cells) -> list[RuleResult]:
+    """The findings about a report, in a fixed order. `results` are those of `rules.evaluate_all`."""
+    figures = index_facts(report)
+    return [
+        *_uncovered(report),
+        *_mandatory(report, cells),
+        *_duplicates(figures),
+        *_currencies(report),
+        *_of_others(report),
+        *_coarse(report, cells),
+        *_accuracy(results),
+        *_doubtful(figures),
+    ]
+
+
+def _finding(
+    rule_id: str, legal: str, reason: str, cell: CellKey, row: str = "", state: str = "violated"
+) -> RuleResult:
+    return RuleResult(
+        rule_id=rule_id,
+        kind="quality",
+        state=state,
+        cell=cell,
+        value=None,
+        limit=None,
+        relation="",
+        legal=legal,
+        unit=None,
+        decimals=None,
+        row=row,
+        reason=reason,
+    )
+
+
+def _named(facts: Sequence[Fact]) -> str:
+    """Some facts by cell and value: `2 facts: C 47.00 r0340 c0010 = 2.00%, C 47.00 r0300 c0010 = 5 thousand`."""
+    texts = []
+    for fact in facts[:MAX_NAMED]:
+        name = cell_name(fact.cell, " ".join(fact.keys.values())) if fact.cell else fact.concept
+        texts.append(f"{name} = {format_fact(fact)}")
+    more = ", ..." if len(facts) > MAX_NAMED else ""
+    return f"{len(facts)} fact{'s' * (len(facts) != 1)}: {', '.join(texts)}{more}"
+
+
+def _uncovered(report: Report) -> Iterator[RuleResult]:
+    """Facts of templates whose filing indicator is missing or false."""
+    with_cell = [fact for fact in report.facts if fact.cell]
+    if with_cell and not report.filing_indicators:
+        text = "the report has no filing indicators; the rules judge all of its facts"
+        yield _finding("FILING_INDICATOR", "EBA filing rules 1.6", f"{text} ({_named(with_cell)})", _cell(with_cell[0]))
+        return
+    indicators = report.filing_indicators
+    groups: dict[str, list[Fact]] = {}
+    for fact in with_cell:
+        templates = [template_of(cell[0]) for cell in (_cell(fact), *fact.other_cells)]
+        if not any(indicators.get(template) for template in (*templates, _cell(fact)[0])):
+            declared = next((template for template in templates if template in indicators), templates[0])
+            groups.setdefault(declared, []).append(fact)
+    for template, facts in groups.items():
+        text = f"{why_unfiled(report, template)}, yet it has {_named(facts)}"
+        yield _finding("FILING_INDICATOR", "EBA filing rules 1.6", text, _cell(facts[0]))
+
+
+def _cell(fact: Fact) -> CellKey:
+    assert fact.cell is not None
+    return fact.cell
+
+
+def _mandatory(report: Report, cells: Cells) -> Iterator[RuleResult]:
+    """Templates that are missing although their module was filed."""
+    indicators = report.filing_indicators
+    # A fact that several tables show does not tell which module it was filed in.
+    reported = {template_of(fact.cell[0]) for fact in report.facts if fact.cell and not fact.other_cells}
+    present = {template for template, filed in indicators.items() if filed} if indicators else reported
+    modules = {module for template in indicators.keys() | reported if (module := _module(template, cells))}
+    for module, (templates, legal) in MANDATORY.items():
+        if module not in modules:
+            continue
+        for template in templates:
+            if template not in present:
+                why = why_unfiled(report, template)
+                yield _finding("MANDATORY", legal, f"{why}, but {module} must contain it", (template, "", ""))
+
+
+def _module(template: str, cells: Cells) -> str:
+    """The module of a template; "" if unknown. The tables of a template have its code, or that and a letter."""
+    tables = (cells.table(template + suffix) for suffix in ("", ".a", ".b", ".c"))
+    return next((table.module for table in tables if table), "")
+
+
+def _duplicates(figures: Figures) -> Iterator[RuleResult]:
+    """Cells with contradictory values. A fact that several tables show is named once."""
+    seen = set()
+    for cell, groups in figures.facts.items():
+        for key, facts in groups.items():
+            if len(facts) > 1 and (same := tuple(map(id, facts))) not in seen:
+                seen.add(same)
+                figure = read_figure(figures, cell, key)
+                values = " and ".join(f"as {format_value(part)}" for part in figure.parts)
+                text = f"{name_of(figure)} is reported {values}"
+                yield _finding("DUPLICATE", "EBA filing rules 2.16", text, cell, figure.row)
+
+
+def _currencies(report: Report) -> Iterator[RuleResult]:
+    """Amounts in another currency than the report's. Amounts that are to be in their own currency are left out."""
+    amounts: dict[str, list[Fact]] = {}
+    for fact in report.facts:
+        unit = fact.unit or ""
+        if isinstance(fact.value, Decimal) and unit.startswith("iso4217:") and "/" not in unit:
+            currency = unit.removeprefix("iso4217:")
+            members = fact.dimensions.values()
+            if not any(member in OWN_CURRENCY or member.rpartition(":")[2] == currency for member in members):
+                amounts.setdefault(currency, []).append(fact)
+    counts = Counter({currency: len(facts) for currency, facts in amounts.items()})
+    main = report.currency if report.currency in amounts else next((name for name, _ in counts.most_common(1)), "")
+    for currency, facts in amounts.items():
+        if currency != main:
+            text = f"amounts in {currency} beside {counts[main]} in {main}: {_named(facts)}"
+            yield _finding("CURRENCY", "EBA filing rules 3.1", text, facts[0].cell or ("", "", ""))
+
+
+def _of_others(report: Report) -> Iterator[RuleResult]:
+    """Facts of another entity or another reference date."""
+    groups: dict[tuple[str, str, str], list[Fact]] = {}
+    for fact in report.facts:
+        if fact.cell and not is_of_report(fact, report):
+            if fact.entity in ("", report.entity):
+                groups.setdefault(("PERIOD", "2.13", f"{fact.period} instead of {report.period}"), []).append(fact)
+            else:
+                groups.setdefault(("ENTITY", "2.9", f"{fact.entity} instead of {report.entity}"), []).append(fact)
+    for (rule_id, rule, text), facts in groups.items():
+        yield _finding(rule_id, f"EBA filing rules {rule}", f"{text}: {_named(facts)}", _cell(facts[0]))
+
+
+def _coarse(report: Report, cells: Cells) -> Iterator[RuleResult]:
+    """Figures whose `decimals` are below the required ones: one finding for ratios and one for amounts."""
+    groups: dict[str, list[Fact]] = {}
+    for fact in report.facts:
+        if fact.cell and isinstance(fact.decimals, int) and fact.decimals < decimals_needed(fact.unit):
+            cell = cells.by_cell(*fact.cell)
+            if cell and cell.type in ("monetary", "percentage"):
+                groups.setdefault(cell.type, []).append(fact)
+    for kind, facts in groups.items():
+        found = ", ".join(map(str, sorted({fact.decimals for fact in facts if isinstance(fact.decimals, int)})))
+        text = f"{kind} figures have decimals {found} where at least {decimals_needed(facts[0].unit)} is required"
+        yield _finding("ACCURACY", "EBA filing rules 2.18", f"{text}: {_named(facts)}", _cell(facts[0]))
+
+
+def _accuracy(results: Iterable[RuleResult]) -> Iterator[RuleResult]:
+    """Rules that are undecided because figures are too coarse."""
+    for result in results:
+        if result.state == "undecided" and result.reason.startswith(TOO_COARSE):
+            text = f"{result.rule_id} is {result.reason}"
+            yield _finding("ACCURACY", "EBA filing rules 2.18", text, result.cell, result.row)
+
+
+def _doubtful(figures: Figures) -> Iterator[RuleResult]:
+    """Ratios whose decimal point is probably two places off."""
+    for figure, probable, ratio in doubtful_ratios(figures):
+        text = (
+            f"{name_of(figure)} = {figure.value:f} means {format_value(figure)}; probably {_percent(probable)} is meant"
+        )
+        if ratio is not None:
+            text += f", by {' / '.join(map(name_of, ratio.parts))}"
+        yield _finding("PLAUSIBLE", "EBA filing rules 3.2", text, figure.cell, figure.row, state="warning")
+
+
+def _percent(value: Decimal) -> str:
+    return format_limit(value, "xbrli:pure", 4)

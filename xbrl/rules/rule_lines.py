@@ -1,0 +1,114 @@
+"""Print the result of every rule and the findings about a report: as JSON objects, or as a table for reading."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+
+from xbrl.read.dpm import load_cells
+from xbrl.read.render import cell_name, format_figure, format_limit
+from xbrl.read.report import CellKey, Report
+from xbrl.rules.figures import Figure
+from xbrl.rules.formula import CELL
+from xbrl.rules.quality import check_quality
+from xbrl.rules.reasons import format_value, name_of
+from xbrl.rules.rules import RuleResult, evaluate_all
+
+# The states of results, in the order of the table, and how they are printed.
+STATES = {
+    "violated": "violated",
+    "warning": "warning",
+    "triggered": "triggered",
+    "undecided": "not decidable",
+    "ok": "met",
+    "not applicable": "not applicable",
+}
+SOURCES = {"reported": "", "not reported": " (not reported)", "read as 0": " (not reported, read as 0)"}
+
+
+def all_results(report: Report) -> list[RuleResult]:
+    """The findings about a report, then the result of every rule. A rule on a doubtful ratio says so."""
+    results = evaluate_all(report)
+    findings = check_quality(report, results, load_cells())
+    doubts = {(finding.cell, finding.row): finding.reason for finding in findings if finding.rule_id == "PLAUSIBLE"}
+    return [*findings, *(_with_doubts(result, doubts) for result in results)]
+
+
+def _with_doubts(result: RuleResult, doubts: Mapping[tuple[CellKey, str], str]) -> RuleResult:
+    found = [doubts[figure.cell, figure.row] for figure in result.inputs if (figure.cell, figure.row) in doubts]
+    return replace(result, reason="; ".join(filter(None, (result.reason, *found)))) if found else result
+
+
+def result_fields(result: RuleResult) -> dict:
+    """The fields of a result, its state as it is printed."""
+    return asdict(result) | {"state": STATES[result.state]}
+
+
+def rule_table(report: Report) -> Iterator[str]:
+    """The results as lines of text: findings about the report, then rules by state, each with its figures."""
+    results = all_results(report)
+    findings = [result for result in results if result.kind == "quality"]
+    rules = [result for result in results if result.kind != "quality"]
+    yield f"{report.entity} | {report.period} | {report.currency or 'no single currency'} | {report.format}"
+    for title, group in (("The report", findings), ("Rules", rules)):
+        yield f"\n{title}: {_counts(group)}"
+        for state, printed in STATES.items():
+            for result in group:
+                if result.state == state:
+                    yield from _table_lines(result, printed)
+    if report.warnings:
+        yield f"\nWarnings of the reader: {len(report.warnings)}"
+        yield from (f"  {warning}" for warning in report.warnings)
+
+
+def _counts(results: Sequence[RuleResult]) -> str:
+    counts = Counter(result.state for result in results)
+    return (
+        ", ".join(f"{counts[state]} {printed}" for state, printed in STATES.items() if counts[state]) or "no findings"
+    )
+
+
+def _table_lines(result: RuleResult, state: str) -> Iterator[str]:
+    """A line with state, rule, value, limit and article, then indented lines with reason, formula and figures.
+
+    A rule that does not apply has one line with the reason, unless it has figures.
+    """
+    if result.state == "not applicable" and not result.inputs:
+        yield f"  {state} | {result.rule_id} | {result.reason}"
+        return
+    parts = [state, result.rule_id]
+    one_comparison = " and " not in result.formula and " or " not in result.formula
+    if result.value is not None and result.limit is not None and (one_comparison or result.state == "violated"):
+        value = format_figure(result.value, result.unit, result.decimals)
+        parts.append("not reported" if result.missing else value)
+        parts.append(f"{result.relation} {format_limit(result.limit, result.unit, result.decimals)}")
+    parts.append(result.legal)
+    yield "  " + " | ".join(parts)
+    for text in (result.title, result.reason):
+        if text:
+            yield f"      {text}"
+    if result.formula:
+        word = "triggered" if result.kind == "trigger" else "violated"
+        yield f"      {word} if {readable(result.formula)}"
+    yield from (f"      {figure_text(figure)}" for figure in result.inputs)
+    yield from (f"      {name} = {value:f} (law)" for name, value in result.parameters)
+
+
+def readable(formula: str) -> str:
+    """A formula with cells as they are printed elsewhere: `C 47.00 r0340 c0010 < 0.03`."""
+    return CELL.sub(lambda match: cell_name((match[1], match[2], match[3])), formula)
+
+
+def figure_text(figure: Figure) -> str:
+    """A figure with its value and where it comes from."""
+    if figure.source == "contradictory":
+        return f"{name_of(figure)} = {' or '.join(map(format_value, figure.parts))} (contradictory)"
+    if figure.source == "recomputed":
+        values = " / ".join(map(format_value, figure.parts))
+        names = " / ".join(map(name_of, figure.parts))
+        filed = f"filed as {format_value(figure.filed)}" if figure.filed else "not reported"
+        return f"{name_of(figure)} = {format_value(figure)} ({filed}; {names} = {values}, {figure.legal})"
+    if figure.source == "not reported" and figure.parts:
+        parts = " / ".join("?" if part.value is None else format_value(part) for part in figure.parts)
+        return f"{name_of(figure)} = ? (not reported; {' / '.join(map(name_of, figure.parts))} = {parts})"
+    value = "0" if figure.source == "read as 0" else "?" if figure.value is None else format_value(figure)
+    return f"{name_of(figure)} = {value}{SOURCES[figure.source]}"
