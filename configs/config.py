@@ -187,7 +187,7 @@ class Run:
     timeout_minutes: float = 30.0  # a rank that does not answer for so long ends the run (docs/runs.md)
     deterministic: bool = False  # resume bit-identically on CUDA too; slower
     export: Literal["last", "best"] = "last"  # which checkpoint is exported as a Hugging Face directory
-    # The curve of an evaluation that decides which checkpoint is the best: validation/loss | f1 | fact_f1 | forgetting/kl ...
+    # The curve of an evaluation that decides which checkpoint is the best: validation/loss | f1 | forgetting/kl ...
     # NAME:max or NAME:min says what is better where it is not known
     best_by: str = "validation/loss"
     stop_after_no_gain: int = 0  # end the run after so many evaluations in a row without a new best; 0: never

@@ -63,7 +63,7 @@ LOSS, NLL, GENERAL = "validation/loss", "validation/nll", "forgetting/"
 # Which value of a curve is the better one, where it is known.
 BETTER = {
     **dict.fromkeys((LOSS, NLL, "forgetting/perplexity_per_byte", "forgetting/kl"), "min"),
-    **dict.fromkeys((f"validation/{score}" for score in ("f1", "fact_f1", "exact_match", "rouge_l")), "max"),
+    **dict.fromkeys((f"validation/{score}" for score in ("f1", "exact_match", "rouge_l")), "max"),
     **dict.fromkeys(("forgetting/agreement", "forgetting/questions"), "max"),
 }
 
@@ -353,7 +353,6 @@ def _wrong_together(config: Config) -> Iterator[str]:
         ("lora.dropout", config.model.activation_checkpointing == "none", "model.activation_checkpointing=none"),
         ("ewc.strength", not lora.rank, "lora.rank=0, because LoRA trains none of the weights that the penalty holds"),
         ("run.eval_generate", has_validation, f"{validation}, whose examples are answered"),
-        ("eval.metric", run.eval_generate, "run.eval_generate, whose answers it scores"),
         ("run.stop_after_no_gain", run.eval_every, "run.eval_every, because it counts evaluations"),
         ("run.stop_after_no_gain", has_curve, f"{validation}, on which {curve} is measured"),
         ("run.export", has_curve, f"{validation}, on which {curve} is measured"),

@@ -7,7 +7,7 @@ torchrun --nproc_per_node=2 train.py configs/quickstart.py
 With data.mix=none there is no replay: general text is forgotten faster (docs/results.md).
 """
 
-from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
+from configs.config import Batch, Config, Data, Eval, Model, Optimizer, Run, Sharding, Source
 
 config = Config(
     model=Model(path="artifacts/models/SmolLM2-135M-Instruct", compute_dtype="bf16"),
@@ -24,5 +24,7 @@ config = Config(
     optimizer=Optimizer(learning_rate=3e-4, epochs=1, warmup_ratio=0.05, min_lr_ratio=0.1),
     # The gathered bf16 parameters are small (270 MB), and grad_op gathers them once per step instead of twice.
     sharding=Sharding(strategy="grad_op"),
+    # What scores the answers of run.eval_generate=N.
+    eval=Eval(metric="xbrl.answers.curves:scores"),
     run=Run(name="quickstart", eval_every=25, save_every=25, keep_last=1),
 )

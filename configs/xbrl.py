@@ -9,7 +9,7 @@ To start from a model that was pre-trained further with configs/xbrl_cpt.py:
 torchrun --nproc_per_node=8 train.py configs/xbrl.py model.path=runs/xbrl_cpt/export
 """
 
-from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
+from configs.config import Batch, Config, Data, Eval, Model, Optimizer, Run, Sharding
 
 config = Config(
     # 8.2B parameters, 36 layers, untied embedding and head. Apache-2.0, downloadable without an account.
@@ -34,5 +34,7 @@ config = Config(
     # Memory per GPU: fp32 weights, gradients and two moments take 16 bytes x 8.2e9 / 8 GPUs = 16.4 GB. The gathered
     # bf16 parameters take 2 bytes x 8.2e9 = 16.4 GB. Activations and the gradients that are being reduced come on top.
     sharding=Sharding(strategy="grad_op"),
+    # What scores the answers of run.eval_generate=N.
+    eval=Eval(metric="xbrl.answers.curves:scores"),
     run=Run(name="xbrl", eval_every=50, eval_general=True, save_every=50, log_every=5),
 )

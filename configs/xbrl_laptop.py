@@ -8,7 +8,7 @@ The reports have six ratios, some clients and often a note whose wording decides
 (docs/xbrl.md). This run has not been trained to the end yet.
 """
 
-from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
+from configs.config import Batch, Config, Data, Eval, Model, Optimizer, Run, Sharding, Source
 
 config = Config(
     model=Model(path="artifacts/models/SmolLM2-135M-Instruct", compute_dtype="bf16"),
@@ -26,5 +26,7 @@ config = Config(
     optimizer=Optimizer(learning_rate=3e-4, epochs=1, warmup_ratio=0.05, min_lr_ratio=0.1),
     # The gathered bf16 parameters are small (270 MB), and grad_op gathers them once per step instead of twice.
     sharding=Sharding(strategy="grad_op"),
+    # What scores the answers of run.eval_generate=N.
+    eval=Eval(metric="xbrl.answers.curves:scores"),
     run=Run(name="xbrl_laptop", eval_every=100, eval_general=True, save_every=50, keep_last=1),
 )

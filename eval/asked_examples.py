@@ -10,6 +10,14 @@ LENGTH_MARGIN = 1.25  # over the longest answer of the training split
 ScoreAnswers = Callable[[list[dict], list[str], str, list[dict] | None, str], dict]
 
 
+UNREADABLE = "(unreadable)"  # the label that an answer predicts which cannot be read, in whole or in a line
+
+
+def report_of(example: dict) -> str:
+    """The first user message of an example: what the model is asked about, without the system message."""
+    return next(message["content"] for message in example["messages"] if message["role"] == "user")
+
+
 def has_answer(example: dict) -> bool:
     """Whether an example is a chat that ends with a text of the assistant. A call of a tool is not scored as text."""
     last = example["messages"][-1] if "messages" in example else {}

@@ -6,7 +6,7 @@ from common.errors import UserError
 from configs.config import Config
 
 _LOSS = "validation/loss"
-_HIGHER = tuple(f"validation/{name}" for name in ("f1", "fact_f1", "exact_match", "rouge_l"))
+_HIGHER = tuple(f"validation/{name}" for name in ("f1", "exact_match", "rouge_l"))
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from data.examples import read_examples
 from data.formats import Reading
 from eval.asked_examples import choose_examples, has_answer
 from eval.comparison.arms import find_base, parse_arms
-from eval.comparison.baselines import baseline_tasks
 from eval.comparison.comparison import compare
 from eval.comparison.measured import Measuring, measure_arms
 from eval.comparison.outputs import write_outputs
 from eval.comparison.words import verdict, warnings
 from eval.results import prepare_output
+from xbrl.answers.compared_baselines import baseline_tasks
 
 
 def parse_arguments() -> argparse.Namespace:

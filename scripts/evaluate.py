@@ -17,6 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import time
+from dataclasses import asdict
 
 import torch.distributed as dist
 
@@ -86,6 +87,7 @@ def main() -> int:
     result["seconds"] = round(time.perf_counter() - start, 1)
     if ranks.rank == 0:
         result["weights"] = fingerprint_of_base(options.model)  # so that a later comparison knows what was evaluated
+        result["figures"] = [asdict(figure) for figure in report.figures(result)]
         if options.json:
             write_json(options.json, result)
         if options.answers:

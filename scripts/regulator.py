@@ -21,7 +21,8 @@ def law(parser: argparse.ArgumentParser) -> int:
     left out: a note can lift a requirement. The exit code is 1 if anything was found.
     """
     from data.examples import read_examples
-    from xbrl.corpus.examples import letter_of, report_of
+    from eval.asked_examples import report_of
+    from xbrl.corpus.examples import letter_of
     from xbrl.rules.law_check import audit, contradictions
 
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="example files (JSON Lines)")

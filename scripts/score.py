@@ -16,6 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import time
+from dataclasses import asdict
 
 from common.command_line import add_number, new_parser
 from common.durable_files import write_json
@@ -28,7 +29,7 @@ from eval.stored_answers import score_stored
 from xbrl.answers.audit import audit, audit_table
 from xbrl.answers.fields import check_scored_fields
 from xbrl.answers.score import score_answers
-from xbrl.answers.score_tables import full_report
+from xbrl.answers.score_tables import figures, full_report
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -61,6 +62,7 @@ def main() -> int:
         arguments.data, arguments.answers, arguments.train, arguments.limit, arguments.before, score_answers
     )
     result["seconds"] = round(time.perf_counter() - start, 1)
+    result["figures"] = [asdict(figure) for figure in figures(result)]
     if arguments.json:
         write_json(arguments.json, result)
     print(full_report(result, before, arguments.show))

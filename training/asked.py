@@ -99,15 +99,9 @@ def _answer_length(train: Documents | Windows) -> int:
 
 def _metric(config: Config, examples: list[dict]) -> tuple[Metric, dict[str, float]]:
     """(what scores the answers, what it gives for the references). A mistake ends here, before anything is trained."""
-    from xbrl.answers.curves import f1_scores  # the first import of the supervisor's code in a run
-
-    where, name = ", ".join(config.data.validation or config.data.train), config.eval.metric
+    name = config.eval.metric
     references = [reference_of(example) for example in examples]
-
-    def own_scores(answers: list[str], examples: list[dict]) -> dict[str, float]:
-        return f1_scores(examples, answers, where) or plain_scores(answers, examples)
-
-    metric: Metric = load_metric(name) if name else own_scores
+    metric: Metric = load_metric(name) if name else plain_scores
     ideal = metric(references, examples)
     curve, _ = parse_best_by(config.run.best_by)
     if is_of_answers(curve) and curve not in [f"validation/{name}" for name in ideal]:

@@ -15,12 +15,12 @@ from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from configs.config import Config, as_dict
 from eval.compare_models import table as forgetting_table
 from eval.intervals import intervals
+from eval.report import Figure, figures
 from model.architectures import FETCHED, origin
 from model.fingerprint import fingerprint_of_base
 from training.ending import RECORD, read_json
 from training.export import Export
 from training.provenance import ROOT, git_state, short_commit, versions
-from xbrl.answers.score_tables import figures
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 COPY_AGAIN = "copy it again"
@@ -115,7 +115,8 @@ def read_results(out: Path, export: Export) -> Results:
         elif is_forgetting:
             forgetting = content | {"files": dtype, "table": forgetting_table(content)}
         else:
-            found = {"figures": figures(content), "intervals": intervals(content)}
+            written = [Figure(**row) for row in content.get("figures", ())]  # of the task, by the script that scored it
+            found = {"figures": written or figures(content), "intervals": intervals(content)}
             evaluations.append(content | {"files": dtype} | found)
     return Results(tuple(evaluations), forgetting, tuple(left_out))
 

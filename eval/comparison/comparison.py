@@ -9,10 +9,10 @@ import numpy as np
 from common.errors import UserError
 from eval.bootstrap import Interval
 from eval.comparison.arms import Arm
-from eval.comparison.baselines import ENGINE
 from eval.comparison.confusion import NONE, confusion
 from eval.comparison.disagreements import worst_disagreements
 from eval.comparison.measures import (
+    ENGINE,
     MEASURES,
     arm_terms,
     averaged,

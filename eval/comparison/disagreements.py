@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from eval.asked_examples import report_of
 from eval.comparison.arms import Arm
 from eval.comparison.measures import labels
 from eval.rouge import mean
-from xbrl.corpus.examples import report_of
 
 
 def worst_disagreements(arms: Sequence[Arm], examples: Sequence[dict], number: int = 10) -> list[dict]:

@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from eval.asked_examples import UNREADABLE
 from eval.comparison.arms import Arm, Seed
 from eval.intervals import Terms, clusters_of, ratio, terms_of
-from xbrl.answers.violations import UNREADABLE
+
+ENGINE = "rule engine"  # the name of the baseline that evaluates rules on the reported figures, without the notes
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from eval.comparison.baselines import ENGINE
 from eval.comparison.comparison import BASE
-from eval.comparison.measures import MEASURES
+from eval.comparison.measures import ENGINE, MEASURES
 
 ALPHA = 0.05
 FEW = 2  # differences of the arms on general text that are spelled out

@@ -17,9 +17,10 @@ pytestmark = pytest.mark.slow
 EVALUATE = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
 BREACH = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nThe bank shall restore its LCR."
 CLEAN = "Violations:\nnone\nDirective:\nNo measures."
+METRIC = "eval.metric=xbrl.answers.curves:scores"
 EVERY = 8  # steps between evaluations
 # 40 steps; the best by f1 is found early, because a later one is not better.
-WATCHED = (f"run.eval_every={EVERY}", "run.eval_generate=3", "run.best_by=f1", "run.stop_after_no_gain=2")
+WATCHED = (f"run.eval_every={EVERY}", "run.eval_generate=3", METRIC, "run.best_by=f1", "run.stop_after_no_gain=2")
 SHORT = ("optimizer.max_steps=2", "sharding.strategy=none")
 
 
@@ -80,7 +81,7 @@ def outputs(folder) -> tuple[str, str]:
             run_of(folder, "one", *WATCHED, "run.export=best"),
             run_of(folder, "two", *WATCHED),  # has ended early
             run_of(folder, "stopped", *WATCHED[:2], f"optimizer.max_steps={EVERY}"),  # now by the loss
-            run_of(folder, "stopped", *WATCHED[:2], f"optimizer.max_steps={2 * EVERY}", "run.best_by=f1"),
+            run_of(folder, "stopped", *WATCHED[:3], f"optimizer.max_steps={2 * EVERY}", "run.best_by=f1"),
         ],
     )
     return two, one

@@ -220,9 +220,9 @@ FILES = {
     "room/late.py": "from . import near\n",
     "room/near.py": "x = 1\n",
     "room/unused.py": "x = 1\n",
-    "training/answers.py": "import eval.generate\n\ndef own():\n    import xbrl.answers.curves\n",
+    "training/answers.py": "import eval.generate\n\ndef own():\n    import eval.metric\n",
     "eval/generate.py": "from room.loss import chunked\n",
-    "xbrl/answers/curves.py": "x = 1\n",
+    "eval/metric.py": "x = 1\n",
     "eval/types.py": "x = 1\n",
     "elsewhere/mine.py": "import helper\n",
     "elsewhere/helper.py": "x = 1\n",
@@ -296,7 +296,7 @@ def test_scores_count_where_they_choose_the_weights(code, folder) -> None:
     best = {name: with_value(own, "run.best_by", name) for name in ("nll", "validation/loss", "forgetting/kl")}
     assert scores_module(own) is None
     assert scores_module(with_value(own, "run.stop_after_no_gain", 2)) == "mine"
-    assert scores_module(with_value(config, "run.export", "best")) == "xbrl.answers.curves"
+    assert scores_module(with_value(config, "run.export", "best")) == "eval.metric"
     chosen_by = {name: scores_module(with_value(config, "run.export", "best")) for name, config in best.items()}
     assert chosen_by == {"nll": None, "validation/loss": None, "forgetting/kl": "eval.forgetting"}
     first, scores = code_of(code / "train.py", "mine")
@@ -327,7 +327,7 @@ def test_the_projects_own_scores_are_found(folder) -> None:
         "distributed/optimizer.py",
         "configs/config.py",
     } <= code.keys()
-    assert {"xbrl/answers/curves.py", "eval/generate.py", "training/answers.py", "training/asked.py"} <= scores.keys()
+    assert {"eval/metric.py", "eval/generate.py", "training/answers.py", "training/asked.py"} <= scores.keys()
     assert not code.keys() & scores.keys()
     _, by_forgetting = code_of(ROOT / "train.py", "eval.forgetting")
     assert {"eval/forgetting.py", "eval/questions.py"} <= by_forgetting.keys()

@@ -4,9 +4,9 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from eval.asked_examples import report_of
 from xbrl.answers.learned_baselines import ngram_predictions, presence_predictions
 from xbrl.answers.threshold_program import threshold_predictions
-from xbrl.corpus.examples import report_of
 
 HASH_BUCKETS = 4096  # the words of a report are hashed into this many buckets
 

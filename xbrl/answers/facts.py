@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from eval.asked_examples import UNREADABLE
 from xbrl.answers.answer_reader import Answer, Claim
 from xbrl.answers.baselines import micro_f1
-from xbrl.answers.violations import UNREADABLE
 
 FIELDS = ("where", "value", "limit", "legal")
 

@@ -2,9 +2,10 @@
 
 import random
 
+from eval.asked_examples import report_of
 from eval.rouge import rouge_l
 from xbrl.answers.baselines import nearest_letters
-from xbrl.corpus.examples import letter_of, report_of
+from xbrl.corpus.examples import letter_of
 
 SAMPLE = 100  # examples of each test split that are scored
 

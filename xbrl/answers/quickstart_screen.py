@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.errors import UserError, run_script
+from eval.asked_examples import report_of
 from eval.report import aligned
 from xbrl.answers.baselines import baseline_predictions, micro_f1
 from xbrl.answers.groups import pairs_right, score_kinds
-from xbrl.corpus.examples import report_of
 
 PROGRAMS = {"character n-grams": "n-grams", "threshold program": "thresholds", "engine": "engine"}  # as columns
 RESULTS = {  # file in eval/ -> what the screen shows of it

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from eval.asked_examples import UNREADABLE, report_of
 from eval.rouge import best_rouge_l, mean, score_whole_answers
 from xbrl.answers.answer_reader import Answer, parse_answer
 from xbrl.answers.baselines import baseline_predictions, micro_f1, nearest_letters, note_f1
@@ -11,8 +12,7 @@ from xbrl.answers.fields import check_scored_fields
 from xbrl.answers.groups import pairs_right, score_kinds
 from xbrl.answers.letters import score_letters
 from xbrl.answers.references import references_of, score_references
-from xbrl.answers.violations import UNREADABLE, baseline_answers, labels_of, score_violations, true_answers
-from xbrl.corpus.examples import report_of
+from xbrl.answers.violations import baseline_answers, labels_of, score_violations, true_answers
 
 
 def score_answers(

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from common.errors import UserError
+from eval.asked_examples import UNREADABLE
 from xbrl.answers.answer_reader import Answer, claim_of, letter_in, parse_answer
 from xbrl.answers.baselines import micro_f1, trivial_predictions
 from xbrl.answers.implications import strictest
-
-UNREADABLE = "(unreadable)"  # the label that an answer predicts which is none, or which has a void line
 
 
 def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from common.durable_files import write_json_lines
 from common.errors import UserError
+from eval.asked_examples import report_of
 from xbrl.answers.baselines import score_baselines
-from xbrl.corpus.examples import report_of
 from xbrl.read.dpm import RELEASE
 from xbrl.rules.findings import note_rules
 from xbrl.rules.rules import built_in_rules

@@ -182,11 +182,6 @@ def entity_code(entity: str) -> str:
     return entity.partition(".")[0]
 
 
-def report_of(example: dict) -> str:
-    """The user message of an example: the report that the model reads, without the system message."""
-    return next(message["content"] for message in example["messages"] if message["role"] == "user")
-
-
 def letter_of(example: dict) -> str:
     """The directive of an example."""
     return letter_in(example["messages"][-1]["content"])

@@ -6,7 +6,8 @@ A letter leaks if a training letter is equal to it except for names, dates, enti
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from xbrl.corpus.examples import EARLIER_CELLS, letter_of, report_of
+from eval.asked_examples import report_of
+from xbrl.corpus.examples import EARLIER_CELLS, letter_of
 from xbrl.corpus.splits import FULL_SPLITS, group_by_split, split_examples
 from xbrl.read.printed_cells import printed_cells
 from xbrl.read.render import cell_name, short_label

@@ -8,13 +8,13 @@ from scipy import stats
 from common.errors import UserError
 from eval.bootstrap import Interval
 from eval.comparison.arms import Arm
-from eval.comparison.baselines import baseline_tasks
 from eval.comparison.comparison import compare
 from eval.comparison.recipes import over_seeds
 from eval.comparison.tables import all_tables, markdown
 from eval.comparison.words import limits, verdict, warnings
 from eval.intervals import Terms, Z, ratio
 from tests.comparisons import arm, example, general, row, task
+from xbrl.answers.compared_baselines import baseline_tasks
 
 BANKS = 12
 

@@ -3,9 +3,10 @@
 import pytest
 
 from common.errors import UserError
+from eval.asked_examples import UNREADABLE
 from xbrl.answers.answer_reader import Answer
 from xbrl.answers.implications import implied_by, strictest
-from xbrl.answers.violations import UNREADABLE, baseline_answers, labels_of, score_violations, true_answers
+from xbrl.answers.violations import baseline_answers, labels_of, score_violations, true_answers
 
 
 def example(answer, **fields):

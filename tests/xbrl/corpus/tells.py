@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from xbrl.corpus.examples import report_of
+from eval.asked_examples import report_of
 from xbrl.read.printed_cells import printed_cells
 from xbrl.read.render import cell_name
 from xbrl.rules.rules import built_in_rules

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 from eval.asked_examples import has_answer
+from eval.comparison.measures import ENGINE
 from xbrl.answers.baselines import baseline_predictions
 from xbrl.answers.violations import baseline_answers, true_answers
-
-ENGINE = "rule engine"
 
 
 def baseline_tasks(examples: Sequence[dict], training: Sequence[dict] | None, where: str) -> dict[str, dict]:
