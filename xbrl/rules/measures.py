@@ -51,10 +51,16 @@ REQUIREMENTS = {
     "OUTPUT_FLOOR": Requirement("floor", "pillar1", "output floor"),
     "LCR_PLEDGED": Requirement("liquidity", "pillar1", "minimum"),
     "LE_CONNECTED": Requirement("exposure", "pillar1", "limit for connected clients"),
+    **dict.fromkeys(("OWN_SHARES_MIN", "INTERIM_PROFIT_MIN"), Requirement("capital", "pillar1", "minimum")),
     **dict.fromkeys(
-        ("T2_CALLABLE", "OWN_SHARES", "INTERIM_PROFIT"), Requirement("capital", "buffer", "overall capital requirement")
+        ("OWN_SHARES_TSCR", "INTERIM_PROFIT_TSCR"), Requirement("capital", "pillar2", "total SREP capital requirement")
     ),
-    "LATE_FILING": Requirement("filing", "filing", "term for the first submission"),
+    **dict.fromkeys(("OWN_SHARES", "INTERIM_PROFIT"), Requirement("capital", "buffer", "overall capital requirement")),
+    **dict.fromkeys(
+        ("PLEDGED_COUNTED", "OWN_SHARES_COUNTED", "PROFIT_COUNTED"),
+        Requirement("filing", "filing", "figure without it"),
+    ),
+    "LATE_FILING": Requirement("filing", "filing", "due date"),
 }
 # Rules that are not listed above, such as those of notes: template -> subject. They are requirements of the CRR.
 _SUBJECT_OF_TEMPLATE = {
