@@ -1,7 +1,7 @@
 """The notes of the full profile: which kind, what it says, and what follows from it together with the figures.
 
 A note decides, or it does not because of its words, or it does not because of the figures. Amounts are drawn so that the
-reported ratio, recomputed without them, falls below its limit or does not. All eight kinds occur in sound reports and in
+reported ratio, recomputed without them, falls below its limit or does not. All five kinds occur in sound reports and in
 reports with other violations.
 """
 
@@ -29,7 +29,7 @@ from xbrl.read.render import cell_name
 from xbrl.rules.dates import DAYS_TO_REMIT, days_after, long_date, quarter_end
 from xbrl.rules.findings import Finding
 
-KINDS = ("pledged", "connected", "callable", "own_shares", "profit", "waiver", "late", "guidance")
+KINDS = ("pledged", "connected", "own_shares", "profit", "waiver")
 CASES = ("decides", "words", "figures")  # the note decides; it does not because of its words, or of the figures
 CASE_WEIGHTS = (3, 3, 2)
 

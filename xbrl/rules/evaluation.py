@@ -160,7 +160,7 @@ def result_of(
     decimals = first.decimals if first else None
     value, limit = sides or (None, None)
     if sides and first and first.source == "recomputed":
-        value, decimals = _round_ratio(*sides)
+        value, decimals = round_ratio(*sides)
     return RuleResult(
         rule_id=rule.id,
         kind=rule.kind,
@@ -181,7 +181,7 @@ def result_of(
     )
 
 
-def _round_ratio(value: Decimal, limit: Decimal) -> tuple[Decimal, int]:
+def round_ratio(value: Decimal, limit: Decimal) -> tuple[Decimal, int]:
     """(a recomputed ratio rounded to at least four places, the number of places): on the same side of the limit."""
     if value.adjusted() > 12:  # of an absurd size; rounding would need more digits than decimal arithmetic has
         return value, RATIO_DECIMALS

@@ -25,6 +25,7 @@ from decimal import Decimal
 from common.errors import UserError
 from xbrl.read.render import cell_name
 from xbrl.read.report import CellKey, is_day, parse_number
+from xbrl.rules.figures import Figure
 from xbrl.rules.rules import RuleResult, built_in_rules, violations
 
 NOTE_RULES_FILE = pathlib.Path(__file__).with_name("note_rules.jsonl")
@@ -40,7 +41,11 @@ class NoteRule:
     legal: str
     kind: str  # of the notes that show it
     relation: str  # the meaning of the limit for the value: "min" or "max"
-    unit: str = ""  # of value and limit, if they are neither ratios nor amounts: "days"
+
+    @property
+    def counted(self) -> bool:
+        """Whether the rule says that a figure counts an amount that it must not: it is filed again without it."""
+        return self.id.endswith("_COUNTED")
 
 
 @dataclass(frozen=True)
@@ -207,22 +212,23 @@ def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
     """A violation that the engine does not have.
 
     What the finding leaves out comes from the engine's result of the same rule, which is then not a violation. The unit and
-    the accuracy are those of the engine's result on the same cell. Raises `UserError` if value, limit or cell are unknown.
+    the accuracy are those of the reported figure. Raises `UserError` if value, limit or cell are unknown; only of a rule
+    `..._COUNTED`, value and limit may be (the note states no amount, or in another currency).
     """
     rule = note_rules().get(finding.rule)
     cell, row = parse_cell(finding.cell)
     own = next((result for result in results if result.rule_id == finding.rule), None)
     if own and not finding.cell:
         cell, row = own.cell, own.row
-    known = next((result for result in results if result.cell == cell), None)
+    known = _figure_of(cell, row, results)
     value = finding.value if finding.value is not None else own and own.value
     limit = finding.limit if finding.limit is not None else own and own.limit
-    for name, content in (("cell", cell[0]), ("value", value), ("limit", limit)):
+    needed = {"cell": cell[0]} if rule and rule.counted else {"cell": cell[0], "value": value, "limit": limit}
+    for name, content in needed.items():
         if content is None or content == "":
             raise UserError(
                 f"{finding.where}, column {name}: it is empty, and the engine has no {name} for {finding.rule}; add it"
             )
-    unit = rule.unit if rule else ""
     is_amount = limit is not None and abs(limit) > 100
     return RuleResult(
         rule_id=finding.rule,
@@ -233,10 +239,17 @@ def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
         limit=limit,
         relation=rule.relation if rule else own.relation if own else "min",
         legal=finding.legal or (rule.legal if rule else own.legal if own else _legal_of(finding.rule)),
-        unit=unit or (known.unit if known else "iso4217:EUR" if is_amount else "xbrli:pure"),
-        decimals=known.decimals if known and not unit else None,
+        unit=known.unit if known else "iso4217:EUR" if is_amount else "xbrli:pure",
+        decimals=known.decimals if known else None,
         row=row,
+        title=rule.title if rule else own.title if own else "",
     )
+
+
+def _figure_of(cell: CellKey, row: str, results: Sequence[RuleResult]) -> Figure | None:
+    """The figure of a cell among those that the engine has read."""
+    figures = (part for result in results for figure in result.inputs for part in (figure, *figure.parts))
+    return next((figure for figure in figures if figure.cell == cell and row in ("", figure.row)), None)
 
 
 def _legal_of(rule_id: str) -> str:

@@ -58,7 +58,7 @@ def test_findings_add_replace_and_lift(tmp_path) -> None:
         1,
         "min",
     )
-    assert (added.unit, added.decimals) == ("xbrli:pure", 4) and "Art. 7(2)" in added.legal
+    assert (added.unit, added.decimals) == ("xbrli:pure", 4) and "7(2)" in added.legal
     low = evaluate(read(tmp_path, "0.93")[0])
     assert [result.rule_id for result in apply_findings(low, [])] == ["LCR_MIN"]
     assert apply_findings(low, [replace(finding("lifted"), rule="LCR_MIN")]) == []

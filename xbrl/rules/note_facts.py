@@ -1,0 +1,212 @@
+"""What a note of the bank states, and what follows from it by arithmetic and law.
+
+A fact is read from the note by the model or by a person; nothing here reads words. From a fact that applies on the
+reference date follows:
+
+- `pledged`, `own_shares`, `profit`: the reported figure is wrong by the amount and must be filed again, whatever the
+  limits say: PLEDGED_COUNTED (Delegated Reg. (EU) 2015/61 Art. 7(2)), OWN_SHARES_COUNTED (CRR Art. 28(1)(b), 36(1)(f)),
+  PROFIT_COUNTED (CRR Art. 26(2)). If a requirement is missed without the amount, that comes on top: LCR_PLEDGED, and
+  of capital the most severe requirement that is missed, the minimum (`..._MIN`), TSCR (`..._TSCR`) or the overall
+  requirement (OWN_SHARES, INTERIM_PROFIT).
+- `connected`: LE_CONNECTED if the clients together are above the limit (CRR Art. 395(1)).
+- `waiver`: LCR_MIN is lifted (CRR Art. 8), and so is LCR_PLEDGED.
+
+A fact that does not apply changes nothing. What less Tier 1 capital means for the leverage ratio and for large exposures
+is left to the report that the bank files again.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from xbrl.read.render import cell_name
+from xbrl.read.report import CellKey, Report
+from xbrl.rules.evaluation import RuleResult, round_ratio
+from xbrl.rules.figures import Figure, Figures, Key, index_facts, read_figure, recompute, row_keys
+from xbrl.rules.findings import Finding
+
+KINDS = ("pledged", "own_shares", "profit", "connected", "waiver")
+COUNTED = {"pledged": "PLEDGED_COUNTED", "own_shares": "OWN_SHARES_COUNTED", "profit": "PROFIT_COUNTED"}
+CAPITAL = {"own_shares": "OWN_SHARES", "profit": "INTERIM_PROFIT"}
+BUFFER, OUTFLOW, LCR = (("C_76.00.a", row, "c0010") for row in ("r0010", "r0020", "r0030"))
+CET1, TREA = ("C_01.00", "r0020", "c0010"), ("C_02.00.a", "r0010", "c0010")
+COMBINED_BUFFER = ("C_04.00", "r0740", "c0010")
+# Ratio -> numerator, minimum (CRR Art. 92(1)), rows of TSCR and of the overall requirement in C 03.00
+LEGS = {
+    "r0010": (CET1, Decimal("0.045"), "r0140", "r0170"),
+    "r0030": (("C_01.00", "r0015", "c0010"), Decimal("0.06"), "r0150", "r0180"),
+    "r0050": (("C_01.00", "r0010", "c0010"), Decimal("0.08"), "r0130", "r0160"),
+}
+SHARE, NAME, TYPE = ("C_28.00", "*", "c350"), ("C_27.00", "*", "c021"), ("C_27.00", "*", "c070")
+INSTITUTION, LIMIT_FOR_INSTITUTIONS = "qx2056", ("C_26.00", "r030", "c010")
+LARGEST_SHARE = Decimal("0.25")  # of Tier 1, CRR Art. 395(1)
+
+
+@dataclass(frozen=True)
+class NoteFact:
+    """One fact of a note: that it holds on the reference date and matters in law (`applies`), or that it does not."""
+
+    kind: str  # one of KINDS
+    applies: bool
+    amount: Decimal | None  # EUR; None where the note gives none
+    who: tuple[str, ...] = ()  # the other party; of `connected` the clients, by name or code
+    since: str = ""  # the day from which it holds (YYYY-MM-DD), if the note says it
+    quote: str = ""  # the words of the note that prove it
+
+
+def consequences(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFact]) -> list[Finding]:
+    """What follows from the facts, in the order of `KINDS`: findings "violated" or "lifted", as in findings.csv.
+
+    `results` are those of the engine on the same report. A finding `..._COUNTED` has the cell that counts the amount, the
+    reported value, and as its limit the value without the amount; both are None if they cannot be computed. `undecided`
+    says what could not be computed, and why.
+    """
+    return [one for one in _judge(report, results, facts) if isinstance(one, Finding)]
+
+
+def undecided(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFact]) -> list[str]:
+    """What the figures of the report do not decide, one sentence each."""
+    return [one for one in _judge(report, results, facts) if isinstance(one, str)]
+
+
+def _judge(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFact]) -> Iterator[Finding | str]:
+    figures = index_facts(report)
+    applying = [fact for fact in dict.fromkeys(facts) if fact.applies]
+    amounts = {kind: [fact.amount for fact in applying if fact.kind == kind] for kind in COUNTED}
+    waived = any(fact.kind == "waiver" for fact in applying)
+
+    def finding(rule: str, kind: str, cell: str, value: Decimal | None, limit: Decimal | None) -> Finding:
+        return Finding(report.entity.partition(".")[0], report.period, rule, "violated", cell, value, limit, kind=kind)
+
+    for kind in (kind for kind in COUNTED if amounts[kind]):
+        counting = BUFFER if kind == "pledged" else CET1
+        together = ("pledged",) if kind == "pledged" else tuple(CAPITAL)  # one ratio loses both of these
+        reported, own = _amount(figures, counting), _total(amounts[kind])
+        total = _total([amount for other in together for amount in amounts[other]])
+        why = _why_unknown(figures, counting, own)
+        without = None if reported is None or own is None or why else reported - own
+        yield finding(COUNTED[kind], kind, cell_name(counting), reported, without)
+        if why or total is None:
+            yield f"{COUNTED[kind]}: {why or 'another amount is not stated'}; what is left is not known"
+        elif kind != "pledged":
+            yield from (
+                one if isinstance(one, str) else finding(one[0], kind, *one[1:])
+                for one in _capital(figures, CAPITAL[kind], total)
+            )
+        elif not waived:
+            outflow = _amount(figures, OUTFLOW)
+            if not outflow or outflow < 0:
+                yield f"LCR_PLEDGED: {cell_name(OUTFLOW)} is not reported or not above 0"
+            elif ((reported or 0) - total) / outflow < 1:
+                value, _ = round_ratio(((reported or Decimal(0)) - total) / outflow, Decimal(1))
+                yield finding("LCR_PLEDGED", kind, cell_name(LCR), value, Decimal(1))
+    for fact in (fact for fact in applying if fact.kind == "connected"):
+        yield from (
+            one if isinstance(one, str) else finding("LE_CONNECTED", "connected", *one)
+            for one in _connected(figures, fact)
+        )
+    if waived and any(result.rule_id == "LCR_MIN" and result.state == "violated" for result in results):
+        entity = report.entity.partition(".")[0]
+        yield Finding(entity, report.period, "LCR_MIN", "lifted", cell_name(LCR), legal="CRR Art. 8", kind="waiver")
+
+
+def _amount(figures: Figures, cell: CellKey) -> Decimal | None:
+    value = read_figure(figures, cell).value
+    return value if isinstance(value, Decimal) else None
+
+
+def _total(amounts: Sequence[Decimal | None]) -> Decimal | None:
+    """The sum; None if one of the amounts is not known."""
+    return None if None in amounts else sum((amount for amount in amounts if amount is not None), Decimal(0))
+
+
+def _why_unknown(figures: Figures, cell: CellKey, amount: Decimal | None) -> str:
+    """Why the figure without the amount is not known; "" if it is."""
+    figure, reported = read_figure(figures, cell), _amount(figures, cell)
+    if amount is None:
+        return "the note states no amount"
+    if reported is None:
+        return f"{cell_name(cell)} is {figure.source}"
+    if figure.unit not in ("iso4217:EUR", "EUR"):
+        return f"the amount is in EUR and {cell_name(cell)} in {str(figure.unit).removeprefix('iso4217:')}"
+    return f"the amount is larger than {cell_name(cell)}" if amount > reported else ""
+
+
+def _capital(
+    figures: Figures, rule: str, amount: Decimal
+) -> Iterator[tuple[str, str, Decimal | None, Decimal | None] | str]:
+    """The most severe requirement that is missed without the amount: (rule, cell, ratio, requirement).
+
+    The legal order is minimum, TSCR, overall requirement; within an order CET1 comes first, then Tier 1, then total capital.
+    """
+    trea = _amount(figures, TREA)
+    if not trea or trea < 0:
+        yield f"{rule}: {cell_name(TREA)} is not reported or not above 0"
+        return
+    for order, suffix in enumerate(("_MIN", "_TSCR", "")):
+        for row, (numerator, minimum, tscr, overall) in LEGS.items():
+            capital = _amount(figures, numerator)
+            limit = (minimum, _ratio(figures, tscr), _overall(figures, tscr, overall, trea))[order]
+            if capital is None and order == 0:
+                yield f"{rule}: {cell_name(numerator)} is not reported"
+            if capital is not None and limit is not None and (capital - amount) / trea < limit:
+                value, _ = round_ratio((capital - amount) / trea, limit)
+                yield rule + suffix, cell_name(("C_03.00", row, "c0010")), value, limit
+                return
+
+
+def _ratio(figures: Figures, row: str) -> Decimal | None:
+    return _amount(figures, ("C_03.00", row, "c0010"))
+
+
+def _overall(figures: Figures, tscr: str, overall: str, trea: Decimal) -> Decimal | None:
+    """The overall requirement: as reported, else TSCR and the combined buffer (CRD Art. 141a)."""
+    reported, share, buffer = _ratio(figures, overall), _ratio(figures, tscr), _amount(figures, COMBINED_BUFFER)
+    if reported is not None or share is None or buffer is None:
+        return reported
+    return share + buffer / trea
+
+
+def _connected(figures: Figures, fact: NoteFact) -> Iterator[tuple[str, Decimal, Decimal] | str]:
+    """(cell of the first client, share of all together, limit) if it is above the limit (CRR Art. 395(1)).
+
+    If one of them is an institution, the limit is the bank's limit for institutions where that is higher.
+    """
+    shares, limit, first = [], LARGEST_SHARE, ""
+    keys = {key: client for client in fact.who for key in [_row_of(figures, client)] if key is not None}
+    missing = [client for client in fact.who if client not in keys.values()]
+    if missing or len(keys) < 2:
+        named = f"{missing[0]} has no row in C 28.00" if missing else "the note does not name two clients of C 28.00"
+        yield f"LE_CONNECTED: {named}"
+        return
+    for key in keys:
+        share = _share(figures, key)
+        if not isinstance(share.value, Decimal):
+            yield f"LE_CONNECTED: {cell_name(SHARE, share.row)} is {share.source}"
+            return
+        shares.append(share.value)
+        first = first or cell_name(SHARE, share.row)
+        if str(read_figure(figures, TYPE, key).value).endswith(INSTITUTION):
+            limit = max(limit, _amount(figures, LIMIT_FOR_INSTITUTIONS) or limit)
+    if sum(shares) > limit:
+        yield first, sum(shares, Decimal(0)), limit
+
+
+def _share(figures: Figures, key: Key) -> Figure:
+    reported = read_figure(figures, SHARE, key)
+    return reported if reported.source != "not reported" else recompute(figures, SHARE, key, figures.tables)
+
+
+def _row_of(figures: Figures, client: str) -> Key | None:
+    """The row of a client in C 28.00, by its code or by its name in C 27.00."""
+    for key in row_keys(figures, (SHARE, ("C_28.00", "*", "c330"))):
+        name = read_figure(figures, NAME, key).value
+        texts = [member for _, member in key] + ([name] if isinstance(name, str) else [])
+        if _same(client) in map(_same, texts):
+            return key
+    return None
+
+
+def _same(name: str) -> str:
+    """A name without differences of case, spaces and punctuation."""
+    return "".join(character for character in name.casefold() if character.isalnum())
