@@ -35,7 +35,7 @@ class Requirement(NamedTuple):
 
 _OVERALL = Requirement("capital", "buffer", "overall capital requirement")
 _TSCR = Requirement("capital", "pillar2", "total SREP capital requirement")
-_WRONG = Requirement("filing", "filing", "figure without what must not count")
+_WRONG = Requirement("misstatement", "filing", "figure without what must not count")
 REQUIREMENTS = {
     **dict.fromkeys(("CET1_MIN", "T1_MIN", "TC_MIN"), Requirement("capital", "pillar1", "minimum")),
     "TSCR_CET1": Requirement("capital", "pillar2", "CET1 share of the total SREP capital requirement"),
@@ -58,10 +58,10 @@ REQUIREMENTS = {
     **dict.fromkeys(("OWN_SHARES_TSCR", "INTERIM_PROFIT_TSCR"), _TSCR),
     **dict.fromkeys(("OWN_SHARES", "INTERIM_PROFIT"), _OVERALL),
     **dict.fromkeys(("PLEDGED_COUNTED", "OWN_SHARES_COUNTED", "PROFIT_COUNTED"), _WRONG),
-    "LATE_FILING": Requirement("filing", "filing", "due date"),
+    "LATE_FILING": Requirement("timing", "filing", "due date"),
 }
 # (subject, order) -> deadline in working days from receipt, for urgency 0, 1 and 2: the term of the plan, of the
-# correction (filing, floor) or explanation (LATE_FILING, which nothing filed again can mend), of the reduction (exposure).
+# correction (filing, misstatement, floor), of the explanation (timing), or of the reduction (exposure).
 DEADLINES = {
     ("capital", "pillar1"): (20, 15, 10),
     ("capital", "pillar2"): (30, 20, 15),
@@ -72,7 +72,9 @@ DEADLINES = {
     ("exposure", "pillar1"): (20, 15, 10),
     ("floor", "pillar1"): (10, 10, 10),
     ("distributions", "buffer"): (5, 5, 5),
+    ("misstatement", "filing"): (10, 10, 5),
     ("filing", "filing"): (10, 7, 5),
+    ("timing", "filing"): (10, 10, 10),
 }
 # (subject, order) -> term of a resolution of the owners, in working days, for urgency 0, 1 and 2; 0: not demanded. A
 # general meeting is called at least 21 days ahead (Directive 2007/36/EC Art. 5(1)), after the board has decided what to ask.
@@ -96,6 +98,14 @@ class Measure:
 def requirement_of(result: RuleResult) -> Requirement:
     """The requirement that a violated result misses. A rule without an entry is a filing error."""
     return REQUIREMENTS.get(result.rule_id, Requirement("filing", "filing", "limit"))
+
+
+def topic_of(measure: Measure) -> str:
+    """The subject, where a measure on distributions that only the leverage ratio buffer calls for has its own."""
+    subjects = {requirement_of(result).subject for result in measure.results}
+    return (
+        "leverage distributions" if measure.subject == "distributions" and subjects == {"leverage"} else measure.subject
+    )
 
 
 def severity(violated: Iterable[RuleResult]) -> str:

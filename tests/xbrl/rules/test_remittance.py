@@ -83,4 +83,4 @@ def test_a_late_return_is_a_finding_of_the_engine_but_no_label_and_is_answered_b
     report = report_of(name("COREPLCRDA", "20260520"))
     assert "LATE_FILING" not in {result.rule_id for result in evaluate(report)}
     (late,) = [result for result in violations(all_results(report)) if result.rule_id == "LATE_FILING"]
-    assert [measure.subject for measure in plan_measures([late], {})] == ["filing"]
+    assert [measure.subject for measure in plan_measures([late], {})] == ["timing"]
