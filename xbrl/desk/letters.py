@@ -1,14 +1,15 @@
 """Write the supervisor's letter on a report: a decision with measures, or no objection. The only writer of letters.
 
 Every sentence is an approved block of `blocks/LANGUAGE/`, which a supervisor edits: `letter.jinja` (the layout), `words.toml`,
-`findings.toml`, `measures.toml` and a `basis_NAME.toml` for each legal basis. The blocks hold no logic of the law:
-`rules/measures.py` decides what is demanded and by when. A letter has one wording, and it is made of the arguments alone.
+`findings.toml`, `measures.toml`. They hold no law: `rules/measures.py` decides what is demanded, by when, and what is
+announced; `rules/bases.json` has the citations of each legal basis. A letter has one wording, made of the arguments alone.
 """
 
+import datetime
 import functools
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ from common.errors import UserError
 from xbrl.read.render import PURE, Addressee, cell_name, format_figure, format_limit, table_name
 from xbrl.read.report import CellKey
 from xbrl.read.report_notes import one_line
+from xbrl.rules.bases import Basis, load_basis
 from xbrl.rules.figures import Figure
 from xbrl.rules.findings import note_rules
-from xbrl.rules.measures import ORDERS, Measure, plan_measures, requirement_of
+from xbrl.rules.measures import ORDERS, Measure, consequence, plan_measures, requirement_of, severity, topic_of
 from xbrl.rules.rules import RuleResult
 
 BLOCKS = Path(__file__).with_name("blocks")
 LANGUAGES = ("en", "de")
-BASES = ("model", "ssm", "kwg")
+WRONG = ("filing", "misstatement", "timing")  # subjects on which nothing is reported but the correction
 DAILY = ("liquidity", "funding")  # subjects on which CRR Art. 414 demands a daily report
 MAX_NAME = 80  # characters of a name that a report gives to a client or a bank
 
@@ -58,31 +60,33 @@ def write_letter(
 ) -> str:
     """The letter on the `violated` results of a report with reference date `date` (YYYY-MM-DD).
 
-    `basis` is the law that the measures rest on, one of `BASES`: a directive binds a bank through national law alone.
+    `basis` names a legal basis of `rules/bases.json`: a directive binds a bank through national law alone.
     `short` gives the orders alone, in one line: the letter that small models learn. Raises UserError for an unknown basis or
     language, and for a block that is missing or cannot be filled in.
     """
-    blocks = _Blocks.of(language, basis)
+    blocks, law = _Blocks.of(language), load_basis(basis)
     measures = plan_measures(violated, context.repeated)
     if short:
         orders = [text for measure in measures for text in _orders(measure, blocks, short=True)]
         return " ".join(orders) or blocks.text("text", "no_measure")
-    year, month, day = map(int, date.split("-"))
-    months = blocks.words["text"]["months"]
+    cited = [replace(result, legal=law.cite(result)) for result in violated]
+    day = datetime.date.fromisoformat(date)
     fields: dict[str, Any] = {
         "bank": plain_name(bank.name),
         "board": blocks.choose("boards", bank.type, "default"),
-        "date": blocks.text("text", "date", year=year, month=months[month - 1], day=day),
-        "findings": [_finding(group, context, blocks) for group in _by_figure(violated)],
+        "date": blocks.text(
+            "text", "date", day=day.day, month=blocks.words["text"]["months"][day.month - 1], year=day.year
+        ),
+        "findings": [_finding(group, context, blocks) for group in _by_figure(cited)],
+        "powers": blocks.law(law.power_for(measures)),
+        "binding": blocks.choose("binding", basis) if blocks.has("binding", basis) else law.binding,
         "measures": [text for measure in measures for text in _orders(measure, blocks)],
-        "powers": "; ".join(dict.fromkeys(blocks.text("powers", _topic(one)) for one in measures)),
-        "explanation": blocks.explanation,
-        "reporting": _capital(_reporting(measures, blocks)) if measures else "",
-        "consequence": _consequence(measures, blocks) if measures else "",
+        "reporting": _reporting(measures, blocks) if measures else "",
+        "consequence": _consequence(violated, context, law, blocks) if measures else "",
         "templates": blocks.listed([table_name(template) for template in context.templates]),
         "tightest": _tightest(context, blocks),
         "remarks": _remarks(context, blocks),
-        **{right: blocks.text("rights", right) for right in ("hearing", "objection", "remedy")},
+        **_rights(law, blocks),
     }
     lines = blocks.layout(fields).splitlines()
     return "\n".join(line.rstrip() for line in lines if line.strip())
@@ -113,32 +117,22 @@ def plain_name(text: str) -> str:
 
 
 class _Blocks:
-    """The approved blocks of one language and one legal basis."""
+    """The approved blocks of one language."""
 
-    def __init__(self, language: str, basis: str) -> None:
-        if language not in LANGUAGES or basis not in BASES:
-            raise UserError(
-                f"there are no letters in the language {language!r} on the legal basis {basis!r}; languages are "
-                f"{', '.join(LANGUAGES)}, legal bases are {', '.join(BASES)}"
-            )
+    def __init__(self, language: str) -> None:
+        if language not in LANGUAGES:
+            raise UserError(f"there are no letters in the language {language!r}; there are {', '.join(LANGUAGES)}")
         folder = BLOCKS / language
-        names = ("words", "findings", "measures", f"basis_{basis}")
-        files = {name: folder / f"{name}.toml" for name in names}
-        content = {name: _read_toml(path) for name, path in files.items()}
-        self.words = (
-            content["words"] | content["findings"] | {"measures": content["measures"]} | content[f"basis_{basis}"]
-        )
-        self.explanation = self.words["explanation"]
-        self.files = {section: files[name] for name in names for section in content[name]} | {
-            "measures": files["measures"]
-        }
+        content = {name: _read_toml(folder / f"{name}.toml") for name in ("words", "findings", "measures")}
+        self.words = content["words"] | content["findings"] | {"measures": content["measures"]}
+        self.files = {section: folder / f"{name}.toml" for name in content for section in (*content[name], name)}
         self.environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         self.layout_file = folder / "letter.jinja"
 
     @classmethod
     @functools.cache
-    def of(cls, language: str, basis: str) -> "_Blocks":
-        return cls(language, basis)
+    def of(cls, language: str) -> "_Blocks":
+        return cls(language)
 
     def layout(self, fields: Mapping[str, object]) -> str:
         """The whole letter."""
@@ -197,26 +191,28 @@ def _read_toml(path: Path) -> dict:
         raise UserError(f"{path}: the blocks of letters cannot be read: {error}; mend the file") from error
 
 
-def _topic(measure: Measure) -> str:
-    """The block of a measure: `capital_pillar1`. One on distributions for the leverage ratio alone has its own."""
-    by_leverage = all(requirement_of(result).subject == "leverage" for result in measure.results)
-    prefix = "leverage_" if measure.subject == "distributions" and by_leverage else ""
-    return f"{prefix}{measure.subject}_{measure.order}"
-
-
 def _orders(measure: Measure, blocks: _Blocks, short: bool = False) -> list[str]:
     """What a measure demands: one text, or one for each rule that has a block of its own."""
     groups: dict[str, list[RuleResult]] = {}
     for result in measure.results:
         own = blocks.has("measures", result.rule_id)
-        groups.setdefault(result.rule_id if own else _topic(measure), []).append(result)
-    deadline = blocks.text("text", "deadline", number=blocks.words["text"]["numbers"][str(measure.deadline_days)])
+        groups.setdefault(
+            result.rule_id if own else f"{topic_of(measure)}_{measure.order}".replace(" ", "_"), []
+        ).append(result)
+    deadlines = {"deadline": _deadline(measure.deadline_days, blocks)}
+    if measure.owners_days:
+        deadlines["owners_deadline"] = _deadline(measure.owners_days, blocks)
     texts = []
     for name, results in groups.items():
         tables = dict.fromkeys(table_name(result.cell[0]) for result in results if result.cell[0])
         templates = blocks.listed(list(tables)) or blocks.text("text", "report")
-        parts = ["order"] if short else ["order", "detail", *(["urgent"] if measure.urgency == 2 else [])]
-        filled = (blocks.text("measures", name, part, deadline=deadline, templates=templates) for part in parts)
+        parts = {"order": True, "detail": not short, "urgent": not short and measure.urgency == 2}
+        parts["owners"] = not short and bool(measure.owners_days)
+        filled = (
+            blocks.text("measures", name, part, templates=templates, **deadlines)
+            for part, used in parts.items()
+            if used
+        )
         texts.append(" ".join(filter(None, filled)))
     return texts
 
@@ -224,7 +220,7 @@ def _orders(measure: Measure, blocks: _Blocks, short: bool = False) -> list[str]
 def _reporting(measures: Sequence[Measure], blocks: _Blocks) -> str:
     """The duty to report. A bank below its liquidity requirements reports daily, by law (CRR Art. 414)."""
     worst = max((measure.order for measure in measures), key=ORDERS.index)
-    subjects = list(dict.fromkeys(measure.subject for measure in measures if measure.subject != "filing"))
+    subjects = list(dict.fromkeys(measure.subject for measure in measures if measure.subject not in WRONG))
     names = {subject: blocks.text("subjects", subject) for subject in subjects}
     daily = list(dict.fromkeys(names[subject] for subject in subjects if subject in DAILY))
     others = list(dict.fromkeys(names[subject] for subject in subjects if subject not in DAILY))
@@ -234,11 +230,31 @@ def _reporting(measures: Sequence[Measure], blocks: _Blocks) -> str:
     return " ".join(map(_capital, parts))
 
 
-def _consequence(measures: Sequence[Measure], blocks: _Blocks) -> str:
-    """What follows if the measures are not carried out: in proportion to the worst finding."""
-    worst = max(measures, key=lambda measure: (ORDERS.index(measure.order), measure.urgency))
-    name = "urgent" if (worst.order, worst.urgency) == ("pillar1", 2) else worst.order
-    return _capital(blocks.text("consequences", name, withdrawal=blocks.text("rights", "withdrawal")))
+def _deadline(days: int, blocks: _Blocks) -> str:
+    numbers = blocks.words["text"]["numbers"]
+    return blocks.text("text", "deadline", number=numbers.get(str(days), str(days)))
+
+
+def _consequence(violated: Sequence[RuleResult], context: Context, law: Basis, blocks: _Blocks) -> str:
+    """What follows if the measures are not carried out: what `measures.consequence` finds proportionate."""
+    announced = consequence(violated, context.repeated)
+    if announced == "none":
+        return _capital(blocks.text("consequences", severity(violated)))
+    cited = law.licence if announced == "licence" else law.penalty
+    return _capital(blocks.text("consequences", announced, law=blocks.law(cited.law)))
+
+
+def _rights(law: Basis, blocks: _Blocks) -> dict[str, str]:
+    """How the bank is heard, and how it objects."""
+    numbers, months = blocks.words["text"]["numbers"], blocks.words["months"]
+    days, term = law.hearing.working_days, law.objection.months
+    hearing = {"number": numbers.get(str(days), str(days)), "law": blocks.law(law.hearing.law)}
+    objection = {"months": months[str(term)], "law": blocks.law(law.objection.law), "suspends": law.objection.suspends}
+    return {
+        "hearing": _capital(blocks.text("rights", "hearing", **hearing)),
+        "objection": _capital(blocks.text("rights", "objection", **objection)),
+        "remedy": _capital(blocks.text("rights", "remedy")),
+    }
 
 
 def _by_figure(violated: Sequence[RuleResult]) -> list[list[RuleResult]]:
