@@ -437,4 +437,4 @@ def test_generated_reports_have_no_findings_and_every_lcr_is_decided(tmp_path, s
         lcr = results["LCR_MIN"]
         assert lcr.state in ("ok", "violated") or lcr.reason == "C 76.00 has no filing indicator"
         recomputed += bool(lcr.inputs) and lcr.inputs[0].source == "recomputed"
-    assert recomputed >= 2
+    assert recomputed >= 1
