@@ -1,6 +1,6 @@
 """Compare trained models on the same examples: intervals, paired tests, figures, and one page for people.
 
-    python scripts/compare.py full=runs/full lora=runs/lora --data artifacts/xbrl/test_banks.jsonl --train artifacts/xbrl/train.jsonl \\
+    python scripts/compare.py full=runs/full lora=runs/lora --data artifacts/xbrl/test.jsonl --train artifacts/xbrl/train.jsonl \\
         --general --out runs/full-or-lora
     python scripts/compare.py full=runs/full-1,runs/full-2,runs/full-3 lora=runs/lora-1,runs/lora-2,runs/lora-3 --data FILE
 

@@ -1,8 +1,8 @@
 """Score stored answers to bank reports without a model: those of any model, service or person.
 
-    python scripts/score.py --data artifacts/xbrl/test_banks.jsonl --train artifacts/xbrl/train.jsonl --answers answers.jsonl
+    python scripts/score.py --data artifacts/xbrl/test.jsonl --train artifacts/xbrl/train.jsonl --answers answers.jsonl
 
-    python scripts/score.py --data artifacts/xbrl/test_banks.jsonl --audit
+    python scripts/score.py --data artifacts/xbrl/test.jsonl --audit
 
 Each line of --answers is an object with the keys id and answer; scripts/evaluate.py --answers writes such a file. The figures
 are those of scripts/evaluate.py (docs/xbrl.md), without the ones that need a model. --audit prints what the measures say
