@@ -54,7 +54,7 @@ def finish(job: Job) -> dict:
         if letter["state"] == READY:
             _write(folder / "letter.txt", letter["text"] + "\n")
         elif job.draft:
-            _write(folder / "letter-DRAFT.txt", page("letter-DRAFT.txt", record))
+            _write(folder / "letter-DRAFT.txt", letter["text"] + "\n")
         outputs = {path.name: hash_of_file(path) for path in sorted(folder.iterdir())}
         audit = _audit_record(job, record, outputs)
         _write(folder / AUDIT_FILE, json.dumps(audit, indent=1, ensure_ascii=False) + "\n")
@@ -93,7 +93,7 @@ def _audit_record(job: Job, record: dict, outputs: dict[str, str]) -> dict:
 
 
 def page(name: str, record: dict) -> str:
-    """A page of one record (`record.make_record`): `report.html`, `report.md` or `letter-DRAFT.txt`."""
+    """A page of one record (`record.make_record`): `report.html` or `report.md`."""
     return _environment().get_template(f"{name}.jinja").render(**record)
 
 
