@@ -16,7 +16,7 @@ from xbrl.desk.profiles import Profile
 from xbrl.read.render import cell_name, format_limit
 from xbrl.read.report import Report
 from xbrl.rules.findings import Finding, apply_findings, concerns, note_rules
-from xbrl.rules.rules import RuleResult, built_in_rules
+from xbrl.rules.rules import RuleResult
 
 CONFIRMED, REFUTED, OPEN, MISSED = "confirmed", "refuted", "not decidable by rule", "missed"
 NOT_COVERED = "not covered"  # by the profile of the model: an engine finding that it was never asked about
@@ -99,7 +99,7 @@ class _Judge:
             places = ", ".join(cell_name(one.cell, one.row) for _, one in truths)
             reason = f"the rule is violated at {places}, not where the model says"
             return Verdict(REFUTED, claim.rule, reason, line, claim, truths[0][1])
-        if claim.rule not in {rule.id for rule in built_in_rules()} | set(note_rules()):
+        if claim.rule not in {one.rule_id for one in self.engine.results} | set(note_rules()):
             return Verdict(REFUTED, claim.rule, "no rule has this id", line, claim)
         if decided := self.decisions(claim.rule):
             reason = f"the desk has decided otherwise: {decided[0].state} ({decided[0].where})"
