@@ -303,14 +303,10 @@ def _form(result: RuleResult) -> str:
     if result.kind == "breach":
         if result.relation != "min":
             return "max"
-        return "negative" if result.known_value < 0 else "computed" if _parts(result) else "min"
+        return "computed" if _parts(result) else "min"
     if result.rule_id.endswith("_SIGN"):
-        return "missing_sign" if result.missing else "sign"
-    if result.missing:
-        return "missing"
-    if result.relation == "expected":
-        return "nil" if result.limit == 0 else "part" if _absent_part(result) else "expected"
-    return {"min": "requirement", "max": "cap"}[result.relation]
+        return "sign"
+    return {"min": "requirement", "max": "cap", "expected": "expected"}[result.relation]
 
 
 def _has_figures(result: RuleResult) -> bool:
@@ -320,7 +316,6 @@ def _has_figures(result: RuleResult) -> bool:
 def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
     """Values for the placeholders of a block; blocks/en/findings.toml lists them."""
     row = plain_name(result.row)
-    absent = _absent_part(result)
     fields: dict[str, Any] = {
         "label": blocks.words["labels"].get(" ".join(result.cell)) or cell_name(result.cell, row),
         "limit_name": blocks.choose("limits", result.rule_id, "default"),
@@ -329,7 +324,7 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
         "row": row,
         "module": result.cell[0],
         "parts": blocks.listed([cell_name(part.cell, plain_name(part.row)) for part in _parts(result)]),
-        "absent": cell_name(absent.cell, plain_name(absent.row)) if absent else "",
+        "missing": result.missing,
         **dict.fromkeys(("value", "limit", "gap"), ""),
     }
     if result.value is not None:
@@ -356,14 +351,6 @@ def _parts(result: RuleResult) -> tuple[Figure, ...]:
         if figure.cell == result.cell and figure.source == "recomputed" and figure.filed is None:
             return figure.parts
     return ()
-
-
-def _absent_part(result: RuleResult) -> Figure | None:
-    """The only part of a sum that is not reported and counts as nil, if the reported parts fall short of the sum."""
-    absent = [figure for figure in result.inputs[1:] if figure.source == "read as 0"]
-    if len(absent) != 1 or result.relation != "expected" or not _has_figures(result):
-        return None
-    return absent[0] if result.known_value > result.known_limit else None
 
 
 def _tightest(context: Context, blocks: _Blocks) -> str:
