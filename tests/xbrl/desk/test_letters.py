@@ -173,7 +173,7 @@ def test_nothing_that_a_report_names_begins_a_sentence():
     )
     text = write_letter([client, replace(PLEDGED, unit=f"iso4217:EUR{said}")], Addressee(said, said, "", ""), PERIOD)
     assert text.splitlines()[0] == f"To the Management Board of {inner}"
-    assert f"Exposure to “{inner}”: 27.00%" in text and text.count("need not") == text.count(inner) == 3
+    assert f"Exposure to “{inner}”: 27%" in text and text.count("need not") == text.count(inner) == 3
     clean = write_letter([], NAMED, PERIOD, Context(templates=("C_76.00", f"C_01.00 {said}")))
     assert "We have examined C 76.00 and found" in clean and "need not" not in clean
     assert (
