@@ -21,9 +21,9 @@ from decimal import Decimal
 
 from xbrl.read.render import cell_name
 from xbrl.read.report import CellKey, Report
-from xbrl.rules.evaluation import RuleResult, round_ratio
 from xbrl.rules.figures import Figure, Figures, Key, index_facts, read_figure, recompute, row_keys
 from xbrl.rules.findings import Finding
+from xbrl.rules.rules import RuleResult, round_ratio
 
 KINDS = ("pledged", "own_shares", "profit", "connected", "waiver")
 COUNTED = {"pledged": "PLEDGED_COUNTED", "own_shares": "OWN_SHARES_COUNTED", "profit": "PROFIT_COUNTED"}

@@ -8,7 +8,6 @@ import pytest
 
 from common.errors import UserError
 from xbrl.rules.bases import BASES_FILE, load_basis
-from xbrl.rules.evaluation import RuleResult
 from xbrl.rules.findings import note_rules
 from xbrl.rules.measures import (
     CONSEQUENCES,
@@ -23,7 +22,7 @@ from xbrl.rules.measures import (
     topic_of,
     urgency,
 )
-from xbrl.rules.rules import built_in_rules
+from xbrl.rules.rules import RuleResult, built_in_rules
 
 RULES = {rule.id: rule for rule in built_in_rules()}
 
