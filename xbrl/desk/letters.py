@@ -273,7 +273,8 @@ def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> 
     """One finding: the figure and its limit, further limits, the trend, repetition, and the same in plain words."""
     result, *others = group
     fields = _fields(result, blocks)
-    own = [result.rule_id] if _has_figures(result) or blocks.has("measures", result.rule_id) else []
+    of_note = note_rules().get(result.rule_id)
+    own = [result.rule_id] if _has_figures(result) or (of_note and of_note.counted) else []
     parts = [blocks.choose("findings", *own, _form(result), **fields)]
     if others:
         limits = [blocks.text("text", "limit_of", **_fields(other, blocks)) for other in others]
@@ -286,6 +287,8 @@ def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> 
     times = max(context.repeated.get(one.rule_id, 0) for one in group)
     if times:
         parts.append(blocks.text("repeated", str(min(times, 2))))
+    if result.guidance:
+        parts.append(blocks.text("text", "guidance", guidance=result.guidance))
     subject, order, *_ = requirement_of(result)
     parts.append(blocks.choose("plain", result.rule_id, f"{subject}_{order}"))
     return " ".join(filter(None, parts))
@@ -324,6 +327,7 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
         "cell": cell_name(result.cell, row) if result.cell[0] else blocks.text("text", "report"),
         "legal": blocks.law(result.legal),
         "row": row,
+        "module": result.cell[0],
         "parts": blocks.listed([cell_name(part.cell, plain_name(part.row)) for part in _parts(result)]),
         "absent": cell_name(absent.cell, plain_name(absent.row)) if absent else "",
         **dict.fromkeys(("value", "limit", "gap"), ""),
