@@ -213,7 +213,7 @@ def _fields(result: RuleResult) -> dict[str, str]:
 def _parts(result: RuleResult) -> tuple[Figure, ...]:
     """The parts of a ratio that is not reported and was recomputed from them; empty if it is reported."""
     for figure in result.inputs:
-        if figure.cell == result.cell and figure.source == "recomputed" and figure.filed is None:
+        if figure.cell == result.cell and figure.source == "recomputed":
             return figure.parts
     return ()
 

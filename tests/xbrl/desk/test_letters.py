@@ -12,11 +12,10 @@ from tests.xbrl.desk.reports import CET1, CLIENT, LCR, LR, NAMED, PERIOD, read
 from xbrl.desk import letters
 from xbrl.desk.letters import BLOCKS, LANGUAGES, Context, plain_name, required_measures, write_letter
 from xbrl.read.render import Addressee
-from xbrl.rules.evaluation import RuleResult
 from xbrl.rules.findings import note_rules
 from xbrl.rules.measures import DEADLINES, OWNERS
 from xbrl.rules.remittance import Remittance, _judge
-from xbrl.rules.rules import built_in_rules, evaluate, violations
+from xbrl.rules.rules import RuleResult, built_in_rules, evaluate, violations
 
 BUFFER, CET1_AMOUNT = ("C_76.00.a", "r0010", "c0010"), ("C_01.00", "r0020", "c0010")
 
