@@ -52,7 +52,8 @@ def finish(job: Job) -> dict:
         if letter["state"] == READY:
             _write(folder / "letter.txt", letter["text"] + "\n")
         elif job.draft:
-            _write(folder / "letter-DRAFT.txt", letter["text"] + "\n")
+            reasons = "".join(f"- {reason}\n" for reason in letter["reasons"])
+            _write(folder / "letter-DRAFT.txt", f"{reasons}\n{letter['text']}\n")
         outputs = {path.name: hash_of_file(path) for path in sorted(folder.iterdir())}
         audit = _audit_record(job, record, outputs)
         _write(folder / AUDIT_FILE, json.dumps(audit, indent=1, ensure_ascii=False) + "\n")

@@ -95,6 +95,7 @@ def test_the_licence_is_named_only_in_proportion(tmp_path):
         found = violations(evaluate(read(tmp_path / str(number), {CET1: value})))
         text = write_letter(found, NAMED, PERIOD)
         assert ("withdrawal of the authorisation" in text, "resolution of your owners" in text) == (licence, owners)
+        assert ("Begin no new business" in text) == owners
 
 
 def test_late_filing_is_explained_and_not_filed_again():
@@ -107,6 +108,9 @@ def test_late_filing_is_explained_and_not_filed_again():
 def test_each_legal_basis_is_named():
     model, german = (write_letter([PLEDGED], NAMED, PERIOD, basis=basis) for basis in ("model", "de"))
     assert "KWG" not in model and "§ 6(3) KWG" in german and "§ 70(1) VwGO" in german
+    own = finding("TSCR_TC", ("C_03.00", "r0050", "c0010"), "0.09", "0.1", "CRD Art. 104a", "xbrli:pure", "breach")
+    cited = [write_letter([own], NAMED, PERIOD, basis=basis) for basis in ("model", "de")]
+    assert "requirement (CRD Art. 104a)" in cited[0] and "requirement (§ 6c KWG)" in cited[1]
     with pytest.raises(UserError, match="there is no legal basis 'fr'"):
         write_letter([PLEDGED], NAMED, PERIOD, basis="fr")
     with pytest.raises(UserError, match="no letters in the language 'fr'; there are en, de"):

@@ -70,7 +70,11 @@ def test_the_page_says_what_was_decided_by_whom(made):
     assert "To decide, copy into a file for --findings" in html and ",LCR_MIN,lifted," in html and ",,benign," in html
     assert "The words of these facts stand in no note of the report" in html
     text = (made[1] / "letter-DRAFT.txt").read_text()
-    assert text.startswith("NOT READY: not to be sent\n") and "94%" not in text
+    assert (
+        text.startswith("- nobody has decided on note ")
+        and "\nNOT READY: not to be sent\n" in text
+        and "94%" not in text
+    )
 
 
 def test_every_page_is_well_formed(made, tmp_path):
