@@ -1,16 +1,17 @@
-"""Analyse bank reports as the supervisor's desk: findings judged by the rules, and a checked letter (docs/desk.md).
+"""Analyse bank reports as the supervisor's desk: findings judged by the rules, and a decision letter (docs/desk.md).
 
     python scripts/analyze.py MODEL FILE|DIR ... --out DIR [--register register.csv]
     python scripts/analyze.py --engine-only FILE|DIR ... --out DIR
 
 A FILE is a report in any XBRL syntax, a DIR is an unpacked package or a folder of reports. The modules of one bank and date
-are joined. Each finding of the model is confirmed, refuted or not decidable by rule, and what it missed is listed. Every
-figure, date, article and deadline of the letter is checked; an unsupported one blocks the letter, unless --draft is given.
+are joined. The rules decide, and the letter is made of approved blocks (xbrl/desk/blocks). A model proposes: each of its
+findings is confirmed, refuted or not decidable by rule, what it read in a note waits for a person (--findings), and its own
+letter is shown as a draft that is never sent.
 
 OUT/index.html lists the reports, and OUT/findings.csv the findings. Each report has a folder with report.html, report.md,
-report.json, audit.json and its letter. Reports that were analysed before and have not changed are left alone. The exit code
-is 0 without findings, 1 with findings or a letter that is not ready, and 2 if a file was refused; the others are analysed
-nevertheless.
+report.json, audit.json and, once it is ready, letter.txt. Reports that were analysed before and have not changed are left
+alone. The exit code is 0 without findings, 1 with findings or a letter that is not ready, and 2 if a file was refused; the
+others are analysed nevertheless.
 """
 
 import sys
@@ -25,7 +26,9 @@ from common.command_line import add_number, new_parser
 from common.errors import UserError, run_script
 from xbrl.desk.analysis import Options, analyse
 from xbrl.desk.audit import versions
+from xbrl.desk.letters import LANGUAGES
 from xbrl.desk.profiles import PROFILES, choose_profile
+from xbrl.desk.record import Form
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,9 +37,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("paths", nargs="+", type=Path, metavar="MODEL FILE|DIR", help="the model, then the reports")
     parser.add_argument("--engine-only", action="store_true", help="without a model: the first path is a report, too")
     parser.add_argument("--out", type=Path, default=Path("analysis"), help="output directory (default: %(default)s)")
-    parser.add_argument("--draft", action="store_true", help="write a blocked letter as a draft with marks")
+    draft = "write a decision letter that is not ready as letter-DRAFT.txt, with what keeps it back (never the model's letter)"
+    parser.add_argument("--draft", action="store_true", help=draft)
     parser.add_argument("--register", type=Path, help="a CSV with the names of the banks: entity,name,country,type")
     parser.add_argument("--findings", type=Path, help="the desk's decisions on notes, in the form of findings.csv")
+    parser.add_argument(
+        "--basis", default="model", help="legal basis of the letters, in xbrl/rules/bases.json (%(default)s)"
+    )
+    parser.add_argument("--language", choices=LANGUAGES, default="en", help="of the letters (%(default)s)")
     parser.add_argument("--taxonomy", action="append", default=[], type=Path, metavar="ZIP", help="a taxonomy package")
     profile = "the profile that the model was trained on (default: that of the data card of its run)"
     parser.add_argument("--profile", choices=list(PROFILES), help=profile)
@@ -58,6 +66,7 @@ def main() -> int:
         register=arguments.register,
         findings=arguments.findings,
         taxonomy=tuple(arguments.taxonomy),
+        form=Form(arguments.basis, arguments.language),
         workers=arguments.workers,
     )
     if model is None:

@@ -14,16 +14,12 @@ from common.errors import UserError, run_script
 
 
 def law(parser: argparse.ArgumentParser) -> int:
-    """Audit a corpus of bank reports with an independent check of the law (docs/xbrl.md).
+    """Judge examples by the law, with code that shares nothing with the rules (docs/xbrl.md lists its cases).
 
-    Prints how many reports without violations contradict a requirement that they print, how many letters call a breach of
-    Pillar 1 a small matter, and the first contradictions in words. Examples whose report carries a note of the bank are
-    left out: a note can lift a requirement. The exit code is 1 if anything was found.
+    Prints how many examples each case concerns, and the first complaints in words. The exit code is 1 if there is any.
     """
     from data.examples import read_examples
-    from eval.asked_examples import report_of
-    from xbrl.corpus.examples import letter_of
-    from xbrl.rules.law_check import audit, contradictions
+    from xbrl.rules.law_check import CASES, audit, judge
 
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="example files (JSON Lines)")
     files = parser.parse_args().data
@@ -31,13 +27,12 @@ def law(parser: argparse.ArgumentParser) -> int:
     if any("violations" not in example for example in found):
         made = "scripts/make_reports.py or `scripts/regulator.py examples`"
         raise UserError(f"{', '.join(files)}: an example has no violations; name files of {made}")
-    silent = [example for example in found if not example.get("kind")]
-    counts = audit((report_of(one), letter_of(one), one["violations"]) for one in silent)
-    print(json.dumps(counts | {"with_notes_left_out": len(found) - len(silent)}))
-    shown = (line for one in silent if not one["violations"] for line in contradictions(report_of(one)))
-    for line, _ in zip(shown, range(10), strict=False):
+    counts = audit(found)
+    print(json.dumps(counts))
+    complaints = (f"{one['id']}: {case}: {text}" for one in found for case, text in judge(one))
+    for line, _ in zip(complaints, range(10), strict=False):
         print(line, file=sys.stderr)
-    return int(counts["contradicted"] + counts["belittled"] > 0)
+    return int(any(counts[case] for case in CASES))
 
 
 def dpm(parser: argparse.ArgumentParser) -> None:

@@ -335,7 +335,7 @@ BY_TYPE = {
     ("funding", "investment bank"): ("Trading assets must not rest on overnight funding.", "Term out the funding of the trading book."),
     ("leverage", "investment bank"): ("Compress derivatives and repo books first.", "Begin with the matched book of securities financing."),
 }  # fmt: skip
-WORKING_DAYS = {2: "two", 3: "three", 5: "five", 7: "seven", 10: "ten", 15: "fifteen", 20: "twenty"}
+WORKING_DAYS = {2: "two", 3: "three", 5: "five", 7: "seven", 10: "ten", 15: "fifteen", 20: "twenty", 30: "thirty"}
 FROM = ("of receipt", "of receiving this letter", "from the date of service")
 PERSISTS = (
     "Because the breach persists, we set a shorter term than before.",

@@ -17,6 +17,7 @@ from common.errors import UserError
 from xbrl.corpus.banks import Bank
 from xbrl.read.dpm import Cell, Cells, Table
 from xbrl.read.report import CellKey, Note
+from xbrl.rules.remittance import due_date
 
 FRAMEWORK = {"COREP": "COREP040200", "FINREP": "FINREP040200"}  # framework and release as written in file names
 Row = tuple[Cell, str, Decimal | str]  # (cell, key of its row in an open table or "", value)
@@ -89,9 +90,9 @@ def _index_by_code(cells: Cells) -> tuple[dict[CellKey, Cell], dict[str, Table]]
 def _file_name(bank: Bank, period: str, module: str) -> str:
     """File name without suffix.
 
-    The time stamp is about the remittance date of quarterly reports: 42 days after the period.
+    The time stamp is noon of the day on which the return is due.
     """
-    sent = datetime.date.fromisoformat(period) + datetime.timedelta(days=42)
+    sent = datetime.date.fromisoformat(due_date(module, period))
     framework = FRAMEWORK[module[:6] if module.startswith("FINREP") else "COREP"]
     return f"{bank.entity}.{bank.scope}_{bank.country}_{framework}_{module.replace('_', '')}_{period}_{sent:%Y%m%d}120000000"
 

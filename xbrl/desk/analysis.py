@@ -2,22 +2,19 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from common.errors import UserError
 from xbrl.corpus.examples import read_register
 from xbrl.desk.audit import hash_of_file, key_of
 from xbrl.desk.inputs import Inputs, Knowledge, collect, find_files
-from xbrl.desk.letter import READY
-from xbrl.desk.output import RECORD_FILE, Job, finish
-from xbrl.desk.overview import totals, write_overview
-from xbrl.desk.record import Case, Reply
+from xbrl.desk.output import RECORD_FILE, Job, finish, totals, write_overview
+from xbrl.desk.record import READY, Case, Form, Reply
 from xbrl.read.folder import in_parallel
+from xbrl.rules.bases import load_basis
 from xbrl.rules.findings import load_findings
-
-LISTED = 50  # reports that are named one by one on the terminal
 
 
 @dataclass(frozen=True)
@@ -30,11 +27,13 @@ class Options:
     register: Path | None = None
     findings: Path | None = None
     taxonomy: tuple[Path, ...] = ()
+    form: Form = Form()
     workers: int = 1
 
     def for_key(self) -> dict:
         """What changes the result, besides the reports and what the register and the findings say of each."""
-        return {"draft": self.draft, "taxonomy": [hash_of_file(path) for path in self.taxonomy]}
+        taxonomy = [hash_of_file(path) for path in self.taxonomy]
+        return {"draft": self.draft, "taxonomy": taxonomy, **asdict(self.form)}
 
 
 class Analysis:
@@ -43,13 +42,14 @@ class Analysis:
     def __init__(self, options: Options, versions: dict, asked: dict) -> None:
         """`asked` describes how the model is asked, {} without one."""
         self.options, self.versions = options, versions
+        load_basis(options.form.basis)
         for path in options.taxonomy:
             if not path.is_file():
                 raise UserError(f"{path}: taxonomy package not found")
         self.described = options.for_key() | asked
         self.key = key_of(versions, self.described)
         self.records: list[dict] = []
-        self.inputs = Inputs((), (), (), {})
+        self.inputs = Inputs((), (), ())
 
     def prepare(self) -> tuple[Case, ...]:
         """Find and read the reports; those that are to be analysed. Writes nothing but the output directory."""
@@ -57,15 +57,20 @@ class Analysis:
         files = find_files(options.files, options.out)
         register = read_register(options.register) if options.register else {}
         decisions = load_findings(options.findings) if options.findings else {}
-        self.knowledge = Knowledge(register, dict(decisions))
         _make_directory(options.out)
-        self.inputs = collect(files, options.out, self.key, self.knowledge, options.taxonomy, options.workers)
-        self.records = [_read_record(folder) for folder in self.inputs.finished]
-        return self.inputs.cases
+        knowledge = Knowledge(register, decisions)
+        self.inputs = collect(files, options.out, self.key, knowledge, options.taxonomy, options.workers)
+        self.records = [json.loads((folder / RECORD_FILE).read_text("utf-8")) for folder in self.inputs.finished]
+        self.audits = {(case.report.entity, case.report.period): depends for case, depends in self.inputs.cases}
+        return tuple(case for case, _ in self.inputs.cases)
 
     def write(self, cases: Sequence[Case]) -> None:
         """Judge and write these reports over the worker processes."""
-        jobs = [Job(case, self.options.out, self.options.draft, self._audit(case)) for case in cases]
+        made_by = {"versions": self.versions, "options": self.described}
+        jobs = [
+            Job(case, self.options.out, self.options.form, self.options.draft, self._audit(case) | made_by)
+            for case in cases
+        ]
         self.records += list(in_parallel(finish, jobs, self.options.workers, "reports"))
 
     def end(self) -> int:
@@ -87,17 +92,7 @@ class Analysis:
         return int(any(one["has_findings"] or one["letter"]["state"] != READY for one in self.records))
 
     def _audit(self, case: Case) -> dict:
-        return {
-            "key": self.key,
-            "versions": self.versions,
-            "options": self.described,
-            "inputs": self._hashed(case.report.files or (case.report.path,)),
-            "earlier": self._hashed(path for old in case.earlier for path in old.files or (old.path,)),
-            "knowledge": self.knowledge.describe(case.report.entity, case.report.period),
-        }
-
-    def _hashed(self, paths: Iterable[Path]) -> list[dict]:
-        return [{"file": path.name, "sha256": self.inputs.hashes[path]} for path in paths]
+        return self.audits[case.report.entity, case.report.period]
 
 
 def with_replies(cases: Sequence[Case], replies: Sequence[Reply]) -> list[Case]:
@@ -134,7 +129,3 @@ def _make_directory(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror or error}; name a directory that can be made") from error
-
-
-def _read_record(folder: Path) -> dict:
-    return json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))

@@ -19,8 +19,8 @@ from xbrl.rules.rule_file import RULES_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("common", "xbrl", "eval")  # everything that an analysis without a model runs
-SUFFIXES = (".py", ".jsonl", ".csv", ".css")
-LIBRARIES = ("arelle-release", "lxml")
+SUFFIXES = (".py", ".jsonl", ".json", ".csv", ".css", ".toml", ".jinja")  # of code, rules, blocks and pages
+LIBRARIES = ("arelle-release", "jinja2", "lxml")
 MODEL_LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
 AUDIT_FILE = "audit.json"
 

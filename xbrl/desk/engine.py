@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from xbrl.answers.directives import Context
 from xbrl.corpus.examples import letter_context
 from xbrl.corpus.profiles import FULL
+from xbrl.desk.letters import Context
 from xbrl.read.render import cell_name, format_figure, format_limit
 from xbrl.read.report import Report
 from xbrl.rules.findings import Finding, apply_findings

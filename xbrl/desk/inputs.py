@@ -1,11 +1,7 @@
-"""Which reports are to be analysed: files are found, hashed, read in parallel and joined; finished ones are left alone.
-
-A bank is analysed as a whole: the letter on a report mentions the bank's earlier reports. If a file of a bank is new, has
-changed or is gone, all reports of the bank are analysed again.
-"""
+"""Which reports are to be analysed: files are found, hashed, read in parallel and joined; finished ones are left alone."""
 
 import json
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.errors import UserError
-from xbrl.corpus.archive import find_reports, is_named_after, try_read_report
+from xbrl.corpus.archive import find_reports, try_read_report
 from xbrl.desk.audit import AUDIT_FILE, hash_of_input
 from xbrl.desk.output import folder_name
 from xbrl.desk.record import Case
@@ -21,17 +17,16 @@ from xbrl.read.folder import in_parallel, join_modules
 from xbrl.read.render import Addressee
 from xbrl.read.report import Report
 from xbrl.read.xbrl import is_package
-from xbrl.rules.findings import Finding
+from xbrl.rules.findings import COLUMNS, Finding
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was found. `cases` are to be analysed; `finished` are the folders of those that are analysed already."""
+    """What was found. `cases` are to be analysed, each with what its analysis depends on; `finished` are folders of others."""
 
-    cases: tuple[Case, ...]
+    cases: tuple[tuple[Case, dict], ...]
     finished: tuple[Path, ...]
     refused: tuple[str, ...]  # one sentence per file
-    hashes: dict[Path, str]
 
 
 @dataclass(frozen=True)
@@ -49,11 +44,6 @@ class Knowledge:
     def decided(self, entity: str, period: str) -> tuple[Finding, ...]:
         """The decisions on one report."""
         return self.decisions.get((entity.partition(".")[0], period), ())
-
-    def describe(self, entity: str, period: str) -> list:
-        """What an analysis depended on, as plain JSON."""
-        bank = self.bank(entity)
-        return [[bank.name, bank.country, bank.type], [_plain(one) for one in self.decided(entity, period)]]
 
 
 def find_files(paths: Iterable[Path], out: Path) -> list[Path]:
@@ -78,41 +68,38 @@ def find_files(paths: Iterable[Path], out: Path) -> list[Path]:
 def collect(
     files: Sequence[Path], out: Path, key: str, knowledge: Knowledge, taxonomy: Sequence[Path], workers: int
 ) -> Inputs:
-    """Read what is new or has changed since the analyses in `out` with the same `key`."""
+    """Read the files. A report is finished if `out` has an analysis with the same `key` of the same inputs."""
     hashes, refused = _hashes(files)
-    by_content: dict[tuple[str, str], list[Path]] = {}
-    for path, value in hashes.items():
-        by_content.setdefault((path.name, value), []).append(path)
-    finished = {
-        folder: audit for folder, audit in _audits(out) if _is_current(folder, audit, key, by_content, knowledge)
-    }
     reports: list[Report] = []
-    while True:
-        kept = {path for audit in finished.values() for one in audit["inputs"] for path in by_content[_content(one)]}
-        known = {path for report in reports for path in report.files or (report.path,)} | set(refused)
-        unread = [path for path in hashes if path not in kept | known]
-        for path, report, error in in_parallel(partial(try_read_report, taxonomy=taxonomy), unread, workers, "files"):
-            if report is None:
-                refused[path] = error
-            elif not report.entity.isprintable():
-                refused[path] = (
-                    f"{path}: the entity {report.entity!a} is no identifier; ask the bank to file the report again"
-                )
-            else:
-                reports.append(report)
-        banks = {report.entity for report in reports}
-        again = [folder for folder, audit in finished.items() if audit["entity"] in banks or _lacks(audit, refused)]
-        if not again:
-            break
-        for folder in again:  # their files are read in the next round
-            del finished[folder]
+    read = in_parallel(partial(try_read_report, taxonomy=taxonomy), list(hashes), workers, "files")
+    for path, report, error in read:
+        if report is None:
+            refused[path] = error
+        elif not report.entity.isprintable():
+            refused[path] = (
+                f"{path}: the entity {report.entity!a} is no identifier; ask the bank to file the report again"
+            )
+        else:
+            reports.append(report)
     joined = join_modules(reports, refused)
-    cases = []
+    cases, finished = [], []
     for report in joined:
         earlier = tuple(one for one in joined if one.entity == report.entity and one.period < report.period)
         bank, decisions = knowledge.bank(report.entity), knowledge.decided(report.entity, report.period)
-        cases.append(Case(report, bank, earlier, decisions))
-    return Inputs(tuple(cases), tuple(finished), tuple(refused[path] for path in files if path in refused), hashes)
+        case = Case(report, bank, earlier, decisions)
+        depends = {
+            "key": key,
+            "inputs": _hashed([report], hashes),
+            "earlier": _hashed(earlier, hashes),
+            "knowledge": [bank.name, bank.country, bank.type, [_plain(one) for one in decisions]],
+            "incomplete": list(report.incomplete),
+        }
+        folder = out / folder_name(report.entity, report.period)
+        if _audit(folder).items() >= depends.items():
+            finished.append(folder)
+        else:
+            cases.append((case, depends))
+    return Inputs(tuple(cases), tuple(finished), tuple(refused[path] for path in files if path in refused))
 
 
 def _hashes(files: Sequence[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
@@ -126,41 +113,18 @@ def _hashes(files: Sequence[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
     return hashes, refused
 
 
-def _audits(out: Path) -> list[tuple[Path, dict]]:
-    """(folder, audit record) of each finished report. A record that cannot be read counts as none."""
-    found = []
-    for path in sorted(out.glob(f"*/{AUDIT_FILE}")):
-        try:
-            found.append((path.parent, json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError):
-            continue
-    return found
+def _hashed(reports: Iterable[Report], hashes: dict[Path, str]) -> list[dict]:
+    paths = (path for report in reports for path in report.files or (report.path,))
+    return [{"file": path.name, "sha256": hashes[path]} for path in paths]
 
 
-def _is_current(folder: Path, audit: dict, key: str, present: Container[tuple[str, str]], knowledge: Knowledge) -> bool:
-    """Whether an analysis was made by the same code, with the same options, from the same files."""
+def _audit(folder: Path) -> dict:
+    """The audit record of a finished report; {} if there is none that can be read."""
     try:
-        wanted = [_content(one) for one in (*audit["inputs"], *audit["earlier"])]
-        case = audit["entity"], audit["period"]
-        known = json.loads(json.dumps(knowledge.describe(*case)))
-        is_same = audit["key"] == key and audit["knowledge"] == known
-        is_same = is_same and folder.name == folder_name(*case)  # not a folder that an interruption left unfinished
-    except (KeyError, TypeError):
-        return False
-    return is_same and all(one in present for one in wanted)
+        return json.loads((folder / AUDIT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
-def _content(entry: dict) -> tuple[str, str]:
-    """(file name, hash) of a file in an audit record."""
-    return entry["file"], entry["sha256"]
-
-
-def _lacks(audit: dict, refused: dict[Path, str]) -> bool:
-    """Whether other files of this bank and date are refused now than when it was analysed."""
-    missing = [error for path, error in refused.items() if is_named_after(path, audit["entity"], audit["period"])]
-    return missing != audit["incomplete"]
-
-
-def _plain(finding: Finding) -> list:
-    fields = (finding.rule, finding.state, finding.cell, finding.value, finding.limit, finding.legal, finding.kind)
-    return [str(field) for field in fields]
+def _plain(finding: Finding) -> list[str]:
+    return [str(getattr(finding, name)) for name in COLUMNS]

@@ -1,20 +1,35 @@
-"""Write what was found about one report: a folder with its pages, its letter and its audit record, complete or absent."""
+"""Write what was found: a folder for each report, complete or absent, and the overview of all of them.
 
+The pages are the templates of `pages/`: self-contained, light and dark, printable on A4. Every text is escaped.
+"""
+
+import csv
 import datetime
+import functools
 import hashlib
+import io
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
-from common.durable_files import new_directory
+import jinja2
+from markupsafe import Markup
+
+from common.durable_files import new_directory, write_durably
 from xbrl.desk.audit import AUDIT_FILE, hash_of_file
-from xbrl.desk.html import html_page
-from xbrl.desk.letter import DRAFT, READY
-from xbrl.desk.markdown import markdown_page
-from xbrl.desk.record import Case, make_record
+from xbrl.desk.record import READY, Case, Form, make_record
+from xbrl.desk.verdicts import VERDICTS
 
+PAGES = Path(__file__).with_name("pages")
 RECORD_FILE = "report.json"
+STATES = {READY: "ready to be signed"}  # of a letter, as they are printed
+COLUMNS = ("entity", "bank", "period", "verdict", "rule", "cell", "value", "limit", "legal", "reason", "letter", "page")
+COLOURS = {"confirmed": "good", "found by rule": "good", READY: "good", "not decidable by rule": "open"}
+MARKDOWN = (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\["), ("\n", " "))
 
 
 @dataclass(frozen=True)
@@ -23,21 +38,23 @@ class Job:
 
     case: Case
     out: Path
+    form: Form
     draft: bool
     audit: dict
 
 
 def finish(job: Job) -> dict:
     """Analyse one report, write its folder, and return its record."""
-    record = make_record(job.case, job.draft)
+    record = make_record(job.case, job.form)
     letter = record["letter"]
     with new_directory(job.out / folder_name(record["entity"], record["period"])) as folder:
         _write(folder / RECORD_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        _write(folder / "report.md", markdown_page(record))
-        _write(folder / "report.html", html_page(record))
-        if letter["state"] in (READY, DRAFT):
-            name = "letter.txt" if letter["state"] == READY else "letter-DRAFT.txt"
-            _write(folder / name, letter["text"] + "\n")
+        _write(folder / "report.md", page("report.md", record))
+        _write(folder / "report.html", page("report.html", record))
+        if letter["state"] == READY:
+            _write(folder / "letter.txt", letter["text"] + "\n")
+        elif job.draft:
+            _write(folder / "letter-DRAFT.txt", letter["text"] + "\n")
         outputs = {path.name: hash_of_file(path) for path in sorted(folder.iterdir())}
         audit = _audit_record(job, record, outputs)
         _write(folder / AUDIT_FILE, json.dumps(audit, indent=1, ensure_ascii=False) + "\n")
@@ -55,26 +72,93 @@ def folder_name(entity: str, period: str) -> str:
 
 def _audit_record(job: Job, record: dict, outputs: dict[str, str]) -> dict:
     reply = job.case.reply
+    question = reply and {
+        "profile": reply.profile,
+        "prompt": list(reply.prompt),
+        "answer": reply.text,
+        "cut_short": reply.cut_short,
+        "problem": reply.problem,
+    }
     return {
         "entity": record["entity"],
         "period": record["period"],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **job.audit,
-        "incomplete": list(job.case.report.incomplete),
         "warnings": record["warnings"],
         "undecided": [{"rule": one["rule"], "reason": one["reason"]} for one in record["undecided"]],
         "skipped": record["skipped"],
-        "question": None
-        if reply is None
-        else {
-            "profile": reply.profile,
-            "prompt": list(reply.prompt),
-            "answer": reply.text,
-            "cut_short": reply.cut_short,
-            "problem": reply.problem,
-        },
+        "question": question,
         "outputs": outputs,
     }
+
+
+def page(name: str, record: dict) -> str:
+    """A page of one record (`record.make_record`): `report.html` or `report.md`."""
+    return _environment().get_template(f"{name}.jinja").render(**record)
+
+
+def write_overview(out: Path, records: Sequence[dict], refused: Sequence[str]) -> None:
+    """Write index.html, and findings.csv with one line per finding, in the order of bank and date."""
+    ordered = sorted(records, key=lambda record: (record["entity"], record["period"]))
+    for record in ordered:
+        record["page"] = f"{folder_name(record['entity'], record['period'])}/report.html"
+    used = [verdict for verdict in VERDICTS if any(verdict in record["counts"] for record in records)]
+    fields = {"records": ordered, "refused": refused, "used": used, "totals": totals(records)}
+    write_durably(out / "index.html", _environment().get_template("index.html.jinja").render(**fields))
+    write_durably(out / "findings.csv", _findings(ordered))
+
+
+def totals(records: Sequence[dict]) -> str:
+    """The reports, findings and letters in one line."""
+    verdicts, letters = Counter(), Counter()
+    for record in records:
+        verdicts.update(record["counts"])
+        letters[STATES.get(record["letter"]["state"], record["letter"]["state"])] += 1
+    found = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS if verdicts[verdict]) or "no findings"
+    states = ", ".join(f"{number} {state}" for state, number in sorted(letters.items())) or "none"
+    return f"{len(records)} reports: {found}; letters: {states}"
+
+
+def _findings(records: Sequence[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for record in records:
+        about = [{**one, "verdict": "about the report"} for one in record["about_the_report"]]
+        for one in (*record["findings"], *about):
+            known = {**one, **{key: record[key] for key in ("entity", "bank", "period", "page")}}
+            known["letter"] = record["letter"]["state"]
+            writer.writerow([_cell(str(known[column])) for column in COLUMNS])
+    return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    """A field that no spreadsheet takes for a formula. Text that is no valid character is replaced."""
+    text = text.encode("utf-8", "replace").decode()
+    return f"'{text}" if text[:1] in ("=", "+", "@", "\t", "\r") else text
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGES),
+        autoescape=lambda name: bool(name) and name.endswith(".html.jinja"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    style = Markup((PAGES / "style.css").read_text(encoding="utf-8"))  # noqa: S704 (our own file)
+    environment.globals |= {"style": style, "states": STATES, "colours": COLOURS}
+    environment.filters |= {"md": _markdown, "url": quote}
+    return environment
+
+
+def _markdown(text: str) -> str:
+    """A text of a report or a model inside Markdown: it can begin no row, heading or tag of its own."""
+    for character, escaped in MARKDOWN:
+        text = text.replace(character, escaped)
+    return text
 
 
 def _write(path: Path, text: str) -> None:

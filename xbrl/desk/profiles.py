@@ -12,52 +12,54 @@ from pathlib import Path
 from common.errors import UserError
 from xbrl.answers.answer_reader import Claim, read_line
 from xbrl.answers.answers import write_violation
-from xbrl.answers.directives import Context, required_measures
-from xbrl.answers.laptop_answers import laptop_checks, laptop_measures
 from xbrl.corpus import quickstart_examples
 from xbrl.corpus.examples import question
-from xbrl.corpus.laptop import RATIOS, SHARE
-from xbrl.corpus.profiles import FULL, LAPTOP, rules_of
+from xbrl.corpus.profiles import FULL
 from xbrl.read.dpm import Cells
 from xbrl.read.render import Addressee, cell_name
 from xbrl.read.report import CellKey, Report
 from xbrl.rules.findings import note_rules
 from xbrl.rules.rules import Rule, RuleResult, built_in_rules
 
-QUICKSTART_CELLS = frozenset(RATIOS[rule.id][0] for rule in quickstart_examples.RULES) | {SHARE}
-LAPTOP_CELLS = frozenset(cell for cell, *_ in RATIOS.values()) | {SHARE}
 DATA_CARD = "dataset.json"  # beside the examples of a run; scripts/make_reports.py writes it
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One of the three forms of the task (docs/xbrl.md)."""
+    """One of the forms of the task (docs/xbrl.md)."""
 
     name: str
     answer_tokens: int  # the default limit of an answer
     cells: frozenset[CellKey] | None  # the only cells of its reports; None if there is no such limit
 
     @property
+    def has_facts(self) -> bool:
+        """Whether its answers say what a note states as facts."""
+        return self.name == "full"
+
+    @property
     def rules(self) -> tuple[Rule, ...]:
         """The rules that its answers cover, besides those of notes."""
         if self.name == "quickstart":
             return quickstart_examples.RULES
-        return rules_of(LAPTOP if self.name == "laptop" else FULL)
+        return built_in_rules()
 
     def question(self, report: Report, bank: Addressee, cells: Cells, earlier: Sequence[Report]) -> list[dict]:
         """The messages that ask about a report. `earlier` are previous reports of the bank, oldest first."""
         if self.name == "quickstart":
             return quickstart_examples.quickstart_question(report, bank, cells)
-        return question(report, bank, cells, LAPTOP if self.name == "laptop" else FULL, earlier)
+        return question(report, bank, cells, FULL, earlier)
 
     def why_not(self, report: Report) -> str:
         """Why a report cannot be asked about in this profile: no example of training looks like it. "" if it can."""
         placed = {fact.cell for fact in report.facts if fact.cell}
         if self.cells is None:
             read = {cell for rule in built_in_rules() for cell in rule.cells}
-            if placed & read:
-                return ""
-            return "no rule reads any of its figures, and no example of training has such a report"
+            return (
+                ""
+                if placed & read
+                else "no rule reads any of its figures, and no example of training has such a report"
+            )
         strange = sorted(placed - self.cells)
         without = sum(fact.cell is None for fact in report.facts)
         if not strange and not without:
@@ -68,37 +70,23 @@ class Profile:
             "ask a model of the profile full"
         )
 
-    def claim_of(self, report: Report, result: RuleResult) -> Claim | None:
-        """What a right answer says about a result with a value and a limit, as a claim that can be compared.
+    def claim_of(self, result: RuleResult) -> Claim | None:
+        """What a right answer says about a result, as a claim that can be compared.
 
-        None if the form of the answers has no line for it: a finding of a note in the checks of the small profiles.
+        None if the form of the answers has no line for it: a result without figures, and in the quickstart one of a note.
         """
         if result.value is None or result.limit is None:
             return None
         if self.name == "full":
             return read_line(write_violation(result))
-        if result.rule_id in note_rules():
-            return None
-        if self.name == "quickstart":
-            return read_line(str(quickstart_examples.ratio_check(result)))
-        return read_line(str(laptop_checks(report, [result], ())[0]))
-
-    def measures(self, violated: Sequence[RuleResult], context: Context) -> list[dict]:
-        """What a letter on these findings demands: `subject` and `deadline_days` of each measure."""
-        if self.name == "quickstart":
-            known = [quickstart_examples.MEASURES.get(result.rule_id) for result in violated]
-            return [{"subject": one[0], "deadline_days": one[2]} for one in known if one]
-        if self.name == "laptop":
-            covered = {rule.id for rule in self.rules} | set(note_rules())
-            usable = [one for one in violated if one.rule_id in covered and one.value is not None and one.limit]
-            return laptop_measures([one for one in usable if one.rule_id in LAPTOP_MEASURED])
-        return required_measures(violated, context)
+        return None if result.rule_id in note_rules() else read_line(str(quickstart_examples.ratio_check(result)))
 
 
-LAPTOP_MEASURED = frozenset((*RATIOS, "LE_LIMIT", "LCR_PLEDGED", "LE_CONNECTED"))
+QUICKSTART_CELLS = frozenset(cell for rule in quickstart_examples.RULES for cell in rule.cells) | {
+    ("C_28.00", "*", "c350")
+}
 PROFILES = {
     "full": Profile("full", 2048, None),
-    "laptop": Profile("laptop", 384, LAPTOP_CELLS),
     "quickstart": Profile("quickstart", 256, QUICKSTART_CELLS),
 }
 

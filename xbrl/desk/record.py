@@ -1,20 +1,28 @@
-"""Everything that the desk knows about one report, as plain JSON: the pages are written from it alone."""
+"""Everything that the desk knows about one report, as plain JSON: the pages are written from it alone.
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+The decision letter is made of approved blocks on what the rules found, corrected by what a person decided about the notes.
+The answer of a model changes nothing in it: it is a proposal, shown beside it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from xbrl.answers.answer_reader import letter_in, parse_answer, read_lines
-from xbrl.answers.demanded_measures import not_demanded
+from xbrl.answers.notes import read_facts, write_fact
+from xbrl.desk.draft import Draft, check_draft
 from xbrl.desk.engine import Examination, describe_result, examine
-from xbrl.desk.letter import Letter, check, engine_letter
+from xbrl.desk.letters import write_letter
+from xbrl.desk.notes import ReadNote, read_notes, stale
 from xbrl.desk.profiles import PROFILES
-from xbrl.desk.support import support_for
 from xbrl.desk.verdicts import CONFIRMED, OPEN, REFUTED, VERDICTS, Verdict, engine_verdicts, judge_answer
 from xbrl.read.render import Addressee
 from xbrl.read.report import Report
-from xbrl.rules.findings import Finding
-from xbrl.rules.rules import RuleResult
+from xbrl.rules.findings import COLUMNS, Finding, apply_findings
+from xbrl.rules.note_facts import NoteFact, consequences
+
+READY, BLOCKED = "ready", "not ready"
+MARK = "NOT READY: not to be sent"  # above and below a letter that something keeps back
+UNREADABLE = "has the non-numeric value"  # in a warning of the reader
 
 
 @dataclass(frozen=True)
@@ -38,64 +46,37 @@ class Case:
     decisions: tuple[Finding, ...] = ()
     reply: Reply | None = None
 
-    @property
-    def name(self) -> str:
-        """Bank and date."""
-        return f"{self.report.entity} {self.report.period}"
+
+@dataclass(frozen=True)
+class Form:
+    """The form of the letters: the legal basis (`rules/bases.json`) and the language."""
+
+    basis: str = "model"
+    language: str = "en"
 
 
-def make_record(case: Case, draft: bool) -> dict:
-    """Examine a report, judge the answer of the model if there is one, and check the letter."""
-    engine = examine(case.report, case.earlier, case.decisions)
-    if case.reply is None:
-        verdicts, unread = engine_verdicts(engine), []
-        text, problems = engine_letter(case.report, case.bank, engine), _unread_notes(case)
+def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
+    """Examine a report, judge the answer of the model if there is one, and write the letter."""
+    report, reply = case.report, case.reply
+    engine = examine(report, case.earlier, case.decisions)
+    text = reply.text if reply and reply.text else ""
+    facts, void_facts = read_facts(text) or ([], 0)
+    notes, unquoted = read_notes(report, engine.results, case.decisions, facts)
+    said = [fact for note in notes for fact in note.facts]
+    proposed = consequences(report, engine.results, said)
+    letter = _write(engine.violated, case, engine, form)
+    draft, unread = Draft(""), []
+    if reply is None:
+        verdicts = engine_verdicts(engine)
     else:
-        verdicts, unread, text, problems = _judge_reply(case, engine, case.reply)
-    profile = PROFILES[case.reply.profile if case.reply else "full"]
-    open_claims = [one.claim for one in verdicts if one.verdict == OPEN and one.claim and one.claim.state == "violated"]
-    if text and not any(one.verdict == OPEN for one in verdicts):  # an open finding may change a measure
-        required = profile.measures(engine.violated, engine.context)
-        for one in not_demanded(required, text):
-            demanded = f"the measure on {one['subject']} within {one['deadline_days']} days"
-            problems.append(f"the letter does not demand {demanded}; add it")
-    support = support_for(case.report, case.bank, engine, case.earlier, profile, open_claims)
-    named = None if profile.name == "quickstart" else case.bank
-    letter = check(text, case.report, named, engine, verdicts, support, problems, draft)
-    return _as_json(case, engine, verdicts, unread, letter)
-
-
-def _unread_notes(case: Case) -> list[str]:
-    """The notes that nobody has read: without a model, and without a decision of the desk on this report."""
-    if case.decisions:
-        return []
-    ending = "no rule reads it; decide in a file for --findings what follows from it (state benign: nothing)"
-    return [f"a note of the bank: {note.text[:200]!r}: {ending}" for note in case.report.notes]
-
-
-def _judge_reply(case: Case, engine: Examination, reply: Reply) -> tuple[list[Verdict], list[str], str, list[str]]:
-    """(verdicts, lines that cannot be read, letter, problems with the answer)."""
-    profile = PROFILES[reply.profile]
-    if reply.text is None:
-        problem = f"the model was not asked: {reply.problem}"
-        return judge_answer(case.report, engine, profile, ()), [], "", [problem]
-    problems = []
-    if reply.cut_short:
-        problems.append("the answer was cut short; analyse again with a larger --max-new-tokens")
-    if parse_answer(reply.text) is None:
-        problems.append("the answer has no findings that can be read, not even `none`; write the letter yourself")
-    lines = read_lines(reply.text)
-    unread = [line for line, claim in lines if claim is None]
-    problems += [f"a line of the answer cannot be read: {line[:200]!r}; check it against the report" for line in unread]
-    return judge_answer(case.report, engine, profile, lines), unread, letter_in(reply.text), problems
-
-
-def _as_json(
-    case: Case, engine: Examination, verdicts: Sequence[Verdict], unread: Sequence[str], letter: Letter
-) -> dict:
-    report, counts = case.report, Counter(one.verdict for one in verdicts)
-    lifted = {one.rule for one in verdicts if one.claim and (one.claim.state, one.verdict) == ("lifts", CONFIRMED)}
-    found = [one for one in verdicts if one.verdict != REFUTED and one.rule not in lifted]
+        lines = read_lines(text)
+        unread = [line for line, claim in lines if claim is None]
+        unread += [f"{void_facts} lines of the section Note"] if void_facts else []
+        is_decided = bool(notes) and all(note.decisions for note in notes)
+        verdicts = judge_answer(report, engine, PROFILES[reply.profile], lines, proposed, is_decided)
+        draft = _draft(letter_in(text), case, engine, proposed, form)
+    reasons = list(_reasons(case, engine, verdicts, notes))
+    found = [one for one in verdicts if one.verdict != REFUTED and not _is_lifted(one)]
     return {
         "entity": report.entity,
         "period": report.period,
@@ -105,32 +86,140 @@ def _as_json(
         "files": [path.name for path in report.files or (report.path,)],
         "facts": len(report.facts),
         "earlier": [old.period for old in case.earlier],
-        "by": "engine" if case.reply is None else f"model, profile {case.reply.profile}",
-        "has_findings": bool(found or engine.about or unread),
-        "counts": {verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]},
+        "by": "engine" if reply is None else f"engine, with a model of the profile {reply.profile}",
+        "has_findings": bool(found or engine.about),
+        "counts": {verdict: n for verdict in VERDICTS if (n := sum(one.verdict == verdict for one in verdicts))},
         "findings": [one.describe() for one in verdicts],
         "about_the_report": [describe_result(one) for one in engine.about],
         "duties": [describe_result(one) for one in engine.of_state("triggered")],
         "undecided": [describe_result(one) for one in engine.of_state("undecided")],
-        "skipped": [{"rule": one.rule_id, "reason": _why_skipped(one)} for one in engine.of_state("not applicable")],
+        "skipped": [
+            {"rule": one.rule_id, "reason": one.reason or "it does not apply"}
+            for one in engine.of_state("not applicable")
+        ],
         "met": [one.rule_id for one in engine.of_state("ok")],
         "decisions": [
             {"rule": one.rule, "state": one.state, "cell": one.cell, "legal": one.legal, "where": one.where}
             for one in engine.decisions
         ],
-        "notes": [note.text for note in report.notes],
+        "notes": [_note(note) for note in notes],
+        "columns": ",".join(COLUMNS),
+        "refuted_facts": [write_fact(fact) for fact in unquoted],
         "warnings": [*report.warnings, *(f"incomplete: {reason}" for reason in report.incomplete)],
         "letter": {
-            "state": letter.state,
-            "reasons": list(letter.reasons),
-            "text": letter.written(),
-            "statements": [
-                {"kind": one.kind, "text": one.text, "source": one.source, "problem": one.problem}
-                for one in letter.statements
-            ],
+            "state": BLOCKED if reasons else READY,
+            "reasons": reasons,
+            "text": f"{MARK}\n\n{letter}\n\n{MARK}" if reasons else letter,
+        },
+        "draft": {
+            "text": draft.text,
+            "outside": [[sentence, list(words)] for sentence, words in draft.outside],
+            "unknown": list(draft.unknown),
+            "problems": list(_problems(reply, text, unread)),
         },
     }
 
 
-def _why_skipped(result: RuleResult) -> str:
-    return result.reason or "it does not apply"
+def _write(violated: Sequence, case: Case, engine: Examination, form: Form, short: bool = False) -> str:
+    return write_letter(
+        violated,
+        case.bank,
+        case.report.period,
+        engine.context,
+        basis=form.basis,
+        language=form.language,
+        short=short,
+    )
+
+
+def _draft(text: str, case: Case, engine: Examination, proposed: Sequence[Finding], form: Form) -> Draft:
+    """The model's letter, compared with the blocks: on what is decided, and on what it proposes."""
+    versions = [engine.violated, tuple(apply_findings(engine.results, proposed))] if proposed else [engine.violated]
+    forms = {form, Form(), replace(form, language="de"), replace(form, language="en")}
+    approved = [
+        _write(violated, case, engine, one, short)
+        for violated in versions
+        for one in sorted(forms, key=lambda one: (one.basis, one.language))
+        for short in (False, True)
+    ]
+    known = [str(message.get("content") or "") for message in (case.reply.prompt if case.reply else ())]
+    known += [note.text for note in case.report.notes]
+    return check_draft(text, approved, known, versions[-1])
+
+
+def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes: Sequence[ReadNote]) -> Iterator[str]:
+    """Why the decision letter is not ready, and what a person must do."""
+    report = case.report
+    for note in notes:
+        if not note.decisions:
+            proposal = f"; the model proposes: {'; '.join(map(write_fact, note.facts))}" if note.facts else ""
+            yield (
+                f"nobody has decided on note {note.id} ({note.text[:120]!r}{proposal}): read it, and copy a line of this page "
+                "into a file for --findings"
+            )
+    for one in stale(report, case.decisions):
+        yield (
+            f"{one.where or 'a decision'} is on note {one.note}, which the report does not have in these words: read the note "
+            "again and correct the line"
+        )
+    for one in verdicts:
+        is_violated = one.claim is not None and one.claim.state == "violated"
+        if one.verdict == OPEN and is_violated and one.result and one.result.kind != "note":
+            yield (
+                f"the model says that {one.rule} is violated, and the figures do not decide it ({one.describe()['reason']}): "
+                "ask the bank, or decide in a file for --findings"
+            )
+    for reason in report.incomplete:
+        yield f"the report is incomplete: {reason}; obtain the file and analyse again"
+    if engine.violated:
+        return
+    doubt = "the letter objects to nothing, but"
+    if not engine.of_state("ok", "violated"):
+        yield f"{doubt} no rule could be evaluated on this report: nothing was examined"
+    for warning in report.warnings:
+        if UNREADABLE in warning:
+            yield f"{doubt} a figure cannot be read ({warning}); ask the bank to correct it first"
+    for one in engine.contradictions:
+        yield f"{doubt} the report is doubtful ({one.rule_id}: {one.reason}); ask the bank to correct it first"
+
+
+def _problems(reply: Reply | None, text: str, unread: Sequence[str]) -> Iterator[str]:
+    """What stood in the way of the model's answer."""
+    if reply is None:
+        return
+    if reply.text is None:
+        yield f"the model was not asked: {reply.problem}"
+        return
+    if reply.cut_short:
+        yield "the answer was cut short; analyse again with a larger --max-new-tokens"
+    if parse_answer(text) is None:
+        yield "the answer has no findings that can be read, not even `none`"
+    for line in unread:
+        yield f"a part of the answer cannot be read: {line[:200]!r}"
+
+
+def _note(note: ReadNote) -> dict:
+    return {
+        "id": note.id,
+        "text": note.text,
+        "decisions": [f"{one.rule or 'nothing follows'}: {one.state} ({one.where})" for one in note.decisions],
+        "facts": [_fact(fact) for fact in note.facts],
+        "if_so": list(note.if_so),
+        "if_not": note.if_not,
+        "open": list(note.open),
+    }
+
+
+def _fact(fact: NoteFact) -> dict:
+    return {
+        "kind": fact.kind,
+        "state": "applies" if fact.applies else "does not apply",
+        "amount": "" if fact.amount is None else f"EUR {fact.amount:f}",
+        "who": " and ".join(fact.who),
+        "since": fact.since,
+        "quote": fact.quote,
+    }
+
+
+def _is_lifted(verdict: Verdict) -> bool:
+    return bool(verdict.claim) and (verdict.claim.state, verdict.verdict) == ("lifts", CONFIRMED)

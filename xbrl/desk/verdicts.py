@@ -2,7 +2,7 @@
 
 A finding is confirmed only if rule, cell, value, limit and article are all those of the engine or of the desk's decision. One
 with a wrong figure is refuted as it stands, and the reason gives the right one. A finding that only a note can show has no
-formula: it is not decidable by rule until the desk has decided it (findings.csv).
+formula: it must follow from the facts that the model read in the note, and is not decidable by rule until a person decides.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,13 +15,21 @@ from xbrl.desk.engine import Examination, describe_result
 from xbrl.desk.profiles import Profile
 from xbrl.read.render import cell_name, format_limit
 from xbrl.read.report import Report
-from xbrl.rules.findings import Finding, concerns, note_rules
-from xbrl.rules.rules import RuleResult, built_in_rules
+from xbrl.rules.findings import Finding, apply_findings, concerns, note_rules
+from xbrl.rules.rules import RuleResult
 
 CONFIRMED, REFUTED, OPEN, MISSED = "confirmed", "refuted", "not decidable by rule", "missed"
 NOT_COVERED = "not covered"  # by the profile of the model: an engine finding that it was never asked about
 BY_RULE = "found by rule"  # without a model
 VERDICTS = (CONFIRMED, REFUTED, OPEN, MISSED, NOT_COVERED, BY_RULE)
+DECIDE = "a person reads the note and decides in a file for --findings"
+WHY_NOT_VIOLATED = {
+    "ok": "the figures meet the rule",
+    "triggered": "this is a duty, which the figures trigger; it is no violation",
+    "violated": "the desk's decisions lift it",
+    "undecided": "the figures do not decide it",
+    "not applicable": "the rule does not apply",
+}
 
 
 @dataclass(frozen=True)
@@ -48,17 +56,25 @@ class Verdict:
         if of_note:
             known["title"] = of_note.title
         reason = "; ".join(filter(None, (self.reason, known.pop("reason", ""))))
-        return {"verdict": self.verdict, **known, "rule": self.rule, "line": self.line, "reason": reason}
+        written = f"the model wrote: {self.line}" if self.line else ""
+        details = [text for text in (reason, known["formula"], *known["inputs"], written) if text]
+        own = {"rule": self.rule, "line": self.line, "reason": reason, "details": details}
+        return {"verdict": self.verdict, **known, **own}
 
 
 @dataclass(frozen=True)
 class _Judge:
-    """The truth about one report, in the form in which the model prints it."""
+    """The truth about one report, in the form in which the model prints it.
+
+    `proposed` is what follows from the facts that the model read in the notes; None if its answers have no facts.
+    """
 
     report: Report
     engine: Examination
     profile: Profile
+    proposed: tuple[Finding, ...] | None
     lifts_of_answer: frozenset[str]  # rules that the answer says a note lifts
+    is_decided: bool  # whether a person has decided on every note
 
     def claims(self, rule: str) -> list[tuple[Claim | None, RuleResult]]:
         """The violations of a rule, as a right answer prints them.
@@ -68,7 +84,7 @@ class _Judge:
         found = [one for one in self.engine.violated if one.rule_id == rule]
         if not found and rule in self.lifts_of_answer:
             found = [one for one in self.engine.of_state("violated") if one.rule_id == rule]
-        return [(self.profile.claim_of(self.report, one), one) for one in found]
+        return [(self.profile.claim_of(one), one) for one in found]
 
     def decisions(self, rule: str) -> list[Finding]:
         return [one for one in self.engine.decisions if one.rule == rule]
@@ -83,14 +99,18 @@ class _Judge:
             places = ", ".join(cell_name(one.cell, one.row) for _, one in truths)
             reason = f"the rule is violated at {places}, not where the model says"
             return Verdict(REFUTED, claim.rule, reason, line, claim, truths[0][1])
-        if claim.rule not in _known_rules():
+        if claim.rule not in {one.rule_id for one in self.engine.results} | set(note_rules()):
             return Verdict(REFUTED, claim.rule, "no rule has this id", line, claim)
         if decided := self.decisions(claim.rule):
             reason = f"the desk has decided otherwise: {decided[0].state} ({decided[0].where})"
             return Verdict(REFUTED, claim.rule, reason, line, claim, self._nearest(claim))
         if claim.rule in note_rules():
             return self._of_note(claim, line)
-        return self._not_violated(claim, line)
+        result = self._nearest(claim)
+        assert result is not None, "every rule has a result"
+        uncovered = result.state == "not applicable" and result.value is not None
+        state = OPEN if result.state == "undecided" or uncovered else REFUTED
+        return Verdict(state, claim.rule, WHY_NOT_VIOLATED[result.state], line, claim, result)
 
     def _compare(self, claim: Claim, line: str, truth: Claim | None, result: RuleResult) -> Verdict:
         wrong = _differences(claim, truth, result)
@@ -107,26 +127,27 @@ class _Judge:
         if not self.report.notes:
             reason = "only a note of the bank can show this, and the report has none"
             return Verdict(REFUTED, claim.rule, reason, line, claim)
-        if isinstance(claim.value, Decimal) and isinstance(claim.limit, Decimal):
-            missed = claim.value < claim.limit if rule.relation == "min" else claim.value > claim.limit
-            if not missed:
-                return Verdict(REFUTED, claim.rule, "its own figure meets its own limit", line, claim)
-        reason = f"only a note shows it; read {_notes(self.report)} and decide in a file for --findings"
-        return Verdict(OPEN, claim.rule, reason, line, claim)
-
-    def _not_violated(self, claim: Claim, line: str) -> Verdict:
-        result = self._nearest(claim)
-        assert result is not None, "every rule has a result"
-        reasons = {
-            "ok": "the figures meet the rule",
-            "triggered": "this is a duty, which the figures trigger; it is no violation",
-            "violated": "the desk's decisions lift it",
-            "undecided": "the figures do not decide it",
-            "not applicable": "the rule does not apply",
-        }
-        uncovered = result.state == "not applicable" and result.value is not None
-        is_open = result.state == "undecided" or uncovered
-        return Verdict(OPEN if is_open else REFUTED, claim.rule, reasons[result.state], line, claim, result)
+        if self.is_decided:
+            reason = "the desk has decided on the note, and not that"
+            return Verdict(REFUTED, claim.rule, reason, line, claim)
+        if self.proposed is None:
+            if isinstance(claim.value, Decimal) and isinstance(claim.limit, Decimal):
+                missed = claim.value < claim.limit if rule.relation == "min" else claim.value > claim.limit
+                if not missed:
+                    return Verdict(REFUTED, claim.rule, "its own figure meets its own limit", line, claim)
+            return Verdict(OPEN, claim.rule, f"only a note shows it; {DECIDE}", line, claim)
+        follows = [one for one in self.proposed if one.rule == claim.rule and one.state == "violated"]
+        if not follows:
+            reason = "it does not follow from the facts that the model read in the note"
+            return Verdict(REFUTED, claim.rule, reason, line, claim)
+        results = apply_findings(self.engine.results, follows)
+        result = next(one for one in results if one.rule_id == claim.rule)
+        wrong = _differences(claim, self.profile.claim_of(result), result)
+        if wrong:
+            reason = f"it follows from the facts that the model read in the note, but {'; '.join(wrong)}"
+            return Verdict(REFUTED, claim.rule, reason, line, claim, result)
+        reason = f"it follows from the facts that the model read in the note; {DECIDE}"
+        return Verdict(OPEN, claim.rule, reason, line, claim, result)
 
     def _nearest(self, claim: Claim) -> RuleResult | None:
         """The result of a rule, on the row that the model names if it has one."""
@@ -143,54 +164,61 @@ class _Judge:
             return Verdict(state, claim.rule, reason, line, claim, found)
         if not self.report.notes:
             return Verdict(REFUTED, claim.rule, "only a note can lift it, and the report has none", line, claim, found)
-        if found is None:
-            reason = "only a note shows it; it changes nothing, for the rule is not violated"
-            return Verdict(OPEN, claim.rule, reason, line, claim)
-        reason = f"the model says that a note lifts this violation; read {_notes(self.report)} and decide in a file for --findings"
-        return Verdict(OPEN, claim.rule, reason, line, claim, found)
+        changes = "" if found else " it changes nothing, for the rule is not violated;"
+        return Verdict(OPEN, claim.rule, f"the model says that a note lifts it;{changes} {DECIDE}", line, claim, found)
 
     def met(self, claim: Claim, line: str) -> Iterator[Verdict]:
         """A verdict on a requirement that the model calls met, if the engine contradicts it."""
-        for result in self.engine.results:
-            if result.state not in ("ok", "violated") or result.rule_id not in {rule.id for rule in self.profile.rules}:
-                continue
-            truth = self.profile.claim_of(self.report, result)
+        covered = {rule.id for rule in self.profile.rules}
+        for result in self.engine.of_state("ok", "violated"):
+            truth = self.profile.claim_of(result) if result.rule_id in covered else None
             if truth is None or truth.where != claim.where or claim.value is None:
                 continue
             if result.state == "violated" and result in self.engine.violated:
-                yield Verdict(
-                    REFUTED, result.rule_id, "the model calls the rule met, but it is violated", line, claim, result
-                )
+                reason = "the model calls the rule met, but it is violated"
+                yield Verdict(REFUTED, result.rule_id, reason, line, claim, result)
             elif claim.value != truth.value or claim.limit != truth.limit:
                 wrong = "; ".join(_differences(claim, truth, result)[:2])
                 yield Verdict(REFUTED, result.rule_id, f"the rule is met, but {wrong}", line, claim, result)
 
-    def missed(self, claims: Sequence[Claim], lifted: frozenset[str]) -> Iterator[Verdict]:
-        """The violations that no finding of the model is about."""
+    def missed(self, claims: Sequence[Claim], lifted: frozenset[str], skip: frozenset[str]) -> Iterator[Verdict]:
+        """The violations that no finding of the model is about, but those of the rules `skip`.
+
+        `lifted` are the rules that the facts of a note lift, by the model's reading.
+        """
         covered = {rule.id for rule in self.profile.rules} | set(note_rules())
         for result in self.engine.violated:
-            truth = self.profile.claim_of(self.report, result)
+            truth = self.profile.claim_of(result)
             if result.rule_id not in covered:
                 reason = f"the profile {self.profile.name} does not cover this rule: the model was not asked about it"
                 yield Verdict(NOT_COVERED, result.rule_id, reason, result=result)
                 continue
             about = [one for one in claims if one.rule == result.rule_id]
-            named = any(truth is None or truth.where == one.where for one in about)
-            if not named and result.rule_id not in lifted:
-                decided = self.decisions(result.rule_id)
-                reason = f"the desk has decided that it is violated ({decided[0].where})" if decided else ""
-                if self.report.notes and not decided:
-                    reason = f"a note may lift it; read {_notes(self.report)} and decide in a file for --findings"
-                yield Verdict(MISSED, result.rule_id, reason, result=result)
+            if result.rule_id in skip or any(truth is None or truth.where == one.where for one in about):
+                continue
+            decided = self.decisions(result.rule_id)
+            reason = f"the desk has decided that it is violated ({decided[0].where})" if decided else ""
+            if result.rule_id in lifted:
+                reason = f"the model read in the note that this limit does not bind the bank; {DECIDE}"
+            yield Verdict(OPEN if result.rule_id in lifted else MISSED, result.rule_id, reason, result=result)
 
 
 def judge_answer(
-    report: Report, engine: Examination, profile: Profile, lines: Iterable[tuple[str, Claim | None]]
+    report: Report,
+    engine: Examination,
+    profile: Profile,
+    lines: Iterable[tuple[str, Claim | None]],
+    proposed: Sequence[Finding] = (),
+    is_decided: bool = False,
 ) -> list[Verdict]:
-    """The verdicts on the readable `lines` of an answer, then the findings that the model missed or was not asked about."""
+    """The verdicts on the readable `lines` of an answer, then the findings that the model missed or was not asked about.
+
+    `proposed` is what follows from the facts that the model read in the notes and whose words stand there. `is_decided`: a person
+    has decided on every note.
+    """
     read = list(dict.fromkeys((line, claim) for line, claim in lines if claim))
     lifts = frozenset(claim.rule for _, claim in read if claim.state == "lifts")
-    judge = _Judge(report, engine, profile, lifts)
+    judge = _Judge(report, engine, profile, tuple(proposed) if profile.has_facts else None, lifts, is_decided)
     found: list[Verdict] = []
     for line, claim in read:
         if claim.state == "violated":
@@ -199,10 +227,11 @@ def judge_answer(
             found.append(judge.lifts(claim, line))
         else:
             found += judge.met(claim, line)
-    # A line that names the violation and a line that lifts it stand together in the answers of the small profiles.
-    lifting = [one for one in found if one.claim and one.claim.state == "lifts" and one.verdict != REFUTED]
-    lifted = frozenset(one.rule for one in lifting)
-    return found + list(judge.missed([claim for _, claim in read if claim.state == "violated"], lifted))
+    lifted = frozenset(one.rule for one in proposed if one.state == "lifted")
+    said = [claim for _, claim in read if claim.state == "violated"]
+    # In the quickstart a line that names the violation and one that lifts it stand together.
+    skip = frozenset(one.rule for one in found if one.claim and one.claim.state == "lifts" and one.verdict != REFUTED)
+    return found + list(judge.missed(said, lifted, skip))
 
 
 def engine_verdicts(engine: Examination) -> list[Verdict]:
@@ -216,9 +245,10 @@ def _differences(claim: Claim, truth: Claim | None, result: RuleResult) -> list[
     value, limit = (truth.value, truth.limit) if truth else (result.value, result.limit)
     found = []
     if claim.value != value:
-        found.append(f"the value is {known['value']}, not {_printed(claim.value)}")
+        found.append(f"the value is {known['value'] or 'not known'}, not {_printed(claim.value)}")
     if claim.limit != limit or (truth and claim.relation != truth.relation and truth.state == claim.state):
-        found.append(f"the limit is {known['limit']}, not {claim.relation} {_printed(claim.limit)}".replace("  ", " "))
+        wrong = f"{claim.relation} {_printed(claim.limit)}".strip()
+        found.append(f"the limit is {known['limit'] or 'not known'}, not {wrong}")
     if truth and truth.state == claim.state and claim.legal != truth.legal:
         cited = ", ".join(sorted(" ".join(filter(None, article)) for article in claim.legal)) or "nothing"
         found.append(f"the article is {result.legal}, and the model cites {cited}")
@@ -229,11 +259,3 @@ def _printed(value: Decimal | str | None) -> str:
     if isinstance(value, Decimal):
         return format_limit(value, None) if abs(value) < 100 else f"{value:f}"
     return value or "nothing"
-
-
-def _known_rules() -> frozenset[str]:
-    return frozenset(rule.id for rule in built_in_rules()) | frozenset(note_rules())
-
-
-def _notes(report: Report) -> str:
-    return f"the note {report.notes[0].text[:200]!r}" if len(report.notes) == 1 else f"the {len(report.notes)} notes"

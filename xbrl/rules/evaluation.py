@@ -46,6 +46,7 @@ class RuleResult:
     formula: str = ""  # the condition of a violation, in the language of `formula.py`
     inputs: tuple[Figure, ...] = ()  # the figures of the formula, in its order
     parameters: tuple[tuple[str, Decimal], ...] = ()  # the legal parameters of the formula
+    guidance: str = ""  # a guideline beside the law
     reason: str = ""  # why the rule is undecided, not applicable, or met in spite of a difference
 
     @property
@@ -177,6 +178,7 @@ def result_of(
         title=rule.title,
         formula=rule.violated_if,
         inputs=figures,
+        guidance=rule.guidance,
         reason=reason,
     )
 

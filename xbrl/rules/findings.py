@@ -1,12 +1,13 @@
 """Findings that no engine finds: what a note of the bank means, or what a supervisor has annotated.
 
-They stand in findings.csv, apart from the report files: `entity,period,rule,state,cell,value,limit,legal,kind`.
+They stand in findings.csv, apart from the report files: `entity,period,rule,state,cell,value,limit,legal,kind,note`.
 
 - `state`: "violated" adds a finding, or replaces the engine's finding of the same rule and cell. "lifted" means that the
   engine's finding of this rule is no violation (a waiver, for example). "benign" means that the note changes nothing.
 - `cell`: as an answer prints it (`C 76.00.a r0030 c0010`); the row of an open table is its key.
 - `value` and `limit`: fractions or amounts in units of the currency (0.95 is 95%).
 - `kind`: the kind of note that shows it (`pledged`), or empty for an annotation of a supervisor.
+- `note`: the note that it decides, as the desk's page names it; it may be empty where a report has one note.
 
 Rules that only notes can show have no formula; note_rules.jsonl has their titles and articles.
 """
@@ -61,6 +62,7 @@ class Finding:
     limit: Decimal | None = None
     legal: str = ""
     kind: str = ""
+    note: str = ""
     where: str = field(default="", compare=False)  # "FILE, line N", for messages
 
 
@@ -160,6 +162,7 @@ def _parse_finding(where: str, row: dict[str, str]) -> Finding:
         limit=numbers["limit"],
         legal=texts["legal"],
         kind=texts["kind"],
+        note=texts["note"],
         where=where,
     )
 

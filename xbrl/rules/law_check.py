@@ -1,31 +1,36 @@
-"""Check examples against the law, apart from the rules: no clean report may contradict a requirement that it prints.
+"""Judge examples by the law, apart from the rules: reports, the findings on them, facts of notes, letters.
 
-This module shares no code with the rules and imports none of the others: it reads the text of a report as a model sees
-it, with a reader of its own, and compares decimals as the articles say. The articles are listed in docs/xbrl.md.
+This module shares no code with the rules and imports none of the others: it reads the text of a report and an answer as a
+model sees and writes them, with readers of its own, and compares decimals as the articles say. What it cannot decide for
+certain, because figures are rounded or left out, it does not complain about. The articles are listed in docs/xbrl.md.
 """
 
+import datetime
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 
 Cell = tuple[str, str, str]  # (table, row or key of the row, column), e.g. ("C 03.00", "r0010", "c0010")
 
-# (cell of a ratio, its legal minimum, cells of requirements that the report may print): CRR Art. 92(1), 428b(2);
-# Delegated Reg. (EU) 2015/61 Art. 4(2); CRD Art. 104a, 141a, 141b.
-RATIOS: tuple[tuple[Cell, str, tuple[Cell, ...]], ...] = (
+# (cell of a ratio, its legal minimum, the rule on it, cells of requirements that the report may print with the rules on them):
+# CRR Art. 92(1), 428b(2); Delegated Reg. (EU) 2015/61 Art. 4(2); CRD Art. 104a, 141a, 141b.
+RATIOS: tuple[tuple[Cell, str, str, dict[Cell, str]], ...] = (
     *(
-        (("C 03.00", row, "c0010"), minimum, tuple(("C 03.00", other, "c0010") for other in others))
-        for row, minimum, others in (
-            ("r0010", "0.045", ("r0140", "r0170")),
-            ("r0030", "0.06", ("r0150", "r0180")),
-            ("r0050", "0.08", ("r0130", "r0160")),
+        (("C 03.00", row, "c0010"), minimum, f"{leg}_MIN", {("C 03.00", tscr, "c0010"): f"TSCR_{leg}", ("C 03.00", ocr, "c0010"): f"OCR_{leg}"})
+        for row, minimum, leg, tscr, ocr in (
+            ("r0010", "0.045", "CET1", "r0140", "r0170"),
+            ("r0030", "0.06", "T1", "r0150", "r0180"),
+            ("r0050", "0.08", "TC", "r0130", "r0160"),
         )
     ),
-    (("C 47.00", "r0340", "c0010"), "0.03", (("C 47.00", "r0420", "c0010"), ("C 47.00", "r0440", "c0010"))),
-    (("C 76.00.a", "r0030", "c0010"), "1", ()),
-    (("C 84.00.a", "r0220", "c0040"), "1", ()),
-)
+    (("C 47.00", "r0340", "c0010"), "0.03", "LR_MIN", {("C 47.00", "r0420", "c0010"): "LR_TSLRR", ("C 47.00", "r0440", "c0010"): "LR_OLRR"}),
+    (("C 76.00.a", "r0030", "c0010"), "1", "LCR_MIN", {}),
+    (("C 84.00.a", "r0220", "c0040"), "1", "NSFR_MIN", {}),
+)  # fmt: skip
+BUFFERED_FROM = "2023-01-01"  # the leverage ratio buffer: CRR Art. 92(1a), Reg. (EU) 2020/873 Art. 2(2)
 BUFFER, TREA = ("C 04.00", "r0740", "c0010"), ("C 02.00.a", "r0010", "c0010")
 UNFLOORED, STANDARDISED = ("C 02.00.a", "r0036", "c0010"), ("C 02.00.b", "r0010", "c0020")
 # Output floor by year: CRR Art. 465(1); from 2030 Art. 92(3). Until 2029 the cap of Art. 465(2) applies.
@@ -33,10 +38,41 @@ FLOOR = {"2025": "0.50", "2026": "0.55", "2027": "0.60", "2028": "0.65", "2029":
 COARSEST = Decimal(10_000)  # amounts may be rounded to tens of thousands: ITS (EU) 2024/3117 Art. 23(1)(b)(i)
 LARGEST_SHARE = Decimal("0.25")  # of Tier 1, CRR Art. 395(1)
 PILLAR_1 = ("CET1_MIN", "T1_MIN", "TC_MIN", "LR_MIN", "LCR_MIN", "NSFR_MIN", "LE_LIMIT", "OUTPUT_FLOOR")
-BELITTLING = (
-    *("minor matter", "deviation is small", "mended by your own means", "do not doubt your intention"),
-    *("No further measure is intended", "matter is closed once"),
+PILLARS = re.compile(r"\w+_MIN|TSCR_(?:CET1|T1|TC)|\w+_TSCR|LR_TSLRR|LE_LIMIT|OUTPUT_FLOOR|LCR_PLEDGED|LE_CONNECTED")
+BELITTLING = re.compile(
+    r"minor matter|deviation is small|mended by your own means|do not doubt your intention|No further measure is intended"
+    r"|matter is closed once"
 )
+OWN_FUNDS = {
+    "r0010": "r0020",
+    "r0030": "r0015",
+    "r0050": "r0010",
+}  # row of a ratio in C 03.00 -> its numerator in C 01.00
+# Kind of note -> (rule on the figure that counts the amount, its cell, rule on a limit missed without it)
+MISSTATED = {
+    "pledged": ("PLEDGED_COUNTED", ("C 76.00.a", "r0010", "c0010"), "LCR_PLEDGED"),
+    "own_shares": ("OWN_SHARES_COUNTED", ("C 01.00", "r0020", "c0010"), "OWN_SHARES"),
+    "profit": ("PROFIT_COUNTED", ("C 01.00", "r0020", "c0010"), "INTERIM_PROFIT"),
+}
+SMALL = Decimal("0.03")  # of a requirement: a gap that does not threaten the authorisation (CRD Art. 18(d), 70(1)(a))
+LICENCE = re.compile(
+    r"(?:withdr|revo[kc])[^.]{0,60}(?:authori[sz]ation|licen[cs]e)|(?:authori[sz]ation|licen[cs]e)[^.]{0,60}(?:withdr|revo[kc])"
+    r"|(?:Entzug|Entziehung|Aufhebung)[^.]{0,60}(?:Erlaubnis|Zulassung)|(?:Erlaubnis|Zulassung)[^.]{0,60}(?:entz[io]|aufgehoben)"
+)
+HEARD = re.compile(r"\bheard\b|\bcomment\b|Anhörung|Stellung (?:zu )?nehmen|\bäußern\b", re.IGNORECASE)
+OBJECT = re.compile(r"you may (?:object|appeal)|objections? may|appeal may|Widerspruch|Einspruch", re.IGNORECASE)
+OWNERS = re.compile(
+    r"\bowners?\b|shareholders|general meeting|Eigentümer|Gesellschafter|Hauptversammlung|Generalversammlung"
+)
+DAYS = re.compile(r"within (\w+) working days|binnen (\w+) Arbeitstagen|innerhalb von (\w+) Arbeitstagen")
+FEW = re.compile(r"[235710]{1,2}|two|three|five|seven|ten|zwei|drei|fünf|sieben|zehn")  # days too few for owners
+CASES = (
+    *("contradicted", "missed", "waived", "misstatement", "consequence", "unfounded", "facts"),
+    *("leverage_buffer", "guideline", "late", "belittled", "licence", "owners", "hearing", "objection"),
+)
+LABELS = {"Leverage ratio": ("C 47.00", "r0340", "c0010"), "LCR": ("C 76.00.a", "r0030", "c0010")}
+_NOTE = re.compile(r"^(?:note on .* \||Note:)", re.MULTILINE)
+_LABELLED = re.compile(r"(Leverage ratio|LCR|Client \S+) (-?\d+(?:\.\d+)?)%")
 _TABLE = re.compile(r"([A-Z] \d\d\.\d\d(?:\.[a-z])?)(?: .*)?")
 _LINE = re.compile(r"(?:(r\d+) )?(c\d+)(?: .*)? \| (.*)")
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(%| thousand| million|)")
@@ -45,31 +81,57 @@ _UNITS = {"%": "0.01", "": "1", " thousand": "1000", " million": "1000000"}
 
 @dataclass
 class Printed:
-    """What a report prints: numbers (0.045 for 4.5%, amounts in units), texts, and its reference date."""
+    """What a report prints: numbers (0.045 for 4.5%, amounts in units), texts, its reference date and currency."""
 
     numbers: dict[Cell, Decimal] = field(default_factory=dict)
     units: dict[Cell, Decimal] = field(default_factory=dict)  # what each number may have been rounded to
     texts: dict[Cell, str] = field(default_factory=dict)
     date: str = ""
+    currency: str = ""
+
+    def between(self, cell: Cell) -> tuple[Decimal, Decimal] | None:
+        """The least and the most that a printed number can stand for."""
+        number = self.numbers.get(cell)
+        return None if number is None else (number - self.units[cell], number + self.units[cell])
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line below `Violations:`."""
+
+    rule: str
+    cell: str
+    value: str
+    limit: str
+    legal: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an answer says: facts of the note (None without a section `Note:`), findings, the letter."""
+
+    facts: tuple[Mapping[str, Any], ...] | None
+    lines: tuple[Line, ...]
+    letter: str
 
 
 def read_printed(text: str) -> Printed:
-    """Read the text of a report in the style "cells". Earlier reports and notes below it are not read."""
+    """Read the text of a report in the style "cells" or "labels". Earlier reports and notes below it are not read."""
     printed = Printed()
     date = re.search(r"reference date (\d{4}-\d{2}-\d{2})", text)
-    printed.date = date[1] if date else ""
+    currency = re.search(r"amounts in ([A-Z]{3})", text)
+    printed.date, printed.currency = date[1] if date else "", currency[1] if currency else ""
     table = key = ""
     for line in text.partition("\nEarlier reports")[0].splitlines():
-        value = _LINE.fullmatch(line)
-        if value:
+        value, labelled = _LINE.fullmatch(line), _LABELLED.fullmatch(line)
+        if labelled:
+            cell = LABELS.get(labelled[1]) or ("C 28.00", labelled[1].removeprefix("Client "), "c350")
+            printed.numbers[cell], printed.units[cell] = Decimal(labelled[2]) / 100, Decimal(0)
+        elif value:
             cell = (table, value[1] or key, value[2])
-            number = _NUMBER.fullmatch(value[3])
+            number = _number(value[3])
             if number:
-                unit = Decimal(_UNITS[number[2]])
-                printed.numbers[cell] = Decimal(number[1]) * unit
-                last_digit = unit * Decimal(1).scaleb(-len(number[1].partition(".")[2]))
-                is_coarse = number[2] != "%" and printed.numbers[cell] % COARSEST == 0
-                printed.units[cell] = max(last_digit, COARSEST) if is_coarse else last_digit
+                printed.numbers[cell], printed.units[cell] = number
             else:
                 printed.texts[cell] = value[3]
         elif header := _TABLE.fullmatch(line):
@@ -79,94 +141,310 @@ def read_printed(text: str) -> Printed:
     return printed
 
 
+def _number(text: str) -> tuple[Decimal, Decimal] | None:
+    """(a printed number, what it may have been rounded to); None if the text is no number."""
+    found = _NUMBER.fullmatch(text)
+    if not found:
+        return None
+    unit = Decimal(_UNITS[found[2]])
+    number = Decimal(found[1]) * unit
+    last_digit = unit * Decimal(1).scaleb(-len(found[1].partition(".")[2]))
+    return number, max(last_digit, COARSEST) if found[2] != "%" and number % COARSEST == 0 else last_digit
+
+
+def read_told(answer: str) -> Told:
+    """Read an answer: its sections `Note:`, `Violations:` (or `Checks:`) and `Directive:`."""
+    parts = re.split(r"^(Note|Violations|Checks|Directive):[ \t]*\n?", answer, flags=re.MULTILINE)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    facts = sections.get("Note")
+    lines = [Line(*row) for row in _rows(sections.get("Violations", ""), 5)]
+    for line in sections.get("Checks", "").splitlines():
+        verdict = re.search(r": ([A-Z][A-Z0-9_]+), (.*)$", line)
+        lines += [Line(verdict[1], "", "", "", verdict[2])] if verdict else []
+    return Told(
+        None if facts is None else tuple(_fact(*row) for row in _rows(facts, 6)),
+        tuple(lines),
+        sections.get("Directive", "").strip(),
+    )
+
+
+def _rows(section: str, width: int) -> list[list[str]]:
+    rows = ([part.strip() for part in line.split(" | ", width - 1)] for line in section.splitlines())
+    return [row for row in rows if len(row) == width]
+
+
+def _fact(kind: str, applies: str, amount: str, who: str, since: str, quote: str) -> dict[str, Any]:
+    number = amount.removeprefix("EUR ")
+    return {
+        "kind": kind,
+        "applies": applies == "applies",
+        "amount": None if number == "-" else number,
+        "who": who.split(" and "),
+    }
+
+
 def contradictions(text: str) -> list[str]:
     """The requirements that a report prints, or that the law sets, and that its own figures do not meet."""
-    printed = read_printed(text)
-    return [*_ratios(printed), *_derived(printed), *_liquidity(printed), *_exposures(printed), *_floor(printed)]
+    return [text for _, text in _missed(read_printed(text))]
 
 
-def audit(examples: Iterable[tuple[str, str, list[str]]]) -> dict[str, int]:
-    """Count over (text of the report, letter, ids of the violated rules).
+def judge(example: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Complaints about an example, each with its case, one of `CASES`.
 
-    `contradicted`: reports without violations whose figures miss a requirement. `belittled`: letters on a breach of
-    Pillar 1 that call it a small matter or announce no further measure.
+    The facts of its note are those of the answer, else those of the field `note_facts`. Where a note has neither, what it
+    decides is not judged.
     """
-    counts: dict[str, int] = dict.fromkeys(("clean", "contradicted", "pillar1", "belittled"), 0)
-    for text, letter, violated in examples:
-        if not violated:
-            counts["clean"] += 1
-            counts["contradicted"] += bool(contradictions(text))
-        if set(violated) & set(PILLAR_1):
-            counts["pillar1"] += 1
-            counts["belittled"] += any(phrase in letter for phrase in BELITTLING)
+    report = next(message["content"] for message in example["messages"] if message["role"] == "user")
+    told, printed = read_told(example["messages"][-1]["content"]), read_printed(report)
+    printed.date = printed.date or example.get("period", "")
+    violated, stated = set(example["violations"]), example.get("note_facts")
+    facts = told.facts if told.facts is not None else stated
+    if facts is None and not _NOTE.search(report):
+        facts = ()
+    found = [*_citations(printed, told), *_letter(violated, told)]
+    if facts is not None:
+        applying = [fact for fact in facts if fact["applies"]]
+        found += [*_findings(printed, violated, applying), *_facts(printed, violated, applying, told)]
+    if told.facts is not None and stated is not None and _kinds(told.facts) != _kinds(stated):
+        found.append(("facts", "the answer states other facts than the example"))
+    return found
+
+
+def _kinds(facts: Iterable[Mapping[str, Any]]) -> list[tuple[str, bool]]:
+    return sorted((fact["kind"], fact["applies"]) for fact in facts)
+
+
+def audit(examples: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """How many examples there are, how many without violations, how many break Pillar 1, and how many each case concerns."""
+    counts: Counter[str] = Counter(dict.fromkeys((*("examples", "clean", "pillar1", "with_facts"), *CASES), 0))
+    for example in examples:
+        violated = set(example["violations"])
+        counts.update(["examples"] + ["clean"] * (not violated) + ["pillar1"] * bool(violated & set(PILLAR_1)))
+        counts.update(["with_facts"] * bool(example.get("note_facts")))
+        counts.update({case for case, _ in judge(example)})
     return counts
 
 
-def _ratios(printed: Printed) -> list[str]:
-    found = []
-    for cell, minimum, others in RATIOS:
+def overdue(name: str, period: str) -> bool | None:
+    """Whether a file with an EBA name was made after its return was due; None if that is not certain.
+
+    ITS (EU) 2024/3117 Art. 3(1) and (2): the liquidity coverage return 15 days after the month, quarterly ones on 12 May,
+    11 August, 11 November and 11 February. Four days are left for weekends and public holidays.
+    """
+    found = re.search(r"_([A-Z0-9]+)_\d{4}-\d\d-\d\d_(\d{8})", name)
+    if not found:
+        return None
+    made = datetime.datetime.strptime(found[2], "%Y%m%d").date()
+    day = datetime.date.fromisoformat(period)
+    if "LCR" in found[1]:
+        due = day + datetime.timedelta(15)
+    else:
+        month, date = {3: (5, 12), 6: (8, 11), 9: (11, 11), 12: (2, 11)}[day.month]
+        due = datetime.date(day.year + (month == 2), month, date)
+    return False if made <= due else True if made > due + datetime.timedelta(6) else None
+
+
+def _findings(printed: Printed, violated: set[str], applying: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Requirements that the figures miss and the findings do not name."""
+    waived = any(fact["kind"] == "waiver" for fact in applying)
+    if waived and "LCR_MIN" in violated:
+        yield "waived", "the liquidity coverage requirement is waived (CRR Art. 8), and LCR_MIN is a finding"
+    for rules, text in _missed(printed):
+        if not violated and not (waived and "LCR_MIN" in rules):
+            yield "contradicted", text
+        elif rules and not set(rules) & violated and not (waived and "LCR_MIN" in rules):
+            yield "missed", text
+
+
+def _facts(
+    printed: Printed, violated: set[str], applying: Sequence[Mapping[str, Any]], told: Told
+) -> Iterator[tuple[str, str]]:
+    """What facts of a note make of the figures: the wrong figure, and the limit that is missed without the amount."""
+    kinds = {fact["kind"] for fact in applying}
+    for kind, (counted, cell, limit) in MISSTATED.items():
+        named = violated & {limit, f"{limit}_MIN", f"{limit}_TSCR"}
+        if kind not in kinds:
+            if counted in violated or named:
+                yield "unfounded", f"{counted} or {limit} is a finding, and no fact of the note is {kind}"
+            continue
+        if counted not in violated:
+            yield "misstatement", f"the note states {kind}, and {counted} is no finding"
+        amounts = [fact["amount"] for fact in applying if fact["kind"] == kind]
+        if printed.currency not in ("", "EUR") or None in amounts or (kinds >= {"own_shares", "profit"}):
+            continue
+        amount = sum(map(Decimal, amounts), Decimal(0))
+        expected = _without(printed, kind, amount, limit)
+        if kind == "pledged" and "waiver" in kinds:
+            expected = set()
+        if expected is not None and expected != named:
+            yield "consequence", f"without {amount} the figures miss {expected or 'nothing'}, the findings are {named}"
+        for line in (line for line in told.lines if line.rule == counted):
+            value, left = _number(line.value), _number(line.limit.removeprefix("max "))
+            if not value or not left or abs(value[0] - amount - left[0]) > value[1] + left[1]:
+                yield "consequence", f"{line.value} without {amount} is not {line.limit}"
+            if line.cell != " ".join(cell):
+                yield "consequence", f"{counted} stands on {line.cell}, and the amount counts in {' '.join(cell)}"
+    for who in (fact["who"] for fact in applying if fact["kind"] == "connected"):
+        shares = [share for name in who if (share := _share(printed, name)) is not None]
+        if len(shares) == len(who) > 1 and (sum(shares) > LARGEST_SHARE) != ("LE_CONNECTED" in violated):
+            yield "consequence", f"{' and '.join(who)} have {sum(shares)} of Tier 1 together"
+    if "connected" not in kinds and "LE_CONNECTED" in violated:
+        yield "unfounded", "LE_CONNECTED is a finding, and no fact of the note is connected"
+
+
+def _without(printed: Printed, kind: str, amount: Decimal, limit: str) -> set[str] | None:
+    """The rule on the most severe requirement that is missed without the amount; None if the figures do not decide it."""
+    if kind == "pledged":
+        ratio = _quotient(printed, ("C 76.00.a", "r0010", "c0010"), amount, ("C 76.00.a", "r0020", "c0010"))
+        return None if ratio is None else _below(ratio, Decimal(1), {limit})
+    ratios = {row: _quotient(printed, ("C 01.00", own, "c0010"), amount, TREA) for row, own in OWN_FUNDS.items()}
+    if None in ratios.values():
+        return None
+    for suffix, place in (("_MIN", None), ("_TSCR", 0), ("", 1)):
+        states = []
+        for (_, row, _), minimum, _, others in RATIOS[:3]:
+            required = Decimal(minimum) if place is None else printed.numbers.get(list(others)[place])
+            if required is None and suffix == "":
+                return None  # the overall requirement can follow from TSCR and the buffer
+            ratio = ratios[row]
+            assert ratio is not None
+            states.append(set() if required is None else _below(ratio, required, {limit + suffix}))
+        if {limit + suffix} in states:
+            return {limit + suffix}
+        if None in states:
+            return None
+    return set()
+
+
+def _quotient(printed: Printed, above: Cell, amount: Decimal, below: Cell) -> tuple[Decimal, Decimal] | None:
+    numerator, denominator = printed.between(above), printed.between(below)
+    if numerator is None or denominator is None or denominator[0] <= 0:
+        return None
+    return (numerator[0] - amount) / denominator[1], (numerator[1] - amount) / denominator[0]
+
+
+def _below(ratio: tuple[Decimal, Decimal], limit: Decimal, rules: set[str]) -> set[str] | None:
+    """`rules` if the ratio is below the limit for certain, nothing if it is not, None between."""
+    return rules if ratio[1] < limit else set() if ratio[0] >= limit else None
+
+
+def _share(printed: Printed, name: str) -> Decimal | None:
+    """The share of Tier 1 of a client, by its code or by its name in C 27.00."""
+    codes = [
+        key.split()[0]
+        for (table, key, column), text in printed.texts.items()
+        if (table, column) == ("C 27.00", "c021") and text == name
+    ]
+    return next(
+        (printed.numbers[cell] for code in (name, *codes) if (cell := ("C 28.00", code, "c350")) in printed.numbers),
+        None,
+    )
+
+
+def _citations(printed: Printed, told: Told) -> Iterator[tuple[str, str]]:
+    for line in told.lines:
+        if line.rule == "LR_OLRR" and printed.date and printed.date < BUFFERED_FROM:
+            yield "leverage_buffer", f"the leverage ratio buffer applies from {BUFFERED_FROM}, not on {printed.date}"
+        if line.legal.startswith("EBA/GL"):
+            yield "guideline", f"{line.rule} cites a guideline as law: {line.legal}"
+        if line.rule == "LATE_FILING" and re.match(r"[A-Z] \d\d\.\d\d", line.cell):
+            yield "late", f"a late return is a matter of its date, not of {line.cell}"
+
+
+def _letter(violated: set[str], told: Told) -> Iterator[tuple[str, str]]:
+    """A letter with findings is in proportion, and says how to be heard and how to object. A line of orders is no letter."""
+    letter = told.letter
+    if violated & set(PILLAR_1) and BELITTLING.search(letter):
+        yield "belittled", "a breach of Pillar 1 is called a small matter"
+    if LICENCE.search(letter) and not any(_gap(line) > SMALL for line in told.lines):
+        yield "licence", "no requirement is missed by more than 3% of it, and the letter speaks of the authorisation"
+    for line in letter.splitlines():
+        days = [day for groups in DAYS.findall(line) for day in groups if day]
+        if OWNERS.search(line) and days and all(map(FEW.fullmatch, days)):
+            yield "owners", f"owners are to resolve within {days[0]} working days"
+    if violated == {"LATE_FILING"} and re.search(r"\bfile\b[^.]* again|resubmit", letter, re.IGNORECASE):
+        yield "late", "a late return is to be filed again"
+    if violated and "\n" in letter:
+        yield from [] if HEARD.search(letter) else [("hearing", "the letter does not say how to be heard")]
+        yield from [] if OBJECT.search(letter) else [("objection", "the letter does not say how to object")]
+
+
+def _gap(line: Line) -> Decimal:
+    """How far a requirement of either pillar is missed, as a fraction of it; 0 for other findings."""
+    value, limit = _number(line.value), _number(re.sub("^(min|max) ", "", line.limit))
+    if not value or not limit or not limit[0] or not PILLARS.fullmatch(line.rule):
+        return Decimal(0)
+    return abs(value[0] - limit[0]) / limit[0]
+
+
+def _missed(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(rules, one of which must say so; a sentence) for each requirement that the figures do not meet."""
+    for part in (_ratios, _derived, _liquidity, _exposures, _floor):
+        yield from part(printed)
+
+
+def _ratios(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:
+    for cell, minimum, rule, others in RATIOS:
         value = printed.numbers.get(cell)
         if value is None:
             continue
         if value < Decimal(minimum):
-            found.append(f"{cell}: {value} is below the minimum {minimum}")
-        for other in others:
+            yield (rule,), f"{cell}: {value} is below the minimum {minimum}"
+        for other, other_rule in others.items():
             limit = printed.numbers.get(other)
+            if other_rule == "LR_OLRR" and printed.date < BUFFERED_FROM:
+                continue
             if limit is not None and value < limit:
-                found.append(f"{cell}: {value} is below the requirement {limit} in {other}")
-    return found
+                rules = (other_rule, "LR_TSLRR") if other_rule == "LR_OLRR" else (other_rule,)
+                yield rules, f"{cell}: {value} is below the requirement {limit} in {other}"
 
 
-def _derived(printed: Printed) -> list[str]:
+def _derived(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:
     """The combined buffer on top of the shares of TSCR (CRD Art. 141a), where these are printed but not their sum."""
-    found = []
     buffer, trea = printed.numbers.get(BUFFER), printed.numbers.get(TREA)
-    for ratio, share, overall in (
-        ("r0010", "r0140", "r0170"),
-        ("r0030", "r0150", "r0180"),
-        ("r0050", "r0130", "r0160"),
+    for ratio, share, overall, rules in (
+        ("r0010", "r0140", "r0170", ("CBR_CET1",)),
+        ("r0030", "r0150", "r0180", ("CBR_T1",)),
+        ("r0050", "r0130", "r0160", ()),
     ):
         value, part = (printed.numbers.get(("C 03.00", row, "c0010")) for row in (ratio, share))
         if ("C 03.00", overall, "c0010") in printed.numbers or None in (value, part, buffer, trea):
             continue
         assert value is not None and part is not None and buffer is not None and trea
         if value < part + buffer / trea - Decimal("0.0002"):  # rounding of two ratios to four places
-            found.append(f"{ratio}: {value} is below {part} + {buffer} / {trea}")
-    return found
+            yield rules, f"{ratio}: {value} is below {part} + {buffer} / {trea}"
 
 
-def _liquidity(printed: Printed) -> list[str]:
+def _liquidity(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:
     """LCR = liquidity buffer / net outflow (Delegated Reg. (EU) 2015/61 Art. 4(1)), also where the ratio is left out."""
-    buffer, outflow = (("C 76.00.a", row, "c0010") for row in ("r0010", "r0020"))
-    if buffer not in printed.numbers or outflow not in printed.numbers:
-        return []
-    at_most = printed.numbers[buffer] + printed.units[buffer]
-    at_least = printed.numbers[outflow] - printed.units[outflow]
-    return [f"liquidity buffer {at_most} below net outflow {at_least}"] if at_most < at_least else []
+    ratio = _quotient(printed, ("C 76.00.a", "r0010", "c0010"), Decimal(0), ("C 76.00.a", "r0020", "c0010"))
+    if ratio and ratio[1] < 1:
+        yield ("LCR_MIN", "LCR_CALC"), f"liquidity buffer / net outflow is {ratio[1]:.4f} at most"
 
 
-def _exposures(printed: Printed) -> list[str]:
-    found = []
+def _exposures(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:
     for (table, row, column), share in printed.numbers.items():
         if (table, column) != ("C 28.00", "c350"):
             continue
         limit = LARGEST_SHARE
-        clients = {key: text for (code, key, _), text in printed.texts.items() if code == "C 27.00"}
-        if any(row in key.split() and text.endswith("qx2056") for key, text in clients.items()):  # an institution
+        members = [
+            key for (code, key, _), text in printed.texts.items() if code == "C 27.00" and text.endswith("qx2056")
+        ]
+        if any(row in key.split() for key in members):  # an institution
             limit = max(limit, printed.numbers.get(("C 26.00", "r030", "c010"), limit))
         if share > limit:
-            found.append(f"exposure to {row}: {share} of Tier 1 is above {limit}")
-    return found
+            yield ("LE_LIMIT",), f"exposure to {row}: {share} of Tier 1 is above {limit}"
 
 
-def _floor(printed: Printed) -> list[str]:
+def _floor(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:
     cells = (TREA, UNFLOORED, STANDARDISED)
     if printed.date < "2025" or any(cell not in printed.numbers for cell in cells):
-        return []
+        return
     total, unfloored, standardised = (printed.numbers[cell] for cell in cells)
     share = Decimal(FLOOR.get(printed.date[:4], "0.725"))
     floored = max(unfloored, share * standardised)
     if printed.date < "2030":
         floored = min(floored, Decimal("1.25") * unfloored)
     rounding = sum(printed.units[cell] for cell in cells)
-    return [f"risk exposure {total} is below the floored {floored}"] if total < floored - rounding else []
+    if total < floored - rounding:
+        yield ("OUTPUT_FLOOR",), f"risk exposure {total} is below the floored {floored}"

@@ -1,15 +1,17 @@
-"""What a supervisor demands after a finding: the legal order of the requirements, severity, measures and deadlines.
+"""What a supervisor demands after a finding: the legal order of the requirements, measures, deadlines, consequence.
 
-A breach is as severe as the requirement that it misses, whatever its size. The order, from the most severe:
+A breach is as severe in law as the requirement that it misses. The order, from the most severe:
 
 - `pillar1`: a requirement of the CRR itself (own funds, leverage, liquidity, large exposures, output floor);
 - `pillar2`: the bank's own requirement on top, TSCR or TSLRR (CRD Art. 104(1)(a), 104a);
 - `buffer`: the combined buffer or the leverage ratio buffer. Distributions are limited to the maximum distributable
   amount, and a capital conservation plan is due within five working days (CRD Art. 141 to 142);
-- `filing`: figures that contradict each other.
+- `filing`: figures that are wrong, contradict each other, or came late.
 
-Missing the Pillar 2 guidance is no breach (CRD Art. 104b). Within an order, the size of the shortfall and its duration
-shorten the deadline. CRD is Directive 2013/36/EU, CRR is Regulation (EU) No 575/2013.
+What is demanded within an order follows from gravity and duration (CRD Art. 70(1)(a), 104(1)): `urgency` grades both.
+Only two terms are law: five working days for the conservation plan (CRD Art. 142(1)), and "without undue delay" for
+liquidity plans (CRR Art. 414) and for corrections (ITS (EU) 2024/3117 Art. 3(5)). The others are a supervisor's practice
+and are meant to be changed here. Missing the Pillar 2 guidance is no breach (CRD Art. 104b).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +19,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
-from xbrl.rules.rules import RuleResult
+from xbrl.rules.evaluation import RuleResult
 
 ORDERS = ("filing", "buffer", "pillar2", "pillar1")  # ascending severity
+CONSEQUENCES = ("none", "penalty", "licence")  # what a letter announces beyond its measures, ascending
 
 
 class Requirement(NamedTuple):
@@ -30,58 +33,53 @@ class Requirement(NamedTuple):
     limit: str
 
 
+_OVERALL = Requirement("capital", "buffer", "overall capital requirement")
+_TSCR = Requirement("capital", "pillar2", "total SREP capital requirement")
+_WRONG = Requirement("misstatement", "filing", "figure without what must not count")
 REQUIREMENTS = {
-    "CET1_MIN": Requirement("capital", "pillar1", "minimum"),
-    "T1_MIN": Requirement("capital", "pillar1", "minimum"),
-    "TC_MIN": Requirement("capital", "pillar1", "minimum"),
+    **dict.fromkeys(("CET1_MIN", "T1_MIN", "TC_MIN"), Requirement("capital", "pillar1", "minimum")),
     "TSCR_CET1": Requirement("capital", "pillar2", "CET1 share of the total SREP capital requirement"),
     "TSCR_T1": Requirement("capital", "pillar2", "Tier 1 share of the total SREP capital requirement"),
-    "TSCR_TC": Requirement("capital", "pillar2", "total SREP capital requirement"),
+    "TSCR_TC": _TSCR,
     "OCR_CET1": Requirement("capital", "buffer", "overall capital requirement in CET1"),
     "OCR_T1": Requirement("capital", "buffer", "overall capital requirement in Tier 1"),
-    "OCR_TC": Requirement("capital", "buffer", "overall capital requirement"),
+    "OCR_TC": _OVERALL,
     "CBR_CET1": Requirement("capital", "buffer", "CET1 share of TSCR plus the combined buffer"),
     "CBR_T1": Requirement("capital", "buffer", "Tier 1 share of TSCR plus the combined buffer"),
     "LR_MIN": Requirement("leverage", "pillar1", "minimum"),
     "LR_TSLRR": Requirement("leverage", "pillar2", "total SREP leverage ratio requirement"),
     "LR_OLRR": Requirement("leverage", "buffer", "overall leverage ratio requirement"),
-    "LCR_MIN": Requirement("liquidity", "pillar1", "minimum"),
+    **dict.fromkeys(("LCR_MIN", "LCR_PLEDGED"), Requirement("liquidity", "pillar1", "minimum")),
     "NSFR_MIN": Requirement("funding", "pillar1", "minimum"),
     "LE_LIMIT": Requirement("exposure", "pillar1", "large exposure limit"),
-    "OUTPUT_FLOOR": Requirement("floor", "pillar1", "output floor"),
-    "LCR_PLEDGED": Requirement("liquidity", "pillar1", "minimum"),
     "LE_CONNECTED": Requirement("exposure", "pillar1", "limit for connected clients"),
+    "OUTPUT_FLOOR": Requirement("floor", "pillar1", "output floor"),
     **dict.fromkeys(("OWN_SHARES_MIN", "INTERIM_PROFIT_MIN"), Requirement("capital", "pillar1", "minimum")),
-    **dict.fromkeys(
-        ("OWN_SHARES_TSCR", "INTERIM_PROFIT_TSCR"), Requirement("capital", "pillar2", "total SREP capital requirement")
-    ),
-    **dict.fromkeys(("OWN_SHARES", "INTERIM_PROFIT"), Requirement("capital", "buffer", "overall capital requirement")),
-    **dict.fromkeys(
-        ("PLEDGED_COUNTED", "OWN_SHARES_COUNTED", "PROFIT_COUNTED"),
-        Requirement("filing", "filing", "figure without it"),
-    ),
-    "LATE_FILING": Requirement("filing", "filing", "due date"),
+    **dict.fromkeys(("OWN_SHARES_TSCR", "INTERIM_PROFIT_TSCR"), _TSCR),
+    **dict.fromkeys(("OWN_SHARES", "INTERIM_PROFIT"), _OVERALL),
+    **dict.fromkeys(("PLEDGED_COUNTED", "OWN_SHARES_COUNTED", "PROFIT_COUNTED"), _WRONG),
+    "LATE_FILING": Requirement("timing", "filing", "due date"),
 }
-# Rules that are not listed above, such as those of notes: template -> subject. They are requirements of the CRR.
-_SUBJECT_OF_TEMPLATE = {
-    **{"C_01": "items", "C_02": "capital", "C_03": "capital", "C_04": "capital", "C_47": "leverage"},
-    **{"C_76": "liquidity", "C_84": "funding", "C_26": "exposure", "C_27": "exposure", "C_28": "exposure"},
-}
-# (subject, order) -> deadline in working days, for urgency 0, 1 and 2. Filing errors are more urgent if there are more.
-# Only the last is set by law: CRD Art. 142(1). The others are this supervisor's practice.
+# (subject, order) -> deadline in working days from receipt, for urgency 0, 1 and 2: the term of the plan, of the
+# correction (filing, misstatement, floor), of the explanation (timing), or of the reduction (exposure).
 DEADLINES = {
-    ("capital", "pillar1"): (10, 7, 5),
-    ("capital", "pillar2"): (20, 15, 10),
-    ("leverage", "pillar1"): (10, 7, 5),
-    ("leverage", "pillar2"): (20, 15, 10),
+    ("capital", "pillar1"): (20, 15, 10),
+    ("capital", "pillar2"): (30, 20, 15),
+    ("leverage", "pillar1"): (20, 15, 10),
+    ("leverage", "pillar2"): (30, 20, 15),
     ("liquidity", "pillar1"): (5, 3, 2),
-    ("funding", "pillar1"): (10, 7, 5),
-    ("exposure", "pillar1"): (15, 10, 5),
-    ("floor", "pillar1"): (10, 7, 5),
-    ("items", "pillar1"): (10, 7, 5),
-    ("filing", "filing"): (10, 5, 3),
+    ("funding", "pillar1"): (15, 10, 7),
+    ("exposure", "pillar1"): (20, 15, 10),
+    ("floor", "pillar1"): (10, 10, 10),
     ("distributions", "buffer"): (5, 5, 5),
+    ("misstatement", "filing"): (10, 10, 5),
+    ("filing", "filing"): (10, 7, 5),
+    ("timing", "filing"): (10, 10, 10),
 }
+# (subject, order) -> term of a resolution of the owners, in working days, for urgency 0, 1 and 2; 0: not demanded. A
+# general meeting is called at least 21 days ahead (Directive 2007/36/EC Art. 5(1)), after the board has decided what to ask.
+OWNERS = {("capital", "pillar1"): (0, 60, 40), ("capital", "pillar2"): (0, 0, 60)}
+SMALL, LARGE = Decimal("0.03"), Decimal("0.1")  # of the requirement: 0.13 and 0.45 percentage points of 4.5%
 
 
 @dataclass(frozen=True)
@@ -94,16 +92,20 @@ class Measure:
     deadline_days: int  # working days from receipt
     results: tuple[RuleResult, ...]  # the findings that it answers
     repeated: bool  # whether one of them was found before
+    owners_days: int = 0  # working days for a resolution of the owners on new capital; 0: none is demanded
 
 
 def requirement_of(result: RuleResult) -> Requirement:
-    """The requirement that a violated result misses. A rule without an entry is judged by the template of its cell."""
-    if result.rule_id in REQUIREMENTS:
-        return REQUIREMENTS[result.rule_id]
-    subject = _SUBJECT_OF_TEMPLATE.get(result.cell[0][:4])
-    if result.kind == "filing" or subject is None:
-        return Requirement("filing", "filing", "limit")
-    return Requirement(subject, "pillar1", "limit")
+    """The requirement that a violated result misses. A rule without an entry is a filing error."""
+    return REQUIREMENTS.get(result.rule_id, Requirement("filing", "filing", "limit"))
+
+
+def topic_of(measure: Measure) -> str:
+    """The subject, where a measure on distributions that only the leverage ratio buffer calls for has its own."""
+    subjects = {requirement_of(result).subject for result in measure.results}
+    return (
+        "leverage distributions" if measure.subject == "distributions" and subjects == {"leverage"} else measure.subject
+    )
 
 
 def severity(violated: Iterable[RuleResult]) -> str:
@@ -114,13 +116,33 @@ def severity(violated: Iterable[RuleResult]) -> str:
 def urgency(results: Iterable[RuleResult], repeated: Mapping[str, int]) -> int:
     """0, 1 or 2 within a legal order.
 
-    A shortfall of more than 2.5% of the limit counts one, of more than 10% two; each earlier report in a row that showed
-    the same counts one more (`repeated`: rule id -> number of these reports).
+    A gap of more than 3% of the requirement counts one, of more than 10% two; each earlier report in a row that showed the
+    same counts one more (`repeated`: rule id -> number of these reports).
     """
     results = list(results)
-    worst = max(map(_shortfall, results), default=Decimal(0))
-    size = (worst > Decimal("0.025")) + (worst > Decimal("0.1"))
-    return min(size + max((repeated.get(result.rule_id, 0) for result in results), default=0), 2)
+    return min(max(map(_size, results), default=0) + _lasting(results, repeated), 2)
+
+
+def consequence(violated: Iterable[RuleResult], repeated: Mapping[str, int]) -> str:
+    """What a letter announces beyond its measures: "none", "penalty" or "licence".
+
+    The authorisation may be withdrawn where requirements of CRR Parts Three, Four or Six or of CRD Art. 104(1)(a) are not met
+    (CRD Art. 18(d)), but a letter that threatens it must be proportionate: the minimum of capital, leverage or liquidity is
+    missed by more than 10% of it; or any requirement of either pillar by more than 3% in the third report in a row. Penalties
+    (CRD Art. 65, 70) are announced where a requirement of either pillar is missed by more than 3% or again, and where the same
+    wrong figure is filed again. Never for the buffer, whose price is the limit on distributions.
+    """
+    worst = 0
+    for result in violated:
+        subject, order, _ = requirement_of(result)
+        size, lasting = _size(result), _lasting([result], repeated)
+        if order in ("pillar1", "pillar2"):
+            ratios = order == "pillar1" and subject in ("capital", "leverage", "liquidity", "funding")
+            threatened = (ratios and size == 2) or (size > 0 and lasting >= 2)
+            worst = max(worst, 2 if threatened else int(size > 0 or lasting > 0))
+        elif order == "filing":
+            worst = max(worst, int(lasting > 0))
+    return CONSEQUENCES[worst]
 
 
 def plan_measures(violated: Sequence[RuleResult], repeated: Mapping[str, int]) -> list[Measure]:
@@ -146,14 +168,26 @@ def plan_measures(violated: Sequence[RuleResult], repeated: Mapping[str, int]) -
 def _measure(subject: str, results: Sequence[RuleResult], repeated: Mapping[str, int]) -> Measure:
     order = "buffer" if subject == "distributions" else severity(results)
     urgent = urgency([result for result in results if requirement_of(result).order == order], repeated)
-    if subject == "filing":  # several errors are more urgent than one
+    if order == "filing":  # several errors are more urgent than one
         urgent = min(max(len(results) - 1, urgent), 2)
-    is_repeated = any(repeated.get(result.rule_id) for result in results)
-    return Measure(subject, order, urgent, DEADLINES[subject, order][urgent], tuple(results), is_repeated)
+    return Measure(
+        subject=subject,
+        order=order,
+        urgency=urgent,
+        deadline_days=DEADLINES[subject, order][urgent],
+        results=tuple(results),
+        repeated=any(repeated.get(result.rule_id) for result in results),
+        owners_days=OWNERS.get((subject, order), (0, 0, 0))[urgent],
+    )
 
 
-def _shortfall(result: RuleResult) -> Decimal:
-    """The distance to the limit as a fraction of it; 0 for filing errors and for a finding without figures."""
-    if result.kind == "filing" or result.value is None or not result.limit:
-        return Decimal(0)
-    return abs(result.limit - result.value) / abs(result.limit)
+def _size(result: RuleResult) -> int:
+    """0, 1 or 2 by the distance to the limit as a fraction of it; 0 for a wrong figure and a finding without figures."""
+    if requirement_of(result).order == "filing" or result.value is None or not result.limit:
+        return 0
+    gap = abs(result.limit - result.value) / abs(result.limit)
+    return (gap > SMALL) + (gap > LARGE)
+
+
+def _lasting(results: Iterable[RuleResult], repeated: Mapping[str, int]) -> int:
+    return max((repeated.get(result.rule_id, 0) for result in results), default=0)

@@ -8,6 +8,7 @@ A rule is a line of `rules.jsonl`:
 - `interval`: whether figures stand for the interval that their `decimals` allow (default: only in filing rules).
 - `legal`: one citation, or a list of `{"from": date, "text": citation}` in ascending order if the citation changes with
   the reference date of the report.
+- `guidance`: a guideline on the rule, cited beside the law and never as law.
 - `applies_from` and `applies_until` (YYYY-MM-DD, both inclusive): the reference dates of the rule, if it has bounds.
 - `unless_reported`: cells whose figure makes the rule superfluous, because another rule reads it: the rule derives what
   they would say.
@@ -50,6 +51,7 @@ class Rule:
     citations: tuple[tuple[str, str], ...] = ()  # (first reference date, citation), if the citation changes
     applies_from: str = ""  # first reference date of the rule, YYYY-MM-DD; "" if there is none
     applies_until: str = ""  # last reference date, likewise
+    guidance: str = ""  # a guideline beside the law: it explains, and binds nobody
     unless_reported: tuple[CellKey, ...] = ()  # the rule stands in for a rule on these cells where they are missing
 
     def at(self, date: str) -> "Rule | None":
@@ -132,6 +134,7 @@ def _parse_rule(row: dict) -> Rule:
         cells=cells,
         interval=interval,
         formula=formula,
+        guidance=row.get("guidance", ""),
         unless_reported=tuple(tuple(cell) for cell in row.get("unless_reported", ())),
     )
 

@@ -11,6 +11,7 @@ from xbrl.rules.figures import Figure
 from xbrl.rules.formula import CELL
 from xbrl.rules.quality import check_quality
 from xbrl.rules.reasons import format_value, name_of
+from xbrl.rules.remittance import late_filings
 from xbrl.rules.rules import RuleResult, evaluate_all
 
 # The states of results, in the order of the table, and how they are printed.
@@ -25,10 +26,14 @@ STATES = {
 SOURCES = {"reported": "", "not reported": " (not reported)", "read as 0": " (not reported, read as 0)"}
 
 
-def all_results(report: Report) -> list[RuleResult]:
-    """The findings about a report, then the result of every rule. A rule on a doubtful ratio says so."""
-    results = evaluate_all(report)
-    findings = check_quality(report, results, load_cells())
+def all_results(report: Report, received: str = "") -> list[RuleResult]:
+    """The findings about a report, then whether its returns were late, then the result of every rule.
+
+    A rule on a doubtful ratio says so. `received`: the day on which the report arrived (YYYY-MM-DD), if it is known.
+    """
+    cells = load_cells()
+    results = [*late_filings(report, cells, received), *evaluate_all(report)]
+    findings = check_quality(report, results, cells)
     doubts = {(finding.cell, finding.row): finding.reason for finding in findings if finding.rule_id == "PLAUSIBLE"}
     return [*findings, *(_with_doubts(result, doubts) for result in results)]
 
@@ -81,7 +86,7 @@ def _table_lines(result: RuleResult, state: str) -> Iterator[str]:
         value = format_figure(result.value, result.unit, result.decimals)
         parts.append("not reported" if result.missing else value)
         parts.append(f"{result.relation} {format_limit(result.limit, result.unit, result.decimals)}")
-    parts.append(result.legal)
+    parts.append(f"{result.legal} (guidance: {result.guidance})" if result.guidance else result.legal)
     yield "  " + " | ".join(parts)
     for text in (result.title, result.reason):
         if text:

@@ -61,12 +61,10 @@ def contradict(files: list[Path]) -> list[Path]:
     return files
 
 
-def record(
-    report: Report, answer: str | None = None, profile: str = "laptop", decisions=(), draft=False, bank=NAMED, **reply
-):
+def record(report: Report, answer: str | None = None, profile: str = "full", decisions=(), bank=NAMED, **reply):
     """The record of a report, with the answer of a model or by the engine alone."""
     replied = None if answer is None and not reply else Reply(profile, (), answer, **reply)
-    return make_record(Case(report, bank, (), tuple(decisions), replied), draft)
+    return make_record(Case(report, bank, (), tuple(decisions), replied))
 
 
 def verdicts(made: dict) -> list[tuple[str, str]]:

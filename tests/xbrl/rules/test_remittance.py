@@ -1,0 +1,86 @@
+"""When returns are due, and what the time of creation in a file's name says about it."""
+
+import pathlib
+from decimal import Decimal
+
+import pytest
+
+from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.report import Fact, Report
+from xbrl.rules.measures import plan_measures
+from xbrl.rules.remittance import due_date, late_filings
+from xbrl.rules.rule_lines import all_results
+from xbrl.rules.rules import evaluate, violations
+
+CELLS = load_cells(BUILT_IN)
+LCR = Fact("dp1", Decimal("1.3"), "xbrli:pure", 4, "BANK", "2026-03-31", {}, ("C_76.00.a", "r0030", "c0010"))
+
+
+def report_of(*names: str, period="2026-03-31") -> Report:
+    files = tuple(map(pathlib.Path, names))
+    return Report(files[0], "xBRL-CSV", "BANK", period, "EUR", {}, (LCR,), (), files=files)
+
+
+def name(module: str, created: str) -> str:
+    return f"549300BANK00000000A1.CON_DE_COREP040200_{module}_2026-03-31_{created}093001123.zip"
+
+
+@pytest.mark.parametrize(
+    ("module", "period", "due"),
+    [
+        ("COREP_LCR_DA", "2026-03-31", "2026-04-15"),
+        ("COREP_LCR_DA", "2026-01-31", "2026-02-16"),  # the 15th is a Sunday
+        ("COREP_LCR_DA", "2026-07-31", "2026-08-17"),  # the 15th is a Saturday
+        ("COREP_OF", "2026-03-31", "2026-05-12"),
+        ("COREP_LR", "2026-06-30", "2026-08-11"),
+        ("COREP_LE", "2026-09-30", "2026-11-11"),
+        ("COREP_NSFR", "2026-12-31", "2027-02-11"),
+        ("FINREP9", "2027-12-31", "2028-02-11"),
+        ("FINREP9", "2026-02-28", ""),  # no quarter of the calendar ends then
+        ("SOMETHING", "2026-03-31", ""),
+    ],
+)
+def test_each_module_has_its_own_due_date(module, period, due):
+    assert due_date(module, period) == due
+
+
+@pytest.mark.parametrize(
+    ("created", "state", "words"),
+    [
+        ("20260415", "ok", "When it arrived is not known"),
+        ("20260416", "undecided", "or later if that is a public holiday"),
+        ("20260520", "violated", "COREP_LCR_DA as of 2026-03-31 was made on 2026-05-20; it was due on 2026-04-15: late for certain"),
+    ],
+)  # fmt: skip
+def test_a_file_made_after_the_due_date_is_late_for_certain(created, state, words):
+    (result,) = late_filings(report_of(name("COREPLCRDA", created)), CELLS)
+    assert result.state == state and words in result.reason
+    assert result.legal == "ITS (EU) 2024/3117 Art. 3(1)(a)" and result.cell[1:] == ("", "")
+    assert result.limit == 15 and result.value is not None
+
+
+def test_the_earliest_file_of_a_module_counts_and_each_module_is_judged_by_itself():
+    names = (name("COREPLCRDA", "20260410"), name("COREPLCRDA", "20260601"), name("COREPOF", "20260520"))
+    results = late_filings(report_of(*names), CELLS)
+    assert [(one.cell[0], one.state) for one in results] == [("COREP_LCR_DA", "ok"), ("COREP_OF", "violated")]
+
+
+def test_without_a_time_of_creation_nothing_is_decided():
+    for text in ("report.zip", "BANK_2026-03-31.json", name("COREPLCRDA", "20261340")):
+        (result,) = late_filings(report_of(text), CELLS)
+        assert (result.state, result.reason) == ("undecided", "the file's name has no time of creation")
+
+
+def test_the_day_of_arrival_decides_if_a_supervisor_knows_it():
+    for text in ("report.zip", name("COREPLCRDA", "20260415")):
+        (late,) = late_filings(report_of(text), CELLS, received="2026-04-30")
+        assert late.state == "violated" and late.cell[0] == "COREP_LCR_DA"
+        assert late.reason == "COREP_LCR_DA as of 2026-03-31 arrived on 2026-04-30; it was due on 2026-04-15"
+        assert late_filings(report_of(text), CELLS, received="2026-04-15")[0].state == "ok"
+
+
+def test_a_late_return_is_a_finding_of_the_engine_but_no_label_and_is_answered_by_an_explanation():
+    report = report_of(name("COREPLCRDA", "20260520"))
+    assert "LATE_FILING" not in {result.rule_id for result in evaluate(report)}
+    (late,) = [result for result in violations(all_results(report)) if result.rule_id == "LATE_FILING"]
+    assert [measure.subject for measure in plan_measures([late], {})] == ["timing"]

@@ -1,0 +1,390 @@
+"""Write the supervisor's letter on a report: a decision with measures, or no objection. The only writer of letters.
+
+Every sentence is an approved block of `blocks/LANGUAGE/`, which a supervisor edits: `letter.jinja` (the layout), `words.toml`,
+`findings.toml`, `measures.toml`. They hold no law: `rules/measures.py` decides what is demanded, by when, and what is
+announced; `rules/bases.json` has the citations of each legal basis. A letter has one wording, made of the arguments alone.
+"""
+
+import datetime
+import functools
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from common.errors import UserError
+from xbrl.read.render import PURE, Addressee, cell_name, format_figure, format_limit, table_name
+from xbrl.read.report import CellKey
+from xbrl.read.report_notes import one_line
+from xbrl.rules.bases import Basis, load_basis
+from xbrl.rules.figures import Figure
+from xbrl.rules.findings import note_rules
+from xbrl.rules.measures import ORDERS, Measure, consequence, plan_measures, requirement_of, severity, topic_of
+from xbrl.rules.rules import RuleResult
+
+BLOCKS = Path(__file__).with_name("blocks")
+LANGUAGES = ("en", "de")
+WRONG = ("filing", "misstatement", "timing")  # subjects on which nothing is reported but the correction
+DAILY = ("liquidity", "funding")  # subjects on which CRR Art. 414 demands a daily report
+MAX_NAME = 80  # characters of a name that a report gives to a client or a bank
+
+
+@dataclass(frozen=True)
+class Context:
+    """Further facts that a letter may mention. All of them can be read from the prompt of the example.
+
+    `repeated` maps a rule id to the number of consecutive reports just before this one that already violated the rule.
+    """
+
+    triggers: tuple[RuleResult, ...] = ()  # duties triggered by figures of this report
+    margins: tuple[RuleResult, ...] = ()  # requirements that are met
+    previous: dict[CellKey, Decimal] = field(default_factory=dict, hash=False)  # figures of the previous report
+    repeated: dict[str, int] = field(default_factory=dict, hash=False)
+    templates: tuple[str, ...] = ()  # templates that were filed
+    lifted: tuple[RuleResult, ...] = ()  # figures that miss a limit which does not apply, by a note of the bank
+
+
+def write_letter(
+    violated: Sequence[RuleResult],
+    bank: Addressee,
+    date: str,
+    context: Context = Context(),  # noqa: B008 (frozen)
+    *,
+    basis: str = "model",
+    language: str = "en",
+    short: bool = False,
+) -> str:
+    """The letter on the `violated` results of a report with reference date `date` (YYYY-MM-DD).
+
+    `basis` names a legal basis of `rules/bases.json`: a directive binds a bank through national law alone.
+    `short` gives the orders alone, in one line: the letter that small models learn. Raises UserError for an unknown basis or
+    language, and for a block that is missing or cannot be filled in.
+    """
+    blocks, law = _Blocks.of(language), load_basis(basis)
+    measures = plan_measures(violated, context.repeated)
+    if short:
+        orders = [text for measure in measures for text in _orders(measure, blocks, short=True)]
+        return " ".join(orders) or blocks.text("text", "no_measure")
+    cited = [replace(result, legal=law.cite(result)) for result in violated]
+    day = datetime.date.fromisoformat(date)
+    fields: dict[str, Any] = {
+        "bank": plain_name(bank.name),
+        "board": blocks.choose("boards", bank.type, "default"),
+        "date": blocks.text(
+            "text", "date", day=day.day, month=blocks.words["text"]["months"][day.month - 1], year=day.year
+        ),
+        "findings": [_finding(group, context, blocks) for group in _by_figure(cited)],
+        "powers": blocks.law(law.power_for(measures)),
+        "binding": blocks.choose("binding", basis) if blocks.has("binding", basis) else law.binding,
+        "measures": [text for measure in measures for text in _orders(measure, blocks)],
+        "reporting": _reporting(measures, blocks) if measures else "",
+        "consequence": _consequence(violated, context, law, blocks) if measures else "",
+        "templates": blocks.listed([table_name(template) for template in context.templates]),
+        "tightest": _tightest(context, blocks),
+        "remarks": _remarks(context, blocks),
+        **_rights(law, blocks),
+    }
+    lines = blocks.layout(fields).splitlines()
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def required_measures(
+    violated: Sequence[RuleResult],
+    context: Context = Context(),  # noqa: B008 (frozen)
+) -> list[dict[str, str | int]]:
+    """What the letter demands, as data: `[{"subject": "capital", "deadline_days": 10}, ...]`; empty without findings.
+
+    The letter is written from the same structure. The days are working days.
+    """
+    return [
+        {"subject": measure.subject, "deadline_days": measure.deadline_days}
+        for measure in plan_measures(violated, context.repeated)
+    ]
+
+
+def plain_name(text: str) -> str:
+    """A name from a report as a letter prints it: one line of at most `MAX_NAME` characters.
+
+    Sentence marks are left out, so that no name of a bank or a client can begin a sentence of its own in a letter.
+    """
+    kept = "".join(character for character in one_line(text) if character not in ":;!?\"'`<>{}|*#")
+    kept = " ".join(part.rstrip(".") if len(part) > 4 else part for part in kept.split())
+    return kept if len(kept) <= MAX_NAME else f"{kept[:MAX_NAME].rstrip()} ..."
+
+
+class _Blocks:
+    """The approved blocks of one language."""
+
+    def __init__(self, language: str) -> None:
+        if language not in LANGUAGES:
+            raise UserError(f"there are no letters in the language {language!r}; there are {', '.join(LANGUAGES)}")
+        folder = BLOCKS / language
+        content = {name: _read_toml(folder / f"{name}.toml") for name in ("words", "findings", "measures")}
+        self.words = content["words"] | content["findings"] | {"measures": content["measures"]}
+        self.files = {section: folder / f"{name}.toml" for name in content for section in (*content[name], name)}
+        self.environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        self.layout_file = folder / "letter.jinja"
+
+    @classmethod
+    @functools.cache
+    def of(cls, language: str) -> "_Blocks":
+        return cls(language)
+
+    def layout(self, fields: Mapping[str, object]) -> str:
+        """The whole letter."""
+        return self._fill(self.layout_file, "the layout", self.layout_file.read_text(encoding="utf-8"), fields)
+
+    def text(self, section: str, name: str, part: str = "", **fields: Any) -> str:
+        """A block, filled in. `part` is its part, of a measure."""
+        block = self.words.get(section, {}).get(name)
+        if block is None:
+            raise UserError(f"{self.files.get(section, BLOCKS)}: [{section}] has no block {name!r}; write it there")
+        if part:
+            block = block.get(part, "")
+        return self._fill(self.files[section], f"[{section}] {name}", block, fields)
+
+    def has(self, section: str, name: str) -> bool:
+        return name in self.words[section]
+
+    def choose(self, section: str, *names: str, **fields: Any) -> str:
+        """The first block of a section that exists; the last name must exist."""
+        name = next((name for name in names if self.has(section, name)), names[-1])
+        return self.text(section, name, **fields)
+
+    def listed(self, parts: Sequence[str]) -> str:
+        """`a`, `a and b`, `a, b and c`."""
+        last = f" {self.words['text']['and']} "
+        return last.join(filter(None, (", ".join(parts[:-1]), parts[-1]))) if parts else ""
+
+    def figure(self, text: str) -> str:
+        """A printed figure in this language."""
+        for old, new in self.words["format"].items():
+            text = text.replace(old, new)
+        return text
+
+    def law(self, text: str) -> str:
+        """A printed reference to the law in this language."""
+        for old, new in self.words["law"].items():
+            text = text.replace(old, new)
+        return text
+
+    def _fill(self, file: Path, where: str, text: str, fields: Mapping[str, object]) -> str:
+        try:
+            return _compiled(self.environment, text).render(**fields).strip()
+        except jinja2.TemplateError as error:
+            raise UserError(f"{file}: {where} cannot be filled in: {error}; mend the block") from error
+
+
+@functools.cache
+def _compiled(environment: jinja2.Environment, text: str) -> jinja2.Template:
+    return environment.from_string(text)
+
+
+def _read_toml(path: Path) -> dict:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: the blocks of letters cannot be read: {error}; mend the file") from error
+
+
+def _orders(measure: Measure, blocks: _Blocks, short: bool = False) -> list[str]:
+    """What a measure demands: one text, or one for each rule that has a block of its own."""
+    groups: dict[str, list[RuleResult]] = {}
+    for result in measure.results:
+        own = blocks.has("measures", result.rule_id)
+        groups.setdefault(
+            result.rule_id if own else f"{topic_of(measure)}_{measure.order}".replace(" ", "_"), []
+        ).append(result)
+    deadlines = {"deadline": _deadline(measure.deadline_days, blocks)}
+    if measure.owners_days:
+        deadlines["owners_deadline"] = _deadline(measure.owners_days, blocks)
+    texts = []
+    for name, results in groups.items():
+        tables = dict.fromkeys(table_name(result.cell[0]) for result in results if result.cell[0])
+        templates = blocks.listed(list(tables)) or blocks.text("text", "report")
+        parts = {"order": True, "detail": not short, "urgent": not short and measure.urgency == 2}
+        parts["owners"] = not short and bool(measure.owners_days)
+        filled = (
+            blocks.text("measures", name, part, templates=templates, **deadlines)
+            for part, used in parts.items()
+            if used
+        )
+        texts.append(" ".join(filter(None, filled)))
+    return texts
+
+
+def _reporting(measures: Sequence[Measure], blocks: _Blocks) -> str:
+    """The duty to report. A bank below its liquidity requirements reports daily, by law (CRR Art. 414)."""
+    worst = max((measure.order for measure in measures), key=ORDERS.index)
+    subjects = list(dict.fromkeys(measure.subject for measure in measures if measure.subject not in WRONG))
+    names = {subject: blocks.text("subjects", subject) for subject in subjects}
+    daily = list(dict.fromkeys(names[subject] for subject in subjects if subject in DAILY))
+    others = list(dict.fromkeys(names[subject] for subject in subjects if subject not in DAILY))
+    parts = [blocks.text("reporting", "daily", subjects=blocks.listed(daily))] if daily else []
+    if others or not daily:
+        parts.append(blocks.text("reporting", worst, subjects=blocks.listed(others)))
+    return " ".join(map(_capital, parts))
+
+
+def _deadline(days: int, blocks: _Blocks) -> str:
+    numbers = blocks.words["text"]["numbers"]
+    return blocks.text("text", "deadline", number=numbers.get(str(days), str(days)))
+
+
+def _consequence(violated: Sequence[RuleResult], context: Context, law: Basis, blocks: _Blocks) -> str:
+    """What follows if the measures are not carried out: what `measures.consequence` finds proportionate."""
+    announced = consequence(violated, context.repeated)
+    if announced == "none":
+        return _capital(blocks.text("consequences", severity(violated)))
+    cited = law.licence if announced == "licence" else law.penalty
+    return _capital(blocks.text("consequences", announced, law=blocks.law(cited.law)))
+
+
+def _rights(law: Basis, blocks: _Blocks) -> dict[str, str]:
+    """How the bank is heard, and how it objects."""
+    numbers, months = blocks.words["text"]["numbers"], blocks.words["months"]
+    days, term = law.hearing.working_days, law.objection.months
+    hearing = {"number": numbers.get(str(days), str(days)), "law": blocks.law(law.hearing.law)}
+    objection = {"months": months[str(term)], "law": blocks.law(law.objection.law), "suspends": law.objection.suspends}
+    return {
+        "hearing": _capital(blocks.text("rights", "hearing", **hearing)),
+        "objection": _capital(blocks.text("rights", "objection", **objection)),
+        "remedy": _capital(blocks.text("rights", "remedy")),
+    }
+
+
+def _by_figure(violated: Sequence[RuleResult]) -> list[list[RuleResult]]:
+    """The findings, one list for each figure: a breach, and further limits that the same figure misses.
+
+    The first of a list is the most severe.
+    """
+    groups: dict[object, list[RuleResult]] = {}
+    for result in violated:
+        shared = result.kind == "breach" and result.relation == "min"
+        groups.setdefault((result.cell, result.row) if shared else id(result), []).append(result)
+    return [sorted(group, key=lambda one: -ORDERS.index(requirement_of(one).order)) for group in groups.values()]
+
+
+def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> str:
+    """One finding: the figure and its limit, further limits, the trend, repetition, and the same in plain words."""
+    result, *others = group
+    fields = _fields(result, blocks)
+    of_note = note_rules().get(result.rule_id)
+    own = [result.rule_id] if _has_figures(result) or (of_note and of_note.counted) else []
+    parts = [blocks.choose("findings", *own, _form(result), **fields)]
+    if others:
+        limits = [blocks.text("text", "limit_of", **_fields(other, blocks)) for other in others]
+        parts.append(blocks.text("text", "other_limit", limits=blocks.listed(limits)))
+    previous = context.previous.get(result.cell)
+    if result.kind == "breach" and result.relation == "min" and previous is not None and not result.row:
+        trend = "same" if previous == result.value else "fell" if previous > result.known_value else "rose"
+        before = blocks.figure(format_figure(previous, result.unit, result.decimals))
+        parts.append(blocks.text("trend", trend, before=before))
+    times = max(context.repeated.get(one.rule_id, 0) for one in group)
+    if times:
+        parts.append(blocks.text("repeated", str(min(times, 2))))
+    if result.guidance:
+        parts.append(blocks.text("text", "guidance", guidance=result.guidance))
+    subject, order, *_ = requirement_of(result)
+    parts.append(blocks.choose("plain", result.rule_id, f"{subject}_{order}"))
+    return " ".join(filter(None, parts))
+
+
+def _form(result: RuleResult) -> str:
+    """The form of a finding: the name of its block, where its rule has none of its own."""
+    if not _has_figures(result):
+        return "without_figures"
+    if result.rule_id in note_rules():
+        return "note" if result.relation == "min" else "max"
+    if result.kind == "breach":
+        if result.relation != "min":
+            return "max"
+        return "negative" if result.known_value < 0 else "computed" if _parts(result) else "min"
+    if result.rule_id.endswith("_SIGN"):
+        return "missing_sign" if result.missing else "sign"
+    if result.missing:
+        return "missing"
+    if result.relation == "expected":
+        return "nil" if result.limit == 0 else "part" if _absent_part(result) else "expected"
+    return {"min": "requirement", "max": "cap"}[result.relation]
+
+
+def _has_figures(result: RuleResult) -> bool:
+    return result.value is not None and result.limit is not None
+
+
+def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
+    """Values for the placeholders of a block; blocks/en/findings.toml lists them."""
+    row = plain_name(result.row)
+    absent = _absent_part(result)
+    fields: dict[str, Any] = {
+        "label": blocks.words["labels"].get(" ".join(result.cell)) or cell_name(result.cell, row),
+        "limit_name": blocks.choose("limits", result.rule_id, "default"),
+        "cell": cell_name(result.cell, row) if result.cell[0] else blocks.text("text", "report"),
+        "legal": blocks.law(result.legal),
+        "row": row,
+        "module": result.cell[0],
+        "parts": blocks.listed([cell_name(part.cell, plain_name(part.row)) for part in _parts(result)]),
+        "absent": cell_name(absent.cell, plain_name(absent.row)) if absent else "",
+        **dict.fromkeys(("value", "limit", "gap"), ""),
+    }
+    if result.value is not None:
+        fields["value"] = _amount(result, format_figure(result.value, result.unit, result.decimals), blocks)
+    if result.limit is not None:
+        fields["limit"] = _amount(result, format_limit(result.limit, result.unit, result.decimals), blocks)
+    if _has_figures(result):
+        gap = format_limit(abs(result.known_limit - result.known_value), result.unit, result.decimals)
+        points = blocks.text("text", "points", number=blocks.figure(gap.removesuffix("%")))
+        fields["gap"] = points if result.unit in PURE else _amount(result, gap, blocks)
+    return fields
+
+
+def _amount(result: RuleResult, printed: str, blocks: _Blocks) -> str:
+    """A printed figure in the words of the language, an amount with its currency."""
+    unit = result.unit or ""
+    currency = unit.removeprefix("iso4217:") if unit.startswith("iso4217:") else ""
+    return f"{currency} {blocks.figure(printed)}".strip()
+
+
+def _parts(result: RuleResult) -> tuple[Figure, ...]:
+    """The parts of a ratio that is not reported and was recomputed from them; empty if it is reported."""
+    for figure in result.inputs:
+        if figure.cell == result.cell and figure.source == "recomputed" and figure.filed is None:
+            return figure.parts
+    return ()
+
+
+def _absent_part(result: RuleResult) -> Figure | None:
+    """The only part of a sum that is not reported and counts as nil, if the reported parts fall short of the sum."""
+    absent = [figure for figure in result.inputs[1:] if figure.source == "read as 0"]
+    if len(absent) != 1 or result.relation != "expected" or not _has_figures(result):
+        return None
+    return absent[0] if result.known_value > result.known_limit else None
+
+
+def _tightest(context: Context, blocks: _Blocks) -> str:
+    """The requirement that is met most narrowly; "" without one."""
+    ratios = [one for one in context.margins if one.relation == "min" and one.unit in PURE and one.limit]
+    if not ratios:
+        return ""
+    tightest = min(ratios, key=lambda one: (one.known_value - one.known_limit) / one.known_limit)
+    return blocks.text("text", "tightest", **_fields(tightest, blocks))
+
+
+def _remarks(context: Context, blocks: _Blocks) -> list[str]:
+    """Limits that a note lifts, and duties that the figures trigger: no violations."""
+    remarks = [blocks.text("remarks", "lifted", **_fields(result, blocks)) for result in context.lifted]
+    large = [result for result in context.triggers if result.rule_id == "LE_DEF"]
+    if large:
+        remarks.append(blocks.text("remarks", "LE_DEF", **_fields(large[0], blocks), number=len(large)))
+    others = [one for one in context.triggers if one.rule_id != "LE_DEF" and blocks.has("remarks", one.rule_id)]
+    return remarks + [blocks.text("remarks", one.rule_id, **_fields(one, blocks)) for one in others]
+
+
+def _capital(text: str) -> str:
+    """Capitalise the first letter only."""
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,96 @@
+"""The legal basis of a letter: which provisions it cites, and how the bank is heard and can object.
+
+CRR is a regulation and binds banks directly. CRD is a directive and binds them only through the national law that
+transposes it (TFEU Art. 288). So what a letter rests on is data: `bases.json` has the basis "model", which cites CRR and
+CRD and says so, and "de" as an example of a national one. A supervisor adds their own, or names another file:
+
+- `binding`: the sentence that says what binds the bank; `requirements`: rule -> citation in place of the rule's own;
+- `powers`: subject of a measure (measures.py) -> what entitles the authority to demand it;
+- `penalty`, `licence`: what a letter cites where it announces them; `hearing` (`working_days`) and `objection` (`months`,
+  `suspends`: whether it suspends the measures): every letter says both.
+
+`checked` is "text" if the provision was read, "memory" if not.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError
+from xbrl.rules.evaluation import RuleResult
+from xbrl.rules.measures import DEADLINES, Measure, topic_of
+
+BASES_FILE = Path(__file__).with_name("bases.json")
+
+
+@dataclass(frozen=True)
+class Provision:
+    """A provision that a letter cites."""
+
+    law: str
+    checked: str  # "text" or "memory"
+
+
+@dataclass(frozen=True)
+class Hearing(Provision):
+    """How the bank is heard: within so many working days of receipt."""
+
+    working_days: int
+
+
+@dataclass(frozen=True)
+class Objection(Provision):
+    """How the bank objects: within so many months of receipt, and whether that suspends the measures."""
+
+    months: int
+    suspends: bool
+
+
+@dataclass(frozen=True)
+class Basis:
+    """A legal basis; the module describes it."""
+
+    name: str
+    title: str
+    binding: str
+    requirements: Mapping[str, str]
+    powers: Mapping[str, Provision]
+    penalty: Provision
+    licence: Provision
+    hearing: Hearing
+    objection: Objection
+
+    def cite(self, result: RuleResult) -> str:
+        """The provision that a finding violates."""
+        return self.requirements.get(result.rule_id, result.legal)
+
+    def power_for(self, measures: Iterable[Measure]) -> str:
+        """What the measures of a letter rest on, each provision once."""
+        return "; ".join(dict.fromkeys(self.powers[topic_of(measure)].law for measure in measures))
+
+
+def load_basis(name: str = "model", path: Path = BASES_FILE) -> Basis:
+    """The basis with this name. Raises `UserError` for an unknown name or an incomplete file."""
+    bases = json.loads(path.read_text(encoding="utf-8"))
+    if name not in bases:
+        raise UserError(f"{path}: there is no legal basis {name!r}; it has {', '.join(bases)}")
+    row = bases[name]
+    try:
+        basis = Basis(
+            name=name,
+            title=row["title"],
+            binding=row["binding"],
+            requirements=row["requirements"],
+            powers={subject: Provision(**provision) for subject, provision in row["powers"].items()},
+            penalty=Provision(**row["penalty"]),
+            licence=Provision(**row["licence"]),
+            hearing=Hearing(**row["hearing"]),
+            objection=Objection(**row["objection"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}, {name}: {error}; xbrl/rules/bases.py describes the keys") from error
+    missing = {subject for subject, _ in DEADLINES} - basis.powers.keys()
+    if missing:
+        raise UserError(f"{path}, {name}, powers: {', '.join(sorted(missing))} is missing")
+    return basis

@@ -1,0 +1,140 @@
+"""When a return was due, and whether its file shows that it was late: LATE_FILING.
+
+ITS (EU) 2024/3117 Art. 3(1): monthly returns are due on the 15th calendar day after the reference date, quarterly ones on
+12 May, 11 August, 11 November and 11 February. A due date on a Saturday, a Sunday or a public holiday of the Member State
+moves to the next working day (Art. 3(2)); public holidays are not known here, so the days up to then decide nothing.
+
+The names of EBA files end with the time of creation: `LEI.CON_DE_COREP040200_COREPLCRDA_2026-03-31_20260415120000000.zip`.
+That is when the file was made, not when it arrived: made after the due date it is late for certain, unless it corrects an
+earlier file; made before, nothing follows. A supervisor who knows the day of arrival gives it.
+"""
+
+import datetime
+import pathlib
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+
+from xbrl.read.dpm import Cells
+from xbrl.read.report import Report, is_day
+from xbrl.rules.evaluation import RuleResult
+
+RULE = "LATE_FILING"
+LEGAL = {"monthly": "ITS (EU) 2024/3117 Art. 3(1)(a)", "quarterly": "ITS (EU) 2024/3117 Art. 3(1)(b)"}
+# Module -> how often it is filed: CRR Art. 415(1) for liquidity, ITS (EU) 2024/3117 for the others
+MODULES = {
+    **dict.fromkeys(("COREP_LCR_DA", "COREP_ALM"), "monthly"),
+    **dict.fromkeys(("COREP_OF", "COREP_LR", "COREP_LE", "COREP_NSFR", "FINREP9"), "quarterly"),
+}
+QUARTERLY = {"03-31": "05-12", "06-30": "08-11", "09-30": "11-11", "12-31": "02-11"}  # of the next year
+NAME = re.compile(r"_([A-Z][A-Z0-9]*)_\d{4}-\d\d-\d\d_(\d{4})(\d\d)(\d\d)\d{6,9}(?!\d)")
+
+
+@dataclass(frozen=True)
+class Remittance:
+    """One return: its module, the day on which its file was made or arrived, and the day on which it was due."""
+
+    module: str
+    day: str  # YYYY-MM-DD; "" if unknown
+    arrived: bool  # whether `day` is that of arrival
+    due: str  # "" if unknown
+
+
+def due_date(module: str, period: str) -> str:
+    """The day on which a return is due, YYYY-MM-DD, moved from a weekend to Monday; "" if this is not known.
+
+    Not known are other modules, and quarterly returns with a reference date that ends no quarter of the calendar (Art. 3(3)).
+    """
+    frequency = MODULES.get(module)
+    day = datetime.date.fromisoformat(period)
+    if frequency == "monthly":
+        due = day + datetime.timedelta(days=15)
+    elif frequency == "quarterly" and period[5:] in QUARTERLY:
+        due = datetime.date.fromisoformat(f"{day.year + (day.month == 12)}-{QUARTERLY[period[5:]]}")
+    else:
+        return ""
+    return _working_day(due).isoformat()
+
+
+def remittances(report: Report, cells: Cells, received: str = "") -> list[Remittance]:
+    """The returns of a report, one for each module; the earliest file of a module counts.
+
+    `received` (YYYY-MM-DD) is the day on which all of them arrived; without it the names of the files say when they were
+    made. The modules are those of the file names, or of the tables if a name has none.
+    """
+    first: dict[str, str] = {}
+    nameless = False
+    for path in report.files or (report.path,):
+        name = NAME.search(pathlib.Path(path).name)
+        made = f"{name[2]}-{name[3]}-{name[4]}" if name else ""
+        if name and is_day(made):
+            module = next((module for module in MODULES if module.replace("_", "") == name[1]), name[1])
+            first[module] = min(made, first.get(module, made))
+        else:
+            nameless = True
+    if nameless and received:
+        tables = (cells.table(fact.cell[0]) for fact in report.facts if fact.cell and not fact.other_cells)
+        first = dict.fromkeys((table.module for table in tables if table), "") | first
+    found = [
+        Remittance(module, received or made, bool(received), due_date(module, report.period))
+        for module, made in first.items()
+    ]
+    return found + ([Remittance("", "", False, "")] if nameless and not received else [])
+
+
+def late_filings(report: Report, cells: Cells, received: str = "") -> list[RuleResult]:
+    """One result LATE_FILING for each return: violated, met, or undecided with its reason.
+
+    `value` and `limit` are days after the reference date. The cell names the module alone: the figures in it are not the
+    matter, so the remedy is an explanation and the next return on time, not the same return again.
+    """
+    return [_judge(one, report.period) for one in remittances(report, cells, received)]
+
+
+def _judge(one: Remittance, period: str) -> RuleResult:
+    how = "arrived" if one.arrived else "was made"
+    state = "undecided"
+    if not one.module:
+        reason = "the file's name has no time of creation"
+    elif not one.due:
+        reason = f"no due date is known for {one.module} as of {period}"
+    else:
+        reason = f"{one.module} as of {period} {how} on {one.day}; it was due on {one.due}"
+        if one.day <= one.due:
+            state = "ok"
+            reason += "" if one.arrived else ". When it arrived is not known"
+        elif one.day <= _latest(one.due):
+            reason += ", or later if that is a public holiday"
+        else:
+            state = "violated"
+            reason += "" if one.arrived else ": late for certain, unless it corrects an earlier file"
+    known = bool(one.day and one.due)
+    return RuleResult(
+        rule_id=RULE,
+        kind="filing",
+        state=state,
+        cell=(one.module, "", ""),
+        value=_days(one.day, period) if known else None,
+        limit=_days(one.due, period) if known else None,
+        relation="max",
+        legal=LEGAL.get(MODULES.get(one.module, ""), "ITS (EU) 2024/3117 Art. 3(1)"),
+        unit="days",
+        decimals=0,
+        title="Return made or received after its due date",
+        reason=reason,
+    )
+
+
+def _working_day(day: datetime.date) -> datetime.date:
+    """The day itself, or the Monday after a weekend."""
+    return day + datetime.timedelta(days=7 - day.weekday() if day.weekday() > 4 else 0)
+
+
+def _latest(due: str) -> str:
+    """The day to which a due date can move: the next working day, or from Good Friday to the Tuesday after Easter."""
+    day = datetime.date.fromisoformat(due)
+    return _working_day(day + datetime.timedelta(days=4 if day.month == 4 else 1)).isoformat()
+
+
+def _days(day: str, period: str) -> Decimal:
+    return Decimal((datetime.date.fromisoformat(day) - datetime.date.fromisoformat(period)).days)
