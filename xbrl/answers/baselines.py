@@ -4,19 +4,21 @@ They stand in every table beside a model. All are fitted on the training split, 
 are held out by note or bank, and on the validation split where it is given. `composed.py` has the strongest two.
 """
 
+import argparse
 import itertools
 import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eval.asked_examples import has_answer, report_of
 from eval.comparison.measures import ENGINE
-from xbrl.answers.composed import FOLDS, hidden_states, note_predictions
+from xbrl.answers.composed import hidden_states, note_predictions
 from xbrl.answers.notes import note_of
 from xbrl.answers.scores import score_rules, true_answers
 from xbrl.rules.note_facts import NoteFact
@@ -25,12 +27,13 @@ Matrix = Any  # a scipy.sparse.csr_matrix
 Rules = Sequence[str]
 
 NGRAMS, THRESHOLDS, COMPOSED, PROBE = "character n-grams", "thresholds", "engine + note words", "engine + note states"
-MAX_CHARACTERS = 4_000_000  # of training reports from which n-grams are learned; more take minutes
-MAX_FEATURES = 3000  # n-grams of each regression: those with the highest chi-squared statistic
+MAX_CHARACTERS = 2_000_000  # of training reports from which n-grams are learned; more take minutes
+MAX_FEATURES = 30_000  # n-grams that the regressions see
+FOLDS = 2  # parts of the training that are held out in turn
 STRENGTHS = (10.0, 100.0)  # candidates for C, the inverse of the regularization
 CUTS = np.linspace(0.2, 0.8, 25)  # candidates for the probability from which a rule counts as violated
 MAX_PAIRED = 24  # the labels that most training reports print are combined in pairs
-MIN_REPORTS = 5  # a label is read if so many training reports print it
+MIN_REPORTS = 5  # a rule or a label is learned if so many training reports have it
 _TABLE = re.compile(r"[A-Z] \d\d\.\d\d(?:\.[a-z])?(?= |$)")
 _PERCENTAGE = re.compile(r"(?<![\w.])(-?\d[\d,]*(?:\.\d+)?)%")
 
@@ -74,6 +77,15 @@ def baseline_predictions(
     return found
 
 
+def add_baseline_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--train`, `--validation` and `--probe`, which say what the baselines are fitted on, tuned on, and read notes with."""
+    parser.add_argument("--train", type=Path, help="the training split, on which the baselines are fitted")
+    tuned = "the validation split, on which the baselines are tuned beside parts of --train that are held out"
+    parser.add_argument("--validation", type=Path, help=tuned)
+    probe = "a baseline more: the engine, and what a regression reads in this model's mean hidden states of the notes"
+    parser.add_argument("--probe", metavar="BASE", help=probe)
+
+
 def trivial_predictions(training: Iterable[Rules]) -> dict[str, tuple[str, ...]]:
     """Baseline -> the rules that it names for every report. `training` has the rules of each training report."""
     counts = Counter(rule for violated in training for rule in violated)
@@ -100,7 +112,9 @@ def baseline_tasks(
     fitted_on = (true_answers(known, "the training split") if known else None) or []
     labelled = [one | {"violations": truth.rule_ids} for one, truth in zip(known, fitted_on, strict=True)]
     trivial = trivial_predictions([truth.rule_ids for truth in fitted_on or true])
-    predictions = {name: [rules] * len(asked) for name, rules in trivial.items() if fitted_on or len(rules) != 1}
+    if not fitted_on:
+        del trivial["most frequent violation"]
+    predictions = {name: [rules] * len(asked) for name, rules in trivial.items()}
     predictions |= {name: one.rules for name, one in baseline_predictions(labelled, asked, validation, probe).items()}
     return {
         name: {
@@ -145,63 +159,53 @@ def _ngram_predictions(
     if not rules:
         return [()] * len(test)
     true, tuned = (
-        np.array([[rule in one["violations"] for rule in rules] for one in examples]).reshape(-1, len(rules))
+        np.array([[rule in one["violations"] for rule in rules] for one in examples], bool).reshape(-1, len(rules))
         for examples in (training, validation)
     )
-    counts = _count_ngrams([report_of(one) for one in (*training, *validation, *test)])
+    counts = _ngrams([report_of(one) for one in (*training, *validation, *test)], true)
     known, others, new = counts[: len(training)], counts[len(training) : -len(test)], counts[-len(test) :]
     groups = [str(one.get("note") or one.get("bank") or number) for number, one in enumerate(training)]
     folds = np.array([zlib.crc32(group.encode()) % FOLDS for group in groups])
-    settings = {}
+    truth, settings = np.concatenate([true, tuned]), {}
     for strength in STRENGTHS:
         guessed = np.zeros(true.shape)
-        for fold in set(folds.tolist()):
+        for fold in range(FOLDS):
             held = folds == fold
-            guessed[held] = _probabilities(known[~held], true[~held], known[held], strength) if not held.all() else 0
-        guessed = np.concatenate([guessed, _probabilities(known, true, others, strength)])
-        truth = np.concatenate([true, tuned])
-        settings |= {(strength, cut): _f1(guessed >= cut, truth) for cut in CUTS}
+            guessed[held] = _probabilities(known[~held], true[~held], known[held], strength)
+        both = np.concatenate([guessed, _probabilities(known, true, others, strength)])
+        settings |= {(strength, cut): _f1(both >= cut, truth) for cut in CUTS}
     strength, cut = max(settings, key=lambda one: (settings[one], -abs(one[1] - 0.5)))
     found = _probabilities(known, true, new, strength) >= cut
     return [tuple(rule for rule, hit in zip(rules, row, strict=True) if hit) for row in found]
 
 
-def _count_ngrams(texts: Sequence[str]) -> Matrix:
-    from sklearn.feature_extraction.text import HashingVectorizer
+def _ngrams(texts: Sequence[str], true: np.ndarray) -> Matrix:
+    """TF-IDF of the n-grams that tell most about any rule (chi-squared), `(texts, n-grams)`; the first texts are `true`."""
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
     options = {"ngram_range": (2, 6), "lowercase": False, "norm": None, "alternate_sign": False, "n_features": 2**18}
-    return HashingVectorizer(analyzer="char", **options).transform(texts).tocsc()
+    counts: Matrix = HashingVectorizer(analyzer="char", **options).transform(texts)
+    present = counts[: len(true)] > 0
+    total = present.sum(axis=0).A1.astype(np.float32)
+    found = np.asarray((present.T @ true.astype(np.float32)).T)  # reports with the n-gram that violate the rule
+    share = true.mean(axis=0, dtype=np.float32)[:, None]
+    spread = np.maximum(share * (1 - share) * total * (1 - total / len(true)), 1e-9)
+    statistic = ((found - share * total) ** 2 / spread).max(axis=0)
+    best = np.sort(np.argsort(-statistic, kind="stable")[: min(MAX_FEATURES, int((total > 0).sum()))])
+    weights = TfidfTransformer(sublinear_tf=True).fit(counts[: len(true), best])
+    return weights.transform(counts[:, best])
 
 
 def _probabilities(known: Matrix, true: np.ndarray, new: Matrix, strength: float) -> np.ndarray:
-    """`(new reports, rules)`: the probability of each rule. A rule without examples of both kinds is never predicted."""
-    from sklearn.feature_extraction.text import TfidfTransformer
+    """`(new reports, rules)`: the probability of each rule. One with fewer than `MIN_REPORTS` examples is never predicted."""
     from sklearn.linear_model import LogisticRegression
 
     columns = np.zeros((new.shape[0], true.shape[1]))
-    if not new.shape[0] or not known.shape[0]:
-        return columns
-    best = _best_features(known, true)
-    known, new = known.tocsc(), new.tocsc()
-    for rule in range(true.shape[1]):
-        if 0 < true[:, rule].sum() < len(true):
-            weights = TfidfTransformer(sublinear_tf=True)
-            features = weights.fit_transform(known[:, best[rule]])
+    for rule in range(true.shape[1]) if new.shape[0] else ():
+        if MIN_REPORTS <= true[:, rule].sum() < len(true):
             model = LogisticRegression(C=strength, solver="liblinear", class_weight="balanced")
-            model.fit(features, true[:, rule])
-            columns[:, rule] = model.predict_proba(weights.transform(new[:, best[rule]]))[:, 1]
+            columns[:, rule] = model.fit(known, true[:, rule]).predict_proba(new)[:, 1]
     return columns
-
-
-def _best_features(known: Matrix, true: np.ndarray) -> np.ndarray:
-    """`(rules, features)`: the columns whose presence has the highest chi-squared statistic with each rule."""
-    present = known > 0
-    total = present.sum(axis=0).A1.astype(np.float32)
-    found = np.asarray((present.T @ true.astype(np.float32)).T)  # reports with the feature that violate the rule
-    share = true.mean(axis=0, dtype=np.float32)[:, None]
-    spread = np.maximum(share * (1 - share) * total * (1 - total / len(true)), 1e-9)
-    statistic = (found - share * total) ** 2 / spread
-    return np.sort(np.argsort(-statistic, axis=1, kind="stable")[:, :MAX_FEATURES], axis=1)
 
 
 def _f1(predicted: np.ndarray, true: np.ndarray) -> float:

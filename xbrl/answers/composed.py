@@ -33,7 +33,7 @@ _TABLE = re.compile(r"([A-Z]) (\d\d\.\d\d(?:\.[a-z])?)(?= |$)")
 _CELL = re.compile(r"(?:(r\d+) )?(c\d+)(?: .*)? \| (.*)")
 _LABELS = {label: cell for cell, label in SHORT_LABELS.items()}
 _SHORT = re.compile(
-    rf"({'|'.join(sorted(map(re.escape, _LABELS), key=len, reverse=True))}) (?:(.*) )?(\S+(?: (?:k|mn|bn))?)"
+    rf"({'|'.join(sorted(map(re.escape, _LABELS), key=len, reverse=True))}) (?:(.+) )?(-?[\d,]+(?:\.\d+)?(?:%| (?:k|mn|bn))?)"
 )
 _NUMBER = r"\d{1,3}(?:[.,'\u202f]\d{3})+(?:[.,]\d+)?|\d+(?:[.,]\d+)?"
 _SCALES = {
@@ -49,7 +49,7 @@ _SCALES = {
 }
 _SCALES |= {"bn": 9, "billion": 9, "mrd": 9, "milliarden": 9, "milliarde": 9}
 _AMOUNT = re.compile(
-    rf"(?P<currency>EUR|€)? ?(?P<number>{_NUMBER})[ -]?(?P<scale>{'|'.join(sorted(_SCALES, key=len, reverse=True))})?\b\.?"
+    rf"(?P<currency>EUR|€)? ?(?P<number>{_NUMBER})(?:[ -]?(?P<scale>{'|'.join(sorted(_SCALES, key=len, reverse=True))})\b\.?)?"
     r"(?P<after> (?:EUR|Euro|euros?)\b| ?€)?",
     re.IGNORECASE,
 )
@@ -215,7 +215,7 @@ def _fit_and_decide(
     found: list[dict[str, bool]] = [{} for _ in range(new.shape[0])]
     for kind in KINDS:
         speaks = np.array([kind in one for one in true])
-        members = np.flatnonzero(speaks)
+        members = np.flatnonzero(speaks).tolist()
         says = _probability(known, speaks, new, strength)
         applies = _probability(known[members], np.array([true[i][kind] for i in members]), new, strength)
         for one, is_said, does_apply in zip(found, says, applies, strict=True):

@@ -5,6 +5,7 @@ import functools
 import pathlib
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
@@ -39,7 +40,7 @@ _WORDS = (
     *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
     *("eleven", "twelve", "thirteen", "fourteen", "fifteen"),
 )
-_GERMAN = "zwei drei vier fünf sechs sieben acht neun zehn elf zwölf".split()
+_GERMAN = ["zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun", "zehn", "elf", "zwölf"]
 _NUMBERS = {"a": 1, "an": 1, "twenty": 20, "thirty": 30, "forty": 40, "sixty": 60, "ninety": 90}
 _NUMBERS |= {word: number for number, word in enumerate(_WORDS, start=1)}
 _NUMBERS |= {word: number for number, word in enumerate(_GERMAN, start=2)}
@@ -54,7 +55,9 @@ _UNITS = {
     **{"day": {1}, "arbeitstag": {1}, "tag": {1}},
     **{"week": {7, 5}, "woche": {7, 5}, "month": {30, 20}, "monat": {30, 20}},
 }
-_RIGHTS = re.compile(r"\bobject|\bappeal|\bbe heard\b|\bcomment|\bremedy|widersp|anhör|stellung nehmen|klage", re.IGNORECASE)
+_RIGHTS = re.compile(
+    r"\bobject|\bappeal|\bbe heard\b|\bcomment|\bremedy|widersp|anhör|stellung nehmen|klage", re.IGNORECASE
+)
 # Words of these classes take a demand back; xbrl/desk/blocks/LANGUAGE/flags.toml lists them.
 TAKE_BACK = ("negation", "weakening", "deferral")
 _FLAGS = pathlib.Path(__file__).parents[1] / "desk" / "blocks"
@@ -90,7 +93,7 @@ def score_letters(examples: Sequence[dict], true: Sequence[Answer], letters: Seq
     Supported are the statements of the report and of the reference letter, and the values, limits, shortfalls and articles of
     the true findings. None where the letters state nothing.
     """
-    stated, found = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
+    stated, found = Counter(), Counter()
     for example, truth, letter in zip(examples, true, letters, strict=True):
         support = supported(example, truth)
         for kind, said in statements(letter).items():
@@ -106,10 +109,12 @@ def score_letters(examples: Sequence[dict], true: Sequence[Answer], letters: Seq
 
 def supported(example: dict, truth: Answer) -> dict[str, set]:
     """All statements that a letter on this example may make, as `statements`."""
-    known = statements("\n".join([*(message["content"] or "" for message in example["messages"][:-1]), truth.directive]))
+    known = statements(
+        "\n".join([*(message["content"] or "" for message in example["messages"][:-1]), truth.directive])
+    )
     for claim in truth.claims:
         numbers = {value for value in (claim.value, claim.limit) if isinstance(value, Decimal)}
-        known["figures"] |= numbers | ({abs(claim.value - claim.limit)} if len(numbers) == 2 else set())
+        known["figures"] |= numbers | ({max(numbers) - min(numbers)} if len(numbers) == 2 else set())
         known["articles"] |= claim.legal
     return known
 
@@ -140,7 +145,9 @@ def _take_back() -> re.Pattern:
     for path in sorted(_FLAGS.glob("*/flags.toml")):
         flags = tomllib.loads(path.read_text(encoding="utf-8"))["flags"]
         words += [word for name in TAKE_BACK for word in flags[name]]
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})(?!\w)", re.IGNORECASE)
+    return re.compile(
+        rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})(?!\w)", re.IGNORECASE
+    )
 
 
 def demands(letter: str) -> Iterator[tuple[frozenset[str], frozenset[int]]]:
