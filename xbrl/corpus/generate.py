@@ -82,12 +82,10 @@ def generate_corpus(
     request: Request,
     processes: int,
     count_tokens: Callable[[str], int] | None = None,
-    score_nearest: Callable[[Splits, int], dict] | None = None,
 ) -> dict:
     """Generate the corpus and return its data card. The directory appears only once it is complete.
 
-    `count_tokens` returns the number of tokens of a text; the card then has lengths in tokens. `score_nearest` scores
-    the nearest training letter as a baseline, from the splits and the seed.
+    `count_tokens` returns the number of tokens of a text; the card then has lengths in tokens.
     """
     profile = PROFILES[request.profile]
     with new_directory(directory) as draft:
@@ -103,7 +101,6 @@ def generate_corpus(
             "files": {"xBRL-CSV": files_by_suffix[".zip"], "xBRL-JSON": files_by_suffix[".json"]},
             "leak_test": leak_shares(by_split, names),
             "baselines": violation_baselines(by_split),
-            "nearest_training_letter": score_nearest(by_split, request.seed) if score_nearest else {},
             "how_made": HOW_MADE,
             "sources": SOURCES,
             "limits": LIMITS,
