@@ -63,10 +63,7 @@ def main() -> None:
     if request.profile == "quickstart":
         print_card(generate_quickstart(arguments.out, request, count_tokens))
         return
-    # Imported here because the quickstart does without the evaluation library rouge-score.
-    from xbrl.answers.nearest_letter import score_nearest_letters
-
-    print_card(generate_corpus(arguments.out, request, arguments.processes, count_tokens, score_nearest_letters))
+    print_card(generate_corpus(arguments.out, request, arguments.processes, count_tokens))
 
 
 def print_card(card: dict) -> None:
@@ -79,8 +76,6 @@ def print_card(card: dict) -> None:
     for split, scores in card["baselines"].items():
         for name, score in scores.items():
             print(f"baseline on {split}: {name:24} F1 {score['f1']:.3f}, notes {score.get('note_f1', 0):.3f}")
-    for split, score in card.get("nearest_training_letter", {}).items():
-        print(f"baseline on {split}: nearest training letter  ROUGE-L {score['rouge_l']:.3f} (n={score['n']})")
     for split, shared in card.get("stands_in_training", {}).items():
         print(f"stands in training of {split}: " + ", ".join(f"{name} {count}" for name, count in shared.items()))
     if "statements_of_notes" in card:

@@ -44,13 +44,13 @@ def test_a_folder_by_the_engine_alone_and_again(folder):
     assert done.returncode == 2, done.stderr
     assert "error: " in done.stderr and "Traceback" not in done.stderr
     assert done.stdout.splitlines() == [
-        "21 reports: 2 found by rule; letters: 2 blocked, 19 ready to be signed",
+        "21 reports: 2 found by rule; letters: 2 not ready, 19 ready to be signed",
         "21 analysed, 0 unchanged; 1 files refused",
         f"{out}/index.html",
     ]
     found = records(out)
     assert [one["rule"] for one in found[entity(18).entity]["findings"]] == ["LR_MIN", "LCR_MIN"]
-    assert found[entity(19).entity]["letter"]["state"] == found[entity(20).entity]["letter"]["state"] == "blocked"
+    assert found[entity(19).entity]["letter"]["state"] == found[entity(20).entity]["letter"]["state"] == "not ready"
     audit = json.loads(next(out.glob(f"{entity(18).entity}*/audit.json")).read_text())
     for one in audit["inputs"]:
         assert one["sha256"] == hashlib.sha256((folder / "reports" / one["file"]).read_bytes()).hexdigest()
@@ -71,27 +71,31 @@ def test_exit_codes_of_single_reports(folder):
     for files, code in ((sound, 0), (breach, 1)):
         done = run_python(SCRIPT, "--engine-only", *files, "--out", folder / f"single{code}")
         assert done.returncode == code, done.stderr
+    assert (next((folder / "single1").glob("*/letter.txt"))).read_text().startswith("To the Management Board of ")
+    done = run_python(SCRIPT, "--engine-only", *breach, "--out", folder / "german", "--language", "de", "--basis", "de")
+    assert done.returncode == 1 and "KWG" in next((folder / "german").glob("*/letter.txt")).read_text()
     done = run_python(SCRIPT, folder / "reports", sound[0])
     assert done.returncode == 2 and "is not a model directory" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_tiny_model_end_to_end(folder):
-    """It says nothing of use, so what is breached is missed; the same on one and on two ranks."""
+    """It says nothing of use, and the decision does without it; the same on one and on two ranks."""
     model = write_tiny_model(folder / "model")
     files = [*(folder / "reports").glob(f"{entity(3).entity}*"), *(folder / "reports").glob(f"{entity(18).entity}*")]
-    options = ["--profile", "laptop", "--max-new-tokens", 12, "--dtype", "fp32", "--workers", 1]
+    options = ["--profile", "full", "--max-new-tokens", 12, "--dtype", "fp32", "--workers", 1]
     one = run_python(SCRIPT, model, *files, *options, "--out", folder / "one")
     assert one.returncode == 1, one.stderr
-    assert "profile laptop (from --profile); 2 reports to ask about" in one.stdout
+    assert "profile full (from --profile); 2 reports to ask about" in one.stdout
     found = records(folder / "one")
     missed = [(finding["verdict"], finding["rule"]) for finding in found[entity(18).entity]["findings"]]
     assert missed == [("missed", "LR_MIN"), ("missed", "LCR_MIN")]
-    assert all(record["letter"]["state"] == "none" for record in found.values())
+    assert all(record["letter"]["state"] == "ready" for record in found.values())
+    assert "Leverage ratio: 2.00%" in next((folder / "one").glob(f"{entity(18).entity}*/letter.txt")).read_text()
+    assert all("cut short" in record["draft"]["problems"][0] for record in found.values())
     audits = [json.loads(path.read_text()) for path in sorted((folder / "one").glob("*/audit.json"))]
     assert all(audit["question"]["answer"] and audit["question"]["cut_short"] for audit in audits)
     assert len(audits[0]["versions"]["model"]["fingerprint"]) == 64
-    assert audits[0]["question"]["prompt"][0] == {"role": "system", "content": "Check the report."}
-    assert audits[0]["question"]["prompt"][1]["content"].splitlines()[:2] == ["31 March 2026", entity(3).entity]
+    assert entity(3).entity in audits[0]["question"]["prompt"][-1]["content"]
     two = run_ranks(2, SCRIPT, model, *files, *options, "--out", folder / "two")
     assert two.returncode == 0, two.stderr  # torchrun takes any other code for a failure
     for path in (folder / "one").glob("*/report.json"):

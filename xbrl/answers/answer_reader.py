@@ -48,8 +48,8 @@ class Answer:
     """An answer that was read.
 
     `rule_ids` are the rules reported as violated and not lifted, without duplicates, in the order of the answer. `directive`
-    is the letter; it is empty if the answer ended before the letter. `notes` are the facts of the bank's note. `void` counts
-    the lines that could not be read.
+    is the letter; it is empty if the answer ended before the letter. `void` counts the lines on violations that could not be
+    read. `notes` are the facts of the bank's note; `notes.read_facts` also counts its lines that say none.
     """
 
     rule_ids: tuple[str, ...]
@@ -76,9 +76,8 @@ def parse_answer(text: str) -> Answer | None:
         return None
     lifted = {claim.rule for claim in read if claim.state == "lifts"}
     rules = dict.fromkeys(claim.rule for claim in read if claim.state == "violated" and claim.rule not in lifted)
-    facts, unread = read_facts(text) or ([], 0)
-    void = claims.count(None) + contradicts + unread
-    return Answer(tuple(rules), letter, tuple(dict.fromkeys(read)), void, tuple(facts))
+    facts, _ = read_facts(text) or ([], 0)
+    return Answer(tuple(rules), letter, tuple(dict.fromkeys(read)), claims.count(None) + contradicts, tuple(facts))
 
 
 def read_lines(text: str) -> list[tuple[str, Claim | None]]:

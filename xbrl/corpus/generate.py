@@ -105,12 +105,10 @@ def generate_corpus(
     request: Request,
     processes: int,
     count_tokens: Callable[[str], int] | None = None,
-    score_nearest: Callable[[dict[str, list[dict]], int], dict] | None = None,
 ) -> dict:
     """Generate the corpus and return its data card. The directory appears only once it is complete.
 
-    `count_tokens` returns the number of tokens of a text; the card then has lengths in tokens. `score_nearest` scores
-    the nearest training letter as a baseline, from the splits and the seed.
+    `count_tokens` returns the number of tokens of a text; the card then has lengths in tokens.
     """
     units = list(plan_units(request))
     with new_directory(directory) as draft:
@@ -141,7 +139,6 @@ def generate_corpus(
             "statements_of_notes": _statements(filing for one in made for filing in one.filings),
             "stands_in_training": _shared(by_split),
             "baselines": violation_baselines(by_split),
-            "nearest_training_letter": score_nearest(by_split, request.seed) if score_nearest else {},
             "how_made": HOW_MADE,
             "sources": SOURCES,
             "limits": LIMITS,

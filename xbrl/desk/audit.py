@@ -15,7 +15,7 @@ from pathlib import Path
 from common.errors import UserError
 from xbrl.read.dpm import BUILT_IN, BUILT_IN_TABLES, DISTILLED
 from xbrl.rules.findings import NOTE_RULES_FILE
-from xbrl.rules.rule_file import RULES_FILE
+from xbrl.rules.rules import RULES_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("common", "xbrl", "eval")  # everything that an analysis without a model runs

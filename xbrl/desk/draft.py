@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from xbrl.answers.letter_text import sentences
 from xbrl.answers.letters import statements
 from xbrl.desk.letters import BLOCKS, LANGUAGES
+from xbrl.rules.quantities import quantities
 from xbrl.rules.rules import RuleResult
 
 _MARKS = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+")
@@ -34,8 +35,12 @@ def check_draft(text: str, approved: Sequence[str], known: Sequence[str], violat
     outside = [(sentence, flags(sentence, relations)) for sentence in _sentences(text) if sentence not in own]
     supported = statements("\n".join([*known, *approved]))
     stated = statements(text)
-    unknown = [_printed(kind, one) for kind in stated for one in sorted(stated[kind] - supported[kind], key=str)]
-    return Draft(text, tuple(outside), tuple(unknown))
+    unknown = [
+        f"the figure {printed}" for printed, one in quantities(text) if one in stated["figures"] - supported["figures"]
+    ]
+    unknown += [f"the date {day}" for day in sorted(stated["dates"] - supported["dates"])]
+    unknown += [f"the article {act} {number}" for act, number in sorted(stated["articles"] - supported["articles"])]
+    return Draft(text, tuple(outside), tuple(dict.fromkeys(unknown)))
 
 
 def flags(sentence: str, relations: Iterable[str]) -> tuple[str, ...]:
@@ -65,9 +70,3 @@ def _sentences(text: str) -> list[str]:
     """The sentences of a letter without bullets and numbers, each once."""
     plain = (_MARKS.sub("", " ".join(sentence.split())) for sentence in sentences(text))
     return list(dict.fromkeys(sentence for sentence in plain if re.search(r"\w", sentence)))
-
-
-def _printed(kind: str, statement: object) -> str:
-    if isinstance(statement, tuple):
-        return f"article {' '.join(filter(None, map(str, statement)))}"
-    return f"{kind.removesuffix('s')} {statement}"

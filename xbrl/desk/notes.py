@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from xbrl.read.report import Note, Report
-from xbrl.rules.evaluation import RuleResult
 from xbrl.rules.findings import COLUMNS, Finding, note_rules
 from xbrl.rules.note_facts import NoteFact, consequences, undecided
+from xbrl.rules.rules import RuleResult
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ The answer of a model changes nothing in it: it is a proposal, shown beside it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from xbrl.answers.answer_reader import letter_in, parse_answer, read_lines
 from xbrl.answers.notes import read_facts, write_fact
@@ -21,6 +21,7 @@ from xbrl.rules.findings import COLUMNS, Finding, apply_findings
 from xbrl.rules.note_facts import NoteFact, consequences
 
 READY, BLOCKED = "ready", "not ready"
+MARK = "NOT READY: not to be sent"  # above and below a letter that something keeps back
 UNREADABLE = "has the non-numeric value"  # in a warning of the reader
 
 
@@ -105,8 +106,17 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         "columns": ",".join(COLUMNS),
         "refuted_facts": [write_fact(fact) for fact in unquoted],
         "warnings": [*report.warnings, *(f"incomplete: {reason}" for reason in report.incomplete)],
-        "letter": {"state": BLOCKED if reasons else READY, "reasons": reasons, "text": letter},
-        "draft": asdict(draft) | {"problems": list(_problems(reply, text, unread))},
+        "letter": {
+            "state": BLOCKED if reasons else READY,
+            "reasons": reasons,
+            "text": f"{MARK}\n\n{letter}\n\n{MARK}" if reasons else letter,
+        },
+        "draft": {
+            "text": draft.text,
+            "outside": [[sentence, list(words)] for sentence, words in draft.outside],
+            "unknown": list(draft.unknown),
+            "problems": list(_problems(reply, text, unread)),
+        },
     }
 
 

@@ -74,7 +74,7 @@ def summary(report: Report) -> dict:
 
 def _quality_warnings(report: Report) -> list[str]:
     """The findings about the report, without duplicates and entities: the readers warn of these."""
-    findings = check_quality(report, (), load_cells())
+    findings = check_quality(report, load_cells())
     return [f"{finding.reason} ({finding.rule_id})" for finding in findings if finding.rule_id not in OF_READERS]
 
 

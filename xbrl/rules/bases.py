@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from xbrl.rules.evaluation import RuleResult
 from xbrl.rules.measures import DEADLINES, Measure, topic_of
+from xbrl.rules.rules import RuleResult
 
 BASES_FILE = Path(__file__).with_name("bases.json")
 

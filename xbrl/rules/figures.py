@@ -7,10 +7,11 @@ Facts of another entity or another reference date than the report's are not figu
 2.9, 2.13); `quality.py` reports them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
+from xbrl.read.render import cell_name, format_figure
 from xbrl.read.report import CellKey, Fact, Report
 from xbrl.rules.formula import Number, exactly, quotient, rounded
 
@@ -61,7 +62,6 @@ class Figure:
     source: str
     parts: tuple["Figure", ...] = ()
     legal: str = ""  # definition of a recomputed ratio
-    filed: "Figure | None" = None  # the ratio as filed, if it is recomputed because it is too coarse
 
 
 @dataclass(frozen=True)
@@ -190,23 +190,6 @@ def is_accurate(figure: Figure) -> bool:
     return not isinstance(figure.decimals, int) or figure.decimals >= decimals_needed(figure.unit)
 
 
-def as_accurate(figure: Figure) -> Figure:
-    """The same figure with at least the accuracy that EBA filing rules 2.18 demand."""
-    if figure.parts:
-        return replace(figure, parts=tuple(map(as_accurate, figure.parts)))
-    return figure if is_accurate(figure) else replace(figure, decimals=decimals_needed(figure.unit))
-
-
-def currencies(figures: Iterable[Figure]) -> tuple[str, ...]:
-    """The currencies of some figures and of the parts of those that are recomputed."""
-    found: dict[str, None] = {}
-    for figure in figures:
-        for part in (figure, *figure.parts):
-            if isinstance(part.value, Decimal) and not is_ratio(part.unit):
-                found[str(part.unit)] = None
-    return tuple(found)
-
-
 def numbers_of(figures: Mapping[str, Figure], exact: bool) -> dict[str, Number]:
     """Numbers of the figures that have one, by name.
 
@@ -220,3 +203,62 @@ def numbers_of(figures: Mapping[str, Figure], exact: bool) -> dict[str, Number]:
         elif isinstance(figure.value, Decimal):
             found[name] = exactly(figure.value) if exact and is_accurate(figure) else number_of(figure)
     return found
+
+
+def why_unreadable(figures: Mapping[str, Figure], texts: Collection[str]) -> str:
+    """Why a formula cannot be computed from its figures; "" if it can.
+
+    `texts` are the names of figures that the formula reads as text.
+    """
+    reasons = []
+    for name, figure in figures.items():
+        if figure.source == "contradictory":
+            values = " and ".join(f"as {format_value(part)}" for part in figure.parts[:4])
+            reasons.append(f"{name_of(figure)} is reported {values}")
+        elif figure.source == "not reported":
+            reasons.append(f"{name_of(figure)} is not reported{_why_not_recomputed(figure)}")
+        elif figure.source == "reported" and name not in texts and not isinstance(figure.value, Decimal):
+            reasons.append(f"{name_of(figure)} is {format_value(figure)}, not a number")
+    parts = [part for figure in figures.values() for part in (figure, *figure.parts)]
+    amounts = [part.unit or "" for part in parts if isinstance(part.value, Decimal) and not is_ratio(part.unit)]
+    if len(found := dict.fromkeys(map(_currency, amounts))) > 1:
+        reasons.append(f"its amounts are in different currencies: {', '.join(found)}")
+    return "; ".join(reasons)
+
+
+def _why_not_recomputed(figure: Figure) -> str:
+    """The parts from which a missing ratio cannot be recomputed."""
+    parts = [f"{name_of(part)} is {part.source if part.value is None else format_value(part)}" for part in figure.parts]
+    return f" and cannot be recomputed: {' and '.join(parts)}" if parts else ""
+
+
+def why_too_coarse(figures: Iterable[Figure]) -> str:
+    """Which figures are too coarse to decide a rule, with their intervals."""
+    reasons = []
+    for figure in figures:
+        if isinstance(figure.value, Decimal) and not is_accurate(figure):
+            number = number_of(figure)
+            low, high = (format_value(figure, end) for end in (number.low, number.high))
+            accuracy = "recomputed" if figure.parts else f"decimals={figure.decimals}"
+            reasons.append(f"{name_of(figure)} is {format_value(figure)} ({accuracy}), between {low} and {high}")
+    return f"too coarse to decide: {'; '.join(reasons)}"
+
+
+def name_of(figure: Figure) -> str:
+    """The cell of a figure as text."""
+    return cell_name(figure.cell, figure.row)
+
+
+def format_value(figure: Figure, other: Decimal | None = None) -> str:
+    """The value of a figure, or another value of the same unit, as text. An amount has its currency."""
+    value = figure.value if other is None else other
+    if not isinstance(value, Decimal):
+        return "nothing" if value is None else repr(str(value))
+    if figure.source == "recomputed":
+        return format_figure(round(value, 6) if value.adjusted() < 20 else value, figure.unit)
+    text = format_figure(value, figure.unit, figure.decimals)
+    return text if is_ratio(figure.unit) else f"{text} {_currency(figure.unit or '')}"
+
+
+def _currency(unit: str) -> str:
+    return unit.removeprefix("iso4217:")

@@ -15,7 +15,6 @@ import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TypeGuard
 
 from xbrl.read.report import CellKey
 
@@ -71,10 +70,10 @@ def rounded(value: Decimal, decimals: int | str | None) -> Number:
     return Number(value, value - half, value + half)
 
 
-def parse_formula(text: str, parameters: frozenset[str]) -> Formula:
+def parse_formula(text: str, parameters: Set[str]) -> Formula:
     """Parse a formula, never executing it.
 
-    Raises ValueError or SyntaxError for anything outside the formula language.
+    Raises ValueError or SyntaxError for anything outside the formula language: evaluating it on some numbers meets it.
     """
     cells: list[CellKey] = []
 
@@ -88,75 +87,31 @@ def parse_formula(text: str, parameters: frozenset[str]) -> Formula:
     if comparison is None:
         raise ValueError("violated_if contains no comparison")
     names = {f"x{index}": cell for index, cell in enumerate(cells)}
-    _check_condition(expression, names.keys() | parameters)
-    calls = [node for node in ast.walk(expression) if isinstance(node, ast.Call)]
-    inside = {id(call.args[0]) for call in calls if _function_name(call) in ("zero", "says")}
-    needed = {node.id for node in ast.walk(expression) if isinstance(node, ast.Name) and id(node) not in inside}
-    optional = frozenset(cell for name, cell in names.items() if name not in needed)
-    says = [call.args[0] for call in calls if _function_name(call) == "says"]
-    texts = frozenset(node.id for node in says if isinstance(node, ast.Name))
-    return Formula(expression, tuple(cells), optional, comparison, texts)
-
-
-def _function_name(node: ast.AST) -> str:
-    return node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
-
-
-def _check_condition(node: ast.expr, names: Set[str]) -> None:
-    if isinstance(node, ast.BoolOp):
-        for part in node.values:
-            _check_condition(part, names)
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        _check_condition(node.operand, names)
-    elif isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in RELATIONS:
-        _check_number(node.left, names)
-        _check_number(node.comparators[0], names)
-    else:
-        raise ValueError(f"violated_if contains {ast.unparse(node)} where a comparison is expected")
-
-
-def _check_number(node: ast.expr, names: Set[str]) -> None:
-    parts: list[ast.expr] = []
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
-        parts = [node.left, node.right]
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        parts = [node.operand]
-    elif _is_valid_call(node):
-        parts = node.args[:1] if _function_name(node) == "says" else node.args
-    elif isinstance(node, ast.Name):
-        if node.id not in names:
-            raise ValueError(f"violated_if contains {node.id}, which is neither a cell nor a legal parameter")
-    elif not isinstance(node, ast.Constant) or type(node.value) not in (int, float):
-        raise ValueError(f"violated_if contains {ast.unparse(node)} where a figure is expected")
-    for part in parts:
-        _check_number(part, names)
-
-
-def _is_valid_call(node: ast.expr) -> TypeGuard[ast.Call]:
-    """True for a valid call: `max(...)`, `min(...)`, `zero(cell)` or `says(cell, 'member')`."""
-    if not isinstance(node, ast.Call) or not node.args or node.keywords:
-        return False
-    of_cell = isinstance(node.args[0], ast.Name)
-    member = len(node.args) == 2 and isinstance(node.args[1], ast.Constant) and isinstance(node.args[1].value, str)
-    shapes = {"max": True, "min": True, "zero": of_cell and len(node.args) == 1, "says": of_cell and member}
-    return shapes.get(_function_name(node), False)
+    truth(expression, {name: exactly(Decimal(3**index)) for index, name in enumerate((*names, *parameters))}, {})
+    calls = {id(node.args[0]): _called(node) for node in ast.walk(expression) if isinstance(node, ast.Call)}
+    found = [node for node in ast.walk(expression) if isinstance(node, ast.Name) and node.id in names]
+    needed = {node.id for node in found if calls.get(id(node)) not in ("zero", "says")}
+    texts = frozenset(node.id for node in found if calls.get(id(node)) == "says")
+    return Formula(
+        expression, tuple(cells), frozenset(names[name] for name in names.keys() - needed), comparison, texts
+    )
 
 
 def truth(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str]) -> bool | None:
     """Evaluate a condition in three-valued (Kleene) logic.
 
-    Returns True or False if that is the result for all values in the intervals, else None.
+    Returns True or False if that is the result for all values in the intervals, else None. Raises ValueError for a node
+    that is no condition.
     """
     if isinstance(node, ast.BoolOp):
         parts = [truth(part, numbers, texts) for part in node.values]
         decisive = isinstance(node.op, ast.Or)
-        if decisive in parts:
-            return decisive
-        return None if None in parts else not decisive
-    if isinstance(node, ast.UnaryOp):
+        return decisive if decisive in parts else None if None in parts else not decisive
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         inner = truth(node.operand, numbers, texts)
         return None if inner is None else not inner
-    assert isinstance(node, ast.Compare)  # see _check_condition
+    if not isinstance(node, ast.Compare) or len(node.ops) != 1 or type(node.ops[0]) not in RELATIONS:
+        raise ValueError(f"violated_if contains {ast.unparse(node)} where a comparison is expected")
     left, right = (arithmetic(side, numbers, texts) for side in (node.left, node.comparators[0]))
     operator = type(node.ops[0])
     if operator is ast.NotEq:
@@ -172,24 +127,23 @@ def truth(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str
 
 
 def arithmetic(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str]) -> Number:
-    """Evaluate a numeric expression. Raises ZeroDivisionError if the interval of a divisor contains zero."""
-    if isinstance(node, ast.Constant):
+    """Evaluate a numeric expression.
+
+    Raises ZeroDivisionError if the interval of a divisor contains zero, ValueError for a node that is no figure.
+    """
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return exactly(Decimal(str(node.value)))
     if isinstance(node, ast.Name):
+        if node.id not in numbers:
+            raise ValueError(f"violated_if contains {node.id}, which is neither a cell nor a legal parameter")
         return numbers[node.id]
-    if isinstance(node, ast.Call):
-        called = _function_name(node)
-        if called == "says":
-            cell, member = node.args
-            assert isinstance(cell, ast.Name) and isinstance(member, ast.Constant)
-            return exactly(Decimal(texts.get(cell.id) == member.value))
-        choose = min if called == "min" else max  # zero(x) has one argument
-        parts = [arithmetic(part, numbers, texts) for part in node.args]
-        return Number(*(choose(getattr(part, end) for part in parts) for end in ("value", "low", "high")))
-    if isinstance(node, ast.UnaryOp):
+    if isinstance(node, ast.Call) and node.args and not node.keywords:
+        return _call(node, numbers, texts)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         inner = arithmetic(node.operand, numbers, texts)
         return Number(-inner.value, -inner.high, -inner.low)
-    assert isinstance(node, ast.BinOp)  # see _check_number
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
+        raise ValueError(f"violated_if contains {ast.unparse(node)} where a figure is expected")
     left, right = arithmetic(node.left, numbers, texts), arithmetic(node.right, numbers, texts)
     if isinstance(node.op, ast.Add):
         return Number(left.value + right.value, left.low + right.low, left.high + right.high)
@@ -199,6 +153,29 @@ def arithmetic(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str
         corners = [a * b for a in (left.low, left.high) for b in (right.low, right.high)]
         return Number(left.value * right.value, min(corners), max(corners))
     return quotient(left, right)
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.id if isinstance(node.func, ast.Name) else ""
+
+
+def _call(node: ast.Call, numbers: Mapping[str, Number], texts: Mapping[str, str]) -> Number:
+    """`max(...)`, `min(...)`, `zero(cell)` or `says(cell, 'member')`."""
+    called, first, *rest = _called(node), *node.args
+    of_cell = isinstance(first, ast.Name)
+    if (
+        called == "says"
+        and of_cell
+        and len(rest) == 1
+        and isinstance(rest[0], ast.Constant)
+        and isinstance(rest[0].value, str)
+    ):
+        return exactly(Decimal(texts.get(first.id) == rest[0].value))
+    if called not in ("max", "min") and not (called == "zero" and of_cell and not rest):
+        raise ValueError(f"violated_if contains {ast.unparse(node)} where a figure is expected")
+    choose = min if called == "min" else max  # zero(x) has one argument
+    parts = [arithmetic(part, numbers, texts) for part in node.args]
+    return Number(*(choose(getattr(part, end) for part in parts) for end in ("value", "low", "high")))
 
 
 def quotient(left: Number, right: Number) -> Number:

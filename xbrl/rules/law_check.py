@@ -285,9 +285,11 @@ def _facts(
             if line.cell != " ".join(cell):
                 yield "consequence", f"{counted} stands on {line.cell}, and the amount counts in {' '.join(cell)}"
     for who in (fact["who"] for fact in applying if fact["kind"] == "connected"):
-        shares = [share for name in who if (share := _share(printed, name)) is not None]
-        if len(shares) == len(who) > 1 and (sum(shares) > LARGEST_SHARE) != ("LE_CONNECTED" in violated):
-            yield "consequence", f"{' and '.join(who)} have {sum(shares)} of Tier 1 together"
+        codes = [code for name in who if (code := _code(printed, name))]
+        total = sum((printed.numbers["C 28.00", code, "c350"] for code in codes), Decimal(0))
+        limit = max((_limit(printed, code) for code in codes), default=LARGEST_SHARE)
+        if len(codes) == len(who) > 1 and (total > limit) != ("LE_CONNECTED" in violated):
+            yield "consequence", f"{' and '.join(who)} have {total} of Tier 1 together, and {limit} is allowed"
     if "connected" not in kinds and "LE_CONNECTED" in violated:
         yield "unfounded", "LE_CONNECTED is a finding, and no fact of the note is connected"
 
@@ -328,17 +330,15 @@ def _below(ratio: tuple[Decimal, Decimal], limit: Decimal, rules: set[str]) -> s
     return rules if ratio[1] < limit else set() if ratio[0] >= limit else None
 
 
-def _share(printed: Printed, name: str) -> Decimal | None:
-    """The share of Tier 1 of a client, by its code or by its name in C 27.00."""
-    codes = [
-        key.split()[0]
+def _code(printed: Printed, name: str) -> str:
+    """The row of a client in C 28.00, by its code or by its name in C 27.00; "" if it has none."""
+    named = {
+        text: key.split()[0]
         for (table, key, column), text in printed.texts.items()
-        if (table, column) == ("C 27.00", "c021") and text == name
-    ]
-    return next(
-        (printed.numbers[cell] for code in (name, *codes) if (cell := ("C 28.00", code, "c350")) in printed.numbers),
-        None,
-    )
+        if (table, column) == ("C 27.00", "c021")
+    }
+    code = named.get(name, name)
+    return code if ("C 28.00", code, "c350") in printed.numbers else ""
 
 
 def _citations(printed: Printed, told: Told) -> Iterator[tuple[str, str]]:
@@ -426,14 +426,16 @@ def _exposures(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:
     for (table, row, column), share in printed.numbers.items():
         if (table, column) != ("C 28.00", "c350"):
             continue
-        limit = LARGEST_SHARE
-        members = [
-            key for (code, key, _), text in printed.texts.items() if code == "C 27.00" and text.endswith("qx2056")
-        ]
-        if any(row in key.split() for key in members):  # an institution
-            limit = max(limit, printed.numbers.get(("C 26.00", "r030", "c010"), limit))
+        limit = _limit(printed, row)
         if share > limit:
             yield ("LE_LIMIT",), f"exposure to {row}: {share} of Tier 1 is above {limit}"
+
+
+def _limit(printed: Printed, row: str) -> Decimal:
+    """The limit of an exposure: 25% of Tier 1, for an institution the bank's own limit if it is higher (CRR Art. 395(1))."""
+    types = [text for (table, key, _), text in printed.texts.items() if table == "C 27.00" and row in key.split()]
+    higher = printed.numbers.get(("C 26.00", "r030", "c010"), LARGEST_SHARE)
+    return max(LARGEST_SHARE, higher) if any(text.endswith("qx2056") for text in types) else LARGEST_SHARE
 
 
 def _floor(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:

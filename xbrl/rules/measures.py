@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
-from xbrl.rules.evaluation import RuleResult
+from xbrl.rules.rules import RuleResult
 
 ORDERS = ("filing", "buffer", "pillar2", "pillar1")  # ascending severity
 CONSEQUENCES = ("none", "penalty", "licence")  # what a letter announces beyond its measures, ascending

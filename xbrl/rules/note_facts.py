@@ -21,9 +21,9 @@ from decimal import Decimal
 
 from xbrl.read.render import cell_name
 from xbrl.read.report import CellKey, Report
-from xbrl.rules.evaluation import RuleResult, round_ratio
 from xbrl.rules.figures import Figure, Figures, Key, index_facts, read_figure, recompute, row_keys
 from xbrl.rules.findings import Finding
+from xbrl.rules.rules import RuleResult, round_ratio
 
 KINDS = ("pledged", "own_shares", "profit", "connected", "waiver")
 COUNTED = {"pledged": "PLEDGED_COUNTED", "own_shares": "OWN_SHARES_COUNTED", "profit": "PROFIT_COUNTED"}
@@ -170,26 +170,30 @@ def _overall(figures: Figures, tscr: str, overall: str, trea: Decimal) -> Decima
 def _connected(figures: Figures, fact: NoteFact) -> Iterator[tuple[str, Decimal, Decimal] | str]:
     """(cell of the first client, share of all together, limit) if it is above the limit (CRR Art. 395(1)).
 
-    If one of them is an institution, the limit is the bank's limit for institutions where that is higher.
+    If one of them is an institution, the bank's limit for institutions applies where that is higher, as long as the others
+    together keep to 25%.
     """
-    shares, limit, first = [], LARGEST_SHARE, ""
     keys = {key: client for client in fact.who for key in [_row_of(figures, client)] if key is not None}
     missing = [client for client in fact.who if client not in keys.values()]
     if missing or len(keys) < 2:
         named = f"{missing[0]} has no row in C 28.00" if missing else "the note does not name two clients of C 28.00"
         yield f"LE_CONNECTED: {named}"
         return
-    for key in keys:
-        share = _share(figures, key)
+    shares = [_share(figures, key) for key in keys]
+    for share in shares:
         if not isinstance(share.value, Decimal):
             yield f"LE_CONNECTED: {cell_name(SHARE, share.row)} is {share.source}"
             return
-        shares.append(share.value)
-        first = first or cell_name(SHARE, share.row)
-        if str(read_figure(figures, TYPE, key).value).endswith(INSTITUTION):
-            limit = max(limit, _amount(figures, LIMIT_FOR_INSTITUTIONS) or limit)
-    if sum(shares) > limit:
-        yield first, sum(shares, Decimal(0)), limit
+    values = [share.value for share in shares if isinstance(share.value, Decimal)]
+    institutions = [str(read_figure(figures, TYPE, key).value).endswith(INSTITUTION) for key in keys]
+    limit, others = (
+        LARGEST_SHARE,
+        [value for value, institution in zip(values, institutions, strict=True) if not institution],
+    )
+    if any(institutions) and sum(others) <= LARGEST_SHARE:
+        limit = max(limit, _amount(figures, LIMIT_FOR_INSTITUTIONS) or limit)
+    if sum(values) > limit:
+        yield cell_name(SHARE, shares[0].row), sum(values, Decimal(0)), limit
 
 
 def _share(figures: Figures, key: Key) -> Figure:

@@ -10,27 +10,30 @@ Nederlandsche Bank, not in the rules themselves, except where a finding names an
 - DUPLICATE: a cell with values that contradict each other (2.16).
 - CURRENCY: amounts in more than one currency (3.1).
 - ENTITY, PERIOD: facts of another entity or reference date; the rules do not read them (2.9, 2.13).
-- ACCURACY: figures are coarser than required, and each rule that is undecided for this reason (2.18).
-- PLAUSIBLE: a ratio looks as if its decimal point were two places off (3.2). This is a warning.
+- ACCURACY: figures are coarser than required (2.18). A rule that they leave open is undecided and says so.
+- PLAUSIBLE: the decimal point of a ratio looks two places off, by its numerator and denominator, or by its size if these
+  are missing (3.2). This is a warning.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 from xbrl.read.dpm import Cells
 from xbrl.read.render import cell_name, format_fact, format_limit
 from xbrl.read.report import CellKey, Fact, Report, template_of
 from xbrl.rules.figures import (
+    RECOMPUTED,
     Figures,
     decimals_needed,
+    format_value,
     index_facts,
     is_of_report,
+    name_of,
     read_figure,
+    recompute,
 )
-from xbrl.rules.plausibility import doubtful_ratios
-from xbrl.rules.reasons import TOO_COARSE, format_value, name_of, why_unfiled
-from xbrl.rules.rules import RuleResult
+from xbrl.rules.rules import RuleResult, why_unfiled
 
 # Module -> (templates that every bank files in it, source). The articles were checked in the text. Art. 5(1) names a
 # section of the annex; its predecessor, Art. 5(2) of (EU) 2021/451, named templates 1 to 5 (5: transitional provisions).
@@ -43,11 +46,17 @@ MANDATORY = {
 }
 # A fact with one of these members is expressed in its own currency (EBA filing rules 3.1).
 OWN_CURRENCY = ("eba_CA:x1", "eba_qCA:qx2000")
+# Ratios above these, ten times the usual size of banks in the EU or of the limit, are doubted where their parts are missing.
+IMPLAUSIBLE = {
+    **{("C_03.00", row, "c0010"): Decimal("1.5") for row in ("r0010", "r0030", "r0050")},
+    **{("C_28.00", "*", "c350"): Decimal("2.5"), ("C_47.00", "r0340", "c0010"): Decimal("0.55")},
+    **{("C_76.00.a", "r0030", "c0010"): Decimal("16.5"), ("C_84.00.a", "r0220", "c0040"): Decimal("12.7")},
+}
 MAX_NAMED = 5  # facts that a finding names
 
 
-def check_quality(report: Report, results: Iterable[RuleResult], cells: Cells) -> list[RuleResult]:
-    """The findings about a report, in a fixed order. `results` are those of `rules.evaluate_all`."""
+def check_quality(report: Report, cells: Cells) -> list[RuleResult]:
+    """The findings about a report, in a fixed order."""
     figures = index_facts(report)
     return [
         *_uncovered(report),
@@ -56,7 +65,6 @@ def check_quality(report: Report, results: Iterable[RuleResult], cells: Cells) -
         *_currencies(report),
         *_of_others(report),
         *_coarse(report, cells),
-        *_accuracy(results),
         *_doubtful(figures),
     ]
 
@@ -194,24 +202,22 @@ def _coarse(report: Report, cells: Cells) -> Iterator[RuleResult]:
         yield _finding("ACCURACY", "EBA filing rules 2.18", f"{text}: {_named(facts)}", _cell(facts[0]))
 
 
-def _accuracy(results: Iterable[RuleResult]) -> Iterator[RuleResult]:
-    """Rules that are undecided because figures are too coarse."""
-    for result in results:
-        if result.state == "undecided" and result.reason.startswith(TOO_COARSE):
-            text = f"{result.rule_id} is {result.reason}"
-            yield _finding("ACCURACY", "EBA filing rules 2.18", text, result.cell, result.row)
-
-
 def _doubtful(figures: Figures) -> Iterator[RuleResult]:
-    """Ratios whose decimal point is probably two places off."""
-    for figure, probable, ratio in doubtful_ratios(figures):
-        text = (
-            f"{name_of(figure)} = {figure.value:f} means {format_value(figure)}; probably {_percent(probable)} is meant"
-        )
-        if ratio is not None:
-            text += f", by {' / '.join(map(name_of, ratio.parts))}"
-        yield _finding("PLAUSIBLE", "EBA filing rules 3.2", text, figure.cell, figure.row, state="warning")
-
-
-def _percent(value: Decimal) -> str:
-    return format_limit(value, "xbrli:pure", 4)
+    """Ratios whose decimal point is probably two places off. Two ratios within 2% are about equal."""
+    for place in RECOMPUTED:
+        for key in figures.facts.get(place, {}):
+            figure, ratio = read_figure(figures, place, key), recompute(figures, place, key, figures.tables)
+            if not isinstance(figure.value, Decimal) or not figure.value:
+                continue
+            text = f"{name_of(figure)} = {figure.value:f} means {format_value(figure)}; probably "
+            if not isinstance(ratio.value, Decimal):
+                if figure.value <= IMPLAUSIBLE.get(place, figure.value):
+                    continue
+                text += f"{format_limit(figure.value / 100, 'xbrli:pure', 4)} is meant"
+            else:
+                shifted = (figure.value / 100, figure.value * 100)
+                if min(abs(value - ratio.value) for value in shifted) > Decimal("0.02") * abs(ratio.value):
+                    continue
+                parts = " / ".join(map(name_of, ratio.parts))
+                text += f"{format_limit(ratio.value, 'xbrli:pure', 4)} is meant, by {parts}"
+            yield _finding("PLAUSIBLE", "EBA filing rules 3.2", text, figure.cell, figure.row, state="warning")

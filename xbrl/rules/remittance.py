@@ -17,7 +17,7 @@ from decimal import Decimal
 
 from xbrl.read.dpm import Cells
 from xbrl.read.report import Report, is_day
-from xbrl.rules.evaluation import RuleResult
+from xbrl.rules.rules import RuleResult
 
 RULE = "LATE_FILING"
 LEGAL = {"monthly": "ITS (EU) 2024/3117 Art. 3(1)(a)", "quarterly": "ITS (EU) 2024/3117 Art. 3(1)(b)"}

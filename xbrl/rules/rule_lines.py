@@ -7,10 +7,9 @@ from dataclasses import asdict, replace
 from xbrl.read.dpm import load_cells
 from xbrl.read.render import cell_name, format_figure, format_limit
 from xbrl.read.report import CellKey, Report
-from xbrl.rules.figures import Figure
+from xbrl.rules.figures import Figure, format_value, name_of
 from xbrl.rules.formula import CELL
 from xbrl.rules.quality import check_quality
-from xbrl.rules.reasons import format_value, name_of
 from xbrl.rules.remittance import late_filings
 from xbrl.rules.rules import RuleResult, evaluate_all
 
@@ -33,7 +32,7 @@ def all_results(report: Report, received: str = "") -> list[RuleResult]:
     """
     cells = load_cells()
     results = [*late_filings(report, cells, received), *evaluate_all(report)]
-    findings = check_quality(report, results, cells)
+    findings = check_quality(report, cells)
     doubts = {(finding.cell, finding.row): finding.reason for finding in findings if finding.rule_id == "PLAUSIBLE"}
     return [*findings, *(_with_doubts(result, doubts) for result in results)]
 
@@ -110,8 +109,7 @@ def figure_text(figure: Figure) -> str:
     if figure.source == "recomputed":
         values = " / ".join(map(format_value, figure.parts))
         names = " / ".join(map(name_of, figure.parts))
-        filed = f"filed as {format_value(figure.filed)}" if figure.filed else "not reported"
-        return f"{name_of(figure)} = {format_value(figure)} ({filed}; {names} = {values}, {figure.legal})"
+        return f"{name_of(figure)} = {format_value(figure)} (not reported; {names} = {values}, {figure.legal})"
     if figure.source == "not reported" and figure.parts:
         parts = " / ".join("?" if part.value is None else format_value(part) for part in figure.parts)
         return f"{name_of(figure)} = ? (not reported; {' / '.join(map(name_of, figure.parts))} = {parts})"

@@ -1,6 +1,6 @@
 """Evaluate prudential rules on the figures that a bank reported.
 
-The rules are data (`rule_file.py`). There are three kinds:
+The rules are data, a line of `rules.jsonl` each. There are three kinds:
 
 - A **breach** is a requirement of the law that the bank does not meet. Figures that are as accurate as the EBA's filing
   rules demand count as reported. A coarser one stands for the interval that its `decimals` allow.
@@ -10,33 +10,140 @@ The rules are data (`rule_file.py`). There are three kinds:
 
 A rule applies only if all tables that it needs are filed and the law is in force at the reference date. Breaches and
 triggers recompute a missing ratio from its numerator and denominator (`figures.py`). A rule over the rows of an open
-table (`*`) is evaluated for each row.
+table (`*`) is evaluated for each row. No rule is passed over in silence: `evaluate_all` has a result for every rule.
 
-No rule is passed over in silence: `evaluate_all` has a result for every rule, with the reason why it does not apply or
-is undecided.
+The keys of a rule, beside `id`, `kind` and `title`:
+
+- `violated_if`: the condition of a violation, in the language of `formula.py`; `cells`: its cells, in the same order.
+- `absent_cell`: how a missing figure is treated. With "unknown" the rule is undecided, with "zero" it is read as 0.
+- `interval`: whether figures stand for the interval that their `decimals` allow (default: only in filing rules).
+- `legal`: one citation, or a list of `{"from": date, "text": citation}` in ascending order if the citation changes with
+  the reference date of the report. `guidance`: a guideline on the rule, cited beside the law and never as law.
+- `applies_from` and `applies_until` (YYYY-MM-DD, both inclusive): the reference dates of the rule, if it has bounds.
+- `unless_reported`: cells whose figure makes the rule superfluous, because another rule reads it.
+
+Other keys are remarks.
 """
 
+import datetime
 import functools
-from collections.abc import Iterable
-from dataclasses import replace
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
 
+from common.errors import UserError
 from xbrl.read.render import cell_name, table_name
-from xbrl.read.report import Report, template_of
-from xbrl.rules.evaluation import RuleResult, evaluate_row, result_of
-from xbrl.rules.figures import RECOMPUTED, Figures, index_facts, read_figure, row_keys
-from xbrl.rules.reasons import why_unfiled
-from xbrl.rules.rule_file import Rule, built_in_rules, legal_parameters, load_rules
+from xbrl.read.report import CellKey, Report, template_of
+from xbrl.rules.figures import (
+    RATIO_DECIMALS,
+    RECOMPUTED,
+    Figure,
+    Figures,
+    Key,
+    can_recompute,
+    index_facts,
+    is_accurate,
+    numbers_of,
+    read_figure,
+    recompute,
+    row_keys,
+    why_too_coarse,
+    why_unreadable,
+)
+from xbrl.rules.formula import Formula, arithmetic, exactly, parse_formula, truth
 
-__all__ = [
-    "Rule",
-    "RuleResult",
-    "built_in_rules",
-    "evaluate",
-    "evaluate_all",
-    "legal_parameters",
-    "load_rules",
-    "violations",
-]
+RULES_FILE = pathlib.Path(__file__).with_name("rules.jsonl")
+KINDS = ("breach", "filing", "trigger")
+# The output floor is phased in: CRR Art. 465(1), then Art. 92(3). Before 2025 there is none.
+OUTPUT_FLOOR = {2025: "0.5", 2026: "0.55", 2027: "0.6", 2028: "0.65", 2029: "0.7"}
+LEGAL_PARAMETERS = frozenset({"output_floor", "output_floor_cap"})
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule. Findings refer to the first of its `cells`."""
+
+    id: str
+    kind: str  # "breach", "filing" or "trigger"
+    title: str
+    legal: str  # the citation; the latest one if it changes with the reference date
+    cells: tuple[CellKey, ...]
+    violated_if: str
+    absent_cell: str  # "unknown" or "zero"
+    interval: bool  # whether figures stand for the interval that their `decimals` allow
+    formula: Formula
+    guidance: str = ""  # a guideline beside the law: it explains, and binds nobody
+    citations: tuple[tuple[str, str], ...] = ()  # (first reference date, citation), if the citation changes
+    applies_from: str = ""  # first reference date of the rule, YYYY-MM-DD; "" if there is none
+    applies_until: str = ""  # last reference date, likewise
+    unless_reported: tuple[CellKey, ...] = ()  # the rule stands in for a rule on these cells where they are missing
+
+    def at(self, date: str) -> "Rule | None":
+        """The rule as it stands at a reference date (YYYY-MM-DD), with the citation of that date.
+
+        None if the rule does not apply then. Without a date ("") it is the rule in its latest form.
+        """
+        if date and (date < self.applies_from or date > (self.applies_until or date)):
+            return None
+        legal = next((text for first, text in reversed(self.citations) if first <= date), self.legal)
+        return replace(self, legal=legal) if date and legal != self.legal else self
+
+    @property
+    def dates(self) -> str:
+        """The reference dates of the rule, in words."""
+        bounds = (("from", self.applies_from), ("until", self.applies_until))
+        return "applies " + " ".join(f"{word} {date}" for word, date in bounds if date)
+
+    @functools.cached_property
+    def tables(self) -> tuple[str, ...]:
+        """The tables that must be filed."""
+        return tuple(dict.fromkeys(cell[0] for cell in self.cells if cell not in self.formula.optional))
+
+    def recomputes(self, table: str, filed: frozenset[str]) -> bool:
+        """Whether everything that the rule reads in an unfiled table can be recomputed from tables that are filed."""
+        needed = [cell for cell in self.cells if cell[0] == table and cell not in self.formula.optional]
+        return self.kind != "filing" and all(can_recompute(cell, filed) for cell in needed)
+
+
+@dataclass(frozen=True)
+class RuleResult:
+    """The result of one rule on one report, or on one row of an open table.
+
+    `value` and `limit` are the two sides of the rule's first comparison; None if undecided.
+    """
+
+    rule_id: str
+    kind: str  # of the rule; "quality" for a finding about the report, "note" for one that a note shows
+    state: str  # "violated" ("triggered" for a trigger), "ok", "undecided", "not applicable"
+    cell: CellKey
+    value: Decimal | None
+    limit: Decimal | None
+    relation: str  # the meaning of the limit for the value: "min", "max" or "expected"
+    legal: str
+    unit: str | None  # unit of the value: `iso4217:EUR` for an amount, `xbrli:pure` or None for a ratio
+    decimals: int | str | None  # XBRL `decimals` of the value
+    row: str = ""  # key of the row in an open table
+    missing: bool = False  # whether `cell` was not reported and is read as 0
+    title: str = ""
+    formula: str = ""  # the condition of a violation, in the language of `formula.py`
+    inputs: tuple[Figure, ...] = ()  # the figures of the formula, in its order
+    parameters: tuple[tuple[str, Decimal], ...] = ()  # the legal parameters of the formula
+    guidance: str = ""  # a guideline beside the law
+    reason: str = ""  # why the rule is undecided, not applicable, or met in spite of a difference
+
+    @property
+    def known_value(self) -> Decimal:
+        """The value of a result that is not undecided."""
+        assert self.value is not None
+        return self.value
+
+    @property
+    def known_limit(self) -> Decimal:
+        """The limit of a result that is not undecided."""
+        assert self.limit is not None
+        return self.limit
 
 
 def evaluate(report: Report, rules: Iterable[Rule] | None = None) -> list[RuleResult]:
@@ -45,25 +152,21 @@ def evaluate(report: Report, rules: Iterable[Rule] | None = None) -> list[RuleRe
     A rule that does not apply has no result. A rule over the rows of an open table has one result per row that is
     violated or undecided, or a single result if there is no such row.
     """
-    return [result for result in _results(report, rules, explain=False) if result.state != "not applicable"]
+    return [result for result in evaluate_all(report, rules) if result.state != "not applicable"]
 
 
 def evaluate_all(report: Report, rules: Iterable[Rule] | None = None) -> list[RuleResult]:
     """As `evaluate`, with a result "not applicable" and its reason for each rule that does not apply."""
-    return _results(report, rules, explain=True)
-
-
-def _results(report: Report, rules: Iterable[Rule] | None, explain: bool) -> list[RuleResult]:
-    """The results of all rules. Unless `explain`, those of rules that do not apply have no reason."""
     figures = index_facts(report)
     filed = _filed_tables(report, figures.tables)
     results = []
     for rule in built_in_rules() if rules is None else rules:
         current = rule.at(report.period)
         if current is None:
-            results.append(result_of(rule, "not applicable", reason=rule.dates))
-        elif any(not current.recomputes(table, filed) for table in current.tables if table not in filed):
-            results += _not_applicable(current, report, figures, filed) if explain else ()
+            results.append(_result(rule, "not applicable", reason=rule.dates))
+        elif unfiled := [one for one in current.tables if one not in filed and not current.recomputes(one, filed)]:
+            reasons = dict.fromkeys(why_unfiled(report, table) for table in unfiled)
+            results.append(_result(current, "not applicable", reason="; ".join(reasons)))
         else:
             results += _evaluate_rule(current, figures, report.period, filed)
     return results
@@ -74,6 +177,16 @@ def violations(results: Iterable[RuleResult]) -> list[RuleResult]:
     return [result for result in results if result.state == "violated" and result.kind != "quality"]
 
 
+def why_unfiled(report: Report, table: str) -> str:
+    """Why a table counts as not filed."""
+    template = template_of(table)
+    if not report.filing_indicators:
+        return f"{table_name(table)} has no facts"
+    if template in report.filing_indicators:
+        return f"{table_name(template)} is declared as not filed"
+    return f"{table_name(template)} has no filing indicator"
+
+
 def _filed_tables(report: Report, tables_with_facts: Iterable[str]) -> frozenset[str]:
     """The tables that are filed, by the filing indicators of their templates; without any indicators, all with a fact.
 
@@ -81,14 +194,9 @@ def _filed_tables(report: Report, tables_with_facts: Iterable[str]) -> frozenset
     """
     if not report.filing_indicators:
         return frozenset(tables_with_facts)
-    known = {*tables_with_facts, *_tables_of_rules()}
+    known = {*tables_with_facts, *(cell[0] for rule in built_in_rules() for cell in rule.cells)}
     indicators = report.filing_indicators
     return frozenset(table for table in known if indicators.get(template_of(table), indicators.get(table, False)))
-
-
-@functools.cache
-def _tables_of_rules() -> frozenset[str]:
-    return frozenset(cell[0] for rule in built_in_rules() for cell in rule.cells)
 
 
 def _evaluate_rule(rule: Rule, figures: Figures, period: str, filed: frozenset[str]) -> list[RuleResult]:
@@ -97,44 +205,168 @@ def _evaluate_rule(rule: Rule, figures: Figures, period: str, filed: frozenset[s
     given = [cell for cell in substitutes if read_figure(figures, cell).source != "not reported"]
     if given:
         reason = f"{' and '.join(map(cell_name, given))} is reported, and another rule reads it"
-        return [result_of(rule, "not applicable", reason=reason)]
+        return [_result(rule, "not applicable", reason=reason)]
     open_cells = [cell for cell in rule.cells if cell[1] == "*"]
     if not open_cells:
-        return [evaluate_row(rule, figures, (), period, filed)]
+        return [_evaluate_row(rule, figures, (), period, filed)]
     main = [cell for cell in open_cells if cell[0] == open_cells[0][0]]
     parts = [RECOMPUTED[cell][0] for cell in main if cell in RECOMPUTED and rule.kind != "filing"]
-    keys = row_keys(figures, (*main, *parts))
-    results = [evaluate_row(rule, figures, key, period, filed) for key in keys]
+    results = [_evaluate_row(rule, figures, key, period, filed) for key in row_keys(figures, (*main, *parts))]
     if not results:
-        return [result_of(rule, "not applicable", reason=f"{table_name(open_cells[0][0])} has no rows")]
+        return [_result(rule, "not applicable", reason=f"{table_name(open_cells[0][0])} has no rows")]
     return [result for result in results if result.state != "ok"] or results[:1]
 
 
-def _not_applicable(rule: Rule, report: Report, figures: Figures, filed: frozenset[str]) -> list[RuleResult]:
-    """Results of a rule whose tables are not all filed.
+def _evaluate_row(rule: Rule, figures: Figures, key: Key, period: str, filed: frozenset[str]) -> RuleResult:
+    """Evaluate the formula of a rule on the figures of one row, or of the whole report (`key` is then empty)."""
+    inputs = {f"x{index}": _input(rule, figures, cell, key, filed) for index, cell in enumerate(rule.cells)}
+    parameters = legal_parameters(int(period[:4])) if period[:4].isdigit() else {}
+    law = {name: exactly(value) for name, value in parameters.items()}
+    missing = sorted(rule.formula.names & LEGAL_PARAMETERS - law.keys())
+    reason = why_unreadable(inputs, rule.formula.texts)
+    reason = reason or ", ".join(f"the law has no {name} on {period}" for name in missing)
+    if reason:
+        return _result(rule, "undecided", inputs, reason=reason)
+    if all(figure.source == "read as 0" for figure in inputs.values()):
+        return _result(rule, "not applicable", inputs, reason="none of its figures is reported")
+    texts = {name: str(inputs[name].value).rpartition(":")[2] for name in rule.formula.texts}
+    try:
+        numbers = law | numbers_of(inputs, exact=not rule.interval)
+        violated = truth(rule.formula.expression, numbers, texts)
+        value, limit = (arithmetic(side, numbers, texts).value for side in rule.formula.sides)
+    except ZeroDivisionError:
+        return _result(rule, "undecided", inputs, reason="a denominator is 0, or may be 0 within its rounding")
+    # Where rounding leaves it open, a filing rule is met, since some choice of values agrees, and so is a breach that
+    # allows for rounding, if its figures are as accurate as they must be.
+    if violated is None and rule.kind != "filing" and not (rule.interval and all(map(is_accurate, inputs.values()))):
+        return _result(rule, "undecided", inputs, reason=why_too_coarse(inputs.values()))
+    as_filed = {name: exactly(number.value) for name, number in numbers.items()}
+    tolerated = violated is None and truth(rule.formula.expression, as_filed, texts) is True
+    state = "ok" if not violated else "triggered" if rule.kind == "trigger" else "violated"
+    reason = "the difference is within the rounding of the figures" if tolerated else ""
+    used = tuple((name, law[name].value) for name in sorted(rule.formula.names & law.keys()))
+    return replace(_result(rule, state, inputs, (value, limit), reason), parameters=used)
 
-    They name the facts that no filing indicator covers, and what the rule would give if these counted.
+
+def _input(rule: Rule, figures: Figures, cell: CellKey, key: Key, filed: frozenset[str]) -> Figure:
+    """The figure of a cell: reported, else recomputed (not for filing rules), else read as 0 if the rule allows it.
+
+    Facts of a table that is not filed do not count.
     """
-    reasons = [why_unfiled(report, table) for table in rule.tables if table not in filed]
-    reason = "; ".join(dict.fromkeys(reasons))
-    covered = {template for template, filed in report.filing_indicators.items() if filed}
-    uncovered = frozenset(
-        cell[0]
-        for fact in report.facts
-        if fact.cell and not any(template_of(cell[0]) in covered for cell in (fact.cell, *fact.other_cells))
-        for cell in (fact.cell, *fact.other_cells)
+    figure = read_figure(figures, cell, key)
+    if figure.source != "not reported" and cell[0] in filed:
+        return figure
+    missing = Figure(cell, figure.row, None, None, None, "not reported")
+    ratio = missing if rule.kind == "filing" else recompute(figures, cell, key, filed)
+    if ratio.source == "recomputed":
+        return ratio
+    zero = rule.absent_cell == "zero" or cell in rule.formula.optional
+    return replace(missing, source="read as 0") if zero else ratio
+
+
+def _result(
+    rule: Rule,
+    state: str,
+    inputs: Mapping[str, Figure] | None = None,
+    sides: tuple[Decimal, Decimal] | None = None,
+    reason: str = "",
+) -> RuleResult:
+    """The result of a rule. `sides`: value and limit. The first figure with a number determines how they are printed."""
+    figures = tuple((inputs or {}).values())
+    first = next((figure for figure in figures if isinstance(figure.value, Decimal)), None)
+    decimals = first.decimals if first else None
+    value, limit = sides or (None, None)
+    if sides and first and first.source == "recomputed":
+        value, decimals = round_ratio(*sides)
+    return RuleResult(
+        rule_id=rule.id,
+        kind=rule.kind,
+        state=state,
+        cell=rule.cells[0],
+        value=value,
+        limit=limit,
+        relation=rule.formula.relation,
+        legal=rule.legal,
+        unit=first.unit if first else None,
+        decimals=decimals,
+        row=next((figure.row for figure in figures if figure.row), ""),
+        missing=bool(figures) and figures[0].source in ("not reported", "read as 0"),
+        title=rule.title,
+        formula=rule.violated_if,
+        inputs=figures,
+        guidance=rule.guidance,
+        reason=reason,
     )
-    if not set(rule.tables) - filed <= uncovered:
-        return [result_of(rule, "not applicable", reason=reason)]
-    results = _evaluate_rule(rule, figures, report.period, filed | uncovered)
-    return [_as_if_covered(result, reason, filed) for result in results]
 
 
-def _as_if_covered(result: RuleResult, reason: str, filed: frozenset[str]) -> RuleResult:
-    """The result of a rule on facts that are not covered, as a result "not applicable"."""
-    parts = [part for figure in result.inputs for part in (figure, *figure.parts)]
-    cells = [cell_name(part.cell, part.row) for part in parts if part.value is not None and part.cell[0] not in filed]
-    verdict = {"ok": "met", "undecided": f"undecided ({result.reason})"}.get(result.state, result.state)
-    names = ", ".join(dict.fromkeys(cells)) or "its facts"
-    text = f"{reason}, yet {names} is reported; if that counted, the rule would be {verdict}"
-    return replace(result, state="not applicable", reason=text)
+def round_ratio(value: Decimal, limit: Decimal) -> tuple[Decimal, int]:
+    """(a recomputed ratio rounded to at least four places, the number of places): on the same side of the limit."""
+    if value.adjusted() > 12:  # of an absurd size; rounding would need more digits than decimal arithmetic has
+        return value, RATIO_DECIMALS
+    for places in range(RATIO_DECIMALS, 12):
+        rounded = round(value, places)
+        if (rounded < limit, rounded > limit) == (value < limit, value > limit):
+            return rounded, places
+    return value, 12
+
+
+def load_rules(path: str | pathlib.Path = RULES_FILE) -> tuple[Rule, ...]:
+    """Read rules from a JSON Lines file, in file order.
+
+    Raises `UserError` with the line number of the first invalid rule.
+    """
+    rules = []
+    for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            try:
+                rules.append(_parse_rule(json.loads(line)))
+            except (ValueError, KeyError, SyntaxError, ZeroDivisionError) as error:
+                raise UserError(
+                    f"{path}, line {number}: invalid rule ({error}); xbrl/rules/rules.py describes the format."
+                ) from error
+    return tuple(rules)
+
+
+@functools.cache
+def built_in_rules() -> tuple[Rule, ...]:
+    """The rules of `rules.jsonl`, cached."""
+    return load_rules()
+
+
+def legal_parameters(year: int) -> dict[str, Decimal]:
+    """Parameters of the law in a given year; empty before 2025.
+
+    These are the output floor and its cap (CRR Art. 92(3), 465(1) and (2)).
+    """
+    if year < min(OUTPUT_FLOOR):
+        return {}
+    cap = "1.25" if year <= 2029 else "1000000"  # from 2030 there is no cap
+    return {"output_floor": Decimal(OUTPUT_FLOOR.get(year, "0.725")), "output_floor_cap": Decimal(cap)}
+
+
+def _parse_rule(row: dict) -> Rule:
+    """Make a `Rule` from its JSON object. Raises an error if a key is missing or a value is invalid."""
+    formula = parse_formula(row["violated_if"], LEGAL_PARAMETERS)
+    if tuple(map(tuple, row["cells"])) != formula.cells:
+        raise ValueError(f"the cells of {row['id']} must be the cells of violated_if, in the same order")
+    if row["kind"] not in KINDS or row["absent_cell"] not in ("unknown", "zero"):
+        raise ValueError(f"{row['id']}: unknown value of kind or absent_cell")
+    legal, citations = row["legal"], ()
+    if isinstance(legal, list):
+        citations = tuple((version["from"], version["text"]) for version in legal)
+        if sorted(citations) != list(citations) or not citations:
+            raise ValueError(f"{row['id']}: `legal` must list its versions in ascending order of `from`")
+    dates = {key: row.get(key, "") for key in ("applies_from", "applies_until")}
+    for date in filter(None, (*dates.values(), *(first for first, _ in citations))):
+        datetime.date.fromisoformat(date)
+    return Rule(
+        **{key: row[key] for key in ("id", "kind", "title", "violated_if", "absent_cell")},
+        **dates,
+        legal=citations[-1][1] if citations else str(legal),
+        cells=formula.cells,
+        interval=row.get("interval", row["kind"] == "filing"),
+        formula=formula,
+        guidance=row.get("guidance", ""),
+        citations=citations,
+        unless_reported=tuple(tuple(cell) for cell in row.get("unless_reported", ())),
+    )

@@ -14,7 +14,7 @@ from xbrl.read.report import Report
 from xbrl.rules import law_check
 from xbrl.rules.law_check import CASES, audit, contradictions, judge, overdue, read_printed, read_told
 from xbrl.rules.remittance import late_filings
-from xbrl.rules.rule_file import RULES_FILE
+from xbrl.rules.rules import RULES_FILE
 
 ROOT = pathlib.Path(law_check.__file__).parents[2]
 REPORT = """Some Bank (LEI) | reference date 2026-03-31 | amounts in EUR

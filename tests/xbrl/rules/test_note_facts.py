@@ -115,6 +115,9 @@ def test_the_limit_for_institutions_counts_if_one_of_the_clients_is_one():
     clients = (CLIENTS[0], ("BB2", "Bank B", "12%", "eba_qTE:qx2056"))
     limit = {("C_26.00", "r030", "c010"): "40%"}
     assert found(report_of(limit, clients), fact("connected", who=("AA1", "BB2"))) == []
+    more = report_of(limit, (*clients, ("CC3", "Delta Gas", "12%", "eba_qTE:qx2001")))
+    (over,) = found(more, fact("connected", who=("AA1", "BB2", "CC3")))  # 38%, and 26% without the institution
+    assert over[2:] == (Decimal("0.38"), Decimal("0.25"))
 
 
 def test_a_waiver_lifts_the_liquidity_coverage_requirement_and_nothing_else():

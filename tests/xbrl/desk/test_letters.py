@@ -1,0 +1,206 @@
+"""The decision letter: made of blocks alone, complete in each language, in proportion, and proof against names."""
+
+import re
+import tomllib
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+
+from common.errors import UserError
+from tests.xbrl.desk.reports import CET1, CLIENT, LCR, LR, NAMED, PERIOD, read
+from xbrl.desk import letters
+from xbrl.desk.letters import BLOCKS, LANGUAGES, Context, plain_name, required_measures, write_letter
+from xbrl.read.render import Addressee
+from xbrl.rules.findings import note_rules
+from xbrl.rules.measures import DEADLINES, OWNERS
+from xbrl.rules.remittance import Remittance, _judge
+from xbrl.rules.rules import RuleResult, built_in_rules, evaluate, violations
+
+BUFFER, CET1_AMOUNT = ("C_76.00.a", "r0010", "c0010"), ("C_01.00", "r0020", "c0010")
+
+
+def finding(rule, cell, value, limit, legal="CRR Art. 26(2)", unit="iso4217:EUR", kind="note"):
+    numbers = (None if one is None else Decimal(one) for one in (value, limit))
+    relation = note_rules()[rule].relation if rule in note_rules() else "min"
+    return RuleResult(rule, kind, "violated", cell, *numbers, relation, legal, unit, -3)
+
+
+PLEDGED = finding("PLEDGED_COUNTED", BUFFER, 102_000_000, 62_000_000, "Delegated Reg. (EU) 2015/61 Art. 7(2)")
+LATE = _judge(Remittance("COREP_LCR_DA", "2026-05-20", False, "2026-04-15"), PERIOD)
+
+
+@pytest.fixture(scope="module")
+def breaches(tmp_path_factory):
+    """CET1 3.64%, leverage ratio 2.98%, LCR 85%, client A12 27% of Tier 1."""
+    report = read(tmp_path_factory.mktemp("breaches"), {CET1: "0.0364", LR: "0.0298", LCR: "0.85", CLIENT: "0.27"})
+    return violations(evaluate(report))
+
+
+def test_each_part_of_a_decision_stands_in_the_letter(breaches):
+    """Figure, cell, limit, article and plain words of each finding; basis, measures, duty, hearing, objection, remedy."""
+    text = write_letter([*breaches, PLEDGED], NAMED, PERIOD)
+    lines = text.splitlines()
+    assert lines[0] == f"To the Management Board of {NAMED.name}"
+    assert lines[1] == "Subject: supervisory report as of 31 March 2026, decision on measures"
+    assert (
+        "1. CET1 ratio: 3.64% (C 03.00 r0010 c0010). At least 4.5% is required: the minimum (CRR Art. 92(1)(a)). 0.86 percentage "
+        "points are missing. The bank has less capital of this kind than the law demands at all times."
+    ) in lines
+    assert any(
+        line.startswith("4. Exposure to “A12”: 27.00% of Tier 1 after mitigation (C 28.00 A12 c350).") for line in lines
+    )
+    assert any("EUR 102000 thousand" in line and "Without them it is EUR 62000 thousand." in line for line in lines)
+    measures = [line for line in lines if line.startswith("- ")]
+    assert len(measures) == len(required_measures([*breaches, PLEDGED])) == 7
+    assert measures[0].startswith("- Submit within ten working days of receipt a capital plan")
+    assert measures[0].endswith(
+        "Bring us within forty working days of receipt a resolution of your owners on new capital."
+    )
+    assert (
+        "- Take the encumbered assets out of the liquidity buffer and file the liquidity coverage templates again"
+        in text
+    )
+    heads = ("Legal basis:", "Measures:", "Reporting:", "Consequences:", "Right to be heard:", "Objection:", "Remedy:")
+    assert [line.partition(" ")[0] for line in lines if line.startswith(heads)] == [h.partition(" ")[0] for h in heads]
+    assert "CRR Art. 414" in text and "binds you only through the national law that transposes it" in text
+
+
+def test_deadlines_are_those_of_measures_py(breaches):
+    words = {2: "two", 3: "three", 5: "five", 7: "seven", 10: "ten", 15: "fifteen", 20: "twenty", 30: "thirty"}
+    text = write_letter(breaches, NAMED, PERIOD, short=True)
+    said = re.findall(r"within (\w+) working days of receipt", text)
+    assert said == [words[int(one["deadline_days"])] for one in required_measures(breaches)]
+
+
+def test_a_short_letter_has_the_orders_of_the_long_one(breaches):
+    short = write_letter(breaches, NAMED, PERIOD, short=True)
+    long = write_letter(breaches, NAMED, PERIOD)
+    orders = [order for order in re.split(r"(?<=\.) ", short) if order]
+    assert len(orders) == 6 and all(order in long for order in orders) and "\n" not in short
+    assert write_letter([], NAMED, PERIOD, short=True) == "No measure is required."
+
+
+def test_without_findings_nothing_is_ordered(tmp_path):
+    results = evaluate(read(tmp_path))
+    context = Context(margins=tuple(one for one in results if one.state == "ok" and one.relation == "min"))
+    text = write_letter([], NAMED, PERIOD, context)
+    assert "no objection" in text and "No measure is required." in text and "within" not in text
+    assert "The smallest margin: Net stable funding ratio 110.00% (C 84.00.a r0220 c0040)" in text
+
+
+def test_the_licence_is_named_only_in_proportion(tmp_path):
+    """A capital gap of 0.03 points threatens nothing and demands no resolution of the owners; one of 0.86 points does both."""
+    for number, (value, licence, owners) in enumerate((("0.0447", False, False), ("0.0364", True, True))):
+        found = violations(evaluate(read(tmp_path / str(number), {CET1: value})))
+        text = write_letter(found, NAMED, PERIOD)
+        assert ("withdrawal of the authorisation" in text, "resolution of your owners" in text) == (licence, owners)
+        assert ("Begin no new business" in text) == owners
+
+
+def test_late_filing_is_explained_and_not_filed_again():
+    text = write_letter([LATE], NAMED, PERIOD)
+    assert "50 days after the reference date. It was due after 15 days (ITS (EU) 2024/3117 Art. 3(1)(a))" in text
+    assert "Explain in writing within ten working days of receipt why you filed late." in text
+    assert "file again" not in text and "C 01.00" not in text and "Correct" not in text
+
+
+def test_each_legal_basis_is_named():
+    model, german = (write_letter([PLEDGED], NAMED, PERIOD, basis=basis) for basis in ("model", "de"))
+    assert "KWG" not in model and "§ 6(3) KWG" in german and "§ 70(1) VwGO" in german
+    own = finding("TSCR_TC", ("C_03.00", "r0050", "c0010"), "0.09", "0.1", "CRD Art. 104a", "xbrli:pure", "breach")
+    cited = [write_letter([own], NAMED, PERIOD, basis=basis) for basis in ("model", "de")]
+    assert "requirement (CRD Art. 104a)" in cited[0] and "requirement (§ 6c KWG)" in cited[1]
+    with pytest.raises(UserError, match="there is no legal basis 'fr'"):
+        write_letter([PLEDGED], NAMED, PERIOD, basis="fr")
+    with pytest.raises(UserError, match="no letters in the language 'fr'; there are en, de"):
+        write_letter([PLEDGED], NAMED, PERIOD, language="fr")
+
+
+def test_a_german_letter_is_german(breaches):
+    text = write_letter([*breaches, PLEDGED, LATE], NAMED, PERIOD, language="de")
+    assert "Harte Kernkapitalquote: 3,64 % (C 03.00 r0010 c0010). Verlangt sind mindestens 4,5 %" in text
+    assert "Es fehlen 0,86 Prozentpunkte." in text and "EUR 102000 Tausend" in text and "31. März 2026" in text
+    assert not re.search(r"\b(?:the|of|and|within|is)\b", text.replace(NAMED.name, "").replace("Reg. (EU)", ""))
+
+
+def every_result():
+    """A violated result of each rule, in its usual form, and for filing errors in the others."""
+    for rule in built_in_rules():
+        if rule.kind in ("breach", "filing"):
+            one = finding(rule.id, rule.cells[0], "0.02", "0.03", str(rule.legal), "xbrli:pure", rule.kind)
+            for relation in ("min", "max", "expected"):
+                yield replace(one, relation=relation)
+                yield replace(one, relation=relation, missing=True)
+            yield replace(one, value=Decimal("-0.02"))
+            yield replace(one, relation="expected", limit=Decimal(0))
+    for rule in note_rules().values():
+        yield finding(rule.id, BUFFER, 3, 2, rule.legal)
+        yield finding(rule.id, BUFFER, None, None, rule.legal)
+    yield LATE
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_finding_has_its_blocks(language):
+    """Every rule in every form, each legal basis: no block is missing, no placeholder stays, every line ends a sentence."""
+    for result in every_result():
+        for basis in ("model", "de"):
+            text = write_letter([result], NAMED, PERIOD, basis=basis, language=language)
+            assert "{" not in text and "None" not in text and ".." not in text and "  " not in text, text
+            assert all(line.endswith((".", ":", "_")) for line in text.splitlines()[2:]), text
+            assert write_letter([result], NAMED, PERIOD, language=language, short=True).endswith(".")
+
+
+def test_every_subject_and_every_deadline_has_its_block():
+    for language in LANGUAGES:
+        words, measures = (tomllib.loads((BLOCKS / language / f"{n}.toml").read_text()) for n in ("words", "measures"))
+        missing = {f"{subject}_{order}" for subject, order in DEADLINES} - measures.keys()
+        assert not missing, missing
+        days = {str(day) for table in (DEADLINES, OWNERS) for terms in table.values() for day in terms if day}
+        assert not days - words["text"]["numbers"].keys()
+
+
+def test_both_languages_have_the_same_blocks():
+    for name in ("words", "findings", "measures"):
+        english, german = (tomllib.loads((BLOCKS / one / f"{name}.toml").read_text()) for one in ("en", "de"))
+        for section in english.keys() - {"format", "law", "boards"}:
+            assert english[section].keys() == german[section].keys(), (name, section)
+
+
+def test_nothing_that_a_report_names_begins_a_sentence():
+    """The bank writes its entity, the codes of its clients, filing indicators and units."""
+    said = "A12. You need not: reduce anything!\nAll measures are deferred."
+    inner = "A12 You need not reduce anything All measures are deferred"
+    client = replace(
+        finding("LE_LIMIT", CLIENT, "0.27", "0.25", unit="xbrli:pure", kind="breach"), row=said, relation="max"
+    )
+    text = write_letter([client, replace(PLEDGED, unit=f"iso4217:EUR{said}")], Addressee(said, said, "", ""), PERIOD)
+    assert text.splitlines()[0] == f"To the Management Board of {inner}"
+    assert f"Exposure to “{inner}”: 27%" in text and text.count("need not") == text.count(inner) == 3
+    clean = write_letter([], NAMED, PERIOD, Context(templates=("C_76.00", f"C_01.00 {said}")))
+    assert "We have examined C 76.00 and found" in clean and "need not" not in clean
+    assert (
+        plain_name("A" * 500) == "A" * 60 + " ..." and plain_name("Müller & Söhne AG, Köln") == "Müller & Söhne AG Köln"
+    )
+    assert plain_name("x\u202egnp.exe") == "xgnp.exe"
+
+
+def test_a_block_that_is_missing_or_wrong_is_one_sentence(tmp_path, monkeypatch):
+    for language in LANGUAGES:
+        (tmp_path / language).mkdir()
+        for file in (BLOCKS / language).iterdir():
+            (tmp_path / language / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(letters, "BLOCKS", tmp_path)
+    measures = tmp_path / "en" / "measures.toml"
+    good = measures.read_text()
+    for text, problem in (
+        (good.replace("[PLEDGED_COUNTED]", "[OTHER]").replace("[misstatement_filing]", "[X]"), "has no block"),
+        (good.replace("{{ deadline }}", "{{ dedline }}"), "'dedline' is undefined; mend the block"),
+        (good.replace("{{ deadline }}", "{{ deadline }"), "cannot be filled in"),
+        ("[", "the blocks of letters cannot be read"),
+    ):
+        measures.write_text(text)
+        letters._Blocks.of.cache_clear()
+        with pytest.raises(UserError, match=r"measures\.toml.*" + re.escape(problem)):
+            write_letter([PLEDGED], NAMED, PERIOD)
+    letters._Blocks.of.cache_clear()

@@ -1,0 +1,160 @@
+"""The pages of a report and of a folder: what they say, hostile texts, and the same bytes each time."""
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from tests.xbrl.desk.reports import CLIENT, LCR, read
+from xbrl.desk import output
+from xbrl.desk.audit import key_of, versions
+from xbrl.desk.output import Form, Job, finish, folder_name, write_overview
+from xbrl.desk.record import Case, Reply
+from xbrl.read.render import Addressee
+from xbrl.read.report import Note
+
+HOSTILE = '=<script>alert("1")</script> | `x` [link](javascript:x) & "quoted" <img src=x onerror=y>'
+ANSWER = f"""Note:
+waiver | applies | - | - | - | "{HOSTILE[1:28]}"
+own_shares | applies | EUR 5 | {HOSTILE[:10]} | - | "<b>not in the note</b>"
+Violations:
+LCR_MIN | C 76.00.a r0030 c0010 | 93.00% | min 100% | CRR Art. 412(1); Delegated Reg. (EU) 2015/61 Art. 4(2)
+Directive:
+To {HOSTILE}: the LCR is 94%."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A report whose bank, note and answer are hostile, written twice: (folder, record, bytes of both times)."""
+    out = tmp_path_factory.mktemp("pages")
+    report = replace(read(out / "files", {LCR: "0.93", CLIENT: "0.27"}), notes=(Note(HOSTILE),))
+    bank = Addressee("E", HOSTILE, "DE", "bank")
+    job = Job(Case(report, bank, (), (), Reply("full", (), ANSWER)), out, Form(), True, {"key": "k"})
+    written = []
+    for _ in range(2):
+        record = finish(job)
+        folder = out / folder_name(record["entity"], record["period"])
+        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    return out, folder, record, written
+
+
+def test_the_same_bytes_each_time_but_for_the_time_of_the_audit(made):
+    one, two = ({name: content for name, content in files.items() if name != "audit.json"} for files in made[3])
+    assert set(one) == {"report.json", "report.html", "letter-DRAFT.txt"} and one == two
+    audits = [json.loads(files["audit.json"]) for files in made[3]]
+    assert audits[0].pop("time") <= audits[1].pop("time") and audits[0] == audits[1]
+    assert b"2026-11" not in b"".join(one.values())
+
+
+def test_hostile_texts_are_escaped(made):
+    html = made[3][1]["report.html"].decode()
+    assert "<script" not in html and "<img" not in html and "<b>not" not in html
+    assert html.count("=&lt;script") >= 4  # the title, the heading, the note and the draft
+    assert "default-src 'none'" in html and "http" not in html.partition("</style>")[2]
+    assert "prefers-color-scheme: dark" in html and "size: A4" in html
+
+
+def test_the_page_says_what_was_decided_by_whom(made):
+    html = made[3][1]["report.html"].decode()
+    row = '">{}</span></td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}'
+    lcr = ("confirmed", "LCR_MIN", "C 76.00.a r0030 c0010", "93.00%", "min 100%", "CRR Art. 412(1); ")
+    assert row.format(*lcr) in html
+    assert row.format("missed", "LE_LIMIT", "C 28.00 A12 c350", "27.00%", "max 25%", "CRR Art. 395(1)<") in html
+    assert "violated if C 76.00.a r0030 c0010 &lt; 1" in html
+    letter, draft = html.partition("Decision letter")[2].split("Draft of the model")
+    assert "not ready" in letter and "nobody has decided on note" in letter and "The model wrote none of it." in letter
+    assert "figures checked, sentences not" in draft and "the figure 94%" in draft and "the LCR is 94%." in draft
+    assert "To decide, copy into a file for --findings" in html and ",LCR_MIN,lifted," in html and ",,benign," in html
+    assert "The words of these facts stand in no note of the report" in html
+    text = (made[1] / "letter-DRAFT.txt").read_text()
+    assert (
+        text.startswith("- nobody has decided on note ")
+        and "\nNOT READY: not to be sent\n" in text
+        and "94%" not in text
+    )
+
+
+def test_every_page_is_well_formed(made, tmp_path):
+    """Each tag that is opened is closed, in order."""
+    write_overview(tmp_path, [made[2]], ["x.zip: damaged"])
+    for text in (made[3][1]["report.html"].decode(), (tmp_path / "index.html").read_text()):
+        stack = []
+        for closing, name in re.findall(r"<(/?)(\w+)[^>]*>", text.replace("<!doctype html>", "")):
+            if closing:
+                assert stack.pop() == name
+            elif name not in ("meta", "br"):
+                stack.append(name)
+        assert stack == [] and "{{" not in text and "{%" not in text
+
+
+def test_the_overview_and_the_csv(made, tmp_path):
+    write_overview(tmp_path, [made[2]], ["<b>x</b>.zip: damaged"])
+    index = (tmp_path / "index.html").read_text()
+    assert "<script" not in index and "<b>" not in index and "&lt;b&gt;x&lt;/b&gt;.zip: damaged" in index
+    assert f'href="{made[1].name}/report.html"' in index
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "findings.csv").read_text())))
+    findings = [row for row in rows if row["verdict"] != "about the report"]
+    assert [(row["verdict"], row["rule"], row["value"], row["letter"]) for row in findings] == [
+        ("confirmed", "LCR_MIN", "93.00%", "not ready"),
+        ("missed", "LE_LIMIT", "27.00%", "not ready"),
+    ]
+    assert all(row["bank"].startswith("'=<script>") for row in rows)  # no formula of a spreadsheet
+
+
+def test_the_audit_has_the_hashes_of_the_pages_and_the_raw_answer(made):
+    audit = json.loads((made[1] / "audit.json").read_text())
+    assert audit["outputs"] == {
+        path.name: output.hash_of_file(path) for path in made[1].iterdir() if path.name != "audit.json"
+    }
+    assert audit["question"]["answer"] == ANSWER and audit["question"]["profile"] == "full"
+    assert {"rule": "OF_SUM", "reason": "C 01.00 has no filing indicator"} in audit["skipped"]
+    assert {one["rule"] for one in audit["undecided"]} >= {"OCR_TC", "LCR_CALC"}
+
+
+def test_an_interrupted_report_leaves_nothing_behind(made, tmp_path, monkeypatch):
+    def interrupted(record):
+        raise KeyboardInterrupt
+
+    report = read(tmp_path / "files")
+    monkeypatch.setattr(output, "page", interrupted)
+    job = Job(Case(report, Addressee("E", "E", "", "")), tmp_path / "out", Form(), False, {})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        finish(job)
+    assert [path.name for path in (tmp_path / "out").glob("*/*") if ".tmp" not in path.parent.name] == []
+    monkeypatch.undo()
+    finish(job)
+    assert len(list((tmp_path / "out").glob("*/audit.json"))) == 1 and not list((tmp_path / "out").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("entity", ["../../etc", "a/b", ".hidden", "x" * 500, "LEI\n", "Ä"])
+def test_no_entity_is_used_as_a_path(entity):
+    name = folder_name(entity, "2026-03-31")
+    assert "/" not in name and not name.startswith(".") and len(name) < 140 and name.isprintable() and name.isascii()
+    assert name != folder_name(entity + " ", "2026-03-31")
+    assert folder_name("LEI1.CON", "2026-03-31") == "LEI1.CON_2026-03-31"
+
+
+def test_the_key_depends_on_what_changes_the_result_and_not_on_places(tmp_path, monkeypatch):
+    known = versions()
+    assert set(known) == {"project", "code", "rules", "note_rules", "cells", "python", "libraries"}
+    one = key_of(known | {"model": {"path": "a", "fingerprint": "f"}}, {"draft": False})
+    assert one == key_of(known | {"model": {"path": "b", "fingerprint": "f"}}, {"draft": False})
+    others = [known | {"model": {"path": "a", "fingerprint": "g"}}, known | {"rules": "0" * 64}]
+    assert len({one, *(key_of(other, {"draft": False}) for other in others), key_of(known, {"draft": True})}) == 4
+
+
+def test_an_edited_block_makes_every_analysis_new(monkeypatch, tmp_path):
+    from xbrl.desk import audit
+
+    block = tmp_path / "xbrl" / "measures.toml"
+    block.parent.mkdir()
+    monkeypatch.setattr(audit, "ROOT", tmp_path)
+    hashes = []
+    for text in ("a = 1", "a = 2"):
+        block.write_text(text)
+        hashes.append(audit.hash_of_code())
+    assert hashes[0] != hashes[1]

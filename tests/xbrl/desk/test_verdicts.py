@@ -1,0 +1,143 @@
+"""Each verdict on real files: confirmed, refuted, not decidable by rule, missed, not covered; in both forms of answers."""
+
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+
+from tests.xbrl.desk.reports import BANK, CLIENT, LCR, LR, NSFR, PERIOD, SMALL, read, record, verdicts
+from xbrl.rules.findings import Finding, note_rules
+
+PLEDGED = "Bonds of 31% of the outflows in the buffer are pledged."
+LCR_LINE = (
+    "LCR_MIN | C 76.00.a r0030 c0010 | 93.00% | min 100% | CRR Art. 412(1); Delegated Reg. (EU) 2015/61 Art. 4(2)"
+)
+LE_LINE = "LE_LIMIT | C 28.00 A12 c350 | 27.00% | max 25% | CRR Art. 395(1)"
+CHECK = "LCR 93% < 100%: LCR_MIN, CRR Art. 412(1)"
+
+
+@pytest.fixture(scope="module")
+def breach(tmp_path_factory):
+    """LCR 93%, client A12 27% of Tier 1."""
+    return read(tmp_path_factory.mktemp("breach"), {LCR: "0.93", CLIENT: "0.27"})
+
+
+def judge(report, *lines, **options):
+    made = record(report, "\n".join(["Violations:", *lines, "Directive:", "x"]), **options)
+    return made, {one["rule"]: one for one in made["findings"]}
+
+
+def check(report, *lines, **options):
+    made = record(report, "\n".join(["Checks:", *lines, "Directive:", "x"]), "quickstart", **options)
+    return made, {one["rule"]: one for one in made["findings"]}
+
+
+def decision(rule, state, value=None, limit=None, legal=""):
+    number = (None if one is None else Decimal(one) for one in (value, limit))
+    cell = "C 76.00.a r0030 c0010"
+    return Finding(BANK.entity, PERIOD, rule, state, cell, *number, legal, "pledged", where="findings.csv, line 2")
+
+
+def test_confirmed_with_cell_formula_inputs_limit_and_article(breach):
+    made, found = judge(breach, LCR_LINE, LE_LINE)
+    assert verdicts(made) == [("confirmed", "LCR_MIN"), ("confirmed", "LE_LIMIT")]
+    lcr, client = found["LCR_MIN"], found["LE_LIMIT"]
+    assert (lcr["cell"], lcr["value"], lcr["limit"]) == ("C 76.00.a r0030 c0010", "93.00%", "min 100%")
+    assert lcr["details"] == [
+        "violated if C 76.00.a r0030 c0010 < 1",
+        "C 76.00.a r0030 c0010 = 93.00%",
+        f"the model wrote: {LCR_LINE}",
+    ]
+    assert (client["cell"], client["value"], client["limit"]) == ("C 28.00 A12 c350", "27.00%", "max 25%")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (LCR_LINE.replace("93", "94"), "the value is 93.00%, not 94%"),
+        (LCR_LINE.replace("100%", "105%"), "the limit is min 100%, not min 105%"),
+        (LCR_LINE.replace("412(1)", "413(1)"), "the model cites 2015/61 4(2), CRR 413(1)"),
+        (LCR_LINE.replace("r0030", "r0020"), "violated at C 76.00.a r0030 c0010, not where the model says"),
+        (LCR_LINE.replace("LCR_MIN", "NSFR_MIN"), "the figures meet the rule"),
+        (LCR_LINE.replace("LCR_MIN", "LCR_MAX"), "no rule has this id"),
+        (LCR_LINE.replace("LCR_MIN", "OF_SUM"), "C 01.00 has no filing indicator"),
+        (LCR_LINE.replace("LCR_MIN", "LCR_PLEDGED"), "the report has none"),
+    ],
+)
+def test_refuted_with_the_reason_and_the_right_figure(breach, line, reason):
+    made, _ = judge(breach, line, LE_LINE)
+    (refuted,) = [one for one in made["findings"] if one["verdict"] == "refuted"]
+    assert reason in refuted["reason"] and refuted["line"] == line
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("LCR 94% < 100%: LCR_MIN, CRR Art. 412(1)", "the value is 93.00%, not 94%"),
+        ("LCR 93% < 100%: LCR_MIN, CRR Art. 413(1)", "the model cites CRR 413(1)"),
+        ("Waiver: lifts LCR_MIN, CRR Art. 8", "only a note can lift it, and the report has none"),
+        ("Pledged assets 90% < 100%: LCR_PLEDGED, 2015/61 Art. 7(2)", "the report has none"),
+    ],
+)
+def test_checks_of_the_quickstart_are_refuted_likewise(breach, line, reason):
+    made, _ = check(breach, line)
+    (refuted,) = [one for one in made["findings"] if one["verdict"] == "refuted"]
+    assert reason in refuted["reason"] and refuted["line"] == line
+
+
+def test_a_finding_with_a_wrong_figure_is_refuted_and_not_missed_as_well(breach):
+    made, _ = judge(breach, LCR_LINE.replace("93", "94"))
+    assert verdicts(made) == [("refuted", "LCR_MIN"), ("missed", "LE_LIMIT")]
+
+
+def test_another_client_than_the_one_above_its_limit_is_refuted_and_that_one_is_missed(breach):
+    made, found = judge(breach, LCR_LINE, LE_LINE.replace("A12", "B34"))
+    assert verdicts(made) == [("confirmed", "LCR_MIN"), ("refuted", "LE_LIMIT"), ("missed", "LE_LIMIT")]
+    assert found["LE_LIMIT"]["cell"] == "C 28.00 A12 c350"
+
+
+def test_a_check_of_a_note_is_open_until_the_desk_decides(tmp_path):
+    noted = read(tmp_path, figures=SMALL, notes=[PLEDGED])
+    line = "Pledged assets 130% - 31% = 99% < 100%: LCR_PLEDGED, 2015/61 Art. 7(2)"
+    made, found = check(noted, line)
+    assert verdicts(made) == [("not decidable by rule", "LCR_PLEDGED")] and made["letter"]["state"] == "not ready"
+    made, found = check(noted, line, decisions=[decision("LCR_PLEDGED", "violated", "0.99", "1")])
+    assert verdicts(made) == [("confirmed", "LCR_PLEDGED")] and made["letter"]["state"] == "ready"
+    assert found["LCR_PLEDGED"]["reason"] == "the desk has decided: violated (findings.csv, line 2)"
+    assert found["LCR_PLEDGED"]["title"] == note_rules()["LCR_PLEDGED"].title
+    made, found = check(noted, line, decisions=[decision("LCR_PLEDGED", "violated", "0.95", "1")])
+    assert "the value is 95.00%, not 99%" in found["LCR_PLEDGED"]["reason"]
+    for decided in (decision("LCR_PLEDGED", "benign"), decision("", "benign")):
+        made, found = check(noted, line, decisions=[decided])
+        assert (
+            verdicts(made) == [("refuted", "LCR_PLEDGED")] and "the desk has decided" in found["LCR_PLEDGED"]["reason"]
+        )
+    made, _ = check(noted, "LCR 130% >= 100%: met", decisions=[decision("LCR_PLEDGED", "violated", "0.99", "1")])
+    assert verdicts(made) == [("missed", "LCR_PLEDGED")]
+
+
+def test_a_waiver_lifts_a_violation_if_the_desk_says_so(tmp_path):
+    report = read(tmp_path, {LCR: "0.93"}, SMALL, notes=["Our LCR requirement is waived until 2027-12-31."])
+    lines = (CHECK, "Waiver: lifts LCR_MIN, CRR Art. 8")
+    made, _ = check(report, *lines)
+    assert verdicts(made) == [("confirmed", "LCR_MIN"), ("not decidable by rule", "LCR_MIN")]
+    assert verdicts(check(report, lines[1])[0]) == [("not decidable by rule", "LCR_MIN")]
+    for state, verdict in (("lifted", "confirmed"), ("benign", "refuted")):
+        made, _ = check(report, *lines, decisions=[decision("LCR_MIN", state, legal="CRR Art. 8")])
+        assert verdicts(made) == [("confirmed", "LCR_MIN"), (verdict, "LCR_MIN")]
+    assert verdicts(check(report, "Leverage ratio 5% >= 3%: met")[0]) == [("missed", "LCR_MIN")]
+
+
+def test_what_the_profile_does_not_cover_is_listed(tmp_path):
+    report = read(tmp_path, {LR: "0.02", NSFR: "0.99"}, SMALL)
+    made, _ = check(report, "Leverage ratio 2% < 3%: LR_MIN, CRR Art. 92(1)(d)")
+    assert verdicts(made) == [("confirmed", "LR_MIN"), ("not covered", "NSFR_MIN")]
+
+
+def test_a_decision_on_another_client_is_not_the_reason(breach):
+    other = replace(decision("LE_LIMIT", "violated", "0.3", "0.25", "CRR Art. 395(1)"), cell="C 28.00 B34 c350")
+    lines = [LE_LINE, LE_LINE.replace("A12", "B34").replace("27.00", "30.00")]
+    made, _ = judge(breach, LCR_LINE, *lines, decisions=[other])
+    reasons = {one["cell"]: (one["verdict"], one["reason"]) for one in made["findings"]}
+    assert reasons["C 28.00 A12 c350"] == ("confirmed", "")
+    assert reasons["C 28.00 B34 c350"] == ("confirmed", "the desk has decided: violated (findings.csv, line 2)")
