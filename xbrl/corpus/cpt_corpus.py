@@ -31,9 +31,8 @@ from xbrl.corpus.dpm_corpus_split import (
     group_tables,
     split_tables,
 )
-from xbrl.read.dpm import RELEASE
-from xbrl.read.dpm_distil import BUILT_IN_CODES, release_id
-from xbrl.read.dpm_download import PACKAGE
+from xbrl.read.dpm import RELEASE, WRITTEN_TABLES
+from xbrl.read.dpm_distil import PACKAGE, release_id
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -93,7 +92,7 @@ def make_corpus(
     for document in documents:
         if document.kind == "table":
             sizes[document.tables[0]] += len(document.text)
-    splits = split_tables(groups, sizes, held_out, seed, BUILT_IN_CODES)
+    splits = split_tables(groups, sizes, held_out, seed, WRITTEN_TABLES)
     parts, left_out = assign_documents(documents, splits, held_out, seed)
     parts["general"] = [Document("general", text, ()) for text in general.training]
     parts["general_held_out"] = [Document("general", text, ()) for text in general.held_out]

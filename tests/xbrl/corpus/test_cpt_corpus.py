@@ -13,7 +13,7 @@ from tests.processes import run_python
 from tests.xbrl.read.dpm_database import Maker
 from xbrl.corpus.cpt_corpus import GeneralText, make_corpus
 from xbrl.corpus.dpm_corpus_split import distinctive_lines
-from xbrl.read.dpm_download import open_dpm_database
+from xbrl.read.dpm_distil import open_dpm_database
 
 
 @pytest.fixture(scope="module")
