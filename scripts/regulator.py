@@ -92,7 +92,7 @@ def examples(parser: argparse.ArgumentParser) -> None:
     cannot be read or has no counterpart is listed (unmatched.txt), and so are letters that contradict the labels
     (disagreements.txt). The archive is not modified, and nothing is sent over the network.
     """
-    from xbrl.corpus.archive_corpus import Archive, make_archive_corpus
+    from xbrl.corpus.archive import Archive, make_archive_corpus
     from xbrl.corpus.splits import DEFAULT_SHARES, SPLITS
 
     shares = [*DEFAULT_SHARES]

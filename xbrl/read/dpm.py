@@ -202,7 +202,9 @@ class Cells:
         """(cells by signature, their signatures, the first cell of each table, the codes of the tables)."""
         with zipfile.ZipFile(self.path) as archive:
             packed = np.frombuffer(archive.read("signatures"), np.uint8).reshape(SIGNATURE_BYTES, -1)
-        numbers = sum(part.astype(np.int64) << (8 * place) for place, part in enumerate(packed))
+        numbers = np.zeros(packed.shape[1], np.int64)
+        for place, part in enumerate(packed):
+            numbers |= part.astype(np.int64) << (8 * place)
         order = np.argsort(numbers, kind="stable")
         counts = [len(line.split("\t", 8)[7].split()) for line in self._lines[2].values()]
         return order, numbers[order], np.cumsum([0, *counts[:-1]]), self.codes
