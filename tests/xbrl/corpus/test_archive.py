@@ -259,5 +259,8 @@ def test_a_report_with_missing_figures_and_another_scope_are_left_out(archive, t
     (tmp_path / path.name).write_text("{")
     reports, lines = read_reports(tmp_path, 1)
     assert list(reports) == [(twice, other_period)] and reports[twice, other_period].entity == f"{twice}.{scope}"
-    assert any(f"{whole[broken, period].entity} {period}: figures are missing ({tmp_path / path.name}" in line for line in lines)
+    assert any(
+        f"{whole[broken, period].entity} {period}: figures are missing ({tmp_path / path.name}" in line
+        for line in lines
+    )
     assert any(f"its scope {twice}.SUB differs from {twice}.{scope}" in line for line in lines)
