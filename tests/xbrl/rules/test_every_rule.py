@@ -202,6 +202,11 @@ def test_the_output_floor_is_phased_in(year, share):
     assert state("OUTPUT_FLOOR", {**figures, "rea 10": needed}, "2024-12-31") is None
 
 
+def test_the_leverage_buffer_applies_from_2023():
+    below = {"lev 340": "3.4%", "lev 440": "3.5%", "lev 420": "3%"}
+    assert state("LR_OLRR", below, "2022-12-31") is None and state("LR_OLRR", below, "2023-03-31") == "violated"
+
+
 def test_the_cap_of_the_floor_ends_in_2030():
     figures = {"rea 10": 500_000, "rea 36": 400_000, "floor 10 20": 1_000_000}  # 125% of 400,000
     assert state("OUTPUT_FLOOR", figures, "2029-12-31") == "ok"

@@ -36,36 +36,6 @@ def state(rule_id, figures, **more):
 
 
 @pytest.mark.parametrize(
-    ("rule_id", "violated", "ok", "missing"),
-    [
-        ("CET1_MIN", {CET1: "4.49%"}, {CET1: "4.50%"}, CET1),
-        ("T1_MIN", {T1: "5.99%"}, {T1: "6.00%"}, T1),
-        ("TC_MIN", {TC: "7.99%"}, {TC: "8.00%"}, TC),
-        ("TSCR_CET1", {CET1: "5.61%", TSCR_CET1: "5.62%"}, {CET1: "5.62%", TSCR_CET1: "5.62%"}, TSCR_CET1),
-        ("TSCR_T1", {T1: "7.49%", TSCR_T1: "7.50%"}, {T1: "7.50%", TSCR_T1: "7.50%"}, T1),
-        ("TSCR_TC", {TC: "9.99%", TSCR: "10.00%"}, {TC: "10.00%", TSCR: "10.00%"}, TSCR),
-        ("OCR_TC", {TC: "13.49%", OCR: "13.50%"}, {TC: "13.50%", OCR: "13.50%"}, OCR),
-        ("LR_MIN", {LR: "2.99%"}, {LR: "3.00%"}, LR),
-        ("LR_OLRR", {LR: "3.09%", OLRR: "3.10%"}, {LR: "3.10%", OLRR: "3.10%"}, OLRR),
-        ("LCR_MIN", {LCR: "99.99%"}, {LCR: "100.00%"}, LCR),
-        ("NSFR_MIN", {NSFR: "99.99%"}, {NSFR: "100.00%"}, NSFR),
-        (
-            "LCR_CALC",
-            {LCR: "120.02%", BUFFER: 120_000_000, OUTFLOW: 100_000_000},
-            {LCR: "120.00%", BUFFER: 120_000_000, OUTFLOW: 100_000_000},
-            OUTFLOW,
-        ),
-    ],
-)
-def test_both_sides_of_the_limit_and_a_missing_cell(rule_id, violated, ok, missing):
-    assert state(rule_id, violated) == "violated"
-    assert state(rule_id, ok) == "ok"
-    others = {cell: value for cell, value in ok.items() if cell != missing}
-    filed = {"C_03.00": True, "C_47.00": True, "C_76.00": True, "C_84.00": True}
-    assert state(rule_id, others, indicators=filed) == "undecided"
-
-
-@pytest.mark.parametrize(
     ("rule_id", "total", "parts"), [("OF_SUM", OWN_FUNDS, (TIER1, TIER2)), ("T1_SUM", TIER1, (CET1_AMOUNT, AT1))]
 )
 def test_a_sum_may_differ_only_by_rounding(rule_id, total, parts):
@@ -82,21 +52,9 @@ def test_a_sum_may_differ_only_by_rounding(rule_id, total, parts):
     assert state(rule_id, sound | {total: 1_000_001}, decimals="INF") == "violated"
 
 
-def test_a_missing_part_of_a_sum_counts_as_zero():
-    assert state("T1_SUM", {TIER1: 800_000, CET1_AMOUNT: 800_000}) == "ok"
-    assert state("T1_SUM", {TIER1: 1_000_000, CET1_AMOUNT: 800_000}) == "violated"
-
-
-def test_the_tolerance_of_the_lcr_combines_all_three_cells():
-    amounts = {BUFFER: 12_000, OUTFLOW: 10_000}  # each rounded by up to 500: the LCR is between 1.09524 and 1.31579
-    assert state("LCR_CALC", amounts | {LCR: "131.58%"}) == "ok"
-    assert state("LCR_CALC", amounts | {LCR: "131.59%"}) == "violated"
-    assert state("LCR_CALC", amounts | {LCR: "109.52%"}) == "ok"
-    assert state("LCR_CALC", amounts | {LCR: "109.51%"}) == "violated"
+def test_a_denominator_that_may_be_nothing_decides_nothing():
     assert state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 0, LCR: "120%"}) == "undecided"
-    assert (
-        state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 400, LCR: "120%"}) == "undecided"
-    )  # the unrounded outflow could be 0
+    assert state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 400, LCR: "120%"}) == "undecided"  # 400 may be rounded from 0
 
 
 def test_a_rule_applies_only_if_its_template_is_filed():
@@ -105,13 +63,6 @@ def test_a_rule_applies_only_if_its_template_is_filed():
     assert state("LCR_MIN", figures, indicators={"C_76.00": False}) is None
     assert state("CET1_MIN", figures, indicators={"C_76.00": True}) is None
     assert state("LCR_MIN", {CET1: "4%"}) is None
-
-
-def test_a_rule_is_undecided_if_facts_of_its_cell_disagree():
-    report = make_report({CET1: "4%"})
-    other = Fact("dp1", Decimal("0.05"), "xbrli:pure", 4, "BANK", "2026-03-31", {}, CET1)
-    both = Report(**{**vars(report), "facts": (*report.facts, other)})
-    assert [result.state for result in evaluate(both) if result.rule_id == "CET1_MIN"] == ["undecided"]
 
 
 def test_a_result_has_value_limit_and_legal_reference():

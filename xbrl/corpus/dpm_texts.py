@@ -1,18 +1,21 @@
-"""Convert the EBA's DPM to text for continual pre-training: tables, the meaning of their rows and columns, and terms.
+"""Convert the EBA's DPM to text for continual pre-training: tables, the meaning of their rows and columns, rules, terms.
 
-Source: European Banking Authority, DPM 2.0 database, release 4.2. The validation rules are in `dpm_corpus_rules.py`.
-Each document lists the tables it is about (a definition lists none), so that `dpm_corpus_split.py` can hold out whole
-tables.
+Source: European Banking Authority, DPM 2.0 database. Each document lists the tables it is about (a definition lists none), so
+that `cpt_corpus.py` can hold out whole tables. Cells are named as in rendered reports:
+`C 76.00.a r0030 c0010 LIQUIDITY COVERAGE RATIO (%), Value / Percentage`.
 """
 
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from xbrl.read.dpm_distil import TYPES, clean
 from xbrl.read.render import table_name
+from xbrl.read.report import template_of
 
+MAX_LABEL_LINES = 24  # lines with cell labels per rule
+MAX_CELLS_PER_OPERAND = 12  # a larger operand lists the labels of its rows and columns instead of its cells
 MAX_CHARACTERS = 3000  # per document, about 1,000 tokens; longer tables are split between rows
 
 CURRENT = "{0}.StartReleaseID <= ?1 and coalesce({0}.EndReleaseID, 1e18) > ?1"
@@ -32,6 +35,11 @@ join Category c on c.CategoryID = ic.CategoryID where ic.StartReleaseID <= ?1 an
 order by c.Name, i.Name, i.Description"""
 MEANINGS = """select ContextID, PropertyID, ItemID from ContextComposition where ContextID in
 (select ContextID from HeaderVersion union select ContextID from TableVersion)"""
+RULES = f"""select ov.OperationVID, o.Code, ov.Expression, coalesce(ov.Description, '')
+from Operation o join OperationVersion ov on ov.OperationID = o.OperationID
+where o.Type = 'validation' and {CURRENT.format("ov")} order by o.Code, ov.OperationVID"""
+SEVERITIES = """select OperationVID, group_concat(distinct Severity) from OperationScope
+where IsActive = 1 group by OperationVID"""
 AXES = {"Y": "r", "X": "c", "Z": "s"}
 
 
@@ -156,18 +164,10 @@ def _data_types(table: TableText) -> dict[str, str]:
 
 
 def _reported_columns(table: TableText, row: str) -> list[str]:
-    """The columns in which a row is reported, with consecutive columns as a range (`c0010-c0040`). Empty if all are."""
+    """The columns in which a row is reported. Empty if it is reported in all."""
     order = [header.code for header in table.headers["c"] if not header.heading]
-    reported = [(row, code) in table.cells for code in order]
-    if all(reported):
-        return []
-    runs: list[list[str]] = []
-    for i, (code, is_reported) in enumerate(zip(order, reported, strict=True)):
-        if is_reported and i and reported[i - 1]:
-            runs[-1].append(code)
-        elif is_reported:
-            runs.append([code])
-    return [run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    reported = [code for code in order if (row, code) in table.cells]
+    return [] if reported == order else reported
 
 
 def meaning_documents(table: TableText) -> Iterator[Document]:
@@ -202,6 +202,103 @@ def _documents(kind: str, title: str, lines: Iterable[str], tables: tuple[str, .
     yield Document(kind, "\n".join(part), tables)
 
 
-def template_of(code: str) -> str:
-    """The template of a table: `C_76.00.a` -> `C_76.00`."""
-    return re.sub(r"\.[a-z]+$", "", code)
+def rule_documents(
+    database: sqlite3.Connection, release: int, tables: Mapping[str, TableText], dropped: dict[str, int]
+) -> Iterator[Document]:
+    """Yield the validation rules with the labels of their cells. Counts omitted rules in `dropped`, by reason."""
+    names = {
+        signature: clean(name)
+        for signature, name in database.execute(
+            "select ic.Signature, i.Name from ItemCategory ic join Item i on i.ItemID = ic.ItemID"
+        )
+    }
+    templates: dict[str, list[str]] = {}
+    for code in tables:
+        templates.setdefault(template_of(code), []).append(code)
+    severities = dict(database.execute(SEVERITIES))
+    for version, rule_code, expression, description in database.execute(RULES, (release,)):
+        severity = ", ".join(sorted((severities.get(version) or "").split(",")))
+        expression = clean(expression)
+        mentioned = set(re.findall(r"\b[tv]_?([A-Z]+_\d[\w.]*[\w])", expression))
+        used = sorted({code for name in mentioned for code in ([name] if name in tables else templates.get(name, ()))})
+        unknown = [name for name in mentioned if name not in tables and name not in templates]
+        if unknown or not used:
+            reason = "rules on tables that are not filed in the release" if unknown else "rules that name no table"
+            dropped[reason] = dropped.get(reason, 0) + 1
+            continue
+        lines = [f"Rule {rule_code}" + (f" ({severity})" if severity else "")]
+        lines += [tables[code].title for code in used[:8]] + [expression]
+        description = clean(description)
+        words = re.findall(r"\b[a-z]{4,}\b", re.sub(r"\{[^{}]*\}", "", description))
+        if len(words) >= 3 and "default:" not in description:  # most other descriptions repeat the expression
+            lines.append(description)
+        lines += rule_labels(expression, tables)
+        members = dict.fromkeys(re.findall(r"\[(eba_\w+:\w+)\]", expression))
+        lines += [f"{member} {names[member]}" for member in list(members)[:MAX_LABEL_LINES] if member in names]
+        yield Document("rule", "\n".join(lines), tuple(used))
+
+
+def rule_labels(expression: str, tables: Mapping[str, TableText]) -> list[str]:
+    """The labels of the cells that an expression uses, at most `MAX_LABEL_LINES` lines."""
+    start = re.match(r"\s*with\s*\{([^{}]*)\}\s*:", expression)
+    default = _parse_operand(start[1]) if start else {}
+    lines: dict[str, None] = {}
+    for operand in re.findall(r"\{([^{}]*)\}", expression[start.end() :] if start else expression):
+        place = default | _parse_operand(operand)
+        table = tables.get(place.get("t", ("",))[0])
+        if table is not None:
+            rows, columns = (_headers_of(table, place.get(axis, ())) for axis in "rc")
+            lines.update(dict.fromkeys(_operand_lines(table, rows, columns)))
+    found = list(lines)
+    more = [f"and {len(found) - MAX_LABEL_LINES} more"] if len(found) > MAX_LABEL_LINES else []
+    return found[:MAX_LABEL_LINES] + more
+
+
+def _operand_lines(table: TableText, rows: list[str], columns: list[str]) -> Iterator[str]:
+    """Labels of the cells of an operand, or of its rows and columns if there are too many cells."""
+    name = table_name(table.code)
+    if rows and columns and len(rows) * len(columns) <= MAX_CELLS_PER_OPERAND:
+        for row in rows:
+            for column in columns:
+                if (row, column) in table.cells:
+                    yield f"{name} {row} {column} {_label(table, row)}, {_label(table, column)}"
+        return
+    for code in rows + columns:
+        yield f"{name} {code} {_label(table, code)}"
+
+
+def _label(table: TableText, code: str) -> str:
+    """The label of a row or column that `_headers_of` found in the table."""
+    header = table.header(code)
+    assert header is not None, f"{table.code} has no {code}"
+    return header.label
+
+
+def _parse_operand(operand: str) -> dict[str, tuple[str, ...]]:
+    """Parse an operand into its table, rows, columns and sheets.
+
+    `tC_01.00, (r0010, r0020), c0010, default: 0` -> {"t": ("C_01.00",), "r": ("r0010", "r0020"), "c": ("c0010",)}
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for part in re.findall(r"\([^()]*\)|[^,()]+", operand):
+        members = [member.strip() for member in part.strip("() ").split(",")]
+        if re.fullmatch(r"t[A-Z]+_\d[\w.]*", members[0]):
+            found["t"] = (members[0][1:],)
+        elif re.fullmatch(r"[rcs](\*|\d+)(-\d+)?", members[0]):
+            found[members[0][0]] = tuple(members)
+    return found
+
+
+def _headers_of(table: TableText, codes: Iterable[str]) -> list[str]:
+    """Expand codes to headers of the table: `r0290-0310` is a range of rows; `r*` matches none."""
+    found = []
+    for code in codes:
+        first, dash, last = code.partition("-")
+        if dash:
+            last = first[0] + last
+            found += [
+                header.code for header in table.headers[first[0]] if first <= header.code <= last and not header.heading
+            ]
+        elif table.header(code):
+            found.append(code)
+    return found
