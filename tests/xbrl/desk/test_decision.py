@@ -190,6 +190,14 @@ def test_a_decision_is_on_one_note_in_its_words(noted, tmp_path):
     assert len(reasons) == 2 and f"is on note {first}, which the report does not have in these words" in reasons[1]
 
 
+def test_a_letter_that_was_ready_once_does_not_stay(tmp_path, breach):
+    """The report is filed again with a note: the letter of the first analysis is gone."""
+    for notes, names in (((), {"letter.txt"}), ((Note(NOTE),), set())):
+        made = finish(Job(Case(replace(breach, notes=notes), NAMED), tmp_path, Form(), False, {}))
+        folder = tmp_path / folder_name(made["entity"], made["period"])
+        assert {path.name for path in folder.glob("letter*")} == names
+
+
 def test_no_part_of_a_note_is_passed_over(breach):
     """The reader cuts a long note and leaves out the last of a thousand: what stood there may decide."""
     for filed in ([Note("x " * 3000)], [Note(f"note {number}") for number in range(1100)]):
