@@ -171,6 +171,20 @@ def test_a_misstatement_that_a_note_states_is_a_finding_whatever_the_limit_says(
     assert judge(without_facts) == []  # whether the note states anything is not known
 
 
+def test_checks_line_by_line_may_name_the_limit_alone():
+    stated = [{"kind": "pledged", "applies": True, "amount": None, "who": []}]
+    report = "Some Bank\nLeverage ratio 5%\nLCR 104%\nNote: Bonds are pledged; LCR would be 95% without them."
+    for line, rules, expected in (
+        ("pledged, so LCR 95% < 100%: LCR_PLEDGED, 2015/61 Art. 7(2)", ["LCR_PLEDGED"], set()),
+        ("pledged, so LCR 103% >= 100%: met", [], {"misstatement"}),
+    ):
+        answer = f"Checks:\nLCR 104% >= 100%: met\n{line}\nDirective:\nReplace the pledged assets within 10 days."
+        messages = [{"role": "user", "content": report}, {"role": "assistant", "content": answer}]
+        assert {
+            case for case, _ in judge({"messages": messages, "violations": rules, "note_facts": stated})
+        } == expected
+
+
 def test_the_limit_that_is_missed_without_the_amount_comes_on_top():
     large = [PLEDGED.replace("500000", "5000000")]
     assert cases([COUNTED.replace("99500", "95000")], large) == {"consequence"}
