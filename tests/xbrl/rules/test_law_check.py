@@ -255,6 +255,10 @@ def test_a_letter_is_in_proportion():
     assert cases([line.format("2.95%")], report=report, letter=soon) == set()
     soon = soon.replace("twenty working days", "ten working days")
     assert cases([line.format("2.95%")], report=report, letter=soon) == {"owners"}
+    for days in ("20", "15"):
+        assert cases([line.format("2.95%")], report=report, letter=soon.replace("ten", days)) == set()
+    for words in ("You need not submit a plan.", "The measures are recommendations only."):
+        assert cases([line.format("2.95%")], report=report, letter=f"{LETTER}\n{words}") == {"belittled"}
     small = f"{LETTER}\nNo further measure is intended at present."
     assert cases([line.format("2.95%")], report=report, letter=small) == {"belittled"}
 
