@@ -56,8 +56,8 @@ LICENCE = re.compile(
     r"(?:withdr|revo[kc])[^.]{0,60}(?:authori[sz]ation|licen[cs]e)|(?:authori[sz]ation|licen[cs]e)[^.]{0,60}(?:withdr|revo[kc])"
     r"|(?:Entzug|Entziehung|Aufhebung)[^.]{0,60}(?:Erlaubnis|Zulassung)|(?:Erlaubnis|Zulassung)[^.]{0,60}(?:entz[io]|aufgehoben)"
 )
-HEARD = re.compile(r"\bheard\b|\bcomment\b|Anhörung|Stellung (?:zu )?nehmen|\bäußern\b", re.IGNORECASE)
-OBJECT = re.compile(r"you may (?:object|appeal)|objections? may|appeal may|Widerspruch|Einspruch", re.IGNORECASE)
+HEARD = re.compile(r"you may (?:comment|be heard|state your)|Sie können[^.]*(?:äußern|Stellung)", re.IGNORECASE)
+OBJECT = re.compile(r"you may (?:object|appeal)|Sie können[^.]*(?:Widerspruch|Einspruch)", re.IGNORECASE)
 OWNERS = re.compile(
     r"\bowners?\b|shareholders|general meeting|Eigentümer|Gesellschafter|Hauptversammlung|Generalversammlung"
 )
