@@ -67,12 +67,13 @@ def late_filings(report: Report, cells: Cells, received: str = "") -> list[RuleR
     if nameless and received:
         tables = (cells.table(fact.cell[0]) for fact in report.facts if fact.cell and not fact.other_cells)
         first = dict.fromkeys((table.module for table in tables if table), "") | first
-    results = [_judge(module, received or made, bool(received), report.period) for module, made in first.items()]
+    results = [judge_return(module, received or made, bool(received), report.period) for module, made in first.items()]
     unknown = _result("", "undecided", "the file's name has no time of creation")
     return results + ([unknown] if nameless and not received else [])
 
 
-def _judge(module: str, day: str, arrived: bool, period: str) -> RuleResult:
+def judge_return(module: str, day: str, arrived: bool, period: str) -> RuleResult:
+    """Whether a return that was made on a day, or arrived on it, was late. Days and period are YYYY-MM-DD."""
     due = due_date(module, period)
     if not due:
         return _result(module, "undecided", f"no due date is known for {module} as of {period}")
