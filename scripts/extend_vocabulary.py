@@ -1,7 +1,7 @@
 """Extend a model's vocabulary with tokens for its domain, in a new model directory that train.py takes as model.path.
 
     python scripts/extend_vocabulary.py artifacts/models/SmolLM2-135M-Instruct --out artifacts/models/SmolLM2-135M-bank \\
-        --corpus artifacts/xbrl/train.jsonl --forms --held-out artifacts/xbrl/test_banks.jsonl package.txt
+        --corpus artifacts/xbrl/train.jsonl --forms --held-out artifacts/xbrl/test.jsonl package.txt
 
 Corpus and held-out files are .jsonl or .parquet (chats, or `text`) or .txt, optionally compressed (.gz). The script prints
 tokens per document before and after, on the held-out files and on general text (a held-out part of Python's

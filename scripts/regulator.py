@@ -91,9 +91,9 @@ def examples(parser: argparse.ArgumentParser) -> None:
     (disagreements.txt). The archive is not modified, and nothing is sent over the network.
     """
     from xbrl.corpus.archive_corpus import Archive, make_archive_corpus
-    from xbrl.corpus.splits import DEFAULT_SHARES, FULL_SPLITS
+    from xbrl.corpus.splits import DEFAULT_SHARES, SPLITS
 
-    shares = [*DEFAULT_SHARES[FULL_SPLITS]]
+    shares = [*DEFAULT_SHARES]
     parser.add_argument("--reports", type=Path, required=True, help="directory of reports, in any XBRL syntax")
     parser.add_argument("--letters", type=Path, required=True, help="directory of letters, .txt or .md files in UTF-8")
     parser.add_argument("--pairs", type=Path, help="CSV of report,letter: paths below the two directories")
@@ -101,8 +101,8 @@ def examples(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--findings", type=Path, help="CSV: entity,period,rule,state,cell,value,limit,legal,kind")
     parser.add_argument("--out", type=Path, required=True, help="directory to create")
     add_number(parser, "--seed", "seed of the splits", 0)
-    about = f"shares of {', '.join(FULL_SPLITS)} (%(default)s); a share may be 0"
-    parser.add_argument("--splits", type=float, nargs=5, default=shares, metavar="SHARE", help=about)
+    about = f"shares of {', '.join(SPLITS)} (%(default)s); a share may be 0"
+    parser.add_argument("--splits", type=float, nargs=3, default=shares, metavar="SHARE", help=about)
     add_number(parser, "--processes", "worker processes", os.cpu_count() or 1, least=1)
     arguments = parser.parse_args()
     check_new(arguments.out)

@@ -44,6 +44,7 @@ MET = re.compile(
 NOTHING = re.compile(
     r"\b(no|keine?n?) (violation|breach|infringement|measures?|action|Verstoß|Maßnahmen?)\b", re.IGNORECASE
 )
+MARGIN = re.compile(r"\bsmallest margin\b|\bkleinste Abstand\b", re.IGNORECASE)  # a line on a requirement that is met
 NOT_MET = re.compile(
     r"\b(not|nor|never|fails?|failed|without|misse[sd]|below|short|breach(es|ed)?|until|again|nicht|unter)\b",
     re.IGNORECASE,
@@ -72,7 +73,8 @@ def find_disagreements(
     `results` are those of the engine, `violated` the labels, which findings.csv may have changed. `earlier` are previous
     reports of the bank, whose figures the letter may mention.
     """
-    objections = "\n".join(part for part in sentences(letter) if _objects(part))
+    lines = [line for line in letter.splitlines() if not MARGIN.search(line)]
+    objections = "\n".join(part for part in sentences("\n".join(lines)) if _objects(part))
     found = [
         *_only_in_letter(objections, [result for result in results if result.state == "triggered"] + list(violated)),
         *_only_in_labels(objections, violated),

@@ -166,7 +166,7 @@ def _write_json(
                 fact["decimals"] = bank.decimals if cell.type == "monetary" else bank.ratio_decimals
                 if cell.type == "monetary":
                     dimensions["unit"] = f"iso4217:{bank.currency}"
-            else:
+            elif cell.type == "enumeration":
                 namespaces[value.partition(":")[0]] = _namespace(value.partition(":")[0])
             fact["dimensions"] = dimensions
             name = places.get((table.code, key or cell.row, cell.column))

@@ -41,9 +41,18 @@ def quickstart_example(
         "violations": rules,
         "engine": [result.rule_id for result in violations(results)],
         "kind": findings[0].kind if findings else "",
+        "note_facts": [note_fact(*pair) for pair in zip(findings, report.notes, strict=True)],
         "measures": [{"subject": MEASURES[rule][0], "deadline_days": MEASURES[rule][2]} for rule in rules],
         **({"pair": pair} if pair else {}),
     }
+
+
+def note_fact(finding: Finding, note: Note) -> dict:
+    """What the note states: an entry of the field `note_facts`. Its amount is not printed, only the ratio without it."""
+    applies = finding.state == "lifted" or finding.value is not None
+    who = finding.cell.split()[2].split("+") if finding.kind == "connected" and finding.cell else []
+    quote = note.text.partition(";")[0].rstrip(".")
+    return {"kind": finding.kind, "applies": applies, "amount": None, "who": who, "since": "", "quote": quote}
 
 
 def quickstart_question(report: Report, bank: Addressee, cells: Cells) -> list[dict]:

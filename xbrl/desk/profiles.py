@@ -14,7 +14,8 @@ from xbrl.answers.answer_reader import Claim, read_line
 from xbrl.answers.answers import write_violation
 from xbrl.corpus import quickstart_examples
 from xbrl.corpus.examples import question
-from xbrl.corpus.profiles import FULL
+from xbrl.corpus.figures import SHORT_CELLS
+from xbrl.corpus.profiles import FULL, SHORT, rules_of
 from xbrl.read.dpm import Cells
 from xbrl.read.render import Addressee, cell_name
 from xbrl.read.report import CellKey, Report
@@ -35,20 +36,20 @@ class Profile:
     @property
     def has_facts(self) -> bool:
         """Whether its answers say what a note states as facts."""
-        return self.name == "full"
+        return self.name != "quickstart"
 
     @property
     def rules(self) -> tuple[Rule, ...]:
         """The rules that its answers cover, besides those of notes."""
         if self.name == "quickstart":
             return quickstart_examples.RULES
-        return built_in_rules()
+        return tuple(rules_of(SHORT if self.name == "short" else FULL))
 
     def question(self, report: Report, bank: Addressee, cells: Cells, earlier: Sequence[Report]) -> list[dict]:
         """The messages that ask about a report. `earlier` are previous reports of the bank, oldest first."""
         if self.name == "quickstart":
             return quickstart_examples.quickstart_question(report, bank, cells)
-        return question(report, bank, cells, FULL, earlier)
+        return question(report, bank, cells, SHORT if self.name == "short" else FULL, earlier)
 
     def why_not(self, report: Report) -> str:
         """Why a report cannot be asked about in this profile: no example of training looks like it. "" if it can."""
@@ -77,8 +78,8 @@ class Profile:
         """
         if result.value is None or result.limit is None:
             return None
-        if self.name == "full":
-            return read_line(write_violation(result))
+        if self.name != "quickstart":
+            return read_line(write_violation(result, (SHORT if self.name == "short" else FULL).style))
         return None if result.rule_id in note_rules() else read_line(str(quickstart_examples.ratio_check(result)))
 
 
@@ -87,6 +88,7 @@ QUICKSTART_CELLS = frozenset(cell for rule in quickstart_examples.RULES for cell
 }
 PROFILES = {
     "full": Profile("full", 2048, None),
+    "short": Profile("short", 768, SHORT_CELLS),
     "quickstart": Profile("quickstart", 256, QUICKSTART_CELLS),
 }
 

@@ -30,6 +30,8 @@ SHORT_LABELS: dict[CellKey, str] = {
     ("C_03.00", "r0140", "c0010"): "TSCR CET1",
     ("C_03.00", "r0150", "c0010"): "TSCR Tier 1",
     ("C_03.00", "r0160", "c0010"): "OCR",
+    ("C_03.00", "r0170", "c0010"): "OCR CET1",
+    ("C_03.00", "r0180", "c0010"): "OCR Tier 1",
     ("C_28.00", "*", "c350"): "Client",
     ("C_47.00", "r0300", "c0010"): "Leverage exposure",
     ("C_47.00", "r0340", "c0010"): "Leverage ratio",

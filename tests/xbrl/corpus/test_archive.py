@@ -150,7 +150,7 @@ def run(folder, out, *more):
 
 def test_an_archive_becomes_examples(archive, tmp_path):
     folder, filings = archive
-    done = run(folder, tmp_path / "out", "--splits", "0.6", "0.1", "0.1", "0.2", "0")
+    done = run(folder, tmp_path / "out", "--splits", "0.6", "0.2", "0.2")
     assert done.returncode == 0, done.stderr
     parts = {
         path.stem: [json.loads(line) for line in path.read_text().splitlines()]
@@ -173,7 +173,7 @@ def test_an_archive_becomes_examples(archive, tmp_path):
 
 def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_are_listed(archive, tmp_path):
     folder, filings = archive
-    plain = run(folder, tmp_path / "plain", "--splits", "1", "0", "0", "0", "0")
+    plain = run(folder, tmp_path / "plain", "--splits", "1", "0", "0")
     assert plain.returncode == 0, plain.stderr
     before = {one["id"]: one["violations"] for one in map(json.loads, (tmp_path / "plain" / "train.jsonl").open())}
     breached, sound = (next(id for id in before if bool(before[id]) is wanted) for wanted in (True, False))
@@ -186,7 +186,7 @@ def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_ar
     ]
     table = tmp_path / "findings.csv"
     table.write_text("entity,period,rule,state,cell,value,limit,legal,kind\n" + "\n".join(lines) + "\n")
-    done = run(folder, tmp_path / "out", "--splits", "1", "0", "0", "0", "0", "--findings", table)
+    done = run(folder, tmp_path / "out", "--splits", "1", "0", "0", "--findings", table)
     assert done.returncode == 0, done.stderr
     examples = {one["id"]: one for one in map(json.loads, (tmp_path / "out" / "train.jsonl").open())}
     after = {name: one["violations"] for name, one in examples.items()}
@@ -230,7 +230,7 @@ def test_a_pairs_file_matches_letters_that_name_no_report(archive, tmp_path):
         f"{path.relative_to(folder / 'reports')},letter {number}.txt" for number, path in enumerate(chosen, start=1)
     ]
     pairs.write_text("report,letter\n" + "\n".join(lines) + "\n")
-    done = run(folder, tmp_path / "out", "--pairs", str(pairs), "--splits", "1", "0", "0", "0", "0")
+    done = run(folder, tmp_path / "out", "--pairs", str(pairs), "--splits", "1", "0", "0")
     assert done.returncode == 0, done.stderr
     train = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     assert len(train) == 6

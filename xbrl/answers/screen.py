@@ -1,6 +1,6 @@
-"""The last screen of the quickstart: the tuned model beside the base model and the programs that cost nothing.
+"""The last screen of the quickstart: the tuned model beside the base model and the programs that need no training of one.
 
-python -m xbrl.answers.quickstart_screen runs/quickstart artifacts/quickstart
+python -m xbrl.answers.screen runs/quickstart artifacts/quickstart [artifacts/models/SmolLM2-135M-Instruct]
 """
 
 import json
@@ -11,10 +11,14 @@ from pathlib import Path
 from common.errors import UserError, run_script
 from eval.asked_examples import report_of
 from eval.report import aligned
-from xbrl.answers.baselines import baseline_predictions, micro_f1
-from xbrl.answers.groups import pairs_right, score_kinds
+from xbrl.answers.baselines import COMPOSED, ENGINE, NGRAMS, PROBE, THRESHOLDS, baseline_predictions
+from xbrl.answers.scores import pairs_right, score_kinds, score_rules
 
-PROGRAMS = {"character n-grams": "n-grams", "threshold program": "thresholds", "engine": "engine"}  # as columns
+PROGRAMS = {COMPOSED: "note words", PROBE: "note states", NGRAMS: "n-grams", ENGINE: "engine", THRESHOLDS: "thresholds"}
+MEANING = (
+    "note words: the engine and a logistic regression on the words of the note; note states: the same on the base model's\n"
+    "mean hidden state of the note; n-grams: a logistic regression on all characters; thresholds: one cut per rule"
+)
 RESULTS = {  # file in eval/ -> what the screen shows of it
     "before": ("answers",),
     "after": ("answers", "facts", "rouge_l"),
@@ -24,21 +28,25 @@ PAIRS = ("in words", "in figures")  # how the names of minimal pairs end
 Column = tuple[list[dict], list[Sequence[str]]]  # test examples, and the rules that are named for each of them
 
 
-def screen(run: Path, data: Path) -> str:
+def screen(run: Path, data: Path, base: str | None = None) -> str:
     """All of the last screen, from the results in `run`/eval and the corpus in `data`.
 
-    Raises UserError if a file is missing, or if it is not what the quickstart writes.
+    `base` is the model directory of the column "note states". Raises UserError if a file is missing, or if it is not what
+    the quickstart writes.
     """
     before, after, forgetting = (_read(run / "eval" / f"{name}.json", keys) for name, keys in RESULTS.items())
-    test, training = (
-        [json.loads(line) for line in _text(data / f"{split}.jsonl").splitlines()] for split in ("test", "train")
+    test, training, validation = (
+        [json.loads(line) for line in _text(data / f"{split}.jsonl").splitlines()]
+        for split in ("test", "train", "validation")
     )
+    models = {"base model": of_result(before, test), "tuned model": of_result(after, test)}
     per_byte, questions = forgetting["perplexity_per_byte"], forgetting["questions"]["all"]
     return f"""One report of the test, and the tuned model's answer:
 
 {one_report(after, test)}
 
-{table(columns(before, after, test, training))}
+{table(models | programs(training, test, validation, base))}
+{MEANING}
 
 tuned model: F1 of rule, figure, limit and article together {after["facts"]["f1"]:.3f}, directive ROUGE-L {after["rouge_l"]["f"]:.3f}
 general text, perplexity per byte: {per_byte["base"]["value"]:.3f} -> {per_byte["tuned"]["value"]:.3f}; \
@@ -48,18 +56,15 @@ general questions right: {questions["base"]["value"]:.0%} -> {questions["tuned"]
 curves          tensorboard --logdir {run}/tensorboard     (after: source .venv/bin/activate)
 exported model  {run}/export                (a Hugging Face directory)
 figures         {run}/eval/before.json, after.json, forgetting.json
-next            a task that this model does not solve in minutes: configs/xbrl_laptop.py; your own data: README.md"""
+next            a task that this model does not solve in minutes: configs/xbrl.py; your own data: README.md"""
 
 
-def columns(before: dict, after: dict, test: Sequence[dict], training: Sequence[dict]) -> dict[str, Column]:
-    """The columns of the table, by name.
-
-    `before` and `after` are results of scripts/evaluate.py on all or some of the `test` examples. The programs are fitted on
-    `training`.
-    """
-    found = {"base model": _of_result(before, test), "tuned model": _of_result(after, test)}
-    predictions = baseline_predictions(training, test)
-    return found | {title: (list(test), list(predictions[name])) for name, title in PROGRAMS.items()}
+def programs(
+    training: Sequence[dict], test: Sequence[dict], validation: Sequence[dict], base: str | None
+) -> dict[str, Column]:
+    """The columns of the programs, fitted on `training` and tuned on `validation` too."""
+    found = baseline_predictions(training, test, validation, base)
+    return {title: (list(test), list(found[name].rules)) for name, title in PROGRAMS.items() if name in found}
 
 
 def table(found: Mapping[str, Column]) -> str:
@@ -79,22 +84,24 @@ def one_report(after: dict, test: Sequence[dict]) -> str:
 
 
 def _scores(examples: list[dict], predicted: list[Sequence[str]]) -> dict[str, str]:
-    true = [example["violations"] for example in examples]
-    kinds = score_kinds(examples, true, predicted)
-    rows = {"reports": str(len(examples)), "F1, all rules": f"{micro_f1(predicted, true)['f1']:.3f}"}
+    kinds = score_kinds(examples, predicted)
+    rows = {"reports": str(len(examples)), "F1, all rules": f"{score_rules(examples, predicted)['f1']:.3f}"}
     for kind in ("with a note", "pledged", "connected", "waiver"):
         f1 = kinds.get(kind, {}).get("note_f1")
         name = "F1, what notes decide (unseen wordings)" if kind == "with a note" else f"  {kind}"
         rows[name] = "-" if f1 is None else f"{f1:.3f}"
     for part in PAIRS:
         chosen = [i for i, example in enumerate(examples) if example.get("pair", "").endswith(part)]
-        right = pairs_right(*([some[i] for i in chosen] for some in (examples, true, predicted)))
+        right = pairs_right([examples[i] for i in chosen], [predicted[i] for i in chosen])
         rows[f"minimal pairs {part}, both right"] = f"{sum(right)} of {len(right)}"
     return rows
 
 
-def _of_result(result: dict, test: Sequence[dict]) -> Column:
-    """An answer that cannot be read names a rule that does not exist."""
+def of_result(result: dict, test: Sequence[dict]) -> Column:
+    """The column of a result of scripts/evaluate.py on all or some of the `test` examples.
+
+    An answer that cannot be read names a rule that does not exist.
+    """
     said = {
         answer["id"]: ["unreadable"] if answer["unreadable"] else answer["predicted"] for answer in result["answers"]
     }
@@ -121,10 +128,10 @@ def _read(path: Path, keys: Sequence[str]) -> dict:
 
 
 def main() -> None:
-    """Print the screen of the run and the corpus that the command line names."""
-    if len(sys.argv) != 3:
-        raise UserError("name the directory of the run and that of the corpus, as scripts/quickstart.sh does")
-    print(screen(Path(sys.argv[1]), Path(sys.argv[2])))
+    """Print the screen of the run, the corpus and the base model that the command line names."""
+    if len(sys.argv) not in (3, 4):
+        raise UserError("name the run, the corpus and the base model, as scripts/quickstart.sh does")
+    print(screen(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]))
 
 
 if __name__ == "__main__":

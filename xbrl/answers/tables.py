@@ -1,4 +1,4 @@
-"""Tables of the regulator's task: those of `eval/report.py` with violations, facts, letters and baselines added.
+"""Tables of the supervisor's task: those of `eval/report.py` with rules, notes, findings, letters and baselines added.
 
 A result of another task has none of these and gives the same table as `eval/report.py`.
 """
@@ -6,15 +6,17 @@ A result of another task has none of these and gives the same table as `eval/rep
 from eval import report
 from eval.report import Figure, aligned, percent
 
+FIELDS = {"where": "cell or client", "value": "value", "limit": "limit", "legal": "article"}
+
 
 def figures(result: dict) -> list[Figure]:
     """All figures of a result of scripts/evaluate.py or scripts/score.py."""
     return [
         *_violation_figures(result),
         *_part_figures(result),
+        *_note_figures(result),
         *_fact_figures(result),
         *report.rouge_figures(result),
-        *_letter_bounds(result),
         *_letter_figures(result),
         *report.run_figures(result),
     ]
@@ -29,8 +31,8 @@ def table(result: dict) -> str:
     if violations and violations["per_rule"]:
         rows = [("rule", "precision", "recall", "F1", "true", "predicted")]
         for rule, scores in violations["per_rule"].items():
-            values = tuple(f"{scores[name]:.3f}" for name in ("precision", "recall", "f1"))
-            rows.append((rule, *values, str(scores["n_true"]), str(scores["n_predicted"])))
+            precision, recall, f1 = (f"{scores[name]:.3f}" for name in ("precision", "recall", "f1"))
+            rows.append((rule, precision, recall, f1, str(scores["n_true"]), str(scores["n_predicted"])))
         lines += ["", *aligned(rows, last=">")]
     return "\n".join(lines)
 
@@ -63,22 +65,17 @@ def _violation_figures(result: dict) -> list[Figure]:
         return []
     n = f"{violations['n_violations']} violations in {violations['n_reports']} reports"
     reports = f"{violations['n_reports']} reports"
-    micro = violations["micro"]
+    micro, rules = violations["micro"], len(violations["per_rule"])
     rows = [
         Figure("violations F1 (micro)", f"{micro['f1']:.3f}", n, "f1"),
         *(Figure(f"  baseline: {name}", f"{scores['f1']:.3f}", n) for name, scores in violations["baselines"].items()),
         *(Figure(f"  {name}", f"{micro[name]:.3f}", n) for name in ("precision", "recall")),
+        Figure("  F1, mean over rules (macro)", f"{violations['macro_f1']:.3f}", f"{rules} rules, true or predicted"),
+        Figure("  all violations of a report right", percent(violations["exact"]), reports, "exact"),
+        Figure("  unparsable answers", percent(violations["unparsable"]["share"]), reports),
+        Figure("  void lines in other answers", str(violations["void_lines"]), reports),
     ]
-    if "macro_f1" in violations:  # results of earlier versions have none of these
-        known = sum(scores["n_true"] > 0 for scores in violations["per_rule"].values())
-        rows.append(Figure("  F1, mean over rules (macro)", f"{violations['macro_f1']:.3f}", f"{known} rules"))
-        without = violations["without_implied"]["f1"]
-        rows.append(Figure("  F1 without implied rules", f"{without:.3f}", "the strictest rule of each ratio"))
-    rows.append(Figure("  all violations of a report right", percent(violations["exact"]), reports, "exact"))
-    rows.append(Figure("  unparsable answers", percent(violations["unparsable"]["share"]), reports))
-    if "void_lines" in violations:
-        rows.append(Figure("  void lines in other answers", str(violations["void_lines"]), reports))
-    if violations.get("void_true_lines"):
+    if violations["void_true_lines"]:
         rows.append(
             Figure("  true lines that cannot be read", str(violations["void_true_lines"]), "left out of the facts")
         )
@@ -93,14 +90,49 @@ def _part_figures(result: dict) -> list[Figure]:
         n = f"{scores['n_reports']} reports, {percent(scores['exact'])} right"
         decided = "" if scores["note_f1"] is None else f", of what notes decide {scores['note_f1']:.3f}"
         rows.append(Figure(f"  F1, notes: {kind}", f"{scores['f1']:.3f}", n + decided))
-    rows += [
-        Figure(f"  of what notes decide, baseline: {name}", f"{scores['note_f1']:.3f}", "")
-        for name, scores in violations.get("baselines", {}).items()
-        if scores.get("note_f1") is not None
-    ]
+    if violations.get("note_f1") is not None:
+        rows.append(Figure("what notes decide: F1 of these rules", f"{violations['note_f1']:.3f}", ""))
+        rows += [
+            Figure(f"  baseline: {name}", f"{scores['note_f1']:.3f}", "")
+            for name, scores in violations["baselines"].items()
+            if scores.get("note_f1") is not None
+        ]
     pairs = violations.get("pairs", {"n": 0})
     if pairs["n"]:
         rows.append(Figure("  minimal pairs right", percent(pairs["right"]), f"{pairs['n']} pairs", "pairs"))
+    return rows
+
+
+def _note_figures(result: dict) -> list[Figure]:
+    """What is said of notes: kind and applies, then all of a fact; by kind, by language, and by the baselines that read notes."""
+    notes, baselines = result.get("notes"), (result.get("violations") or {}).get("baselines", {})
+    rows = []
+    if notes:
+        n = f"{notes['n']} facts, {notes['n_said']} stated"
+        rows = [
+            Figure("facts of notes, F1: kind and applies", f"{notes['decided_f1']:.3f}", n),
+            Figure("  and amount", f"{notes['amount_f1']:.3f}", n),
+            Figure("  all of a fact right", f"{notes['f1']:.3f}", n),
+        ]
+        rows += [
+            Figure(f"  {name} right", percent(share), f"{notes['n_matched']} facts whose kind is named")
+            for name, share in notes["right"].items()
+        ]
+        rows += [
+            Figure(f"  {part}", f"{scores['decided_f1']:.3f}", f"{scores['n']} facts, all right {scores['f1']:.3f}")
+            for part, scores in {**notes["kinds"], **notes["languages"]}.items()
+        ]
+        if notes["pairs"]["n"]:
+            rows.append(
+                Figure(
+                    "  notes of minimal pairs right", percent(notes["pairs"]["right"]), f"{notes['pairs']['n']} pairs"
+                )
+            )
+    for name, scores in baselines.items():
+        if one := scores.get("notes"):
+            n = f"{one['n']} facts, with the amount {one['amount_f1']:.3f}"
+            title = "  baseline: " if notes else "facts of notes, F1: kind and applies, baseline: "
+            rows.append(Figure(f"{title}{name}", f"{one['decided_f1']:.3f}", n))
     return rows
 
 
@@ -108,27 +140,11 @@ def _fact_figures(result: dict) -> list[Figure]:
     facts = result.get("facts")
     if not facts:
         return []
-    names = {"where": "cell or client", "value": "value", "limit": "limit", "legal": "article"}
     n = f"{facts['n_named']} findings whose rule is named, of {facts['n_true']}"
     return [
         Figure("facts F1: all of a finding right", f"{facts['f1']:.3f}", f"{facts['n_true']} findings", "fact_f1"),
-        *(Figure(f"  {name} right", percent(facts["right"][field]), n) for field, name in names.items()),
+        *(Figure(f"  {name} right", percent(facts["right"][field]), n) for field, name in FIELDS.items()),
     ]
-
-
-def _letter_bounds(result: dict) -> list[Figure]:
-    """What ROUGE-L is at most and at least, and that of each baseline that sends the same letter to every bank."""
-    rouge = result.get("rouge_l")
-    if not rouge:
-        return []
-    n = f"{rouge['n']} {rouge['of']}s"
-    rows = []
-    if rouge.get("ceiling") is not None:
-        rows.append(Figure("  ceiling: right in an unseen wording", f"{rouge['ceiling']:.3f}", n))
-    for name, floor in rouge.get("floor", {}).items():
-        if floor is not None:
-            rows.append(Figure(f"  floor: {'the letter of ' * (name != 'fixed')}{name}", f"{floor:.3f}", n))
-    return rows + [Figure(f"  baseline: {name}", f"{f:.3f}", n) for name, f in rouge["baselines"].items()]
 
 
 def _letter_figures(result: dict) -> list[Figure]:
@@ -141,10 +157,8 @@ def _letter_figures(result: dict) -> list[Figure]:
             if one["n"]:
                 rows.append(Figure(f"  {kind}", percent(one["supported"]), str(one["n"])))
     if measures and measures["n"]:
-        rows.append(
-            Figure("letters: measures demanded in time", percent(measures["right"]), f"{measures['n']} measures")
-        )
-        rows.append(
-            Figure("  all measures of a letter right", percent(measures["reports"]), f"{measures['n_reports']} reports")
-        )
+        n = f"{measures['n']} measures"
+        rows.append(Figure("letters: measures demanded in time", percent(measures["right"]), n))
+        n = f"{measures['n_reports']} reports"
+        rows.append(Figure("  all measures of a letter right", percent(measures["reports"]), n))
     return rows

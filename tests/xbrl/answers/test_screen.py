@@ -5,8 +5,8 @@ import json
 import pytest
 
 from common.errors import UserError
-from xbrl.answers.quickstart_screen import columns, screen, table
-from xbrl.answers.score import score_answers
+from xbrl.answers.scores import score_answers
+from xbrl.answers.screen import of_result, programs, screen, table
 from xbrl.corpus.generate import Request
 from xbrl.corpus.quickstart_corpus import generate_quickstart
 
@@ -35,10 +35,12 @@ def test_right_answers_stand_beside_the_programs(data) -> None:
     test, training = examples(data, "test"), examples(data, "train")
     right = [example["messages"][-1]["content"] for example in test]
     half = [answer if i % 2 else "no idea" for i, answer in enumerate(right)]  # every pair has one right report
-    text = table(columns(result(test, half), result(test, right), test, training))
-    assert row(text, "reports") == ["60"] * 5
+    models = {"base": of_result(result(test, half), test), "tuned": of_result(result(test, right), test)}
+    text = table(models | programs(training, test, examples(data, "validation"), None))
+    assert text.splitlines()[0].split() == ["base", "tuned", "note", "words", "n-grams", "engine", "thresholds"]
+    assert row(text, "reports") == ["60"] * 6
     f1 = [float(value) for value in row(text, "F1, all rules")]
-    assert f1[1] == 1.0 and 0.3 < f1[0] < 0.8 and max(f1[2:]) < 1.0
+    assert f1[1] == 1.0 and 0.3 < f1[0] < 0.8 and 0.7 < f1[2] < 1.0 and max(f1[3:]) < f1[2]
     notes = [float(value) for value in row(text, "F1, what notes decide (unseen wordings)")]
     assert notes[1] == 1.0 and max(notes[2:]) < 0.9
     for part in ("in words", "in figures"):
@@ -49,10 +51,10 @@ def test_right_answers_stand_beside_the_programs(data) -> None:
 
 
 def test_an_answer_with_an_unreadable_line_is_not_right(data) -> None:
-    test, training = examples(data, "test"), examples(data, "train")
+    test = examples(data, "test")
     answers = [example["messages"][-1]["content"] for example in test]
     broken = [answer.replace(": met", ": perhaps so") for answer in answers]
-    text = table(columns(result(test, broken), result(test, answers), test, training))
+    text = table({"broken": of_result(result(test, broken), test)})
     assert row(text, "minimal pairs in words, both right")[0] == "0 of 15"
 
 
