@@ -54,7 +54,7 @@ def made(request, tmp_path_factory):
 
 
 def test_labels_follow_from_figures_and_facts(made, tmp_path):
-    style, units = made
+    _, units = made
     examples = [
         (example, filing) for _, one in units for example, filing in zip(one.examples, one.filings, strict=True)
     ]
@@ -63,8 +63,7 @@ def test_labels_follow_from_figures_and_facts(made, tmp_path):
     truth = load_findings(tmp_path / "findings.csv")
     seen = Counter()
     for example, filing in examples:
-        if style == "long":
-            assert judge(example) == []  # the judge that shares no code with the rules
+        assert judge(example) == []  # the judge that shares no code with the rules
         findings = truth.get((example["bank"], example["period"]), ())
         lifted = {finding.rule for finding in findings if finding.state == "lifted"}
         added = {finding.rule for finding in findings if finding.state == "violated"}
