@@ -117,7 +117,7 @@ def test_a_report_is_reproducible_byte_by_byte(made, tmp_path):
 
 
 def test_every_test_note_once_and_training_notes_equally_often():
-    units = list(plan_units(Request(5500, 0, "full", [0.89, 0.055, 0.055])))
+    units = plan_units(Request(5500, 0, "full", [0.89, 0.055, 0.055]))
     assert sum(unit.quarters + (unit.pair is not None) for unit in units) == 5500
     tested = Counter(note.id for unit in units if unit.split == "test" for note in (unit.note, unit.pair) if note)
     assert set(tested.values()) == {1} and len(tested) == 240
@@ -125,7 +125,7 @@ def test_every_test_note_once_and_training_notes_equally_often():
     assert len(trained) == 600 and max(trained.values()) - min(trained.values()) <= 1
     assert len({unit.index for unit in units}) == len(units)
     with pytest.raises(UserError, match="3 examples are too few for a share of 0.1 in 'validation'"):
-        list(plan_units(Request(3, 0, "full", [0.8, 0.1, 0.1])))
+        plan_units(Request(3, 0, "full", [0.8, 0.1, 0.1]))
 
 
 def test_the_notes_of_a_pair_stand_in_the_same_figures():
