@@ -28,6 +28,7 @@ Features = Callable[[Sequence[str], Sequence[str]], tuple[Matrix, Matrix]]  # (l
 FOLDS = 4
 WORD_STRENGTHS = (1.0, 10.0, 100.0)  # candidates for C, the inverse of the regularization
 STATE_STRENGTHS = (0.01, 0.1, 1.0)
+PERCENTAGE = "xbrli:pure"  # the unit of a ratio
 DATE = "2000-01-01"  # of a report whose text does not matter beyond its figures
 _TABLE = re.compile(r"([A-Z]) (\d\d\.\d\d(?:\.[a-z])?)(?= |$)")
 _CELL = re.compile(r"(?:(r\d+) )?(c\d+)(?: .*)? \| (.*)")
@@ -111,7 +112,7 @@ def printed_report(text: str) -> Report:
 
 
 def _unit(printed: str, currency: str) -> str | None:
-    return None if parse_quantity(printed) is None else "xbrli:pure" if printed.endswith("%") else f"iso4217:{currency}"
+    return None if parse_quantity(printed) is None else PERCENTAGE if printed.endswith("%") else f"iso4217:{currency}"
 
 
 def _printed_cells(text: str) -> Iterator[tuple[CellKey, dict[str, str], str]]:
