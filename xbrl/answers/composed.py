@@ -27,7 +27,7 @@ States = Mapping[str, np.ndarray]  # text -> `hidden_states`
 Features = Callable[[Sequence[str], Sequence[str]], tuple[Matrix, Matrix]]  # (learned from, others) -> their features
 FOLDS = 4
 WORD_STRENGTHS = (1.0, 10.0, 100.0)  # candidates for C, the inverse of the regularization
-STATE_STRENGTHS = (0.01, 0.1, 1.0)
+STATE_STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 PERCENTAGE = "xbrli:pure"  # the unit of a ratio
 DATE = "2000-01-01"  # of a report whose text does not matter beyond its figures
 _TABLE = re.compile(r"([A-Z]) (\d\d\.\d\d(?:\.[a-z])?)(?= |$)")
