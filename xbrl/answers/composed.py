@@ -93,7 +93,7 @@ def rules_that_follow(report: Report, note: str, facts: Sequence[NoteFact], engi
     """
     waived = any(fact.kind == "waiver" and fact.applies for fact in facts)
     rules = [rule for rule in engine if not (waived and rule == "LCR_MIN")]
-    rules += [finding.rule for finding in consequences(report, (), facts) if finding.value is not None]
+    rules += [finding.rule for finding in consequences(report, (), facts)]
     stated = re.search(r"(\d+(?:\.\d+)?) ?%", note)
     if stated and not any(fact.cell == BUFFER for fact in report.facts):
         rules += ["LCR_PLEDGED" for fact in facts if fact.kind == "pledged" and fact.applies and float(stated[1]) < 100]
