@@ -74,7 +74,7 @@ def remittances(report: Report, cells: Cells, received: str = "") -> list[Remitt
             nameless = True
     if nameless and received:
         tables = (cells.table(fact.cell[0]) for fact in report.facts if fact.cell and not fact.other_cells)
-        first = dict.fromkeys((table.module for table in tables if table), "") | first
+        first = dict.fromkeys((table.module for table in tables if table and table.module), "") | first
     found = [
         Remittance(module, received or made, bool(received), due_date(module, report.period))
         for module, made in first.items()
