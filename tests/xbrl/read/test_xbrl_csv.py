@@ -98,7 +98,9 @@ def test_a_real_sample_is_read_with_its_cells():
     ratio = next(fact for fact in report.facts if fact.cell == ("C_76.00.a", "r0030", "c0010"))
     assert (ratio.concept, ratio.value, ratio.unit) == ("dp143076", Decimal("68.41"), "xbrli:pure")
     cells = load_cells(BUILT_IN)
-    assert cells.table("C_00.01").module == ""  # it is filed with every COREP module, and is no sign of a COREP OF return
+    assert (
+        cells.table("C_00.01").module == ""
+    )  # it is filed with every COREP module, and is no sign of a COREP OF return
     assert check_quality(report, cells) == []
     lines = render_report(report, cells).splitlines()
     assert "r0030 c0010 LIQUIDITY COVERAGE RATIO (%) | 6841.00%" in lines
@@ -112,7 +114,9 @@ def test_an_unknown_datapoint_is_counted_and_named_and_is_not_a_percentage(tmp_p
     table = "datapoint,factValue\r\ndp5435202,1.2\r\ndp999999999,1340000\r\ndp3220634,7\r\ndp5,1\r\ndp6,1\r\n"
     report = read(package(tmp_path, **{"c_76.00.a.csv": table}))
     (warning,) = report.warnings
-    assert warning.startswith(f"{report.path}: 4 of 5 facts have no cell in the EBA's Data Point Model up to release 4.2 (")
+    assert warning.startswith(
+        f"{report.path}: 4 of 5 facts have no cell in the EBA's Data Point Model up to release 4.2 ("
+    )
     assert "(dp999999999, dp3220634, dp5 and 1 more)" in warning  # the second is known, but not in this table
     assert warning.endswith("run python scripts/regulator.py dpm to fetch a newer release")
     assert report.incomplete == (warning,)
