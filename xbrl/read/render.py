@@ -1,6 +1,5 @@
 """Format reports and figures as text for the model. All numbers in reports, answers and letters are formatted here."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from xbrl.read.dpm import Cell, Cells
-from xbrl.read.report import CellKey, Fact, Report
+from xbrl.read.report import CellKey, Fact, Report, template_of
 from xbrl.read.report_notes import one_line
 
 STYLES = ("cells", "labels")
@@ -220,12 +219,18 @@ def _truncate(label: str) -> str:
 
 
 def _facts_by_cell(report: Report) -> list[tuple[CellKey | None, Fact]]:
-    """Sorted (cell, fact) pairs. A fact appears in each filed table that shows it; facts without a cell come last."""
+    """Sorted (cell, fact) pairs; facts without a cell come last.
+
+    A fact appears in each filed template that shows it, once: the tables of a template repeat some of their figures.
+    """
     placed: list[tuple[CellKey | None, Fact]] = []
     for fact in report.facts:
         placed.append((fact.cell, fact))
+        shown = {template_of(fact.cell[0])} if fact.cell else set()
         for cell in fact.other_cells:
-            if report.filing_indicators.get(re.sub(r"\.[a-z]$", "", cell[0]), False):
+            template = template_of(cell[0])
+            if template not in shown and report.filing_indicators.get(template, False):
+                shown.add(template)
                 placed.append((cell, fact))
     return sorted(placed, key=lambda pair: _sort_key(*pair))
 
