@@ -31,7 +31,7 @@ from model.vocabulary import (
     write_extension,
 )
 from xbrl.read.dpm import load_cells
-from xbrl.read.forms import form_texts
+from xbrl.read.render import form_texts
 
 
 def main() -> int:

@@ -62,7 +62,7 @@ class Table:
     code: str  # "C_76.00.a"
     label: str
     template: str  # its name in FilingIndicators.csv: "C_76.00"
-    module: str  # "COREP_LCR_DA"
+    module: str  # "COREP_LCR_DA"; "" if it is filed with every module
     module_version: str  # "3.3.0"
     entry_point: str  # the module URL in `extends` of report.json
     keys: tuple[str, ...]  # the key columns of an open table

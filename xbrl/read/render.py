@@ -1,13 +1,13 @@
 """Format reports and figures as text for the model. All numbers in reports, answers and letters are formatted here."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 
 from common.errors import UserError
-from xbrl.read.dpm import Cells
-from xbrl.read.report import CellKey, Fact, Report
+from xbrl.read.dpm import Cell, Cells
+from xbrl.read.report import CellKey, Fact, Report, template_of
 from xbrl.read.report_notes import one_line
 
 STYLES = ("cells", "labels")
@@ -219,12 +219,18 @@ def _truncate(label: str) -> str:
 
 
 def _facts_by_cell(report: Report) -> list[tuple[CellKey | None, Fact]]:
-    """Sorted (cell, fact) pairs. A fact appears in each filed table that shows it; facts without a cell come last."""
+    """Sorted (cell, fact) pairs; facts without a cell come last.
+
+    A fact appears in each filed template that shows it, once: the tables of a template repeat some of their figures.
+    """
     placed: list[tuple[CellKey | None, Fact]] = []
     for fact in report.facts:
         placed.append((fact.cell, fact))
+        shown = {template_of(fact.cell[0])} if fact.cell else set()
         for cell in fact.other_cells:
-            if report.filing_indicators.get(re.sub(r"\.[a-z]$", "", cell[0]), False):
+            template = template_of(cell[0])
+            if template not in shown and report.filing_indicators.get(template, False):
+                shown.add(template)
                 placed.append((cell, fact))
     return sorted(placed, key=lambda pair: _sort_key(*pair))
 
@@ -240,3 +246,31 @@ def _sorted_facts(facts: tuple[Fact, ...]) -> list[Fact]:
     return sorted(
         facts, key=lambda fact: (fact.cell is None, fact.cell or (), fact.concept, sorted(fact.dimensions.items()))
     )
+
+
+def form_texts(cells: Cells, modules: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield one text per table of `modules`, e.g. `COREP_LCR_DA`, or of all modules: a report that fills in every cell.
+
+    The texts have the labels and codes of all tables, to find new tokens; their figures are meaningless. Raises UserError
+    for an unknown module.
+    """
+    tables = [(table.code, table.module) for table in map(cells.table, sorted(cells.codes)) if table]
+    if unknown := sorted(set(modules) - {module for _, module in tables}):
+        known = ", ".join(sorted({module for _, module in tables}))
+        raise UserError(f"the DPM has no module {', '.join(unknown)}; choose from {known}")
+    for code, module in tables:
+        if not modules or module in modules:
+            facts = tuple(map(_filled_in, cells.in_table(code)))
+            if facts:
+                report = Report(Path(code), "DPM", "", "", None, {}, facts, ())
+                yield render_report(report, cells).partition("\n")[2].replace(" | nil", "")
+
+
+def _filled_in(cell: Cell) -> Fact:
+    """A fact for a cell. Figures differ between cells, because a constant number would look like part of the label."""
+    number = int(cell.datapoint.removeprefix("dp")) % 100_000
+    value, unit, decimals = {
+        "monetary": (Decimal(number * 1000), "iso4217:EUR", -3),
+        "percentage": (Decimal(number).scaleb(-4), "xbrli:pure", 4),
+    }.get(cell.type, (None, None, None))
+    return Fact(cell.datapoint, value, unit, decimals, "", "", {}, (cell.table, cell.row, cell.column), type=cell.type)

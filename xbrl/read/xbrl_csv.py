@@ -7,10 +7,11 @@ layouts:
   type of a datapoint. A datapoint that the DPM does not have in that table is reported as a warning, with the command that
   fetches a newer DPM, and makes the report incomplete: its figure is there, and no rule can see it.
 - **A row per entry**, as in the register of information (DORA): the columns `c0010`, `c0020`, ... of the template. The
-  key columns give the dimensions of all facts of a row. A value is a number only in a column that is known to be numeric,
-  from the DPM or from `dora.py`: a notice period is one, but a contract called 2024-001 or 4711 is not.
+  key columns give the dimensions of all facts of a row. A value is a number only in a column that is numeric in the DPM:
+  a notice period is one, but a contract called 2024-001 or 4711 is not.
 
-Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5.
+Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5; Implementing Regulation (EU) 2024/2956,
+Annex I, and EBA taxonomy 4.0, module DORA (key columns of the register).
 """
 
 import csv
@@ -23,7 +24,6 @@ from decimal import Decimal
 from pathlib import Path
 
 from common.errors import UserError
-from xbrl.read.dora import COLUMN_TYPES, FIXED_ROWS, KEY_COLUMNS
 from xbrl.read.dpm import Cells, local_name
 from xbrl.read.report import CellKey, Fact, Report, describe, duplicate_warnings, is_day, parse_number
 from xbrl.read.safety import Package
@@ -39,6 +39,34 @@ DECIMALS_PARAMETERS = {  # DPM type -> name of the parameter with its decimals
 MAX_FIELD_CHARACTERS = 2**20
 ABSENT = ("", "#none")  # no member of a dimension, no value of a fact
 TEMPLATE_COLUMN = re.compile(r"c[0-9]{4}")
+# Table of the register -> its key columns and their dimensions. A table without a key has a single row, `FIXED_ROWS`.
+KEY_COLUMNS: dict[str, dict[str, str]] = {
+    "B_01.01": {"c0010": "ERI"},
+    "B_01.02": {"c0010": "ESI"},
+    "B_01.03": {"c0010": "ISB", "c0020": "LHH"},
+    "B_02.01": {"c0010": "CRZ"},
+    "B_02.02": {
+        "c0010": "CRZ",
+        "c0020": "qLES",
+        "c0030": "ICT",
+        "c0050": "IOB",
+        "c0060": "TYA",
+        "c0130": "qNNB",
+        "c0150": "qNMP",
+        "c0160": "qNMR",
+    },
+    "B_02.03": {"c0010": "CRN", "c0020": "CRD"},
+    "B_03.01": {"c0010": "CRZ", "c0020": "qLEA"},
+    "B_03.02": {"c0010": "CRZ", "c0020": "ICT"},
+    "B_03.03": {"c0010": "CRZ", "c0020": "qLEB"},
+    "B_04.01": {"c0010": "CRZ", "c0020": "qLES", "c0040": "ISB"},
+    "B_05.01": {"c0010": "ICT"},
+    "B_05.02": {"c0010": "CRZ", "c0020": "TIC", "c0030": "ICT", "c0050": "ii1713", "c0060": "si1456"},
+    "B_06.01": {"c0010": "IOB", "c0040": "qLES"},
+    "B_07.01": {"c0010": "CRZ", "c0020": "ICT", "c0040": "TIC"},
+    "B_99.01": {},
+}
+FIXED_ROWS = {"B_99.01": "r0040"}
 Row = tuple[int, dict[str, str]]  # (line number, column -> text)
 
 
@@ -239,7 +267,7 @@ def _read_entries(file: TableFile, rows: Iterable[Row], cells: Cells) -> tuple[l
         for column, text in filed.items():
             if column not in types:
                 cell = cells.by_cell(file.table, code, column)
-                types[column] = cell.type if cell else COLUMN_TYPES.get((file.table, column), "string")
+                types[column] = cell.type if cell else "string"
             place = (file.table, code, column)
             fact = _fact(file, f"{file.table}.{column}", types[column], text, dict(dimensions), place)
             facts.append(fact)

@@ -66,7 +66,7 @@ def late_filings(report: Report, cells: Cells, received: str = "") -> list[RuleR
             nameless = True
     if nameless and received:
         tables = (cells.table(fact.cell[0]) for fact in report.facts if fact.cell and not fact.other_cells)
-        first = dict.fromkeys((table.module for table in tables if table), "") | first
+        first = dict.fromkeys((table.module for table in tables if table and table.module), "") | first
     results = [judge_return(module, received or made, bool(received), report.period) for module, made in first.items()]
     unknown = _result("", "undecided", "the file's name has no time of creation")
     return results + ([unknown] if nameless and not received else [])

@@ -8,11 +8,10 @@ import pytest
 from common.errors import UserError
 from tests.xbrl.read.xbrl_documents import context, inline, instance, member, read
 from xbrl.read.dpm import BUILT_IN, load_cells
-from xbrl.read.footnotes import MAX_LINKS
 from xbrl.read.render import render_report
 from xbrl.read.report import Note
 from xbrl.read.report_lines import Output, report_lines
-from xbrl.read.report_notes import FACT_FOOTNOTE, MAX_NOTE_CHARACTERS, MAX_NOTES, one_line, without_markup
+from xbrl.read.report_notes import FACT_FOOTNOTE, MAX_LINKS, MAX_NOTE_CHARACTERS, MAX_NOTES, one_line, without_markup
 from xbrl.read.xbrl import merge_reports
 
 pytest.importorskip("arelle")

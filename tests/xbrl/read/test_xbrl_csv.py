@@ -14,6 +14,7 @@ from xbrl.read.arelle_reader import read_with_arelle
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.render import render_report
 from xbrl.read.xbrl import merge_reports, read_report
+from xbrl.rules.quality import check_quality
 
 SAMPLE = Path(__file__).with_name("eba_lcr_sample")
 EXTENDS = "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/corep/4.2/mod/corep_lcr_da.json"
@@ -96,7 +97,12 @@ def test_a_real_sample_is_read_with_its_cells():
     assert (report.warnings, report.incomplete) == ((), ())
     ratio = next(fact for fact in report.facts if fact.cell == ("C_76.00.a", "r0030", "c0010"))
     assert (ratio.concept, ratio.value, ratio.unit) == ("dp143076", Decimal("68.41"), "xbrli:pure")
-    lines = render_report(report, load_cells(BUILT_IN)).splitlines()
+    cells = load_cells(BUILT_IN)
+    assert (
+        cells.table("C_00.01").module == ""
+    )  # it is filed with every COREP module, and is no sign of a COREP OF return
+    assert check_quality(report, cells) == []
+    lines = render_report(report, cells).splitlines()
     assert "r0030 c0010 LIQUIDITY COVERAGE RATIO (%) | 6841.00%" in lines
     assert {line.split(" ")[0] + " " + line.split(" ")[1] for line in lines if line.startswith("C ")} == {
         *("C 00.01", "C 76.00.a", "C 76.00.w")
@@ -108,7 +114,9 @@ def test_an_unknown_datapoint_is_counted_and_named_and_is_not_a_percentage(tmp_p
     table = "datapoint,factValue\r\ndp5435202,1.2\r\ndp999999999,1340000\r\ndp3220634,7\r\ndp5,1\r\ndp6,1\r\n"
     report = read(package(tmp_path, **{"c_76.00.a.csv": table}))
     (warning,) = report.warnings
-    assert warning.startswith(f"{report.path}: 4 of 5 facts have no cell in the EBA's Data Point Model up to release 4.2 (")
+    assert warning.startswith(
+        f"{report.path}: 4 of 5 facts have no cell in the EBA's Data Point Model up to release 4.2 ("
+    )
     assert "(dp999999999, dp3220634, dp5 and 1 more)" in warning  # the second is known, but not in this table
     assert warning.endswith("run python scripts/regulator.py dpm to fetch a newer release")
     assert report.incomplete == (warning,)

@@ -6,10 +6,10 @@ import pytest
 
 from common.errors import UserError
 from tests.xbrl.read.dora_package import CLOUD, LEI, TABLES, dora_package
-from xbrl.read.dora import COLUMN_TYPES, FIXED_ROWS, KEY_COLUMNS
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.report import Report
 from xbrl.read.xbrl import read_report
+from xbrl.read.xbrl_csv import FIXED_ROWS, KEY_COLUMNS
 
 
 def read(tmp_path, **changes) -> Report:
@@ -91,10 +91,13 @@ def test_marks_are_true_and_definitions_stand_in_a_fixed_row(tmp_path) -> None:
     assert (definition.cell, definition.dimensions) == (("B_99.01", "r0040", "c0010"), {})
 
 
-def test_the_layout_is_consistent() -> None:
-    assert len(KEY_COLUMNS) == 15
-    assert all(column not in KEY_COLUMNS[table] for table, column in COLUMN_TYPES)
-    assert FIXED_ROWS.keys() == {table for table, key in KEY_COLUMNS.items() if not key}
+def test_the_key_columns_are_those_of_the_dpm() -> None:
+    cells = load_cells(BUILT_IN)
+    assert set(KEY_COLUMNS) == {code for code in cells.codes if cells.table(code).module == "DORA"}
+    for code, keys in KEY_COLUMNS.items():
+        assert set(keys.values()) == set(cells.table(code).keys), code
+        assert not {cell.column for cell in cells.in_table(code)} & set(keys), code
+    assert {code: {cell.row for cell in cells.in_table(code)} for code in FIXED_ROWS} == {"B_99.01": {"r0040"}}
 
 
 def test_oddities_of_a_register_give_warnings(tmp_path) -> None:
