@@ -6,7 +6,7 @@ for longest are removed until all of them have at most `data.cache_gib`. One tha
 entry holds a shared lock on its `store.json`. `rm -r` of the directory is safe while no run starts or reads from it.
 
 The processes of a node need no process group to share the work. The first takes a lock on the entry and builds it under
-a temporary name; the others wait for the lock, and then find the entry, or the sentence of the error that ended the build.
+a temporary name; the others wait for the lock, and then find the entry.
 """
 
 import errno
@@ -32,9 +32,8 @@ from common.durable_files import SUFFIX, publish, write_json
 from common.errors import UserError
 from common.node_lock import node_lock
 from data.encoding import ExampleEncoder
-from data.paths import expand, left_out
+from data.files import Reading, expand, hash_files, left_out
 from data.store import FORMAT, STORE_FILE, Damaged, Store, is_store, open_store
-from data.tokenise import ExampleSettings, hash_files
 
 RECENT = 2 * 10**9  # ns: a file changed so shortly before it was hashed may change again without a new time stamp
 ABANDONED = 3600.0  # seconds without a change, after which what looks like a build is removed
@@ -54,7 +53,7 @@ class Found:
 
 
 def describe(
-    paths: Sequence[str], tokenizer: PreTrainedTokenizerBase, encoder: ExampleEncoder, settings: ExampleSettings
+    paths: Sequence[str], tokenizer: PreTrainedTokenizerBase, encoder: ExampleEncoder, reading: Reading
 ) -> dict:
     """What determines an entry besides the bytes of the files, as JSON."""
     return {
@@ -62,8 +61,7 @@ def describe(
         "tokenizer": encoder.of_tokenizer,
         "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},  # for templates
         "encoder": encoder.fingerprint(),
-        "reading": asdict(settings.reading),
-        "part": [settings.part, settings.validation_share],
+        "reading": asdict(reading),
         "names": [file.name for file in expand(paths)],  # the suffix says how a file is read
         "left out": [str(file) for file in left_out(paths)],  # they stand in the report
     }
@@ -79,14 +77,13 @@ class Cache:
     def open(self, paths: Sequence[str], description: dict, build: Callable[[Path | None], Store]) -> Found:
         """The entry of these files. If there is none, `build(folder)` fills the new directory `folder`.
 
-        Raises the UserError of `build`, also if it ended the build of another process that this one waited for.
+        Raises the UserError of `build`. A process that waited for one that failed builds for itself, and fails likewise.
         """
-        began = time.time()
         files = expand(paths)
         stamps = [_stamp(file) for file in files]
         hashes = self._hashes(files, stamps)
         key = _key([description, hashes])
-        entry, failed = self.directory / key, self.directory / f"{key}.failed.json"
+        entry = self.directory / key
         # Damage in a directory that can be written is said below, by the process that mends it.
         if found := self._existing(entry, self.say if self.why_not else _nothing):
             return found
@@ -96,8 +93,6 @@ class Cache:
         with node_lock(self.directory, key, self._waiting):
             if found := self._existing(entry, _warn):  # by another process since this one began
                 return replace(found, is_new=True)
-            if (failure := _read(failed)) and failure.get("time", 0) >= began:
-                raise UserError(failure["sentence"])
             _remove_abandoned(self.directory, key)
             temporary = self.directory / f"{key}.{socket.gethostname()}-{os.getpid()}{SUFFIX}"
             temporary.mkdir()
@@ -107,11 +102,6 @@ class Cache:
                     if _stamp(file) != stamp:
                         raise UserError(f"{file} changed while it was tokenised; run the same command again")
                 self._publish(entry, temporary)
-                failed.unlink(missing_ok=True)
-            except UserError as error:
-                with suppress(OSError):  # then each rank finds out for itself
-                    write_json(failed, {"sentence": str(error), "time": time.time()})
-                raise
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +24,8 @@ from common.durable_files import new_directory, write_json
 from common.errors import UserError
 from common.node_lock import node_lock
 from configs.config import Config
-from data.compression import data_suffix
-from data.paths import DATASET_NAME, KINDS, expand, is_elsewhere
-from data.rows import SUFFIXES, read_rows
+from data.files import DATASET_NAME, KINDS, SUFFIXES, data_suffix, expand, is_elsewhere
+from data.rows import read_rows
 
 RECORD, ROWS = "source.json", "rows.jsonl"
 CHARACTERS = 300  # of the reason in a message
@@ -36,15 +35,12 @@ Say = Callable[[str], None]
 def with_local_files(config: Config, say: Say) -> Config:
     """The config with the files on this machine in place of sources that lie elsewhere. `say` gets a line for each.
 
-    The processes of a node share the directory: one fetches, the others wait. Raises UserError for a source that cannot be
-    reached or read.
+    Raises UserError for a source that cannot be reached or read.
     """
-    data = config.data
+    data, ewc = config.data, config.ewc
 
-    def local(paths: tuple[str, ...], most: int | None = None) -> tuple[str, ...]:
-        return tuple(
-            file for path in paths for file in (fetch(path, data.cache, most, say) if is_elsewhere(path) else [path])
-        )
+    def local(paths: Sequence[str], most: int | None = None) -> tuple[str, ...]:
+        return local_paths(paths, data.cache, most, say)
 
     mix = tuple(
         replace(source, paths=local(source.paths, source.max_samples), validation=local(source.validation))
@@ -52,14 +48,19 @@ def with_local_files(config: Config, say: Say) -> Config:
     )
     train = local(data.train, data.max_samples)
     data = replace(data, train=train, validation=local(data.validation), mix=mix)
-    ewc = config.ewc
     return replace(config, data=data, ewc=replace(ewc, data=local(ewc.data)) if ewc.strength else ewc)
+
+
+def local_paths(paths: Sequence[str], cache: str | None, most: int | None, say: Say) -> tuple[str, ...]:
+    """The paths, with the files on this machine in place of those that lie elsewhere. Arguments are those of `fetch`."""
+    return tuple(file for path in paths for file in (fetch(path, cache, most, say) if is_elsewhere(path) else [path]))
 
 
 def fetch(path: str, cache: str | None, most: int | None, say: Say) -> list[str]:
     """The files of a source as paths of this machine, in order.
 
-    cache: data.cache. most: rows to read; None: all files as they are. Raises UserError.
+    cache: data.cache. most: rows to read; None: all files as they are. The processes of a node share the directory: one
+    fetches, the others wait. Raises UserError.
     """
     named = DATASET_NAME.fullmatch(path)
     if named and os.path.isdir(named["name"]) and "://" not in path:
@@ -133,7 +134,7 @@ def _urls(path: str, say: Say) -> list[str]:
     scheme, _, rest = path.rpartition("://")
     named = DATASET_NAME.fullmatch(rest.removeprefix("datasets/"))
     if not scheme or (scheme == "hf" and named and named["name"].count("/") == 1):
-        assert named is not None, "data/paths.py has checked it"
+        assert named is not None, "data/files.py has checked it"
         return _files_of_dataset(path, named, say)
     with _reached(path):
         system, inside = _filesystem(path)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
-from data.chat_settings import read_chat_settings
+from data.chat_template import read_chat_settings
 from data.encoding import ExampleEncoder
 from data.regulator.dpm import load_cells
 from data.tokens import load_tokenizer

@@ -11,10 +11,10 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from configs.load import check_fields, parse_dict
-from data.chat_settings import read_chat_settings
+from data.chat_template import read_chat_settings
 from data.encoding import ExampleEncoder
-from data.examples import read_examples
-from data.formats import Reading
+from data.files import Reading
+from data.formats import read_examples
 from data.tokens import load_tokenizer
 from eval import general_text, report
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, choose_examples, has_answer

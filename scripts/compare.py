@@ -19,8 +19,7 @@ import argparse
 
 from common.command_line import add_number, new_parser
 from common.errors import run_script
-from data.examples import read_examples
-from data.formats import Reading
+from data.formats import read_examples
 from eval.asked_examples import choose_examples, has_answer
 from eval.comparison.arms import find_base, parse_arms
 from eval.comparison.baselines import baseline_tasks
@@ -53,8 +52,8 @@ def main() -> int:
     """Measure what is missing, compare, write, and print the verdict."""
     arguments = parse_arguments()
     sources = parse_arms(arguments.arms)
-    examples = read_examples(arguments.data, Reading("auto", {}))
-    training = read_examples(arguments.train, Reading("auto", {})) if arguments.train else None
+    examples = read_examples(arguments.data)
+    training = read_examples(arguments.train) if arguments.train else None
     prepare_output(arguments.out / "comparison.json")
     base = arguments.base or (find_base(sources) if arguments.general else None)
     how = Measuring(arguments.data, arguments.train, base, arguments.general, arguments.out, arguments.processes)

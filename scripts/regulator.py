@@ -20,7 +20,7 @@ def law(parser: argparse.ArgumentParser) -> int:
     Pillar 1 a small matter, and the first contradictions in words. Examples whose report carries a note of the bank are
     left out: a note can lift a requirement. The exit code is 1 if anything was found.
     """
-    from data.examples import read_examples
+    from data.formats import read_examples
     from data.regulator.examples import letter_of, report_of
     from data.regulator.law_check import audit, contradictions
 

@@ -20,8 +20,7 @@ import time
 from common.command_line import add_number, new_parser
 from common.durable_files import write_json
 from common.errors import run_script
-from data.examples import read_examples
-from data.formats import Reading
+from data.formats import read_examples
 from eval.asked_examples import choose_examples, has_answer
 from eval.regulator.audit import audit, audit_table
 from eval.regulator.fields import check_scored_fields
@@ -51,7 +50,7 @@ def main() -> int:
     start = time.perf_counter()
     arguments = parse_arguments()
     if arguments.audit:
-        examples = [*filter(has_answer, read_examples(arguments.data, Reading("auto", {})))]
+        examples = [*filter(has_answer, read_examples(arguments.data))]
         check_scored_fields(examples, str(arguments.data))
         print(audit_table(audit(choose_examples(examples, arguments.limit))))
         return 0

@@ -1,15 +1,14 @@
 """What run.eval_generate asks at every evaluation, and what scores the answers: read before a process group starts."""
 
-import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Config
 from configs.load import is_of_answers, parse_best_by
 from data.examples import Documents
-from data.files import expand, read_files
+from data.files import expand
+from data.formats import read_files
 from data.held_out import group_hash, is_held_out
 from data.reader import Reader
 from data.sources import Windows
@@ -17,36 +16,7 @@ from data.store import is_store
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, choose_examples, has_answer
 from eval.metric import Metric, load_metric, plain_scores, reference_of
 from model.architectures import read_model_config
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Examples of data.validation with their prompts as token ids: the same at every evaluation, on any number of ranks.
-
-    metric: scores the answers; on rank 0 alone, whose scores all ranks get. ideal: what it gives for the references.
-    """
-
-    examples: list[dict]
-    prompts: list[list[int]]
-    stop_ids: tuple[int, ...]
-    max_new_tokens: int
-    metric: Metric | None
-    line: str  # what is asked, for the log
-    ideal: dict[str, float]
-
-    def digest(self) -> str:
-        """A hash of all prompts, of the limit and of what ends an answer, by which ranks compare them."""
-        return hashlib.sha256(repr((self.prompts, self.max_new_tokens, sorted(self.stop_ids))).encode()).hexdigest()
-
-    def cost_line(self, parameters: int, dtype: str) -> str:
-        """The tokens of each evaluation and the memory that it takes. dtype: bf16 | fp32, in which the model computes."""
-        tokens, prompts = len(self.prompts) * self.max_new_tokens, sum(map(len, self.prompts))
-        ideal = ", ".join(f"{name} {value:.4g}" for name, value in self.ideal.items())
-        return (
-            f"{self.line}: {prompts:,} tokens of prompts and at most {tokens:,} of answers ({self.max_new_tokens} each); "
-            f"meanwhile each rank holds the whole model in {dtype}, {parameters * DTYPES[dtype].itemsize / 2**30:.2f} GiB"
-            + (f"; the references score {ideal}" if ideal else "")
-        )
+from training.inputs import Asked
 
 
 def read_asked(config: Config, reader: Reader, train: Documents | Windows, is_first: bool) -> Asked:
@@ -83,7 +53,7 @@ def _candidates(config: Config, reader: Reader) -> list[dict]:
     found = []
     reading = reader.reading if share else replace(reader.reading, max_samples=None)
     files = expand(tuple(path for path in paths if not is_store(path)))
-    for _, example in read_files(files, reading=reading, bad=lambda sentence: None):  # the loss counts them
+    for _, example in read_files(files, reading):  # what is skipped is counted for the loss
         if has_answer(example) and (not share or is_held_out(group_hash(example, data.split_by), share)):
             found.append(example)
     if not found:
@@ -92,9 +62,9 @@ def _candidates(config: Config, reader: Reader) -> list[dict]:
 
 
 def _answer_length(train: Documents | Windows) -> int:
-    if isinstance(train, Windows) or train.store is None:
+    if isinstance(train, Windows) or train.parts is None:
         return DEFAULT_LENGTH
-    return math.ceil(LENGTH_MARGIN * train.store.longest_span())
+    return math.ceil(LENGTH_MARGIN * train.parts.longest_span)
 
 
 def _metric(config: Config, examples: list[dict]) -> tuple[Metric, dict[str, float]]:

@@ -52,7 +52,8 @@ def hash_files(config: Config, script: str, say: Callable[[str], None]) -> Ident
     not what this process runs. Raises UserError if the weights of model.path are damaged.
     """
     code, scores = code_of(Path(script), scores_module(config))
-    code |= code_of_row(config)
+    for source in (config.data, *config.data.mix):
+        code |= code_of_row(source.row)
     return {"the weights": hash_weights(config.model.path, say), "the code": code, "the scores' code": scores}
 
 
@@ -243,22 +244,22 @@ def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], di
     return _by_name(code, folders) | loop, _by_name(more, [*folders, home])
 
 
-def code_of_row(config: Config) -> dict[str, str]:
+def code_of_row(row: str | None) -> dict[str, str]:
     """The code of the module that data.row names and of what it imports, as `code_of`; empty without one."""
-    if config.data.row is None:
+    if row is None:
         return {}
     try:
-        spec = importlib.util.find_spec(config.data.row.partition(":")[0])
+        spec = importlib.util.find_spec(row.partition(":")[0])
         file = Path(spec.origin if spec and spec.origin else "").resolve()
         folders = [file.parent, ROOT]
         return _by_name(_closure([file], folders, ()), folders)
     except (Exception, SystemExit):
-        return {}  # data/files.py says in one sentence what is wrong, before anything is trained
+        return {}  # data/formats.py says in one sentence what is wrong, before anything is trained
 
 
-def digest_of_row(config: Config) -> str:
+def digest_of_row(row: str | None) -> str:
     """A digest of the code of data.row, on which the tokenised data depend; an empty text without one."""
-    code = code_of_row(config)
+    code = code_of_row(row)
     return fingerprint(code) if code else ""
 
 

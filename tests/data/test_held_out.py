@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from data.formats import Reading
+from data.files import Reading
 from data.held_out import HASH_BYTES, content_hash, group_hash, is_held_out, key_of, num_repeated, num_shared
 from data.reader import Reader, with_shared_examples_reported
 from tests.tiny import tiny_tokenizer
@@ -67,8 +67,8 @@ def write(path: Path, rows: list[dict]) -> str:
 
 
 def read_both(path: str, split_by: str | None, share: float = 0.3, on_bad: str = "error"):
-    reading = Reading(on_bad=on_bad, split_by=split_by)
-    reader = Reader(tiny_tokenizer(), 384, 128, "drop", reading=reading, validation_share=share)
+    reading = Reading(on_bad=on_bad, split_by=split_by, validation_share=share)
+    reader = Reader(tiny_tokenizer(), 384, 128, "drop", reading=reading)
     corpus = reader.training((path,), ())
     return corpus, with_shared_examples_reported(reader.validation((), (), (path,)), corpus)
 

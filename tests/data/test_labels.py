@@ -24,8 +24,7 @@ from configs.load import load_config
 from data.chat_template import ChatSettings
 from data.encoding import ExampleEncoder, Outcome
 from data.examples import load_documents
-from data.formats import Reading
-from data.tokenise import ExampleSettings
+from data.files import Reading
 from data.tokens import plain_template
 from tests import real_templates
 from tests.chat_families import FAMILIES, family_tokenizer
@@ -552,8 +551,9 @@ def test_the_report_names_content_with_control_tokens_and_says_what_splitting_co
 
     def report(**settings) -> str:
         encoder = ExampleEncoder(tokenizer, ChatSettings(**settings))
-        reading = ExampleSettings(512, reading=Reading(on_bad="skip"))
-        return load_documents((str(file),), tokenizer, 512, "drop", encoder=encoder, settings=reading).report
+        return load_documents(
+            (str(file),), tokenizer, 512, "drop", encoder=encoder, reading=Reading(on_bad="skip")
+        ).report
 
     [line] = [line for line in report().split("\n") if "control tokens" in line]
     assert line.startswith("control tokens: 2 examples have content that spells one") and line.endswith(

@@ -11,8 +11,7 @@ from data.held_out import group_hash, is_held_out
 from data.tokens import load_tokenizer
 from eval.asked_examples import choose_examples
 from tests.tiny import write_chat_file, write_tiny_model
-from training.asked import Asked
-from training.inputs import read_inputs
+from training.inputs import Asked, read_inputs
 
 
 @pytest.fixture(scope="module")
