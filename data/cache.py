@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,16 +40,6 @@ ABANDONED = 3600.0  # seconds without a change, after which what looks like a bu
 KEY = "[0-9a-f]{32}"  # the name of an entry
 VERIFIED = 2**28  # bytes: an entry up to this size is read in full when it is opened, which takes about 0.2 s
 Stamp = list[int]  # size, times of the last change of content and of the file's entry in ns, inode
-
-
-@dataclass(frozen=True)
-class Found:
-    """An opened entry. folder: None if it could only be kept in memory. remark: what is unusual, to be printed."""
-
-    store: Store
-    folder: Path | None
-    is_new: bool
-    remark: str
 
 
 def describe(
@@ -74,25 +64,26 @@ class Cache:
         self.directory, self.say, self.limit = directory, say, limit
         self.why_not = _why_not_writable(directory)
 
-    def open(self, paths: Sequence[str], description: dict, build: Callable[[Path | None], Store]) -> Found:
-        """The entry of these files. If there is none, `build(folder)` fills the new directory `folder`.
+    def open(self, paths: Sequence[str], description: dict, build: Callable[[Path | None], Store]) -> tuple[Store, str]:
+        """(the entry of these files, where it comes from). If there is none, `build(folder)` fills the new directory `folder`.
 
         Raises the UserError of `build`. A process that waited for one that failed builds for itself, and fails likewise.
         """
-        files = expand(paths)
+        start, files = time.perf_counter(), expand(paths)
         stamps = [_stamp(file) for file in files]
         hashes = self._hashes(files, stamps)
         key = _key([description, hashes])
         entry = self.directory / key
         # Damage in a directory that can be written is said below, by the process that mends it.
-        if found := self._existing(entry, self.say if self.why_not else _nothing):
-            return found
+        if store := self._existing(entry, self.say if self.why_not else _nothing):
+            return store, f"from the cache {entry}, written {store.info['written']}"
         if self.why_not:
+            store = build(None)
             why = f" in memory, because {self.directory} cannot be written ({self.why_not}); data.cache can name another one"
-            return Found(build(None), None, True, why)
+            return store, tokenised(store, start) + why
         with node_lock(self.directory, key, self._waiting):
-            if found := self._existing(entry, _warn):  # by another process since this one began
-                return replace(found, is_new=True)
+            if store := self._existing(entry, _warn):  # by another process since this one began
+                return store, f"{tokenised(store, start)} into {entry}"
             _remove_abandoned(self.directory, key)
             temporary = self.directory / f"{key}.{socket.gethostname()}-{os.getpid()}{SUFFIX}"
             temporary.mkdir()
@@ -109,9 +100,9 @@ class Cache:
                 raise UserError(f"the disk of {self.directory} is full; {mend}") from error
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-            if found := self._existing(entry, _warn):
+            if store := self._existing(entry, _warn):
                 self._shrink()
-                return replace(found, is_new=True)
+                return store, f"{tokenised(store, start)} into {entry}"
             raise UserError(f"the new cache entry {entry} cannot be read; name another directory in data.cache")
 
     def _publish(self, entry: Path, temporary: Path) -> None:
@@ -126,7 +117,7 @@ class Cache:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
 
-    def _existing(self, entry: Path, say: Callable[[str], None]) -> Found | None:
+    def _existing(self, entry: Path, say: Callable[[str], None]) -> Store | None:
         in_use = lock_entry(entry, fcntl.LOCK_SH)
         if in_use is None:
             return None
@@ -146,7 +137,7 @@ class Cache:
             return None
         with suppress(OSError):  # of another user, or on a read-only disk
             os.utime(entry)  # last used now
-        return Found(store, entry, False, "")
+        return store
 
     def _shrink(self) -> None:
         """Remove entries until all of them have at most `limit` GiB, and say so."""
@@ -184,6 +175,12 @@ class Cache:
             with suppress(OSError):
                 write_json(record, {"time": now, "stamps": stamps, "hashes": hashes})
             return hashes
+
+
+def tokenised(store: Store, start: float) -> str:
+    """How long it took to build a store since `start`, by `time.perf_counter`."""
+    processes = store.info["processes"]
+    return f"tokenised in {time.perf_counter() - start:.1f} s" + (f" (on {processes} cores)" if processes > 1 else "")
 
 
 def is_entry(path: Path) -> bool:

@@ -53,28 +53,6 @@ class Encoded:
             weights[start:end] = weight
         return weights
 
-    def part(self, start: int, end: int) -> "Encoded":
-        """The tokens from `start` to `end` (exclusive). The first of them is not a target: it has no context."""
-        if start == 0 and end >= len(self.ids):
-            return self
-        spans = (Span(max(s.start - start, 1), min(s.end, end) - start, s.weight) for s in self.spans)
-        return Encoded(self.ids[start:end], tuple(span for span in spans if span.start < span.end))
-
-
-def kept_parts(length: int, is_text: bool, sequence_length: int, too_long: str) -> list[tuple[int, int]]:
-    """(start, end) of the parts of a sequence of tokens that are trained: the whole of it, unless it is too long.
-
-    A long text is cut into pieces. Each begins with the last token of the one before: the first token of a piece cannot be a
-    target, so without this overlap every cut would lose one. `too_long` (data.too_long) applies to chats and completions; with
-    `error` and `drop` nothing is kept.
-    """
-    if length <= sequence_length:
-        return [(0, length)]
-    if is_text:
-        starts = range(0, length - 1, max(1, sequence_length - 1))
-        return [(start, min(length, start + sequence_length)) for start in starts]
-    return [(0, sequence_length)] if too_long == "truncate" else []
-
 
 @dataclass(frozen=True)
 class Outcome:

@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
-from data.cache import Cache, describe
+from data.cache import Cache, describe, tokenised
 from data.encoding import NOTES, ExampleEncoder, note_sentence
 from data.files import DEFAULT, Reading, expand
 from data.held_out import BUT_FOR
@@ -77,7 +76,7 @@ class Parts:
 
 
 def parts_of(store: Store, sequence_length: int, too_long: str) -> Parts:
-    """The parts of documents that are trained, as `kept_parts` (data/encoding.py) says."""
+    """The parts of documents that are trained, as `kept_parts` (data/show.py) says of one."""
     arrays: list[list[np.ndarray]] = [[np.zeros(0, np.uint32), np.zeros(0, np.uint32), *2 * [np.zeros(0, np.int64)]]]
     longest, counts, refused = 0, Counter(longest_read=0), None
     for shard, first in zip(store.shards, store.document_starts, strict=False):
@@ -134,7 +133,7 @@ def _number_within(counts: np.ndarray) -> np.ndarray:
 
 
 class _Sequence(Sequence):
-    """The ids or the weights of all parts, read when they are asked for."""
+    """The ids or the weights of all parts, read when they are asked for, one at a time."""
 
     def __init__(self, read: Callable[[int], np.ndarray], length: int) -> None:
         self._read, self._length = read, length
@@ -142,13 +141,7 @@ class _Sequence(Sequence):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
-    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
-        if isinstance(index, slice):
-            return [self._read(i) for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self._read(index % len(self))
@@ -243,25 +236,17 @@ def load_documents(
 
     if cache is None:
         store = build(None)
-        origin = _tokenised(store, start)
+        origin = tokenised(store, start)
     else:
-        found = Cache(Path(cache), say, cache_gib).open(paths, describe(paths, tokenizer, encoder, reading), build)
-        store = found.store
-        if found.is_new:
-            origin = f"{_tokenised(store, start)}{found.remark or f' into {found.folder}'}"
-        else:
-            origin = f"from the cache {found.folder}, written {store.info['written']}"
+        store, origin = Cache(Path(cache), say, cache_gib).open(
+            paths, describe(paths, tokenizer, encoder, reading), build
+        )
     files, parts = expand(paths), parts_of(store, sequence_length, too_long)
     counts = Counter({**store.info["counts"], **parts.counts})
     _check_parts(paths, files, parts, counts, sequence_length, reading)
     ids, weights = (_Sequence(read, len(parts.lengths)) for read in (parts.ids, parts.weights))
     report = example_report(files, parts, counts, sequence_length, reading.part)
     return Documents(ids, weights, parts.lengths, parts.targets, parts.fingerprint, f"{report}\n{origin}", parts)
-
-
-def _tokenised(store: Store, start: float) -> str:
-    processes = store.info["processes"]
-    return f"tokenised in {time.perf_counter() - start:.1f} s" + (f" (on {processes} cores)" if processes > 1 else "")
 
 
 def _check_parts(

@@ -2,10 +2,12 @@
 
 A source is fetched once into `data.cache`, into a directory of its own with a record of what was fetched, and read from
 there by all later starts: what is elsewhere may change, and a resumed run must see the same bytes. With data.max_samples
-only so many rows are read, one after another, which is how a stream is trained on. Imported for a run that names such a
-source only.
+only so many rows are read, one after another, which is how a stream is trained on. Their number is set and does not follow
+from optimizer.max_steps: a step takes its rows from a random order of all of them, so that more rows in a resumed run would
+be other rows in every step. Imported for a run that names such a source only.
 """
 
+import errno
 import hashlib
 import itertools
 import json
@@ -28,6 +30,7 @@ from data.files import DATASET_NAME, KINDS, SUFFIXES, data_suffix, expand, is_el
 from data.rows import read_rows
 
 RECORD, ROWS = "source.json", "rows.jsonl"
+FIRST_ROWS = "read its first rows only: data.max_samples, or max_samples of the Source"
 CHARACTERS = 300  # of the reason in a message
 Say = Callable[[str], None]
 
@@ -116,7 +119,7 @@ def _fetch(path: str, folder: Path, most: int | None, say: Say) -> None:
         size, free = sum(info.get("size") or 0 for info in infos), shutil.disk_usage(folder).free
         what = f"{path}: {len(urls)} file{'s' if len(urls) > 1 else ''}, {size / 2**20:,.1f} MiB"
         if size > free:
-            raise UserError(f"{what}, but the disk has {free / 2**20:,.1f}; read the first rows only, with max_samples")
+            raise UserError(f"{what}, but the disk of data.cache has {free / 2**20:,.1f}; {FIRST_ROWS}")
         say(f"{what}, are fetched")
         for number, ((url, system, inside), info) in enumerate(zip(sources, infos, strict=True)):
             name = unquote(url.partition("?")[0]).rpartition("/")[2]
@@ -189,6 +192,8 @@ def _reached(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:CHARACTERS] or type(error).__name__
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{path} does not fit on the disk of data.cache; {FIRST_ROWS}") from error
         if isinstance(error, ImportError):
             raise UserError(f"{path} needs a package that is not installed: {said}") from error
         if isinstance(error, FileNotFoundError):

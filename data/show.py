@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from data.batches import StepBatch
-from data.encoding import Encoded, Outcome, kept_parts, note_sentence
+from data.encoding import Encoded, Outcome, Span, note_sentence
 from data.token_texts import one_line, run_text, visible
 
 GREEN, YELLOW, DIM, RESET = "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
@@ -57,6 +57,29 @@ class Style:
         return "\n".join(f"{colour}{line}{RESET}" if line else "" for line in text.split("\n"))
 
 
+def kept_parts(length: int, is_text: bool, sequence_length: int, too_long: str) -> list[tuple[int, int]]:
+    """(start, end) of the parts of a sequence of tokens that are trained: the whole of it, unless it is too long.
+
+    A long text is cut into pieces. Each begins with the last token of the one before: the first token of a piece cannot be a
+    target, so without this overlap every cut would lose one. `too_long` (data.too_long) applies to chats and completions; with
+    `error` and `drop` nothing is kept.
+    """
+    if length <= sequence_length:
+        return [(0, length)]
+    if is_text:
+        starts = range(0, length - 1, max(1, sequence_length - 1))
+        return [(start, min(length, start + sequence_length)) for start in starts]
+    return [(0, sequence_length)] if too_long == "truncate" else []
+
+
+def part_of(encoded: Encoded, start: int, end: int) -> Encoded:
+    """The tokens from `start` to `end` (exclusive). The first of them is not a target: it has no context."""
+    if start == 0 and end >= len(encoded.ids):
+        return encoded
+    spans = (Span(max(s.start - start, 1), min(s.end, end) - start, s.weight) for s in encoded.spans)
+    return Encoded(encoded.ids[start:end], tuple(span for span in spans if span.start < span.end))
+
+
 def show_outcome(
     outcome: Outcome,
     tokenizer: PreTrainedTokenizerBase,
@@ -74,7 +97,7 @@ def show_outcome(
             lines.append(f"--- sequence {number} of {len(outcome.sequences)}")
         parts = kept_parts(len(encoded.ids), is_text, sequence_length, too_long)
         lines += _what_is_cut(encoded, parts, tokenizer, sequence_length, too_long)
-        shown = [encoded.part(*part) for part in parts] or [encoded]
+        shown = [part_of(encoded, *part) for part in parts] or [encoded]
         for piece, part in enumerate(shown, 1):
             if piece > MAX_PIECES and style.max_tokens is not None:
                 lines.append(f"... {len(shown) - MAX_PIECES} more pieces are not shown (--full) ...")

@@ -19,10 +19,11 @@ import data.store
 import data.tokenise
 from common.errors import UserError
 from data.clean import clean_tokens
-from data.encoding import Encoded, ExampleEncoder, Outcome, Span, kept_parts
+from data.encoding import Encoded, ExampleEncoder, Outcome, Span
 from data.examples import Documents, load_documents
 from data.files import DEFAULT, Reading
 from data.formats import read_examples
+from data.show import kept_parts, part_of
 from data.store import STORE_FILE, Store, open_store, shard_file
 from tests.processes import run_ranks
 from tests.tiny import CHATML, SENTENCES, tiny_tokenizer, write_chat_file
@@ -368,7 +369,7 @@ def test_another_length_or_treatment_of_long_chats_tokenises_nothing_again(files
                 for outcome, text in zip(outcomes, is_text, strict=True)
                 for whole in outcome.sequences
                 for ends in kept_parts(len(whole.ids), text, length, too_long)
-                if (part := whole.part(*ends)).spans
+                if (part := part_of(whole, *ends)).spans
             ]
             made = load_documents(files, tiny_tokenizer(), length, too_long, encoder=encoder, cache=tmp_path / "cache")
             ids, weights, lengths, targets, _ = content(made)

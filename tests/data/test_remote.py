@@ -227,7 +227,8 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_fetched(tmp_path,
     memory({"a.jsonl": lines(ROWS)})
     monkeypatch.setattr("data.remote.shutil.disk_usage", lambda folder: SimpleNamespace(free=9))
     with pytest.raises(
-        UserError, match="1 file, 0.0 MiB, but the disk has 0.0; read the first rows only, with max_samples"
+        UserError,
+        match="1 file, 0.0 MiB, but the disk of data.cache has 0.0; read its first rows only: data.max_samples",
     ):
         fetch("memory://a.jsonl", str(tmp_path), None, lambda text: None)
     assert fetch("memory://a.jsonl", str(tmp_path), 2, lambda text: None)
