@@ -105,7 +105,7 @@ class Labels:
         given = self.template.render(messages[: i + 1], tools)
         exact, block = given.startswith(prompt), THINKING.search(prompt)
         rest = given[len(prompt) :] if exact else self._rest(messages, i, tools)
-        if block and not (exact and (block["closed"] or _closing(block) in rest)):
+        if block and not (exact and _continues(block, rest)):
             rest, exact = _after_thinking(block, rest, messages[i]), False
         answer, stops = self._ended(rest, "tool_calls" in messages[i])
         loss = None
@@ -165,20 +165,31 @@ def _closing(block: re.Match[str]) -> str:
     return f"{block['open'][0]}/{block['open'][1:]}"
 
 
+def _continues(block: re.Match[str], rest: str) -> bool:
+    """Whether an answer goes on in the thinking block at the end of its prompt, if that is open, and in no second one.
+
+    Qwen3.8 closes the block empty, and then writes the block that stands in a content.
+    """
+    opening, closing = map(re.escape, (block["open"], _closing(block)))
+    return bool(block["closed"]) or (_closing(block) in rest and not re.match(rf"\s*{closing}\s*{opening}", rest))
+
+
 def _after_thinking(block: re.Match[str], rest: str, message: dict) -> str:
     """An answer after a prompt that ends in a thinking block: nothing of one if it is closed, else the rest of it.
 
-    rest: the answer as the template writes it, maybe with a block. The thinking is that of the template or of the message,
+    rest: the answer as the template writes it, maybe with blocks. The thinking is that of the template or of the message,
     beside its content or, between tags, at the beginning of it.
     """
     opening, closing = block["open"], _closing(block)
-    written = re.match(rf"\s*(?:{re.escape(opening)}(.*?))?{re.escape(closing)}\s*", rest, re.DOTALL)
-    rest = rest[written.end() :] if written else rest
+    block_at_start = re.compile(rf"\s*(?:{re.escape(opening)}(.*?))?{re.escape(closing)}\s*", re.DOTALL)
+    written = ""
+    while found := block_at_start.match(rest):
+        written, rest = written or (found[1] or "").strip(), rest[found.end() :]
     if block["closed"]:
         return rest
     beside = next((message[key] for key in THOUGHTS if message.get(key)), "")
     inside, tag, _ = (message.get("content") or "").partition(closing)
-    thought = (written and written[1]) or beside or (inside.replace(opening, "") if tag else "")
+    thought = written or beside or (inside.replace(opening, "") if tag else "")
     line = "\n" if block[0].endswith("\n") else ""
     return f"{thought.strip()}{line}{closing}{line * 2}{rest}"
 
