@@ -7,7 +7,6 @@ Those of TRL are in its package, which requirements-dev.txt installs. Three more
 """
 
 import importlib.metadata
-import importlib.util
 import io
 import os
 import re
@@ -81,10 +80,11 @@ def read(collection: str) -> dict[str, str]:
     """The templates of a collection by their names. Skips the test where the collection is not at hand."""
     commit, folder = COLLECTIONS[collection]
     if collection == TRL:
-        if importlib.util.find_spec("trl") is None or importlib.metadata.version("trl") != commit.removeprefix("v"):
+        found = [package for package in importlib.metadata.distributions(name="trl") if f"v{package.version}" == commit]
+        if not found:
             pytest.skip(f"trl {commit} is not installed: pip install -r requirements-dev.txt")
-        package = Path(str(importlib.metadata.distribution("trl").locate_file(folder)))
-        return {path.stem: path.read_text(encoding="utf-8") for path in sorted(package.glob("*.jinja"))}
+        paths = sorted(Path(str(found[0].locate_file(folder))).glob("*.jinja"))
+        return {path.stem: path.read_text(encoding="utf-8") for path in paths}
     if not (clones := os.environ.get("TEMPLATES")):
         pytest.skip("TEMPLATES names no folder of clones (tests/real_templates.py)")
     git = ["git", "-C", str(Path(clones) / collection.partition("/")[2])]
