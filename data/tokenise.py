@@ -37,7 +37,7 @@ from common.durable_files import temporary_path
 from common.errors import UserError
 from common.node_lock import LOCK_FILE, node_lock
 from data.compression import Advance, data_suffix, no_progress, read_chunks
-from data.encoding import ExampleEncoder, Outcome, Span
+from data.encoding import LISTED, ExampleEncoder, Outcome, Span
 from data.files import check_files, describe_files, expand, left_out, read_file
 from data.formats import DEFAULT, Reading, kind_of
 from data.held_out import content_hash, group_hash, is_held_out, key_of, num_repeated
@@ -49,7 +49,6 @@ BATCH_CHARACTERS = 2**17
 BATCH_EXAMPLES = 256
 AHEAD = 3  # batches per worker that are read in advance
 PARALLEL_BYTES = 2**20  # of source files: below this, starting processes takes longer than it saves
-LISTED = 5  # examples that are named in the report
 LOCK = "0" * 32  # of a token store that is being built (common/node_lock.py)
 # Cut between lines, to see what the tokenizer does at the beginning of a text.
 PROBE = ("The bank's own funds, Grüße.\n", "Below 97.3% the LCR (a) ends.\n", "it reports\n", "3 rows")
