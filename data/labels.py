@@ -60,14 +60,15 @@ class Labels:
         self.tag = re.compile("|".join([*map(re.escape, control.texts), r"<[^<>\s]*>"]))
         self.ends = [text for text in control.texts if text not in control.own]
         # What ends an answer after which the template writes nothing: the token that begins the next turn (GLM), or EOS.
-        self.after_text = self._next(ASK, SAY, ASK, None)
-        self.after_call = self._next(ASK, CALL, RESULT, [{"type": "function", "function": FUNCTION}])
+        self.after_text = self._ending(ASK, SAY, ASK, None)
+        self.after_call = self._ending(ASK, CALL, RESULT, [{"type": "function", "function": FUNCTION}])
 
-    def _next(self, before: dict, answer: dict, following: dict, tools: list | None) -> str:
+    def _ending(self, before: dict, answer: dict, following: dict, tools: list | None) -> str:
         """The token that ends an answer where the template writes none at the end of a chat; it becomes one of `stops`.
 
         It is what the template writes after the answer both at the end of a chat and in its middle; else what it writes at the
-        end (gpt-oss); else what begins the next turn (GLM); else EOS.
+        end (gpt-oss); else what begins the next turn (GLM); else EOS. Of several tokens it is the one that is known to end an
+        answer, or the last.
         """
         try:
             whole = self.template.render([before, answer], tools)
@@ -75,10 +76,11 @@ class Labels:
         except UserError:
             return self.stops[0]
         said = self._said(whole)
-        last = self._leading(whole[said:])
-        _, found, after = longer.rpartition(whole[max(0, said - 8) : said])
-        middle = self._leading(after) if found else []
-        tokens = [a for a, b in zip(last, middle, strict=False) if a == b] or last or middle[:1] or self.stops
+        last_words = whole[max(0, said - 8) : said]  # of the answer, which end it in the longer chat too
+        _, found, after = longer.rpartition(last_words)
+        at_end, in_middle = self._leading(whole[said:]), self._leading(after) if found else []
+        both = [token for token, other in zip(at_end, in_middle, strict=False) if token == other]
+        tokens = both or at_end or in_middle[:1] or self.stops
         token = next((token for token in tokens if token in self.stops), tokens[-1])
         self.stops += [token] if token not in self.stops else []
         return token
