@@ -32,25 +32,26 @@ THINKING_TAGS = re.compile(r"[<\[]/?(?:\w+:)?(?:think|thinking|thought|reasoning
 class ControlTokens:
     """The control tokens of a tokenizer with its chat template, and an encoder that makes them of their secret names only.
 
-    texts: the control tokens as they are written. encoder: adds no BOS or EOS, does not pad or truncate.
+    texts: the control tokens as they are written. own: those that an answer of the assistant may spell. encoder: adds no BOS or
+    EOS, does not pad or truncate.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         # Of letters and digits, which no template changes or escapes, and new each time, so that no content can have them. The
         # encoder has the name inside: an object that is sent to another rank takes both along.
         self.name, self.mark = f"own{secrets.token_hex(8)}", f"mark{secrets.token_hex(8)}"
-        source = str(tokenizer.chat_template)
+        template = str(tokenizer.chat_template)
         added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
         special = {text for text, is_special in added.items() if is_special and not BYTE.fullmatch(text)}
         special |= {*tokenizer.all_special_tokens}
-        written = {text for text in added if text not in special and MARKUP.fullmatch(text) and text in source}
+        markup = {text for text in added if text not in special and MARKUP.fullmatch(text) and text in template}
         # A mark breaks a token of two characters or more, unless the mark itself has it.
-        texts = {text for text in special | written if len(text) > 1 and text not in self.name + self.mark}
-        self.texts = tuple(sorted(texts, key=lambda text: (-len(text), text)))
-        self.own = {text for text in self.texts if THINKING_TAGS.fullmatch(text)} | {
-            text for text in written if OWN_TAGS.fullmatch(text)
-        }
-        self._all, self._foreign = _any_of(self.texts), _any_of([text for text in self.texts if text not in self.own])
+        texts = {text for text in special | markup if len(text) > 1 and text not in self.name + self.mark}
+        self.texts = tuple(sorted(texts, key=lambda text: (-len(text), text)))  # a pattern finds the longest
+        self.own = {text for text in texts if THINKING_TAGS.fullmatch(text)}
+        self.own |= {text for text in markup if OWN_TAGS.fullmatch(text)}
+        self._all = _any_of(self.texts)
+        self._foreign = _any_of([text for text in self.texts if text not in self.own])  # to an answer of the assistant
         self.encoder = _renamed(tokenizer, self.texts, self.name)
 
     def found_in(self, text: str) -> list[str]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data.cache import Cache, describe, tokenised
-from data.encoding import NOTES, ExampleEncoder, note_sentence
+from data.encoding import NOTES, ExampleEncoder, control_line, note_sentence
 from data.files import DEFAULT, Reading, expand
 from data.held_out import BUT_FOR
 from data.store import Shard, Store
@@ -334,17 +334,17 @@ def example_report(files: Sequence[Path], parts_read: Parts, counts: Counter, si
         parts.append(
             f"REPEATED: {count:,} example{_s(count)} say{'s' if count == 1 else ''} what an earlier one says, {BUT_FOR}"
         )
-    parts += [
-        note_sentence(note, n) + _more(note, info, places) for note in NOTES if (n := counts.get(f"note:{note}", 0))
-    ]
+    for note in NOTES:
+        if not (count := counts.get(f"note:{note}", 0)):
+            continue
+        if note == "control":
+            parts.append(control_line(count, [_moved(line, places) for line in info["control"]]))
+            continue
+        parts.append(note_sentence(note, count))
+        if note == "split":
+            split, whole = counts["split_tokens"], counts["whole_tokens"]
+            parts[-1] += f": {split:,} tokens where one sequence each would have {whole:,}"
     return "\n".join(parts)
-
-
-def _more(note: str, info: dict, places: dict[str, str]) -> str:
-    """What is added to the sentence of a note: what splitting costs, and the first examples with control tokens."""
-    if note == "split":
-        return f": {info['counts']['split_tokens']:,} tokens where one sequence each would have {info['counts']['whole_tokens']:,}"
-    return f": {'; '.join(_moved(line, places) for line in info['control'])}" if note == "control" else ""
 
 
 def _moved(line: str, places: dict[str, str]) -> str:

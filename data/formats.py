@@ -16,6 +16,7 @@ from typing import Any
 from common.errors import UserError
 from common.user_code import explain, load_function
 from configs.load import EXAMPLE_FIELDS, MESSAGE_FIELDS
+from data.encoding import LISTED
 from data.files import DEFAULT, Reading, check_files, data_suffix
 from data.messages import (
     canonical_messages,
@@ -29,7 +30,6 @@ from data.messages import (
 from data.rows import COLUMNS, Advance, no_progress, read_rows
 
 DESCRIBED_ROWS = 100  # of a file, in which `Noticed` looks for the keys that are used
-LISTED = 5  # sentences about malformed examples that are kept
 
 # Form -> keys that it needs. If an example fits several, the first one counts.
 REQUIRED = {

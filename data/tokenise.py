@@ -30,9 +30,9 @@ from tqdm import tqdm
 
 from common.cores import available_cores
 from common.errors import UserError
-from data.encoding import ExampleEncoder, Outcome, Span
+from data.encoding import LISTED, ExampleEncoder, Outcome, Span
 from data.files import Reading, expand, left_out
-from data.formats import LISTED, Noticed, read_files
+from data.formats import Noticed, read_files
 from data.held_out import content_hash, group_hash, is_held_out, key_of, num_repeated
 from data.rows import Advance
 from data.store import Store, StoreWriter

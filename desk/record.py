@@ -19,13 +19,17 @@ from eval.regulator.measures import not_demanded
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of the question to a model. `text` is None if it could not be asked; `problem` says why."""
+    """What became of the question to a model. `text` is None if it could not be asked; `problem` says why.
+
+    control_tokens: the texts of the model's control tokens that stand in the report.
+    """
 
     profile: str
     prompt: tuple[dict, ...] = ()
     text: str | None = None
     problem: str = ""
     cut_short: bool = False
+    control_tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def _as_json(
     case: Case, engine: Examination, verdicts: Sequence[Verdict], unread: Sequence[str], letter: Letter
 ) -> dict:
     report, counts = case.report, Counter(one.verdict for one in verdicts)
+    control = list(case.reply.control_tokens) if case.reply else []
     lifted = {one.rule for one in verdicts if one.claim and (one.claim.state, one.verdict) == ("lifts", CONFIRMED)}
     found = [one for one in verdicts if one.verdict != REFUTED and one.rule not in lifted]
     return {
@@ -119,7 +124,8 @@ def _as_json(
             for one in engine.decisions
         ],
         "notes": [note.text for note in report.notes],
-        "warnings": [*report.warnings, *(f"incomplete: {reason}" for reason in report.incomplete)],
+        "warnings": [*report.warnings, *(f"incomplete: {reason}" for reason in report.incomplete), *_control(control)],
+        "control_tokens": control,
         "letter": {
             "state": letter.state,
             "reasons": list(letter.reasons),
@@ -130,6 +136,12 @@ def _as_json(
             ],
         },
     }
+
+
+def _control(tokens: Sequence[str]) -> list[str]:
+    return (
+        [f"it spells control tokens of the model: {', '.join(tokens)}; see who wrote them, and why"] if tokens else []
+    )
 
 
 def _why_skipped(result: RuleResult) -> str:

@@ -82,6 +82,8 @@ def main() -> int:
     options = EvaluationOptions(**arguments)
     ranks = start_process_group(TIMEOUT_MINUTES)
     inputs = read_on_first(lambda: read_checked(options), ranks)
+    if ranks.rank == 0 and inputs.control_line:
+        print(inputs.control_line, flush=True)
     result = evaluate_examples(options, inputs, ranks, score_answers, lambda asked: (answer_grammar(asked), LETTER))
     result["seconds"] = round(time.perf_counter() - start, 1)
     if ranks.rank == 0:

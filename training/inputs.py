@@ -46,6 +46,7 @@ class Asked:
     max_new_tokens: int
     metric: Callable[[list[str], list[dict]], dict[str, float]] | None
     line: str  # what is asked, for the log
+    control_line: str  # names those whose content spells control tokens, "" if there are none
     ideal: dict[str, float]
 
     def digest(self) -> str:

@@ -3,7 +3,8 @@
 A judge of its own, which knows `apply_chat_template` and nothing of data/labels.py, decides about 22 kinds of chats with each
 template: right; noted (right but for what a note says, such as thinking that the template drops); refused (with a sentence that
 is true); wrong; or a traceback. It judges the templates of tests/chat_families.py, and the real ones of tests/real_templates.py
-where a folder has them. `UPDATE=1 pytest tests/data/test_labels.py` writes the table in docs/chats.md.
+where they are at hand. verdicts.json has every verdict, and docs/chats.md the sums: `UPDATE=1 pytest tests/data/test_labels.py`
+writes both.
 """
 
 import datetime
@@ -31,7 +32,8 @@ from tests.chat_families import FAMILIES, family_tokenizer
 from tests.processes import ROOT, run_python
 from training.chat_settings import chat_settings
 
-PAGE = Path(__file__).parents[2] / "docs/chats.md"
+PAGE, TABLE = Path(__file__).parents[2] / "docs/chats.md", Path(__file__).with_name("verdicts.json")
+VERDICTS = {"right": "r", "noted": "n", "refused": "x"}  # and wrong, and a traceback
 TODAY = datetime.date.today().isoformat()
 REASON = "The minimum is 100%."
 
@@ -192,7 +194,8 @@ class Judge:
         is_open = re.search(r"<think>\s*$", prompt)
         if is_open and text.count("</think>") != 1:
             raise Wrong(f"message {i} does not close the block of the prompt: {text!r}")
-        if not whole.startswith(prompt) or (is_open and "</think>" not in whole[len(prompt) :]):
+        # In an open block, the template closes it once. Qwen3.8 writes a second one for a content that has its own.
+        if not whole.startswith(prompt) or (is_open and whole[len(prompt) :].count("</think>") != 1):
             if "rebuilt" not in outcome.notes:
                 raise Wrong(f"message {i} is rendered otherwise, and no note says so: {text!r}")
             return
@@ -237,17 +240,15 @@ def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def judged(judges: dict[str, Judge]) -> Counter:
-    """How many chats got which verdict. Fails with the list of what is wrong."""
-    verdicts: Counter = Counter()
-    wrong = []
+def judged(judges: dict[str, Judge]) -> dict[str, str]:
+    """For each template the verdicts about `CHATS`, a letter each. Fails with the list of what is wrong."""
+    letters, wrong = {}, []
     for name, judge in judges.items():
-        for kind, messages in CHATS.items():
-            verdict, why = judge(messages)
-            verdicts[verdict] += 1
-            wrong += [f"{name}, {kind}: {why}"] if verdict in ("wrong", "traceback") else []
+        verdicts = {kind: judge(messages) for kind, messages in CHATS.items()}
+        letters[name] = "".join(VERDICTS.get(verdict, "!") for verdict, _ in verdicts.values())
+        wrong += [f"{name}, {kind}: {why}" for kind, (verdict, why) in verdicts.items() if verdict not in VERDICTS]
     assert not wrong, "\n".join(wrong)
-    return verdicts
+    return letters
 
 
 @pytest.fixture(scope="module")
@@ -255,35 +256,44 @@ def judges() -> dict[str, Judge]:
     return {name: Judge(tokenizer_of(name), (family.eos, *family.stops)) for name, family in FAMILIES.items()}
 
 
-def row(source: str, templates: int, verdicts: Counter) -> str:
-    counts = (verdicts[verdict] for verdict in ("right", "noted", "refused", "wrong", "traceback"))
-    return (
-        f"| {source} | {templates} | " + " | ".join(f"{count:,}" for count in (templates * len(CHATS), *counts)) + " |"
-    )
-
-
-def check_page(line: str) -> None:
-    """The page has this row of the table; with UPDATE=1 it gets it."""
-    page, start = PAGE.read_text(encoding="utf-8"), line[: line.index("|", 2) + 1]
-    [old] = [row for row in page.split("\n") if row.startswith(start)]
+def check_verdicts(collection: str, found: dict[str, str]) -> None:
+    """Every template has the verdicts of TABLE; with UPDATE=1 the table gets those that were found, and the page their sums."""
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
     if os.environ.get("UPDATE"):
-        PAGE.write_text(page.replace(old, line), encoding="utf-8")
-    else:
-        assert old == line, "run UPDATE=1 pytest tests/data/test_labels.py"
+        TABLE.write_text(json.dumps(table | {collection: found}, indent=1) + "\n", encoding="utf-8")
+        page, new = PAGE.read_text(encoding="utf-8"), row(collection, found)
+        [old] = [line for line in page.split("\n") if line.startswith(new[: new.index("|", 2)])]
+        PAGE.write_text(page.replace(old, new), encoding="utf-8")
+        return
+    known = table[collection]
+    changed = {name: (known.get(name), found.get(name)) for name in known | found if known.get(name) != found.get(name)}
+    assert not changed, f"UPDATE=1 pytest tests/data/test_labels.py writes these verdicts: {changed}"
+
+
+def row(collection: str, verdicts: dict[str, str]) -> str:
+    """The line of docs/chats.md about a collection of templates."""
+    letters = "".join(verdicts.values())
+    counts = [len(letters), *(letters.count(letter) for letter in VERDICTS.values())]
+    return f"| {collection} | {len(verdicts)} | " + " | ".join(f"{count:,}" for count in [*counts, 0, 0]) + " |"
 
 
 def test_no_chat_is_trained_wrongly_without_a_word(judges) -> None:
-    check_page(row("of our own (`tests/chat_families.py`)", len(judges), judged(judges)))
+    check_verdicts("of our own (`tests/chat_families.py`)", judged(judges))
 
 
-@pytest.mark.parametrize("repository", real_templates.REPOSITORIES)
-def test_nor_with_a_real_template(repository) -> None:
-    folder = os.environ.get("REAL_TEMPLATES")
-    if not folder:
-        pytest.skip("REAL_TEMPLATES names no folder; python -m tests.real_templates makes one")
-    templates = real_templates.read(Path(folder), repository)
-    judges = {name: Judge(*real_templates.tokenizer_of(source)) for name, source in templates.items()}
-    check_page(row(repository, len(judges), judged(judges)))
+@pytest.mark.parametrize("collection", real_templates.COLLECTIONS)
+def test_nor_with_a_real_template(collection) -> None:
+    templates = real_templates.read(collection)
+    check_verdicts(
+        collection, judged({name: Judge(*real_templates.tokenizer_of(source)) for name, source in templates.items()})
+    )
+
+
+def test_the_page_has_the_sums_of_all_verdicts() -> None:
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    assert {len(letters) for verdicts in table.values() for letters in verdicts.values()} == {len(CHATS)}
+    page = PAGE.read_text(encoding="utf-8")
+    assert all(row(collection, verdicts) in page for collection, verdicts in table.items())
 
 
 def attacks(tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -453,26 +463,38 @@ def test_a_block_that_the_prompt_opens_is_closed_by_the_answer(family, block) ->
     assert ids(encoded.ids[start - 2 : start + 3].tolist()) == ["<think>", "Ċ", "Ċ", "</think>", "ĊĊ"]  # not <think> ĊĊ
 
 
-def test_the_empty_thinking_of_qwen3_is_prompt_in_the_banks_config() -> None:
+def test_thinking_in_tags_goes_into_the_block_of_the_prompt_where_the_template_would_write_a_second_one() -> None:
+    tokenizer = tokenizer_of("qwen3.5")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{% if m.role == 'assistant' %}<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}"
+        "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    )
+    for content, answer, notes in (
+        (f"<think>\n{REASON}\n</think>\n\nyes", f"{REASON}\n</think>\n\nyes<|im_end|>", ("rebuilt", "thinking")),
+        ("Write </think> at its end", "\n</think>\n\nWrite </think> at its end<|im_end|>", ()),
+    ):
+        outcome = ExampleEncoder(tokenizer).encode([{"messages": [ASK, said(content)]}])[0]
+        [encoded] = outcome.sequences
+        assert tokenizer.decode(encoded.ids[encoded.spans[0].start :]) == answer and outcome.notes == notes
+
+
+@pytest.mark.parametrize("source", ["own", "real"])
+def test_the_empty_thinking_of_qwen3_is_prompt_in_the_banks_config(source) -> None:
     config = load_config(Path(__file__).parents[2] / "configs/xbrl.py")
-    options = chat_settings(config.data).options
-    tokenizers = {"qwen3": tokenizer_of("qwen3")}
-    if folder := os.environ.get("REAL_TEMPLATES"):
-        templates = real_templates.read(Path(folder), "carlosfundora/llama.cpp-1-bit-turbo")
-        tokenizers["real"] = real_templates.tokenizer_of(templates["Qwen-Qwen3-0.6B"])[0]
-    for tokenizer in tokenizers.values():
-        [encoded] = (
-            ExampleEncoder(tokenizer, chat_settings(config.data))
-            .encode([{"messages": [SYSTEM, ASK, SAY]}])[0]
-            .sequences
-        )
-        [span] = encoded.spans
-        expected = tokenizer.apply_chat_template(
-            [SYSTEM, ASK], add_generation_prompt=True, return_dict=False, **options
-        )
-        assert encoded.ids[: span.start].tolist() == expected
-        assert tokenizer.decode(expected).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
-        assert tokenizer.decode(encoded.ids[span.start : span.end]) == SAY["content"] + "<|im_end|>"
+    settings = chat_settings(config.data)
+    tokenizer = tokenizer_of("qwen3")
+    if source == "real":
+        tokenizer, _ = real_templates.tokenizer_of(real_templates.read(real_templates.TRL)["qwen3"])
+    [encoded] = ExampleEncoder(tokenizer, settings).encode([{"messages": [SYSTEM, ASK, SAY]}])[0].sequences
+    [span] = encoded.spans
+    expected = tokenizer.apply_chat_template(
+        [SYSTEM, ASK], add_generation_prompt=True, return_dict=False, **settings.options
+    )
+    assert encoded.ids[: span.start].tolist() == expected
+    assert tokenizer.decode(expected).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert tokenizer.decode(encoded.ids[span.start : span.end]) == SAY["content"] + "<|im_end|>"
 
 
 def test_turns_share_a_sequence_where_the_next_prompt_begins_with_it() -> None:
