@@ -209,7 +209,7 @@ def load_documents(
     cache: str | Path | None = None,
     cache_gib: float | None = None,
     processes: int | None = None,
-    progress: str | None = None,
+    progress: str = "",
     say: Say = lambda text: None,
 ) -> Documents:
     """Read and tokenise the examples of files.
@@ -221,7 +221,7 @@ def load_documents(
     cache: a directory (data/cache.py) in which the result is kept. The processes of a node meet there: one of them
     tokenises, the others wait for it. None: in memory. cache_gib: the size above which entries are removed (data.cache_gib).
     processes: number of processes to tokenise with. None: one per available core if the files are large enough.
-    progress: label of a progress bar, drawn by the process that tokenises. say: prints a line about waiting for another
+    progress: label of the progress bar, which the process that tokenises draws on a terminal. say: prints a line about waiting for another
     process. Neither these nor `processes` change the result.
 
     Raises UserError for a bad file, or if no example or no target token is left.

@@ -162,7 +162,7 @@ class Cuts(NamedTuple):
 
 
 class Stream:
-    """A mixed-in source, the `number`-th, counted from 1. It brings `ratio` target tokens for each one of the main source."""
+    """A mixed-in source. It brings `ratio` target tokens for each one of the main source."""
 
     ratio: float
     largest: float  # target tokens of its largest item, of a token store of a mean one: w
@@ -176,7 +176,7 @@ class Stream:
         raise NotImplementedError
 
     def items_of_step(self, before: float, after: float) -> list[int]:
-        """Items of the source that a step takes; `before` it the main source has had so many target tokens, and `after` it."""
+        """Items of the source that a step takes. before, after: target tokens of the main source up to the step, and with it."""
         first, end = self.cuts(self.ratio * np.array([before, after], dtype=np.float64)).items.tolist()
         return [self.index(item) for item in range(first, end)]
 

@@ -49,7 +49,6 @@ class Reader:
     vocab_size: int  # number of rows of the model's embedding
     sequence_length: int
     too_long: str  # drop | truncate | error, as in load_documents
-    show_progress: bool = False  # a bar on the process that tokenises
     encoder: ExampleEncoder | None = None  # how chats are rendered; None: as the tokenizer's template says
     cache: str | None = None  # directory of tokenised files, as in load_documents
     cache_gib: float | None = None  # its size, above which entries are removed
@@ -124,7 +123,7 @@ class Reader:
             reading=reading,
             cache=self.cache,
             cache_gib=self.cache_gib,
-            progress=what if self.show_progress else None,
+            progress=what,
             say=self.say,
         )
         self._check_highest(documents.highest_token())

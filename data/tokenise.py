@@ -265,7 +265,7 @@ def build_examples(
     reading: Reading,
     folder: Path | None,
     processes: int | None = None,
-    progress: str | None = None,
+    progress: str = "",
 ) -> Store:
     """Encode the examples of `paths` into the empty directory `folder`, or into memory if it is None.
 
@@ -305,7 +305,7 @@ def build_examples(
             is_long = len(unit.example.get("text", "")) > PIECE_CHARACTERS and unit_encoder.lead
             yield from cut(unit) if is_long else [unit]
 
-    with progress_bar(f"tokenise {progress}", size, leave=False, disable=None if progress else True) as bar:
+    with progress_bar(f"tokenise {progress}", size, leave=False) as bar:
         try:
             for unit, outcome in encoded(units(bar.update), unit_encoder, processes):
                 build.take(unit, outcome)
@@ -333,6 +333,6 @@ def description(encoder: ExampleEncoder) -> dict:
     return {"dtype": "<u2" if highest < 2**16 else "<u4", "tokenizer": encoder.of_tokenizer}
 
 
-def progress_bar(label: str, size: int, leave: bool = True, disable: bool | None = None) -> tqdm:
-    """A progress bar. disable: None: where stderr is no terminal, on which an error begins a line."""
-    return tqdm(desc=label, total=size, unit="B", unit_scale=True, mininterval=0.5, leave=leave, disable=disable)
+def progress_bar(label: str, size: int, leave: bool = True) -> tqdm:
+    """A progress bar. None is drawn where stderr is no terminal: an error that ends a start then begins a line."""
+    return tqdm(desc=label, total=size, unit="B", unit_scale=True, mininterval=0.5, leave=leave, disable=None)

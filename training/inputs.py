@@ -164,7 +164,6 @@ def read_inputs(
         vocab_size,
         data.sequence_length,
         data.too_long,
-        show_progress=True,  # of the process that tokenises, whichever rank it is
         encoder=ExampleEncoder(tokenizer, chat_settings(data)),
         cache=data.cache,
         cache_gib=data.cache_gib,
