@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import transformers
+from packaging.version import Version
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
@@ -265,8 +267,16 @@ def check_verdicts(collection: str, found: dict[str, str]) -> None:
         [old] = [line for line in page.split("\n") if line.startswith(new[: new.index("|", 2)])]
         PAGE.write_text(page.replace(old, new), encoding="utf-8")
         return
+    # Some templates (gpt-oss, LFM2.5) know the thinking of a message by another name, under which only newer versions of
+    # transformers hand it on: a verdict that is right there may be noted with an older one.
+    allowed = {("r", "n")} if Version(transformers.__version__) < Version("5.24") else set()
     known = table[collection]
-    changed = {name: (known.get(name), found.get(name)) for name in known | found if known.get(name) != found.get(name)}
+    assert {*known} == {*found}
+    changed = {
+        name: (known[name], letters)
+        for name, letters in found.items()
+        if any(old != new and (old, new) not in allowed for old, new in zip(known[name], letters, strict=True))
+    }
     assert not changed, f"UPDATE=1 pytest tests/data/test_labels.py writes these verdicts: {changed}"
 
 
