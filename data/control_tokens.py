@@ -1,7 +1,7 @@
 """Content is text: no word of a message, a report or a tool's result may become a control token of the model.
 
-Control tokens are the special tokens of the tokenizer, and the other added tokens that stand in the chat template and look like
-markup, such as `<|user|>`. A tokenizer finds them anywhere in a text, whoever wrote it. Here it gets them under secret names:
+Control tokens are the special tokens of the tokenizer, and the other added tokens that stand in the chat template, or in what it
+renders, and look like markup, such as `<|user|>`. A tokenizer finds them anywhere in a text, whoever wrote it. Here it gets them under secret names:
 the encoder's `<|im_end|>` is called NAME<|im_end|>, and the name is written before those control tokens of a rendered chat that
 the template wrote. They are told from the content's because every control token in a content gets a mark inside before the chat
 is rendered; the marks are taken out again before the text is encoded. So the ids differ from those of `apply_chat_template`
@@ -15,7 +15,8 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -39,7 +40,7 @@ class ControlTokens:
         # Of letters and digits, which no template changes or escapes, and new each time, so that no content can have them. The
         # encoder has the name inside: an object that is sent to another rank takes both along.
         self.name, self.mark = f"own{secrets.token_hex(8)}", f"mark{secrets.token_hex(8)}"
-        source = str(tokenizer.chat_template)
+        source = _written_by(tokenizer)
         added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
         special = {text for text, is_special in added.items() if is_special and not BYTE.fullmatch(text)}
         special |= {*tokenizer.all_special_tokens}
@@ -77,6 +78,21 @@ class ControlTokens:
     def named(self, text: str) -> str:
         """What the encoder gets for a part of a rendered chat: secret names before the template's own tokens, no marks."""
         return self._all.sub(rf"{self.name}\g<0>", text).replace(self.mark, "")
+
+
+def _written_by(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The source of the template, and what it writes: some write a token in parts, such as '<|' + message.role + '|>'."""
+    texts = [str(tokenizer.chat_template)]
+    for roles in (
+        ["user", "assistant", "user"],
+        ["system", "user"],
+        ["developer", "user"],
+        ["user", "assistant", "tool"],
+    ):
+        with suppress(Exception):  # a template may refuse a role, or an order of roles
+            chat = [{"role": role, "content": "text"} for role in roles]
+            texts.append(cast(str, tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)))
+    return "".join(texts)
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern:
