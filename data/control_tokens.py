@@ -11,6 +11,7 @@ transformers from 5.24 on has `sanitize_control_tokens`, which does the same for
 plain texts, and no batches.
 """
 
+import ast
 import json
 import re
 import secrets
@@ -27,6 +28,8 @@ MARKUP = re.compile(r"[<\[{|].*[>\]}|]")
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # by these a tokenizer spells what it has no other token for
 # An assistant's own turn may spell these tags itself: <think>, </tool_call>, [THINK].
 OWN_TAGS = re.compile(r"</?[\w:]+>")
+# A template may take a word out of a content, such as /no_think; what stood around it may be a control token then.
+TAKEN_OUT = re.compile(r"""\breplace\(\s*('[^']+'|"[^"]+")\s*,\s*(?:''|"")\s*\)""")
 THINKING_TAGS = re.compile(r"[<\[]/?(?:\w+:)?(?:think|thinking|thought|reasoning)[>\]]", re.IGNORECASE)
 
 
@@ -52,6 +55,7 @@ class ControlTokens:
             text for text in written if OWN_TAGS.fullmatch(text)
         }
         self._all, self._foreign = _any_of(self.texts), _any_of([text for text in self.texts if text not in self.own])
+        self._taken_out = _any_of([ast.literal_eval(text) for text in TAKEN_OUT.findall(source)])
         self.encoder = _renamed(tokenizer, self.texts, self.name)
 
     def found_in(self, text: str) -> list[str]:
@@ -69,6 +73,13 @@ class ControlTokens:
             while tokens := pattern.findall(value):  # tokens may overlap
                 found += tokens
                 value = pattern.sub(lambda match: match[0][0] + self.mark + match[0][1:], value)
+            left = value
+            while (shorter := self._taken_out.sub("", left)) != left:  # what is taken out may be nested
+                left = shorter
+                if tokens := pattern.findall(left):
+                    found += tokens
+                    value = self._taken_out.sub(rf"{self.mark}\g<0>", value)
+                    break
         elif isinstance(value, dict):
             return {self._marked(k, pattern, found): self._marked(v, pattern, found) for k, v in value.items()}
         elif isinstance(value, list):

@@ -27,7 +27,7 @@ from data.labels import THOUGHTS, Labels, Turn, check_said, leaves_out
 from data.tokens import bos_ids, eos_id, generation_stops, make_encoder, tokenizer_fingerprint
 
 MAX_LEAD = 200  # characters at the end of a prompt
-VERSION = 3  # of this encoding; a cache of another version is not used
+VERSION = 4  # of this encoding; a cache of another version is not used
 
 
 class Span(NamedTuple):
