@@ -99,8 +99,9 @@ class Dealer:
         lengths = [source.document_lengths(item) for item in items]
         first = np.cumsum([0, *(len(documents) for documents in lengths)])[:-1]  # first document of each item
         targets = np.zeros(sum(map(len, lengths)), dtype=np.int64)
-        # How the targets are spread over an item's documents makes no difference: the head's cost is linear.
-        targets[first] = [int(source.num_targets(item)) for item in items]
+        # How the targets are spread over an item's documents makes no difference: the head's cost is linear. Targets count by
+        # their weights, which may be larger than any integer of numpy.
+        targets[first] = [int(min(source.num_targets(i), sum(n))) for i, n in zip(items, lengths, strict=True)]
         costs = self.costs(np.array([n for documents in lengths for n in documents], dtype=np.int64), targets)
         return np.add.reduceat(costs, first) if len(items) else costs
 

@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import re
+import reprlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -135,7 +136,7 @@ def _read_jsonl(path: str | Path, advance: Advance) -> Rows:
         try:
             text = _decode(line, where).strip()
             if text:
-                yield where, json.loads(text)
+                yield where, json.loads(text, object_pairs_hook=_object)
         except UserError as error:
             yield where, error
         except (ValueError, RecursionError) as error:
@@ -162,7 +163,7 @@ def json_values(text: str, name: str) -> Iterator[object]:
     def error(reason: str, position: int) -> UserError:
         return UserError(f"{name}, line {1 + text.count(chr(10), 0, position)} is not valid JSON: {reason}")
 
-    at, decoder = after(0), json.JSONDecoder()
+    at, decoder = after(0), json.JSONDecoder(object_pairs_hook=_object)
     in_array = text.startswith("[", at)
     at = after(at + 1) if in_array else at
     end = "]" if in_array and text.startswith("]", at) else ""
@@ -184,6 +185,14 @@ def json_values(text: str, name: str) -> Iterator[object]:
         raise error("the array is cut off", at)
     if end and after(at + 1) < len(text):
         raise error("there is more after the end of the array", after(at + 1))
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON. Raises ValueError for a key that stands there twice, of which Python would keep the last value."""
+    if len(row := dict(pairs)) != len(pairs):
+        repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"an object has the key {reprlib.repr(repeated)} twice")
+    return row
 
 
 def _json_reason(error: Exception) -> str:

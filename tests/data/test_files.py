@@ -507,3 +507,12 @@ def test_no_bar_is_drawn_where_stderr_is_no_terminal(tmp_path, capsys) -> None:
     path = write(tmp_path / "a.jsonl", json_lines([{"text": "a"}]))
     load_documents((str(path),), tiny_tokenizer(), 64, "error", progress="training")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_key_that_stands_twice_in_an_object_is_an_error(tmp_path, name) -> None:
+    """Python keeps the last of the two values, and the other would be lost without a word."""
+    file = tmp_path / name
+    file.write_text('{"messages": [{"role": "user", "content": "a", "content": "b"}]}')
+    with pytest.raises(UserError, match=r"line 1 is not valid JSON: an object has the key content twice"):
+        list(read_file(file))

@@ -1,5 +1,6 @@
 """The split is the same in any order and file, has the share that was asked for, and keeps copies and groups together."""
 
+import datetime
 import json
 import subprocess
 import sys
@@ -172,3 +173,9 @@ def test_repeated_and_shared_examples_are_counted() -> None:
     assert num_shared(training, keys_of(HASHES[:1])) == 3
     nothing = keys_of([])
     assert num_repeated(nothing) == num_shared(training, nothing) == num_shared(nothing, training) == 0
+
+
+def test_a_split_by_days_of_a_parquet_file() -> None:
+    """A column of times has Python's datetime, which is not JSON."""
+    first, second = ({"text": "a", "day": datetime.datetime(2026, 1, day)} for day in (1, 2))
+    assert group_hash(first, "day") == group_hash(first | {"text": "b"}, "day") != group_hash(second, "day")
