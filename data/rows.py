@@ -10,13 +10,13 @@ import io
 import itertools
 import json
 import re
-import reprlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from common.errors import UserError
 from data.files import codec_of, data_suffix
+from data.messages import short_list
 
 CHUNK = 1 << 20  # bytes
 Advance = Callable[[int], object]  # progress callback: number of bytes of the file read since the last call
@@ -191,7 +191,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     """An object of JSON. Raises ValueError for a key that stands there twice, of which Python would keep the last value."""
     if len(row := dict(pairs)) != len(pairs):
         repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"an object has the key {reprlib.repr(repeated)} twice")
+        raise ValueError(f"an object has the key {short_list([repeated])} twice")
     return row
 
 

@@ -515,4 +515,4 @@ def test_a_key_that_stands_twice_in_an_object_is_an_error(tmp_path, name) -> Non
     file = tmp_path / name
     file.write_text('{"messages": [{"role": "user", "content": "a", "content": "b"}]}')
     with pytest.raises(UserError, match=r"line 1 is not valid JSON: an object has the key content twice"):
-        list(read_file(file))
+        list(read_files([file]))
