@@ -29,7 +29,7 @@ from typing import BinaryIO
 from transformers import PreTrainedTokenizerBase
 
 from common.durable_files import SUFFIX, publish, write_json
-from common.errors import UserError
+from common.errors import DISK_FULL, UserError
 from common.node_lock import node_lock
 from data.encoding import ExampleEncoder
 from data.files import Reading, expand, hash_files, left_out
@@ -94,7 +94,7 @@ class Cache:
                         raise UserError(f"{file} changed while it was tokenised; run the same command again")
                 self._publish(entry, temporary)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in DISK_FULL:
                     raise
                 mend = "free some space there, or name another directory in data.cache"
                 raise UserError(f"the disk of {self.directory} is full; {mend}") from error

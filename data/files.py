@@ -28,6 +28,7 @@ KINDS = f"data files are {', '.join(SUFFIXES)}, each also compressed as {', '.jo
 DATASET, SPLITS = "state.json", "dataset_dict.json"  # what the library `datasets` writes beside the data that it saves
 # A dataset of the hub, or a folder that looks like one: NAME@REVISION:CONFIG:SPLIT
 DATASET_NAME = re.compile(r"(?P<name>[^:@]+)(@(?P<revision>[\w./-]+))?((:(?P<config>[\w.-]+))?:(?P<split>[\w.-]+))?")
+HELD_OUT = {"test", "validation", "valid", "dev", "eval"}  # words in the names of files that are not for training
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -203,8 +204,21 @@ def _add_folder(top: Path, files: list[Path], others: list[Path]) -> None:
     # In the order of their names, folders among the files.
     found.sort(key=lambda file: file.parts)
     check_files(file for file in found if data_suffix(file) in SUFFIXES)
-    files += [file for file in found if data_suffix(file) in SUFFIXES]
+    data = [file for file in found if data_suffix(file) in SUFFIXES]
+    _check_one_split(top, data)
+    files += data
     others += [file for file in found if data_suffix(file) not in SUFFIXES]
+
+
+def _check_one_split(folder: Path, files: Sequence[Path]) -> None:
+    """Raise UserError if the names of the files in a folder tell of training and of something held out: train- and test-."""
+    parts = {file: set(re.split(r"[^a-z]+", str(file.relative_to(folder)).lower())) for file in files}
+    held_out = next((file for file, words in parts.items() if words & HELD_OUT and "train" not in words), None)
+    if held_out and any("train" in words for words in parts.values()):
+        raise UserError(
+            f"{folder} has training files and {held_out.relative_to(folder)}; name a split, {folder}:train, or the files that "
+            "you mean"
+        )
 
 
 def _names_splits(card: Path) -> bool:
@@ -241,6 +255,8 @@ def _mode(path: Path, hint: str = "") -> int:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         problem = "is a broken symbolic link" if path.is_symlink() else "does not exist"
+        if path.parts[:1] == ("~",):
+            hint = "; the shell replaces ~ only where a word begins with it: write $HOME"
         raise UserError(f"{path} {problem}{hint}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error

@@ -7,7 +7,6 @@ from optimizer.max_steps: a step takes its rows from a random order of all of th
 be other rows in every step. Imported for a run that names such a source only.
 """
 
-import errno
 import hashlib
 import itertools
 import json
@@ -23,13 +22,14 @@ from typing import Any
 from urllib.parse import unquote
 
 from common.durable_files import new_directory, write_json
-from common.errors import UserError
+from common.errors import DISK_FULL, UserError
 from common.node_lock import node_lock
 from configs.config import Config
 from data.files import DATASET_NAME, KINDS, SUFFIXES, data_suffix, expand, is_elsewhere
 from data.rows import read_rows
 
 RECORD, ROWS = "source.json", "rows.jsonl"
+FETCHED = "fetched"  # the directory in data.cache
 FIRST_ROWS = "read its first rows only: data.max_samples, or max_samples of the Source"
 CHARACTERS = 300  # of the reason in a message
 Say = Callable[[str], None]
@@ -72,7 +72,7 @@ def fetch(path: str, cache: str | None, most: int | None, say: Say) -> list[str]
         raise UserError(
             f"{path} is fetched into data.cache, where a resumed run finds it again; data.cache must not be None"
         )
-    directory = Path(cache) / "fetched"
+    directory = Path(cache) / FETCHED
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -192,7 +192,7 @@ def _reached(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:CHARACTERS] or type(error).__name__
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if getattr(error, "errno", None) in DISK_FULL:
             raise UserError(f"{path} does not fit on the disk of data.cache; {FIRST_ROWS}") from error
         if isinstance(error, ImportError):
             raise UserError(f"{path} needs a package that is not installed: {said}") from error

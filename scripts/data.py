@@ -107,9 +107,9 @@ def replay(parser: argparse.ArgumentParser) -> None:
 
 
 def clean(parser: argparse.ArgumentParser) -> None:
-    """Say which tokenised examples (data.cache) and token stores are below a directory, and delete them with --yes.
+    """Say which tokenised examples and fetched files (data.cache) and token stores are below a directory, and delete them with --yes.
 
-    The next run tokenises its examples again; a token store has to be built again. No run may be using them.
+    The next run fetches and tokenises its examples again; a token store has to be built again. No run may be using them.
     """
     from data.clean import clean_tokens
 

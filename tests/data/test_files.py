@@ -376,6 +376,25 @@ def test_a_saved_dataset_is_read(tmp_path) -> None:
             expand([broken])
 
 
+@pytest.mark.parametrize("names", [("train-00000.jsonl", "test-00000.jsonl"), ("train/a.jsonl", "dev/a.jsonl")])
+def test_a_folder_of_training_and_test_files_is_not_trained_on_as_a_whole(tmp_path, names) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    with pytest.raises(
+        UserError, match=rf"has training files and {names[1]}; name a split, {tmp_path}:train, or the files"
+    ):
+        expand([tmp_path])
+    assert len(expand([f"{tmp_path}/**/*.jsonl"])) == 2
+
+
+def test_a_tilde_that_the_shell_has_left_is_explained() -> None:
+    with pytest.raises(
+        UserError, match=r"^~/no.jsonl does not exist; the shell replaces ~ only where a word begins with it"
+    ):
+        expand(["~/no.jsonl"])
+
+
 def test_a_token_store_is_not_a_folder_of_files(tmp_path) -> None:
     (tmp_path / "store.json").write_text("{}")
     with pytest.raises(UserError, match="is a token store, which must be the only path of its source"):

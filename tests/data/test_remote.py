@@ -187,7 +187,11 @@ def test_a_split_of_a_folder_is_what_datasets_finds(tmp_path, card) -> None:
         ):
             expand([folder])
     else:
-        assert len(expand([folder])) == 3
+        with pytest.raises(
+            UserError, match="set has training files and .*test.*; name a split, .*set:train, or the files"
+        ):
+            expand([folder])
+        assert len(expand([f"{folder}/*/*"])) == 3
 
 
 @pytest.mark.parametrize(
@@ -273,7 +277,7 @@ def test_a_token_store_takes_what_data_train_takes(tmp_path, memory) -> None:
         (tmp_path / "set" / f"{split}.jsonl").write_bytes(lines([{"text": split}]))
     made = {}
     for number, (path, most) in enumerate(
-        [("memory://texts.jsonl", None), ("memory://texts.jsonl", 2), ("set:test", None), ("set", None), ("set", 1)]
+        [("memory://texts.jsonl", None), ("memory://texts.jsonl", 2), ("set:test", None), ("set/*", None), ("set/*", 1)]
     ):
         path = path if "://" in path else f"{tmp_path}/{path}"
         out = tmp_path / str(number)
