@@ -10,7 +10,9 @@ from tests.tiny import write_chat_file, write_tiny_model
 
 pytestmark = pytest.mark.slow
 GRAPHS = "count_graphs:aot_eager"  # traces what inductor would, and does not take a minute to write C++
-AGAIN = "count_graphs:eager"  # only captures the graphs, in a fifth of the time: a second start compiles what the first did
+AGAIN = (
+    "count_graphs:eager"  # only captures the graphs, in a fifth of the time: a second start compiles what the first did
+)
 COMPILED = ("model.compile=True", "model.activation_checkpointing=full")
 
 
