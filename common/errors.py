@@ -9,6 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+# No space, no quota, or a file that may not grow (RLIMIT_FSIZE).
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class UserError(Exception):
     """A mistake in a config, a file or a command.
@@ -52,7 +55,7 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
             _print_error(str(error))
         return PeerLost.EXIT_CODE
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         where = f"{error.filename}: " if error.filename else ""
         sentence = f"{where}the disk is full; free some space and run the same command again"

@@ -37,6 +37,7 @@ class Source:
     format: Format = "auto"  # like Data.format
     fields: dict[str, str] = field(default_factory=dict)  # like Data.fields
     max_samples: int | None = None  # like Data.max_samples
+    row: str | None = None  # like Data.row
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Data:
     # Read so many rows of data.train, the first ones, and no more. What lies elsewhere is not fetched further
     max_samples: int | None = None
     # Sources to mix in; the main source gets the remaining share. On the command line:
-    # data.mix=NAME:SHARE:FILE,FILE[:VALIDATION FILES];NAME:...
+    # data.mix=NAME:SHARE:FILE,FILE[:VALIDATION FILES];NAME:... or data.mix=FILE,FILE=SHARE;ORG/NAME:SPLIT=SHARE
     mix: tuple[Source, ...] = ()
     sequence_length: int = 2048  # maximum number of tokens in an example; the unit of batch.micro_batch
     # What to do with longer chats; they are counted. Longer texts are cut into several examples

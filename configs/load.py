@@ -16,6 +16,7 @@ import re
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -212,17 +213,30 @@ def parse_dict(raw: str, kind: object, name: str) -> dict[str, object]:
 
 
 def _parse_source(text: str) -> Source:
+    """NAME:SHARE:FILES, NAME:SHARE:FILES:VALIDATION FILES, or FILES=SHARE, in which a path may be a split of a dataset."""
     parts = re.split(r":(?!//)", text)  # the colon of a URL separates nothing
-    name, share, paths, validation = (*parts, *[""] * 4)[:4]
-    try:
-        if len(parts) not in (3, 4):
-            raise ValueError
-        return Source(name, _split(paths), float(share), _split(validation))
-    except ValueError as error:
-        raise UserError(
-            f"data.mix: {text!r} is not a source; write NAME:SHARE:FILE,FILE or NAME:SHARE:FILE,FILE:VALIDATION FILES, "
-            "e.g. general:0.05:general.jsonl, and separate sources by ;"
-        ) from error
+    files, equals, share = text.rpartition("=")
+    with suppress(ValueError):
+        if len(parts) in (3, 4) and not (len(parts) == 4 and _is_split(f"{parts[2]}:{parts[3]}")):
+            return Source(parts[0], _split(parts[2]), float(parts[1]), _split("".join(parts[3:])))
+    with suppress(ValueError):
+        if files and equals:
+            return Source(_name_of(_split(files)[0]), _split(files), float(share))
+    raise UserError(
+        f"data.mix: {text!r} is not a source; write NAME:SHARE:FILE,FILE or NAME:SHARE:FILE,FILE:VALIDATION FILES, e.g. "
+        "general:0.05:general.jsonl, or FILE,FILE=SHARE, e.g. ORG/NAME:SPLIT=0.05, and separate sources by ;"
+    )
+
+
+def _is_split(path: str) -> bool:
+    """Whether a path looks like ORG/NAME:SPLIT rather than a file and a file of validation."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+:\w+", path) is not None and not Path(path.partition(":")[0]).exists()
+
+
+def _name_of(path: str) -> str:
+    """The name of a source that is given without one: the end of its path, of a file without the suffixes."""
+    end = path.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^\w.-]+", "-", end if ":" in end else end.partition(".")[0])
 
 
 def _split(text: str, separator: str = ",") -> tuple[str, ...]:
@@ -276,7 +290,7 @@ _RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
         "run.name",
     ),
     ("a date like 2026-01-31", lambda text: _is_date(text), "data.chat_date"),
-    ("MODULE:FUNCTION", re.compile(r"(\w+\.)*\w+:\w+").fullmatch, "eval.metric data.row"),
+    ("MODULE:FUNCTION", re.compile(r"(\w+\.)*\w+:\w+").fullmatch, "eval.metric data.row data.mix.row"),
     ("STEP:COUNT, such as 100:3 for steps 100 to 102", re.compile(r"[1-9]\d*:[1-9]\d*").fullmatch, "run.profile"),
     (
         "each of tensorboard, wandb, mlflow at most once",

@@ -16,9 +16,8 @@ import torch
 
 from data.dealing import Items
 from data.examples import Documents
-from data.mixing import main_order, mean_step_targets, total_targets
+from data.mixing import main_order, make_stream, mean_step_targets, total_targets
 from data.sources import Corpus, Windows, as_corpus, exact_sum
-from data.streams import items_of_step, make_stream, promise, steps_of_share
 
 T = TypeVar("T")
 
@@ -115,7 +114,7 @@ def plan_training(
         items = order.items(step)
         before, after = order.targets_before(step), order.targets_before(step + 1)
         for offset, stream in zip(corpus.offsets[1:-1], streams, strict=True):
-            items += [offset + index for index in items_of_step(stream, before, after)]
+            items += [offset + index for index in stream.items_of_step(before, after)]
         return _step_batch(items, corpus)
 
     def passes(steps: int) -> tuple[float, ...]:
@@ -127,7 +126,7 @@ def plan_training(
         return _num_epochs(steps, order.steps_per_epoch), *others
 
     promises = [
-        promise(stream, name, share, step_targets)
+        stream.promise(name, share, step_targets)
         for name, share, stream in zip(corpus.names[1:], corpus.shares[1:], streams, strict=True)
     ]
     num_steps = sum(order.steps_per_epoch)
@@ -137,7 +136,7 @@ def plan_training(
             f"{global_tokens} target tokens, up to {order.largest:,.0f}: one example of the main source, with what is mixed "
             "in with it, has more"
         )
-    steps = tuple(steps_of_share(stream, step_targets) for stream in streams)
+    steps = tuple(stream.steps_of_share(step_targets) for stream in streams)
     return TrainingPlan(num_steps, batch, order.steps_per_epoch, passes, steps, tuple(promises))
 
 

@@ -6,7 +6,7 @@ for longest are removed until all of them have at most `data.cache_gib`. One tha
 entry holds a shared lock on its `store.json`. `rm -r` of the directory is safe while no run starts or reads from it.
 
 The processes of a node need no process group to share the work. The first takes a lock on the entry and builds it under
-a temporary name; the others wait for the lock, and then find the entry, or the sentence of the error that ended the build.
+a temporary name; the others wait for the lock, and then find the entry.
 """
 
 import errno
@@ -22,19 +22,18 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
 from transformers import PreTrainedTokenizerBase
 
 from common.durable_files import SUFFIX, publish, write_json
-from common.errors import UserError
+from common.errors import DISK_FULL, UserError
 from common.node_lock import node_lock
 from data.encoding import ExampleEncoder
-from data.paths import expand, left_out
+from data.files import Reading, expand, hash_files, left_out
 from data.store import FORMAT, STORE_FILE, Damaged, Store, is_store, open_store
-from data.tokenise import ExampleSettings, hash_files
 
 RECENT = 2 * 10**9  # ns: a file changed so shortly before it was hashed may change again without a new time stamp
 ABANDONED = 3600.0  # seconds without a change, after which what looks like a build is removed
@@ -43,18 +42,8 @@ VERIFIED = 2**28  # bytes: an entry up to this size is read in full when it is o
 Stamp = list[int]  # size, times of the last change of content and of the file's entry in ns, inode
 
 
-@dataclass(frozen=True)
-class Found:
-    """An opened entry. folder: None if it could only be kept in memory. remark: what is unusual, to be printed."""
-
-    store: Store
-    folder: Path | None
-    is_new: bool
-    remark: str
-
-
 def describe(
-    paths: Sequence[str], tokenizer: PreTrainedTokenizerBase, encoder: ExampleEncoder, settings: ExampleSettings
+    paths: Sequence[str], tokenizer: PreTrainedTokenizerBase, encoder: ExampleEncoder, reading: Reading
 ) -> dict:
     """What determines an entry besides the bytes of the files, as JSON."""
     return {
@@ -62,8 +51,7 @@ def describe(
         "tokenizer": encoder.of_tokenizer,
         "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},  # for templates
         "encoder": encoder.fingerprint(),
-        "reading": asdict(settings.reading),
-        "part": [settings.part, settings.validation_share],
+        "reading": asdict(reading),
         "names": [file.name for file in expand(paths)],  # the suffix says how a file is read
         "left out": [str(file) for file in left_out(paths)],  # they stand in the report
     }
@@ -76,28 +64,26 @@ class Cache:
         self.directory, self.say, self.limit = directory, say, limit
         self.why_not = _why_not_writable(directory)
 
-    def open(self, paths: Sequence[str], description: dict, build: Callable[[Path | None], Store]) -> Found:
-        """The entry of these files. If there is none, `build(folder)` fills the new directory `folder`.
+    def open(self, paths: Sequence[str], description: dict, build: Callable[[Path | None], Store]) -> tuple[Store, str]:
+        """(the entry of these files, where it comes from). If there is none, `build(folder)` fills the new directory `folder`.
 
-        Raises the UserError of `build`, also if it ended the build of another process that this one waited for.
+        Raises the UserError of `build`. A process that waited for one that failed builds for itself, and fails likewise.
         """
-        began = time.time()
-        files = expand(paths)
+        start, files = time.perf_counter(), expand(paths)
         stamps = [_stamp(file) for file in files]
         hashes = self._hashes(files, stamps)
         key = _key([description, hashes])
-        entry, failed = self.directory / key, self.directory / f"{key}.failed.json"
+        entry = self.directory / key
         # Damage in a directory that can be written is said below, by the process that mends it.
-        if found := self._existing(entry, self.say if self.why_not else _nothing):
-            return found
+        if store := self._existing(entry, self.say if self.why_not else _nothing):
+            return store, f"from the cache {entry}, written {store.info['written']}"
         if self.why_not:
+            store = build(None)
             why = f" in memory, because {self.directory} cannot be written ({self.why_not}); data.cache can name another one"
-            return Found(build(None), None, True, why)
+            return store, tokenised(store, start) + why
         with node_lock(self.directory, key, self._waiting):
-            if found := self._existing(entry, _warn):  # by another process since this one began
-                return replace(found, is_new=True)
-            if (failure := _read(failed)) and failure.get("time", 0) >= began:
-                raise UserError(failure["sentence"])
+            if store := self._existing(entry, _warn):  # by another process since this one began
+                return store, f"{tokenised(store, start)} into {entry}"
             _remove_abandoned(self.directory, key)
             temporary = self.directory / f"{key}.{socket.gethostname()}-{os.getpid()}{SUFFIX}"
             temporary.mkdir()
@@ -107,21 +93,16 @@ class Cache:
                     if _stamp(file) != stamp:
                         raise UserError(f"{file} changed while it was tokenised; run the same command again")
                 self._publish(entry, temporary)
-                failed.unlink(missing_ok=True)
-            except UserError as error:
-                with suppress(OSError):  # then each rank finds out for itself
-                    write_json(failed, {"sentence": str(error), "time": time.time()})
-                raise
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in DISK_FULL:
                     raise
                 mend = "free some space there, or name another directory in data.cache"
                 raise UserError(f"the disk of {self.directory} is full; {mend}") from error
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-            if found := self._existing(entry, _warn):
+            if store := self._existing(entry, _warn):
                 self._shrink()
-                return replace(found, is_new=True)
+                return store, f"{tokenised(store, start)} into {entry}"
             raise UserError(f"the new cache entry {entry} cannot be read; name another directory in data.cache")
 
     def _publish(self, entry: Path, temporary: Path) -> None:
@@ -136,7 +117,7 @@ class Cache:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
 
-    def _existing(self, entry: Path, say: Callable[[str], None]) -> Found | None:
+    def _existing(self, entry: Path, say: Callable[[str], None]) -> Store | None:
         in_use = lock_entry(entry, fcntl.LOCK_SH)
         if in_use is None:
             return None
@@ -156,7 +137,7 @@ class Cache:
             return None
         with suppress(OSError):  # of another user, or on a read-only disk
             os.utime(entry)  # last used now
-        return Found(store, entry, False, "")
+        return store
 
     def _shrink(self) -> None:
         """Remove entries until all of them have at most `limit` GiB, and say so."""
@@ -194,6 +175,12 @@ class Cache:
             with suppress(OSError):
                 write_json(record, {"time": now, "stamps": stamps, "hashes": hashes})
             return hashes
+
+
+def tokenised(store: Store, start: float) -> str:
+    """How long it took to build a store since `start`, by `time.perf_counter`."""
+    processes = store.info["processes"]
+    return f"tokenised in {time.perf_counter() - start:.1f} s" + (f" (on {processes} cores)" if processes > 1 else "")
 
 
 def is_entry(path: Path) -> bool:

@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from common.durable_files import write_json
 from common.errors import UserError
 
 # For base models without a chat template. Documented in docs/chats.md. The space before an answer belongs to the answer,
@@ -36,6 +38,7 @@ PLAIN_CHAT_TEMPLATE = (
 )
 
 DATE_FUNCTION = "strftime_now"  # transformers gives it to templates: today's date in a format of strftime
+CHAT_FILE = "chat.json"  # beside the model of a finished run, so that evaluation and users render chats alike
 DIRECTIVES = "aAwdbBmyYHIpMSfjUWxXcGuV"  # of strftime, https://docs.python.org/3/library/datetime.html#format-codes
 
 
@@ -51,6 +54,33 @@ class ChatSettings:
     date: str | None = None
     train_on: str = "all"
     control_tokens: str = "text"
+
+
+def write_chat_settings(directory: str | Path, settings: ChatSettings) -> None:
+    """Write the date, the options of the template and the rule for control tokens to `directory`, where they are set."""
+    content = {"date": settings.date, "template_options": dict(settings.options)}
+    content["control_tokens"] = settings.control_tokens if settings.control_tokens != "text" else None
+    content = {key: value for key, value in content.items() if value}
+    if content:
+        write_json(Path(directory, CHAT_FILE), content)
+
+
+def read_chat_settings(directory: str | Path) -> ChatSettings:
+    """The settings that a model was trained with; the defaults if it has no such file. Raises UserError if it is damaged."""
+    path = Path(directory, CHAT_FILE)
+    if not path.is_file():
+        return ChatSettings()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        date, options = content.get("date"), content.get("template_options", {})
+        control = content.get("control_tokens", "text")
+        if not (isinstance(options, dict) and isinstance(date, str | None) and control in ("text", "error", "allow")):
+            raise TypeError("the types are wrong")
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(
+            f'{path} is damaged ({error}); correct it to {{"date": "YYYY-MM-DD", "template_options": {{...}}}} or remove it'
+        ) from error
+    return ChatSettings(options, date, control_tokens=control)
 
 
 class ChatTemplate:

@@ -1,4 +1,4 @@
-"""Find what tokenising has left on disk: entries of the cache `data.cache`, leftovers of killed builds, and token stores."""
+"""Find what tokenising has left on disk: entries of the cache `data.cache`, what was fetched for it, leftovers of killed builds, and token stores."""
 
 import os
 import re
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from data.cache import KEY, is_entry, remove_entry, size_of
+from data.remote import FETCHED, RECORD
 from data.store import is_store
 
 
@@ -43,6 +44,8 @@ def _walk(directory: Path) -> Iterator[tuple[Path, str]]:
         yield directory, "leftover of a killed build"
     elif is_store(directory):
         yield directory, "token store"
+    elif directory.parent.name == FETCHED and (directory / RECORD).is_file():
+        yield directory, "fetched from elsewhere"
     else:
         for entry in os.scandir(directory):
             if entry.is_dir(follow_symlinks=False):

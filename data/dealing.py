@@ -20,22 +20,16 @@ All ranks compute the whole deal. It is made of integers alone, so that processo
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
+
+from data.examples import Documents
+from data.sources import Corpus, Windows
 
 # Items of one micro-batch on one rank: documents, or windows of a token store.
 Items = tuple[int, ...]
 Bins = list[list[int]]  # positions in the list of items
 _FULL = np.iinfo(np.int64).max
-
-
-class Source(Protocol):
-    """The part of a source (data/sources.py) that is used here."""
-
-    def num_tokens(self, item: int, /) -> int: ...
-    def num_targets(self, item: int, /) -> int | float: ...
-    def document_lengths(self, item: int, /) -> tuple[int, ...]: ...
 
 
 # (lengths of documents in tokens int64 (documents,), number of target tokens int64 (documents,)) -> cost int64 (documents,)
@@ -89,7 +83,7 @@ class Dealer:
     costs: Costs
     packing: bool = True
 
-    def deal(self, items: Sequence[int], source: Source, ranks: int) -> Deal:
+    def deal(self, items: Sequence[int], source: Corpus | Documents | Windows, ranks: int) -> Deal:
         """Deal the items of a step to `ranks` ranks. A pure function, the same on every rank."""
         sizes = np.ones(len(items), dtype=np.int64)
         if self.packing:
@@ -100,13 +94,14 @@ class Dealer:
         dealt = [tuple(items[i] for i in bin) for bin in bins]
         return Deal(tuple(tuple(dealt[m : m + ranks]) for m in range(0, len(dealt), ranks)), totals)
 
-    def costs_of_items(self, items: Sequence[int], source: Source) -> np.ndarray:
+    def costs_of_items(self, items: Sequence[int], source: Corpus | Documents | Windows) -> np.ndarray:
         """The cost of each item, int64 `(items,)`."""
         lengths = [source.document_lengths(item) for item in items]
         first = np.cumsum([0, *(len(documents) for documents in lengths)])[:-1]  # first document of each item
         targets = np.zeros(sum(map(len, lengths)), dtype=np.int64)
-        # How the targets are spread over an item's documents makes no difference: the head's cost is linear.
-        targets[first] = [int(source.num_targets(item)) for item in items]
+        # How the targets are spread over an item's documents makes no difference: the head's cost is linear. Targets count by
+        # their weights, which may be larger than any integer of numpy.
+        targets[first] = [int(min(source.num_targets(i), sum(n))) for i, n in zip(items, lengths, strict=True)]
         costs = self.costs(np.array([n for documents in lengths for n in documents], dtype=np.int64), targets)
         return np.add.reduceat(costs, first) if len(items) else costs
 

@@ -10,7 +10,7 @@ content becomes a control token (data/control_tokens.py).
 
 import bisect
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -27,7 +27,8 @@ from data.labels import THOUGHTS, Labels, Turn, check_said, leaves_out
 from data.tokens import bos_ids, eos_id, generation_stops, make_encoder, tokenizer_fingerprint
 
 MAX_LEAD = 200  # characters at the end of a prompt
-VERSION = 3  # of this encoding; a cache of another version is not used
+LISTED = 5  # examples that a line of a report names
+VERSION = 4  # of this encoding; a cache of another version is not used
 
 
 class Span(NamedTuple):
@@ -52,28 +53,6 @@ class Encoded:
         for start, end, weight in self.spans:
             weights[start:end] = weight
         return weights
-
-    def part(self, start: int, end: int) -> "Encoded":
-        """The tokens from `start` to `end` (exclusive). The first of them is not a target: it has no context."""
-        if start == 0 and end >= len(self.ids):
-            return self
-        spans = (Span(max(s.start - start, 1), min(s.end, end) - start, s.weight) for s in self.spans)
-        return Encoded(self.ids[start:end], tuple(span for span in spans if span.start < span.end))
-
-
-def kept_parts(length: int, is_text: bool, sequence_length: int, too_long: str) -> list[tuple[int, int]]:
-    """(start, end) of the parts of a sequence of tokens that are trained: the whole of it, unless it is too long.
-
-    A long text is cut into pieces. Each begins with the last token of the one before: the first token of a piece cannot be a
-    target, so without this overlap every cut would lose one. `too_long` (data.too_long) applies to chats and completions; with
-    `error` and `drop` nothing is kept.
-    """
-    if length <= sequence_length:
-        return [(0, length)]
-    if is_text:
-        starts = range(0, length - 1, max(1, sequence_length - 1))
-        return [(start, min(length, start + sequence_length)) for start in starts]
-    return [(0, sequence_length)] if too_long == "truncate" else []
 
 
 @dataclass(frozen=True)
@@ -108,11 +87,19 @@ NOTES: dict[str, str] = {
 }
 
 
-def note_sentence(note: str, count: int | None) -> str:
+def note_sentence(note: str, count: int | None, noun: str = "example") -> str:
     """What the report says about `count` examples that have a note of `NOTES`; None: about those of any number."""
-    words = {"chats": "chat", "examples": "example", "have": "has", "are": "is", "begin": "begins", "go": "goes"}
+    words = {"chats": "chat", "examples": noun, "have": "has", "are": "is", "begin": "begins", "go": "goes"}
     number = "N" if count is None else f"{count:,}"
-    return NOTES[note].format(n=number, **(words if count == 1 else {word: word for word in words}))
+    return NOTES[note].format(
+        n=number, **(words if count == 1 else {word: word for word in words} | {"examples": f"{noun}s"})
+    )
+
+
+def control_line(count: int, places: Sequence[str], noun: str = "example") -> str:
+    """The line about `count` examples whose content spells control tokens, at these places; the first `LISTED` are named."""
+    named = [*places[:LISTED], *(["..."] if count > LISTED else [])]
+    return f"{note_sentence('control', count, noun)}: {'; '.join(named)}"
 
 
 class _Part(NamedTuple):
@@ -183,6 +170,19 @@ class ExampleEncoder:
             "train_on": self.settings.train_on,
             **self.template.fingerprint(),
         }
+
+    def control_tokens_in(self, example: dict) -> list[str]:
+        """The control tokens that the content of an example spells, in the order of the content."""
+        if "messages" in example:
+            return self.control.marked(example["messages"], example.get("tools"))[2]
+        return [
+            token for key in ("text", "prompt", "completion") for token in self.control.found_in(example.get(key, ""))
+        ]
+
+    def control_report(self, examples: Iterable[tuple[str, dict]]) -> str:
+        """The line about those of some examples, (where, example), whose content spells control tokens; "" without any."""
+        places = [where for where, example in examples if self.control_tokens_in(example)]
+        return control_line(len(places), places) if places else ""
 
     def prompt(self, messages: list[dict], tools: list | None = None) -> list[int]:
         """The ids of a chat up to the beginning of the next answer, as `apply_chat_template` makes them at inference.
@@ -371,7 +371,7 @@ class ExampleEncoder:
         """The sequence of a text, or of a prompt with its completion, between BOS, if the tokenizer writes it, and EOS."""
         length, ids = len(example.get("prompt", "")), encoding.ids
         first = _first_token_after(encoding, length) if length else 0
-        notes = ["control"] if self.control_tokens_of(example) else []
+        notes = ["control"] if self._refused(self.control_tokens_in(example)) else []
         if length and first < len(ids) and encoding.offsets[first][0] < length:
             notes.append("boundary")
         bos = self.bos if ids[: len(self.bos)] != self.bos else []
@@ -386,12 +386,6 @@ class ExampleEncoder:
         edges = np.flatnonzero(np.diff(mask, prepend=0)).tolist()
         spans = tuple(Span(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True))
         return Encoded(np.array(example["input_ids"], dtype=np.int64), spans)
-
-    def control_tokens_of(self, example: dict) -> list[str]:
-        """The control tokens in a text or in a prompt with its completion. Raises UserError if they are an error."""
-        return self._refused(
-            [token for key in ("text", "prompt", "completion") for token in self.control.found_in(example.get(key, ""))]
-        )
 
 
 def _is_empty(answer: dict) -> bool:

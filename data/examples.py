@@ -4,7 +4,6 @@ A store (data/store.py) has whole examples. What is trained of each under `seque
 that a change of either does not tokenise again.
 """
 
-import dataclasses
 import hashlib
 import itertools
 import time
@@ -13,19 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
-from data.cache import Cache, describe
-from data.encoding import NOTES, ExampleEncoder, note_sentence
-from data.example_report import example_report
-from data.files import expand, read_file
-from data.formats import DEFAULT, Reading
+from data.cache import Cache, describe, tokenised
+from data.encoding import NOTES, ExampleEncoder, control_line, note_sentence
+from data.files import DEFAULT, Reading, expand
+from data.held_out import BUT_FOR
 from data.store import Shard, Store
-from data.tokenise import ExampleSettings, build_examples
 
 NO_TARGET = ("unanswered", "weightless")  # notes of examples without any target
 Say = Callable[[str], None]
@@ -33,14 +29,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Parts:
-    """What is trained of the documents of a store, in order: parts that have a target.
+    """What is trained of the documents of a store, in order: parts that have a target, read one at a time.
 
     document: uint32, whose part it is. start: uint32, its first token in the document. lengths: int64. targets: int64, or
     float64 if a weight is not 1: the sum of its weights. All are `(parts,)`. longest_span: tokens of the longest span of
-    targets. counts: what is left out by reason, as in data/example_report.py. too_long: (file, example, tokens) of the first
+    targets. counts: what is left out by reason, as in `example_report`. too_long: (file, example, tokens) of the first
     example that is too long, under data.too_long=error.
     """
 
+    store: Store
     document: np.ndarray = field(repr=False)
     start: np.ndarray = field(repr=False)
     lengths: np.ndarray = field(repr=False)
@@ -49,30 +46,54 @@ class Parts:
     counts: Counter
     too_long: tuple[int, int, int] | None
 
+    def ids(self, index: int) -> np.ndarray:
+        """Token ids of a part, int64 `(length,)`."""
+        first, _ = self.store.document(int(self.document[index]))
+        first += int(self.start[index])
+        return self.store.tokens(first, first + int(self.lengths[index]))
+
+    def weights(self, index: int) -> np.ndarray:
+        """Weight of each token of a part `(length,)`: bool if all are 0 or 1, otherwise float32."""
+        _, spans = self.store.document(int(self.document[index]))
+        start, length = int(self.start[index]), int(self.lengths[index])
+        inside = [
+            (max(1, first - start), min(length, end - start), weight)
+            for first, end, weight in spans.tolist()
+            if first < start + length and end > start + 1
+        ]
+        weights = np.zeros(length, dtype=bool if all(weight == 1 for *_, weight in inside) else np.float32)
+        for first, end, weight in inside:
+            weights[first:end] = weight
+        return weights
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all tokens and weights in order."""
+        digest = hashlib.sha256(self.store.fingerprint.encode())
+        for array in (self.document, self.start, self.lengths):
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
 
 def parts_of(store: Store, sequence_length: int, too_long: str) -> Parts:
-    """The parts of documents that are trained, as `kept_parts` (data/encoding.py) says."""
-    if not store.shards:
-        empty = np.zeros(0, dtype=np.int64)
-        return Parts(empty, empty, empty, empty, 0, Counter(longest_read=0), None)
-    found = [_parts_of_shard(shard, sequence_length, too_long) for shard in store.shards]
-    counts: Counter = Counter()
-    for part in found:
-        counts.update(part.counts)
-    counts["longest_read"] = max(part.counts["longest_read"] for part in found)
-    starts = zip(found, store.document_starts, strict=False)
-    return Parts(
-        np.concatenate([part.document + np.uint32(start) for part, start in starts]),
-        np.concatenate([part.start for part in found]),
-        np.concatenate([part.lengths for part in found]),
-        np.concatenate([part.targets for part in found]),
-        max(part.longest_span for part in found),
-        counts,
-        next((part.too_long for part in found if part.too_long), None),
-    )
+    """The parts of documents that are trained, as `kept_parts` (data/show.py) says of one."""
+    arrays: list[list[np.ndarray]] = [[np.zeros(0, np.uint32), np.zeros(0, np.uint32), *2 * [np.zeros(0, np.int64)]]]
+    longest, counts, refused = 0, Counter(longest_read=0), None
+    for shard, first in zip(store.shards, store.document_starts, strict=False):
+        found, span, of_shard, too_long_here = _parts_of_shard(shard, sequence_length, too_long)
+        arrays.append([found[0] + np.uint32(first), *found[1:]])
+        longest, refused = max(longest, span), refused or too_long_here
+        most = max(counts["longest_read"], of_shard["longest_read"])
+        counts.update(of_shard)
+        counts["longest_read"] = most
+    document, start, lengths, targets = map(np.concatenate, zip(*arrays, strict=True))
+    return Parts(store, document, start, lengths, targets, longest, counts, refused)
 
 
-def _parts_of_shard(shard: Shard, size: int, too_long: str) -> Parts:
+def _parts_of_shard(
+    shard: Shard, size: int, too_long: str
+) -> tuple[tuple[np.ndarray, ...], int, Counter, tuple[int, int, int] | None]:
+    """(document, start, lengths and targets of each part; longest_span, counts, too_long), as in `Parts`."""
     documents, spans = shard.rows("documents"), shard.rows("spans")
     lengths = np.diff(documents["ids"].astype(np.int64), prepend=0)
     is_text, is_long = documents["is_text"] > 0, lengths > size
@@ -101,15 +122,9 @@ def _parts_of_shard(shard: Shard, size: int, too_long: str) -> Parts:
     if too_long == "error" and (is_long & ~is_text).any():
         first = int(np.argmax(is_long & ~is_text))
         refused = (int(documents[first]["file"]), int(documents[first]["example"]), int(lengths[first]))
-    return Parts(
-        owner[has_targets].astype(np.uint32),
-        start[has_targets].astype(np.uint32),
-        (end - start)[has_targets],
-        sums,
-        int(count.max(initial=0)),
-        Counter(actions | reasons | {"longest_read": int(lengths.max(initial=0))}),
-        refused,
-    )
+    arrays = owner.astype(np.uint32), start.astype(np.uint32), end - start
+    counts = Counter(actions | reasons | {"longest_read": int(lengths.max(initial=0))})
+    return (*(array[has_targets] for array in arrays), sums), int(count.max(initial=0)), counts, refused
 
 
 def _number_within(counts: np.ndarray) -> np.ndarray:
@@ -117,48 +132,8 @@ def _number_within(counts: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-@dataclass(frozen=True)
-class Examples:
-    """The parts of a store's documents, read one at a time."""
-
-    store: Store
-    parts: Parts
-
-    def ids(self, index: int) -> np.ndarray:
-        """Token ids of a part, int64 `(length,)`."""
-        first, _ = self.store.document(int(self.parts.document[index]))
-        first += int(self.parts.start[index])
-        return self.store.tokens(first, first + int(self.parts.lengths[index]))
-
-    def weights(self, index: int) -> np.ndarray:
-        """Weight of each token of a part `(length,)`: bool if all are 0 or 1, otherwise float32."""
-        _, spans = self.store.document(int(self.parts.document[index]))
-        start, length = int(self.parts.start[index]), int(self.parts.lengths[index])
-        inside = [
-            (max(1, first - start), min(length, end - start), weight)
-            for first, end, weight in spans.tolist()
-            if first < start + length and end > start + 1
-        ]
-        weights = np.zeros(length, dtype=bool if all(weight == 1 for *_, weight in inside) else np.float32)
-        for first, end, weight in inside:
-            weights[first:end] = weight
-        return weights
-
-    def longest_span(self) -> int:
-        """Tokens of the longest span of targets, 0 without any: of an answer with the token that ends it."""
-        return self.parts.longest_span
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of all tokens and weights in order."""
-        digest = hashlib.sha256(self.store.fingerprint.encode())
-        for array in (self.parts.document, self.parts.start, self.parts.lengths):
-            digest.update(array.tobytes())
-        return digest.hexdigest()
-
-
 class _Sequence(Sequence):
-    """The ids or the weights of all parts, read when they are asked for."""
+    """The ids or the weights of all parts, read when they are asked for, one at a time."""
 
     def __init__(self, read: Callable[[int], np.ndarray], length: int) -> None:
         self._read, self._length = read, length
@@ -166,13 +141,7 @@ class _Sequence(Sequence):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
-    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
-        if isinstance(index, slice):
-            return [self._read(i) for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self._read(index % len(self))
@@ -195,7 +164,7 @@ class Documents:
     targets: np.ndarray
     fingerprint: str  # hash of all tokens and weights in order; a run does not resume with other data
     report: str  # lines: what was read, then remarks such as what was truncated, dropped and skipped
-    store: Examples | None = None  # the documents that were read from files
+    parts: Parts | None = None  # the documents that were read from files
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -222,16 +191,11 @@ class Documents:
 
     def highest_token(self) -> int:
         """The highest token id in all documents."""
-        return self.store.store.highest if self.store else max(int(ids.max()) for ids in self.ids)
+        return self.parts.store.highest if self.parts else max(int(ids.max()) for ids in self.ids)
 
     def content_keys(self) -> np.ndarray:
         """A key of the content of each example that was read (data/held_out.py), uint64 `(examples,)`."""
-        return self.store.store.hashes() if self.store else np.zeros(0, dtype=np.uint64)
-
-
-def read_examples(path: str | Path, reading: Reading = DEFAULT) -> list[dict]:
-    """All examples of a file (data/files.py), checked for shape. Raises UserError with the file and line."""
-    return [example for _, example in read_file(path, reading=reading)]
+        return self.parts.store.hashes() if self.parts else np.zeros(0, dtype=np.uint64)
 
 
 def load_documents(
@@ -241,11 +205,11 @@ def load_documents(
     too_long: str,
     *,
     encoder: ExampleEncoder | None = None,
-    settings: ExampleSettings | None = None,
+    reading: Reading = DEFAULT,
     cache: str | Path | None = None,
     cache_gib: float | None = None,
     processes: int | None = None,
-    progress: str | None = None,
+    progress: str = "",
     say: Say = lambda text: None,
 ) -> Documents:
     """Read and tokenise the examples of files.
@@ -253,62 +217,53 @@ def load_documents(
     `too_long` applies to chats of more than `sequence_length` tokens: `drop`, `truncate` (cut off the end) or `error`.
     Longer texts are cut into pieces so that every token is still a target exactly once.
 
-    encoder, settings: how chats are rendered, and the other settings of data. Their defaults are those of a config.
+    encoder, reading: how chats are rendered and files are read. Their defaults are those of a config.
     cache: a directory (data/cache.py) in which the result is kept. The processes of a node meet there: one of them
     tokenises, the others wait for it. None: in memory. cache_gib: the size above which entries are removed (data.cache_gib).
     processes: number of processes to tokenise with. None: one per available core if the files are large enough.
-    progress: label of a progress bar, drawn by the process that tokenises. say: prints a line about waiting for another
+    progress: label of the progress bar, which the process that tokenises draws on a terminal. say: prints a line about waiting for another
     process. Neither these nor `processes` change the result.
 
     Raises UserError for a bad file, or if no example or no target token is left.
     """
     encoder = encoder or ExampleEncoder(tokenizer)
-    settings = dataclasses.replace(
-        settings or ExampleSettings(sequence_length), sequence_length=sequence_length, too_long=too_long
-    )
     start = time.perf_counter()
 
     def build(folder: Path | None) -> Store:
-        return build_examples(paths, encoder, settings, folder, processes, progress)
+        from data.tokenise import build_examples  # not where the cache has all of it
+
+        return build_examples(paths, encoder, reading, folder, processes, progress)
 
     if cache is None:
         store = build(None)
-        origin = _tokenised(store, start)
+        origin = tokenised(store, start)
     else:
-        found = Cache(Path(cache), say, cache_gib).open(paths, describe(paths, tokenizer, encoder, settings), build)
-        store = found.store
-        if found.is_new:
-            origin = f"{_tokenised(store, start)}{found.remark or f' into {found.folder}'}"
-        else:
-            origin = f"from the cache {found.folder}, written {store.info['written']}"
+        store, origin = Cache(Path(cache), say, cache_gib).open(
+            paths, describe(paths, tokenizer, encoder, reading), build
+        )
     files, parts = expand(paths), parts_of(store, sequence_length, too_long)
     counts = Counter({**store.info["counts"], **parts.counts})
-    _check_parts(paths, files, store.info, parts, counts, settings)
-    examples = Examples(store, parts)
-    ids, weights = (_Sequence(read, len(parts.lengths)) for read in (examples.ids, examples.weights))
-    report = example_report(store.info, settings, files, counts, parts.lengths, parts.targets)
-    return Documents(ids, weights, parts.lengths, parts.targets, examples.fingerprint, f"{report}\n{origin}", examples)
-
-
-def _tokenised(store: Store, start: float) -> str:
-    processes = store.info["processes"]
-    return f"tokenised in {time.perf_counter() - start:.1f} s" + (f" (on {processes} cores)" if processes > 1 else "")
+    _check_parts(paths, files, parts, counts, sequence_length, reading)
+    ids, weights = (_Sequence(read, len(parts.lengths)) for read in (parts.ids, parts.weights))
+    report = example_report(files, parts, counts, sequence_length, reading.part)
+    return Documents(ids, weights, parts.lengths, parts.targets, parts.fingerprint, f"{report}\n{origin}", parts)
 
 
 def _check_parts(
     paths: tuple[str, ...],
     files: Sequence[Path],
-    info: dict,
     parts: Parts,
     counts: Counter,
-    settings: ExampleSettings,
+    limit: int,
+    reading: Reading,
 ) -> None:
     """Raise UserError for an example that is too long, if that is an error, and if there is nothing to train on."""
-    names, limit = ", ".join(paths), settings.sequence_length
+    names = ", ".join(paths)
     if parts.too_long:
         file, number, length = parts.too_long
-        rows = read_file(files[file], reading=settings.reading, bad=lambda sentence: None)
-        where, _ = next(itertools.islice(rows, number, None))
+        from data.formats import read_files
+
+        where, _ = next(itertools.islice(read_files([files[file]], reading), number, None))
         raise UserError(
             f"{where} has {length} tokens, more than data.sequence_length={limit}; increase it, or set data.too_long to drop "
             "or truncate"
@@ -317,7 +272,7 @@ def _check_parts(
         return
     if not counts["examples"]:
         raise UserError(
-            f"{names}: data.validation_share={settings.validation_share} leaves no example for {settings.part} "
+            f"{names}: data.validation_share={reading.validation_share} leaves no example for {reading.part} "
             f"(examples read: {counts['other_part']}); change it"
         )
     if counts["drop"] and not counts["empty"]:
@@ -325,7 +280,7 @@ def _check_parts(
             f"all {counts['drop']} examples in {names} are longer than data.sequence_length={limit}; increase it (the longest "
             f"example has {counts['longest_read']} tokens)"
         )
-    bad = info["bad"]
+    bad = parts.store.info["bad"]
     skipped = f"; {counts['skipped']} malformed examples are skipped, the first: {bad[0]}" if bad else ""
     # Why an example has no target, besides its length.
     found = [note_sentence(note, count) for note in NOTES if note in NO_TARGET and (count := counts[f"note:{note}"])]
@@ -334,3 +289,70 @@ def _check_parts(
         f"{names}: no token carries loss; a chat needs an assistant message within data.sequence_length={limit} tokens{why}"
         f"{skipped}"
     )
+
+
+def example_report(files: Sequence[Path], parts_read: Parts, counts: Counter, size: int, part: str) -> str:
+    """Lines about a source: what it has, then remarks.
+
+    files: where the files are now; they may have been elsewhere when they were encoded. counts: of examples by reason and
+    note. size: data.sequence_length. part: of `Reading`.
+    """
+    info, lengths, targets = parts_read.store.info, parts_read.lengths, parts_read.targets
+    longest = counts["longest_read"]
+    tokens, sequences, num_files = int(lengths.sum()), len(lengths), info["files"]
+    total = f"{int(targets.sum()):,}" if targets.dtype == np.int64 else f"{targets.sum():,.1f} (by weight)"
+    parts = [
+        f"{sequences:,} example{_s(sequences)} from {num_files} file{_s(num_files)}, {tokens:,} tokens "
+        f"({tokens / sequences:.0f} per example, longest {lengths.max()}), {total} of them targets"
+    ]
+    if cut := counts.get("cut", 0):
+        parts[0] += f"; {cut:,} long text{_s(cut)} cut into pieces of {size}, each counted as an example"
+
+    def add(key: str, sentence: str) -> None:
+        if count := counts.get(key, 0):
+            parts.append(sentence.format(n=f"{count:,}", s=_s(count), have="has" if count == 1 else "have"))
+
+    places = {before: now for before, now in zip(info["paths"], map(str, files), strict=True) if before != now}
+    parts += [_moved(line, places) for line in info["forms"]]
+    if info["left_out"]:
+        names = ", ".join(info["left_out"][:3]) + (", ..." if len(info["left_out"]) > 3 else "")
+        parts.append(f"{len(info['left_out'])} file{_s(len(info['left_out']))} of another kind LEFT OUT ({names})")
+    add("drop", f"DROPPED {{n}} longer than {size} (longest {longest})")
+    add("truncate", f"TRUNCATED {{n}} to {size} (longest {longest})")
+    add(
+        "empty_truncated",
+        f"{{n}} example{{s}} {{have}} no target left after being truncated to {size} tokens: LEFT OUT",
+    )
+    add("empty", "{n} example{s} without any target LEFT OUT")
+    add("left", "{n} row{s} LEFT OUT by data.row")
+    if count := counts.get("skipped", 0):
+        shown = [_moved(line, places) for line in info["bad"]]
+        listed = "" if len(shown) == count else f", the first {len(shown)} of them"
+        parts += [f"SKIPPED {count:,} malformed{listed}:", *(f"  {sentence}" for sentence in shown)]
+    add("other_part", "{n} example{s} " + ("held out" if part == "training" else "not held out"))
+    if count := info["repeated"]:
+        parts.append(
+            f"REPEATED: {count:,} example{_s(count)} say{'s' if count == 1 else ''} what an earlier one says, {BUT_FOR}"
+        )
+    for note in NOTES:
+        if not (count := counts.get(f"note:{note}", 0)):
+            continue
+        if note == "control":
+            parts.append(control_line(count, [_moved(line, places) for line in info["control"]]))
+            continue
+        parts.append(note_sentence(note, count))
+        if note == "split":
+            split, whole = counts["split_tokens"], counts["whole_tokens"]
+            parts[-1] += f": {split:,} tokens where one sequence each would have {whole:,}"
+    return "\n".join(parts)
+
+
+def _moved(line: str, places: dict[str, str]) -> str:
+    """A line that begins with the path of a file, with the path where the file is now."""
+    found = [path for path in places if line.startswith((f"{path}:", f"{path},", f"{path} "))]
+    path = max(found, key=len, default="")
+    return places.get(path, "") + line[len(path) :]
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"

@@ -1,160 +1,273 @@
-"""Read examples from data files, whatever their type and form (docs/data.md), in one canonical form (data/formats.py)."""
+"""Which files a setting such as data.train stands for, and the settings by which they are read.
 
-import operator
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+A run whose examples are in the cache needs no more than this: what reads the files (data/formats.py) is imported where they
+are read.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
+from common.cores import available_cores
 from common.errors import UserError
-from common.user_code import explain, load_function
-from data.compression import Advance as Advance
-from data.compression import data_suffix, no_progress
-from data.compression import read_chunks as read_chunks
-from data.formats import DEFAULT, Reading, canonical_example, describe, foreign_keys
-from data.messages import short_list
-from data.paths import check_files
-from data.paths import check_paths_exist as check_paths_exist
-from data.paths import expand as expand
-from data.paths import left_out as left_out
-from data.rows import COLUMNS, column_names, read_rows
+from configs.config import Data, Source
+from configs.load import EXAMPLE_FIELDS, MESSAGE_FIELDS
+from data.store import STORE_FILE
 
-DESCRIBED_ROWS = 100  # of a file, in which `describe_form` finds the keys that are used
-
-
-def read_files(
-    files: Iterable[Path],
-    advance: Advance = no_progress,
-    reading: Reading = DEFAULT,
-    bad: Callable[[str], None] | None = None,
-    left: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[str, dict]]:
-    """`read_file` of one file after another, up to `reading.max_samples` rows. No further file is asked for after these."""
-    rest = iter(range(reading.max_samples or sys.maxsize))
-    for file in files:
-        yield from read_file(file, advance, reading, bad, left, rest)
-        if not operator.length_hint(rest):
-            return
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+CODECS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
+KINDS = f"data files are {', '.join(SUFFIXES)}, each also compressed as {', '.join(CODECS)}"
+DATASET, SPLITS = "state.json", "dataset_dict.json"  # what the library `datasets` writes beside the data that it saves
+# A dataset of the hub, or a folder that looks like one: NAME@REVISION:CONFIG:SPLIT
+DATASET_NAME = re.compile(r"(?P<name>[^:@]+)(@(?P<revision>[\w./-]+))?((:(?P<config>[\w.-]+))?:(?P<split>[\w.-]+))?")
+HELD_OUT = {"test", "validation", "valid", "dev", "eval"}  # words in the names of files that are not for training
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def read_file(
-    path: str | Path,
-    advance: Advance = no_progress,
-    reading: Reading = DEFAULT,
-    bad: Callable[[str], None] | None = None,
-    left: Callable[[], None] = lambda: None,
-    rest: Iterator[int] | None = None,
-) -> Iterator[tuple[str, dict]]:
-    """Yield (location, canonical example) for each example of a file. A location reads "FILE, line 3".
+@dataclass(frozen=True)
+class Reading:
+    """How files are read, and which of their examples: the settings of data with these names."""
 
-    Rows may have different forms, but one that is not of the file's first form must have keys of its own form only: an
-    Alpaca example that has lost its output would otherwise become its `text`. Examples are not kept in memory. `left` is
-    called for each row that data.row leaves out. `rest` has an item for each row that may still be read.
+    format: str = "auto"
+    fields: dict[str, str] = field(default_factory=dict)  # our name -> the name in the file
+    on_bad: str = "error"
+    split_by: str | None = None  # a key that no form has
+    row: str | None = None  # MODULE:FUNCTION, which makes an example of a row
+    max_samples: int | None = None  # rows read of all files together
+    code: str = ""  # digest of the code of `row`, by which a cache knows that it has changed
+    validation_share: float = 0.0
+    part: str = "all"  # all | training | validation: which examples, if validation_share holds some out
 
-    Raises UserError for a file that is missing, damaged or empty, and for the first malformed example. With
-    `reading.on_bad="skip"` malformed examples are skipped, and `bad` gets one sentence with the location of each; a damaged
-    file is an error all the same, because nobody knows what it has lost.
+    @cached_property
+    def example_names(self) -> dict[str, str]:
+        """The part of `fields` that is about the keys of examples."""
+        return {ours: theirs for ours, theirs in self.fields.items() if ours in EXAMPLE_FIELDS}
+
+    @cached_property
+    def message_names(self) -> dict[str, str]:
+        """The part of `fields` that is about the keys of messages."""
+        return {ours: theirs for ours, theirs in self.fields.items() if ours in MESSAGE_FIELDS}
+
+    @cached_property
+    def columns(self) -> frozenset[str] | None:
+        """The names in the file of all keys that any form or the split uses; None if `row` may use any."""
+        of_split = [self.split_by] if self.split_by else []
+        return None if self.row else frozenset([*map(self.name_of, EXAMPLE_FIELDS), *of_split])
+
+    def name_of(self, key: str) -> str:
+        """The name in the file of a key of an example."""
+        return self.example_names.get(key) or key
+
+
+DEFAULT = Reading()
+
+
+def reading_of(source: Data | Source, on_bad: str, code: str = "") -> Reading:
+    """How the files of data.train or of a source of data.mix are read. code: a digest of the code of its `row`."""
+    reading = Reading(source.format, source.fields, on_bad, None, source.row, source.max_samples, code)
+    if isinstance(source, Data):
+        return replace(reading, split_by=source.split_by, validation_share=source.validation_share)
+    return reading
+
+
+def data_suffix(path: str | Path) -> str:
+    """The suffix of a file or URL in lower case, without that of its compression: `.txt` for a.TXT.gz."""
+    name = _plain_name(path)
+    return Path(name.stem if codec_of(path) else name).suffix.lower()
+
+
+def codec_of(path: str | Path) -> str | None:
+    """How a file is compressed, by the end of its name: gzip, bz2, xz or zstd."""
+    return CODECS.get(_plain_name(path).suffix.lower())
+
+
+def _plain_name(path: str | Path) -> Path:
+    """A path, or a URL without what stands behind its `?`."""
+    return Path(str(path).partition("?")[0] if "://" in str(path) else path)
+
+
+def is_elsewhere(path: str | Path) -> bool:
+    """Whether data/remote.py must find the files of a path: a URL, a dataset of the hub, or a split of a folder."""
+    text = str(path)
+    if "://" in text or os.path.lexists(text) or glob.has_magic(text):
+        return "://" in text
+    named = DATASET_NAME.fullmatch(text)
+    if not named:
+        return False
+    if os.path.isdir(named["name"]):
+        return named["split"] is not None
+    # A name with the suffix of a data file, or in a folder that exists, is rather a mistyped path.
+    is_path = data_suffix(named["name"]) in SUFFIXES or os.path.isdir(os.path.dirname(named["name"]))
+    return bool(HUB_NAME.fullmatch(named["name"])) and not is_path
+
+
+def check_paths_exist(paths: Iterable[str | Path]) -> None:
+    """Raise UserError for the first path or glob that does not exist. Call this before a slow read of the first file.
+
+    What lies elsewhere is not looked for.
     """
-    path = Path(path)
-    check_files([path])
-    reading = _for_file(path, reading)
-    convert = _converter(reading)
-    form, problem, empty = None, None, True
-    rest = iter(range(sys.maxsize)) if rest is None else rest
-    for (where, row), _ in zip(read_rows(path, reading.columns, advance), rest, strict=False):
-        try:
-            if isinstance(row, UserError):
-                raise row
-            if convert and (row := convert(row, where)) is None:
-                left()
-                empty = False
-                continue
-            row_form, example = canonical_example(row, where, reading)
-            form = form or row_form
-            if row_form != form and isinstance(row, dict) and (keys := foreign_keys(row_form, row, reading)):
-                raise UserError(
-                    f"{where} has the form {row_form}, but also {short_list(keys)}, and the file began with {form}; name "
-                    "the form in data.format, or give the row the keys of one form"
-                )
-        except UserError as error:
-            if reading.on_bad == "error":
-                raise
-            assert bad is not None, "nobody hears what is skipped"
-            bad(str(error))
-            problem = problem or error
-            continue
-        empty = False
-        yield where, example
-    if empty and problem:
-        raise UserError(f"{path} contains no well-formed example; {problem}") from problem
-    if empty:
-        raise UserError(f"{path} contains no examples")
-
-
-def _converter(reading: Reading) -> Callable[[object, str], object] | None:
-    """(row, location) -> the example that data.row makes of a row, or None if it leaves it out; None without data.row."""
-    if reading.row is None:
-        return None
-    function, name = load_function("data.row", reading.row), reading.row
-
-    def convert(row: object, where: str) -> object:
-        """What data.row makes of a row. Raises UserError with the location of a row for which it fails."""
-        if not isinstance(row, dict):
-            return row  # canonical_example refuses it
-        try:
-            made = function(dict(row))
-        except (Exception, SystemExit) as error:
-            raise UserError(f"{where}: data.row={name} fails: {explain(error)}") from error
-        if made is not None and not isinstance(made, dict):
-            raise UserError(
-                f"{where}: data.row={name} returns {short_list([type(made).__name__])}; it gets a row as a dictionary and "
-                "must return an example as one, or None to leave the row out"
-            )
-        return made
-
-    return convert
-
-
-def describe_form(path: str | Path, reading: Reading = DEFAULT) -> str:
-    """The forms of a file and which keys are used: "alpaca (instruction, output); ignored: text".
-
-    Found in the first DESCRIBED_ROWS rows; malformed ones are passed over. Raises UserError for a damaged file.
-    """
-    path = Path(path)
-    check_files([path])
-    reading = _for_file(path, reading)
-    convert = _converter(reading)
-    forms, used, ignored, left = {}, {}, {}, 0
-    for (where, row), _ in zip(read_rows(path, reading.columns), range(DESCRIBED_ROWS), strict=False):
-        try:
-            if convert:
-                row = convert(row, where)
-                left += row is None
-            if isinstance(row, dict):
-                form, _ = canonical_example(row, where, reading)
-                for keys, found in zip((forms, used, ignored), ([form], *describe(form, row, reading)), strict=True):
-                    keys |= dict.fromkeys(found)
-        except UserError:
-            pass  # read_file says it
-    if not forms:
-        return f"no well-formed example in the first {DESCRIBED_ROWS} rows"
-    if data_suffix(path) in COLUMNS and reading.columns is not None:
-        ignored = dict.fromkeys(name for name in column_names(path) if name not in reading.columns) | ignored
-    words = f"{' and '.join(forms)} ({short_list(used)})" + (f"; ignored: {short_list(ignored)}" if ignored else "")
-    words += f"; made by data.row={reading.row}" if reading.row else ""
-    return words + (f", which leaves out {left} of the first {DESCRIBED_ROWS} rows" if left else "")
-
-
-def describe_files(paths: Sequence[Path], reading: Reading = DEFAULT) -> list[str]:
-    """One line for each group of files that `describe_form` says the same of: "a.jsonl and 2 more: text (text)"."""
-    groups: dict[str, list[Path]] = {}
     for path in paths:
-        groups.setdefault(describe_form(path, reading), []).append(path)
-    return [
-        f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}: {form}" for form, files in groups.items()
-    ]
+        if is_elsewhere(path):
+            continue
+        if not _is_glob(path):
+            _mode(Path(path), f"; {KINDS}")
+        elif not glob.glob(str(path), recursive=True):
+            raise UserError(f"{path} matches no file; {KINDS}")
 
 
-def _for_file(path: Path, reading: Reading) -> Reading:
-    """How this file is read: a .txt file has no keys that data.fields could name."""
-    return replace(reading, fields={}) if data_suffix(path) == ".txt" else reading
+def check_files(paths: Iterable[str | Path]) -> None:
+    """Raise UserError for the first path that does not exist or is not a file."""
+    for path in map(Path, paths):
+        mode = _mode(path)
+        if stat.S_ISDIR(mode):
+            raise UserError(f"{path} is a directory; name the files in it instead")
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{path} is not a regular file")
+
+
+def expand(paths: Iterable[str | Path]) -> list[Path]:
+    """The files that paths stand for: in the order of `paths`, and sorted within a folder or glob.
+
+    A folder stands for all data files in it and below; one that the library `datasets` has saved stands for its .arrow
+    files. Hidden files are not counted. Raises UserError if a path has no data file.
+    """
+    return [file for path in paths for file in _files_of(path)[0]]
+
+
+def left_out(paths: Iterable[str | Path]) -> list[Path]:
+    """The files in folders that `expand` leaves out because they do not have the suffix of a data file."""
+    return [file for path in paths for file in _files_of(path)[1]]
+
+
+def _files_of(path: str | Path) -> tuple[list[Path], list[Path]]:
+    """(data files, other files) of a path, a folder or a glob."""
+    if is_elsewhere(path):
+        raise UserError(
+            f"{path} is not on this machine; only data.train, data.validation, data.mix and ewc.data fetch files"
+        )
+    check_paths_exist([path])
+    matches = _matches(str(path)) if _is_glob(path) else [Path(path)]
+    files: list[Path] = []
+    others: list[Path] = []
+    for match in matches:
+        if match.is_dir():
+            # `**` matches the folders and the files in them.
+            if not (_is_glob(path) and "**" in str(path)):
+                _add_folder(match, files, others)
+        else:
+            check_files([match])
+            files.append(match)
+    if not files:
+        raise UserError(f"{path} contains no data files; {KINDS}")
+    return files, others
+
+
+def _matches(pattern: str) -> list[Path]:
+    """The paths that match a pattern, sorted. Each is there once, even if `**` follows a link to a folder above."""
+    found = sorted(map(Path, glob.glob(pattern, recursive=True)))
+    return list({match.parent.resolve() / match.name: match for match in reversed(found)}.values())[::-1]
+
+
+def _add_folder(top: Path, files: list[Path], others: list[Path]) -> None:
+    """Add the files of a folder and of the folders below it, each of them once: a link may lead to a folder above."""
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror or error}") from error
+
+    seen: set[str] = set()
+    found: list[Path] = []
+    for root, folders, names in os.walk(top, followlinks=True, onerror=unreadable):
+        folder, real = Path(root), os.path.realpath(root)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real in seen:
+            continue
+        seen.add(real)
+        if STORE_FILE in names:
+            raise UserError(f"{folder} is a token store, which must be the only path of its source")
+        if SPLITS in names:
+            raise UserError(f"{folder} is a saved dataset of several splits; name one: {', '.join(_splits(folder))}")
+        if folder == top and "README.md" in names and _names_splits(folder / "README.md"):
+            raise UserError(f"{folder} is a dataset with a card that names its files; name a split: {folder}:train")
+        if DATASET in names and "dataset_info.json" in names:
+            folders.clear()
+            found += _dataset_files(folder)
+        else:
+            found += [folder / name for name in names if not name.startswith(".")]
+    # In the order of their names, folders among the files.
+    found.sort(key=lambda file: file.parts)
+    check_files(file for file in found if data_suffix(file) in SUFFIXES)
+    data = [file for file in found if data_suffix(file) in SUFFIXES]
+    _check_one_split(top, data)
+    files += data
+    others += [file for file in found if data_suffix(file) not in SUFFIXES]
+
+
+def _check_one_split(folder: Path, files: Sequence[Path]) -> None:
+    """Raise UserError if the names of the files in a folder tell of training and of something held out: train- and test-."""
+    parts = {file: set(re.split(r"[^a-z]+", str(file.relative_to(folder)).lower())) for file in files}
+    held_out = next((file for file, words in parts.items() if words & HELD_OUT and "train" not in words), None)
+    if held_out and any("train" in words for words in parts.values()):
+        raise UserError(
+            f"{folder} has training files and {held_out.relative_to(folder)}; name a split, {folder}:train, or the files that "
+            "you mean"
+        )
+
+
+def _names_splits(card: Path) -> bool:
+    """Whether the card of a dataset says which files belong to which split."""
+    head = card.read_bytes()[: 2**16].decode(errors="replace").split("\n---", 1)[0]
+    return head.startswith("---") and bool(re.search(r"^\s*-?\s*split:", head, re.MULTILINE))
+
+
+def _dataset_files(folder: Path) -> list[Path]:
+    """The files of a dataset that was saved with `save_to_disk`, in order."""
+    state = folder / DATASET
+    try:
+        content = json.loads(state.read_text(encoding="utf-8"))
+        names = [file["filename"] for file in content["_data_files"]]
+        if content.get("_indices_data_files"):
+            raise UserError(f"{folder} was saved by an old version of `datasets`, with indices; save it again")
+        return [folder / name for name in names]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{state} is damaged ({error!r}); save the dataset again") from error
+
+
+def _splits(folder: Path) -> list[str]:
+    return [str(entry.parent) for entry in sorted(folder.glob(f"*/{DATASET}"))] or ["none of them is there"]
+
+
+def _is_glob(path: str | Path) -> bool:
+    """Whether a path is a pattern. A file whose name merely looks like one is itself."""
+    return glob.has_magic(str(path)) and not Path(path).exists()
+
+
+def _mode(path: Path, hint: str = "") -> int:
+    """The type and permissions of what is at a path. Raises UserError if nothing is there."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        problem = "is a broken symbolic link" if path.is_symlink() else "does not exist"
+        if path.parts[:1] == ("~",):
+            hint = "; the shell replaces ~ only where a word begins with it: write $HOME"
+        raise UserError(f"{path} {problem}{hint}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def hash_files(files: Sequence[Path]) -> list[str]:
+    """The hash of each file's content, BLAKE2b in hexadecimal digits. Reads several files at once, 1 GB/s per core."""
+
+    def hash_file(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, hashlib.blake2b).hexdigest()[:64]
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        return list(pool.map(hash_file, files))

@@ -1,17 +1,23 @@
-"""The forms that examples have in files, and the one form that the rest of the code knows.
+"""Read examples from data files, whatever their type and form (docs/data.md), in the one form that the rest of the code knows.
 
 A canonical example has either `messages` (data/messages.py), or `text`, or `prompt` and `completion` as texts, or
 `input_ids` with a `mask` that says which of them carry loss. It may have `tools` and a `weight` other than 1. Keys that no
 form has, such as `id`, are kept.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.user_code import explain, load_function
 from configs.load import EXAMPLE_FIELDS, MESSAGE_FIELDS
+from data.encoding import LISTED
+from data.files import DEFAULT, Reading, check_files, data_suffix
 from data.messages import (
     canonical_messages,
     canonical_tools,
@@ -21,6 +27,9 @@ from data.messages import (
     short_list,
     text_message,
 )
+from data.rows import COLUMNS, Advance, no_progress, read_rows
+
+DESCRIBED_ROWS = 100  # of a file, in which `Noticed` looks for the keys that are used
 
 # Form -> keys that it needs. If an example fits several, the first one counts.
 REQUIRED = {
@@ -43,43 +52,148 @@ OPTIONAL = {
 OF_TOKENS = ("labels", "mask", "attention_mask")  # keys that mean something else, or nothing, in other forms
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How files are read: the settings of data with these names."""
+@dataclass
+class _Keys:
+    """What the first DESCRIBED_ROWS rows of a file have. The dictionaries are sets that keep their order."""
 
-    format: str = "auto"
-    fields: dict[str, str] = field(default_factory=dict)  # our name -> the name in the file
-    on_bad: str = "error"
-    split_by: str | None = None  # a key that no form has
-    row: str | None = None  # MODULE:FUNCTION, which makes an example of a row
-    max_samples: int | None = None  # rows read of all files together
-    code: str = ""  # digest of the code of `row`, by which a cache knows that it has changed
-
-    @cached_property
-    def example_names(self) -> dict[str, str]:
-        """The part of `fields` that is about the keys of examples."""
-        return {ours: theirs for ours, theirs in self.fields.items() if ours in EXAMPLE_FIELDS}
-
-    @cached_property
-    def message_names(self) -> dict[str, str]:
-        """The part of `fields` that is about the keys of messages."""
-        return {ours: theirs for ours, theirs in self.fields.items() if ours in MESSAGE_FIELDS}
-
-    @cached_property
-    def columns(self) -> frozenset[str] | None:
-        """The names in the file of all keys that any form or the split uses; None if `row` may use any."""
-        of_split = [self.split_by] if self.split_by else []
-        return None if self.row else frozenset([*map(self.name_of, EXAMPLE_FIELDS), *of_split])
-
-    def name_of(self, key: str) -> str:
-        """The name in the file of a key of an example."""
-        return self.example_names.get(key) or key
+    rows: int = 0
+    left: int = 0  # rows that data.row leaves out
+    forms: dict[str, None] = field(default_factory=dict)
+    used: dict[str, None] = field(default_factory=dict)
+    ignored: dict[str, None] = field(default_factory=dict)
 
 
-DEFAULT = Reading()
+class Noticed:
+    """What is noticed of files while their examples are read: malformed examples, rows left out, and the keys that are used."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        self.counts: Counter = Counter()  # of examples by reason
+        self.bad: list[str] = []  # sentences about the first malformed examples
+        self.opened: list[Path] = []  # under data.max_samples not all files
+        self.files: dict[Path, _Keys] = {}
+
+    def skip(self, sentence: str) -> None:
+        """Count an example that is malformed, or raise UserError about it."""
+        if self.reading.on_bad == "error":
+            raise UserError(sentence)
+        self.counts["skipped"] += 1
+        self.bad += [sentence] if len(self.bad) < LISTED else []
+
+    def forms(self) -> list[str]:
+        """One line for each group of files of which the same is said: "a.jsonl and 2 more: text (text); ignored: id"."""
+        groups: dict[str, list[Path]] = {}
+        for path, keys in self.files.items():
+            groups.setdefault(_form_in_words(path, keys, self.reading), []).append(path)
+        more = {form: f" and {len(files) - 1} more" if len(files) > 1 else "" for form, files in groups.items()}
+        return [f"{files[0]}{more[form]}: {form}" for form, files in groups.items()]
 
 
-def canonical_example(row: object, where: str, reading: Reading = DEFAULT) -> tuple[str, dict]:
+def _form_in_words(path: Path, keys: _Keys, reading: Reading) -> str:
+    if not keys.forms:
+        return f"no well-formed example in the first {DESCRIBED_ROWS} rows"
+    ignored = keys.ignored
+    if data_suffix(path) in COLUMNS and reading.columns is not None:
+        from data.columns import column_names
+
+        ignored = dict.fromkeys(name for name in column_names(path) if name not in reading.columns) | ignored
+    words = f"{' and '.join(keys.forms)} ({short_list(keys.used)})"
+    words += f"; ignored: {short_list(ignored)}" if ignored else ""
+    words += f"; made by data.row={reading.row}" if reading.row else ""
+    return words + (f", which leaves out {keys.left} of the first {DESCRIBED_ROWS} rows" if keys.left else "")
+
+
+def read_files(
+    files: Iterable[str | Path],
+    reading: Reading = DEFAULT,
+    noticed: Noticed | None = None,
+    advance: Advance = no_progress,
+) -> Iterator[tuple[str, dict]]:
+    """Yield (location, canonical example) for each example of files, up to `reading.max_samples` rows of all together.
+
+    A location reads "FILE, line 3". Examples are not kept in memory, and no file is asked for after the last row that is read.
+    Rows may have different forms, but one that is not of the file's first form must have keys of its own form only: an
+    Alpaca example that has lost its output would otherwise become its `text`.
+
+    Raises UserError for a file that is missing, damaged or empty, and for the first malformed example. With
+    `reading.on_bad="skip"` malformed examples are skipped, and `noticed` hears of each; a damaged file is an error all the
+    same, because nobody knows what it has lost.
+    """
+    noticed = noticed or Noticed(reading)
+    convert = _converter(reading)
+    rest = reading.max_samples or sys.maxsize
+    for path in map(Path, files):
+        check_files([path])
+        noticed.opened.append(path)
+        # A .txt file has no keys that data.fields could name.
+        of_file = replace(reading, fields={}) if data_suffix(path) == ".txt" else reading
+        keys = noticed.files[path] = _Keys()
+        first, problem, is_empty = None, None, True
+        for where, row in itertools.islice(read_rows(path, of_file.columns, advance), rest):
+            rest, keys.rows = rest - 1, keys.rows + 1
+            try:
+                if isinstance(row, UserError):
+                    raise row
+                if convert and (row := convert(row, where)) is None:
+                    noticed.counts["left"] += 1
+                    keys.left += keys.rows <= DESCRIBED_ROWS
+                    is_empty = False
+                    continue
+                form, example = canonical_example(row, where, of_file)
+                first = first or form
+                if form != first and (foreign := foreign_keys(form, row, of_file)):
+                    raise UserError(
+                        f"{where} has the form {form}, but also {short_list(foreign)}, and the file began with {first}; name "
+                        "the form in data.format, or give the row the keys of one form"
+                    )
+            except UserError as error:
+                noticed.skip(str(error))
+                problem = problem or error
+                continue
+            if keys.rows <= DESCRIBED_ROWS:
+                used, ignored = describe(form, row, of_file)
+                for these, found in ((keys.forms, [form]), (keys.used, used), (keys.ignored, ignored)):
+                    these.update(dict.fromkeys(found))
+            is_empty = False
+            yield where, example
+        if is_empty and problem:
+            raise UserError(f"{path} contains no well-formed example; {problem}") from problem
+        if is_empty:
+            raise UserError(f"{path} contains no examples")
+        if not rest:
+            return
+
+
+def read_examples(path: str | Path, reading: Reading = DEFAULT) -> list[dict]:
+    """All examples of a file, checked for shape. Raises UserError with the file and line."""
+    return [example for _, example in read_files([path], reading)]
+
+
+def _converter(reading: Reading) -> Callable[[Any, str], Any] | None:
+    """(row, location) -> the example that data.row makes of a row, or None if it leaves it out; None without data.row."""
+    if reading.row is None:
+        return None
+    function, name = load_function("data.row", reading.row), reading.row
+
+    def convert(row: Any, where: str) -> Any:
+        """What data.row makes of a row. Raises UserError with the location of a row for which it fails."""
+        if not isinstance(row, dict):
+            return row  # canonical_example refuses it
+        try:
+            made = function(dict(row))
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{where}: data.row={name} fails: {explain(error)}") from error
+        if made is not None and not isinstance(made, dict):
+            raise UserError(
+                f"{where}: data.row={name} returns {short_list([type(made).__name__])}; it gets a row as a dictionary and "
+                "must return an example as one, or None to leave the row out"
+            )
+        return made
+
+    return convert
+
+
+def canonical_example(row: Any, where: str, reading: Reading = DEFAULT) -> tuple[str, dict]:
     """(form, canonical example) of a row. Raises UserError that begins with `where`."""
     if not isinstance(row, dict):
         hint = "; the name of a file with one array must end in .json" if isinstance(row, list) else ""

@@ -40,7 +40,7 @@ def group_hash(example: dict, split_by: str | None) -> bytes | None:
     if split_by is None:
         return content_hash(example)
     value = example.get(split_by)
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)  # 7 and "7" are the same bank
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)  # 7 and "7" are the same
     return None if value is None or not text.strip() else _hash(text)
 
 

@@ -60,14 +60,15 @@ class Labels:
         self.tag = re.compile("|".join([*map(re.escape, control.texts), r"<[^<>\s]*>"]))
         self.ends = [text for text in control.texts if text not in control.own]
         # What ends an answer after which the template writes nothing: the token that begins the next turn (GLM), or EOS.
-        self.after_text = self._next(ASK, SAY, ASK, None)
-        self.after_call = self._next(ASK, CALL, RESULT, [{"type": "function", "function": FUNCTION}])
+        self.after_text = self._ending(ASK, SAY, ASK, None)
+        self.after_call = self._ending(ASK, CALL, RESULT, [{"type": "function", "function": FUNCTION}])
 
-    def _next(self, before: dict, answer: dict, following: dict, tools: list | None) -> str:
+    def _ending(self, before: dict, answer: dict, following: dict, tools: list | None) -> str:
         """The token that ends an answer where the template writes none at the end of a chat; it becomes one of `stops`.
 
         It is what the template writes after the answer both at the end of a chat and in its middle; else what it writes at the
-        end (gpt-oss); else what begins the next turn (GLM); else EOS.
+        end (gpt-oss); else what begins the next turn (GLM); else EOS. Of several tokens it is the one that is known to end an
+        answer, or the last.
         """
         try:
             whole = self.template.render([before, answer], tools)
@@ -75,10 +76,11 @@ class Labels:
         except UserError:
             return self.stops[0]
         said = self._said(whole)
-        last = self._leading(whole[said:])
-        _, found, after = longer.rpartition(whole[max(0, said - 8) : said])
-        middle = self._leading(after) if found else []
-        tokens = [a for a, b in zip(last, middle, strict=False) if a == b] or last or middle[:1] or self.stops
+        last_words = whole[max(0, said - 8) : said]  # of the answer, which end it in the longer chat too
+        _, found, after = longer.rpartition(last_words)
+        at_end, in_middle = self._leading(whole[said:]), self._leading(after) if found else []
+        both = [token for token, other in zip(at_end, in_middle, strict=False) if token == other]
+        tokens = both or at_end or in_middle[:1] or self.stops
         token = next((token for token in tokens if token in self.stops), tokens[-1])
         self.stops += [token] if token not in self.stops else []
         return token
@@ -105,7 +107,7 @@ class Labels:
         given = self.template.render(messages[: i + 1], tools)
         exact, block = given.startswith(prompt), THINKING.search(prompt)
         rest = given[len(prompt) :] if exact else self._rest(messages, i, tools)
-        if block and not (exact and (block["closed"] or _closing(block) in rest)):
+        if block and not (exact and _continues(block, rest)):
             rest, exact = _after_thinking(block, rest, messages[i]), False
         answer, stops = self._ended(rest, "tool_calls" in messages[i])
         loss = None
@@ -165,20 +167,31 @@ def _closing(block: re.Match[str]) -> str:
     return f"{block['open'][0]}/{block['open'][1:]}"
 
 
+def _continues(block: re.Match[str], rest: str) -> bool:
+    """Whether an answer goes on in the thinking block at the end of its prompt, if that is open, and in no second one.
+
+    Qwen3.8 closes the block empty, and then writes the block that stands in a content.
+    """
+    opening, closing = map(re.escape, (block["open"], _closing(block)))
+    return bool(block["closed"]) or (_closing(block) in rest and not re.match(rf"\s*{closing}\s*{opening}", rest))
+
+
 def _after_thinking(block: re.Match[str], rest: str, message: dict) -> str:
     """An answer after a prompt that ends in a thinking block: nothing of one if it is closed, else the rest of it.
 
-    rest: the answer as the template writes it, maybe with a block. The thinking is that of the template or of the message,
+    rest: the answer as the template writes it, maybe with blocks. The thinking is that of the template or of the message,
     beside its content or, between tags, at the beginning of it.
     """
     opening, closing = block["open"], _closing(block)
-    written = re.match(rf"\s*(?:{re.escape(opening)}(.*?))?{re.escape(closing)}\s*", rest, re.DOTALL)
-    rest = rest[written.end() :] if written else rest
+    block_at_start = re.compile(rf"\s*(?:{re.escape(opening)}(.*?))?{re.escape(closing)}\s*", re.DOTALL)
+    written = ""
+    while found := block_at_start.match(rest):
+        written, rest = written or (found[1] or "").strip(), rest[found.end() :]
     if block["closed"]:
         return rest
     beside = next((message[key] for key in THOUGHTS if message.get(key)), "")
     inside, tag, _ = (message.get("content") or "").partition(closing)
-    thought = (written and written[1]) or beside or (inside.replace(opening, "") if tag else "")
+    thought = written or beside or (inside.replace(opening, "") if tag else "")
     line = "\n" if block[0].endswith("\n") else ""
     return f"{thought.strip()}{line}{closing}{line * 2}{rest}"
 

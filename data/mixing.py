@@ -1,8 +1,10 @@
 """The items of each source in a step, as a pure function of (seed, step) that does not depend on the number of ranks.
 
 The main source sets the pace. Let C(s) be the number of its target tokens before step s, and r the share of a mixed-in
-source divided by the share of the main source. Step s takes the source's stream (data/streams.py) from r C(s) to
-r C(s + 1), with both ends moved to the nearest place between two items. No state is carried from step to step.
+source divided by the share of the main source. Such a source is an endless stream, measured in target tokens: epochs, each in
+its own random order. Step s takes the stream from r C(s) to r C(s + 1), with both ends moved to the nearest place between two
+items. A document, or a window of a token store, is never cut, so that every token is predicted from all that stands before it
+there. No state is carried from step to step.
 
 What follows. Let w be the target tokens of the source's largest item. Each end moves by w / 2 at most, so over any range of
 steps, a single one included, the source brings r times the target tokens of the main source to within w. Let E be what it
@@ -13,15 +15,21 @@ from their mean per window, and its shares are as even as its windows are.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from common.random_bits import permuted
 from data.examples import Documents
 from data.sources import Windows
-from data.streams import BLOCK, Stream, cumulative, shuffled, total
+
+BLOCK = 2**16  # documents that are looked at together, so that a million of them take little memory
+
+
+# ---- the main source -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ def main_order(
     seed: int,
     examples: int | None,
     tokens: int | None,
-    streams: Sequence[Stream] = (),
+    streams: "Sequence[Stream]" = (),
 ) -> MainOrder:
     """`epochs` passes over a source, each in its own random order. The last step of an epoch may be smaller.
 
@@ -141,3 +149,133 @@ def _order_of_windows(windows: Windows, epochs: int, seed: int, examples: int | 
         return (epoch * size + min(size, within * per_step)) * mean
 
     return MainOrder((steps,) * epochs, items, targets_before, too_large, largest)
+
+
+# ---- mixed-in sources ------------------------------------------------------------------------------------------------------
+
+
+class Cuts(NamedTuple):
+    """Places between two items of a stream, each int64 `(places,)` and in order."""
+
+    items: np.ndarray  # items of the stream before the place
+    most: np.ndarray  # number of target tokens before it, or of a token store a bound: differences are upper bounds
+
+
+class Stream:
+    """A mixed-in source. It brings `ratio` target tokens for each one of the main source."""
+
+    ratio: float
+    largest: float  # target tokens of its largest item, of a token store of a mean one: w
+
+    def cuts(self, positions: np.ndarray) -> Cuts:
+        """The nearest place to each position, of two equally near ones the first. positions: fp64 target tokens, in order."""
+        raise NotImplementedError
+
+    def index(self, item: int) -> int:
+        """The item of the source that an item of the stream is."""
+        raise NotImplementedError
+
+    def items_of_step(self, before: float, after: float) -> list[int]:
+        """Items of the source that a step takes. before, after: target tokens of the main source up to the step, and with it."""
+        first, end = self.cuts(self.ratio * np.array([before, after], dtype=np.float64)).items.tolist()
+        return [self.index(item) for item in range(first, end)]
+
+    def steps_of_share(self, step_targets: float) -> int:
+        """N: over so many steps the share is within a factor of two. step_targets: of the main source in a mean step."""
+        return max(1, math.ceil(4 * self.largest / (self.ratio * step_targets)))
+
+    def promise(self, name: str, share: float, step_targets: float) -> str:
+        """One line for the log: over how many steps the source has its share."""
+        steps, expected = self.steps_of_share(step_targets), self.ratio * step_targets
+        if steps == 1:
+            return f"{name}: {share:.1%} of every step, within a factor of two ({expected:.0f} target tokens in a mean step)"
+        return (
+            f"{name}: {share:.1%} over any {steps} steps, within a factor of two, but not of every step: {expected:.0f} target "
+            f"tokens in a mean step, which come up to {self.largest:.0f} at a time, because no example is cut"
+        )
+
+
+class StreamOfDocuments(Stream):
+    """A mixed-in source of documents."""
+
+    def __init__(self, source: Documents, seed: int, number: int, ratio: float) -> None:
+        self.source, self.key, self.ratio = source, (seed, number), ratio
+        self.usable = None if source.targets.all() else source.items_with_targets().astype(np.uint32)
+        self.size, self.total = int(np.count_nonzero(source.targets)), total(source.targets)
+        self.epoch = functools.lru_cache(maxsize=1)(self._epoch)  # 12 bytes per document
+        self.largest = float(source.targets.max())
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The documents of an epoch in order, uint32, and the target tokens up to the end of each."""
+        # Not (seed, number, epoch): numpy treats (a, b, 0) like (a, b), and the main source has (seed, epoch).
+        order = shuffled(self.size, (self.key[0], epoch, self.key[1]))
+        order = order if self.usable is None else self.usable[order]
+        return order, cumulative(self.source.targets, order)[1:]
+
+    def cuts(self, positions: np.ndarray) -> Cuts:
+        epochs = (positions // self.total).astype(np.int64)
+        found = []
+        for epoch in np.unique(epochs).tolist():
+            low, high = np.searchsorted(epochs, [epoch, epoch + 1])
+            order, ends = self.epoch(epoch)
+            within = positions[low:high] - epoch * self.total
+            # For another dtype than that of `ends` numpy would copy all of it. Integers are compared with the floor.
+            keys = within if ends.dtype.kind == "f" else np.floor(within).astype(np.int64)
+            number = np.minimum(np.searchsorted(ends, keys, side="right"), self.size - 1)
+            targets = self.source.targets[order[number]].astype(ends.dtype)
+            begin = ends[number] - targets
+            is_end = (within - begin) / targets > 0.5
+            most = epoch * self.total + np.where(is_end, ends[number], begin)
+            found.append((epoch * self.size + number + is_end, most))
+        return Cuts(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+
+    def index(self, item: int) -> int:
+        epoch, number = divmod(item, self.size)
+        return int(self.epoch(epoch)[0][number])
+
+
+class StreamOfWindows(Stream):
+    """A mixed-in token store. Every window counts with the mean number of target tokens."""
+
+    def __init__(self, source: Windows, seed: int, number: int, ratio: float) -> None:
+        self.source, self.key, self.ratio, self.largest = source, (seed, number), ratio, source.mean_targets
+        self.steps = source.num_tokens(0) - 1  # from the first token of a window to its last
+
+    def cuts(self, positions: np.ndarray) -> Cuts:
+        items = np.ceil(positions / self.source.mean_targets - 0.5).astype(np.int64)
+        return Cuts(items, items * self.steps)
+
+    def index(self, item: int) -> int:
+        size, (seed, number) = len(self.source), self.key
+        return permuted(item % size, size, (seed, item // size, number))
+
+
+def make_stream(source: Documents | Windows, seed: int, number: int, ratio: float) -> Stream:
+    """The stream of the `number`-th mixed-in source, counted from 1."""
+    if isinstance(source, Windows):
+        return StreamOfWindows(source, seed, number, ratio)
+    return StreamOfDocuments(source, seed, number, ratio)
+
+
+def total(targets: np.ndarray) -> int | float:
+    """The sum of target tokens or of weights, added in order: numpy's sum of floats may depend on the processor."""
+    return np.cumsum(targets)[-1].item() if targets.dtype.kind == "f" else targets.sum().item()
+
+
+def cumulative(targets: np.ndarray, order: np.ndarray, start: float = 0) -> np.ndarray:
+    """`start` plus the sums of `targets` over the first 0, 1, ... of the documents in `order` `(n,)`.
+
+    int64 or, of fractional weights, fp64 `(n + 1,)`.
+    """
+    sums = np.empty(len(order) + 1, np.float64 if targets.dtype.kind == "f" else np.int64)
+    sums[0] = start
+    for low in range(0, len(order), BLOCK):
+        block = sums[low + 1 : low + 1 + BLOCK]
+        np.cumsum(targets[order[low : low + BLOCK]], out=block)
+        block += sums[low]
+    return sums
+
+
+def shuffled(size: int, key: tuple[int, ...]) -> np.ndarray:
+    """A random permutation of 0, ..., `size` - 1, uint32: a million documents take 4 MB."""
+    return np.random.default_rng(key).permutation(np.arange(size, dtype=np.uint32))

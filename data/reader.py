@@ -12,11 +12,10 @@ from common.errors import UserError
 from configs.config import Source
 from data.encoding import ExampleEncoder
 from data.examples import Documents, load_documents
-from data.formats import DEFAULT, Reading
+from data.files import DEFAULT, Reading, reading_of
 from data.held_out import BUT_FOR, num_shared
 from data.sources import MAIN, Corpus, Windows
-from data.store import WindowStore, is_store, open_store
-from data.tokenise import ExampleSettings
+from data.store import is_store, open_store
 from data.tokens import tokenizer_fingerprint
 
 
@@ -50,21 +49,20 @@ class Reader:
     vocab_size: int  # number of rows of the model's embedding
     sequence_length: int
     too_long: str  # drop | truncate | error, as in load_documents
-    show_progress: bool = False  # a bar on the process that tokenises
     encoder: ExampleEncoder | None = None  # how chats are rendered; None: as the tokenizer's template says
     cache: str | None = None  # directory of tokenised files, as in load_documents
     cache_gib: float | None = None  # its size, above which entries are removed
     reading: Reading = DEFAULT  # of data.train and data.validation; its on_bad holds for all sources
-    validation_share: float = 0.0
     say: Callable[[str], None] = lambda text: None  # prints a line about waiting
+    digest_of_row: Callable[[str | None], str] = lambda row: ""  # of the code that a `row` of data.mix names
 
     def training(self, train: tuple[str, ...], mix: Sequence[Source]) -> Corpus:
         """The main source followed by the mixed-in ones.
 
         Raises UserError for a bad file and for a token id that has no row in the model's embedding.
         """
-        part = "training" if self.validation_share else "all"
-        main = self._load(train, "training", self.reading, part)
+        part = "training" if self.reading.validation_share else "all"
+        main = self._load(train, "training", dataclasses.replace(self.reading, part=part))
         others = [self._load(source.paths, source.name, self._reading(source)) for source in mix]
         others = [
             _with_shared_reported(source, [main, *others[:i]], "another source of") for i, source in enumerate(others)
@@ -77,11 +75,12 @@ class Reader:
     ) -> Corpus | None:
         """The validation files of all sources that have some, or None if no source has any. The shares are unused.
 
-        With a `validation_share`, those of the main source are the examples that it holds out of `train`.
+        With data.validation_share, those of the main source are the examples that it holds out of `train`.
         """
         loaded = {}
-        if self.validation_share:
-            loaded[MAIN] = self._load(train, f"validation of {MAIN}", self.reading, "validation")
+        if self.reading.validation_share:
+            reading = dataclasses.replace(self.reading, part="validation")
+            loaded[MAIN] = self._load(train, f"validation of {MAIN}", reading)
         elif validation:
             reading = dataclasses.replace(self.reading, max_samples=None)
             loaded[MAIN] = self._load(validation, f"validation of {MAIN}", reading)
@@ -99,33 +98,32 @@ class Reader:
         return self._load(paths, what, Reading(on_bad=self.reading.on_bad))
 
     def _reading(self, source: Source) -> Reading:
-        return Reading(source.format, source.fields, self.reading.on_bad, max_samples=source.max_samples)
+        return reading_of(source, self.reading.on_bad, self.digest_of_row(source.row))
 
-    def _load(self, paths: tuple[str, ...], what: str, reading: Reading, part: str = "all") -> Documents | Windows:
+    def _load(self, paths: tuple[str, ...], what: str, reading: Reading) -> Documents | Windows:
         stores = [path for path in paths if is_store(path)]
         if stores and len(paths) > 1:
             raise UserError(
                 f"{stores[0]} is a directory among other files of {what}; a token store must be the only path of its "
                 "source, so add it to data.mix as a separate source"
             )
-        if stores and part != "all":
+        if stores and reading.part != "all":
             raise UserError(
                 f"data.validation_share cannot be used with the token store {stores[0]}; build a second store of held-out "
                 "texts and name it in data.validation"
             )
         if stores:
             return self._open_store(Path(stores[0]))
-        settings = ExampleSettings(self.sequence_length, self.too_long, reading, self.validation_share, part)
         documents = load_documents(
             paths,
             self.tokenizer,
             self.sequence_length,
             self.too_long,
             encoder=self.encoder,
-            settings=settings,
+            reading=reading,
             cache=self.cache,
             cache_gib=self.cache_gib,
-            progress=what if self.show_progress else None,
+            progress=what,
             say=self.say,
         )
         self._check_highest(documents.highest_token())
@@ -140,17 +138,13 @@ class Reader:
                 f"the token store {path} was made with a different tokenizer from the model's; run scripts/data.py build with "
                 "--model set to this model"
             )
-        windows = WindowStore(store, self.sequence_length)
+        windows = Windows(store, self.sequence_length)
         if not windows.mean_targets:
             raise UserError(
                 f"no token of {path} carries loss in windows of data.sequence_length={self.sequence_length}; increase it"
             )
         self._check_highest(store.highest)
-        report = (
-            f"token store {path}: {store.num_tokens:,} tokens of {store.num_documents:,} documents in {len(windows):,} "
-            f"windows of {self.sequence_length}"
-        )
-        return Windows(windows, store.fingerprint, report, windows.mean_targets)
+        return windows
 
     def _check_highest(self, token: int) -> None:
         if token >= self.vocab_size:

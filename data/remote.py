@@ -2,8 +2,9 @@
 
 A source is fetched once into `data.cache`, into a directory of its own with a record of what was fetched, and read from
 there by all later starts: what is elsewhere may change, and a resumed run must see the same bytes. With data.max_samples
-only so many rows are read, one after another, which is how a stream is trained on. Imported for a run that names such a
-source only.
+only so many rows are read, one after another, which is how a stream is trained on. Their number is set and does not follow
+from optimizer.max_steps: a step takes its rows from a random order of all of them, so that more rows in a resumed run would
+be other rows in every step. Imported for a run that names such a source only.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +22,15 @@ from typing import Any
 from urllib.parse import unquote
 
 from common.durable_files import new_directory, write_json
-from common.errors import UserError
+from common.errors import DISK_FULL, UserError
 from common.node_lock import node_lock
 from configs.config import Config
-from data.compression import data_suffix
-from data.paths import DATASET_NAME, KINDS, expand, is_elsewhere
-from data.rows import SUFFIXES, read_rows
+from data.files import DATASET_NAME, KINDS, SUFFIXES, data_suffix, expand, is_elsewhere
+from data.rows import read_rows
 
 RECORD, ROWS = "source.json", "rows.jsonl"
+FETCHED = "fetched"  # the directory in data.cache
+FIRST_ROWS = "read its first rows only: data.max_samples, or max_samples of the Source"
 CHARACTERS = 300  # of the reason in a message
 Say = Callable[[str], None]
 
@@ -36,15 +38,12 @@ Say = Callable[[str], None]
 def with_local_files(config: Config, say: Say) -> Config:
     """The config with the files on this machine in place of sources that lie elsewhere. `say` gets a line for each.
 
-    The processes of a node share the directory: one fetches, the others wait. Raises UserError for a source that cannot be
-    reached or read.
+    Raises UserError for a source that cannot be reached or read.
     """
-    data = config.data
+    data, ewc = config.data, config.ewc
 
-    def local(paths: tuple[str, ...], most: int | None = None) -> tuple[str, ...]:
-        return tuple(
-            file for path in paths for file in (fetch(path, data.cache, most, say) if is_elsewhere(path) else [path])
-        )
+    def local(paths: Sequence[str], most: int | None = None) -> tuple[str, ...]:
+        return local_paths(paths, data.cache, most, say)
 
     mix = tuple(
         replace(source, paths=local(source.paths, source.max_samples), validation=local(source.validation))
@@ -52,14 +51,19 @@ def with_local_files(config: Config, say: Say) -> Config:
     )
     train = local(data.train, data.max_samples)
     data = replace(data, train=train, validation=local(data.validation), mix=mix)
-    ewc = config.ewc
     return replace(config, data=data, ewc=replace(ewc, data=local(ewc.data)) if ewc.strength else ewc)
+
+
+def local_paths(paths: Sequence[str], cache: str | None, most: int | None, say: Say) -> tuple[str, ...]:
+    """The paths, with the files on this machine in place of those that lie elsewhere. Arguments are those of `fetch`."""
+    return tuple(file for path in paths for file in (fetch(path, cache, most, say) if is_elsewhere(path) else [path]))
 
 
 def fetch(path: str, cache: str | None, most: int | None, say: Say) -> list[str]:
     """The files of a source as paths of this machine, in order.
 
-    cache: data.cache. most: rows to read; None: all files as they are. Raises UserError.
+    cache: data.cache. most: rows to read; None: all files as they are. The processes of a node share the directory: one
+    fetches, the others wait. Raises UserError.
     """
     named = DATASET_NAME.fullmatch(path)
     if named and os.path.isdir(named["name"]) and "://" not in path:
@@ -68,7 +72,7 @@ def fetch(path: str, cache: str | None, most: int | None, say: Say) -> list[str]
         raise UserError(
             f"{path} is fetched into data.cache, where a resumed run finds it again; data.cache must not be None"
         )
-    directory = Path(cache) / "fetched"
+    directory = Path(cache) / FETCHED
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -115,7 +119,7 @@ def _fetch(path: str, folder: Path, most: int | None, say: Say) -> None:
         size, free = sum(info.get("size") or 0 for info in infos), shutil.disk_usage(folder).free
         what = f"{path}: {len(urls)} file{'s' if len(urls) > 1 else ''}, {size / 2**20:,.1f} MiB"
         if size > free:
-            raise UserError(f"{what}, but the disk has {free / 2**20:,.1f}; read the first rows only, with max_samples")
+            raise UserError(f"{what}, but the disk of data.cache has {free / 2**20:,.1f}; {FIRST_ROWS}")
         say(f"{what}, are fetched")
         for number, ((url, system, inside), info) in enumerate(zip(sources, infos, strict=True)):
             name = unquote(url.partition("?")[0]).rpartition("/")[2]
@@ -133,7 +137,7 @@ def _urls(path: str, say: Say) -> list[str]:
     scheme, _, rest = path.rpartition("://")
     named = DATASET_NAME.fullmatch(rest.removeprefix("datasets/"))
     if not scheme or (scheme == "hf" and named and named["name"].count("/") == 1):
-        assert named is not None, "data/paths.py has checked it"
+        assert named is not None, "data/files.py has checked it"
         return _files_of_dataset(path, named, say)
     with _reached(path):
         system, inside = _filesystem(path)
@@ -188,6 +192,8 @@ def _reached(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:CHARACTERS] or type(error).__name__
+        if getattr(error, "errno", None) in DISK_FULL:
+            raise UserError(f"{path} does not fit on the disk of data.cache; {FIRST_ROWS}") from error
         if isinstance(error, ImportError):
             raise UserError(f"{path} needs a package that is not installed: {said}") from error
         if isinstance(error, FileNotFoundError):

@@ -1,31 +1,34 @@
-"""The rows of a data file, before anything is known about their form: JSONL, JSON, CSV, text, parquet and Arrow.
+"""The rows of a data file, before anything is known about their form: JSONL, JSON, CSV, text; columns in data/columns.py.
 
 A reader yields (location, row). A row that cannot be read is yielded as a UserError, because the rows after it can. A
 file that is damaged as a whole raises one. JSON is read value by value: a library of columns would give each tool call the
 argument names of all others.
 """
 
-import contextlib
 import csv
 import io
 import itertools
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from common.errors import UserError
-from data.compression import Advance, data_suffix, is_compressed, no_progress, open_raw, read_chunks, read_lines
+from data.files import codec_of, data_suffix
 from data.messages import short_list
 
-Rows = Iterator[tuple[str, object]]
+CHUNK = 1 << 20  # bytes
+Advance = Callable[[int], object]  # progress callback: number of bytes of the file read since the last call
+Rows = Iterator[tuple[str, Any]]
 MAX_CELL = 1 << 26  # characters of a CSV cell; without a limit, one quote that is not closed takes the rest of the file
-BATCH = 1024  # rows of a column that are read together
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 COLUMNS = (".parquet", ".arrow")  # suffixes of files in which a column has the keys of all rows together
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".xlsx", ".xls", ".ods", ".docx", ".pdf")
 SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def no_progress(count: int) -> None:
+    """No-op progress callback."""
 
 
 def read_rows(path: str | Path, columns: Collection[str] | None = None, advance: Advance = no_progress) -> Rows:
@@ -39,7 +42,9 @@ def read_rows(path: str | Path, columns: Collection[str] | None = None, advance:
     if suffix in ARCHIVES:
         raise UserError(f"{path} is no data file; unpack it, or export its rows as .csv or .jsonl")
     if suffix in COLUMNS:
-        return _read_columns(path, columns, advance)
+        from data.columns import read_columns
+
+        return read_columns(path, columns, advance)
     if suffix in (".csv", ".tsv"):
         return _read_csv(path, "\t" if suffix == ".tsv" else ",", advance)
     if suffix == ".txt":
@@ -47,10 +52,66 @@ def read_rows(path: str | Path, columns: Collection[str] | None = None, advance:
     return _read_json(path, advance) if suffix == ".json" else _read_jsonl(path, advance)
 
 
-def column_names(path: str | Path) -> list[str]:
-    """Names of all columns of a .parquet or .arrow file, compressed or not. Raises UserError."""
-    with _guarded(path):
-        return list(_open_columns(path, None, no_progress)[0])
+# ---- bytes ---------------------------------------------------------------------------------------------------------------
+
+
+def open_raw(path: str | Path) -> Any:
+    """A file as it is, open for reading: a path of this machine, or a URL that fsspec knows."""
+    if "://" not in str(path):
+        return Path(path).open("rb")
+    import fsspec
+
+    system, inside = fsspec.url_to_fs(str(path))
+    return system.open(inside, "rb")
+
+
+def read_chunks(path: str | Path, advance: Advance = no_progress) -> Iterator[bytes]:
+    """Yield the decompressed bytes of a file in chunks.
+
+    Raises UserError if the file cannot be read, is damaged or is truncated.
+    """
+    codec = codec_of(path)
+    try:
+        with open_raw(path) as raw:
+            file, done = _decompressed(raw, codec, path), 0
+            while chunk := file.read(CHUNK):
+                advance(raw.tell() - done)
+                done = raw.tell()
+                yield chunk
+    except UserError:
+        raise
+    except Exception as error:  # of any library that decompresses or reads from elsewhere
+        if codec and not getattr(error, "errno", None):
+            raise UserError(f"{path} is damaged or not a {codec} file: {error}") from error
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_lines(path: str | Path, advance: Advance = no_progress) -> Iterator[bytes]:
+    """Yield the lines of a file with their ends, decompressed. It raises what `read_chunks` does."""
+    begun: list[bytes] = []  # parts of a line whose end has not been read yet
+    for chunk in read_chunks(path, advance):
+        for line in io.BytesIO(chunk):
+            begun.append(line)
+            if line.endswith(b"\n"):
+                yield b"".join(begun)
+                begun = []
+    if begun:
+        yield b"".join(begun)
+
+
+def _decompressed(raw: Any, codec: str | None, path: str | Path) -> Any:
+    if codec is None:
+        return raw
+    if codec != "zstd":
+        import fsspec.compression
+
+        return cast(dict, fsspec.compression.compr)[codec](raw, mode="rb")
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise UserError(f"{path}: reading .zst requires pyarrow; pip install pyarrow") from error
+    # What fsspec takes for it stops after the first frame and accepts a truncated file.
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
 
 
 def _decode(raw: bytes, where: str) -> str:
@@ -75,7 +136,7 @@ def _read_jsonl(path: str | Path, advance: Advance) -> Rows:
         try:
             text = _decode(line, where).strip()
             if text:
-                yield where, json.loads(text)
+                yield where, json.loads(text, object_pairs_hook=_object)
         except UserError as error:
             yield where, error
         except (ValueError, RecursionError) as error:
@@ -102,7 +163,7 @@ def json_values(text: str, name: str) -> Iterator[object]:
     def error(reason: str, position: int) -> UserError:
         return UserError(f"{name}, line {1 + text.count(chr(10), 0, position)} is not valid JSON: {reason}")
 
-    at, decoder = after(0), json.JSONDecoder()
+    at, decoder = after(0), json.JSONDecoder(object_pairs_hook=_object)
     in_array = text.startswith("[", at)
     at = after(at + 1) if in_array else at
     end = "]" if in_array and text.startswith("]", at) else ""
@@ -124,6 +185,14 @@ def json_values(text: str, name: str) -> Iterator[object]:
         raise error("the array is cut off", at)
     if end and after(at + 1) < len(text):
         raise error("there is more after the end of the array", after(at + 1))
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON. Raises ValueError for a key that stands there twice, of which Python would keep the last value."""
+    if len(row := dict(pairs)) != len(pairs):
+        repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"an object has the key {short_list([repeated])} twice")
+    return row
 
 
 def _json_reason(error: Exception) -> str:
@@ -177,99 +246,3 @@ def _delimiter(header: str, usual: str) -> str:
     """What separates the cells of a file: the usual character, or another one if the header has only that outside quotes."""
     names = re.sub(r'"[^"]*"', "", header)
     return next((character for character in (usual, ",", ";", "\t", "|") if character in names), usual)
-
-
-# ---- columns -------------------------------------------------------------------------------------------------------------
-
-
-def _read_columns(path: str | Path, columns: Collection[str] | None, advance: Advance) -> Rows:
-    """A value that is null is left out at every level, because a column has the keys of all rows together."""
-    with _guarded(path):
-        names, batches, total, size = _open_columns(path, columns, advance)
-    if columns is not None and not any(name in columns for name in names):
-        raise UserError(
-            f"{path} has no column of a known form (docs/data.md); its columns are {short_list(names)}; data.fields "
-            "can name them"
-        )
-    number = done = 0
-    while True:
-        with _guarded(path):
-            batch = next(batches, None)
-            rows = [] if batch is None else _as_dictionaries(batch)
-        if batch is None:
-            break
-        for row in rows:
-            number += 1
-            where = f"{path}, row {number}"
-            yield where, row if row is not None else UserError(f"{where} is not UTF-8 text")
-        read = size * number // total if total else done
-        advance(read - done)
-        done = read
-    advance(size - done)
-
-
-def _open_columns(
-    path: str | Path, columns: Collection[str] | None, advance: Advance
-) -> tuple[list[str], Iterator[Any], int | None, int]:
-    """(names of all columns, record batches with the chosen ones, number of rows if known, bytes not yet counted)."""
-    import pyarrow
-    import pyarrow.parquet
-
-    file = io.BytesIO(b"".join(read_chunks(path, advance))) if is_compressed(path) else open_raw(path)
-    size = 0 if is_compressed(path) else file.seek(0, io.SEEK_END)
-    file.seek(0)
-    if data_suffix(path) == ".parquet":
-        table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
-        names, total = list(table.schema_arrow.names), table.metadata.num_rows
-        chosen = [name for name in names if columns is None or name in columns]
-        return names, table.iter_batches(BATCH, columns=chosen), total, size
-    is_file_format = file.read(6) == b"ARROW1"  # which is how Arrow's file format begins; its stream format does not
-    file.seek(0)
-    if is_file_format:
-        reader = pyarrow.ipc.open_file(file)
-        batches = map(reader.get_batch, range(reader.num_record_batches))
-    else:
-        reader = pyarrow.ipc.open_stream(file)
-        batches = iter(reader)
-    chosen = [name for name in reader.schema.names if columns is None or name in columns]
-    pieces = (piece for batch in batches for piece in _pieces(batch))
-    return list(reader.schema.names), (piece.select(chosen) for piece in pieces), None, size
-
-
-def _pieces(batch: Any) -> Iterator[Any]:
-    """A record batch in pieces of at most BATCH rows. Its offsets are checked, because Arrow trusts those in a file."""
-    batch.validate(full=True)
-    yield from (batch.slice(start, BATCH) for start in range(0, batch.num_rows, BATCH))
-
-
-@contextlib.contextmanager
-def _guarded(path: str | Path) -> Iterator[None]:
-    """Turn what pyarrow raises for a damaged file into a UserError. Only calls of pyarrow belong inside."""
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise UserError(f"{path}: reading .parquet and .arrow requires pyarrow; pip install pyarrow") from error
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        kind = "a parquet" if data_suffix(path) == ".parquet" else "an Arrow"
-        raise UserError(f"{path} is damaged or not {kind} file: {reason}") from error
-
-
-def _as_dictionaries(batch: Any) -> list[dict | None]:
-    """The rows of a record batch; None for a row with a string that is not UTF-8."""
-    try:
-        return [_without_nulls(row) for row in batch.to_pylist()]
-    except UnicodeDecodeError:
-        if batch.num_rows == 1:
-            return [None]
-        return [row for i in range(batch.num_rows) for row in _as_dictionaries(batch.slice(i, 1))]
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

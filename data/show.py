@@ -1,16 +1,17 @@
-"""An encoded example as text: what the model gets, which tokens carry loss, and what was cut off.
+"""An encoded example as text: what the model gets, which tokens carry loss, and what was cut off; and a source in a few lines.
 
 The functions return lines. Targets are in colour, or between ⟦ and ⟧ where there is no colour; weights other than 1 stand
 before their text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from data.encoding import Encoded, Outcome, kept_parts, note_sentence
+from data.batches import StepBatch
+from data.encoding import Encoded, Outcome, Span, note_sentence
 from data.token_texts import one_line, run_text, visible
 
 GREEN, YELLOW, DIM, RESET = "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
@@ -19,6 +20,8 @@ MAX_BOUNDARIES = 12
 MAX_TOKEN_CHARACTERS = 20  # of the text of one token
 MAX_TOKENS = 3000  # of the text of one sequence
 MAX_PIECES = 2  # of a long text
+BAR = 50  # characters of the longest bar of a histogram
+BINS = 10
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,29 @@ class Style:
         return "\n".join(f"{colour}{line}{RESET}" if line else "" for line in text.split("\n"))
 
 
+def kept_parts(length: int, is_text: bool, sequence_length: int, too_long: str) -> list[tuple[int, int]]:
+    """(start, end) of the parts of a sequence of tokens that are trained: the whole of it, unless it is too long.
+
+    A long text is cut into pieces. Each begins with the last token of the one before: the first token of a piece cannot be a
+    target, so without this overlap every cut would lose one. `too_long` (data.too_long) applies to chats and completions; with
+    `error` and `drop` nothing is kept.
+    """
+    if length <= sequence_length:
+        return [(0, length)]
+    if is_text:
+        starts = range(0, length - 1, max(1, sequence_length - 1))
+        return [(start, min(length, start + sequence_length)) for start in starts]
+    return [(0, sequence_length)] if too_long == "truncate" else []
+
+
+def part_of(encoded: Encoded, start: int, end: int) -> Encoded:
+    """The tokens from `start` to `end` (exclusive). The first of them is not a target: it has no context."""
+    if start == 0 and end >= len(encoded.ids):
+        return encoded
+    spans = (Span(max(s.start - start, 1), min(s.end, end) - start, s.weight) for s in encoded.spans)
+    return Encoded(encoded.ids[start:end], tuple(span for span in spans if span.start < span.end))
+
+
 def show_outcome(
     outcome: Outcome,
     tokenizer: PreTrainedTokenizerBase,
@@ -71,7 +97,7 @@ def show_outcome(
             lines.append(f"--- sequence {number} of {len(outcome.sequences)}")
         parts = kept_parts(len(encoded.ids), is_text, sequence_length, too_long)
         lines += _what_is_cut(encoded, parts, tokenizer, sequence_length, too_long)
-        shown = [encoded.part(*part) for part in parts] or [encoded]
+        shown = [part_of(encoded, *part) for part in parts] or [encoded]
         for piece, part in enumerate(shown, 1):
             if piece > MAX_PIECES and style.max_tokens is not None:
                 lines.append(f"... {len(shown) - MAX_PIECES} more pieces are not shown (--full) ...")
@@ -179,3 +205,51 @@ def _what_is_cut(
         f"TRUNCATED to {limit}: the last {length - end:,} of {length:,} tokens are cut off, {lost:,} of them targets; they "
         f"begin with '{text}'"
     ]
+
+
+# ---- all examples of a source -----------------------------------------------------------------------------------------------
+
+
+def describe_source(name: str, report: str, lengths: np.ndarray, targets: np.ndarray) -> list[str]:
+    """Lines about one source. lengths, targets: `(sequences,)`, tokens and sums of weights; report: what was read."""
+    lines = [f"{name}:", *(f"  {one_line(part)}" for part in report.split("\n"))]
+    lines += ["  length in tokens:", *(f"  {line}" for line in histogram(lengths))]
+    least, tenth, median, ninetieth, most = np.quantile(targets, (0, 0.1, 0.5, 0.9, 1))
+    share = float(targets.sum()) / max(1, int(lengths.sum()))
+    return [
+        *lines,
+        f"  targets per sequence: {least:,.4g} to {most:,.4g}, median {median:,.4g}, 80% have {tenth:,.4g} to {ninetieth:,.4g}; "
+        f"{share:.1%} of all tokens",
+    ]
+
+
+def histogram(lengths: np.ndarray) -> list[str]:
+    """How many lengths lie in each range, as bars. At most 90 characters wide.
+
+    The ranges are powers of two, or BINS ranges of equal size where the lengths differ by less than a factor of 16.
+    """
+    least, most = int(lengths.min()), int(lengths.max())
+    if most < 16 * least:
+        size = -(-(most - least + 1) // BINS)
+        edges = list(range(least, most + 1, size)) + [most + 1]
+    else:
+        edges = [0, *(2**power for power in range(most.bit_length() + 1))]
+        edges = [*edges[max(i for i, edge in enumerate(edges) if edge <= least) : -1], most + 1]
+    counts, _ = np.histogram(lengths, edges)
+    lines = []
+    for low, high, count in zip(edges, edges[1:], counts.tolist(), strict=False):
+        bar = "#" * (-(-BAR * count // int(counts.max())))  # rounded up: what is there is seen
+        label = f"{low:,}" if high == low + 1 else f"{low:,} to {high - 1:,}"
+        lines.append(f"{label:>20} |{bar:<{BAR}}{count:>10,} {count / len(lengths):>6.1%}")
+    return lines
+
+
+def describe_steps(steps: Iterable[StepBatch], sequence_length: int, of_steps: int) -> str:
+    """How many tokens some steps have. of_steps: number of steps of which these were chosen."""
+    tokens = [sum(step.document_lengths) for step in steps]
+    which = f"all {len(tokens):,}" if len(tokens) == of_steps else f"{len(tokens):,} of {of_steps:,}"
+    mean = sum(tokens) / len(tokens)
+    return (
+        f"steps: {min(tokens):,} to {max(tokens):,} tokens in {which} steps of the first epoch, {mean:,.0f} on average, which is "
+        f"{mean / sequence_length:.1f} times data.sequence_length; nothing is padded"
+    )

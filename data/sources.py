@@ -4,55 +4,90 @@ A source is a `Documents` (data/examples.py) or a `Windows`. Both have `len`, `g
 `document_lengths(i)`, `num_targets(i)`, `items_with_targets()`, `fingerprint` and `report`.
 """
 
-import functools
+import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from data.examples import Documents
-from data.store import WindowStore
+from data.store import Store
 
 MAIN = "main"  # name of the source given by data.train and data.validation
 
 
 @dataclass(frozen=True)
 class Windows:
-    """A token store as a source. Item i is its i-th window of `sequence_length` tokens."""
+    """A token store as a source: windows of `sequence_length` tokens over all its documents. The last may be shorter.
 
-    store: WindowStore
-    fingerprint: str
-    report: str
-    mean_targets: float  # target tokens per window, on average; known without reading any window
+    Of a document that begins in an earlier window or ends in a later one, only the part in the window counts.
+    """
+
+    store: Store
+    sequence_length: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all ids and document ends."""
+        return self.store.fingerprint
+
+    @property
+    def report(self) -> str:
+        """What the store has, for the log."""
+        return (
+            f"token store {self.store.path}: {self.store.num_tokens:,} tokens of {self.store.num_documents:,} documents in "
+            f"{len(self):,} windows of {self.sequence_length}"
+        )
+
+    @cached_property
+    def mean_targets(self) -> float:
+        """Mean number of target tokens per window: tokens with a preceding token of their document in the window.
+
+        It is known without reading any window, under the assumption that none but the first begins with a document. Each one
+        that does has one more target.
+        """
+        return max(0, self.store.num_tokens - self.store.num_documents - len(self) + 1) / len(self)
 
     def __len__(self) -> int:
-        return len(self.store)
+        return -(-self.store.num_tokens // self.sequence_length)
 
     def get(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and target flags. All tokens are targets except the first of each document part in the window."""
-        ids, lengths = self.store.window(index)
+        ids = self.store.tokens(*self._ends(index))
         is_target = np.ones(len(ids), dtype=bool)
-        is_target[np.cumsum((0, *lengths[:-1]))] = False
+        is_target[np.cumsum((0, *self.document_lengths(index)[:-1]))] = False
         return ids, is_target
 
     def num_tokens(self, index: int) -> int:
-        """Number of tokens in the window. Unlike `document_lengths`, it reads no file."""
-        return self.store.window_length(index)
+        """Number of tokens in the window: `sequence_length`, except for the last. Reads no file."""
+        begin, end = self._ends(index)
+        return end - begin
 
     def document_lengths(self, index: int) -> tuple[int, ...]:
-        """Number of tokens of each document that are in the window."""
-        return self.store.document_lengths(index)
+        """Number of tokens of each document in the window, computed from the document ends alone."""
+        begin, end = self._ends(index)
+        cuts = [begin, *self.store.ends_between(begin, end)]
+        cuts += [end] if cuts[-1] != end else []
+        return tuple(after - before for before, after in itertools.pairwise(cuts))
 
     def items_with_targets(self) -> range:
         """All windows. Windows without a target could only be found by reading them."""
         return range(len(self))
 
     def num_targets(self, index: int) -> int:
-        """Exact number of target tokens in the window, computed from the document offsets."""
+        """Exact number of target tokens in the window, computed from the document ends."""
         lengths = self.document_lengths(index)
         return sum(lengths) - len(lengths)
+
+    def _ends(self, index: int) -> tuple[int, int]:
+        """The first token of a window, and the one after its last."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} is outside a store of {len(self)} windows")
+        begin = index * self.sequence_length
+        return begin, min(begin + self.sequence_length, self.store.num_tokens)
 
 
 @dataclass(frozen=True)
@@ -67,7 +102,7 @@ class Corpus:
     names: tuple[str, ...] = (MAIN,)
     shares: tuple[float, ...] = (1.0,)
 
-    @functools.cached_property
+    @cached_property
     def offsets(self) -> tuple[int, ...]:
         """Global index of the first item of each source, and the total number of items."""
         return tuple(int(n) for n in np.cumsum([0, *(len(source) for source in self.sources)]))

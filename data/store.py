@@ -9,7 +9,8 @@ A store is a directory with these files, all little-endian:
   build that was interrupted goes on after the last one.
 
 Documents are whole, whatever `data.sequence_length` is: data/examples.py computes what is trained of each. The cache
-(data/cache.py) writes spans and hashes. A token store has none: all of its tokens are targets, and it is read as windows.
+(data/cache.py) writes spans and hashes. A token store (data/token_store.py) has none: all of its tokens are targets, and it is
+read as windows (data/sources.py).
 
 Reading any range reads and checks the blocks that it touches: about 20 microseconds for a few thousand tokens. Reading is by
 `pread`: resident memory does not grow with what was read, and a file that was cut off raises an error instead of ending the
@@ -363,66 +364,6 @@ def open_store(path: Path, mend: str = REBUILD, in_use: BinaryIO | None = None) 
 def is_store(path: str | Path) -> bool:
     """Whether a path is the directory of a store, complete or not."""
     return (Path(path) / STORE_FILE).is_file()
-
-
-def verify_store(path: Path) -> Store:
-    """Read and check every byte of a store. Raises UserError at the first damage."""
-    if not is_store(path):
-        raise UserError(f"{path} has no {STORE_FILE}: it is not a token store")
-    store = open_store(path)
-    for shard, entry in zip(store.shards, store.info["shards"], strict=True):
-        shard.verify()
-        if shard.digest() != entry["digest"]:
-            raise Damaged(f"{shard.path} is not the file that was written; {REBUILD}")
-        if (np.diff(shard.rows("documents")["ids"].astype(np.int64), prepend=0) <= 0).any():
-            raise Damaged(f"{shard.path} is damaged: the ends of its documents do not increase; {REBUILD}")
-    return store
-
-
-@dataclass(frozen=True)
-class WindowStore:
-    """Windows of `sequence_length` tokens over the concatenation of all documents. The last window may be shorter."""
-
-    store: Store
-    sequence_length: int
-
-    def __len__(self) -> int:
-        """Number of windows, including a shorter one at the end."""
-        return -(-self.store.num_tokens // self.sequence_length)
-
-    @property
-    def mean_targets(self) -> float:
-        """Mean number of target tokens per window: tokens with a preceding token of their document in the window.
-
-        This assumes that no window but the first begins with a document. Each one that does has one more target.
-        """
-        return max(0, self.store.num_tokens - self.store.num_documents - len(self) + 1) / len(self)
-
-    def window(self, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
-        """(ids, document_lengths): token ids int64 `(tokens,)`, and the number of them in each document.
-
-        Of a document that begins in an earlier window or ends in a later one, only the part in this window counts.
-        """
-        return self.store.tokens(*self._span(index)), self.document_lengths(index)
-
-    def document_lengths(self, index: int) -> tuple[int, ...]:
-        """Number of tokens of each document in a window, computed from the document ends alone."""
-        begin, end = self._span(index)
-        cuts = [begin, *self.store.ends_between(begin, end)]
-        if cuts[-1] != end:
-            cuts.append(end)
-        return tuple(after - before for before, after in zip(cuts, cuts[1:], strict=False))
-
-    def window_length(self, index: int) -> int:
-        """Number of tokens of a window: `sequence_length`, except for the last. Reads no file."""
-        begin, end = self._span(index)
-        return end - begin
-
-    def _span(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"window {index} is outside a store of {len(self)} windows")
-        begin = index * self.sequence_length
-        return begin, min(begin + self.sequence_length, self.store.num_tokens)
 
 
 def _counts(entry: dict) -> dict[str, int]:

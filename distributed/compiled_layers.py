@@ -22,6 +22,8 @@ def compile_layers(layers: list[nn.Module], backend: str = "inductor") -> None:
     and torch's error where one layer's code would be compiled more than `GRAPHS` times.
     """
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    # A layer's numbers (scales, eps) never change. Without this torch traces forward and backward twice to find that out.
+    torch._dynamo.config.specialize_float = True
     # It warns of operators in place inside of a checkpoint with a policy; the models' layers have none.
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     for layer in layers:

@@ -2,10 +2,12 @@
 
 import random
 from collections.abc import Callable
+from typing import TypeVar
 
 DEFAULT_LENGTH = 256  # tokens of an answer, if nothing else is known
 LENGTH_MARGIN = 1.25  # over the longest answer of the training split
 
+Item = TypeVar("Item")  # an example, alone or with its place
 # (examples, answers, name of the file, training examples, name of their file) -> scores
 ScoreAnswers = Callable[[list[dict], list[str], str, list[dict] | None, str], dict]
 
@@ -24,7 +26,7 @@ def has_answer(example: dict) -> bool:
     return last.get("role") == "assistant" and last.get("content") is not None and not last.get("tool_calls")
 
 
-def choose_examples(examples: list[dict], limit: int | None) -> list[dict]:
+def choose_examples(examples: list[Item], limit: int | None) -> list[Item]:
     """At most `limit` examples in file order: a random choice, because files may be sorted, but always the same one."""
     if limit is None or limit >= len(examples):
         return examples

@@ -12,8 +12,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 from common.errors import UserError
-from data.files import read_file
-from data.formats import kind_of
+from data.formats import kind_of, read_files
 
 HELD_OUT_SHARE = 0.12  # of the topics: about 35 kB or 9,000 tokens
 PIECE_BYTES = 1500  # about 375 tokens
@@ -48,9 +47,9 @@ def evaluation_texts(paths: Sequence[Path] | None, max_bytes: int) -> list[str]:
 
 
 def read_texts(path: Path) -> list[str]:
-    """The texts of a data file (data/files.py). Raises UserError if it contains a chat."""
+    """The texts of a data file (data/formats.py). Raises UserError if it contains a chat."""
     texts = []
-    for where, example in read_file(path):
+    for where, example in read_files([path]):
         if "text" not in example:
             raise UserError(f"{where} is {kind_of(example)}; this evaluation needs plain text, with `text`")
         texts.append(example["text"])

@@ -11,10 +11,10 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from configs.load import check_fields, parse_dict
-from data.chat_settings import read_chat_settings
+from data.chat_template import read_chat_settings
 from data.encoding import ExampleEncoder
-from data.examples import read_examples
-from data.formats import Reading
+from data.files import Reading
+from data.formats import read_files
 from data.tokens import load_tokenizer
 from eval import general_text, report
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, choose_examples, has_answer
@@ -53,7 +53,8 @@ class EvaluationInputs:
     sequences: (token ids, weights of the targets) of all examples. A chat whose template rewrites earlier turns has several;
     `owners` tells which example each belongs to. asked: indices of the examples with an answer (`has_answer`). prompts: their
     token ids up to that message. stop_ids: the tokens that training teaches as the end of an answer. header: the part of the
-    result that identifies model and data.
+    result that identifies model and data. control_line: names the examples and shots whose content spells control tokens; "" if
+    there are none.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -68,26 +69,31 @@ class EvaluationInputs:
     max_positions: float  # infinite if config.json names no limit
     header: dict
     before: dict | None
+    control_line: str
 
 
 def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     """Read, tokenize and check everything. Raises UserError. Not a collective: call it on one rank (`read_on_first`)."""
     _check_options(options)
     reading = _reading(options)
-    everything = read_examples(options.data, reading)
-    examples = choose_examples(everything, options.limit)
-    training = list(filter(has_answer, read_examples(options.train, reading))) if options.train else None
+    everything = list(read_files([options.data], reading))
+    placed = choose_examples(everything, options.limit)
+    examples = [example for _, example in placed]
+    answered = [pair for pair in read_files([options.train], reading) if has_answer(pair[1])] if options.train else []
+    training = [example for _, example in answered] if options.train else None
     before = read_result(options.before) if options.before else None
     if options.shots and not training:
         raise UserError(f"--shots {options.shots} takes examples from the training split; name it with --train")
     tokenizer = load_tokenizer(options.model)
     encoder = ExampleEncoder(tokenizer, read_chat_settings(options.model))
-    sequences, owners = _encode(options, encoder, examples)
+    sequences, owners = _encode(encoder, placed)
+    shots = choose_shots(answered, options.shots)
+    _encode(encoder, shots)  # a shot that is refused is named by its place
     asked = [i for i, example in enumerate(examples) if has_answer(example)]
     max_new_tokens, length_from = answer_length(options, training, tokenizer)
     max_positions = getattr(AutoConfig.from_pretrained(options.model), "max_position_embeddings", None) or math.inf
     prompts, fewest_shots = _prompts(
-        options, encoder, [examples[i] for i in asked], training, max_positions - max_new_tokens
+        encoder, [examples[i] for i in asked], [shot for _, shot in shots], max_positions - max_new_tokens
     )
     longest = max([len(ids) for ids, _ in sequences] + [len(prompt) + max_new_tokens for prompt in prompts])
     if longest > max_positions:
@@ -123,6 +129,7 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
         max_positions,
         header,
         before,
+        encoder.control_report([*placed, *shots]),
     )
 
 
@@ -144,28 +151,22 @@ def _reading(options: EvaluationOptions) -> Reading:
     return Reading(options.format, fields)
 
 
-def _encode(
-    options: EvaluationOptions, encoder: ExampleEncoder, examples: Sequence[dict]
-) -> tuple[Sequences, list[int]]:
-    """(the sequences of all examples, the example that each belongs to)."""
+def _encode(encoder: ExampleEncoder, placed: Sequence[tuple[str, dict]]) -> tuple[Sequences, list[int]]:
+    """(the sequences of all examples, the example that each belongs to). placed: (where it stands, example)."""
     sequences, owners = [], []
-    for i, (example, outcome) in enumerate(zip(examples, encoder.encode(examples), strict=True)):
+    outcomes = encoder.encode([example for _, example in placed])
+    for i, ((where, _), outcome) in enumerate(zip(placed, outcomes, strict=True)):
         if outcome.error:
-            raise UserError(f"{options.data}: example {example.get('id', i + 1)}: {outcome.error}")
+            raise UserError(f"{where}: {outcome.error}")
         sequences += [(sequence.ids.tolist(), sequence.weights().tolist()) for sequence in outcome.sequences]
         owners += [i] * len(outcome.sequences)
     return sequences, owners
 
 
 def _prompts(
-    options: EvaluationOptions,
-    encoder: ExampleEncoder,
-    asked: Sequence[dict],
-    training: Sequence[dict] | None,
-    room: float,
+    encoder: ExampleEncoder, asked: Sequence[dict], shots: Sequence[dict], room: float
 ) -> tuple[list[list[int]], int]:
     """(token ids of the prompt of each example, the fewest shots in one of them). room: tokens for a prompt with shots."""
-    shots = choose_shots(training or [], options.shots)
     found = [
         fitting_prompt(example["messages"], shots, functools.partial(encoder.prompt, tools=example.get("tools")), room)
         for example in asked

@@ -20,10 +20,9 @@ from transformers import PreTrainedModel
 
 from common.durable_files import write_json, write_json_lines
 from common.errors import UserError
-from data.chat_settings import read_chat_settings
+from data.chat_template import read_chat_settings
 from data.encoding import ExampleEncoder
-from data.files import read_file
-from data.formats import example_text
+from data.formats import example_text, read_files
 from data.replay_filters import EvaluationTexts, Filters, filter_sampled, normalize
 from data.tokens import bos_ids, load_tokenizer, plain_template
 from distributed.process_group import Ranks, barrier, read_on_first, start_process_group
@@ -44,7 +43,7 @@ def texts_to_exclude(exclude: Sequence[Path]) -> EvaluationTexts:
         yield from held_out_texts()
         yield from (question.prompt + question.options[0] for question in read_questions())
         for path in exclude:
-            yield from (example_text(example) for _, example in read_file(path))
+            yield from (example_text(example) for _, example in read_files([path]))
 
     return EvaluationTexts(texts())
 

@@ -3,8 +3,10 @@
 import random
 from collections.abc import Callable, Sequence
 
+from eval.asked_examples import Item
 
-def choose_shots(training: Sequence[dict], number: int) -> list[dict]:
+
+def choose_shots(training: Sequence[Item], number: int) -> list[Item]:
     """`number` training examples, a random choice that is always the same."""
     return random.Random(0).sample(list(training), min(number, len(training)))
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from common.durable_files import write_json_lines
 from common.errors import UserError
-from data.examples import read_examples
-from data.formats import Reading
+from data.formats import read_examples
 from eval import report
 from eval.asked_examples import ScoreAnswers, choose_examples, has_answer
 from eval.results import read_result
@@ -27,10 +26,10 @@ def score_stored(
     The result has the keys of scripts/evaluate.py that need no model. Raises UserError if an answer is missing, stands twice,
     or belongs to no example, and as `score_answers` does.
     """
-    everything = read_examples(data, Reading("auto", {}))
+    everything = read_examples(data)
     examples = choose_examples(everything, limit)
     asked = [example for example in examples if has_answer(example)]
-    training = list(filter(has_answer, read_examples(train, Reading("auto", {})))) if train else None
+    training = list(filter(has_answer, read_examples(train))) if train else None
     # A stored answer says nothing of general text; an earlier result may.
     earlier = read_result(before) | {"general_source": None} if before else None
     header = {

@@ -9,8 +9,7 @@ from tqdm import tqdm
 from transformers import PretrainedConfig
 
 from common.dtypes import choose_dtype
-from data.files import read_file
-from data.formats import example_text
+from data.formats import example_text, read_files
 from data.tokens import bos_ids, load_tokenizer
 from eval.positions import losses_by_position
 from model.architectures import read_model_config
@@ -24,7 +23,7 @@ NUM_SHOWN = 20  # new tokens in a table
 
 def read_texts(path: Path) -> list[str]:
     """The texts of a file; the messages of a chat are joined to one text."""
-    return [example_text(example) for _, example in read_file(path)]
+    return [example_text(example) for _, example in read_files([path])]
 
 
 def select_passages(texts: list[str], num_bytes: int) -> list[str]:

@@ -19,8 +19,7 @@ import argparse
 
 from common.command_line import add_number, new_parser
 from common.errors import run_script
-from data.examples import read_examples
-from data.formats import Reading
+from data.formats import read_examples
 from eval.asked_examples import choose_examples, has_answer
 from eval.comparison.arms import find_base, parse_arms
 from eval.comparison.comparison import compare
@@ -53,14 +52,14 @@ def main() -> int:
     """Measure what is missing, compare, write, and print the verdict."""
     arguments = parse_arguments()
     sources = parse_arms(arguments.arms)
-    examples = read_examples(arguments.data, Reading("auto", {}))
-    training = read_examples(arguments.train, Reading("auto", {})) if arguments.train else None
+    examples = read_examples(arguments.data)
+    training = read_examples(arguments.train) if arguments.train else None
     prepare_output(arguments.out / "comparison.json")
     base = arguments.base or (find_base(sources) if arguments.general else None)
     how = Measuring(arguments.data, arguments.train, base, arguments.general, arguments.out, arguments.processes)
     arms = measure_arms(sources, how)
     asked = [*filter(has_answer, choose_examples(examples, arms[0].seeds[0].task["n_examples"]))]
-    validation = read_examples(arguments.validation, Reading("auto", {})) if arguments.validation else []
+    validation = read_examples(arguments.validation) if arguments.validation else []
     baselines = baseline_tasks(asked, training, str(arguments.data), validation, arguments.probe)
     result = compare(arms, baselines, asked, arguments.pairs, arguments.worst)
     written = write_outputs(result, arms, arguments.out)

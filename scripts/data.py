@@ -36,29 +36,34 @@ def show(parser: argparse.ArgumentParser) -> None:
 
 
 def build(parser: argparse.ArgumentParser) -> None:
-    """Tokenise text files into a token store, from which training reads with constant memory: data.train=("OUT",).
+    """Tokenise texts into a token store, from which training reads with constant memory: data.train=("OUT",).
 
-    FILES are .txt (one document each), or .jsonl or .parquet with `text`; each may be compressed (.gz, .zst). Every document
-    is followed by EOS. After an interruption the same command goes on; the bytes are those of an uninterrupted build.
+    SOURCES are what data.train takes: files, folders, globs, URLs and datasets of the hub (ORG/NAME:SPLIT), .txt (one document
+    each) or rows with `text`. Every document is followed by EOS. After an interruption the same command goes on; the bytes
+    are those of an uninterrupted build.
     """
-    from data.store import SHARD_TOKENS, verify_store
-    from data.tokenise import build_and_describe
+    from configs.config import Data
+    from data.store import SHARD_TOKENS
+    from data.token_store import build_and_describe, verify_store
     from model.architectures import check_not_a_run
 
-    parser.add_argument("files", type=Path, nargs="*", metavar="FILES", help="text files, stored in this order")
+    parser.add_argument("sources", nargs="*", metavar="SOURCES", help="texts, stored in this order")
     parser.add_argument("--model", help="model directory or hub id whose tokenizer is used")
     parser.add_argument("--out", type=Path, help="directory of the store")
+    parser.add_argument("--cache", default=Data.cache, help=f"what lies elsewhere is fetched into this ({Data.cache})")
+    add_number(parser, "--max-samples", "read so many rows, the first ones, and no more", least=1)
     add_number(parser, "--shard-tokens", "a shard ends with the document that reaches this", SHARD_TOKENS, 1)
     parser.add_argument("--verify", type=Path, metavar="OUT", help="check every byte of this store; build nothing")
     arguments = parser.parse_args()
+    sources, model, out = arguments.sources, arguments.model, arguments.out
     if arguments.verify:
         found = verify_store(arguments.verify)
         print(f"{arguments.verify}: {found.num_tokens:,} tokens of {found.num_documents:,} documents, all as written")
-    elif arguments.files and arguments.model and arguments.out:
-        check_not_a_run(arguments.model, "--model")
-        print(build_and_describe(arguments.files, arguments.model, arguments.out, arguments.shard_tokens))
+    elif sources and model and out:
+        check_not_a_run(model, "--model")
+        print(build_and_describe(sources, model, out, arguments.shard_tokens, arguments.cache, arguments.max_samples))
     else:
-        parser.error("FILES, --model and --out are required")
+        parser.error("SOURCES, --model and --out are required")
 
 
 def replay(parser: argparse.ArgumentParser) -> None:
@@ -102,9 +107,9 @@ def replay(parser: argparse.ArgumentParser) -> None:
 
 
 def clean(parser: argparse.ArgumentParser) -> None:
-    """Say which tokenised examples (data.cache) and token stores are below a directory, and delete them with --yes.
+    """Say which tokenised examples and fetched files (data.cache) and token stores are below a directory, and delete them with --yes.
 
-    The next run tokenises its examples again; a token store has to be built again. No run may be using them.
+    The next run fetches and tokenises its examples again; a token store has to be built again. No run may be using them.
     """
     from data.clean import clean_tokens
 

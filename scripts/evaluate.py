@@ -27,8 +27,7 @@ from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
 from configs.load import FORMATS
-from data.examples import read_examples
-from data.formats import Reading
+from data.formats import read_examples
 from distributed.process_group import read_on_first, start_process_group
 from eval.evaluate_examples import evaluate_examples
 from eval.inputs import EvaluationInputs, EvaluationOptions, read_inputs
@@ -86,7 +85,9 @@ def main() -> int:
     options = EvaluationOptions(**arguments)
     ranks = start_process_group(TIMEOUT_MINUTES)
     inputs = read_on_first(lambda: read_checked(options), ranks)
-    tuned_on = read_on_first(lambda: read_examples(validation, Reading("auto", {})) if validation else [], ranks)
+    if ranks.rank == 0 and inputs.control_line:
+        print(inputs.control_line, flush=True)
+    tuned_on = read_on_first(lambda: read_examples(validation) if validation else [], ranks)
 
     def score(*arguments: Any) -> dict:  # noqa: ANN401  those of score_answers
         """The scores on rank 0; the others have nothing to write, and would fit the same baselines."""

@@ -18,7 +18,7 @@ def law(parser: argparse.ArgumentParser) -> int:
 
     Prints how many examples each case concerns, and the first complaints in words. The exit code is 1 if there is any.
     """
-    from data.examples import read_examples
+    from data.formats import read_examples
     from xbrl.rules.law_check import CASES, audit, judge
 
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="example files (JSON Lines)")

@@ -22,8 +22,7 @@ from dataclasses import asdict
 from common.command_line import add_number, new_parser
 from common.durable_files import write_json
 from common.errors import run_script
-from data.examples import read_examples
-from data.formats import Reading
+from data.formats import read_examples
 from eval.asked_examples import choose_examples, has_answer
 from eval.results import prepare_output
 from eval.stored_answers import score_stored
@@ -53,13 +52,13 @@ def main() -> int:
     start = time.perf_counter()
     arguments = parse_arguments()
     if arguments.audit:
-        examples = [*filter(has_answer, read_examples(arguments.data, Reading("auto", {})))]
+        examples = [*filter(has_answer, read_examples(arguments.data))]
         check_scored_fields(examples, str(arguments.data))
         print(audit_table(audit(choose_examples(examples, arguments.limit))))
         return 0
     if arguments.json:
         prepare_output(arguments.json)
-    tuned_on = read_examples(arguments.validation, Reading("auto", {})) if arguments.validation else []
+    tuned_on = read_examples(arguments.validation) if arguments.validation else []
     score = functools.partial(score_answers, validation=tuned_on, probe=arguments.probe)
     result, before = score_stored(
         arguments.data, arguments.answers, arguments.train, arguments.limit, arguments.before, score

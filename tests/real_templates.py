@@ -1,27 +1,37 @@
-"""Chat templates of public models, from clones of the repositories that collect them: read, checked by hash, with tokenizers.
+"""Chat templates of public models, and tokenizers for them. They belong to the models, and none is part of this repository.
 
-The templates belong to their models and are not part of this repository. tests/data/templates.json lists them: repository,
-commit, licence of the repository, path and SHA-256 of each. To judge them:
+Those of TRL are in its package, which requirements-dev.txt installs. Three more collections are judged where they are cloned:
 
-    git clone https://github.com/huggingface/trl clones/trl        # and the others; --filter=blob:none makes it quick
-    python -m tests.real_templates clones real_templates           # clones/NAME for each repository OWNER/NAME
-    REAL_TEMPLATES=real_templates python -m pytest tests/data/test_labels.py
+    git clone --filter=blob:none --no-checkout https://github.com/axolotl-ai-cloud/axolotl clones/axolotl      # and the others
+    TEMPLATES=clones python -m pytest tests/data/test_labels.py
 """
 
-import hashlib
-import json
+import importlib.metadata
+import io
+import os
 import re
 import subprocess
-import sys
+import tarfile
 from pathlib import Path
+from typing import IO, cast
 
+import pytest
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tests.chat_families import trained
 
-SOURCES = json.loads((Path(__file__).parent / "data/templates.json").read_text(encoding="utf-8"))
-REPOSITORIES = tuple(SOURCES)
+TRL = "huggingface/trl"
+# repository -> (its version or commit, the folder of the templates). Apache-2.0 covers the first two, MIT the others.
+COLLECTIONS = {
+    TRL: ("v1.16.0", "trl/chat_templates"),
+    "axolotl-ai-cloud/axolotl": (
+        "067b021c8b87a9e5e380b9173c704cf7340e30f5",
+        "src/axolotl/utils/chat_templates/templates",
+    ),
+    "carlosfundora/llama.cpp-1-bit-turbo": ("94ba2002bf44fa8e1ca0ddf1122bb51e7748406f", "models/templates"),
+    "chujiezheng/chat_templates": ("11c495621569969f264ee70b5c8bb49ba7a1a410", "chat_templates"),
+}
 # (a text in a template, EOS and the other tokens at which generation of its family ends): the first that is found counts.
 STOPS = (
     ("<|calls|>", ("<|endoftext|>", "<|end|>", "<|calls|>")),
@@ -30,6 +40,7 @@ STOPS = (
     ("eom_str", ("<|eom|>",)),
     ("<|startoftext|>", ("<|im_end|>",)),
     ("<|header_start|>", ("<|eot|>", "<|eom|>")),
+    ("<atem:invoke", ("<|eot|>",)),
     ("<|end_of_turn|>", ("<|end_of_turn|>",)),
     ("<sep>", ("<sep>",)),
     ("<turn|>", ("<eos>", "<turn|>", "<|tool_response>")),
@@ -65,16 +76,26 @@ ORDINARY = re.compile(
 )
 
 
-def read(folder: Path, repository: str) -> dict[str, str]:
-    """The templates of a repository by their names. Fails if one is another than that of the list."""
+def read(collection: str) -> dict[str, str]:
+    """The templates of a collection by their names. Skips the test where the collection is not at hand."""
+    commit, folder = COLLECTIONS[collection]
+    if collection == TRL:
+        found = [package for package in importlib.metadata.distributions(name="trl") if f"v{package.version}" == commit]
+        if not found:
+            pytest.skip(f"trl {commit} is not installed: pip install -r requirements-dev.txt")
+        paths = sorted(Path(str(found[0].locate_file(folder))).glob("*.jinja"))
+        return {path.stem: path.read_text(encoding="utf-8") for path in paths}
+    if not (clones := os.environ.get("TEMPLATES")):
+        pytest.skip("TEMPLATES names no folder of clones (tests/real_templates.py)")
+    git = ["git", "-C", str(Path(clones) / collection.partition("/")[2])]
+    packed = subprocess.run([*git, "archive", commit, folder], check=True, capture_output=True).stdout
     templates = {}
-    for path, digest in SOURCES[repository]["files"].items():
-        content = (folder / repository.replace("/", "+") / Path(path).name).read_bytes()
-        assert hashlib.sha256(content).hexdigest() == digest, f"{path} of {repository} is not that of the list"
-        source = content.decode()
-        if repository == "chujiezheng/chat_templates":  # written to be read: its page says what is to be taken out
-            source = source.replace("    ", "").replace("\n", "")
-        templates[Path(path).stem] = source
+    with tarfile.open(fileobj=io.BytesIO(packed)) as files:
+        for member in files:
+            if member.name.endswith(".jinja"):
+                templates[Path(member.name).stem] = cast(IO[bytes], files.extractfile(member)).read().decode()
+    if collection == "chujiezheng/chat_templates":  # written to be read: its page says what is to be taken out
+        return {name: source.replace("    ", "").replace("\n", "") for name, source in templates.items()}
     return templates
 
 
@@ -93,18 +114,3 @@ def tokenizer_of(source: str) -> tuple[PreTrainedTokenizerFast, tuple[str, ...]]
     )
     fast.chat_template = source
     return fast, stops
-
-
-def main(clones: Path, out: Path) -> None:
-    """Write the listed files of each clone to `out`."""
-    for repository, source in SOURCES.items():
-        folder = out / repository.replace("/", "+")
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in source["files"]:
-            show = ["git", "-C", str(clones / repository.partition("/")[2]), "show", f"{source['commit']}:{path}"]
-            (folder / Path(path).name).write_bytes(subprocess.run(show, check=True, capture_output=True).stdout)
-    print(sum(len(read(out, repository)) for repository in SOURCES), "templates")
-
-
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))

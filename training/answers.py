@@ -21,7 +21,7 @@ from eval.over_ranks import deal
 from eval.packed_weights import pack_weights
 from eval.row_cache import bytes_per_token
 from model.language_model import PackedLanguageModel, adapters_sum, num_parameters, parameter_names, whole_copy
-from training.asked import Asked
+from training.inputs import Asked
 
 BATCH_SIZE = 16  # answers that a rank generates at once
 SHOWN = 1500  # characters of each part of the sample

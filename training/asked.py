@@ -1,15 +1,14 @@
 """What run.eval_generate asks at every evaluation, and what scores the answers: read before a process group starts."""
 
-import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Config
 from configs.load import is_of_answers, parse_best_by
 from data.examples import Documents
-from data.files import expand, read_files
+from data.files import expand
+from data.formats import read_files
 from data.held_out import group_hash, is_held_out
 from data.reader import Reader
 from data.sources import Windows
@@ -17,84 +16,67 @@ from data.store import is_store
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, choose_examples, has_answer
 from eval.metric import Metric, load_metric, plain_scores, reference_of
 from model.architectures import read_model_config
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Examples of data.validation with their prompts as token ids: the same at every evaluation, on any number of ranks.
-
-    metric: scores the answers; on rank 0 alone, whose scores all ranks get. ideal: what it gives for the references.
-    """
-
-    examples: list[dict]
-    prompts: list[list[int]]
-    stop_ids: tuple[int, ...]
-    max_new_tokens: int
-    metric: Metric | None
-    line: str  # what is asked, for the log
-    ideal: dict[str, float]
-
-    def digest(self) -> str:
-        """A hash of all prompts, of the limit and of what ends an answer, by which ranks compare them."""
-        return hashlib.sha256(repr((self.prompts, self.max_new_tokens, sorted(self.stop_ids))).encode()).hexdigest()
-
-    def cost_line(self, parameters: int, dtype: str) -> str:
-        """The tokens of each evaluation and the memory that it takes. dtype: bf16 | fp32, in which the model computes."""
-        tokens, prompts = len(self.prompts) * self.max_new_tokens, sum(map(len, self.prompts))
-        ideal = ", ".join(f"{name} {value:.4g}" for name, value in self.ideal.items())
-        return (
-            f"{self.line}: {prompts:,} tokens of prompts and at most {tokens:,} of answers ({self.max_new_tokens} each); "
-            f"meanwhile each rank holds the whole model in {dtype}, {parameters * DTYPES[dtype].itemsize / 2**30:.2f} GiB"
-            + (f"; the references score {ideal}" if ideal else "")
-        )
+from training.inputs import Asked
 
 
 def read_asked(config: Config, reader: Reader, train: Documents | Windows, is_first: bool) -> Asked:
     """Choose run.eval_generate chats of data.validation, encode their prompts, and try what will score the answers.
 
     The choice is that of `scripts/evaluate.py --limit`. Only the first process has the metric. Raises UserError if there is
-    no chat, if none fits into the model's window, and for a metric that cannot be used.
+    no chat, if none fits into the model's window, for one that cannot be rendered, unless data.on_bad=skip leaves it out, and
+    for a metric that cannot be used.
     """
     model, encoder = config.model, reader.encoder
     assert encoder is not None
     candidates = _candidates(config, reader)
-    examples = choose_examples(candidates, config.run.eval_generate)
     limit = config.eval.max_new_tokens or _answer_length(train)
     shape = read_model_config(model.path, model.rope_type, model.rope_factor, model.rope_original_length)
-    prompts = [encoder.prompt(example["messages"], example.get("tools")) for example in examples]
-    fits = [len(prompt) + limit <= shape.max_position_embeddings for prompt in prompts]
-    if not any(fits):
+    placed, prompts, num_refused, num_long = [], [], 0, 0
+    for where, example in choose_examples(candidates, config.run.eval_generate):
+        try:
+            prompt = encoder.prompt(example["messages"], example.get("tools"))
+        except UserError as error:
+            if reader.reading.on_bad == "error":
+                raise UserError(f"{where}: {error}") from error
+            num_refused += 1
+            continue
+        if len(prompt) + limit > shape.max_position_embeddings:
+            num_long += 1
+            continue
+        placed.append((where, example))
+        prompts.append(prompt)
+    if not prompts:
         raise UserError(
-            f"run.eval_generate: no prompt of data.validation leaves room for an answer of {limit} tokens in the model's "
-            f"window of {shape.max_position_embeddings}; lower eval.max_new_tokens"
+            f"run.eval_generate: no prompt of data.validation can be rendered and leaves room for an answer of {limit} tokens in "
+            f"the model's window of {shape.max_position_embeddings}; lower eval.max_new_tokens"
         )
-    left_out = f", {fits.count(False)} more leave no room for an answer" if not all(fits) else ""
-    examples = [example for example, fit in zip(examples, fits, strict=True) if fit]
-    prompts = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
+    examples = [example for _, example in placed]
     metric, ideal = _metric(config, examples) if is_first else (None, {})
-    line = f"answers at each evaluation: {len(examples)} of {len(candidates):,} chats of data.validation{left_out}"
-    return Asked(examples, prompts, encoder.stop_ids, limit, metric, line, ideal)
+    line = f"answers at each evaluation: {len(examples)} of {len(candidates):,} chats of data.validation"
+    line += f", {num_long} more leave no room for an answer" if num_long else ""
+    line += f", {num_refused} more are refused" if num_refused else ""
+    return Asked(examples, prompts, encoder.stop_ids, limit, metric, line, encoder.control_report(placed), ideal)
 
 
-def _candidates(config: Config, reader: Reader) -> list[dict]:
-    """All chats of the validation data of the main source that end with an answer, in the order of the files."""
+def _candidates(config: Config, reader: Reader) -> list[tuple[str, dict]]:
+    """(where, chat) of the validation data of the main source that ends with an answer, in the order of the files."""
     data, share = config.data, config.data.validation_share
     paths = data.train if share else data.validation
     found = []
     reading = reader.reading if share else replace(reader.reading, max_samples=None)
     files = expand(tuple(path for path in paths if not is_store(path)))
-    for _, example in read_files(files, reading=reading, bad=lambda sentence: None):  # the loss counts them
+    for where, example in read_files(files, reading):  # what is skipped is counted for the loss
         if has_answer(example) and (not share or is_held_out(group_hash(example, data.split_by), share)):
-            found.append(example)
+            found.append((where, example))
     if not found:
         raise UserError("run.eval_generate: data.validation has no chat that ends with an answer; set it to 0")
     return found
 
 
 def _answer_length(train: Documents | Windows) -> int:
-    if isinstance(train, Windows) or train.store is None:
+    if isinstance(train, Windows) or train.parts is None:
         return DEFAULT_LENGTH
-    return math.ceil(LENGTH_MARGIN * train.store.longest_span())
+    return math.ceil(LENGTH_MARGIN * train.parts.longest_span)
 
 
 def _metric(config: Config, examples: list[dict]) -> tuple[Metric, dict[str, float]]:

@@ -80,6 +80,8 @@ def describe_run(
         for name, steps in zip(inputs.train.names[1:], inputs.plan.steps_of_shares, strict=True)
         if steps > inputs.total_steps
     ]
+    if inputs.asked and inputs.asked.control_line:
+        warnings.append(f"run.eval_generate: {inputs.asked.control_line}")
     warnings += uneven
     lines += _odd(remarks) + [f"warning: {warning}" for warning in warnings] + notes
     details += [memory_line(settings.memory, bytes_per_parameter(optimizer)), *disks]

@@ -14,7 +14,7 @@ from common.durable_files import write_json
 from common.errors import UserError
 from common.sha256 import sha256_of_all
 from configs.config import Config
-from data.chat_settings import write_chat_settings
+from data.chat_template import write_chat_settings
 from data.encoding import ExampleEncoder
 from distributed.checkpoint import load_parameters
 from distributed.checkpoint_directory import checkpoint_name, weights_digest

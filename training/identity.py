@@ -12,7 +12,7 @@ import importlib.metadata
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,8 @@ def hash_files(config: Config, script: str, say: Callable[[str], None]) -> Ident
     not what this process runs. Raises UserError if the weights of model.path are damaged.
     """
     code, scores = code_of(Path(script), scores_module(config))
-    code |= code_of_row(config)
+    for source in (config.data, *config.data.mix):
+        code |= code_of_row(source.row)
     return {"the weights": hash_weights(config.model.path, say), "the code": code, "the scores' code": scores}
 
 
@@ -243,22 +244,22 @@ def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], di
     return _by_name(code, folders) | loop, _by_name(more, [*folders, home])
 
 
-def code_of_row(config: Config) -> dict[str, str]:
+def code_of_row(row: str | None) -> dict[str, str]:
     """The code of the module that data.row names and of what it imports, as `code_of`; empty without one."""
-    if config.data.row is None:
+    if row is None:
         return {}
     try:
-        spec = importlib.util.find_spec(config.data.row.partition(":")[0])
+        spec = importlib.util.find_spec(row.partition(":")[0])
         file = Path(spec.origin if spec and spec.origin else "").resolve()
         folders = [file.parent, ROOT]
         return _by_name(_closure([file], folders, ()), folders)
     except (Exception, SystemExit):
-        return {}  # data/files.py says in one sentence what is wrong, before anything is trained
+        return {}  # data/formats.py says in one sentence what is wrong, before anything is trained
 
 
-def digest_of_row(config: Config) -> str:
+def digest_of_row(row: str | None) -> str:
     """A digest of the code of data.row, on which the tokenised data depend; an empty text without one."""
-    code = code_of_row(config)
+    code = code_of_row(row)
     return fingerprint(code) if code else ""
 
 
@@ -280,15 +281,7 @@ def _closure(files: list[Path], folders: list[Path], not_late: Collection[str]) 
         if file in code:
             continue
         tree = ast.parse(file.read_bytes(), file)
-        nodes = list(ast.walk(tree))
-        functions = [node for node in nodes if isinstance(node, FUNCTIONS)]
-        in_functions = {inner for function in functions for inner in ast.walk(function)}
-        guarded = [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-        for_types = {
-            inner for node in guarded for part in node.body for inner in ast.walk(part)
-        }  # no process loads these
-        loaded = [node for node in nodes if node not in for_types]
-        imports = [(name, node in in_functions) for node in loaded for name in _imported_by(node, file)]
+        imports = list(_imports(tree.body, file))
         code[file] = _digest(tree)
         for name, is_late in imports:
             if not (is_late and any(f"{name}.".startswith(f"{one}.") for one in not_late)):
@@ -309,11 +302,11 @@ def _home_of(name: str) -> Path | None:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
         return None
-    if spec is None or name in importlib.metadata.packages_distributions():  # the latter: installed as editable
+    folders = list(spec.submodule_search_locations or ()) if spec else []  # of a package, also without an __init__.py
+    place = folders[0] if folders else spec and spec.origin
+    if not place or {"site-packages", "dist-packages"} & set(Path(place).parts):
         return None
-    folders = list(spec.submodule_search_locations or ())  # of a package, also of one without an __init__.py
-    place = folders[0] if folders else spec.origin
-    if place is None or {"site-packages", "dist-packages"} & set(Path(place).parts):
+    if name in importlib.metadata.packages_distributions():  # installed as editable; asked last: it reads all packages
         return None
     return Path(place).resolve().parent
 
@@ -327,6 +320,18 @@ def _files_of(name: str, folders: list[Path]) -> list[Path]:
         if files:
             return files
     return []
+
+
+def _imports(statements: list[ast.stmt], file: Path, in_function: bool = False) -> Iterator[tuple[str, bool]]:
+    """The modules that these statements of `file` may import, each with whether only a call of a function does so."""
+    for node in statements:
+        for name in _imported_by(node, file):
+            yield name, in_function
+        inside = in_function or isinstance(node, FUNCTIONS)
+        for field in ("body", "handlers", "cases", "orelse", "finalbody"):
+            # No process loads what is imported for types.
+            if not (field == "body" and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+                yield from _imports(getattr(node, field, []), file, inside)
 
 
 def _imported_by(node: ast.AST, file: Path) -> list[str]:

@@ -4,24 +4,23 @@ It is read before a process group starts, so that a mistake in a file ends in on
 """
 
 import functools
+import hashlib
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from common.dtypes import DTYPES
 from configs.config import Config
 from data.batches import MicroBatch, StepBatch, TrainingPlan, collate, plan_pass, plan_training, prefetch
 from data.dealing import Costs, Deal, Dealer, Items
 from data.encoding import ExampleEncoder
 from data.examples import Documents
-from data.files import check_paths_exist
-from data.formats import Reading
-from data.paths import is_elsewhere
+from data.files import check_paths_exist, is_elsewhere, reading_of
 from data.reader import Reader, with_shared_examples_reported
 from data.sources import Corpus, Windows
 from distributed.process_group import Ranks, world_size_from_environment
@@ -31,10 +30,38 @@ from model.language_model import PackedLanguageModel
 from training.chat_settings import chat_settings, settle_chat_settings
 from training.identity import Identity, digest_of_row, hash_files
 
-if TYPE_CHECKING:
-    from training.asked import Asked
-
 MICRO_BATCHES_DEALT = 8  # micro-batches of a validation whose documents are dealt together
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Examples of data.validation with their prompts as token ids: the same at every evaluation, on any number of ranks.
+
+    metric: scores the answers; on rank 0 alone, whose scores all ranks get. ideal: what it gives for the references.
+    """
+
+    examples: list[dict]
+    prompts: list[list[int]]
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+    metric: Callable[[list[str], list[dict]], dict[str, float]] | None
+    line: str  # what is asked, for the log
+    control_line: str  # names those whose content spells control tokens, "" if there are none
+    ideal: dict[str, float]
+
+    def digest(self) -> str:
+        """A hash of all prompts, of the limit and of what ends an answer, by which ranks compare them."""
+        return hashlib.sha256(repr((self.prompts, self.max_new_tokens, sorted(self.stop_ids))).encode()).hexdigest()
+
+    def cost_line(self, parameters: int, dtype: str) -> str:
+        """The tokens of each evaluation and the memory that it takes. dtype: bf16 | fp32, in which the model computes."""
+        tokens, prompts = len(self.prompts) * self.max_new_tokens, sum(map(len, self.prompts))
+        ideal = ", ".join(f"{name} {value:.4g}" for name, value in self.ideal.items())
+        return (
+            f"{self.line}: {prompts:,} tokens of prompts and at most {tokens:,} of answers ({self.max_new_tokens} each); "
+            f"meanwhile each rank holds the whole model in {dtype}, {parameters * DTYPES[dtype].itemsize / 2**30:.2f} GiB"
+            + (f"; the references score {ideal}" if ideal else "")
+        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +77,7 @@ class Inputs:
     dealer: Dealer
     deal: Callable[[int], Deal]  # step -> its documents, dealt to the ranks
     old_domain: Documents | Windows | None  # of ewc.data: what EWC estimates its Fisher diagonal from
-    asked: "Asked | None" = None  # what run.eval_generate answers
+    asked: Asked | None = None  # what run.eval_generate answers
     first_new_row: int | None = None  # of embedding and head, that belongs to a token added to the vocabulary
     files: Identity = field(default_factory=dict)  # what of the run's identity is read from files: `hash_files`
 
@@ -137,15 +164,12 @@ def read_inputs(
         vocab_size,
         data.sequence_length,
         data.too_long,
-        show_progress=True,  # of the process that tokenises, whichever rank it is
         encoder=ExampleEncoder(tokenizer, chat_settings(data)),
         cache=data.cache,
         cache_gib=data.cache_gib,
-        reading=Reading(
-            data.format, data.fields, data.on_bad, data.split_by, data.row, data.max_samples, digest_of_row(config)
-        ),
-        validation_share=data.validation_share,
+        reading=reading_of(data, data.on_bad, digest_of_row(data.row)),
         say=say,
+        digest_of_row=digest_of_row,
     )
     train = reader.training(data.train, data.mix)
     validation = reader.validation(data.validation, data.mix, data.train)

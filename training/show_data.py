@@ -13,14 +13,13 @@ from configs.config import Config, Data
 from configs.load import load_config
 from data.dealing import one_per_token
 from data.encoding import ExampleEncoder
-from data.files import expand, read_files
-from data.formats import Reading
+from data.files import expand, reading_of
+from data.formats import read_files
 from data.held_out import group_hash, is_held_out
 from data.remote import with_local_files
-from data.show import MAX_TOKENS, Style, show_outcome
+from data.show import MAX_TOKENS, Style, describe_source, describe_steps, show_outcome
 from data.sources import MAIN
 from data.store import is_store
-from data.summary import describe_source, describe_steps
 from data.token_texts import one_line
 from data.tokens import load_tokenizer
 from model.architectures import read_model_config
@@ -91,17 +90,14 @@ def examples_of(data: Data, source: str = MAIN) -> Iterator[tuple[str, dict]]:
 
     Raises UserError at the first one if there is no such source, or if it is a token store.
     """
-    bad = data.on_bad
-    main = Reading(data.format, data.fields, bad, data.split_by, data.row, data.max_samples)
-    sources = {MAIN: (data.train, main)} | {
-        s.name: (s.paths, Reading(s.format, s.fields, bad, max_samples=s.max_samples)) for s in data.mix
-    }
+    sources = {MAIN: (data.train, reading_of(data, data.on_bad))}
+    sources |= {one.name: (one.paths, reading_of(one, data.on_bad)) for one in data.mix}
     if source not in sources:
         raise UserError(f"the config has no source {source}; choose one of {', '.join(sources)}")
     paths, reading = sources[source]
     for path in filter(is_store, paths):
         raise UserError(f"{path} is a token store, which keeps no examples; name the files it was made from")
-    yield from read_files(expand(paths), reading=reading, bad=lambda sentence: None)
+    yield from read_files(expand(paths), reading)
 
 
 def find(data: Data, source: str, index: int) -> tuple[int, str, dict]:

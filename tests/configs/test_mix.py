@@ -19,6 +19,15 @@ def test_a_mix_on_the_command_line() -> None:
         Source("general", ("a.jsonl", "b.txt"), 0.05),
         Source("law", ("c.jsonl.gz",), 0.1, ("d.txt",)),
     )
+    named = override(
+        BASE, ["data.mix=org/name:train=0.1;o/n@main:one:test=0.2;a/b.jsonl.gz,c.txt=0.05;s3://b/d.csv=1e-1"]
+    )
+    assert named.data.mix == (
+        Source("name-train", ("org/name:train",), 0.1),
+        Source("n-main-one-test", ("o/n@main:one:test",), 0.2),
+        Source("b", ("a/b.jsonl.gz", "c.txt"), 0.05),
+        Source("d", ("s3://b/d.csv",), 0.1),
+    )
     assert override(mixed, ["data.mix=none"]).data.mix == ()
     assert override(mixed, ["data.mix="]).data.mix == ()
 
@@ -27,6 +36,8 @@ def test_a_mix_on_the_command_line() -> None:
     "text, words",
     [
         ("general", "'general' is not a source; write NAME:SHARE:FILE,FILE"),
+        ("general:0.1:org/name:train", "is not a source; .* e.g. ORG/NAME:SPLIT=0.05"),
+        ("org/name:train=much", "is not a source"),
         ("general:much:a.txt", "'general:much:a.txt' is not a source"),
         ("a:0.1:b.txt:c.txt:d.txt", "is not a source"),
         ("general:0.1:", "data.mix.paths must be a list of at least one file"),
@@ -47,6 +58,7 @@ def test_a_wrong_mix_gives_a_one_line_error(text, words) -> None:
 def test_a_wrong_mix_in_a_config_file_gives_a_one_line_error() -> None:
     for source, words in [
         (Source("a", "a.txt", 0.1), "data.mix.paths must be a tuple of strings, not 'a.txt'"),
+        (Source("a", ("a.txt",), 0.1, row="hooks"), "data.mix.row must be MODULE:FUNCTION, not 'hooks'"),
         (Source("a", ("a.txt",), "5%"), "data.mix.share must be a number, not '5%'"),
         (Source("a", ("a.txt",), 0.1, fields={"txt": "b"}), "`fields` of a: unknown key 'txt'; did you mean text?"),
     ]:

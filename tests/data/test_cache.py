@@ -1,6 +1,5 @@
 """The cache of encoded examples: the same as in memory, built once, complete or absent, and keyed by all that matters."""
 
-import dataclasses
 import errno
 import json
 import os
@@ -15,16 +14,17 @@ import common.node_lock
 import data.cache
 import data.encoding
 import data.examples
-import data.files
+import data.formats
 import data.store
 import data.tokenise
 from common.errors import UserError
 from data.clean import clean_tokens
-from data.encoding import Encoded, ExampleEncoder, Outcome, Span, kept_parts
-from data.examples import Documents, load_documents, read_examples
-from data.formats import Reading
+from data.encoding import Encoded, ExampleEncoder, Outcome, Span
+from data.examples import Documents, load_documents
+from data.files import DEFAULT, Reading
+from data.formats import read_examples
+from data.show import kept_parts, part_of
 from data.store import STORE_FILE, Store, open_store, shard_file
-from data.tokenise import ExampleSettings
 from tests.processes import run_ranks
 from tests.tiny import CHATML, SENTENCES, tiny_tokenizer, write_chat_file
 
@@ -107,7 +107,7 @@ def test_the_second_start_reads_no_text_and_encodes_nothing(files, tmp_path, mon
         raise AssertionError("a file was read or an example was encoded")
 
     monkeypatch.setattr(data.cache, "hash_files", fail)
-    monkeypatch.setattr(data.files, "read_rows", fail)
+    monkeypatch.setattr(data.formats, "read_rows", fail)
     monkeypatch.setattr(ExampleEncoder, "encode", fail)
     assert content(load(files, tmp_path / "cache")) == content(first)
 
@@ -126,7 +126,6 @@ def test_an_edit_at_equal_size_and_time_is_noticed(files, tmp_path, monkeypatch)
 
 def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_path) -> None:
     cache = tmp_path / "cache"
-    settings = ExampleSettings(128, "truncate")
     other_template, other_bos, other_words = tiny_tokenizer(), tiny_tokenizer(), tiny_tokenizer(300)
     other_template.chat_template = CHATML + "{# of another version #}"
     other_bos.bos_token = "<|endoftext|>"
@@ -138,18 +137,18 @@ def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_
     renamed = tmp_path / "a.json"
     renamed.write_bytes(Path(files[0]).read_bytes())
     variants = [
-        (files, tiny_tokenizer(), settings, ExampleEncoder),
-        *((files, tokenizer, settings, ExampleEncoder) for tokenizer in (other_template, other_bos, other_words)),
-        (files, tiny_tokenizer(), settings, OtherEncoder),
-        (files[::-1], tiny_tokenizer(), settings, ExampleEncoder),
-        ((str(renamed), *files[1:]), tiny_tokenizer(), settings, ExampleEncoder),
+        (files, tiny_tokenizer(), DEFAULT, ExampleEncoder),
+        *((files, tokenizer, DEFAULT, ExampleEncoder) for tokenizer in (other_template, other_bos, other_words)),
+        (files, tiny_tokenizer(), DEFAULT, OtherEncoder),
+        (files[::-1], tiny_tokenizer(), DEFAULT, ExampleEncoder),
+        ((str(renamed), *files[1:]), tiny_tokenizer(), DEFAULT, ExampleEncoder),
         *(
-            (files, tiny_tokenizer(), dataclasses.replace(settings, **change), ExampleEncoder)
+            (files, tiny_tokenizer(), Reading(**change), ExampleEncoder)
             for change in (
-                {"reading": Reading(on_bad="skip")},
-                {"reading": Reading(max_samples=2)},
-                {"reading": Reading(code="of data.row")},
-                {"reading": Reading(fields={"messages": "messages"})},
+                {"on_bad": "skip"},
+                {"max_samples": 2},
+                {"code": "of data.row"},
+                {"fields": {"messages": "messages"}},
                 {"validation_share": 0.5, "part": "training"},
                 {"validation_share": 0.5, "part": "validation"},
                 {"validation_share": 0.4, "part": "training"},
@@ -157,9 +156,9 @@ def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_
         ),
     ]
     for number, (paths, tokenizer, these, make_encoder) in enumerate(variants, 1):
-        options = {"encoder": make_encoder(tokenizer), "settings": these, "cache": cache}
+        options = {"encoder": make_encoder(tokenizer), "reading": these, "cache": cache}
         for _ in range(2):
-            load_documents(paths, tokenizer, these.sequence_length, these.too_long, **options)
+            load_documents(paths, tokenizer, 128, "truncate", **options)
             assert len(entries(cache)) == number
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -170,10 +169,7 @@ def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_
 
 
 def test_the_held_out_part_and_the_rest_are_the_whole(files, tmp_path) -> None:
-    parts = [
-        load(files[:1], settings=ExampleSettings(128, validation_share=0.3, part=part))
-        for part in ("training", "validation")
-    ]
+    parts = [load(files[:1], reading=Reading(validation_share=0.3, part=part)) for part in ("training", "validation")]
     whole = load(files[:1])
     assert sum(len(part) for part in parts) == len(whole) == 40 and min(len(part) for part in parts) > 3
     assert f"{len(parts[1])} examples held out" in parts[0].report
@@ -189,9 +185,7 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
     path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats) + '{"messages": 3}\n')
     with pytest.raises(UserError, match="a.jsonl, line 7"):
         load((str(path),))
-    made = load_documents(
-        (str(path),), tiny_tokenizer(), 64, "truncate", settings=ExampleSettings(64, reading=Reading(on_bad="skip"))
-    )
+    made = load_documents((str(path),), tiny_tokenizer(), 64, "truncate", reading=Reading(on_bad="skip"))
     assert len(made) == 2 and made.targets.all()
     for words in (
         "2 examples have no target left after being truncated to 64 tokens: LEFT OUT",
@@ -266,7 +260,7 @@ def test_what_stands_in_the_place_of_an_entry_is_replaced(files, tmp_path, kind)
 
 def test_an_entry_that_another_node_published_meanwhile_is_not_replaced(files, tmp_path, monkeypatch) -> None:
     """A file system without locks: the ranks of the other node may be reading theirs."""
-    build = data.examples.build_examples
+    build = data.tokenise.build_examples
     began = []
 
     def slow(*arguments) -> Store:
@@ -276,7 +270,7 @@ def test_an_entry_that_another_node_published_meanwhile_is_not_replaced(files, t
             began.append((entries(tmp_path / "cache")[0] / shard_file(0)).stat().st_ino)
         return build(*arguments)
 
-    monkeypatch.setattr(data.examples, "build_examples", slow)
+    monkeypatch.setattr(data.tokenise, "build_examples", slow)
     monkeypatch.setattr(data.cache.socket, "gethostname", lambda: f"node{len(began)}")
     monkeypatch.setattr(common.node_lock.fcntl, "lockf", no_locks)
     made = content(load(files[:1], tmp_path / "cache"))
@@ -289,8 +283,8 @@ def test_the_report_names_the_files_where_they_are_now(tmp_path, monkeypatch) ->
     """Only as paths: the name of a file may be a part of any word."""
     monkeypatch.chdir(tmp_path)
     Path("e").write_text(write_chat_file("a.jsonl", 3).read_text() + "{}\n")
-    settings = ExampleSettings(128, reading=Reading(on_bad="skip"))
-    first, moved = (load((path,), tmp_path / "cache", settings=settings).report for path in ("e", str(tmp_path / "e")))
+    reading = Reading(on_bad="skip")
+    first, moved = (load((path,), tmp_path / "cache", reading=reading).report for path in ("e", str(tmp_path / "e")))
     first, moved = first.partition("tokenised in")[0], moved.partition("from the cache")[0]
     assert moved == first.replace("e: mess", f"{tmp_path}/e: mess").replace("e, line", f"{tmp_path}/e, line") != first
 
@@ -375,7 +369,7 @@ def test_another_length_or_treatment_of_long_chats_tokenises_nothing_again(files
                 for outcome, text in zip(outcomes, is_text, strict=True)
                 for whole in outcome.sequences
                 for ends in kept_parts(len(whole.ids), text, length, too_long)
-                if (part := whole.part(*ends)).spans
+                if (part := part_of(whole, *ends)).spans
             ]
             made = load_documents(files, tiny_tokenizer(), length, too_long, encoder=encoder, cache=tmp_path / "cache")
             ids, weights, lengths, targets, _ = content(made)
@@ -384,9 +378,9 @@ def test_another_length_or_treatment_of_long_chats_tokenises_nothing_again(files
             assert [made.get(i)[1].dtype for i in range(len(made))] == [part.weights().dtype for part in expected]
             assert lengths == [len(part.ids) for part in expected]
             assert targets == [part.weights().sum(dtype=np.float64) for part in expected]
-            assert made.store
+            assert made.parts
             longest = max(span.end - span.start for part in expected for span in part.spans)
-            assert made.store.longest_span() == longest
+            assert made.parts.longest_span == longest
     with pytest.raises(
         UserError, match=r"a.jsonl, line \d+ has \d+ tokens, more than data.sequence_length=33; increase it"
     ):
@@ -399,8 +393,8 @@ def test_the_entries_unused_for_longest_are_removed_unless_they_are_in_use(files
 
     def entry(number: int, limit: float | None) -> Path:
         made = load((files[number],), cache, cache_gib=limit)
-        assert made.store
-        return made.store.store.path
+        assert made.parts
+        return made.parts.store.path
 
     first, second = entry(0, None), entry(1, None)
     os.utime(first, (1e9, 1e9))
@@ -459,13 +453,11 @@ def test_two_ranks_build_once(tmp_path) -> None:
     assert done.stdout.count("tokenised in") == 2  # by this start, whichever rank did it
 
 
-def test_the_rank_that_waited_fails_with_the_builders_sentence(tmp_path) -> None:
-    error = "[time.sleep(0.01) for _ in range(100)]; raise __import__('common.errors').errors.UserError('planted')"
+def test_an_error_ends_each_rank_with_the_same_sentence(tmp_path) -> None:
+    error = "raise __import__('common.errors').errors.UserError('planted')"
     done = run_worker(tmp_path, 2, error)
     assert done.returncode == 2 and "error: planted" in done.stderr
-    assert len((tmp_path / "encoded").read_text().splitlines()) == 1
     assert run_worker(tmp_path, 1).returncode == 0  # a later start tries again
-    assert not list((tmp_path / "cache").glob("*.failed.json"))
 
 
 def test_a_killed_build_leaves_nothing_that_counts_and_nothing_for_ever(tmp_path) -> None:

@@ -105,3 +105,11 @@ def test_the_balance_of_several_steps_weighs_them_by_their_time() -> None:
 def test_bins_of_one_micro_batch_are_alike() -> None:
     assert _alike([[0], [1], [2], [3]], np.array([1, 9, 2, 8])) == [[1], [3], [2], [0]]
     assert one_step([4, 5, 6, 8, 10], 2, 14, one_per_token).slowest == 18  # 19 if the bins stayed as they were filled
+
+
+def test_an_example_with_a_giant_weight_is_dealt_like_any_other() -> None:
+    """The weights of an example and of its answer are up to 1e12 each; their product is no 64-bit integer."""
+    source = documents([5, 9])
+    source.num_targets = lambda index: 1e24 if index else 1.0
+    costs = Dealer(64, lambda lengths, targets: targets).costs_of_items([0, 1], source)
+    assert costs.tolist() == [1, 9]

@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,9 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from data.examples import load_documents
-from data.files import Reading, describe_files, describe_form, expand, left_out, read_file, read_files
-from data.paths import check_paths_exist
+from data.files import DEFAULT, Reading, check_paths_exist, expand, left_out
+from data.formats import Noticed, read_files
 from data.rows import json_values
-from data.tokenise import ExampleSettings
 from tests.tiny import tiny_tokenizer
 
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]
@@ -69,7 +69,14 @@ def json_lines(rows: list) -> bytes:
 
 
 def examples(path: Path, **reading) -> list[dict]:
-    return [example for _, example in read_file(path, reading=Reading(**reading))]
+    return [example for _, example in read_files([path], Reading(**reading))]
+
+
+def described(paths: list[Path], reading: Reading = DEFAULT) -> list[str]:
+    """What the log says of the forms of files, after they were read."""
+    noticed = Noticed(replace(reading, on_bad="skip"))
+    list(read_files(paths, noticed.reading, noticed))
+    return noticed.forms()
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".bz2", ".xz", ".zst"])
@@ -80,7 +87,7 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
     assert examples(write(tmp_path / f"a.txt{compression}", whole.encode())) == [{"text": "\n".join(TEXTS)}]
     assert examples(tmp_path / f"a.txt{compression}", fields={"text": "body"}) == [{"text": "\n".join(TEXTS)}]
     path = write(tmp_path / f"a.parquet{compression}", parquet([{"id": 1} | text for text in texts]))
-    assert list(read_file(path)) == [(f"{path}, row {i}", text) for i, text in enumerate(texts, 1)]
+    assert list(read_files([path])) == [(f"{path}, row {i}", text) for i, text in enumerate(texts, 1)]
     made = load_documents((str(tmp_path / f"a.jsonl{compression}"), str(path)), tiny_tokenizer(), 512, "error")
     assert len(made) == 4
     cells = [
@@ -153,7 +160,7 @@ def test_the_error_names_a_damaged_file(tmp_path, name, data, words) -> None:
             pytest.importorskip(library[1])
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=words) as error:
-        list(read_file(tmp_path / name))
+        list(read_files([tmp_path / name]))
     assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
 
 
@@ -182,7 +189,7 @@ def test_a_damaged_arrow_or_parquet_file_is_one_sentence_wherever_it_is_damaged(
         damaged[place] ^= 1 << chosen.randrange(8)
         path.write_bytes(damaged[: chosen.choice([place, None, None])])
         try:
-            list(read_file(path, reading=Reading(on_bad="skip"), bad=lambda problem: None))
+            list(read_files([path], Reading(on_bad="skip")))
         except UserError as error:
             refused += 1
             assert str(error).startswith(str(path)) and "\n" not in str(error)
@@ -208,10 +215,10 @@ def test_a_string_of_a_parquet_file_that_is_not_text_is_one_bad_row(tmp_path) ->
     pyarrow = pytest.importorskip("pyarrow")
     column = pyarrow.array([b"fine", b"caf\xe9", b"too"]).view(pyarrow.string())
     pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
-    bad = []
-    found = read_file(tmp_path / "a.parquet", reading=Reading(on_bad="skip"), bad=bad.append)
+    noticed = Noticed(Reading(on_bad="skip"))
+    found = read_files([tmp_path / "a.parquet"], noticed.reading, noticed)
     assert [example["text"] for _, example in found] == ["fine", "too"]
-    assert bad == [f"{tmp_path / 'a.parquet'}, row 2 is not UTF-8 text"]
+    assert noticed.bad == [f"{tmp_path / 'a.parquet'}, row 2 is not UTF-8 text"]
 
 
 @given(
@@ -235,26 +242,26 @@ def test_on_bad_skip_leaves_out_malformed_examples_and_names_each(tmp_path) -> N
         b'{"txt": "a"}',
     ]
     path.write_bytes(b"\n".join([*lines, json_lines([{"messages": CHAT, "text": "a"}])]))
-    bad = []
-    found = list(read_file(path, reading=Reading(on_bad="skip"), bad=bad.append))
+    noticed = Noticed(Reading(on_bad="skip"))
+    found = list(read_files([path], noticed.reading, noticed))
     assert found == [(f"{path}, line 1", {"text": "one"}), (f"{path}, line 6", {"text": "two"})]
-    assert [problem.removeprefix(f"{path}, line ")[:12] for problem in bad] == [
+    assert noticed.counts == {"skipped": 6}
+    assert [problem.removeprefix(f"{path}, line ")[:12] for problem in noticed.bad] == [  # the first five
         "2 is not val",
         "3: `text` mu",
         "4 is not UTF",
         "5: `messages",
         "7 has none o",
-        "8 has the fo",
     ]
     path.write_bytes(b"{\n{")
     with pytest.raises(UserError, match="contains no well-formed example; .*line 1 is not valid JSON"):
-        list(read_file(path, reading=Reading(on_bad="skip"), bad=bad.append))
+        list(read_files([path], noticed.reading, noticed))
 
 
 def test_rows_of_different_forms_are_read_if_each_is_clear(tmp_path) -> None:
     path = write(tmp_path / "a.jsonl", json_lines([{"text": "a", "id": 1}, {"messages": CHAT, "id": 2}]))
     assert examples(path) == [{"text": "a", "id": 1}, {"messages": CHAT, "id": 2}]
-    assert describe_form(path) == "text and messages (text, messages); ignored: id"
+    assert described([path]) == [f"{path}: text and messages (text, messages); ignored: id"]
     alpaca = {"instruction": "Sum", "output": "3", "text": "Below is an instruction: Sum. Response: 3"}
     lost = alpaca | {"output": None}
     path = write(tmp_path / "b.jsonl", json_lines([alpaca, lost]))
@@ -269,16 +276,14 @@ def test_the_form_of_each_file_is_described(tmp_path) -> None:
     second = write(tmp_path / "b.json", json.dumps([alpaca | {"input": "x"}]).encode())
     chat = write(tmp_path / "c.parquet", parquet([{"messages": [m | {"date": "today"} for m in CHAT], "id": 1}]))
     form = "alpaca (instruction, output, input); ignored: text, id"
-    assert describe_form(first) == form
-    assert describe_form(chat) == "messages (messages); ignored: id, messages.date"
-    assert describe_files([first, second, chat]) == [f"{first} and 1 more: {form}", f"{chat}: {describe_form(chat)}"]
+    assert described([first]) == [f"{first}: {form}"]
+    of_chat = f"{chat}: messages (messages); ignored: id, messages.date"
+    assert described([first, second, chat]) == [f"{first} and 1 more: {form}", of_chat]
     named = Reading(fields={"text": "output"})
-    assert describe_form(second, Reading("text", {"text": "output"})) == (
-        "text (output); ignored: instruction, text, id, input"
-    )
-    assert describe_form(second, named) == "text (output); ignored: instruction, text, id, input"
+    for reading in (Reading("text", {"text": "output"}), named):
+        assert described([second], reading) == [f"{second}: text (output); ignored: instruction, text, id, input"]
     with pytest.raises(UserError, match="does not exist"):
-        describe_form(tmp_path / "none")
+        described([tmp_path / "none"])
 
 
 def test_folders_and_globs_stand_for_their_files_in_order(tmp_path) -> None:
@@ -359,7 +364,7 @@ def test_a_saved_dataset_is_read(tmp_path) -> None:
     function = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
     made = {"role": "assistant", "content": None, "tool_calls": [function]}
     assert examples(files[0]) == [{"messages": [*CHAT, made]}, {"messages": CHAT}]
-    assert describe_form(files[0]) == "messages (messages); ignored: id"
+    assert described([files[0]]) == [f"{files[0]}: messages (messages); ignored: id"]
     assert expand([tmp_path]) == files  # a dataset below a folder
     (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train"]}')
     for broken, words in [
@@ -369,6 +374,25 @@ def test_a_saved_dataset_is_read(tmp_path) -> None:
     ]:
         with pytest.raises(UserError, match=words):
             expand([broken])
+
+
+@pytest.mark.parametrize("names", [("train-00000.jsonl", "test-00000.jsonl"), ("train/a.jsonl", "dev/a.jsonl")])
+def test_a_folder_of_training_and_test_files_is_not_trained_on_as_a_whole(tmp_path, names) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    with pytest.raises(
+        UserError, match=rf"has training files and {names[1]}; name a split, {tmp_path}:train, or the files"
+    ):
+        expand([tmp_path])
+    assert len(expand([f"{tmp_path}/**/*.jsonl"])) == 2
+
+
+def test_a_tilde_that_the_shell_has_left_is_explained() -> None:
+    with pytest.raises(
+        UserError, match=r"^~/no.jsonl does not exist; the shell replaces ~ only where a word begins with it"
+    ):
+        expand(["~/no.jsonl"])
 
 
 def test_a_token_store_is_not_a_folder_of_files(tmp_path) -> None:
@@ -381,10 +405,10 @@ def test_a_truncated_zst_file_and_a_parquet_file_without_known_columns_are_refus
     zstandard = pytest.importorskip("zstandard")
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(b'{"text": "a"}\n' * 100)[:-4])
     with pytest.raises(UserError, match="is damaged or not a zstd file: Truncated"):
-        list(read_file(tmp_path / "a.jsonl.zst"))
+        list(read_files([tmp_path / "a.jsonl.zst"]))
     (tmp_path / "a.parquet").write_bytes(parquet([{"id": 1, "body": text} for text in TEXTS]))
     with pytest.raises(UserError, match="no column of a known form .* its columns are id, body; data.fields"):
-        list(read_file(tmp_path / "a.parquet"))
+        list(read_files([tmp_path / "a.parquet"]))
     assert examples(tmp_path / "a.parquet", fields={"text": "body"}) == [{"text": text} for text in TEXTS]
 
 
@@ -393,7 +417,7 @@ def test_a_missing_library_gives_a_one_line_error(tmp_path, monkeypatch, missing
     monkeypatch.setitem(__import__("sys").modules, missing, None)
     (tmp_path / name).write_bytes(b"data")
     with pytest.raises(UserError, match=f"requires {missing}; pip install {missing}"):
-        list(read_file(tmp_path / name))
+        list(read_files([tmp_path / name]))
 
 
 def test_progress_adds_up_to_the_size_of_the_file(tmp_path) -> None:
@@ -406,7 +430,7 @@ def test_progress_adds_up_to_the_size_of_the_file(tmp_path) -> None:
     ]:
         path, counts = write(tmp_path / name, content), []
         try:
-            list(read_file(path, counts.append))
+            list(read_files([path], advance=counts.append))
         except UserError:
             assert name == "a.json"
         assert sum(counts) == path.stat().st_size, name
@@ -460,13 +484,13 @@ def test_a_function_of_the_user_makes_examples_of_rows(tmp_path, monkeypatch) ->
         write(tmp_path / "a.parquet", parquet(rows)),
     ):
         assert examples(path, row="hooks_of_a_test:as_text") == [{"text": "t1!"}, {"text": "t3!"}]
-    assert describe_form(path, Reading(row="hooks_of_a_test:as_text")) == (
-        "text (text); made by data.row=hooks_of_a_test:as_text, which leaves out 1 of the first 100 rows"
-    )
-    settings = ExampleSettings(64, reading=Reading(row="hooks_of_a_test:as_text"))
+    assert described([path], Reading(row="hooks_of_a_test:as_text")) == [
+        f"{path}: text (text); made by data.row=hooks_of_a_test:as_text, which leaves out 1 of the first 100 rows"
+    ]
+    reading = Reading(row="hooks_of_a_test:as_text")
     assert (
         "\n1 row LEFT OUT by data.row"
-        in load_documents((str(path),), tiny_tokenizer(), 64, "error", settings=settings).report
+        in load_documents((str(path),), tiny_tokenizer(), 64, "error", reading=reading).report
     )
     bad = write(tmp_path / "b.jsonl", json_lines([rows[0], {"n": 1}]))
     for name, words in [
@@ -490,11 +514,9 @@ def test_only_the_first_rows_are_read_of_all_files_together(tmp_path) -> None:
     files[2] = files[2].rename(tmp_path / "2.parquet")
     files[2].write_bytes(b"nobody gets here")
     for most in (1, 2, 3, 4):
-        found = read_files(files, reading=Reading(max_samples=most))
+        found = read_files(files, Reading(max_samples=most))
         assert "".join(example["text"] for _, example in found) == "abcd"[:most]
-    made = load_documents(
-        (str(tmp_path),), tiny_tokenizer(), 64, "error", settings=ExampleSettings(64, reading=Reading(max_samples=1))
-    )
+    made = load_documents((str(tmp_path),), tiny_tokenizer(), 64, "error", reading=Reading(max_samples=1))
     assert len(made) == 1 and made.report.startswith("1 example from 1 file, ")
     assert f"\n{files[0]}: text (text)" in made.report
 
@@ -504,3 +526,12 @@ def test_no_bar_is_drawn_where_stderr_is_no_terminal(tmp_path, capsys) -> None:
     path = write(tmp_path / "a.jsonl", json_lines([{"text": "a"}]))
     load_documents((str(path),), tiny_tokenizer(), 64, "error", progress="training")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_key_that_stands_twice_in_an_object_is_an_error(tmp_path, name) -> None:
+    """Python keeps the last of the two values, and the other would be lost without a word."""
+    file = tmp_path / name
+    file.write_text('{"messages": [{"role": "user", "content": "a", "content": "b"}]}')
+    with pytest.raises(UserError, match=r"line 1 is not valid JSON: an object has the key content twice"):
+        list(read_files([file]))

@@ -7,7 +7,8 @@ import pytest
 
 from common.errors import UserError
 from configs.load import EXAMPLE_FIELDS, FORMATS
-from data.formats import OPTIONAL, REQUIRED, Reading, canonical_example, example_text, foreign_keys, kind_of
+from data.files import Reading
+from data.formats import OPTIONAL, REQUIRED, canonical_example, example_text, foreign_keys, kind_of
 
 USER, ANSWER = {"role": "user", "content": "LCR?"}, {"role": "assistant", "content": "97.3%"}
 CHAT = [USER, ANSWER]

@@ -1,5 +1,6 @@
 """The split is the same in any order and file, has the share that was asked for, and keeps copies and groups together."""
 
+import datetime
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from data.formats import Reading
+from data.files import Reading
 from data.held_out import HASH_BYTES, content_hash, group_hash, is_held_out, key_of, num_repeated, num_shared
 from data.reader import Reader, with_shared_examples_reported
 from tests.tiny import tiny_tokenizer
@@ -67,8 +68,8 @@ def write(path: Path, rows: list[dict]) -> str:
 
 
 def read_both(path: str, split_by: str | None, share: float = 0.3, on_bad: str = "error"):
-    reading = Reading(on_bad=on_bad, split_by=split_by)
-    reader = Reader(tiny_tokenizer(), 384, 128, "drop", reading=reading, validation_share=share)
+    reading = Reading(on_bad=on_bad, split_by=split_by, validation_share=share)
+    reader = Reader(tiny_tokenizer(), 384, 128, "drop", reading=reading)
     corpus = reader.training((path,), ())
     return corpus, with_shared_examples_reported(reader.validation((), (), (path,)), corpus)
 
@@ -172,3 +173,9 @@ def test_repeated_and_shared_examples_are_counted() -> None:
     assert num_shared(training, keys_of(HASHES[:1])) == 3
     nothing = keys_of([])
     assert num_repeated(nothing) == num_shared(training, nothing) == num_shared(nothing, training) == 0
+
+
+def test_a_split_by_days_of_a_parquet_file() -> None:
+    """A column of times has Python's datetime, which is not JSON."""
+    first, second = ({"text": "a", "day": datetime.datetime(2026, 1, day)} for day in (1, 2))
+    assert group_hash(first, "day") == group_hash(first | {"text": "b"}, "day") != group_hash(second, "day")

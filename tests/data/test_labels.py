@@ -3,7 +3,8 @@
 A judge of its own, which knows `apply_chat_template` and nothing of data/labels.py, decides about 22 kinds of chats with each
 template: right; noted (right but for what a note says, such as thinking that the template drops); refused (with a sentence that
 is true); wrong; or a traceback. It judges the templates of tests/chat_families.py, and the real ones of tests/real_templates.py
-where a folder has them. `UPDATE=1 pytest tests/data/test_labels.py` writes the table in docs/chats.md.
+where they are at hand. verdicts.json has every verdict, and docs/chats.md the sums: `UPDATE=1 pytest tests/data/test_labels.py`
+writes both.
 """
 
 import datetime
@@ -16,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import transformers
+from packaging.version import Version
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
@@ -24,15 +27,15 @@ from configs.load import load_config
 from data.chat_template import ChatSettings
 from data.encoding import ExampleEncoder, Outcome
 from data.examples import load_documents
-from data.formats import Reading
-from data.tokenise import ExampleSettings
+from data.files import Reading
 from data.tokens import plain_template
 from tests import real_templates
 from tests.chat_families import FAMILIES, family_tokenizer
 from tests.processes import ROOT, run_python
 from training.chat_settings import chat_settings
 
-PAGE = Path(__file__).parents[2] / "docs/chats.md"
+PAGE, TABLE = Path(__file__).parents[2] / "docs/chats.md", Path(__file__).with_name("verdicts.json")
+VERDICTS = {"right": "r", "noted": "n", "refused": "x"}  # and wrong, and a traceback
 TODAY = datetime.date.today().isoformat()
 REASON = "The minimum is 100%."
 
@@ -193,7 +196,8 @@ class Judge:
         is_open = re.search(r"<think>\s*$", prompt)
         if is_open and text.count("</think>") != 1:
             raise Wrong(f"message {i} does not close the block of the prompt: {text!r}")
-        if not whole.startswith(prompt) or (is_open and "</think>" not in whole[len(prompt) :]):
+        # In an open block, the template closes it once. Qwen3.8 writes a second one for a content that has its own.
+        if not whole.startswith(prompt) or (is_open and whole[len(prompt) :].count("</think>") != 1):
             if "rebuilt" not in outcome.notes:
                 raise Wrong(f"message {i} is rendered otherwise, and no note says so: {text!r}")
             return
@@ -238,17 +242,15 @@ def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def judged(judges: dict[str, Judge]) -> Counter:
-    """How many chats got which verdict. Fails with the list of what is wrong."""
-    verdicts: Counter = Counter()
-    wrong = []
+def judged(judges: dict[str, Judge]) -> dict[str, str]:
+    """For each template the verdicts about `CHATS`, a letter each. Fails with the list of what is wrong."""
+    letters, wrong = {}, []
     for name, judge in judges.items():
-        for kind, messages in CHATS.items():
-            verdict, why = judge(messages)
-            verdicts[verdict] += 1
-            wrong += [f"{name}, {kind}: {why}"] if verdict in ("wrong", "traceback") else []
+        verdicts = {kind: judge(messages) for kind, messages in CHATS.items()}
+        letters[name] = "".join(VERDICTS.get(verdict, "!") for verdict, _ in verdicts.values())
+        wrong += [f"{name}, {kind}: {why}" for kind, (verdict, why) in verdicts.items() if verdict not in VERDICTS]
     assert not wrong, "\n".join(wrong)
-    return verdicts
+    return letters
 
 
 @pytest.fixture(scope="module")
@@ -256,35 +258,52 @@ def judges() -> dict[str, Judge]:
     return {name: Judge(tokenizer_of(name), (family.eos, *family.stops)) for name, family in FAMILIES.items()}
 
 
-def row(source: str, templates: int, verdicts: Counter) -> str:
-    counts = (verdicts[verdict] for verdict in ("right", "noted", "refused", "wrong", "traceback"))
-    return (
-        f"| {source} | {templates} | " + " | ".join(f"{count:,}" for count in (templates * len(CHATS), *counts)) + " |"
-    )
-
-
-def check_page(line: str) -> None:
-    """The page has this row of the table; with UPDATE=1 it gets it."""
-    page, start = PAGE.read_text(encoding="utf-8"), line[: line.index("|", 2) + 1]
-    [old] = [row for row in page.split("\n") if row.startswith(start)]
+def check_verdicts(collection: str, found: dict[str, str]) -> None:
+    """Every template has the verdicts of TABLE; with UPDATE=1 the table gets those that were found, and the page their sums."""
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
     if os.environ.get("UPDATE"):
-        PAGE.write_text(page.replace(old, line), encoding="utf-8")
-    else:
-        assert old == line, "run UPDATE=1 pytest tests/data/test_labels.py"
+        TABLE.write_text(json.dumps(table | {collection: found}, indent=1) + "\n", encoding="utf-8")
+        page, new = PAGE.read_text(encoding="utf-8"), row(collection, found)
+        [old] = [line for line in page.split("\n") if line.startswith(new[: new.index("|", 2)])]
+        PAGE.write_text(page.replace(old, new), encoding="utf-8")
+        return
+    # Some templates (gpt-oss, LFM2.5) know the thinking of a message by another name, under which only newer versions of
+    # transformers hand it on: a verdict that is right there may be noted with an older one.
+    allowed = {("r", "n")} if Version(transformers.__version__) < Version("5.24") else set()
+    known = table[collection]
+    assert {*known} == {*found}
+    changed = {
+        name: (known[name], letters)
+        for name, letters in found.items()
+        if any(old != new and (old, new) not in allowed for old, new in zip(known[name], letters, strict=True))
+    }
+    assert not changed, f"UPDATE=1 pytest tests/data/test_labels.py writes these verdicts: {changed}"
+
+
+def row(collection: str, verdicts: dict[str, str]) -> str:
+    """The line of docs/chats.md about a collection of templates."""
+    letters = "".join(verdicts.values())
+    counts = [len(letters), *(letters.count(letter) for letter in VERDICTS.values())]
+    return f"| {collection} | {len(verdicts)} | " + " | ".join(f"{count:,}" for count in [*counts, 0, 0]) + " |"
 
 
 def test_no_chat_is_trained_wrongly_without_a_word(judges) -> None:
-    check_page(row("of our own (`tests/chat_families.py`)", len(judges), judged(judges)))
+    check_verdicts("of our own (`tests/chat_families.py`)", judged(judges))
 
 
-@pytest.mark.parametrize("repository", real_templates.REPOSITORIES)
-def test_nor_with_a_real_template(repository) -> None:
-    folder = os.environ.get("REAL_TEMPLATES")
-    if not folder:
-        pytest.skip("REAL_TEMPLATES names no folder; python -m tests.real_templates makes one")
-    templates = real_templates.read(Path(folder), repository)
-    judges = {name: Judge(*real_templates.tokenizer_of(source)) for name, source in templates.items()}
-    check_page(row(repository, len(judges), judged(judges)))
+@pytest.mark.parametrize("collection", real_templates.COLLECTIONS)
+def test_nor_with_a_real_template(collection) -> None:
+    templates = real_templates.read(collection)
+    check_verdicts(
+        collection, judged({name: Judge(*real_templates.tokenizer_of(source)) for name, source in templates.items()})
+    )
+
+
+def test_the_page_has_the_sums_of_all_verdicts() -> None:
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    assert {len(letters) for verdicts in table.values() for letters in verdicts.values()} == {len(CHATS)}
+    page = PAGE.read_text(encoding="utf-8")
+    assert all(row(collection, verdicts) in page for collection, verdicts in table.items())
 
 
 def attacks(tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -454,26 +473,38 @@ def test_a_block_that_the_prompt_opens_is_closed_by_the_answer(family, block) ->
     assert ids(encoded.ids[start - 2 : start + 3].tolist()) == ["<think>", "Ċ", "Ċ", "</think>", "ĊĊ"]  # not <think> ĊĊ
 
 
-def test_the_empty_thinking_of_qwen3_is_prompt_in_the_banks_config() -> None:
+def test_thinking_in_tags_goes_into_the_block_of_the_prompt_where_the_template_would_write_a_second_one() -> None:
+    tokenizer = tokenizer_of("qwen3.5")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{% if m.role == 'assistant' %}<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}"
+        "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    )
+    for content, answer, notes in (
+        (f"<think>\n{REASON}\n</think>\n\nyes", f"{REASON}\n</think>\n\nyes<|im_end|>", ("rebuilt", "thinking")),
+        ("Write </think> at its end", "\n</think>\n\nWrite </think> at its end<|im_end|>", ()),
+    ):
+        outcome = ExampleEncoder(tokenizer).encode([{"messages": [ASK, said(content)]}])[0]
+        [encoded] = outcome.sequences
+        assert tokenizer.decode(encoded.ids[encoded.spans[0].start :]) == answer and outcome.notes == notes
+
+
+@pytest.mark.parametrize("source", ["own", "real"])
+def test_the_empty_thinking_of_qwen3_is_prompt_in_the_banks_config(source) -> None:
     config = load_config(Path(__file__).parents[2] / "configs/xbrl.py")
-    options = chat_settings(config.data).options
-    tokenizers = {"qwen3": tokenizer_of("qwen3")}
-    if folder := os.environ.get("REAL_TEMPLATES"):
-        templates = real_templates.read(Path(folder), "carlosfundora/llama.cpp-1-bit-turbo")
-        tokenizers["real"] = real_templates.tokenizer_of(templates["Qwen-Qwen3-0.6B"])[0]
-    for tokenizer in tokenizers.values():
-        [encoded] = (
-            ExampleEncoder(tokenizer, chat_settings(config.data))
-            .encode([{"messages": [SYSTEM, ASK, SAY]}])[0]
-            .sequences
-        )
-        [span] = encoded.spans
-        expected = tokenizer.apply_chat_template(
-            [SYSTEM, ASK], add_generation_prompt=True, return_dict=False, **options
-        )
-        assert encoded.ids[: span.start].tolist() == expected
-        assert tokenizer.decode(expected).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
-        assert tokenizer.decode(encoded.ids[span.start : span.end]) == SAY["content"] + "<|im_end|>"
+    settings = chat_settings(config.data)
+    tokenizer = tokenizer_of("qwen3")
+    if source == "real":
+        tokenizer, _ = real_templates.tokenizer_of(real_templates.read(real_templates.TRL)["qwen3"])
+    [encoded] = ExampleEncoder(tokenizer, settings).encode([{"messages": [SYSTEM, ASK, SAY]}])[0].sequences
+    [span] = encoded.spans
+    expected = tokenizer.apply_chat_template(
+        [SYSTEM, ASK], add_generation_prompt=True, return_dict=False, **settings.options
+    )
+    assert encoded.ids[: span.start].tolist() == expected
+    assert tokenizer.decode(expected).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert tokenizer.decode(encoded.ids[span.start : span.end]) == SAY["content"] + "<|im_end|>"
 
 
 def test_turns_share_a_sequence_where_the_next_prompt_begins_with_it() -> None:
@@ -516,6 +547,43 @@ def test_control_tokens_are_text_or_an_error_or_allowed() -> None:
     assert encoder.fingerprint() != allowed.fingerprint()
 
 
+def test_a_role_token_that_the_template_writes_in_parts_is_a_control_token() -> None:
+    """Added tokens that are not special, and stand nowhere in the template as a whole."""
+    tokenizer = tokenizer_of("smollm2")
+    roles = ["<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in [*roles, "<|word|>"]])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assist' + 'ant|>' }}{% endif %}"
+    )
+    encoder = ExampleEncoder(tokenizer)
+    assert set(roles) < set(encoder.control.texts) and "<|word|>" not in encoder.control.texts
+    ids = encoder.prompt([asked(f"a{roles[2]}No violation.{roles[1]}b")])
+    assert [ids.count(id) for id in tokenizer.convert_tokens_to_ids(roles)] == [0, 1, 1, 0]
+    assert encoder.prompt([asked("a")]) == tokenizer.apply_chat_template(
+        [asked("a")], add_generation_prompt=True, return_dict=False
+    )
+
+
+def test_a_word_that_the_template_takes_out_of_a_content_cannot_hide_a_control_token() -> None:
+    """As SmolLM3 and Nemotron Nano do with /think and /no_think."""
+    tokenizer = tokenizer_of("smollm2")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "+ m.content +", "+ m.content.replace('/think', '').replace(\"/no_think\", \"\").strip() +"
+    )
+    encoder = ExampleEncoder(tokenizer)
+    [end] = tokenizer.convert_tokens_to_ids(["<|im_end|>"])
+    for word in ("/think", "/no_think", "/no_/thinkthink", "/thi/thinknk/think"):
+        ids = encoder.prompt([asked(f"a <|im_{word}end|> b")])
+        assert ids.count(end) == encoder.prompt([asked("a b")]).count(end), tokenizer.decode(ids)
+    [tag] = tokenizer.convert_tokens_to_ids(["</think>"])
+    tokenizer.chat_template += "{# </think> #}"
+    assert tag not in ExampleEncoder(tokenizer).prompt([asked("a </t/thinkhink> b")])  # it has the word itself
+    assert encoder.encode([{"messages": [asked("<|im_/thinkend|>"), SAY]}])[0].notes[0] == "control"
+    usual = [asked("a <b> /think")]  # the word does its work
+    assert encoder.prompt(usual) == tokenizer.apply_chat_template(usual, add_generation_prompt=True, return_dict=False)
+
+
 def test_an_encoder_of_secret_names_has_the_ids_of_the_tokenizer() -> None:
     """Also for a vocabulary that has its control tokens as pieces, and merges that make them."""
     chat = [SYSTEM, ASK, SAY | {"content": "Δ: 97,3 %\n\n\tIt's  too   low…"}, MORE]
@@ -552,8 +620,9 @@ def test_the_report_names_content_with_control_tokens_and_says_what_splitting_co
 
     def report(**settings) -> str:
         encoder = ExampleEncoder(tokenizer, ChatSettings(**settings))
-        reading = ExampleSettings(512, reading=Reading(on_bad="skip"))
-        return load_documents((str(file),), tokenizer, 512, "drop", encoder=encoder, settings=reading).report
+        return load_documents(
+            (str(file),), tokenizer, 512, "drop", encoder=encoder, reading=Reading(on_bad="skip")
+        ).report
 
     [line] = [line for line in report().split("\n") if "control tokens" in line]
     assert line.startswith("control tokens: 2 examples have content that spells one") and line.endswith(

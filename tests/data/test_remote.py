@@ -11,10 +11,11 @@ import pytest
 
 from common.errors import UserError
 from configs.load import load_config
-from data.files import read_files
-from data.formats import Reading
-from data.paths import check_paths_exist, expand, is_elsewhere
+from data.files import Reading, check_paths_exist, expand, is_elsewhere
+from data.formats import Noticed, read_files
 from data.remote import fetch, with_local_files
+from data.token_store import build_and_describe, verify_store
+from tests.tiny import SENTENCES, tiny_tokenizer
 
 CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
 OTHER = {"role": "assistant", "tool_calls": [{"function": {"name": "g", "arguments": {"y": [2], "z": None}}}]}
@@ -46,7 +47,7 @@ def memory():
 
 
 def read(files: list[str], **reading) -> list[dict]:
-    return [example for _, example in read_files(map(Path, files), reading=Reading(**reading))]
+    return [example for _, example in read_files(files, Reading(**reading))]
 
 
 def calls(examples: list[dict]) -> list[dict]:
@@ -162,9 +163,9 @@ def test_of_a_stream_only_so_many_rows_are_read(tmp_path, memory, monkeypatch, k
 
 def test_a_bad_row_of_a_stream_stays_one(tmp_path, memory) -> None:
     memory({"a.jsonl": lines(ROWS[:1]) + b"{\n" + lines(ROWS[1:2])})
-    found, bad = fetch("memory://a.jsonl", str(tmp_path), 9, lambda text: None), []
-    kept = list(read_files(map(Path, found), reading=Reading(on_bad="skip"), bad=bad.append))
-    assert len(kept) == 2 and len(bad) == 1 and "line 2 is not an object" in bad[0]
+    found, noticed = fetch("memory://a.jsonl", str(tmp_path), 9, lambda text: None), Noticed(Reading(on_bad="skip"))
+    kept = list(read_files(found, noticed.reading, noticed))
+    assert len(kept) == 2 and len(noticed.bad) == 1 and "line 2 is not an object" in noticed.bad[0]
     assert "memory://a.jsonl, line 2 is not valid JSON" in Path(found[0]).read_text()
 
 
@@ -186,7 +187,11 @@ def test_a_split_of_a_folder_is_what_datasets_finds(tmp_path, card) -> None:
         ):
             expand([folder])
     else:
-        assert len(expand([folder])) == 3
+        with pytest.raises(
+            UserError, match="set has training files and .*test.*; name a split, .*set:train, or the files"
+        ):
+            expand([folder])
+        assert len(expand([f"{folder}/*/*"])) == 3
 
 
 @pytest.mark.parametrize(
@@ -226,7 +231,8 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_fetched(tmp_path,
     memory({"a.jsonl": lines(ROWS)})
     monkeypatch.setattr("data.remote.shutil.disk_usage", lambda folder: SimpleNamespace(free=9))
     with pytest.raises(
-        UserError, match="1 file, 0.0 MiB, but the disk has 0.0; read the first rows only, with max_samples"
+        UserError,
+        match="1 file, 0.0 MiB, but the disk of data.cache has 0.0; read its first rows only: data.max_samples",
     ):
         fetch("memory://a.jsonl", str(tmp_path), None, lambda text: None)
     assert fetch("memory://a.jsonl", str(tmp_path), 2, lambda text: None)
@@ -260,3 +266,27 @@ def test_all_sources_of_a_config_become_local(tmp_path, memory) -> None:
         len(read([*paths])) for paths in (made.data.train, made.data.validation, general.paths, general.validation)
     ]
     assert lengths == [2, 6, 6, 6] and Path(general.validation[0]).name == "old.jsonl"
+
+
+def test_a_token_store_takes_what_data_train_takes(tmp_path, memory) -> None:
+    """A URL, the first rows of it, a split of a folder, and a folder of files."""
+    memory({"texts.jsonl": lines([{"text": text} for text in SENTENCES])})
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "set").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "set" / f"{split}.jsonl").write_bytes(lines([{"text": split}]))
+    made = {}
+    for number, (path, most) in enumerate(
+        [("memory://texts.jsonl", None), ("memory://texts.jsonl", 2), ("set:test", None), ("set/*", None), ("set/*", 1)]
+    ):
+        path = path if "://" in path else f"{tmp_path}/{path}"
+        out = tmp_path / str(number)
+        said = build_and_describe([path], str(tmp_path / "model"), out, 10**6, str(tmp_path / "cache"), most)
+        assert said.startswith(f"{out}: ")
+        made[number] = verify_store(out).num_documents
+    assert made == {0: len(SENTENCES), 1: 2, 2: 1, 3: 2, 4: 1}
+    memory({"chats.jsonl": lines(ROWS)})
+    with pytest.raises(UserError, match="chats.jsonl, line 1 is a chat, but a token store takes only documents"):
+        build_and_describe(
+            ["memory://chats.jsonl"], str(tmp_path / "model"), tmp_path / "b", 9, str(tmp_path / "c"), None
+        )

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from data.encoding import Encoded, ExampleEncoder, Outcome, Span, kept_parts
+from data.encoding import Encoded, ExampleEncoder, Outcome, Span
 from data.examples import load_documents
-from data.show import MAX_BOUNDARIES, Style, show_outcome, show_sequence
+from data.show import MAX_BOUNDARIES, Style, kept_parts, part_of, show_outcome, show_sequence
 from tests.chat_families import family_tokenizer
 from tests.tiny import tiny_tokenizer
 
@@ -82,7 +82,7 @@ def test_what_is_shown_as_kept_is_what_training_keeps(tmp_path, length, too_long
     for example, outcome in zip(examples, ExampleEncoder(TOKENIZER).encode(examples), strict=True):
         encoded = outcome.sequences[0]
         parts = kept_parts(len(encoded.ids), "text" in example, length, too_long)
-        expected += [part for part in (encoded.part(*ends) for ends in parts) if part.spans]
+        expected += [part for part in (part_of(encoded, *ends) for ends in parts) if part.spans]
     trained = [documents.get(i) for i in documents.items_with_targets()]
     assert len(trained) == len(expected) > 1
     for (ids, weights), part in zip(trained, expected, strict=True):

@@ -24,12 +24,10 @@ from data.store import (
     Shard,
     Store,
     StoreWriter,
-    WindowStore,
     open_store,
     shard_file,
-    verify_store,
 )
-from data.tokenise import build_store
+from data.token_store import build_store, verify_store
 from data.tokens import tokenizer_fingerprint
 from tests.tiny import CHATML, SENTENCES, WORDS, tiny_tokenizer
 
@@ -67,8 +65,8 @@ def store_folder(tmp_path_factory, texts) -> Path:
     return folder / "store"
 
 
-def opened(path: Path, sequence_length: int) -> WindowStore:
-    return WindowStore(open_store(path), sequence_length)
+def opened(path: Path, sequence_length: int) -> Windows:
+    return Windows(open_store(path), sequence_length)
 
 
 @pytest.mark.parametrize("sequence_length", [7, 64, 1000, 10**6])
@@ -78,7 +76,7 @@ def test_windows_cover_the_concatenated_documents_whatever_the_shards(store_fold
     expected = np.concatenate(documents)
     store = opened(store_folder, sequence_length)
     assert len(list(store_folder.glob("*.tokens"))) >= 5 and store.store.shards[0].dtype == np.uint16
-    windows = [store.window(i) for i in range(len(store))]
+    windows = [(store.get(i)[0], store.document_lengths(i)) for i in range(len(store))]
     assert np.array_equal(np.concatenate([ids for ids, _ in windows]), expected)
     assert all(ids.dtype == np.int64 and len(ids) == sequence_length for ids, _ in windows[:-1])
     # A part ends where a document or the window ends, and nowhere else.
@@ -86,31 +84,30 @@ def test_windows_cover_the_concatenated_documents_whatever_the_shards(store_fold
     cuts = np.cumsum([length for _, lengths in windows for length in lengths])
     wanted = set(ends.tolist()) | {min(len(expected), (i + 1) * sequence_length) for i in range(len(store))}
     assert cuts.tolist() == sorted(wanted)
-    assert [store.document_lengths(i) for i in range(len(store))] == [lengths for _, lengths in windows]
+    assert [store.num_tokens(i) for i in range(len(store))] == [len(ids) for ids, _ in windows]
     with pytest.raises(IndexError):
-        store.window(len(store))
+        store.get(len(store))
 
 
 @pytest.mark.parametrize("sequence_length", [16, 128])
 def test_a_token_is_a_target_if_its_document_has_an_earlier_token_in_the_window(store_folder, sequence_length) -> None:
-    store = opened(store_folder, sequence_length)
-    windows = Windows(store, "", "", store.mean_targets)
+    windows = opened(store_folder, sequence_length)
     total = 0
-    for i in range(len(store)):
+    for i in range(len(windows)):
         ids, is_target = windows.get(i)
         begins = {0} | {t + 1 for t in np.flatnonzero(ids == tiny_tokenizer().eos_token_id)}
         assert [t not in begins for t in range(len(ids))] == is_target.tolist()
         assert windows.num_targets(i) == is_target.sum()
         total += windows.num_targets(i)
-    assert windows.mean_targets == pytest.approx(total / len(store), rel=0.01)  # computed without reading
+    assert windows.mean_targets == pytest.approx(total / len(windows), rel=0.01)  # computed without reading
 
 
 def test_a_large_vocabulary_takes_four_bytes_per_token(tmp_path) -> None:
     tokenizer = large_tokenizer()
     store = build_store([write_texts(tmp_path / "a.jsonl", ["first last", "last"])], tokenizer, tmp_path / "store")
     assert store.info["dtype"] == "<u4" and store.highest == 2**16 + 7
-    ids, lengths = WindowStore(store, 16).window(0)
-    assert ids.tolist() == [2, 2**16 + 7, 1, 2**16 + 7, 1] and lengths == (3, 2)
+    windows = Windows(store, 16)
+    assert windows.get(0)[0].tolist() == [2, 2**16 + 7, 1, 2**16 + 7, 1] and windows.document_lengths(0) == (3, 2)
 
 
 def test_the_fingerprint_depends_on_what_determines_the_ids(tmp_path) -> None:
@@ -252,7 +249,7 @@ def test_the_reader_accepts_a_store_for_training_and_validation(store_folder, tm
     assert found[0] == corpus.sources[0].fingerprint and len(set(found)) == 3
 
 
-def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> WindowStore:
+def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> Windows:
     """A store of `tokens` tokens in two shards of documents of equal length. The token ids are holes in the files."""
     folder.mkdir()
     writer = StoreWriter(folder, {"dtype": "<u2", "tokenizer": "any"}, shard_tokens=tokens // 2)
@@ -269,7 +266,7 @@ def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> WindowS
             file.seek(tokens)
             file.write(data + zeros.tobytes() + np.array(rest, dtype=CHECKSUM).tobytes())
         assert shard.path.stat().st_size == shard.size
-    return WindowStore(Store(folder, {"shards": []}, tuple(shards)), 2**14)
+    return Windows(Store(folder, {"shards": []}, tuple(shards)), 2**14)
 
 
 def resident_growth(windows: Windows, count: int) -> int:
@@ -287,7 +284,7 @@ def test_reading_a_large_store_takes_no_more_memory_than_reading_a_small_one(tmp
     growth = []
     for name, tokens in (("small", 5 * 2**20), ("large", 160 * 2**20)):  # 10 and 320 MiB
         store = synthetic_store(tmp_path / name, tokens)
-        growth.append(resident_growth(Windows(store, "", "", store.mean_targets), len(store)))
+        growth.append(resident_growth(store, len(store)))
     assert len(store) == 10_240 and growth[1] < growth[0] + 8 * 2**20
 
 
@@ -304,6 +301,6 @@ def test_opening_and_planning_read_no_tokens(store_folder, tmp_path, monkeypatch
     assert len(reader.training((str(store_folder),), ())) > 10
     shard = open_store(store_folder).shards[0]
     counts = shard.counts | {"ids": 10**15, "documents": 10**12}
-    huge = WindowStore(Store(tmp_path, {}, (replace(shard, counts=counts),)), 64)
-    plan = plan_training(Windows(huge, "", "", huge.mean_targets), 2, 0, global_examples=512)
+    huge = Windows(Store(tmp_path, {}, (replace(shard, counts=counts),)), 64)
+    plan = plan_training(huge, 2, 0, global_examples=512)
     assert plan.num_steps == 2 * -(-len(huge) // 512) and plan.passes(plan.num_steps // 2) == (1.0,)

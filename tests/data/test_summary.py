@@ -1,7 +1,7 @@
 import numpy as np
 
 from data.batches import plan_training
-from data.summary import BAR, describe_source, describe_steps, histogram
+from data.show import BAR, describe_source, describe_steps, histogram
 from tests.data.test_batches import documents
 
 

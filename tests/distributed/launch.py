@@ -29,15 +29,15 @@ def run_of(
     return {"arguments": arguments, "plant": plant, "expect": expect, "script": script and str(script)}
 
 
-def launch(folder: Path, name: str, world_size: int, runs: list[dict], torchrun: bool = False) -> str:
+def launch(folder: Path, name: str, world_size: int, runs: list[dict]) -> str:
     """Do `runs` one after the other in one launch, and return the output (also in NAME.out).
 
-    World size 0 is plain python, without any launcher. `torchrun=True` uses the real torchrun; otherwise the ranks are
-    forked (tests/processes.py). Checks the exit code of every run on every rank: `expect` in the run, 0 by default.
+    World size 0 is plain python, without any launcher. The ranks are forked (tests/processes.py). Checks the exit code of
+    every run on every rank: `expect` in the run, 0 by default.
     """
     plan = write_plan(folder, name, runs)
     if world_size:
-        done = run_ranks(world_size, WORKER, plan, fresh=torchrun, **ENVIRONMENT)
+        done = run_ranks(world_size, WORKER, plan, **ENVIRONMENT)
     else:
         done = run_python(WORKER, plan, **ENVIRONMENT)
     output = done.stdout + done.stderr

@@ -1,6 +1,8 @@
 """train.py on a mix of sources, including token stores, on 1 and 2 gloo processes: losses by source, stop and resume."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from data.batches import Plan, plan_training
 from data.dealing import Dealer, one_per_token
 from data.reader import Reader
 from data.sources import Corpus
-from data.tokenise import build_store
+from data.token_store import build_store
 from model.loss import LossSums
 from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights
 from tests.losses import loss_sum
@@ -121,6 +123,8 @@ def two(folder, corpus, plan, store_corpus, store_plan) -> Path:
     # The validation at the start has one forward per rank; then come the forwards of five steps.
     signal = f"signal_at_micro_batch:{1 + forwards(plan, corpus, 256, 5)}"
     untied = (f"model.path={folder}/untied", "model.compute_dtype=bf16", "optimizer.max_steps=2")
+    elsewhere = shutil.copy(folder / "main.jsonl", folder / "elsewhere.jsonl")
+    fetched = f"data.train=file://{elsewhere}"
     store = store_is_main(folder)
     fourth = f"signal_at_micro_batch:{forwards(store_plan, store_corpus, 64, 3)}"
     launch(
@@ -134,6 +138,8 @@ def two(folder, corpus, plan, store_corpus, store_plan) -> Path:
                 folder, "stopped", f"data.mix=general:0.2:{folder}/general.jsonl;law:0.1:{folder}/law.txt", expect=2
             ),
             run_of(folder, "stopped", "run.save_every=2"),
+            run_of(folder, "fetched", fetched, "data.validation=", plant=signal),
+            run_of(folder, "fetched", fetched, "run.save_every=2", plant=f"gone:{elsewhere}"),
             run_of(folder, "r2-untied", *untied, plant="native_bf16:yes"),
             run_of(folder, "store2", *store),
             run_of(folder, "store-stopped", *store, "data.validation=", plant=fourth),
@@ -194,6 +200,15 @@ def test_resume_is_bitwise_for_weights_and_curves(folder, two) -> None:
         }
         assert len(same) >= 2 + len(NAMES) + 2
         assert same == {key: stopped[step][key] for key in same}
+
+
+def test_a_source_from_elsewhere_trains_two_ranks_and_their_resume_after_it_is_gone(folder, two) -> None:
+    assert not (folder / "elsewhere.jsonl").exists()
+    said = (folder / "two.out").read_text()
+    [record] = (folder / "tokens" / "fetched").glob("*/source.json")
+    assert json.loads(record.read_text())["source"] == f"file://{folder}/elsewhere.jsonl"
+    assert len(re.findall(rf"fetched on [\d-]+ into {folder}/tokens/fetched/", said)) >= 2  # at both starts
+    assert largest_difference(weights(two / "fetched"), weights(two / "r2")) == 0
 
 
 def test_a_resume_with_another_share_is_refused(folder, two) -> None:

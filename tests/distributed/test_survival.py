@@ -135,6 +135,7 @@ def runs(folder) -> dict:
 @pytest.mark.parametrize("name", KILLS)
 def test_a_kill_changes_no_bit_and_no_row(folder, runs, name) -> None:
     assert runs["latest"][name] in ("step-000002", "step-000004", "step-000006")
+    assert not list((folder / "runs" / name / "checkpoints").glob("*.tmp"))  # what was half written is gone
     assert differences(folder / "runs" / name, folder / "runs" / "straight") == []
 
 

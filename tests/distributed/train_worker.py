@@ -56,6 +56,8 @@ def plant(name: str | None, set_attribute) -> None:
     kind, _, argument = name.partition(":")
     if kind == "fsdp_division_on":
         set_attribute(distributed.sharding, "sum_gradients", lambda model: None)
+    elif kind == "gone":
+        Path(argument).unlink(missing_ok=True)
     elif kind == "native_bf16":
         # "yes": compute bf16 in bf16 on every processor (torch emulates it without hardware support). "no": never.
         # A number: only that rank has the hardware.

@@ -38,7 +38,7 @@ from configs.config import *
 config = Config(
     model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
     data=Data(({str(folder / "train.jsonl")!r},), validation=({str(folder / "other.jsonl")!r},), sequence_length=256, packing=False, cache=None),
-    batch=Batch(global_examples=4, micro_batch=1),
+    batch=Batch(global_examples=4, micro_batch=2),
     optimizer=Optimizer(1e-3, max_steps=4, warmup_steps=0, max_grad_norm=0.5),
     ewc=EWC(data=({str(folder / "other.jsonl")!r},)),
     run=Run("base", directory={str(folder / "runs")!r}, log_every=100),
@@ -135,7 +135,12 @@ def test_the_cuda_path_gives_the_update_of_the_cpu_path(folder, one) -> None:
 
 def test_two_ranks_with_gradients_that_are_reduced(folder, one) -> None:
     strategies = ("full", "grad_op", "none")
-    two = pretend(folder, "two", [run_of(folder, s, f"sharding.strategy={s}") for s in strategies], world_size=2)
+    two = pretend(
+        folder,
+        "two",
+        [run_of(folder, s, f"sharding.strategy={s}", "batch.micro_batch=1") for s in strategies],
+        world_size=2,
+    )
     for strategy in strategies:
         assert [phase for phase, _, place in waits(two[strategy])] == list(QUIET), waits(two[strategy])
         assert largest_difference(weights(folder / "runs" / "fp32"), weights(folder / "runs" / strategy)) < 1e-5

@@ -26,7 +26,9 @@ EXAMPLES = [
     chat("a", "LCR 75.2% of the bank", BREACH),
     chat("b", "LCR 120%", CLEAN),
     {"text": "The liquidity coverage ratio of the bank."},
-    chat("c", "CET1 ratio 13% and then a much longer report of the bank, with total exposure and more.", CLEAN),
+    chat(
+        "c", "CET1 ratio 13% and then a much longer report of the bank, with total exposure and more.<|im_end|>", CLEAN
+    ),
     chat("d", "Leverage ratio 2.1%", BREACH.replace("LCR_MIN", "LR_MIN")),
 ]
 
@@ -68,6 +70,8 @@ def test_one_and_two_processes_give_the_same_metrics(files):
     done = run_ranks(2, SCRIPT, *model_and_data, *options, *compared)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("answer to example") == 1  # only rank 0 prints
+    assert done.stdout.count("control tokens: 1 example has") == 1
+    assert f"data.control_tokens=allow: {files / 'test.jsonl'}, line 4\n" in done.stdout
     assert "before" in done.stdout
     two = json.loads((files / "two.json").read_text())
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.files import read_file
+from data.formats import read_examples
 from data.tokens import load_tokenizer
 from eval.sample_replay import texts_to_exclude, topic_texts
 from tests.processes import run_python, run_ranks
@@ -26,7 +26,7 @@ def folder(tmp_path_factory) -> Path:
 def test_topics_are_written_without_what_evaluation_uses_and_never_overwritten(folder):
     done = run_python(*SCRIPT, "--source", "topics", "--out", folder / "topics.jsonl")
     assert done.returncode == 0, done.stderr
-    texts = [example["text"] for _, example in read_file(folder / "topics.jsonl")]
+    texts = [example["text"] for example in read_examples(folder / "topics.jsonl")]
     assert texts == topic_texts(texts_to_exclude([]))[0]
     assert f"{len(texts)} documents" in done.stdout
     again = run_python(*SCRIPT, "--source", "topics", "--out", folder / "topics.jsonl")
@@ -40,7 +40,7 @@ def test_one_process_and_two_that_share_the_model_write_the_same_chats(folder):
     two = run_ranks(2, *SCRIPT, "--out", folder / "two.jsonl", "--sharding", "full", *options)
     assert two.returncode == 0, two.stderr[-6000:]
     assert (folder / "two.jsonl").read_bytes() == (folder / "one.jsonl").read_bytes()
-    chats = [example["messages"] for _, example in read_file(folder / "one.jsonl")]
+    chats = [example["messages"] for example in read_examples(folder / "one.jsonl")]
     assert f"{len(chats)} of 8 documents" in one.stdout
     assert not (folder / "one.jsonl.parts").exists()
     tokenizer = load_tokenizer(str(folder / "model"))

@@ -1,4 +1,4 @@
-"""scripts/chaos.py: one kill under the real torchrun. tests/distributed/test_survival.py has kills at chosen moments."""
+"""scripts/chaos.py: one kill under the real torchrun, of one rank. tests/distributed/test_survival.py has kills at chosen moments."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.processes import run_python
 @pytest.mark.slow
 def test_one_kill_with_torchrun(tmp_path) -> None:
     config = write_workload(tmp_path, 10)
-    command = ("scripts/chaos.py", config, "run.keep_last=3", "--kills", 1)
+    command = ("scripts/chaos.py", config, "run.keep_last=3", "--kills", 1, "--ranks", 1)
     done = run_python(*command, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     lines = done.stdout.splitlines()

@@ -9,8 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Logits
 
 from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
-from data.chat_settings import read_chat_settings
-from data.chat_template import ChatSettings
+from data.chat_template import ChatSettings, read_chat_settings
 from data.encoding import ExampleEncoder
 from data.tokens import load_tokenizer
 from eval.generate import greedy_answers, stop_tokens

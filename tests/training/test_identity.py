@@ -28,6 +28,7 @@ from training.identity import (
     fingerprint,
     fingerprint_of_checkpoint,
     free_settings,
+    hash_files,
     identity_of,
     scores_module,
 )
@@ -278,16 +279,16 @@ def test_modules_in_pythonpath_belong_to_the_code(code) -> None:
 
 def test_the_function_that_makes_examples_belongs_to_the_code_and_to_the_data(code, folder) -> None:
     """Its module, and what that imports; the digest names the tokenised data, so that an edit tokenises them again."""
-    config = with_value(config_of(folder), "data.row", "mine:convert")
-    before, digest = code_of_row(config), digest_of_row(config)
+    before, digest = code_of_row("mine:convert"), digest_of_row("mine:convert")
     assert list(before) == ["helper.py", "mine.py"] and digest
     (code / "elsewhere" / "helper.py").write_text("x = 2\n")
-    after = code_of_row(config)
-    assert [file for file in after if after[file] != before[file]] == ["helper.py"] and digest_of_row(config) != digest
-    none = with_value(config, "data.row", None)
-    assert code_of_row(none) == code_of_row(with_value(config, "data.row", "nowhere:f")) == {} and not digest_of_row(
-        none
-    )
+    after = code_of_row("mine:convert")
+    assert [file for file in after if after[file] != before[file]] == ["helper.py"]
+    assert digest_of_row("mine:convert") != digest and digest_of_row(None) == ""
+    assert code_of_row(None) == code_of_row("nowhere:f") == {}
+    mixed = (Source("a", ("a.jsonl",), 0.1, row="mine:convert"),)
+    files = hash_files(with_value(config_of(folder), "data.mix", mixed), str(code / "train.py"), print)
+    assert files["the code"]["mine.py"] == after["mine.py"]
 
 
 def test_scores_count_where_they_choose_the_weights(code, folder) -> None:

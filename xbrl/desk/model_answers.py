@@ -9,8 +9,8 @@ import torch.distributed as dist
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
-from data.chat_settings import read_chat_settings
-from data.encoding import ExampleEncoder
+from data.chat_template import read_chat_settings
+from data.encoding import ExampleEncoder, control_line
 from data.tokens import load_tokenizer
 from distributed.process_group import Ranks, read_on_first, start_process_group
 from eval.generate import answer_work, greedy_answers, stop_tokens
@@ -55,7 +55,8 @@ class Questions:
         if problem := profile.why_not(case.report):
             return Reply(profile.name, problem=problem), []
         messages = profile.question(case.report, case.bank, load_cells(), case.earlier)
-        reply = Reply(profile.name, tuple(messages))
+        spelled = tuple(dict.fromkeys(self.encoder.control_tokens_in({"messages": messages})))
+        reply = Reply(profile.name, tuple(messages), control_tokens=spelled)
         try:
             ids = self.encoder.prompt(messages)
         except UserError as error:
@@ -97,7 +98,14 @@ def analyse_over_ranks(options: Options, asking: Asking) -> int:
     sizes = read_on_first(prepare, ranks)
     if sizes:
         _answer(asking, sizes, state, ranks)
-    code = read_on_first(lambda: state["analysis"].end(), ranks)
+
+    def end() -> int:
+        records = state["analysis"].records
+        if places := [f"{one['entity']} {one['period']}" for one in records if one["control_tokens"]]:
+            print(control_line(len(places), places, "report"))
+        return state["analysis"].end()
+
+    code = read_on_first(end, ranks)
     dist.destroy_process_group()
     return 0 if code == 1 and ranks.world_size > 1 else code
 

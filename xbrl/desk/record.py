@@ -29,13 +29,17 @@ UNREADABLE = "has the non-numeric value"  # in a warning of the reader
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of the question to a model. `text` is None if it could not be asked; `problem` says why."""
+    """What became of the question to a model. `text` is None if it could not be asked; `problem` says why.
+
+    control_tokens: the texts of the model's control tokens that stand in the report.
+    """
 
     profile: str
     prompt: tuple[dict, ...] = ()
     text: str | None = None
     problem: str = ""
     cut_short: bool = False
+    control_tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         verdicts = judge_answer(seen, judged, profile, lines, follows, is_decided)
         draft = _draft(letter_in(text), case, engine, proposed, form)
     reasons = list(_reasons(case, engine, verdicts, notes))
+    control = list(reply.control_tokens) if reply else []
     found = [one for one in verdicts if one.verdict != REFUTED and not _is_lifted(one)]
     return {
         "entity": report.entity,
@@ -111,7 +116,8 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         "notes": [_note(note) for note in notes],
         "columns": ",".join(COLUMNS),
         "refuted_facts": [write_fact(fact) for fact in unquoted],
-        "warnings": [*report.warnings, *(f"incomplete: {reason}" for reason in report.incomplete)],
+        "warnings": [*report.warnings, *(f"incomplete: {reason}" for reason in report.incomplete), *_control(control)],
+        "control_tokens": control,
         "letter": {
             "state": BLOCKED if reasons else READY,
             "reasons": reasons,
@@ -205,6 +211,12 @@ def _problems(reply: Reply | None, text: str, unread: Sequence[str]) -> Iterator
         yield "the answer has no findings that can be read, not even `none`"
     for line in unread:
         yield f"a part of the answer cannot be read: {line[:200]!r}"
+
+
+def _control(tokens: Sequence[str]) -> list[str]:
+    return (
+        [f"it spells control tokens of the model: {', '.join(tokens)}; see who wrote them, and why"] if tokens else []
+    )
 
 
 def _note(note: ReadNote) -> dict:

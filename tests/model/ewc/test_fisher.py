@@ -93,25 +93,19 @@ def test_one_sign_per_packed_row_would_be_noticed(path, ranks, exact, monkeypatc
 
 
 class Store:
-    """The part of a token store that a source needs: a window with two documents and a window with one."""
+    """The part of a token store that a source needs: documents of 5, 4 and 9 tokens."""
 
-    lengths = ((5, 4), (9,))
+    num_tokens, num_documents = 18, 3
 
-    def __len__(self) -> int:
-        return 2
+    def tokens(self, begin: int, end: int) -> np.ndarray:
+        return np.arange(begin, end) % VOCABULARY
 
-    def window_length(self, index: int) -> int:
-        return 9
-
-    def document_lengths(self, index: int) -> tuple[int, ...]:
-        return self.lengths[index]
-
-    def window(self, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
-        return np.arange(9) % VOCABULARY, self.lengths[index]
+    def ends_between(self, begin: int, end: int) -> list[int]:
+        return [5, 9] if begin == 0 else [18]
 
 
 def test_documents_of_a_window_have_independent_signs() -> None:
-    source = Windows(Store(), "", "", 7.5)
+    source = Windows(Store(), 9)
     items = drawn_items(source, EWC(documents=10))
     assert sorted(items) == [0, 1]
     batch, numbers = collate(items, source), document_numbers(items, source)
