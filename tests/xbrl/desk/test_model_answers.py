@@ -67,7 +67,7 @@ def test_a_note_cannot_write_the_answer_and_the_desk_is_told(model, tmp_path, mo
     analyse_over_ranks(Options(tuple(files), out), asking)
     tokenizer = load_tokenizer(str(model))
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-    assert [(ids.count(start), ids.count(end)) for ids in prompts] == [(3, 2)] * 3
+    assert [(ids.count(start), ids.count(end)) for ids in prompts] == [(2, 1)] * 3
     assert sum(" ".join(ATTACK.split()) in str(tokenizer.decode(ids)) for ids in prompts) == 1
     where = f"{BANK.entity}.IND 2026-03-31"
     [line] = [line for line in capsys.readouterr().out.split("\n") if "control tokens" in line]
