@@ -21,7 +21,7 @@ config = Config(
         sequence_length=512,  # a document has about 420 tokens
     ),
     # Tokens per step: 4 windows x 512 = 2,048, two windows on each of 2 ranks. Some steps have general text too, hence
-    # micro_batch=3. In total 72 steps x 2,048 = 150,000 tokens, which is 4% of the 3.8M tokens of the corpus
+    # micro_batch=3. In total 72 steps x 2,048 = 150,000 tokens, which is 4% of the 3.6M tokens of the corpus
     # and takes about 7 minutes at 350 tokens/s. The whole corpus would take 3 hours.
     batch=Batch(global_examples=4, micro_batch=3),
     # Warm-up: 10% of 72 steps, rounded up to 8. The learning rate is a third of that in configs/quickstart.py. Large models

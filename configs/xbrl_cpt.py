@@ -25,10 +25,10 @@ config = Config(
     # Tokens per step: 15 windows x 8,192 = 123,000, and 5% general text makes it 130,000. The general text usually fits
     # into one micro-batch, so that a step has 16: two for each of 8 GPUs. With 16 windows most steps would have 17, and
     # nearly all GPUs would be idle in a third micro-batch.
-    # Steps: the corpus has 3.8M tokens (counted with SmolLM2's tokenizer), which are 462 windows. 462 / 15 = 31 steps
-    # per epoch, 62 in two epochs.
+    # Steps: the corpus has 3.6M tokens (counted with SmolLM2's tokenizer), which are 435 windows. 435 / 15 = 29 steps
+    # per epoch, 58 in two epochs.
     batch=Batch(global_examples=15, micro_batch=1),
-    # Warm-up: 10% of 62 steps, rounded up to 7. The learning rate is at most 1e-5, because every weight holds general
+    # Warm-up: 10% of 58 steps, rounded up to 6. The learning rate is at most 1e-5, because every weight holds general
     # knowledge and this stage has no instruction data to preserve it.
     optimizer=Optimizer(
         learning_rate=1e-5, epochs=2, warmup_ratio=0.1, min_lr_ratio=0.1, weight_decay=0.1, stage="pre-training"

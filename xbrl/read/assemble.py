@@ -73,10 +73,13 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
     """
     facts: list[Fact] = []
     warnings = list(parsed.warnings)
+    without_cell: list[str] = []
     attached: dict[str, list[CellKey]] = {name: [] for name in parsed.notes}
     for filed in parsed.facts:
         concept = (concepts or {}).get((filed.namespace, local_name(filed.fact.concept)))
         found, opened = _find_cells(filed, cells, parsed.indicators)
+        if not found and filed.namespace.startswith(EBA_METRICS) and not filed.problems:
+            without_cell.append(filed.fact.concept)
         fact, problems = _resolve(filed, found, opened, concept)
         warnings += [f"{describe(fact)} {problem}" for problem in (*filed.problems, *problems)]
         facts.append(fact)
@@ -105,9 +108,7 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
     currencies = {
         fact.unit for fact in facts if fact.unit and fact.unit.startswith("iso4217:") and "/" not in fact.unit
     }
-    of_the_eba = [one for one in parsed.facts if one.namespace.startswith(EBA_METRICS) and not one.problems]
-    without = [one.fact.concept for one in of_the_eba if not _find_cells(one, cells, parsed.indicators)[0]]
-    unknown = cells.explain_unknown(parsed.path, len(facts), without)
+    unknown = cells.explain_unknown(parsed.path, len(facts), without_cell)
     return Report(
         path=parsed.path,
         format=parsed.format,
