@@ -19,14 +19,14 @@ from common.command_line import add_number, new_parser
 from common.errors import run_script
 from xbrl.corpus.card import token_counter
 from xbrl.corpus.generate import Request, generate_corpus, is_generated
-from xbrl.corpus.quickstart_corpus import generate_quickstart
+from xbrl.corpus.quickstart import generate_quickstart
 from xbrl.corpus.splits import DEFAULT_SHARES, FULL_SPLITS, SPLITS
 
-EXAMPLES = {"full": 6800, "laptop": 4000, "quickstart": 688}  # default number of reports of each profile
+EXAMPLES = {"full": 6800, "laptop": 4000, "quickstart": 696}  # default number of reports of each profile
 SHARES = {
     "full": DEFAULT_SHARES[FULL_SPLITS],
     "laptop": DEFAULT_SHARES[SPLITS],
-    "quickstart": (544 / 688, 40 / 688, 104 / 688),
+    "quickstart": (544 / 696, 40 / 696, 112 / 696),
 }
 
 

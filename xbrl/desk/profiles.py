@@ -12,7 +12,7 @@ from pathlib import Path
 from common.errors import UserError
 from xbrl.answers.answer_reader import Claim, read_line
 from xbrl.answers.answers import write_violation
-from xbrl.corpus import quickstart_examples
+from xbrl.corpus import quickstart
 from xbrl.corpus.examples import question
 from xbrl.corpus.profiles import FULL
 from xbrl.read.dpm import Cells
@@ -41,13 +41,13 @@ class Profile:
     def rules(self) -> tuple[Rule, ...]:
         """The rules that its answers cover, besides those of notes."""
         if self.name == "quickstart":
-            return quickstart_examples.RULES
+            return quickstart.RULES
         return built_in_rules()
 
     def question(self, report: Report, bank: Addressee, cells: Cells, earlier: Sequence[Report]) -> list[dict]:
         """The messages that ask about a report. `earlier` are previous reports of the bank, oldest first."""
         if self.name == "quickstart":
-            return quickstart_examples.quickstart_question(report, bank, cells)
+            return quickstart.quickstart_question(report, bank, cells)
         return question(report, bank, cells, FULL, earlier)
 
     def why_not(self, report: Report) -> str:
@@ -79,10 +79,10 @@ class Profile:
             return None
         if self.name == "full":
             return read_line(write_violation(result))
-        return None if result.rule_id in note_rules() else read_line(str(quickstart_examples.ratio_check(result)))
+        return None if result.rule_id in note_rules() else read_line(str(quickstart.ratio_check(result)))
 
 
-QUICKSTART_CELLS = frozenset(cell for rule in quickstart_examples.RULES for cell in rule.cells) | {
+QUICKSTART_CELLS = frozenset(cell for rule in quickstart.RULES for cell in rule.cells) | {
     ("C_28.00", "*", "c350")
 }
 PROFILES = {

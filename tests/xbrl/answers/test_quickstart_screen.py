@@ -8,7 +8,7 @@ from common.errors import UserError
 from xbrl.answers.quickstart_screen import columns, screen, table
 from xbrl.answers.score import score_answers
 from xbrl.corpus.generate import Request
-from xbrl.corpus.quickstart_corpus import generate_quickstart
+from xbrl.corpus.quickstart import generate_quickstart
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,11 @@ def test_right_answers_stand_beside_the_programs(data) -> None:
     assert f1[1] == 1.0 and 0.3 < f1[0] < 0.8 and max(f1[2:]) < 1.0
     notes = [float(value) for value in row(text, "F1, what notes decide (unseen wordings)")]
     assert notes[1] == 1.0 and max(notes[2:]) < 0.9
-    for part in ("in words", "in figures"):
+    for part, number in (("in words", 24), ("in figures", 6)):
         pairs = row(text, f"minimal pairs {part}, both right")
-        assert pairs[:2] == ["0 of 15", "15 of 15"]
-    assert row(text, "minimal pairs in words, both right")[4] == "0 of 15"  # the engine reads no words
-    assert row(text, "minimal pairs in figures, both right")[4] == "5 of 15"  # those whose note is on a waiver
+        assert pairs[:2] == [f"0 of {number}", f"{number} of {number}"]
+    assert row(text, "minimal pairs in words, both right")[4] == "0 of 24"  # the engine reads no words
+    assert row(text, "minimal pairs in figures, both right")[4] == "3 of 6"  # those whose note changes nothing
 
 
 def test_an_answer_with_an_unreadable_line_is_not_right(data) -> None:
@@ -53,7 +53,7 @@ def test_an_answer_with_an_unreadable_line_is_not_right(data) -> None:
     answers = [example["messages"][-1]["content"] for example in test]
     broken = [answer.replace(": met", ": perhaps so") for answer in answers]
     text = table(columns(result(test, broken), result(test, answers), test, training))
-    assert row(text, "minimal pairs in words, both right")[0] == "0 of 15"
+    assert row(text, "minimal pairs in words, both right")[0] == "0 of 24"
 
 
 def test_a_result_that_is_missing_or_of_another_form_is_one_sentence(tmp_path):
